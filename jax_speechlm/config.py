@@ -1,0 +1,40 @@
+"""The base of every configuration: frozen, validated, and the same after a round trip through JSON."""
+
+import difflib
+from typing import Any, Self
+
+import pydantic
+
+
+class Config(pydantic.BaseModel):
+    """A frozen record of settings.
+
+    Unknown keys are errors that name the nearest known one. Two configs compare equal, and hash equal, when
+    their values do. A config becomes JSON with `model_dump_json` and comes back with `from_json`.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest_key(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in values:
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.4)
+                    hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(cls.model_fields)}"
+                    raise ValueError(f"{cls.__name__} has no setting {key!r}{hint}")
+        return values
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """The config that `model_dump_json` wrote.
+
+        Raises:
+          pydantic.ValidationError: a value is of the wrong type or out of range, or a key is unknown.
+        """
+        return cls.model_validate_json(text)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some settings changed, validated like a new one."""
+        return type(self).model_validate({name: getattr(self, name) for name in type(self).model_fields} | changes)

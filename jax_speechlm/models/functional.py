@@ -1,0 +1,78 @@
+"""Modules as pure functions: the one place where Flax NNX modules and plain dicts of arrays meet.
+
+A module's constructor declares its parameters with logical axis names. From that one declaration come the initial
+values (`init`), the abstract shapes and the axis names that shardings are derived from (`declare`), and the pure
+call (`bind`). Everything outside a module's `__call__` sees parameters as a plain nested dict of arrays.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+Params = dict[str, Any]  # a nested dict whose leaves are arrays
+MakeModule = Callable[[nnx.Rngs], nnx.Module]
+
+
+class Declaration(NamedTuple):
+    """What a module's constructor declares, without any array being made.
+
+    Attributes:
+      graphdef: the module's static structure, for `bind`.
+      shapes: nested dict of `jax.ShapeDtypeStruct`.
+      axes: nested dict of the same structure; each leaf a tuple that names each dimension's logical axis, or None.
+    """
+
+    graphdef: nnx.GraphDef
+    shapes: Params
+    axes: Params
+
+
+def declare(make: MakeModule) -> Declaration:
+    """Evaluates a module's constructor abstractly. Costs no memory, whatever the model's size."""
+    with nnx.use_eager_sharding(False):
+        module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    graphdef, state = nnx.split(module)
+    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+
+    def axes_of(variable: nnx.Variable) -> tuple[str | None, ...]:
+        names = variable.get_metadata().get("out_sharding") or ()
+        return tuple(names) + (None,) * (len(variable.get_value().shape) - len(names))
+
+    axes = jax.tree.map(axes_of, state, is_leaf=is_variable)
+    return Declaration(graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes))
+
+
+def init(make: MakeModule, key: PRNGKeyArray) -> Params:
+    """Initial parameters, as a plain nested dict. Pure: may be jitted with output shardings."""
+    with nnx.use_eager_sharding(False):
+        return nnx.to_pure_dict(nnx.split(make(nnx.Rngs(params=key)))[1])
+
+
+def bind(graphdef: nnx.GraphDef, params: Params) -> nnx.Module:
+    """The module with these parameters, ready to call. Free of side effects; use it inside the jitted function."""
+    return nnx.merge(graphdef, params)
+
+
+def parameter(
+    key: PRNGKeyArray,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    initializer: Callable[..., Float[Array, "..."]],
+) -> nnx.Param:
+    """Declares one float32 parameter: its shape, the logical name of each axis, and its initial values."""
+    return nnx.Param(initializer(key, shape, jnp.float32), sharding_names=axes)
+
+
+def stack(make_layer: MakeModule, num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`num_layers` layers declared as one module whose arrays have a leading "layers" axis, for `jax.lax.scan`."""
+
+    @nnx.split_rngs(splits=num_layers)
+    @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return make_layer(rngs)
+
+    return make(rngs)

@@ -1,0 +1,55 @@
+"""What an objective is to the rest of the code: a model to make, and a pure loss over it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+from jax_speechlm.models import functional
+
+Batch = Mapping[str, Shaped[Array, "..."]]
+"""A flat dict of fixed-shape arrays: `audio` int16 [B, S] at 16 kHz, `audio_length` int32 [B], `tokens` int32 [B, U],
+`token_length` int32 [B], `example_id` int32 [B] (row in the data set), `weight` float32 [B] (0 marks filler rows)."""
+
+Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+"""Each metric is a (sum, weight) pair, so that it adds up exactly over shards, micro-batches and steps."""
+
+Loss = Callable[[functional.Params, Batch, PRNGKeyArray | None], tuple[Float[Array, ""], Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A model and the loss that trains it.
+
+    Attributes:
+      make: declares the model's parameters.
+      loss: `(params, batch, key) -> (loss, metrics)`, pure and jittable. The loss is the mean over the valid targets
+        of the batch; `metrics["loss"]` holds the same as (sum, number of targets). `key` drives augmentation, masking
+        and dropout; None is evaluation: nothing random but what the objective itself needs (BEST-RQ's masks).
+      frozen: top-level groups of parameters that no optimizer may touch, such as BEST-RQ's quantizer.
+      forward_flops: `(num_samples, batch_size) -> FLOPs` of one forward pass, analytic, for MFU.
+      logits: `(params, batch) -> (logits [B, T, V], lengths [B])` where the objective gives token posteriors, or None.
+    """
+
+    make: functional.MakeModule
+    loss: Loss
+    frozen: tuple[str, ...] = ()
+    forward_flops: Callable[[int, int], float] | None = None
+    logits: Callable[[functional.Params, Batch], tuple[Array, Array]] | None = None
+
+
+def step_key(seed: int, step: int | Array) -> PRNGKeyArray:
+    """The key of one training step: all of a step's randomness comes from the seed and the step's number."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def example_keys(key: PRNGKeyArray, example_id: Array) -> PRNGKeyArray:
+    """One key a row, drawn from the row's identity: what it draws depends on neither batch layout nor host count."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(example_id)
+
+
+def mean(total: Float[Array, ""], weight: Float[Array, ""]) -> Float[Array, ""]:
+    """total / weight, and 0 where there is nothing to average."""
+    return total / jnp.maximum(weight, 1e-9)
