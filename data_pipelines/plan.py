@@ -1,0 +1,381 @@
+"""The batch plan: every batch of a run is a pure function of (seed, step).
+
+Durations stand in the index, so a whole epoch is laid out before the first record is read:
+
+1. items outside the limits are dropped and counted;
+2. lengths are rounded up to whole frames and dynamic programming picks the bucket edges that minimise the frames an
+   epoch computes, filler rows of last batches included;
+3. a bucket's batches all have one static shape, `batch_size x num_samples`, of about `seconds_per_batch` of audio;
+4. a permutation keyed by (seed, epoch) shuffles inside each bucket, another the order of the epoch's batches.
+
+Both permutations are evaluated per index (`shuffle.permute`), so that a resume at any step costs O(1), threads and
+hosts share no state, and the data state of a checkpoint is the seed and the step.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from data_pipelines.shuffle import derive_key, permute, uniform
+
+SAMPLE_RATE = 16_000
+FILLER = -1  # stands in `PlannedBatch.rows` where the last batch of a bucket has no item left
+
+_TOKEN_MULTIPLE = 8
+_MAX_EDGES = 2048  # candidate edges of the dynamic programme, which is quadratic in them
+_ROWS, _ORDER, _CROP = 0, 1, 2  # streams of randomness
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """One static shape of batches, and how much of an epoch it holds.
+
+    Attributes:
+      num_samples: padded length of the audio, in samples.
+      num_tokens: padded length of the tokens; 0 in a plan without tokens.
+      batch_size: rows of a global batch.
+      num_rows: items of an epoch that fall into this bucket.
+    """
+
+    num_samples: int
+    num_tokens: int
+    batch_size: int
+    num_rows: int
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in an epoch; the last may hold filler rows."""
+        return -(-self.num_rows // self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlannedBatch:
+    """What one global batch holds.
+
+    Attributes:
+      epoch: pass over the items that the batch belongs to.
+      bucket: position in `Plan.buckets`.
+      rows: int32 [batch_size], item numbers, or FILLER.
+      crop_at: float64 [batch_size] in [0, 1): an item longer than the bucket loses this part of its surplus at the
+        front and the rest at the end.
+    """
+
+    epoch: int
+    bucket: int
+    rows: np.ndarray
+    crop_at: np.ndarray
+
+    def host_slice(self, host: int, num_hosts: int) -> slice:
+        """The contiguous range of rows that one of `num_hosts` hosts reads."""
+        size, rest = divmod(len(self.rows), num_hosts)
+        if rest or not 0 <= host < num_hosts:
+            raise ValueError(
+                f"host {host} of {num_hosts} cannot take an equal share of {len(self.rows)} rows; "
+                "make the plan with batch_multiple a multiple of the number of hosts"
+            )
+        return slice(host * size, (host + 1) * size)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """A laid-out epoch and the rule that shuffles it; made by `make_plan` or `make_eval_plan`.
+
+    Attributes:
+      buckets: static shapes by ascending length.
+      items: int32 [kept], item numbers by ascending length, so that each bucket is one contiguous range.
+      seed: names the shuffle; None keeps the order of length in every epoch.
+      shortest_first_epochs: epochs whose batches come in the order of bucket length instead of a shuffled one.
+      dropped: number of items left out, by reason.
+      padding_share: share of an epoch's padded samples that carry no audio (filler rows included).
+      cropped_share: share of the kept items' audio that a pass leaves out; 0 unless `max_crop` was given.
+    """
+
+    buckets: tuple[Bucket, ...]
+    items: np.ndarray
+    seed: int | None
+    shortest_first_epochs: int
+    dropped: Mapping[str, int]
+    padding_share: float
+    cropped_share: float
+
+    @functools.cached_property
+    def _first_row(self) -> np.ndarray:
+        return np.cumsum([0] + [bucket.num_rows for bucket in self.buckets])
+
+    @functools.cached_property
+    def _first_batch(self) -> np.ndarray:
+        return np.cumsum([0] + [bucket.num_batches for bucket in self.buckets])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return int(self._first_batch[-1])
+
+    def epoch(self, step: int) -> int:
+        """The epoch that a step belongs to."""
+        return step // self.steps_per_epoch
+
+    def batch(self, step: int) -> PlannedBatch:
+        """The global batch of a step, counted from 0 over all epochs."""
+        if step < 0:
+            raise ValueError(f"step must not be negative, got {step}")
+        epoch, number = divmod(step, self.steps_per_epoch)
+        if self.seed is not None and epoch >= self.shortest_first_epochs:
+            key = derive_key(self.seed, epoch, _ORDER)
+            number = int(permute(np.array([number]), self.steps_per_epoch, key)[0])
+        index = int(np.searchsorted(self._first_batch, number, side="right")) - 1
+        bucket = self.buckets[index]
+        start = (number - int(self._first_batch[index])) * bucket.batch_size
+        places = np.arange(start, min(start + bucket.batch_size, bucket.num_rows))
+        if self.seed is not None:
+            places = permute(places, bucket.num_rows, derive_key(self.seed, epoch, _ROWS, index))
+        rows = np.full(bucket.batch_size, FILLER, np.int32)
+        rows[: len(places)] = self.items[self._first_row[index] + places]
+        return PlannedBatch(epoch, index, rows, self._crop_at(epoch, rows))
+
+    def _crop_at(self, epoch: int, rows: np.ndarray) -> np.ndarray:
+        if self.seed is None:
+            return np.zeros(len(rows))
+        return uniform(rows.astype(np.int64) + 1, derive_key(self.seed, epoch, _CROP))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest that two plans share only if they give the same batch at every step."""
+        text = repr((self.buckets, self.seed, self.shortest_first_epochs))
+        digest = hashlib.sha256(text.encode())
+        digest.update(np.ascontiguousarray(self.items))
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> str:
+        """A readable table of the buckets, the padding share and the drops."""
+        lines = [f"{'seconds':>8} {'tokens':>7} {'batch':>6} {'items':>9} {'batches':>8}"]
+        for bucket in self.buckets:
+            lines.append(
+                f"{bucket.num_samples / SAMPLE_RATE:8.2f} {bucket.num_tokens:7d} {bucket.batch_size:6d} "
+                f"{bucket.num_rows:9d} {bucket.num_batches:8d}"
+            )
+        dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count) or "none"
+        lines.append(
+            f"{self.steps_per_epoch} steps an epoch, padding {self.padding_share:.1%}, "
+            f"cropped {self.cropped_share:.1%}, dropped: {dropped}"
+        )
+        return "\n".join(lines)
+
+
+def make_plan(
+    num_samples: np.ndarray,
+    token_lengths: np.ndarray | None = None,
+    *,
+    seconds_per_batch: float,
+    seed: int,
+    num_buckets: int = 8,
+    batch_multiple: int = 8,
+    min_seconds: float = 0.1,
+    max_seconds: float = 30.0,
+    max_tokens: int | None = None,
+    frame_samples: int = 640,
+    max_crop: float = 0.0,
+    shortest_first_epochs: int = 0,
+) -> Plan:
+    """Plans training batches: each kept item exactly once an epoch, shuffled by (seed, epoch).
+
+    One static shape a bucket bounds from below what padding alone can reach: a few per cent with 24 buckets, 13 % with
+    8 on short clips. Where there are no tokens to keep in step with the audio, `max_crop` gets under that bound.
+
+    Args:
+      num_samples: integers [items], lengths of the audio in samples at 16 kHz.
+      token_lengths: integers [items], or None for training on audio alone.
+      seconds_per_batch: padded audio of a global batch; a batch has more only where `batch_multiple` rows are longer.
+      seed: names the shuffle.
+      num_buckets: at most this many static shapes, hence compiled programs; fewer where fewer pad less.
+      batch_multiple: every global batch size is a multiple of it, so that hosts and devices divide it.
+      min_seconds: shorter items are dropped.
+      max_seconds: longer items are dropped.
+      max_tokens: items with more tokens are dropped; None keeps them.
+      frame_samples: padded lengths are multiples of it; one frame after subsampling is a natural choice.
+      max_crop: largest share of an item's audio that one pass may leave out, at a place drawn from (seed, epoch, item),
+        to fit a shorter bucket; only without tokens.
+      shortest_first_epochs: so many first epochs take their batches by ascending length (rows still shuffled within a
+        bucket): a curriculum for CTC from scratch.
+
+    Raises:
+      ValueError: where an option is out of range, the arrays disagree or no item is kept.
+    """
+    num_samples, token_lengths = _checked(num_samples, token_lengths)
+    if not 0 <= max_crop < 1 or (max_crop and token_lengths is not None):
+        raise ValueError(f"max_crop must be in [0, 1), and 0 in a plan with tokens; got {max_crop}")
+    tests = {
+        "empty": num_samples <= 0,
+        "too_short": num_samples < min_seconds * SAMPLE_RATE,
+        "too_long": num_samples > max_seconds * SAMPLE_RATE,
+    }
+    if token_lengths is not None:
+        tests["no_tokens"] = token_lengths <= 0
+        if max_tokens is not None:
+            tests["too_many_tokens"] = token_lengths > max_tokens
+    return _lay_out(
+        num_samples,
+        token_lengths,
+        tests,
+        seconds_per_batch=seconds_per_batch,
+        num_buckets=num_buckets,
+        batch_multiple=batch_multiple,
+        frame_samples=frame_samples,
+        max_crop=max_crop,
+        seed=seed,
+        shortest_first_epochs=shortest_first_epochs,
+    )
+
+
+def make_eval_plan(
+    num_samples: np.ndarray,
+    token_lengths: np.ndarray | None = None,
+    *,
+    seconds_per_batch: float,
+    num_buckets: int = 8,
+    batch_multiple: int = 8,
+    max_seconds: float | None = None,
+    frame_samples: int = 640,
+) -> Plan:
+    """Plans evaluation batches: every item once an epoch by ascending length, nothing dropped unless too long.
+
+    Empty audio and empty transcripts stay, because corpus error rates count them. The arguments are those of
+    `make_plan`; `max_seconds` None sets no limit, so that the longest item decides the largest shape.
+    """
+    num_samples, token_lengths = _checked(num_samples, token_lengths)
+    too_long = num_samples > (math.inf if max_seconds is None else max_seconds * SAMPLE_RATE)
+    return _lay_out(
+        num_samples,
+        token_lengths,
+        {"too_long": too_long},
+        seconds_per_batch=seconds_per_batch,
+        num_buckets=num_buckets,
+        batch_multiple=batch_multiple,
+        frame_samples=frame_samples,
+        max_crop=0.0,
+        seed=None,
+        shortest_first_epochs=0,
+    )
+
+
+def bucket_edges(lengths: np.ndarray, counts: np.ndarray, batch_sizes: np.ndarray, num_buckets: int) -> list[int]:
+    """Chooses at most `num_buckets` of the lengths as bucket edges so that an epoch computes the fewest frames.
+
+    A bucket with edge j holds the items longer than the edge before it, and costs its number of batches times
+    `batch_sizes[j] * lengths[j]`: what the device computes, padding of items and filler rows alike. The minimum over
+    all partitions is found exactly, in O(num_buckets * candidates^2) element operations.
+
+    Args:
+      lengths: ascending distinct lengths [candidates], in any unit.
+      counts: items of each length [candidates].
+      batch_sizes: rows of a batch padded to each length [candidates].
+      num_buckets: most edges to choose.
+
+    Returns:
+      Ascending positions in `lengths`; the last is the last candidate.
+    """
+    total = len(lengths)
+    items_before = np.concatenate([[0], np.cumsum(counts)])
+    # best[k, j]: least cost of the first j candidates in at most k buckets; came_from holds where the last one starts
+    best = np.full((num_buckets + 1, total + 1), np.inf)
+    best[:, 0] = 0
+    came_from = np.zeros((num_buckets + 1, total + 1), np.int32)
+    rows = np.arange(num_buckets)
+    for end in range(1, total + 1):
+        size = batch_sizes[end - 1]
+        num_batches = -(-(items_before[end] - items_before[:end]) // size)
+        costs = best[:-1, :end] + (num_batches * size * lengths[end - 1])[None, :]
+        came_from[1:, end] = costs.argmin(axis=1)
+        best[1:, end] = costs[rows, came_from[1:, end]]
+    edges, end, buckets_left = [], total, num_buckets
+    while end:
+        edges.append(end - 1)
+        end = int(came_from[buckets_left, end])
+        buckets_left -= 1
+    return edges[::-1]
+
+
+def _checked(num_samples: np.ndarray, token_lengths: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    num_samples = np.asarray(num_samples)
+    if num_samples.ndim != 1 or len(num_samples) >= 2**31:
+        raise ValueError(f"num_samples must be one row of fewer than 2^31 lengths, got shape {num_samples.shape}")
+    if token_lengths is not None:
+        token_lengths = np.asarray(token_lengths)
+        if token_lengths.shape != num_samples.shape:
+            raise ValueError(f"{token_lengths.shape} token lengths do not match {num_samples.shape} audio lengths")
+    return num_samples, token_lengths
+
+
+def _lay_out(
+    num_samples: np.ndarray,
+    token_lengths: np.ndarray | None,
+    drop_tests: dict[str, np.ndarray],
+    *,
+    seconds_per_batch: float,
+    num_buckets: int,
+    batch_multiple: int,
+    frame_samples: int,
+    max_crop: float,
+    seed: int | None,
+    shortest_first_epochs: int,
+) -> Plan:
+    """Drops, sorts by length, chooses the buckets; the work behind both kinds of plan."""
+    for name, value in {
+        "seconds_per_batch": seconds_per_batch,
+        "num_buckets": num_buckets,
+        "batch_multiple": batch_multiple,
+        "frame_samples": frame_samples,
+    }.items():
+        if value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+    dropped, keep = {}, np.ones(len(num_samples), bool)
+    for reason, fails in drop_tests.items():  # an item counts under the first reason that applies
+        dropped[reason] = int(np.count_nonzero(fails & keep))
+        keep &= ~fails
+    items = np.flatnonzero(keep).astype(np.int32)
+    if not len(items):
+        raise ValueError(
+            f"no item of {len(num_samples)} is left for the plan (dropped: {dropped}); "
+            "relax its limits or check the prepared data set"
+        )
+
+    shortest = num_samples[items] if not max_crop else np.ceil(num_samples[items] * (1 - max_crop)).astype(np.int64)
+    frames = -(-shortest // frame_samples)
+    np.maximum(frames, 1, out=frames)  # an empty clip still needs a shape
+    if frames.max() < 2**16:
+        frames = frames.astype(np.uint16)  # numpy sorts 16-bit integers by radix
+    order = np.argsort(frames, kind="stable")
+    items, frames = items[order], frames[order].astype(np.int64)
+
+    lengths, starts = np.unique(frames, return_index=True)
+    if len(lengths) > _MAX_EDGES:
+        lengths = lengths[np.linspace(0, len(lengths) - 1, _MAX_EDGES).astype(int)]
+    ends = np.searchsorted(frames, lengths, side="right")
+    multiples = seconds_per_batch * SAMPLE_RATE // (lengths * frame_samples * batch_multiple)
+    batch_sizes = np.maximum(multiples, 1).astype(np.int64) * batch_multiple
+
+    buckets, start, real = [], 0, 0
+    for edge in bucket_edges(lengths, np.diff(ends, prepend=0), batch_sizes, num_buckets):
+        rows = items[start : ends[edge]]
+        num_tokens = 0
+        if token_lengths is not None:
+            num_tokens = -(-max(int(token_lengths[rows].max()), 1) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE
+        buckets.append(Bucket(int(lengths[edge]) * frame_samples, num_tokens, int(batch_sizes[edge]), len(rows)))
+        real += int(np.minimum(num_samples[rows], buckets[-1].num_samples).sum(dtype=np.int64))
+        start = int(ends[edge])
+
+    computed = sum(bucket.num_batches * bucket.batch_size * bucket.num_samples for bucket in buckets)
+    whole = int(num_samples[items].sum(dtype=np.int64))
+    return Plan(
+        buckets=tuple(buckets),
+        items=items,
+        seed=seed,
+        shortest_first_epochs=shortest_first_epochs,
+        dropped=dropped,
+        padding_share=1 - real / computed,
+        cropped_share=1 - real / max(whole, 1),
+    )
