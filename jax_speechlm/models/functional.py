@@ -34,8 +34,7 @@ class Declaration(NamedTuple):
 def declare(make: MakeModule) -> Declaration:
     """Evaluates a module's constructor abstractly. Costs no memory, whatever the model's size."""
     with nnx.use_eager_sharding(False):
-        module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    graphdef, state = nnx.split(module)
+        graphdef, state = jax.eval_shape(lambda: nnx.split(make(nnx.Rngs(0))))
     is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
 
     def axes_of(variable: nnx.Variable) -> tuple[str | None, ...]:

@@ -1,0 +1,87 @@
+"""One mesh and one table: logical axis names -> mesh axes. Everything about sharding derives from here."""
+
+from collections.abc import Sequence
+from math import prod
+
+import jax
+import numpy as np
+import pydantic
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jax_speechlm.config import Config
+from jax_speechlm.models.functional import Params
+
+MESH_AXES = ("replica", "data", "fsdp", "tensor")
+
+BATCH_AXES = ("replica", "data", "fsdp")
+"""The mesh axes that a batch's rows are spread over."""
+
+RULES: dict[str | None, str | None] = {
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "vocab": "tensor",
+    None: None,
+}
+"""Logical axis -> mesh axis for parameters. A name that is not listed here ("layers", ...) is replicated."""
+
+
+class MeshShape(Config):
+    """How many devices along each axis of the mesh; `data` takes what the others leave over where it is -1."""
+
+    replica: pydantic.PositiveInt = 1
+    data: int = pydantic.Field(-1, ge=-1)
+    fsdp: pydantic.PositiveInt = 1
+    tensor: pydantic.PositiveInt = 1
+
+
+def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of all devices (or of those given) with axes `MESH_AXES`.
+
+    Raises:
+      ValueError: the product of the axes is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [shape.replica, shape.data, shape.fsdp, shape.tensor]
+    if shape.data == -1:
+        sizes[1] = len(devices) // (shape.replica * shape.fsdp * shape.tensor)
+    if prod(sizes) != len(devices):
+        named = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+        raise ValueError(f"a mesh of {named} does not use exactly the {len(devices)} devices there are; set mesh.*")
+    return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def partition_spec(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
+    """Where an array with these logical axes lies. A dimension that its mesh axis does not divide is replicated."""
+    spec: list[str | None] = []
+    for name, size in zip(axes, shape, strict=True):
+        axis = RULES.get(name)
+        usable = axis is not None and axis not in spec and size % mesh.shape[axis] == 0
+        spec.append(axis if usable else None)
+    return PartitionSpec(*spec)
+
+
+def param_shardings(mesh: Mesh, axes: Params, shapes: Params) -> Params:
+    """The sharding of each parameter, as a dict of the same structure."""
+    return jax.tree.map(
+        lambda shape, names: NamedSharding(mesh, partition_spec(mesh, names, shape.shape)), shapes, axes
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over `BATCH_AXES`, everything else whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Puts this host's rows of a global batch on its devices.
+
+    Args:
+      batch: arrays [rows of this host, ...]; the hosts' rows, in host order, make the global batch.
+    """
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

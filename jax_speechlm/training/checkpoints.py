@@ -1,0 +1,219 @@
+"""Checkpoints: the one thin module that knows Orbax.
+
+A run's directory holds `checkpoints/<step>/` with two items: `state`, the arrays of a `TrainState`, and `meta`, a JSON
+of everything else that eval, export, transcribe and resume need: the experiment's config, the tokenizer's files, the
+data seed and step. Each `<step>` folder is complete in itself and may be copied away alone.
+"""
+
+import base64
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from jax_speechlm.models.functional import Params
+from jax_speechlm.training.optimizers import overlay
+from jax_speechlm.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+_SPARE_BYTES = 64 << 20  # what metadata and the file system's own needs may add to a checkpoint
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be written or read; the message names the folder and the remedy."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read: its step, its arrays and its `meta` JSON."""
+
+    step: int
+    state: Any
+    meta: dict[str, Any]
+
+
+class Checkpoints:
+    """Writes and reads the checkpoints of one run.
+
+    Saving is asynchronous: `save` blocks only while arrays are copied to host memory. A folder appears under its final
+    name only when it is complete, so a killed save leaves no half checkpoint behind.
+    """
+
+    def __init__(self, run_dir: str | Path, *, keep_last: int = 2, keep_best: int = 1, best_metric: str = "loss"):
+        """
+        Args:
+          run_dir: the run's directory; `checkpoints/` is made in it.
+          keep_last: how many of the newest checkpoints are kept.
+          keep_best: how many of those with the lowest validation `best_metric` are kept besides.
+        """
+        self.directory = Path(run_dir).absolute() / "checkpoints"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        best = preservation_policy.BestN(
+            get_metric_fn=lambda metrics: -float(metrics.get(best_metric, np.inf)), n=keep_best
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_names=("state", "meta"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation_policy.AnyPreservationPolicy(
+                    [preservation_policy.LatestN(keep_last), best]
+                ),
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that have a complete checkpoint, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: TrainState, meta: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+        """Starts to save; a step that is saved already is left as it is.
+
+        Args:
+          metrics: validation results at this step, from which the best checkpoints are known.
+
+        Raises:
+          CheckpointError: there is no room on the disk, or the save before this one failed.
+        """
+        if step in self.steps:
+            return
+        self._check_room(state)
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+                metrics=metrics,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(_save_failed(self.directory, error)) from error
+
+    def wait(self) -> None:
+        """Blocks until every save is on the disk. Raises `CheckpointError` if one failed."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(_save_failed(self.directory, error)) from error
+
+    def restore(self, shapes: TrainState) -> Restored | None:
+        """The newest checkpoint that can be read, laid out as `shapes` says; None where there is none.
+
+        A checkpoint that cannot be read is reported and the one before it is taken.
+
+        Raises:
+          CheckpointError: there are checkpoints, but none of them can be read.
+        """
+        steps = self.steps
+        for step in reversed(steps):
+            try:
+                return read(self.directory / str(step), shapes)
+            except CheckpointError as error:
+                log.error("%s Trying the checkpoint before it.", error)
+        if steps:
+            raise CheckpointError(
+                f"{self.directory}: none of the checkpoints {steps} can be read. They may belong to a run with another "
+                "model: give this run another directory, or remove the folder to start afresh."
+            )
+        return None
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+    def _check_room(self, state: TrainState) -> None:
+        need = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SPARE_BYTES
+        free = shutil.disk_usage(self.directory).free
+        if free < need:
+            raise CheckpointError(
+                f"{self.directory}: a checkpoint needs {need / 1e6:,.0f} MB; the disk has {free / 1e6:,.0f} MB left. "
+                f"Make room and start again: training goes on from step {self.steps[-1] if self.steps else 0}."
+            )
+
+
+def read(checkpoint: str | Path, shapes: Any = None) -> Restored:
+    """Reads one `<step>` folder.
+
+    Args:
+      shapes: abstract arrays with shardings to restore into, on any mesh; None reads plain numpy arrays in nested
+        dicts. Where it is a part of the saved tree (only "params", say), only that part is read.
+
+    Raises:
+      CheckpointError: the folder is not a complete checkpoint, or its arrays are not those of `shapes`.
+    """
+    checkpoint = Path(checkpoint).absolute()
+    try:
+        meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(checkpoint / "meta")
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            if shapes is None:
+                tree = reader.metadata(checkpoint / "state").item_metadata.tree
+                shapes = jax.tree.map(lambda _: None, tree)
+                restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                state = reader.restore(checkpoint / "state", restore_args=restore_args)
+            else:
+                restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
+                args = ocp.args.PyTreeRestore(item=shapes, restore_args=restore_args, partial_restore=True)
+                state = reader.restore(checkpoint / "state", args=args)
+        return Restored(int(checkpoint.name) if checkpoint.name.isdigit() else meta["step"], state, meta)
+    except Exception as error:  # Orbax, tensorstore and json each raise their own
+        raise CheckpointError(
+            f"{checkpoint}: cannot be read as a checkpoint ({type(error).__name__}: {_first_line(error)}). It is "
+            "damaged, half copied, or of another model."
+        ) from error
+
+
+def find(path: str | Path) -> Path:
+    """The newest `<step>` folder of a run's directory; a `<step>` folder itself is taken as it is.
+
+    Raises:
+      CheckpointError: there is no checkpoint at that path.
+    """
+    path = Path(path)
+    if (path / "meta").is_dir():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = [child for child in folder.glob("*") if child.name.isdigit() and (child / "meta").is_dir()]
+    if not steps:
+        raise CheckpointError(
+            f"{path}: holds no complete checkpoint. Give the directory of a run (with checkpoints/ in it) or one of "
+            "its checkpoints/<step> folders."
+        )
+    return max(steps, key=lambda step: int(step.name))
+
+
+def read_params(path: str | Path) -> tuple[Params, dict[str, Any]]:
+    """(parameters to use, meta) of a run's newest checkpoint, or of a `<step>` folder: numpy, in nested dicts.
+
+    Where the run keeps a moving average of its parameters, that is what is read.
+    """
+    restored = read(find(path))
+    return overlay(restored.state["params"], restored.state.get("ema") or {}), restored.meta
+
+
+def pack_files(directory: str | Path) -> dict[str, str]:
+    """A folder's files as JSON can hold them: name -> base64."""
+    return {file.name: base64.b64encode(file.read_bytes()).decode() for file in sorted(Path(directory).iterdir())}
+
+
+def unpack_files(files: dict[str, str], directory: str | Path) -> None:
+    """Writes what `pack_files` read. Names with a path in them are refused."""
+    for name, content in files.items():
+        if Path(name).name != name:
+            raise CheckpointError(f"a checkpoint's tokenizer holds a file named {name!r}: refused")
+        (Path(directory) / name).write_bytes(base64.b64decode(content))
+
+
+def _save_failed(directory: Path, error: Exception) -> str:
+    return (
+        f"{directory}: a checkpoint could not be saved ({type(error).__name__}: {_first_line(error)}). Check the room "
+        "on the disk and the folder's permissions; checkpoints saved before are whole."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]

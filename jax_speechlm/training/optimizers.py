@@ -1,0 +1,189 @@
+"""Schedules and optimizers: Optax, chosen by small configs."""
+
+from typing import Annotated, Literal
+
+import jax
+import optax
+import pydantic
+
+from jax_speechlm.config import Config
+from jax_speechlm.models.functional import Params
+
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+class WarmupCosine(Config):
+    """Linear warm-up to `peak`, then half a cosine down to `final_share * peak` at the last step."""
+
+    kind: Literal["warmup_cosine"] = "warmup_cosine"
+    peak: pydantic.PositiveFloat = 1e-3
+    warmup_steps: pydantic.NonNegativeInt = 200
+    final_share: Share = 0.05
+
+    def build(self, num_steps: int) -> optax.Schedule:
+        decay = optax.cosine_decay_schedule(self.peak, max(1, num_steps - self.warmup_steps), self.final_share)
+        return _after_warmup(self.peak, self.warmup_steps, decay)
+
+
+class Noam(Config):
+    """Linear warm-up to `peak`, then peak * sqrt(warmup / step) (Vaswani et al. 2017, section 5.3)."""
+
+    kind: Literal["noam"] = "noam"
+    peak: pydantic.PositiveFloat = 1e-3
+    warmup_steps: pydantic.PositiveInt = 1000
+
+    def build(self, num_steps: int) -> optax.Schedule:
+        del num_steps  # it has no end
+        decay = lambda step: self.peak * (self.warmup_steps / (step + self.warmup_steps)) ** 0.5  # noqa: E731
+        return _after_warmup(self.peak, self.warmup_steps, decay)
+
+
+class WSD(Config):
+    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM): constant at `peak`, then linear to 0 over the last steps."""
+
+    kind: Literal["wsd"] = "wsd"
+    peak: pydantic.PositiveFloat = 1e-3
+    warmup_steps: pydantic.NonNegativeInt = 200
+    decay_share: Share = 0.2
+
+    def build(self, num_steps: int) -> optax.Schedule:
+        decay_steps = max(1, int(self.decay_share * num_steps))
+        decay = optax.linear_schedule(self.peak, 0.0, decay_steps, max(0, num_steps - self.warmup_steps - decay_steps))
+        return _after_warmup(self.peak, self.warmup_steps, decay)
+
+
+def _after_warmup(peak: float, warmup_steps: int, schedule: optax.Schedule) -> optax.Schedule:
+    # The first step is step 0: start at one warm-up increment, so that no step is wasted at a rate of zero.
+    warmup = optax.linear_schedule(peak / max(1, warmup_steps), peak, max(1, warmup_steps - 1))
+    return optax.join_schedules([warmup, schedule], [warmup_steps])
+
+
+Schedule = Annotated[WarmupCosine | Noam | WSD, pydantic.Field(discriminator="kind")]
+
+
+class Group(Config):
+    """Parameters whose path starts with `prefix` (such as "encoder" or "encoder/layers") learn differently.
+
+    Attributes:
+      learning_rate_scale: multiplies the schedule.
+      start_step: they stay as they are before this step.
+    """
+
+    prefix: str
+    learning_rate_scale: pydantic.NonNegativeFloat = 1.0
+    start_step: pydantic.NonNegativeInt = 0
+
+
+class Optimizer(Config):
+    """The optimizer and everything that happens to gradients.
+
+    Attributes:
+      kind: "adamw", "adam" (AdamW without decay) or "sgd" (momentum b1, with decay).
+      weight_decay: decoupled; applies to arrays with two or more dimensions besides the stacked layers, so never to
+        biases, norms and scales.
+      clip_norm: global norm that gradients are scaled down to.
+      frozen: path prefixes that never change; no gradient and no moments are kept for them.
+      groups: parameters that learn at other rates, or later.
+      accumulate: micro-batches that each batch is cut into; changes the memory, not the result.
+      ema_decay: 0 is off; otherwise evaluation uses the exponential moving average of the parameters.
+    """
+
+    kind: Literal["adamw", "adam", "sgd"] = "adamw"
+    schedule: Schedule = WarmupCosine()
+    b1: Share = 0.9
+    b2: Share = 0.98
+    eps: pydantic.PositiveFloat = 1e-8
+    weight_decay: pydantic.NonNegativeFloat = 1e-2
+    clip_norm: pydantic.PositiveFloat = 1.0
+    frozen: tuple[str, ...] = ()
+    groups: tuple[Group, ...] = ()
+    accumulate: pydantic.PositiveInt = 1
+    ema_decay: Share = 0.0
+
+    def build(self, num_steps: int, axes: Params) -> optax.GradientTransformation:
+        """The Optax transformation for parameters whose logical axes are given (nested dict of tuples).
+
+        Raises:
+          ValueError: a group names no parameter.
+        """
+        inner = {
+            "adamw": optax.scale_by_adam(self.b1, self.b2, self.eps),
+            "adam": optax.scale_by_adam(self.b1, self.b2, self.eps),
+            "sgd": optax.trace(self.b1),
+        }[self.kind]
+        decay = 0.0 if self.kind == "adam" else self.weight_decay
+        decayed = jax.tree.map(lambda names: _num_own_dims(names) >= 2, axes, is_leaf=lambda leaf: type(leaf) is tuple)
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            inner,
+            optax.add_decayed_weights(decay, decayed) if decay else optax.identity(),
+            _scale_groups(self.groups, axes) if self.groups else optax.identity(),
+            optax.scale_by_learning_rate(self.schedule.build(num_steps)),
+        )
+
+
+def _num_own_dims(names: tuple[str | None, ...]) -> int:
+    return sum(name != "layers" for name in names)
+
+
+def paths(tree: Params, *, is_leaf=None) -> list[str]:
+    """The path of every leaf in the order of `jax.tree.leaves`, such as "encoder/layers/norm/scale"."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def is_below(path: str, prefix: str) -> bool:
+    """Whether a parameter's path is `prefix` or lies below it: "encoder" does not cover "encoder_norm/scale"."""
+    return path == prefix or path.startswith(prefix.rstrip("/") + "/")
+
+
+def _scale_groups(groups: tuple[Group, ...], axes: Params) -> optax.GradientTransformation:
+    is_axes = lambda leaf: type(leaf) is tuple  # noqa: E731
+    names = paths(axes, is_leaf=is_axes)
+    for group in groups:
+        if not any(is_below(name, group.prefix) for name in names):
+            raise ValueError(f"optimizer.groups: no parameter lies below {group.prefix!r}; there are {sorted(names)}")
+    treedef = jax.tree.structure(axes, is_leaf=is_axes)
+
+    def scale(step: jax.Array, name: str) -> jax.Array | float:
+        factor: jax.Array | float = 1.0
+        for group in groups:
+            if is_below(name, group.prefix):
+                factor = factor * group.learning_rate_scale * (step >= group.start_step)
+        return factor
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(count=jax.numpy.zeros([], jax.numpy.int32))
+
+    def update(updates, state, params=None):
+        del params
+        factors = jax.tree.unflatten(treedef, [scale(state.count, name) for name in names])
+        scaled = jax.tree.map(lambda update, factor: update * factor, updates, factors)
+        return scaled, optax.ScaleByScheduleState(count=state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def select(params: Params, prefixes: tuple[str, ...], *, complement: bool = False) -> Params:
+    """The part of a nested dict that lies below any of the prefixes, or (`complement`) the part that does not."""
+
+    def take(tree: Params, parent: str) -> Params:
+        taken = {}
+        for name, child in tree.items():
+            path = f"{parent}/{name}" if parent else name
+            if isinstance(child, dict):
+                if below := take(child, path):
+                    taken[name] = below
+            elif any(is_below(path, prefix) for prefix in prefixes) != complement:
+                taken[name] = child
+        return taken
+
+    return take(params, "")
+
+
+def overlay(base: Params, part: Params) -> Params:
+    """`base` with the leaves of `part`, a nested dict of some of its paths, in place of its own."""
+    return base | {
+        name: overlay(base[name], child) if isinstance(child, dict) else child for name, child in part.items()
+    }

@@ -1,0 +1,189 @@
+"""The train state and the step: everything that happens to parameters, as pure functions."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Int
+
+from jax_speechlm.models import functional
+from jax_speechlm.models.functional import Params
+from jax_speechlm.objectives.base import Batch, Metrics, Objective, step_key
+from jax_speechlm.parallel import mesh as meshes
+from jax_speechlm.training.optimizers import Optimizer, overlay, select
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step, and all that a checkpoint must hold besides its config.
+
+    Attributes:
+      step: steps taken, skipped ones included; with the seed it names the next batch and the next key.
+      params: nested dict of every parameter, frozen ones included.
+      opt_state: Optax's state over the trainable parameters.
+      ema: moving average of the trainable parameters, or an empty dict where it is off.
+      skipped: steps whose loss or gradient was not finite, in all.
+      skipped_in_a_row: the same, since the last good step.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    ema: Params
+    skipped: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
+
+
+class Trainer(NamedTuple):
+    """The pure functions of one experiment on one mesh, and where their state lies.
+
+    Attributes:
+      init: `key -> TrainState`, already sharded.
+      step: `(state, batch) -> (state, metrics)`; compiled once for each batch shape; gives up its state argument.
+      evaluate: `(params, batch) -> metrics`; compiled once for each batch shape.
+      shapes: abstract TrainState with shardings: the target of a restore, and the input of planning.
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    evaluate: Callable[[Params, Batch], Metrics]
+    shapes: TrainState
+
+
+def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, seed: int, mesh: Mesh) -> Trainer:
+    """Builds the train and evaluation steps of an objective.
+
+    Raises:
+      ValueError: `optimizer.frozen` or a group names no parameter.
+    """
+    declaration = functional.declare(objective.make)
+    frozen_paths = objective.frozen + optimizer.frozen
+    for path in frozen_paths:
+        if not select(declaration.shapes, (path,)):
+            raise ValueError(f"frozen: no parameter lies below {path!r}; top level: {sorted(declaration.shapes)}")
+
+    def trainable_part(tree: Params) -> Params:
+        return select(tree, frozen_paths, complement=True)
+
+    transform = optimizer.build(num_steps, trainable_part(declaration.axes))
+    schedule = optimizer.schedule.build(num_steps)
+
+    def init(key: jax.Array) -> TrainState:
+        params = functional.init(objective.make, key)
+        trainable = trainable_part(params)
+        zero = jnp.zeros([], jnp.int32)
+        ema = trainable if optimizer.ema_decay else {}
+        return TrainState(zero, params, transform.init(trainable), ema, zero, zero)
+
+    def gradients(params: Params, batch: Batch, key: jax.Array) -> tuple[Params, Metrics]:
+        trainable = trainable_part(params)
+
+        def loss(trainable: Params, batch: Batch):
+            return objective.loss(overlay(params, trainable), batch, key)
+
+        def one(batch: Batch) -> tuple[Params, Metrics]:
+            (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(trainable, batch)
+            return grads, metrics
+
+        if optimizer.accumulate == 1:
+            return one(batch)
+        return _accumulate(one, batch, optimizer.accumulate)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, metrics = gradients(state.params, batch, step_key(seed, state.step))
+        trainable = trainable_part(state.params)
+        grad_norm = optax.global_norm(grads)
+        good = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(grad_norm)
+        updates, opt_state = transform.update(grads, state.opt_state, trainable)
+        updated = optax.apply_updates(trainable, updates)
+        ema = optax.incremental_update(updated, state.ema, 1 - optimizer.ema_decay) if optimizer.ema_decay else {}
+        # A step that is not finite leaves no trace but its count.
+        trainable, opt_state, ema = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (updated, opt_state, ema),
+            (trainable, state.opt_state, state.ema),
+        )
+        bad = 1 - good.astype(jnp.int32)
+        in_a_row = (state.skipped_in_a_row + bad) * bad
+        one = jnp.ones([])
+        metrics = jax.tree.map(lambda value: jnp.where(good, value, jnp.zeros_like(value)), metrics)
+        metrics |= {
+            "grad_norm": (jnp.where(good, grad_norm, 0.0), good.astype(jnp.float32)),
+            # Optax counts the steps it took, which skipped ones are not.
+            "learning_rate": (jnp.asarray(schedule(state.step - state.skipped), jnp.float32), one),
+            "skipped_in_a_row": (in_a_row.astype(jnp.float32), one),
+        }
+        state = TrainState(state.step + 1, join(trainable, frozen), opt_state, ema, state.skipped + bad, in_a_row)
+        return state, metrics
+
+    def evaluate(params: Params, batch: Batch) -> Metrics:
+        return objective.loss(params, batch, None)[1]
+
+    shapes = _with_shardings(jax.eval_shape(init, jax.random.key(0)), declaration, trainable_part, transform, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    rows, everywhere = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+    return Trainer(
+        init=jax.jit(init, out_shardings=shardings),
+        step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, everywhere), donate_argnums=0),
+        evaluate=jax.jit(evaluate, in_shardings=(shardings.params, rows), out_shardings=everywhere),
+        shapes=shapes,
+    )
+
+
+def eval_params(state: TrainState) -> Params:
+    """The parameters to evaluate and export: the moving average where there is one."""
+    return overlay(state.params, state.ema)
+
+
+def _accumulate(gradients: Callable, batch: Batch, parts: int) -> tuple[Params, Metrics]:
+    """Gradient of the mean over the whole batch from `parts` micro-batches, each weighted by its valid targets."""
+
+    def cut(rows: Array) -> Array:
+        if rows.shape[0] % parts:
+            raise ValueError(f"optimizer.accumulate={parts} does not divide a batch of {rows.shape[0]} rows")
+        # Every device keeps a share of each micro-batch: cut the rows with a stride.
+        return jnp.swapaxes(rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:]), 0, 1)
+
+    def weighted(part: Batch) -> tuple[Params, Metrics]:
+        grads, metrics = gradients(part)
+        return jax.tree.map(lambda grad: grad * metrics["loss"][1], grads), metrics
+
+    def body(total, part: Batch):
+        return jax.tree.map(jnp.add, total, weighted(part)), None
+
+    micro_batches = {name: cut(rows) for name, rows in batch.items()}
+    first = {name: rows[0] for name, rows in micro_batches.items()}
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(weighted, first))
+    (grads, metrics), _ = jax.lax.scan(body, zeros, micro_batches)
+    weight = jnp.maximum(metrics["loss"][1], 1e-9)
+    return jax.tree.map(lambda grad: grad / weight, grads), metrics
+
+
+def _with_shardings(
+    state: TrainState,
+    declaration: functional.Declaration,
+    trainable_part: Callable[[Params], Params],
+    transform: optax.GradientTransformation,
+    mesh: Mesh,
+) -> TrainState:
+    """Attaches a sharding to every abstract array: moments and averages lie exactly as their parameters do."""
+    everywhere = meshes.replicated(mesh)
+    param_shardings = meshes.param_shardings(mesh, declaration.axes, declaration.shapes)
+    trainable_shardings = trainable_part(param_shardings)
+
+    def attach(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    scalar = lambda leaf: attach(leaf, everywhere)  # noqa: E731
+    return TrainState(
+        step=scalar(state.step),
+        params=jax.tree.map(attach, state.params, param_shardings),
+        opt_state=optax.tree.map_params(
+            transform, attach, state.opt_state, trainable_shardings, transform_non_params=scalar
+        ),
+        ema=jax.tree.map(attach, state.ema, trainable_shardings) if state.ema else {},
+        skipped=scalar(state.skipped),
+        skipped_in_a_row=scalar(state.skipped_in_a_row),
+    )
