@@ -351,7 +351,7 @@ def _lay_out(
     order = np.argsort(frames, kind="stable")
     items, frames = items[order], frames[order].astype(np.int64)
 
-    lengths, starts = np.unique(frames, return_index=True)
+    lengths = np.unique(frames)
     if len(lengths) > _MAX_EDGES:
         lengths = lengths[np.linspace(0, len(lengths) - 1, _MAX_EDGES).astype(int)]
     ends = np.searchsorted(frames, lengths, side="right")

@@ -55,6 +55,6 @@ def permute(indices: np.ndarray, size: int, key: int) -> np.ndarray:
 
 
 def uniform(indices: np.ndarray, key: int) -> np.ndarray:
-    """One float64 in [0, 1) for each of the non-negative integers `indices`, of their shape; a pure function of both."""
+    """One float64 in [0, 1) for each of the non-negative integers `indices`, in their shape."""
     bits = _mix(_mix(np.asarray(indices, np.uint64) + np.uint64(key)) ^ np.uint64(key))
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
