@@ -1,0 +1,82 @@
+"""Self-attention with a learnt vector for each clipped distance between query and key (Shaw et al. 2018)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_speechlm.models.functional import parameter
+from jax_speechlm.models.layers import Keys, Linear, dropout, split_keys
+
+Chunk = tuple[int | Int[Array, ""], int | Int[Array, ""]]
+"""(frames in a chunk, chunks of left context; negative means all). Values may be traced."""
+
+
+def chunk_mask(num_frames: int, chunk: Chunk) -> Bool[Array, "query key"]:
+    """True where a query may see a key: the whole of its own chunk and the given number of chunks before it."""
+    length, left = chunk
+    index = jnp.arange(num_frames) // length
+    behind = index[:, None] - index[None, :]
+    return (behind >= 0) & ((behind <= left) | (jnp.asarray(left) < 0))
+
+
+def spread_by_distance(
+    scores: Float[Array, "*batch time distance"], left_max: int
+) -> Float[Array, "*batch time {scores.shape[-2]}"]:
+    """out[i, j] = scores[i, clip(j - i, -left_max, right_max) + left_max], where distance = left_max + 1 + right_max.
+
+    The band of distances is laid along the diagonal by reading zero-padded rows back one element shorter, and the two
+    ends are filled in: no gather, whose gradient would be a slow scatter.
+    """
+    *batch, time, distance = scores.shape
+    right_max = distance - 1 - left_max
+    rows = jnp.pad(scores, [(0, 0)] * (len(batch) + 1) + [(0, time)]).reshape(*batch, -1)
+    width = time + distance - 1
+    band = rows[..., : time * width].reshape(*batch, time, width)[..., left_max : left_max + time]
+    offset = jnp.arange(time)[None, :] - jnp.arange(time)[:, None]
+    ends = jnp.where(offset < 0, scores[..., :1], scores[..., -1:])
+    return jnp.where((offset < -left_max) | (offset > right_max), ends, band)
+
+
+class RelativeAttention(nnx.Module):
+    """Multi-head self-attention; a score is q·k + q·distance[clip(key - query)], over sqrt(head_dim).
+
+    The form of Hugging Face's Wav2Vec2-BERT (`position_embeddings_type="relative_key"`): one distance table a layer,
+    shared by its heads. Softmax is float32 whatever the compute type.
+    """
+
+    def __init__(self, dim: int, num_heads: int, left_max: int, right_max: int, dropout_rate: float, *, rngs: nnx.Rngs):
+        head_dim = dim // num_heads
+        into, out_of = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
+        self.left_max, self.scale, self.dropout_rate = left_max, head_dim**-0.5, dropout_rate
+        self.query = Linear((dim,), (num_heads, head_dim), into, rngs=rngs)
+        self.key = Linear((dim,), (num_heads, head_dim), into, rngs=rngs)
+        self.value = Linear((dim,), (num_heads, head_dim), into, rngs=rngs)
+        self.out = Linear((num_heads, head_dim), (dim,), out_of, rngs=rngs)
+        self.distance = parameter(
+            rngs.params(), (left_max + 1 + right_max, head_dim), (None, "head_dim"), jax.nn.initializers.normal(0.02)
+        )
+
+    def __call__(
+        self,
+        x_BxTxD: Float[Array, "batch time dim"],
+        mask: Bool[Array, "batch #time time"],
+        keys: Keys | None,
+    ) -> Float[Array, "batch time dim"]:
+        q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = self.query(x_BxTxD) * self.scale, self.key(x_BxTxD), self.value(x_BxTxD)
+        scores = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxTxHxK)
+        by_distance = jnp.einsum("bthk,rk->bhtr", q_BxTxHxK, self.distance[...].astype(x_BxTxD.dtype))
+        scores = (scores + spread_by_distance(by_distance, self.left_max)).astype(jnp.float32)
+        scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores, axis=-1).astype(x_BxTxD.dtype)
+        weights = self._dropout(weights, keys)
+        return self.out(jnp.einsum("bhts,bshk->bthk", weights, v_BxTxHxK))
+
+    def _dropout(self, weights: Float[Array, "batch heads query key"], keys: Keys | None) -> Float[Array, "..."]:
+        if keys is None or self.dropout_rate == 0:
+            return weights
+        # A key for each head and query: what is drawn for (query, key) then does not depend on how far the row is padded.
+        _, num_heads, num_queries, _ = weights.shape
+        keys = jnp.moveaxis(split_keys(keys, num_heads), 0, 1)
+        keys = jax.vmap(jax.vmap(lambda key: jax.random.split(key, num_queries)))(keys)
+        return dropout(weights, self.dropout_rate, keys)

@@ -1,0 +1,252 @@
+"""The macaron conformer, in the form of Hugging Face's Wav2Vec2-BERT encoder.
+
+LayerNorm only, relative-key attention, causal depthwise convolution, stacked log-mel frames in. Given the same weights it
+gives the same numbers as `Wav2Vec2BertModel` (`jax_speechlm.interop.wav2vec2_bert` maps them both ways).
+
+Parameters at 160 inputs (two stacked frames of 80 mel bins):
+
+| size | layers | dim  | heads | parameters  |
+|------|-------:|-----:|------:|------------:|
+| XS   |      6 |   96 |     4 |   1,330,928 |
+| S    |     10 |  192 |     4 |   8,654,432 |
+| M    |     16 |  256 |     4 |  24,467,008 |
+| L    |     17 |  512 |     8 | 103,156,608 |
+| XL   |     24 | 1024 |    16 | 580,492,096 |
+
+XL is w2v-BERT 2.0's shape.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import pydantic
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+
+from jax_speechlm.config import Config
+from jax_speechlm.models.attention import Chunk, RelativeAttention, chunk_mask
+from jax_speechlm.models.functional import bind, parameter, stack
+from jax_speechlm.models.layers import (
+    Keys,
+    LayerNorm,
+    Linear,
+    causal_depthwise,
+    dropout,
+    frame_mask,
+    split_keys,
+)
+
+_CHECKPOINT = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class ConformerConfig(Config):
+    """The shape of a conformer encoder.
+
+    Attributes:
+      input_dim: features a frame, after stacking.
+      dim: width of the residual stream; a multiple of `num_heads`.
+      num_layers: conformer blocks.
+      num_heads: attention heads.
+      ffn_multiple: inner width of the feed-forward modules over `dim`.
+      kernel_size: frames that the depthwise convolution sees: the present one and those before it.
+      left_max: distance in frames at which keys before the query stop being told apart.
+      right_max: the same for keys after the query.
+      dropout: rate after the input projection, inside and after each feed-forward, after attention and convolution.
+      attention_dropout: rate on the attention weights.
+      chunk_lengths: chunk lengths in frames that `draw_chunk` chooses from in dynamic-chunk training; empty: none.
+      remat: what the backward pass recomputes: "none" keeps everything, "dots" keeps the outputs of the linear maps,
+        "full" keeps only each block's input.
+      dtype: compute type; parameters, norms, softmax and the output are float32.
+    """
+
+    input_dim: pydantic.PositiveInt = 160
+    dim: pydantic.PositiveInt = 192
+    num_layers: pydantic.PositiveInt = 10
+    num_heads: pydantic.PositiveInt = 4
+    ffn_multiple: pydantic.PositiveInt = 4
+    kernel_size: pydantic.PositiveInt = 31
+    left_max: pydantic.NonNegativeInt = 64
+    right_max: pydantic.NonNegativeInt = 8
+    dropout: float = pydantic.Field(0.1, ge=0, lt=1)
+    attention_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    chunk_lengths: tuple[pydantic.PositiveInt, ...] = ()
+    remat: Literal["none", "dots", "full"] = "none"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @pydantic.model_validator(mode="after")
+    def _heads_divide_dim(self):
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads})")
+        return self
+
+
+SIZES = {
+    "XS": ConformerConfig(dim=96, num_layers=6, num_heads=4),
+    "S": ConformerConfig(dim=192, num_layers=10, num_heads=4),
+    "M": ConformerConfig(dim=256, num_layers=16, num_heads=4),
+    "L": ConformerConfig(dim=512, num_layers=17, num_heads=8),
+    "XL": ConformerConfig(dim=1024, num_layers=24, num_heads=16),
+}
+
+
+class FeedForward(nnx.Module):
+    """LayerNorm -> linear (ffn_multiple x) -> SiLU -> linear."""
+
+    def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
+        dim, inner = config.dim, config.ffn_multiple * config.dim
+        self.rate = config.dropout
+        self.norm = LayerNorm(dim, rngs=rngs)
+        self.expand = Linear((dim,), (inner,), ("embed", "mlp"), rngs=rngs)
+        self.contract = Linear((inner,), (dim,), ("mlp", "embed"), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch time dim"], keys: Keys | None) -> Float[Array, "batch time dim"]:
+        inner, outer = split_keys(keys, 2)
+        x = dropout(jax.nn.silu(self.expand(self.norm(x))), self.rate, inner)
+        return dropout(self.contract(x), self.rate, outer)
+
+
+class CausalConvolution(nnx.Module):
+    """LayerNorm -> pointwise (2x) -> GLU -> causal depthwise -> LayerNorm -> SiLU -> pointwise.
+
+    The conformer's convolution module (Gulati et al. 2020, section 2.2) without batch normalisation and without a view of
+    the future: nothing in it depends on the batch, on padding, or on frames to come.
+    """
+
+    def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
+        dim, taps = config.dim, config.kernel_size
+        self.rate = config.dropout
+        self.norm_in = LayerNorm(dim, rngs=rngs)
+        # The halves of the gated unit are an axis of their own, so that sharding "mlp" keeps value and gate together.
+        self.expand = Linear((dim,), (2, dim), ("embed", None, "mlp"), bias=False, rngs=rngs)
+        self.depthwise = parameter(
+            rngs.params(), (taps, dim), (None, "mlp"), jax.nn.initializers.truncated_normal(taps**-0.5)
+        )
+        self.norm_mid = LayerNorm(dim, axis="mlp", rngs=rngs)
+        self.contract = Linear((dim,), (dim,), ("mlp", "embed"), bias=False, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch time dim"], mask_BxT: Bool[Array, "batch time"], keys: Keys | None
+    ) -> Float[Array, "batch time dim"]:
+        # Padding must not reach a real frame. It lies after them and the convolution looks back, so this guards what a
+        # later layout might change, and costs nothing: it is the reference's order of operations.
+        x = jnp.where(mask_BxT[..., None], self.norm_in(x), 0)
+        x = self.expand(x)
+        x = x[..., 0, :] * jax.nn.sigmoid(x[..., 1, :])
+        x = causal_depthwise(x, self.depthwise[...].astype(x.dtype))
+        return dropout(self.contract(jax.nn.silu(self.norm_mid(x))), self.rate, keys)
+
+
+class ConformerLayer(nnx.Module):
+    """Half a feed-forward, attention, convolution, half a feed-forward, each residual; then LayerNorm."""
+
+    def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
+        self.rate = config.dropout
+        self.ffn1 = FeedForward(config, rngs=rngs)
+        self.attention_norm = LayerNorm(config.dim, rngs=rngs)
+        self.attention = RelativeAttention(
+            config.dim, config.num_heads, config.left_max, config.right_max, config.attention_dropout, rngs=rngs
+        )
+        self.convolution = CausalConvolution(config, rngs=rngs)
+        self.ffn2 = FeedForward(config, rngs=rngs)
+        self.norm = LayerNorm(config.dim, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch time dim"],
+        mask_BxT: Bool[Array, "batch time"],
+        attention_mask: Bool[Array, "batch #time time"],
+        keys: Keys | None,
+    ) -> Float[Array, "batch time dim"]:
+        ffn1, weights, attention, convolution, ffn2 = split_keys(keys, 5)
+        x = x + 0.5 * self.ffn1(x, ffn1)
+        x = x + dropout(self.attention(self.attention_norm(x), attention_mask, weights), self.rate, attention)
+        x = x + self.convolution(x, mask_BxT, convolution)
+        x = x + 0.5 * self.ffn2(x, ffn2)
+        return self.norm(x)
+
+
+class Conformer(nnx.Module):
+    """Stacked log-mel frames in, hidden states out, one for each frame.
+
+    A frame's output depends on its own utterance's frames only: not on padding, batch size or row order.
+    """
+
+    def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.input_norm = LayerNorm(config.input_dim, axis=None, rngs=rngs)
+        self.input = Linear((config.input_dim,), (config.dim,), (None, "embed"), rngs=rngs)
+        self.layers = stack(lambda rngs: ConformerLayer(config, rngs=rngs), config.num_layers, rngs)
+
+    def __call__(
+        self,
+        x_BxTxF: Float[Array, "batch time features"],
+        length_B: Int[Array, " batch"],
+        *,
+        keys: Key[Array, " batch"] | None = None,
+        chunk: Chunk | None = None,
+        taps: tuple[int, ...] = (),
+    ) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
+        """Encodes a batch.
+
+        Args:
+          x_BxTxF: features.
+          length_B: valid frames of each row; may be 0.
+          keys: one key a row (`jax_speechlm.objectives.base.example_keys`) for dropout, or None for evaluation.
+          chunk: limits what attention sees (see `chunk_mask`); None for all of the utterance.
+          taps: layer counts, from 1 to `num_layers`, after which hidden states are wanted too.
+
+        Returns:
+          float32 hidden states after the last layer, and those after each tap. Both are 0 at padding.
+        """
+        config = self.config
+        if not all(1 <= tap <= config.num_layers for tap in taps):
+            raise ValueError(f"taps must lie between 1 and num_layers ({config.num_layers}); got {taps}")
+        num_frames = x_BxTxF.shape[1]
+        mask_BxT = frame_mask(length_B, num_frames)
+        attention_mask = mask_BxT[:, None, :]
+        if chunk is not None:
+            attention_mask = attention_mask & chunk_mask(num_frames, chunk)
+
+        *keys_L, key_in = split_keys(keys, config.num_layers + 1)
+        x = self.input(self.input_norm(x_BxTxF).astype(config.dtype))
+        x = jnp.where(mask_BxT[..., None], dropout(x, config.dropout, key_in), 0)
+
+        graphdef, params_L = nnx.split(self.layers)
+
+        def layer(x, params_and_keys):
+            params, keys = params_and_keys
+            x = bind(graphdef, params)(x, mask_BxT, attention_mask, keys)
+            return x, x if taps else None
+
+        if config.remat != "none":
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=_CHECKPOINT[config.remat])
+        x, every_x = jax.lax.scan(layer, x, (params_L, None if keys is None else jnp.stack(keys_L)))
+        finish = lambda x: jnp.where(mask_BxT[..., None], x.astype(jnp.float32), 0)  # noqa: E731
+        return finish(x), {tap: finish(every_x[tap - 1]) for tap in taps}
+
+
+def draw_chunk(config: ConformerConfig, key: PRNGKeyArray) -> Chunk | None:
+    """The chunk of one training step: full attention in half of the steps, else one of `chunk_lengths`, all of the left.
+
+    Values are traced, so that one compiled step serves every draw (Zhang et al. 2020, unified streaming training).
+    """
+    if not config.chunk_lengths:
+        return None
+    which, full = jax.random.split(key)
+    length = jax.random.choice(which, jnp.asarray(config.chunk_lengths, jnp.int32))
+    everything = jnp.iinfo(jnp.int32).max
+    return jnp.where(jax.random.bernoulli(full), everything, length), -1
+
+
+def forward_flops(config: ConformerConfig, num_frames: int, batch_size: int) -> float:
+    """FLOPs of the matrix products of one forward pass, padding included; a multiply-add is two."""
+    dim, distances = config.dim, config.left_max + 1 + config.right_max
+    linear = (4 * config.ffn_multiple + 4 + 3) * dim * dim  # two feed-forwards, attention's four maps, pointwise 2 + 1
+    attention = (2 * num_frames + distances) * dim
+    convolution = config.kernel_size * dim
+    frame = config.num_layers * (linear + attention + convolution) + config.input_dim * dim
+    return 2.0 * frame * num_frames * batch_size
