@@ -31,6 +31,7 @@ class Objective:
       frozen: top-level groups of parameters that no optimizer may touch, such as BEST-RQ's quantizer.
       forward_flops: `(num_samples, batch_size) -> FLOPs` of one forward pass, analytic, for MFU.
       logits: `(params, batch) -> (logits [B, T, V], lengths [B])` where the objective gives token posteriors, or None.
+      alarm: `(metrics averaged over steps) -> what is wrong and what to do, or None`, for the loop to warn with.
     """
 
     make: functional.MakeModule
@@ -38,6 +39,7 @@ class Objective:
     frozen: tuple[str, ...] = ()
     forward_flops: Callable[[int, int], float] | None = None
     logits: Callable[[functional.Params, Batch], tuple[Array, Array]] | None = None
+    alarm: Callable[[Mapping[str, float]], str | None] | None = None
 
 
 def step_key(seed: int, step: int | Array) -> PRNGKeyArray:
@@ -53,3 +55,11 @@ def example_keys(key: PRNGKeyArray, example_id: Array) -> PRNGKeyArray:
 def mean(total: Float[Array, ""], weight: Float[Array, ""]) -> Float[Array, ""]:
     """total / weight, and 0 where there is nothing to average."""
     return total / jnp.maximum(weight, 1e-9)
+
+
+def check_input_dim(model: int, frontend: int) -> None:
+    """Raises ValueError unless the model takes as many features a frame as the front end gives."""
+    if model != frontend:
+        raise ValueError(
+            f"the front end gives {frontend} features, model.input_dim is {model}; set --model.input_dim {frontend}"
+        )

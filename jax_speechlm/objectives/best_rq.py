@@ -1,0 +1,262 @@
+"""BEST-RQ: the encoder learns to name, behind a mask, the codes that a frozen random quantizer gives to the input.
+
+Reference: Chiu et al. 2022, "Self-supervised learning with random-projection quantizer for speech recognition";
+several codebooks as in Zhang et al. 2023 (USM).
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from pydantic import Field
+
+from jax_speechlm.config import Config
+from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
+from jax_speechlm.objectives.base import Batch, Metrics, Objective, check_input_dim, example_keys, mean
+
+PROBE_STRIDE = 16
+"""Accuracy on unmasked frames is measured on every 16th: often enough for a gauge, cheap enough for every step."""
+
+LOW_ENTROPY = 0.25
+"""Target codes whose entropy is below this share of the most that a batch can show have collapsed."""
+
+
+class BestRQ(Config):
+    """Settings of the BEST-RQ objective.
+
+    Attributes:
+      codes: entries of each codebook.
+      books: independent quantizers, each with its own softmax; the loss is their mean.
+      code_dim: dimension in which frames and codes are compared.
+      mask_ratio: share of frames masked, on average. The paper's 1 % of 10 ms frames starting a span of 400 ms is 0.33.
+      mask_span: length of a span in seconds.
+      noise_std: standard deviation of the noise that replaces masked features, which have unit variance themselves.
+    """
+
+    codes: Annotated[int, Field(ge=2)] = 8192
+    books: Annotated[int, Field(ge=1, le=16)] = 1
+    code_dim: Annotated[int, Field(ge=1)] = 16
+    mask_ratio: Annotated[float, Field(gt=0, lt=0.9)] = 0.33
+    mask_span: Annotated[float, Field(gt=0)] = 0.4
+    noise_std: Annotated[float, Field(ge=0)] = 0.1
+
+    def build(self, model: ConformerConfig, frontend: FrontEnd, vocab_size: int | None = None) -> Objective:
+        """The objective for one model and front end; it needs no tokenizer.
+
+        The loss is the mean over masked frames and books. Metrics, all without unit but the entropy (nats):
+        `masked_accuracy` and `unmasked_accuracy` (the latter on every 16th frame); and, of one batch's masked frames,
+        `code_entropy`, `code_entropy_ratio` (to the most that so many frames and codes can have), `codes_used` and
+        `predicted_codes_used` (shares of the codebook). These last four do not add up over batches as a sum does: their
+        average over steps is the average batch's value.
+
+        Raises:
+          ValueError: the front end's features do not fit the model.
+        """
+        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        span = max(1, round(self.mask_span * 16_000 / frontend.mel.frame_samples))
+        make = lambda rngs: BestRQModel(model, self, rngs=rngs)  # noqa: E731
+        loss = functools.partial(
+            _loss, config=self, frontend=frontend, span=span, graphdef=functional.declare(make).graphdef
+        )
+
+        def flops(num_samples: int, batch_size: int) -> float:
+            num_frames = frontend.mel.num_frames(num_samples)
+            scored = most_spans(num_frames, span, self.mask_ratio) * span + num_frames / PROBE_STRIDE
+            head = model.dim * self.codes
+            quantizer = self.code_dim * (model.input_dim + self.codes)
+            return forward_flops(model, num_frames, batch_size) + 2.0 * batch_size * scored * self.books * (
+                head + quantizer
+            )
+
+        return Objective(make, loss, frozen=("quantizer",), forward_flops=flops, alarm=alarm)
+
+
+class Quantizer(nnx.Module):
+    """Random projections and codebooks, drawn once and never trained; parameters, so that checkpoints hold them."""
+
+    def __init__(self, config: BestRQ, input_dim: int, *, rngs: nnx.Rngs):
+        xavier = jax.nn.initializers.xavier_uniform(batch_axis=0)
+
+        def on_sphere(key, shape, dtype):
+            codes = jax.random.normal(key, shape, dtype)
+            return codes / jnp.linalg.norm(codes, axis=-1, keepdims=True)
+
+        axes = (None, None, None)  # small, and used whole by every device
+        self.projection = functional.parameter(rngs.params(), (config.books, input_dim, config.code_dim), axes, xavier)
+        self.codebook = functional.parameter(
+            rngs.params(), (config.books, config.codes, config.code_dim), axes, on_sphere
+        )
+
+
+class Heads(nnx.Module):
+    """One linear layer a book from the encoder's output to logits over the codes."""
+
+    def __init__(self, config: BestRQ, dim: int, *, rngs: nnx.Rngs):
+        lecun, zeros = jax.nn.initializers.lecun_normal(batch_axis=0), jax.nn.initializers.zeros
+        self.kernel = functional.parameter(
+            rngs.params(), (config.books, dim, config.codes), (None, "embed", "vocab"), lecun
+        )
+        self.bias = functional.parameter(rngs.params(), (config.books, config.codes), (None, "vocab"), zeros)
+
+
+class BestRQModel(nnx.Module):
+    """A conformer, the heads that are dropped after pretraining, and the quantizer that makes the targets."""
+
+    def __init__(self, model: ConformerConfig, config: BestRQ, *, rngs: nnx.Rngs):
+        self.encoder = Conformer(model, rngs=rngs)
+        self.head = Heads(config, model.dim, rngs=rngs)
+        self.quantizer = Quantizer(config, model.input_dim, rngs=rngs)
+
+
+def nearest_codes(
+    x_BxTxF: Float[Array, "batch time feature"],
+    projection_FxK: Float[Array, "feature code_dim"],
+    codebook_CxK: Float[Array, "codes code_dim"],
+) -> Int[Array, "batch time"]:
+    """The code nearest to each projected frame on the unit sphere. Chiu et al. 2022, equation 1.
+
+    Codes have unit length, so the nearest has the largest dot product, whatever the frame's own length. In full float32
+    on every backend, so that a model's targets do not change when it moves to another machine.
+    """
+    highest = jax.lax.Precision.HIGHEST
+    projected = jnp.einsum("btf,fk->btk", x_BxTxF, projection_FxK, precision=highest)
+    return jnp.argmax(jnp.einsum("btk,ck->btc", projected, codebook_CxK, precision=highest), axis=-1)
+
+
+def most_spans(num_frames: int, span: int, ratio: float) -> int:
+    """The most spans that `draw_mask` draws for an utterance of `num_frames`."""
+    return math.floor(_span_density(span, ratio) * num_frames) + 1
+
+
+def _span_density(span: int, ratio: float) -> float:
+    """Spans a frame for which the spans, which may overlap, cover `ratio` of the frames on average."""
+    return -math.log1p(-ratio) / span
+
+
+def draw_mask(
+    keys_B: PRNGKeyArray, length_B: Int[Array, " batch"], num_frames: int, span: int, ratio: float
+) -> Bool[Array, "batch {num_frames}"]:
+    """Masks whole spans of frames: about `ratio` of each utterance, and at least one span.
+
+    The number of spans is rounded up or down at random, their starts are independent. So many spans at most fit into
+    `num_frames` that the loss can gather the masked frames into a fixed shape (`most_spans`). In an utterance shorter
+    than two spans a span is half the utterance, so that something stays to predict from; one of a single frame has no
+    masked frame. What a row draws depends on its key and length only.
+    """
+
+    def draw(key: PRNGKeyArray, length: Int[Array, ""]) -> Bool[Array, " time"]:
+        count_key, start_key = jax.random.split(key)
+        width = jnp.minimum(span, length // 2)
+        count = jnp.maximum(1, jnp.floor(_span_density(span, ratio) * length + jax.random.uniform(count_key)))
+        slots = jnp.arange(most_spans(num_frames, span, ratio))
+        # One key a slot, not one draw for all: the slots that padding adds must not change the others.
+        chance = jax.vmap(lambda slot: jax.random.uniform(jax.random.fold_in(start_key, slot)))(slots)
+        offset = jnp.arange(num_frames) - jnp.floor(chance * (length - width + 1))[:, None]
+        return jnp.any((slots < count)[:, None] & (offset >= 0) & (offset < width), axis=0)
+
+    return jax.vmap(draw)(keys_B, length_B)
+
+
+def _loss(
+    params: functional.Params,
+    batch: Batch,
+    key: PRNGKeyArray | None,
+    *,
+    graphdef: nnx.GraphDef,
+    config: BestRQ,
+    frontend: FrontEnd,
+    span: int,
+) -> tuple[Float[Array, ""], Metrics]:
+    model = functional.bind(graphdef, params)
+    clean_BxTxF, length_B = features(batch, frontend, None)
+    if key is None:  # evaluation: a row's mask is the same every time
+        x_BxTxF, mask_key, dropout_keys = clean_BxTxF, jax.random.key(0), None
+    else:
+        augment_key, mask_key, dropout_key = jax.random.split(key, 3)
+        x_BxTxF = features(batch, frontend, augment_key)[0]
+        dropout_keys = example_keys(dropout_key, batch["example_id"])
+    num_frames = x_BxTxF.shape[1]
+
+    span_keys, noise_keys = (example_keys(part, batch["example_id"]) for part in jax.random.split(mask_key))
+    mask_BxT = draw_mask(span_keys, length_B, num_frames, span, config.mask_ratio)
+    noise = jax.vmap(lambda row: jax.random.normal(row, x_BxTxF.shape[1:]))(noise_keys)
+    masked_BxTxF = jnp.where(mask_BxT[..., None], config.noise_std * noise, x_BxTxF)
+    hidden_BxTxD, _ = model.encoder(masked_BxTxF, length_B, keys=dropout_keys)
+
+    # The softmax over the codes costs as much as several layers, so only masked frames are scored: as many slots as can
+    # be masked, the masked frames first.
+    num_slots = min(num_frames, most_spans(num_frames, span, config.mask_ratio) * span)
+    slots_BxN = jnp.argsort(~mask_BxT, axis=1)[:, :num_slots]
+    take = lambda x: jnp.take_along_axis(x, slots_BxN[..., None], axis=1)  # noqa: E731
+    valid_BxT = jnp.arange(num_frames) < length_B[:, None]
+    masked = take(hidden_BxTxD), take(clean_BxTxF), take(mask_BxT[..., None])[..., 0] * batch["weight"][:, None]
+    probed = hidden_BxTxD, clean_BxTxF, (valid_BxT & ~mask_BxT) * batch["weight"][:, None]
+    probed = tuple(jax.lax.stop_gradient(x[:, ::PROBE_STRIDE]) for x in probed)
+
+    score = functools.partial(_score_book, masked=masked, probed=probed)
+    if config.books > 1:
+        score = jax.checkpoint(score)  # the logits of one book at a time in memory
+    books = {
+        "kernel": model.head.kernel[...],
+        "bias": model.head.bias[...],
+        "projection": jax.lax.stop_gradient(model.quantizer.projection[...]),
+        "codebook": jax.lax.stop_gradient(model.quantizer.codebook[...]),
+    }
+    sums = jax.tree.map(functools.partial(jnp.mean, axis=0), jax.lax.map(lambda book: score(**book), books))
+    targets, probes = jnp.sum(masked[-1]), jnp.sum(probed[-1])
+    metrics = {name: (total, probes if name == "unmasked_accuracy" else targets) for name, total in sums.items()}
+    return mean(*metrics["loss"]), metrics
+
+
+def _score_book(
+    kernel: Float[Array, "dim codes"],
+    bias: Float[Array, " codes"],
+    projection: Float[Array, "feature code_dim"],
+    codebook: Float[Array, "codes code_dim"],
+    *,
+    masked: tuple[Array, Array, Array],
+    probed: tuple[Array, Array, Array],
+) -> dict[str, Float[Array, ""]]:
+    """One book's metrics as weighted sums, from (hidden, clean features, weight) of masked and of probed frames."""
+
+    def score(hidden: Array, clean: Array) -> tuple[Array, Array, Array]:
+        logits = jnp.einsum("btd,dc->btc", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return logits + bias, jnp.argmax(logits + bias, axis=-1), nearest_codes(clean, projection, codebook)
+
+    *probed, probed_weight = probed
+    *masked, weight = masked
+    _, probed_guess, probed_code = score(*probed)
+    logits, guess, code = score(*masked)
+    total, num_codes = jnp.sum(weight), bias.shape[0]
+    count_codes = lambda codes: jnp.zeros(num_codes).at[codes].add(weight)  # noqa: E731
+    share = count_codes(code) / jnp.maximum(total, 1e-9)
+    entropy = -jnp.sum(jax.scipy.special.xlogy(share, share))
+    most_entropy = jnp.log(jnp.clip(total, 2, num_codes))
+    return {
+        "loss": jnp.sum(weight * optax.softmax_cross_entropy_with_integer_labels(logits, code)),
+        "masked_accuracy": jnp.sum(weight * (guess == code)),
+        "unmasked_accuracy": jnp.sum(probed_weight * (probed_guess == probed_code)),
+        "code_entropy": total * entropy,
+        "code_entropy_ratio": total * entropy / most_entropy,
+        "codes_used": total * jnp.mean(share > 0),
+        "predicted_codes_used": total * jnp.mean(count_codes(guess) > 0),
+    }
+
+
+def alarm(metrics: Mapping[str, float]) -> str | None:
+    """What is wrong when the targets have collapsed to a few codes, from metrics averaged over steps; else None."""
+    ratio = metrics["code_entropy_ratio"]
+    if ratio >= LOW_ENTROPY:
+        return None
+    return (
+        f"BEST-RQ's codes have collapsed: their entropy is {100 * ratio:.0f} % of what the batches could show. "
+        "The targets come from the audio alone: look for silent or constant clips, or features that are not normalised"
+    )
