@@ -114,6 +114,11 @@ class Plan:
     def steps_per_epoch(self) -> int:
         return int(self._first_batch[-1])
 
+    @property
+    def num_items(self) -> int:
+        """Items that the plan was made from, the dropped ones included."""
+        return len(self.items) + sum(self.dropped.values())
+
     def epoch(self, step: int) -> int:
         """The epoch that a step belongs to."""
         return step // self.steps_per_epoch

@@ -25,6 +25,8 @@ from typing import Literal, Protocol
 
 import sentencepiece
 
+from data_pipelines.errors import DataError
+
 BLANK = 0
 _FILE = "tokenizer.json"
 _MODEL_FILE = "tokenizer.model"
@@ -191,21 +193,20 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     """Reads what `Tokenizer.save` wrote.
 
     Raises:
-      FileNotFoundError: where the directory holds no tokenizer.
-      ValueError: where its files are damaged or belong to different tokenizers.
+      DataError: where the directory holds no tokenizer, or its files are damaged or belong to different tokenizers.
     """
     path = Path(directory) / _FILE
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: {directory} holds no tokenizer; make one with train_tokenizer")
+        raise DataError(f"{path} is missing: {directory} holds no tokenizer; make one with train_tokenizer")
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["kind"] == "char":
             return CharTokenizer("".join(saved["characters"]))
         tokenizer = SentencePieceTokenizer(saved["kind"], (path.parent / saved["model"]).read_bytes())
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a readable tokenizer ({error}); save it anew") from error
+        raise DataError(f"{path} is not a readable tokenizer ({error}); save it anew") from error
     if tokenizer.fingerprint != saved["fingerprint"]:
-        raise ValueError(f"{path} and {saved['model']} beside it belong to different tokenizers; save it anew")
+        raise DataError(f"{path} and {saved['model']} beside it belong to different tokenizers; save it anew")
     return tokenizer
 
 

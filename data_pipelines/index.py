@@ -1,0 +1,187 @@
+"""The index of prepared sets: what is known of every record without reading it.
+
+A prepared set is a folder:
+
+    <set>/meta.json              what the set is, where its records lie, a sha256 of each index file
+    <set>/index/<split>.parquet  row i describes record i: id, num_samples (16 kHz), text, speaker, language
+    <set>/<tfds_dir>/            the records, as TFDS writes them (ArrayRecord)
+
+An `Index` is one split of one or more sets laid end to end; a row's number in it is the `example_id` of a batch. Only
+the lengths are held in memory, so ten million rows cost 80 MB; the strings are read when they are asked for.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines.errors import DataError
+from data_pipelines.tokenizers import Tokenizer
+
+_LENGTH_COLUMN = "num_samples"
+_STRING_COLUMNS = ("id", "text", "speaker", "language")
+
+
+class IndexMismatchError(DataError):
+    """An index and the records or description beside it do not belong together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One split of one prepared set.
+
+    Attributes:
+      set_dir: folder of the prepared set.
+      split: name of the split.
+      records_dir: folder of the TFDS records.
+      num_rows: number of records.
+      sha256: digest of the index file.
+    """
+
+    set_dir: Path
+    split: str
+    records_dir: Path
+    num_rows: int
+    sha256: str
+
+    @property
+    def index_path(self) -> Path:
+        return self.set_dir / "index" / f"{self.split}.parquet"
+
+    def __str__(self) -> str:
+        return f"{self.set_dir.name}/{self.split}"
+
+    @property
+    def remedy(self) -> str:
+        """What to do where index and records disagree, for error messages."""
+        return _remedy(self.set_dir)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A string column of the index file, read from disk at every call."""
+        column = pq.read_table(self.index_path, columns=[name], memory_map=True).column(name)
+        return column.cast(pa.large_string())  # large: 10 million transcripts may pass 2 GB
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Index:
+    """Rows of one or more parts, laid end to end.
+
+    Attributes:
+      parts: where the rows come from, in order.
+      num_samples: int64 [rows], lengths of the audio in samples at 16 kHz.
+    """
+
+    parts: tuple[Part, ...]
+    num_samples: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.num_samples)
+
+    @functools.cached_property
+    def first_row(self) -> np.ndarray:
+        """int64 [parts + 1]: part p holds the rows from first_row[p] up to first_row[p + 1]."""
+        return np.cumsum([0] + [part.num_rows for part in self.parts])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of what the index says, wherever its files lie."""
+        return hashlib.sha256("\n".join(part.sha256 for part in self.parts).encode()).hexdigest()[:16]
+
+    def locate(self, row: int) -> tuple[Part, int]:
+        """The part that a row belongs to, and the number of its record there."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} is outside an index of {len(self)} rows")
+        number = int(np.searchsorted(self.first_row, row, side="right")) - 1
+        return self.parts[number], row - int(self.first_row[number])
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A string column (id, text, speaker or language) of all rows, read from disk at every call."""
+        if name not in _STRING_COLUMNS:
+            raise KeyError(f"an index has no string column {name!r}; it has {', '.join(_STRING_COLUMNS)}")
+        return pa.chunked_array([chunk for part in self.parts for chunk in part.column(name).chunks], pa.large_string())
+
+
+def read_index(set_dirs: Path | str | Sequence[Path | str], split: str) -> Index:
+    """Reads one split of prepared sets and checks each index file against its set's description.
+
+    Args:
+      set_dirs: folder of a prepared set, or several to lay end to end in this order.
+      split: "train", "dev" or "test".
+
+    Raises:
+      DataError: where a set or a split of it is missing.
+      IndexMismatchError: where an index file is not the one that its `meta.json` describes.
+    """
+    if isinstance(set_dirs, Path | str):
+        set_dirs = [set_dirs]
+    if not set_dirs:
+        raise ValueError("an index needs at least one prepared set")
+    parts, lengths = zip(*(_read_part(Path(set_dir), split) for set_dir in set_dirs), strict=True)
+    return Index(parts, np.concatenate(lengths))
+
+
+def token_lengths(index: Index, tokenizer: Tokenizer) -> np.ndarray:
+    """Token counts of every row, int32 [rows].
+
+    Encoding takes some 3 microseconds a sentence, and is done once: each part's counts are kept beside its index file,
+    under the fingerprints of the index and of the tokenizer (nothing is kept in a folder that cannot be written).
+    """
+    return np.concatenate([_part_token_lengths(part, tokenizer) for part in index.parts])
+
+
+def _part_token_lengths(part: Part, tokenizer: Tokenizer) -> np.ndarray:
+    cache = part.index_path.with_name(f"{part.split}.tokens-{part.sha256[:16]}-{tokenizer.fingerprint}.npy")
+    try:
+        lengths = np.load(cache, allow_pickle=False)
+        if lengths.shape == (part.num_rows,) and lengths.dtype == np.int32:
+            return lengths
+    except (OSError, ValueError, EOFError):
+        pass  # absent or cut short: make it anew
+    texts = (text for chunk in part.column("text").chunks for text in chunk.to_pylist())
+    lengths = np.fromiter((len(tokenizer.encode(text)) for text in texts), np.int32, part.num_rows)
+    _save_cache(cache, lengths)
+    return lengths
+
+
+def _save_cache(path: Path, array: np.ndarray) -> None:
+    """Writes a file whole or not at all; what cannot be written is made anew next time."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+
+
+def _remedy(set_dir: Path) -> str:
+    return f"prepare the set again: jax-speechlm prepare {set_dir.name}"
+
+
+def _read_part(set_dir: Path, split: str) -> tuple[Part, np.ndarray]:
+    meta_path, index_path = set_dir / "meta.json", set_dir / "index" / f"{split}.parquet"
+    remedy = _remedy(set_dir)
+    if not meta_path.exists():
+        raise DataError(f"{set_dir} is not a prepared data set ({meta_path.name} is missing); {remedy}")
+    try:
+        meta = json.loads(meta_path.read_text(encoding="utf-8"))
+        digests, tfds_dir = meta["index_sha256"], meta["tfds_dir"]
+    except (ValueError, KeyError) as error:
+        raise IndexMismatchError(f"{meta_path} is damaged ({error!r}); {remedy}") from error
+    if split not in digests:
+        raise DataError(f"{set_dir} has no split {split!r}; it has {', '.join(sorted(digests))}")
+    if not index_path.exists():
+        raise DataError(f"{index_path} is missing; {remedy}")
+    with index_path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != digests[split]:
+        raise IndexMismatchError(f"{index_path} is not the index that {meta_path} describes; {remedy}")
+    lengths = pq.read_table(index_path, columns=[_LENGTH_COLUMN]).column(_LENGTH_COLUMN).to_numpy().astype(np.int64)
+    return Part(set_dir, split, set_dir / tfds_dir, len(lengths), digest), lengths

@@ -1,0 +1,212 @@
+"""From a plan to batches: tf.data reads, decodes and pads what the plan names, in parallel and ahead of the step."""
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from data_pipelines.audio import decode_flac
+from data_pipelines.errors import DataError
+from data_pipelines.index import Index, IndexMismatchError
+from data_pipelines.plan import FILLER, Plan
+from data_pipelines.records import RecordReader
+from data_pipelines.speed import change_speed
+from data_pipelines.tokenizers import Tokenizer
+
+Batch: TypeAlias = dict[str, np.ndarray]
+"""One host's rows of a batch, B rows of S samples and U tokens (the shape of the plan's bucket):
+
+- `audio` int16 [B, S], 16 kHz, zeros after the end;
+- `audio_length` int32 [B], in samples;
+- `tokens` int32 [B, U], blanks (0) after the end; U is 0 without a tokenizer;
+- `token_length` int32 [B];
+- `example_id` int32 [B], row of the index, -1 in a filler row;
+- `weight` float32 [B], 1, or 0 in a filler row and where the record could not be decoded (lengths are 0 there too).
+"""
+
+_DTYPES = {
+    "audio": np.int16,
+    "audio_length": np.int32,
+    "tokens": np.int32,
+    "token_length": np.int32,
+    "example_id": np.int32,
+    "weight": np.float32,
+}
+
+
+def open_batches(
+    index: Index,
+    plan: Plan,
+    tokenizer: Tokenizer | None = None,
+    *,
+    host: int = 0,
+    num_hosts: int = 1,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    speeds: Sequence[float] = (1.0,),
+    parallel: int | None = None,
+    prefetch: int = 4,
+    max_bad: int = 100,
+) -> "Batches":
+    """Opens the batches of a plan from any step on.
+
+    Args:
+      index: rows that the plan was made from.
+      plan: what each step's batch holds.
+      tokenizer: makes `tokens` from the records' texts; None for audio alone.
+      host: number of this host; it reads its contiguous share of every batch's rows.
+      num_hosts: number of hosts.
+      start_step: first step; nothing before it is read.
+      num_steps: number of batches; None goes on without end.
+      speeds: speed factors that the plan was made with, see `speed.with_speeds`.
+      parallel: batches made at a time, each in a thread; the number of cores (8 at most) by default.
+      prefetch: finished batches that wait in memory.
+      max_bad: undecodable records to skip and count before the run stops.
+
+    Raises:
+      IndexMismatchError: where the records do not belong to the index.
+      ValueError: where the plan was made from other lengths, or does not divide among the hosts.
+    """
+    if plan.num_items != len(index) * len(speeds):
+        raise ValueError(
+            f"the plan has {plan.num_items} items, but {len(index)} rows at {len(speeds)} speeds make "
+            f"{len(index) * len(speeds)}; make it from with_speeds(index.num_samples, ..., speeds)"
+        )
+    for bucket in plan.buckets:
+        if bucket.batch_size % num_hosts:
+            raise ValueError(
+                f"batches of {bucket.batch_size} rows do not divide among {num_hosts} hosts; "
+                "make the plan with batch_multiple a multiple of the number of hosts"
+            )
+    assembler = _Assembler(index, plan, tokenizer, host, num_hosts, tuple(speeds), max_bad)
+    return Batches(assembler, start_step, num_steps, parallel or min(os.cpu_count() or 1, 8), prefetch)
+
+
+class Batches:
+    """Iterator of `Batch`; made by `open_batches`."""
+
+    def __init__(self, assembler: "_Assembler", start_step: int, num_steps: int | None, parallel: int, prefetch: int):
+        import tensorflow as tf  # takes seconds: only those who read batches pay
+
+        tf.config.set_visible_devices([], "GPU")  # the accelerators belong to JAX
+        steps = tf.data.Dataset.range(start_step, tf.int64.max if num_steps is None else start_step + num_steps)
+        dtypes = [tf.as_dtype(dtype) for dtype in _DTYPES.values()]
+        dataset = steps.map(
+            lambda step: tf.numpy_function(assembler.arrays, [step], dtypes),
+            num_parallel_calls=parallel,
+            deterministic=True,
+        ).prefetch(prefetch)
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        options.threading.private_threadpool_size = parallel + 1
+        self._assembler = assembler
+        self._iterator = dataset.with_options(options).as_numpy_iterator()
+
+    @property
+    def bad(self) -> int:
+        """Records skipped so far because they could not be decoded (those of batches read ahead included)."""
+        return len(self._assembler.bad)
+
+    @property
+    def bad_records(self) -> list[str]:
+        """What each of them was, and why."""
+        return list(self._assembler.bad.values())
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = dict(zip(_DTYPES, next(self._iterator), strict=True))
+        if not len(batch["weight"]):
+            raise self._assembler.error
+        return batch
+
+
+class _Assembler:
+    """Makes one host's share of the batch of any step; called from many threads."""
+
+    def __init__(
+        self,
+        index: Index,
+        plan: Plan,
+        tokenizer: Tokenizer | None,
+        host: int,
+        num_hosts: int,
+        speeds: tuple[float, ...],
+        max_bad: int,
+    ):
+        self._index, self._plan, self._tokenizer = index, plan, tokenizer
+        self._host, self._num_hosts, self._speeds = host, num_hosts, speeds
+        self._reader = RecordReader(index)
+        self._max_bad = max_bad
+        self._lock = threading.Lock()
+        self.bad: dict[int, str] = {}  # by row, so that a record met again in a later epoch counts once
+        self.error: Exception | None = None
+
+    def arrays(self, step: np.int64) -> list[np.ndarray]:
+        """The batch's arrays in the order of _DTYPES; without rows where it failed, and `error` says why.
+
+        An exception that went through tf.data would come out as a graph error with our message deep inside.
+        """
+        try:
+            return list(self._batch(int(step)).values())
+        except Exception as error:
+            self.error = self.error or error
+            return [np.zeros(0, dtype) for dtype in _DTYPES.values()]
+
+    def _batch(self, step: int) -> Batch:
+        planned = self._plan.batch(step)
+        bucket = self._plan.buckets[planned.bucket]
+        mine = planned.host_slice(self._host, self._num_hosts)
+        items, crop_at = planned.rows[mine], planned.crop_at[mine]
+        shapes = {"audio": (len(items), bucket.num_samples), "tokens": (len(items), bucket.num_tokens)}
+        batch = {name: np.zeros(shapes.get(name, len(items)), dtype) for name, dtype in _DTYPES.items()}
+        batch["example_id"][:] = np.where(items == FILLER, -1, items % len(self._index))
+        for place, item in enumerate(items):
+            if item != FILLER:
+                self._fill(batch, place, int(item), crop_at[place])
+        return batch
+
+    def _fill(self, batch: Batch, place: int, item: int, crop_at: float) -> None:
+        speed_number, row = divmod(item, len(self._index))
+        flac, text = self._reader.read(row)
+        try:
+            samples = decode_flac(flac)
+        except Exception as error:  # libsndfile's and the wrapper's kinds alike: the record is bad, not the run
+            self._skip(row, error)
+            return
+        if len(samples) != self._index.num_samples[row]:
+            part, number = self._index.locate(row)
+            raise IndexMismatchError(
+                f"record {number} of {part} has {len(samples)} samples, but {part.index_path} says "
+                f"{self._index.num_samples[row]}: the index does not match its records; {part.remedy}"
+            )
+        samples = change_speed(samples, self._speeds[speed_number])
+        length = min(len(samples), batch["audio"].shape[1])
+        start = int(crop_at * (len(samples) - length + 1))
+        batch["audio"][place, :length] = samples[start : start + length]
+        batch["audio_length"][place] = length
+        batch["weight"][place] = 1
+        if self._tokenizer is not None:
+            tokens = self._tokenizer.encode(text)
+            if len(tokens) > batch["tokens"].shape[1]:
+                part, number = self._index.locate(row)
+                raise IndexMismatchError(
+                    f"record {number} of {part} has {len(tokens)} tokens, more than the {batch['tokens'].shape[1]} of "
+                    "its bucket; make the plan from token_lengths(index, tokenizer) with this tokenizer"
+                )
+            batch["tokens"][place, : len(tokens)] = tokens
+            batch["token_length"][place] = len(tokens)
+
+    def _skip(self, row: int, error: Exception) -> None:
+        part, number = self._index.locate(row)
+        reason = getattr(error, "error_string", error)  # libsndfile's own words, without the address of a buffer
+        with self._lock:
+            self.bad[row] = f"record {number} of {part} in {part.records_dir}: {reason}"
+            if len(self.bad) > self._max_bad:
+                raise DataError(
+                    f"{len(self.bad)} records could not be decoded, more than max_bad={self._max_bad} allows; "
+                    f"the first: {next(iter(self.bad.values()))}; {part.remedy}"
+                )

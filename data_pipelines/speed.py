@@ -1,0 +1,37 @@
+"""Speed perturbation (Ko et al. 2015, "Audio augmentation for speech recognition"): pitch and tempo change together.
+
+It is done on the host, where an utterance is decoded anyway: a compiled step cannot change its shapes, and resampling
+costs about half of what decoding the FLAC does. The plan must know the new lengths, so a run with speeds trains on
+items, not rows: item `k * rows + r` is row r at `speeds[k]`. Lengths stay exact, nothing is padded to the slowest
+version, and as in the paper's recipe an epoch plays every utterance once at every speed.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import soxr
+
+
+def with_speeds(
+    num_samples: np.ndarray, token_lengths: np.ndarray | None, speeds: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Lengths of all items, [len(speeds) * rows], for the plan, from the lengths of all rows."""
+    lengths = np.concatenate([perturbed_length(num_samples, speed) for speed in speeds])
+    return lengths, None if token_lengths is None else np.tile(token_lengths, len(speeds))
+
+
+def perturbed_length(num_samples: np.ndarray | int, speed: float) -> np.ndarray:
+    """Lengths of audio played at `speed` times its speed, int64 in samples."""
+    if not speed > 0:
+        raise ValueError(f"a speed must be positive, got {speed}")
+    return np.ceil(np.asarray(num_samples) / speed).astype(np.int64)
+
+
+def change_speed(samples: np.ndarray, speed: float) -> np.ndarray:
+    """int16 [samples] resampled to int16 [perturbed_length(samples, speed)] at the same rate."""
+    if speed == 1:
+        return samples
+    changed = np.zeros(int(perturbed_length(len(samples), speed)), np.int16)
+    resampled = soxr.resample(samples, speed, 1.0, quality="MQ")[: len(changed)]
+    changed[: len(resampled)] = resampled  # the resampler may end a sample early
+    return changed
