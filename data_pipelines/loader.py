@@ -2,6 +2,7 @@
 
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -85,7 +86,7 @@ def open_batches(
 
 
 class Batches:
-    """Iterator of `Batch`; made by `open_batches`."""
+    """Iterator of `Batch`; made by `open_batches`. `close()` ends it early; the end of the program does so too."""
 
     def __init__(self, assembler: "_Assembler", start_step: int, num_steps: int | None, parallel: int, prefetch: int):
         import tensorflow as tf  # takes seconds: only those who read batches pay
@@ -102,7 +103,9 @@ class Batches:
         options.autotune.enabled = False
         options.threading.private_threadpool_size = parallel + 1
         self._assembler = assembler
-        self._iterator = dataset.with_options(options).as_numpy_iterator()
+        self._iterator = [dataset.with_options(options).as_numpy_iterator()]
+        # its threads run Python: they must be gone before the interpreter is, or the process aborts at exit
+        self.close = weakref.finalize(self, self._iterator.clear)
 
     @property
     def bad(self) -> int:
@@ -118,7 +121,9 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        batch = dict(zip(_DTYPES, next(self._iterator), strict=True))
+        if not self._iterator:
+            raise StopIteration
+        batch = dict(zip(_DTYPES, next(self._iterator[0]), strict=True))
         if not len(batch["weight"]):
             raise self._assembler.error
         return batch
