@@ -8,6 +8,7 @@ data seed and step. Each `<step>` folder is complete in itself and may be copied
 import base64
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,10 +102,13 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(_save_failed(self.directory, error)) from error
 
-    def restore(self, shapes: TrainState) -> Restored | None:
+    def restore(self, shapes: TrainState, check: Callable[[dict[str, Any]], None]) -> Restored | None:
         """The newest checkpoint that can be read, laid out as `shapes` says; None where there is none.
 
         A checkpoint that cannot be read is reported and the one before it is taken.
+
+        Args:
+          check: called with a checkpoint's `meta` before its arrays are read; raises where it is not to be continued.
 
         Raises:
           CheckpointError: there are checkpoints, but none of them can be read.
@@ -112,6 +116,7 @@ class Checkpoints:
         steps = self.steps
         for step in reversed(steps):
             try:
+                check(read_meta(self.directory / str(step)))
                 return read(self.directory / str(step), shapes)
             except CheckpointError as error:
                 log.error("%s Trying the checkpoint before it.", error)
@@ -147,8 +152,8 @@ def read(checkpoint: str | Path, shapes: Any = None) -> Restored:
       CheckpointError: the folder is not a complete checkpoint, or its arrays are not those of `shapes`.
     """
     checkpoint = Path(checkpoint).absolute()
+    meta = read_meta(checkpoint)
     try:
-        meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(checkpoint / "meta")
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             if shapes is None:
                 tree = reader.metadata(checkpoint / "state").item_metadata.tree
@@ -159,12 +164,17 @@ def read(checkpoint: str | Path, shapes: Any = None) -> Restored:
                 restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
                 args = ocp.args.PyTreeRestore(item=shapes, restore_args=restore_args, partial_restore=True)
                 state = reader.restore(checkpoint / "state", args=args)
-        return Restored(int(checkpoint.name) if checkpoint.name.isdigit() else meta["step"], state, meta)
     except Exception as error:  # Orbax, tensorstore and json each raise their own
-        raise CheckpointError(
-            f"{checkpoint}: cannot be read as a checkpoint ({type(error).__name__}: {_first_line(error)}). It is "
-            "damaged, half copied, or of another model."
-        ) from error
+        raise CheckpointError(_unreadable(checkpoint, error)) from error
+    return Restored(meta["step"], state, meta)
+
+
+def read_meta(checkpoint: str | Path) -> dict[str, Any]:
+    """The `meta` JSON of one `<step>` folder. Raises `CheckpointError` where it cannot be read."""
+    try:
+        return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(Path(checkpoint).absolute() / "meta")
+    except Exception as error:  # as in read
+        raise CheckpointError(_unreadable(Path(checkpoint), error)) from error
 
 
 def find(path: str | Path) -> Path:
@@ -206,6 +216,13 @@ def unpack_files(files: dict[str, str], directory: str | Path) -> None:
         if Path(name).name != name:
             raise CheckpointError(f"a checkpoint's tokenizer holds a file named {name!r}: refused")
         (Path(directory) / name).write_bytes(base64.b64decode(content))
+
+
+def _unreadable(checkpoint: Path, error: Exception) -> str:
+    return (
+        f"{checkpoint}: cannot be read as a checkpoint ({type(error).__name__}: {_first_line(error)}). It is damaged, "
+        "half copied, or of another model."
+    )
 
 
 def _save_failed(directory: Path, error: Exception) -> str:

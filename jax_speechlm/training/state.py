@@ -43,12 +43,14 @@ class Trainer(NamedTuple):
       init: `key -> TrainState`, already sharded.
       step: `(state, batch) -> (state, metrics)`; compiled once for each batch shape; gives up its state argument.
       evaluate: `(params, batch) -> metrics`; compiled once for each batch shape.
+      logits: `(params, batch) -> (logits [B, T, V], lengths [B])` where the objective spells; else None.
       shapes: abstract TrainState with shardings: the target of a restore, and the input of planning.
     """
 
     init: Callable[[jax.Array], TrainState]
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     evaluate: Callable[[Params, Batch], Metrics]
+    logits: Callable[[Params, Batch], tuple[Array, Array]] | None
     shapes: TrainState
 
 
@@ -115,7 +117,8 @@ def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, see
             "learning_rate": (jnp.asarray(schedule(state.step - state.skipped), jnp.float32), one),
             "skipped_in_a_row": (in_a_row.astype(jnp.float32), one),
         }
-        state = TrainState(state.step + 1, join(trainable, frozen), opt_state, ema, state.skipped + bad, in_a_row)
+        params = overlay(state.params, trainable)
+        state = TrainState(state.step + 1, params, opt_state, ema, state.skipped + bad, in_a_row)
         return state, metrics
 
     def evaluate(params: Params, batch: Batch) -> Metrics:
@@ -128,6 +131,8 @@ def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, see
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, everywhere), donate_argnums=0),
         evaluate=jax.jit(evaluate, in_shardings=(shardings.params, rows), out_shardings=everywhere),
+        logits=objective.logits
+        and jax.jit(objective.logits, in_shardings=(shardings.params, rows), out_shardings=everywhere),
         shapes=shapes,
     )
 

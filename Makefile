@@ -1,0 +1,52 @@
+# `make demo` shows the whole thing on real speech; `make test` checks it. Both do their own set-up.
+PYTHON ?= python3
+VENV ?= $(if $(filter $(PYTHON),python3),.venv,.venv-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+# A CPU build of this version runs the comparisons; any torch >= 2.9 does.
+TORCH ?= torch==2.13.0
+
+.PHONY: help demo test test-parity lint format golden clean
+
+help:
+	@echo "make demo         fetch speech, pretrain, finetune, evaluate: one table at the end (20 minutes on 2 cores)"
+	@echo "make test         set up and run the tests"
+	@echo "make test-parity  install torch and transformers, run the live comparisons"
+	@echo "make lint         ruff, check only;  make format  ruff, fix"
+	@echo "make golden       write the golden arrays again (needs what test-parity installs)"
+	@echo "PYTHON=python3.12 chooses the interpreter; each has its own virtual environment"
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make ... PYTHON=python3.11")'
+	@$(PYTHON) -c 'import venv, ensurepip' || { echo "The venv module is missing: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.installed
+	$(BIN)/pip install --quiet '$(TORCH)'
+	$(BIN)/pip install --quiet --editable '.[dev,parity]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python scripts/demo.py
+
+test: $(VENV)/.installed
+	$(BIN)/pytest -m "not parity" $(PYTEST_ARGS)
+
+test-parity: $(VENV)/.parity
+	$(BIN)/pytest -m parity $(PYTEST_ARGS)
+
+golden: $(VENV)/.parity
+	for script in tests/golden/make_*.py; do $(BIN)/python $$script; done
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .venv-* build *.egg-info

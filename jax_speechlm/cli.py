@@ -1,0 +1,210 @@
+"""`jax-speechlm VERB`: every command of the project, each a thin layer over a function that also runs from Python."""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+
+class Verb(NamedTuple):
+    """One command: the function that runs it, what it does, and an example."""
+
+    run: str
+    summary: str
+    example: str
+
+
+VERBS = {
+    "prepare": Verb(
+        "jax_speechlm.cli:prepare",
+        "fetch or read speech and write it as a data set",
+        "jax-speechlm prepare asterisk-en queen-en    |    jax-speechlm prepare --manifest my.jsonl",
+    ),
+    "train-tokenizer": Verb(
+        "jax_speechlm.cli:train_tokenizer",
+        "train a character or SentencePiece tokenizer on transcripts",
+        "jax-speechlm train-tokenizer --sets queen-en --kind unigram --vocab-size 500 --out data/unigram-500",
+    ),
+    "pretrain": Verb(
+        "jax_speechlm.cli:pretrain",
+        "train an encoder on audio alone",
+        "jax-speechlm pretrain --config demo_pretrain --run-dir runs/pretrain --num-steps 2000",
+    ),
+    "finetune": Verb(
+        "jax_speechlm.cli:finetune",
+        "train on transcripts, from a pretrained encoder or from scratch",
+        "jax-speechlm finetune --config demo_finetune --from runs/pretrain --run-dir runs/finetune",
+    ),
+    "eval": Verb(
+        "jax_speechlm.cli:evaluate",
+        "measure the WER of a checkpoint on a data set",
+        "jax-speechlm eval runs/finetune --sets asterisk-en --split test",
+    ),
+    "compare": Verb(
+        "jax_speechlm.cli:compare",
+        "paired bootstrap between two evaluations",
+        "jax-speechlm compare runs/a/eval/report.json runs/b/eval/report.json",
+    ),
+    "transcribe": Verb(
+        "jax_speechlm.cli:transcribe",
+        "turn audio files into text",
+        "jax-speechlm transcribe runs/finetune interview.mp3 --format json",
+    ),
+    "configs": Verb("jax_speechlm.cli:list_configs", "list the experiments that ship", "jax-speechlm configs"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit status: 0 done, 1 an error that the user can mend, 2 a wrong command line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    verb = VERBS.get(argv[0])
+    if verb is None:
+        print(f"jax-speechlm has no command {argv[0]!r}.\n\n{_help()}", file=sys.stderr)
+        return 2
+    module, function = verb.run.split(":")
+    try:
+        getattr(importlib.import_module(module), function)(argv[1:], prog=f"jax-speechlm {argv[0]}")
+    except _user_errors() as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _help() -> str:
+    rows = [f"  {name:<16} {verb.summary}\n  {'':<16}   $ {verb.example}" for name, verb in VERBS.items()]
+    return (
+        "jax-speechlm: pretrain, finetune and evaluate speech models in JAX\n\nusage: jax-speechlm COMMAND ...\n\n"
+        + "\n".join(rows)
+        + "\n\n`jax-speechlm COMMAND --help` explains every option of a command."
+    )
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """The errors whose message tells a user what to do; anything else is a bug and keeps its traceback."""
+    from data_pipelines.errors import DataError
+    from jax_speechlm.training.checkpoints import CheckpointError
+    from jax_speechlm.training.loop import TrainingStopped
+
+    return (DataError, CheckpointError, TrainingStopped, FileNotFoundError, ValueError)
+
+
+def pretrain(argv: Sequence[str], prog: str) -> None:
+    _train(argv, prog, "demo_pretrain")
+
+
+def finetune(argv: Sequence[str], prog: str) -> None:
+    _train(argv, prog, "demo_finetune")
+
+
+def _train(argv: Sequence[str], prog: str, default_config: str) -> None:
+    import tyro
+
+    from jax_speechlm import configs
+    from jax_speechlm.experiment import Experiment, Start
+    from jax_speechlm.training.loop import train
+
+    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "--config", default=default_config, help="a shipped experiment, or a .py or .json file (default: %(default)s)"
+    )
+    parser.add_argument("--run-dir", help="where checkpoints and logs go (default: runs/<config>)")
+    parser.add_argument("--from", dest="start", help="take the encoder over from this run or checkpoint")
+    known, rest = parser.parse_known_args(argv)
+    if {"-h", "--help"} & set(rest):
+        print(parser.format_help(), "\nEvery setting of the experiment is an option too:\n")
+    experiment = configs.load(known.config)
+    if known.start:
+        experiment = experiment.replace(start=Start(checkpoint=known.start))
+    experiment = tyro.cli(
+        Experiment,
+        prog=prog,
+        default=experiment,
+        args=rest,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+    run_dir = Path(known.run_dir or Path("runs") / Path(known.config).stem)
+    result = train(experiment, run_dir)
+    figures = "  ".join(f"{name} {value:.4g}" for name, value in result.dev.items())
+    print(
+        f"{result.step} steps in {result.minutes:.1f} minutes, {result.audio_hours:.2f} hours of audio. dev: {figures}\n"
+        f"checkpoints: {run_dir / 'checkpoints'}   logs: tensorboard --logdir {run_dir / 'tensorboard'}"
+    )
+
+
+def list_configs(argv: Sequence[str], prog: str) -> None:
+    from jax_speechlm import configs
+
+    argparse.ArgumentParser(prog=prog, description="Lists the experiments that ship.").parse_args(argv)
+    for name in configs.names():
+        print(f"{name:<24} {configs.summary(name)}")
+
+
+def prepare(argv: Sequence[str], prog: str) -> None:
+    from data_pipelines import prepare as preparation
+
+    preparation.main(argv, prog)
+
+
+def train_tokenizer(argv: Sequence[str], prog: str) -> None:
+    import tyro
+
+    def run(
+        sets: tuple[str, ...],
+        out: Path,
+        kind: Literal["char", "unigram", "bpe"] = "unigram",
+        vocab_size: int = 500,
+        data_dir: Path = Path("data"),
+    ) -> None:
+        """Trains a tokenizer on the transcripts of prepared training splits.
+
+        Args:
+          sets: names of prepared data sets.
+          out: folder to write; give it to training as --data.tokenizer.
+          kind: single characters, or SentencePiece pieces by a unigram model or byte pairs.
+          vocab_size: number of tokens, the CTC blank included; characters take what the text has.
+          data_dir: folder of the prepared data sets.
+        """
+        from data_pipelines import index, tokenizers
+
+        texts = index.read_index([data_dir / name for name in sets], "train").column("text").to_pylist()
+        tokenizer = tokenizers.train_tokenizer(texts, kind, None if kind == "char" else vocab_size, out)
+        print(f"{out}: {tokenizer.kind} tokenizer with {tokenizer.vocab_size} ids from {len(texts)} transcripts")
+
+    tyro.cli(run, prog=prog, args=argv)
+
+
+def evaluate(argv: Sequence[str], prog: str) -> None:
+    import tyro
+
+    from jax_speechlm.evaluation.recognition import evaluate_run
+
+    tyro.cli(evaluate_run, prog=prog, args=argv, config=(tyro.conf.FlagConversionOff,))
+
+
+def compare(argv: Sequence[str], prog: str) -> None:
+    import tyro
+
+    from jax_speechlm.evaluation.report import compare_files
+
+    tyro.cli(compare_files, prog=prog, args=argv)
+
+
+def transcribe(argv: Sequence[str], prog: str) -> None:
+    import tyro
+
+    from jax_speechlm.recognizer import transcribe_files
+
+    tyro.cli(transcribe_files, prog=prog, args=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

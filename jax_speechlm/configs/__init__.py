@@ -1,0 +1,39 @@
+"""Named experiments, one module each: `config()` returns an `Experiment`, the docstring is its lab notebook."""
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+
+from jax_speechlm.experiment import Experiment
+
+
+def names() -> list[str]:
+    """The names of the experiments that ship with the package."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> Experiment:
+    """An experiment by name, or from a user's own file: `.py` with a `config()`, or `.json`.
+
+    Raises:
+      ValueError: there is no such experiment; the message names the nearest.
+    """
+    if name.endswith(".json"):
+        return Experiment.from_json(Path(name).read_bytes())
+    if name.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.config()
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.3)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"no experiment is named {name!r}. {hint}There are: {', '.join(names())}; or give a file.")
+    return importlib.import_module(f"{__name__}.{name}").config()
+
+
+def summary(name: str) -> str:
+    """The first line of an experiment's docstring."""
+    return importlib.import_module(f"{__name__}.{name}").__doc__.splitlines()[0]

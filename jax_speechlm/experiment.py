@@ -1,0 +1,112 @@
+"""An experiment: everything that decides a run's result, in one frozen record."""
+
+from typing import Annotated
+
+import pydantic
+
+from jax_speechlm.config import Config
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.objectives.best_rq import BestRQ
+from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.training.optimizers import Optimizer
+
+Objective = Annotated[BestRQ | CTC, pydantic.Field(discriminator="kind")]
+
+
+class Speech(Config):
+    """Which prepared data sets to train on, and how their utterances become batches.
+
+    Attributes:
+      sets: names of prepared data sets; their "train" splits are one data set.
+      dev_sets: sets whose "dev" splits validate; empty is the same as `sets`.
+      data_dir: folder of the prepared data sets.
+      tokenizer: folder of a trained tokenizer; None takes the characters of the training transcripts.
+      seconds_per_batch: padded audio of one global batch.
+      num_buckets: static batch shapes, hence compiled programs.
+      batch_multiple: every global batch size is a multiple of it: the data shards must divide it.
+      min_seconds, max_seconds: utterances outside are dropped, and counted.
+      max_crop: share of an utterance that a pass may leave out to fit a shorter bucket; training on audio alone only.
+      shortest_first_epochs: epochs that go from short utterances to long ones before shuffling begins.
+      speeds: factors of speed perturbation; one is drawn for each utterance and epoch.
+    """
+
+    sets: tuple[str, ...]
+    dev_sets: tuple[str, ...] = ()
+    data_dir: str = "data"
+    tokenizer: str | None = None
+    seconds_per_batch: pydantic.PositiveFloat = 120.0
+    num_buckets: pydantic.PositiveInt = 8
+    batch_multiple: pydantic.PositiveInt = 8
+    min_seconds: pydantic.NonNegativeFloat = 0.3
+    max_seconds: pydantic.PositiveFloat = 30.0
+    max_crop: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+    shortest_first_epochs: pydantic.NonNegativeInt = 0
+    speeds: tuple[float, ...] = (1.0,)
+
+
+class Start(Config):
+    """Initial parameters from another run.
+
+    Attributes:
+      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
+      groups: path prefixes to take over, such as ("encoder",); empty takes every parameter.
+    """
+
+    checkpoint: str
+    groups: tuple[str, ...] = ("encoder",)
+
+
+class Cadence(Config):
+    """How often things happen, in steps. Changes nothing about the parameters a run ends with.
+
+    Attributes:
+      log_every: between lines of the JSONL and TensorBoard logs.
+      eval_every: between validations; the last step always validates.
+      checkpoint_every: between checkpoints; the last step always saves.
+      keep_last, keep_best: checkpoints kept: the newest, and those that validated best.
+      profile_steps: (first, last) step of a `jax.profiler` trace, or None.
+    """
+
+    log_every: pydantic.PositiveInt = 20
+    eval_every: pydantic.PositiveInt = 500
+    checkpoint_every: pydantic.PositiveInt = 500
+    keep_last: pydantic.PositiveInt = 2
+    keep_best: pydantic.NonNegativeInt = 1
+    profile_steps: tuple[int, int] | None = None
+
+
+class Experiment(Config):
+    """One training run.
+
+    Attributes:
+      num_steps: optimizer steps.
+      seed: names the batches, the augmentation and the initial parameters.
+      start: take parameters over from another run; None starts from scratch.
+      max_bad_steps: a run stops after so many steps in a row whose loss or gradient is not finite.
+    """
+
+    data: Speech
+    objective: Objective
+    frontend: FrontEnd = FrontEnd()
+    model: ConformerConfig
+    optimizer: Optimizer = Optimizer()
+    num_steps: pydantic.PositiveInt = 1000
+    seed: pydantic.NonNegativeInt = 0
+    start: Start | None = None
+    max_bad_steps: pydantic.PositiveInt = 20
+    mesh: MeshShape = MeshShape()
+    cadence: Cadence = Cadence()
+
+
+def differences(first: Experiment, second: Experiment) -> list[str]:
+    """The dotted names of settings that differ and that decide a run's result; `cadence` and `mesh` do not."""
+    ignored = {"cadence", "mesh"}
+
+    def walk(a, b, prefix: str) -> list[str]:
+        if isinstance(a, dict) and isinstance(b, dict):
+            return [name for key in a | b for name in walk(a.get(key), b.get(key), f"{prefix}.{key}")]
+        return [] if a == b else [prefix.lstrip(".")]
+
+    return walk(first.model_dump(exclude=ignored), second.model_dump(exclude=ignored), "")

@@ -1,0 +1,146 @@
+"""A trained checkpoint, ready to turn audio into text."""
+
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+from jaxtyping import Int16
+
+from data_pipelines import audio, plan, tokenizers
+from jax_speechlm.decoding.greedy import greedy
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.models.functional import Params
+from jax_speechlm.objectives.base import Batch
+from jax_speechlm.training import checkpoints as ckpt
+
+_PAUSE_SECONDS = 0.2  # what counts as a place to cut a long recording
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript:
+    """What was heard in one file; `error` says why nothing could be, and is None otherwise."""
+
+    file: str
+    text: str
+    seconds: float
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognizer:
+    """A checkpoint's model, front end and tokenizer. All that `load` needs is the checkpoint's path."""
+
+    checkpoint: Path
+    step: int
+    experiment: Experiment
+    tokenizer: tokenizers.Tokenizer
+    params: Params
+    _logits: Callable[[Params, Batch], tuple[jax.Array, jax.Array]]
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Recognizer":
+        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
+
+        Raises:
+          CheckpointError: there is no readable checkpoint, or its model was not trained to spell.
+        """
+        checkpoint = ckpt.find(path)
+        params, meta = ckpt.read_params(checkpoint)
+        experiment = Experiment.model_validate(meta["experiment"])
+        if not meta["tokenizer"]:
+            raise ckpt.CheckpointError(
+                f"{checkpoint}: was trained by {experiment.objective.kind}, which gives no text. Finetune it first: "
+                f"jax-speechlm finetune --from {path}"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            ckpt.unpack_files(meta["tokenizer"], folder)
+            tokenizer = tokenizers.load_tokenizer(folder)
+        objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer.vocab_size)
+        params = jax.device_put(params)
+        return cls(checkpoint, meta["step"], experiment, tokenizer, params, jax.jit(objective.logits))
+
+    def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
+        """The text of every row of the batches, by `example_id`; filler rows are left out."""
+        texts = {}
+        for batch in batches:
+            spelled = greedy(*jax.device_get(self._logits(self.params, batch)))
+            for row, example in enumerate(batch["example_id"]):
+                if example >= 0:
+                    texts[int(example)] = self.tokenizer.decode(spelled[row])
+        return texts
+
+    def transcribe(self, files: Sequence[str | Path], *, max_seconds: float = 30.0) -> Iterator[Transcript]:
+        """Transcribes audio files of any format, rate, length and number of channels, in order.
+
+        A recording longer than `max_seconds` is cut at its quietest places and its parts' texts are joined. A file that
+        cannot be read gives a `Transcript` with an error and does not stop the others.
+        """
+        for file in files:
+            try:
+                samples = audio.decode(file)
+            except audio.AudioError as error:
+                yield Transcript(str(file), "", 0.0, str(error))
+                continue
+            parts = list(cut_at_pauses(samples, max_seconds))
+            texts = self.recognize(self._batches(parts))
+            text = " ".join(texts[number] for number in range(len(parts)))
+            yield Transcript(str(file), " ".join(text.split()), len(samples) / audio.SAMPLE_RATE)
+
+    def _batches(self, parts: list[Int16[np.ndarray, "..."]]) -> Iterator[Batch]:
+        lengths = np.array([len(part) for part in parts])
+        # Coarse shapes, so that many files of like length share one compiled program.
+        planned = plan.make_eval_plan(lengths, seconds_per_batch=60.0, batch_multiple=1, frame_samples=2 * 16_000)
+        for step in range(planned.steps_per_epoch):
+            rows = planned.batch(step).rows
+            bucket = planned.buckets[planned.batch(step).bucket]
+            batch = {
+                "audio": np.zeros((len(rows), bucket.num_samples), np.int16),
+                "audio_length": np.where(rows >= 0, lengths[rows], 0).astype(np.int32),
+                "example_id": rows.astype(np.int32),
+                "weight": (rows >= 0).astype(np.float32),
+            }
+            for place, row in enumerate(rows):
+                if row >= 0:
+                    batch["audio"][place, : lengths[row]] = parts[row]
+            yield batch
+
+
+def cut_at_pauses(samples: Int16[np.ndarray, " samples"], max_seconds: float) -> Iterator[Int16[np.ndarray, "..."]]:
+    """Cuts a recording into parts of at most `max_seconds`, each at the quietest place of its second half."""
+    limit, pause = int(max_seconds * audio.SAMPLE_RATE), int(_PAUSE_SECONDS * audio.SAMPLE_RATE)
+    while len(samples) > limit:
+        energy = np.cumsum(samples[limit // 2 : limit].astype(np.float64) ** 2)
+        cut = limit // 2 + int((energy[pause:] - energy[:-pause]).argmin()) + pause // 2
+        yield samples[:cut]
+        samples = samples[cut:]
+    yield samples
+
+
+def transcribe_files(
+    checkpoint: Path, files: tuple[Path, ...], format: Literal["text", "json"] = "text", max_seconds: float = 30.0
+) -> None:
+    """Turns audio files into text. Any format, sample rate, length and number of channels.
+
+    Args:
+      checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
+      files: the audio files.
+      format: "text" prints a line a file; "json" prints JSON lines with the file, its seconds, text and error.
+      max_seconds: longer recordings are cut at pauses into parts of at most this length.
+    """
+    recognizer, failed = Recognizer.load(checkpoint), 0
+    for transcript in recognizer.transcribe(files, max_seconds=max_seconds):
+        failed += transcript.error is not None
+        if format == "json":
+            print(json.dumps(dataclasses.asdict(transcript), ensure_ascii=False), flush=True)
+        elif transcript.error is None:
+            print(f"{transcript.file}\t{transcript.text}" if len(files) > 1 else transcript.text, flush=True)
+        else:
+            print(f"error: {transcript.error}", file=sys.stderr)
+    if failed:
+        raise audio.DataError(f"{failed} of {len(files)} files could not be transcribed")

@@ -1,0 +1,252 @@
+"""The one training loop: it serves every objective."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jax_speechlm.experiment import Experiment, Start, differences
+from jax_speechlm.objectives.base import Objective
+from jax_speechlm.parallel import hardware
+from jax_speechlm.parallel import mesh as meshes
+from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.optimizers import overlay, paths, select
+from jax_speechlm.training.reporting import Meter, Reporter
+from jax_speechlm.training.source import Source
+from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer
+from jax_speechlm.training.validation import validate
+
+log = logging.getLogger(__name__)
+
+_TRAIN_TO_FORWARD = 3.0  # a backward pass costs two forward passes
+
+
+class TrainingStopped(Exception):
+    """Training cannot go on; the message says why and what is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+      step: steps done; fewer than the experiment's where a signal stopped the run.
+      minutes: wall time of this call.
+      audio_hours: audio that this call trained on, padding excluded, repeats included.
+      train: the last logged training figures.
+      dev: the last validation figures.
+      compiles: programs compiled for the train step.
+    """
+
+    step: int
+    minutes: float
+    audio_hours: float
+    train: dict[str, float]
+    dev: dict[str, float]
+    compiles: int
+
+
+def train(experiment: Experiment, run_dir: str | Path, source: Source | None = None) -> Result:
+    """Runs an experiment to its end, from its newest checkpoint where there is one.
+
+    `run_dir` receives `config.json`, `checkpoints/`, `metrics.jsonl` and `tensorboard/`. SIGTERM and SIGINT save a
+    checkpoint and return early; the same call continues the run exactly.
+
+    Args:
+      source: where batches come from; None opens `experiment.data`.
+
+    Raises:
+      TrainingStopped: `max_bad_steps` steps in a row were not finite, or the run's directory belongs to another run.
+      CheckpointError: a checkpoint cannot be read or written.
+    """
+    began = time.perf_counter()
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    source = source or Source.open(experiment)
+    objective = experiment.objective.build(experiment.model, experiment.frontend, source.vocab_size)
+    mesh = meshes.make_mesh(experiment.mesh)
+    cadence = experiment.cadence
+    meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": source.tokenizer_files}
+    meta |= {"plan": source.plan.fingerprint}
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        trainer = make_trainer(objective, experiment.optimizer, experiment.num_steps, experiment.seed, mesh)
+        checkpoints = ckpt.Checkpoints(run_dir, keep_last=cadence.keep_last, keep_best=cadence.keep_best)
+        stack.callback(checkpoints.close)
+        state, first_step = _initial_state(experiment, trainer, checkpoints, meta)
+        (run_dir / "config.json").write_text(experiment.model_dump_json(indent=1))
+        reporter = stack.enter_context(Reporter(run_dir, run_dir.name, first_step, experiment.num_steps))
+        reporter.say(_describe(experiment, trainer, source, mesh, first_step))
+        stop = stack.enter_context(_catch_signals())
+
+        meter = Meter(hardware.peak_flops(jax.devices()))
+        batches = source.batches(first_step, experiment.num_steps)
+        audio_samples, train_figures, dev_figures = 0, {}, {}
+        pending, step = None, first_step
+        while step < experiment.num_steps and not stop:
+            _profile(cadence.profile_steps, step, run_dir)
+            with meter.waiting_for_input():
+                batch = next(batches)
+            state, metrics = trainer.step(state, meshes.shard_batch(mesh, batch))
+            step += 1
+            if step == first_step + 1:
+                jax.block_until_ready(metrics)
+                reporter.write(step, "start", {"seconds_to_first_step": time.perf_counter() - began})
+            audio_samples += _count(meter, objective, source, step - 1, batch)
+            # The step before this one has finished or is finishing; reading it does not hold this one up.
+            if pending is not None:
+                _watch(experiment, meter.add(pending), reporter, checkpoints)
+            pending = metrics
+            reporter.advance(step)
+            last = step == experiment.num_steps
+            if step % cadence.log_every == 0 or last:
+                _watch(experiment, meter.add(pending), reporter, checkpoints)
+                pending = None
+                train_figures = meter.take() | {"skipped_steps": float(state.skipped)}
+                reporter.write(step, "train", train_figures)
+                if objective.alarm and (warning := objective.alarm(train_figures)):
+                    reporter.say(f"[yellow]{warning}")
+            evaluated = step % cadence.eval_every == 0 or last
+            if evaluated:
+                dev_figures = validate(trainer, eval_params(state), source, mesh)
+                reporter.write(step, "dev", dev_figures)
+            if step % cadence.checkpoint_every == 0 or last:
+                checkpoints.save(step, state, meta | {"step": step}, dev_figures if evaluated else None)
+        if stop and step < experiment.num_steps:
+            checkpoints.save(step, state, meta | {"step": step})
+            reporter.say(f"{stop[0]} received: saved step {step}. The same command goes on from there.")
+        checkpoints.wait()
+        compiles = trainer.step._cache_size()
+    return Result(
+        step, (time.perf_counter() - began) / 60, audio_samples / 16_000 / 3600, train_figures, dev_figures, compiles
+    )
+
+
+def _initial_state(
+    experiment: Experiment, trainer: Trainer, checkpoints: ckpt.Checkpoints, meta: dict
+) -> tuple[TrainState, int]:
+    """(state, first step): the newest checkpoint, or fresh parameters with what `experiment.start` takes over."""
+
+    def check(saved: dict) -> None:
+        other = differences(Experiment.model_validate(saved["experiment"]), experiment)
+        if other:
+            raise TrainingStopped(
+                f"{checkpoints.directory.parent} holds a run with other settings ({', '.join(other)}). Give this "
+                "experiment another --run-dir, or remove that folder."
+            )
+        if saved["plan"] != meta["plan"]:
+            raise TrainingStopped(
+                f"{checkpoints.directory.parent}: the data sets have changed since this run began, so its batches "
+                "cannot be continued. Restore the data, or start again in another --run-dir."
+            )
+
+    restored = checkpoints.restore(trainer.shapes, check)
+    if restored:
+        return restored.state, restored.step
+    state = trainer.init(jax.random.key(experiment.seed))
+    if experiment.start:
+        params = _take_over(experiment.start, state.params)
+        ema = overlay(state.ema, select(params, tuple(paths(state.ema)))) if state.ema else {}
+        state = state._replace(params=params, ema=ema)
+    return state, 0
+
+
+def _take_over(start: Start, params):
+    """`params` with the groups that `start` names read from its checkpoint, resharded to this mesh."""
+    path = ckpt.find(start.checkpoint)
+    loaded, _ = ckpt.read_params(path)
+    wanted = select(params, start.groups) if start.groups else params
+    if not wanted:
+        raise ckpt.CheckpointError(f"start.groups {start.groups} names nothing in this model: {sorted(params)}")
+    missing = sorted(set(paths(wanted)) - set(paths(loaded)))
+    if missing:
+        raise ckpt.CheckpointError(f"{path}: has no {', '.join(missing[:5])}; start.groups asks for {start.groups}")
+
+    def place(path_, here, there):
+        if here.shape != there.shape:
+            name = jax.tree_util.keystr(path_, simple=True, separator="/")
+            raise ckpt.CheckpointError(
+                f"{path}: {name} has shape {there.shape}, this model needs {here.shape}. Use the model and front end "
+                "of that checkpoint, or take over fewer start.groups."
+            )
+        return jax.device_put(np.asarray(there, here.dtype), here.sharding)
+
+    found = select(loaded, tuple(paths(wanted)))
+    return overlay(params, jax.tree_util.tree_map_with_path(place, wanted, found))
+
+
+def _watch(
+    experiment: Experiment, step_means: dict[str, float], reporter: Reporter, checkpoints: ckpt.Checkpoints
+) -> None:
+    """Stops a run whose steps are no longer finite, keeping what is saved."""
+    in_a_row = int(step_means["skipped_in_a_row"])
+    if in_a_row:
+        reporter.say(f"[yellow]skipped a step whose loss or gradient is not finite ({in_a_row} in a row)")
+    if in_a_row >= experiment.max_bad_steps:
+        checkpoints.wait()
+        kept = f"step {checkpoints.steps[-1]} is kept" if checkpoints.steps else "none was saved yet"
+        raise TrainingStopped(
+            f"{in_a_row} steps in a row had a loss or gradient that is not finite. The last good checkpoint: {kept} in "
+            f"{checkpoints.directory}. Lower optimizer.schedule.peak, or look at the data of these steps."
+        )
+
+
+def _count(meter: Meter, objective: Objective, source: Source, step: int, batch: dict[str, np.ndarray]) -> int:
+    """Tells the meter of one batch; returns its samples of real audio (on all hosts, from this host's share)."""
+    bucket = source.plan.buckets[source.plan.batch(step).bucket]
+    samples = int(batch["audio_length"].sum()) * jax.process_count()
+    flops = objective.forward_flops(bucket.num_samples, bucket.batch_size) if objective.forward_flops else 0.0
+    meter.count(samples, bucket.num_samples * bucket.batch_size, _TRAIN_TO_FORWARD * flops)
+    return samples
+
+
+def _describe(experiment: Experiment, trainer: Trainer, source: Source, mesh, first_step: int) -> str:
+    count = sum(leaf.size for leaf in jax.tree.leaves(trainer.shapes.params))
+    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "1 device"
+    begin = f"resuming at step {first_step}" if first_step else f"seed {experiment.seed}"
+    return (
+        f"{experiment.objective.kind} on {', '.join(experiment.data.sets)}: {count / 1e6:.2f} M parameters, {shape}, "
+        f"{experiment.num_steps} steps, {begin}\n{source.plan.describe()}"
+    )
+
+
+def _profile(profile_steps: tuple[int, int] | None, step: int, run_dir: Path) -> None:
+    if profile_steps is None:
+        return
+    if step == profile_steps[0]:
+        jax.profiler.start_trace(str(run_dir / "tensorboard"))
+    elif step == profile_steps[1]:
+        jax.profiler.stop_trace()
+
+
+@contextlib.contextmanager
+def _catch_signals() -> Iterator[list[str]]:
+    """A list that SIGTERM or SIGINT puts its name into, so that the loop ends at a whole step."""
+    received: list[str] = []
+
+    def note(number, frame):
+        del frame
+        received.append(signal.Signals(number).name)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: whoever runs that thread handles its signals
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def load_experiment(run_dir: str | Path) -> Experiment:
+    """The experiment of a run's directory."""
+    return Experiment.model_validate(json.loads((Path(run_dir) / "config.json").read_text()))

@@ -1,0 +1,150 @@
+"""What a run tells its user: a progress bar, `metrics.jsonl` and TensorBoard, from the same numbers."""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import jax
+import tensorboard.summary
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jax_speechlm.objectives.base import Metrics
+
+SAMPLE_RATE = 16_000
+
+
+class Meter:
+    """Adds up one logging interval: metrics, audio, arithmetic, and where the time went.
+
+    Metrics stay on the device until a later step has been dispatched, so that reading them never makes it wait.
+    """
+
+    def __init__(self, peak_flops: float):
+        """
+        Args:
+          peak_flops: FLOP/s of all devices together, the reference of MFU.
+        """
+        self._peak_flops = peak_flops
+        self._reset()
+
+    def _reset(self) -> None:
+        self._totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._began = time.perf_counter()
+        self._waited = self._audio_seconds = self._padded_seconds = self._flops = self._useful_flops = 0.0
+
+    @contextmanager
+    def waiting_for_input(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    def add(self, metrics: Metrics) -> dict[str, float]:
+        """Reads one step's metrics from the device and adds them up; returns this step's means."""
+        values = jax.device_get(metrics)
+        for name, (total, weight) in values.items():
+            self._totals[name][0] += float(total)
+            self._totals[name][1] += float(weight)
+        return means(values)
+
+    def count(self, audio_samples: int, padded_samples: int, flops: float) -> None:
+        """One batch's true and padded samples, and the FLOPs of its training step at its padded shape."""
+        self._audio_seconds += audio_samples / SAMPLE_RATE
+        self._padded_seconds += padded_samples / SAMPLE_RATE
+        self._flops += flops
+        self._useful_flops += flops * audio_samples / max(1, padded_samples)
+
+    def take(self) -> dict[str, float]:
+        """The interval's figures; the next interval begins."""
+        seconds = time.perf_counter() - self._began
+        figures = means(self._totals) | {
+            "audio_seconds_per_second": self._audio_seconds / seconds,
+            "input_wait_share": self._waited / seconds,
+            "padding_share": 1 - self._audio_seconds / max(self._padded_seconds, 1e-9),
+            "mfu": self._flops / seconds / self._peak_flops,
+            "useful_mfu": self._useful_flops / seconds / self._peak_flops,
+        }
+        self._reset()
+        return figures
+
+
+def means(metrics) -> dict[str, float]:
+    """(sum, weight) pairs as means; a metric whose weight is zero is left out."""
+    return {name: float(total) / float(weight) for name, (total, weight) in metrics.items() if float(weight) > 0}
+
+
+class Reporter:
+    """Shows progress and writes logs into a run's directory. Only process 0 of a multi-host run writes."""
+
+    def __init__(self, run_dir: Path, title: str, start_step: int, num_steps: int):
+        self._active = jax.process_index() == 0
+        self.console = Console(quiet=not self._active, highlight=False)
+        self._num_steps = num_steps
+        self._began = time.time()
+        self._start_step = start_step
+        self._progress = Progress(
+            TextColumn(f"[bold]{title}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task(title, total=num_steps, completed=start_step, status="compiling")
+        if self._active:
+            self.tensorboard_dir = run_dir / "tensorboard"
+            self._lines = (run_dir / "metrics.jsonl").open("a", buffering=1)
+            self._tensorboard = tensorboard.summary.Writer(str(self.tensorboard_dir))
+
+    def __enter__(self) -> "Reporter":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._progress.stop()
+        if self._active:
+            self._lines.close()
+            self._tensorboard.close()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step` steps done."""
+        self._progress.update(self._task, completed=step)
+
+    def write(self, step: int, part: str, figures: dict[str, float]) -> None:
+        """Logs the figures of one part ("train", "dev") after `step` steps, and shows the ones a user watches."""
+        if not self._active:
+            return
+        if part == "train":
+            done = max(1, step - self._start_step)
+            figures = figures | {"eta_seconds": (time.time() - self._began) / done * (self._num_steps - step)}
+        self._lines.write(json.dumps({"step": step, "part": part, "time": time.time()} | figures) + "\n")
+        for name, value in figures.items():
+            self._tensorboard.add_scalar(f"{part}/{name}", value, step)
+        self._tensorboard.flush()
+        shown = [name for name in _SHOWN if name in figures]
+        status = "  ".join(f"{name.replace('_', ' ')} {figures[name]:{_SHOWN[name]}}" for name in shown)
+        self._progress.update(self._task, status=status)
+        if part != "train" or not self.console.is_terminal:
+            self.console.print(f"step {step:>6}  {part:<5}  {status}")
+
+    def say(self, text: str) -> None:
+        """One line for the user, above the bar."""
+        self.console.print(text)
+
+
+_SHOWN = {
+    "loss": ".3f",
+    "wer": ".1%",
+    "masked_accuracy": ".1%",
+    "learning_rate": ".1e",
+    "grad_norm": ".2f",
+    "audio_seconds_per_second": ".0f",
+    "padding_share": ".1%",
+    "mfu": ".1%",
+}

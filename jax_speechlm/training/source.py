@@ -1,0 +1,113 @@
+"""Where a run's batches come from: prepared data sets, planned and read by `data_pipelines`."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import jax
+
+from data_pipelines import index as indexes
+from data_pipelines import plan as plans
+from data_pipelines import tokenizers
+from data_pipelines.loader import Batches, open_batches
+from data_pipelines.speed import with_speeds
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.training.checkpoints import pack_files
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Planned batches of training and validation data.
+
+    Attributes:
+      train, dev: indexes of the utterances; `dev` is None where no set has a dev split.
+      plan, dev_plan: their batches.
+      tokenizer: None for objectives that need no text.
+      speeds: factors of speed perturbation in training.
+    """
+
+    train: indexes.Index
+    dev: indexes.Index | None
+    plan: plans.Plan
+    dev_plan: plans.Plan | None
+    tokenizer: tokenizers.Tokenizer | None
+    speeds: tuple[float, ...] = (1.0,)
+
+    @classmethod
+    def open(cls, experiment: Experiment) -> "Source":
+        """Plans an experiment's data sets.
+
+        Raises:
+          FileNotFoundError: a set is not prepared; the message names the command.
+          IndexMismatchError: a set's index does not belong to its records.
+        """
+        data = experiment.data
+        train = indexes.read_index([Path(data.data_dir) / name for name in data.sets], "train")
+        dev = indexes.read_index([Path(data.data_dir) / name for name in data.dev_sets or data.sets], "dev")
+        needs_text = isinstance(experiment.objective, CTC)
+        tokenizer = _tokenizer(data.tokenizer, train) if needs_text else None
+        shared = {
+            "seconds_per_batch": data.seconds_per_batch,
+            "num_buckets": data.num_buckets,
+            "batch_multiple": data.batch_multiple,
+            "frame_samples": experiment.frontend.mel.frame_samples,
+        }
+        tokens = indexes.token_lengths(train, tokenizer) if tokenizer else None
+        plan = plans.make_plan(
+            *with_speeds(train.num_samples, tokens, data.speeds),
+            seed=experiment.seed,
+            min_seconds=data.min_seconds,
+            max_seconds=data.max_seconds,
+            max_crop=data.max_crop,
+            shortest_first_epochs=data.shortest_first_epochs,
+            **shared,
+        )
+        dev_plan = None
+        if len(dev):
+            dev_tokens = indexes.token_lengths(dev, tokenizer) if tokenizer else None
+            dev_plan = plans.make_eval_plan(dev.num_samples, dev_tokens, max_seconds=data.max_seconds, **shared)
+        return cls(train, dev, plan, dev_plan, tokenizer, data.speeds)
+
+    @property
+    def vocab_size(self) -> int | None:
+        return self.tokenizer.vocab_size if self.tokenizer else None
+
+    @property
+    def tokenizer_files(self) -> dict[str, str]:
+        """The tokenizer as a checkpoint's JSON holds it."""
+        if self.tokenizer is None:
+            return {}
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save(folder)
+            return pack_files(folder)
+
+    def batches(self, first_step: int, num_steps: int) -> Batches:
+        """This host's rows of the training batches of steps `first_step` to `num_steps` - 1."""
+        return open_batches(
+            self.train,
+            self.plan,
+            self.tokenizer,
+            host=jax.process_index(),
+            num_hosts=jax.process_count(),
+            start_step=first_step,
+            num_steps=num_steps - first_step,
+            speeds=self.speeds,
+        )
+
+    def dev_batches(self) -> Batches:
+        """This host's rows of every validation batch, once."""
+        return open_batches(
+            self.dev,
+            self.dev_plan,
+            self.tokenizer,
+            host=jax.process_index(),
+            num_hosts=jax.process_count(),
+            num_steps=self.dev_plan.steps_per_epoch,
+        )
+
+
+def _tokenizer(directory: str | None, train: indexes.Index) -> tokenizers.Tokenizer:
+    if directory is not None:
+        return tokenizers.load_tokenizer(directory)
+    return tokenizers.train_tokenizer(train.column("text").to_pylist(), "char")

@@ -1,0 +1,43 @@
+"""Validation inside a run: the loss over the dev split, and the error rate where the objective spells."""
+
+from collections import Counter
+
+import jax
+import jiwer
+import numpy as np
+from jax.sharding import Mesh
+
+from jax_speechlm.decoding.greedy import greedy
+from jax_speechlm.models.functional import Params
+from jax_speechlm.parallel import mesh as meshes
+from jax_speechlm.training.reporting import means
+from jax_speechlm.training.source import Source
+from jax_speechlm.training.state import Trainer
+
+
+def validate(trainer: Trainer, params: Params, source: Source, mesh: Mesh) -> dict[str, float]:
+    """Means over the whole dev split, whatever its batches; an empty dict where there is no dev split.
+
+    `wer` and `cer` are corpus rates of greedy decoding against the transcripts as the tokenizer spells them, without a
+    normaliser: a gauge for the run. `jax-speechlm eval` gives the figures to report.
+    """
+    if source.dev_plan is None:
+        return {}
+    totals: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
+    references, hypotheses = [], []
+    for batch in source.dev_batches():
+        sharded = meshes.shard_batch(mesh, batch)
+        for name, (total, weight) in jax.device_get(trainer.evaluate(params, sharded)).items():
+            totals[name] += float(total)
+            weights[name] += float(weight)
+        if trainer.logits is not None:
+            spelled = greedy(*jax.device_get(trainer.logits(params, sharded)))
+            for row in np.flatnonzero(batch["weight"]):
+                references.append(source.tokenizer.decode(batch["tokens"][row, : batch["token_length"][row]]))
+                hypotheses.append(source.tokenizer.decode(spelled[row]))
+    figures = means({name: (totals[name], weights[name]) for name in totals})
+    if references:
+        figures["wer"] = jiwer.wer(references, hypotheses)
+        figures["cer"] = jiwer.cer(references, hypotheses)
+    return figures
