@@ -1,0 +1,28 @@
+"""Greedy decoding of CTC posteriors."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jax_speechlm.objectives.ctc import BLANK
+
+
+def best_path(
+    logits_BxTxV: Float[Array, "batch time vocab"], length_B: Int[Array, " batch"]
+) -> Int[Array, "batch time"]:
+    """The likeliest id of each frame, the blank behind a row's end. To be jitted with the model: it is all that leaves it."""
+    inside = jnp.arange(logits_BxTxV.shape[1]) < length_B[:, None]
+    return jnp.where(inside, jnp.argmax(logits_BxTxV, axis=-1), BLANK)
+
+
+def collapse(path_BxT: Int[np.ndarray, "batch time"]) -> list[list[int]]:
+    """Token ids of each row: runs of one id become one token, then blanks go. Graves et al. 2006, section 3.1."""
+    path = np.asarray(path_BxT)
+    starts = np.ones(path.shape, bool)
+    starts[:, 1:] = path[:, 1:] != path[:, :-1]
+    return [row[kept].tolist() for row, kept in zip(path, starts & (path != BLANK), strict=True)]
+
+
+def greedy(logits_BxTxV: Float[Array, "batch time vocab"], length_B: Int[Array, " batch"]) -> list[list[int]]:
+    """Token ids of each row along its likeliest path. A row's result depends on its own valid frames only."""
+    return collapse(np.asarray(best_path(logits_BxTxV, length_B)))

@@ -1,0 +1,138 @@
+"""Error rates of a corpus, with bootstrap intervals and a paired test between two systems.
+
+A corpus's rate is its total errors over its total reference tokens, never the mean of its utterances' rates, so an
+utterance with an empty reference counts with the words that were inserted.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import jiwer
+import numpy as np
+from jaxtyping import Float, Int
+
+Unit = Literal["word", "character"]
+Counts = Int[np.ndarray, "utterances 4"]
+"""Substitutions, deletions, insertions and reference tokens of each utterance."""
+
+_DRAWS_AT_ONCE = 1 << 22  # bounds the bootstrap's memory to some 100 MB
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """A reference and a hypothesis, token by token, along a path of fewest edits.
+
+    Attributes:
+      edits: (operation, reference token, hypothesis token). The operation is "=" (equal), "S" (substituted), "D"
+        (deleted: no hypothesis token) or "I" (inserted: no reference token); the token that is not there is "".
+    """
+
+    edits: tuple[tuple[str, str, str], ...]
+
+    def count(self) -> tuple[int, int, int, int]:
+        """Substitutions, deletions, insertions, reference tokens."""
+        operations = "".join(edit[0] for edit in self.edits)
+        return *(operations.count(kind) for kind in "SDI"), len(operations) - operations.count("I")
+
+
+def align(references: Sequence[str], hypotheses: Sequence[str], unit: Unit) -> list[Alignment]:
+    """One alignment for each pair of texts, found by jiwer. Words are what single spaces separate.
+
+    As in jiwer, spaces are characters like any other. Remove them first where a script does not use them.
+    """
+    if not references:
+        return []
+    process = jiwer.process_words if unit == "word" else jiwer.process_characters
+    output = process(list(references), list(hypotheses))
+    rows = zip(output.references, output.hypotheses, output.alignments, strict=True)
+    return [Alignment(tuple(_edits(*row))) for row in rows]
+
+
+def _edits(reference: list[str], hypothesis: list[str], chunks: list[jiwer.AlignmentChunk]) -> Iterator[tuple]:
+    for chunk in chunks:
+        said = reference[chunk.ref_start_idx : chunk.ref_end_idx]
+        heard = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        match chunk.type:
+            case "equal" | "substitute":
+                operation = "=" if chunk.type == "equal" else "S"
+                yield from ((operation, *pair) for pair in zip(said, heard, strict=True))
+            case "delete":
+                yield from (("D", token, "") for token in said)
+            case "insert":
+                yield from (("I", "", token) for token in heard)
+
+
+def count(alignments: Sequence[Alignment]) -> Counts:
+    """The counts of each utterance; sum over the first axis for the corpus."""
+    return np.array([alignment.count() for alignment in alignments], np.int64).reshape(-1, 4)
+
+
+def rate(counts: Counts) -> float | None:
+    """Total errors over total reference tokens; may exceed 1. None where there is no reference token."""
+    substitutions, deletions, insertions, tokens = counts.sum(0).tolist()
+    return (substitutions + deletions + insertions) / tokens if tokens else None
+
+
+def bootstrap(counts: Counts, resamples: int = 10_000, seed: int = 0) -> tuple[float, float] | None:
+    """The 95 % interval of the rate, from resampling utterances with replacement (Bisani and Ney 2004).
+
+    Utterances are taken as independent; those of one speaker are not quite, so with few speakers the truth is wider.
+    None where there is no reference token.
+    """
+    (rates,) = _resampled_rates([counts], resamples, seed)
+    return None if rates is None else _interval(rates)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Rate of the second system minus rate of the first.
+
+    Attributes:
+      low, high: the 95 % interval.
+      p_value: two-sided: how often a resample would contradict the sign of the difference, were there none.
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+
+def paired_bootstrap(first: Counts, second: Counts, resamples: int = 10_000, seed: int = 0) -> Difference:
+    """Compares two systems on the same utterances, drawing the same resamples for both (Bisani and Ney 2004).
+
+    Raises:
+      ValueError: the two do not have the same number of reference tokens in each utterance, or there is none.
+    """
+    if first.shape != second.shape or (first[:, 3] != second[:, 3]).any():
+        raise ValueError("a paired comparison needs the same references, normalised in the same way, on both sides")
+    before, after = _resampled_rates([first, second], resamples, seed)
+    if before is None or after is None:
+        raise ValueError("there is no reference token to compare on")
+    differences = after - before
+    contradicting = min((differences <= 0).sum(), (differences >= 0).sum())
+    p_value = min(1.0, 2 * (contradicting + 1) / (len(differences) + 1))  # the sample itself is a resample: never 0
+    return Difference(rate(second) - rate(first), *_interval(differences), float(p_value))
+
+
+def _interval(values: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _resampled_rates(
+    systems: Sequence[Counts], resamples: int, seed: int
+) -> list[Float[np.ndarray, " resamples"] | None]:
+    """Each system's rate on the same resamples; those that drew no reference token are left out."""
+    num_utterances, tokens = len(systems[0]), systems[0][:, 3]
+    if not tokens.any():
+        return [None] * len(systems)
+    errors = np.stack([tokens, *(counts[:, :3].sum(1) for counts in systems)])
+    rng, totals = np.random.default_rng(seed), []
+    rows = max(1, _DRAWS_AT_ONCE // num_utterances)
+    for start in range(0, resamples, rows):
+        drawn = rng.integers(num_utterances, size=(min(rows, resamples - start), num_utterances))
+        totals.append(np.stack([row[drawn].sum(1) for row in errors]))
+    tokens, *errors = np.concatenate(totals, axis=1)
+    return [row[tokens > 0] / tokens[tokens > 0] for row in errors]
