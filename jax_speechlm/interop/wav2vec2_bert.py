@@ -14,9 +14,7 @@ from jax_speechlm.models.functional import Params
 StateDict = Mapping[str, np.ndarray]
 
 _PREFIX = "wav2vec2_bert."
-_DEAD = (
-    "masked_spec_embed"  # Hugging Face's SpecAugment filler: a parameter that its forward pass without masking ignores
-)
+_DEAD = "masked_spec_embed"  # the filler of Hugging Face's own SpecAugment: unused where that is off
 
 
 class _Layout(NamedTuple):

@@ -75,7 +75,7 @@ class RelativeAttention(nnx.Module):
     def _dropout(self, weights: Float[Array, "batch heads query key"], keys: Keys | None) -> Float[Array, "..."]:
         if keys is None or self.dropout_rate == 0:
             return weights
-        # A key for each head and query: what is drawn for (query, key) then does not depend on how far the row is padded.
+        # A key for each head and query: what is drawn for (query, key) is then the same however far the row is padded.
         _, num_heads, num_queries, _ = weights.shape
         keys = jnp.moveaxis(split_keys(keys, num_heads), 0, 1)
         keys = jax.vmap(jax.vmap(lambda key: jax.random.split(key, num_queries)))(keys)

@@ -1,7 +1,7 @@
 """The macaron conformer, in the form of Hugging Face's Wav2Vec2-BERT encoder.
 
-LayerNorm only, relative-key attention, causal depthwise convolution, stacked log-mel frames in. Given the same weights it
-gives the same numbers as `Wav2Vec2BertModel` (`jax_speechlm.interop.wav2vec2_bert` maps them both ways).
+LayerNorm only, relative-key attention, causal depthwise convolution, stacked log-mel frames in. Given the same weights
+it gives the same numbers as `Wav2Vec2BertModel` (`jax_speechlm.interop.wav2vec2_bert` maps them both ways).
 
 Parameters at 160 inputs (two stacked frames of 80 mel bins):
 
@@ -112,8 +112,8 @@ class FeedForward(nnx.Module):
 class CausalConvolution(nnx.Module):
     """LayerNorm -> pointwise (2x) -> GLU -> causal depthwise -> LayerNorm -> SiLU -> pointwise.
 
-    The conformer's convolution module (Gulati et al. 2020, section 2.2) without batch normalisation and without a view of
-    the future: nothing in it depends on the batch, on padding, or on frames to come.
+    The conformer's convolution module (Gulati et al. 2020, section 2.2) without batch normalisation and without a view
+    of the future: nothing in it depends on the batch, on padding, or on frames to come.
     """
 
     def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
@@ -230,7 +230,7 @@ class Conformer(nnx.Module):
 
 
 def draw_chunk(config: ConformerConfig, key: PRNGKeyArray) -> Chunk | None:
-    """The chunk of one training step: full attention in half of the steps, else one of `chunk_lengths`, all of the left.
+    """The chunk of one training step: full attention half of the time, else one of `chunk_lengths` and all before it.
 
     Values are traced, so that one compiled step serves every draw (Zhang et al. 2020, unified streaming training).
     """

@@ -97,8 +97,8 @@ def random_bytes(keys: Keys, shape: Sequence[int]) -> UInt8[Array, "..."]:
 def dropout(x: Float[Array, "..."], rate: float, keys: Keys | None) -> Float[Array, "..."]:
     """Zeroes elements with probability `rate` and scales the others up; the identity when `keys` is None.
 
-    The leading dimensions of `x` are those of `keys`. The rate is rounded to a multiple of 1/256, and the scale is that of
-    the rounded rate, so the expectation is exact.
+    The leading dimensions of `x` are those of `keys`. The rate is rounded to a multiple of 1/256, and the scale is that
+    of the rounded rate, so the expectation is exact.
     """
     dropped = round(rate * 256)
     if keys is None or dropped == 0:
@@ -114,9 +114,9 @@ _BLOCK = 16  # frames that one step of the kernel's gradient sums; fastest of 8,
 def causal_depthwise(x: Float[Array, "batch time dim"], kernel: Float[Array, "taps dim"]) -> Float[Array, "..."]:
     """Each channel convolved with its own taps over the present frame and the `taps - 1` frames before it.
 
-    y[t] = sum_k kernel[k] x[t - taps + 1 + k]. A sum of shifted products, because XLA's grouped convolution is ten times
-    as slow on CPU, and slow on GPU backwards. The gradient is written out for the same reason: differentiating the
-    sum leaves one reduction over all frames for each tap, which XLA does not vectorise on CPU.
+    y[t] = sum_k kernel[k] x[t - taps + 1 + k]. A sum of shifted products, because XLA's grouped convolution is ten
+    times as slow on CPU, and slow on GPU backwards. The gradient is written out for the same reason: differentiating
+    the sum leaves one reduction over all frames for each tap, which XLA does not vectorise on CPU.
     """
     taps, num_frames = kernel.shape[0], x.shape[1]
     past = jnp.pad(x, ((0, 0), (taps - 1, 0), (0, 0)))

@@ -1,0 +1,173 @@
+"""Log-mel filter banks from 16 kHz samples, on device, as two matrix products.
+
+A frame's spectrum is `frame @ dft`: the window and everything linear that comes before the Fourier transform (Kaldi's DC
+removal and pre-emphasis) is folded into the matrix, in double precision. There is no FFT: XLA gathers a batch-sharded
+FFT onto every device (openxla/xla#24), while a matrix product stays where its rows are.
+"""
+
+import functools
+from typing import Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pydantic
+from jaxtyping import Array, Float, Float32, Int, Int16, Int32
+
+from jax_speechlm.config import Config
+from jax_speechlm.models.layers import frame_mask
+
+SAMPLE_RATE = 16_000  # Hz
+WINDOW = 400  # samples: 25 ms
+HOP = 160  # samples: 10 ms
+
+_KALDI_FLOOR = 1.192092955078125e-07  # of the power in a mel bin, samples being integers
+_LIBROSA_FLOOR = 1e-10  # the same, samples lying in [-1, 1)
+
+# A loud low tone makes partial sums so large that float32 rounds away the quiet bins beside it. So the matrix is the sum
+# of two: products of integer samples with one rounded to so many binary places add up exactly; what is left is small.
+_COARSE_BITS = 8
+
+Count = TypeVar("Count", int, Array, np.ndarray)
+
+
+class LogMel(Config):
+    """Which log-mel features to compute. 25 ms windows, 10 ms apart.
+
+    Attributes:
+      flavour: "kaldi" is Kaldi's fbank as Hugging Face's `SeamlessM4TFeatureExtractor` has it (natural logarithm); only
+        whole windows count. "librosa" is `librosa.power_to_db(librosa.feature.melspectrogram(y, sr=16000, n_fft=400,
+        hop_length=160), top_db=None)` (decibels); windows are centred, the ends padded with zeros.
+      num_mel_bins: mel bins a frame.
+      stack: frames laid end to end in one feature vector; 2 gives the conformer one vector each 20 ms, 4 each 40 ms.
+        Frames that do not fill the last vector are dropped.
+      normalize: whether each mel bin gets zero mean and unit variance over the utterance.
+    """
+
+    flavour: Literal["kaldi", "librosa"] = "kaldi"
+    num_mel_bins: pydantic.PositiveInt = 80
+    stack: pydantic.PositiveInt = 2
+    normalize: bool = True
+
+    @property
+    def input_dim(self) -> int:
+        """Size of one feature vector."""
+        return self.num_mel_bins * self.stack
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples from one feature vector to the next."""
+        return HOP * self.stack
+
+    def num_frames(self, num_samples: Count) -> Count:
+        """Feature vectors that come from so many samples."""
+        return _num_windows(num_samples, self.flavour) // self.stack
+
+
+def _num_windows(num_samples: Count, flavour: str) -> Count:
+    windows = (num_samples - WINDOW) // HOP + 1 if flavour == "kaldi" else num_samples // HOP + 1
+    enough = num_samples >= (WINDOW if flavour == "kaldi" else 1)
+    return windows * enough
+
+
+def log_mel(
+    audio: Int16[Array, "batch samples"] | Float32[Array, "batch samples"],
+    audio_length: Int[Array, " batch"],
+    config: LogMel,
+) -> tuple[Float32[Array, "batch time features"], Int32[Array, " batch"]]:
+    """Log-mel features of each utterance, which do not depend on what follows it in its row.
+
+    Args:
+      audio: samples at 16 kHz: int16, or float32 on the same scale (-32768 to 32767).
+      audio_length: samples of each row; may be 0.
+
+    Returns:
+      Features, 0 at padding, and the number of feature vectors of each row.
+    """
+    num_windows = _num_windows(audio.shape[1], config.flavour)
+    windows = _num_windows(audio_length, config.flavour)
+    audio = jnp.where(frame_mask(audio_length, audio.shape[1]), audio.astype(jnp.float32), 0)
+    dft, filters = _matrices(config.flavour, config.num_mel_bins)
+    if config.flavour == "kaldi":  # its matrix removes the offset, but an offset gone beforehand is never rounded
+        audio = audio - jnp.round(audio.sum(1, keepdims=True) / jnp.maximum(audio_length, 1)[:, None])
+    # Samples and spectra span 15 bits and more: a bfloat16 product, an accelerator's default, would lose the quiet bins.
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+    coarse, fine = jnp.split(product(_frames(audio, num_windows, config.flavour), dft), 2, axis=-1)
+    real, imaginary = jnp.split(coarse + fine, 2, axis=-1)
+    power = product(jnp.square(real) + jnp.square(imaginary), filters)
+    if config.flavour == "kaldi":
+        features = jnp.log(jnp.maximum(power, _KALDI_FLOOR))
+    else:
+        features = 10 * jnp.log10(jnp.maximum(power * 2.0**-30, _LIBROSA_FLOOR))
+
+    mask = frame_mask(windows, num_windows)[..., None]
+    if config.normalize:
+        features = _normalize(features, mask, windows)
+    length = windows // config.stack
+    vectors = num_windows // config.stack
+    features = features[:, : vectors * config.stack].reshape(len(features), vectors, config.input_dim)
+    return jnp.where(frame_mask(length, vectors)[..., None], features, 0), length.astype(jnp.int32)
+
+
+def _frames(audio: Float[Array, "batch samples"], num_windows: int, flavour: str) -> Float[Array, "batch windows 400"]:
+    """Overlapping windows, from slices of whole hops laid side by side (a gather would be slower)."""
+    before = 0 if flavour == "kaldi" else WINDOW // 2
+    hops = -(-WINDOW // HOP)
+    samples = (num_windows + hops - 1) * HOP
+    audio = jnp.pad(audio, ((0, 0), (before, max(0, samples - before - audio.shape[1]))))[:, :samples]
+    blocks = audio.reshape(len(audio), -1, HOP)
+    return jnp.concatenate([blocks[:, i : i + num_windows] for i in range(hops)], axis=-1)[..., :WINDOW]
+
+
+def _normalize(
+    features: Float[Array, "batch windows bins"], mask: Array, count: Int[Array, " batch"]
+) -> Float[Array, "batch windows bins"]:
+    """Zero mean, unit variance (of a sample: count - 1) for each bin over the utterance; Hugging Face's epsilon."""
+    count = count[:, None, None]
+    mean = jnp.sum(features, axis=1, keepdims=True, where=mask) / jnp.maximum(count, 1)
+    centred = features - mean
+    variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True, where=mask) / jnp.maximum(count - 1, 1)
+    return centred * jax.lax.rsqrt(variance + 1e-7)
+
+
+@functools.cache
+def _matrices(flavour: str, num_mel_bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """The DFT matrix [window, 2 x frequencies] and the mel filters [frequencies, bins], for the frequencies in use."""
+    n = np.arange(WINDOW)
+    if flavour == "kaldi":
+        fft = 512
+        remove_mean = np.eye(WINDOW) - 1 / WINDOW
+        pre_emphasis = np.eye(WINDOW) - 0.97 * np.eye(WINDOW, k=-1)
+        pre_emphasis[0, 0] -= 0.97  # the first sample is its own predecessor
+        window = np.sin(np.pi * n / (WINDOW - 1)) ** 1.7  # Povey's: a Hann window to the power 0.85
+        linear = window[:, None] * (pre_emphasis @ remove_mean)
+    else:
+        fft = WINDOW
+        linear = np.diag(np.sin(np.pi * n / WINDOW) ** 2)  # Hann, periodic
+    filters = _mel_filters(flavour, num_mel_bins, np.arange(fft // 2 + 1) * SAMPLE_RATE / fft)
+    used = np.flatnonzero(filters.any(axis=1))
+    angle = 2 * np.pi * np.outer(used, n) / fft
+    dft = np.concatenate([np.cos(angle), np.sin(angle)]) @ linear
+    coarse = np.round(dft * 2**_COARSE_BITS) / 2**_COARSE_BITS
+    return np.concatenate([coarse, dft - coarse]).T.astype(np.float32), filters[used].astype(np.float32)
+
+
+def _mel_filters(flavour: str, num_mel_bins: int, hertz: np.ndarray) -> np.ndarray:
+    """Triangular filters [frequencies, bins], edges equally spaced in mel from 20 (librosa: 0) to 8000 Hz.
+
+    Kaldi: mel = 1127 ln(1 + f / 700), triangles straight in mel, of height 1. Librosa: Slaney's mel (linear to 1 kHz,
+    then logarithmic), triangles straight in hertz, of area 1.
+    """
+    if flavour == "kaldi":
+        mel = lambda f: 1127 * np.log1p(np.asarray(f) / 700)  # noqa: E731
+        edges, at = np.linspace(mel(20), mel(SAMPLE_RATE / 2), num_mel_bins + 2), mel(hertz)
+        height = np.ones(num_mel_bins)
+    else:
+        top = 15 + 27 * np.log(SAMPLE_RATE / 2 / 1000) / np.log(6.4)  # in mel: 15 is 1 kHz, and 27 more are 6.4 kHz
+        mels = np.linspace(0, top, num_mel_bins + 2)
+        edges, at = np.where(mels < 15, mels * 200 / 3, 1000 * 6.4 ** ((mels - 15) / 27)), hertz
+        height = 2 / (edges[2:] - edges[:-2])
+    rise = (at[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    fall = (edges[2:] - at[:, None]) / (edges[2:] - edges[1:-1])
+    return height * np.maximum(0, np.minimum(rise, fall))
