@@ -108,6 +108,11 @@ class Index:
         return pa.chunked_array([chunk for part in self.parts for chunk in part.column(name).chunks], pa.large_string())
 
 
+def splits_of(set_dir: Path | str) -> tuple[str, ...]:
+    """Names of the splits that a prepared set has."""
+    return tuple(_read_meta(Path(set_dir))["sha256"])
+
+
 def read_index(set_dirs: Path | str | Sequence[Path | str], split: str) -> Index:
     """Reads one split of prepared sets and checks each index file against its set's description.
 
@@ -165,23 +170,30 @@ def _remedy(set_dir: Path) -> str:
     return f"prepare the set again: jax-speechlm prepare {set_dir.name}"
 
 
-def _read_part(set_dir: Path, split: str) -> tuple[Part, np.ndarray]:
-    meta_path, index_path = set_dir / "meta.json", set_dir / "index" / f"{split}.parquet"
-    remedy = _remedy(set_dir)
-    if not meta_path.exists():
-        raise DataError(f"{set_dir} is not a prepared data set ({meta_path.name} is missing); {remedy}")
+def _read_meta(set_dir: Path) -> dict:
+    path = set_dir / "meta.json"
+    if not path.exists():
+        raise DataError(f"{set_dir} is not a prepared data set ({path.name} is missing); {_remedy(set_dir)}")
     try:
-        meta = json.loads(meta_path.read_text(encoding="utf-8"))
-        digests, tfds_dir = meta["index_sha256"], meta["tfds_dir"]
-    except (ValueError, KeyError) as error:
-        raise IndexMismatchError(f"{meta_path} is damaged ({error!r}); {remedy}") from error
-    if split not in digests:
-        raise DataError(f"{set_dir} has no split {split!r}; it has {', '.join(sorted(digests))}")
-    if not index_path.exists():
-        raise DataError(f"{index_path} is missing; {remedy}")
-    with index_path.open("rb") as file:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            "records_dir": set_dir / meta["tfds_dir"],
+            "sha256": {name: split["index_sha256"] for name, split in meta["splits"].items()},
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IndexMismatchError(f"{path} is damaged ({error!r}); {_remedy(set_dir)}") from error
+
+
+def _read_part(set_dir: Path, split: str) -> tuple[Part, np.ndarray]:
+    meta = _read_meta(set_dir)
+    if split not in meta["sha256"]:
+        raise DataError(f"{set_dir} has no split {split!r}; it has {', '.join(sorted(meta['sha256']))}")
+    path = set_dir / "index" / f"{split}.parquet"
+    if not path.exists():
+        raise DataError(f"{path} is missing; {_remedy(set_dir)}")
+    with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != digests[split]:
-        raise IndexMismatchError(f"{index_path} is not the index that {meta_path} describes; {remedy}")
-    lengths = pq.read_table(index_path, columns=[_LENGTH_COLUMN]).column(_LENGTH_COLUMN).to_numpy().astype(np.int64)
-    return Part(set_dir, split, set_dir / tfds_dir, len(lengths), digest), lengths
+    if digest != meta["sha256"][split]:
+        raise IndexMismatchError(f"{path} is not the index that meta.json beside it describes; {_remedy(set_dir)}")
+    lengths = pq.read_table(path, columns=[_LENGTH_COLUMN]).column(_LENGTH_COLUMN).to_numpy().astype(np.int64)
+    return Part(set_dir, split, meta["records_dir"], len(lengths), digest), lengths

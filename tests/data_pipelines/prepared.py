@@ -56,15 +56,13 @@ def write_prepared(
         file_format="array_record",
         disable_shuffling=True,
     )
-    meta = {"tfds_dir": str(Path(builder.data_dir).relative_to(set_dir)), "index_sha256": {}, "splits": {}}
+    meta = {"tfds_dir": str(Path(builder.data_dir).relative_to(set_dir)), "splits": {}}
     for split, content in rows.items():
         path = set_dir / "index" / f"{split}.parquet"
         path.parent.mkdir(exist_ok=True)
         columns = ("id", "num_samples", "text", "speaker", "language")
         pq.write_table(pa.table({name: [row[name] for row in content] for name in columns}), path)
-        meta["index_sha256"][split] = hashlib.sha256(path.read_bytes()).hexdigest()
-        hours = sum(row["num_samples"] for row in content) / 16_000 / 3600
-        meta["splits"][split] = {"num_examples": len(content), "hours": hours}
+        meta["splits"][split] = {"index_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     (set_dir / "meta.json").write_text(json.dumps(meta))
     return set_dir
 

@@ -7,7 +7,7 @@ import pytest
 from prepared import flac, noise, write_prepared
 
 from data_pipelines.errors import DataError
-from data_pipelines.index import IndexMismatchError, read_index, token_lengths
+from data_pipelines.index import IndexMismatchError, read_index, splits_of, token_lengths
 from data_pipelines.records import RecordReader
 from data_pipelines.tokenizers import CharTokenizer, train_tokenizer
 
@@ -65,7 +65,7 @@ def test_a_changed_index_is_refused(sets):
     path = sets[0] / "index" / "train.parquet"
     table = pq.read_table(path)
     pq.write_table(table.set_column(1, "num_samples", pa.array([1] * 5)), path)
-    with pytest.raises(IndexMismatchError, match=r"train\.parquet is not the index that .*meta\.json.*prepare one"):
+    with pytest.raises(IndexMismatchError, match=r"train\.parquet is not the index that meta\.json .*prepare one"):
         read_index(sets, "train")
 
 
@@ -83,6 +83,7 @@ def test_missing_pieces_are_named(sets, tmp_path):
         read_index(tmp_path / "nowhere", "train")
     with pytest.raises(DataError, match=r"no split 'test'; it has dev, train"):
         read_index(sets[0], "test")
+    assert splits_of(sets[0]) == ("train", "dev")
     with pytest.raises(ValueError, match="at least one"):
         read_index([], "train")
     (sets[0] / "index" / "dev.parquet").unlink()
