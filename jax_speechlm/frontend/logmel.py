@@ -1,6 +1,6 @@
 """Log-mel filter banks from 16 kHz samples, on device, as two matrix products.
 
-A frame's spectrum is `frame @ dft`: the window and everything linear that comes before the Fourier transform (Kaldi's DC
+A frame's spectrum is `frame @ dft`: the window and all else linear that comes before the Fourier transform (Kaldi's DC
 removal and pre-emphasis) is folded into the matrix, in double precision. There is no FFT: XLA gathers a batch-sharded
 FFT onto every device (openxla/xla#24), while a matrix product stays where its rows are.
 """
@@ -24,8 +24,8 @@ HOP = 160  # samples: 10 ms
 _KALDI_FLOOR = 1.192092955078125e-07  # of the power in a mel bin, samples being integers
 _LIBROSA_FLOOR = 1e-10  # the same, samples lying in [-1, 1)
 
-# A loud low tone makes partial sums so large that float32 rounds away the quiet bins beside it. So the matrix is the sum
-# of two: products of integer samples with one rounded to so many binary places add up exactly; what is left is small.
+# A loud low tone makes partial sums so large that float32 rounds away the quiet bins beside it. So the matrix is the
+# sum of two: integer samples times one rounded to so many binary places add up exactly, and what is left is small.
 _COARSE_BITS = 8
 
 Count = TypeVar("Count", int, Array, np.ndarray)
@@ -90,7 +90,7 @@ def log_mel(
     dft, filters = _matrices(config.flavour, config.num_mel_bins)
     if config.flavour == "kaldi":  # its matrix removes the offset, but an offset gone beforehand is never rounded
         audio = audio - jnp.round(audio.sum(1, keepdims=True) / jnp.maximum(audio_length, 1)[:, None])
-    # Samples and spectra span 15 bits and more: a bfloat16 product, an accelerator's default, would lose the quiet bins.
+    # Samples and spectra span more bits than a bfloat16 product, an accelerator's default, would keep.
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
     coarse, fine = jnp.split(product(_frames(audio, num_windows, config.flavour), dft), 2, axis=-1)

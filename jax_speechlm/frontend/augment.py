@@ -1,0 +1,164 @@
+"""Augmentation of waveforms and of log-mel features, drawn for each utterance from its own key.
+
+All of it happens on device, inside the compiled step. Speed perturbation is not here: it changes durations, from which
+batches are planned, so it belongs where they are made.
+"""
+
+import jax
+import jax.numpy as jnp
+import pydantic
+from jaxtyping import Array, Bool, Float, Float32, Int, Int16, Int32, Key
+
+from jax_speechlm.config import Config
+from jax_speechlm.frontend.logmel import SAMPLE_RATE
+from jax_speechlm.models.layers import frame_mask, split_keys
+
+Keys = Key[Array, " batch"]
+Probability = pydantic.confloat(ge=0, le=1)
+
+
+class Augment(Config):
+    """What to change at random while training. `Augment()` changes nothing.
+
+    Attributes:
+      time_masks: spans of feature vectors set to zero, the features' mean. They may overlap.
+      time_mask_ratio: longest span as a share of the utterance; a span's length is uniform from 0 to that.
+      freq_masks: bands of mel bins set to zero. They may overlap.
+      freq_mask_bins: widest band in mel bins; a band's width is uniform from 0 to that.
+      mix_probability: chance that the next utterance of the batch is added as noise.
+      noise_probability: chance that a stretch of the noise set is added.
+      snr_db: range of the drawn signal-to-noise ratio in dB, for both kinds of noise.
+      gain_db: largest change of loudness in dB, up or down.
+      crop_seconds: longer utterances are cut to a random stretch of this length; for objectives without transcripts.
+    """
+
+    time_masks: pydantic.NonNegativeInt = 0
+    time_mask_ratio: Probability = 0.05
+    freq_masks: pydantic.NonNegativeInt = 0
+    freq_mask_bins: pydantic.NonNegativeInt = 27
+    mix_probability: Probability = 0.0
+    noise_probability: Probability = 0.0
+    snr_db: tuple[float, float] = (5.0, 30.0)
+    gain_db: pydantic.NonNegativeFloat = 0.0
+    crop_seconds: pydantic.PositiveFloat | None = None
+
+
+SPEC_AUGMENT = Augment(time_masks=10, time_mask_ratio=0.05, freq_masks=2, freq_mask_bins=27)
+"""The conformer paper's SpecAugment (Gulati et al. 2020, section 3.2; spans that grow with the utterance: Park et al.
+2020, "SpecAugment on Large Scale Datasets")."""
+
+
+def augment_audio(
+    audio: Int16[Array, "batch samples"],
+    audio_length: Int[Array, " batch"],
+    keys: Keys,
+    config: Augment,
+    noise: Int16[Array, "clips clip_samples"] | None = None,
+) -> tuple[Float32[Array, "batch kept_samples"], Int32[Array, " batch"]]:
+    """Crop, then noise, then gain.
+
+    Everything is drawn from a row's own key. One thing depends on other rows: which utterance is mixed in. It is the
+    next one of the global batch, which the plan's seed and step fix, whatever the number of hosts.
+
+    Args:
+      audio: samples at 16 kHz.
+      audio_length: samples of each row.
+      keys: one key a row.
+      noise: the noise set, looped where an utterance is longer. Needed when `noise_probability` is not 0.
+
+    Returns:
+      float32 samples on the int16 scale, not clipped, 0 at padding; and their number in each row.
+
+    Raises:
+      ValueError: the config asks for a noise set and there is none.
+    """
+    crop, mix, background, gain = split_keys(keys, 4)
+    audio = jnp.where(frame_mask(audio_length, audio.shape[1]), audio.astype(jnp.float32), 0)
+    if config.crop_seconds is not None:
+        audio, audio_length = _crop(audio, audio_length, crop, round(config.crop_seconds * SAMPLE_RATE))
+    if config.mix_probability:
+        clean, length = audio, audio_length
+        audio = _add_noise(
+            audio, length, jnp.roll(clean, -1, axis=0), jnp.roll(length, -1), mix, config.mix_probability, config.snr_db
+        )
+    if config.noise_probability:
+        if noise is None:
+            raise ValueError(
+                "noise_probability is not 0, but there is no noise set: pass `noise`, int16 [clips, samples]"
+            )
+        which, background = split_keys(background, 2)
+        row = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(noise)))(which)
+        length = jnp.full(len(audio), noise.shape[1])
+        audio = _add_noise(audio, audio_length, noise[row], length, background, config.noise_probability, config.snr_db)
+    if config.gain_db:
+        decibels = _uniform(gain, -config.gain_db, config.gain_db)
+        audio = audio * 10 ** (decibels[:, None] / 20)
+    return audio, audio_length.astype(jnp.int32)
+
+
+def spec_augment(
+    features: Float[Array, "batch time features"],
+    length: Int[Array, " batch"],
+    keys: Keys,
+    config: Augment,
+    num_mel_bins: int,
+) -> Float[Array, "batch time features"]:
+    """SpecAugment without warping (Park et al. 2019): random spans of time and bands of frequency become 0.
+
+    Args:
+      features: normalised log-mel features, so that 0 is their mean; frames stacked or not.
+      length: valid feature vectors of each row.
+      keys: one key a row.
+      num_mel_bins: mel bins of one frame. A band covers the same bins in all frames stacked in a vector.
+    """
+    _, num_frames, dim = features.shape
+    time, frequency = split_keys(keys, 2)
+    longest = jnp.floor(length * config.time_mask_ratio)
+    in_span = _spans(time, config.time_masks, longest, length, num_frames)
+    widest = jnp.full(len(features), min(config.freq_mask_bins, num_mel_bins))
+    in_band = _spans(frequency, config.freq_masks, widest, jnp.full(len(features), num_mel_bins), num_mel_bins)
+    in_band = jnp.tile(in_band, dim // num_mel_bins)
+    return jnp.where(in_span[:, :, None] | in_band[:, None, :], 0, features)
+
+
+def _spans(keys: Keys, num: int, longest: Array, size: Array, positions: int) -> Bool[Array, "batch positions"]:
+    """True inside any of `num` spans; each is 0 to `longest` long and lies within the first `size` positions."""
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (2, num, 1)))(keys)
+    width = jnp.floor(draws[:, 0] * (longest[:, None, None] + 1))
+    start = jnp.floor(draws[:, 1] * (size[:, None, None] - width + 1))
+    position = jnp.arange(positions)
+    return jnp.any((position >= start) & (position < start + width), axis=1)
+
+
+def _uniform(keys: Keys, low: float, high: float) -> Float[Array, " batch"]:
+    return jax.vmap(lambda key: jax.random.uniform(key, (), minval=low, maxval=high))(keys)
+
+
+def _crop(audio: Array, length: Array, keys: Keys, samples: int) -> tuple[Array, Array]:
+    if samples >= audio.shape[1]:
+        return audio, length
+    start = jnp.floor(_uniform(keys, 0, 1) * (jnp.maximum(length - samples, 0) + 1)).astype(jnp.int32)
+    cut = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, samples))
+    return cut(audio, start), jnp.minimum(length, samples)
+
+
+def _add_noise(
+    audio: Float[Array, "batch samples"],
+    length: Int[Array, " batch"],
+    noise: Array,
+    noise_length: Int[Array, " batch"],
+    keys: Keys,
+    probability: float,
+    snr_db: tuple[float, float],
+) -> Float[Array, "batch samples"]:
+    """Adds each row's noise from a random place on, looped, at a drawn ratio of mean powers over the utterance."""
+    applies, place, ratio = split_keys(keys, 3)
+    mask = frame_mask(length, audio.shape[1])
+    start = jnp.floor(_uniform(place, 0, 1) * noise_length).astype(jnp.int32)
+    index = (start[:, None] + jnp.arange(audio.shape[1])) % jnp.maximum(noise_length, 1)[:, None]
+    noise = jnp.where(mask, jnp.take_along_axis(noise, index, axis=1).astype(jnp.float32), 0)
+    signal_power, noise_power = (jnp.square(x).sum(1) for x in (audio, noise))
+    wanted = signal_power / 10 ** (_uniform(ratio, *snr_db) / 10)
+    scale = jnp.where(noise_power > 0, jnp.sqrt(wanted / jnp.maximum(noise_power, 1)), 0)
+    scale = jnp.where((_uniform(applies, 0, 1) < probability) & (noise_length > 0), scale, 0)
+    return audio + scale[:, None] * noise
