@@ -24,7 +24,7 @@ Batch: TypeAlias = dict[str, np.ndarray]
 - `tokens` int32 [B, U], blanks (0) after the end; U is 0 without a tokenizer;
 - `token_length` int32 [B];
 - `example_id` int32 [B], row of the index, -1 in a filler row;
-- `weight` float32 [B], 1, or 0 in a filler row and where the record could not be decoded (lengths are 0 there too).
+- `weight` float32 [B], 1, or 0 in a filler row and where the record could not be read (lengths are 0 there too).
 """
 
 _DTYPES = {
@@ -64,7 +64,7 @@ def open_batches(
       speeds: speed factors that the plan was made with, see `speed.with_speeds`.
       parallel: batches made at a time, each in a thread; the number of cores (8 at most) by default.
       prefetch: finished batches that wait in memory.
-      max_bad: undecodable records to skip and count before the run stops.
+      max_bad: damaged records to skip and count before the run stops.
 
     Raises:
       IndexMismatchError: where the records do not belong to the index.
@@ -109,7 +109,7 @@ class Batches:
 
     @property
     def bad(self) -> int:
-        """Records skipped so far because they could not be decoded (those of batches read ahead included)."""
+        """Records skipped so far because they could not be read or decoded (those of batches read ahead included)."""
         return len(self._assembler.bad)
 
     @property
@@ -176,10 +176,10 @@ class _Assembler:
 
     def _fill(self, batch: Batch, place: int, item: int, crop_at: float) -> None:
         speed_number, row = divmod(item, len(self._index))
-        flac, text = self._reader.read(row)
         try:
+            flac, text = self._reader.read(row)
             samples = decode_flac(flac)
-        except Exception as error:  # libsndfile's and the wrapper's kinds alike: the record is bad, not the run
+        except Exception as error:  # the checksums' and the decoder's kinds alike: the record is bad, not the run
             self._skip(row, error)
             return
         if len(samples) != self._index.num_samples[row]:
@@ -212,6 +212,6 @@ class _Assembler:
             self.bad[row] = f"record {number} of {part} in {part.records_dir}: {reason}"
             if len(self.bad) > self._max_bad:
                 raise DataError(
-                    f"{len(self.bad)} records could not be decoded, more than max_bad={self._max_bad} allows; "
+                    f"{len(self.bad)} records could not be read, more than max_bad={self._max_bad} allows; "
                     f"the first: {next(iter(self.bad.values()))}; {part.remedy}"
                 )

@@ -20,9 +20,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from data_pipelines.audio import SAMPLE_RATE
 from data_pipelines.shuffle import derive_key, permute, uniform
 
-SAMPLE_RATE = 16_000
 FILLER = -1  # stands in `PlannedBatch.rows` where the last batch of a bucket has no item left
 
 _TOKEN_MULTIPLE = 8

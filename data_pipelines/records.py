@@ -21,7 +21,7 @@ class RecordReader:
         self._sources = {part: _open(part) for part in index.parts}
 
     def read(self, row: int) -> tuple[bytes, str]:
-        """The audio (FLAC bytes) and the text of a row."""
+        """The audio (FLAC bytes) and the text of a row; RuntimeError where the checksum of its record is wrong."""
         part, number = self._index.locate(row)
         feature = tf_example_pb2.Example.FromString(self._sources[part][number]).features.feature
         return feature["audio"].bytes_list.value[0], feature["text"].bytes_list.value[0].decode()

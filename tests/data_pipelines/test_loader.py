@@ -140,7 +140,7 @@ def test_speed_moves_a_tone_by_its_factor(speed):
     assert np.abs(played[1000:-1000]).max() == pytest.approx(8000, rel=0.02)
 
 
-def test_undecodable_records_are_skipped_counted_and_limited(tmp_path):
+def test_damaged_records_are_skipped_counted_and_limited(tmp_path):
     bad_set = write_prepared(tmp_path / "bad", {"test": CLIPS[:10]}, corrupt=[2, 7])
     index = read_index(bad_set, "test")
     plan = make_eval_plan(index.num_samples, token_lengths(index, TOKENIZER), seconds_per_batch=4)
@@ -157,6 +157,21 @@ def test_undecodable_records_are_skipped_counted_and_limited(tmp_path):
     strict = open_batches(index, plan, TOKENIZER, max_bad=1)
     with pytest.raises(DataError, match=r"more than max_bad=1 allows.*prepare the set again"):
         take(strict, 2 * plan.steps_per_epoch)
+
+
+def test_a_damaged_file_costs_the_records_in_the_damage(tmp_path):
+    index = read_index(write_prepared(tmp_path / "set", {"test": CLIPS}), "test")
+    (shard,) = tmp_path.glob("set/tiny/1.0.0/*.array_record*")
+    content = bytearray(shard.read_bytes())
+    middle = len(content) // 3
+    content[middle : middle + 100] = bytes(100)
+    shard.write_bytes(content)
+    plan = make_eval_plan(index.num_samples, seconds_per_batch=4)
+    batches = open_batches(index, plan, num_steps=plan.steps_per_epoch)
+    weight = sum(batch["weight"].sum() for batch in batches)
+    assert 1 <= batches.bad <= 2
+    assert weight == len(CLIPS) - batches.bad
+    assert "hash mismatch" in batches.bad_records[0]
 
 
 def test_records_that_are_not_what_the_index_says_stop_the_run(tmp_path, index):
