@@ -36,20 +36,23 @@ Kind = Literal["char", "unigram", "bpe"]
 
 
 class Tokenizer(Protocol):
-    """What every tokenizer offers.
-
-    Attributes:
-      kind: "char", "unigram" or "bpe".
-      vocab_size: number of ids, the blank included.
-      fingerprint: hex digest of all that decides the ids.
-    """
-
-    kind: Kind
+    """What every tokenizer offers."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def kind(self) -> Kind:
+        """What the ids stand for."""
+        ...
+
     @property
-    def fingerprint(self) -> str: ...
+    def vocab_size(self) -> int:
+        """Number of ids, the blank included."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of all that decides the ids."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Ids in [1, vocab_size) of a text; unknown characters are dropped."""
         ...
@@ -119,7 +122,7 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, kind: Kind, model: bytes):
-        """Args: kind, "unigram" or "bpe"; model, the serialised SentencePiece model."""
+        """Takes a serialised SentencePiece model of the kind "unigram" or "bpe"."""
         self.kind = kind
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
