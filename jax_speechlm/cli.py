@@ -135,7 +135,7 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> None:
     result = train(experiment, run_dir)
     figures = "  ".join(f"{name} {value:.4g}" for name, value in result.dev.items())
     print(
-        f"{result.step} steps in {result.minutes:.1f} minutes, {result.audio_hours:.2f} hours of audio. dev: {figures}\n"
+        f"{result.step} steps, {result.minutes:.1f} minutes, {result.audio_hours:.2f} hours of audio; dev: {figures}\n"
         f"checkpoints: {run_dir / 'checkpoints'}   logs: tensorboard --logdir {run_dir / 'tensorboard'}"
     )
 
@@ -145,7 +145,7 @@ def list_configs(argv: Sequence[str], prog: str) -> None:
 
     argparse.ArgumentParser(prog=prog, description="Lists the experiments that ship.").parse_args(argv)
     for name in configs.names():
-        print(f"{name:<24} {configs.summary(name)}")
+        print(f"{name:<24} {configs.docstring(name).splitlines()[0]}")
 
 
 def prepare(argv: Sequence[str], prog: str) -> None:
@@ -193,9 +193,9 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
 def compare(argv: Sequence[str], prog: str) -> None:
     import tyro
 
-    from jax_speechlm.evaluation.report import compare_files
+    from jax_speechlm.evaluation.recognition import compare_reports
 
-    tyro.cli(compare_files, prog=prog, args=argv)
+    tyro.cli(compare_reports, prog=prog, args=argv)
 
 
 def transcribe(argv: Sequence[str], prog: str) -> None:

@@ -1,9 +1,11 @@
 """The base of every configuration: frozen, validated, and the same after a round trip through JSON."""
 
 import difflib
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import pydantic
+
+Self = TypeVar("Self", bound="Config")  # typing.Self cannot be checked at run time, as the tests do
 
 
 class Config(pydantic.BaseModel):
@@ -27,7 +29,7 @@ class Config(pydantic.BaseModel):
         return values
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
+    def from_json(cls: type[Self], text: str | bytes) -> Self:
         """The config that `model_dump_json` wrote.
 
         Raises:
@@ -35,6 +37,6 @@ class Config(pydantic.BaseModel):
         """
         return cls.model_validate_json(text)
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self: Self, **changes: Any) -> Self:
         """A copy with some settings changed, validated like a new one."""
         return type(self).model_validate({name: getattr(self, name) for name in type(self).model_fields} | changes)

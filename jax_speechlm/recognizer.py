@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from data_pipelines import audio, plan, tokenizers
-from jax_speechlm.decoding.greedy import greedy
+from jax_speechlm.decoding.greedy import best_path, collapse
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.functional import Params
 from jax_speechlm.objectives.base import Batch
@@ -41,7 +41,7 @@ class Recognizer:
     experiment: Experiment
     tokenizer: tokenizers.Tokenizer
     params: Params
-    _logits: Callable[[Params, Batch], tuple[jax.Array, jax.Array]]
+    _spell: Callable[[Params, Batch], jax.Array]
 
     @classmethod
     def load(cls, path: str | Path) -> "Recognizer":
@@ -62,14 +62,14 @@ class Recognizer:
             ckpt.unpack_files(meta["tokenizer"], folder)
             tokenizer = tokenizers.load_tokenizer(folder)
         objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer.vocab_size)
-        params = jax.device_put(params)
-        return cls(checkpoint, meta["step"], experiment, tokenizer, params, jax.jit(objective.logits))
+        spell = jax.jit(lambda params, batch: best_path(*objective.logits(params, batch)))
+        return cls(checkpoint, meta["step"], experiment, tokenizer, jax.device_put(params), spell)
 
     def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
         """The text of every row of the batches, by `example_id`; filler rows are left out."""
         texts = {}
         for batch in batches:
-            spelled = greedy(*jax.device_get(self._logits(self.params, batch)))
+            spelled = collapse(jax.device_get(self._spell(self.params, batch)))
             for row, example in enumerate(batch["example_id"]):
                 if example >= 0:
                     texts[int(example)] = self.tokenizer.decode(spelled[row])

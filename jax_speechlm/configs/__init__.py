@@ -34,6 +34,6 @@ def load(name: str) -> Experiment:
     return importlib.import_module(f"{__name__}.{name}").config()
 
 
-def summary(name: str) -> str:
-    """The first line of an experiment's docstring."""
-    return importlib.import_module(f"{__name__}.{name}").__doc__.splitlines()[0]
+def docstring(name: str) -> str:
+    """An experiment's lab notebook: how to run it, on what, how long it takes, what came out."""
+    return importlib.import_module(f"{__name__}.{name}").__doc__

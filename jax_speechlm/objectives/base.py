@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped
 
 from jax_speechlm.models import functional
 
@@ -47,7 +47,7 @@ def step_key(seed: int, step: int | Array) -> PRNGKeyArray:
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def example_keys(key: PRNGKeyArray, example_id: Array) -> PRNGKeyArray:
+def example_keys(key: PRNGKeyArray, example_id: Int[Array, " batch"]) -> Key[Array, " batch"]:
     """One key a row, drawn from the row's identity: what it draws depends on neither batch layout nor host count."""
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(example_id)
 

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 import pydantic
 
@@ -34,7 +35,10 @@ class Noam(Config):
 
     def build(self, num_steps: int) -> optax.Schedule:
         del num_steps  # it has no end
-        decay = lambda step: self.peak * (self.warmup_steps / (step + self.warmup_steps)) ** 0.5  # noqa: E731
+
+        def decay(step: jax.typing.ArrayLike) -> jax.Array:  # called with negative steps too, whose value is not used
+            return self.peak * (self.warmup_steps / (jnp.maximum(step, 0) + self.warmup_steps)) ** 0.5
+
         return _after_warmup(self.peak, self.warmup_steps, decay)
 
 
@@ -154,7 +158,7 @@ def _scale_groups(groups: tuple[Group, ...], axes: Params) -> optax.GradientTran
 
     def init(params):
         del params
-        return optax.ScaleByScheduleState(count=jax.numpy.zeros([], jax.numpy.int32))
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
 
     def update(updates, state, params=None):
         del params

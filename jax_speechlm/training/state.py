@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
+from jax_speechlm.decoding.greedy import best_path
 from jax_speechlm.models import functional
 from jax_speechlm.models.functional import Params
 from jax_speechlm.objectives.base import Batch, Metrics, Objective, step_key
@@ -43,14 +44,14 @@ class Trainer(NamedTuple):
       init: `key -> TrainState`, already sharded.
       step: `(state, batch) -> (state, metrics)`; compiled once for each batch shape; gives up its state argument.
       evaluate: `(params, batch) -> metrics`; compiled once for each batch shape.
-      logits: `(params, batch) -> (logits [B, T, V], lengths [B])` where the objective spells; else None.
+      spell: `(params, batch) -> ids [B, T]`, the best CTC path, where the objective spells; else None.
       shapes: abstract TrainState with shardings: the target of a restore, and the input of planning.
     """
 
     init: Callable[[jax.Array], TrainState]
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     evaluate: Callable[[Params, Batch], Metrics]
-    logits: Callable[[Params, Batch], tuple[Array, Array]] | None
+    spell: Callable[[Params, Batch], Array] | None
     shapes: TrainState
 
 
@@ -124,6 +125,9 @@ def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, see
     def evaluate(params: Params, batch: Batch) -> Metrics:
         return objective.loss(params, batch, None)[1]
 
+    def spell(params: Params, batch: Batch) -> Array:
+        return best_path(*objective.logits(params, batch))
+
     shapes = _with_shardings(jax.eval_shape(init, jax.random.key(0)), declaration, trainable_part, transform, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     rows, everywhere = meshes.batch_sharding(mesh), meshes.replicated(mesh)
@@ -131,8 +135,7 @@ def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, see
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, everywhere), donate_argnums=0),
         evaluate=jax.jit(evaluate, in_shardings=(shardings.params, rows), out_shardings=everywhere),
-        logits=objective.logits
-        and jax.jit(objective.logits, in_shardings=(shardings.params, rows), out_shardings=everywhere),
+        spell=objective.logits and jax.jit(spell, in_shardings=(shardings.params, rows), out_shardings=everywhere),
         shapes=shapes,
     )
 

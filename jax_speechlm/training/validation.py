@@ -7,7 +7,7 @@ import jiwer
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_speechlm.decoding.greedy import greedy
+from jax_speechlm.decoding.greedy import collapse
 from jax_speechlm.models.functional import Params
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training.reporting import means
@@ -31,8 +31,8 @@ def validate(trainer: Trainer, params: Params, source: Source, mesh: Mesh) -> di
         for name, (total, weight) in jax.device_get(trainer.evaluate(params, sharded)).items():
             totals[name] += float(total)
             weights[name] += float(weight)
-        if trainer.logits is not None:
-            spelled = greedy(*jax.device_get(trainer.logits(params, sharded)))
+        if trainer.spell is not None:
+            spelled = collapse(jax.device_get(trainer.spell(params, sharded)))
             for row in np.flatnonzero(batch["weight"]):
                 references.append(source.tokenizer.decode(batch["tokens"][row, : batch["token_length"][row]]))
                 hypotheses.append(source.tokenizer.decode(spelled[row]))

@@ -1,0 +1,54 @@
+"""Configs refuse what they do not know, and survive JSON."""
+
+import pydantic
+import pytest
+
+from jax_speechlm import configs
+from jax_speechlm.experiment import Experiment, differences
+from jax_speechlm.training.optimizers import Noam, Optimizer
+
+
+def test_an_unknown_key_names_the_nearest():
+    with pytest.raises(pydantic.ValidationError, match=r"no setting 'wieght_decay'; did you mean 'weight_decay'"):
+        Optimizer(wieght_decay=0.1)
+
+
+def test_a_value_out_of_range_is_refused():
+    with pytest.raises(pydantic.ValidationError, match="greater than 0"):
+        Optimizer(clip_norm=-1.0)
+
+
+def test_replace_validates():
+    with pytest.raises(pydantic.ValidationError):
+        Optimizer().replace(accumulate=0)
+    assert Optimizer().replace(accumulate=3).accumulate == 3
+
+
+def test_configs_are_frozen():
+    with pytest.raises(pydantic.ValidationError):
+        Optimizer().clip_norm = 2.0
+
+
+@pytest.mark.parametrize("name", configs.names())
+def test_every_shipped_experiment_survives_json_and_says_how_to_run_it(name):
+    experiment = configs.load(name)
+    again = Experiment.from_json(experiment.model_dump_json())
+    assert again == experiment
+    assert differences(again, experiment) == []
+    assert f"--config {name}" in configs.docstring(name)
+
+
+def test_an_unknown_experiment_names_the_nearest():
+    with pytest.raises(ValueError, match="'demo_pretrain'"):
+        configs.load("demo_pretrian")
+
+
+def test_differences_name_what_decides_a_result():
+    first = configs.load("demo_pretrain")
+    second = first.replace(
+        optimizer=first.optimizer.replace(schedule=Noam(peak=0.5)), cadence=first.cadence.replace(log_every=3)
+    )
+    names = differences(first, second)
+    assert "optimizer.schedule.kind" in names
+    assert "optimizer.schedule.peak" in names
+    assert not any(name.startswith("cadence") for name in names)

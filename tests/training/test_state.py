@@ -1,0 +1,113 @@
+"""A step does not depend on the mesh or on micro-batches, and a step that is not finite leaves no trace."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_speechlm.parallel import mesh as meshes
+from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.training.state import eval_params, make_trainer
+from tests.training import tiny
+
+ONE = (MeshShape(data=1), 1)
+MESHES = [MeshShape(data=8), MeshShape(data=1, fsdp=8), MeshShape(data=2, fsdp=2, tensor=2)]
+
+
+def trainer_on(shape: MeshShape, devices: int, experiment):
+    source = tiny.MemorySource.make(experiment)
+    objective = experiment.objective.build(experiment.model, experiment.frontend, source.vocab_size)
+    mesh = meshes.make_mesh(shape, jax.devices()[:devices])
+    return make_trainer(objective, experiment.optimizer, experiment.num_steps, experiment.seed, mesh), source, mesh
+
+
+def run(shape: MeshShape, devices: int, experiment, steps: int = 2):
+    """(state, metrics of each step) after some steps."""
+    trainer, source, mesh = trainer_on(shape, devices, experiment)
+    with jax.set_mesh(mesh):
+        state, metrics = trainer.init(jax.random.key(0)), []
+        for step in range(steps):
+            state, figures = trainer.step(state, meshes.shard_batch(mesh, source.batch(source.plan, step)))
+            metrics.append(jax.device_get(figures))
+        return state, metrics
+
+
+@pytest.fixture(scope="module", params=["ctc", "best_rq"])
+def single_device(request):
+    experiment = tiny.experiment(request.param)
+    return experiment, *run(*ONE, experiment)
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=["8x1x1", "1x8x1", "2x2x2"])
+def test_every_mesh_gives_the_single_device_loss_and_gradients(single_device, shape):
+    experiment, state, metrics = single_device
+    sharded_state, sharded_metrics = run(shape, 8, experiment)
+    for one, other in zip(metrics, sharded_metrics, strict=True):
+        for name in ("loss", "grad_norm"):
+            assert np.allclose(other[name], one[name], rtol=1e-5, atol=1e-5), name
+    # The first moments are the gradients: Adam's parameters would blow up rounding where a gradient is nearly zero.
+    for one, other in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(sharded_state.opt_state), strict=True):
+        assert np.allclose(jax.device_get(other), jax.device_get(one), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=["8x1x1", "1x8x1", "2x2x2"])
+def test_moments_and_averages_lie_as_their_parameters(shape):
+    trainer, _, _ = trainer_on(shape, 8, tiny.experiment("best_rq"))
+    sharding = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)  # noqa: E731
+    adam = next(part for part in trainer.shapes.opt_state if hasattr(part, "mu"))
+    params = sharding(trainer.shapes.params)
+    del params["quantizer"]  # frozen: the optimizer keeps nothing for it
+    assert sharding(adam.mu) == sharding(adam.nu) == sharding(trainer.shapes.ema) == params
+    split = [leaf for leaf in jax.tree.leaves(params) if not leaf.is_fully_replicated]
+    assert bool(split) == (shape.fsdp > 1 or shape.tensor > 1)
+
+
+def test_frozen_parameters_never_change():
+    experiment = tiny.experiment("best_rq")
+    trainer, _, mesh = trainer_on(*ONE, experiment)
+    with jax.set_mesh(mesh):
+        before = jax.device_get(trainer.init(jax.random.key(0)).params)
+    after = jax.device_get(run(*ONE, experiment)[0].params)
+    same = jax.tree.map(np.array_equal, before, after)
+    assert all(jax.tree.leaves(same["quantizer"]))
+    assert not any(jax.tree.leaves(same["head"]))
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch():
+    experiment = tiny.experiment("ctc")
+    whole = run(*ONE, experiment)
+    cut = run(*ONE, experiment.replace(optimizer=experiment.optimizer.replace(accumulate=4)))
+    for one, other in zip(whole[1], cut[1], strict=True):
+        assert np.allclose(other["loss"], one["loss"], rtol=1e-5)
+        assert np.allclose(other["grad_norm"], one["grad_norm"], rtol=1e-4)
+
+
+def test_micro_batches_must_divide_the_batch():
+    experiment = tiny.experiment("ctc")
+    with pytest.raises(ValueError, match="accumulate=3 does not divide a batch of 8"):
+        run(*ONE, experiment.replace(optimizer=experiment.optimizer.replace(accumulate=3)))
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted():
+    trainer, source, mesh = trainer_on(*ONE, tiny.experiment("ctc"))
+    with jax.set_mesh(mesh):
+        state = trainer.init(jax.random.key(0))
+        state = state._replace(params=jax.tree.map(lambda leaf: leaf.at[...].set(jnp.nan), state.params))
+        before = jax.device_get(state.opt_state)
+        batch = meshes.shard_batch(mesh, source.batch(source.plan, 0))
+        for count in (1, 2):
+            state, metrics = trainer.step(state, batch)
+            assert (int(state.skipped), int(state.skipped_in_a_row), int(state.step)) == (count, count, count)
+        jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.opt_state))
+        assert metrics["loss"] == (0, 0)  # no weight: it disappears from every mean
+        fresh = trainer.init(jax.random.key(0))
+        state, _ = trainer.step(state._replace(params=fresh.params, ema=fresh.ema), batch)
+        assert (int(state.skipped), int(state.skipped_in_a_row)) == (2, 0)
+
+
+def test_evaluation_uses_the_moving_average():
+    state, _ = run(*ONE, tiny.experiment("best_rq"))
+    params = eval_params(state)
+    assert np.array_equal(params["head"]["kernel"], state.ema["head"]["kernel"])
+    assert not np.array_equal(params["head"]["kernel"], state.params["head"]["kernel"])
+    assert np.array_equal(params["quantizer"]["codebook"], state.params["quantizer"]["codebook"])

@@ -1,0 +1,92 @@
+"""A run small enough for tests: a tiny conformer on noise, from a source that lives in memory."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_pipelines.plan import Plan, make_eval_plan, make_plan
+from data_pipelines.tokenizers import CharTokenizer, Tokenizer
+from jax_speechlm.experiment import Cadence, Experiment, Speech
+from jax_speechlm.frontend.augment import Augment
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.objectives.best_rq import BestRQ
+from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+
+MEL = LogMel(num_mel_bins=20, stack=2)
+MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=16, num_layers=2, num_heads=4, kernel_size=7)
+OBJECTIVES = {"ctc": CTC(), "best_rq": BestRQ(codes=32, code_dim=4)}
+
+
+def experiment(objective: str = "ctc", **changes) -> Experiment:
+    """A complete experiment on one device whose every random part is on."""
+    return Experiment(
+        data=Speech(sets=("noise",)),
+        objective=OBJECTIVES[objective],
+        frontend=FrontEnd(mel=MEL, augment=Augment(time_masks=1, freq_masks=1, freq_mask_bins=4, gain_db=3.0)),
+        model=MODEL,
+        optimizer=Optimizer(schedule=WarmupCosine(peak=3e-3, warmup_steps=2), ema_decay=0.9),
+        mesh=MeshShape(data=8),
+        num_steps=8,
+        cadence=Cadence(log_every=4, eval_every=4, checkpoint_every=4),
+    ).replace(**changes)
+
+
+@dataclasses.dataclass
+class MemorySource:
+    """Has the attributes of `training.source.Source`; utterances are random, their lengths fall into two buckets."""
+
+    plan: Plan
+    dev_plan: Plan
+    samples: list[np.ndarray]
+    texts: list[str]
+    tokenizer: Tokenizer | None
+    tokenizer_files: dict[str, str] = dataclasses.field(default_factory=lambda: {"tokenizer.json": ""})
+
+    @classmethod
+    def make(cls, experiment: Experiment, utterances: int = 24) -> "MemorySource":
+        rng = np.random.default_rng(0)
+        lengths = rng.choice([6000, 7900, 15000, 15900], utterances)
+        samples = [rng.normal(0, 1000, length).astype(np.int16) for length in lengths]
+        texts = ["".join(rng.choice(list("abc "), 3)) for _ in lengths]
+        tokenizer = CharTokenizer("abc ") if experiment.objective.kind == "ctc" else None
+        tokens = np.array([len(text) for text in texts]) if tokenizer else None
+        options = {"num_buckets": 2, "batch_multiple": 8, "frame_samples": MEL.frame_samples, "seconds_per_batch": 8.0}
+        plan = make_plan(lengths, tokens, seed=experiment.seed, **options)
+        return cls(plan, make_eval_plan(lengths, tokens, **options), samples, texts, tokenizer)
+
+    @property
+    def vocab_size(self) -> int | None:
+        return self.tokenizer.vocab_size if self.tokenizer else None
+
+    def batches(self, first_step: int, num_steps: int) -> Iterator[dict[str, np.ndarray]]:
+        return (self.batch(self.plan, step) for step in range(first_step, num_steps))
+
+    def dev_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        return (self.batch(self.dev_plan, step) for step in range(self.dev_plan.steps_per_epoch))
+
+    def batch(self, plan: Plan, step: int) -> dict[str, np.ndarray]:
+        planned = plan.batch(step)
+        bucket, rows = plan.buckets[planned.bucket], planned.rows
+        batch = {
+            "audio": np.zeros((len(rows), bucket.num_samples), np.int16),
+            "audio_length": np.zeros(len(rows), np.int32),
+            "tokens": np.zeros((len(rows), bucket.num_tokens), np.int32),
+            "token_length": np.zeros(len(rows), np.int32),
+            "example_id": rows.astype(np.int32),
+            "weight": (rows >= 0).astype(np.float32),
+        }
+        for place, row in enumerate(rows):
+            if row < 0:
+                continue
+            batch["audio"][place, : len(self.samples[row])] = self.samples[row]
+            batch["audio_length"][place] = len(self.samples[row])
+            if self.tokenizer:
+                ids = self.tokenizer.encode(self.texts[row])
+                batch["tokens"][place, : len(ids)] = ids
+                batch["token_length"][place] = len(ids)
+        return batch
