@@ -1,5 +1,6 @@
 """From a plan to batches: tf.data reads, decodes and pads what the plan names, in parallel and ahead of the step."""
 
+import logging
 import os
 import threading
 import weakref
@@ -209,7 +210,9 @@ class _Assembler:
         part, number = self._index.locate(row)
         reason = getattr(error, "error_string", error)  # libsndfile's own words, without the address of a buffer
         with self._lock:
-            self.bad[row] = f"record {number} of {part} in {part.records_dir}: {reason}"
+            if row not in self.bad:
+                self.bad[row] = f"record {number} of {part} in {part.records_dir}: {reason}"
+                logging.getLogger(__name__).warning("skipped %s", self.bad[row])
             if len(self.bad) > self._max_bad:
                 raise DataError(
                     f"{len(self.bad)} records could not be read, more than max_bad={self._max_bad} allows; "

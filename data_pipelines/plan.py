@@ -15,6 +15,7 @@ hosts share no state, and the data state of a checkpoint is the seed and the ste
 import dataclasses
 import functools
 import hashlib
+import logging
 import math
 from collections.abc import Mapping
 
@@ -252,6 +253,10 @@ def make_eval_plan(
     """
     num_samples, token_lengths = _checked(num_samples, token_lengths)
     too_long = num_samples > (math.inf if max_seconds is None else max_seconds * SAMPLE_RATE)
+    if too_long.any():
+        logging.getLogger(__name__).warning(
+            "%d of %d items are longer than %g s and will not be evaluated", too_long.sum(), len(too_long), max_seconds
+        )
     return _lay_out(
         num_samples,
         token_lengths,

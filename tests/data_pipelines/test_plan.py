@@ -166,7 +166,7 @@ def test_the_curriculum_takes_short_batches_first():
     assert [tuple(b.rows) for b in epoch_rows(plan, 0)] != [tuple(b.rows) for b in epoch_rows(plan, 1)]
 
 
-def test_an_evaluation_plan_keeps_all_in_order_of_length():
+def test_an_evaluation_plan_keeps_all_in_order_of_length(caplog):
     lengths = durations(0, 203)
     lengths[:2] = 0  # silence that a recogniser may still get wrong
     plan = make_eval_plan(lengths, np.zeros(203, int), seconds_per_batch=30)
@@ -175,7 +175,9 @@ def test_an_evaluation_plan_keeps_all_in_order_of_length():
     assert len(rows) == 203
     assert (np.diff(-(-lengths[rows] // 640)) >= 0).all()
     limited = make_eval_plan(lengths, seconds_per_batch=30, max_seconds=4)
-    assert limited.dropped == {"too_long": int((lengths > 64_000).sum())}
+    count = int((lengths > 64_000).sum())
+    assert limited.dropped == {"too_long": count}
+    assert f"{count} of 203 items are longer than 4 s and will not be evaluated" in caplog.text
 
 
 def test_padding_share_counts_what_the_device_computes():
