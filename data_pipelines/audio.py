@@ -1,0 +1,201 @@
+"""Any audio file to 16 kHz mono int16, and what its levels say about it.
+
+libsndfile reads wav, flac, aiff, and mp3, ogg and opus unless they are long; FFmpeg (through PyAV) reads the rest.
+Both are read block by block through a streaming resampler, so memory holds the result (115 MB an hour) and one block.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from data_pipelines.errors import DataError
+
+SAMPLE_RATE = 16_000  # Hz, of everything this package stores
+_BLOCK_SAMPLES = 2**22  # 16 MiB of float32; most clips are one block
+_FULL_SCALE = 32_768
+
+
+class AudioError(DataError):
+    """Audio that is missing, empty, corrupt or without samples; `reason` is short enough to count by."""
+
+    def __init__(self, name: str, reason: str, remedy: str):
+        super().__init__(f"{name}: {reason}; {remedy}")
+        self.reason = reason
+
+
+class AudioTooLongError(AudioError):
+    """Audio longer than the caller's limit, noticed without decoding the rest."""
+
+    def __init__(self, name: str, max_seconds: float):
+        super().__init__(
+            name, "too long", f"it lasts over {max_seconds:g} s: cut it into utterances or raise the limit"
+        )
+
+
+def decode(source: str | Path | bytes, *, name: str = "", max_seconds: float = math.inf) -> NDArray[np.int16]:
+    """Decodes a file, or its bytes, of any common format, rate and channel count.
+
+    Channels are averaged. Samples of a 16 kHz mono 16-bit source come back unchanged.
+
+    Args:
+      source: a path, or the bytes of a file.
+      name: what errors call the audio; its suffix tells headerless formats (`.g722`). Default: the path.
+      max_seconds: longer audio raises `AudioTooLongError` as soon as the limit is passed.
+
+    Returns:
+      int16 [samples] at 16 kHz, at least one sample.
+
+    Raises:
+      AudioError: the file is missing, empty, corrupt, or holds no samples.
+    """
+    name = name or (str(source) if isinstance(source, str | Path) else "audio")
+    if isinstance(source, str | Path) and not Path(source).is_file():
+        raise AudioError(name, "no such file", "correct the path in the manifest or on the command line")
+    if (len(source) if isinstance(source, bytes) else Path(source).stat().st_size) == 0:
+        raise AudioError(name, "empty file", "copy or record it again, or remove its entry")
+    try:
+        return resample(_blocks(source, name), name=name, max_seconds=max_seconds)
+    except (soundfile.LibsndfileError, av.FFmpegError, EOFError) as error:
+        raise AudioError(name, "cannot be decoded", f"the file may be damaged: try to play it ({error})") from error
+
+
+def resample(
+    blocks: Iterator[tuple[int, NDArray[np.float32]]], *, name: str = "audio", max_seconds: float = math.inf
+) -> NDArray[np.int16]:
+    """Joins (rate in Hz, float32 [samples] or [samples, channels] in -1..1) blocks of one recording: int16, 16 kHz, mono.
+
+    Raises:
+      AudioError: there are no samples, or some are not finite.
+      AudioTooLongError: more than `max_seconds` came in.
+    """
+    pieces: list[NDArray[np.int16]] = []
+    stream, seconds = None, 0.0
+    for rate, block in blocks:
+        mono = block if block.ndim == 1 else block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+        if not np.isfinite(mono).all():
+            raise AudioError(name, "samples that are not finite", "write the file again as 16-bit or 24-bit PCM")
+        seconds += len(mono) / rate
+        if seconds > max_seconds:
+            raise AudioTooLongError(name, max_seconds)
+        if rate != SAMPLE_RATE:
+            stream = stream or soxr.ResampleStream(rate, SAMPLE_RATE, num_channels=1, dtype="float32", quality="HQ")
+            mono = stream.resample_chunk(np.ascontiguousarray(mono, np.float32))
+        pieces.append(_to_int16(mono))
+    if stream is not None:
+        pieces.append(_to_int16(stream.resample_chunk(np.zeros(0, np.float32), last=True)))
+    samples = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
+    if len(samples) == 0:
+        raise AudioError(name, "no samples", "the header is intact but nothing follows: record it again or remove it")
+    return samples
+
+
+def _to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
+    return np.clip(np.rint(samples * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
+
+
+def _blocks(source: str | Path | bytes, name: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    if name.lower().endswith(".g722"):  # no header: FFmpeg has to be told
+        return _ffmpeg_blocks(source, name, "g722")
+    try:
+        file = soundfile.SoundFile(_opened(source))
+    except soundfile.LibsndfileError:
+        return _ffmpeg_blocks(source, name)
+    block_frames = _BLOCK_SAMPLES // file.channels
+    if file.format in ("MP3", "OGG") and file.frames > block_frames:
+        # soundfile seeks after each read, which these decoders do slowly and not always exactly; one read is safe.
+        file.close()
+        return _ffmpeg_blocks(source, name)
+    return _libsndfile_blocks(file, block_frames)
+
+
+def _opened(source: str | Path | bytes) -> str | io.BytesIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else str(source)
+
+
+def _libsndfile_blocks(file: soundfile.SoundFile, frames: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    with file:
+        for _ in range(0, file.frames, frames):
+            yield file.samplerate, file.read(frames, dtype="float32", always_2d=True)
+
+
+def _ffmpeg_blocks(
+    source: str | Path | bytes, name: str, container_format: str | None = None
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    with av.open(_opened(source), format=container_format) as container:
+        if not container.streams.audio:
+            raise AudioError(name, "no audio stream", "the file holds no sound: remove its entry")
+        # Interleaved float32 at the file's own rate and channels; PyAV 18 crashes on planar frames of 8 channels.
+        interleave = av.AudioResampler(format="flt")
+        pending: list[NDArray[np.float32]] = []
+        for frame in container.decode(audio=0):
+            for part in interleave.resample(frame):
+                pending.append(part.to_ndarray().reshape(-1, len(part.layout.channels)))
+                if len(pending) * pending[0].size >= _BLOCK_SAMPLES:
+                    yield part.sample_rate, np.concatenate(pending)
+                    pending = []
+        if pending:
+            yield part.sample_rate, np.concatenate(pending)
+
+
+def encode_flac(samples: NDArray[np.int16]) -> bytes:
+    """FLAC bytes of int16 [samples] at 16 kHz; lossless."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def decode_flac(flac: bytes) -> NDArray[np.int16]:
+    """int16 [samples] of what `encode_flac` wrote."""
+    samples, _ = soundfile.read(io.BytesIO(flac), dtype="int16")
+    return samples
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What the levels of one clip say about its quality.
+
+    Attributes:
+      peak: largest magnitude, as a share of full scale.
+      clipped_share: share of samples within 0.1 % of full scale.
+      silence_share: share of 25 ms frames whose RMS is below -50 dB of full scale.
+    """
+
+    peak: float
+    clipped_share: float
+    silence_share: float
+
+    @property
+    def is_silent(self) -> bool:
+        """Nothing to hear: the peak stays below -60 dB of full scale."""
+        return self.peak < 1e-3
+
+    @property
+    def is_clipped(self) -> bool:
+        """More than one sample in a thousand sits at the rails."""
+        return self.clipped_share > 1e-3
+
+    @property
+    def is_mostly_silence(self) -> bool:
+        return self.silence_share > 0.8
+
+
+def measure(samples: NDArray[np.int16]) -> Levels:
+    """Levels of int16 [samples] at 16 kHz."""
+    signal = samples.astype(np.float32) / _FULL_SCALE
+    magnitude = np.abs(signal)
+    frame = SAMPLE_RATE // 40
+    starts = np.arange(0, len(signal), frame)
+    power = np.add.reduceat(signal * signal, starts) / np.minimum(frame, len(signal) - starts)
+    return Levels(
+        peak=float(magnitude.max()),
+        clipped_share=float((magnitude >= 0.999).mean()),
+        silence_share=float((power < 10**-5).mean()),
+    )

@@ -1,0 +1,122 @@
+"""Stage 1 of preparation: every clip to one FLAC file in a work folder, in parallel, surviving a kill."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data_pipelines.audio import SAMPLE_RATE, AudioError, AudioTooLongError, Levels, encode_flac, measure
+from data_pipelines.clips import Clip, Dropped
+from data_pipelines.errors import DataError
+
+_BATCH = 1024  # clips in flight; bounds memory for sets of millions
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A clip with its FLAC file, relative to the work folder."""
+
+    clip: Clip
+    file: str
+    num_bytes: int
+    num_samples: int
+    levels: Levels
+
+    @property
+    def seconds(self) -> float:
+        return self.num_samples / SAMPLE_RATE
+
+
+class Workshop:
+    """The work folder: FLAC files named by clip and sound, and a journal of what is finished.
+
+    A file is renamed into place before its journal line is written, so whatever the journal names is whole; after a kill
+    the same call goes on behind the last line. Changed source files have another name here and are converted again.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._journal = folder / "journal.jsonl"
+        self._done: dict[str, dict] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._journal.exists():
+            text = self._journal.read_text("utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:  # killed while writing a line
+                self._journal.write_text(whole, "utf-8")
+            self._done = {entry["file"]: entry for entry in map(json.loads, whole.splitlines())}
+
+    def convert(
+        self, clips: Sequence[Clip], *, num_workers: int, max_seconds: float, max_bad: int, console: Console
+    ) -> Iterator[Converted | Dropped]:
+        """Converts clips, in order; those whose audio is missing, corrupt or silent come back as `Dropped`.
+
+        Threads suffice: decoding, resampling and encoding release the interpreter lock.
+
+        Args:
+          max_seconds: longer clips are dropped.
+          max_bad: the number of bad clips that may be met before the run stops.
+
+        Raises:
+          DataError: more bad clips than `max_bad`.
+        """
+        bad: list[Dropped] = []
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with (
+            Progress(*columns, console=console, transient=True) as progress,
+            self._journal.open("a", encoding="utf-8") as journal,
+            ThreadPoolExecutor(num_workers) as pool,
+        ):
+            task = progress.add_task("decode and resample", total=len(clips))
+            for start in range(0, len(clips), _BATCH):
+                batch = clips[start : start + _BATCH]
+                for outcome in pool.map(lambda clip: self._convert_one(clip, max_seconds), batch):
+                    if isinstance(outcome, Converted) and outcome.file not in self._done:
+                        line = {key: value for key, value in asdict(outcome).items() if key != "clip"}
+                        journal.write(json.dumps(line) + "\n")
+                        journal.flush()
+                    elif isinstance(outcome, Dropped) and outcome.is_bad:
+                        bad.append(outcome)
+                        if len(bad) > max_bad:
+                            pool.shutdown(cancel_futures=True)
+                            raise too_many_bad(bad, max_bad)
+                    progress.advance(task)
+                    yield outcome
+
+    def _convert_one(self, clip: Clip, max_seconds: float) -> Converted | Dropped:
+        digest = hashlib.sha1(f"{clip.id}\n{clip.audio.fingerprint()}".encode()).hexdigest()
+        file = f"{digest[:2]}/{digest}.flac"
+        path = self.folder / file
+        if (entry := self._done.get(file)) is not None and path.is_file():
+            converted = Converted(clip, file, entry["num_bytes"], entry["num_samples"], Levels(**entry["levels"]))
+            if converted.seconds <= max_seconds:
+                return converted
+        try:
+            samples = clip.audio.decode(max_seconds)
+        except AudioError as error:
+            return Dropped(clip.id, error.reason, not isinstance(error, AudioTooLongError), str(error))
+        levels = measure(samples)
+        if levels.is_silent:
+            detail = f"{clip.id}: nothing but silence; record it again or remove its entry"
+            return Dropped(clip.id, "silent", True, detail)
+        flac = encode_flac(samples)
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(flac)
+        os.replace(partial, path)
+        return Converted(clip, file, len(flac), len(samples), levels)
+
+
+def too_many_bad(bad: Sequence[Dropped], max_bad: int) -> DataError:
+    """The error that stops a run: what went wrong first, and what to do."""
+    first = "\n".join(f"  {item.detail or f'{item.id}: {item.reason}'}" for item in bad[:10])
+    return DataError(
+        f"{len(bad)} bad items, more than the {max_bad} allowed; the first of them:\n{first}\n"
+        "Mend the source or raise --max-bad; what is converted is kept, and the same command goes on from there."
+    )

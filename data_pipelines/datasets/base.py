@@ -1,0 +1,64 @@
+"""What all builders share: they store clips that `data_pipelines.prepare` has converted to FLAC."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data_pipelines.errors import DataError
+
+
+class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Stores converted clips, in the order in which they are listed.
+
+    Subclasses set `DESCRIPTION`, `HOMEPAGE` and, where there are several, `BUILDER_CONFIGS`.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = ""
+    HOMEPAGE = ""
+
+    def __init__(self, *, records: Path | None = None, licence: str = "", **kwargs: Any):
+        """`records` is a JSONL file: one line a clip with its features, its split, and its FLAC file in place of audio."""
+        self._records = records
+        self._licence = licence
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.DESCRIPTION,
+            homepage=self.HOMEPAGE,
+            license=self._licence,
+            disable_shuffling=True,  # so that a row of the index is a record
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": text(),
+                    # FLAC, 16 kHz mono 16-bit. As a list of integers it would be five times larger.
+                    "audio": tfds.features.Tensor(shape=(), dtype=np.object_),
+                    "text": text(),
+                    "speaker": text(),
+                    "language": text(),
+                    "num_samples": tfds.features.Scalar(dtype=np.int64),
+                    "translation": text(),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
+        if self._records is None:
+            raise DataError(f"{self.name} stores clips converted beforehand: run `jax-speechlm prepare` instead.")
+        with self._records.open(encoding="utf-8") as lines:
+            splits = dict.fromkeys(json.loads(line)["split"] for line in lines)
+        return {split: self._generate_examples(split) for split in splits}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        with self._records.open(encoding="utf-8") as lines:
+            for key, line in enumerate(lines):
+                record = json.loads(line)
+                if record.pop("split") == split:
+                    yield key, record | {"audio": (self._records.parent / record["audio"]).read_bytes()}

@@ -1,0 +1,99 @@
+"""Speech that any Debian machine can fetch by package name: download, verify, unpack. Needs no root."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from email.parser import HeaderParser
+from pathlib import Path
+
+from data_pipelines.errors import DataError
+
+_ALTERNATIVES = (
+    "Without apt, prepare speech from elsewhere: a TFDS data set (prepare --tfds librispeech) "
+    "or a JSONL manifest of your own recordings (prepare --manifest my.jsonl)."
+)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A fetched package: its files lie below `root`."""
+
+    name: str
+    version: str
+    root: Path
+
+
+def fetch(name: str, cache: Path) -> Package:
+    """Downloads a Debian package into `cache` unless it is there, verifies its SHA-256 and unpacks it.
+
+    Only regular files are unpacked, and none outside the target folder. A killed call leaves nothing half-done behind.
+
+    Raises:
+      DataError: no apt on this machine, unknown package, failed download or a wrong checksum.
+    """
+    if missing := [tool for tool in ("apt-get", "apt-cache", "dpkg-deb") if shutil.which(tool) is None]:
+        raise DataError(f"{', '.join(missing)} not found: {name} is a Debian package. {_ALTERNATIVES}")
+    record = _lookup(name)
+    cache.mkdir(parents=True, exist_ok=True)
+    root = cache / f"{name}_{record['Version'].replace(':', '%3a')}"
+    if not root.is_dir():
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as folder:
+            archive = _download(name, record, Path(folder))
+            files = Path(folder) / "files"
+            _unpack(archive, files)
+            os.replace(files, root)
+    return Package(name, record["Version"], root)
+
+
+def _lookup(name: str) -> dict[str, str]:
+    record = _show(name)
+    if record is None and os.geteuid() == 0:  # a fresh machine or container has no package lists
+        _run("apt-get", "-q", "update")
+        record = _show(name)
+    if record is None:
+        raise DataError(f"apt does not know the package {name}: run `apt-get update` as root, then prepare again.")
+    return record
+
+
+def _show(name: str) -> dict[str, str] | None:
+    shown = subprocess.run(
+        ["apt-cache", "show", "--no-all-versions", name], capture_output=True, text=True, check=False
+    )
+    record = dict(HeaderParser().parsestr(shown.stdout))
+    return record if "Version" in record else None
+
+
+def _download(name: str, record: dict[str, str], folder: Path) -> Path:
+    sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []  # the cache need not be open to _apt
+    _run("apt-get", "-q", *sandbox, "download", f"{name}={record['Version']}", cwd=folder)
+    (archive,) = folder.glob("*.deb")
+    if "SHA256" in record:
+        with archive.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != record["SHA256"]:
+            raise DataError(f"{archive.name}: SHA-256 {found} is not the archive's {record['SHA256']}: prepare again.")
+    return archive
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    target.mkdir()
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE) as process:
+        with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
+            tar.extractall(target, filter=regular_files)
+    if process.returncode:
+        raise DataError(f"{archive.name}: dpkg-deb cannot unpack it (status {process.returncode}): prepare again.")
+
+
+def regular_files(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo | None:
+    """A tarfile filter: regular files and folders inside `target`, and nothing else (no links, no devices)."""
+    return tarfile.data_filter(member, target) if member.isreg() or member.isdir() else None
+
+
+def _run(*command: str, cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DataError(f"`{' '.join(command)}` failed: {done.stderr.strip()[-500:]} {_ALTERNATIVES}")

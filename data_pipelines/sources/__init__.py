@@ -1,0 +1,1 @@
+"""Where speech comes from: one module a source, each yielding clips."""

@@ -1,0 +1,48 @@
+"""asterisk-{en,es,fr,it,ru}: telephone prompts read in a studio, 16 kHz, one voice a language."""
+
+import gzip
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipelines.clips import AudioFile, Clip, Dropped
+from data_pipelines.text import UnspeakableError, normalise, split_key, split_of
+
+LICENCES = {"en": "CC-BY-SA-3.0", "es": "CC-BY-SA-3.0", "fr": "CC-BY-SA-3.0", "it": "CC-BY-3.0", "ru": "CC-BY-3.0"}
+_ENTRY = re.compile(r"(?P<key>[\w./-]+):\s*(?P<text>.*)")
+
+
+def packages(language: str) -> tuple[str, str]:
+    """Names of the package with the transcripts and of the one with the audio."""
+    return f"asterisk-core-sounds-{language}", f"asterisk-core-sounds-{language}-g722"
+
+
+def clips(language: str, text_root: Path, audio_root: Path) -> Iterator[Clip | Dropped]:
+    """Clips of one language from its two unpacked packages; the speaker is the voice the audio folder names."""
+    (transcripts,) = text_root.glob(f"usr/share/doc/*/core-sounds-{language}.txt.gz")
+    (voice,) = (audio_root / "usr/share/asterisk/sounds").iterdir()
+    seen = set()
+    for line in gzip.decompress(transcripts.read_bytes()).decode("utf-8-sig").splitlines():
+        if not (entry := _ENTRY.fullmatch(line.strip())):
+            continue  # comments start with ';'
+        key, text = entry["key"], entry["text"]
+        path = voice / f"{key}.g722"
+        if key in seen:
+            continue
+        seen.add(key)
+        if not path.is_file():
+            yield Dropped(key, "transcript without audio")
+        elif key.startswith("silence/"):
+            yield Dropped(key, "silence")
+        elif "[" in text:  # tones, symbols as signs, and words that may or may not be spoken
+            yield Dropped(key, "text in square brackets")
+        else:
+            try:
+                words = normalise(text, language)
+            except UnspeakableError as error:
+                yield Dropped(key, "number or sign without spoken form", detail=str(error))
+                continue
+            if words:
+                yield Clip(key, AudioFile(path), words, voice.name, language, split_of(split_key(text)))
+            else:
+                yield Dropped(key, "remark without words")

@@ -1,0 +1,48 @@
+"""fillets-{cs,nl}: the two fish of the puzzle game Fish Fillets NG, acted, with English translations."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipelines.clips import AudioFile, Clip, Dropped
+from data_pipelines.text import UnspeakableError, normalise, split_of
+
+LICENCE = "GPL-2.0-or-later"
+LANGUAGES = ("cs", "nl")
+TEXT_PACKAGE = "fillets-ng-data"
+_GAME = "usr/share/games/fillets-ng"
+_STRING = r'"((?:[^"\\]|\\.)*)"'
+_DIALOG = re.compile(rf"dialogId\(\s*{_STRING}\s*,\s*{_STRING}\s*,\s*{_STRING}\s*\)\s*dialogStr\(\s*{_STRING}\s*\)")
+
+
+def audio_package(language: str) -> str:
+    """Name of the package with the voices of one language."""
+    return f"fillets-ng-data-{language}"
+
+
+def clips(language: str, text_root: Path, audio_root: Path) -> Iterator[Clip | Dropped]:
+    """Clips of one language. A level of the game is never divided between splits, for its lines answer each other.
+
+    The font in which the game shows a line tells its speaker: `small` and `big` are the two fish.
+    """
+    texts: dict[tuple[str, str], tuple[str, str, str]] = {}
+    for script in sorted((text_root / _GAME / "script").glob(f"*/dialogs_{language}.lua")):
+        for match in _DIALOG.finditer(script.read_text("utf-8")):
+            name, font, english, text = (re.sub(r"\\(.)", r"\1", field) for field in match.groups())
+            texts[script.parent.name, name] = font.removeprefix("font_"), english, text
+    for audio in sorted((audio_root / _GAME / "sound").glob(f"*/{language}/*.ogg")):
+        level, name = audio.parts[-3], audio.stem
+        clip_id = f"{level}/{name}"
+        if (level, name) not in texts:
+            yield Dropped(clip_id, "audio without transcript")
+            continue
+        speaker, english, text = texts[level, name]
+        try:
+            words = normalise(text, language)
+        except UnspeakableError as error:
+            yield Dropped(clip_id, "number or sign without spoken form", detail=str(error))
+            continue
+        if words:
+            yield Clip(clip_id, AudioFile(audio), words, speaker, language, split_of(level), english)
+        else:
+            yield Dropped(clip_id, "noise or remark without words")

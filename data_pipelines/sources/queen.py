@@ -1,0 +1,146 @@
+"""queen-en: the English dialogue of the 1995 adventure game Flight of the Amazon Queen, about 30 acted characters.
+
+One archive holds 11.025 kHz mp3 clips and the game's texts. A text is a chain of spoken segments, each ended by an
+animation command that starts with `*`; each segment has its own clip, whose name says where in the texts it stands.
+"""
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipelines.clips import AudioSlice, Clip, Dropped
+from data_pipelines.errors import DataError
+from data_pipelines.text import UnspeakableError, normalise, split_key, split_of
+
+LICENCE = (
+    "Flight of the Amazon Queen licence: free to pass on and change with its notice; the game may not be sold alone"
+)
+PACKAGE = "flight-of-the-amazon-queen"
+_ARCHIVE = "usr/share/scummvm/flight-of-the-amazon-queen/queen.1c"
+
+_COMMAND = re.compile(r"\*(?:XY.{11}|..)")  # `*XY00(237,112)` walks somewhere, `*14` or `*WT` make a gesture
+_SCORE = re.compile(r"@@|\^_")  # musical notes and the trade mark sign, in the game's font
+_HEADER_BYTES = 20  # before the contents of a DOG or CUT file
+_FIRST_RESPONSE, _RESPONSES = 1187, 40  # lines of QUEEN2.JAS with Joe's answers to impossible commands
+_DESCRIPTIONS = 1187  # objects, rooms and verbs come first; only lines that have a clip matter
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One spoken segment: the name of its clip, its text, and who speaks it ('' where that is not known)."""
+
+    clip: str
+    text: str
+    speaker: str
+
+
+def clips(root: Path) -> Iterator[Clip | Dropped]:
+    """Clips of the unpacked package.
+
+    Speakers are named after the dialogue files; all of Joe's lines have speaker `joe`, cut-scenes have mixed speakers
+    and are named after the scene.
+    """
+    path = root / _ARCHIVE
+    archive = path.read_bytes()
+    entries = read_table(archive, path)
+    texts: dict[str, Segment | None] = {}
+    for segment in segments(archive, entries):
+        if segment.clip in entries and segment.text.strip():
+            # Three clips are claimed by two texts each; only one can be right, so neither is used.
+            known = texts.setdefault(segment.clip, segment)
+            if known is not None and known.text.strip() != segment.text.strip():
+                texts[segment.clip] = None
+    for name, (offset, size) in entries.items():
+        if not name.endswith(".SB") or "SSSS" in name:  # the game's placeholders for silence
+            continue
+        clip_id = name.removesuffix(".SB")
+        if name not in texts:
+            yield Dropped(clip_id, "audio without transcript")
+        elif (segment := texts[name]) is None:
+            yield Dropped(clip_id, "two transcripts for one clip")
+        else:
+            try:
+                words = normalise(_SCORE.sub("", segment.text), "en")
+            except UnspeakableError as error:
+                yield Dropped(clip_id, "number or sign without spoken form", detail=str(error))
+                continue
+            if words:
+                audio = AudioSlice(path, name, offset, size)
+                yield Clip(clip_id, audio, words, segment.speaker, "en", split_of(split_key(segment.text)))
+            else:
+                yield Dropped(clip_id, "noise or remark without words")
+
+
+def read_table(archive: bytes, path: Path) -> dict[str, tuple[int, int]]:
+    """Offset and size of each file in the archive, by name.
+
+    Raises:
+      DataError: this is not the archive's format.
+    """
+    if archive[:4] != b"QTBL":
+        raise DataError(f"{path}: not a QTBL archive; delete its folder and prepare again.")
+    (count,) = struct.unpack_from(">H", archive, 13)
+    rows = (struct.unpack_from(">12sBII", archive, 15 + 21 * row) for row in range(count))
+    return {name.rstrip(b"\0").decode("ascii"): (offset, size) for name, _, offset, size in rows}
+
+
+def segments(archive: bytes, entries: dict[str, tuple[int, int]]) -> Iterator[Segment]:
+    """Every spoken segment of the game's texts, whether or not a clip of that name exists."""
+    for name, (offset, size) in entries.items():
+        content = archive[offset : offset + size]
+        stem = name.partition(".")[0]
+        if name.endswith(".DOG"):
+            yield from _dialogue(content[_HEADER_BYTES:], stem.rstrip("0123456789").lower())
+        elif name.endswith(".CUT"):
+            yield from _cut_scene(content[_HEADER_BYTES:], stem)
+        elif name == "QUEEN2.JAS":
+            yield from _remarks(content.decode("latin-1").split("\r\n"))
+
+
+def _dialogue(content: bytes, person: str) -> Iterator[Segment]:
+    (levels, _, talk_key, joe_count, person_count) = struct.unpack_from(">5h", content, 0)
+    person_at, _, again_at = struct.unpack_from(">3H", content, 22)
+    for at, count, suffix, speaker in (
+        (32 + 96 * abs(levels), joe_count, "J", "joe"),
+        (person_at, person_count, "P", person),
+    ):
+        for _ in range(count):
+            (index,) = struct.unpack_from(">H", content, at + 2)
+            text, at = _string(content, at + 4, align=4)
+            yield from _split(f"{talk_key:02d}{index:04X}{suffix}", text, speaker)
+    # What both say when they meet again.
+    text, again_at = _string(content, again_at, align=2)
+    yield from _split(f"{talk_key:02d}XXXXP", text, person)
+    text, _ = _string(content, again_at, align=2)
+    yield from _split(f"{talk_key:02d}XXXXJ", text, "joe")
+
+
+def _cut_scene(content: bytes, scene: str) -> Iterator[Segment]:
+    (objects,) = struct.unpack_from(">h", content, 2)
+    (at,) = struct.unpack_from(">H", content, 8)
+    _, at = _string(content, at, align=2)  # which way Joe faces first
+    for index in range(1, abs(objects) + 1):
+        text, at = _string(content, at, align=2)
+        if not text.startswith("#"):  # names a roll of credits
+            yield from _split(f"{scene:_<5}{index:02d}", text, f"scene-{scene.lower()}")
+
+
+def _remarks(lines: list[str]) -> Iterator[Segment]:
+    for number, line in enumerate(lines[:_DESCRIPTIONS], start=1):
+        yield from _split(f"JOE{40 + number:04d}", line, "joe")
+    for number, line in enumerate(lines[_FIRST_RESPONSE : _FIRST_RESPONSE + _RESPONSES], start=1):
+        yield from _split(f"JOE{number:04d}", line, "joe")
+
+
+def _split(prefix: str, text: str, speaker: str) -> Iterator[Segment]:
+    for number, segment in enumerate(_COMMAND.split(text), start=1):
+        yield Segment(f"{prefix}{number:X}.SB", segment, speaker)
+
+
+def _string(content: bytes, at: int, align: int) -> tuple[str, int]:
+    """A length byte and that many characters; what follows a text that is not empty starts at a multiple of `align`."""
+    end = at + 1 + content[at]
+    text = content[at + 1 : end].decode("latin-1")
+    return text, -(-end // align) * align if text else end

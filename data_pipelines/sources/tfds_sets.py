@@ -1,0 +1,130 @@
+"""Speech sets of TFDS itself, such as librispeech, ljspeech and common_voice, whatever they call their features."""
+
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipelines.audio import AudioError, decode, resample
+from data_pipelines.clips import Clip, Dropped, Source
+from data_pipelines.errors import DataError
+from data_pipelines.sources.manifest import TextForm
+from data_pipelines.text import UnspeakableError, normalise, split_key, split_of
+
+_TEXT = ("text_normalized", "text", "sentence", "transcript")  # in order of preference
+_SPEAKER = ("speaker_id", "client_id", "speaker")
+_RATES = {"common_voice": 48_000}  # Hz, of sets that do not say
+_LANGUAGES = {"librispeech": "en", "ljspeech": "en"}  # others name the language in their config
+
+
+@dataclass(frozen=True)
+class TfdsAudio:
+    """The audio feature of one record: a whole file where the set decodes lazily, else its samples."""
+
+    records: Any
+    row: int
+    feature: str
+    rate: int
+    name: str
+
+    def decode(self, max_seconds: float) -> NDArray[np.int16]:
+        stored = self.records[self.row][self.feature]
+        if isinstance(stored, bytes):
+            return decode(stored, name=self.name, max_seconds=max_seconds)
+        samples = np.asarray(stored)
+        if np.issubdtype(samples.dtype, np.integer):
+            if samples.size and np.abs(samples).max() > 2**15:
+                raise AudioError(self.name, "samples beyond 16 bits", "convert the set to 16-bit audio")
+            samples = samples / 2**15
+        return resample(iter([(self.rate, samples.astype(np.float32))]), name=self.name, max_seconds=max_seconds)
+
+    def fingerprint(self) -> str:
+        return self.name
+
+
+def tfds_source(tfds_name: str, name: str, text_form: TextForm, tfds_data_dir: Path | None = None) -> Source:
+    """Downloads a TFDS data set unless it is there, and describes it as a set called `name`.
+
+    Its splits keep their names; a set with a single one is divided by the hash rule of `text.split_of`.
+
+    Args:
+      tfds_name: as TFDS spells it, with a config where there are several: `common_voice/en`.
+      text_form: `none` keeps transcripts as they are (Unicode NFC); `basic` applies `text.normalise`.
+      tfds_data_dir: where TFDS keeps its sets; default: its own default, `$TFDS_DATA_DIR`.
+
+    Raises:
+      DataError: no such set, one without audio, or one that was prepared in a format without random access.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(tfds_name, data_dir=tfds_data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise DataError(f"TFDS has no data set {tfds_name!r} in this version: {error}") from error
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except (OSError, ConnectionError) as error:
+        raise DataError(
+            f"TFDS cannot download {tfds_name}: {error}. Fetch it where there is internet and copy {builder.data_dir} here."
+        ) from error
+    return Source(
+        name=name,
+        builder="manifest",
+        config=name,
+        licence=str(builder.info.license or "see the home page of the set"),
+        origin={"tfds": builder.info.full_name, "homepage": builder.info.homepage or ""},
+        items=lambda: clips(builder, text_form),
+    )
+
+
+def clips(builder: Any, text_form: TextForm) -> Iterator[Clip | Dropped]:
+    """Clips of a prepared TFDS builder."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    audio = next((key for key, feature in features.items() if isinstance(feature, tfds.features.Audio)), None)
+    if audio is None:
+        raise DataError(f"{builder.info.full_name} has no audio feature, only {', '.join(features)}.")
+    rate = features[audio].sample_rate or _RATES.get(builder.name)
+    if rate is None:
+        raise DataError(
+            f"{builder.info.full_name} does not state its sample rate: list its audio in a manifest instead."
+        )
+    text_key = next((key for key in _TEXT if key in features), None)
+    speaker_key = next((key for key in _SPEAKER if key in features), None)
+    config = builder.builder_config.name if builder.builder_config else ""
+    language = _LANGUAGES.get(builder.name, config[:2])
+    for split in builder.info.splits:
+        try:
+            records = builder.as_data_source(split, decoders={audio: tfds.decode.SkipDecoding()})
+        except NotImplementedError as error:
+            raise DataError(
+                f"{builder.data_dir} has no random access: convert it with `tfds convert_format --out_file_format "
+                "array_record`, or delete it and prepare again."
+            ) from error
+        for row, record in enumerate(records):
+            clip_id = _text(record.get("id")) or f"{split}-{row:08d}"
+            text = unicodedata.normalize("NFC", _text(record.get(text_key))).strip()
+            try:
+                text = normalise(text, language) if text_form == "basic" else text
+            except UnspeakableError as error:
+                yield Dropped(clip_id, "number or sign without spoken form", detail=str(error))
+                continue
+            yield Clip(
+                id=clip_id,
+                audio=TfdsAudio(records, row, audio, rate, f"{builder.info.full_name}:{split}:{row}"),
+                text=text,
+                speaker=_text(record.get(speaker_key)),
+                language=language,
+                split=split if len(builder.info.splits) > 1 else split_of(split_key(text) or clip_id),
+            )
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,43 @@
+"""tuxpaint-XX: volunteers naming the stamps of the drawing program Tux Paint, with English glosses."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipelines.clips import AudioFile, Clip, Dropped
+from data_pipelines.text import UnspeakableError, normalise, split_key, split_of
+
+LICENCE = "GPL-2.0-or-later"
+PACKAGE = "tuxpaint-stamps-default"
+LANGUAGES = ("be", "bg", "ca", "da", "el", "en", "es", "fr", "nl", "ro", "ru")
+_STAMPS = "usr/share/tuxpaint/stamps"
+
+
+def clips(language: str, root: Path) -> Iterator[Clip | Dropped]:
+    """Clips of one language; English ones have no suffix and are their own gloss."""
+    stamps = root / _STAMPS
+    suffix = "_desc.ogg" if language == "en" else f"_desc_{language}.ogg"
+    for audio in sorted(stamps.rglob(f"*{suffix}")):
+        description = audio.with_name(audio.name.removesuffix(suffix) + ".txt")
+        clip_id = str(audio.relative_to(stamps)).removesuffix(suffix)
+        english, translations = read_description(description) if description.is_file() else ("", {})
+        text = english if language == "en" else translations.get(language, "")
+        try:
+            # A numeral's form depends on what is counted, so only texts that write it out are used.
+            if re.search(r"\d", text):
+                raise UnspeakableError(f"numeral in {text!r}")
+            words = normalise(text, language)
+        except UnspeakableError as error:
+            yield Dropped(clip_id, "number or sign without spoken form", detail=str(error))
+            continue
+        if words:
+            yield Clip(clip_id, AudioFile(audio), words, "", language, split_of(split_key(english)), english)
+        else:
+            yield Dropped(clip_id, "audio without transcript")
+
+
+def read_description(path: Path) -> tuple[str, dict[str, str]]:
+    """The English line of a stamp's text file, and its translations by language code."""
+    lines = path.read_text("utf-8", errors="replace").splitlines()
+    translations = dict(match.groups() for line in lines[1:] if (match := re.match(r"([^.=]+)\.utf8=(.*)", line)))
+    return lines[0].strip() if lines else "", translations
