@@ -10,7 +10,7 @@ from jax_speechlm.objectives.ctc import BLANK
 def best_path(
     logits_BxTxV: Float[Array, "batch time vocab"], length_B: Int[Array, " batch"]
 ) -> Int[Array, "batch time"]:
-    """The likeliest id of each frame, the blank behind a row's end. To be jitted with the model: it is all that leaves it."""
+    """The likeliest id of each frame, the blank behind a row's end. Jit it with the model: ids are all that leaves."""
     inside = jnp.arange(logits_BxTxV.shape[1]) < length_B[:, None]
     return jnp.where(inside, jnp.argmax(logits_BxTxV, axis=-1), BLANK)
 

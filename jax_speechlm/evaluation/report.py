@@ -203,7 +203,7 @@ def evaluate(
 
 
 def compare(first: Report, second: Report, *, resamples: int = 10_000, seed: int = 0) -> Comparison:
-    """Tests two systems against each other on the headline rate of the same utterances, in whatever order each has them.
+    """Tests the headline rates of two systems on the same utterances, in whatever order each report has them.
 
     Raises:
       ValueError: the reports differ in normaliser, utterances or references.
@@ -223,7 +223,7 @@ def compare(first: Report, second: Report, *, resamples: int = 10_000, seed: int
     for one, other in pairs:
         if one.reference != other.reference:
             raise ValueError(
-                f"the reference of utterance {one.id!r} is {one.reference!r} in one report and {other.reference!r} in the "
+                f"the reference of utterance {one.id!r} is {one.reference!r} in one report, {other.reference!r} in the "
                 "other: evaluate both on the same version of the data set"
             )
     counts = [

@@ -7,19 +7,22 @@ several codebooks as in Zhang et al. 2023 (USM).
 import functools
 import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field
 
 from jax_speechlm.config import Config
+from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.frontend.logmel import SAMPLE_RATE
 from jax_speechlm.models import functional
-from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
+from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk, forward_flops
+from jax_speechlm.models.layers import frame_mask
 from jax_speechlm.objectives.base import Batch, Metrics, Objective, check_input_dim, example_keys, mean
 
 PROBE_STRIDE = 16
@@ -41,6 +44,7 @@ class BestRQ(Config):
       noise_std: standard deviation of the noise that replaces masked features, which have unit variance themselves.
     """
 
+    kind: Literal["best_rq"] = "best_rq"
     codes: Annotated[int, Field(ge=2)] = 8192
     books: Annotated[int, Field(ge=1, le=16)] = 1
     code_dim: Annotated[int, Field(ge=1)] = 16
@@ -58,10 +62,14 @@ class BestRQ(Config):
         average over steps is the average batch's value.
 
         Raises:
-          ValueError: the front end's features do not fit the model.
+          ValueError: the front end's features do not fit the model, or are not normalised.
         """
         check_input_dim(model.input_dim, frontend.mel.input_dim)
-        span = max(1, round(self.mask_span * 16_000 / frontend.mel.frame_samples))
+        if not frontend.mel.normalize:
+            raise ValueError(
+                "BEST-RQ's codes and masking noise need normalised features: set frontend.mel.normalize to True"
+            )
+        span = max(1, round(self.mask_span * SAMPLE_RATE / frontend.mel.frame_samples))
         make = lambda rngs: BestRQModel(model, self, rngs=rngs)  # noqa: E731
         loss = functools.partial(
             _loss, config=self, frontend=frontend, span=span, graphdef=functional.declare(make).graphdef
@@ -142,7 +150,7 @@ def _span_density(span: int, ratio: float) -> float:
 
 
 def draw_mask(
-    keys_B: PRNGKeyArray, length_B: Int[Array, " batch"], num_frames: int, span: int, ratio: float
+    keys_B: Key[Array, " batch"], length_B: Int[Array, " batch"], num_frames: int, span: int, ratio: float
 ) -> Bool[Array, "batch {num_frames}"]:
     """Masks whole spans of frames: about `ratio` of each utterance, and at least one span.
 
@@ -176,29 +184,32 @@ def _loss(
     span: int,
 ) -> tuple[Float[Array, ""], Metrics]:
     model = functional.bind(graphdef, params)
-    clean_BxTxF, length_B = features(batch, frontend, None)
     if key is None:  # evaluation: a row's mask is the same every time
-        x_BxTxF, mask_key, dropout_keys = clean_BxTxF, jax.random.key(0), None
+        x_BxTxF, length_B = clean_BxTxF, _ = features(batch, frontend, None)
+        mask_key, dropout_keys, chunk = jax.random.key(0), None, None
     else:
-        augment_key, mask_key, dropout_key = jax.random.split(key, 3)
-        x_BxTxF = features(batch, frontend, augment_key)[0]
+        augment_key, mask_key, dropout_key, chunk_key = jax.random.split(key, 4)
+        x_BxTxF, length_B = features(batch, frontend, augment_key)
+        crop_only = frontend.replace(augment=Augment(crop_seconds=frontend.augment.crop_seconds))
+        clean_BxTxF, _ = features(batch, crop_only, augment_key)  # the same key draws the same crop
         dropout_keys = example_keys(dropout_key, batch["example_id"])
+        chunk = draw_chunk(model.encoder.config, chunk_key)
     num_frames = x_BxTxF.shape[1]
 
     span_keys, noise_keys = (example_keys(part, batch["example_id"]) for part in jax.random.split(mask_key))
     mask_BxT = draw_mask(span_keys, length_B, num_frames, span, config.mask_ratio)
     noise = jax.vmap(lambda row: jax.random.normal(row, x_BxTxF.shape[1:]))(noise_keys)
     masked_BxTxF = jnp.where(mask_BxT[..., None], config.noise_std * noise, x_BxTxF)
-    hidden_BxTxD, _ = model.encoder(masked_BxTxF, length_B, keys=dropout_keys)
+    hidden_BxTxD, _ = model.encoder(masked_BxTxF, length_B, keys=dropout_keys, chunk=chunk)
+    hidden_BxTxD = hidden_BxTxD.astype(model.encoder.config.dtype)
 
     # The softmax over the codes costs as much as several layers, so only masked frames are scored: as many slots as can
     # be masked, the masked frames first.
     num_slots = min(num_frames, most_spans(num_frames, span, config.mask_ratio) * span)
     slots_BxN = jnp.argsort(~mask_BxT, axis=1)[:, :num_slots]
     take = lambda x: jnp.take_along_axis(x, slots_BxN[..., None], axis=1)  # noqa: E731
-    valid_BxT = jnp.arange(num_frames) < length_B[:, None]
     masked = take(hidden_BxTxD), take(clean_BxTxF), take(mask_BxT[..., None])[..., 0] * batch["weight"][:, None]
-    probed = hidden_BxTxD, clean_BxTxF, (valid_BxT & ~mask_BxT) * batch["weight"][:, None]
+    probed = hidden_BxTxD, clean_BxTxF, (frame_mask(length_B, num_frames) & ~mask_BxT) * batch["weight"][:, None]
     probed = tuple(jax.lax.stop_gradient(x[:, ::PROBE_STRIDE]) for x in probed)
 
     score = functools.partial(_score_book, masked=masked, probed=probed)
@@ -254,7 +265,7 @@ def _score_book(
 def alarm(metrics: Mapping[str, float]) -> str | None:
     """What is wrong when the targets have collapsed to a few codes, from metrics averaged over steps; else None."""
     ratio = metrics["code_entropy_ratio"]
-    if ratio >= LOW_ENTROPY:
+    if not ratio < LOW_ENTROPY:
         return None
     return (
         f"BEST-RQ's codes have collapsed: their entropy is {100 * ratio:.0f} % of what the batches could show. "

@@ -1,0 +1,205 @@
+"""Connectionist temporal classification (CTC), with intermediate losses and CR-CTC consistency between two views."""
+
+import functools
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from pydantic import Field, PositiveInt
+
+from jax_speechlm.config import Config
+from jax_speechlm.frontend.augment import spec_augment
+from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.models import functional
+from jax_speechlm.models.attention import Chunk
+from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk, forward_flops
+from jax_speechlm.models.layers import Linear, frame_mask
+from jax_speechlm.objectives.base import Batch, Metrics, Objective, check_input_dim, example_keys, mean
+
+BLANK = 0  # the id that tokenizers reserve for blank and padding
+
+
+def ctc_loss(
+    logits_BxTxV: Float[Array, "batch time vocab"],
+    length_B: Int[Array, " batch"],
+    tokens_BxU: Int[Array, "batch tokens"],
+    token_length_B: Int[Array, " batch"],
+) -> tuple[Float[Array, " batch"], Bool[Array, " batch"]]:
+    """Negative log-likelihood of each row's tokens, summed over all alignments. Graves et al. 2006.
+
+    Args:
+      logits_BxTxV: unnormalised; id 0 is the blank.
+      length_B: valid frames of each row; what lies behind them is ignored.
+      tokens_BxU: ids 1..V-1; what lies behind `token_length_B` is ignored.
+      token_length_B: 0 is allowed: the one alignment is then all blanks.
+
+    Returns:
+      The loss in nats, never negative; and which rows are feasible. A row that has too few frames for its tokens and
+      the blanks between equal neighbours, or no frame at all, has no alignment: its loss and gradient are 0.
+    """
+    num_frames, num_tokens = logits_BxTxV.shape[1], tokens_BxU.shape[1]
+    no_frame = jnp.arange(num_frames) >= length_B[:, None]
+    no_token = jnp.arange(num_tokens) >= token_length_B[:, None]
+    repeats_B = jnp.sum((tokens_BxU[:, 1:] == tokens_BxU[:, :-1]) & ~no_token[:, 1:], axis=-1)
+    feasible_B = (length_B > 0) & (length_B >= token_length_B + repeats_B)
+    # Replaced before the loss, not after it: the gradient of a selected value still flows through the branch not taken.
+    logits = jnp.where(feasible_B[:, None, None] & ~no_frame[..., None], logits_BxTxV.astype(jnp.float32), 0)
+    loss_B = optax.ctc_loss(
+        logits, no_frame.astype(jnp.float32), tokens_BxU, no_token.astype(jnp.float32), blank_id=BLANK
+    )
+    return jnp.where(feasible_B, jnp.maximum(loss_B, 0), 0), feasible_B  # float32 rounding can give -1e-6
+
+
+def consistency_loss(
+    one_BxTxV: Float[Array, "batch time vocab"],
+    two_BxTxV: Float[Array, "batch time vocab"],
+    length_B: Int[Array, " batch"],
+) -> Float[Array, " batch"]:
+    """Symmetric KL divergence between two views' frame posteriors, summed over frames. Yao et al. 2024.
+
+    Each view learns from the other, which is held fixed. Takes logits; returns nats per row.
+    """
+    valid_BxT = jnp.arange(one_BxTxV.shape[1]) < length_B[:, None]
+    one, two = (jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (one_BxTxV, two_BxTxV))
+
+    def divergence(target, view):
+        return optax.losses.kl_divergence_with_log_targets(view, jax.lax.stop_gradient(target))
+
+    return 0.5 * jnp.sum(jnp.where(valid_BxT, divergence(one, two) + divergence(two, one), 0), axis=-1)
+
+
+class CTCModel(nnx.Module):
+    """A conformer and one linear layer to the vocabulary, which intermediate layers share."""
+
+    def __init__(self, config: ConformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
+        self.encoder = Conformer(config, rngs=rngs)
+        self.head = Linear((config.dim,), (vocab_size,), ("embed", "vocab"), rngs=rngs)
+
+    def __call__(
+        self,
+        features_BxTxF: Float[Array, "batch time feature"],
+        length_B: Int[Array, " batch"],
+        *,
+        keys: Key[Array, " batch"] | None = None,
+        chunk: Chunk | None = None,
+        taps: tuple[int, ...] = (),
+    ) -> list[Float[Array, "batch time vocab"]]:
+        """Logits after the last layer, then those after each of `taps` layers."""
+        hidden, tapped = self.encoder(features_BxTxF, length_B, keys=keys, chunk=chunk, taps=taps)
+        return [self.head(x) for x in (hidden, *tapped.values())]
+
+
+class CTC(Config):
+    """Settings of the CTC objective.
+
+    Attributes:
+      intermediate: layer counts: the output after so many layers also has to spell the transcript, through the same
+        head (Lee and Watanabe 2021).
+      intermediate_weight: share of the loss that falls to the mean of the intermediate losses.
+      consistency: weight of CR-CTC's consistency loss between two SpecAugment views (0.2 in Yao et al. 2024); 0 is
+        plain CTC on one view. A step costs twice as much with it.
+    """
+
+    kind: Literal["ctc"] = "ctc"
+    intermediate: tuple[PositiveInt, ...] = ()
+    intermediate_weight: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    consistency: Annotated[float, Field(ge=0)] = 0.0
+
+    def build(self, model: ConformerConfig, frontend: FrontEnd, vocab_size: int | None) -> Objective:
+        """The objective for one model, front end and tokenizer.
+
+        The loss is a mean over target tokens; an empty transcript counts as one target. Metrics: `loss` (also its parts
+        `ctc`, `intermediate` and `consistency` where they differ), `infeasible` (share of rows too short for their
+        transcript) and `blank` (share of frames whose best token is the blank: 1 on the plateau where training starts).
+
+        Raises:
+          ValueError: no vocabulary, a layer that the model does not have, features that do not fit the model, or
+            augmentation that loses part of the transcript.
+        """
+        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        if vocab_size is None or vocab_size < 2:
+            raise ValueError(
+                f"CTC needs a tokenizer with at least one token beside the blank, got vocabulary size {vocab_size}"
+            )
+        depth, augment = model.num_layers, frontend.augment
+        if any(layers >= depth for layers in self.intermediate):
+            raise ValueError(
+                f"objective.intermediate is {self.intermediate}; the model has {depth} layers, so go below that"
+            )
+        if augment.crop_seconds is not None:
+            raise ValueError(
+                "frontend.augment.crop_seconds would cut audio away from under its transcript: set it to None"
+            )
+        if self.consistency and not (augment.time_masks or augment.freq_masks):
+            raise ValueError(
+                "objective.consistency compares two SpecAugment views: set frontend.augment's masks, or it to 0"
+            )
+        make = lambda rngs: CTCModel(model, vocab_size, rngs=rngs)  # noqa: E731
+        graphdef = functional.declare(make).graphdef
+
+        def logits(params: functional.Params, batch: Batch) -> tuple[Array, Array]:
+            x_BxTxF, length_B = features(batch, frontend, None)
+            return functional.bind(graphdef, params)(x_BxTxF, length_B)[0], length_B
+
+        def flops(num_samples: int, batch_size: int) -> float:
+            num_frames, views = frontend.mel.num_frames(num_samples), 2 if self.consistency else 1
+            head = 2.0 * batch_size * num_frames * model.dim * vocab_size * (1 + len(self.intermediate))
+            return views * (forward_flops(model, num_frames, batch_size) + head)
+
+        loss = functools.partial(_loss, graphdef=graphdef, config=self, frontend=frontend)
+        return Objective(make, loss, forward_flops=flops, logits=logits)
+
+
+def _loss(
+    params: functional.Params,
+    batch: Batch,
+    key: PRNGKeyArray | None,
+    *,
+    graphdef: nnx.GraphDef,
+    config: CTC,
+    frontend: FrontEnd,
+) -> tuple[Float[Array, ""], Metrics]:
+    model = functional.bind(graphdef, params)
+    views = 1 if key is None or not config.consistency else 2
+    repeat = lambda x: jnp.repeat(x, views, axis=0)  # noqa: E731  side by side, so that sharded rows stay where they are
+    if key is None:
+        x_BxTxF, length_B = features(batch, frontend, None)
+        keys, chunk = None, None
+    else:
+        # Views share what changes the waveform, so that their frames correspond; SpecAugment and dropout are their own.
+        augment_key, spec_key, dropout_key, chunk_key = jax.random.split(key, 4)
+        x_BxTxF, length_B = features(batch, frontend.waveform_only(), augment_key)
+        x_BxTxF, length_B = repeat(x_BxTxF), repeat(length_B)
+        spec_keys = _view_keys(spec_key, batch, views)
+        x_BxTxF = spec_augment(x_BxTxF, length_B, spec_keys, frontend.augment, frontend.mel.num_mel_bins)
+        keys, chunk = _view_keys(dropout_key, batch, views), draw_chunk(model.encoder.config, chunk_key)
+    logits, *intermediate = model(x_BxTxF, length_B, keys=keys, chunk=chunk, taps=config.intermediate)
+
+    tokens_BxU, token_length_B = repeat(batch["tokens"]), repeat(batch["token_length"])
+    loss_B, feasible_B = ctc_loss(logits, length_B, tokens_BxU, token_length_B)
+    weight_B = repeat(batch["weight"]) / views  # an utterance counts once, however many views it has
+    learnt_B = weight_B * feasible_B
+    frames_BxT = frame_mask(length_B, logits.shape[1]) * weight_B[:, None]
+    sums = {"loss": jnp.sum(learnt_B * loss_B)}
+    targets = jnp.sum(learnt_B * jnp.maximum(token_length_B, 1))
+    if intermediate:
+        losses = [ctc_loss(each, length_B, tokens_BxU, token_length_B)[0] for each in intermediate]
+        sums |= {"ctc": sums["loss"], "intermediate": jnp.sum(learnt_B * sum(losses)) / len(losses)}
+        share = config.intermediate_weight
+        sums["loss"] = (1 - share) * sums["ctc"] + share * sums["intermediate"]
+    if views == 2:
+        consistency_B = consistency_loss(logits[0::2], logits[1::2], length_B[0::2])
+        sums |= {"ctc": sums.get("ctc", sums["loss"]), "consistency": jnp.sum(learnt_B * repeat(consistency_B))}
+        sums["loss"] += config.consistency * sums["consistency"]
+    metrics = {name: (total, targets) for name, total in sums.items()}
+    metrics["infeasible"] = jnp.sum(weight_B * ~feasible_B), jnp.sum(weight_B)
+    metrics["blank"] = jnp.sum(frames_BxT * (jnp.argmax(logits, axis=-1) == BLANK)), jnp.sum(frames_BxT)
+    return mean(*metrics["loss"]), metrics
+
+
+def _view_keys(key: PRNGKeyArray, batch: Batch, views: int) -> Key[Array, " rows"]:
+    """A key for each view of each row: the views of one row lie side by side."""
+    return jax.vmap(lambda row: jax.random.split(row, views))(example_keys(key, batch["example_id"])).reshape(-1)
