@@ -6,6 +6,7 @@ FFT onto every device (openxla/xla#24), while a matrix product stays where its r
 """
 
 import functools
+import math
 from typing import Literal, TypeVar
 
 import jax
@@ -21,12 +22,14 @@ SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
 
-_KALDI_FLOOR = 1.192092955078125e-07  # of the power in a mel bin, samples being integers
-_LIBROSA_FLOOR = 1e-10  # the same, samples lying in [-1, 1)
+# Of the power in a mel bin. Librosa's samples lie in [-1, 1), so its unit of power is 2^30 of ours.
+_FLOOR = {"kaldi": 1.192092955078125e-07, "librosa": 1e-10 * 2.0**30}
+_LOG_UNIT = {"kaldi": 0.0, "librosa": 30 * math.log(2)}
 
-# A loud low tone makes partial sums so large that float32 rounds away the quiet bins beside it. So the matrix is the
-# sum of two: integer samples times one rounded to so many binary places add up exactly, and what is left is small.
-_COARSE_BITS = 8
+# Float32 sums would spoil the quiet bins beside a loud low tone, by a tenth of their power. Two things prevent that.
+# Samples enter as differences, small where speech is loud (the matrix sums them up again). And the matrix is the sum of
+# two: integers times one of so many significant binary places add up exactly, and what the other adds is small.
+_COARSE_BITS = {"kaldi": 8, "librosa": 6}
 
 Count = TypeVar("Count", int, Array, np.ndarray)
 
@@ -35,9 +38,9 @@ class LogMel(Config):
     """Which log-mel features to compute. 25 ms windows, 10 ms apart.
 
     Attributes:
-      flavour: "kaldi" is Kaldi's fbank as Hugging Face's `SeamlessM4TFeatureExtractor` has it (natural logarithm); only
-        whole windows count. "librosa" is `librosa.power_to_db(librosa.feature.melspectrogram(y, sr=16000, n_fft=400,
-        hop_length=160), top_db=None)` (decibels); windows are centred, the ends padded with zeros.
+      flavour: "kaldi" is Kaldi's fbank as Hugging Face's `SeamlessM4TFeatureExtractor` has it, of whole windows only.
+        "librosa" is the logarithm of `librosa.feature.melspectrogram(y, sr=16000, n_fft=400, hop_length=160)`, at least
+        1e-10; windows are centred, the ends padded with zeros. Both logarithms are natural.
       num_mel_bins: mel bins a frame.
       stack: frames laid end to end in one feature vector; 2 gives the conformer one vector each 20 ms, 4 each 40 ms.
         Frames that do not fill the last vector are dropped.
@@ -88,18 +91,14 @@ def log_mel(
     windows = _num_windows(audio_length, config.flavour)
     audio = jnp.where(frame_mask(audio_length, audio.shape[1]), audio.astype(jnp.float32), 0)
     dft, filters = _matrices(config.flavour, config.num_mel_bins)
-    if config.flavour == "kaldi":  # its matrix removes the offset, but an offset gone beforehand is never rounded
-        audio = audio - jnp.round(audio.sum(1, keepdims=True) / jnp.maximum(audio_length, 1)[:, None])
     # Samples and spectra span more bits than a bfloat16 product, an accelerator's default, would keep.
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-    coarse, fine = jnp.split(product(_frames(audio, num_windows, config.flavour), dft), 2, axis=-1)
+    frames = _frames(audio, num_windows, config.flavour)
+    coarse, fine = jnp.split(product(jnp.diff(frames, prepend=0), dft), 2, axis=-1)
     real, imaginary = jnp.split(coarse + fine, 2, axis=-1)
     power = product(jnp.square(real) + jnp.square(imaginary), filters)
-    if config.flavour == "kaldi":
-        features = jnp.log(jnp.maximum(power, _KALDI_FLOOR))
-    else:
-        features = 10 * jnp.log10(jnp.maximum(power * 2.0**-30, _LIBROSA_FLOOR))
+    features = jnp.log(jnp.maximum(power, _FLOOR[config.flavour])) - _LOG_UNIT[config.flavour]
 
     mask = frame_mask(windows, num_windows)[..., None]
     if config.normalize:
@@ -149,7 +148,9 @@ def _matrices(flavour: str, num_mel_bins: int) -> tuple[np.ndarray, np.ndarray]:
     used = np.flatnonzero(filters.any(axis=1))
     angle = 2 * np.pi * np.outer(used, n) / fft
     dft = np.concatenate([np.cos(angle), np.sin(angle)]) @ linear
-    coarse = np.round(dft * 2**_COARSE_BITS) / 2**_COARSE_BITS
+    dft = dft @ np.tril(np.ones((WINDOW, WINDOW)))  # a sample is the sum of the differences up to it
+    place = 2.0 ** (np.ceil(np.log2(np.abs(dft).max(axis=1, keepdims=True))) - _COARSE_BITS[flavour])
+    coarse = np.round(dft / place) * place
     return np.concatenate([coarse, dft - coarse]).T.astype(np.float32), filters[used].astype(np.float32)
 
 

@@ -39,7 +39,8 @@ def main() -> None:
         arrays["kaldi_length"] = output["attention_mask"].sum(-1)
     for i, x in enumerate(floats):
         power = librosa.feature.melspectrogram(y=x, sr=16_000, n_fft=400, hop_length=160, n_mels=80)
-        arrays[f"librosa_{i}"] = librosa.power_to_db(power, top_db=None).T.astype(np.float32)
+        decibels = librosa.power_to_db(power, top_db=None)
+        arrays[f"librosa_{i}"] = (decibels.T * np.log(10) / 10).astype(np.float32)
     for i, x in enumerate(audio):
         arrays[f"audio_{i}"] = x
     np.savez_compressed(Path(__file__).with_name("logmel.npz"), **arrays)
