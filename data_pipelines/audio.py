@@ -70,7 +70,10 @@ def decode(source: str | Path | bytes, *, name: str = "", max_seconds: float = m
 def resample(
     blocks: Iterator[tuple[int, NDArray[np.float32]]], *, name: str = "audio", max_seconds: float = math.inf
 ) -> NDArray[np.int16]:
-    """Joins (rate in Hz, float32 [samples] or [samples, channels] in -1..1) blocks of one recording: int16, 16 kHz, mono.
+    """Joins the blocks of one recording into int16 [samples] at 16 kHz, mono.
+
+    Args:
+      blocks: pairs of a rate in Hz, the same in all, and float32 [samples] or [samples, channels] in -1..1.
 
     Raises:
       AudioError: there are no samples, or some are not finite.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -36,8 +37,8 @@ class Converted:
 class Workshop:
     """The work folder: FLAC files named by clip and sound, and a journal of what is finished.
 
-    A file is renamed into place before its journal line is written, so whatever the journal names is whole; after a kill
-    the same call goes on behind the last line. Changed source files have another name here and are converted again.
+    A file is renamed into place before its journal line is written, so whatever the journal names is whole; after a
+    kill the same call goes on behind the last line. A changed source has another file name and is converted again.
     """
 
     def __init__(self, folder: Path):
@@ -74,20 +75,27 @@ class Workshop:
             ThreadPoolExecutor(num_workers) as pool,
         ):
             task = progress.add_task("decode and resample", total=len(clips))
-            for start in range(0, len(clips), _BATCH):
-                batch = clips[start : start + _BATCH]
-                for outcome in pool.map(lambda clip: self._convert_one(clip, max_seconds), batch):
-                    if isinstance(outcome, Converted) and outcome.file not in self._done:
-                        line = {key: value for key, value in asdict(outcome).items() if key != "clip"}
-                        journal.write(json.dumps(line) + "\n")
-                        journal.flush()
-                    elif isinstance(outcome, Dropped) and outcome.is_bad:
-                        bad.append(outcome)
-                        if len(bad) > max_bad:
-                            pool.shutdown(cancel_futures=True)
-                            raise too_many_bad(bad, max_bad)
-                    progress.advance(task)
-                    yield outcome
+            try:
+                for start in range(0, len(clips), _BATCH):
+                    batch = clips[start : start + _BATCH]
+                    for outcome in pool.map(lambda clip: self._convert_one(clip, max_seconds), batch):
+                        if isinstance(outcome, Converted):
+                            self._remember(outcome, journal)
+                        elif outcome.is_bad:
+                            bad.append(outcome)
+                            if len(bad) > max_bad:
+                                raise too_many_bad(bad, max_bad)
+                        progress.advance(task)
+                        yield outcome
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _remember(self, item: Converted, journal: TextIO) -> None:
+        if item.file not in self._done:
+            sizes = {"file": item.file, "num_bytes": item.num_bytes, "num_samples": item.num_samples}
+            journal.write(json.dumps(sizes | {"levels": asdict(item.levels)}) + "\n")
+            journal.flush()
 
     def _convert_one(self, clip: Clip, max_seconds: float) -> Converted | Dropped:
         digest = hashlib.sha1(f"{clip.id}\n{clip.audio.fingerprint()}".encode()).hexdigest()

@@ -9,7 +9,6 @@ While the work lasts, converted clips lie in `<data_dir>/<name>/work`; Debian pa
 """
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -26,7 +25,8 @@ from data_pipelines.report import ClipSummary, Report, summarise
 from data_pipelines.sources.catalogue import debian_source
 from data_pipelines.sources.manifest import TextForm, digest, manifest_source
 from data_pipelines.sources.tfds_sets import tfds_source
-from data_pipelines.store import META, disk_full, store
+from data_pipelines.store import disk_full, find_prepared, store
+from data_pipelines.text import SPLITS
 
 
 def prepare(
@@ -52,8 +52,8 @@ def prepare(
       num_workers: threads that decode and resample; default: one a core.
       max_seconds: longer clips are dropped and counted.
       max_bad: share of items that may be bad (missing, corrupt, silent, duplicate, malformed) before the run stops.
-      normalise_text: for manifests and TFDS sets: `none` keeps transcripts as given; `basic` makes them lower-case words
-        without punctuation, numbers spelled out, as Debian sets always are.
+      normalise_text: for manifests and TFDS sets: `none` keeps transcripts as given; `basic` makes them lower-case
+        words without punctuation, numbers spelled out, as Debian sets always are.
       force: prepare again even if the set is there.
 
     Returns:
@@ -70,8 +70,8 @@ def prepare(
     folder = Path(data_dir) / name
     request: dict[str, Any] = {"tfds": tfds, "max_seconds": max_seconds, "normalise_text": normalise_text}
     request["manifest_sha256"] = digest(manifest) if manifest else None
-    if not force and (report := _find_prepared(folder, request)) is not None:
-        return report
+    if not force and find_prepared(folder, request):
+        return Report.load(folder / "report.json")
     if manifest is not None:
         source = manifest_source(manifest, name, normalise_text)
     elif tfds is not None:
@@ -107,6 +107,7 @@ def prepare_source(
         for outcome in outcomes:
             item = _check_rate(outcome, source.characters_per_second) if isinstance(outcome, Converted) else outcome
             converted.append(item) if isinstance(item, Converted) else dropped.append(item)
+        converted.sort(key=lambda item: SPLITS.index(item.clip.split) if item.clip.split in SPLITS else len(SPLITS))
         report = summarise(source.name, [_summary(item) for item in converted], dropped)
         if not converted:
             report.print(console)
@@ -142,13 +143,13 @@ def main(argv: Sequence[str], prog: str) -> None:
 
         Args:
           names: sets that Debian packages hold, such as asterisk-en queen-en; or what to call the manifest's set.
-          manifest: JSONL file with your own audio: {"audio": path, "text": ..., "id"?, "speaker"?, "language"?, "split"?}.
+          manifest: JSONL file with your own audio: {"audio": path, "text"?, "id"?, "speaker"?, "language"?, "split"?}.
           tfds: a data set of TFDS: librispeech, ljspeech, common_voice/en.
           data_dir: prepared sets lie in folders below it.
           num_workers: threads that decode and resample; default: one a core.
           max_seconds: longer clips are dropped and counted.
           max_bad: share of bad items (missing, corrupt, silent, duplicate, malformed) that stops the run.
-          normalise_text: basic: lower case, no punctuation, numbers spelled; none: as given (Debian sets always: basic).
+          normalise_text: basic: lower case, no punctuation, numbers spelled; none: as given. Debian sets are basic.
           force: prepare again even if the set is there.
         """
         if (manifest or tfds) and len(names) > 1:
@@ -170,18 +171,6 @@ def main(argv: Sequence[str], prog: str) -> None:
             report.print()
 
     tyro.cli(run, prog=prog, args=argv)
-
-
-def _find_prepared(folder: Path, request: dict[str, Any]) -> Report | None:
-    try:
-        meta = json.loads((folder / META).read_text("utf-8"))
-        if meta["request"] != request or not (folder / meta["tfds_dir"]).is_dir():
-            return None
-        if not all((folder / split["index"]).is_file() for split in meta["splits"].values()):
-            return None
-        return Report.load(folder / "report.json")
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent or damaged: prepare
 
 
 def _list_items(source: Source) -> tuple[list[Clip], list[Dropped]]:

@@ -89,7 +89,7 @@ class Report:
             console.print(f"{edge:>8} s {count:>8,} {'█' * round(40 * count / max(most, 1))}", highlight=False)
         console.print(
             f"clipping: {len(self.clipped):,} clips, {100 * self.clipped_share:.3f} % of samples; "
-            f"silence: {100 * self.silence_share:.1f} % of the duration, {len(self.mostly_silence):,} clips mostly silent; "
+            f"silence: {100 * self.silence_share:.1f} % of the time, {len(self.mostly_silence):,} clips mostly silent; "
             f"without text: {self.without_text:,}",
             highlight=False,
         )

@@ -25,8 +25,8 @@ META = "meta.json"
 def store(source: Source, converted: Sequence[Converted], folder: Path, work: Path, request: dict[str, Any]) -> None:
     """Writes the prepared set into `folder`; `meta.json` comes last, so a set that has one is whole.
 
-    Layout: `<builder>/[<config>/]<version>/` as TFDS writes it, `index/<split>.parquet` whose row i describes record i of
-    `tfds.data_source`, and `meta.json`.
+    Layout: `<builder>/[<config>/]<version>/` as TFDS writes it, `index/<split>.parquet` whose row i describes record i
+    of `tfds.data_source`, and `meta.json`.
 
     Args:
       work: the folder that the `file`s of `converted` are relative to.
@@ -56,7 +56,7 @@ def store(source: Source, converted: Sequence[Converted], folder: Path, work: Pa
             "num_clips": len(rows),
             "hours": sum(item.seconds for item in rows) / 3600,
             "index": str(path.relative_to(folder)),
-            "index_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "index_sha256": _sha256(path),
         }
     meta = {
         "name": source.name,
@@ -67,12 +67,36 @@ def store(source: Source, converted: Sequence[Converted], folder: Path, work: Pa
         "source": source.origin,
         "sample_rate": SAMPLE_RATE,
         "tfds_dir": str(tfds_dir.relative_to(folder)),
+        "num_bytes": folder_bytes(tfds_dir),
         "splits": splits,
         "request": request,
     }
     partial = folder / f"{META}.partial"
     partial.write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, folder / META)
+
+
+def find_prepared(folder: Path, request: dict[str, Any]) -> bool:
+    """Whether `folder` holds a whole set that the same `request` made: records and indices as `meta.json` tells."""
+    try:
+        meta = json.loads((folder / META).read_text("utf-8"))
+        return (
+            meta["request"] == request
+            and folder_bytes(folder / meta["tfds_dir"]) == meta["num_bytes"]
+            and all(_sha256(folder / split["index"]) == split["index_sha256"] for split in meta["splits"].values())
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # absent or damaged
+
+
+def folder_bytes(folder: Path) -> int:
+    """Total size of the files directly in a folder."""
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_records(source: Source, records: Path, folder: Path) -> Path:
@@ -119,6 +143,6 @@ def _index(rows: Sequence[Converted]) -> pyarrow.Table:
 def disk_full(folder: Path, missing: int) -> DataError:
     """The error for a full disk; nothing that is converted gets lost."""
     return DataError(
-        f"{folder}: the disk is full; about {missing / 2**20:,.0f} MiB more are needed. Free some space, or name another "
-        "place with --data-dir; finished clips are kept, and the same command goes on from there."
+        f"{folder}: the disk is full; about {missing / 2**20:,.0f} MiB more are needed. Free some space, or name "
+        "another place with --data-dir; finished clips are kept, and the same command goes on from there."
     )

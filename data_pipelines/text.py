@@ -42,7 +42,7 @@ def normalise(text: str, language: str) -> str:
     Raises:
       UnspeakableError: a number, currency or other sign has no known spoken form; such a text must not become a target.
     """
-    text = unicodedata.normalize("NFKC", _REMARK.sub(" ", text)).replace("’", "'").lower()
+    text = unicodedata.normalize("NFKC", _REMARK.sub(" ", text)).replace("\u2019", "'").lower()
     if language == "en":
         text = re.sub(r"(?<=\d)\.(?=\d)", " point ", text)
     text = _NUMBER.sub(lambda match: f" {spell(int(match[0]), language)} ", text)

@@ -22,7 +22,7 @@ class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     HOMEPAGE = ""
 
     def __init__(self, *, records: Path | None = None, licence: str = "", **kwargs: Any):
-        """`records` is a JSONL file: one line a clip with its features, its split, and its FLAC file in place of audio."""
+        """`records` is a JSONL file: a clip a line with its features and split, and for audio the path of its FLAC."""
         self._records = records
         self._licence = licence
         super().__init__(**kwargs)

@@ -31,7 +31,7 @@ def debian_source(name: str, cache: Path) -> Source:
     """
     if name not in NAMES:
         near = "".join(f" Did you mean {match}?" for match in get_close_matches(name, NAMES, n=1))
-        raise DataError(f"no data set is called {name!r}.{near} Known: {', '.join(NAMES)}.")
+        raise DataError(f"no data set is called {name!r}.{near} Known: {', '.join(NAMES)}; your own needs --manifest.")
     family, _, language = name.partition("-")
     match family:
         case "asterisk":

@@ -15,7 +15,8 @@ from data_pipelines.errors import DataError
 from data_pipelines.text import UnspeakableError, normalise, split_key, split_of
 
 LICENCE = (
-    "Flight of the Amazon Queen licence: free to pass on and change with its notice; the game may not be sold alone"
+    "Flight of the Amazon Queen licence: free to pass on and to change with its notice, not to be sold by itself; "
+    "this is a modified version"
 )
 PACKAGE = "flight-of-the-amazon-queen"
 _ARCHIVE = "usr/share/scummvm/flight-of-the-amazon-queen/queen.1c"
@@ -23,8 +24,8 @@ _ARCHIVE = "usr/share/scummvm/flight-of-the-amazon-queen/queen.1c"
 _COMMAND = re.compile(r"\*(?:XY.{11}|..)")  # `*XY00(237,112)` walks somewhere, `*14` or `*WT` make a gesture
 _SCORE = re.compile(r"@@|\^_")  # musical notes and the trade mark sign, in the game's font
 _HEADER_BYTES = 20  # before the contents of a DOG or CUT file
-_FIRST_RESPONSE, _RESPONSES = 1187, 40  # lines of QUEEN2.JAS with Joe's answers to impossible commands
-_DESCRIPTIONS = 1187  # objects, rooms and verbs come first; only lines that have a clip matter
+_FIRST_RESPONSE = 1187  # the line of QUEEN2.JAS, from 0, where Joe's 40 answers to impossible commands begin
+_RESPONSES = 40
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Segment:
 def clips(root: Path) -> Iterator[Clip | Dropped]:
     """Clips of the unpacked package.
 
-    Speakers are named after the dialogue files; all of Joe's lines have speaker `joe`, cut-scenes have mixed speakers
-    and are named after the scene.
+    Speakers are named after the dialogue files, and all of Joe's lines have speaker `joe`; who speaks in a cut-scene
+    is not known.
     """
     path = root / _ARCHIVE
     archive = path.read_bytes()
@@ -124,11 +125,11 @@ def _cut_scene(content: bytes, scene: str) -> Iterator[Segment]:
     for index in range(1, abs(objects) + 1):
         text, at = _string(content, at, align=2)
         if not text.startswith("#"):  # names a roll of credits
-            yield from _split(f"{scene:_<5}{index:02d}", text, f"scene-{scene.lower()}")
+            yield from _split(f"{scene:_<5}{index:02d}", text, "")
 
 
 def _remarks(lines: list[str]) -> Iterator[Segment]:
-    for number, line in enumerate(lines[:_DESCRIPTIONS], start=1):
+    for number, line in enumerate(lines[:_FIRST_RESPONSE], start=1):
         yield from _split(f"JOE{40 + number:04d}", line, "joe")
     for number, line in enumerate(lines[_FIRST_RESPONSE : _FIRST_RESPONSE + _RESPONSES], start=1):
         yield from _split(f"JOE{number:04d}", line, "joe")

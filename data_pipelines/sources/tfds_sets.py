@@ -69,7 +69,8 @@ def tfds_source(tfds_name: str, name: str, text_form: TextForm, tfds_data_dir: P
         builder.download_and_prepare(file_format="array_record")
     except (OSError, ConnectionError) as error:
         raise DataError(
-            f"TFDS cannot download {tfds_name}: {error}. Fetch it where there is internet and copy {builder.data_dir} here."
+            f"TFDS cannot download {tfds_name}: {error}. "
+            f"Prepare it where there is internet and copy it to {builder.data_dir}."
         ) from error
     return Source(
         name=name,
