@@ -5,8 +5,8 @@
 Both read one epoch of the same FLAC bytes, in shuffled batches of about the same padded audio, with the same number of
 buckets, in a process of their own with one worker and one thread; the runs are interleaved and the table holds medians.
 The peer reads one file a clip, its usual form, and pads each batch to its longest row, so that its batches come in many
-shapes; ours come in one a bucket, and the number of shapes is the number of programs that XLA compiles. `--peer-python` is an interpreter
-that has lhotse and torch; without it the table has our rows alone.
+shapes; ours come in one a bucket, and the number of shapes is the number of programs that XLA compiles.
+`--peer-python` is an interpreter that has lhotse and torch; without it the table has our rows alone.
 
 CPU seconds are user plus system time of the whole process over the epoch, imports and planning excluded.
 """
