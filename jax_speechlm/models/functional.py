@@ -51,7 +51,7 @@ def init(make: MakeModule, key: PRNGKeyArray) -> Params:
         return nnx.to_pure_dict(nnx.split(make(nnx.Rngs(params=key)))[1])
 
 
-def bind(graphdef: nnx.GraphDef, params: Params) -> nnx.Module:
+def bind(graphdef: nnx.GraphDef, params: Params | nnx.State) -> nnx.Module:
     """The module with these parameters, ready to call. Free of side effects; use it inside the jitted function."""
     return nnx.merge(graphdef, params)
 
