@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_speechlm.models.functional import parameter
-from jax_speechlm.models.layers import Keys, Linear, dropout, split_keys
+from jax_speechlm.models.layers import Keys, Linear, dropout
 
 Chunk = tuple[int | Int[Array, ""], int | Int[Array, ""]]
 """(frames in a chunk, chunks of left context; negative means all). Values may be traced."""
@@ -69,14 +69,5 @@ class RelativeAttention(nnx.Module):
         scores = (scores + spread_by_distance(by_distance, self.left_max)).astype(jnp.float32)
         scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(x_BxTxD.dtype)
-        weights = self._dropout(weights, keys)
+        weights = dropout(weights, self.dropout_rate, keys)
         return self.out(jnp.einsum("bhts,bshk->bthk", weights, v_BxTxHxK))
-
-    def _dropout(self, weights: Float[Array, "batch heads query key"], keys: Keys | None) -> Float[Array, "..."]:
-        if keys is None or self.dropout_rate == 0:
-            return weights
-        # A key for each head and query: what is drawn for (query, key) is then the same however far the row is padded.
-        _, num_heads, num_queries, _ = weights.shape
-        keys = jnp.moveaxis(split_keys(keys, num_heads), 0, 1)
-        keys = jax.vmap(jax.vmap(lambda key: jax.random.split(key, num_queries)))(keys)
-        return dropout(weights, self.dropout_rate, keys)
