@@ -1,0 +1,163 @@
+"""BEST-RQ's masks, codes, loss and gauges."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_speechlm.frontend.augment import SPEC_AUGMENT
+from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.objectives.base import example_keys
+from jax_speechlm.objectives.best_rq import BestRQ, alarm, draw_mask, most_spans, nearest_codes
+
+MODEL = ConformerConfig(input_dim=16, dim=8, num_layers=1, num_heads=2, kernel_size=3, left_max=4, right_max=2)
+FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3, gain_db=3.0))
+OBJECTIVE = BestRQ(codes=32, books=2, code_dim=4, mask_span=0.1)
+SPAN = 5  # frames of 20 ms in 0.1 s
+
+
+@functools.cache
+def masks(num_frames: int):
+    return jax.jit(lambda seed, lengths: _draw(seed, lengths, num_frames))
+
+
+def _draw(seed, lengths, num_frames):
+    return draw_mask(example_keys(jax.random.key(seed), jnp.arange(len(lengths))), lengths, num_frames, SPAN, 0.33)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), lengths=st.lists(st.integers(0, 40), min_size=8, max_size=8))
+def test_masks_are_spans_inside_the_utterance_that_fit_the_gathered_slots(seed, lengths):
+    mask = np.asarray(masks(40)(seed, jnp.array(lengths)))
+    np.testing.assert_array_equal(mask, masks(64)(seed, jnp.array(lengths))[:, :40])  # padding changes nothing
+    assert mask.sum(axis=1).max() <= most_spans(40, SPAN, 0.33) * SPAN
+    for row, length in zip(mask, lengths, strict=True):
+        width = min(SPAN, length // 2)
+        assert not row[length:].any()
+        assert row.any() == (length > 1)
+        assert row.sum() < length or length == 0  # something stays to predict from
+        runs = "".join("x" if frame else " " for frame in row).split()
+        assert all(len(run) >= width for run in runs)
+
+
+def test_masks_cover_the_asked_share_on_average():
+    keys = example_keys(jax.random.key(0), jnp.arange(2_000))
+    mask = draw_mask(keys, jnp.full(2_000, 150), 150, 10, 0.33)
+    assert abs(float(mask.mean()) - 0.33) < 0.02
+    per_frame = np.asarray(mask).mean(axis=0)[10:-10]
+    assert per_frame.max() - per_frame.min() < 0.08  # no place is favoured
+
+
+def test_codes_are_the_nearest_on_the_unit_sphere():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, projection, codebook = (
+        jax.random.normal(key, shape) for key, shape in zip(keys, [(2, 30, 16), (16, 4), (32, 4)], strict=True)
+    )
+    codebook = codebook / jnp.linalg.norm(codebook, axis=-1, keepdims=True)
+    projected = np.asarray(x, np.float64) @ np.asarray(projection, np.float64)
+    projected /= np.linalg.norm(projected, axis=-1, keepdims=True)
+    distances = np.linalg.norm(projected[:, :, None] - np.asarray(codebook, np.float64), axis=-1)
+    np.testing.assert_array_equal(nearest_codes(x, projection, codebook), distances.argmin(-1))
+
+
+def make_batch(num_samples: int = 32_000) -> dict[str, np.ndarray]:
+    """Noise of several lengths, one row of a single frame, one filler row."""
+    shares = np.array([1.0, 0.6, 0.8, 0.3, 0.02, 0.0])
+    rng = np.random.default_rng(0)
+    return {
+        "audio": rng.integers(-9000, 9000, (6, num_samples)).astype(np.int16),
+        "audio_length": (shares * num_samples).astype(np.int32),
+        "example_id": np.arange(6, dtype=np.int32) + 7,
+        "weight": (shares > 0).astype(np.float32),
+    }
+
+
+@functools.cache
+def compiled():
+    """The objective, its parameters and its jitted loss."""
+    built = OBJECTIVE.build(MODEL, FRONTEND)
+    return built, functional.init(built.make, jax.random.key(0)), jax.jit(built.loss)
+
+
+def test_loss_and_gauges_equal_a_plain_computation():
+    """With a zeroed encoder output the heads see nothing but their bias, so every figure can be written down."""
+    _, params, run = compiled()
+    batch = make_batch()
+    bias = jax.random.normal(jax.random.key(5), (2, 32))
+    params = params | {"head": {"kernel": jnp.zeros_like(params["head"]["kernel"]), "bias": bias}}
+    _, metrics = run(params, batch, None)
+
+    x, lengths = features(jax.tree.map(jnp.asarray, batch), FRONTEND, None)
+    span_key, _ = jax.random.split(jax.random.key(0))
+    mask = draw_mask(example_keys(span_key, jnp.asarray(batch["example_id"])), lengths, x.shape[1], SPAN, 0.33)
+    mask = np.asarray(mask)
+    expected = {name: [] for name in metrics}
+    for book in range(2):
+        codes = np.asarray(nearest_codes(x, *(params["quantizer"][name][book] for name in ("projection", "codebook"))))
+        log_p = np.asarray(jax.nn.log_softmax(bias[book]), np.float64)
+        masked, guess = codes[mask], log_p.argmax()
+        probed = np.zeros_like(mask)
+        probed[:, ::16] = True
+        unmasked = codes[probed & ~mask & (np.arange(mask.shape[1]) < np.asarray(lengths)[:, None])]
+        share = np.bincount(masked, minlength=32) / len(masked)
+        entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
+        expected["loss"].append(-log_p[masked].mean())
+        expected["masked_accuracy"].append((masked == guess).mean())
+        expected["unmasked_accuracy"].append((unmasked == guess).mean())
+        expected["code_entropy"].append(entropy)
+        expected["code_entropy_ratio"].append(entropy / np.log(32))
+        expected["codes_used"].append((share > 0).mean())
+        expected["predicted_codes_used"].append(1 / 32)
+    for name, (total, weight) in metrics.items():
+        assert weight == (len(unmasked) if name == "unmasked_accuracy" else mask.sum())
+        np.testing.assert_allclose(total / weight, np.mean(expected[name]), rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("key", [None, 3])
+def test_does_not_depend_on_padding_batch_size_or_row_order(key):
+    key, batch = key and jax.random.key(key), make_batch()
+    _, params, run = compiled()
+    whole = run(params, batch, key)[1]
+    order = np.array([4, 2, 5, 0, 3, 1])
+    batch = {name: value[order] for name, value in batch.items()}
+    batch["audio"] = np.pad(batch["audio"], ((0, 0), (0, 3_200)), constant_values=999)
+    halves = [
+        run(params, {name: value[rows] for name, value in batch.items()}, key)[1] for rows in np.split(np.arange(6), 2)
+    ]
+    for name in ("loss", "masked_accuracy", "unmasked_accuracy"):
+        np.testing.assert_allclose(np.sum([half[name] for half in halves], 0), whole[name], rtol=1e-5, err_msg=name)
+
+
+def test_gradient_reaches_everything_but_the_quantizer():
+    built, params, _ = compiled()
+    gradient = jax.jit(jax.grad(lambda *inputs: built.loss(*inputs)[0]))(params, make_batch(), jax.random.key(0))
+    assert built.frozen == ("quantizer",)
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient.pop("quantizer")))
+    assert all(np.isfinite(leaf).all() and np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_crop_moves_input_and_targets_together():
+    """Noise-free masks and a crop: were targets taken from the whole clip, shapes would not even agree."""
+    frontend = FRONTEND.replace(augment=SPEC_AUGMENT.replace(time_masks=0, freq_masks=0, crop_seconds=1.0))
+    built = OBJECTIVE.build(MODEL, frontend)
+    _, metrics = jax.jit(built.loss)(compiled()[1], make_batch(), jax.random.key(0))
+    assert 0 < metrics["loss"][1] < 6 * 50
+
+
+def test_alarm_when_codes_collapse():
+    assert alarm({"code_entropy_ratio": 0.8}) is None
+    assert "normalised" in alarm({"code_entropy_ratio": 0.1})
+
+
+def test_features_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"--model.input_dim 16"):
+        OBJECTIVE.build(MODEL.replace(input_dim=160), FRONTEND)
+    with pytest.raises(ValueError, match="normalize"):
+        OBJECTIVE.build(MODEL, FRONTEND.replace(mel=FRONTEND.mel.replace(normalize=False)))
