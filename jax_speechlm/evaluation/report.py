@@ -1,13 +1,14 @@
 """From hypotheses to a report: JSON for programs, a table for the terminal, alignments for reading."""
 
 import bisect
-import unicodedata
-from collections import defaultdict
+import collections
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import pydantic
+from rich.cells import cell_len
+from rich.markup import escape
 from rich.table import Table
 
 from jax_speechlm.config import Config
@@ -121,7 +122,7 @@ class Report(Config):
         for rows in (rates, self.lengths, self.speakers):
             for name, score in rows.items():
                 counts = score.substitutions, score.deletions, score.insertions, score.tokens, score.utterances
-                table.add_row(name, str(score), *(f"{n:,}" for n in counts))
+                table.add_row(escape(name), str(score), *(f"{n:,}" for n in counts))
             table.add_section()
         return table
 
@@ -169,8 +170,9 @@ def evaluate(
     """
     if not utterances:
         raise ValueError("there is nothing to evaluate: no utterance was given")
-    if len({utterance.id for utterance in utterances}) < len(utterances):
-        raise ValueError("an utterance id occurs twice; ids must be unique to compare runs")
+    counted = collections.Counter(utterance.id for utterance in utterances)
+    if len(counted) < len(utterances):
+        raise ValueError(f"utterance {counted.most_common(1)[0][0]!r} occurs twice: ids must be unique")
     headline: Metric = "cer" if written_without_spaces(utterance.reference for utterance in utterances) else "wer"
     counts = {metric: wer.count(_align(utterances, normalizer, metric, headline)) for metric in get_args(Metric)}
 
@@ -259,7 +261,7 @@ def _length_class(utterance: Utterance) -> int | None:
 
 def _group(utterances: Sequence[Utterance], key: Callable[[Utterance], Any]) -> dict[Any, list[int]]:
     """Rows by key, in the key's order; rows whose key is None are in no group."""
-    groups = defaultdict(list)
+    groups = collections.defaultdict(list)
     for row, utterance in enumerate(utterances):
         groups[key(utterance)].append(row)
     groups.pop(None, None)
@@ -275,11 +277,13 @@ def _render(utterance: Utterance, alignment: wer.Alignment) -> str:
         head.append(f"{utterance.duration:.1f} s")
     lines = ["  ".join(head)]
     for edits in _lines(alignment.edits):
-        widths = [max(map(_width, edit)) for edit in edits]
+        widths = [max(map(cell_len, edit)) for edit in edits]
         for name, column in (("ref", 1), ("hyp", 2), ("", 0)):
             cells = ("" if edit[column] == "=" and column == 0 else edit[column] for edit in edits)
-            padded = (cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True))
+            padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True))
             lines.append(f"{name:5}{' '.join(padded)}".rstrip())
+        if not lines[-1]:
+            del lines[-1]  # nothing to mark
     return "\n".join(lines) + "\n"
 
 
@@ -287,7 +291,7 @@ def _lines(edits: Sequence[tuple[str, str, str]]) -> Iterator[list[tuple[str, st
     """The edits in runs that fit on a line."""
     line, used = [], 0
     for edit in edits:
-        width = max(map(_width, edit)) + 1
+        width = max(map(cell_len, edit)) + 1
         if line and used + width > _LINE_WIDTH:
             yield line
             line, used = [], 0
@@ -295,8 +299,3 @@ def _lines(edits: Sequence[tuple[str, str, str]]) -> Iterator[list[tuple[str, st
         used += width
     if line:
         yield line
-
-
-def _width(text: str) -> int:
-    """Columns that a terminal gives the text: two for wide characters, none for combining marks."""
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
