@@ -32,5 +32,6 @@ def test_ctc_equals_torch(seed, vocab_size):
     ours, pullback = jax.vjp(
         lambda logits: ctc_loss(logits, *map(jnp.asarray, list(case.values())[1:]))[0], case["logits"]
     )
-    np.testing.assert_allclose(ours, losses, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(pullback(jnp.ones(8))[0], gradient, atol=1e-4)
+    np.testing.assert_allclose(ours, losses, rtol=1e-5, atol=1e-5)
+    # Log-probabilities of hundreds of nats round at this size in float32; torch's own float32 gradient is further off.
+    np.testing.assert_allclose(pullback(jnp.ones(8))[0], gradient, atol=1e-6 * max(100, losses.max()))
