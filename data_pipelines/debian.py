@@ -81,11 +81,14 @@ def _download(name: str, record: dict[str, str], folder: Path) -> Path:
 
 def _unpack(archive: Path, target: Path) -> None:
     target.mkdir()
-    with (
-        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE) as process,
-        tarfile.open(fileobj=process.stdout, mode="r|") as tar,
-    ):
-        tar.extractall(target, filter=regular_files)
+    try:
+        with (
+            subprocess.Popen(["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE) as process,
+            tarfile.open(fileobj=process.stdout, mode="r|") as tar,
+        ):
+            tar.extractall(target, filter=regular_files)
+    except tarfile.TarError as error:
+        raise DataError(f"{archive.name}: cannot be unpacked ({error}): prepare again.") from error
     if process.returncode:
         raise DataError(f"{archive.name}: dpkg-deb cannot unpack it (status {process.returncode}): prepare again.")
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from data_pipelines.clips import Dropped
@@ -71,19 +72,20 @@ class Report:
     def print(self, console: Console | None = None) -> None:
         """Prints the report for a reader."""
         console = console or Console()
-        table = Table(title=f"{self.name}: {self.clips:,} clips, {self.hours:.2f} h, {self.speakers:,} speakers")
+        console.rule(f"{self.name}: {self.clips:,} clips, {self.hours:.2f} h, {self.speakers:,} known speakers")
+        table = Table()
         for heading in ("split", "clips", "minutes", "words"):
             table.add_column(heading, justify="left" if heading == "split" else "right")
         for split, row in self.splits.items():
             table.add_row(split, f"{row['clips']:,}", f"{60 * row['hours']:.1f}", f"{row['words']:,}")
         console.print(table)
         if self.dropped:
-            table = Table(title=f"dropped: {sum(row['count'] for row in self.dropped.values()):,}")
-            for heading in ("reason", "clips", "for example"):
+            table = Table()
+            for heading in ("dropped", "clips", "for example"):
                 table.add_column(heading, justify="right" if heading == "clips" else "left", overflow="fold")
             for reason, row in self.dropped.items():
-                table.add_row(reason, f"{row['count']:,}", row["detail"] or ", ".join(row["ids"]))
-            console.print(table, markup=False)
+                table.add_row(reason, f"{row['count']:,}", escape(row["detail"] or ", ".join(row["ids"])))
+            console.print(table)
         most = max(self.histogram.values(), default=0)
         for edge, count in self.histogram.items():
             console.print(f"{edge:>8} s {count:>8,} {'█' * round(40 * count / max(most, 1))}", highlight=False)

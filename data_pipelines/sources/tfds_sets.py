@@ -1,5 +1,6 @@
 """Speech sets of TFDS itself, such as librispeech, ljspeech and common_voice, whatever they call their features."""
 
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from data_pipelines.text import UnspeakableError, normalise, split_key, split_of
 _TEXT = ("text_normalized", "text", "sentence", "transcript")  # in order of preference
 _SPEAKER = ("speaker_id", "client_id", "speaker")
 _RATES = {"common_voice": 48_000}  # Hz, of sets that do not say
-_LANGUAGES = {"librispeech": "en", "ljspeech": "en"}  # others name the language in their config
+_LANGUAGES = {"librispeech": "en", "ljspeech": "en"}  # common_voice's configs are languages
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def tfds_source(tfds_name: str, name: str, text_form: TextForm, tfds_data_dir: P
         name=name,
         builder="manifest",
         config=name,
-        licence=str(builder.info.license or "see the home page of the set"),
+        licence=builder.info.as_proto.redistribution_info.license or "see the home page of the set",
         origin={"tfds": builder.info.full_name, "homepage": builder.info.homepage or ""},
         items=lambda: clips(builder, text_form),
     )
@@ -98,7 +99,7 @@ def clips(builder: Any, text_form: TextForm) -> Iterator[Clip | Dropped]:
     text_key = next((key for key in _TEXT if key in features), None)
     speaker_key = next((key for key in _SPEAKER if key in features), None)
     config = builder.builder_config.name if builder.builder_config else ""
-    language = _LANGUAGES.get(builder.name, config[:2])
+    language = _LANGUAGES.get(builder.name) or (config if re.fullmatch("[a-z]{2}", config) else "")
     for split in builder.info.splits:
         try:
             records = builder.as_data_source(split, decoders={audio: tfds.decode.SkipDecoding()})

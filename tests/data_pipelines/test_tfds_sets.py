@@ -1,0 +1,143 @@
+"""TFDS's own speech sets through the same path, on stand-ins with their feature structure.
+
+A stand-in writes a few records under the name and version of the real builder; TFDS then loads the real one from disk.
+"""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+import tensorflow_datasets as tfds
+
+from data_pipelines.audio import decode_flac
+from data_pipelines.errors import DataError
+from data_pipelines.index import read_index
+from data_pipelines.prepare import prepare_source
+from data_pipelines.sources import tfds_sets
+
+TEXTS = {"train": ["HELLO THERE", "GOOD MORNING"], "test": ["FINE THANKS"]}
+
+
+def sine(rate: int, number: int) -> np.ndarray:
+    return np.int16(8_000 * np.sin(2 * np.pi * 300 * (number + 1) * np.arange(rate // 2) / rate))
+
+
+def flac(samples: np.ndarray, rate: int) -> io.BytesIO:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format="FLAC")
+    buffer.seek(0)
+    return buffer
+
+
+def stand_in(data_dir, name, version, features, example, *, texts=TEXTS, config=None, file_format="array_record"):
+    """Writes a data set as the builder `name` would, `example(number, text)` making its records."""
+
+    class StandIn(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(version)
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config, version=version)] if config else []
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in texts}
+
+        def _generate_examples(self, split):
+            for number, text in enumerate(texts[split]):
+                yield f"{split}{number}", example(number, text)
+
+    StandIn.name = name
+    StandIn(data_dir=data_dir, file_format=file_format).download_and_prepare()
+
+
+def prepared(source, folder):
+    prepare_source(source, folder, {}, num_workers=2, max_seconds=60, max_bad=0.0)
+    meta_dir = next(folder.glob("manifest/*/1.0.0"))
+    builder = tfds.builder_from_directory(meta_dir)
+    return {split: list(builder.as_data_source(split)) for split in builder.info.splits}
+
+
+LIBRISPEECH = {"text": tfds.features.Text(), "speaker_id": np.int64, "chapter_id": np.int64, "id": np.str_}
+
+
+@pytest.mark.parametrize(("config", "version", "lazy"), [("default", "2.1.1", False), ("lazy_decode", "2.1.2", True)])
+def test_librispeech(tmp_path, config, version, lazy):
+    audio = tfds.features.Audio(sample_rate=16_000, dtype=np.int16, lazy_decode=lazy, file_format="flac")
+
+    def example(number, text):
+        speech = flac(sine(16_000, number), 16_000) if lazy else sine(16_000, number)
+        return {"speech": speech, "text": text, "speaker_id": 84, "chapter_id": 1, "id": f"84-{text}"}
+
+    stand_in(tmp_path, "librispeech", version, {"speech": audio} | LIBRISPEECH, example, config=config)
+    source = tfds_sets.tfds_source(f"librispeech/{config}", "libri", "none", tmp_path)
+    records = prepared(source, tmp_path / "out")
+    assert {split: len(rows) for split, rows in records.items()} == {"train": 2, "test": 1}
+    row = next(row for row in records["train"] if row["text"] == b"HELLO THERE")
+    assert (row["id"], row["speaker"], row["language"]) == (b"84-HELLO THERE", b"84", b"en")
+    np.testing.assert_array_equal(decode_flac(row["audio"]), sine(16_000, 0))
+    assert len(read_index(tmp_path / "out", "train")) == 2
+
+
+def test_ljspeech_is_resampled_and_its_only_split_divided(tmp_path):
+    features = {
+        "id": np.str_,
+        "speech": tfds.features.Audio(sample_rate=22_050, dtype=np.int16),
+        "text": tfds.features.Text(),
+        "text_normalized": tfds.features.Text(),
+    }
+
+    def example(number, text):
+        return {"id": f"LJ{number}", "speech": sine(22_050, number), "text": "1 " + text, "text_normalized": text}
+
+    texts = {"train": ["one", "five", "two"]}  # by the split rule: test, dev, train
+    stand_in(tmp_path, "ljspeech", "1.1.1", features, example, texts=texts)
+    records = prepared(tfds_sets.tfds_source("ljspeech", "lj", "none", tmp_path), tmp_path / "out")
+    assert {split: [row["text"] for row in rows] for split, rows in records.items()} == {
+        "train": [b"two"],
+        "dev": [b"five"],
+        "test": [b"one"],
+    }
+    assert records["train"][0]["num_samples"] == 8_000
+    assert records["train"][0]["speaker"] == b""
+
+
+def test_common_voice(tmp_path):
+    features = {
+        "client_id": tfds.features.Text(),
+        "sentence": tfds.features.Text(),
+        "voice": tfds.features.Audio(),  # states no rate; the clips have 48 kHz
+        "age": tfds.features.Text(),
+    }
+
+    def example(number, text):
+        return {
+            "client_id": f"user{number}",
+            "sentence": text,
+            "voice": sine(48_000, number).astype(np.int64),
+            "age": "",
+        }
+
+    stand_in(tmp_path, "common_voice", "2.0.0", features, example, config="fr")
+    source = tfds_sets.tfds_source("common_voice/fr", "cv", "basic", tmp_path)
+    records = prepared(source, tmp_path / "out")
+    row = next(row for row in records["train"] if row["speaker"] == b"user0")
+    assert (row["text"], row["language"], row["num_samples"]) == (b"hello there", b"fr", 8_000)
+    spectrum = np.abs(np.fft.rfft(decode_flac(row["audio"]).astype(float)))
+    assert np.argmax(spectrum) * 2 == 300  # Hz: the rate was not mistaken
+
+
+def test_records_without_random_access(tmp_path):
+    features = {"speech": tfds.features.Audio(sample_rate=16_000, dtype=np.int16)} | LIBRISPEECH
+
+    def example(number, text):
+        return {"speech": sine(16_000, number), "text": text, "speaker_id": 84, "chapter_id": 1, "id": text}
+
+    stand_in(tmp_path, "librispeech", "2.1.1", features, example, config="default", file_format="tfrecord")
+    with pytest.raises(DataError, match="no random access: convert it"):
+        list(tfds_sets.tfds_source("librispeech/default", "libri", "none", tmp_path).items())
+
+
+def test_unknown_set(tmp_path):
+    with pytest.raises(DataError, match="TFDS has no data set 'no_such_speech'"):
+        tfds_sets.tfds_source("no_such_speech", "x", "none", tmp_path)
