@@ -21,7 +21,7 @@ import json
 import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import sentencepiece
 
@@ -35,6 +35,7 @@ _SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
 Kind = Literal["char", "unigram", "bpe"]
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What every tokenizer offers."""
 

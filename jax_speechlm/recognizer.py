@@ -11,6 +11,7 @@ from typing import Literal
 import jax
 import numpy as np
 from jaxtyping import Int16
+from tyro.conf import Positional
 
 from data_pipelines import audio, plan, tokenizers
 from jax_speechlm.decoding.greedy import best_path, collapse
@@ -123,7 +124,10 @@ def cut_at_pauses(samples: Int16[np.ndarray, " samples"], max_seconds: float) ->
 
 
 def transcribe_files(
-    checkpoint: Path, files: tuple[Path, ...], format: Literal["text", "json"] = "text", max_seconds: float = 30.0
+    checkpoint: Positional[Path],
+    files: Positional[tuple[Path, ...]],
+    format: Literal["text", "json"] = "text",
+    max_seconds: float = 30.0,
 ) -> None:
     """Turns audio files into text. Any format, sample rate, length and number of channels.
 

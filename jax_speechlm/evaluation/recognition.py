@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rich.console import Console
+from tyro.conf import Positional
 
 from data_pipelines import index as indexes
 from data_pipelines import plan as plans
@@ -41,7 +42,7 @@ def recognize_set(
 
 
 def evaluate_run(
-    checkpoint: Path,
+    checkpoint: Positional[Path],
     sets: tuple[str, ...],
     split: str = "test",
     normalizer: NormalizerName = "basic",
@@ -76,7 +77,7 @@ def evaluate_run(
     return report
 
 
-def compare_reports(first: Path, second: Path) -> None:
+def compare_reports(first: Positional[Path], second: Positional[Path]) -> None:
     """Compares two evaluations of the same utterances by paired bootstrap.
 
     Args:

@@ -178,8 +178,8 @@ class Conformer(nnx.Module):
     def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.input_norm = LayerNorm(config.input_dim, axis=None, rngs=rngs)
-        # A frame that SpecAugment blanks is 0 and becomes this bias: were that 0 too, the first layer's norms would divide
-        # by nearly nothing and its gradient would drown all others.
+        # A frame that SpecAugment blanks is 0 and becomes this bias: were that 0 too, the first layer's norms would
+        # divide by nearly nothing and its gradient would drown all others.
         self.input = Linear((config.input_dim,), (config.dim,), (None, "embed"), bias_scale=0.5, rngs=rngs)
         self.layers = stack(lambda rngs: ConformerLayer(config, rngs=rngs), config.num_layers, rngs)
 

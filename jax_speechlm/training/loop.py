@@ -19,7 +19,7 @@ from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.optimizers import overlay, paths, select
 from jax_speechlm.training.reporting import Meter, Reporter
-from jax_speechlm.training.source import Source
+from jax_speechlm.training.source import PreparedSource, Source
 from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer
 from jax_speechlm.training.validation import validate
 
@@ -69,7 +69,7 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
     began = time.perf_counter()
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    source = source or Source.open(experiment)
+    source = source or PreparedSource.open(experiment)
     objective = experiment.objective.build(experiment.model, experiment.frontend, source.vocab_size)
     mesh = meshes.make_mesh(experiment.mesh)
     cadence = experiment.cadence

@@ -82,7 +82,7 @@ class Reporter:
 
     def __init__(self, run_dir: Path, title: str, start_step: int, num_steps: int):
         self._active = jax.process_index() == 0
-        self.console = Console(quiet=not self._active, highlight=False)
+        self.console = Console(quiet=not self._active, highlight=False, soft_wrap=True)
         self._num_steps = num_steps
         self._began = time.time()
         self._start_step = start_step
@@ -130,7 +130,7 @@ class Reporter:
         shown = [name for name in _SHOWN if name in figures]
         status = "  ".join(f"{name.replace('_', ' ')} {figures[name]:{_SHOWN[name]}}" for name in shown)
         self._progress.update(self._task, status=status)
-        if part != "train" or not self.console.is_terminal:
+        if status and (part != "train" or not self.console.is_terminal):
             self.console.print(f"step {step:>6}  {part:<5}  {status}")
 
     def say(self, text: str) -> None:
@@ -139,6 +139,7 @@ class Reporter:
 
 
 _SHOWN = {
+    "seconds_to_first_step": ".1f",
     "loss": ".3f",
     "wer": ".1%",
     "masked_accuracy": ".1%",

@@ -2,23 +2,42 @@
 
 import dataclasses
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import jax
 
 from data_pipelines import index as indexes
 from data_pipelines import plan as plans
 from data_pipelines import tokenizers
-from data_pipelines.loader import Batches, open_batches
+from data_pipelines.loader import Batch, Batches, open_batches
 from data_pipelines.speed import with_speeds
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.training.checkpoints import pack_files
 
 
+@runtime_checkable
+class Source(Protocol):
+    """What the training loop needs of its data."""
+
+    plan: plans.Plan
+    dev_plan: plans.Plan | None
+    tokenizer: tokenizers.Tokenizer | None
+    vocab_size: int | None
+    tokenizer_files: dict[str, str]
+
+    def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
+        """This host's rows of the training batches of steps `first_step` to `num_steps` - 1."""
+
+    def dev_batches(self) -> Iterator[Batch]:
+        """This host's rows of every validation batch, once."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """Planned batches of training and validation data.
+class PreparedSource:
+    """Prepared data sets, planned.
 
     Attributes:
       train, dev: indexes of the utterances; `dev` is None where no set has a dev split.
@@ -35,16 +54,17 @@ class Source:
     speeds: tuple[float, ...] = (1.0,)
 
     @classmethod
-    def open(cls, experiment: Experiment) -> "Source":
+    def open(cls, experiment: Experiment) -> "PreparedSource":
         """Plans an experiment's data sets.
 
         Raises:
-          FileNotFoundError: a set is not prepared; the message names the command.
-          IndexMismatchError: a set's index does not belong to its records.
+          DataError: a set is not prepared, or its index does not belong to its records; the message names the remedy.
         """
         data = experiment.data
         train = indexes.read_index([Path(data.data_dir) / name for name in data.sets], "train")
-        dev = indexes.read_index([Path(data.data_dir) / name for name in data.dev_sets or data.sets], "dev")
+        dev_dirs = [Path(data.data_dir) / name for name in data.dev_sets or data.sets]
+        dev_dirs = [set_dir for set_dir in dev_dirs if "dev" in indexes.splits_of(set_dir)]
+        dev = indexes.read_index(dev_dirs, "dev") if dev_dirs else None
         needs_text = isinstance(experiment.objective, CTC)
         tokenizer = _tokenizer(data.tokenizer, train) if needs_text else None
         shared = {
@@ -64,7 +84,7 @@ class Source:
             **shared,
         )
         dev_plan = None
-        if len(dev):
+        if dev is not None:
             dev_tokens = indexes.token_lengths(dev, tokenizer) if tokenizer else None
             dev_plan = plans.make_eval_plan(dev.num_samples, dev_tokens, max_seconds=data.max_seconds, **shared)
         return cls(train, dev, plan, dev_plan, tokenizer, data.speeds)
@@ -83,7 +103,6 @@ class Source:
             return pack_files(folder)
 
     def batches(self, first_step: int, num_steps: int) -> Batches:
-        """This host's rows of the training batches of steps `first_step` to `num_steps` - 1."""
         return open_batches(
             self.train,
             self.plan,
@@ -96,7 +115,6 @@ class Source:
         )
 
     def dev_batches(self) -> Batches:
-        """This host's rows of every validation batch, once."""
         return open_batches(
             self.dev,
             self.dev_plan,

@@ -38,7 +38,7 @@ def experiment(objective: str = "ctc", **changes) -> Experiment:
 
 @dataclasses.dataclass
 class MemorySource:
-    """Has the attributes of `training.source.Source`; utterances are random, their lengths fall into two buckets."""
+    """Has the attributes of `training.source.Source`; utterances are random, their lengths make two buckets."""
 
     plan: Plan
     dev_plan: Plan
@@ -50,7 +50,8 @@ class MemorySource:
     @classmethod
     def make(cls, experiment: Experiment, utterances: int = 24) -> "MemorySource":
         rng = np.random.default_rng(0)
-        lengths = rng.choice([6000, 7900, 15000, 15900], utterances)
+        short = utterances * 2 // 3  # with 24 utterances: two full batches of short ones, one of long ones
+        lengths = np.concatenate([rng.integers(5000, 7600, short), rng.integers(14000, 15900, utterances - short)])
         samples = [rng.normal(0, 1000, length).astype(np.int16) for length in lengths]
         texts = ["".join(rng.choice(list("abc "), 3)) for _ in lengths]
         tokenizer = CharTokenizer("abc ") if experiment.objective.kind == "ctc" else None

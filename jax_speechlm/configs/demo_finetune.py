@@ -1,0 +1,32 @@
+"""CTC on the transcripts of asterisk-en, characters, conformer XS at 40 ms a frame: the second half of `make demo`.
+
+jax-speechlm finetune --config demo_finetune --from runs/pretrain --run-dir runs/finetune
+"""
+
+from jax_speechlm.configs.demo_pretrain import MEL, MODEL
+from jax_speechlm.experiment import Cadence, Experiment, Speech
+from jax_speechlm.frontend.augment import Augment
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+
+
+def config() -> Experiment:
+    return Experiment(
+        data=Speech(
+            sets=("asterisk-en",),
+            seconds_per_batch=48,
+            num_buckets=5,
+            batch_multiple=1,
+            max_seconds=24.0,
+            shortest_first_epochs=4,
+        ),
+        objective=CTC(),
+        frontend=FrontEnd(
+            mel=MEL, augment=Augment(time_masks=2, time_mask_ratio=0.05, freq_masks=2, freq_mask_bins=15)
+        ),
+        model=MODEL,
+        optimizer=Optimizer(schedule=WarmupCosine(peak=2e-3, warmup_steps=100)),
+        num_steps=1200,
+        cadence=Cadence(log_every=50, eval_every=200, checkpoint_every=400),
+    )

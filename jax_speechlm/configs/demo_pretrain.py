@@ -1,0 +1,33 @@
+"""BEST-RQ on the audio of asterisk-en and queen-en, conformer XS at 40 ms a frame: the first half of `make demo`.
+
+jax-speechlm pretrain --config demo_pretrain --run-dir runs/pretrain
+"""
+
+from jax_speechlm.experiment import Cadence, Experiment, Speech
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.objectives.best_rq import BestRQ
+from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+
+MEL = LogMel(stack=4)
+MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=96, num_layers=6, num_heads=4, kernel_size=15)
+
+
+def config() -> Experiment:
+    return Experiment(
+        data=Speech(
+            sets=("asterisk-en", "queen-en"),
+            seconds_per_batch=96,
+            num_buckets=4,
+            batch_multiple=1,
+            max_seconds=16.0,
+            max_crop=0.15,
+        ),
+        objective=BestRQ(codes=512),
+        frontend=FrontEnd(mel=MEL),
+        model=MODEL,
+        optimizer=Optimizer(schedule=WarmupCosine(peak=2e-3, warmup_steps=100)),
+        num_steps=700,
+        cadence=Cadence(log_every=50, eval_every=350, checkpoint_every=350),
+    )

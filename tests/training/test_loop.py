@@ -1,0 +1,135 @@
+"""A run resumes exactly, stops cleanly, and says what went wrong."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from jax_speechlm.experiment import Start
+from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.loop import TrainingStopped, train
+from tests.training import tiny
+
+
+def params_of(run_dir):
+    return ckpt.read(ckpt.find(run_dir)).state
+
+
+def lines_of(run_dir, part):
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["part"] == part]
+
+
+def assert_same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of 8 steps, with its result."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    experiment = tiny.experiment("ctc")
+    return run_dir, train(experiment, run_dir, tiny.MemorySource.make(experiment)), experiment
+
+
+class Interrupted(tiny.MemorySource):
+    """Sends this process a signal while a batch is being made."""
+
+    at_step = -1
+
+    def batch(self, plan, step):
+        if step == self.at_step and plan is self.plan:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().batch(plan, step)
+
+
+def test_a_run_logs_validates_and_saves(whole):
+    run_dir, result, experiment = whole
+    assert result.step == experiment.num_steps
+    assert [line["step"] for line in lines_of(run_dir, "train")] == [4, 8]
+    last = lines_of(run_dir, "train")[-1]
+    for name in ("loss", "learning_rate", "grad_norm", "audio_seconds_per_second", "input_wait_share"):
+        assert np.isfinite(last[name])
+    assert 0 < last["useful_mfu"] < last["mfu"]
+    assert 0 < last["padding_share"] < 1
+    assert last["eta_seconds"] == 0
+    assert {"loss", "wer", "cer"} <= set(lines_of(run_dir, "dev")[-1])
+    assert lines_of(run_dir, "start")[0]["seconds_to_first_step"] > 0
+    assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
+    assert result.train["loss"] < lines_of(run_dir, "train")[0]["loss"]
+
+
+def test_one_program_is_compiled_for_each_bucket(whole):
+    _, result, experiment = whole
+    assert result.compiles == len(tiny.MemorySource.make(experiment).plan.buckets) == 2
+
+
+def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(whole, tmp_path):
+    run_dir, _, experiment = whole
+    source = Interrupted.make(experiment)
+    source.at_step = 2
+    stopped = train(experiment, tmp_path / "run", source)
+    assert stopped.step == 3  # the step under way is finished, saved, and the run returns
+    finished = train(experiment, tmp_path / "run", tiny.MemorySource.make(experiment))
+    assert finished.step == 8
+    assert_same(params_of(run_dir), params_of(tmp_path / "run"))
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(whole, tmp_path, caplog):
+    run_dir, _, experiment = whole
+    shutil.copytree(run_dir, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "8" / "state"
+    for file in newest.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    result = train(experiment, tmp_path / "run", tiny.MemorySource.make(experiment))
+    assert result.step == 8
+    assert "Trying the checkpoint before it" in caplog.text
+    assert lines_of(tmp_path / "run", "train")[-1]["step"] == 8
+    assert len(lines_of(tmp_path / "run", "train")) == 3  # steps 5 to 8 were taken again
+
+
+def test_a_folder_of_another_run_is_refused(whole):
+    run_dir, _, experiment = whole
+    other = experiment.replace(optimizer=experiment.optimizer.replace(weight_decay=0.5))
+    with pytest.raises(TrainingStopped, match=r"other settings \(optimizer.weight_decay\).*another --run-dir"):
+        train(other, run_dir, tiny.MemorySource.make(other))
+
+
+def test_changed_data_are_refused(whole):
+    run_dir, _, experiment = whole
+    with pytest.raises(TrainingStopped, match="the data sets have changed"):
+        train(experiment, run_dir, tiny.MemorySource.make(experiment, utterances=16))
+
+
+def test_steps_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoint(tmp_path):
+    experiment = tiny.experiment("ctc", max_bad_steps=2)
+    steep = experiment.optimizer.replace(schedule=experiment.optimizer.schedule.replace(peak=1e30, warmup_steps=0))
+    experiment = experiment.replace(optimizer=steep, cadence=experiment.cadence.replace(checkpoint_every=1))
+    with pytest.raises(TrainingStopped, match="2 steps in a row had a loss or gradient that is not finite"):
+        train(experiment, tmp_path, tiny.MemorySource.make(experiment))
+    assert ckpt.find(tmp_path).is_dir()
+
+
+def test_finetuning_takes_the_encoder_over_and_nothing_else(tmp_path):
+    pretraining = tiny.experiment("best_rq", num_steps=1)
+    train(pretraining, tmp_path / "pretrain", tiny.MemorySource.make(pretraining))
+    finetuning = tiny.experiment("ctc", num_steps=1, start=Start(checkpoint=str(tmp_path / "pretrain")))
+    still = finetuning.optimizer.replace(frozen=("encoder",), ema_decay=0.0)
+    finetuning = finetuning.replace(optimizer=still)
+    train(finetuning, tmp_path / "finetune", tiny.MemorySource.make(finetuning))
+    pretrained, _ = ckpt.read_params(tmp_path / "pretrain")
+    finetuned = params_of(tmp_path / "finetune")["params"]
+    assert_same(pretrained["encoder"], finetuned["encoder"])
+    assert set(finetuned) == {"encoder", "head"}
+
+
+def test_a_model_of_another_shape_cannot_take_over(whole, tmp_path):
+    run_dir, _, experiment = whole
+    wider = experiment.replace(model=experiment.model.replace(dim=32), start=Start(checkpoint=str(run_dir)))
+    with pytest.raises(ckpt.CheckpointError, match=r"has shape .* this model needs"):
+        train(wider, tmp_path, tiny.MemorySource.make(wider))
