@@ -108,9 +108,9 @@ class Heads(nnx.Module):
     """One linear layer a book from the encoder's output to logits over the codes."""
 
     def __init__(self, config: BestRQ, dim: int, *, rngs: nnx.Rngs):
-        lecun, zeros = jax.nn.initializers.lecun_normal(batch_axis=0), jax.nn.initializers.zeros
+        small, zeros = jax.nn.initializers.normal(0.02), jax.nn.initializers.zeros  # starts near a uniform guess
         self.kernel = functional.parameter(
-            rngs.params(), (config.books, dim, config.codes), (None, "embed", "vocab"), lecun
+            rngs.params(), (config.books, dim, config.codes), (None, "embed", "vocab"), small
         )
         self.bias = functional.parameter(rngs.params(), (config.books, config.codes), (None, "vocab"), zeros)
 
