@@ -63,7 +63,7 @@ def decode(source: str | Path | bytes, *, name: str = "", max_seconds: float = m
         raise AudioError(name, "empty file", "copy or record it again, or remove its entry")
     try:
         return resample(_blocks(source, name), name=name, max_seconds=max_seconds)
-    except (soundfile.LibsndfileError, av.FFmpegError, EOFError) as error:
+    except (soundfile.LibsndfileError, av.FFmpegError, ValueError) as error:  # ValueError: rate or channels change
         raise AudioError(name, "cannot be decoded", f"the file may be damaged: try to play it ({error})") from error
 
 
@@ -138,12 +138,14 @@ def _ffmpeg_blocks(
         # Interleaved float32 at the file's own rate and channels; PyAV 18 crashes on planar frames of 8 channels.
         interleave = av.AudioResampler(format="flt")
         pending: list[NDArray[np.float32]] = []
+        num_pending = 0
         for frame in container.decode(audio=0):
             for part in interleave.resample(frame):
                 pending.append(part.to_ndarray().reshape(-1, len(part.layout.channels)))
-                if len(pending) * pending[0].size >= _BLOCK_SAMPLES:
+                num_pending += pending[-1].size
+                if num_pending >= _BLOCK_SAMPLES:
                     yield part.sample_rate, np.concatenate(pending)
-                    pending = []
+                    pending, num_pending = [], 0
         if pending:
             yield part.sample_rate, np.concatenate(pending)
 

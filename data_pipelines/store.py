@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import io
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -103,6 +104,7 @@ def _write_records(source: Source, records: Path, folder: Path) -> Path:
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of every config that its code does not list
     shutil.rmtree(folder / source.builder, ignore_errors=True)
     module = importlib.import_module(f"data_pipelines.datasets.{source.builder}.{source.builder}_dataset_builder")
     config = None

@@ -1,5 +1,6 @@
 """Any audio to 16 kHz mono int16."""
 
+import contextlib
 import io
 
 import av
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipelines import audio
 from data_pipelines.audio import AudioError, AudioTooLongError, decode, decode_flac, encode_flac, measure
@@ -19,7 +22,7 @@ def tone(rate: int, seconds: float = 1.0, hertz: float = 440.0, channels: int = 
     return np.repeat(signal[:, None], channels, axis=1)
 
 
-def encoded(samples: np.ndarray, rate: int, file_format: str, subtype: str) -> bytes:
+def encoded(samples: np.ndarray, rate: int, file_format: str, subtype: str | None) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, format=file_format, subtype=subtype)
     return buffer.getvalue()
@@ -140,6 +143,17 @@ def test_hour_long_audio_is_refused_early():
 
     with pytest.raises(AudioTooLongError, match="over 10 s"):
         audio.resample(endless(), max_seconds=10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["WAV", "FLAC", "OGG", "MP3"]), st.integers(0, 2**32), st.floats(0.05, 1.0))
+def test_damaged_files_never_raise_anything_else(file_format, seed, share_kept):
+    content = bytearray(encoded(tone(22_050, 0.2), 22_050, file_format, None))
+    generator = np.random.default_rng(seed)
+    for place in generator.integers(0, len(content), 8):
+        content[place] = generator.integers(256)
+    with contextlib.suppress(AudioError):
+        assert len(decode(bytes(content[: int(len(content) * share_kept)]))) > 0
 
 
 def test_levels():
