@@ -58,7 +58,8 @@ class Workshop:
     ) -> Iterator[Converted | Dropped]:
         """Converts clips, in order; those whose audio is missing, corrupt or silent come back as `Dropped`.
 
-        Threads suffice: decoding, resampling and encoding release the interpreter lock.
+        Threads, for decoding, resampling and encoding release the interpreter lock: on two busy cores queen-en takes
+        13 s with two threads and 21 s with two processes.
 
         Args:
           max_seconds: longer clips are dropped.
