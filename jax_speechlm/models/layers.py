@@ -82,7 +82,7 @@ def split_keys(keys: Keys | None, num: int) -> Key[Array, "num batch"] | tuple[N
     return jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(keys)
 
 
-# Odd multipliers that spread the positions along each dimension over all 32-bit numbers: 2^32 over powers of the root of
+# Odd multipliers that spread the places along each dimension over all 32-bit numbers: 2^32 over powers of the root of
 # x^4 = x + 1, which makes sums of a few multiples of them fill the range evenly.
 _SPREAD = (0xD1B54A33, 0xABC98389, 0x8CB92BA7)
 
@@ -90,9 +90,9 @@ _SPREAD = (0xD1B54A33, 0xABC98389, 0x8CB92BA7)
 def dropout(x: Float[Array, "batch ..."], rate: float, keys: Keys | None) -> Float[Array, "batch ..."]:
     """Zeroes elements with probability `rate` and scales the others up; the identity when `keys` is None.
 
-    What an element draws depends on its row's key and its place in the row alone, so padding changes nothing. The draw is
-    a hash of the place, seeded by the key (the finaliser of MurmurHash3): it fuses into the multiplication, while JAX's
-    own generator would cost ten times the multiplication on CPU.
+    What an element draws depends on its row's key and its place in the row alone, so padding changes nothing. The draw
+    is a hash of the place, seeded by the key (the finaliser of MurmurHash3): it fuses into the multiplication, while
+    JAX's own generator costs ten times the multiplication on CPU.
 
     Args:
       x: up to three dimensions after the batch.

@@ -1,0 +1,100 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_speechlm.models import functional
+from jax_speechlm.models.attention import chunk_mask, spread_by_distance
+from jax_speechlm.models.layers import LayerNorm, Linear, causal_depthwise, dropout, split_keys
+
+
+def normal(seed, shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+@pytest.mark.parametrize(("num_frames", "taps"), [(1, 5), (16, 5), (21, 31), (50, 3)])
+def test_depthwise_convolution_and_its_gradients_are_those_of_the_definition(num_frames, taps):
+    x, kernel, weight = normal(0, (2, num_frames, 3)), normal(1, (taps, 3)), normal(2, (2, num_frames, 3))
+
+    def by_definition(x, kernel):
+        past = jnp.pad(x, ((0, 0), (taps - 1, 0), (0, 0)))
+        return jnp.stack([jnp.sum(past[:, t : t + taps] * kernel, axis=1) for t in range(num_frames)], axis=1)
+
+    total = lambda convolve: lambda x, kernel: jnp.vdot(convolve(x, kernel), weight)  # noqa: E731
+    np.testing.assert_allclose(jax.jit(causal_depthwise)(x, kernel), by_definition(x, kernel), atol=1e-5)
+    ours = jax.jit(jax.grad(total(causal_depthwise), (0, 1)))(x, kernel)
+    theirs = jax.grad(total(by_definition), (0, 1))(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
+
+
+@pytest.mark.parametrize(("num_frames", "left", "right"), [(1, 2, 3), (4, 6, 6), (20, 6, 3), (9, 0, 0), (12, 3, 0)])
+def test_scores_are_spread_by_clipped_distance(num_frames, left, right):
+    scores = normal(0, (2, 3, num_frames, left + 1 + right))
+    distance = np.arange(num_frames)[None, :] - np.arange(num_frames)[:, None]
+    index = np.clip(distance, -left, right) + left
+    expected = np.take_along_axis(scores, np.broadcast_to(index, (2, 3, *index.shape)), axis=-1)
+    np.testing.assert_array_equal(spread_by_distance(scores, left), expected)
+
+
+def test_a_chunk_sees_itself_and_the_chunks_to_its_left():
+    expected = [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+    np.testing.assert_array_equal(chunk_mask(5, (2, 1)), np.array(expected, bool))
+    assert chunk_mask(5, (2, -1))[4].all()
+    assert chunk_mask(5, (1000, 0)).all()
+
+
+def test_linear_sums_over_several_dimensions_and_starts_with_unit_gain():
+    make = lambda rngs: Linear((4, 64), (512,), ("heads", "head_dim", "embed"), rngs=rngs)  # noqa: E731
+    declared, params = functional.declare(make), functional.init(make, jax.random.key(0))
+    assert declared.axes == {"kernel": ("heads", "head_dim", "embed"), "bias": ("embed",)}
+    x = normal(0, (50, 4, 64))
+    y = functional.bind(declared.graphdef, params)(x)
+    np.testing.assert_allclose(y, np.einsum("bhk,hkd->bd", x, params["kernel"]), atol=1e-4)
+    assert 0.9 < float(jnp.std(y)) < 1.1
+
+
+def test_layer_norm_keeps_statistics_in_float32():
+    make = lambda rngs: LayerNorm(64, rngs=rngs)  # noqa: E731
+    graphdef, params = functional.declare(make).graphdef, functional.init(make, jax.random.key(0))
+    x = 1000 + normal(0, (3, 64))
+    y = functional.bind(graphdef, params)(x)
+    np.testing.assert_allclose(y.mean(-1), 0, atol=1e-4)
+    np.testing.assert_allclose(y.std(-1), 1, atol=1e-3)
+    assert functional.bind(graphdef, params)(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+class TestDropout:
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    @pytest.mark.parametrize("shape", [(300, 200), (4, 100, 120)])
+    def test_drops_at_the_rate_and_keeps_the_mean(self, shape):
+        y = np.asarray(dropout(jnp.ones((4, *shape)), 0.1, self.keys))
+        assert np.all((y == 0) | np.isclose(y, 1 / 0.9))
+        assert abs(np.mean(y == 0) - 0.1) < 0.01
+        for axis in range(1, y.ndim):  # no row, column or head is favoured
+            others = tuple(a for a in range(y.ndim) if a not in (0, axis))
+            six_sigma = 6 * np.sqrt(0.1 * 0.9 / np.prod([y.shape[a] for a in others]))
+            assert np.max(np.abs(np.mean(y == 0, axis=others) - 0.1)) < six_sigma
+
+    def test_a_row_draws_from_its_key_and_an_element_from_its_place(self):
+        x = jnp.ones((4, 3, 20, 30))
+        y = dropout(x, 0.3, self.keys)
+        longer = dropout(jnp.ones((4, 3, 25, 41)), 0.3, self.keys)
+        np.testing.assert_array_equal(longer[:, :, :20, :30], y)
+        np.testing.assert_array_equal(dropout(x, 0.3, self.keys[::-1]), y[::-1])
+
+    def test_neighbours_and_rows_are_uncorrelated(self):
+        y = np.asarray(dropout(jnp.ones((4, 200, 256)), 0.5, self.keys)) > 0
+        for a, b in [(y[:, 1:], y[:, :-1]), (y[..., 1:], y[..., :-1]), (y[..., 2:], y[..., :-2]), (y[1:], y[:-1])]:
+            assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.02
+
+    def test_off_without_keys_or_rate(self):
+        x = normal(0, (4, 3, 5))
+        assert dropout(x, 0.5, None) is x
+        assert dropout(x, 0.0, self.keys) is x
+
+    def test_split_keys(self):
+        a, b = split_keys(self.keys, 2)
+        assert a.shape == b.shape == (4,)
+        assert len(np.unique(jax.random.key_data(jnp.concatenate([a, b])), axis=0)) == 8
+        assert split_keys(None, 3) == (None, None, None)
