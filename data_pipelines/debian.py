@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, disk_full, is_disk_full
 
 _ALTERNATIVES = (
     "Without apt, prepare speech from elsewhere: a TFDS data set (prepare --tfds librispeech) "
@@ -87,6 +87,10 @@ def _unpack(archive: Path, target: Path) -> None:
             tarfile.open(fileobj=process.stdout, mode="r|") as tar,
         ):
             tar.extractall(target, filter=regular_files)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise disk_full(target.parent, 2 * archive.stat().st_size) from error
     except tarfile.TarError as error:
         raise DataError(f"{archive.name}: cannot be unpacked ({error}): prepare again.") from error
     if process.returncode:

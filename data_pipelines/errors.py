@@ -1,8 +1,24 @@
 """Errors that a user can act on."""
 
+import errno
+from pathlib import Path
+
 
 class DataError(Exception):
     """A problem with the data or the machine; the message names the file and the remedy.
 
     The command line prints the message alone, without a traceback.
     """
+
+
+def disk_full(folder: Path, missing: int) -> DataError:
+    """The error for a disk that lacks about `missing` bytes; what is finished stays, for the next try."""
+    return DataError(
+        f"{folder}: the disk is full; about {missing / 2**20:,.0f} MiB more are needed. Free some space, or name "
+        "another place with --data-dir; finished clips are kept, and the same command goes on from there."
+    )
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a write failed for want of space or quota."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

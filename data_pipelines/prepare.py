@@ -8,7 +8,6 @@
 While the work lasts, converted clips lie in `<data_dir>/<name>/work`; Debian packages stay in `<data_dir>/packages`.
 """
 
-import errno
 import os
 import re
 import shutil
@@ -20,12 +19,12 @@ from rich.console import Console
 
 from data_pipelines.clips import Clip, Dropped, Source
 from data_pipelines.convert import Converted, Workshop, too_many_bad
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, disk_full, is_disk_full
 from data_pipelines.report import ClipSummary, Report, summarise
 from data_pipelines.sources.catalogue import debian_source
 from data_pipelines.sources.manifest import TextForm, digest, manifest_source
 from data_pipelines.sources.tfds_sets import tfds_source
-from data_pipelines.store import disk_full, find_prepared, store
+from data_pipelines.store import find_prepared, store
 from data_pipelines.text import SPLITS
 
 
@@ -54,7 +53,7 @@ def prepare(
       max_bad: share of items that may be bad (missing, corrupt, silent, duplicate, malformed) before the run stops.
       normalise_text: for manifests and TFDS sets: `none` keeps transcripts as given; `basic` makes them lower-case
         words without punctuation, numbers spelled out, as Debian sets always are.
-      force: prepare again even if the set is there.
+      force: prepare again even if the set is there; needed where audio changed under an unchanged manifest.
 
     Returns:
       What was kept and dropped.
@@ -116,7 +115,7 @@ def prepare_source(
             report.save(folder / "report.json")
             store(source, converted, folder, workshop.folder, request)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
         each = sum(item.num_bytes for item in converted) / max(len(converted), 1) or 2**16
         raise disk_full(folder, int(each * (2 * len(clips) - len(converted)))) from error

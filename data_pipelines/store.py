@@ -18,7 +18,7 @@ import pyarrow.parquet
 from data_pipelines.audio import SAMPLE_RATE
 from data_pipelines.clips import Source
 from data_pipelines.convert import Converted
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, disk_full
 
 META = "meta.json"
 
@@ -139,12 +139,4 @@ def _index(rows: Sequence[Converted]) -> pyarrow.Table:
             "speaker": pyarrow.array(strings["speaker"], pyarrow.string()),
             "language": pyarrow.array(strings["language"], pyarrow.string()),
         }
-    )
-
-
-def disk_full(folder: Path, missing: int) -> DataError:
-    """The error for a full disk; nothing that is converted gets lost."""
-    return DataError(
-        f"{folder}: the disk is full; about {missing / 2**20:,.0f} MiB more are needed. Free some space, or name "
-        "another place with --data-dir; finished clips are kept, and the same command goes on from there."
     )

@@ -1,6 +1,7 @@
 """Fetching packages: verified, unpacked without leaving the target, and clear where there is no apt."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import shutil
@@ -70,6 +71,17 @@ def test_damaged_package_is_refused(apt, package, tmp_path):
     package.write_bytes(package.read_bytes()[:200])
     apt["SHA256"] = hashlib.sha256(package.read_bytes()).hexdigest()
     with pytest.raises(DataError, match=r"tiny_1\.0_all\.deb: .*unpack"):
+        debian.fetch("tiny", tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@needs_dpkg
+def test_full_disk_while_unpacking(apt, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", full)
+    with pytest.raises(DataError, match="the disk is full"):
         debian.fetch("tiny", tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
