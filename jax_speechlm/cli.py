@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit status: 0 done, 1 an error that the user can mend, 2 a wrong command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what TensorFlow says as it is imported
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and it announces itself
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -110,7 +111,10 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> None:
 
     from jax_speechlm import configs
     from jax_speechlm.experiment import Experiment, Start
+    from jax_speechlm.parallel.hardware import cache_compilations
     from jax_speechlm.training.loop import train
+
+    cache_compilations()
 
     parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     parser.add_argument(
@@ -186,7 +190,9 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     import tyro
 
     from jax_speechlm.evaluation.recognition import evaluate_run
+    from jax_speechlm.parallel.hardware import cache_compilations
 
+    cache_compilations()
     tyro.cli(evaluate_run, prog=prog, args=argv, config=(tyro.conf.FlagConversionOff,))
 
 
@@ -201,8 +207,10 @@ def compare(argv: Sequence[str], prog: str) -> None:
 def transcribe(argv: Sequence[str], prog: str) -> None:
     import tyro
 
+    from jax_speechlm.parallel.hardware import cache_compilations
     from jax_speechlm.recognizer import transcribe_files
 
+    cache_compilations()
     tyro.cli(transcribe_files, prog=prog, args=argv)
 
 
