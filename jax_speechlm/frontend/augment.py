@@ -130,14 +130,14 @@ def _spans(keys: Keys, num: int, longest: Array, size: Array, positions: int) ->
     return jnp.any((position >= start) & (position < start + width), axis=1)
 
 
-def _uniform(keys: Keys, low: float, high: float) -> Float[Array, " batch"]:
+def _uniform(keys: Keys, low: float = 0.0, high: float = 1.0) -> Float[Array, " batch"]:
     return jax.vmap(lambda key: jax.random.uniform(key, (), minval=low, maxval=high))(keys)
 
 
 def _crop(audio: Array, length: Array, keys: Keys, samples: int) -> tuple[Array, Array]:
     if samples >= audio.shape[1]:
         return audio, length
-    start = jnp.floor(_uniform(keys, 0, 1) * (jnp.maximum(length - samples, 0) + 1)).astype(jnp.int32)
+    start = jnp.floor(_uniform(keys) * (jnp.maximum(length - samples, 0) + 1)).astype(jnp.int32)
     cut = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, samples))
     return cut(audio, start), jnp.minimum(length, samples)
 
@@ -154,11 +154,11 @@ def _add_noise(
     """Adds each row's noise from a random place on, looped, at a drawn ratio of mean powers over the utterance."""
     applies, place, ratio = split_keys(keys, 3)
     mask = frame_mask(length, audio.shape[1])
-    start = jnp.floor(_uniform(place, 0, 1) * noise_length).astype(jnp.int32)
+    start = jnp.floor(_uniform(place) * noise_length).astype(jnp.int32)
     index = (start[:, None] + jnp.arange(audio.shape[1])) % jnp.maximum(noise_length, 1)[:, None]
     noise = jnp.where(mask, jnp.take_along_axis(noise, index, axis=1).astype(jnp.float32), 0)
     signal_power, noise_power = (jnp.square(x).sum(1) for x in (audio, noise))
     wanted = signal_power / 10 ** (_uniform(ratio, *snr_db) / 10)
     scale = jnp.where(noise_power > 0, jnp.sqrt(wanted / jnp.maximum(noise_power, 1)), 0)
-    scale = jnp.where((_uniform(applies, 0, 1) < probability) & (noise_length > 0), scale, 0)
+    scale = jnp.where((_uniform(applies) < probability) & (noise_length > 0), scale, 0)
     return audio + scale[:, None] * noise

@@ -1,0 +1,120 @@
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jax_speechlm.frontend.logmel import LogMel, log_mel
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "logmel.npz")
+AUDIO = [GOLDEN[f"audio_{i}"] for i in range(4)]
+LENGTHS = np.array([len(x) for x in AUDIO], np.int32)
+
+compute = jax.jit(log_mel, static_argnames="config")
+
+
+def padded(rows, samples, junk=0):
+    return np.stack([np.concatenate([x, np.full(samples - len(x), junk, np.int16)]) for x in rows])
+
+
+def speech_like(seed, samples):
+    noise = np.random.default_rng(seed).standard_normal(samples)
+    return (3000 * noise * np.sin(np.arange(samples) / 900)).astype(np.int16)
+
+
+class TestKaldi:
+    """Against `SeamlessM4TFeatureExtractor`, padding full of junk."""
+
+    audio = padded(AUDIO, 17_000, junk=777)
+
+    @pytest.mark.parametrize(("normalize", "name"), [(False, "kaldi"), (True, "kaldi_normalized")])
+    def test_features(self, normalize, name):
+        features, length = compute(self.audio, LENGTHS, config=LogMel(normalize=normalize))
+        np.testing.assert_array_equal(length, GOLDEN["kaldi_length"])
+        for row, frames in enumerate(length):
+            np.testing.assert_allclose(features[row, :frames], GOLDEN[name][row, :frames], rtol=0, atol=1e-3)
+            assert not np.any(features[row, frames:])
+
+    def test_stacking_is_laying_frames_end_to_end(self):
+        single, _ = compute(self.audio, LENGTHS, config=LogMel(stack=1))
+        for stack in (3, 4):
+            features, length = compute(self.audio, LENGTHS, config=LogMel(stack=stack))
+            for row, frames in enumerate(length):
+                expected = single[row, : frames * stack].reshape(frames, 80 * stack)
+                np.testing.assert_allclose(features[row, :frames], expected, atol=1e-6)
+
+
+class TestLibrosa:
+    config = LogMel(flavour="librosa", stack=1, normalize=False)
+
+    def test_features(self):
+        """At float32's limit: bins 90 dB below their frame's loudest, at the rounding of the samples, may stray."""
+        features, length = compute(padded(AUDIO, 17_000, junk=777), LENGTHS, config=self.config)
+        for row in range(4):
+            expected = GOLDEN[f"librosa_{row}"]
+            ours = features[row, : length[row]]
+            assert ours.shape == expected.shape
+            audible = expected > expected.max(axis=1, keepdims=True) - np.log(10) * 9
+            np.testing.assert_allclose(np.where(audible, ours, 0), np.where(audible, expected, 0), rtol=0, atol=1e-3)
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-2)
+            assert np.mean(audible) > 0.3
+
+
+@pytest.mark.parametrize("flavour", ["kaldi", "librosa"])
+@pytest.mark.parametrize("samples", [0, 1, 159, 399, 400, 559, 560, 720, 1000])
+def test_frame_counts(flavour, samples):
+    for stack in (1, 2):
+        config = LogMel(flavour=flavour, stack=stack)
+        counted = config.num_frames(samples)
+        assert isinstance(counted, int)
+        full, _ = compute(np.zeros((1, samples), np.int16), np.array([samples]), config=config)
+        assert full.shape == (1, counted, config.input_dim)
+        _, length = compute(np.zeros((1, 1200), np.int16), np.array([samples]), config=config)
+        assert length.tolist() == [counted]
+        np.testing.assert_array_equal(config.num_frames(np.array([samples, samples])), [counted] * 2)
+
+
+@settings(max_examples=10, deadline=None)
+@given(length=st.integers(0, 6000), rows=st.permutations(range(3)), flavour=st.sampled_from(["kaldi", "librosa"]))
+def test_an_utterance_depends_on_its_own_samples_only(length, rows, flavour):
+    config = LogMel(flavour=flavour)
+    audio = np.stack([speech_like(seed, 6000) for seed in range(3)])
+    lengths = np.array([length, 6000, 2000], np.int32)
+    together, frames = compute(audio, lengths, config=config)
+    junk = np.where(np.arange(6000) < lengths[:, None], audio, 30_000).astype(np.int16)
+    shuffled, _ = compute(junk[list(rows)], lengths[list(rows)], config=config)
+    np.testing.assert_allclose(shuffled, together[jnp.array(rows)], atol=1e-5)
+    alone, _ = compute(audio[:1], lengths[:1], config=config)
+    np.testing.assert_allclose(alone[0], together[0], atol=1e-5)
+    assert np.isfinite(together).all()
+    assert not np.any(together[0, frames[0] :])
+
+
+def test_normalisation_gives_each_bin_zero_mean_and_unit_variance():
+    features, length = compute(speech_like(0, 9000)[None], np.array([9000]), config=LogMel(stack=1))
+    valid = np.asarray(features[0, : length[0]], np.float64)
+    np.testing.assert_allclose(valid.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(valid.std(0, ddof=1), 1, atol=1e-4)
+
+
+def test_one_frame_silence_and_filler_rows_are_finite():
+    audio = np.stack([speech_like(0, 4000), np.zeros(4000, np.int16), speech_like(1, 4000)])
+    features, length = compute(audio, np.array([400, 4000, 0]), config=LogMel(stack=1))
+    assert length.tolist() == [1, 23, 0]
+    assert np.isfinite(features).all()
+    assert not np.any(features[2])
+
+
+def test_the_sharded_front_end_gathers_nothing():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    audio = jax.ShapeDtypeStruct((16, 4000), jnp.int16, sharding=rows)
+    length = jax.ShapeDtypeStruct((16,), jnp.int32, sharding=rows)
+    sharded = jax.jit(partial(log_mel, config=LogMel()), out_shardings=(rows, rows))
+    text = sharded.lower(audio, length).compile().as_text()
+    assert not [op for op in ("all-gather", "all-to-all", "all-reduce", "collective-permute") if op in text]
