@@ -89,8 +89,9 @@ class Difference:
     """Rate of the second system minus rate of the first.
 
     Attributes:
+      value: the difference on the corpus itself.
       low, high: the 95 % interval.
-      p_value: two-sided: how often a resample would contradict the sign of the difference, were there none.
+      p_value: two-sided: twice the share of resamples on the less frequent side of zero, zero included.
     """
 
     value: float
@@ -112,7 +113,7 @@ def paired_bootstrap(first: Counts, second: Counts, resamples: int = 10_000, see
         raise ValueError("there is no reference token to compare on")
     differences = after - before
     contradicting = min((differences <= 0).sum(), (differences >= 0).sum())
-    p_value = min(1.0, 2 * (contradicting + 1) / (len(differences) + 1))  # the sample itself is a resample: never 0
+    p_value = min(1.0, 2 * (contradicting + 1) / (len(differences) + 1))  # the sample itself counts as one: never 0
     return Difference(rate(second) - rate(first), *_interval(differences), float(p_value))
 
 

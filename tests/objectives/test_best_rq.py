@@ -145,12 +145,17 @@ def test_gradient_reaches_everything_but_the_quantizer():
 
 
 def test_a_crop_moves_input_and_targets_together(monkeypatch):
-    seen = []
-    monkeypatch.setattr(best_rq, "features", lambda *inputs: seen.append(features(*inputs)) or seen[-1])
     frontend = FRONTEND.replace(augment=Augment(crop_seconds=1.0))
-    batch = jax.tree.map(jnp.asarray, make_batch())
-    OBJECTIVE.build(MODEL, frontend).loss(compiled()[1], batch, jax.random.key(0))
-    (x, lengths), (targets, _) = seen
+    built, batch = OBJECTIVE.build(MODEL, frontend), make_batch()
+
+    @jax.jit
+    def both(params, batch):
+        seen = []
+        monkeypatch.setattr(best_rq, "features", lambda *inputs: seen.append(features(*inputs)) or seen[-1])
+        built.loss(params, batch, jax.random.key(0))
+        return seen
+
+    (x, lengths), (targets, _) = both(compiled()[1], batch)
     assert lengths.max() < batch["audio_length"].max() // frontend.mel.frame_samples
     np.testing.assert_array_equal(x, targets)
 
