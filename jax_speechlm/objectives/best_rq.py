@@ -77,12 +77,9 @@ class BestRQ(Config):
 
         def flops(num_samples: int, batch_size: int) -> float:
             num_frames = frontend.mel.num_frames(num_samples)
-            scored = most_spans(num_frames, span, self.mask_ratio) * span + num_frames / PROBE_STRIDE
-            head = model.dim * self.codes
-            quantizer = self.code_dim * (model.input_dim + self.codes)
-            return forward_flops(model, num_frames, batch_size) + 2.0 * batch_size * scored * self.books * (
-                head + quantizer
-            )
+            scored = most_masked(num_frames, span, self.mask_ratio) + num_frames / PROBE_STRIDE
+            frame = model.dim * self.codes + self.code_dim * (model.input_dim + self.codes)  # head and quantizer
+            return forward_flops(model, num_frames, batch_size) + 2.0 * batch_size * scored * self.books * frame
 
         return Objective(make, loss, frozen=("quantizer",), forward_flops=flops, alarm=alarm)
 
@@ -144,6 +141,11 @@ def most_spans(num_frames: int, span: int, ratio: float) -> int:
     return math.floor(_span_density(span, ratio) * num_frames) + 1
 
 
+def most_masked(num_frames: int, span: int, ratio: float) -> int:
+    """The most frames that `draw_mask` masks in an utterance of `num_frames`."""
+    return min(num_frames, most_spans(num_frames, span, ratio) * span)
+
+
 def _span_density(span: int, ratio: float) -> float:
     """Spans a frame for which the spans, which may overlap, cover `ratio` of the frames on average."""
     return -math.log1p(-ratio) / span
@@ -155,7 +157,7 @@ def draw_mask(
     """Masks whole spans of frames: about `ratio` of each utterance, and at least one span.
 
     The number of spans is rounded up or down at random, their starts are independent. So many spans at most fit into
-    `num_frames` that the loss can gather the masked frames into a fixed shape (`most_spans`). In an utterance shorter
+    `num_frames` that the loss can gather the masked frames into a fixed shape (`most_masked`). In an utterance shorter
     than two spans a span is half the utterance, so that something stays to predict from; one of a single frame has no
     masked frame. What a row draws depends on its key and length only.
     """
@@ -205,7 +207,7 @@ def _loss(
 
     # The softmax over the codes costs as much as several layers, so only masked frames are scored: as many slots as can
     # be masked, the masked frames first.
-    num_slots = min(num_frames, most_spans(num_frames, span, config.mask_ratio) * span)
+    num_slots = most_masked(num_frames, span, config.mask_ratio)
     slots_BxN = jnp.argsort(~mask_BxT, axis=1)[:, :num_slots]
     take = lambda x: jnp.take_along_axis(x, slots_BxN[..., None], axis=1)  # noqa: E731
     masked = take(hidden_BxTxD), take(clean_BxTxF), take(mask_BxT[..., None])[..., 0] * batch["weight"][:, None]

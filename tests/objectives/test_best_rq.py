@@ -16,7 +16,7 @@ from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives import best_rq
 from jax_speechlm.objectives.base import example_keys
-from jax_speechlm.objectives.best_rq import BestRQ, alarm, draw_mask, most_spans, nearest_codes
+from jax_speechlm.objectives.best_rq import BestRQ, alarm, draw_mask, most_masked, nearest_codes
 
 MODEL = ConformerConfig(input_dim=16, dim=8, num_layers=1, num_heads=2, kernel_size=3, left_max=4, right_max=2)
 FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3, gain_db=3.0))
@@ -38,7 +38,7 @@ def _draw(seed, lengths, num_frames):
 def test_masks_are_spans_inside_the_utterance_that_fit_the_gathered_slots(seed, lengths):
     mask = np.asarray(masks(40)(seed, jnp.array(lengths)))
     np.testing.assert_array_equal(mask, masks(64)(seed, jnp.array(lengths))[:, :40])  # padding changes nothing
-    assert mask.sum(axis=1).max() <= most_spans(40, SPAN, 0.33) * SPAN
+    assert mask.sum(axis=1).max() <= most_masked(40, SPAN, 0.33)
     for row, length in zip(mask, lengths, strict=True):
         width = min(SPAN, length // 2)
         assert not row[length:].any()
