@@ -1,9 +1,9 @@
-"""One training step of the conformer with CTC: forward, backward, AdamW; against Hugging Face's in torch, of equal size.
+"""One training step with CTC (forward, backward, AdamW): our conformer against Hugging Face's in torch, of equal size.
 
     python benchmarks/conformer_step.py
 
-12 layers of width 256, 2 x 10 s of audio as 500 feature vectors each, dropout 0.1 everywhere, float32. Both take the same
-features. GFLOP/s count three times the forward pass's matrix products; their share is of a float32 product of two
+12 layers of width 256, 2 x 10 s of audio as 500 feature vectors each, dropout 0.1 everywhere, float32. GFLOP/s count
+three times the forward pass's matrix products, whatever is computed twice; their share is of a float32 product of two
 2048 x 2048 matrices by the same library on the same cores. The peer needs the [bench] extra.
 """
 

@@ -2,10 +2,10 @@
 
     python benchmarks/front_end.py
 
-32 utterances of 10 s, from 16-bit samples to features. Ours computes and normalises a batch, ready for the model; Hugging
-Face's does the same in numpy; kaldi-native-fbank (C++) and lhotse (torch) give log-mel features alone. torchaudio is
-imported if it can be; its builds follow torch's releases, and where none fits, the table says so. Peers need the
-[bench] extra; one that is missing is named and left out.
+32 utterances of 10 s, from 16-bit samples to features. Ours computes and normalises a batch, ready for the model;
+Hugging Face's does the same in numpy; kaldi-native-fbank (C++, one thread) and lhotse (torch) give log-mel features
+alone. torchaudio's builds follow torch's releases: where none fits, the table says so. Peers need the [bench] extra; one
+that is missing is named and left out.
 """
 
 import argparse
