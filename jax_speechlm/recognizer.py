@@ -14,10 +14,10 @@ from jaxtyping import Int16
 from tyro.conf import Positional
 
 from data_pipelines import audio, plan, tokenizers
+from jax_speechlm.batch import Batch
 from jax_speechlm.decoding.greedy import best_path, collapse
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.functional import Params
-from jax_speechlm.objectives.base import Batch
 from jax_speechlm.training import checkpoints as ckpt
 
 _PAUSE_SECONDS = 0.2  # what counts as a place to cut a long recording

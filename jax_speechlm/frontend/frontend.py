@@ -3,10 +3,10 @@
 import jax
 from jaxtyping import Array, Float32, Int16, Int32, PRNGKeyArray
 
+from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.augment import Augment, augment_audio, spec_augment
 from jax_speechlm.frontend.logmel import LogMel, log_mel
-from jax_speechlm.objectives.base import Batch, example_keys
 
 
 class FrontEnd(Config):

@@ -158,7 +158,7 @@ class ConformerLayer(nnx.Module):
         self,
         x: Float[Array, "batch time dim"],
         mask_BxT: Bool[Array, "batch time"],
-        attention_mask: Bool[Array, "batch #time time"],
+        attention_mask: Bool[Array, "batch #time time"],  # noqa: F821
         keys: Keys | None,
     ) -> Float[Array, "batch time dim"]:
         ffn1, weights, attention, convolution, ffn2 = split_keys(keys, 5)

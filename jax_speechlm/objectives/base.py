@@ -3,15 +3,11 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from jax_speechlm.batch import Batch
 from jax_speechlm.models import functional
-
-Batch = Mapping[str, Shaped[Array, "..."]]
-"""A flat dict of fixed-shape arrays: `audio` int16 [B, S] at 16 kHz, `audio_length` int32 [B], `tokens` int32 [B, U],
-`token_length` int32 [B], `example_id` int32 [B] (row in the data set), `weight` float32 [B] (0 marks filler rows)."""
 
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 """Each metric is a (sum, weight) pair, so that it adds up exactly over shards, micro-batches and steps."""
@@ -40,16 +36,6 @@ class Objective:
     forward_flops: Callable[[int, int], float] | None = None
     logits: Callable[[functional.Params, Batch], tuple[Array, Array]] | None = None
     alarm: Callable[[Mapping[str, float]], str | None] | None = None
-
-
-def step_key(seed: int, step: int | Array) -> PRNGKeyArray:
-    """The key of one training step: all of a step's randomness comes from the seed and the step's number."""
-    return jax.random.fold_in(jax.random.key(seed), step)
-
-
-def example_keys(key: PRNGKeyArray, example_id: Int[Array, " batch"]) -> Key[Array, " batch"]:
-    """One key a row, drawn from the row's identity: what it draws depends on neither batch layout nor host count."""
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(example_id)
 
 
 def mean(total: Float[Array, ""], weight: Float[Array, ""]) -> Float[Array, ""]:

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field
 
+from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
@@ -23,7 +24,7 @@ from jax_speechlm.frontend.logmel import SAMPLE_RATE
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk, forward_flops
 from jax_speechlm.models.layers import frame_mask
-from jax_speechlm.objectives.base import Batch, Metrics, Objective, check_input_dim, example_keys, mean
+from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, mean
 
 PROBE_STRIDE = 16
 """Accuracy on unmasked frames is measured on every 16th: often enough for a gauge, cheap enough for every step."""

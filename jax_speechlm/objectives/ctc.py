@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field, PositiveInt
 
+from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.augment import spec_augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
@@ -17,7 +18,7 @@ from jax_speechlm.models import functional
 from jax_speechlm.models.attention import Chunk
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk, forward_flops
 from jax_speechlm.models.layers import Linear, frame_mask
-from jax_speechlm.objectives.base import Batch, Metrics, Objective, check_input_dim, example_keys, mean
+from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, mean
 
 BLANK = 0  # the id that tokenizers reserve for blank and padding
 

@@ -33,7 +33,13 @@ def test_scores_are_spread_by_clipped_distance(num_frames, left, right):
     distance = np.arange(num_frames)[None, :] - np.arange(num_frames)[:, None]
     index = np.clip(distance, -left, right) + left
     expected = np.take_along_axis(scores, np.broadcast_to(index, (2, 3, *index.shape)), axis=-1)
-    np.testing.assert_array_equal(spread_by_distance(scores, left), expected)
+    np.testing.assert_array_equal(spread_by_distance(scores, left, right), expected)
+
+    weight = np.asarray(normal(1, expected.shape))
+    gradient = jax.grad(lambda scores: jnp.vdot(spread_by_distance(scores, left, right), weight))(scores)
+    for place in range(left + 1 + right):
+        total = np.where(index == place, weight, 0).sum(-1)
+        np.testing.assert_allclose(gradient[..., place], total, atol=1e-5)
 
 
 def test_a_chunk_sees_itself_and_the_chunks_to_its_left():

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_speechlm.batch import example_keys
 from jax_speechlm.frontend.augment import SPEC_AUGMENT, Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives import best_rq
-from jax_speechlm.objectives.base import example_keys
 from jax_speechlm.objectives.best_rq import BestRQ, alarm, draw_mask, most_masked, nearest_codes
 
 MODEL = ConformerConfig(input_dim=16, dim=8, num_layers=1, num_heads=2, kernel_size=3, left_max=4, right_max=2)

@@ -1,0 +1,21 @@
+"""What a step is given: a batch, and the keys that its randomness is drawn from."""
+
+from collections.abc import Mapping
+
+import jax
+from jaxtyping import Array, Int, Key, PRNGKeyArray, Shaped
+
+Batch = Mapping[str, Shaped[Array, "..."]]
+"""A flat dict of fixed-shape arrays: `audio` int16 [B, S] at 16 kHz, `audio_length` int32 [B], `tokens` int32 [B, U],
+`token_length` int32 [B], `example_id` int32 [B] (row in the data set, -1 in filler rows), `weight` float32 [B] (0 marks
+filler rows)."""
+
+
+def step_key(seed: int, step: int | Int[Array, ""]) -> PRNGKeyArray:
+    """The key of one training step: all of a step's randomness comes from the seed and the step's number."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def example_keys(key: PRNGKeyArray, example_id: Int[Array, " batch"]) -> Key[Array, " batch"]:
+    """One key a row, drawn from the row's identity: what it draws depends on neither batch layout nor host count."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(example_id)
