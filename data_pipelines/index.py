@@ -132,6 +132,19 @@ def read_index(set_dirs: Path | str | Sequence[Path | str], split: str) -> Index
     return Index(parts, np.concatenate(lengths))
 
 
+def read_sets(data_dir: Path | str, names: Sequence[str], split: str) -> Index:
+    """Reads sets by name and lays them end to end: `name` is its split `split`, `name:other` its split `other`.
+
+    Raises: as `read_index`.
+    """
+    named = [name.partition(":") for name in names]
+    indexes = [read_index(Path(data_dir) / name, chosen or split) for name, _, chosen in named]
+    if not indexes:
+        raise ValueError("an index needs at least one prepared set")
+    parts = tuple(part for index in indexes for part in index.parts)
+    return Index(parts, np.concatenate([index.num_samples for index in indexes]))
+
+
 def token_lengths(index: Index, tokenizer: Tokenizer) -> np.ndarray:
     """Token counts of every row, int32 [rows].
 

@@ -171,7 +171,7 @@ def train_tokenizer(argv: Sequence[str], prog: str) -> None:
         """Trains a tokenizer on the transcripts of prepared training splits.
 
         Args:
-          sets: names of prepared data sets.
+          sets: names of prepared data sets; "name:split" takes another split than "train".
           out: folder to write; give it to training as --data.tokenizer.
           kind: single characters, or SentencePiece pieces by a unigram model or byte pairs.
           vocab_size: number of tokens, the CTC blank included; characters take what the text has.
@@ -179,7 +179,7 @@ def train_tokenizer(argv: Sequence[str], prog: str) -> None:
         """
         from data_pipelines import index, tokenizers
 
-        texts = index.read_index([data_dir / name for name in sets], "train").column("text").to_pylist()
+        texts = index.read_sets(data_dir, sets, "train").column("text").to_pylist()
         tokenizer = tokenizers.train_tokenizer(texts, kind, None if kind == "char" else vocab_size, out)
         print(f"{out}: {tokenizer.kind} tokenizer with {tokenizer.vocab_size} ids from {len(texts)} transcripts")
 

@@ -19,8 +19,8 @@ class Speech(Config):
     """Which prepared data sets to train on, and how their utterances become batches.
 
     Attributes:
-      sets: names of prepared data sets; their "train" splits are one data set.
-      dev_sets: sets whose "dev" splits validate; empty is the same as `sets`.
+      sets: names of prepared data sets; their "train" splits are one data set. "name:split" takes another split.
+      dev_sets: sets whose "dev" splits validate, or "name:split"; empty takes those of `sets` that have one.
       data_dir: folder of the prepared data sets.
       tokenizer: folder of a trained tokenizer; None takes the characters of the training transcripts.
       seconds_per_batch: padded audio of one global batch.

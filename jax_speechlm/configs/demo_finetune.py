@@ -16,17 +16,17 @@ def config() -> Experiment:
         data=Speech(
             sets=("asterisk-en",),
             seconds_per_batch=48,
-            num_buckets=5,
+            num_buckets=6,
             batch_multiple=1,
             max_seconds=24.0,
             shortest_first_epochs=4,
         ),
-        objective=CTC(),
+        objective=CTC(intermediate=(3,)),
         frontend=FrontEnd(
             mel=MEL, augment=Augment(time_masks=2, time_mask_ratio=0.05, freq_masks=2, freq_mask_bins=15)
         ),
         model=MODEL,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=2e-3, warmup_steps=100)),
-        num_steps=1200,
-        cadence=Cadence(log_every=50, eval_every=200, checkpoint_every=400),
+        optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=100)),
+        num_steps=900,
+        cadence=Cadence(log_every=50, eval_every=300, checkpoint_every=450),
     )

@@ -19,7 +19,7 @@ def config() -> Experiment:
         data=Speech(
             sets=("asterisk-en", "queen-en"),
             seconds_per_batch=96,
-            num_buckets=4,
+            num_buckets=5,
             batch_multiple=1,
             max_seconds=16.0,
             max_crop=0.15,
@@ -27,7 +27,7 @@ def config() -> Experiment:
         objective=BestRQ(codes=512),
         frontend=FrontEnd(mel=MEL),
         model=MODEL,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=2e-3, warmup_steps=100)),
-        num_steps=700,
-        cadence=Cadence(log_every=50, eval_every=350, checkpoint_every=350),
+        optimizer=Optimizer(schedule=WarmupCosine(peak=3e-3, warmup_steps=100)),
+        num_steps=550,
+        cadence=Cadence(log_every=50, eval_every=275, checkpoint_every=275),
     )

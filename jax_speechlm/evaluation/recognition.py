@@ -20,7 +20,7 @@ def recognize_set(
     recognizer: Recognizer, sets: tuple[str, ...], split: str, data_dir: Path, seconds_per_batch: float
 ) -> list[Utterance]:
     """Every utterance of the sets' split with its reference and what the recognizer spells, in the sets' order."""
-    index = indexes.read_index([Path(data_dir) / name for name in sets], split)
+    index = indexes.read_sets(data_dir, sets, split)
     plan = plans.make_eval_plan(
         index.num_samples,
         seconds_per_batch=seconds_per_batch,
@@ -57,7 +57,7 @@ def evaluate_run(
 
     Args:
       checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
-      sets: names of prepared data sets.
+      sets: names of prepared data sets; "name:split" takes another split than --split.
       split: "test", "dev" or "train".
       normalizer: what reference and hypothesis go through before they are compared.
       data_dir: folder of the prepared data sets.

@@ -61,10 +61,10 @@ class PreparedSource:
           DataError: a set is not prepared, or its index does not belong to its records; the message names the remedy.
         """
         data = experiment.data
-        train = indexes.read_index([Path(data.data_dir) / name for name in data.sets], "train")
-        dev_dirs = [Path(data.data_dir) / name for name in data.dev_sets or data.sets]
-        dev_dirs = [set_dir for set_dir in dev_dirs if "dev" in indexes.splits_of(set_dir)]
-        dev = indexes.read_index(dev_dirs, "dev") if dev_dirs else None
+        train = indexes.read_sets(data.data_dir, data.sets, "train")
+        dev = None
+        if dev_sets := data.dev_sets or _with_dev_split(data.data_dir, data.sets):
+            dev = indexes.read_sets(data.data_dir, dev_sets, "dev")
         needs_text = isinstance(experiment.objective, CTC)
         tokenizer = _tokenizer(data.tokenizer, train) if needs_text else None
         shared = {
@@ -123,6 +123,11 @@ class PreparedSource:
             num_hosts=jax.process_count(),
             num_steps=self.dev_plan.steps_per_epoch,
         )
+
+
+def _with_dev_split(data_dir: str, sets: tuple[str, ...]) -> tuple[str, ...]:
+    names = dict.fromkeys(name.partition(":")[0] for name in sets)
+    return tuple(name for name in names if "dev" in indexes.splits_of(Path(data_dir) / name))
 
 
 def _tokenizer(directory: str | None, train: indexes.Index) -> tokenizers.Tokenizer:
