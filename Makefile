@@ -32,7 +32,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -m "not parity" $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not parity" -n auto --dist loadfile $(PYTEST_ARGS)
 
 test-parity: $(VENV)/.parity
 	$(BIN)/pytest -m parity $(PYTEST_ARGS)

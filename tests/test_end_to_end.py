@@ -1,0 +1,113 @@
+"""The whole way on audio of our own making, by the commands that a user types, from prepare to transcribe."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from jax_speechlm import cli
+from jax_speechlm.recognizer import Recognizer, cut_at_pauses
+
+RATE = 16_000
+TONES = {"a": 300.0, "b": 800.0, "c": 1900.0}
+SMALL = (
+    *("--model.dim=16", "--model.num-layers=2", "--model.num-heads=2", "--objective.intermediate=1"),
+    *("--data.sets", "tones", "--data.num-buckets=1", "--data.seconds-per-batch=8", "--data.batch-multiple=8"),
+    *("--num-steps=2", "--cadence.log-every=1"),
+)
+
+
+def spoken(text: str, rng: np.random.Generator) -> np.ndarray:
+    """A "language" of one tone a letter, 0.2 s each, with a little noise."""
+    time = np.arange(int(0.2 * RATE)) / RATE
+    tone = np.concatenate([np.sin(2 * np.pi * TONES[letter] * time) for letter in text])
+    return 0.3 * tone + 0.01 * rng.normal(size=len(tone))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a prepared set "tones" in data/, a pretrained and a finetuned run in runs/."""
+    folder = tmp_path_factory.mktemp("work")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(40):
+        text = "".join(rng.choice(list(TONES), rng.integers(3, 7)))
+        soundfile.write(folder / f"{number}.wav", spoken(text, rng), RATE)
+        split = {0: "test", 1: "dev"}.get(number % 5, "train")
+        rows.append({"audio": f"{number}.wav", "text": text, "split": split, "speaker": f"s{number % 2}"})
+    (folder / "tones.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    data = [f"--data-dir={folder / 'data'}"]
+    train = [*SMALL, f"--data.data-dir={folder / 'data'}"]
+    assert cli.main(["prepare", f"--manifest={folder / 'tones.jsonl'}", *data]) == 0
+    pretrain = [option for option in train if "intermediate" not in option]
+    assert cli.main(["pretrain", f"--run-dir={folder / 'pretrain'}", *pretrain]) == 0
+    start = ["--from", str(folder / "pretrain")]
+    assert cli.main(["finetune", f"--run-dir={folder / 'finetune'}", *start, *train]) == 0
+    return folder
+
+
+def test_eval_writes_a_report_that_does_not_depend_on_batch_size(workplace, capsys):
+    reports = []
+    for seconds in ("2", "60"):
+        out = workplace / f"eval-{seconds}"
+        options = [f"--data-dir={workplace / 'data'}", f"--seconds-per-batch={seconds}", f"--out={out}"]
+        assert cli.main(["eval", str(workplace / "finetune"), "--sets", "tones", *options]) == 0
+        reports.append((out / "report.json").read_text())
+        assert (out / "alignments.txt").stat().st_size > 0
+    assert reports[0] == reports[1]
+    report = json.loads(reports[0])
+    assert report["normalizer"] == "basic"
+    assert report["wer"]["utterances"] == 8
+    assert set(report["speakers"]) == {"s0", "s1"}
+    assert "WER" in capsys.readouterr().out
+    paths = [str(workplace / f"eval-{seconds}" / "report.json") for seconds in ("2", "60")]
+    assert cli.main(["compare", *paths]) == 0
+    assert "+0.00" in capsys.readouterr().out
+
+
+def test_transcribe_reads_any_rate_and_goes_on_after_a_bad_file(workplace, capsys):
+    rng = np.random.default_rng(1)
+    stereo = np.stack([spoken("abc", rng)] * 2, axis=1)
+    soundfile.write(workplace / "stereo.ogg", stereo, 44_100)
+    (workplace / "empty.wav").write_bytes(b"")
+    files = [str(workplace / name) for name in ("empty.wav", "stereo.ogg")]
+    assert cli.main(["transcribe", str(workplace / "finetune"), *files, "--format", "json"]) == 1
+    captured = capsys.readouterr()
+    first, second = (json.loads(line) for line in captured.out.splitlines())
+    assert "empty file" in first["error"]
+    assert second["error"] is None
+    assert second["seconds"] == pytest.approx(len(stereo) / 44_100, abs=1e-3)
+    assert "1 of 2 files" in captured.err
+
+
+def test_a_pretrained_run_cannot_transcribe(workplace, capsys):
+    assert cli.main(["transcribe", str(workplace / "pretrain"), "x.wav"]) == 1
+    assert "Finetune it first" in capsys.readouterr().err
+
+
+def test_a_long_recording_is_cut_into_parts_whose_texts_are_joined(workplace):
+    rng = np.random.default_rng(2)
+    soundfile.write(workplace / "long.wav", np.concatenate([spoken("abcabc", rng)] * 4), RATE)
+    (transcript,) = Recognizer.load(workplace / "finetune").transcribe([workplace / "long.wav"], max_seconds=2.0)
+    assert transcript.error is None
+    assert transcript.seconds == pytest.approx(4.8)
+
+
+def test_cuts_fall_into_pauses_and_lose_nothing():
+    rng = np.random.default_rng(3)
+    samples = (3000 * rng.normal(size=10 * RATE)).astype(np.int16)
+    samples[int(3.0 * RATE) : int(3.4 * RATE)] = 0
+    parts = list(cut_at_pauses(samples, 4.0))
+    assert 3.0 * RATE <= len(parts[0]) <= 3.4 * RATE
+    assert all(len(part) <= 4 * RATE for part in parts)
+    assert np.array_equal(np.concatenate(parts), samples)
+
+
+def test_mistakes_on_the_command_line_say_what_to_do(capsys):
+    assert cli.main(["pretain"]) == 2
+    assert "no command 'pretain'" in capsys.readouterr().err
+    assert cli.main(["pretrain", "--config", "demo_pretrian"]) == 1
+    assert "Did you mean 'demo_pretrain'" in capsys.readouterr().err
+    assert cli.main(["pretrain", "--data.sets", "nowhere"]) == 1
+    assert "nowhere" in capsys.readouterr().err
