@@ -40,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     cache_compilations()
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     table = Table(title="jax_speechlm demo", title_justify="left")
     for column in ("stage", "minutes", "audio hours", "dev loss", "test WER [95 %]", "test CER [95 %]"):
         table.add_column(column, justify="left" if column == "stage" else "right")
