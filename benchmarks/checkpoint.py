@@ -29,7 +29,8 @@ def main() -> None:
     args = parser.parse_args()
 
     count = max(3, round(args.gigabytes * 2**30 / ARRAY_BYTES))
-    arrays = {f"array{number}": jnp.full(ARRAY_BYTES // 4, number, jnp.float32) for number in range(count)}
+    keys = jax.random.split(jax.random.key(0), count)  # noise, as weights are: constants would be compressed away
+    arrays = {f"array{number}": jax.random.normal(key, ARRAY_BYTES // 4) for number, key in enumerate(keys)}
     zero = jnp.zeros([], jnp.int32)
     state = jax.block_until_ready(TrainState(zero, arrays, (), {}, zero, zero))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)

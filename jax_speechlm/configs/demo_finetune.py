@@ -2,8 +2,9 @@
 
 jax-speechlm finetune --config demo_finetune --from runs/pretrain --run-dir runs/finetune
 
-2 CPU cores: 4.2 minutes, 7.5 hours of audio seen (25 passes), seed 0. Test WER 85.2 % [77.3, 92.9], CER 39.9 % [33.7, 45.8];
-without --from, 82.4 % [70.3, 92.9] and 37.0 % [29.1, 44.5]. asterisk-en, 60 clips, 352 words, greedy, normalizer basic.
+2 CPU cores: 4.2 minutes, 7.5 hours of audio seen (25 passes), seed 0. asterisk-en test (60 clips, 352 words), greedy,
+normalizer basic: WER 85.2 % [77.3, 92.9], CER 39.9 % [33.7, 45.8]; without --from, 82.4 % [70.3, 92.9] and 37.0 %
+[29.1, 44.5].
 """
 
 from jax_speechlm.configs.demo_pretrain import MEL, MODEL
