@@ -138,8 +138,9 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> None:
     run_dir = Path(known.run_dir or Path("runs") / Path(known.config).stem)
     result = train(experiment, run_dir)
     figures = "  ".join(f"{name} {value:.4g}" for name, value in result.dev.items())
+    seen = f"{result.tokens / 1e6:.2f} M tokens" if result.tokens else f"{result.audio_hours:.2f} hours of audio"
     print(
-        f"{result.step} steps, {result.minutes:.1f} minutes, {result.audio_hours:.2f} hours of audio; dev: {figures}\n"
+        f"{result.step} steps, {result.minutes:.1f} minutes, {seen}; dev: {figures}\n"
         f"checkpoints: {run_dir / 'checkpoints'}   logs: tensorboard --logdir {run_dir / 'tensorboard'}"
     )
 

@@ -62,7 +62,7 @@ class Recognizer:
         with tempfile.TemporaryDirectory() as folder:
             ckpt.unpack_files(meta["tokenizer"], folder)
             tokenizer = tokenizers.load_tokenizer(folder)
-        objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer.vocab_size)
+        objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
         spell = jax.jit(lambda params, batch: best_path(*objective.logits(params, batch)))
         return cls(checkpoint, meta["step"], experiment, tokenizer, jax.device_put(params), spell)
 

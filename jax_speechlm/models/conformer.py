@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from jax_speechlm.config import Config
 from jax_speechlm.models.attention import Chunk, RelativeAttention, chunk_mask
-from jax_speechlm.models.functional import bind, parameter, stack
+from jax_speechlm.models.functional import Remat, parameter, scan_layers, stack
 from jax_speechlm.models.layers import (
     Keys,
     LayerNorm,
@@ -36,11 +36,6 @@ from jax_speechlm.models.layers import (
     frame_mask,
     split_keys,
 )
-
-_CHECKPOINT = {
-    "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 class ConformerConfig(Config):
@@ -58,12 +53,11 @@ class ConformerConfig(Config):
       dropout: rate after the input projection, inside and after each feed-forward, after attention and convolution.
       attention_dropout: rate on the attention weights.
       chunk_lengths: chunk lengths in frames that `draw_chunk` chooses from in dynamic-chunk training; empty: none.
-      remat: what the forward pass keeps for the backward pass, which computes the rest again: "none" keeps everything,
-        "dots" the outputs of the linear maps, "full" only each block's input. On CPU "dots" is the fastest: memory is
-        slower than arithmetic there.
+      remat: what the forward pass keeps for the backward pass (see `functional.Remat`).
       dtype: compute type; parameters, norms, softmax and the output are float32.
     """
 
+    kind: Literal["conformer"] = "conformer"
     input_dim: pydantic.PositiveInt = 160
     dim: pydantic.PositiveInt = 192
     num_layers: pydantic.PositiveInt = 10
@@ -75,7 +69,7 @@ class ConformerConfig(Config):
     dropout: float = pydantic.Field(0.1, ge=0, lt=1)
     attention_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     chunk_lengths: tuple[pydantic.PositiveInt, ...] = ()
-    remat: Literal["none", "dots", "full"] = "dots"
+    remat: Remat = "dots"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @pydantic.model_validator(mode="after")
@@ -218,16 +212,12 @@ class Conformer(nnx.Module):
         x = self.input(self.input_norm(x_BxTxF).astype(config.dtype))
         x = jnp.where(mask_BxT[..., None], dropout(x, config.dropout, key_in), 0)
 
-        graphdef, params_L = nnx.split(self.layers)
-
-        def layer(x, params_and_keys):
-            params, keys = params_and_keys
-            x = bind(graphdef, params)(x, mask_BxT, attention_mask, keys)
+        def run(layer: ConformerLayer, x: Array, keys: Keys | None) -> tuple[Array, Array | None]:
+            x = layer(x, mask_BxT, attention_mask, keys)
             return x, x if taps else None
 
-        if config.remat != "none":
-            layer = jax.checkpoint(layer, prevent_cse=False, policy=_CHECKPOINT[config.remat])
-        x, every_x = jax.lax.scan(layer, x, (params_L, None if keys is None else jnp.stack(keys_L)))
+        keys_L = None if keys is None else jnp.stack(keys_L)
+        x, every_x = scan_layers(self.layers, run, x, keys_L, config.remat)
         finish = lambda x: jnp.where(mask_BxT[..., None], x.astype(jnp.float32), 0)  # noqa: E731
         return finish(x), {tap: finish(every_x[tap - 1]) for tap in taps}
 

@@ -28,6 +28,7 @@ class Linear(nnx.Module):
       axes: logical names of all of these dimensions, inputs first.
       bias: whether to add one.
       bias_scale: standard deviation of its initial values.
+      gain: factor on the kernel's initial values, whose standard deviation is fan_in^-0.5 without it.
     """
 
     def __init__(
@@ -38,12 +39,13 @@ class Linear(nnx.Module):
         *,
         bias: bool = True,
         bias_scale: float = 0.0,
+        gain: float = 1.0,
         rngs: nnx.Rngs,
     ):
         num_in, shape = len(shape_in), (*shape_in, *shape_out)
         dims = tuple(range(len(shape)))
         initializer = jax.nn.initializers.variance_scaling(
-            1.0, "fan_in", "truncated_normal", in_axis=dims[:num_in], out_axis=dims[num_in:]
+            gain**2, "fan_in", "truncated_normal", in_axis=dims[:num_in], out_axis=dims[num_in:]
         )
         self.num_in = num_in
         self.kernel = parameter(rngs.params(), shape, tuple(axes), initializer)
@@ -58,16 +60,31 @@ class Linear(nnx.Module):
 class LayerNorm(nnx.Module):
     """Zero mean and unit variance over the last dimension, then a learnt scale and offset (Ba et al. 2016)."""
 
-    def __init__(self, dim: int, *, axis: str | None = "embed", epsilon: float = 1e-5, rngs: nnx.Rngs):
+    def __init__(
+        self, dim: int, *, axis: str | None = "embed", epsilon: float = 1e-5, bias: bool = True, rngs: nnx.Rngs
+    ):
         self.epsilon = epsilon
         self.scale = parameter(rngs.params(), (dim,), (axis,), jax.nn.initializers.ones)
-        self.bias = parameter(rngs.params(), (dim,), (axis,), jax.nn.initializers.zeros)
+        self.bias = parameter(rngs.params(), (dim,), (axis,), jax.nn.initializers.zeros) if bias else None
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         y = x.astype(jnp.float32)
         y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon) * self.scale[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Unit root mean square over the last dimension, then a learnt scale (Zhang and Sennrich 2019)."""
+
+    def __init__(self, dim: int, *, axis: str | None = "embed", epsilon: float = 1e-6, rngs: nnx.Rngs):
+        self.epsilon = epsilon
+        self.scale = parameter(rngs.params(), (dim,), (axis,), jax.nn.initializers.ones)
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return (y * self.scale[...]).astype(x.dtype)
 
 
 def frame_mask(length: Int[Array, " batch"], num_frames: int) -> Bool[Array, "batch time"]:

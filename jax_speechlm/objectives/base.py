@@ -25,7 +25,7 @@ class Objective:
         of the batch; `metrics["loss"]` holds the same as (sum, number of targets). `key` drives augmentation, masking
         and dropout; None is evaluation: nothing random but what the objective itself needs (BEST-RQ's masks).
       frozen: top-level groups of parameters that no optimizer may touch, such as BEST-RQ's quantizer.
-      forward_flops: `(num_samples, batch_size) -> FLOPs` of one forward pass, analytic, for MFU.
+      forward_flops: `(samples or tokens of a row, batch_size) -> FLOPs` of one forward pass, analytic, for MFU.
       logits: `(params, batch) -> (logits [B, T, V], lengths [B])` where the objective gives token posteriors, or None.
       alarm: `(metrics averaged over steps) -> what is wrong and what to do, or None`, for the loop to warn with.
     """

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field
 
+from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.augment import Augment
@@ -53,7 +54,7 @@ class BestRQ(Config):
     mask_span: Annotated[float, Field(gt=0)] = 0.4
     noise_std: Annotated[float, Field(ge=0)] = 0.1
 
-    def build(self, model: ConformerConfig, frontend: FrontEnd, vocab_size: int | None = None) -> Objective:
+    def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
         """The objective for one model and front end; it needs no tokenizer.
 
         The loss is the mean over masked frames and books. Metrics, all without unit but the entropy (nats):

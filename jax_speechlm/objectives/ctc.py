@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field, PositiveInt
 
+from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.augment import spec_augment
@@ -109,7 +110,7 @@ class CTC(Config):
     intermediate_weight: Annotated[float, Field(ge=0, lt=1)] = 0.3
     consistency: Annotated[float, Field(ge=0)] = 0.0
 
-    def build(self, model: ConformerConfig, frontend: FrontEnd, vocab_size: int | None) -> Objective:
+    def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
         """The objective for one model, front end and tokenizer.
 
         The loss is a mean over target tokens; an empty transcript counts as one target. Metrics: `loss` (also its parts
@@ -117,14 +118,13 @@ class CTC(Config):
         transcript) and `blank` (share of frames whose best token is the blank: 1 on the plateau where training starts).
 
         Raises:
-          ValueError: no vocabulary, a layer that the model does not have, features that do not fit the model, or
+          ValueError: no tokenizer, a layer that the model does not have, features that do not fit the model, or
             augmentation that loses part of the transcript.
         """
         check_input_dim(model.input_dim, frontend.mel.input_dim)
-        if vocab_size is None or vocab_size < 2:
-            raise ValueError(
-                f"CTC needs a tokenizer with at least one token beside the blank, got vocabulary size {vocab_size}"
-            )
+        if tokenizer is None:
+            raise ValueError("CTC needs a tokenizer: set data.tokenizer, or train on sets that have transcripts")
+        vocab_size = tokenizer.vocab_size
         depth, augment = model.num_layers, frontend.augment
         if any(layers >= depth for layers in self.intermediate):
             raise ValueError(

@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,11 @@ import jax
 import numpy as np
 
 from jax_speechlm.experiment import Experiment, Start, differences
-from jax_speechlm.objectives.base import Objective
 from jax_speechlm.parallel import hardware
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.optimizers import overlay, paths, select
-from jax_speechlm.training.reporting import Meter, Reporter
+from jax_speechlm.training.reporting import Extent, Meter, Reporter
 from jax_speechlm.training.source import PreparedSource, Source
 from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer
 from jax_speechlm.training.validation import validate
@@ -39,7 +39,8 @@ class Result:
     Attributes:
       step: steps done; fewer than the experiment's where a signal stopped the run.
       minutes: wall time of this call.
-      audio_hours: audio that this call trained on, padding excluded, repeats included.
+      audio_hours: audio that this call trained on; padding excluded, repeats included.
+      tokens: the same for a run on text.
       train: the last logged training figures.
       dev: the last validation figures.
       compiles: programs compiled for the train step.
@@ -48,6 +49,7 @@ class Result:
     step: int
     minutes: float
     audio_hours: float
+    tokens: int
     train: dict[str, float]
     dev: dict[str, float]
     compiles: int
@@ -70,7 +72,7 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     source = source or PreparedSource.open(experiment)
-    objective = experiment.objective.build(experiment.model, experiment.frontend, source.vocab_size)
+    objective = experiment.objective.build(experiment.model, experiment.frontend, source.tokenizer)
     mesh = meshes.make_mesh(experiment.mesh)
     cadence = experiment.cadence
     meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": source.tokenizer_files}
@@ -89,7 +91,7 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
 
         meter = Meter(hardware.peak_flops(jax.devices()))
         batches = source.batches(first_step, experiment.num_steps)
-        audio_samples, train_figures, dev_figures = 0, {}, {}
+        seen, train_figures, dev_figures = Counter(), {}, {}
         pending, step = None, first_step
         while step < experiment.num_steps and not stop:
             _profile(cadence.profile_steps, step, run_dir)
@@ -100,7 +102,10 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 reporter.write(step, "start", {"seconds_to_first_step": time.perf_counter() - began})
-            audio_samples += _count(meter, objective, source, step - 1, batch)
+            extent = Extent.of(batch, jax.process_count())
+            flops = objective.forward_flops(extent.length, extent.rows) if objective.forward_flops else 0.0
+            meter.count(extent, _TRAIN_TO_FORWARD * flops)
+            seen[extent.unit] += extent.real
             # The step before this one has finished or is finishing; reading it does not hold this one up.
             if pending is not None:
                 _watch(experiment, meter.add(pending), reporter, checkpoints)
@@ -126,7 +131,13 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
         checkpoints.wait()
         compiles = trainer.step._cache_size()
     return Result(
-        step, (time.perf_counter() - began) / 60, audio_samples / 16_000 / 3600, train_figures, dev_figures, compiles
+        step,
+        (time.perf_counter() - began) / 60,
+        seen["audio_seconds"] / 3600,
+        int(seen["tokens"]),
+        train_figures,
+        dev_figures,
+        compiles,
     )
 
 
@@ -197,15 +208,6 @@ def _watch(
             f"{in_a_row} steps in a row had a loss or gradient that is not finite. The last good checkpoint: {kept} in "
             f"{checkpoints.directory}. Lower optimizer.schedule.peak, or look at the data of these steps."
         )
-
-
-def _count(meter: Meter, objective: Objective, source: Source, step: int, batch: dict[str, np.ndarray]) -> int:
-    """Tells the meter of one batch; returns its samples of real audio (on all hosts, from this host's share)."""
-    bucket = source.plan.buckets[source.plan.batch(step).bucket]
-    samples = int(batch["audio_length"].sum()) * jax.process_count()
-    flops = objective.forward_flops(bucket.num_samples, bucket.batch_size) if objective.forward_flops else 0.0
-    meter.count(samples, bucket.num_samples * bucket.batch_size, _TRAIN_TO_FORWARD * flops)
-    return samples
 
 
 def _describe(experiment: Experiment, trainer: Trainer, source: Source, mesh, first_step: int) -> str:

@@ -7,19 +7,51 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import jax
 import tensorboard.summary
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jax_speechlm.batch import Batch
 from jax_speechlm.objectives.base import Metrics
 
 SAMPLE_RATE = 16_000
 
 
+class Extent(NamedTuple):
+    """How much a batch holds of what it is measured in.
+
+    Attributes:
+      unit: "audio_seconds", or "tokens" for text.
+      real: without padding.
+      padded: with it.
+      length: samples or tokens of a padded row.
+      rows: rows, fillers included.
+    """
+
+    unit: str
+    real: float
+    padded: float
+    length: int
+    rows: int
+
+    @classmethod
+    def of(cls, batch: Batch, num_hosts: int) -> "Extent":
+        """The extent of a global batch, taken from one host's rows: hosts are as large as each other."""
+        if "audio" in batch:
+            rows, length = batch["audio"].shape
+            unit, per_unit, real = "audio_seconds", SAMPLE_RATE, int(batch["audio_length"].sum())
+        else:
+            rows, length = batch["tokens"].shape
+            unit, per_unit, real = "tokens", 1, int((batch["segment"] > 0).sum())
+        rows *= num_hosts
+        return cls(unit, real * num_hosts / per_unit, rows * length / per_unit, length, rows)
+
+
 class Meter:
-    """Adds up one logging interval: metrics, audio, arithmetic, and where the time went.
+    """Adds up one logging interval: metrics, audio or text, arithmetic, and where the time went.
 
     Metrics stay on the device until a later step has been dispatched, so that reading them never makes it wait.
     """
@@ -35,7 +67,8 @@ class Meter:
     def _reset(self) -> None:
         self._totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._began = time.perf_counter()
-        self._waited = self._audio_seconds = self._padded_seconds = self._flops = self._useful_flops = 0.0
+        self._unit = ""
+        self._waited = self._real = self._padded = self._flops = self._useful_flops = 0.0
 
     @contextmanager
     def waiting_for_input(self) -> Iterator[None]:
@@ -51,20 +84,21 @@ class Meter:
             self._totals[name][1] += float(weight)
         return means(values)
 
-    def count(self, audio_samples: int, padded_samples: int, flops: float) -> None:
-        """One batch's true and padded samples, and the FLOPs of its training step at its padded shape."""
-        self._audio_seconds += audio_samples / SAMPLE_RATE
-        self._padded_seconds += padded_samples / SAMPLE_RATE
+    def count(self, extent: Extent, flops: float) -> None:
+        """One batch, and the FLOPs of its training step at its padded shape."""
+        self._unit = extent.unit
+        self._real += extent.real
+        self._padded += extent.padded
         self._flops += flops
-        self._useful_flops += flops * audio_samples / max(1, padded_samples)
+        self._useful_flops += flops * extent.real / extent.padded
 
     def take(self) -> dict[str, float]:
         """The interval's figures; the next interval begins."""
         seconds = time.perf_counter() - self._began
         figures = means(self._totals) | {
-            "audio_seconds_per_second": self._audio_seconds / seconds,
+            f"{self._unit}_per_second": self._real / seconds,
             "input_wait_share": self._waited / seconds,
-            "padding_share": 1 - self._audio_seconds / max(self._padded_seconds, 1e-9),
+            "padding_share": 1 - self._real / max(self._padded, 1e-9),
             "mfu": self._flops / seconds / self._peak_flops,
             "useful_mfu": self._useful_flops / seconds / self._peak_flops,
         }
@@ -146,6 +180,7 @@ _SHOWN = {
     "learning_rate": ".1e",
     "grad_norm": ".2f",
     "audio_seconds_per_second": ".0f",
+    "tokens_per_second": ".0f",
     "padding_share": ".1%",
     "mfu": ".1%",
 }

@@ -25,7 +25,6 @@ class Source(Protocol):
     plan: plans.Plan
     dev_plan: plans.Plan | None
     tokenizer: tokenizers.Tokenizer | None
-    vocab_size: int | None
     tokenizer_files: dict[str, str]
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
@@ -88,10 +87,6 @@ class PreparedSource:
             dev_tokens = indexes.token_lengths(dev, tokenizer) if tokenizer else None
             dev_plan = plans.make_eval_plan(dev.num_samples, dev_tokens, max_seconds=data.max_seconds, **shared)
         return cls(train, dev, plan, dev_plan, tokenizer, data.speeds)
-
-    @property
-    def vocab_size(self) -> int | None:
-        return self.tokenizer.vocab_size if self.tokenizer else None
 
     @property
     def tokenizer_files(self) -> dict[str, str]:

@@ -1,0 +1,37 @@
+"""CTC on all transcribed English that Debian carries (asterisk-en and queen-en), characters, 6 blocks of width 144.
+
+jax-speechlm finetune --config debian_en_joint --run-dir runs/debian_en_joint
+
+The first half of the few-hours experiment; `debian_en_asterisk` is the second. Not yet measured by us.
+"""
+
+from jax_speechlm.configs.demo_pretrain import MEL
+from jax_speechlm.experiment import Cadence, Experiment, Speech
+from jax_speechlm.frontend.augment import Augment
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+
+MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=144, num_layers=6, num_heads=4, kernel_size=15)
+FRONT_END = FrontEnd(mel=MEL, augment=Augment(time_masks=2, time_mask_ratio=0.05, freq_masks=2, freq_mask_bins=15))
+
+
+def config() -> Experiment:
+    return Experiment(
+        data=Speech(
+            sets=("asterisk-en", "queen-en"),
+            seconds_per_batch=64,
+            num_buckets=6,
+            batch_multiple=1,
+            max_seconds=16.0,
+            shortest_first_epochs=1,
+            speeds=(0.9, 1.0, 1.1),
+        ),
+        objective=CTC(intermediate=(3,)),
+        frontend=FRONT_END,
+        model=MODEL,
+        optimizer=Optimizer(schedule=WarmupCosine(peak=2.5e-3, warmup_steps=300)),
+        num_steps=6000,
+        cadence=Cadence(log_every=50, eval_every=1000, checkpoint_every=1000),
+    )

@@ -1,0 +1,141 @@
+"""Scaled dot-product attention within the segments of packed rows: one meaning, several kernels.
+
+softmax(q·k / sqrt(head_dim)) v over the keys that a query may see: those of its own segment, none after it if causal,
+none further away than the window. Padding is a segment like any other, so no query is left without a key, nothing is
+divided by zero, and what stands in padding reaches no one else. Softmax is float32 in every kernel.
+"""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_speechlm.parallel.mesh import BATCH_AXES, RULES
+
+Kernel = Literal["auto", "reference", "xla", "cudnn", "splash"]
+"""How attention is computed: "reference" is written out here and runs anywhere, "xla" is
+`jax.nn.dot_product_attention`, "cudnn" the same with cuDNN's flash attention (GPU, bfloat16), "splash" the Pallas
+kernel for TPUs (elsewhere it is interpreted, for tests). "auto" takes the last two where they run, else "reference"."""
+
+_LANES = 128  # splash works on blocks of a multiple of this many tokens
+_LARGEST_BLOCK = 512
+
+
+def attend(
+    q_BxTxHxK: Float[Array, "batch time heads head_dim"],
+    k_BxTxGxK: Float[Array, "batch time kv_heads head_dim"],
+    v_BxTxGxK: Float[Array, "batch time kv_heads head_dim"],
+    segment_BxT: Int[Array, "batch time"],
+    *,
+    causal: bool,
+    window: int | None,
+    kernel: Kernel,
+) -> Float[Array, "batch time heads head_dim"]:
+    """Self-attention of packed rows. Head h of the queries reads head h * kv_heads // heads of keys and values.
+
+    Args:
+      segment_BxT: tokens attend to tokens of the same number only; a segment is one stretch of a row.
+      causal: whether tokens are kept from looking ahead.
+      window: the greatest distance between a query and a key that it sees; None for any.
+      kernel: what computes it. The result is the same up to rounding.
+    """
+    if kernel == "auto":
+        kernel = _fastest(q_BxTxHxK.dtype)
+    if kernel == "splash":
+        return _splash(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT, causal, window)
+    mask = visible(segment_BxT, causal, window)
+    if kernel == "reference":
+        return masked_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask)
+    # cuDNN skips what causality hides when it is told of it, and has no two-sided windows.
+    return jax.nn.dot_product_attention(
+        q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=mask[:, None], is_causal=causal, implementation=kernel
+    )
+
+
+def visible(segment_BxT: Int[Array, "batch time"], causal: bool, window: int | None) -> Bool[Array, "batch time time"]:
+    """True where the query of the second dimension may see the key of the last."""
+    mask = segment_BxT[:, :, None] == segment_BxT[:, None, :]
+    place = jnp.arange(segment_BxT.shape[1])
+    distance = place[:, None] - place[None, :]
+    if causal:
+        mask &= distance >= 0
+    if window is not None:
+        mask &= jnp.abs(distance) <= window
+    return mask
+
+
+def masked_attention(
+    q_BxTxHxK: Float[Array, "batch query heads head_dim"],
+    k_BxSxGxK: Float[Array, "batch key kv_heads head_dim"],
+    v_BxSxGxK: Float[Array, "batch key kv_heads head_dim"],
+    mask_BxTxS: Bool[Array, "batch query key"],
+) -> Float[Array, "batch query heads head_dim"]:
+    """The reference: queries see the keys where the mask is true; one that sees none gets a mean of all values."""
+    batch, queries, heads, head_dim = q_BxTxHxK.shape
+    groups = k_BxSxGxK.shape[2]
+    q_BxTxGxRxK = q_BxTxHxK.reshape(batch, queries, groups, heads // groups, head_dim) * head_dim**-0.5
+    scores = jnp.einsum("btgrk,bsgk->bgrts", q_BxTxGxRxK, k_BxSxGxK, preferred_element_type=jnp.float32)
+    # Added, not selected, because a sum costs nothing backward.
+    scores = scores + jnp.where(mask_BxTxS, 0, jnp.finfo(jnp.float32).min)[:, None, None]
+    # The barrier keeps XLA on CPU from computing the softmax inside the product below, several times over.
+    weights = jax.lax.optimization_barrier(jax.nn.softmax(scores, axis=-1).astype(v_BxSxGxK.dtype))
+    return jnp.einsum("bgrts,bsgk->btgrk", weights, v_BxSxGxK).reshape(q_BxTxHxK.shape)
+
+
+def _fastest(dtype: jnp.dtype) -> Kernel:
+    backend = jax.default_backend()
+    if backend == "tpu":
+        return "splash"
+    return "cudnn" if backend == "gpu" and dtype == jnp.bfloat16 else "reference"
+
+
+def _splash(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT, causal, window):
+    """Splash attention on each device's rows and heads: XLA cannot split a Pallas kernel by itself."""
+    heads, groups = q_BxTxHxK.shape[2], k_BxTxGxK.shape[2]
+
+    def local(q, k, v, segment):
+        kernel, length = _splash_kernel(q.shape[1], q.shape[2], causal, window)
+        fill = lambda x: jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
+        q, k, v = (fill(x).swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
+        segment = fill(segment + 1)  # what fills the last block is a segment of its own
+        return jax.vmap(kernel)(q, k, v, _segment_ids(segment)).swapaxes(1, 2)[:, : q_BxTxHxK.shape[1]]
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT)
+    across = RULES["heads"] if math.gcd(heads, groups) % mesh.shape[RULES["heads"]] == 0 else None
+    array, rows = PartitionSpec(BATCH_AXES, None, across, None), PartitionSpec(BATCH_AXES, None)
+    return jax.shard_map(local, in_specs=(array, array, array, rows), out_specs=array, check_vma=False)(
+        q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT
+    )
+
+
+def _splash_kernel(num_tokens, num_heads, causal, window):
+    """The kernel for rows of so many tokens, and the length that they have to be filled up to."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    blocks = math.ceil(num_tokens / _LANES)
+    # The largest block that divides the padded row.
+    block = _LANES * max(b for b in range(1, _LARGEST_BLOCK // _LANES + 1) if blocks % b == 0)
+    length = blocks * _LANES
+    if causal or window is not None:
+        mask = masks.LocalMask((length, length), (window, 0 if causal else window), offset=0)
+    else:
+        mask = masks.FullMask((length, length))
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    sizes = kernels.BlockSizes(**{f"block_{name}": block for name in names})
+    kernel = kernels.make_splash_mha(
+        masks.MultiHeadMask([mask] * num_heads),
+        block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=jax.default_backend() != "tpu",
+    )  # fmt: skip
+    return kernel, length
+
+
+def _segment_ids(segment):
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+
+    return kernels.SegmentIds(segment, segment)
