@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm.frontend.augment import SPEC_AUGMENT, Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
@@ -20,7 +21,8 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives.ctc import CTC, consistency_loss, ctc_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-VOCAB = 9
+TOKENIZER = CharTokenizer("abcdefgh")
+VOCAB = TOKENIZER.vocab_size
 
 
 @functools.cache
@@ -142,7 +144,7 @@ def make_batch(rows: int, num_samples: int = 16_000, num_tokens: int = 6) -> dic
 @functools.cache
 def objective(**settings):
     """The objective, its parameters and its jitted loss."""
-    built = CTC(**settings).build(MODEL, FRONTEND, VOCAB)
+    built = CTC(**settings).build(MODEL, FRONTEND, TOKENIZER)
     params = functional.init(built.make, jax.random.key(0))
     return built, params, jax.jit(built.loss)
 
@@ -198,15 +200,15 @@ def test_a_batch_of_nothing_has_no_loss_and_no_gradient():
 
 
 @pytest.mark.parametrize(
-    ("config", "model", "frontend", "vocab_size", "message"),
+    ("config", "model", "frontend", "tokenizer", "message"),
     [
         (CTC(), MODEL, FRONTEND, None, "tokenizer"),
-        (CTC(intermediate=(2,)), MODEL, FRONTEND, VOCAB, r"2 layers"),
-        (CTC(), MODEL.replace(input_dim=80), FRONTEND, VOCAB, "--model.input_dim 16"),
-        (CTC(), MODEL, FRONTEND.replace(augment=Augment(crop_seconds=1.0)), VOCAB, "crop_seconds"),
-        (CTC(consistency=0.2), MODEL, FRONTEND.replace(augment=Augment()), VOCAB, "SpecAugment"),
+        (CTC(intermediate=(2,)), MODEL, FRONTEND, TOKENIZER, r"2 layers"),
+        (CTC(), MODEL.replace(input_dim=80), FRONTEND, TOKENIZER, "--model.input_dim 16"),
+        (CTC(), MODEL, FRONTEND.replace(augment=Augment(crop_seconds=1.0)), TOKENIZER, "crop_seconds"),
+        (CTC(consistency=0.2), MODEL, FRONTEND.replace(augment=Augment()), TOKENIZER, "SpecAugment"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(config, model, frontend, vocab_size, message):
+def test_settings_that_cannot_work_are_refused(config, model, frontend, tokenizer, message):
     with pytest.raises(ValueError, match=message):
-        config.build(model, frontend, vocab_size)
+        config.build(model, frontend, tokenizer)

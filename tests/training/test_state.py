@@ -16,7 +16,7 @@ MESHES = [MeshShape(data=8), MeshShape(data=1, fsdp=8), MeshShape(data=2, fsdp=2
 
 def trainer_on(shape: MeshShape, devices: int, experiment):
     source = tiny.MemorySource.make(experiment)
-    objective = experiment.objective.build(experiment.model, experiment.frontend, source.vocab_size)
+    objective = experiment.objective.build(experiment.model, experiment.frontend, source.tokenizer)
     mesh = meshes.make_mesh(shape, jax.devices()[:devices])
     return make_trainer(objective, experiment.optimizer, experiment.num_steps, experiment.seed, mesh), source, mesh
 

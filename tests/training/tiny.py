@@ -60,10 +60,6 @@ class MemorySource:
         plan = make_plan(lengths, tokens, seed=experiment.seed, **options)
         return cls(plan, make_eval_plan(lengths, tokens, **options), samples, texts, tokenizer)
 
-    @property
-    def vocab_size(self) -> int | None:
-        return self.tokenizer.vocab_size if self.tokenizer else None
-
     def batches(self, first_step: int, num_steps: int) -> Iterator[dict[str, np.ndarray]]:
         return (self.batch(self.plan, step) for step in range(first_step, num_steps))
 
