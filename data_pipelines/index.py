@@ -3,11 +3,13 @@
 A prepared set is a folder:
 
     <set>/meta.json              what the set is, where its records lie, a sha256 of each index file
-    <set>/index/<split>.parquet  row i describes record i: id, num_samples (16 kHz), text, speaker, language
-    <set>/<tfds_dir>/            the records, as TFDS writes them (ArrayRecord)
+    <set>/index/<split>.parquet  of speech, row i describes record i: id, num_samples (16 kHz), text, speaker, language;
+                                 of text, row i is document i: id, text, language, source, label, num_bytes (UTF-8)
+    <set>/<tfds_dir>/            the records of speech, as TFDS writes them (ArrayRecord)
 
-An `Index` is one split of one or more sets laid end to end; a row's number in it is the `example_id` of a batch. Only
-the lengths are held in memory, so ten million rows cost 80 MB; the strings are read when they are asked for.
+An `Index` is one split of one or more sets laid end to end; a row's number in it is the `example_id` of a batch.
+Columns are read when they are asked for, and lengths are kept: ten million rows of speech cost 80 MB. Sets of speech
+and of text may stand side by side where only their texts are asked for.
 """
 
 import dataclasses
@@ -15,7 +17,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,7 @@ import pyarrow.parquet as pq
 from data_pipelines.errors import DataError
 from data_pipelines.tokenizers import Tokenizer
 
-_LENGTH_COLUMN = "num_samples"
-_STRING_COLUMNS = ("id", "text", "speaker", "language")
+_STRING_COLUMNS = ("id", "text", "speaker", "language", "source", "label")
 
 
 class IndexMismatchError(DataError):
@@ -40,14 +41,14 @@ class Part:
     Attributes:
       set_dir: folder of the prepared set.
       split: name of the split.
-      records_dir: folder of the TFDS records.
+      records_dir: folder of the TFDS records; None for text, which lies in the index itself.
       num_rows: number of records.
       sha256: digest of the index file.
     """
 
     set_dir: Path
     split: str
-    records_dir: Path
+    records_dir: Path | None
     num_rows: int
     sha256: str
 
@@ -65,8 +66,22 @@ class Part:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A string column of the index file, read from disk at every call."""
-        column = pq.read_table(self.index_path, columns=[name], memory_map=True).column(name)
-        return column.cast(pa.large_string())  # large: 10 million transcripts may pass 2 GB
+        return self._read(name).cast(pa.large_string())  # large: 10 million transcripts may pass 2 GB
+
+    def lengths(self, name: str) -> np.ndarray:
+        """int64 [rows], a column of lengths: num_samples or num_bytes."""
+        return self._read(name).to_numpy().astype(np.int64)
+
+    def texts(self) -> Iterator[str]:
+        """The texts of all rows, some thousand in memory at a time."""
+        with pq.ParquetFile(self.index_path, memory_map=True) as file:
+            for batch in file.iter_batches(4096, columns=["text"]):
+                yield from batch.column(0).to_pylist()
+
+    def _read(self, name: str) -> pa.ChunkedArray:
+        if name not in (known := pq.read_schema(self.index_path).names):
+            raise DataError(f"{self} has no column {name!r}; it has {', '.join(known)}")
+        return pq.read_table(self.index_path, columns=[name], memory_map=True).column(name)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,14 +90,17 @@ class Index:
 
     Attributes:
       parts: where the rows come from, in order.
-      num_samples: int64 [rows], lengths of the audio in samples at 16 kHz.
     """
 
     parts: tuple[Part, ...]
-    num_samples: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.num_samples)
+        return int(self.first_row[-1])
+
+    @functools.cached_property
+    def num_samples(self) -> np.ndarray:
+        """int64 [rows], lengths of the audio in samples at 16 kHz; DataError where a part is text alone."""
+        return np.concatenate([part.lengths("num_samples") for part in self.parts])
 
     @functools.cached_property
     def first_row(self) -> np.ndarray:
@@ -102,7 +120,13 @@ class Index:
         return self.parts[number], row - int(self.first_row[number])
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A string column (id, text, speaker or language) of all rows, read from disk at every call."""
+        """A string column of all rows, read from disk at every call.
+
+        Every set has id, text and language; speech has speaker, text has source and label.
+
+        Raises:
+          DataError: a part has no such column.
+        """
         if name not in _STRING_COLUMNS:
             raise KeyError(f"an index has no string column {name!r}; it has {', '.join(_STRING_COLUMNS)}")
         return pa.chunked_array([chunk for part in self.parts for chunk in part.column(name).chunks], pa.large_string())
@@ -128,8 +152,7 @@ def read_index(set_dirs: Path | str | Sequence[Path | str], split: str) -> Index
         set_dirs = [set_dirs]
     if not set_dirs:
         raise ValueError("an index needs at least one prepared set")
-    parts, lengths = zip(*(_read_part(Path(set_dir), split) for set_dir in set_dirs), strict=True)
-    return Index(parts, np.concatenate(lengths))
+    return Index(tuple(_read_part(Path(set_dir), split) for set_dir in set_dirs))
 
 
 def read_sets(data_dir: Path | str, names: Sequence[str], split: str) -> Index:
@@ -141,8 +164,7 @@ def read_sets(data_dir: Path | str, names: Sequence[str], split: str) -> Index:
     indexes = [read_index(Path(data_dir) / name, chosen or split) for name, _, chosen in named]
     if not indexes:
         raise ValueError("an index needs at least one prepared set")
-    parts = tuple(part for index in indexes for part in index.parts)
-    return Index(parts, np.concatenate([index.num_samples for index in indexes]))
+    return Index(tuple(part for index in indexes for part in index.parts))
 
 
 def token_lengths(index: Index, tokenizer: Tokenizer) -> np.ndarray:
@@ -162,8 +184,7 @@ def _part_token_lengths(part: Part, tokenizer: Tokenizer) -> np.ndarray:
             return lengths
     except (OSError, ValueError, EOFError):
         pass  # absent or cut short: make it anew
-    texts = (text for chunk in part.column("text").chunks for text in chunk.to_pylist())
-    lengths = np.fromiter((len(tokenizer.encode(text)) for text in texts), np.int32, part.num_rows)
+    lengths = np.fromiter((len(tokenizer.encode(text)) for text in part.texts()), np.int32, part.num_rows)
     _save_cache(cache, lengths)
     return lengths
 
@@ -190,14 +211,14 @@ def _read_meta(set_dir: Path) -> dict:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         return {
-            "records_dir": set_dir / meta["tfds_dir"],
+            "records_dir": set_dir / meta["tfds_dir"] if "tfds_dir" in meta else None,
             "sha256": {name: split["index_sha256"] for name, split in meta["splits"].items()},
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IndexMismatchError(f"{path} is damaged ({error!r}); {_remedy(set_dir)}") from error
 
 
-def _read_part(set_dir: Path, split: str) -> tuple[Part, np.ndarray]:
+def _read_part(set_dir: Path, split: str) -> Part:
     meta = _read_meta(set_dir)
     if split not in meta["sha256"]:
         raise DataError(f"{set_dir} has no split {split!r}; it has {', '.join(sorted(meta['sha256']))}")
@@ -208,5 +229,4 @@ def _read_part(set_dir: Path, split: str) -> tuple[Part, np.ndarray]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != meta["sha256"][split]:
         raise IndexMismatchError(f"{path} is not the index that meta.json beside it describes; {_remedy(set_dir)}")
-    lengths = pq.read_table(path, columns=[_LENGTH_COLUMN]).column(_LENGTH_COLUMN).to_numpy().astype(np.int64)
-    return Part(set_dir, split, meta["records_dir"], len(lengths), digest), lengths
+    return Part(set_dir, split, meta["records_dir"], pq.read_metadata(path).num_rows, digest)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from data_pipelines.errors import DataError
 from data_pipelines.index import Index, IndexMismatchError, Part
 
 
@@ -15,6 +16,7 @@ class RecordReader:
         """Opens the records of every part.
 
         Raises:
+          DataError: where a part is text, without records.
           IndexMismatchError: where the records of a part are missing, damaged or of another number than its rows.
         """
         self._index = index
@@ -28,6 +30,8 @@ class RecordReader:
 
 
 def _open(part: Part) -> Sequence[bytes]:
+    if part.records_dir is None:
+        raise DataError(f"{part} is text, without audio; name a set of speech")
     try:
         source = tfds.builder_from_directory(part.records_dir).as_data_source(
             part.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
