@@ -1,0 +1,136 @@
+"""Cross-entropy over a vocabulary too large for its logits to be kept."""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+CHUNK_LOGITS = 1 << 22
+"""Logits of one row that are computed at a time: 16 MB of float32 a row, and as many again for their gradient."""
+
+
+class TokenScores(NamedTuple):
+    """What is known of each token; gradients do not flow through it.
+
+    Attributes:
+      nll: minus the log-probability of the target, in nats.
+      log_z: log of the sum of exponentiated logits, which the z-loss holds near 0.
+      correct: whether no other token's logit is above the target's.
+    """
+
+    nll: Float[Array, "batch time"]
+    log_z: Float[Array, "batch time"]
+    correct: Bool[Array, "batch time"]
+
+
+def vocabulary_loss(
+    hidden_BxTxD: Float[Array, "batch time dim"],
+    kernel_VxD: Float[Array, "vocab dim"],
+    target_BxT: Int[Array, "batch time"],
+    weight_BxT: Float[Array, "batch time"],
+    *,
+    bias_V: Float[Array, " vocab"] | None = None,
+    z_weight: float = 0.0,
+    chunk: int | None = None,
+) -> tuple[Float[Array, ""], TokenScores]:
+    """sum over tokens of weight * (-log softmax(hidden @ kernel.T + bias)[target] + z_weight * log_z^2).
+
+    The z-loss is that of Chowdhery et al. 2022 (PaLM, section 5). Logits exist for `chunk` positions of each row at a
+    time, never for all. Where a gradient is asked for, each chunk's is computed beside its loss, from the same logits:
+    the products are then three, as in the plain form, and nothing of the size of the logits is kept or computed again.
+
+    Args:
+      hidden_BxTxD: in the type that the products are to be computed in; sums and softmax are float32.
+      kernel_VxD: the vocabulary map.
+      target_BxT: ids below V.
+      weight_BxT: what each token counts; 0 leaves it out.
+      bias_V: added to the logits.
+      z_weight: weight of the z-loss.
+      chunk: positions of a row; None takes as many as give `CHUNK_LOGITS` logits.
+    """
+    time, vocab = hidden_BxTxD.shape[1], kernel_VxD.shape[0]
+    chunk = min(time, max(1, CHUNK_LOGITS // vocab) if chunk is None else chunk)
+    chunk = math.ceil(time / math.ceil(time / chunk))  # equal chunks
+    total, scores = _loss(hidden_BxTxD, kernel_VxD, bias_V, target_BxT, weight_BxT, z_weight, chunk)
+    return total, jax.lax.stop_gradient(scores)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _loss(hidden, kernel, bias, target, weight, z_weight, chunk):
+    def step(_, part):
+        hidden, target, _ = part
+        return None, _score(_logits(hidden, kernel, bias), target)
+
+    _, scores = jax.lax.scan(step, None, _cut((hidden, target, weight), chunk))
+    scores = _join(scores, target.shape[1])
+    return jnp.sum(weight * _with_z(scores, z_weight)), scores
+
+
+def _forward(hidden, kernel, bias, target, weight, z_weight, chunk):
+    def step(gradients, part):
+        hidden, target, weight = part
+        logits = _logits(hidden, kernel, bias)
+        scores = _score(logits, target)
+        share = jnp.exp(logits - scores.log_z[..., None])
+        share = share * (1 + 2 * z_weight * scores.log_z)[..., None] - _is_target(logits, target)
+        by_logits = (share * weight[..., None]).astype(hidden.dtype)
+        to_kernel = jnp.einsum("btv,btd->vd", by_logits, hidden, preferred_element_type=jnp.float32)
+        to_bias = None if bias is None else by_logits.astype(jnp.float32).sum((0, 1))
+        gradients = jax.tree.map(jnp.add, gradients, (to_kernel, to_bias))
+        return gradients, (scores, jnp.einsum("btv,vd->btd", by_logits, kernel.astype(hidden.dtype)))
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), (kernel, bias))
+    (to_kernel, to_bias), chunks = jax.lax.scan(step, zeros, _cut((hidden, target, weight), chunk))
+    scores, to_hidden = _join(chunks, target.shape[1])
+    losses = _with_z(scores, z_weight)
+    to_bias = None if bias is None else to_bias.astype(bias.dtype)
+    return (jnp.sum(weight * losses), scores), (to_hidden, to_kernel.astype(kernel.dtype), to_bias, losses)
+
+
+def _backward(z_weight, chunk, residuals, cotangents):
+    to_hidden, to_kernel, to_bias, to_weight = jax.tree.map(
+        lambda gradient: (gradient * cotangents[0]).astype(gradient.dtype), residuals
+    )
+    return to_hidden, to_kernel, to_bias, None, to_weight
+
+
+_loss.defvjp(_forward, _backward)
+
+
+def _logits(hidden, kernel, bias):
+    logits = jnp.einsum("btd,vd->btv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return logits if bias is None else logits + bias
+
+
+def _is_target(logits, target):
+    # Compared, not gathered: where devices share the vocabulary, each looks at its own part.
+    return jax.lax.broadcasted_iota(target.dtype, logits.shape, 2) == target[..., None]
+
+
+def _score(logits, target):
+    top = logits.max(-1)
+    log_z = top + jnp.log(jnp.exp(logits - top[..., None]).sum(-1))
+    at_target = jnp.sum(jnp.where(_is_target(logits, target), logits, 0), axis=-1)
+    return TokenScores(log_z - at_target, log_z, at_target >= top)
+
+
+def _with_z(scores, z_weight):
+    return scores.nll + z_weight * jnp.square(scores.log_z)
+
+
+def _cut(arrays, chunk):
+    """[batch, time, ...] -> [chunks, batch, chunk, ...], the last chunk filled up with weightless zeros."""
+
+    def cut(x):
+        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.swapaxes(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 0, 1)
+
+    return jax.tree.map(cut, arrays)
+
+
+def _join(chunks, time):
+    """The reverse of `_cut`."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :time], chunks)

@@ -1,0 +1,112 @@
+"""Causal language modelling: each token from those before it in its document."""
+
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+from pydantic import Field
+
+from data_pipelines.tokenizers import Tokenizer
+from jax_speechlm.batch import Batch, example_keys
+from jax_speechlm.config import Config
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models import functional
+from jax_speechlm.models.transformer import Transformer, TransformerConfig, forward_flops
+from jax_speechlm.models.vocabulary_loss import TokenScores, vocabulary_loss
+from jax_speechlm.objectives.base import Metrics, Objective, mean
+from jax_speechlm.vocabulary import Vocabulary
+
+
+class TextModel(nnx.Module):
+    """A transformer under the name by which other runs take it over."""
+
+    def __init__(self, config: TransformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
+        self.transformer = Transformer(config, vocab_size, rngs=rngs)
+
+
+class CausalLM(Config):
+    """Settings of causal language modelling.
+
+    Attributes:
+      z_weight: weight of the z-loss, which keeps the softmax's normaliser near 1 and so large models stable in
+        bfloat16; 1e-4 in Chowdhery et al. 2022.
+    """
+
+    kind: Literal["causal_lm"] = "causal_lm"
+    z_weight: Annotated[float, Field(ge=0)] = 1e-4
+
+    def build(self, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
+        """The objective for one model and tokenizer; it has no use for the front end.
+
+        The loss is a mean over the tokens that have one before them in their document. Metrics: `loss`,
+        `cross_entropy` (the same without the z-loss, where there is one; nats), `accuracy`.
+
+        Raises:
+          ValueError: no tokenizer, or a model that looks ahead.
+        """
+        del frontend
+        vocabulary = Vocabulary.of(tokenizer)
+        require_transformer(model, causal=True, objective=self.kind)
+        make = lambda rngs: TextModel(model, vocabulary.size, rngs=rngs)  # noqa: E731
+        graphdef = functional.declare(make).graphdef
+
+        def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
+            transformer = functional.bind(graphdef, params).transformer
+            target_BxT, weight_BxT = next_tokens(batch["tokens"], batch["segment"])
+            keys = None if key is None else example_keys(key, batch["example_id"])
+            hidden_BxTxD = transformer(batch["tokens"], batch["segment"], batch["position"], keys)
+            weight_BxT = weight_BxT * batch["weight"][:, None]
+            return scored(transformer, hidden_BxTxD, target_BxT, weight_BxT, self.z_weight)
+
+        def flops(num_tokens: int, batch_size: int) -> float:
+            return forward_flops(model, vocabulary.size, num_tokens, batch_size)
+
+        return Objective(make, loss, forward_flops=flops)
+
+
+def require_transformer(model: Config, *, causal: bool, objective: str) -> None:
+    """Raises ValueError unless the model is a transformer that looks the way the objective needs."""
+    if not isinstance(model, TransformerConfig):
+        raise ValueError(f"{objective} trains a transformer, not a {model.kind}: set model to a TransformerConfig")
+    if model.causal != causal:
+        sees = "must not see the token that it predicts" if causal else "fills gaps from both sides"
+        raise ValueError(f"{objective} {sees}: set --model.causal {causal}")
+
+
+def next_tokens(
+    tokens_BxT: Int[Array, "batch time"], segment_BxT: Int[Array, "batch time"]
+) -> tuple[Int[Array, "batch time"], Float[Array, "batch time"]]:
+    """What each position has to predict, and 1 where it has to: where the next token is of the same segment."""
+    shift = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731
+    same = (shift(segment_BxT) == segment_BxT) & (segment_BxT > 0)
+    return shift(tokens_BxT), same.astype(jnp.float32)
+
+
+def scored(
+    transformer: Transformer,
+    hidden_BxTxD: Float[Array, "batch time dim"],
+    target_BxT: Int[Array, "batch time"],
+    weight_BxT: Float[Array, "batch time"],
+    z_weight: float = 0.0,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Mean loss and metrics of hidden states that have to name their targets."""
+    total, scores = token_losses(transformer, hidden_BxTxD, target_BxT, weight_BxT, z_weight)
+    count = jnp.sum(weight_BxT)
+    metrics = {"loss": (total, count), "accuracy": (jnp.sum(weight_BxT * scores.correct), count)}
+    if z_weight:
+        metrics["cross_entropy"] = jnp.sum(weight_BxT * scores.nll), count
+    return mean(total, count), metrics
+
+
+def token_losses(
+    transformer: Transformer,
+    hidden_BxTxD: Float[Array, "batch time dim"],
+    target_BxT: Int[Array, "batch time"],
+    weight_BxT: Float[Array, "batch time"],
+    z_weight: float = 0.0,
+) -> tuple[Float[Array, ""], TokenScores]:
+    """`vocabulary_loss` through a transformer's own head."""
+    hidden_BxTxD = transformer.head(hidden_BxTxD).astype(transformer.config.dtype)
+    kernel, bias = transformer.head_kernel, transformer.head_bias
+    return vocabulary_loss(hidden_BxTxD, kernel, target_BxT, weight_BxT, bias_V=bias, z_weight=z_weight)
