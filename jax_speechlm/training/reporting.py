@@ -14,7 +14,7 @@ import tensorboard.summary
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jax_speechlm.batch import Batch
+from data_pipelines.loader import Batch
 from jax_speechlm.objectives.base import Metrics
 
 SAMPLE_RATE = 16_000
