@@ -27,7 +27,8 @@ class Objective:
       frozen: top-level groups of parameters that no optimizer may touch, such as BEST-RQ's quantizer.
       forward_flops: `(samples or tokens of a row, batch_size) -> FLOPs` of one forward pass, analytic, for MFU.
       logits: `(params, batch) -> (logits [B, T, V], lengths [B])` where the objective gives token posteriors, or None.
-      alarm: `(metrics averaged over steps) -> what is wrong and what to do, or None`, for the loop to warn with.
+      alarm: `(metrics averaged over steps, settled) -> what is wrong and what to do, or None`, for the loop to warn
+        with; `settled` says that training is long past its warm-up.
     """
 
     make: functional.MakeModule
@@ -35,7 +36,7 @@ class Objective:
     frozen: tuple[str, ...] = ()
     forward_flops: Callable[[int, int], float] | None = None
     logits: Callable[[functional.Params, Batch], tuple[Array, Array]] | None = None
-    alarm: Callable[[Mapping[str, float]], str | None] | None = None
+    alarm: Callable[[Mapping[str, float], bool], str | None] | None = None
 
 
 def mean(total: Float[Array, ""], weight: Float[Array, ""]) -> Float[Array, ""]:

@@ -117,7 +117,7 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
                 pending = None
                 train_figures = meter.take() | {"skipped_steps": float(state.skipped)}
                 reporter.write(step, "train", train_figures)
-                if objective.alarm and (warning := objective.alarm(train_figures)):
+                if objective.alarm and (warning := objective.alarm(train_figures, _settled(experiment, step))):
                     reporter.say(f"[yellow]{warning}")
             evaluated = step % cadence.eval_every == 0 or last
             if evaluated:
@@ -208,6 +208,11 @@ def _watch(
             f"{in_a_row} steps in a row had a loss or gradient that is not finite. The last good checkpoint: {kept} in "
             f"{checkpoints.directory}. Lower optimizer.schedule.peak, or look at the data of these steps."
         )
+
+
+def _settled(experiment: Experiment, step: int) -> bool:
+    """Whether a model should by now have learnt more than averages: five warm-ups and a quarter of the run are over."""
+    return step >= max(5 * experiment.optimizer.schedule.warmup_steps, experiment.num_steps / 4)
 
 
 def _describe(experiment: Experiment, trainer: Trainer, source: Source, mesh, first_step: int) -> str:

@@ -116,9 +116,10 @@ def test_loss_and_gauges_equal_a_plain_computation():
         expected["code_entropy_ratio"].append(entropy / np.log(32))
         expected["codes_used"].append((share > 0).mean())
         expected["predicted_codes_used"].append(1 / 32)
+        expected["predicted_code_entropy"].append(0)
     for name, (total, weight) in metrics.items():
         assert weight == (len(unmasked) if name == "unmasked_accuracy" else mask.sum())
-        np.testing.assert_allclose(total / weight, np.mean(expected[name]), rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(total / weight, np.mean(expected[name]), rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("key", [None, 3])
@@ -160,9 +161,14 @@ def test_a_crop_moves_input_and_targets_together(monkeypatch):
     np.testing.assert_array_equal(x, targets)
 
 
-def test_alarm_when_codes_collapse():
-    assert alarm({"code_entropy_ratio": 0.8}) is None
-    assert "normalised" in alarm({"code_entropy_ratio": 0.1})
+def test_alarm_when_codes_or_predictions_collapse():
+    healthy = {"code_entropy_ratio": 0.8, "code_entropy": 4.0, "predicted_code_entropy": 1.5}
+    assert alarm(healthy, True) is None
+    assert "normalised" in alarm(healthy | {"code_entropy_ratio": 0.1}, False)
+    constant = healthy | {"predicted_code_entropy": 0.4}
+    assert alarm(constant, False) is None  # every model begins like that
+    assert "10% of the targets'" in alarm(constant, True)
+    assert "codes have collapsed" in alarm(dict.fromkeys(healthy, 0.0), True)
 
 
 def test_features_that_do_not_fit_are_refused():

@@ -115,6 +115,14 @@ def test_steps_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoin
     assert ckpt.find(tmp_path).is_dir()
 
 
+def test_predictions_that_collapse_raise_an_alarm(tmp_path, capsys):
+    """What is masked in white noise cannot be told from its context: a model learns only how frequent each code is."""
+    experiment = tiny.experiment("best_rq", num_steps=40)
+    experiment = experiment.replace(cadence=experiment.cadence.replace(log_every=10, eval_every=40))
+    train(experiment, tmp_path, tiny.MemorySource.make(experiment))
+    assert "predictions have collapsed" in capsys.readouterr().out
+
+
 def test_finetuning_takes_the_encoder_over_and_nothing_else(tmp_path):
     pretraining = tiny.experiment("best_rq", num_steps=1)
     train(pretraining, tmp_path / "pretrain", tiny.MemorySource.make(pretraining))
