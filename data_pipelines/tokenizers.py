@@ -54,6 +54,11 @@ class Tokenizer(Protocol):
         """Hex digest of all that decides the ids."""
         ...
 
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """What each id spells, a space written as "\u2581"; the blank's is empty."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Ids in [1, vocab_size) of a text; unknown characters are dropped."""
         ...
@@ -93,6 +98,10 @@ class CharTokenizer:
     @functools.cached_property
     def fingerprint(self) -> str:
         return _digest(b"char\0" + self.characters.encode())
+
+    @functools.cached_property
+    def pieces(self) -> tuple[str, ...]:
+        return ("", *self.characters.replace(" ", _SPACE))
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
@@ -137,6 +146,10 @@ class SentencePieceTokenizer:
     @functools.cached_property
     def fingerprint(self) -> str:
         return _digest(self.kind.encode() + b"\0" + self.model)
+
+    @functools.cached_property
+    def pieces(self) -> tuple[str, ...]:
+        return ("", *(self._processor.id_to_piece(number) for number in range(1, self.vocab_size)))
 
     @functools.cached_property
     def _known(self) -> frozenset[str]:
