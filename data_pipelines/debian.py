@@ -1,7 +1,8 @@
-"""Speech that any Debian machine can fetch by package name: download, verify, unpack. Needs no root."""
+"""Speech and text that any Debian machine can fetch by package name: download, verify, unpack. Needs no root."""
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -13,8 +14,8 @@ from pathlib import Path
 from data_pipelines.errors import DataError, disk_full, is_disk_full
 
 _ALTERNATIVES = (
-    "Without apt, prepare speech from elsewhere: a TFDS data set (prepare --tfds librispeech) "
-    "or a JSONL manifest of your own recordings (prepare --manifest my.jsonl)."
+    "Without apt, prepare data from elsewhere: a TFDS data set (prepare --tfds librispeech), "
+    "a JSONL manifest of your own recordings (prepare --manifest my.jsonl) or text (prepare --text 'my/*.txt')."
 )
 
 
@@ -35,8 +36,7 @@ def fetch(name: str, cache: Path) -> Package:
     Raises:
       DataError: no apt on this machine, unknown package, failed download or a wrong checksum.
     """
-    if missing := [tool for tool in ("apt-get", "apt-cache", "dpkg-deb") if shutil.which(tool) is None]:
-        raise DataError(f"{', '.join(missing)} not found: {name} is a Debian package. {_ALTERNATIVES}")
+    _require_apt(name)
     record = _lookup(name)
     cache.mkdir(parents=True, exist_ok=True)
     root = cache / f"{name}_{record['Version'].replace(':', '%3a')}"
@@ -47,6 +47,21 @@ def fetch(name: str, cache: Path) -> Package:
             _unpack(archive, files)
             os.replace(files, root)
     return Package(name, record["Version"], root)
+
+
+def newest(name: str) -> str:
+    """The package that one without a version stands for: `postgresql-doc` depends on, say, `postgresql-doc-15`.
+
+    Any other name comes back as it is.
+    """
+    _require_apt(name)
+    versioned = re.match(rf"{re.escape(name)}-\d+\b", _lookup(name).get("Depends", ""))
+    return versioned[0] if versioned else name
+
+
+def _require_apt(name: str) -> None:
+    if missing := [tool for tool in ("apt-get", "apt-cache", "dpkg-deb") if shutil.which(tool) is None]:
+        raise DataError(f"{', '.join(missing)} not found: {name} is a Debian package. {_ALTERNATIVES}")
 
 
 def _lookup(name: str) -> dict[str, str]:

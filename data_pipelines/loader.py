@@ -12,6 +12,7 @@ import numpy as np
 from data_pipelines.audio import decode_flac
 from data_pipelines.errors import DataError
 from data_pipelines.index import Index, IndexMismatchError
+from data_pipelines.noise import NoiseReader
 from data_pipelines.plan import FILLER, Plan
 from data_pipelines.records import RecordReader
 from data_pipelines.speed import change_speed
@@ -25,7 +26,8 @@ Batch: TypeAlias = dict[str, np.ndarray]
 - `tokens` int32 [B, U], blanks (0) after the end; U is 0 without a tokenizer;
 - `token_length` int32 [B];
 - `example_id` int32 [B], row of the index, -1 in a filler row;
-- `weight` float32 [B], 1, or 0 in a filler row and where the record could not be read (lengths are 0 there too).
+- `weight` float32 [B], 1, or 0 in a filler row and where the record could not be read (lengths are 0 there too);
+- `noise` int16 [B, S], only where batches are opened with a noise set: what training may mix into each row.
 """
 
 _DTYPES = {
@@ -48,6 +50,7 @@ def open_batches(
     start_step: int = 0,
     num_steps: int | None = None,
     speeds: Sequence[float] = (1.0,),
+    noise: NoiseReader | None = None,
     parallel: int | None = None,
     prefetch: int = 4,
     max_bad: int = 100,
@@ -63,6 +66,7 @@ def open_batches(
       start_step: first step; nothing before it is read.
       num_steps: number of batches; None goes on without end.
       speeds: speed factors that the plan was made with, see `speed.with_speeds`.
+      noise: where each row's `noise` comes from.
       parallel: batches made at a time, each in a thread; the number of cores (8 at most) by default.
       prefetch: finished batches that wait in memory.
       max_bad: damaged records to skip and count before the run stops.
@@ -82,7 +86,7 @@ def open_batches(
                 f"batches of {bucket.batch_size} rows do not divide among {num_hosts} hosts; "
                 "make the plan with batch_multiple a multiple of the number of hosts"
             )
-    assembler = _Assembler(index, plan, tokenizer, host, num_hosts, tuple(speeds), max_bad)
+    assembler = _Assembler(index, plan, tokenizer, host, num_hosts, tuple(speeds), noise, max_bad)
     return Batches(assembler, start_step, num_steps, parallel or min(os.cpu_count() or 1, 8), prefetch)
 
 
@@ -94,7 +98,7 @@ class Batches:
 
         tf.config.set_visible_devices([], "GPU")  # the accelerators belong to JAX
         steps = tf.data.Dataset.range(start_step, tf.int64.max if num_steps is None else start_step + num_steps)
-        dtypes = [tf.as_dtype(dtype) for dtype in _DTYPES.values()]
+        dtypes = [tf.as_dtype(dtype) for dtype in assembler.dtypes.values()]
         dataset = steps.map(
             lambda step: tf.numpy_function(assembler.arrays, [step], dtypes),
             num_parallel_calls=parallel,
@@ -124,7 +128,7 @@ class Batches:
     def __next__(self) -> Batch:
         if not self._iterator:
             raise StopIteration
-        batch = dict(zip(_DTYPES, next(self._iterator[0]), strict=True))
+        batch = dict(zip(self._assembler.dtypes, next(self._iterator[0]), strict=True))
         if not len(batch["weight"]):
             raise self._assembler.error
         return batch
@@ -141,18 +145,21 @@ class _Assembler:
         host: int,
         num_hosts: int,
         speeds: tuple[float, ...],
+        noise: NoiseReader | None,
         max_bad: int,
     ):
         self._index, self._plan, self._tokenizer = index, plan, tokenizer
         self._host, self._num_hosts, self._speeds = host, num_hosts, speeds
         self._reader = RecordReader(index)
+        self._noise = noise
+        self.dtypes = _DTYPES | ({"noise": np.int16} if noise else {})
         self._max_bad = max_bad
         self._lock = threading.Lock()
         self.bad: dict[int, str] = {}  # by row, so that a record met again in a later epoch counts once
         self.error: Exception | None = None
 
     def arrays(self, step: np.int64) -> list[np.ndarray]:
-        """The batch's arrays in the order of _DTYPES; without rows where it failed, and `error` says why.
+        """The batch's arrays in the order of `dtypes`; without rows where it failed, and `error` says why.
 
         An exception that went through tf.data would come out as a graph error with our message deep inside.
         """
@@ -160,7 +167,7 @@ class _Assembler:
             return list(self._batch(int(step)).values())
         except Exception as error:
             self.error = self.error or error
-            return [np.zeros(0, dtype) for dtype in _DTYPES.values()]
+            return [np.zeros(0, dtype) for dtype in self.dtypes.values()]
 
     def _batch(self, step: int) -> Batch:
         planned = self._plan.batch(step)
@@ -173,6 +180,9 @@ class _Assembler:
         for place, item in enumerate(items):
             if item != FILLER:
                 self._fill(batch, place, int(item), crop_at[place])
+        if self._noise is not None:
+            places = range(mine.start, mine.stop)  # of the global batch, so that the number of hosts changes nothing
+            batch["noise"] = np.stack([self._noise.stretch(step, place, bucket.num_samples) for place in places])
         return batch
 
     def _fill(self, batch: Batch, place: int, item: int, crop_at: float) -> None:

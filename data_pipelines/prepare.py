@@ -1,90 +1,156 @@
-"""From a name, a manifest or a TFDS data set to a prepared set: ArrayRecord files, an index and a report.
+"""From a name, a manifest, files of text or a TFDS data set to a prepared set: records, an index and a report.
 
     <data_dir>/<name>/meta.json              what the set is; its presence says that the set is whole
-    <data_dir>/<name>/index/<split>.parquet  row i describes record i
-    <data_dir>/<name>/<builder>/...          the records, as TFDS writes them
+    <data_dir>/<name>/index/<split>.parquet  row i describes record i; of text, it holds the documents themselves
+    <data_dir>/<name>/<builder>/...          the records of speech, as TFDS writes them
     <data_dir>/<name>/report.json            what was kept and dropped
 
 While the work lasts, converted clips lie in `<data_dir>/<name>/work`; Debian packages stay in `<data_dir>/packages`.
 """
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from data_pipelines import index as indexes
+from data_pipelines.cleaning import Cleaning
 from data_pipelines.clips import Clip, Dropped, Source
 from data_pipelines.convert import Converted, Workshop, too_many_bad
+from data_pipelines.documents import TextSource
 from data_pipelines.errors import DataError, disk_full, is_disk_full
 from data_pipelines.report import ClipSummary, Report, summarise
+from data_pipelines.sources import debian_texts, tfds_sets
 from data_pipelines.sources.catalogue import debian_source
 from data_pipelines.sources.manifest import TextForm, digest, manifest_source
-from data_pipelines.sources.tfds_sets import tfds_source
+from data_pipelines.sources.text_files import Unit, text_files
 from data_pipelines.store import find_prepared, store
 from data_pipelines.text import SPLITS
+from data_pipelines.text_report import TextReport
+from data_pipelines.text_store import prepare_text
 
 
 def prepare(
     name: str = "",
     *,
     manifest: Path | None = None,
+    text: tuple[str, ...] = (),
     tfds: str | None = None,
     data_dir: Path = Path("data"),
     num_workers: int | None = None,
     max_seconds: float = 120.0,
     max_bad: float = 0.05,
     normalise_text: TextForm = "none",
+    unit: Unit = "line",
+    encoding: str = "utf-8",
+    cleaning: Cleaning = Cleaning(),  # noqa: B008
     force: bool = False,
-) -> Report:
-    """Prepares one data set, or finds it prepared already; a killed call goes on where it was.
+) -> Report | TextReport:
+    """Prepares one data set of speech or text, or finds it prepared already.
+
+    A killed preparation of speech goes on where it was; one of text begins anew, with what it downloaded.
 
     Args:
-      name: a set that Debian packages hold, such as `asterisk-en`; with `manifest` or `tfds`, what to call the set.
-      manifest: a JSONL file that lists the user's own audio (see `sources.manifest`); its name without suffix is the
-        default `name`.
-      tfds: a data set of TFDS, such as `librispeech` or `common_voice/en`.
+      name: a set that Debian packages hold, such as asterisk-en (speech) or text-en; with `manifest`, `text` or `tfds`,
+        what to call the set.
+      manifest: JSONL file that lists your own audio, {"audio": path, "text"?, "id"?, "speaker"?, "language"?, "split"?}
+        a line; its name without suffix is the default name.
+      text: your own text: paths or quoted patterns of .txt, .jsonl ({"text", "id"?, "language"?, "source"?, "label"?,
+        "split"?} a line) or .parquet files, plain or compressed (.gz, .bz2, .xz, .zst).
+      tfds: a data set of TFDS, speech such as librispeech or common_voice/en, or text such as lm1b.
       data_dir: prepared sets lie in folders below it.
-      num_workers: threads that decode and resample; default: one a core.
+      num_workers: threads that decode and resample audio; default: one a core.
       max_seconds: longer clips are dropped and counted.
       max_bad: share of items that may be bad (missing, corrupt, silent, duplicate, malformed) before the run stops.
-      normalise_text: for manifests and TFDS sets: `none` keeps transcripts as given; `basic` makes them lower-case
-        words without punctuation, numbers spelled out, as Debian sets always are.
+      normalise_text: of transcripts in manifests and TFDS sets: `none` keeps them as given; `basic` makes them
+        lower-case words without punctuation, numbers spelled out, as Debian sets always are.
+      unit: what is a document in a .txt file: a line, a paragraph (a blank line ends it) or the file.
+      encoding: of .txt and .jsonl files.
+      cleaning: what is done to text.
       force: prepare again even if the set is there; needed where audio changed under an unchanged manifest.
 
     Returns:
       What was kept and dropped.
 
     Raises:
-      DataError: with the remedy: an unknown set, no apt or no internet, too many bad items, a full disk, nothing kept.
+      DataError: with the remedy: an unknown set, no apt or no internet, too many bad items, a full disk, nothing kept,
+        another process at work on the same set.
     """
-    if manifest is not None and tfds is not None:
-        raise DataError("Give a manifest or a TFDS data set, not both.")
+    if sum(map(bool, (manifest, text, tfds))) > 1:
+        raise DataError("Give a manifest, files of text or a TFDS data set, only one of them.")
     name = name or (manifest.stem if manifest else (tfds or "").replace("/", "-"))
+    if text and not name:
+        raise DataError("Files of text need a name for the set they make: --name my-text.")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise DataError(f"{name!r} cannot be the name of a data set: use letters, digits, '-', '_' and '.'.")
     folder = Path(data_dir) / name
-    request: dict[str, Any] = {"tfds": tfds, "max_seconds": max_seconds, "normalise_text": normalise_text}
-    request["manifest_sha256"] = digest(manifest) if manifest else None
-    if not force and find_prepared(folder, request):
-        return Report.load(folder / "report.json")
-    if manifest is not None:
+    about_speech = {"tfds": tfds, "max_seconds": max_seconds, "normalise_text": normalise_text}
+    about_speech["manifest_sha256"] = digest(manifest) if manifest else None
+    files = text_files(text, name, unit=unit, encoding=encoding) if text else None
+    held_out = _held_out(Path(data_dir), cleaning.held_out)
+    about_text = {"tfds": tfds, "cleaning": asdict(cleaning), "held_out": held_out and held_out.fingerprint}
+    about_text |= {"files": files and files.origin, "unit": unit, "encoding": encoding}
+    if not force:
+        if not text and find_prepared(folder, about_speech):
+            return Report.load(folder / "report.json")
+        if not manifest and find_prepared(folder, about_text):
+            return TextReport.load(folder / "report.json")
+    source: Source | TextSource
+    if files is not None:
+        source = files
+    elif manifest is not None:
         source = manifest_source(manifest, name, normalise_text)
     elif tfds is not None:
-        source = tfds_source(tfds, name, normalise_text)
+        source = tfds_sets.tfds_source(tfds, name, normalise_text)
+    elif name in debian_texts.NAMES:
+        source = debian_texts.debian_texts(name, Path(data_dir) / "packages")
     else:
         source = debian_source(name, Path(data_dir) / "packages")
-    return prepare_source(
-        source,
-        folder,
-        request,
-        num_workers=num_workers or os.cpu_count() or 1,
-        max_seconds=max_seconds,
-        max_bad=max_bad,
-    )
+    with _locked(folder):
+        if isinstance(source, TextSource):
+            sentences = held_out.column("text").to_pylist() if held_out else []
+            if not cleaning.languages:
+                cleaning = replace(cleaning, languages=source.languages)
+            return prepare_text(source, folder, about_text, cleaning, sentences, max_bad=max_bad)
+        return prepare_source(
+            source,
+            folder,
+            about_speech,
+            num_workers=num_workers or os.cpu_count() or 1,
+            max_seconds=max_seconds,
+            max_bad=max_bad,
+        )
+
+
+def _held_out(data_dir: Path, names: Sequence[str]) -> indexes.Index | None:
+    """The named sets without their train splits; `name:split` is one split."""
+    parts: list[str] = []
+    for name in names:
+        splits = indexes.splits_of(data_dir / name) if ":" not in name else ()
+        parts += [f"{name}:{split}" for split in splits if split != "train"] if splits else [name]
+    return indexes.read_sets(data_dir, parts, "test") if parts else None
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from preparing the same set; the lock ends with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"{folder}: another process is preparing this set; wait for it, or stop it first."
+            ) from error
+        yield
 
 
 def prepare_source(
@@ -124,52 +190,25 @@ def prepare_source(
 
 
 def main(argv: Sequence[str], prog: str) -> None:
-    """The command line: `prog asterisk-en queen-en`, `prog --manifest my.jsonl` or `prog --tfds librispeech`."""
+    """The command line: `prog asterisk-en queen-en`, `prog --manifest my.jsonl`, `prog my-text --text 'my/*.txt'`."""
     import tyro
 
-    def run(
-        names: tyro.conf.Positional[tuple[str, ...]] = (),
-        manifest: Path | None = None,
-        tfds: str | None = None,
-        data_dir: Path = Path("data"),
-        num_workers: int | None = None,
-        max_seconds: float = 120.0,
-        max_bad: float = 0.05,
-        normalise_text: TextForm = "none",
-        force: bool = False,
-    ) -> None:
-        """Fetches, converts and stores speech for training.
-
-        Args:
-          names: sets that Debian packages hold, such as asterisk-en queen-en; or what to call the manifest's set.
-          manifest: JSONL file with your own audio: {"audio": path, "text"?, "id"?, "speaker"?, "language"?, "split"?}.
-          tfds: a data set of TFDS: librispeech, ljspeech, common_voice/en.
-          data_dir: prepared sets lie in folders below it.
-          num_workers: threads that decode and resample; default: one a core.
-          max_seconds: longer clips are dropped and counted.
-          max_bad: share of bad items (missing, corrupt, silent, duplicate, malformed) that stops the run.
-          normalise_text: basic: lower case, no punctuation, numbers spelled; none: as given. Debian sets are basic.
-          force: prepare again even if the set is there.
-        """
-        if (manifest or tfds) and len(names) > 1:
-            raise DataError(f"one manifest or TFDS set makes one prepared set, but {len(names)} names are given.")
-        if not (names or manifest or tfds):
-            raise DataError("name a data set, such as asterisk-en, or give --manifest or --tfds.")
-        for name in names or ("",):
-            report = prepare(
-                name,
-                manifest=manifest,
-                tfds=tfds,
-                data_dir=data_dir,
-                num_workers=num_workers,
-                max_seconds=max_seconds,
-                max_bad=max_bad,
-                normalise_text=normalise_text,
-                force=force,
-            )
-            report.print()
-
-    tyro.cli(run, prog=prog, args=argv)
+    names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
+    options = list(argv[len(names) :])
+    if len(names) > 1 and {option.partition("=")[0] for option in options} & {"--manifest", "--tfds", "--text"}:
+        raise DataError(
+            f"a manifest, files of text or a TFDS set make one prepared set, but {len(names)} names are given."
+        )
+    if not argv:
+        raise DataError("name a data set, such as asterisk-en or text-en, or give --manifest, --text or --tfds.")
+    for name in names or [None]:
+        report = tyro.cli(
+            prepare,
+            prog=f"{prog} [NAME ...]",
+            args=options if name is None else ["--name", name, *options],
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+        report.print()
 
 
 def _list_items(source: Source) -> tuple[list[Clip], list[Dropped]]:

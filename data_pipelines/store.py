@@ -57,7 +57,7 @@ def store(source: Source, converted: Sequence[Converted], folder: Path, work: Pa
             "num_clips": len(rows),
             "hours": sum(item.seconds for item in rows) / 3600,
             "index": str(path.relative_to(folder)),
-            "index_sha256": _sha256(path),
+            "index_sha256": file_sha256(path),
         }
     meta = {
         "name": source.name,
@@ -72,9 +72,14 @@ def store(source: Source, converted: Sequence[Converted], folder: Path, work: Pa
         "splits": splits,
         "request": request,
     }
-    partial = folder / f"{META}.partial"
-    partial.write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, folder / META)
+    write_json(folder / META, meta)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def find_prepared(folder: Path, request: dict[str, Any]) -> bool:
@@ -82,9 +87,9 @@ def find_prepared(folder: Path, request: dict[str, Any]) -> bool:
     try:
         meta = json.loads((folder / META).read_text("utf-8"))
         return (
-            meta["request"] == request
-            and folder_bytes(folder / meta["tfds_dir"]) == meta["num_bytes"]
-            and all(_sha256(folder / split["index"]) == split["index_sha256"] for split in meta["splits"].values())
+            meta["request"] == json.loads(json.dumps(request))
+            and ("tfds_dir" not in meta or folder_bytes(folder / meta["tfds_dir"]) == meta["num_bytes"])
+            and all(file_sha256(folder / split["index"]) == split["index_sha256"] for split in meta["splits"].values())
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False  # absent or damaged
@@ -95,7 +100,8 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Transcripts as recognition targets, and the rule that assigns a transcript to a split."""
+"""Transcripts as recognition targets, and the rules that assign a transcript or a document to a split."""
 
 import hashlib
 import re
@@ -90,5 +90,19 @@ def split_key(text: str) -> str:
 
 def split_of(key: str) -> str:
     """Assigns 80 % of keys to train, 8 % to dev, 12 % to test, the same on every machine."""
-    percentile = int(hashlib.sha1(key.encode()).hexdigest(), 16) % 100
+    percentile = _percentile(key)
     return "test" if percentile < 12 else "dev" if percentile < 20 else "train"
+
+
+def text_split_of(key: str) -> str:
+    """Assigns 88 % of documents to train, 2 % to dev and a tenth to test, the same on every machine.
+
+    What is not train here is test by `split_of`: no text of a train split is, as a whole, a test sentence of a speech
+    set that is split by the same rule.
+    """
+    percentile = _percentile(key)
+    return "test" if percentile < 10 else "dev" if percentile < 12 else "train"
+
+
+def _percentile(key: str) -> int:
+    return int(hashlib.sha1(key.encode()).hexdigest(), 16) % 100

@@ -20,6 +20,7 @@ NAMES = (
     "queen-en",
     *(f"fillets-{language}" for language in fillets.LANGUAGES),
     *(f"tuxpaint-{language}" for language in tuxpaint.LANGUAGES),
+    "tuxpaint-sounds",
 )
 
 
@@ -52,7 +53,7 @@ def debian_source(name: str, cache: Path) -> Source:
             parse = functools.partial(fillets.clips, language)
             return _source(name, cache, packages, parse, config=language, licence=fillets.LICENCE)
         case _:
-            parse = functools.partial(tuxpaint.clips, language)
+            parse = tuxpaint.sounds if language == "sounds" else functools.partial(tuxpaint.clips, language)
             return _source(name, cache, (tuxpaint.PACKAGE,), parse, config=language, licence=tuxpaint.LICENCE)
 
 

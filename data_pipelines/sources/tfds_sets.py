@@ -1,4 +1,4 @@
-"""Speech sets of TFDS itself, such as librispeech, ljspeech and common_voice, whatever they call their features."""
+"""Sets of TFDS itself: speech such as librispeech, text such as lm1b, whatever they call their features."""
 
 import re
 import unicodedata
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.audio import AudioError, decode, resample
 from data_pipelines.clips import Clip, Dropped, Source
+from data_pipelines.documents import Document, TextSource
 from data_pipelines.errors import DataError
 from data_pipelines.sources.manifest import TextForm
 from data_pipelines.text import UnspeakableError, normalise, split_key, split_of
@@ -47,18 +48,21 @@ class TfdsAudio:
         return self.name
 
 
-def tfds_source(tfds_name: str, name: str, text_form: TextForm, tfds_data_dir: Path | None = None) -> Source:
+def tfds_source(
+    tfds_name: str, name: str, text_form: TextForm, tfds_data_dir: Path | None = None
+) -> Source | TextSource:
     """Downloads a TFDS data set unless it is there, and describes it as a set called `name`.
 
-    Its splits keep their names; a set with a single one is divided by the hash rule of `text.split_of`.
+    A set with audio is speech; one without is text, from its feature `text` or else its first of text. Splits keep
+    their names; a set with a single one is divided by the hash rules of `data_pipelines.text`.
 
     Args:
       tfds_name: as TFDS spells it, with a config where there are several: `common_voice/en`.
-      text_form: `none` keeps transcripts as they are (Unicode NFC); `basic` applies `text.normalise`.
+      text_form: of transcripts: `none` keeps them as they are (Unicode NFC); `basic` applies `text.normalise`.
       tfds_data_dir: where TFDS keeps its sets; default: its own default, `$TFDS_DATA_DIR`.
 
     Raises:
-      DataError: no such set, one without audio, or one that was prepared in a format without random access.
+      DataError: no such set, one without audio and text, or one that was prepared in a format without random access.
     """
     import tensorflow_datasets as tfds
 
@@ -66,6 +70,11 @@ def tfds_source(tfds_name: str, name: str, text_form: TextForm, tfds_data_dir: P
         builder = tfds.builder(tfds_name, data_dir=tfds_data_dir)
     except tfds.core.DatasetNotFoundError as error:
         raise DataError(f"TFDS has no data set {tfds_name!r} in this version: {error}") from error
+    features = builder.info.features
+    audio = next((key for key, feature in features.items() if isinstance(feature, tfds.features.Audio)), None)
+    texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
+    if not audio and not texts:
+        raise DataError(f"{builder.info.full_name} has no audio and no text feature, only {', '.join(features)}.")
     try:
         builder.download_and_prepare(file_format="array_record")
     except (OSError, ConnectionError) as error:
@@ -73,24 +82,49 @@ def tfds_source(tfds_name: str, name: str, text_form: TextForm, tfds_data_dir: P
             f"TFDS cannot download {tfds_name}: {error}. "
             f"Prepare it where there is internet and copy it to {builder.data_dir}."
         ) from error
-    return Source(
-        name=name,
-        builder="manifest",
-        config=name,
-        licence=builder.info.as_proto.redistribution_info.license or "see the home page of the set",
-        origin={"tfds": builder.info.full_name, "homepage": builder.info.homepage or ""},
-        items=lambda: clips(builder, text_form),
-    )
+    licence = builder.info.as_proto.redistribution_info.license or "see the home page of the set"
+    origin = {"tfds": builder.info.full_name, "homepage": builder.info.homepage or ""}
+    if audio:
+        return Source(name, "manifest", name, licence, origin, lambda: clips(builder, audio, text_form))
+    text = "text" if "text" in texts else texts[0]
+    return TextSource(name, licence, origin, lambda: documents(builder, text))
 
 
-def clips(builder: Any, text_form: TextForm) -> Iterator[Clip | Dropped]:
-    """Clips of a prepared TFDS builder."""
+def documents(builder: Any, text: str) -> Iterator[Document]:
+    """Documents of a prepared TFDS builder from its feature `text`; a class label comes as its name."""
+    labels = getattr(builder.info.features.get("label"), "int2str", str)
+    for split in builder.info.splits:
+        for row, record in enumerate(_records(builder, split)):
+            yield Document(
+                id=f"{split}-{row:08d}",
+                text=_text(record[text]),
+                language=_language(builder),
+                source=builder.name,
+                label=labels(record["label"]) if "label" in record else "",
+                split=split if len(builder.info.splits) > 1 else "",
+            )
+
+
+def _records(builder: Any, split: str, **options: Any) -> Any:
+    try:
+        return builder.as_data_source(split, **options)
+    except NotImplementedError as error:
+        raise DataError(
+            f"{builder.data_dir} has no random access: convert it with `tfds convert_format --out_file_format "
+            "array_record`, or delete it and prepare again."
+        ) from error
+
+
+def _language(builder: Any) -> str:
+    config = builder.builder_config.name if builder.builder_config else ""
+    return _LANGUAGES.get(builder.name) or (config if re.fullmatch("[a-z]{2}", config) else "")
+
+
+def clips(builder: Any, audio: str, text_form: TextForm) -> Iterator[Clip | Dropped]:
+    """Clips of a prepared TFDS builder from its feature `audio`."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
-    audio = next((key for key, feature in features.items() if isinstance(feature, tfds.features.Audio)), None)
-    if audio is None:
-        raise DataError(f"{builder.info.full_name} has no audio feature, only {', '.join(features)}.")
     rate = features[audio].sample_rate or _RATES.get(builder.name)
     if rate is None:
         raise DataError(
@@ -98,16 +132,9 @@ def clips(builder: Any, text_form: TextForm) -> Iterator[Clip | Dropped]:
         )
     text_key = next((key for key in _TEXT if key in features), None)
     speaker_key = next((key for key in _SPEAKER if key in features), None)
-    config = builder.builder_config.name if builder.builder_config else ""
-    language = _LANGUAGES.get(builder.name) or (config if re.fullmatch("[a-z]{2}", config) else "")
+    language = _language(builder)
     for split in builder.info.splits:
-        try:
-            records = builder.as_data_source(split, decoders={audio: tfds.decode.SkipDecoding()})
-        except NotImplementedError as error:
-            raise DataError(
-                f"{builder.data_dir} has no random access: convert it with `tfds convert_format --out_file_format "
-                "array_record`, or delete it and prepare again."
-            ) from error
+        records = _records(builder, split, decoders={audio: tfds.decode.SkipDecoding()})
         for row, record in enumerate(records):
             clip_id = _text(record.get("id")) or f"{split}-{row:08d}"
             text = unicodedata.normalize("NFC", _text(record.get(text_key))).strip()

@@ -1,4 +1,4 @@
-"""tuxpaint-XX: volunteers naming the stamps of the drawing program Tux Paint, with English glosses."""
+"""tuxpaint-XX: volunteers naming the stamps of the drawing program Tux Paint, with English glosses; tuxpaint-sounds."""
 
 import re
 from collections.abc import Iterator
@@ -34,6 +34,15 @@ def clips(language: str, root: Path) -> Iterator[Clip | Dropped]:
             yield Clip(clip_id, AudioFile(audio), words, "", language, split_of(split_key(english)), english)
         else:
             yield Dropped(clip_id, "audio without transcript")
+
+
+def sounds(root: Path) -> Iterator[Clip]:
+    """The sounds that stamps make: no speech, for use as noise."""
+    stamps = root / _STAMPS
+    for audio in sorted(stamps.rglob("*.ogg")):
+        if "_desc" not in audio.stem:
+            clip_id = str(audio.relative_to(stamps).with_suffix(""))
+            yield Clip(clip_id, AudioFile(audio), "", "", "", split_of(split_key(clip_id)))
 
 
 def read_description(path: Path) -> tuple[str, dict[str, str]]:

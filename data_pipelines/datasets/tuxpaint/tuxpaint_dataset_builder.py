@@ -1,4 +1,4 @@
-"""tuxpaint: names of things in eleven languages, with English glosses."""
+"""tuxpaint: names of things in eleven languages, with English glosses; and the sounds of these things."""
 
 import tensorflow_datasets as tfds
 
@@ -11,4 +11,4 @@ class Builder(SpeechBuilder):
         "Descriptions of the stamps of the drawing program Tux Paint, read by volunteers, with English glosses."
     )
     HOMEPAGE = "https://tuxpaint.org"
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=language) for language in LANGUAGES]  # noqa: RUF012
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in (*LANGUAGES, "sounds")]  # noqa: RUF012

@@ -1,0 +1,327 @@
+"""Cleaning of text: named steps that a preparation chains in any order, each counting what it leaves out.
+
+A step takes documents and gives documents, with a `Dropped` in place of what it left out; it passes on what earlier
+steps dropped. Steps are generators, so a corpus of any size flows through; only the two steps that look for copies keep
+something of each document (about 100 bytes for exact copies, 2.5 kB for near ones).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, Literal
+
+from data_pipelines.clips import Dropped
+from data_pipelines.documents import Document
+from data_pipelines.errors import DataError
+from data_pipelines.near_duplicates import NearDuplicates
+from data_pipelines.text import UnspeakableError, normalise, split_key
+
+StepName = Literal[
+    "unicode",
+    "language",
+    "length",
+    "exact",
+    "near",
+    "sentences",
+    "spoken",
+    "punctuation",
+    "stop_words",
+    "stem",
+]
+Items = Iterable[Document | Dropped]
+
+_LANGUAGE_CHARACTERS = 2000  # enough to tell a language by
+_SURE = 0.5  # probability from which on a language counts as recognised
+_PHRASE_WORDS = 5  # held-out sentences from this length on are searched for within lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Cleaning:
+    """What a preparation does to text.
+
+    Attributes:
+      steps: in this order.
+        unicode: NFKC; no control characters; single spaces; at most one blank line in a row.
+        language: without documents that are surely in another language than `languages`; fills in the language.
+        length: without documents outside `min_characters` to `max_characters`.
+        exact: without copies of earlier documents.
+        near: without documents that share `similarity` of their five-word shingles with an earlier one.
+        sentences: every sentence a document of its own.
+        spoken: lines as they are said: lower case, numbers in words, no punctuation; lines that hold a number or sign
+          without a known spoken form go. After `sentences`, this is text like transcripts.
+        punctuation: without punctuation and symbols, apostrophes within words excepted.
+        stop_words: without the most common words of the document's language.
+        stem: words in lower case, cut to their stems (Snowball), in the document's language.
+      languages: two-letter codes of the languages to keep; empty keeps all, or what a named set is meant to be in.
+      min_characters, max_characters: of a document, after the steps before `length`.
+      similarity: from which on a document is a near copy.
+      held_out: prepared sets, of speech say, whose sentences must not be trained on, but for those of their train
+        splits; "name:split" is one split. Before all steps, lines that hold such a sentence are taken out: one of five
+        words or more wherever it stands, a shorter one where it is the whole line.
+    """
+
+    steps: tuple[StepName, ...] = ("unicode", "language", "length", "exact", "near")
+    languages: tuple[str, ...] = ()
+    min_characters: int = 1
+    max_characters: int = 10_000_000
+    similarity: float = 0.8
+    held_out: tuple[str, ...] = ()
+
+
+def clean(items: Items, cleaning: Cleaning, sentences: Collection[str] = ()) -> Iterator[Document | Dropped]:
+    """Passes documents through the steps of `cleaning`.
+
+    Args:
+      sentences: the texts of the sets that `cleaning.held_out` names.
+
+    Raises:
+      DataError: a step is unknown or cannot do its work in the language of a document.
+    """
+    known: dict[str, Callable[[Items], Iterator[Document | Dropped]]] = {
+        "unicode": functools.partial(_rewrite, tidy, "empty"),
+        "language": functools.partial(_filter_language, cleaning.languages),
+        "length": functools.partial(_filter_length, cleaning.min_characters, cleaning.max_characters),
+        "exact": _filter_exact,
+        "near": functools.partial(_filter_near, cleaning.similarity),
+        "sentences": _split_sentences,
+        "spoken": _speak,
+        "punctuation": functools.partial(_rewrite, lambda text, _: strip_punctuation(text), "nothing but punctuation"),
+        "stop_words": functools.partial(_rewrite, strip_stop_words, "nothing but stop words"),
+        "stem": functools.partial(_rewrite, stem, "empty"),
+    }
+    if sentences:
+        items = _take_out(_HeldOut(sentences), items)
+    for name in cleaning.steps:
+        if name not in known:
+            raise DataError(f"--steps: no cleaning step is called {name!r}; known: {', '.join(known)}")
+        items = known[name](items)
+    return iter(items)
+
+
+def _rewrite(function: Callable[[str, str], str], reason: str, items: Items) -> Iterator[Document | Dropped]:
+    """Applies `function(text, language)`; a document of which nothing is left is dropped for `reason`."""
+    for item in items:
+        if isinstance(item, Document):
+            text = function(item.text, item.language)
+            item = dataclasses.replace(item, text=text) if text else Dropped(item.id, reason)
+        yield item
+
+
+def tidy(text: str, language: str = "") -> str:
+    """NFKC, one kind of line end, no invisible characters, single spaces, at most one blank line in a row."""
+    text = unicodedata.normalize("NFKC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    if not text.isprintable():  # spaces other than U+0020, line ends, control and format characters
+        text = "".join(c if c == "\n" or c.isprintable() else _replacement(c) for c in text)
+    lines = (
+        " ".join(line.split(" ")).strip() if "  " not in line else re.sub(" +", " ", line).strip()
+        for line in text.split("\n")
+    )
+    return re.sub("\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+
+
+def _replacement(character: str) -> str:
+    if character in "\u2028\u2029\x0b\x0c\x85":
+        return "\n"
+    return " " if character.isspace() else ""
+
+
+def _filter_language(languages: tuple[str, ...], items: Items) -> Iterator[Document | Dropped]:
+    for item in items:
+        if isinstance(item, Document) and (languages or not item.language):
+            found, probability = _identifier()(item.text[:_LANGUAGE_CHARACTERS])
+            if probability >= _SURE and languages and found not in languages:
+                item = Dropped(item.id, f"not in {', '.join(languages)}", detail=f"{item.id}: looks like {found}")
+            elif probability >= _SURE and not item.language:
+                item = dataclasses.replace(item, language=found)
+        yield item
+
+
+@functools.cache
+def _identifier() -> Callable[[str], tuple[str, float]]:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # its model takes a second to load
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify
+
+
+def _filter_length(least: int, most: int, items: Items) -> Iterator[Document | Dropped]:
+    for item in items:
+        if isinstance(item, Document):
+            if len(item.text) < least:
+                item = Dropped(item.id, f"shorter than {least:,} characters")
+            elif len(item.text) > most:
+                item = Dropped(item.id, f"longer than {most:,} characters")
+        yield item
+
+
+def _filter_exact(items: Items) -> Iterator[Document | Dropped]:
+    seen: set[bytes] = set()
+    for item in items:
+        if isinstance(item, Document):
+            digest = hashlib.blake2b(item.text.encode(), digest_size=16).digest()
+            if digest in seen:
+                item = Dropped(item.id, "copy of an earlier document")
+            else:
+                seen.add(digest)
+        yield item
+
+
+def _filter_near(similarity: float, items: Items) -> Iterator[Document | Dropped]:
+    seen = NearDuplicates(similarity)
+    for item in items:
+        if isinstance(item, Document) and not seen.is_new(item.text):
+            item = Dropped(item.id, "nearly an earlier document")
+        yield item
+
+
+_SENTENCE_END = re.compile(
+    r"""(?:(?<=[.!?…])|(?<=[.!?…]["')\]]))(?<!\b[A-Z]\.)(?<!\b(?:Mr|Ms|Dr|St|vs|cf)\.)(?<!\b(?:Mrs|etc|e\.g|i\.e)\.)"""
+    r"""\s+(?=["'(\[]*[A-Z0-9])"""
+)
+
+
+def _split_sentences(items: Items) -> Iterator[Document | Dropped]:
+    for item in items:
+        if isinstance(item, Dropped):
+            yield item
+            continue
+        for number, sentence in enumerate(split_sentences(item.text)):
+            yield dataclasses.replace(item, id=f"{item.id}#{number}", text=sentence)
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences on one line each; a paragraph's end ends a sentence, a line's end only where it looks like one.
+
+    A full stop, question or exclamation mark before a capital ends a sentence, but for initials and a few English
+    abbreviations. Text where verses are lines comes out right where each verse ends or begins so.
+    """
+    paragraphs = re.split(r"\n\s*\n", text)
+    return [
+        sentence
+        for paragraph in paragraphs
+        for sentence in _SENTENCE_END.split(" ".join(paragraph.split()))
+        if sentence
+    ]
+
+
+def _speak(items: Items) -> Iterator[Document | Dropped]:
+    for item in items:
+        if isinstance(item, Dropped):
+            yield item
+            continue
+        spoken = []
+        for number, line in enumerate(item.text.split("\n")):
+            try:
+                spoken.append(normalise(line, item.language))
+            except UnspeakableError as error:
+                yield Dropped(
+                    f"{item.id}, line {number}", "line with a number or sign without spoken form", detail=str(error)
+                )
+        text = "\n".join(filter(None, spoken))
+        yield dataclasses.replace(item, text=text) if text else Dropped(item.id, "nothing to say")
+
+
+_PUNCTUATION = re.compile(r"(?<!\w)['\u2019]|['\u2019](?!\w)|[^\w\s'\u2019]|_")
+
+
+def strip_punctuation(text: str) -> str:
+    """Text without punctuation and symbols; apostrophes within words stay."""
+    return _join_words(_PUNCTUATION.sub(" ", text))
+
+
+def strip_stop_words(text: str, language: str) -> str:
+    """Text without the most common words of its language."""
+    stop_words = _stop_words(language)
+    return _join_words(
+        text, lambda word: "" if word.casefold().replace("\u2019", "'").strip('.,;:!?"()[]') in stop_words else word
+    )
+
+
+@functools.cache
+def _stop_words(language: str) -> frozenset[str]:
+    import stop_words
+
+    try:
+        return frozenset(stop_words.get_stop_words(language))
+    except stop_words.StopWordError as error:
+        raise DataError(_language_remedy("stop_words", language)) from error
+
+
+def stem(text: str, language: str) -> str:
+    """Words in lower case, cut to their stems by the Snowball stemmer of the language."""
+    stemmer = _stemmer(language)
+    return _join_words(text, lambda word: stemmer.stemWord(word.lower()))
+
+
+@functools.cache
+def _stemmer(language: str) -> Any:
+    import snowballstemmer
+
+    try:
+        return snowballstemmer.stemmer(language)
+    except KeyError as error:
+        raise DataError(_language_remedy("stem", language)) from error
+
+
+def _language_remedy(step: str, language: str) -> str:
+    what = f"the language {language!r}" if language else "a document whose language is unknown"
+    return f"--steps: {step} cannot treat {what}; put the step language before it and name --languages, or leave it out"
+
+
+def _join_words(text: str, change: Callable[[str], str] = str) -> str:
+    """Text with every word changed, empty ones left out, lines kept."""
+    lines = (" ".join(filter(None, map(change, line.split()))) for line in text.split("\n"))
+    return re.sub("\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+
+
+def _take_out(held_out: "_HeldOut", items: Items) -> Iterator[Document | Dropped]:
+    for item in items:
+        if isinstance(item, Dropped):
+            yield item
+            continue
+        lines = item.text.split("\n")
+        held = held_out.lines(lines, item.language)
+        for number in sorted(held):
+            yield Dropped(f"{item.id}, line {number}", "line with a held-out sentence", detail=lines[number][:200])
+        text = "\n".join(line for number, line in enumerate(lines) if number not in held).strip("\n")
+        yield dataclasses.replace(item, text=text) if text else Dropped(item.id, "nothing but held-out sentences")
+
+
+class _HeldOut:
+    """Sentences by their first words, so that one pass over a text finds all of them."""
+
+    def __init__(self, sentences: Collection[str]):
+        self._whole: set[tuple[str, ...]] = set()
+        self._phrases: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for words in {tuple(split_key(sentence).split()) for sentence in sentences}:
+            if len(words) >= _PHRASE_WORDS:
+                self._phrases.setdefault(words[:_PHRASE_WORDS], []).append(words)
+            elif words:
+                self._whole.add(words)
+
+    def lines(self, lines: list[str], language: str) -> set[int]:
+        """Numbers of the lines that hold a held-out sentence or a part of one that runs over line ends."""
+        words: list[str] = []
+        line_of: list[int] = []
+        held = set()
+        for number, line in enumerate(lines):
+            found = _spoken_words(line, language)
+            if tuple(found) in self._whole:
+                held.add(number)
+            words += found
+            line_of += [number] * len(found)
+        for start in range(len(words) - _PHRASE_WORDS + 1):
+            for phrase in self._phrases.get(tuple(words[start : start + _PHRASE_WORDS]), ()):
+                if tuple(words[start : start + len(phrase)]) == phrase:
+                    held.update(line_of[start : start + len(phrase)])
+        return held
+
+
+def _spoken_words(line: str, language: str) -> list[str]:
+    """The words to compare by: numbers spelled as transcripts have them, where their spoken form is known."""
+    try:
+        return split_key(normalise(line, language)).split()
+    except UnspeakableError:
+        return split_key(line).split()

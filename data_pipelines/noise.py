@@ -1,0 +1,53 @@
+"""Stretches of a noise set to mix into utterances: which one a row gets is a pure function of (seed, step, place)."""
+
+import numpy as np
+
+from data_pipelines.audio import decode_flac
+from data_pipelines.errors import DataError
+from data_pipelines.index import Index
+from data_pipelines.records import RecordReader
+from data_pipelines.shuffle import derive_key, uniform
+
+_CLIP, _START = 0, 1  # streams of randomness
+
+
+class NoiseReader:
+    """Reads random stretches of a prepared set; threads may share one reader.
+
+    Noise travels with the batch and not as one array to every device, so a noise set may be of any size, and each host
+    reads what its own rows need.
+    """
+
+    def __init__(self, index: Index, seed: int):
+        """
+        Args:
+          index: the noise clips.
+          seed: names the draws; the training run's.
+
+        Raises:
+          DataError: as `RecordReader`; or there is no clip.
+        """
+        if not len(index):
+            raise DataError(f"the noise set {' + '.join(map(str, index.parts))} holds no clips")
+        self._index, self._seed = index, seed
+        self._reader = RecordReader(index)
+
+    def stretch(self, step: int, place: int, num_samples: int) -> np.ndarray:
+        """int16 [num_samples] of a clip drawn uniformly, from a random sample on; a shorter clip is looped.
+
+        Args:
+          step: of the batch that the stretch goes into.
+          place: row of the global batch.
+
+        Raises:
+          DataError: the record cannot be read; the message names it.
+        """
+        drawn = lambda stream: uniform(np.array([place]), derive_key(self._seed, step, stream)).item()  # noqa: E731
+        row = int(drawn(_CLIP) * len(self._index))
+        try:
+            clip = decode_flac(self._reader.read(row)[0])
+        except Exception as error:  # the checksums' and the decoder's kinds alike
+            part, number = self._index.locate(row)
+            raise DataError(f"noise: record {number} of {part} cannot be read ({error}); {part.remedy}") from error
+        start = int(drawn(_START) * (max(len(clip) - num_samples, 0) + 1))
+        return np.resize(clip[start : start + num_samples], num_samples)

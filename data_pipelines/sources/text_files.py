@@ -1,0 +1,212 @@
+"""A user's own text: .txt, .jsonl and .parquet files, found by glob patterns, plain or compressed.
+
+- `.txt`: a document a line, paragraph (ended by a blank line) or file, as `unit` says;
+- `.jsonl`: an object a line with `text`, and optionally `id`, `language`, `source`, `label`, `split`;
+- `.parquet`: the same names as columns, read some thousand rows at a time.
+
+The first two may end in .gz, .bz2, .xz or .zst besides. Without an id, the file and the number within it are the id.
+"""
+
+import bz2
+import codecs
+import glob
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines.clips import Dropped
+from data_pipelines.documents import Document, TextSource
+from data_pipelines.errors import DataError
+
+Unit = Literal["line", "paragraph", "file"]
+
+_OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": lambda path: pa.CompressedInputStream(str(path), "zstd"),
+}
+_KINDS = (".txt", ".jsonl", ".parquet")
+_OPTIONAL = ("id", "language", "source", "label", "split")
+_SPLIT_NAME = re.compile(r"\w+", re.ASCII)
+_UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException)
+
+
+def text_files(patterns: Sequence[str], name: str, *, unit: Unit, encoding: str) -> TextSource:
+    """Describes the files that match `patterns` as a set called `name`.
+
+    Args:
+      patterns: paths or glob patterns; `**` stands for any number of folders.
+      unit: what a document of a .txt file is.
+      encoding: of .txt and .jsonl files, by its Python name.
+
+    Raises:
+      DataError: a pattern matches nothing, a file is of no known kind, or the encoding is unknown.
+    """
+    try:
+        codecs.lookup(encoding)
+    except LookupError as error:
+        raise DataError(
+            f"--encoding {encoding}: Python knows no such encoding; try utf-8, latin-1 or cp1252."
+        ) from error
+    paths: list[Path] = []
+    for pattern in patterns:
+        found = sorted(filter(os.path.isfile, glob.glob(os.path.expanduser(pattern), recursive=True)))
+        if not found:
+            raise DataError(
+                f"--text {pattern}: no such file; give a path, or a pattern in quotes such as 'corpus/*.txt.gz'."
+            )
+        paths += map(Path, found)
+    paths = list(dict.fromkeys(paths))
+    for path in paths:
+        if _kind(path) not in _KINDS:
+            raise DataError(
+                f"{path}: not one of {', '.join(_KINDS)} (with or without {', '.join(_OPENERS)}); rename or convert it."
+            )
+    return TextSource(
+        name=name,
+        licence="of the user's own data",
+        origin={str(path): _stamp(path) for path in paths},
+        documents=lambda: _documents(paths, unit, encoding),
+    )
+
+
+def _kind(path: Path) -> str:
+    return path.with_suffix("").suffix if path.suffix in _OPENERS else path.suffix
+
+
+def _stamp(path: Path) -> str:
+    """Changes when the file does; a digest of gigabytes would take longer than preparing them anew."""
+    stat = path.stat()
+    return hashlib.sha1(f"{stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+
+
+def _documents(paths: Sequence[Path], unit: Unit, encoding: str) -> Iterator[Document | Dropped]:
+    root = os.path.commonpath([path.absolute().parent for path in paths])
+    given_ids: set[str] = set()
+    for path in paths:
+        name = os.path.relpath(path.absolute(), root)
+        if path.stat().st_size == 0:
+            yield Dropped(name, "empty file", True, f"{path}: empty file; fill or remove it")
+            continue
+        try:
+            if _kind(path) == ".parquet":
+                rows = _parquet(path)
+            elif _kind(path) == ".jsonl":
+                rows = _jsonl(path, encoding)
+            else:
+                rows = ((number, {"text": text}) for number, text in _plain(path, unit, encoding))
+            for number, row in rows:
+                yield _document(row, path, f"{name}:{number}", given_ids)
+        except _UNREADABLE as error:
+            detail = f"{path}: cannot be read ({error}); the file may be damaged or cut short: copy it again"
+            yield Dropped(name, "unreadable file", True, detail)
+
+
+def _document(row: Any, path: Path, place: str, given_ids: set[str]) -> Document | Dropped:
+    if isinstance(row, Dropped):
+        return row
+    try:
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise ValueError('expected an object with a string "text"')
+        fields = {key: row[key] for key in _OPTIONAL if row.get(key) is not None}
+        for key, value in fields.items():
+            if not isinstance(value, str | int):
+                raise ValueError(f'"{key}" must be a string, found {value!r}')
+        fields = {key: str(value) for key, value in fields.items()}
+        if "split" in fields and not _SPLIT_NAME.fullmatch(fields["split"]):
+            raise ValueError(f'"split" must be letters, digits and underscores, found {fields["split"]!r}')
+    except ValueError as error:
+        return Dropped(place, "malformed row", True, f"{path}, {place}: {error}; mend or remove the row")
+    if "id" in fields:
+        if fields["id"] in given_ids:
+            detail = (
+                f"{path}, {place}: the id {fields['id']!r} occurs twice; the first is kept, give the second its own"
+            )
+            return Dropped(fields["id"], "duplicate id", True, detail)
+        given_ids.add(fields["id"])
+    return Document(**{"id": place, "source": path.name.partition(".")[0]} | fields, text=row["text"])
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, dict]]:
+    with pq.ParquetFile(path) as file:
+        columns = [name for name in ("text", *_OPTIONAL) if name in file.schema_arrow.names]
+        if "text" not in columns:
+            raise DataError(
+                f"{path}: no column is called 'text', only {', '.join(file.schema_arrow.names)}; rename the one that "
+                "holds the text"
+            )
+        number = 0
+        for batch in file.iter_batches(4096, columns=columns):
+            for row in batch.to_pylist():
+                yield number, row
+                number += 1
+
+
+def _jsonl(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
+    for number, line in _lines(path, encoding):
+        if isinstance(line, Dropped):
+            yield number, line
+        elif line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                detail = f"{path}:{number}: not JSON ({error}); mend or remove the line"
+                yield number, Dropped(f"{path.name}:{number}", "malformed line", True, detail)
+
+
+def _plain(path: Path, unit: Unit, encoding: str) -> Iterator[tuple[int, Any]]:
+    """Documents of a text file with the number of their first line."""
+    pending: list[str] = []
+    start = 1
+    for number, line in _lines(path, encoding):
+        if isinstance(line, Dropped):
+            yield number, line
+        elif unit == "line":
+            if line.strip():
+                yield number, line
+        elif line.strip() or unit == "file":
+            start = start if pending else number
+            pending.append(line)
+        elif pending:
+            yield start, "".join(pending)
+            pending = []
+    if pending:
+        yield start, "".join(pending)
+
+
+def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str | Dropped]]:
+    """Lines with their numbers from 1; one that is not in `encoding` comes back as bad, with its place in bytes."""
+    offset = 0
+    with _OPENERS[path.suffix](path) if path.suffix in _OPENERS else path.open("rb") as file:
+        for number, line in enumerate(_byte_lines(file, encoding), start=1):
+            try:
+                yield number, line.decode(encoding).removeprefix("\ufeff" if number == 1 else "")
+            except UnicodeDecodeError as error:
+                place = f"{path}: byte {offset + error.start} (line {number}) is not {encoding}"
+                detail = f"{place}; name the encoding with --encoding, such as latin-1, or write the file as UTF-8"
+                yield number, Dropped(f"{path.name}:{number}", "wrong encoding", True, detail)
+            offset += len(line)
+
+
+def _byte_lines(file: BinaryIO, encoding: str) -> Iterable[bytes]:
+    """Lines as bytes, where a line feed is a byte of its own; else, as in UTF-16, the whole file as one."""
+    if "\n".encode(encoding) == b"\n":
+        pending = b""
+        while block := file.read(2**20):  # not all compressed files can be read by lines
+            *lines, pending = (pending + block).split(b"\n")
+            yield from (line + b"\n" for line in lines)
+        if pending:
+            yield pending
+    else:
+        yield file.read()

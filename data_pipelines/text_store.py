@@ -1,0 +1,164 @@
+"""Documents to a prepared set of text: they lie in the index itself.
+
+<set>/index/<split>.parquet  id, text, language, source, label, num_bytes (UTF-8)
+<set>/meta.json              what the set is; its presence says that the set is whole
+<set>/report.json            what was kept and dropped
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from data_pipelines.cleaning import Cleaning, clean
+from data_pipelines.clips import Dropped
+from data_pipelines.convert import too_many_bad
+from data_pipelines.documents import Document, TextSource
+from data_pipelines.errors import DataError, disk_full, is_disk_full
+from data_pipelines.store import META, file_sha256, write_json
+from data_pipelines.text import SPLITS, split_key, text_split_of
+from data_pipelines.text_report import Tally, TextReport
+
+_STRINGS = ("id", "text", "language", "source", "label")
+_SCHEMA = pa.schema([(name, pa.large_string()) for name in _STRINGS] + [("num_bytes", pa.int64())])
+_ROW_GROUP = 8 * 2**20  # characters
+_FEW = 1000  # the share of bad items is judged from so many on, so that a first bad line stops nothing
+
+
+def prepare_text(
+    source: TextSource,
+    folder: Path,
+    request: dict[str, Any],
+    cleaning: Cleaning,
+    sentences: Iterable[str],
+    *,
+    max_bad: float,
+) -> TextReport:
+    """Cleans the documents of `source` and stores them in `folder`.
+
+    A document's split is its source's, or falls by the digest of its words before cleaning: a tenth is test, 2 % dev,
+    whatever the steps, and what a step cuts out of a document stays in its split.
+
+    Args:
+      request: the arguments that shaped the set, so that the same call later finds it done.
+      sentences: the texts of the sets that `cleaning.held_out` names.
+      max_bad: share of items that may be bad before the run stops.
+
+    Raises:
+      DataError: too many bad items, a full disk, nothing kept.
+    """
+    partial = folder / "index.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (folder / META).unlink(missing_ok=True)
+    console = Console(stderr=True)
+    tally = Tally()
+    try:
+        with _Writers(partial) as writers:
+            _run(source, cleaning, sentences, tally, writers, max_bad, console)
+        report = tally.report(source.name)
+        if not report.splits:
+            report.print(console)
+            raise DataError(
+                f"{source.name}: nothing is left of {tally.num_read:,} documents; the table above says why."
+            )
+        report.save(folder / "report.json")
+        shutil.rmtree(folder / "index", ignore_errors=True)
+        os.replace(partial, folder / "index")
+        splits = {
+            split: {
+                "num_documents": report.splits[split]["documents"],
+                "num_bytes": report.splits[split]["bytes"],
+                "index": f"index/{split}.parquet",
+                "index_sha256": file_sha256(folder / "index" / f"{split}.parquet"),
+            }
+            for split in sorted(
+                report.splits, key=lambda split: SPLITS.index(split) if split in SPLITS else len(SPLITS)
+            )
+        }
+        meta = {"name": source.name, "kind": "text", "licence": source.licence, "source": source.origin}
+        write_json(folder / META, meta | {"splits": splits, "request": request})
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise disk_full(folder, tally.num_bytes) from error
+    return report
+
+
+def _run(
+    source: TextSource,
+    cleaning: Cleaning,
+    sentences: Iterable[str],
+    tally: Tally,
+    writers: "_Writers",
+    max_bad: float,
+    console: Console,
+) -> None:
+    bad: list[Dropped] = []
+
+    def assigned() -> Iterable[Document | Dropped]:
+        for item in source.documents():
+            tally.read(item)
+            if isinstance(item, Document) and not item.split:
+                item = Document(**{**vars(item), "split": text_split_of(split_key(item.text))})
+            yield item
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(f"{source.name}: clean text", total=None)
+        for item in clean(assigned(), cleaning, list(sentences)):
+            if isinstance(item, Dropped):
+                tally.drop(item)
+                if item.is_bad:
+                    bad.append(item)
+                    if len(bad) > max_bad * max(tally.num_read, _FEW):
+                        raise too_many_bad(bad, int(max_bad * max(tally.num_read, _FEW)))
+            else:
+                tally.keep(item)
+                writers.write(item)
+            if (tally.num_kept + tally.num_dropped) % 500 == 0:
+                mega = tally.num_bytes / 1e6
+                progress.update(task, description=f"{source.name}: {tally.num_kept:,} documents kept, {mega:,.1f} MB")
+    if len(bad) > max_bad * tally.num_read:
+        raise too_many_bad(bad, int(max_bad * tally.num_read))
+
+
+class _Writers:
+    """One index file a split, written a row group at a time."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._files: dict[str, pq.ParquetWriter] = {}
+        self._rows: dict[str, list[Document]] = {}
+        self._sizes: dict[str, int] = {}
+
+    def __enter__(self) -> "_Writers":
+        return self
+
+    def write(self, document: Document) -> None:
+        self._rows.setdefault(document.split, []).append(document)
+        self._sizes[document.split] = self._sizes.get(document.split, 0) + len(document.text)
+        if self._sizes[document.split] > _ROW_GROUP:
+            self._flush(document.split)
+
+    def _flush(self, split: str) -> None:
+        if split not in self._files:
+            self._files[split] = pq.ParquetWriter(self._folder / f"{split}.parquet", _SCHEMA, compression="zstd")
+        rows = self._rows.pop(split, [])
+        columns: dict[str, list] = {name: [getattr(row, name) for row in rows] for name in _STRINGS}
+        columns["num_bytes"] = [len(row.text.encode()) for row in rows]
+        self._files[split].write_table(pa.table(columns, schema=_SCHEMA))
+        self._sizes[split] = 0
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            for split in list(self._rows):
+                self._flush(split)
+        for file in self._files.values():
+            file.close()
