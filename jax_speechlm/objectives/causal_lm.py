@@ -36,7 +36,7 @@ class CausalLM(Config):
     kind: Literal["causal_lm"] = "causal_lm"
     z_weight: Annotated[float, Field(ge=0)] = 1e-4
 
-    def build(self, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
+    def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
         """The objective for one model and tokenizer; it has no use for the front end.
 
         The loss is a mean over the tokens that have one before them in their document. Metrics: `loss`,

@@ -1,0 +1,328 @@
+"""A trained causal language model: probabilities of texts, continuations, and the step-by-step view a search needs."""
+
+import dataclasses
+import functools
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from data_pipelines import tokenizers
+from jax_speechlm.decoding.generate import Beam, Continuations, Sampling, beam_search, sample
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.models import functional
+from jax_speechlm.models.functional import Params
+from jax_speechlm.models.transformer import TransformerConfig, init_cache
+from jax_speechlm.objectives.causal_lm import CausalLM, TextModel, token_losses
+from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.vocabulary import PADDING, Vocabulary, pad
+
+_TOKENS_PER_BATCH = 8192  # speed and memory, never the result
+_SHORTEST_ROW = 16
+
+
+class Continuation(NamedTuple):
+    """One continuation of a prompt.
+
+    Attributes:
+      text: what follows the prompt.
+      log_prob: natural logarithm of its probability given the prompt, its end included where it ended.
+      num_tokens: how many tokens it has, the end included where it ended.
+      ended: whether the model ended the text; else it was cut.
+    """
+
+    text: str
+    log_prob: float
+    num_tokens: int
+    ended: bool
+
+
+class Window(NamedTuple):
+    """A stretch of a document that is scored in one row: predictions `first` to `end` - 1, seen from `start` on.
+
+    Prediction i is that of token i + 1 from tokens `start` to i.
+    """
+
+    document: int
+    start: int
+    first: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A causal model and its tokenizer. All that `load` needs is the checkpoint's path.
+
+    Attributes:
+      model: its shape.
+      tokenizer: text to ids.
+      params: its parameters: {"transformer": ...}.
+      context: tokens of the rows that it was trained on; it is given no more history than that.
+      checkpoint: where it was read from, for messages.
+    """
+
+    model: TransformerConfig
+    tokenizer: tokenizers.Tokenizer
+    params: Params
+    context: int
+    checkpoint: Path | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LanguageModel":
+        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
+
+        Raises:
+          CheckpointError: there is no readable checkpoint, or it is not one of a causal language model.
+        """
+        checkpoint = ckpt.find(path)
+        kind = ckpt.read_meta(checkpoint)["experiment"]["objective"]["kind"]
+        if kind != CausalLM().kind:
+            raise ckpt.CheckpointError(
+                f"{checkpoint}: was trained by {kind}, which gives no probability of a text. Name a run that was "
+                f"trained by {CausalLM().kind}."
+            )
+        params, meta = ckpt.read_params(checkpoint)
+        experiment = Experiment.model_validate(meta["experiment"])
+        with tempfile.TemporaryDirectory() as folder:
+            ckpt.unpack_files(meta["tokenizer"], folder)
+            tokenizer = tokenizers.load_tokenizer(folder)
+        return cls(experiment.model, tokenizer, jax.device_put(params), experiment.data.context, checkpoint)
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self.tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """A text's ids between two boundaries. Characters that the tokenizer does not know are dropped."""
+        return self.vocabulary.enclose(self.tokenizer.encode(text))
+
+    def score(self, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
+        """Log-probability of each text, from boundary to boundary, in nats: float64, below 0.
+
+        A text is all that a document holds: its end counts. Long ones are scored as `token_nats` says.
+        """
+        nats = self.token_nats([self.encode(text) for text in texts])
+        return np.array([-document.sum(dtype=np.float64) for document in nats])
+
+    def token_nats(
+        self, documents: Sequence[Sequence[int]], *, stride: int | None = None
+    ) -> list[Float[np.ndarray, " predictions"]]:
+        """Minus the log-probability of each token behind the first, given those before it, for each document.
+
+        A document longer than the context is scored in windows of that length, each `stride` tokens further than the
+        last: every token is scored once, from at least `context - stride` tokens before it.
+
+        Args:
+          documents: ids with their boundaries.
+          stride: tokens; None takes half of the context.
+        """
+        stride = max(1, self.context // 2) if stride is None else stride
+        if not 1 <= stride <= self.context:
+            raise ValueError(f"stride must lie between 1 and the context ({self.context}), got {stride}")
+        nats = [np.zeros(max(0, len(ids) - 1), np.float32) for ids in documents]
+        for width, windows in _by_width(windows_of(documents, self.context, stride), self.context):
+            most = max(1, _TOKENS_PER_BATCH // width)
+            for begin in range(0, len(windows), most):
+                part = windows[begin : begin + most]
+                rows = min(most, 1 << (len(part) - 1).bit_length())  # few shapes, hence few programs
+                tokens = pad([documents[w.document][w.start : w.end] for w in part], width, rows)
+                targets = pad([documents[w.document][w.start + 1 : w.end + 1] for w in part], width, rows)
+                lengths = np.array([w.end - w.start for w in part] + [0] * (rows - len(part)), np.int32)
+                scored = jax.device_get(self._nats(self.params, tokens, targets, lengths))
+                for w, row in zip(part, scored, strict=False):
+                    nats[w.document][w.first : w.end] = row[w.first - w.start : w.end - w.start]
+        return nats
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        method: Sampling | Beam = Sampling(),  # noqa: B008  frozen
+        *,
+        max_tokens: int = 128,
+        samples: int = 1,
+        seed: int = 0,
+    ) -> list[list[Continuation]]:
+        """Continues texts. What a prompt gives does not depend on the other prompts, nor on their order.
+
+        Args:
+          prompts: beginnings of texts; an empty one begins a text anew.
+          method: how tokens are chosen (`decoding.generate`); `GREEDY` takes the likeliest.
+          max_tokens: the most tokens added; a full context ends a text too.
+          samples: continuations of each prompt, each drawn with a key of its own; a beam gives as many as it is wide.
+          seed: of the random numbers.
+
+        Returns:
+          For each prompt its continuations; those of a beam are sorted, the best first.
+
+        Raises:
+          ValueError: a prompt leaves no room in the context.
+        """
+        if not prompts:
+            return []
+        ids = [[self.vocabulary.boundary, *self.tokenizer.encode(prompt)] for prompt in prompts]
+        for prompt, row in zip(prompts, ids, strict=True):
+            if len(row) >= self.context:
+                raise ValueError(
+                    f"a prompt of {len(row)} tokens leaves no room to go on: {self.checkpoint or 'the model'} was "
+                    f"trained on {self.context} tokens. Shorten the prompt, which begins {prompt[:60]!r}"
+                )
+        if isinstance(method, Sampling):
+            keys = [jax.random.fold_in(jax.random.key(seed), number) for number in range(samples)]
+            ids = [row for row in ids for _ in keys]
+            found = self._continue(ids, jnp.stack(keys * len(prompts)), method, max_tokens)
+            found = jax.tree.map(lambda x: x.reshape(len(prompts), samples, *x.shape[1:]), found)
+        else:
+            found = self._continue(ids, None, method, max_tokens)
+        starts = ids[:: len(ids) // len(prompts)]
+        return [self._read(start, *each) for start, each in zip(starts, zip(*found, strict=True), strict=True)]
+
+    def session(self, slots: int, length: int, width: int) -> "Session":
+        """Room to score prefixes token by token; see `Session`."""
+        return Session(self, slots, length, width)
+
+    def _continue(
+        self, ids: list[list[int]], keys: jax.Array | None, method: Sampling | Beam, max_tokens: int
+    ) -> Continuations:
+        lengths = np.array([len(row) for row in ids], np.int32)
+        width = -(-int(lengths.max()) // _SHORTEST_ROW) * _SHORTEST_ROW
+        return jax.device_get(
+            self._generate(self.params, pad(ids, width), lengths, keys, method=method, max_new=max_tokens)
+        )
+
+    def _read(self, start: list[int], tokens: np.ndarray, lengths: np.ndarray, log_probs: np.ndarray):
+        before = self.tokenizer.decode(start[1:])
+        continuations = []
+        for row, length, log_prob in zip(tokens, lengths.tolist(), log_probs.tolist(), strict=True):
+            if not math.isfinite(log_prob):
+                continue  # a beam wider than there are continuations
+            ids = row[:length].tolist()
+            ended = bool(ids) and ids[-1] == self.vocabulary.boundary
+            text = self.tokenizer.decode(start[1:] + ids[: length - ended])
+            continuations.append(Continuation(text[len(before) :], log_prob, length, ended))
+        return continuations
+
+    @functools.cached_property
+    def graphdef(self):
+        return functional.declare(lambda rngs: TextModel(self.model, self.vocabulary.size, rngs=rngs)).graphdef
+
+    @functools.cached_property
+    def _nats(self):
+        def nats(params: Params, tokens, targets, lengths):
+            transformer = functional.bind(self.graphdef, params).transformer
+            place = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+            inside = place < lengths[:, None]
+            hidden = transformer(tokens, inside.astype(jnp.int32), place)
+            return token_losses(transformer, hidden, targets, inside.astype(jnp.float32))[1].nll
+
+        return jax.jit(nats)
+
+    @functools.cached_property
+    def _generate(self):
+        def run(params: Params, prompt, lengths, keys, *, method: Sampling | Beam, max_new: int) -> Continuations:
+            transformer = functional.bind(self.graphdef, params).transformer
+            limits = {"max_new": max_new, "context": self.context}
+            if isinstance(method, Beam):
+                return beam_search(transformer, self.vocabulary, prompt, lengths, method, **limits)
+            return sample(transformer, self.vocabulary, prompt, lengths, keys, method, **limits)
+
+        return jax.jit(run, static_argnames=("method", "max_new"))
+
+    @functools.cached_property
+    def _step(self):
+        def step(params: Params, cache, parents, slots, tokens, positions):
+            """Puts cached row parents[i] with a token behind it into row slots[i]; gives what may follow."""
+            transformer = functional.bind(self.graphdef, params).transformer
+            rows = jax.tree.map(lambda x: x[:, parents], cache)
+            hidden, rows = transformer.decode(tokens[:, None], positions[:, None], rows)
+            log_probs = jax.nn.log_softmax(transformer.logits(hidden[:, 0]))[:, : self.vocabulary.boundary + 1]
+            cache = jax.tree.map(lambda x, row: x.at[:, slots].set(row, mode="drop"), cache, rows)
+            return log_probs.at[:, PADDING].set(-jnp.inf), cache
+
+        return jax.jit(step, donate_argnums=1)
+
+
+class Session:
+    """Prefixes of texts that grow token by token, for searches that ask a model what may come next.
+
+    A prefix lives in a slot; its keys and values are kept there, so that one more token costs one token. Shapes are
+    fixed: `slots` prefixes at a time, at most `width` of them extended in one call, each of at most `length` tokens.
+    """
+
+    def __init__(self, lm: LanguageModel, slots: int, length: int, width: int):
+        self.lm, self.slots, self.length, self.width = lm, slots, length, width
+        self._cache = init_cache(lm.model, slots, length + 1)
+        self._filled = np.zeros(slots, np.int64)  # tokens in each slot, the boundary included
+
+    def start(self, slot: int) -> Float[np.ndarray, " vocab"]:
+        """Puts the empty prefix into a slot. Returns what `extend` does, of one row."""
+        self._filled[slot] = 0
+        return self._run([slot], [self.lm.vocabulary.boundary], [slot])[0]
+
+    def extend(
+        self, parents: Sequence[int], tokens: Sequence[int], slots: Sequence[int]
+    ) -> Float[np.ndarray, "prefixes vocab"]:
+        """Puts the prefix of slot `parents[i]` with `tokens[i]` behind it into slot `slots[i]`, for every i at once.
+
+        Parents stay as they are, unless their slot is written; it is read before.
+
+        Args:
+          tokens: the tokenizer's ids.
+
+        Returns:
+          float32 natural log-probabilities of what comes next: ids 0 (never), 1 ... V - 1 (the tokenizer's), and V: the
+          text ends.
+
+        Raises:
+          ValueError: more prefixes than `width`, or one longer than `length`.
+        """
+        if len(slots) > self.width:
+            raise ValueError(f"a session of width {self.width} was asked to extend {len(slots)} prefixes at once")
+        if any(self._filled[parent] > self.length for parent in parents):
+            raise ValueError(f"a prefix of more than {self.length} tokens does not fit the session's length")
+        return self._run(parents, tokens, slots)
+
+    def _run(self, parents: Sequence[int], tokens: Sequence[int], slots: Sequence[int]) -> np.ndarray:
+        rest = self.width - len(slots)
+        positions = self._filled[list(parents)]
+        log_probs, self._cache = self.lm._step(
+            self.lm.params,
+            self._cache,
+            _filled_up(parents, rest, 0),
+            _filled_up(slots, rest, self.slots),  # beyond the last slot: dropped
+            _filled_up(tokens, rest, PADDING),
+            _filled_up(positions.tolist(), rest, -1),
+        )
+        self._filled[list(slots)] = positions + 1
+        return np.asarray(log_probs[: len(slots)])
+
+
+def windows_of(documents: Sequence[Sequence[int]], context: int, stride: int) -> Iterator[Window]:
+    """Windows that score every prediction of every document once."""
+    for number, ids in enumerate(documents):
+        done, start = 0, 0
+        while done < len(ids) - 1:
+            end = min(start + context, len(ids) - 1)
+            yield Window(number, start, done, end)
+            done, start = end, start + stride
+
+
+def _by_width(windows: Iterator[Window], context: int) -> Iterator[tuple[int, list[Window]]]:
+    """Windows by the length of the row that they are put into: the context, or it halved again and again."""
+    groups: dict[int, list[Window]] = defaultdict(list)
+    for window in windows:
+        width = context
+        while width // 2 >= max(_SHORTEST_ROW, window.end - window.start):
+            width //= 2
+        groups[width].append(window)
+    yield from sorted(groups.items())
+
+
+def _filled_up(values: Sequence[int], rest: int, filler: int) -> Int[np.ndarray, " width"]:
+    return np.array([*values, *[filler] * rest], np.int32)
