@@ -30,6 +30,7 @@ class Speech(Config):
       max_crop: share of an utterance that a pass may leave out to fit a shorter bucket; training on audio alone only.
       shortest_first_epochs: epochs that go from short utterances to long ones before shuffling begins.
       speeds: factors of speed perturbation; one is drawn for each utterance and epoch.
+      noise_set: the prepared set that `frontend.augment` mixes in as noise: its "train" split, or "name:split".
     """
 
     sets: tuple[str, ...]
@@ -44,6 +45,7 @@ class Speech(Config):
     max_crop: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     shortest_first_epochs: pydantic.NonNegativeInt = 0
     speeds: tuple[float, ...] = (1.0,)
+    noise_set: str | None = None
 
 
 class Start(Config):

@@ -40,7 +40,8 @@ def workplace(tmp_path_factory):
     data = [f"--data-dir={folder / 'data'}"]
     train = [*SMALL, f"--data.data-dir={folder / 'data'}"]
     assert cli.main(["prepare", f"--manifest={folder / 'tones.jsonl'}", *data]) == 0
-    pretrain = [option for option in train if "intermediate" not in option]
+    noise = ["--data.noise-set=tones:dev", "--frontend.augment.noise-probability=0.5"]
+    pretrain = [option for option in train if "intermediate" not in option] + noise
     assert cli.main(["pretrain", f"--run-dir={folder / 'pretrain'}", *pretrain]) == 0
     start = ["--from", str(folder / "pretrain")]
     assert cli.main(["finetune", f"--run-dir={folder / 'finetune'}", *start, *train]) == 0
@@ -111,3 +112,10 @@ def test_mistakes_on_the_command_line_say_what_to_do(capsys):
     assert "Did you mean 'demo_pretrain'" in capsys.readouterr().err
     assert cli.main(["pretrain", "--data.sets", "nowhere"]) == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_noise_needs_a_set_and_a_probability(workplace, capsys):
+    sets = ["--data.sets", "tones", f"--data.data-dir={workplace / 'data'}", f"--run-dir={workplace / 'noisy'}"]
+    for option in ("--data.noise-set=tones", "--frontend.augment.noise-probability=0.5"):
+        assert cli.main(["pretrain", *sets, option]) == 1
+        assert "set both to mix noise in, or neither" in capsys.readouterr().err

@@ -26,7 +26,7 @@ class Augment(Config):
       freq_masks: bands of mel bins set to zero. They may overlap.
       freq_mask_bins: widest band in mel bins; a band's width is uniform from 0 to that.
       mix_probability: chance that the next utterance of the batch is added as noise.
-      noise_probability: chance that a stretch of the noise set is added.
+      noise_probability: chance that a stretch of the noise set (`data.noise_set`) is added.
       snr_db: range of the drawn signal-to-noise ratio in dB, for both kinds of noise.
       gain_db: largest change of loudness in dB, up or down.
       crop_seconds: longer utterances are cut to a random stretch of this length; for objectives without transcripts.
@@ -53,7 +53,7 @@ def augment_audio(
     audio_length: Int[Array, " batch"],
     keys: Keys,
     config: Augment,
-    noise: Int16[Array, "clips clip_samples"] | None = None,
+    noise: Int16[Array, "batch samples"] | None = None,
 ) -> tuple[Float32[Array, "batch kept_samples"], Int32[Array, " batch"]]:
     """Crop, then noise, then gain.
 
@@ -64,13 +64,13 @@ def augment_audio(
       audio: samples at 16 kHz.
       audio_length: samples of each row.
       keys: one key a row.
-      noise: the noise set, looped where an utterance is longer. Needed when `noise_probability` is not 0.
+      noise: a stretch of the noise set for each row. Needed when `noise_probability` is not 0.
 
     Returns:
       float32 samples on the int16 scale, not clipped, 0 at padding; and their number in each row.
 
     Raises:
-      ValueError: the config asks for a noise set and there is none.
+      ValueError: the config asks for noise and there is none.
     """
     crop, mix, background, gain = split_keys(keys, 4)
     audio = jnp.where(frame_mask(audio_length, audio.shape[1]), audio.astype(jnp.float32), 0)
@@ -84,12 +84,11 @@ def augment_audio(
     if config.noise_probability:
         if noise is None:
             raise ValueError(
-                "noise_probability is not 0, but there is no noise set: pass `noise`, int16 [clips, samples]"
+                "frontend.augment.noise_probability is not 0, but the batch has no noise: set data.noise_set to the "
+                "name of a prepared set"
             )
-        which, background = split_keys(background, 2)
-        row = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(noise)))(which)
         length = jnp.full(len(audio), noise.shape[1])
-        audio = _add_noise(audio, audio_length, noise[row], length, background, config.noise_probability, config.snr_db)
+        audio = _add_noise(audio, audio_length, noise, length, background, config.noise_probability, config.snr_db)
     if config.gain_db:
         decibels = _uniform(gain, -config.gain_db, config.gain_db)
         audio = audio * 10 ** (decibels[:, None] / 20)

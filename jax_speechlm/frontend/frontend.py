@@ -1,7 +1,7 @@
 """From a batch of waveforms to log-mel features, augmented in training: all that happens on device before the model."""
 
 import jax
-from jaxtyping import Array, Float32, Int16, Int32, PRNGKeyArray
+from jaxtyping import Array, Float32, Int32, PRNGKeyArray
 
 from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
@@ -26,24 +26,20 @@ class FrontEnd(Config):
 
 
 def features(
-    batch: Batch,
-    config: FrontEnd,
-    key: PRNGKeyArray | None,
-    noise: Int16[Array, "clips clip_samples"] | None = None,
+    batch: Batch, config: FrontEnd, key: PRNGKeyArray | None
 ) -> tuple[Float32[Array, "batch time features"], Int32[Array, " batch"]]:
     """Features of a batch's `audio`, and the number of feature vectors in each row.
 
     Args:
-      batch: needs `audio`, `audio_length` and, with a key, `example_id`.
+      batch: needs `audio`, `audio_length` and, with a key, `example_id`; and `noise` where the config mixes it in.
       key: the step's key for augmentation; None for none.
-      noise: the noise set of `augment_audio`.
     """
     audio, audio_length = batch["audio"], batch["audio_length"]
     if key is None:
         return log_mel(audio, audio_length, config.mel)
     wave_key, spec_key = jax.random.split(key)
     keys = example_keys(wave_key, batch["example_id"])
-    audio, audio_length = augment_audio(audio, audio_length, keys, config.augment, noise)
+    audio, audio_length = augment_audio(audio, audio_length, keys, config.augment, batch.get("noise"))
     x_BxTxF, length_B = log_mel(audio, audio_length, config.mel)
     keys = example_keys(spec_key, batch["example_id"])
     return spec_augment(x_BxTxF, length_B, keys, config.augment, config.mel.num_mel_bins), length_B

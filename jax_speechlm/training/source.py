@@ -12,6 +12,7 @@ from data_pipelines import index as indexes
 from data_pipelines import plan as plans
 from data_pipelines import tokenizers
 from data_pipelines.loader import Batch, Batches, open_batches
+from data_pipelines.noise import NoiseReader
 from data_pipelines.speed import with_speeds
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.objectives.ctc import CTC
@@ -43,6 +44,7 @@ class PreparedSource:
       plan, dev_plan: their batches.
       tokenizer: None for objectives that need no text.
       speeds: factors of speed perturbation in training.
+      noise: what training mixes in, or None.
     """
 
     train: indexes.Index
@@ -51,6 +53,7 @@ class PreparedSource:
     dev_plan: plans.Plan | None
     tokenizer: tokenizers.Tokenizer | None
     speeds: tuple[float, ...] = (1.0,)
+    noise: NoiseReader | None = None
 
     @classmethod
     def open(cls, experiment: Experiment) -> "PreparedSource":
@@ -58,6 +61,7 @@ class PreparedSource:
 
         Raises:
           DataError: a set is not prepared, or its index does not belong to its records; the message names the remedy.
+          ValueError: a noise set without a probability, or the other way round.
         """
         data = experiment.data
         train = indexes.read_sets(data.data_dir, data.sets, "train")
@@ -86,7 +90,7 @@ class PreparedSource:
         if dev is not None:
             dev_tokens = indexes.token_lengths(dev, tokenizer) if tokenizer else None
             dev_plan = plans.make_eval_plan(dev.num_samples, dev_tokens, max_seconds=data.max_seconds, **shared)
-        return cls(train, dev, plan, dev_plan, tokenizer, data.speeds)
+        return cls(train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment))
 
     @property
     def tokenizer_files(self) -> dict[str, str]:
@@ -107,6 +111,7 @@ class PreparedSource:
             start_step=first_step,
             num_steps=num_steps - first_step,
             speeds=self.speeds,
+            noise=self.noise,
         )
 
     def dev_batches(self) -> Batches:
@@ -123,6 +128,18 @@ class PreparedSource:
 def _with_dev_split(data_dir: str, sets: tuple[str, ...]) -> tuple[str, ...]:
     names = dict.fromkeys(name.partition(":")[0] for name in sets)
     return tuple(name for name in names if "dev" in indexes.splits_of(Path(data_dir) / name))
+
+
+def _noise(experiment: Experiment) -> NoiseReader | None:
+    data, probability = experiment.data, experiment.frontend.augment.noise_probability
+    if (data.noise_set is None) != (probability == 0):
+        raise ValueError(
+            f"data.noise_set is {data.noise_set} and frontend.augment.noise_probability is {probability:g}: set both "
+            "to mix noise in, or neither"
+        )
+    if data.noise_set is None:
+        return None
+    return NoiseReader(indexes.read_sets(data.data_dir, (data.noise_set,), "train"), experiment.seed)
 
 
 def _tokenizer(directory: str | None, train: indexes.Index) -> tokenizers.Tokenizer:

@@ -11,6 +11,7 @@ from prepared import noise, write_prepared
 from data_pipelines.errors import DataError
 from data_pipelines.index import IndexMismatchError, read_index, token_lengths
 from data_pipelines.loader import open_batches
+from data_pipelines.noise import NoiseReader
 from data_pipelines.plan import FILLER, make_eval_plan, make_plan
 from data_pipelines.speed import change_speed, perturbed_length, with_speeds
 from data_pipelines.tokenizers import CharTokenizer
@@ -99,6 +100,40 @@ def test_without_a_tokenizer_there_are_no_tokens(index):
     (batch,) = open_batches(index, plan, num_steps=1)
     assert batch["tokens"].shape == (len(batch["audio"]), 0)
     assert not batch["token_length"].any()
+
+
+class TestNoise:
+    @pytest.fixture(scope="class")
+    def hiss(self, tmp_path_factory):
+        """A noise set: one clip shorter than any utterance, one longer than all."""
+        clips = [(noise(100, 900), ""), (noise(101, 90_000), "")]
+        folder = write_prepared(tmp_path_factory.mktemp("noise") / "hiss", {"train": clips})
+        return read_index(folder, "train"), [samples for samples, _ in clips]
+
+    def test_every_row_carries_a_stretch_of_a_clip(self, index, plan, hiss):
+        reader, (short, long) = NoiseReader(hiss[0], seed=5), hiss[1]
+        rows = [row for b in take(open_batches(index, plan, noise=reader), 6) for row in b["noise"]]
+        starts = []
+        for row in rows:
+            if np.array_equal(row[:900], short):
+                np.testing.assert_array_equal(row, np.resize(short, len(row)))
+            else:
+                starts += [s for s in np.flatnonzero(long == row[0]) if np.array_equal(long[s : s + len(row)], row)]
+        assert 0.2 * len(rows) < len(starts) < 0.8 * len(rows)
+        assert len(set(starts)) > 0.9 * len(starts)
+
+    def test_hosts_and_restarts_change_nothing(self, index, plan, hiss):
+        options = {"noise": NoiseReader(hiss[0], seed=5)}
+        whole = take(open_batches(index, plan, **options), 5)
+        shares = [take(open_batches(index, plan, host=h, num_hosts=2, start_step=2, **options), 3) for h in range(2)]
+        joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*shares, strict=True)]
+        assert_same(joined, whole[2:])
+
+    def test_a_damaged_clip_is_named(self, index, plan, tmp_path):
+        folder = write_prepared(tmp_path / "hiss", {"train": [(noise(0, 900), "")]}, corrupt=[0])
+        batches = open_batches(index, plan, noise=NoiseReader(read_index(folder, "train"), seed=0))
+        with pytest.raises(DataError, match=r"noise: record 0 of hiss/train cannot be read"):
+            next(batches)
 
 
 def test_crops_are_drawn_anew_each_epoch_from_within_the_clip(index):

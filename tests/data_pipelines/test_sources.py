@@ -178,6 +178,7 @@ def test_tuxpaint(tmp_path):
     assert dropped(items) == {"coin": "number or sign without spoken form", "x": "audio without transcript"}
     english = kept(tuxpaint.clips("en", tmp_path))
     assert {key: clip.text for key, clip in english.items()} == {"animals/cow": "a cow"}
+    assert {key: clip.text for key, clip in kept(tuxpaint.sounds(tmp_path)).items()} == {"animals/cow": ""}
 
 
 def test_manifest(tmp_path):
