@@ -1,0 +1,280 @@
+"""Transformer parameters to and from Hugging Face's Llama, Qwen3 and ModernBERT (see `mapping`).
+
+Which of the three a model is follows from its config: causal without or with norms on queries and keys, or looking both
+ways. Dropout rates are left out: Hugging Face's act in other places than ours.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jax_speechlm.interop.mapping import SAME, TRANSPOSED, Layout, Row, StateDict, read, require, require_fixed, write
+from jax_speechlm.models.functional import Params
+from jax_speechlm.models.transformer import TransformerConfig
+
+_INTO_HEADS = Layout(
+    lambda x, c: x.reshape(c.dim, -1).T,
+    lambda x, c: x.T.reshape(c.dim, -1, c.head_dim),
+)
+_OUT_OF_HEADS = Layout(
+    lambda x, c: x.reshape(-1, c.dim).T,
+    lambda x, c: x.T.reshape(c.num_heads, c.head_dim, c.dim),
+)
+
+_CAUSAL = [
+    Row("embedding", "model.embed_tokens.weight", SAME),
+    Row("layers.attention_norm.scale", "model.layers.{}.input_layernorm.weight", SAME),
+    Row("layers.attention.query.kernel", "model.layers.{}.self_attn.q_proj.weight", _INTO_HEADS),
+    Row("layers.attention.key.kernel", "model.layers.{}.self_attn.k_proj.weight", _INTO_HEADS),
+    Row("layers.attention.value.kernel", "model.layers.{}.self_attn.v_proj.weight", _INTO_HEADS),
+    Row("layers.attention.out.kernel", "model.layers.{}.self_attn.o_proj.weight", _OUT_OF_HEADS),
+    Row("layers.ffn_norm.scale", "model.layers.{}.post_attention_layernorm.weight", SAME),
+    Row("layers.ffn.gate.kernel", "model.layers.{}.mlp.gate_proj.weight", TRANSPOSED),
+    Row("layers.ffn.up.kernel", "model.layers.{}.mlp.up_proj.weight", TRANSPOSED),
+    Row("layers.ffn.down.kernel", "model.layers.{}.mlp.down_proj.weight", TRANSPOSED),
+    Row("norm.scale", "model.norm.weight", SAME),
+]
+_QUERY_KEY_NORM = [
+    Row("layers.attention.query_norm.scale", "model.layers.{}.self_attn.q_norm.weight", SAME),
+    Row("layers.attention.key_norm.scale", "model.layers.{}.self_attn.k_norm.weight", SAME),
+]
+_BOTH_WAYS = [
+    Row("embedding", "model.embeddings.tok_embeddings.weight", SAME),
+    Row("layers.attention_norm.scale", "model.layers.{}.attn_norm.weight", SAME),
+    Row("layers.attention.query.kernel", "model.layers.{}.attn.Wqkv.weight/0", _INTO_HEADS),
+    Row("layers.attention.key.kernel", "model.layers.{}.attn.Wqkv.weight/1", _INTO_HEADS),
+    Row("layers.attention.value.kernel", "model.layers.{}.attn.Wqkv.weight/2", _INTO_HEADS),
+    Row("layers.attention.out.kernel", "model.layers.{}.attn.Wo.weight", _OUT_OF_HEADS),
+    Row("layers.ffn_norm.scale", "model.layers.{}.mlp_norm.weight", SAME),
+    Row("layers.ffn.gate.kernel", "model.layers.{}.mlp.Wi.weight/0", TRANSPOSED),
+    Row("layers.ffn.up.kernel", "model.layers.{}.mlp.Wi.weight/1", TRANSPOSED),
+    Row("layers.ffn.down.kernel", "model.layers.{}.mlp.Wo.weight", TRANSPOSED),
+    Row("norm.scale", "model.final_norm.weight", SAME),
+    Row("prediction.linear.kernel", "head.dense.weight", TRANSPOSED),
+    Row("prediction.norm.scale", "head.norm.weight", SAME),
+    Row("prediction.bias", "decoder.bias", SAME),
+]
+_FUSED = {"Wqkv.weight": 3, "Wi.weight": 2}  # name -> how many of our arrays lie in it, one above the other
+# Our first layer's attention norm is theirs on the embeddings.
+_FIRST_NORM = "model.layers.0.attn_norm.weight", "model.embeddings.norm.weight"
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "modernbert": "ModernBertForMaskedLM",
+}
+
+
+def from_hugging_face(state_dict: StateDict, config: TransformerConfig) -> Params:
+    """Parameters of our `Transformer` from a `LlamaForCausalLM`, `Qwen3ForCausalLM` or `ModernBertForMaskedLM`.
+
+    Raises:
+      ValueError: an array is missing, left over, or of another shape than `config` implies, or the config has a form
+        that is none of the three.
+    """
+    model_type = _model_type(config)
+    rows, head = _rows(config, model_type)
+    arrays = {name: np.asarray(value) for name, value in state_dict.items()}
+    embedding = rows[0].theirs
+    if config.tied and head in arrays and not np.array_equal(arrays.pop(head), arrays.get(embedding)):
+        raise ValueError(f"{head!r} is not {embedding!r}, but config.json ties them: set tie_word_embeddings to false")
+    if model_type == "modernbert":
+        arrays = _split(arrays)
+    return read(arrays, rows, config, _ARCHITECTURES[model_type])
+
+
+def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.ndarray]:
+    """The float32 state dict of a `LlamaForCausalLM`, `Qwen3ForCausalLM` or `ModernBertForMaskedLM`.
+
+    Raises:
+      ValueError: the config has a form that is none of the three.
+    """
+    model_type = _model_type(config)
+    rows, head = _rows(config, model_type)
+    arrays = write(params, rows, config)
+    if model_type == "modernbert":
+        arrays = _join(arrays)
+    if config.tied:
+        arrays[head] = arrays[rows[0].theirs]
+    return arrays
+
+
+def _rows(config: TransformerConfig, model_type: str) -> tuple[list[Row], str]:
+    """The table, and the name of the vocabulary map, which only an untied model has a row for."""
+    if model_type == "modernbert":
+        rows, head = _BOTH_WAYS, "decoder.weight"
+    else:
+        rows, head = _CAUSAL + (_QUERY_KEY_NORM if model_type == "qwen3" else []), "lm_head.weight"
+    return rows if config.tied else [*rows, Row("untied", head, SAME)], head
+
+
+def _split(arrays: StateDict) -> dict[str, np.ndarray]:
+    """Fused arrays taken apart, as "name/part", and the norm of the embeddings named as the first layer's."""
+    ours, theirs = _FIRST_NORM
+    parts: dict[str, np.ndarray] = {}
+    for name, value in arrays.items():
+        num = next((num for fused, num in _FUSED.items() if name.endswith(fused)), 1)
+        if num > 1 and len(value) % num == 0:
+            parts |= {f"{name}/{i}": part for i, part in enumerate(np.split(value, num))}
+        else:
+            parts[ours if name == theirs else name] = value
+    return parts
+
+
+def _join(parts: StateDict) -> dict[str, np.ndarray]:
+    ours, theirs = _FIRST_NORM
+    arrays: dict[str, list[np.ndarray]] = {}
+    for name, value in parts.items():
+        arrays.setdefault(theirs if name == ours else name.partition("/")[0], []).append(value)
+    return {name: np.concatenate(values) if len(values) > 1 else values[0] for name, values in arrays.items()}
+
+
+# Settings of a config.json with a name of our own, and those that our form fixes.
+_RENAMED = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "ffn_dim",
+    "tie_word_embeddings": "tied",
+}
+_FIXED = {
+    "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    "qwen3": {"hidden_act": "silu", "attention_bias": False},
+    "modernbert": {
+        "hidden_activation": "gelu",
+        "classifier_activation": "gelu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "norm_bias": False,
+        "classifier_bias": False,
+        "decoder_bias": True,
+    },
+}
+# The same on our side.
+_FORM = {
+    "llama": {"causal": True, "query_key_norm": False},
+    "qwen3": {"causal": True, "query_key_norm": True},
+    "modernbert": {
+        "causal": False,
+        "norm": "layer",
+        "activation": "gelu",
+        "query_key_norm": False,
+        "embedding_norm": True,
+        "prediction_head": True,
+    },
+}
+_TIED_UNLESS_SAID = {"llama": False, "qwen3": False, "modernbert": True}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def config_from_hugging_face(values: Mapping[str, Any]) -> TransformerConfig:
+    """The `TransformerConfig` of a Llama, Qwen3 or ModernBERT `config.json`.
+
+    Raises:
+      ValueError: the model is none of the three or has a form that ours has not, such as scaled rotary positions or
+        biases, or lacks a setting.
+    """
+    model_type = values.get("model_type")
+    if model_type not in _FORM:
+        raise ValueError(f"config.json: model_type={model_type!r} has no counterpart here; {', '.join(_FORM)} have")
+    require_fixed(values, _FIXED[model_type])
+    values = {"tie_word_embeddings": _TIED_UNLESS_SAID[model_type]} | dict(values)
+    epsilon = "norm_eps" if model_type == "modernbert" else "rms_norm_eps"
+    require(values, [*_RENAMED, epsilon])
+    heads = values["num_attention_heads"]
+    settings = _FORM[model_type] | {ours: values[theirs] for theirs, ours in _RENAMED.items()}
+    settings |= {
+        "norm_epsilon": values[epsilon],
+        "num_kv_heads": values.get("num_key_value_heads") or heads,
+        "head_dim": values.get("head_dim") or values["hidden_size"] // heads,
+    }
+    return TransformerConfig(**settings, **_attention_from(values, model_type))
+
+
+def config_to_hugging_face(config: TransformerConfig, vocab_size: int) -> dict[str, Any]:
+    """The settings of the `config.json` of a `LlamaForCausalLM`, `Qwen3ForCausalLM` or `ModernBertForMaskedLM`.
+
+    Token 0 is padding; which tokens begin and end a text is left to the caller to add.
+
+    Raises:
+      ValueError: the config has a form that is none of the three.
+    """
+    model_type = _model_type(config)
+    settings = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()} | _FIXED[model_type]
+    settings |= {"model_type": model_type, "architectures": [_ARCHITECTURES[model_type]], "vocab_size": vocab_size}
+    settings |= dict.fromkeys(("bos_token_id", "eos_token_id"), None) | {"pad_token_id": 0}
+    types = [_FULL if sees_all else _SLIDING for sees_all in config.sees_all]
+    if model_type == "modernbert":
+        theta = {_FULL: config.rope_theta, _SLIDING: config.local_rope_theta or config.rope_theta}
+        rope = {name: {"rope_type": "default", "rope_theta": value} for name, value in theta.items()}
+        settings |= {"norm_eps": config.norm_epsilon, "cls_token_id": None, "sep_token_id": None}
+        settings |= {"rope_parameters": rope, "layer_types": types}
+        return settings | ({} if config.window is None else {"local_attention": 2 * config.window})
+    settings |= {"rms_norm_eps": config.norm_epsilon, "num_key_value_heads": config.num_kv_heads}
+    settings |= {"head_dim": config.head_dim, "rope_theta": config.rope_theta}
+    settings |= {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
+    if config.window is None:
+        return settings
+    return settings | {"use_sliding_window": True, "sliding_window": config.window + 1, "layer_types": types}
+
+
+def _model_type(config: TransformerConfig) -> str:
+    """Which of the three a config is.
+
+    Raises:
+      ValueError: it is none of them; names what stands in the way.
+    """
+    model_type = ("qwen3" if config.query_key_norm else "llama") if config.causal else "modernbert"
+    defaults = {name: TransformerConfig.model_fields[name].default for form in _FORM.values() for name in form}
+    form = defaults | _FORM[model_type]
+    if model_type == "modernbert":
+        form |= {"num_kv_heads": config.num_heads, "head_dim": config.dim // config.num_heads}
+    elif model_type == "llama":
+        form["window"] = None
+    else:
+        form["local_rope_theta"] = None
+    for name, only in form.items():
+        if getattr(config, name) != only:
+            what = _ARCHITECTURES[model_type]
+            raise ValueError(f"{what} has {name}={only!r} only; this model has {name}={getattr(config, name)!r}")
+    return model_type
+
+
+def _attention_from(values: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    """Rotary angles and windows, from the settings of transformers 5 or of the versions before."""
+    layers = values["num_hidden_layers"]
+    if values.get("rope_scaling"):
+        raise ValueError(f"config.json: rope_scaling={values['rope_scaling']!r} has no counterpart here; only null has")
+    rope = values.get("rope_parameters") or {}
+    if model_type == "modernbert":
+        every = values.get("global_attn_every_n_layers", 3)
+        types = values.get("layer_types") or [_SLIDING if i % every else _FULL for i in range(layers)]
+        theta = _theta(rope.get(_FULL, {}), values.get("global_rope_theta", 160_000.0))
+        local = _theta(rope.get(_SLIDING, {}), values.get("local_rope_theta", 10_000.0))
+        window = values.get("local_attention", 128) // 2
+    else:
+        first = values.get("max_window_layers", 0) if values.get("use_sliding_window") else layers
+        types = values.get("layer_types") or [_FULL if i < first else _SLIDING for i in range(layers)]
+        theta = local = _theta(rope, values.get("rope_theta", 10_000.0))
+        window = (values.get("sliding_window") or 0) - 1
+    if _SLIDING not in types:
+        return {"rope_theta": theta}
+    where = {"window": window, "global_every": _period(types)}
+    return where | {"rope_theta": theta, "local_rope_theta": None if local == theta else local}
+
+
+def _theta(rope: Mapping[str, Any], default: float | int) -> float:
+    require_fixed(rope, {"rope_type": "default"})
+    return float(rope.get("rope_theta", default))
+
+
+def _period(types: Sequence[str]) -> int | None:
+    """n where layers 0, n, 2n, ... and no others see everything; None where none does."""
+    everything = [i for i, name in enumerate(types) if name == _FULL]
+    if not everything:
+        return None
+    period = everything[1] if len(everything) > 1 else len(types)
+    if everything != list(range(0, len(types), period)):
+        raise ValueError("config.json: layer_types without a window must be every n-th from the first, as ours are")
+    return period

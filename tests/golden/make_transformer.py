@@ -1,0 +1,91 @@
+"""Makes transformer.npz: small randomly initialised Qwen3, Llama and ModernBERT models, their inputs and logits.
+
+    python tests/golden/make_transformer.py        (needs torch and transformers; see the [parity] extra)
+
+Rows are whole, padded on the right and padded on the left, and longer than the windows. Qwen3 has grouped keys, a head
+width that is not dim / heads, a tied head and two layers with a window of four; Llama an untied head; ModernBERT looks
+both ways, with a window in four layers of six.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+VOCAB, TIME = 19, 21
+LENGTHS = (21, 13, 8)  # the last row is padded on the left
+COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "intermediate_size": 20,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+SETTINGS = {
+    "qwen3": COMMON | {
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "head_dim": 6,
+        "tie_word_embeddings": True,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+    },
+    "llama": COMMON | {"num_hidden_layers": 2, "num_key_value_heads": 1, "tie_word_embeddings": False},
+    "modernbert": COMMON | {
+        "num_hidden_layers": 6, "local_attention": 8, "cls_token_id": None, "sep_token_id": None
+    },
+}  # fmt: skip
+
+
+def inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, their segments and their positions, all [B, T]."""
+    tokens = np.random.default_rng(0).integers(1, VOCAB, (len(LENGTHS), TIME))
+    segment = (np.arange(TIME) < np.array(LENGTHS)[:, None]).astype(np.int32)
+    segment[-1] = segment[-1, ::-1]
+    return tokens.astype(np.int32), segment, np.maximum(segment.cumsum(1) - 1, 0).astype(np.int32)
+
+
+def random_model(model_type: str):
+    """A model in float32 whose parameters are nowhere all 0 or 1, which would hide a swapped scale."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(model_type, **SETTINGS[model_type])
+    auto = transformers.AutoModelForMaskedLM if model_type == "modernbert" else transformers.AutoModelForCausalLM
+    model = auto.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter.mean() if parameter.ndim == 1 else 0))
+    return model
+
+
+def logits_of(model, tokens: np.ndarray, segment: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """The model's logits [B, T, V]; segment 0 is padding and all else one segment."""
+    import torch
+
+    with torch.no_grad():
+        return model(
+            torch.tensor(tokens).long(),
+            attention_mask=torch.tensor(segment > 0).long(),
+            position_ids=torch.tensor(position).long(),
+        ).logits.numpy()
+
+
+def main() -> None:
+    tokens, segment, position = inputs()
+    arrays = {"tokens": tokens, "segment": segment, "position": position}
+    for name in SETTINGS:
+        model = random_model(name)
+        arrays[f"{name}/config"] = json.dumps(model.config.to_dict())
+        arrays[f"{name}/logits"] = logits_of(model, tokens, segment, position)
+        arrays |= {f"{name}/weights/{key}": value.numpy() for key, value in model.state_dict().items()}
+    np.savez_compressed(Path(__file__).with_name("transformer.npz"), **arrays)
+
+
+if __name__ == "__main__":
+    main()
