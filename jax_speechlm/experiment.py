@@ -1,18 +1,21 @@
 """An experiment: everything that decides a run's result, in one frozen record."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.transformer import TransformerConfig
 from jax_speechlm.objectives.best_rq import BestRQ
+from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Optimizer
 
-Objective = Annotated[BestRQ | CTC, pydantic.Field(discriminator="kind")]
+Objective = Annotated[BestRQ | CTC | CausalLM, pydantic.Field(discriminator="kind")]
+Model = Annotated[ConformerConfig | TransformerConfig, pydantic.Field(discriminator="kind")]
 
 
 class Speech(Config):
@@ -23,6 +26,7 @@ class Speech(Config):
       dev_sets: sets whose "dev" splits validate, or "name:split"; empty takes those of `sets` that have one.
       data_dir: folder of the prepared data sets.
       tokenizer: folder of a trained tokenizer; None takes the characters of the training transcripts.
+      label: column of the index that classification tells apart: "text", "speaker", "language".
       seconds_per_batch: padded audio of one global batch.
       num_buckets: static batch shapes, hence compiled programs.
       batch_multiple: every global batch size is a multiple of it: the data shards must divide it.
@@ -33,10 +37,12 @@ class Speech(Config):
       noise_set: the prepared set that `frontend.augment` mixes in as noise: its "train" split, or "name:split".
     """
 
+    kind: Literal["speech"] = "speech"
     sets: tuple[str, ...]
     dev_sets: tuple[str, ...] = ()
     data_dir: str = "data"
     tokenizer: str | None = None
+    label: str = "text"
     seconds_per_batch: pydantic.PositiveFloat = 120.0
     num_buckets: pydantic.PositiveInt = 8
     batch_multiple: pydantic.PositiveInt = 8
@@ -48,16 +54,58 @@ class Speech(Config):
     noise_set: str | None = None
 
 
+class Text(Config):
+    """Which prepared sets to read text from, and how their documents become batches.
+
+    Attributes:
+      sets: names of prepared sets of text, or of speech, whose transcripts are then the documents; their "train" splits.
+        "name:split" takes another split.
+      dev_sets: sets whose "dev" splits validate, or "name:split"; empty takes those of `sets` that have one.
+      data_dir: folder of the prepared data sets.
+      tokenizer: folder of a trained tokenizer; None takes the characters of the training texts.
+      label: column of the index that classification tells apart; every document then has a row of its own.
+      weights: share of the rows that each of `sets` gets; empty passes over all of them together.
+      context: tokens of a row.
+      tokens_per_batch: positions of one global batch; a multiple of `context`.
+    """
+
+    kind: Literal["text"] = "text"
+    sets: tuple[str, ...]
+    dev_sets: tuple[str, ...] = ()
+    data_dir: str = "data"
+    tokenizer: str | None = None
+    label: str = "text"
+    weights: tuple[pydantic.PositiveFloat, ...] = ()
+    context: Annotated[int, pydantic.Field(ge=3)] = 512
+    tokens_per_batch: pydantic.PositiveInt = 8192
+
+    @pydantic.model_validator(mode="after")
+    def _rows_are_whole(self):
+        if self.tokens_per_batch % self.context:
+            raise ValueError(f"tokens_per_batch {self.tokens_per_batch} is not a multiple of context {self.context}")
+        if self.weights and len(self.weights) != len(self.sets):
+            raise ValueError(f"{len(self.weights)} weights are given for {len(self.sets)} sets")
+        return self
+
+    @property
+    def sequences_per_batch(self) -> int:
+        """Rows of a global batch."""
+        return self.tokens_per_batch // self.context
+
+
+Data = Annotated[Speech | Text, pydantic.Field(discriminator="kind")]
+
+
 class Start(Config):
     """Initial parameters from another run.
 
     Attributes:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      groups: path prefixes to take over, such as ("encoder",); empty takes every parameter.
+      groups: path prefixes to take over, those of them that the model has; empty takes every parameter.
     """
 
     checkpoint: str
-    groups: tuple[str, ...] = ("encoder",)
+    groups: tuple[str, ...] = ("encoder", "transformer")
 
 
 class Cadence(Config):
@@ -89,10 +137,10 @@ class Experiment(Config):
       max_bad_steps: a run stops after so many steps in a row whose loss or gradient is not finite.
     """
 
-    data: Speech
+    data: Data
     objective: Objective
     frontend: FrontEnd = FrontEnd()
-    model: ConformerConfig
+    model: Model
     optimizer: Optimizer = Optimizer()
     num_steps: pydantic.PositiveInt = 1000
     seed: pydantic.NonNegativeInt = 0
