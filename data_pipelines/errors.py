@@ -1,6 +1,7 @@
 """Errors that a user can act on."""
 
 import errno
+import os
 from pathlib import Path
 
 
@@ -14,11 +15,12 @@ class DataError(Exception):
 def disk_full(folder: Path, missing: int) -> DataError:
     """The error for a disk that lacks about `missing` bytes; what is finished stays, for the next try."""
     return DataError(
-        f"{folder}: the disk is full; about {missing / 2**20:,.0f} MiB more are needed. Free some space, or name "
+        f"{folder}: the disk is full; about {missing / 1e6:,.1f} MB more are needed. Free some space, or name "
         "another place with --data-dir; finished clips are kept, and the same command goes on from there."
     )
 
 
-def is_disk_full(error: OSError) -> bool:
-    """Whether a write failed for want of space or quota."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_disk_full(error: Exception) -> bool:
+    """Whether a write failed for want of space or quota. ArrayRecord and tensorstore tell it in words only."""
+    kinds = errno.ENOSPC, errno.EDQUOT
+    return getattr(error, "errno", None) in kinds or any(os.strerror(kind) in str(error) for kind in kinds)

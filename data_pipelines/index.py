@@ -22,9 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipelines.errors import DataError
+from data_pipelines.shuffle import derive_key, permute
 from data_pipelines.tokenizers import Tokenizer
 
 _STRING_COLUMNS = ("id", "text", "speaker", "language", "source", "label")
@@ -165,6 +167,18 @@ def read_sets(data_dir: Path | str, names: Sequence[str], split: str) -> Index:
     if not indexes:
         raise ValueError("an index needs at least one prepared set")
     return Index(tuple(part for index in indexes for part in index.parts))
+
+
+def sample_texts(index: Index, max_characters: int, seed: int = 0) -> list[str]:
+    """Texts of an index, all of them or rows drawn without replacement until there are `max_characters`, in row order."""
+    texts = index.column("text")
+    total = pc.sum(pc.utf8_length(texts)).as_py() or 0
+    if total <= max_characters:
+        return texts.to_pylist()
+    order = permute(np.arange(len(texts)), len(texts), derive_key(seed))
+    sizes = pc.utf8_length(texts).to_numpy()[order]
+    chosen = order[: int(np.searchsorted(np.cumsum(sizes), max_characters)) + 1]
+    return texts.take(pa.array(np.sort(chosen))).to_pylist()
 
 
 def token_lengths(index: Index, tokenizer: Tokenizer) -> np.ndarray:

@@ -180,7 +180,7 @@ def prepare_source(
         with console.status(f"{source.name}: writing {len(converted):,} records"):
             report.save(folder / "report.json")
             store(source, converted, folder, workshop.folder, request)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter from ArrayRecord
         if not is_disk_full(error):
             raise
         each = sum(item.num_bytes for item in converted) / max(len(converted), 1) or 2**16

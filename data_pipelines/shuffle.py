@@ -6,8 +6,6 @@ and nothing is replayed: entry i of epoch e's permutation costs the same for eve
 The mixing is for shuffling data, not for secrecy.
 """
 
-import math
-
 import numpy as np
 
 _ROUNDS = 8  # tiny ranges need more rounds than the classical four to look shuffled
@@ -28,30 +26,42 @@ def derive_key(*parts: int) -> int:
     return int(key[0])
 
 
-def permute(indices: np.ndarray, size: int, key: int) -> np.ndarray:
+def permute(indices: np.ndarray, size: int | np.ndarray, key: int | np.ndarray) -> np.ndarray:
     """Images of `indices` under the permutation of range(size) that `key` names.
 
     Args:
       indices: integers in [0, size), any shape.
-      size: number of elements that the permutation acts on.
-      key: 64-bit key, see `derive_key`.
+      size: number of elements that the permutation acts on; one for all indices, or one for each.
+      key: 64-bit key, see `derive_key`; one for all indices, or one for each.
 
     Returns:
       int64 array of the shape of `indices`; over all of range(size) every value occurs exactly once.
     """
-    side = np.uint64(math.isqrt(max(size - 1, 0)) + 1)  # side * side >= size, and hardly more: walks are short
-    round_keys = mix(np.uint64(key) + np.arange(1, _ROUNDS + 1, dtype=np.uint64))
     flat = np.array(indices, np.uint64).ravel()
-    if flat.size and int(flat.max()) >= size:
-        raise IndexError(f"index {int(flat.max())} is outside range({size})")
-    outside = np.ones(flat.shape, bool)
-    while outside.any():
+    sizes, keys = (np.broadcast_to(np.asarray(value, np.uint64).ravel(), flat.shape) for value in (size, key))
+    if (flat >= sizes).any():
+        place = int(np.argmax(flat >= sizes))
+        raise IndexError(f"index {flat[place]} is outside range({sizes[place]})")
+    sides = _sides(sizes)
+    round_keys = mix(keys[:, None] + np.arange(1, _ROUNDS + 1, dtype=np.uint64))
+    outside = np.arange(len(flat))
+    while len(outside):
+        side = sides[outside]
         left, right = np.divmod(flat[outside], side)
-        for round_key in round_keys:
+        for round_key in round_keys[outside].T:
             left, right = right, (left + mix(right ^ round_key)) % side
         flat[outside] = left * side + right
-        outside = flat >= np.uint64(size)
+        outside = outside[flat[outside] >= sizes[outside]]
     return flat.astype(np.int64).reshape(np.shape(indices))
+
+
+def _sides(sizes: np.ndarray) -> np.ndarray:
+    """The sides of the smallest squares that hold `sizes` elements: hardly more, so that walks are short."""
+    below = np.maximum(sizes, 1) - np.uint64(1)
+    root = np.sqrt(below.astype(np.float64)).astype(np.uint64)
+    root -= root * root > below  # the float's rounding
+    root += (root + np.uint64(1)) ** np.uint64(2) <= below
+    return root + np.uint64(1)
 
 
 def uniform(indices: np.ndarray, key: int) -> np.ndarray:

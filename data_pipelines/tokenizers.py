@@ -4,7 +4,8 @@ One convention holds for every kind, so that models and losses need not ask whic
 
 - id 0 is the CTC blank and the padding value; `encode` never returns it and `decode` skips it;
 - text is brought to Unicode NFKC on the way in, and comes back in NFKC; case and spacing are left as they are by
-  characters, while SentencePiece trims and collapses spaces;
+  characters, while SentencePiece trims and collapses spaces unless it has pieces for bytes;
+- a line end is a token of its own where the tokenizer was trained on some, and else read as a space;
 - a character that a tokenizer does not know is decomposed (NFD) and its known parts kept, so that a foreign accented
   letter is read as its base letter; what is unknown even then is dropped, not replaced: a symbol for "something else"
   would teach an acoustic model a class without a sound. `find_unknown` counts what is lost before a run starts.
@@ -19,7 +20,7 @@ import hashlib
 import io
 import json
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -30,6 +31,7 @@ from data_pipelines.errors import DataError
 BLANK = 0
 _FILE = "tokenizer.json"
 _MODEL_FILE = "tokenizer.model"
+_SENTENCE_CHARACTERS = 1000
 _SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
 
 Kind = Literal["char", "unigram", "bpe"]
@@ -61,6 +63,10 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Ids in [1, vocab_size) of a text; unknown characters are dropped."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        """`encode` of every text; SentencePiece uses `num_threads`."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -108,11 +114,14 @@ class CharTokenizer:
         return {character: number for number, character in enumerate(self.characters, start=1)}
 
     def encode(self, text: str) -> list[int]:
-        ids, text = self._ids, unicodedata.normalize("NFKC", text)
+        ids, text = self._ids, _readable(text, self._ids)
         try:
             return [ids[character] for character in text]
         except KeyError:
             return [ids[part] for part in _decompose(text, ids) if part in ids]
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         return unicodedata.normalize("NFKC", "".join(self.characters[number - 1] for number in ids if number != BLANK))
@@ -152,29 +161,71 @@ class SentencePieceTokenizer:
         return ("", *(self._processor.id_to_piece(number) for number in range(1, self.vocab_size)))
 
     @functools.cached_property
+    def _newline(self) -> int:
+        """The id of a line end, the blank where there is none.
+
+        Lines are encoded one by one, so that the first word of a line is the same piece as elsewhere.
+        """
+        known = [
+            self._processor.piece_to_id("\n"),
+            *([self._processor.piece_to_id("<0x0A>")] if self.has_bytes else []),
+        ]
+        return next((number for number in known if number != BLANK), BLANK)
+
+    @functools.cached_property
+    def has_bytes(self) -> bool:
+        """Whether characters without a piece are spelled in bytes, so that none is unknown."""
+        return any(self._processor.is_byte(number) for number in range(self.vocab_size))
+
+    @functools.cached_property
     def _known(self) -> frozenset[str]:
         # trained with full coverage, so each character of the training texts is a piece of its own
         pieces = "".join(self._processor.id_to_piece(number) for number in range(1, self.vocab_size))
         return frozenset(pieces.replace(_SPACE, " "))
 
     def encode(self, text: str) -> list[int]:
-        text = unicodedata.normalize("NFKC", text)
-        if not self._known.issuperset(text):
-            text = "".join(part for part in _decompose(text, self._known) if part in self._known)
-        return [piece for piece in self._processor.encode(text) if piece != BLANK]
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        lines = [self._without_unknown(text).split("\n") for text in texts]
+        encoded = iter(self._processor.encode([line for text in lines for line in text], num_threads=num_threads))
+        return [self._join([next(encoded) for _ in text]) for text in lines]
+
+    def _join(self, lines: list[list[int]]) -> list[int]:
+        ids = [piece for line in lines for piece in (self._newline, *line) if piece != BLANK]
+        return ids if self._newline == BLANK else ids[1:]
+
+    def _without_unknown(self, text: str) -> str:
+        if self.has_bytes:
+            return unicodedata.normalize("NFKC", text)
+        text = _readable(text, self._known)
+        if self._known.issuperset(text):
+            return text
+        return "".join(part for part in _decompose(text, self._known) if part in self._known)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._processor.decode([int(piece) for piece in ids if piece != BLANK])
+        lines: list[list[int]] = [[]]
+        for piece in ids:
+            if piece == self._newline != BLANK:
+                lines.append([])
+            elif piece != BLANK:
+                lines[-1].append(int(piece))
+        return "\n".join(self._processor.decode(lines))
 
     def unknown(self, text: str) -> list[str]:
-        return _unknown(text, self._known)
+        return [] if self.has_bytes else _unknown(text, self._known)
 
     def save(self, directory: Path | str) -> None:
         _write(directory, {"kind": self.kind, "model": _MODEL_FILE, "fingerprint": self.fingerprint}, self.model)
 
 
 def train_tokenizer(
-    texts: Iterable[str], kind: Kind, vocab_size: int | None = None, out: Path | str | None = None
+    texts: Iterable[str],
+    kind: Kind,
+    vocab_size: int | None = None,
+    out: Path | str | None = None,
+    *,
+    byte_fallback: bool = False,
 ) -> Tokenizer:
     """Makes a tokenizer from texts.
 
@@ -183,6 +234,8 @@ def train_tokenizer(
       kind: "char" takes every character that occurs; "unigram" and "bpe" learn `vocab_size` pieces.
       vocab_size: number of ids with the blank, for SentencePiece. Texts too small for so many pieces give fewer.
       out: directory to save to, if any.
+      byte_fallback: gives SentencePiece 256 more pieces, the bytes: then no character is unknown (the rarest, 0.05 % of
+        those in the texts, are spelled in bytes too) and no space is lost, so that every text comes back in NFKC.
 
     Raises:
       ValueError: where the texts hold no character, or `vocab_size` does not fit the kind.
@@ -198,7 +251,7 @@ def train_tokenizer(
     elif kind in ("unigram", "bpe"):
         if vocab_size is None:
             raise ValueError(f"a {kind} tokenizer needs a vocab_size")
-        tokenizer = SentencePieceTokenizer(kind, _train_sentencepiece(normalised, kind, vocab_size))
+        tokenizer = SentencePieceTokenizer(kind, _train_sentencepiece(normalised, kind, vocab_size, byte_fallback))
     else:
         raise ValueError(f"unknown tokenizer kind {kind!r}; choose char, unigram or bpe")
     if out is not None:
@@ -258,24 +311,36 @@ def find_unknown(tokenizer: Tokenizer, texts: Iterable[str]) -> UnknownReport:
     return UnknownReport(dict(counts.most_common()), num_texts, num_affected)
 
 
+def _readable(text: str, known: Collection[str]) -> str:
+    text = unicodedata.normalize("NFKC", text)
+    return text if "\n" in known else text.replace("\n", " ")
+
+
 def _decompose(text: str, known: Collection[str]) -> str:
     return "".join(c if c in known else unicodedata.normalize("NFD", c) for c in text)
 
 
 def _unknown(text: str, known: Collection[str]) -> list[str]:
-    return [part for part in _decompose(unicodedata.normalize("NFKC", text), known) if part not in known]
+    return [part for part in _decompose(_readable(text, known), known) if part not in known]
 
 
-def _train_sentencepiece(texts: Iterable[str], kind: Kind, vocab_size: int) -> bytes:
+def _train_sentencepiece(texts: Iterable[str], kind: Kind, vocab_size: int, byte_fallback: bool) -> bytes:
     model = io.BytesIO()
+    has_lines, sentences = False, []
+    for text in texts:
+        has_lines = has_lines or "\n" in text
+        sentences += _sentences(text)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
+            sentence_iterator=iter(sentences),
             model_writer=model,
             model_type=kind,
             vocab_size=vocab_size,
             hard_vocab_limit=False,
-            character_coverage=1.0,
+            character_coverage=0.9995 if byte_fallback else 1.0,
+            byte_fallback=byte_fallback,
+            remove_extra_whitespaces=not byte_fallback,
+            user_defined_symbols=["\n"] if has_lines else [],  # a piece of its own, and part of no other
             normalization_rule_name="identity",  # NFKC is applied here, by the Unicode tables that `encode` uses too
             unk_id=BLANK,
             bos_id=-1,
@@ -289,6 +354,17 @@ def _train_sentencepiece(texts: Iterable[str], kind: Kind, vocab_size: int) -> b
             f"SentencePiece could not learn {vocab_size} {kind} pieces from these texts: {error}"
         ) from error
     return model.getvalue()
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """The lines of a text, in stretches that SentencePiece takes (it skips what has over 4192 bytes)."""
+    for line in text.split("\n"):
+        while len(line) > _SENTENCE_CHARACTERS:
+            end = line.rfind(" ", 0, _SENTENCE_CHARACTERS) + 1 or _SENTENCE_CHARACTERS
+            yield line[:end]
+            line = line[end:]
+        if line:
+            yield line
 
 
 def _digest(content: bytes) -> str:

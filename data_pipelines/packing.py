@@ -1,0 +1,396 @@
+"""The plan of text batches: which pieces of which documents lie in each row, a pure function of (seed, step).
+
+A document of n tokens stands between two boundary tokens, so it has n + 2 positions. One longer than the context is cut
+into pieces that share a token: the last of one is the first of the next, so that each token but the first boundary is
+predicted exactly once an epoch. Several pieces share a row, each with a segment number of its own:
+
+1. pieces are counted by length, and the histogram is packed, the longest first, each into the fullest row that still
+   has room (histogram packing: Krell et al. 2021, "Efficient sequence packing without cross-contamination");
+2. an epoch has these rows in an order drawn by (seed, epoch), and a permutation for each length draws which piece of
+   that length stands where;
+3. with weights, every source is packed by itself, and a fixed share of each `PERIOD` rows belongs to it.
+
+Epochs follow one another within a batch, so training has no filler rows. All permutations are evaluated per index
+(`shuffle.permute`): a resume at any step costs O(1), and hosts share no state.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from data_pipelines.shuffle import derive_key, mix, permute
+
+PERIOD = 10_000  # rows in which each source has its exact share
+BOUNDARIES = 2  # tokens that a document has besides its own
+
+_ORDER, _PIECES, _MIXTURE = 0, 1, 2  # streams of randomness
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlannedText:
+    """What some rows of a global batch hold: arrays over the segments in them, row after row.
+
+    Attributes:
+      place: int32 [segments], row of the batch, counted from the first of this host.
+      row: int64 [segments], document.
+      start: int64 [segments], first position in the document: 0 is its leading boundary.
+      length: int32 [segments], positions.
+      example_id: int32 [rows], number of the packed row within an epoch (without packing, of the document); -1 in a
+        filler row.
+    """
+
+    place: np.ndarray
+    row: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    example_id: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packing:
+    """One epoch of one source: patterns of piece lengths, and the pieces by length.
+
+    Pattern p is a row that holds pieces of the lengths `slot_length[first_slot[p] : first_slot[p + 1]]`; an epoch has
+    it `copies[p]` times. The copies of a slot take consecutive places, from `slot_base` on, among the pieces of its
+    length.
+    """
+
+    copies: np.ndarray
+    first_slot: np.ndarray
+    slot_length: np.ndarray
+    slot_base: np.ndarray
+    pieces: np.ndarray  # piece numbers by ascending length, those of length n from first_of_length[n] on
+    first_of_length: np.ndarray
+
+    @functools.cached_property
+    def first_row(self) -> np.ndarray:
+        """int64 [patterns + 1]: pattern p has the rows from first_row[p] up to first_row[p + 1]."""
+        return np.cumsum(np.concatenate([[0], self.copies]))
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.first_row[-1])
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that hold a token, in an epoch."""
+        return int(np.diff(self.first_of_length) @ np.arange(len(self.first_of_length) - 1))
+
+    def slots(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For all slots of some rows: place of the row in `rows`, length, and rank among the pieces of that length."""
+        pattern = np.searchsorted(self.first_row, rows, side="right") - 1
+        counts = self.first_slot[pattern + 1] - self.first_slot[pattern]
+        place = np.repeat(np.arange(len(rows)), counts)
+        within = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
+        slot = self.first_slot[pattern][place] + within
+        return place, self.slot_length[slot], self.slot_base[slot] + (rows - self.first_row[pattern])[place]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextPlan:
+    """A laid-out epoch and the rule that shuffles it; made by `make_text_plan` or `make_text_eval_plan`.
+
+    Attributes:
+      context: positions of a row.
+      sequences_per_batch: rows of a global batch.
+      seed: names the shuffle; None keeps the order of lengths, one epoch, and fills the last batch up.
+      packings: one a source.
+      quotas: rows of each source among `PERIOD`.
+      lengths: int64 [documents], tokens of each without boundaries.
+      is_packed: whether rows hold several pieces; else each holds the beginning of one document.
+      dropped: documents left out, by reason.
+      num_cut: documents longer than the context: cut into pieces, or without packing cut off.
+    """
+
+    context: int
+    sequences_per_batch: int
+    seed: int | None
+    packings: tuple[Packing, ...]
+    quotas: tuple[int, ...]
+    lengths: np.ndarray
+    is_packed: bool
+    dropped: Mapping[str, int]
+    num_cut: int
+
+    @functools.cached_property
+    def _first_piece(self) -> np.ndarray:
+        return np.cumsum(np.concatenate([[0], _piece_counts(self.lengths, self.context)]))
+
+    @functools.cached_property
+    def _first_id(self) -> np.ndarray:
+        return np.cumsum([0] + [packing.num_rows for packing in self.packings])
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that hold every piece once."""
+        return int(self._first_id[-1])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps after which every document was met; with weights, after which the slowest source was."""
+        rows = max(p.num_rows * sum(self.quotas) / quota for p, quota in zip(self.packings, self.quotas, strict=True))
+        return -int(-rows // self.sequences_per_batch)
+
+    @property
+    def fill_share(self) -> float:
+        """Share of the positions of training rows that hold a token."""
+        shares = (packing.num_positions / (packing.num_rows * self.context) for packing in self.packings)
+        return sum(share * quota for share, quota in zip(shares, self.quotas, strict=True)) / sum(self.quotas)
+
+    def epochs(self, step: int) -> tuple[Fraction, ...]:
+        """Passes over each source, exactly, in the batches before `step`."""
+        total = step * self.sequences_per_batch
+        if len(self.packings) == 1:
+            return (Fraction(total, self.packings[0].num_rows),)
+        period, rest = divmod(total, PERIOD)
+        source, _ = self._sources(period * PERIOD + np.arange(rest))
+        counts = np.bincount(source, minlength=len(self.packings))
+        return tuple(
+            Fraction(period * quota + int(count), packing.num_rows)
+            for packing, quota, count in zip(self.packings, self.quotas, counts, strict=True)
+        )
+
+    def _sources(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The source of rows counted over the whole run, and their number within the stream of that source."""
+        if len(self.packings) == 1:
+            return np.zeros(len(numbers), np.int64), numbers
+        period, place = np.divmod(numbers, PERIOD)
+        place = permute(place, PERIOD, _keys(derive_key(self.seed, _MIXTURE), period))
+        first = np.cumsum((0, *self.quotas))
+        source = np.searchsorted(first, place, side="right") - 1
+        return source, period * np.array(self.quotas)[source] + place - first[source]
+
+    def batch(self, step: int, host: int = 0, num_hosts: int = 1) -> PlannedText:
+        """This host's rows of the global batch of a step, counted from 0 over all epochs."""
+        size, rest = divmod(self.sequences_per_batch, num_hosts)
+        if step < 0 or rest or not 0 <= host < num_hosts:
+            raise ValueError(
+                f"host {host} of {num_hosts} cannot take an equal share of {self.sequences_per_batch} rows of step "
+                f"{step}; make sequences_per_batch a multiple of the number of hosts"
+            )
+        numbers = step * self.sequences_per_batch + host * size + np.arange(size)
+        if self.seed is None:
+            numbers = numbers[numbers < self.num_rows]
+        source, number = self._sources(numbers)
+        example_id = np.full(size, -1, np.int32)
+        parts = []
+        for index, packing in enumerate(self.packings):
+            places = np.flatnonzero(source == index)
+            epoch, rows = np.divmod(number[places], packing.num_rows)
+            if self.seed is not None:
+                rows = permute(rows, packing.num_rows, _keys(derive_key(self.seed, index, _ORDER), epoch))
+            within, length, rank = packing.slots(rows)
+            if self.seed is not None:
+                keys = _keys(derive_key(self.seed, index, _PIECES), epoch[within] * (self.context + 1) + length)
+                rank = permute(rank, np.diff(packing.first_of_length)[length], keys)
+            piece = packing.pieces[packing.first_of_length[length] + rank]
+            example_id[places] = self._first_id[index] + rows
+            parts.append((places[within], piece, length))
+        place, piece, length = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        order = np.argsort(place, kind="stable")
+        place, piece, length = place[order], piece[order], length[order]
+        row = np.searchsorted(self._first_piece, piece, side="right") - 1
+        if not self.is_packed:
+            example_id[place] = row
+        start = (piece - self._first_piece[row]) * (self.context - 1)
+        return PlannedText(place.astype(np.int32), row, start, length.astype(np.int32), example_id)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest that two plans share only if they give the same batch at every step."""
+        settings = (self.context, self.sequences_per_batch, self.seed, self.quotas, self.is_packed)
+        digest = hashlib.sha256(repr((settings, [packing.num_rows for packing in self.packings])).encode())
+        digest.update(np.ascontiguousarray(self.lengths))
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> str:
+        """A readable account of rows, fill and mixture."""
+        lines = [f"{'source':>6} {'share':>7} {'tokens':>13} {'rows':>9} {'filled':>7}"]
+        for number, (packing, quota) in enumerate(zip(self.packings, self.quotas, strict=True)):
+            lines.append(
+                f"{number:6d} {quota / sum(self.quotas):7.2%} {packing.num_positions:13,d} {packing.num_rows:9,d} "
+                f"{packing.num_positions / (packing.num_rows * self.context):7.2%}"
+            )
+        dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count) or "none"
+        cut = "cut into pieces" if self.is_packed else "cut off"
+        lines.append(
+            f"{self.steps_per_epoch} steps an epoch of {self.sequences_per_batch} rows of {self.context} positions, "
+            f"{self.fill_share:.2%} filled; documents {cut}: {self.num_cut}, dropped: {dropped}"
+        )
+        return "\n".join(lines)
+
+
+def make_text_plan(
+    lengths: np.ndarray,
+    *,
+    context: int,
+    sequences_per_batch: int,
+    seed: int,
+    source_rows: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    is_packed: bool = True,
+) -> TextPlan:
+    """Plans training batches: each piece of each document exactly once an epoch of its source, shuffled anew in each.
+
+    Args:
+      lengths: integers [documents], tokens without boundaries.
+      context: positions of a row.
+      sequences_per_batch: rows of a global batch; devices and hosts must divide it.
+      seed: names the shuffle.
+      source_rows: how many consecutive documents each source has; with `weights` only.
+      weights: share of the rows that each source has, in any unit, rounded to 1 in 10,000; None packs all documents
+        together, each once an epoch.
+      is_packed: False gives each document a row of its own, and cuts off what is beyond the context.
+
+    Raises:
+      ValueError: an option is out of range, or a source has no document with text.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    if weights is None:
+        counts, quotas = [len(lengths)], (PERIOD,)
+    else:
+        counts, quotas = list(source_rows or ()), _quotas(weights)
+        if len(counts) != len(quotas) or sum(counts) != len(lengths):
+            raise ValueError(f"{len(quotas)} weights need so many source_rows, of {len(lengths)} in all; got {counts}")
+    return _lay_out(lengths, context, sequences_per_batch, seed, counts, quotas, is_packed)
+
+
+def make_text_eval_plan(
+    lengths: np.ndarray, *, context: int, sequences_per_batch: int, is_packed: bool = True
+) -> TextPlan:
+    """Plans evaluation batches: each piece once, in `steps_per_epoch` steps; the last may have filler rows.
+
+    As pieces share a token, every token behind the leading boundary is predicted exactly once. Arguments as in
+    `make_text_plan`.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    return _lay_out(lengths, context, sequences_per_batch, None, [len(lengths)], (PERIOD,), is_packed)
+
+
+def _piece_counts(lengths: np.ndarray, context: int) -> np.ndarray:
+    pieces = -(-(lengths + BOUNDARIES - 1) // (context - 1))
+    return np.where(lengths > 0, pieces, 0)
+
+
+def _quotas(weights: Sequence[float]) -> tuple[int, ...]:
+    """Whole rows among PERIOD by largest remainder, at least one a source."""
+    shares = np.asarray(weights, np.float64)
+    if not len(shares) or not np.isfinite(shares).all() or (shares <= 0).any():
+        raise ValueError(f"weights must be positive numbers, got {list(weights)}")
+    exact = shares / shares.sum() * PERIOD
+    quotas = np.maximum(np.floor(exact), 1).astype(np.int64)
+    quotas[np.argsort(quotas - exact, kind="stable")[: max(PERIOD - quotas.sum(), 0)]] += 1
+    quotas[np.argmax(quotas)] -= quotas.sum() - PERIOD
+    return tuple(map(int, quotas))
+
+
+def _lay_out(
+    lengths: np.ndarray,
+    context: int,
+    sequences_per_batch: int,
+    seed: int | None,
+    counts: Sequence[int],
+    quotas: tuple[int, ...],
+    is_packed: bool,
+) -> TextPlan:
+    if lengths.ndim != 1 or context < 3 or sequences_per_batch < 1:
+        raise ValueError(
+            f"a text plan needs lengths of shape [documents], a context of at least 3 and a positive batch; got "
+            f"{lengths.shape}, {context}, {sequences_per_batch}"
+        )
+    num_pieces = _piece_counts(lengths, context)
+    first_piece = np.concatenate([[0], np.cumsum(num_pieces)])
+    piece_lengths = np.full(first_piece[-1], context, np.int64)
+    whole = num_pieces > 0
+    piece_lengths[first_piece[1:][whole] - 1] = (lengths + BOUNDARIES - (num_pieces - 1) * (context - 1))[whole]
+    packings = []
+    ends = np.cumsum(counts)
+    for start, end in zip(ends - counts, ends, strict=True):
+        pieces = np.arange(first_piece[start], first_piece[end])
+        if not is_packed:
+            pieces = first_piece[start:end][whole[start:end]]
+        if not len(pieces):
+            raise ValueError(f"documents {start} to {end} hold no token; prepare text with words, or leave the set out")
+        packings.append(_pack(pieces, piece_lengths[pieces], context, is_packed))
+    return TextPlan(
+        context=context,
+        sequences_per_batch=sequences_per_batch,
+        seed=seed,
+        packings=tuple(packings),
+        quotas=quotas,
+        lengths=lengths,
+        is_packed=is_packed,
+        dropped={"empty": int(np.count_nonzero(~whole))},
+        num_cut=int(np.count_nonzero(num_pieces > 1)),
+    )
+
+
+def _pack(pieces: np.ndarray, lengths: np.ndarray, context: int, is_packed: bool) -> Packing:
+    histogram = np.bincount(lengths, minlength=context + 1)
+    if is_packed:
+        patterns = pack_histogram(histogram)
+    else:
+        patterns = [((int(length),), int(histogram[length])) for length in np.flatnonzero(histogram)]
+    slot_length = np.concatenate([pattern for pattern, _ in patterns]).astype(np.int64)
+    slot_copies = np.repeat([copies for _, copies in patterns], [len(pattern) for pattern, _ in patterns])
+    order = np.argsort(slot_length, kind="stable")
+    before = np.cumsum(slot_copies[order]) - slot_copies[order]
+    first_of_length = np.concatenate([[0], np.cumsum(histogram)])
+    slot_base = np.empty_like(slot_length)
+    slot_base[order] = before - first_of_length[slot_length[order]]
+    return Packing(
+        copies=np.array([copies for _, copies in patterns], np.int64),
+        first_slot=np.cumsum([0] + [len(pattern) for pattern, _ in patterns]),
+        slot_length=slot_length,
+        slot_base=slot_base,
+        pieces=pieces[np.argsort(lengths, kind="stable")],
+        first_of_length=first_of_length,
+    )
+
+
+def pack_histogram(histogram: Sequence[int] | np.ndarray) -> list[tuple[tuple[int, ...], int]]:
+    """Packs pieces, counted by length, into rows: best fit, the longest first, many equal rows at a time.
+
+    Args:
+      histogram: integers [context + 1], pieces of each length; none of length 0.
+
+    Returns:
+      Patterns, the lengths in a row and the number of such rows; every piece is in exactly one.
+    """
+    context = len(histogram) - 1
+    open_rows: dict[int, list[tuple[tuple[int, ...], int]]] = {}  # by room left
+    patterns: list[tuple[tuple[int, ...], int]] = []
+
+    def put(pattern: tuple[int, ...], copies: int, room: int) -> None:
+        if copies:
+            patterns.append((pattern, copies)) if room == 0 else open_rows.setdefault(room, []).append(
+                (pattern, copies)
+            )
+
+    for length in range(context, 0, -1):
+        left = int(histogram[length])
+        while left:
+            room = min((room for room in open_rows if room >= length), default=0)
+            if room:
+                pattern, copies = open_rows[room].pop()
+                if not open_rows[room]:
+                    del open_rows[room]
+                used = min(copies, left)
+                put(pattern, copies - used, room)
+                put((*pattern, length), used, room - length)
+                left -= used
+            else:
+                each = min(context // length, left)
+                used = left // each
+                put((length,) * each, used, context - each * length)
+                left -= used * each
+    return patterns + [row for rows in open_rows.values() for row in rows]
+
+
+def _keys(key: int, numbers: np.ndarray) -> np.ndarray:
+    """One key for each of `numbers`, below the key of their stream."""
+    return mix(mix(np.asarray(numbers, np.uint64)) + np.full(np.shape(numbers), key, np.uint64))

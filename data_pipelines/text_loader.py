@@ -1,0 +1,145 @@
+"""From a text plan to batches, ahead of the step.
+
+A batch is some hundred copies out of memory-mapped arrays, about a millisecond, so a thread of plain numpy keeps far
+ahead of any step; tf.data, which speech needs to decode in parallel, would only add its ten seconds of start-up.
+"""
+
+import collections
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias
+
+import numpy as np
+
+from data_pipelines.packing import BOUNDARIES, TextPlan
+from data_pipelines.token_store import TokenStore
+
+TextBatch: TypeAlias = dict[str, np.ndarray]
+"""One host's rows of a batch, B rows of T positions:
+
+- `tokens` int32 [B, T], zeros behind the last segment;
+- `segment` int32 [B, T], 1, 2, ... for the packed documents (or pieces of documents), 0 where there is no token;
+- `position` int32 [B, T], counted from 0 within each segment;
+- `example_id` int32 [B], the row's number within an epoch, or without packing its document; -1 in a filler row;
+- `weight` float32 [B], 1, or 0 in a filler row;
+- `label` int32 [B], where labels were given: the document's class, 0 in a filler row.
+"""
+
+
+def open_text_batches(
+    tokens: TokenStore,
+    plan: TextPlan,
+    *,
+    boundary: int,
+    host: int = 0,
+    num_hosts: int = 1,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    labels: Sequence[int] | np.ndarray | None = None,
+    prefetch: int = 4,
+) -> "TextBatches":
+    """Opens the batches of a plan from any step on.
+
+    Args:
+      tokens: of the documents that the plan was made from.
+      plan: what each step's batch holds.
+      boundary: id that stands before and after each document.
+      host: number of this host; it reads its contiguous share of every batch's rows.
+      num_hosts: number of hosts.
+      start_step: first step; nothing before it is read.
+      num_steps: number of batches; None goes on without end.
+      labels: class of each document, for a plan without packing.
+      prefetch: batches made ahead.
+
+    Raises:
+      ValueError: the plan was made from other documents, does not divide among the hosts, or packs what has labels.
+    """
+    if not np.array_equal(plan.lengths, tokens.lengths):
+        raise ValueError(
+            f"the plan is not of these {len(tokens.lengths):,} documents and tokenizer; make it from tokens.lengths"
+        )
+    if labels is not None and (plan.is_packed or len(labels) != len(tokens.lengths)):
+        raise ValueError(f"{len(labels)} labels need a plan of {len(labels)} documents made with is_packed=False")
+    if plan.sequences_per_batch % num_hosts:
+        raise ValueError(
+            f"batches of {plan.sequences_per_batch} rows do not divide among {num_hosts} hosts; "
+            "make the plan with sequences_per_batch a multiple of the number of hosts"
+        )
+    classes = None if labels is None else np.asarray(labels, np.int32)
+
+    def make(step: int) -> TextBatch:
+        return _assemble(tokens, plan, boundary, step, host, num_hosts, classes)
+
+    return TextBatches(make, start_step, num_steps, prefetch)
+
+
+class TextBatches:
+    """Iterator of `TextBatch`; made by `open_text_batches`. `close()` ends it early."""
+
+    def __init__(self, make: Callable[[int], TextBatch], start_step: int, num_steps: int | None, prefetch: int):
+        self._make = make
+        self._next = start_step
+        self._end = None if num_steps is None else start_step + num_steps
+        self._pool = ThreadPoolExecutor(1, "text-batches")
+        self._pending: collections.deque[Future[TextBatch]] = collections.deque()
+        for _ in range(prefetch):
+            self._submit()
+
+    def _submit(self) -> None:
+        if self._end is None or self._next < self._end:
+            self._pending.append(self._pool.submit(self._make, self._next))
+            self._next += 1
+
+    def __iter__(self) -> "TextBatches":
+        return self
+
+    def __next__(self) -> TextBatch:
+        if not self._pending:
+            self.close()
+            raise StopIteration
+        batch = self._pending.popleft().result()
+        self._submit()
+        return batch
+
+    def close(self) -> None:
+        """Ends the iteration; what is being made is thrown away."""
+        self._end = self._next
+        self._pending.clear()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _assemble(
+    tokens: TokenStore,
+    plan: TextPlan,
+    boundary: int,
+    step: int,
+    host: int,
+    num_hosts: int,
+    labels: np.ndarray | None,
+) -> TextBatch:
+    planned = plan.batch(step, host, num_hosts)
+    shape = len(planned.example_id), plan.context
+    batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "segment", "position")}
+    counts = np.zeros(shape[0], np.int64)  # segments and positions filled so far, by row
+    ends = np.zeros(shape[0], np.int64)
+    for place, row, start, length in zip(planned.place, planned.row, planned.start, planned.length, strict=True):
+        first, counts[place] = ends[place], counts[place] + 1
+        ends[place] += length
+        span = slice(first, first + length)
+        batch["tokens"][place, span] = _piece(tokens, boundary, int(row), int(start), int(length))
+        batch["segment"][place, span] = counts[place]
+        batch["position"][place, span] = np.arange(length)
+    batch["example_id"] = planned.example_id
+    batch["weight"] = (planned.example_id >= 0).astype(np.float32)
+    if labels is not None:
+        batch["label"] = np.where(planned.example_id >= 0, labels[planned.example_id], 0).astype(np.int32)
+    return batch
+
+
+def _piece(tokens: TokenStore, boundary: int, row: int, start: int, length: int) -> np.ndarray:
+    """Positions `start` to `start + length` of a document between its boundaries."""
+    last = int(tokens.lengths[row]) + BOUNDARIES - 1
+    piece = np.full(length, boundary, np.int32)
+    first, stop = max(start, 1), min(start + length, last)
+    piece[first - start : stop - start] = tokens.read(row, first - 1, stop - 1)
+    return piece

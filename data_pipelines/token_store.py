@@ -1,0 +1,130 @@
+"""The tokens of prepared text, each document's behind the last one's, made once for each index and tokenizer.
+
+Beside `index/<split>.parquet` lie `<split>.<index>-<tokenizer>.ids`, the ids of all documents end to end as native
+uint16 (uint32 for vocabularies over 65,536), and `....ends.npy`, int64 [rows], where each document ends.
+"""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data_pipelines.errors import disk_full, is_disk_full
+from data_pipelines.index import Index, Part
+from data_pipelines.tokenizers import Tokenizer
+
+_CHUNK = 4 * 2**20  # characters encoded at a time
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenStore:
+    """The tokens of all rows of an index; threads may share one.
+
+    Attributes:
+      lengths: int64 [rows], tokens of each document.
+    """
+
+    lengths: np.ndarray
+    _first_row: np.ndarray
+    _ids: tuple[np.ndarray, ...]
+    _ends: tuple[np.ndarray, ...]
+
+    def read(self, row: int, start: int, stop: int) -> np.ndarray:
+        """The tokens from `start` up to `stop` of a row's document, as they are stored (uint16 or uint32)."""
+        part = int(np.searchsorted(self._first_row, row, side="right")) - 1
+        end = int(self._ends[part][row - self._first_row[part]])
+        first = end - int(self.lengths[row])
+        return self._ids[part][first + start : min(first + stop, end)]
+
+
+def open_tokens(index: Index, tokenizer: Tokenizer, *, num_threads: int | None = None) -> TokenStore:
+    """Opens the tokens of an index, encoding its texts where that was not done before.
+
+    What is made is kept beside the index, or for this process alone where that folder cannot be written.
+
+    Args:
+      num_threads: that encode; default: one a core. Characters take one.
+
+    Raises:
+      DataError: the disk is full.
+    """
+    ids, ends = zip(
+        *(_open_part(part, tokenizer, num_threads or os.cpu_count() or 1) for part in index.parts), strict=True
+    )
+    lengths = np.concatenate([np.diff(part_ends, prepend=0) for part_ends in ends])
+    return TokenStore(lengths, index.first_row, ids, ends)
+
+
+def _open_part(part: Part, tokenizer: Tokenizer, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
+    name = f"{part.split}.{part.sha256[:16]}-{tokenizer.fingerprint}"
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    folder = part.index_path.parent
+    if (found := _find(folder, name, dtype, part.num_rows)) is not None:
+        return found
+    if os.access(folder, os.W_OK):
+        _encode(part, tokenizer, folder, name, dtype, num_threads)
+        return _find(folder, name, dtype, part.num_rows)
+    with tempfile.TemporaryDirectory() as private:  # a mapped file outlives its name
+        _encode(part, tokenizer, Path(private), name, dtype, num_threads)
+        return _find(Path(private), name, dtype, part.num_rows)
+
+
+def _find(folder: Path, name: str, dtype: np.dtype, num_rows: int) -> tuple[np.ndarray, np.ndarray] | None:
+    try:
+        ends = np.load(folder / f"{name}.ends.npy", allow_pickle=False)
+        size = (folder / f"{name}.ids").stat().st_size
+    except (OSError, ValueError, EOFError):
+        return None  # absent or cut short: made anew
+    if (
+        ends.shape != (num_rows,)
+        or ends.dtype != np.int64
+        or size != (int(ends[-1]) if num_rows else 0) * dtype.itemsize
+    ):
+        return None
+    return (np.memmap(folder / f"{name}.ids", dtype, "r") if size else np.zeros(0, dtype)), ends
+
+
+def _encode(part: Part, tokenizer: Tokenizer, folder: Path, name: str, dtype: np.dtype, num_threads: int) -> None:
+    """Writes both files whole, the ends last: they say that the ids are complete."""
+    lengths: list[int] = []
+    suffix = f"{os.getpid()}.partial"
+    ids_path, ends_path = (folder / f"{name}.{kind}.{suffix}" for kind in ("ids", "ends"))
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    try:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress, ids_path.open("wb") as file:
+            task = progress.add_task(f"{part}: encode", total=part.num_rows)
+            for texts in _chunks(part.texts()):
+                encoded = tokenizer.encode_batch(texts, num_threads)
+                for ids in encoded:
+                    file.write(np.asarray(ids, dtype).tobytes())
+                lengths += map(len, encoded)
+                progress.advance(task, len(texts))
+        with ends_path.open("wb") as file:
+            np.save(file, np.cumsum(lengths, dtype=np.int64), allow_pickle=False)
+        ids_path.replace(folder / f"{name}.ids")
+        ends_path.replace(folder / f"{name}.ends.npy")
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise disk_full(folder, sum(lengths) * dtype.itemsize) from error
+    finally:
+        ids_path.unlink(missing_ok=True)
+        ends_path.unlink(missing_ok=True)
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if size >= _CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
