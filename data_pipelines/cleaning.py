@@ -60,7 +60,7 @@ class Cleaning:
       similarity: from which on a document is a near copy.
       held_out: prepared sets, of speech say, whose sentences must not be trained on, but for those of their train
         splits; "name:split" is one split. Before all steps, lines that hold such a sentence are taken out: one of five
-        words or more wherever it stands, a shorter one where it is the whole line.
+        words or more wherever it stands, a shorter one where it is the whole line (or, after `sentences`, the sentence).
     """
 
     steps: tuple[StepName, ...] = ("unicode", "language", "length", "exact", "near")
@@ -92,12 +92,14 @@ def clean(items: Items, cleaning: Cleaning, sentences: Collection[str] = ()) -> 
         "stop_words": functools.partial(_rewrite, strip_stop_words, "nothing but stop words"),
         "stem": functools.partial(_rewrite, stem, "empty"),
     }
-    if sentences:
-        items = _take_out(_HeldOut(sentences), items)
+    take_out = functools.partial(_take_out, _HeldOut(sentences)) if sentences else iter
+    items = take_out(items)
     for name in cleaning.steps:
         if name not in known:
             raise DataError(f"--steps: no cleaning step is called {name!r}; known: {', '.join(known)}")
         items = known[name](items)
+        if name == "sentences":
+            items = take_out(items)  # short ones are lines only now
     return iter(items)
 
 
@@ -283,6 +285,9 @@ def _take_out(held_out: "_HeldOut", items: Items) -> Iterator[Document | Dropped
             continue
         lines = item.text.split("\n")
         held = held_out.lines(lines, item.language)
+        if not held:
+            yield item
+            continue
         for number in sorted(held):
             yield Dropped(f"{item.id}, line {number}", "line with a held-out sentence", detail=lines[number][:200])
         text = "\n".join(line for number, line in enumerate(lines) if number not in held).strip("\n")

@@ -170,7 +170,7 @@ def read_sets(data_dir: Path | str, names: Sequence[str], split: str) -> Index:
 
 
 def sample_texts(index: Index, max_characters: int, seed: int = 0) -> list[str]:
-    """Texts of an index, all of them or rows drawn without replacement until there are `max_characters`, in row order."""
+    """Texts of an index in row order: all, or of rows drawn without replacement until there are `max_characters`."""
     texts = index.column("text")
     total = pc.sum(pc.utf8_length(texts)).as_py() or 0
     if total <= max_characters:
