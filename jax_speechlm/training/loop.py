@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -19,7 +19,7 @@ from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.optimizers import overlay, paths, select
 from jax_speechlm.training.reporting import Extent, Meter, Reporter
-from jax_speechlm.training.source import PreparedSource, Source
+from jax_speechlm.training.source import Source, open_source, tokenizer_files
 from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer
 from jax_speechlm.training.validation import validate
 
@@ -71,11 +71,11 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
     began = time.perf_counter()
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    source = source or PreparedSource.open(experiment)
+    source = source or open_source(experiment)
     objective = experiment.objective.build(experiment.model, experiment.frontend, source.tokenizer)
     mesh = meshes.make_mesh(experiment.mesh)
     cadence = experiment.cadence
-    meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": source.tokenizer_files}
+    meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(source.tokenizer)}
     meta |= {"plan": source.plan.fingerprint}
 
     with contextlib.ExitStack() as stack:
@@ -88,13 +88,14 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
         reporter = stack.enter_context(Reporter(run_dir, run_dir.name, first_step, experiment.num_steps))
         reporter.say(_describe(experiment, trainer, source, mesh, first_step))
         stop = stack.enter_context(_catch_signals())
+        profile = stack.enter_context(_profiler(cadence.profile_steps, run_dir))
 
         meter = Meter(hardware.peak_flops(jax.devices()))
         batches = source.batches(first_step, experiment.num_steps)
         seen, train_figures, dev_figures = Counter(), {}, {}
         pending, step = None, first_step
         while step < experiment.num_steps and not stop:
-            _profile(cadence.profile_steps, step, run_dir)
+            profile(step)
             with meter.waiting_for_input():
                 batch = next(batches)
             state, metrics = trainer.step(state, meshes.shard_batch(mesh, batch))
@@ -225,13 +226,23 @@ def _describe(experiment: Experiment, trainer: Trainer, source: Source, mesh, fi
     )
 
 
-def _profile(profile_steps: tuple[int, int] | None, step: int, run_dir: Path) -> None:
-    if profile_steps is None:
-        return
-    if step == profile_steps[0]:
-        jax.profiler.start_trace(str(run_dir / "tensorboard"))
-    elif step == profile_steps[1]:
-        jax.profiler.stop_trace()
+@contextlib.contextmanager
+def _profiler(profile_steps: tuple[int, int] | None, run_dir: Path) -> Iterator[Callable[[int], None]]:
+    """A function to call before each step with its number: traces the steps from the first up to the last."""
+    first, last = profile_steps or (0, 0)
+    tracing = False
+
+    def before(step: int) -> None:
+        nonlocal tracing
+        if tracing != (first <= step < last):
+            tracing = not tracing
+            jax.profiler.start_trace(run_dir / "tensorboard") if tracing else jax.profiler.stop_trace()
+
+    try:
+        yield before
+    finally:
+        if tracing:
+            jax.profiler.stop_trace()
 
 
 @contextlib.contextmanager

@@ -9,24 +9,25 @@ from typing import Protocol, runtime_checkable
 import jax
 
 from data_pipelines import index as indexes
+from data_pipelines import packing, token_store, tokenizers
 from data_pipelines import plan as plans
-from data_pipelines import tokenizers
 from data_pipelines.loader import Batch, Batches, open_batches
 from data_pipelines.noise import NoiseReader
 from data_pipelines.speed import with_speeds
-from jax_speechlm.experiment import Experiment
+from data_pipelines.text_loader import TextBatches, open_text_batches
+from jax_speechlm.experiment import Data, Experiment, Text
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.training.checkpoints import pack_files
+from jax_speechlm.vocabulary import Vocabulary
 
 
 @runtime_checkable
 class Source(Protocol):
     """What the training loop needs of its data."""
 
-    plan: plans.Plan
-    dev_plan: plans.Plan | None
+    plan: plans.Plan | packing.TextPlan
+    dev_plan: plans.Plan | packing.TextPlan | None
     tokenizer: tokenizers.Tokenizer | None
-    tokenizer_files: dict[str, str]
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """This host's rows of the training batches of steps `first_step` to `num_steps` - 1."""
@@ -35,9 +36,28 @@ class Source(Protocol):
         """This host's rows of every validation batch, once."""
 
 
+def open_source(experiment: Experiment) -> Source:
+    """The prepared data sets that an experiment names, planned.
+
+    Raises:
+      DataError: a set is not prepared, or its index does not belong to its records; the message names the remedy.
+      ValueError: settings that do not fit together.
+    """
+    return (PreparedText if isinstance(experiment.data, Text) else PreparedSpeech).open(experiment)
+
+
+def tokenizer_files(tokenizer: tokenizers.Tokenizer | None) -> dict[str, str]:
+    """A tokenizer as a checkpoint's JSON holds it; empty where there is none."""
+    if tokenizer is None:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        return pack_files(folder)
+
+
 @dataclasses.dataclass(frozen=True)
-class PreparedSource:
-    """Prepared data sets, planned.
+class PreparedSpeech:
+    """Prepared utterances, in batches of like length.
 
     Attributes:
       train, dev: indexes of the utterances; `dev` is None where no set has a dev split.
@@ -56,18 +76,10 @@ class PreparedSource:
     noise: NoiseReader | None = None
 
     @classmethod
-    def open(cls, experiment: Experiment) -> "PreparedSource":
-        """Plans an experiment's data sets.
-
-        Raises:
-          DataError: a set is not prepared, or its index does not belong to its records; the message names the remedy.
-          ValueError: a noise set without a probability, or the other way round.
-        """
+    def open(cls, experiment: Experiment) -> "PreparedSpeech":
+        """Plans an experiment's data sets; see `open_source`."""
         data = experiment.data
-        train = indexes.read_sets(data.data_dir, data.sets, "train")
-        dev = None
-        if dev_sets := data.dev_sets or _with_dev_split(data.data_dir, data.sets):
-            dev = indexes.read_sets(data.data_dir, dev_sets, "dev")
+        train, dev = _indexes(data)
         needs_text = isinstance(experiment.objective, CTC)
         tokenizer = _tokenizer(data.tokenizer, train) if needs_text else None
         shared = {
@@ -92,15 +104,6 @@ class PreparedSource:
             dev_plan = plans.make_eval_plan(dev.num_samples, dev_tokens, max_seconds=data.max_seconds, **shared)
         return cls(train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment))
 
-    @property
-    def tokenizer_files(self) -> dict[str, str]:
-        """The tokenizer as a checkpoint's JSON holds it."""
-        if self.tokenizer is None:
-            return {}
-        with tempfile.TemporaryDirectory() as folder:
-            self.tokenizer.save(folder)
-            return pack_files(folder)
-
     def batches(self, first_step: int, num_steps: int) -> Batches:
         return open_batches(
             self.train,
@@ -123,6 +126,59 @@ class PreparedSource:
             num_hosts=jax.process_count(),
             num_steps=self.dev_plan.steps_per_epoch,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedText:
+    """Prepared documents, packed into rows of one length.
+
+    Attributes:
+      train, dev: tokens of the documents; `dev` is None where no set has a dev split.
+      plan, dev_plan: their batches.
+      tokenizer: what made the tokens.
+    """
+
+    train: token_store.TokenStore
+    dev: token_store.TokenStore | None
+    plan: packing.TextPlan
+    dev_plan: packing.TextPlan | None
+    tokenizer: tokenizers.Tokenizer
+
+    @classmethod
+    def open(cls, experiment: Experiment) -> "PreparedText":
+        """Encodes and plans an experiment's data sets; see `open_source`."""
+        data = experiment.data
+        train, dev = _indexes(data)
+        tokenizer = _tokenizer(data.tokenizer, train)
+        tokens = token_store.open_tokens(train, tokenizer)
+        shape = {"context": data.context, "sequences_per_batch": data.sequences_per_batch}
+        mixture = {"weights": data.weights, "source_rows": [part.num_rows for part in train.parts]}
+        plan = packing.make_text_plan(
+            tokens.lengths, seed=experiment.seed, **(mixture if data.weights else {}), **shape
+        )
+        dev_tokens = token_store.open_tokens(dev, tokenizer) if dev is not None else None
+        dev_plan = packing.make_text_eval_plan(dev_tokens.lengths, **shape) if dev is not None else None
+        return cls(tokens, dev_tokens, plan, dev_plan, tokenizer)
+
+    def batches(self, first_step: int, num_steps: int) -> TextBatches:
+        return open_text_batches(
+            self.train, self.plan, start_step=first_step, num_steps=num_steps - first_step, **self._shared
+        )
+
+    def dev_batches(self) -> TextBatches:
+        return open_text_batches(self.dev, self.dev_plan, num_steps=self.dev_plan.steps_per_epoch, **self._shared)
+
+    @property
+    def _shared(self) -> dict[str, int]:
+        boundary = Vocabulary.of(self.tokenizer).boundary
+        return {"boundary": boundary, "host": jax.process_index(), "num_hosts": jax.process_count()}
+
+
+def _indexes(data: Data) -> tuple[indexes.Index, indexes.Index | None]:
+    """The training utterances or documents, and those that validate where a set has any."""
+    train = indexes.read_sets(data.data_dir, data.sets, "train")
+    dev_sets = data.dev_sets or _with_dev_split(data.data_dir, data.sets)
+    return train, indexes.read_sets(data.data_dir, dev_sets, "dev") if dev_sets else None
 
 
 def _with_dev_split(data_dir: str, sets: tuple[str, ...]) -> tuple[str, ...]:

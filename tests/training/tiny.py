@@ -45,7 +45,6 @@ class MemorySource:
     samples: list[np.ndarray]
     texts: list[str]
     tokenizer: Tokenizer | None
-    tokenizer_files: dict[str, str] = dataclasses.field(default_factory=lambda: {"tokenizer.json": ""})
 
     @classmethod
     def make(cls, experiment: Experiment, utterances: int = 24) -> "MemorySource":
