@@ -29,6 +29,11 @@ VERBS = {
         "train a character or SentencePiece tokenizer on transcripts",
         "jax-speechlm train-tokenizer --sets queen-en --kind unigram --vocab-size 500 --out data/unigram-500",
     ),
+    "train-ngram": Verb(
+        "jax_speechlm.cli:train_ngram",
+        "estimate an n-gram language model for decoding",
+        "jax-speechlm train-ngram --sets text-en asterisk-en --order 4 --unit word --out data/en-4.arpa.gz",
+    ),
     "pretrain": Verb(
         "jax_speechlm.cli:pretrain",
         "train an encoder on audio alone",
@@ -187,6 +192,14 @@ def train_tokenizer(argv: Sequence[str], prog: str) -> None:
     tyro.cli(run, prog=prog, args=argv)
 
 
+def train_ngram(argv: Sequence[str], prog: str) -> None:
+    import tyro
+
+    from jax_speechlm.decoding.train_ngram import train_ngram as run
+
+    tyro.cli(run, prog=prog, args=argv)
+
+
 def evaluate(argv: Sequence[str], prog: str) -> None:
     import tyro
 
@@ -194,7 +207,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     from jax_speechlm.parallel.hardware import cache_compilations
 
     cache_compilations()
-    tyro.cli(evaluate_run, prog=prog, args=argv, config=(tyro.conf.FlagConversionOff,))
+    tyro.cli(evaluate_run, prog=prog, args=argv)
 
 
 def compare(argv: Sequence[str], prog: str) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int16
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines import audio, plan, tokenizers
 from jax_speechlm.batch import Batch
+from jax_speechlm.decoder import Decoder, Decoding, Posteriors
 from jax_speechlm.decoding.greedy import best_path, collapse
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.functional import Params
@@ -42,14 +44,17 @@ class Recognizer:
     experiment: Experiment
     tokenizer: tokenizers.Tokenizer
     params: Params
+    decoder: Decoder | None
     _spell: Callable[[Params, Batch], jax.Array]
+    _posteriors: Callable[[Params, Batch], tuple[jax.Array, jax.Array]]
 
     @classmethod
-    def load(cls, path: str | Path) -> "Recognizer":
-        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
+    def load(cls, path: str | Path, decoding: Decoding = Decoding()) -> "Recognizer":  # noqa: B008  frozen
+        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, and the language models of `decoding`.
 
         Raises:
           CheckpointError: there is no readable checkpoint, or its model was not trained to spell.
+          DataError: a language model cannot be read, or does not fit the checkpoint's tokenizer.
         """
         checkpoint = ckpt.find(path)
         params, meta = ckpt.read_params(checkpoint)
@@ -63,18 +68,40 @@ class Recognizer:
             ckpt.unpack_files(meta["tokenizer"], folder)
             tokenizer = tokenizers.load_tokenizer(folder)
         objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
+        decoder = None if decoding.is_greedy else Decoder(decoding, tokenizer)
+        params = jax.device_put(params)
         spell = jax.jit(lambda params, batch: best_path(*objective.logits(params, batch)))
-        return cls(checkpoint, meta["step"], experiment, tokenizer, jax.device_put(params), spell)
+
+        @jax.jit
+        def posteriors(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+            logits_BxTxV, length_B = objective.logits(params, batch)
+            return jax.nn.log_softmax(logits_BxTxV.astype(jnp.float32)), length_B
+
+        return cls(checkpoint, meta["step"], experiment, tokenizer, params, decoder, spell, posteriors)
 
     def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
         """The text of every row of the batches, by `example_id`; filler rows are left out."""
         texts = {}
         for batch in batches:
+            if self.decoder is not None:
+                heard = self.posteriors([batch])
+                texts.update(zip(heard, self.decoder.decode(list(heard.values())), strict=True))
+                continue
             spelled = collapse(jax.device_get(self._spell(self.params, batch)))
             for row, example in enumerate(batch["example_id"]):
                 if example >= 0:
                     texts[int(example)] = self.tokenizer.decode(spelled[row])
         return texts
+
+    def posteriors(self, batches: Iterable[Batch]) -> dict[int, Posteriors]:
+        """The log probabilities float32 [frames, ids] of every row of the batches, by `example_id`, without fillers."""
+        found = {}
+        for batch in batches:
+            log_probs, lengths = jax.device_get(self._posteriors(self.params, batch))
+            for row, example in enumerate(batch["example_id"]):
+                if example >= 0:
+                    found[int(example)] = log_probs[row, : lengths[row]].copy()  # not a view of the whole batch
+        return found
 
     def transcribe(self, files: Sequence[str | Path], *, max_seconds: float = 30.0) -> Iterator[Transcript]:
         """Transcribes audio files of any format, rate, length and number of channels, in order.
@@ -126,6 +153,7 @@ def cut_at_pauses(samples: Int16[np.ndarray, " samples"], max_seconds: float) ->
 def transcribe_files(
     checkpoint: Positional[Path],
     files: Positional[tuple[Path, ...]],
+    decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
     format: Literal["text", "json"] = "text",
     max_seconds: float = 30.0,
 ) -> None:
@@ -134,10 +162,11 @@ def transcribe_files(
     Args:
       checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
       files: the audio files.
+      decoding: how the text is found; weights that `eval` tuned are in its report.
       format: "text" prints a line a file; "json" prints JSON lines with the file, its seconds, text and error.
       max_seconds: longer recordings are cut at pauses into parts of at most this length.
     """
-    recognizer, failed = Recognizer.load(checkpoint), 0
+    recognizer, failed = Recognizer.load(checkpoint, decoding), 0
     for transcript in recognizer.transcribe(files, max_seconds=max_seconds):
         failed += transcript.error is not None
         if format == "json":

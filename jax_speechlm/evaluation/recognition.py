@@ -1,50 +1,65 @@
 """From a checkpoint and prepared data sets to a report: what `jax-speechlm eval` runs."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines import index as indexes
 from data_pipelines import plan as plans
-from data_pipelines.loader import open_batches
+from data_pipelines.loader import Batches, open_batches
+from jax_speechlm.decoder import Decoding
 from jax_speechlm.evaluation import report as reports
 from jax_speechlm.evaluation.normalizers import NormalizerName
 from jax_speechlm.evaluation.report import Report, Utterance
+from jax_speechlm.evaluation.tuning import tune_weights
 from jax_speechlm.recognizer import Recognizer
 
 SAMPLE_RATE = 16_000
 
 
-def recognize_set(
-    recognizer: Recognizer, sets: tuple[str, ...], split: str, data_dir: Path, seconds_per_batch: float
-) -> list[Utterance]:
-    """Every utterance of the sets' split with its reference and what the recognizer spells, in the sets' order."""
-    index = indexes.read_sets(data_dir, sets, split)
-    plan = plans.make_eval_plan(
-        index.num_samples,
-        seconds_per_batch=seconds_per_batch,
-        frame_samples=recognizer.experiment.frontend.mel.frame_samples,
-    )
-    texts = recognizer.recognize(open_batches(index, plan, num_steps=plan.steps_per_epoch))
-    ids, references, speakers = (index.column(name).to_pylist() for name in ("id", "text", "speaker"))
-    return [
-        Utterance(
-            # Sets may share ids; within a set they are unique.
-            id=ids[row] if len(sets) == 1 else f"{index.locate(row)[0].set_dir.name}/{ids[row]}",
-            reference=references[row],
-            hypothesis=texts[row],
-            speaker=speakers[row] or None,
-            duration=index.num_samples[row] / SAMPLE_RATE,
+class PreparedSpeech:
+    """One split of prepared sets, in the batches that a recognizer takes."""
+
+    def __init__(
+        self, recognizer: Recognizer, sets: tuple[str, ...], split: str, data_dir: Path, seconds_per_batch: float
+    ):
+        self.sets = sets
+        self.index = indexes.read_sets(data_dir, sets, split)
+        self._plan = plans.make_eval_plan(
+            self.index.num_samples,
+            seconds_per_batch=seconds_per_batch,
+            frame_samples=recognizer.experiment.frontend.mel.frame_samples,
         )
-        for row in range(len(index))
-    ]
+
+    def batches(self) -> Batches:
+        return open_batches(self.index, self._plan, num_steps=self._plan.steps_per_epoch)
+
+    def utterances(self, texts: Mapping[int, str]) -> list[Utterance]:
+        """Every utterance with its reference and what was recognised in its row, in the sets' order."""
+        index = self.index
+        ids, references, speakers = (index.column(name).to_pylist() for name in ("id", "text", "speaker"))
+        return [
+            Utterance(
+                # Sets may share ids; within a set they are unique.
+                id=ids[row] if len(self.sets) == 1 else f"{index.locate(row)[0].set_dir.name}/{ids[row]}",
+                reference=references[row],
+                hypothesis=texts[row],
+                speaker=speakers[row] or None,
+                duration=index.num_samples[row] / SAMPLE_RATE,
+            )
+            for row in range(len(index))
+        ]
 
 
 def evaluate_run(
     checkpoint: Positional[Path],
     sets: tuple[str, ...],
     split: str = "test",
+    decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
+    tune: bool = False,
     normalizer: NormalizerName = "basic",
     data_dir: Path = Path("data"),
     out: Path | None = None,
@@ -59,18 +74,30 @@ def evaluate_run(
       checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
       sets: names of prepared data sets; "name:split" takes another split than --split.
       split: "test", "dev" or "train".
+      decoding: how the text is found.
+      tune: choose the weights of the language models on the sets' dev splits first. This also happens where a language
+        model is named without its weights.
       normalizer: what reference and hypothesis go through before they are compared.
       data_dir: folder of the prepared data sets.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
       seconds_per_batch: padded audio at a time: memory and speed, never the result.
     """
-    recognizer = Recognizer.load(checkpoint)
-    utterances = recognize_set(recognizer, sets, split, data_dir, seconds_per_batch)
-    report = reports.evaluate(utterances, normalizer)
+    recognizer, how = Recognizer.load(checkpoint, decoding), "greedy"
+    if recognizer.decoder is not None:
+        if tuned := tune or decoding.untuned:
+            names = tuple(dict.fromkeys(name.partition(":")[0] for name in sets))
+            dev = PreparedSpeech(recognizer, names, "dev", data_dir, seconds_per_batch)
+            references = dev.index.column("text").to_pylist()
+            decoder = tune_weights(recognizer.decoder, recognizer.posteriors(dev.batches()), references, normalizer)
+            recognizer = dataclasses.replace(recognizer, decoder=decoder)
+        how = str(recognizer.decoder.decoding) + (f", weights tuned on dev of {', '.join(names)}" if tuned else "")
+    speech = PreparedSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
+    report = reports.evaluate(speech.utterances(recognizer.recognize(speech.batches())), normalizer, decoder=how)
     out = out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}"
     report.save(out)
     console = Console(highlight=False)
     console.print(report.table())
+    console.print(f"decoder: {report.decoder}", markup=False, soft_wrap=True)
     console.print(
         f"{recognizer.checkpoint} on {', '.join(sets)} {split}; {out / 'report.json'}, {out / 'alignments.txt'}"
     )

@@ -71,6 +71,7 @@ class Report(Config):
     Attributes:
       headline: the rate to quote: "cer" where the references are written without spaces between words, else "wer".
       normalizer: what both texts went through before scoring.
+      decoder: how the hypotheses were found, language models and weights included.
       wer: in words, over the corpus.
       cer: in characters; spaces count as characters, but are removed where `headline` is "cer".
       speakers: `headline`'s score of each speaker; empty where none is known.
@@ -81,6 +82,7 @@ class Report(Config):
 
     headline: Metric
     normalizer: NormalizerName
+    decoder: str = "greedy"
     wer: Score
     cer: Score
     speakers: dict[str, Score]
@@ -161,9 +163,14 @@ class Comparison(Config):
 
 
 def evaluate(
-    utterances: Sequence[Utterance], normalizer: NormalizerName = "basic", *, resamples: int = 10_000, seed: int = 0
+    utterances: Sequence[Utterance],
+    normalizer: NormalizerName = "basic",
+    *,
+    decoder: str = "greedy",
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> Report:
-    """Scores hypotheses against references.
+    """Scores hypotheses against references; `decoder` says how they were found.
 
     Raises:
       ValueError: no utterance, or two with one id.
@@ -194,6 +201,7 @@ def evaluate(
     return Report(
         headline=headline,
         normalizer=normalizer,
+        decoder=decoder,
         wer=score("wer", interval=True),
         cer=score("cer", interval=True),
         speakers={speaker: score(headline, rows) for speaker, rows in by_speaker.items()},

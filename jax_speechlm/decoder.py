@@ -1,0 +1,165 @@
+"""From CTC posteriors to text by any of the ways that `eval` and `transcribe` take by name."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pydantic
+from jaxtyping import Float
+
+from data_pipelines.tokenizers import Tokenizer
+from jax_speechlm.config import Config
+from jax_speechlm.decoding.ngram import NGram
+from jax_speechlm.decoding.ngram_fusion import ngram_scorer
+from jax_speechlm.decoding.prefix_beam import BeamSettings, Hypothesis, prefix_beam_search
+
+_ROWS = 32  # searched in lockstep: more save nothing, and finished rows wait for the longest
+
+_UNTUNED = {"alpha": 0.5, "beta": 0.5, "rescore_alpha": 0.5, "rescore_beta": 0.5}
+
+Posteriors = Float[np.ndarray, "time vocab"]
+
+
+class Decoding(Config):
+    """How posteriors become text.
+
+    A transcript's score is log P(CTC) + alpha * log P(lm) + beta * units + boosts, in nats; with `rescore`, the best
+    `beam_size` transcripts are ranked anew by this + rescore_alpha * log P(rescore) + rescore_beta * words.
+
+    Attributes:
+      decoder: "greedy" takes each frame's likeliest token; "beam" searches prefixes. By default beam where a language
+        model or a list of words is named, else greedy.
+      lm: language model for fusion: an n-gram (ARPA, .gz or KenLM's binary), or a text run's folder.
+      alpha: its weight.
+      beta: bonus for each of its units: words, or tokens where it scores those.
+      boost: a file of words and phrases to expect, one a line, with a bonus of their own behind a tab if need be.
+      rescore: language model that ranks the best transcripts anew, with whatever tokenizer.
+      rescore_alpha: its weight.
+      rescore_beta: bonus for each word.
+      beam_size: prefixes that the search keeps.
+    """
+
+    decoder: Literal["greedy", "beam"] | None = None
+    lm: Path | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    boost: Path | None = None
+    rescore: Path | None = None
+    rescore_alpha: float | None = None
+    rescore_beta: float | None = None
+    beam_size: Annotated[int, pydantic.Field(ge=1)] = 16
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.decoder == "greedy" or (self.decoder is None and not (self.lm or self.boost or self.rescore))
+
+    @property
+    def untuned(self) -> tuple[str, ...]:
+        """The weights that a named language model needs and that nobody gave."""
+        wanted = ("alpha", "beta") * bool(self.lm) + ("rescore_alpha", "rescore_beta") * bool(self.rescore)
+        return tuple(name for name in wanted if getattr(self, name) is None)
+
+    def with_defaults(self) -> "Decoding":
+        """The same with middling weights where none are given: better than none, worse than tuned."""
+        return self.replace(**{name: _UNTUNED[name] for name in self.untuned})
+
+    def __str__(self) -> str:
+        if self.is_greedy:
+            return "greedy"
+        parts = [f"prefix beam {self.beam_size}"]
+        if self.lm:
+            parts.append(f"{self.lm} (alpha {self.alpha:g}, beta {self.beta:g})")
+        if self.boost:
+            parts.append(f"words of {self.boost}")
+        if self.rescore:
+            parts.append(f"ranked by {self.rescore} (alpha {self.rescore_alpha:g}, beta {self.rescore_beta:g})")
+        return " + ".join(parts)
+
+    @pydantic.model_validator(mode="after")
+    def _greedy_uses_nothing(self):
+        if self.decoder == "greedy" and (self.lm or self.boost or self.rescore):
+            raise ValueError("greedy decoding uses no language model and no list of words: take decoder beam")
+        return self
+
+
+class Decoder:
+    """A beam search and its language models, loaded.
+
+    Attributes:
+      decoding: what it does, weights included.
+    """
+
+    def __init__(self, decoding: Decoding, tokenizer: Tokenizer):
+        """Loads what `decoding` names.
+
+        Raises:
+          DataError, CheckpointError: a file is missing or unreadable, or a language model does not fit the tokenizer.
+        """
+        self.decoding = decoding.with_defaults()
+        self._tokenizer = tokenizer
+        self._lm = _load_scorer(decoding.lm, tokenizer) if decoding.lm else None
+        self._others = []
+        self._rescore = _load_model(decoding.rescore) if decoding.rescore else None
+        self._text_scores: dict[str, float] = {}
+
+    def with_weights(self, **weights: float) -> "Decoder":
+        """The same models with other weights; what the models have worked out is shared."""
+        other = copy.copy(self)
+        other.decoding = self.decoding.replace(**weights)
+        return other
+
+    def search(self, posteriors: Sequence[Posteriors]) -> list[list[Hypothesis]]:
+        """The best `beam_size` transcripts of each utterance before any is ranked anew, from its log probabilities."""
+        scorers = list(self._others)
+        if self._lm is not None:
+            self._lm.alpha, self._lm.beta = self.decoding.alpha, self.decoding.beta
+            scorers.append(self._lm)
+        size = self.decoding.beam_size
+        lengths = np.array([len(each) for each in posteriors], np.int64)
+        found: list[list[Hypothesis]] = [[]] * len(posteriors)
+        order = np.argsort(lengths, kind="stable")
+        for first in range(0, len(order), _ROWS):
+            rows = order[first : first + _ROWS]
+            padded = np.zeros((len(rows), lengths[rows[-1]], self._tokenizer.vocab_size), np.float32)
+            for place, row in enumerate(rows):
+                padded[place, : lengths[row]] = posteriors[row]
+            hypotheses = prefix_beam_search(padded, lengths[rows], scorers, BeamSettings(size), size)
+            for row, each in zip(rows, hypotheses, strict=True):
+                found[row] = each
+        return found
+
+    def choose(self, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[str]:
+        """The text of each utterance's best hypothesis, ranked anew where a model for that is named."""
+        spelled = [[self._tokenizer.decode(each.tokens) for each in row] for row in hypotheses]
+        if self._rescore is None:
+            return [row[0] for row in spelled]
+        new = list(dict.fromkeys(text for row in spelled for text in row if text not in self._text_scores))
+        self._text_scores.update(zip(new, _score(self._rescore, new), strict=True))
+        alpha, beta = self.decoding.rescore_alpha, self.decoding.rescore_beta
+
+        def total(hypothesis: Hypothesis, text: str) -> float:
+            return hypothesis.score + alpha * self._text_scores[text] + beta * len(text.split())
+
+        best = [
+            max(range(len(row)), key=lambda place: total(row[place], texts[place]))
+            for row, texts in zip(hypotheses, spelled, strict=True)
+        ]
+        return [texts[place] for texts, place in zip(spelled, best, strict=True)]
+
+    def decode(self, posteriors: Sequence[Posteriors]) -> list[str]:
+        """The text of each utterance."""
+        return self.choose(self.search(posteriors))
+
+
+def _load_model(path: Path) -> NGram:
+    return NGram(path)
+
+
+def _load_scorer(path: Path, tokenizer: Tokenizer):
+    return ngram_scorer(NGram(path), tokenizer)
+
+
+def _score(model: NGram, texts: Sequence[str]) -> list[float]:
+    return [model.score(text) for text in texts]

@@ -1,0 +1,216 @@
+"""CTC prefix beam search over a batch of utterances in lockstep, with any number of scorers in the sum.
+
+A prefix's probability is the sum over its alignments, kept apart by whether they end in the blank or in the prefix's
+last token (Graves and Jaitly 2014, Hannun et al. 2014). The search runs in log space on the host: a frame is a handful
+of array operations for all rows and prefixes at once, because a loop over prefixes in Python is what such searches
+spend their time in. Scorers are asked about all of a frame's extensions in one call.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jax_speechlm.decoding.fusion import Scorer
+
+BLANK = 0
+_DEAD, _NO_PARENT = -1, -2  # no prefix has these numbers, and they differ, so that an empty slot is no root's parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """A transcript that the search ends with.
+
+    Attributes:
+      tokens: its ids.
+      acoustic: log probability of its alignments, as far as the beam kept them; nats.
+      fusion: what the scorers add, weighted; nats.
+    """
+
+    tokens: tuple[int, ...]
+    acoustic: float
+    fusion: float
+
+    @property
+    def score(self) -> float:
+        return self.acoustic + self.fusion
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamSettings:
+    """How wide to search.
+
+    Attributes:
+      size: prefixes kept after each frame.
+      token_floor: a frame extends prefixes by tokens of at least this log probability, or its likeliest one; nats.
+      gap: prefixes so far below the best one are dropped; nats.
+    """
+
+    size: int = 16
+    token_floor: float = -5.0
+    gap: float = 12.0
+
+
+def prefix_beam_search(
+    log_probs_BxTxV: Float[np.ndarray, "batch time vocab"],
+    length_B: Int[np.ndarray, " batch"],
+    scorers: Sequence[Scorer] = (),
+    settings: BeamSettings = BeamSettings(),
+    num_best: int = 1,
+) -> list[list[Hypothesis]]:
+    """The likeliest transcripts of each row, best first.
+
+    Args:
+      log_probs_BxTxV: normalised log probabilities; id 0 is the blank.
+      length_B: valid frames; what lies behind them is ignored.
+      scorers: each adds to a prefix's score as it grows, and once more at its end.
+      num_best: at most so many hypotheses a row; there is always at least one.
+
+    Returns:
+      A row's hypotheses depend on that row alone, not on the batch or the padding. With a beam and floors that drop
+      nothing they are exact.
+    """
+    order = np.argsort(-length_B, kind="stable")  # longest first: the rows that still go on are always the first ones
+    beams = _Beams(log_probs_BxTxV[order], length_B[order], scorers, settings)
+    for frame in range(int(length_B.max(initial=0))):
+        beams.step(frame)
+    found = beams.finish(num_best)
+    return [found[row] for row in np.argsort(order, kind="stable")]
+
+
+class _Beams:
+    """The prefixes of all rows: arrays [batch, beam], sorted by score."""
+
+    def __init__(self, log_probs: np.ndarray, length: np.ndarray, scorers: Sequence[Scorer], settings: BeamSettings):
+        batch, num_frames, self.vocab_size = log_probs.shape
+        shape = batch, settings.size
+        self.log_probs, self.length, self.scorers, self.settings = log_probs, length, scorers, settings
+        self.ends_blank, self.ends_token = np.full(shape, -np.inf), np.full(shape, -np.inf)  # log probabilities
+        self.ends_blank[:, 0] = 0.0
+        self.fusion = np.zeros(shape)
+        self.last = np.zeros(shape, np.int64)  # token
+        self.node, self.parent = np.full(shape, _DEAD), np.full(shape, _NO_PARENT)
+        self.node[:, 0] = np.arange(batch)
+        # A prefix's number is the place of its key, parent * vocab_size + token, among the keys; roots are negative.
+        # A prefix that was dropped gets its old number when it comes back, so that its extensions still merge.
+        self.numbers = {-1 - row: row for row in range(batch)}
+        self.states = [np.full(shape, scorer.start(batch * settings.size, num_frames), np.int64) for scorer in scorers]
+        self._list_candidates()
+
+    def _list_candidates(self) -> None:
+        """Lists the tokens over the floor, frame by frame and row by row."""
+        floor = np.minimum(self.log_probs.max(-1, initial=-np.inf), self.settings.token_floor)
+        keep = self.log_probs >= floor[..., None]
+        keep[..., BLANK] = False
+        frame, row, self.candidates = np.nonzero(keep.transpose(1, 0, 2))
+        batch, num_frames = floor.shape
+        counts = np.bincount(frame * batch + row, minlength=num_frames * batch)
+        self.first = np.concatenate([[0], np.cumsum(counts)])
+
+    def _extensions(self, frame: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [rows, candidates] to extend by, and their log probabilities: -inf where a row has fewer."""
+        first = self.first[frame * len(self.length) :][: rows + 1]
+        counts = np.diff(first)
+        row = np.repeat(np.arange(rows), counts)
+        place = np.arange(first[0], first[-1]) - first[row]
+        tokens = np.zeros((rows, max(1, counts.max())), np.int64)
+        log_probs = np.full(tokens.shape, -np.inf)
+        tokens[row, place] = chosen = self.candidates[first[0] : first[-1]]
+        log_probs[row, place] = self.log_probs[row, frame, chosen]
+        return tokens, log_probs
+
+    def step(self, frame: int) -> None:
+        """Takes in one frame of every row that has it."""
+        rows, beam = int((self.length > frame).sum()), self.settings.size
+        here = self.log_probs[:rows, frame].astype(np.float64)
+        ends_blank, ends_token, last = self.ends_blank[:rows], self.ends_token[:rows], self.last[:rows]
+        total = np.logaddexp(ends_blank, ends_token)
+
+        # A prefix stays what it is with a blank, with its last token again, or ...
+        stays_blank = total + here[:, BLANK, None]
+        stays_token = ends_token + np.take_along_axis(here, last, axis=1)
+        # ... because another prefix of the beam grows into it.
+        row, child, parent = np.nonzero(self.parent[:rows, :, None] == self.node[:rows, None, :])
+        token = last[row, child]
+        grown = np.where(token == last[row, parent], ends_blank[row, parent], total[row, parent]) + here[row, token]
+        stays_token[row, child] = np.logaddexp(stays_token[row, child], grown)
+
+        # New prefixes. A token that repeats the last one needs a blank in between.
+        tokens, log_probs = self._extensions(frame, rows)
+        width = tokens.shape[1]
+        before = np.where(last[:, :, None] == tokens[:, None, :], ends_blank[:, :, None], total[:, :, None])
+        grows = before + log_probs[:, None, :]
+        pair, place = np.nonzero(tokens[row] == token[:, None])
+        grows[row[pair], parent[pair], place] = -np.inf  # counted above
+
+        stay_scores = np.logaddexp(stays_blank, stays_token) + self.fusion[:rows]
+        grow_scores = grows + self.fusion[:rows, :, None]
+        best = np.maximum(stay_scores.max(1), grow_scores.max((1, 2)))
+        worth = np.nonzero(grow_scores > best[:, None, None] - self.settings.gap)
+        gain = np.zeros(len(worth[0]))
+        for scorer, state in zip(self.scorers, self.states, strict=True):
+            gain += scorer.score(state[worth[:2]], tokens[worth[0], worth[2]])
+        gains = np.zeros(grows.shape)
+        gains[worth] = gain
+        fused = np.full(grows.shape, -np.inf)
+        fused[worth] = grow_scores[worth] + gain
+
+        scores = np.concatenate([stay_scores, fused.reshape(rows, -1)], axis=1)
+        chosen = _largest(scores, beam)
+        kept = np.take_along_axis(scores, chosen, axis=1)
+        alive = kept > kept[:, :1] - self.settings.gap
+        grew = alive & (chosen >= beam)
+        origin = np.where(grew, (chosen - beam) // width, np.where(alive, chosen, 0))
+        place = (chosen - beam) % width
+        number = np.arange(rows)[:, None]
+        token = np.where(grew, tokens[number, place], BLANK)
+
+        def from_origin(values: np.ndarray) -> np.ndarray:
+            return np.take_along_axis(values, origin, axis=1)
+
+        ends_token = np.where(grew, grows[number, origin, place], from_origin(stays_token))
+        self.ends_token[:rows] = np.where(alive, ends_token, -np.inf)
+        self.ends_blank[:rows] = np.where(alive & ~grew, from_origin(stays_blank), -np.inf)
+        self.fusion[:rows] = from_origin(self.fusion[:rows]) + np.where(grew, gains[number, origin, place], 0.0)
+        self.last[:rows] = np.where(grew, token, from_origin(last))
+        node = from_origin(self.node[:rows])
+        self.parent[:rows] = np.where(grew, node, np.where(alive, from_origin(self.parent[:rows]), _NO_PARENT))
+        keys = (node[grew] * self.vocab_size + token[grew]).tolist()
+        node[grew] = [self.numbers.setdefault(key, len(self.numbers)) for key in keys]
+        self.node[:rows] = np.where(alive, node, _DEAD)
+        self._advance(origin, token)
+
+    def _advance(self, origin: np.ndarray, token: np.ndarray) -> None:
+        for scorer, state in zip(self.scorers, self.states, strict=True):
+            state[: len(origin)] = np.take_along_axis(state[: len(origin)], origin, axis=1)
+            tokens = np.zeros(state.shape, np.int64)
+            tokens[: len(origin)] = token
+            state[:] = scorer.advance(state.reshape(-1), tokens.reshape(-1)).reshape(state.shape)
+
+    def finish(self, num_best: int) -> list[list[Hypothesis]]:
+        acoustic = np.logaddexp(self.ends_blank, self.ends_token)
+        alive = self.node != _DEAD
+        for scorer, state in zip(self.scorers, self.states, strict=True):
+            self.fusion[alive] += scorer.final(state[alive])
+        keys = list(self.numbers)
+        scores = acoustic + self.fusion
+        found = []
+        for row, ranked in enumerate(np.argsort(-scores, axis=1, kind="stable")):
+            best = [place for place in ranked if alive[row, place]][:num_best]
+            spelled = [self._spell(keys, int(self.node[row, place])) for place in best]
+            parts = acoustic[row, best].tolist(), self.fusion[row, best].tolist()
+            found.append([Hypothesis(*each) for each in zip(spelled, *parts, strict=True)])
+        return found
+
+    def _spell(self, keys: list[int], node: int) -> tuple[int, ...]:
+        tokens = []
+        while (key := keys[node]) >= 0:
+            node, token = divmod(key, self.vocab_size)
+            tokens.append(token)
+        return tuple(reversed(tokens))
+
+
+def _largest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Indices of each row's largest values, best first; of equal ones the first, however many columns there are."""
+    return np.argsort(-scores, axis=1, kind="stable")[:, :count]
