@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from data_pipelines.errors import is_disk_full
 from jax_speechlm.models.functional import Params
 from jax_speechlm.training.optimizers import overlay
 from jax_speechlm.training.state import TrainState
@@ -226,6 +227,11 @@ def _unreadable(checkpoint: Path, error: Exception) -> str:
 
 
 def _save_failed(directory: Path, error: Exception) -> str:
+    if is_disk_full(error):
+        return (
+            f"{directory}: the disk became full while a checkpoint was written. Make room and start again: training "
+            "goes on from the last complete checkpoint."
+        )
     return (
         f"{directory}: a checkpoint could not be saved ({type(error).__name__}: {_first_line(error)}). Check the room "
         "on the disk and the folder's permissions; checkpoints saved before are whole."

@@ -4,11 +4,13 @@ import shutil
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.state import TrainState
 from tests.training import tiny
 from tests.training.test_state import ONE, trainer_on
 
@@ -40,6 +42,22 @@ def test_a_checkpoint_goes_to_another_mesh_unchanged(saved):
     assert jax.tree.map(lambda leaf: leaf.sharding, restored.state) == jax.tree.map(
         lambda leaf: leaf.sharding, trainer.shapes
     )
+
+
+def test_steps_that_reuse_the_buffers_do_not_reach_a_save_under_way(tmp_path):
+    """A train step gives its state's buffers up to the next; the save that is still writing must not see that."""
+    overwrite = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 0 - 1, state), donate_argnums=0)
+    params = {f"array{number}": jnp.arange(1 << 20, dtype=jnp.float32) + number for number in range(8)}
+    state = TrainState(jnp.array(1), params, (), {}, jnp.array(0), jnp.array(0))
+    expected = jax.tree.map(np.array, state)
+    checkpoints = ckpt.Checkpoints(tmp_path)
+    checkpoints.save(1, state, {"step": 1})
+    for _ in range(5):
+        state = overwrite(state)
+    jax.block_until_ready(state)
+    checkpoints.close()
+    saved = ckpt.read(tmp_path / "checkpoints" / "1").state
+    jax.tree.map(np.testing.assert_array_equal, saved["params"], expected.params)
 
 
 def test_parameters_to_use_are_the_average(saved):
