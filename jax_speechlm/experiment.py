@@ -116,7 +116,7 @@ class Cadence(Config):
       eval_every: between validations; the last step always validates.
       checkpoint_every: between checkpoints; the last step always saves.
       keep_last, keep_best: checkpoints kept: the newest, and those that validated best.
-      profile_steps: (first, last) step of a `jax.profiler` trace, or None.
+      profile_steps: (first, last): steps that `jax.profiler` traces for TensorBoard, the last excluded; or None.
     """
 
     log_every: pydantic.PositiveInt = 20
@@ -124,7 +124,7 @@ class Cadence(Config):
     checkpoint_every: pydantic.PositiveInt = 500
     keep_last: pydantic.PositiveInt = 2
     keep_best: pydantic.NonNegativeInt = 1
-    profile_steps: tuple[int, int] | None = None
+    profile_steps: tuple[pydantic.NonNegativeInt, pydantic.PositiveInt] | None = None
 
 
 class Experiment(Config):

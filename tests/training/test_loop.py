@@ -11,7 +11,7 @@ import pytest
 
 from jax_speechlm.experiment import Start
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.loop import TrainingStopped, train
+from jax_speechlm.training.loop import TrainingStopped, _profiler, train
 from tests.training import tiny
 
 
@@ -33,7 +33,8 @@ def whole(tmp_path_factory):
     """An uninterrupted run of 8 steps, with its result."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
     experiment = tiny.experiment("ctc")
-    return run_dir, train(experiment, run_dir, tiny.MemorySource.make(experiment)), experiment
+    profiled = experiment.replace(cadence=experiment.cadence.replace(profile_steps=(6, 7)))
+    return run_dir, train(profiled, run_dir, tiny.MemorySource.make(experiment)), experiment
 
 
 class Interrupted(tiny.MemorySource):
@@ -60,6 +61,7 @@ def test_a_run_logs_validates_and_saves(whole):
     assert {"loss", "wer", "cer"} <= set(lines_of(run_dir, "dev")[-1])
     assert lines_of(run_dir, "start")[0]["seconds_to_first_step"] > 0
     assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
+    assert list((run_dir / "tensorboard").rglob("*.xplane.pb"))
     assert result.train["loss"] < lines_of(run_dir, "train")[0]["loss"]
 
 
@@ -113,6 +115,20 @@ def test_steps_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoin
     with pytest.raises(TrainingStopped, match="2 steps in a row had a loss or gradient that is not finite"):
         train(experiment, tmp_path, tiny.MemorySource.make(experiment))
     assert ckpt.find(tmp_path).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "calls"),
+    [(0, 9, ["start 2", "stop 4"]), (3, 9, ["start 3", "stop 4"]), (0, 4, ["start 2", "stop"]), (5, 9, [])],
+)
+def test_a_trace_holds_the_steps_asked_for_and_always_ends(begin, end, calls, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: seen.append(f"start {step}"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append("stop" if step == end - 1 else f"stop {step}"))
+    with _profiler((2, 4), tmp_path) as before:
+        for step in range(begin, end):
+            before(step)
+    assert seen == calls
 
 
 def test_predictions_that_collapse_raise_an_alarm(tmp_path, capsys):
