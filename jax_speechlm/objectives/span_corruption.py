@@ -1,0 +1,189 @@
+"""Span corruption, in the form for a decoder alone: a text with gaps, then what stood in them.
+
+Reference: Raffel et al. 2020 (T5, sections 3.1.4 and 3.3.4) for gaps and their markers. T5 reads the gapped text with
+an encoder; here both parts are one causal sequence, as in Aghajanyan et al. 2022 (CM3), and the loss is on the second:
+
+    A1 A2 B1 B2 B3 C1 C2 D1  ->  A1 A2 <0> C1 C2 <1> | <0> B1 B2 B3 <1> D1 <boundary>
+
+As in T5's own data a row is one text, whatever documents it was packed from: attention crosses their boundaries, which
+are tokens like others.
+"""
+
+from typing import Annotated, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from pydantic import Field, PositiveInt
+
+from data_pipelines.tokenizers import Tokenizer
+from jax_speechlm.batch import Batch, example_keys
+from jax_speechlm.config import Config
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models import functional
+from jax_speechlm.models.transformer import forward_flops
+from jax_speechlm.objectives.base import Metrics, Objective
+from jax_speechlm.objectives.causal_lm import TextModel, require_transformer, scored
+from jax_speechlm.vocabulary import PADDING, Vocabulary
+
+
+class SpanCorruption(Config):
+    """Settings of span corruption; the defaults are T5's.
+
+    Attributes:
+      ratio: share of each row's tokens that fall into gaps.
+      mean_span: mean length of a gap in tokens.
+      sentinels: markers in the vocabulary, hence the most gaps of a row.
+    """
+
+    kind: Literal["span_corruption"] = "span_corruption"
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    mean_span: Annotated[float, Field(ge=1)] = 3.0
+    sentinels: PositiveInt = 100
+
+    def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
+        """The objective for one model and tokenizer; it has no use for the front end.
+
+        The loss is a mean over the tokens of the second part behind its first marker, which tells where it begins.
+        Metrics: `loss`, `accuracy`. In evaluation a row's gaps are the same every time.
+
+        Raises:
+          ValueError: no tokenizer, or a model that looks ahead; later, rows that may have more gaps than `sentinels`.
+        """
+        del frontend
+        vocabulary = Vocabulary.of(tokenizer, self.sentinels)
+        require_transformer(model, causal=True, objective=self.kind)
+        make = lambda rngs: TextModel(model, vocabulary.size, rngs=rngs)  # noqa: E731
+        graphdef = functional.declare(make).graphdef
+
+        def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
+            transformer = functional.bind(graphdef, params).transformer
+            gap_key, dropout_key = (jax.random.key(0), None) if key is None else jax.random.split(key)
+            keys = None if key is None else example_keys(dropout_key, batch["example_id"])
+            length_B = (batch["segment"] > 0).sum(1)
+            num_spans = self._most_spans(batch["tokens"].shape[1])
+            gap_keys = example_keys(gap_key, batch["example_id"])
+            gaps_BxT = draw_gaps(gap_keys, length_B, batch["tokens"].shape[1], self.ratio, self.mean_span, num_spans)
+            row = corrupt(batch["tokens"], length_B, gaps_BxT, vocabulary, num_spans)
+            place = jnp.broadcast_to(jnp.arange(row.tokens.shape[1]), row.tokens.shape)
+            inside = place < row.length[:, None]
+            hidden_BxTxD = transformer(row.tokens, inside.astype(jnp.int32), place, keys)
+            target_BxT = jnp.pad(row.tokens[:, 1:], ((0, 0), (0, 1)))
+            asked = (place >= row.answer[:, None]) & (place < row.length[:, None] - 1)
+            return scored(transformer, hidden_BxTxD, target_BxT, asked * batch["weight"][:, None])
+
+        def flops(num_tokens: int, batch_size: int) -> float:
+            length = corrupted_length(num_tokens, self._most_spans(num_tokens))
+            return forward_flops(model, vocabulary.size, length, batch_size)
+
+        return Objective(make, loss, forward_flops=flops)
+
+    def _most_spans(self, num_tokens: int) -> int:
+        most = most_spans(num_tokens, self.ratio, self.mean_span)
+        if most > self.sentinels:
+            raise ValueError(
+                f"rows of {num_tokens} tokens can have {most} gaps, and the vocabulary has {self.sentinels} markers: "
+                f"set --objective.sentinels {most}"
+            )
+        return most
+
+
+class Corrupted(NamedTuple):
+    """Rows with gaps, followed by their answers.
+
+    Attributes:
+      tokens: both parts, padding behind.
+      length: tokens of both parts.
+      answer: where the second part begins.
+    """
+
+    tokens: Int[Array, "batch corrupted"]
+    length: Int[Array, " batch"]
+    answer: Int[Array, " batch"]
+
+
+def most_spans(num_tokens: int, ratio: float, mean_span: float) -> int:
+    """The most gaps that `draw_gaps` makes in a row of `num_tokens`."""
+    return max(1, round(max(1, round(ratio * num_tokens)) / mean_span))
+
+
+def corrupted_length(num_tokens: int, num_spans: int) -> int:
+    """Room for a row of `num_tokens` with `num_spans` gaps: two markers a gap, and the boundary."""
+    return num_tokens + 2 * num_spans + 1
+
+
+def draw_gaps(
+    keys_B: Key[Array, " batch"],
+    length_B: Int[Array, " batch"],
+    num_tokens: int,
+    ratio: float,
+    mean_span: float,
+    num_spans: int,
+) -> Bool[Array, "batch {num_tokens}"]:
+    """True in gaps: round(ratio * length) tokens, at least one, in round(that / mean_span) gaps, at least one.
+
+    Gaps and what lies between them are drawn evenly from all ways to cut so many tokens into so many parts. A row
+    begins with text and ends with a gap, as in the reference implementation of Raffel et al. 2020. A row of a single
+    token has none. What a row draws depends on its key and length only.
+
+    Args:
+      length_B: tokens in each row, of `num_tokens` places.
+      num_spans: `most_spans` of `num_tokens`: the shapes are of that size.
+    """
+
+    def draw(key: PRNGKeyArray, length: Array) -> Array:
+        noise = jnp.clip(jnp.round(ratio * length).astype(jnp.int32), 1, jnp.maximum(length - 1, 1))
+        most = jnp.minimum(jnp.minimum(noise, length - noise), num_spans)
+        spans = jnp.clip(jnp.round(noise / mean_span).astype(jnp.int32), 1, most)
+        gap_key, text_key = jax.random.split(key)
+        gaps = _cut_evenly(gap_key, noise, spans, num_tokens, num_spans)
+        texts = _cut_evenly(text_key, length - noise, spans, num_tokens, num_spans)
+        edges = jnp.cumsum(jnp.stack([texts, gaps], axis=1).reshape(-1))  # text, gap, text, gap, ...
+        place = jnp.arange(num_tokens)
+        inside = jnp.searchsorted(edges, place, side="right") % 2 == 1
+        return inside & (place < length) & (length > 1)
+
+    return jax.vmap(draw)(keys_B, length_B)
+
+
+def _cut_evenly(key: Array, total: Array, parts: Array, most: int, most_parts: int) -> Int[Array, " parts"]:
+    """Lengths of `parts` parts, none empty, that add up to `total`; 0 for the rest of `most_parts`."""
+    place = jnp.arange(most)
+    chance = jax.vmap(lambda place: jax.random.uniform(jax.random.fold_in(key, place)))(place)
+    # A cut behind a token is one of total - 1 places; the parts - 1 least chances are cuts.
+    chance = jnp.where(place < total - 1, chance, 2.0)
+    rank = jnp.zeros(most, jnp.int32).at[jnp.argsort(chance)].set(place)
+    part = jnp.cumsum(rank < parts - 1) - (rank < parts - 1)
+    return jnp.zeros(most_parts, jnp.int32).at[part].add(place < total, mode="drop")
+
+
+def corrupt(
+    tokens_BxT: Int[Array, "batch time"],
+    length_B: Int[Array, " batch"],
+    gaps_BxT: Bool[Array, "batch time"],
+    vocabulary: Vocabulary,
+    num_spans: int,
+) -> Corrupted:
+    """Puts a marker in the place of each gap, and gaps behind their markers at the end. Shapes: `corrupted_length`."""
+    num_tokens = tokens_BxT.shape[1]
+
+    def rearrange(tokens: Array, length: Array, gaps: Array) -> tuple[Array, Array, Array]:
+        place = jnp.arange(num_tokens)
+        starts = gaps & ~jnp.pad(gaps, (1, 0))[:-1]
+        span = jnp.cumsum(starts)  # gaps that began here or before
+        hidden = jnp.cumsum(gaps)
+        shown = place + 1 - hidden
+        answer = length - hidden[-1] + span[-1]
+        end = answer + span[-1] + hidden[-1]
+
+        outside = corrupted_length(num_tokens, num_spans)  # such writes are dropped
+        marker = vocabulary.sentinel + span - 1
+        row = jnp.full(outside, PADDING, tokens.dtype)
+        into = jnp.where(gaps, answer + span + hidden - 1, shown + span - 1)
+        row = row.at[jnp.where(place < length, into, outside)].set(tokens, mode="drop")
+        row = row.at[jnp.where(starts, shown + span - 1, outside)].set(marker, mode="drop")
+        row = row.at[jnp.where(starts, answer + span + hidden - 2, outside)].set(marker, mode="drop")
+        row = row.at[jnp.where(span[-1] > 0, end, outside)].set(vocabulary.boundary, mode="drop")
+        return row, jnp.where(span[-1] > 0, end + 1, 0), answer
+
+    return Corrupted(*jax.vmap(rearrange)(tokens_BxT, length_B, gaps_BxT))
