@@ -6,6 +6,7 @@ import pytest
 from jax_speechlm import configs
 from jax_speechlm.experiment import Experiment, differences
 from jax_speechlm.training.optimizers import Noam, Optimizer
+from tests.golden import make_configs
 
 
 def test_an_unknown_key_names_the_nearest():
@@ -36,6 +37,11 @@ def test_every_shipped_experiment_survives_json_and_says_how_to_run_it(name):
     assert again == experiment
     assert differences(again, experiment) == []
     assert f"--config {name}" in configs.docstring(name)
+
+
+def test_every_setting_of_every_shipped_experiment_is_as_reviewed():
+    golden = {file.stem: file.read_text() for file in make_configs.FOLDER.glob("*.json")}
+    assert golden == make_configs.texts(), "after a change on purpose: python tests/golden/make_configs.py"
 
 
 def test_an_unknown_experiment_names_the_nearest():

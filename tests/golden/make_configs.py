@@ -1,0 +1,23 @@
+"""Makes configs/*.json: every setting of every shipped experiment, so that a change of any shows in review.
+
+python tests/golden/make_configs.py
+"""
+
+from pathlib import Path
+
+from jax_speechlm import configs
+
+FOLDER = Path(__file__).with_name("configs")
+
+
+def texts() -> dict[str, str]:
+    """The text of each experiment's golden file, by the experiment's name."""
+    return {name: configs.load(name).model_dump_json(indent=1) + "\n" for name in configs.names()}
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for file in FOLDER.glob("*.json"):
+        file.unlink()
+    for name, text in texts().items():
+        (FOLDER / f"{name}.json").write_text(text)
