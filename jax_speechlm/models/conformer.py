@@ -192,7 +192,7 @@ class Conformer(nnx.Module):
         Args:
           x_BxTxF: features.
           length_B: valid frames of each row; may be 0.
-          keys: one key a row (`jax_speechlm.objectives.base.example_keys`) for dropout, or None for evaluation.
+          keys: one key a row (`jax_speechlm.batch.example_keys`) for dropout, or None for evaluation.
           chunk: limits what attention sees (see `chunk_mask`); None for all of the utterance.
           taps: layer counts, from 1 to `num_layers`, after which hidden states are wanted too.
 
