@@ -60,7 +60,7 @@ class Cleaning:
       similarity: from which on a document is a near copy.
       held_out: prepared sets, of speech say, whose sentences must not be trained on, but for those of their train
         splits; "name:split" is one split. Before all steps, lines that hold such a sentence are taken out: one of five
-        words or more wherever it stands, a shorter one where it is the whole line (or, after `sentences`, the sentence).
+        words or more wherever it stands, a shorter one where it is a whole line or, after `sentences`, a sentence.
     """
 
     steps: tuple[StepName, ...] = ("unicode", "language", "length", "exact", "near")
@@ -115,12 +115,9 @@ def _rewrite(function: Callable[[str, str], str], reason: str, items: Items) -> 
 def tidy(text: str, language: str = "") -> str:
     """NFKC, one kind of line end, no invisible characters, single spaces, at most one blank line in a row."""
     text = unicodedata.normalize("NFKC", text.replace("\r\n", "\n").replace("\r", "\n"))
-    if not text.isprintable():  # spaces other than U+0020, line ends, control and format characters
+    if not text.replace("\n", "").isprintable():  # spaces other than U+0020, control and format characters
         text = "".join(c if c == "\n" or c.isprintable() else _replacement(c) for c in text)
-    lines = (
-        " ".join(line.split(" ")).strip() if "  " not in line else re.sub(" +", " ", line).strip()
-        for line in text.split("\n")
-    )
+    lines = (re.sub(" {2,}", " ", line).strip() for line in text.split("\n"))
     return re.sub("\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
 
 
