@@ -5,7 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.errors import DataError
-from data_pipelines.tokenizers import BLANK, CharTokenizer, find_unknown, load_tokenizer, train_tokenizer
+from data_pipelines.tokenizers import (
+    BLANK,
+    CharTokenizer,
+    LabelTokenizer,
+    find_unknown,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 TEXTS = [
     "press one for sales or press two for support",
@@ -127,3 +134,17 @@ def test_mistakes_are_named(tmp_path):
         train_tokenizer(TEXTS, "bpe", 5)
     with pytest.raises(ValueError, match="distinct"):
         CharTokenizer("aa")
+
+
+def test_a_label_is_one_id(tmp_path):
+    tokenizer = LabelTokenizer(("one two", "three"))
+    assert [tokenizer.encode(label) for label in tokenizer.labels] == [[1], [2]]
+    assert tokenizer.vocab_size == 3
+    assert tokenizer.decode([2]) == "three"
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path) == tokenizer
+    assert LabelTokenizer(("three", "one two")).fingerprint != tokenizer.fingerprint
+    with pytest.raises(DataError, match="'two' is none of the labels 'one two', 'three'"):
+        tokenizer.encode("two")
+    with pytest.raises(ValueError, match="distinct"):
+        LabelTokenizer(("a", "a"))
