@@ -59,6 +59,11 @@ VERBS = {
         "turn audio files into text",
         "jax-speechlm transcribe runs/finetune interview.mp3 --format json",
     ),
+    "align": Verb(
+        "jax_speechlm.cli:align",
+        "find when each word of known transcripts is said",
+        "jax-speechlm align runs/finetune --sets asterisk-en --split test --format ctm",
+    ),
     "configs": Verb("jax_speechlm.cli:list_configs", "list the experiments that ship", "jax-speechlm configs"),
 }
 
@@ -226,6 +231,16 @@ def transcribe(argv: Sequence[str], prog: str) -> None:
 
     cache_compilations()
     tyro.cli(transcribe_files, prog=prog, args=argv)
+
+
+def align(argv: Sequence[str], prog: str) -> None:
+    import tyro
+
+    from jax_speechlm.aligner import align_run
+    from jax_speechlm.parallel.hardware import cache_compilations
+
+    cache_compilations()
+    tyro.cli(align_run, prog=prog, args=argv)
 
 
 if __name__ == "__main__":

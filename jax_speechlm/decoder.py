@@ -9,13 +9,16 @@ import numpy as np
 import pydantic
 from jaxtyping import Float
 
+from data_pipelines.errors import DataError
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.config import Config
+from jax_speechlm.decoding.boosting import Boost, read_phrases
+from jax_speechlm.decoding.fusion import StepScorer
+from jax_speechlm.decoding.neural_fusion import NeuralScorer
 from jax_speechlm.decoding.ngram import NGram
 from jax_speechlm.decoding.ngram_fusion import ngram_scorer
 from jax_speechlm.decoding.prefix_beam import BeamSettings, Hypothesis, prefix_beam_search
-
-_ROWS = 32  # searched in lockstep: more save nothing, and finished rows wait for the longest
+from jax_speechlm.language_model import LanguageModel
 
 _UNTUNED = {"alpha": 0.5, "beta": 0.5, "rescore_alpha": 0.5, "rescore_beta": 0.5}
 
@@ -99,9 +102,11 @@ class Decoder:
         """
         self.decoding = decoding.with_defaults()
         self._tokenizer = tokenizer
-        self._lm = _load_scorer(decoding.lm, tokenizer) if decoding.lm else None
-        self._others = []
-        self._rescore = _load_model(decoding.rescore) if decoding.rescore else None
+        self._lm = _scorer(decoding.lm, tokenizer) if decoding.lm else None
+        self._boost = None
+        if decoding.boost:
+            self._boost = Boost(read_phrases(decoding.boost, tokenizer), tokenizer.pieces)
+        self._rescore = _load(decoding.rescore) if decoding.rescore else None
         self._text_scores: dict[str, float] = {}
 
     def with_weights(self, **weights: float) -> "Decoder":
@@ -112,16 +117,16 @@ class Decoder:
 
     def search(self, posteriors: Sequence[Posteriors]) -> list[list[Hypothesis]]:
         """The best `beam_size` transcripts of each utterance before any is ranked anew, from its log probabilities."""
-        scorers = list(self._others)
         if self._lm is not None:
             self._lm.alpha, self._lm.beta = self.decoding.alpha, self.decoding.beta
-            scorers.append(self._lm)
+        scorers = [scorer for scorer in (self._lm, self._boost) if scorer is not None]
+        rows_at_once = min((scorer.rows_at_once for scorer in scorers), default=StepScorer.rows_at_once)
         size = self.decoding.beam_size
         lengths = np.array([len(each) for each in posteriors], np.int64)
         found: list[list[Hypothesis]] = [[]] * len(posteriors)
         order = np.argsort(lengths, kind="stable")
-        for first in range(0, len(order), _ROWS):
-            rows = order[first : first + _ROWS]
+        for first in range(0, len(order), rows_at_once):
+            rows = order[first : first + rows_at_once]
             padded = np.zeros((len(rows), lengths[rows[-1]], self._tokenizer.vocab_size), np.float32)
             for place, row in enumerate(rows):
                 padded[place, : lengths[row]] = posteriors[row]
@@ -153,13 +158,29 @@ class Decoder:
         return self.choose(self.search(posteriors))
 
 
-def _load_model(path: Path) -> NGram:
-    return NGram(path)
+def _load(path: Path) -> NGram | LanguageModel:
+    return LanguageModel.load(path) if path.is_dir() else NGram(path)
 
 
-def _load_scorer(path: Path, tokenizer: Tokenizer):
-    return ngram_scorer(NGram(path), tokenizer)
+def _scorer(path: Path, tokenizer: Tokenizer) -> StepScorer | NeuralScorer:
+    lm = _load(path)
+    if isinstance(lm, NGram):
+        return ngram_scorer(lm, tokenizer)
+    theirs = lm.tokenizer
+    if theirs.fingerprint == tokenizer.fingerprint:
+        ids = np.arange(tokenizer.vocab_size)
+    elif theirs.kind == tokenizer.kind == "char" and set(tokenizer.pieces) <= set(theirs.pieces):
+        ids = np.array([theirs.pieces.index(piece) for piece in tokenizer.pieces])
+    else:
+        raise DataError(
+            f"{path} was trained with another tokenizer ({theirs.kind}, {theirs.vocab_size} ids) than the recognizer "
+            f"({tokenizer.kind}, {tokenizer.vocab_size} ids): train one with the recognizer's (--data.tokenizer), or "
+            "name it as --rescore, which takes any"
+        )
+    return NeuralScorer(lm, ids, lm.vocabulary.boundary)
 
 
-def _score(model: NGram, texts: Sequence[str]) -> list[float]:
-    return [model.score(text) for text in texts]
+def _score(model: NGram | LanguageModel, texts: Sequence[str]) -> Sequence[float]:
+    if isinstance(model, NGram):
+        return [model.score(text) for text in texts]
+    return model.score(texts).tolist()

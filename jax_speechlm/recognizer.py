@@ -116,11 +116,12 @@ class Recognizer:
                 yield Transcript(str(file), "", 0.0, str(error))
                 continue
             parts = list(cut_at_pauses(samples, max_seconds))
-            texts = self.recognize(self._batches(parts))
+            texts = self.recognize(self.batches(parts))
             text = " ".join(texts[number] for number in range(len(parts)))
             yield Transcript(str(file), " ".join(text.split()), len(samples) / audio.SAMPLE_RATE)
 
-    def _batches(self, parts: list[Int16[np.ndarray, "..."]]) -> Iterator[Batch]:
+    def batches(self, parts: Sequence[Int16[np.ndarray, "..."]]) -> Iterator[Batch]:
+        """Recordings as batches; `example_id` is the place among them."""
         lengths = np.array([len(part) for part in parts])
         # Coarse shapes, so that many files of like length share one compiled program.
         planned = plan.make_eval_plan(lengths, seconds_per_batch=60.0, batch_multiple=1, frame_samples=2 * 16_000)

@@ -45,6 +45,8 @@ class StepScorer:
     `alpha` and `beta`.
     """
 
+    rows_at_once = 32  # utterances that a decoder should search in lockstep: more would save nothing
+
     alpha: float = 1.0
     beta: float = 0.0
 

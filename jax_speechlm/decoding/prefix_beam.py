@@ -103,6 +103,7 @@ class _Beams:
         floor = np.minimum(self.log_probs.max(-1, initial=-np.inf), self.settings.token_floor)
         keep = self.log_probs >= floor[..., None]
         keep[..., BLANK] = False
+        keep &= (np.arange(keep.shape[1]) < self.length[:, None])[..., None]
         frame, row, self.candidates = np.nonzero(keep.transpose(1, 0, 2))
         batch, num_frames = floor.shape
         counts = np.bincount(frame * batch + row, minlength=num_frames * batch)

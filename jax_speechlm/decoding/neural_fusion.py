@@ -1,0 +1,89 @@
+"""A neural language model as a scorer of a beam search: shallow fusion, as in Gulcehre et al. 2015."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+_WIDTH = 32  # prefixes extended in one call of the model
+_SHORTEST = 64  # tokens
+
+
+@runtime_checkable
+class Sessions(Protocol):
+    """What a scorer needs of a language model: `jax_speechlm.language_model.LanguageModel` has it."""
+
+    context: int
+
+    def session(self, slots: int, length: int, width: int) -> Any:
+        """Room for `slots` prefixes of at most `length` tokens, `width` of them extended at a time."""
+
+
+class NeuralScorer:
+    """Scores every token, and the end, by a language model over the same tokens.
+
+    A state is a slot of the model's session. Each prefix that a search keeps is run through the model once, by one
+    token, whatever it is extended by later. All shapes are rounded up, so that few programs are compiled.
+
+    A prefix that outgrows the context goes on from its last half, as if the text began there.
+    """
+
+    rows_at_once = 8  # each prefix keeps the keys and values of all its tokens
+
+    def __init__(self, lm: Sessions, ids: Int[np.ndarray, " vocab"], boundary: int):
+        """Takes the model's id of each of the recognizer's tokens, and the id that ends a text."""
+        self._lm, self._ids, self._boundary = lm, ids, boundary
+        self.alpha, self.beta = 1.0, 0.0
+        self._shape: tuple[int, int] | None = None
+
+    def start(self, prefixes: int, max_tokens: int) -> int:
+        # Twice: while prefixes are extended, the old ones have to stay where they are.
+        shape = _power_of_two(2 * prefixes), min(self._lm.context, _power_of_two(max(max_tokens, _SHORTEST)))
+        if shape != self._shape:
+            self._shape, self._length = shape, shape[1]
+            self._session = self._lm.session(*shape, _WIDTH)
+            self._log_probs = np.zeros((shape[0], self._boundary + 1), np.float32)
+            self._history: list[tuple[int, ...]] = [()] * shape[0]
+        self._log_probs[0], self._history[0] = self._session.start(0), ()
+        return 0
+
+    def score(
+        self, states: Int[np.ndarray, " extensions"], tokens: Int[np.ndarray, " extensions"]
+    ) -> Float[np.ndarray, " extensions"]:
+        return self.alpha * self._log_probs[states, self._ids[tokens]].astype(np.float64) + self.beta
+
+    def advance(
+        self, states: Int[np.ndarray, " prefixes"], tokens: Int[np.ndarray, " prefixes"]
+    ) -> Int[np.ndarray, " prefixes"]:
+        after, grown = states.copy(), np.flatnonzero(tokens)
+        # Rows may share a state (all begin with one), and may then extend it alike.
+        extensions, which = np.unique(np.stack([states[grown], tokens[grown]]), axis=1, return_inverse=True)
+        free = np.setdiff1d(np.arange(len(self._history)), states)[: extensions.shape[1]]
+        self._extend(extensions[0].tolist(), self._ids[extensions[1]].tolist(), free.tolist())
+        after[grown] = free[which.reshape(-1)]
+        return after
+
+    def final(self, states: Int[np.ndarray, " prefixes"]) -> Float[np.ndarray, " prefixes"]:
+        return self.alpha * self._log_probs[states, self._boundary].astype(np.float64)
+
+    def _extend(self, parents: list[int], tokens: list[int], slots: list[int]) -> None:
+        full = [place for place, parent in enumerate(parents) if len(self._history[parent]) >= self._length]
+        for place in full:  # begin anew in the slot itself
+            tail = self._history[parents[place]][-(self._length // 2) :]
+            parents[place] = slots[place]
+            self._session.start(slots[place])
+            self._history[slots[place]] = ()
+            for token in tail:
+                self._run([slots[place]], [token], [slots[place]])
+        for first in range(0, len(slots), _WIDTH):
+            part = slice(first, first + _WIDTH)
+            self._run(parents[part], tokens[part], slots[part])
+
+    def _run(self, parents: list[int], tokens: list[int], slots: list[int]) -> None:
+        self._log_probs[slots] = self._session.extend(parents, tokens, slots)
+        for parent, token, slot in zip(parents, tokens, slots, strict=True):
+            self._history[slot] = (*self._history[parent], token)
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
