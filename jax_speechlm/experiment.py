@@ -10,11 +10,16 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.transformer import TransformerConfig
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.causal_lm import CausalLM
+from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.masked_lm import MaskedLM
+from jax_speechlm.objectives.span_corruption import SpanCorruption
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Optimizer
 
-Objective = Annotated[BestRQ | CTC | CausalLM, pydantic.Field(discriminator="kind")]
+Objective = Annotated[
+    BestRQ | CTC | CausalLM | MaskedLM | SpanCorruption | Classification, pydantic.Field(discriminator="kind")
+]
 Model = Annotated[ConformerConfig | TransformerConfig, pydantic.Field(discriminator="kind")]
 
 

@@ -1,0 +1,139 @@
+"""Classification of utterances or texts: one label for each, from the mean of its hidden states."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+from pydantic import Field
+
+from data_pipelines.tokenizers import LabelTokenizer, Tokenizer
+from jax_speechlm.batch import Batch, example_keys
+from jax_speechlm.config import Config
+from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.models import conformer, functional, transformer
+from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk
+from jax_speechlm.models.layers import Linear, frame_mask
+from jax_speechlm.models.transformer import Transformer, TransformerConfig
+from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, mean
+from jax_speechlm.vocabulary import Vocabulary
+
+ClassLogits = Callable[[functional.Params, Batch, PRNGKeyArray | None], Float[Array, "batch classes"]]
+
+
+class Classification(Config):
+    """Settings of classification: of utterances with a conformer, of texts with a transformer.
+
+    Attributes:
+      classes: the labels, in the order of their numbers; a label in the data that is none of them is an error.
+    """
+
+    kind: Literal["classification"] = "classification"
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+
+    @property
+    def labels(self) -> LabelTokenizer:
+        """The classes as a data set's labels are read: class c has id c + 1."""
+        return LabelTokenizer(self.classes)
+
+    def build(
+        self, model: ConformerConfig | TransformerConfig, frontend: FrontEnd | None, tokenizer: Tokenizer | None
+    ) -> Objective:
+        """The objective for one model: with its front end for utterances, with its tokenizer for texts.
+
+        The loss is a mean over rows (nats); the metric `accuracy` counts those whose likeliest class is right.
+
+        Raises:
+          ValueError: features that do not fit the model, or texts without a tokenizer.
+        """
+        make, class_logits, flops = self.classifier(model, frontend, tokenizer)
+
+        def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
+            logits_BxC, class_B, weight_B = class_logits(params, batch, key), classes_of(batch), batch["weight"]
+            nll_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, class_B)
+            sums = {"loss": nll_B, "accuracy": jnp.argmax(logits_BxC, axis=-1) == class_B}
+            metrics = {name: (jnp.sum(weight_B * values), jnp.sum(weight_B)) for name, values in sums.items()}
+            return mean(*metrics["loss"]), metrics
+
+        return Objective(make, loss, forward_flops=flops)
+
+    def classifier(
+        self, model: ConformerConfig | TransformerConfig, frontend: FrontEnd | None, tokenizer: Tokenizer | None
+    ) -> tuple[functional.MakeModule, ClassLogits, Callable[[int, int], float]]:
+        """The model to make, `(params, batch, key) -> logits [batch, classes]`, and FLOPs as `Objective` counts them.
+
+        Raises: as `build`.
+        """
+        if isinstance(model, TransformerConfig):
+            return _of_texts(len(self.classes), model, Vocabulary.of(tokenizer))
+        if frontend is None:
+            raise ValueError("a conformer classifies utterances: it needs a front end")
+        return _of_utterances(len(self.classes), model, frontend)
+
+
+def classes_of(batch: Batch) -> Int[Array, " batch"]:
+    """Each row's class, from 0: texts carry it as `label`, utterances as their only token (`Classification.labels`)."""
+    return batch["label"] if "label" in batch else batch["tokens"][:, 0] - 1
+
+
+class UtteranceClassifier(nnx.Module):
+    """A conformer and one linear layer to the classes."""
+
+    def __init__(self, config: ConformerConfig, num_classes: int, *, rngs: nnx.Rngs):
+        self.encoder = Conformer(config, rngs=rngs)
+        self.head = Linear((config.dim,), (num_classes,), ("embed", None), rngs=rngs)
+
+
+class TextClassifier(nnx.Module):
+    """A transformer and one linear layer to the classes."""
+
+    def __init__(self, config: TransformerConfig, vocab_size: int, num_classes: int, *, rngs: nnx.Rngs):
+        self.transformer = Transformer(config, vocab_size, rngs=rngs)
+        self.head = Linear((config.dim,), (num_classes,), ("embed", None), rngs=rngs)
+
+
+def _of_utterances(num_classes: int, model: ConformerConfig, frontend: FrontEnd):
+    check_input_dim(model.input_dim, frontend.mel.input_dim)
+    make = lambda rngs: UtteranceClassifier(model, num_classes, rngs=rngs)  # noqa: E731
+    graphdef = functional.declare(make).graphdef
+
+    def logits(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> Array:
+        classifier, keys, chunk = functional.bind(graphdef, params), None, None
+        if key is not None:
+            key, dropout_key, chunk_key = jax.random.split(key, 3)
+            keys, chunk = example_keys(dropout_key, batch["example_id"]), draw_chunk(model, chunk_key)
+        x_BxTxF, length_B = features(batch, frontend, key)
+        hidden_BxTxD, _ = classifier.encoder(x_BxTxF, length_B, keys=keys, chunk=chunk)
+        return classifier.head(_mean(hidden_BxTxD, frame_mask(length_B, hidden_BxTxD.shape[1])))
+
+    def flops(num_samples: int, batch_size: int) -> float:
+        return conformer.forward_flops(model, frontend.mel.num_frames(num_samples), batch_size)
+
+    return make, logits, flops
+
+
+def _of_texts(num_classes: int, model: TransformerConfig, vocabulary: Vocabulary):
+    make = lambda rngs: TextClassifier(model, vocabulary.size, num_classes, rngs=rngs)  # noqa: E731
+    graphdef = functional.declare(make).graphdef
+
+    def logits(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> Array:
+        classifier = functional.bind(graphdef, params)
+        keys = None if key is None else example_keys(key, batch["example_id"])
+        hidden_BxTxD = classifier.transformer(batch["tokens"], batch["segment"], batch["position"], keys)
+        # A masked LM's prediction head is part of what it has learnt (Warner et al. 2024 classify through it too).
+        return classifier.head(classifier.transformer.head(_mean(hidden_BxTxD, batch["segment"] > 0)))
+
+    def flops(num_tokens: int, batch_size: int) -> float:
+        head = 2.0 * num_tokens * batch_size * (vocabulary.size + model.dim * model.prediction_head) * model.dim
+        return transformer.forward_flops(model, vocabulary.size, num_tokens, batch_size) - head
+
+    return make, logits, flops
+
+
+def _mean(hidden_BxTxD: Array, inside_BxT: Array) -> Array:
+    """The mean of each row's hidden states; 0 where it has none."""
+    total = jnp.sum(jnp.where(inside_BxT[..., None], hidden_BxTxD, 0), axis=1)
+    return total / jnp.maximum(inside_BxT.sum(1), 1)[:, None]

@@ -1,0 +1,119 @@
+"""Classification of utterances and of texts: means over a row's own hidden states, and nothing else."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines.errors import DataError
+from jax_speechlm.frontend.augment import SPEC_AUGMENT
+from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.objectives.classification import Classification, TextClassifier, UtteranceClassifier
+from tests.objectives.text import MODEL, TOKENIZER, VOCABULARY, documents, pack, reorder
+
+CONFIG = Classification(classes=("low", "middle", "high"))
+FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3))
+CONFORMER = ConformerConfig(input_dim=16, dim=8, num_layers=1, num_heads=2, kernel_size=3, left_max=4, right_max=2)
+TRANSFORMER = MODEL.replace(causal=False, prediction_head=True)
+MODELS = {"speech": CONFORMER, "text": TRANSFORMER}
+
+
+def speech_batch() -> dict[str, np.ndarray]:
+    rng, shares = np.random.default_rng(0), np.array([1.0, 0.5, 0.0, 0.8, 0.1, 0.6])
+    labels = ["low", "high", "", "middle", "low", "high"]
+    tokens = [CONFIG.labels.encode(label) if label else [0] for label in labels]
+    return {
+        "audio": rng.integers(-9000, 9000, (6, 16_000)).astype(np.int16),
+        "audio_length": (shares * 16_000).astype(np.int32),
+        "tokens": np.pad(np.array(tokens, np.int32), ((0, 0), (0, 3))),
+        "token_length": np.array([len(ids) for ids in tokens], np.int32),
+        "example_id": np.array([7, 8, -1, 9, 10, 11], np.int32),
+        "weight": (shares > 0).astype(np.float32),
+    }
+
+
+def text_batch() -> dict[str, np.ndarray]:
+    rows = [[document] for document in documents(0, [9, 4, 12, 3, 0, 7])]
+    rows[2] = []
+    return pack(rows, 16) | {"label": np.array([0, 2, 0, 1, 0, 2], np.int32)}
+
+
+BATCHES = {"speech": speech_batch, "text": text_batch}
+
+
+@functools.cache
+def objective(kind: str):
+    built = CONFIG.build(MODELS[kind], FRONTEND, TOKENIZER if kind == "text" else None)
+    return built, functional.init(built.make, jax.random.key(1)), jax.jit(built.loss)
+
+
+def row_logits(kind: str, params, batch, row: int) -> np.ndarray:
+    """The oracle: one row by itself, its hidden states averaged in numpy."""
+    if kind == "speech":
+        make = lambda rngs: UtteranceClassifier(CONFORMER, 3, rngs=rngs)  # noqa: E731
+        model = functional.bind(functional.declare(make).graphdef, params)
+        one = {name: jnp.asarray(batch[name][row : row + 1]) for name in ("audio", "audio_length")}
+        hidden, _ = model.encoder(*features(one, FRONTEND, None))
+        pooled = np.asarray(hidden)[0, : int(features(one, FRONTEND, None)[1][0])].mean(0)
+    else:
+        make = lambda rngs: TextClassifier(TRANSFORMER, VOCABULARY.size, 3, rngs=rngs)  # noqa: E731
+        model = functional.bind(functional.declare(make).graphdef, params)
+        length = int((batch["segment"][row] > 0).sum())
+        one = {name: jnp.asarray(batch[name][row : row + 1, :length]) for name in ("tokens", "segment", "position")}
+        pooled = np.asarray(model.transformer(*one.values()))[0].mean(0)
+        pooled = np.asarray(model.transformer.head(jnp.asarray(pooled)))
+    return pooled.astype(np.float64) @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
+
+
+@pytest.mark.parametrize("kind", ["speech", "text"])
+def test_equals_the_cross_entropy_of_each_row_alone(kind):
+    _, params, run = objective(kind)
+    batch = BATCHES[kind]()
+    loss, metrics = run(params, batch, None)
+    classes = [0, 2, None, 1, 0, 2]
+    nll, hits = [], []
+    for row in (0, 1, 3, 4, 5):
+        logits = row_logits(kind, params, batch, row)
+        nll.append(np.log(np.exp(logits).sum()) - logits[classes[row]])
+        hits.append(logits.argmax() == classes[row])
+    np.testing.assert_allclose(metrics["loss"], (sum(nll), 5), rtol=1e-4)
+    np.testing.assert_allclose(metrics["accuracy"], (sum(hits), 5))
+    np.testing.assert_allclose(loss, np.mean(nll), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["speech", "text"])
+@pytest.mark.parametrize("key", [None, 3])
+def test_does_not_depend_on_padding_batch_size_or_row_order(kind, key):
+    key, order = key and jax.random.key(key), [4, 2, 5, 0, 3, 1]
+    _, params, run = objective(kind)
+    batch = BATCHES[kind]()
+    whole = run(params, batch, key)[1]
+    if kind == "text":
+        moved = reorder(batch, order, 8)
+    else:
+        moved = {name: value[np.array(order)] for name, value in batch.items()}
+        moved["audio"] = np.pad(moved["audio"], ((0, 0), (0, 3_200)), constant_values=999)
+    halves = [run(params, {name: x[rows] for name, x in moved.items()}, key)[1] for rows in np.split(np.arange(6), 2)]
+    for name, pair in whole.items():
+        np.testing.assert_allclose(np.sum([half[name] for half in halves], 0), pair, rtol=1e-5, err_msg=name)
+
+
+def test_what_pretraining_trained_keeps_its_name():
+    assert set(objective("speech")[1]) == {"encoder", "head"}
+    assert set(objective("text")[1]) == {"transformer", "head"}
+
+
+def test_settings_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="at least 2 items"):
+        Classification(classes=("one",))
+    with pytest.raises(ValueError, match="train-tokenizer"):
+        CONFIG.build(TRANSFORMER, None, None)
+    with pytest.raises(ValueError, match=r"--model\.input_dim 16"):
+        CONFIG.build(CONFORMER.replace(input_dim=80), FRONTEND, None)
+    with pytest.raises(DataError, match="objective's classes"):
+        CONFIG.labels.encode("lowest")
