@@ -35,6 +35,15 @@ Items = Iterable[Document | Dropped]
 
 _LANGUAGE_CHARACTERS = 2000  # enough to tell a language by
 _SURE = 0.5  # probability from which on a language counts as recognised
+# The Snowball stemmers, by language code
+_STEMMERS = {
+    "ar": "arabic", "ca": "catalan", "cs": "czech", "da": "danish", "de": "german", "el": "greek", "en": "english",
+    "eo": "esperanto", "es": "spanish", "et": "estonian", "eu": "basque", "fa": "persian", "fi": "finnish",
+    "fr": "french", "ga": "irish", "hi": "hindi", "hu": "hungarian", "hy": "armenian", "id": "indonesian",
+    "it": "italian", "lt": "lithuanian", "ne": "nepali", "nl": "dutch", "no": "norwegian", "pl": "polish",
+    "pt": "portuguese", "ro": "romanian", "ru": "russian", "sr": "serbian", "sv": "swedish", "ta": "tamil",
+    "tr": "turkish", "yi": "yiddish",
+}  # fmt: skip
 _PHRASE_WORDS = 5  # held-out sentences from this length on are searched for within lines
 
 
@@ -258,10 +267,9 @@ def stem(text: str, language: str) -> str:
 def _stemmer(language: str) -> Any:
     import snowballstemmer
 
-    try:
-        return snowballstemmer.stemmer(language)
-    except KeyError as error:
-        raise DataError(_language_remedy("stem", language)) from error
+    if language not in _STEMMERS:
+        raise DataError(_language_remedy("stem", language))
+    return snowballstemmer.stemmer(_STEMMERS[language])
 
 
 def _language_remedy(step: str, language: str) -> str:
