@@ -52,9 +52,12 @@ def debian_source(name: str, cache: Path) -> Source:
             packages = fillets.TEXT_PACKAGE, fillets.audio_package(language)
             parse = functools.partial(fillets.clips, language)
             return _source(name, cache, packages, parse, config=language, licence=fillets.LICENCE)
+        case _ if language == "sounds":
+            parse, rates = tuxpaint.sounds, None  # nothing is said in them
         case _:
-            parse = tuxpaint.sounds if language == "sounds" else functools.partial(tuxpaint.clips, language)
-            return _source(name, cache, (tuxpaint.PACKAGE,), parse, config=language, licence=tuxpaint.LICENCE)
+            parse, rates = functools.partial(tuxpaint.clips, language), _CHARACTERS_PER_SECOND
+    packages = (tuxpaint.PACKAGE,)
+    return _source(name, cache, packages, parse, config=language, licence=tuxpaint.LICENCE, characters_per_second=rates)
 
 
 def _source(
@@ -66,7 +69,7 @@ def _source(
     licence: str,
     builder: str = "",
     config: str = "",
-    characters_per_second: tuple[float, float] = _CHARACTERS_PER_SECOND,
+    characters_per_second: tuple[float, float] | None = _CHARACTERS_PER_SECOND,
 ) -> Source:
     fetched = [debian.fetch(package, cache) for package in packages]
     return Source(

@@ -23,6 +23,8 @@ from jax_speechlm.training.optimizers import overlay
 from jax_speechlm.training.state import TrainState
 
 log = logging.getLogger(__name__)
+# Orbax misses a file beside an item that its manager writes one folder up, on every read.
+logging.getLogger("absl").addFilter(lambda record: "Metadata file does not exist" not in record.getMessage())
 
 _SPARE_BYTES = 64 << 20  # what metadata and the file system's own needs may add to a checkpoint
 
