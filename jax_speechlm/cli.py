@@ -46,8 +46,18 @@ VERBS = {
     ),
     "eval": Verb(
         "jax_speechlm.cli:evaluate",
-        "measure the WER of a checkpoint on a data set",
+        "measure a checkpoint on a data set: WER, bits per byte, masked accuracy, or classes, as it was trained for",
         "jax-speechlm eval runs/finetune --sets asterisk-en --split test",
+    ),
+    "score-pairs": Verb(
+        "jax_speechlm.cli:score_pairs",
+        "ask a language model which sentence of minimal pairs (BLiMP) is the good one",
+        "jax-speechlm score-pairs runs/lm blimp/*.jsonl",
+    ),
+    "generate": Verb(
+        "jax_speechlm.cli:generate",
+        "continue texts with a language model",
+        'jax-speechlm generate runs/lm "In the beginning" --temperature 0.8 --top-p 0.95',
     ),
     "compare": Verb(
         "jax_speechlm.cli:compare",
@@ -205,14 +215,52 @@ def train_ngram(argv: Sequence[str], prog: str) -> None:
     tyro.cli(run, prog=prog, args=argv)
 
 
+EVALUATIONS = {
+    "ctc": "jax_speechlm.evaluation.recognition",
+    "causal_lm": "jax_speechlm.evaluation.language",
+    "masked_lm": "jax_speechlm.evaluation.masked_text",
+    "classification": "jax_speechlm.evaluation.classification",
+}
+"""The module whose `evaluate_run` measures what a run was trained for, by its objective."""
+
+
 def evaluate(argv: Sequence[str], prog: str) -> None:
     import tyro
 
-    from jax_speechlm.evaluation.recognition import evaluate_run
+    from jax_speechlm.parallel.hardware import cache_compilations
+    from jax_speechlm.trained import objective_kind
+    from jax_speechlm.training.checkpoints import CheckpointError
+
+    cache_compilations()
+    kind = "ctc"  # whose options are shown where no run is named
+    if argv and not argv[0].startswith("-"):
+        kind = objective_kind(argv[0])
+        if kind not in EVALUATIONS:
+            raise CheckpointError(
+                f"{argv[0]} was trained by {kind}, whose only measure is its loss, which training logs; there is an "
+                f"evaluation for {', '.join(EVALUATIONS)}"
+            )
+    tyro.cli(importlib.import_module(EVALUATIONS[kind]).evaluate_run, prog=prog, args=argv)
+
+
+def score_pairs(argv: Sequence[str], prog: str) -> None:
+    import tyro
+
+    from jax_speechlm.evaluation.minimal_pairs import score_pairs
     from jax_speechlm.parallel.hardware import cache_compilations
 
     cache_compilations()
-    tyro.cli(evaluate_run, prog=prog, args=argv)
+    tyro.cli(score_pairs, prog=prog, args=argv)
+
+
+def generate(argv: Sequence[str], prog: str) -> None:
+    import tyro
+
+    from jax_speechlm.generation import generate_texts
+    from jax_speechlm.parallel.hardware import cache_compilations
+
+    cache_compilations()
+    tyro.cli(generate_texts, prog=prog, args=argv)
 
 
 def compare(argv: Sequence[str], prog: str) -> None:

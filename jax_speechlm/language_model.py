@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,12 +15,11 @@ from jaxtyping import Float, Int
 
 from data_pipelines import tokenizers
 from jax_speechlm.decoding.generate import Beam, Continuations, Sampling, beam_search, sample
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.models import functional
 from jax_speechlm.models.functional import Params
 from jax_speechlm.models.transformer import TransformerConfig, init_cache
 from jax_speechlm.objectives.causal_lm import CausalLM, TextModel, token_losses
-from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.trained import Trained
 from jax_speechlm.vocabulary import PADDING, Vocabulary, pad
 
 _TOKENS_PER_BATCH = 8192  # speed and memory, never the result
@@ -81,19 +79,8 @@ class LanguageModel:
         Raises:
           CheckpointError: there is no readable checkpoint, or it is not one of a causal language model.
         """
-        checkpoint = ckpt.find(path)
-        kind = ckpt.read_meta(checkpoint)["experiment"]["objective"]["kind"]
-        if kind != CausalLM().kind:
-            raise ckpt.CheckpointError(
-                f"{checkpoint}: was trained by {kind}, which gives no probability of a text. Name a run that was "
-                f"trained by {CausalLM().kind}."
-            )
-        params, meta = ckpt.read_params(checkpoint)
-        experiment = Experiment.model_validate(meta["experiment"])
-        with tempfile.TemporaryDirectory() as folder:
-            ckpt.unpack_files(meta["tokenizer"], folder)
-            tokenizer = tokenizers.load_tokenizer(folder)
-        return cls(experiment.model, tokenizer, jax.device_put(params), experiment.data.context, checkpoint)
+        run = Trained.load(path, CausalLM().kind, "tell how likely a text is")
+        return cls(run.experiment.model, run.tokenizer, run.params, run.experiment.data.context, run.checkpoint)
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:

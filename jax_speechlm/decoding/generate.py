@@ -4,7 +4,7 @@ All of it runs on the device in one compiled program of fixed shapes, with the k
 A row's result depends on its prompt, its key and the settings: not on padding, batch size or row order.
 """
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,6 @@ class Sampling(Config):
       top_p: keeps the fewest likeliest tokens whose probabilities reach p together (Holtzman et al. 2020).
     """
 
-    kind: Literal["sampling"] = "sampling"
     repetition_penalty: Annotated[float, Field(ge=1)] = 1.0
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_k: PositiveInt | None = None
@@ -45,7 +44,6 @@ class Beam(Config):
       length_penalty: 0 scores by probability alone, which favours short texts; 1 by the mean of a token.
     """
 
-    kind: Literal["beam"] = "beam"
     size: PositiveInt = 4
     length_penalty: Annotated[float, Field(ge=0)] = 1.0
 

@@ -1,0 +1,187 @@
+"""From predicted classes to a report: accuracy, precision, recall and F1 of each class, the confusion matrix."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tyro.conf import Positional
+
+from data_pipelines import index as indexes
+from data_pipelines import packing
+from data_pipelines import plan as plans
+from data_pipelines.loader import open_batches
+from data_pipelines.text_loader import open_text_batches
+from data_pipelines.token_store import open_tokens
+from jax_speechlm.batch import Batch
+from jax_speechlm.config import Config
+from jax_speechlm.evaluation.language import save_report
+from jax_speechlm.experiment import Text
+from jax_speechlm.trained import Trained
+from jax_speechlm.vocabulary import Vocabulary
+
+_TOKENS_PER_BATCH = 8192
+_WIDEST_MATRIX = 20  # classes that a terminal has room for
+
+
+class ClassScore(Config):
+    """How well one class is told from the others; 0 where a figure has nothing to be computed from."""
+
+    precision: float
+    recall: float
+    f1: float
+    rows: int
+
+
+class ClassificationReport(Config):
+    """The evaluation of one classifier on one data set.
+
+    Attributes:
+      checkpoint, sets, split: what was evaluated, and on what.
+      label: the column that was predicted.
+      accuracy: share of the rows whose class is right.
+      precision, recall, f1: means over the classes (macro), each class counting alike.
+      majority: accuracy of the answer that is right most often.
+      skipped: rows without any audio or text, which count nowhere.
+      classes: each class by itself, in the objective's order.
+      confusion: rows of the matrix are true classes, columns predicted ones.
+    """
+
+    checkpoint: str = ""
+    sets: tuple[str, ...] = ()
+    split: str = ""
+    label: str = ""
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    majority: float
+    skipped: int = 0
+    classes: dict[str, ClassScore]
+    confusion: tuple[tuple[int, ...], ...]
+
+    def tables(self) -> Iterator[Table]:
+        """What to print: the figures of each class, then the confusion matrix where it is not too wide."""
+        table = Table(title=f"{', '.join(self.sets)} {self.split}", title_justify="left")
+        for column in (self.label, "precision", "recall", "F1", "rows"):
+            table.add_column(column, justify="left" if column == self.label else "right")
+        for name, each in self.classes.items():
+            table.add_row(escape(name), *(f"{x:.1%}" for x in (each.precision, each.recall, each.f1)), f"{each.rows:,}")
+        table.add_section()
+        rows = sum(each.rows for each in self.classes.values())
+        table.add_row("mean of classes", *(f"{x:.1%}" for x in (self.precision, self.recall, self.f1)), f"{rows:,}")
+        table.add_row("accuracy", f"{self.accuracy:.1%}", "", "", "")
+        table.add_row("most frequent class", f"{self.majority:.1%}", "", "", "")
+        if self.skipped:
+            table.add_row("empty, skipped", "", "", "", f"{self.skipped:,}")
+        yield table
+        if len(self.classes) <= _WIDEST_MATRIX:
+            matrix = Table(title="true class by predicted class", title_justify="left")
+            for name in ("", *self.classes):
+                matrix.add_column(escape(name), justify="right" if name else "left")
+            for name, counts in zip(self.classes, self.confusion, strict=True):
+                matrix.add_row(escape(name), *(f"{count:,}" for count in counts))
+            yield matrix
+
+
+def score(
+    true: Int[np.ndarray, " rows"], predicted: Int[np.ndarray, " rows"], classes: Sequence[str]
+) -> ClassificationReport:
+    """Compares class numbers, row by row.
+
+    Args:
+      true, predicted: from 0; a prediction of -1 is none, and the row is skipped.
+      classes: their names.
+
+    Raises:
+      ValueError: there are no rows.
+    """
+    skipped = int((predicted < 0).sum())
+    true, predicted = true[predicted >= 0], predicted[predicted >= 0]
+    if not len(true):
+        raise ValueError("there is nothing to evaluate: the data set has no rows with any audio or text")
+    count = len(classes)
+    confusion = np.bincount(true * count + predicted, minlength=count * count).reshape(count, count)
+    hits, actual, guessed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    divide = lambda a, b: np.divide(a, b, out=np.zeros(count), where=b > 0)  # noqa: E731
+    precision, recall, f1 = divide(hits, guessed), divide(hits, actual), divide(2 * hits, actual + guessed)
+    return ClassificationReport(
+        accuracy=float(hits.sum() / len(true)),
+        precision=float(precision.mean()),
+        recall=float(recall.mean()),
+        f1=float(f1.mean()),
+        majority=float(actual.max() / len(true)),
+        skipped=skipped,
+        classes={
+            name: ClassScore(precision=p, recall=r, f1=f, rows=n)
+            for name, p, r, f, n in zip(
+                classes, precision.tolist(), recall.tolist(), f1.tolist(), actual.tolist(), strict=True
+            )
+        },
+        confusion=tuple(map(tuple, confusion.tolist())),
+    )
+
+
+def evaluate_run(
+    checkpoint: Positional[Path],
+    sets: tuple[str, ...],
+    split: str = "test",
+    data_dir: Path = Path("data"),
+    out: Path | None = None,
+    seconds_per_batch: float = 120.0,
+) -> ClassificationReport:
+    """Measures a classifier on prepared data sets: accuracy, precision, recall, F1 and the confusion matrix.
+
+    Args:
+      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
+      sets: names of prepared data sets; "name:split" takes another split than --split.
+      split: "test", "dev" or "train".
+      data_dir: folder of the prepared data sets.
+      out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
+      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+    """
+    run = Trained.load(checkpoint, "classification", "tell classes apart")
+    objective, label = run.experiment.objective, run.experiment.data.label
+    index = indexes.read_sets(data_dir, sets, split)
+    ids = objective.labels.encode_batch(index.column(label).to_pylist())
+    batches = _texts(run, index) if isinstance(run.experiment.data, Text) else _speech(run, index, seconds_per_batch)
+    report = score(np.array(ids)[:, 0] - 1, predict(run, batches, len(index)), objective.classes)
+    report = report.replace(checkpoint=str(run.checkpoint), sets=sets, split=split, label=label)
+    out = out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}"
+    save_report(report, out)
+    console = Console(highlight=False)
+    for table in report.tables():
+        console.print(table)
+    console.print(f"{run.checkpoint}; {out / 'report.json'}", soft_wrap=True)
+    return report
+
+
+def predict(run: Trained, batches: Iterator[Batch], num_rows: int) -> Int[np.ndarray, " rows"]:
+    """The likeliest class of every row, by `example_id`; -1 for a row that is in no batch."""
+    tokenizer = run.tokenizer if isinstance(run.experiment.data, Text) else None
+    _, class_logits, _ = run.experiment.objective.classifier(run.experiment.model, run.experiment.frontend, tokenizer)
+    best = jax.jit(lambda params, batch: jnp.argmax(class_logits(params, batch, None), axis=-1))
+    predicted = np.full(num_rows, -1)
+    for batch in batches:
+        real = batch["example_id"] >= 0
+        predicted[batch["example_id"][real]] = np.asarray(best(run.params, batch))[real]
+    return predicted
+
+
+def _speech(run: Trained, index: indexes.Index, seconds_per_batch: float) -> Iterator[Batch]:
+    frame_samples = run.experiment.frontend.mel.frame_samples
+    plan = plans.make_eval_plan(index.num_samples, seconds_per_batch=seconds_per_batch, frame_samples=frame_samples)
+    return open_batches(index, plan, num_steps=plan.steps_per_epoch)
+
+
+def _texts(run: Trained, index: indexes.Index) -> Iterator[Batch]:
+    tokens, context = open_tokens(index, run.tokenizer), run.experiment.data.context
+    rows = max(1, _TOKENS_PER_BATCH // context)
+    plan = packing.make_text_eval_plan(tokens.lengths, context=context, sequences_per_batch=rows, is_packed=False)
+    boundary = Vocabulary.of(run.tokenizer).boundary
+    return open_text_batches(tokens, plan, boundary=boundary, num_steps=plan.steps_per_epoch)

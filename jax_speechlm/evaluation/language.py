@@ -1,0 +1,195 @@
+"""How well a language model predicts text: bits per byte and perplexity, beside n-gram models on the same bytes."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from data_pipelines import index as indexes
+from data_pipelines.tokenizers import find_unknown
+from jax_speechlm.config import Config
+from jax_speechlm.decoding.ngram import NGram, sentences
+from jax_speechlm.language_model import LanguageModel
+
+
+class Prediction(Config):
+    """How well one model predicts some documents.
+
+    Attributes:
+      nats: minus the log-probability of all of them, the end of each included.
+      units: what the model predicts, one at a time: tokens, words or characters, and ends.
+      bytes: of the documents as UTF-8, whatever the model splits them into.
+      words: of the documents, parted by white space.
+      documents: how many.
+      unknown: characters or units that the model does not know. A language model leaves such characters out, an n-gram
+        model puts one symbol in their place: its figures are that much too good.
+    """
+
+    nats: float
+    units: int
+    bytes: int
+    words: int
+    documents: int
+    unknown: int = 0
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / max(1, self.bytes)
+
+    @property
+    def perplexity(self) -> float:
+        """Of a unit: comparable between models of the same units only."""
+        return math.exp(self.nats / max(1, self.units))
+
+    @property
+    def word_perplexity(self) -> float:
+        """The same for a word, from the probability of all that the text holds."""
+        return _exp(self.nats / max(1, self.words))
+
+
+class LanguageReport(Config):
+    """The evaluation of one language model on one text.
+
+    Attributes:
+      checkpoint: what was evaluated.
+      sets, split: on what.
+      context, stride: a document longer than `context` tokens is scored in windows that lie `stride` apart, so every
+        token but the first of a document is predicted from at least `context - stride` before it.
+      total: over all documents.
+      sources: of each source, where the sets name any.
+      ngrams: of n-gram models, by file, on the same documents.
+    """
+
+    checkpoint: str
+    sets: tuple[str, ...]
+    split: str
+    context: int
+    stride: int
+    total: Prediction
+    sources: dict[str, Prediction]
+    ngrams: dict[str, Prediction]
+
+    def table(self) -> Table:
+        """What to print."""
+        table = Table(title=f"{', '.join(self.sets)} {self.split}", title_justify="left")
+        for column in ("", "bits per byte", "perplexity", "of a word", "units", "MB", "documents", "unknown"):
+            table.add_column(column, justify="right" if column else "left")
+        for rows in ({"language model": self.total} | self.ngrams, self.sources):
+            for name, each in rows.items():
+                perplexities = f"{each.perplexity:,.2f}", f"{each.word_perplexity:,.1f}"
+                counts = f"{each.units:,}", f"{each.bytes / 1e6:.3f}", f"{each.documents:,}", f"{each.unknown:,}"
+                table.add_row(name, f"{each.bits_per_byte:.4f}", *perplexities, *counts)
+            table.add_section()
+        return table
+
+
+def predict(lm: LanguageModel, texts: Sequence[str], stride: int | None = None) -> list[Prediction]:
+    """How well a language model predicts each text. `stride` as in `LanguageModel.token_nats`."""
+    nats = lm.token_nats([lm.encode(text) for text in texts], stride=stride)
+    return [
+        _prediction(text, float(each.sum(dtype=np.float64)), len(each), _count_unknown(lm, text))
+        for text, each in zip(texts, nats, strict=True)
+    ]
+
+
+def predict_by_ngram(ngram: NGram, texts: Sequence[str]) -> list[Prediction]:
+    """How well an n-gram model predicts each text, line by line.
+
+    White space is one space to it, and blank lines are nothing, so it has a little less to predict.
+    """
+    units = [sum(len(line) + 1 for line in sentences(text, ngram.unit)) for text in texts]  # and the line's end
+    return [
+        _prediction(text, -ngram.score(text), count, ngram.count_unknown(text))
+        for text, count in zip(texts, units, strict=True)
+    ]
+
+
+def total(predictions: Sequence[Prediction]) -> Prediction:
+    """All of them as one."""
+    sums: Counter[str] = Counter()
+    for each in predictions:
+        sums.update(each.model_dump())
+    return Prediction.model_validate({name: sums[name] for name in Prediction.model_fields})
+
+
+def evaluate_run(
+    checkpoint: Positional[Path],
+    sets: tuple[str, ...],
+    split: str = "test",
+    ngram: tuple[Path, ...] = (),
+    stride: int | None = None,
+    data_dir: Path = Path("data"),
+    out: Path | None = None,
+) -> LanguageReport:
+    """Measures bits per byte and perplexity of a language model on prepared sets of text, or on transcripts of speech.
+
+    Every token of every document counts, from its opening boundary to its end. Writes `report.json`.
+
+    Args:
+      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
+      sets: names of prepared data sets; "name:split" takes another split than --split.
+      split: "test", "dev" or "train".
+      ngram: n-gram models (`jax-speechlm train-ngram`) to measure on the same bytes.
+      stride: tokens between the windows in which documents longer than the context are scored; by default half of it.
+      data_dir: folder of the prepared data sets.
+      out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
+    """
+    lm = LanguageModel.load(checkpoint)
+    index = indexes.read_sets(data_dir, sets, split)
+    texts = index.column("text").to_pylist()
+    predictions = predict(lm, texts, stride)
+    report = LanguageReport(
+        checkpoint=str(lm.checkpoint),
+        sets=sets,
+        split=split,
+        context=lm.context,
+        stride=stride or max(1, lm.context // 2),
+        total=total(predictions),
+        sources={name: total([predictions[row] for row in rows]) for name, rows in _sources(index).items()},
+        ngrams={str(path): total(predict_by_ngram(NGram(path), texts)) for path in ngram},
+    )
+    out = out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}"
+    save_report(report, out)
+    console = Console(highlight=False)
+    console.print(report.table())
+    if report.total.unknown:
+        console.print(f"[yellow]{find_unknown(lm.tokenizer, texts)}", soft_wrap=True)
+    console.print(
+        f"{lm.checkpoint}: windows of {lm.context} tokens, {report.stride} apart; {out / 'report.json'}", soft_wrap=True
+    )
+    return report
+
+
+def save_report(report: Config, out: Path) -> None:
+    """Writes `report.json` into a folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _prediction(text: str, nats: float, units: int, unknown: int) -> Prediction:
+    num_bytes, num_words = len(text.encode()), len(text.split())
+    return Prediction(nats=nats, units=units, bytes=num_bytes, words=num_words, documents=1, unknown=unknown)
+
+
+def _count_unknown(lm: LanguageModel, text: str) -> int:
+    return len(lm.tokenizer.unknown(text))
+
+
+def _sources(index: indexes.Index) -> dict[str, list[int]]:
+    """Rows by the set and the source that they come from; empty where that is one."""
+    rows: dict[str, list[int]] = {}
+    for part, first in zip(index.parts, index.first_row, strict=False):
+        names = part.column("source").to_pylist() if part.records_dir is None else [""] * part.num_rows
+        for row, name in enumerate(names, start=int(first)):
+            title = f"{part.set_dir.name} {name}".strip()
+            rows.setdefault(title, []).append(row)
+    return rows if len(rows) > 1 else {}
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf

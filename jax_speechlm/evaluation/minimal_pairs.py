@@ -1,0 +1,172 @@
+"""Minimal pairs: whether a language model, untrained for it, finds the acceptable one of two sentences likelier.
+
+Reference: Warstadt et al. 2020 (BLiMP); Nguyen et al. 2020 (sBLIMP, the syntactic task of ZeroSpeech 2021).
+"""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tyro.conf import Positional
+
+from data_pipelines.errors import DataError
+from jax_speechlm.config import Config
+from jax_speechlm.evaluation.language import save_report
+from jax_speechlm.language_model import LanguageModel
+
+
+class Pair(NamedTuple):
+    """Two sentences that differ in one point, of which the first is acceptable; `group` is the phenomenon."""
+
+    good: str
+    bad: str
+    group: str
+
+
+class Accuracy(Config):
+    """Share of pairs whose good sentence is the likelier; a tie counts half.
+
+    Attributes:
+      interval: 95 % interval (Wilson 1927).
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    pairs: int
+
+
+class PairReport(Config):
+    """The evaluation of one language model on minimal pairs."""
+
+    checkpoint: str
+    total: Accuracy
+    groups: dict[str, Accuracy]
+
+    def table(self) -> Table:
+        """What to print: chance is 50 %."""
+        table = Table(title="minimal pairs (chance is 50 %)", title_justify="left")
+        for column in ("", "accuracy [95 %]", "pairs"):
+            table.add_column(column, justify="right" if column else "left")
+        for name, each in (self.groups | {"all": self.total}).items():
+            low, high = each.interval
+            table.add_row(escape(name), f"{each.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]", f"{each.pairs:,}")
+        return table
+
+
+def read_pairs(paths: Sequence[Path]) -> list[Pair]:
+    """Reads files of pairs.
+
+    - `.jsonl`, as BLiMP has it: objects with `sentence_good` and `sentence_bad`; the group is `UID`, else the file's
+      name.
+    - `.csv`, as sBLIMP's `gold.csv`: lines with `id`, `transcription` and `correct` (1 or 0), two of an id; the group
+      is `type`. A pair spoken by several voices counts once.
+
+    Raises:
+      DataError: a file cannot be read, or holds something else; the message names file and line.
+    """
+    pairs = []
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise DataError(f"{path} does not exist: name .jsonl or .csv files of minimal pairs") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read as UTF-8 text ({error}): convert it first") from error
+        found = list(_READERS.get(path.suffix.lower(), _from_json_lines)(path, text))
+        if not found:
+            raise DataError(f"{path} holds no pairs")
+        pairs += found
+    return pairs
+
+
+def compare(pairs: Sequence[Pair], score: Callable[[list[str]], Iterable[float]], checkpoint: str) -> PairReport:
+    """Scores both sentences of every pair.
+
+    Args:
+      score: texts to log-probabilities, such as `LanguageModel.score`.
+      checkpoint: for the report.
+    """
+    scores = np.array(list(score([sentence for pair in pairs for sentence in pair[:2]]))).reshape(-1, 2)
+    wins = np.where(scores[:, 0] == scores[:, 1], 0.5, scores[:, 0] > scores[:, 1])
+    groups: dict[str, list[int]] = {}
+    for row, pair in enumerate(pairs):
+        groups.setdefault(pair.group, []).append(row)
+    by_group = {name: _accuracy(wins[rows]) for name, rows in groups.items()} if len(groups) > 1 else {}
+    return PairReport(checkpoint=checkpoint, total=_accuracy(wins), groups=by_group)
+
+
+def score_pairs(
+    checkpoint: Positional[Path], files: Positional[tuple[Path, ...]], out: Path | None = None
+) -> PairReport:
+    """Measures how often a language model finds the acceptable sentence of a minimal pair likelier.
+
+    Args:
+      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
+      files: pairs: JSON lines with `sentence_good` and `sentence_bad` (BLiMP), or a `gold.csv` of sBLIMP, whose
+        transcriptions are compared.
+      out: folder of report.json; by default <checkpoint>/eval/pairs.
+    """
+    pairs = read_pairs(files)
+    lm = LanguageModel.load(checkpoint)
+    report = compare(pairs, lm.score, str(lm.checkpoint))
+    save_report(report, out := out or checkpoint / "eval" / "pairs")
+    console = Console(highlight=False)
+    console.print(report.table())
+    console.print(f"{lm.checkpoint}; {out / 'report.json'}", soft_wrap=True)
+    return report
+
+
+def _from_json_lines(path: Path, text: str) -> Iterable[Pair]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+            good, bad = item["sentence_good"], item["sentence_bad"]
+            if not (isinstance(good, str) and isinstance(bad, str)):
+                raise TypeError("the sentences are not strings")
+        except (ValueError, KeyError, TypeError) as error:
+            hint = "; pairs of audio need a model of speech" if "audio" in line or ".wav" in line else ""
+            raise DataError(
+                f"{path}, line {number}: not a pair ({error!r}); it needs sentence_good and sentence_bad{hint}"
+            ) from error
+        yield Pair(good, bad, str(item.get("UID", path.stem)))
+
+
+def _from_gold_csv(path: Path, text: str) -> Iterable[Pair]:
+    rows: dict[str, dict[str, str]] = {}
+    groups: dict[str, str] = {}
+    for number, row in enumerate(csv.DictReader(text.splitlines()), start=2):
+        try:
+            identity, correct, sentence = row["id"], row["correct"].strip(), row["transcription"]
+            if correct not in ("0", "1"):
+                raise ValueError(f"correct is {correct!r}")
+        except (KeyError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{path}, line {number}: not a line of pairs ({error!r}); it needs the columns id, transcription and "
+                "correct (1 or 0); pairs of audio alone need a model of speech"
+            ) from error
+        rows.setdefault(identity, {})[correct] = sentence
+        groups[identity] = row.get("type") or path.stem
+    for identity, sentences in rows.items():
+        if len(sentences) != 2:
+            raise DataError(f"{path}: id {identity!r} has no sentence with correct {'0' if '1' in sentences else '1'}")
+        yield Pair(sentences["1"], sentences["0"], groups[identity])
+
+
+_READERS = {".csv": _from_gold_csv}
+
+
+def _accuracy(wins: np.ndarray) -> Accuracy:
+    """The mean, with Wilson's interval."""
+    count, share, z = len(wins), float(wins.mean()), 1.959964
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return Accuracy(accuracy=share, interval=(max(0.0, middle - half), min(1.0, middle + half)), pairs=count)

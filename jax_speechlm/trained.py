@@ -1,0 +1,60 @@
+"""A run's checkpoint, read back: what every use of a trained model begins with."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import jax
+
+from data_pipelines import tokenizers
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.models.functional import Params
+from jax_speechlm.training import checkpoints as ckpt
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A checkpoint's parameters and all that is needed to use them.
+
+    Attributes:
+      checkpoint: its folder.
+      step: steps of training behind it.
+      experiment: the run that it is from.
+      tokenizer: None where the run had none.
+      params: on the device; the moving average where the run kept one.
+    """
+
+    checkpoint: Path
+    step: int
+    experiment: Experiment
+    tokenizer: tokenizers.Tokenizer | None
+    params: Params
+
+    @classmethod
+    def load(cls, path: str | Path, kind: str, purpose: str) -> "Trained":
+        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
+
+        Args:
+          kind: the objective that it has to be trained by.
+          purpose: what for; ends the sentence "... which cannot".
+
+        Raises:
+          CheckpointError: there is no readable checkpoint, or its objective is another.
+        """
+        checkpoint = ckpt.find(path)
+        if (found := objective_kind(checkpoint)) != kind:
+            raise ckpt.CheckpointError(
+                f"{checkpoint}: was trained by {found}, which cannot {purpose}: name a run that was trained by {kind}"
+            )
+        params, meta = ckpt.read_params(checkpoint)
+        experiment, tokenizer = Experiment.model_validate(meta["experiment"]), None
+        if meta["tokenizer"]:
+            with tempfile.TemporaryDirectory() as folder:
+                ckpt.unpack_files(meta["tokenizer"], folder)
+                tokenizer = tokenizers.load_tokenizer(folder)
+        return cls(checkpoint, meta["step"], experiment, tokenizer, jax.device_put(params))
+
+
+def objective_kind(path: str | Path) -> str:
+    """The objective that a run was trained by. Raises `CheckpointError` where there is no readable checkpoint."""
+    return ckpt.read_meta(ckpt.find(path))["experiment"]["objective"]["kind"]
