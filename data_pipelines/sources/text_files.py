@@ -105,7 +105,7 @@ def _documents(paths: Sequence[Path], unit: Unit, encoding: str) -> Iterator[Doc
             elif _kind(path) == ".jsonl":
                 rows = _jsonl(path, encoding)
             else:
-                rows = ((number, {"text": text}) for number, text in _plain(path, unit, encoding))
+                rows = _plain(path, unit, encoding)
             for number, row in rows:
                 yield _document(row, path, f"{name}:{number}", given_ids)
         except _UNREADABLE as error:
@@ -174,15 +174,15 @@ def _plain(path: Path, unit: Unit, encoding: str) -> Iterator[tuple[int, Any]]:
             yield number, line
         elif unit == "line":
             if line.strip():
-                yield number, line
+                yield number, {"text": line}
         elif line.strip() or unit == "file":
             start = start if pending else number
             pending.append(line)
         elif pending:
-            yield start, "".join(pending)
+            yield start, {"text": "".join(pending)}
             pending = []
     if pending:
-        yield start, "".join(pending)
+        yield start, {"text": "".join(pending)}
 
 
 def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str | Dropped]]:
