@@ -75,6 +75,12 @@ class NGram:
         self._model.BeginSentenceWrite(state)
         return state
 
+    def nowhere(self) -> Any:
+        """The state without any context."""
+        state = _kenlm().State()
+        self._model.NullContextWrite(state)
+        return state
+
     def extend(self, state: Any, unit: str) -> tuple[float, Any]:
         """Log probability of a unit after a state, in nats, and the state behind it. "</s>" ends a sentence."""
         after = _kenlm().State()
