@@ -44,6 +44,7 @@ def prepare(
     manifest: Path | None = None,
     text: tuple[str, ...] = (),
     tfds: str | None = None,
+    debian: str = "",
     data_dir: Path = Path("data"),
     num_workers: int | None = None,
     max_seconds: float = 120.0,
@@ -61,6 +62,7 @@ def prepare(
     Args:
       name: a set that Debian packages hold, such as asterisk-en (speech) or text-en; with `manifest`, `text` or `tfds`,
         what to call the set.
+      debian: the set that Debian packages hold, where what is made of it is to have another name than that.
       manifest: JSONL file that lists your own audio, {"audio": path, "text"?, "id"?, "speaker"?, "language"?, "split"?}
         a line; its name without suffix is the default name.
       text: your own text: paths or quoted patterns of .txt, .jsonl ({"text", "id"?, "language"?, "source"?, "label"?,
@@ -84,9 +86,9 @@ def prepare(
       DataError: with the remedy: an unknown set, no apt or no internet, too many bad items, a full disk, nothing kept,
         another process at work on the same set.
     """
-    if sum(map(bool, (manifest, text, tfds))) > 1:
-        raise DataError("Give a manifest, files of text or a TFDS data set, only one of them.")
-    name = name or (manifest.stem if manifest else (tfds or "").replace("/", "-"))
+    if sum(map(bool, (manifest, text, tfds, debian))) > 1:
+        raise DataError("Give a manifest, files of text, a TFDS data set or one of Debian, only one of them.")
+    name = name or debian or (manifest.stem if manifest else (tfds or "").replace("/", "-"))
     if text and not name:
         raise DataError("Files of text need a name for the set they make: --name my-text.")
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -97,7 +99,7 @@ def prepare(
     files = text_files(text, name, unit=unit, encoding=encoding) if text else None
     held_out = _held_out(Path(data_dir), cleaning.held_out)
     about_text = {"tfds": tfds, "cleaning": asdict(cleaning), "held_out": held_out and held_out.fingerprint}
-    about_text |= {"files": files and files.origin, "unit": unit, "encoding": encoding}
+    about_text |= {"files": files and files.origin, "unit": unit, "encoding": encoding, "debian": debian or name}
     if not force:
         if not text and find_prepared(folder, about_speech):
             return Report.load(folder / "report.json")
@@ -110,10 +112,10 @@ def prepare(
         source = manifest_source(manifest, name, normalise_text)
     elif tfds is not None:
         source = tfds_sets.tfds_source(tfds, name, normalise_text)
-    elif name in debian_texts.NAMES:
-        source = debian_texts.debian_texts(name, Path(data_dir) / "packages")
+    elif (debian or name) in debian_texts.NAMES:
+        source = replace(debian_texts.debian_texts(debian or name, Path(data_dir) / "packages"), name=name)
     else:
-        source = debian_source(name, Path(data_dir) / "packages")
+        source = replace(debian_source(debian or name, Path(data_dir) / "packages"), name=name)
     with _locked(folder):
         if isinstance(source, TextSource):
             sentences = held_out.column("text").to_pylist() if held_out else []
