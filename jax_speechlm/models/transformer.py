@@ -3,6 +3,20 @@
 One block: norm, attention with rotary positions and grouped keys and values, norm, gated feed-forward, both residual.
 Given the same weights it gives the same numbers as Hugging Face's `Qwen3ForCausalLM`, `LlamaForCausalLM` and
 `ModernBertForMaskedLM` (`jax_speechlm.interop.transformer` maps them both ways).
+
+Parameters without the vocabulary's table, which has dim for each token (8B has a second one, for the head):
+
+| size | layers | dim  | heads | kv heads | ffn    | parameters    |
+|------|-------:|-----:|------:|---------:|-------:|--------------:|
+| 1M   |      5 |  128 |     4 |        4 |    352 |     1,005,248 |
+| 5M   |      6 |  256 |     4 |        4 |    704 |     4,820,992 |
+| 25M  |      8 |  512 |     8 |        8 |  1,408 |    25,699,840 |
+| 110M |     12 |  768 |    12 |       12 |  2,048 |    84,955,392 |
+| 0.6B |     28 | 1024 |    16 |        8 |  3,072 |   440,467,456 |
+| 1.7B |     28 | 2048 |    16 |        8 |  6,144 | 1,409,410,048 |
+| 8B   |     36 | 4096 |    32 |        8 | 12,288 | 6,946,075,648 |
+
+110M has its name with 32,768 tokens; the last three are Qwen3's shapes and have theirs with its 151,936.
 """
 
 from collections.abc import Callable
@@ -101,6 +115,23 @@ class TransformerConfig(Config):
         if self.window is None:
             return (True,) * self.num_layers
         return tuple(self.global_every is not None and i % self.global_every == 0 for i in range(self.num_layers))
+
+
+SIZES = {
+    "1M": TransformerConfig(dim=128, num_layers=5, num_heads=4, num_kv_heads=4, head_dim=32, ffn_dim=352),
+    "5M": TransformerConfig(),
+    "25M": TransformerConfig(dim=512, num_layers=8, num_heads=8, num_kv_heads=8, head_dim=64, ffn_dim=1408),
+    "110M": TransformerConfig(dim=768, num_layers=12, num_heads=12, num_kv_heads=12, head_dim=64, ffn_dim=2048),
+    "0.6B": TransformerConfig(
+        dim=1024, num_layers=28, num_heads=16, num_kv_heads=8, head_dim=128, ffn_dim=3072, rope_theta=1e6
+    ),
+    "1.7B": TransformerConfig(
+        dim=2048, num_layers=28, num_heads=16, num_kv_heads=8, head_dim=128, ffn_dim=6144, rope_theta=1e6
+    ),
+    "8B": TransformerConfig(
+        dim=4096, num_layers=36, num_heads=32, num_kv_heads=8, head_dim=128, ffn_dim=12288, rope_theta=1e6, tied=False
+    ),
+}
 
 
 class Attention(nnx.Module):

@@ -5,7 +5,7 @@ import pytest
 
 from jax_speechlm.models import functional
 from jax_speechlm.models.attention import chunk_mask, spread_by_distance
-from jax_speechlm.models.layers import LayerNorm, Linear, causal_depthwise, dropout, split_keys
+from jax_speechlm.models.layers import LayerNorm, Linear, RMSNorm, causal_depthwise, dropout, split_keys
 
 
 def normal(seed, shape):
@@ -67,6 +67,23 @@ def test_layer_norm_keeps_statistics_in_float32():
     np.testing.assert_allclose(y.mean(-1), 0, atol=1e-4)
     np.testing.assert_allclose(y.std(-1), 1, atol=1e-3)
     assert functional.bind(graphdef, params)(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_norms_without_offset():
+    x = 1000 + normal(0, (3, 64))
+    for make, center in (
+        (lambda rngs: LayerNorm(64, bias=False, rngs=rngs), True),
+        (lambda rngs: RMSNorm(64, rngs=rngs), False),
+    ):
+        graphdef, params = functional.declare(make).graphdef, functional.init(make, jax.random.key(0))
+        assert list(params) == ["scale"]
+        params = {"scale": normal(1, (64,))}
+        expected = np.asarray(x, np.float64)
+        if center:
+            expected = expected - expected.mean(-1, keepdims=True)
+        expected = expected / np.sqrt((expected**2).mean(-1, keepdims=True)) * np.asarray(params["scale"])
+        np.testing.assert_allclose(functional.bind(graphdef, params)(x), expected, atol=1e-3)
+        assert functional.bind(graphdef, params)(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 class TestDropout:

@@ -9,25 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.models import functional
-from jax_speechlm.models.transformer import Transformer, TransformerConfig, forward_flops, init_cache
+from jax_speechlm.models.transformer import SIZES, Transformer, TransformerConfig, forward_flops, init_cache
+from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings, shard_batch
 
-VOCAB, TIME = 23, 16
+VOCAB, TIME = 24, 16
 CAUSAL = TransformerConfig(
     dim=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, ffn_dim=24, window=4, global_every=2,
     local_rope_theta=100.0, dropout=0.2,
 )  # fmt: skip
 BOTH_WAYS = CAUSAL.replace(
-    causal=False, norm="layer", activation="gelu", query_key_norm=False, embedding_norm=True, prediction_head=True,
-    num_kv_heads=4, norm_epsilon=1e-5,
+    causal=False, norm="layer", norm_epsilon=1e-5, activation="gelu", query_key_norm=False, embedding_norm=True,
+    prediction_head=True, num_kv_heads=4, tied=False,
 )  # fmt: skip
-FORMS = {"causal": CAUSAL, "both_ways": BOTH_WAYS}
+FORMS = {"causal": CAUSAL, "both ways": BOTH_WAYS}
 
 
-def model(config):
+def model(config, vocab_size=VOCAB):
     """The graph of a model and parameters that are nowhere 0 or 1."""
-    make = lambda rngs: Transformer(config, VOCAB, rngs=rngs)  # noqa: E731
-    params = functional.init(make, jax.random.key(0))
-    rng = np.random.default_rng(0)
+    make = lambda rngs: Transformer(config, vocab_size, rngs=rngs)  # noqa: E731
+    params, rng = functional.init(make, jax.random.key(0)), np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape, np.float32), params)
     return functional.declare(make).graphdef, params
 
@@ -53,30 +53,58 @@ def pack(rows, time=TIME, seed=0):
     return tokens, segment, position
 
 
-def documents_of(lengths, seed):
+def documents(lengths, seed):
     rng = np.random.default_rng(seed)
     return [rng.integers(0, VOCAB, length).astype(np.int32) for length in lengths]
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
-    cuts=st.lists(st.integers(1, 7), min_size=1, max_size=4).filter(lambda lengths: sum(lengths) <= TIME),
-    rows=st.permutations(range(3)),
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4).filter(lambda lengths: sum(lengths) <= TIME),
+    order=st.permutations(range(4)),
     seed=st.integers(0, 99),
 )
-def test_a_document_depends_on_its_own_tokens_only(form, cuts, rows, seed):
-    """Not on what it is packed with, nor on padding, batch size or the order of rows."""
-    documents = documents_of(cuts, seed)
-    others = [documents_of((5, 6), seed + 1), documents_of((TIME,), seed + 2)]
-    together = apply(*MODELS[form], *(x[list(rows)] for x in pack([documents, *others], seed=seed)))
-    packed = together[rows.index(0)]
-    alone = apply(*MODELS[form], *pack([[document] for document in documents] + [[]] * (4 - len(cuts)), seed=seed + 3))
+def test_a_document_depends_on_its_own_tokens_only(form, lengths, order, seed):
+    """Not on what it is packed with, nor on padding and what that holds, nor on the order of rows."""
+    ours = documents(lengths, seed)
+    rows = [ours, documents((5, 6), seed + 1), documents((TIME,), seed + 2), []]
+    packed = apply(*MODELS[form], *pack([rows[r] for r in order], seed=seed))[order.index(0)]
+    alone = apply(*MODELS[form], *pack([[document] for document in ours] + [[]] * (4 - len(ours)), seed=seed + 3))
     start = 0
-    for row, document in enumerate(documents):
-        expected = alone[row, : len(document)]
-        np.testing.assert_allclose(packed[start : start + len(document)], expected, atol=1e-5)
-        start += len(document)
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(packed[start : start + length], alone[row, :length], atol=1e-5)
+        start += length
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batch_size_and_more_padding_change_nothing(form):
+    """Dropout included, because each row has its own key."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    rows = [documents((5, 6), 0), documents((TIME,), 1), documents((2,), 2)]
+    together = apply(*MODELS[form], *pack(rows), keys)
+    longer = apply(*MODELS[form], *pack(rows, time=TIME + 7, seed=1), keys)
+    alone = apply(*MODELS[form], *pack(rows[:1]), keys[:1])
+    for row, length in enumerate((11, TIME, 2)):
+        np.testing.assert_allclose(longer[row, :length], together[row, :length], atol=1e-5)
+    np.testing.assert_allclose(alone[0, :11], together[0, :11], atol=1e-5)
+    assert np.abs(apply(*MODELS[form], *pack(rows)) - together).max() > 0.1  # there was dropout
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("position", [0, 6, TIME - 1])
+def test_one_layer_sees_the_window_and_no_further(form, position):
+    """Every token within reach of a changed one changes, at the row's ends too, and no other."""
+    window = 4
+    graphdef, params = model(FORMS[form].replace(num_layers=1, window=window, global_every=None, dropout=0.0))
+    tokens, segment, positions = pack([documents((TIME,), 0)])
+    changed = tokens.copy()
+    changed[0, position] = (changed[0, position] + 1) % VOCAB
+    before, after = (apply(graphdef, params, x, segment, positions)[0] for x in (tokens, changed))
+    distance = np.arange(TIME) - position
+    reach = (distance >= (0 if FORMS[form].causal else -window)) & (distance <= window)
+    assert ((np.abs(before - after).max(-1) > 1e-4) == reach).all()
+    np.testing.assert_array_equal(before[~reach], after[~reach])
 
 
 @jax.jit
@@ -86,10 +114,189 @@ def decode(params, tokens, position, cache):
     return bound.logits(hidden), cache
 
 
-def test_cached_decoding_is_the_whole_forward_pass_step_by_step():
-    tokens, segment, position = pack([documents_of((TIME,), 0), documents_of((TIME,), 1)])
+class TestDecoding:
+    tokens, segment, position = pack([documents((TIME,), seed) for seed in range(3)])
     expected = apply(*MODELS["causal"], tokens, segment, position)
-    cache = init_cache(CAUSAL, 2, TIME)
-    for t in range(TIME):
-        logits, cache = decode(MODELS["causal"][1], tokens[:, t : t + 1], position[:, t : t + 1], cache)
-        np.testing.assert_allclose(logits[:, 0], expected[:, t], atol=1e-5)
+    params = MODELS["causal"][1]
+
+    def test_step_by_step_is_the_whole_forward_pass(self):
+        cache = init_cache(CAUSAL, 3, TIME + 2)
+        for t in range(TIME):
+            logits, cache = decode(self.params, self.tokens[:, t : t + 1], self.position[:, t : t + 1], cache)
+            np.testing.assert_allclose(logits[:, 0], self.expected[:, t], atol=1e-5)
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_prompts_of_mixed_length_then_one_by_one(self, side):
+        lengths = np.array([1, 9, 4])
+        width = lengths.max()
+        tokens, position = np.full((3, width), 7, np.int32), np.full((3, width), -1, np.int32)
+        for row, length in enumerate(lengths):
+            place = slice(width - length, width) if side == "left" else slice(length)
+            tokens[row, place], position[row, place] = self.tokens[row, :length], np.arange(length)
+        cache = jax.tree.map(lambda x: x + 1e4, init_cache(CAUSAL, 3, TIME))  # what was never written is never read
+        logits, cache = decode(self.params, tokens, position, cache)
+        for row, length in enumerate(lengths):
+            real = logits[row][position[row] >= 0]
+            np.testing.assert_allclose(real, self.expected[row, :length], atol=1e-5)
+        for step in range(TIME - width):
+            at = (lengths + step)[:, None]
+            logits, cache = decode(self.params, np.take_along_axis(self.tokens, at, 1), at.astype(np.int32), cache)
+            np.testing.assert_allclose(logits, np.take_along_axis(self.expected, at[..., None], 1), atol=1e-5)
+
+    def test_a_row_may_go_back(self):
+        cache = init_cache(CAUSAL, 3, TIME)
+        _, cache = decode(self.params, (self.tokens + 1) % VOCAB, self.position, cache)
+        _, cache = decode(self.params, self.tokens[:, :8], self.position[:, :8], cache)
+        logits, _ = decode(self.params, self.tokens[:, 8:9], self.position[:, 8:9], cache)
+        np.testing.assert_allclose(logits[:, 0], self.expected[:, 8], atol=1e-5)
+
+    def test_only_causal_models_continue(self):
+        bound = functional.bind(*MODELS["both ways"])
+        with pytest.raises(ValueError, match="only a causal model"):
+            bound.decode(jnp.asarray(self.tokens), jnp.asarray(self.position), init_cache(BOTH_WAYS, 3, TIME))
+
+
+def next_token_loss(graphdef, params, tokens, segment, position, keys):
+    logits = apply(graphdef, params, tokens, segment, position, keys)[:, :-1]
+    real = (segment[:, 1:] == segment[:, :-1]) & (segment[:, 1:] > 0)
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)[..., 0]
+    return jnp.sum(losses * real) / jnp.maximum(jnp.sum(real), 1)
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def loss_and_gradients(graphdef, params, *batch):
+    return jax.value_and_grad(partial(next_token_loss, graphdef))(params, *batch)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_are_finite_whatever_the_row_holds(form):
+    rows = [[], documents((1,), 0), documents((1,) * TIME, 1), documents((TIME,), 2), documents((7, 3), 3)]
+    keys = jax.random.split(jax.random.key(0), len(rows))
+    for batch in (rows, [[]] * len(rows)):
+        loss, gradients = loss_and_gradients(*MODELS[form], *pack(batch), keys)
+        assert np.isfinite(loss)
+        assert all(np.all(np.isfinite(gradient)) for gradient in jax.tree.leaves(gradients))
+    assert not any(np.any(gradient) for gradient in jax.tree.leaves(gradients))  # nothing but padding
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=["8x1x1", "1x8x1", "2x2x2"])
+def test_every_mesh_gives_the_loss_and_gradients_of_one_device(form, shape):
+    graphdef, params = MODELS[form]
+    axes = functional.declare(lambda rngs: Transformer(FORMS[form], VOCAB, rngs=rngs)).axes
+    batch = *pack([documents((9, 5), seed) for seed in range(8)]), jax.random.split(jax.random.key(0), 8)
+    expected_loss, expected = loss_and_gradients(graphdef, params, *batch)
+
+    data, fsdp, tensor = shape
+    mesh = make_mesh(MeshShape(data=data, fsdp=fsdp, tensor=tensor))
+    with jax.set_mesh(mesh):
+        shardings = param_shardings(mesh, axes, params)
+        split = [leaf for leaf in jax.tree.leaves(shardings) if not leaf.is_fully_replicated]
+        assert bool(split) == (fsdp * tensor > 1)
+        sharded = shard_batch(mesh, dict(zip("tsp", batch, strict=False)))
+        loss, gradients = loss_and_gradients(graphdef, jax.device_put(params, shardings), *sharded.values(), batch[3])
+    np.testing.assert_allclose(loss, expected_loss, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, expected)
+
+
+def test_remat_changes_memory_only():
+    batch = *pack([documents((9, 5), 0), documents((TIME,), 1)]), jax.random.split(jax.random.key(0), 2)
+    expected = loss_and_gradients(*MODELS["causal"], *batch)
+    for remat in ("none", "full"):
+        graphdef, _ = model(CAUSAL.replace(remat=remat))
+        got = loss_and_gradients(graphdef, MODELS["causal"][1], *batch)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bfloat16_computes_close_to_float32_and_returns_float32(form):
+    config = FORMS[form].replace(dtype="bfloat16")
+    batch = pack([documents((9, 5), 0)])
+    low = apply(model(config)[0], MODELS[form][1], *batch)
+    assert low.dtype == jnp.float32
+    difference = np.abs(low - apply(*MODELS[form], *batch))[0, :14]
+    assert 0 < difference.max() < 0.3
+    assert init_cache(config, 1, 4)["key"].dtype == jnp.bfloat16
+
+
+def test_initial_logits_are_near_uniform_and_the_stream_does_not_grow_with_depth():
+    def spread(num_layers):
+        config = TransformerConfig(dim=128, num_layers=num_layers, num_heads=4, num_kv_heads=4, head_dim=32)
+        make = lambda rngs: Transformer(config, VOCAB, rngs=rngs)  # noqa: E731
+        params = functional.init(make, jax.random.key(0))
+        layers = params["layers"]
+        scale = sum(jnp.var(layers[a][b]["kernel"]) for a, b in (("attention", "out"), ("ffn", "down"))) * num_layers
+        logits = apply(functional.declare(make).graphdef, params, *pack([documents((TIME,), 0)]))
+        return scale, logits.std()
+
+    (few, logits), (many, _) = spread(2), spread(8)
+    assert float(few) == pytest.approx(float(many), rel=0.05)
+    assert 0.1 < float(logits) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_kv_heads": 3}, "multiple of num_kv_heads"),
+        ({"head_dim": 5}, "must be even"),
+        ({"window": None}, "set window"),
+        ({"attention": "cudnn"}, "bfloat16 only"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(pydantic.ValidationError, match=message):
+        CAUSAL.replace(**change)
+
+
+def num_parameters(config, vocab_size):
+    declared = functional.declare(lambda rngs: Transformer(config, vocab_size, rngs=rngs))
+    return sum(leaf.size for leaf in jax.tree.leaves(declared.shapes))
+
+
+@pytest.mark.parametrize(
+    ("size", "without_vocabulary"),
+    [
+        ("1M", 1_005_248),
+        ("5M", 4_820_992),
+        ("25M", 25_699_840),
+        ("110M", 84_955_392),
+        ("0.6B", 440_467_456),
+        ("1.7B", 1_409_410_048),
+        ("8B", 6_946_075_648),
+    ],
+)
+def test_sizes(size, without_vocabulary):
+    config, vocab_size = SIZES[size], 100
+    tables = 1 if config.tied else 2
+    assert num_parameters(config, vocab_size) == without_vocabulary + tables * vocab_size * config.dim
+
+
+def test_the_sizes_named_after_qwen3_have_its_published_number_of_parameters():
+    sizes = [num_parameters(SIZES[size], 151_936) for size in ("0.6B", "1.7B", "8B")]
+    assert sizes == [596_049_920, 1_720_574_976, 8_190_735_360]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_flops_are_what_xla_counts(form):
+    """XLA multiplies the hidden pairs too. On one layer, because it counts a scan's body once."""
+    config = FORMS[form].replace(
+        dim=256, num_layers=1, head_dim=64, ffn_dim=512, window=None, global_every=None, local_rope_theta=None
+    )
+    batch, time, vocab = 2, 60, 600
+    declared = functional.declare(lambda rngs: Transformer(config, vocab, rngs=rngs))
+    row = jax.ShapeDtypeStruct((batch, time), jnp.int32)
+    counted = apply.lower(declared.graphdef, declared.shapes, row, row, row).cost_analysis()["flops"]
+    hidden = 2.0 * batch * 2 * config.num_heads * config.head_dim * time * (time - 1) / 2 * config.causal
+    assert forward_flops(config, vocab, time, batch) + hidden == pytest.approx(counted, rel=0.05)
+
+
+def test_flops_count_the_pairs_that_attention_may_see():
+    def flops(**changes):
+        return forward_flops(CAUSAL.replace(**changes), VOCAB, TIME, 3)
+
+    pairs = lambda reach: sum(min(t, reach) + 1 for t in range(TIME))  # noqa: E731
+    a_pair = 3 * 2 * 2 * CAUSAL.num_heads * CAUSAL.head_dim
+    assert flops(global_every=1) - flops(global_every=None) == pytest.approx(3 * a_pair * (pairs(TIME) - pairs(4)))
+    assert flops(global_every=2) - flops(global_every=None) == pytest.approx(2 * a_pair * (pairs(TIME) - pairs(4)))
+    both_ways = flops(global_every=None, causal=False) - flops(global_every=None)
+    assert both_ways == pytest.approx(3 * a_pair * (pairs(4) - TIME))
