@@ -54,7 +54,8 @@ class Cleaning:
     Attributes:
       steps: in this order.
         unicode: NFKC; no control characters; single spaces; at most one blank line in a row.
-        language: without documents that are surely in another language than `languages`; fills in the language.
+        language: without documents that are surely in another language than `languages`; fills in the language where
+          the source does not say.
         length: without documents outside `min_characters` to `max_characters`.
         exact: without copies of earlier documents.
         near: without documents that share `similarity` of their five-word shingles with an earlier one.
@@ -142,8 +143,9 @@ def _filter_language(languages: tuple[str, ...], items: Items) -> Iterator[Docum
             found, probability = _identifier()(item.text[:_LANGUAGE_CHARACTERS])
             if probability >= _SURE and languages and found not in languages:
                 item = Dropped(item.id, f"not in {', '.join(languages)}", detail=f"{item.id}: looks like {found}")
-            elif probability >= _SURE and not item.language:
-                item = dataclasses.replace(item, language=found)
+            elif not item.language:
+                guess = found if probability >= _SURE else languages[0] if len(languages) == 1 else ""
+                item = dataclasses.replace(item, language=guess)
         yield item
 
 
