@@ -30,7 +30,7 @@ class Speech(Config):
       sets: names of prepared data sets; their "train" splits are one data set. "name:split" takes another split.
       dev_sets: sets whose "dev" splits validate, or "name:split"; empty takes those of `sets` that have one.
       data_dir: folder of the prepared data sets.
-      tokenizer: folder of a trained tokenizer; None takes the characters of the training transcripts.
+      tokenizer: folder of a trained tokenizer, or of a run that has one; None takes the training transcripts' characters.
       label: column of the index that classification tells apart: "text", "speaker", "language".
       seconds_per_batch: padded audio of one global batch.
       num_buckets: static batch shapes, hence compiled programs.
@@ -63,11 +63,11 @@ class Text(Config):
     """Which prepared sets to read text from, and how their documents become batches.
 
     Attributes:
-      sets: names of prepared sets of text, or of speech, whose transcripts are then the documents; their "train" splits.
-        "name:split" takes another split.
+      sets: names of prepared sets of text, or of speech, whose transcripts are then the documents; their "train"
+        splits. "name:split" takes another split.
       dev_sets: sets whose "dev" splits validate, or "name:split"; empty takes those of `sets` that have one.
       data_dir: folder of the prepared data sets.
-      tokenizer: folder of a trained tokenizer; None takes the characters of the training texts.
+      tokenizer: folder of a trained tokenizer, or of a run that has one; None takes the training texts' characters.
       label: column of the index that classification tells apart; every document then has a row of its own.
       weights: share of the rows that each of `sets` gets; empty passes over all of them together.
       context: tokens of a row.

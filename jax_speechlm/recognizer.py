@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,6 +20,7 @@ from jax_speechlm.decoding.greedy import best_path, collapse
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.functional import Params
 from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.source import saved_tokenizer
 
 _PAUSE_SECONDS = 0.2  # what counts as a place to cut a long recording
 
@@ -59,14 +59,12 @@ class Recognizer:
         checkpoint = ckpt.find(path)
         params, meta = ckpt.read_params(checkpoint)
         experiment = Experiment.model_validate(meta["experiment"])
-        if not meta["tokenizer"]:
+        tokenizer = saved_tokenizer(meta)
+        if tokenizer is None:
             raise ckpt.CheckpointError(
                 f"{checkpoint}: was trained by {experiment.objective.kind}, which gives no text. Finetune it first: "
                 f"jax-speechlm finetune --from {path}"
             )
-        with tempfile.TemporaryDirectory() as folder:
-            ckpt.unpack_files(meta["tokenizer"], folder)
-            tokenizer = tokenizers.load_tokenizer(folder)
         objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
         decoder = None if decoding.is_greedy else Decoder(decoding, tokenizer)
         params = jax.device_put(params)

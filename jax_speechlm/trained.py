@@ -1,7 +1,6 @@
 """A run's checkpoint, read back: what every use of a trained model begins with."""
 
 import dataclasses
-import tempfile
 from pathlib import Path
 
 import jax
@@ -10,6 +9,7 @@ from data_pipelines import tokenizers
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.functional import Params
 from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.source import saved_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +47,8 @@ class Trained:
                 f"{checkpoint}: was trained by {found}, which cannot {purpose}: name a run that was trained by {kind}"
             )
         params, meta = ckpt.read_params(checkpoint)
-        experiment, tokenizer = Experiment.model_validate(meta["experiment"]), None
-        if meta["tokenizer"]:
-            with tempfile.TemporaryDirectory() as folder:
-                ckpt.unpack_files(meta["tokenizer"], folder)
-                tokenizer = tokenizers.load_tokenizer(folder)
-        return cls(checkpoint, meta["step"], experiment, tokenizer, jax.device_put(params))
+        experiment = Experiment.model_validate(meta["experiment"])
+        return cls(checkpoint, meta["step"], experiment, saved_tokenizer(meta), jax.device_put(params))
 
 
 def objective_kind(path: str | Path) -> str:

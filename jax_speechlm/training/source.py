@@ -2,9 +2,9 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -17,7 +17,7 @@ from data_pipelines.speed import with_speeds
 from data_pipelines.text_loader import TextBatches, open_text_batches
 from jax_speechlm.experiment import Data, Experiment, Text
 from jax_speechlm.objectives.ctc import CTC
-from jax_speechlm.training.checkpoints import pack_files
+from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.vocabulary import Vocabulary
 
 
@@ -52,7 +52,16 @@ def tokenizer_files(tokenizer: tokenizers.Tokenizer | None) -> dict[str, str]:
         return {}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
-        return pack_files(folder)
+        return ckpt.pack_files(folder)
+
+
+def saved_tokenizer(meta: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
+    """The tokenizer that a checkpoint's JSON holds, or None."""
+    if not meta["tokenizer"]:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        ckpt.unpack_files(meta["tokenizer"], folder)
+        return tokenizers.load_tokenizer(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +207,11 @@ def _noise(experiment: Experiment) -> NoiseReader | None:
     return NoiseReader(indexes.read_sets(data.data_dir, (data.noise_set,), "train"), experiment.seed)
 
 
-def _tokenizer(directory: str | None, train: indexes.Index) -> tokenizers.Tokenizer:
-    if directory is not None:
-        return tokenizers.load_tokenizer(directory)
-    return tokenizers.train_tokenizer(train.column("text").to_pylist(), "char")
+def _tokenizer(path: str | None, train: indexes.Index) -> tokenizers.Tokenizer:
+    if path is None:
+        return tokenizers.train_tokenizer((text for part in train.parts for text in part.texts()), "char")
+    if (Path(path) / "checkpoints").is_dir():
+        if tokenizer := saved_tokenizer(ckpt.read_meta(ckpt.find(path))):
+            return tokenizer
+        raise ckpt.CheckpointError(f"{path}: this run has no tokenizer to share; set data.tokenizer to one that has")
+    return tokenizers.load_tokenizer(path)
