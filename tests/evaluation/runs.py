@@ -1,0 +1,27 @@
+"""Checkpoints of untrained models, for tests of what is done with trained ones."""
+
+from pathlib import Path
+
+import jax
+
+from data_pipelines.tokenizers import Tokenizer
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.parallel.mesh import MeshShape, make_mesh
+from jax_speechlm.training.checkpoints import Checkpoints
+from jax_speechlm.training.source import tokenizer_files
+from jax_speechlm.training.state import make_trainer
+
+
+def save_run(folder: Path, experiment: Experiment, tokenizer: Tokenizer | None) -> Path:
+    """Writes the checkpoint that a run has before its first step, its parameters three times as large."""
+    objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
+    mesh = make_mesh(MeshShape(data=1), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        trainer = make_trainer(objective, experiment.optimizer, experiment.num_steps, experiment.seed, mesh)
+        state = trainer.init(jax.random.key(0))
+        state = state._replace(params=jax.tree.map(lambda leaf: 3 * leaf, state.params))
+        checkpoints = Checkpoints(folder)
+        meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(tokenizer)}
+        checkpoints.save(0, state, meta | {"plan": "", "step": 0})
+        checkpoints.close()
+    return folder
