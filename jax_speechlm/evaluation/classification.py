@@ -81,9 +81,9 @@ class ClassificationReport(Config):
             table.add_row("empty, skipped", "", "", "", f"{self.skipped:,}")
         yield table
         if len(self.classes) <= _WIDEST_MATRIX:
-            matrix = Table(title="true class by predicted class", title_justify="left")
-            for name in ("", *self.classes):
-                matrix.add_column(escape(name), justify="right" if name else "left")
+            matrix = Table("true, by predicted")
+            for name in self.classes:
+                matrix.add_column(escape(name), justify="right")
             for name, counts in zip(self.classes, self.confusion, strict=True):
                 matrix.add_row(escape(name), *(f"{count:,}" for count in counts))
             yield matrix
