@@ -92,7 +92,8 @@ def tfds_source(
 
 def documents(builder: Any, text: str) -> Iterator[Document]:
     """Documents of a prepared TFDS builder from its feature `text`; a class label comes as its name."""
-    labels = getattr(builder.info.features.get("label"), "int2str", str)
+    features = builder.info.features
+    labels = getattr(features["label"], "int2str", str) if "label" in features else str
     for split in builder.info.splits:
         for row, record in enumerate(_records(builder, split)):
             yield Document(

@@ -1,4 +1,4 @@
-"""TFDS's own speech sets through the same path, on stand-ins with their feature structure.
+"""TFDS's own sets through the same path, on stand-ins with their feature structure.
 
 A stand-in writes a few records under the name and version of the real builder; TFDS then loads the real one from disk.
 """
@@ -11,10 +11,12 @@ import soundfile
 import tensorflow_datasets as tfds
 
 from data_pipelines.audio import decode_flac
+from data_pipelines.cleaning import Cleaning
 from data_pipelines.errors import DataError
 from data_pipelines.index import read_index
 from data_pipelines.prepare import prepare_source
 from data_pipelines.sources import tfds_sets
+from data_pipelines.text_store import prepare_text
 
 TEXTS = {"train": ["HELLO THERE", "GOOD MORNING"], "test": ["FINE THANKS"]}
 
@@ -125,6 +127,37 @@ def test_common_voice(tmp_path):
     assert (row["text"], row["language"], row["num_samples"]) == (b"hello there", b"fr", 8_000)
     spectrum = np.abs(np.fft.rfft(decode_flac(row["audio"]).astype(float)))
     assert np.argmax(spectrum) * 2 == 300  # Hz: the rate was not mistaken
+
+
+@pytest.mark.parametrize("name", ["lm1b", "imdb_reviews/plain_text"])
+def test_text_sets(tmp_path, name):
+    name, _, config = name.partition("/")
+    features = {"text": tfds.features.Text()}
+    if config:
+        features["label"] = tfds.features.ClassLabel(names=["neg", "pos"])
+
+    def example(number, text):
+        return {"text": text} | ({"label": number % 2} if config else {})
+
+    version = "1.0.0" if config else "1.1.0"
+    stand_in(tmp_path, name, version, features, example, config=config or None)
+    source = tfds_sets.tfds_source(f"{name}/{config}".rstrip("/"), "my", "none", tmp_path)
+    documents = {item.text: item for item in source.documents()}
+    assert {text: item.split for text, item in documents.items()} == {
+        text: split for split, texts in TEXTS.items() for text in texts
+    }
+    assert {item.source for item in documents.values()} == {name}
+    assert documents["GOOD MORNING"].label == ("pos" if config else "")
+    assert len({item.id for item in documents.values()}) == 3
+    report = prepare_text(source, tmp_path / "out", {}, Cleaning(steps=("unicode",)), (), max_bad=0.0)
+    assert report.splits["train"]["documents"] == 2
+    assert read_index(tmp_path / "out", "test").column("text").to_pylist() == ["FINE THANKS"]
+
+
+def test_a_set_without_audio_and_text(tmp_path):
+    stand_in(tmp_path, "mnist", "3.0.1", {"label": np.int64}, lambda number, text: {"label": number})
+    with pytest.raises(DataError, match=r"mnist/3\.0\.1 has no audio and no text feature, only image, label"):
+        tfds_sets.tfds_source("mnist", "x", "none", tmp_path)
 
 
 def test_records_without_random_access(tmp_path):
