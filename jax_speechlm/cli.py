@@ -127,10 +127,12 @@ def finetune(argv: Sequence[str], prog: str) -> None:
 
 
 def _train(argv: Sequence[str], prog: str, default_config: str) -> None:
+    import jax
     import tyro
 
     from jax_speechlm import configs
     from jax_speechlm.experiment import Experiment, Start
+    from jax_speechlm.parallel import distributed
     from jax_speechlm.parallel.hardware import cache_compilations
     from jax_speechlm.training.loop import train
 
@@ -156,7 +158,10 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> None:
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
     run_dir = Path(known.run_dir or Path("runs") / Path(known.config).stem)
-    result = train(experiment, run_dir)
+    with distributed.session():
+        result = train(experiment, run_dir)
+        if jax.process_index():
+            return
     figures = "  ".join(f"{name} {value:.4g}" for name, value in result.dev.items())
     seen = f"{result.tokens / 1e6:.2f} M tokens" if result.tokens else f"{result.audio_hours:.2f} hours of audio"
     print(

@@ -39,7 +39,8 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
     """The mesh of all devices (or of those given) with axes `MESH_AXES`.
 
     Raises:
-      ValueError: the product of the axes is not the number of devices.
+      ValueError: the product of the axes is not the number of devices, or `tensor` spans hosts: each host reads rows of
+        its own, and the devices along `tensor` work on the same rows.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [shape.replica, shape.data, shape.fsdp, shape.tensor]
@@ -48,6 +49,9 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
     if prod(sizes) != len(devices):
         named = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
         raise ValueError(f"a mesh of {named} does not use exactly the {len(devices)} devices there are; set mesh.*")
+    per_host = len(devices) // len({device.process_index for device in devices})
+    if per_host % shape.tensor:
+        raise ValueError(f"mesh.tensor={shape.tensor} must divide the {per_host} devices of one host")
     return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jax_speechlm.experiment import Experiment, Start, differences
-from jax_speechlm.parallel import hardware
+from jax_speechlm.parallel import distributed, hardware
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.optimizers import overlay, paths, select
@@ -59,7 +59,8 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
     """Runs an experiment to its end, from its newest checkpoint where there is one.
 
     `run_dir` receives `config.json`, `checkpoints/`, `metrics.jsonl` and `tensorboard/`. SIGTERM and SIGINT save a
-    checkpoint and return early; the same call continues the run exactly.
+    checkpoint and return early; the same call continues the run exactly. In a run of several processes
+    (`parallel.distributed.session`) each makes this call; `run_dir` is one folder that all of them see.
 
     Args:
       source: where batches come from; None opens `experiment.data`.
@@ -84,17 +85,18 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
         checkpoints = ckpt.Checkpoints(run_dir, keep_last=cadence.keep_last, keep_best=cadence.keep_best)
         stack.callback(checkpoints.close)
         state, first_step = _initial_state(experiment, trainer, checkpoints, meta)
-        (run_dir / "config.json").write_text(experiment.model_dump_json(indent=1))
+        if jax.process_index() == 0:
+            (run_dir / "config.json").write_text(experiment.model_dump_json(indent=1))
         reporter = stack.enter_context(Reporter(run_dir, run_dir.name, first_step, experiment.num_steps))
         reporter.say(_describe(experiment, trainer, source, mesh, first_step))
-        stop = stack.enter_context(_catch_signals())
+        stopped_by = stack.enter_context(_catch_signals())
         profile = stack.enter_context(_profiler(cadence.profile_steps, run_dir))
 
         meter = Meter(hardware.peak_flops(jax.devices()))
         batches = source.batches(first_step, experiment.num_steps)
         seen, train_figures, dev_figures = Counter(), {}, {}
         pending, step = None, first_step
-        while step < experiment.num_steps and not stop:
+        while step < experiment.num_steps and not (signal_name := stopped_by(step)):
             profile(step)
             with meter.waiting_for_input():
                 batch = next(batches)
@@ -126,9 +128,9 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
                 reporter.write(step, "dev", dev_figures)
             if step % cadence.checkpoint_every == 0 or last:
                 checkpoints.save(step, state, meta | {"step": step}, dev_figures if evaluated else None)
-        if stop and step < experiment.num_steps:
+        if step < experiment.num_steps:
             checkpoints.save(step, state, meta | {"step": step})
-            reporter.say(f"{stop[0]} received: saved step {step}. The same command goes on from there.")
+            reporter.say(f"{signal_name} received: saved step {step}. The same command goes on from there.")
         checkpoints.wait()
         compiles = trainer.step._cache_size()
     return Result(
@@ -246,8 +248,14 @@ def _profiler(profile_steps: tuple[int, int] | None, run_dir: Path) -> Iterator[
 
 
 @contextlib.contextmanager
-def _catch_signals() -> Iterator[list[str]]:
-    """A list that SIGTERM or SIGINT puts its name into, so that the loop ends at a whole step."""
+def _catch_signals() -> Iterator[Callable[[int], str | None]]:
+    """A function to ask before each step: the name of the signal that ends the run at this whole step, or None.
+
+    In a run of several processes that is SIGTERM, sent to any of them: they agree on the step. Alone, SIGINT too.
+    """
+    if jax.process_count() > 1:
+        yield lambda step: "SIGTERM" if distributed.stop_requested(step) else None
+        return
     received: list[str] = []
 
     def note(number, frame):
@@ -259,7 +267,7 @@ def _catch_signals() -> Iterator[list[str]]:
     except ValueError:  # not the main thread: whoever runs that thread handles its signals
         before = {}
     try:
-        yield received
+        yield lambda step: received[0] if received else None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -5,6 +5,7 @@ from collections import Counter
 import jax
 import jiwer
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jax_speechlm.decoding.greedy import collapse
@@ -33,8 +34,10 @@ def validate(trainer: Trainer, params: Params, source: Source, mesh: Mesh) -> di
             weights[name] += float(weight)
         if trainer.spell is not None:
             spelled = collapse(jax.device_get(trainer.spell(params, sharded)))
-            for row in np.flatnonzero(batch["weight"]):
-                references.append(source.tokenizer.decode(batch["tokens"][row, : batch["token_length"][row]]))
+            said = {name: batch[name] for name in ("weight", "tokens", "token_length")}
+            said = multihost_utils.process_allgather(said, tiled=True)  # `spelled` holds the rows of all hosts
+            for row in np.flatnonzero(said["weight"]):
+                references.append(source.tokenizer.decode(said["tokens"][row, : said["token_length"][row]]))
                 hypotheses.append(source.tokenizer.decode(spelled[row]))
     figures = means({name: (totals[name], weights[name]) for name in totals})
     if references:

@@ -1,0 +1,168 @@
+"""Several processes as one run: finding each other, stopping together, and not waiting for one that is gone.
+
+`session` is all that a program needs. It finds the other processes from the environment:
+
+- `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`, as `launch/local` and Kubernetes manifests set them;
+- Slurm (inside `srun`), Open MPI and TPU pods on GKE, by the variables that these set themselves;
+- `JAX_SPEECHLM_DISTRIBUTED=1` where nothing is set but JAX can ask the machine, as on Cloud TPU virtual machines.
+"""
+
+import contextlib
+import faulthandler
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+
+import jax
+from jax.experimental import multihost_utils
+
+PEER_SECONDS = 60.0
+"""How long a process may be silent before the others give up; `JAX_SPEECHLM_PEER_SECONDS` overrides it."""
+
+# What JAX raises when an operation over several processes breaks: a status code of XLA's, in a ValueError or an
+# error of its own. Running out of memory and wrong arguments are not among them.
+_BROKEN_COLLECTIVE = re.compile("UNKNOWN:|INTERNAL:|UNAVAILABLE:|ABORTED:|CANCELLED:|DEADLINE_EXCEEDED:")
+
+_BEATS, _FAILURES, _HOSTS = "speechlm/beat", "speechlm/failure", "speechlm/host"
+
+
+def arguments(environment: Mapping[str, str]) -> dict[str, str | int] | None:
+    """What to pass to `jax.distributed.initialize`, or None where this process is alone.
+
+    Raises:
+      ValueError: some of JAX's three variables are set, but not all.
+    """
+    names = {
+        "coordinator_address": "JAX_COORDINATOR_ADDRESS",
+        "num_processes": "JAX_NUM_PROCESSES",
+        "process_id": "JAX_PROCESS_ID",
+    }
+    given = {argument: environment[name] for argument, name in names.items() if name in environment}
+    if given:
+        if missing := [name for argument, name in names.items() if argument not in given]:
+            raise ValueError(f"a run of several processes needs {', '.join(missing)} in the environment too")
+        numbers = {argument: int(given[argument]) for argument in ("num_processes", "process_id")}
+        return given | numbers if numbers["num_processes"] > 1 else None
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        if int(environment.get(name, 1)) > 1:
+            return {}
+    if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or environment.get("JAX_SPEECHLM_DISTRIBUTED") == "1":
+        return {}
+    return None
+
+
+@contextlib.contextmanager
+def session() -> Iterator[None]:
+    """Joins the run's other processes, where there are any, and leaves with them at the end.
+
+    A process whose peer fails or falls silent ends within `PEER_SECONDS`, with status 1 and a message that names the
+    peer: collective operations would wait for it for ever. So does a process that fails itself: leaving in good order
+    would mean waiting for the others, which wait for it.
+    """
+    found = arguments(os.environ)
+    if found is None:
+        yield
+        return
+    jax.distributed.initialize(**found)
+    watch = _Watch(float(os.environ.get("JAX_SPEECHLM_PEER_SECONDS", PEER_SECONDS)))
+    try:
+        yield
+        multihost_utils.sync_global_devices("the end of the run")
+    except BaseException as error:
+        watch.fail(error)
+    watch.stop()
+    jax.distributed.shutdown()
+
+
+def stop_requested(step: int) -> bool:
+    """Whether all processes stop before this step, since one of them was sent SIGTERM.
+
+    To be called by each process before each step; they agree on a step that none has begun.
+    """
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+class _Watch:
+    """Says that this process lives, in the store that process 0 keeps for all, and looks whether the others do.
+
+    Two threads, for a call to a store whose host is gone may never return. Should both be held up, as when JAX aborts
+    a process half-way, the C library's timer ends it.
+    """
+
+    def __init__(self, limit: float):
+        # JAX offers its store of keys and values to libraries in this place only; Orbax takes it from here too.
+        self._store = jax._src.distributed.global_state.client
+        self._me, self._num_processes = jax.process_index(), jax.process_count()
+        self._limit = limit
+        self._ended = threading.Event()
+        self._set(_HOSTS, socket.gethostname())
+        self._set(_BEATS, "0")
+        self._seen: tuple[float, dict[str, dict[int, str]]] = (time.monotonic(), {})
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._exchange, self._judge)]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the others why this process ends, and ends it. Where another one is the cause, that is said instead."""
+        message = str(error).strip() or type(error).__name__
+        if _BROKEN_COLLECTIVE.match(message):
+            self._ended.wait(1.5 * self._limit)  # within that time the watch has found who is gone
+        threading.Thread(target=self._set, args=(_FAILURES, message), daemon=True).start()
+        self._ended.wait(1.0)
+        self._end(f"this process failed: {message}", error)
+
+    def _exchange(self) -> None:
+        count = 0
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # then `_judge` hears nothing any more
+            while not self._ended.wait(min(2.0, self._limit / 8)):
+                count += 1
+                self._set(_BEATS, str(count))
+                self._seen = time.monotonic(), {prefix: self._get(prefix) for prefix in (_BEATS, _FAILURES, _HOSTS)}
+
+    def _judge(self) -> None:
+        heard = dict.fromkeys(range(self._num_processes), ("", time.monotonic()))
+        while not self._ended.wait(min(1.0, self._limit / 8)):
+            faulthandler.dump_traceback_later(2 * self._limit, exit=True)
+            when, seen = self._seen
+            if time.monotonic() - when > self._limit:
+                self._end(f"process 0, where all processes meet, has not been heard of for {self._limit:.0f} s")
+            for peer, (beat, since) in heard.items():
+                now = seen.get(_BEATS, {}).get(peer, beat)
+                name = f"process {peer} on {seen.get(_HOSTS, {}).get(peer, 'an unknown host')}"
+                if peer in seen.get(_FAILURES, {}) and peer != self._me:
+                    self._end(f"{name} failed: {seen[_FAILURES][peer]}")
+                if now != beat:
+                    heard[peer] = now, when
+                elif when - since > self._limit:
+                    self._end(f"{name} has not been heard of for {self._limit:.0f} s")
+
+    def _set(self, prefix: str, value: str) -> None:
+        self._store.key_value_set(f"{prefix}/{self._me}", value, allow_overwrite=True)
+
+    def _get(self, prefix: str) -> dict[int, str]:
+        return {int(key.rsplit("/", 1)[1]): value for key, value in self._store.key_value_dir_get(prefix)}
+
+    def _end(self, why: str, error: BaseException | None = None) -> None:
+        """Ends the process without leaving in good order, which would wait for peers."""
+        ours = "jax_speechlm", "data_pipelines"
+        if error is not None and not type(error).__module__.startswith(ours):  # our own errors say all in their message
+            traceback.print_exception(error)
+        print(
+            f"[process {self._me} of {self._num_processes} on {socket.gethostname()}] stopped: {why}. Start the same "
+            "command again: it goes on from the last checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.stdout.flush()
+        os._exit(1)

@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""Runs a command in several processes on this machine, as one JAX program.
+
+    launch/local.py --processes 2 -- jax-speechlm pretrain --config demo_pretrain --run-dir runs/pretrain
+
+The processes find each other by the variables that `jax_speechlm.parallel.distributed` reads. Each line of output says
+which process wrote it. SIGTERM and SIGINT go to all processes, which then save a checkpoint and leave. Where one fails,
+the others get `--grace` seconds to end by themselves; then they are killed. With `--restarts` all begin again then, which
+continues the run from its last checkpoint.
+
+Exit status: 0 when all processes ended with 0; else that of the first that failed, as a shell tells it (128 + signal).
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, required=True, help="how many")
+    parser.add_argument("--cpu-devices", type=int, help="run on the CPU, cut into so many devices for each process")
+    parser.add_argument(
+        "--restarts", type=int, default=0, help="begin again so many times after a failure (default: 0)"
+    )
+    parser.add_argument("--grace", type=float, default=90.0, help="seconds from a failure to the kill (default: 90)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="after `--`: what each process runs")
+    args = parser.parse_args(argv)
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command or args.processes < 1:
+        parser.error("give the number of processes, at least 1, and after `--` a command")
+
+    if args.dry_run:
+        for process in range(args.processes):
+            added = _environment(args.processes, process, "PORT", args.cpu_devices)
+            print(" ".join((*(f"{name}='{value}'" for name, value in added.items()), *command)))
+        return 0
+    stopping = threading.Event()
+    for attempt in range(args.restarts + 1):
+        status = _run(command, args.processes, args.cpu_devices, args.grace, stopping)
+        if status == 0 or stopping.is_set() or attempt == args.restarts:
+            break
+        print(f"[local] status {status}; beginning again, {args.restarts - attempt} more times at most", flush=True)
+    return status
+
+
+def _environment(processes: int, process: int, port: int | str, cpu_devices: int | None) -> dict[str, str]:
+    """The variables that make a process one of several."""
+    added = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_PROCESS_ID": str(process),
+    }
+    if cpu_devices:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={cpu_devices}"
+        added |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
+    return added
+
+
+def _run(
+    command: Sequence[str], processes: int, cpu_devices: int | None, grace: float, stopping: threading.Event
+) -> int:
+    """Runs all processes once, to the end; returns the exit status."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children, readers = [], []
+    for process in range(processes):
+        environment = os.environ | _environment(processes, process, port, cpu_devices) | {"PYTHONUNBUFFERED": "1"}
+        child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        children.append(child)
+        readers.append(threading.Thread(target=_copy, args=(child, f"[{process}] ".encode())))
+        readers[-1].start()
+
+    def forward(number, frame):
+        del frame
+        stopping.set()
+        for child in children:
+            child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    status, deadline = 0, None
+    try:
+        while any(child.poll() is None for child in children):
+            failed = [child.returncode for child in children if child.returncode]
+            if failed and deadline is None:
+                status, deadline = failed[0], time.monotonic() + grace
+            if deadline is not None and time.monotonic() > deadline:
+                for child in children:
+                    child.kill()
+            time.sleep(0.1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for child in children:
+            child.kill()
+        for reader in readers:
+            reader.join()
+    status = status or next((child.returncode for child in children if child.returncode), 0)
+    return status if status >= 0 else 128 - status
+
+
+def _copy(child: subprocess.Popen, prefix: bytes) -> None:
+    for line in child.stdout:
+        sys.stdout.buffer.write(prefix + line)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
