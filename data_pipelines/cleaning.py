@@ -16,8 +16,9 @@ from typing import Any, Literal
 from data_pipelines.clips import Dropped
 from data_pipelines.documents import Document
 from data_pipelines.errors import DataError
-from data_pipelines.near_duplicates import NearDuplicates
+from data_pipelines.near_duplicates import NearDuplicates, signature
 from data_pipelines.text import UnspeakableError, normalise, split_key
+from data_pipelines.workers import Workers
 
 StepName = Literal[
     "unicode",
@@ -81,43 +82,49 @@ class Cleaning:
     held_out: tuple[str, ...] = ()
 
 
-def clean(items: Items, cleaning: Cleaning, sentences: Collection[str] = ()) -> Iterator[Document | Dropped]:
+def clean(
+    items: Items, cleaning: Cleaning, sentences: Collection[str] = (), *, num_workers: int = 1
+) -> Iterator[Document | Dropped]:
     """Passes documents through the steps of `cleaning`.
 
     Args:
       sentences: the texts of the sets that `cleaning.held_out` names.
+      num_workers: processes for what takes long.
 
     Raises:
       DataError: a step is unknown or cannot do its work in the language of a document.
     """
-    known: dict[str, Callable[[Items], Iterator[Document | Dropped]]] = {
-        "unicode": functools.partial(_rewrite, tidy, "empty"),
-        "language": functools.partial(_filter_language, cleaning.languages),
-        "length": functools.partial(_filter_length, cleaning.min_characters, cleaning.max_characters),
-        "exact": _filter_exact,
-        "near": functools.partial(_filter_near, cleaning.similarity),
-        "sentences": _split_sentences,
-        "spoken": _speak,
-        "punctuation": functools.partial(_rewrite, lambda text, _: strip_punctuation(text), "nothing but punctuation"),
-        "stop_words": functools.partial(_rewrite, strip_stop_words, "nothing but stop words"),
-        "stem": functools.partial(_rewrite, stem, "empty"),
-    }
-    take_out = functools.partial(_take_out, _HeldOut(sentences)) if sentences else iter
-    items = take_out(items)
-    for name in cleaning.steps:
-        if name not in known:
-            raise DataError(f"--steps: no cleaning step is called {name!r}; known: {', '.join(known)}")
-        items = known[name](items)
-        if name == "sentences":
-            items = take_out(items)  # short ones are lines only now
-    return iter(items)
+    with Workers(num_workers) as workers:
+        rewrite = functools.partial(_rewrite, workers)
+        known: dict[str, Callable[[Items], Iterator[Document | Dropped]]] = {
+            "unicode": functools.partial(rewrite, tidy, "empty"),
+            "language": functools.partial(_filter_language, workers, cleaning.languages),
+            "length": functools.partial(_filter_length, cleaning.min_characters, cleaning.max_characters),
+            "exact": _filter_exact,
+            "near": functools.partial(_filter_near, workers, cleaning.similarity),
+            "sentences": _split_sentences,
+            "spoken": functools.partial(_speak, workers),
+            "punctuation": functools.partial(rewrite, strip_punctuation, "nothing but punctuation"),
+            "stop_words": functools.partial(rewrite, strip_stop_words, "nothing but stop words"),
+            "stem": functools.partial(rewrite, stem, "empty"),
+        }
+        take_out = functools.partial(_take_out, _HeldOut(sentences)) if sentences else iter
+        items = take_out(items)
+        for name in cleaning.steps:
+            if name not in known:
+                raise DataError(f"--steps: no cleaning step is called {name!r}; known: {', '.join(known)}")
+            items = known[name](items)
+            if name == "sentences":
+                items = take_out(items)  # short ones are lines only now
+        yield from items
 
 
-def _rewrite(function: Callable[[str, str], str], reason: str, items: Items) -> Iterator[Document | Dropped]:
+def _rewrite(
+    workers: Workers, function: Callable[[str, str], str], reason: str, items: Items
+) -> Iterator[Document | Dropped]:
     """Applies `function(text, language)`; a document of which nothing is left is dropped for `reason`."""
-    for item in items:
+    for item, text in workers.map(function, items):
         if isinstance(item, Document):
-            text = function(item.text, item.language)
             item = dataclasses.replace(item, text=text) if text else Dropped(item.id, reason)
         yield item
 
@@ -137,16 +144,23 @@ def _replacement(character: str) -> str:
     return " " if character.isspace() else ""
 
 
-def _filter_language(languages: tuple[str, ...], items: Items) -> Iterator[Document | Dropped]:
-    for item in items:
-        if isinstance(item, Document) and (languages or not item.language):
-            found, probability = _identifier()(item.text[:_LANGUAGE_CHARACTERS])
-            if probability >= _SURE and languages and found not in languages:
+def _filter_language(workers: Workers, languages: tuple[str, ...], items: Items) -> Iterator[Document | Dropped]:
+    for item, identified in workers.map(identify_language, items):
+        if isinstance(item, Document):
+            found = identified[0] if identified[1] >= _SURE else ""
+            if found and languages and found not in languages:
                 item = Dropped(item.id, f"not in {', '.join(languages)}", detail=f"{item.id}: looks like {found}")
             elif not item.language:
-                guess = found if probability >= _SURE else languages[0] if len(languages) == 1 else ""
-                item = dataclasses.replace(item, language=guess)
+                item = dataclasses.replace(item, language=found or (languages[0] if len(languages) == 1 else ""))
         yield item
+
+
+def identify_language(text: str, language: str = "") -> tuple[str, float]:
+    """The likeliest language of the beginning of a text, as a two- or three-letter code, and its probability.
+
+    What `language` says is not believed.
+    """
+    return _identifier()(text[:_LANGUAGE_CHARACTERS])
 
 
 @functools.cache
@@ -178,10 +192,10 @@ def _filter_exact(items: Items) -> Iterator[Document | Dropped]:
         yield item
 
 
-def _filter_near(similarity: float, items: Items) -> Iterator[Document | Dropped]:
+def _filter_near(workers: Workers, similarity: float, items: Items) -> Iterator[Document | Dropped]:
     seen = NearDuplicates(similarity)
-    for item in items:
-        if isinstance(item, Document) and not seen.is_new(item.text):
+    for item, minima in workers.map(signature, items):
+        if isinstance(item, Document) and not seen.is_new(minima):
             item = Dropped(item.id, "nearly an earlier document")
         yield item
 
@@ -216,27 +230,35 @@ def split_sentences(text: str) -> list[str]:
     ]
 
 
-def _speak(items: Items) -> Iterator[Document | Dropped]:
-    for item in items:
+def _speak(workers: Workers, items: Items) -> Iterator[Document | Dropped]:
+    for item, lines in workers.map(spoken_lines, items):
         if isinstance(item, Dropped):
             yield item
             continue
-        spoken = []
-        for number, line in enumerate(item.text.split("\n")):
-            try:
-                spoken.append(normalise(line, item.language))
-            except UnspeakableError as error:
-                yield Dropped(
-                    f"{item.id}, line {number}", "line with a number or sign without spoken form", detail=str(error)
-                )
-        text = "\n".join(filter(None, spoken))
+        for number, line in enumerate(lines):
+            if isinstance(line, UnspeakableError):
+                reason = "line with a number or sign without spoken form"
+                yield Dropped(f"{item.id}, line {number}", reason, detail=str(line))
+        text = "\n".join(line for line in lines if isinstance(line, str) and line)
         yield dataclasses.replace(item, text=text) if text else Dropped(item.id, "nothing to say")
+
+
+def spoken_lines(text: str, language: str) -> list[str | UnspeakableError]:
+    """Lines as they are said, and an error for each that holds something without a known spoken form."""
+
+    def spoken(line: str) -> str | UnspeakableError:
+        try:
+            return normalise(line, language)
+        except UnspeakableError as error:
+            return error
+
+    return [spoken(line) for line in text.split("\n")]
 
 
 _PUNCTUATION = re.compile(r"(?<!\w)['\u2019]|['\u2019](?!\w)|[^\w\s'\u2019]|_")
 
 
-def strip_punctuation(text: str) -> str:
+def strip_punctuation(text: str, language: str = "") -> str:
     """Text without punctuation and symbols; apostrophes within words stay."""
     return _join_words(_PUNCTUATION.sub(" ", text))
 

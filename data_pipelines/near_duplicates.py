@@ -18,8 +18,8 @@ _CHUNK = 2048  # shingles hashed at a time: 2 MB
 _MULTIPLIERS = mix(np.arange(1, _BANDS * _ROWS + 1, dtype=np.uint64)) | np.uint64(1)
 
 
-def signature(text: str) -> np.ndarray:
-    """uint32 [128], the MinHash of a text; case and punctuation do not count."""
+def signature(text: str, language: str = "") -> np.ndarray:
+    """uint32 [128], the MinHash of a text in any language; case and punctuation do not count."""
     words = np.array([zlib.crc32(word.encode()) for word in split_key(text).split()] or [0], np.uint64)
     size = min(_SHINGLE_WORDS, len(words))
     shingles = np.zeros(len(words) - size + 1, np.uint64)
@@ -42,9 +42,8 @@ class NearDuplicates:
         self._signatures: list[np.ndarray] = []
         self._buckets: dict[int, int] = {}  # the first text in each bucket stands for the later ones
 
-    def is_new(self, text: str) -> bool:
-        """Whether no earlier new text is nearly the same; if so, the text is remembered."""
-        minima = signature(text)
+    def is_new(self, minima: np.ndarray) -> bool:
+        """Whether no earlier new text has nearly this `signature`; if so, it is remembered."""
         bands = minima.reshape(_BANDS, _ROWS)
         keys = [hash((band, row.tobytes())) for band, row in enumerate(bands)]
         for candidate in {self._buckets[key] for key in keys if key in self._buckets}:

@@ -69,7 +69,8 @@ def prepare(
         "split"?} a line) or .parquet files, plain or compressed (.gz, .bz2, .xz, .zst).
       tfds: a data set of TFDS, speech such as librispeech or common_voice/en, or text such as lm1b.
       data_dir: prepared sets lie in folders below it.
-      num_workers: threads that decode and resample audio; default: one a core.
+      num_workers: threads that decode and resample audio, one a core by default; processes that clean text, one by
+        default, and worth more from gigabytes on.
       max_seconds: longer clips are dropped and counted.
       max_bad: share of items that may be bad (missing, corrupt, silent, duplicate, malformed) before the run stops.
       normalise_text: of transcripts in manifests and TFDS sets: `none` keeps them as given; `basic` makes them
@@ -121,7 +122,9 @@ def prepare(
             sentences = held_out.column("text").to_pylist() if held_out else []
             if not cleaning.languages:
                 cleaning = replace(cleaning, languages=source.languages)
-            return prepare_text(source, folder, about_text, cleaning, sentences, max_bad=max_bad)
+            return prepare_text(
+                source, folder, about_text, cleaning, sentences, max_bad=max_bad, num_workers=num_workers or 1
+            )
         return prepare_source(
             source,
             folder,

@@ -5,6 +5,7 @@
 <set>/report.json            what was kept and dropped
 """
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterable
@@ -39,6 +40,7 @@ def prepare_text(
     sentences: Iterable[str],
     *,
     max_bad: float,
+    num_workers: int = 1,
 ) -> TextReport:
     """Cleans the documents of `source` and stores them in `folder`.
 
@@ -49,6 +51,7 @@ def prepare_text(
       request: the arguments that shaped the set, so that the same call later finds it done.
       sentences: the texts of the sets that `cleaning.held_out` names.
       max_bad: share of items that may be bad before the run stops.
+      num_workers: processes that clean.
 
     Raises:
       DataError: too many bad items, a full disk, nothing kept.
@@ -61,7 +64,7 @@ def prepare_text(
     tally = Tally()
     try:
         with _Writers(partial) as writers:
-            _run(source, cleaning, sentences, tally, writers, max_bad, console)
+            _run(source, cleaning, sentences, num_workers, tally, writers, max_bad, console)
         report = tally.report(source.name)
         if not report.splits:
             report.print(console)
@@ -95,6 +98,7 @@ def _run(
     source: TextSource,
     cleaning: Cleaning,
     sentences: Iterable[str],
+    num_workers: int,
     tally: Tally,
     writers: "_Writers",
     max_bad: float,
@@ -106,13 +110,13 @@ def _run(
         for item in source.documents():
             tally.read(item)
             if isinstance(item, Document) and not item.split:
-                item = Document(**{**vars(item), "split": text_split_of(split_key(item.text))})
+                item = dataclasses.replace(item, split=text_split_of(split_key(item.text)))
             yield item
 
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"{source.name}: clean text", total=None)
-        for item in clean(assigned(), cleaning, list(sentences)):
+        for item in clean(assigned(), cleaning, list(sentences), num_workers=num_workers):
             if isinstance(item, Dropped):
                 tally.drop(item)
                 if item.is_bad:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import near_duplicates
+from data_pipelines import near_duplicates, workers
 from data_pipelines.cleaning import Cleaning, clean, split_sentences, tidy
 from data_pipelines.clips import Dropped
 from data_pipelines.documents import Document
@@ -157,3 +157,19 @@ def test_held_out_sentences_are_taken_out_wherever_they_stand():
 def test_unknown_step():
     with pytest.raises(DataError, match="no cleaning step is called 'lowercase'; known: unicode, language"):
         run(["a"], "lowercase")
+
+
+def test_processes_give_the_same_in_the_same_order(monkeypatch):
+    monkeypatch.setattr(workers, "_CHUNK", 500)
+    texts = [f"{' '.join(words(30, number // 2))}. Page {number}." for number in range(60)]
+    texts[7], texts[9] = "", "1940's"
+    documents = [Document(str(number), text, "en") for number, text in enumerate(texts)]
+    documents.insert(40, Dropped("x", "before"))
+    cleaning = Cleaning(steps=("unicode", "near", "sentences", "spoken"))
+    alone, together = (list(clean(documents, cleaning, num_workers=number)) for number in (1, 2))
+    assert [vars(item) for item in together] == [vars(item) for item in alone]
+    assert {item.reason for item in alone if isinstance(item, Dropped)} >= {
+        "before",
+        "empty",
+        "nearly an earlier document",
+    }
