@@ -13,7 +13,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.config import Config
 from jax_speechlm.decoding.boosting import Boost, read_phrases
-from jax_speechlm.decoding.fusion import StepScorer
+from jax_speechlm.decoding.fusion import Scorer, StepScorer
 from jax_speechlm.decoding.neural_fusion import NeuralScorer
 from jax_speechlm.decoding.ngram import NGram
 from jax_speechlm.decoding.ngram_fusion import ngram_scorer
@@ -22,7 +22,7 @@ from jax_speechlm.language_model import LanguageModel
 
 _UNTUNED = {"alpha": 0.5, "beta": 0.5, "rescore_alpha": 0.5, "rescore_beta": 0.5}
 
-Posteriors = Float[np.ndarray, "time vocab"]
+Posteriors = Float[np.ndarray, "_ vocab"]  # utterances differ in frames
 
 
 class Decoding(Config):
@@ -162,7 +162,7 @@ def _load(path: Path) -> NGram | LanguageModel:
     return LanguageModel.load(path) if path.is_dir() else NGram(path)
 
 
-def _scorer(path: Path, tokenizer: Tokenizer) -> StepScorer | NeuralScorer:
+def _scorer(path: Path, tokenizer: Tokenizer) -> Scorer:
     lm = _load(path)
     if isinstance(lm, NGram):
         return ngram_scorer(lm, tokenizer)

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-_MEMORY = 1_000_000  # remembered steps, about 150 bytes each
+MEMORY = 1_000_000  # remembered steps, about 150 bytes each
 
 
 @runtime_checkable
@@ -15,7 +15,16 @@ class Scorer(Protocol):
 
     A state is a number that stands for a prefix. States belong to one search: `start` may forget those of the search
     before. Token 0, the blank, leaves a prefix as it is.
+
+    Attributes:
+      alpha: weight of its log probabilities.
+      beta: bonus for each unit that it counts, words or tokens.
+      rows_at_once: utterances that are best searched in lockstep.
     """
+
+    alpha: float
+    beta: float
+    rows_at_once: int
 
     def start(self, prefixes: int, max_tokens: int) -> int:
         """The state of the empty prefix. A search begins, which keeps `prefixes` at a time, of up to `max_tokens`."""
@@ -41,14 +50,12 @@ class StepScorer:
     """A scorer written for one prefix at a time; a subclass gives `initial`, `step` and `end`.
 
     Prefixes between which the subclass makes no difference, since their values are equal, share one state, and no step
-    is worked out twice. A step gives a log probability and a number of units (words or tokens); their weights are
-    `alpha` and `beta`.
+    is worked out twice.
     """
 
-    rows_at_once = 32  # utterances that a decoder should search in lockstep: more would save nothing
-
-    alpha: float = 1.0
-    beta: float = 0.0
+    alpha = 1.0
+    beta = 0.0
+    rows_at_once = 32  # more would save nothing
 
     def __init__(self, vocab_size: int):
         self._vocab_size = vocab_size
@@ -67,7 +74,7 @@ class StepScorer:
         raise NotImplementedError
 
     def start(self, prefixes: int, max_tokens: int) -> int:
-        if len(self._steps) > _MEMORY:
+        if len(self._steps) > MEMORY:
             self._forget()
         return self._states[self.initial()]
 

@@ -124,13 +124,14 @@ class _Beams:
     def step(self, frame: int) -> None:
         """Takes in one frame of every row that has it."""
         rows, beam = int((self.length > frame).sum()), self.settings.size
+        number = np.arange(rows)[:, None]  # values[number, places] takes from each row what stands at its places
         here = self.log_probs[:rows, frame].astype(np.float64)
         ends_blank, ends_token, last = self.ends_blank[:rows], self.ends_token[:rows], self.last[:rows]
         total = np.logaddexp(ends_blank, ends_token)
 
         # A prefix stays what it is with a blank, with its last token again, or ...
         stays_blank = total + here[:, BLANK, None]
-        stays_token = ends_token + np.take_along_axis(here, last, axis=1)
+        stays_token = ends_token + here[number, last]
         # ... because another prefix of the beam grows into it.
         row, child, parent = np.nonzero(self.parent[:rows, :, None] == self.node[:rows, None, :])
         token = last[row, child]
@@ -159,24 +160,20 @@ class _Beams:
 
         scores = np.concatenate([stay_scores, fused.reshape(rows, -1)], axis=1)
         chosen = _largest(scores, beam)
-        kept = np.take_along_axis(scores, chosen, axis=1)
+        kept = scores[number, chosen]
         alive = kept > kept[:, :1] - self.settings.gap
         grew = alive & (chosen >= beam)
         origin = np.where(grew, (chosen - beam) // width, np.where(alive, chosen, 0))
         place = (chosen - beam) % width
-        number = np.arange(rows)[:, None]
         token = np.where(grew, tokens[number, place], BLANK)
 
-        def from_origin(values: np.ndarray) -> np.ndarray:
-            return np.take_along_axis(values, origin, axis=1)
-
-        ends_token = np.where(grew, grows[number, origin, place], from_origin(stays_token))
+        ends_token = np.where(grew, grows[number, origin, place], stays_token[number, origin])
         self.ends_token[:rows] = np.where(alive, ends_token, -np.inf)
-        self.ends_blank[:rows] = np.where(alive & ~grew, from_origin(stays_blank), -np.inf)
-        self.fusion[:rows] = from_origin(self.fusion[:rows]) + np.where(grew, gains[number, origin, place], 0.0)
-        self.last[:rows] = np.where(grew, token, from_origin(last))
-        node = from_origin(self.node[:rows])
-        self.parent[:rows] = np.where(grew, node, np.where(alive, from_origin(self.parent[:rows]), _NO_PARENT))
+        self.ends_blank[:rows] = np.where(alive & ~grew, stays_blank[number, origin], -np.inf)
+        self.fusion[:rows] = self.fusion[number, origin] + np.where(grew, gains[number, origin, place], 0.0)
+        self.last[:rows] = np.where(grew, token, last[number, origin])
+        node = self.node[number, origin]
+        self.parent[:rows] = np.where(grew, node, np.where(alive, self.parent[number, origin], _NO_PARENT))
         keys = (node[grew] * self.vocab_size + token[grew]).tolist()
         node[grew] = [self.numbers.setdefault(key, len(self.numbers)) for key in keys]
         self.node[:rows] = np.where(alive, node, _DEAD)
@@ -184,7 +181,7 @@ class _Beams:
 
     def _advance(self, origin: np.ndarray, token: np.ndarray) -> None:
         for scorer, state in zip(self.scorers, self.states, strict=True):
-            state[: len(origin)] = np.take_along_axis(state[: len(origin)], origin, axis=1)
+            state[: len(origin)] = state[np.arange(len(origin))[:, None], origin]
             tokens = np.zeros(state.shape, np.int64)
             tokens[: len(origin)] = token
             state[:] = scorer.advance(state.reshape(-1), tokens.reshape(-1)).reshape(state.shape)

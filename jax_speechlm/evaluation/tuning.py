@@ -8,9 +8,9 @@ from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, writ
 
 _GRID = {
     "alpha": (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2),
-    "beta": (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0),
+    "beta": (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
     "rescore_alpha": (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2),
-    "rescore_beta": (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0),
+    "rescore_beta": (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
 }
 _ROUNDS = 3
 
