@@ -65,7 +65,7 @@ class Tally:
     """Counts while documents pass by."""
 
     def __init__(self):
-        self.num_read = self.num_kept = self.num_dropped = self.num_bytes = 0
+        self.num_read = self.num_kept = self.num_bytes = 0
         self._splits: dict[str, dict[str, int]] = {}
         self._sources: dict[str, dict[str, int]] = {}
         self._dropped: dict[str, dict] = {}
@@ -88,7 +88,6 @@ class Tally:
             row["bytes"] += size
 
     def drop(self, item: Dropped) -> None:
-        self.num_dropped += 1
         new = {"count": 0, "ids": [], "is_bad": item.is_bad, "detail": item.detail}
         row = self._dropped.setdefault(item.reason, new)
         row["count"] += 1

@@ -8,7 +8,7 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,9 @@ def prepare_text(
     tally = Tally()
     try:
         with _Writers(partial) as writers:
-            _run(source, cleaning, sentences, num_workers, tally, writers, max_bad, console)
+            items = clean(_read(source, tally), cleaning, list(sentences), num_workers=num_workers)
+            for item in _watched(items, source.name, tally, max_bad, console):
+                writers.write(item)
         report = tally.report(source.name)
         if not report.splits:
             report.print(console)
@@ -94,43 +96,41 @@ def prepare_text(
     return report
 
 
-def _run(
-    source: TextSource,
-    cleaning: Cleaning,
-    sentences: Iterable[str],
-    num_workers: int,
-    tally: Tally,
-    writers: "_Writers",
-    max_bad: float,
-    console: Console,
-) -> None:
+def _read(source: TextSource, tally: Tally) -> Iterator[Document | Dropped]:
+    """The documents of a source, counted, each with its split."""
+    for item in source.documents():
+        tally.read(item)
+        if isinstance(item, Document) and not item.split:
+            item = dataclasses.replace(item, split=text_split_of(split_key(item.text)))
+        yield item
+
+
+def _watched(
+    items: Iterable[Document | Dropped], name: str, tally: Tally, max_bad: float, console: Console
+) -> Iterator[Document]:
+    """The documents that are kept, while all is counted, progress shown and bad items are few enough."""
     bad: list[Dropped] = []
 
-    def assigned() -> Iterable[Document | Dropped]:
-        for item in source.documents():
-            tally.read(item)
-            if isinstance(item, Document) and not item.split:
-                item = dataclasses.replace(item, split=text_split_of(split_key(item.text)))
-            yield item
+    def check(num_read: int) -> None:
+        if len(bad) > max_bad * num_read:
+            raise too_many_bad(bad, int(max_bad * num_read))
 
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(f"{source.name}: clean text", total=None)
-        for item in clean(assigned(), cleaning, list(sentences), num_workers=num_workers):
-            if isinstance(item, Dropped):
+        task = progress.add_task(f"{name}: clean text", total=None)
+        for number, item in enumerate(items):
+            if isinstance(item, Document):
+                tally.keep(item)
+                yield item
+            else:
                 tally.drop(item)
                 if item.is_bad:
                     bad.append(item)
-                    if len(bad) > max_bad * max(tally.num_read, _FEW):
-                        raise too_many_bad(bad, int(max_bad * max(tally.num_read, _FEW)))
-            else:
-                tally.keep(item)
-                writers.write(item)
-            if (tally.num_kept + tally.num_dropped) % 500 == 0:
-                mega = tally.num_bytes / 1e6
-                progress.update(task, description=f"{source.name}: {tally.num_kept:,} documents kept, {mega:,.1f} MB")
-    if len(bad) > max_bad * tally.num_read:
-        raise too_many_bad(bad, int(max_bad * tally.num_read))
+                    check(max(tally.num_read, _FEW))
+            if number % 500 == 0:
+                kept = f"{tally.num_kept:,} documents kept, {tally.num_bytes / 1e6:,.1f} MB"
+                progress.update(task, description=f"{name}: {kept}")
+    check(tally.num_read)
 
 
 class _Writers:
