@@ -145,6 +145,8 @@ def _replacement(character: str) -> str:
 
 
 def _filter_language(workers: Workers, languages: tuple[str, ...], items: Items) -> Iterator[Document | Dropped]:
+    if unknown := set(languages) - set(_identifier().labels):
+        raise DataError(f"--languages: {', '.join(sorted(unknown))} cannot be told apart; use codes such as en, de, zh")
     for item, identified in workers.map(identify_language, items):
         if isinstance(item, Document):
             found = identified[0] if identified[1] >= _SURE else ""
@@ -160,14 +162,14 @@ def identify_language(text: str, language: str = "") -> tuple[str, float]:
 
     What `language` says is not believed.
     """
-    return _identifier()(text[:_LANGUAGE_CHARACTERS])
+    return _identifier().classify(text[:_LANGUAGE_CHARACTERS])
 
 
 @functools.cache
-def _identifier() -> Callable[[str], tuple[str, float]]:
+def _identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # its model takes a second to load
 
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _filter_length(least: int, most: int, items: Items) -> Iterator[Document | Dropped]:

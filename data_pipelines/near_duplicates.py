@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 
+from data_pipelines.errors import DataError
 from data_pipelines.shuffle import mix
 from data_pipelines.text import split_key
 
@@ -37,7 +38,13 @@ class NearDuplicates:
     """The texts met so far; about 2.5 kB each."""
 
     def __init__(self, similarity: float):
-        """`similarity` from which on a text counts as a copy of an earlier one, 0.7 to 1."""
+        """`similarity` from which on a text counts as a copy of an earlier one.
+
+        Raises:
+          DataError: it is not within 0.7 to 1; below, the bands would miss most of the pairs.
+        """
+        if not 0.7 <= similarity <= 1:
+            raise DataError(f"--similarity {similarity:g} is not within 0.7 to 1; 0.8 is usual")
         self._similarity = similarity
         self._signatures: list[np.ndarray] = []
         self._buckets: dict[int, int] = {}  # the first text in each bucket stands for the later ones

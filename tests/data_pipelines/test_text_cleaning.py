@@ -154,6 +154,18 @@ def test_held_out_sentences_are_taken_out_wherever_they_stand():
     }
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"languages": ("english",)}, "--languages: english cannot be told"),
+        ({"similarity": 0.3}, "--similarity 0.3 is"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(DataError, match=message):
+        run([ENGLISH], "language", "near", **options)
+
+
 def test_unknown_step():
     with pytest.raises(DataError, match="no cleaning step is called 'lowercase'; known: unicode, language"):
         run(["a"], "lowercase")
