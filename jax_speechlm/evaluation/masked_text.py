@@ -88,7 +88,7 @@ def evaluate_run(
         sets=sets,
         split=split,
         tokens=sums["tokens"],
-        accuracy=sums["accuracy"] / max(1, sums["tokens"]),
+        accuracy=sums["masked_accuracy"] / max(1, sums["tokens"]),
         loss=sums["loss"] / max(1, sums["tokens"]),
         unigram_accuracy=accuracy,
         unigram_loss=loss,

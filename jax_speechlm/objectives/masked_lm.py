@@ -40,8 +40,8 @@ class MaskedLM(Config):
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
         """The objective for one model and tokenizer; it has no use for the front end.
 
-        The loss is a mean over the chosen tokens, of which the metric `accuracy` is the share that is guessed right. In
-        evaluation a row's masks are the same every time.
+        The loss is a mean over the chosen tokens, of which the metric `masked_accuracy` is the share that is guessed
+        right. In evaluation a row's masks are the same every time.
 
         Raises:
           ValueError: no tokenizer, or a model that does not look ahead.
@@ -72,7 +72,8 @@ class MaskedLM(Config):
             take = lambda x: jnp.take_along_axis(x, slots_BxN, axis=1)  # noqa: E731
             hidden_BxNxD = jnp.take_along_axis(hidden_BxTxD, slots_BxN[..., None], axis=1)
             weight_BxN = take(masked.chosen) * batch["weight"][:, None]
-            return scored(transformer, hidden_BxNxD, take(batch["tokens"]), weight_BxN)
+            loss, metrics = scored(transformer, hidden_BxNxD, take(batch["tokens"]), weight_BxN)
+            return loss, {"loss": metrics["loss"], "masked_accuracy": metrics["accuracy"]}
 
         def flops(num_tokens: int, batch_size: int) -> float:
             unscored = num_tokens - most_masked(num_tokens, self.ratio)

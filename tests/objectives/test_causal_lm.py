@@ -12,10 +12,6 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives.causal_lm import CausalLM
-from jax_speechlm.parallel import mesh as meshes
-from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.training.optimizers import Optimizer
-from jax_speechlm.training.state import make_trainer
 from tests.objectives.text import MODEL, TOKENIZER, VOCABULARY, documents, pack, reorder
 
 DOCUMENTS = documents(0, [9, 4, 0, 14, 7, 2])
@@ -69,24 +65,6 @@ def test_does_not_depend_on_padding_batch_size_or_row_order(order, extra, key):
     parts = [run(params, part, key)[1] for part in parts]
     for name, pair in whole.items():
         np.testing.assert_allclose(np.sum([part[name] for part in parts], 0), pair, rtol=1e-5, err_msg=name)
-
-
-def test_every_mesh_gives_the_single_device_loss_and_gradients():
-    batch = pack(ROWS + [[ids] for ids in DOCUMENTS[:3]], TIME)
-
-    def run(shape: MeshShape, devices: int):
-        mesh = meshes.make_mesh(shape, jax.devices()[:devices])
-        with jax.set_mesh(mesh):
-            trainer = make_trainer(objective()[0], Optimizer(kind="sgd", b1=0.9), 10, 0, mesh)
-            state, metrics = trainer.step(trainer.init(jax.random.key(0)), meshes.shard_batch(mesh, batch))
-            return jax.device_get((metrics["loss"], state.opt_state))
-
-    loss, gradients = run(MeshShape(data=1), 1)
-    for shape in (MeshShape(data=8), MeshShape(fsdp=8), MeshShape(data=2, fsdp=2, tensor=2)):
-        other_loss, other_gradients = run(shape, 8)
-        np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
-        for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(other_gradients), strict=True):
-            np.testing.assert_allclose(other, one, atol=1e-5)
 
 
 def test_flops_are_those_of_the_matrix_products():

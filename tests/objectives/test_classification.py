@@ -52,21 +52,31 @@ def objective(kind: str):
     return built, functional.init(built.make, jax.random.key(1)), jax.jit(built.loss)
 
 
+@functools.cache
+def encoder(kind: str):
+    """What a classifier's model gives for a batch, and what stands between it and the last layer."""
+    size = (TRANSFORMER, VOCABULARY.size) if kind == "text" else (CONFORMER,)
+    make = lambda rngs: (TextClassifier if kind == "text" else UtteranceClassifier)(*size, 3, rngs=rngs)  # noqa: E731
+    graphdef = functional.declare(make).graphdef
+    if kind == "text":
+        hidden = lambda params, *batch: functional.bind(graphdef, params).transformer(*batch)  # noqa: E731
+        return jax.jit(hidden), jax.jit(lambda params, x: functional.bind(graphdef, params).transformer.head(x))
+    hidden = lambda params, batch: functional.bind(graphdef, params).encoder(*features(batch, FRONTEND, None))[0]  # noqa: E731
+    return jax.jit(hidden), lambda params, x: x
+
+
 def row_logits(kind: str, params, batch, row: int) -> np.ndarray:
     """The oracle: one row by itself, its hidden states averaged in numpy."""
+    hidden, between = encoder(kind)
     if kind == "speech":
-        make = lambda rngs: UtteranceClassifier(CONFORMER, 3, rngs=rngs)  # noqa: E731
-        model = functional.bind(functional.declare(make).graphdef, params)
         one = {name: jnp.asarray(batch[name][row : row + 1]) for name in ("audio", "audio_length")}
-        hidden, _ = model.encoder(*features(one, FRONTEND, None))
-        pooled = np.asarray(hidden)[0, : int(features(one, FRONTEND, None)[1][0])].mean(0)
+        pooled = np.asarray(hidden(params, one))[0]
+        pooled = pooled[np.abs(pooled).sum(-1) > 0].mean(0)  # padding is 0
     else:
-        make = lambda rngs: TextClassifier(TRANSFORMER, VOCABULARY.size, 3, rngs=rngs)  # noqa: E731
-        model = functional.bind(functional.declare(make).graphdef, params)
         length = int((batch["segment"][row] > 0).sum())
-        one = {name: jnp.asarray(batch[name][row : row + 1, :length]) for name in ("tokens", "segment", "position")}
-        pooled = np.asarray(model.transformer(*one.values()))[0].mean(0)
-        pooled = np.asarray(model.transformer.head(jnp.asarray(pooled)))
+        one = (jnp.asarray(batch[name][row : row + 1]) for name in ("tokens", "segment", "position"))
+        pooled = np.asarray(hidden(params, *one))[0, :length].mean(0)
+    pooled = np.asarray(between(params, jnp.asarray(pooled)))
     return pooled.astype(np.float64) @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
 
 

@@ -140,7 +140,7 @@ def test_the_loss_is_that_of_the_chosen_tokens():
     nll = np.log(np.exp(scores).sum(-1)) - np.take_along_axis(scores, batch["tokens"][..., None], -1)[..., 0]
     np.testing.assert_allclose(metrics["loss"], (nll[chosen].sum(), chosen.sum()), rtol=1e-5)
     hits = (scores.argmax(-1) == batch["tokens"])[chosen].sum()
-    np.testing.assert_allclose(metrics["accuracy"], (hits, chosen.sum()))
+    np.testing.assert_allclose(metrics["masked_accuracy"], (hits, chosen.sum()))
     np.testing.assert_allclose(loss, nll[chosen].mean(), rtol=1e-5)
 
 

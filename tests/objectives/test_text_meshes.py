@@ -1,0 +1,50 @@
+"""Objectives over text give the same loss and gradients on every mesh."""
+
+import jax
+import numpy as np
+import pytest
+
+from jax_speechlm.models import functional
+from jax_speechlm.objectives.causal_lm import CausalLM
+from jax_speechlm.objectives.classification import Classification
+from jax_speechlm.objectives.masked_lm import MaskedLM
+from jax_speechlm.objectives.span_corruption import SpanCorruption
+from jax_speechlm.parallel import mesh as meshes
+from jax_speechlm.parallel.mesh import MeshShape
+from tests.objectives.text import MODEL, TOKENIZER, documents, pack
+
+ONE, DATA, FSDP, MIXED = MeshShape(data=1), MeshShape(data=8), MeshShape(fsdp=8), MeshShape(data=2, fsdp=2, tensor=2)
+CAUSAL = MODEL.replace(num_layers=1)
+BOTH_WAYS = CAUSAL.replace(causal=False, prediction_head=True)
+CASES = {
+    "causal_lm": (CausalLM(z_weight=1e-3), CAUSAL, (DATA, FSDP, MIXED)),
+    "masked_lm": (MaskedLM(ratio=0.3), BOTH_WAYS, (MIXED,)),
+    "span_corruption": (SpanCorruption(ratio=0.3, sentinels=8), CAUSAL, (MIXED,)),
+    "classification": (Classification(classes=("a", "b", "c")), BOTH_WAYS, (MIXED,)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_mesh_gives_the_single_device_loss_and_gradients(name):
+    config, model, shapes = CASES[name]
+    rows = [documents(seed, [9, 4]) for seed in range(7)]
+    batch = pack([*rows, []], 24) | {"label": np.arange(8, dtype=np.int32) % 3}
+    objective = config.build(model, None, TOKENIZER)
+    declaration = functional.declare(objective.make)
+    params = jax.device_get(functional.init(objective.make, jax.random.key(0)))
+
+    def run(shape: MeshShape):
+        mesh = meshes.make_mesh(shape, jax.devices()[: 1 if shape == ONE else 8])
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, meshes.param_shardings(mesh, declaration.axes, declaration.shapes))
+            step = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
+            (loss, _), gradients = step(placed, meshes.shard_batch(mesh, batch), jax.random.key(1))
+            return float(loss), jax.device_get(gradients)
+
+    loss, gradients = run(ONE)
+    assert loss > 0
+    for shape in shapes:
+        other_loss, other_gradients = run(shape)
+        np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
+        for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(other_gradients), strict=True):
+            np.testing.assert_allclose(other, one, atol=1e-5)
