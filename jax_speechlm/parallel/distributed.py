@@ -10,7 +10,6 @@
 import contextlib
 import faulthandler
 import os
-import re
 import socket
 import sys
 import threading
@@ -23,10 +22,6 @@ from jax.experimental import multihost_utils
 
 PEER_SECONDS = 60.0
 """How long a process may be silent before the others give up; `JAX_SPEECHLM_PEER_SECONDS` overrides it."""
-
-# What JAX raises when an operation over several processes breaks: a status code of XLA's, in a ValueError or an
-# error of its own. Running out of memory and wrong arguments are not among them.
-_BROKEN_COLLECTIVE = re.compile("UNKNOWN:|INTERNAL:|UNAVAILABLE:|ABORTED:|CANCELLED:|DEADLINE_EXCEEDED:")
 
 _BEATS, _FAILURES, _HOSTS = "speechlm/beat", "speechlm/failure", "speechlm/host"
 
@@ -98,11 +93,13 @@ class _Watch:
         # JAX offers its store of keys and values to libraries in this place only; Orbax takes it from here too.
         self._store = jax._src.distributed.global_state.client
         self._me, self._num_processes = jax.process_index(), jax.process_count()
-        self._limit = limit
+        self._limit, self._pause = limit, min(2.0, limit / 8)
         self._ended = threading.Event()
         self._set(_HOSTS, socket.gethostname())
         self._set(_BEATS, "0")
-        self._seen: tuple[float, dict[str, dict[int, str]]] = (time.monotonic(), {})
+        now = time.monotonic()
+        self._seen: tuple[float, dict[str, dict[int, str]]] = now, {_BEATS: {}, _FAILURES: {}, _HOSTS: {}}
+        self._heard = dict.fromkeys(range(self._num_processes), ("", now))  # last beat of each process, and since when
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._exchange, self._judge)]
         for thread in self._threads:
             thread.start()
@@ -114,38 +111,44 @@ class _Watch:
         faulthandler.cancel_dump_traceback_later()
 
     def fail(self, error: BaseException) -> None:
-        """Tells the others why this process ends, and ends it. Where another one is the cause, that is said instead."""
+        """Ends this process and tells the others why; unless one of them is the cause, which `_judge` then says.
+
+        A peer that is gone breaks whatever operation needs it, with any message. So the others are listened for first.
+        """
+        after = time.monotonic() + 2 * self._pause  # a beat that arrives sooner may be the last of a process now dead
+        while not all(since > after or peer in self._failures() for peer, (_, since) in self._heard.items()):
+            time.sleep(0.1)  # `_judge` bounds this
         message = str(error).strip() or type(error).__name__
-        if _BROKEN_COLLECTIVE.match(message):
-            self._ended.wait(1.5 * self._limit)  # within that time the watch has found who is gone
         threading.Thread(target=self._set, args=(_FAILURES, message), daemon=True).start()
-        self._ended.wait(1.0)
+        time.sleep(1.0)  # not for ever, should the store be gone
         self._end(f"this process failed: {message}", error)
 
     def _exchange(self) -> None:
         count = 0
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # then `_judge` hears nothing any more
-            while not self._ended.wait(min(2.0, self._limit / 8)):
+            while not self._ended.wait(self._pause):
                 count += 1
                 self._set(_BEATS, str(count))
-                self._seen = time.monotonic(), {prefix: self._get(prefix) for prefix in (_BEATS, _FAILURES, _HOSTS)}
+                self._seen = time.monotonic(), {prefix: self._get(prefix) for prefix in self._seen[1]}
 
     def _judge(self) -> None:
-        heard = dict.fromkeys(range(self._num_processes), ("", time.monotonic()))
-        while not self._ended.wait(min(1.0, self._limit / 8)):
+        while not self._ended.wait(self._pause):
             faulthandler.dump_traceback_later(2 * self._limit, exit=True)
             when, seen = self._seen
             if time.monotonic() - when > self._limit:
                 self._end(f"process 0, where all processes meet, has not been heard of for {self._limit:.0f} s")
-            for peer, (beat, since) in heard.items():
-                now = seen.get(_BEATS, {}).get(peer, beat)
-                name = f"process {peer} on {seen.get(_HOSTS, {}).get(peer, 'an unknown host')}"
-                if peer in seen.get(_FAILURES, {}) and peer != self._me:
+            for peer, (beat, since) in self._heard.items():
+                now = seen[_BEATS].get(peer, beat)
+                name = f"process {peer} on {seen[_HOSTS].get(peer, 'an unknown host')}"
+                if peer in self._failures() and peer != self._me:
                     self._end(f"{name} failed: {seen[_FAILURES][peer]}")
                 if now != beat:
-                    heard[peer] = now, when
+                    self._heard[peer] = now, when
                 elif when - since > self._limit:
                     self._end(f"{name} has not been heard of for {self._limit:.0f} s")
+
+    def _failures(self) -> dict[int, str]:
+        return self._seen[1][_FAILURES]
 
     def _set(self, prefix: str, value: str) -> None:
         self._store.key_value_set(f"{prefix}/{self._me}", value, allow_overwrite=True)
