@@ -5,8 +5,8 @@
 
 The processes find each other by the variables that `jax_speechlm.parallel.distributed` reads. Each line of output says
 which process wrote it. SIGTERM and SIGINT go to all processes, which then save a checkpoint and leave. Where one fails,
-the others get `--grace` seconds to end by themselves; then they are killed. With `--restarts` all begin again then, which
-continues the run from its last checkpoint.
+the others get `--grace` seconds to end by themselves; then they are killed. With `--restarts` all begin again after
+that, which continues the run from its last checkpoint.
 
 Exit status: 0 when all processes ended with 0; else that of the first that failed, as a shell tells it (128 + signal).
 """

@@ -1,0 +1,133 @@
+"""Two real processes train what one trains, through a polite stop, a killed process and restarts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from jax_speechlm import cli
+from jax_speechlm.training import checkpoints as ckpt
+from tests.test_end_to_end import RATE, SMALL, TONES, spoken
+
+LAUNCHER = Path(__file__).parents[2] / "launch" / "local.py"
+COMMAND = (sys.executable, "-m", "jax_speechlm.cli", "finetune")
+LONGER = ("--num-steps=40", "--cadence.checkpoint-every=10", "--cadence.eval-every=20")
+SILENCE = 6  # seconds after which a process counts as gone
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """Options of a run on a prepared set of tones."""
+    folder = tmp_path_factory.mktemp("work")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(40):
+        text = "".join(rng.choice(list(TONES), rng.integers(3, 7)))
+        soundfile.write(folder / f"{number}.wav", spoken(text, rng), RATE)
+        rows.append({"audio": f"{number}.wav", "text": text, "split": "dev" if number % 5 == 1 else "train"})
+    (folder / "tones.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert cli.main(["prepare", f"--manifest={folder / 'tones.jsonl'}", f"--data-dir={folder / 'data'}"]) == 0
+    return [*SMALL, *LONGER, f"--data.data-dir={folder / 'data'}"]
+
+
+def figures(run_dir: Path, part: str) -> dict[int, dict]:
+    """What was logged last of each step."""
+    file = run_dir / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return {line["step"]: line for line in lines if line["part"] == part}
+
+
+def wait_for_step(run_dir: Path, step: int, launcher: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while max(figures(run_dir, "train"), default=0) < step:
+        assert launcher.poll() is None, launcher.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def launch(run_dir: Path, options: list[str], *more: str, processes: int = 2) -> subprocess.Popen:
+    """Starts a run on two devices: one of each of two processes, or both of one."""
+    shape = f"--processes={processes}", f"--cpu-devices={2 // processes}"
+    command = [LAUNCHER, *shape, *more, "--", *COMMAND, f"--run-dir={run_dir}", *options]
+    environment = os.environ | {"JAX_SPEECHLM_PEER_SECONDS": str(SILENCE)}
+    return subprocess.Popen(
+        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_two_processes_train_what_one_trains_through_stop_kill_and_restart(options, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    launcher = launch(one, options, processes=1)
+    output, _ = launcher.communicate(timeout=300)
+    assert launcher.returncode == 0, output
+
+    launcher = launch(two, options)
+    wait_for_step(two, 3, launcher)
+    launcher.send_signal(signal.SIGTERM)
+    output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, output
+    stopped = int(ckpt.find(two).name)
+    assert 3 <= stopped < 40
+    assert output.count(f"SIGTERM received: saved step {stopped}") == 1
+
+    launcher = launch(two, options, "--restarts=1")
+    wait_for_step(two, stopped + 5, launcher)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    output, _ = launcher.communicate(timeout=300)
+    assert launcher.returncode == 0, output
+    assert "stopped: process 1 on " in output, output
+    assert f"has not been heard of for {SILENCE} s. Start the same command again" in output
+    assert "beginning again" in output
+
+    for part in ("train", "dev"):
+        logged, expected = figures(two, part), figures(one, part)
+        assert logged.keys() == expected.keys()
+        for step, line in logged.items():
+            for name in ("loss", "grad_norm", "wer", "cer"):
+                assert line.get(name) == expected[step].get(name), (step, name)
+    first, second = (ckpt.read(ckpt.find(run_dir)) for run_dir in (one, two))
+    assert first.step == second.step == 40
+    jax.tree.map(np.testing.assert_array_equal, first.state, second.state)
+
+
+def test_a_process_that_fails_ends_the_others_and_says_why(tmp_path, options):
+    """Only process 1 is told of a data set that does not exist; process 0 would wait for it for ever."""
+    script = "import os, sys; sys.argv[1:] = [a + (os.environ['JAX_PROCESS_ID'] == '1') * 'x' if a == 'tones' else a"
+    script += " for a in sys.argv[1:]]; from jax_speechlm import cli; sys.exit(cli.main())"
+    command = [sys.executable, "-c", script, "finetune", f"--run-dir={tmp_path}", *options]
+    done = subprocess.run(
+        [sys.executable, LAUNCHER, "--processes=2", "--cpu-devices=1", "--", *command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("[1]") and "this process failed" in line and "tonesx" in line for line in lines)
+    assert any(line.startswith("[0]") and "process 1 on " in line and "failed" in line for line in lines)
+
+
+def test_dry_run_shows_what_each_process_gets():
+    done = subprocess.run(
+        [sys.executable, LAUNCHER, "--processes=2", "--dry-run", "--", "echo", "a"], capture_output=True, text=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all(line.endswith(f"JAX_PROCESS_ID='{number}' echo a") for number, line in enumerate(lines))
+
+
+def test_the_first_failure_decides_the_status():
+    script = "import os, sys; sys.exit(3 * int(os.environ['JAX_PROCESS_ID']))"
+    assert (
+        subprocess.run([sys.executable, LAUNCHER, "--processes=2", "--", sys.executable, "-c", script]).returncode == 3
+    )
