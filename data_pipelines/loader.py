@@ -27,7 +27,8 @@ Batch: TypeAlias = dict[str, np.ndarray]
 - `token_length` int32 [B];
 - `example_id` int32 [B], row of the index, -1 in a filler row;
 - `weight` float32 [B], 1, or 0 in a filler row and where the record could not be read (lengths are 0 there too);
-- `noise` int16 [B, S], only where batches are opened with a noise set: what training may mix into each row.
+- `noise` int16 [B, S], only where batches are opened with a noise set: what training may mix into each row;
+- `label` int32 [B], only where labels were given: the utterance's class, 0 in a filler row.
 """
 
 _DTYPES = {
@@ -51,6 +52,7 @@ def open_batches(
     num_steps: int | None = None,
     speeds: Sequence[float] = (1.0,),
     noise: NoiseReader | None = None,
+    labels: Sequence[int] | np.ndarray | None = None,
     parallel: int | None = None,
     prefetch: int = 4,
     max_bad: int = 100,
@@ -67,6 +69,7 @@ def open_batches(
       num_steps: number of batches; None goes on without end.
       speeds: speed factors that the plan was made with, see `speed.with_speeds`.
       noise: where each row's `noise` comes from.
+      labels: class of each row of the index.
       parallel: batches made at a time, each in a thread; the number of cores (8 at most) by default.
       prefetch: finished batches that wait in memory.
       max_bad: damaged records to skip and count before the run stops.
@@ -86,7 +89,7 @@ def open_batches(
                 f"batches of {bucket.batch_size} rows do not divide among {num_hosts} hosts; "
                 "make the plan with batch_multiple a multiple of the number of hosts"
             )
-    assembler = _Assembler(index, plan, tokenizer, host, num_hosts, tuple(speeds), noise, max_bad)
+    assembler = _Assembler(index, plan, tokenizer, host, num_hosts, tuple(speeds), noise, labels, max_bad)
     return Batches(assembler, start_step, num_steps, parallel or min(os.cpu_count() or 1, 8), prefetch)
 
 
@@ -146,13 +149,16 @@ class _Assembler:
         num_hosts: int,
         speeds: tuple[float, ...],
         noise: NoiseReader | None,
+        labels: Sequence[int] | np.ndarray | None,
         max_bad: int,
     ):
         self._index, self._plan, self._tokenizer = index, plan, tokenizer
         self._host, self._num_hosts, self._speeds = host, num_hosts, speeds
         self._reader = RecordReader(index)
         self._noise = noise
+        self._labels = None if labels is None else np.asarray(labels, np.int32)
         self.dtypes = _DTYPES | ({"noise": np.int16} if noise else {})
+        self.dtypes |= {} if labels is None else {"label": np.int32}
         self._max_bad = max_bad
         self._lock = threading.Lock()
         self.bad: dict[int, str] = {}  # by row, so that a record met again in a later epoch counts once
@@ -183,6 +189,8 @@ class _Assembler:
         if self._noise is not None:
             places = range(mine.start, mine.stop)  # of the global batch, so that the number of hosts changes nothing
             batch["noise"] = np.stack([self._noise.stretch(step, place, bucket.num_samples) for place in places])
+        if self._labels is not None:
+            batch["label"] = np.where(items == FILLER, 0, self._labels[batch["example_id"]]).astype(np.int32)
         return batch
 
     def _fill(self, batch: Batch, place: int, item: int, crop_at: float) -> None:

@@ -34,7 +34,7 @@ _MODEL_FILE = "tokenizer.model"
 _SENTENCE_CHARACTERS = 1000
 _SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
 
-Kind = Literal["char", "unigram", "bpe", "label"]
+Kind = Literal["char", "unigram", "bpe"]
 
 
 @runtime_checkable
@@ -219,60 +219,6 @@ class SentencePieceTokenizer:
         _write(directory, {"kind": self.kind, "model": _MODEL_FILE, "fingerprint": self.fingerprint}, self.model)
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelTokenizer:
-    """One id a text: the whole of it names a class, and `labels[i]` has id i + 1. What classification reads."""
-
-    labels: tuple[str, ...]
-    kind: Kind = dataclasses.field(default="label", init=False)
-
-    def __post_init__(self):
-        if len(set(self.labels)) != len(self.labels) or not self.labels:
-            raise ValueError(f"labels must be distinct, got {self.labels!r}")
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.labels) + 1
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        return _digest(b"label\0" + json.dumps(self.labels).encode())
-
-    @property
-    def pieces(self) -> tuple[str, ...]:
-        return ("", *self.labels)
-
-    @functools.cached_property
-    def _ids(self) -> dict[str, int]:
-        return {label: number for number, label in enumerate(self.labels, start=1)}
-
-    def encode(self, text: str) -> list[int]:
-        """The id of a label.
-
-        Raises:
-          DataError: it is none of them: there is no class for such a row.
-        """
-        if text not in self._ids:
-            raise DataError(
-                f"{text!r} is none of the labels {', '.join(map(repr, self.labels))}: add it to the objective's "
-                "classes, or leave such rows out of the data set"
-            )
-        return [self._ids[text]]
-
-    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        del num_threads
-        return [self.encode(text) for text in texts]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return " ".join(self.labels[number - 1] for number in ids if number != BLANK)
-
-    def unknown(self, text: str) -> list[str]:
-        return [] if text in self._ids else [text]
-
-    def save(self, directory: Path | str) -> None:
-        _write(directory, {"kind": "label", "labels": list(self.labels)})
-
-
 def train_tokenizer(
     texts: Iterable[str],
     kind: Kind,
@@ -326,8 +272,6 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["kind"] == "char":
             return CharTokenizer("".join(saved["characters"]))
-        if saved["kind"] == "label":
-            return LabelTokenizer(tuple(saved["labels"]))
         tokenizer = SentencePieceTokenizer(saved["kind"], (path.parent / saved["model"]).read_bytes())
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         raise DataError(f"{path} is not a readable tokenizer ({error}); save it anew") from error

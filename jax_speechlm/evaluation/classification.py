@@ -148,9 +148,9 @@ def evaluate_run(
     run = Trained.load(checkpoint, "classification", "tell classes apart")
     objective, label = run.experiment.objective, run.experiment.data.label
     index = indexes.read_sets(data_dir, sets, split)
-    ids = objective.labels.encode_batch(index.column(label).to_pylist())
+    actual = objective.numbers(index.column(label).to_pylist())
     batches = _texts(run, index) if isinstance(run.experiment.data, Text) else _speech(run, index, seconds_per_batch)
-    report = score(np.array(ids)[:, 0] - 1, predict(run, batches, len(index)), objective.classes)
+    report = score(actual, predict(run, batches, len(index)), objective.classes)
     report = report.replace(checkpoint=str(run.checkpoint), sets=sets, split=split, label=label)
     out = out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}"
     save_report(report, out)

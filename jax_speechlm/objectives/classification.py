@@ -1,16 +1,19 @@
 """Classification of utterances or texts: one label for each, from the mean of its hidden states."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+import pydantic
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
-from data_pipelines.tokenizers import LabelTokenizer, Tokenizer
+from data_pipelines.errors import DataError
+from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd, features
@@ -34,10 +37,27 @@ class Classification(Config):
     kind: Literal["classification"] = "classification"
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
 
-    @property
-    def labels(self) -> LabelTokenizer:
-        """The classes as a data set's labels are read: class c has id c + 1."""
-        return LabelTokenizer(self.classes)
+    @pydantic.field_validator("classes")
+    @classmethod
+    def _classes_differ(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) != len(classes):
+            raise ValueError(f"classes must be distinct, got {', '.join(classes)}")
+        return classes
+
+    def numbers(self, labels: Iterable[str]) -> Int[np.ndarray, " rows"]:
+        """The class of each label: its place in `classes`.
+
+        Raises:
+          DataError: a label is none of them.
+        """
+        number = {label: place for place, label in enumerate(self.classes)}
+        try:
+            return np.array([number[label] for label in labels], np.int32)
+        except KeyError as error:
+            raise DataError(
+                f"the label {error} is none of the classes {', '.join(map(repr, self.classes))}: add it to "
+                "objective.classes, or leave such rows out of the data set"
+            ) from None
 
     def build(
         self, model: ConformerConfig | TransformerConfig, frontend: FrontEnd | None, tokenizer: Tokenizer | None
@@ -52,7 +72,7 @@ class Classification(Config):
         make, class_logits, flops = self.classifier(model, frontend, tokenizer)
 
         def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
-            logits_BxC, class_B, weight_B = class_logits(params, batch, key), classes_of(batch), batch["weight"]
+            logits_BxC, class_B, weight_B = class_logits(params, batch, key), batch["label"], batch["weight"]
             nll_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, class_B)
             sums = {"loss": nll_B, "accuracy": jnp.argmax(logits_BxC, axis=-1) == class_B}
             metrics = {name: (jnp.sum(weight_B * values), jnp.sum(weight_B)) for name, values in sums.items()}
@@ -72,11 +92,6 @@ class Classification(Config):
         if frontend is None:
             raise ValueError("a conformer classifies utterances: it needs a front end")
         return _of_utterances(len(self.classes), model, frontend)
-
-
-def classes_of(batch: Batch) -> Int[Array, " batch"]:
-    """Each row's class, from 0: texts carry it as `label`, utterances as their only token (`Classification.labels`)."""
-    return batch["label"] if "label" in batch else batch["tokens"][:, 0] - 1
 
 
 class UtteranceClassifier(nnx.Module):

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
+from jaxtyping import Int
 
 from data_pipelines import index as indexes
 from data_pipelines import packing, token_store, tokenizers
@@ -16,9 +18,13 @@ from data_pipelines.noise import NoiseReader
 from data_pipelines.speed import with_speeds
 from data_pipelines.text_loader import TextBatches, open_text_batches
 from jax_speechlm.experiment import Data, Experiment, Text
+from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.vocabulary import Vocabulary
+
+Labels = Int[np.ndarray, " rows"] | None
+"""The class of each row of an index, for classification."""
 
 
 @runtime_checkable
@@ -74,6 +80,7 @@ class PreparedSpeech:
       tokenizer: None for objectives that need no text.
       speeds: factors of speed perturbation in training.
       noise: what training mixes in, or None.
+      labels: classes of the rows of `train` and of `dev`; None where the objective does not classify.
     """
 
     train: indexes.Index
@@ -83,6 +90,7 @@ class PreparedSpeech:
     tokenizer: tokenizers.Tokenizer | None
     speeds: tuple[float, ...] = (1.0,)
     noise: NoiseReader | None = None
+    labels: tuple[Labels, Labels] = (None, None)
 
     @classmethod
     def open(cls, experiment: Experiment) -> "PreparedSpeech":
@@ -111,7 +119,9 @@ class PreparedSpeech:
         if dev is not None:
             dev_tokens = indexes.token_lengths(dev, tokenizer) if tokenizer else None
             dev_plan = plans.make_eval_plan(dev.num_samples, dev_tokens, max_seconds=data.max_seconds, **shared)
-        return cls(train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment))
+        return cls(
+            train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment), _labels(experiment, train, dev)
+        )
 
     def batches(self, first_step: int, num_steps: int) -> Batches:
         return open_batches(
@@ -124,6 +134,7 @@ class PreparedSpeech:
             num_steps=num_steps - first_step,
             speeds=self.speeds,
             noise=self.noise,
+            labels=self.labels[0],
         )
 
     def dev_batches(self) -> Batches:
@@ -134,6 +145,7 @@ class PreparedSpeech:
             host=jax.process_index(),
             num_hosts=jax.process_count(),
             num_steps=self.dev_plan.steps_per_epoch,
+            labels=self.labels[1],
         )
 
 
@@ -145,6 +157,7 @@ class PreparedText:
       train, dev: tokens of the documents; `dev` is None where no set has a dev split.
       plan, dev_plan: their batches.
       tokenizer: what made the tokens.
+      labels: classes of the documents of `train` and of `dev`; None where the objective does not classify.
     """
 
     train: token_store.TokenStore
@@ -152,6 +165,7 @@ class PreparedText:
     plan: packing.TextPlan
     dev_plan: packing.TextPlan | None
     tokenizer: tokenizers.Tokenizer
+    labels: tuple[Labels, Labels] = (None, None)
 
     @classmethod
     def open(cls, experiment: Experiment) -> "PreparedText":
@@ -160,27 +174,39 @@ class PreparedText:
         train, dev = _indexes(data)
         tokenizer = _tokenizer(data.tokenizer, train)
         tokens = token_store.open_tokens(train, tokenizer)
+        labels = _labels(experiment, train, dev)
         shape = {"context": data.context, "sequences_per_batch": data.sequences_per_batch}
+        shape["is_packed"] = labels[0] is None
         mixture = {"weights": data.weights, "source_rows": [part.num_rows for part in train.parts]}
         plan = packing.make_text_plan(
             tokens.lengths, seed=experiment.seed, **(mixture if data.weights else {}), **shape
         )
         dev_tokens = token_store.open_tokens(dev, tokenizer) if dev is not None else None
         dev_plan = packing.make_text_eval_plan(dev_tokens.lengths, **shape) if dev is not None else None
-        return cls(tokens, dev_tokens, plan, dev_plan, tokenizer)
+        return cls(tokens, dev_tokens, plan, dev_plan, tokenizer, labels)
 
     def batches(self, first_step: int, num_steps: int) -> TextBatches:
         return open_text_batches(
-            self.train, self.plan, start_step=first_step, num_steps=num_steps - first_step, **self._shared
+            self.train,
+            self.plan,
+            boundary=Vocabulary.of(self.tokenizer).boundary,
+            host=jax.process_index(),
+            num_hosts=jax.process_count(),
+            start_step=first_step,
+            num_steps=num_steps - first_step,
+            labels=self.labels[0],
         )
 
     def dev_batches(self) -> TextBatches:
-        return open_text_batches(self.dev, self.dev_plan, num_steps=self.dev_plan.steps_per_epoch, **self._shared)
-
-    @property
-    def _shared(self) -> dict[str, int]:
-        boundary = Vocabulary.of(self.tokenizer).boundary
-        return {"boundary": boundary, "host": jax.process_index(), "num_hosts": jax.process_count()}
+        return open_text_batches(
+            self.dev,
+            self.dev_plan,
+            boundary=Vocabulary.of(self.tokenizer).boundary,
+            host=jax.process_index(),
+            num_hosts=jax.process_count(),
+            num_steps=self.dev_plan.steps_per_epoch,
+            labels=self.labels[1],
+        )
 
 
 def _indexes(data: Data) -> tuple[indexes.Index, indexes.Index | None]:
@@ -193,6 +219,14 @@ def _indexes(data: Data) -> tuple[indexes.Index, indexes.Index | None]:
 def _with_dev_split(data_dir: str, sets: tuple[str, ...]) -> tuple[str, ...]:
     names = dict.fromkeys(name.partition(":")[0] for name in sets)
     return tuple(name for name in names if "dev" in indexes.splits_of(Path(data_dir) / name))
+
+
+def _labels(experiment: Experiment, *parts: indexes.Index | None) -> tuple[Labels, ...]:
+    """The classes of each index's rows, or None where the objective does not classify or there is no index."""
+    if not isinstance(experiment.objective, Classification):
+        return (None,) * len(parts)
+    column = experiment.data.label
+    return tuple(part and experiment.objective.numbers(part.column(column).to_pylist()) for part in parts)
 
 
 def _noise(experiment: Experiment) -> NoiseReader | None:

@@ -8,7 +8,6 @@ from data_pipelines.errors import DataError
 from data_pipelines.tokenizers import (
     BLANK,
     CharTokenizer,
-    LabelTokenizer,
     find_unknown,
     load_tokenizer,
     train_tokenizer,
@@ -134,17 +133,3 @@ def test_mistakes_are_named(tmp_path):
         train_tokenizer(TEXTS, "bpe", 5)
     with pytest.raises(ValueError, match="distinct"):
         CharTokenizer("aa")
-
-
-def test_a_label_is_one_id(tmp_path):
-    tokenizer = LabelTokenizer(("one two", "three"))
-    assert [tokenizer.encode(label) for label in tokenizer.labels] == [[1], [2]]
-    assert tokenizer.vocab_size == 3
-    assert tokenizer.decode([2]) == "three"
-    tokenizer.save(tmp_path)
-    assert load_tokenizer(tmp_path) == tokenizer
-    assert LabelTokenizer(("three", "one two")).fingerprint != tokenizer.fingerprint
-    with pytest.raises(DataError, match="'two' is none of the labels 'one two', 'three'"):
-        tokenizer.encode("two")
-    with pytest.raises(ValueError, match="distinct"):
-        LabelTokenizer(("a", "a"))
