@@ -130,4 +130,4 @@ def test_a_label_without_a_class_is_an_error(tmp_path, capsys):
     )
     save_run(tmp_path / "run", experiment, TOKENIZER)
     assert cli.main(["eval", str(tmp_path / "run"), "--sets", "things", f"--data-dir={tmp_path / 'data'}"]) == 1
-    assert "'middle' is none of the labels" in capsys.readouterr().err
+    assert "'middle' is none of the classes" in capsys.readouterr().err
