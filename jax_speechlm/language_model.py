@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from data_pipelines import tokenizers
 from jax_speechlm.decoding.generate import Beam, Continuations, Sampling, beam_search, sample
@@ -161,9 +162,9 @@ class LanguageModel:
                     f"trained on {self.context} tokens. Shorten the prompt, which begins {prompt[:60]!r}"
                 )
         if isinstance(method, Sampling):
-            keys = [jax.random.fold_in(jax.random.key(seed), number) for number in range(samples)]
-            ids = [row for row in ids for _ in keys]
-            found = self._continue(ids, jnp.stack(keys * len(prompts)), method, max_tokens)
+            keys = [_sample_keys(seed, row, samples) for row in ids]
+            ids = [row for row in ids for _ in range(samples)]
+            found = self._continue(ids, jnp.concatenate(keys), method, max_tokens)
             found = jax.tree.map(lambda x: x.reshape(len(prompts), samples, *x.shape[1:]), found)
         else:
             found = self._continue(ids, None, method, max_tokens)
@@ -288,6 +289,12 @@ class Session:
         )
         self._filled[list(slots)] = positions + 1
         return np.asarray(log_probs[: len(slots)])
+
+
+def _sample_keys(seed: int, ids: Sequence[int], samples: int) -> Key[Array, " samples"]:
+    """Keys that depend on the prompt itself, not on its place among others, and differ between prompts."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(np.array(ids, np.int32).tobytes()))
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(samples))
 
 
 def windows_of(documents: Sequence[Sequence[int]], context: int, stride: int) -> Iterator[Window]:

@@ -110,6 +110,9 @@ def test_samples_depend_on_the_seed_and_on_nothing_else():
     assert texts(draw(["a cab", "ab"], 0)) == texts(both[::-1])
     assert texts(draw(["ab"], 1)) != texts(both[:1])
     assert len({each.text for each in both[0]}) > 1
+    # At such a temperature only the random numbers decide, and prompts do not share them.
+    hot = model().generate(["ab", "ac", "ad"], Sampling(temperature=1e6), max_tokens=8)
+    assert len({row[0].text for row in hot}) == 3
 
 
 def test_a_prompt_longer_than_the_context_is_refused():

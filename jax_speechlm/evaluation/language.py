@@ -77,11 +77,11 @@ class LanguageReport(Config):
     def table(self) -> Table:
         """What to print."""
         table = Table(title=f"{', '.join(self.sets)} {self.split}", title_justify="left")
-        for column in ("", "bits per byte", "perplexity", "of a word", "units", "MB", "documents", "unknown"):
+        for column in ("", "bits/byte", "perplexity", "per word", "units", "MB", "texts", "unknown"):
             table.add_column(column, justify="right" if column else "left")
-        for rows in ({"language model": self.total} | self.ngrams, self.sources):
+        for rows in ({"this model": self.total} | self.ngrams, self.sources):
             for name, each in rows.items():
-                perplexities = f"{each.perplexity:,.2f}", f"{each.word_perplexity:,.1f}"
+                perplexities = f"{each.perplexity:.2f}", f"{each.word_perplexity:.4g}"
                 counts = f"{each.units:,}", f"{each.bytes / 1e6:.3f}", f"{each.documents:,}", f"{each.unknown:,}"
                 table.add_row(name, f"{each.bits_per_byte:.4f}", *perplexities, *counts)
             table.add_section()
