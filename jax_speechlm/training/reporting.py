@@ -3,18 +3,18 @@
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import tensorboard.summary
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from data_pipelines.loader import Batch
 from jax_speechlm.objectives.base import Metrics
 
 SAMPLE_RATE = 16_000
@@ -38,7 +38,7 @@ class Extent(NamedTuple):
     rows: int
 
     @classmethod
-    def of(cls, batch: Batch, num_hosts: int) -> "Extent":
+    def of(cls, batch: Mapping[str, np.ndarray], num_hosts: int) -> "Extent":
         """The extent of a global batch, taken from one host's rows: hosts are as large as each other."""
         if "audio" in batch:
             rows, length = batch["audio"].shape
