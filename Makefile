@@ -21,6 +21,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	@$(BIN)/pip install --quiet --editable '.[ngram]' || echo "kenlm was not built, so n-gram models are left out: apt-get install g++, then remove $(VENV)/.installed"
 	@touch $@
 
 $(VENV)/.parity: $(VENV)/.installed

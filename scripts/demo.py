@@ -7,6 +7,7 @@ which nothing else has looked at: greedy, and decoding with either language mode
 """
 
 import argparse
+import importlib.util
 import os
 import sys
 import time
@@ -84,11 +85,16 @@ def main() -> None:
     console.rule("train language models on text and transcripts")
     result = train(experiment("demo_lm", None, tokenizer=str(finetuned)), args.run_dir / "lm")
     table.add_row("language model", f"{result.minutes:.1f}", _seen(result), f"{result.dev['loss']:.3f}", "", "")
-    ngram, ngram_began = args.run_dir / "words-3.arpa", time.perf_counter()
-    train_ngram(ngram, (TEXT_SET, *SETS), order=3, data_dir=args.data_dir)
-    table.add_row("word 3-gram", _minutes(ngram_began), "", "", "", "")
+    language_models = {"  + language model": args.run_dir / "lm"}
+    if importlib.util.find_spec("kenlm"):
+        ngram, ngram_began = args.run_dir / "words-3.arpa", time.perf_counter()
+        train_ngram(ngram, (TEXT_SET, *SETS), order=3, data_dir=args.data_dir)
+        table.add_row("word 3-gram", _minutes(ngram_began), "", "", "", "")
+        language_models["  + word 3-gram"] = ngram
+    else:
+        console.print("[yellow]No n-gram: kenlm is not installed (pip install -e '.[ngram]'; it wants a C++ compiler).")
 
-    for title, lm in (("  + word 3-gram", ngram), ("  + language model", args.run_dir / "lm")):
+    for title, lm in language_models.items():
         console.rule(f"decode{title}")
         decode_began = time.perf_counter()
         report = evaluate_run(finetuned, (TEST_SET,), decoding=Decoding(lm=lm), data_dir=args.data_dir)
@@ -96,7 +102,7 @@ def main() -> None:
 
     console.rule("transcribe one clip of the test split")
     clip, reference = _one_clip(args.data_dir, args.run_dir)
-    for transcript in Recognizer.load(finetuned, Decoding(lm=ngram)).transcribe([clip]):
+    for transcript in Recognizer.load(finetuned, Decoding(lm=lm)).transcribe([clip]):
         console.print(f"{clip}\nsaid:  {reference}\nheard: {transcript.text}\n")
 
     console.print(table)
