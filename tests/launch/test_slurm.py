@@ -111,13 +111,13 @@ def test_a_job_that_is_told_to_go_saves_and_finishes_after_its_requeue(cluster, 
     run_dir, log = tmp_path / "run", tmp_path / "job.log"
     command = ["sbatch", "--parsable", "--ntasks=2", f"--output={log}", SCRIPT, "finetune", f"--run-dir={run_dir}"]
     job = subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout.strip()
-    until(lambda: max(figures(run_dir, "train"), default=0) >= 3, 300, log)
+    until(lambda: max(figures(run_dir, "train"), default=0) >= 3, 900, log)
     subprocess.run(["scancel", "--batch", "--signal=TERM", job], check=True)
-    until(lambda: state(job) == "PENDING", 120, log)
+    until(lambda: state(job) == "PENDING", 300, log)
     assert "SIGTERM received: saved step" in log.read_text()
 
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)  # Slurm would wait two minutes
-    until(lambda: state(job) in ("", "COMPLETED", "FAILED"), 300, log)
+    until(lambda: state(job) in ("", "COMPLETED", "FAILED"), 900, log)
     assert "resuming at step" in log.read_text()
     logged, expected = figures(run_dir, "train"), figures(tmp_path / "local", "train")
     assert logged.keys() == expected.keys()
