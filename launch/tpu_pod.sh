@@ -20,6 +20,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+if (($# == 0)); then
+    sed -n '2,/^set/{s/^# \{0,1\}//;/^set/d;p}' launch/tpu_pod.sh
+    exit
+fi
 : "${PROJECT:?}" "${ZONE:?}" "${NAME:?}"
 where=(--project="$PROJECT" --zone="$ZONE")
 home=jax_speechlm
@@ -36,8 +40,8 @@ everywhere() { # runs a command on every host of the slice
     gcloud_tpu tpu-vm ssh "$NAME" "${where[@]}" --worker=all --command="$1"
 }
 
-verb=${1:-help}
-shift || true
+verb=$1
+shift
 case $verb in
     create)
         : "${TYPE:?}" "${VERSION:?}"
@@ -62,5 +66,5 @@ case $verb in
     logs) everywhere "tail -n 20 $home/run.log" ;;
     stop) everywhere "kill -TERM \$(cat $home/run.pid)" ;;
     delete) gcloud_tpu queued-resources delete "$NAME" "${where[@]}" --force --quiet ;;
-    *) sed -n '2,/^set/{s/^# \{0,1\}//;/^set/d;p}' launch/tpu_pod.sh ;;
+    *) echo "launch/tpu_pod.sh has no verb '$verb'; without any it explains itself" >&2 && exit 2 ;;
 esac
