@@ -13,12 +13,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_speechlm.models.blocked_attention import blocked_attention, visible
+from jax_speechlm.models.functional import KEPT_NAME
 from jax_speechlm.parallel.mesh import BATCH_AXES, RULES
 
-Kernel = Literal["auto", "reference", "xla", "cudnn", "splash"]
-"""How attention is computed: "reference" is written out here and runs anywhere, "xla" is
-`jax.nn.dot_product_attention`, "cudnn" the same with cuDNN's flash attention (GPU, bfloat16), "splash" the Pallas
-kernel for TPUs (elsewhere it is interpreted, for tests). "auto" takes the last two where they run, else "reference"."""
+Kernel = Literal["auto", "reference", "blocked", "xla", "cudnn", "splash"]
+"""How attention is computed: "reference" is the formula as it stands, "blocked" goes through the queries in blocks
+(`blocked_attention`), "xla" is `jax.nn.dot_product_attention`, "cudnn" the same with cuDNN's flash attention (GPU,
+bfloat16), "splash" the Pallas kernel for TPUs (elsewhere it is interpreted, for tests). "auto" takes the last two where
+they run, else "blocked"."""
 
 _LANES = 128  # splash works on blocks of a multiple of this many tokens
 _LARGEST_BLOCK = 512
@@ -46,6 +49,8 @@ def attend(
         kernel = _fastest(q_BxTxHxK.dtype)
     if kernel == "splash":
         return _splash(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT, causal, window)
+    if kernel == "blocked":
+        return blocked_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT, causal, window)
     mask = visible(segment_BxT, causal, window)
     if kernel == "reference":
         return masked_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask)
@@ -53,18 +58,6 @@ def attend(
     return jax.nn.dot_product_attention(
         q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=mask[:, None], is_causal=causal, implementation=kernel
     )
-
-
-def visible(segment_BxT: Int[Array, "batch time"], causal: bool, window: int | None) -> Bool[Array, "batch time time"]:
-    """True where the query of the second dimension may see the key of the last."""
-    mask = segment_BxT[:, :, None] == segment_BxT[:, None, :]
-    place = jnp.arange(segment_BxT.shape[1])
-    distance = place[:, None] - place[None, :]
-    if causal:
-        mask &= distance >= 0
-    if window is not None:
-        mask &= jnp.abs(distance) <= window
-    return mask
 
 
 def masked_attention(
@@ -89,7 +82,7 @@ def _fastest(dtype: jnp.dtype) -> Kernel:
     backend = jax.default_backend()
     if backend == "tpu":
         return "splash"
-    return "cudnn" if backend == "gpu" and dtype == jnp.bfloat16 else "reference"
+    return "cudnn" if backend == "gpu" and dtype == jnp.bfloat16 else "blocked"
 
 
 def _splash(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT, causal, window):
@@ -130,7 +123,8 @@ def _splash_kernel(num_tokens, num_heads, causal, window):
     sizes = kernels.BlockSizes(**{f"block_{name}": block for name in names})
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([mask] * num_heads),
-        block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=jax.default_backend() != "tpu",
+        block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=KEPT_NAME,
+        interpret=jax.default_backend() != "tpu",
     )  # fmt: skip
     return kernel, length
 

@@ -18,10 +18,19 @@ MakeModule = Callable[[nnx.Rngs], nnx.Module]
 
 Remat = Literal["none", "dots", "full"]
 """What a stack's forward pass keeps for the backward pass, which computes the rest again: "none" keeps everything,
-"dots" the outputs of the linear maps, "full" only each layer's input. On CPU "dots" is the fastest: memory is slower
-than arithmetic there."""
+"dots" the outputs of the linear maps and what is named `KEPT_NAME`, "full" only each layer's input. On CPU "dots" is
+the fastest: memory is slower than arithmetic there."""
 
-_KEPT = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+KEPT_NAME = "kept"
+"""The `checkpoint_name` of what "dots" keeps besides: results that are small for the arithmetic they take."""
+
+_KEPT = {
+    "full": None,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(KEPT_NAME),
+    ),
+}
 
 
 class Declaration(NamedTuple):

@@ -10,9 +10,9 @@ import pytest
 from jax_speechlm.models.dot_attention import attend, masked_attention
 from jax_speechlm.parallel.mesh import MeshShape, batch_sharding, make_mesh
 
-BATCH, TIME, HEADS, GROUPS, WIDTH = 2, 150, 4, 2, 8  # longer than one of splash's blocks, and not a multiple of it
+BATCH, TIME, HEADS, GROUPS, WIDTH = 2, 150, 4, 2, 8  # longer than one block, and not a multiple of it
 SHAPES = {"full": (False, None), "causal": (True, None), "causal-window": (True, 9), "window": (False, 9)}
-KERNELS = ("reference", "xla", "splash")
+KERNELS = ("reference", "blocked", "xla", "splash")
 
 
 def inputs(batch=BATCH):
