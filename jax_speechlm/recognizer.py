@@ -14,6 +14,7 @@ from jaxtyping import Int16
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines import audio, plan, tokenizers
+from data_pipelines.loader import Batch as HostBatch
 from jax_speechlm.batch import Batch
 from jax_speechlm.decoder import Decoder, Decoding, Posteriors
 from jax_speechlm.decoding.greedy import best_path, collapse
@@ -82,7 +83,7 @@ class Recognizer:
         texts = {}
         for batch in batches:
             if self.decoder is not None:
-                heard = self.posteriors([batch])
+                heard = self._hear(batch)
                 texts.update(zip(heard, self.decoder.decode(list(heard.values())), strict=True))
                 continue
             spelled = collapse(jax.device_get(self._spell(self.params, batch)))
@@ -93,13 +94,15 @@ class Recognizer:
 
     def posteriors(self, batches: Iterable[Batch]) -> dict[int, Posteriors]:
         """The log probabilities float32 [frames, ids] of every row of the batches, by `example_id`, without fillers."""
-        found = {}
-        for batch in batches:
-            log_probs, lengths = jax.device_get(self._posteriors(self.params, batch))
-            for row, example in enumerate(batch["example_id"]):
-                if example >= 0:
-                    found[int(example)] = log_probs[row, : lengths[row]].copy()  # not a view of the whole batch
-        return found
+        return {row: log_probs for batch in batches for row, log_probs in self._hear(batch).items()}
+
+    def _hear(self, batch: HostBatch) -> dict[int, Posteriors]:
+        log_probs, lengths = jax.device_get(self._posteriors(self.params, batch))
+        return {
+            int(example): log_probs[row, : lengths[row]].copy()  # not a view of the whole batch
+            for row, example in enumerate(batch["example_id"])
+            if example >= 0
+        }
 
     def transcribe(self, files: Sequence[str | Path], *, max_seconds: float = 30.0) -> Iterator[Transcript]:
         """Transcribes audio files of any format, rate, length and number of channels, in order.
