@@ -272,7 +272,7 @@ def score_pairs(argv: Sequence[str], prog: str) -> None:
 def generate(argv: Sequence[str], prog: str) -> None:
     import tyro
 
-    from jax_speechlm.generation import generate_texts
+    from jax_speechlm.language_model import generate_texts
     from jax_speechlm.parallel.hardware import cache_compilations
 
     cache_compilations()

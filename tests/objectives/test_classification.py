@@ -123,5 +123,5 @@ def test_settings_that_cannot_work_are_refused():
         CONFIG.build(TRANSFORMER, None, None)
     with pytest.raises(ValueError, match=r"--model\.input_dim 16"):
         CONFIG.build(CONFORMER.replace(input_dim=80), FRONTEND, None)
-    with pytest.raises(DataError, match="objective.classes"):
+    with pytest.raises(DataError, match=r"objective\.classes"):
         CONFIG.numbers(["low", "lowest"])
