@@ -59,8 +59,8 @@ class WordNGram:
         self._forget()
 
     def _forget(self) -> None:
-        self._contexts: dict[Any, int] = Numbers()  # KenLM's states
-        self._states: dict[tuple[int, str, bool], int] = Numbers()  # context, word, whether the penalty is charged
+        self._contexts = Numbers()  # KenLM's states
+        self._states = Numbers()  # of (context, word, whether the penalty is charged)
         self._charged = array.array("b")
         # of finishing a state's word, once it is asked for: log probability, words, context
         self._log_prob, self._words, self._after = array.array("d"), array.array("d"), array.array("q")

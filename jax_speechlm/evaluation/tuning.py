@@ -6,12 +6,8 @@ from jax_speechlm.decoder import Decoder, Posteriors
 from jax_speechlm.evaluation import wer
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, written_without_spaces
 
-_GRID = {
-    "alpha": (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2),
-    "beta": (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
-    "rescore_alpha": (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2),
-    "rescore_beta": (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
-}
+_ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2)
+_BETAS = (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _ROUNDS = 3
 
 
@@ -38,7 +34,9 @@ def tune_weights(
 
     def errors(hypotheses: Sequence[str]) -> tuple[int, int]:
         spelled = [clean(text) for text in hypotheses]
-        words, characters = (int(wer.count(wer.align(cleaned, spelled, unit))[:, :3].sum()) for unit in UNITS)
+        words, characters = (
+            int(wer.count(wer.align(cleaned, spelled, unit))[:, :3].sum()) for unit in ("word", "character")
+        )
         return (characters, words) if by_character else (words, characters)
 
     if decoder.decoding.lm:
@@ -49,10 +47,8 @@ def tune_weights(
     return decoder
 
 
-UNITS = ("word", "character")
-
-
-def _descend(decoder: Decoder, names: tuple[str, ...], cost: Callable[[Decoder], tuple[int, int]]) -> Decoder:
+def _descend(decoder: Decoder, names: tuple[str, str], cost: Callable[[Decoder], tuple[int, int]]) -> Decoder:
+    """`names` are a language model's weight and the bonus for its units."""
     known: dict[tuple[float, ...], tuple[int, int]] = {}
 
     def cost_of(weights: tuple[float, ...]) -> tuple[int, int]:
@@ -63,8 +59,8 @@ def _descend(decoder: Decoder, names: tuple[str, ...], cost: Callable[[Decoder],
     best = tuple(getattr(decoder.decoding, name) for name in names)
     for _ in range(_ROUNDS):
         before = best
-        for place, name in enumerate(names):
-            trials = [(*best[:place], value, *best[place + 1 :]) for value in _GRID[name]]
+        for place, values in enumerate((_ALPHAS, _BETAS)):
+            trials = [(*best[:place], value, *best[place + 1 :]) for value in values]
             best = min([best, *trials], key=lambda weights: (cost_of(weights), abs(weights[place] - best[place])))
         if best == before:
             break
