@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, function = verb.run.split(":")
     try:
         getattr(importlib.import_module(module), function)(argv[1:], prog=f"jax-speechlm {argv[0]}")
+    except BrokenPipeError:  # whoever read our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except _user_errors() as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -85,24 +85,26 @@ def main() -> None:
     console.rule("train language models on text and transcripts")
     result = train(experiment("demo_lm", None, tokenizer=str(finetuned)), args.run_dir / "lm")
     table.add_row("language model", f"{result.minutes:.1f}", _seen(result), f"{result.dev['loss']:.3f}", "", "")
-    language_models = {"  + language model": args.run_dir / "lm"}
+    lm, ngram = args.run_dir / "lm", args.run_dir / "characters-6.arpa"
+    ways = {"  + ranked by the language model": Decoding(rescore=lm)}
     if importlib.util.find_spec("kenlm"):
-        ngram, ngram_began = args.run_dir / "words-3.arpa", time.perf_counter()
-        train_ngram(ngram, (TEXT_SET, *SETS), order=3, data_dir=args.data_dir)
-        table.add_row("word 3-gram", _minutes(ngram_began), "", "", "", "")
-        language_models["  + word 3-gram"] = ngram
+        ngram_began = time.perf_counter()
+        train_ngram(ngram, (TEXT_SET, *SETS), order=6, unit="char", data_dir=args.data_dir)
+        table.add_row("character 6-gram", _minutes(ngram_began), "", "", "", "")
+        ways["  + character 6-gram"] = Decoding(lm=ngram)
+        ways["  + both"] = Decoding(lm=ngram, rescore=lm)
     else:
         console.print("[yellow]No n-gram: kenlm is not installed (pip install -e '.[ngram]'; it wants a C++ compiler).")
 
-    for title, lm in language_models.items():
+    for title, decoding in ways.items():
         console.rule(f"decode{title}")
         decode_began = time.perf_counter()
-        report = evaluate_run(finetuned, (TEST_SET,), decoding=Decoding(lm=lm), data_dir=args.data_dir)
+        report = evaluate_run(finetuned, (TEST_SET,), decoding=decoding, data_dir=args.data_dir)
         table.add_row(title, _minutes(decode_began), "", "", str(report.wer), str(report.cer))
 
     console.rule("transcribe one clip of the test split")
     clip, reference = _one_clip(args.data_dir, args.run_dir)
-    for transcript in Recognizer.load(finetuned, Decoding(lm=lm)).transcribe([clip]):
+    for transcript in Recognizer.load(finetuned, decoding.with_defaults()).transcribe([clip]):
         console.print(f"{clip}\nsaid:  {reference}\nheard: {transcript.text}\n")
 
     console.print(table)

@@ -177,6 +177,7 @@ _SHOWN = {
     "loss": ".3f",
     "wer": ".1%",
     "masked_accuracy": ".1%",
+    "accuracy": ".1%",
     "learning_rate": ".1e",
     "grad_norm": ".2f",
     "audio_seconds_per_second": ".0f",
