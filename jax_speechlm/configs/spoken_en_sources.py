@@ -1,0 +1,25 @@
+"""Which book a sentence is from: classification of spoken-en, from the masked LM of `text_en_mlm` or from scratch.
+
+jax-speechlm prepare spoken-en --debian text-en --steps unicode sentences spoken exact --held-out asterisk-en queen-en
+jax-speechlm finetune --config spoken_en_sources --from runs/text_en_mlm --run-dir runs/sources
+jax-speechlm finetune --config spoken_en_sources --run-dir runs/sources_scratch
+jax-speechlm eval runs/sources --sets spoken-en
+
+Not yet measured by us.
+"""
+
+from jax_speechlm.configs.text_en_mlm import MODEL
+from jax_speechlm.experiment import Cadence, Experiment, Text
+from jax_speechlm.objectives.classification import Classification
+from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+
+
+def config() -> Experiment:
+    return Experiment(
+        data=Text(sets=("spoken-en",), tokenizer="data/bpe-2048", label="source", context=48, tokens_per_batch=32 * 48),
+        objective=Classification(classes=("anarchism", "bible", "fortunes", "postgresql")),
+        model=MODEL.replace(dropout=0.1),
+        optimizer=Optimizer(schedule=WarmupCosine(peak=3e-4, warmup_steps=50)),
+        num_steps=500,
+        cadence=Cadence(log_every=50, eval_every=250, checkpoint_every=250),
+    )

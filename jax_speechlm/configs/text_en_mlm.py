@@ -1,0 +1,33 @@
+"""A masked LM of 5 M parameters on text-en, 2,048 byte pairs, in ModernBERT's form.
+
+jax-speechlm pretrain --config text_en_mlm
+jax-speechlm eval runs/text_en_mlm --sets text-en
+
+The tokenizer is that of `text_en_lm`. Not yet measured by us.
+"""
+
+from jax_speechlm.experiment import Cadence, Experiment, Text
+from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.objectives.masked_lm import MaskedLM
+from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+
+MODEL = TransformerConfig(
+    causal=False,
+    norm="layer",
+    norm_epsilon=1e-5,
+    activation="gelu",
+    query_key_norm=False,
+    embedding_norm=True,
+    prediction_head=True,
+)
+
+
+def config() -> Experiment:
+    return Experiment(
+        data=Text(sets=("text-en",), tokenizer="data/bpe-2048", context=128, tokens_per_batch=4096),
+        objective=MaskedLM(),
+        model=MODEL,
+        optimizer=Optimizer(schedule=WarmupCosine(peak=1.5e-3, warmup_steps=200)),
+        num_steps=2500,
+        cadence=Cadence(log_every=50, eval_every=500, checkpoint_every=500),
+    )
