@@ -65,7 +65,8 @@ class Cleaning:
           without a known spoken form go. After `sentences`, this is text like transcripts.
         punctuation: without punctuation and symbols, apostrophes within words excepted.
         stop_words: without the most common words of the document's language.
-        stem: words in lower case, cut to their stems (Snowball), in the document's language.
+        stem: words in lower case, cut to their stems (Snowball), in the document's language; after `punctuation`, or
+          words with a comma behind them stay whole.
       languages: two-letter codes of the languages to keep; empty keeps all, or what a named set is meant to be in.
       min_characters, max_characters: of a document, after the steps before `length`.
       similarity: from which on a document is a near copy.

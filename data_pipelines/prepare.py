@@ -97,6 +97,8 @@ def prepare(
     folder = Path(data_dir) / name
     about_speech = {"tfds": tfds, "max_seconds": max_seconds, "normalise_text": normalise_text}
     about_speech["manifest_sha256"] = digest(manifest) if manifest else None
+    if debian and debian != name:
+        about_speech["debian"] = debian
     files = text_files(text, name, unit=unit, encoding=encoding) if text else None
     held_out = _held_out(Path(data_dir), cleaning.held_out)
     about_text = {"tfds": tfds, "cleaning": asdict(cleaning), "held_out": held_out and held_out.fingerprint}

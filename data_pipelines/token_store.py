@@ -6,6 +6,7 @@ uint16 (uint32 for vocabularies over 65,536), and `....ends.npy`, int64 [rows], 
 
 import dataclasses
 import os
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -92,7 +93,7 @@ def _find(folder: Path, name: str, dtype: np.dtype, num_rows: int) -> tuple[np.n
 def _encode(part: Part, tokenizer: Tokenizer, folder: Path, name: str, dtype: np.dtype, num_threads: int) -> None:
     """Writes both files whole, the ends last: they say that the ids are complete."""
     lengths: list[int] = []
-    suffix = f"{os.getpid()}.partial"
+    suffix = f"{socket.gethostname()}-{os.getpid()}.partial"
     ids_path, ends_path = (folder / f"{name}.{kind}.{suffix}" for kind in ("ids", "ends"))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     try:

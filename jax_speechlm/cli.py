@@ -62,7 +62,7 @@ VERBS = {
     "compare": Verb(
         "jax_speechlm.cli:compare",
         "paired bootstrap between two evaluations",
-        "jax-speechlm compare runs/a/eval/report.json runs/b/eval/report.json",
+        "jax-speechlm compare runs/a/eval/*/report.json runs/b/eval/*/report.json",
     ),
     "transcribe": Verb(
         "jax_speechlm.cli:transcribe",

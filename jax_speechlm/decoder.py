@@ -15,7 +15,7 @@ from jax_speechlm.config import Config
 from jax_speechlm.decoding.boosting import Boost, read_phrases
 from jax_speechlm.decoding.fusion import Scorer, StepScorer
 from jax_speechlm.decoding.neural_fusion import NeuralScorer
-from jax_speechlm.decoding.ngram import NGram
+from jax_speechlm.decoding.ngram import END, NGram
 from jax_speechlm.decoding.ngram_fusion import ngram_scorer
 from jax_speechlm.decoding.prefix_beam import BeamSettings, Hypothesis, prefix_beam_search
 from jax_speechlm.language_model import LanguageModel
@@ -57,6 +57,13 @@ class Decoding(Config):
     @property
     def is_greedy(self) -> bool:
         return self.decoder == "greedy" or (self.decoder is None and not (self.lm or self.boost or self.rescore))
+
+    @property
+    def name(self) -> str:
+        """A short name for folders: "greedy", "beam", or what the beam is helped by."""
+        if self.is_greedy:
+            return "greedy"
+        return "+".join(["beam", *(path.stem for path in (self.lm, self.boost, self.rescore) if path)])
 
     @property
     def untuned(self) -> tuple[str, ...]:
@@ -182,5 +189,6 @@ def _scorer(path: Path, tokenizer: Tokenizer) -> Scorer:
 
 def _score(model: NGram | LanguageModel, texts: Sequence[str]) -> Sequence[float]:
     if isinstance(model, NGram):
-        return [model.score(text) for text in texts]
+        # A transcript without a word is an empty sentence, not no sentence: its end costs something too.
+        return [model.score(text) if text.strip() else model.extend(model.begin(), END)[0] for text in texts]
     return model.score(texts).tolist()

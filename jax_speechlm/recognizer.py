@@ -61,12 +61,12 @@ class Recognizer:
         params, meta = ckpt.read_params(checkpoint)
         experiment = Experiment.model_validate(meta["experiment"])
         tokenizer = saved_tokenizer(meta)
-        if tokenizer is None:
-            raise ckpt.CheckpointError(
-                f"{checkpoint}: was trained by {experiment.objective.kind}, which gives no text. Finetune it first: "
-                f"jax-speechlm finetune --from {path}"
-            )
         objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
+        if objective.logits is None:
+            raise ckpt.CheckpointError(
+                f"{checkpoint}: was trained by {experiment.objective.kind}, which does not spell speech. Name a run "
+                f"that was trained by ctc; from a pretrained encoder: jax-speechlm finetune --from {path}"
+            )
         decoder = None if decoding.is_greedy else Decoder(decoding, tokenizer)
         params = jax.device_put(params)
         spell = jax.jit(lambda params, batch: best_path(*objective.logits(params, batch)))

@@ -31,7 +31,8 @@ from jax_speechlm.evaluation.recognition import evaluate_run
 from jax_speechlm.experiment import Experiment, Start
 from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.recognizer import Recognizer
-from jax_speechlm.training.loop import Result, train
+from jax_speechlm.training.checkpoints import CheckpointError
+from jax_speechlm.training.loop import Result, TrainingStopped, train
 
 SETS = ("asterisk-en", "queen-en")
 TEXT_SET = "spoken-en"
@@ -68,7 +69,7 @@ def main() -> None:
     table.add_row("prepare", _minutes(began), f"{hours:.2f} h", "", "", "")
 
     console.rule("pretrain on audio alone (BEST-RQ)")
-    result = train(experiment("demo_pretrain", None), args.run_dir / "pretrain")
+    result = finish(experiment("demo_pretrain", None), args.run_dir / "pretrain")
     table.add_row("pretrain", f"{result.minutes:.1f}", _seen(result), f"{result.dev['loss']:.3f}", "", "")
 
     finetuned, pretrained = args.run_dir / "finetune", Start(checkpoint=str(args.run_dir / "pretrain"))
@@ -77,13 +78,13 @@ def main() -> None:
         (finetuned, "finetune, pretrained", pretrained),
     ):
         console.rule(title)
-        result = train(experiment("demo_finetune", start), folder)
+        result = finish(experiment("demo_finetune", start), folder)
         report = evaluate_run(folder, (TEST_SET,), data_dir=args.data_dir)
         figures = f"{result.minutes:.1f}", _seen(result), f"{result.dev['loss']:.3f}"
         table.add_row(title, *figures, str(report.wer), str(report.cer))
 
     console.rule("train language models on text and transcripts")
-    result = train(experiment("demo_lm", None, tokenizer=str(finetuned)), args.run_dir / "lm")
+    result = finish(experiment("demo_lm", None, tokenizer=str(finetuned)), args.run_dir / "lm")
     table.add_row("language model", f"{result.minutes:.1f}", _seen(result), f"{result.dev['loss']:.3f}", "", "")
     lm, ngram = args.run_dir / "lm", args.run_dir / "characters-6.arpa"
     ways = {"  + ranked by the language model": Decoding(rescore=lm)}
@@ -94,7 +95,8 @@ def main() -> None:
         ways["  + character 6-gram"] = Decoding(lm=ngram)
         ways["  + both"] = Decoding(lm=ngram, rescore=lm)
     else:
-        console.print("[yellow]No n-gram: kenlm is not installed (pip install -e '.[ngram]'; it wants a C++ compiler).")
+        hint = "No n-gram: kenlm is not installed (pip install -e '.[ngram]'; it wants a C++ compiler)."
+        console.print(hint, style="yellow", markup=False)
 
     for title, decoding in ways.items():
         console.rule(f"decode{title}")
@@ -114,6 +116,14 @@ def main() -> None:
     for run in ("pretrain", "scratch", "finetune", "lm"):
         folder = args.run_dir / run
         console.print(f"{run:<9} checkpoints {folder / 'checkpoints'}   TensorBoard logs {folder / 'tensorboard'}")
+
+
+def finish(experiment: Experiment, run_dir: Path) -> Result:
+    """`train`, but a signal that ends the run ends the demo too."""
+    result = train(experiment, run_dir)
+    if result.step < experiment.num_steps:
+        sys.exit("Stopped. The same command goes on from there.")
+    return result
 
 
 def _seen(result: Result) -> str:
@@ -137,5 +147,5 @@ def _one_clip(data_dir: Path, run_dir: Path) -> tuple[Path, str]:
 if __name__ == "__main__":
     try:
         main()
-    except DataError as error:
+    except (DataError, CheckpointError, TrainingStopped) as error:
         sys.exit(f"error: {error}")

@@ -37,6 +37,7 @@ class NGram:
       order: n.
       unit: what its units are: "char" where the model knows the space as a unit.
       vocabulary: its units; None for a binary file, which cannot be asked for them.
+      is_over_pieces: whether its units are a tokenizer's pieces, which it takes the tokenizer to find in a text.
     """
 
     def __init__(self, path: str | Path):
@@ -65,6 +66,7 @@ class NGram:
             ) from error
         self.order: int = self._model.order
         self.unit: Unit = "char" if SPACE in self else "word"
+        self.is_over_pieces = any(SPACE in unit and len(unit) > 1 for unit in self.vocabulary or ())
 
     def __contains__(self, unit: str) -> bool:
         return unit in self._model
@@ -87,7 +89,16 @@ class NGram:
         return _LN10 * self._model.BaseScore(state, unit, after), after
 
     def score(self, text: str) -> float:
-        """Log probability of a text in nats: of every unit and every end of a line, units unknown as "<unk>"."""
+        """Log probability of a text in nats: of every unit and every end of a line, units unknown as "<unk>".
+
+        Raises:
+          DataError: the units are a tokenizer's pieces.
+        """
+        if self.is_over_pieces:
+            raise DataError(
+                f"{self.path} is over a tokenizer's pieces: it serves as --lm with that tokenizer, not where whole "
+                "texts are scored; train one with --unit word or char for that"
+            )
         total = 0.0
         for units in sentences(text, self.unit):
             state = self.begin()

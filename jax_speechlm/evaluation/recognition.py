@@ -9,6 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines import index as indexes
 from data_pipelines import plan as plans
+from data_pipelines.errors import DataError
 from data_pipelines.loader import Batches, open_batches
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.evaluation import report as reports
@@ -79,9 +80,11 @@ def evaluate_run(
         model is named without its weights.
       normalizer: what reference and hypothesis go through before they are compared.
       data_dir: folder of the prepared data sets.
-      out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
+      out: folder of the report; by default <checkpoint>/eval/<sets>-<split>-<decoder and language models>.
       seconds_per_batch: padded audio at a time: memory and speed, never the result.
     """
+    if tune and not (decoding.lm or decoding.rescore):
+        raise DataError("--tune chooses the weights of language models: name one with --lm or --rescore")
     recognizer, how = Recognizer.load(checkpoint, decoding), "greedy"
     if recognizer.decoder is not None:
         if tuned := tune or decoding.untuned:
@@ -93,7 +96,7 @@ def evaluate_run(
         how = str(recognizer.decoder.decoding) + (f", weights tuned on dev of {', '.join(names)}" if tuned else "")
     speech = PreparedSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
     report = reports.evaluate(speech.utterances(recognizer.recognize(speech.batches())), normalizer, decoder=how)
-    out = out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}"
+    out = out or checkpoint / "eval" / "-".join(("+".join(sets), split, decoding.name))
     report.save(out)
     console = Console(highlight=False)
     console.print(report.table())

@@ -30,10 +30,14 @@ def tune_weights(
     clean = normalizer(normalizer_name)
     cleaned = [clean(references[row]) for row in posteriors]
     by_character = written_without_spaces(cleaned)
+    if by_character:  # as the report counts
+        cleaned = [text.replace(" ", "") for text in cleaned]
     heard = list(posteriors.values())
 
     def errors(hypotheses: Sequence[str]) -> tuple[int, int]:
         spelled = [clean(text) for text in hypotheses]
+        if by_character:
+            spelled = [text.replace(" ", "") for text in spelled]
         words, characters = (
             int(wer.count(wer.align(cleaned, spelled, unit))[:, :3].sum()) for unit in ("word", "character")
         )

@@ -13,13 +13,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.experiment import Experiment, Start, differences
+from jax_speechlm.models.functional import Params
 from jax_speechlm.parallel import distributed, hardware
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.optimizers import overlay, paths, select
 from jax_speechlm.training.reporting import Extent, Meter, Reporter
-from jax_speechlm.training.source import Source, open_source, tokenizer_files
+from jax_speechlm.training.source import Source, open_source, saved_tokenizer, tokenizer_files
 from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer
 from jax_speechlm.training.validation import validate
 
@@ -84,7 +86,7 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
         trainer = make_trainer(objective, experiment.optimizer, experiment.num_steps, experiment.seed, mesh)
         checkpoints = ckpt.Checkpoints(run_dir, keep_last=cadence.keep_last, keep_best=cadence.keep_best)
         stack.callback(checkpoints.close)
-        state, first_step = _initial_state(experiment, trainer, checkpoints, meta)
+        state, first_step = _initial_state(experiment, trainer, checkpoints, meta, source.tokenizer)
         if jax.process_index() == 0:
             (run_dir / "config.json").write_text(experiment.model_dump_json(indent=1))
         reporter = stack.enter_context(Reporter(run_dir, run_dir.name, first_step, experiment.num_steps))
@@ -123,14 +125,17 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
                 if objective.alarm and (warning := objective.alarm(train_figures, _settled(experiment, step))):
                     reporter.say(f"[yellow]{warning}")
             evaluated = step % cadence.eval_every == 0 or last
-            if evaluated:
-                dev_figures = validate(trainer, eval_params(state), source, mesh)
-                reporter.write(step, "dev", dev_figures)
-            if step % cadence.checkpoint_every == 0 or last:
-                checkpoints.save(step, state, meta | {"step": step}, dev_figures if evaluated else None)
+            with meter.outside():
+                if evaluated:
+                    dev_figures = validate(trainer, eval_params(state), source, mesh)
+                    reporter.write(step, "dev", dev_figures)
+                if step % cadence.checkpoint_every == 0 or last:
+                    checkpoints.save(step, state, meta | {"step": step}, dev_figures if evaluated else None)
         if step < experiment.num_steps:
             checkpoints.save(step, state, meta | {"step": step})
             reporter.say(f"{signal_name} received: saved step {step}. The same command goes on from there.")
+        elif not dev_figures:  # the run was finished already
+            dev_figures = validate(trainer, eval_params(state), source, mesh)
         checkpoints.wait()
         compiles = trainer.step._cache_size()
     return Result(
@@ -145,7 +150,7 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
 
 
 def _initial_state(
-    experiment: Experiment, trainer: Trainer, checkpoints: ckpt.Checkpoints, meta: dict
+    experiment: Experiment, trainer: Trainer, checkpoints: ckpt.Checkpoints, meta: dict, tokenizer: Tokenizer | None
 ) -> tuple[TrainState, int]:
     """(state, first step): the newest checkpoint, or fresh parameters with what `experiment.start` takes over."""
 
@@ -167,19 +172,24 @@ def _initial_state(
         return restored.state, restored.step
     state = trainer.init(jax.random.key(experiment.seed))
     if experiment.start:
-        params = _take_over(experiment.start, state.params)
+        params = _take_over(experiment.start, state.params, tokenizer)
         ema = overlay(state.ema, select(params, tuple(paths(state.ema)))) if state.ema else {}
         state = state._replace(params=params, ema=ema)
     return state, 0
 
 
-def _take_over(start: Start, params):
+def _take_over(start: Start, params: Params, tokenizer: Tokenizer | None) -> Params:
     """`params` with the groups that `start` names read from its checkpoint, resharded to this mesh."""
     path = ckpt.find(start.checkpoint)
-    loaded, _ = ckpt.read_params(path)
+    loaded, meta = ckpt.read_params(path)
     wanted = select(params, start.groups) if start.groups else params
     if not wanted:
         raise ckpt.CheckpointError(f"start.groups {start.groups} names nothing in this model: {sorted(params)}")
+    theirs = saved_tokenizer(meta)
+    if "transformer" in wanted and theirs and tokenizer and theirs.fingerprint != tokenizer.fingerprint:
+        raise ckpt.CheckpointError(
+            f"{path}: its transformer was trained with another tokenizer: set --data.tokenizer {start.checkpoint}"
+        )
     missing = sorted(set(paths(wanted)) - set(paths(loaded)))
     if missing:
         raise ckpt.CheckpointError(f"{path}: has no {', '.join(missing[:5])}; start.groups asks for {start.groups}")

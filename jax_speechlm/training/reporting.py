@@ -76,6 +76,13 @@ class Meter:
         yield
         self._waited += time.perf_counter() - began
 
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Time spent in here is none of the interval's: validating, saving."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
+
     def add(self, metrics: Metrics) -> dict[str, float]:
         """Reads one step's metrics from the device and adds them up; returns this step's means."""
         values = jax.device_get(metrics)

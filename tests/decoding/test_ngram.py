@@ -128,6 +128,8 @@ def test_a_model_of_the_tokenizers_own_pieces(tmp_path):
         log_prob, state = ngram.extend(state, unit)
         expected += log_prob
     assert total(scorer, tokenizer.encode(TEXTS[2])) == pytest.approx(expected)
+    with pytest.raises(DataError, match="over a tokenizer's pieces"):
+        ngram.score(TEXTS[2])  # by words or characters it would be another text
 
 
 def test_letters_that_are_words_do_not_make_a_character_model(tmp_path):

@@ -9,10 +9,18 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm.experiment import Start
+from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.objectives.causal_lm import CausalLM
+from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.loop import TrainingStopped, _profiler, train
+from jax_speechlm.training.loop import TrainingStopped, _profiler, _take_over, train
+from jax_speechlm.training.source import tokenizer_files
+from jax_speechlm.training.state import make_trainer
 from tests.training import tiny
+
+ABC = CharTokenizer("abc ")
 
 
 def params_of(run_dir):
@@ -102,6 +110,13 @@ def test_a_folder_of_another_run_is_refused(whole):
         train(other, run_dir, tiny.MemorySource.make(other))
 
 
+def test_a_finished_run_is_validated_again(whole):
+    run_dir, result, experiment = whole
+    again = train(experiment, run_dir, tiny.MemorySource.make(experiment))
+    assert again.step == result.step
+    assert again.dev == result.dev
+
+
 def test_changed_data_are_refused(whole):
     run_dir, _, experiment = whole
     with pytest.raises(TrainingStopped, match="the data sets have changed"):
@@ -157,3 +172,21 @@ def test_a_model_of_another_shape_cannot_take_over(whole, tmp_path):
     wider = experiment.replace(model=experiment.model.replace(dim=32), start=Start(checkpoint=str(run_dir)))
     with pytest.raises(ckpt.CheckpointError, match=r"has shape .* this model needs"):
         train(wider, tmp_path, tiny.MemorySource.make(wider))
+
+
+def test_a_transformer_is_not_taken_over_under_another_tokenizer(tmp_path):
+    """Two alphabets of one size: the table fits, but every row of it means another character."""
+    run = ckpt.Checkpoints(tmp_path)
+    experiment = tiny.experiment("ctc")
+    objective = CausalLM().build(TransformerConfig(dim=8, num_layers=1, num_heads=1, num_kv_heads=1), None, ABC)
+    with jax.set_mesh(meshes.make_mesh(experiment.mesh)):
+        state = make_trainer(objective, experiment.optimizer, 1, 0, meshes.make_mesh(experiment.mesh)).init(
+            jax.random.key(0)
+        )
+    run.save(1, state, {"experiment": {}, "tokenizer": tokenizer_files(ABC), "plan": "", "step": 1})
+    run.wait()
+    run.close()
+    start = Start(checkpoint=str(tmp_path))
+    assert_same(_take_over(start, state.params, ABC), state.params)
+    with pytest.raises(ckpt.CheckpointError, match="another tokenizer: set --data.tokenizer"):
+        _take_over(start, state.params, CharTokenizer("xyz "))
