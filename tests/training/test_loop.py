@@ -188,5 +188,5 @@ def test_a_transformer_is_not_taken_over_under_another_tokenizer(tmp_path):
     run.close()
     start = Start(checkpoint=str(tmp_path))
     assert_same(_take_over(start, state.params, ABC), state.params)
-    with pytest.raises(ckpt.CheckpointError, match="another tokenizer: set --data.tokenizer"):
+    with pytest.raises(ckpt.CheckpointError, match=r"another tokenizer: set --data\.tokenizer"):
         _take_over(start, state.params, CharTokenizer("xyz "))
