@@ -97,10 +97,10 @@ def test_ranking_anew_adds_the_models_score_and_a_bonus_for_words(files, kind):
 
 def test_silence_is_ranked_as_an_empty_sentence_not_as_a_certainty(files):
     decoder = Decoder(Decoding(rescore=files["word"], rescore_alpha=1.0, rescore_beta=0.0), CHARACTERS)
-    row = [Hypothesis((), -6.0, 0.0), Hypothesis(tuple(CHARACTERS.encode("the mat")), -5.0, 0.0)]
+    row = [Hypothesis((), -6.0, 0.0), Hypothesis(tuple(CHARACTERS.encode("the mat")), -4.5, 0.0)]
     model = NGram(files["word"])
     end, _ = model.extend(model.begin(), "</s>")
-    assert -6.0 + end < -5.0 + model.score("the mat") < -6.0  # else this shows nothing
+    assert -6.0 + end < -4.5 + model.score("the mat") < -6.0  # else this shows nothing
     assert decoder.choose([row]) == ["the mat"]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.tokenizers import CharTokenizer, LabelTokenizer, load_tokenizer, train_tokenizer
+from data_pipelines.tokenizers import CharTokenizer, load_tokenizer, train_tokenizer
 
 VERSES = [
     "In the beginning God created the heaven and the earth.\nAnd the earth was without form, and void.\n\n"
@@ -74,4 +74,3 @@ def test_many_texts_at_once(with_bytes):
         for num_threads in (1, 3):
             assert tokenizer.encode_batch(texts, num_threads) == [tokenizer.encode(text) for text in texts]
         assert tokenizer.encode_batch([]) == []
-    assert LabelTokenizer(("a", "b")).encode_batch(["b", "a"]) == [[2], [1]]
