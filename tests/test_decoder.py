@@ -19,6 +19,8 @@ from jax_speechlm.models import functional
 from jax_speechlm.objectives.causal_lm import CausalLM
 from tests.objectives.text import MODEL, TOKENIZER
 
+pytest.importorskip("kenlm", reason="n-gram models need kenlm: pip install -e '.[ngram]'")
+
 TEXTS = ["the cat sat", "a cat ran", "the dog sat on a mat", "a dog ran", "the mat"]
 CHARACTERS = CharTokenizer(" abcdeghimnorst")
 

@@ -9,6 +9,8 @@ from jax_speechlm import cli
 from jax_speechlm.evaluation.report import Report
 from tests.test_end_to_end import workplace  # noqa: F401  the fixture: a small recognizer of tones
 
+pytest.importorskip("kenlm", reason="n-gram models need kenlm: pip install -e '.[ngram]'")
+
 
 @pytest.fixture(scope="module")
 def files(workplace):  # noqa: F811

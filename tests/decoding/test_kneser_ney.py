@@ -14,6 +14,8 @@ from data_pipelines.errors import DataError
 from jax_speechlm.decoding.kneser_ney import Estimate, estimate, write_arpa
 from jax_speechlm.decoding.ngram import BEGIN, END, UNKNOWN, NGram
 
+pytest.importorskip("kenlm", reason="n-gram models need kenlm: pip install -e '.[ngram]'")
+
 
 def corpus(seed: int, size: int = 60, words: int = 12) -> list[list[str]]:
     """Sentences with a Zipf-like vocabulary and some order in them."""

@@ -15,6 +15,8 @@ from jax_speechlm.decoding.kneser_ney import estimate, write_arpa
 from jax_speechlm.decoding.ngram import NGram, sentences
 from jax_speechlm.decoding.ngram_fusion import OOV_PENALTY, TokenNGram, WordNGram, ngram_scorer
 
+pytest.importorskip("kenlm", reason="n-gram models need kenlm: pip install -e '.[ngram]'")
+
 TEXTS = ["the cat sat", "the cat ran", "a cat sat on the mat", "the dog ran", "a dog sat", "the mat"]
 CHARACTERS = CharTokenizer(" abcdeghimnorst")
 GOLDEN = Path(__file__).parents[1] / "golden"
