@@ -109,7 +109,7 @@ def dropout(x: Float[Array, "batch ..."], rate: float, keys: Keys | None) -> Flo
 
     What an element draws depends on its row's key and its place in the row alone, so padding changes nothing. The draw
     is a hash of the place, seeded by the key (the finaliser of MurmurHash3): it fuses into the multiplication, while
-    JAX's own generator costs ten times the multiplication on CPU.
+    JAX's own generator costs three times as much on CPU.
 
     Args:
       x: up to three dimensions after the batch.
@@ -132,7 +132,7 @@ _BLOCK = 16  # frames that one step of the kernel's gradient sums; fastest of 8,
 def causal_depthwise(x: Float[Array, "batch time dim"], kernel: Float[Array, "taps dim"]) -> Float[Array, "..."]:
     """Each channel convolved with its own taps over the present frame and the `taps - 1` frames before it.
 
-    y[t] = sum_k kernel[k] x[t - taps + 1 + k]. A sum of shifted products, because XLA's grouped convolution is ten
+    y[t] = sum_k kernel[k] x[t - taps + 1 + k]. A sum of shifted products, because XLA's grouped convolution is 20
     times as slow on CPU, and slow on GPU backwards. The gradient is written out for the same reason: differentiating
     the sum leaves one reduction over all frames for each tap, which XLA does not vectorise on CPU.
     """
