@@ -1,5 +1,6 @@
 """What adds to the score of a transcript while a beam search spells it: language models, lists of words."""
 
+import abc
 import array
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,7 +47,7 @@ class Scorer(Protocol):
         """What the end of the transcript adds."""
 
 
-class StepScorer:
+class StepScorer(abc.ABC):
     """A scorer written for one prefix at a time; a subclass gives `initial`, `step` and `end`.
 
     Prefixes between which the subclass makes no difference, since their values are equal, share one state, and no step
@@ -61,17 +62,17 @@ class StepScorer:
         self._vocab_size = vocab_size
         self._forget()
 
+    @abc.abstractmethod
     def initial(self) -> Any:
         """The hashable value of the empty prefix."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def step(self, value: Any, token: int) -> tuple[float, int, Any]:
         """Log probability, units, and value of the prefix after one more token."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def end(self, value: Any) -> tuple[float, int]:
         """Log probability and units of the transcript's end."""
-        raise NotImplementedError
 
     def start(self, prefixes: int, max_tokens: int) -> int:
         if len(self._steps) > MEMORY:
