@@ -7,7 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from jax_speechlm.experiment import Experiment
 
 
 class Verb(NamedTuple):
@@ -74,12 +77,18 @@ VERBS = {
         "find when each word of known transcripts is said",
         "jax-speechlm align runs/finetune --sets asterisk-en --split test --format ctm",
     ),
+    "plan": Verb(
+        "jax_speechlm.cli:plan",
+        "compile a run for accelerators that are not here: what it needs, what it costs, whether it fits",
+        "jax-speechlm plan --config librispeech_960_v5e16 --topology v5e-16 --price 1.2",
+    ),
     "configs": Verb("jax_speechlm.cli:list_configs", "list the experiments that ship", "jax-speechlm configs"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit status: 0 done, 1 an error that the user can mend, 2 a wrong command line."""
+    """Runs one command. Returns the exit status: 0 done, 1 an error that the user can mend, 2 a wrong command line,
+    3 a plan that does not fit."""
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what TensorFlow says as it is imported
@@ -92,14 +101,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jax-speechlm has no command {argv[0]!r}.\n\n{_help()}", file=sys.stderr)
         return 2
     module, function = verb.run.split(":")
+    status = 0
     try:
-        getattr(importlib.import_module(module), function)(argv[1:], prog=f"jax-speechlm {argv[0]}")
+        status = getattr(importlib.import_module(module), function)(argv[1:], prog=f"jax-speechlm {argv[0]}")
     except BrokenPipeError:  # whoever read our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except _user_errors() as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    return status or 0
 
 
 def _help() -> str:
@@ -114,10 +124,11 @@ def _help() -> str:
 def _user_errors() -> tuple[type[Exception], ...]:
     """The errors whose message tells a user what to do; anything else is a bug and keeps its traceback."""
     from data_pipelines.errors import DataError
+    from jax_speechlm.planning.ahead_of_time import PlanningError
     from jax_speechlm.training.checkpoints import CheckpointError
     from jax_speechlm.training.loop import TrainingStopped
 
-    return (DataError, CheckpointError, TrainingStopped, FileNotFoundError, ValueError)
+    return (DataError, CheckpointError, PlanningError, TrainingStopped, FileNotFoundError, ValueError)
 
 
 def pretrain(argv: Sequence[str], prog: str) -> None:
@@ -130,35 +141,17 @@ def finetune(argv: Sequence[str], prog: str) -> None:
 
 def _train(argv: Sequence[str], prog: str, default_config: str) -> None:
     import jax
-    import tyro
 
-    from jax_speechlm import configs
-    from jax_speechlm.experiment import Experiment, Start
     from jax_speechlm.parallel import distributed
     from jax_speechlm.parallel.hardware import cache_compilations
     from jax_speechlm.training.loop import train
 
     cache_compilations()
 
-    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    parser.add_argument(
-        "--config", default=default_config, help="a shipped experiment, or a .py or .json file (default: %(default)s)"
-    )
+    parser = _experiment_parser(prog, default_config)
     parser.add_argument("--run-dir", help="where checkpoints and logs go (default: runs/<config>)")
     parser.add_argument("--from", dest="start", help="take the encoder over from this run or checkpoint")
-    known, rest = parser.parse_known_args(argv)
-    if {"-h", "--help"} & set(rest):
-        print(parser.format_help(), "\nEvery setting of the experiment is an option too:\n")
-    experiment = configs.load(known.config)
-    if known.start:
-        experiment = experiment.replace(start=Start(checkpoint=known.start))
-    experiment = tyro.cli(
-        Experiment,
-        prog=prog,
-        default=experiment,
-        args=rest,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-    )
+    experiment, known = _experiment(parser, argv, prog)
     run_dir = Path(known.run_dir or Path("runs") / Path(known.config).stem)
     with distributed.session():
         result = train(experiment, run_dir)
@@ -169,6 +162,69 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> None:
     print(
         f"{result.step} steps, {result.minutes:.1f} minutes, {seen}; dev: {figures}\n"
         f"checkpoints: {run_dir / 'checkpoints'}   logs: tensorboard --logdir {run_dir / 'tensorboard'}"
+    )
+
+
+def _experiment_parser(prog: str, default_config: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "--config", default=default_config, help="a shipped experiment, or a .py or .json file (default: %(default)s)"
+    )
+    return parser
+
+
+def _experiment(
+    parser: argparse.ArgumentParser, argv: Sequence[str], prog: str
+) -> tuple["Experiment", argparse.Namespace]:
+    """The experiment that a command line names, with every setting that it changes, and the command's own options."""
+    import tyro
+
+    from jax_speechlm import configs
+    from jax_speechlm.experiment import Experiment, Start
+
+    known, rest = parser.parse_known_args(argv)
+    if {"-h", "--help"} & set(rest):
+        print(parser.format_help(), "\nEvery setting of the experiment is an option too:\n")
+    experiment = configs.load(known.config)
+    if getattr(known, "start", None):
+        experiment = experiment.replace(start=Start(checkpoint=known.start))
+    experiment = tyro.cli(
+        Experiment,
+        prog=prog,
+        default=experiment,
+        args=rest,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+    return experiment, known
+
+
+def plan(argv: Sequence[str], prog: str) -> int:
+    # Compiling for a TPU must not look for one.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    parser = _experiment_parser(prog, "librispeech_960_v5e16")
+    parser.description = "Compiles a run's train step for accelerators that are not here. Exit status 3: does not fit."
+    parser.add_argument("--topology", help="v5e-256, v5p-512, v6e-64, h100-64, ... (default: the experiment's own)")
+    parser.add_argument("--slices", type=int, help="TPU slices that the network joins; sets mesh.replica")
+    parser.add_argument("--fit", action="store_true", help="search mesh, remat and batch for the fastest that fits")
+    parser.add_argument("--max-compiles", type=int, default=12, help="of --fit (default: %(default)s)")
+    parser.add_argument("--longest-only", action="store_true", help="compile the longest batch shape alone")
+    parser.add_argument("--price", type=float, help="of one chip for one hour, in any currency")
+    parser.add_argument("--vocab-size", type=int, default=1024, help="where the tokenizer is not here (%(default)s)")
+    parser.add_argument("--out", type=Path, help="folder of plan.html and plan.json (default: plans/CONFIG-TOPOLOGY)")
+    experiment, known = _experiment(parser, argv, prog)
+
+    from jax_speechlm.planning.command import run_plan
+
+    return run_plan(
+        experiment,
+        known.topology,
+        known.slices,
+        known.out or Path("plans") / f"{Path(known.config).stem}-{known.topology or experiment.topology}",
+        longest_only=known.longest_only,
+        search=known.fit,
+        max_compiles=known.max_compiles,
+        price=known.price,
+        vocab_size=known.vocab_size,
     )
 
 

@@ -140,6 +140,7 @@ class Experiment(Config):
       seed: names the batches, the augmentation and the initial parameters.
       start: take parameters over from another run; None starts from scratch.
       max_bad_steps: a run stops after so many steps in a row whose loss or gradient is not finite.
+      topology: the accelerators that it was sized for, "v5e-16" or "2xv5p-512", for `jax-speechlm plan`; None for CPUs.
     """
 
     data: Data
@@ -152,12 +153,13 @@ class Experiment(Config):
     start: Start | None = None
     max_bad_steps: pydantic.PositiveInt = 20
     mesh: MeshShape = MeshShape()
+    topology: str | None = None
     cadence: Cadence = Cadence()
 
 
 def differences(first: Experiment, second: Experiment) -> list[str]:
-    """The dotted names of settings that differ and that decide a run's result; `cadence` and `mesh` do not."""
-    ignored = {"cadence", "mesh"}
+    """The dotted names of settings that differ and decide a run's result; `cadence`, `mesh` and `topology` do not."""
+    ignored = {"cadence", "mesh", "topology"}
 
     def walk(a, b, prefix: str) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):

@@ -28,7 +28,7 @@ def config() -> Experiment:
         data=Speech(
             sets=LIBRISPEECH_960,
             dev_sets=("librispeech:dev_clean",),
-            seconds_per_batch=16 * 1600,
+            seconds_per_batch=16 * 1200,
             num_buckets=8,
             batch_multiple=16,
             min_seconds=2.0,
@@ -41,5 +41,6 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=Noam(peak=4e-3, warmup_steps=25_000), weight_decay=1e-3),
         num_steps=200_000,
         mesh=MeshShape(data=4, fsdp=4),
+        topology="v5e-16",
         cadence=Cadence(log_every=100, eval_every=5000, checkpoint_every=2000),
     )

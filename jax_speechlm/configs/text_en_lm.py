@@ -21,6 +21,6 @@ def config() -> Experiment:
         objective=CausalLM(),
         model=SIZES["5M"],
         optimizer=Optimizer(schedule=WarmupCosine(peak=1.5e-3, warmup_steps=200)),
-        num_steps=2500,
+        num_steps=2000,
         cadence=Cadence(log_every=50, eval_every=500, checkpoint_every=500),
     )

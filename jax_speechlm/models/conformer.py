@@ -36,6 +36,7 @@ from jax_speechlm.models.layers import (
     frame_mask,
     split_keys,
 )
+from jax_speechlm.parallel.mesh import by_rows
 
 
 class ConformerConfig(Config):
@@ -157,11 +158,12 @@ class ConformerLayer(nnx.Module):
         keys: Keys | None,
     ) -> Float[Array, "batch time dim"]:
         ffn1, weights, attention, convolution, ffn2 = split_keys(keys, 5)
-        x = x + 0.5 * self.ffn1(x, ffn1)
+        x = by_rows(x + 0.5 * self.ffn1(x, ffn1))
         x = x + dropout(self.attention(self.attention_norm(x), attention_mask, weights), self.rate, attention)
-        x = x + self.convolution(x, mask_BxT, convolution)
-        x = x + 0.5 * self.ffn2(x, ffn2)
-        return self.norm(x)
+        x = by_rows(x)
+        x = by_rows(x + self.convolution(x, mask_BxT, convolution))
+        x = by_rows(x + 0.5 * self.ffn2(x, ffn2))
+        return by_rows(self.norm(x))
 
 
 class Conformer(nnx.Module):
@@ -209,7 +211,7 @@ class Conformer(nnx.Module):
             attention_mask = attention_mask & chunk_mask(num_frames, chunk)
 
         *keys_L, key_in = split_keys(keys, config.num_layers + 1)
-        x = self.input(self.input_norm(x_BxTxF).astype(config.dtype))
+        x = by_rows(self.input(self.input_norm(x_BxTxF).astype(config.dtype)))
         x = jnp.where(mask_BxT[..., None], dropout(x, config.dropout, key_in), 0)
 
         def run(layer: ConformerLayer, x: Array, keys: Keys | None) -> tuple[Array, Array | None]:

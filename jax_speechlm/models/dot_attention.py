@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_speechlm.models.blocked_attention import blocked_attention, visible
 from jax_speechlm.models.functional import KEPT_NAME
-from jax_speechlm.parallel.mesh import BATCH_AXES, RULES
+from jax_speechlm.parallel.mesh import BATCH_AXES, RULES, platform
 
 Kernel = Literal["auto", "reference", "blocked", "xla", "cudnn", "splash"]
 """How attention is computed: "reference" is the formula as it stands, "blocked" goes through the queries in blocks
@@ -79,7 +79,7 @@ def masked_attention(
 
 
 def _fastest(dtype: jnp.dtype) -> Kernel:
-    backend = jax.default_backend()
+    backend = platform()
     if backend == "tpu":
         return "splash"
     return "cudnn" if backend == "gpu" and dtype == jnp.bfloat16 else "blocked"
@@ -124,7 +124,7 @@ def _splash_kernel(num_tokens, num_heads, causal, window):
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([mask] * num_heads),
         block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=KEPT_NAME,
-        interpret=jax.default_backend() != "tpu",
+        interpret=platform() != "tpu",
     )  # fmt: skip
     return kernel, length
 

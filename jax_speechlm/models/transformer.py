@@ -33,6 +33,7 @@ from jax_speechlm.config import Config
 from jax_speechlm.models.dot_attention import Kernel, attend, masked_attention
 from jax_speechlm.models.functional import Remat, parameter, scan_layers, stack
 from jax_speechlm.models.layers import Keys, LayerNorm, Linear, RMSNorm, dropout, split_keys
+from jax_speechlm.parallel.mesh import by_rows
 
 Cache = dict[str, Array]
 """Keys and values of the tokens so far: {"key", "value"}, each [layers, batch, position, kv_heads, head_dim]."""
@@ -196,8 +197,8 @@ class Block(nnx.Module):
         if self.embedding_norm:  # it is the first block's norm, on the stream itself
             x = jnp.where(is_first, normed, x)
         mixed, state = mix(*self.attention.project(normed, rotation))
-        x = x + dropout(self.attention.out(mixed), self.rate, mixed_key)
-        return x + dropout(self.ffn(self.ffn_norm(x)), self.rate, ffn_key), state
+        x = by_rows(x + dropout(self.attention.out(mixed), self.rate, mixed_key))
+        return by_rows(x + dropout(self.ffn(self.ffn_norm(x)), self.rate, ffn_key)), state
 
 
 class PredictionHead(nnx.Module):
@@ -341,7 +342,7 @@ class Transformer(nnx.Module):
         return logits if self.head_bias is None else logits + self.head_bias
 
     def _embed(self, tokens_BxT: Array) -> Array:
-        return self.embedding[...][tokens_BxT].astype(self.config.dtype)
+        return by_rows(self.embedding[...][tokens_BxT].astype(self.config.dtype))
 
     def _rotations(self, position_BxT: Array) -> tuple[Rotation, Rotation]:
         """Those of the layers with a window and of the others."""

@@ -7,28 +7,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-# Dense bf16 FLOP/s of one chip, from the makers' data sheets: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e) and
-# NVIDIA's A100, H100, H200 and B200 data sheets, figures without sparsity.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
+from jax_speechlm.parallel.chips import find_chip
 
 
 def peak_flops(devices: list[jax.Device]) -> float:
-    """FLOP/s of the devices together; for kinds without a table entry (CPUs) a float32 matmul is timed."""
-    kind = devices[0].device_kind
-    # The longest match: "TPU v5 lite" also begins with "TPU v5".
-    for name in sorted(PEAK_FLOPS, key=len, reverse=True):
-        if kind.startswith(name):
-            return PEAK_FLOPS[name] * len(devices)
-    return matmul_flops()
+    """Dense bf16 FLOP/s of the devices together; for kinds that `chips` does not know a float32 matmul is timed."""
+    chip = find_chip(devices[0].device_kind)
+    return chip.flops * len(devices) if chip else matmul_flops()
 
 
 def matmul_flops(size: int = 1536, repeats: int = 3) -> float:

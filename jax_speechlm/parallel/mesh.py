@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import jax
 import numpy as np
 import pydantic
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from jax_speechlm.config import Config
-from jax_speechlm.models.functional import Params
+
+Tree = dict[str, Any]  # a nested dict
 
 MESH_AXES = ("replica", "data", "fsdp", "tensor")
 
@@ -65,7 +68,7 @@ def partition_spec(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, .
     return PartitionSpec(*spec)
 
 
-def param_shardings(mesh: Mesh, axes: Params, shapes: Params) -> Params:
+def param_shardings(mesh: Mesh, axes: Tree, shapes: Tree) -> Tree:
     """The sharding of each parameter, as a dict of the same structure."""
     return jax.tree.map(
         lambda shape, names: NamedSharding(mesh, partition_spec(mesh, names, shape.shape)), shapes, axes
@@ -79,6 +82,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over `BATCH_AXES`, everything else whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def by_rows(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
+    """x with its rows on the devices that have the batch's rows, and everything else of a row whole.
+
+    What the residual stream passes through, so that the compiler gathers a layer's parameters over "fsdp", as is meant.
+    Left alone it spreads hidden states over that axis as parameters are, and sums activations over devices, which for a
+    batch worth training on are many times larger. No value changes, and nothing happens where no mesh is set.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % prod(mesh.shape[axis] for axis in BATCH_AXES):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
+def platform() -> str:
+    """What a function is compiled for, "cpu", "gpu" or "tpu": the mesh in force, whose devices need not be here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else {"cuda": "gpu"}.get(device.platform, device.platform)
 
 
 def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

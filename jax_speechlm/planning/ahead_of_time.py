@@ -1,0 +1,214 @@
+"""A run's train step, compiled for devices that are not here by the compiler that they have."""
+
+import contextlib
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.objectives.base import Objective
+from jax_speechlm.objectives.classification import Classification
+from jax_speechlm.parallel import mesh as meshes
+from jax_speechlm.parallel.chips import Topology
+from jax_speechlm.planning import costs, hlo
+from jax_speechlm.planning.workload import Shape, Workload
+from jax_speechlm.training.state import Trainer, make_trainer
+
+_UNIT = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+class Memory(NamedTuple):
+    """Bytes of one device's main memory.
+
+    Attributes:
+      params, optimizer, batch: what the step is given; the optimizer's moments and moving average together.
+      activations: what the forward pass keeps for the backward pass, layer by layer; a part of `temporary`.
+      temporary: all that the step allocates while it runs.
+      program: the machine code.
+      total: the most that is in use at once. Where the program does not fit, what it would need, as the compiler says.
+    """
+
+    params: float
+    optimizer: float
+    batch: float
+    activations: float
+    temporary: float
+    program: float
+    total: float
+
+
+class Step(NamedTuple):
+    """One compiled batch shape.
+
+    Attributes:
+      shape: of the batch.
+      memory: of each device.
+      costs: of one step, for each device; None where it did not compile for want of memory.
+      model_flops: of one step over all devices, what the model is worth: padding included, recomputation excluded.
+      compile_seconds: how long the compiler took.
+    """
+
+    shape: Shape
+    memory: Memory
+    costs: costs.Costs | None
+    model_flops: float
+    compile_seconds: float
+
+
+class PlanningError(Exception):
+    """Nothing can be compiled for the target; the message says what to install or change."""
+
+
+def devices_of(topology: Topology) -> Sequence[jax.Device]:
+    """Devices of a topology, none of them real.
+
+    Raises:
+      PlanningError: the compiler for the platform is not installed.
+    """
+    from jax.experimental import topologies
+
+    spec = topology.spec
+    try:
+        if spec.platform == "tpu":
+            os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud about a machine that is not there
+            name = f"{topology.chip}:{'x'.join(map(str, topology.shape))}"
+            slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
+            return topologies.get_topology_desc(topology_name=name, platform="tpu", **slices).devices
+        from jax_speechlm.planning import gpu
+
+        return gpu.devices(topology)
+    except (RuntimeError, NotImplementedError, ModuleNotFoundError) as error:
+        package = "libtpu" if spec.platform == "tpu" else "'jax[cuda13]'"
+        raise PlanningError(
+            f"{topology.name} cannot be compiled for here: pip install {package}, the compiler, which needs no such "
+            f"device ({str(error).splitlines()[0]})"
+        ) from error
+
+
+class Compiler:
+    """The train step of an experiment on a mesh of devices that need not exist.
+
+    Attributes:
+      trainer: its functions and the abstract state.
+      mesh: of the devices.
+    """
+
+    def __init__(self, experiment: Experiment, load: Workload, devices: Sequence[jax.Device]):
+        self._experiment, self._load = experiment, load
+        self._objective: Objective = experiment.objective.build(experiment.model, experiment.frontend, load.tokenizer)
+        self.mesh: Mesh = meshes.make_mesh(experiment.mesh, devices)
+        self.trainer: Trainer = make_trainer(
+            self._objective, experiment.optimizer, experiment.num_steps, experiment.seed, self.mesh
+        )
+
+    def lower(self, shape: Shape) -> jax.stages.Lowered:
+        """The step for one batch shape, as JAX hands it to the compiler."""
+        experiment = self._experiment
+        noise = experiment.frontend.augment.noise_probability > 0 and self._load.unit == "samples"
+        batch = self._load.abstract(shape, noise, isinstance(experiment.objective, Classification))
+        rows = meshes.batch_sharding(self.mesh)
+        batch = {name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=rows) for name, each in batch.items()}
+        with jax.set_mesh(self.mesh):
+            return self.trainer.step.lower(self.trainer.shapes, batch)
+
+    def compile(self, shape: Shape) -> Step:
+        """Compiles the step for one batch shape and counts what it costs.
+
+        Raises:
+          ValueError: the rows do not divide among the devices.
+        """
+        state = self.trainer.shapes
+        spread = math.prod(self.mesh.shape[axis] for axis in meshes.BATCH_AXES)
+        if shape.rows % spread:
+            raise ValueError(
+                f"{shape.rows} rows of a batch do not divide among {spread} data shards: set data.batch_multiple to it"
+            )
+        params = _bytes_per_device(state.params)
+        optimizer = _bytes_per_device((state.opt_state, state.ema))
+        began = time.perf_counter()
+        try:
+            with _quiet():
+                compiled = self.lower(shape).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            needed = _needed(str(error))
+            memory = Memory(params, optimizer, 0, 0, needed, 0, params + optimizer + needed)
+            return Step(shape, memory, None, self._model_flops(shape), time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        module = hlo.parse(compiled.as_text())
+        stats = compiled.memory_analysis()
+        memory = Memory(
+            params=params,
+            optimizer=optimizer,
+            batch=stats.argument_size_in_bytes - params - optimizer,
+            activations=kept_for_backward(module),
+            temporary=stats.temp_size_in_bytes,
+            program=stats.generated_code_size_in_bytes,
+            total=stats.argument_size_in_bytes
+            + stats.output_size_in_bytes
+            - stats.alias_size_in_bytes
+            + stats.temp_size_in_bytes
+            + stats.generated_code_size_in_bytes,
+        )
+        counted = costs.count(module, dict(self.mesh.shape))
+        return Step(shape, memory, counted, self._model_flops(shape), seconds)
+
+    def _model_flops(self, shape: Shape) -> float:
+        flops = self._objective.forward_flops
+        return 3 * flops(shape.length, shape.rows) if flops else 0.0  # a backward pass costs two forward passes
+
+
+def kept_for_backward(module: hlo.Module) -> float:
+    """Bytes of the arrays that the forward pass over the layers writes one slice of a layer."""
+    entry, total = module.computations[module.entry], 0.0
+    for loop in entry:
+        if loop.opcode != "while" or "transpose(" in loop.attributes or "jvp" not in loop.attributes:
+            continue
+        trips = costs.trip_count(module, loop)
+        body = module.computations[loop.attribute("body").lstrip("%")]
+        root = body.instructions[body.root]
+        if root.opcode != "tuple" or len(root.operands) != len(loop.shapes):
+            continue
+        for place, (name, shape) in enumerate(zip(root.operands, loop.shapes, strict=True)):
+            value = body.instructions[name]
+            passed_on = value.opcode == "get-tuple-element" and value.attribute("index") == str(place)
+            if shape.in_hbm and not passed_on and shape.dims and shape.dims[0] == trips:
+                total += shape.bytes
+    return total
+
+
+def _bytes_per_device(tree) -> float:
+    return float(
+        sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize if leaf.ndim else 4
+            for leaf in jax.tree.leaves(tree))
+    )  # fmt: skip
+
+
+def _needed(message: str) -> float:
+    """Bytes that a program would have needed, from the compiler's refusal; infinite where it does not say."""
+    found = re.search(r"\(?([\d.]+)([KMG])\)? (?:exceeds|of [\d.]+[KMG] hbm)", message)
+    return float(found.group(1)) * _UNIT[found.group(2)] if found else math.inf
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps what the TPU compiler prints about a memory it could not fit off the terminal: it is in the error too."""
+    import sys
+
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as sink:
+            os.dup2(sink.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,374 @@
+"""What one run of a compiled program costs a device: arithmetic, memory traffic and collectives.
+
+XLA's own `cost_analysis` counts the body of a loop once, whatever its trip count, and a scanned model is one loop. So
+the counts are taken from the program's instructions here, each times the trip counts of the loops around it.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jax_speechlm.planning.hlo import Computation, Instruction, Module, Shape
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+
+# They move nothing by themselves: names for what lies somewhere already, or the second half of what was counted.
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
+    "opt-barrier", "optimization-barrier", "copy-done", "slice-done", "async-done", "async-update", "send", "recv",
+    "send-done", "recv-done",
+} | {f"{name}-done" for name in COLLECTIVES}  # fmt: skip
+
+_ORDER = r"\[[\d,]+\](?:T\([\d,]+\))?"  # an iota, reshaped and transposed
+
+
+class Collective(NamedTuple):
+    """Collectives of one kind along one part of the mesh, over one run of the program.
+
+    Attributes:
+      kind: "all-gather", ...
+      axes: mesh axes that the devices of a group differ in, "data" or "data+fsdp"; "?" where they form no such group.
+      size: devices of a group.
+      times: how often it runs.
+      sent: bytes that each device sends, by the ring algorithms.
+    """
+
+    kind: str
+    axes: str
+    size: int
+    times: float
+    sent: float
+
+
+class Costs(NamedTuple):
+    """What one run of a program costs each device.
+
+    Attributes:
+      flops: of matrix products and convolutions; a multiply-add is two. What else is computed is not counted.
+      bytes: read from and written to main memory.
+      collectives: by kind and axes, those that send most first.
+      unknown_loops: loops whose trip count could not be read; their bodies are counted once.
+      unknown_calls: targets of custom calls whose arithmetic is not known, with how often they run.
+    """
+
+    flops: float
+    bytes: float
+    collectives: tuple[Collective, ...]
+    unknown_loops: tuple[str, ...] = ()
+    unknown_calls: tuple[tuple[str, float], ...] = ()
+
+
+def count(module: Module, mesh: Mapping[str, int]) -> Costs:
+    """Counts a program's costs.
+
+    Args:
+      module: from `hlo.parse`, compiled for a mesh.
+      mesh: size of each of its axes, in order; device i of the program is the i-th of the mesh.
+    """
+    return _Counter(module, mesh).count()
+
+
+def trip_count(module: Module, loop: Instruction) -> int | None:
+    """How often a `while` runs its body, or None where its condition is not a comparison with a constant."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if known:
+        return int(known.group(1))
+    condition = module.computations[loop.attribute("condition").lstrip("%")]
+    compare = condition.instructions[condition.root]
+    arguments = list(compare.operands)
+    scope = condition
+    if compare.opcode == "fusion":
+        inner = module.computations[compare.attribute("calls").lstrip("%")]
+        outer = {each.name: arguments[int(each.argument)] for each in inner if each.opcode == "parameter"}
+        compare, scope = inner.instructions[inner.root], inner
+        arguments = list(compare.operands)
+    else:
+        outer = {}
+    if compare.opcode != "compare" or compare.attribute("direction") not in ("LT", "GT"):
+        return None
+    for name in arguments:
+        each = scope.instructions.get(name)
+        if each is not None and each.opcode == "parameter" and name in outer:
+            each = condition.instructions.get(outer[name])
+        if each is not None and each.opcode == "constant" and re.fullmatch(r"-?\d+", each.argument.strip()):
+            return max(int(each.argument), 0)  # JAX counts from 0 by 1
+    return None
+
+
+class _Counter:
+    def __init__(self, module: Module, mesh: Mapping[str, int]):
+        self._module = module
+        self._mesh = {axis: size for axis, size in mesh.items() if size > 1}
+        self._devices = np.arange(math.prod(self._mesh.values())).reshape(tuple(self._mesh.values()))
+        self._flops = self._bytes = 0.0
+        self._collectives: dict[tuple[str, str, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._loops: list[str] = []
+        self._calls: dict[str, float] = defaultdict(float)
+        self._channels: set[tuple[str, float]] = set()
+
+    def count(self) -> Costs:
+        self._walk(self._module.computations[self._module.entry], 1.0, fused=False)
+        collectives = [Collective(*key, *values) for key, values in self._collectives.items()]
+        collectives.sort(key=lambda each: -each.sent)
+        return Costs(self._flops, self._bytes, tuple(collectives), tuple(self._loops), tuple(self._calls.items()))
+
+    def _walk(self, computation: Computation, times: float, fused: bool) -> None:
+        for each in computation:
+            opcode = each.opcode
+            if opcode == "while":
+                trips = trip_count(self._module, each)
+                if trips is None:
+                    self._loops.append(each.name)
+                self._walk(self._called(each, "body"), times * (1 if trips is None else trips), fused)
+                continue
+            if opcode == "conditional":
+                self._dearest_branch(each, times, fused)
+                continue
+            if opcode == "dot":
+                self._flops += times * dot_flops(each, computation)
+            elif opcode == "convolution":
+                self._flops += times * convolution_flops(each, computation)
+            elif opcode == "custom-call":
+                self._custom_call(each, computation, times)
+            elif (kind := opcode.removesuffix("-start")) in COLLECTIVES:
+                self._collective(kind, each, computation, times)
+            if opcode in ("call", "async-start"):
+                self._walk(self._called(each, "calls" if each.attribute("calls") else "to_apply"), times, fused)
+            elif opcode == "fusion":
+                inner = self._called(each, "calls")
+                self._walk(inner, times, fused=True)
+                if not fused:
+                    self._bytes += times * _fusion_bytes(each, computation, inner)
+            elif not fused and opcode not in _FREE:
+                self._bytes += times * _bytes(each, computation)
+
+    def _called(self, instruction: Instruction, attribute: str) -> Computation:
+        return self._module.computations[instruction.attribute(attribute).lstrip("%")]
+
+    def _dearest_branch(self, each: Instruction, times: float, fused: bool) -> None:
+        names = re.findall(r"%([\w.\-]+)", each.attribute("branch_computations") or "")
+        either = (each.attribute("true_computation"), each.attribute("false_computation"))
+        names += [name.lstrip("%") for name in either if name]
+        counted = []
+        for name in names:
+            other = _Counter(self._module, self._mesh)
+            other._walk(self._module.computations[name], times, fused)
+            counted.append(other)
+        if not counted:
+            return
+        dearest = max(counted, key=lambda other: (other._flops, other._bytes))
+        self._flops += dearest._flops
+        self._bytes += dearest._bytes
+        self._loops += dearest._loops
+        for key, (often, sent) in dearest._collectives.items():
+            self._collectives[key][0] += often
+            self._collectives[key][1] += sent
+        for target, often in dearest._calls.items():
+            self._calls[target] += often
+
+    def _custom_call(self, each: Instruction, computation: Computation, times: float) -> None:
+        target = (each.attribute("custom_call_target") or "").strip('"')
+        if "gemm" in target or "matmul" in target:
+            self._flops += times * _gemm_flops(each, computation)
+        elif known := re.search(r'"flops":"?(\d+)', each.attributes):  # a Pallas kernel that states its cost
+            self._flops += times * int(known.group(1))
+        elif target == "tpu_custom_call" or "cudnn" in target or "fmha" in target:
+            self._calls[target] += times
+
+    def _collective(self, kind: str, each: Instruction, computation: Computation, times: float) -> None:
+        # The parts of one asynchronous collective stand in several fusions and share a channel.
+        channel = each.attribute("channel_id")
+        if channel is not None:
+            if (channel, times) in self._channels:
+                return
+            self._channels.add((channel, times))
+        axes, size = self._group(kind, each)
+        if size == 1:
+            return
+        into = sum(_operand(name, computation).bytes for name in each.operands if name in computation.instructions)
+        out = each.bytes - into if each.opcode.endswith("-start") and kind != "all-reduce" else each.bytes
+        sent = {
+            "all-reduce": 2 * into * (size - 1) / size,
+            "all-gather": out * (size - 1) / size,
+            "reduce-scatter": into * (size - 1) / size,
+            "collective-permute": into,
+        }.get(kind, into * (size - 1) / size)
+        entry = self._collectives[kind, axes, size]
+        entry[0] += times
+        entry[1] += times * sent
+
+    def _group(self, kind: str, each: Instruction) -> tuple[str, int]:
+        """(mesh axes along which the devices of a group differ, devices of a group)."""
+        if kind == "collective-permute":
+            pairs = re.findall(r"\{(\d+),(\d+)\}", each.attribute("source_target_pairs") or "")
+            members = sorted({int(device) for pair in pairs for device in pair})
+            shape = self._devices.shape
+            coordinates = [np.unravel_index((int(a), int(b)), shape) for a, b in pairs if a != b]
+            differ = [any(np.ptp(each[axis]) for each in coordinates) for axis in range(len(shape))]
+            return "+".join(np.array(list(self._mesh))[differ]) or "?", len(members) if coordinates else 1
+        groups = replica_groups(each.attribute("replica_groups") or "", each.attributes, self._devices.size)
+        group = groups[0]
+        if len(group) == 1:
+            return "", 1
+        places = np.stack(np.unravel_index(np.asarray(group), self._devices.shape), axis=1)
+        differ = [len(set(column)) > 1 for column in places.T]
+        whole = math.prod(size for size, used in zip(self._devices.shape, differ, strict=True) if used)
+        names = "+".join(name for name, used in zip(self._mesh, differ, strict=True) if used)
+        return names if whole == len(group) else f"part of {names}", len(group)
+
+
+def replica_groups(text: str, attributes: str, num_devices: int) -> list[list[int]]:
+    """The device groups of a collective, from any of the three forms XLA writes.
+
+    `{{0,1},{2,3}}` lists them; `[2,4]<=[4,2]T(1,0)` reshapes and transposes an iota; `mesh['a'=2,'b'=4] {'b'}` names
+    axes of a mesh of its own, whose devices may stand in another order, `device_ids=([4,2]T(1,0))`. An empty list is
+    one group of all devices.
+    """
+    if text.startswith("mesh["):
+        order = rf"(?:, device_ids=\(({_ORDER}|[\d,]+)\))?"
+        found = re.search(rf"replica_groups=mesh\[([^\]]*)\]{order} \{{([^}}]*)\}}", attributes)
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found.group(1))}
+        along = set(re.findall(r"'(\w+)'", found.group(3)))
+        devices = np.arange(num_devices) if found.group(2) is None else _device_list(found.group(2))
+        devices = devices.reshape(tuple(sizes.values()))
+        kept = [place for place, name in enumerate(sizes) if name not in along]
+        moved = [place for place, name in enumerate(sizes) if name in along]
+        size = math.prod(devices.shape[place] for place in moved)
+        return devices.transpose(kept + moved).reshape(-1, size).tolist()
+    if text.startswith("["):
+        found = re.search(rf"replica_groups=\[([\d,]+)\]<=({_ORDER})", attributes)
+        return _device_list(found.group(2)).reshape(_numbers(found.group(1))).tolist()
+    listed = [_numbers(group) for group in re.findall(r"\{([\d,\s]+)\}", text)]
+    return listed or [list(range(num_devices))]
+
+
+def _device_list(text: str) -> np.ndarray:
+    """Device numbers in the order of `[4,2]T(1,0)`, an iota reshaped and transposed, or of `3,1,0,2`."""
+    if not text.startswith("["):
+        return np.array(_numbers(text))
+    shape, order = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
+    devices = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return (devices.transpose(_numbers(order)) if order else devices).reshape(-1)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def dot_flops(each: Instruction, computation: Computation) -> float:
+    """2 * elements of the result * elements summed over."""
+    left = _operand(each.operands[0], computation).shapes[0]
+    summed = _numbers(each.attribute("lhs_contracting_dims") or "")
+    return 2.0 * each.shapes[0].size * math.prod(left.dims[dim] for dim in summed)
+
+
+def convolution_flops(each: Instruction, computation: Computation) -> float:
+    """2 * multiply-adds, those with padding and with the holes of a dilation left out.
+
+    On TPU every matrix product is a convolution, batched ones with the batch as a dilated spatial dimension, of which
+    only the diagonal is real.
+    """
+    image, kernel = (_operand(name, computation).shapes[0].dims for name in each.operands[:2])
+    labels_in, labels_kernel, labels_out = re.split(r"_|->", each.attribute("dim_labels"))
+    window = _window(each.attribute("window") or "{}")
+    total = 2.0 * kernel[labels_kernel.index("i")] * each.shapes[0].dims[labels_out.index("f")]
+    total *= each.shapes[0].dims[labels_out.index("b")]
+    for dim in range(sum(label.isdigit() for label in labels_in)):
+        total *= _products(
+            image[labels_in.index(str(dim))],
+            kernel[labels_kernel.index(str(dim))],
+            each.shapes[0].dims[labels_out.index(str(dim))],
+            **{name: values[dim] for name, values in window.items()},
+        )
+    return total
+
+
+def _window(text: str) -> dict[str, list[int]]:
+    named = dict(re.findall(r"(\w+)=([\w\-]+)", text))
+    window = {}
+    for name, key in (("stride", "stride"), ("dilate_in", "lhs_dilate"), ("dilate_kernel", "rhs_dilate")):
+        if key in named:
+            window[name] = [int(number) for number in named[key].split("x")]
+    if "pad" in named:
+        window["pad"] = [int(both.split("_")[0]) for both in named["pad"].split("x")]
+    return window
+
+
+def _products(
+    size: int, taps: int, out: int, stride: int = 1, dilate_in: int = 1, dilate_kernel: int = 1, pad: int = 0
+) -> int:
+    """Along one spatial dimension: the (output, tap) pairs that meet an element of the input."""
+    place = np.arange(out)[:, None] * stride + np.arange(taps)[None, :] * dilate_kernel - pad
+    inside = (place >= 0) & (place <= (size - 1) * dilate_in) & (place % dilate_in == 0)
+    return int(inside.sum())
+
+
+def _gemm_flops(each: Instruction, computation: Computation) -> float:
+    left = _operand(each.operands[0], computation).shapes[0]
+    found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', each.attributes)
+    summed = _numbers(found.group(1)) if found else [len(left.dims) - 1]
+    return 2.0 * each.shapes[0].size * math.prod(left.dims[dim] for dim in summed)
+
+
+def _operand(name: str, computation: Computation) -> Instruction:
+    return computation.instructions[name]
+
+
+def _in_hbm(shapes: Sequence[Shape]) -> int:
+    return sum(shape.bytes for shape in shapes if shape.in_hbm)
+
+
+def _bytes(each: Instruction, computation: Computation) -> int:
+    """Main memory that an instruction of its own reads and writes."""
+    operands = [_operand(name, computation).shapes for name in each.operands]
+    written = _in_hbm(each.shapes)
+    if each.opcode in ("copy-start", "slice-start", "async-start"):  # the result names source and destination
+        return _in_hbm(each.shapes[:2])
+    if each.opcode in ("dynamic-slice", "slice", "gather"):
+        return written + (each.bytes if operands[0][0].in_hbm else 0)
+    if each.opcode == "dynamic-update-slice":  # in place
+        update = sum(shape.bytes for shape in operands[1])
+        return update * (operands[1][0].in_hbm + each.shapes[0].in_hbm)
+    if each.opcode in ("broadcast", "iota"):
+        return written
+    return written + sum(_in_hbm(shapes) for shapes in operands)
+
+
+def _fusion_bytes(each: Instruction, computation: Computation, inner: Computation) -> int:
+    """Main memory that a fusion reads and writes: of what it only slices or updates in place, just that part."""
+    total = 0
+    for parameter in inner:
+        if parameter.opcode != "parameter":
+            continue
+        operand = _operand(each.operands[int(parameter.argument)], computation)
+        users = list(_through_bitcasts(parameter, inner))
+        if users and all(user.opcode in ("dynamic-slice", "slice") for _, user in users):
+            total += sum(user.bytes for _, user in users) if all(s.in_hbm for s in operand.shapes) else 0
+        elif users and all(user.opcode == "dynamic-update-slice" and user.operands[0] == name for name, user in users):
+            continue
+        else:
+            total += _in_hbm(operand.shapes)
+    root = inner.instructions[inner.root]
+    results = [inner.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    if len(results) != len(each.shapes):
+        return total + _in_hbm(each.shapes)
+    for result, shape in zip(results, each.shapes, strict=True):
+        while result.opcode in ("bitcast", "copy") and result.operands:
+            result = inner.instructions[result.operands[0]]
+        if shape.in_hbm:
+            updates = result.opcode == "dynamic-update-slice"
+            total += inner.instructions[result.operands[1]].bytes if updates else shape.bytes
+    return total
+
+
+def _through_bitcasts(each: Instruction, computation: Computation) -> Iterator[tuple[str, Instruction]]:
+    """(name it goes by, user) for every use of a value, whatever it is renamed on the way."""
+    for user in computation.users(each.name):
+        if user.opcode == "bitcast":
+            yield from _through_bitcasts(user, computation)
+        else:
+            yield each.name, user

@@ -1,0 +1,136 @@
+"""The search for the fastest settings that fit: mesh, rematerialisation and frames of a batch."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from jax_speechlm.experiment import Experiment, Text
+from jax_speechlm.parallel.chips import GIB, Topology
+from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.planning.plan import RESERVE, Plan, make_plan
+
+REMATS = ("none", "dots", "full")
+_STATE_BYTES = 16  # of a float32 parameter with Adam's moments and its gradient
+
+
+class Trial(NamedTuple):
+    """One candidate and what came of it.
+
+    Attributes:
+      settings: what is special about it, for a user to read and to type.
+      experiment: the whole.
+      plan: of its longest batch shape; None where it need not be compiled.
+      seconds_per_unit: chip-seconds at best for a second of audio or a token; infinite where it does not fit.
+      why: why it is out, or empty.
+    """
+
+    settings: str
+    experiment: Experiment
+    plan: Plan | None
+    seconds_per_unit: float
+    why: str
+
+
+def fit(
+    experiment: Experiment,
+    topology: Topology,
+    *,
+    vocab_size: int = 1024,
+    max_compiles: int = 12,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Trial]:
+    """Tries meshes, then remat policies, then sizes of batch, each with the best of what came before.
+
+    Only the longest batch shape of each is compiled: it needs most memory and most time.
+
+    Args:
+      max_compiles: at most so many candidates are compiled.
+
+    Returns:
+      Every candidate, the fastest that fits first, those that do not fit last.
+    """
+    trials: dict[str, Trial] = {}
+    params = None
+
+    def attempt(candidate: Experiment) -> Trial:
+        nonlocal params
+        name = _settings(candidate)
+        if name in trials:
+            return trials[name]
+        if params is not None and (why := _too_large(params, candidate, topology)):
+            trials[name] = Trial(name, candidate, None, math.inf, why)
+            return trials[name]
+        if sum(trial.plan is not None for trial in trials.values()) >= max_compiles:
+            return Trial(name, candidate, None, math.inf, "not tried: --max-compiles reached")
+        progress(f"trying {name}")
+        try:
+            plan = make_plan(candidate, topology, vocab_size=vocab_size, longest_only=True)
+        except ValueError as error:
+            trials[name] = Trial(name, candidate, None, math.inf, str(error))
+            return trials[name]
+        params = plan.params
+        step, estimate = plan.steps[0], plan.estimates[0]
+        if plan.fits:
+            amount = step.shape.rows * step.shape.length
+            trials[name] = Trial(name, candidate, plan, estimate.best * topology.num_devices / amount, "")
+        else:
+            need = "more than there is" if math.isinf(step.memory.total) else f"{step.memory.total / GIB:.1f} GiB"
+            why = f"needs {need} of {topology.spec.hbm / GIB:.0f} GiB a chip"
+            trials[name] = Trial(name, candidate, plan, math.inf, why)
+        return trials[name]
+
+    best = attempt(experiment)
+    for candidates in (_meshes, _remats, _batches):
+        for candidate in candidates(best.experiment, topology):
+            best = min(best, attempt(candidate), key=lambda trial: trial.seconds_per_unit)
+    return sorted(trials.values(), key=lambda trial: trial.seconds_per_unit)
+
+
+def _meshes(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
+    per_slice, host = topology.devices_per_slice, topology.spec.node
+    for tensor in (1, 2, 4, 8):
+        if tensor > host or per_slice % tensor:
+            continue
+        spread = per_slice // tensor
+        for fsdp in sorted({spread, 64, 16, 4, 1} & set(range(1, spread + 1)), reverse=True):
+            if spread % fsdp == 0:
+                sizes = {"replica": topology.slices, "data": spread // fsdp, "fsdp": fsdp, "tensor": tensor}
+                yield experiment.replace(mesh=MeshShape(**sizes))
+
+
+def _remats(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
+    del topology
+    for remat in REMATS:
+        yield experiment.replace(model=experiment.model.replace(remat=remat))
+
+
+def _batches(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
+    del topology
+    data = experiment.data
+    for factor in (2, 0.5, 4, 0.25):
+        if isinstance(data, Text):
+            rows = data.sequences_per_batch * factor
+            if rows >= 1 and rows == int(rows):
+                yield experiment.replace(data=data.replace(tokens_per_batch=int(rows) * data.context))
+        else:
+            yield experiment.replace(data=data.replace(seconds_per_batch=data.seconds_per_batch * factor))
+
+
+def _too_large(params: int, experiment: Experiment, topology: Topology) -> str:
+    """Why the state alone cannot fit, or nothing. Parameters are spread over fsdp and tensor, at the best evenly."""
+    spread = experiment.mesh.fsdp * experiment.mesh.tensor
+    state = params * _STATE_BYTES / spread
+    if state <= topology.spec.hbm * (1 - RESERVE):
+        return ""
+    return f"parameters, gradients and Adam alone need {state / GIB:.0f} of {topology.spec.hbm / GIB:.0f} GiB a chip"
+
+
+def _settings(experiment: Experiment) -> str:
+    mesh, data = experiment.mesh, experiment.data
+    axes = " ".join(f"--mesh.{axis} {getattr(mesh, axis)}" for axis in ("replica", "data", "fsdp", "tensor"))
+    size = (
+        f"--data.tokens_per_batch {data.tokens_per_batch}"
+        if isinstance(data, Text)
+        else f"--data.seconds_per_batch {data.seconds_per_batch:g}"
+    )
+    return f"{axes} --model.remat {experiment.model.remat} {size}"

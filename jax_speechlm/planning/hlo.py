@@ -1,0 +1,182 @@
+"""Optimised HLO as text, read into records: what a compiled program really does, instruction by instruction.
+
+XLA has no stable interface to a program's instructions, but its text is what its own tools exchange. Only what the
+counts of `planning.costs` need is read: names, opcodes, shapes, operands and the raw attributes.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
+"""Bits of the element types whose name does not end with them."""
+
+
+class Shape(NamedTuple):
+    """One array: its element type, its sizes, and whether it lies in the device's main memory.
+
+    `in_hbm` is False for what the compiler keeps in on-chip memory (a layout's memory space is not 0).
+    """
+
+    dtype: str
+    dims: tuple[int, ...]
+    in_hbm: bool = True
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        total = 1
+        for dim in self.dims:
+            total *= dim
+        return total
+
+    @property
+    def bytes(self) -> int:
+        if (bits := BITS.get(self.dtype)) is None:
+            # f32, s8, u4, f8e4m3fn: the first number is the width
+            bits = int(re.search(r"\d+", self.dtype).group())
+        return -(-self.size * bits // 8)
+
+
+class Instruction(NamedTuple):
+    """One line of a computation.
+
+    Attributes:
+      name: unique in the module.
+      opcode: as XLA writes it: "dot", "fusion", "all-gather-start", ...
+      shapes: the arrays of the result, a tuple's flattened.
+      operands: names of the instructions it takes.
+      argument: the raw text between the parentheses: a constant's value, a parameter's number.
+      attributes: the raw text behind them.
+    """
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    argument: str
+    attributes: str
+
+    def attribute(self, name: str) -> str | None:
+        """The text of an attribute up to the next comma or, where it is in braces or brackets, to their end."""
+        found = re.search(rf"(?:^|[ ,{{]){re.escape(name)}=", self.attributes)
+        if not found:
+            return None
+        rest = self.attributes[found.end() :]
+        if rest[:1] in "{[(":
+            return rest[: _closing(rest, 0) + 1]
+        return re.match(r"[^,\s]*", rest).group()
+
+    @property
+    def bytes(self) -> int:
+        """Of the result."""
+        return sum(shape.bytes for shape in self.shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """A named list of instructions, in the order of their schedule.
+
+    Attributes:
+      instructions: by name.
+      root: name of the one whose value the computation has.
+    """
+
+    name: str
+    instructions: dict[str, Instruction]
+    root: str
+
+    def __iter__(self) -> Iterator[Instruction]:
+        return iter(self.instructions.values())
+
+    def users(self, name: str) -> list[Instruction]:
+        """The instructions that take `name` as an operand."""
+        return [each for each in self if name in each.operands]
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A compiled program.
+
+    Attributes:
+      computations: by name.
+      entry: name of the one that runs.
+    """
+
+    computations: dict[str, Computation]
+    entry: str
+
+
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=? ]*)\](\{[^{}]*\})?")
+_NAME = re.compile(r"(?:^|, |%)([A-Za-z_][\w.\-]*)")
+
+
+def parse(text: str) -> Module:
+    """Reads what `compiled.as_text()` gives.
+
+    Raises:
+      ValueError: the text has no entry computation.
+    """
+    computations, entry, name = {}, None, None
+    instructions, root = {}, None
+    for line in text.splitlines():
+        if name is None:
+            if head := _HEAD.match(line):
+                name, instructions, root = head.group(2), {}, None
+                if head.group(1):
+                    entry = name
+        elif line.startswith("}"):
+            computations[name] = Computation(name, instructions, root)
+            name = None
+        elif start := _LINE.match(line):
+            instruction = _instruction(start.group(2), line[start.end() :])
+            instructions[instruction.name] = instruction
+            if start.group(1):
+                root = instruction.name
+    if entry is None:
+        raise ValueError("this is not the text of an optimised HLO module: it has no ENTRY computation")
+    return Module(computations, entry)
+
+
+def _instruction(name: str, text: str) -> Instruction:
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    shapes = tuple(
+        Shape(
+            dtype,
+            tuple(int(re.sub(r"\D", "", dim)) for dim in dims.split(",") if dim.strip()),
+            not re.search(r"S\([1-9]", layout or ""),
+        )
+        for dtype, dims, layout in _ARRAY.findall(text[:end])
+    )
+    opening = text.index("(", end)
+    closing = _closing(text, opening)
+    argument = text[opening + 1 : closing]
+    return Instruction(
+        name,
+        text[end:opening].strip(),
+        shapes,
+        tuple(_NAME.findall(argument)),
+        argument,
+        text[closing + 1 :],
+    )
+
+
+def _closing(text: str, opening: int) -> int:
+    """Position of the bracket that closes the one at `opening`."""
+    depth, quoted = 0, False
+    for place in range(opening, len(text)):
+        character = text[place]
+        if character == '"' and text[place - 1] != "\\":
+            quoted = not quoted
+        elif quoted:
+            continue
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+            if depth == 0:
+                return place
+    raise ValueError(f"brackets do not close in HLO text: {text[opening : opening + 80]!r}")

@@ -1,0 +1,106 @@
+"""`jax-speechlm plan`: what a run would need and how fast it could be, before anyone pays for the hardware."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.parallel.chips import Topology
+from jax_speechlm.planning import ahead_of_time, roofline
+from jax_speechlm.planning.ahead_of_time import Compiler, PlanningError, Step
+from jax_speechlm.planning.roofline import Estimate, Rate
+from jax_speechlm.planning.workload import Shape, Workload, workload
+
+RESERVE = 0.02
+"""Share of a chip's main memory that is left to the runtime: the compilers themselves plan with about so much less."""
+
+
+class Plan(NamedTuple):
+    """What an experiment would do on a topology.
+
+    Attributes:
+      experiment: what was planned.
+      topology: where.
+      mesh: devices along each axis.
+      params: parameters of the model.
+      load: the batches.
+      steps: one for each batch shape that was compiled.
+      estimates: their rooflines; None where a step does not fit.
+      rate: the average over an epoch; None where any step does not fit or not every shape was compiled.
+    """
+
+    experiment: Experiment
+    topology: Topology
+    mesh: dict[str, int]
+    params: int
+    load: Workload
+    steps: tuple[Step, ...]
+    estimates: tuple[Estimate | None, ...]
+    rate: Rate | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether every compiled step fits into the devices' main memory."""
+        return all(fits(step, self.topology) for step in self.steps)
+
+    @property
+    def fullest(self) -> Step:
+        """The step that needs most memory."""
+        return max(self.steps, key=lambda step: step.memory.total)
+
+
+def fits(step: Step, topology: Topology) -> bool:
+    """Whether a step fits into the main memory of each device."""
+    return step.costs is not None and step.memory.total <= topology.spec.hbm * (1 - RESERVE)
+
+
+def make_plan(
+    experiment: Experiment,
+    topology: Topology,
+    *,
+    vocab_size: int = 1024,
+    longest_only: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """Compiles an experiment's train step for a topology, batch shape by batch shape.
+
+    Args:
+      vocab_size: ids of the tokenizer, where the one that the experiment names is not on this machine.
+      longest_only: compile the shape with the longest rows alone: the one that needs most memory, as a rule.
+      progress: told what is being done.
+
+    Raises:
+      PlanningError: there is no compiler for the topology here.
+      ValueError: the mesh does not use the topology's devices, or batches do not divide among them.
+    """
+    load = workload(experiment, vocab_size)
+    devices = ahead_of_time.devices_of(topology)
+    if len(devices) != topology.num_devices:
+        raise PlanningError(f"{topology.name}: the compiler knows {len(devices)} devices, not {topology.num_devices}")
+    compiler = Compiler(experiment, load, devices)
+    shapes = load.shapes[-1:] if longest_only else load.shapes
+    steps = []
+    for number, shape in enumerate(shapes, 1):
+        progress(f"compiling for {topology.name}, shape {number} of {len(shapes)}: {describe_shape(shape, load)}")
+        steps.append(compiler.compile(shape))
+    return _with_rates(experiment, topology, compiler, load, steps)
+
+
+def _with_rates(
+    experiment: Experiment, topology: Topology, compiler: Compiler, load: Workload, steps: Sequence[Step]
+) -> Plan:
+    mesh = dict(compiler.mesh.shape)
+    estimates = [roofline.estimate(step, topology, mesh) if step.costs else None for step in steps]
+    complete = all(estimates) and len(steps) == len(load.shapes)
+    rate = roofline.average(steps, estimates, load, topology) if complete else None
+    params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(compiler.trainer.shapes.params))
+    return Plan(experiment, topology, mesh, params, load, tuple(steps), tuple(estimates), rate)
+
+
+def describe_shape(shape: Shape, load: Workload) -> str:
+    """A batch shape in words."""
+    if load.unit == "tokens":
+        return f"{shape.rows} x {shape.length} tokens"
+    return f"{shape.rows} x {shape.length / 16_000:.2f} s"

@@ -1,0 +1,96 @@
+"""From counts to time: what compute, memory and links each need at the least (Williams et al. 2009)."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from data_pipelines.audio import SAMPLE_RATE
+from jax_speechlm.parallel.chips import Topology
+from jax_speechlm.planning.ahead_of_time import Step
+from jax_speechlm.planning.costs import Collective
+from jax_speechlm.planning.workload import Workload
+
+
+class Estimate(NamedTuple):
+    """Seconds of one step on each resource, and what follows from them.
+
+    No program reaches its roofline: `best` is a bound from below on the time, hence `mfu` one from above. `serial` is
+    the time if nothing overlapped.
+
+    Attributes:
+      compute, memory: seconds at the chip's peak.
+      links: seconds on the links between devices, by mesh axes.
+      best: the slowest of compute, memory and all links together: everything overlaps.
+      serial: their sum.
+      bound: "compute", "memory" or "links": which of them `best` is.
+      mfu: share of the peak that the model's own arithmetic could reach in `best`.
+    """
+
+    compute: float
+    memory: float
+    links: dict[str, float]
+    best: float
+    serial: float
+    bound: str
+    mfu: float
+
+
+class Rate(NamedTuple):
+    """An epoch's average over its batch shapes.
+
+    Attributes:
+      step_seconds: of the average step, at best.
+      serial_seconds: of the average step where nothing overlaps.
+      mfu: at best.
+      per_hour: hours of audio, or tokens, of data that an hour of training passes over, at best.
+    """
+
+    step_seconds: float
+    serial_seconds: float
+    mfu: float
+    per_hour: float
+
+
+def estimate(step: Step, topology: Topology, mesh: dict[str, int]) -> Estimate:
+    """The roofline of a compiled step."""
+    chip = topology.spec
+    compute = step.costs.flops / chip.flops
+    memory = step.costs.bytes / chip.hbm_bandwidth
+    links: dict[str, float] = defaultdict(float)
+    for each in step.costs.collectives:
+        links[each.axes] += each.sent / bandwidth(each, topology, mesh)
+    parts = {"compute": compute, "memory": memory, "links": sum(links.values())}
+    bound = max(parts, key=parts.get)
+    best = parts[bound]
+    mfu = step.model_flops / (best * topology.num_devices * chip.flops) if best else math.nan
+    return Estimate(compute, memory, dict(links), best, sum(parts.values()), bound, mfu)
+
+
+def bandwidth(collective: Collective, topology: Topology, mesh: dict[str, int]) -> float:
+    """Bytes/s that a device sends in a collective: the network's where its groups reach over slices or nodes.
+
+    Device i of the mesh is device i of the job, host after host; so a group that spans the axes from the slowest of its
+    own to the fastest covers a stretch of that many neighbouring devices.
+    """
+    chip = topology.spec
+    group = topology.devices_per_slice if chip.platform == "tpu" else min(chip.node, topology.num_devices)
+    sizes, names = list(mesh.values()), list(mesh)
+    used = [place for place, name in enumerate(names) if name in collective.axes.split("+")]
+    if not used:  # no axes of the mesh: take the worst
+        return chip.network_bandwidth if topology.num_devices > group else chip.link_bandwidth
+    stretch = math.prod(sizes[used[0] :])
+    return chip.network_bandwidth if stretch > group else chip.link_bandwidth
+
+
+def average(steps: Sequence[Step], estimates: Sequence[Estimate], load: Workload, topology: Topology) -> Rate:
+    """An epoch's average step, each shape as often as it comes."""
+    shares = [step.shape.share for step in steps]
+    seconds = sum(share * each.best for share, each in zip(shares, estimates, strict=True))
+    serial = sum(share * each.serial for share, each in zip(shares, estimates, strict=True))
+    flops = sum(share * step.model_flops for share, step in zip(shares, steps, strict=True))
+    padded = sum(share * step.shape.rows * step.shape.length for share, step in zip(shares, steps, strict=True))
+    useful = padded * load.useful / (SAMPLE_RATE * 3600 if load.unit == "samples" else 1)
+    return Rate(
+        seconds, serial, flops / (seconds * topology.num_devices * topology.spec.flops), useful / seconds * 3600
+    )

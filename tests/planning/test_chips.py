@@ -1,0 +1,54 @@
+"""Names of topologies, as clouds sell them."""
+
+import pytest
+
+from jax_speechlm.parallel.chips import CHIPS, find_chip, topology
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "devices"),
+    [
+        ("v5e-1", (1, 1), 1),
+        ("v5e-16", (4, 4), 16),
+        ("v5e-256", (16, 16), 256),
+        ("v6e-8", (2, 4), 8),
+        ("v5p-8", (2, 2, 1), 4),
+        ("v5p-16", (2, 2, 2), 8),
+        ("v5p-512", (4, 8, 8), 256),
+        ("v4-4096", (8, 16, 16), 2048),
+        ("H100-64", (8, 8), 64),
+        ("h100-4", (1, 4), 4),
+    ],
+)
+def test_a_name_has_a_shape(name, shape, devices):
+    found = topology(name)
+    assert (found.shape, found.num_devices) == (shape, devices)
+
+
+def test_slices_multiply_devices():
+    assert topology("2xv5p-512") == topology("v5p-512", slices=2)
+    assert topology("2xv5p-512").num_devices == 512
+    assert topology("2xv5p-512", slices=4).num_devices == 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "slices", "said"),
+    [
+        ("v5e", None, "Names are CHIP-NUMBER"),
+        ("v7-16", None, "Did you mean v"),
+        ("v5e-12", None, "slices of v5e have 1, 4, 8"),
+        ("v5p-12", None, "counted in TensorCores"),
+        ("h100-12", None, "nodes have 8 GPUs"),
+        ("h100-8", 2, "h100-16"),
+    ],
+)
+def test_other_names_are_errors_that_help(name, slices, said):
+    with pytest.raises(ValueError, match=said):
+        topology(name, slices)
+
+
+def test_a_device_kind_finds_its_chip():
+    assert find_chip("TPU v5 lite") is CHIPS["v5e"]
+    assert find_chip("TPU v5") is CHIPS["v5p"]
+    assert find_chip("NVIDIA H100 80GB HBM3") is CHIPS["h100"]
+    assert find_chip("cpu") is None
