@@ -20,6 +20,6 @@ def config() -> Experiment:
         objective=Classification(classes=("anarchism", "bible", "fortunes", "postgresql")),
         model=MODEL.replace(dropout=0.1),
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-4, warmup_steps=50)),
-        num_steps=500,
-        cadence=Cadence(log_every=50, eval_every=250, checkpoint_every=250),
+        num_steps=300,
+        cadence=Cadence(log_every=50, eval_every=150, checkpoint_every=150),
     )

@@ -86,6 +86,7 @@ SIZES = {
     "M": ConformerConfig(dim=256, num_layers=16, num_heads=4),
     "L": ConformerConfig(dim=512, num_layers=17, num_heads=8),
     "XL": ConformerConfig(dim=1024, num_layers=24, num_heads=16),
+    "2B": ConformerConfig(dim=1536, num_layers=36, num_heads=16),
 }
 
 

@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
+
+from jax_speechlm.parallel.mesh import BATCH_AXES
 
 CHUNK_LOGITS = 1 << 22
 """Logits of one row that are computed at a time: 16 MB of float32 a row, and as many again for their gradient."""
@@ -60,34 +63,75 @@ def vocabulary_loss(
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _loss(hidden, kernel, bias, target, weight, z_weight, chunk):
-    def step(_, part):
-        hidden, target, _ = part
-        return None, _score(_logits(hidden, kernel, bias), target)
+    def rows_loss(hidden, target, weight, kernel, bias, total):
+        del weight, total
 
-    _, scores = jax.lax.scan(step, None, _cut((hidden, target, weight), chunk))
-    scores = _join(scores, target.shape[1])
+        def step(_, part):
+            hidden, target = part
+            return None, _score(_logits(hidden, kernel, bias), target)
+
+        return _join(jax.lax.scan(step, None, _cut((hidden, target), chunk))[1], target.shape[1]), ()
+
+    scores, _ = _on_own_rows(rows_loss, (hidden, target, weight), kernel.astype(hidden.dtype), bias)
     return jnp.sum(weight * _with_z(scores, z_weight)), scores
 
 
 def _forward(hidden, kernel, bias, target, weight, z_weight, chunk):
-    def step(gradients, part):
-        hidden, target, weight = part
-        logits = _logits(hidden, kernel, bias)
-        scores = _score(logits, target)
-        share = jnp.exp(logits - scores.log_z[..., None])
-        share = share * (1 + 2 * z_weight * scores.log_z)[..., None] - _is_target(logits, target)
-        by_logits = (share * weight[..., None]).astype(hidden.dtype)
-        to_kernel = jnp.einsum("btv,btd->vd", by_logits, hidden, preferred_element_type=jnp.float32)
-        to_bias = None if bias is None else by_logits.astype(jnp.float32).sum((0, 1))
-        gradients = jax.tree.map(jnp.add, gradients, (to_kernel, to_bias))
-        return gradients, (scores, jnp.einsum("btv,vd->btd", by_logits, kernel.astype(hidden.dtype)))
+    def rows_loss(hidden, target, weight, kernel, bias, total):
+        def step(gradients, part):
+            hidden, target, weight = part
+            logits = _logits(hidden, kernel, bias)
+            scores = _score(logits, target)
+            share = jnp.exp(logits - scores.log_z[..., None])
+            share = share * (1 + 2 * z_weight * scores.log_z)[..., None] - _is_target(logits, target)
+            by_logits = (share * weight[..., None]).astype(hidden.dtype)
+            to_kernel = jnp.einsum("btv,btd->vd", by_logits, hidden, preferred_element_type=jnp.float32)
+            to_bias = None if bias is None else by_logits.astype(jnp.float32).sum((0, 1))
+            gradients = jax.tree.map(jnp.add, gradients, (to_kernel, to_bias))
+            return gradients, (scores, jnp.einsum("btv,vd->btd", by_logits, kernel))
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), (kernel, bias))
-    (to_kernel, to_bias), chunks = jax.lax.scan(step, zeros, _cut((hidden, target, weight), chunk))
-    scores, to_hidden = _join(chunks, target.shape[1])
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), (kernel, bias))
+        gradients, chunks = jax.lax.scan(step, zeros, _cut((hidden, target, weight), chunk))
+        return _join(chunks, target.shape[1]), jax.tree.map(total, gradients)
+
+    (scores, to_hidden), (to_kernel, to_bias) = _on_own_rows(
+        rows_loss, (hidden, target, weight), kernel.astype(hidden.dtype), bias
+    )
     losses = _with_z(scores, z_weight)
     to_bias = None if bias is None else to_bias.astype(bias.dtype)
     return (jnp.sum(weight * losses), scores), (to_hidden, to_kernel.astype(kernel.dtype), to_bias, losses)
+
+
+def _on_own_rows(rows_loss, by_row, kernel, bias):
+    """`rows_loss(*by_row, kernel, bias, total) -> (by row, sums over rows)` on each device's own rows.
+
+    Left to itself XLA gathers the kernel, and sums its gradient over the devices, anew for every chunk. So each device
+    is given the whole kernel (its share of the vocabulary where that is spread) once, and `total` adds up over devices
+    what it has summed over all its chunks.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if shards == 1 or by_row[0].shape[0] % shards:
+        return rows_loss(*by_row, kernel, bias, lambda x: x)
+    rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
+    fsdp = kernel.shape[1] % mesh.shape["fsdp"] == 0
+    to_kernel = PartitionSpec(None, "fsdp") if fsdp else whole
+
+    def total(x):
+        if x.ndim == 2 and fsdp:  # the kernel's: each device keeps the part that its optimizer needs
+            x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=1, tiled=True)
+            return jax.lax.psum(x, tuple(axis for axis in BATCH_AXES if axis != "fsdp"))
+        return jax.lax.psum(x, BATCH_AXES)
+
+    sums = jax.eval_shape(lambda *each: rows_loss(*each, lambda x: x)[1], *by_row, kernel, bias)
+    out = (rows, jax.tree.map(lambda x: to_kernel if x.ndim == 2 else whole, sums))
+    return jax.shard_map(
+        lambda *each: rows_loss(*each, total),
+        in_specs=((rows,) * len(by_row)) + (whole, whole),
+        out_specs=out,
+        axis_names=set(BATCH_AXES),
+        check_vma=False,
+    )(*by_row, kernel, bias)
 
 
 def _backward(z_weight, chunk, residuals, cotangents):
@@ -101,7 +145,7 @@ _loss.defvjp(_forward, _backward)
 
 
 def _logits(hidden, kernel, bias):
-    logits = jnp.einsum("btd,vd->btv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    logits = jnp.einsum("btd,vd->btv", hidden, kernel, preferred_element_type=jnp.float32)
     return logits if bias is None else logits + bias
 
 

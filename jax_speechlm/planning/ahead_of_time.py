@@ -4,8 +4,11 @@ import contextlib
 import math
 import os
 import re
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -80,7 +83,8 @@ def devices_of(topology: Topology) -> Sequence[jax.Device]:
             os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud about a machine that is not there
             name = f"{topology.chip}:{'x'.join(map(str, topology.shape))}"
             slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
-            return topologies.get_topology_desc(topology_name=name, platform="tpu", **slices).devices
+            with _quiet():  # it greets with warnings about a machine that it does not find
+                return topologies.get_topology_desc(topology_name=name, platform="tpu", **slices).devices
         from jax_speechlm.planning import gpu
 
         return gpu.devices(topology)
@@ -135,7 +139,7 @@ class Compiler:
         began = time.perf_counter()
         try:
             with _quiet():
-                compiled = self.lower(shape).compile()
+                compiled, text = self._compile(shape)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -143,7 +147,7 @@ class Compiler:
             memory = Memory(params, optimizer, 0, 0, needed, 0, params + optimizer + needed)
             return Step(shape, memory, None, self._model_flops(shape), time.perf_counter() - began)
         seconds = time.perf_counter() - began
-        module = hlo.parse(compiled.as_text())
+        module = hlo.parse(text)
         stats = compiled.memory_analysis()
         memory = Memory(
             params=params,
@@ -160,6 +164,19 @@ class Compiler:
         )
         counted = costs.count(module, dict(self.mesh.shape))
         return Step(shape, memory, counted, self._model_flops(shape), seconds)
+
+    def _compile(self, shape: Shape) -> tuple[jax.stages.Compiled, str]:
+        """The program, and its instructions as text."""
+        if self.mesh.devices.flat[0].platform != "tpu":
+            compiled = self.lower(shape).compile()
+            return compiled, compiled.as_text()
+        # What a TPU program says of itself goes through a form that loses some asynchronous operations and is then
+        # refused (libtpu 0.0.52, large vocabularies); what the compiler writes to a file does not.
+        with tempfile.TemporaryDirectory() as folder:
+            options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+            compiled = self.lower(shape).compile(compiler_options=options)
+            (text,) = Path(folder).glob("*jit_step*.after_codegen.txt")
+            return compiled, text.read_text()
 
     def _model_flops(self, shape: Shape) -> float:
         flops = self._objective.forward_flops
@@ -201,8 +218,6 @@ def _needed(message: str) -> float:
 @contextlib.contextmanager
 def _quiet():
     """Keeps what the TPU compiler prints about a memory it could not fit off the terminal: it is in the error too."""
-    import sys
-
     sys.stderr.flush()
     kept = os.dup(2)
     try:

@@ -134,6 +134,8 @@ class _Counter:
                 self._flops += times * convolution_flops(each, computation)
             elif opcode == "custom-call":
                 self._custom_call(each, computation, times)
+            elif opcode == "send" and "_xla_megascale_transfer_type" in each.attributes:
+                self._between_slices(each, computation, times)
             elif (kind := opcode.removesuffix("-start")) in COLLECTIVES:
                 self._collective(kind, each, computation, times)
             if opcode in ("call", "async-start"):
@@ -176,8 +178,19 @@ class _Counter:
             self._flops += times * _gemm_flops(each, computation)
         elif known := re.search(r'"flops":"?(\d+)', each.attributes):  # a Pallas kernel that states its cost
             self._flops += times * int(known.group(1))
+        elif (flops := splash_flops(each, computation)) is not None:
+            self._flops += times * flops
         elif target == "tpu_custom_call" or "cudnn" in target or "fmha" in target:
             self._calls[target] += times
+
+    def _between_slices(self, each: Instruction, computation: Computation, times: float) -> None:
+        """A TPU program hands what goes over the network to its host, as a `send` of a named collective."""
+        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', each.attributes).group(1).lower().replace("_", "-")
+        size, operand = self._mesh.get("replica", 1), _operand(each.operands[0], computation)
+        share = 2 * (size - 1) / size if kind == "all-reduce" else (size - 1) / size
+        entry = self._collectives[kind, "replica", size]
+        entry[0] += times
+        entry[1] += times * operand.bytes * share
 
     def _collective(self, kind: str, each: Instruction, computation: Computation, times: float) -> None:
         # The parts of one asynchronous collective stand in several fusions and share a channel.
@@ -305,6 +318,24 @@ def _products(
     place = np.arange(out)[:, None] * stride + np.arange(taps)[None, :] * dilate_kernel - pad
     inside = (place >= 0) & (place <= (size - 1) * dilate_in) & (place % dilate_in == 0)
     return int(inside.sum())
+
+
+# Products of queries x keys x head_dim that each of splash attention's kernels does.
+_SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+
+
+def splash_flops(each: Instruction, computation: Computation) -> float | None:
+    """Of a splash attention kernel, as if every query saw every key; None for any other instruction.
+
+    Pallas kernels are opaque to XLA. Which blocks a mask spares is data to them, so causal attention counts twice what
+    is computed.
+    """
+    products = next((number for name, number in _SPLASH.items() if each.name.startswith(name)), None)
+    if products is None:
+        return None
+    arrays = [_operand(name, computation).shapes[0].dims for name in each.operands]
+    queries, keys = [dims for dims in arrays if len(dims) == 4][:2]
+    return 2.0 * products * math.prod(queries) * keys[2]
 
 
 def _gemm_flops(each: Instruction, computation: Computation) -> float:

@@ -109,6 +109,7 @@ class Module:
 
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
+_END = re.compile(r"^}(?:, \w+=.*)?$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=? ]*)\](\{[^{}]*\})?")
 _NAME = re.compile(r"(?:^|, |%)([A-Za-z_][\w.\-]*)")
@@ -122,13 +123,13 @@ def parse(text: str) -> Module:
     """
     computations, entry, name = {}, None, None
     instructions, root = {}, None
-    for line in text.splitlines():
+    for line in _logical_lines(text):
         if name is None:
             if head := _HEAD.match(line):
                 name, instructions, root = head.group(2), {}, None
                 if head.group(1):
                     entry = name
-        elif line.startswith("}"):
+        elif _END.match(line):
             computations[name] = Computation(name, instructions, root)
             name = None
         elif start := _LINE.match(line):
@@ -139,6 +140,17 @@ def parse(text: str) -> Module:
     if entry is None:
         raise ValueError("this is not the text of an optimised HLO module: it has no ENTRY computation")
     return Module(computations, entry)
+
+
+def _logical_lines(text: str) -> Iterator[str]:
+    """Lines of the text, with those joined that a kernel's metadata breaks with a line feed of its own."""
+    whole = ""
+    for line in text.splitlines():
+        starts = not line or _HEAD.match(line) or _END.match(line) or _LINE.match(line)
+        if starts and whole:
+            yield whole
+        whole = line if starts else f"{whole} {line}"
+    yield whole
 
 
 def _instruction(name: str, text: str) -> Instruction:

@@ -140,4 +140,4 @@ def _tokenizer(path: str | None, vocab_size: int) -> tuple[Tokenizer, str]:
     """The tokenizer of a folder, or one of as many ids, and what is to be said about that."""
     if path is not None and Path(path).is_dir():
         return load_tokenizer(path), ""
-    return CharTokenizer("".join(map(chr, range(0x4E00, 0x4E00 + vocab_size - 1)))), f", {vocab_size} token ids"
+    return CharTokenizer("".join(map(chr, range(0x20000, 0x20000 + vocab_size - 1)))), f", {vocab_size} token ids"

@@ -140,7 +140,8 @@ ENTRY %main (p: f32[2,3]) -> (bf16[8], s4[3]) {
     assert main.instructions["p"].shapes == (hlo.Shape("f32", (2, 3), False),)
     assert [shape.bytes for shape in main.instructions["q"].shapes] == [16, 2, 1]
     assert main.instructions["q"].attribute("custom_call_target") == '"x{y"'
-    assert main.root == "t" and main.instructions["t"].operands == ("q", "q")
+    assert main.root == "t"
+    assert main.instructions["t"].operands == ("q", "q")
 
 
 def test_what_is_no_hlo_is_an_error():
