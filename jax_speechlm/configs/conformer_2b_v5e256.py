@@ -34,7 +34,7 @@ def config() -> Experiment:
         model=SIZES["2B"].replace(input_dim=MEL.input_dim, dtype="bfloat16", remat="full"),
         optimizer=Optimizer(schedule=Noam(peak=4e-4, warmup_steps=25_000), weight_decay=1e-3),
         num_steps=500_000,
-        mesh=MeshShape(data=1, fsdp=256),
+        mesh=MeshShape(data=16, fsdp=16),
         topology="v5e-256",
         cadence=Cadence(log_every=100, eval_every=5000, checkpoint_every=1000),
     )

@@ -12,8 +12,9 @@ Parameters at 160 inputs (two stacked frames of 80 mel bins):
 | M    |     16 |  256 |     4 |  24,467,008 |
 | L    |     17 |  512 |     8 | 103,156,608 |
 | XL   |     24 | 1024 |    16 | 580,492,096 |
+| 2B   |     36 | 1536 |    16 | 1,957,148,864 |
 
-XL is w2v-BERT 2.0's shape.
+XL is w2v-BERT 2.0's shape; 2B is as wide as the larger encoder of Google USM (arXiv:2303.01037).
 """
 
 from typing import Literal

@@ -167,8 +167,11 @@ class Compiler:
 
     def _compile(self, shape: Shape) -> tuple[jax.stages.Compiled, str]:
         """The program, and its instructions as text."""
-        if self.mesh.devices.flat[0].platform != "tpu":
-            compiled = self.lower(shape).compile()
+        if not self._is_on("tpu"):
+            options = (
+                {"xla_gpu_autotune_level": 0} if self._is_on("gpu") else {}
+            )  # tuning times kernels on a real device
+            compiled = self.lower(shape).compile(compiler_options=options)
             return compiled, compiled.as_text()
         # What a TPU program says of itself goes through a form that loses some asynchronous operations and is then
         # refused (libtpu 0.0.52, large vocabularies); what the compiler writes to a file does not.
@@ -177,6 +180,9 @@ class Compiler:
             compiled = self.lower(shape).compile(compiler_options=options)
             (text,) = Path(folder).glob("*jit_step*.after_codegen.txt")
             return compiled, text.read_text()
+
+    def _is_on(self, platform: str) -> bool:
+        return self.mesh.devices.flat[0].platform == platform
 
     def _model_flops(self, shape: Shape) -> float:
         flops = self._objective.forward_flops

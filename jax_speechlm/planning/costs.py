@@ -178,7 +178,7 @@ class _Counter:
             self._flops += times * _gemm_flops(each, computation)
         elif known := re.search(r'"flops":"?(\d+)', each.attributes):  # a Pallas kernel that states its cost
             self._flops += times * int(known.group(1))
-        elif (flops := splash_flops(each, computation)) is not None:
+        elif (flops := attention_flops(each, computation)) is not None:
             self._flops += times * flops
         elif target == "tpu_custom_call" or "cudnn" in target or "fmha" in target:
             self._calls[target] += times
@@ -324,18 +324,22 @@ def _products(
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 
-def splash_flops(each: Instruction, computation: Computation) -> float | None:
-    """Of a splash attention kernel, as if every query saw every key; None for any other instruction.
+def attention_flops(each: Instruction, computation: Computation) -> float | None:
+    """Of a fused attention kernel, splash on TPU or cuDNN's, as if every query saw every key; None for anything else.
 
-    Pallas kernels are opaque to XLA. Which blocks a mask spares is data to them, so causal attention counts twice what
-    is computed.
+    Such kernels are opaque to XLA. Which blocks a mask spares is data to them, so causal attention counts twice what is
+    computed.
     """
+    shapes = [_operand(name, computation).shapes[0] for name in each.operands]
+    if "__cudnn$fmha" in each.attributes:
+        products = 5 if "Backward" in (each.attribute("custom_call_target") or "") else 2
+        scores = re.search(r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([^\]]*)\]', each.attributes)
+        return 2.0 * products * math.prod(_numbers(scores.group(1))) * shapes[0].dims[-1] if scores else None
     products = next((number for name, number in _SPLASH.items() if each.name.startswith(name)), None)
     if products is None:
         return None
-    arrays = [_operand(name, computation).shapes[0].dims for name in each.operands]
-    queries, keys = [dims for dims in arrays if len(dims) == 4][:2]
-    return 2.0 * products * math.prod(queries) * keys[2]
+    queries, keys = [shape.dims for shape in shapes if shape.dtype in ("bf16", "f32") and len(shape.dims) > 2][:2]
+    return 2.0 * products * math.prod(queries) * keys[-2]
 
 
 def _gemm_flops(each: Instruction, computation: Computation) -> float:

@@ -11,8 +11,9 @@ from rich.table import Table
 from jax_speechlm.parallel.chips import GIB
 from jax_speechlm.planning.ahead_of_time import Step
 from jax_speechlm.planning.plan import Plan, describe_shape, fits
+from jax_speechlm.planning.roofline import bandwidth
 
-PARTS = ("params", "optimizer", "batch", "activations", "other temporaries", "program")
+PARTS = ("params", "optimizer", "batch", "activations", "temporary", "program")
 _COLORS = ("#4269d0", "#6cc5b0", "#efb118", "#ff725c", "#9c6b4e", "#9498a0")
 _RESOURCES = (("compute", "#4269d0"), ("memory", "#efb118"), ("links", "#ff725c"))
 
@@ -92,9 +93,9 @@ def show(plan: Plan, price: float | None = None, console: Console | None = None)
     times = Table(title="One step at best, milliseconds", title_justify="left")
     links = Table(title="Collectives of one step, each chip", title_justify="left")
     for table, columns in (
-        (memory, ("batch", *PARTS, "total", "")),
-        (times, ("batch", "TFLOP", "GB moved", "compute", "memory", "links", "bound by", "MFU", "compiled in s")),
-        (links, ("batch", "collective", "along", "devices", "times", "MB sent", "ms")),
+        (memory, ("shape", *PARTS, "total", "")),
+        (times, ("shape", "TFLOP", "GB moved", "compute", "memory", "links", "bound by", "MFU", "compiled in s")),
+        (links, ("shape", "collective", "along", "devices", "times", "MB sent", "ms")),
     ):
         for place, column in enumerate(columns):
             table.add_column(column, justify="left" if not place or column in ("collective", "along") else "right")
@@ -109,8 +110,8 @@ def show(plan: Plan, price: float | None = None, console: Console | None = None)
             continue
         times.add_row(
             shape,
-            f"{step.costs.flops / 1e12:.3g}",
-            f"{step.costs.bytes / 1e9:.3g}",
+            f"{step.costs.flops / 1e12:,.1f}",
+            f"{step.costs.bytes / 1e9:,.1f}",
             *(f"{seconds * 1e3:.2f}" for seconds in (estimate.compute, estimate.memory, sum(estimate.links.values()))),
             estimate.bound,
             f"{estimate.mfu:.0%}",
@@ -118,8 +119,6 @@ def show(plan: Plan, price: float | None = None, console: Console | None = None)
         )
     largest = plan.steps[-1]
     if largest.costs:
-        from jax_speechlm.planning.roofline import bandwidth
-
         for each in largest.costs.collectives[:12]:
             seconds = each.sent / bandwidth(each, plan.topology, plan.mesh)
             links.add_row(

@@ -12,7 +12,6 @@ from data_pipelines import plan as plans
 from data_pipelines.audio import SAMPLE_RATE
 from data_pipelines.speed import with_speeds
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
-from jax_speechlm.batch import Batch
 from jax_speechlm.experiment import Experiment, Text
 from jax_speechlm.objectives.ctc import CTC
 
@@ -57,7 +56,7 @@ class Workload:
     tokenizer: Tokenizer | None
     assumed: str = ""
 
-    def abstract(self, shape: Shape, noise: bool, labels: bool) -> Batch:
+    def abstract(self, shape: Shape, noise: bool, labels: bool) -> dict[str, jax.ShapeDtypeStruct]:
         """A batch of a shape, as abstract arrays without sharding."""
         rows, length = shape.rows, shape.length
         if self.unit == "tokens":

@@ -1,0 +1,221 @@
+"""Plans end to end: on the CPU's virtual devices, and by the real compilers of TPU and GPU where they are installed."""
+
+import importlib.util
+import json
+import math
+import re
+
+import jax
+import pytest
+
+from jax_speechlm import configs
+from jax_speechlm.cli import main
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.models.transformer import forward_flops
+from jax_speechlm.parallel import chips
+from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.planning import ahead_of_time, report
+from jax_speechlm.planning.costs import Collective
+from jax_speechlm.planning.fit import fit
+from jax_speechlm.planning.plan import fits, make_plan
+from jax_speechlm.planning.roofline import bandwidth
+from jax_speechlm.planning.workload import workload
+from jax_speechlm.vocabulary import Vocabulary
+
+tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+gpu = pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="JAX's CUDA is not installed")
+
+
+def small_lm(**changes) -> Experiment:
+    """A little LM on a set that is not there, on 8 devices."""
+    experiment = configs.load("demo_lm")
+    model = experiment.model.replace(dim=64, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=32, ffn_dim=96)
+    data = experiment.data.replace(sets=("absent",), dev_sets=(), weights=(), tokens_per_batch=2048)
+    settings = {"model": model.replace(remat="none"), "data": data, "mesh": MeshShape(data=2, fsdp=4)}
+    return experiment.replace(**(settings | changes))
+
+
+def analytic_flops(experiment: Experiment, more_products: int) -> float:
+    """Of one step over all devices where attention looks at every pair; its kernels may repeat products."""
+    model, rows, positions = experiment.model.replace(causal=False), 16, 128
+    product = 2 * rows * model.num_heads * positions**2 * model.head_dim * model.num_layers
+    return 3 * forward_flops(model, Vocabulary(100).size, positions, rows) + more_products * product
+
+
+@pytest.fixture
+def virtual(monkeypatch):
+    """Makes plans be for this process's CPU devices."""
+    monkeypatch.setattr(ahead_of_time, "devices_of", lambda topology: jax.devices())
+    return chips.topology("v5e-8")
+
+
+def test_a_plan_has_the_models_arithmetic(virtual):
+    plan = make_plan(small_lm(), virtual, vocab_size=100)
+    (step,) = plan.steps
+    # Attention on CPU computes its scores once more for the backward pass.
+    assert step.costs.flops * 8 == analytic_flops(small_lm(), more_products=1)
+    assert plan.params == sum(leaf.size for leaf in jax.tree.leaves(_params(small_lm(), 100)))
+    assert plan.rate.mfu <= step.model_flops / (step.costs.flops * 8)
+    assert "absent not prepared here" in plan.load.assumed
+
+
+def _params(experiment, vocab_size):
+    load = workload(experiment, vocab_size)
+    return ahead_of_time.Compiler(experiment, load, jax.devices()).trainer.shapes.params
+
+
+def test_parameters_are_gathered_and_activations_stay(virtual):
+    """FSDP: what moves along fsdp is of the parameters' size, not of the activations'."""
+    plan = make_plan(small_lm(), virtual, vocab_size=100)
+    moved = sum(each.sent for each in plan.steps[0].costs.collectives if each.axes == "fsdp")
+    assert moved <= 4 * (2 * 3) * plan.params
+    doubled = small_lm().data.replace(tokens_per_batch=2 * 2048)
+    again = make_plan(small_lm(data=doubled), virtual, vocab_size=100)
+    moved_again = sum(each.sent for each in again.steps[0].costs.collectives if each.axes == "fsdp")
+    assert moved_again == pytest.approx(moved, rel=0.02)
+
+
+def test_activations_are_what_the_layers_keep(virtual):
+    none, full = (
+        make_plan(small_lm(model=small_lm().model.replace(remat=remat)), virtual, vocab_size=100).steps[0].memory
+        for remat in ("none", "full")
+    )
+    rows, layers, positions, dim = 2, 3, 128, 64  # of one device
+    assert full.activations == layers * rows * positions * dim * 4
+    assert none.activations > 5 * full.activations
+    assert none.total > none.params + none.optimizer + none.activations
+
+
+def test_speech_is_planned_by_buckets(virtual):
+    experiment = configs.load("librispeech_100_gpu")
+    model = experiment.model.replace(dim=32, num_layers=2, num_heads=2, left_max=8, right_max=2)
+    experiment = experiment.replace(
+        model=model,
+        objective=experiment.objective.replace(intermediate=(1,)),
+        data=experiment.data.replace(num_buckets=3, seconds_per_batch=160.0, max_seconds=4.0),
+        mesh=MeshShape(data=8),
+    )
+    plan = make_plan(experiment, virtual, vocab_size=64)
+    assert len(plan.steps) == 3
+    assert sum(step.shape.share for step in plan.steps) == pytest.approx(1)
+    assert all(step.shape.tokens for step in plan.steps)
+    assert not any(step.costs.unknown_loops for step in plan.steps)
+    # Rows stay where they are: nothing of the audio's size is gathered (the front end is part of the step).
+    for step in plan.steps:
+        audio = step.shape.rows * step.shape.length * 2
+        assert sum(each.sent for each in step.costs.collectives if each.kind == "all-gather") < audio / 8
+    assert make_plan(experiment, virtual, vocab_size=64, longest_only=True).rate is None
+
+
+def test_rows_that_do_not_divide_are_an_error(virtual):
+    data = small_lm().data.replace(tokens_per_batch=12 * 128)
+    with pytest.raises(ValueError, match="12 rows of a batch do not divide among 8"):
+        make_plan(small_lm(data=data), virtual)
+
+
+def test_fit_finds_the_fastest_and_says_why_others_do_not_fit(virtual, monkeypatch):
+    said = []
+    trials = fit(small_lm(), virtual, vocab_size=100, max_compiles=5, progress=said.append)
+    assert sum(trial.plan is not None for trial in trials) == len(said) == 5
+    times = [trial.seconds_per_unit for trial in trials]
+    assert times == sorted(times)
+    assert not trials[0].why
+    assert math.isfinite(times[0])
+    tiny = chips.CHIPS["v5e"]._replace(hbm=300_000)
+    monkeypatch.setitem(chips.CHIPS, "v5e", tiny)
+    trials = fit(small_lm(), virtual, vocab_size=100, max_compiles=3)
+    assert all(trial.why for trial in trials)
+    assert any("alone need" in trial.why for trial in trials)
+
+
+def test_what_does_not_fit_is_said_and_told_to_the_shell(virtual, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(chips.CHIPS, "v5e", chips.CHIPS["v5e"]._replace(hbm=300_000))
+    job = tmp_path / "job.json"
+    job.write_text(small_lm(topology="v5e-8").model_dump_json())
+    assert main(["plan", "--config", str(job), "--vocab-size", "100", "--out", str(tmp_path / "out")]) == 3
+    assert "Does not fit" in " ".join(capsys.readouterr().out.split())
+    saved = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert saved["fits"] is False
+    assert Experiment.model_validate(saved["experiment"]) == small_lm(topology="v5e-8")
+
+
+def test_a_plan_is_a_page_without_scripts_or_network(virtual):
+    page = report.as_html(make_plan(small_lm(), virtual, vocab_size=100), price=1.5)
+    assert "<script" not in page
+    assert not re.search(r"(?:src|href)=", page)
+    assert page.count('class="row"') == 2
+    assert "At 1.5 a chip-hour" in page
+
+
+def test_the_oom_messages_of_the_compiler_are_read():
+    message = "the total memory required for HLO temporaries (16.12G) exceeds available HBM (15.75G)"
+    assert ahead_of_time._needed(message) == 16.12 * 2**30
+    assert ahead_of_time._needed("Used 20.30G of 15.75G hbm. Exceeded") == 20.30 * 2**30
+    assert ahead_of_time._needed("something else") == math.inf
+
+
+def test_bandwidth_is_the_networks_beyond_a_slice_or_node():
+    slices, nodes = chips.topology("2xv5p-512"), chips.topology("h100-64")
+    mesh = {"replica": 2, "data": 4, "fsdp": 64, "tensor": 1}
+    inside, across = (Collective("all-reduce", axes, 2, 1, 1) for axes in ("data+fsdp", "replica"))
+    assert bandwidth(inside, slices, mesh) == slices.spec.link_bandwidth
+    assert bandwidth(across, slices, mesh) == slices.spec.network_bandwidth
+    mesh = {"replica": 1, "data": 8, "fsdp": 1, "tensor": 8}
+    by_tensor, by_data = (Collective("all-reduce", axes, 8, 1, 1) for axes in ("tensor", "data"))
+    assert bandwidth(by_tensor, nodes, mesh) == nodes.spec.link_bandwidth
+    assert bandwidth(by_data, nodes, mesh) == nodes.spec.network_bandwidth
+
+
+def test_every_experiment_for_accelerators_has_a_mesh_that_its_target_can_hold():
+    for name in configs.names():
+        experiment = configs.load(name)
+        if experiment.topology is None:
+            continue
+        target, mesh = chips.topology(experiment.topology), experiment.mesh
+        sizes = (mesh.replica, mesh.data, mesh.fsdp, mesh.tensor)
+        assert math.prod(sizes) == target.num_devices or mesh.data == -1, name
+        assert mesh.replica % target.slices == 0, name
+
+
+@tpu
+def test_a_small_lm_for_a_real_v5e_16():
+    experiment = small_lm(mesh=MeshShape(data=4, fsdp=4), model=small_lm().model.replace(dtype="bfloat16"))
+    plan = make_plan(experiment, chips.topology("v5e-16"), vocab_size=100)
+    step, estimate = plan.steps[0], plan.estimates[0]
+    assert plan.fits
+    assert not step.costs.unknown_loops
+    assert not step.costs.unknown_calls
+    # Splash attention has two kernels for the backward pass: four products become seven.
+    assert step.costs.flops * 16 == analytic_flops(experiment, more_products=3)
+    assert {each.axes for each in step.costs.collectives} <= {"data", "fsdp", "data+fsdp"}
+    assert estimate.best <= estimate.serial
+    # The same step on a chip with less memory would be refused.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(chips.CHIPS, "v5e", chips.CHIPS["v5e"]._replace(hbm=step.memory.total - 1))
+        assert not fits(step, plan.topology)
+
+
+@pytest.mark.slow
+@tpu
+def test_the_largest_for_two_real_slices_of_v5p():
+    plan = make_plan(configs.load("lm_8b_v5p512"), chips.topology("2xv5p-512"), vocab_size=128_000)
+    step, estimate = plan.steps[0], plan.estimates[0]
+    assert plan.fits
+    assert plan.params == pytest.approx(8e9, rel=0.02)
+    assert 5 * 2**30 < step.memory.total < 20 * 2**30
+    # Parameters are gathered for the forward pass, its repetition and the backward pass, and their gradients summed:
+    # some tens of GB. An activation that moved would be hundreds.
+    along = {axes: sum(c.sent for c in step.costs.collectives if c.axes == axes) for axes in ("fsdp", "replica")}
+    assert along["fsdp"] < 100e9
+    assert 0 < along["replica"] < 1e9
+    assert estimate.bound == "compute"
+    assert estimate.mfu > 0.6
+
+
+@pytest.mark.slow
+@gpu
+def test_the_largest_for_64_h100():
+    plan = make_plan(configs.load("lm_8b_h100x64"), chips.topology("h100-64"), vocab_size=128_000)
+    assert plan.fits
+    assert not plan.steps[0].costs.unknown_calls
+    assert plan.estimates[0].mfu > 0.5
