@@ -82,6 +82,11 @@ VERBS = {
         "compile a run for accelerators that are not here: what it needs, what it costs, whether it fits",
         "jax-speechlm plan --config librispeech_960_v5e16 --topology v5e-16 --price 1.2",
     ),
+    "launch": Verb(
+        "jax_speechlm.launching.command:launch",
+        "start, watch and stop a job on Cloud TPU, GKE, Slurm, SkyPilot's clouds or this machine",
+        "jax-speechlm launch gke --job job.json --dry-run -- pretrain --config librispeech_960_v5e16",
+    ),
     "configs": Verb("jax_speechlm.cli:list_configs", "list the experiments that ship", "jax-speechlm configs"),
 }
 
@@ -131,15 +136,15 @@ def _user_errors() -> tuple[type[Exception], ...]:
     return (DataError, CheckpointError, PlanningError, TrainingStopped, FileNotFoundError, ValueError)
 
 
-def pretrain(argv: Sequence[str], prog: str) -> None:
-    _train(argv, prog, "demo_pretrain")
+def pretrain(argv: Sequence[str], prog: str) -> int:
+    return _train(argv, prog, "demo_pretrain")
 
 
-def finetune(argv: Sequence[str], prog: str) -> None:
-    _train(argv, prog, "demo_finetune")
+def finetune(argv: Sequence[str], prog: str) -> int:
+    return _train(argv, prog, "demo_finetune")
 
 
-def _train(argv: Sequence[str], prog: str, default_config: str) -> None:
+def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
     import jax
 
     from jax_speechlm.parallel import distributed
@@ -155,14 +160,18 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> None:
     run_dir = Path(known.run_dir or Path("runs") / Path(known.config).stem)
     with distributed.session():
         result = train(experiment, run_dir)
+        # A launcher that starts again only what fails must not take a run that a signal stopped for done.
+        stopped = result.step < experiment.num_steps
+        status = int(os.environ.get("JAX_SPEECHLM_STOPPED_STATUS", 0)) if stopped else 0
         if jax.process_index():
-            return
+            return status
     figures = "  ".join(f"{name} {value:.4g}" for name, value in result.dev.items())
     seen = f"{result.tokens / 1e6:.2f} M tokens" if result.tokens else f"{result.audio_hours:.2f} hours of audio"
     print(
         f"{result.step} steps, {result.minutes:.1f} minutes, {seen}; dev: {figures}\n"
         f"checkpoints: {run_dir / 'checkpoints'}   logs: tensorboard --logdir {run_dir / 'tensorboard'}"
     )
+    return status
 
 
 def _experiment_parser(prog: str, default_config: str) -> argparse.ArgumentParser:

@@ -1,0 +1,1 @@
+"""One description of a job, and what each launcher has to be told of it."""

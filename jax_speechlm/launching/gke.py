@@ -1,0 +1,135 @@
+"""TPU slices of a GKE cluster, as a JobSet: one job a slice, one pod a host, all begun again when one fails.
+
+Node selectors and limits follow cloud.google.com/kubernetes-engine/docs/how-to/tpus and tpu-multislice; the bucket is
+mounted by Cloud Storage FUSE, cloud.google.com/kubernetes-engine/docs/how-to/cloud-storage-fuse-csi-driver-ephemeral.
+"""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jax_speechlm.launching.cloud_tpu import accelerator_type
+from jax_speechlm.launching.job import BUCKET_FOLDER, GRACE_SECONDS, STOPPED, Job, Run, Step, Write, manifest
+
+ACCELERATORS = {
+    "v4": "tpu-v4-podslice",
+    "v5e": "tpu-v5-lite-podslice",
+    "v5p": "tpu-v5p-slice",
+    "v6e": "tpu-v6e-slice",
+}
+
+
+def start(job: Job) -> list[Step]:
+    """Creates the JobSet; one of that name is removed first, which lets it save."""
+    path = Path("runs") / f"{job.name}.jobset.yaml"
+    text = manifest(jobset(job))
+    text = f"# The same, queued by Kueue: {xpk(job)}\n{text}"
+    remove = Run(("kubectl", "delete", "jobset", job.name, "--ignore-not-found"))
+    return [Write(path, text), *_credentials(job), remove, Run(("kubectl", "create", f"--filename={path}"))]
+
+
+def status(job: Job) -> list[Step]:
+    """Shows the JobSet and its pods."""
+    return [
+        *_credentials(job),
+        Run(("kubectl", "get", "jobset", job.name)),
+        Run(("kubectl", "get", "pods", _label(job), "--output=wide")),
+    ]
+
+
+def logs(job: Job) -> list[Step]:
+    """Shows the last lines of every host."""
+    hosts = job.hosts_per_slice * job.accelerators.slices
+    words = ("kubectl", "logs", _label(job), "--prefix", "--tail=20", f"--max-log-requests={hosts}")
+    return [*_credentials(job), Run(words)]
+
+
+def stop(job: Job) -> list[Step]:
+    """Removes the JobSet; its pods get SIGTERM and save."""
+    return [*_credentials(job), Run(("kubectl", "delete", "jobset", job.name, "--ignore-not-found"))]
+
+
+def jobset(job: Job) -> dict[str, Any]:
+    """The JobSet, jobset.x-k8s.io/v1alpha2.
+
+    A run that is told to stop leaves with a status other than 0: Kubernetes would take 0 for the end of the training
+    when a slice is preempted.
+    """
+    job.need_platform("gke", "tpu")
+    job.need("gke", "image")
+    job.need_bucket("gke", "gs://")
+    slices, hosts = job.accelerators.slices, job.hosts_per_slice
+    environment = {"JAX_SPEECHLM_STOPPED_STATUS": str(STOPPED)}
+    if slices * hosts > 1:
+        environment["JAX_SPEECHLM_DISTRIBUTED"] = "1"  # GKE's own variables then say who is who
+    container = {
+        "name": "run",
+        "image": job.image,
+        "command": list(job.words),
+        "env": [{"name": name, "value": value} for name, value in job.environment(**environment).items()],
+        "ports": [{"containerPort": port} for port in (8471, 8080)],  # between hosts, and between slices
+        "securityContext": {"privileged": True},  # lets the TPU driver lock memory
+        "resources": {"limits": {"google.com/tpu": job.devices_per_host}},
+        "volumeMounts": [{"name": "bucket", "mountPath": BUCKET_FOLDER}],
+    }
+    selector = {
+        "cloud.google.com/gke-tpu-accelerator": ACCELERATORS[job.accelerators.chip],
+        "cloud.google.com/gke-tpu-topology": "x".join(map(str, job.accelerators.shape)),
+    }
+    if job.spot:
+        selector["cloud.google.com/gke-spot"] = "true"
+    fuse = {"bucketName": job.bucket.removeprefix("gs://"), "mountOptions": "implicit-dirs"}
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "nodeSelector": selector,
+        "containers": [container],
+        "volumes": [{"name": "bucket", "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": fuse}}],
+    }
+    template = {"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}}, "spec": pod}
+    counts = {"parallelism": hosts, "completions": hosts, "backoffLimit": 0, "completionMode": "Indexed"}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": job.name,
+            # All pods of a slice's job lie in one node pool, which is one slice.
+            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
+        },
+        "spec": {
+            "failurePolicy": {"maxRestarts": job.max_restarts},
+            "replicatedJobs": [
+                {"name": "slice", "replicas": slices, "template": {"spec": {**counts, "template": template}}}
+            ],
+        },
+    }
+
+
+def xpk(job: Job) -> str:
+    """The command line by which xpk starts the same; it takes buckets by the names of storages attached before."""
+    environment = job.environment(JAX_SPEECHLM_STOPPED_STATUS=str(STOPPED))
+    words = [
+        *("xpk", "workload", "create", f"--workload={job.name}", f"--cluster={job.cluster or 'my-cluster'}"),
+        *(f"--{name}={getattr(job, name)}" for name in ("project", "zone") if getattr(job, name)),
+        *(f"--tpu-type={accelerator_type(job)}", f"--num-slices={job.accelerators.slices}"),
+        *(f"--docker-image={job.image}", f"--max-restarts={job.max_restarts}"),
+        f"--termination-grace-period-seconds={GRACE_SECONDS}",
+        *(f"--env={name}={value}" for name, value in environment.items()),
+        *(["--spot"] if job.spot else []),
+        f"--storage={job.bucket.removeprefix('gs://')}",
+        f"--command={shlex.join(job.words)}",
+    ]
+    return shlex.join(words)
+
+
+def _label(job: Job) -> str:
+    return f"--selector=jobset.sigs.k8s.io/jobset-name={job.name}"
+
+
+def _credentials(job: Job) -> list[Step]:
+    """Lets kubectl find the cluster, where the job names one; else kubectl's current one serves."""
+    if not job.cluster:
+        return []
+    job.need("gke with a cluster", "project", "zone")
+    words = "gcloud", "container", "clusters", "get-credentials", job.cluster
+    return [Run((*words, f"--project={job.project}", f"--location={job.zone}"))]

@@ -1,0 +1,194 @@
+"""A job, and the steps that launch it: commands to run and files to write, which can be printed instead."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pydantic
+import yaml
+
+from jax_speechlm.config import Config
+from jax_speechlm.parallel import chips
+
+BUCKET_FOLDER = "/bucket"
+"""Where machines see the bucket of a job's run directory."""
+STOPPED = 75
+"""Exit status of a run that was told to stop before its end, where a launcher would take 0 for done."""
+GRACE_SECONDS = 180
+"""How long a run may take to save after SIGTERM."""
+
+
+class Job(Config):
+    """A command of jax-speechlm, and what it runs on.
+
+    Attributes:
+      command: what to run, as words after `jax-speechlm`; more easily given at the end, after `--`.
+      topology: v5e-256, 2xv5p-512 (two slices), h100-64: accelerators as `jax-speechlm plan` names them.
+      name: what the job is called everywhere; starting it again under the same name continues it.
+      run_dir: folder of checkpoints and logs: a path that all hosts share, or gs://bucket/folder or s3://bucket/folder,
+        which is mounted at /bucket on every host.
+      image: container image, built from launch/Dockerfile.tpu or launch/Dockerfile.gpu.
+      project: Google Cloud project.
+      zone: of Google Cloud (us-west4-a); SkyPilot also takes cloud/region/zone.
+      cluster: GKE cluster.
+      spot: take machines that may be reclaimed at any time.
+      max_restarts: how often the launcher starts the job again by itself after a failure.
+      env: environment variables of the run, each NAME=value.
+      processes: how many processes the target "local" starts.
+    """
+
+    command: tuple[str, ...] = ()
+    topology: str = "v5e-16"
+    name: str = "speech"
+    run_dir: str = ""
+    image: str = ""
+    project: str = ""
+    zone: str = ""
+    cluster: str = ""
+    spot: bool = False
+    max_restarts: pydantic.NonNegativeInt = 20
+    env: tuple[str, ...] = ()
+    processes: pydantic.PositiveInt = 1
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        # Kubernetes adds -slice-0-0 and five letters to it, of 63 characters.
+        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,37}[a-z0-9])?", name):
+            raise ValueError(f"{name!r}: a name has at most 39 letters a to z, digits and hyphens, a letter first")
+        return name
+
+    @pydantic.field_validator("topology")
+    @classmethod
+    def _check_topology(cls, name: str) -> str:
+        chips.topology(name)
+        return name
+
+    @pydantic.field_validator("env")
+    @classmethod
+    def _check_env(cls, env: tuple[str, ...]) -> tuple[str, ...]:
+        for setting in env:
+            if not re.match(r"[A-Za-z_]\w*=", setting):
+                raise ValueError(f"{setting!r}: an environment variable is given as NAME=value")
+        return env
+
+    @property
+    def accelerators(self) -> chips.Topology:
+        return chips.topology(self.topology)
+
+    @property
+    def hosts_per_slice(self) -> int:
+        """Hosts of a TPU slice, or all nodes of a GPU job."""
+        found = self.accelerators
+        return found.shape[0] if found.spec.platform == "cuda" else max(found.devices_per_slice // found.spec.node, 1)
+
+    @property
+    def devices_per_host(self) -> int:
+        return self.accelerators.devices_per_slice // self.hosts_per_slice
+
+    def environment(self, **added: str) -> dict[str, str]:
+        """The variables of the run; the job's own win over those that its target adds."""
+        return added | dict(setting.split("=", 1) for setting in self.env)
+
+    @property
+    def bucket(self) -> str:
+        """The run directory's bucket, gs://name or s3://name, or nothing."""
+        found = re.match(r"(gs|s3)://[^/]+", self.run_dir)
+        return found.group() if found else ""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The command line that every process runs."""
+        if not self.command:
+            raise ValueError(
+                "there is no command to run: give it after `--`, such as -- pretrain --config demo_pretrain"
+            )
+        words = ("jax-speechlm", *self.command)
+        trains = self.command[0] in ("pretrain", "finetune")
+        if not trains or any(word.split("=")[0] in ("--run-dir", "--run_dir") for word in words):
+            return words
+        run_dir = BUCKET_FOLDER + self.run_dir.removeprefix(self.bucket) if self.bucket else self.run_dir
+        return (*words, f"--run-dir={run_dir or f'runs/{self.name}'}")
+
+    def need(self, target: str, *settings: str) -> None:
+        """Raises ValueError where a target needs settings that the job does not have."""
+        if missing := [name for name in settings if not getattr(self, name)]:
+            raise ValueError(f"{target} needs {' and '.join(missing)}")
+
+    def need_bucket(self, target: str, *schemes: str) -> None:
+        """Raises ValueError where what a run writes would be lost with its machine."""
+        if not self.bucket.startswith(schemes):
+            said = " or ".join(f"{scheme}bucket/folder" for scheme in schemes)
+            raise ValueError(f"{target}: hosts lose their disks with the job: run_dir has to be {said}")
+
+    def need_platform(self, target: str, platform: str) -> None:
+        """Raises ValueError where a target does not have such accelerators."""
+        if self.accelerators.spec.platform != platform:
+            raise ValueError(f"{target} runs on {'TPUs' if platform == 'tpu' else 'GPUs'} only, not on {self.topology}")
+
+
+class Run(NamedTuple):
+    """A command to run here; with `may_fail` the next step comes whatever its status."""
+
+    words: tuple[str, ...]
+    may_fail: bool = False
+
+
+class Write(NamedTuple):
+    """A file to write."""
+
+    path: Path
+    text: str
+
+
+Step = Run | Write
+
+
+def manifest(document: dict[str, Any]) -> str:
+    """A document as YAML, with texts of several lines as they are."""
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def represent(dumper: Dumper, text: str) -> yaml.Node:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+    Dumper.add_representer(str, represent)
+    return yaml.dump(document, Dumper=Dumper, sort_keys=False, width=120)
+
+
+def script(steps: Sequence[Step]) -> str:
+    """The steps as a bash script that does the same as `execute`."""
+    lines = ["set -e"]
+    for step in steps:
+        if isinstance(step, Write):
+            text = step.text if step.text.endswith("\n") else step.text + "\n"
+            lines += [f"mkdir -p {shlex.quote(str(step.path.parent))}"]
+            lines += [f"cat > {shlex.quote(str(step.path))} << 'END-OF-FILE'\n{text}END-OF-FILE"]
+        else:
+            lines.append(shlex.join(step.words) + (" || true" if step.may_fail else ""))
+    return "\n".join(lines) + "\n"
+
+
+def execute(steps: Sequence[Step]) -> int:
+    """Does the steps one after the other, to the first that fails; returns its exit status, or 0.
+
+    Raises:
+      ValueError: a program is not installed.
+    """
+    for step in steps:
+        if isinstance(step, Write):
+            step.path.parent.mkdir(parents=True, exist_ok=True)
+            step.path.write_text(step.text)
+            continue
+        print(f"$ {shlex.join(step.words)}", flush=True)
+        try:
+            status = subprocess.run(step.words, check=False).returncode
+        except FileNotFoundError as error:
+            raise ValueError(f"{step.words[0]} is not installed here; --dry-run shows what it would be told") from error
+        if status and not step.may_fail:
+            return status
+    return 0

@@ -1,0 +1,95 @@
+"""Machines of any cloud by SkyPilot, as a managed job, which SkyPilot moves elsewhere after a preemption.
+
+Fields follow docs.skypilot.co/en/latest/reference/yaml-spec.html.
+"""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jax_speechlm.launching.cloud_tpu import RUNTIMES, accelerator_type
+from jax_speechlm.launching.job import BUCKET_FOLDER, STOPPED, Job, Run, Step, Write, manifest
+
+GPUS = {"a100": "A100-80GB", "h100": "H100", "h200": "H200", "b200": "B200"}
+PORT = 8476
+
+
+def start(job: Job) -> list[Step]:
+    """Hands the task to SkyPilot's controller, which keeps it running."""
+    path = Path("runs") / f"{job.name}.sky.yaml"
+    text = manifest(task(job))
+    return [Write(path, text), Run(("sky", "jobs", "launch", "--detach-run", "--yes", str(path)))]
+
+
+def status(job: Job) -> list[Step]:
+    """Shows the managed jobs; SkyPilot has no list of one."""
+    del job
+    return [Run(("sky", "jobs", "queue"))]
+
+
+def logs(job: Job) -> list[Step]:
+    """Follows the output of all hosts."""
+    return [Run(("sky", "jobs", "logs", f"--name={job.name}"))]
+
+
+def stop(job: Job) -> list[Step]:
+    """Ends the job and gives its machines back."""
+    return [Run(("sky", "jobs", "cancel", "--yes", f"--name={job.name}"))]
+
+
+def task(job: Job) -> dict[str, Any]:
+    """The task: one process a GPU node, or one on every host of a TPU slice.
+
+    A run that is told to stop leaves with a status that SkyPilot takes as a reason to start it again.
+    """
+    job.need_bucket("skypilot", "gs://", "s3://")
+    found = job.accelerators
+    if found.slices > 1:
+        raise ValueError(f"skypilot: a job has one TPU slice, not {found.slices}; gke and tpu-vm join several")
+    environment = {"JAX_SPEECHLM_STOPPED_STATUS": str(STOPPED)}
+    lines = ["set -e"]
+    if found.spec.platform == "tpu":
+        nodes, extra = 1, "tpu"  # SkyPilot counts a slice as one node, and runs the command on each of its hosts
+        hardware = {
+            "accelerators": f"tpu-{accelerator_type(job)}",
+            "accelerator_args": {"runtime_version": RUNTIMES[found.chip]},
+        }
+        environment["JAX_SPEECHLM_DISTRIBUTED"] = "1"
+    else:
+        nodes, extra = job.hosts_per_slice, "cuda"
+        hardware = {"accelerators": f"{GPUS[found.chip]}:{job.devices_per_host}"}
+        if nodes > 1:
+            lines.append(f'export JAX_COORDINATOR_ADDRESS="$(head -n 1 <<< "$SKYPILOT_NODE_IPS"):{PORT}"')
+            lines.append('export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"')
+    if job.image:
+        code = {}
+        hardware["image_id"] = f"docker:{job.image}"
+    else:
+        setup = (
+            f"conda create --yes --name jax-speechlm python=3.11\nconda activate jax-speechlm\npip install '.[{extra}]'"
+        )
+        code = {"workdir": ".", "setup": setup}
+        lines.append("conda activate jax-speechlm")
+    return {
+        "name": job.name,
+        "num_nodes": nodes,
+        "resources": {
+            **_infra(job),
+            **hardware,
+            "use_spot": job.spot,
+            "job_recovery": {"max_restarts_on_errors": job.max_restarts, "recover_on_exit_codes": [STOPPED]},
+        },
+        "envs": job.environment(**environment),
+        "file_mounts": {BUCKET_FOLDER: {"source": job.bucket, "mode": "MOUNT"}},
+        **code,
+        "run": "\n".join([*lines, shlex.join(job.words)]),
+    }
+
+
+def _infra(job: Job) -> dict[str, str]:
+    if re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", job.zone):
+        return {"infra": f"gcp/{job.zone.rsplit('-', 1)[0]}/{job.zone}"}
+    if job.zone:
+        return {"infra": job.zone}
+    return {"infra": "gcp"} if job.accelerators.spec.platform == "tpu" else {}

@@ -1,0 +1,55 @@
+"""GPUs of a Slurm cluster, one process a GPU, by launch/slurm.sbatch; and processes of this machine."""
+
+import sys
+from pathlib import Path
+
+from jax_speechlm.launching.job import Job, Run, Step
+
+SCRIPTS = Path(__file__).parents[2] / "launch"
+
+
+def start(job: Job) -> list[Step]:
+    """Submits the batch script, which goes back into the queue by itself and so continues.
+
+    The run directory, and the folder that this is called in, have to be shared by all nodes.
+    """
+    job.need_platform("slurm", "cuda")
+    _need_folder(job, "slurm")
+    environment = job.environment(MAX_RESTARTS=str(job.max_restarts))
+    words = (
+        *("env", *(f"{name}={value}" for name, value in environment.items())),
+        *("sbatch", f"--job-name={job.name}", f"--output={job.name}.log"),
+        *(f"--nodes={job.hosts_per_slice}", f"--ntasks-per-node={job.devices_per_host}"),
+        *(f"--gpus-per-node={job.devices_per_host}", "--requeue" if job.max_restarts else "--no-requeue"),
+        *(str(SCRIPTS / "slurm.sbatch"), *job.words[1:]),
+    )
+    return [Run(words)]
+
+
+def status(job: Job) -> list[Step]:
+    """Shows the job while it waits or runs."""
+    return [Run(("squeue", "--me", f"--name={job.name}"))]
+
+
+def logs(job: Job) -> list[Step]:
+    """Shows the last lines of the output."""
+    return [Run(("tail", "--lines=50", f"{job.name}.log"))]
+
+
+def stop(job: Job) -> list[Step]:
+    """Ends the job for good."""
+    return [Run(("scancel", "--me", f"--name={job.name}"))]
+
+
+def start_here(job: Job) -> list[Step]:
+    """Runs the job's command in processes of this machine, whatever its topology."""
+    _need_folder(job, "local")
+    launcher = (sys.executable, str(SCRIPTS / "local.py"))
+    options = (f"--processes={job.processes}", f"--restarts={job.max_restarts}")
+    environment = ("env", *job.env) if job.env else ()
+    return [Run((*environment, *launcher, *options, "--", *job.words))]
+
+
+def _need_folder(job: Job, target: str) -> None:
+    if job.bucket:
+        raise ValueError(f"{target} mounts no buckets: run_dir has to be a folder, not {job.run_dir}")
