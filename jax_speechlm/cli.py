@@ -214,6 +214,7 @@ def plan(argv: Sequence[str], prog: str) -> int:
     parser.description = "Compiles a run's train step for accelerators that are not here. Exit status 3: does not fit."
     parser.add_argument("--topology", help="v5e-256, v5p-512, v6e-64, h100-64, ... (default: the experiment's own)")
     parser.add_argument("--slices", type=int, help="TPU slices that the network joins; sets mesh.replica")
+    parser.add_argument("--all", action="store_true", help="plan every shipped experiment; prints a table in Markdown")
     parser.add_argument("--fit", action="store_true", help="search mesh, remat and batch for the fastest that fits")
     parser.add_argument("--max-compiles", type=int, default=12, help="of --fit (default: %(default)s)")
     parser.add_argument("--longest-only", action="store_true", help="compile the longest batch shape alone")
@@ -222,8 +223,11 @@ def plan(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--out", type=Path, help="folder of plan.html and plan.json (default: plans/CONFIG-TOPOLOGY)")
     experiment, known = _experiment(parser, argv, prog)
 
-    from jax_speechlm.planning.command import run_plan
+    from jax_speechlm.planning.command import plan_shipped, run_plan
 
+    if known.all:
+        print(plan_shipped(known.out or Path("plans"), lambda text: print(text, file=sys.stderr)))
+        return 0
     return run_plan(
         experiment,
         known.topology,

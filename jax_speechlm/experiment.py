@@ -121,6 +121,8 @@ class Cadence(Config):
       eval_every: between validations; the last step always validates.
       checkpoint_every: between checkpoints; the last step always saves.
       keep_last, keep_best: checkpoints kept: the newest, and those that validated best.
+      hung_after_seconds: after so long without the end of a step every thread's stack is written to stderr, to tell a
+        stuck reader from a stuck device; None for never. Compiling counts, so give large models time.
       profile_steps: (first, last): steps that `jax.profiler` traces for TensorBoard, the last excluded; or None.
     """
 
@@ -129,6 +131,7 @@ class Cadence(Config):
     checkpoint_every: pydantic.PositiveInt = 500
     keep_last: pydantic.PositiveInt = 2
     keep_best: pydantic.NonNegativeInt = 1
+    hung_after_seconds: pydantic.PositiveFloat | None = 1800.0
     profile_steps: tuple[pydantic.NonNegativeInt, pydantic.PositiveInt] | None = None
 
 

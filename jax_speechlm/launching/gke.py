@@ -40,7 +40,7 @@ def status(job: Job) -> list[Step]:
 def logs(job: Job) -> list[Step]:
     """Shows the last lines of every host."""
     hosts = job.hosts_per_slice * job.accelerators.slices
-    words = ("kubectl", "logs", _label(job), "--prefix", "--tail=20", f"--max-log-requests={hosts}")
+    words = ("kubectl", "logs", _label(job), "--container=run", "--prefix", "--tail=20", f"--max-log-requests={hosts}")
     return [*_credentials(job), Run(words)]
 
 

@@ -1,15 +1,17 @@
 """The options of `jax-speechlm plan`, and what it does with them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from jax_speechlm import configs
-from jax_speechlm.experiment import Experiment
+from jax_speechlm.experiment import Experiment, Text
+from jax_speechlm.parallel.chips import GIB
 from jax_speechlm.parallel.chips import topology as find_topology
 from jax_speechlm.planning import report
+from jax_speechlm.planning.ahead_of_time import PlanningError
 from jax_speechlm.planning.fit import Trial, fit
 from jax_speechlm.planning.plan import Plan, make_plan
 
@@ -65,21 +67,44 @@ def _trials(trials: Sequence[Trial]) -> Table:
             f"{estimate.best * 1e3:.1f}",
             f"{estimate.mfu:.0%}",
             estimate.bound,
-            f"{trial.plan.fullest.memory.total / 2**30:.1f}",
+            f"{trial.plan.fullest.memory.total / GIB:.1f}",
             f"{ratio:.2f}",
             "",
         )
     return table
 
 
-def shipped_plans(out: Path, longest_only: bool = True) -> list[tuple[str, Plan]]:
-    """A plan of every shipped experiment that names a target, for the table in the docs."""
-    plans = []
+def plan_shipped(out: Path, progress: Callable[[str], None]) -> str:
+    """Plans every shipped experiment that names a target, at its longest batch shape. Returns a table in Markdown."""
+    lines = [
+        "| experiment | target | mesh | longest shape | GiB a chip | ms a step, all overlapped to nothing | bound by "
+        "| MFU at best | an hour, at best |",
+        "|---|---|---|---|---:|---:|---|---:|---:|",
+    ]
     for name in configs.names():
         experiment = configs.load(name)
         if experiment.topology is None:
             continue
-        plan = make_plan(experiment, find_topology(experiment.topology, None), longest_only=longest_only)
+        target = find_topology(experiment.topology)
+        vocab_size = 128_000 if isinstance(experiment.data, Text) else 1024
+        try:
+            plan = make_plan(experiment, target, vocab_size=vocab_size, longest_only=True, progress=progress)
+        except PlanningError as error:
+            progress(str(error))
+            continue
         report.save(plan, out / name)
-        plans.append((name, plan))
-    return plans
+        lines.append(_row(name, experiment.topology, plan))
+    return "\n".join(lines)
+
+
+def _row(name: str, target: str, plan: Plan) -> str:
+    step, estimate = plan.steps[-1], plan.estimates[-1]
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "1"
+    start = f"| `{name}` | {target} | {mesh} | {report.describe_shape(step.shape, plan.load)} "
+    memory = f"| {step.memory.total / GIB:.1f} of {plan.topology.spec.hbm / GIB:.0f} "
+    if estimate is None or not plan.fits:
+        return f"{start}{memory}| **does not fit** | | | |"
+    amount = step.shape.rows * step.shape.length / estimate.best
+    hour = f"{amount / 16_000:,.0f} h of audio" if plan.load.unit == "samples" else f"{amount * 3.6e-6:,.2f} G tokens"
+    times = f"| {estimate.best * 1e3:,.0f} to {estimate.serial * 1e3:,.0f} | {estimate.bound} | {estimate.mfu:.0%} "
+    return f"{start}{memory}{times}| {hour} |"

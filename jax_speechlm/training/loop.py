@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import faulthandler
 import json
 import logging
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from jax_speechlm.models.functional import Params
 from jax_speechlm.parallel import distributed, hardware
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.goodput import Account, describe
 from jax_speechlm.training.optimizers import overlay, paths, select
 from jax_speechlm.training.reporting import Extent, Meter, Reporter
 from jax_speechlm.training.source import Source, open_source, saved_tokenizer, tokenizer_files
@@ -74,6 +77,7 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
     began = time.perf_counter()
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    account = Account(time.time(), run_dir / "metrics.jsonl")
     source = source or open_source(experiment)
     objective = experiment.objective.build(experiment.model, experiment.frontend, source.tokenizer)
     mesh = meshes.make_mesh(experiment.mesh)
@@ -98,12 +102,16 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
         batches = source.batches(first_step, experiment.num_steps)
         seen, train_figures, dev_figures = Counter(), {}, {}
         pending, step = None, first_step
+        account.resume(first_step)
+        stack.enter_context(_stacks_if_hung(cadence.hung_after_seconds))
         while step < experiment.num_steps and not (signal_name := stopped_by(step)):
             profile(step)
-            with meter.waiting_for_input():
+            with meter.waiting_for_input(), account.paying_for("input"):
                 batch = next(batches)
-            state, metrics = trainer.step(state, meshes.shard_batch(mesh, batch))
+            with account.stepping(trainer.step._cache_size):
+                state, metrics = trainer.step(state, meshes.shard_batch(mesh, batch))
             step += 1
+            _expect_next_step(cadence.hung_after_seconds)
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 reporter.write(step, "start", {"seconds_to_first_step": time.perf_counter() - began})
@@ -122,21 +130,27 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
                 pending = None
                 train_figures = meter.take() | {"skipped_steps": float(state.skipped)}
                 reporter.write(step, "train", train_figures)
+                reporter.write(step, "goodput", account.figures())
                 if objective.alarm and (warning := objective.alarm(train_figures, _settled(experiment, step))):
                     reporter.say(f"[yellow]{warning}")
             evaluated = step % cadence.eval_every == 0 or last
             with meter.outside():
                 if evaluated:
-                    dev_figures = validate(trainer, eval_params(state), source, mesh)
+                    with account.paying_for("validate"):
+                        dev_figures = validate(trainer, eval_params(state), source, mesh)
                     reporter.write(step, "dev", dev_figures)
                 if step % cadence.checkpoint_every == 0 or last:
-                    checkpoints.save(step, state, meta | {"step": step}, dev_figures if evaluated else None)
+                    with account.paying_for("checkpoint"):
+                        checkpoints.save(step, state, meta | {"step": step}, dev_figures if evaluated else None)
         if step < experiment.num_steps:
             checkpoints.save(step, state, meta | {"step": step})
             reporter.say(f"{signal_name} received: saved step {step}. The same command goes on from there.")
         elif not dev_figures:  # the run was finished already
             dev_figures = validate(trainer, eval_params(state), source, mesh)
-        checkpoints.wait()
+        with account.paying_for("checkpoint"):
+            checkpoints.wait()
+        reporter.write(step, "goodput", account.figures())
+        reporter.say(describe(account.figures()))
         compiles = trainer.step._cache_size()
     return Result(
         step,
@@ -255,6 +269,21 @@ def _profiler(profile_steps: tuple[int, int] | None, run_dir: Path) -> Iterator[
     finally:
         if tracing:
             jax.profiler.stop_trace()
+
+
+@contextlib.contextmanager
+def _stacks_if_hung(seconds: float | None) -> Iterator[None]:
+    """Writes every thread's stack to stderr, again and again, while no step has ended for so long."""
+    _expect_next_step(seconds)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _expect_next_step(seconds: float | None) -> None:
+    if seconds is not None:
+        faulthandler.dump_traceback_later(seconds, repeat=True, file=sys.__stderr__)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -190,3 +192,21 @@ def test_a_transformer_is_not_taken_over_under_another_tokenizer(tmp_path):
     assert_same(_take_over(start, state.params, ABC), state.params)
     with pytest.raises(ckpt.CheckpointError, match=r"another tokenizer: set --data\.tokenizer"):
         _take_over(start, state.params, CharTokenizer("xyz "))
+
+
+def test_a_step_that_hangs_shows_where(tmp_path):
+    """In a process of its own: the stacks go to the real stderr, which pytest would hide."""
+    script = tmp_path / "hang.py"
+    script.write_text(
+        "import time\n"
+        "from jax_speechlm.training.loop import _expect_next_step, _stacks_if_hung\n"
+        "def stuck_reader():\n"
+        "    time.sleep(1.5)\n"
+        "with _stacks_if_hung(0.5):\n"
+        "    stuck_reader()\n"
+        "with _stacks_if_hung(None):\n"
+        "    time.sleep(0.1)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)
+    assert "in stuck_reader" in done.stderr
+    assert done.stderr.count("Timeout") == 2

@@ -1,0 +1,97 @@
+"""Where a run's wall time goes, over all its restarts: what is left for steps that count is its goodput."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+KINDS = ("start", "compile", "input", "step", "validate", "checkpoint", "lost")
+"""start: from the call to the first batch, and restoring; compile: steps that had to be compiled first; input: waiting
+for a batch; step: everything else in the loop, which is waiting for the device; validate, checkpoint: as they say;
+lost: steps that had to be done again after a restart, and the time between."""
+
+
+class Account:
+    """Seconds of wall time by kind, from the first start of a run on.
+
+    At every moment exactly one kind is being paid for, so the kinds add up to the wall time.
+    """
+
+    def __init__(self, began: float, log: Path, clock: Callable[[], float] = time.time):
+        """Takes up the account of earlier starts of the same run, if there are any.
+
+        Args:
+          began: when this start began, in the clock's seconds.
+          log: the run's metrics.jsonl, where `figures` have been written as the part "goodput".
+          clock: seconds that go on between processes.
+        """
+        self._clock = clock
+        self._spent = dict.fromkeys(KINDS, 0.0)
+        self._earlier = _last(log)
+        if self._earlier:
+            self._spent |= {kind: self._earlier[f"{kind}_seconds"] for kind in KINDS}
+            self._spent["lost"] += max(0.0, began - self._earlier["time"])
+        self._kind, self._since = "start", began
+
+    def resume(self, step: int) -> None:
+        """The run goes on at this step: what was done beyond it has been lost. Its steps begin."""
+        if self._earlier and self._earlier["step"] > step:
+            again = self._spent["step"] * (1 - step / self._earlier["step"])
+            self._spent["step"] -= again
+            self._spent["lost"] += again
+        self._switch("step")
+
+    @contextmanager
+    def paying_for(self, kind: str) -> Iterator[None]:
+        """The time spent in here is of this kind."""
+        before = self._switch(kind)
+        yield
+        self._switch(before)
+
+    @contextmanager
+    def stepping(self, programs: Callable[[], int]) -> Iterator[None]:
+        """A step is called in here; where it leaves more compiled `programs` than there were, it was compiled first."""
+        known = programs()
+        self._switch("step")
+        yield
+        if programs() > known:
+            self._kind = "compile"
+            self._switch("step")
+
+    def figures(self) -> dict[str, float]:
+        """Seconds of each kind so far, and the share of `step`."""
+        self._switch(self._kind)
+        total = sum(self._spent.values())
+        return {f"{kind}_seconds": self._spent[kind] for kind in KINDS} | {
+            "goodput": self._spent["step"] / max(total, 1e-9)
+        }
+
+    def _switch(self, kind: str) -> str:
+        now = self._clock()
+        self._spent[self._kind] += now - self._since
+        before, self._kind, self._since = self._kind, kind, now
+        return before
+
+
+def describe(figures: dict[str, float]) -> str:
+    """One line for people: the shares of a run's wall time."""
+    total = max(sum(figures[f"{kind}_seconds"] for kind in KINDS), 1e-9)
+    others = [kind for kind in KINDS if kind != "step" and figures[f"{kind}_seconds"] / total >= 0.0005]
+    parts = ", ".join(f"{kind} {figures[f'{kind}_seconds'] / total:.1%}" for kind in others)
+    return f"goodput {figures['goodput']:.1%} of {total / 60:.1f} minutes" + (f" ({parts})" if parts else "")
+
+
+def _last(log: Path) -> dict[str, Any] | None:
+    """The newest account in a run's log, or None. A line cut short by a kill is passed over."""
+    if not log.exists():
+        return None
+    found = None
+    for line in log.read_text(errors="replace").splitlines():
+        if '"part": "goodput"' in line:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+    return found
