@@ -24,8 +24,7 @@ def start(job: Job) -> list[Step]:
     path = Path("runs") / f"{job.name}.jobset.yaml"
     text = manifest(jobset(job))
     text = f"# The same, queued by Kueue: {xpk(job)}\n{text}"
-    remove = Run(("kubectl", "delete", "jobset", job.name, "--ignore-not-found"))
-    return [Write(path, text), *_credentials(job), remove, Run(("kubectl", "create", f"--filename={path}"))]
+    return [Write(path, text), *_credentials(job), _remove(job), Run(("kubectl", "create", f"--filename={path}"))]
 
 
 def status(job: Job) -> list[Step]:
@@ -46,7 +45,7 @@ def logs(job: Job) -> list[Step]:
 
 def stop(job: Job) -> list[Step]:
     """Removes the JobSet; its pods get SIGTERM and save."""
-    return [*_credentials(job), Run(("kubectl", "delete", "jobset", job.name, "--ignore-not-found"))]
+    return [*_credentials(job), _remove(job)]
 
 
 def jobset(job: Job) -> dict[str, Any]:
@@ -124,6 +123,11 @@ def xpk(job: Job) -> str:
 
 def _label(job: Job) -> str:
     return f"--selector=jobset.sigs.k8s.io/jobset-name={job.name}"
+
+
+def _remove(job: Job) -> Run:
+    """Removes the JobSet and waits until its pods have saved and are gone."""
+    return Run(("kubectl", "delete", "jobset", job.name, "--ignore-not-found", "--cascade=foreground"))
 
 
 def _credentials(job: Job) -> list[Step]:

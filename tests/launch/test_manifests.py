@@ -1,6 +1,7 @@
 """Documents for GKE and SkyPilot, and the container files, judged by what will read them or by its published schema."""
 
 import argparse
+import os
 import shlex
 import shutil
 import subprocess
@@ -89,6 +90,24 @@ def test_the_cluster_is_found_before_kubectl_is_asked():
     words = "gcloud container clusters get-credentials mine --project=my-project --location=us-west4-a"
     assert steps[0] == Run(tuple(words.split()))
     assert steps[1] == Run(("kubectl", "get", "jobset", "speech"))
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")
+def test_kubectl_knows_every_option():
+    """kubectl reads its options before it looks for a cluster; it refuses one that does not exist."""
+
+    def said(*words: str) -> str:
+        environment = {"PATH": os.environ["PATH"], "KUBECONFIG": os.devnull}
+        words = (*words, "--server=http://127.0.0.1:9")  # where nothing listens
+        return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60).stderr
+
+    steps = [step for do in (gke.start, gke.status, gke.logs, gke.stop) for step in do(TPU) if isinstance(step, Run)]
+    assert len(steps) == 6
+    assert "unknown flag" in said(*steps[0].words, "--bogus")
+    for step in steps:
+        message = said(*step.words)
+        assert "unknown" not in message, (step.words, message)
+        assert "invalid" not in message, (step.words, message)
 
 
 def test_xpk_reads_its_command_line(monkeypatch):
