@@ -149,6 +149,7 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
 
     from jax_speechlm.parallel import distributed
     from jax_speechlm.parallel.hardware import cache_compilations
+    from jax_speechlm.planning.check import check_fits
     from jax_speechlm.training.loop import train
 
     cache_compilations()
@@ -156,9 +157,12 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
     parser = _experiment_parser(prog, default_config)
     parser.add_argument("--run-dir", help="where checkpoints and logs go (default: runs/<config>)")
     parser.add_argument("--from", dest="start", help="take the encoder over from this run or checkpoint")
+    parser.add_argument("--force", action="store_true", help="start even if the longest batch cannot fit into memory")
     experiment, known = _experiment(parser, argv, prog)
     run_dir = Path(known.run_dir or Path("runs") / Path(known.config).stem)
     with distributed.session():
+        if not known.force:
+            check_fits(experiment)
         result = train(experiment, run_dir)
         # A launcher that starts again only what fails must not take a run that a signal stopped for done.
         stopped = result.step < experiment.num_steps

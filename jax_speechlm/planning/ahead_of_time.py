@@ -122,6 +122,16 @@ class Compiler:
         with jax.set_mesh(self.mesh):
             return self.trainer.step.lower(self.trainer.shapes, batch)
 
+    def memory_needed(self, shape: Shape) -> float:
+        """Bytes of each device's memory that the step for one batch shape takes, compiled as training does."""
+        try:
+            stats = self.lower(shape).compile().memory_analysis()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return _needed(str(error))
+        return float(_total(stats))
+
     def compile(self, shape: Shape) -> Step:
         """Compiles the step for one batch shape and counts what it costs.
 
@@ -156,11 +166,7 @@ class Compiler:
             activations=kept_for_backward(module),
             temporary=stats.temp_size_in_bytes,
             program=stats.generated_code_size_in_bytes,
-            total=stats.argument_size_in_bytes
-            + stats.output_size_in_bytes
-            - stats.alias_size_in_bytes
-            + stats.temp_size_in_bytes
-            + stats.generated_code_size_in_bytes,
+            total=_total(stats),
         )
         counted = costs.count(module, dict(self.mesh.shape))
         return Step(shape, memory, counted, self._model_flops(shape), seconds)
@@ -206,6 +212,12 @@ def kept_for_backward(module: hlo.Module) -> float:
             if shape.in_hbm and not passed_on and shape.dims and shape.dims[0] == trips:
                 total += shape.bytes
     return total
+
+
+def _total(stats) -> int:
+    """Bytes in use at once by a program. What it gives back may lie where what it was given lay."""
+    given, back = stats.argument_size_in_bytes, stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return given + back + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
 
 
 def _bytes_per_device(tree) -> float:

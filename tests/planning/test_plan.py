@@ -14,7 +14,9 @@ from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.transformer import forward_flops
 from jax_speechlm.parallel import chips
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.planning import ahead_of_time, report
+from jax_speechlm.planning import ahead_of_time, check, report
+from jax_speechlm.planning.ahead_of_time import PlanningError
+from jax_speechlm.planning.check import check_fits
 from jax_speechlm.planning.costs import Collective
 from jax_speechlm.planning.fit import fit
 from jax_speechlm.planning.plan import fits, make_plan
@@ -137,6 +139,16 @@ def test_what_does_not_fit_is_said_and_told_to_the_shell(virtual, monkeypatch, t
     saved = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert saved["fits"] is False
     assert Experiment.model_validate(saved["experiment"]) == small_lm(topology="v5e-8")
+
+
+def test_training_refuses_what_cannot_fit(monkeypatch):
+    check_fits(small_lm())  # a CPU does not say what it has
+    monkeypatch.setattr(check, "memory_limit", lambda: 10**9)
+    monkeypatch.setattr(check, "workload", lambda experiment, vocab_size: workload(experiment, 100))
+    check_fits(small_lm())
+    monkeypatch.setattr(check, "memory_limit", lambda: 100_000)
+    with pytest.raises(PlanningError, match=r"16 rows of 128 tokens needs .* --force starts anyway"):
+        check_fits(small_lm())
 
 
 def test_a_plan_is_a_page_without_scripts_or_network(virtual):

@@ -1,0 +1,35 @@
+"""A run that cannot fit is refused before its first step, not when its longest batch comes."""
+
+import jax
+
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.parallel.chips import GIB
+from jax_speechlm.planning.ahead_of_time import Compiler, PlanningError
+from jax_speechlm.planning.workload import workload
+
+
+def check_fits(experiment: Experiment) -> None:
+    """Compiles the longest batch shape for this machine's devices and holds its memory to theirs.
+
+    The compiled program stays in the compilation cache, so that the run does not pay for it again. Devices that do not
+    say how much memory they have, as CPUs, are not checked.
+
+    Raises:
+      PlanningError: it would not fit; the message says by how much, and what to change.
+    """
+    limit = memory_limit()
+    if limit is None:
+        return
+    load = workload(experiment, vocab_size=0)  # data are prepared where a run starts
+    shape = load.shapes[-1]
+    needed = Compiler(experiment, load, jax.devices()).memory_needed(shape)
+    if needed > limit:
+        raise PlanningError(
+            f"a batch of {shape.rows} rows of {shape.length} {load.unit} needs {needed / GIB:.1f} GiB on each device, "
+            f"which has {limit / GIB:.1f}. `jax-speechlm plan --fit` searches for what fits; --force starts anyway"
+        )
+
+
+def memory_limit() -> int | None:
+    """Bytes that a program may use on the first device, or None where it does not say."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
