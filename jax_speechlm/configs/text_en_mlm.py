@@ -28,6 +28,6 @@ def config() -> Experiment:
         objective=MaskedLM(),
         model=MODEL,
         optimizer=Optimizer(schedule=WarmupCosine(peak=1.5e-3, warmup_steps=200)),
-        num_steps=1000,
+        num_steps=700,
         cadence=Cadence(log_every=50, eval_every=500, checkpoint_every=500),
     )
