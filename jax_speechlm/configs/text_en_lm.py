@@ -6,7 +6,9 @@ jax-speechlm pretrain --config text_en_lm
 jax-speechlm train-ngram --sets text-en --order 5 --out data/text-en-5.arpa
 jax-speechlm eval runs/text_en_lm --sets text-en --ngram data/text-en-5.arpa
 
-Not yet measured by us.
+5.35 M parameters, seed 0; 2 CPU cores beside much other work: 93 minutes, 8.2 M tokens (1.8 passes). text-en test
+(1,616 documents, 1.22 MB): 1.514 bits per byte, perplexity 24.1 a token. The word 5-gram on the same training text:
+1.546, where the 8,243 unknown words (3.9 %) cost what `<unk>` costs and not their letters.
 """
 
 from jax_speechlm.experiment import Cadence, Experiment, Text
