@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 # A CPU build of this version runs the comparisons; any torch >= 2.9 does.
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test test-parity lint format golden clean
+.PHONY: help demo test test-slow test-parity lint format golden clean
 
 help:
 	@echo "make demo         fetch speech and text, pretrain, finetune, evaluate: one table at the end (about 19 minutes on 2 cores)"
 	@echo "make test         set up and run the tests"
+	@echo "make test-slow    a soak of twenty kills, the largest plan by the real TPU compiler"
 	@echo "make test-parity  install torch and transformers, run the live comparisons"
 	@echo "make lint         ruff, check only;  make format  ruff, fix"
 	@echo "make golden       write the golden arrays again (needs what test-parity installs; make_ngram.py needs KenLM's tools)"
@@ -33,7 +34,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -m "not parity" -n auto --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not parity and not slow" -n auto --dist loadfile $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed
+	$(BIN)/pytest -m slow --durations=0 $(PYTEST_ARGS)
 
 test-parity: $(VENV)/.parity
 	$(BIN)/pytest -m parity $(PYTEST_ARGS)
