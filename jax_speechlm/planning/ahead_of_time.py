@@ -81,7 +81,7 @@ def devices_of(topology: Topology) -> Sequence[jax.Device]:
     try:
         if spec.platform == "tpu":
             os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud about a machine that is not there
-                os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held, so plans may run side by side
+            os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # holds no chip: plans may run side by side
             name = f"{topology.chip}:{'x'.join(map(str, topology.shape))}"
             slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
             with _quiet():  # it greets with warnings about a machine that it does not find
