@@ -28,7 +28,7 @@ def config() -> Experiment:
         data=Speech(
             sets=LIBRISPEECH_960,
             dev_sets=("librispeech:dev_clean",),
-            seconds_per_batch=16 * 1200,
+            seconds_per_batch=16 * 800,
             num_buckets=8,
             batch_multiple=16,
             min_seconds=2.0,
