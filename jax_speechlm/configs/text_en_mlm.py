@@ -4,7 +4,7 @@ jax-speechlm pretrain --config text_en_mlm
 jax-speechlm eval runs/text_en_mlm --sets text-en
 
 The tokenizer is that of `text_en_lm`. 5.41 M parameters, seed 0; 2 CPU cores beside much other work: 41 minutes, 2.9 M
-tokens. text-en test: 30.5 % of 60,302 masked tokens right, cross-entropy 3.740 nats; token frequencies: 3.3 % and 6.430.
+tokens. text-en test: 30.5 % of 60,302 masked tokens right, 3.740 nats each; token frequencies: 3.3 % and 6.430.
 """
 
 from jax_speechlm.experiment import Cadence, Experiment, Text
