@@ -3,8 +3,8 @@
     jax-speechlm prepare --manifest unlabelled.jsonl
     jax-speechlm pretrain --config conformer_2b_v5e256 --data.sets unlabelled
 
-The shape and the 16 codebooks follow Zhang et al. 2023, "Google USM" (arXiv:2303.01037), section 2.2, whose 2 B encoder
-saw 12 M hours.
+Width and the 16 codebooks are those of Zhang et al. 2023, "Google USM" (arXiv:2303.01037); 36 layers make 2 B of this
+conformer's.
 """
 
 from jax_speechlm.experiment import Cadence, Experiment, Speech

@@ -1,7 +1,6 @@
 """What a run will be fed: the static shapes of its batches, from its data where that is prepared, else assumed."""
 
 import dataclasses
-import logging
 from pathlib import Path
 
 import jax
@@ -10,12 +9,10 @@ import numpy as np
 
 from data_pipelines import plan as plans
 from data_pipelines.audio import SAMPLE_RATE
-from data_pipelines.speed import with_speeds
-from data_pipelines.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
+from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from jax_speechlm.experiment import Experiment, Text
 from jax_speechlm.objectives.ctc import CTC
-
-log = logging.getLogger(__name__)
+from jax_speechlm.training.source import open_source, plan_speech, read_tokenizer
 
 ASSUMED_UTTERANCES = 50_000
 TOKENS_PER_SECOND = 15.0  # characters of read English, to size transcripts that are not there yet
@@ -98,17 +95,7 @@ def workload(experiment: Experiment, vocab_size: int) -> Workload:
     samples = (seconds * SAMPLE_RATE).astype(np.int64)
     rate = TOKENS_PER_SECOND if tokenizer.vocab_size < 200 else TOKENS_PER_SECOND / 4
     tokens = np.maximum((seconds * rate).astype(np.int64), 1) if needs_text else None
-    plan = plans.make_plan(
-        *with_speeds(samples, tokens, data.speeds),
-        seed=experiment.seed,
-        seconds_per_batch=data.seconds_per_batch,
-        num_buckets=data.num_buckets,
-        batch_multiple=data.batch_multiple,
-        frame_samples=experiment.frontend.mel.frame_samples,
-        min_seconds=data.min_seconds,
-        max_seconds=data.max_seconds,
-        max_crop=data.max_crop,
-    )
+    plan = plan_speech(experiment, samples, tokens)
     text = f" with {rate:g} tokens a second" if needs_text else ""
     assumed = f"{', '.join(missing)} not prepared here{said if needs_text else ''}: durations even from "
     assumed += f"{data.min_seconds:g} to {data.max_seconds:g} s{text}"
@@ -116,9 +103,6 @@ def workload(experiment: Experiment, vocab_size: int) -> Workload:
 
 
 def _prepared(experiment: Experiment) -> Workload:
-    # Reading tokens may import TensorFlow's relatives, so only where there is data to read.
-    from jax_speechlm.training.source import open_source
-
     source = open_source(experiment)
     if isinstance(experiment.data, Text):
         data, plan = experiment.data, source.plan
@@ -138,5 +122,5 @@ def _of_plan(plan: plans.Plan, tokenizer: Tokenizer | None, assumed: str) -> Wor
 def _tokenizer(path: str | None, vocab_size: int) -> tuple[Tokenizer, str]:
     """The tokenizer of a folder, or one of as many ids, and what is to be said about that."""
     if path is not None and Path(path).is_dir():
-        return load_tokenizer(path), ""
+        return read_tokenizer(path), ""
     return CharTokenizer("".join(map(chr, range(0x20000, 0x20000 + vocab_size - 1)))), f", {vocab_size} token ids"

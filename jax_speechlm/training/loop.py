@@ -149,8 +149,9 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
             dev_figures = validate(trainer, eval_params(state), source, mesh)
         with account.paying_for("checkpoint"):
             checkpoints.wait()
-        reporter.write(step, "goodput", account.figures())
-        reporter.say(describe(account.figures()))
+        if first_step < experiment.num_steps:  # a look at a finished run costs it nothing
+            reporter.write(step, "goodput", account.figures())
+            reporter.say(describe(account.figures()))
         compiles = trainer.step._cache_size()
     return Result(
         step,

@@ -52,6 +52,46 @@ def open_source(experiment: Experiment) -> Source:
     return (PreparedText if isinstance(experiment.data, Text) else PreparedSpeech).open(experiment)
 
 
+def plan_speech(
+    experiment: Experiment, num_samples: Int[np.ndarray, " items"], tokens: Int[np.ndarray, " items"] | None
+) -> plans.Plan:
+    """The training batches of an experiment over utterances of these lengths, speed perturbation included."""
+    data = experiment.data
+    return plans.make_plan(
+        *with_speeds(num_samples, tokens, data.speeds),
+        seed=experiment.seed,
+        min_seconds=data.min_seconds,
+        max_seconds=data.max_seconds,
+        max_crop=data.max_crop,
+        shortest_first_epochs=data.shortest_first_epochs,
+        **_shapes(experiment),
+    )
+
+
+def _shapes(experiment: Experiment) -> dict[str, Any]:
+    """What training and validation batches of speech have in common."""
+    data = experiment.data
+    return {
+        "seconds_per_batch": data.seconds_per_batch,
+        "num_buckets": data.num_buckets,
+        "batch_multiple": data.batch_multiple,
+        "frame_samples": experiment.frontend.mel.frame_samples,
+    }
+
+
+def read_tokenizer(path: str) -> tokenizers.Tokenizer:
+    """The tokenizer of a folder that `train-tokenizer` wrote, or of a run's directory.
+
+    Raises:
+      CheckpointError, DataError: there is none, or it cannot be read.
+    """
+    if (Path(path) / "checkpoints").is_dir():
+        if tokenizer := saved_tokenizer(ckpt.read_meta(ckpt.find(path))):
+            return tokenizer
+        raise ckpt.CheckpointError(f"{path}: this run has no tokenizer to share; set data.tokenizer to one that has")
+    return tokenizers.load_tokenizer(path)
+
+
 def tokenizer_files(tokenizer: tokenizers.Tokenizer | None) -> dict[str, str]:
     """A tokenizer as a checkpoint's JSON holds it; empty where there is none."""
     if tokenizer is None:
@@ -99,26 +139,14 @@ class PreparedSpeech:
         train, dev = _indexes(data)
         needs_text = isinstance(experiment.objective, CTC)
         tokenizer = _tokenizer(data.tokenizer, train) if needs_text else None
-        shared = {
-            "seconds_per_batch": data.seconds_per_batch,
-            "num_buckets": data.num_buckets,
-            "batch_multiple": data.batch_multiple,
-            "frame_samples": experiment.frontend.mel.frame_samples,
-        }
         tokens = indexes.token_lengths(train, tokenizer) if tokenizer else None
-        plan = plans.make_plan(
-            *with_speeds(train.num_samples, tokens, data.speeds),
-            seed=experiment.seed,
-            min_seconds=data.min_seconds,
-            max_seconds=data.max_seconds,
-            max_crop=data.max_crop,
-            shortest_first_epochs=data.shortest_first_epochs,
-            **shared,
-        )
+        plan = plan_speech(experiment, train.num_samples, tokens)
         dev_plan = None
         if dev is not None:
             dev_tokens = indexes.token_lengths(dev, tokenizer) if tokenizer else None
-            dev_plan = plans.make_eval_plan(dev.num_samples, dev_tokens, max_seconds=data.max_seconds, **shared)
+            dev_plan = plans.make_eval_plan(
+                dev.num_samples, dev_tokens, max_seconds=data.max_seconds, **_shapes(experiment)
+            )
         return cls(
             train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment), _labels(experiment, train, dev)
         )
@@ -244,8 +272,4 @@ def _noise(experiment: Experiment) -> NoiseReader | None:
 def _tokenizer(path: str | None, train: indexes.Index) -> tokenizers.Tokenizer:
     if path is None:
         return tokenizers.train_tokenizer((text for part in train.parts for text in part.texts()), "char")
-    if (Path(path) / "checkpoints").is_dir():
-        if tokenizer := saved_tokenizer(ckpt.read_meta(ckpt.find(path))):
-            return tokenizer
-        raise ckpt.CheckpointError(f"{path}: this run has no tokenizer to share; set data.tokenizer to one that has")
-    return tokenizers.load_tokenizer(path)
+    return read_tokenizer(path)
