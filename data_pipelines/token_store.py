@@ -65,17 +65,18 @@ def _open_part(part: Part, tokenizer: Tokenizer, num_threads: int) -> tuple[np.n
     name = f"{part.split}.{part.sha256[:16]}-{tokenizer.fingerprint}"
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     folder = part.index_path.parent
-    if (found := _find(folder, name, dtype, part.num_rows)) is not None:
+    if (found := find_ids(folder, name, dtype, part.num_rows)) is not None:
         return found
     if os.access(folder, os.W_OK):
         _encode(part, tokenizer, folder, name, dtype, num_threads)
-        return _find(folder, name, dtype, part.num_rows)
+        return find_ids(folder, name, dtype, part.num_rows)
     with tempfile.TemporaryDirectory() as private:  # a mapped file outlives its name
         _encode(part, tokenizer, Path(private), name, dtype, num_threads)
-        return _find(Path(private), name, dtype, part.num_rows)
+        return find_ids(Path(private), name, dtype, part.num_rows)
 
 
-def _find(folder: Path, name: str, dtype: np.dtype, num_rows: int) -> tuple[np.ndarray, np.ndarray] | None:
+def find_ids(folder: Path, name: str, dtype: np.dtype, num_rows: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """(ids of all rows end to end, where each row ends), or None where they are absent or not whole."""
     try:
         ends = np.load(folder / f"{name}.ends.npy", allow_pickle=False)
         size = (folder / f"{name}.ids").stat().st_size

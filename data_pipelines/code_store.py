@@ -1,0 +1,239 @@
+"""Speech units and the codes of prepared speech: one integer a frame for each utterance, kept beside its index.
+
+A k-means is a folder, written by `jax-speechlm units fit`:
+
+    <units>/units.json      frame geometry, fingerprint, and what the centroids were made from
+    <units>/centroids.npy   float32 [units, features]
+
+Beside `index/<split>.parquet`, `jax-speechlm units label` lays the codes of all its utterances in the form of
+`token_store`: `<split>.units-<index>-<units>.ids`, native uint16, and `....ends.npy`.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from data_pipelines.errors import DataError, disk_full, is_disk_full
+from data_pipelines.index import Index, Part
+from data_pipelines.token_store import TokenStore, find_ids
+
+UNLABELLED = np.iinfo(np.uint16).max
+"""Stands in a file that is not finished where a frame has no code yet."""
+
+_DTYPE = np.dtype(np.uint16)
+_FILL = 2**20  # codes written at a time
+
+Count = TypeVar("Count", int, np.ndarray)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Units:
+    """A k-means over frames of speech.
+
+    Attributes:
+      path: its folder.
+      centroids: float32 [units, features].
+      frame_samples: samples from one frame to the next.
+      context_samples: samples that a frame needs beyond these; negative where the front end pads the ends.
+      about: what the centroids were made from.
+    """
+
+    path: Path
+    centroids: np.ndarray
+    frame_samples: int
+    context_samples: int
+    about: Mapping[str, Any]
+
+    @property
+    def num_units(self) -> int:
+        return len(self.centroids)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest that two units share only if they give the same codes to the same features."""
+        digest = hashlib.sha256(repr((self.centroids.shape, self.frame_samples, self.context_samples)).encode())
+        digest.update(np.ascontiguousarray(self.centroids, "<f4"))
+        return digest.hexdigest()[:16]
+
+    def num_frames(self, num_samples: Count) -> Count:
+        """Frames, and so codes, of an utterance of so many samples."""
+        return np.maximum(num_samples - self.context_samples, 0) // self.frame_samples * (num_samples > 0)
+
+
+def write_units(units: Units) -> None:
+    """Writes the folder of a k-means, the description last: it says that the centroids are whole.
+
+    Raises:
+      DataError: more units than a code store can tell apart.
+    """
+    if not 1 <= units.num_units <= UNLABELLED:
+        raise DataError(f"{units.path}: {units.num_units} units; there may be 1 to {UNLABELLED}")
+    units.path.mkdir(parents=True, exist_ok=True)
+    np.save(units.path / "centroids.npy", units.centroids.astype("<f4"), allow_pickle=False)
+    about = {name: getattr(units, name) for name in ("fingerprint", "num_units", "frame_samples", "context_samples")}
+    (units.path / "units.json").write_text(json.dumps(about | {"about": dict(units.about)}, indent=1))
+
+
+def read_units(units: Path | str) -> Units:
+    """Reads a folder that `jax-speechlm units fit` wrote.
+
+    Raises:
+      DataError: there is none, or its files do not belong together.
+    """
+    folder = Path(units)
+    remedy = "fit it again: jax-speechlm units fit"
+    if not (folder / "units.json").is_file():
+        raise DataError(f"{folder} is not a folder of speech units (units.json is missing); {remedy}")
+    try:
+        meta = json.loads((folder / "units.json").read_text(encoding="utf-8"))
+        centroids = np.load(folder / "centroids.npy", allow_pickle=False)
+        found = Units(folder, centroids, meta["frame_samples"], meta["context_samples"], meta["about"])
+        belongs = found.fingerprint == meta["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise DataError(f"{folder}: its files are damaged ({error!r}); {remedy}") from error
+    if not belongs:
+        raise DataError(f"{folder}: units.json describes other centroids than those of centroids.npy; {remedy}")
+    return found
+
+
+class CodeStore(TokenStore):
+    """The codes of all rows of an index, uint16; threads may share one.
+
+    A row whose record could not be read when the set was labelled has none.
+
+    Attributes:
+      lengths: int64 [rows], codes of each utterance.
+    """
+
+
+def open_codes(index: Index, units: Path | str) -> CodeStore:
+    """Opens the codes that `jax-speechlm units label` gave to every part of an index.
+
+    Raises:
+      DataError: a part is not labelled with these units; the message names the command that does it.
+    """
+    known = read_units(units)
+    ids, ends = zip(*(_open_part(part, known) for part in index.parts), strict=True)
+    lengths = np.concatenate([np.diff(part_ends, prepend=0) for part_ends in ends])
+    return CodeStore(lengths, index.first_row, ids, ends)
+
+
+def is_labelled(part: Part, units: Units) -> bool:
+    """Whether a part has its codes."""
+    return _find(part, units) is not None
+
+
+def _find(part: Part, units: Units) -> tuple[np.ndarray, np.ndarray] | None:
+    return find_ids(part.index_path.parent, _name(part, units.fingerprint), _DTYPE, part.num_rows)
+
+
+def _name(part: Part, fingerprint: str) -> str:
+    return f"{part.split}.units-{part.sha256[:16]}-{fingerprint}"
+
+
+def _open_part(part: Part, units: Units) -> tuple[np.ndarray, np.ndarray]:
+    if (found := _find(part, units)) is not None:
+        return found
+    others = list(part.index_path.parent.glob(f"{_name(part, '*')}.ends.npy"))
+    also = f"; the codes that it has are of {len(others)} other k-means" if others else ""
+    raise DataError(
+        f"{part} is not labelled with the units of {units.path} ({units.fingerprint}){also}. Run: jax-speechlm units "
+        f"label {units.path} --sets {part.set_dir.name}:{part.split} --data-dir {part.set_dir.parent}"
+    )
+
+
+class CodeWriter:
+    """Writes the codes of one part, utterance by utterance in any order; goes on where an earlier writer stopped.
+
+    Attributes:
+      missing: int64 [utterances], rows of the part that have frames but no codes yet when the writer opens.
+    """
+
+    def __init__(self, part: Part, units: Units):
+        """
+        Raises:
+          DataError: the disk is full, or the folder of the index cannot be written.
+        """
+        self._part, self._num_units = part, units.num_units
+        self._lengths = units.num_frames(part.lengths("num_samples"))
+        self._ends = np.cumsum(self._lengths)
+        self._path = part.index_path.with_name(f"{_name(part, units.fingerprint)}.ids")
+        self._partial = self._path.with_name(f"{self._path.name}.partial")
+        self._codes = self._open()
+        self.missing = self._unlabelled()
+
+    def write(self, row: int, codes: np.ndarray) -> None:
+        """Keeps the codes of a row of the part. A process that ends at any moment loses no row but this one.
+
+        Raises:
+          ValueError: not one code a frame, or a code that is no unit.
+        """
+        if codes.shape != (self._lengths[row],) or not (codes.min() >= 0 and codes.max() < self._num_units):
+            raise ValueError(
+                f"row {row} of {self._part} has {self._lengths[row]} frames and units 0 to {self._num_units - 1}; got "
+                f"codes of shape {codes.shape} from {codes.min()} to {codes.max()}"
+            )
+        start = self._ends[row] - self._lengths[row]
+        self._codes[start + 1 : self._ends[row]] = codes[1:]
+        self._codes[start] = codes[0]  # last: it says that the row is whole
+
+    def finish(self, unreadable: Collection[int] = ()) -> None:
+        """Gives the file its name, once every row has its codes.
+
+        Args:
+          unreadable: rows whose records could not be read; they get none.
+
+        Raises:
+          ValueError: another row has no codes.
+        """
+        unlabelled = self._unlabelled()
+        if set(unlabelled.tolist()) != set(unreadable):
+            raise ValueError(f"{self._part}: {len(unlabelled)} rows have no codes, {len(unreadable)} are unreadable")
+        lengths = self._lengths.copy()
+        lengths[unlabelled] = 0
+        partial_ends = self._path.with_name(f"{self._path.stem}.ends.npy.partial")
+        with self._disk_full_named():
+            if len(unlabelled):
+                whole = np.asarray(self._codes)
+                whole[whole != UNLABELLED].tofile(self._partial)
+            with partial_ends.open("wb") as file:
+                np.save(file, np.cumsum(lengths), allow_pickle=False)
+        self._partial.replace(self._path)
+        partial_ends.replace(self._path.with_name(f"{self._path.stem}.ends.npy"))
+
+    def _unlabelled(self) -> np.ndarray:
+        rows = np.flatnonzero(self._lengths)
+        return rows[self._codes[(self._ends - self._lengths)[rows]] == UNLABELLED]
+
+    def _open(self) -> np.ndarray:
+        total = int(self._lengths.sum())
+        size = total * _DTYPE.itemsize
+        with self._disk_full_named():
+            if not self._partial.is_file() or self._partial.stat().st_size != size:
+                fresh = self._partial.with_name(f"{self._partial.name}.new")
+                with fresh.open("wb") as file:  # every block is written: a full disk shows now, not in a mapped page
+                    for start in range(0, total, _FILL):
+                        file.write(np.full(min(_FILL, total - start), UNLABELLED, _DTYPE).tobytes())
+                fresh.replace(self._partial)
+        return np.memmap(self._partial, _DTYPE, "r+") if total else np.zeros(0, _DTYPE)
+
+    @contextlib.contextmanager
+    def _disk_full_named(self):
+        folder = self._path.parent
+        try:
+            yield
+        except PermissionError as error:
+            raise DataError(
+                f"{folder} cannot be written, and codes are kept beside their index: change its permissions, or copy "
+                "the prepared set and name the copy's folder with --data-dir"
+            ) from error
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise disk_full(folder, int(self._lengths.sum()) * _DTYPE.itemsize) from error
