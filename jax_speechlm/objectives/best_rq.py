@@ -5,7 +5,6 @@ several codebooks as in Zhang et al. 2023 (USM).
 """
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.tokenizers import Tokenizer
@@ -21,11 +20,11 @@ from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.frontend.logmel import SAMPLE_RATE
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk, forward_flops
 from jax_speechlm.models.layers import frame_mask
 from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, mean
+from jax_speechlm.objectives.masking import draw_mask, most_masked, span_frames
 
 PROBE_STRIDE = 16
 """Accuracy on unmasked frames is measured on every 16th: often enough for a gauge, cheap enough for every step."""
@@ -73,7 +72,7 @@ class BestRQ(Config):
             raise ValueError(
                 "BEST-RQ's codes and masking noise need normalised features: set frontend.mel.normalize to True"
             )
-        span = max(1, round(self.mask_span * SAMPLE_RATE / frontend.mel.frame_samples))
+        span = span_frames(self.mask_span, frontend)
         make = lambda rngs: BestRQModel(model, self, rngs=rngs)  # noqa: E731
         loss = functools.partial(
             _loss, config=self, frontend=frontend, span=span, graphdef=functional.declare(make).graphdef
@@ -138,45 +137,6 @@ def nearest_codes(
     highest = jax.lax.Precision.HIGHEST
     projected = jnp.einsum("btf,fk->btk", x_BxTxF, projection_FxK, precision=highest)
     return jnp.argmax(jnp.einsum("btk,ck->btc", projected, codebook_CxK, precision=highest), axis=-1)
-
-
-def most_spans(num_frames: int, span: int, ratio: float) -> int:
-    """The most spans that `draw_mask` draws for an utterance of `num_frames`."""
-    return math.floor(_span_density(span, ratio) * num_frames) + 1
-
-
-def most_masked(num_frames: int, span: int, ratio: float) -> int:
-    """The most frames that `draw_mask` masks in an utterance of `num_frames`."""
-    return min(num_frames, most_spans(num_frames, span, ratio) * span)
-
-
-def _span_density(span: int, ratio: float) -> float:
-    """Spans a frame for which the spans, which may overlap, cover `ratio` of the frames on average."""
-    return -math.log1p(-ratio) / span
-
-
-def draw_mask(
-    keys_B: Key[Array, " batch"], length_B: Int[Array, " batch"], num_frames: int, span: int, ratio: float
-) -> Bool[Array, "batch {num_frames}"]:
-    """Masks whole spans of frames: about `ratio` of each utterance, and at least one span.
-
-    The number of spans is rounded up or down at random, their starts are independent. So many spans at most fit into
-    `num_frames` that the loss can gather the masked frames into a fixed shape (`most_masked`). In an utterance shorter
-    than two spans a span is half the utterance, so that something stays to predict from; one of a single frame has no
-    masked frame. What a row draws depends on its key and length only.
-    """
-
-    def draw(key: PRNGKeyArray, length: Int[Array, ""]) -> Bool[Array, " time"]:
-        count_key, start_key = jax.random.split(key)
-        width = jnp.minimum(span, length // 2)
-        count = jnp.maximum(1, jnp.floor(_span_density(span, ratio) * length + jax.random.uniform(count_key)))
-        slots = jnp.arange(most_spans(num_frames, span, ratio))
-        # One key a slot, not one draw for all: the slots that padding adds must not change the others.
-        chance = jax.vmap(lambda slot: jax.random.uniform(jax.random.fold_in(start_key, slot)))(slots)
-        offset = jnp.arange(num_frames) - jnp.floor(chance * (length - width + 1))[:, None]
-        return jnp.any((slots < count)[:, None] & (offset >= 0) & (offset < width), axis=0)
-
-    return jax.vmap(draw)(keys_B, length_B)
 
 
 def _loss(

@@ -1,4 +1,4 @@
-"""BEST-RQ's masks, codes, loss and gauges."""
+"""BEST-RQ's codes, loss and gauges."""
 
 import functools
 
@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jax_speechlm.batch import example_keys
 from jax_speechlm.frontend.augment import SPEC_AUGMENT, Augment
@@ -16,44 +14,13 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives import best_rq
-from jax_speechlm.objectives.best_rq import BestRQ, alarm, draw_mask, most_masked, nearest_codes
+from jax_speechlm.objectives.best_rq import BestRQ, alarm, nearest_codes
+from jax_speechlm.objectives.masking import draw_mask
 
 MODEL = ConformerConfig(input_dim=16, dim=8, num_layers=1, num_heads=2, kernel_size=3, left_max=4, right_max=2)
 FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3, gain_db=3.0))
 OBJECTIVE = BestRQ(codes=32, books=2, code_dim=4, mask_span=0.1)
 SPAN = 5  # frames of 20 ms in 0.1 s
-
-
-@functools.cache
-def masks(num_frames: int):
-    return jax.jit(lambda seed, lengths: _draw(seed, lengths, num_frames))
-
-
-def _draw(seed, lengths, num_frames):
-    return draw_mask(example_keys(jax.random.key(seed), jnp.arange(len(lengths))), lengths, num_frames, SPAN, 0.33)
-
-
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**31 - 1), lengths=st.lists(st.integers(0, 40), min_size=8, max_size=8))
-def test_masks_are_spans_inside_the_utterance_that_fit_the_gathered_slots(seed, lengths):
-    mask = np.asarray(masks(40)(seed, jnp.array(lengths)))
-    np.testing.assert_array_equal(mask, masks(64)(seed, jnp.array(lengths))[:, :40])  # padding changes nothing
-    assert mask.sum(axis=1).max() <= most_masked(40, SPAN, 0.33)
-    for row, length in zip(mask, lengths, strict=True):
-        width = min(SPAN, length // 2)
-        assert not row[length:].any()
-        assert row.any() == (length > 1)
-        assert row.sum() < length or length == 0  # something stays to predict from
-        runs = "".join("x" if frame else " " for frame in row).split()
-        assert all(len(run) >= width for run in runs)
-
-
-def test_masks_cover_the_asked_share_on_average():
-    keys = example_keys(jax.random.key(0), jnp.arange(2_000))
-    mask = draw_mask(keys, jnp.full(2_000, 150), 150, 10, 0.33)
-    assert abs(float(mask.mean()) - 0.33) < 0.02
-    per_frame = np.asarray(mask).mean(axis=0)[10:-10]
-    assert per_frame.max() - per_frame.min() < 0.08  # no place is favoured
 
 
 def test_codes_are_the_nearest_on_the_unit_sphere():

@@ -1,0 +1,46 @@
+"""Masks are whole spans inside the utterance, and cover what they were asked to."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_speechlm.batch import example_keys
+from jax_speechlm.objectives.masking import draw_mask, most_masked
+
+SPAN = 5
+
+
+@functools.cache
+def masks(num_frames: int):
+    return jax.jit(lambda seed, lengths: _draw(seed, lengths, num_frames))
+
+
+def _draw(seed, lengths, num_frames):
+    return draw_mask(example_keys(jax.random.key(seed), jnp.arange(len(lengths))), lengths, num_frames, SPAN, 0.33)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), lengths=st.lists(st.integers(0, 40), min_size=8, max_size=8))
+def test_masks_are_spans_inside_the_utterance_that_fit_the_gathered_slots(seed, lengths):
+    mask = np.asarray(masks(40)(seed, jnp.array(lengths)))
+    np.testing.assert_array_equal(mask, masks(64)(seed, jnp.array(lengths))[:, :40])  # padding changes nothing
+    assert mask.sum(axis=1).max() <= most_masked(40, SPAN, 0.33)
+    for row, length in zip(mask, lengths, strict=True):
+        width = min(SPAN, length // 2)
+        assert not row[length:].any()
+        assert row.any() == (length > 1)
+        assert row.sum() < length or length == 0  # something stays to predict from
+        runs = "".join("x" if frame else " " for frame in row).split()
+        assert all(len(run) >= width for run in runs)
+
+
+def test_masks_cover_the_asked_share_on_average():
+    keys = example_keys(jax.random.key(0), jnp.arange(2_000))
+    mask = draw_mask(keys, jnp.full(2_000, 150), 150, 10, 0.33)
+    assert abs(float(mask.mean()) - 0.33) < 0.02
+    per_frame = np.asarray(mask).mean(axis=0)[10:-10]
+    assert per_frame.max() - per_frame.min() < 0.08  # no place is favoured
