@@ -102,6 +102,7 @@ def read_units(units: Path | str) -> Units:
     return found
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class CodeStore(TokenStore):
     """The codes of all rows of an index, uint16; threads may share one.
 
@@ -109,7 +110,10 @@ class CodeStore(TokenStore):
 
     Attributes:
       lengths: int64 [rows], codes of each utterance.
+      units: the k-means that made them.
     """
+
+    units: Units
 
 
 def open_codes(index: Index, units: Path | str) -> CodeStore:
@@ -121,7 +125,7 @@ def open_codes(index: Index, units: Path | str) -> CodeStore:
     known = read_units(units)
     ids, ends = zip(*(_open_part(part, known) for part in index.parts), strict=True)
     lengths = np.concatenate([np.diff(part_ends, prepend=0) for part_ends in ends])
-    return CodeStore(lengths, index.first_row, ids, ends)
+    return CodeStore(lengths, index.first_row, ids, ends, known)
 
 
 def is_labelled(part: Part, units: Units) -> bool:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from data_pipelines.audio import decode_flac
+from data_pipelines.code_store import CodeStore
 from data_pipelines.errors import DataError
 from data_pipelines.index import Index, IndexMismatchError
 from data_pipelines.noise import NoiseReader
@@ -28,7 +29,9 @@ Batch: TypeAlias = dict[str, np.ndarray]
 - `example_id` int32 [B], row of the index, -1 in a filler row;
 - `weight` float32 [B], 1, or 0 in a filler row and where the record could not be read (lengths are 0 there too);
 - `noise` int16 [B, S], only where batches are opened with a noise set: what training may mix into each row;
-- `label` int32 [B], only where labels were given: the utterance's class, 0 in a filler row.
+- `label` int32 [B], only where labels were given: the utterance's class, 0 in a filler row;
+- `codes` int32 [B, T], only where a code store was given: the speech unit of each of the T frames that its front end
+  makes of S samples, -1 after the end, in a filler row and where the record could not be read.
 """
 
 _DTYPES = {
@@ -53,6 +56,7 @@ def open_batches(
     speeds: Sequence[float] = (1.0,),
     noise: NoiseReader | None = None,
     labels: Sequence[int] | np.ndarray | None = None,
+    codes: CodeStore | None = None,
     parallel: int | None = None,
     prefetch: int = 4,
     max_bad: int = 100,
@@ -70,26 +74,30 @@ def open_batches(
       speeds: speed factors that the plan was made with, see `speed.with_speeds`.
       noise: where each row's `noise` comes from.
       labels: class of each row of the index.
+      codes: speech units of each row of the index; a crop then begins at a whole frame, so that they stay in step.
       parallel: batches made at a time, each in a thread; the number of cores (8 at most) by default.
       prefetch: finished batches that wait in memory.
       max_bad: damaged records to skip and count before the run stops.
 
     Raises:
       IndexMismatchError: where the records do not belong to the index.
-      ValueError: where the plan was made from other lengths, or does not divide among the hosts.
+      ValueError: where the plan was made from other lengths, or does not divide among the hosts; or codes would have to
+        follow a change of speed.
     """
     if plan.num_items != len(index) * len(speeds):
         raise ValueError(
             f"the plan has {plan.num_items} items, but {len(index)} rows at {len(speeds)} speeds make "
             f"{len(index) * len(speeds)}; make it from with_speeds(index.num_samples, ..., speeds)"
         )
+    if codes is not None and tuple(speeds) != (1.0,):
+        raise ValueError("codes are made from audio at its own speed: set data.speeds to 1.0")
     for bucket in plan.buckets:
         if bucket.batch_size % num_hosts:
             raise ValueError(
                 f"batches of {bucket.batch_size} rows do not divide among {num_hosts} hosts; "
                 "make the plan with batch_multiple a multiple of the number of hosts"
             )
-    assembler = _Assembler(index, plan, tokenizer, host, num_hosts, tuple(speeds), noise, labels, max_bad)
+    assembler = _Assembler(index, plan, tokenizer, host, num_hosts, tuple(speeds), noise, labels, codes, max_bad)
     return Batches(assembler, start_step, num_steps, parallel or min(os.cpu_count() or 1, 8), prefetch)
 
 
@@ -150,6 +158,7 @@ class _Assembler:
         speeds: tuple[float, ...],
         noise: NoiseReader | None,
         labels: Sequence[int] | np.ndarray | None,
+        codes: CodeStore | None,
         max_bad: int,
     ):
         self._index, self._plan, self._tokenizer = index, plan, tokenizer
@@ -157,8 +166,10 @@ class _Assembler:
         self._reader = RecordReader(index)
         self._noise = noise
         self._labels = None if labels is None else np.asarray(labels, np.int32)
+        self._codes = codes
         self.dtypes = _DTYPES | ({"noise": np.int16} if noise else {})
         self.dtypes |= {} if labels is None else {"label": np.int32}
+        self.dtypes |= {} if codes is None else {"codes": np.int32}
         self._max_bad = max_bad
         self._lock = threading.Lock()
         self.bad: dict[int, str] = {}  # by row, so that a record met again in a later epoch counts once
@@ -170,7 +181,8 @@ class _Assembler:
         An exception that went through tf.data would come out as a graph error with our message deep inside.
         """
         try:
-            return list(self._batch(int(step)).values())
+            batch = self._batch(int(step))
+            return [batch[name] for name in self.dtypes]
         except Exception as error:
             self.error = self.error or error
             return [np.zeros(0, dtype) for dtype in self.dtypes.values()]
@@ -182,6 +194,8 @@ class _Assembler:
         items, crop_at = planned.rows[mine], planned.crop_at[mine]
         shapes = {"audio": (len(items), bucket.num_samples), "tokens": (len(items), bucket.num_tokens)}
         batch = {name: np.zeros(shapes.get(name, len(items)), dtype) for name, dtype in _DTYPES.items()}
+        if self._codes is not None:
+            batch["codes"] = np.full((len(items), self._codes.units.num_frames(bucket.num_samples)), -1, np.int32)
         batch["example_id"][:] = np.where(items == FILLER, -1, items % len(self._index))
         for place, item in enumerate(items):
             if item != FILLER:
@@ -210,6 +224,12 @@ class _Assembler:
         samples = change_speed(samples, self._speeds[speed_number])
         length = min(len(samples), batch["audio"].shape[1])
         start = int(crop_at * (len(samples) - length + 1))
+        if self._codes is not None:
+            units = self._codes.units
+            first = start // units.frame_samples
+            start = first * units.frame_samples
+            codes = self._codes.read(row, first, first + units.num_frames(length))
+            batch["codes"][place, : len(codes)] = codes
         batch["audio"][place, :length] = samples[start : start + length]
         batch["audio_length"][place] = length
         batch["weight"][place] = 1
