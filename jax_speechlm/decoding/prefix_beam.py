@@ -111,11 +111,14 @@ class _Beams:
 
     def _extensions(self, frame: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [rows, candidates] to extend by, and their log probabilities: -inf where a row has fewer."""
-        first = self.first[frame * len(self.length) :][: rows + 1]
+        start = frame * len(self.length)
+        first = self.first[start : start + rows + 1]
+        if first[0] == first[-1]:
+            return np.zeros((rows, 0), np.int64), np.zeros((rows, 0))
         counts = np.diff(first)
         row = np.repeat(np.arange(rows), counts)
         place = np.arange(first[0], first[-1]) - first[row]
-        tokens = np.zeros((rows, max(1, counts.max())), np.int64)
+        tokens = np.zeros((rows, counts.max()), np.int64)
         log_probs = np.full(tokens.shape, -np.inf)
         tokens[row, place] = chosen = self.candidates[first[0] : first[-1]]
         log_probs[row, place] = self.log_probs[row, frame, chosen]
@@ -138,52 +141,68 @@ class _Beams:
         grown = np.where(token == last[row, parent], ends_blank[row, parent], total[row, parent]) + here[row, token]
         stays_token[row, child] = np.logaddexp(stays_token[row, child], grown)
 
-        # New prefixes. A token that repeats the last one needs a blank in between.
+        scores = np.logaddexp(stays_blank, stays_token) + self.fusion[:rows]
         tokens, log_probs = self._extensions(frame, rows)
-        width = tokens.shape[1]
-        before = np.where(last[:, :, None] == tokens[:, None, :], ends_blank[:, :, None], total[:, :, None])
-        grows = before + log_probs[:, None, :]
-        pair, place = np.nonzero(tokens[row] == token[:, None])
-        grows[row[pair], parent[pair], place] = -np.inf  # counted above
+        if width := tokens.shape[1]:
+            # New prefixes. A token that repeats the last one needs a blank in between.
+            before = np.where(last[:, :, None] == tokens[:, None, :], ends_blank[:, :, None], total[:, :, None])
+            grows = before + log_probs[:, None, :]
+            pair, place = np.nonzero(tokens[row] == token[:, None])
+            grows[row[pair], parent[pair], place] = -np.inf  # counted above
+            gains, fused = self._fuse(grows, tokens, scores.max(1))
+            scores = np.concatenate([scores, fused.reshape(rows, -1)], axis=1)
 
-        stay_scores = np.logaddexp(stays_blank, stays_token) + self.fusion[:rows]
-        grow_scores = grows + self.fusion[:rows, :, None]
-        best = np.maximum(stay_scores.max(1), grow_scores.max((1, 2)))
-        worth = np.nonzero(grow_scores > best[:, None, None] - self.settings.gap)
-        gain = np.zeros(len(worth[0]))
-        for scorer, state in zip(self.scorers, self.states, strict=True):
-            gain += scorer.score(state[worth[:2]], tokens[worth[0], worth[2]])
-        gains = np.zeros(grows.shape)
-        gains[worth] = gain
-        fused = np.full(grows.shape, -np.inf)
-        fused[worth] = grow_scores[worth] + gain
-
-        scores = np.concatenate([stay_scores, fused.reshape(rows, -1)], axis=1)
         chosen = _largest(scores, beam)
         kept = scores[number, chosen]
         alive = kept > kept[:, :1] - self.settings.gap
-        grew = alive & (chosen >= beam)
-        origin = np.where(grew, (chosen - beam) // width, np.where(alive, chosen, 0))
-        place = (chosen - beam) % width
-        token = np.where(grew, tokens[number, place], BLANK)
+        grew = np.nonzero(alive & (chosen >= beam))
+        origin = np.where(alive, chosen, 0)
+        if len(grew[0]):
+            origin[grew], place = np.divmod(origin[grew] - beam, width)
+        self._keep(origin, alive, stays_blank, stays_token)
+        if len(grew[0]):  # most frames hold a blank, or more of the same token
+            here = grew[0], origin[grew], place
+            self._grow(grew, tokens[grew[0], place], grows[here], gains[here])
 
-        ends_token = np.where(grew, grows[number, origin, place], stays_token[number, origin])
-        self.ends_token[:rows] = np.where(alive, ends_token, -np.inf)
-        self.ends_blank[:rows] = np.where(alive & ~grew, stays_blank[number, origin], -np.inf)
-        self.fusion[:rows] = self.fusion[number, origin] + np.where(grew, gains[number, origin, place], 0.0)
-        self.last[:rows] = np.where(grew, token, last[number, origin])
-        node = self.node[number, origin]
-        self.parent[:rows] = np.where(grew, node, np.where(alive, self.parent[number, origin], _NO_PARENT))
-        keys = (node[grew] * self.vocab_size + token[grew]).tolist()
-        node[grew] = [self.numbers.setdefault(key, len(self.numbers)) for key in keys]
-        self.node[:rows] = np.where(alive, node, _DEAD)
-        self._advance(origin, token)
-
-    def _advance(self, origin: np.ndarray, token: np.ndarray) -> None:
+    def _fuse(self, grows: np.ndarray, tokens: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the scorers add to each extension, and its score: -inf where it is far below the best of its row."""
+        scores = grows + self.fusion[: len(grows), :, None]
+        best = np.maximum(best, scores.max((1, 2)))
+        worth = np.nonzero(scores > best[:, None, None] - self.settings.gap)
+        gain = np.zeros(len(worth[0]))
         for scorer, state in zip(self.scorers, self.states, strict=True):
-            state[: len(origin)] = state[np.arange(len(origin))[:, None], origin]
-            tokens = np.zeros(state.shape, np.int64)
-            tokens[: len(origin)] = token
+            gain += scorer.score(state[worth[:2]], tokens[worth[0], worth[2]])
+        gains, fused = np.zeros(grows.shape), np.full(grows.shape, -np.inf)
+        gains[worth], fused[worth] = gain, scores[worth] + gain
+        return gains, fused
+
+    def _keep(self, origin: np.ndarray, alive: np.ndarray, ends_blank: np.ndarray, ends_token: np.ndarray) -> None:
+        """Puts the prefix at place `origin` of its row into each place, as it was; what is not alive ends here."""
+        rows = len(origin)
+        number = np.arange(rows)[:, None]
+        for values, new, dead in (
+            (self.ends_blank, ends_blank, -np.inf),
+            (self.ends_token, ends_token, -np.inf),
+            (self.node, self.node, _DEAD),
+            (self.parent, self.parent, _NO_PARENT),
+        ):
+            values[:rows] = np.where(alive, new[number, origin], dead)
+        for values in (self.fusion, self.last, *self.states):
+            values[:rows] = values[number, origin]
+
+    def _grow(
+        self, where: tuple[np.ndarray, np.ndarray], token: np.ndarray, ends: np.ndarray, gain: np.ndarray
+    ) -> None:
+        """Extends the prefixes in these places, which were just put there, by a token each."""
+        self.ends_blank[where], self.ends_token[where] = -np.inf, ends
+        self.fusion[where] += gain
+        self.last[where] = token
+        self.parent[where] = self.node[where]
+        keys = (self.node[where] * self.vocab_size + token).tolist()
+        self.node[where] = [self.numbers.setdefault(key, len(self.numbers)) for key in keys]
+        tokens = np.zeros(self.node.shape, np.int64)
+        tokens[where] = token
+        for scorer, state in zip(self.scorers, self.states, strict=True):
             state[:] = scorer.advance(state.reshape(-1), tokens.reshape(-1)).reshape(state.shape)
 
     def finish(self, num_best: int) -> list[list[Hypothesis]]:
