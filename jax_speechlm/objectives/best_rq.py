@@ -23,6 +23,7 @@ from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk, forward_flops
 from jax_speechlm.models.layers import frame_mask
+from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, mean
 from jax_speechlm.objectives.masking import draw_mask, most_masked, span_frames
 
@@ -61,8 +62,9 @@ class BestRQ(Config):
         The loss is the mean over masked frames and books. Metrics, all without unit but the entropies (nats):
         `masked_accuracy` and `unmasked_accuracy` (the latter on every 16th frame); and, of one batch's masked frames,
         `code_entropy`, `code_entropy_ratio` (to the most that so many frames and codes can have) and `codes_used`
-        (share of the codebook), and of the best guesses `predicted_code_entropy` and `predicted_codes_used`. These last
-        five do not add up over batches as a sum does: their average over steps is the average batch's value.
+        (share of the codebook), and of the best guesses `predicted_code_entropy` and `predicted_codes_used`; and of all
+        frames' hidden states `representation_rank` and `representation_spread` (see `gauges`). All but the accuracies
+        do not add up over batches as a sum does: their average over steps is the average batch's value.
 
         Raises:
           ValueError: the front end's features do not fit the model, or are not normalised.
@@ -190,6 +192,9 @@ def _loss(
     sums = jax.tree.map(functools.partial(jnp.mean, axis=0), jax.lax.map(lambda book: score(**book), books))
     targets, probes = jnp.sum(masked[-1]), jnp.sum(probed[-1])
     metrics = {name: (total, probes if name == "unmasked_accuracy" else targets) for name, total in sums.items()}
+    inside_BxT = frame_mask(length_B, num_frames) * batch["weight"][:, None]
+    shape = gauges.representation(hidden_BxTxD, inside_BxT)
+    metrics |= {name: (targets * value, targets) for name, value in shape.items()}
     return mean(*metrics["loss"]), metrics
 
 
@@ -213,25 +218,22 @@ def _score_book(
     _, probed_guess, probed_code = score(*probed)
     logits, guess, code = score(*masked)
     total, num_codes = jnp.sum(weight), bias.shape[0]
-    share_of = lambda codes: jnp.zeros(num_codes).at[codes].add(weight) / jnp.maximum(total, 1e-9)  # noqa: E731
-    entropy_of = lambda share: -jnp.sum(jax.scipy.special.xlogy(share, share))  # noqa: E731
-    share, predicted_share = share_of(code), share_of(guess)
-    entropy = entropy_of(share)
-    most_entropy = jnp.log(jnp.clip(total, 2, num_codes))
+    share, predicted_share = (gauges.code_shares(codes, weight, num_codes) for codes in (code, guess))
+    entropy = gauges.entropy(share)
     return {
         "loss": jnp.sum(weight * optax.softmax_cross_entropy_with_integer_labels(logits, code)),
         "masked_accuracy": jnp.sum(weight * (guess == code)),
         "unmasked_accuracy": jnp.sum(probed_weight * (probed_guess == probed_code)),
         "code_entropy": total * entropy,
-        "code_entropy_ratio": total * entropy / most_entropy,
-        "codes_used": total * jnp.mean(share > 0),
-        "predicted_code_entropy": total * entropy_of(predicted_share),
-        "predicted_codes_used": total * jnp.mean(predicted_share > 0),
+        "code_entropy_ratio": total * entropy / gauges.most_entropy(total, num_codes),
+        "codes_used": total * gauges.used(share),
+        "predicted_code_entropy": total * gauges.entropy(predicted_share),
+        "predicted_codes_used": total * gauges.used(predicted_share),
     }
 
 
 def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
-    """What is wrong when targets or predictions have collapsed to a few codes; else None.
+    """What is wrong when targets or predictions have collapsed to a few codes, or hidden states; else None.
 
     Args:
       metrics: averaged over steps.
@@ -249,4 +251,4 @@ def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
             f"BEST-RQ's predictions have collapsed: their entropy is {ratio:.0%} of the targets'. The model has learnt "
             "how frequent each code is and little from context: start again with a lower optimizer.schedule.peak"
         )
-    return None
+    return gauges.representation_alarm(metrics, settled)

@@ -84,6 +84,8 @@ def test_loss_and_gauges_equal_a_plain_computation():
         expected["codes_used"].append((share > 0).mean())
         expected["predicted_codes_used"].append(1 / 32)
         expected["predicted_code_entropy"].append(0)
+    rank = [metrics.pop(f"representation_{name}") for name in ("rank", "spread")]
+    assert all(total > 0 and weight == mask.sum() for total, weight in rank)  # measured in test_gauges
     for name, (total, weight) in metrics.items():
         assert weight == (len(unmasked) if name == "unmasked_accuracy" else mask.sum())
         np.testing.assert_allclose(total / weight, np.mean(expected[name]), rtol=1e-4, atol=1e-6, err_msg=name)
@@ -130,11 +132,13 @@ def test_a_crop_moves_input_and_targets_together(monkeypatch):
 
 def test_alarm_when_codes_or_predictions_collapse():
     healthy = {"code_entropy_ratio": 0.8, "code_entropy": 4.0, "predicted_code_entropy": 1.5}
+    healthy |= {"representation_rank": 9.0, "representation_spread": 0.7}
     assert alarm(healthy, True) is None
     assert "normalised" in alarm(healthy | {"code_entropy_ratio": 0.1}, False)
     constant = healthy | {"predicted_code_entropy": 0.4}
     assert alarm(constant, False) is None  # every model begins like that
     assert "10% of the targets'" in alarm(constant, True)
+    assert "the hidden states have collapsed" in alarm(healthy | {"representation_rank": 1.2}, True)
     assert "codes have collapsed" in alarm(dict.fromkeys(healthy, 0.0), True)
 
 
