@@ -2,17 +2,31 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jax_speechlm.batch import Batch
+from jax_speechlm.config import Config
 from jax_speechlm.models import functional
 
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 """Each metric is a (sum, weight) pair, so that it adds up exactly over shards, micro-batches and steps."""
 
 Loss = Callable[[functional.Params, Batch, PRNGKeyArray | None], tuple[Float[Array, ""], Metrics]]
+
+
+class ObjectiveConfig(Config):
+    """Settings of an objective. What it wants of its data is said by its class, for the source to read.
+
+    Attributes:
+      reads_text: whether batches of speech must carry the transcripts' tokens.
+      reads_labels: whether batches must carry the class of each row; `numbers` then gives it from the label.
+    """
+
+    reads_text: ClassVar[bool] = False
+    reads_labels: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,14 +17,13 @@ from pydantic import Field
 
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
-from jax_speechlm.config import Config
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk, forward_flops
 from jax_speechlm.models.layers import frame_mask
 from jax_speechlm.objectives import gauges
-from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, mean
 from jax_speechlm.objectives.masking import draw_mask, most_masked, span_frames
 
 PROBE_STRIDE = 16
@@ -36,7 +35,7 @@ whose entropy is below this share of the targets'. Of two runs on queen-en, the 
 code is was at 0.10 where the one that learnt from context was at 0.38."""
 
 
-class BestRQ(Config):
+class BestRQ(ObjectiveConfig):
     """Settings of the BEST-RQ objective.
 
     Attributes:

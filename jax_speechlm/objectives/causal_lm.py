@@ -14,7 +14,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import functional
 from jax_speechlm.models.transformer import Transformer, TransformerConfig, forward_flops
 from jax_speechlm.models.vocabulary_loss import TokenScores, vocabulary_loss
-from jax_speechlm.objectives.base import Metrics, Objective, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
 from jax_speechlm.vocabulary import Vocabulary
 
 
@@ -25,7 +25,7 @@ class TextModel(nnx.Module):
         self.transformer = Transformer(config, vocab_size, rngs=rngs)
 
 
-class CausalLM(Config):
+class CausalLM(ObjectiveConfig):
     """Settings of causal language modelling.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Classification of utterances or texts: one label for each, from the mean of its hidden states."""
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,24 +15,25 @@ from pydantic import Field
 from data_pipelines.errors import DataError
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
-from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import conformer, functional, transformer
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk
 from jax_speechlm.models.layers import Linear, frame_mask
 from jax_speechlm.models.transformer import Transformer, TransformerConfig
-from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, mean
 from jax_speechlm.vocabulary import Vocabulary
 
 ClassLogits = Callable[[functional.Params, Batch, PRNGKeyArray | None], Float[Array, "batch classes"]]
 
 
-class Classification(Config):
+class Classification(ObjectiveConfig):
     """Settings of classification: of utterances with a conformer, of texts with a transformer.
 
     Attributes:
       classes: the labels, in the order of their numbers; a label in the data that is none of them is an error.
     """
+
+    reads_labels: ClassVar[bool] = True
 
     kind: Literal["classification"] = "classification"
     classes: Annotated[tuple[str, ...], Field(min_length=2)]

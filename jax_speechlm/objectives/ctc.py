@@ -1,7 +1,7 @@
 """Connectionist temporal classification (CTC), with intermediate losses and CR-CTC consistency between two views."""
 
 import functools
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,13 @@ from pydantic import Field, PositiveInt
 
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
-from jax_speechlm.config import Config
 from jax_speechlm.frontend.augment import spec_augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import functional
 from jax_speechlm.models.attention import Chunk
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk, forward_flops
 from jax_speechlm.models.layers import Linear, frame_mask
-from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, mean
 
 BLANK = 0  # the id that tokenizers reserve for blank and padding
 
@@ -94,7 +93,7 @@ class CTCModel(nnx.Module):
         return [self.head(x) for x in (hidden, *tapped.values())]
 
 
-class CTC(Config):
+class CTC(ObjectiveConfig):
     """Settings of the CTC objective.
 
     Attributes:
@@ -104,6 +103,8 @@ class CTC(Config):
       consistency: weight of CR-CTC's consistency loss between two SpecAugment views (0.2 in Yao et al. 2024); 0 is
         plain CTC on one view. A step costs twice as much with it.
     """
+
+    reads_text: ClassVar[bool] = True
 
     kind: Literal["ctc"] = "ctc"
     intermediate: tuple[PositiveInt, ...] = ()

@@ -18,14 +18,14 @@ from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import functional
 from jax_speechlm.models.transformer import forward_flops
-from jax_speechlm.objectives.base import Metrics, Objective
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig
 from jax_speechlm.objectives.causal_lm import TextModel, require_transformer, scored
 from jax_speechlm.vocabulary import Vocabulary
 
 _SHOWN_AS_MASK, _SHOWN_AS_RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
 
 
-class MaskedLM(Config):
+class MaskedLM(ObjectiveConfig):
     """Settings of masked language modelling.
 
     Attributes:

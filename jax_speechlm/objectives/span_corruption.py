@@ -22,12 +22,12 @@ from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import functional
 from jax_speechlm.models.transformer import forward_flops
-from jax_speechlm.objectives.base import Metrics, Objective
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig
 from jax_speechlm.objectives.causal_lm import TextModel, require_transformer, scored
 from jax_speechlm.vocabulary import PADDING, Vocabulary
 
 
-class SpanCorruption(Config):
+class SpanCorruption(ObjectiveConfig):
     """Settings of span corruption; the defaults are T5's.
 
     Attributes:

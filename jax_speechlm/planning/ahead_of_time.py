@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.objectives.base import Objective
-from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.chips import Topology
 from jax_speechlm.planning import costs, hlo
@@ -117,7 +116,7 @@ class Compiler:
         """The step for one batch shape, as JAX hands it to the compiler."""
         experiment = self._experiment
         noise = experiment.frontend.augment.noise_probability > 0 and self._load.unit == "samples"
-        batch = self._load.abstract(shape, noise, isinstance(experiment.objective, Classification))
+        batch = self._load.abstract(shape, noise, experiment.objective.reads_labels)
         rows = meshes.batch_sharding(self.mesh)
         batch = {name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=rows) for name, each in batch.items()}
         with jax.set_mesh(self.mesh):

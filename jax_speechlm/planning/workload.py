@@ -11,7 +11,6 @@ from data_pipelines import plan as plans
 from data_pipelines.audio import SAMPLE_RATE
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from jax_speechlm.experiment import Experiment, Text
-from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.training.source import open_source, plan_speech, read_tokenizer
 
 ASSUMED_UTTERANCES = 50_000
@@ -89,17 +88,17 @@ def workload(experiment: Experiment, vocab_size: int) -> Workload:
         return Workload(
             (shape,), "tokens", 1.0, tokenizer, f"{', '.join(missing)} not prepared here{said}: rows are full"
         )
-    needs_text = isinstance(experiment.objective, CTC)
+    reads_text = experiment.objective.reads_text
     # Uniform durations: real sets have their peak somewhere between, and buckets wherever it is.
     seconds = np.linspace(data.min_seconds, data.max_seconds, ASSUMED_UTTERANCES)
     samples = (seconds * SAMPLE_RATE).astype(np.int64)
     rate = TOKENS_PER_SECOND if tokenizer.vocab_size < 200 else TOKENS_PER_SECOND / 4
-    tokens = np.maximum((seconds * rate).astype(np.int64), 1) if needs_text else None
+    tokens = np.maximum((seconds * rate).astype(np.int64), 1) if reads_text else None
     plan = plan_speech(experiment, samples, tokens)
-    text = f" with {rate:g} tokens a second" if needs_text else ""
-    assumed = f"{', '.join(missing)} not prepared here{said if needs_text else ''}: durations even from "
+    text = f" with {rate:g} tokens a second" if reads_text else ""
+    assumed = f"{', '.join(missing)} not prepared here{said if reads_text else ''}: durations even from "
     assumed += f"{data.min_seconds:g} to {data.max_seconds:g} s{text}"
-    return _of_plan(plan, tokenizer if needs_text else None, assumed)
+    return _of_plan(plan, tokenizer if reads_text else None, assumed)
 
 
 def _prepared(experiment: Experiment) -> Workload:

@@ -18,8 +18,6 @@ from data_pipelines.noise import NoiseReader
 from data_pipelines.speed import with_speeds
 from data_pipelines.text_loader import TextBatches, open_text_batches
 from jax_speechlm.experiment import Data, Experiment, Text
-from jax_speechlm.objectives.classification import Classification
-from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.vocabulary import Vocabulary
 
@@ -137,8 +135,7 @@ class PreparedSpeech:
         """Plans an experiment's data sets; see `open_source`."""
         data = experiment.data
         train, dev = _indexes(data)
-        needs_text = isinstance(experiment.objective, CTC)
-        tokenizer = _tokenizer(data.tokenizer, train) if needs_text else None
+        tokenizer = _tokenizer(data.tokenizer, train) if experiment.objective.reads_text else None
         tokens = indexes.token_lengths(train, tokenizer) if tokenizer else None
         plan = plan_speech(experiment, train.num_samples, tokens)
         dev_plan = None
@@ -251,7 +248,7 @@ def _with_dev_split(data_dir: str, sets: tuple[str, ...]) -> tuple[str, ...]:
 
 def _labels(experiment: Experiment, *parts: indexes.Index | None) -> tuple[Labels, ...]:
     """The classes of each index's rows, or None where the objective does not classify or there is no index."""
-    if not isinstance(experiment.objective, Classification):
+    if not experiment.objective.reads_labels:
         return (None,) * len(parts)
     column = experiment.data.label
     return tuple(part and experiment.objective.numbers(part.column(column).to_pylist()) for part in parts)
