@@ -156,7 +156,12 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
 
     parser = _experiment_parser(prog, default_config)
     parser.add_argument("--run-dir", help="where checkpoints and logs go (default: runs/<config>)")
-    parser.add_argument("--from", dest="start", help="take the encoder over from this run or checkpoint")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        action="append",
+        help="take over what this run or checkpoint has of encoder and transformer (start.0.groups); may be repeated",
+    )
     parser.add_argument("--force", action="store_true", help="start even if the longest batch cannot fit into memory")
     experiment, known = _experiment(parser, argv, prog)
     run_dir = Path(known.run_dir or Path("runs") / Path(known.config).stem)
@@ -200,7 +205,7 @@ def _experiment(
         print(parser.format_help(), "\nEvery setting of the experiment is an option too:\n")
     experiment = configs.load(known.config)
     if getattr(known, "start", None):
-        experiment = experiment.replace(start=Start(checkpoint=known.start))
+        experiment = experiment.replace(start=tuple(Start(checkpoint=path) for path in known.start))
     experiment = tyro.cli(
         Experiment,
         prog=prog,

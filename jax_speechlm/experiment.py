@@ -1,6 +1,6 @@
 """An experiment: everything that decides a run's result, in one frozen record."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -106,11 +106,13 @@ class Start(Config):
 
     Attributes:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      groups: path prefixes to take over, those of them that the model has; empty takes every parameter.
+      groups: path prefixes to take over; "encoder=speech/encoder" fills the model's `encoder` from what the checkpoint
+        calls `speech/encoder`; empty takes every parameter. None takes `encoder` and `transformer`, those of them that
+        both have, so that several runs may each bring a part.
     """
 
     checkpoint: str
-    groups: tuple[str, ...] = ("encoder", "transformer")
+    groups: tuple[str, ...] | None = None
 
 
 class Cadence(Config):
@@ -141,7 +143,7 @@ class Experiment(Config):
     Attributes:
       num_steps: optimizer steps.
       seed: names the batches, the augmentation and the initial parameters.
-      start: take parameters over from another run; None starts from scratch.
+      start: other runs to take parameters over from, one after the other; empty starts from scratch.
       max_bad_steps: a run stops after so many steps in a row whose loss or gradient is not finite.
       topology: the accelerators that it was sized for, "v5e-16" or "2xv5p-512", for `jax-speechlm plan`; None for CPUs.
     """
@@ -153,11 +155,17 @@ class Experiment(Config):
     optimizer: Optimizer = Optimizer()
     num_steps: pydantic.PositiveInt = 1000
     seed: pydantic.NonNegativeInt = 0
-    start: Start | None = None
+    start: tuple[Start, ...] = ()
     max_bad_steps: pydantic.PositiveInt = 20
     mesh: MeshShape = MeshShape()
     topology: str | None = None
     cadence: Cadence = Cadence()
+
+    @pydantic.field_validator("start", mode="before")
+    @classmethod
+    def _one_start_or_none(cls, value: Any) -> Any:
+        """Checkpoints of earlier versions hold one start, or null."""
+        return () if value is None else (value,) if isinstance(value, dict | Start) else value
 
 
 def differences(first: Experiment, second: Experiment) -> list[str]:

@@ -54,7 +54,7 @@ def main() -> None:
     for column in ("stage", "minutes", "seen", "dev loss", "test WER [95 %]", "test CER [95 %]"):
         table.add_column(column, justify="left" if column == "stage" else "right")
 
-    def experiment(name: str, start: Start | None, **data_changes: str) -> Experiment:
+    def experiment(name: str, start: tuple[Start, ...] = (), **data_changes: str) -> Experiment:
         loaded = configs.load(name)
         data = loaded.data.replace(data_dir=str(args.data_dir), **data_changes)
         return loaded.replace(data=data, seed=args.seed, start=start)
@@ -69,12 +69,12 @@ def main() -> None:
     table.add_row("prepare", _minutes(began), f"{hours:.2f} h", "", "", "")
 
     console.rule("pretrain on audio alone (BEST-RQ)")
-    result = finish(experiment("demo_pretrain", None), args.run_dir / "pretrain")
+    result = finish(experiment("demo_pretrain"), args.run_dir / "pretrain")
     table.add_row("pretrain", f"{result.minutes:.1f}", _seen(result), f"{result.dev['loss']:.3f}", "", "")
 
-    finetuned, pretrained = args.run_dir / "finetune", Start(checkpoint=str(args.run_dir / "pretrain"))
+    finetuned, pretrained = args.run_dir / "finetune", (Start(checkpoint=str(args.run_dir / "pretrain")),)
     for folder, title, start in (
-        (args.run_dir / "scratch", "finetune, not pretrained", None),
+        (args.run_dir / "scratch", "finetune, not pretrained", ()),
         (finetuned, "finetune, pretrained", pretrained),
     ):
         console.rule(title)
@@ -84,7 +84,7 @@ def main() -> None:
         table.add_row(title, *figures, str(report.wer), str(report.cer))
 
     console.rule("train language models on text and transcripts")
-    result = finish(experiment("demo_lm", None, tokenizer=str(finetuned)), args.run_dir / "lm")
+    result = finish(experiment("demo_lm", tokenizer=str(finetuned)), args.run_dir / "lm")
     table.add_row("language model", f"{result.minutes:.1f}", _seen(result), f"{result.dev['loss']:.3f}", "", "")
     lm, ngram = args.run_dir / "lm", args.run_dir / "characters-6.arpa"
     ways = {"  + ranked by the language model": Decoding(rescore=lm)}

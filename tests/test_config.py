@@ -3,8 +3,8 @@
 import pydantic
 import pytest
 
-from jax_speechlm import configs
-from jax_speechlm.experiment import Experiment, differences
+from jax_speechlm import cli, configs
+from jax_speechlm.experiment import Experiment, Start, differences
 from jax_speechlm.training.optimizers import Noam, Optimizer
 from tests.golden import make_configs
 
@@ -58,3 +58,18 @@ def test_differences_name_what_decides_a_result():
     assert "optimizer.schedule.kind" in names
     assert "optimizer.schedule.peak" in names
     assert not any(name.startswith("cadence") for name in names)
+
+
+def test_a_run_may_start_from_several_others(monkeypatch):
+    seen = []
+
+    def train(experiment, run_dir):
+        del run_dir
+        seen.append(experiment.start)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("jax_speechlm.training.loop.train", train)
+    assert (
+        cli.main(["finetune", "--force", "--from=runs/a", "--from=runs/b", "--start.1.groups", "head", "encoder"]) == 1
+    )
+    assert seen == [(Start(checkpoint="runs/a"), Start(checkpoint="runs/b", groups=("head", "encoder")))]

@@ -1,6 +1,6 @@
 """CTC on asterisk-en alone, from the model that `debian_en_joint` trained on asterisk-en and queen-en.
 
-jax-speechlm finetune --config debian_en_asterisk --from runs/debian_en_joint --start.groups encoder head
+jax-speechlm finetune --config debian_en_asterisk --from runs/debian_en_joint --start.0.groups encoder head
 jax-speechlm prepare spoken-en --debian text-en --steps unicode sentences spoken exact --held-out asterisk-en queen-en
 jax-speechlm train-ngram --sets spoken-en asterisk-en queen-en --order 3 --out data/words-3.arpa
 jax-speechlm eval runs/debian_en_asterisk --sets asterisk-en --lm data/words-3.arpa

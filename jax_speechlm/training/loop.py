@@ -13,20 +13,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from data_pipelines.tokenizers import Tokenizer
-from jax_speechlm.experiment import Experiment, Start, differences
-from jax_speechlm.models.functional import Params
+from jax_speechlm.experiment import Experiment, differences
 from jax_speechlm.parallel import distributed, hardware
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.goodput import Account, describe
 from jax_speechlm.training.optimizers import overlay, paths, select
 from jax_speechlm.training.reporting import Extent, Meter, Reporter
-from jax_speechlm.training.source import Source, open_source, saved_tokenizer, tokenizer_files
+from jax_speechlm.training.source import Source, open_source, tokenizer_files
 from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer
 from jax_speechlm.training.validation import validate
+from jax_speechlm.training.warm_start import take_over
 
 log = logging.getLogger(__name__)
 
@@ -187,39 +186,12 @@ def _initial_state(
         return restored.state, restored.step
     state = trainer.init(jax.random.key(experiment.seed))
     if experiment.start:
-        params = _take_over(experiment.start, state.params, tokenizer)
+        params = state.params
+        for start in experiment.start:
+            params = take_over(start, params, tokenizer)
         ema = overlay(state.ema, select(params, tuple(paths(state.ema)))) if state.ema else {}
         state = state._replace(params=params, ema=ema)
     return state, 0
-
-
-def _take_over(start: Start, params: Params, tokenizer: Tokenizer | None) -> Params:
-    """`params` with the groups that `start` names read from its checkpoint, resharded to this mesh."""
-    path = ckpt.find(start.checkpoint)
-    loaded, meta = ckpt.read_params(path)
-    wanted = select(params, start.groups) if start.groups else params
-    if not wanted:
-        raise ckpt.CheckpointError(f"start.groups {start.groups} names nothing in this model: {sorted(params)}")
-    theirs = saved_tokenizer(meta)
-    if "transformer" in wanted and theirs and tokenizer and theirs.fingerprint != tokenizer.fingerprint:
-        raise ckpt.CheckpointError(
-            f"{path}: its transformer was trained with another tokenizer: set --data.tokenizer {start.checkpoint}"
-        )
-    missing = sorted(set(paths(wanted)) - set(paths(loaded)))
-    if missing:
-        raise ckpt.CheckpointError(f"{path}: has no {', '.join(missing[:5])}; start.groups asks for {start.groups}")
-
-    def place(path_, here, there):
-        if here.shape != there.shape:
-            name = jax.tree_util.keystr(path_, simple=True, separator="/")
-            raise ckpt.CheckpointError(
-                f"{path}: {name} has shape {there.shape}, this model needs {here.shape}. Use the model and front end "
-                "of that checkpoint, or take over fewer start.groups."
-            )
-        return jax.device_put(np.asarray(there, here.dtype), here.sharding)
-
-    found = select(loaded, tuple(paths(wanted)))
-    return overlay(params, jax.tree_util.tree_map_with_path(place, wanted, found))
 
 
 def _watch(

@@ -12,14 +12,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers import CharTokenizer
-from jax_speechlm.experiment import Start
-from jax_speechlm.models.transformer import TransformerConfig
-from jax_speechlm.objectives.causal_lm import CausalLM
-from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.loop import TrainingStopped, _profiler, _take_over, train
-from jax_speechlm.training.source import tokenizer_files
-from jax_speechlm.training.state import make_trainer
+from jax_speechlm.training.loop import TrainingStopped, _profiler, train
 from tests.training import tiny
 
 ABC = CharTokenizer("abc ")
@@ -154,44 +148,6 @@ def test_predictions_that_collapse_raise_an_alarm(tmp_path, capsys):
     experiment = experiment.replace(cadence=experiment.cadence.replace(log_every=10, eval_every=40))
     train(experiment, tmp_path, tiny.MemorySource.make(experiment))
     assert "predictions have collapsed" in capsys.readouterr().out
-
-
-def test_finetuning_takes_the_encoder_over_and_nothing_else(tmp_path):
-    pretraining = tiny.experiment("best_rq", num_steps=1)
-    train(pretraining, tmp_path / "pretrain", tiny.MemorySource.make(pretraining))
-    finetuning = tiny.experiment("ctc", num_steps=1, start=Start(checkpoint=str(tmp_path / "pretrain")))
-    still = finetuning.optimizer.replace(frozen=("encoder",), ema_decay=0.0)
-    finetuning = finetuning.replace(optimizer=still)
-    train(finetuning, tmp_path / "finetune", tiny.MemorySource.make(finetuning))
-    pretrained, _ = ckpt.read_params(tmp_path / "pretrain")
-    finetuned = params_of(tmp_path / "finetune")["params"]
-    assert_same(pretrained["encoder"], finetuned["encoder"])
-    assert set(finetuned) == {"encoder", "head"}
-
-
-def test_a_model_of_another_shape_cannot_take_over(whole, tmp_path):
-    run_dir, _, experiment = whole
-    wider = experiment.replace(model=experiment.model.replace(dim=32), start=Start(checkpoint=str(run_dir)))
-    with pytest.raises(ckpt.CheckpointError, match=r"has shape .* this model needs"):
-        train(wider, tmp_path, tiny.MemorySource.make(wider))
-
-
-def test_a_transformer_is_not_taken_over_under_another_tokenizer(tmp_path):
-    """Two alphabets of one size: the table fits, but every row of it means another character."""
-    run = ckpt.Checkpoints(tmp_path)
-    experiment = tiny.experiment("ctc")
-    objective = CausalLM().build(TransformerConfig(dim=8, num_layers=1, num_heads=1, num_kv_heads=1), None, ABC)
-    with jax.set_mesh(meshes.make_mesh(experiment.mesh)):
-        state = make_trainer(objective, experiment.optimizer, 1, 0, meshes.make_mesh(experiment.mesh)).init(
-            jax.random.key(0)
-        )
-    run.save(1, state, {"experiment": {}, "tokenizer": tokenizer_files(ABC), "plan": "", "step": 1})
-    run.wait()
-    run.close()
-    start = Start(checkpoint=str(tmp_path))
-    assert_same(_take_over(start, state.params, ABC), state.params)
-    with pytest.raises(ckpt.CheckpointError, match=r"another tokenizer: set --data\.tokenizer"):
-        _take_over(start, state.params, CharTokenizer("xyz "))
 
 
 def test_a_step_that_hangs_shows_where(tmp_path):
