@@ -203,18 +203,33 @@ class Conformer(nnx.Module):
         Returns:
           float32 hidden states after the last layer, and those after each tap. Both are 0 at padding.
         """
+        return self.encode(self.embed(x_BxTxF), length_B, keys=keys, chunk=chunk, taps=taps)
+
+    def embed(self, x_BxTxF: Float[Array, "batch time features"]) -> Float[Array, "batch time dim"]:
+        """Features as the layers take them: normalised and projected, in the compute type."""
+        return by_rows(self.input(self.input_norm(x_BxTxF).astype(self.config.dtype)))
+
+    def encode(
+        self,
+        x_BxTxD: Float[Array, "batch time dim"],
+        length_B: Int[Array, " batch"],
+        *,
+        keys: Key[Array, " batch"] | None = None,
+        chunk: Chunk | None = None,
+        taps: tuple[int, ...] = (),
+    ) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
+        """The layers, over what `embed` gave or anything else of their width; arguments and result as of the call."""
         config = self.config
         if not all(1 <= tap <= config.num_layers for tap in taps):
             raise ValueError(f"taps must lie between 1 and num_layers ({config.num_layers}); got {taps}")
-        num_frames = x_BxTxF.shape[1]
+        num_frames = x_BxTxD.shape[1]
         mask_BxT = frame_mask(length_B, num_frames)
         attention_mask = mask_BxT[:, None, :]
         if chunk is not None:
             attention_mask = attention_mask & chunk_mask(num_frames, chunk)
 
         *keys_L, key_in = split_keys(keys, config.num_layers + 1)
-        x = by_rows(self.input(self.input_norm(x_BxTxF).astype(config.dtype)))
-        x = jnp.where(mask_BxT[..., None], dropout(x, config.dropout, key_in), 0)
+        x = jnp.where(mask_BxT[..., None], dropout(x_BxTxD, config.dropout, key_in), 0)
 
         def run(layer: ConformerLayer, x: Array, keys: Keys | None) -> tuple[Array, Array | None]:
             x = layer(x, mask_BxT, attention_mask, keys)
