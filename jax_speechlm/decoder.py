@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pydantic
@@ -13,7 +13,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.config import Config
 from jax_speechlm.decoding.boosting import Boost, read_phrases
-from jax_speechlm.decoding.fusion import Scorer, StepScorer
+from jax_speechlm.decoding.fusion import Scorer, StepScorer, unweighted
 from jax_speechlm.decoding.neural_fusion import NeuralScorer
 from jax_speechlm.decoding.ngram import END, NGram
 from jax_speechlm.decoding.ngram_fusion import ngram_scorer
@@ -94,6 +94,16 @@ class Decoding(Config):
         return self
 
 
+class Candidate(NamedTuple):
+    """A transcript that a search found. Its score is rest + weight * log_prob + bonus * units of one language model."""
+
+    tokens: tuple[int, ...]
+    text: str
+    rest: float
+    log_prob: float
+    units: float
+
+
 class Decoder:
     """A beam search and its language models, loaded.
 
@@ -142,23 +152,40 @@ class Decoder:
                 found[row] = each
         return found
 
-    def choose(self, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[str]:
-        """The text of each utterance's best hypothesis, ranked anew where a model for that is named."""
+    def fusion_candidates(self, posteriors: Sequence[Posteriors]) -> list[list[Candidate]]:
+        """What `search` finds, best first, with the part that `decoding.lm` has in each score."""
+        found = self.search(posteriors)
+        flat = [each for row in found for each in row]
+        log_probs, units = unweighted(self._lm, [each.tokens for each in flat])
+        parts = iter(zip(log_probs.tolist(), units.tolist(), strict=True))
+        return [[self._candidate(each, *next(parts)) for each in row] for row in found]
+
+    def _candidate(self, hypothesis: Hypothesis, log_prob: float, units: float) -> Candidate:
+        rest = hypothesis.score - self.decoding.alpha * log_prob - self.decoding.beta * units
+        return Candidate(hypothesis.tokens, self._tokenizer.decode(hypothesis.tokens), rest, log_prob, units)
+
+    def ranking_candidates(self, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[list[Candidate]]:
+        """Transcripts with what `decoding.rescore` says of each."""
         spelled = [[self._tokenizer.decode(each.tokens) for each in row] for row in hypotheses]
-        if self._rescore is None:
-            return [row[0] for row in spelled]
         new = list(dict.fromkeys(text for row in spelled for text in row if text not in self._text_scores))
         self._text_scores.update(zip(new, _score(self._rescore, new), strict=True))
-        alpha, beta = self.decoding.rescore_alpha, self.decoding.rescore_beta
-
-        def total(hypothesis: Hypothesis, text: str) -> float:
-            return hypothesis.score + alpha * self._text_scores[text] + beta * len(text.split())
-
-        best = [
-            max(range(len(row)), key=lambda place: total(row[place], texts[place]))
+        return [
+            [
+                Candidate(each.tokens, text, each.score, self._text_scores[text], len(text.split()))
+                for each, text in zip(row, texts, strict=True)
+            ]
             for row, texts in zip(hypotheses, spelled, strict=True)
         ]
-        return [texts[place] for texts, place in zip(spelled, best, strict=True)]
+
+    def choose(self, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[str]:
+        """The text of each utterance's best hypothesis, ranked anew where a model for that is named."""
+        if self._rescore is None:
+            return [self._tokenizer.decode(row[0].tokens) for row in hypotheses]
+        alpha, beta = self.decoding.rescore_alpha, self.decoding.rescore_beta
+        return [
+            max(row, key=lambda each: each.rest + alpha * each.log_prob + beta * each.units).text
+            for row in self.ranking_candidates(hypotheses)
+        ]
 
     def decode(self, posteriors: Sequence[Posteriors]) -> list[str]:
         """The text of each utterance."""

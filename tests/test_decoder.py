@@ -142,3 +142,40 @@ def test_tuning_finds_weights_that_make_fewer_errors(files):
     assert tuned.decoding.alpha > 0
     assert decoder.decoding.alpha == decoders._UNTUNED["alpha"]  # the one it started from is as it was
     assert f"alpha {tuned.decoding.alpha:g}" in str(tuned.decoding)
+
+
+@pytest.mark.parametrize("kind", ["word", "char"])
+def test_a_candidates_parts_make_up_its_score(files, kind):
+    spoken = [heard(text, CHARACTERS, number, noise=2.5) for number, text in enumerate(TEXTS)]
+    decoder = Decoder(Decoding(lm=files[kind], alpha=0.7, beta=1.3, beam_size=8), CHARACTERS)
+    model, known = NGram(files[kind]), {word for text in TEXTS for word in text.split()}
+    for row, candidates in zip(decoder.search(spoken), decoder.fusion_candidates(spoken), strict=True):
+        assert [each.tokens for each in candidates] == [each.tokens for each in row]
+        for hypothesis, each in zip(row, candidates, strict=True):
+            assert each.rest == pytest.approx(hypothesis.acoustic, abs=1e-9)
+            assert each.rest + 0.7 * each.log_prob + 1.3 * each.units == pytest.approx(hypothesis.score)
+            if kind == "word" and each.text and {*each.text.split(" ")} <= known:
+                assert each.log_prob == pytest.approx(model.score(each.text))
+                assert each.units == len(each.text.split())
+
+
+def test_a_neural_models_part_is_its_log_probability(monkeypatch, files):
+    lm = neural(CHARACTERS)
+    monkeypatch.setattr(LanguageModel, "load", lambda path: lm)
+    decoder = Decoder(Decoding(lm=files["word"].parent, alpha=0.7, beta=1.3, beam_size=4), CHARACTERS)
+    spoken = [heard(text, CHARACTERS, number, noise=1.5) for number, text in enumerate(TEXTS[:2])]
+    candidates = [each for row in decoder.fusion_candidates(spoken) for each in row]
+    np.testing.assert_allclose(
+        [each.log_prob for each in candidates], lm.score([each.text for each in candidates]), 1e-4
+    )
+    assert [each.units for each in candidates] == [len(each.tokens) for each in candidates]
+
+
+def test_tuning_searches_a_few_times_only(files, monkeypatch):
+    spoken = {row: heard(TEXTS[row % 5], CHARACTERS, row, noise=2.5) for row in range(12)}
+    decoder = Decoder(Decoding(lm=files["word"], beam_size=8), CHARACTERS)
+    searches = []
+    search = Decoder.search
+    monkeypatch.setattr(Decoder, "search", lambda self, posteriors: searches.append(1) or search(self, posteriors))
+    tune_weights(decoder, spoken, [TEXTS[row % 5] for row in range(12)], "basic")
+    assert 4 <= len(searches) <= 9

@@ -2,12 +2,14 @@
 
 import abc
 import array
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
 MEMORY = 1_000_000  # remembered steps, about 150 bytes each
+_PREFIXES_A_ROW = 16  # as a beam has
 
 
 @runtime_checkable
@@ -45,6 +47,30 @@ class Scorer(Protocol):
 
     def final(self, states: Int[np.ndarray, " prefixes"]) -> Float[np.ndarray, " prefixes"]:
         """What the end of the transcript adds."""
+
+
+def unweighted(
+    scorer: Scorer, sequences: Sequence[Sequence[int]]
+) -> tuple[Float[np.ndarray, " sequences"], Float[np.ndarray, " sequences"]]:
+    """The log probability and the number of units that a scorer sees in each sequence of tokens, its end included."""
+    sums = {(1.0, 0.0): np.zeros(len(sequences)), (0.0, 1.0): np.zeros(len(sequences))}  # by (alpha, beta)
+    before = scorer.alpha, scorer.beta
+    at_once = _PREFIXES_A_ROW * scorer.rows_at_once
+    for first in range(0, len(sequences), at_once):
+        part = sequences[first : first + at_once]
+        tokens = np.zeros((len(part), max(map(len, part))), np.int64)
+        for row, sequence in enumerate(part):
+            tokens[row, : len(sequence)] = sequence
+        states = np.full(len(part), scorer.start(*tokens.shape), np.int64)
+        for column in tokens.T:
+            going = np.flatnonzero(column)
+            for (scorer.alpha, scorer.beta), total in sums.items():
+                total[first + going] += scorer.score(states[going], column[going])
+            states = scorer.advance(states, column)
+        for (scorer.alpha, scorer.beta), total in sums.items():
+            total[first : first + len(part)] += scorer.final(states)
+    scorer.alpha, scorer.beta = before
+    return tuple(sums.values())
 
 
 class StepScorer(abc.ABC):

@@ -1,71 +1,131 @@
-"""Weights of language models, chosen on a dev split."""
+"""Weights of language models, chosen on a dev split.
 
-from collections.abc import Callable, Mapping, Sequence
+A search costs seconds to minutes, and ranking what it found costs nothing. So a few searches, from weights far apart,
+fill a pool of candidates for each utterance; the weights under which the pool's best candidates have fewest errors are
+searched with next, and add to the pool; until they come up again (the outer loop of Och 2003, with a grid inside).
+"""
 
-from jax_speechlm.decoder import Decoder, Posteriors
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jax_speechlm.decoder import Candidate, Decoder, Posteriors
 from jax_speechlm.evaluation import wer
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, written_without_spaces
 
-_ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2)
-_BETAS = (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_ROUNDS = 3
+Weights = tuple[float, float]
+"""Of a model's log probabilities, and the bonus for each of its units."""
+
+_GRID = [
+    (alpha, beta)
+    for alpha in (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2)
+    for beta in (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+]
+_FAR_APART = [(0.2, 0.0), (1.0, 2.0), (1.7, 4.0)]
+_MOST_SEARCHES = 9
 
 
 def tune_weights(
     decoder: Decoder, posteriors: Mapping[int, Posteriors], references: Sequence[str], normalizer_name: NormalizerName
 ) -> Decoder:
-    """The decoder with the weights that make fewest errors.
+    """The decoder with the weights that make fewest errors: first those of the search, then those that rank anew.
 
-    One weight at a time takes the best of a few values, until a round over all changes none: first those of the search,
-    then those that rank its transcripts anew. Posteriors are computed once, by the caller. Errors are words, or
-    characters where the references are written without spaces; of equal ones the fewer characters decide, then the
-    value nearer to where the search began.
+    Posteriors are computed once, by the caller. Errors are words, or characters where the references are written
+    without spaces; of equal ones the fewer characters decide, then the weights nearer to where it began.
 
     Args:
-      decoder: its weights are where the search begins; those that it has no use for are left alone.
+      decoder: its weights are where it begins; those that it has no use for are left alone.
       posteriors: log probabilities of utterances, by their place among the references.
       references: transcripts.
       normalizer_name: what both sides go through.
     """
-    clean = normalizer(normalizer_name)
-    cleaned = [clean(references[row]) for row in posteriors]
-    by_character = written_without_spaces(cleaned)
-    if by_character:  # as the report counts
-        cleaned = [text.replace(" ", "") for text in cleaned]
+    errors = _Errors([references[row] for row in posteriors], normalizer_name)
     heard = list(posteriors.values())
-
-    def errors(hypotheses: Sequence[str]) -> tuple[int, int]:
-        spelled = [clean(text) for text in hypotheses]
-        if by_character:
-            spelled = [text.replace(" ", "") for text in spelled]
-        words, characters = (
-            int(wer.count(wer.align(cleaned, spelled, unit))[:, :3].sum()) for unit in ("word", "character")
-        )
-        return (characters, words) if by_character else (words, characters)
-
     if decoder.decoding.lm:
-        decoder = _descend(decoder, ("alpha", "beta"), lambda trial: errors(trial.decode(heard)))
+        decoder = _tune_search(decoder, heard, errors)
     if decoder.decoding.rescore:
-        found = decoder.search(heard)
-        decoder = _descend(decoder, ("rescore_alpha", "rescore_beta"), lambda trial: errors(trial.choose(found)))
+        pool = _Pool(errors)
+        pool.add(decoder.ranking_candidates(decoder.search(heard)))
+        before = decoder.decoding.rescore_alpha, decoder.decoding.rescore_beta
+        alpha, beta = _fewest_errors({weights: pool.cost(weights) for weights in [before, *_GRID]}, before)
+        decoder = decoder.with_weights(rescore_alpha=alpha, rescore_beta=beta)
     return decoder
 
 
-def _descend(decoder: Decoder, names: tuple[str, str], cost: Callable[[Decoder], tuple[int, int]]) -> Decoder:
-    """`names` are a language model's weight and the bonus for its units."""
-    known: dict[tuple[float, ...], tuple[int, int]] = {}
-
-    def cost_of(weights: tuple[float, ...]) -> tuple[int, int]:
-        if weights not in known:
-            known[weights] = cost(decoder.with_weights(**dict(zip(names, weights, strict=True))))
-        return known[weights]
-
-    best = tuple(getattr(decoder.decoding, name) for name in names)
-    for _ in range(_ROUNDS):
-        before = best
-        for place, values in enumerate((_ALPHAS, _BETAS)):
-            trials = [(*best[:place], value, *best[place + 1 :]) for value in values]
-            best = min([best, *trials], key=lambda weights: (cost_of(weights), abs(weights[place] - best[place])))
-        if best == before:
+def _tune_search(decoder: Decoder, heard: Sequence[Posteriors], errors: "_Errors") -> Decoder:
+    before = decoder.decoding.alpha, decoder.decoding.beta
+    pool, known = _Pool(errors), {}
+    trials = dict.fromkeys([before, *_FAR_APART])
+    while len(known) < _MOST_SEARCHES:
+        left = [weights for weights in trials if weights not in known]
+        weights = left[0] if left else _fewest_errors({weights: pool.cost(weights) for weights in _GRID}, before)
+        if weights in known:
             break
-    return decoder.with_weights(**dict(zip(names, best, strict=True)))
+        alpha, beta = weights
+        found = decoder.with_weights(alpha=alpha, beta=beta).fusion_candidates(heard)
+        known[weights] = errors.total(enumerate(row[0].text for row in found))
+        pool.add(found)
+    alpha, beta = _fewest_errors(known, before)
+    return decoder.with_weights(alpha=alpha, beta=beta)
+
+
+def _fewest_errors(costs: Mapping[Weights, tuple[int, int]], before: Weights) -> Weights:
+    distance = lambda weights: sum(abs(a - b) for a, b in zip(weights, before, strict=True))  # noqa: E731
+    return min(costs, key=lambda weights: (*costs[weights], distance(weights)))
+
+
+class _Errors:
+    """Errors of texts against the references of their utterances, each counted once."""
+
+    def __init__(self, references: Sequence[str], normalizer_name: NormalizerName):
+        self._clean = normalizer(normalizer_name)
+        self._references = [self._clean(text) for text in references]
+        self._by_character = written_without_spaces(self._references)
+        if self._by_character:  # as the report counts
+            self._references = [text.replace(" ", "") for text in self._references]
+        self._known: dict[tuple[int, str], tuple[int, int]] = {}
+
+    def of(self, texts: Sequence[tuple[int, str]]) -> Int[np.ndarray, "texts 2"]:
+        """(errors that decide, errors that decide between equals) of each (utterance, text)."""
+        new = list(dict.fromkeys(each for each in texts if each not in self._known))
+        said = [self._references[utterance] for utterance, _ in new]
+        heard = [self._clean(text) for _, text in new]
+        if self._by_character:
+            heard = [text.replace(" ", "") for text in heard]
+        units = ("character", "word") if self._by_character else ("word", "character")
+        counts = [wer.count(wer.align(said, heard, unit))[:, :3].sum(1).tolist() for unit in units]
+        self._known.update(zip(new, zip(*counts, strict=True), strict=True))
+        return np.array([self._known[each] for each in texts], np.int64).reshape(-1, 2)
+
+    def total(self, texts) -> tuple[int, int]:
+        return tuple(self.of(list(texts)).sum(0).tolist())
+
+
+class _Pool:
+    """All candidates that searches found for each utterance."""
+
+    def __init__(self, errors: _Errors):
+        self._errors = errors
+        self._candidates: list[dict[tuple[int, ...], Candidate]] = []
+
+    def add(self, found: Sequence[Sequence[Candidate]]) -> None:
+        self._candidates = self._candidates or [{} for _ in found]
+        for known, row in zip(self._candidates, found, strict=True):
+            for each in row:  # of one transcript, the search that kept most of its alignments
+                if each.tokens not in known or known[each.tokens].rest < each.rest:
+                    known[each.tokens] = each
+        width = max(map(len, self._candidates), default=0)
+        self._parts = np.zeros((3, len(self._candidates), width))
+        self._parts[0] = -np.inf
+        self._counts = np.zeros((len(self._candidates), width, 2), np.int64)
+        for utterance, known in enumerate(self._candidates):
+            rows = list(known.values())
+            self._parts[:, utterance, : len(rows)] = np.array([(c.rest, c.log_prob, c.units) for c in rows]).T
+            self._counts[utterance, : len(rows)] = self._errors.of([(utterance, c.text) for c in rows])
+
+    def cost(self, weights: Weights) -> tuple[int, int]:
+        """Errors of the candidates that these weights rank first."""
+        rest, log_prob, units = self._parts
+        best: Float[np.ndarray, " utterances"] = (rest + weights[0] * log_prob + weights[1] * units).argmax(1)
+        return tuple(self._counts[np.arange(len(best)), best].sum(0).tolist())
