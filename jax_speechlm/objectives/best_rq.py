@@ -16,18 +16,21 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.tokenizers import Tokenizer
-from jax_speechlm.batch import Batch, example_keys
-from jax_speechlm.frontend.augment import Augment
-from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.batch import Batch
+from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import functional
-from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk, forward_flops
+from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
 from jax_speechlm.models.layers import frame_mask
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, mean
-from jax_speechlm.objectives.masking import draw_mask, most_masked, span_frames
-
-PROBE_STRIDE = 16
-"""Accuracy on unmasked frames is measured on every 16th: often enough for a gauge, cheap enough for every step."""
+from jax_speechlm.objectives.masking import (
+    PROBE_STRIDE,
+    draw_views,
+    masked_places,
+    most_masked,
+    span_frames,
+    take_frames,
+)
 
 LOW_ENTROPY = 0.25
 """Target codes have collapsed whose entropy is below this share of the most that a batch can show; predicted codes,
@@ -151,32 +154,18 @@ def _loss(
     span: int,
 ) -> tuple[Float[Array, ""], Metrics]:
     model = functional.bind(graphdef, params)
-    if key is None:  # evaluation: a row's mask is the same every time
-        x_BxTxF, length_B = clean_BxTxF, _ = features(batch, frontend, None)
-        mask_key, dropout_keys, chunk = jax.random.key(0), None, None
-    else:
-        augment_key, mask_key, dropout_key, chunk_key = jax.random.split(key, 4)
-        x_BxTxF, length_B = features(batch, frontend, augment_key)
-        crop_only = frontend.replace(augment=Augment(crop_seconds=frontend.augment.crop_seconds))
-        clean_BxTxF, _ = features(batch, crop_only, augment_key)  # the same key draws the same crop
-        dropout_keys = example_keys(dropout_key, batch["example_id"])
-        chunk = draw_chunk(model.encoder.config, chunk_key)
-    num_frames = x_BxTxF.shape[1]
-
-    span_keys, noise_keys = (example_keys(part, batch["example_id"]) for part in jax.random.split(mask_key))
-    mask_BxT = draw_mask(span_keys, length_B, num_frames, span, config.mask_ratio)
-    noise = jax.vmap(lambda row: jax.random.normal(row, x_BxTxF.shape[1:]))(noise_keys)
-    masked_BxTxF = jnp.where(mask_BxT[..., None], config.noise_std * noise, x_BxTxF)
-    hidden_BxTxD, _ = model.encoder(masked_BxTxF, length_B, keys=dropout_keys, chunk=chunk)
+    views = draw_views(batch, key, frontend, model.encoder.config, span, config.mask_ratio)
+    num_frames, mask_BxT, clean_BxTxF = views.x_BxTxF.shape[1], views.mask_BxT, views.clean_BxTxF
+    noise = jax.vmap(lambda row: jax.random.normal(row, views.x_BxTxF.shape[1:]))(views.keys_B)
+    masked_BxTxF = jnp.where(mask_BxT[..., None], config.noise_std * noise, views.x_BxTxF)
+    hidden_BxTxD, _ = model.encoder(masked_BxTxF, views.length_B, keys=views.dropout_keys, chunk=views.chunk)
     hidden_BxTxD = hidden_BxTxD.astype(model.encoder.config.dtype)
 
-    # The softmax over the codes costs as much as several layers, so only masked frames are scored: as many slots as can
-    # be masked, the masked frames first.
-    num_slots = most_masked(num_frames, span, config.mask_ratio)
-    slots_BxN = jnp.argsort(~mask_BxT, axis=1)[:, :num_slots]
-    take = lambda x: jnp.take_along_axis(x, slots_BxN[..., None], axis=1)  # noqa: E731
-    masked = take(hidden_BxTxD), take(clean_BxTxF), take(mask_BxT[..., None])[..., 0] * batch["weight"][:, None]
-    probed = hidden_BxTxD, clean_BxTxF, (frame_mask(length_B, num_frames) & ~mask_BxT) * batch["weight"][:, None]
+    # The softmax over the codes costs as much as several layers, so only masked frames are scored.
+    places_BxN = masked_places(mask_BxT, most_masked(num_frames, span, config.mask_ratio))
+    inside_BxT = frame_mask(views.length_B, num_frames) * batch["weight"][:, None]
+    masked = tuple(take_frames(x, places_BxN) for x in (hidden_BxTxD, clean_BxTxF, inside_BxT * mask_BxT))
+    probed = hidden_BxTxD, clean_BxTxF, inside_BxT * ~mask_BxT
     probed = tuple(jax.lax.stop_gradient(x[:, ::PROBE_STRIDE]) for x in probed)
 
     score = functools.partial(_score_book, masked=masked, probed=probed)
@@ -191,7 +180,6 @@ def _loss(
     sums = jax.tree.map(functools.partial(jnp.mean, axis=0), jax.lax.map(lambda book: score(**book), books))
     targets, probes = jnp.sum(masked[-1]), jnp.sum(probed[-1])
     metrics = {name: (total, probes if name == "unmasked_accuracy" else targets) for name, total in sums.items()}
-    inside_BxT = frame_mask(length_B, num_frames) * batch["weight"][:, None]
     shape = gauges.representation(hidden_BxTxD, inside_BxT)
     metrics |= {name: (targets * value, targets) for name, value in shape.items()}
     return mean(*metrics["loss"]), metrics

@@ -1,13 +1,78 @@
-"""Which frames masked prediction hides: spans drawn for each utterance, whatever batch it lies in."""
+"""What masked prediction is given of a batch: the frames it hides, what it shows, and what its targets come from."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped
 
-from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.batch import Batch, example_keys
+from jax_speechlm.frontend.augment import Augment
+from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import SAMPLE_RATE
+from jax_speechlm.models.attention import Chunk
+from jax_speechlm.models.conformer import ConformerConfig, draw_chunk
+
+PROBE_STRIDE = 16
+"""Accuracy on unmasked frames is measured on every 16th: often enough for a gauge, cheap enough for every step."""
+
+
+class Views(NamedTuple):
+    """Two views of a batch, and what else a masked prediction draws for it.
+
+    Attributes:
+      x_BxTxF: augmented features, which the encoder is shown where they are not masked.
+      clean_BxTxF: the features that targets are made from: cropped as `x` is, and otherwise as they were.
+      length_B: frames of each row.
+      mask_BxT: the frames to hide, none of them padding.
+      keys_B: one a row, for whatever the objective draws itself; there in evaluation too, always the same ones.
+      dropout_keys: for the encoder; None in evaluation.
+      chunk: for the encoder; None for full attention.
+    """
+
+    x_BxTxF: Float[Array, "batch time features"]
+    clean_BxTxF: Float[Array, "batch time features"]
+    length_B: Int[Array, " batch"]
+    mask_BxT: Bool[Array, "batch time"]
+    keys_B: Key[Array, " batch"]
+    dropout_keys: Key[Array, " batch"] | None
+    chunk: Chunk | None
+
+
+def draw_views(
+    batch: Batch, key: PRNGKeyArray | None, frontend: FrontEnd, encoder: ConformerConfig, span: int, ratio: float
+) -> Views:
+    """The views of a batch under the step's key, or for evaluation: then a row's mask is the same every time.
+
+    Args:
+      span, ratio: as `draw_mask` takes them.
+    """
+    if key is None:
+        x_BxTxF, length_B = clean_BxTxF, _ = features(batch, frontend, None)
+        mask_key, dropout_keys, chunk = jax.random.key(0), None, None
+    else:
+        augment_key, mask_key, dropout_key, chunk_key = jax.random.split(key, 4)
+        x_BxTxF, length_B = features(batch, frontend, augment_key)
+        crop_only = frontend.replace(augment=Augment(crop_seconds=frontend.augment.crop_seconds))
+        clean_BxTxF, _ = features(batch, crop_only, augment_key)  # the same key draws the same crop
+        dropout_keys = example_keys(dropout_key, batch["example_id"])
+        chunk = draw_chunk(encoder, chunk_key)
+    span_keys, own_keys = (example_keys(part, batch["example_id"]) for part in jax.random.split(mask_key))
+    mask_BxT = draw_mask(span_keys, length_B, x_BxTxF.shape[1], span, ratio)
+    return Views(x_BxTxF, clean_BxTxF, length_B, mask_BxT, own_keys, dropout_keys, chunk)
+
+
+def masked_places(mask_BxT: Bool[Array, "batch time"], most: int) -> Int[Array, "batch {most}"]:
+    """`most` frames of each row: the masked ones in order of time, then others. A shape that no mask changes."""
+    return jnp.argsort(~mask_BxT, axis=1)[:, :most]
+
+
+def take_frames(
+    x: Shaped[Array, "batch time *shape"], places_BxN: Int[Array, "batch places"]
+) -> Shaped[Array, "batch places *shape"]:
+    """The frames of each row at its places."""
+    return jnp.take_along_axis(x, places_BxN.reshape(*places_BxN.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 def span_frames(seconds: float, frontend: FrontEnd) -> int:

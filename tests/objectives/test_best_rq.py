@@ -13,7 +13,7 @@ from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
-from jax_speechlm.objectives import best_rq
+from jax_speechlm.objectives import masking
 from jax_speechlm.objectives.best_rq import BestRQ, alarm, nearest_codes
 from jax_speechlm.objectives.masking import draw_mask
 
@@ -121,7 +121,7 @@ def test_a_crop_moves_input_and_targets_together(monkeypatch):
     @jax.jit
     def both(params, batch):
         seen = []
-        monkeypatch.setattr(best_rq, "features", lambda *inputs: seen.append(features(*inputs)) or seen[-1])
+        monkeypatch.setattr(masking, "features", lambda *inputs: seen.append(features(*inputs)) or seen[-1])
         built.loss(params, batch, jax.random.key(0))
         return seen
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.batch import example_keys
-from jax_speechlm.objectives.masking import draw_mask, most_masked
+from jax_speechlm.objectives.masking import draw_mask, masked_places, most_masked, take_frames
 
 SPAN = 5
 
@@ -44,3 +44,12 @@ def test_masks_cover_the_asked_share_on_average():
     assert abs(float(mask.mean()) - 0.33) < 0.02
     per_frame = np.asarray(mask).mean(axis=0)[10:-10]
     assert per_frame.max() - per_frame.min() < 0.08  # no place is favoured
+
+
+def test_masked_frames_are_gathered_first_and_in_order():
+    mask = jnp.array([[False, True, False, True, True], [False] * 5])
+    places = masked_places(mask, 4)
+    np.testing.assert_array_equal(places[0, :3], [1, 3, 4])
+    x = jnp.arange(30).reshape(2, 5, 3)
+    np.testing.assert_array_equal(take_frames(x, places)[0, :3], x[0, [1, 3, 4]])
+    np.testing.assert_array_equal(take_frames(mask, places), [[True, True, True, False], [False] * 4])
