@@ -88,7 +88,7 @@ def _run(
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     status, deadline = 0, None
     try:
-        while any(child.poll() is None for child in children):
+        while any([child.poll() is None for child in children]):  # a list: every child is looked at
             failed = [child.returncode for child in children if child.returncode]
             if failed and deadline is None:
                 status, deadline = failed[0], time.monotonic() + grace

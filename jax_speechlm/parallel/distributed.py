@@ -2,14 +2,16 @@
 
 `session` is all that a program needs. It finds the other processes from the environment:
 
-- `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`, as `launch/local` and Kubernetes manifests set them;
-- Slurm (inside `srun`), Open MPI and TPU pods on GKE, by the variables that these set themselves;
+- `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`, as `launch/local` sets them. The numbers may also be
+  those of Slurm or Open MPI, and a pod's own that of its indexed Kubernetes job, as the jobs of a JobSet are;
+- Slurm (inside `srun`), Open MPI 4 and TPU pods on GKE (a JobSet), by the variables that these set themselves;
 - `JAX_SPEECHLM_DISTRIBUTED=1` where nothing is set but JAX can ask the machine, as on Cloud TPU virtual machines.
 """
 
 import contextlib
 import faulthandler
 import os
+import signal
 import socket
 import sys
 import threading
@@ -18,6 +20,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 PEER_SECONDS = 60.0
@@ -26,29 +29,40 @@ PEER_SECONDS = 60.0
 _BEATS, _FAILURES, _HOSTS = "speechlm/beat", "speechlm/failure", "speechlm/host"
 
 
+_LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK"}
+"""How many processes Slurm's and Open MPI's variables say there are -> which of them this is."""
+
+
 def arguments(environment: Mapping[str, str]) -> dict[str, str | int] | None:
     """What to pass to `jax.distributed.initialize`, or None where this process is alone.
 
     Raises:
-      ValueError: some of JAX's three variables are set, but not all.
+      ValueError: some of JAX's three variables are set, but neither all nor what stands for them; or Open MPI does not
+        tell where process 0 is.
     """
+    sizes = [name for name in _LAUNCHERS if int(environment.get(name, 1)) > 1]
     names = {
-        "coordinator_address": "JAX_COORDINATOR_ADDRESS",
-        "num_processes": "JAX_NUM_PROCESSES",
-        "process_id": "JAX_PROCESS_ID",
+        "coordinator_address": ("JAX_COORDINATOR_ADDRESS",),
+        "num_processes": ("JAX_NUM_PROCESSES", *sizes),
+        "process_id": ("JAX_PROCESS_ID", *(_LAUNCHERS[name] for name in sizes), "JOB_COMPLETION_INDEX"),
     }
-    given = {argument: environment[name] for argument, name in names.items() if name in environment}
-    if given:
-        if missing := [name for argument, name in names.items() if argument not in given]:
+    if any(ours in environment for ours, *_ in names.values()):
+        found = {
+            argument: [environment[name] for name in each if name in environment] for argument, each in names.items()
+        }
+        if missing := [names[argument][0] for argument, values in found.items() if not values]:
             raise ValueError(f"a run of several processes needs {', '.join(missing)} in the environment too")
-        numbers = {argument: int(given[argument]) for argument in ("num_processes", "process_id")}
-        return given | numbers if numbers["num_processes"] > 1 else None
-    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
-        if int(environment.get(name, 1)) > 1:
-            return {}
-    if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or environment.get("JAX_SPEECHLM_DISTRIBUTED") == "1":
-        return {}
-    return None
+        address, number, process = (values[0] for values in found.values())
+        given = {"coordinator_address": address, "num_processes": int(number), "process_id": int(process)}
+        return given if given["num_processes"] > 1 else None
+    if "OMPI_COMM_WORLD_SIZE" in sizes and "OMPI_MCA_orte_hnp_uri" not in environment:
+        raise ValueError(
+            "Open MPI 5 does not tell its processes where process 0 is: mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT, "
+            "with the host of the first process and any free port"
+        )
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES", "")
+    several = "," in hosts or int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1
+    return {} if sizes or several or environment.get("JAX_SPEECHLM_DISTRIBUTED") == "1" else None
 
 
 @contextlib.contextmanager
@@ -82,11 +96,17 @@ def stop_requested(step: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
+def processes_where(flag: bool) -> list[int]:
+    """The numbers of the processes that say yes. To be called by each process; all learn the same."""
+    return np.flatnonzero(multihost_utils.process_allgather(np.array([flag]))).tolist()
+
+
 class _Watch:
     """Says that this process lives, in the store that process 0 keeps for all, and looks whether the others do.
 
     Two threads, for a call to a store whose host is gone may never return. Should both be held up, as when JAX aborts
-    a process half-way, the C library's timer ends it.
+    a process half-way, the kernel's timer ends it, with every thread's stack. (faulthandler's own timer, of which a
+    process has one, is the training loop's.)
     """
 
     def __init__(self, limit: float):
@@ -100,6 +120,7 @@ class _Watch:
         now = time.monotonic()
         self._seen: tuple[float, dict[str, dict[int, str]]] = now, {_BEATS: {}, _FAILURES: {}, _HOSTS: {}}
         self._heard = dict.fromkeys(range(self._num_processes), ("", now))  # last beat of each process, and since when
+        faulthandler.register(signal.SIGALRM, all_threads=True, chain=True)
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._exchange, self._judge)]
         for thread in self._threads:
             thread.start()
@@ -108,7 +129,8 @@ class _Watch:
         self._ended.set()
         for thread in self._threads:
             thread.join()
-        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.unregister(signal.SIGALRM)
 
     def fail(self, error: BaseException) -> None:
         """Ends this process and tells the others why; unless one of them is the cause, which `_judge` then says.
@@ -133,7 +155,7 @@ class _Watch:
 
     def _judge(self) -> None:
         while not self._ended.wait(self._pause):
-            faulthandler.dump_traceback_later(2 * self._limit, exit=True)
+            signal.setitimer(signal.ITIMER_REAL, 2 * self._limit)
             when, seen = self._seen
             if time.monotonic() - when > self._limit:
                 self._end(f"process 0, where all processes meet, has not been heard of for {self._limit:.0f} s")

@@ -6,6 +6,7 @@ data seed and step. Each `<step>` folder is complete in itself and may be copied
 """
 
 import base64
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from data_pipelines.errors import is_disk_full
 from jax_speechlm.models.functional import Params
+from jax_speechlm.parallel import distributed
 from jax_speechlm.training.optimizers import overlay
 from jax_speechlm.training.state import TrainState
 
@@ -108,7 +110,8 @@ class Checkpoints:
     def restore(self, shapes: TrainState, check: Callable[[dict[str, Any]], None]) -> Restored | None:
         """The newest checkpoint that can be read, laid out as `shapes` says; None where there is none.
 
-        A checkpoint that cannot be read is reported and the one before it is taken.
+        A checkpoint that cannot be read, by this process or by another of the run, is reported and all take the one
+        before it.
 
         Args:
           check: called with a checkpoint's `meta` before its arrays are read; raises where it is not to be continued.
@@ -118,11 +121,17 @@ class Checkpoints:
         """
         steps = self.steps
         for step in reversed(steps):
+            restored, why = None, ""
             try:
                 check(read_meta(self.directory / str(step)))
-                return read(self.directory / str(step), shapes)
+                restored = read(self.directory / str(step), shapes)
             except CheckpointError as error:
-                log.error("%s Trying the checkpoint before it.", error)
+                why = str(error)
+            failed = distributed.processes_where(restored is None)
+            if not failed:
+                return restored
+            why = why or f"{self.directory / str(step)}: process {failed[0]} could not read it."
+            log.error("%s Trying the checkpoint before it.", why)
         if steps:
             raise CheckpointError(
                 f"{self.directory}: none of the checkpoints {steps} can be read. They may belong to a run with another "
@@ -157,16 +166,16 @@ def read(checkpoint: str | Path, shapes: Any = None) -> Restored:
     checkpoint = Path(checkpoint).absolute()
     meta = read_meta(checkpoint)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        # By the handler itself: a `Checkpointer` would wait for all processes, of which one may have failed.
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             if shapes is None:
-                tree = reader.metadata(checkpoint / "state").item_metadata.tree
-                shapes = jax.tree.map(lambda _: None, tree)
+                tree = handler.metadata(checkpoint / "state").tree
                 restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-                state = reader.restore(checkpoint / "state", restore_args=restore_args)
+                args = ocp.args.PyTreeRestore(restore_args=restore_args)
             else:
                 restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
                 args = ocp.args.PyTreeRestore(item=shapes, restore_args=restore_args, partial_restore=True)
-                state = reader.restore(checkpoint / "state", args=args)
+            state = handler.restore(checkpoint / "state", args=args)
     except Exception as error:  # Orbax, tensorstore and json each raise their own
         raise CheckpointError(_unreadable(checkpoint, error)) from error
     return Restored(meta["step"], state, meta)
@@ -175,7 +184,8 @@ def read(checkpoint: str | Path, shapes: Any = None) -> Restored:
 def read_meta(checkpoint: str | Path) -> dict[str, Any]:
     """The `meta` JSON of one `<step>` folder. Raises `CheckpointError` where it cannot be read."""
     try:
-        return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(Path(checkpoint).absolute() / "meta")
+        with contextlib.closing(ocp.JsonCheckpointHandler()) as handler:
+            return handler.restore(Path(checkpoint).absolute() / "meta")
     except Exception as error:  # as in read
         raise CheckpointError(_unreadable(Path(checkpoint), error)) from error
 

@@ -126,8 +126,8 @@ def test_dry_run_shows_what_each_process_gets():
     assert all(line.endswith(f"JAX_PROCESS_ID='{number}' echo a") for number, line in enumerate(lines))
 
 
-def test_the_first_failure_decides_the_status():
-    script = "import os, sys; sys.exit(3 * int(os.environ['JAX_PROCESS_ID']))"
-    assert (
-        subprocess.run([sys.executable, LAUNCHER, "--processes=2", "--", sys.executable, "-c", script]).returncode == 3
-    )
+def test_the_first_failure_decides_the_status_and_others_end_after_the_grace():
+    """Process 1 fails at once; process 0 would go on for a minute, and then fail differently."""
+    script = "import os, sys, time; me = int(os.environ['JAX_PROCESS_ID']); time.sleep(60 * (1 - me)); sys.exit(4 - me)"
+    command = [sys.executable, LAUNCHER, "--processes=2", "--grace=1", "--", sys.executable, "-c", script]
+    assert subprocess.run(command, timeout=45).returncode == 3
