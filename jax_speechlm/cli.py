@@ -228,7 +228,9 @@ def plan(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--max-compiles", type=int, default=12, help="of --fit (default: %(default)s)")
     parser.add_argument("--longest-only", action="store_true", help="compile the longest batch shape alone")
     parser.add_argument("--price", type=float, help="of one chip for one hour, in any currency")
-    parser.add_argument("--vocab-size", type=int, default=1024, help="where the tokenizer is not here (%(default)s)")
+    parser.add_argument(
+        "--vocab-size", type=int, help="where the tokenizer is not here (default: by its folder's name)"
+    )
     parser.add_argument("--out", type=Path, help="folder of plan.html and plan.json (default: plans/CONFIG-TOPOLOGY)")
     experiment, known = _experiment(parser, argv, prog)
 

@@ -145,7 +145,7 @@ class Experiment(Config):
       seed: names the batches, the augmentation and the initial parameters.
       start: other runs to take parameters over from, one after the other; empty starts from scratch.
       max_bad_steps: a run stops after so many steps in a row whose loss or gradient is not finite.
-      topology: the accelerators that it was sized for, "v5e-16" or "2xv5p-512", for `jax-speechlm plan`; None for CPUs.
+      topology: what it was sized for, "v5e-16", "2xv5p-512" or "cpu-1", for `jax-speechlm plan`; None says nothing.
     """
 
     data: Data

@@ -32,5 +32,6 @@ def config() -> Experiment:
         model=MODEL,
         optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=100)),
         num_steps=800,
+        topology="cpu-1",
         cadence=Cadence(log_every=50, eval_every=400, checkpoint_every=400),
     )

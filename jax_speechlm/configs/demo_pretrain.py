@@ -33,5 +33,6 @@ def config() -> Experiment:
         model=MODEL.replace(dropout=0.0),  # five passes over the data do not overfit
         optimizer=Optimizer(schedule=WarmupCosine(peak=8e-4, warmup_steps=100)),
         num_steps=900,
+        topology="cpu-1",
         cadence=Cadence(log_every=100, eval_every=450, checkpoint_every=450),
     )

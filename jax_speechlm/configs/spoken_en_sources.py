@@ -22,5 +22,6 @@ def config() -> Experiment:
         model=MODEL.replace(dropout=0.1),
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-4, warmup_steps=50)),
         num_steps=300,
+        topology="cpu-1",
         cadence=Cadence(log_every=50, eval_every=150, checkpoint_every=150),
     )

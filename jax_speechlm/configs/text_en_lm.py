@@ -24,5 +24,6 @@ def config() -> Experiment:
         model=SIZES["5M"],
         optimizer=Optimizer(schedule=WarmupCosine(peak=1.5e-3, warmup_steps=200)),
         num_steps=2000,
+        topology="cpu-1",
         cadence=Cadence(log_every=50, eval_every=500, checkpoint_every=500),
     )

@@ -64,7 +64,8 @@ class Job(Config):
     @pydantic.field_validator("topology")
     @classmethod
     def _check_topology(cls, name: str) -> str:
-        chips.topology(name)
+        if chips.topology(name).spec.platform == "cpu":
+            raise ValueError(f"{name}: a job is launched on TPUs or GPUs; the target local takes what the machine has")
         return name
 
     @pydantic.field_validator("env")

@@ -12,7 +12,7 @@ class Chip(NamedTuple):
     """One accelerator.
 
     Attributes:
-      platform: "tpu" or "cuda".
+      platform: "tpu", "cuda" or "cpu".
       kind: how JAX's `device_kind` begins.
       flops: dense bf16 FLOP/s.
       hbm: bytes of main memory.
@@ -38,6 +38,8 @@ class Chip(NamedTuple):
 # jax-ml.github.io/scaling-book), chapter 2.
 # GPU: NVIDIA's data sheets for A100 80GB SXM, H100 SXM, H200 SXM and DGX B200, dense figures; NVLink in one direction;
 # the network at one adapter a GPU as in DGX systems: 200 Gb/s for A100, 400 Gb/s for the others.
+# CPU: no maker's figures but a yardstick, for no `device_kind` begins so: float32 products of the two cores that
+# docs/benchmarks.md was measured on, a small laptop's memory, one channel of DDR4-2666 (JEDEC JESD79-4), a gigabit.
 CHIPS = {
     "v4": Chip("tpu", "TPU v4", 275 * TERA, 32 * GIB, 1228 * GB, 90 * GB, 6.25 * GB, 4),
     "v5e": Chip("tpu", "TPU v5 lite", 197 * TERA, 16 * GIB, 819 * GB, 90 * GB, 3.125 * GB, 4),
@@ -47,6 +49,7 @@ CHIPS = {
     "h100": Chip("cuda", "NVIDIA H100", 989 * TERA, 80 * GB, 3350 * GB, 450 * GB, 50 * GB, 8),
     "h200": Chip("cuda", "NVIDIA H200", 989 * TERA, 141 * GB, 4800 * GB, 450 * GB, 50 * GB, 8),
     "b200": Chip("cuda", "NVIDIA B200", 2250 * TERA, 180 * GB, 8000 * GB, 900 * GB, 50 * GB, 8),
+    "cpu": Chip("cpu", "a nominal CPU", 0.2 * TERA, 8 * GIB, 21.3 * GB, 21.3 * GB, 0.125 * GB, 64),
 }
 
 # Slices of the two-dimensional torus of v5e and v6e, by chips.
@@ -57,9 +60,9 @@ class Topology(NamedTuple):
     """What a job runs on.
 
     Attributes:
-      name: as the cloud sells it: "v5e-256", "v5p-512", "h100-64".
+      name: as the cloud sells it: "v5e-256", "v5p-512", "h100-64"; "cpu-1" for a machine without accelerators.
       chip: its key in `CHIPS`.
-      shape: chips along each axis of a slice's torus, or (nodes, GPUs of a node).
+      shape: chips along each axis of a slice's torus, or (nodes, devices of a node).
       slices: TPU slices that the network joins.
     """
 
@@ -92,7 +95,7 @@ def topology(name: str, slices: int | None = None) -> Topology:
     """A topology by its name: "v5e-256", or "2xv5p-512" for two slices; `slices` says the same outright.
 
     The number behind v4 and v5p counts TensorCores, of which a chip has two, as Google's names do; behind all others it
-    counts chips or GPUs.
+    counts chips or GPUs, or the devices that a CPU is cut into.
 
     Raises:
       ValueError: the name is unknown, or nothing of that size is sold; the message says what is.
@@ -105,15 +108,17 @@ def topology(name: str, slices: int | None = None) -> Topology:
         hint = f" Did you mean {near[0]}-{number or 16}?" if near else ""
         raise ValueError(f"no topology is named {name!r}.{hint} Names are CHIP-NUMBER, of {', '.join(CHIPS)}")
     if slices > 1 and CHIPS[chip].platform != "tpu":
-        raise ValueError(f"{name}: GPUs have nodes, not slices: give their number as one, {chip}-{number * slices}")
+        raise ValueError(
+            f"{name}: only TPUs have slices; give the number of all devices as one, {chip}-{number * slices}"
+        )
     return Topology(f"{chip}-{number}", chip, _shape(name, chip, number), slices)
 
 
 def _shape(name: str, chip: str, number: int) -> tuple[int, ...]:
     spec = CHIPS[chip]
-    if spec.platform == "cuda":
+    if spec.platform != "tpu":
         if number > spec.node and number % spec.node:
-            raise ValueError(f"{name}: nodes have {spec.node} GPUs; take a multiple of it")
+            raise ValueError(f"{name}: nodes have {spec.node} devices; take a multiple of it")
         return (max(number // spec.node, 1), min(number, spec.node))
     if chip in ("v5e", "v6e"):
         if number not in _PLANES:

@@ -19,31 +19,12 @@ from jax_speechlm.experiment import Experiment
 from jax_speechlm.objectives.base import Objective
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.chips import Topology
-from jax_speechlm.planning import costs, hlo
+from jax_speechlm.planning import compiled, costs, hlo
+from jax_speechlm.planning.compiled import Compiled, Memory
 from jax_speechlm.planning.workload import Shape, Workload
 from jax_speechlm.training.state import Trainer, make_trainer
 
 _UNIT = {"K": 2**10, "M": 2**20, "G": 2**30}
-
-
-class Memory(NamedTuple):
-    """Bytes of one device's main memory.
-
-    Attributes:
-      params, optimizer, batch: what the step is given; the optimizer's moments and moving average together.
-      activations: what the forward pass keeps for the backward pass, layer by layer; a part of `temporary`.
-      temporary: all that the step allocates while it runs.
-      program: the machine code.
-      total: the most that is in use at once. Where the program does not fit, what it would need, as the compiler says.
-    """
-
-    params: float
-    optimizer: float
-    batch: float
-    activations: float
-    temporary: float
-    program: float
-    total: float
 
 
 class Step(NamedTuple):
@@ -54,7 +35,7 @@ class Step(NamedTuple):
       memory: of each device.
       costs: of one step, for each device; None where it did not compile for want of memory.
       model_flops: of one step over all devices, what the model is worth: padding included, recomputation excluded.
-      compile_seconds: how long the compiler took.
+      compile_seconds: how long the compiler took, when it did.
     """
 
     shape: Shape
@@ -77,6 +58,8 @@ def devices_of(topology: Topology) -> Sequence[jax.Device]:
     from jax.experimental import topologies
 
     spec = topology.spec
+    if spec.platform == "cpu":
+        return _cpus(topology.num_devices)
     try:
         if spec.platform == "tpu":
             os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud about a machine that is not there
@@ -94,6 +77,16 @@ def devices_of(topology: Topology) -> Sequence[jax.Device]:
             f"{topology.name} cannot be compiled for here: pip install {package}, the compiler, which needs no such "
             f"device ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _cpus(number: int) -> Sequence[jax.Device]:
+    devices = jax.devices("cpu")
+    if len(devices) < number:
+        raise PlanningError(
+            f"cpu-{number} needs {number} devices, this process has {len(devices)}: set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={number}"
+        )
+    return devices[:number]
 
 
 class Compiler:
@@ -133,32 +126,41 @@ class Compiler:
         return float(_total(stats))
 
     def compile(self, shape: Shape) -> Step:
-        """Compiles the step for one batch shape and counts what it costs.
+        """Compiles the step for one batch shape and counts what it costs, unless that was done before on this machine.
 
         Raises:
           ValueError: the rows do not divide among the devices.
         """
-        state = self.trainer.shapes
         spread = math.prod(self.mesh.shape[axis] for axis in meshes.BATCH_AXES)
         if shape.rows % spread:
             raise ValueError(
                 f"{shape.rows} rows of a batch do not divide among {spread} data shards: set data.batch_multiple to it"
             )
+        lowered = self.lower(shape)
+        name = compiled.fingerprint(lowered, list(self.mesh.devices.flat))
+        found = compiled.recall(name)
+        if found is None:
+            found = self._compiled(lowered)
+            compiled.keep(name, found)
+        return Step(shape, found.memory, found.costs, self._model_flops(shape), found.seconds)
+
+    def _compiled(self, lowered: jax.stages.Lowered) -> Compiled:
+        state = self.trainer.shapes
         params = _bytes_per_device(state.params)
         optimizer = _bytes_per_device((state.opt_state, state.ema))
         began = time.perf_counter()
         try:
             with _quiet():
-                compiled, text = self._compile(shape)
+                program, text = self._compile(lowered)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             needed = _needed(str(error))
             memory = Memory(params, optimizer, 0, 0, needed, 0, params + optimizer + needed)
-            return Step(shape, memory, None, self._model_flops(shape), time.perf_counter() - began)
+            return Compiled(memory, None, time.perf_counter() - began)
         seconds = time.perf_counter() - began
         module = hlo.parse(text)
-        stats = compiled.memory_analysis()
+        stats = program.memory_analysis()
         memory = Memory(
             params=params,
             optimizer=optimizer,
@@ -168,24 +170,23 @@ class Compiler:
             program=stats.generated_code_size_in_bytes,
             total=_total(stats),
         )
-        counted = costs.count(module, dict(self.mesh.shape))
-        return Step(shape, memory, counted, self._model_flops(shape), seconds)
+        return Compiled(memory, costs.count(module, dict(self.mesh.shape)), seconds)
 
-    def _compile(self, shape: Shape) -> tuple[jax.stages.Compiled, str]:
+    def _compile(self, lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
         """The program, and its instructions as text."""
         if not self._is_on("tpu"):
             options = (
                 {"xla_gpu_autotune_level": 0} if self._is_on("gpu") else {}
             )  # tuning times kernels on a real device
-            compiled = self.lower(shape).compile(compiler_options=options)
-            return compiled, compiled.as_text()
+            program = lowered.compile(compiler_options=options)
+            return program, program.as_text()
         # What a TPU program says of itself goes through a form that loses some asynchronous operations and is then
         # refused (libtpu 0.0.52, large vocabularies); what the compiler writes to a file does not.
         with tempfile.TemporaryDirectory() as folder:
             options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-            compiled = self.lower(shape).compile(compiler_options=options)
+            program = lowered.compile(compiler_options=options)
             (text,) = Path(folder).glob("*jit_step*.after_codegen.txt")
-            return compiled, text.read_text()
+            return program, text.read_text()
 
     def _is_on(self, platform: str) -> bool:
         return self.mesh.devices.flat[0].platform == platform

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jax_speechlm import configs
-from jax_speechlm.experiment import Experiment, Text
+from jax_speechlm.experiment import Experiment
 from jax_speechlm.parallel.chips import GIB
 from jax_speechlm.parallel.chips import topology as find_topology
 from jax_speechlm.planning import report
@@ -26,7 +26,7 @@ def run_plan(
     search: bool = False,
     max_compiles: int = 12,
     price: float | None = None,
-    vocab_size: int = 1024,
+    vocab_size: int | None = None,
 ) -> int:
     """Plans, prints, writes `plan.json` and `plan.html`. Returns the exit status: 0 where it fits, 3 where not."""
     name = topology or experiment.topology
@@ -86,9 +86,8 @@ def plan_shipped(out: Path, progress: Callable[[str], None]) -> str:
         if experiment.topology is None:
             continue
         target = find_topology(experiment.topology)
-        vocab_size = 128_000 if isinstance(experiment.data, Text) else 1024
         try:
-            plan = make_plan(experiment, target, vocab_size=vocab_size, longest_only=True, progress=progress)
+            plan = make_plan(experiment, target, longest_only=True, progress=progress)
         except PlanningError as error:
             progress(str(error))
             continue

@@ -35,7 +35,7 @@ def fit(
     experiment: Experiment,
     topology: Topology,
     *,
-    vocab_size: int = 1024,
+    vocab_size: int | None = None,
     max_compiles: int = 12,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Trial]:

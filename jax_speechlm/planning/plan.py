@@ -60,14 +60,14 @@ def make_plan(
     experiment: Experiment,
     topology: Topology,
     *,
-    vocab_size: int = 1024,
+    vocab_size: int | None = None,
     longest_only: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Plan:
     """Compiles an experiment's train step for a topology, batch shape by batch shape.
 
     Args:
-      vocab_size: ids of the tokenizer, where the one that the experiment names is not on this machine.
+      vocab_size: ids of the tokenizer, where the one that the experiment names is not on this machine; see `workload`.
       longest_only: compile the shape with the longest rows alone: the one that needs most memory, as a rule.
       progress: told what is being done.
 

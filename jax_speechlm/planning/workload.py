@@ -1,6 +1,7 @@
 """What a run will be fed: the static shapes of its batches, from its data where that is prepared, else assumed."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from jax_speechlm.experiment import Experiment, Text
 from jax_speechlm.training.source import open_source, plan_speech, read_tokenizer
 
 ASSUMED_UTTERANCES = 50_000
+CHARACTERS, PIECES = 64, 1024  # ids of a tokenizer that is not there
 TOKENS_PER_SECOND = 15.0  # characters of read English, to size transcripts that are not there yet
 
 
@@ -72,11 +74,12 @@ class Workload:
         return {name: jax.ShapeDtypeStruct(*each) for name, each in arrays.items()}
 
 
-def workload(experiment: Experiment, vocab_size: int) -> Workload:
+def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
     """The batches of an experiment: its own where its sets are prepared on this machine, else of assumed lengths.
 
     Args:
-      vocab_size: ids of the tokenizer, where the one that the experiment names is not there.
+      vocab_size: ids of the tokenizer, where the one that the experiment names is not there; None takes the number
+        that its folder's name ends with, "data/bpe-2048", and else few for characters and many for pieces.
     """
     data = experiment.data
     missing = [name for name in data.sets if not (Path(data.data_dir) / name.partition(":")[0]).is_dir()]
@@ -118,8 +121,11 @@ def _of_plan(plan: plans.Plan, tokenizer: Tokenizer | None, assumed: str) -> Wor
     return Workload(shapes, "samples", 1 - plan.padding_share, tokenizer, assumed)
 
 
-def _tokenizer(path: str | None, vocab_size: int) -> tuple[Tokenizer, str]:
+def _tokenizer(path: str | None, vocab_size: int | None) -> tuple[Tokenizer, str]:
     """The tokenizer of a folder, or one of as many ids, and what is to be said about that."""
     if path is not None and Path(path).is_dir():
         return read_tokenizer(path), ""
+    if vocab_size is None:
+        named = re.search(r"\d+$", path or "")
+        vocab_size = int(named.group()) if named else CHARACTERS if path is None else PIECES
     return CharTokenizer("".join(map(chr, range(0x20000, 0x20000 + vocab_size - 1)))), f", {vocab_size} token ids"

@@ -18,6 +18,8 @@ from jax_speechlm.parallel.chips import CHIPS, find_chip, topology
         ("v4-4096", (8, 16, 16), 2048),
         ("H100-64", (8, 8), 64),
         ("h100-4", (1, 4), 4),
+        ("cpu-1", (1, 1), 1),
+        ("cpu-8", (1, 8), 8),
     ],
 )
 def test_a_name_has_a_shape(name, shape, devices):
@@ -38,8 +40,9 @@ def test_slices_multiply_devices():
         ("v7-16", None, "Did you mean v"),
         ("v5e-12", None, "slices of v5e have 1, 4, 8"),
         ("v5p-12", None, "counted in TensorCores"),
-        ("h100-12", None, "nodes have 8 GPUs"),
+        ("h100-12", None, "nodes have 8 devices"),
         ("h100-8", 2, "h100-16"),
+        ("cpu-1", 2, "only TPUs have slices"),
     ],
 )
 def test_other_names_are_errors_that_help(name, slices, said):
@@ -51,4 +54,4 @@ def test_a_device_kind_finds_its_chip():
     assert find_chip("TPU v5 lite") is CHIPS["v5e"]
     assert find_chip("TPU v5") is CHIPS["v5p"]
     assert find_chip("NVIDIA H100 80GB HBM3") is CHIPS["h100"]
-    assert find_chip("cpu") is None
+    assert find_chip("cpu") is None  # its speed is measured

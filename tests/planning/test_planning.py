@@ -14,9 +14,10 @@ from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.transformer import forward_flops
 from jax_speechlm.parallel import chips
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.planning import ahead_of_time, check, report
+from jax_speechlm.planning import ahead_of_time, check, compiled, report
 from jax_speechlm.planning.ahead_of_time import PlanningError
 from jax_speechlm.planning.check import check_fits
+from jax_speechlm.planning.compiled import Compiled, Memory
 from jax_speechlm.planning.costs import Collective
 from jax_speechlm.planning.fit import fit
 from jax_speechlm.planning.plan import fits, make_plan
@@ -64,6 +65,51 @@ def test_a_plan_has_the_models_arithmetic(virtual):
 def _params(experiment, vocab_size):
     load = workload(experiment, vocab_size)
     return ahead_of_time.Compiler(experiment, load, jax.devices()).trainer.shapes.params
+
+
+def test_nothing_is_compiled_twice(virtual, monkeypatch):
+    changed = small_lm(num_steps=123)
+    first = make_plan(changed, virtual, vocab_size=100)
+    compiled = []
+    compile_ = ahead_of_time.Compiler._compile
+    monkeypatch.setattr(ahead_of_time.Compiler, "_compile", lambda self, low: compiled.append(1) or compile_(self, low))
+    assert make_plan(changed, virtual, vocab_size=100).steps == first.steps
+    assert not compiled
+    # A change that the program knows of is another compilation; one that it does not know of is none.
+    make_plan(changed.replace(cadence=changed.cadence.replace(log_every=7)), virtual, vocab_size=100)
+    assert not compiled
+    make_plan(changed.replace(num_steps=124), virtual, vocab_size=100)
+    assert compiled == [1]
+    monkeypatch.setattr("jax.__version__", "99")
+    make_plan(changed, virtual, vocab_size=100)
+    assert compiled == [1, 1]
+
+
+def test_what_did_not_fit_is_remembered_too():
+    memory = Memory(1.0, 2.0, 0.0, 0.0, math.inf, 0.0, math.inf)
+    compiled.keep("too large", Compiled(memory, None, 3.0))
+    assert compiled.recall("too large") == Compiled(memory, None, 3.0)
+    assert compiled.recall("never seen") is None
+
+
+def test_a_plan_for_the_machine_at_hand(tmp_path, capsys):
+    """On the devices that CPUs are cut into, by the command."""
+    job = tmp_path / "job.json"
+    job.write_text(small_lm(topology="cpu-8").model_dump_json())
+    assert main(["plan", "--config", str(job), "--out", str(tmp_path / "out")]) == 0
+    assert "Fits" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["topology"] == "cpu-8"
+    job.write_text(small_lm(topology="cpu-9").model_dump_json())
+    assert main(["plan", "--config", str(job)]) == 1
+    assert "XLA_FLAGS=--xla_force_host_platform_device_count=9" in capsys.readouterr().err
+
+
+def test_the_size_of_a_tokenizer_that_is_not_here_is_in_its_name():
+    data = small_lm().data
+    sizes = {"data/bpe-2048": 2048, "data/unigram1024": 1024, "data/pieces": 1024, None: 64}
+    for path, size in sizes.items():
+        assert workload(small_lm(data=data.replace(tokenizer=path)), None).tokenizer.vocab_size == size
+    assert workload(small_lm(data=data.replace(tokenizer="data/bpe-2048")), 99).tokenizer.vocab_size == 99
 
 
 def test_parameters_are_gathered_and_activations_stay(virtual):
@@ -178,11 +224,10 @@ def test_bandwidth_is_the_networks_beyond_a_slice_or_node():
     assert bandwidth(by_data, nodes, mesh) == nodes.spec.network_bandwidth
 
 
-def test_every_experiment_for_accelerators_has_a_mesh_that_its_target_can_hold():
+def test_every_experiment_names_a_target_that_its_mesh_fits():
     for name in configs.names():
         experiment = configs.load(name)
-        if experiment.topology is None:
-            continue
+        assert experiment.topology, f"{name}: say what it was sized for, cpu-1 if nothing else"
         target, mesh = chips.topology(experiment.topology), experiment.mesh
         sizes = (mesh.replica, mesh.data, mesh.fsdp, mesh.tensor)
         assert math.prod(sizes) == target.num_devices or mesh.data == -1, name
