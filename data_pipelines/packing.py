@@ -104,6 +104,7 @@ class TextPlan:
       is_packed: whether rows hold several pieces; else each holds the beginning of one document.
       dropped: documents left out, by reason.
       num_cut: documents longer than the context: cut into pieces, or without packing cut off.
+      names: of the sources, for `describe`; empty numbers them.
     """
 
     context: int
@@ -115,6 +116,7 @@ class TextPlan:
     is_packed: bool
     dropped: Mapping[str, int]
     num_cut: int
+    names: tuple[str, ...] = ()
 
     @functools.cached_property
     def _first_piece(self) -> np.ndarray:
@@ -209,10 +211,12 @@ class TextPlan:
 
     def describe(self) -> str:
         """A readable account of rows, fill and mixture."""
-        lines = [f"{'source':>6} {'share':>7} {'tokens':>13} {'rows':>9} {'filled':>7}"]
-        for number, (packing, quota) in enumerate(zip(self.packings, self.quotas, strict=True)):
+        names = self.names or tuple(map(str, range(len(self.packings))))
+        width = max(6, *map(len, names))
+        lines = [f"{'source':>{width}} {'share':>7} {'tokens':>13} {'rows':>9} {'filled':>7}"]
+        for name, packing, quota in zip(names, self.packings, self.quotas, strict=True):
             lines.append(
-                f"{number:6d} {quota / sum(self.quotas):7.2%} {packing.num_positions:13,d} {packing.num_rows:9,d} "
+                f"{name:>{width}} {quota / sum(self.quotas):7.2%} {packing.num_positions:13,d} {packing.num_rows:9,d} "
                 f"{packing.num_positions / (packing.num_rows * self.context):7.2%}"
             )
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count) or "none"

@@ -22,7 +22,8 @@ TextBatch: TypeAlias = dict[str, np.ndarray]
 - `position` int32 [B, T], counted from 0 within each segment;
 - `example_id` int32 [B], the row's number within an epoch, or without packing its document; -1 in a filler row;
 - `weight` float32 [B], 1, or 0 in a filler row;
-- `label` int32 [B], where labels were given: the document's class, 0 in a filler row.
+- `label` int32 [B], where labels were given: the document's class, 0 in a filler row;
+- `samples` int32 [B, T], where documents may hold speech: the audio at 16 kHz that a unit stands for; 0 for the others.
 """
 
 
@@ -36,6 +37,7 @@ def open_text_batches(
     start_step: int = 0,
     num_steps: int | None = None,
     labels: Sequence[int] | np.ndarray | None = None,
+    frame_samples: int | None = None,
     prefetch: int = 4,
 ) -> "TextBatches":
     """Opens the batches of a plan from any step on.
@@ -49,6 +51,7 @@ def open_text_batches(
       start_step: first step; nothing before it is read.
       num_steps: number of batches; None goes on without end.
       labels: class of each document, for a plan without packing.
+      frame_samples: audio of a frame of speech, where documents may hold some.
       prefetch: batches made ahead.
 
     Raises:
@@ -68,7 +71,7 @@ def open_text_batches(
     classes = None if labels is None else np.asarray(labels, np.int32)
 
     def make(step: int) -> TextBatch:
-        return _assemble(tokens, plan, boundary, step, host, num_hosts, classes)
+        return _assemble(tokens, plan, boundary, step, host, num_hosts, classes, frame_samples)
 
     return TextBatches(make, start_step, num_steps, prefetch)
 
@@ -116,17 +119,22 @@ def _assemble(
     host: int,
     num_hosts: int,
     labels: np.ndarray | None,
+    frame_samples: int | None,
 ) -> TextBatch:
     planned = plan.batch(step, host, num_hosts)
     shape = len(planned.example_id), plan.context
-    batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "segment", "position")}
+    names = "tokens", "segment", "position", *(("samples",) if frame_samples else ())
+    batch = {name: np.zeros(shape, np.int32) for name in names}
     counts = np.zeros(shape[0], np.int64)  # segments and positions filled so far, by row
     ends = np.zeros(shape[0], np.int64)
     for place, row, start, length in zip(planned.place, planned.row, planned.start, planned.length, strict=True):
         first, counts[place] = ends[place], counts[place] + 1
         ends[place] += length
         span = slice(first, first + length)
-        batch["tokens"][place, span] = _piece(tokens, boundary, int(row), int(start), int(length))
+        piece = int(row), int(start), int(length)
+        batch["tokens"][place, span] = _piece(tokens.lengths, tokens.read, boundary, *piece)
+        if frame_samples:
+            batch["samples"][place, span] = _piece(tokens.lengths, tokens.frames, 0, *piece) * frame_samples
         batch["segment"][place, span] = counts[place]
         batch["position"][place, span] = np.arange(length)
     batch["example_id"] = planned.example_id
@@ -136,10 +144,12 @@ def _assemble(
     return batch
 
 
-def _piece(tokens: TokenStore, boundary: int, row: int, start: int, length: int) -> np.ndarray:
-    """Positions `start` to `start + length` of a document between its boundaries."""
-    last = int(tokens.lengths[row]) + BOUNDARIES - 1
+def _piece(
+    lengths: np.ndarray, read: Callable[[int, int, int], np.ndarray], boundary: int, row: int, start: int, length: int
+) -> np.ndarray:
+    """Positions `start` to `start + length` of what `read` gives of a document, between its boundaries."""
+    last = int(lengths[row]) + BOUNDARIES - 1
     piece = np.full(length, boundary, np.int32)
     first, stop = max(start, 1), min(start + length, last)
-    piece[first - start : stop - start] = tokens.read(row, first - 1, stop - 1)
+    piece[first - start : stop - start] = read(row, first - 1, stop - 1)
     return piece

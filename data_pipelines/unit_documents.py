@@ -1,0 +1,197 @@
+"""Documents that hold speech, as units, for language models of text and speech: utterances alone, and interleaved.
+
+A stretch of speech is its codes without repeats (Lakhotia et al. 2021): each unit stands for one or more frames, whose
+number is kept beside it. An utterance's own document is the speech token and its units. An interleaved document holds
+an utterance once, some of its words as text and the others as units, and changes from one to the other where a word
+ends (Nguyen et al. 2024, Spirit-LM): behind the speech token stand units, behind the text token stands text. A document
+begins in text, so a document of text is what it is to a model of text alone.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipelines import token_store
+from data_pipelines.code_store import CodeStore, open_codes, read_units
+from data_pipelines.index import Index, Part
+from data_pipelines.shuffle import derive_key, uniform
+from data_pipelines.token_store import UNIT_TOKEN, TokenStore
+from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.word_times import read_word_times
+
+_INTERLEAVING = 3  # stream of randomness
+
+
+class Markers(NamedTuple):
+    """The ids that the vocabulary has for speech: the tokens behind which speech and text begin, and unit 0."""
+
+    speech: int
+    text: int
+    first_unit: int
+
+
+class Stretch(NamedTuple):
+    """Consecutive words of an utterance, `first` to `stop` - 1, that are spoken or written."""
+
+    spoken: bool
+    first: int
+    stop: int
+
+
+def deduplicate(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(units, frames of each): the codes of consecutive frames, equal neighbours as one."""
+    starts = np.flatnonzero(np.diff(codes.astype(np.int64), prepend=-1))
+    return codes[starts], np.diff(starts, append=len(codes))
+
+
+def draw_stretches(num_words: int, mean_words: float, key: int) -> list[Stretch]:
+    """Cuts an utterance into stretches that are spoken and written by turns; each word is in exactly one.
+
+    Behind each word the stretch ends with probability 1 / mean_words, and at one drawn word where none ended. Which
+    kind begins is drawn too.
+
+    Args:
+      num_words: at least 2.
+      key: decides all.
+    """
+    draws = uniform(np.arange(num_words + 1), key)
+    cuts = np.flatnonzero(draws[1:num_words] < 1 / mean_words) + 1
+    if not len(cuts):
+        cuts = np.array([1 + int(draws[num_words] * (num_words - 1))])
+    bounds = [0, *cuts.tolist(), num_words]
+    spoken = bool(draws[0] < 0.5)
+    return [Stretch(spoken ^ bool(n % 2), *span) for n, span in enumerate(itertools.pairwise(bounds))]
+
+
+def word_frames(spans: np.ndarray, num_frames: int, frame_samples: int) -> np.ndarray:
+    """Where each word's frames begin, int64 [words + 1]: they are parted in the middle of the time between two words.
+
+    The first word has all frames before it too, the last all behind it.
+
+    Args:
+      spans: integers [words, 2], first sample of each word and the one behind its last.
+    """
+    middle = (spans[:-1, 1].astype(np.int64) + spans[1:, 0]) / 2
+    inner = np.clip(np.rint(middle / frame_samples), 0, num_frames).astype(np.int64)
+    return np.concatenate([[0], np.maximum.accumulate(inner), [num_frames]])
+
+
+def spoken_document(codes: np.ndarray, markers: Markers) -> np.ndarray:
+    """The speech token and the units, as `UNIT_TOKEN`."""
+    units, frames = deduplicate(codes)
+    document = np.zeros(len(units) + 1, UNIT_TOKEN)
+    document["id"][0], document["id"][1:], document["frames"][1:] = markers.speech, units + markers.first_unit, frames
+    return document
+
+
+def interleaved_document(
+    codes: np.ndarray,
+    words: list[str],
+    first_frame: np.ndarray,
+    stretches: list[Stretch],
+    tokenizer: Tokenizer,
+    markers: Markers,
+) -> np.ndarray:
+    """An utterance, units and text by turns, as `UNIT_TOKEN`; empty where a spoken stretch has no frame."""
+    parts = []
+    for number, (spoken, first, stop) in enumerate(stretches):
+        if spoken:
+            frames = codes[first_frame[first] : first_frame[stop]]
+            if not len(frames):
+                return np.zeros(0, UNIT_TOKEN)
+            parts.append(spoken_document(frames, markers))
+            continue
+        ids = tokenizer.encode(" ".join(words[first:stop]))
+        text = np.zeros(len(ids) + (number > 0), UNIT_TOKEN)
+        text["id"] = [markers.text, *ids] if number else ids
+        parts.append(text)
+    return np.concatenate(parts)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnitDocuments:
+    """Documents of one kind, for `packing`.
+
+    Attributes:
+      store: their tokens; one without any is not there.
+      missing: documents that are not there, by reason.
+    """
+
+    store: TokenStore
+    missing: Counter[str]
+
+
+def spoken_documents(index: Index, units: Path | str, markers: Markers) -> UnitDocuments:
+    """A document of units for every utterance.
+
+    Raises:
+      DataError: a part is not labelled with these units.
+    """
+    codes, name = open_codes(index, units), _name("spoken", read_units(units).fingerprint, markers)
+
+    def make(part: Part) -> Iterator[np.ndarray]:
+        first = _first_row(index, part)
+        for row in range(first, first + part.num_rows):
+            found = _codes(codes, row)
+            yield spoken_document(found, markers) if len(found) else np.zeros(0, UNIT_TOKEN)
+
+    store = token_store.open_documents(index, name, UNIT_TOKEN, make)
+    return UnitDocuments(store, Counter({"without units": int(np.count_nonzero(store.lengths == 0))}))
+
+
+def interleaved_documents(
+    index: Index, units: Path | str, tokenizer: Tokenizer, markers: Markers, *, mean_words: float, draws: int, seed: int
+) -> UnitDocuments:
+    """For every utterance whose words have times, `draws` documents that hold it interleaved, each differently.
+
+    Which words are spoken is a pure function of (seed, row of the part, draw).
+
+    Raises:
+      DataError: a part is not labelled with these units, or has no word times.
+    """
+    known = read_units(units)
+    codes, times = open_codes(index, units), {part: read_word_times(part) for part in index.parts}
+    missing: Counter[str] = Counter()
+
+    def make(part: Part) -> Iterator[np.ndarray]:
+        first = _first_row(index, part)
+        for row, text in enumerate(part.texts()):
+            found, spans = _codes(codes, first + row), times[part].of(row)
+            for draw in range(draws):
+                if len(spans) < 2:
+                    yield np.zeros(0, UNIT_TOKEN)
+                    continue
+                stretches = draw_stretches(len(spans), mean_words, derive_key(seed, _INTERLEAVING, row, draw))
+                first_frame = word_frames(spans, len(found), known.frame_samples)
+                yield interleaved_document(found, text.split(), first_frame, stretches, tokenizer, markers)
+
+    stores = []
+    for part in index.parts:
+        settings = tokenizer.fingerprint, times[part].fingerprint, mean_words, draws, seed
+        name = _name("interleaved", known.fingerprint, markers, *settings)
+        stores.append(token_store.open_documents(Index((part,)), name, UNIT_TOKEN, make, draws))
+        counts = times[part].counts
+        missing["not aligned"] += draws * int(np.count_nonzero(counts == 0))
+        missing["of one word"] += draws * int(np.count_nonzero(counts == 1))
+    store = TokenStore.join(stores)
+    missing["without units"] = int(np.count_nonzero(store.lengths == 0)) - missing.total()
+    return UnitDocuments(store, missing)
+
+
+def _codes(codes: CodeStore, row: int) -> np.ndarray:
+    return codes.read(row, 0, int(codes.lengths[row]))
+
+
+def _first_row(index: Index, part: Part) -> int:
+    return int(index.first_row[index.parts.index(part)])
+
+
+def _name(kind: str, *settings: object) -> str:
+    """A file's name that says all that decides its content besides the index."""
+    return f"{kind}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}"
