@@ -14,11 +14,12 @@ from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.masked_lm import MaskedLM
 from jax_speechlm.objectives.span_corruption import SpanCorruption
+from jax_speechlm.objectives.unit_lm import UnitLM
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Optimizer
 
 Objective = Annotated[
-    BestRQ | CTC | CausalLM | MaskedLM | SpanCorruption | Classification, pydantic.Field(discriminator="kind")
+    BestRQ | CTC | CausalLM | MaskedLM | SpanCorruption | UnitLM | Classification, pydantic.Field(discriminator="kind")
 ]
 Model = Annotated[ConformerConfig | TransformerConfig, pydantic.Field(discriminator="kind")]
 
@@ -59,7 +60,22 @@ class Speech(Config):
     noise_set: str | None = None
 
 
-class Text(Config):
+class PackedRows(Config):
+    """What data sets have in common whose documents are packed into rows of `context` tokens."""
+
+    @pydantic.model_validator(mode="after")
+    def _rows_are_whole(self):
+        if self.tokens_per_batch % self.context:
+            raise ValueError(f"tokens_per_batch {self.tokens_per_batch} is not a multiple of context {self.context}")
+        return self
+
+    @property
+    def sequences_per_batch(self) -> int:
+        """Rows of a global batch."""
+        return self.tokens_per_batch // self.context
+
+
+class Text(PackedRows):
     """Which prepared sets to read text from, and how their documents become batches.
 
     Attributes:
@@ -85,20 +101,55 @@ class Text(Config):
     tokens_per_batch: pydantic.PositiveInt = 8192
 
     @pydantic.model_validator(mode="after")
-    def _rows_are_whole(self):
-        if self.tokens_per_batch % self.context:
-            raise ValueError(f"tokens_per_batch {self.tokens_per_batch} is not a multiple of context {self.context}")
+    def _weights_belong_to_sets(self):
         if self.weights and len(self.weights) != len(self.sets):
             raise ValueError(f"{len(self.weights)} weights are given for {len(self.sets)} sets")
         return self
 
-    @property
-    def sequences_per_batch(self) -> int:
-        """Rows of a global batch."""
-        return self.tokens_per_batch // self.context
+
+class UnitText(PackedRows):
+    """Speech as units, text, and both interleaved, as documents of one language model.
+
+    Attributes:
+      sets: names of prepared sets of speech that `jax-speechlm units label` has labelled; their "train" splits.
+        "name:split" takes another split.
+      text_sets: sets whose texts are the documents of text; empty takes the transcripts of `sets`.
+      dev_sets: sets of speech whose "dev" splits validate, or "name:split"; empty takes those of `sets` that have one.
+        Validation is on speech alone and on text alone, of the sets of text that have a dev split.
+      units: folder of the k-means that the sets are labelled with.
+      data_dir: folder of the prepared data sets.
+      tokenizer: folder of a trained tokenizer, or of a run that has one; None takes the training texts' characters.
+      spoken, text, interleaved: shares of the rows, in any unit, that hold utterances as units, texts, and utterances
+        whose words are units and text by turns; the last needs `jax-speechlm align --format index`.
+      stretch_words: mean number of words between two changes in an interleaved document.
+      draws: interleaved documents of each utterance, in which other words are spoken.
+      context: tokens of a row.
+      tokens_per_batch: positions of one global batch; a multiple of `context`.
+    """
+
+    kind: Literal["unit_text"] = "unit_text"
+    sets: tuple[str, ...]
+    text_sets: tuple[str, ...] = ()
+    dev_sets: tuple[str, ...] = ()
+    units: str
+    data_dir: str = "data"
+    tokenizer: str | None = None
+    spoken: pydantic.NonNegativeFloat = 1.0
+    text: pydantic.NonNegativeFloat = 1.0
+    interleaved: pydantic.NonNegativeFloat = 1.0
+    stretch_words: Annotated[float, pydantic.Field(ge=1)] = 5.0
+    draws: pydantic.PositiveInt = 1
+    context: Annotated[int, pydantic.Field(ge=3)] = 512
+    tokens_per_batch: pydantic.PositiveInt = 8192
+
+    @pydantic.model_validator(mode="after")
+    def _something_is_left(self):
+        if not self.spoken + self.text + self.interleaved:
+            raise ValueError("spoken, text and interleaved are all 0: give one of them a share")
+        return self
 
 
-Data = Annotated[Speech | Text, pydantic.Field(discriminator="kind")]
+Data = Annotated[Speech | Text | UnitText, pydantic.Field(discriminator="kind")]
 
 
 class Start(Config):
@@ -166,6 +217,15 @@ class Experiment(Config):
     def _one_start_or_none(cls, value: Any) -> Any:
         """Checkpoints of earlier versions hold one start, or null."""
         return () if value is None else (value,) if isinstance(value, dict | Start) else value
+
+    @pydantic.model_validator(mode="after")
+    def _units_meet_their_model(self):
+        if (self.objective.kind == "unit_lm") != (self.data.kind == "unit_text"):
+            raise ValueError(
+                f"data of kind {self.data.kind} do not train {self.objective.kind}: unit_lm takes unit_text, and "
+                "nothing else does"
+            )
+        return self
 
 
 def differences(first: Experiment, second: Experiment) -> list[str]:

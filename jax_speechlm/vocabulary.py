@@ -2,14 +2,17 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from data_pipelines.tokenizers import Tokenizer
 
 PADDING = 0
 """The id that fills a row up: the tokenizer's blank."""
+
+Modality = Literal["text", "units"]
 
 _MULTIPLE = 8  # of the table's rows, so that the usual numbers of devices divide it
 
@@ -20,14 +23,17 @@ class Vocabulary:
 
     0 is padding and 1 to V - 1 are the tokenizer's, of whose V = `tokenizer_size` ids 0 is the blank. Behind them stand
     V, the boundary before and after every document; V + 1, the mask of masked language modelling; and from V + 2 the
-    sentinels of span corruption. The table is rounded up to a multiple of 8 rows, whose last ids stand for nothing.
+    sentinels of span corruption. Where there are units of speech, the two tokens after which speech and text begin
+    follow (Spirit-LM, Nguyen et al. 2024), and then the units. The table is rounded up to a multiple of 8 rows, whose
+    last ids stand for nothing.
     """
 
     tokenizer_size: int
     num_sentinels: int = 0
+    num_units: int = 0
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer | None, num_sentinels: int = 0) -> "Vocabulary":
+    def of(cls, tokenizer: Tokenizer | None, num_sentinels: int = 0, num_units: int = 0) -> "Vocabulary":
         """The vocabulary over a tokenizer.
 
         Raises:
@@ -37,7 +43,7 @@ class Vocabulary:
             raise ValueError(
                 "a model of text needs a tokenizer: make one with jax-speechlm train-tokenizer, and set data.tokenizer"
             )
-        return cls(tokenizer.vocab_size, num_sentinels)
+        return cls(tokenizer.vocab_size, num_sentinels, num_units)
 
     @property
     def boundary(self) -> int:
@@ -53,19 +59,64 @@ class Vocabulary:
         return self.tokenizer_size + 2
 
     @property
+    def speech(self) -> int:
+        """The token behind which units stand; there is one where there are units."""
+        return self.sentinel + self.num_sentinels
+
+    @property
+    def text(self) -> int:
+        """The token behind which text goes on after units. A document begins in text, without it."""
+        return self.speech + 1
+
+    @property
+    def first_unit(self) -> int:
+        """The id of unit 0; the others follow it."""
+        return self.speech + 2
+
+    @property
     def size(self) -> int:
         """Rows of the table of embeddings."""
-        return -(-(self.sentinel + self.num_sentinels) // _MULTIPLE) * _MULTIPLE
+        used = self.first_unit + self.num_units if self.num_units else self.speech
+        return -(-used // _MULTIPLE) * _MULTIPLE
 
     def enclose(self, ids: Iterable[int]) -> list[int]:
         """A document's ids between two boundaries."""
         return [self.boundary, *ids, self.boundary]
 
-    @property
-    def may_follow(self) -> Bool[np.ndarray, " vocab"]:
-        """True for the ids that a text can go on with: the tokenizer's and the boundary."""
+    def may_follow(self, modality: Modality | None = None) -> Bool[np.ndarray, " vocab"]:
+        """True for the ids that a document can go on with.
+
+        Args:
+          modality: "text" leaves the tokenizer's ids and the boundary, "units" the units and the boundary; None leaves
+            both, and the tokens between them.
+        """
         ids = np.arange(self.size)
-        return (ids != PADDING) & (ids <= self.boundary)
+        text = (ids != PADDING) & (ids < self.boundary)
+        units = self.is_unit(ids)
+        switches = (ids == self.speech) | (ids == self.text) if self.num_units else np.zeros_like(text)
+        chosen = {"text": text, "units": units, None: text | units | switches}[modality]
+        return chosen | (ids == self.boundary)
+
+    def is_unit(self, ids):
+        """Whether ids, an array of NumPy or JAX, are units."""
+        return (ids >= self.first_unit) & (ids < self.first_unit + self.num_units)
+
+    def shared_with(self, other: "Vocabulary") -> tuple[Int[np.ndarray, " shared"], Int[np.ndarray, " shared"]]:
+        """The ids that mean the same here and in another vocabulary over the same tokenizer and units: (here, there)."""
+
+        def kinds(vocabulary: "Vocabulary") -> list[tuple[int, int]]:
+            units = 2 + vocabulary.num_units if vocabulary.num_units else 0
+            return [
+                (0, vocabulary.sentinel),
+                (vocabulary.sentinel, vocabulary.num_sentinels),
+                (vocabulary.speech, units),
+            ]
+
+        pairs = [
+            (here + np.arange(min(count, other_count)), there + np.arange(min(count, other_count)))
+            for (here, count), (there, other_count) in zip(kinds(self), kinds(other), strict=True)
+        ]
+        return tuple(np.concatenate(ids) for ids in zip(*pairs, strict=True))
 
 
 def pad(rows: Sequence[Sequence[int]], length: int, num_rows: int | None = None) -> np.ndarray:

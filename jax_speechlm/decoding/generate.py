@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt
 
 from jax_speechlm.config import Config
 from jax_speechlm.models.transformer import Cache, Transformer, init_cache
-from jax_speechlm.vocabulary import PADDING, Vocabulary
+from jax_speechlm.vocabulary import PADDING, Modality, Vocabulary
 
 
 class Sampling(Config):
@@ -72,12 +72,14 @@ def sample(
     *,
     max_new: int,
     context: int,
+    modality: Modality | None = None,
 ) -> Continuations:
     """Continues every prompt by at most `max_new` tokens, until the boundary or a full context.
 
     Args:
       prompt_BxP: ids, the opening boundary first; anything behind `length_B`, which is at least 1.
       keys_B: one key a row; token n of a row is drawn with fold_in(its key, n).
+      modality: what may be added: text or units of speech alone, or None for both.
     """
     limit_B = jnp.minimum(max_new, context - length_B)
     hidden_BxD, cache = _read_prompt(transformer, prompt_BxP, length_B, max_new)
@@ -90,7 +92,7 @@ def sample(
         """Appends a token to every row that is not done."""
         logits_BxV = transformer.logits(state["hidden"])
         keys = jax.vmap(lambda key: jax.random.fold_in(key, state["step"]))(keys_B)
-        narrowed = jnp.where(vocabulary.may_follow, logits_BxV, -jnp.inf)
+        narrowed = jnp.where(vocabulary.may_follow(modality), logits_BxV, -jnp.inf)
         token_B = jnp.where(state["done"], PADDING, choose_tokens(narrowed, keys, settings, state["seen"]))
         log_prob_B = _at(jax.nn.log_softmax(logits_BxV), token_B)
         length_B = state["length"] + ~state["done"]
@@ -163,6 +165,7 @@ def beam_search(
     *,
     max_new: int,
     context: int,
+    modality: Modality | None = None,
 ) -> Continuations:
     """The `size` best continuations found of every prompt, best first: [batch, size] of each.
 
@@ -181,7 +184,7 @@ def beam_search(
         """Every open text by one token."""
         step, open_BxK = state["step"], state["open"]
         log_probs = jax.nn.log_softmax(transformer.logits(state["hidden"])).reshape(batch, size, -1)
-        log_probs = open_BxK[..., None] + jnp.where(vocabulary.may_follow, log_probs, -jnp.inf)
+        log_probs = open_BxK[..., None] + jnp.where(vocabulary.may_follow(modality), log_probs, -jnp.inf)
         length = step + 1
 
         ended = state["tokens"].at[:, :, step].set(vocabulary.boundary)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from jax_speechlm.experiment import Experiment, Text
+from jax_speechlm.experiment import Experiment, PackedRows
 from jax_speechlm.parallel.chips import GIB, Topology
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.planning.plan import RESERVE, Plan, make_plan
@@ -108,7 +108,7 @@ def _batches(experiment: Experiment, topology: Topology) -> Iterator[Experiment]
     del topology
     data = experiment.data
     for factor in (2, 0.5, 4, 0.25):
-        if isinstance(data, Text):
+        if isinstance(data, PackedRows):
             rows = data.sequences_per_batch * factor
             if rows >= 1 and rows == int(rows):
                 yield experiment.replace(data=data.replace(tokens_per_batch=int(rows) * data.context))
@@ -130,7 +130,7 @@ def _settings(experiment: Experiment) -> str:
     axes = " ".join(f"--mesh.{axis} {getattr(mesh, axis)}" for axis in ("replica", "data", "fsdp", "tensor"))
     size = (
         f"--data.tokens_per_batch {data.tokens_per_batch}"
-        if isinstance(data, Text)
+        if isinstance(data, PackedRows)
         else f"--data.seconds_per_batch {data.seconds_per_batch:g}"
     )
     return f"{axes} --model.remat {experiment.model.remat} {size}"

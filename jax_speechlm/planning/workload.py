@@ -11,7 +11,7 @@ import numpy as np
 from data_pipelines import plan as plans
 from data_pipelines.audio import SAMPLE_RATE
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
-from jax_speechlm.experiment import Experiment, Text
+from jax_speechlm.experiment import Experiment, PackedRows, UnitText
 from jax_speechlm.training.source import open_source, plan_speech, read_tokenizer
 
 ASSUMED_UTTERANCES = 50_000
@@ -45,6 +45,7 @@ class Workload:
       unit: what lengths and useful amounts are counted in, "samples" or "tokens".
       useful: share of the padded positions that hold data.
       tokenizer: the run's, or one of the assumed size; None where the objective needs none.
+      holds_units: whether documents may hold speech, whose duration goes with it.
       assumed: what is assumed about the data in place of a prepared set, for the user to read; empty if nothing.
     """
 
@@ -53,12 +54,15 @@ class Workload:
     useful: float
     tokenizer: Tokenizer | None
     assumed: str = ""
+    holds_units: bool = False
 
     def abstract(self, shape: Shape, noise: bool, labels: bool) -> dict[str, jax.ShapeDtypeStruct]:
         """A batch of a shape, as abstract arrays without sharding."""
         rows, length = shape.rows, shape.length
         if self.unit == "tokens":
             arrays = {name: ((rows, length), jnp.int32) for name in ("tokens", "segment", "position")}
+            if self.holds_units:
+                arrays["samples"] = (rows, length), jnp.int32
         else:
             arrays = {
                 "audio": ((rows, length), jnp.int16),
@@ -86,11 +90,10 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
     if not missing:
         return _prepared(experiment)
     tokenizer, said = _tokenizer(data.tokenizer, vocab_size)
-    if isinstance(data, Text):
+    if isinstance(data, PackedRows):
         shape = Shape(data.sequences_per_batch, data.context, 0, 1.0)
-        return Workload(
-            (shape,), "tokens", 1.0, tokenizer, f"{', '.join(missing)} not prepared here{said}: rows are full"
-        )
+        assumed = f"{', '.join(missing)} not prepared here{said}: rows are full"
+        return Workload((shape,), "tokens", 1.0, tokenizer, assumed, isinstance(data, UnitText))
     reads_text = experiment.objective.reads_text
     # Uniform durations: real sets have their peak somewhere between, and buckets wherever it is.
     seconds = np.linspace(data.min_seconds, data.max_seconds, ASSUMED_UTTERANCES)
@@ -106,10 +109,10 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
 
 def _prepared(experiment: Experiment) -> Workload:
     source = open_source(experiment)
-    if isinstance(experiment.data, Text):
+    if isinstance(experiment.data, PackedRows):
         data, plan = experiment.data, source.plan
         shape = Shape(data.sequences_per_batch, data.context, 0, 1.0)
-        return Workload((shape,), "tokens", plan.fill_share, source.tokenizer)
+        return Workload((shape,), "tokens", plan.fill_share, source.tokenizer, "", isinstance(data, UnitText))
     return _of_plan(source.plan, source.tokenizer, "")
 
 

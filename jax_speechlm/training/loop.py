@@ -82,7 +82,8 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
     mesh = meshes.make_mesh(experiment.mesh)
     cadence = experiment.cadence
     meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(source.tokenizer)}
-    meta |= {"plan": source.plan.fingerprint}
+    units = getattr(source, "units", None)  # which a model of speech units is tied to
+    meta |= {"plan": source.plan.fingerprint, "units": units.fingerprint if units else None}
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
@@ -175,6 +176,11 @@ def _initial_state(
                 f"{checkpoints.directory.parent} holds a run with other settings ({', '.join(other)}). Give this "
                 "experiment another --run-dir, or remove that folder."
             )
+        if saved.get("units") != meta["units"]:
+            raise TrainingStopped(
+                f"{checkpoints.directory.parent}: this run began on other speech units ({saved.get('units')}) than "
+                f"those of its data ({meta['units']}). Name the former, or start again in another --run-dir."
+            )
         if saved["plan"] != meta["plan"]:
             raise TrainingStopped(
                 f"{checkpoints.directory.parent}: the data sets have changed since this run began, so its batches "
@@ -188,7 +194,7 @@ def _initial_state(
     if experiment.start:
         params = state.params
         for start in experiment.start:
-            params = take_over(start, params, tokenizer)
+            params = take_over(start, params, tokenizer, meta)
         ema = overlay(state.ema, select(params, tuple(paths(state.ema)))) if state.ema else {}
         state = state._replace(params=params, ema=ema)
     return state, 0

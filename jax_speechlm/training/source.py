@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,13 +12,14 @@ import numpy as np
 from jaxtyping import Int
 
 from data_pipelines import index as indexes
-from data_pipelines import packing, token_store, tokenizers
+from data_pipelines import packing, token_store, tokenizers, unit_documents
 from data_pipelines import plan as plans
+from data_pipelines.code_store import Units, read_units
 from data_pipelines.loader import Batch, Batches, open_batches
 from data_pipelines.noise import NoiseReader
 from data_pipelines.speed import with_speeds
 from data_pipelines.text_loader import TextBatches, open_text_batches
-from jax_speechlm.experiment import Data, Experiment, Text
+from jax_speechlm.experiment import Data, Experiment, Speech, Text, UnitText
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.vocabulary import Vocabulary
 
@@ -47,7 +49,7 @@ def open_source(experiment: Experiment) -> Source:
       DataError: a set is not prepared, or its index does not belong to its records; the message names the remedy.
       ValueError: settings that do not fit together.
     """
-    return (PreparedText if isinstance(experiment.data, Text) else PreparedSpeech).open(experiment)
+    return _SOURCES[type(experiment.data)].open(experiment)
 
 
 def plan_speech(
@@ -232,6 +234,88 @@ class PreparedText:
             num_steps=self.dev_plan.steps_per_epoch,
             labels=self.labels[1],
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedUnits:
+    """Utterances as units, texts, and utterances interleaved, packed into rows of one length.
+
+    Attributes:
+      train, dev: tokens of the documents; `dev` is None where no set has a dev split.
+      plan, dev_plan: their batches; each kind of document is a source of the plan.
+      tokenizer: what made the tokens of text.
+      units: what made the units.
+      boundary: the id that documents stand between.
+    """
+
+    train: token_store.TokenStore
+    dev: token_store.TokenStore | None
+    plan: packing.TextPlan
+    dev_plan: packing.TextPlan | None
+    tokenizer: tokenizers.Tokenizer
+    units: Units
+    boundary: int
+
+    @classmethod
+    def open(cls, experiment: Experiment) -> "PreparedUnits":
+        """Makes and plans an experiment's documents; see `open_source`."""
+        data, units = experiment.data, read_units(experiment.data.units)
+        if units.num_units != experiment.objective.num_units:
+            raise ValueError(
+                f"{data.units} has {units.num_units} units and the model's vocabulary "
+                f"{experiment.objective.num_units}: set --objective.num_units {units.num_units}"
+            )
+        train, dev = _indexes(data)
+        text_sets = data.text_sets or data.sets
+        texts = indexes.read_sets(data.data_dir, text_sets, "train")
+        tokenizer = _tokenizer(data.tokenizer, texts)
+        vocabulary = Vocabulary.of(tokenizer, num_units=units.num_units)
+        markers = unit_documents.Markers(vocabulary.speech, vocabulary.text, vocabulary.first_unit)
+
+        def read_texts(index: indexes.Index) -> unit_documents.UnitDocuments:
+            return unit_documents.UnitDocuments(token_store.open_tokens(index, tokenizer), Counter())
+
+        made = {}
+        if data.spoken:
+            made["spoken"] = unit_documents.spoken_documents(train, data.units, markers)
+        if data.text:
+            made["text"] = read_texts(texts)
+        if data.interleaved:
+            drawing = {"mean_words": data.stretch_words, "draws": data.draws, "seed": experiment.seed}
+            made["interleaved"] = unit_documents.interleaved_documents(train, data.units, tokenizer, markers, **drawing)
+        shape = {"context": data.context, "sequences_per_batch": data.sequences_per_batch}
+        tokens = token_store.TokenStore.join([each.store for each in made.values()])
+        plan = packing.make_text_plan(
+            tokens.lengths,
+            seed=experiment.seed,
+            source_rows=[len(each.store.lengths) for each in made.values()],
+            weights=[getattr(data, name) for name in made],
+            **shape,
+        )
+        missing = {f"{name} {why}": n for name, each in made.items() for why, n in each.missing.items()}
+        empty = plan.dropped["empty"] - sum(missing.values())
+        plan = dataclasses.replace(plan, names=tuple(made), dropped=missing | {"empty": empty})
+
+        dev_stores = [unit_documents.spoken_documents(dev, data.units, markers).store] if dev is not None else []
+        if data.text and (dev_texts := _with_dev_split(data.data_dir, text_sets)):
+            dev_stores.append(read_texts(indexes.read_sets(data.data_dir, dev_texts, "dev")).store)
+        dev_tokens = token_store.TokenStore.join(dev_stores) if dev_stores else None
+        dev_plan = packing.make_text_eval_plan(dev_tokens.lengths, **shape) if dev_stores else None
+        return cls(tokens, dev_tokens, plan, dev_plan, tokenizer, units, vocabulary.boundary)
+
+    def batches(self, first_step: int, num_steps: int) -> TextBatches:
+        return self._open(self.train, self.plan, start_step=first_step, num_steps=num_steps - first_step)
+
+    def dev_batches(self) -> TextBatches:
+        return self._open(self.dev, self.dev_plan, num_steps=self.dev_plan.steps_per_epoch)
+
+    def _open(self, tokens: token_store.TokenStore, plan: packing.TextPlan, **steps: int) -> TextBatches:
+        host = {"host": jax.process_index(), "num_hosts": jax.process_count()}
+        frame_samples = self.units.frame_samples
+        return open_text_batches(tokens, plan, boundary=self.boundary, frame_samples=frame_samples, **host, **steps)
+
+
+_SOURCES = {Speech: PreparedSpeech, Text: PreparedText, UnitText: PreparedUnits}
 
 
 def _indexes(data: Data) -> tuple[indexes.Index, indexes.Index | None]:

@@ -1,6 +1,8 @@
 """Initial parameters that are taken over from other runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,17 +13,29 @@ from jax_speechlm.models.functional import Params
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.optimizers import overlay, paths, select
 from jax_speechlm.training.source import saved_tokenizer
+from jax_speechlm.vocabulary import Vocabulary
 
 SHARED = ("encoder", "transformer")
 """The groups of parameters that models have in common."""
 
+PER_TOKEN = ("transformer/embedding", "transformer/untied", "transformer/prediction/bias")
+"""The parameters that have a row for each id of the vocabulary."""
 
-def take_over(start: Start, params: Params, tokenizer: Tokenizer | None) -> Params:
+
+def take_over(
+    start: Start, params: Params, tokenizer: Tokenizer | None, own: Mapping[str, Any] | None = None
+) -> Params:
     """`params` with the groups that `start` names read from its checkpoint, resharded to this mesh.
+
+    Where the vocabularies differ, as those of a text model and of the unit model that starts from it, the rows of the
+    ids that mean the same in both are taken over, and the others stay as they are in `params`.
+
+    Args:
+      own: what this run's own checkpoints say of it, for its objective and speech units; None knows of no units.
 
     Raises:
       CheckpointError: there is no readable checkpoint, a group is missing in it or in this model or has another shape,
-        or its transformer has another tokenizer.
+        or its transformer has another tokenizer or other speech units.
     """
     path = ckpt.find(start.checkpoint)
     loaded, meta = ckpt.read_params(path)
@@ -35,20 +49,31 @@ def take_over(start: Start, params: Params, tokenizer: Tokenizer | None) -> Para
     else:
         groups = [_names(group) for group in start.groups or params]
     saved = saved_tokenizer(meta)
-    if ("transformer", "transformer") in groups and saved and tokenizer and saved.fingerprint != tokenizer.fingerprint:
+    takes_transformer = ("transformer", "transformer") in groups
+    if takes_transformer and saved and tokenizer and saved.fingerprint != tokenizer.fingerprint:
         raise ckpt.CheckpointError(
             f"{path}: its transformer was trained with another tokenizer: set --data.tokenizer {start.checkpoint}"
         )
+    theirs, ours = _vocabulary(meta, saved), _vocabulary(own or {}, tokenizer)
+    shared = None
+    if takes_transformer and theirs and ours:
+        if theirs.num_units and ours.num_units and meta.get("units") != own.get("units"):
+            raise ckpt.CheckpointError(
+                f"{path}: its transformer was trained on other speech units ({meta.get('units')}) than this run's "
+                f"({own.get('units')}): set --data.units to the folder of the former"
+            )
+        shared = ours.shared_with(theirs) if theirs != ours else None
     there = dict(zip(paths(loaded), jax.tree.leaves(loaded), strict=True))
-    for ours, theirs in groups:
-        wanted = select(params, (ours,))
+    for group, source in groups:
+        wanted = select(params, (group,))
         if not wanted:
-            raise ckpt.CheckpointError(f"start.groups: nothing in this model lies below {ours!r}: {sorted(params)}")
-        sources = [theirs + name[len(ours) :] for name in paths(wanted)]
+            raise ckpt.CheckpointError(f"start.groups: nothing in this model lies below {group!r}: {sorted(params)}")
+        sources = [source + name[len(group) :] for name in paths(wanted)]
         if missing := [name for name in sources if name not in there]:
             raise ckpt.CheckpointError(f"{path}: has no {', '.join(missing[:5])}; it has {', '.join(sorted(loaded))}")
         found = [
-            _placed(path, name, here, there[name]) for name, here in zip(sources, jax.tree.leaves(wanted), strict=True)
+            _placed(path, name, here, _grown(there[name], here, *shared) if shared and name in PER_TOKEN else there[name])
+            for name, here in zip(sources, jax.tree.leaves(wanted), strict=True)
         ]
         params = overlay(params, jax.tree.unflatten(jax.tree.structure(wanted), found))
     return params
@@ -58,6 +83,21 @@ def _names(group: str) -> tuple[str, str]:
     """A group's path prefix in this model and in the checkpoint."""
     ours, _, theirs = group.partition("=")
     return ours, theirs or ours
+
+
+def _vocabulary(meta: Mapping[str, Any], tokenizer: Tokenizer | None) -> Vocabulary | None:
+    """The ids of a run by what its checkpoints say of it; None where it has no tokenizer."""
+    objective = meta.get("experiment", {}).get("objective", {})
+    return tokenizer and Vocabulary.of(tokenizer, objective.get("sentinels", 0), objective.get("num_units", 0))
+
+
+def _grown(there: np.ndarray, here: jax.Array, our_ids: np.ndarray, their_ids: np.ndarray) -> np.ndarray:
+    """The rows here with those of the shared ids as they are there; what cannot be is left for `_placed` to refuse."""
+    if there.shape[1:] != here.shape[1:]:
+        return there
+    rows = np.array(here)
+    rows[our_ids] = there[their_ids]
+    return rows
 
 
 def _placed(checkpoint: Path, name: str, here: jax.Array, there: np.ndarray) -> jax.Array:

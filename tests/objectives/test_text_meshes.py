@@ -9,6 +9,7 @@ from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.objectives.masked_lm import MaskedLM
 from jax_speechlm.objectives.span_corruption import SpanCorruption
+from jax_speechlm.objectives.unit_lm import UnitLM
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
 from tests.objectives.text import MODEL, TOKENIZER, documents, pack
@@ -20,6 +21,7 @@ CASES = {
     "causal_lm": (CausalLM(z_weight=1e-3), CAUSAL, (DATA, FSDP, MIXED)),
     "masked_lm": (MaskedLM(ratio=0.3), BOTH_WAYS, (MIXED,)),
     "span_corruption": (SpanCorruption(ratio=0.3, sentinels=8), CAUSAL, (MIXED,)),
+    "unit_lm": (UnitLM(num_units=9), CAUSAL, (DATA, MIXED)),
     "classification": (Classification(classes=("a", "b", "c")), BOTH_WAYS, (MIXED,)),
 }
 
@@ -29,6 +31,9 @@ def test_every_mesh_gives_the_single_device_loss_and_gradients(name):
     config, model, shapes = CASES[name]
     rows = [documents(seed, [9, 4]) for seed in range(7)]
     batch = pack([*rows, []], 24) | {"label": np.arange(8, dtype=np.int32) % 3}
+    if name == "unit_lm":  # half of the rows are speech
+        batch["tokens"][::2] = np.where(batch["tokens"][::2] > 0, 26 + batch["tokens"][::2] % 9, 0)
+        batch["samples"] = np.where(batch["tokens"] >= 26, 320, 0).astype(np.int32)
     objective = config.build(model, None, TOKENIZER)
     declaration = functional.declare(objective.make)
     params = jax.device_get(functional.init(objective.make, jax.random.key(0)))

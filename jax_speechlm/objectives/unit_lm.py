@@ -1,0 +1,118 @@
+"""Unit language modelling: a causal language model of text and of discrete units of speech, in one vocabulary.
+
+References: Hassid et al. 2023 (TWIST: a unit model that starts from a text model); Nguyen et al. 2024 (Spirit-LM: text
+and units in one stream, interleaved at words).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from pydantic import Field, PositiveInt
+
+from data_pipelines.audio import SAMPLE_RATE
+from data_pipelines.tokenizers import Tokenizer
+from jax_speechlm.batch import Batch, example_keys
+from jax_speechlm.config import Config
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models import functional
+from jax_speechlm.models.transformer import forward_flops
+from jax_speechlm.objectives import gauges
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
+from jax_speechlm.objectives.causal_lm import TextModel, next_tokens, require_transformer, token_losses
+from jax_speechlm.vocabulary import Vocabulary
+
+_FEWEST_NATS = 0.5  # of the units' frequencies; k-means of speech gives 3 and more
+
+
+class UnitLM(ObjectiveConfig):
+    """Settings of unit language modelling.
+
+    Attributes:
+      num_units: units of speech in the vocabulary: the clusters of the k-means model that `data.units` names.
+      z_weight: weight of the z-loss, as in causal_lm.
+    """
+
+    kind: Literal["unit_lm"] = "unit_lm"
+    num_units: PositiveInt
+    z_weight: Annotated[float, Field(ge=0)] = 1e-4
+
+    def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
+        """The objective for one model and tokenizer; it has no use for the front end.
+
+        The loss is a mean over the tokens that have one before them in their document, of text and of speech alike.
+        Metrics:
+
+        - `loss`, `cross_entropy` (without the z-loss, where there is one; nats), `accuracy`: over all of these tokens;
+        - `unit_loss`, `unit_accuracy`: over those that are units; nats a unit;
+        - `text_loss`: over text, with the boundary where text ends there; nats a token. What is left are the tokens
+          that switch between the two, and the boundaries behind speech;
+        - `bits_per_second`: of the units, over the seconds that they stand for. Unlike `unit_loss` it compares models
+          of different units: a unit that is one of few, or that is short, is easier to predict (arXiv 2601.06329);
+        - `unit_entropy`: of the batch's units by their frequencies, nats: what knowing these alone comes to.
+
+        Raises:
+          ValueError: no tokenizer, or a model that looks ahead.
+        """
+        del frontend
+        vocabulary = Vocabulary.of(tokenizer, num_units=self.num_units)
+        require_transformer(model, causal=True, objective=self.kind)
+        make = lambda rngs: TextModel(model, vocabulary.size, rngs=rngs)  # noqa: E731
+        graphdef = functional.declare(make).graphdef
+
+        def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
+            transformer = functional.bind(graphdef, params).transformer
+            target_BxT, weight_BxT = next_tokens(batch["tokens"], batch["segment"])
+            weight_BxT = weight_BxT * batch["weight"][:, None]
+            keys = None if key is None else example_keys(key, batch["example_id"])
+            hidden_BxTxD = transformer(batch["tokens"], batch["segment"], batch["position"], keys)
+            total, scores = token_losses(transformer, hidden_BxTxD, target_BxT, weight_BxT, self.z_weight)
+            count = jnp.sum(weight_BxT)
+            metrics = {"loss": (total, count), "accuracy": (jnp.sum(weight_BxT * scores.correct), count)}
+            if self.z_weight:
+                metrics["cross_entropy"] = jnp.sum(weight_BxT * scores.nll), count
+            unit_BxT, text_BxT = kinds_of(target_BxT, batch["tokens"], vocabulary)
+            unit_BxT, text_BxT = weight_BxT * unit_BxT, weight_BxT * text_BxT
+            units, nats = jnp.sum(unit_BxT), jnp.sum(unit_BxT * scores.nll)
+            seconds_BxT = jnp.pad(batch["samples"][:, 1:], ((0, 0), (0, 1))) / SAMPLE_RATE  # of the targets
+            share_K = gauges.code_shares(target_BxT - vocabulary.first_unit, unit_BxT, self.num_units)
+            return mean(total, count), metrics | {
+                "unit_loss": (nats, units),
+                "unit_accuracy": (jnp.sum(unit_BxT * scores.correct), units),
+                "text_loss": (jnp.sum(text_BxT * scores.nll), jnp.sum(text_BxT)),
+                "bits_per_second": (nats / jnp.log(2.0), jnp.sum(unit_BxT * seconds_BxT)),
+                "unit_entropy": (units * gauges.entropy(share_K), units),
+            }
+
+        def flops(num_tokens: int, batch_size: int) -> float:
+            return forward_flops(model, vocabulary.size, num_tokens, batch_size)
+
+        return Objective(make, loss, forward_flops=flops, alarm=alarm)
+
+
+def kinds_of(
+    target_BxT: Int[Array, "batch time"], before_BxT: Int[Array, "batch time"], vocabulary: Vocabulary
+) -> tuple[Bool[Array, "batch time"], Bool[Array, "batch time"]]:
+    """Which targets are units, and which are text: the tokenizer's, and boundaries that stand behind text."""
+    before_is_speech = vocabulary.is_unit(before_BxT) | (before_BxT == vocabulary.speech)
+    ends_text = (target_BxT == vocabulary.boundary) & ~before_is_speech
+    return vocabulary.is_unit(target_BxT), (target_BxT < vocabulary.boundary) | ends_text
+
+
+def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
+    """What is wrong with a run's units or with what it makes of them, or None."""
+    entropy = metrics["unit_entropy"]
+    if 0 < entropy < _FEWEST_NATS:
+        return (
+            f"the units have collapsed: they are distributed with {entropy:.2f} nats, as if there were no more than "
+            f"{math.exp(entropy):.1f} of them. Fit the k-means anew: jax-speechlm units fit"
+        )
+    if settled and entropy and metrics["unit_loss"] > entropy:
+        return (
+            f"the model predicts units worse ({metrics['unit_loss']:.2f} nats) than their frequencies do "
+            f"({entropy:.2f}): it has learnt nothing of speech. Raise "
+            "optimizer.schedule.peak or the share of speech, or train longer"
+        )
+    return None
