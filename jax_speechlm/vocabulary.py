@@ -102,7 +102,7 @@ class Vocabulary:
         return (ids >= self.first_unit) & (ids < self.first_unit + self.num_units)
 
     def shared_with(self, other: "Vocabulary") -> tuple[Int[np.ndarray, " shared"], Int[np.ndarray, " shared"]]:
-        """The ids that mean the same here and in another vocabulary over the same tokenizer and units: (here, there)."""
+        """The ids that mean the same here and in another vocabulary, of the same tokenizer and units: (here, there)."""
 
         def kinds(vocabulary: "Vocabulary") -> list[tuple[int, int]]:
             units = 2 + vocabulary.num_units if vocabulary.num_units else 0

@@ -71,10 +71,10 @@ def take_over(
         sources = [source + name[len(group) :] for name in paths(wanted)]
         if missing := [name for name in sources if name not in there]:
             raise ckpt.CheckpointError(f"{path}: has no {', '.join(missing[:5])}; it has {', '.join(sorted(loaded))}")
-        found = [
-            _placed(path, name, here, _grown(there[name], here, *shared) if shared and name in PER_TOKEN else there[name])
-            for name, here in zip(sources, jax.tree.leaves(wanted), strict=True)
-        ]
+        found = []
+        for name, here in zip(sources, jax.tree.leaves(wanted), strict=True):
+            value = _grown(there[name], here, *shared) if shared and name in PER_TOKEN else there[name]
+            found.append(_placed(path, name, here, value))
         params = overlay(params, jax.tree.unflatten(jax.tree.structure(wanted), found))
     return params
 

@@ -1,19 +1,24 @@
 """A run starts from the parameters of others: the right ones, whole, and no others."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm.experiment import Experiment, Start
+from jax_speechlm.models import functional
 from jax_speechlm.models.transformer import TransformerConfig
 from jax_speechlm.objectives.causal_lm import CausalLM
+from jax_speechlm.objectives.unit_lm import UnitLM
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import train
+from jax_speechlm.training.optimizers import paths
 from jax_speechlm.training.source import tokenizer_files
 from jax_speechlm.training.state import make_trainer
-from jax_speechlm.training.warm_start import take_over
+from jax_speechlm.training.warm_start import PER_TOKEN, take_over
+from jax_speechlm.vocabulary import Vocabulary
 from tests.training import tiny
 
 ABC = CharTokenizer("abc ")
@@ -122,3 +127,81 @@ def test_checkpoints_of_earlier_versions_say_start_otherwise():
     assert Experiment.model_validate(experiment | {"start": None}).start == ()
     one = Experiment.model_validate(experiment | {"start": {"checkpoint": "runs/a", "groups": ["encoder"]}})
     assert one.start == (Start(checkpoint="runs/a", groups=("encoder",)),)
+
+
+class TestGrowth:
+    """A unit model that starts from a text model."""
+
+    UNITS = 5
+
+    @staticmethod
+    def model(**changes):
+        return TransformerConfig(dim=8, num_layers=1, num_heads=1, num_kv_heads=1).replace(**changes)
+
+    def saved(self, folder, objective, model, units=None):
+        """Saves fresh parameters, and gives them and what the checkpoint says."""
+        mesh = meshes.make_mesh(tiny.experiment("ctc").mesh)
+        meta = {"experiment": {"objective": objective.model_dump()}, "tokenizer": tokenizer_files(ABC), "plan": ""}
+        meta |= {"units": units, "step": 1}
+        built = objective.build(model, None, ABC)
+        with jax.set_mesh(mesh):
+            state = make_trainer(built, tiny.experiment("ctc").optimizer, 1, 0, mesh).init(jax.random.key(len(meta)))
+        run = ckpt.Checkpoints(folder)
+        run.save(1, state, meta)
+        run.wait()
+        run.close()
+        return state.params, meta
+
+    @pytest.mark.parametrize("changes", [{}, {"tied": False}, {"prediction_head": True, "tied": False}])
+    def test_rows_of_known_ids_are_copied_and_the_others_stay_fresh(self, tmp_path, changes):
+        model = self.model(**changes)
+        theirs, _ = self.saved(tmp_path / "text", CausalLM(), model)
+        ours, own = self.saved(tmp_path / "units", UnitLM(num_units=self.UNITS), model, "k")
+        ours = jax.tree.map(lambda leaf: leaf * 0 - 7, ours)
+        taken = take_over(Start(checkpoint=str(tmp_path / "text")), ours, ABC, own)["transformer"]
+        known = Vocabulary.of(ABC).sentinel  # the tokenizer's, the boundary, the mask
+        assert known < Vocabulary.of(ABC).size < Vocabulary.of(ABC, num_units=self.UNITS).size
+        leaves = dict(zip(paths(taken), jax.tree.leaves(taken), strict=True))
+        before = dict(zip(paths(theirs["transformer"]), jax.tree.leaves(theirs["transformer"]), strict=True))
+        grown = set()
+        for name, leaf in leaves.items():
+            if leaf.shape == before[name].shape:
+                np.testing.assert_array_equal(leaf, before[name], err_msg=name)
+                continue
+            grown.add(f"transformer/{name}")
+            np.testing.assert_array_equal(leaf[:known], before[name][:known])
+            assert (np.asarray(leaf[known:]) == -7).all()  # also where the text model has rows that mean nothing
+        axes = functional.declare(UnitLM(num_units=self.UNITS).build(model, None, ABC).make).axes
+        has_rows = [name for name, leaf in zip(paths(ours), self.axes(axes), strict=True) if "vocab" in leaf]
+        assert grown == set(has_rows) <= set(PER_TOKEN)
+
+    @staticmethod
+    def axes(tree):
+        return jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+    def test_at_the_start_text_costs_what_it_cost_where_units_are_masked_out(self, tmp_path):
+        theirs, _ = self.saved(tmp_path / "text", CausalLM(), self.model())
+        ours, own = self.saved(tmp_path / "units", UnitLM(num_units=self.UNITS), self.model(), "k")
+        taken = take_over(Start(checkpoint=str(tmp_path / "text")), ours, ABC, own)
+        tokens = jnp.array([[5, 1, 2, 3, 4, 5]])
+        place = jnp.arange(6)[None]
+        found = []
+        for objective, params in ((CausalLM(), theirs), (UnitLM(num_units=self.UNITS), taken)):
+            graphdef = functional.declare(objective.build(self.model(), None, ABC).make).graphdef
+            transformer = functional.bind(graphdef, jax.device_put(jax.device_get(params))).transformer
+            logits = transformer.logits(transformer(tokens, place * 0 + 1, place))
+            found.append(np.asarray(logits)[:, :, : Vocabulary.of(ABC).sentinel])
+        np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+
+    def test_a_unit_model_is_not_started_from_one_of_other_units(self, tmp_path):
+        theirs, _ = self.saved(tmp_path / "one", UnitLM(num_units=self.UNITS), self.model(), "one")
+        ours, own = self.saved(tmp_path / "other", UnitLM(num_units=self.UNITS), self.model(), "other")
+        start = Start(checkpoint=str(tmp_path / "one"))
+        with pytest.raises(ckpt.CheckpointError, match=r"other speech units \(one\) than this run's \(other\)"):
+            take_over(start, ours, ABC, own)
+        assert_same(take_over(start, fresh(ours), ABC, own | {"units": "one"}), theirs)
+        with pytest.raises(ckpt.CheckpointError, match="another tokenizer"):
+            take_over(start, ours, CharTokenizer("xyz "), own)
+        wider, own = self.saved(tmp_path / "wide", UnitLM(num_units=9), self.model(dim=16), "one")
+        with pytest.raises(ckpt.CheckpointError, match=r"embedding has shape \(\d+, 8\), this model needs \(\d+, 16\)"):
+            take_over(start, wider, ABC, own)
