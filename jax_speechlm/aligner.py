@@ -1,14 +1,17 @@
 """Times of words in audio whose transcript is known: what `jax-speechlm align` runs."""
 
+import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from tyro.conf import Positional
 
 from data_pipelines import audio
 from data_pipelines.errors import DataError
+from data_pipelines.word_times import find_word_times, write_word_times
 from jax_speechlm.decoder import Posteriors
 from jax_speechlm.decoding.alignment import (
     AlignedUtterance,
@@ -21,7 +24,7 @@ from jax_speechlm.decoding.alignment import (
     words_of,
 )
 from jax_speechlm.evaluation.recognition import PreparedSpeech
-from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.recognizer import Recognizer, in_batches
 
 _ROWS = 16  # aligned in lockstep
 
@@ -45,12 +48,19 @@ def align_run(
       files: audio files; the transcript of speech.wav is read from speech.txt beside it.
       sets: names of prepared data sets to align instead; "name:split" takes another split than --split.
       split: "test", "dev" or "train".
-      format: "ctm" writes words.ctm, "json" words.jsonl, "textgrid" a Praat TextGrid for each utterance.
-      out: folder to write to; by default <checkpoint>/alignments.
+      format: "ctm" writes words.ctm, "json" words.jsonl, "textgrid" a Praat TextGrid for each utterance; "index" keeps
+        the times of prepared sets beside their index, where training on interleaved speech and text reads them.
+      out: folder to write to; by default <checkpoint>/alignments. Not for "index".
       data_dir: folder of the prepared data sets.
       seconds_per_batch: padded audio at a time: memory and speed, never the result.
     """
     recognizer = Recognizer.load(checkpoint)
+    if format == "index":
+        if files or not sets:
+            raise DataError("--format index keeps the times of prepared sets: name them with --sets, and no files")
+        for name in sets:
+            align_part(recognizer, name, split, data_dir, seconds_per_batch)
+        return
     utterances: list[tuple[str, str, float, Posteriors]] = []
     if sets:
         speech = PreparedSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
@@ -75,6 +85,53 @@ def align_run(
     name, text = ("words.ctm", to_ctm(aligned)) if format == "ctm" else ("words.jsonl", to_json(aligned))
     (out / name).write_text(text, encoding="utf-8")
     print(f"{out / name}: {len(aligned)} utterances, {len(skipped)} left out")
+
+
+def align_part(recognizer: Recognizer, name: str, split: str, data_dir: Path, seconds_per_batch: float) -> Path | None:
+    """Keeps the times of a set's words beside its index, unless this recogniser's lie there already.
+
+    An utterance is left out, and counted, that cannot be aligned or in which the recogniser does not find the words of
+    the transcript as white space parts them.
+
+    Returns:
+      The file, or None where there was nothing to do.
+    """
+    speech = PreparedSpeech(recognizer, (name,), split, data_dir, seconds_per_batch)
+    (part,) = speech.index.parts
+    aligner = _fingerprint(recognizer)
+    known = find_word_times(part)
+    if known is not None and known.aligner == aligner:
+        print(f"{part}: aligned by this recogniser already")
+        return None
+    texts = list(part.texts())
+    spans: list[np.ndarray | None] = [None] * len(texts)
+    other_words = 0
+    for batch in speech.batches():
+        heard = recognizer.posteriors([batch])
+        seconds = speech.index.num_samples / audio.SAMPLE_RATE
+        found, _ = align_utterances(
+            recognizer, [(str(row), texts[row], float(seconds[row]), heard[row]) for row in heard]
+        )
+        for each in found:
+            times = [(word.start, word.end) for word in each.words]
+            if len(times) != len(texts[int(each.id)].split()):
+                other_words += 1
+                continue
+            spans[int(each.id)] = np.rint(np.array(times) * audio.SAMPLE_RATE).astype(np.int32)
+    path = write_word_times(part, spans, aligner)
+    failed = sum(each is None for each in spans)
+    other = f", {other_words} of them because a word has no character that the recogniser knows" if other_words else ""
+    print(f"{path}: {len(texts) - failed} utterances aligned, {failed} left out{other}")
+    return path
+
+
+def _fingerprint(recognizer: Recognizer) -> str:
+    """Hex digest of all that decides the times: parameters, front end, tokenizer."""
+    digest = hashlib.sha256(recognizer.experiment.frontend.model_dump_json().encode())
+    digest.update(recognizer.tokenizer.fingerprint.encode())
+    for leaf in jax.tree.leaves(jax.device_get(recognizer.params)):
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()[:16]
 
 
 def align_utterances(
@@ -116,6 +173,6 @@ def _read(recognizer: Recognizer, files: Sequence[Path]) -> Iterator[tuple[str, 
         if not transcript.is_file():
             raise DataError(f"{transcript} does not exist: write what is said in {file.name} into it")
         samples = audio.decode(file)
-        (log_probs,) = recognizer.posteriors(recognizer.batches([samples])).values()
+        (log_probs,) = recognizer.posteriors(in_batches([samples])).values()
         text = " ".join(transcript.read_text(encoding="utf-8").split())
         yield file.stem, text, len(samples) / audio.SAMPLE_RATE, log_probs

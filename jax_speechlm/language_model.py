@@ -23,7 +23,7 @@ from jax_speechlm.models.functional import Params
 from jax_speechlm.models.transformer import TransformerConfig, init_cache
 from jax_speechlm.objectives.causal_lm import CausalLM, TextModel, token_losses
 from jax_speechlm.trained import Trained
-from jax_speechlm.vocabulary import PADDING, Vocabulary, pad
+from jax_speechlm.vocabulary import PADDING, Modality, Vocabulary, pad
 
 _TOKENS_PER_BATCH = 8192  # speed and memory, never the result
 _SHORTEST_ROW = 16
@@ -67,6 +67,7 @@ class LanguageModel:
       params: its parameters: {"transformer": ...}.
       context: tokens of the rows that it was trained on; it is given no more history than that.
       checkpoint: where it was read from, for messages.
+      num_units: units of speech in its vocabulary (`unit_model.py`).
     """
 
     model: TransformerConfig
@@ -74,6 +75,7 @@ class LanguageModel:
     params: Params
     context: int
     checkpoint: Path | None = None
+    num_units: int = 0
 
     @classmethod
     def load(cls, path: str | Path) -> "LanguageModel":
@@ -87,7 +89,7 @@ class LanguageModel:
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary.of(self.tokenizer)
+        return Vocabulary.of(self.tokenizer, num_units=self.num_units)
 
     def encode(self, text: str) -> list[int]:
         """A text's ids between two boundaries. Characters that the tokenizer does not know are dropped."""
@@ -154,36 +156,64 @@ class LanguageModel:
         Raises:
           ValueError: a prompt leaves no room in the context.
         """
-        if not prompts:
-            return []
         ids = [[self.vocabulary.boundary, *self.tokenizer.encode(prompt)] for prompt in prompts]
-        for prompt, row in zip(prompts, ids, strict=True):
+        found = self.continue_ids(ids, method, max_tokens=max_tokens, samples=samples, seed=seed)
+        return [self._read(start, *each) for start, each in zip(ids, found, strict=True)]
+
+    def continue_ids(
+        self,
+        ids: Sequence[Sequence[int]],
+        method: Sampling | Beam,
+        *,
+        max_tokens: int,
+        samples: int = 1,
+        seed: int = 0,
+        modality: Modality | None = None,
+    ) -> list[Continuations]:
+        """What `generate` finds for prompts that are ids, the opening boundary first: arrays [samples or beam, ...].
+
+        Args:
+          modality: what may be added: text or units of speech alone, or None for whatever the model knows.
+
+        Raises:
+          ValueError: a prompt leaves no room in the context.
+        """
+        if not ids:
+            return []
+        for row in ids:
             if len(row) >= self.context:
                 raise ValueError(
                     f"a prompt of {len(row)} tokens leaves no room to go on: {self.checkpoint or 'the model'} was "
-                    f"trained on {self.context} tokens. Shorten the prompt, which begins {prompt[:60]!r}"
+                    f"trained on {self.context} tokens. Shorten the prompt, which begins "
+                    f"{self.tokenizer.decode(n for n in row[:60] if n < self.vocabulary.boundary)[:60]!r}"
                 )
+        keys, rows = None, [list(row) for row in ids]
         if isinstance(method, Sampling):
-            keys = [_sample_keys(seed, row, samples) for row in ids]
-            ids = [row for row in ids for _ in range(samples)]
-            found = self._continue(ids, jnp.concatenate(keys), method, max_tokens)
-            found = jax.tree.map(lambda x: x.reshape(len(prompts), samples, *x.shape[1:]), found)
-        else:
-            found = self._continue(ids, None, method, max_tokens)
-        starts = ids[:: len(ids) // len(prompts)]
-        return [self._read(start, *each) for start, each in zip(starts, zip(*found, strict=True), strict=True)]
+            keys = jnp.concatenate([_sample_keys(seed, row, samples) for row in rows])
+            rows = [row for row in rows for _ in range(samples)]
+        found = self._continue(rows, keys, method, max_tokens, modality)
+        if isinstance(method, Sampling):
+            found = jax.tree.map(lambda x: x.reshape(len(ids), samples, *x.shape[1:]), found)
+        return [Continuations(*each) for each in zip(*found, strict=True)]
 
     def session(self, slots: int, length: int, width: int) -> "Session":
         """Room to score prefixes token by token; see `Session`."""
         return Session(self, slots, length, width)
 
     def _continue(
-        self, ids: list[list[int]], keys: jax.Array | None, method: Sampling | Beam, max_tokens: int
+        self,
+        ids: list[list[int]],
+        keys: jax.Array | None,
+        method: Sampling | Beam,
+        max_tokens: int,
+        modality: Modality | None,
     ) -> Continuations:
         lengths = np.array([len(row) for row in ids], np.int32)
         width = -(-int(lengths.max()) // _SHORTEST_ROW) * _SHORTEST_ROW
         return jax.device_get(
-            self._generate(self.params, pad(ids, width), lengths, keys, method=method, max_new=max_tokens)
+            self._generate(
+                self.params, pad(ids, width), lengths, keys, method=method, max_new=max_tokens, modality=modality
+            )
         )
 
     def _read(self, start: list[int], tokens: np.ndarray, lengths: np.ndarray, log_probs: np.ndarray):
@@ -215,14 +245,14 @@ class LanguageModel:
 
     @functools.cached_property
     def _generate(self):
-        def run(params: Params, prompt, lengths, keys, *, method: Sampling | Beam, max_new: int) -> Continuations:
+        def run(params: Params, prompt, lengths, keys, *, method, max_new, modality) -> Continuations:
             transformer = functional.bind(self.graphdef, params).transformer
-            limits = {"max_new": max_new, "context": self.context}
+            limits = {"max_new": max_new, "context": self.context, "modality": modality}
             if isinstance(method, Beam):
                 return beam_search(transformer, self.vocabulary, prompt, lengths, method, **limits)
             return sample(transformer, self.vocabulary, prompt, lengths, keys, method, **limits)
 
-        return jax.jit(run, static_argnames=("method", "max_new"))
+        return jax.jit(run, static_argnames=("method", "max_new", "modality"))
 
     @functools.cached_property
     def _step(self):

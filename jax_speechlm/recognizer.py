@@ -117,28 +117,29 @@ class Recognizer:
                 yield Transcript(str(file), "", 0.0, str(error))
                 continue
             parts = list(cut_at_pauses(samples, max_seconds))
-            texts = self.recognize(self.batches(parts))
+            texts = self.recognize(in_batches(parts))
             text = " ".join(texts[number] for number in range(len(parts)))
             yield Transcript(str(file), " ".join(text.split()), len(samples) / audio.SAMPLE_RATE)
 
-    def batches(self, parts: Sequence[Int16[np.ndarray, "..."]]) -> Iterator[Batch]:
-        """Recordings as batches; `example_id` is the place among them."""
-        lengths = np.array([len(part) for part in parts])
-        # Coarse shapes, so that many files of like length share one compiled program.
-        planned = plan.make_eval_plan(lengths, seconds_per_batch=60.0, batch_multiple=1, frame_samples=2 * 16_000)
-        for step in range(planned.steps_per_epoch):
-            rows = planned.batch(step).rows
-            bucket = planned.buckets[planned.batch(step).bucket]
-            batch = {
-                "audio": np.zeros((len(rows), bucket.num_samples), np.int16),
-                "audio_length": np.where(rows >= 0, lengths[rows], 0).astype(np.int32),
-                "example_id": rows.astype(np.int32),
-                "weight": (rows >= 0).astype(np.float32),
-            }
-            for place, row in enumerate(rows):
-                if row >= 0:
-                    batch["audio"][place, : lengths[row]] = parts[row]
-            yield batch
+
+def in_batches(parts: Sequence[Int16[np.ndarray, "..."]]) -> Iterator[Batch]:
+    """Recordings as batches; `example_id` is the place among them."""
+    lengths = np.array([len(part) for part in parts])
+    # Coarse shapes, so that many files of like length share one compiled program.
+    planned = plan.make_eval_plan(lengths, seconds_per_batch=60.0, batch_multiple=1, frame_samples=2 * 16_000)
+    for step in range(planned.steps_per_epoch):
+        rows = planned.batch(step).rows
+        bucket = planned.buckets[planned.batch(step).bucket]
+        batch = {
+            "audio": np.zeros((len(rows), bucket.num_samples), np.int16),
+            "audio_length": np.where(rows >= 0, lengths[rows], 0).astype(np.int32),
+            "example_id": rows.astype(np.int32),
+            "weight": (rows >= 0).astype(np.float32),
+        }
+        for place, row in enumerate(rows):
+            if row >= 0:
+                batch["audio"][place, : lengths[row]] = parts[row]
+        yield batch
 
 
 def cut_at_pauses(samples: Int16[np.ndarray, " samples"], max_seconds: float) -> Iterator[Int16[np.ndarray, "..."]]:

@@ -14,7 +14,7 @@ from jax_speechlm.decoding.ngram import SPACE
 
 BLANK = 0
 
-Format = Literal["ctm", "textgrid", "json"]
+Format = Literal["ctm", "textgrid", "json", "index"]
 
 
 @dataclasses.dataclass(frozen=True)
