@@ -141,11 +141,12 @@ def _from_json_lines(path: Path, text: str) -> Iterable[Pair]:
 
 
 def _from_gold_csv(path: Path, text: str) -> Iterable[Pair]:
-    rows: dict[str, dict[str, str]] = {}
-    groups: dict[str, str] = {}
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
     for number, row in enumerate(csv.DictReader(text.splitlines()), start=2):
         try:
-            identity, correct, sentence = row["id"], row["correct"].strip(), row["transcription"]
+            # Ids begin anew in each type and subtype.
+            identity = row["id"], row.get("type") or "", row.get("subtype") or ""
+            correct, sentence = row["correct"].strip(), row["transcription"]
             if correct not in ("0", "1"):
                 raise ValueError(f"correct is {correct!r}")
         except (KeyError, ValueError, AttributeError) as error:
@@ -154,11 +155,10 @@ def _from_gold_csv(path: Path, text: str) -> Iterable[Pair]:
                 "correct (1 or 0); pairs of audio alone need a model of speech"
             ) from error
         rows.setdefault(identity, {})[correct] = sentence
-        groups[identity] = row.get("type") or path.stem
-    for identity, sentences in rows.items():
+    for (name, group, _), sentences in rows.items():
         if len(sentences) != 2:
-            raise DataError(f"{path}: id {identity!r} has no sentence with correct {'0' if '1' in sentences else '1'}")
-        yield Pair(sentences["1"], sentences["0"], groups[identity])
+            raise DataError(f"{path}: id {name!r} has no sentence with correct {'0' if '1' in sentences else '1'}")
+        yield Pair(sentences["1"], sentences["0"], group or path.stem)
 
 
 _READERS = {".csv": _from_gold_csv}

@@ -21,6 +21,8 @@ GOLD = """id,filename,voice,type,subtype,correct,transcription
 1,d,B,agreement,x,0,the keys is here
 2,e,A,gap,y,0,who did you see him
 2,f,A,gap,y,1,who did you see
+1,g,A,gap,z,1,who left
+1,h,A,gap,z,0,who leave
 """
 
 
@@ -39,6 +41,7 @@ def test_reads_pairs_of_blimp_and_of_sblimp(files):
     assert read_pairs([gold]) == [
         Pair("the keys are here", "the keys is here", "agreement"),
         Pair("who did you see", "who did you see him", "gap"),
+        Pair("who left", "who leave", "gap"),  # ids begin anew in each subtype
     ]
 
 
