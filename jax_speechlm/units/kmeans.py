@@ -1,0 +1,196 @@
+"""Minibatch k-means on the device: centroids on every device, the rows of a batch spread over all of them.
+
+Each step moves a centroid by the mean of the rows that chose it, at a rate that falls with the number of rows it ever
+had (Sculley 2010, "Web-scale k-means clustering"). The start is greedy k-means++ (Arthur and Vassilvitskii 2007), as
+scikit-learn has it.
+"""
+
+import functools
+import math
+from typing import Annotated, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
+from pydantic import Field, PositiveInt
+
+from data_pipelines.code_store import UNLABELLED
+from data_pipelines.errors import DataError
+from jax_speechlm.config import Config
+from jax_speechlm.parallel import mesh as meshes
+
+_SCORES = {"cpu": 2**18}
+"""Scores of a block of rows against all centroids, so many at a time: a core's own cache holds them."""
+
+_SCORES_ELSEWHERE = 2**24
+
+_EXPECTED = 20
+"""A centroid that no row chose while the average one was chosen so often is empty."""
+
+
+class KMeans(Config):
+    """How to fit a k-means.
+
+    Attributes:
+      num_units: centroids.
+      batch_size: rows of a step, drawn with replacement; rounded up to what the devices divide.
+      num_steps: of minibatch updates.
+      init: "k-means++" on three batches' worth of rows, or rows at "random".
+      seed: names the start and the batches.
+    """
+
+    num_units: Annotated[int, Field(ge=1, le=UNLABELLED)] = 100
+    batch_size: PositiveInt = 10_000
+    num_steps: PositiveInt = 1000
+    init: Literal["k-means++", "random"] = "k-means++"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class State(NamedTuple):
+    """Centroids, and the rows that each of them ever had."""
+
+    centroids_KxD: Float[Array, "units features"]
+    count_K: Int32[Array, " units"]
+
+
+def fit_kmeans(
+    frames_NxD: Float[np.ndarray, "rows features"], config: KMeans, mesh: Mesh
+) -> Float[np.ndarray, "units features"]:
+    """The centroids of some rows. The same for the same seed; on another mesh, but for rounding.
+
+    A centroid that stays empty is put onto a row drawn in proportion to its squared distance from the nearest.
+
+    Args:
+      frames_NxD: float32, in this process's memory.
+
+    Raises:
+      DataError: there are fewer rows than units.
+    """
+    num_rows = len(frames_NxD)
+    if num_rows < config.num_units:
+        raise DataError(f"{num_rows} frames cannot make {config.num_units} units: name more sets, or fit fewer units")
+    batch_size = -(-config.batch_size // mesh.size) * mesh.size
+    rng, key = np.random.default_rng(config.seed), jax.random.key(config.seed)
+    first = rng.permutation(num_rows)[: max(3 * config.batch_size, 3 * config.num_units)]
+    begin = _plus_plus if config.init == "k-means++" else _random
+    with jax.set_mesh(mesh):
+        centroids = begin(key, jnp.asarray(frames_NxD[first]), config.num_units)
+        state = State(centroids, jnp.zeros(config.num_units, jnp.int32))
+        check_every = math.ceil(_EXPECTED * config.num_units / batch_size)
+        counted = np.zeros(config.num_units, np.int32)
+        for step in range(config.num_steps):
+            rows = frames_NxD[rng.integers(num_rows, size=batch_size)]
+            batch = meshes.shard_batch(mesh, {"rows": rows})["rows"]
+            state = _update(state, batch)
+            if (step + 1) % check_every == 0 and step + check_every < config.num_steps:
+                count = jax.device_get(state.count_K)
+                if (empty := count == counted).any():
+                    state = _reseed(state, batch, jnp.asarray(empty), jax.random.fold_in(key, step))
+                    count = jax.device_get(state.count_K)
+                counted = count
+    return jax.device_get(state.centroids_KxD)
+
+
+def nearest(
+    x_NxD: Float[Array, "rows features"], centroids_KxD: Float[Array, "units features"]
+) -> tuple[Int32[Array, " rows"], Float[Array, " rows"]]:
+    """The nearest centroid of each row, the first of several; and its squared distance.
+
+    In full float32 on every backend, so that codes do not change when a model moves to another machine.
+    """
+    num_rows, num_units = len(x_NxD), len(centroids_KxD)
+    norm_K = 0.5 * jnp.sum(jnp.square(centroids_KxD), axis=-1)
+
+    def block(x: Array) -> tuple[Array, Array]:
+        score = jnp.matmul(x, centroids_KxD.T, precision=jax.lax.Precision.HIGHEST) - norm_K
+        best = jnp.max(score, axis=-1, keepdims=True)
+        # Two plain reductions: XLA's argmax is several times slower on CPU.
+        code = jnp.min(jnp.where(score >= best, jnp.arange(num_units), num_units), axis=-1)
+        return code, best[..., 0]
+
+    size = max(1, _SCORES.get(meshes.platform(), _SCORES_ELSEWHERE) // num_units)
+    blocks = -(-num_rows // size)
+    size = -(-num_rows // blocks) if blocks else 1
+    x = jnp.pad(x_NxD, ((0, blocks * size - num_rows), (0, 0))).reshape(blocks, size, x_NxD.shape[1])
+    code, best = (result.reshape(-1)[:num_rows] for result in jax.lax.map(block, x))
+    squared = jnp.sum(jnp.square(x_NxD), axis=-1) - 2 * best
+    # A row without a finite score would have no code: give it one, so that the loss shows what is wrong, not an index.
+    return jnp.minimum(code, num_units - 1).astype(jnp.int32), jnp.maximum(squared, 0)
+
+
+def inertia(
+    frames_NxD: Float[np.ndarray, "rows features"], centroids_KxD: Float[np.ndarray, "units features"]
+) -> float:
+    """Mean squared distance of rows from their nearest centroids."""
+    total = 0.0
+    for start in range(0, len(frames_NxD), 2**16):
+        rows = frames_NxD[start : start + 2**16]
+        total += float(np.asarray(_nearest(rows, centroids_KxD)[1]).sum(dtype=np.float64))
+    return total / len(frames_NxD)
+
+
+_nearest = jax.jit(nearest)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _update(state: State, x_NxD: Float[Array, "rows features"]) -> State:
+    """One step on a batch whose rows lie on the mesh in force; all that travels is the sum of each centroid's rows."""
+    rows = PartitionSpec(meshes.BATCH_AXES)
+
+    def sums(centroids: Array, x: Array) -> tuple[Array, Array]:
+        code, _ = nearest(x, centroids)
+        total = (
+            jax.ops.segment_sum(x, code, len(centroids)),
+            jax.ops.segment_sum(jnp.ones_like(code), code, len(centroids)),
+        )
+        return jax.lax.psum(total, meshes.BATCH_AXES)
+
+    centroids = state.centroids_KxD
+    split = jax.shard_map(sums, in_specs=(PartitionSpec(), rows), out_specs=PartitionSpec(), check_vma=False)
+    sum_KxD, chosen_K = split(centroids, x_NxD)
+    count_K = state.count_K + chosen_K
+    moved = (sum_KxD - chosen_K[:, None] * centroids) / jnp.maximum(count_K, 1)[:, None]
+    return State(centroids + moved, count_K)
+
+
+@jax.jit
+def _reseed(state: State, x_NxD: Float[Array, "rows features"], empty_K: Array, key: PRNGKeyArray) -> State:
+    """Puts empty centroids onto distinct rows, drawn in proportion to their squared distances; they count as new."""
+    centroids, count = state
+    _, squared = nearest(x_NxD, centroids)
+    chance = jnp.log(squared) + jax.random.gumbel(key, squared.shape)  # the greatest are a draw without replacement
+    _, row_K = jax.lax.top_k(chance, min(len(centroids), len(x_NxD)))
+    row_K = row_K[jnp.clip(jnp.cumsum(empty_K) - 1, 0, len(row_K) - 1)]
+    return State(jnp.where(empty_K[:, None], x_NxD[row_K], centroids), jnp.where(empty_K, 0, count))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _random(key: PRNGKeyArray, x_NxD: Float[Array, "rows features"], num_units: int) -> Array:
+    return x_NxD[jax.random.permutation(key, len(x_NxD))[:num_units]]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _plus_plus(key: PRNGKeyArray, x_NxD: Float[Array, "rows features"], num_units: int) -> Array:
+    """Greedy k-means++: of a few rows drawn in proportion to squared distance, the one that lowers their sum most."""
+    num_rows, num_features = x_NxD.shape
+    num_candidates = 2 + int(math.log(num_units))
+    norm_N = jnp.sum(jnp.square(x_NxD), axis=-1)
+
+    def distances(c_CxD: Array) -> Float[Array, "candidates rows"]:
+        product = jnp.matmul(c_CxD, x_NxD.T, precision=jax.lax.Precision.HIGHEST)
+        return jnp.maximum(norm_N - 2 * product + jnp.sum(jnp.square(c_CxD), axis=-1)[:, None], 0)
+
+    def add(place: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        centroids, closest_N = carry
+        total_N = jnp.cumsum(closest_N)
+        drawn = jax.random.uniform(jax.random.fold_in(key, place), (num_candidates,)) * total_N[-1]
+        candidates = x_NxD[jnp.clip(jnp.searchsorted(total_N, drawn), 0, num_rows - 1)]
+        after_CxN = jnp.minimum(closest_N, distances(candidates))
+        best = jnp.argmin(jnp.sum(after_CxN, axis=-1))
+        return centroids.at[place].set(candidates[best]), after_CxN[best]
+
+    first = x_NxD[jax.random.randint(jax.random.fold_in(key, 0), (), 0, num_rows)]
+    centroids = jnp.zeros((num_units, num_features), x_NxD.dtype).at[0].set(first)
+    return jax.lax.fori_loop(1, num_units, add, (centroids, distances(first[None])[0]))[0]
