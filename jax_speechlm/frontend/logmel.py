@@ -62,6 +62,11 @@ class LogMel(Config):
         """Samples from one feature vector to the next."""
         return HOP * self.stack
 
+    @property
+    def context_samples(self) -> int:
+        """Samples that a feature vector needs beyond these; negative where the ends are padded."""
+        return WINDOW - HOP if self.flavour == "kaldi" else -HOP
+
     def num_frames(self, num_samples: Count) -> Count:
         """Feature vectors that come from so many samples."""
         return _num_windows(num_samples, self.flavour) // self.stack
@@ -102,7 +107,7 @@ def log_mel(
 
     mask = frame_mask(windows, num_windows)[..., None]
     if config.normalize:
-        features = _normalize(features, mask, windows)
+        features = normalize(features, mask, windows)
     length = windows // config.stack
     vectors = num_windows // config.stack
     features = features[:, : vectors * config.stack].reshape(len(features), vectors, config.input_dim)
@@ -119,7 +124,7 @@ def _frames(audio: Float[Array, "batch samples"], num_windows: int, flavour: str
     return jnp.concatenate([blocks[:, i : i + num_windows] for i in range(hops)], axis=-1)[..., :WINDOW]
 
 
-def _normalize(
+def normalize(
     features: Float[Array, "batch windows bins"], mask: Array, count: Int[Array, " batch"]
 ) -> Float[Array, "batch windows bins"]:
     """Zero mean, unit variance (of a sample: count - 1) for each bin over the utterance; Hugging Face's epsilon."""
