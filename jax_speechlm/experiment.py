@@ -12,6 +12,7 @@ from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.hubert import HuBERT
 from jax_speechlm.objectives.masked_lm import MaskedLM
 from jax_speechlm.objectives.span_corruption import SpanCorruption
 from jax_speechlm.objectives.unit_lm import UnitLM
@@ -19,7 +20,8 @@ from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Optimizer
 
 Objective = Annotated[
-    BestRQ | CTC | CausalLM | MaskedLM | SpanCorruption | UnitLM | Classification, pydantic.Field(discriminator="kind")
+    BestRQ | HuBERT | CTC | CausalLM | MaskedLM | SpanCorruption | UnitLM | Classification,
+    pydantic.Field(discriminator="kind"),
 ]
 Model = Annotated[ConformerConfig | TransformerConfig, pydantic.Field(discriminator="kind")]
 
@@ -41,6 +43,7 @@ class Speech(Config):
       shortest_first_epochs: epochs that go from short utterances to long ones before shuffling begins.
       speeds: factors of speed perturbation; one is drawn for each utterance and epoch.
       noise_set: the prepared set that `frontend.augment` mixes in as noise: its "train" split, or "name:split".
+      units: folder of the k-means whose units HuBERT predicts; `jax-speechlm units label` labels the sets with them.
     """
 
     kind: Literal["speech"] = "speech"
@@ -58,6 +61,7 @@ class Speech(Config):
     shortest_first_epochs: pydantic.NonNegativeInt = 0
     speeds: tuple[float, ...] = (1.0,)
     noise_set: str | None = None
+    units: str | None = None
 
 
 class PackedRows(Config):

@@ -23,10 +23,12 @@ class ObjectiveConfig(Config):
     Attributes:
       reads_text: whether batches of speech must carry the transcripts' tokens.
       reads_labels: whether batches must carry the class of each row; `numbers` then gives it from the label.
+      reads_codes: whether batches of speech must carry the speech unit of each frame.
     """
 
     reads_text: ClassVar[bool] = False
     reads_labels: ClassVar[bool] = False
+    reads_codes: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,11 +32,6 @@ from jax_speechlm.objectives.masking import (
     take_frames,
 )
 
-LOW_ENTROPY = 0.25
-"""Target codes have collapsed whose entropy is below this share of the most that a batch can show; predicted codes,
-whose entropy is below this share of the targets'. Of two runs on queen-en, the one that only learnt how frequent each
-code is was at 0.10 where the one that learnt from context was at 0.38."""
-
 
 class BestRQ(ObjectiveConfig):
     """Settings of the BEST-RQ objective.
@@ -205,18 +200,12 @@ def _score_book(
     _, probed_guess, probed_code = score(*probed)
     logits, guess, code = score(*masked)
     total, num_codes = jnp.sum(weight), bias.shape[0]
-    share, predicted_share = (gauges.code_shares(codes, weight, num_codes) for codes in (code, guess))
-    entropy = gauges.entropy(share)
+    spread = gauges.of_codes(code, guess, weight, num_codes)
     return {
         "loss": jnp.sum(weight * optax.softmax_cross_entropy_with_integer_labels(logits, code)),
         "masked_accuracy": jnp.sum(weight * (guess == code)),
         "unmasked_accuracy": jnp.sum(probed_weight * (probed_guess == probed_code)),
-        "code_entropy": total * entropy,
-        "code_entropy_ratio": total * entropy / gauges.most_entropy(total, num_codes),
-        "codes_used": total * gauges.used(share),
-        "predicted_code_entropy": total * gauges.entropy(predicted_share),
-        "predicted_codes_used": total * gauges.used(predicted_share),
-    }
+    } | {name: total * value for name, value in spread.items()}
 
 
 def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
@@ -224,18 +213,10 @@ def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
 
     Args:
       metrics: averaged over steps.
-      settled: whether training is long past its warm-up. Before that every model predicts few codes.
+      settled: whether training is long past its warm-up.
     """
-    ratio = metrics["code_entropy_ratio"]
-    if ratio < LOW_ENTROPY:
-        return (
-            f"BEST-RQ's codes have collapsed: their entropy is {ratio:.0%} of what the batches could show. The targets "
-            "come from the audio alone: look for silent or constant clips, or features that are not normalised"
-        )
-    ratio = metrics["predicted_code_entropy"] / max(metrics["code_entropy"], 1e-9)
-    if settled and ratio < LOW_ENTROPY:
-        return (
-            f"BEST-RQ's predictions have collapsed: their entropy is {ratio:.0%} of the targets'. The model has learnt "
-            "how frequent each code is and little from context: start again with a lower optimizer.schedule.peak"
-        )
-    return gauges.representation_alarm(metrics, settled)
+    cause = (
+        "The targets come from the audio alone: look for silent or constant clips, or features that are not normalised"
+    )
+    wrong = gauges.codes_alarm(metrics, settled, "BEST-RQ", cause)
+    return wrong or gauges.representation_alarm(metrics, settled)

@@ -109,7 +109,8 @@ class Compiler:
         """The step for one batch shape, as JAX hands it to the compiler."""
         experiment = self._experiment
         noise = experiment.frontend.augment.noise_probability > 0 and self._load.unit == "samples"
-        batch = self._load.abstract(shape, noise, experiment.objective.reads_labels)
+        frames = experiment.frontend.mel.num_frames(shape.length) if experiment.objective.reads_codes else None
+        batch = self._load.abstract(shape, noise, experiment.objective.reads_labels, frames)
         rows = meshes.batch_sharding(self.mesh)
         batch = {name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=rows) for name, each in batch.items()}
         with jax.set_mesh(self.mesh):

@@ -56,8 +56,10 @@ class Workload:
     assumed: str = ""
     holds_units: bool = False
 
-    def abstract(self, shape: Shape, noise: bool, labels: bool) -> dict[str, jax.ShapeDtypeStruct]:
-        """A batch of a shape, as abstract arrays without sharding."""
+    def abstract(
+        self, shape: Shape, noise: bool, labels: bool, frames: int | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """A batch of a shape, as abstract arrays without sharding; with speech units where `frames` says how many."""
         rows, length = shape.rows, shape.length
         if self.unit == "tokens":
             arrays = {name: ((rows, length), jnp.int32) for name in ("tokens", "segment", "position")}
@@ -75,6 +77,8 @@ class Workload:
             arrays["noise"] = ((rows, length), jnp.int16)
         if labels:
             arrays["label"] = ((rows,), jnp.int32)
+        if frames is not None:
+            arrays["codes"] = ((rows, frames), jnp.int32)
         return {name: jax.ShapeDtypeStruct(*each) for name, each in arrays.items()}
 
 
@@ -87,6 +91,8 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
     """
     data = experiment.data
     missing = [name for name in data.sets if not (Path(data.data_dir) / name.partition(":")[0]).is_dir()]
+    if experiment.objective.reads_codes and data.units and not Path(data.units).is_dir():
+        missing.append(data.units)
     if not missing:
         return _prepared(experiment)
     tokenizer, said = _tokenizer(data.tokenizer, vocab_size)

@@ -14,7 +14,8 @@ from jaxtyping import Int
 from data_pipelines import index as indexes
 from data_pipelines import packing, token_store, tokenizers, unit_documents
 from data_pipelines import plan as plans
-from data_pipelines.code_store import Units, read_units
+from data_pipelines.code_store import CodeStore, Units, open_codes, read_units
+from data_pipelines.errors import DataError
 from data_pipelines.loader import Batch, Batches, open_batches
 from data_pipelines.noise import NoiseReader
 from data_pipelines.speed import with_speeds
@@ -121,6 +122,7 @@ class PreparedSpeech:
       speeds: factors of speed perturbation in training.
       noise: what training mixes in, or None.
       labels: classes of the rows of `train` and of `dev`; None where the objective does not classify.
+      codes: speech units of the utterances of `train` and of `dev`; None where the objective does not predict them.
     """
 
     train: indexes.Index
@@ -131,6 +133,12 @@ class PreparedSpeech:
     speeds: tuple[float, ...] = (1.0,)
     noise: NoiseReader | None = None
     labels: tuple[Labels, Labels] = (None, None)
+    codes: tuple[CodeStore | None, CodeStore | None] = (None, None)
+
+    @property
+    def units(self) -> Units | None:
+        """The k-means that made `codes`."""
+        return self.codes[0] and self.codes[0].units
 
     @classmethod
     def open(cls, experiment: Experiment) -> "PreparedSpeech":
@@ -147,7 +155,15 @@ class PreparedSpeech:
                 dev.num_samples, dev_tokens, max_seconds=data.max_seconds, **_shapes(experiment)
             )
         return cls(
-            train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment), _labels(experiment, train, dev)
+            train,
+            dev,
+            plan,
+            dev_plan,
+            tokenizer,
+            data.speeds,
+            _noise(experiment),
+            _labels(experiment, train, dev),
+            _codes(experiment, train, dev),
         )
 
     def batches(self, first_step: int, num_steps: int) -> Batches:
@@ -162,6 +178,7 @@ class PreparedSpeech:
             speeds=self.speeds,
             noise=self.noise,
             labels=self.labels[0],
+            codes=self.codes[0],
         )
 
     def dev_batches(self) -> Batches:
@@ -173,6 +190,7 @@ class PreparedSpeech:
             num_hosts=jax.process_count(),
             num_steps=self.dev_plan.steps_per_epoch,
             labels=self.labels[1],
+            codes=self.codes[1],
         )
 
 
@@ -336,6 +354,33 @@ def _labels(experiment: Experiment, *parts: indexes.Index | None) -> tuple[Label
         return (None,) * len(parts)
     column = experiment.data.label
     return tuple(part and experiment.objective.numbers(part.column(column).to_pylist()) for part in parts)
+
+
+def _codes(experiment: Experiment, *parts: indexes.Index | None) -> tuple[CodeStore | None, ...]:
+    """The units of each index's rows, or None where the objective does not read them or there is no index."""
+    data, objective, mel = experiment.data, experiment.objective, experiment.frontend.mel
+    if not objective.reads_codes:
+        return (None,) * len(parts)
+    if data.units is None:
+        raise ValueError(
+            f"{objective.kind} predicts speech units: set data.units to a folder that `jax-speechlm units fit` wrote"
+        )
+    if data.speeds != (1.0,):
+        raise ValueError("units are of audio at its own speed: set data.speeds to 1.0")
+    units = read_units(data.units)
+    if units.num_units != objective.num_units:
+        raise ValueError(
+            f"{data.units} has {units.num_units} units, the model {objective.num_units}: set --objective.num_units "
+            f"{units.num_units}"
+        )
+    if (mel.frame_samples, mel.context_samples) != (units.frame_samples, units.context_samples):
+        raise DataError(
+            f"{data.units} has a unit each {units.frame_samples} samples, with {units.context_samples} more at the "
+            f"end; the front end has a frame each {mel.frame_samples}, with {mel.context_samples}. Set "
+            "frontend.mel.stack and flavour as they were when the units were fitted, or fit others: jax-speechlm units "
+            "fit"
+        )
+    return tuple(None if part is None else open_codes(part, data.units) for part in parts)
 
 
 def _noise(experiment: Experiment) -> NoiseReader | None:

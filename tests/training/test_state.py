@@ -32,7 +32,7 @@ def run(shape: MeshShape, devices: int, experiment, steps: int = 2):
         return state, metrics
 
 
-@pytest.fixture(scope="module", params=["ctc", "best_rq"])
+@pytest.fixture(scope="module", params=["ctc", "best_rq", "hubert"])
 def single_device(request):
     experiment = tiny.experiment(request.param)
     return experiment, *run(*ONE, experiment)

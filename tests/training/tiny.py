@@ -14,12 +14,13 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.hubert import HuBERT
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 
 MEL = LogMel(num_mel_bins=20, stack=2)
 MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=16, num_layers=2, num_heads=4, kernel_size=7)
-OBJECTIVES = {"ctc": CTC(), "best_rq": BestRQ(codes=32, code_dim=4)}
+OBJECTIVES = {"ctc": CTC(), "best_rq": BestRQ(codes=32, code_dim=4), "hubert": HuBERT(num_units=6, code_dim=4)}
 
 
 def experiment(objective: str = "ctc", **changes) -> Experiment:
@@ -45,6 +46,7 @@ class MemorySource:
     samples: list[np.ndarray]
     texts: list[str]
     tokenizer: Tokenizer | None
+    num_units: int = 0
 
     @classmethod
     def make(cls, experiment: Experiment, utterances: int = 24) -> "MemorySource":
@@ -56,8 +58,9 @@ class MemorySource:
         tokenizer = CharTokenizer("abc ") if experiment.objective.kind == "ctc" else None
         tokens = np.array([len(text) for text in texts]) if tokenizer else None
         options = {"num_buckets": 2, "batch_multiple": 8, "frame_samples": MEL.frame_samples, "seconds_per_batch": 8.0}
+        num_units = experiment.objective.num_units if experiment.objective.reads_codes else 0
         plan = make_plan(lengths, tokens, seed=experiment.seed, **options)
-        return cls(plan, make_eval_plan(lengths, tokens, **options), samples, texts, tokenizer)
+        return cls(plan, make_eval_plan(lengths, tokens, **options), samples, texts, tokenizer, num_units)
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[dict[str, np.ndarray]]:
         return (self.batch(self.plan, step) for step in range(first_step, num_steps))
@@ -76,9 +79,14 @@ class MemorySource:
             "example_id": rows.astype(np.int32),
             "weight": (rows >= 0).astype(np.float32),
         }
+        if self.num_units:
+            batch["codes"] = np.full((len(rows), MEL.num_frames(bucket.num_samples)), -1, np.int32)
         for place, row in enumerate(rows):
             if row < 0:
                 continue
+            if self.num_units:
+                frames = MEL.num_frames(len(self.samples[row]))
+                batch["codes"][place, :frames] = np.random.default_rng(row).integers(self.num_units, size=frames)
             batch["audio"][place, : len(self.samples[row])] = self.samples[row]
             batch["audio_length"][place] = len(self.samples[row])
             if self.tokenizer:

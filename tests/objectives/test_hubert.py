@@ -1,0 +1,171 @@
+"""HuBERT's loss and gauges."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_speechlm.frontend.augment import SPEC_AUGMENT, Augment
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.objectives import hubert, masking
+from jax_speechlm.objectives.hubert import HuBERT, alarm
+
+MODEL = ConformerConfig(input_dim=16, dim=8, num_layers=1, num_heads=2, kernel_size=3, left_max=4, right_max=2)
+FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3, gain_db=3.0))
+OBJECTIVE = HuBERT(num_units=7, code_dim=4, mask_span=0.1, mask_ratio=0.4, unmasked_weight=0.3)
+
+
+def make_batch(num_samples: int = 32_000) -> dict[str, np.ndarray]:
+    """Noise of several lengths, one row of a single frame, one filler row, one without codes."""
+    shares = np.array([1.0, 0.6, 0.8, 0.3, 0.02, 0.0])
+    rng = np.random.default_rng(0)
+    length = (shares * num_samples).astype(np.int32)
+    codes = rng.integers(0, 7, (6, FRONTEND.mel.num_frames(num_samples))).astype(np.int32)
+    codes[np.arange(codes.shape[1]) >= np.array(FRONTEND.mel.num_frames(length))[:, None]] = -1
+    codes[3] = -1
+    return {
+        "audio": rng.integers(-9000, 9000, (6, num_samples)).astype(np.int16),
+        "audio_length": length,
+        "codes": codes,
+        "example_id": np.arange(6, dtype=np.int32) + 7,
+        "weight": (shares > 0).astype(np.float32),
+    }
+
+
+@functools.cache
+def compiled():
+    """The objective, its parameters and its jitted loss."""
+    built = OBJECTIVE.build(MODEL, FRONTEND)
+    return built, functional.init(built.make, jax.random.key(0)), jax.jit(built.loss)
+
+
+def test_loss_and_gauges_equal_a_plain_computation():
+    built, params, run = compiled()
+    batch = make_batch()
+    _, metrics = run(params, batch, None)
+
+    model = functional.bind(functional.declare(built.make).graphdef, params)
+    views = masking.draw_views(jax.tree.map(jnp.asarray, batch), None, FRONTEND, MODEL, 5, 0.4)
+    x = jnp.where(views.mask_BxT[..., None], params["mask"], model.encoder.embed(views.x_BxTxF))
+    hidden = np.asarray(model.encoder.encode(x, views.length_B)[0], np.float64)
+    units = {name: np.asarray(leaf, np.float64) for name, leaf in params["units"]["projection"].items()}
+    projected = hidden @ units["kernel"] + units["bias"]
+    embedding = np.asarray(params["units"]["embedding"], np.float64)
+    loss, hits, weights, masked_codes, guesses = 0.0, {True: [], False: []}, 0.0, [], []
+    for row in range(6):
+        for frame in range(views.length_B[row]):
+            code, masked = batch["codes"][row, frame], bool(views.mask_BxT[row, frame])
+            if code < 0 or not batch["weight"][row]:
+                continue
+            p = projected[row, frame]
+            cosine = [p @ e / (np.linalg.norm(p) * np.linalg.norm(e)) for e in embedding]
+            odds = np.exp(np.array(cosine) / 0.1)
+            weight = 1.0 if masked else 0.3
+            loss -= weight * np.log(odds[code] / odds.sum())
+            weights += weight
+            hits[masked].append(odds.argmax() == code)
+            if masked:
+                masked_codes.append(code)
+                guesses.append(odds.argmax())
+    share, predicted = (np.bincount(codes, minlength=7) / len(codes) for codes in (masked_codes, guesses))
+    entropy = lambda p: -(p[p > 0] * np.log(p[p > 0])).sum()  # noqa: E731
+    expected = {
+        "loss": loss / weights,
+        "masked_accuracy": np.mean(hits[True]),
+        "unmasked_accuracy": np.mean(hits[False]),
+        "code_entropy": entropy(share),
+        "code_entropy_ratio": entropy(share) / np.log(7),
+        "codes_used": (share > 0).mean(),
+        "predicted_code_entropy": entropy(predicted),
+        "predicted_codes_used": (predicted > 0).mean(),
+    }
+    assert {*metrics} == {*expected, "representation_rank", "representation_spread"}
+    for name, value in expected.items():
+        total, weight = metrics[name]
+        np.testing.assert_allclose(total / weight, value, rtol=1e-4, err_msg=name)
+    assert metrics["loss"][1] == pytest.approx(weights)
+    assert all(metrics[f"representation_{name}"][0] > 0 for name in ("rank", "spread"))
+
+
+@pytest.mark.parametrize("key", [None, 3])
+def test_does_not_depend_on_padding_batch_size_or_row_order(key):
+    key, batch = key and jax.random.key(key), make_batch()
+    _, params, run = compiled()
+    whole = run(params, batch, key)[1]
+    order = np.array([4, 2, 5, 0, 3, 1])
+    batch = {name: value[order] for name, value in batch.items()}
+    batch["audio"] = np.pad(batch["audio"], ((0, 0), (0, 3_200)), constant_values=999)
+    batch["codes"] = np.pad(batch["codes"], ((0, 0), (0, 10)), constant_values=-1)
+    halves = [
+        run(params, {name: value[rows] for name, value in batch.items()}, key)[1] for rows in np.split(np.arange(6), 2)
+    ]
+    for name in ("loss", "masked_accuracy", "unmasked_accuracy"):
+        np.testing.assert_allclose(np.sum([half[name] for half in halves], 0), whole[name], rtol=1e-5, err_msg=name)
+
+
+def test_gradient_reaches_everything_and_is_finite():
+    built, params, _ = compiled()
+    gradient = jax.jit(jax.grad(lambda *inputs: built.loss(*inputs)[0]))(params, make_batch(), jax.random.key(0))
+    assert all(np.isfinite(leaf).all() and np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
+
+
+def test_only_masked_frames_count_unless_asked(monkeypatch):
+    """And what lies behind a mask is not seen."""
+    built = OBJECTIVE.replace(unmasked_weight=0.0).build(MODEL, FRONTEND)
+    params, batch = compiled()[1], make_batch()
+    total, weight = jax.jit(built.loss)(params, batch, None)[1]["loss"]
+    batch = jax.tree.map(jnp.asarray, batch)
+    mask = np.asarray(masking.draw_views(batch, None, FRONTEND, MODEL, 5, 0.4).mask_BxT)
+    other = np.array(batch["codes"])
+    other[~mask & (other >= 0)] = 0
+    same, count = jax.jit(built.loss)(params, batch | {"codes": other}, None)[1]["loss"]
+    assert (same, count) == (total, weight)
+    assert weight == (mask & (batch["codes"] >= 0) & (batch["weight"] > 0)[:, None]).sum()
+
+    def blind(*inputs):
+        views = masking.draw_views(*inputs)
+        return views._replace(x_BxTxF=jnp.where(mask[..., None], 1e3, views.x_BxTxF))
+
+    monkeypatch.setattr(hubert, "draw_views", blind)
+    built = OBJECTIVE.replace(unmasked_weight=0.0).build(MODEL, FRONTEND)  # traced anew
+    assert jax.jit(built.loss)(params, batch, None)[1]["loss"] == (total, weight)
+
+
+def test_alarm_when_units_or_predictions_or_hidden_states_collapse():
+    healthy = {"code_entropy_ratio": 0.8, "code_entropy": 4.0, "predicted_code_entropy": 1.5}
+    healthy |= {"representation_rank": 9.0, "representation_spread": 0.7}
+    assert alarm(healthy, True) is None
+    assert "units report" in alarm(healthy | {"code_entropy_ratio": 0.1}, False)
+    constant = healthy | {"predicted_code_entropy": 0.4}
+    assert alarm(constant, False) is None  # every model begins like that
+    assert "HuBERT's predictions have collapsed: their entropy is 10%" in alarm(constant, True)
+    assert "the hidden states have collapsed" in alarm(healthy | {"representation_rank": 1.2}, True)
+
+
+def test_a_collapse_shows_in_the_gauges():
+    """Units that are nearly all one, and a head that always says the same."""
+    _, params, run = compiled()
+    batch = make_batch()
+    batch["codes"] = np.where(batch["codes"] >= 0, 2, -1).astype(np.int32)
+    figures = {name: float(total / weight) for name, (total, weight) in run(params, batch, None)[1].items()}
+    assert "HuBERT's codes have collapsed" in alarm(figures, False)
+    flat = jax.tree.map(np.zeros_like, params["units"]["projection"]) | {"bias": np.ones(4, np.float32)}
+    constant = params | {"units": params["units"] | {"projection": flat}}
+    figures = {name: float(total / weight) for name, (total, weight) in run(constant, make_batch(), None)[1].items()}
+    assert "predictions have collapsed" in alarm(figures, True)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"--model.input_dim 16"):
+        OBJECTIVE.build(MODEL.replace(input_dim=160), FRONTEND)
+    with pytest.raises(ValueError, match=r"crop_seconds.*data\.max_crop"):
+        OBJECTIVE.build(MODEL, FRONTEND.replace(augment=Augment(crop_seconds=1.0)))
+    batch = make_batch()
+    _, params, run = compiled()
+    with pytest.raises(ValueError, match="made with another front end"):
+        run(params, batch | {"codes": batch["codes"][:, :-1]}, None)
