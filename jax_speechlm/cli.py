@@ -77,6 +77,11 @@ VERBS = {
         "find when each word of known transcripts is said",
         "jax-speechlm align runs/finetune --sets asterisk-en --split test --format ctm",
     ),
+    "units": Verb(
+        "jax_speechlm.cli:units",
+        "fit speech units (k-means), label data sets with them, report what they are",
+        "jax-speechlm units fit --sets queen-en --out data/units/mfcc-100 --num-units 100",
+    ),
     "plan": Verb(
         "jax_speechlm.cli:plan",
         "compile a run for accelerators that are not here: what it needs, what it costs, whether it fits",
@@ -339,6 +344,17 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
                 f"evaluation for {', '.join(EVALUATIONS)}"
             )
     tyro.cli(importlib.import_module(EVALUATIONS[kind]).evaluate_run, prog=prog, args=argv)
+
+
+def units(argv: Sequence[str], prog: str) -> None:
+    from tyro.extras import subcommand_cli_from_dict
+
+    from jax_speechlm.parallel.hardware import cache_compilations
+    from jax_speechlm.units import command
+
+    cache_compilations()
+    actions = {"fit": command.fit, "label": command.label, "report": command.report}
+    subcommand_cli_from_dict(actions, prog=prog, args=argv)
 
 
 def score_pairs(argv: Sequence[str], prog: str) -> None:

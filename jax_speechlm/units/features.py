@@ -1,0 +1,125 @@
+"""What speech units are clusters of: MFCCs, or the hidden states of a layer of a trained encoder."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import pydantic
+from jaxtyping import Array, Float, Int
+
+from jax_speechlm.batch import Batch
+from jax_speechlm.config import Config
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.frontend.mfcc import mfcc
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import Conformer, ConformerConfig
+from jax_speechlm.training import checkpoints as ckpt
+
+Extract = Callable[[Any, Batch], tuple[Float[Array, "batch time features"], Int[Array, " batch"]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """Features, ready to be computed.
+
+    Attributes:
+      mel: the front end whose frames they belong to.
+      params: arrays that `extract` takes, on the device.
+      extract: `(params, batch) -> (features, frames of each row)`, pure; what lies behind a row's frames means nothing.
+    """
+
+    mel: LogMel
+    params: functional.Params
+    extract: Extract
+
+
+class MFCC(Config):
+    """Cepstra of a front end's frames.
+
+    Attributes:
+      mel: the frames, and the mel bins that the cepstra are made from.
+    """
+
+    kind: Literal["mfcc"] = "mfcc"
+    mel: LogMel = LogMel()
+
+    def open(self) -> Extractor:
+        return Extractor(self.mel, {}, lambda _, batch: mfcc(batch["audio"], batch["audio_length"], self.mel))
+
+
+class Hidden(Config):
+    """Hidden states of a trained encoder.
+
+    Attributes:
+      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
+      layer: from 1: after so many layers.
+      digest: of the encoder's parameters up to there, so that a checkpoint that has changed since is noticed; "" takes
+        what is there.
+    """
+
+    kind: Literal["hidden"] = "hidden"
+    checkpoint: str
+    layer: pydantic.PositiveInt
+    digest: str = ""
+
+    def open(self) -> Extractor:
+        """Reads the checkpoint.
+
+        Raises:
+          CheckpointError: it cannot be read, has no conformer of so many layers, or has changed.
+        """
+        config, frontend, params = self._read()
+        if self.digest and self.digest != _digest(params):
+            raise ckpt.CheckpointError(
+                f"{self.checkpoint}: its encoder is not the one that the units were fitted on. Name a "
+                "checkpoints/<step> folder that stays as it is, or fit them again: jax-speechlm units fit"
+            )
+        graphdef = functional.declare(lambda rngs: Conformer(config, rngs=rngs)).graphdef
+
+        def extract(params: functional.Params, batch: Batch) -> tuple[Array, Array]:
+            x_BxTxF, length_B = features(batch, frontend, None)
+            return functional.bind(graphdef, params)(x_BxTxF, length_B)[0], length_B
+
+        return Extractor(frontend.mel, jax.device_put(params), extract)
+
+    def pinned(self) -> "Hidden":
+        """The same, of the `<step>` folder that is newest now, and with its digest."""
+        return self.replace(checkpoint=str(ckpt.find(self.checkpoint)), digest=_digest(self._read()[2]))
+
+    def _read(self) -> tuple[ConformerConfig, FrontEnd, functional.Params]:
+        """The encoder as far as `layer`."""
+        path = ckpt.find(self.checkpoint)
+        params, meta = ckpt.read_params(path)
+        experiment = Experiment.model_validate(meta["experiment"])
+        if "encoder" not in params or not isinstance(experiment.model, ConformerConfig):
+            raise ckpt.CheckpointError(
+                f"{path}: was trained by {experiment.objective.kind}, which has no encoder of speech to take hidden "
+                "states from"
+            )
+        if self.layer > experiment.model.num_layers:
+            raise ckpt.CheckpointError(
+                f"{path}: its encoder has {experiment.model.num_layers} layers, and layer {self.layer} is asked for"
+            )
+        encoder = params["encoder"] | {"layers": jax.tree.map(lambda x: x[: self.layer], params["encoder"]["layers"])}
+        return experiment.model.replace(num_layers=self.layer), experiment.frontend, encoder
+
+
+Features = Annotated[MFCC | Hidden, pydantic.Field(discriminator="kind")]
+"""The features of a k-means, as `units.json` holds them."""
+
+
+def read_features(about: dict[str, Any]) -> MFCC | Hidden:
+    """The features that a k-means says it was made from."""
+    return pydantic.TypeAdapter(Features).validate_python(about)
+
+
+def _digest(params: functional.Params) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,138 @@
+"""Figures of speech units: how many are in use, what they tell of labels, how well they tell speakers apart.
+
+All are computed from counts: `counts_KxC` holds how many frames have unit k and class c.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jax_speechlm.config import Config
+
+
+class Usage(Config):
+    """How the units of some utterances are spread.
+
+    Attributes:
+      frames: how many there are.
+      used: share of the units that occur.
+      entropy: of their frequencies, in nats.
+      perplexity: exp(entropy): as many units as if all in use were equally frequent.
+      frames_per_second: of speech.
+      units_per_second: the same after runs of equal units are made one.
+      run_frames: mean length of such a run.
+    """
+
+    frames: int
+    used: float
+    entropy: float
+    perplexity: float
+    frames_per_second: float
+    units_per_second: float
+    run_frames: float
+
+
+class Agreement(Config):
+    """What units tell of labels and labels of units, frame by frame. Hsu et al. 2021, section IV-D.
+
+    Attributes:
+      classes: labels that occur.
+      frames: that have a label.
+      label_purity: share of the frames whose label is the commonest of their unit ("phone purity" there).
+      unit_purity: share of the frames whose unit is the commonest of their label ("cluster purity").
+      majority: what `label_purity` would be with a single unit.
+      information: mutual information of unit and label, nats.
+      pnmi: the share of the labels' entropy that the unit tells: the same over H(label).
+    """
+
+    classes: int
+    frames: int
+    label_purity: float
+    unit_purity: float
+    majority: float
+    information: float
+    pnmi: float
+
+
+class Leakage(Config):
+    """How well the units of one utterance tell who speaks.
+
+    Attributes:
+      speakers: with enough utterances to learn and to test on.
+      utterances: tested.
+      accuracy: share of these whose speaker is told right.
+      majority: accuracy of always naming the commonest.
+    """
+
+    speakers: int
+    utterances: int
+    accuracy: float
+    majority: float
+
+
+def entropy(counts: Int[np.ndarray, "..."] | Float[np.ndarray, "..."]) -> float:
+    """Of the distribution that counts make, in nats."""
+    share = counts[counts > 0] / max(counts.sum(), 1)
+    return float(-(share * np.log(share)).sum())
+
+
+def usage(codes: list[Int[np.ndarray, "..."]], num_units: int, frame_seconds: float) -> Usage:
+    """Figures of the codes of some utterances, each of at least one frame."""
+    counts = np.bincount(np.concatenate(codes), minlength=num_units)
+    frames, runs = int(counts.sum()), sum(1 + int((np.diff(each) != 0).sum()) for each in codes)
+    return Usage(
+        frames=frames,
+        used=float((counts > 0).mean()),
+        entropy=entropy(counts),
+        perplexity=float(np.exp(entropy(counts))),
+        frames_per_second=1 / frame_seconds,
+        units_per_second=runs / (frames * frame_seconds),
+        run_frames=frames / runs,
+    )
+
+
+def agreement(counts_KxC: Int[np.ndarray, "units classes"]) -> Agreement:
+    """Purities and mutual information of units and labels."""
+    total, by_label = int(counts_KxC.sum()), counts_KxC.sum(0)
+    information = max(entropy(counts_KxC.sum(1)) + entropy(by_label) - entropy(counts_KxC), 0.0)
+    return Agreement(
+        classes=int((by_label > 0).sum()),
+        frames=total,
+        label_purity=float(counts_KxC.max(1).sum() / total),
+        unit_purity=float(counts_KxC.max(0).sum() / total),
+        majority=float(by_label.max() / total),
+        information=information,
+        pnmi=information / entropy(by_label) if entropy(by_label) > 0 else 0.0,
+    )
+
+
+def speaker_leakage(
+    histograms_NxK: Int[np.ndarray, "utterances units"], speakers_N: Int[np.ndarray, " utterances"], seed: int = 0
+) -> Leakage | None:
+    """Tells speakers by multinomial naive Bayes on the unit counts of an utterance (McCallum and Nigam 1998).
+
+    Half of each speaker's utterances, drawn at random, give the frequencies of his or her units (one added to each
+    count); the others are tested, all speakers being taken for equally likely. No order of units is used: what a
+    sequence model could tell besides is not in the figure.
+
+    Returns:
+      None where fewer than two speakers have two utterances each.
+    """
+    enough = np.isin(speakers_N, np.flatnonzero(np.bincount(speakers_N) >= 2))
+    histograms, speakers = histograms_NxK[enough], np.unique(speakers_N[enough], return_inverse=True)[1]
+    count = int(speakers.max(initial=-1)) + 1
+    if count < 2:
+        return None
+    order = np.random.default_rng(seed).permutation(len(speakers))
+    order = order[np.argsort(speakers[order], kind="stable")]  # by speaker, at random within each
+    place = np.arange(len(order)) - np.searchsorted(speakers[order], speakers[order])
+    learn, test = order[place % 2 == 0], order[place % 2 == 1]
+    frequency = np.ones((count, histograms.shape[1]))
+    np.add.at(frequency, speakers[learn], histograms[learn])
+    log_share = np.log(frequency / frequency.sum(1, keepdims=True))
+    guess, actual = (histograms[test] @ log_share.T).argmax(1), speakers[test]
+    return Leakage(
+        speakers=count,
+        utterances=len(test),
+        accuracy=float((guess == actual).mean()),
+        majority=float(np.bincount(actual).max() / len(test)),
+    )

@@ -1,0 +1,155 @@
+"""What the units of labelled sets are: a report of their usage, purity and speaker leakage."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+from rich.table import Table
+
+from data_pipelines import index as indexes
+from data_pipelines.audio import SAMPLE_RATE
+from data_pipelines.code_store import open_codes
+from jax_speechlm.config import Config
+from jax_speechlm.decoding.alignment import force_align
+from jax_speechlm.evaluation.recognition import PreparedSpeech
+from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.units.measures import Agreement, Leakage, Usage, agreement, speaker_leakage, usage
+
+MOST_CLASSES = 200
+"""A column of the index with more different values names utterances, not kinds of them; it is left out."""
+
+
+class UnitsReport(Config):
+    """The units of some labelled sets.
+
+    Attributes:
+      units, fingerprint, num_units: what was reported on.
+      sets, split: and over what.
+      usage: how they are spread.
+      labels: what they tell of the labels that an utterance has, by the index's column: speaker, language, text.
+      characters: what they tell of the character that is said in a frame, where a recognizer aligned them.
+      unaligned: utterances that the recognizer could not align.
+      speakers: how well an utterance's units tell its speaker; None where there are too few.
+    """
+
+    units: str
+    fingerprint: str
+    num_units: int
+    sets: tuple[str, ...]
+    split: str
+    usage: Usage
+    labels: dict[str, Agreement]
+    characters: Agreement | None = None
+    unaligned: int = 0
+    speakers: Leakage | None = None
+
+    def tables(self) -> Iterator[Table]:
+        """What to print."""
+        table = Table(
+            title=f"{self.num_units} units of {self.units} on {', '.join(self.sets)} {self.split}", title_justify="left"
+        )
+        table.add_column("usage")
+        table.add_column("", justify="right")
+        each = self.usage
+        for name, value in {
+            "frames": f"{each.frames:,}",
+            "units used": f"{each.used:.1%}",
+            "entropy, nats": f"{each.entropy:.3f}",
+            "perplexity": f"{each.perplexity:.1f}",
+            "frames a second": f"{each.frames_per_second:.1f}",
+            "units a second, deduplicated": f"{each.units_per_second:.1f}",
+            "frames of a run": f"{each.run_frames:.2f}",
+        }.items():
+            table.add_row(name, value)
+        if self.speakers:
+            told = f"{self.speakers.accuracy:.1%} of {self.speakers.utterances:,} utterances"
+            table.add_row(f"speaker told, of {self.speakers.speakers}", told)
+            table.add_row("  the commonest speaker", f"{self.speakers.majority:.1%}")
+        yield table
+        table = Table()
+        for name in ("label", "classes", "frames", "label purity", "one unit", "unit purity", "MI, nats", "PNMI"):
+            table.add_column(name, justify="left" if name == "label" else "right")
+        for name, each in (self.labels | ({"character": self.characters} if self.characters else {})).items():
+            shares = (f"{x:.1%}" for x in (each.label_purity, each.majority, each.unit_purity))
+            table.add_row(
+                name, str(each.classes), f"{each.frames:,}", *shares, f"{each.information:.3f}", f"{each.pnmi:.3f}"
+            )
+        if self.unaligned:
+            table.caption = f"{self.unaligned} utterances could not be aligned"
+        if table.row_count:
+            yield table
+
+
+def measure(
+    units: Path, sets: tuple[str, ...], split: str, data_dir: Path, ctc: Path | None, seconds_per_batch: float
+) -> UnitsReport:
+    """Reports on labelled sets. Arguments as `command.report` takes them.
+
+    Raises:
+      DataError: a set is not labelled with these units.
+      CheckpointError: `ctc` is not a run that spells.
+    """
+    index = indexes.read_sets(data_dir, sets, split)
+    store = open_codes(index, units)
+    codes = [store.read(row, 0, int(length)).astype(np.int64) for row, length in enumerate(store.lengths)]
+    num_units, heard = store.units.num_units, np.flatnonzero(store.lengths)
+    if not len(heard):
+        raise ValueError(f"{', '.join(sets)} {split}: no utterance has any codes")
+    histograms = np.stack([np.bincount(codes[row], minlength=num_units) for row in heard])
+    labels, leakage = {}, None
+    for column in ("speaker", "language", "text"):
+        names, classes = np.unique(np.array(index.column(column).to_pylist(), str), return_inverse=True)
+        if 2 <= len(names) <= MOST_CLASSES:
+            counts = np.zeros((len(names), num_units), np.int64)
+            np.add.at(counts, classes[heard], histograms)
+            labels[column] = agreement(counts.T)
+            leakage = speaker_leakage(histograms, classes[heard]) if column == "speaker" else leakage
+    characters, unaligned = None, 0
+    if ctc is not None:
+        recognizer = Recognizer.load(ctc)
+        speech = PreparedSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
+        counts, unaligned = _characters(recognizer, speech, codes, num_units, store.units.frame_samples)
+        characters = agreement(counts) if counts.any() else None
+    return UnitsReport(
+        units=str(units),
+        fingerprint=store.units.fingerprint,
+        num_units=num_units,
+        sets=sets,
+        split=split,
+        usage=usage([codes[row] for row in heard], num_units, store.units.frame_samples / SAMPLE_RATE),
+        labels=labels,
+        characters=characters,
+        unaligned=unaligned,
+        speakers=leakage,
+    )
+
+
+def _characters(
+    recognizer: Recognizer,
+    speech: PreparedSpeech,
+    codes: list[Int[np.ndarray, "..."]],
+    num_units: int,
+    frame_samples: int,
+) -> tuple[Int[np.ndarray, "units tokens"], int]:
+    """Frames of each unit and token by forced alignment, and how many utterances could not be aligned.
+
+    A unit's frame belongs to the token whose span its middle lies in. Frames between spans, where the recognizer hears
+    its blank, count nowhere.
+    """
+    ratio = recognizer.experiment.frontend.mel.frame_samples / frame_samples
+    tokens = [recognizer.tokenizer.encode(text) for text in speech.index.column("text").to_pylist()]
+    counts, unaligned = np.zeros((num_units, recognizer.tokenizer.vocab_size), np.int64), 0
+    for batch in speech.batches():
+        heard = recognizer.posteriors(iter((batch,)))
+        rows = list(heard)
+        lengths = np.array([len(heard[row]) for row in rows])
+        padded = np.zeros((len(rows), lengths.max(initial=1), counts.shape[1]), np.float32)
+        for place, row in enumerate(rows):
+            padded[place, : lengths[place]] = heard[row]
+        for row, spans in zip(rows, force_align(padded, lengths, [tokens[row] for row in rows]), strict=True):
+            unaligned += not spans
+            for span in spans or ():
+                first, end = (int(np.ceil(edge * ratio - 0.5)) for edge in (span.start, span.end))
+                np.add.at(counts[:, span.token], codes[row][first:end], 1)
+    return counts, unaligned
