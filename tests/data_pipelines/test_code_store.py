@@ -67,7 +67,7 @@ def _write_and_die(part, units):
 
 
 def test_a_killed_process_loses_nothing_that_it_wrote(index, units):
-    process = multiprocessing.get_context("fork").Process(target=_write_and_die, args=(index.parts[0], units))
+    process = multiprocessing.get_context("spawn").Process(target=_write_and_die, args=(index.parts[0], units))
     process.start()
     process.join()
     assert process.exitcode == 9
