@@ -35,7 +35,7 @@ def take_over(
 
     Raises:
       CheckpointError: there is no readable checkpoint, a group is missing in it or in this model or has another shape,
-        or its transformer has another tokenizer or other speech units.
+        or its transformer or its head has another tokenizer or other speech units.
     """
     path = ckpt.find(start.checkpoint)
     loaded, meta = ckpt.read_params(path)
@@ -53,6 +53,12 @@ def take_over(
     if takes_transformer and saved and tokenizer and saved.fingerprint != tokenizer.fingerprint:
         raise ckpt.CheckpointError(
             f"{path}: its transformer was trained with another tokenizer: set --data.tokenizer {start.checkpoint}"
+        )
+    named = meta.get("units"), (own or {}).get("units")
+    if named[0] != named[1] and any(group.partition("/")[0] == "units" for group, _ in groups):
+        raise ckpt.CheckpointError(
+            f"{path}: its head names the speech units of another k-means ({named[0]}) than this run's ({named[1]}): "
+            "set --data.units to the folder of the former, or take over the encoder alone"
         )
     theirs, ours = _vocabulary(meta, saved), _vocabulary(own or {}, tokenizer)
     shared = None

@@ -205,3 +205,23 @@ class TestGrowth:
         wider, own = self.saved(tmp_path / "wide", UnitLM(num_units=9), self.model(dim=16), "one")
         with pytest.raises(ckpt.CheckpointError, match=r"embedding has shape \(\d+, 8\), this model needs \(\d+, 16\)"):
             take_over(start, wider, ABC, own)
+
+
+def test_a_head_over_other_speech_units_is_not_taken_over(tmp_path):
+    experiment = tiny.experiment("hubert")
+    objective = experiment.objective.build(experiment.model, experiment.frontend)
+    params = functional.init(objective.make, jax.random.key(0))
+    run, mesh = ckpt.Checkpoints(tmp_path), meshes.make_mesh(experiment.mesh)
+    meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": {}, "plan": "", "units": "one"}
+    with jax.set_mesh(mesh):
+        trainer = make_trainer(objective, experiment.optimizer, 1, 0, mesh)
+        run.save(1, trainer.init(jax.random.key(1)), meta | {"step": 1})
+    run.wait()
+    run.close()
+    everything, encoder = Start(checkpoint=str(tmp_path), groups=()), Start(checkpoint=str(tmp_path))
+    theirs, _ = ckpt.read_params(tmp_path)
+    assert_same(take_over(everything, params, None, meta), theirs)
+    other = meta | {"units": "two"}
+    assert_same(take_over(encoder, params, None, other), params | {"encoder": theirs["encoder"]})
+    with pytest.raises(ckpt.CheckpointError, match=r"units of another k-means \(one\) than this run's \(two\)"):
+        take_over(everything, params, None, other)

@@ -149,7 +149,7 @@ def test_a_run_keeps_to_the_k_means_that_it_began_with(place, tmp_path, capsys):
     try:
         write_units(dataclasses.replace(other, path=units.path))
         assert cli.main(train(place, "run")) == 1
-        assert f"began with other speech units ({units.fingerprint})" in capsys.readouterr().err
+        assert f"began on other speech units ({units.fingerprint})" in capsys.readouterr().err
     finally:
         write_units(units)
 
