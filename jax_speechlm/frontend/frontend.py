@@ -7,6 +7,7 @@ from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.augment import Augment, augment_audio, spec_augment
 from jax_speechlm.frontend.logmel import LogMel, log_mel
+from jax_speechlm.parallel import sequence
 
 
 class FrontEnd(Config):
@@ -30,16 +31,20 @@ def features(
 ) -> tuple[Float32[Array, "batch time features"], Int32[Array, " batch"]]:
     """Features of a batch's `audio`, and the number of feature vectors in each row.
 
+    Time is filled up, where a mesh spreads it over devices, so that it divides among them.
+
     Args:
       batch: needs `audio`, `audio_length` and, with a key, `example_id`; and `noise` where the config mixes it in.
       key: the step's key for augmentation; None for none.
     """
     audio, audio_length = batch["audio"], batch["audio_length"]
     if key is None:
-        return log_mel(audio, audio_length, config.mel)
+        x_BxTxF, length_B = log_mel(audio, audio_length, config.mel)
+        return sequence.pad_time(x_BxTxF), length_B
     wave_key, spec_key = jax.random.split(key)
     keys = example_keys(wave_key, batch["example_id"])
     audio, audio_length = augment_audio(audio, audio_length, keys, config.augment, batch.get("noise"))
     x_BxTxF, length_B = log_mel(audio, audio_length, config.mel)
+    x_BxTxF = sequence.pad_time(x_BxTxF)
     keys = example_keys(spec_key, batch["example_id"])
     return spec_augment(x_BxTxF, length_B, keys, config.augment, config.mel.num_mel_bins), length_B

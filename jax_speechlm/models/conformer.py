@@ -26,7 +26,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from jax_speechlm.config import Config
-from jax_speechlm.models.attention import Chunk, RelativeAttention, chunk_mask
+from jax_speechlm.models.attention import Chunk, RelativeAttention
 from jax_speechlm.models.functional import Remat, parameter, scan_layers, stack
 from jax_speechlm.models.layers import (
     Keys,
@@ -37,7 +37,8 @@ from jax_speechlm.models.layers import (
     frame_mask,
     split_keys,
 )
-from jax_speechlm.parallel.mesh import by_rows
+from jax_speechlm.parallel import sequence
+from jax_speechlm.parallel.mesh import by_tokens
 
 
 class ConformerConfig(Config):
@@ -134,7 +135,8 @@ class CausalConvolution(nnx.Module):
         x = jnp.where(mask_BxT[..., None], self.norm_in(x), 0)
         x = self.expand(x)
         x = x[..., 0, :] * jax.nn.sigmoid(x[..., 1, :])
-        x = causal_depthwise(x, self.depthwise[...].astype(x.dtype))
+        kernel = self.depthwise[...].astype(x.dtype)
+        x = sequence.with_past(causal_depthwise, x, len(kernel) - 1, kernel)
         return dropout(self.contract(jax.nn.silu(self.norm_mid(x))), self.rate, keys)
 
 
@@ -156,16 +158,16 @@ class ConformerLayer(nnx.Module):
         self,
         x: Float[Array, "batch time dim"],
         mask_BxT: Bool[Array, "batch time"],
-        attention_mask: Bool[Array, "batch #time time"],  # noqa: F821
+        chunk: Chunk | None,
         keys: Keys | None,
     ) -> Float[Array, "batch time dim"]:
         ffn1, weights, attention, convolution, ffn2 = split_keys(keys, 5)
-        x = by_rows(x + 0.5 * self.ffn1(x, ffn1))
-        x = x + dropout(self.attention(self.attention_norm(x), attention_mask, weights), self.rate, attention)
-        x = by_rows(x)
-        x = by_rows(x + self.convolution(x, mask_BxT, convolution))
-        x = by_rows(x + 0.5 * self.ffn2(x, ffn2))
-        return by_rows(self.norm(x))
+        x = by_tokens(x + 0.5 * self.ffn1(x, ffn1))
+        x = x + dropout(self.attention(self.attention_norm(x), mask_BxT, chunk, weights), self.rate, attention)
+        x = by_tokens(x)
+        x = by_tokens(x + self.convolution(x, mask_BxT, convolution))
+        x = by_tokens(x + 0.5 * self.ffn2(x, ffn2))
+        return by_tokens(self.norm(x))
 
 
 class Conformer(nnx.Module):
@@ -207,7 +209,7 @@ class Conformer(nnx.Module):
 
     def embed(self, x_BxTxF: Float[Array, "batch time features"]) -> Float[Array, "batch time dim"]:
         """Features as the layers take them: normalised and projected, in the compute type."""
-        return by_rows(self.input(self.input_norm(x_BxTxF).astype(self.config.dtype)))
+        return by_tokens(self.input(self.input_norm(x_BxTxF).astype(self.config.dtype)))
 
     def encode(
         self,
@@ -223,21 +225,19 @@ class Conformer(nnx.Module):
         if not all(1 <= tap <= config.num_layers for tap in taps):
             raise ValueError(f"taps must lie between 1 and num_layers ({config.num_layers}); got {taps}")
         num_frames = x_BxTxD.shape[1]
-        mask_BxT = frame_mask(length_B, num_frames)
-        attention_mask = mask_BxT[:, None, :]
-        if chunk is not None:
-            attention_mask = attention_mask & chunk_mask(num_frames, chunk)
+        x_BxTxD = by_tokens(sequence.pad_time(x_BxTxD))
+        mask_BxT = frame_mask(length_B, x_BxTxD.shape[1])
 
         *keys_L, key_in = split_keys(keys, config.num_layers + 1)
         x = jnp.where(mask_BxT[..., None], dropout(x_BxTxD, config.dropout, key_in), 0)
 
         def run(layer: ConformerLayer, x: Array, keys: Keys | None) -> tuple[Array, Array | None]:
-            x = layer(x, mask_BxT, attention_mask, keys)
+            x = layer(x, mask_BxT, chunk, keys)
             return x, x if taps else None
 
         keys_L = None if keys is None else jnp.stack(keys_L)
         x, every_x = scan_layers(self.layers, run, x, keys_L, config.remat)
-        finish = lambda x: jnp.where(mask_BxT[..., None], x.astype(jnp.float32), 0)  # noqa: E731
+        finish = lambda x: jnp.where(mask_BxT[..., None], x.astype(jnp.float32), 0)[:, :num_frames]  # noqa: E731
         return finish(x), {tap: finish(every_x[tap - 1]) for tap in taps}
 
 

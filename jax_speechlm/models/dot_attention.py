@@ -6,6 +6,7 @@ divided by zero, and what stands in padding reaches no one else. Softmax is floa
 """
 
 import math
+from functools import partial
 from typing import Literal
 
 import jax
@@ -15,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_speechlm.models.blocked_attention import blocked_attention, visible
 from jax_speechlm.models.functional import KEPT_NAME
-from jax_speechlm.parallel.mesh import BATCH_AXES, RULES, platform
+from jax_speechlm.parallel import sequence
+from jax_speechlm.parallel.mesh import BATCH_AXES, platform
 
 Kernel = Literal["auto", "reference", "blocked", "xla", "cudnn", "splash"]
 """How attention is computed: "reference" is the formula as it stands, "blocked" goes through the queries in blocks
@@ -47,6 +49,11 @@ def attend(
     """
     if kernel == "auto":
         kernel = _fastest(q_BxTxHxK.dtype)
+    mix = partial(_attend, causal=causal, window=window, kernel=kernel)
+    return sequence.by_heads(mix, q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT)
+
+
+def _attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT, causal, window, kernel):
     if kernel == "splash":
         return _splash(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT, causal, window)
     if kernel == "blocked":
@@ -99,7 +106,7 @@ def _splash(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT, causal, window):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return local(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT)
-    across = RULES["heads"] if math.gcd(heads, groups) % mesh.shape[RULES["heads"]] == 0 else None
+    across = sequence.head_axes(math.gcd(heads, groups))
     array, rows = PartitionSpec(BATCH_AXES, None, across, None), PartitionSpec(BATCH_AXES, None)
     return jax.shard_map(local, in_specs=(array, array, array, rows), out_specs=array, check_vma=False)(
         q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT

@@ -104,7 +104,9 @@ def split_keys(keys: Keys | None, num: int) -> Key[Array, "num batch"] | tuple[N
 _SPREAD = (0xD1B54A33, 0xABC98389, 0x8CB92BA7)
 
 
-def dropout(x: Float[Array, "batch ..."], rate: float, keys: Keys | None) -> Float[Array, "batch ..."]:
+def dropout(
+    x: Float[Array, "batch ..."], rate: float, keys: Keys | None, first: Sequence[int | Int[Array, ""]] = (0, 0, 0)
+) -> Float[Array, "batch ..."]:
     """Zeroes elements with probability `rate` and scales the others up; the identity when `keys` is None.
 
     What an element draws depends on its row's key and its place in the row alone, so padding changes nothing. The draw
@@ -113,11 +115,15 @@ def dropout(x: Float[Array, "batch ..."], rate: float, keys: Keys | None) -> Flo
 
     Args:
       x: up to three dimensions after the batch.
+      first: the place of x's first element along each of them, where x is a part of something larger.
     """
     if keys is None or rate == 0:
         return x
     seed = jax.vmap(jax.random.bits)(keys).reshape(-1, *(1,) * (x.ndim - 1))
-    places = [jax.lax.broadcasted_iota(jnp.uint32, x.shape, d + 1) * np.uint32(_SPREAD[d]) for d in range(x.ndim - 1)]
+    places = [
+        (jax.lax.broadcasted_iota(jnp.uint32, x.shape, d + 1) + jnp.uint32(first[d])) * np.uint32(_SPREAD[d])
+        for d in range(x.ndim - 1)
+    ]
     bits = sum(places) ^ seed
     bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)

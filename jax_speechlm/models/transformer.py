@@ -33,7 +33,8 @@ from jax_speechlm.config import Config
 from jax_speechlm.models.dot_attention import Kernel, attend, masked_attention
 from jax_speechlm.models.functional import Remat, parameter, scan_layers, stack
 from jax_speechlm.models.layers import Keys, LayerNorm, Linear, RMSNorm, dropout, split_keys
-from jax_speechlm.parallel.mesh import by_rows
+from jax_speechlm.parallel import sequence
+from jax_speechlm.parallel.mesh import by_tokens
 
 Cache = dict[str, Array]
 """Keys and values of the tokens so far: {"key", "value"}, each [layers, batch, position, kv_heads, head_dim]."""
@@ -197,8 +198,8 @@ class Block(nnx.Module):
         if self.embedding_norm:  # it is the first block's norm, on the stream itself
             x = jnp.where(is_first, normed, x)
         mixed, state = mix(*self.attention.project(normed, rotation))
-        x = by_rows(x + dropout(self.attention.out(mixed), self.rate, mixed_key))
-        return by_rows(x + dropout(self.ffn(self.ffn_norm(x)), self.rate, ffn_key)), state
+        x = by_tokens(x + dropout(self.attention.out(mixed), self.rate, mixed_key))
+        return by_tokens(x + dropout(self.ffn(self.ffn_norm(x)), self.rate, ffn_key)), state
 
 
 class PredictionHead(nnx.Module):
@@ -247,7 +248,8 @@ class Transformer(nnx.Module):
         Returns:
           float32 hidden states after the final norm, 0 at padding.
         """
-        config = self.config
+        config, num_tokens = self.config, tokens_BxT.shape[1]
+        tokens_BxT, segment_BxT, position_BxT = map(sequence.pad_time, (tokens_BxT, segment_BxT, position_BxT))
         *keys_L, key_in = split_keys(keys, config.num_layers + 1)
         x = dropout(self._embed(tokens_BxT), config.dropout, key_in)
         rotations = self._rotations(position_BxT)
@@ -265,7 +267,7 @@ class Transformer(nnx.Module):
 
         each = *self._layers(), None if keys is None else jnp.stack(keys_L)
         x, _ = scan_layers(self.layers, run, x, each, config.remat)
-        return self._finish(x, segment_BxT > 0)
+        return self._finish(x, segment_BxT > 0)[:, :num_tokens]
 
     def decode(
         self, tokens_BxT: Int[Array, "batch time"], position_BxT: Int[Array, "batch time"], cache: Cache
@@ -342,7 +344,7 @@ class Transformer(nnx.Module):
         return logits if self.head_bias is None else logits + self.head_bias
 
     def _embed(self, tokens_BxT: Array) -> Array:
-        return by_rows(self.embedding[...][tokens_BxT].astype(self.config.dtype))
+        return by_tokens(self.embedding[...][tokens_BxT].astype(self.config.dtype))
 
     def _rotations(self, position_BxT: Array) -> tuple[Rotation, Rotation]:
         """Those of the layers with a window and of the others."""

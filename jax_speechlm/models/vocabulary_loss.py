@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_speechlm.parallel.mesh import BATCH_AXES
+from jax_speechlm.parallel import sequence
+from jax_speechlm.parallel.mesh import BATCH_AXES, TOKEN_AXES
 
 CHUNK_LOGITS = 1 << 22
 """Logits of one row that are computed at a time: 16 MB of float32 a row, and as many again for their gradient."""
@@ -55,15 +56,17 @@ def vocabulary_loss(
       chunk: positions of a row; None takes as many as give `CHUNK_LOGITS` logits.
     """
     time, vocab = hidden_BxTxD.shape[1], kernel_VxD.shape[0]
-    chunk = min(time, max(1, CHUNK_LOGITS // vocab) if chunk is None else chunk)
-    chunk = math.ceil(time / math.ceil(time / chunk))  # equal chunks
-    total, scores = _loss(hidden_BxTxD, kernel_VxD, bias_V, target_BxT, weight_BxT, z_weight, chunk)
-    return total, jax.lax.stop_gradient(scores)
+    hidden, target, weight = map(sequence.pad_time, (hidden_BxTxD, target_BxT, weight_BxT))
+    own = hidden.shape[1] // sequence.num_shards()
+    chunk = min(own, max(1, CHUNK_LOGITS // vocab) if chunk is None else chunk)
+    chunk = math.ceil(own / math.ceil(own / chunk))  # equal chunks
+    total, scores = _loss(hidden, kernel_VxD, bias_V, target, weight, z_weight, chunk)
+    return total, jax.tree.map(lambda x: jax.lax.stop_gradient(x)[:, :time], scores)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _loss(hidden, kernel, bias, target, weight, z_weight, chunk):
-    def rows_loss(hidden, target, weight, kernel, bias, total):
+    def own_loss(hidden, target, weight, kernel, bias, total):
         del weight, total
 
         def step(_, part):
@@ -72,12 +75,12 @@ def _loss(hidden, kernel, bias, target, weight, z_weight, chunk):
 
         return _join(jax.lax.scan(step, None, _cut((hidden, target), chunk))[1], target.shape[1]), ()
 
-    scores, _ = _on_own_rows(rows_loss, (hidden, target, weight), kernel.astype(hidden.dtype), bias)
+    scores, _ = _on_own_tokens(own_loss, (hidden, target, weight), kernel.astype(hidden.dtype), bias)
     return jnp.sum(weight * _with_z(scores, z_weight)), scores
 
 
 def _forward(hidden, kernel, bias, target, weight, z_weight, chunk):
-    def rows_loss(hidden, target, weight, kernel, bias, total):
+    def own_loss(hidden, target, weight, kernel, bias, total):
         def step(gradients, part):
             hidden, target, weight = part
             logits = _logits(hidden, kernel, bias)
@@ -94,44 +97,44 @@ def _forward(hidden, kernel, bias, target, weight, z_weight, chunk):
         gradients, chunks = jax.lax.scan(step, zeros, _cut((hidden, target, weight), chunk))
         return _join(chunks, target.shape[1]), jax.tree.map(total, gradients)
 
-    (scores, to_hidden), (to_kernel, to_bias) = _on_own_rows(
-        rows_loss, (hidden, target, weight), kernel.astype(hidden.dtype), bias
+    (scores, to_hidden), (to_kernel, to_bias) = _on_own_tokens(
+        own_loss, (hidden, target, weight), kernel.astype(hidden.dtype), bias
     )
     losses = _with_z(scores, z_weight)
     to_bias = None if bias is None else to_bias.astype(bias.dtype)
     return (jnp.sum(weight * losses), scores), (to_hidden, to_kernel.astype(kernel.dtype), to_bias, losses)
 
 
-def _on_own_rows(rows_loss, by_row, kernel, bias):
-    """`rows_loss(*by_row, kernel, bias, total) -> (by row, sums over rows)` on each device's own rows.
+def _on_own_tokens(own_loss, by_token, kernel, bias):
+    """`own_loss(*by_token, kernel, bias, total) -> (by token, sums)` on each device's own tokens.
 
     Left to itself XLA gathers the kernel, and sums its gradient over the devices, anew for every chunk. So each device
     is given the whole kernel (its share of the vocabulary where that is spread) once, and `total` adds up over devices
     what it has summed over all its chunks.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if shards == 1 or by_row[0].shape[0] % shards:
-        return rows_loss(*by_row, kernel, bias, lambda x: x)
-    rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
+    shards = 1 if mesh.empty else sequence.num_devices(TOKEN_AXES)
+    if shards == 1 or by_token[0].shape[0] % sequence.num_devices(BATCH_AXES):
+        return own_loss(*by_token, kernel, bias, lambda x: x)
+    tokens, whole = PartitionSpec(BATCH_AXES, sequence.AXIS), PartitionSpec()
     fsdp = kernel.shape[1] % mesh.shape["fsdp"] == 0
     to_kernel = PartitionSpec(None, "fsdp") if fsdp else whole
 
     def total(x):
         if x.ndim == 2 and fsdp:  # the kernel's: each device keeps the part that its optimizer needs
             x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=1, tiled=True)
-            return jax.lax.psum(x, tuple(axis for axis in BATCH_AXES if axis != "fsdp"))
-        return jax.lax.psum(x, BATCH_AXES)
+            return jax.lax.psum(x, tuple(axis for axis in TOKEN_AXES if axis != "fsdp"))
+        return jax.lax.psum(x, TOKEN_AXES)
 
-    sums = jax.eval_shape(lambda *each: rows_loss(*each, lambda x: x)[1], *by_row, kernel, bias)
-    out = (rows, jax.tree.map(lambda x: to_kernel if x.ndim == 2 else whole, sums))
+    sums = jax.eval_shape(lambda *each: own_loss(*each, lambda x: x)[1], *by_token, kernel, bias)
+    out = (tokens, jax.tree.map(lambda x: to_kernel if x.ndim == 2 else whole, sums))
     return jax.shard_map(
-        lambda *each: rows_loss(*each, total),
-        in_specs=((rows,) * len(by_row)) + (whole, whole),
+        lambda *each: own_loss(*each, total),
+        in_specs=((tokens,) * len(by_token)) + (whole, whole),
         out_specs=out,
-        axis_names=set(BATCH_AXES),
+        axis_names=set(TOKEN_AXES),
         check_vma=False,
-    )(*by_row, kernel, bias)
+    )(*by_token, kernel, bias)
 
 
 def _backward(z_weight, chunk, residuals, cotangents):

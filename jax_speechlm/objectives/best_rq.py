@@ -31,6 +31,7 @@ from jax_speechlm.objectives.masking import (
     span_frames,
     take_frames,
 )
+from jax_speechlm.parallel import sequence
 
 
 class BestRQ(ObjectiveConfig):
@@ -157,7 +158,7 @@ def _loss(
     hidden_BxTxD = hidden_BxTxD.astype(model.encoder.config.dtype)
 
     # The softmax over the codes costs as much as several layers, so only masked frames are scored.
-    places_BxN = masked_places(mask_BxT, most_masked(num_frames, span, config.mask_ratio))
+    places_BxN = masked_places(mask_BxT, sequence.padded_time(most_masked(num_frames, span, config.mask_ratio)))
     inside_BxT = frame_mask(views.length_B, num_frames) * batch["weight"][:, None]
     masked = tuple(take_frames(x, places_BxN) for x in (hidden_BxTxD, clean_BxTxF, inside_BxT * mask_BxT))
     probed = hidden_BxTxD, clean_BxTxF, inside_BxT * ~mask_BxT

@@ -19,6 +19,7 @@ from jax_speechlm.models.attention import Chunk
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk, forward_flops
 from jax_speechlm.models.layers import Linear, frame_mask
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, mean
+from jax_speechlm.parallel.mesh import by_rows
 
 BLANK = 0  # the id that tokenizers reserve for blank and padding
 
@@ -90,7 +91,8 @@ class CTCModel(nnx.Module):
     ) -> list[Float[Array, "batch time vocab"]]:
         """Logits after the last layer, then those after each of `taps` layers."""
         hidden, tapped = self.encoder(features_BxTxF, length_B, keys=keys, chunk=chunk, taps=taps)
-        return [self.head(x) for x in (hidden, *tapped.values())]
+        # Whole rows again: an alignment goes through all of time.
+        return [by_rows(self.head(x)) for x in (hidden, *tapped.values())]
 
 
 class CTC(ObjectiveConfig):

@@ -24,6 +24,7 @@ from jax_speechlm.models.layers import Linear, frame_mask
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, mean
 from jax_speechlm.objectives.masking import draw_views, span_frames
+from jax_speechlm.parallel import sequence
 
 
 class HuBERT(ObjectiveConfig):
@@ -122,7 +123,7 @@ def _loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     model = functional.bind(graphdef, params)
     views = draw_views(batch, key, frontend, model.encoder.config, span, config.mask_ratio)
-    code_BxT, mask_BxT = batch["codes"], views.mask_BxT
+    code_BxT, mask_BxT = sequence.pad_time(batch["codes"]), views.mask_BxT
     if code_BxT.shape != mask_BxT.shape:
         raise ValueError(
             f"a batch has codes of shape {code_BxT.shape} and frames of shape {mask_BxT.shape}: data.units were made "

@@ -20,6 +20,8 @@ from jax_speechlm.models import functional
 from jax_speechlm.models.transformer import forward_flops
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig
 from jax_speechlm.objectives.causal_lm import TextModel, require_transformer, scored
+from jax_speechlm.parallel import sequence
+from jax_speechlm.parallel.mesh import by_tokens
 from jax_speechlm.vocabulary import Vocabulary
 
 _SHOWN_AS_MASK, _SHOWN_AS_RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
@@ -68,9 +70,10 @@ class MaskedLM(ObjectiveConfig):
             hidden_BxTxD = transformer(masked.tokens, batch["segment"], batch["position"], keys)
             # The vocabulary map costs as much as several layers, so only chosen tokens pass it: as many slots as can be
             # chosen, the chosen first.
-            slots_BxN = jnp.argsort(~masked.chosen, axis=1)[:, : most_masked(masked.chosen.shape[1], self.ratio)]
+            num_slots = sequence.padded_time(most_masked(masked.chosen.shape[1], self.ratio))
+            slots_BxN = jnp.argsort(~masked.chosen, axis=1)[:, :num_slots]
             take = lambda x: jnp.take_along_axis(x, slots_BxN, axis=1)  # noqa: E731
-            hidden_BxNxD = jnp.take_along_axis(hidden_BxTxD, slots_BxN[..., None], axis=1)
+            hidden_BxNxD = by_tokens(jnp.take_along_axis(hidden_BxTxD, slots_BxN[..., None], axis=1))
             weight_BxN = take(masked.chosen) * batch["weight"][:, None]
             loss, metrics = scored(transformer, hidden_BxNxD, take(batch["tokens"]), weight_BxN)
             return loss, {"loss": metrics["loss"], "masked_accuracy": metrics["accuracy"]}

@@ -24,6 +24,7 @@ from jax_speechlm.models import functional
 from jax_speechlm.models.transformer import forward_flops
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig
 from jax_speechlm.objectives.causal_lm import TextModel, require_transformer, scored
+from jax_speechlm.parallel import sequence
 from jax_speechlm.vocabulary import PADDING, Vocabulary
 
 
@@ -65,10 +66,11 @@ class SpanCorruption(ObjectiveConfig):
             gap_keys = example_keys(gap_key, batch["example_id"])
             gaps_BxT = draw_gaps(gap_keys, length_B, batch["tokens"].shape[1], self.ratio, self.mean_span, num_spans)
             row = corrupt(batch["tokens"], length_B, gaps_BxT, vocabulary, num_spans)
-            place = jnp.broadcast_to(jnp.arange(row.tokens.shape[1]), row.tokens.shape)
+            tokens_BxT = sequence.pad_time(row.tokens)
+            place = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
             inside = place < row.length[:, None]
-            hidden_BxTxD = transformer(row.tokens, inside.astype(jnp.int32), place, keys)
-            target_BxT = jnp.pad(row.tokens[:, 1:], ((0, 0), (0, 1)))
+            hidden_BxTxD = transformer(tokens_BxT, inside.astype(jnp.int32), place, keys)
+            target_BxT = jnp.pad(tokens_BxT[:, 1:], ((0, 0), (0, 1)))
             asked = (place >= row.answer[:, None]) & (place < row.length[:, None] - 1)
             return scored(transformer, hidden_BxTxD, target_BxT, asked * batch["weight"][:, None])
 

@@ -14,10 +14,13 @@ from jax_speechlm.config import Config
 
 Tree = dict[str, Any]  # a nested dict
 
-MESH_AXES = ("replica", "data", "fsdp", "tensor")
+MESH_AXES = ("replica", "data", "fsdp", "sequence", "tensor")
 
 BATCH_AXES = ("replica", "data", "fsdp")
 """The mesh axes that a batch's rows are spread over."""
+
+TOKEN_AXES = (*BATCH_AXES, "sequence")
+"""The mesh axes that a batch's tokens or frames are spread over: by rows, and by time within a row."""
 
 RULES: dict[str | None, str | None] = {
     "embed": "fsdp",
@@ -35,6 +38,7 @@ class MeshShape(Config):
     replica: pydantic.PositiveInt = 1
     data: int = pydantic.Field(-1, ge=-1)
     fsdp: pydantic.PositiveInt = 1
+    sequence: pydantic.PositiveInt = 1
     tensor: pydantic.PositiveInt = 1
 
 
@@ -42,20 +46,27 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
     """The mesh of all devices (or of those given) with axes `MESH_AXES`.
 
     Raises:
-      ValueError: the product of the axes is not the number of devices, or `tensor` spans hosts: each host reads rows of
-        its own, and the devices along `tensor` work on the same rows.
+      ValueError: the product of the axes is not the number of devices, or `sequence` x `tensor` spans hosts: each host
+        reads rows of its own, and the devices along these axes work on the same rows.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [shape.replica, shape.data, shape.fsdp, shape.tensor]
+    sizes = [getattr(shape, axis) for axis in MESH_AXES]
+    same_rows = shape.sequence * shape.tensor
     if shape.data == -1:
-        sizes[1] = len(devices) // (shape.replica * shape.fsdp * shape.tensor)
+        sizes[MESH_AXES.index("data")] = len(devices) // (shape.replica * shape.fsdp * same_rows)
     if prod(sizes) != len(devices):
         named = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
         raise ValueError(f"a mesh of {named} does not use exactly the {len(devices)} devices there are; set mesh.*")
-    per_host = len(devices) // len({device.process_index for device in devices})
-    if per_host % shape.tensor:
-        raise ValueError(f"mesh.tensor={shape.tensor} must divide the {per_host} devices of one host")
+    per_host = len(devices) // _num_hosts(devices)
+    if per_host % same_rows:
+        raise ValueError(
+            f"mesh.sequence={shape.sequence} x mesh.tensor={shape.tensor} must divide the {per_host} devices of a host"
+        )
     return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _num_hosts(devices: Sequence[jax.Device]) -> int:
+    return len({device.process_index for device in devices})
 
 
 def partition_spec(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
@@ -87,14 +98,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def by_rows(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
     """x with its rows on the devices that have the batch's rows, and everything else of a row whole.
 
+    No value changes, and nothing happens where no mesh is set.
+    """
+    return _held(x, 1)
+
+
+def by_tokens(x: Shaped[Array, "batch time ..."]) -> Shaped[Array, "batch time ..."]:
+    """The same, and each row's time spread over "sequence" where that divides it.
+
     What the residual stream passes through, so that the compiler gathers a layer's parameters over "fsdp", as is meant.
     Left alone it spreads hidden states over that axis as parameters are, and sums activations over devices, which for a
-    batch worth training on are many times larger. No value changes, and nothing happens where no mesh is set.
+    batch worth training on are many times larger.
     """
+    return _held(x, 2)
+
+
+def _held(x: Array, dims: int) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % prod(mesh.shape[axis] for axis in BATCH_AXES):
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+    divides = dims > 1 and x.shape[1] % mesh.shape["sequence"] == 0
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *(["sequence"] if divides else [])))
 
 
 def platform() -> str:

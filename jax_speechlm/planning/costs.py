@@ -218,11 +218,11 @@ class _Counter:
         """(mesh axes along which the devices of a group differ, devices of a group)."""
         if kind == "collective-permute":
             pairs = re.findall(r"\{(\d+),(\d+)\}", each.attribute("source_target_pairs") or "")
-            members = sorted({int(device) for pair in pairs for device in pair})
             shape = self._devices.shape
             coordinates = [np.unravel_index((int(a), int(b)), shape) for a, b in pairs if a != b]
             differ = [any(np.ptp(each[axis]) for each in coordinates) for axis in range(len(shape))]
-            return "+".join(np.array(list(self._mesh))[differ]) or "?", len(members) if coordinates else 1
+            size = math.prod(size for size, used in zip(shape, differ, strict=True) if used)
+            return "+".join(np.array(list(self._mesh))[differ]) or "?", size if coordinates else 1
         groups = replica_groups(each.attribute("replica_groups") or "", each.attributes, self._devices.size)
         group = groups[0]
         if len(group) == 1:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from jax_speechlm.experiment import Experiment, PackedRows
 from jax_speechlm.parallel.chips import GIB, Topology
-from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.parallel.mesh import MESH_AXES, MeshShape
 from jax_speechlm.planning.plan import RESERVE, Plan, make_plan
 
 REMATS = ("none", "dots", "full")
@@ -88,13 +88,13 @@ def fit(
 
 def _meshes(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
     per_slice, host = topology.devices_per_slice, topology.spec.node
-    for tensor in (1, 2, 4, 8):
-        if tensor > host or per_slice % tensor:
+    for axis, size in (("tensor", 1), ("tensor", 2), ("tensor", 4), ("tensor", 8), ("sequence", 2), ("sequence", 4)):
+        if size > host or per_slice % size:
             continue
-        spread = per_slice // tensor
+        spread = per_slice // size
         for fsdp in sorted({spread, 64, 16, 4, 1} & set(range(1, spread + 1)), reverse=True):
             if spread % fsdp == 0:
-                sizes = {"replica": topology.slices, "data": spread // fsdp, "fsdp": fsdp, "tensor": tensor}
+                sizes = {"replica": topology.slices, "data": spread // fsdp, "fsdp": fsdp, axis: size}
                 yield experiment.replace(mesh=MeshShape(**sizes))
 
 
@@ -127,7 +127,7 @@ def _too_large(params: int, experiment: Experiment, topology: Topology) -> str:
 
 def _settings(experiment: Experiment) -> str:
     mesh, data = experiment.mesh, experiment.data
-    axes = " ".join(f"--mesh.{axis} {getattr(mesh, axis)}" for axis in ("replica", "data", "fsdp", "tensor"))
+    axes = " ".join(f"--mesh.{axis} {getattr(mesh, axis)}" for axis in MESH_AXES)
     size = (
         f"--data.tokens_per_batch {data.tokens_per_batch}"
         if isinstance(data, PackedRows)

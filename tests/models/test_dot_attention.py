@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_speechlm.models.dot_attention import attend, masked_attention
-from jax_speechlm.parallel.mesh import MeshShape, batch_sharding, make_mesh
+from jax_speechlm.parallel.mesh import BATCH_AXES, MeshShape, batch_sharding, make_mesh
 
 BATCH, TIME, HEADS, GROUPS, WIDTH = 2, 150, 4, 2, 8  # longer than one block, and not a multiple of it
 SHAPES = {"full": (False, None), "causal": (True, None), "causal-window": (True, 9), "window": (False, 9)}
@@ -78,6 +79,34 @@ def test_splash_runs_on_each_device_s_rows_and_heads(tensor):
         out = run(*jax.device_put(arrays, batch_sharding(mesh)))
     np.testing.assert_allclose(out, expected, atol=1e-5)
     assert out.addressable_shards[0].data.shape == (tensor, TIME, HEADS // (2 if tensor == 2 else 1), WIDTH)
+
+
+SPREAD = [
+    MeshShape(sequence=2),
+    MeshShape(data=1, sequence=2, tensor=4),
+    MeshShape(data=1, fsdp=2, sequence=2, tensor=2),
+]
+
+
+@pytest.mark.parametrize("shape", SPREAD, ids=["sequence", "heads that tensor does not divide too", "all"])
+@pytest.mark.parametrize("kernel", ["blocked", "splash"])
+def test_time_spread_over_devices_changes_no_value_and_no_gradient(case, kernel, shape):
+    (causal, window), (expected_gradients, expected_out), _ = case
+    q, k, v, segment = (jnp.tile(x, (4, *[1] * (x.ndim - 1))) for x in inputs())
+    mesh = make_mesh(shape)
+    with jax.set_mesh(mesh):
+        place = jax.device_put((q, k, v, segment), NamedSharding(mesh, PartitionSpec(BATCH_AXES, "sequence")))
+        gradients, out = with_gradients(*place, kernel, causal, window)
+    for got, expected in zip((*gradients, out), (*expected_gradients, expected_out), strict=True):
+        np.testing.assert_allclose(got, np.tile(expected, (4, 1, 1, 1)), atol=2e-5)
+
+
+def test_heads_must_divide_over_the_devices_that_share_a_row():
+    with (
+        jax.set_mesh(make_mesh(MeshShape(sequence=8))),
+        pytest.raises(ValueError, match="8 does not divide the model's 4"),
+    ):
+        jax.eval_shape(partial(attend, causal=True, window=None, kernel="blocked"), *inputs())
 
 
 def test_auto_takes_the_fast_kernel_of_each_backend(monkeypatch):

@@ -28,25 +28,32 @@ def test_depthwise_convolution_and_its_gradients_are_those_of_the_definition(num
 
 
 @pytest.mark.parametrize(("num_frames", "left", "right"), [(1, 2, 3), (4, 6, 6), (20, 6, 3), (9, 0, 0), (12, 3, 0)])
-def test_scores_are_spread_by_clipped_distance(num_frames, left, right):
-    scores = normal(0, (2, 3, num_frames, left + 1 + right))
-    distance = np.arange(num_frames)[None, :] - np.arange(num_frames)[:, None]
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_scores_are_spread_by_clipped_distance(num_frames, left, right, parts):
+    """For all queries at once, and for a stretch of them."""
+    queries, first = max(1, num_frames // parts), num_frames // parts * (parts - 1)
+    scores = normal(0, (2, 3, queries, left + 1 + right))
+    distance = np.arange(num_frames)[None, :] - (first + np.arange(queries))[:, None]
     index = np.clip(distance, -left, right) + left
     expected = np.take_along_axis(scores, np.broadcast_to(index, (2, 3, *index.shape)), axis=-1)
-    np.testing.assert_array_equal(spread_by_distance(scores, left, right), expected)
+    spread = lambda scores: spread_by_distance(scores, first, num_frames, left, right)  # noqa: E731
+    np.testing.assert_array_equal(spread(scores), expected)
 
     weight = np.asarray(normal(1, expected.shape))
-    gradient = jax.grad(lambda scores: jnp.vdot(spread_by_distance(scores, left, right), weight))(scores)
+    gradient = jax.grad(lambda scores: jnp.vdot(spread(scores), weight))(scores)
     for place in range(left + 1 + right):
         total = np.where(index == place, weight, 0).sum(-1)
         np.testing.assert_allclose(gradient[..., place], total, atol=1e-5)
 
 
 def test_a_chunk_sees_itself_and_the_chunks_to_its_left():
-    expected = [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
-    np.testing.assert_array_equal(chunk_mask(5, (2, 1)), np.array(expected, bool))
-    assert chunk_mask(5, (2, -1))[4].all()
-    assert chunk_mask(5, (1000, 0)).all()
+    expected = np.array([[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [0, 0, 1, 1, 1]], bool)
+    frames = jnp.arange(5)
+    np.testing.assert_array_equal(chunk_mask(frames, frames, (2, 1)), expected)
+    np.testing.assert_array_equal(chunk_mask(frames[3:], frames, (2, 1)), expected[3:])
+    assert chunk_mask(frames, frames, (2, -1))[4].all()
+    assert chunk_mask(frames, frames, (1000, 0)).all()
+    assert chunk_mask(frames, frames, None)
 
 
 def test_linear_sums_over_several_dimensions_and_starts_with_unit_gain():
@@ -105,6 +112,7 @@ class TestDropout:
         longer = dropout(jnp.ones((4, 3, 25, 41)), 0.3, self.keys)
         np.testing.assert_array_equal(longer[:, :, :20, :30], y)
         np.testing.assert_array_equal(dropout(x, 0.3, self.keys[::-1]), y[::-1])
+        np.testing.assert_array_equal(dropout(x[:, 1:, 7:], 0.3, self.keys, first=(1, 7, 0)), y[:, 1:, 7:])
 
     def test_neighbours_and_rows_are_uncorrelated(self):
         y = np.asarray(dropout(jnp.ones((4, 200, 256)), 0.5, self.keys)) > 0

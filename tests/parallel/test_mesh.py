@@ -9,12 +9,21 @@ from jax_speechlm.parallel.mesh import MeshShape, make_mesh, partition_spec, sha
 
 
 def test_data_takes_the_devices_that_are_left():
-    assert dict(make_mesh(MeshShape(fsdp=2, tensor=2)).shape) == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2}
+    left = {"replica": 1, "data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
+    assert dict(make_mesh(MeshShape(fsdp=2, tensor=2)).shape) == left
+    assert make_mesh(MeshShape(sequence=4)).shape["data"] == 2
 
 
 def test_a_mesh_must_use_every_device():
     with pytest.raises(ValueError, match="does not use exactly the 8 devices"):
         make_mesh(MeshShape(data=3))
+
+
+def test_devices_that_share_rows_lie_in_one_host(monkeypatch):
+    monkeypatch.setattr("jax_speechlm.parallel.mesh._num_hosts", lambda devices: 2)
+    make_mesh(MeshShape(sequence=2, tensor=2))
+    with pytest.raises(ValueError, match=r"mesh.sequence=4 x mesh.tensor=2 must divide the 4 devices of a host"):
+        make_mesh(MeshShape(sequence=4, tensor=2))
 
 
 def test_rules_place_names_and_replicate_what_does_not_divide():

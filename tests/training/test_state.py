@@ -11,7 +11,14 @@ from jax_speechlm.training.state import eval_params, make_trainer
 from tests.training import tiny
 
 ONE = (MeshShape(data=1), 1)
-MESHES = [MeshShape(data=8), MeshShape(data=1, fsdp=8), MeshShape(data=2, fsdp=2, tensor=2)]
+MESHES = {
+    "data": MeshShape(data=8),
+    "fsdp": MeshShape(data=1, fsdp=8),
+    "mixed": MeshShape(data=2, fsdp=2, tensor=2),
+    "sequence": MeshShape(data=1, sequence=8),  # 13 frames: two for a device, so a convolution reaches over three
+    "fsdp x sequence": MeshShape(data=1, fsdp=2, sequence=4),
+    "data x sequence x tensor": MeshShape(data=2, sequence=2, tensor=2),
+}
 
 
 def trainer_on(shape: MeshShape, devices: int, experiment):
@@ -32,16 +39,28 @@ def run(shape: MeshShape, devices: int, experiment, steps: int = 2):
         return state, metrics
 
 
-@pytest.fixture(scope="module", params=["ctc", "best_rq", "hubert"])
+CASES = [("ctc", name) for name in MESHES] + [
+    (objective, name)
+    for objective in ("best_rq", "hubert")
+    for name in ("mixed", "sequence", "data x sequence x tensor")
+]
+
+
+@pytest.fixture(scope="module")
 def single_device(request):
-    experiment = tiny.experiment(request.param)
+    model = tiny.MODEL.replace(attention_dropout=0.1, chunk_lengths=(4,))
+    experiment = tiny.experiment(request.param, model=model)
     return experiment, *run(*ONE, experiment)
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=["8x1x1", "1x8x1", "2x2x2"])
-def test_every_mesh_gives_the_single_device_loss_and_gradients(single_device, shape):
-    experiment, state, metrics = single_device
-    sharded_state, sharded_metrics = run(shape, 8, experiment)
+@pytest.mark.parametrize(("single_device", "name"), CASES, indirect=["single_device"])
+def test_every_mesh_gives_the_single_device_loss_and_gradients(single_device, name):
+    check_same(*single_device, MESHES[name], 8)
+
+
+def check_same(experiment, state, metrics, shape: MeshShape, devices: int):
+    """That a mesh gives what a single device gave."""
+    sharded_state, sharded_metrics = run(shape, devices, experiment)
     for one, other in zip(metrics, sharded_metrics, strict=True):
         for name in ("loss", "grad_norm"):
             assert np.allclose(other[name], one[name], rtol=1e-5, atol=1e-5), name
@@ -50,7 +69,7 @@ def test_every_mesh_gives_the_single_device_loss_and_gradients(single_device, sh
         assert np.allclose(jax.device_get(other), jax.device_get(one), atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=["8x1x1", "1x8x1", "2x2x2"])
+@pytest.mark.parametrize("shape", MESHES.values(), ids=MESHES)
 def test_moments_and_averages_lie_as_their_parameters(shape):
     trainer, _, _ = trainer_on(shape, 8, tiny.experiment("best_rq"))
     sharding = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)  # noqa: E731

@@ -19,7 +19,7 @@ from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 
 MEL = LogMel(num_mel_bins=20, stack=2)
-MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=16, num_layers=2, num_heads=4, kernel_size=7)
+MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=16, num_layers=2, num_heads=8, kernel_size=7)
 OBJECTIVES = {"ctc": CTC(), "best_rq": BestRQ(codes=32, code_dim=4), "hubert": HuBERT(num_units=6, code_dim=4)}
 
 

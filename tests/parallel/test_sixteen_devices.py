@@ -1,0 +1,35 @@
+"""The same on sixteen devices, which takes a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SPEECH = """
+from tests.training import test_state, tiny
+experiment = tiny.experiment("ctc")
+one = test_state.run(*test_state.ONE, experiment)
+for shape in (MeshShape(data=2, fsdp=2, sequence=2, tensor=2), MeshShape(data=4, sequence=4)):
+    test_state.check_same(experiment, *one, shape, 16)
+"""
+TEXT = """
+from tests.objectives import test_text_meshes as text
+shapes = [
+    MeshShape(replica=2, data=1, fsdp=2, sequence=4),
+    MeshShape(data=2, fsdp=2, sequence=2, tensor=2),
+    MeshShape(fsdp=8, tensor=2),
+]
+for name in ("causal_lm", "masked_lm, window"):
+    text.check_same(*text.CASES[name][:3], shapes, devices=16)
+"""
+
+
+@pytest.mark.parametrize("code", [SPEECH, TEXT], ids=["speech", "text"])
+def test_sixteen_devices_give_what_one_gives(code):
+    flags = "--xla_force_host_platform_device_count=16 --xla_backend_optimization_level=0"
+    code = f"import jax; assert jax.device_count() == 16\nfrom jax_speechlm.parallel.mesh import MeshShape\n{code}"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
