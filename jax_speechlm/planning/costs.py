@@ -108,7 +108,7 @@ class _Counter:
         self._collectives: dict[tuple[str, str, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._loops: list[str] = []
         self._calls: dict[str, float] = defaultdict(float)
-        self._channels: set[tuple[str, float]] = set()
+        self._channels: set[tuple[str, str, str | None, float]] = set()
 
     def count(self) -> Costs:
         self._walk(self._module.computations[self._module.entry], 1.0, fused=False)
@@ -137,7 +137,7 @@ class _Counter:
             elif opcode == "send" and "_xla_megascale_transfer_type" in each.attributes:
                 self._between_slices(each, computation, times)
             elif (kind := opcode.removesuffix("-start")) in COLLECTIVES:
-                self._collective(kind, each, computation, times)
+                self._collective(kind, each, computation, times, fused)
             if opcode in ("call", "async-start"):
                 self._walk(self._called(each, "calls" if each.attribute("calls") else "to_apply"), times, fused)
             elif opcode == "fusion":
@@ -192,14 +192,14 @@ class _Counter:
         entry[0] += times
         entry[1] += times * operand.bytes * share
 
-    def _collective(self, kind: str, each: Instruction, computation: Computation, times: float) -> None:
-        # The parts of one asynchronous collective stand in several fusions and share a channel.
-        channel = each.attribute("channel_id")
-        if channel is not None:
-            if (channel, times) in self._channels:
-                return
-            self._channels.add((channel, times))
+    def _collective(self, kind: str, each: Instruction, computation: Computation, times: float, fused: bool) -> None:
         axes, size = self._group(kind, each)
+        # The parts of one asynchronous collective stand in several fusions and share a channel. Elsewhere a channel
+        # says nothing: all that `shard_map` made has the same.
+        part = kind, axes, each.attribute("channel_id"), times
+        if fused and part in self._channels:
+            return
+        self._channels.add(part)
         if size == 1:
             return
         into = sum(_operand(name, computation).bytes for name in each.operands if name in computation.instructions)

@@ -72,6 +72,20 @@ def test_shards_share_the_work_and_gather_over_their_axis(shape):
     assert sum(each.sent for each in summed) > 0
 
 
+def test_everything_that_a_shard_map_exchanges_counts():
+    mesh = meshes.make_mesh(MeshShape(sequence=8))
+    ring = [(device, (device + 1) % 8) for device in range(8)]
+    step = lambda x: jnp.tanh(jax.lax.ppermute(x, "sequence", ring))  # noqa: E731
+    body = lambda x: jax.lax.psum(step(step(x)), "sequence")  # noqa: E731
+    spec = PartitionSpec(None, "sequence")
+    exchange = jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=PartitionSpec())
+    counted = {
+        each.kind: each for each in costs.count(*compiled(exchange, (4, 80), mesh=mesh, specs=[spec])).collectives
+    }
+    assert counted["collective-permute"] == ("collective-permute", "sequence", 8, 2, 2 * 4 * 10 * 4)
+    assert counted["all-reduce"].axes == "sequence"
+
+
 def brute_force_convolution(x, kernel, padding, lhs_dilation, rhs_dilation, stride):
     """Multiply-adds of a one-dimensional convolution whose input element is there, counted one by one."""
     size, taps = x.shape[1], kernel.shape[0]

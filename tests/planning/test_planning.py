@@ -13,7 +13,7 @@ from jax_speechlm.cli import main
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.transformer import forward_flops
 from jax_speechlm.parallel import chips
-from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.parallel.mesh import MESH_AXES, MeshShape
 from jax_speechlm.planning import ahead_of_time, check, compiled, report
 from jax_speechlm.planning.ahead_of_time import PlanningError
 from jax_speechlm.planning.check import check_fits
@@ -229,7 +229,7 @@ def test_every_experiment_names_a_target_that_its_mesh_fits():
         experiment = configs.load(name)
         assert experiment.topology, f"{name}: say what it was sized for, cpu-1 if nothing else"
         target, mesh = chips.topology(experiment.topology), experiment.mesh
-        sizes = (mesh.replica, mesh.data, mesh.fsdp, mesh.tensor)
+        sizes = [getattr(mesh, axis) for axis in MESH_AXES]
         assert math.prod(sizes) == target.num_devices or mesh.data == -1, name
         assert mesh.replica % target.slices == 0, name
 
@@ -250,6 +250,41 @@ def test_a_small_lm_for_a_real_v5e_16():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(chips.CHIPS, "v5e", chips.CHIPS["v5e"]._replace(hbm=step.memory.total - 1))
         assert not fits(step, plan.topology)
+
+
+@tpu
+def test_long_rows_for_a_real_v5e_16():
+    model = small_lm().model.replace(dtype="bfloat16", num_heads=4, num_kv_heads=2)
+    experiment = small_lm(mesh=MeshShape(data=2, fsdp=2, sequence=4), model=model)
+    step = make_plan(experiment, chips.topology("v5e-16"), vocab_size=100).steps[0]
+    along = {each.kind: each for each in step.costs.collectives if "sequence" in each.axes.split("+")}
+    # Queries, keys, values and their mean; and all four gradients. Keys and values are gathered nowhere.
+    assert along["all-to-all"].axes == "sequence"
+    assert along["all-to-all"].times == model.num_layers * 8
+    assert "all-gather" not in along
+    assert step.costs.flops * 16 == analytic_flops(experiment, more_products=3)
+
+
+@pytest.mark.slow
+@tpu
+def test_long_utterances_for_a_real_v5e_16():
+    experiment = configs.load("librispeech_100_gpu")
+    model = experiment.model.replace(dim=64, num_layers=2, num_heads=4, left_max=8, kernel_size=7, remat="full")
+    data = experiment.data.replace(num_buckets=1, seconds_per_batch=160.0, max_seconds=8.0, batch_multiple=4)
+    experiment = experiment.replace(
+        model=model,
+        data=data,
+        objective=experiment.objective.replace(intermediate=()),
+        mesh=MeshShape(data=2, fsdp=2, sequence=4),
+    )
+    step = make_plan(experiment, chips.topology("v5e-16"), vocab_size=100).steps[0]
+    along = {each.kind: each for each in step.costs.collectives if each.axes == "sequence"}
+    # As above, and with "full" the way there and back once more; the same for the frames before a device's own.
+    assert along["all-to-all"].times == model.num_layers * 12
+    assert along["collective-permute"].times == model.num_layers * 3
+    # What CTC needs whole: the logits, not hidden states.
+    frames = experiment.frontend.mel.num_frames(step.shape.length)
+    assert along["all-gather"].sent < 3 * 4 * (step.shape.rows // 4) * (frames + 4) * 104
 
 
 @pytest.mark.slow
