@@ -9,7 +9,7 @@ import pytest
 SPEECH = """
 from tests.training import test_state, tiny
 experiment = tiny.experiment("ctc")
-one = test_state.run(*test_state.ONE, experiment)
+one = test_state.run(*test_state.ONE, experiment, steps=1)
 for shape in (MeshShape(data=2, fsdp=2, sequence=2, tensor=2), MeshShape(data=4, sequence=4)):
     test_state.check_same(experiment, *one, shape, 16)
 """

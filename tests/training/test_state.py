@@ -60,7 +60,7 @@ def test_every_mesh_gives_the_single_device_loss_and_gradients(single_device, na
 
 def check_same(experiment, state, metrics, shape: MeshShape, devices: int):
     """That a mesh gives what a single device gave."""
-    sharded_state, sharded_metrics = run(shape, devices, experiment)
+    sharded_state, sharded_metrics = run(shape, devices, experiment, len(metrics))
     for one, other in zip(metrics, sharded_metrics, strict=True):
         for name in ("loss", "grad_norm"):
             assert np.allclose(other[name], one[name], rtol=1e-5, atol=1e-5), name
