@@ -116,7 +116,7 @@ def nearest(
     x = jnp.pad(x_NxD, ((0, blocks * size - num_rows), (0, 0))).reshape(blocks, size, x_NxD.shape[1])
     code, best = (result.reshape(-1)[:num_rows] for result in jax.lax.map(block, x))
     squared = jnp.sum(jnp.square(x_NxD), axis=-1) - 2 * best
-    # A row without a finite score would have no code: give it one, so that the loss shows what is wrong, not an index.
+    # A row that is not finite has no nearest centroid; its code must be one all the same.
     return jnp.minimum(code, num_units - 1).astype(jnp.int32), jnp.maximum(squared, 0)
 
 
