@@ -49,17 +49,17 @@ VERBS = {
     ),
     "eval": Verb(
         "jax_speechlm.cli:evaluate",
-        "measure a checkpoint on a data set: WER, bits per byte, masked accuracy, or classes, as it was trained for",
+        "measure a checkpoint as it was trained for: WER, bits per byte or per second, masked accuracy, or classes",
         "jax-speechlm eval runs/finetune --sets asterisk-en --split test",
     ),
     "score-pairs": Verb(
         "jax_speechlm.cli:score_pairs",
-        "ask a language model which sentence of minimal pairs (BLiMP) is the good one",
-        "jax-speechlm score-pairs runs/lm blimp/*.jsonl",
+        "ask a language model which of a minimal pair is the good one: of sentences (BLiMP), or recordings (sWUGGY)",
+        "jax-speechlm score-pairs runs/lm blimp/*.jsonl    |    jax-speechlm score-pairs runs/units lexical/dev",
     ),
     "generate": Verb(
         "jax_speechlm.cli:generate",
-        "continue texts with a language model",
+        "continue texts, or speech as units, with a language model",
         'jax-speechlm generate runs/lm "In the beginning" --temperature 0.8 --top-p 0.95',
     ),
     "compare": Verb(
@@ -322,6 +322,7 @@ EVALUATIONS = {
     "ctc": "jax_speechlm.evaluation.recognition",
     "causal_lm": "jax_speechlm.evaluation.language",
     "masked_lm": "jax_speechlm.evaluation.masked_text",
+    "unit_lm": "jax_speechlm.evaluation.unit_language",
     "classification": "jax_speechlm.evaluation.classification",
 }
 """The module whose `evaluate_run` measures what a run was trained for, by its objective."""
@@ -331,18 +332,15 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     import tyro
 
     from jax_speechlm.parallel.hardware import cache_compilations
-    from jax_speechlm.trained import objective_kind
     from jax_speechlm.training.checkpoints import CheckpointError
 
     cache_compilations()
-    kind = "ctc"  # whose options are shown where no run is named
-    if argv and not argv[0].startswith("-"):
-        kind = objective_kind(argv[0])
-        if kind not in EVALUATIONS:
-            raise CheckpointError(
-                f"{argv[0]} was trained by {kind}, whose only measure is its loss, which training logs; there is an "
-                f"evaluation for {', '.join(EVALUATIONS)}"
-            )
+    kind = _trained_by(argv) or "ctc"  # whose options are shown where no run is named
+    if kind not in EVALUATIONS:
+        raise CheckpointError(
+            f"{argv[0]} was trained by {kind}, whose only measure is its loss, which training logs; there is an "
+            f"evaluation for {', '.join(EVALUATIONS)}"
+        )
     tyro.cli(importlib.import_module(EVALUATIONS[kind]).evaluate_run, prog=prog, args=argv)
 
 
@@ -360,21 +358,34 @@ def units(argv: Sequence[str], prog: str) -> None:
 def score_pairs(argv: Sequence[str], prog: str) -> None:
     import tyro
 
-    from jax_speechlm.evaluation.minimal_pairs import score_pairs
     from jax_speechlm.parallel.hardware import cache_compilations
 
     cache_compilations()
-    tyro.cli(score_pairs, prog=prog, args=argv)
+    if _trained_by(argv) == "unit_lm":
+        from jax_speechlm.evaluation.spoken_pairs import score_spoken_pairs as run
+    else:
+        from jax_speechlm.evaluation.minimal_pairs import score_pairs as run
+    tyro.cli(run, prog=prog, args=argv)
 
 
 def generate(argv: Sequence[str], prog: str) -> None:
     import tyro
 
-    from jax_speechlm.language_model import generate_texts
     from jax_speechlm.parallel.hardware import cache_compilations
 
     cache_compilations()
-    tyro.cli(generate_texts, prog=prog, args=argv)
+    if _trained_by(argv) == "unit_lm":
+        from jax_speechlm.unit_model import generate_units as run
+    else:
+        from jax_speechlm.language_model import generate_texts as run
+    tyro.cli(run, prog=prog, args=argv)
+
+
+def _trained_by(argv: Sequence[str]) -> str | None:
+    """The objective of the run that a command line begins with, whose kind decides the options; None without one."""
+    from jax_speechlm.trained import objective_kind
+
+    return objective_kind(argv[0]) if argv and not argv[0].startswith("-") else None
 
 
 def compare(argv: Sequence[str], prog: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.experiment import Start
@@ -101,7 +102,7 @@ def _grown(there: np.ndarray, here: jax.Array, our_ids: np.ndarray, their_ids: n
     """The rows here with those of the shared ids as they are there; what cannot be is left for `_placed` to refuse."""
     if there.shape[1:] != here.shape[1:]:
         return there
-    rows = np.array(here)
+    rows = np.array(here if here.is_fully_addressable else multihost_utils.process_allgather(here, tiled=True))
     rows[our_ids] = there[their_ids]
     return rows
 

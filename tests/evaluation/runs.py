@@ -12,8 +12,12 @@ from jax_speechlm.training.source import tokenizer_files
 from jax_speechlm.training.state import make_trainer
 
 
-def save_run(folder: Path, experiment: Experiment, tokenizer: Tokenizer | None) -> Path:
-    """Writes the checkpoint that a run has before its first step, its parameters three times as large."""
+def save_run(folder: Path, experiment: Experiment, tokenizer: Tokenizer | None, units: str | None = None) -> Path:
+    """Writes the checkpoint that a run has before its first step, its parameters three times as large.
+
+    Args:
+      units: fingerprint of the k-means that it is trained on.
+    """
     objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
     mesh = make_mesh(MeshShape(data=1), jax.devices()[:1])
     with jax.set_mesh(mesh):
@@ -22,6 +26,6 @@ def save_run(folder: Path, experiment: Experiment, tokenizer: Tokenizer | None) 
         state = state._replace(params=jax.tree.map(lambda leaf: 3 * leaf, state.params))
         checkpoints = Checkpoints(folder)
         meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(tokenizer)}
-        checkpoints.save(0, state, meta | {"plan": "", "step": 0})
+        checkpoints.save(0, state, meta | {"plan": "", "step": 0, "units": units})
         checkpoints.close()
     return folder

@@ -1,0 +1,203 @@
+"""Spoken minimal pairs: whether a unit language model finds the better one of two recordings likelier.
+
+It reads the sets as they are handed out:
+
+- sWUGGY and sBLIMP (Nguyen et al. 2020, ZeroSpeech 2021): a folder `lexical/dev`, `syntactic/test` ... with `gold.csv`
+  and the recordings that it names. A pair is said by several voices: its score is their mean, as in the challenge.
+- spoken StoryCloze (Hassid et al. 2023): a folder of `<number>_<story>_correct.wav` and, the number being another,
+  `<number>_<story>_incorrect.wav`; or of `<story>_correct.wav` and `<story>_incorrect.wav`.
+- SALMon (Maimon et al. 2025): folders of `sample_<n>_0.wav`, the recording as it should be, and `sample_<n>_1.wav`.
+"""
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from tyro.conf import Positional
+
+from data_pipelines.errors import DataError
+from data_pipelines.unit_documents import deduplicate
+from jax_speechlm.evaluation.language import save_report
+from jax_speechlm.evaluation.minimal_pairs import Accuracy, PairReport
+from jax_speechlm.unit_model import UnitModel
+from jax_speechlm.units.encoder import UnitEncoder
+
+RESAMPLES, SEED = 1000, 0
+_FREQUENCIES = ((0, "not in LibriSpeech"), (1, "1 to 4"), (5, "5 to 19"), (20, "20 to 99"), (100, "100 and more"))
+_FILES_AT_A_TIME = 256
+
+
+class SpokenPair(NamedTuple):
+    """Two recordings, of which the first is the better.
+
+    Attributes:
+      good, bad: audio files.
+      item: pairs of one item, which differ in the voice, count as one.
+      groups: what the pair is counted under besides the whole, by the name of the property: "voice", "type" ...
+    """
+
+    good: Path
+    bad: Path
+    item: str
+    groups: dict[str, str]
+
+
+def read_spoken_pairs(folders: Sequence[Path]) -> list[SpokenPair]:
+    """The pairs of folders, each in the form of one of the sets above, or holding folders that are.
+
+    Raises:
+      DataError: a folder holds none, a recording is missing, or one has no partner; the message names it.
+    """
+    pairs = []
+    for folder in folders:
+        folder = folder.parent if folder.name == "gold.csv" else folder
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not a folder: name folders of sWUGGY, sBLIMP, StoryCloze or SALMon")
+        found = _read_folder(folder)
+        if not found:
+            for each in sorted(path for path in folder.iterdir() if path.is_dir()):
+                found += [pair._replace(groups=pair.groups | {"folder": each.name}) for pair in _read_folder(each)]
+        if not found:
+            raise DataError(
+                f"{folder} holds no spoken pairs: it needs a gold.csv (sWUGGY, sBLIMP), *_correct.wav and "
+                "*_incorrect.wav (StoryCloze), or sample_<n>_0.wav and sample_<n>_1.wav (SALMon)"
+            )
+        pairs += [pair._replace(item=f"{folder}/{pair.item}") for pair in found]
+    return pairs
+
+
+def compare_spoken(pairs: Sequence[SpokenPair], scores: Sequence[float], checkpoint: str) -> PairReport:
+    """How often the better recording is the likelier; a tie counts half, the pairs of an item count as one.
+
+    Args:
+      scores: of the good and the bad recording of every pair, one behind the other.
+      checkpoint: for the report.
+    """
+    good, bad = np.asarray(scores, np.float64).reshape(-1, 2).T
+    wins = np.where(good == bad, 0.5, good > bad)
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row, pair in enumerate(pairs):
+        for name, value in pair.groups.items():
+            groups[f"{name} {value}"].append(row)
+    of = lambda rows: _accuracy(wins[rows], [pairs[row].item for row in rows])  # noqa: E731
+    by_group = {name: of(rows) for name, rows in sorted(groups.items()) if len(rows) < len(pairs)}
+    return PairReport(checkpoint=checkpoint, total=of(list(range(len(pairs)))), groups=by_group)
+
+
+def score_spoken_pairs(
+    checkpoint: Positional[Path],
+    folders: Positional[tuple[Path, ...]],
+    units: Path | None = None,
+    per_unit: bool = False,
+    out: Path | None = None,
+) -> PairReport:
+    """Measures how often a unit language model finds the better recording of a spoken minimal pair likelier.
+
+    Args:
+      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
+      folders: of sWUGGY, sBLIMP (those with gold.csv), spoken StoryCloze or SALMon.
+      units: folder of the k-means that the model was trained on; by default where the run had it.
+      per_unit: compare the mean log-probability of a unit, not that of the whole recording, which favours short ones.
+      out: folder of report.json; by default <checkpoint>/eval/spoken-pairs.
+    """
+    pairs = read_spoken_pairs(folders)
+    model = UnitModel.load(checkpoint)
+    encoder = UnitEncoder.load(model.check(units))
+    scores = score_recordings(model, encoder.encode_files, [file for pair in pairs for file in pair[:2]], per_unit)
+    report = compare_spoken(pairs, scores, str(model.lm.checkpoint))
+    save_report(report, out := out or checkpoint / "eval" / "spoken-pairs")
+    console = Console(highlight=False)
+    console.print(report.table())
+    console.print(f"{report.checkpoint}; {out / 'report.json'}", soft_wrap=True)
+    return report
+
+
+def score_recordings(
+    model: UnitModel,
+    encode: Callable[[Sequence[Path]], Sequence[np.ndarray]],
+    files: Sequence[Path],
+    per_unit: bool = False,
+) -> list[float]:
+    """The log-probability of each recording's units, in nats; of a unit on average where `per_unit`.
+
+    Args:
+      encode: audio files to the codes of their frames.
+    """
+    scores: list[float] = []
+    for start in range(0, len(files), _FILES_AT_A_TIME):
+        said = [deduplicate(codes)[0] for codes in encode(files[start : start + _FILES_AT_A_TIME])]
+        for nats in model.unit_nats(said):
+            score = -float(nats.sum(dtype=np.float64))
+            scores.append(score / max(1, len(nats)) if per_unit else score)
+    return scores
+
+
+def _read_folder(folder: Path) -> list[SpokenPair]:
+    gold = folder / "gold.csv"
+    if gold.is_file():
+        return _from_gold(gold)
+    recordings: dict[str, dict[bool, Path]] = defaultdict(dict)
+    for path in sorted(folder.glob("*.wav")):
+        if match := re.fullmatch(r"(?:\d+_(?=.+_))?(.+)_(correct|incorrect)", path.stem):
+            recordings[match[1]][match[2] == "correct"] = path
+        elif match := re.fullmatch(r"sample_(\d+)_([01])", path.stem):
+            recordings[match[1]][match[2] == "0"] = path
+    for item, both in recordings.items():
+        if len(both) != 2:
+            (path,) = both.values()
+            raise DataError(f"{path} has no partner: the other recording of pair {item!r} is missing")
+    return [SpokenPair(both[True], both[False], f"{folder.name}/{item}", {}) for item, both in recordings.items()]
+
+
+def _from_gold(gold: Path) -> list[SpokenPair]:
+    """Lines with filename, id, voice, correct, and frequency (sWUGGY) or type and subtype (sBLIMP)."""
+    sides: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = defaultdict(lambda: {"1": [], "0": []})
+    with gold.open(encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                identity = *(row.get(name) or "" for name in ("type", "subtype")), row["id"], row["voice"]
+                sides[identity][row["correct"].strip()].append(row | {"path": _recording(gold, row["filename"])})
+            except (KeyError, AttributeError, TypeError) as error:
+                raise DataError(
+                    f"{gold}, line {number}: not a line of spoken pairs ({error!r}); it needs the columns id, "
+                    "filename, voice and correct (1 or 0)"
+                ) from error
+    pairs = []
+    for identity, side in sides.items():
+        if len(side["1"]) != len(side["0"]):
+            raise DataError(
+                f"{gold}: id {identity[2]!r} in voice {identity[3]!r} has {len(side['1'])} recordings with correct 1 "
+                f"and {len(side['0'])} with 0"
+            )
+        for good, bad in zip(side["1"], side["0"], strict=True):
+            item = "/".join((gold.parent.name, *identity[:3]))
+            pairs.append(SpokenPair(good["path"], bad["path"], item, _groups(good)))
+    return pairs
+
+
+def _recording(gold: Path, name: str) -> Path:
+    path = gold.parent / (name if name.endswith(".wav") else f"{name}.wav")
+    if not path.is_file():
+        raise DataError(f"{path}, which {gold} names, does not exist: keep the recordings beside gold.csv")
+    return path
+
+
+def _groups(row: dict[str, str]) -> dict[str, str]:
+    groups = {name: row[name] for name in ("voice", "type") if row.get(name)}
+    if frequency := row.get("frequency"):
+        groups["frequency"] = [name for least, name in _FREQUENCIES if int(float(frequency)) >= least][-1]
+    return groups
+
+
+def _accuracy(wins: np.ndarray, items: Sequence[str]) -> Accuracy:
+    """The mean over items of the mean over their pairs, with the interval of a bootstrap over items."""
+    _, item = np.unique(items, return_inverse=True)
+    means = np.bincount(item, wins) / np.bincount(item)
+    drawn = np.random.default_rng(SEED).integers(len(means), size=(RESAMPLES, len(means)))
+    low, high = np.quantile(means[drawn].mean(1), (0.025, 0.975))
+    return Accuracy(accuracy=float(means.mean()), interval=(float(low), float(high)), pairs=len(means))

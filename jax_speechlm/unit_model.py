@@ -1,0 +1,220 @@
+"""A trained model of text and speech units: probabilities of speech, and continuations of text and of speech.
+
+There is no vocoder here: what comes out as speech is the numbers of its units, which the k-means that made them does
+not turn back into sound.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Integer
+from tyro.conf import OmitArgPrefixes, Positional
+
+from data_pipelines.code_store import read_units
+from data_pipelines.unit_documents import deduplicate
+from jax_speechlm.decoding.generate import Beam, Sampling
+from jax_speechlm.language_model import LanguageModel
+from jax_speechlm.trained import Trained
+from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.units.encoder import UnitEncoder
+from jax_speechlm.vocabulary import Modality
+
+Part = str | Integer[np.ndarray, "..."]
+"""A stretch of a document: text, or units without repeats."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitContinuation:
+    """One continuation of a prompt.
+
+    Attributes:
+      parts: what follows the prompt, text and units by turns, as JSON has it: {"text": ...} or {"units": [...]}.
+      log_prob: natural logarithm of its probability given the prompt, its end included where it ended.
+      num_tokens: how many tokens it has, those that change between text and speech and the end included.
+      ended: whether the model ended the document; else it was cut.
+    """
+
+    parts: tuple[dict[str, str | list[int]], ...]
+    log_prob: float
+    num_tokens: int
+    ended: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnitModel:
+    """A model of text and speech, and the k-means whose units it knows.
+
+    Attributes:
+      lm: the model.
+      units: folder of the k-means, as the run's data named it.
+      fingerprint: of the k-means; no other's units mean anything to the model.
+    """
+
+    lm: LanguageModel
+    units: str
+    fingerprint: str
+
+    @classmethod
+    def load(cls, path: str | Path) -> "UnitModel":
+        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
+
+        Raises:
+          CheckpointError: there is no readable checkpoint, or it is not one of a unit language model.
+        """
+        run = Trained.load(path, "unit_lm", "tell how likely speech is")
+        data, model, num_units = run.experiment.data, run.experiment.model, run.experiment.objective.num_units
+        lm = LanguageModel(model, run.tokenizer, run.params, data.context, run.checkpoint, num_units)
+        return cls(lm, data.units, ckpt.read_meta(run.checkpoint)["units"])
+
+    def check(self, units: str | Path | None = None) -> Path:
+        """The folder of the k-means: the given one, or the one that the run's data named.
+
+        Raises:
+          DataError: it cannot be read.
+          CheckpointError: it is not the k-means that the model was trained on.
+        """
+        folder = Path(units or self.units)
+        found = read_units(folder)
+        if found.fingerprint != self.fingerprint:
+            raise ckpt.CheckpointError(
+                f"{self.lm.checkpoint}: was trained on the units {self.fingerprint}, and those of {folder} are "
+                f"{found.fingerprint}: name the folder of the former with --units"
+            )
+        return folder
+
+    def prompt(self, parts: Sequence[Part], then: Modality | None = None) -> list[int]:
+        """The ids that begin a document of these parts, and go on in a modality where one is given."""
+        vocabulary = self.lm.vocabulary
+        ids, modality = [vocabulary.boundary], "text"
+        for part in parts:
+            here = "text" if isinstance(part, str) else "units"
+            ids += self._change(modality, here)
+            ids += (
+                self.lm.tokenizer.encode(part)
+                if here == "text"
+                else (part.astype(int) + vocabulary.first_unit).tolist()
+            )
+            modality = here
+        return ids + (self._change(modality, then) if then else [])
+
+    def document(self, units: Integer[np.ndarray, "..."]) -> list[int]:
+        """The ids of an utterance's document, from boundary to boundary."""
+        return [*self.prompt([units]), self.lm.vocabulary.boundary]
+
+    def unit_nats(
+        self, utterances: Sequence[Integer[np.ndarray, "..."]], *, stride: int | None = None
+    ) -> list[Float[np.ndarray, "..."]]:
+        """Minus the log-probability of each unit of utterances, given the units before it; nats.
+
+        Where an utterance ends does not count: that is the corpus's doing.
+
+        Args:
+          utterances: units without repeats.
+          stride: as in `LanguageModel.token_nats`.
+        """
+        nats = self.lm.token_nats([self.document(each) for each in utterances], stride=stride)
+        return [each[1:-1] for each in nats]  # behind the token that begins speech, and before the end
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[Part]],
+        method: Sampling | Beam = Sampling(),  # noqa: B008  frozen
+        *,
+        modality: Modality | None = None,
+        max_tokens: int = 128,
+        samples: int = 1,
+        seed: int = 0,
+    ) -> list[list[UnitContinuation]]:
+        """Continues documents; as `LanguageModel.generate`.
+
+        Args:
+          prompts: of each document the parts that it begins with.
+          modality: "text" or "units" lets nothing else be added; None leaves it to the model.
+        """
+        ids = [self.prompt(parts, modality) for parts in prompts]
+        found = self.lm.continue_ids(ids, method, modality=modality, max_tokens=max_tokens, samples=samples, seed=seed)
+        return [
+            [
+                self._read(start, row[:length].tolist(), float(log_prob))
+                for row, length, log_prob in zip(*each, strict=True)
+                if np.isfinite(log_prob)  # a beam wider than there are continuations
+            ]
+            for start, each in zip(ids, found, strict=True)
+        ]
+
+    def _change(self, before: Modality, now: Modality) -> list[int]:
+        vocabulary = self.lm.vocabulary
+        return [] if before == now else [vocabulary.text if now == "text" else vocabulary.speech]
+
+    def _read(self, start: list[int], ids: list[int], log_prob: float) -> UnitContinuation:
+        vocabulary = self.lm.vocabulary
+        ended = bool(ids) and ids[-1] == vocabulary.boundary
+        switches = (vocabulary.speech, vocabulary.text)
+        # Text that goes on from the prompt's may begin inside a word: it is read together with it.
+        before = list(itertools.takewhile(lambda number: number < vocabulary.boundary, reversed(start)))[::-1]
+        parts: list[dict[str, str | list[int]]] = []
+        kind = lambda number: "switch" if number in switches else "units" if vocabulary.is_unit(number) else "text"  # noqa: E731
+        for name, group in itertools.groupby(ids[: len(ids) - ended], kind):
+            run = list(group)
+            if name == "units":
+                parts.append({"units": [number - vocabulary.first_unit for number in run]})
+            elif name == "text":
+                said = self.lm.tokenizer.decode(before)
+                parts.append({"text": self.lm.tokenizer.decode(before + run)[len(said) :]})
+            before = []
+        return UnitContinuation(tuple(parts), log_prob, len(ids), ended)
+
+
+def generate_units(
+    checkpoint: Positional[Path],
+    prompts: Positional[tuple[str, ...]] = (),
+    audio_prompts: tuple[Path, ...] = (),
+    units: Path | None = None,
+    modality: Literal["free", "text", "units"] = "free",
+    max_tokens: int = 128,
+    samples: int = 1,
+    sampling: OmitArgPrefixes[Sampling] = Sampling(),  # noqa: B008  frozen
+    beam_size: int = 0,
+    length_penalty: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Continues text and speech. Speech comes out as the numbers of its units: there is no vocoder here to sound them.
+
+    Prints JSON lines with prompt, audio, parts (each has text, or units), log_prob (nats), num_tokens and ended. What a
+    prompt gives depends on the prompt, the settings and the seed, not on the other prompts.
+
+    Args:
+      checkpoint: a unit language model's run directory, or one of its checkpoints/<step> folders.
+      prompts: beginnings of texts; none, and no audio, begins a document anew.
+      audio_prompts: audio files; as many as there are prompts go on behind their text, else each begins a document.
+      units: folder of the k-means that the model was trained on; by default where the run had it.
+      modality: what may be added: text alone, units alone, or, as the model likes, both.
+      max_tokens: the most tokens added; the model may end the document before.
+      samples: continuations of each prompt.
+      sampling: how tokens are drawn; --temperature 0 takes the likeliest each time.
+      beam_size: above 0: no drawing, but a search for the likeliest, this many of which are kept and printed.
+      length_penalty: of the beam search: 0 compares by probability, 1 by its geometric mean over tokens.
+      seed: of what is drawn.
+    """
+    model = UnitModel.load(checkpoint)
+    heard = UnitEncoder.load(model.check(units)).encode_files(audio_prompts) if audio_prompts else []
+    if prompts and audio_prompts and len(prompts) != len(audio_prompts):
+        raise ValueError(
+            f"{len(prompts)} texts and {len(audio_prompts)} audio files: give one for each, or only one kind"
+        )
+    count = max(len(prompts), len(heard), 1)
+    texts, files = prompts or ("",) * count, audio_prompts or (None,) * count
+    spoken = [[deduplicate(codes)[0]] for codes in heard] or [[]] * count
+    parts = [[*([text] if text else []), *speech] for text, speech in zip(texts, spoken, strict=True)]
+    method = Beam(size=beam_size, length_penalty=length_penalty) if beam_size else sampling
+    options = {"max_tokens": max_tokens, "samples": samples, "seed": seed}
+    found = model.generate(parts, method, modality=None if modality == "free" else modality, **options)
+    for text, file, continuations in zip(texts, files, found, strict=True):
+        for each in continuations:
+            line = {"prompt": text, "audio": file and str(file), **dataclasses.asdict(each)}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
