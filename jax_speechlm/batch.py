@@ -12,7 +12,10 @@ filler rows). Where training mixes in a noise set, also `noise` int16 [B, S]; wh
 int32 [B, T], one for each frame of the front end, -1 in padding.
 
 A batch of text has no audio: `tokens` int32 [B, T], `segment` int32 [B, T] (1, 2, ... for the documents packed into a
-row, 0 for padding), `position` int32 [B, T] (from 0 in each segment), `example_id` and `weight`."""
+row, 0 for padding), `position` int32 [B, T] (from 0 in each segment), `example_id` and `weight`.
+
+To what a source gives the train step adds `step` int32 []: the steps taken before it, for what changes as training goes
+on, such as a temperature. So a loss stays a pure function of its arguments, and a resumed run goes on exactly."""
 
 
 def step_key(seed: int, step: int | Int[Array, ""]) -> PRNGKeyArray:

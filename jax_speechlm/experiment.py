@@ -16,11 +16,13 @@ from jax_speechlm.objectives.hubert import HuBERT
 from jax_speechlm.objectives.masked_lm import MaskedLM
 from jax_speechlm.objectives.span_corruption import SpanCorruption
 from jax_speechlm.objectives.unit_lm import UnitLM
+from jax_speechlm.objectives.w2v_bert import W2vBert
+from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Optimizer
 
 Objective = Annotated[
-    BestRQ | HuBERT | CTC | CausalLM | MaskedLM | SpanCorruption | UnitLM | Classification,
+    BestRQ | HuBERT | Wav2Vec2 | W2vBert | CTC | CausalLM | MaskedLM | SpanCorruption | UnitLM | Classification,
     pydantic.Field(discriminator="kind"),
 ]
 Model = Annotated[ConformerConfig | TransformerConfig, pydantic.Field(discriminator="kind")]

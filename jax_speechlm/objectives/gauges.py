@@ -86,6 +86,11 @@ def codes_alarm(metrics: Mapping[str, float], settled: bool, objective: str, cau
         return (
             f"{objective}'s codes have collapsed: their entropy is {ratio:.0%} of what the batches could show. {cause}"
         )
+    return predictions_alarm(metrics, settled, objective)
+
+
+def predictions_alarm(metrics: Mapping[str, float], settled: bool, objective: str) -> str | None:
+    """The part of `codes_alarm` that looks at predictions."""
     ratio = metrics["predicted_code_entropy"] / max(metrics["code_entropy"], 1e-9)
     if settled and ratio < LOW_ENTROPY:
         return (

@@ -81,11 +81,12 @@ def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, see
         ema = trainable if optimizer.ema_decay else {}
         return TrainState(zero, params, transform.init(trainable), ema, zero, zero)
 
-    def gradients(params: Params, batch: Batch, key: jax.Array) -> tuple[Params, Metrics]:
+    def gradients(params: Params, batch: Batch, step: Array) -> tuple[Params, Metrics]:
         trainable = trainable_part(params)
+        key = step_key(seed, step)
 
         def loss(trainable: Params, batch: Batch):
-            return objective.loss(overlay(params, trainable), batch, key)
+            return objective.loss(overlay(params, trainable), {**batch, "step": step}, key)
 
         def one(batch: Batch) -> tuple[Params, Metrics]:
             (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(trainable, batch)
@@ -96,7 +97,7 @@ def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, see
         return _accumulate(one, batch, optimizer.accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics = gradients(state.params, batch, step_key(seed, state.step))
+        grads, metrics = gradients(state.params, batch, state.step)
         trainable = trainable_part(state.params)
         grad_norm = optax.global_norm(grads)
         good = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(grad_norm)

@@ -85,6 +85,17 @@ def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(whole, tmp_path):
     assert_same(params_of(run_dir), params_of(tmp_path / "run"))
 
 
+def test_what_changes_with_the_step_resumes_bit_for_bit_too(tmp_path):
+    """The Gumbel softmax's temperature halves with every step here."""
+    experiment = tiny.experiment("w2v_bert", num_steps=4)
+    train(experiment, tmp_path / "whole", tiny.MemorySource.make(experiment))
+    source = Interrupted.make(experiment)
+    source.at_step = 1
+    assert train(experiment, tmp_path / "run", source).step == 2
+    train(experiment, tmp_path / "run", tiny.MemorySource.make(experiment))
+    assert_same(params_of(tmp_path / "whole"), params_of(tmp_path / "run"))
+
+
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(whole, tmp_path, caplog):
     run_dir, _, experiment = whole
     shutil.copytree(run_dir, tmp_path / "run")

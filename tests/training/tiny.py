@@ -15,12 +15,20 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.hubert import HuBERT
+from jax_speechlm.objectives.w2v_bert import W2vBert
+from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 
 MEL = LogMel(num_mel_bins=20, stack=2)
 MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=16, num_layers=2, num_heads=8, kernel_size=7)
-OBJECTIVES = {"ctc": CTC(), "best_rq": BestRQ(codes=32, code_dim=4), "hubert": HuBERT(num_units=6, code_dim=4)}
+OBJECTIVES = {
+    "ctc": CTC(),
+    "best_rq": BestRQ(codes=32, code_dim=4),
+    "hubert": HuBERT(num_units=6, code_dim=4),
+    "wav2vec2": Wav2Vec2(codes=8, code_dim=8, negatives=5, gumbel_decay=0.5),
+    "w2v_bert": W2vBert(codes=8, code_dim=8, negatives=5, gumbel_decay=0.5),
+}
 
 
 def experiment(objective: str = "ctc", **changes) -> Experiment:

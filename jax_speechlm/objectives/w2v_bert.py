@@ -1,0 +1,137 @@
+"""w2v-BERT: lower layers learn wav2vec 2.0's contrastive task, the layers above to name the codes that it makes.
+
+Reference: Chung et al. 2021, "w2v-BERT: combining contrastive learning and masked language modeling for self-supervised
+speech pre-training".
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+from pydantic import Field, PositiveInt
+
+from data_pipelines.tokenizers import Tokenizer
+from jax_speechlm.batch import Batch
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
+from jax_speechlm.models.gumbel_quantizer import Quantized
+from jax_speechlm.models.layers import Linear
+from jax_speechlm.objectives import gauges
+from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, mean
+from jax_speechlm.objectives.contrastive import (
+    Contrast,
+    ContrastiveConfig,
+    Frames,
+    averaged,
+    codes_alarm,
+    contrast,
+    encode_masked,
+)
+from jax_speechlm.objectives.masking import take_frames
+
+
+class W2vBert(ContrastiveConfig):
+    """Settings of the w2v-BERT objective: those of the contrastive task, and these.
+
+    Attributes:
+      contrastive_layers: layers below the output that the contrastive task is learnt from; None for half of them.
+      contrastive_weight: of the contrastive task's loss, where that of naming codes counts 1.
+    """
+
+    kind: Literal["w2v_bert"] = "w2v_bert"
+    groups: Annotated[int, Field(ge=1, le=16)] = 1
+    codes: Annotated[int, Field(ge=2)] = 1024
+    contrastive_layers: PositiveInt | None = None
+    contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
+
+    def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
+        """The objective for one model and front end; it needs no tokenizer.
+
+        The loss is `prediction`, the mean over masked frames and groups of naming the code, plus `contrastive_weight`
+        times (`contrastive` + `diversity_weight` times `diversity`). No gradient of `prediction` reaches the quantizer.
+        The metrics are those of wav2vec2, except that `masked_accuracy` and `unmasked_accuracy` are of naming codes and
+        that of the contrastive task is `contrastive_accuracy`; and of the best guesses `predicted_code_entropy`.
+
+        Raises:
+          ValueError: the front end's features do not fit the model, or the model has no layers above the contrastive.
+        """
+        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        layers = self.contrastive_layers or model.num_layers // 2
+        if not 1 <= layers < model.num_layers:
+            raise ValueError(
+                f"w2v-BERT needs layers above the {layers} of the contrastive task, and the model has "
+                f"{model.num_layers}: set objective.contrastive_layers below that, or model.num_layers to more"
+            )
+        make = lambda rngs: W2vBertModel(model, self, rngs=rngs)  # noqa: E731
+        graphdef = functional.declare(make).graphdef
+        loss = functools.partial(_loss, config=self, frontend=frontend, contrastive_layers=layers, graphdef=graphdef)
+
+        def flops(num_samples: int, batch_size: int) -> float:
+            num_frames = frontend.mel.num_frames(num_samples)
+            head = 2.0 * self.most_masked(num_frames, frontend) * model.dim * self.groups * self.codes
+            task = batch_size * (self.contrast_flops(model.dim, num_frames, frontend) + head)
+            return forward_flops(model, num_frames, batch_size) + task
+
+        return Objective(make, loss, forward_flops=flops, alarm=alarm)
+
+
+class W2vBertModel(nnx.Module):
+    """A conformer, and what is dropped after pretraining."""
+
+    def __init__(self, model: ConformerConfig, config: W2vBert, *, rngs: nnx.Rngs):
+        self.encoder = Conformer(model, rngs=rngs)
+        self.contrast = Contrast(config, model.dim, rngs=rngs)
+        small = 0.02 * model.dim**0.5  # starts near a uniform guess
+        self.head = Linear((model.dim,), (config.groups, config.codes), ("embed", None, "vocab"), gain=small, rngs=rngs)
+
+
+def _loss(
+    params: functional.Params,
+    batch: Batch,
+    key: PRNGKeyArray | None,
+    *,
+    graphdef: nnx.GraphDef,
+    config: W2vBert,
+    frontend: FrontEnd,
+    contrastive_layers: int,
+) -> tuple[Float[Array, ""], Metrics]:
+    model = functional.bind(graphdef, params)
+    encoded = encode_masked(
+        model.encoder, model.contrast.mask[...], batch, key, config, frontend, taps=(contrastive_layers,)
+    )
+    hidden_BxTxD = encoded.hidden[model.encoder.config.num_layers]
+    sums, *targets = contrast(model.contrast, config, encoded, encoded.hidden[contrastive_layers], batch)
+    sums["contrastive_accuracy"] = sums["masked_accuracy"]
+
+    def name_codes(frames: Frames, target: Quantized) -> tuple[Array, Array]:
+        logits = model.head(take_frames(hidden_BxTxD, frames.places).astype(model.encoder.config.dtype))
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), target.codes)
+        return jnp.mean(nll, axis=-1), jnp.argmax(logits, axis=-1)
+
+    (nll_BxN, guess), (_, probed_guess) = map(name_codes, (encoded.masked, encoded.probed), targets)
+    weight, probed_weight = encoded.masked.weight, encoded.probed.weight
+    shares = [gauges.code_shares(guess[..., g], weight, config.codes) for g in range(config.groups)]
+    sums |= {
+        "prediction": jnp.sum(weight * nll_BxN),
+        "masked_accuracy": jnp.sum(weight * jnp.mean(guess == targets[0].codes, axis=-1)),
+        "unmasked_accuracy": jnp.sum(probed_weight * jnp.mean(probed_guess == targets[1].codes, axis=-1)),
+        "predicted_code_entropy": jnp.sum(weight) * jnp.mean(gauges.entropy(jnp.stack(shares))),
+    }
+    task = sums["contrastive"] + config.diversity_weight * sums["diversity"]
+    sums["loss"] = sums["prediction"] + config.contrastive_weight * task
+    metrics = averaged(sums, encoded, hidden_BxTxD)
+    return mean(*metrics["loss"]), metrics
+
+
+def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
+    """What is wrong when codes, guesses or hidden states have collapsed; else None. Arguments as in `gauges`."""
+    return (
+        codes_alarm(metrics, settled)
+        or gauges.predictions_alarm(metrics, settled, "w2v-BERT")
+        or gauges.representation_alarm(metrics, settled)
+    )

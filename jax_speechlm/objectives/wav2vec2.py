@@ -1,0 +1,88 @@
+"""wav2vec 2.0: the encoder learns to tell a masked frame's quantized input from that of other masked frames.
+
+Reference: Baevski et al. 2020; `contrastive` has the task itself.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Literal
+
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from data_pipelines.tokenizers import Tokenizer
+from jax_speechlm.batch import Batch
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
+from jax_speechlm.objectives import gauges
+from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, mean
+from jax_speechlm.objectives.contrastive import (
+    Contrast,
+    ContrastiveConfig,
+    averaged,
+    codes_alarm,
+    contrast,
+    encode_masked,
+)
+
+
+class Wav2Vec2(ContrastiveConfig):
+    """Settings of the wav2vec 2.0 objective: those of the contrastive task."""
+
+    kind: Literal["wav2vec2"] = "wav2vec2"
+
+    def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
+        """The objective for one model and front end; it needs no tokenizer.
+
+        The loss is `contrastive`, a mean over masked frames, plus `diversity_weight` times `diversity`, which is one of
+        the whole batch: micro-batches (`optimizer.accumulate`) each have their own. The other metrics are gauges:
+        `masked_accuracy`, and `unmasked_accuracy` on every 16th frame: how often a frame's own target is nearer than
+        all its negatives; of the codes as `contrastive.contrast` gives them; and of all frames' hidden states
+        `representation_rank` and `representation_spread` (see `gauges`). But for the accuracies their average over
+        steps is the average batch's value.
+
+        Raises:
+          ValueError: the front end's features do not fit the model.
+        """
+        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        make = lambda rngs: Wav2Vec2Model(model, self, rngs=rngs)  # noqa: E731
+        loss = functools.partial(_loss, config=self, frontend=frontend, graphdef=functional.declare(make).graphdef)
+
+        def flops(num_samples: int, batch_size: int) -> float:
+            num_frames = frontend.mel.num_frames(num_samples)
+            task = batch_size * self.contrast_flops(model.dim, num_frames, frontend)
+            return forward_flops(model, num_frames, batch_size) + task
+
+        return Objective(make, loss, forward_flops=flops, alarm=alarm)
+
+
+class Wav2Vec2Model(nnx.Module):
+    """A conformer, and what is dropped after pretraining."""
+
+    def __init__(self, model: ConformerConfig, config: Wav2Vec2, *, rngs: nnx.Rngs):
+        self.encoder = Conformer(model, rngs=rngs)
+        self.contrast = Contrast(config, model.dim, rngs=rngs)
+
+
+def _loss(
+    params: functional.Params,
+    batch: Batch,
+    key: PRNGKeyArray | None,
+    *,
+    graphdef: nnx.GraphDef,
+    config: Wav2Vec2,
+    frontend: FrontEnd,
+) -> tuple[Float[Array, ""], Metrics]:
+    model = functional.bind(graphdef, params)
+    encoded = encode_masked(model.encoder, model.contrast.mask[...], batch, key, config, frontend)
+    hidden_BxTxD = encoded.hidden[model.encoder.config.num_layers]
+    sums, _, _ = contrast(model.contrast, config, encoded, hidden_BxTxD, batch)
+    sums["loss"] = sums["contrastive"] + config.diversity_weight * sums["diversity"]
+    metrics = averaged(sums, encoded, hidden_BxTxD)
+    return mean(*metrics["loss"]), metrics
+
+
+def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
+    """What is wrong when codes or hidden states have collapsed; else None. Arguments as in `gauges`."""
+    return codes_alarm(metrics, settled) or gauges.representation_alarm(metrics, settled)
