@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -97,8 +97,8 @@ class Vocabulary:
         chosen = {"text": text, "units": units, None: text | units | switches}[modality]
         return chosen | (ids == self.boundary)
 
-    def is_unit(self, ids):
-        """Whether ids, an array of NumPy or JAX, are units."""
+    def is_unit(self, ids: Any) -> Any:
+        """Whether an id, or each of an array of NumPy or JAX, is a unit."""
         return (ids >= self.first_unit) & (ids < self.first_unit + self.num_units)
 
     def shared_with(self, other: "Vocabulary") -> tuple[Int[np.ndarray, " shared"], Int[np.ndarray, " shared"]]:

@@ -1,6 +1,7 @@
 """How well a model of text and speech units predicts both: speech by the second, text by the byte."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -178,7 +179,7 @@ def predict_speech(
     return {speaker: add_up(each) for speaker, each in sorted(found.items())}
 
 
-def add_up(predictions) -> SpokenPrediction:
+def add_up(predictions: Iterable[SpokenPrediction]) -> SpokenPrediction:
     """All of them as one."""
     rows = [each.model_dump() for each in predictions]
     return SpokenPrediction(**{name: sum(row[name] for row in rows) for name in SpokenPrediction.model_fields})
