@@ -1,5 +1,6 @@
 """What a source of speech hands to preparation: clips, and what it left out."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,3 +121,17 @@ class Source:
     origin: dict[str, str]
     items: Callable[[], Iterator[Clip | Dropped]]
     characters_per_second: tuple[float, float] | None = None
+
+    def unique_items(self) -> Iterator[Clip | Dropped]:
+        """The items, of which a clip whose id came before is dropped. Holds some 100 bytes a clip in memory."""
+        seen: set[bytes] = set()
+        for item in self.items():
+            if isinstance(item, Clip):
+                if (digest := hashlib.blake2b(item.id.encode(), digest_size=16).digest()) in seen:
+                    detail = (
+                        f"{item.id}: this id occurs twice in {self.name}; the first is kept, give the second its own"
+                    )
+                    item = Dropped(item.id, "duplicate id", True, detail)
+                else:
+                    seen.add(digest)
+            yield item

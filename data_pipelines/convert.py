@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -106,20 +106,46 @@ class Workshop:
             converted = Converted(clip, file, entry["num_bytes"], entry["num_samples"], Levels(**entry["levels"]))
             if converted.seconds <= max_seconds:
                 return converted
-        try:
-            samples = clip.audio.decode(max_seconds)
-        except AudioError as error:
-            return Dropped(clip.id, error.reason, not isinstance(error, AudioTooLongError), str(error))
-        levels = measure(samples)
-        if levels.is_silent:
-            detail = f"{clip.id}: nothing but silence; record it again or remove its entry"
-            return Dropped(clip.id, "silent", True, detail)
-        flac = encode_flac(samples)
+        sound = convert_clip(clip, max_seconds)
+        if isinstance(sound, Dropped):
+            return sound
         path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")
-        partial.write_bytes(flac)
+        partial.write_bytes(sound.flac)
         os.replace(partial, path)
-        return Converted(clip, file, len(flac), len(samples), levels)
+        return Converted(clip, file, len(sound.flac), sound.num_samples, sound.levels)
+
+
+class Sound(NamedTuple):
+    """A clip's sound as it is stored: FLAC, 16 kHz mono 16-bit."""
+
+    flac: bytes
+    num_samples: int
+    levels: Levels
+
+
+def convert_clip(clip: Clip, max_seconds: float) -> Sound | Dropped:
+    """Decodes, resamples and encodes one clip; `Dropped` where its audio is missing, corrupt, silent or too long."""
+    try:
+        samples = clip.audio.decode(max_seconds)
+    except AudioError as error:
+        return Dropped(clip.id, error.reason, not isinstance(error, AudioTooLongError), str(error))
+    levels = measure(samples)
+    if levels.is_silent:
+        detail = f"{clip.id}: nothing but silence; record it again or remove its entry"
+        return Dropped(clip.id, "silent", True, detail)
+    return Sound(encode_flac(samples), len(samples), levels)
+
+
+def check_rate(item: Converted, characters_per_second: tuple[float, float] | None) -> Converted | Dropped:
+    """The clip, or `Dropped` where its text is said too slowly or too fast to be true."""
+    if characters_per_second is not None:
+        slowest, fastest = characters_per_second
+        if not slowest <= len(item.clip.text) / item.seconds <= fastest:
+            return Dropped(
+                item.clip.id, f"text does not fit audio (outside {slowest:g}-{fastest:g} characters a second)"
+            )
+    return item
 
 
 def too_many_bad(bad: Sequence[Dropped], max_bad: int) -> DataError:

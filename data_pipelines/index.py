@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipelines.errors import DataError
+from data_pipelines.paths import AnyPath, as_path, cache_dir, fetch, is_url
 from data_pipelines.shuffle import derive_key, permute
 from data_pipelines.tokenizers import Tokenizer
 
@@ -41,16 +42,16 @@ class Part:
     """One split of one prepared set.
 
     Attributes:
-      set_dir: folder of the prepared set.
+      set_dir: folder of the prepared set; of a set in a bucket, the local folder that its index is copied to.
       split: name of the split.
-      records_dir: folder of the TFDS records; None for text, which lies in the index itself.
+      records_dir: folder or URL of the TFDS records; None for text, which lies in the index itself.
       num_rows: number of records.
       sha256: digest of the index file.
     """
 
     set_dir: Path
     split: str
-    records_dir: Path | None
+    records_dir: AnyPath | None
     num_rows: int
     sha256: str
 
@@ -134,36 +135,36 @@ class Index:
         return pa.chunked_array([chunk for part in self.parts for chunk in part.column(name).chunks], pa.large_string())
 
 
-def splits_of(set_dir: Path | str) -> tuple[str, ...]:
+def splits_of(set_dir: os.PathLike | str) -> tuple[str, ...]:
     """Names of the splits that a prepared set has."""
-    return tuple(_read_meta(Path(set_dir))["sha256"])
+    return tuple(_read_meta(as_path(set_dir))["sha256"])
 
 
-def read_index(set_dirs: Path | str | Sequence[Path | str], split: str) -> Index:
+def read_index(set_dirs: os.PathLike | str | Sequence[os.PathLike | str], split: str) -> Index:
     """Reads one split of prepared sets and checks each index file against its set's description.
 
     Args:
-      set_dirs: folder of a prepared set, or several to lay end to end in this order.
+      set_dirs: folder or URL of a prepared set, or several to lay end to end in this order.
       split: "train", "dev" or "test".
 
     Raises:
       DataError: where a set or a split of it is missing.
       IndexMismatchError: where an index file is not the one that its `meta.json` describes.
     """
-    if isinstance(set_dirs, Path | str):
+    if isinstance(set_dirs, os.PathLike | str):
         set_dirs = [set_dirs]
     if not set_dirs:
         raise ValueError("an index needs at least one prepared set")
-    return Index(tuple(_read_part(Path(set_dir), split) for set_dir in set_dirs))
+    return Index(tuple(_read_part(as_path(set_dir), split) for set_dir in set_dirs))
 
 
-def read_sets(data_dir: Path | str, names: Sequence[str], split: str) -> Index:
+def read_sets(data_dir: os.PathLike | str, names: Sequence[str], split: str) -> Index:
     """Reads sets by name and lays them end to end: `name` is its split `split`, `name:other` its split `other`.
 
     Raises: as `read_index`.
     """
     named = [name.partition(":") for name in names]
-    indexes = [read_index(Path(data_dir) / name, chosen or split) for name, _, chosen in named]
+    indexes = [read_index(as_path(data_dir) / name, chosen or split) for name, _, chosen in named]
     if not indexes:
         raise ValueError("an index needs at least one prepared set")
     return Index(tuple(part for index in indexes for part in index.parts))
@@ -214,11 +215,11 @@ def _save_cache(path: Path, array: np.ndarray) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _remedy(set_dir: Path) -> str:
+def _remedy(set_dir: AnyPath) -> str:
     return f"prepare the set again: jax-speechlm prepare {set_dir.name}"
 
 
-def _read_meta(set_dir: Path) -> dict:
+def _read_meta(set_dir: AnyPath) -> dict:
     path = set_dir / "meta.json"
     if not path.exists():
         raise DataError(f"{set_dir} is not a prepared data set ({path.name} is missing); {_remedy(set_dir)}")
@@ -232,13 +233,17 @@ def _read_meta(set_dir: Path) -> dict:
         raise IndexMismatchError(f"{path} is damaged ({error!r}); {_remedy(set_dir)}") from error
 
 
-def _read_part(set_dir: Path, split: str) -> Part:
+def _read_part(set_dir: AnyPath, split: str) -> Part:
     meta = _read_meta(set_dir)
     if split not in meta["sha256"]:
         raise DataError(f"{set_dir} has no split {split!r}; it has {', '.join(sorted(meta['sha256']))}")
     path = set_dir / "index" / f"{split}.parquet"
     if not path.exists():
         raise DataError(f"{path} is missing; {_remedy(set_dir)}")
+    if is_url(set_dir):  # the index is mapped into memory, and what is made of it is kept beside it
+        set_dir = cache_dir() / "sets" / meta["sha256"][split][:16] / set_dir.name
+        fetch([path], set_dir / "index")
+        path = set_dir / "index" / path.name
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != meta["sha256"][split]:

@@ -10,6 +10,7 @@ While the work lasts, converted clips lie in `<data_dir>/<name>/work`; Debian pa
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -22,18 +23,20 @@ from typing import Any
 from rich.console import Console
 
 from data_pipelines import index as indexes
+from data_pipelines.beam import Runner, prepare_on_beam
 from data_pipelines.cleaning import Cleaning
 from data_pipelines.clips import Clip, Dropped, Source
-from data_pipelines.convert import Converted, Workshop, too_many_bad
+from data_pipelines.convert import Converted, Workshop, check_rate, too_many_bad
 from data_pipelines.documents import TextSource
 from data_pipelines.errors import DataError, disk_full, is_disk_full
-from data_pipelines.report import ClipSummary, Report, summarise
+from data_pipelines.paths import AnyPath, as_path, cache_dir, is_url, reach
+from data_pipelines.report import Report, summarise
 from data_pipelines.sources import debian_texts, tfds_sets
 from data_pipelines.sources.catalogue import debian_source
 from data_pipelines.sources.manifest import TextForm, digest, manifest_source
 from data_pipelines.sources.text_files import Unit, text_files
-from data_pipelines.store import find_prepared, store
-from data_pipelines.text import SPLITS
+from data_pipelines.store import find_prepared, publish, store
+from data_pipelines.text import split_order
 from data_pipelines.text_report import TextReport
 from data_pipelines.text_store import prepare_text
 
@@ -54,6 +57,8 @@ def prepare(
     encoding: str = "utf-8",
     cleaning: Cleaning = Cleaning(),  # noqa: B008
     force: bool = False,
+    beam_runner: str | None = None,
+    beam_options: tuple[str, ...] = (),
 ) -> Report | TextReport:
     """Prepares one data set of speech or text, or finds it prepared already.
 
@@ -68,7 +73,8 @@ def prepare(
       text: your own text: paths or quoted patterns of .txt, .jsonl ({"text", "id"?, "language"?, "source"?, "label"?,
         "split"?} a line) or .parquet files, plain or compressed (.gz, .bz2, .xz, .zst).
       tfds: a data set of TFDS, speech such as librispeech or common_voice/en, or text such as lm1b.
-      data_dir: prepared sets lie in folders below it.
+      data_dir: prepared sets lie in folders below it; a URL (gs://, s3://) receives a set that was made in the local
+        cache.
       num_workers: threads that decode and resample audio, one a core by default; processes that clean text, one by
         default, and worth more from gigabytes on.
       max_seconds: longer clips are dropped and counted.
@@ -78,6 +84,9 @@ def prepare(
       unit: what is a document in a .txt file: a line, a paragraph (a blank line ends it) or the file.
       encoding: of .txt and .jsonl files.
       cleaning: what is done to text.
+      beam_runner: convert speech by this runner of Apache Beam: DirectRunner, FlinkRunner, SparkRunner, DataflowRunner;
+        its workers have to see `data_dir` and the audio. `num_workers` is then the runner's own affair.
+      beam_options: of the runner, as name=value: direct_num_workers=4 direct_running_mode=multi_processing.
       force: prepare again even if the set is there; needed where audio changed under an unchanged manifest.
 
     Returns:
@@ -94,20 +103,29 @@ def prepare(
         raise DataError("Files of text need a name for the set they make: --name my-text.")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise DataError(f"{name!r} cannot be the name of a data set: use letters, digits, '-', '_' and '.'.")
-    folder = Path(data_dir) / name
+    if beam_runner is not None:
+        if is_url(as_path(data_dir)):
+            raise DataError(
+                f"{data_dir}: the workers of Beam write ArrayRecord, which needs a file system: mount the bucket where "
+                "they run (gcsfuse, Mountpoint for S3), or name a folder on NFS, and give that as --data-dir."
+            )
+        data_dir, manifest = data_dir.absolute(), manifest and manifest.absolute()  # workers have folders of their own
+    place = reach(data_dir) / name
+    folder = _staging(place) if is_url(place) else place
+    packages = (cache_dir() if is_url(place) else Path(data_dir)) / "packages"
     about_speech = {"tfds": tfds, "max_seconds": max_seconds, "normalise_text": normalise_text}
     about_speech["manifest_sha256"] = digest(manifest) if manifest else None
     if debian and debian != name:
         about_speech["debian"] = debian
     files = text_files(text, name, unit=unit, encoding=encoding) if text else None
-    held_out = _held_out(Path(data_dir), cleaning.held_out)
+    held_out = _held_out(as_path(data_dir), cleaning.held_out)
     about_text = {"tfds": tfds, "cleaning": asdict(cleaning), "held_out": held_out and held_out.fingerprint}
     about_text |= {"files": files and files.origin, "unit": unit, "encoding": encoding, "debian": debian or name}
     if not force:
-        if not text and find_prepared(folder, about_speech):
-            return Report.load(folder / "report.json")
-        if not manifest and find_prepared(folder, about_text):
-            return TextReport.load(folder / "report.json")
+        if not text and find_prepared(place, about_speech):
+            return Report.load(place / "report.json")
+        if not manifest and find_prepared(place, about_text):
+            return TextReport.load(place / "report.json")
     source: Source | TextSource
     if files is not None:
         source = files
@@ -116,28 +134,42 @@ def prepare(
     elif tfds is not None:
         source = tfds_sets.tfds_source(tfds, name, normalise_text)
     elif (debian or name) in debian_texts.NAMES:
-        source = replace(debian_texts.debian_texts(debian or name, Path(data_dir) / "packages"), name=name)
+        source = replace(debian_texts.debian_texts(debian or name, packages), name=name)
     else:
-        source = replace(debian_source(debian or name, Path(data_dir) / "packages"), name=name)
+        source = replace(debian_source(debian or name, packages), name=name)
+    if beam_runner is not None and isinstance(source, TextSource):
+        raise DataError("Beam prepares speech; text is cleaned by --num-workers processes of one machine.")
     with _locked(folder):
         if isinstance(source, TextSource):
             sentences = held_out.column("text").to_pylist() if held_out else []
             if not cleaning.languages:
                 cleaning = replace(cleaning, languages=source.languages)
-            return prepare_text(
+            report = prepare_text(
                 source, folder, about_text, cleaning, sentences, max_bad=max_bad, num_workers=num_workers or 1
             )
-        return prepare_source(
-            source,
-            folder,
-            about_speech,
-            num_workers=num_workers or os.cpu_count() or 1,
-            max_seconds=max_seconds,
-            max_bad=max_bad,
-        )
+        elif beam_runner is not None:
+            runner = Runner(beam_runner, beam_options)
+            report = prepare_on_beam(source, folder, about_speech, runner, max_seconds=max_seconds, max_bad=max_bad)
+        else:
+            report = prepare_source(
+                source,
+                folder,
+                about_speech,
+                num_workers=num_workers or os.cpu_count() or 1,
+                max_seconds=max_seconds,
+                max_bad=max_bad,
+            )
+        if is_url(place):
+            publish(folder, place)
+        return report
 
 
-def _held_out(data_dir: Path, names: Sequence[str]) -> indexes.Index | None:
+def _staging(place: AnyPath) -> Path:
+    """The local folder where a set is made that belongs into a bucket; what a kill leaves there is taken up again."""
+    return cache_dir() / "prepare" / hashlib.sha256(str(place).encode()).hexdigest()[:16] / place.name
+
+
+def _held_out(data_dir: AnyPath, names: Sequence[str]) -> indexes.Index | None:
     """The named sets without their train splits; `name:split` is one split."""
     parts: list[str] = []
     for name in names:
@@ -165,7 +197,10 @@ def prepare_source(
 ) -> Report:
     """Converts the clips of `source` and stores them in `folder`; arguments as in `prepare`."""
     console = Console(stderr=True)
-    clips, dropped = _list_items(source)
+    clips: list[Clip] = []
+    dropped: list[Dropped] = []
+    for item in source.unique_items():
+        clips.append(item) if isinstance(item, Clip) else dropped.append(item)
     allowed = int(max_bad * (len(clips) + len(dropped)))
     bad = [item for item in dropped if item.is_bad]
     if len(bad) > allowed:
@@ -177,16 +212,16 @@ def prepare_source(
             clips, num_workers=num_workers, max_seconds=max_seconds, max_bad=allowed - len(bad), console=console
         )
         for outcome in outcomes:
-            item = _check_rate(outcome, source.characters_per_second) if isinstance(outcome, Converted) else outcome
+            item = check_rate(outcome, source.characters_per_second) if isinstance(outcome, Converted) else outcome
             converted.append(item) if isinstance(item, Converted) else dropped.append(item)
-        converted.sort(key=lambda item: SPLITS.index(item.clip.split) if item.clip.split in SPLITS else len(SPLITS))
-        report = summarise(source.name, [_summary(item) for item in converted], dropped)
+        converted.sort(key=lambda item: split_order(item.clip.split))
+        report = summarise(source.name, converted, dropped)
         if not converted:
             report.print(console)
             raise DataError(f"{source.name}: nothing is left of {len(dropped)} items; the table above says why.")
         with console.status(f"{source.name}: writing {len(converted):,} records"):
             report.save(folder / "report.json")
-            store(source, converted, folder, workshop.folder, request)
+            store(source, converted, report, folder, workshop.folder, request)
     except (OSError, RuntimeError) as error:  # the latter from ArrayRecord
         if not is_disk_full(error):
             raise
@@ -216,41 +251,3 @@ def main(argv: Sequence[str], prog: str) -> None:
             config=(tyro.conf.OmitArgPrefixes,),
         )
         report.print()
-
-
-def _list_items(source: Source) -> tuple[list[Clip], list[Dropped]]:
-    clips: dict[str, Clip] = {}
-    dropped: list[Dropped] = []
-    for item in source.items():
-        if isinstance(item, Dropped):
-            dropped.append(item)
-        elif item.id in clips:
-            detail = f"{item.id}: this id occurs twice in {source.name}; the first is kept, give the second its own id"
-            dropped.append(Dropped(item.id, "duplicate id", True, detail))
-        else:
-            clips[item.id] = item
-    return list(clips.values()), dropped
-
-
-def _check_rate(item: Converted, characters_per_second: tuple[float, float] | None) -> Converted | Dropped:
-    if characters_per_second is not None:
-        slowest, fastest = characters_per_second
-        if not slowest <= len(item.clip.text) / item.seconds <= fastest:
-            return Dropped(
-                item.clip.id, f"text does not fit audio (outside {slowest:g}-{fastest:g} characters a second)"
-            )
-    return item
-
-
-def _summary(item: Converted) -> ClipSummary:
-    return ClipSummary(
-        id=item.clip.id,
-        split=item.clip.split,
-        speaker=item.clip.speaker,
-        seconds=item.seconds,
-        words=len(item.clip.text.split()),
-        is_clipped=item.levels.is_clipped,
-        is_mostly_silence=item.levels.is_mostly_silence,
-        clipped_share=item.levels.clipped_share,
-        silence_share=item.levels.silence_share,
-    )

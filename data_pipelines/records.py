@@ -1,12 +1,15 @@
 """Random access to the records behind an index, without TensorFlow."""
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.errors import DataError
 from data_pipelines.index import Index, IndexMismatchError, Part
+from data_pipelines.paths import fetch, is_url
 
 
 class RecordReader:
@@ -32,8 +35,11 @@ class RecordReader:
 def _open(part: Part) -> Sequence[bytes]:
     if part.records_dir is None:
         raise DataError(f"{part} is text, without audio; name a set of speech")
+    records_dir = part.records_dir
+    if is_url(records_dir) and not str(records_dir).startswith("gs://"):  # which ArrayRecord reads in place
+        records_dir = _fetched(part)
     try:
-        source = tfds.builder_from_directory(part.records_dir).as_data_source(
+        source = tfds.builder_from_directory(records_dir).as_data_source(
             part.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
     except Exception as error:  # TFDS raises many kinds for what is missing or damaged in a folder
@@ -46,3 +52,22 @@ def _open(part: Part) -> Sequence[bytes]:
             f"{part.remedy}"
         )
     return source
+
+
+def _fetched(part: Part) -> Path:
+    """A local copy of the records of a part that lies in a bucket; made once on each host."""
+    wanted = {"dataset_info.json", "features.json"}
+    files = [file for file in part.records_dir.iterdir() if file.name in wanted or f"-{part.split}." in file.name]
+    folder = part.set_dir / "records"
+    there = {file.name: file.stat().st_size for file in folder.glob("*")}
+    sizes = {file.name: file.stat().length for file in files}
+    missing = sum(size for name, size in sizes.items() if there.get(name) != size)
+    part.set_dir.mkdir(parents=True, exist_ok=True)
+    if missing > (free := shutil.disk_usage(part.set_dir).free):
+        raise DataError(
+            f"{part.records_dir}: ArrayRecord cannot read it in place, and a copy needs {missing / 1e9:,.1f} GB in "
+            f"{folder}, where {free / 1e9:,.1f} GB are free. Mount the bucket (Mountpoint for S3) and name the mount "
+            "--data-dir, or point JAX_SPEECHLM_CACHE at a larger disk."
+        )
+    fetch(files, folder)
+    return folder

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,25 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_pipelines.clips import Dropped
+from data_pipelines.convert import Converted
+from data_pipelines.paths import AnyPath
+from data_pipelines.text import split_order
 
 # Upper edges of the duration histogram in seconds; the last bin is open.
 HISTOGRAM_EDGES = (0.5, 1, 2, 4, 8, 16, 32, 64)
 _EXAMPLES = 5
-
-
-@dataclass(frozen=True)
-class ClipSummary:
-    """What the report needs to know of a kept clip."""
-
-    id: str
-    split: str
-    speaker: str
-    seconds: float
-    words: int
-    is_clipped: bool
-    is_mostly_silence: bool
-    clipped_share: float
-    silence_share: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ class Report:
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> "Report":
+    def load(cls, path: AnyPath) -> "Report":
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
     def print(self, console: Console | None = None) -> None:
@@ -97,39 +85,52 @@ class Report:
         )
 
 
-def summarise(name: str, clips: Sequence[ClipSummary], dropped: Iterable[Dropped]) -> Report:
-    """Gathers a report over kept and dropped clips."""
+def summarise(name: str, clips: Iterable[Converted], dropped: Iterable[Dropped]) -> Report:
+    """Gathers a report over kept clips, in one pass, and then over dropped ones."""
     splits: dict[str, dict[str, float]] = {}
     by_speaker: Counter[str] = Counter()
     labels = [f"<= {edge:g}" for edge in HISTOGRAM_EDGES] + [f"> {HISTOGRAM_EDGES[-1]:g}"]
     histogram = dict.fromkeys(labels, 0)
-    for clip in clips:
+    clipped: list[str] = []
+    mostly_silence: list[str] = []
+    sums: Counter[str] = Counter()
+    for item in clips:
+        clip, levels, words = item.clip, item.levels, len(item.clip.text.split())
         row = splits.setdefault(clip.split, {"clips": 0, "hours": 0.0, "words": 0})
         row["clips"] += 1
-        row["hours"] += clip.seconds / 3600
-        row["words"] += clip.words
+        row["hours"] += item.seconds / 3600
+        row["words"] += words
         if clip.speaker:
-            by_speaker[clip.speaker] += clip.seconds / 3600
-        histogram[labels[sum(clip.seconds > edge for edge in HISTOGRAM_EDGES)]] += 1
+            by_speaker[clip.speaker] += item.seconds / 3600
+        histogram[labels[sum(item.seconds > edge for edge in HISTOGRAM_EDGES)]] += 1
+        if levels.is_clipped:
+            clipped.append(clip.id)
+        if levels.is_mostly_silence:
+            mostly_silence.append(clip.id)
+        sums["clips"] += 1
+        sums["seconds"] += item.seconds
+        sums["without_text"] += words == 0
+        sums["clipped"] += levels.clipped_share * item.seconds
+        sums["silence"] += levels.silence_share * item.seconds
     reasons: dict[str, dict] = {}
-    for item in dropped:
-        row = reasons.setdefault(item.reason, {"count": 0, "ids": [], "is_bad": item.is_bad, "detail": item.detail})
+    for each in dropped:
+        row = reasons.setdefault(each.reason, {"count": 0, "ids": [], "is_bad": each.is_bad, "detail": each.detail})
         row["count"] += 1
         if len(row["ids"]) < _EXAMPLES:
-            row["ids"].append(item.id)
-    seconds = sum(clip.seconds for clip in clips) or 1.0
+            row["ids"].append(each.id)
+    seconds = sums["seconds"] or 1.0
     return Report(
         name=name,
-        splits=splits,
+        splits={split: splits[split] for split in sorted(splits, key=split_order)},
         dropped=dict(sorted(reasons.items(), key=lambda entry: -entry[1]["count"])),
-        clips=len(clips),
-        hours=sum(clip.seconds for clip in clips) / 3600,
+        clips=sums["clips"],
+        hours=sums["seconds"] / 3600,
         speakers=len(by_speaker),
         hours_by_speaker=dict(by_speaker.most_common(20)),
-        without_text=sum(clip.words == 0 for clip in clips),
+        without_text=sums["without_text"],
         histogram=histogram,
-        clipped=[clip.id for clip in clips if clip.is_clipped],
-        clipped_share=sum(clip.clipped_share * clip.seconds for clip in clips) / seconds,
-        mostly_silence=[clip.id for clip in clips if clip.is_mostly_silence],
-        silence_share=sum(clip.silence_share * clip.seconds for clip in clips) / seconds,
+        clipped=clipped,
+        clipped_share=sums["clipped"] / seconds,
+        mostly_silence=mostly_silence,
+        silence_share=sums["silence"] / seconds,
     )

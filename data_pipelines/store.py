@@ -8,9 +8,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow
 import pyarrow.parquet
@@ -19,17 +19,43 @@ from data_pipelines.audio import SAMPLE_RATE
 from data_pipelines.clips import Source
 from data_pipelines.convert import Converted
 from data_pipelines.errors import DataError, disk_full
+from data_pipelines.paths import AnyPath, copy, num_bytes
+from data_pipelines.report import Report
 
 META = "meta.json"
+_ROW_GROUP = 65_536  # rows of an index that are in memory at a time
+_STRING = pyarrow.string()
+_SCHEMA = pyarrow.schema(
+    [("id", _STRING), ("num_samples", pyarrow.int64()), ("text", _STRING), ("speaker", _STRING), ("language", _STRING)]
+)
 
 
-def store(source: Source, converted: Sequence[Converted], folder: Path, work: Path, request: dict[str, Any]) -> None:
+class Records(Protocol):
+    """What a TFDS builder stores."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have records."""
+
+    def examples(self, split: str) -> Any:
+        """(key, record) pairs, keys ascending: an iterator, or a Beam transform that makes them in any order."""
+
+
+def store(
+    source: Source,
+    converted: Sequence[Converted],
+    report: Report,
+    folder: Path,
+    work: Path,
+    request: dict[str, Any],
+) -> None:
     """Writes the prepared set into `folder`; `meta.json` comes last, so a set that has one is whole.
 
     Layout: `<builder>/[<config>/]<version>/` as TFDS writes it, `index/<split>.parquet` whose row i describes record i
     of `tfds.data_source`, and `meta.json`.
 
     Args:
+      report: about `converted`.
       work: the folder that the `file`s of `converted` are relative to.
       request: the arguments that shaped the set, so that the same call later finds it done.
     """
@@ -39,23 +65,39 @@ def store(source: Source, converted: Sequence[Converted], folder: Path, work: Pa
     records = work / "records.jsonl"
     with records.open("w", encoding="utf-8") as file:
         for item in converted:
-            clip = item.clip
-            row = {"id": clip.id, "audio": item.file, "text": clip.text, "speaker": clip.speaker}
-            row |= {"language": clip.language, "num_samples": item.num_samples, "translation": clip.translation}
-            file.write(json.dumps(row | {"split": clip.split}) + "\n")
-    tfds_dir = _write_records(source, records, folder)
+            file.write(json.dumps({"audio": item.file, "split": item.clip.split, "fields": record_fields(item)}) + "\n")
+    builder = make_builder(source, StoredFiles(records), folder)
+    generate(builder, work)
+    tfds_dir = Path(builder.data_dir)
+    with IndexWriters(folder / "index") as writers:
+        for item in converted:
+            writers.write(item)
+    for split in report.splits:
+        _check_records(tfds_dir, split, [item for item in converted if item.clip.split == split])
+    write_meta(source, report, folder, tfds_dir, request)
 
+
+def record_fields(item: Converted) -> dict[str, Any]:
+    """What a record holds of a clip besides its sound."""
+    clip = item.clip
+    return {
+        "id": clip.id,
+        "text": clip.text,
+        "speaker": clip.speaker,
+        "language": clip.language,
+        "num_samples": item.num_samples,
+        "translation": clip.translation,
+    }
+
+
+def write_meta(source: Source, report: Report, folder: Path, tfds_dir: Path, request: dict[str, Any]) -> None:
+    """Writes `meta.json` over records and indexes that are whole."""
     splits: dict[str, dict[str, Any]] = {}
-    shutil.rmtree(folder / "index", ignore_errors=True)
-    (folder / "index").mkdir()
-    for split in dict.fromkeys(item.clip.split for item in converted):
-        rows = [item for item in converted if item.clip.split == split]
-        _check_records(tfds_dir, split, rows)
+    for split, row in report.splits.items():
         path = folder / "index" / f"{split}.parquet"
-        pyarrow.parquet.write_table(_index(rows), path)
         splits[split] = {
-            "num_clips": len(rows),
-            "hours": sum(item.seconds for item in rows) / 3600,
+            "num_clips": row["clips"],
+            "hours": row["hours"],
             "index": str(path.relative_to(folder)),
             "index_sha256": file_sha256(path),
         }
@@ -75,6 +117,61 @@ def store(source: Source, converted: Sequence[Converted], folder: Path, work: Pa
     write_json(folder / META, meta)
 
 
+class StoredFiles:
+    """Converted clips for a TFDS builder: a JSONL file that lists them, and their FLAC files beside it."""
+
+    def __init__(self, listing: Path):
+        self._listing = listing
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        with self._listing.open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row["split"] for row in self._rows()))
+
+    def examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        for key, row in enumerate(self._rows()):
+            if row["split"] == split:
+                yield key, row["fields"] | {"audio": (self._listing.parent / row["audio"]).read_bytes()}
+
+
+class IndexWriters:
+    """Writes `<split>.parquet` for each split of clips that come in any order of splits, some thousand in memory."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._files: dict[str, pyarrow.parquet.ParquetWriter] = {}
+        self._rows: dict[str, list[tuple]] = {}
+
+    def __enter__(self) -> "IndexWriters":
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
+        return self
+
+    def write(self, item: Converted) -> None:
+        clip = item.clip
+        rows = self._rows.setdefault(clip.split, [])
+        rows.append((clip.id, item.num_samples, clip.text, clip.speaker, clip.language))
+        if len(rows) == _ROW_GROUP:
+            self._flush(clip.split)
+
+    def _flush(self, split: str) -> None:
+        if split not in self._files:
+            self._files[split] = pyarrow.parquet.ParquetWriter(self._folder / f"{split}.parquet", _SCHEMA)
+        columns = zip(*self._rows.pop(split), strict=True)
+        arrays = [pyarrow.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+        self._files[split].write_table(pyarrow.table(arrays, schema=_SCHEMA))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            for split in list(self._rows):
+                self._flush(split)
+        for file in self._files.values():
+            file.close()
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a file whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
@@ -82,7 +179,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def find_prepared(folder: Path, request: dict[str, Any]) -> bool:
+def find_prepared(folder: AnyPath, request: dict[str, Any]) -> bool:
     """Whether `folder` holds a whole set that the same `request` made: records and indices as `meta.json` tells."""
     try:
         meta = json.loads((folder / META).read_text("utf-8"))
@@ -95,18 +192,28 @@ def find_prepared(folder: Path, request: dict[str, Any]) -> bool:
         return False  # absent or damaged
 
 
-def folder_bytes(folder: Path) -> int:
+def publish(folder: Path, place: AnyPath) -> None:
+    """Moves a prepared set from a local folder into a bucket, `meta.json` last; what was there before is removed."""
+    place.rmtree(missing_ok=True)
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != ".lock"]
+    for file in sorted(files, key=lambda file: file == folder / META):
+        copy(file, place / file.relative_to(folder))
+    shutil.rmtree(folder)
+
+
+def folder_bytes(folder: AnyPath) -> int:
     """Total size of the files directly in a folder."""
-    return sum(file.stat().st_size for file in folder.iterdir())
+    return sum(num_bytes(file) for file in folder.iterdir())
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: AnyPath) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_records(source: Source, records: Path, folder: Path) -> Path:
+def make_builder(source: Source, records: Records, folder: Path) -> Any:
+    """The TFDS builder of a source, which stores `records` below `folder`; what it stored before is removed."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
@@ -117,12 +224,15 @@ def _write_records(source: Source, records: Path, folder: Path) -> Path:
     if source.config:
         known = {config.name: config for config in module.Builder.BUILDER_CONFIGS}
         config = known.get(source.config) or tfds.core.BuilderConfig(name=source.config)
-    builder = module.Builder(
+    return module.Builder(
         records=records, licence=source.licence, data_dir=folder, config=config, file_format="array_record"
     )
+
+
+def generate(builder: Any, work: Path, config: Any = None) -> None:
+    """Lets a builder write its records; `config` is TFDS's `DownloadConfig`."""
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download of unknown size
-        builder.download_and_prepare(download_dir=records.parent / "downloads")
-    return Path(builder.data_dir)
+        builder.download_and_prepare(download_dir=work / "downloads", download_config=config)
 
 
 def _check_records(tfds_dir: Path, split: str, rows: Sequence[Converted]) -> None:
@@ -133,16 +243,3 @@ def _check_records(tfds_dir: Path, split: str, rows: Sequence[Converted]) -> Non
     stored = [(record["id"].decode(), int(record["num_samples"])) for record in records]
     if stored != [(item.clip.id, item.num_samples) for item in rows]:
         raise DataError(f"{tfds_dir}: split {split!r} does not hold what was written: prepare again with --force.")
-
-
-def _index(rows: Sequence[Converted]) -> pyarrow.Table:
-    strings = {name: [getattr(item.clip, name) for item in rows] for name in ("id", "text", "speaker", "language")}
-    return pyarrow.table(
-        {
-            "id": pyarrow.array(strings["id"], pyarrow.string()),
-            "num_samples": pyarrow.array([item.num_samples for item in rows], pyarrow.int64()),
-            "text": pyarrow.array(strings["text"], pyarrow.string()),
-            "speaker": pyarrow.array(strings["speaker"], pyarrow.string()),
-            "language": pyarrow.array(strings["language"], pyarrow.string()),
-        }
-    )

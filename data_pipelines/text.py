@@ -7,6 +7,11 @@ import unicodedata
 SPLITS = ("train", "dev", "test")
 
 
+def split_order(split: str) -> int:
+    """A key by which the usual splits come first, in their usual order."""
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS)
+
+
 class UnspeakableError(ValueError):
     """The text holds a number or sign whose spoken form is not known."""
 

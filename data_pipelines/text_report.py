@@ -10,6 +10,7 @@ from rich.table import Table
 
 from data_pipelines.clips import Dropped
 from data_pipelines.documents import Document
+from data_pipelines.paths import AnyPath
 
 _EXAMPLES = 5
 _COUNTS = ("documents", "words", "bytes")
@@ -34,7 +35,7 @@ class TextReport:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> "TextReport":
+    def load(cls, path: AnyPath) -> "TextReport":
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
     def print(self, console: Console | None = None) -> None:

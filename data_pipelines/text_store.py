@@ -23,7 +23,7 @@ from data_pipelines.convert import too_many_bad
 from data_pipelines.documents import Document, TextSource
 from data_pipelines.errors import DataError, disk_full, is_disk_full
 from data_pipelines.store import META, file_sha256, write_json
-from data_pipelines.text import SPLITS, split_key, text_split_of
+from data_pipelines.text import split_key, split_order, text_split_of
 from data_pipelines.text_report import Tally, TextReport
 
 _STRINGS = ("id", "text", "language", "source", "label")
@@ -83,9 +83,7 @@ def prepare_text(
                 "index": f"index/{split}.parquet",
                 "index_sha256": file_sha256(folder / "index" / f"{split}.parquet"),
             }
-            for split in sorted(
-                report.splits, key=lambda split: SPLITS.index(split) if split in SPLITS else len(SPLITS)
-            )
+            for split in sorted(report.splits, key=split_order)
         }
         meta = {"name": source.name, "kind": "text", "licence": source.licence, "source": source.origin}
         write_json(folder / META, meta | {"splits": splits, "request": request})

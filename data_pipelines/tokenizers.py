@@ -27,6 +27,7 @@ from typing import Literal, Protocol, runtime_checkable
 import sentencepiece
 
 from data_pipelines.errors import DataError
+from data_pipelines.paths import as_path
 
 BLANK = 0
 _FILE = "tokenizer.json"
@@ -265,7 +266,7 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     Raises:
       DataError: where the directory holds no tokenizer, or its files are damaged or belong to different tokenizers.
     """
-    path = Path(directory) / _FILE
+    path = as_path(directory) / _FILE
     if not path.exists():
         raise DataError(f"{path} is missing: {directory} holds no tokenizer; make one with train_tokenizer")
     try:
@@ -372,7 +373,7 @@ def _digest(content: bytes) -> str:
 
 
 def _write(directory: Path | str, description: dict, model: bytes | None = None) -> None:
-    directory = Path(directory)
+    directory = as_path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if model is not None:
         (directory / _MODEL_FILE).write_bytes(model)

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from data_pipelines import audio
 from data_pipelines.errors import DataError
+from data_pipelines.paths import as_path
 from data_pipelines.word_times import find_word_times, write_word_times
 from jax_speechlm.decoder import Posteriors
 from jax_speechlm.decoding.alignment import (
@@ -75,7 +76,7 @@ def align_run(
     aligned, skipped = align_utterances(recognizer, utterances)
     for reason in skipped:
         print(f"left out: {reason}", file=sys.stderr)
-    out = out or checkpoint / "alignments"
+    out = as_path(out or checkpoint / "alignments")
     out.mkdir(parents=True, exist_ok=True)
     if format == "textgrid":
         for each in aligned:

@@ -152,6 +152,7 @@ def finetune(argv: Sequence[str], prog: str) -> int:
 def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
     import jax
 
+    from data_pipelines.paths import as_path
     from jax_speechlm.parallel import distributed
     from jax_speechlm.parallel.hardware import cache_compilations
     from jax_speechlm.planning.check import check_fits
@@ -160,7 +161,9 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
     cache_compilations()
 
     parser = _experiment_parser(prog, default_config)
-    parser.add_argument("--run-dir", help="where checkpoints and logs go (default: runs/<config>)")
+    parser.add_argument(
+        "--run-dir", help="where checkpoints and logs go: a folder, gs://... or s3://... (default: runs/<config>)"
+    )
     parser.add_argument(
         "--from",
         dest="start",
@@ -169,7 +172,7 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
     )
     parser.add_argument("--force", action="store_true", help="start even if the longest batch cannot fit into memory")
     experiment, known = _experiment(parser, argv, prog)
-    run_dir = Path(known.run_dir or Path("runs") / Path(known.config).stem)
+    run_dir = as_path(known.run_dir or Path("runs") / Path(known.config).stem)
     with distributed.session():
         if not known.force:
             check_fits(experiment)

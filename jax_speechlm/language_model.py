@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines import tokenizers
+from data_pipelines.paths import AnyPath
 from jax_speechlm.decoding.generate import Beam, Continuations, Sampling, beam_search, sample
 from jax_speechlm.models import functional
 from jax_speechlm.models.functional import Params
@@ -74,11 +76,11 @@ class LanguageModel:
     tokenizer: tokenizers.Tokenizer
     params: Params
     context: int
-    checkpoint: Path | None = None
+    checkpoint: AnyPath | None = None
     num_units: int = 0
 
     @classmethod
-    def load(cls, path: str | Path) -> "LanguageModel":
+    def load(cls, path: str | os.PathLike) -> "LanguageModel":
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
 
         Raises:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines import audio, plan, tokenizers
 from data_pipelines.loader import Batch as HostBatch
+from data_pipelines.paths import AnyPath
 from jax_speechlm.batch import Batch
 from jax_speechlm.decoder import Decoder, Decoding, Posteriors
 from jax_speechlm.decoding.greedy import best_path, collapse
@@ -40,7 +42,7 @@ class Transcript:
 class Recognizer:
     """A checkpoint's model, front end and tokenizer. All that `load` needs is the checkpoint's path."""
 
-    checkpoint: Path
+    checkpoint: AnyPath
     step: int
     experiment: Experiment
     tokenizer: tokenizers.Tokenizer
@@ -50,7 +52,7 @@ class Recognizer:
     _posteriors: Callable[[Params, Batch], tuple[jax.Array, jax.Array]]
 
     @classmethod
-    def load(cls, path: str | Path, decoding: Decoding = Decoding()) -> "Recognizer":  # noqa: B008  frozen
+    def load(cls, path: str | os.PathLike, decoding: Decoding = Decoding()) -> "Recognizer":  # noqa: B008  frozen
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, and the language models of `decoding`.
 
         Raises:

@@ -1,11 +1,12 @@
 """A run's checkpoint, read back: what every use of a trained model begins with."""
 
 import dataclasses
-from pathlib import Path
+import os
 
 import jax
 
 from data_pipelines import tokenizers
+from data_pipelines.paths import AnyPath
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.functional import Params
 from jax_speechlm.training import checkpoints as ckpt
@@ -24,14 +25,14 @@ class Trained:
       params: on the device; the moving average where the run kept one.
     """
 
-    checkpoint: Path
+    checkpoint: AnyPath
     step: int
     experiment: Experiment
     tokenizer: tokenizers.Tokenizer | None
     params: Params
 
     @classmethod
-    def load(cls, path: str | Path, kind: str, purpose: str) -> "Trained":
+    def load(cls, path: str | os.PathLike, kind: str, purpose: str) -> "Trained":
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
 
         Args:
@@ -51,6 +52,6 @@ class Trained:
         return cls(checkpoint, meta["step"], experiment, saved_tokenizer(meta), jax.device_put(params))
 
 
-def objective_kind(path: str | Path) -> str:
+def objective_kind(path: str | os.PathLike) -> str:
     """The objective that a run was trained by. Raises `CheckpointError` where there is no readable checkpoint."""
     return ckpt.read_meta(ckpt.find(path))["experiment"]["objective"]["kind"]

@@ -1,14 +1,12 @@
 """What all builders share: they store clips that `data_pipelines.prepare` has converted to FLAC."""
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines.errors import DataError
+from data_pipelines.store import Records
 
 
 class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -21,8 +19,7 @@ class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     DESCRIPTION = ""
     HOMEPAGE = ""
 
-    def __init__(self, *, records: Path | None = None, licence: str = "", **kwargs: Any):
-        """`records` is a JSONL file: a clip a line with its features and split, and for audio the path of its FLAC."""
+    def __init__(self, *, records: Records | None = None, licence: str = "", **kwargs: Any):
         self._records = records
         self._licence = licence
         super().__init__(**kwargs)
@@ -49,16 +46,10 @@ class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             ),
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         if self._records is None:
             raise DataError(f"{self.name} stores clips converted beforehand: run `jax-speechlm prepare` instead.")
-        with self._records.open(encoding="utf-8") as lines:
-            splits = dict.fromkeys(json.loads(line)["split"] for line in lines)
-        return {split: self._generate_examples(split) for split in splits}
+        return {split: self._generate_examples(split) for split in self._records.splits}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        with self._records.open(encoding="utf-8") as lines:
-            for key, line in enumerate(lines):
-                record = json.loads(line)
-                if record.pop("split") == split:
-                    yield key, record | {"audio": (self._records.parent / record["audio"]).read_bytes()}
+    def _generate_examples(self, split: str) -> Any:
+        return self._records.examples(split)

@@ -16,6 +16,7 @@ from data_pipelines import index as indexes
 from data_pipelines import packing
 from data_pipelines import plan as plans
 from data_pipelines.loader import open_batches
+from data_pipelines.paths import as_path
 from data_pipelines.text_loader import open_text_batches
 from data_pipelines.token_store import open_tokens
 from jax_speechlm.batch import Batch
@@ -152,7 +153,7 @@ def evaluate_run(
     batches = _texts(run, index) if isinstance(run.experiment.data, Text) else _speech(run, index, seconds_per_batch)
     report = score(actual, predict(run, batches, len(index)), objective.classes)
     report = report.replace(checkpoint=str(run.checkpoint), sets=sets, split=split, label=label)
-    out = out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}"
+    out = as_path(out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}")
     save_report(report, out)
     console = Console(highlight=False)
     for table in report.tables():

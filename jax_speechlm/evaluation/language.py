@@ -11,6 +11,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from data_pipelines import index as indexes
+from data_pipelines.paths import AnyPath, as_path
 from data_pipelines.tokenizers import find_unknown
 from jax_speechlm.config import Config
 from jax_speechlm.decoding.ngram import NGram, sentences
@@ -153,7 +154,7 @@ def evaluate_run(
         sources={name: total([predictions[row] for row in rows]) for name, rows in _sources(index).items()},
         ngrams={str(path): total(predict_by_ngram(NGram(path), texts)) for path in ngram},
     )
-    out = out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}"
+    out = as_path(out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}")
     save_report(report, out)
     console = Console(highlight=False)
     console.print(report.table())
@@ -165,7 +166,7 @@ def evaluate_run(
     return report
 
 
-def save_report(report: Config, out: Path) -> None:
+def save_report(report: Config, out: AnyPath) -> None:
     """Writes `report.json` into a folder."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")

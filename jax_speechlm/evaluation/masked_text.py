@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from data_pipelines import index as indexes
 from data_pipelines import packing
+from data_pipelines.paths import as_path
 from data_pipelines.text_loader import open_text_batches
 from data_pipelines.token_store import TokenStore, open_tokens
 from jax_speechlm.config import Config
@@ -93,7 +94,7 @@ def evaluate_run(
         unigram_accuracy=accuracy,
         unigram_loss=loss,
     )
-    out = out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}"
+    out = as_path(out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}")
     save_report(report, out)
     console = Console(highlight=False)
     console.print(report.table())

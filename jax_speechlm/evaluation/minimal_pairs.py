@@ -17,6 +17,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from data_pipelines.errors import DataError
+from data_pipelines.paths import as_path
 from jax_speechlm.config import Config
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.language_model import LanguageModel
@@ -116,7 +117,7 @@ def score_pairs(
     pairs = read_pairs(files)
     lm = LanguageModel.load(checkpoint)
     report = compare(pairs, lm.score, str(lm.checkpoint))
-    save_report(report, out := out or checkpoint / "eval" / "pairs")
+    save_report(report, out := as_path(out or checkpoint / "eval" / "pairs"))
     console = Console(highlight=False)
     console.print(report.table())
     console.print(f"{lm.checkpoint}; {out / 'report.json'}", soft_wrap=True)

@@ -11,6 +11,7 @@ from data_pipelines import index as indexes
 from data_pipelines import plan as plans
 from data_pipelines.errors import DataError
 from data_pipelines.loader import Batches, open_batches
+from data_pipelines.paths import as_path
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.evaluation import report as reports
 from jax_speechlm.evaluation.normalizers import NormalizerName
@@ -96,7 +97,7 @@ def evaluate_run(
         how = str(recognizer.decoder.decoding) + (f", weights tuned on dev of {', '.join(names)}" if tuned else "")
     speech = PreparedSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
     report = reports.evaluate(speech.utterances(recognizer.recognize(speech.batches())), normalizer, decoder=how)
-    out = out or checkpoint / "eval" / "-".join(("+".join(sets), split, decoding.name))
+    out = as_path(out or checkpoint / "eval" / "-".join(("+".join(sets), split, decoding.name)))
     report.save(out)
     console = Console(highlight=False)
     console.print(report.table())
@@ -114,4 +115,4 @@ def compare_reports(first: Positional[Path], second: Positional[Path]) -> None:
       first: a report.json that `jax-speechlm eval` wrote.
       second: another; the difference is second minus first, so below zero the second is better.
     """
-    print(reports.compare(Report.load(first), Report.load(second)))
+    print(reports.compare(Report.load(as_path(first)), Report.load(as_path(second))))

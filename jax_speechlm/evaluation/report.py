@@ -3,7 +3,6 @@
 import bisect
 import collections
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import pydantic
@@ -11,6 +10,7 @@ from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
+from data_pipelines.paths import AnyPath
 from jax_speechlm.config import Config
 from jax_speechlm.evaluation import wer
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, written_without_spaces
@@ -91,14 +91,14 @@ class Report(Config):
     seed: int
     utterances: tuple[Utterance, ...]
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: AnyPath) -> None:
         """Writes `report.json`, from which `load` restores the report, and `alignments.txt`, for reading."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "report.json").write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (directory / "alignments.txt").write_text(self.alignments(), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> "Report":
+    def load(cls, path: AnyPath) -> "Report":
         """The report in a `report.json`.
 
         Raises:

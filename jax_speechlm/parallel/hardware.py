@@ -1,12 +1,11 @@
 """What depends on the machine: how fast its devices could be, and where it keeps compiled programs."""
 
-import os
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from data_pipelines.paths import cache_dir
 from jax_speechlm.parallel.chips import find_chip
 
 
@@ -32,8 +31,7 @@ def matmul_flops(size: int = 1536, repeats: int = 3) -> float:
 def cache_compilations() -> None:
     """Keeps compiled programs on disk, so that a restart, or the same model again, starts in seconds.
 
-    They lie in `$JAX_COMPILATION_CACHE_DIR`, or else in `jax_speechlm/compiled` of the user's cache directory.
+    They lie in `$JAX_COMPILATION_CACHE_DIR`, or else in `compiled` of `data_pipelines.paths.cache_dir`.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "jax_speechlm" / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 
+from data_pipelines.paths import cache_dir
 from jax_speechlm.planning.costs import Collective, Costs
 
 
@@ -88,5 +89,4 @@ def keep(name: str, compiled: Compiled) -> None:
 
 
 def _file(name: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "jax_speechlm" / "plans" / f"{name}.json"
+    return cache_dir() / "plans" / f"{name}.json"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 
 from data_pipelines import plan as plans
 from data_pipelines.audio import SAMPLE_RATE
+from data_pipelines.paths import as_path
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from jax_speechlm.experiment import Experiment, PackedRows, UnitText
 from jax_speechlm.training.source import open_source, plan_speech, read_tokenizer
@@ -90,8 +90,8 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
         that its folder's name ends with, "data/bpe-2048", and else few for characters and many for pieces.
     """
     data = experiment.data
-    missing = [name for name in data.sets if not (Path(data.data_dir) / name.partition(":")[0]).is_dir()]
-    if experiment.objective.reads_codes and data.units and not Path(data.units).is_dir():
+    missing = [name for name in data.sets if not (as_path(data.data_dir) / name.partition(":")[0]).is_dir()]
+    if experiment.objective.reads_codes and data.units and not as_path(data.units).is_dir():
         missing.append(data.units)
     if not missing:
         return _prepared(experiment)
@@ -132,7 +132,7 @@ def _of_plan(plan: plans.Plan, tokenizer: Tokenizer | None, assumed: str) -> Wor
 
 def _tokenizer(path: str | None, vocab_size: int | None) -> tuple[Tokenizer, str]:
     """The tokenizer of a folder, or one of as many ids, and what is to be said about that."""
-    if path is not None and Path(path).is_dir():
+    if path is not None and as_path(path).is_dir():
         return read_tokenizer(path), ""
     if vocab_size is None:
         named = re.search(r"\d+$", path or "")

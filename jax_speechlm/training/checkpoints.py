@@ -1,13 +1,14 @@
 """Checkpoints: the one thin module that knows Orbax.
 
-A run's directory holds `checkpoints/<step>/` with two items: `state`, the arrays of a `TrainState`, and `meta`, a JSON
-of everything else that eval, export, transcribe and resume need: the experiment's config, the tokenizer's files, the
-data seed and step. Each `<step>` folder is complete in itself and may be copied away alone.
+A run's directory, a folder or a URL, holds `checkpoints/<step>/` with two items: `state`, the arrays of a `TrainState`,
+and `meta`, a JSON of everything else that eval, export, transcribe and resume need: the experiment's config, the
+tokenizer's files, the data seed and step. Each `<step>` folder is complete in itself and may be copied away alone.
 """
 
 import base64
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from data_pipelines.errors import is_disk_full
+from data_pipelines.paths import AnyPath, absolute, is_url, reach
 from jax_speechlm.models.functional import Params
 from jax_speechlm.parallel import distributed
+from jax_speechlm.training import orbax_s3
 from jax_speechlm.training.optimizers import overlay
 from jax_speechlm.training.state import TrainState
 
@@ -50,14 +53,16 @@ class Checkpoints:
     name only when it is complete, so a killed save leaves no half checkpoint behind.
     """
 
-    def __init__(self, run_dir: str | Path, *, keep_last: int = 2, keep_best: int = 1, best_metric: str = "loss"):
+    def __init__(
+        self, run_dir: str | os.PathLike, *, keep_last: int = 2, keep_best: int = 1, best_metric: str = "loss"
+    ):
         """
         Args:
           run_dir: the run's directory; `checkpoints/` is made in it.
           keep_last: how many of the newest checkpoints are kept.
           keep_best: how many of those with the lowest validation `best_metric` are kept besides.
         """
-        self.directory = Path(run_dir).absolute() / "checkpoints"
+        self.directory = _place(run_dir) / "checkpoints"
         self.directory.mkdir(parents=True, exist_ok=True)
         best = preservation_policy.BestN(
             get_metric_fn=lambda metrics: -float(metrics.get(best_metric, np.inf)), n=keep_best
@@ -144,6 +149,8 @@ class Checkpoints:
         self._manager.close()
 
     def _check_room(self, state: TrainState) -> None:
+        if is_url(self.directory):
+            return
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SPARE_BYTES
         free = shutil.disk_usage(self.directory).free
         if free < need:
@@ -153,7 +160,7 @@ class Checkpoints:
             )
 
 
-def read(checkpoint: str | Path, shapes: Any = None) -> Restored:
+def read(checkpoint: str | os.PathLike, shapes: Any = None) -> Restored:
     """Reads one `<step>` folder.
 
     Args:
@@ -163,7 +170,7 @@ def read(checkpoint: str | Path, shapes: Any = None) -> Restored:
     Raises:
       CheckpointError: the folder is not a complete checkpoint, or its arrays are not those of `shapes`.
     """
-    checkpoint = Path(checkpoint).absolute()
+    checkpoint = _place(checkpoint)
     meta = read_meta(checkpoint)
     try:
         # By the handler itself: a `Checkpointer` would wait for all processes, of which one may have failed.
@@ -181,26 +188,27 @@ def read(checkpoint: str | Path, shapes: Any = None) -> Restored:
     return Restored(meta["step"], state, meta)
 
 
-def read_meta(checkpoint: str | Path) -> dict[str, Any]:
+def read_meta(checkpoint: str | os.PathLike) -> dict[str, Any]:
     """The `meta` JSON of one `<step>` folder. Raises `CheckpointError` where it cannot be read."""
+    checkpoint = _place(checkpoint)
     try:
         with contextlib.closing(ocp.JsonCheckpointHandler()) as handler:
-            return handler.restore(Path(checkpoint).absolute() / "meta")
+            return handler.restore(checkpoint / "meta")
     except Exception as error:  # as in read
-        raise CheckpointError(_unreadable(Path(checkpoint), error)) from error
+        raise CheckpointError(_unreadable(checkpoint, error)) from error
 
 
-def find(path: str | Path) -> Path:
+def find(path: str | os.PathLike) -> AnyPath:
     """The newest `<step>` folder of a run's directory; a `<step>` folder itself is taken as it is.
 
     Raises:
       CheckpointError: there is no checkpoint at that path.
     """
-    path = Path(path)
-    if (path / "meta").is_dir():
+    path = reach(path)
+    if _is_whole(path):
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps = [child for child in folder.glob("*") if child.name.isdigit() and (child / "meta").is_dir()]
+    steps = [child for child in folder.glob("*") if child.name.isdigit() and _is_whole(child)]
     if not steps:
         raise CheckpointError(
             f"{path}: holds no complete checkpoint. Give the directory of a run (with checkpoints/ in it) or one of "
@@ -209,7 +217,7 @@ def find(path: str | Path) -> Path:
     return max(steps, key=lambda step: int(step.name))
 
 
-def read_params(path: str | Path) -> tuple[Params, dict[str, Any]]:
+def read_params(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
     """(parameters to use, meta) of a run's newest checkpoint, or of a `<step>` folder: numpy, in nested dicts.
 
     Where the run keeps a moving average of its parameters, that is what is read.
@@ -231,14 +239,29 @@ def unpack_files(files: dict[str, str], directory: str | Path) -> None:
         (Path(directory) / name).write_bytes(base64.b64decode(content))
 
 
-def _unreadable(checkpoint: Path, error: Exception) -> str:
+def _place(path: str | os.PathLike) -> AnyPath:
+    """A path as Orbax wants it: absolute, or a URL."""
+    place = absolute(path)
+    if str(place).startswith("s3://"):
+        orbax_s3.enable()
+    return place
+
+
+def _is_whole(checkpoint: AnyPath) -> bool:
+    """Whether a folder is a complete checkpoint. Buckets cannot rename it when it is: there Orbax adds a file."""
+    if not (checkpoint / "meta").is_dir():
+        return False
+    return not is_url(checkpoint) or (checkpoint / "commit_success.txt").exists()
+
+
+def _unreadable(checkpoint: AnyPath, error: Exception) -> str:
     return (
         f"{checkpoint}: cannot be read as a checkpoint ({type(error).__name__}: {_first_line(error)}). It is damaged, "
         "half copied, or of another model."
     )
 
 
-def _save_failed(directory: Path, error: Exception) -> str:
+def _save_failed(directory: AnyPath, error: Exception) -> str:
     if is_disk_full(error):
         return (
             f"{directory}: the disk became full while a checkpoint was written. Make room and start again: training "

@@ -5,6 +5,7 @@ import dataclasses
 import faulthandler
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -13,13 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
+from data_pipelines.paths import as_path, reach
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.experiment import Experiment, differences
 from jax_speechlm.parallel import distributed, hardware
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.goodput import Account, describe
+from jax_speechlm.training.logs import METRICS, LogFolder
 from jax_speechlm.training.optimizers import overlay, paths, select
 from jax_speechlm.training.reporting import Extent, Meter, Reporter
 from jax_speechlm.training.source import Source, open_source, tokenizer_files
@@ -59,12 +63,12 @@ class Result:
     compiles: int
 
 
-def train(experiment: Experiment, run_dir: str | Path, source: Source | None = None) -> Result:
+def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | None = None) -> Result:
     """Runs an experiment to its end, from its newest checkpoint where there is one.
 
-    `run_dir` receives `config.json`, `checkpoints/`, `metrics.jsonl` and `tensorboard/`. SIGTERM and SIGINT save a
-    checkpoint and return early; the same call continues the run exactly. In a run of several processes
-    (`parallel.distributed.session`) each makes this call; `run_dir` is one folder that all of them see.
+    `run_dir`, a folder or a URL, receives `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`. SIGTERM and
+    SIGINT save a checkpoint and return early; the same call continues the run exactly. In a run of several processes
+    (`parallel.distributed.session`) each makes this call; `run_dir` is one place that all of them see.
 
     Args:
       source: where batches come from; None opens `experiment.data`.
@@ -74,9 +78,9 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
       CheckpointError: a checkpoint cannot be read or written.
     """
     began = time.perf_counter()
-    run_dir = Path(run_dir)
+    began_at = time.time()
+    run_dir = reach(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    account = Account(time.time(), run_dir / "metrics.jsonl")
     source = source or open_source(experiment)
     objective = experiment.objective.build(experiment.model, experiment.frontend, source.tokenizer)
     mesh = meshes.make_mesh(experiment.mesh)
@@ -87,16 +91,18 @@ def train(experiment: Experiment, run_dir: str | Path, source: Source | None = N
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
+        logs = stack.enter_context(LogFolder(run_dir, jax.process_index() == 0)).folder
+        account = Account(began_at, logs / METRICS)
         trainer = make_trainer(objective, experiment.optimizer, experiment.num_steps, experiment.seed, mesh)
         checkpoints = ckpt.Checkpoints(run_dir, keep_last=cadence.keep_last, keep_best=cadence.keep_best)
         stack.callback(checkpoints.close)
         state, first_step = _initial_state(experiment, trainer, checkpoints, meta, source.tokenizer)
         if jax.process_index() == 0:
             (run_dir / "config.json").write_text(experiment.model_dump_json(indent=1))
-        reporter = stack.enter_context(Reporter(run_dir, run_dir.name, first_step, experiment.num_steps))
+        reporter = stack.enter_context(Reporter(logs, run_dir.name, first_step, experiment.num_steps))
         reporter.say(_describe(experiment, trainer, source, mesh, first_step))
         stopped_by = stack.enter_context(_catch_signals())
-        profile = stack.enter_context(_profiler(cadence.profile_steps, run_dir))
+        profile = stack.enter_context(_profiler(cadence.profile_steps, logs))
 
         meter = Meter(hardware.peak_flops(jax.devices()))
         batches = source.batches(first_step, experiment.num_steps)
@@ -195,7 +201,8 @@ def _initial_state(
         params = state.params
         for start in experiment.start:
             params = take_over(start, params, tokenizer, meta)
-        ema = overlay(state.ema, select(params, tuple(paths(state.ema)))) if state.ema else {}
+        # A copy: the step gives the buffers of params and of their average up, and must not meet one twice.
+        ema = jax.tree.map(jnp.copy, overlay(state.ema, select(params, tuple(paths(state.ema))))) if state.ema else {}
         state = state._replace(params=params, ema=ema)
     return state, 0
 
@@ -232,7 +239,7 @@ def _describe(experiment: Experiment, trainer: Trainer, source: Source, mesh, fi
 
 
 @contextlib.contextmanager
-def _profiler(profile_steps: tuple[int, int] | None, run_dir: Path) -> Iterator[Callable[[int], None]]:
+def _profiler(profile_steps: tuple[int, int] | None, logs: Path) -> Iterator[Callable[[int], None]]:
     """A function to call before each step with its number: traces the steps from the first up to the last."""
     first, last = profile_steps or (0, 0)
     tracing = False
@@ -241,7 +248,7 @@ def _profiler(profile_steps: tuple[int, int] | None, run_dir: Path) -> Iterator[
         nonlocal tracing
         if tracing != (first <= step < last):
             tracing = not tracing
-            jax.profiler.start_trace(run_dir / "tensorboard") if tracing else jax.profiler.stop_trace()
+            jax.profiler.start_trace(logs / "tensorboard") if tracing else jax.profiler.stop_trace()
 
     try:
         yield before
@@ -291,6 +298,6 @@ def _catch_signals() -> Iterator[Callable[[int], str | None]]:
             signal.signal(number, handler)
 
 
-def load_experiment(run_dir: str | Path) -> Experiment:
+def load_experiment(run_dir: str | os.PathLike) -> Experiment:
     """The experiment of a run's directory."""
-    return Experiment.model_validate(json.loads((Path(run_dir) / "config.json").read_text()))
+    return Experiment.model_validate(json.loads((as_path(run_dir) / "config.json").read_text()))

@@ -1,7 +1,9 @@
 """What a run tells its user: a progress bar, `metrics.jsonl` and TensorBoard, from the same numbers."""
 
 import json
+import sys
 import time
+import types
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jax_speechlm.objectives.base import Metrics
+from jax_speechlm.training.logs import METRICS
 
 SAMPLE_RATE = 16_000
+# TensorBoard's own switch: without a module of this name it imports TensorFlow, for ten seconds, to open a file.
+sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
 
 
 class Extent(NamedTuple):
@@ -119,9 +124,9 @@ def means(metrics) -> dict[str, float]:
 
 
 class Reporter:
-    """Shows progress and writes logs into a run's directory. Only process 0 of a multi-host run writes."""
+    """Shows progress and writes logs into a folder. Only process 0 of a multi-host run writes."""
 
-    def __init__(self, run_dir: Path, title: str, start_step: int, num_steps: int):
+    def __init__(self, logs: Path, title: str, start_step: int, num_steps: int):
         self._active = jax.process_index() == 0
         self.console = Console(quiet=not self._active, highlight=False, soft_wrap=True)
         self._num_steps = num_steps
@@ -139,8 +144,8 @@ class Reporter:
         )
         self._task = self._progress.add_task(title, total=num_steps, completed=start_step, status="compiling")
         if self._active:
-            self.tensorboard_dir = run_dir / "tensorboard"
-            self._lines = (run_dir / "metrics.jsonl").open("a", buffering=1)
+            self.tensorboard_dir = logs / "tensorboard"
+            self._lines = (logs / METRICS).open("a", buffering=1)
             self._tensorboard = tensorboard.summary.Writer(str(self.tensorboard_dir))
 
     def __enter__(self) -> "Reporter":

@@ -4,7 +4,6 @@ import dataclasses
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -18,6 +17,7 @@ from data_pipelines.code_store import CodeStore, Units, open_codes, read_units
 from data_pipelines.errors import DataError
 from data_pipelines.loader import Batch, Batches, open_batches
 from data_pipelines.noise import NoiseReader
+from data_pipelines.paths import as_path
 from data_pipelines.speed import with_speeds
 from data_pipelines.text_loader import TextBatches, open_text_batches
 from jax_speechlm.experiment import Data, Experiment, Speech, Text, UnitText
@@ -86,7 +86,7 @@ def read_tokenizer(path: str) -> tokenizers.Tokenizer:
     Raises:
       CheckpointError, DataError: there is none, or it cannot be read.
     """
-    if (Path(path) / "checkpoints").is_dir():
+    if (as_path(path) / "checkpoints").is_dir():
         if tokenizer := saved_tokenizer(ckpt.read_meta(ckpt.find(path))):
             return tokenizer
         raise ckpt.CheckpointError(f"{path}: this run has no tokenizer to share; set data.tokenizer to one that has")
@@ -345,7 +345,7 @@ def _indexes(data: Data) -> tuple[indexes.Index, indexes.Index | None]:
 
 def _with_dev_split(data_dir: str, sets: tuple[str, ...]) -> tuple[str, ...]:
     names = dict.fromkeys(name.partition(":")[0] for name in sets)
-    return tuple(name for name in names if "dev" in indexes.splits_of(Path(data_dir) / name))
+    return tuple(name for name in names if "dev" in indexes.splits_of(as_path(data_dir) / name))
 
 
 def _labels(experiment: Experiment, *parts: indexes.Index | None) -> tuple[Labels, ...]:

@@ -1,13 +1,13 @@
 """Initial parameters that are taken over from other runs."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from data_pipelines.paths import AnyPath
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.experiment import Start
 from jax_speechlm.models.functional import Params
@@ -107,7 +107,7 @@ def _grown(there: np.ndarray, here: jax.Array, our_ids: np.ndarray, their_ids: n
     return rows
 
 
-def _placed(checkpoint: Path, name: str, here: jax.Array, there: np.ndarray) -> jax.Array:
+def _placed(checkpoint: AnyPath, name: str, here: jax.Array, there: np.ndarray) -> jax.Array:
     if here.shape != there.shape:
         raise ckpt.CheckpointError(
             f"{checkpoint}: {name} has shape {there.shape}, this model needs {here.shape}. Use the model and front end "

@@ -13,7 +13,7 @@ from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.unit_lm import UnitLM
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.loop import train
+from jax_speechlm.training.loop import _initial_state, train
 from jax_speechlm.training.optimizers import paths
 from jax_speechlm.training.source import tokenizer_files
 from jax_speechlm.training.state import make_trainer
@@ -66,6 +66,23 @@ def test_finetuning_takes_the_encoder_over_and_nothing_else(pretrained, tmp_path
     finetuned = ckpt.read(ckpt.find(tmp_path / "finetune")).state["params"]
     assert_same(theirs["encoder"], finetuned["encoder"])
     assert set(finetuned) == {"encoder", "head"}
+
+
+def test_the_average_of_a_run_that_takes_over_has_buffers_of_its_own(pretrained, tmp_path):
+    """A step gives the buffers of parameters and average up: one that stood in both would be freed twice."""
+    experiment = tiny.experiment("best_rq", start=(Start(checkpoint=str(pretrained)),))
+    mesh = meshes.make_mesh(experiment.mesh)
+    objective = experiment.objective.build(experiment.model, experiment.frontend, None)
+    with jax.set_mesh(mesh):
+        trainer = make_trainer(objective, experiment.optimizer, 8, 0, mesh)
+        state, _ = _initial_state(experiment, trainer, ckpt.Checkpoints(tmp_path), {}, None)
+    params, average = (
+        {leaf.addressable_data(0).unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}
+        for tree in (state.params, state.ema)
+    )
+    assert average
+    assert not params & average
+    assert_same(state.ema["encoder"], state.params["encoder"])
 
 
 def test_several_runs_each_bring_what_they_have(pretrained, language_model):

@@ -1,0 +1,273 @@
+"""Preparation of speech on Apache Beam: the set that one machine makes, row by row, from any number of workers.
+
+1. This process lists the clips into chunks, `work/clips/<chunk>`.
+2. Workers convert a chunk each: `work/sounds/<chunk>.flac` holds its sounds end to end, `<chunk>.jsonl` what became of
+   every clip. Chunks that are there already are not done again, so a preparation that was killed goes on.
+3. This process reads those outcomes in order, some thousand rows in memory, and writes report and index.
+4. The TFDS builder's own Beam pipeline brings the records into the order of the list, in ArrayRecord shards.
+5. Workers compare every shard with its rows of the index. Then `meta.json` says that the set is whole.
+
+All workers have to see `folder`: a disk of this machine for the runners that stay on it, else NFS or a mounted bucket.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet
+from rich.console import Console
+
+from data_pipelines.audio import Levels
+from data_pipelines.clips import AudioFile, Clip, Dropped, Source
+from data_pipelines.convert import Converted, check_rate, convert_clip, too_many_bad
+from data_pipelines.errors import DataError
+from data_pipelines.report import Report, summarise
+from data_pipelines.store import META, IndexWriters, generate, make_builder, record_fields, write_meta
+
+_CHUNK = 256  # clips that a worker converts at a time; their FLAC is in its memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """What runs the pipelines: Beam's name of a runner, and its options as `name=value`, without dashes."""
+
+    name: str
+    options: tuple[str, ...] = ()
+
+    def pipeline_options(self) -> Any:
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        return PipelineOptions([f"--{option.lstrip('-')}" for option in self.options])
+
+
+class Limits(NamedTuple):
+    """What a clip has to keep to: see `convert_clip` and `check_rate`."""
+
+    max_seconds: float
+    characters_per_second: tuple[float, float] | None
+
+
+def prepare_on_beam(
+    source: Source, folder: Path, request: dict[str, Any], runner: Runner, *, max_seconds: float, max_bad: float
+) -> Report:
+    """Converts the clips of `source` and stores them in `folder`; arguments as in `prepare`.
+
+    Bad items are counted when all clips are converted: workers do not know of each other's.
+
+    Raises:
+      DataError: Beam is not installed, too many bad items, nothing kept, records that do not match the index.
+    """
+    try:
+        import apache_beam as beam
+    except ImportError as error:
+        raise DataError("Beam is not installed: pip install 'jax_speechlm[beam]'") from error
+    console = Console(stderr=True)
+    work = folder / "work"
+    (folder / META).unlink(missing_ok=True)
+    with console.status(f"{source.name}: listing clips"):
+        num_chunks, num_clips, dropped = _list_clips(source, work)
+    allowed = int(max_bad * (num_clips + len(dropped)))
+    _check_bad(dropped, allowed)
+    with console.status(f"{source.name}: {runner.name} converts {num_clips:,} clips"):
+        limits = Limits(max_seconds, source.characters_per_second)
+        with beam.Pipeline(runner.name, runner.pipeline_options()) as pipeline:
+            chunks = pipeline | beam.Create(range(num_chunks)) | beam.Reshuffle()
+            _ = chunks | beam.Map(_convert_chunk, str(work), limits)
+    report = _index(source, work, num_chunks, dropped, folder / "index", console)
+    _check_bad(dropped, allowed)
+    if not report.clips:
+        report.print(console)
+        raise DataError(f"{source.name}: nothing is left of {len(dropped)} items; the table above says why.")
+    with console.status(f"{source.name}: {runner.name} writes {report.clips:,} records"):
+        tfds_dir = _write_records(source, Chunks(work, num_chunks, tuple(report.splits)), folder, runner)
+    report.save(folder / "report.json")
+    write_meta(source, report, folder, tfds_dir, request)
+    shutil.rmtree(work)
+    return report
+
+
+def _check_bad(dropped: list[Dropped], allowed: int) -> None:
+    bad = [item for item in dropped if item.is_bad]
+    if len(bad) > allowed:
+        raise too_many_bad(bad, allowed)
+
+
+def _list_clips(source: Source, work: Path) -> tuple[int, int, list[Dropped]]:
+    """Writes a source's clips into chunks. Returns the numbers of chunks and clips, and what the source left out."""
+    for name in ("clips", "sounds"):
+        (work / name).mkdir(parents=True, exist_ok=True)
+    dropped: list[Dropped] = []
+    chunk: list[Clip] = []
+    num_chunks = num_clips = 0
+    for item in source.unique_items():
+        if isinstance(item, Dropped):
+            dropped.append(item)
+            continue
+        chunk.append(item)
+        num_clips += 1
+        if len(chunk) == _CHUNK:
+            (work / "clips" / f"{num_chunks:08d}").write_bytes(pickle.dumps(chunk))
+            chunk, num_chunks = [], num_chunks + 1
+    if chunk:
+        (work / "clips" / f"{num_chunks:08d}").write_bytes(pickle.dumps(chunk))
+        num_chunks += 1
+    return num_chunks, num_clips, dropped
+
+
+def _convert_chunk(chunk: int, work: str, limits: Limits) -> None:
+    """Converts the clips of one chunk, unless that was done from the same sounds and limits."""
+    clips: list[Clip] = pickle.loads((Path(work) / "clips" / f"{chunk:08d}").read_bytes())
+    outcomes_path = _outcomes_path(Path(work), chunk)
+    inputs = [[_fields(clip), clip.audio.fingerprint()] for clip in clips]
+    digest = hashlib.sha256(json.dumps([inputs, limits]).encode()).hexdigest()
+    if outcomes_path.exists():
+        with outcomes_path.open(encoding="utf-8") as lines:
+            if json.loads(next(lines)) == digest:
+                return
+    rows: list[Any] = [digest]
+    sounds: list[bytes] = []
+    start = 0
+    for clip in clips:
+        sound = convert_clip(clip, limits.max_seconds)
+        if not isinstance(sound, Dropped):
+            item = Converted(clip, outcomes_path.stem, len(sound.flac), sound.num_samples, sound.levels)
+            item = check_rate(item, limits.characters_per_second)
+        else:
+            item = sound
+        if isinstance(item, Dropped):
+            rows.append({"dropped": dataclasses.asdict(item)})
+            continue
+        levels = dataclasses.asdict(item.levels)
+        rows.append({"clip": _fields(clip), "num_samples": item.num_samples, "levels": levels})
+        rows[-1] |= {"start": start, "num_bytes": item.num_bytes}
+        sounds.append(sound.flac)
+        start += item.num_bytes
+    _write_whole(outcomes_path.with_suffix(".flac"), b"".join(sounds))
+    _write_whole(outcomes_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _fields(clip: Clip) -> dict[str, str]:
+    return {field.name: getattr(clip, field.name) for field in dataclasses.fields(clip) if field.name != "audio"}
+
+
+def _outcomes_path(work: Path, chunk: int) -> Path:
+    return work / "sounds" / f"{chunk:08d}.jsonl"
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, also where two workers do the same chunk."""
+    partial = path.with_name(f"{path.name}.{hashlib.sha256(content).hexdigest()[:8]}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _outcomes(work: Path, chunk: int) -> Iterator[Dropped | tuple[Converted, int]]:
+    """What became of a chunk's clips, in order: a converted one with the place of its FLAC in the chunk's file."""
+    with _outcomes_path(work, chunk).open(encoding="utf-8") as lines:
+        next(lines)
+        for line in lines:
+            row = json.loads(line)
+            if "dropped" in row:
+                yield Dropped(**row["dropped"])
+                continue
+            clip = Clip(audio=AudioFile(work), **row["clip"])  # nobody decodes it again
+            levels = Levels(**row["levels"])
+            yield Converted(clip, f"{chunk:08d}.flac", row["num_bytes"], row["num_samples"], levels), row["start"]
+
+
+def _index(
+    source: Source, work: Path, num_chunks: int, dropped: list[Dropped], folder: Path, console: Console
+) -> Report:
+    """Writes the index of all converted clips into `folder`; adds those that conversion dropped to `dropped`."""
+
+    def kept() -> Iterator[Converted]:
+        for chunk in range(num_chunks):
+            for outcome in _outcomes(work, chunk):
+                if isinstance(outcome, Dropped):
+                    dropped.append(outcome)
+                else:
+                    writers.write(outcome[0])
+                    yield outcome[0]
+
+    with console.status(f"{source.name}: writing the index"), IndexWriters(folder) as writers:
+        return summarise(source.name, kept(), dropped)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """Converted clips for a TFDS builder that runs on Beam; `store.Records`."""
+
+    work: Path
+    num_chunks: int
+    splits: tuple[str, ...]
+
+    def examples(self, split: str) -> Any:
+        import apache_beam as beam
+
+        return (
+            f"{split}_chunks" >> beam.Create(range(self.num_chunks))
+            | f"{split}_spread" >> beam.Reshuffle()
+            | f"{split}_read" >> beam.FlatMap(_examples, str(self.work), split)
+        )
+
+
+def _examples(chunk: int, work: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(key, record) pairs of one chunk's clips of a split; keys grow with the place in the list."""
+    with _outcomes_path(Path(work), chunk).with_suffix(".flac").open("rb") as sounds:
+        for place, outcome in enumerate(_outcomes(Path(work), chunk)):
+            if isinstance(outcome, Dropped) or outcome[0].clip.split != split:
+                continue
+            item, start = outcome
+            sounds.seek(start)
+            yield chunk * _CHUNK + place, record_fields(item) | {"audio": sounds.read(item.num_bytes)}
+
+
+def _write_records(source: Source, chunks: Chunks, folder: Path, runner: Runner) -> Path:
+    import apache_beam as beam
+    import tensorflow_datasets as tfds
+
+    builder = make_builder(source, chunks, folder)
+    config = tfds.download.DownloadConfig(beam_runner=runner.name, beam_options=runner.pipeline_options())
+    generate(builder, chunks.work, config)
+    shards: list[tuple[str, str, int, int]] = []
+    for split in chunks.splits:
+        info, first = builder.info.splits[split], 0
+        for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
+            shards.append((str(path), str(folder / "index" / f"{split}.parquet"), first, length))
+            first += length
+    with beam.Pipeline(runner.name, runner.pipeline_options()) as pipeline:
+        _ = pipeline | beam.Create(shards) | beam.Reshuffle() | beam.MapTuple(_check_shard)
+    return Path(builder.data_dir)
+
+
+def _check_shard(path: str, index: str, first: int, length: int) -> None:
+    """Compares id and length of each record of a shard with its rows of the index.
+
+    Raises:
+      DataError: they differ.
+    """
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    with ArrayRecordDataSource([path]) as records:
+        stored = []
+        for record in records:
+            feature = tf_example_pb2.Example.FromString(record).features.feature
+            id_, num_samples = feature["id"].bytes_list.value[0], feature["num_samples"].int64_list.value[0]
+            stored.append((id_.decode(), num_samples))
+    rows: list[tuple[str, int]] = []
+    skip = first
+    with pyarrow.parquet.ParquetFile(index) as file:
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if skip < size and len(rows) < length:
+                table = file.read_row_group(group, columns=["id", "num_samples"]).slice(skip, length - len(rows))
+                rows += zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
+            skip = max(0, skip - size)
+    if stored != rows:
+        raise DataError(f"{path} does not hold rows {first} to {first + length} of {index}: prepare with --force.")

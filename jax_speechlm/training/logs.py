@@ -1,0 +1,72 @@
+"""A run's logs, which grow, where files cannot: written to the local disk, copied to the bucket."""
+
+import logging
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from data_pipelines.paths import AnyPath, copy, is_url
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+_EVERY_SECONDS = 30.0
+
+
+class LogFolder:
+    """A local folder for `metrics.jsonl` and `tensorboard/`: the run's directory itself, unless that is in a bucket.
+
+    In that case a thread copies what has changed every half minute, and the rest when the run ends, so that no step
+    waits for the bucket; a kill loses the lines of the last half minute.
+    """
+
+    def __init__(self, run_dir: AnyPath, is_writer: bool = True):
+        """
+        Args:
+          is_writer: whether this process writes logs; the others read those of earlier starts.
+        """
+        self._remote = run_dir if is_url(run_dir) else None
+        if self._remote is None:
+            self.folder = Path(run_dir)
+            return
+        self._temporary = tempfile.TemporaryDirectory(prefix="jax-speechlm-logs-")
+        self.folder = Path(self._temporary.name)
+        self._sizes: dict[Path, int] = {}
+        if (self._remote / METRICS).exists():
+            copy(self._remote / METRICS, self.folder / METRICS)
+            self._sizes[self.folder / METRICS] = (self.folder / METRICS).stat().st_size
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._copy_now_and_then, daemon=True)
+        self._is_writer = is_writer
+        if is_writer:
+            self._thread.start()
+
+    def __enter__(self) -> "LogFolder":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        if self._remote is None:
+            return
+        if self._is_writer:
+            self._done.set()
+            self._thread.join()
+            self._copy()
+        self._temporary.cleanup()
+
+    def _copy_now_and_then(self) -> None:
+        while not self._done.wait(_EVERY_SECONDS):
+            self._copy()
+
+    def _copy(self) -> None:
+        for file in sorted(self.folder.rglob("*")):
+            size = file.stat().st_size
+            if file.is_dir() or self._sizes.get(file) == size:
+                continue
+            try:
+                target = self._remote / file.relative_to(self.folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                copy(file, target)
+                self._sizes[file] = size
+            except Exception as error:  # each bucket raises its own; logs are no reason to end a run
+                log.warning("%s: cannot be copied to %s (%s); tried again later", file.name, self._remote, error)
