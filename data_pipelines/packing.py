@@ -257,7 +257,7 @@ def make_text_plan(
     if weights is None:
         counts, quotas = [len(lengths)], (PERIOD,)
     else:
-        counts, quotas = list(source_rows or ()), _quotas(weights)
+        counts, quotas = list(source_rows or ()), to_quotas(weights)
         if len(counts) != len(quotas) or sum(counts) != len(lengths):
             raise ValueError(f"{len(quotas)} weights need so many source_rows, of {len(lengths)} in all; got {counts}")
     return _lay_out(lengths, context, sequences_per_batch, seed, counts, quotas, is_packed)
@@ -280,7 +280,7 @@ def _piece_counts(lengths: np.ndarray, context: int) -> np.ndarray:
     return np.where(lengths > 0, pieces, 0)
 
 
-def _quotas(weights: Sequence[float]) -> tuple[int, ...]:
+def to_quotas(weights: Sequence[float]) -> tuple[int, ...]:
     """Whole rows among PERIOD by largest remainder, at least one a source."""
     shares = np.asarray(weights, np.float64)
     if not len(shares) or not np.isfinite(shares).all() or (shares <= 0).any():

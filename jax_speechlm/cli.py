@@ -183,9 +183,8 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
         if jax.process_index():
             return status
     figures = "  ".join(f"{name} {value:.4g}" for name, value in result.dev.items())
-    seen = f"{result.tokens / 1e6:.2f} M tokens" if result.tokens else f"{result.audio_hours:.2f} hours of audio"
     print(
-        f"{result.step} steps, {result.minutes:.1f} minutes, {seen}; dev: {figures}\n"
+        f"{result.step} steps, {result.minutes:.1f} minutes, {result.seen}; dev: {figures}\n"
         f"checkpoints: {run_dir / 'checkpoints'}   logs: tensorboard --logdir {run_dir / 'tensorboard'}"
     )
     return status
@@ -323,6 +322,7 @@ def train_ngram(argv: Sequence[str], prog: str) -> None:
 
 EVALUATIONS = {
     "ctc": "jax_speechlm.evaluation.recognition",
+    "joint": "jax_speechlm.evaluation.recognition",
     "causal_lm": "jax_speechlm.evaluation.language",
     "masked_lm": "jax_speechlm.evaluation.masked_text",
     "unit_lm": "jax_speechlm.evaluation.unit_language",

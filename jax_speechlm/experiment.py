@@ -13,6 +13,7 @@ from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.hubert import HuBERT
+from jax_speechlm.objectives.joint import Joint
 from jax_speechlm.objectives.masked_lm import MaskedLM
 from jax_speechlm.objectives.span_corruption import SpanCorruption
 from jax_speechlm.objectives.unit_lm import UnitLM
@@ -22,7 +23,7 @@ from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Optimizer
 
 Objective = Annotated[
-    BestRQ | HuBERT | Wav2Vec2 | W2vBert | CTC | CausalLM | MaskedLM | SpanCorruption | UnitLM | Classification,
+    BestRQ | HuBERT | Wav2Vec2 | W2vBert | CTC | CausalLM | MaskedLM | SpanCorruption | Joint | UnitLM | Classification,
     pydantic.Field(discriminator="kind"),
 ]
 Model = Annotated[ConformerConfig | TransformerConfig, pydantic.Field(discriminator="kind")]
@@ -65,6 +66,15 @@ class Speech(Config):
     noise_set: str | None = None
     units: str | None = None
 
+    @property
+    def sizes(self) -> dict[str, float]:
+        """The settings that a batch's size follows from, by their dotted names."""
+        return {"seconds_per_batch": self.seconds_per_batch}
+
+    def scaled(self, factor: float) -> "Speech":
+        """The same with so many times the batch."""
+        return self.replace(seconds_per_batch=self.seconds_per_batch * factor)
+
 
 class PackedRows(Config):
     """What data sets have in common whose documents are packed into rows of `context` tokens."""
@@ -80,6 +90,15 @@ class PackedRows(Config):
         """Rows of a global batch."""
         return self.tokens_per_batch // self.context
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The settings that a batch's size follows from, by their dotted names."""
+        return {"tokens_per_batch": self.tokens_per_batch}
+
+    def scaled(self, factor: float) -> "PackedRows":
+        """The same with so many times the batch, to the nearest row."""
+        return self.replace(tokens_per_batch=max(1, round(self.sequences_per_batch * factor)) * self.context)
+
 
 class Text(PackedRows):
     """Which prepared sets to read text from, and how their documents become batches.
@@ -92,6 +111,7 @@ class Text(PackedRows):
       tokenizer: folder of a trained tokenizer, or of a run that has one; None takes the training texts' characters.
       label: column of the index that classification tells apart; every document then has a row of its own.
       weights: share of the rows that each of `sets` gets; empty passes over all of them together.
+      packed: whether several documents share a row; else each has one, cut off at its end.
       context: tokens of a row.
       tokens_per_batch: positions of one global batch; a multiple of `context`.
     """
@@ -103,6 +123,7 @@ class Text(PackedRows):
     tokenizer: str | None = None
     label: str = "text"
     weights: tuple[pydantic.PositiveFloat, ...] = ()
+    packed: bool = True
     context: Annotated[int, pydantic.Field(ge=3)] = 512
     tokens_per_batch: pydantic.PositiveInt = 8192
 
@@ -155,7 +176,72 @@ class UnitText(PackedRows):
         return self
 
 
-Data = Annotated[Speech | Text | UnitText, pydantic.Field(discriminator="kind")]
+class Stream(Config):
+    """One stream of a mixture.
+
+    Attributes:
+      name: what the objective knows it by; its metrics begin with it.
+      data: its batches; `data_dir` and `tokenizer` are the mixture's.
+      weight: share of the steps that it takes, in any unit.
+    """
+
+    name: Annotated[str, pydantic.Field(pattern="^[a-z][a-z0-9_]*$")]
+    data: Annotated[Speech | Text, pydantic.Field(discriminator="kind")]
+    weight: pydantic.PositiveFloat = 1.0
+
+
+class Mixture(Config):
+    """Several streams of data, of which each step takes a batch of one.
+
+    Attributes:
+      streams: what is mixed.
+      data_dir: folder of the prepared data sets.
+      tokenizer: of all streams: folder of a trained one, or of a run that has one; None takes the characters of all
+        training texts that any stream reads.
+    """
+
+    kind: Literal["mixture"] = "mixture"
+    streams: Annotated[tuple[Stream, ...], pydantic.Field(min_length=1)]
+    data_dir: str = "data"
+    tokenizer: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _streams_share_what_they_must(self):
+        names = [stream.name for stream in self.streams]
+        if len(set(names)) != len(names):
+            raise ValueError(f"streams must have names of their own, got {', '.join(names)}")
+        for stream in self.streams:
+            for name in ("data_dir", "tokenizer"):
+                if getattr(stream.data, name) != type(stream.data).model_fields[name].default:
+                    raise ValueError(
+                        f"stream {stream.name} has a {name} of its own: a model has one vocabulary, and the sets of a "
+                        f"mixture lie in one folder; set --data.{name} instead"
+                    )
+        return self
+
+    @property
+    def parts(self) -> dict[str, Speech | Text]:
+        """The data of each stream by its name, complete with what all share."""
+        shared = {"data_dir": self.data_dir, "tokenizer": self.tokenizer}
+        return {stream.name: stream.data.replace(**shared) for stream in self.streams}
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The sets that any stream names."""
+        return tuple(dict.fromkeys(name for stream in self.streams for name in stream.data.sets))
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """The settings that batches' sizes follow from, by their dotted names."""
+        named = enumerate(stream.data.sizes.items() for stream in self.streams)
+        return {f"streams.{place}.data.{name}": size for place, sizes in named for name, size in sizes}
+
+    def scaled(self, factor: float) -> "Mixture":
+        """The same with so many times each stream's batch."""
+        return self.replace(streams=tuple(stream.replace(data=stream.data.scaled(factor)) for stream in self.streams))
+
+
+Data = Annotated[Speech | Text | UnitText | Mixture, pydantic.Field(discriminator="kind")]
 
 
 class Start(Config):
@@ -225,12 +311,13 @@ class Experiment(Config):
         return () if value is None else (value,) if isinstance(value, dict | Start) else value
 
     @pydantic.model_validator(mode="after")
-    def _units_meet_their_model(self):
+    def _data_suit_the_objective(self):
         if (self.objective.kind == "unit_lm") != (self.data.kind == "unit_text"):
             raise ValueError(
                 f"data of kind {self.data.kind} do not train {self.objective.kind}: unit_lm takes unit_text, and "
                 "nothing else does"
             )
+        self.objective.check_data(self.data)
         return self
 
 
@@ -241,6 +328,8 @@ def differences(first: Experiment, second: Experiment) -> list[str]:
     def walk(a, b, prefix: str) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             return [name for key in a | b for name in walk(a.get(key), b.get(key), f"{prefix}.{key}")]
+        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) and any(isinstance(x, dict) for x in a):
+            return [name for place in range(len(a)) for name in walk(a[place], b[place], f"{prefix}.{place}")]
         return [] if a == b else [prefix.lstrip(".")]
 
     return walk(first.model_dump(exclude=ignored), second.model_dump(exclude=ignored), "")

@@ -2,8 +2,9 @@
 
 Fetches asterisk-en (24 minutes of studio prompts), queen-en (4.4 hours of acted dialogue) and text-en (14 MB of prose),
 pretrains a small conformer on the audio of both, finetunes it on the transcripts of asterisk-en, does the same
-finetuning without pretraining, trains a character language model and an n-gram, and measures all on the test split,
-which nothing else has looked at: greedy, and decoding with either language model, whose weights are tuned on dev.
+finetuning without pretraining, trains one encoder jointly on audio, prose and transcripts, trains a character language
+model and an n-gram, and measures all on the test split, which nothing else has looked at: greedy, and decoding with
+either language model, whose weights are tuned on dev.
 """
 
 import argparse
@@ -70,22 +71,23 @@ def main() -> None:
 
     console.rule("pretrain on audio alone (BEST-RQ)")
     result = finish(experiment("demo_pretrain"), args.run_dir / "pretrain")
-    table.add_row("pretrain", f"{result.minutes:.1f}", _seen(result), f"{result.dev['loss']:.3f}", "", "")
+    table.add_row("pretrain", f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}", "", "")
 
     finetuned, pretrained = args.run_dir / "finetune", (Start(checkpoint=str(args.run_dir / "pretrain")),)
-    for folder, title, start in (
-        (args.run_dir / "scratch", "finetune, not pretrained", ()),
-        (finetuned, "finetune, pretrained", pretrained),
+    for folder, title, chosen in (
+        (args.run_dir / "scratch", "finetune, not pretrained", experiment("demo_finetune")),
+        (finetuned, "finetune, pretrained", experiment("demo_finetune", pretrained)),
+        (args.run_dir / "joint", "speech, text and pairs jointly", experiment("demo_joint")),
     ):
         console.rule(title)
-        result = finish(experiment("demo_finetune", start), folder)
+        result = finish(chosen, folder)
         report = evaluate_run(folder, (TEST_SET,), data_dir=args.data_dir)
-        figures = f"{result.minutes:.1f}", _seen(result), f"{result.dev['loss']:.3f}"
+        figures = f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}"
         table.add_row(title, *figures, str(report.wer), str(report.cer))
 
     console.rule("train language models on text and transcripts")
     result = finish(experiment("demo_lm", tokenizer=str(finetuned)), args.run_dir / "lm")
-    table.add_row("language model", f"{result.minutes:.1f}", _seen(result), f"{result.dev['loss']:.3f}", "", "")
+    table.add_row("language model", f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}", "", "")
     lm, ngram = args.run_dir / "lm", args.run_dir / "characters-6.arpa"
     ways = {"  + ranked by the language model": Decoding(rescore=lm)}
     if importlib.util.find_spec("kenlm"):
@@ -113,7 +115,7 @@ def main() -> None:
     console.print(
         f"{_minutes(began)} minutes in all. Test: {TEST_SET}, seed {args.seed}; greedy, but for the rows with a +."
     )
-    for run in ("pretrain", "scratch", "finetune", "lm"):
+    for run in ("pretrain", "scratch", "finetune", "joint", "lm"):
         folder = args.run_dir / run
         console.print(f"{run:<9} checkpoints {folder / 'checkpoints'}   TensorBoard logs {folder / 'tensorboard'}")
 
@@ -124,10 +126,6 @@ def finish(experiment: Experiment, run_dir: Path) -> Result:
     if result.step < experiment.num_steps:
         sys.exit("Stopped. The same command goes on from there.")
     return result
-
-
-def _seen(result: Result) -> str:
-    return f"{result.tokens / 1e6:.1f} M tokens" if result.tokens else f"{result.audio_hours:.2f} h"
 
 
 def _minutes(began: float) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -30,6 +30,14 @@ class ObjectiveConfig(Config):
     reads_labels: ClassVar[bool] = False
     reads_codes: ClassVar[bool] = False
 
+    def check_data(self, data: Config) -> None:
+        """Raises ValueError where such data cannot train it; what they hold is seen when they are opened."""
+
+    def of_stream(self, name: str) -> "ObjectiveConfig":
+        """The objective that says what one stream of a mixture is read for; this one, if all are read alike."""
+        del name
+        return self
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
@@ -42,6 +50,7 @@ class Objective:
         and dropout; None is evaluation: nothing random but what the objective itself needs (BEST-RQ's masks).
       frozen: top-level groups of parameters that no optimizer may touch, such as BEST-RQ's quantizer.
       forward_flops: `(samples or tokens of a row, batch_size) -> FLOPs` of one forward pass, analytic, for MFU.
+      batch_flops: `batch -> FLOPs` instead, where batches differ in more than their length; it sees shapes alone.
       logits: `(params, batch) -> (logits [B, T, V], lengths [B])` where the objective gives token posteriors, or None.
       alarm: `(metrics averaged over steps, settled) -> what is wrong and what to do, or None`, for the loop to warn
         with; `settled` says that training is long past its warm-up.
@@ -51,8 +60,18 @@ class Objective:
     loss: Loss
     frozen: tuple[str, ...] = ()
     forward_flops: Callable[[int, int], float] | None = None
+    batch_flops: Callable[[Mapping[str, Any]], float] | None = None
     logits: Callable[[functional.Params, Batch], tuple[Array, Array]] | None = None
     alarm: Callable[[Mapping[str, float], bool], str | None] | None = None
+
+    def flops(self, batch: Mapping[str, Any]) -> float:
+        """FLOPs of one forward pass over a batch of arrays, or of their shapes; 0 where the objective does not say."""
+        if self.batch_flops is not None:
+            return self.batch_flops(batch)
+        if self.forward_flops is None:
+            return 0.0
+        rows, length = batch["audio" if "audio" in batch else "tokens"].shape
+        return self.forward_flops(length, rows)
 
 
 def mean(total: Float[Array, ""], weight: Float[Array, ""]) -> Float[Array, ""]:

@@ -25,6 +25,7 @@ from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, mean
 from jax_speechlm.objectives.masking import (
     PROBE_STRIDE,
+    Views,
     draw_views,
     masked_places,
     most_masked,
@@ -151,15 +152,37 @@ def _loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     model = functional.bind(graphdef, params)
     views = draw_views(batch, key, frontend, model.encoder.config, span, config.mask_ratio)
-    num_frames, mask_BxT, clean_BxTxF = views.x_BxTxF.shape[1], views.mask_BxT, views.clean_BxTxF
-    noise = jax.vmap(lambda row: jax.random.normal(row, views.x_BxTxF.shape[1:]))(views.keys_B)
-    masked_BxTxF = jnp.where(mask_BxT[..., None], config.noise_std * noise, views.x_BxTxF)
+    masked_BxTxF = hide_frames(views, config)
     hidden_BxTxD, _ = model.encoder(masked_BxTxF, views.length_B, keys=views.dropout_keys, chunk=views.chunk)
     hidden_BxTxD = hidden_BxTxD.astype(model.encoder.config.dtype)
+    metrics = score_frames(model.head, model.quantizer, views, hidden_BxTxD, batch["weight"], config, span)
+    return mean(*metrics["loss"]), metrics
 
+
+def hide_frames(views: Views, config: BestRQ) -> Float[Array, "batch time feature"]:
+    """What the encoder is shown: noise where a frame is masked."""
+    noise = jax.vmap(lambda row: jax.random.normal(row, views.x_BxTxF.shape[1:]))(views.keys_B)
+    return jnp.where(views.mask_BxT[..., None], config.noise_std * noise, views.x_BxTxF)
+
+
+def score_frames(
+    head: Heads,
+    quantizer: Quantizer,
+    views: Views,
+    hidden_BxTxD: Float[Array, "batch time dim"],
+    weight_B: Float[Array, " batch"],
+    config: BestRQ,
+    span: int,
+) -> Metrics:
+    """Loss and gauges of hidden states, in the compute type, that have to name the codes of masked frames.
+
+    Args:
+      span: frames of a span, as the views were drawn with.
+    """
+    num_frames, mask_BxT, clean_BxTxF = hidden_BxTxD.shape[1], views.mask_BxT, views.clean_BxTxF
     # The softmax over the codes costs as much as several layers, so only masked frames are scored.
     places_BxN = masked_places(mask_BxT, sequence.padded_time(most_masked(num_frames, span, config.mask_ratio)))
-    inside_BxT = frame_mask(views.length_B, num_frames) * batch["weight"][:, None]
+    inside_BxT = frame_mask(views.length_B, num_frames) * weight_B[:, None]
     masked = tuple(take_frames(x, places_BxN) for x in (hidden_BxTxD, clean_BxTxF, inside_BxT * mask_BxT))
     probed = hidden_BxTxD, clean_BxTxF, inside_BxT * ~mask_BxT
     probed = tuple(jax.lax.stop_gradient(x[:, ::PROBE_STRIDE]) for x in probed)
@@ -168,17 +191,16 @@ def _loss(
     if config.books > 1:
         score = jax.checkpoint(score)  # the logits of one book at a time in memory
     books = {
-        "kernel": model.head.kernel[...],
-        "bias": model.head.bias[...],
-        "projection": jax.lax.stop_gradient(model.quantizer.projection[...]),
-        "codebook": jax.lax.stop_gradient(model.quantizer.codebook[...]),
+        "kernel": head.kernel[...],
+        "bias": head.bias[...],
+        "projection": jax.lax.stop_gradient(quantizer.projection[...]),
+        "codebook": jax.lax.stop_gradient(quantizer.codebook[...]),
     }
     sums = jax.tree.map(functools.partial(jnp.mean, axis=0), jax.lax.map(lambda book: score(**book), books))
     targets, probes = jnp.sum(masked[-1]), jnp.sum(probed[-1])
     metrics = {name: (total, probes if name == "unmasked_accuracy" else targets) for name, total in sums.items()}
     shape = gauges.representation(hidden_BxTxD, inside_BxT)
-    metrics |= {name: (targets * value, targets) for name, value in shape.items()}
-    return mean(*metrics["loss"]), metrics
+    return metrics | {name: (targets * value, targets) for name, value in shape.items()}
 
 
 def _score_book(

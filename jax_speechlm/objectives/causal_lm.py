@@ -1,6 +1,6 @@
 """Causal language modelling: each token from those before it in its document."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -23,6 +23,21 @@ class TextModel(nnx.Module):
 
     def __init__(self, config: TransformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.transformer = Transformer(config, vocab_size, rngs=rngs)
+
+
+@runtime_checkable
+class NamesTokens(Protocol):
+    """What turns hidden states into logits over a vocabulary, `head(hidden) @ head_kernel.T + head_bias`.
+
+    A transformer does, and so does the text side of a joint model.
+    """
+
+    config: Config
+    head_kernel: Float[Array, "vocab dim"]
+    head_bias: Float[Array, " vocab"] | None
+
+    def head(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        """Hidden states as the vocabulary map takes them."""
 
 
 class CausalLM(ObjectiveConfig):
@@ -84,14 +99,14 @@ def next_tokens(
 
 
 def scored(
-    transformer: Transformer,
+    model: NamesTokens,
     hidden_BxTxD: Float[Array, "batch time dim"],
     target_BxT: Int[Array, "batch time"],
     weight_BxT: Float[Array, "batch time"],
     z_weight: float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Mean loss and metrics of hidden states that have to name their targets."""
-    total, scores = token_losses(transformer, hidden_BxTxD, target_BxT, weight_BxT, z_weight)
+    total, scores = token_losses(model, hidden_BxTxD, target_BxT, weight_BxT, z_weight)
     count = jnp.sum(weight_BxT)
     metrics = {"loss": (total, count), "accuracy": (jnp.sum(weight_BxT * scores.correct), count)}
     if z_weight:
@@ -100,13 +115,13 @@ def scored(
 
 
 def token_losses(
-    transformer: Transformer,
+    model: NamesTokens,
     hidden_BxTxD: Float[Array, "batch time dim"],
     target_BxT: Int[Array, "batch time"],
     weight_BxT: Float[Array, "batch time"],
     z_weight: float = 0.0,
 ) -> tuple[Float[Array, ""], TokenScores]:
-    """`vocabulary_loss` through a transformer's own head."""
-    hidden_BxTxD = transformer.head(hidden_BxTxD).astype(transformer.config.dtype)
-    kernel, bias = transformer.head_kernel, transformer.head_bias
+    """`vocabulary_loss` through a model's own head."""
+    hidden_BxTxD = model.head(hidden_BxTxD).astype(model.config.dtype)
+    kernel, bias = model.head_kernel, model.head_bias
     return vocabulary_loss(hidden_BxTxD, kernel, target_BxT, weight_BxT, bias_V=bias, z_weight=z_weight)

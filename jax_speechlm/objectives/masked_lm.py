@@ -20,6 +20,7 @@ from jax_speechlm.models import functional
 from jax_speechlm.models.transformer import forward_flops
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig
 from jax_speechlm.objectives.causal_lm import TextModel, require_transformer, scored
+from jax_speechlm.objectives.masking import masked_places, take_frames
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import by_tokens
 from jax_speechlm.vocabulary import Vocabulary
@@ -51,7 +52,7 @@ class MaskedLM(ObjectiveConfig):
         del frontend
         vocabulary = Vocabulary.of(tokenizer)
         require_transformer(model, causal=False, objective=self.kind)
-        starts_V = word_starts(tokenizer) if self.whole_words else np.ones(vocabulary.tokenizer_size, bool)
+        starts_V = self.starts(tokenizer)
         make = lambda rngs: TextModel(model, vocabulary.size, rngs=rngs)  # noqa: E731
         graphdef = functional.declare(make).graphdef
 
@@ -68,14 +69,8 @@ class MaskedLM(ObjectiveConfig):
                 self.ratio,
             )
             hidden_BxTxD = transformer(masked.tokens, batch["segment"], batch["position"], keys)
-            # The vocabulary map costs as much as several layers, so only chosen tokens pass it: as many slots as can be
-            # chosen, the chosen first.
-            num_slots = sequence.padded_time(most_masked(masked.chosen.shape[1], self.ratio))
-            slots_BxN = jnp.argsort(~masked.chosen, axis=1)[:, :num_slots]
-            take = lambda x: jnp.take_along_axis(x, slots_BxN, axis=1)  # noqa: E731
-            hidden_BxNxD = by_tokens(jnp.take_along_axis(hidden_BxTxD, slots_BxN[..., None], axis=1))
-            weight_BxN = take(masked.chosen) * batch["weight"][:, None]
-            loss, metrics = scored(transformer, hidden_BxNxD, take(batch["tokens"]), weight_BxN)
+            targets = take_chosen(masked, hidden_BxTxD, batch["tokens"], batch["weight"], self.ratio)
+            loss, metrics = scored(transformer, *targets)
             return loss, {"loss": metrics["loss"], "masked_accuracy": metrics["accuracy"]}
 
         def flops(num_tokens: int, batch_size: int) -> float:
@@ -84,6 +79,10 @@ class MaskedLM(ObjectiveConfig):
             return forward_flops(model, vocabulary.size, num_tokens, batch_size) - batch_size * unscored * head
 
         return Objective(make, loss, forward_flops=flops)
+
+    def starts(self, tokenizer: Tokenizer) -> Bool[np.ndarray, " vocab"]:
+        """True for the ids that begin what is chosen together: those that begin a word, or all."""
+        return word_starts(tokenizer) if self.whole_words else np.ones(tokenizer.vocab_size, bool)
 
 
 class Masked(NamedTuple):
@@ -101,6 +100,38 @@ def word_starts(tokenizer: Tokenizer) -> Bool[np.ndarray, " vocab"]:
 def most_masked(num_tokens: int, ratio: float) -> int:
     """The most tokens that `mask_tokens` chooses in a row."""
     return min(num_tokens, int(ratio * num_tokens) + 1)
+
+
+class Targets(NamedTuple):
+    """The chosen tokens of each row, in as many slots as can be chosen.
+
+    Attributes:
+      hidden: what the model made of each.
+      token: what has to be said of it.
+      weight: 0 in the slots that no chosen token fills.
+    """
+
+    hidden: Float[Array, "batch slots dim"]
+    token: Int[Array, "batch slots"]
+    weight: Float[Array, "batch slots"]
+
+
+def take_chosen(
+    masked: Masked,
+    hidden_BxTxD: Float[Array, "batch time dim"],
+    tokens_BxT: Int[Array, "batch time"],
+    weight_B: Float[Array, " batch"],
+    ratio: float,
+) -> Targets:
+    """Hidden states and targets of the chosen tokens alone: the vocabulary map costs as much as several layers.
+
+    Args:
+      tokens_BxT: what stood there.
+      ratio: as `mask_tokens` was given it.
+    """
+    slots_BxN = masked_places(masked.chosen, sequence.padded_time(most_masked(tokens_BxT.shape[1], ratio)))
+    hidden, token, chosen = (take_frames(x, slots_BxN) for x in (hidden_BxTxD, tokens_BxT, masked.chosen))
+    return Targets(by_tokens(hidden), token, chosen * weight_B[:, None])
 
 
 def mask_tokens(

@@ -107,14 +107,17 @@ class Compiler:
 
     def lower(self, shape: Shape) -> jax.stages.Lowered:
         """The step for one batch shape, as JAX hands it to the compiler."""
-        experiment = self._experiment
-        noise = experiment.frontend.augment.noise_probability > 0 and self._load.unit == "samples"
-        frames = experiment.frontend.mel.num_frames(shape.length) if experiment.objective.reads_codes else None
-        batch = self._load.abstract(shape, noise, experiment.objective.reads_labels, frames)
+        batch = self._batch(shape)
         rows = meshes.batch_sharding(self.mesh)
         batch = {name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=rows) for name, each in batch.items()}
         with jax.set_mesh(self.mesh):
             return self.trainer.step.lower(self.trainer.shapes, batch)
+
+    def _batch(self, shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:
+        experiment = self._experiment
+        noise = experiment.frontend.augment.noise_probability > 0 and shape.unit == "samples"
+        frames = experiment.frontend.mel.num_frames(shape.length) if experiment.objective.reads_codes else None
+        return self._load.abstract(shape, noise, experiment.objective.reads_labels, frames)
 
     def memory_needed(self, shape: Shape) -> float:
         """Bytes of each device's memory that the step for one batch shape takes, compiled as training does."""
@@ -193,8 +196,7 @@ class Compiler:
         return self.mesh.devices.flat[0].platform == platform
 
     def _model_flops(self, shape: Shape) -> float:
-        flops = self._objective.forward_flops
-        return 3 * flops(shape.length, shape.rows) if flops else 0.0  # a backward pass costs two forward passes
+        return 3 * self._objective.flops(self._batch(shape))  # a backward pass costs two forward passes
 
 
 def kept_for_backward(module: hlo.Module) -> float:

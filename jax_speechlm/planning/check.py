@@ -25,7 +25,7 @@ def check_fits(experiment: Experiment) -> None:
     needed = Compiler(experiment, load, jax.devices()).memory_needed(shape)
     if needed > limit:
         raise PlanningError(
-            f"a batch of {shape.rows} rows of {shape.length} {load.unit} needs {needed / GIB:.1f} GiB on each device, "
+            f"a batch of {shape.rows} rows of {shape.length} {shape.unit} needs {needed / GIB:.1f} GiB on each device, "
             f"which has {limit / GIB:.1f}. `jax-speechlm plan --fit` searches for what fits; --force starts anyway"
         )
 

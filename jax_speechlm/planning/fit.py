@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from jax_speechlm.experiment import Experiment, PackedRows
+from jax_speechlm.experiment import Experiment
 from jax_speechlm.parallel.chips import GIB, Topology
 from jax_speechlm.parallel.mesh import MESH_AXES, MeshShape
 from jax_speechlm.planning.plan import RESERVE, Plan, make_plan
@@ -107,13 +107,8 @@ def _remats(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
 def _batches(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
     del topology
     data = experiment.data
-    for factor in (2, 0.5, 4, 0.25):
-        if isinstance(data, PackedRows):
-            rows = data.sequences_per_batch * factor
-            if rows >= 1 and rows == int(rows):
-                yield experiment.replace(data=data.replace(tokens_per_batch=int(rows) * data.context))
-        else:
-            yield experiment.replace(data=data.replace(seconds_per_batch=data.seconds_per_batch * factor))
+    for factor in (2.0, 0.5, 4.0, 0.25):
+        yield experiment.replace(data=data.scaled(factor))
 
 
 def _too_large(params: int, experiment: Experiment, topology: Topology) -> str:
@@ -126,11 +121,10 @@ def _too_large(params: int, experiment: Experiment, topology: Topology) -> str:
 
 
 def _settings(experiment: Experiment) -> str:
-    mesh, data = experiment.mesh, experiment.data
+    mesh = experiment.mesh
     axes = " ".join(f"--mesh.{axis} {getattr(mesh, axis)}" for axis in MESH_AXES)
-    size = (
-        f"--data.tokens_per_batch {data.tokens_per_batch}"
-        if isinstance(data, PackedRows)
-        else f"--data.seconds_per_batch {data.seconds_per_batch:g}"
+    sizes = (
+        f"--data.{name} {size if isinstance(size, int) else f'{size:g}'}"
+        for name, size in experiment.data.sizes.items()
     )
-    return f"{axes} --model.remat {experiment.model.remat} {size}"
+    return f"{axes} --model.remat {experiment.model.remat} {' '.join(sizes)}"

@@ -101,6 +101,5 @@ def _with_rates(
 
 def describe_shape(shape: Shape, load: Workload) -> str:
     """A batch shape in words."""
-    if load.unit == "tokens":
-        return f"{shape.rows} x {shape.length} tokens"
-    return f"{shape.rows} x {shape.length / 16_000:.2f} s"
+    length = f"{shape.length} tokens" if shape.unit == "tokens" else f"{shape.length / 16_000:.2f} s"
+    return f"{shape.stream} {shape.rows} x {length}".strip()

@@ -70,7 +70,7 @@ def _remedy(plan: Plan) -> str:
     memory, room = plan.fullest.memory, plan.topology.spec.hbm
     if memory.params + memory.optimizer > 0.8 * room:
         return "Parameters and optimizer alone fill it: raise mesh.fsdp, or mesh.tensor."
-    size = "data.tokens_per_batch" if plan.load.unit == "tokens" else "data.seconds_per_batch"
+    size = " and ".join(f"data.{name}" for name in plan.experiment.data.sizes)
     remat = "" if plan.experiment.model.remat == "full" else "model.remat full, or "
     return f"Set {remat}a smaller {size} (optimizer.accumulate keeps the batch), or let --fit search."
 

@@ -89,7 +89,8 @@ def average(steps: Sequence[Step], estimates: Sequence[Estimate], load: Workload
     seconds = sum(share * each.best for share, each in zip(shares, estimates, strict=True))
     serial = sum(share * each.serial for share, each in zip(shares, estimates, strict=True))
     flops = sum(share * step.model_flops for share, step in zip(shares, steps, strict=True))
-    padded = sum(share * step.shape.rows * step.shape.length for share, step in zip(shares, steps, strict=True))
+    counted = [step.shape for step in steps if step.shape.unit == load.unit]
+    padded = sum(shape.share * shape.rows * shape.length for shape in counted)
     useful = padded * load.useful / (SAMPLE_RATE * 3600 if load.unit == "samples" else 1)
     return Rate(
         seconds, serial, flops / (seconds * topology.num_devices * topology.spec.flops), useful / seconds * 3600

@@ -11,8 +11,8 @@ from data_pipelines import plan as plans
 from data_pipelines.audio import SAMPLE_RATE
 from data_pipelines.paths import as_path
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
-from jax_speechlm.experiment import Experiment, PackedRows, UnitText
-from jax_speechlm.training.source import open_source, plan_speech, read_tokenizer
+from jax_speechlm.experiment import Experiment, Mixture, PackedRows, UnitText
+from jax_speechlm.training.source import Source, open_source, plan_speech, read_tokenizer, stream_experiments
 
 ASSUMED_UTTERANCES = 50_000
 CHARACTERS, PIECES = 64, 1024  # ids of a tokenizer that is not there
@@ -27,13 +27,17 @@ class Shape:
       rows: of a global batch.
       length: samples or tokens of a padded row.
       tokens: length of the padded transcripts; 0 for audio alone and for text.
-      share: of an epoch's steps.
+      share: of an epoch's steps; in a mixture, of all steps.
+      unit: what `length` counts, "samples" or "tokens".
+      stream: of a mixture, else "".
     """
 
     rows: int
     length: int
     tokens: int
     share: float
+    unit: str = "samples"
+    stream: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Workload:
 
     Attributes:
       shapes: by ascending length.
-      unit: what lengths and useful amounts are counted in, "samples" or "tokens".
+      unit: what useful amounts are counted in, "samples" or "tokens"; of a mixture of both, samples.
       useful: share of the padded positions that hold data.
       tokenizer: the run's, or one of the assumed size; None where the objective needs none.
       holds_units: whether documents may hold speech, whose duration goes with it.
@@ -61,7 +65,7 @@ class Workload:
     ) -> dict[str, jax.ShapeDtypeStruct]:
         """A batch of a shape, as abstract arrays without sharding; with speech units where `frames` says how many."""
         rows, length = shape.rows, shape.length
-        if self.unit == "tokens":
+        if shape.unit == "tokens":
             arrays = {name: ((rows, length), jnp.int32) for name in ("tokens", "segment", "position")}
             if self.holds_units:
                 arrays["samples"] = (rows, length), jnp.int32
@@ -90,6 +94,8 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
         that its folder's name ends with, "data/bpe-2048", and else few for characters and many for pieces.
     """
     data = experiment.data
+    if isinstance(data, Mixture):
+        return _of_streams(experiment, vocab_size)
     missing = [name for name in data.sets if not (as_path(data.data_dir) / name.partition(":")[0]).is_dir()]
     if experiment.objective.reads_codes and data.units and not as_path(data.units).is_dir():
         missing.append(data.units)
@@ -97,9 +103,8 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
         return _prepared(experiment)
     tokenizer, said = _tokenizer(data.tokenizer, vocab_size)
     if isinstance(data, PackedRows):
-        shape = Shape(data.sequences_per_batch, data.context, 0, 1.0)
         assumed = f"{', '.join(missing)} not prepared here{said}: rows are full"
-        return Workload((shape,), "tokens", 1.0, tokenizer, assumed, isinstance(data, UnitText))
+        return Workload((_text_shape(data),), "tokens", 1.0, tokenizer, assumed, isinstance(data, UnitText))
     reads_text = experiment.objective.reads_text
     # Uniform durations: real sets have their peak somewhere between, and buckets wherever it is.
     seconds = np.linspace(data.min_seconds, data.max_seconds, ASSUMED_UTTERANCES)
@@ -114,12 +119,48 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
 
 
 def _prepared(experiment: Experiment) -> Workload:
-    source = open_source(experiment)
-    if isinstance(experiment.data, PackedRows):
-        data, plan = experiment.data, source.plan
-        shape = Shape(data.sequences_per_batch, data.context, 0, 1.0)
-        return Workload((shape,), "tokens", plan.fill_share, source.tokenizer, "", isinstance(data, UnitText))
+    return _of_source(experiment, open_source(experiment))
+
+
+def _of_source(experiment: Experiment, source: Source) -> Workload:
+    data = experiment.data
+    if isinstance(data, PackedRows):
+        shapes, fill = (_text_shape(data),), source.plan.fill_share
+        return Workload(shapes, "tokens", fill, source.tokenizer, "", isinstance(data, UnitText))
     return _of_plan(source.plan, source.tokenizer, "")
+
+
+def _text_shape(data: PackedRows) -> Shape:
+    return Shape(data.sequences_per_batch, data.context, 0, 1.0, "tokens")
+
+
+def _of_streams(experiment: Experiment, vocab_size: int | None) -> Workload:
+    """The batches of a mixture's streams, those with the longest rows for the model last."""
+    data, streams = experiment.data, stream_experiments(experiment)
+    if all((as_path(data.data_dir) / name.partition(":")[0]).is_dir() for name in data.sets):
+        source = open_source(experiment)
+        tokenizer = source.tokenizer
+        loads = [_of_source(each, source.parts[name]) for name, each in streams.items()]
+    else:
+        tokenizer, _ = _tokenizer(data.tokenizer, vocab_size)
+        loads = [workload(each, vocab_size) for each in streams.values()]
+    frame, total, shapes, useful = experiment.frontend.mel.frame_samples, sum(s.weight for s in data.streams), [], []
+    for stream, load in zip(data.streams, loads, strict=True):
+        share = stream.weight / total
+        shapes += [dataclasses.replace(s, share=s.share * share, stream=stream.name) for s in load.shapes]
+        useful.append((load.unit, load.useful, sum(share * s.share * s.rows * s.length for s in load.shapes)))
+    unit = "samples" if any(load.unit == "samples" for load in loads) else "tokens"
+    counted = [(share, padded) for of_unit, share, padded in useful if of_unit == unit]
+    shapes.sort(key=lambda s: s.length if s.unit == "tokens" else s.length / frame + s.tokens)
+    return Workload(
+        tuple(shapes),
+        unit,
+        sum(share * padded for share, padded in counted) / sum(padded for _, padded in counted),
+        tokenizer,
+        "; ".join(
+            f"{stream.name}: {load.assumed}" for stream, load in zip(data.streams, loads, strict=True) if load.assumed
+        ),
+    )
 
 
 def _of_plan(plan: plans.Plan, tokenizer: Tokenizer | None, assumed: str) -> Workload:

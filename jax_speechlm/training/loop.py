@@ -62,6 +62,12 @@ class Result:
     dev: dict[str, float]
     compiles: int
 
+    @property
+    def seen(self) -> str:
+        """What it trained on, in words."""
+        audio = [f"{self.audio_hours:.2f} h of audio"] if self.audio_hours or not self.tokens else []
+        return ", ".join(audio + ([f"{self.tokens / 1e6:.2f} M tokens"] if self.tokens else []))
+
 
 def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | None = None) -> Result:
     """Runs an experiment to its end, from its newest checkpoint where there is one.
@@ -114,6 +120,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
             profile(step)
             with meter.waiting_for_input(), account.paying_for("input"):
                 batch = next(batches)
+            stream = source.stream(step)
             with account.stepping(trainer.step._cache_size):
                 state, metrics = trainer.step(state, meshes.shard_batch(mesh, batch))
             step += 1
@@ -122,17 +129,16 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
                 jax.block_until_ready(metrics)
                 reporter.write(step, "start", {"seconds_to_first_step": time.perf_counter() - began})
             extent = Extent.of(batch, jax.process_count())
-            flops = objective.forward_flops(extent.length, extent.rows) if objective.forward_flops else 0.0
-            meter.count(extent, _TRAIN_TO_FORWARD * flops)
+            meter.count(extent, _TRAIN_TO_FORWARD * objective.flops(batch) * jax.process_count())
             seen[extent.unit] += extent.real
             # The step before this one has finished or is finishing; reading it does not hold this one up.
             if pending is not None:
-                _watch(experiment, meter.add(pending), reporter, checkpoints)
-            pending = metrics
+                _watch(experiment, meter.add(*pending), reporter, checkpoints)
+            pending = metrics, stream
             reporter.advance(step)
             last = step == experiment.num_steps
             if step % cadence.log_every == 0 or last:
-                _watch(experiment, meter.add(pending), reporter, checkpoints)
+                _watch(experiment, meter.add(*pending), reporter, checkpoints)
                 pending = None
                 train_figures = meter.take() | {"skipped_steps": float(state.skipped)}
                 reporter.write(step, "train", train_figures)

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 import types
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jax_speechlm.objectives.base import Metrics
 from jax_speechlm.training.logs import METRICS
+from jax_speechlm.training.state import STEP_METRICS
 
 SAMPLE_RATE = 16_000
 # TensorBoard's own switch: without a module of this name it imports TensorFlow, for ten seconds, to open a file.
@@ -72,8 +73,10 @@ class Meter:
     def _reset(self) -> None:
         self._totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._began = time.perf_counter()
-        self._unit = ""
-        self._waited = self._real = self._padded = self._flops = self._useful_flops = 0.0
+        self._real: Counter[str] = Counter()  # by unit, as a mixture has batches of either
+        self._padded: Counter[str] = Counter()
+        self._steps: Counter[str] = Counter()
+        self._waited = self._flops = self._useful_flops = 0.0
 
     @contextmanager
     def waiting_for_input(self) -> Iterator[None]:
@@ -88,34 +91,47 @@ class Meter:
         yield
         self._began += time.perf_counter() - began
 
-    def add(self, metrics: Metrics) -> dict[str, float]:
-        """Reads one step's metrics from the device and adds them up; returns this step's means."""
+    def add(self, metrics: Metrics, stream: str = "") -> dict[str, float]:
+        """Reads one step's metrics from the device and adds them up; returns this step's means.
+
+        Args:
+          stream: of a mixture: the name under which they are added up; `loss` is then the mean of the steps' losses.
+        """
         values = jax.device_get(metrics)
-        for name, (total, weight) in values.items():
+        for name, (total, weight) in _in_the_name_of(stream, values).items():
             self._totals[name][0] += float(total)
             self._totals[name][1] += float(weight)
         return means(values)
 
     def count(self, extent: Extent, flops: float) -> None:
         """One batch, and the FLOPs of its training step at its padded shape."""
-        self._unit = extent.unit
-        self._real += extent.real
-        self._padded += extent.padded
+        self._real[extent.unit] += extent.real
+        self._padded[extent.unit] += extent.padded
+        self._steps[extent.unit] += 1
         self._flops += flops
         self._useful_flops += flops * extent.real / extent.padded
 
     def take(self) -> dict[str, float]:
         """The interval's figures; the next interval begins."""
         seconds = time.perf_counter() - self._began
-        figures = means(self._totals) | {
-            f"{self._unit}_per_second": self._real / seconds,
+        figures = means(self._totals) | {f"{unit}_per_second": real / seconds for unit, real in self._real.items()}
+        padding = {unit: 1 - real / self._padded[unit] for unit, real in self._real.items()}
+        figures |= {
             "input_wait_share": self._waited / seconds,
-            "padding_share": 1 - self._real / max(self._padded, 1e-9),
+            "padding_share": sum(padding[unit] * count for unit, count in self._steps.items()) / self._steps.total(),
             "mfu": self._flops / seconds / self._peak_flops,
             "useful_mfu": self._useful_flops / seconds / self._peak_flops,
         }
         self._reset()
         return figures
+
+
+def _in_the_name_of(stream: str, metrics: Mapping[str, tuple]) -> Mapping[str, tuple]:
+    if not stream:
+        return metrics
+    named = {name if name in STEP_METRICS else f"{stream}_{name}": pair for name, pair in metrics.items()}
+    total, weight = metrics["loss"]
+    return named | {"loss": (total / max(weight, 1e-9), float(weight > 0))}  # a step's, however many its targets
 
 
 def means(metrics) -> dict[str, float]:
@@ -173,8 +189,10 @@ class Reporter:
         for name, value in figures.items():
             self._tensorboard.add_scalar(f"{part}/{name}", value, step)
         self._tensorboard.flush()
-        shown = [name for name in _SHOWN if name in figures]
-        status = "  ".join(f"{name.replace('_', ' ')} {figures[name]:{_SHOWN[name]}}" for name in shown)
+        shown = [
+            (name, form) for key, form in _SHOWN.items() for name in figures if name == key or _is_of_stream(name, key)
+        ]
+        status = "  ".join(f"{name.replace('_', ' ')} {figures[name]:{form}}" for name, form in shown)
         self._progress.update(self._task, status=status)
         if status and (part != "train" or not self.console.is_terminal):
             self.console.print(f"step {step:>6}  {part:<5}  {status}")
@@ -197,3 +215,8 @@ _SHOWN = {
     "padding_share": ".1%",
     "mfu": ".1%",
 }
+
+
+def _is_of_stream(name: str, key: str) -> bool:
+    """Whether a figure is what users watch of a mixture's stream: its loss or its error rate."""
+    return key in ("loss", "wer") and name.endswith(f"_{key}")

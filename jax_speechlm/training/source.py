@@ -16,11 +16,13 @@ from data_pipelines import plan as plans
 from data_pipelines.code_store import CodeStore, Units, open_codes, read_units
 from data_pipelines.errors import DataError
 from data_pipelines.loader import Batch, Batches, open_batches
+from data_pipelines.mixture import MixturePlan, make_mixture_plan
 from data_pipelines.noise import NoiseReader
 from data_pipelines.paths import as_path
+from data_pipelines.shuffle import derive_key
 from data_pipelines.speed import with_speeds
 from data_pipelines.text_loader import TextBatches, open_text_batches
-from jax_speechlm.experiment import Data, Experiment, Speech, Text, UnitText
+from jax_speechlm.experiment import Data, Experiment, Mixture, Speech, Text, UnitText
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.vocabulary import Vocabulary
 
@@ -32,7 +34,7 @@ Labels = Int[np.ndarray, " rows"] | None
 class Source(Protocol):
     """What the training loop needs of its data."""
 
-    plan: plans.Plan | packing.TextPlan
+    plan: plans.Plan | packing.TextPlan | MixturePlan
     dev_plan: plans.Plan | packing.TextPlan | None
     tokenizer: tokenizers.Tokenizer | None
 
@@ -41,6 +43,11 @@ class Source(Protocol):
 
     def dev_batches(self) -> Iterator[Batch]:
         """This host's rows of every validation batch, once."""
+
+    def stream(self, step: int) -> str:
+        """The stream of a mixture that a step's batch comes from; "" where there are no streams."""
+        del step
+        return ""
 
 
 def open_source(experiment: Experiment) -> Source:
@@ -112,7 +119,7 @@ def saved_tokenizer(meta: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class PreparedSpeech:
+class PreparedSpeech(Source):
     """Prepared utterances, in batches of like length.
 
     Attributes:
@@ -141,11 +148,18 @@ class PreparedSpeech:
         return self.codes[0] and self.codes[0].units
 
     @classmethod
-    def open(cls, experiment: Experiment) -> "PreparedSpeech":
-        """Plans an experiment's data sets; see `open_source`."""
+    def open(cls, experiment: Experiment, tokenizer: tokenizers.Tokenizer | None = None) -> "PreparedSpeech":
+        """Plans an experiment's data sets; see `open_source`.
+
+        Args:
+          tokenizer: of the mixture that this is a stream of.
+        """
         data = experiment.data
         train, dev = _indexes(data)
-        tokenizer = _tokenizer(data.tokenizer, train) if experiment.objective.reads_text else None
+        if not experiment.objective.reads_text:
+            tokenizer = None
+        elif tokenizer is None:
+            tokenizer = _tokenizer(data.tokenizer, train)
         tokens = indexes.token_lengths(train, tokenizer) if tokenizer else None
         plan = plan_speech(experiment, train.num_samples, tokens)
         dev_plan = None
@@ -195,7 +209,7 @@ class PreparedSpeech:
 
 
 @dataclasses.dataclass(frozen=True)
-class PreparedText:
+class PreparedText(Source):
     """Prepared documents, packed into rows of one length.
 
     Attributes:
@@ -213,15 +227,19 @@ class PreparedText:
     labels: tuple[Labels, Labels] = (None, None)
 
     @classmethod
-    def open(cls, experiment: Experiment) -> "PreparedText":
-        """Encodes and plans an experiment's data sets; see `open_source`."""
+    def open(cls, experiment: Experiment, tokenizer: tokenizers.Tokenizer | None = None) -> "PreparedText":
+        """Encodes and plans an experiment's data sets; see `open_source`.
+
+        Args:
+          tokenizer: of the mixture that this is a stream of.
+        """
         data = experiment.data
         train, dev = _indexes(data)
-        tokenizer = _tokenizer(data.tokenizer, train)
+        tokenizer = tokenizer or _tokenizer(data.tokenizer, train)
         tokens = token_store.open_tokens(train, tokenizer)
         labels = _labels(experiment, train, dev)
         shape = {"context": data.context, "sequences_per_batch": data.sequences_per_batch}
-        shape["is_packed"] = labels[0] is None
+        shape["is_packed"] = data.packed and labels[0] is None
         mixture = {"weights": data.weights, "source_rows": [part.num_rows for part in train.parts]}
         plan = packing.make_text_plan(
             tokens.lengths, seed=experiment.seed, **(mixture if data.weights else {}), **shape
@@ -255,7 +273,7 @@ class PreparedText:
 
 
 @dataclasses.dataclass(frozen=True)
-class PreparedUnits:
+class PreparedUnits(Source):
     """Utterances as units, texts, and utterances interleaved, packed into rows of one length.
 
     Attributes:
@@ -333,7 +351,71 @@ class PreparedUnits:
         return open_text_batches(tokens, plan, boundary=self.boundary, frame_samples=frame_samples, **host, **steps)
 
 
-_SOURCES = {Speech: PreparedSpeech, Text: PreparedText, UnitText: PreparedUnits}
+@dataclasses.dataclass(frozen=True)
+class MixtureSource(Source):
+    """Several sources, of which each step takes the next batch of one.
+
+    Attributes:
+      parts: the sources by their streams' names.
+      plan: which stream takes which step.
+      dev_plan: None; each part has its own, and is validated by itself.
+      tokenizer: of all that read text; None where none does.
+    """
+
+    parts: Mapping[str, Source]
+    plan: MixturePlan
+    tokenizer: tokenizers.Tokenizer | None
+    dev_plan: None = None
+
+    @classmethod
+    def open(cls, experiment: Experiment) -> "MixtureSource":
+        """Opens the streams of an experiment's mixture; see `open_source`."""
+        streams = stream_experiments(experiment)
+        readers = [_indexes(each.data)[0] for each in streams.values() if _reads_text(each)]
+        tokenizer = _tokenizer(experiment.data.tokenizer, *readers) if readers else None
+        return cls.of({name: _open_stream(name, each, tokenizer) for name, each in streams.items()}, experiment)
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Source], experiment: Experiment) -> "MixtureSource":
+        """Mixes the streams of an experiment, which are open."""
+        weights = [stream.weight for stream in experiment.data.streams]
+        plan = make_mixture_plan(tuple(parts), [part.plan for part in parts.values()], weights, experiment.seed)
+        tokenizer = next((part.tokenizer for part in parts.values() if part.tokenizer), None)
+        return cls(parts, plan, tokenizer)
+
+    def stream(self, step: int) -> str:
+        return self.plan.names[self.plan.place(step)[0]]
+
+    def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
+        spans = zip(self.plan.taken(first_step), self.plan.taken(num_steps), strict=True)
+        open_parts = zip(self.parts.values(), spans, strict=True)
+        each = [part.batches(first, end) if first < end else iter(()) for part, (first, end) in open_parts]
+        return (next(each[self.plan.place(step)[0]]) for step in range(first_step, num_steps))
+
+
+def stream_experiments(experiment: Experiment) -> dict[str, Experiment]:
+    """Each stream of a mixture as an experiment: its data, what they are read for, and a seed of its own."""
+    return {
+        name: experiment.replace(
+            data=data, objective=experiment.objective.of_stream(name), seed=derive_key(experiment.seed, number)
+        )
+        for number, (name, data) in enumerate(experiment.data.parts.items())
+    }
+
+
+def _reads_text(experiment: Experiment) -> bool:
+    return isinstance(experiment.data, Text) or experiment.objective.reads_text
+
+
+def _open_stream(name: str, experiment: Experiment, tokenizer: tokenizers.Tokenizer | None) -> Source:
+    try:
+        return _SOURCES[type(experiment.data)].open(experiment, tokenizer)
+    except (DataError, ValueError) as error:
+        kind = DataError if isinstance(error, DataError) else ValueError
+        raise kind(f"stream {name}: {error}") from error
+
+
+_SOURCES = {Speech: PreparedSpeech, Text: PreparedText, UnitText: PreparedUnits, Mixture: MixtureSource}
 
 
 def _indexes(data: Data) -> tuple[indexes.Index, indexes.Index | None]:
@@ -395,7 +477,8 @@ def _noise(experiment: Experiment) -> NoiseReader | None:
     return NoiseReader(indexes.read_sets(data.data_dir, (data.noise_set,), "train"), experiment.seed)
 
 
-def _tokenizer(path: str | None, train: indexes.Index) -> tokenizers.Tokenizer:
+def _tokenizer(path: str | None, *train: indexes.Index) -> tokenizers.Tokenizer:
     if path is None:
-        return tokenizers.train_tokenizer((text for part in train.parts for text in part.texts()), "char")
+        texts = (text for index in train for part in index.parts for text in part.texts())
+        return tokenizers.train_tokenizer(texts, "char")
     return read_tokenizer(path)

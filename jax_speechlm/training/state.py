@@ -17,6 +17,9 @@ from jax_speechlm.objectives.base import Metrics, Objective
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training.optimizers import Optimizer, overlay, select
 
+STEP_METRICS = ("grad_norm", "learning_rate", "skipped_in_a_row")
+"""Metrics of the step itself, whatever its objective."""
+
 
 class TrainState(NamedTuple):
     """All that a run carries from step to step, and all that a checkpoint must hold besides its config.

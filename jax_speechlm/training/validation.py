@@ -1,6 +1,7 @@
 """Validation inside a run: the loss over the dev split, and the error rate where the objective spells."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 import jax
 import jiwer
@@ -12,16 +13,19 @@ from jax_speechlm.decoding.greedy import collapse
 from jax_speechlm.models.functional import Params
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training.reporting import means
-from jax_speechlm.training.source import Source
+from jax_speechlm.training.source import MixtureSource, Source
 from jax_speechlm.training.state import Trainer
 
 
 def validate(trainer: Trainer, params: Params, source: Source, mesh: Mesh) -> dict[str, float]:
     """Means over the whole dev split, whatever its batches; an empty dict where there is no dev split.
 
+    In a mixture each stream's figures begin with its name; `loss` is then the mean of theirs, by their shares of steps.
     `wer` and `cer` are corpus rates of greedy decoding against the transcripts as the tokenizer spells them, without a
     normaliser: a gauge for the run. `jax-speechlm eval` gives the figures to report.
     """
+    if isinstance(source, MixtureSource):
+        return _validate_streams(trainer, params, source, mesh)
     if source.dev_plan is None:
         return {}
     totals: Counter[str] = Counter()
@@ -32,7 +36,7 @@ def validate(trainer: Trainer, params: Params, source: Source, mesh: Mesh) -> di
         for name, (total, weight) in jax.device_get(trainer.evaluate(params, sharded)).items():
             totals[name] += float(total)
             weights[name] += float(weight)
-        if trainer.spell is not None:
+        if trainer.spell is not None and _has_transcripts(batch):
             spelled = collapse(jax.device_get(trainer.spell(params, sharded)))
             said = {name: batch[name] for name in ("weight", "tokens", "token_length")}
             said = multihost_utils.process_allgather(said, tiled=True)  # `spelled` holds the rows of all hosts
@@ -43,4 +47,17 @@ def validate(trainer: Trainer, params: Params, source: Source, mesh: Mesh) -> di
     if references:
         figures["wer"] = jiwer.wer(references, hypotheses)
         figures["cer"] = jiwer.cer(references, hypotheses)
+    return figures
+
+
+def _has_transcripts(batch: Mapping[str, np.ndarray]) -> bool:
+    return "audio" in batch and batch["tokens"].shape[1] > 0
+
+
+def _validate_streams(trainer: Trainer, params: Params, source: MixtureSource, mesh: Mesh) -> dict[str, float]:
+    each = {name: validate(trainer, params, part, mesh) for name, part in source.parts.items()}
+    figures = {f"{name}_{figure}": value for name, found in each.items() for figure, value in found.items()}
+    shares = {name: quota for name, quota in zip(each, source.plan.quotas, strict=True) if "loss" in each[name]}
+    if shares:
+        figures["loss"] = sum(each[name]["loss"] * share for name, share in shares.items()) / sum(shares.values())
     return figures

@@ -22,7 +22,7 @@ MESHES = {
 
 
 def trainer_on(shape: MeshShape, devices: int, experiment):
-    source = tiny.MemorySource.make(experiment)
+    source = tiny.source(experiment)
     objective = experiment.objective.build(experiment.model, experiment.frontend, source.tokenizer)
     mesh = meshes.make_mesh(shape, jax.devices()[:devices])
     return make_trainer(objective, experiment.optimizer, experiment.num_steps, experiment.seed, mesh), source, mesh
@@ -34,7 +34,7 @@ def run(shape: MeshShape, devices: int, experiment, steps: int = 2):
     with jax.set_mesh(mesh):
         state, metrics = trainer.init(jax.random.key(0)), []
         for step in range(steps):
-            state, figures = trainer.step(state, meshes.shard_batch(mesh, source.batch(source.plan, step)))
+            state, figures = trainer.step(state, meshes.shard_batch(mesh, next(source.batches(step, step + 1))))
             metrics.append(jax.device_get(figures))
         return state, metrics
 

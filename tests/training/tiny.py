@@ -5,9 +5,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from data_pipelines.packing import make_text_eval_plan, make_text_plan
 from data_pipelines.plan import Plan, make_eval_plan, make_plan
+from data_pipelines.token_store import TokenStore
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
-from jax_speechlm.experiment import Cadence, Experiment, Speech
+from jax_speechlm.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
@@ -15,11 +17,15 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.hubert import HuBERT
+from jax_speechlm.objectives.joint import Joint
+from jax_speechlm.objectives.masked_lm import MaskedLM
 from jax_speechlm.objectives.w2v_bert import W2vBert
 from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.training.source import MixtureSource, PreparedText, Source, stream_experiments
 
+LETTERS = "abc "
 MEL = LogMel(num_mel_bins=20, stack=2)
 MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=16, num_layers=2, num_heads=8, kernel_size=7)
 OBJECTIVES = {
@@ -29,12 +35,18 @@ OBJECTIVES = {
     "wav2vec2": Wav2Vec2(codes=8, code_dim=8, negatives=5, gumbel_decay=0.5),
     "w2v_bert": W2vBert(codes=8, code_dim=8, negatives=5, gumbel_decay=0.5),
 }
+OBJECTIVES["joint"] = Joint(speech=OBJECTIVES["best_rq"], text=MaskedLM(ratio=0.3))
+STREAMS = (
+    Stream(name="speech", data=Speech(sets=("noise",)), weight=2),
+    Stream(name="text", data=Text(sets=("letters",), packed=False, context=16, tokens_per_batch=128)),
+    Stream(name="pairs", data=Speech(sets=("noise",))),
+)
 
 
 def experiment(objective: str = "ctc", **changes) -> Experiment:
     """A complete experiment on one device whose every random part is on."""
     return Experiment(
-        data=Speech(sets=("noise",)),
+        data=Mixture(streams=STREAMS) if objective == "joint" else Speech(sets=("noise",)),
         objective=OBJECTIVES[objective],
         frontend=FrontEnd(mel=MEL, augment=Augment(time_masks=1, freq_masks=1, freq_mask_bins=4, gain_db=3.0)),
         model=MODEL,
@@ -45,8 +57,27 @@ def experiment(objective: str = "ctc", **changes) -> Experiment:
     ).replace(**changes)
 
 
+def source(experiment: Experiment) -> Source:
+    """The data of an experiment, in memory."""
+    if experiment.data.kind == "mixture":
+        parts = {name: source(stream) for name, stream in stream_experiments(experiment).items()}
+        return MixtureSource.of(parts, experiment)
+    return text_source(experiment) if experiment.data.kind == "text" else MemorySource.make(experiment)
+
+
+def text_source(experiment: Experiment, documents: int = 24) -> PreparedText:
+    """Random documents of 0 to 20 letters."""
+    rng, data = np.random.default_rng(1), experiment.data
+    lengths = rng.integers(0, 20, documents)
+    ids = rng.integers(1, len(LETTERS) + 1, lengths.sum()).astype(np.uint16)
+    store = TokenStore(lengths, np.array([0, documents]), (ids,), (np.cumsum(lengths),))
+    shape = {"context": data.context, "sequences_per_batch": data.sequences_per_batch, "is_packed": data.packed}
+    plan = make_text_plan(lengths, seed=experiment.seed, **shape)
+    return PreparedText(store, store, plan, make_text_eval_plan(lengths, **shape), CharTokenizer(LETTERS))
+
+
 @dataclasses.dataclass
-class MemorySource:
+class MemorySource(Source):
     """Has the attributes of `training.source.Source`; utterances are random, their lengths make two buckets."""
 
     plan: Plan
@@ -62,8 +93,8 @@ class MemorySource:
         short = utterances * 2 // 3  # with 24 utterances: two full batches of short ones, one of long ones
         lengths = np.concatenate([rng.integers(5000, 7600, short), rng.integers(14000, 15900, utterances - short)])
         samples = [rng.normal(0, 1000, length).astype(np.int16) for length in lengths]
-        texts = ["".join(rng.choice(list("abc "), 3)) for _ in lengths]
-        tokenizer = CharTokenizer("abc ") if experiment.objective.kind == "ctc" else None
+        texts = ["".join(rng.choice(list(LETTERS), 3)) for _ in lengths]
+        tokenizer = CharTokenizer(LETTERS) if experiment.objective.kind == "ctc" else None
         tokens = np.array([len(text) for text in texts]) if tokenizer else None
         options = {"num_buckets": 2, "batch_multiple": 8, "frame_samples": MEL.frame_samples, "seconds_per_batch": 8.0}
         num_units = experiment.objective.num_units if experiment.objective.reads_codes else 0

@@ -1,0 +1,350 @@
+"""Joint pretraining of one conformer on speech, text, and pairs of both, in the form of mSLAM.
+
+A step's batch is of one stream, which its arrays tell:
+
+- `speech`, audio alone: BEST-RQ;
+- `text`, documents: masked language modelling, of tokens that enter the same layers through a table of embeddings;
+- `pairs`, audio and transcripts: CTC on the audio alone, and translation language modelling (TLM): audio and transcript
+  in one row, parts of either hidden, to be filled from both.
+
+References: Bapna et al. 2022 (mSLAM) and 2021 (SLAM), with BEST-RQ in the place of w2v-BERT and masked words in that of
+masked spans of text; TLM is that of Conneau and Lample 2019.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from pydantic import Field
+
+from data_pipelines.packing import BOUNDARIES
+from data_pipelines.tokenizers import Tokenizer
+from jax_speechlm.batch import Batch, example_keys
+from jax_speechlm.config import Config
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
+from jax_speechlm.models.layers import Linear, frame_mask
+from jax_speechlm.objectives import best_rq, gauges
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
+from jax_speechlm.objectives.best_rq import BestRQ, Heads, Quantizer
+from jax_speechlm.objectives.causal_lm import scored
+from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.masked_lm import Masked, MaskedLM, mask_tokens, most_masked, take_chosen
+from jax_speechlm.objectives.masking import draw_views, span_frames
+from jax_speechlm.parallel.mesh import by_rows
+from jax_speechlm.vocabulary import Vocabulary
+
+STREAMS = {"speech": "speech", "text": "text", "pairs": "speech"}
+"""The streams, and the kind of data that each has."""
+
+BARELY_BETTER = 1.1
+"""Masked tokens are not learnt from context while fewer than so many times the most frequent token's are right."""
+
+ALL_BLANK = 0.99
+"""A CTC head is on its plateau while so many of the frames are blank."""
+
+
+class Joint(ObjectiveConfig):
+    """Settings of joint pretraining. How often each stream is taken is a matter of `data`, a mixture.
+
+    Attributes:
+      speech: on audio alone; its masks and codes are those of the audio in TLM too.
+      text: on text alone.
+      ctc: on the audio of pairs.
+      tlm_ratio: share of a transcript's tokens that are hidden in TLM.
+      speech_weight, text_weight: factors of these streams' losses.
+      ctc_weight, tlm_weight: factors of the two losses on pairs; a `tlm_weight` of 0 saves TLM's forward pass.
+    """
+
+    kind: Literal["joint"] = "joint"
+    speech: BestRQ = BestRQ()
+    text: MaskedLM = MaskedLM()
+    ctc: CTC = CTC()
+    tlm_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    speech_weight: Annotated[float, Field(gt=0)] = 1.0
+    text_weight: Annotated[float, Field(gt=0)] = 1.0
+    ctc_weight: Annotated[float, Field(gt=0)] = 1.0
+    tlm_weight: Annotated[float, Field(ge=0)] = 1.0
+
+    def check_data(self, data: Config) -> None:
+        if data.kind != "mixture":
+            raise ValueError(f"joint trains on a mixture of {', '.join(STREAMS)}: data of kind {data.kind} is none")
+        for place, stream in enumerate(data.streams):
+            if stream.name not in STREAMS:
+                raise ValueError(f"joint has no stream {stream.name!r}: name it one of {', '.join(STREAMS)}")
+            if stream.data.kind != STREAMS[stream.name]:
+                raise ValueError(
+                    f"stream {stream.name} is of {STREAMS[stream.name]}, and its data are of kind {stream.data.kind}"
+                )
+            if stream.data.kind == "text" and stream.data.packed:
+                raise ValueError(
+                    "a conformer looks over the borders of packed documents: "
+                    f"set --data.streams.{place}.data.packed False"
+                )
+
+    def of_stream(self, name: str) -> ObjectiveConfig:
+        return {"speech": self.speech, "text": self.text, "pairs": self.ctc}[name]
+
+    def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
+        """The objective for one model, front end and tokenizer.
+
+        The loss of a batch is the mean over its stream's valid targets, times its weight. On pairs these are the
+        transcripts' tokens, and TLM's masked frames and tokens, each counted by its weight. Metrics, by stream:
+        `speech` those of BEST-RQ; `text` those of masked language modelling and `majority`, what always guessing the
+        batch's most frequent masked token would get right; `pairs` `ctc_loss` and CTC's others, `tlm_codes` and
+        `tlm_tokens` (nats a masked frame and token), `tlm_code_accuracy` and `tlm_token_accuracy`.
+
+        Raises:
+          ValueError: no tokenizer, another model than a conformer, or what `BestRQ.build` and `CTC.build` refuse.
+        """
+        if not isinstance(model, ConformerConfig):
+            raise ValueError(f"joint trains a conformer, not a {model.kind}: set model to a ConformerConfig")
+        vocabulary = Vocabulary.of(tokenizer)
+        make = lambda rngs: JointModel(model, self, vocabulary, rngs=rngs)  # noqa: E731
+        losses = _Losses(
+            self,
+            model,
+            frontend,
+            vocabulary,
+            starts_V=self.text.starts(tokenizer),
+            speech=self.speech.build(model, frontend),
+            ctc=self.ctc.build(model, frontend, tokenizer),
+            graphdef=functional.declare(make).graphdef,
+        )
+        return Objective(
+            make, losses, frozen=("quantizer",), batch_flops=losses.flops, logits=losses.logits, alarm=alarm
+        )
+
+
+class TextSide(nnx.Module):
+    """How tokens enter the layers, and how hidden states name them: one table for both (Press and Wolf 2017)."""
+
+    def __init__(self, config: ConformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
+        self.config = config
+        # Scaled up on the way in: as large there as what speech comes in as, and logits of order 1 on the way out.
+        small = jax.nn.initializers.normal(config.dim**-0.5)
+        self.table = functional.parameter(rngs.params(), (vocab_size, config.dim), ("vocab", "embed"), small)
+        self.bias = functional.parameter(rngs.params(), (vocab_size,), ("vocab",), jax.nn.initializers.zeros)
+
+    def embed(self, tokens_BxT: Int[Array, "batch time"]) -> Float[Array, "batch time dim"]:
+        """Tokens as the layers take them, in the compute type."""
+        return by_rows((self.config.dim**0.5 * self.table[...][tokens_BxT]).astype(self.config.dtype))
+
+    @property
+    def head_kernel(self) -> Float[Array, "vocab dim"]:
+        return self.table[...]
+
+    @property
+    def head_bias(self) -> Float[Array, " vocab"]:
+        return self.bias[...]
+
+    def head(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        return hidden  # the last layer's norm is all that the table needs
+
+
+class JointModel(nnx.Module):
+    """A conformer, and beside it what each stream needs.
+
+    `encoder` and `head` are those of a CTC model, so that either takes the other's over; `encoder` and `quantizer` are
+    those of BEST-RQ.
+    """
+
+    def __init__(self, model: ConformerConfig, config: Joint, vocabulary: Vocabulary, *, rngs: nnx.Rngs):
+        self.encoder = Conformer(model, rngs=rngs)
+        self.head = Linear((model.dim,), (vocabulary.tokenizer_size,), ("embed", "vocab"), rngs=rngs)
+        self.codes = Heads(config.speech, model.dim, rngs=rngs)
+        self.quantizer = Quantizer(config.speech, model.input_dim, rngs=rngs)
+        self.text = TextSide(model, vocabulary.size, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Losses:
+    """The loss of each stream. Two of them are those of `speech` and `ctc`, over the parameters that are theirs."""
+
+    config: Joint
+    model: ConformerConfig
+    frontend: FrontEnd
+    vocabulary: Vocabulary
+    starts_V: Bool[np.ndarray, " tokenizer"]
+    speech: Objective
+    ctc: Objective
+    graphdef: nnx.GraphDef
+
+    def __call__(
+        self, params: functional.Params, batch: Batch, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        config, stream = self.config, stream_of(batch)
+        if stream == "speech":
+            metrics, weight = self.speech.loss(_coding(params), batch, key)[1], config.speech_weight
+        elif stream == "text":
+            metrics, weight = self._text(params, batch, key), config.text_weight
+        else:
+            metrics, weight = self._pairs(params, batch, key), 1.0
+        total, count = metrics["loss"]
+        metrics = metrics | {"loss": (weight * total, count)}
+        return mean(*metrics["loss"]), metrics
+
+    def logits(self, params: functional.Params, batch: Batch) -> tuple[Array, Array]:
+        return self.ctc.logits(_spelling(params), batch)
+
+    def _text(self, params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+        joint, ratio = functional.bind(self.graphdef, params), self.config.text.ratio
+        mask_key, dropout_key = (jax.random.key(0), None) if key is None else jax.random.split(key)
+        keys = None if key is None else example_keys(dropout_key, batch["example_id"])
+        masked = self._hide(batch["tokens"], batch["segment"], mask_key, batch, ratio)
+        length_B = jnp.sum(batch["segment"] > 0, axis=1)
+        hidden_BxTxD, _ = joint.encoder.encode(joint.text.embed(masked.tokens), length_B, keys=keys)
+        targets = take_chosen(masked, hidden_BxTxD, batch["tokens"], batch["weight"], ratio)
+        _, metrics = scored(joint.text, *targets)
+        count = jnp.sum(targets.weight)
+        frequent = jnp.max(gauges.code_shares(targets.token, targets.weight, self.vocabulary.size))
+        named = {"loss": metrics["loss"], "masked_accuracy": metrics["accuracy"]}
+        return named | {"majority": (count * frequent, count)}
+
+    def _pairs(self, params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+        ctc_key, tlm_key = (None, None) if key is None else jax.random.split(key)
+        metrics = self.ctc.loss(_spelling(params), batch, ctc_key)[1]
+        metrics = metrics | {"ctc_loss": metrics["loss"]}
+        weights = {"ctc_loss": self.config.ctc_weight}
+        if self.config.tlm_weight:
+            metrics = metrics | self._tlm(params, batch, tlm_key)
+            weights |= dict.fromkeys(("tlm_codes", "tlm_tokens"), self.config.tlm_weight)
+        total = sum(weight * metrics[name][0] for name, weight in weights.items())
+        return metrics | {"loss": (total, sum(metrics[name][1] for name in weights))}
+
+    def _tlm(self, params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+        joint, config = functional.bind(self.graphdef, params), self.config
+        text_key, key = (jax.random.key(0), None) if key is None else jax.random.split(key)
+        views = draw_views(batch, key, self.frontend, self.model, self._span, config.speech.mask_ratio)
+        tokens_BxU, token_length_B = enclose(batch["tokens"], batch["token_length"], self.vocabulary.boundary)
+        num_frames, num_tokens = views.mask_BxT.shape[1], tokens_BxU.shape[1]
+        segment_BxU = frame_mask(token_length_B, num_tokens).astype(jnp.int32)
+        masked = self._hide(tokens_BxU, segment_BxU, text_key, batch, config.tlm_ratio)
+
+        x_BxTxD = joint.encoder.embed(best_rq.hide_frames(views, config.speech))
+        x_BxTxD = append(x_BxTxD, views.length_B, joint.text.embed(masked.tokens))
+        hidden_BxTxD, _ = joint.encoder.encode(x_BxTxD, views.length_B + token_length_B, keys=views.dropout_keys)
+
+        spoken_BxTxD = hidden_BxTxD[:, :num_frames].astype(self.model.dtype)
+        about = batch["weight"], config.speech, self._span
+        codes = best_rq.score_frames(joint.codes, joint.quantizer, views, spoken_BxTxD, *about)
+        written_BxUxD = take_behind(hidden_BxTxD, views.length_B, num_tokens)
+        targets = take_chosen(masked, written_BxUxD, tokens_BxU, batch["weight"], config.tlm_ratio)
+        _, tokens = scored(joint.text, *targets)
+        return {
+            "tlm_codes": codes["loss"],
+            "tlm_tokens": tokens["loss"],
+            "tlm_code_accuracy": codes["masked_accuracy"],
+            "tlm_token_accuracy": tokens["accuracy"],
+        }
+
+    @property
+    def _span(self) -> int:
+        return span_frames(self.config.speech.mask_span, self.frontend)
+
+    def _hide(self, tokens_BxT: Array, segment_BxT: Array, key: PRNGKeyArray, batch: Batch, ratio: float) -> Masked:
+        keys = example_keys(key, batch["example_id"])
+        return mask_tokens(tokens_BxT, segment_BxT, keys, self.vocabulary, self.starts_V, ratio)
+
+    def flops(self, batch: Mapping[str, Any]) -> float:
+        """FLOPs of one forward pass over a batch of such shapes, analytic."""
+        config = self.config
+        if (stream := stream_of(batch)) == "text":
+            rows, num_tokens = batch["tokens"].shape
+            return self._layers(num_tokens, rows) + rows * self._naming(num_tokens, config.text.ratio)
+        rows, num_samples = batch["audio"].shape
+        coding = self.speech.forward_flops(num_samples, rows)
+        if stream == "speech":
+            return coding
+        spelling = self.ctc.forward_flops(num_samples, rows)
+        if not config.tlm_weight:
+            return spelling
+        num_frames, num_tokens = self.frontend.mel.num_frames(num_samples), batch["tokens"].shape[1] + BOUNDARIES
+        longer = self._layers(num_frames + num_tokens, rows) - self._layers(num_frames, rows)
+        return spelling + coding + longer + rows * self._naming(num_tokens, config.tlm_ratio)
+
+    def _layers(self, length: int, rows: int) -> float:
+        """Of the conformer without the projection of features."""
+        return forward_flops(self.model, length, rows) - 2.0 * rows * length * self.model.input_dim * self.model.dim
+
+    def _naming(self, num_tokens: int, ratio: float) -> float:
+        """Of one row's chosen tokens through the vocabulary map."""
+        return 2.0 * most_masked(num_tokens, ratio) * self.model.dim * self.vocabulary.size
+
+
+def _spelling(params: functional.Params) -> functional.Params:
+    """The part of the parameters that is a CTC model."""
+    return {name: params[name] for name in ("encoder", "head")}
+
+
+def _coding(params: functional.Params) -> functional.Params:
+    """The part of the parameters that is a BEST-RQ model."""
+    return {"encoder": params["encoder"], "head": params["codes"], "quantizer": params["quantizer"]}
+
+
+def stream_of(batch: Mapping[str, Any]) -> str:
+    """The stream that a batch belongs to, which its arrays' names and shapes tell: static under jit."""
+    if "segment" in batch:
+        return "text"
+    return "pairs" if "tokens" in batch and batch["tokens"].shape[1] else "speech"
+
+
+def enclose(
+    tokens_BxU: Int[Array, "batch tokens"], length_B: Int[Array, " batch"], boundary: int
+) -> tuple[Int[Array, "batch enclosed"], Int[Array, " batch"]]:
+    """Transcripts as documents, between two boundaries, and their lengths with these."""
+    tokens = jnp.pad(tokens_BxU, ((0, 0), (1, 1)), constant_values=boundary)
+    place = jnp.arange(tokens.shape[1])
+    return jnp.where(place == length_B[:, None] + 1, boundary, tokens), length_B + 2
+
+
+def append(
+    x_BxTxD: Float[Array, "batch time dim"], length_B: Int[Array, " batch"], y_BxUxD: Float[Array, "batch more dim"]
+) -> Float[Array, "batch joined dim"]:
+    """Each row of y behind the valid frames of the same row of x, wherever those end; undefined behind that."""
+    room = jnp.pad(x_BxTxD, ((0, 0), (0, y_BxUxD.shape[1]), (0, 0)))
+    put = lambda row, more, start: jax.lax.dynamic_update_slice_in_dim(row, more, start, axis=0)  # noqa: E731
+    return by_rows(jax.vmap(put)(room, y_BxUxD, length_B))
+
+
+def take_behind(
+    x_BxTxD: Float[Array, "batch time dim"], length_B: Int[Array, " batch"], count: int
+) -> Float[Array, "batch {count} dim"]:
+    """The `count` frames behind the first `length_B` of each row: what `append` put there."""
+    take = lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, count, axis=0)  # noqa: E731
+    return by_rows(jax.vmap(take)(x_BxTxD, length_B))
+
+
+def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
+    """What is wrong when a stream teaches the model nothing; else None.
+
+    Args:
+      metrics: averaged over steps, those of each stream under its name.
+      settled: whether training is long past its warm-up.
+    """
+
+    def of(stream: str) -> dict[str, float]:
+        prefix = f"{stream}_"
+        return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+    speech, text, pairs = map(of, STREAMS)
+    if speech and (said := best_rq.alarm(speech, settled)):
+        return said
+    if settled and text and text["masked_accuracy"] < BARELY_BETTER * text["majority"]:
+        return (
+            f"text: {text['masked_accuracy']:.1%} of the masked tokens are right where guessing the most frequent one "
+            f"gets {text['majority']:.1%}. The model reads nothing from context: give the text stream more weight, or "
+            "lower optimizer.schedule.peak"
+        )
+    if settled and pairs and pairs["blank"] > ALL_BLANK:
+        return (
+            f"pairs: {pairs['blank']:.1%} of the frames are blank: CTC is still on the plateau where it starts. Give "
+            "the pairs more weight or start with short ones (shortest_first_epochs), or lower optimizer.schedule.peak"
+        )
+    return None
