@@ -5,6 +5,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 import numpy as np
@@ -120,8 +121,12 @@ class Batches:
         options.threading.private_threadpool_size = parallel + 1
         self._assembler = assembler
         self._iterator = [dataset.with_options(options).as_numpy_iterator()]
-        # its threads run Python: they must be gone before the interpreter is, or the process aborts at exit
-        self.close = weakref.finalize(self, self._iterator.clear)
+        # Taking a finished batch from tf.data costs a turn of its threads, milliseconds where all cores work on a step.
+        # So the next is always being taken while the step runs.
+        self._taker = ThreadPoolExecutor(1, "next-batch")
+        self._taken = self._taker.submit(next, self._iterator[0], None)
+        # tf.data's threads run Python: they must be gone before the interpreter is, or the process aborts at exit
+        self.close = weakref.finalize(self, _close, self._taker, self._iterator)
 
     @property
     def bad(self) -> int:
@@ -137,12 +142,20 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        if not self._iterator:
+        arrays = self._taken.result() if self._iterator else None
+        if arrays is None:
+            self.close()
             raise StopIteration
-        batch = dict(zip(self._assembler.dtypes, next(self._iterator[0]), strict=True))
+        self._taken = self._taker.submit(next, self._iterator[0], None)
+        batch = dict(zip(self._assembler.dtypes, arrays, strict=True))
         if not len(batch["weight"]):
             raise self._assembler.error
         return batch
+
+
+def _close(taker: ThreadPoolExecutor, iterator: list) -> None:
+    taker.shutdown(cancel_futures=True)
+    iterator.clear()
 
 
 class _Assembler:
