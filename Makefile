@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 help:
 	@echo "make demo         fetch speech and text, pretrain, finetune, evaluate: one table at the end (about 19 minutes on 2 cores)"
 	@echo "make test         set up and run the tests"
-	@echo "make test-slow    a soak of twenty kills, the largest plan by the real TPU compiler"
+	@echo "make test-slow    a soak of twenty kills, four processes, the largest plan by the real TPU compiler"
 	@echo "make test-parity  install torch and transformers, run the live comparisons"
 	@echo "make lint         ruff, check only;  make format  ruff, fix"
 	@echo "make golden       write the golden arrays again (needs what test-parity installs; make_ngram.py needs KenLM's tools)"

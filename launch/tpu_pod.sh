@@ -28,6 +28,12 @@ fi
 where=(--project="$PROJECT" --zone="$ZONE")
 home=jax_speechlm
 
+# On a host: the first Python that is new enough and can make environments; Ubuntu's 3.11 where there is none.
+find_python='new() { $1 -c "import ensurepip, sys; sys.exit(sys.version_info < (3, 11))" 2> /dev/null; } &&
+            for python in python3.13 python3.12 python3.11 python3; do if new $python; then break; fi; done &&
+            { new $python || { sudo apt-get -qq update && sudo apt-get -qq --yes install python3.11-venv &&
+            python=python3.11; }; }'
+
 gcloud_tpu() {
     if [[ ${DRY_RUN:-} ]]; then
         printf '%q ' gcloud compute tpus "$@" && echo
@@ -55,7 +61,7 @@ case $verb in
         git archive --format=tar.gz --output="$archive" HEAD
         gcloud_tpu tpu-vm scp "$archive" "$NAME:$home.tar.gz" "${where[@]}" --worker=all
         everywhere "mkdir -p $home && tar -xzf $home.tar.gz -C $home && cd $home &&
-            python3 -m venv .venv && .venv/bin/pip install --quiet --editable '.[tpu]'"
+            $find_python && \$python -m venv .venv && .venv/bin/pip install --quiet --editable '.[tpu]'"
         ;;
     run)
         # JAX asks the machine which hosts belong to the slice; no variable of theirs tells it.

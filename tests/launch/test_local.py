@@ -46,7 +46,7 @@ def figures(run_dir: Path, part: str) -> dict[int, dict]:
 
 
 def wait_for_step(run_dir: Path, step: int, launcher: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600  # compiling, beside whatever else runs
     while max(figures(run_dir, "train"), default=0) < step:
         assert launcher.poll() is None, launcher.stdout.read()
         assert time.monotonic() < deadline

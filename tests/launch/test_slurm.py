@@ -1,10 +1,10 @@
 """The batch script under a real Slurm, started for this test on this machine: signalled, requeued, finished exactly."""
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -69,24 +69,30 @@ def cluster(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
     files = {"key-file": key} | {f"{name}-file": folder / f"munge.{name}" for name in ("pid", "log", "seed")}
     munged = ["munged", "--foreground", "--force", f"--socket={folder / 'munge.socket'}"]
-    daemons = []
-    for command in (
-        [*munged, *(f"--{name}={file}" for name, file in files.items())],
-        ["slurmctld", "-D", "-i"],
-        ["slurmd", "-D"],
-    ):
-        with (folder / f"{command[0]}.out").open("w") as output:
-            daemons.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
-        time.sleep(1)
-    deadline = time.monotonic() + 30
-    while "idle" not in subprocess.run(["sinfo", "-h"], capture_output=True, text=True).stdout:
-        assert time.monotonic() < deadline, [file.read_text()[-1000:] for file in folder.glob("*.out")]
-        time.sleep(0.5)
-    yield folder
-    subprocess.run(["scancel", "--state=RUNNING"], check=False)
-    for daemon in reversed(daemons):
-        daemon.send_signal(signal.SIGTERM)
+    with contextlib.ExitStack() as stack:  # whatever goes wrong, no daemon stays
+        for command in (
+            [*munged, *(f"--{name}={file}" for name, file in files.items())],
+            ["slurmctld", "-D", "-i"],
+            ["slurmd", "-D"],
+        ):
+            with (folder / f"{command[0]}.out").open("w") as output:
+                stack.callback(end, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
+            time.sleep(1)
+        deadline = time.monotonic() + 60
+        while "idle" not in subprocess.run(["sinfo", "-h"], capture_output=True, text=True).stdout:
+            assert time.monotonic() < deadline, [file.read_text()[-1000:] for file in folder.glob("*.out")]
+            time.sleep(0.5)
+        stack.callback(subprocess.run, ["scancel", "--state=RUNNING"], check=False)
+        yield folder
+
+
+def end(daemon: subprocess.Popen) -> None:
+    daemon.terminate()
+    try:
         daemon.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
 
 
 def state(job: str) -> str:

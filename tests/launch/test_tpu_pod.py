@@ -12,6 +12,7 @@ WHERE = "--project=my-project --zone=us-west4-a"
 # Notes its arguments, one a line; runs what is meant for a host in this test's own home folder.
 GCLOUD = """#!/bin/bash
 printf '%s\\n' "$@" > "$HOME/arguments"
+[[ $4 == scp ]] && cp "$5" "$HOME/${6#*:}"
 for argument; do
     [[ $argument == --command=* ]] && cd "$HOME" && exec bash -c "${argument#--command=}"
 done
@@ -67,6 +68,24 @@ def test_a_run_outlives_the_call_shows_its_log_and_is_told_to_save(pod):
     run("stop")
     time.sleep(0.5)
     assert "saved" in run("logs")
+
+
+@pytest.mark.parametrize("new", ["python3.12", "python3", None])
+def test_the_checkout_is_installed_with_a_python_that_is_new_enough(pod, new):
+    """On a host whose Pythons are stand-ins: all are too old, but the one named, or what apt-get then brings."""
+    folder, run = pod
+    make = 'mkdir -p .venv/bin && printf "#!/bin/sh\\necho pip \\"\\$@\\"" > .venv/bin/pip && chmod +x .venv/bin/pip'
+    works = f"#!/bin/bash\n[[ $1 == -c ]] || {{ echo ${{0##*/}} $*; {make}; }}\n"
+    for name in ("python3.13", "python3.12", "python3.11", "python3", "sudo"):
+        (folder / "bin" / name).write_text(works if name == new else "#!/bin/bash\nexit 1\n")
+        (folder / "bin" / name).chmod(0o755)
+    if new is None:
+        (folder / "works").write_text(works)
+        (folder / "bin" / "sudo").write_text("#!/bin/bash\necho sudo $*; cat ~/works > ~/bin/python3.11\n")
+    said = run("install").splitlines()
+    assert said[-2:] == [f"{new or 'python3.11'} -m venv .venv", "pip install --quiet --editable .[tpu]"]
+    assert said[:-2] == ([] if new else ["sudo apt-get -qq update", "sudo apt-get -qq --yes install python3.11-venv"])
+    assert (folder / "jax_speechlm" / "setup.cfg").exists()
 
 
 def test_dry_run_runs_nothing(pod, monkeypatch):

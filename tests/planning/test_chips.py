@@ -1,8 +1,11 @@
 """Names of topologies, as clouds sell them."""
 
+import re
+
 import pytest
 
 from jax_speechlm.parallel.chips import CHIPS, find_chip, topology
+from jax_speechlm.planning import gpu
 
 
 @pytest.mark.parametrize(
@@ -48,6 +51,15 @@ def test_slices_multiply_devices():
 def test_other_names_are_errors_that_help(name, slices, said):
     with pytest.raises(ValueError, match=said):
         topology(name, slices)
+
+
+@pytest.mark.parametrize(("name", "per_clock"), [("a100", 2048), ("h100", 4096), ("h200", 4096), ("b200", 8192)])
+def test_a_gpus_peak_is_that_of_its_multiprocessors(name, per_clock):
+    """FLOP of dense bf16 products a clock and multiprocessor by NVIDIA's white papers; peaks lie below top clock."""
+    text = gpu.target_config(name)
+    cores, clock = (float(re.search(rf"{key}: ([\d.]+)", text).group(1)) for key in ("core_count", "clock_rate_ghz"))
+    assert 0.92 < CHIPS[name].flops / (cores * clock * 1e9 * per_clock) <= 1.001
+    assert f"device_memory_size: {int(CHIPS[name].hbm)}" in text
 
 
 def test_a_device_kind_finds_its_chip():
