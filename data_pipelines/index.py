@@ -3,7 +3,8 @@
 A prepared set is a folder:
 
     <set>/meta.json              what the set is, where its records lie, a sha256 of each index file
-    <set>/index/<split>.parquet  of speech, row i describes record i: id, num_samples (16 kHz), text, speaker, language;
+    <set>/index/<split>.parquet  of speech, row i describes record i: id, num_samples (16 kHz), text, speaker, language,
+                                 translation (English);
                                  of text, row i is document i: id, text, language, source, label, num_bytes (UTF-8)
     <set>/<tfds_dir>/            the records of speech, as TFDS writes them (ArrayRecord)
 
@@ -30,7 +31,8 @@ from data_pipelines.paths import AnyPath, as_path, cache_dir, fetch, is_url
 from data_pipelines.shuffle import derive_key, permute
 from data_pipelines.tokenizers import Tokenizer
 
-_STRING_COLUMNS = ("id", "text", "speaker", "language", "source", "label")
+_STRING_COLUMNS = ("id", "text", "speaker", "language", "translation", "source", "label")
+_OLD = {"translation": ". Sets that were prepared by earlier versions lack it: prepare again with --force"}
 
 
 class IndexMismatchError(DataError):
@@ -47,6 +49,7 @@ class Part:
       records_dir: folder or URL of the TFDS records; None for text, which lies in the index itself.
       num_rows: number of records.
       sha256: digest of the index file.
+      is_relabelled: whether its texts are others than those that lie in the records.
     """
 
     set_dir: Path
@@ -54,6 +57,7 @@ class Part:
     records_dir: AnyPath | None
     num_rows: int
     sha256: str
+    is_relabelled: bool = False
 
     @property
     def index_path(self) -> Path:
@@ -75,15 +79,19 @@ class Part:
         """int64 [rows], a column of lengths: num_samples or num_bytes."""
         return self._read(name).to_numpy().astype(np.int64)
 
-    def texts(self) -> Iterator[str]:
+    def texts(self, column: str = "text") -> Iterator[str]:
         """The texts of all rows, some thousand in memory at a time."""
+        self._require(column)
         with pq.ParquetFile(self.index_path, memory_map=True) as file:
-            for batch in file.iter_batches(4096, columns=["text"]):
+            for batch in file.iter_batches(4096, columns=[column]):
                 yield from batch.column(0).to_pylist()
 
-    def _read(self, name: str) -> pa.ChunkedArray:
+    def _require(self, name: str) -> None:
         if name not in (known := pq.read_schema(self.index_path).names):
-            raise DataError(f"{self} has no column {name!r}; it has {', '.join(known)}")
+            raise DataError(f"{self} has no column {name!r}; it has {', '.join(known)}{_OLD.get(name, '')}")
+
+    def _read(self, name: str) -> pa.ChunkedArray:
+        self._require(name)
         return pq.read_table(self.index_path, columns=[name], memory_map=True).column(name)
 
 
@@ -121,6 +129,10 @@ class Index:
             raise IndexError(f"row {row} is outside an index of {len(self)} rows")
         number = int(np.searchsorted(self.first_row, row, side="right")) - 1
         return self.parts[number], row - int(self.first_row[number])
+
+    def is_in_records(self, name: str) -> bool:
+        """Whether the records of speech have this column's texts too."""
+        return name == "text" and not any(part.is_relabelled for part in self.parts)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A string column of all rows, read from disk at every call.
@@ -182,24 +194,25 @@ def sample_texts(index: Index, max_characters: int, seed: int = 0) -> list[str]:
     return texts.take(pa.array(np.sort(chosen))).to_pylist()
 
 
-def token_lengths(index: Index, tokenizer: Tokenizer) -> np.ndarray:
-    """Token counts of every row, int32 [rows].
+def token_lengths(index: Index, tokenizer: Tokenizer, column: str = "text") -> np.ndarray:
+    """Token counts of every row's text, or of another column, int32 [rows].
 
     Encoding takes some 3 microseconds a sentence, and is done once: each part's counts are kept beside its index file,
     under the fingerprints of the index and of the tokenizer (nothing is kept in a folder that cannot be written).
     """
-    return np.concatenate([_part_token_lengths(part, tokenizer) for part in index.parts])
+    return np.concatenate([_part_token_lengths(part, tokenizer, column) for part in index.parts])
 
 
-def _part_token_lengths(part: Part, tokenizer: Tokenizer) -> np.ndarray:
-    cache = part.index_path.with_name(f"{part.split}.tokens-{part.sha256[:16]}-{tokenizer.fingerprint}.npy")
+def _part_token_lengths(part: Part, tokenizer: Tokenizer, column: str) -> np.ndarray:
+    kind = "tokens" if column == "text" else f"{column}-tokens"
+    cache = part.index_path.with_name(f"{part.split}.{kind}-{part.sha256[:16]}-{tokenizer.fingerprint}.npy")
     try:
         lengths = np.load(cache, allow_pickle=False)
         if lengths.shape == (part.num_rows,) and lengths.dtype == np.int32:
             return lengths
     except (OSError, ValueError, EOFError):
         pass  # absent or cut short: make it anew
-    lengths = np.fromiter((len(tokenizer.encode(text)) for text in part.texts()), np.int32, part.num_rows)
+    lengths = np.fromiter((len(tokenizer.encode(text)) for text in part.texts(column)), np.int32, part.num_rows)
     _save_cache(cache, lengths)
     return lengths
 
@@ -227,6 +240,7 @@ def _read_meta(set_dir: AnyPath) -> dict:
         meta = json.loads(path.read_text(encoding="utf-8"))
         return {
             "records_dir": set_dir / meta["tfds_dir"] if "tfds_dir" in meta else None,
+            "is_relabelled": meta.get("is_relabelled", False),
             "sha256": {name: split["index_sha256"] for name, split in meta["splits"].items()},
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -248,4 +262,4 @@ def _read_part(set_dir: AnyPath, split: str) -> Part:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != meta["sha256"][split]:
         raise IndexMismatchError(f"{path} is not the index that meta.json beside it describes; {_remedy(set_dir)}")
-    return Part(set_dir, split, meta["records_dir"], pq.read_metadata(path).num_rows, digest)
+    return Part(set_dir, split, meta["records_dir"], pq.read_metadata(path).num_rows, digest, meta["is_relabelled"])

@@ -57,6 +57,7 @@ def open_batches(
     speeds: Sequence[float] = (1.0,),
     noise: NoiseReader | None = None,
     labels: Sequence[int] | np.ndarray | None = None,
+    column: str = "text",
     codes: CodeStore | None = None,
     parallel: int | None = None,
     prefetch: int = 4,
@@ -75,6 +76,7 @@ def open_batches(
       speeds: speed factors that the plan was made with, see `speed.with_speeds`.
       noise: where each row's `noise` comes from.
       labels: class of each row of the index.
+      column: of the index, whose texts `tokens` spell.
       codes: speech units of each row of the index; a crop then begins at a whole frame, so that they stay in step.
       parallel: batches made at a time, each in a thread; the number of cores (8 at most) by default.
       prefetch: finished batches that wait in memory.
@@ -98,7 +100,9 @@ def open_batches(
                 f"batches of {bucket.batch_size} rows do not divide among {num_hosts} hosts; "
                 "make the plan with batch_multiple a multiple of the number of hosts"
             )
-    assembler = _Assembler(index, plan, tokenizer, host, num_hosts, tuple(speeds), noise, labels, codes, max_bad)
+    assembler = _Assembler(
+        index, plan, tokenizer, host, num_hosts, tuple(speeds), noise, labels, codes, column, max_bad
+    )
     return Batches(assembler, start_step, num_steps, parallel or min(os.cpu_count() or 1, 8), prefetch)
 
 
@@ -172,11 +176,14 @@ class _Assembler:
         noise: NoiseReader | None,
         labels: Sequence[int] | np.ndarray | None,
         codes: CodeStore | None,
+        column: str,
         max_bad: int,
     ):
         self._index, self._plan, self._tokenizer = index, plan, tokenizer
         self._host, self._num_hosts, self._speeds = host, num_hosts, speeds
         self._reader = RecordReader(index)
+        # The records have the transcripts beside the audio; what they do not have stays in memory.
+        self._texts = None if tokenizer is None or index.is_in_records(column) else index.column(column)
         self._noise = noise
         self._labels = None if labels is None else np.asarray(labels, np.int32)
         self._codes = codes
@@ -247,7 +254,7 @@ class _Assembler:
         batch["audio_length"][place] = length
         batch["weight"][place] = 1
         if self._tokenizer is not None:
-            tokens = self._tokenizer.encode(text)
+            tokens = self._tokenizer.encode(text if self._texts is None else self._texts[row].as_py())
             if len(tokens) > batch["tokens"].shape[1]:
                 part, number = self._index.locate(row)
                 raise IndexMismatchError(

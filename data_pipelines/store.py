@@ -26,7 +26,14 @@ META = "meta.json"
 _ROW_GROUP = 65_536  # rows of an index that are in memory at a time
 _STRING = pyarrow.string()
 _SCHEMA = pyarrow.schema(
-    [("id", _STRING), ("num_samples", pyarrow.int64()), ("text", _STRING), ("speaker", _STRING), ("language", _STRING)]
+    [
+        ("id", _STRING),
+        ("num_samples", pyarrow.int64()),
+        ("text", _STRING),
+        ("speaker", _STRING),
+        ("language", _STRING),
+        ("translation", _STRING),
+    ]
 )
 
 

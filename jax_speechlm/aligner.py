@@ -25,7 +25,8 @@ from jax_speechlm.decoding.alignment import (
     words_of,
 )
 from jax_speechlm.evaluation.recognition import PreparedSpeech
-from jax_speechlm.recognizer import Recognizer, in_batches
+from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.transcriber import in_batches
 
 _ROWS = 16  # aligned in lockstep
 

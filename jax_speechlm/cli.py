@@ -59,7 +59,7 @@ VERBS = {
     ),
     "generate": Verb(
         "jax_speechlm.cli:generate",
-        "continue texts, or speech as units, with a language model",
+        "continue texts, or speech as units, with a language model; answer audio files with a speech-language model",
         'jax-speechlm generate runs/lm "In the beginning" --temperature 0.8 --top-p 0.95',
     ),
     "compare": Verb(
@@ -71,6 +71,16 @@ VERBS = {
         "jax_speechlm.cli:transcribe",
         "turn audio files into text",
         "jax-speechlm transcribe runs/finetune interview.mp3 --format json",
+    ),
+    "translate": Verb(
+        "jax_speechlm.cli:translate",
+        "turn audio files of other languages into English text, with a speech-language model",
+        "jax-speechlm translate runs/translate interview.mp3",
+    ),
+    "self-train": Verb(
+        "jax_speechlm.cli:self_train",
+        "transcribe untranscribed audio, keep what the model is sure of, and train on it",
+        "jax-speechlm self-train runs/finetune --sets queen-en --out pseudo --run-dir runs/self",
     ),
     "align": Verb(
         "jax_speechlm.cli:align",
@@ -323,6 +333,7 @@ def train_ngram(argv: Sequence[str], prog: str) -> None:
 EVALUATIONS = {
     "ctc": "jax_speechlm.evaluation.recognition",
     "joint": "jax_speechlm.evaluation.recognition",
+    "speech_lm": "jax_speechlm.evaluation.recognition",
     "causal_lm": "jax_speechlm.evaluation.language",
     "masked_lm": "jax_speechlm.evaluation.masked_text",
     "unit_lm": "jax_speechlm.evaluation.unit_language",
@@ -379,6 +390,8 @@ def generate(argv: Sequence[str], prog: str) -> None:
     cache_compilations()
     if _trained_by(argv) == "unit_lm":
         from jax_speechlm.unit_model import generate_units as run
+    elif _trained_by(argv) == "speech_lm":
+        from jax_speechlm.speech_language_model import answer_files as run
     else:
         from jax_speechlm.language_model import generate_texts as run
     tyro.cli(run, prog=prog, args=argv)
@@ -403,10 +416,30 @@ def transcribe(argv: Sequence[str], prog: str) -> None:
     import tyro
 
     from jax_speechlm.parallel.hardware import cache_compilations
-    from jax_speechlm.recognizer import transcribe_files
+    from jax_speechlm.transcriber import transcribe_files
 
     cache_compilations()
     tyro.cli(transcribe_files, prog=prog, args=argv)
+
+
+def translate(argv: Sequence[str], prog: str) -> None:
+    import tyro
+
+    from jax_speechlm.parallel.hardware import cache_compilations
+    from jax_speechlm.transcriber import translate_files
+
+    cache_compilations()
+    tyro.cli(translate_files, prog=prog, args=argv)
+
+
+def self_train(argv: Sequence[str], prog: str) -> None:
+    import tyro
+
+    from jax_speechlm.parallel.hardware import cache_compilations
+    from jax_speechlm.self_training import self_train
+
+    cache_compilations()
+    tyro.cli(self_train, prog=prog, args=argv)
 
 
 def align(argv: Sequence[str], prog: str) -> None:

@@ -7,6 +7,7 @@ import pydantic
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer import TransformerConfig
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.causal_lm import CausalLM
@@ -16,6 +17,7 @@ from jax_speechlm.objectives.hubert import HuBERT
 from jax_speechlm.objectives.joint import Joint
 from jax_speechlm.objectives.masked_lm import MaskedLM
 from jax_speechlm.objectives.span_corruption import SpanCorruption
+from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.objectives.unit_lm import UnitLM
 from jax_speechlm.objectives.w2v_bert import W2vBert
 from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
@@ -23,10 +25,21 @@ from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Optimizer
 
 Objective = Annotated[
-    BestRQ | HuBERT | Wav2Vec2 | W2vBert | CTC | CausalLM | MaskedLM | SpanCorruption | Joint | UnitLM | Classification,
+    BestRQ
+    | HuBERT
+    | Wav2Vec2
+    | W2vBert
+    | CTC
+    | CausalLM
+    | MaskedLM
+    | SpanCorruption
+    | Joint
+    | UnitLM
+    | SpeechLM
+    | Classification,
     pydantic.Field(discriminator="kind"),
 ]
-Model = Annotated[ConformerConfig | TransformerConfig, pydantic.Field(discriminator="kind")]
+Model = Annotated[ConformerConfig | TransformerConfig | SpeechLMConfig, pydantic.Field(discriminator="kind")]
 
 
 class Speech(Config):

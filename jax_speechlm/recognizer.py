@@ -1,20 +1,13 @@
 """A trained checkpoint, ready to turn audio into text."""
 
 import dataclasses
-import json
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Int16
-from tyro.conf import OmitArgPrefixes, Positional
 
-from data_pipelines import audio, plan, tokenizers
+from data_pipelines import tokenizers
 from data_pipelines.loader import Batch as HostBatch
 from data_pipelines.paths import AnyPath
 from jax_speechlm.batch import Batch
@@ -24,22 +17,11 @@ from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.functional import Params
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
-
-_PAUSE_SECONDS = 0.2  # what counts as a place to cut a long recording
-
-
-@dataclasses.dataclass(frozen=True)
-class Transcript:
-    """What was heard in one file; `error` says why nothing could be, and is None otherwise."""
-
-    file: str
-    text: str
-    seconds: float
-    error: str | None = None
+from jax_speechlm.transcriber import Heard, Transcriber
 
 
 @dataclasses.dataclass(frozen=True)
-class Recognizer:
+class Recognizer(Transcriber):
     """A checkpoint's model, front end and tokenizer. All that `load` needs is the checkpoint's path."""
 
     checkpoint: AnyPath
@@ -80,6 +62,10 @@ class Recognizer:
 
         return cls(checkpoint, meta["step"], experiment, tokenizer, params, decoder, spell, posteriors)
 
+    @property
+    def how(self) -> str:
+        return "greedy" if self.decoder is None else str(self.decoder.decoding)
+
     def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
         """The text of every row of the batches, by `example_id`; filler rows are left out."""
         texts = {}
@@ -94,6 +80,14 @@ class Recognizer:
                     texts[int(example)] = self.tokenizer.decode(spelled[row])
         return texts
 
+    def hear(self, batches: Iterable[Batch]) -> dict[int, Heard]:
+        """The text of every row's best path, and the path's log-probability over the number of tokens."""
+        found = {}
+        for row, log_probs in self.posteriors(batches).items():
+            (ids,) = collapse(log_probs.argmax(-1)[None])
+            found[row] = Heard(self.tokenizer.decode(ids), float(log_probs.max(-1).sum()) / max(1, len(ids)))
+        return found
+
     def posteriors(self, batches: Iterable[Batch]) -> dict[int, Posteriors]:
         """The log probabilities float32 [frames, ids] of every row of the batches, by `example_id`, without fillers."""
         return {row: log_probs for batch in batches for row, log_probs in self._hear(batch).items()}
@@ -105,80 +99,3 @@ class Recognizer:
             for row, example in enumerate(batch["example_id"])
             if example >= 0
         }
-
-    def transcribe(self, files: Sequence[str | Path], *, max_seconds: float = 30.0) -> Iterator[Transcript]:
-        """Transcribes audio files of any format, rate, length and number of channels, in order.
-
-        A recording longer than `max_seconds` is cut at its quietest places and its parts' texts are joined. A file that
-        cannot be read gives a `Transcript` with an error and does not stop the others.
-        """
-        for file in files:
-            try:
-                samples = audio.decode(file)
-            except audio.AudioError as error:
-                yield Transcript(str(file), "", 0.0, str(error))
-                continue
-            parts = list(cut_at_pauses(samples, max_seconds))
-            texts = self.recognize(in_batches(parts))
-            text = " ".join(texts[number] for number in range(len(parts)))
-            yield Transcript(str(file), " ".join(text.split()), len(samples) / audio.SAMPLE_RATE)
-
-
-def in_batches(parts: Sequence[Int16[np.ndarray, "..."]]) -> Iterator[Batch]:
-    """Recordings as batches; `example_id` is the place among them."""
-    lengths = np.array([len(part) for part in parts])
-    # Coarse shapes, so that many files of like length share one compiled program.
-    planned = plan.make_eval_plan(lengths, seconds_per_batch=60.0, batch_multiple=1, frame_samples=2 * 16_000)
-    for step in range(planned.steps_per_epoch):
-        rows = planned.batch(step).rows
-        bucket = planned.buckets[planned.batch(step).bucket]
-        batch = {
-            "audio": np.zeros((len(rows), bucket.num_samples), np.int16),
-            "audio_length": np.where(rows >= 0, lengths[rows], 0).astype(np.int32),
-            "example_id": rows.astype(np.int32),
-            "weight": (rows >= 0).astype(np.float32),
-        }
-        for place, row in enumerate(rows):
-            if row >= 0:
-                batch["audio"][place, : lengths[row]] = parts[row]
-        yield batch
-
-
-def cut_at_pauses(samples: Int16[np.ndarray, " samples"], max_seconds: float) -> Iterator[Int16[np.ndarray, "..."]]:
-    """Cuts a recording into parts of at most `max_seconds`, each at the quietest place of its second half."""
-    limit, pause = int(max_seconds * audio.SAMPLE_RATE), int(_PAUSE_SECONDS * audio.SAMPLE_RATE)
-    while len(samples) > limit:
-        energy = np.cumsum(samples[limit // 2 : limit].astype(np.float64) ** 2)
-        cut = limit // 2 + int((energy[pause:] - energy[:-pause]).argmin()) + pause // 2
-        yield samples[:cut]
-        samples = samples[cut:]
-    yield samples
-
-
-def transcribe_files(
-    checkpoint: Positional[Path],
-    files: Positional[tuple[Path, ...]],
-    decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
-    format: Literal["text", "json"] = "text",
-    max_seconds: float = 30.0,
-) -> None:
-    """Turns audio files into text. Any format, sample rate, length and number of channels.
-
-    Args:
-      checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
-      files: the audio files.
-      decoding: how the text is found; weights that `eval` tuned are in its report.
-      format: "text" prints a line a file; "json" prints JSON lines with the file, its seconds, text and error.
-      max_seconds: longer recordings are cut at pauses into parts of at most this length.
-    """
-    recognizer, failed = Recognizer.load(checkpoint, decoding), 0
-    for transcript in recognizer.transcribe(files, max_seconds=max_seconds):
-        failed += transcript.error is not None
-        if format == "json":
-            print(json.dumps(dataclasses.asdict(transcript), ensure_ascii=False), flush=True)
-        elif transcript.error is None:
-            print(f"{transcript.file}\t{transcript.text}" if len(files) > 1 else transcript.text, flush=True)
-        else:
-            print(f"error: {transcript.error}", file=sys.stderr)
-    if failed:
-        raise audio.DataError(f"{failed} of {len(files)} files could not be transcribed")

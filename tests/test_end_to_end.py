@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_pipelines.index import read_index
 from jax_speechlm import cli
-from jax_speechlm.recognizer import Recognizer, cut_at_pauses
+from jax_speechlm.evaluation.recognition import PreparedSpeech
+from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.training.loop import load_experiment
+from jax_speechlm.transcriber import cut_at_pauses
 
 RATE = 16_000
 TONES = {"a": 300.0, "b": 800.0, "c": 1900.0}
@@ -35,7 +39,8 @@ def workplace(tmp_path_factory):
         text = "".join(rng.choice(list(TONES), rng.integers(3, 7)))
         soundfile.write(folder / f"{number}.wav", spoken(text, rng), RATE)
         split = {0: "test", 1: "dev"}.get(number % 5, "train")
-        rows.append({"audio": f"{number}.wav", "text": text, "split": split, "speaker": f"s{number % 2}"})
+        row = {"audio": f"{number}.wav", "text": text, "split": split, "speaker": f"s{number % 2}"}
+        rows.append(row | {"translation": "" if number == 3 else f"{text[0]} ca"})
     (folder / "tones.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     data = [f"--data-dir={folder / 'data'}"]
     train = [*SMALL, f"--data.data-dir={folder / 'data'}"]
@@ -103,6 +108,62 @@ def test_cuts_fall_into_pauses_and_lose_nothing():
     assert 3.0 * RATE <= len(parts[0]) <= 3.4 * RATE
     assert all(len(part) <= 4 * RATE for part in parts)
     assert np.array_equal(np.concatenate(parts), samples)
+
+
+SPEECH_LM = """
+from jax_speechlm.experiment import Cadence, Experiment, Speech
+from jax_speechlm.models.adapter import Stacking
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.speech_lm import SpeechLMConfig
+from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.objectives.speech_lm import SpeechLM
+
+
+def config():
+    model = SpeechLMConfig(
+        encoder=ConformerConfig(dim=16, num_layers=2, num_heads=2),
+        adapter=Stacking(hidden_dim=16),
+        transformer=TransformerConfig(dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=16),
+    )
+    data = Speech(sets=("tones",), num_buckets=1, seconds_per_batch=8, batch_multiple=8)
+    return Experiment(data=data, objective=SpeechLM(task="translate"), model=model, num_steps=2)
+"""
+
+
+def test_a_speech_language_model_translates(workplace, capsys):
+    """Rows without a translation are left out of training and of the scores, and counted."""
+    (workplace / "speech_lm.py").write_text(SPEECH_LM)
+    run, data = workplace / "translate", workplace / "data"
+    options = [f"--data.data-dir={data}", f"--run-dir={run}", f"--from={workplace / 'finetune'}"]
+    assert cli.main(["finetune", f"--config={workplace / 'speech_lm.py'}", *options]) == 0
+    assert "1 no_tokens" in capsys.readouterr().out
+    assert cli.main(["eval", str(run), "--sets", "tones", f"--data-dir={data}", f"--out={workplace / 'bleu'}"]) == 0
+    assert "BLEU" in capsys.readouterr().out
+    report = json.loads((workplace / "bleu" / "report.json").read_text())
+    assert report["scored"] == len(report["utterances"]) == 8
+    assert {len(each["reference"]) for each in report["utterances"]} == {4}
+    assert cli.main(["translate", str(run), str(workplace / "0.wav")]) == 0
+    assert cli.main(["transcribe", str(run), str(workplace / "0.wav")]) == 1
+    assert "was trained to translate, not to transcribe: use jax-speechlm translate" in capsys.readouterr().err
+
+
+def test_self_training_goes_on_from_its_own_transcripts(workplace, capsys):
+    """In one command: the surest half of the test split becomes a set, and training goes on with it."""
+    run, data = workplace / "finetune", workplace / "data"
+    options = ["--sets", "tones", "--split", "test", "--out", "pseudo", f"--data-dir={data}", "--share", "0.5"]
+    texts = Recognizer.load(run)
+    assert cli.main(["self-train", str(run), *options, "--min-confidence", "-1e-9"]) == 1
+    assert "is sure enough" in capsys.readouterr().err
+    assert cli.main(["self-train", str(run), *options, f"--run-dir={workplace / 'self'}"]) == 0
+    index = read_index(data / "pseudo-tones", "test")
+    written = index.column("text").to_pylist()
+    assert sum(bool(text) for text in written) == 4
+    heard = PreparedSpeech(texts, ("tones",), "test", data, 60.0)
+    spelled = texts.recognize(heard.batches())
+    assert all(text in ("", spelled[row]) for row, text in enumerate(written))
+    experiment = load_experiment(workplace / "self")
+    assert experiment.data.sets == ("tones", "pseudo-tones:test")
+    assert experiment.start[0].checkpoint == str(run)
 
 
 def test_mistakes_on_the_command_line_say_what_to_do(capsys):

@@ -15,6 +15,9 @@ from jax_speechlm.config import Config
 from jax_speechlm.models.transformer import Cache, Transformer, init_cache
 from jax_speechlm.vocabulary import PADDING, Modality, Vocabulary
 
+Prompt = Int[Array, "batch prompt"] | Float[Array, "batch prompt dim"]
+"""What is continued: ids, or vectors that stand where tokens' embeddings do (`Transformer.embed`)."""
+
 
 class Sampling(Config):
     """Draws each token from the model's distribution, narrowed by these settings in the order they stand in.
@@ -65,28 +68,31 @@ class Continuations(NamedTuple):
 def sample(
     transformer: Transformer,
     vocabulary: Vocabulary,
-    prompt_BxP: Int[Array, "batch prompt"],
+    prompt_BxP: Prompt,
     length_B: Int[Array, " batch"],
     keys_B: Key[Array, " batch"],
     settings: Sampling,
     *,
     max_new: int,
-    context: int,
+    context: int | Int[Array, " batch"],
     modality: Modality | None = None,
 ) -> Continuations:
     """Continues every prompt by at most `max_new` tokens, until the boundary or a full context.
 
     Args:
-      prompt_BxP: ids, the opening boundary first; anything behind `length_B`, which is at least 1.
+      prompt_BxP: the opening boundary first; anything behind `length_B`, which is at least 1.
       keys_B: one key a row; token n of a row is drawn with fold_in(its key, n).
+      context: the most tokens that a row may come to have, its prompt included.
       modality: what may be added: text or units of speech alone, or None for both.
     """
     limit_B = jnp.minimum(max_new, context - length_B)
     hidden_BxD, cache = _read_prompt(transformer, prompt_BxP, length_B, max_new)
     seen = None
     if settings.repetition_penalty != 1:
-        inside = jnp.arange(prompt_BxP.shape[1]) < length_B[:, None]
-        seen = _mark(jnp.zeros((len(length_B), vocabulary.size), bool), jnp.where(inside, prompt_BxP, PADDING))
+        seen = jnp.zeros((len(length_B), vocabulary.size), bool)
+        if prompt_BxP.ndim == 2:
+            inside = jnp.arange(prompt_BxP.shape[1]) < length_B[:, None]
+            seen = _mark(seen, jnp.where(inside, prompt_BxP, PADDING))
 
     def choose(state: dict[str, Any]) -> dict[str, Any]:
         """Appends a token to every row that is not done."""
@@ -159,12 +165,12 @@ def choose_tokens(
 def beam_search(
     transformer: Transformer,
     vocabulary: Vocabulary,
-    prompt_BxP: Int[Array, "batch prompt"],
+    prompt_BxP: Prompt,
     length_B: Int[Array, " batch"],
     settings: Beam,
     *,
     max_new: int,
-    context: int,
+    context: int | Int[Array, " batch"],
     modality: Modality | None = None,
 ) -> Continuations:
     """The `size` best continuations found of every prompt, best first: [batch, size] of each.
@@ -256,11 +262,12 @@ def _take(x: Array, place_BxK: Array) -> Array:
 
 def _read_prompt(transformer: Transformer, prompt_BxP: Array, length_B: Array, max_new: int) -> tuple[Array, Cache]:
     """The hidden state from which each prompt's next token follows, and a cache with room for `max_new` more."""
-    rows, width = prompt_BxP.shape
+    rows, width = prompt_BxP.shape[:2]
     place = jnp.arange(width)
     position_BxP = jnp.where(place < length_B[:, None], place, -1)
     cache = init_cache(transformer.config, rows, width + max_new)
-    hidden_BxPxD, cache = transformer.decode(prompt_BxP, position_BxP, cache)
+    vectors = prompt_BxP if prompt_BxP.ndim == 3 else transformer.embed(prompt_BxP)
+    hidden_BxPxD, cache = transformer.decode_embedded(vectors, position_BxP, cache)
     return jnp.take_along_axis(hidden_BxPxD, (length_B - 1)[:, None, None], axis=1)[:, 0], cache
 
 

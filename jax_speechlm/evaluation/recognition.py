@@ -14,10 +14,13 @@ from data_pipelines.loader import Batches, open_batches
 from data_pipelines.paths import as_path
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.evaluation import report as reports
+from jax_speechlm.evaluation import translation
 from jax_speechlm.evaluation.normalizers import NormalizerName
 from jax_speechlm.evaluation.report import Report, Utterance
+from jax_speechlm.evaluation.translation import TranslationReport
 from jax_speechlm.evaluation.tuning import tune_weights
 from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.transcriber import Transcriber, open_transcriber
 
 SAMPLE_RATE = 16_000
 
@@ -26,9 +29,9 @@ class PreparedSpeech:
     """One split of prepared sets, in the batches that a recognizer takes."""
 
     def __init__(
-        self, recognizer: Recognizer, sets: tuple[str, ...], split: str, data_dir: Path, seconds_per_batch: float
+        self, recognizer: Transcriber, sets: tuple[str, ...], split: str, data_dir: Path, seconds_per_batch: float
     ):
-        self.sets = sets
+        self.sets, self._references = sets, "translation" if recognizer.task == "translate" else "text"
         self.index = indexes.read_sets(data_dir, sets, split)
         self._plan = plans.make_eval_plan(
             self.index.num_samples,
@@ -42,7 +45,7 @@ class PreparedSpeech:
     def utterances(self, texts: Mapping[int, str]) -> list[Utterance]:
         """Every utterance with its reference and what was recognised in its row, in the sets' order."""
         index = self.index
-        ids, references, speakers = (index.column(name).to_pylist() for name in ("id", "text", "speaker"))
+        ids, references, speakers = (index.column(name).to_pylist() for name in ("id", self._references, "speaker"))
         return [
             Utterance(
                 # Sets may share ids; within a set they are unique.
@@ -66,11 +69,11 @@ def evaluate_run(
     data_dir: Path = Path("data"),
     out: Path | None = None,
     seconds_per_batch: float = 120.0,
-) -> Report:
+) -> Report | TranslationReport:
     """Measures WER and CER of a checkpoint on prepared data sets, with 95 % bootstrap intervals.
 
     Writes `report.json`, which `jax-speechlm compare` reads, and `alignments.txt`, every utterance's alignment with the
-    most errors first.
+    most errors first. Of a run that was trained to translate it measures BLEU and chrF instead.
 
     Args:
       checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
@@ -86,25 +89,25 @@ def evaluate_run(
     """
     if tune and not (decoding.lm or decoding.rescore):
         raise DataError("--tune chooses the weights of language models: name one with --lm or --rescore")
-    recognizer, how = Recognizer.load(checkpoint, decoding), "greedy"
-    if recognizer.decoder is not None:
-        if tuned := tune or decoding.untuned:
-            names = tuple(dict.fromkeys(name.partition(":")[0] for name in sets))
-            dev = PreparedSpeech(recognizer, names, "dev", data_dir, seconds_per_batch)
-            references = dev.index.column("text").to_pylist()
-            decoder = tune_weights(recognizer.decoder, recognizer.posteriors(dev.batches()), references, normalizer)
-            recognizer = dataclasses.replace(recognizer, decoder=decoder)
-        how = str(recognizer.decoder.decoding) + (f", weights tuned on dev of {', '.join(names)}" if tuned else "")
+    recognizer = open_transcriber(checkpoint, decoding)
+    tuned_on = ""
+    if isinstance(recognizer, Recognizer) and recognizer.decoder is not None and (tune or decoding.untuned):
+        names = tuple(dict.fromkeys(name.partition(":")[0] for name in sets))
+        dev = PreparedSpeech(recognizer, names, "dev", data_dir, seconds_per_batch)
+        references = dev.index.column("text").to_pylist()
+        decoder = tune_weights(recognizer.decoder, recognizer.posteriors(dev.batches()), references, normalizer)
+        recognizer = dataclasses.replace(recognizer, decoder=decoder)
+        tuned_on = f", weights tuned on dev of {', '.join(names)}"
     speech = PreparedSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
-    report = reports.evaluate(speech.utterances(recognizer.recognize(speech.batches())), normalizer, decoder=how)
+    measure = translation.evaluate if recognizer.task == "translate" else reports.evaluate
+    utterances = speech.utterances(recognizer.recognize(speech.batches()))
+    report = measure(utterances, normalizer, decoder=recognizer.how + tuned_on)
     out = as_path(out or checkpoint / "eval" / "-".join(("+".join(sets), split, decoding.name)))
     report.save(out)
     console = Console(highlight=False)
     console.print(report.table())
     console.print(f"decoder: {report.decoder}", markup=False, soft_wrap=True)
-    console.print(
-        f"{recognizer.checkpoint} on {', '.join(sets)} {split}; {out / 'report.json'}, {out / 'alignments.txt'}"
-    )
+    console.print(f"{recognizer.checkpoint} on {', '.join(sets)} {split}; {out / 'report.json'}")
     return report
 
 

@@ -248,26 +248,48 @@ class Transformer(nnx.Module):
         Returns:
           float32 hidden states after the final norm, 0 at padding.
         """
-        config, num_tokens = self.config, tokens_BxT.shape[1]
-        tokens_BxT, segment_BxT, position_BxT = map(sequence.pad_time, (tokens_BxT, segment_BxT, position_BxT))
+        vectors = self.embed(sequence.pad_time(tokens_BxT))
+        segment_BxT, position_BxT = map(sequence.pad_time, (segment_BxT, position_BxT))
+        return self.encode(vectors, segment_BxT, position_BxT, keys)[0][:, : tokens_BxT.shape[1]]
+
+    def encode(
+        self,
+        x_BxTxD: Float[Array, "batch time dim"],
+        segment_BxT: Int[Array, "batch time"],
+        position_BxT: Int[Array, "batch time"],
+        keys: Keys | None = None,
+        probe: Callable[[Array, Array], Array] | None = None,
+    ) -> tuple[Float[Array, "batch time dim"], Float[Array, "layers ..."] | None]:
+        """`__call__` on vectors that stand where tokens' embeddings do (`embed`).
+
+        Args:
+          probe: `(queries [B, T, heads, head_dim], keys [B, T, kv_heads, head_dim]) -> what to know of them`, of each
+            layer; None for nothing.
+
+        Returns:
+          The hidden states, and what the probe found, stacked over layers.
+        """
+        config, num_vectors = self.config, x_BxTxD.shape[1]
+        x_BxTxD, segment_BxT, position_BxT = map(sequence.pad_time, (x_BxTxD, segment_BxT, position_BxT))
         *keys_L, key_in = split_keys(keys, config.num_layers + 1)
-        x = dropout(self._embed(tokens_BxT), config.dropout, key_in)
+        x = dropout(x_BxTxD, config.dropout, key_in)
         rotations = self._rotations(position_BxT)
 
-        def mix(is_global: Bool[Array, ""], q: Array, k: Array, v: Array) -> tuple[Array, None]:
+        def mix(is_global: Bool[Array, ""], q: Array, k: Array, v: Array) -> tuple[Array, Array | None]:
             see = lambda window: partial(attend, causal=config.causal, window=window, kernel=config.attention)  # noqa: E731
             operands = q, k, v, segment_BxT
+            found = None if probe is None else probe(q, k)
             if config.global_every is None:
-                return see(config.window)(*operands), None
-            return jax.lax.cond(is_global, see(None), see(config.window), *operands), None
+                return see(config.window)(*operands), found
+            return jax.lax.cond(is_global, see(None), see(config.window), *operands), found
 
-        def run(block: Block, x: Array, each: tuple[Array, Array, Keys | None]) -> tuple[Array, None]:
+        def run(block: Block, x: Array, each: tuple[Array, Array, Keys | None]) -> tuple[Array, Array | None]:
             index, is_global, keys = each
             return block(x, _choose(is_global, rotations), partial(mix, is_global), index == 0, keys)
 
         each = *self._layers(), None if keys is None else jnp.stack(keys_L)
-        x, _ = scan_layers(self.layers, run, x, each, config.remat)
-        return self._finish(x, segment_BxT > 0)[:, :num_tokens]
+        x, found = scan_layers(self.layers, run, x, each, config.remat)
+        return self._finish(x, segment_BxT > 0)[:, :num_vectors], found
 
     def decode(
         self, tokens_BxT: Int[Array, "batch time"], position_BxT: Int[Array, "batch time"], cache: Cache
@@ -290,11 +312,17 @@ class Transformer(nnx.Module):
         Raises:
           ValueError: the model is not causal.
         """
+        return self.decode_embedded(self.embed(tokens_BxT), position_BxT, cache)
+
+    def decode_embedded(
+        self, x_BxTxD: Float[Array, "batch time dim"], position_BxT: Int[Array, "batch time"], cache: Cache
+    ) -> tuple[Float[Array, "batch time dim"], Cache]:
+        """`decode` of vectors that stand where tokens' embeddings do (`embed`)."""
         config = self.config
         if not config.causal:
             raise ValueError("only a causal model continues a text: this one has model.causal=False")
         length = cache["key"].shape[2]
-        row = jnp.arange(tokens_BxT.shape[0])[:, None]
+        row = jnp.arange(x_BxTxD.shape[0])[:, None]
         place = jnp.where(position_BxT < 0, length, position_BxT)  # out of bounds: the write is dropped
         distance = position_BxT[:, :, None] - jnp.arange(length)
         far = distance >= 0
@@ -318,7 +346,7 @@ class Transformer(nnx.Module):
 
             return block(x, _choose(is_global, rotations), mix, index == 0, None), None
 
-        (x, cache), _ = scan_layers(self.layers, run, (self._embed(tokens_BxT), cache), self._layers(), "none")
+        (x, cache), _ = scan_layers(self.layers, run, (x_BxTxD, cache), self._layers(), "none")
         return self._finish(x, position_BxT >= 0), cache
 
     @property
@@ -343,8 +371,9 @@ class Transformer(nnx.Module):
         logits = jnp.einsum("...d,vd->...v", x, kernel, preferred_element_type=jnp.float32)
         return logits if self.head_bias is None else logits + self.head_bias
 
-    def _embed(self, tokens_BxT: Array) -> Array:
-        return by_tokens(self.embedding[...][tokens_BxT].astype(self.config.dtype))
+    def embed(self, tokens_BxT: Int[Array, "batch time"]) -> Float[Array, "batch time dim"]:
+        """The tokens' embeddings, in the compute type."""
+        return by_rows(self.embedding[...][tokens_BxT].astype(self.config.dtype))
 
     def _rotations(self, position_BxT: Array) -> tuple[Rotation, Rotation]:
         """Those of the layers with a window and of the others."""

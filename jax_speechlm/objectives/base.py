@@ -30,6 +30,11 @@ class ObjectiveConfig(Config):
     reads_labels: ClassVar[bool] = False
     reads_codes: ClassVar[bool] = False
 
+    @property
+    def text_column(self) -> str:
+        """The column of an index whose texts the tokens of speech spell."""
+        return "text"
+
     def check_data(self, data: Config) -> None:
         """Raises ValueError where such data cannot train it; what they hold is seen when they are opened."""
 
@@ -53,7 +58,8 @@ class Objective:
       batch_flops: `batch -> FLOPs` instead, where batches differ in more than their length; it sees shapes alone.
       logits: `(params, batch) -> (logits [B, T, V], lengths [B])` where the objective gives token posteriors, or None.
       alarm: `(metrics averaged over steps, settled) -> what is wrong and what to do, or None`, for the loop to warn
-        with; `settled` says that training is long past its warm-up.
+        with; those of the last validation are there too, as "dev_<name>"; `settled` says that training is long past its
+        warm-up.
     """
 
     make: functional.MakeModule

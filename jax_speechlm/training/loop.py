@@ -143,7 +143,8 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
                 train_figures = meter.take() | {"skipped_steps": float(state.skipped)}
                 reporter.write(step, "train", train_figures)
                 reporter.write(step, "goodput", account.figures())
-                if objective.alarm and (warning := objective.alarm(train_figures, _settled(experiment, step))):
+                figures = train_figures | {f"dev_{name}": value for name, value in dev_figures.items()}
+                if objective.alarm and (warning := objective.alarm(figures, _settled(experiment, step))):
                     reporter.say(f"[yellow]{warning}")
             evaluated = step % cadence.eval_every == 0 or last
             with meter.outside():

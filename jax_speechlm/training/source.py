@@ -130,6 +130,7 @@ class PreparedSpeech(Source):
       noise: what training mixes in, or None.
       labels: classes of the rows of `train` and of `dev`; None where the objective does not classify.
       codes: speech units of the utterances of `train` and of `dev`; None where the objective does not predict them.
+      text_column: column of the indexes that the tokens spell.
     """
 
     train: indexes.Index
@@ -141,6 +142,7 @@ class PreparedSpeech(Source):
     noise: NoiseReader | None = None
     labels: tuple[Labels, Labels] = (None, None)
     codes: tuple[CodeStore | None, CodeStore | None] = (None, None)
+    text_column: str = "text"
 
     @property
     def units(self) -> Units | None:
@@ -160,11 +162,12 @@ class PreparedSpeech(Source):
             tokenizer = None
         elif tokenizer is None:
             tokenizer = _tokenizer(data.tokenizer, train)
-        tokens = indexes.token_lengths(train, tokenizer) if tokenizer else None
+        column = experiment.objective.text_column
+        tokens = indexes.token_lengths(train, tokenizer, column) if tokenizer else None
         plan = plan_speech(experiment, train.num_samples, tokens)
         dev_plan = None
         if dev is not None:
-            dev_tokens = indexes.token_lengths(dev, tokenizer) if tokenizer else None
+            dev_tokens = indexes.token_lengths(dev, tokenizer, column) if tokenizer else None
             dev_plan = plans.make_eval_plan(
                 dev.num_samples, dev_tokens, max_seconds=data.max_seconds, **_shapes(experiment)
             )
@@ -178,6 +181,7 @@ class PreparedSpeech(Source):
             _noise(experiment),
             _labels(experiment, train, dev),
             _codes(experiment, train, dev),
+            column,
         )
 
     def batches(self, first_step: int, num_steps: int) -> Batches:
@@ -193,6 +197,7 @@ class PreparedSpeech(Source):
             noise=self.noise,
             labels=self.labels[0],
             codes=self.codes[0],
+            column=self.text_column,
         )
 
     def dev_batches(self) -> Batches:
@@ -205,6 +210,7 @@ class PreparedSpeech(Source):
             num_steps=self.dev_plan.steps_per_epoch,
             labels=self.labels[1],
             codes=self.codes[1],
+            column=self.text_column,
         )
 
 

@@ -13,12 +13,16 @@ from jax_speechlm.experiment import Cadence, Experiment, Mixture, Speech, Stream
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.speech_lm import SpeechLMConfig
+from jax_speechlm.models.transformer import TransformerConfig
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.hubert import HuBERT
 from jax_speechlm.objectives.joint import Joint
 from jax_speechlm.objectives.masked_lm import MaskedLM
+from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.objectives.w2v_bert import W2vBert
 from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
 from jax_speechlm.parallel.mesh import MeshShape
@@ -34,6 +38,14 @@ OBJECTIVES = {
     "hubert": HuBERT(num_units=6, code_dim=4),
     "wav2vec2": Wav2Vec2(codes=8, code_dim=8, negatives=5, gumbel_decay=0.5),
     "w2v_bert": W2vBert(codes=8, code_dim=8, negatives=5, gumbel_decay=0.5),
+    "speech_lm": SpeechLM(),
+}
+MODELS = {
+    "speech_lm": SpeechLMConfig(
+        encoder=MODEL,
+        adapter=Stacking(frames=2, hidden_dim=16),
+        transformer=TransformerConfig(dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=24),
+    )
 }
 OBJECTIVES["joint"] = Joint(speech=OBJECTIVES["best_rq"], text=MaskedLM(ratio=0.3))
 STREAMS = (
@@ -49,7 +61,7 @@ def experiment(objective: str = "ctc", **changes) -> Experiment:
         data=Mixture(streams=STREAMS) if objective == "joint" else Speech(sets=("noise",)),
         objective=OBJECTIVES[objective],
         frontend=FrontEnd(mel=MEL, augment=Augment(time_masks=1, freq_masks=1, freq_mask_bins=4, gain_db=3.0)),
-        model=MODEL,
+        model=MODELS.get(objective, MODEL),
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-3, warmup_steps=2), ema_decay=0.9),
         mesh=MeshShape(data=8),
         num_steps=8,
@@ -94,7 +106,7 @@ class MemorySource(Source):
         lengths = np.concatenate([rng.integers(5000, 7600, short), rng.integers(14000, 15900, utterances - short)])
         samples = [rng.normal(0, 1000, length).astype(np.int16) for length in lengths]
         texts = ["".join(rng.choice(list(LETTERS), 3)) for _ in lengths]
-        tokenizer = CharTokenizer(LETTERS) if experiment.objective.kind == "ctc" else None
+        tokenizer = CharTokenizer(LETTERS) if experiment.objective.reads_text else None
         tokens = np.array([len(text) for text in texts]) if tokenizer else None
         options = {"num_buckets": 2, "batch_multiple": 8, "frame_samples": MEL.frame_samples, "seconds_per_batch": 8.0}
         num_units = experiment.objective.num_units if experiment.objective.reads_codes else 0

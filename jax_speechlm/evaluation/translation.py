@@ -1,0 +1,99 @@
+"""BLEU and chrF of translations, by sacrebleu, with bootstrap intervals."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from jax_speechlm.config import Config
+from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer
+from jax_speechlm.evaluation.report import Utterance
+
+METRICS = ("BLEU", "chrF")
+
+
+class TranslationScore(Config):
+    """One metric over a corpus.
+
+    Attributes:
+      score: of the corpus, 0 to 100.
+      mean, half_width: of its 95 % bootstrap interval over utterances.
+      signature: sacrebleu's account of how it was computed.
+    """
+
+    score: float
+    mean: float
+    half_width: float
+    signature: str
+
+    def __str__(self) -> str:
+        low, high = self.mean - self.half_width, self.mean + self.half_width
+        return f"{self.score:.1f} [{low:.1f}, {high:.1f}]"
+
+
+class TranslationReport(Config):
+    """The evaluation of one system's translations of one corpus.
+
+    Attributes:
+      normalizer: what both texts went through before scoring.
+      decoder: how the hypotheses were found.
+      bleu, chrf: the scores; utterances without a reference are left out.
+      scored: utterances that have a reference.
+      utterances: all, as given.
+    """
+
+    normalizer: NormalizerName
+    decoder: str
+    bleu: TranslationScore
+    chrf: TranslationScore
+    scored: int
+    utterances: tuple[Utterance, ...]
+
+    def save(self, directory: Path) -> None:
+        """Writes `report.json`, and `translations.txt`, for reading."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "report.json").write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        texts = (f"{each.id}\nref  {each.reference}\nhyp  {each.hypothesis}\n" for each in self.utterances)
+        (directory / "translations.txt").write_text("\n".join(texts), encoding="utf-8")
+
+    def table(self) -> Table:
+        """What to print."""
+        table = Table(title=f"normalizer: {self.normalizer}", title_justify="left")
+        for column in ("", "score [95 %]", "utterances"):
+            table.add_column(column, justify="right" if column else "left")
+        for name, score in zip(METRICS, (self.bleu, self.chrf), strict=True):
+            table.add_row(name, str(score), f"{self.scored:,}")
+        return table
+
+
+def evaluate(
+    utterances: Sequence[Utterance], normalizer_name: NormalizerName = "basic", *, decoder: str = "greedy"
+) -> TranslationReport:
+    """Scores translations against one reference each; `decoder` says how they were found.
+
+    Raises:
+      ValueError: no utterance has a reference.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    referenced = [utterance for utterance in utterances if utterance.reference.strip()]
+    if not referenced:
+        raise ValueError("there is nothing to evaluate: no utterance has a translation")
+    clean = normalizer(normalizer_name)
+    references = [clean(utterance.reference) for utterance in referenced]
+    hypotheses = [clean(utterance.hypothesis) for utterance in referenced]
+
+    def score(metric: BLEU | CHRF) -> TranslationScore:
+        found = metric.corpus_score(hypotheses, [references], n_bootstrap=1000)
+        return TranslationScore(
+            score=found.score, mean=found._mean, half_width=found._ci, signature=str(metric.get_signature())
+        )
+
+    return TranslationReport(
+        normalizer=normalizer_name,
+        decoder=decoder,
+        bleu=score(BLEU()),
+        chrf=score(CHRF()),
+        scored=len(referenced),
+        utterances=tuple(utterances),
+    )

@@ -1,0 +1,165 @@
+"""The continuous speech-language model: conformer -> adapter -> causal transformer.
+
+The transformer reads one stretch of vectors, of which some are speech:
+
+    boundary, prompt, speech, prompt behind it, answer
+
+Of what stands before the answer only the speech differs in length, and it begins at the same place in every row. So
+tokens are laid out by a gather of integers, speech by padding, and no gradient scatters.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pydantic
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_speechlm.config import Config
+from jax_speechlm.models.adapter import AdapterConfig, Stacking
+from jax_speechlm.models.attention import Chunk
+from jax_speechlm.models.conformer import Conformer, ConformerConfig
+from jax_speechlm.models.functional import Remat
+from jax_speechlm.models.layers import Keys
+from jax_speechlm.models.lora import LoRA, adapt, make_updates
+from jax_speechlm.models.transformer import Transformer, TransformerConfig
+from jax_speechlm.parallel.mesh import by_rows
+
+
+class SpeechLMConfig(Config):
+    """The shape of a speech-language model.
+
+    Attributes:
+      encoder: from features to frames.
+      adapter: from frames to vectors of the transformer's width.
+      transformer: what reads them, and answers; causal.
+      lora: which linear maps of encoder and transformer are adapted; none by default.
+    """
+
+    kind: Literal["speech_lm"] = "speech_lm"
+    encoder: ConformerConfig = ConformerConfig()
+    adapter: AdapterConfig = Stacking()
+    transformer: TransformerConfig = TransformerConfig()
+    lora: LoRA = LoRA()
+
+    @pydantic.field_validator("transformer")
+    @classmethod
+    def _answers_in_order(cls, value: TransformerConfig) -> TransformerConfig:
+        if not value.causal:
+            raise ValueError("a speech-language model answers token by token: set model.transformer.causal")
+        return value
+
+    @property
+    def input_dim(self) -> int:
+        """Features a frame."""
+        return self.encoder.input_dim
+
+    @property
+    def remat(self) -> Remat:
+        """What the larger stack keeps for the backward pass."""
+        return self.transformer.remat
+
+
+class Sequence(NamedTuple):
+    """Vectors for the transformer, and where things stand in them.
+
+    Attributes:
+      vectors: 0 or anything in padding, which is behind the last token.
+      segment: 1, and 0 in padding.
+      position: place in the row.
+      is_speech: where speech stands.
+      start: place of the answer's first token: as many vectors stand before it.
+    """
+
+    vectors: Float[Array, "batch time dim"]
+    segment: Int[Array, "batch time"]
+    position: Int[Array, "batch time"]
+    is_speech: Bool[Array, "batch time"]
+    start: Int[Array, " batch"]
+
+
+class SpeechTransformer(nnx.Module):
+    """Parameters: `encoder`, `adapter`, `transformer`, each under the name by which it is taken over, and `lora`."""
+
+    def __init__(self, config: SpeechLMConfig, vocab_size: int, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Conformer(config.encoder, rngs=rngs)
+        self.adapter = config.adapter.build(config.encoder.dim, config.transformer.dim, rngs)
+        self.transformer = Transformer(config.transformer, vocab_size, rngs=rngs)
+        if config.lora.rank:
+            self.lora = make_updates(self, config.lora, rngs=rngs)
+
+    def with_lora(self) -> "SpeechTransformer":
+        """The same module, its linear maps joined with their changes; to be called on what was just bound."""
+        if hasattr(self, "lora"):
+            adapt(self, self.lora, self.config.lora)
+        return self
+
+    def hear(
+        self,
+        features_BxTxF: Float[Array, "batch time feature"],
+        length_B: Int[Array, " batch"],
+        *,
+        keys: Keys | None = None,
+        chunk: Chunk | None = None,
+    ) -> tuple[Float[Array, "batch outputs dim"], Int[Array, " batch"]]:
+        """What the transformer is given of the speech, and how many vectors that is in each row."""
+        frames_BxTxD, _ = self.encoder(features_BxTxF, length_B, keys=keys, chunk=chunk)
+        return self.adapter(frames_BxTxD, length_B)
+
+    def lay_out(
+        self,
+        before_P: Int[np.ndarray, " before"],
+        speech_BxNxD: Float[Array, "batch outputs dim"],
+        speech_length_B: Int[Array, " batch"],
+        behind_Q: Int[np.ndarray, " behind"],
+        answer_BxU: Int[Array, "batch answer"],
+        answer_length_B: Int[Array, " batch"],
+    ) -> Sequence:
+        """Rows of `before`, speech, `behind` and answer without a gap, padding behind.
+
+        Args:
+          before_P, behind_Q: ids that all rows have in common.
+          answer_BxU: ids; anything behind `answer_length_B`.
+        """
+        num_before, num_behind, num_speech = len(before_P), len(behind_Q), speech_BxNxD.shape[1]
+        length = num_before + num_speech + num_behind + answer_BxU.shape[1]
+        place_L = jnp.arange(length, dtype=jnp.int32)
+        start_B = num_before + speech_length_B + num_behind
+        fixed = jnp.asarray(np.concatenate([before_P, behind_Q]), jnp.int32)
+        text = jnp.concatenate([jnp.tile(fixed, (len(answer_BxU), 1)), answer_BxU.astype(jnp.int32)], axis=1)
+        behind_speech = place_L >= num_before + speech_length_B[:, None]
+        index = jnp.where(behind_speech, place_L - speech_length_B[:, None], jnp.minimum(place_L, num_before - 1))
+        tokens_BxL = jnp.take_along_axis(text, jnp.clip(index, 0, text.shape[1] - 1), axis=1)
+
+        is_speech_BxL = (place_L >= num_before) & ~behind_speech
+        speech = jnp.pad(speech_BxNxD, ((0, 0), (num_before, length - num_before - num_speech), (0, 0)))
+        embedded = self.transformer.embed(tokens_BxL)
+        vectors = jnp.where(is_speech_BxL[..., None], speech.astype(embedded.dtype), embedded)
+        real = place_L < start_B[:, None] + answer_length_B[:, None]
+        position = jnp.broadcast_to(place_L, real.shape)
+        return Sequence(by_rows(vectors), real.astype(jnp.int32), position, is_speech_BxL, start_B)
+
+
+def speech_attention(
+    q_BxTxHxK: Float[Array, "batch time heads head_dim"],
+    k_BxTxGxK: Float[Array, "batch time kv_heads head_dim"],
+    sequence: Sequence,
+    rows_BxU: Int[Array, "batch answer"],
+) -> Float[Array, "batch answer"]:
+    """The share of their attention that the vectors at `rows_BxU` give to speech, averaged over heads.
+
+    By the formula itself, whatever kernel the model uses: those give no weights. Windows are left out of account.
+    """
+    length = sequence.is_speech.shape[1]  # where rows are spread over devices they are filled up
+    q, k = jax.lax.stop_gradient((q_BxTxHxK[:, :length], k_BxTxGxK[:, :length]))
+    q_BxUxGxRxK = jnp.take_along_axis(q, rows_BxU[..., None, None], axis=1).reshape(
+        *rows_BxU.shape, k.shape[2], -1, k.shape[3]
+    )
+    scores = jnp.einsum("bugrk,bsgk->bgrus", q_BxUxGxRxK, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    sees = jnp.arange(q.shape[1]) <= rows_BxU[..., None]
+    weights = jax.nn.softmax(scores + jnp.where(sees, 0, jnp.finfo(jnp.float32).min)[:, None, None], axis=-1)
+    on_speech = jnp.einsum("bgrus,bs->bgru", weights, sequence.is_speech.astype(jnp.float32))
+    return on_speech.mean((1, 2))

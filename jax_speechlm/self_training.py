@@ -1,0 +1,106 @@
+"""Self-training: a trained model transcribes audio, its surest transcripts are trained on, as if they were true.
+
+Xu et al. 2020 ("Iterative pseudo-labeling for speech recognition") and Park et al. 2020 ("Improved noisy student
+training") show what it buys; here a transcript counts as sure by the model's own probability of it.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+from tyro.conf import OmitArgPrefixes, Positional
+
+from data_pipelines.errors import DataError
+from data_pipelines.relabel import relabel
+from jax_speechlm.config import Config
+from jax_speechlm.evaluation.recognition import PreparedSpeech
+from jax_speechlm.experiment import Experiment, Start
+from jax_speechlm.training.loop import train
+from jax_speechlm.transcriber import Heard, open_transcriber
+
+
+class Filter(Config):
+    """Which transcripts to train on; one that is empty never is.
+
+    Attributes:
+      share: of the transcripts that are not empty, the surest.
+      min_confidence: besides, none that is less sure: nats a token, at most 0; None for any.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    min_confidence: Annotated[float, Field(le=0)] | None = None
+
+    def keep(self, heard: list[Heard]) -> np.ndarray:
+        """True for those to train on. Ties go to the earlier row."""
+        confidence = np.array([each.confidence if each.text.strip() else -np.inf for each in heard])
+        spoken = np.isfinite(confidence)
+        order = np.argsort(-confidence, kind="stable")[: int(np.ceil(self.share * spoken.sum()))]
+        kept = np.zeros(len(heard), bool)
+        kept[order] = True
+        return kept & spoken & (confidence >= (-np.inf if self.min_confidence is None else self.min_confidence))
+
+
+def self_train(
+    checkpoint: Positional[Path],
+    sets: tuple[str, ...],
+    out: str,
+    filter: OmitArgPrefixes[Filter] = Filter(),  # noqa: B008  frozen
+    split: str = "train",
+    run_dir: Path | None = None,
+    data_dir: Path = Path("data"),
+    seconds_per_batch: float = 120.0,
+) -> tuple[str, ...]:
+    """Transcribes audio, keeps the surest transcripts as sets to train on, and trains on them with a run's own.
+
+    For each set X it writes the prepared set OUT-X, which has X's audio (where it lies) and the transcripts that were
+    kept. Then it goes on from the checkpoint, as its run was trained, on that run's sets and on these.
+
+    Args:
+      checkpoint: a run's directory, trained by ctc or speech_lm, or one of its checkpoints/<step> folders.
+      sets: names of prepared data sets, whose own transcripts are not looked at.
+      out: what the new sets' names begin with.
+      filter: which transcripts are kept.
+      split: the split that is transcribed.
+      run_dir: where training goes on; without it the command that would do so is printed.
+      data_dir: folder of the prepared data sets.
+      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+    """
+    transcriber = open_transcriber(checkpoint)
+    if transcriber.task != "transcribe":
+        raise DataError(f"{checkpoint}: was trained to {transcriber.task}; name a run that transcribes")
+    speech = PreparedSpeech(transcriber, sets, split, data_dir, seconds_per_batch)
+    found = transcriber.hear(speech.batches())
+    heard = [found[row] for row in range(len(speech.index))]
+    kept = filter.keep(heard)
+    if not kept.any():
+        raise DataError(f"no transcript of {', '.join(sets)} is sure enough: lower --min-confidence, or train further")
+    names, first = [], speech.index.first_row
+    for number, part in enumerate(speech.index.parts):
+        rows = range(first[number], first[number + 1])
+        texts = [heard[row].text if kept[row] else "" for row in rows]
+        names.append(f"{out}-{part.set_dir.name}")
+        origin = {"transcribed_by": str(transcriber.checkpoint), "filter": filter.model_dump()}
+        relabel(part, texts, data_dir / names[-1], origin)
+        sure = kept[rows.start : rows.stop]
+        hours = speech.index.num_samples[rows.start : rows.stop][sure].sum() / 16_000 / 3600
+        print(f"{data_dir / names[-1]}: {sure.sum()} of {len(rows)} transcripts, {hours:.2f} hours")
+    chosen = tuple(name if split == "train" else f"{name}:{split}" for name in names)
+    experiment = _continued(transcriber.experiment, checkpoint, chosen, data_dir)
+    if run_dir is not None:
+        result = train(experiment, run_dir)
+        print(f"{run_dir}: {result.step} steps; dev: " + json.dumps(result.dev))
+    else:
+        file = data_dir / names[0] / "experiment.json"
+        file.write_text(experiment.model_dump_json(indent=1))
+        print(f"To train on them:\njax-speechlm finetune --config {file} --run-dir runs/{out}")
+    return chosen
+
+
+def _continued(experiment: Experiment, checkpoint: Path, chosen: tuple[str, ...], data_dir: Path) -> Experiment:
+    """The experiment that starts from the checkpoint with all its parameters, on its own sets and on the new ones."""
+    data = experiment.data
+    own = tuple(name for name in data.sets if name not in chosen)
+    data = data.replace(sets=own + chosen, data_dir=str(data_dir), tokenizer=str(checkpoint))
+    return experiment.replace(data=data, start=(Start(checkpoint=str(checkpoint), groups=()),))

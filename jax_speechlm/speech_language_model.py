@@ -1,0 +1,183 @@
+"""A trained speech-language model: what it writes to audio, greedily, by a beam, or drawn."""
+
+import dataclasses
+import functools
+import json
+import math
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+from tyro.conf import OmitArgPrefixes, Positional
+
+from data_pipelines import audio, tokenizers
+from data_pipelines.loader import Batch as HostBatch
+from jax_speechlm.batch import Batch
+from jax_speechlm.decoder import Decoding
+from jax_speechlm.decoding.generate import GREEDY, Beam, Continuations, Sampling, beam_search, sample
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.frontend.frontend import features
+from jax_speechlm.language_model import Continuation
+from jax_speechlm.models import functional
+from jax_speechlm.models.functional import Params
+from jax_speechlm.models.lora import LoRA, merge
+from jax_speechlm.models.speech_lm import SpeechTransformer
+from jax_speechlm.objectives.speech_lm import SpeechLM
+from jax_speechlm.trained import Trained
+from jax_speechlm.transcriber import Heard, Transcriber, in_batches
+from jax_speechlm.vocabulary import Vocabulary
+
+TOKENS_PER_SECOND = 25
+"""An answer that goes on for longer than its audio has room for, at the fastest speech by letters, is cut."""
+
+_SPARE_TOKENS = 16  # that the shortest clip may have besides
+_SAMPLE_RATE = audio.SAMPLE_RATE
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SpeechLanguageModel(Transcriber):
+    """A checkpoint's encoder, adapter and language model, LoRA merged. All that `load` needs is the checkpoint's path.
+
+    Attributes:
+      method: how answers are found.
+    """
+
+    checkpoint: Path
+    step: int
+    experiment: Experiment
+    tokenizer: tokenizers.Tokenizer
+    params: Params
+    method: Sampling | Beam = GREEDY
+
+    @classmethod
+    def load(cls, path: str | Path, decoding: Decoding = Decoding()) -> "SpeechLanguageModel":  # noqa: B008  frozen
+        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
+
+        Args:
+          decoding: greedy, or a beam of so many answers.
+
+        Raises:
+          CheckpointError: there is no readable checkpoint, or it is not one of a speech-language model.
+          ValueError: `decoding` names a language model or phrases, which only CTC posteriors are joined with.
+        """
+        if decoding.lm or decoding.boost or decoding.rescore:
+            raise ValueError(
+                f"{path}: is a language model itself: --lm, --boost and --rescore are for runs that were trained by ctc"
+            )
+        run = Trained.load(path, SpeechLM().kind, "answer to speech")
+        params, _ = merge(run.params, run.experiment.model.lora)
+        method = GREEDY if decoding.is_greedy else Beam(size=decoding.beam_size)
+        return cls(run.checkpoint, run.step, run.experiment, run.tokenizer, params, method)
+
+    @property
+    def task(self) -> str:
+        return self.experiment.objective.task
+
+    @property
+    def how(self) -> str:
+        return f"beam {self.method.size}" if isinstance(self.method, Beam) else "greedy"
+
+    def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
+        """The likeliest answer found to every row of the batches, by `example_id`; filler rows are left out."""
+        return {row: found[0].text for batch in batches for row, found in self.answers(batch).items()}
+
+    def hear(self, batches: Iterable[Batch]) -> dict[int, Heard]:
+        """The same, with the text's log-probability over the number of its tokens."""
+        found = ((row, answers[0]) for batch in batches for row, answers in self.answers(batch).items())
+        return {row: Heard(best.text, best.log_prob / best.num_tokens) for row, best in found}
+
+    def answers(self, batch: HostBatch, keys: Key[Array, " batch"] | None = None) -> dict[int, list[Continuation]]:
+        """What is written to each row, by `example_id`: those of a beam, the best first, or one.
+
+        What a row gives does not depend on the other rows, nor on padding.
+
+        Args:
+          batch: audio, as a recognizer is given it.
+          keys: one a row, for a method that draws.
+        """
+        rows = len(batch["example_id"])
+        if keys is None:
+            keys = jax.random.split(jax.random.key(0), rows)  # greedy search and beams draw nothing
+        found = jax.device_get(self._answer(self.params, dict(batch), keys, method=self.method))
+        texts = {}
+        for row, example in enumerate(batch["example_id"]):
+            if example >= 0:
+                alternatives = (np.atleast_1d(part[row]) for part in found[1:])
+                ids = found.tokens[row].reshape(-1, found.tokens.shape[-1])
+                texts[int(example)] = [self._read(*each) for each in zip(ids, *alternatives, strict=True)]
+                texts[int(example)] = [each for each in texts[int(example)] if math.isfinite(each.log_prob)]
+        return texts
+
+    def _read(self, ids: Int[np.ndarray, " new"], length: np.integer, log_prob: np.floating) -> Continuation:
+        found = ids[:length].tolist()
+        ended = bool(found) and found[-1] == self.vocabulary.boundary
+        text = self.tokenizer.decode(found[: len(found) - ended])
+        return Continuation(text, float(log_prob), len(found), ended)
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self.tokenizer)
+
+    @functools.cached_property
+    def _answer(self):
+        experiment = self.experiment
+        config = experiment.model.replace(lora=LoRA())
+        make = lambda rngs: SpeechTransformer(config, self.vocabulary.size, rngs=rngs)  # noqa: E731
+        graphdef = functional.declare(make).graphdef
+        before, behind = experiment.objective.prompt_ids(self.tokenizer)
+
+        def run(params: Params, batch: Batch, keys: Array, *, method: Sampling | Beam) -> Continuations:
+            model = functional.bind(graphdef, params)
+            speech, length_B = model.hear(*features(batch, experiment.frontend, None))
+            nothing = jnp.zeros((len(length_B), 0), jnp.int32)
+            sequence = model.lay_out(before, speech, length_B, behind, nothing, jnp.zeros_like(length_B))
+            room_of = lambda samples: samples * TOKENS_PER_SECOND // _SAMPLE_RATE + _SPARE_TOKENS  # noqa: E731
+            limits = {"max_new": room_of(batch["audio"].shape[1]), "context": None}
+            limits["context"] = sequence.start + room_of(batch["audio_length"])
+            prompt = model.transformer, self.vocabulary, sequence.vectors, sequence.start
+            if isinstance(method, Beam):
+                return beam_search(*prompt, method, **limits)
+            return sample(*prompt, keys, method, **limits)
+
+        return jax.jit(run, static_argnames="method")
+
+
+def answer_files(
+    checkpoint: Positional[Path],
+    files: Positional[tuple[Path, ...]],
+    samples: int = 1,
+    sampling: OmitArgPrefixes[Sampling] = Sampling(),  # noqa: B008  frozen
+    beam_size: int = 0,
+    length_penalty: float = 1.0,
+    seed: int = 0,
+    format: Literal["text", "json"] = "text",
+) -> None:
+    """Writes what a speech-language model was trained to say to audio files: the text, what follows, an answer.
+
+    Args:
+      checkpoint: a speech_lm run's directory, or one of its checkpoints/<step> folders.
+      files: audio files of any format; what is found for one does not depend on the others.
+      samples: texts drawn for each file.
+      sampling: how tokens are drawn; --temperature 0 takes the likeliest each time.
+      beam_size: above 0: no drawing, but a search for the likeliest texts, this many of which are kept and printed.
+      length_penalty: of the beam search: 0 compares texts by probability, 1 by its geometric mean over tokens.
+      seed: of what is drawn.
+      format: "text" prints a line a text; "json" prints JSON lines with file, text, log_prob (nats), num_tokens, ended.
+    """
+    model = SpeechLanguageModel.load(checkpoint)
+    method = Beam(size=beam_size, length_penalty=length_penalty) if beam_size else sampling
+    model = dataclasses.replace(model, method=method)
+    for file in files:
+        heard = audio.decode(file)
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(heard.tobytes()))
+        (batch,) = in_batches([heard])
+        for number in range(1 if beam_size else samples):
+            keys = jax.random.split(jax.random.fold_in(key, number), len(batch["example_id"]))
+            for each in model.answers(batch, keys)[0]:
+                said = {"file": str(file), **each._asdict()}
+                print(json.dumps(said, ensure_ascii=False) if format == "json" else each.text, flush=True)

@@ -1,0 +1,147 @@
+"""Adapters: formulas against numpy, lengths known ahead, and nothing of what lies behind an utterance."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_speechlm.models import functional
+from jax_speechlm.models.adapter import Convolutional, QFormer, Stacking
+
+DIM, WIDTH, FRAMES = 6, 10, 13
+CONFIGS = {
+    "stacking": Stacking(frames=3, hidden_dim=8),
+    "convolution": Convolutional(num_layers=2, stride=2, kernel_size=3, hidden_dim=8),
+    "qformer": QFormer(window=4, queries=2, num_layers=2, num_heads=2, dim=8),
+}
+EACH = pytest.mark.parametrize("name", CONFIGS)
+
+
+@functools.cache
+def made(name):
+    """(parameters, the compiled adapter)."""
+    make = lambda rngs: CONFIGS[name].build(DIM, WIDTH, rngs)  # noqa: E731
+    graphdef = functional.declare(make).graphdef
+    params = functional.init(make, jax.random.key(1))
+    noise = jax.random.normal(jax.random.key(2), (64,))
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * np.resize(noise, leaf.shape), params)  # biases too
+    return params, jax.jit(lambda params, x, length: functional.bind(graphdef, params)(x, length))
+
+
+def frames_of(seed, rows=2):
+    return np.random.default_rng(seed).normal(0, 1, (rows, FRAMES, DIM)).astype(np.float32)
+
+
+@EACH
+@settings(max_examples=15, deadline=None)
+@given(length=st.integers(0, FRAMES), seed=st.integers(0, 9))
+def test_padding_never_reaches_an_utterance(name, length, seed):
+    """Junk behind the utterance, and another utterance beside it, change nothing; its length says how many vectors."""
+    params, adapter = made(name)
+    x = frames_of(seed)
+    clean, junk = np.array(x), np.array(x)
+    clean[0, length:], junk[0, length:], junk[1] = 0, 1e3, -x[1]
+    one, counts = adapter(params, clean, np.array([length, FRAMES], np.int32))
+    other, _ = adapter(params, junk, np.array([length, 5], np.int32))
+    count = CONFIGS[name].num_outputs(length)
+    assert counts.tolist() == [count, CONFIGS[name].num_outputs(FRAMES)]
+    assert one.shape == (2, CONFIGS[name].num_outputs(FRAMES), WIDTH)
+    np.testing.assert_array_equal(one[0], other[0])
+    np.testing.assert_array_equal(one[0, count:], 0)
+    assert count == 0 or np.abs(one[0, :count]).min(-1).max() > 0
+
+
+@EACH
+def test_a_longer_row_of_padding_gives_the_same(name):
+    params, adapter = made(name)
+    x, length = frames_of(3), np.array([9, 4], np.int32)
+    short, _ = adapter(params, x[:, :9], length)
+    long, _ = adapter(params, x, length)
+    np.testing.assert_allclose(long[:, : short.shape[1]], short, atol=1e-6)
+
+
+@EACH
+def test_every_parameter_learns(name):
+    params, adapter = made(name)
+    x, length = frames_of(4), np.array([FRAMES, 7], np.int32)
+    weight = np.random.default_rng(0).normal(size=(CONFIGS[name].num_outputs(FRAMES), WIDTH))
+    gradients = jax.grad(lambda params: (adapter(params, x, length)[0] * weight).sum())(params)
+    still = [path for path, leaf in jax.tree_util.tree_leaves_with_path(gradients) if not np.any(leaf)]
+    # All queries' self-attention shares its keys' bias, and so do the frames': the softmax does not see them.
+    assert all(jax.tree_util.keystr(path).endswith(("['key']['bias']", "_key']['bias']")) for path in still), still
+
+
+def test_stacking_is_its_formula():
+    params, adapter = made("stacking")
+    x = frames_of(5, 1)
+    found, _ = adapter(params, x, np.array([8], np.int32))
+    x[:, 8:] = 0
+    stacked = np.pad(x, ((0, 0), (0, 2), (0, 0))).reshape(5, 3 * DIM)
+    hidden = np.maximum(stacked @ params["expand"]["kernel"] + params["expand"]["bias"], 0)
+    expected = hidden @ params["contract"]["kernel"] + params["contract"]["bias"]
+    np.testing.assert_allclose(found[0, :3], expected[:3], atol=1e-5)
+
+
+def test_convolution_is_its_formula():
+    params, adapter = made("convolution")
+    length = 11
+    x = frames_of(6, 1)
+    found, counts = adapter(params, x, np.array([length], np.int32))
+    x = x[0, :length].astype(np.float64)
+    for layer in ("layer0", "layer1"):
+        kernel, bias = params["layers"][layer]["kernel"], params["layers"][layer]["bias"]
+        out = []
+        for middle in range(0, len(x), 2):
+            near = [k for k in range(3) if 0 <= middle + k - 1 < len(x)]
+            out.append(sum(x[middle + k - 1] @ kernel[k] for k in near) + bias)
+        x = np.array(jax.nn.gelu(np.array(out)))
+    expected = x @ params["out"]["kernel"] + params["out"]["bias"]
+    assert counts.tolist() == [3]
+    np.testing.assert_allclose(found[0, :3], expected, atol=1e-5)
+
+
+def test_each_query_attends_to_its_window_alone():
+    """The Q-Former, one window and one query at a time, by plain loops."""
+    params, adapter = made("qformer")
+    length = 10
+    x = frames_of(7, 1)
+    found, _ = adapter(params, x, np.array([length], np.int32))
+
+    def norm(x, p):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+
+    def linear(x, p, dims=1):
+        return np.tensordot(x, p["kernel"], dims) + p["bias"]
+
+    def attention(q, k, v):
+        out = np.zeros_like(q)
+        for head in range(q.shape[1]):
+            scores = np.exp(q[:, head] @ k[:, head].T / math.sqrt(q.shape[-1]))
+            out[:, head] = scores / scores.sum(-1, keepdims=True) @ v[:, head]
+        return out
+
+    for window in range(3):
+        frames = x[0, 4 * window : min(4 * window + 4, length)] + params["places"][: min(4, length - 4 * window)]
+        queries = np.array(params["queries"], np.float64)
+        for number in range(2):
+            p = jax.tree.map(lambda leaf, number=number: np.asarray(leaf[number], np.float64), params["layers"])
+            y = norm(queries, p["self_norm"])
+            mixed = attention(linear(y, p["self_query"]), linear(y, p["self_key"]), linear(y, p["self_value"]))
+            queries = queries + linear(mixed, p["self_out"], 2)
+            y = norm(queries, p["cross_norm"])
+            mixed = attention(linear(y, p["query"]), linear(frames, p["key"]), linear(frames, p["value"]))
+            queries = queries + linear(mixed, p["out"], 2)
+            hidden = np.asarray(jax.nn.gelu(linear(norm(queries, p["ffn_norm"]), p["expand"])))
+            queries = queries + linear(hidden, p["contract"])
+        expected = linear(norm(queries, params["norm"]), params["out"])
+        np.testing.assert_allclose(found[0, 2 * window : 2 * window + 2], expected, atol=1e-4)
+
+
+def test_a_kernel_without_a_middle_is_refused():
+    with pytest.raises(ValueError, match=r"kernel_size \(4\) must be odd"):
+        Convolutional(kernel_size=4)

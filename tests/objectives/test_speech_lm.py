@@ -1,0 +1,230 @@
+"""The speech-language model against rows built one by one, and what an objective promises."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines.tokenizers import CharTokenizer
+from jax_speechlm.frontend.augment import Augment
+from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.models import functional
+from jax_speechlm.models.lora import LoRA
+from jax_speechlm.models.speech_lm import speech_attention
+from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.speech_lm import Prompt, Prompts, SpeechLM, alarm
+from jax_speechlm.parallel import mesh as meshes
+from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.vocabulary import Vocabulary
+from tests.training import tiny
+
+TOKENIZER = CharTokenizer("abcdefgh ")
+BOUNDARY = Vocabulary.of(TOKENIZER).boundary
+MODEL = tiny.MODELS["speech_lm"]
+CONFIG = SpeechLM(prompts=Prompts(transcribe=Prompt(before="ab", behind="ca")))
+FRONT_END = FrontEnd(mel=tiny.MEL)
+
+
+@functools.cache
+def built(config=CONFIG, front_end=FRONT_END, model=MODEL):
+    """(parameters, objective, its compiled loss for evaluation)."""
+    objective = config.build(model, front_end, TOKENIZER)
+    params = functional.init(objective.make, jax.random.key(0))
+    return params, objective, jax.jit(lambda params, batch, key=None: objective.loss(params, batch, key))
+
+
+def batch_of(rows, num_samples=9000, num_tokens=6, seed=0):
+    """A batch of (samples, text) rows; None is a filler. What a row holds depends on its text alone."""
+    size = len(rows)
+    batch = {
+        "audio": np.zeros((size, num_samples), np.int16),
+        "audio_length": np.zeros(size, np.int32),
+        "tokens": np.zeros((size, num_tokens), np.int32),
+        "token_length": np.zeros(size, np.int32),
+        "example_id": np.array([-1 if row is None else len(row[1]) for row in rows], np.int32),
+        "weight": np.array([row is not None for row in rows], np.float32),
+    }
+    for place, row in enumerate(rows):
+        if row is not None:
+            length, text = row
+            ids = TOKENIZER.encode(text)
+            batch["audio"][place, :length] = np.random.default_rng(length).normal(0, 2000, length)
+            batch["audio_length"][place], batch["token_length"][place] = length, len(ids)
+            batch["tokens"][place, : len(ids)] = ids
+    return batch
+
+
+ROWS = [(8000, "abc"), (5000, "hgf ed"), (3000, "b"), (6500, "")]
+
+
+def test_the_loss_is_that_of_rows_built_one_by_one():
+    """Each row alone, without padding, its vectors laid side by side by numpy, its probabilities written out."""
+    params, _, loss = built()
+    graphdef = functional.declare(built()[1].make).graphdef
+    nats, right, count = 0.0, 0, 0
+    for length, text in ROWS[:3]:
+        model = functional.bind(graphdef, params)
+        x, frames = features(jax.tree.map(jnp.asarray, batch_of([(length, text)], length)), FRONT_END, None)
+        speech, num_speech = model.hear(x, frames)
+        ids = TOKENIZER.encode(text)
+        table = np.asarray(params["transformer"]["embedding"])
+        before, behind = [BOUNDARY, *TOKENIZER.encode("ab")], TOKENIZER.encode("ca")
+        row = np.concatenate([table[before], speech[0, : int(num_speech[0])], table[behind], table[ids]])[None]
+        place = jnp.arange(row.shape[1])[None]
+        hidden, _ = model.transformer.encode(jnp.asarray(row), place * 0 + 1, place)
+        log_probs = jax.nn.log_softmax(model.transformer.logits(hidden))[0]
+        start = len(before) + int(num_speech[0]) + len(behind)
+        for offset, token in enumerate([*ids, BOUNDARY]):
+            nats -= float(log_probs[start - 1 + offset, token])
+            right += int(log_probs[start - 1 + offset].argmax() == token)
+            count += 1
+    found, metrics = loss(params, batch_of([*ROWS, None]))
+    assert metrics["loss"][1] == count == 13
+    np.testing.assert_allclose(float(metrics["loss"][0]), nats, rtol=1e-5)
+    np.testing.assert_allclose(float(found), nats / count, rtol=1e-5)
+    assert int(metrics["accuracy"][0]) == right
+    assert [float(each) for each in metrics["unanswered"]] == [1, 4]  # the row without text is counted, and not learnt
+
+
+def test_a_row_is_laid_out_without_a_gap():
+    graphdef = functional.declare(built()[1].make).graphdef
+    params = built()[0]
+    model = functional.bind(graphdef, params)
+    width = MODEL.transformer.dim
+    speech = -jnp.arange(1, 2 * 4 * width + 1, dtype=jnp.float32).reshape(2, 4, width)
+    answer = jnp.array([[5, 6, 7], [8, 1, 1]])
+    found = model.lay_out(np.array([3, 4]), speech, jnp.array([4, 2]), np.array([2]), answer, jnp.array([3, 1]))
+    table = np.asarray(params["transformer"]["embedding"])
+    rows = [
+        np.concatenate([table[[3, 4]], speech[0], table[[2, 5, 6, 7]]]),
+        np.concatenate([table[[3, 4]], speech[1, :2], table[[2, 8]]]),
+    ]
+    assert found.segment.tolist() == [[1] * 10, [1] * 6 + [0] * 4]
+    assert found.start.tolist() == [7, 5]
+    assert found.is_speech.tolist() == [[False] * 2 + [True] * 4 + [False] * 4, [False] * 2 + [True] * 2 + [False] * 6]
+    for place, row in enumerate(rows):
+        np.testing.assert_array_equal(found.vectors[place, : len(row)], row)
+        np.testing.assert_array_equal(found.position[place, : len(row)], np.arange(len(row)))
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 0, 1]])
+def test_padding_fillers_and_row_order_change_nothing(order):
+    params, _, loss = built()
+    value, metrics = loss(params, batch_of(ROWS))
+    other = batch_of([ROWS[place] for place in order] + [None, None], num_samples=12_000, num_tokens=11)
+    other["tokens"] += (other["tokens"] == 0) * 3  # junk behind every answer
+    again, others = loss(params, other)
+    np.testing.assert_allclose(again, value, rtol=1e-5)
+    assert metrics.keys() == others.keys()
+    for name, (total, weight) in metrics.items():
+        np.testing.assert_allclose(others[name][0], total, rtol=1e-4, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(others[name][1], weight, err_msg=name)
+
+
+def test_training_draws_from_each_row_alone():
+    """Augmentation and dropout, of all parts: none is frozen."""
+    front_end = FRONT_END.replace(augment=Augment(time_masks=1, freq_masks=1, freq_mask_bins=4, gain_db=3.0))
+    params, _, loss = built(CONFIG.replace(freeze=()), front_end, tiny.MODELS["speech_lm"])
+    key = jax.random.key(3)
+    value, metrics = loss(params, batch_of(ROWS), key)
+    again, _ = loss(params, batch_of([*ROWS[::-1], None], num_samples=11_000), key)
+    np.testing.assert_allclose(again, value, rtol=1e-5)
+    assert float(loss(params, batch_of(ROWS), jax.random.key(4))[0]) != float(value)
+    assert "speech_gain" not in metrics
+
+
+def test_frozen_parts_have_no_dropout():
+    wet = MODEL.replace(encoder=MODEL.encoder.replace(dropout=0.5), transformer=MODEL.transformer.replace(dropout=0.5))
+    params, _, loss = built(CONFIG, FRONT_END, wet)
+    expected, _ = loss(params, batch_of(ROWS))
+    np.testing.assert_allclose(loss(params, batch_of(ROWS), jax.random.key(3))[0], expected, rtol=1e-6)
+
+
+def test_gradients_reach_the_adapter_and_stay_finite_from_nothing_on():
+    params, objective, _ = built()
+    gradient = jax.jit(jax.grad(lambda params, batch: objective.loss(params, batch, None)[0]))
+    found = gradient(params, batch_of([(0, "a"), (8000, ""), (300, "abc"), None]))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    found = gradient(params, batch_of(ROWS))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(found["adapter"]))
+
+
+def test_the_gauges_are_what_they_say():
+    params, _, loss = built()
+    _, metrics = loss(params, batch_of(ROWS))
+    deaf = params | {"adapter": jax.tree.map(jnp.zeros_like, params["adapter"])}
+    _, without = loss(deaf, batch_of(ROWS))
+    np.testing.assert_allclose(without["loss"][0], metrics["loss_without_speech"][0], rtol=1e-5)
+    gain = metrics["loss_without_speech"][0] - metrics["loss"][0]
+    np.testing.assert_allclose(metrics["speech_gain"][0], gain, rtol=1e-4)
+    assert float(without["adapter_scale"][0]) == 0
+    assert float(without["speech_gain"][0]) == 0
+    louder = params | {"adapter": jax.tree.map(lambda leaf: leaf, params["adapter"])}
+    louder["adapter"]["contract"] = jax.tree.map(lambda leaf: 3 * leaf, params["adapter"]["contract"])
+    ratio = loss(louder, batch_of(ROWS))[1]["adapter_scale"][0] / metrics["adapter_scale"][0]
+    np.testing.assert_allclose(ratio, 3, rtol=1e-4)
+
+
+def test_attention_on_speech_is_the_softmax_written_out():
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(1, 7, 4, 6)).astype(np.float32), rng.normal(size=(1, 7, 2, 6)).astype(np.float32)
+    is_speech = np.array([[False, True, True, True, False, False, False]])
+    model = functional.bind(functional.declare(built()[1].make).graphdef, built()[0])
+    no_speech, answer = jnp.zeros((1, 3, MODEL.transformer.dim)), jnp.ones((1, 2), int)
+    sequence = model.lay_out(np.array([1]), no_speech, jnp.array([3]), np.array([1]), answer, jnp.array([2]))
+    np.testing.assert_array_equal(sequence.is_speech, is_speech)
+    found = speech_attention(jnp.asarray(q), jnp.asarray(k), sequence, jnp.array([[4, 6]]))
+    for place, row in enumerate((4, 6)):
+        masses = []
+        for head in range(4):
+            scores = np.exp(q[0, row, head] @ k[0, : row + 1, head // 2].T / np.sqrt(6))
+            masses.append(scores[is_speech[0, : row + 1]].sum() / scores.sum())
+        np.testing.assert_allclose(found[0, place], np.mean(masses), rtol=1e-5)
+
+
+def test_a_deaf_model_sets_off_the_alarm():
+    listens = {"speech_attention": 0.3, "accuracy": 0.4, "adapter_scale": 1.0, "dev_speech_gain": 0.5}
+    listens |= {"dev_loss_without_speech": 2.0}
+    assert alarm(listens, True) is None
+    assert "0.2% of their attention" in alarm(listens | {"speech_attention": 0.002}, True)
+    assert "0.0010 nats" in alarm(listens | {"dev_speech_gain": 0.001}, True)
+    assert alarm(listens | {"speech_attention": 0.002}, False) is None
+    del listens["dev_speech_gain"]  # before the first validation
+    assert alarm(listens, True) is None
+
+
+def test_every_mesh_gives_the_single_device_loss_and_gradients():
+    model = MODEL.replace(lora=LoRA(rank=2, targets=("transformer/layers", "encoder/layers/attention")))
+    objective = CONFIG.build(model, FRONT_END, TOKENIZER)
+    declaration = functional.declare(objective.make)
+    params = jax.device_get(functional.init(objective.make, jax.random.key(0)))
+    batch = batch_of([*ROWS, (7777, "gag"), (4321, "fed"), None, None])
+
+    def run(shape, devices):
+        mesh = meshes.make_mesh(shape, jax.devices()[:devices])
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, meshes.param_shardings(mesh, declaration.axes, declaration.shapes))
+            step = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
+            (loss, _), gradients = step(placed, meshes.shard_batch(mesh, batch), jax.random.key(1))
+            return float(loss), jax.device_get(gradients)
+
+    loss, gradients = run(MeshShape(data=1), 1)
+    other_loss, other_gradients = run(MeshShape(data=2, fsdp=2, tensor=2), 8)
+    np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), other_gradients, gradients)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        CONFIG.build(MODEL, FRONT_END, None)
+    with pytest.raises(ValueError, match=r"trains an encoder, an adapter and a transformer, not a conformer"):
+        CONFIG.build(MODEL.encoder, FRONT_END, TOKENIZER)
+    with pytest.raises(ValueError, match=r"set model\.transformer\.causal"):
+        MODEL.replace(transformer=TransformerConfig(causal=False))
+    with pytest.raises(ValueError, match="crop_seconds"):
+        CONFIG.build(MODEL, FRONT_END.replace(augment=Augment(crop_seconds=1.0)), TOKENIZER)
+    assert SpeechLM(task="translate").text_column == "translation"
+    assert CONFIG.text_column == CTC().text_column == "text"
