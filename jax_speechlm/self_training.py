@@ -18,7 +18,7 @@ from jax_speechlm.config import Config
 from jax_speechlm.evaluation.recognition import PreparedSpeech
 from jax_speechlm.experiment import Experiment, Start
 from jax_speechlm.training.loop import train
-from jax_speechlm.transcriber import Heard, open_transcriber
+from jax_speechlm.transcriber import Heard, Transcriber, open_transcriber
 
 
 class Filter(Config):
@@ -87,20 +87,20 @@ def self_train(
         hours = speech.index.num_samples[rows.start : rows.stop][sure].sum() / 16_000 / 3600
         print(f"{data_dir / names[-1]}: {sure.sum()} of {len(rows)} transcripts, {hours:.2f} hours")
     chosen = tuple(name if split == "train" else f"{name}:{split}" for name in names)
-    experiment = _continued(transcriber.experiment, checkpoint, chosen, data_dir)
+    experiment = _continued(transcriber, chosen, data_dir)
     if run_dir is not None:
         result = train(experiment, run_dir)
         print(f"{run_dir}: {result.step} steps; dev: " + json.dumps(result.dev))
     else:
-        file = data_dir / names[0] / "experiment.json"
+        file = data_dir / f"{out}.json"
         file.write_text(experiment.model_dump_json(indent=1))
         print(f"To train on them:\njax-speechlm finetune --config {file} --run-dir runs/{out}")
     return chosen
 
 
-def _continued(experiment: Experiment, checkpoint: Path, chosen: tuple[str, ...], data_dir: Path) -> Experiment:
+def _continued(transcriber: Transcriber, chosen: tuple[str, ...], data_dir: Path) -> Experiment:
     """The experiment that starts from the checkpoint with all its parameters, on its own sets and on the new ones."""
-    data = experiment.data
-    own = tuple(name for name in data.sets if name not in chosen)
-    data = data.replace(sets=own + chosen, data_dir=str(data_dir), tokenizer=str(checkpoint))
-    return experiment.replace(data=data, start=(Start(checkpoint=str(checkpoint), groups=()),))
+    experiment, run_dir = transcriber.experiment, transcriber.checkpoint.parent.parent
+    own = tuple(name for name in experiment.data.sets if name not in chosen)
+    data = experiment.data.replace(sets=own + chosen, data_dir=str(data_dir), tokenizer=str(run_dir))
+    return experiment.replace(data=data, start=(Start(checkpoint=str(transcriber.checkpoint), groups=()),))

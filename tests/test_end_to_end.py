@@ -111,9 +111,10 @@ def test_cuts_fall_into_pauses_and_lose_nothing():
 
 
 SPEECH_LM = """
-from jax_speechlm.experiment import Cadence, Experiment, Speech
+from jax_speechlm.experiment import Experiment, Speech
 from jax_speechlm.models.adapter import Stacking
-from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.configs.demo_pretrain import MEL, MODEL
+from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer import TransformerConfig
 from jax_speechlm.objectives.speech_lm import SpeechLM
@@ -121,12 +122,13 @@ from jax_speechlm.objectives.speech_lm import SpeechLM
 
 def config():
     model = SpeechLMConfig(
-        encoder=ConformerConfig(dim=16, num_layers=2, num_heads=2),
+        encoder=MODEL.replace(dim=16, num_layers=2, num_heads=2),
         adapter=Stacking(hidden_dim=16),
         transformer=TransformerConfig(dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=16),
     )
     data = Speech(sets=("tones",), num_buckets=1, seconds_per_batch=8, batch_multiple=8)
-    return Experiment(data=data, objective=SpeechLM(task="translate"), model=model, num_steps=2)
+    objective, front_end = SpeechLM(task="translate"), FrontEnd(mel=MEL)
+    return Experiment(data=data, objective=objective, frontend=front_end, model=model, num_steps=2)
 """
 
 
@@ -163,7 +165,7 @@ def test_self_training_goes_on_from_its_own_transcripts(workplace, capsys):
     assert all(text in ("", spelled[row]) for row, text in enumerate(written))
     experiment = load_experiment(workplace / "self")
     assert experiment.data.sets == ("tones", "pseudo-tones:test")
-    assert experiment.start[0].checkpoint == str(run)
+    assert experiment.start[0].checkpoint.startswith(str(run / "checkpoints"))
 
 
 def test_mistakes_on_the_command_line_say_what_to_do(capsys):

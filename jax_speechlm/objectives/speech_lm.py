@@ -22,7 +22,7 @@ from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import draw_chunk
 from jax_speechlm.models.layers import Keys
-from jax_speechlm.models.speech_lm import SpeechLMConfig, SpeechTransformer, speech_attention
+from jax_speechlm.models.speech_lm import Sequence, SpeechLMConfig, SpeechTransformer, speech_attention
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, mean
 from jax_speechlm.objectives.causal_lm import token_losses
 from jax_speechlm.vocabulary import Vocabulary
@@ -163,7 +163,7 @@ def _loss(
     return mean(*metrics["loss"]), metrics
 
 
-def _adapter_scale(sequence, weight_B: Array) -> tuple[Array, Array]:
+def _adapter_scale(sequence: Sequence, weight_B: Array) -> tuple[Array, Array]:
     """Each row's mean length of the speech's vectors over that of the tokens' embeddings, summed."""
     length_BxL = jnp.linalg.norm(jax.lax.stop_gradient(sequence.vectors).astype(jnp.float32), axis=-1)
     is_token_BxL = (sequence.segment > 0) & ~sequence.is_speech

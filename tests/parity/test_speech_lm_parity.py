@@ -31,7 +31,7 @@ def test_speech_among_tokens_is_what_inputs_embeds_is(kind):
     shape = SpeechLMConfig(encoder=encoder, transformer=config)
     make = lambda rngs: SpeechTransformer(shape, make_transformer.VOCAB, rngs=rngs)  # noqa: E731
     params = functional.init(make, jax.random.key(0)) | {"transformer": taken}
-    model = functional.bind(functional.declare(make).graphdef, params)
+    model = functional.bind(functional.declare(make).graphdef, jax.tree.map(jnp.asarray, params))
     rng = np.random.default_rng(0)
     speech = rng.normal(0, 0.5, (2, 6, config.dim)).astype(np.float32)
     before, behind = rng.integers(1, make_transformer.VOCAB, 3), rng.integers(1, make_transformer.VOCAB, 2)
