@@ -373,7 +373,7 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens_BxT: Int[Array, "batch time"]) -> Float[Array, "batch time dim"]:
         """The tokens' embeddings, in the compute type."""
-        return by_rows(self.embedding[...][tokens_BxT].astype(self.config.dtype))
+        return by_tokens(self.embedding[...][tokens_BxT].astype(self.config.dtype))
 
     def _rotations(self, position_BxT: Array) -> tuple[Rotation, Rotation]:
         """Those of the layers with a window and of the others."""
