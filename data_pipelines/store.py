@@ -160,7 +160,7 @@ class IndexWriters:
     def write(self, item: Converted) -> None:
         clip = item.clip
         rows = self._rows.setdefault(clip.split, [])
-        rows.append((clip.id, item.num_samples, clip.text, clip.speaker, clip.language))
+        rows.append((clip.id, item.num_samples, clip.text, clip.speaker, clip.language, clip.translation))
         if len(rows) == _ROW_GROUP:
             self._flush(clip.split)
 
