@@ -82,6 +82,16 @@ VERBS = {
         "transcribe untranscribed audio, keep what the model is sure of, and train on it",
         "jax-speechlm self-train runs/finetune --sets queen-en --out pseudo --run-dir runs/self",
     ),
+    "embed": Verb(
+        "jax_speechlm.cli:embed",
+        "write what an encoder's layers make of audio files: a vector a file, or one a frame",
+        "jax-speechlm embed runs/pretrain *.wav --out embeddings.npz",
+    ),
+    "probe": Verb(
+        "jax_speechlm.cli:probe",
+        "train linear classifiers of speaker, language or words on an encoder's frozen layers",
+        "jax-speechlm probe runs/pretrain --sets fsdd --target text --leave-out speaker",
+    ),
     "align": Verb(
         "jax_speechlm.cli:align",
         "find when each word of known transcripts is said",
@@ -367,6 +377,26 @@ def units(argv: Sequence[str], prog: str) -> None:
     cache_compilations()
     actions = {"fit": command.fit, "label": command.label, "report": command.report}
     subcommand_cli_from_dict(actions, prog=prog, args=argv)
+
+
+def embed(argv: Sequence[str], prog: str) -> None:
+    import tyro
+
+    from jax_speechlm.encoder import embed_files
+    from jax_speechlm.parallel.hardware import cache_compilations
+
+    cache_compilations()
+    tyro.cli(embed_files, prog=prog, args=argv)
+
+
+def probe(argv: Sequence[str], prog: str) -> None:
+    import tyro
+
+    from jax_speechlm.evaluation.probing import probe_run
+    from jax_speechlm.parallel.hardware import cache_compilations
+
+    cache_compilations()
+    tyro.cli(probe_run, prog=prog, args=argv)
 
 
 def score_pairs(argv: Sequence[str], prog: str) -> None:

@@ -165,9 +165,14 @@ def _from_gold_csv(path: Path, text: str) -> Iterable[Pair]:
 _READERS = {".csv": _from_gold_csv}
 
 
-def _accuracy(wins: np.ndarray) -> Accuracy:
-    """The mean, with Wilson's interval."""
-    count, share, z = len(wins), float(wins.mean()), 1.959964
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of so many independent trials. Wilson 1927."""
+    z = 1.959964
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return Accuracy(accuracy=share, interval=(max(0.0, middle - half), min(1.0, middle + half)), pairs=count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _accuracy(wins: np.ndarray) -> Accuracy:
+    share = float(wins.mean())
+    return Accuracy(accuracy=share, interval=wilson_interval(share, len(wins)), pairs=len(wins))

@@ -1,0 +1,179 @@
+"""The speech encoder of any run that has one: what its layers make of recordings."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from tyro.conf import Positional
+
+from data_pipelines import audio
+from jax_speechlm.batch import Batch
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import Conformer, ConformerConfig
+from jax_speechlm.models.layers import frame_mask
+from jax_speechlm.transcriber import cut_at_pauses, in_batches
+from jax_speechlm.training import checkpoints as ckpt
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechEncoder:
+    """A conformer and its front end, frozen.
+
+    Layer 0 is the input projection; layer `num_layers` the encoder's output.
+
+    Attributes:
+      model: the encoder's shape.
+      frontend: what makes its features.
+      params: its parameters.
+      checkpoint: where they were read from; None for random ones.
+    """
+
+    model: ConformerConfig
+    frontend: FrontEnd
+    params: functional.Params
+    checkpoint: Path | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SpeechEncoder":
+        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
+
+        Raises:
+          CheckpointError: there is no readable checkpoint, or its model has no speech encoder.
+        """
+        checkpoint = ckpt.find(path)
+        params, meta = ckpt.read_params(checkpoint)
+        experiment = Experiment.model_validate(meta["experiment"])
+        if not isinstance(experiment.model, ConformerConfig):
+            raise ckpt.CheckpointError(
+                f"{checkpoint}: was trained by {experiment.objective.kind}, whose model has no speech encoder: name a "
+                "run that was pretrained or finetuned on speech"
+            )
+        return cls(experiment.model, experiment.frontend, jax.device_put(params["encoder"]), checkpoint)
+
+    def random(self, seed: int = 0) -> "SpeechEncoder":
+        """The same encoder with fresh parameters, as a run would begin with: what to compare a trained one with."""
+        return dataclasses.replace(self, params=functional.init(self._make, jax.random.key(seed)), checkpoint=None)
+
+    def pooled(self, batches: Iterable[Batch], num_rows: int) -> Float[np.ndarray, "rows layers dim"]:
+        """Every layer's mean over the frames of each row, by `example_id`, in one pass; 0 for a row without frames."""
+        pooled = np.zeros((num_rows, self.model.num_layers + 1, self.model.dim), np.float32)
+        for batch in batches:
+            real = batch["example_id"] >= 0
+            pooled[batch["example_id"][real]] = np.asarray(self._pool(self.params, batch))[real]
+        return pooled
+
+    def frames(self, batches: Iterable[Batch], layer: int) -> dict[int, Float[np.ndarray, "time dim"]]:
+        """One layer's hidden states of every row, by `example_id`."""
+        found = {}
+        for batch in batches:
+            hidden_BxTxD, length_B = jax.device_get(self._layer(self.params, batch, layer))
+            for row, example in enumerate(batch["example_id"]):
+                if example >= 0:
+                    found[int(example)] = hidden_BxTxD[row, : length_B[row]].copy()  # not a view of the whole batch
+        return found
+
+    def embed(
+        self, files: Sequence[str | Path], *, layer: int | None = None, max_seconds: float = 30.0
+    ) -> Iterator[Float[np.ndarray, "time dim"]]:
+        """One layer's hidden states of audio files of any format, rate, length and number of channels, in order.
+
+        A vector every `frontend.mel.frame_samples` samples of 16 kHz; `mean(axis=0)` of them is an utterance's
+        embedding. What a file gives does not depend on the other files.
+
+        Args:
+          layer: 0 to `model.num_layers`; None takes the last.
+          max_seconds: a longer recording is cut at pauses, and its parts are encoded each by itself.
+
+        Raises:
+          AudioError: a file cannot be read, or is too short for a single frame.
+          ValueError: there is no such layer.
+        """
+        depth = self.model.num_layers
+        layer = depth if layer is None else layer
+        if not 0 <= layer <= depth:
+            raise ValueError(f"layer must lie between 0 (the input) and {depth} (the output), got {layer}")
+        for file in files:
+            parts = list(cut_at_pauses(audio.decode(file), max_seconds))
+            found = self.frames(in_batches(parts), layer)
+            hidden_TxD = np.concatenate([found[number] for number in range(len(parts))])
+            if not len(hidden_TxD):
+                raise audio.AudioError(str(file), "too short for a single frame", "leave it out")
+            yield hidden_TxD
+
+    def all_layers(
+        self, params: functional.Params, batch: Batch
+    ) -> tuple[Float[Array, "layers batch time dim"], Int[Array, " batch"]]:
+        """Hidden states of the input and after every layer, float32 and 0 in padding; and frames of each row. Pure."""
+        x_BxTxF, length_B = features(batch, self.frontend, None)
+        encoder = functional.bind(self._graphdef, params)
+        taps = tuple(range(1, self.model.num_layers + 1))
+        embedded = encoder.embed(x_BxTxF)
+        _, hidden = encoder.encode(embedded, length_B, taps=taps)
+        inside_BxT = frame_mask(length_B, x_BxTxF.shape[1])
+        embedded = jnp.where(inside_BxT[..., None], embedded.astype(jnp.float32), 0)
+        return jnp.stack([embedded, *(hidden[tap] for tap in taps)]), length_B
+
+    def _make(self, rngs) -> Conformer:
+        return Conformer(self.model, rngs=rngs)
+
+    @functools.cached_property
+    def _graphdef(self):
+        return functional.declare(self._make).graphdef
+
+    @functools.cached_property
+    def _pool(self):
+        def pool(params: functional.Params, batch: Batch) -> Float[Array, "batch layers dim"]:
+            hidden_LxBxTxD, length_B = self.all_layers(params, batch)
+            return jnp.swapaxes(hidden_LxBxTxD.sum(2) / jnp.maximum(length_B, 1)[:, None], 0, 1)
+
+        return jax.jit(pool)
+
+    @functools.cached_property
+    def _layer(self):
+        def one(params: functional.Params, batch: Batch, layer: int):
+            hidden_LxBxTxD, length_B = self.all_layers(params, batch)
+            return hidden_LxBxTxD[layer], length_B
+
+        return jax.jit(one, static_argnums=2)
+
+
+def embed_files(
+    checkpoint: Positional[Path],
+    files: Positional[tuple[Path, ...]],
+    out: Path,
+    layer: int | None = None,
+    frames: bool = False,
+    max_seconds: float = 30.0,
+) -> None:
+    """Writes what a run's speech encoder makes of audio files: a vector a file, or one a frame.
+
+    The file is numpy's: `files` names them, `embeddings` is float32 [files, dim]. With --frames the frames of all files
+    follow each other, [frames, dim], and `lengths` says how many each file has; `frame_seconds` lie between them.
+
+    Args:
+      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
+      files: audio of any format, sample rate, length and number of channels.
+      out: the .npz file to write.
+      layer: 0 is the input projection; by default the last.
+      frames: every frame's vector instead of their mean.
+      max_seconds: longer recordings are cut at pauses into parts of at most this length.
+    """
+    encoder = SpeechEncoder.load(checkpoint)
+    embeddings = list(encoder.embed(files, layer=layer, max_seconds=max_seconds))
+    arrays = {"files": np.array([str(file) for file in files])}
+    if frames:
+        arrays |= {"embeddings": np.concatenate(embeddings), "lengths": np.array([len(x) for x in embeddings])}
+        arrays |= {"frame_seconds": np.float64(encoder.frontend.mel.frame_samples / audio.SAMPLE_RATE)}
+    else:
+        arrays |= {"embeddings": np.stack([x.mean(axis=0) for x in embeddings])}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("wb") as file:  # numpy would add .npz to another name
+        np.savez(file, **arrays)
+    print(f"{out}: {' x '.join(map(str, arrays['embeddings'].shape))} from {len(files)} files")

@@ -1,0 +1,260 @@
+"""Linear probes: what each layer of a frozen encoder tells a linear classifier of speaker, language or words.
+
+All layers come from one pass over the audio, as means over each utterance's frames. Beside the encoder stand what it
+has to beat: the same encoder before training, means and deviations of log-mel features, and the most frequent class.
+"""
+
+import html
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from data_pipelines import index as indexes
+from data_pipelines import plan as plans
+from data_pipelines.errors import DataError
+from data_pipelines.loader import Batches, open_batches
+from jax_speechlm.batch import Batch
+from jax_speechlm.config import Config
+from jax_speechlm.encoder import SpeechEncoder
+from jax_speechlm.evaluation.language import save_report
+from jax_speechlm.evaluation.minimal_pairs import wilson_interval
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.frontend.logmel import log_mel
+from jax_speechlm.models.layers import frame_mask
+
+_MOST_ITERATIONS = 1000
+_COLORS = ("#4269d0", "#9498a0", "#efb118")
+Features = Float[np.ndarray, "rows layers dim"]
+Fold = tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]
+
+
+class Probe(Config):
+    """One linear classifier.
+
+    Attributes:
+      source: whose features it was given: "encoder", "random encoder" or "log-mel".
+      layer: 0 is the encoder's input projection; log-mel has layer 0 alone.
+      accuracy: share of the test utterances whose class is right, all folds together.
+      interval: its 95 % interval (Wilson 1927), as if utterances were independent; those of one speaker are not quite.
+    """
+
+    source: str
+    layer: int
+    accuracy: float
+    interval: tuple[float, float]
+
+
+class ProbeReport(Config):
+    """The linear probes of one encoder for one label.
+
+    Attributes:
+      checkpoint, sets, target: whose features told what apart, and on what.
+      folds: "train -> test", or "leave one <column> out".
+      classes: how many.
+      utterances: that were tested; each once.
+      majority: accuracy of the most frequent class of each fold's training part.
+      probes: all of them.
+    """
+
+    checkpoint: str
+    sets: tuple[str, ...]
+    target: str
+    folds: str
+    classes: int
+    utterances: int
+    majority: float
+    probes: tuple[Probe, ...]
+
+    def table(self) -> Table:
+        """What to print: a row a layer, a column a source."""
+        sources = list(dict.fromkeys(probe.source for probe in self.probes))
+        title = f"{self.target}: {self.classes} classes, {self.utterances:,} utterances, {self.folds}"
+        table = Table("layer", *sources, title=title, title_justify="left")
+        by_place = {(probe.source, probe.layer): probe for probe in self.probes}
+        for layer in range(max(probe.layer for probe in self.probes) + 1):
+            cells = [by_place.get((source, layer)) for source in sources]
+            table.add_row(str(layer), *("" if cell is None else _describe(cell) for cell in cells))
+        table.add_section()
+        table.add_row("most frequent class", f"{self.majority:.1%}")
+        return table
+
+    def page(self) -> str:
+        """A page of its own with the plot; needs no network and no script."""
+        depth = max(1, *(probe.layer for probe in self.probes))
+        x = lambda layer: 60 + 620 * layer / depth  # noqa: E731
+        y = lambda share: 330 - 300 * share  # noqa: E731
+        drawn = [
+            f'<line x1="60" x2="680" y1="{y(tenth / 5)}" y2="{y(tenth / 5)}" stroke="#ddd"/>'
+            f'<text x="50" y="{y(tenth / 5) + 5}" text-anchor="end">{20 * tenth} %</text>'
+            for tenth in range(6)
+        ]
+        drawn += [f'<text x="{x(layer):.0f}" y="355" text-anchor="middle">{layer}</text>' for layer in range(depth + 1)]
+        flat = '<line x1="60" x2="680" y1="{0:.1f}" y2="{0:.1f}" stroke="{1}" stroke-dasharray="5 4"/>'
+        drawn.append(flat.format(y(self.majority), "#222"))
+        sources = list(dict.fromkeys(probe.source for probe in self.probes))
+        for source, color in zip(sources, _COLORS, strict=False):
+            probes = [probe for probe in self.probes if probe.source == source]
+            if len(probes) == 1:
+                drawn.append(flat.format(y(probes[0].accuracy), color))
+            points = " ".join(f"{x(probe.layer):.1f},{y(probe.accuracy):.1f}" for probe in probes)
+            drawn.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
+            for probe in probes:
+                low, high = (y(bound) for bound in probe.interval)
+                place = f'x1="{x(probe.layer):.1f}" x2="{x(probe.layer):.1f}"'
+                drawn.append(f'<line {place} y1="{low:.1f}" y2="{high:.1f}" stroke="{color}"/>')
+        names = zip([*sources, "most frequent class"], [*_COLORS[: len(sources)], "#222"], strict=True)
+        legend = " ".join(f'<b style="color:{color}">{html.escape(name)}</b>' for name, color in names)
+        title = html.escape(f"{self.target} from frozen layers: {self.checkpoint}")
+        return (
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+            f"<style>body{{font:15px system-ui,sans-serif;max-width:48rem;margin:2rem auto}}</style><h1>{title}</h1>"
+            f"<p>{html.escape(', '.join(self.sets))}; {html.escape(self.folds)}; 95 % intervals. {legend}</p>"
+            f'<svg viewBox="0 0 720 380" role="img">{"".join(drawn)}'
+            '<text x="370" y="376" text-anchor="middle">layer</text></svg></html>\n'
+        )
+
+
+def probe_run(
+    checkpoint: Positional[Path],
+    sets: tuple[str, ...],
+    target: str = "speaker",
+    test_split: str = "test",
+    leave_out: str | None = None,
+    random: bool = False,
+    data_dir: Path = Path("data"),
+    out: Path | None = None,
+    seconds_per_batch: float = 120.0,
+) -> ProbeReport:
+    """Trains a linear classifier on each frozen layer of an encoder, and measures it on other utterances.
+
+    Features are means over an utterance's frames, standardised; the classifier is scikit-learn's logistic regression
+    with its default penalty (C = 1).
+
+    Args:
+      checkpoint: a run's directory, or one of its checkpoints/<step> folders; any run with a speech encoder.
+      sets: names of prepared data sets.
+      target: column of the index to tell apart: speaker, language, or text (FSDD's digits).
+      test_split: trained on "train", measured on this.
+      leave_out: column, such as speaker: each of its values is tested once by a classifier trained on all others, over
+        the train, dev and test splits together.
+      random: also probe the same encoder with fresh parameters.
+      data_dir: folder of the prepared data sets.
+      out: folder of report.json and report.html; by default <checkpoint>/probe/<sets>-<target>.
+      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+    """
+    encoder = SpeechEncoder.load(checkpoint)
+    splits = [_index(data_dir, sets, split) for split in ("train", test_split)]
+    if leave_out is not None:
+        splits = [index for name in ("train", "dev", "test") if (index := _index(data_dir, sets, name, needed=False))]
+    column = lambda name: np.array([value for part in splits for value in part.column(name).to_pylist()])  # noqa: E731
+    labels = column(target)
+    if leave_out is None:
+        first = len(splits[0])
+        folds, described = [(np.arange(first), np.arange(first, len(labels)))], f"train -> {test_split}"
+    else:
+        groups = column(leave_out)
+        folds = [(np.flatnonzero(groups != each), np.flatnonzero(groups == each)) for each in np.unique(groups)]
+        described = f"leave one {leave_out} out"
+    check_folds(labels, folds, target)
+
+    def batches() -> Iterator[tuple[Batches, int]]:
+        for part in splits:
+            frame = encoder.frontend.mel.frame_samples
+            plan = plans.make_eval_plan(part.num_samples, seconds_per_batch=seconds_per_batch, frame_samples=frame)
+            yield open_batches(part, plan, num_steps=plan.steps_per_epoch), len(part)
+
+    sources = {"encoder": encoder} | ({"random encoder": encoder.random()} if random else {})
+    found = {name: np.concatenate([each.pooled(*part) for part in batches()]) for name, each in sources.items()}
+    found["log-mel"] = np.concatenate([log_mel_statistics(*part, encoder.frontend) for part in batches()])
+    probes = [
+        Probe(source=name, layer=layer, accuracy=right.mean(), interval=wilson_interval(right.mean(), len(right)))
+        for name, features in found.items()
+        for layer, right in enumerate(fit_layers(features, labels, folds))
+    ]
+    report = ProbeReport(
+        checkpoint=str(encoder.checkpoint),
+        sets=sets,
+        target=target,
+        folds=described,
+        classes=len(np.unique(labels)),
+        utterances=sum(len(test) for _, test in folds),
+        majority=float(np.concatenate([labels[test] == _most_frequent(labels[train]) for train, test in folds]).mean()),
+        probes=tuple(probes),
+    )
+    out = out or checkpoint / "probe" / f"{'+'.join(sets)}-{target}"
+    save_report(report, out)
+    (out / "report.html").write_text(report.page())
+    console = Console(highlight=False)
+    console.print(report.table())
+    console.print(f"{encoder.checkpoint}; {out / 'report.json'}, report.html", soft_wrap=True)
+    return report
+
+
+def check_folds(labels: np.ndarray, folds: Sequence[Fold], target: str) -> None:
+    """Raises `DataError` where there is nothing to learn, or nothing to test."""
+    for train, test in folds:
+        if len(np.unique(labels[train])) < 2 or not len(test):
+            raise DataError(
+                f"a probe for {target} has {len(np.unique(labels[train]))} classes to learn from and {len(test)} "
+                "utterances to test: it needs two and one. Name sets with more, or another --target or --leave-out"
+            )
+
+
+def fit_layers(features: Features, labels: np.ndarray, folds: Sequence[Fold]) -> Iterator[np.ndarray]:
+    """For each layer whether each test utterance, fold by fold, is classified right."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    for layer in range(features.shape[1]):
+        right = []
+        for train, test in folds:
+            model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_MOST_ITERATIONS))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a solver that stops early is a slightly stronger penalty
+                model.fit(features[train, layer], labels[train])
+            right.append(model.predict(features[test, layer]) == labels[test])
+        yield np.concatenate(right)
+
+
+def log_mel_statistics(batches: Batches, num_rows: int, frontend: FrontEnd) -> Features:
+    """Mean and standard deviation of each row's log-mel bins, not normalised; by `example_id`, as one layer."""
+    mel = frontend.mel.replace(normalize=False, stack=1)
+
+    @jax.jit
+    def statistics(batch: Batch) -> Float[Array, "batch dim"]:
+        x_BxTxF, length_B = log_mel(batch["audio"], batch["audio_length"], mel)
+        inside, count = frame_mask(length_B, x_BxTxF.shape[1])[..., None], jnp.maximum(length_B, 1)[:, None]
+        mean = jnp.where(inside, x_BxTxF, 0).sum(1) / count
+        deviation = jnp.sqrt(jnp.square(jnp.where(inside, x_BxTxF - mean[:, None], 0)).sum(1) / count)
+        return jnp.concatenate([mean, deviation], axis=-1)
+
+    found = np.zeros((num_rows, 1, 2 * mel.num_mel_bins), np.float32)
+    for batch in batches:
+        real = batch["example_id"] >= 0
+        found[batch["example_id"][real], 0] = np.asarray(statistics(batch))[real]
+    return found
+
+
+def _index(data_dir: Path, sets: tuple[str, ...], split: str, needed: bool = True) -> indexes.Index | None:
+    if needed or all(split in indexes.splits_of(data_dir / name.partition(":")[0]) for name in sets):
+        return indexes.read_sets(data_dir, sets, split)
+    return None
+
+
+def _most_frequent(labels: np.ndarray) -> str:
+    names, counts = np.unique(labels, return_counts=True)
+    return names[counts.argmax()]
+
+
+def _describe(probe: Probe) -> str:
+    low, high = (100 * bound for bound in probe.interval)
+    return f"{100 * probe.accuracy:.1f} % [{low:.1f}, {high:.1f}]"

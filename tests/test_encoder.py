@@ -1,0 +1,118 @@
+"""What an encoder's layers make of recordings does not depend on other recordings; probes find what is there."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from data_pipelines.tokenizers import CharTokenizer
+from jax_speechlm import cli
+from jax_speechlm.encoder import SpeechEncoder
+from jax_speechlm.evaluation.probing import fit_layers
+from jax_speechlm.experiment import Experiment, Speech, Text
+from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import Conformer, ConformerConfig
+from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.objectives.causal_lm import CausalLM
+from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
+from tests.data_pipelines.prepared import noise, write_prepared
+from tests.evaluation.runs import save_run
+
+MEL = LogMel(num_mel_bins=8, stack=2)
+MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=8, num_layers=2, num_heads=2, kernel_size=3)
+LENGTHS = (5_000, 14_000, 9_000)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A pretrained run and three recordings."""
+    folder = tmp_path_factory.mktemp("embed")
+    experiment = Experiment(
+        data=Speech(sets=("tones",)), objective=Wav2Vec2(codes=4, code_dim=4), frontend=FrontEnd(mel=MEL), model=MODEL
+    )
+    save_run(folder / "run", experiment, None)
+    for number, length in enumerate(LENGTHS):
+        soundfile.write(folder / f"{number}.wav", noise(number, length), 16_000, subtype="PCM_16")
+    return folder
+
+
+def files(folder):
+    return [folder / f"{number}.wav" for number in range(len(LENGTHS))]
+
+
+def test_every_layer_is_that_of_the_recording_alone(workplace):
+    encoder = SpeechEncoder.load(workplace / "run")
+    bound = functional.bind(functional.declare(lambda rngs: Conformer(MODEL, rngs=rngs)).graphdef, encoder.params)
+    expected = []
+    for number, length in enumerate(LENGTHS):
+        batch = {"audio": noise(number, length)[None], "audio_length": np.array([length], np.int32)}
+        x, frames = features(jax.tree.map(jax.numpy.asarray, batch), encoder.frontend, None)
+        _, taps = bound(x, frames, taps=(1, 2))
+        expected.append([bound.embed(x)[0], taps[1][0], taps[2][0]])
+    for layer in range(3):
+        for found, each in zip(encoder.embed(files(workplace), layer=layer), expected, strict=True):
+            np.testing.assert_allclose(found, each[layer], atol=2e-5)
+
+
+def test_embed_writes_a_vector_a_file_or_a_frame(workplace):
+    run, out = str(workplace / "run"), workplace / "new" / "vectors.npz"
+    assert cli.main(["embed", run, *map(str, files(workplace)), f"--out={out}"]) == 0
+    assert cli.main(["embed", run, *map(str, files(workplace)), f"--out={out}.frames", "--frames=True"]) == 0
+    pooled, every = np.load(out), np.load(f"{out}.frames")
+    assert pooled["files"].tolist() == [str(file) for file in files(workplace)]
+    assert every["lengths"].tolist() == [MEL.num_frames(length) for length in LENGTHS]
+    assert every["frame_seconds"] == 0.02
+    ends = np.cumsum(every["lengths"])
+    means = [part.mean(0) for part in np.split(every["embeddings"], ends[:-1])]
+    np.testing.assert_allclose(pooled["embeddings"], means, atol=1e-6)
+
+
+def test_what_cannot_be_embedded_says_why(workplace, tmp_path, capsys):
+    encoder = SpeechEncoder.load(workplace / "run")
+    soundfile.write(tmp_path / "short.wav", noise(0, 100), 16_000)
+    with pytest.raises(ValueError, match=r"short\.wav: too short for a single frame"):
+        list(encoder.embed([tmp_path / "short.wav"]))
+    with pytest.raises(ValueError, match=r"between 0 \(the input\) and 2 \(the output\), got 3"):
+        list(encoder.embed(files(workplace), layer=3))
+    text = Experiment(
+        data=Text(sets=("x",), context=8, tokens_per_batch=8),
+        objective=CausalLM(),
+        model=TransformerConfig(dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=16),
+    )
+    save_run(tmp_path / "text", text, CharTokenizer("ab"))
+    assert cli.main(["embed", str(tmp_path / "text"), "x.wav", "--out=x.npz"]) == 1
+    assert "causal_lm, whose model has no speech encoder" in capsys.readouterr().err
+
+
+def test_a_probe_finds_what_a_layer_tells_and_nothing_in_noise():
+    rng = np.random.default_rng(0)
+    labels = np.array(list("abc"))[rng.integers(0, 3, 300)]
+    telling = rng.normal(size=(300, 4)) + 8 * (labels[:, None] == np.array(list("abca")))
+    layers = np.stack([rng.normal(size=(300, 4)), telling], axis=1).astype(np.float32)
+    folds = [(np.arange(100, 300), np.arange(100)), (np.arange(100), np.arange(100, 300))]
+    chance, sure = (right.mean() for right in fit_layers(layers, labels, folds))
+    assert chance < 0.5
+    assert sure > 0.98
+
+
+def test_probes_of_a_run_on_loud_and_quiet_clips(workplace, capsys):
+    """Normalised features do not tell how loud a clip is; the log-mel statistics do."""
+    texts = ["loud", "quiet"]
+    clips = [((noise(n, 4_000 + 500 * (n % 3)) // (1, 30)[n % 2]).astype(np.int16), texts[n % 2]) for n in range(24)]
+    write_prepared(workplace / "data" / "clips", {"train": clips[:16], "test": clips[16:]})
+    options = ["--sets", "clips", "--target", "text", f"--data-dir={workplace / 'data'}", "--random=True"]
+    assert cli.main(["probe", str(workplace / "run"), *options]) == 0
+    folder = workplace / "run" / "probe" / "clips-text"
+    report = json.loads((folder / "report.json").read_text())
+    probes = {(each["source"], each["layer"]): each["accuracy"] for each in report["probes"]}
+    assert set(probes) == {(source, n) for source in ("encoder", "random encoder") for n in range(3)} | {("log-mel", 0)}
+    assert probes["log-mel", 0] == 1
+    assert (report["classes"], report["utterances"], report["majority"]) == (2, 8, 0.5)
+    assert "<svg" in (folder / "report.html").read_text()
+    assert "most frequent class" in capsys.readouterr().out
+    assert cli.main(["probe", str(workplace / "run"), *options, "--leave-out=text"]) == 1
+    assert "has 1 classes to learn from" in capsys.readouterr().err
