@@ -18,8 +18,8 @@ from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.models.layers import frame_mask
-from jax_speechlm.transcriber import cut_at_pauses, in_batches
 from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.transcriber import cut_at_pauses, in_batches
 
 
 @dataclasses.dataclass(frozen=True)

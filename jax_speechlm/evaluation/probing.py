@@ -33,7 +33,7 @@ from jax_speechlm.models.layers import frame_mask
 _MOST_ITERATIONS = 1000
 _COLORS = ("#4269d0", "#9498a0", "#efb118")
 Features = Float[np.ndarray, "rows layers dim"]
-Fold = tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]
+Fold = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]  # rows to train on, rows to test; each fold its own sizes
 
 
 class Probe(Config):
@@ -77,13 +77,12 @@ class ProbeReport(Config):
         """What to print: a row a layer, a column a source."""
         sources = list(dict.fromkeys(probe.source for probe in self.probes))
         title = f"{self.target}: {self.classes} classes, {self.utterances:,} utterances, {self.folds}"
-        table = Table("layer", *sources, title=title, title_justify="left")
+        caption = f"most frequent class: {self.majority:.1%}"
+        table = Table("layer", *sources, title=title, title_justify="left", caption=caption, caption_justify="left")
         by_place = {(probe.source, probe.layer): probe for probe in self.probes}
         for layer in range(max(probe.layer for probe in self.probes) + 1):
             cells = [by_place.get((source, layer)) for source in sources]
             table.add_row(str(layer), *("" if cell is None else _describe(cell) for cell in cells))
-        table.add_section()
-        table.add_row("most frequent class", f"{self.majority:.1%}")
         return table
 
     def page(self) -> str:
