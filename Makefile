@@ -34,7 +34,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -m "not parity and not slow" -n auto --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not parity and not slow" -n auto --dist loadfile --max-worker-restart 0 $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/pytest -m slow --durations=0 $(PYTEST_ARGS)

@@ -1,7 +1,9 @@
 """Set-up of every test: the CPU platform with 8 virtual devices, and jaxtyping's shape checks on."""
 
+import gc
 import os
 import tempfile
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu or a CUDA plugin may be installed; the tests are written for the CPU
 # 8 devices to shard over; programs run for an instant, so LLVM need not optimise them
@@ -12,6 +14,21 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jax-
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="user-cache-")  # of plans: none from another day
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+import jax
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("jax_speechlm", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_memory_maps():
+    """Frees compiled programs once many are held: each takes memory maps, of which Linux gives a process 65,530.
+
+    Past that XLA crashes. A suite in one process gets there: over a thousand tests compile more programs than any run.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
