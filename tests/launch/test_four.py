@@ -1,15 +1,18 @@
-"""Four real processes: what they train, what each reads, and what is seen of a data worker that hangs."""
+"""Four real processes: what they train, what each reads, how a hung data worker is seen, what losses are survived."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.launch.test_local import LAUNCHER, figures, options  # noqa: F401  (a fixture)
+from jax_speechlm.training import checkpoints as ckpt
+from tests.launch.test_local import LAUNCHER, figures, options, wait_for_step  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.slow
 
@@ -113,3 +116,44 @@ def test_a_data_worker_that_hangs_is_shown_by_its_stack(four):
     _, output = four
     stacks = [line for line in output.splitlines() if line.startswith("[1]") and "in stuck_worker" in line]
     assert stacks, output[-5000:]
+
+
+def send(launcher: subprocess.Popen, process: int, number: signal.Signals) -> None:
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(children[process]), number)
+
+
+def test_processes_are_lost_told_to_go_and_fewer_go_on_from_a_checkpoint_that_was_sound(alone, options, tmp_path):  # noqa: F811
+    """A run of four loses one, then one is told to go, then the newest checkpoint is damaged; two and one finish it."""
+    run_dir = tmp_path / "run"
+
+    launcher = launch(run_dir, options, 4)
+    wait_for_step(run_dir, 12, launcher)
+    killed = time.monotonic()
+    send(launcher, 2, signal.SIGKILL)
+    output = finish(launcher, 128 + signal.SIGKILL)
+    assert time.monotonic() - killed < 4 * SILENCE
+    assert "stopped: process 2 on " in output, output
+    assert int(ckpt.find(run_dir).name) == 10
+
+    launcher = launch(run_dir, options, 4)
+    wait_for_step(run_dir, 16, launcher)
+    send(launcher, 3, signal.SIGTERM)
+    output = finish(launcher)
+    stopped = int(ckpt.find(run_dir).name)
+    assert stopped >= 16
+    assert output.count(f"SIGTERM received: saved step {stopped}") == 1
+
+    for file in (run_dir / "checkpoints" / str(stopped)).rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:-100])
+    launcher = launch(run_dir, options, 2)
+    wait_for_step(run_dir, stopped + 3, launcher)
+    launcher.send_signal(signal.SIGTERM)
+    output = finish(launcher)
+    assert "Trying the checkpoint before it" in output, output
+    assert "resuming at step 10" in output, output
+
+    assert "resuming at step " in finish(launch(run_dir, options, 1))
+    for part in ("train", "dev"):
+        assert_close(losses(run_dir, part), losses(alone, part))

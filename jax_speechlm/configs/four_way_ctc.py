@@ -1,0 +1,26 @@
+"""CTC on the transcripts of asterisk-en and queen-en, for the four-way table: conformer XS at 40 ms a frame.
+
+python scripts/four_way.py
+
+`scripts/four_way.py` runs it from scratch and from each pretraining of `four_way_pretrain`, with three seeds.
+"""
+
+from jax_speechlm.configs import demo_finetune
+from jax_speechlm.experiment import Cadence, Experiment, Speech
+from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+
+
+def config() -> Experiment:
+    return demo_finetune.config().replace(
+        data=Speech(
+            sets=("asterisk-en", "queen-en"),
+            seconds_per_batch=48,
+            num_buckets=6,
+            batch_multiple=1,
+            max_seconds=12.0,
+            shortest_first_epochs=1,
+        ),
+        optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=150)),
+        num_steps=1500,
+        cadence=Cadence(log_every=100, eval_every=1500, checkpoint_every=500),
+    )

@@ -1,0 +1,29 @@
+"""Pretraining without transcripts, on audio and on prose, for the four-way table: conformer XS at 40 ms a frame.
+
+python scripts/four_way.py
+
+`scripts/four_way.py` runs this as it stands, with either stream alone for as many batches of it, and not at all.
+"""
+
+from jax_speechlm.configs import demo_pretrain
+from jax_speechlm.experiment import Cadence, Experiment, Mixture, Stream, Text
+from jax_speechlm.objectives.best_rq import BestRQ
+from jax_speechlm.objectives.joint import Joint
+from jax_speechlm.objectives.masked_lm import MaskedLM
+from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+
+
+def config() -> Experiment:
+    audio = demo_pretrain.config()
+    return audio.replace(
+        data=Mixture(
+            streams=(
+                Stream(name="speech", data=audio.data),
+                Stream(name="text", data=Text(sets=("spoken-en",), packed=False, context=128, tokens_per_batch=2048)),
+            )
+        ),
+        objective=Joint(speech=BestRQ(codes=128, mask_span=0.16), text=MaskedLM(whole_words=True)),
+        optimizer=Optimizer(schedule=WarmupCosine(peak=8e-4, warmup_steps=200)),
+        num_steps=3000,
+        cadence=Cadence(log_every=100, eval_every=1500, checkpoint_every=500),
+    )
