@@ -1,7 +1,8 @@
 """Adapters: from an encoder's frames to fewer vectors of a language model's width.
 
 Each gives `num_outputs(frames)` vectors for so many frames, whatever is in them, so that shapes are known ahead; what
-an utterance gives does not depend on the padding behind it.
+an utterance gives does not depend on the padding behind it. `forward_flops(frames, dim, width)` counts the matrix
+products of one row: from so many frames of width `dim` to vectors of width `width`.
 """
 
 import itertools
@@ -44,6 +45,9 @@ class Stacking(Config):
     def num_outputs(self, frames: Frames) -> Frames:
         return -(-frames // self.frames)
 
+    def forward_flops(self, frames: int, dim: int, width: int) -> float:
+        return 2.0 * self.num_outputs(frames) * self.hidden_dim * (self.frames * dim + width)
+
     def build(self, dim: int, width: int, rngs: nnx.Rngs) -> "StackingAdapter":
         return StackingAdapter(self, dim, width, rngs=rngs)
 
@@ -76,6 +80,14 @@ class Convolutional(Config):
             frames = -(-frames // self.stride)
         return frames
 
+    def forward_flops(self, frames: int, dim: int, width: int) -> float:
+        total = 0.0
+        for _ in range(self.num_layers):
+            frames = -(-frames // self.stride)
+            total += 2.0 * frames * self.kernel_size * dim * self.hidden_dim
+            dim = self.hidden_dim
+        return total + 2.0 * frames * dim * width
+
     def build(self, dim: int, width: int, rngs: nnx.Rngs) -> "ConvolutionalAdapter":
         return ConvolutionalAdapter(self, dim, width, rngs=rngs)
 
@@ -106,6 +118,12 @@ class QFormer(Config):
 
     def num_outputs(self, frames: Frames) -> Frames:
         return -(-frames // self.window) * self.queries
+
+    def forward_flops(self, frames: int, dim: int, width: int) -> float:
+        windows, inner = -(-frames // self.window), self.dim
+        query = (4 + 2 + 2 * 4) * inner * inner + 2 * inner * (self.queries + self.window)
+        block = self.queries * query + 2 * self.window * dim * inner
+        return 2.0 * windows * (self.num_layers * block + self.queries * inner * width)
 
     def build(self, dim: int, width: int, rngs: nnx.Rngs) -> "QFormerAdapter":
         return QFormerAdapter(self, dim, width, rngs=rngs)

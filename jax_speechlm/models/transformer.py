@@ -424,9 +424,15 @@ def forward_flops(config: TransformerConfig, vocab_size: int, num_tokens: int, b
     width = config.num_heads * config.head_dim
     layer = (2 * width + 2 * config.num_kv_heads * config.head_dim + 3 * config.ffn_dim) * config.dim
     head = (vocab_size + config.dim * config.prediction_head) * config.dim
+    linear = 2.0 * batch_size * num_tokens * (config.num_layers * layer + head)
+    return linear + attention_flops(config, num_tokens, batch_size)
+
+
+def attention_flops(config: TransformerConfig, num_tokens: int, batch_size: int) -> float:
+    """The share of `forward_flops` that no parameter has a part in: queries by keys, and weights by values."""
     windows = (None if sees_all else config.window for sees_all in config.sees_all)
     pairs = sum(_pairs(num_tokens, window, config.causal) for window in windows)
-    return 2.0 * batch_size * (num_tokens * (config.num_layers * layer + head) + 2 * width * pairs)
+    return 4.0 * batch_size * config.num_heads * config.head_dim * pairs
 
 
 def _pairs(num_tokens: int, window: int | None, causal: bool) -> int:

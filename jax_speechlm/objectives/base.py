@@ -55,7 +55,8 @@ class Objective:
         and dropout; None is evaluation: nothing random but what the objective itself needs (BEST-RQ's masks).
       frozen: top-level groups of parameters that no optimizer may touch, such as BEST-RQ's quantizer.
       forward_flops: `(samples or tokens of a row, batch_size) -> FLOPs` of one forward pass, analytic, for MFU.
-      batch_flops: `batch -> FLOPs` instead, where batches differ in more than their length; it sees shapes alone.
+      batch_flops: `batch -> FLOPs` instead, where batches differ in more than their length; it sees shapes alone. Where
+        parts of a model do not learn it is a third of what a training step costs.
       logits: `(params, batch) -> (logits [B, T, V], lengths [B])` where the objective gives token posteriors, or None.
       alarm: `(metrics averaged over steps, settled) -> what is wrong and what to do, or None`, for the loop to warn
         with; those of the last validation are there too, as "dev_<name>"; `settled` says that training is long past its

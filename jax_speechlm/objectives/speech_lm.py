@@ -7,7 +7,7 @@ regard to the speech, until, within a few steps, it begins to listen; the gauges
 
 import functools
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.models import functional
+from jax_speechlm.models import conformer, functional, transformer
 from jax_speechlm.models.conformer import draw_chunk
 from jax_speechlm.models.layers import Keys
 from jax_speechlm.models.speech_lm import Sequence, SpeechLMConfig, SpeechTransformer, speech_attention
@@ -110,7 +110,40 @@ class SpeechLM(ObjectiveConfig):
             boundary=vocabulary.boundary,
             prompt=self.prompt_ids(tokenizer),
         )
-        return Objective(make, loss, frozen=self.freeze, alarm=alarm)
+        flops = functools.partial(
+            self._flops, model=model, frontend=frontend, vocab_size=vocabulary.size, tokenizer=tokenizer
+        )
+        return Objective(make, loss, frozen=self.freeze, batch_flops=flops, alarm=alarm)
+
+    def _flops(
+        self,
+        batch: Mapping[str, Any],
+        *,
+        model: SpeechLMConfig,
+        frontend: FrontEnd,
+        vocab_size: int,
+        tokenizer: Tokenizer,
+    ) -> float:
+        """A third of a training step's, which is a forward pass's where everything learns.
+
+        A part that stays as it is costs no gradient of its parameters; an encoder that does also costs none of what it
+        reads, unless LoRA changes it.
+        """
+        rows, num_samples = batch["audio"].shape
+        num_answers = batch["tokens"].shape[1] + 1  # the boundary behind each
+        num_frames = frontend.mel.num_frames(num_samples)
+        num_prompt = sum(len(part) for part in self.prompt_ids(tokenizer))
+        length = num_prompt + model.adapter.num_outputs(num_frames) + num_answers - 1
+        unread = 2.0 * rows * (length - num_answers) * model.transformer.dim * vocab_size
+        reading = transformer.forward_flops(model.transformer, vocab_size, length, rows) - unread
+        hearing = conformer.forward_flops(model.encoder, num_frames, rows)
+        adapting = rows * model.adapter.forward_flops(num_frames, model.encoder.dim, model.transformer.dim)
+        if "transformer" in self.freeze:
+            reading = (2 * reading + transformer.attention_flops(model.transformer, length, rows)) / 3
+        if "encoder" in self.freeze:
+            changed = model.lora.rank and any(target.startswith("encoder") for target in model.lora.targets)
+            hearing *= (2 if changed else 1) / 3
+        return hearing + adapting + reading
 
 
 def _loss(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jax_speechlm.models import functional
 from jax_speechlm.models.adapter import Convolutional, QFormer, Stacking
+from jax_speechlm.planning import costs, hlo
 
 DIM, WIDTH, FRAMES = 6, 10, 13
 CONFIGS = {
@@ -140,6 +141,15 @@ def test_each_query_attends_to_its_window_alone():
             queries = queries + linear(hidden, p["contract"])
         expected = linear(norm(queries, params["norm"]), params["out"])
         np.testing.assert_allclose(found[0, 2 * window : 2 * window + 2], expected, atol=1e-4)
+
+
+@EACH
+def test_flops_are_those_of_the_compiled_products(name):
+    params, adapter = made(name)
+    lengths = jax.ShapeDtypeStruct((2,), np.int32)
+    program = adapter.lower(params, jax.ShapeDtypeStruct((2, FRAMES, DIM), np.float32), lengths).compile()
+    counted = costs.count(hlo.parse(program.as_text()), {}).flops
+    assert counted == 2 * CONFIGS[name].forward_flops(FRAMES, DIM, WIDTH)
 
 
 def test_a_kernel_without_a_middle_is_refused():

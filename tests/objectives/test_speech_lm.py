@@ -18,6 +18,7 @@ from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.speech_lm import Prompt, Prompts, SpeechLM, alarm
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.planning import costs, hlo
 from jax_speechlm.vocabulary import Vocabulary
 from tests.training import tiny
 
@@ -215,6 +216,23 @@ def test_every_mesh_gives_the_single_device_loss_and_gradients():
     other_loss, other_gradients = run(MeshShape(data=2, fsdp=2, tensor=2), 8)
     np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), other_gradients, gradients)
+
+
+@pytest.mark.parametrize("freeze", [(), ("encoder",), ("encoder", "transformer")])
+def test_flops_are_a_third_of_a_compiled_steps(freeze):
+    """Those of the front end left out, which count for nothing."""
+    objective = CONFIG.replace(freeze=freeze).build(MODEL, FRONT_END, TOKENIZER)
+    params = functional.init(objective.make, jax.random.key(0))
+    kept = {name: params[name] for name in freeze}
+    loss = lambda learnt, batch: objective.loss(learnt | kept, batch, jax.random.key(1))  # noqa: E731
+    learnt = {name: group for name, group in params.items() if name not in freeze}
+    batch = batch_of(ROWS)
+    heard = lambda batch: features(batch, FRONT_END, jax.random.key(1))  # noqa: E731
+    whole, front_end = (
+        costs.count(hlo.parse(jax.jit(function).lower(*inputs).compile().as_text()), {}).flops
+        for function, inputs in ((jax.grad(loss, has_aux=True), (learnt, batch)), (heard, (batch,)))
+    )
+    assert 3 * objective.flops(batch) == pytest.approx(whole - front_end, rel=0.1)
 
 
 def test_what_does_not_fit_is_refused():
