@@ -20,7 +20,7 @@ def config() -> Experiment:
             max_seconds=12.0,
             shortest_first_epochs=1,
         ),
-        optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=150)),
-        num_steps=1500,
-        cadence=Cadence(log_every=100, eval_every=1500, checkpoint_every=500),
+        optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=300)),
+        num_steps=4000,
+        cadence=Cadence(log_every=100, eval_every=2000, checkpoint_every=500),
     )
