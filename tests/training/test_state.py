@@ -42,7 +42,7 @@ def run(shape: MeshShape, devices: int, experiment, steps: int = 2):
 CASES = [("ctc", name) for name in MESHES] + [
     (objective, name)
     for objective in ("best_rq", "hubert", "w2v_bert")
-    for name in ("mixed", "sequence", "data x sequence x tensor")
+    for name in ("mixed", "data x sequence x tensor")
 ]
 
 
