@@ -1,6 +1,6 @@
 """CTC on the transcripts of asterisk-en and queen-en, for the four-way table: conformer XS at 40 ms a frame.
 
-python scripts/four_way.py
+jax-speechlm finetune --config four_way_ctc
 
 `scripts/four_way.py` runs it from scratch and from each pretraining of `four_way_pretrain`, with three seeds.
 """

@@ -1,6 +1,6 @@
 """Pretraining without transcripts, on audio and on prose, for the four-way table: conformer XS at 40 ms a frame.
 
-python scripts/four_way.py
+jax-speechlm pretrain --config four_way_pretrain --data.tokenizer runs/four_way/ctc-neither-0
 
 `scripts/four_way.py` runs this as it stands, with either stream alone for as many batches of it, and not at all.
 """

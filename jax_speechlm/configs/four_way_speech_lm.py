@@ -1,6 +1,7 @@
 """A speech-language model that transcribes, for the four-way table: the encoder of `four_way_ctc`, a character LM.
 
-python scripts/four_way.py
+jax-speechlm finetune --config four_way_speech_lm --data.tokenizer runs/four_way/ctc-neither-0 \\
+  --from runs/four_way/ctc-neither-0
 
 `scripts/four_way.py` runs it on encoders that began from scratch and from speech pretraining, with language models that
 begin at random and from `demo_lm`. The encoder stays as it is; adapter and language model learn in every case.
