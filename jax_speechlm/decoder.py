@@ -63,7 +63,8 @@ class Decoding(Config):
         """A short name for folders: "greedy", "beam", or what the beam is helped by."""
         if self.is_greedy:
             return "greedy"
-        return "+".join(["beam", *(path.stem for path in (self.lm, self.boost, self.rescore) if path)])
+        helped = [path.stem for path in (self.lm, self.boost) if path]
+        return "+".join(["beam", *helped, *([f"ranked-by-{self.rescore.stem}"] if self.rescore else [])])
 
     @property
     def untuned(self) -> tuple[str, ...]:

@@ -59,6 +59,12 @@ def test_what_is_decoded_by_default():
         Decoding(decoder="greedy", lm=Path("x.arpa"))
 
 
+def test_ways_of_decoding_have_folders_of_their_own():
+    lm = Path("runs/lm")
+    ways = Decoding(), Decoding(decoder="beam"), Decoding(lm=lm), Decoding(rescore=lm), Decoding(lm=lm, rescore=lm)
+    assert [way.name for way in ways] == ["greedy", "beam", "beam+lm", "beam+ranked-by-lm", "beam+lm+ranked-by-lm"]
+
+
 def test_a_language_model_mends_what_was_heard(files):
     spoken = [heard(text, CHARACTERS, seed, noise=2.2) for seed, text in enumerate(TEXTS)]
     plain = Decoder(Decoding(decoder="beam"), CHARACTERS).decode(spoken)
