@@ -2,13 +2,17 @@
 
 Two routes, CTC and speech-language model, each with and without pretraining on audio, with and without pretraining on
 prose; test WER on asterisk-en and queen-en, greedy. Pretraining runs once, what follows it with every seed. It takes
-hours: stop it at any time; the same command goes on from there, and with what is finished it prints the table anew.
+hours: stop it at any time; the same command goes on from there. Started several times, say once on each core
+(`taskset -c 0 python scripts/four_way.py`), the processes share the runs among them.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what TensorFlow says as it is imported
@@ -16,6 +20,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and it annou
 
 from rich.console import Console
 from rich.table import Table
+from run_queue import RunQueue, Task, train_to_end
 
 from data_pipelines.errors import DataError
 from jax_speechlm import configs
@@ -24,7 +29,7 @@ from jax_speechlm.evaluation.report import Report
 from jax_speechlm.experiment import Experiment, Start
 from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.training.checkpoints import CheckpointError
-from jax_speechlm.training.loop import TrainingStopped, train
+from jax_speechlm.training.loop import TrainingStopped
 
 ARMS = {"neither": (), "speech": ("speech",), "text": ("text",), "both": ("speech", "text")}
 ROUTES = {"ctc": "CTC", "speech_lm": "speech LM"}
@@ -32,55 +37,67 @@ TEST_SETS = ("asterisk-en", "queen-en")
 
 
 class FourWay:
-    """The runs of the table, each of which trains what it starts from first."""
+    """The runs of the table, by name: "ctc-both-0" is the CTC route from both pretrainings, with seed 0."""
 
-    def __init__(self, runs: Path, data_dir: Path):
-        self.runs, self.data_dir = runs, data_dir
+    def __init__(self, runs: Path, data_dir: Path, seeds: Sequence[int]):
+        self.runs, self.data_dir, self.seeds = runs, data_dir, seeds
+        self.spelling = f"ctc-neither-{seeds[0]}"  # its characters are everyone's tokenizer
 
-    def pretrain(self, arm: str) -> Path:
+    def tasks(self) -> dict[str, Task]:
+        """What the table takes, in the order of their turn."""
+        tasks = {"text-lm": Task((self.spelling,), self._text_lm)}
+        for arm in list(ARMS)[1:]:
+            tasks[f"pretrain-{arm}"] = Task(() if arm == "speech" else (self.spelling,), partial(self._pretrain, arm))
+        for seed in self.seeds:
+            for arm in ARMS:
+                starts = (f"pretrain-{arm}",) if ARMS[arm] else ()
+                tasks[f"ctc-{arm}-{seed}"] = Task(starts, partial(self._ctc, starts, seed))
+            for arm in ARMS:
+                starts = (f"ctc-{'speech' if 'speech' in ARMS[arm] else 'neither'}-{seed}",)
+                starts += ("text-lm",) if "text" in ARMS[arm] else ()
+                tasks[f"speech_lm-{arm}-{seed}"] = Task(starts, partial(self._speech_lm, starts, seed))
+        return tasks
+
+    def wer(self, name: str, test_set: str) -> float:
+        """Per cent."""
+        return 100 * Report.load(_report(self.runs / name, test_set) / "report.json").wer.rate
+
+    def _pretrain(self, arm: str, run: Path) -> None:
         whole = configs.load("four_way_pretrain")
         streams = {stream.name: stream for stream in whole.data.streams}
         half = whole.num_steps // len(streams)
         if arm == "speech":  # a joint model needs text; without any it is BEST-RQ's
             alone = whole.replace(data=streams[arm].data, objective=whole.objective.speech, num_steps=half)
-            return self._finish("pretrain-speech", alone)
+            return train_to_end(self._ours(alone), run)
         if arm == "text":
             whole = whole.replace(data=whole.data.replace(streams=(streams[arm],)), num_steps=half)
-        return self._finish(f"pretrain-{arm}", whole, tokenizer=str(self.ctc("neither", 0)))
+        train_to_end(self._ours(whole, tokenizer=str(self.runs / self.spelling)), run)
 
-    def text_lm(self) -> Path:
-        return self._finish("text-lm", configs.load("demo_lm"), tokenizer=str(self.ctc("neither", 0)))
+    def _text_lm(self, run: Path) -> None:
+        train_to_end(self._ours(configs.load("demo_lm"), tokenizer=str(self.runs / self.spelling)), run)
 
-    def ctc(self, arm: str, seed: int) -> Path:
-        start = (Start(checkpoint=str(self.pretrain(arm))),) if ARMS[arm] else ()
-        return self._finish(f"ctc-{arm}-{seed}", configs.load("four_way_ctc").replace(seed=seed, start=start))
+    def _ctc(self, starts: Sequence[str], seed: int, run: Path) -> None:
+        train_to_end(self._ours(configs.load("four_way_ctc"), starts, seed), run)
+        self._measure(run)
 
-    def speech_lm(self, arm: str, seed: int) -> Path:
-        recognizer = self.ctc("speech" if "speech" in ARMS[arm] else "neither", seed)
-        start = [Start(checkpoint=str(recognizer))]
-        if "text" in ARMS[arm]:
-            start.append(Start(checkpoint=str(self.text_lm())))
-        chosen = configs.load("four_way_speech_lm").replace(seed=seed, start=tuple(start))
-        return self._finish(f"speech_lm-{arm}-{seed}", chosen, tokenizer=str(recognizer))
+    def _speech_lm(self, starts: Sequence[str], seed: int, run: Path) -> None:
+        joined = self._ours(configs.load("four_way_speech_lm"), starts, seed, tokenizer=str(self.runs / self.spelling))
+        train_to_end(joined, run)
+        self._measure(run)
 
-    def wer(self, run: Path, test_set: str) -> float:
-        """Per cent; measured once."""
-        out = run / "eval" / f"{test_set}-test"
-        if (out / "report.json").exists():
-            return 100 * Report.load(out / "report.json").wer.rate
-        return 100 * evaluate_run(run, (test_set,), data_dir=self.data_dir, out=out).wer.rate
+    def _ours(self, experiment: Experiment, starts: Sequence[str] = (), seed: int = 0, **data: str) -> Experiment:
+        """An experiment on our data that starts from runs of ours."""
+        data = experiment.data.replace(data_dir=str(self.data_dir), **data)
+        start = tuple(Start(checkpoint=str(self.runs / name)) for name in starts)
+        return experiment.replace(data=data, start=start, seed=seed)
 
-    def _finish(self, name: str, experiment: Experiment, **data: str) -> Path:
-        """The run's folder, once it is trained to its end."""
-        folder = self.runs / name
-        if (folder / "finished").exists():
-            return folder
-        print(f"--- {name}", flush=True)
-        experiment = experiment.replace(data=experiment.data.replace(data_dir=str(self.data_dir), **data))
-        if train(experiment, folder).step < experiment.num_steps:
-            sys.exit("Stopped. The same command goes on from there.")
-        (folder / "finished").touch()
-        return folder
+    def _measure(self, run: Path) -> None:
+        for test_set in TEST_SETS:
+            evaluate_run(run, (test_set,), data_dir=self.data_dir, out=_report(run, test_set))
+
+
+def _report(run: Path, test_set: str) -> Path:
+    return run / "eval" / f"{test_set}-test"
 
 
 def main() -> None:
@@ -88,30 +105,28 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="prepared data (default: %(default)s)")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/four_way"), help="runs (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES), help="default: both")
     args = parser.parse_args()
     cache_compilations()
 
-    runs = FourWay(args.run_dir, args.data_dir)
-    rates: dict[tuple[str, str, str], list[float]] = {}
-    for seed in args.seeds:
-        for route in args.routes:
-            for arm in ARMS:
-                run = getattr(runs, route)(arm, seed)
-                for test_set in TEST_SETS:
-                    rates.setdefault((route, arm, test_set), []).append(runs.wer(run, test_set))
-        Console(width=100).print(_table(rates, args.seeds[: args.seeds.index(seed) + 1]))
+    four_way = FourWay(args.run_dir, args.data_dir, args.seeds)
+    queue, printed = RunQueue(args.run_dir, four_way.tasks()), []
+    for _ in itertools.chain(queue.work(), (None,)):
+        names = {seed: [f"{route}-{arm}-{seed}" for route in ROUTES for arm in ARMS] for seed in args.seeds}
+        done = [seed for seed in args.seeds if all(map(queue.finished, names[seed]))]
+        if done != printed:
+            Console(width=100).print(_table(four_way, done))
+            printed = done
 
 
-def _table(rates: dict[tuple[str, str, str], list[float]], seeds: list[int]) -> Table:
+def _table(four_way: FourWay, seeds: Sequence[int]) -> Table:
     """Means over seeds, and each seed's figure."""
     table = Table(title=f"Test WER, per cent, greedy; seeds {', '.join(map(str, seeds))}", title_justify="left")
     for column in ("route", "pretrained on", *TEST_SETS):
         table.add_column(column, justify="left" if column in ("route", "pretrained on") else "right")
-    for route, arm in dict.fromkeys((route, arm) for route, arm, _ in rates):
+    for route, arm in itertools.product(ROUTES, ARMS):
         cells = []
         for test_set in TEST_SETS:
-            each = rates[route, arm, test_set]
+            each = [four_way.wer(f"{route}-{arm}-{seed}", test_set) for seed in seeds]
             cells.append(f"{statistics.mean(each):.1f}  ({', '.join(f'{rate:.1f}' for rate in each)})")
         table.add_row(ROUTES[route], arm, *cells)
     return table

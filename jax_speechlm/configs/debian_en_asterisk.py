@@ -5,10 +5,10 @@ jax-speechlm prepare spoken-en --debian text-en --steps unicode sentences spoken
 jax-speechlm train-ngram --sets spoken-en asterisk-en queen-en --order 3 --out data/words-3.arpa
 jax-speechlm eval runs/debian_en_asterisk --sets asterisk-en --lm data/words-3.arpa
 
-2 CPU cores that shared other work: 9.2 minutes, 7.6 hours of audio seen (25 passes), seed 0. asterisk-en test (60
-clips, 352 words), normalizer basic: greedy WER 46.0 % [29.2, 62.6], CER 16.6 % [9.9, 23.5]; prefix beam 16 with the
-word 3-gram, weights tuned on dev (alpha 0.45, beta 1): WER 33.8 % [19.3, 48.5], CER 15.0 % [8.1, 22.3]. pocketsphinx,
-with its pretrained model and language model, has 34.4 % on the same clips.
+One CPU core: 10 minutes, 7.6 hours of audio seen (25 passes), seed 0. asterisk-en test (60 clips, 352 words),
+normalizer basic: greedy WER 45.2 % [29.0, 61.1], CER 15.9 % [9.5, 22.5]; prefix beam 16 with the word 3-gram, weights
+tuned on dev: WER 33.0 % [18.0, 48.2], CER 14.2 % [7.3, 21.5]; ranked by the neural LM of `make demo` besides, 31.8 %
+[16.9, 46.9]. pocketsphinx, with its pretrained model and language model, has 34.4 % on the same clips.
 """
 
 from jax_speechlm.configs.debian_en_joint import FRONT_END, MODEL

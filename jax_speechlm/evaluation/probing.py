@@ -6,7 +6,7 @@ has to beat: the same encoder before training, means and deviations of log-mel f
 
 import html
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -227,19 +227,30 @@ def fit_layers(features: Features, labels: np.ndarray, folds: Sequence[Fold]) ->
 def log_mel_statistics(batches: Batches, num_rows: int, frontend: FrontEnd) -> Features:
     """Mean and standard deviation of each row's log-mel bins, not normalised; by `example_id`, as one layer."""
     mel = frontend.mel.replace(normalize=False, stack=1)
+    return statistics(batches, num_rows, lambda batch: log_mel(batch["audio"], batch["audio_length"], mel))
+
+
+def statistics(
+    batches: Batches,
+    num_rows: int,
+    features: Callable[[Batch], tuple[Float[Array, "batch time features"], Int[Array, " batch"]]],
+) -> Features:
+    """Mean and standard deviation of each row's features over its frames; by `example_id`, as one layer."""
 
     @jax.jit
-    def statistics(batch: Batch) -> Float[Array, "batch dim"]:
-        x_BxTxF, length_B = log_mel(batch["audio"], batch["audio_length"], mel)
+    def compute(batch: Batch) -> Float[Array, "batch dim"]:
+        x_BxTxF, length_B = features(batch)
         inside, count = frame_mask(length_B, x_BxTxF.shape[1])[..., None], jnp.maximum(length_B, 1)[:, None]
         mean = jnp.where(inside, x_BxTxF, 0).sum(1) / count
         deviation = jnp.sqrt(jnp.square(jnp.where(inside, x_BxTxF - mean[:, None], 0)).sum(1) / count)
         return jnp.concatenate([mean, deviation], axis=-1)
 
-    found = np.zeros((num_rows, 1, 2 * mel.num_mel_bins), np.float32)
+    found = None
     for batch in batches:
-        real = batch["example_id"] >= 0
-        found[batch["example_id"][real], 0] = np.asarray(statistics(batch))[real]
+        real, values = batch["example_id"] >= 0, np.asarray(compute(batch))
+        if found is None:
+            found = np.zeros((num_rows, 1, values.shape[1]), np.float32)
+        found[batch["example_id"][real], 0] = values[real]
     return found
 
 

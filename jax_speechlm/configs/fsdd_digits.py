@@ -1,0 +1,39 @@
+"""Which digit is said: full finetuning on the Free Spoken Digit Dataset without one of its speakers, conformer XS.
+
+jax-speechlm prepare --manifest fsdd.jsonl --name fsdd-speakers          # whose "split" is the speaker
+jax-speechlm finetune --config fsdd_digits --from runs/debian_best_rq --run-dir runs/digits-theo
+jax-speechlm eval runs/digits-theo --sets fsdd-speakers --split theo
+
+`scripts/spoken_digits.py` does this for every speaker and every pretraining; 2 CPU cores. Not yet measured.
+"""
+
+from jax_speechlm.configs.demo_pretrain import MEL, MODEL
+from jax_speechlm.experiment import Cadence, Experiment, Speech
+from jax_speechlm.frontend.augment import Augment
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.objectives.classification import Classification
+from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+
+
+def config() -> Experiment:
+    return Experiment(
+        data=Speech(
+            sets=tuple(f"fsdd-speakers:{speaker}" for speaker in SPEAKERS if speaker != "theo"),
+            seconds_per_batch=24,
+            num_buckets=4,
+            batch_multiple=1,
+            min_seconds=0.1,
+            max_seconds=3.0,
+            speeds=(0.9, 1.0, 1.1),
+        ),
+        objective=Classification(classes=DIGITS),
+        frontend=FrontEnd(mel=MEL, augment=Augment(freq_masks=2, freq_mask_bins=15)),
+        model=MODEL,
+        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
+        num_steps=500,
+        topology="cpu-1",
+        cadence=Cadence(log_every=100, eval_every=500, checkpoint_every=500),
+    )

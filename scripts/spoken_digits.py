@@ -1,0 +1,183 @@
+"""What pretraining without transcripts buys on spoken digits: the table of docs/results.md.
+
+Digits of the Free Spoken Digit Dataset (6 speakers, 3,000 clips), each speaker recognised by models that never heard
+them: from random parameters, and after BEST-RQ, HuBERT, wav2vec 2.0 and w2v-BERT on all Debian speech; by a linear
+probe of frozen layers, and by full finetuning. Beside them: MFCCs and the three nearest neighbours. It takes hours:
+stop it at any time; the same command goes on from there. Started several times, say once on each core
+(`taskset -c 0 python scripts/spoken_digits.py fsdd/manifest.jsonl`), the processes share the runs among them.
+"""
+
+import argparse
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what TensorFlow says as it is imported
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and it announces itself
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from run_queue import RunQueue, Task, train_to_end
+
+from data_pipelines import index as indexes
+from data_pipelines import plan as plans
+from data_pipelines.errors import DataError
+from data_pipelines.loader import open_batches
+from data_pipelines.prepare import prepare
+from jax_speechlm import configs
+from jax_speechlm.configs.debian_best_rq import SETS
+from jax_speechlm.configs.fsdd_digits import SPEAKERS
+from jax_speechlm.evaluation import classification
+from jax_speechlm.evaluation.minimal_pairs import wilson_interval
+from jax_speechlm.evaluation.probing import ProbeReport, probe_run, statistics
+from jax_speechlm.experiment import Experiment, Start
+from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.frontend.mfcc import mfcc
+from jax_speechlm.parallel.hardware import cache_compilations
+from jax_speechlm.training.checkpoints import CheckpointError
+from jax_speechlm.training.loop import TrainingStopped
+from jax_speechlm.units import command as units
+
+STARTS = {
+    "random": "",
+    "BEST-RQ": "debian_best_rq",
+    "HuBERT": "debian_hubert",
+    "wav2vec 2.0": "debian_wav2vec2",
+    "w2v-BERT": "debian_w2v_bert",
+}
+PROBED = "fsdd"  # with the data set's own splits
+LEFT_OUT = "fsdd-speakers"  # the same clips, with a split for each speaker
+
+
+class Digits:
+    """The runs of the table: a pretraining by its config's name, a finetuning as "<config>-<speaker>"."""
+
+    def __init__(self, runs: Path, data_dir: Path):
+        self.runs, self.data_dir = runs, data_dir
+
+    def tasks(self) -> dict[str, Task]:
+        pretraining = [name for name in STARTS.values() if name]
+        tasks = {name: Task((), partial(self._pretrain, name)) for name in pretraining}
+        for name in STARTS.values():
+            for speaker in SPEAKERS:
+                needs = (name,) if name else ()
+                tasks[f"{name or 'random'}-{speaker}"] = Task(needs, partial(self._finetune, name, speaker))
+        return tasks
+
+    def _pretrain(self, name: str, run: Path) -> None:
+        experiment = self._ours(configs.load(name))
+        if experiment.objective.kind == "hubert":
+            clusters = self.runs / "mfcc-100"
+            units.fit(SETS, clusters, mel=experiment.frontend.mel, data_dir=self.data_dir)
+            units.label(clusters, SETS, data_dir=self.data_dir)
+            experiment = experiment.replace(data=experiment.data.replace(units=str(clusters)))
+        train_to_end(experiment, run)
+        # The random encoder is the same for all of them.
+        random = name == STARTS["BEST-RQ"]
+        probe_run(run, (PROBED,), target="text", leave_out="speaker", random=random, data_dir=self.data_dir)
+
+    def _finetune(self, name: str, speaker: str, run: Path) -> None:
+        experiment = self._ours(configs.load("fsdd_digits"))
+        others = tuple(f"{LEFT_OUT}:{other}" for other in SPEAKERS if other != speaker)
+        start = (Start(checkpoint=str(self.runs / name)),) if name else ()
+        train_to_end(experiment.replace(data=experiment.data.replace(sets=others), start=start), run)
+        classification.evaluate_run(run, (LEFT_OUT,), split=speaker, data_dir=self.data_dir)
+
+    def _ours(self, experiment: Experiment) -> Experiment:
+        return experiment.replace(data=experiment.data.replace(data_dir=str(self.data_dir)))
+
+    def table(self) -> Table:
+        probed = ProbeReport.load(self.runs / STARTS["BEST-RQ"] / "probe" / f"{PROBED}-text" / "report.json")
+        title = f"Digit accuracy on speakers left out, {probed.utterances:,} clips"
+        table = Table(title=title, title_justify="left")
+        for column in ("start", "probe of the middle layer", "probe of the last layer", "full finetuning"):
+            table.add_column(column, justify="left" if column == "start" else "right")
+        table.add_row("MFCC, 3 nearest neighbours", "", _share(*neighbours(self.data_dir)), "")
+        (statistics,) = [probe for probe in probed.probes if probe.source == "log-mel"]
+        table.add_row("log-mel means and deviations", "", _share(statistics.accuracy, probed.utterances), "")
+        for title, name in STARTS.items():
+            source = "encoder" if name else "random encoder"
+            report = ProbeReport.load(
+                self.runs / (name or STARTS["BEST-RQ"]) / "probe" / f"{PROBED}-text" / "report.json"
+            )
+            by_layer = {probe.layer: probe.accuracy for probe in report.probes if probe.source == source}
+            depth = max(by_layer)
+            right = sum(map(partial(self._right, name), SPEAKERS))
+            cells = [_share(by_layer[layer], report.utterances) for layer in (depth // 2, depth)]
+            table.add_row(title, *cells, _share(right / report.utterances, report.utterances))
+        return table
+
+    def _right(self, name: str, speaker: str) -> int:
+        """How many clips of a speaker finetuning without them got right."""
+        run = self.runs / f"{name or 'random'}-{speaker}"
+        report = classification.ClassificationReport.load(run / "eval" / f"{LEFT_OUT}-{speaker}" / "report.json")
+        return int(np.trace(report.confusion))
+
+
+def neighbours(data_dir: Path) -> tuple[float, int]:
+    """Accuracy of three nearest neighbours among means and deviations of MFCCs, each speaker left out; and clips."""
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    mel = LogMel(normalize=False)
+    x, digits, speakers = [], [], []
+    for speaker in SPEAKERS:
+        index = indexes.read_sets(data_dir, (LEFT_OUT,), speaker)
+        plan = plans.make_eval_plan(index.num_samples, seconds_per_batch=60.0, frame_samples=mel.frame_samples)
+        batches = open_batches(index, plan, num_steps=plan.steps_per_epoch)
+        cepstra = lambda batch: mfcc(batch["audio"], batch["audio_length"], mel)  # noqa: E731
+        x.append(statistics(batches, len(index), cepstra)[:, 0])
+        digits += index.column("text").to_pylist()
+        speakers += [speaker] * len(index)
+    x, digits, speakers = np.concatenate(x), np.array(digits), np.array(speakers)
+    right = 0
+    for speaker in SPEAKERS:
+        model = make_pipeline(StandardScaler(), KNeighborsClassifier(3))
+        model.fit(x[speakers != speaker], digits[speakers != speaker])
+        right += (model.predict(x[speakers == speaker]) == digits[speakers == speaker]).sum()
+    return right / len(x), len(x)
+
+
+def prepare_digits(manifest: Path, data_dir: Path) -> None:
+    """The clips twice: with the manifest's splits, and with a split for each speaker."""
+    prepare(PROBED, manifest=manifest, data_dir=data_dir)
+    by_speaker = data_dir / f"{LEFT_OUT}.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for row in rows:
+        row |= {"audio": str((manifest.parent / row["audio"]).absolute()), "split": row["speaker"]}
+    by_speaker.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    prepare(LEFT_OUT, manifest=by_speaker, data_dir=data_dir)
+
+
+def _share(accuracy: float, count: int) -> str:
+    low, high = wilson_interval(accuracy, count)
+    return f"{accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest", type=Path, help="of the digits, as `prepare --manifest` takes it, with speakers")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="prepared data (default: %(default)s)")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/digits"), help="runs (default: %(default)s)")
+    args = parser.parse_args()
+    cache_compilations()
+
+    for name in SETS:
+        prepare(name, data_dir=args.data_dir)
+    prepare_digits(args.manifest, args.data_dir)
+    digits = Digits(args.run_dir, args.data_dir)
+    queue = RunQueue(args.run_dir, digits.tasks())
+    for name in queue.work():
+        print(f"--- {name} is done", flush=True)
+    Console(width=120).print(digits.table())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DataError, CheckpointError, TrainingStopped) as error:
+        sys.exit(f"error: {error}")
