@@ -2,9 +2,9 @@
 
 Fetches asterisk-en (24 minutes of studio prompts), queen-en (4.4 hours of acted dialogue) and text-en (14 MB of prose),
 pretrains a small conformer on the audio of both, finetunes it on the transcripts of asterisk-en, does the same
-finetuning without pretraining, trains one encoder jointly on audio, prose and transcripts, trains a character language
-model and an n-gram, and measures all on the test split, which nothing else has looked at: greedy, and decoding with
-either language model, whose weights are tuned on dev.
+finetuning without pretraining, goes on with one encoder for audio, prose and transcripts of both sets jointly, trains a
+character language model and an n-gram, and measures all on the test split, which nothing else has looked at: greedy,
+and decoding with either language model, whose weights are tuned on dev.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     cache_compilations()
 
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
     table = Table(title="jax_speechlm demo", title_justify="left")
     for column in ("stage", "minutes", "seen", "dev loss", "test WER [95 %]", "test CER [95 %]"):
         table.add_column(column, justify="left" if column == "stage" else "right")
@@ -74,12 +74,13 @@ def main() -> None:
     table.add_row("pretrain", f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}", "", "")
 
     finetuned, pretrained = args.run_dir / "finetune", (Start(checkpoint=str(args.run_dir / "pretrain")),)
+    spelling = (Start(checkpoint=str(finetuned), groups=("encoder", "head")),)
     for folder, title, chosen in (
         (args.run_dir / "scratch", "finetune, not pretrained", experiment("demo_finetune")),
         (finetuned, "finetune, pretrained", experiment("demo_finetune", pretrained)),
-        (args.run_dir / "joint", "speech, text and pairs jointly", experiment("demo_joint")),
+        (args.run_dir / "joint", "  then jointly", experiment("demo_joint", spelling, tokenizer=str(finetuned))),
     ):
-        console.rule(title)
+        console.rule(title.strip())
         result = finish(chosen, folder)
         report = evaluate_run(folder, (TEST_SET,), data_dir=args.data_dir)
         figures = f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}"
