@@ -6,8 +6,8 @@ jax-speechlm pretrain --config demo_joint --data.tokenizer runs/finetune --from 
   --start.0.groups encoder head --run-dir runs/joint
 jax-speechlm eval runs/joint --sets asterisk-en
 
-It goes on from the recognizer of `demo_finetune`, because a CTC head that begins at random is still on its blank plateau
-when so few steps are over (WER 100 % after 400 of them, seed 0).
+It goes on from the recognizer of `demo_finetune`, because a CTC head that begins at random is still on its blank
+plateau when so few steps are over (WER 100 % after 400 of them, seed 0).
 """
 
 from jax_speechlm.configs.demo_pretrain import MEL, MODEL
