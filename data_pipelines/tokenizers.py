@@ -162,7 +162,7 @@ class SentencePieceTokenizer:
         return ("", *(self._processor.id_to_piece(number) for number in range(1, self.vocab_size)))
 
     @functools.cached_property
-    def _newline(self) -> int:
+    def newline(self) -> int:
         """The id of a line end, the blank where there is none.
 
         Lines are encoded one by one, so that the first word of a line is the same piece as elsewhere.
@@ -179,10 +179,19 @@ class SentencePieceTokenizer:
         return any(self._processor.is_byte(number) for number in range(self.vocab_size))
 
     @functools.cached_property
-    def _known(self) -> frozenset[str]:
+    def known(self) -> frozenset[str]:
+        """The characters that it has pieces for."""
         # trained with full coverage, so each character of the training texts is a piece of its own
         pieces = "".join(self._processor.id_to_piece(number) for number in range(1, self.vocab_size))
         return frozenset(pieces.replace(_SPACE, " "))
+
+    def is_byte(self, number: int) -> bool:
+        """Whether an id stands for a byte."""
+        return number < self.vocab_size and self._processor.is_byte(number)
+
+    def score(self, number: int) -> float:
+        """What SentencePiece ranks a piece by: its log-probability, or minus the number of its merge."""
+        return self._processor.get_score(number)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
@@ -193,28 +202,28 @@ class SentencePieceTokenizer:
         return [self._join([next(encoded) for _ in text]) for text in lines]
 
     def _join(self, lines: list[list[int]]) -> list[int]:
-        ids = [piece for line in lines for piece in (self._newline, *line) if piece != BLANK]
-        return ids if self._newline == BLANK else ids[1:]
+        ids = [piece for line in lines for piece in (self.newline, *line) if piece != BLANK]
+        return ids if self.newline == BLANK else ids[1:]
 
     def _without_unknown(self, text: str) -> str:
         if self.has_bytes:
             return unicodedata.normalize("NFKC", text)
-        text = _readable(text, self._known)
-        if self._known.issuperset(text):
+        text = _readable(text, self.known)
+        if self.known.issuperset(text):
             return text
-        return "".join(part for part in _decompose(text, self._known) if part in self._known)
+        return "".join(part for part in _decompose(text, self.known) if part in self.known)
 
     def decode(self, ids: Iterable[int]) -> str:
         lines: list[list[int]] = [[]]
         for piece in ids:
-            if piece == self._newline != BLANK:
+            if piece == self.newline != BLANK:
                 lines.append([])
             elif piece != BLANK:
                 lines[-1].append(int(piece))
         return "\n".join(self._processor.decode(lines))
 
     def unknown(self, text: str) -> list[str]:
-        return [] if self.has_bytes else _unknown(text, self._known)
+        return [] if self.has_bytes else _unknown(text, self.known)
 
     def save(self, directory: Path | str) -> None:
         _write(directory, {"kind": self.kind, "model": _MODEL_FILE, "fingerprint": self.fingerprint}, self.model)

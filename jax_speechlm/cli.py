@@ -102,6 +102,11 @@ VERBS = {
         "fit speech units (k-means), label data sets with them, report what they are",
         "jax-speechlm units fit --sets queen-en --out data/units/mfcc-100 --num-units 100",
     ),
+    "export": Verb(
+        "jax_speechlm.interop.export:export",
+        "turn a checkpoint into a format that others read, and prove it equal",
+        "jax-speechlm export runs/finetune --to hf --out exported/finetune",
+    ),
     "plan": Verb(
         "jax_speechlm.cli:plan",
         "compile a run for accelerators that are not here: what it needs, what it costs, whether it fits",

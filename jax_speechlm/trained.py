@@ -47,6 +47,16 @@ class Trained:
             raise ckpt.CheckpointError(
                 f"{checkpoint}: was trained by {found}, which cannot {purpose}: name a run that was trained by {kind}"
             )
+        return cls.read(checkpoint)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> "Trained":
+        """The same, whatever the checkpoint was trained by.
+
+        Raises:
+          CheckpointError: there is no readable checkpoint.
+        """
+        checkpoint = ckpt.find(path)
         params, meta = ckpt.read_params(checkpoint)
         experiment = Experiment.model_validate(meta["experiment"])
         return cls(checkpoint, meta["step"], experiment, saved_tokenizer(meta), jax.device_put(params))

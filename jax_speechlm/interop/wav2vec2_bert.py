@@ -1,6 +1,6 @@
 """Conformer parameters to and from Hugging Face's Wav2Vec2-BERT (see `mapping`)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,7 @@ _ENCODER = [
     *_norm("layers.norm", "encoder.layers.{}.final_layer_norm"),
 ]
 _HEAD = _linear("head", "lm_head")
+_CLASSIFIER = [*_linear("projector", "projector"), *_linear("head", "classifier")]
 
 
 def from_hugging_face(state_dict: StateDict, config: ConformerConfig) -> tuple[Params, Params | None]:
@@ -89,6 +90,32 @@ def to_hugging_face(encoder: Params, config: ConformerConfig, head: Params | Non
     if head is None:
         return arrays
     return {_PREFIX + name: value for name, value in arrays.items()} | write({"head": head}, _HEAD, config)
+
+
+def classifier_to_hugging_face(encoder: Params, config: ConformerConfig, head: Params) -> dict[str, np.ndarray]:
+    """The float32 state dict of a `Wav2Vec2BertForSequenceClassification`.
+
+    Between encoder and mean it has a linear map that we have not: it is the identity.
+    """
+    projector = {"kernel": np.eye(config.dim, dtype=np.float32), "bias": np.zeros(config.dim, np.float32)}
+    arrays = {_PREFIX + name: value for name, value in to_hugging_face(encoder, config).items()}
+    return arrays | write({"projector": projector, "head": head}, _CLASSIFIER, config)
+
+
+def classifier_from_hugging_face(state_dict: StateDict, config: ConformerConfig) -> tuple[Params, Params]:
+    """Parameters of our `UtteranceClassifier` from a `Wav2Vec2BertForSequenceClassification`: encoder and head.
+
+    The linear map before the mean becomes a part of the head, which gives the same numbers.
+
+    Raises:
+      ValueError: an array is missing, left over, or of another shape than `config` implies.
+    """
+    arrays = {name.removeprefix(_PREFIX): value for name, value in state_dict.items()}
+    arrays.pop(_DEAD, None)
+    params = read(arrays, _ENCODER + _CLASSIFIER, config, "Wav2Vec2-BERT classifier")
+    projector, head = params.pop("projector"), params.pop("head")
+    kernel = projector["kernel"] @ head["kernel"]
+    return params, {"kernel": kernel, "bias": projector["bias"] @ head["kernel"] + head["bias"]}
 
 
 # Settings of a Wav2Vec2BertConfig with a name of our own, and those that our one form fixes.
@@ -136,3 +163,16 @@ def config_to_hugging_face(config: ConformerConfig, vocab_size: int | None = Non
     if vocab_size is not None:
         head = {"architectures": ["Wav2Vec2BertForCTC"], "vocab_size": vocab_size, "final_dropout": 0.0}
     return _FIXED | renamed | rates | only_here | head
+
+
+def classifier_config_to_hugging_face(config: ConformerConfig, classes: Sequence[str]) -> dict[str, Any]:
+    """The settings of the `config.json` of a `Wav2Vec2BertForSequenceClassification`."""
+    names = dict(enumerate(classes))
+    return config_to_hugging_face(config) | {
+        "architectures": ["Wav2Vec2BertForSequenceClassification"],
+        "classifier_proj_size": config.dim,
+        "use_weighted_layer_sum": False,
+        "problem_type": "single_label_classification",
+        "id2label": {str(number): name for number, name in names.items()},
+        "label2id": {name: number for number, name in names.items()},
+    }

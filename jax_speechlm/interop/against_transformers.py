@@ -1,0 +1,339 @@
+"""transformers on an exported folder, beside us: the same audio or texts have to give the same numbers and words.
+
+Everything is opened by the Auto classes from the folder alone, and computed in float32 on the CPU.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from jaxtyping import Int16
+
+from data_pipelines import audio as audio_files
+from data_pipelines.audio import SAMPLE_RATE
+from jax_speechlm.decoding.generate import GREEDY
+from jax_speechlm.decoding.greedy import best_path, collapse
+from jax_speechlm.frontend.logmel import log_mel
+from jax_speechlm.interop.checking import Check, guarded
+from jax_speechlm.interop.front_ends import ending
+from jax_speechlm.interop.hugging_face import Package, vocabulary_of
+from jax_speechlm.interop.tokenizer_files import SPEECH, TEXT
+from jax_speechlm.language_model import LanguageModel
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import Conformer
+from jax_speechlm.models.layers import frame_mask
+from jax_speechlm.objectives.causal_lm import TextModel
+from jax_speechlm.trained import Trained
+from jax_speechlm.transcriber import in_batches
+from jax_speechlm.vocabulary import PADDING, pad
+
+TOLERANCE = 1e-4  # of features and of what the model makes of them, absolute
+
+Clip = Int16[np.ndarray, "..."]
+
+_AUTO = {
+    "Wav2Vec2BertModel": "AutoModel",
+    "Wav2Vec2BertForCTC": "AutoModelForCTC",
+    "Wav2Vec2BertForSequenceClassification": "AutoModelForAudioClassification",
+    "LlamaForCausalLM": "AutoModelForCausalLM",
+    "Qwen3ForCausalLM": "AutoModelForCausalLM",
+    "ModernBertForMaskedLM": "AutoModelForMaskedLM",
+}
+_MOST_SECONDS = 30  # of a clip; transcription cuts longer ones too
+_MOST_TOKENS, _NEW_TOKENS = 200, 20  # of a row of logits, and of a continuation
+_TEXTS = (
+    "In the beginning was the word",
+    "  two  spaces, and one behind ",
+    "Ünïcödé: ﬁve naïve façades, ½ of №1, 日本",
+    "a line\n\n and another\n",
+    "",
+)
+
+
+def compare(folder: Path, run: Trained, made: Package, audio: Sequence[Path], texts: Sequence[str]) -> list[Check]:
+    """Opens a folder with transformers and compares.
+
+    Args:
+      made: what `run` is in Hugging Face's terms.
+      audio, texts: what to compare on, besides inputs of our own.
+
+    Raises:
+      AudioError: a file of `audio` cannot be read.
+    """
+    clips = [*synthetic_clips(), *(audio_files.decode(file)[: _MOST_SECONDS * SAMPLE_RATE] for file in audio)]
+    run = in_float32(run)
+    with _quiet(), torch.no_grad():
+        try:
+            model = _open(folder, made)
+        except (ValueError, OSError, RuntimeError, KeyError) as error:
+            return [Check("opens", f"{type(error).__name__}: {error}", False)]
+        opened = Check("opens", f"{type(model).__name__}, every array in its place", True)
+        if made.architecture.startswith("Wav2Vec2Bert"):
+            return [opened, *_compare_speech(folder, run, made, model, clips)]
+        return [opened, *_compare_text(folder, run, model, [*_TEXTS, *texts])]
+
+
+def in_float32(run: Trained) -> Trained:
+    """The run computing in float32, whatever it was trained in, with attention that every machine has."""
+    model = run.experiment.model.replace(dtype="float32")
+    model = model.replace(attention="auto") if hasattr(model, "attention") else model
+    return dataclasses.replace(run, experiment=run.experiment.replace(model=model))
+
+
+def synthetic_clips() -> list[Clip]:
+    """A gliding tone in noise: every number of windows modulo 4, odd and even numbers of samples, one vector alone."""
+    rng, clips = np.random.default_rng(0), []
+    for windows, more in ((96, 0), (97, 1), (98, 77), (99, 159), (61, 3), (42, 80), (4, 11)):
+        seconds = np.arange(400 + 160 * (windows - 1) + more) / SAMPLE_RATE
+        tone = np.sin(2 * np.pi * (150 + 900 * seconds) * seconds) * (1 + np.sin(20 * seconds))
+        clips.append((5000 * tone + 400 * rng.standard_normal(len(seconds))).astype(np.int16))
+    return clips
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' advice and progress bars."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
+
+
+def _open(folder: Path, made: Package) -> Any:
+    auto = getattr(transformers, _AUTO[made.architecture])
+    model, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if type(model).__name__ != made.architecture:
+        raise ValueError(f"it opens as {type(model).__name__}")
+    if wrong := {key: sorted(map(str, names)) for key, names in info.items() if names}:
+        raise ValueError(f"arrays are not those of the class: {wrong}")
+    return model.eval()
+
+
+def _compare_speech(folder: Path, run: Trained, made: Package, model: Any, clips: Sequence[Clip]) -> Iterator[Check]:
+    mel = run.experiment.frontend.mel
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    extract = partial(extractor, sampling_rate=SAMPLE_RATE, return_tensors="np")
+    waves = [clip.astype(np.float32) / 32768 for clip in clips]
+    yield guarded("front end", lambda: _front_end(mel, extract, clips, waves))
+    hears = _ours(run, made)
+    what = "hidden states" if made.architecture == "Wav2Vec2BertModel" else "logits"
+    batches = [extract(wave) for wave in waves] + [extract(waves)]
+    yield guarded(what, lambda: _outputs(model, hears, batches))
+    if made.architecture == "Wav2Vec2BertForCTC":
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        yield guarded("ids", lambda: _ctc_ids(tokenizer, model, run))
+        texts = _greedy_texts(run, clips)
+        spelled = [
+            tokenizer.decode(_logits(model, extract(wave, pad_to_multiple_of=1))[0].argmax(-1)) for wave in waves
+        ]
+        yield _same_words("greedy text", texts, spelled)
+        recognize = transformers.pipeline("automatic-speech-recognition", model=str(folder), device="cpu")
+        heard = [recognize({"raw": wave, "sampling_rate": SAMPLE_RATE})["text"] for wave in waves]
+        same = [ending(mel, len(clip)) == "same" for clip in clips]
+        yield _same_words("pipeline", texts, heard, same)
+    elif made.architecture == "Wav2Vec2BertForSequenceClassification":
+        classes, theirs = _classes(run, clips), []
+        for wave in waves:
+            number = int(_logits(model, extract(wave, pad_to_multiple_of=1))[0].argmax())
+            theirs.append(model.config.id2label[number])
+        yield _same_words("class", classes, theirs)
+
+
+def _front_end(mel: Any, extract: Callable, clips: Sequence[Clip], waves: Sequence[np.ndarray]) -> Check:
+    """Each clip by itself and all in a batch: the vectors that both have; and that theirs end as `ending` says."""
+    worst = 0.0
+    lengths = np.array([len(clip) for clip in clips], np.int32)
+    ours, frames = jax.device_get(log_mel(jnp.asarray(_padded(clips)), jnp.asarray(lengths), mel))
+    batch = extract(waves)
+    for row, (clip, wave, num) in enumerate(zip(clips, waves, frames.tolist(), strict=True)):
+        alone = extract(wave)
+        for theirs, at in ((alone, 0), (batch, row)):
+            worst = max(worst, np.abs(theirs["input_features"][at, :num] - ours[row, :num]).max(initial=0))
+            if not np.isfinite(worst):
+                return Check("front end", f"{len(clip)} samples give features that are not finite", False)
+        expected = {"same": (num, num), "masked": (num + 1, num), "kept": (num + 1, num + 1)}[ending(mel, len(clip))]
+        found = alone["input_features"].shape[1], int(alone["attention_mask"].sum())
+        if found != expected:
+            return Check("front end", f"{len(clip)} samples give {found} vectors, not {expected}", False)
+    return _within("front end", worst, f"{len(clips)} clips, alone and as a batch")
+
+
+def _ours(run: Trained, made: Package) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """`(features [B, T, F], lengths) -> hidden states or logits [B, T, ...]`, or logits [B, classes]."""
+    make = lambda rngs: Conformer(run.experiment.model, rngs=rngs)  # noqa: E731
+    graphdef = functional.declare(make).graphdef
+
+    @jax.jit
+    def outputs(params: functional.Params, x_BxTxF: jax.Array, length_B: jax.Array) -> jax.Array:
+        hidden_BxTxD, _ = functional.bind(graphdef, params["encoder"])(x_BxTxF, length_B)
+        if run.experiment.objective.kind == "classification":
+            inside = frame_mask(length_B, hidden_BxTxD.shape[1])[..., None]
+            hidden_BxTxD = jnp.where(inside, hidden_BxTxD, 0).sum(1) / length_B[:, None]
+        return hidden_BxTxD @ params["head"]["kernel"] + params["head"]["bias"] if "head" in params else hidden_BxTxD
+
+    return lambda x, length: np.asarray(outputs(made.params, jnp.asarray(x), jnp.asarray(length)))
+
+
+def _outputs(model: Any, ours: Callable, batches: Sequence[Any]) -> Check:
+    """On the same features: those of the extractor."""
+    worst = 0.0
+    for batch in batches:
+        theirs, lengths = _logits(model, batch), batch["attention_mask"].sum(-1).astype(np.int32)
+        found = ours(batch["input_features"], lengths)
+        for row, length in enumerate(lengths):
+            real = slice(None, length) if theirs.ndim == 3 else slice(None)
+            worst = max(worst, np.abs(theirs[row, real] - found[row, real]).max(initial=0))
+    return _within("logits" if hasattr(model, "lm_head") else "outputs", worst, f"{len(batches)} batches")
+
+
+def _logits(model: Any, inputs: Any) -> np.ndarray:
+    found = model(**{name: torch.tensor(value) for name, value in inputs.items()})
+    return (found.logits if "logits" in found else found.last_hidden_state).numpy()
+
+
+def _ctc_ids(tokenizer: Any, model: Any, run: Trained) -> Check:
+    ours = run.tokenizer
+    blanks = {tokenizer.pad_token_id, model.config.pad_token_id, PADDING}
+    sizes = {len(tokenizer), model.config.vocab_size, ours.vocab_size}
+    if len(blanks) > 1 or len(sizes) > 1:
+        return Check("ids", f"blanks {blanks}, vocabularies {sizes}", False)
+    for number in range(ours.vocab_size):
+        if _words(tokenizer.decode([number])) != _words(ours.decode([number])):
+            return Check("ids", f"{number} is {tokenizer.decode([number])!r}, not {ours.decode([number])!r}", False)
+    return Check("ids", f"{ours.vocab_size}, the blank is 0", True)
+
+
+def _greedy_texts(run: Trained, clips: Sequence[Clip]) -> list[str]:
+    experiment, texts = run.experiment, {}
+    objective = experiment.objective.build(experiment.model, experiment.frontend, run.tokenizer)
+    spell = jax.jit(lambda params, batch: best_path(*objective.logits(params, batch)))
+    for batch in in_batches(clips):
+        for example, ids in zip(batch["example_id"], collapse(spell(run.params, batch)), strict=True):
+            texts[int(example)] = run.tokenizer.decode(ids)
+    return [texts[number] for number in range(len(clips))]
+
+
+def _classes(run: Trained, clips: Sequence[Clip]) -> list[str]:
+    experiment, found = run.experiment, {}
+    _, logits, _ = experiment.objective.classifier(experiment.model, experiment.frontend, run.tokenizer)
+    for batch in in_batches(clips):
+        for example, number in zip(batch["example_id"], logits(run.params, batch, None).argmax(-1), strict=True):
+            found[int(example)] = experiment.objective.classes[int(number)]
+    return [found[number] for number in range(len(clips))]
+
+
+def _same_words(name: str, ours: Sequence[str], theirs: Sequence[str], must: Sequence[bool] | None = None) -> Check:
+    """Whether texts are equal, white space at their ends aside, wherever they must be."""
+    must = must or [True] * len(ours)
+    equal = [_words(one) == _words(other) for one, other in zip(ours, theirs, strict=True)]
+    for one, other, is_equal, has_to in zip(ours, theirs, equal, must, strict=True):
+        if has_to and not is_equal:
+            return Check(name, f"{other!r}, not {one!r}", False)
+    rest = [is_equal for is_equal, has_to in zip(equal, must, strict=True) if not has_to]
+    others = f"; of {len(rest)} whose end it pads, {sum(rest)}" if rest else ""
+    return Check(name, f"equal on {sum(must)} clips{others}", True)
+
+
+def _compare_text(folder: Path, run: Trained, model: Any, texts: Sequence[str]) -> Iterator[Check]:
+    vocabulary = vocabulary_of(run)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    causal = run.experiment.model.causal
+    rows = [[vocabulary.boundary, *run.tokenizer.encode(text)] + [vocabulary.boundary] * (not causal) for text in texts]
+    if vocabulary.num_units:
+        heard = (
+            f"{texts[0]}{SPEECH}" + "".join(f"<unit_{n}>" for n in range(vocabulary.num_units)) + f"{TEXT}{texts[0]}"
+        )
+        units = [
+            vocabulary.speech,
+            *(vocabulary.first_unit + np.arange(vocabulary.num_units)).tolist(),
+            vocabulary.text,
+        ]
+        texts, rows = [*texts, heard], [*rows, [*rows[0], *units, *rows[0][1:]]]
+    yield guarded("ids", lambda: _text_ids(tokenizer, model, run, vocabulary, texts, rows))
+    yield guarded("logits", lambda: _text_logits(model, run, vocabulary, [row[:_MOST_TOKENS] for row in rows]))
+    if causal and not vocabulary.num_sentinels:
+        yield guarded("continuation", lambda: _continuations(tokenizer, model, run, vocabulary, rows))
+
+
+def _text_ids(tokenizer: Any, model: Any, run: Trained, vocabulary: Any, texts: Sequence[str], rows: list) -> Check:
+    for text, ids in zip(texts, rows, strict=True):
+        if (found := tokenizer(text)["input_ids"]) != ids:
+            return Check("ids", f"{text!r} is {found}, not {ids}", False)
+        only_text = [number for number in ids if number < vocabulary.boundary]
+        if not vocabulary.is_unit(np.array(ids)).any() and (
+            (back := tokenizer.decode(ids, skip_special_tokens=True)) != (said := run.tokenizer.decode(only_text))
+        ):
+            return Check("ids", f"{ids} are {back!r}, not {said!r}", False)
+    ends = {"bos": vocabulary.boundary, "eos": vocabulary.boundary, "pad": PADDING}
+    for name, number in ends.items():
+        found = {getattr(each, f"{name}_token_id") for each in (tokenizer, model.config)}
+        if found != {number}:
+            return Check("ids", f"{name} is {found}, not {number}", False)
+    if tokenizer.mask_token_id != vocabulary.mask or model.config.vocab_size != vocabulary.size:
+        return Check("ids", f"mask {tokenizer.mask_token_id}, vocabulary {model.config.vocab_size}", False)
+    return Check("ids", f"of {len(texts)} texts; bos and eos {vocabulary.boundary}, pad {PADDING}", True)
+
+
+def _text_logits(model: Any, run: Trained, vocabulary: Any, rows: list[list[int]]) -> Check:
+    """Rows of different length in one batch; where the model fills gaps, with every fifth token hidden."""
+    if not run.experiment.model.causal:
+        rows = [[vocabulary.mask if place % 5 == 2 else number for place, number in enumerate(row)] for row in rows]
+    width = max(len(row) for row in rows)
+    tokens, lengths = pad(rows, width), np.array([len(row) for row in rows])
+    place = np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape)
+    inside = place < lengths[:, None]
+    make = lambda rngs: TextModel(run.experiment.model, vocabulary.size, rngs=rngs)  # noqa: E731
+    graphdef = functional.declare(make).graphdef
+
+    @jax.jit
+    def logits(params: functional.Params, tokens: jax.Array, segment: jax.Array, position: jax.Array) -> jax.Array:
+        transformer = functional.bind(graphdef, params).transformer
+        return transformer.logits(transformer(tokens, segment, position))
+
+    ours = np.asarray(logits(run.params, tokens, inside.astype(np.int32), place))
+    theirs = _logits(model, {"input_ids": tokens.astype(np.int64), "attention_mask": inside.astype(np.int64)})
+    return _within("logits", np.abs(ours - theirs)[inside].max(), f"{inside.sum()} positions")
+
+
+def _continuations(tokenizer: Any, model: Any, run: Trained, vocabulary: Any, rows: list[list[int]]) -> Check:
+    """Greedy continuations of half of each row, in one batch filled up on the left."""
+    context = run.experiment.data.context
+    most = max(1, min(_MOST_TOKENS, context - _NEW_TOKENS))
+    prompts = [row[: max(1, min(most, len(row) // 2))] for row in rows]
+    new = min(_NEW_TOKENS, context - max(map(len, prompts)))
+    lm = LanguageModel(run.experiment.model, run.tokenizer, run.params, context, run.checkpoint, vocabulary.num_units)
+    ours = lm.continue_ids(prompts, GREEDY, max_tokens=new)
+    batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
+    theirs = model.generate(**batch, max_new_tokens=new)[:, batch["input_ids"].shape[1] :].tolist()
+    for prompt, found, expected in zip(prompts, theirs, ours, strict=True):
+        (ids,), (length,) = expected.tokens.tolist(), expected.length.tolist()
+        if found[:length] != ids[:length] or set(found[length:]) - {PADDING}:
+            return Check("continuation", f"of {prompt}: {found}, not {ids[:length]}", False)
+    return Check("continuation", f"{len(prompts)} prompts, up to {new} tokens each, greedy", True)
+
+
+def _within(name: str, worst: float, of_what: str) -> Check:
+    return Check(name, f"{worst:.1e} at most, of {TOLERANCE:.0e} ({of_what})", bool(worst <= TOLERANCE))
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _padded(clips: Sequence[Clip]) -> np.ndarray:
+    padded = np.zeros((len(clips), max(map(len, clips))), np.int16)
+    for row, clip in enumerate(clips):
+        padded[row, : len(clip)] = clip
+    return padded

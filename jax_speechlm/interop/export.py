@@ -1,0 +1,50 @@
+"""`jax-speechlm export RUN --to TARGET`: which targets there are, and the function that makes each.
+
+A target's function takes what is left of the command line, so each has options of its own; it is imported when it is
+asked for, with whatever it needs.
+"""
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+Target = Literal["hf"]
+
+
+class Maker(NamedTuple):
+    """What makes a target: the function, as "module:name", and a line about it."""
+
+    run: str
+    summary: str
+
+
+MAKERS: dict[Target, Maker] = {
+    "hf": Maker(
+        "jax_speechlm.interop.hugging_face_export:export_run",
+        "a folder that plain transformers opens: safetensors, config, tokenizer, front end, model card",
+    ),
+}
+
+
+def export(argv: Sequence[str], prog: str) -> None:
+    """Runs one target's function on the rest of a command line."""
+    import tyro
+
+    from jax_speechlm.parallel.hardware import cache_compilations
+
+    cache_compilations()
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        add_help=False,
+        allow_abbrev=False,
+        description="Turns a trained checkpoint into a format that others read.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="targets:\n" + "\n".join(f"  {target:<12} {maker.summary}" for target, maker in MAKERS.items()),
+    )
+    parser.add_argument("--to", choices=get_args(Target), default="hf", help="the target (default: %(default)s)")
+    known, rest = parser.parse_known_args(argv)
+    if {"-h", "--help"} & set(rest):
+        print(parser.format_help(), f"\nThe options of --to {known.to}:\n")
+    module, function = MAKERS[known.to].run.split(":")
+    tyro.cli(getattr(importlib.import_module(module), function), prog=f"{prog} --to {known.to}", args=rest)

@@ -1,0 +1,92 @@
+"""`jax-speechlm export RUN --to hf`: from a checkpoint to a folder that has been checked."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from jax_speechlm.interop import folders
+from jax_speechlm.interop.checking import Verdict, check_folder
+from jax_speechlm.interop.folders import ExportError, FailedCheck
+from jax_speechlm.interop.hugging_face import Package, package, write_model
+from jax_speechlm.interop.model_card import model_card
+from jax_speechlm.trained import Trained
+
+CARD = "README.md"
+
+
+def export_run(
+    run: Positional[Path],
+    out: Path | None = None,
+    check: Path | None = None,
+    audio: tuple[Path, ...] = (),
+    text: tuple[str, ...] = (),
+) -> Verdict:
+    """Writes a run's model as a folder that plain transformers opens, or checks such a folder.
+
+    With --out: the folder appears once it has been checked; where something differs, nothing appears and the exit
+    status is 1. With --check: an exported folder is checked, and what came of it is written into the folder. The check
+    is by transformers where torch and transformers are installed; else the folder is read back by this project, and
+    --check does the rest later, on another machine.
+
+    Args:
+      run: a run's directory, or one of its checkpoints/<step> folders.
+      out: the folder to write; an earlier export there is replaced.
+      check: the exported folder to check, instead of writing one.
+      audio: files to compare on, beside synthetic clips.
+      text: texts to compare on, beside some that are built in.
+    """
+    if (out is None) == (check is None):
+        raise ExportError("say either --out FOLDER, to write one, or --check FOLDER, to check one that was written")
+    if out is not None:
+        return write_checked(Trained.read(run), out, audio, text)
+    record = folders.read_record(check)
+    if record.get("target") != "hf":
+        raise ExportError(f"{check} was exported to {record.get('target')}: --to hf cannot check it")
+    trained = Trained.read(run)
+    made = package(trained)
+    verdict = _report(check_folder(check, trained, made, audio, text))
+    _describe(check, trained, made, record | {"check": verdict.to_json()})
+    if verdict.failed:
+        raise FailedCheck(f"{check}: {verdict.line}\nThe folder is marked as failed; do not use it.")
+    print(f"{check}: {verdict.line}")
+    return verdict
+
+
+def write_checked(trained: Trained, out: Path, audio: tuple[Path, ...] = (), text: tuple[str, ...] = ()) -> Verdict:
+    """Writes a model's folder and checks it; the folder appears at `out` only if nothing differs.
+
+    Raises:
+      ExportError: the model cannot be exported, or `out` holds something that no export wrote.
+      FailedCheck: what was written differs; it is kept as `<out>.rejected`.
+    """
+    folders.require_free(out)
+    made = package(trained)
+    record = {"target": "hf", "checkpoint": str(trained.checkpoint), "step": trained.step}
+    record |= {"architecture": made.architecture, "experiment": trained.experiment.model_dump(mode="json")}
+    with folders.written(out, record) as folder:
+        write_model(folder, made)
+        verdict = _report(check_folder(folder, trained, made, audio, text))
+        _describe(folder, trained, made, record | {"check": verdict.to_json()})
+        if verdict.failed:
+            raise FailedCheck(f"{trained.checkpoint}: {verdict.line}")
+    print(f"{out}: {made.architecture}, {verdict.line}")
+    if not verdict.is_full:
+        print(
+            "It was not opened by transformers: torch and transformers are not installed here (pip install "
+            "'jax_speechlm[parity]'). Where they are, this does it:\n"
+            f"  jax-speechlm export {trained.checkpoint} --to hf --check {out}"
+        )
+    return verdict
+
+
+def _describe(folder: Path, trained: Trained, made: Package, record: dict[str, Any]) -> None:
+    (folder / CARD).write_text(model_card(trained, made, record), encoding="utf-8")
+    folders.write_json(folder, folders.RECORD, record)
+
+
+def _report(verdict: Verdict) -> Verdict:
+    for each in verdict.checks:
+        print(f"  {'ok' if each.passed else 'NO':<3} {each.name}: {each.result}", file=sys.stderr)
+    return verdict

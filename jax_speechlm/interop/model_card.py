@@ -1,0 +1,121 @@
+"""The README.md of an exported folder: what the model is, what it was trained on, how well it does, its check."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pydantic
+
+from data_pipelines.errors import DataError
+from data_pipelines.paths import AnyPath, as_path
+from jax_speechlm.evaluation.report import Report
+from jax_speechlm.experiment import Experiment, Mixture, UnitText
+from jax_speechlm.interop.hugging_face import Package
+from jax_speechlm.trained import Trained
+
+_PIPELINES = {
+    "Wav2Vec2BertForCTC": "automatic-speech-recognition",
+    "Wav2Vec2BertForSequenceClassification": "audio-classification",
+    "Wav2Vec2BertModel": "feature-extraction",
+    "LlamaForCausalLM": "text-generation",
+    "Qwen3ForCausalLM": "text-generation",
+    "ModernBertForMaskedLM": "fill-mask",
+}
+_AUDIO_MODEL = """\
+from transformers import AutoFeatureExtractor, AutoModel
+
+extractor, model = (kind.from_pretrained("FOLDER") for kind in (AutoFeatureExtractor, AutoModel))
+inputs = extractor(samples, sampling_rate=16_000, return_tensors="pt")  # float samples in [-1, 1)
+hidden = model(**inputs).last_hidden_state"""
+_PIPELINE = """\
+from transformers import pipeline
+
+print(pipeline("{task}", model="FOLDER")({argument}))"""
+_USES = {
+    "automatic-speech-recognition": _PIPELINE.format(task="automatic-speech-recognition", argument='"clip.wav"'),
+    "audio-classification": _PIPELINE.format(task="audio-classification", argument='"clip.wav"'),
+    "text-generation": _PIPELINE.format(task="text-generation", argument='"In the", max_new_tokens=50'),
+    "fill-mask": _PIPELINE.format(task="fill-mask", argument='"In the <mask>"'),
+    "feature-extraction": _AUDIO_MODEL,
+}
+
+
+def model_card(run: Trained, made: Package, record: Mapping[str, Any]) -> str:
+    """The text of the README.md.
+
+    Args:
+      made: the run in Hugging Face's terms.
+      record: what `jax_speechlm.json` says, with the verdict of the check under "check".
+    """
+    task = _PIPELINES[made.architecture]
+    languages = sorted({language for _, meta in data_sets(run.experiment) for language in meta.get("languages", ())})
+    head = {"library_name": "transformers", "pipeline_tag": task, "tags": ["jax_speechlm"], "language": languages}
+    front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items() if value)
+    parts = [
+        f"---\n{front}\n---",
+        f"# {made.architecture} by jax_speechlm",
+        f"Trained by the objective `{run.experiment.objective.kind}`; {_size(made):,} parameters, float32; checkpoint "
+        f"of step {run.step:,}.",
+        f"```python\n{_USES[task]}\n```",
+        "## Check\n\n" + _check(record["check"]),
+        "## Training data\n\n" + "\n".join(_data(run.experiment)),
+        "## Results\n\n" + ("\n".join(_results(run.checkpoint)) or "No evaluation was beside the checkpoint."),
+        f"## Training\n\n```json\n{run.experiment.model_dump_json(indent=2)}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def data_sets(experiment: Experiment) -> list[tuple[str, dict[str, Any]]]:
+    """The sets that a run trained on, and what their `meta.json` says, {} where that is not here."""
+    data = experiment.data
+    parts = data.parts.values() if isinstance(data, Mixture) else [data]
+    names = [name for part in parts for name in part.sets]
+    names += [name for name in data.text_sets if name not in names] if isinstance(data, UnitText) else []
+    found = {}
+    for name in names:
+        bare = name.partition(":")[0]
+        try:
+            found[bare] = json.loads((as_path(data.data_dir) / bare / "meta.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, DataError):
+            found[bare] = {}
+    return list(found.items())
+
+
+def _check(check: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"- {each['name']}: {each['result']}" for each in check["checks"])
+    if not check["passed"]:
+        return f"**FAILED** against {check['against']}; do not use this folder.\n\n{rows}"
+    if check["is_full"]:
+        return f"The folder was opened by {check['against']} and gave what the checkpoint gives:\n\n{rows}"
+    return (
+        "The folder was read back by jax_speechlm, not yet by transformers, which was not installed where it was made:"
+        f"\n\n{rows}"
+    )
+
+
+def _data(experiment: Experiment) -> Iterator[str]:
+    for name, meta in data_sets(experiment):
+        splits = meta.get("splits", {}).get("train", {})
+        amounts = [f"{splits[key]:,.2f} hours" for key in ("hours",) if key in splits]
+        amounts += [f"{splits[key]:,} clips" for key in ("num_clips",) if key in splits]
+        licence = meta.get("licence", "unknown here: the prepared set was not at hand when this was written")
+        yield f"- {name}: {', '.join([*amounts, f'licence: {licence}'])}"
+    yield "\nWhat the licences of the data ask of a model trained on them is for whoever passes it on to see to."
+
+
+def _results(checkpoint: AnyPath) -> Iterator[str]:
+    """A line for every report of `jax-speechlm eval` beside a checkpoint or its run."""
+    for folder in (checkpoint, checkpoint.parent.parent):
+        for file in sorted((folder / "eval").glob("*/report.json")):
+            try:
+                report = Report.load(file)
+            except (ValueError, pydantic.ValidationError):
+                continue  # of another kind of evaluation
+            yield (
+                f"- {file.parent.name}: WER {report.wer}, CER {report.cer} (95 % bootstrap intervals); "
+                f"{report.wer.utterances:,} utterances, normalizer {report.normalizer}, decoder {report.decoder}"
+            )
+
+
+def _size(made: Package) -> int:
+    return sum(array.size for array in made.arrays.values())

@@ -1,0 +1,269 @@
+"""Our tokenizers as files that plain transformers opens, with the same ids and the same texts.
+
+Everything goes into a `tokenizer.json` of Hugging Face's `tokenizers`, but for characters under CTC, which have a class
+of their own there that also gives timestamps. In terms of that format:
+
+- ids of a model's vocabulary are the file's: 0 is `<pad>`, the CTC blank; the others keep their numbers;
+- NFKC and the handling of unknown characters (`data_pipelines.tokenizers`) are normalisers, which need no code;
+- characters are byte pairs without merges; SentencePiece's byte pairs are merges in the order of their scores;
+- a line end is an added token, so that each line is read by itself as ours are.
+"""
+
+import collections
+import functools
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from data_pipelines.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from jax_speechlm.interop.folders import ExportError
+from jax_speechlm.vocabulary import PADDING, Vocabulary
+
+Files = dict[str, Any]
+"""File names, and the JSON of each."""
+
+PAD, BOUNDARY, MASK, SPEECH, TEXT = "<pad>", "<|endoftext|>", "<mask>", "<speech>", "<text>"
+_SPACE = "\u2581"
+_NEVER = -1000.0  # score of pieces that no text is spelled with
+
+
+def ctc_files(tokenizer: Tokenizer) -> Files:
+    """Files of a tokenizer whose `decode` takes the likeliest id of each frame and gives the greedy transcript.
+
+    Characters become a `Wav2Vec2CTCTokenizer`, which trims the text and knows when each letter was said. Pieces, and
+    characters that join to one on the way out (a letter and its accent) or are its own signs, a `ParakeetTokenizer`.
+
+    Raises:
+      ExportError: the tokenizer cannot be expressed.
+    """
+    names = [PAD, *_pieces(tokenizer)[1:]]
+    config = {"pad_token": PAD, "bos_token": None, "eos_token": None, "clean_up_tokenization_spaces": False}
+    if isinstance(tokenizer, CharTokenizer) and "|" not in names and not _compositions(tokenizer.characters):
+        config |= {"tokenizer_class": "Wav2Vec2CTCTokenizer", "unk_token": PAD, "do_lower_case": False}
+        spelled = {name.replace(" ", "|"): number for number, name in enumerate(names)}
+        config |= {"word_delimiter_token": "|" if "|" in spelled else None, "replace_word_delimiter_char": " "}
+        return {"tokenizer_config.json": config, "vocab.json": spelled}
+    config |= {"tokenizer_class": "ParakeetTokenizer"}
+    return {"tokenizer_config.json": config, "tokenizer.json": _tokenizer_json(tokenizer, names, {PAD: PADDING}, None)}
+
+
+def text_files(tokenizer: Tokenizer, vocabulary: Vocabulary, context: int, *, causal: bool) -> Files:
+    """Files of a language model's tokenizer.
+
+    A text is encoded behind the boundary; for a model that looks both ways also before one. The boundary is beginning
+    and end in one.
+
+    Args:
+      context: tokens of the rows that the model was trained on.
+
+    Raises:
+      ExportError: the tokenizer cannot be expressed.
+    """
+    special = {PAD: PADDING, BOUNDARY: vocabulary.boundary, MASK: vocabulary.mask}
+    special |= {f"<extra_id_{n}>": vocabulary.sentinel + n for n in range(vocabulary.num_sentinels)}
+    units = {}
+    if vocabulary.num_units:
+        units = {SPEECH: vocabulary.speech, TEXT: vocabulary.text}
+        units |= {f"<unit_{n}>": vocabulary.first_unit + n for n in range(vocabulary.num_units)}
+    names = [PAD, *_pieces(tokenizer)[1:], *(name for name in special if name != PAD), *units]
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOUNDARY,
+        "eos_token": BOUNDARY,
+        "pad_token": PAD,
+        "mask_token": MASK,
+        "unk_token": None,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "left" if causal else "right",
+    }
+    if not causal:
+        config |= {"cls_token": BOUNDARY, "sep_token": BOUNDARY}
+    ends = {"SpecialToken": {"id": BOUNDARY, "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    encloses = {
+        "type": "TemplateProcessing",
+        "single": [ends, text] if causal else [ends, text, ends],
+        "pair": [ends, text, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {BOUNDARY: {"id": BOUNDARY, "ids": [vocabulary.boundary], "tokens": [BOUNDARY]}},
+    }
+    return {
+        "tokenizer_config.json": config,
+        "tokenizer.json": _tokenizer_json(tokenizer, names, special, encloses, units),
+    }
+
+
+def _tokenizer_json(
+    tokenizer: Tokenizer,
+    names: Sequence[str],
+    special: dict[str, int],
+    post_processor: dict[str, Any] | None,
+    plain: dict[str, int] | None = None,
+) -> dict[str, Any]:
+    """A `tokenizer.json`.
+
+    Args:
+      names: what each id is called.
+      special: tokens that are left out of a text where that is asked for.
+      plain: tokens that are not; either kind is found in a text before anything else.
+    """
+    if len(set(names)) != len(names):
+        twice = collections.Counter(names).most_common(1)[0][0]
+        raise ExportError(
+            f"the tokenizer has a piece {twice!r}, which is the name of a token of the language model's own"
+        )
+    added = {name: (number, True) for name, number in special.items()}
+    added |= {name: (number, False) for name, number in (plain or {}).items()}
+    if isinstance(tokenizer, CharTokenizer):
+        normalizers = _readable(tokenizer.characters)
+        model = _byte_pairs(names, [], byte_fallback=False)
+        decoders = [{"type": "Fuse"}, *(_replace(pair, one) for pair, one in _compositions(tokenizer.characters))]
+    elif isinstance(tokenizer, SentencePieceTokenizer):
+        if tokenizer.newline != PADDING:
+            added["\n"] = (tokenizer.newline, False)
+        normalizers, decoders = _sentencepiece_text(tokenizer)
+        model = _sentencepiece_model(tokenizer, names, set(added))
+    else:
+        raise ExportError(f"a tokenizer of kind {tokenizer.kind!r} has no counterpart in Hugging Face's tokenizers")
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": number, "content": name, **flags, "special": is_special}
+            for name, (number, is_special) in sorted(added.items(), key=lambda item: item[1][0])
+        ],
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": None,
+        "post_processor": post_processor,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": model,
+    }
+
+
+def _pieces(tokenizer: Tokenizer) -> list[str]:
+    """What each id is called in the file: its piece, spaces as SentencePiece writes them only for SentencePiece."""
+    if isinstance(tokenizer, CharTokenizer):
+        return ["", *tokenizer.characters]
+    pieces = list(tokenizer.pieces)
+    if isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.newline != PADDING:
+        pieces[tokenizer.newline] = "\n"  # which may be a byte's
+    return pieces
+
+
+def _readable(known: Iterable[str]) -> list[dict[str, Any]]:
+    """Normalisers that do what `encode` does before anything else: NFKC, then only characters that are known.
+
+    An unknown character leaves the known parts of its decomposition. Characters with the same parts share a rule.
+    """
+    known = frozenset(known)
+    parts = collections.defaultdict(list)
+    for code, decomposed in _decompositions().items():
+        if chr(code) not in known and (left := "".join(part for part in decomposed if part in known)):
+            parts[left].append(chr(code))
+    return [
+        {"type": "NFKC"},
+        *([] if "\n" in known else [_replace("\n", " ")]),
+        *(_replace(_any_of(characters), left, is_regex=True) for left, characters in sorted(parts.items())),
+        _replace(_any_of(known, negated=True), "", is_regex=True),
+    ]
+
+
+def _sentencepiece_text(tokenizer: SentencePieceTokenizer) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Normalisers of one line of text, and decoders back to text."""
+    prefix = [{"type": "Prepend", "prepend": _SPACE}, _replace(" ", _SPACE)]
+    back = [_replace(_SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+    if tokenizer.has_bytes:  # and keeps every space
+        spaces = [_replace("\n ", "\n"), {"type": "Strip", "content": " ", "start": 1, "stop": 0}]
+        return [{"type": "NFKC"}, *prefix], [*back, *spaces]
+    trimmed = [_replace("^ +| +$", "", is_regex=True), _replace(" +", " ", is_regex=True)]
+    spaces = [_replace("\n +", "\n", is_regex=True), {"type": "Strip", "content": " ", "start": 2**16, "stop": 0}]
+    return [*_readable(tokenizer.known), *trimmed, *prefix], [*back, *spaces]
+
+
+def _sentencepiece_model(tokenizer: SentencePieceTokenizer, names: Sequence[str], added: set[str]) -> dict[str, Any]:
+    spells = [name not in added and not tokenizer.is_byte(number) for number, name in enumerate(names)]
+    if tokenizer.kind == "unigram":
+        scores = [tokenizer.score(number) if spells[number] else _NEVER for number in range(len(names))]
+        vocab = [list(entry) for entry in zip(names, scores, strict=True)]
+        return {"type": "Unigram", "unk_id": PADDING, "vocab": vocab, "byte_fallback": tokenizer.has_bytes}
+    pieces = {name: number for number, name in enumerate(names) if spells[number]}
+    merges = []
+    for piece in sorted((name for name in pieces if len(name) > 1), key=lambda name: -tokenizer.score(pieces[name])):
+        halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
+        known = [pair for pair in halves if pair[0] in pieces and pair[1] in pieces]
+        merges += sorted(known, key=lambda pair: (pieces[pair[0]], pieces[pair[1]]))
+    return _byte_pairs(names, merges, byte_fallback=tokenizer.has_bytes)
+
+
+def _byte_pairs(names: Sequence[str], merges: Sequence[tuple[str, str]], *, byte_fallback: bool) -> dict[str, Any]:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": byte_fallback,
+        "ignore_merges": False,
+        "vocab": {name: number for number, name in enumerate(names)},
+        "merges": [list(pair) for pair in merges],
+    }
+
+
+def _replace(pattern: str, content: str, *, is_regex: bool = False) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex" if is_regex else "String": pattern}, "content": content}
+
+
+def _any_of(characters: Iterable[str], *, negated: bool = False) -> str:
+    listed = "".join(f"\\x{{{ord(character):X}}}" for character in sorted(characters))
+    return f"[{'^' * negated}{listed}]"
+
+
+def _compositions(alphabet: str) -> list[tuple[str, str]]:
+    """Pairs of the alphabet's characters that `CharTokenizer.decode` joins or lets change places, by NFKC, and what
+    they become: to be replaced in this order. Exact for up to three characters of a letter.
+
+    Raises:
+      ExportError: pairs are not enough: three characters become something else than a pair at a time would.
+    """
+    seconds = [character for character in alphabet if character in _second_parts() or _is_jamo(character)]
+    pairs = {}
+    for second in seconds:
+        for first in alphabet:
+            if (one := unicodedata.normalize("NFKC", first + second)) != first + second:
+                pairs[first + second] = one
+    swaps = [(two, one) for two, one in pairs.items() if len(one) == 2]
+    rules = [*swaps, *swaps, *((two, one) for two, one in pairs.items() if len(one) == 1)]  # three marks need two swaps
+    for third in seconds:
+        for pair in {first + second for first in alphabet for second in seconds}:
+            joined = pair + third
+            for two, one in rules:
+                joined = joined.replace(two, one)
+            if joined != unicodedata.normalize("NFKC", pair + third):
+                raise ExportError(
+                    f"the characters {', '.join(map(repr, pair + third))} join in a way that Hugging Face's tokenizers "
+                    "cannot express: train with a SentencePiece tokenizer, or with fewer accents to a letter"
+                )
+    return rules
+
+
+@functools.cache
+def _decompositions() -> dict[int, str]:
+    """Every character that NFKC leaves as it is and NFD takes apart, and its parts."""
+    codes = (code for code in range(0x110000) if not 0xD800 <= code < 0xE000)
+    taken = ((code, unicodedata.normalize("NFD", chr(code))) for code in codes)
+    return {code: parts for code, parts in taken if parts != chr(code) and unicodedata.is_normalized("NFKC", chr(code))}
+
+
+@functools.cache
+def _second_parts() -> frozenset[str]:
+    """Characters that may join one before them, or trade places with it."""
+    parts = {part for decomposed in _decompositions().values() for part in decomposed[1:]}
+    return frozenset(parts | {chr(code) for code in range(0x110000) if unicodedata.combining(chr(code))})
+
+
+def _is_jamo(character: str) -> bool:
+    return "\u1160" <= character <= "\u11ff"

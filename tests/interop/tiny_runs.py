@@ -1,0 +1,86 @@
+"""Small untrained models of every kind that is exported."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from data_pipelines.tokenizers import CharTokenizer, Tokenizer
+from jax_speechlm.experiment import Experiment, Mixture, Speech, Stream, Text, UnitText
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.objectives.best_rq import BestRQ
+from jax_speechlm.objectives.causal_lm import CausalLM
+from jax_speechlm.objectives.classification import Classification
+from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.joint import Joint
+from jax_speechlm.objectives.masked_lm import MaskedLM
+from jax_speechlm.objectives.span_corruption import SpanCorruption
+from jax_speechlm.objectives.unit_lm import UnitLM
+from jax_speechlm.trained import Trained
+from jax_speechlm.training.checkpoints import Checkpoints
+from jax_speechlm.training.source import tokenizer_files
+from jax_speechlm.training.state import TrainState
+
+CHARACTERS = CharTokenizer("\n 'abcdefghijklmnopqrstuvwxyz")
+CLASSES = ("no", "yes", "maybe")
+SPEECH = Speech(sets=("noise",))
+TEXT = Text(sets=("letters",), context=64, tokens_per_batch=128)
+STREAMS = (Stream(name="pairs", data=SPEECH), Stream(name="speech", data=SPEECH))
+FORMER = ConformerConfig(input_dim=40, dim=16, num_layers=2, num_heads=2, kernel_size=5, left_max=6, right_max=3)
+QWEN = TransformerConfig(dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=24)
+BERT = TransformerConfig(
+    dim=16, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=8, ffn_dim=24, causal=False, norm="layer",
+    norm_epsilon=1e-5, activation="gelu", query_key_norm=False, embedding_norm=True, prediction_head=True, window=4,
+    global_every=2, local_rope_theta=100.0,
+)  # fmt: skip
+
+RUNS = {
+    "ctc": (CTC(), FORMER, SPEECH, "Wav2Vec2BertForCTC"),
+    "joint": (Joint(speech=BestRQ(codes=8, code_dim=4)), FORMER, Mixture(streams=STREAMS), "Wav2Vec2BertForCTC"),
+    "best_rq": (BestRQ(codes=8, code_dim=4), FORMER, SPEECH, "Wav2Vec2BertModel"),
+    "classification": (
+        Classification(classes=CLASSES),
+        FORMER,
+        SPEECH,
+        "Wav2Vec2BertForSequenceClassification",
+    ),
+    "qwen3": (CausalLM(), QWEN, TEXT, "Qwen3ForCausalLM"),
+    "llama": (CausalLM(), QWEN.replace(query_key_norm=False, tied=False), TEXT, "LlamaForCausalLM"),
+    "span_corruption": (SpanCorruption(sentinels=5), QWEN, TEXT, "Qwen3ForCausalLM"),
+    "masked_lm": (MaskedLM(), BERT, TEXT.replace(packed=False), "ModernBertForMaskedLM"),
+    "unit_lm": (
+        UnitLM(num_units=7),
+        QWEN,
+        UnitText(sets=("noise",), units="units", context=64, tokens_per_batch=128),
+        "Qwen3ForCausalLM",
+    ),
+}
+"""Objective, model, data, and the class in transformers."""
+
+
+def save(folder: Path, run: Trained) -> Path:
+    """Writes the checkpoint of a run."""
+    meta = {"experiment": run.experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(run.tokenizer)}
+    checkpoints = Checkpoints(folder)
+    step = np.int32(run.step)
+    checkpoints.save(run.step, TrainState(step, run.params, {"count": step}, {}, step, step), meta | {"step": run.step})
+    checkpoints.close()
+    return folder
+
+
+def tiny_run(name: str, tokenizer: Tokenizer = CHARACTERS, **mel: object) -> Trained:
+    """One of `RUNS` with random parameters."""
+    objective, model, data, _ = RUNS[name]
+    front_end = FrontEnd(mel=LogMel(num_mel_bins=20, **mel))
+    if isinstance(model, ConformerConfig):
+        model = model.replace(input_dim=front_end.mel.input_dim)
+    experiment = Experiment(objective=objective, model=model, data=data, frontend=front_end)
+    built = objective.build(model, front_end, tokenizer)
+    rng = np.random.default_rng(0)
+    draw = lambda path, leaf: rng.normal(path[-1].key == "scale", 0.3, leaf.shape).astype(np.float32)  # noqa: E731
+    params = jax.tree.map_with_path(draw, functional.declare(built.make).shapes)
+    return Trained(Path("runs/tiny/checkpoints/7"), 7, experiment, tokenizer, params)
