@@ -58,9 +58,10 @@ class FourWay:
                 tasks[f"speech_lm-{arm}-{seed}"] = Task(starts, partial(self._speech_lm, starts, seed))
         return tasks
 
-    def wer(self, name: str, test_set: str) -> float:
-        """Per cent."""
-        return 100 * Report.load(_report(self.runs / name, test_set) / "report.json").wer.rate
+    def errors(self, name: str, test_set: str) -> tuple[float, float]:
+        """WER and CER, per cent."""
+        report = Report.load(_report(self.runs / name, test_set) / "report.json")
+        return 100 * report.wer.rate, 100 * report.cer.rate
 
     def _pretrain(self, arm: str, run: Path) -> None:
         whole = configs.load("four_way_pretrain")
@@ -114,20 +115,22 @@ def main() -> None:
         names = {seed: [f"{route}-{arm}-{seed}" for route in ROUTES for arm in ARMS] for seed in args.seeds}
         done = [seed for seed in args.seeds if all(map(queue.finished, names[seed]))]
         if done != printed:
-            Console(width=100).print(_table(four_way, done))
+            Console(width=140).print(_table(four_way, done))
             printed = done
 
 
 def _table(four_way: FourWay, seeds: Sequence[int]) -> Table:
     """Means over seeds, and each seed's figure."""
-    table = Table(title=f"Test WER, per cent, greedy; seeds {', '.join(map(str, seeds))}", title_justify="left")
-    for column in ("route", "pretrained on", *TEST_SETS):
-        table.add_column(column, justify="left" if column in ("route", "pretrained on") else "right")
+    title = f"Test errors, per cent, greedy; seeds {', '.join(map(str, seeds))}"
+    table = Table("route", "pretrained on", title=title, title_justify="left")
+    for test_set, rate in itertools.product(TEST_SETS, ("WER", "CER")):
+        table.add_column(f"{test_set} {rate}", justify="right")
     for route, arm in itertools.product(ROUTES, ARMS):
         cells = []
         for test_set in TEST_SETS:
-            each = [four_way.wer(f"{route}-{arm}-{seed}", test_set) for seed in seeds]
-            cells.append(f"{statistics.mean(each):.1f}  ({', '.join(f'{rate:.1f}' for rate in each)})")
+            for each in zip(*(four_way.errors(f"{route}-{arm}-{seed}", test_set) for seed in seeds), strict=True):
+                alone = f"  ({', '.join(f'{rate:.1f}' for rate in each)})" if len(each) > 1 else ""
+                cells.append(f"{statistics.mean(each):.1f}{alone}")
         table.add_row(ROUTES[route], arm, *cells)
     return table
 

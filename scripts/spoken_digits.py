@@ -2,7 +2,8 @@
 
 Digits of the Free Spoken Digit Dataset (6 speakers, 3,000 clips), each speaker recognised by models that never heard
 them: from random parameters, and after BEST-RQ, HuBERT, wav2vec 2.0 and w2v-BERT on all Debian speech; by a linear
-probe of frozen layers, and by full finetuning. Beside them: MFCCs and the three nearest neighbours. It takes hours:
+probe of frozen layers, and by full finetuning. Beside them: MFCCs and the three nearest neighbours. Then which language
+is spoken, of tuxpaint's nine, by linear probes of the same encoders. It takes hours:
 stop it at any time; the same command goes on from there. Started several times, say once on each core
 (`taskset -c 0 python scripts/spoken_digits.py fsdd/manifest.jsonl`), the processes share the runs among them.
 """
@@ -50,6 +51,7 @@ STARTS = {
 }
 PROBED = "fsdd"  # with the data set's own splits
 LEFT_OUT = "fsdd-speakers"  # the same clips, with a split for each speaker
+SPOKEN_IN = tuple(name for name in SETS if name.startswith("tuxpaint"))
 
 
 class Digits:
@@ -76,8 +78,9 @@ class Digits:
             experiment = experiment.replace(data=experiment.data.replace(units=str(clusters)))
         train_to_end(experiment, run)
         # The random encoder is the same for all of them.
-        random = name == STARTS["BEST-RQ"]
-        probe_run(run, (PROBED,), target="text", leave_out="speaker", random=random, data_dir=self.data_dir)
+        shared = {"random": name == STARTS["BEST-RQ"], "data_dir": self.data_dir}
+        probe_run(run, (PROBED,), target="text", leave_out="speaker", out=self._digits(name), **shared)
+        probe_run(run, SPOKEN_IN, target="language", out=self._languages(name), **shared)
 
     def _finetune(self, name: str, speaker: str, run: Path) -> None:
         experiment = self._ours(configs.load("fsdd_digits"))
@@ -89,26 +92,36 @@ class Digits:
     def _ours(self, experiment: Experiment) -> Experiment:
         return experiment.replace(data=experiment.data.replace(data_dir=str(self.data_dir)))
 
-    def table(self) -> Table:
-        probed = ProbeReport.load(self.runs / STARTS["BEST-RQ"] / "probe" / f"{PROBED}-text" / "report.json")
-        title = f"Digit accuracy on speakers left out, {probed.utterances:,} clips"
-        table = Table(title=title, title_justify="left")
-        for column in ("start", "probe of the middle layer", "probe of the last layer", "full finetuning"):
-            table.add_column(column, justify="left" if column == "start" else "right")
-        table.add_row("MFCC, 3 nearest neighbours", "", _share(*neighbours(self.data_dir)), "")
-        (statistics,) = [probe for probe in probed.probes if probe.source == "log-mel"]
-        table.add_row("log-mel means and deviations", "", _share(statistics.accuracy, probed.utterances), "")
+    def digits(self) -> Table:
+        reports = {name: ProbeReport.load(self._digits(name) / "report.json") for name in STARTS.values()}
+        (count,) = {report.utterances for report in reports.values()}
+        table = _table(f"Digits of speakers left out, {count:,} clips", "full finetuning")
+        table.add_row("MFCC, 3 nearest neighbours", "", _share(neighbours(self.data_dir), count), "")
         for title, name in STARTS.items():
-            source = "encoder" if name else "random encoder"
-            report = ProbeReport.load(
-                self.runs / (name or STARTS["BEST-RQ"]) / "probe" / f"{PROBED}-text" / "report.json"
-            )
-            by_layer = {probe.layer: probe.accuracy for probe in report.probes if probe.source == source}
-            depth = max(by_layer)
-            right = sum(map(partial(self._right, name), SPEAKERS))
-            cells = [_share(by_layer[layer], report.utterances) for layer in (depth // 2, depth)]
-            table.add_row(title, *cells, _share(right / report.utterances, report.utterances))
+            finetuned = _share(sum(map(partial(self._right, name), SPEAKERS)) / count, count)
+            table.add_row(title, *_layers(reports[name], name), finetuned)
+        table.add_row("log-mel means and deviations", "", _share(_log_mel(reports[""]), count), "")
         return table
+
+    def languages(self) -> Table:
+        reports = {name: ProbeReport.load(self._languages(name) / "report.json") for name in STARTS.values()}
+        (count,) = {report.utterances for report in reports.values()}
+        table = _table(f"Language, {len(SPOKEN_IN)} of tuxpaint, {count:,} test clips")
+        table.add_row("most frequent", "", _share(reports[""].majority, count))
+        table.add_row("log-mel means and deviations", "", _share(_log_mel(reports[""]), count))
+        for title, name in STARTS.items():
+            table.add_row(title, *_layers(reports[name], name))
+        return table
+
+    def _digits(self, name: str) -> Path:
+        return self._run(name) / "probe" / "digits"
+
+    def _languages(self, name: str) -> Path:
+        return self._run(name) / "probe" / "languages"
+
+    def _run(self, name: str) -> Path:
+        """A pretraining's; the random encoder was probed beside the first."""
+        return self.runs / (name or STARTS["BEST-RQ"])
 
     def _right(self, name: str, speaker: str) -> int:
         """How many clips of a speaker finetuning without them got right."""
@@ -117,8 +130,27 @@ class Digits:
         return int(np.trace(report.confusion))
 
 
-def neighbours(data_dir: Path) -> tuple[float, int]:
-    """Accuracy of three nearest neighbours among means and deviations of MFCCs, each speaker left out; and clips."""
+def _table(title: str, *more: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("start", "probe of the middle layer", "probe of the last layer", *more):
+        table.add_column(column, justify="left" if column == "start" else "right")
+    return table
+
+
+def _layers(report: ProbeReport, name: str) -> tuple[str, str]:
+    """Accuracies of the middle and the last layer; layers are not chosen by what they reach on the test."""
+    source = "encoder" if name else "random encoder"
+    by_layer = {probe.layer: probe.accuracy for probe in report.probes if probe.source == source}
+    depth = max(by_layer)
+    return _share(by_layer[depth // 2], report.utterances), _share(by_layer[depth], report.utterances)
+
+
+def _log_mel(report: ProbeReport) -> float:
+    return next(probe.accuracy for probe in report.probes if probe.source == "log-mel")
+
+
+def neighbours(data_dir: Path) -> float:
+    """Accuracy of three nearest neighbours among means and deviations of MFCCs, each speaker left out."""
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -139,7 +171,7 @@ def neighbours(data_dir: Path) -> tuple[float, int]:
         model = make_pipeline(StandardScaler(), KNeighborsClassifier(3))
         model.fit(x[speakers != speaker], digits[speakers != speaker])
         right += (model.predict(x[speakers == speaker]) == digits[speakers == speaker]).sum()
-    return right / len(x), len(x)
+    return right / len(x)
 
 
 def prepare_digits(manifest: Path, data_dir: Path) -> None:
@@ -173,7 +205,7 @@ def main() -> None:
     queue = RunQueue(args.run_dir, digits.tasks())
     for name in queue.work():
         print(f"--- {name} is done", flush=True)
-    Console(width=120).print(digits.table())
+    Console(width=120).print(digits.digits(), digits.languages())
 
 
 if __name__ == "__main__":

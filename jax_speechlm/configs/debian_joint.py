@@ -10,7 +10,6 @@ as its batches do: what the other two streams and TLM add can be compared. Not y
 """
 
 from jax_speechlm.configs.debian_en_joint import FRONT_END, MODEL
-from jax_speechlm.configs.demo_joint import SETS
 from jax_speechlm.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.ctc import CTC
@@ -18,7 +17,9 @@ from jax_speechlm.objectives.joint import Joint
 from jax_speechlm.objectives.masked_lm import MaskedLM
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 
-AUDIO = Speech(sets=SETS, seconds_per_batch=64, num_buckets=6, batch_multiple=1, max_seconds=16.0)
+AUDIO = Speech(
+    sets=("asterisk-en", "queen-en"), seconds_per_batch=64, num_buckets=6, batch_multiple=1, max_seconds=16.0
+)
 
 
 def config() -> Experiment:

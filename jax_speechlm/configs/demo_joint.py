@@ -20,8 +20,8 @@ from jax_speechlm.objectives.joint import Joint
 from jax_speechlm.objectives.masked_lm import MaskedLM
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 
-SETS = ("asterisk-en", "queen-en")
-AUDIO = Speech(sets=SETS, seconds_per_batch=48, num_buckets=2, batch_multiple=1, max_seconds=8.0)
+AUDIO = Speech(sets=("asterisk-en", "queen-en"), seconds_per_batch=48, num_buckets=2, batch_multiple=1, max_seconds=8.0)
+PAIRS = AUDIO.replace(sets=("asterisk-en",))
 
 
 def config() -> Experiment:
@@ -30,7 +30,7 @@ def config() -> Experiment:
             streams=(
                 Stream(name="speech", data=AUDIO.replace(max_crop=0.15)),
                 Stream(name="text", data=Text(sets=("spoken-en",), packed=False, context=128, tokens_per_batch=2048)),
-                Stream(name="pairs", data=AUDIO.replace(shortest_first_epochs=1), weight=2),
+                Stream(name="pairs", data=PAIRS, weight=2),
             )
         ),
         objective=Joint(
@@ -40,7 +40,7 @@ def config() -> Experiment:
             mel=MEL, augment=Augment(time_masks=2, time_mask_ratio=0.05, freq_masks=2, freq_mask_bins=15)
         ),
         model=MODEL,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=1.5e-3, warmup_steps=50)),
+        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
         num_steps=250,
         topology="cpu-1",
         cadence=Cadence(log_every=50, eval_every=250, checkpoint_every=250),

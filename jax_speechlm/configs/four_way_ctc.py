@@ -21,6 +21,6 @@ def config() -> Experiment:
             shortest_first_epochs=1,
         ),
         optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=300)),
-        num_steps=4000,
-        cadence=Cadence(log_every=100, eval_every=2000, checkpoint_every=500),
+        num_steps=2500,
+        cadence=Cadence(log_every=100, eval_every=1250, checkpoint_every=500),
     )

@@ -1,0 +1,21 @@
+"""Czech and Dutch speech to English text: fillets-cs and fillets-nl, an encoder of their own and a character LM.
+
+jax-speechlm finetune --config fillets_translation --data.tokenizer runs/translation/lm \\
+  --from runs/translation/ctc --from runs/translation/lm
+
+`scripts/fillets_translation.py` trains what it starts from, and compares it with a cascade. 2 CPU cores. Not yet
+measured.
+"""
+
+from jax_speechlm.configs import four_way_speech_lm
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.objectives.speech_lm import SpeechLM
+
+
+def config() -> Experiment:
+    transcribing = four_way_speech_lm.config()
+    return transcribing.replace(
+        data=transcribing.data.replace(sets=("fillets-cs", "fillets-nl")),
+        objective=SpeechLM(task="translate", freeze=("encoder",)),
+        num_steps=1500,
+    )
