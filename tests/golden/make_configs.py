@@ -16,8 +16,9 @@ def texts() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    made = texts()  # before any file goes, for a config may be broken
     FOLDER.mkdir(exist_ok=True)
     for file in FOLDER.glob("*.json"):
         file.unlink()
-    for name, text in texts().items():
+    for name, text in made.items():
         (FOLDER / f"{name}.json").write_text(text)
