@@ -127,28 +127,17 @@ def _compare_speech(folder: Path, run: Trained, made: Package, model: Any, clips
     extract = partial(extractor, sampling_rate=SAMPLE_RATE, return_tensors="np")
     waves = [clip.astype(np.float32) / 32768 for clip in clips]
     yield guarded("front end", lambda: _front_end(mel, extract, clips, waves))
-    hears = _ours(run, made)
     what = "hidden states" if made.architecture == "Wav2Vec2BertModel" else "logits"
-    batches = [extract(wave) for wave in waves] + [extract(waves)]
-    yield guarded(what, lambda: _outputs(model, hears, batches))
+    batches = [*(extract(wave) for wave in waves), extract(waves)]
+    yield guarded(what, lambda: _outputs(what, model, _ours(run, made), batches))
     if made.architecture == "Wav2Vec2BertForCTC":
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        yield guarded("ids", lambda: _ctc_ids(tokenizer, model, run))
         texts = _greedy_texts(run, clips)
-        spelled = [
-            tokenizer.decode(_logits(model, extract(wave, pad_to_multiple_of=1))[0].argmax(-1)) for wave in waves
-        ]
-        yield _same_words("greedy text", texts, spelled)
-        recognize = transformers.pipeline("automatic-speech-recognition", model=str(folder), device="cpu")
-        heard = [recognize({"raw": wave, "sampling_rate": SAMPLE_RATE})["text"] for wave in waves]
-        same = [ending(mel, len(clip)) == "same" for clip in clips]
-        yield _same_words("pipeline", texts, heard, same)
+        yield guarded("ids", lambda: _ctc_ids(folder, model, run))
+        yield guarded("greedy text", lambda: _spelled(folder, model, extract, waves, texts))
+        certain = [ending(mel, len(clip)) == "same" for clip in clips]
+        yield guarded("pipeline", lambda: _pipeline(folder, waves, texts, certain))
     elif made.architecture == "Wav2Vec2BertForSequenceClassification":
-        classes, theirs = _classes(run, clips), []
-        for wave in waves:
-            number = int(_logits(model, extract(wave, pad_to_multiple_of=1))[0].argmax())
-            theirs.append(model.config.id2label[number])
-        yield _same_words("class", classes, theirs)
+        yield guarded("class", lambda: _named(model, extract, waves, _classes(run, clips)))
 
 
 def _front_end(mel: Any, extract: Callable, clips: Sequence[Clip], waves: Sequence[np.ndarray]) -> Check:
@@ -160,9 +149,7 @@ def _front_end(mel: Any, extract: Callable, clips: Sequence[Clip], waves: Sequen
     for row, (clip, wave, num) in enumerate(zip(clips, waves, frames.tolist(), strict=True)):
         alone = extract(wave)
         for theirs, at in ((alone, 0), (batch, row)):
-            worst = max(worst, np.abs(theirs["input_features"][at, :num] - ours[row, :num]).max(initial=0))
-            if not np.isfinite(worst):
-                return Check("front end", f"{len(clip)} samples give features that are not finite", False)
+            worst = max(worst, _distance(theirs["input_features"][at, :num], ours[row, :num]))
         expected = {"same": (num, num), "masked": (num + 1, num), "kept": (num + 1, num + 1)}[ending(mel, len(clip))]
         found = alone["input_features"].shape[1], int(alone["attention_mask"].sum())
         if found != expected:
@@ -186,16 +173,17 @@ def _ours(run: Trained, made: Package) -> Callable[[np.ndarray, np.ndarray], np.
     return lambda x, length: np.asarray(outputs(made.params, jnp.asarray(x), jnp.asarray(length)))
 
 
-def _outputs(model: Any, ours: Callable, batches: Sequence[Any]) -> Check:
-    """On the same features: those of the extractor."""
-    worst = 0.0
+def _outputs(name: str, model: Any, ours: Callable, batches: Sequence[Any]) -> Check:
+    """On the same features: those of the extractor. Ours are filled up to one length, so that few programs do."""
+    worst, longest = 0.0, max(batch["input_features"].shape[1] for batch in batches)
     for batch in batches:
         theirs, lengths = _logits(model, batch), batch["attention_mask"].sum(-1).astype(np.int32)
-        found = ours(batch["input_features"], lengths)
+        filler = longest - batch["input_features"].shape[1]
+        found = ours(np.pad(batch["input_features"], ((0, 0), (0, filler), (0, 0))), lengths)
         for row, length in enumerate(lengths):
             real = slice(None, length) if theirs.ndim == 3 else slice(None)
-            worst = max(worst, np.abs(theirs[row, real] - found[row, real]).max(initial=0))
-    return _within("logits" if hasattr(model, "lm_head") else "outputs", worst, f"{len(batches)} batches")
+            worst = max(worst, _distance(theirs[row, real], found[row, real]))
+    return _within(name, worst, f"{len(batches) - 1} clips alone, and a batch")
 
 
 def _logits(model: Any, inputs: Any) -> np.ndarray:
@@ -203,8 +191,8 @@ def _logits(model: Any, inputs: Any) -> np.ndarray:
     return (found.logits if "logits" in found else found.last_hidden_state).numpy()
 
 
-def _ctc_ids(tokenizer: Any, model: Any, run: Trained) -> Check:
-    ours = run.tokenizer
+def _ctc_ids(folder: Path, model: Any, run: Trained) -> Check:
+    ours, tokenizer = run.tokenizer, transformers.AutoTokenizer.from_pretrained(folder)
     blanks = {tokenizer.pad_token_id, model.config.pad_token_id, PADDING}
     sizes = {len(tokenizer), model.config.vocab_size, ours.vocab_size}
     if len(blanks) > 1 or len(sizes) > 1:
@@ -220,30 +208,53 @@ def _greedy_texts(run: Trained, clips: Sequence[Clip]) -> list[str]:
     objective = experiment.objective.build(experiment.model, experiment.frontend, run.tokenizer)
     spell = jax.jit(lambda params, batch: best_path(*objective.logits(params, batch)))
     for batch in in_batches(clips):
-        for example, ids in zip(batch["example_id"], collapse(spell(run.params, batch)), strict=True):
+        for example, ids in zip(batch["example_id"], collapse(np.asarray(spell(run.params, batch))), strict=True):
             texts[int(example)] = run.tokenizer.decode(ids)
     return [texts[number] for number in range(len(clips))]
+
+
+def _spelled(folder: Path, model: Any, extract: Callable, waves: Sequence[np.ndarray], texts: Sequence[str]) -> Check:
+    """Front end, model and tokenizer of theirs one after the other, each clip by itself and without filling it up."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    paths = (_logits(model, extract(wave, pad_to_multiple_of=1))[0].argmax(-1) for wave in waves)
+    return _same_words("greedy text", texts, [tokenizer.decode(path) for path in paths])
+
+
+def _pipeline(folder: Path, waves: Sequence[np.ndarray], texts: Sequence[str], certain: Sequence[bool]) -> Check:
+    recognize = transformers.pipeline("automatic-speech-recognition", model=str(folder), device="cpu")
+    heard = [recognize({"raw": wave, "sampling_rate": SAMPLE_RATE})["text"] for wave in waves]
+    return _same_words("pipeline", texts, heard, certain)
 
 
 def _classes(run: Trained, clips: Sequence[Clip]) -> list[str]:
     experiment, found = run.experiment, {}
     _, logits, _ = experiment.objective.classifier(experiment.model, experiment.frontend, run.tokenizer)
+    classify = jax.jit(lambda params, batch: logits(params, batch, None).argmax(-1))
     for batch in in_batches(clips):
-        for example, number in zip(batch["example_id"], logits(run.params, batch, None).argmax(-1), strict=True):
+        for example, number in zip(batch["example_id"], np.asarray(classify(run.params, batch)), strict=True):
             found[int(example)] = experiment.objective.classes[int(number)]
     return [found[number] for number in range(len(clips))]
 
 
-def _same_words(name: str, ours: Sequence[str], theirs: Sequence[str], must: Sequence[bool] | None = None) -> Check:
-    """Whether texts are equal, white space at their ends aside, wherever they must be."""
-    must = must or [True] * len(ours)
+def _named(model: Any, extract: Callable, waves: Sequence[np.ndarray], classes: Sequence[str]) -> Check:
+    numbers = [int(_logits(model, extract(wave, pad_to_multiple_of=1))[0].argmax()) for wave in waves]
+    return _same_words("class", classes, [model.config.id2label[number] for number in numbers])
+
+
+def _same_words(name: str, ours: Sequence[str], theirs: Sequence[str], certain: Sequence[bool] | None = None) -> Check:
+    """Whether texts are equal, white space at their ends aside.
+
+    Args:
+      certain: where they have to be; None for everywhere. Of the others it is counted.
+    """
+    certain = certain or [True] * len(ours)
     equal = [_words(one) == _words(other) for one, other in zip(ours, theirs, strict=True)]
-    for one, other, is_equal, has_to in zip(ours, theirs, equal, must, strict=True):
-        if has_to and not is_equal:
+    for one, other, is_equal, is_certain in zip(ours, theirs, equal, certain, strict=True):
+        if is_certain and not is_equal:
             return Check(name, f"{other!r}, not {one!r}", False)
-    rest = [is_equal for is_equal, has_to in zip(equal, must, strict=True) if not has_to]
-    others = f"; of {len(rest)} whose end it pads, {sum(rest)}" if rest else ""
-    return Check(name, f"equal on {sum(must)} clips{others}", True)
+    rest = [is_equal for is_equal, is_certain in zip(equal, certain, strict=True) if not is_certain]
+    others = f"; of {len(rest)} whose last vector is not full, on {sum(rest)}" if rest else ""
+    return Check(name, f"equal on {sum(certain)} clips{others}", True)
 
 
 def _compare_text(folder: Path, run: Trained, model: Any, texts: Sequence[str]) -> Iterator[Check]:
@@ -252,15 +263,10 @@ def _compare_text(folder: Path, run: Trained, model: Any, texts: Sequence[str]) 
     causal = run.experiment.model.causal
     rows = [[vocabulary.boundary, *run.tokenizer.encode(text)] + [vocabulary.boundary] * (not causal) for text in texts]
     if vocabulary.num_units:
-        heard = (
-            f"{texts[0]}{SPEECH}" + "".join(f"<unit_{n}>" for n in range(vocabulary.num_units)) + f"{TEXT}{texts[0]}"
-        )
-        units = [
-            vocabulary.speech,
-            *(vocabulary.first_unit + np.arange(vocabulary.num_units)).tolist(),
-            vocabulary.text,
-        ]
-        texts, rows = [*texts, heard], [*rows, [*rows[0], *units, *rows[0][1:]]]
+        count = vocabulary.num_units
+        mixed = texts[0] + SPEECH + "".join(f"<unit_{number}>" for number in range(count)) + TEXT + texts[0]
+        units = [vocabulary.speech, *range(vocabulary.first_unit, vocabulary.first_unit + count), vocabulary.text]
+        texts, rows = [*texts, mixed], [*rows, [*rows[0], *units, *rows[0][1:]]]
     yield guarded("ids", lambda: _text_ids(tokenizer, model, run, vocabulary, texts, rows))
     yield guarded("logits", lambda: _text_logits(model, run, vocabulary, [row[:_MOST_TOKENS] for row in rows]))
     if causal and not vocabulary.num_sentinels:
@@ -304,7 +310,7 @@ def _text_logits(model: Any, run: Trained, vocabulary: Any, rows: list[list[int]
 
     ours = np.asarray(logits(run.params, tokens, inside.astype(np.int32), place))
     theirs = _logits(model, {"input_ids": tokens.astype(np.int64), "attention_mask": inside.astype(np.int64)})
-    return _within("logits", np.abs(ours - theirs)[inside].max(), f"{inside.sum()} positions")
+    return _within("logits", _distance(ours[inside], theirs[inside]), f"{inside.sum()} positions")
 
 
 def _continuations(tokenizer: Any, model: Any, run: Trained, vocabulary: Any, rows: list[list[int]]) -> Check:
@@ -322,6 +328,12 @@ def _continuations(tokenizer: Any, model: Any, run: Trained, vocabulary: Any, ro
         if found[:length] != ids[:length] or set(found[length:]) - {PADDING}:
             return Check("continuation", f"of {prompt}: {found}, not {ids[:length]}", False)
     return Check("continuation", f"{len(prompts)} prompts, up to {new} tokens each, greedy", True)
+
+
+def _distance(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest absolute difference; infinite where a number is none."""
+    difference = np.abs(one - other)
+    return float(np.where(np.isnan(difference), np.inf, difference).max(initial=0))
 
 
 def _within(name: str, worst: float, of_what: str) -> Check:

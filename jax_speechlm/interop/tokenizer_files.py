@@ -108,11 +108,6 @@ def _tokenizer_json(
       special: tokens that are left out of a text where that is asked for.
       plain: tokens that are not; either kind is found in a text before anything else.
     """
-    if len(set(names)) != len(names):
-        twice = collections.Counter(names).most_common(1)[0][0]
-        raise ExportError(
-            f"the tokenizer has a piece {twice!r}, which is the name of a token of the language model's own"
-        )
     added = {name: (number, True) for name, number in special.items()}
     added |= {name: (number, False) for name, number in (plain or {}).items()}
     if isinstance(tokenizer, CharTokenizer):
