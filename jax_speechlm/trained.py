@@ -23,6 +23,7 @@ class Trained:
       experiment: the run that it is from.
       tokenizer: None where the run had none.
       params: on the device; the moving average where the run kept one.
+      units: fingerprint of the k-means whose units it was trained on, or None.
     """
 
     checkpoint: AnyPath
@@ -30,6 +31,7 @@ class Trained:
     experiment: Experiment
     tokenizer: tokenizers.Tokenizer | None
     params: Params
+    units: str | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike, kind: str, purpose: str) -> "Trained":
@@ -59,7 +61,8 @@ class Trained:
         checkpoint = ckpt.find(path)
         params, meta = ckpt.read_params(checkpoint)
         experiment = Experiment.model_validate(meta["experiment"])
-        return cls(checkpoint, meta["step"], experiment, saved_tokenizer(meta), jax.device_put(params))
+        units = meta.get("units")
+        return cls(checkpoint, meta["step"], experiment, saved_tokenizer(meta), jax.device_put(params), units)
 
 
 def objective_kind(path: str | os.PathLike) -> str:

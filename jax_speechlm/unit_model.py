@@ -69,7 +69,7 @@ class UnitModel:
         run = Trained.load(path, "unit_lm", "tell how likely speech is")
         data, model, num_units = run.experiment.data, run.experiment.model, run.experiment.objective.num_units
         lm = LanguageModel(model, run.tokenizer, run.params, data.context, run.checkpoint, num_units)
-        return cls(lm, data.units, ckpt.read_meta(run.checkpoint)["units"])
+        return cls(lm, data.units, run.units)
 
     def check(self, units: str | Path | None = None) -> Path:
         """The folder of the k-means: the given one, or the one that the run's data named.

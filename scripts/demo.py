@@ -4,7 +4,8 @@ Fetches asterisk-en (24 minutes of studio prompts), queen-en (4.4 hours of acted
 pretrains a small conformer on the audio of both, finetunes it on the transcripts of asterisk-en, does the same
 finetuning without pretraining, goes on with one encoder for audio, prose and transcripts of both sets jointly, trains a
 character language model and an n-gram, and measures all on the test split, which nothing else has looked at: greedy,
-and decoding with either language model, whose weights are tuned on dev.
+and decoding with either language model, whose weights are tuned on dev. Last it exports the recognizer as a folder for
+Hugging Face's transformers, and checks that.
 """
 
 import argparse
@@ -30,8 +31,11 @@ from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.train_ngram import train_ngram
 from jax_speechlm.evaluation.recognition import evaluate_run
 from jax_speechlm.experiment import Experiment, Start
+from jax_speechlm.interop.folders import ExportError
+from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.trained import Trained
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import Result, TrainingStopped, train
 
@@ -112,6 +116,11 @@ def main() -> None:
     for transcript in Recognizer.load(finetuned, decoding.with_defaults()).transcribe([clip]):
         console.print(f"{clip}\nsaid:  {reference}\nheard: {transcript.text}\n")
 
+    console.rule("export the recognizer")
+    export_began, exported = time.perf_counter(), args.run_dir / "exported"
+    verdict = write_checked(Trained.read(finetuned), exported, audio=(clip,))
+    table.add_row("export", _minutes(export_began), "", "", "", "")
+
     console.print(table)
     console.print(
         f"{_minutes(began)} minutes in all. Test: {TEST_SET}, seed {args.seed}; greedy, but for the rows with a +."
@@ -119,6 +128,7 @@ def main() -> None:
     for run in ("pretrain", "scratch", "finetune", "joint", "lm"):
         folder = args.run_dir / run
         console.print(f"{run:<9} checkpoints {folder / 'checkpoints'}   TensorBoard logs {folder / 'tensorboard'}")
+    console.print(f"exported  {exported}   {verdict.line}", markup=False)
 
 
 def finish(experiment: Experiment, run_dir: Path) -> Result:
@@ -146,5 +156,5 @@ def _one_clip(data_dir: Path, run_dir: Path) -> tuple[Path, str]:
 if __name__ == "__main__":
     try:
         main()
-    except (DataError, CheckpointError, TrainingStopped) as error:
+    except (DataError, CheckpointError, ExportError, TrainingStopped) as error:
         sys.exit(f"error: {error}")

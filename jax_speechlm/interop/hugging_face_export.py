@@ -64,7 +64,8 @@ def write_checked(trained: Trained, out: Path, audio: tuple[Path, ...] = (), tex
     folders.require_free(out)
     made = package(trained)
     record = {"target": "hf", "checkpoint": str(trained.checkpoint), "step": trained.step}
-    record |= {"architecture": made.architecture, "experiment": trained.experiment.model_dump(mode="json")}
+    record |= {"architecture": made.architecture, "units": trained.units}
+    record |= {"experiment": trained.experiment.model_dump(mode="json")}
     with folders.written(out, record) as folder:
         write_model(folder, made)
         verdict = _report(check_folder(folder, trained, made, audio, text))

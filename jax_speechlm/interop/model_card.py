@@ -4,13 +4,15 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pydantic
+import jax
 
+from data_pipelines.audio import SAMPLE_RATE
 from data_pipelines.errors import DataError
 from data_pipelines.paths import AnyPath, as_path
 from jax_speechlm.evaluation.report import Report
 from jax_speechlm.experiment import Experiment, Mixture, UnitText
 from jax_speechlm.interop.hugging_face import Package
+from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.trained import Trained
 
 _PIPELINES = {
@@ -47,22 +49,40 @@ def model_card(run: Trained, made: Package, record: Mapping[str, Any]) -> str:
       made: the run in Hugging Face's terms.
       record: what `jax_speechlm.json` says, with the verdict of the check under "check".
     """
-    task = _PIPELINES[made.architecture]
-    languages = sorted({language for _, meta in data_sets(run.experiment) for language in meta.get("languages", ())})
-    head = {"library_name": "transformers", "pipeline_tag": task, "tags": ["jax_speechlm"], "language": languages}
-    front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items() if value)
+    task, experiment = _PIPELINES[made.architecture], run.experiment
+    head = {"library_name": "transformers", "pipeline_tag": task, "tags": ["jax_speechlm"]}
+    size = sum(array.size for array in jax.tree.leaves(made.params))
     parts = [
-        f"---\n{front}\n---",
+        "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items()) + "\n---",
         f"# {made.architecture} by jax_speechlm",
-        f"Trained by the objective `{run.experiment.objective.kind}`; {_size(made):,} parameters, float32; checkpoint "
-        f"of step {run.step:,}.",
+        f"Trained by the objective `{experiment.objective.kind}`; {size:,} parameters, float32; checkpoint of step "
+        f"{run.step:,}.",
         f"```python\n{_USES[task]}\n```",
+        *_notes(run),
         "## Check\n\n" + _check(record["check"]),
-        "## Training data\n\n" + "\n".join(_data(run.experiment)),
-        "## Results\n\n" + ("\n".join(_results(run.checkpoint)) or "No evaluation was beside the checkpoint."),
-        f"## Training\n\n```json\n{run.experiment.model_dump_json(indent=2)}\n```",
+        "## Training data\n\n" + "\n".join(_data(experiment)),
+        "## Results\n\n" + ("\n".join(_results(run.checkpoint)) or "No report of a word error rate was with the run."),
+        f"## Training\n\n```json\n{experiment.model_dump_json(indent=2)}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _notes(run: Trained) -> Iterator[str]:
+    """What a user of such a model should know."""
+    experiment = run.experiment
+    if isinstance(experiment.model, ConformerConfig):
+        mel = experiment.frontend.mel
+        yield (
+            f"Input: 16 kHz mono, a vector every {1000 * mel.frame_samples // SAMPLE_RATE} ms. Frames at the end that "
+            "do not fill a vector were dropped in training; transformers' feature extractor may fill the last vector "
+            "up instead, and the pipeline then spells it too. One clip at a time, "
+            "`extractor(samples, sampling_rate=16_000, pad_to_multiple_of=1)` drops them as well."
+        )
+    if isinstance(experiment.data, UnitText):
+        yield (
+            f"Speech is written `<speech><unit_3><unit_17>...<text>`, in the units of the k-means {run.units} without "
+            "repeats: those of another mean nothing to this model. Nothing here turns units into sound."
+        )
 
 
 def data_sets(experiment: Experiment) -> list[tuple[str, dict[str, Any]]]:
@@ -95,11 +115,12 @@ def _check(check: Mapping[str, Any]) -> str:
 
 def _data(experiment: Experiment) -> Iterator[str]:
     for name, meta in data_sets(experiment):
-        splits = meta.get("splits", {}).get("train", {})
-        amounts = [f"{splits[key]:,.2f} hours" for key in ("hours",) if key in splits]
-        amounts += [f"{splits[key]:,} clips" for key in ("num_clips",) if key in splits]
+        train = meta.get("splits", {}).get("train", {})
+        amount = f"{train['hours']:,.2f} hours, " if "hours" in train else ""
         licence = meta.get("licence", "unknown here: the prepared set was not at hand when this was written")
-        yield f"- {name}: {', '.join([*amounts, f'licence: {licence}'])}"
+        yield f"- {name}: {amount}licence: {licence}"
+    for start in experiment.start:
+        yield f"- and what {start.checkpoint} was trained on, whose parameters this run began with"
     yield "\nWhat the licences of the data ask of a model trained on them is for whoever passes it on to see to."
 
 
@@ -109,13 +130,9 @@ def _results(checkpoint: AnyPath) -> Iterator[str]:
         for file in sorted((folder / "eval").glob("*/report.json")):
             try:
                 report = Report.load(file)
-            except (ValueError, pydantic.ValidationError):
+            except ValueError:
                 continue  # of another kind of evaluation
             yield (
                 f"- {file.parent.name}: WER {report.wer}, CER {report.cer} (95 % bootstrap intervals); "
                 f"{report.wer.utterances:,} utterances, normalizer {report.normalizer}, decoder {report.decoder}"
             )
-
-
-def _size(made: Package) -> int:
-    return sum(array.size for array in made.arrays.values())
