@@ -56,12 +56,18 @@ class Verdict:
     def line(self) -> str:
         """One line for people."""
         if self.failed:
-            return f"FAILED against {self.against}: " + "; ".join(f"{each.name}: {each.result}" for each in self.failed)
-        return f"equal, against {self.against}: " + "; ".join(f"{each.name}: {each.result}" for each in self.checks)
+            return f"FAILED against {self.against}: {_listed(self.failed)}"
+        if self.is_full:
+            return f"equal, against {self.against}: {_listed(self.checks)}"
+        return f"not opened by transformers yet; equal, against {self.against}: {_listed(self.checks)}"
 
     def to_json(self) -> dict[str, Any]:
         """As `jax_speechlm.json` keeps it."""
         return dataclasses.asdict(self) | {"passed": not self.failed}
+
+
+def _listed(checks: Sequence[Check]) -> str:
+    return "; ".join(f"{each.name}: {each.result}" for each in checks)
 
 
 def transformers_is_here() -> bool:

@@ -35,6 +35,7 @@ def test_every_kind_is_read_back_bit_for_bit(tmp_path, name):
     verdict = write_checked(run, out)
     assert not verdict.is_full
     assert not verdict.failed
+    assert "not opened by transformers yet" in verdict.line
     model = read_model(out)
     assert model.architecture == RUNS[name][-1]
     jax.tree.map(np.testing.assert_array_equal, model.params, package(run).params)
