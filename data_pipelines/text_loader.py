@@ -32,6 +32,7 @@ def open_text_batches(
     plan: TextPlan,
     *,
     boundary: int,
+    begin: int | None = None,
     host: int = 0,
     num_hosts: int = 1,
     start_step: int = 0,
@@ -46,6 +47,7 @@ def open_text_batches(
       tokens: of the documents that the plan was made from.
       plan: what each step's batch holds.
       boundary: id that stands before and after each document.
+      begin: id that stands before it instead, where that is another.
       host: number of this host; it reads its contiguous share of every batch's rows.
       num_hosts: number of hosts.
       start_step: first step; nothing before it is read.
@@ -69,9 +71,10 @@ def open_text_batches(
             "make the plan with sequences_per_batch a multiple of the number of hosts"
         )
     classes = None if labels is None else np.asarray(labels, np.int32)
+    ends = boundary if begin is None else begin, boundary
 
     def make(step: int) -> TextBatch:
-        return _assemble(tokens, plan, boundary, step, host, num_hosts, classes, frame_samples)
+        return _assemble(tokens, plan, ends, step, host, num_hosts, classes, frame_samples)
 
     return TextBatches(make, start_step, num_steps, prefetch)
 
@@ -114,7 +117,7 @@ class TextBatches:
 def _assemble(
     tokens: TokenStore,
     plan: TextPlan,
-    boundary: int,
+    ends: tuple[int, int],
     step: int,
     host: int,
     num_hosts: int,
@@ -132,9 +135,9 @@ def _assemble(
         ends[place] += length
         span = slice(first, first + length)
         piece = int(row), int(start), int(length)
-        batch["tokens"][place, span] = _piece(tokens.lengths, tokens.read, boundary, *piece)
+        batch["tokens"][place, span] = _piece(tokens.lengths, tokens.read, ends, *piece)
         if frame_samples:
-            batch["samples"][place, span] = _piece(tokens.lengths, tokens.frames, 0, *piece) * frame_samples
+            batch["samples"][place, span] = _piece(tokens.lengths, tokens.frames, (0, 0), *piece) * frame_samples
         batch["segment"][place, span] = counts[place]
         batch["position"][place, span] = np.arange(length)
     batch["example_id"] = planned.example_id
@@ -145,11 +148,17 @@ def _assemble(
 
 
 def _piece(
-    lengths: np.ndarray, read: Callable[[int, int, int], np.ndarray], boundary: int, row: int, start: int, length: int
+    lengths: np.ndarray,
+    read: Callable[[int, int, int], np.ndarray],
+    ends: tuple[int, int],
+    row: int,
+    start: int,
+    length: int,
 ) -> np.ndarray:
-    """Positions `start` to `start + length` of what `read` gives of a document, between its boundaries."""
+    """Positions `start` to `start + length` of what `read` gives of a document between its two ends."""
     last = int(lengths[row]) + BOUNDARIES - 1
-    piece = np.full(length, boundary, np.int32)
+    piece = np.full(length, ends[1], np.int32)
+    piece[: max(0, 1 - start)] = ends[0]
     first, stop = max(start, 1), min(start + length, last)
     piece[first - start : stop - start] = read(row, first - 1, stop - 1)
     return piece

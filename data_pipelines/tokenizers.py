@@ -22,7 +22,7 @@ import json
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import sentencepiece
 
@@ -35,7 +35,7 @@ _MODEL_FILE = "tokenizer.model"
 _SENTENCE_CHARACTERS = 1000
 _SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
 
-Kind = Literal["char", "unigram", "bpe"]
+Kind = Literal["char", "unigram", "bpe", "hugging_face"]
 
 
 @runtime_checkable
@@ -50,6 +50,11 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int:
         """Number of ids, the blank included."""
+        ...
+
+    @property
+    def begin(self) -> int | None:
+        """The id that begins a text, for tokenizers from elsewhere that have one; None where the boundary does."""
         ...
 
     @property
@@ -93,6 +98,7 @@ class CharTokenizer:
 
     characters: str
     kind: Kind = dataclasses.field(default="char", init=False)
+    begin: ClassVar[None] = None
 
     def __post_init__(self):
         if len(set(self.characters)) != len(self.characters) or not self.characters:
@@ -140,6 +146,8 @@ class SentencePieceTokenizer:
     The model is trained so that its obligatory unknown piece has id 0 and no other control piece exists. As `encode`
     drops unknown pieces, id 0 is free to be the blank, and SentencePiece's ids are ours.
     """
+
+    begin = None
 
     def __init__(self, kind: Kind, model: bytes):
         """Takes a serialised SentencePiece model of the kind "unigram" or "bpe"."""
@@ -282,6 +290,10 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["kind"] == "char":
             return CharTokenizer("".join(saved["characters"]))
+        if saved["kind"] == "hugging_face":
+            from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
+
+            return HuggingFaceTokenizer.from_saved(saved)
         tokenizer = SentencePieceTokenizer(saved["kind"], (path.parent / saved["model"]).read_bytes())
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         raise DataError(f"{path} is not a readable tokenizer ({error}); save it anew") from error

@@ -107,6 +107,11 @@ VERBS = {
         "turn a checkpoint into a format that others read, and prove it equal",
         "jax-speechlm export runs/finetune --to hf --out exported/finetune",
     ),
+    "import": Verb(
+        "jax_speechlm.interop.importing:main",
+        "make a run of a folder of Hugging Face's, and prove it equal",
+        "jax-speechlm import downloads/qwen3-0.6b --out runs/qwen3",
+    ),
     "plan": Verb(
         "jax_speechlm.cli:plan",
         "compile a run for accelerators that are not here: what it needs, what it costs, whether it fits",

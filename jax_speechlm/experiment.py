@@ -13,6 +13,7 @@ from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.encoder_only import EncoderOnly
 from jax_speechlm.objectives.hubert import HuBERT
 from jax_speechlm.objectives.joint import Joint
 from jax_speechlm.objectives.masked_lm import MaskedLM
@@ -36,7 +37,8 @@ Objective = Annotated[
     | Joint
     | UnitLM
     | SpeechLM
-    | Classification,
+    | Classification
+    | EncoderOnly,
     pydantic.Field(discriminator="kind"),
 ]
 Model = Annotated[ConformerConfig | TransformerConfig | SpeechLMConfig, pydantic.Field(discriminator="kind")]

@@ -158,7 +158,7 @@ class LanguageModel:
         Raises:
           ValueError: a prompt leaves no room in the context.
         """
-        ids = [[self.vocabulary.boundary, *self.tokenizer.encode(prompt)] for prompt in prompts]
+        ids = [[self.vocabulary.begin, *self.tokenizer.encode(prompt)] for prompt in prompts]
         found = self.continue_ids(ids, method, max_tokens=max_tokens, samples=samples, seed=seed)
         return [self._read(start, *each) for start, each in zip(ids, found, strict=True)]
 
@@ -285,7 +285,7 @@ class Session:
     def start(self, slot: int) -> Float[np.ndarray, " vocab"]:
         """Puts the empty prefix into a slot. Returns what `extend` does, of one row."""
         self._filled[slot] = 0
-        return self._run([slot], [self.lm.vocabulary.boundary], [slot])[0]
+        return self._run([slot], [self.lm.vocabulary.begin], [slot])[0]
 
     def extend(
         self, parents: Sequence[int], tokens: Sequence[int], slots: Sequence[int]

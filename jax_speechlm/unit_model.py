@@ -90,7 +90,7 @@ class UnitModel:
     def prompt(self, parts: Sequence[Part], then: Modality | None = None) -> list[int]:
         """The ids that begin a document of these parts, and go on in a modality where one is given."""
         vocabulary = self.lm.vocabulary
-        ids, modality = [vocabulary.boundary], "text"
+        ids, modality = [vocabulary.begin], "text"
         for part in parts:
             here = "text" if isinstance(part, str) else "units"
             ids += self._change(modality, here)

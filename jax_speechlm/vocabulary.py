@@ -25,12 +25,14 @@ class Vocabulary:
     V, the boundary before and after every document; V + 1, the mask of masked language modelling; and from V + 2 the
     sentinels of span corruption. Where there are units of speech, the two tokens after which speech and text begin
     follow (Spirit-LM, Nguyen et al. 2024), and then the units. The table is rounded up to a multiple of 8 rows, whose
-    last ids stand for nothing.
+    last ids stand for nothing. Models from elsewhere may begin a document with another id than ends it, `opening`,
+    which is one of their tokenizer's.
     """
 
     tokenizer_size: int
     num_sentinels: int = 0
     num_units: int = 0
+    opening: int | None = None
 
     @classmethod
     def of(cls, tokenizer: Tokenizer | None, num_sentinels: int = 0, num_units: int = 0) -> "Vocabulary":
@@ -43,11 +45,16 @@ class Vocabulary:
             raise ValueError(
                 "a model of text needs a tokenizer: make one with jax-speechlm train-tokenizer, and set data.tokenizer"
             )
-        return cls(tokenizer.vocab_size, num_sentinels, num_units)
+        return cls(tokenizer.vocab_size, num_sentinels, num_units, tokenizer.begin)
 
     @property
     def boundary(self) -> int:
         return self.tokenizer_size
+
+    @property
+    def begin(self) -> int:
+        """What stands before a document: the boundary, unless the tokenizer has an id for it."""
+        return self.boundary if self.opening is None else self.opening
 
     @property
     def mask(self) -> int:
@@ -80,8 +87,8 @@ class Vocabulary:
         return -(-used // _MULTIPLE) * _MULTIPLE
 
     def enclose(self, ids: Iterable[int]) -> list[int]:
-        """A document's ids between two boundaries."""
-        return [self.boundary, *ids, self.boundary]
+        """A document's ids between its begin and the boundary."""
+        return [self.begin, *ids, self.boundary]
 
     def may_follow(self, modality: Modality | None = None) -> Bool[np.ndarray, " vocab"]:
         """True for the ids that a document can go on with.
@@ -91,7 +98,7 @@ class Vocabulary:
             both, and the tokens between them.
         """
         ids = np.arange(self.size)
-        text = (ids != PADDING) & (ids < self.boundary)
+        text = (ids != PADDING) & (ids != self.begin) & (ids < self.boundary)
         units = self.is_unit(ids)
         switches = (ids == self.speech) | (ids == self.text) if self.num_units else np.zeros_like(text)
         chosen = {"text": text, "units": units, None: text | units | switches}[modality]

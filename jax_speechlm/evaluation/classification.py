@@ -185,4 +185,4 @@ def _texts(run: Trained, index: indexes.Index) -> Iterator[Batch]:
     rows = max(1, _TOKENS_PER_BATCH // context)
     plan = packing.make_text_eval_plan(tokens.lengths, context=context, sequences_per_batch=rows, is_packed=False)
     boundary = Vocabulary.of(run.tokenizer).boundary
-    return open_text_batches(tokens, plan, boundary=boundary, num_steps=plan.steps_per_epoch)
+    return open_text_batches(tokens, plan, boundary=boundary, begin=run.tokenizer.begin, num_steps=plan.steps_per_epoch)

@@ -78,11 +78,14 @@ def evaluate_run(
     plan = packing.make_text_eval_plan(tokens.lengths, context=data.context, sequences_per_batch=rows)
     boundary = Vocabulary.of(run.tokenizer).boundary
     sums: Counter[str] = Counter()
-    for batch in open_text_batches(tokens, plan, boundary=boundary, num_steps=plan.steps_per_epoch):
+    for batch in open_text_batches(
+        tokens, plan, boundary=boundary, begin=run.tokenizer.begin, num_steps=plan.steps_per_epoch
+    ):
         metrics = jax.device_get(evaluate(run.params, batch))
         sums.update({name: float(total) for name, (total, _) in metrics.items()})
         sums["tokens"] += round(float(metrics["loss"][1]))
-    training = open_tokens(indexes.read_sets(data_dir, data.sets, "train"), run.tokenizer)
+    # of a model from elsewhere it is not known what it was trained on
+    training = open_tokens(indexes.read_sets(data_dir, data.sets or sets, "train"), run.tokenizer)
     accuracy, loss = unigram(count_tokens(training, boundary), count_tokens(tokens, boundary))
     report = MaskedReport(
         checkpoint=str(run.checkpoint),

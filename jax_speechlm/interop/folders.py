@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RECORD = "jax_speechlm.json"
+_LARGEST_JSON = 256 << 20  # the largest tokenizers have some 30 MB
 
 
 class ExportError(ValueError):
@@ -24,18 +25,38 @@ class FailedCheck(ExportError):
     """What was written does not compute what the checkpoint does."""
 
 
+def inside(folder: Path, name: str) -> Path:
+    """A file of a folder, made sure to be one.
+
+    Raises:
+      ExportError: it is missing, is no regular file, or is a link to somewhere else.
+    """
+    path = folder / name
+    if not path.exists():
+        raise ExportError(f"{path} is missing: {folder} is not a whole exported folder")
+    if not path.is_file():
+        raise ExportError(f"{path} is not a regular file: refused")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ExportError(
+            f"{path} is a link that leaves the folder: refused. A copy without links (cp -rL) of a folder that you "
+            "trust, such as the hub's cache, can be read"
+        )
+    return path
+
+
 def read_json(folder: Path, name: str) -> Any:
     """A JSON file of a folder.
 
     Raises:
-      ExportError: it is missing or is not JSON.
+      ExportError: it is missing, is not JSON, or is not a file of the folder's own of a sensible size.
     """
+    path = inside(folder, name)
+    if (size := path.stat().st_size) > _LARGEST_JSON:
+        raise ExportError(f"{path} has {size:,} bytes, more than any such file: refused")
     try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ExportError(f"{folder / name} is missing: {folder} is not a whole exported folder") from None
-    except ValueError as error:
-        raise ExportError(f"{folder / name} is not readable JSON ({error}): export it anew") from error
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{path} is not readable JSON ({error}): export it anew") from error
 
 
 def write_json(folder: Path, name: str, value: Any) -> None:

@@ -11,17 +11,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
+from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.config import Config
+from jax_speechlm.experiment import Experiment
 from jax_speechlm.interop import folders, front_ends, transformer, wav2vec2_bert, weights
 from jax_speechlm.interop.folders import ExportError
+from jax_speechlm.interop.mapping import Source, StateDict
+from jax_speechlm.interop.setting_limits import checked_settings
 from jax_speechlm.interop.tokenizer_files import Files, ctc_files, text_files
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.functional import Params
 from jax_speechlm.models.transformer import TransformerConfig
 from jax_speechlm.trained import Trained
+from jax_speechlm.training.warm_start import PER_TOKEN
 from jax_speechlm.vocabulary import PADDING, Vocabulary
 
-_ENCODERS = ("best_rq", "hubert", "wav2vec2", "w2v_bert")
+_ENCODERS = ("best_rq", "hubert", "wav2vec2", "w2v_bert", "encoder")
 _TEXT_MODELS = ("LlamaForCausalLM", "Qwen3ForCausalLM", "ModernBertForMaskedLM")
 
 
@@ -30,7 +36,7 @@ class Package(NamedTuple):
 
     Attributes:
       config: `config.json`.
-      params: our parameters, grouped as `Model` has them.
+      params: our parameters, grouped as `Model` has them; ids stand as in the folder.
       arrays: the state dict.
       files: every other JSON file.
     """
@@ -47,17 +53,29 @@ class Package(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A model that was read from a folder.
+    """A model in a folder, of which nothing but the settings has been read yet.
 
     Attributes:
       architecture: the class in transformers.
+      values: `config.json`.
       config: the model's shape.
-      params: `encoder`, and `head` where there is one; or `transformer`.
+      sources: where our parameters are read from (`mapping.Source`): `encoder`, and `head` where there is one; or
+        `transformer`.
     """
 
     architecture: str
-    config: ConformerConfig | TransformerConfig
-    params: Params
+    values: dict[str, Any]
+    config: Config
+    sources: Params
+
+    @property
+    def params(self) -> Params:
+        """Our parameters, as arrays of the files' types."""
+        return jax.tree.map(Source.read, self.sources)
+
+
+Settings = tuple[dict[str, Any], Files]
+"""`config.json`, and every other JSON file."""
 
 
 def package(run: Trained) -> Package:
@@ -73,17 +91,26 @@ def package(run: Trained) -> Package:
             "of its own. Export the runs that it was started from, the encoder's and the language model's"
         )
     try:
-        made = _KINDS[kind](run)
-    except ExportError as error:
+        config, files = settings(run.experiment, run.tokenizer)
+        params, arrays = _KINDS[kind].arrays(run)
+    except ValueError as error:
         raise ExportError(f"{run.checkpoint}: {error}") from error
-    return made._replace(config=made.config | {"dtype": "float32"})
+    return Package(config, params, arrays, files)
+
+
+def settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
+    """A run's `config.json` and other JSON files in Hugging Face's terms, for which no parameter is needed.
+
+    Raises:
+      ValueError: no class of transformers is the same as what was trained.
+    """
+    config, files = _KINDS[experiment.objective.kind].settings(experiment, tokenizer)
+    return config | {"dtype": "float32"}, files
 
 
 def vocabulary_of(run: Trained) -> Vocabulary:
     """The ids of a run's language model."""
-    objective = run.experiment.objective
-    sentinels, units = (getattr(objective, name, 0) for name in ("sentinels", "num_units"))
-    return Vocabulary.of(run.tokenizer, sentinels, units)
+    return _vocabulary(run.experiment, run.tokenizer)
 
 
 def write_model(folder: Path, made: Package) -> None:
@@ -100,60 +127,75 @@ def read_model(folder: Path) -> Model:
       ExportError: it is of a class that has no counterpart here, or lacks a file.
       ValueError: its settings or arrays have a form that ours has not.
     """
-    values = folders.read_json(folder, "config.json")
-    architecture = (values.get("architectures") or ["a model without architectures"])[0]
-    readers = {name: _read_text_model for name in _TEXT_MODELS} | {
-        "Wav2Vec2BertModel": _read_encoder,
-        "Wav2Vec2BertForCTC": _read_encoder,
-        "Wav2Vec2BertForSequenceClassification": _read_classifier,
-    }
-    if architecture not in readers:
+    values = checked_settings(folder / "config.json", folders.read_json(folder, "config.json"))
+    (architecture,) = values["architectures"]
+    if architecture not in READERS:
         raise ExportError(
-            f"{folder / 'config.json'}: {architecture} has no counterpart here; {', '.join(readers)} have"
+            f"{folder / 'config.json'}: {architecture} has no counterpart here; {', '.join(READERS)} have"
         )
-    config, params = readers[architecture](values, weights.read_weights(folder))
-    return Model(architecture, config, params)
+    reader = READERS[architecture]
+    try:
+        config = reader.config(values)
+        sources = reader.sources(weights.read_weights(folder), config)
+    except ExportError:
+        raise
+    except ValueError as error:
+        raise ExportError(f"{folder}: {error}") from error
+    return Model(architecture, values, config, sources)
 
 
-def _encoder(run: Trained) -> Package:
-    model = _conformer(run)
-    files = {front_ends.FILE: front_ends.front_end_to_hugging_face(run.experiment.frontend.mel)}
-    params = _groups(run, "encoder")
-    arrays = wav2vec2_bert.to_hugging_face(params["encoder"], model)
-    return Package(wav2vec2_bert.config_to_hugging_face(model), params, arrays, files)
+def _vocabulary(experiment: Experiment, tokenizer: Tokenizer | None) -> Vocabulary:
+    sentinels, units = (getattr(experiment.objective, name, 0) for name in ("sentinels", "num_units"))
+    return Vocabulary.of(tokenizer, sentinels, units)
 
 
-def _recognizer(run: Trained) -> Package:
-    encoder, model = _encoder(run), _conformer(run)
-    config = wav2vec2_bert.config_to_hugging_face(model, run.tokenizer.vocab_size)
+def _encoder_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
+    del tokenizer
+    files = {front_ends.FILE: front_ends.front_end_to_hugging_face(experiment.frontend.mel)}
+    return wav2vec2_bert.config_to_hugging_face(experiment.model), files
+
+
+def _recognizer_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
+    _, files = _encoder_settings(experiment, None)
     # for whoever trains on: a row too short for its transcript has no loss here either
-    config |= {"pad_token_id": PADDING, "ctc_loss_reduction": "mean", "ctc_zero_infinity": True}
-    config |= {"bos_token_id": None, "eos_token_id": None}
-    params = _groups(run, "encoder", "head")
-    arrays = wav2vec2_bert.to_hugging_face(params["encoder"], model, params["head"])
+    rest = {"pad_token_id": PADDING, "ctc_loss_reduction": "mean", "ctc_zero_infinity": True}
+    rest |= {"bos_token_id": None, "eos_token_id": None}
     processor = {"processor_class": "Wav2Vec2BertProcessor"}
-    files = {name: value | processor for name, value in encoder.files.items()}
-    for name, value in ctc_files(run.tokenizer).items():
+    files = {name: value | processor for name, value in files.items()}
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        config = wav2vec2_bert.config_to_hugging_face(experiment.model, tokenizer.places.num_rows)
+        return config | rest | tokenizer.special, files | tokenizer.files
+    for name, value in ctc_files(tokenizer).items():
         files[name] = value | processor if name == "tokenizer_config.json" else value
-    return Package(config, params, arrays, files)
+    return wav2vec2_bert.config_to_hugging_face(experiment.model, tokenizer.vocab_size) | rest, files
 
 
-def _classifier(run: Trained) -> Package:
-    if not isinstance(run.experiment.model, ConformerConfig):
+def _classifier_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
+    if not isinstance(experiment.model, ConformerConfig):
         raise ExportError(
             "it classifies texts by the mean of a transformer's hidden states: Qwen3ForSequenceClassification and "
             "LlamaForSequenceClassification take the last token's, and ModernBertForSequenceClassification is not "
             "written here yet. Export the language model that it was started from"
         )
-    encoder, model = _encoder(run), _conformer(run)
-    config = wav2vec2_bert.classifier_config_to_hugging_face(model, run.experiment.objective.classes)
-    params = _groups(run, "encoder", "head")
-    arrays = wav2vec2_bert.classifier_to_hugging_face(params["encoder"], model, params["head"])
-    return Package(config, params, arrays, encoder.files)
+    _, files = _encoder_settings(experiment, tokenizer)
+    return wav2vec2_bert.classifier_config_to_hugging_face(experiment.model, experiment.objective.classes), files
 
 
-def _conformer(run: Trained) -> ConformerConfig:
-    return run.experiment.model
+def _text_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
+    model, vocabulary, context = experiment.model, _vocabulary(experiment, tokenizer), experiment.data.context
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        if vocabulary.num_sentinels or vocabulary.num_units:
+            raise ExportError("it has sentinels or units besides the ids of the model that it was started from")
+        config = transformer.config_to_hugging_face(model, tokenizer.places.num_rows)
+        return config | {"max_position_embeddings": context} | tokenizer.special, tokenizer.files
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), vocabulary.boundary) | {"pad_token_id": PADDING}
+    config = transformer.config_to_hugging_face(model, vocabulary.size) | ends | {"max_position_embeddings": context}
+    files = text_files(tokenizer, vocabulary, context, causal=model.causal)
+    if not model.causal:
+        return config | dict.fromkeys(("cls_token_id", "sep_token_id"), vocabulary.boundary), files
+    never = np.flatnonzero(~vocabulary.may_follow())
+    generation = {"do_sample": False, "max_length": context, "suppress_tokens": never.tolist()}
+    return config, files | {"generation_config.json": ends | generation}
 
 
 def _groups(run: Trained, *names: str) -> Params:
@@ -161,51 +203,83 @@ def _groups(run: Trained, *names: str) -> Params:
     return jax.device_get({name: run.params[name] for name in names})
 
 
-def _text_model(run: Trained) -> Package:
-    model, vocabulary, context = run.experiment.model, vocabulary_of(run), run.experiment.data.context
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), vocabulary.boundary) | {"pad_token_id": PADDING}
-    try:
-        config = transformer.config_to_hugging_face(model, vocabulary.size)
-        params = _groups(run, "transformer")
-        arrays = transformer.to_hugging_face(params["transformer"], model)
-    except ValueError as error:
-        raise ExportError(str(error)) from error
-    config |= ends | {"max_position_embeddings": context}
-    files = text_files(run.tokenizer, vocabulary, context, causal=model.causal)
-    if model.causal:
-        never = np.flatnonzero(~vocabulary.may_follow())
-        files["generation_config.json"] = ends | {
-            "do_sample": False,
-            "max_length": context,
-            "suppress_tokens": never.tolist(),
-        }
-    else:
-        config |= dict.fromkeys(("cls_token_id", "sep_token_id"), vocabulary.boundary)
+def _encoder_arrays(run: Trained) -> tuple[Params, StateDict]:
+    params = _groups(run, "encoder")
+    return params, wav2vec2_bert.to_hugging_face(params["encoder"], run.experiment.model)
+
+
+def _recognizer_arrays(run: Trained) -> tuple[Params, StateDict]:
+    params = with_their_ids(_groups(run, "encoder", "head"), run.tokenizer)
+    return params, wav2vec2_bert.to_hugging_face(params["encoder"], run.experiment.model, params["head"])
+
+
+def _classifier_arrays(run: Trained) -> tuple[Params, StateDict]:
+    params = _groups(run, "encoder", "head")
+    arrays = wav2vec2_bert.classifier_to_hugging_face(params["encoder"], run.experiment.model, params["head"])
+    return params, arrays
+
+
+def _text_arrays(run: Trained) -> tuple[Params, StateDict]:
+    model, params = run.experiment.model, with_their_ids(_groups(run, "transformer"), run.tokenizer)
+    arrays = transformer.to_hugging_face(params["transformer"], model)
     if model.tied:  # the head is the embedding, which the file holds once
         arrays = {name: value for name, value in arrays.items() if name not in ("lm_head.weight", "decoder.weight")}
-    return Package(config, params, arrays, files)
+    return params, arrays
 
 
-_KINDS: dict[str, Callable[[Trained], Package]] = {
-    **dict.fromkeys(_ENCODERS, _encoder),
-    **dict.fromkeys(("ctc", "joint"), _recognizer),
-    **dict.fromkeys(("causal_lm", "masked_lm", "span_corruption", "unit_lm"), _text_model),
-    "classification": _classifier,
+def with_their_ids(params: Params, tokenizer: Tokenizer | None) -> Params:
+    """Parameters whose rows of ids stand where the tokenizer's own table has them."""
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return params
+    ours = tokenizer.places.ours
+
+    def move(path: tuple, array: np.ndarray) -> np.ndarray:
+        axis = PER_ID.get("/".join(key.key for key in path))
+        return array if axis is None else np.take(array, ours, axis)
+
+    return jax.tree.map_with_path(move, params)
+
+
+PER_ID = dict.fromkeys(PER_TOKEN, 0) | {"head/kernel": 1, "head/bias": 0}
+"""The parameters that have a row for each id, and the axis that ids lie along; of a classifier the head has none."""
+
+
+class _Kind(NamedTuple):
+    """How runs of an objective become a class of transformers."""
+
+    settings: Callable[[Experiment, Tokenizer | None], Settings]
+    arrays: Callable[[Trained], tuple[Params, StateDict]]
+
+
+_KINDS = {
+    **dict.fromkeys(_ENCODERS, _Kind(_encoder_settings, _encoder_arrays)),
+    **dict.fromkeys(("ctc", "joint"), _Kind(_recognizer_settings, _recognizer_arrays)),
+    **dict.fromkeys(("causal_lm", "masked_lm", "span_corruption", "unit_lm"), _Kind(_text_settings, _text_arrays)),
+    "classification": _Kind(_classifier_settings, _classifier_arrays),
 }
 
 
-def _read_encoder(values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> tuple[Config, Params]:
-    config = wav2vec2_bert.config_from_hugging_face(values)
-    encoder, head = wav2vec2_bert.from_hugging_face(arrays, config)
-    return config, {"encoder": encoder} | ({} if head is None else {"head": head})
+class Reader(NamedTuple):
+    """How a class of transformers is read: its shape from `config.json`, and where our parameters are in its arrays.
+
+    Either raises ValueError where a form is not ours. A new class has an entry in `READERS`, and one in
+    `importing.EXPERIMENTS` that says what run it becomes.
+    """
+
+    config: Callable[[Mapping[str, Any]], Config]
+    sources: Callable[[StateDict, Any], Params]
 
 
-def _read_classifier(values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> tuple[Config, Params]:
-    config = wav2vec2_bert.config_from_hugging_face(values)
-    encoder, head = wav2vec2_bert.classifier_from_hugging_face(arrays, config)
-    return config, {"encoder": encoder, "head": head}
+def _text_sources(arrays: StateDict, config: TransformerConfig) -> Params:
+    return {"transformer": transformer.sources(arrays, config)}
 
 
-def _read_text_model(values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> tuple[Config, Params]:
-    config = transformer.config_from_hugging_face(values)
-    return config, {"transformer": transformer.from_hugging_face(arrays, config)}
+READERS = {
+    "Wav2Vec2BertModel": Reader(wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
+    "Wav2Vec2BertForCTC": Reader(wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
+    "Wav2Vec2BertForSequenceClassification": Reader(
+        wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.classifier_sources
+    ),
+    **dict.fromkeys(_TEXT_MODELS, Reader(transformer.config_from_hugging_face, _text_sources)),
+}
+"""The classes that are read."""

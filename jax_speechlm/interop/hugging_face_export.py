@@ -12,6 +12,7 @@ from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hugging_face import Package, package, write_model
 from jax_speechlm.interop.model_card import model_card
 from jax_speechlm.trained import Trained
+from jax_speechlm.training.source import tokenizer_files
 
 CARD = "README.md"
 
@@ -65,7 +66,7 @@ def write_checked(trained: Trained, out: Path, audio: tuple[Path, ...] = (), tex
     made = package(trained)
     record = {"target": "hf", "checkpoint": str(trained.checkpoint), "step": trained.step}
     record |= {"architecture": made.architecture, "units": trained.units}
-    record |= {"experiment": trained.experiment.model_dump(mode="json")}
+    record |= {"experiment": trained.experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(trained.tokenizer)}
     with folders.written(out, record) as folder:
         write_model(folder, made)
         verdict = _report(check_folder(folder, trained, made, audio, text))

@@ -2,11 +2,17 @@
 
 A row names one parameter on both sides and how its array is laid out; both directions read the same rows. `{}` in
 Hugging Face's name stands for a layer's number: our side holds the layers of such a row stacked.
+
+Every layout is a change of strides, so what a table makes of a file mapped into memory are views of the file
+(`sources`), of which a device's share is read alone.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jax_speechlm.models.functional import Params
@@ -33,8 +39,86 @@ SAME = Layout(lambda x, c: x, lambda x, c: x)
 TRANSPOSED = Layout(lambda x, c: x.T, lambda x, c: x.T)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """Where one of our parameters is read from.
+
+    Attributes:
+      layers: views of Hugging Face's arrays in our shape: one a layer where our side stacks them, else one alone.
+      is_stacked: whether it does.
+      ids: for a parameter with a row for each id: whose row of theirs is ours, -1 for a row of zeros; None for all as
+        they are.
+      id_axis: the axis that ids lie along.
+    """
+
+    layers: tuple[np.ndarray, ...]
+    is_stacked: bool = False
+    ids: np.ndarray | None = None
+    id_axis: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        one = list(self.layers[0].shape)
+        if self.ids is not None:
+            one[self.id_axis] = len(self.ids)
+        return (len(self.layers), *one) if self.is_stacked else tuple(one)
+
+    def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
+        """A part of the parameter; nothing else of it is read.
+
+        Args:
+          index: slices of our axes; what is missing is taken whole.
+          dtype: None keeps the file's.
+        """
+        index = (*index, *[slice(None)] * (len(self.shape) - len(index)))
+        layers = self.layers
+        if self.is_stacked:
+            layers, index = layers[index[0]], index[1:]
+        parts = [self._part(layer, index) for layer in layers]
+        shape = (len(parts), *parts[0].shape) if self.is_stacked else parts[0].shape
+        found = np.empty(shape, dtype or layers[0].dtype)
+        for place, part in zip(found if self.is_stacked else [found], parts, strict=True):
+            place[...] = part
+        return found
+
+    def _part(self, layer: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+        if self.ids is None:
+            return layer[index]
+        rows, before = self.ids[index[self.id_axis]], index[: self.id_axis]
+        part = np.take(layer[(*before, slice(None), *index[self.id_axis + 1 :])], np.maximum(rows, 0), self.id_axis)
+        part[(*[slice(None)] * self.id_axis, rows < 0)] = 0
+        return part
+
+
 def read(state_dict: StateDict, rows: Iterable[Row], config: Any, kind: str) -> Params:
-    """Our parameters from a state dict.
+    """Our parameters from a state dict, as arrays. Arguments and errors are those of `sources`."""
+    return jax.tree.map(Source.read, sources(state_dict, rows, config, kind))
+
+
+def place(tree: Params, shardings: Any, dtype: Any = jnp.float32) -> Params:
+    """Parameters as JAX's arrays, each device's share read by itself; one parameter after the other.
+
+    Args:
+      tree: nested dict of `Source`.
+      shardings: where each lies: a nested dict of the same structure.
+    """
+
+    def put(source: Source, sharding: jax.sharding.Sharding) -> jax.Array:
+        shares: dict[tuple, np.ndarray] = {}  # replicas have the same
+
+        def share(index: tuple[slice, ...]) -> np.ndarray:
+            key = tuple((part.start, part.stop) for part in index)
+            if key not in shares:
+                shares[key] = source.read(index, dtype)
+            return shares[key]
+
+        return jax.block_until_ready(jax.make_array_from_callback(source.shape, sharding, share, dtype=dtype))
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def sources(state_dict: StateDict, rows: Iterable[Row], config: Any, kind: str) -> Params:
+    """Where our parameters are read from: a nested dict of `Source`.
 
     Args:
       config: the model's config: `num_layers` and what the layouts need.
@@ -58,16 +142,18 @@ def read(state_dict: StateDict, rows: Iterable[Row], config: Any, kind: str) -> 
             raise ValueError(f"{name!r} has shape {value.shape}, which does not fit dim={config.dim} of the config")
         return ours
 
-    params: Params = {}
+    tree: Params = {}
     for row in rows:
         if "{}" in row.theirs:
-            layers = [take(row.theirs.format(i), row.layout) for i in range(config.num_layers)]
-            _put(params, row.ours, np.stack(layers))
+            layers = tuple(take(row.theirs.format(i), row.layout) for i in range(config.num_layers))
+            if len({layer.shape for layer in layers}) > 1:
+                raise ValueError(f"{row.theirs.format('*')!r} has other shapes in some layers than in others")
+            _put(tree, row.ours, Source(layers, is_stacked=True))
         else:
-            _put(params, row.ours, take(row.theirs, row.layout))
+            _put(tree, row.ours, Source((take(row.theirs, row.layout),)))
     if rest:
         raise ValueError(f"the state dict holds arrays that the config has no place for, such as {min(rest)!r}")
-    return params
+    return tree
 
 
 def write(params: Params, rows: Iterable[Row], config: Any) -> dict[str, np.ndarray]:
@@ -101,7 +187,7 @@ def _get(tree: Params, path: str) -> np.ndarray:
     return np.asarray(tree)
 
 
-def _put(tree: Params, path: str, value: np.ndarray) -> None:
+def _put(tree: Params, path: str, value: Any) -> None:
     *parents, last = path.split(".")
     for name in parents:
         tree = tree.setdefault(name, {})

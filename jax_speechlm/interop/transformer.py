@@ -7,9 +7,21 @@ ways. Dropout rates are left out: Hugging Face's act in other places than ours.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from jax_speechlm.interop.mapping import SAME, TRANSPOSED, Layout, Row, StateDict, read, require, require_fixed, write
+from jax_speechlm.interop.mapping import (
+    SAME,
+    TRANSPOSED,
+    Layout,
+    Row,
+    Source,
+    StateDict,
+    require,
+    require_fixed,
+    write,
+)
+from jax_speechlm.interop.mapping import sources as sources_of
 from jax_speechlm.models.functional import Params
 from jax_speechlm.models.transformer import TransformerConfig
 
@@ -67,7 +79,12 @@ _ARCHITECTURES = {
 
 
 def from_hugging_face(state_dict: StateDict, config: TransformerConfig) -> Params:
-    """Parameters of our `Transformer` from a `LlamaForCausalLM`, `Qwen3ForCausalLM` or `ModernBertForMaskedLM`.
+    """Parameters of our `Transformer`, as arrays, from what `sources` takes."""
+    return jax.tree.map(Source.read, sources(state_dict, config))
+
+
+def sources(state_dict: StateDict, config: TransformerConfig) -> Params:
+    """Where our `Transformer` is read from a `LlamaForCausalLM`, `Qwen3ForCausalLM` or `ModernBertForMaskedLM`.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies, or the config has a form
@@ -81,7 +98,7 @@ def from_hugging_face(state_dict: StateDict, config: TransformerConfig) -> Param
         raise ValueError(f"{head!r} is not {embedding!r}, but config.json ties them: set tie_word_embeddings to false")
     if model_type == "modernbert":
         arrays = _split(arrays)
-    return read(arrays, rows, config, _ARCHITECTURES[model_type])
+    return sources_of(arrays, rows, config, _ARCHITECTURES[model_type])
 
 
 def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.ndarray]:

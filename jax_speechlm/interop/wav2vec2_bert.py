@@ -3,9 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from jax_speechlm.interop.mapping import SAME, TRANSPOSED, Layout, Row, StateDict, read, require, require_fixed, write
+from jax_speechlm.interop.mapping import (
+    SAME,
+    TRANSPOSED,
+    Layout,
+    Row,
+    Source,
+    StateDict,
+    require,
+    require_fixed,
+    write,
+)
+from jax_speechlm.interop.mapping import sources as sources_of
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.functional import Params
 
@@ -68,11 +80,18 @@ _CLASSIFIER = [*_linear("projector", "projector"), *_linear("head", "classifier"
 
 
 def from_hugging_face(state_dict: StateDict, config: ConformerConfig) -> tuple[Params, Params | None]:
-    """Parameters of our `Conformer` from a `Wav2Vec2BertModel` or `Wav2Vec2BertForCTC` state dict.
+    """Parameters of our `Conformer`, as arrays, from what `sources` takes.
 
     Returns:
       The encoder's parameters, layers stacked, and those of the CTC head (`Linear`: kernel [dim, vocab], bias), or None
       where the state dict has no head.
+    """
+    params = jax.tree.map(Source.read, sources(state_dict, config))
+    return params["encoder"], params.get("head")
+
+
+def sources(state_dict: StateDict, config: ConformerConfig) -> Params:
+    """Where our `Conformer` is read from a `Wav2Vec2BertModel` or `...ForCTC`: `encoder`, and the latter's `head`.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.
@@ -80,8 +99,8 @@ def from_hugging_face(state_dict: StateDict, config: ConformerConfig) -> tuple[P
     arrays = {name.removeprefix(_PREFIX): value for name, value in state_dict.items()}
     arrays.pop(_DEAD, None)
     head = _HEAD if "lm_head.weight" in arrays else []
-    params = read(arrays, _ENCODER + head, config, "Wav2Vec2-BERT")
-    return params, params.pop("head", None)
+    tree = sources_of(arrays, _ENCODER + head, config, "Wav2Vec2-BERT")
+    return {"head": tree.pop("head"), "encoder": tree} if head else {"encoder": tree}
 
 
 def to_hugging_face(encoder: Params, config: ConformerConfig, head: Params | None = None) -> dict[str, np.ndarray]:
@@ -103,7 +122,13 @@ def classifier_to_hugging_face(encoder: Params, config: ConformerConfig, head: P
 
 
 def classifier_from_hugging_face(state_dict: StateDict, config: ConformerConfig) -> tuple[Params, Params]:
-    """Parameters of our `UtteranceClassifier` from a `Wav2Vec2BertForSequenceClassification`: encoder and head.
+    """Parameters of our `UtteranceClassifier`, encoder and head, as arrays, from what `classifier_sources` takes."""
+    params = jax.tree.map(Source.read, classifier_sources(state_dict, config))
+    return params["encoder"], params["head"]
+
+
+def classifier_sources(state_dict: StateDict, config: ConformerConfig) -> Params:
+    """Where our `UtteranceClassifier` is read from a `Wav2Vec2BertForSequenceClassification`: `encoder` and `head`.
 
     The linear map before the mean becomes a part of the head, which gives the same numbers.
 
@@ -112,10 +137,15 @@ def classifier_from_hugging_face(state_dict: StateDict, config: ConformerConfig)
     """
     arrays = {name.removeprefix(_PREFIX): value for name, value in state_dict.items()}
     arrays.pop(_DEAD, None)
-    params = read(arrays, _ENCODER + _CLASSIFIER, config, "Wav2Vec2-BERT classifier")
-    projector, head = params.pop("projector"), params.pop("head")
-    kernel = projector["kernel"] @ head["kernel"]
-    return params, {"kernel": kernel, "bias": projector["bias"] @ head["kernel"] + head["bias"]}
+    tree = sources_of(arrays, _ENCODER + _CLASSIFIER, config, "Wav2Vec2-BERT classifier")
+    maps = {group: {name: tree[group][name].read() for name in tree[group]} for group in ("projector", "head")}
+    del tree["projector"], tree["head"]
+    projector, head = maps["projector"], maps["head"]
+    bias = projector["bias"] @ head["kernel"] + head["bias"]
+    return {
+        "encoder": tree,
+        "head": {"kernel": Source((projector["kernel"] @ head["kernel"],)), "bias": Source((bias,))},
+    }
 
 
 # Settings of a Wav2Vec2BertConfig with a name of our own, and those that our one form fixes.

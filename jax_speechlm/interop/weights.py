@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  tells NumPy what bfloat16 is
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from jax_speechlm.interop.folders import ExportError, read_json, readable, write_json
+from jax_speechlm.interop.folders import ExportError, inside, read_json, readable, write_json
+from jax_speechlm.interop.safetensors_files import open_arrays
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 SHARD_BYTES = 5 * 10**9  # of a file, where a model is larger than that
 
 
@@ -44,32 +44,39 @@ def write_weights(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: i
 def read_weights(folder: Path) -> dict[str, np.ndarray]:
     """The state dict of a folder of Hugging Face's, from safetensors alone; no pickle is ever opened.
 
+    The arrays are read-only views of the files: nothing is read before it is used.
+
     Raises:
       ExportError: there are no safetensors, or they are damaged or not those that the index names.
     """
     if (folder / FILE).is_file():
-        return _load(folder / FILE)
+        return open_arrays(inside(folder, FILE))
     if not (folder / INDEX).is_file():
-        raise ExportError(f"{folder} has neither {FILE} nor {INDEX}: weights are read from safetensors alone")
-    place: dict[str, str] = read_json(folder, INDEX)["weight_map"]
+        pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
+        also = f"; {pickles[0]} is a pickle, which could run any code and is never opened" if pickles else ""
+        raise ExportError(
+            f"{folder} has neither {FILE} nor {INDEX}: weights are read from safetensors alone{also}. Where the model "
+            "is trusted, open it with transformers and write it with save_pretrained, which makes them"
+        )
+    index = read_json(folder, INDEX)
+    place = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(place, dict) or not place or not all(isinstance(file, str) for file in place.values()):
+        raise ExportError(f"{folder / INDEX} has no weight_map from names to files: it is damaged; copy it anew")
     arrays: dict[str, np.ndarray] = {}
     for file in sorted(set(place.values())):
-        if Path(file).name != file:
-            raise ExportError(f"{folder / INDEX} names {file!r}, which is no file of the folder: refused")
-        arrays |= _load(folder / file)
-    if arrays.keys() != place.keys():
-        differing = min(arrays.keys() ^ place.keys())
-        raise ExportError(f"{folder / INDEX} and the files that it names disagree about {differing!r}")
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise ExportError(f"{folder / INDEX} names {file!r}, which is no safetensors of the folder: refused")
+        found = open_arrays(inside(folder, file))
+        if twice := found.keys() & arrays.keys():
+            raise ExportError(f"{folder / file} holds {min(twice)!r}, which another file has too: save the model anew")
+        if misplaced := [name for name in found if place.get(name) != file]:
+            raise ExportError(f"{folder / INDEX} and {file} disagree about {min(misplaced)!r}: copy the model anew")
+        arrays |= found
+    if missing := place.keys() - arrays.keys():
+        raise ExportError(f"{folder / INDEX} and the files that it names disagree about {min(missing)!r}")
     return arrays
 
 
 def _save(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     save_file(dict(arrays), file, metadata={"format": "pt"})
     readable(file)
-
-
-def _load(file: Path) -> dict[str, np.ndarray]:
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ExportError(f"{file} cannot be read as safetensors ({error}): it is damaged or half copied") from error

@@ -162,7 +162,7 @@ def mask_tokens(
         draws = jax.vmap(lambda place: jax.random.uniform(jax.random.fold_in(place_key, place), (3,)))(place)
         order, shown, other = draws.T
 
-        real = (segment > 0) & (tokens < vocabulary.boundary)
+        real = (segment > 0) & (tokens < vocabulary.boundary) & (tokens != vocabulary.begin)
         begins = starts_V[jnp.minimum(tokens, vocabulary.tokenizer_size)] | ~real
         begins |= jnp.pad(~real, (1, 0), constant_values=True)[:-1]
         head = jax.lax.cummax(jnp.where(begins, place, 0))  # where each token's word begins

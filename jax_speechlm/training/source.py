@@ -259,6 +259,7 @@ class PreparedText(Source):
             self.train,
             self.plan,
             boundary=Vocabulary.of(self.tokenizer).boundary,
+            begin=self.tokenizer.begin,
             host=jax.process_index(),
             num_hosts=jax.process_count(),
             start_step=first_step,
@@ -271,6 +272,7 @@ class PreparedText(Source):
             self.dev,
             self.dev_plan,
             boundary=Vocabulary.of(self.tokenizer).boundary,
+            begin=self.tokenizer.begin,
             host=jax.process_index(),
             num_hosts=jax.process_count(),
             num_steps=self.dev_plan.steps_per_epoch,
@@ -354,7 +356,15 @@ class PreparedUnits(Source):
     def _open(self, tokens: token_store.TokenStore, plan: packing.TextPlan, **steps: int) -> TextBatches:
         host = {"host": jax.process_index(), "num_hosts": jax.process_count()}
         frame_samples = self.units.frame_samples
-        return open_text_batches(tokens, plan, boundary=self.boundary, frame_samples=frame_samples, **host, **steps)
+        return open_text_batches(
+            tokens,
+            plan,
+            boundary=self.boundary,
+            begin=self.tokenizer.begin,
+            frame_samples=frame_samples,
+            **host,
+            **steps,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from jax_speechlm.training.source import tokenizer_files
 from jax_speechlm.training.state import TrainState
 
 CHARACTERS = CharTokenizer("\n 'abcdefghijklmnopqrstuvwxyz")
+SPEECH_FRONT_END = FrontEnd(mel=LogMel(num_mel_bins=20))
 CLASSES = ("no", "yes", "maybe")
 SPEECH = Speech(sets=("noise",))
 TEXT = Text(sets=("letters",), context=64, tokens_per_batch=128)

@@ -1,0 +1,224 @@
+"""Tokenizers of Hugging Face's `tokenizers` under this project's convention, with ids that move where that needs it.
+
+Here 0 is blank and padding, and a language model's boundary and mask stand behind the tokenizer's ids; elsewhere they
+stand anywhere. `Places` says which id of theirs is which of ours: their order stays, but for those few.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_pipelines.errors import DataError
+from data_pipelines.paths import as_path
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_FILE = "tokenizer.json"
+_SPACE = "\u2581"
+_NOBODY = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Which row of their table is which of ours.
+
+    Ours are: padding; all that have no other place, in their order; then, of a language model, boundary and mask.
+    A place that nothing of theirs has takes a row that no token of theirs names, the last first, or else none.
+
+    Attributes:
+      num_rows: of their table of embeddings, or of their CTC head.
+      padding: their id of padding or of the CTC blank; None where it has no id to itself.
+      end: their id of a text's end, which is our boundary; None for CTC.
+      mask: their mask; None where there is none.
+      begin: their id of a text's begin, where that is not `end`.
+      spare: rows without a name, ascending.
+    """
+
+    num_rows: int
+    padding: int | None
+    end: int | None = None
+    mask: int | None = None
+    begin: int | None = None
+    spare: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        named = {name: getattr(self, name) for name in ("padding", "end", "mask", "begin")}
+        used = [number for number in named.values() if number is not None]
+        for name, number in named.items():
+            if number is not None and not 0 <= number < self.num_rows:
+                raise ValueError(f"the id {number} of {name} is none of the {self.num_rows} rows of the table")
+        if len(set(used)) != len(used) or set(used) & set(self.spare) or not set(self.spare) <= set(self.all):
+            raise ValueError(f"ids that must differ are the same: {named}")
+
+    @property
+    def all(self) -> range:
+        return range(self.num_rows)
+
+    @functools.cached_property
+    def theirs(self) -> np.ndarray:
+        """int32: their id for each of ours, -1 where they have none: of the tokenizer, then boundary and mask."""
+        free = list(self.spare)
+        padding = self.padding if self.padding is not None else free.pop() if free else _NOBODY
+        behind = []
+        if self.end is not None:
+            behind = [self.end, self.mask if self.mask is not None else free.pop() if free else _NOBODY]
+        others = [number for number in self.all if number not in (padding, *behind)]
+        return np.array([padding, *others, *behind], np.int32)
+
+    @property
+    def tokenizer_size(self) -> int:
+        """How many of ours are the tokenizer's."""
+        return len(self.theirs) - (0 if self.end is None else 2)
+
+    @functools.cached_property
+    def ours(self) -> np.ndarray:
+        """int32 [num_rows]: our id for each of theirs; the inverse of `theirs`."""
+        ours = np.full(self.num_rows, _NOBODY, np.int32)
+        here = np.flatnonzero(self.theirs != _NOBODY)
+        ours[self.theirs[here]] = here
+        return ours
+
+    def rows(self, size: int) -> np.ndarray:
+        """int32 [size]: their row for each of ours, with as many behind as a table of `size` rows has more."""
+        return np.pad(self.theirs, (0, size - len(self.theirs)), constant_values=_NOBODY)
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer of Hugging Face's, from its `tokenizer.json`.
+
+    Text is read as that file says, not brought to NFKC here; what it does not know it drops or names, as it says. What
+    looks like one of its special tokens in a text is text. Special tokens are left out of decoded text.
+
+    Attributes:
+      places: which id of theirs is which of ours.
+      files: JSON files of the folder that it is from, by name; to be written again when a model is exported.
+      special: settings of the folder's `config.json` that name ids, for the same.
+    """
+
+    kind = "hugging_face"
+
+    def __init__(self, description: str, places: Places, files: Mapping[str, Any], special: Mapping[str, Any]):
+        """
+        Args:
+          description: the text of a `tokenizer.json`.
+
+        Raises:
+          DataError: `tokenizers` is not installed.
+          ValueError: it cannot be read, or names ids that the table has not.
+        """
+        self.description, self.places = description, places
+        self.files, self.special = dict(files), dict(special)
+        self._tokenizer = open_description(description)
+        self._special = {
+            number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
+        }
+        self._tokenizer.encode_special_tokens = True
+        names = {number: name for name, number in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+        beyond = [name for number, name in names.items() if number >= places.num_rows and number not in self._special]
+        if beyond:
+            raise ValueError(f"the tokenizer has {min(beyond)!r}, whose id is none of the table's {places.num_rows}")
+        self._names = names
+
+    @property
+    def vocab_size(self) -> int:
+        return self.places.tokenizer_size
+
+    @property
+    def begin(self) -> int | None:
+        """Our id of what begins a text, where that is not the boundary."""
+        return None if self.places.begin is None else int(self.places.ours[self.places.begin])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self._saved(), sort_keys=True).encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def pieces(self) -> tuple[str, ...]:
+        spell = _bytes_of if '"ByteLevel"' in self.description else lambda name: name
+        theirs = self.places.theirs[1 : self.vocab_size].tolist()
+        spelled = ("" if number in self._special else self._names.get(number, "") for number in theirs)
+        return ("", *(spell(name).replace(" ", _SPACE) for name in spelled))
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        del num_threads  # its own threads are one for the whole process
+        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ours, size = self.places.ours, self.vocab_size
+        ids = [ours[np.array(each.ids, np.int64)] for each in found]
+        return [row[(row > 0) & (row < size)].tolist() for row in ids]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        theirs = self.places.theirs[np.array([number for number in ids if number], np.int64)]
+        return self._tokenizer.decode(theirs[theirs != _NOBODY].tolist(), skip_special_tokens=True)
+
+    def unknown(self, text: str) -> list[str]:
+        return [
+            character for character in dict.fromkeys(text) if not character.isspace() and not self.encode(character)
+        ]
+
+    def save(self, directory: Path | str) -> None:
+        directory = as_path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        saved = self._saved() | {"fingerprint": self.fingerprint}
+        (directory / _FILE).write_text(json.dumps(saved, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    def _saved(self) -> dict[str, Any]:
+        places = dataclasses.asdict(self.places)
+        rest = {"places": places, "files": self.files, "special": self.special}
+        return {"kind": self.kind} | rest | ({} if _FILE in self.files else {"description": self.description})
+
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any]) -> "HuggingFaceTokenizer":
+        """What `save` wrote, as JSON reads it."""
+        places = Places(**saved["places"] | {"spare": tuple(saved["places"]["spare"])})
+        files = saved["files"]
+        description = json.dumps(files[_FILE], ensure_ascii=False) if _FILE in files else saved["description"]
+        return cls(description, places, files, saved["special"])
+
+
+def open_description(description: str) -> "tokenizers.Tokenizer":
+    """The tokenizer of a `tokenizer.json`'s text.
+
+    Raises:
+      DataError: `tokenizers` is not installed.
+      ValueError: it cannot be read.
+    """
+    try:
+        import tokenizers
+    except ModuleNotFoundError:
+        raise DataError(
+            "this model's tokenizer is one of Hugging Face's, for which the package tokenizers is needed: "
+            "pip install 'jax_speechlm[hf]'"
+        ) from None
+    try:
+        return tokenizers.Tokenizer.from_str(description)
+    except BaseException as error:  # a panic of its Rust code is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{_FILE} cannot be read by Hugging Face's tokenizers: {str(error)[:300]}") from error
+
+
+@functools.cache
+def _byte_letters() -> dict[str, int]:
+    """The letters that byte-level byte pairs write bytes with (Radford et al. 2019, `bytes_to_unicode`)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), 256)]
+    others = [number for number in range(256) if number not in printable]
+    return {chr(number): number for number in printable} | {chr(256 + i): number for i, number in enumerate(others)}
+
+
+def _bytes_of(name: str) -> str:
+    """What a byte-level piece spells; a part of a character stays as it is written."""
+    letters = _byte_letters()
+    try:
+        return bytes(letters[letter] for letter in name).decode()
+    except (KeyError, UnicodeDecodeError):
+        return name

@@ -1,0 +1,266 @@
+"""`jax-speechlm import FOLDER --out RUN`: from a folder of Hugging Face's to a run of ours with one checkpoint.
+
+Only JSON and safetensors are read, and no code of the folder's is run. Arrays go from the files to their devices share
+by share. A folder that `jax-speechlm export` wrote gives back the run that it was written from.
+"""
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pydantic
+from tyro.conf import Positional
+
+from data_pipelines.errors import DataError
+from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
+from data_pipelines.tokenizers import Tokenizer
+from jax_speechlm.experiment import Experiment, Speech, Text
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.interop import folders, front_ends
+from jax_speechlm.interop.checking import Verdict
+from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck
+from jax_speechlm.interop.foreign_tokenizers import read_ctc_tokenizer, read_text_tokenizer
+from jax_speechlm.interop.hugging_face import PER_ID, Model, read_model, settings
+from jax_speechlm.interop.import_check import check_import
+from jax_speechlm.interop.mapping import Source, place
+from jax_speechlm.models import functional
+from jax_speechlm.models.functional import Params
+from jax_speechlm.objectives.causal_lm import CausalLM
+from jax_speechlm.objectives.classification import Classification
+from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.encoder_only import EncoderOnly
+from jax_speechlm.objectives.masked_lm import MaskedLM
+from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
+from jax_speechlm.trained import Trained
+from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.source import saved_tokenizer, tokenizer_files
+from jax_speechlm.training.state import TrainState
+
+_DEFAULT_CONTEXT = 2048
+_SPEECH = Speech(sets=())  # what it was trained on is not known
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A folder as a run of ours, with parameters that are still in its files.
+
+    Attributes:
+      experiment: what the run is; its data and objective say how to go on, not how it was trained.
+      tokenizer: None for an encoder alone.
+      sources: where each parameter is read from, in the places that this project's ids have.
+      declaration: the model's parameters: their shapes, and the names of their axes.
+    """
+
+    experiment: Experiment
+    tokenizer: Tokenizer | None
+    sources: Params
+    declaration: functional.Declaration
+
+    def place(self, mesh: jax.sharding.Mesh, dtype: Any = jnp.float32) -> Params:
+        """The parameters on a mesh; of each a host reads what its own devices hold."""
+        return place(self.sources, param_shardings(mesh, self.declaration.axes, self.declaration.shapes), dtype)
+
+
+def import_run(
+    folder: Positional[Path],
+    out: Path,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    mesh: MeshShape = MeshShape(),  # noqa: B008  frozen
+    audio: tuple[Path, ...] = (),
+    text: tuple[str, ...] = (),
+) -> Verdict:
+    """Makes a run with one checkpoint of a folder that transformers' save_pretrained, or our export, wrote.
+
+    Every command that takes a run takes it: eval, transcribe, generate, embed, probe, export, finetune --from. It
+    appears once it has been checked, by transformers where torch and transformers are installed, else by exporting it
+    again, which has to give the folder's arrays bit for bit; where something differs nothing appears and the exit
+    status is 1. The verdict is kept in the run's jax_speechlm.json.
+
+    Args:
+      folder: a local folder with config.json, safetensors, and what belongs to them of tokenizer and front end.
+      out: the run's folder; an earlier import there is replaced.
+      dtype: of the stored parameters; bfloat16 takes half the room and rounds what is not bfloat16 already.
+      mesh: how to spread the parameters over this machine's devices while they are read.
+      audio: files to compare on, beside synthetic clips.
+      text: texts to compare on, beside some that are built in.
+    """
+    folders.require_free(out)
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is no folder: give one with config.json and safetensors in it, on this machine")
+    imported = read_folder(folder)
+    experiment = imported.experiment.replace(mesh=mesh)
+    params = imported.place(make_mesh(mesh), jnp.dtype(dtype))
+    record = {"imported": str(folder), "architecture": read_model(folder).architecture, "dtype": dtype}
+    with folders.written(out, record) as run:
+        _save(run, experiment, imported.tokenizer, params)
+        del params
+        verdict = check_import(folder, Trained.read(run), imported.sources, jnp.dtype(dtype), audio, text)
+        for each in verdict.checks:
+            print(f"  {'ok' if each.passed else 'NO':<3} {each.name}: {each.result}", file=sys.stderr)
+        folders.write_json(run, RECORD, record | {"check": verdict.to_json()})
+        if verdict.failed:
+            raise FailedCheck(f"{folder}: {verdict.line}")
+    print(f"{out}: a run of kind {experiment.objective.kind}; {verdict.line}")
+    if not verdict.is_full:
+        print(
+            "It was not compared with transformers: torch and transformers are not installed here (pip install "
+            "'jax_speechlm[parity]'). Where they are, import it again to have that done"
+        )
+    return verdict
+
+
+def read_folder(folder: Path) -> Imported:
+    """What run a folder becomes; its arrays are not read yet.
+
+    Raises:
+      ExportError: it cannot become one; says what stands in the way.
+    """
+    model = read_model(folder)
+    try:
+        experiment, tokenizer = _as_exported(folder, model) or EXPERIMENTS[model.architecture](folder, model)
+        objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
+        declaration = functional.declare(objective.make)
+    except (pydantic.ValidationError, DataError) as error:
+        raise ExportError(f"{folder}: {error}") from error
+    sources = _with_our_ids(model.sources, tokenizer, declaration.shapes)
+    _require_shapes(folder, sources, declaration.shapes)
+    return Imported(experiment, tokenizer, sources, declaration)
+
+
+def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | None] | None:
+    """The run that our export wrote the folder from, if it did, and if the files are still those of that run."""
+    if not (folder / RECORD).is_file():
+        return None
+    record = folders.read_json(folder, RECORD)
+    if not isinstance(record, dict) or record.get("target") != "hf" or "tokenizer" not in record:
+        return None
+    try:
+        experiment = Experiment.model_validate(record["experiment"]).replace(start=())
+        tokenizer = saved_tokenizer(record)
+        config, files = settings(experiment, tokenizer)
+    except (KeyError, TypeError, AttributeError, ValueError, DataError, ckpt.CheckpointError) as error:
+        raise ExportError(f"{folder / RECORD} is damaged ({error}): remove it, or export the model anew") from error
+    there = {name: folders.read_json(folder, name) for name in files if (folder / name).exists()}
+    if config != model.values or files != there:
+        print(f"{folder / RECORD} is not of the files beside it, and left aside", file=sys.stderr)
+        return None
+    if "transformer" in model.sources or model.architecture == "Wav2Vec2BertForSequenceClassification":
+        return experiment, tokenizer
+    objective = CTC() if "head" in model.sources else EncoderOnly()  # the only parts that an export keeps
+    if experiment.objective.kind == objective.kind:
+        return experiment, tokenizer
+    data = _SPEECH.replace(sets=experiment.data.sets, data_dir=experiment.data.data_dir)
+    return experiment.replace(objective=objective, data=data), tokenizer
+
+
+def _encoder(folder: Path, model: Model) -> tuple[Experiment, None]:
+    return Experiment(objective=EncoderOnly(), model=model.config, frontend=_front_end(folder), data=_SPEECH), None
+
+
+def _recognizer(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
+    tokenizer = read_ctc_tokenizer(folder, model.values, _num_rows(folder, model, ("head", "bias"), 0))
+    experiment = Experiment(objective=CTC(), model=model.config, frontend=_front_end(folder), data=_SPEECH)
+    return experiment, tokenizer
+
+
+def _classifier(folder: Path, model: Model) -> tuple[Experiment, None]:
+    names = model.values.get("id2label")
+    count = model.sources["head"]["bias"].shape[0]
+    if not isinstance(names, dict) or names.keys() != {str(number) for number in range(count)}:
+        raise ExportError(f"{folder / 'config.json'}: id2label does not name the {count} classes of the head")
+    objective = Classification(classes=tuple(names[str(number)] for number in range(count)))
+    return Experiment(objective=objective, model=model.config, frontend=_front_end(folder), data=_SPEECH), None
+
+
+def _text_model(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
+    causal = model.config.causal
+    num_rows = _num_rows(folder, model, ("transformer", "embedding"), 0)
+    tokenizer = read_text_tokenizer(folder, model.values, num_rows, causal=causal)
+    context = model.values.get("max_position_embeddings", _DEFAULT_CONTEXT)
+    data = Text(sets=(), context=context, tokens_per_batch=context, packed=causal)
+    return Experiment(objective=CausalLM() if causal else MaskedLM(), model=model.config, data=data), tokenizer
+
+
+EXPERIMENTS: dict[str, Callable[[Path, Model], tuple[Experiment, Tokenizer | None]]] = {
+    "Wav2Vec2BertModel": _encoder,
+    "Wav2Vec2BertForCTC": _recognizer,
+    "Wav2Vec2BertForSequenceClassification": _classifier,
+    **dict.fromkeys(("LlamaForCausalLM", "Qwen3ForCausalLM", "ModernBertForMaskedLM"), _text_model),
+}
+"""What run a class of transformers becomes; how it is read stands in `hugging_face.READERS`."""
+
+
+def _front_end(folder: Path) -> FrontEnd:
+    values = folders.read_json(folder, front_ends.FILE)
+    if not isinstance(values, dict) or values.get("auto_map"):
+        raise ExportError(f"{folder / front_ends.FILE} names code of the folder's own, or is damaged: refused")
+    try:
+        return FrontEnd(mel=front_ends.front_end_from_hugging_face(values))
+    except ValueError as error:
+        raise ExportError(f"{folder / front_ends.FILE}: {error}") from error
+
+
+def _num_rows(folder: Path, model: Model, path: Sequence[str], axis: int) -> int:
+    source = model.sources
+    for name in path:
+        if name not in source:
+            raise ExportError(f"{folder} has no {'/'.join(path)} among its arrays: it is no whole {model.architecture}")
+        source = source[name]
+    if (said := model.values.get("vocab_size")) != (found := source.shape[axis]):
+        raise ExportError(f"{folder / 'config.json'}: vocab_size is {said}, and the model's table has {found} rows")
+    return found
+
+
+def _with_our_ids(sources: Params, tokenizer: Tokenizer | None, shapes: Params) -> Params:
+    """Sources whose rows of ids stand where ours do; a row that nobody has there is zeros."""
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return sources
+    sizes = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
+
+    def move(path: tuple, source: Source) -> Source:
+        axis, shape = PER_ID.get(_name(path)), sizes.get(_name(path))
+        if axis is None or shape is None:
+            return source
+        return dataclasses.replace(source, ids=tokenizer.places.rows(shape[axis]), id_axis=axis)
+
+    return jax.tree.map_with_path(move, sources)
+
+
+def _require_shapes(folder: Path, sources: Params, shapes: Params) -> None:
+    ours = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
+    theirs = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(sources)}
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise ExportError(
+                f"{folder}: the arrays of {name} give {theirs.get(name)}, and config.json a model with "
+                f"{ours.get(name)}: they are not of one model; copy both anew"
+            )
+
+
+def _name(path: tuple) -> str:
+    return "/".join(key.key for key in path)
+
+
+def _save(run: Path, experiment: Experiment, tokenizer: Tokenizer | None, params: Params) -> None:
+    meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(tokenizer)}
+    meta |= {"plan": None, "units": None, "step": 0}
+    zero = np.int32(0)
+    with contextlib.closing(ckpt.Checkpoints(run)) as checkpoints:
+        checkpoints.save(0, TrainState(zero, params, {"count": zero}, {}, zero, zero), meta)
+
+
+def main(argv: Sequence[str], prog: str) -> None:
+    import tyro
+
+    from jax_speechlm.parallel.hardware import cache_compilations
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns after every fork
+    cache_compilations()
+    tyro.cli(import_run, prog=prog, args=argv)

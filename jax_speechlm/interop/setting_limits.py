@@ -1,0 +1,82 @@
+"""What settings of a `config.json` can be at all: looked at before any of them is used or anything is allocated."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from jax_speechlm.interop.folders import ExportError
+
+_COUNTS = {
+    "hidden_size": 1 << 17,
+    "num_hidden_layers": 4096,
+    "num_attention_heads": 4096,
+    "num_key_value_heads": 4096,
+    "head_dim": 1 << 14,
+    "intermediate_size": 1 << 20,
+    "vocab_size": 1 << 23,
+    "max_position_embeddings": 1 << 24,
+    "feature_projection_input_dim": 1 << 14,
+    "conv_depthwise_kernel_size": 1024,
+    "left_max_position_embeddings": 1 << 16,
+    "right_max_position_embeddings": 1 << 16,
+    "local_attention": 1 << 24,
+    "sliding_window": 1 << 24,
+    "global_attn_every_n_layers": 4096,
+    "max_window_layers": 4096,
+}
+"""The most that each count is of any model; all but those of `_MAY_BE_NONE` and `_FROM_ZERO` are at least 1."""
+
+_FROM_ZERO = ("left_max_position_embeddings", "right_max_position_embeddings", "max_window_layers")
+_MAY_BE_NONE = ("num_key_value_heads", "head_dim", "sliding_window", "vocab_size")
+_RATES = ("hidden_dropout", "attention_dropout")
+_SIZES = ("rms_norm_eps", "norm_eps", "layer_norm_eps", "rope_theta", "global_rope_theta", "local_rope_theta")
+_SWITCHES = ("tie_word_embeddings", "use_sliding_window")
+
+
+def checked_settings(file: Path, values: Any) -> dict[str, Any]:
+    """A `config.json` whose settings are possible ones.
+
+    Raises:
+      ExportError: one is not; names the file and the setting.
+    """
+    if not isinstance(values, dict):
+        raise ExportError(f"{file} is no JSON object: it is not the config.json of a model")
+    if values.get("auto_map"):
+        raise ExportError(
+            f"{file}: auto_map names code that comes with the model. Such code is never run here, and without it the "
+            "model is another; only models of transformers' own classes are read"
+        )
+    architectures = values.get("architectures")
+    if not isinstance(architectures, list) or len(architectures) != 1 or not isinstance(architectures[0], str):
+        raise ExportError(f"{file} does not name one class in architectures: write it with the model's save_pretrained")
+    for name, most in _COUNTS.items():
+        least = 0 if name in _FROM_ZERO else 1
+        if name in values and not (values[name] is None and name in _MAY_BE_NONE):
+            _require(file, name, values[name], type(values[name]) is int and least <= values[name] <= most)
+    for name in (*_RATES, *_SIZES):
+        if (value := values.get(name)) is not None:
+            is_number = type(value) in (int, float) and math.isfinite(value)
+            _require(file, name, value, is_number and (0 <= value < 1 if name in _RATES else 0 < value < 1e12))
+    for name in _SWITCHES:
+        _require(file, name, values.get(name), values.get(name) in (None, False, True))
+    layers = values.get("num_hidden_layers")
+    if (types := values.get("layer_types")) is not None:
+        of_layers = isinstance(types, list) and len(types) == layers and all(isinstance(name, str) for name in types)
+        _require(file, "layer_types", types, of_layers)
+    if (rope := values.get("rope_parameters")) is not None:
+        _require(file, "rope_parameters", rope, isinstance(rope, dict))
+        for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+            theta = part.get("rope_theta", 1.0)
+            _require(file, "rope_theta", theta, type(theta) in (int, float) and 0 < theta < 1e12)
+        for name in ("full_attention", "sliding_attention"):
+            _require(file, name, rope.get(name), isinstance(rope.get(name, {}), dict))
+    for name, value in values.items():
+        if name.endswith("_token_id"):
+            parts = value if isinstance(value, list) else [] if value is None else [value]
+            _require(file, name, value, all(type(part) is int and 0 <= part < 1 << 23 for part in parts))
+    return values
+
+
+def _require(file: Path, name: str, value: Any, is_possible: bool) -> None:
+    if not is_possible:
+        raise ExportError(f"{file}: {name}={str(value)[:80]} is not possible: it is damaged; copy the model anew")

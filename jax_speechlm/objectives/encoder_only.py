@@ -1,0 +1,38 @@
+"""No objective: a speech encoder from elsewhere, for other runs to start from, to embed and to probe."""
+
+from typing import Literal
+
+from flax import nnx
+
+from data_pipelines.tokenizers import Tokenizer
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models.conformer import Conformer, ConformerConfig
+from jax_speechlm.objectives.base import Objective, ObjectiveConfig, check_input_dim
+
+
+class EncoderOnly(ObjectiveConfig):
+    """An encoder without anything to train it by; what `jax-speechlm import` makes of a folder that holds no more."""
+
+    kind: Literal["encoder"] = "encoder"
+
+    def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
+        """The model alone.
+
+        Raises:
+          ValueError: features that do not fit the model, or, when its loss is asked for, that there is none.
+        """
+        del tokenizer
+        check_input_dim(model.input_dim, frontend.mel.input_dim)
+
+        def loss(params, batch, key):
+            raise ValueError(
+                "an encoder alone has nothing to train by: start another run from it, with --from and the config of "
+                "an objective, such as jax-speechlm finetune --from RUN"
+            )
+
+        return Objective(lambda rngs: _Encoder(model, rngs=rngs), loss)
+
+
+class _Encoder(nnx.Module):
+    def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
+        self.encoder = Conformer(config, rngs=rngs)

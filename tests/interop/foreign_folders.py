@@ -1,0 +1,95 @@
+"""Folders as others write them: special ids anywhere, byte-level tokenizers, several files of weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from jax_speechlm.interop import transformer, wav2vec2_bert
+from jax_speechlm.interop.front_ends import FILE as FRONT_END
+from jax_speechlm.interop.front_ends import front_end_to_hugging_face
+from jax_speechlm.interop.weights import write_weights
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import Conformer
+from jax_speechlm.models.transformer import Transformer
+from tests.interop.tiny_runs import BERT, FORMER, QWEN, SPEECH_FRONT_END
+
+TEXTS = ["in the beginning was the word", "the cat sat on the mat, naïvely", "\n  two  lines\n"]
+LLAMA = QWEN.replace(query_key_norm=False, tied=False)
+UNUSED = 5  # rows of the table that no token names
+
+
+def write_json(folder: Path, name: str, value: object) -> None:
+    (folder / name).write_text(json.dumps(value))
+
+
+def draw(make, seed: int = 0):
+    """Random parameters of a module."""
+    import jax
+
+    rng = np.random.default_rng(seed)
+    shapes = functional.declare(make).shapes
+    return jax.tree.map_with_path(
+        lambda path, leaf: rng.normal(path[-1].key == "scale", 0.3, leaf.shape).astype(np.float32), shapes
+    )
+
+
+def byte_level(*special: str) -> tokenizers.Tokenizer:
+    """Byte-level byte pairs as Llama 3, Qwen and ModernBERT have, with special tokens behind."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet))
+    tokenizer.add_special_tokens(list(special))
+    return tokenizer
+
+
+def write_text_model(folder: Path, kind: str, **special: str) -> dict[str, np.ndarray]:
+    """A language model.
+
+    Args:
+      kind: "llama", "qwen3" or "modernbert".
+      special: names of special tokens, by what they are: eos="</s>".
+
+    Returns:
+      Its state dict.
+    """
+    config = {"llama": LLAMA, "qwen3": QWEN, "modernbert": BERT}[kind]
+    tokenizer = byte_level(*dict.fromkeys(special.values()))
+    num_rows = tokenizer.get_vocab_size() + UNUSED
+    params = draw(lambda rngs: Transformer(config, num_rows, rngs=rngs))
+    arrays = transformer.to_hugging_face(params, config)
+    values = transformer.config_to_hugging_face(config, num_rows) | {"max_position_embeddings": 64}
+    values |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
+    ids = {name: tokenizer.token_to_id(token) for name, token in special.items()}
+    values |= {f"{name}_token_id": number for name, number in ids.items() if name != "mask"}
+    folder.mkdir()
+    write_weights(folder, arrays, shard_bytes=20_000)
+    write_json(folder, "config.json", values)
+    write_json(folder, "tokenizer_config.json", {f"{name}_token": token for name, token in special.items()})
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return arrays
+
+
+def write_recognizer(folder: Path, vocab: dict[str, int], **special: str) -> dict[str, np.ndarray]:
+    """A Wav2Vec2-BERT with a CTC head over `vocab`."""
+    former = FORMER.replace(input_dim=SPEECH_FRONT_END.mel.input_dim)
+    encoder = draw(lambda rngs: Conformer(former, rngs=rngs))
+    rng = np.random.default_rng(1)
+    head = {"kernel": rng.normal(size=(former.dim, len(vocab))), "bias": rng.normal(size=len(vocab))}
+    head = {name: value.astype(np.float32) for name, value in head.items()}
+    arrays = wav2vec2_bert.to_hugging_face(encoder, former, head)
+    values = wav2vec2_bert.config_to_hugging_face(former, len(vocab))
+    values |= {f"{name}_token_id": vocab[token] for name, token in special.items() if name != "unk"}
+    folder.mkdir()
+    write_weights(folder, arrays)
+    write_json(folder, "config.json", values)
+    write_json(folder, FRONT_END, front_end_to_hugging_face(SPEECH_FRONT_END.mel))
+    write_json(folder, "vocab.json", vocab)
+    tokens = {f"{name}_token": token for name, token in special.items()}
+    tokens |= {"tokenizer_class": "Wav2Vec2CTCTokenizer", "word_delimiter_token": "|"}
+    write_json(folder, "tokenizer_config.json", tokens)
+    return arrays
