@@ -117,7 +117,7 @@ class TextBatches:
 def _assemble(
     tokens: TokenStore,
     plan: TextPlan,
-    ends: tuple[int, int],
+    markers: tuple[int, int],
     step: int,
     host: int,
     num_hosts: int,
@@ -135,7 +135,7 @@ def _assemble(
         ends[place] += length
         span = slice(first, first + length)
         piece = int(row), int(start), int(length)
-        batch["tokens"][place, span] = _piece(tokens.lengths, tokens.read, ends, *piece)
+        batch["tokens"][place, span] = _piece(tokens.lengths, tokens.read, markers, *piece)
         if frame_samples:
             batch["samples"][place, span] = _piece(tokens.lengths, tokens.frames, (0, 0), *piece) * frame_samples
         batch["segment"][place, span] = counts[place]
