@@ -66,7 +66,10 @@ def write_checked(trained: Trained, out: Path, audio: tuple[Path, ...] = (), tex
     made = package(trained)
     record = {"target": "hf", "checkpoint": str(trained.checkpoint), "step": trained.step}
     record |= {"architecture": made.architecture, "units": trained.units}
-    record |= {"experiment": trained.experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(trained.tokenizer)}
+    record |= {
+        "experiment": trained.experiment.model_dump(mode="json"),
+        "tokenizer": tokenizer_files(trained.tokenizer),
+    }
     with folders.written(out, record) as folder:
         write_model(folder, made)
         verdict = _report(check_folder(folder, trained, made, audio, text))

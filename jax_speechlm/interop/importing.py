@@ -54,12 +54,14 @@ class Imported:
     Attributes:
       experiment: what the run is; its data and objective say how to go on, not how it was trained.
       tokenizer: None for an encoder alone.
+      units: fingerprint of the k-means whose units it knows, where our export said so.
       sources: where each parameter is read from, in the places that this project's ids have.
       declaration: the model's parameters: their shapes, and the names of their axes.
     """
 
     experiment: Experiment
     tokenizer: Tokenizer | None
+    units: str | None
     sources: Params
     declaration: functional.Declaration
 
@@ -99,7 +101,7 @@ def import_run(
     params = imported.place(make_mesh(mesh), jnp.dtype(dtype))
     record = {"imported": str(folder), "architecture": read_model(folder).architecture, "dtype": dtype}
     with folders.written(out, record) as run:
-        _save(run, experiment, imported.tokenizer, params)
+        _save(run, imported, experiment, params)
         del params
         verdict = check_import(folder, Trained.read(run), imported.sources, jnp.dtype(dtype), audio, text)
         for each in verdict.checks:
@@ -124,17 +126,18 @@ def read_folder(folder: Path) -> Imported:
     """
     model = read_model(folder)
     try:
-        experiment, tokenizer = _as_exported(folder, model) or EXPERIMENTS[model.architecture](folder, model)
+        exported = _as_exported(folder, model)
+        experiment, tokenizer, units = exported or (*EXPERIMENTS[model.architecture](folder, model), None)
         objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
         declaration = functional.declare(objective.make)
     except (pydantic.ValidationError, DataError) as error:
         raise ExportError(f"{folder}: {error}") from error
     sources = _with_our_ids(model.sources, tokenizer, declaration.shapes)
     _require_shapes(folder, sources, declaration.shapes)
-    return Imported(experiment, tokenizer, sources, declaration)
+    return Imported(experiment, tokenizer, units, sources, declaration)
 
 
-def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | None] | None:
+def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | None, str | None] | None:
     """The run that our export wrote the folder from, if it did, and if the files are still those of that run."""
     if not (folder / RECORD).is_file():
         return None
@@ -152,12 +155,12 @@ def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | No
         print(f"{folder / RECORD} is not of the files beside it, and left aside", file=sys.stderr)
         return None
     if "transformer" in model.sources or model.architecture == "Wav2Vec2BertForSequenceClassification":
-        return experiment, tokenizer
+        return experiment, tokenizer, record.get("units")
     objective = CTC() if "head" in model.sources else EncoderOnly()  # the only parts that an export keeps
     if experiment.objective.kind == objective.kind:
-        return experiment, tokenizer
+        return experiment, tokenizer, None
     data = _SPEECH.replace(sets=experiment.data.sets, data_dir=experiment.data.data_dir)
-    return experiment.replace(objective=objective, data=data), tokenizer
+    return experiment.replace(objective=objective, data=data), tokenizer, None
 
 
 def _encoder(folder: Path, model: Model) -> tuple[Experiment, None]:
@@ -248,9 +251,9 @@ def _name(path: tuple) -> str:
     return "/".join(key.key for key in path)
 
 
-def _save(run: Path, experiment: Experiment, tokenizer: Tokenizer | None, params: Params) -> None:
-    meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(tokenizer)}
-    meta |= {"plan": None, "units": None, "step": 0}
+def _save(run: Path, imported: Imported, experiment: Experiment, params: Params) -> None:
+    meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(imported.tokenizer)}
+    meta |= {"plan": None, "units": imported.units, "step": 0}
     zero = np.int32(0)
     with contextlib.closing(ckpt.Checkpoints(run)) as checkpoints:
         checkpoints.save(0, TrainState(zero, params, {"count": zero}, {}, zero, zero), meta)
