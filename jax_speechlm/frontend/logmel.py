@@ -110,7 +110,7 @@ def log_mel(
         features = normalize(features, mask, windows)
     length = windows // config.stack
     vectors = num_windows // config.stack
-    features = features[:, : vectors * config.stack].reshape(len(features), vectors, config.input_dim)
+    features = features[:, : vectors * config.stack].reshape(features.shape[0], vectors, config.input_dim)
     return jnp.where(frame_mask(length, vectors)[..., None], features, 0), length.astype(jnp.int32)
 
 
@@ -118,9 +118,9 @@ def _frames(audio: Float[Array, "batch samples"], num_windows: int, flavour: str
     """Overlapping windows, from slices of whole hops laid side by side (a gather would be slower)."""
     before = 0 if flavour == "kaldi" else WINDOW // 2
     hops = -(-WINDOW // HOP)
-    samples = (num_windows + hops - 1) * HOP
-    audio = jnp.pad(audio, ((0, 0), (before, max(0, samples - before - audio.shape[1]))))[:, :samples]
-    blocks = audio.reshape(len(audio), -1, HOP)
+    # More than is ever missing at the end, and the rest cut off again: so sizes may be symbolic (`jax.export`).
+    audio = jnp.pad(audio, ((0, 0), (before, hops * HOP)))[:, : (num_windows + hops - 1) * HOP]
+    blocks = audio.reshape(audio.shape[0], num_windows + hops - 1, HOP)
     return jnp.concatenate([blocks[:, i : i + num_windows] for i in range(hops)], axis=-1)[..., :WINDOW]
 
 

@@ -17,8 +17,8 @@ Chunk = tuple[int | Int[Array, ""], int | Int[Array, ""]]
 """(frames in a chunk, chunks of left context; negative means all). Values may be traced."""
 
 
-_WHOLE, _BLOCK = 2048, 512
-"""Scores of rows of up to `_WHOLE` frames exist all at once; of longer ones, those of `_BLOCK` queries."""
+WHOLE, _BLOCK = 2048, 512
+"""Scores of rows of up to `WHOLE` frames exist all at once; of longer ones, those of `_BLOCK` queries."""
 
 
 def chunk_mask(
@@ -126,7 +126,7 @@ class RelativeAttention(nnx.Module):
     def _mix(self, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask_BxT, chunk, keys):
         """The mean of the values that each query sees, weighted by softmax."""
         time = q_BxTxHxK.shape[1]
-        if time <= _WHOLE:
+        if time <= WHOLE:
             return self._mix_block(q_BxTxHxK, 0, k_BxTxHxK, v_BxTxHxK, mask_BxT, chunk, keys)
         num_blocks = math.ceil(time / _BLOCK)
         fill = lambda x: jnp.pad(x, [(0, 0), (0, num_blocks * _BLOCK - time)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731

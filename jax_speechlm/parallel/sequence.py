@@ -28,7 +28,7 @@ def num_shards() -> int:
 
 def padded_time(num: int) -> int:
     """The next number of tokens or frames that divides among the devices."""
-    return ceil(num / num_shards()) * num_shards()
+    return -(-num // num_shards()) * num_shards()  # in whole numbers: sizes may be symbolic
 
 
 def pad_time(x: Shaped[Array, "batch time ..."]) -> Shaped[Array, "batch padded ..."]:
