@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
-Target = Literal["hf"]
+Target = Literal["hf", "stablehlo", "saved_model", "litert", "onnx"]
 
 
 class Maker(NamedTuple):
@@ -24,6 +24,13 @@ MAKERS: dict[Target, Maker] = {
         "jax_speechlm.interop.hugging_face_export:export_run",
         "a folder that plain transformers opens: safetensors, config, tokenizer, front end, model card",
     ),
+    "stablehlo": Maker(
+        "jax_speechlm.interop.stablehlo:export_run",
+        "a recognizer for plain JAX on CPU, GPU and TPU, from samples to tokens",
+    ),
+    "saved_model": Maker("jax_speechlm.interop.saved_model:export_run", "the same for plain TensorFlow"),
+    "litert": Maker("jax_speechlm.interop.litert:export_run", "the same for LiteRT: phones and boards"),
+    "onnx": Maker("jax_speechlm.interop.onnx:export_run", "the same for onnxruntime"),
 }
 
 

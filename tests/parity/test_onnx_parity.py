@@ -1,0 +1,24 @@
+"""A recognizer as ONNX runs in onnxruntime."""
+
+import pytest
+
+from jax_speechlm import cli
+from jax_speechlm.interop.folders import read_record
+from tests.interop.docs_programs import run_docs, save_audio, transcript
+from tests.interop.tiny_runs import save, tiny_run
+
+_REASON = "the converter and the runtime are needed: pip install -e '.[onnx]'"
+pytest.importorskip("jax2onnx", reason=_REASON)
+pytest.importorskip("onnxruntime", reason=_REASON)
+pytestmark = pytest.mark.parity
+
+
+def test_it_runs_in_onnxruntime(tmp_path):
+    """By the program that the docs show; each file was checked before."""
+    run, file, out = save(tmp_path / "run", tiny_run("ctc")), save_audio(tmp_path / "noise.wav"), tmp_path / "out"
+    assert cli.main(["export", str(run), "--to", "onnx", "--out", str(out), "--seconds", "1", "1.5"]) == 0
+    record = read_record(out)
+    assert record["programs"] == {"recognizer_16000.onnx": 16_000, "recognizer_24000.onnx": 24_000}
+    assert record["check"]["rows"] == 10
+    assert record["check"]["tokens"] > 20
+    assert run_docs("onnxruntime", out, file) == transcript(run, file)
