@@ -19,13 +19,16 @@ from jaxtyping import Int16
 
 from data_pipelines import audio as audio_files
 from data_pipelines.audio import SAMPLE_RATE
+from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.decoding.greedy import best_path, collapse
 from jax_speechlm.frontend.logmel import log_mel
+from jax_speechlm.interop import foreign_ids
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.front_ends import ending
 from jax_speechlm.interop.hugging_face import Package, vocabulary_of
 from jax_speechlm.interop.tokenizer_files import SPEECH, TEXT
+from jax_speechlm.interop.torch_models import distance, open_model, outputs, within, words
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer
@@ -35,18 +38,8 @@ from jax_speechlm.trained import Trained
 from jax_speechlm.transcriber import in_batches
 from jax_speechlm.vocabulary import PADDING, pad
 
-TOLERANCE = 1e-4  # of features and of what the model makes of them, absolute
-
 Clip = Int16[np.ndarray, "..."]
 
-_AUTO = {
-    "Wav2Vec2BertModel": "AutoModel",
-    "Wav2Vec2BertForCTC": "AutoModelForCTC",
-    "Wav2Vec2BertForSequenceClassification": "AutoModelForAudioClassification",
-    "LlamaForCausalLM": "AutoModelForCausalLM",
-    "Qwen3ForCausalLM": "AutoModelForCausalLM",
-    "ModernBertForMaskedLM": "AutoModelForMaskedLM",
-}
 _MOST_SECONDS = 30  # of a clip; transcription cuts longer ones too
 _MOST_TOKENS, _NEW_TOKENS = 200, 20  # of a row of logits, and of a continuation
 _TEXTS = (
@@ -58,12 +51,20 @@ _TEXTS = (
 )
 
 
-def compare(folder: Path, run: Trained, made: Package, audio: Sequence[Path], texts: Sequence[str]) -> list[Check]:
+def compare(
+    folder: Path,
+    run: Trained,
+    made: Package,
+    audio: Sequence[Path],
+    texts: Sequence[str],
+    rounded_to: str = "float32",
+) -> list[Check]:
     """Opens a folder with transformers and compares.
 
     Args:
       made: what `run` is in Hugging Face's terms.
       audio, texts: what to compare on, besides inputs of our own.
+      rounded_to: the type that the run's parameters were rounded to on import; those of transformers are, too.
 
     Raises:
       AudioError: a file of `audio` cannot be read.
@@ -72,12 +73,14 @@ def compare(folder: Path, run: Trained, made: Package, audio: Sequence[Path], te
     run = in_float32(run)
     with _quiet(), torch.no_grad():
         try:
-            model = _open(folder, made)
+            model = open_model(folder, made.architecture, rounded_to)
         except (ValueError, OSError, RuntimeError, KeyError) as error:
             return [Check("opens", f"{type(error).__name__}: {error}", False)]
         opened = Check("opens", f"{type(model).__name__}, every array in its place", True)
         if made.architecture.startswith("Wav2Vec2Bert"):
             return [opened, *_compare_speech(folder, run, made, model, clips)]
+        if isinstance(run.tokenizer, HuggingFaceTokenizer):
+            return [opened, *foreign_ids.compare_text(folder, run, model, [*_TEXTS, *texts])]
         return [opened, *_compare_text(folder, run, model, [*_TEXTS, *texts])]
 
 
@@ -111,16 +114,6 @@ def _quiet() -> Iterator[None]:
         transformers.logging.enable_progress_bar()
 
 
-def _open(folder: Path, made: Package) -> Any:
-    auto = getattr(transformers, _AUTO[made.architecture])
-    model, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if type(model).__name__ != made.architecture:
-        raise ValueError(f"it opens as {type(model).__name__}")
-    if wrong := {key: sorted(map(str, names)) for key, names in info.items() if names}:
-        raise ValueError(f"arrays are not those of the class: {wrong}")
-    return model.eval()
-
-
 def _compare_speech(folder: Path, run: Trained, made: Package, model: Any, clips: Sequence[Clip]) -> Iterator[Check]:
     mel = run.experiment.frontend.mel
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
@@ -132,6 +125,12 @@ def _compare_speech(folder: Path, run: Trained, made: Package, model: Any, clips
     yield guarded(what, lambda: _outputs(what, model, _ours(run, made), batches))
     if made.architecture == "Wav2Vec2BertForCTC":
         texts = _greedy_texts(run, clips)
+        if isinstance(run.tokenizer, HuggingFaceTokenizer):
+            yield guarded("ids", lambda: foreign_ids.ctc_ids(folder, model, run))
+            yield guarded(
+                "greedy text", lambda: _spelled(folder, model, extract, waves, texts, foreign_ids.without_special)
+            )
+            return
         yield guarded("ids", lambda: _ctc_ids(folder, model, run))
         yield guarded("greedy text", lambda: _spelled(folder, model, extract, waves, texts))
         certain = [ending(mel, len(clip)) == "same" for clip in clips]
@@ -149,12 +148,12 @@ def _front_end(mel: Any, extract: Callable, clips: Sequence[Clip], waves: Sequen
     for row, (clip, wave, num) in enumerate(zip(clips, waves, frames.tolist(), strict=True)):
         alone = extract(wave)
         for theirs, at in ((alone, 0), (batch, row)):
-            worst = max(worst, _distance(theirs["input_features"][at, :num], ours[row, :num]))
+            worst = max(worst, distance(theirs["input_features"][at, :num], ours[row, :num]))
         expected = {"same": (num, num), "masked": (num + 1, num), "kept": (num + 1, num + 1)}[ending(mel, len(clip))]
         found = alone["input_features"].shape[1], int(alone["attention_mask"].sum())
         if found != expected:
             return Check("front end", f"{len(clip)} samples give {found} vectors, not {expected}", False)
-    return _within("front end", worst, f"{len(clips)} clips, alone and as a batch")
+    return within("front end", worst, f"{len(clips)} clips, alone and as a batch")
 
 
 def _ours(run: Trained, made: Package) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -177,18 +176,13 @@ def _outputs(name: str, model: Any, ours: Callable, batches: Sequence[Any]) -> C
     """On the same features: those of the extractor. Ours are filled up to one length, so that few programs do."""
     worst, longest = 0.0, max(batch["input_features"].shape[1] for batch in batches)
     for batch in batches:
-        theirs, lengths = _logits(model, batch), batch["attention_mask"].sum(-1).astype(np.int32)
+        theirs, lengths = outputs(model, batch), batch["attention_mask"].sum(-1).astype(np.int32)
         filler = longest - batch["input_features"].shape[1]
         found = ours(np.pad(batch["input_features"], ((0, 0), (0, filler), (0, 0))), lengths)
         for row, length in enumerate(lengths):
             real = slice(None, length) if theirs.ndim == 3 else slice(None)
-            worst = max(worst, _distance(theirs[row, real], found[row, real]))
-    return _within(name, worst, f"{len(batches) - 1} clips alone, and a batch")
-
-
-def _logits(model: Any, inputs: Any) -> np.ndarray:
-    found = model(**{name: torch.tensor(value) for name, value in inputs.items()})
-    return (found.logits if "logits" in found else found.last_hidden_state).numpy()
+            worst = max(worst, distance(theirs[row, real], found[row, real]))
+    return within(name, worst, f"{len(batches) - 1} clips alone, and a batch")
 
 
 def _ctc_ids(folder: Path, model: Any, run: Trained) -> Check:
@@ -198,7 +192,7 @@ def _ctc_ids(folder: Path, model: Any, run: Trained) -> Check:
     if len(blanks) > 1 or len(sizes) > 1:
         return Check("ids", f"blanks {blanks}, vocabularies {sizes}", False)
     for number in range(ours.vocab_size):
-        if _words(tokenizer.decode([number])) != _words(ours.decode([number])):
+        if words(tokenizer.decode([number])) != words(ours.decode([number])):
             return Check("ids", f"{number} is {tokenizer.decode([number])!r}, not {ours.decode([number])!r}", False)
     return Check("ids", f"{ours.vocab_size}, the blank is 0", True)
 
@@ -213,11 +207,18 @@ def _greedy_texts(run: Trained, clips: Sequence[Clip]) -> list[str]:
     return [texts[number] for number in range(len(clips))]
 
 
-def _spelled(folder: Path, model: Any, extract: Callable, waves: Sequence[np.ndarray], texts: Sequence[str]) -> Check:
+def _spelled(
+    folder: Path,
+    model: Any,
+    extract: Callable,
+    waves: Sequence[np.ndarray],
+    texts: Sequence[str],
+    clean: Callable[[Any, str], str] = lambda tokenizer, text: text,
+) -> Check:
     """Front end, model and tokenizer of theirs one after the other, each clip by itself and without filling it up."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    paths = (_logits(model, extract(wave, pad_to_multiple_of=1))[0].argmax(-1) for wave in waves)
-    return _same_words("greedy text", texts, [tokenizer.decode(path) for path in paths])
+    paths = (outputs(model, extract(wave, pad_to_multiple_of=1))[0].argmax(-1) for wave in waves)
+    return _same_words("greedy text", texts, [clean(tokenizer, tokenizer.decode(path)) for path in paths])
 
 
 def _pipeline(folder: Path, waves: Sequence[np.ndarray], texts: Sequence[str], certain: Sequence[bool]) -> Check:
@@ -237,7 +238,7 @@ def _classes(run: Trained, clips: Sequence[Clip]) -> list[str]:
 
 
 def _named(model: Any, extract: Callable, waves: Sequence[np.ndarray], classes: Sequence[str]) -> Check:
-    numbers = [int(_logits(model, extract(wave, pad_to_multiple_of=1))[0].argmax()) for wave in waves]
+    numbers = [int(outputs(model, extract(wave, pad_to_multiple_of=1))[0].argmax()) for wave in waves]
     return _same_words("class", classes, [model.config.id2label[number] for number in numbers])
 
 
@@ -248,7 +249,7 @@ def _same_words(name: str, ours: Sequence[str], theirs: Sequence[str], certain: 
       certain: where they have to be; None for everywhere. Of the others it is counted.
     """
     certain = certain or [True] * len(ours)
-    equal = [_words(one) == _words(other) for one, other in zip(ours, theirs, strict=True)]
+    equal = [words(one) == words(other) for one, other in zip(ours, theirs, strict=True)]
     for one, other, is_equal, is_certain in zip(ours, theirs, equal, certain, strict=True):
         if is_certain and not is_equal:
             return Check(name, f"{other!r}, not {one!r}", False)
@@ -309,8 +310,8 @@ def _text_logits(model: Any, run: Trained, vocabulary: Any, rows: list[list[int]
         return transformer.logits(transformer(tokens, segment, position))
 
     ours = np.asarray(logits(run.params, tokens, inside.astype(np.int32), place))
-    theirs = _logits(model, {"input_ids": tokens.astype(np.int64), "attention_mask": inside.astype(np.int64)})
-    return _within("logits", _distance(ours[inside], theirs[inside]), f"{inside.sum()} positions")
+    theirs = outputs(model, {"input_ids": tokens.astype(np.int64), "attention_mask": inside.astype(np.int64)})
+    return within("logits", distance(ours[inside], theirs[inside]), f"{inside.sum()} positions")
 
 
 def _continuations(tokenizer: Any, model: Any, run: Trained, vocabulary: Any, rows: list[list[int]]) -> Check:
@@ -328,20 +329,6 @@ def _continuations(tokenizer: Any, model: Any, run: Trained, vocabulary: Any, ro
         if found[:length] != ids[:length] or set(found[length:]) - {PADDING}:
             return Check("continuation", f"of {prompt}: {found}, not {ids[:length]}", False)
     return Check("continuation", f"{len(prompts)} prompts, up to {new} tokens each, greedy", True)
-
-
-def _distance(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest absolute difference; infinite where a number is none."""
-    difference = np.abs(one - other)
-    return float(np.where(np.isnan(difference), np.inf, difference).max(initial=0))
-
-
-def _within(name: str, worst: float, of_what: str) -> Check:
-    return Check(name, f"{worst:.1e} at most, of {TOLERANCE:.0e} ({of_what})", bool(worst <= TOLERANCE))
-
-
-def _words(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _padded(clips: Sequence[Clip]) -> np.ndarray:

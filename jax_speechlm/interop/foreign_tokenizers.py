@@ -173,8 +173,10 @@ def _vocabulary(folder: Path, files: Mapping[str, Any]) -> dict[str, int]:
 def _special_names(names: Iterable[str], config: Mapping[str, Any]) -> set[str]:
     tokens = [config.get(f"{name}_token") for name in ("pad", "bos", "eos", "unk")]
     tokens = {token.get("content") if isinstance(token, dict) else token for token in tokens}
-    added = {token["content"] for token in (config.get("added_tokens_decoder") or {}).values()}
-    return {name for name in names if name in tokens or name in added}
+    added = (config.get("added_tokens_decoder") or {}).values()
+    tokens |= {token["content"] for token in added if token.get("special")}
+    # transformers 5 counts the space between words among them; it is text
+    return tokens.intersection(names) - {config.get("word_delimiter_token", "|")}
 
 
 def _alphabet(names: Mapping[str, int], config: Mapping[str, Any], num_rows: int) -> str | None:

@@ -38,9 +38,9 @@ def check_import(
         return Verdict("the folder's own arrays", False, tuple(found))
     import transformers
 
-    from jax_speechlm.interop import import_against_transformers
+    from jax_speechlm.interop import against_transformers
 
-    found += import_against_transformers.compare(folder, run, dtype, audio, texts)
+    found += against_transformers.compare(folder, run, package(run), audio, texts, np.dtype(dtype).name)
     return Verdict(f"transformers {transformers.__version__}", True, tuple(found))
 
 

@@ -44,6 +44,7 @@ from jax_speechlm.training.source import saved_tokenizer, tokenizer_files
 from jax_speechlm.training.state import TrainState
 
 _DEFAULT_CONTEXT = 2048
+_PROCESSOR = "processor_config.json"  # where transformers 5 keeps a front end that is saved with a tokenizer
 _SPEECH = Speech(sets=())  # what it was trained on is not known
 
 
@@ -201,13 +202,16 @@ EXPERIMENTS: dict[str, Callable[[Path, Model], tuple[Experiment, Tokenizer | Non
 
 
 def _front_end(folder: Path) -> FrontEnd:
-    values = folders.read_json(folder, front_ends.FILE)
+    file = next((name for name in (front_ends.FILE, _PROCESSOR) if (folder / name).exists()), front_ends.FILE)
+    values = folders.read_json(folder, file)
+    if file == _PROCESSOR and isinstance(values, dict) and not values.get("auto_map"):
+        values = values.get("feature_extractor")
     if not isinstance(values, dict) or values.get("auto_map"):
-        raise ExportError(f"{folder / front_ends.FILE} names code of the folder's own, or is damaged: refused")
+        raise ExportError(f"{folder / file} names code of the folder's own, or no feature extractor: refused")
     try:
         return FrontEnd(mel=front_ends.front_end_from_hugging_face(values))
     except ValueError as error:
-        raise ExportError(f"{folder / front_ends.FILE}: {error}") from error
+        raise ExportError(f"{folder / file}: {error}") from error
 
 
 def _num_rows(folder: Path, model: Model, path: Sequence[str], axis: int) -> int:

@@ -194,6 +194,21 @@ def test_a_recognizers_blank_comes_to_0_and_goes_back(tmp_path):
     assert Recognizer.load(tmp_path / "run").tokenizer.fingerprint == run.tokenizer.fingerprint
 
 
+def test_a_front_end_and_letters_as_transformers_5_writes_them(tmp_path):
+    """Inside the processor's file; and with the space between words, and letters added later, listed as added."""
+    folder = tmp_path / "theirs"
+    write_recognizer(folder, VOCAB, **CTC_SPECIAL)
+    alone = read_folder(folder)
+    front_end = load(folder, "preprocessor_config.json")
+    (folder / "preprocessor_config.json").unlink()
+    write_json(folder, "processor_config.json", {"feature_extractor": front_end})
+    added = {"0": {"content": "|", "special": True}, "3": {"content": "ö", "special": False}}
+    contradict(folder, "tokenizer_config.json", added_tokens_decoder=added)
+    found = read_folder(folder)
+    assert found.experiment == alone.experiment
+    assert found.tokenizer.decode(found.tokenizer.encode("öa b")) == "öa b"
+
+
 def test_characters_with_the_blank_at_0_become_our_own(tmp_path):
     vocab = {"<pad>": 0, "|": 1, "a": 2, "b": 3}
     write_recognizer(tmp_path / "theirs", vocab, pad="<pad>")

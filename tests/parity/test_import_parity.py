@@ -1,0 +1,105 @@
+"""Folders that transformers itself wrote, as runs: what `import` promises, on tiny random models."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jax_speechlm.interop.folders import FailedCheck
+from jax_speechlm.interop.hugging_face_export import write_checked
+from jax_speechlm.interop.importing import import_run
+from jax_speechlm.trained import Trained
+from tests.interop.foreign_folders import byte_level
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
+
+SMALL = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+    "initializer_range": 0.3, "max_position_embeddings": 96,
+}  # fmt: skip
+VOCAB = {"|": 0, "a": 1, "b": 2, "ö": 3, "'": 4, "[UNK]": 5, "[PAD]": 6}
+
+
+def write(folder, kind):
+    """What the recipes of transformers end with: a model and its tokenizer, saved."""
+    torch.manual_seed(0)
+    if kind == "ctc":
+        return write_recognizer(folder)
+    special = {
+        "llama": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
+        "qwen3": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        "modernbert": {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"},
+    }[kind]
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(*dict.fromkeys(special.values())), **special
+    )
+    ids = {
+        f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in special.items() if "mask" not in name
+    }
+    for name in ("bos", "eos", "pad", "cls", "sep"):
+        ids.setdefault(f"{name}_token_id", None)
+    common = SMALL | ids | {"vocab_size": len(tokenizer) + 3}
+    model = {
+        "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**common, num_key_value_heads=1)),
+        "qwen3": lambda: transformers.Qwen3ForCausalLM(
+            transformers.Qwen3Config(**common, num_key_value_heads=1, head_dim=8, tie_word_embeddings=True)
+        ),
+        "modernbert": lambda: transformers.ModernBertForMaskedLM(
+            transformers.ModernBertConfig(**common, local_attention=8, initializer_cutoff_factor=3.0)
+        ),
+    }[kind]()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    tokenizer.save_pretrained(folder)
+
+
+def write_recognizer(folder):
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps(VOCAB))
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(
+        str(folder / "vocab.json"), unk_token="[UNK]", pad_token="[PAD]", word_delimiter_token="|"
+    )
+    extractor = transformers.SeamlessM4TFeatureExtractor(feature_size=20, num_mel_bins=20)
+    config = transformers.Wav2Vec2BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, conv_depthwise_kernel_size=5,
+        left_max_position_embeddings=6, right_max_position_embeddings=3, feature_projection_input_dim=40,
+        pad_token_id=tokenizer.pad_token_id, vocab_size=len(tokenizer), initializer_range=0.5,
+    )  # fmt: skip
+    transformers.Wav2Vec2BertForCTC(config).save_pretrained(folder)
+    transformers.Wav2Vec2BertProcessor(extractor, tokenizer).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["ctc", "llama", "qwen3", "modernbert"])
+def test_what_transformers_saves_becomes_a_run_and_a_folder_again(tmp_path, kind):
+    write(tmp_path / "theirs", kind)
+    verdict = import_run(tmp_path / "theirs", tmp_path / "run", text=("the cat sat",))
+    assert verdict.is_full
+    assert not verdict.failed
+    names = {check.name for check in verdict.checks}
+    assert {"checkpoint", "parameters", "opens", "ids", "logits"} <= names
+    assert ("front end" in names and "greedy text" in names) if kind == "ctc" else True
+    assert ("continuation" in names) == (kind in ("llama", "qwen3"))
+    assert not write_checked(Trained.read(tmp_path / "run"), tmp_path / "again").failed
+
+
+@pytest.mark.parametrize("kind", ["ctc", "llama"])
+def test_the_check_sees_ids_that_are_off_by_one(tmp_path, monkeypatch, kind):
+    """Were a wrong row read, the way back would hide it: it is transformers that sees it."""
+    from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
+
+    write(tmp_path / "theirs", kind)
+    encode = HuggingFaceTokenizer.encode_batch
+    monkeypatch.setattr(
+        HuggingFaceTokenizer,
+        "encode_batch",
+        lambda self, texts, num_threads=1: [[max(1, n - 1) for n in row] for row in encode(self, texts)],
+    )
+    with pytest.raises(FailedCheck, match="ids: "):
+        import_run(tmp_path / "theirs", tmp_path / "run")
+
+
+def test_bfloat16_is_compared_with_what_is_rounded_alike(tmp_path):
+    write(tmp_path / "theirs", "qwen3")
+    assert not import_run(tmp_path / "theirs", tmp_path / "run", dtype="bfloat16").failed
+    assert np.asarray(Trained.read(tmp_path / "run").params["transformer"]["embedding"]).dtype.name == "bfloat16"
