@@ -1,16 +1,18 @@
-"""A unit LM of 5 M parameters on asterisk-en and queen-en: speech, text and both interleaved, from a text LM or cold.
+"""A unit LM on asterisk-en and queen-en: speech, text and both interleaved by characters, from a text LM or cold.
 
 jax-speechlm units fit --sets asterisk-en queen-en --out data/units-100 --num-units 100
 jax-speechlm units label data/units-100 --sets asterisk-en queen-en
 jax-speechlm align runs/debian_en_joint --sets asterisk-en queen-en --split train --format index
-jax-speechlm pretrain --config debian_unit_lm --from runs/text_en_lm
-jax-speechlm eval runs/debian_unit_lm --sets asterisk-en queen-en --text-sets text-en
+jax-speechlm pretrain --config demo_lm --data.tokenizer runs/debian_en_joint --run-dir runs/lm
+jax-speechlm pretrain --config debian_unit_lm --data.tokenizer runs/lm --from runs/lm
+jax-speechlm eval runs/debian_unit_lm --sets asterisk-en queen-en --text-sets spoken-en
 
-Without --from it starts cold. Made for 2 CPU cores; not measured yet.
+The model is that of `demo_lm`, with rows for the units. Without --from it starts cold. Sized for 2 CPU cores; not yet
+measured.
 """
 
+from jax_speechlm.configs import demo_lm
 from jax_speechlm.experiment import Cadence, Experiment, UnitText
-from jax_speechlm.models.transformer import SIZES
 from jax_speechlm.objectives.unit_lm import UnitLM
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 
@@ -19,9 +21,8 @@ def config() -> Experiment:
     return Experiment(
         data=UnitText(
             sets=("asterisk-en", "queen-en"),
-            text_sets=("text-en",),
+            text_sets=("spoken-en",),
             units="data/units-100",
-            tokenizer="data/bpe-2048",
             spoken=0.5,
             text=0.2,
             interleaved=0.3,
@@ -30,9 +31,9 @@ def config() -> Experiment:
             tokens_per_batch=4096,
         ),
         objective=UnitLM(num_units=100),
-        model=SIZES["5M"],
+        model=demo_lm.config().model,
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=100)),
-        num_steps=2000,
+        num_steps=800,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=500, checkpoint_every=500),
+        cadence=Cadence(log_every=50, eval_every=400, checkpoint_every=400),
     )
