@@ -78,11 +78,14 @@ def main() -> None:
     table.add_row("pretrain", f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}", "", "")
 
     finetuned, pretrained = args.run_dir / "finetune", (Start(checkpoint=str(args.run_dir / "pretrain")),)
-    spelling = (Start(checkpoint=str(finetuned), groups=("encoder", "head")),)
+    both = (
+        Start(checkpoint=str(args.run_dir / "pretrain"), groups=("quantizer", "codes=head")),
+        Start(checkpoint=str(finetuned), groups=("encoder", "head")),
+    )
     for folder, title, chosen in (
         (args.run_dir / "scratch", "finetune, not pretrained", experiment("demo_finetune")),
         (finetuned, "finetune, pretrained", experiment("demo_finetune", pretrained)),
-        (args.run_dir / "joint", "  then jointly", experiment("demo_joint", spelling, tokenizer=str(finetuned))),
+        (args.run_dir / "joint", "  then jointly", experiment("demo_joint", both, tokenizer=str(finetuned))),
     ):
         console.rule(title.strip())
         result = finish(chosen, folder)

@@ -2,12 +2,12 @@
 
 jax-speechlm prepare asterisk-en queen-en
 jax-speechlm prepare spoken-en --debian text-en --steps unicode sentences spoken exact --held-out asterisk-en queen-en
-jax-speechlm pretrain --config demo_joint --data.tokenizer runs/finetune --from runs/finetune \
-  --start.0.groups encoder head --run-dir runs/joint
+jax-speechlm pretrain --config demo_joint --data.tokenizer runs/finetune --run-dir runs/joint \
+  --from runs/pretrain --start.0.groups quantizer codes=head --from runs/finetune --start.1.groups encoder head
 jax-speechlm eval runs/joint --sets asterisk-en
 
-It goes on from the recognizer of `demo_finetune`, because a CTC head that begins at random is still on its blank
-plateau when so few steps are over (WER 100 % after 400 of them, seed 0).
+It goes on from BEST-RQ's predictor and from the recognizer of `demo_finetune`, because heads that begin at random are
+still on their plateaus when so few steps are over (WER 100 % after 400 of them, seed 0).
 """
 
 from jax_speechlm.configs.demo_pretrain import MEL, MODEL
