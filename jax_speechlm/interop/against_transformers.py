@@ -58,7 +58,7 @@ def compare(
     audio: Sequence[Path],
     texts: Sequence[str],
     rounded_to: str = "float32",
-) -> list[Check]:
+) -> Iterator[Check]:
     """Opens a folder with transformers and compares.
 
     Args:
@@ -75,13 +75,15 @@ def compare(
         try:
             model = open_model(folder, made.architecture, rounded_to)
         except (ValueError, OSError, RuntimeError, KeyError) as error:
-            return [Check("opens", f"{type(error).__name__}: {error}", False)]
-        opened = Check("opens", f"{type(model).__name__}, every array in its place", True)
+            yield Check("opens", f"{type(error).__name__}: {error}", False)
+            return
+        yield Check("opens", f"{type(model).__name__}, every array in its place", True)
         if made.architecture.startswith("Wav2Vec2Bert"):
-            return [opened, *_compare_speech(folder, run, made, model, clips)]
-        if isinstance(run.tokenizer, HuggingFaceTokenizer):
-            return [opened, *foreign_ids.compare_text(folder, run, model, [*_TEXTS, *texts])]
-        return [opened, *_compare_text(folder, run, model, [*_TEXTS, *texts])]
+            yield from _compare_speech(folder, run, made, model, clips)
+        elif isinstance(run.tokenizer, HuggingFaceTokenizer):
+            yield from foreign_ids.compare_text(folder, run, model, [*_TEXTS, *texts])
+        else:
+            yield from _compare_text(folder, run, model, [*_TEXTS, *texts])
 
 
 def in_float32(run: Trained) -> Trained:

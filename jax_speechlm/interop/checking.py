@@ -7,7 +7,7 @@ is taken where torch and transformers are installed.
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,34 +76,46 @@ def transformers_is_here() -> bool:
 
 
 def check_folder(
-    folder: Path, run: Trained, made: Package, audio: Sequence[Path] = (), texts: Sequence[str] = ()
+    folder: Path,
+    run: Trained,
+    made: Package,
+    audio: Sequence[Path] = (),
+    texts: Sequence[str] = (),
+    tell: Callable[[Check], None] = lambda check: None,
 ) -> Verdict:
     """Checks a folder with all that is installed.
 
     Args:
       made: what `run` is in Hugging Face's terms.
       audio, texts: what to compare on besides inputs of our own; only transformers hears and reads them.
+      tell: called with each check when it is done.
 
     Raises:
       AudioError: a file of `audio` cannot be read.
     """
-    found = read_back(folder, made)
+    found = _told(read_back(folder, made), tell)
     if not all(check.passed for check in found) or not transformers_is_here():
         return Verdict("our own reading of the folder", False, tuple(found))
     import transformers
 
     from jax_speechlm.interop import against_transformers
 
-    found += against_transformers.compare(folder, run, made, audio, texts)
+    found += _told(against_transformers.compare(folder, run, made, audio, texts), tell)
     return Verdict(f"transformers {transformers.__version__}", True, tuple(found))
 
 
-def read_back(folder: Path, made: Package) -> list[Check]:
+def read_back(folder: Path, made: Package) -> Iterator[Check]:
     """Our own reading of a folder against the checkpoint."""
-    return [
-        guarded("parameters", lambda: _parameters(folder, made)),
-        guarded("settings", lambda: _settings(folder, made)),
-    ]
+    yield guarded("parameters", lambda: _parameters(folder, made))
+    yield guarded("settings", lambda: _settings(folder, made))
+
+
+def _told(checks: Iterable[Check], tell: Callable[[Check], None]) -> list[Check]:
+    found = []
+    for check in checks:
+        tell(check)
+        found.append(check)
+    return found
 
 
 def guarded(name: str, check: Callable[[], Check]) -> Check:

@@ -101,11 +101,11 @@ def written(out: Path, record: Mapping[str, Any]) -> Iterator[Path]:
         _seal(folder)
         _take_place(folder, out)
     except FailedCheck as error:
-        rejected = out.with_name(f"{out.name}.rejected")
         _seal(folder)
-        _take_place(folder, rejected)
+        with contextlib.suppress(ExportError):  # a user's own folder of that name: the new one stays where it is
+            folder = _take_place(folder, out.with_name(f"{out.name}.rejected"))
         raise FailedCheck(
-            f"{error}\nDo not use what was written: it lies at {rejected}, and {out} was not touched."
+            f"{error}\nDo not use what was written: it lies at {folder}, and {out} was not touched."
         ) from error
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -142,12 +142,11 @@ def _seal(folder: Path) -> None:
     write_json(folder, RECORD, read_record(folder) | {"files": files})
 
 
-def _take_place(folder: Path, out: Path) -> None:
-    """Renames a folder to `out`; an earlier export there goes once the new one stands."""
+def _take_place(folder: Path, out: Path) -> Path:
+    """Renames a folder to `out`, and returns that; an earlier export there goes once the new one stands."""
     require_free(out)
     if not out.exists():
-        folder.rename(out)
-        return
+        return folder.rename(out)
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
     out.rename(old)  # onto an empty folder
     try:
@@ -156,3 +155,4 @@ def _take_place(folder: Path, out: Path) -> None:
         old.rename(out)
         raise
     shutil.rmtree(old)
+    return out

@@ -7,7 +7,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from jax_speechlm.interop import folders
-from jax_speechlm.interop.checking import Verdict, check_folder
+from jax_speechlm.interop.checking import Check, Verdict, check_folder
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hugging_face import Package, package, write_model
 from jax_speechlm.interop.model_card import model_card
@@ -47,7 +47,7 @@ def export_run(
         raise ExportError(f"{check} was exported to {record.get('target')}: --to hf cannot check it")
     trained = Trained.read(run)
     made = package(trained)
-    verdict = _report(check_folder(check, trained, made, audio, text))
+    verdict = check_folder(check, trained, made, audio, text, _tell)
     _describe(check, trained, made, record | {"check": verdict.to_json()})
     if verdict.failed:
         raise FailedCheck(f"{check}: {verdict.line}\nThe folder is marked as failed; do not use it.")
@@ -72,7 +72,7 @@ def write_checked(trained: Trained, out: Path, audio: tuple[Path, ...] = (), tex
     }
     with folders.written(out, record) as folder:
         write_model(folder, made)
-        verdict = _report(check_folder(folder, trained, made, audio, text))
+        verdict = check_folder(folder, trained, made, audio, text, _tell)
         _describe(folder, trained, made, record | {"check": verdict.to_json()})
         if verdict.failed:
             raise FailedCheck(f"{trained.checkpoint}: {verdict.line}")
@@ -91,7 +91,5 @@ def _describe(folder: Path, trained: Trained, made: Package, record: dict[str, A
     folders.write_json(folder, folders.RECORD, record)
 
 
-def _report(verdict: Verdict) -> Verdict:
-    for each in verdict.checks:
-        print(f"  {'ok' if each.passed else 'NO':<3} {each.name}: {each.result}", file=sys.stderr)
-    return verdict
+def _tell(check: Check) -> None:
+    print(f"  {'ok' if check.passed else 'NO':<3} {check.name}: {check.result}", file=sys.stderr, flush=True)

@@ -51,6 +51,7 @@ RUNS = {
     ),
     "qwen3": (CausalLM(), QWEN, TEXT, "Qwen3ForCausalLM"),
     "llama": (CausalLM(), QWEN.replace(query_key_norm=False, tied=False), TEXT, "LlamaForCausalLM"),
+    "window": (CausalLM(), QWEN.replace(window=5, global_every=2), TEXT, "Qwen3ForCausalLM"),
     "span_corruption": (SpanCorruption(sentinels=5), QWEN, TEXT, "Qwen3ForCausalLM"),
     "masked_lm": (MaskedLM(), BERT, TEXT.replace(packed=False), "ModernBertForMaskedLM"),
     "unit_lm": (

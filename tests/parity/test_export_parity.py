@@ -108,6 +108,9 @@ def test_the_pipeline_gives_our_greedy_transcript(tmp_path, kind):
         soundfile.write(tmp_path / f"{vectors}.wav", clips[-1], 16_000)
     files = sorted(tmp_path.glob("*.wav"))
     assert cli.main(["export", str(tmp_path / "run"), "--out", str(out), "--audio", *map(str, files)]) == 0
+    processor = transformers.AutoProcessor.from_pretrained(out)
+    assert type(processor).__name__ == "Wav2Vec2BertProcessor"
+    assert processor(text=CORPUS[0])["input_ids"] == train(kind, with_lines=False).encode(CORPUS[0])
     texts = [transcript.text for transcript in Recognizer.load(tmp_path / "run").transcribe(files)]
     recognize = transformers.pipeline("automatic-speech-recognition", model=str(out), device="cpu")
     heard = [recognize({"raw": clip / np.float32(32768), "sampling_rate": 16_000})["text"] for clip in clips]
