@@ -15,6 +15,7 @@ from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError
 
 _CONFIG, _DESCRIPTION, _VOCAB = "tokenizer_config.json", "tokenizer.json", "vocab.json"
+_SPECIAL = "bos", "eos", "pad", "unk", "mask", "cls", "sep"
 _KEPT = (_CONFIG, _DESCRIPTION, _VOCAB, "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 """Files that an export writes again as they are."""
 
@@ -86,7 +87,29 @@ def _files(folder: Path) -> dict[str, Any]:
             raise ExportError(f"{folder / name} is no JSON object: it is damaged; copy it anew")
     if files.get(_CONFIG, {}).get("auto_map"):
         raise ExportError(f"{folder / _CONFIG}: auto_map names code of the folder's own, which is never run here")
+    _require_possible(folder, files.get(_CONFIG, {}))
     return files
+
+
+def _require_possible(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises ExportError where a setting of `tokenizer_config.json` is of a type that it cannot have."""
+    texts = "word_delimiter_token", "replace_word_delimiter_char"
+    bad = [name for name in texts if not isinstance(config.get(name), str | None)]
+    bad += [f"{name}_token" for name in _SPECIAL if not isinstance(_content(config, name), str | None)]
+    added = config.get("added_tokens_decoder") or {}
+    if not isinstance(added, dict) or not all(
+        number.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)
+        for number, token in added.items()
+    ):
+        bad.append("added_tokens_decoder")
+    if bad:
+        raise ExportError(f"{folder / _CONFIG}: {bad[0]} is not possible: it is damaged; copy it anew")
+
+
+def _content(config: Mapping[str, Any], name: str) -> Any:
+    """What a special token, "bos" say, is called; the file has its name or a description."""
+    token = config.get(f"{name}_token")
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _names(folder: Path, description: dict[str, Any]) -> dict[str, int]:
@@ -104,13 +127,12 @@ class _Ids:
 
     def of(self, name: str) -> int | None:
         """The id of "bos", "eos", "pad", ...; None where neither file names it."""
-        token = self._config.get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
+        token = _content(self._config, name)
         said = self._values.get(f"{name}_token_id")
         said = said if isinstance(said, list) else [] if said is None else [said]
         if token is None:
             return said[0] if said else None
-        if not isinstance(token, str) or token not in self._names:
+        if token not in self._names:
             raise ExportError(f"{self._folder / _CONFIG} names {name}_token {token!r}, which the tokenizer has not")
         number = self._names[token]
         if said and number not in said:
@@ -161,18 +183,14 @@ def _vocabulary(folder: Path, files: Mapping[str, Any]) -> dict[str, int]:
     """What `vocab.json` and the files beside it call the ids."""
     names = dict(files[_VOCAB]) | files.get("added_tokens.json", {})
     added = files.get(_CONFIG, {}).get("added_tokens_decoder") or {}
-    try:
-        names |= {token["content"]: int(number) for number, token in added.items()}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ExportError(f"{folder / _CONFIG}: added_tokens_decoder is not readable; copy it anew") from None
+    names |= {token["content"]: int(number) for number, token in added.items()}
     if not names or not all(name and type(number) is int and number >= 0 for name, number in names.items()):
         raise ExportError(f"{folder / _VOCAB} does not give each token an id: it is damaged; copy it anew")
     return names
 
 
 def _special_names(names: Iterable[str], config: Mapping[str, Any]) -> set[str]:
-    tokens = [config.get(f"{name}_token") for name in ("pad", "bos", "eos", "unk")]
-    tokens = {token.get("content") if isinstance(token, dict) else token for token in tokens}
+    tokens = {_content(config, name) for name in ("pad", "bos", "eos", "unk")}
     added = (config.get("added_tokens_decoder") or {}).values()
     tokens |= {token["content"] for token in added if token.get("special")}
     # transformers 5 counts the space between words among them; it is text

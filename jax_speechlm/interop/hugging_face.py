@@ -127,6 +127,8 @@ def read_model(folder: Path) -> Model:
       ExportError: it is of a class that has no counterpart here, or lacks a file.
       ValueError: its settings or arrays have a form that ours has not.
     """
+    if (folder / "adapter_config.json").exists():
+        raise ExportError(f"{folder} is an adapter: merge it into its model first (merge_and_unload of peft)")
     values = checked_settings(folder / "config.json", folders.read_json(folder, "config.json"))
     (architecture,) = values["architectures"]
     if architecture not in READERS:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pydantic
 from tyro.conf import Positional
 
 from data_pipelines.errors import DataError
@@ -131,7 +130,9 @@ def read_folder(folder: Path) -> Imported:
         experiment, tokenizer, units = exported or (*EXPERIMENTS[model.architecture](folder, model), None)
         objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
         declaration = functional.declare(objective.make)
-    except (pydantic.ValidationError, DataError) as error:
+    except ExportError:
+        raise
+    except (ValueError, DataError) as error:
         raise ExportError(f"{folder}: {error}") from error
     sources = _with_our_ids(model.sources, tokenizer, declaration.shapes)
     _require_shapes(folder, sources, declaration.shapes)

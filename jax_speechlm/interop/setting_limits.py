@@ -46,6 +46,11 @@ def checked_settings(file: Path, values: Any) -> dict[str, Any]:
             f"{file}: auto_map names code that comes with the model. Such code is never run here, and without it the "
             "model is another; only models of transformers' own classes are read"
         )
+    if values.get("quantization_config"):
+        raise ExportError(f"{file}: quantization_config: quantised models are not read; save the one it was made from")
+    for name in ("attn_implementation", "_attn_implementation"):
+        if values.get(name) not in (None, "eager", "sdpa", "flash_attention_2"):
+            raise ExportError(f"{file}: {name} names {str(values[name])[:80]!r}, code from elsewhere: remove it")
     architectures = values.get("architectures")
     if not isinstance(architectures, list) or len(architectures) != 1 or not isinstance(architectures[0], str):
         raise ExportError(f"{file} does not name one class in architectures: write it with the model's save_pretrained")

@@ -14,6 +14,7 @@ from data_pipelines.hugging_face_tokenizer import Places
 from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.encoder import SpeechEncoder
+from jax_speechlm.experiment import Start
 from jax_speechlm.interop import checking, folders, import_check, importing, mapping, weights
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hugging_face import read_model
@@ -25,6 +26,8 @@ from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.trained import Trained
+from jax_speechlm.training.source import read_tokenizer
+from jax_speechlm.training.warm_start import take_over
 from jax_speechlm.vocabulary import Vocabulary
 from tests.interop.foreign_folders import TEXTS, write_json, write_recognizer, write_text_model
 from tests.interop.tiny_runs import FORMER, RUNS, tiny_run
@@ -225,6 +228,19 @@ def test_an_imported_encoder_embeds(tmp_path):
     objective = experiment.objective.build(experiment.model, experiment.frontend)
     with pytest.raises(ValueError, match="--from"):
         objective.loss({}, {}, None)
+
+
+def test_another_run_starts_from_an_imported_one(tmp_path):
+    arrays = write_recognizer(tmp_path / "theirs", VOCAB, **CTC_SPECIAL)
+    import_run(tmp_path / "theirs", tmp_path / "run")
+    fresh = tiny_run("ctc")
+    params = jax.tree.map(jnp.asarray, fresh.params)
+    start = Start(checkpoint=str(tmp_path / "run"))
+    found = take_over(start, params, fresh.tokenizer, {"units": None})
+    name = "wav2vec2_bert.feature_projection.projection.weight"
+    np.testing.assert_array_equal(found["encoder"]["input"]["kernel"], arrays[name].T)
+    np.testing.assert_array_equal(found["head"]["bias"], params["head"]["bias"])
+    assert read_tokenizer(str(tmp_path / "run")).fingerprint == Trained.read(tmp_path / "run").tokenizer.fingerprint
 
 
 @given(

@@ -1,0 +1,275 @@
+"""Files that lie: whatever they say, the answer is a model or an error that names the file; nothing is allocated."""
+
+import json
+import os
+import shutil
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load, save
+
+from jax_speechlm.interop import folders
+from jax_speechlm.interop.folders import ExportError
+from jax_speechlm.interop.hugging_face import package, write_model
+from jax_speechlm.interop.importing import Imported, read_folder
+from jax_speechlm.interop.safetensors_files import open_arrays
+from jax_speechlm.interop.weights import INDEX, read_weights, write_weights
+from jax_speechlm.training.source import tokenizer_files
+from tests.interop.foreign_folders import write_recognizer, write_text_model
+from tests.interop.tiny_runs import tiny_run
+
+ARRAYS = {
+    "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "b.c": np.ones((4, 1, 2), np.float16),
+    "d": np.zeros(3, np.float32),
+}
+WHOLE = save(ARRAYS)
+HEADER = json.loads(WHOLE[8 : 8 + int.from_bytes(WHOLE[:8], "little")])
+BYTES = WHOLE[8 + int.from_bytes(WHOLE[:8], "little") :]
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def with_header(header: object, content: bytes = BYTES) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + content
+
+
+def test_what_the_library_writes_is_read_alike(tmp_path):
+    (tmp_path / "x").write_bytes(WHOLE)
+    found = open_arrays(tmp_path / "x")
+    assert found.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert found[name].dtype == array.dtype
+        assert not found[name].flags.writeable
+        np.testing.assert_array_equal(found[name], array)
+
+
+@FEW
+@given(data=st.data())
+def test_a_file_that_is_accepted_is_one_that_the_library_reads_to_the_same_arrays(tmp_path, data):
+    content = bytearray(WHOLE)
+    for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=4)):
+        content[place] = byte
+    content = bytes(content[: data.draw(st.integers(0, len(content)))]) + data.draw(st.binary(max_size=3))
+    (tmp_path / "x").write_bytes(content)
+    try:
+        found = open_arrays(tmp_path / "x")
+    except ExportError:
+        return
+    expected = load(content)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].tobytes() == array.tobytes()
+
+
+@FEW
+@given(name=st.sampled_from(["a", "b.c", "d"]), field=st.sampled_from(["dtype", "shape", "data_offsets"]), value=ANY)
+def test_a_field_of_a_header_can_hold_anything(tmp_path, name, field, value):
+    (tmp_path / "x").write_bytes(with_header(HEADER | {name: HEADER[name] | {field: value}}))
+    if value != HEADER[name][field]:
+        with pytest.raises(ExportError, match=r"x cannot be read as safetensors|is of type"):
+            open_arrays(tmp_path / "x")
+
+
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+LIES = {
+    "a header longer than the file": ((2**40).to_bytes(8, "little") + b"{}", "header would have"),
+    "an endless header": ((2**63).to_bytes(8, "little") + b"{" * 100, "header would have"),
+    "no header": (b"\x01", "header would have"),
+    "nested without end": (with_header(b"[" * 100_000), "cannot be read"),
+    "a list": (with_header([1, 2]), "no JSON object"),
+    "a shape beyond the file": (with_header({"a": ENTRY | {"shape": [2**40]}}, bytes(8)), "cannot have 8 bytes"),
+    "offsets beyond the file": (with_header({"a": ENTRY | {"data_offsets": [0, 2**41], "shape": [2**39]}}), "bytes"),
+    "two arrays in one place": (with_header({"a": ENTRY, "b": ENTRY}, bytes(8)), "overlap or leave gaps"),
+    "a gap": (with_header({"a": ENTRY, "b": ENTRY | {"data_offsets": [12, 20]}}, bytes(20)), "overlap or leave gaps"),
+    "bytes left over": (with_header({"a": ENTRY}, bytes(9)), "behind the header"),
+    "a name twice": (with_header(b'{"a": %s, "a": %s}' % ((json.dumps(ENTRY).encode(),) * 2)), "'a' stands in"),
+    "a negative shape": (with_header({"a": ENTRY | {"shape": [-2]}}, bytes(8)), "no possible shape"),
+    "a boolean shape": (with_header({"a": ENTRY | {"shape": [2, True]}}, bytes(8)), "no possible shape"),
+    "many axes": (with_header({"a": ENTRY | {"shape": [2] + [1] * 99}}, bytes(8)), "no possible shape"),
+    "an unknown type": (with_header({"a": ENTRY | {"dtype": "F33"}}, bytes(8)), "unknown type"),
+    "whole numbers": (with_header({"a": ENTRY | {"dtype": "I32"}}, bytes(8)), "is of type I32.*quantised"),
+    "a pickle": (b"\x80\x02}q\x00." + bytes(8), "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lie_is_refused_without_an_allocation(tmp_path, lie):
+    content, message = LIES[lie]
+    (tmp_path / "x").write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ExportError, match=message):
+            open_arrays(tmp_path / "x")
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_overlong_header_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax_speechlm.interop.safetensors_files._LONGEST_HEADER", 64)
+    (tmp_path / "x").write_bytes(WHOLE)
+    with pytest.raises(ExportError, match="more than the 64"):
+        open_arrays(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight_map": {"a": "../a.safetensors"}}, "no safetensors of the folder: refused"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "no safetensors of the folder: refused"),
+        ({"weight_map": {"a": "pytorch_model.bin"}}, "no safetensors of the folder: refused"),
+        ({"weight_map": {"a": ".."}}, "no safetensors of the folder: refused"),
+        ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors is missing"),
+        ({"weight_map": {"a": 3}}, "has no weight_map"),
+        ({"weight_map": {}}, "has no weight_map"),
+        ([], "has no weight_map"),
+    ],
+)
+def test_an_index_that_points_elsewhere_is_refused(tmp_path, change, message):
+    write_weights(tmp_path, ARRAYS, 1)
+    (tmp_path / INDEX).write_text(json.dumps(change))
+    with pytest.raises(ExportError, match=message):
+        read_weights(tmp_path)
+
+
+def test_arrays_that_are_there_twice_or_in_another_file_are_refused(tmp_path):
+    write_weights(tmp_path, ARRAYS, 1)
+    index = json.loads((tmp_path / INDEX).read_text())
+    one, other, *_ = sorted(set(index["weight_map"].values()))
+    shutil.copy(tmp_path / one, tmp_path / other)
+    with pytest.raises(ExportError, match=r"another file has too|disagree about"):
+        read_weights(tmp_path)
+
+
+def test_links_pipes_and_overlarge_files_are_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("{}")
+    (folder / "config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ExportError, match="a link that leaves the folder"):
+        folders.read_json(folder, "config.json")
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")  # opening it would wait for ever
+    with pytest.raises(ExportError, match="not a regular file"):
+        folders.read_json(folder, "config.json")
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text("[" * 200_000)
+    with pytest.raises(ExportError, match="not readable JSON"):
+        folders.read_json(folder, "config.json")
+    monkeypatch.setattr(folders, "_LARGEST_JSON", 1000)
+    with pytest.raises(ExportError, match="more than any such file"):
+        folders.read_json(folder, "config.json")
+    (folder / "inner.json").write_text("{}")
+    (folder / "link.json").symlink_to("inner.json")
+    assert folders.read_json(folder, "link.json") == {}
+
+
+SPECIAL = {"bos": "<s>", "eos": "</s>", "pad": "<pad>"}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz") / "texts"
+    write_text_model(folder, "modernbert", **SPECIAL, cls="<s>", sep="</s>", mask="<mask>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz") / "speech"
+    write_recognizer(folder, {"<s>": 0, "</s>": 1, "|": 2, "a": 3, "<pad>": 4}, **SPECIAL)
+    return folder
+
+
+def tampered(folder, file, draw):
+    """The folder's model after a change to one of its files, or the error."""
+    before = (folder / file).read_bytes()
+    values = json.loads(before)
+    part, key = values, draw(st.sampled_from(sorted(values)))
+    while isinstance(part[key], dict) and part[key] and draw(st.booleans()):
+        part = part[key]
+        key = draw(st.sampled_from(sorted(part)))
+    if draw(st.booleans()):
+        part[key] = draw(ANY)
+    else:
+        del part[key]
+    try:
+        (folder / file).write_text(json.dumps(values))
+        return read_folder(folder)
+    except ExportError as error:
+        return error
+    finally:
+        (folder / file).write_bytes(before)
+
+
+FILES = ["config.json", "tokenizer_config.json", "tokenizer.json"]
+
+
+@FEW
+@given(file=st.sampled_from(FILES), data=st.data())
+def test_settings_of_a_language_model_can_hold_anything(texts, file, data):
+    assert isinstance(tampered(texts, file, data.draw), Imported | ExportError)
+
+
+@FEW
+@given(
+    file=st.sampled_from(["config.json", "tokenizer_config.json", "vocab.json", "preprocessor_config.json"]),
+    data=st.data(),
+)
+def test_settings_of_a_recognizer_can_hold_anything(speech, file, data):
+    assert isinstance(tampered(speech, file, data.draw), Imported | ExportError)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    """As the export writes it, but for the check and the model card."""
+    folder, run = tmp_path_factory.mktemp("fuzz"), tiny_run("ctc")
+    write_model(folder, package(run))
+    record = {"target": "hf", "units": None, "experiment": run.experiment.model_dump(mode="json")}
+    (folder / folders.RECORD).write_text(json.dumps(record | {"tokenizer": tokenizer_files(run.tokenizer)}))
+    assert read_folder(folder).experiment == run.experiment
+    return folder
+
+
+@FEW
+@given(data=st.data())
+def test_a_record_can_hold_anything(ours, data):
+    assert isinstance(tampered(ours, folders.RECORD, data.draw), Imported | ExportError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"attn_implementation": "someone/kernel"}, "attn_implementation"),
+        ({"_attn_implementation": "someone/kernel"}, "attn_implementation"),
+    ],
+)
+def test_settings_that_would_run_or_fetch_something_are_refused(speech, tmp_path, changes, message):
+    folder = shutil.copytree(speech, tmp_path / "folder")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | changes))
+    with pytest.raises(ExportError, match=message):
+        read_folder(folder)
+
+
+def test_an_adapter_is_refused(speech, tmp_path):
+    folder = shutil.copytree(speech, tmp_path / "folder")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ExportError, match="an adapter"):
+        read_folder(folder)
+
+
+def test_a_whole_folder_is_read(texts, speech):
+    """Or the fuzzing above could pass by refusing everything."""
+    assert isinstance(read_folder(texts), Imported)
+    assert isinstance(read_folder(speech), Imported)
