@@ -14,11 +14,16 @@ if TYPE_CHECKING:
 
 
 class Verb(NamedTuple):
-    """One command: the function that runs it, what it does, and an example."""
+    """One command: the function that runs it, what it does, and an example.
+
+    Attributes:
+      typed: whether the command line is read into the function's own arguments (tyro); else it takes (argv, prog).
+    """
 
     run: str
     summary: str
     example: str
+    typed: bool = False
 
 
 VERBS = {
@@ -33,9 +38,10 @@ VERBS = {
         "jax-speechlm train-tokenizer --sets queen-en --kind unigram --vocab-size 500 --out data/unigram-500",
     ),
     "train-ngram": Verb(
-        "jax_speechlm.cli:train_ngram",
+        "jax_speechlm.decoding.train_ngram:train_ngram",
         "estimate an n-gram language model for decoding",
         "jax-speechlm train-ngram --sets text-en asterisk-en --order 4 --unit word --out data/en-4.arpa.gz",
+        typed=True,
     ),
     "pretrain": Verb(
         "jax_speechlm.cli:pretrain",
@@ -63,39 +69,52 @@ VERBS = {
         'jax-speechlm generate runs/lm "In the beginning" --temperature 0.8 --top-p 0.95',
     ),
     "compare": Verb(
-        "jax_speechlm.cli:compare",
+        "jax_speechlm.evaluation.recognition:compare_reports",
         "paired bootstrap between two evaluations",
         "jax-speechlm compare runs/a/eval/*/report.json runs/b/eval/*/report.json",
+        typed=True,
+    ),
+    "average": Verb(
+        "jax_speechlm.training.averaging:average_runs",
+        "average checkpoints of one run, or of several, into one",
+        "jax-speechlm average runs/finetune --last 5 --out runs/average    |    average runs/a runs/b --out runs/soup",
+        typed=True,
     ),
     "transcribe": Verb(
-        "jax_speechlm.cli:transcribe",
+        "jax_speechlm.transcriber:transcribe_files",
         "turn audio files into text",
         "jax-speechlm transcribe runs/finetune interview.mp3 --format json",
+        typed=True,
     ),
     "translate": Verb(
-        "jax_speechlm.cli:translate",
+        "jax_speechlm.transcriber:translate_files",
         "turn audio files of other languages into English text, with a speech-language model",
         "jax-speechlm translate runs/translate interview.mp3",
+        typed=True,
     ),
     "self-train": Verb(
-        "jax_speechlm.cli:self_train",
+        "jax_speechlm.self_training:self_train",
         "transcribe untranscribed audio, keep what the model is sure of, and train on it",
         "jax-speechlm self-train runs/finetune --sets queen-en --out pseudo --run-dir runs/self",
+        typed=True,
     ),
     "embed": Verb(
-        "jax_speechlm.cli:embed",
+        "jax_speechlm.encoder:embed_files",
         "write what an encoder's layers make of audio files: a vector a file, or one a frame",
         "jax-speechlm embed runs/pretrain *.wav --out embeddings.npz",
+        typed=True,
     ),
     "probe": Verb(
-        "jax_speechlm.cli:probe",
+        "jax_speechlm.evaluation.probing:probe_run",
         "train linear classifiers of speaker, language or words on an encoder's frozen layers",
         "jax-speechlm probe runs/pretrain --sets fsdd --target text --leave-out speaker",
+        typed=True,
     ),
     "align": Verb(
-        "jax_speechlm.cli:align",
+        "jax_speechlm.aligner:align_run",
         "find when each word of known transcripts is said",
         "jax-speechlm align runs/finetune --sets asterisk-en --split test --format ctm",
+        typed=True,
     ),
     "units": Verb(
         "jax_speechlm.cli:units",
@@ -140,16 +159,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb is None:
         print(f"jax-speechlm has no command {argv[0]!r}.\n\n{_help()}", file=sys.stderr)
         return 2
-    module, function = verb.run.split(":")
     status = 0
     try:
-        status = getattr(importlib.import_module(module), function)(argv[1:], prog=f"jax-speechlm {argv[0]}")
+        status = _run(verb, argv[1:], prog=f"jax-speechlm {argv[0]}")
     except BrokenPipeError:  # whoever read our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except _user_errors() as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return status or 0
+
+
+def _run(verb: Verb, argv: Sequence[str], prog: str) -> int | None:
+    module, name = verb.run.split(":")
+    function = getattr(importlib.import_module(module), name)
+    if not verb.typed:
+        return function(argv, prog=prog)
+    import tyro
+
+    from jax_speechlm.parallel.hardware import cache_compilations
+
+    cache_compilations()
+    tyro.cli(function, prog=prog, args=argv)
+    return 0
 
 
 def _help() -> str:
@@ -342,14 +374,6 @@ def train_tokenizer(argv: Sequence[str], prog: str) -> None:
     tyro.cli(run, prog=prog, args=argv)
 
 
-def train_ngram(argv: Sequence[str], prog: str) -> None:
-    import tyro
-
-    from jax_speechlm.decoding.train_ngram import train_ngram as run
-
-    tyro.cli(run, prog=prog, args=argv)
-
-
 EVALUATIONS = {
     "ctc": "jax_speechlm.evaluation.recognition",
     "joint": "jax_speechlm.evaluation.recognition",
@@ -389,26 +413,6 @@ def units(argv: Sequence[str], prog: str) -> None:
     subcommand_cli_from_dict(actions, prog=prog, args=argv)
 
 
-def embed(argv: Sequence[str], prog: str) -> None:
-    import tyro
-
-    from jax_speechlm.encoder import embed_files
-    from jax_speechlm.parallel.hardware import cache_compilations
-
-    cache_compilations()
-    tyro.cli(embed_files, prog=prog, args=argv)
-
-
-def probe(argv: Sequence[str], prog: str) -> None:
-    import tyro
-
-    from jax_speechlm.evaluation.probing import probe_run
-    from jax_speechlm.parallel.hardware import cache_compilations
-
-    cache_compilations()
-    tyro.cli(probe_run, prog=prog, args=argv)
-
-
 def score_pairs(argv: Sequence[str], prog: str) -> None:
     import tyro
 
@@ -442,54 +446,6 @@ def _trained_by(argv: Sequence[str]) -> str | None:
     from jax_speechlm.trained import objective_kind
 
     return objective_kind(argv[0]) if argv and not argv[0].startswith("-") else None
-
-
-def compare(argv: Sequence[str], prog: str) -> None:
-    import tyro
-
-    from jax_speechlm.evaluation.recognition import compare_reports
-
-    tyro.cli(compare_reports, prog=prog, args=argv)
-
-
-def transcribe(argv: Sequence[str], prog: str) -> None:
-    import tyro
-
-    from jax_speechlm.parallel.hardware import cache_compilations
-    from jax_speechlm.transcriber import transcribe_files
-
-    cache_compilations()
-    tyro.cli(transcribe_files, prog=prog, args=argv)
-
-
-def translate(argv: Sequence[str], prog: str) -> None:
-    import tyro
-
-    from jax_speechlm.parallel.hardware import cache_compilations
-    from jax_speechlm.transcriber import translate_files
-
-    cache_compilations()
-    tyro.cli(translate_files, prog=prog, args=argv)
-
-
-def self_train(argv: Sequence[str], prog: str) -> None:
-    import tyro
-
-    from jax_speechlm.parallel.hardware import cache_compilations
-    from jax_speechlm.self_training import self_train
-
-    cache_compilations()
-    tyro.cli(self_train, prog=prog, args=argv)
-
-
-def align(argv: Sequence[str], prog: str) -> None:
-    import tyro
-
-    from jax_speechlm.aligner import align_run
-    from jax_speechlm.parallel.hardware import cache_compilations
-
-    cache_compilations()
-    tyro.cli(align_run, prog=prog, args=argv)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ tokenizer's files, the data seed and step. Each `<step>` folder is complete in i
 
 import base64
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -28,8 +29,10 @@ from jax_speechlm.training.optimizers import overlay
 from jax_speechlm.training.state import TrainState
 
 log = logging.getLogger(__name__)
-# Orbax misses a file beside an item that its manager writes one folder up, on every read.
-logging.getLogger("absl").addFilter(lambda record: "Metadata file does not exist" not in record.getMessage())
+# Orbax misses a file beside an item that its manager writes one folder up, on every read; and metrics, on every save of a
+# step that was not validated.
+_IDLE_WARNINGS = ("Metadata file does not exist", "did not provide metrics")
+logging.getLogger("absl").addFilter(lambda record: not any(each in record.getMessage() for each in _IDLE_WARNINGS))
 
 _SPARE_BYTES = 64 << 20  # what metadata and the file system's own needs may add to a checkpoint
 
@@ -64,9 +67,8 @@ class Checkpoints:
         """
         self.directory = _place(run_dir) / "checkpoints"
         self.directory.mkdir(parents=True, exist_ok=True)
-        best = preservation_policy.BestN(
-            get_metric_fn=lambda metrics: -float(metrics.get(best_metric, np.inf)), n=keep_best
-        )
+        goodness = lambda metrics: -float(metrics.get(best_metric, np.inf))  # noqa: E731
+        best = preservation_policy.BestN(get_metric_fn=goodness, n=keep_best, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("state", "meta"),
@@ -74,6 +76,7 @@ class Checkpoints:
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
                     [preservation_policy.LatestN(keep_last), best]
                 ),
+                best_fn=goodness,  # decides nothing beside the policy, but without it metrics are not written
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             ),
@@ -84,7 +87,9 @@ class Checkpoints:
         """The steps that have a complete checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: TrainState, meta: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+    def save(
+        self, step: int, state: TrainState | dict[str, Params], meta: dict[str, Any], metrics: dict[str, float] | None = None
+    ) -> None:
         """Starts to save; a step that is saved already is left as it is.
 
         Args:
@@ -148,7 +153,7 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def _check_room(self, state: TrainState) -> None:
+    def _check_room(self, state: TrainState | dict[str, Params]) -> None:
         if is_url(self.directory):
             return
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SPARE_BYTES
@@ -160,12 +165,36 @@ class Checkpoints:
             )
 
 
-def read(checkpoint: str | os.PathLike, shapes: Any = None) -> Restored:
+def write(run_dir: str | os.PathLike, params: Params, meta: dict[str, Any]) -> AnyPath:
+    """Makes a run's directory of parameters alone, which every use of a trained model takes: one checkpoint of them.
+
+    Args:
+      params: as `read_params` gives them.
+      meta: as a run's checkpoints hold it; its "step" names the folder.
+
+    Returns:
+      The checkpoint's folder.
+
+    Raises:
+      CheckpointError: there are checkpoints already, or they cannot be written.
+    """
+    place = _place(run_dir)
+    if (place / "checkpoints").exists():
+        raise CheckpointError(f"{run_dir}: holds checkpoints already: name a folder that does not exist yet")
+    checkpoints = Checkpoints(place)
+    checkpoints.save(meta["step"], {"params": params}, meta)
+    checkpoints.close()
+    (place / "config.json").write_text(json.dumps(meta["experiment"], indent=1))
+    return place / "checkpoints" / str(meta["step"])
+
+
+def read(checkpoint: str | os.PathLike, shapes: Any = None, only: tuple[str, ...] | None = None) -> Restored:
     """Reads one `<step>` folder.
 
     Args:
       shapes: abstract arrays with shardings to restore into, on any mesh; None reads plain numpy arrays in nested
         dicts. Where it is a part of the saved tree (only "params", say), only that part is read.
+      only: without `shapes`: the fields of the state to read, where they are there; None for all.
 
     Raises:
       CheckpointError: the folder is not a complete checkpoint, or its arrays are not those of `shapes`.
@@ -177,8 +206,9 @@ def read(checkpoint: str | os.PathLike, shapes: Any = None) -> Restored:
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             if shapes is None:
                 tree = handler.metadata(checkpoint / "state").tree
+                tree = {name: part for name, part in tree.items() if only is None or name in only}
                 restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-                args = ocp.args.PyTreeRestore(restore_args=restore_args)
+                args = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
             else:
                 restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
                 args = ocp.args.PyTreeRestore(item=shapes, restore_args=restore_args, partial_restore=True)
@@ -204,9 +234,18 @@ def find(path: str | os.PathLike) -> AnyPath:
     Raises:
       CheckpointError: there is no checkpoint at that path.
     """
+    return find_all(path)[-1]
+
+
+def find_all(path: str | os.PathLike) -> list[AnyPath]:
+    """Every `<step>` folder of a run's directory, oldest first; a `<step>` folder itself is taken as it is.
+
+    Raises:
+      CheckpointError: there is no checkpoint at that path.
+    """
     path = reach(path)
     if _is_whole(path):
-        return path
+        return [path]
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = [child for child in folder.glob("*") if child.name.isdigit() and _is_whole(child)]
     if not steps:
@@ -214,7 +253,13 @@ def find(path: str | os.PathLike) -> AnyPath:
             f"{path}: holds no complete checkpoint. Give the directory of a run (with checkpoints/ in it) or one of "
             "its checkpoints/<step> folders."
         )
-    return max(steps, key=lambda step: int(step.name))
+    return sorted(steps, key=lambda step: int(step.name))
+
+
+def dev_metrics(checkpoint: AnyPath) -> dict[str, float]:
+    """What the validation at a `<step>` folder came to; empty where there was none at this step."""
+    file = checkpoint / "metrics" / "metrics"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def read_params(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
@@ -222,7 +267,7 @@ def read_params(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
 
     Where the run keeps a moving average of its parameters, that is what is read.
     """
-    restored = read(find(path))
+    restored = read(find(path), only=("params", "ema"))
     return overlay(restored.state["params"], restored.state.get("ema") or {}), restored.meta
 
 

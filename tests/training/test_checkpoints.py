@@ -74,6 +74,19 @@ def test_a_step_folder_is_complete_in_itself(saved, tmp_path):
     assert ckpt.read_params(tmp_path / "copied")[1] == {"step": 3}
 
 
+def test_the_best_is_kept_over_a_restart_and_what_was_not_validated_only_while_it_is_new(saved, tmp_path):
+    _, state = saved
+    for steps in ((1, 2, 3), (4, 5, 6)):
+        checkpoints = ckpt.Checkpoints(tmp_path, keep_last=2, keep_best=1)
+        for step in steps:
+            checkpoints.save(step, state, {"step": step}, None if step in (2, 4) else {"loss": abs(step - 1.1)})
+            checkpoints.wait()
+        checkpoints.close()
+    found = ckpt.find_all(tmp_path)
+    assert [each.name for each in found] == ["1", "5", "6"]
+    assert ckpt.dev_metrics(found[1]) == {"loss": 3.9}
+
+
 def test_a_half_written_checkpoint_is_no_checkpoint(saved, tmp_path):
     run_dir, _ = saved
     shutil.copytree(run_dir, tmp_path / "run")
