@@ -74,6 +74,12 @@ VERBS = {
         "jax-speechlm compare runs/a/eval/*/report.json runs/b/eval/*/report.json",
         typed=True,
     ),
+    "rover": Verb(
+        "jax_speechlm.evaluation.rover:rover_reports",
+        "join the transcripts of several evaluations by a vote on every word",
+        "jax-speechlm rover runs/*/eval/asterisk-en-test-greedy/report.json --out runs/rover",
+        typed=True,
+    ),
     "average": Verb(
         "jax_speechlm.training.averaging:average_runs",
         "average checkpoints of one run, or of several, into one",

@@ -18,6 +18,7 @@ from jax_speechlm.decoding.neural_fusion import NeuralScorer
 from jax_speechlm.decoding.ngram import END, NGram
 from jax_speechlm.decoding.ngram_fusion import ngram_scorer
 from jax_speechlm.decoding.prefix_beam import BeamSettings, Hypothesis, prefix_beam_search
+from jax_speechlm.language_ensemble import LanguageEnsemble
 from jax_speechlm.language_model import LanguageModel
 
 _UNTUNED = {"alpha": 0.5, "beta": 0.5, "rescore_alpha": 0.5, "rescore_beta": 0.5}
@@ -35,6 +36,7 @@ class Decoding(Config):
       decoder: "greedy" takes each frame's likeliest token; "beam" searches prefixes. By default beam where a language
         model or a list of words is named, else greedy.
       lm: language model for fusion: an n-gram (ARPA, .gz or KenLM's binary), or a text run's folder.
+      lm_ensemble: further text runs of the same vocabulary: the mean of their probabilities and lm's is what scores.
       alpha: its weight.
       beta: bonus for each of its units: words, or tokens where it scores those.
       boost: a file of words and phrases to expect, one a line, with a bonus of their own behind a tab if need be.
@@ -46,6 +48,7 @@ class Decoding(Config):
 
     decoder: Literal["greedy", "beam"] | None = None
     lm: Path | None = None
+    lm_ensemble: tuple[Path, ...] = ()
     alpha: float | None = None
     beta: float | None = None
     boost: Path | None = None
@@ -63,7 +66,7 @@ class Decoding(Config):
         """A short name for folders: "greedy", "beam", or what the beam is helped by."""
         if self.is_greedy:
             return "greedy"
-        helped = [path.stem for path in (self.lm, self.boost) if path]
+        helped = [path.stem for path in (self.lm, *self.lm_ensemble, self.boost) if path]
         return "+".join(["beam", *helped, *([f"ranked-by-{self.rescore.stem}"] if self.rescore else [])])
 
     @property
@@ -81,7 +84,8 @@ class Decoding(Config):
             return "greedy"
         parts = [f"prefix beam {self.beam_size}"]
         if self.lm:
-            parts.append(f"{self.lm} (alpha {self.alpha:g}, beta {self.beta:g})")
+            models = " and ".join(map(str, (self.lm, *self.lm_ensemble)))
+            parts.append(f"{models} (alpha {self.alpha:g}, beta {self.beta:g})")
         if self.boost:
             parts.append(f"words of {self.boost}")
         if self.rescore:
@@ -92,6 +96,8 @@ class Decoding(Config):
     def _greedy_uses_nothing(self):
         if self.decoder == "greedy" and (self.lm or self.boost or self.rescore):
             raise ValueError("greedy decoding uses no language model and no list of words: take decoder beam")
+        if self.lm_ensemble and not self.lm:
+            raise ValueError("lm_ensemble adds to the language model that lm names: name one with --lm")
         return self
 
 
@@ -120,7 +126,7 @@ class Decoder:
         """
         self.decoding = decoding.with_defaults()
         self._tokenizer = tokenizer
-        self._lm = _scorer(decoding.lm, tokenizer) if decoding.lm else None
+        self._lm = _scorer(decoding.lm, decoding.lm_ensemble, tokenizer) if decoding.lm else None
         self._boost = None
         if decoding.boost:
             self._boost = Boost(read_phrases(decoding.boost, tokenizer), tokenizer.pieces)
@@ -197,8 +203,8 @@ def _load(path: Path) -> NGram | LanguageModel:
     return LanguageModel.load(path) if path.is_dir() else NGram(path)
 
 
-def _scorer(path: Path, tokenizer: Tokenizer) -> Scorer:
-    lm = _load(path)
+def _scorer(path: Path, ensemble: Sequence[Path], tokenizer: Tokenizer) -> Scorer:
+    lm = LanguageEnsemble.load((path, *ensemble)) if ensemble else _load(path)
     if isinstance(lm, NGram):
         return ngram_scorer(lm, tokenizer)
     theirs = lm.tokenizer

@@ -110,18 +110,30 @@ def in_batches(parts: Sequence[Int16[np.ndarray, "..."]]) -> Iterator[Batch]:
         yield batch
 
 
-def open_transcriber(path: str | Path, decoding: Decoding = Decoding()) -> Transcriber:  # noqa: B008  frozen
+def open_transcriber(
+    path: str | Path,
+    decoding: Decoding = Decoding(),  # noqa: B008  frozen
+    ensemble: Sequence[str | Path] = (),
+) -> Transcriber:
     """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, of any objective that writes what it hears.
 
+    Args:
+      ensemble: further runs that hear with it, where it spells by CTC.
+
     Raises:
-      CheckpointError: there is no readable checkpoint, or its model was not trained to spell.
+      CheckpointError: there is no readable checkpoint, its model was not trained to spell, or an ensemble's members do
+        not fit together.
       DataError, ValueError: `decoding` does not fit it.
     """
     if objective_kind(path) == "speech_lm":
-        from jax_speechlm.speech_language_model import SpeechLanguageModel as Kind
-    else:
-        from jax_speechlm.recognizer import Recognizer as Kind
-    return Kind.load(path, decoding)
+        from jax_speechlm.speech_language_model import SpeechLanguageModel
+
+        if ensemble:
+            raise ValueError(f"{path}: was trained by speech_lm; only runs that spell by CTC make an ensemble")
+        return SpeechLanguageModel.load(path, decoding)
+    from jax_speechlm.recognizer import Recognizer
+
+    return Recognizer.load(path, decoding, ensemble)
 
 
 def cut_at_pauses(samples: Int16[np.ndarray, " samples"], max_seconds: float) -> Iterator[Int16[np.ndarray, "..."]]:
@@ -139,6 +151,7 @@ def transcribe_files(
     checkpoint: Positional[Path],
     files: Positional[tuple[Path, ...]],
     decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
+    ensemble: tuple[Path, ...] = (),
     format: Literal["text", "json"] = "text",
     max_seconds: float = 30.0,
 ) -> None:
@@ -148,10 +161,11 @@ def transcribe_files(
       checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
       files: the audio files.
       decoding: how the text is found; weights that `eval` tuned are in its report.
+      ensemble: further runs with its tokenizer and frame rate; the mean of all their probabilities is decoded.
       format: "text" prints a line a file; "json" prints JSON lines with the file, its seconds, text and error.
       max_seconds: longer recordings are cut at pauses into parts of at most this length.
     """
-    _write(checkpoint, files, "transcribe", decoding, format, max_seconds)
+    _write(open_transcriber(checkpoint, decoding, ensemble), files, "transcribe", format, max_seconds)
 
 
 def translate_files(
@@ -171,13 +185,11 @@ def translate_files(
       max_seconds: longer recordings are cut at pauses into parts of at most this length.
     """
     decoding = Decoding(decoder="beam", beam_size=beam_size) if beam_size > 1 else Decoding()
-    _write(checkpoint, files, "translate", decoding, format, max_seconds)
+    _write(open_transcriber(checkpoint, decoding), files, "translate", format, max_seconds)
 
 
-def _write(
-    checkpoint: Path, files: Sequence[Path], task: str, decoding: Decoding, format: str, max_seconds: float
-) -> None:
-    transcriber, failed = open_transcriber(checkpoint, decoding), 0
+def _write(transcriber: Transcriber, files: Sequence[Path], task: str, format: str, max_seconds: float) -> None:
+    failed = 0
     if transcriber.task != task:
         verb = "generate" if transcriber.task in ("extend", "answer") else transcriber.task
         raise CheckpointError(

@@ -15,6 +15,7 @@ from data_pipelines.paths import AnyPath, as_path
 from data_pipelines.tokenizers import find_unknown
 from jax_speechlm.config import Config
 from jax_speechlm.decoding.ngram import NGram, sentences
+from jax_speechlm.language_ensemble import LanguageEnsemble
 from jax_speechlm.language_model import LanguageModel
 
 
@@ -89,7 +90,7 @@ class LanguageReport(Config):
         return table
 
 
-def predict(lm: LanguageModel, texts: Sequence[str], stride: int | None = None) -> list[Prediction]:
+def predict(lm: LanguageModel | LanguageEnsemble, texts: Sequence[str], stride: int | None = None) -> list[Prediction]:
     """How well a language model predicts each text. `stride` as in `LanguageModel.token_nats`."""
     nats = lm.token_nats([lm.encode(text) for text in texts], stride=stride)
     return [
@@ -122,6 +123,7 @@ def evaluate_run(
     checkpoint: Positional[Path],
     sets: tuple[str, ...],
     split: str = "test",
+    ensemble: tuple[Path, ...] = (),
     ngram: tuple[Path, ...] = (),
     stride: int | None = None,
     data_dir: Path = Path("data"),
@@ -135,12 +137,13 @@ def evaluate_run(
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
       sets: names of prepared data sets; "name:split" takes another split than --split.
       split: "test", "dev" or "train".
+      ensemble: further runs of the same vocabulary; the mean of all their probabilities is measured.
       ngram: n-gram models (`jax-speechlm train-ngram`) to measure on the same bytes.
       stride: tokens between the windows in which documents longer than the context are scored; by default half of it.
       data_dir: folder of the prepared data sets.
-      out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
+      out: folder of the report; by default <checkpoint>/eval/<sets>-<split>, and the ensemble's names behind it.
     """
-    lm = LanguageModel.load(checkpoint)
+    lm = LanguageEnsemble.load((checkpoint, *ensemble)) if ensemble else LanguageModel.load(checkpoint)
     index = indexes.read_sets(data_dir, sets, split)
     texts = index.column("text").to_pylist()
     predictions = predict(lm, texts, stride)
@@ -154,7 +157,9 @@ def evaluate_run(
         sources={name: total([predictions[row] for row in rows]) for name, rows in _sources(index).items()},
         ngrams={str(path): total(predict_by_ngram(NGram(path), texts)) for path in ngram},
     )
-    out = as_path(out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}")
+    out = as_path(
+        out or checkpoint / "eval" / "+with-".join((f"{'+'.join(sets)}-{split}", *(run.name for run in ensemble)))
+    )
     save_report(report, out)
     console = Console(highlight=False)
     console.print(report.table())
@@ -177,7 +182,7 @@ def _prediction(text: str, nats: float, units: int, unknown: int) -> Prediction:
     return Prediction(nats=nats, units=units, bytes=num_bytes, words=num_words, documents=1, unknown=unknown)
 
 
-def _count_unknown(lm: LanguageModel, text: str) -> int:
+def _count_unknown(lm: LanguageModel | LanguageEnsemble, text: str) -> int:
     return len(lm.tokenizer.unknown(text))
 
 

@@ -64,6 +64,7 @@ def evaluate_run(
     sets: tuple[str, ...],
     split: str = "test",
     decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
+    ensemble: tuple[Path, ...] = (),
     tune: bool = False,
     normalizer: NormalizerName = "basic",
     data_dir: Path = Path("data"),
@@ -80,16 +81,17 @@ def evaluate_run(
       sets: names of prepared data sets; "name:split" takes another split than --split.
       split: "test", "dev" or "train".
       decoding: how the text is found.
+      ensemble: further runs with its tokenizer and frame rate; the mean of all their probabilities is decoded.
       tune: choose the weights of the language models on the sets' dev splits first. This also happens where a language
         model is named without its weights.
       normalizer: what reference and hypothesis go through before they are compared.
       data_dir: folder of the prepared data sets.
-      out: folder of the report; by default <checkpoint>/eval/<sets>-<split>-<decoder and language models>.
+      out: folder of the report; by default <checkpoint>/eval/<sets>-<split>-<decoder, language models, ensemble>.
       seconds_per_batch: padded audio at a time: memory and speed, never the result.
     """
     if tune and not (decoding.lm or decoding.rescore):
         raise DataError("--tune chooses the weights of language models: name one with --lm or --rescore")
-    recognizer = open_transcriber(checkpoint, decoding)
+    recognizer = open_transcriber(checkpoint, decoding, ensemble)
     tuned_on = ""
     if isinstance(recognizer, Recognizer) and recognizer.decoder is not None and (tune or decoding.untuned):
         names = tuple(dict.fromkeys(name.partition(":")[0] for name in sets))
@@ -102,7 +104,8 @@ def evaluate_run(
     measure = translation.evaluate if recognizer.task == "translate" else reports.evaluate
     utterances = speech.utterances(recognizer.recognize(speech.batches()))
     report = measure(utterances, normalizer, decoder=recognizer.how + tuned_on)
-    out = as_path(out or checkpoint / "eval" / "-".join(("+".join(sets), split, decoding.name)))
+    helped = "+".join((decoding.name, *(f"with-{run.name}" for run in ensemble)))
+    out = as_path(out or checkpoint / "eval" / "-".join(("+".join(sets), split, helped)))
     report.save(out)
     console = Console(highlight=False)
     console.print(report.table())

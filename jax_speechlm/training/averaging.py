@@ -46,6 +46,8 @@ def average_runs(
       last: so many of each run's newest checkpoints.
       best: so many of those with the lowest dev loss.
     """
+    if not runs:
+        raise ValueError("name a run's directory, or several: jax-speechlm average runs/finetune --out runs/average")
     chosen = [checkpoint for run in runs for checkpoint in choose(run, last, best, alone=len(runs) == 1)]
     params, meta = average(chosen)
     print(f"the mean of {len(chosen)} checkpoints: {ckpt.write(out, params, meta)}")

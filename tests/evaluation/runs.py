@@ -6,8 +6,9 @@ import jax
 
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.experiment import Experiment
+from jax_speechlm.models import functional
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh
-from jax_speechlm.training.checkpoints import Checkpoints
+from jax_speechlm.training.checkpoints import Checkpoints, write
 from jax_speechlm.training.source import tokenizer_files
 from jax_speechlm.training.state import make_trainer
 
@@ -28,4 +29,13 @@ def save_run(folder: Path, experiment: Experiment, tokenizer: Tokenizer | None, 
         meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(tokenizer)}
         checkpoints.save(0, state, meta | {"plan": "", "step": 0, "units": units})
         checkpoints.close()
+    return folder
+
+
+def write_run(folder: Path, experiment: Experiment, tokenizer: Tokenizer | None) -> Path:
+    """The same parameters, but nothing besides them: no optimizer is built, nothing is compiled."""
+    objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
+    params = jax.tree.map(lambda leaf: 3 * leaf, functional.init(objective.make, jax.random.key(experiment.seed)))
+    meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(tokenizer), "units": None}
+    write(folder, params, meta | {"plan": "", "step": 0})
     return folder
