@@ -13,6 +13,7 @@ from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.distillation import Distillation
 from jax_speechlm.objectives.encoder_only import EncoderOnly
 from jax_speechlm.objectives.hubert import HuBERT
 from jax_speechlm.objectives.joint import Joint
@@ -37,6 +38,7 @@ Objective = Annotated[
     | Joint
     | UnitLM
     | SpeechLM
+    | Distillation
     | Classification
     | EncoderOnly,
     pydantic.Field(discriminator="kind"),

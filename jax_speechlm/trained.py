@@ -66,5 +66,9 @@ class Trained:
 
 
 def objective_kind(path: str | os.PathLike) -> str:
-    """The objective that a run was trained by. Raises `CheckpointError` where there is no readable checkpoint."""
-    return ckpt.read_meta(ckpt.find(path))["experiment"]["objective"]["kind"]
+    """The objective whose uses a run's model has: its own, or that of a distillation's student.
+
+    Raises:
+      CheckpointError: there is no readable checkpoint.
+    """
+    return Experiment.model_validate(ckpt.read_meta(ckpt.find(path))["experiment"]).objective.trains

@@ -269,6 +269,38 @@ class Transformer(nnx.Module):
         Returns:
           The hidden states, and what the probe found, stacked over layers.
         """
+        hidden, (found, _) = self._encode(x_BxTxD, segment_BxT, position_BxT, keys, probe)
+        return hidden, found
+
+    def hidden_states(
+        self,
+        tokens_BxT: Int[Array, "batch time"],
+        segment_BxT: Int[Array, "batch time"],
+        position_BxT: Int[Array, "batch time"],
+        keys: Keys | None = None,
+        taps: tuple[int, ...] = (),
+    ) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
+        """`__call__`, and the residual stream after each of `taps` layers, counted from 1: float32, 0 at padding."""
+        if not all(1 <= tap <= self.config.num_layers for tap in taps):
+            raise ValueError(f"taps must lie between 1 and num_layers ({self.config.num_layers}); got {taps}")
+        num_tokens = tokens_BxT.shape[1]
+        vectors = self.embed(sequence.pad_time(tokens_BxT))
+        segment_BxT, position_BxT = map(sequence.pad_time, (segment_BxT, position_BxT))
+        hidden, (_, every_x) = self._encode(vectors, segment_BxT, position_BxT, keys, keep_every=bool(taps))
+        real = (segment_BxT > 0)[..., None]
+        finish = lambda x: jnp.where(real, x.astype(jnp.float32), 0)[:, :num_tokens]  # noqa: E731
+        return hidden[:, :num_tokens], {tap: finish(every_x[tap - 1]) for tap in taps}
+
+    def _encode(
+        self,
+        x_BxTxD: Array,
+        segment_BxT: Array,
+        position_BxT: Array,
+        keys: Keys | None,
+        probe: Callable[[Array, Array], Array] | None = None,
+        keep_every: bool = False,
+    ) -> tuple[Array, tuple[Array | None, Array | None]]:
+        """Hidden states; what the probe found, and the residual stream after every layer, or None for either."""
         config, num_vectors = self.config, x_BxTxD.shape[1]
         x_BxTxD, segment_BxT, position_BxT = map(sequence.pad_time, (x_BxTxD, segment_BxT, position_BxT))
         *keys_L, key_in = split_keys(keys, config.num_layers + 1)
@@ -283,13 +315,14 @@ class Transformer(nnx.Module):
                 return see(config.window)(*operands), found
             return jax.lax.cond(is_global, see(None), see(config.window), *operands), found
 
-        def run(block: Block, x: Array, each: tuple[Array, Array, Keys | None]) -> tuple[Array, Array | None]:
+        def run(block: Block, x: Array, each: tuple[Array, Array, Keys | None]) -> tuple[Array, tuple]:
             index, is_global, keys = each
-            return block(x, _choose(is_global, rotations), partial(mix, is_global), index == 0, keys)
+            x, found = block(x, _choose(is_global, rotations), partial(mix, is_global), index == 0, keys)
+            return x, (found, x if keep_every else None)
 
         each = *self._layers(), None if keys is None else jnp.stack(keys_L)
-        x, found = scan_layers(self.layers, run, x, each, config.remat)
-        return self._finish(x, segment_BxT > 0)[:, :num_vectors], found
+        x, kept = scan_layers(self.layers, run, x, each, config.remat)
+        return self._finish(x, segment_BxT > 0)[:, :num_vectors], kept
 
     def decode(
         self, tokens_BxT: Int[Array, "batch time"], position_BxT: Int[Array, "batch time"], cache: Cache

@@ -31,6 +31,11 @@ class ObjectiveConfig(Config):
     reads_codes: ClassVar[bool] = False
 
     @property
+    def trains(self) -> str:
+        """The kind of model that comes out, by the objective that alone would train it: what its uses go by."""
+        return self.kind
+
+    @property
     def text_column(self) -> str:
         """The column of an index whose texts the tokens of speech spell."""
         return "text"
@@ -54,6 +59,8 @@ class Objective:
         of the batch; `metrics["loss"]` holds the same as (sum, number of targets). `key` drives augmentation, masking
         and dropout; None is evaluation: nothing random but what the objective itself needs (BEST-RQ's masks).
       frozen: top-level groups of parameters that no optimizer may touch, such as BEST-RQ's quantizer.
+      borrowed: the frozen among them that are other runs' parameters: read from there at every start, never saved.
+      training_only: groups that no use of the trained model needs: `checkpoints.read_params` leaves them out.
       forward_flops: `(samples or tokens of a row, batch_size) -> FLOPs` of one forward pass, analytic, for MFU.
       batch_flops: `batch -> FLOPs` instead, where batches differ in more than their length; it sees shapes alone. Where
         parts of a model do not learn it is a third of what a training step costs.
@@ -66,6 +73,8 @@ class Objective:
     make: functional.MakeModule
     loss: Loss
     frozen: tuple[str, ...] = ()
+    borrowed: tuple[str, ...] = ()
+    training_only: tuple[str, ...] = ()
     forward_flops: Callable[[int, int], float] | None = None
     batch_flops: Callable[[Mapping[str, Any]], float] | None = None
     logits: Callable[[functional.Params, Batch], tuple[Array, Array]] | None = None

@@ -1,7 +1,7 @@
 """Connectionist temporal classification (CTC), with intermediate losses and CR-CTC consistency between two views."""
 
 import functools
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,14 +45,22 @@ def ctc_loss(
     num_frames, num_tokens = logits_BxTxV.shape[1], tokens_BxU.shape[1]
     no_frame = jnp.arange(num_frames) >= length_B[:, None]
     no_token = jnp.arange(num_tokens) >= token_length_B[:, None]
-    repeats_B = jnp.sum((tokens_BxU[:, 1:] == tokens_BxU[:, :-1]) & ~no_token[:, 1:], axis=-1)
-    feasible_B = (length_B > 0) & (length_B >= token_length_B + repeats_B)
+    feasible_B = is_feasible(length_B, tokens_BxU, token_length_B)
     # Replaced before the loss, not after it: the gradient of a selected value still flows through the branch not taken.
     logits = jnp.where(feasible_B[:, None, None] & ~no_frame[..., None], logits_BxTxV.astype(jnp.float32), 0)
     loss_B = optax.ctc_loss(
         logits, no_frame.astype(jnp.float32), tokens_BxU, no_token.astype(jnp.float32), blank_id=BLANK
     )
     return jnp.where(feasible_B, jnp.maximum(loss_B, 0), 0), feasible_B  # float32 rounding can give -1e-6
+
+
+def is_feasible(
+    length_B: Int[Array, " batch"], tokens_BxU: Int[Array, "batch tokens"], token_length_B: Int[Array, " batch"]
+) -> Bool[Array, " batch"]:
+    """Whether a row has an alignment: a frame for each token and for each blank between equal neighbours, and any."""
+    inside = jnp.arange(1, tokens_BxU.shape[1]) < token_length_B[:, None]
+    repeats_B = jnp.sum((tokens_BxU[:, 1:] == tokens_BxU[:, :-1]) & inside, axis=-1)
+    return (length_B > 0) & (length_B >= token_length_B + repeats_B)
 
 
 def consistency_loss(
@@ -91,8 +99,11 @@ class CTCModel(nnx.Module):
     ) -> list[Float[Array, "batch time vocab"]]:
         """Logits after the last layer, then those after each of `taps` layers."""
         hidden, tapped = self.encoder(features_BxTxF, length_B, keys=keys, chunk=chunk, taps=taps)
-        # Whole rows again: an alignment goes through all of time.
-        return [by_rows(self.head(x)) for x in (hidden, *tapped.values())]
+        return [self.spell(x) for x in (hidden, *tapped.values())]
+
+    def spell(self, hidden_BxTxD: Float[Array, "batch time dim"]) -> Float[Array, "batch time vocab"]:
+        """Logits of hidden states: whole rows again, because an alignment goes through all of time."""
+        return by_rows(self.head(hidden_BxTxD))
 
 
 class CTC(ObjectiveConfig):
@@ -166,9 +177,48 @@ def _loss(
     config: CTC,
     frontend: FrontEnd,
 ) -> tuple[Float[Array, ""], Metrics]:
-    model = functional.bind(graphdef, params)
+    spelled = spell(functional.bind(graphdef, params), batch, key, config, frontend)
+    metrics = score(spelled, batch, config)
+    return mean(*metrics["loss"]), metrics
+
+
+class Spelled(NamedTuple):
+    """What a model makes of a batch: each row once for every view, side by side, so that sharded rows stay put.
+
+    Attributes:
+      logits: after the last layer.
+      tapped: hidden states after so many layers, of every layer that was asked for.
+      intermediate: logits after the layers of `CTC.intermediate`.
+      length: valid frames.
+      views: of each row.
+    """
+
+    logits: Float[Array, "rows time vocab"]
+    tapped: dict[int, Float[Array, "rows time dim"]]
+    intermediate: list[Float[Array, "rows time vocab"]]
+    length: Int[Array, " rows"]
+    views: int
+
+    def repeat(self, x: Array) -> Array:
+        """Something of each row of the batch, for each of its views."""
+        return jnp.repeat(x, self.views, axis=0)
+
+
+def spell(
+    model: CTCModel,
+    batch: Batch,
+    key: PRNGKeyArray | None,
+    config: CTC,
+    frontend: FrontEnd,
+    taps: tuple[int, ...] = (),
+) -> Spelled:
+    """The forward pass of training, or of evaluation where `key` is None.
+
+    Args:
+      taps: layer counts after which hidden states are wanted.
+    """
     views = 1 if key is None or not config.consistency else 2
-    repeat = lambda x: jnp.repeat(x, views, axis=0)  # noqa: E731  side by side, so that sharded rows stay where they are
+    repeat = lambda x: jnp.repeat(x, views, axis=0)  # noqa: E731
     if key is None:
         x_BxTxF, length_B = features(batch, frontend, None)
         keys, chunk = None, None
@@ -180,11 +230,18 @@ def _loss(
         spec_keys = _view_keys(spec_key, batch, views)
         x_BxTxF = spec_augment(x_BxTxF, length_B, spec_keys, frontend.augment, frontend.mel.num_mel_bins)
         keys, chunk = _view_keys(dropout_key, batch, views), draw_chunk(model.encoder.config, chunk_key)
-    logits, *intermediate = model(x_BxTxF, length_B, keys=keys, chunk=chunk, taps=config.intermediate)
+    wanted = tuple(dict.fromkeys((*config.intermediate, *taps)))
+    hidden, tapped = model.encoder(x_BxTxF, length_B, keys=keys, chunk=chunk, taps=wanted)
+    intermediate = [model.spell(tapped[layers]) for layers in config.intermediate]
+    return Spelled(model.spell(hidden), {tap: tapped[tap] for tap in taps}, intermediate, length_B, views)
 
-    tokens_BxU, token_length_B = repeat(batch["tokens"]), repeat(batch["token_length"])
+
+def score(spelled: Spelled, batch: Batch, config: CTC) -> Metrics:
+    """The loss of what was spelled, its parts and its gauges; all that is averaged by targets has their number."""
+    logits, intermediate, length_B, views = spelled.logits, spelled.intermediate, spelled.length, spelled.views
+    tokens_BxU, token_length_B = spelled.repeat(batch["tokens"]), spelled.repeat(batch["token_length"])
     loss_B, feasible_B = ctc_loss(logits, length_B, tokens_BxU, token_length_B)
-    weight_B = repeat(batch["weight"]) / views  # an utterance counts once, however many views it has
+    weight_B = spelled.repeat(batch["weight"]) / views  # an utterance counts once, however many views it has
     learnt_B = weight_B * feasible_B
     frames_BxT = frame_mask(length_B, logits.shape[1]) * weight_B[:, None]
     sums = {"loss": jnp.sum(learnt_B * loss_B)}
@@ -196,12 +253,15 @@ def _loss(
         sums["loss"] = (1 - share) * sums["ctc"] + share * sums["intermediate"]
     if views == 2:
         consistency_B = consistency_loss(logits[0::2], logits[1::2], length_B[0::2])
-        sums |= {"ctc": sums.get("ctc", sums["loss"]), "consistency": jnp.sum(learnt_B * repeat(consistency_B))}
+        sums |= {
+            "ctc": sums.get("ctc", sums["loss"]),
+            "consistency": jnp.sum(learnt_B * spelled.repeat(consistency_B)),
+        }
         sums["loss"] += config.consistency * sums["consistency"]
     metrics = {name: (total, targets) for name, total in sums.items()}
     metrics["infeasible"] = jnp.sum(weight_B * ~feasible_B), jnp.sum(weight_B)
     metrics["blank"] = jnp.sum(frames_BxT * (jnp.argmax(logits, axis=-1) == BLANK)), jnp.sum(frames_BxT)
-    return mean(*metrics["loss"]), metrics
+    return metrics
 
 
 def _view_keys(key: PRNGKeyArray, batch: Batch, views: int) -> Key[Array, " rows"]:

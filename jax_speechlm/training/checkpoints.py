@@ -29,8 +29,8 @@ from jax_speechlm.training.optimizers import overlay
 from jax_speechlm.training.state import TrainState
 
 log = logging.getLogger(__name__)
-# Orbax misses a file beside an item that its manager writes one folder up, on every read; and metrics, on every save of a
-# step that was not validated.
+# What Orbax misses on every read (a file beside an item, which its manager writes one folder up), and on saves without
+# a validation.
 _IDLE_WARNINGS = ("Metadata file does not exist", "did not provide metrics")
 logging.getLogger("absl").addFilter(lambda record: not any(each in record.getMessage() for each in _IDLE_WARNINGS))
 
@@ -88,7 +88,11 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(
-        self, step: int, state: TrainState | dict[str, Params], meta: dict[str, Any], metrics: dict[str, float] | None = None
+        self,
+        step: int,
+        state: TrainState | dict[str, Params],
+        meta: dict[str, Any],
+        metrics: dict[str, float] | None = None,
     ) -> None:
         """Starts to save; a step that is saved already is left as it is.
 
@@ -265,10 +269,12 @@ def dev_metrics(checkpoint: AnyPath) -> dict[str, float]:
 def read_params(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
     """(parameters to use, meta) of a run's newest checkpoint, or of a `<step>` folder: numpy, in nested dicts.
 
-    Where the run keeps a moving average of its parameters, that is what is read.
+    Where the run keeps a moving average of its parameters, that is what is read; what training alone needs is left out.
     """
     restored = read(find(path), only=("params", "ema"))
-    return overlay(restored.state["params"], restored.state.get("ema") or {}), restored.meta
+    params = overlay(restored.state["params"], restored.state.get("ema") or {})
+    unused = restored.meta.get("training_only", ())
+    return {name: group for name, group in params.items() if name not in unused}, restored.meta
 
 
 def pack_files(directory: str | Path) -> dict[str, str]:

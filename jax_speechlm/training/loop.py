@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import faulthandler
+import functools
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from data_pipelines.paths import as_path, reach
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.experiment import Experiment, differences
+from jax_speechlm.models.functional import Params
 from jax_speechlm.parallel import distributed, hardware
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
@@ -28,6 +30,7 @@ from jax_speechlm.training.optimizers import overlay, paths, select
 from jax_speechlm.training.reporting import Extent, Meter, Reporter
 from jax_speechlm.training.source import Source, open_source, tokenizer_files
 from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer
+from jax_speechlm.training.teachers import borrow, introduce
 from jax_speechlm.training.validation import validate
 from jax_speechlm.training.warm_start import take_over
 
@@ -87,6 +90,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
     began_at = time.time()
     run_dir = reach(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    experiment = introduce(experiment)
     source = source or open_source(experiment)
     objective = experiment.objective.build(experiment.model, experiment.frontend, source.tokenizer)
     mesh = meshes.make_mesh(experiment.mesh)
@@ -94,6 +98,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
     meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(source.tokenizer)}
     units = getattr(source, "units", None)  # which a model of speech units is tied to
     meta |= {"plan": source.plan.fingerprint, "units": units.fingerprint if units else None}
+    meta |= {"training_only": objective.training_only} if objective.training_only else {}
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
@@ -102,11 +107,14 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
         trainer = make_trainer(objective, experiment.optimizer, experiment.num_steps, experiment.seed, mesh)
         checkpoints = ckpt.Checkpoints(run_dir, keep_last=cadence.keep_last, keep_best=cadence.keep_best)
         stack.callback(checkpoints.close)
-        state, first_step = _initial_state(experiment, trainer, checkpoints, meta, source.tokenizer)
+        own = functools.partial(_without, objective.borrowed)
+        borrowed = borrow(experiment, trainer.shapes.params, source.tokenizer)
+        state, first_step = _initial_state(experiment, trainer, checkpoints, meta, source.tokenizer, own, borrowed)
+        del borrowed  # the first step gives its buffers up
         if jax.process_index() == 0:
             (run_dir / "config.json").write_text(experiment.model_dump_json(indent=1))
         reporter = stack.enter_context(Reporter(logs, run_dir.name, first_step, experiment.num_steps))
-        reporter.say(_describe(experiment, trainer, source, mesh, first_step))
+        reporter.say(_describe(experiment, own(trainer.shapes).params, source, mesh, first_step))
         stopped_by = stack.enter_context(_catch_signals())
         profile = stack.enter_context(_profiler(cadence.profile_steps, logs))
 
@@ -154,9 +162,9 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
                     reporter.write(step, "dev", dev_figures)
                 if step % cadence.checkpoint_every == 0 or last:
                     with account.paying_for("checkpoint"):
-                        checkpoints.save(step, state, meta | {"step": step}, dev_figures if evaluated else None)
+                        checkpoints.save(step, own(state), meta | {"step": step}, dev_figures if evaluated else None)
         if step < experiment.num_steps:
-            checkpoints.save(step, state, meta | {"step": step})
+            checkpoints.save(step, own(state), meta | {"step": step})
             reporter.say(f"{signal_name} received: saved step {step}. The same command goes on from there.")
         elif not dev_figures:  # the run was finished already
             dev_figures = validate(trainer, eval_params(state), source, mesh)
@@ -177,10 +185,26 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
     )
 
 
+def _without(borrowed: tuple[str, ...], state: TrainState) -> TrainState:
+    """What a checkpoint holds of a state: all but the parameters that are other runs'."""
+    return state._replace(params=select(state.params, borrowed, complement=True)) if borrowed else state
+
+
 def _initial_state(
-    experiment: Experiment, trainer: Trainer, checkpoints: ckpt.Checkpoints, meta: dict, tokenizer: Tokenizer | None
+    experiment: Experiment,
+    trainer: Trainer,
+    checkpoints: ckpt.Checkpoints,
+    meta: dict,
+    tokenizer: Tokenizer | None,
+    own: Callable[[TrainState], TrainState],
+    borrowed: Params,
 ) -> tuple[TrainState, int]:
-    """(state, first step): the newest checkpoint, or fresh parameters with what `experiment.start` takes over."""
+    """(state, first step): the newest checkpoint, or fresh parameters with what `experiment.start` takes over.
+
+    Args:
+      own: the part of a state that checkpoints hold.
+      borrowed: the parameters that they do not.
+    """
 
     def check(saved: dict) -> None:
         other = differences(Experiment.model_validate(saved["experiment"]), experiment)
@@ -200,10 +224,11 @@ def _initial_state(
                 "cannot be continued. Restore the data, or start again in another --run-dir."
             )
 
-    restored = checkpoints.restore(trainer.shapes, check)
+    restored = checkpoints.restore(own(trainer.shapes), check)
     if restored:
-        return restored.state, restored.step
+        return restored.state._replace(params=overlay(restored.state.params, borrowed)), restored.step
     state = trainer.init(jax.random.key(experiment.seed))
+    state = state._replace(params=overlay(state.params, borrowed))
     if experiment.start:
         params = state.params
         for start in experiment.start:
@@ -235,8 +260,8 @@ def _settled(experiment: Experiment, step: int) -> bool:
     return step >= max(5 * experiment.optimizer.schedule.warmup_steps, experiment.num_steps / 4)
 
 
-def _describe(experiment: Experiment, trainer: Trainer, source: Source, mesh, first_step: int) -> str:
-    count = sum(leaf.size for leaf in jax.tree.leaves(trainer.shapes.params))
+def _describe(experiment: Experiment, params: Params, source: Source, mesh, first_step: int) -> str:
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "1 device"
     begin = f"resuming at step {first_step}" if first_step else f"seed {experiment.seed}"
     return (

@@ -187,7 +187,7 @@ def select(params: Params, prefixes: tuple[str, ...], *, complement: bool = Fals
 
 
 def overlay(base: Params, part: Params) -> Params:
-    """`base` with the leaves of `part`, a nested dict of some of its paths, in place of its own."""
+    """`base` with the leaves of `part`, a nested dict too, in place of its own and beside them."""
     return base | {
-        name: overlay(base[name], child) if isinstance(child, dict) else child for name, child in part.items()
+        name: overlay(base.get(name, {}), child) if isinstance(child, dict) else child for name, child in part.items()
     }

@@ -19,6 +19,7 @@ from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer import TransformerConfig
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.distillation import Distillation, Teacher
 from jax_speechlm.objectives.hubert import HuBERT
 from jax_speechlm.objectives.joint import Joint
 from jax_speechlm.objectives.masked_lm import MaskedLM
@@ -47,6 +48,16 @@ MODELS = {
         transformer=TransformerConfig(dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=24),
     )
 }
+OBJECTIVES["distillation"] = Distillation(
+    teachers=(
+        Teacher(
+            checkpoint="runs/teacher",
+            layers=((2, 1),),
+            model=MODEL.replace(dim=32, num_layers=1),
+            frontend=FrontEnd(mel=MEL),
+        ),
+    )
+)
 OBJECTIVES["joint"] = Joint(speech=OBJECTIVES["best_rq"], text=MaskedLM(ratio=0.3))
 STREAMS = (
     Stream(name="speech", data=Speech(sets=("noise",)), weight=2),

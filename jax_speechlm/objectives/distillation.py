@@ -1,0 +1,350 @@
+"""Distillation: a student learns its targets and, beside them, what trained models make of the same input.
+
+Frozen teachers give, for every frame or token, a distribution over the vocabulary that the student's is drawn to, at a
+temperature (Hinton et al. 2015), and hidden states that chosen layers of the student's are drawn to, through a linear
+map where the widths differ (FitNets, Romero et al. 2015; the cosine is that of DistilBERT, Sanh et al. 2019). Teachers
+hear and read what is in the batch as it is: nothing of the student's dropout and augmentation reaches them.
+
+Their parameters are a group of the model's, "distillation/teachers": arguments of the compiled step, laid out over the
+mesh by the same table as all others, without gradient and without moments. A checkpoint names the teachers and leaves
+their parameters out; a restart reads them again.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from data_pipelines.tokenizers import Tokenizer
+from jax_speechlm.batch import Batch, example_keys
+from jax_speechlm.config import Config
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.functional import Params
+from jax_speechlm.models.layers import Linear, frame_mask
+from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.models.vocabulary_loss import CHUNK_LOGITS
+from jax_speechlm.objectives import causal_lm, ctc
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
+from jax_speechlm.objectives.causal_lm import CausalLM
+from jax_speechlm.objectives.ctc import CTC
+
+GROUP = "distillation"
+"""The group of parameters that training alone needs: the teachers', and the maps between widths."""
+
+Distance = Literal["cosine", "l2"]
+
+_SMALL = 1e-12  # squared lengths below it have no direction
+
+
+class Teacher(Config):
+    """A trained model, and what the student takes from it besides its distributions.
+
+    Attributes:
+      checkpoint: a run's directory, or one of its checkpoints/<step> folders; of the student's kind and tokenizer.
+      layers: pairs (layers of the student, layers of the teacher): after so many, hidden states are to agree.
+      model, frontend: its shape, and what it hears through; read from the checkpoint where they are None.
+    """
+
+    checkpoint: str
+    layers: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
+    model: Annotated[ConformerConfig | TransformerConfig, Field(discriminator="kind")] | None = None
+    frontend: FrontEnd | None = None
+
+
+class Distillation(ObjectiveConfig):
+    """Settings of distillation.
+
+    The loss is (1 - share) * the student's own + share * temperature^2 * KL(teachers || student), both at the
+    temperature, + hidden_weight * the distance of hidden states.
+
+    Attributes:
+      student: the objective that it would be trained by alone.
+      teachers: of several, the mean of their distributions is the target.
+      share: of the loss that falls to the teachers' distributions.
+      temperature: divides the logits of both sides; above 1 what is unlikely counts for more.
+      hidden_weight: weight of the mean distance over all pairs of layers.
+      hidden_distance: 1 - cosine, or the mean square of the difference.
+    """
+
+    kind: Literal["distillation"] = "distillation"
+    student: Annotated[CTC | CausalLM, Field(discriminator="kind")] = CTC()
+    teachers: Annotated[tuple[Teacher, ...], Field(min_length=1)]
+    share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    temperature: PositiveFloat = 1.0
+    hidden_weight: NonNegativeFloat = 1.0
+    hidden_distance: Distance = "cosine"
+
+    @property
+    def reads_text(self) -> bool:
+        return self.student.reads_text
+
+    @property
+    def trains(self) -> str:
+        return self.student.trains
+
+    def build(self, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
+        """The objective for one student, front end and tokenizer.
+
+        The loss is a mean over the student's targets, tokens for both kinds: of CTC, divergence and distance are summed
+        over frames and divided by the number of tokens as its own loss is. Metrics: `loss`, its parts `own`,
+        `divergence` (temperature^2 * KL, nats) and `distance`, and the student's other metrics.
+
+        Raises:
+          ValueError: what the student's objective refuses; a teacher whose shape is not known, of another kind, with
+            other frames, or without a layer that is named.
+        """
+        own = self.student.build(model, frontend, tokenizer)
+        built = [self._build(teacher, model, frontend, tokenizer) for teacher in self.teachers]
+
+        def scaffold(rngs: nnx.Rngs) -> nnx.Dict:
+            maps = {
+                f"{number}_{pair}": Linear((model.dim,), (teacher.model.dim,), ("embed", None), rngs=rngs)
+                for number, teacher in enumerate(self.teachers)
+                for pair in range(len(teacher.layers))
+                if teacher.model.dim != model.dim
+            }
+            teachers = {str(number): each.make(rngs) for number, each in enumerate(built)}
+            return nnx.Dict({"teachers": nnx.Dict(teachers)} | ({"maps": nnx.Dict(maps)} if maps else {}))
+
+        def make(rngs: nnx.Rngs) -> nnx.Module:
+            module = own.make(rngs)
+            setattr(module, GROUP, scaffold(rngs))
+            return module
+
+        sides = _Sides(
+            functional.declare(own.make).graphdef,
+            functional.declare(scaffold).graphdef,
+            _Speech(self.student, frontend) if isinstance(self.student, CTC) else _Text(self.student),
+        )
+        logits = own.logits and (lambda params, batch: own.logits(student_part(params), batch))
+        flops = lambda length, rows: sum(  # noqa: E731  a teacher's is a third of what training it would cost
+            [own.forward_flops(length, rows), *(each.forward_flops(length, rows) / 3 for each in built)]
+        )
+        teachers = f"{GROUP}/teachers"
+        return Objective(
+            make,
+            _Loss(self, sides),
+            frozen=(teachers,),
+            borrowed=(teachers,),
+            training_only=(GROUP,),
+            forward_flops=flops,
+            logits=logits,
+        )
+
+    def _build(self, teacher: Teacher, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
+        """A teacher's objective, for its module and its FLOPs."""
+        if teacher.model is None or teacher.frontend is None:
+            raise ValueError(
+                f"objective.teachers: the shape of {teacher.checkpoint} is not known yet: it is read from the "
+                "checkpoint when training begins (training.teachers.introduce)"
+            )
+        if teacher.model.kind != model.kind:
+            raise ValueError(
+                f"objective.teachers: {teacher.checkpoint} is a {teacher.model.kind}, the student a {model.kind}: name "
+                f"one that was trained by {self.student.kind}"
+            )
+        if self.student.kind == "ctc":
+            frames = [(each.flavour, each.frame_samples) for each in (frontend.mel, teacher.frontend.mel)]
+            if frames[0] != frames[1]:
+                raise ValueError(
+                    f"objective.teachers: {teacher.checkpoint} has a frame every {frames[1][1]} samples "
+                    f"({frames[1][0]}), the student every {frames[0][1]} ({frames[0][0]}): they need frames in common"
+                )
+        for here, there in teacher.layers:
+            if here > model.num_layers or there > teacher.model.num_layers:
+                raise ValueError(
+                    f"objective.teachers: the pair of layers ({here}, {there}) goes beyond the student's "
+                    f"{model.num_layers} or the {teacher.model.num_layers} of {teacher.checkpoint}"
+                )
+        own = type(self.student)()  # what trained it does not matter, only the module
+        plain = teacher.frontend.replace(augment=type(teacher.frontend.augment)())
+        return own.build(teacher.model, plain, tokenizer)
+
+
+def student_part(params: Params) -> Params:
+    """The parameters without what training alone needs."""
+    return {name: group for name, group in params.items() if name != GROUP}
+
+
+class View(NamedTuple):
+    """What one model makes of a batch.
+
+    Attributes:
+      states: what `logits` is computed from, for each place.
+      logits: `(states of some places) -> logits [..., V]`.
+      tapped: hidden states after so many layers.
+    """
+
+    states: Float[Array, "rows time _"]
+    logits: Callable[[Array], Array]
+    tapped: dict[int, Float[Array, "rows time _"]]
+
+
+class Lesson(NamedTuple):
+    """A student's view of a batch, its own metrics, and where it is to be like its teachers.
+
+    Attributes:
+      view: of the student.
+      metrics: of its objective; `loss` holds the number of targets.
+      weight: what each place counts; 0 leaves it out.
+      repeat: gives something of each row of the batch to each of the student's rows.
+    """
+
+    view: View
+    metrics: Metrics
+    weight: Float[Array, "rows time"]
+    repeat: Callable[[Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Speech:
+    """How models that spell by CTC hear a batch."""
+
+    config: CTC
+    frontend: FrontEnd
+
+    def learn(self, model: ctc.CTCModel, batch: Batch, key: PRNGKeyArray | None, taps: tuple[int, ...]) -> Lesson:
+        spelled = ctc.spell(model, batch, key, self.config, self.frontend, taps)
+        feasible_B = ctc.is_feasible(spelled.length, *map(spelled.repeat, (batch["tokens"], batch["token_length"])))
+        weight_B = spelled.repeat(batch["weight"]) / spelled.views * feasible_B
+        weight_BxT = frame_mask(spelled.length, spelled.logits.shape[1]) * weight_B[:, None]
+        view = View(spelled.logits, lambda logits: logits, spelled.tapped)
+        return Lesson(view, ctc.score(spelled, batch, self.config), weight_BxT, spelled.repeat)
+
+    def teach(self, model: ctc.CTCModel, teacher: Teacher, batch: Batch, taps: tuple[int, ...]) -> View:
+        spelled = ctc.spell(model, batch, None, CTC(), teacher.frontend, taps)
+        return View(spelled.logits, lambda logits: logits, spelled.tapped)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    """How language models read a batch."""
+
+    config: CausalLM
+
+    def learn(
+        self, model: causal_lm.TextModel, batch: Batch, key: PRNGKeyArray | None, taps: tuple[int, ...]
+    ) -> Lesson:
+        keys = None if key is None else example_keys(key, batch["example_id"])
+        view = self._read(model, batch, keys, taps)
+        target_BxT, weight_BxT = causal_lm.next_tokens(batch["tokens"], batch["segment"])
+        weight_BxT = weight_BxT * batch["weight"][:, None]
+        _, metrics = causal_lm.scored(model.transformer, view.states, target_BxT, weight_BxT, self.config.z_weight)
+        return Lesson(view, metrics, weight_BxT, lambda x: x)
+
+    def teach(self, model: causal_lm.TextModel, teacher: Teacher, batch: Batch, taps: tuple[int, ...]) -> View:
+        del teacher
+        return self._read(model, batch, None, taps)
+
+    def _read(self, model: causal_lm.TextModel, batch: Batch, keys: Array | None, taps: tuple[int, ...]) -> View:
+        transformer = model.transformer
+        row = batch["tokens"], batch["segment"], batch["position"]
+        hidden, tapped = transformer.hidden_states(*row, keys, taps)
+        return View(hidden, transformer.logits, tapped)
+
+
+class _Sides(NamedTuple):
+    """Both sides of a distillation: what binds their parameters, and how they see a batch."""
+
+    student: nnx.GraphDef
+    scaffold: nnx.GraphDef
+    senses: _Speech | _Text
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loss:
+    """`(params, batch, key) -> (loss, metrics)`."""
+
+    config: Distillation
+    sides: _Sides
+
+    def __call__(self, params: Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
+        config, senses = self.config, self.sides.senses
+        student = functional.bind(self.sides.student, student_part(params))
+        scaffold = functional.bind(self.sides.scaffold, params[GROUP])
+        taps = _unique(here for teacher in config.teachers for here, _ in teacher.layers)
+        lesson = senses.learn(student, batch, key, taps)
+
+        views = []
+        for number, teacher in enumerate(config.teachers):
+            taps = _unique(there for _, there in teacher.layers)
+            view = senses.teach(scaffold["teachers"][str(number)], teacher, batch, taps)
+            states, tapped = jax.lax.stop_gradient((view.states, view.tapped))
+            states, tapped = jax.tree.map(lesson.repeat, (states, tapped))
+            views.append(View(states, lambda x, logits=view.logits: jax.lax.stop_gradient(logits(x)), tapped))
+
+        own, targets = lesson.metrics["loss"]
+        divergence_BxT = divergences(lesson.view, views, config.temperature)
+        sums = {"own": own, "divergence": _total(lesson.weight, divergence_BxT)}
+        total = (1 - config.share) * sums["own"] + config.share * sums["divergence"]
+        distances = [
+            distance(self._mapped(scaffold, number, pair, lesson.view.tapped[here]), views[number].tapped[there],
+                     config.hidden_distance)
+            for number, teacher in enumerate(config.teachers)
+            for pair, (here, there) in enumerate(teacher.layers)
+        ]  # fmt: skip
+        if distances:
+            sums["distance"] = _total(lesson.weight, sum(distances) / len(distances))
+            total = total + config.hidden_weight * sums["distance"]
+        metrics = lesson.metrics | {name: (each, targets) for name, each in sums.items()} | {"loss": (total, targets)}
+        return mean(total, targets), metrics
+
+    def _mapped(self, scaffold: Any, number: int, pair: int, hidden: Array) -> Array:
+        name = f"{number}_{pair}"
+        maps = getattr(scaffold, "maps", {})
+        return maps[name](hidden) if name in maps else hidden
+
+
+def divergences(student: View, teachers: list[View], temperature: float) -> Float[Array, "rows time"]:
+    """temperature^2 * KL(mean of the teachers' distributions || the student's) at every place, in nats.
+
+    The factor keeps the gradient's size when the temperature changes (Hinton et al. 2015, section 2). Logits of a large
+    vocabulary exist for a part of the places at a time, and are computed again for the gradient.
+    """
+
+    def part(states: list[Array]) -> Array:
+        here, *there = (
+            jax.nn.log_softmax(view.logits(x).astype(jnp.float32) / temperature)
+            for view, x in zip((student, *teachers), states, strict=True)
+        )
+        target = there[0] if len(there) == 1 else jax.nn.logsumexp(jnp.stack(there), axis=0) - jnp.log(len(there))
+        return temperature**2 * jnp.sum(jnp.exp(target) * (target - here), axis=-1)
+
+    states = [view.states for view in (student, *teachers)]
+    rows, time = states[0].shape[:2]
+    vocab = jax.eval_shape(student.logits, states[0]).shape[-1]
+    places = max(1, CHUNK_LOGITS // vocab)  # of a row
+    if places >= time:
+        return part(states)
+    fill = -time % places
+    cut = lambda x: jnp.moveaxis(  # noqa: E731
+        jnp.pad(x, ((0, 0), (0, fill), (0, 0))).reshape(rows, -1, places, x.shape[-1]), 1, 0
+    )
+    found = jax.lax.map(jax.checkpoint(part), [cut(x) for x in states])
+    return jnp.moveaxis(found, 0, 1).reshape(rows, -1)[:, :time]
+
+
+def distance(
+    here: Float[Array, "rows time dim"], there: Float[Array, "rows time dim"], kind: Distance
+) -> Float[Array, "rows time"]:
+    """1 - the cosine of two vectors, or the mean square of their difference, at every place."""
+    here, there = here.astype(jnp.float32), there.astype(jnp.float32)
+    if kind == "l2":
+        return jnp.mean(jnp.square(here - there), axis=-1)
+    lengths = [jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1), _SMALL)) for x in (here, there)]
+    return 1 - jnp.sum(here * there, axis=-1) * lengths[0] * lengths[1]
+
+
+def _total(weight: Array, each: Array) -> Array:
+    return jnp.sum(jnp.where(weight > 0, weight * each, 0))
+
+
+def _unique(numbers: Any) -> tuple[int, ...]:
+    return tuple(sorted(set(numbers)))
