@@ -86,6 +86,12 @@ VERBS = {
         "jax-speechlm average runs/finetune --last 5 --out runs/average    |    average runs/a runs/b --out runs/soup",
         typed=True,
     ),
+    "quantize": Verb(
+        "jax_speechlm.quantizer:quantize_run",
+        "round a trained model's weights to 8 or 4 bits",
+        "jax-speechlm quantize runs/finetune --kind int8 --out runs/int8",
+        typed=True,
+    ),
     "transcribe": Verb(
         "jax_speechlm.transcriber:transcribe_files",
         "turn audio files into text",

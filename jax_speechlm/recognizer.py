@@ -38,9 +38,9 @@ class _Member(NamedTuple):
 class Recognizer(Transcriber):
     """A checkpoint's model, front end and tokenizer. All that `load` needs is the checkpoint's path.
 
-    An ensemble is one whose posteriors are the mean of its members' probabilities, frame by frame; checkpoint, step and
-    experiment are the first one's. A mean of log-probabilities would let each member veto what the others hear: CTC is
-    sure of the blank wherever it does not spike, and no two models spike in quite the same frames.
+    An ensemble's posteriors are the mean of its members' probabilities, frame by frame; checkpoint, step and experiment
+    are the first one's. So it is a mixture: what it gives sums to one, and no member can veto what others hear by a
+    probability near zero. (docs/smaller_and_better.md has the geometric mean beside it.)
 
     Attributes:
       params: of each member.
@@ -151,7 +151,7 @@ def mean_probability(log_probs: Sequence[Float[Array, "*each"]]) -> Float[Array,
 
 def _read(path: str | os.PathLike) -> _Member:
     checkpoint = ckpt.find(path)
-    params, meta = ckpt.read_params(checkpoint)
+    params, meta = ckpt.read_params(checkpoint, quantized=True)
     experiment = Experiment.model_validate(meta["experiment"])
     tokenizer = saved_tokenizer(meta)
     objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)

@@ -49,17 +49,20 @@ class Trained:
             raise ckpt.CheckpointError(
                 f"{checkpoint}: was trained by {found}, which cannot {purpose}: name a run that was trained by {kind}"
             )
-        return cls.read(checkpoint)
+        return cls.read(checkpoint, quantized=True)
 
     @classmethod
-    def read(cls, path: str | os.PathLike) -> "Trained":
+    def read(cls, path: str | os.PathLike, *, quantized: bool = False) -> "Trained":
         """The same, whatever the checkpoint was trained by.
+
+        Args:
+          quantized: leave kernels that were rounded to integers as they are; else they are the arrays they stand for.
 
         Raises:
           CheckpointError: there is no readable checkpoint.
         """
         checkpoint = ckpt.find(path)
-        params, meta = ckpt.read_params(checkpoint)
+        params, meta = ckpt.read_params(checkpoint, quantized=quantized)
         experiment = Experiment.model_validate(meta["experiment"])
         units = meta.get("units")
         return cls(checkpoint, meta["step"], experiment, saved_tokenizer(meta), jax.device_put(params), units)

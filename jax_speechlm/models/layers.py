@@ -5,7 +5,7 @@ that a model chooses its compute type once, by casting what it is given.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_speechlm.models.functional import parameter
+from jax_speechlm.models.quantized import QuantizedKernel
 
 Keys = Key[Array, " batch"]
 """One random key for each row of a batch, so that what a row draws depends on nothing but its own key."""
@@ -53,8 +54,17 @@ class Linear(nnx.Module):
         self.bias = parameter(rngs.params(), shape[num_in:], tuple(axes[num_in:]), offset) if bias else None
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.num_in)
+        kernel = self.kernel[...]
+        rounded = isinstance(kernel, QuantizedKernel)
+        y = kernel.apply(x) if rounded else jnp.tensordot(x, kernel.astype(x.dtype), axes=self.num_in)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def linear_maps(module: nnx.Module) -> Iterator[tuple[str, Linear]]:
+    """Every linear map of a module, by the path of its parameters: "encoder/layers/ffn1/expand"."""
+    for path, node in nnx.iter_graph(module):
+        if isinstance(node, Linear):
+            yield "/".join(map(str, path)), node
 
 
 class LayerNorm(nnx.Module):

@@ -6,7 +6,6 @@ A and B are parameters of their own group, "lora", whose paths repeat those of t
 has no gradient, so the model that was adapted stays frozen, and a checkpoint holds it beside its adaptation.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jax_speechlm.config import Config
 from jax_speechlm.models.functional import Params, parameter
-from jax_speechlm.models.layers import Linear
+from jax_speechlm.models.layers import Linear, linear_maps
 
 GROUP = "lora"
 
@@ -77,7 +76,7 @@ def make_updates(module: nnx.Module, config: LoRA, *, rngs: nnx.Rngs) -> nnx.Mod
     Raises:
       ValueError: a target names no linear map.
     """
-    maps = dict(_linear_maps(module))
+    maps = dict(linear_maps(module))
     tree: dict[str, Any] = {}
     for target in config.targets:
         found = [path for path in maps if f"{path}/".startswith(f"{target}/")]
@@ -163,12 +162,6 @@ def _sum(kernel: Array | None, update: Params, scale: float, path: str) -> Array
             "this LoRA was trained beside, or leave it out of start.groups"
         )
     return kernel + scale * (jax.vmap(product) if lead else product)(a, b)
-
-
-def _linear_maps(module: nnx.Module) -> Iterator[tuple[str, Linear]]:
-    for path, node in nnx.iter_graph(module):
-        if isinstance(node, Linear):
-            yield "/".join(map(str, path)), node
 
 
 def _as_module(tree: dict[str, Any]) -> nnx.Module:

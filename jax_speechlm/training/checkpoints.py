@@ -23,6 +23,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from data_pipelines.errors import is_disk_full
 from data_pipelines.paths import AnyPath, absolute, is_url, reach
 from jax_speechlm.models.functional import Params
+from jax_speechlm.models.quantized import dequantize, from_plain
 from jax_speechlm.parallel import distributed
 from jax_speechlm.training import orbax_s3
 from jax_speechlm.training.optimizers import overlay
@@ -266,15 +267,20 @@ def dev_metrics(checkpoint: AnyPath) -> dict[str, float]:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def read_params(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
+def read_params(path: str | os.PathLike, *, quantized: bool = False) -> tuple[Params, dict[str, Any]]:
     """(parameters to use, meta) of a run's newest checkpoint, or of a `<step>` folder: numpy, in nested dicts.
 
     Where the run keeps a moving average of its parameters, that is what is read; what training alone needs is left out.
+
+    Args:
+      quantized: give kernels that were rounded to integers as `QuantizedKernel`s; else as the arrays they stand for.
     """
     restored = read(find(path), only=("params", "ema"))
     params = overlay(restored.state["params"], restored.state.get("ema") or {})
     unused = restored.meta.get("training_only", ())
-    return {name: group for name, group in params.items() if name not in unused}, restored.meta
+    params = {name: group for name, group in params.items() if name not in unused}
+    params = from_plain(params, restored.meta.get("quantized", {}))
+    return params if quantized else dequantize(params), restored.meta
 
 
 def pack_files(directory: str | Path) -> dict[str, str]:

@@ -1,0 +1,75 @@
+"""Trained models with kernels in 8 or 4 bits: what `jax-speechlm quantize` writes."""
+
+from pathlib import Path
+
+import jax
+from tyro.conf import Positional
+
+from data_pipelines.paths import AnyPath
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.models import functional
+from jax_speechlm.models.functional import Params
+from jax_speechlm.models.layers import linear_maps
+from jax_speechlm.models.lora import merge
+from jax_speechlm.models.quantized import Kind, at, put, quantize_kernel, to_plain
+from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.source import saved_tokenizer
+
+GROUP = 32
+"""Inputs that share a scale in 4 bits, unless said otherwise."""
+
+
+def quantize_run(checkpoint: Positional[Path], out: Path, kind: Kind = "int8", group: int = GROUP) -> None:
+    """Rounds the kernels of a trained model's linear maps to 8 or 4 bits, for a smaller folder and less to read.
+
+    The folder that is written is used like a run's: by eval and transcribe in its integers, by all else (probe, align,
+    training that starts from it) in the float32 values that they stand for. Optimizer state is left out. Embeddings,
+    norms, biases and depthwise filters stay float32.
+
+    Args:
+      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
+      out: folder to write; it must not hold checkpoints yet.
+      kind: int8: weights in 8 bits, a scale for each output. int8_dynamic: the inputs of each map too, rounded token
+        by token at run time. int4: weights in 4 bits, a scale for each `group` inputs of each output.
+      group: of int4; even.
+    """
+    if group < 2 or group % 2:
+        raise ValueError(f"--group {group}: two weights lie in a byte, so it must be even")
+    source = ckpt.find(checkpoint)
+    params, meta = ckpt.read_params(source)
+    if "quantized" in meta:
+        raise ckpt.CheckpointError(f"{source}: is quantized already: name the run that it was made from")
+    experiment = Experiment.model_validate(meta["experiment"])
+    if lora := getattr(experiment.model, "lora", None):
+        params, _ = merge(params, lora)
+    objective = experiment.objective.build(experiment.model, experiment.frontend, saved_tokenizer(meta))
+    rounded = quantize(objective.make, params, kind, group)
+    plain, kernels = to_plain(rounded)
+    written = ckpt.write(out, plain, meta | {"quantized": kernels, "quantized_from": str(source)})
+    sizes = (sum(leaf.nbytes for leaf in jax.tree.leaves(each)) / 1e6 for each in (params, plain))
+    print("{}: {} kernels as {}, parameters {:.2f} MB -> {:.2f} MB".format(written, len(kernels), kind, *sizes))
+    print(
+        f"on disk: {folder_bytes(source) / 1e6:.2f} MB, training state included -> {folder_bytes(written) / 1e6:.2f} MB"
+    )
+
+
+def quantize(make: functional.MakeModule, params: Params, kind: Kind, group: int = GROUP) -> Params:
+    """A module's parameters with every linear map's kernel rounded; the others are the same arrays.
+
+    Args:
+      params: of the module, or a part of it: what is not there is passed over.
+    """
+    declared = functional.declare(make)
+    module = functional.bind(declared.graphdef, declared.shapes)
+    for path, linear in linear_maps(module):
+        names = [*path.split("/"), "kernel"]
+        kernel = at(params, names)
+        if kernel is not None:
+            stacked = at(declared.axes, names)[0] == "layers"
+            params = put(params, names, quantize_kernel(kernel, linear.num_in, kind, stacked=stacked, group=group))
+    return params
+
+
+def folder_bytes(folder: AnyPath) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
