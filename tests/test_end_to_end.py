@@ -9,6 +9,7 @@ import soundfile
 from data_pipelines.index import read_index
 from jax_speechlm import cli
 from jax_speechlm.evaluation.recognition import PreparedSpeech
+from jax_speechlm.quantizer import folder_bytes
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.training.loop import load_experiment
 from jax_speechlm.transcriber import cut_at_pauses
@@ -182,3 +183,76 @@ def test_noise_needs_a_set_and_a_probability(workplace, capsys):
     for option in ("--data.noise-set=tones", "--frontend.augment.noise-probability=0.5"):
         assert cli.main(["pretrain", *sets, option]) == 1
         assert "set both to mix noise in, or neither" in capsys.readouterr().err
+
+
+def test_checkpoints_are_averaged_and_an_ensemble_of_one_model_is_that_model(workplace, capsys):
+    run, data = workplace / "finetune", f"--data-dir={workplace / 'data'}"
+    average = str(workplace / "average")
+    assert cli.main(["average", str(run), "--last=1", f"--out={average}"]) == 0
+    assert "the mean of 1 checkpoints" in capsys.readouterr().out
+    reports = {}
+    for name, arguments in {"one": [str(run)], "mean": [average], "both": [str(run), f"--ensemble={average}"]}.items():
+        out = workplace / f"averaged-{name}"
+        assert cli.main(["eval", *arguments, "--sets", "tones", data, f"--out={out}"]) == 0
+        reports[name] = json.loads((out / "report.json").read_text())
+    assert f"ensemble of {run / 'checkpoints' / '2'}, {average}/checkpoints/2" in reports["both"].pop("decoder")
+    assert reports["one"].pop("decoder") == reports["mean"].pop("decoder") == "greedy"
+    assert reports["one"] == reports["mean"] == reports["both"]
+    assert cli.main(["transcribe", str(run), str(workplace / "0.wav"), f"--ensemble={average}"]) == 0
+    assert cli.main(["average", str(run), f"--out={average}"]) == 1
+    assert "holds checkpoints already" in capsys.readouterr().err
+    assert cli.main(["average", f"--out={average}"]) == 1
+    assert "name a run's directory" in capsys.readouterr().err
+
+
+def test_a_quantized_model_is_a_small_folder_that_is_used_like_a_run(workplace, capsys):
+    run, data = workplace / "finetune", f"--data-dir={workplace / 'data'}"
+    plain = workplace / "plain"
+    assert cli.main(["average", str(run), f"--out={plain}"]) == 0
+    size = {None: folder_bytes(plain / "checkpoints" / "2" / "state")}
+    for kind in ("int8", "int8_dynamic", "int4"):
+        out = workplace / kind
+        assert cli.main(["quantize", str(run), f"--out={out}", f"--kind={kind}"]) == 0
+        size[kind] = folder_bytes(out / "checkpoints" / "2" / "state")
+        assert cli.main(["eval", str(out), "--sets", "tones", data, f"--out={workplace / 'eval-quantized'}"]) == 0
+    assert size["int4"] < size["int8"] < size[None]
+    assert cli.main(["transcribe", str(out), str(workplace / "0.wav")]) == 0
+    assert "MB, training state included" in capsys.readouterr().out
+    # All else reads what the integers stand for.
+    start = [f"--from={out}", f"--run-dir={workplace / 'from-quantized'}", *SMALL, f"--data.{data[2:]}"]
+    assert cli.main(["finetune", *start, "--num-steps=1"]) == 0
+    assert cli.main(["quantize", str(out), f"--out={workplace / 'again'}"]) == 1
+    assert "is quantized already" in capsys.readouterr().err
+    assert cli.main(["quantize", str(run), f"--out={workplace / 'odd'}", "--kind=int4", "--group=3"]) == 1
+    assert "must be even" in capsys.readouterr().err
+
+
+DISTILL = """
+from jax_speechlm.configs.demo_finetune import config as teacher
+from jax_speechlm.objectives.distillation import Distillation, Teacher
+
+
+def config():
+    return teacher().replace(objective=Distillation(teachers=(Teacher(checkpoint="nowhere", layers=((1, 2),)),)))
+"""
+
+
+def test_a_recognizer_teaches_a_smaller_one(workplace, capsys):
+    (workplace / "distill.py").write_text(DISTILL)
+    config, run = [f"--config={workplace / 'distill.py'}"], workplace / "student"
+    settings = [option for option in SMALL if "intermediate" not in option and "model" not in option]
+    settings += [
+        "--model.dim=8",
+        "--model.num-layers=1",
+        "--model.num-heads=2",
+        f"--data.data-dir={workplace / 'data'}",
+    ]
+    train = ["finetune", *config, f"--run-dir={run}", *settings]
+    assert cli.main(train) == 1
+    assert "nowhere: holds no complete checkpoint" in capsys.readouterr().err
+    teacher = f"--objective.teachers.0.checkpoint={workplace / 'finetune'}"
+    assert cli.main([*train, teacher]) == 0
+    assert "divergence" in (run / "metrics.jsonl").read_text()
+    data = f"--data-dir={workplace / 'data'}"
+    assert cli.main(["eval", str(run), "--sets", "tones", data, f"--out={workplace / 'eval-student'}"]) == 0
+    assert cli.main(["finetune", *config, f"--run-dir={workplace / 'next'}", *settings, teacher, f"--from={run}"]) == 0

@@ -84,7 +84,7 @@ def package(run: Trained) -> Package:
     Raises:
       ExportError: no class of transformers is the same as what was trained; says what stands in the way.
     """
-    kind = run.experiment.objective.kind
+    kind = run.experiment.objective.trains
     if kind not in _KINDS:
         raise ExportError(
             f"{run.checkpoint}: was trained by {kind}, and transformers has no class that is that model without code "

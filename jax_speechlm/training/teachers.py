@@ -16,7 +16,8 @@ def introduce(experiment: Experiment) -> Experiment:
     """The experiment with each teacher's shape, and with the very checkpoint in place of a run's directory.
 
     So a checkpoint of the student is complete without its teachers' folders, and a restart meets the same teachers.
-    Another objective than distillation is left as it is, and so is a teacher whose shape is given.
+    Another objective than distillation is left as it is. A teacher whose shape is given need not be there: a run can be
+    planned without it.
 
     Raises:
       CheckpointError: a teacher's checkpoint cannot be read, or was not trained as the student is.
@@ -29,16 +30,20 @@ def introduce(experiment: Experiment) -> Experiment:
 
 
 def _introduced(teacher: Teacher, kind: str) -> Teacher:
-    if teacher.model is not None and teacher.frontend is not None:
+    try:
+        checkpoint = ckpt.find(teacher.checkpoint)
+    except ckpt.CheckpointError:
+        if teacher.model is None or teacher.frontend is None:
+            raise
         return teacher
-    checkpoint = ckpt.find(teacher.checkpoint)
     theirs = Experiment.model_validate(ckpt.read_meta(checkpoint)["experiment"])
     if theirs.objective.trains != kind:
         raise ckpt.CheckpointError(
             f"{checkpoint}: was trained by {theirs.objective.trains}, its student is by {kind}: name a teacher of the "
             "same kind"
         )
-    return teacher.replace(checkpoint=str(checkpoint), model=theirs.model, frontend=theirs.frontend)
+    shape = {"model": teacher.model or theirs.model, "frontend": teacher.frontend or theirs.frontend}
+    return teacher.replace(checkpoint=str(checkpoint), **shape)
 
 
 def borrow(experiment: Experiment, shapes: Params, tokenizer: Tokenizer | None) -> Params:
