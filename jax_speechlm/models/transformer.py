@@ -248,9 +248,7 @@ class Transformer(nnx.Module):
         Returns:
           float32 hidden states after the final norm, 0 at padding.
         """
-        vectors = self.embed(sequence.pad_time(tokens_BxT))
-        segment_BxT, position_BxT = map(sequence.pad_time, (segment_BxT, position_BxT))
-        return self.encode(vectors, segment_BxT, position_BxT, keys)[0][:, : tokens_BxT.shape[1]]
+        return self.hidden_states(tokens_BxT, segment_BxT, position_BxT, keys)[0]
 
     def encode(
         self,

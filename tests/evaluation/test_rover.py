@@ -159,7 +159,7 @@ def test_the_command_writes_a_report_that_compare_takes(systems, tmp_path, capsy
     assert report.speakers["s"].utterances == 3
     assert report.decoder == f"ROVER of {', '.join(systems)}, by frequency"
     assert cli.main(["compare", systems[0], str(out / "report.json")]) == 0
-    assert "WER 50.00 % -> 0.00 %" in capsys.readouterr().out
+    assert "WER 33.33 % -> 0.00 %" in capsys.readouterr().out
 
 
 def test_hypotheses_with_confidences_come_as_lines(systems, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Kernels in 8 and 4 bits: the bounds of rounding, the layouts, and models that run on them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,15 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.layers import Linear, linear_maps
 from jax_speechlm.models.quantized import QuantizedKernel, dequantize, from_plain, quantize_kernel, to_plain
+from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.ctc import CTCModel
 from jax_speechlm.quantizer import quantize
+from tests.objectives import text
 
 KINDS = ("int8", "int8_dynamic", "int4")
 STEPS = {"int8": 127, "int8_dynamic": 127, "int4": 7}
@@ -148,3 +153,16 @@ def test_a_kernel_is_taken_whole():
     assert isinstance(rounded[...], QuantizedKernel)
     with pytest.raises(IndexError, match="dequantize it first"):
         rounded[0]
+
+
+def test_a_language_model_scores_on_integers():
+    """Its table stays as it is; probabilities, step by step or whole, are those of the rounded kernels."""
+    built = CausalLM().build(text.MODEL, None, text.TOKENIZER)
+    params = jax.tree.map(lambda leaf: 3 * leaf, functional.init(built.make, jax.random.key(0)))
+    rounded = quantize(built.make, params, "int4")
+    assert rounded["transformer"]["embedding"] is params["transformer"]["embedding"]
+    lm = LanguageModel(text.MODEL, text.TOKENIZER, rounded, 32)
+    there = LanguageModel(text.MODEL, text.TOKENIZER, dequantize(rounded), 32)
+    found = lm.score(["a bad cab"])
+    np.testing.assert_allclose(found, there.score(["a bad cab"]), rtol=1e-5)
+    assert abs(found - dataclasses.replace(lm, params=params).score(["a bad cab"])) > 1e-3

@@ -44,7 +44,7 @@ CASES = [("ctc", name) for name in MESHES] + [
     for objective in ("best_rq", "hubert", "w2v_bert")
     for name in ("mixed", "data x sequence x tensor")
 ]
-CASES += [("distillation", "data x sequence x tensor")]
+CASES += [pytest.param("distillation", "data x sequence x tensor", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
