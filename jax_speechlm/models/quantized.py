@@ -66,7 +66,8 @@ class QuantizedKernel:
 
     def dequantize(self) -> Float[Array, "..."]:
         """The kernel, or the stack, that the integers stand for: float32."""
-        groups = _unpack(self.values) if self.kind == "int4" else self.values
+        values = jnp.asarray(self.values)
+        groups = _unpack(values) if self.kind == "int4" else values
         flat = (groups * self.scale).reshape(*groups.shape[:-3], -1, groups.shape[-1])
         num_inputs = math.prod(self.shape[: self.num_in])
         return flat[..., :num_inputs, :].reshape(*groups.shape[:-3], *self.shape)
@@ -85,10 +86,12 @@ def quantize_kernel(
     kernel, lead = jnp.asarray(kernel, jnp.float32), int(stacked)
     shape = kernel.shape[lead:]
     flat = kernel.reshape(*kernel.shape[:lead], math.prod(shape[:num_in]), -1)
+    inputs = flat.shape[-2]
     if kind == "int4":
-        flat = jnp.pad(flat, [(0, 0)] * lead + [(0, -flat.shape[-2] % group), (0, 0)])
+        group = min(group, inputs + inputs % 2)  # fewer inputs than a group has are one, without filling
+        flat = jnp.pad(flat, [(0, 0)] * lead + [(0, -inputs % group), (0, 0)])
     else:
-        group = flat.shape[-2]
+        group = inputs
     groups = flat.reshape(*flat.shape[:lead], -1, group, flat.shape[-1])
     most = 7 if kind == "int4" else 127
     scale = _scale(groups, most, axis=-2)
