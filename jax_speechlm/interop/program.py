@@ -75,7 +75,7 @@ class Program:
         Raises:
           ExportError: the run was not trained by CTC.
         """
-        experiment, kind = run.experiment, run.experiment.objective.kind
+        experiment, kind = run.experiment, run.experiment.objective.trains
         if kind not in ("ctc", "joint"):
             raise ExportError(
                 f"{run.checkpoint}: was trained by {kind}; only recognizers that were trained by ctc or joint are "
