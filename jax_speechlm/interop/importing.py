@@ -52,6 +52,7 @@ class Imported:
     """A folder as a run of ours, with parameters that are still in its files.
 
     Attributes:
+      architecture: the class in transformers.
       experiment: what the run is; its data and objective say how to go on, not how it was trained.
       tokenizer: None for an encoder alone.
       units: fingerprint of the k-means whose units it knows, where our export said so.
@@ -59,6 +60,7 @@ class Imported:
       declaration: the model's parameters: their shapes, and the names of their axes.
     """
 
+    architecture: str
     experiment: Experiment
     tokenizer: Tokenizer | None
     units: str | None
@@ -99,7 +101,7 @@ def import_run(
     imported = read_folder(folder)
     experiment = imported.experiment.replace(mesh=mesh)
     params = imported.place(make_mesh(mesh), jnp.dtype(dtype))
-    record = {"imported": str(folder), "architecture": read_model(folder).architecture, "dtype": dtype}
+    record = {"imported": str(folder), "architecture": imported.architecture, "dtype": dtype}
     with folders.written(out, record) as run:
         _save(run, imported, experiment, params)
         del params
@@ -136,7 +138,7 @@ def read_folder(folder: Path) -> Imported:
         raise ExportError(f"{folder}: {error}") from error
     sources = _with_our_ids(model.sources, tokenizer, declaration.shapes)
     _require_shapes(folder, sources, declaration.shapes)
-    return Imported(experiment, tokenizer, units, sources, declaration)
+    return Imported(model.architecture, experiment, tokenizer, units, sources, declaration)
 
 
 def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | None, str | None] | None:

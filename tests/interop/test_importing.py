@@ -1,6 +1,7 @@
 """Folders become runs: ours as they were, others' with every id in its place; what is wrong is refused."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -303,10 +304,8 @@ def contradict(folder, file, **changes):
 def test_what_contradicts_itself_is_refused(tmp_path, capsys, file, changes, message):
     write_text_model(tmp_path / "theirs", "llama", **SPECIAL["llama"])
     contradict(tmp_path / "theirs", file, **changes)
-    with pytest.raises(ExportError, match=message):
-        import_run(tmp_path / "theirs", tmp_path / "run")
     assert cli.main(["import", str(tmp_path / "theirs"), "--out", str(tmp_path / "run")]) == 1
-    assert "error:" in capsys.readouterr().err
+    assert re.search(f"error: .*{message}", capsys.readouterr().err)
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
