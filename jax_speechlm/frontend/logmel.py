@@ -129,8 +129,11 @@ def normalize(
 ) -> Float[Array, "batch windows bins"]:
     """Zero mean, unit variance (of a sample: count - 1) for each bin over the utterance; Hugging Face's epsilon."""
     count = count[:, None, None]
-    mean = jnp.sum(features, axis=1, keepdims=True, where=mask) / jnp.maximum(count, 1)
-    centred = features - mean
+    mean = lambda x: jnp.sum(x, axis=1, keepdims=True, where=mask) / jnp.maximum(count, 1)  # noqa: E731
+    centred = features - mean(features)
+    # Again, because float32 rounds a long sum of values far from 0, differently in each runtime, and a bin that lies
+    # off by the same in every frame is what a model minds most.
+    centred = centred - mean(centred)
     variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True, where=mask) / jnp.maximum(count - 1, 1)
     return centred * jax.lax.rsqrt(variance + 1e-7)
 
