@@ -144,7 +144,7 @@ def align_utterances(
     Returns:
       Those that could be aligned, and for each of the others why not.
     """
-    tokenizer, frame = recognizer.tokenizer, recognizer.experiment.frontend.mel.frame_samples / audio.SAMPLE_RATE
+    tokenizer, frame = recognizer.tokenizer, recognizer.experiment.frame_samples / audio.SAMPLE_RATE
     tokens = [tokenizer.encode(text) for _, text, _, _ in utterances]
     order = sorted(range(len(utterances)), key=lambda row: len(utterances[row][3]))
     aligned, skipped = {}, {}

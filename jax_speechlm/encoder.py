@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int
 from tyro.conf import Positional
 
@@ -16,17 +17,16 @@ from jax_speechlm.batch import Batch
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import functional
-from jax_speechlm.models.conformer import Conformer, ConformerConfig
-from jax_speechlm.models.layers import frame_mask
+from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.transcriber import cut_at_pauses, in_batches
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeechEncoder:
-    """A conformer and its front end, frozen.
+    """A speech encoder and its front end, frozen.
 
-    Layer 0 is the input projection; layer `num_layers` the encoder's output.
+    Layer 0 is what enters the layers; layer `num_layers` the encoder's output.
 
     Attributes:
       model: the encoder's shape.
@@ -35,7 +35,7 @@ class SpeechEncoder:
       checkpoint: where they were read from; None for random ones.
     """
 
-    model: ConformerConfig
+    model: EncoderConfig
     frontend: FrontEnd
     params: functional.Params
     checkpoint: Path | None = None
@@ -50,12 +50,17 @@ class SpeechEncoder:
         checkpoint = ckpt.find(path)
         params, meta = ckpt.read_params(checkpoint)
         experiment = Experiment.model_validate(meta["experiment"])
-        if not isinstance(experiment.model, ConformerConfig):
+        if not isinstance(experiment.model, EncoderConfig):
             raise ckpt.CheckpointError(
                 f"{checkpoint}: was trained by {experiment.objective.kind}, whose model has no speech encoder: name a "
                 "run that was pretrained or finetuned on speech"
             )
         return cls(experiment.model, experiment.frontend, jax.device_put(params["encoder"]), checkpoint)
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples of 16 kHz from one frame to the next."""
+        return self.frontend.mel.frame_samples * self.model.subsampling
 
     def random(self, seed: int = 0) -> "SpeechEncoder":
         """The same encoder with fresh parameters, as a run would begin with: what to compare a trained one with."""
@@ -84,7 +89,7 @@ class SpeechEncoder:
     ) -> Iterator[Float[np.ndarray, "time dim"]]:
         """One layer's hidden states of audio files of any format, rate, length and number of channels, in order.
 
-        A vector every `frontend.mel.frame_samples` samples of 16 kHz; `mean(axis=0)` of them is an utterance's
+        A vector every `frame_samples` samples of 16 kHz; `mean(axis=0)` of them is an utterance's
         embedding. What a file gives does not depend on the other files.
 
         Args:
@@ -113,15 +118,11 @@ class SpeechEncoder:
         """Hidden states of the input and after every layer, float32 and 0 in padding; and frames of each row. Pure."""
         x_BxTxF, length_B = features(batch, self.frontend, None)
         encoder = functional.bind(self._graphdef, params)
-        taps = tuple(range(1, self.model.num_layers + 1))
-        embedded = encoder.embed(x_BxTxF)
-        _, hidden = encoder.encode(embedded, length_B, taps=taps)
-        inside_BxT = frame_mask(length_B, x_BxTxF.shape[1])
-        embedded = jnp.where(inside_BxT[..., None], embedded.astype(jnp.float32), 0)
-        return jnp.stack([embedded, *(hidden[tap] for tap in taps)]), length_B
+        _, hidden = encoder(x_BxTxF, length_B, taps=tuple(range(self.model.num_layers + 1)))
+        return jnp.stack(list(hidden.values())), self.model.num_frames(length_B)
 
-    def _make(self, rngs) -> Conformer:
-        return Conformer(self.model, rngs=rngs)
+    def _make(self, rngs) -> nnx.Module:
+        return make_encoder(self.model, rngs=rngs)
 
     @functools.cached_property
     def _graphdef(self):
@@ -161,7 +162,7 @@ def embed_files(
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
       files: audio of any format, sample rate, length and number of channels.
       out: the .npz file to write.
-      layer: 0 is the input projection; by default the last.
+      layer: 0 is what enters the first layer; by default the last.
       frames: every frame's vector instead of their mean.
       max_seconds: longer recordings are cut at pauses into parts of at most this length.
     """
@@ -170,7 +171,7 @@ def embed_files(
     arrays = {"files": np.array([str(file) for file in files])}
     if frames:
         arrays |= {"embeddings": np.concatenate(embeddings), "lengths": np.array([len(x) for x in embeddings])}
-        arrays |= {"frame_seconds": np.float64(encoder.frontend.mel.frame_samples / audio.SAMPLE_RATE)}
+        arrays |= {"frame_seconds": np.float64(encoder.frame_samples / audio.SAMPLE_RATE)}
     else:
         arrays |= {"embeddings": np.stack([x.mean(axis=0) for x in embeddings])}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import pydantic
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer import TransformerConfig
 from jax_speechlm.objectives.best_rq import BestRQ
@@ -43,7 +44,9 @@ Objective = Annotated[
     | EncoderOnly,
     pydantic.Field(discriminator="kind"),
 ]
-Model = Annotated[ConformerConfig | TransformerConfig | SpeechLMConfig, pydantic.Field(discriminator="kind")]
+Model = Annotated[
+    ConformerConfig | FastConformerConfig | TransformerConfig | SpeechLMConfig, pydantic.Field(discriminator="kind")
+]
 
 
 class Speech(Config):
@@ -335,7 +338,13 @@ class Experiment(Config):
                 "nothing else does"
             )
         self.objective.check_data(self.data)
+        self.objective.check_encoder(self.model.kind)
         return self
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples from one frame of the speech encoder to the next."""
+        return self.frontend.mel.frame_samples * self.model.subsampling
 
 
 def differences(first: Experiment, second: Experiment) -> list[str]:

@@ -150,6 +150,62 @@ def test_a_speech_language_model_translates(workplace, capsys):
     assert "was trained to translate, not to transcribe: use jax-speechlm translate" in capsys.readouterr().err
 
 
+FAST = """
+from jax_speechlm.configs import demo_fast_conformer
+from jax_speechlm.experiment import Cadence, Speech
+from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+
+
+def config():
+    experiment = demo_fast_conformer.config()
+    mel = experiment.frontend.mel.replace(num_mel_bins=16)
+    model = experiment.model.replace(
+        input_dim=16, dim=16, num_layers=2, num_heads=2, channels=8, subsampling=8, dropout=0.0
+    )
+    return experiment.replace(
+        data=Speech(sets=("tones",), num_buckets=1, seconds_per_batch=16, batch_multiple=8),
+        frontend=experiment.frontend.replace(mel=mel),
+        model=model,
+        objective=experiment.objective.replace(intermediate=()),
+        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-2, warmup_steps=5)),
+        num_steps=24,
+        cadence=Cadence(log_every=4),
+    )
+"""
+
+
+@pytest.mark.slow
+def test_a_fast_conformer_learns_and_is_used_like_any_other(workplace, capsys):
+    """Letters of 0.2 s, frames of 80 ms: everything that counts frames has to know of the subsampling."""
+    (workplace / "fast.py").write_text(FAST)
+    run, data = workplace / "fast", workplace / "data"
+    assert (
+        cli.main(["finetune", f"--config={workplace / 'fast.py'}", f"--data.data-dir={data}", f"--run-dir={run}"]) == 0
+    )
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["part"] == "train"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert {line["infeasible"] for line in lines if line["part"] == "train"} == {0}
+    reports = []
+    for seconds in ("2", "60"):
+        options = [f"--data-dir={data}", f"--seconds-per-batch={seconds}", f"--out={workplace / seconds}"]
+        assert cli.main(["eval", str(run), "--sets", "tones", *options]) == 0
+        reports.append((workplace / seconds / "report.json").read_text())
+    assert reports[0] == reports[1]
+    (workplace / "0.txt").write_text("abc")
+    assert cli.main(["align", str(run), str(workplace / "0.wav"), "--format=json", f"--out={workplace}"]) == 0
+    (aligned,) = map(json.loads, (workplace / "words.jsonl").read_text().splitlines())
+    assert 0 < aligned["words"][-1]["end"] <= aligned["seconds"] + 0.08
+    vectors = workplace / "fast.npz"
+    assert cli.main(["embed", str(run), str(workplace / "0.wav"), f"--out={vectors}", "--frames"]) == 0
+    embedded = np.load(vectors)
+    assert embedded["frame_seconds"] == 0.08
+    assert embedded["lengths"].sum() == -(-(soundfile.info(workplace / "0.wav").frames // 160) // 8)
+    units = ["units", "fit", "--sets", "tones", f"--out={workplace / 'units'}", f"--data-dir={data}"]
+    assert cli.main([*units, f"--checkpoint={run}", "--layer=1"]) == 1
+    assert "a fast_conformer has fewer frames" in capsys.readouterr().err
+
+
 def test_self_training_goes_on_from_its_own_transcripts(workplace, capsys):
     """In one command: the surest half of the test split becomes a set, and training goes on with it."""
     run, data = workplace / "finetune", workplace / "data"

@@ -175,7 +175,7 @@ def predict(run: Trained, batches: Iterator[Batch], num_rows: int) -> Int[np.nda
 
 
 def _speech(run: Trained, index: indexes.Index, seconds_per_batch: float) -> Iterator[Batch]:
-    frame_samples = run.experiment.frontend.mel.frame_samples
+    frame_samples = run.experiment.frame_samples
     plan = plans.make_eval_plan(index.num_samples, seconds_per_batch=seconds_per_batch, frame_samples=frame_samples)
     return open_batches(index, plan, num_steps=plan.steps_per_epoch)
 

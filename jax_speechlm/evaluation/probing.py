@@ -166,7 +166,7 @@ def probe_run(
 
     def batches() -> Iterator[tuple[Batches, int]]:
         for part in splits:
-            frame = encoder.frontend.mel.frame_samples
+            frame = encoder.frame_samples
             plan = plans.make_eval_plan(part.num_samples, seconds_per_batch=seconds_per_batch, frame_samples=frame)
             yield open_batches(part, plan, num_steps=plan.steps_per_epoch), len(part)
 

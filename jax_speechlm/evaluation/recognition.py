@@ -36,7 +36,7 @@ class PreparedSpeech:
         self._plan = plans.make_eval_plan(
             self.index.num_samples,
             seconds_per_batch=seconds_per_batch,
-            frame_samples=recognizer.experiment.frontend.mel.frame_samples,
+            frame_samples=recognizer.experiment.frame_samples,
         )
 
     def batches(self) -> Batches:

@@ -7,7 +7,7 @@ FFT onto every device (openxla/xla#24), while a matrix product stays where its r
 
 import functools
 import math
-from typing import Literal, TypeVar
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +16,25 @@ import pydantic
 from jaxtyping import Array, Float, Float32, Int, Int16, Int32
 
 from jax_speechlm.config import Config
-from jax_speechlm.models.layers import frame_mask
+from jax_speechlm.models.layers import Count, frame_mask
 
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
 
-# Of the power in a mel bin. Librosa's samples lie in [-1, 1), so its unit of power is 2^30 of ours.
-_FLOOR = {"kaldi": 1.192092955078125e-07, "librosa": 1e-10 * 2.0**30}
-_LOG_UNIT = {"kaldi": 0.0, "librosa": 30 * math.log(2)}
+# The least power of a mel bin, and what is added to it. Librosa's and NeMo's samples lie in [-1, 1), so their unit of
+# power is 2^30 of ours.
+_FLOOR = {"kaldi": 1.192092955078125e-07, "librosa": 1e-10 * 2.0**30, "nemo": 0.0}
+_GUARD = {"kaldi": 0.0, "librosa": 0.0, "nemo": 2.0**-24 * 2.0**30}
+_LOG_UNIT = {"kaldi": 0.0, "librosa": 30 * math.log(2), "nemo": 30 * math.log(2)}
+_PRE_EMPHASIS = 0.97
+
+_SPAN = {"kaldi": WINDOW, "librosa": WINDOW, "nemo": WINDOW + 1}  # samples that a window is made of
 
 # Float32 sums would spoil the quiet bins beside a loud low tone, by a tenth of their power. Two things prevent that.
 # Samples enter as differences, small where speech is loud (the matrix sums them up again). And the matrix is the sum of
 # two: integers times one of so many significant binary places add up exactly, and what the other adds is small.
-_COARSE_BITS = {"kaldi": 8, "librosa": 6}
-
-Count = TypeVar("Count", int, Array, np.ndarray)
+_COARSE_BITS = {"kaldi": 8, "librosa": 6, "nemo": 8}
 
 
 class LogMel(Config):
@@ -40,14 +43,16 @@ class LogMel(Config):
     Attributes:
       flavour: "kaldi" is Kaldi's fbank as Hugging Face's `SeamlessM4TFeatureExtractor` has it, of whole windows only.
         "librosa" is the logarithm of `librosa.feature.melspectrogram(y, sr=16000, n_fft=400, hop_length=160)`, at least
-        1e-10; windows are centred, the ends padded with zeros. Both logarithms are natural.
+        1e-10; windows are centred, the ends padded with zeros. "nemo" is NeMo's as Hugging Face's
+        `ParakeetFeatureExtractor` has it: librosa's mel scale on pre-emphasised samples, windows centred, as many as
+        there are whole hops. All logarithms are natural.
       num_mel_bins: mel bins a frame.
       stack: frames laid end to end in one feature vector; 2 gives the conformer one vector each 20 ms, 4 each 40 ms.
         Frames that do not fill the last vector are dropped.
       normalize: whether each mel bin gets zero mean and unit variance over the utterance.
     """
 
-    flavour: Literal["kaldi", "librosa"] = "kaldi"
+    flavour: Literal["kaldi", "librosa", "nemo"] = "kaldi"
     num_mel_bins: pydantic.PositiveInt = 80
     stack: pydantic.PositiveInt = 2
     normalize: bool = True
@@ -65,7 +70,7 @@ class LogMel(Config):
     @property
     def context_samples(self) -> int:
         """Samples that a feature vector needs beyond these; negative where the ends are padded."""
-        return WINDOW - HOP if self.flavour == "kaldi" else -HOP
+        return {"kaldi": WINDOW - HOP, "librosa": -HOP, "nemo": 0}[self.flavour]
 
     def num_frames(self, num_samples: Count) -> Count:
         """Feature vectors that come from so many samples."""
@@ -73,6 +78,8 @@ class LogMel(Config):
 
 
 def _num_windows(num_samples: Count, flavour: str) -> Count:
+    if flavour == "nemo":
+        return num_samples // HOP
     windows = (num_samples - WINDOW) // HOP + 1 if flavour == "kaldi" else num_samples // HOP + 1
     enough = num_samples >= (WINDOW if flavour == "kaldi" else 1)
     return windows * enough
@@ -95,6 +102,8 @@ def log_mel(
     num_windows = _num_windows(audio.shape[1], config.flavour)
     windows = _num_windows(audio_length, config.flavour)
     audio = jnp.where(frame_mask(audio_length, audio.shape[1]), audio.astype(jnp.float32), 0)
+    if config.flavour == "nemo":
+        audio = _let_fade(jnp.pad(audio, ((0, 0), (0, HOP))), audio_length)
     dft, filters = _matrices(config.flavour, config.num_mel_bins)
     # Samples and spectra span more bits than a bfloat16 product, an accelerator's default, would keep.
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -103,31 +112,42 @@ def log_mel(
     coarse, fine = jnp.split(product(jnp.diff(frames, prepend=0), dft), 2, axis=-1)
     real, imaginary = jnp.split(coarse + fine, 2, axis=-1)
     power = product(jnp.square(real) + jnp.square(imaginary), filters)
-    features = jnp.log(jnp.maximum(power, _FLOOR[config.flavour])) - _LOG_UNIT[config.flavour]
+    power = jnp.maximum(power, _FLOOR[config.flavour]) + _GUARD[config.flavour]
+    features = jnp.log(power)
 
     mask = frame_mask(windows, num_windows)[..., None]
     if config.normalize:
-        features = normalize(features, mask, windows)
+        features = normalize(features, mask, windows, config.flavour)
+    else:
+        features = features - _LOG_UNIT[config.flavour]  # which normalising takes away, and rounding would not
     length = windows // config.stack
     vectors = num_windows // config.stack
     features = features[:, : vectors * config.stack].reshape(features.shape[0], vectors, config.input_dim)
     return jnp.where(frame_mask(length, vectors)[..., None], features, 0), length.astype(jnp.int32)
 
 
-def _frames(audio: Float[Array, "batch samples"], num_windows: int, flavour: str) -> Float[Array, "batch windows 400"]:
+def _let_fade(audio: Float[Array, "batch samples"], length: Int[Array, " batch"]) -> Float[Array, "batch samples"]:
+    """Rows that go on, behind their last sample, as what pre-emphasis turns into the zeros that are to follow it."""
+    behind = jnp.arange(audio.shape[1]) - (length - 1)[:, None]
+    last = jnp.sum(jnp.where(behind == 0, audio, 0), axis=1, keepdims=True)
+    return jnp.where(behind > 0, last * _PRE_EMPHASIS ** jnp.maximum(behind, 0), audio)
+
+
+def _frames(audio: Float[Array, "batch samples"], num_windows: int, flavour: str) -> Float[Array, "batch windows span"]:
     """Overlapping windows, from slices of whole hops laid side by side (a gather would be slower)."""
-    before = 0 if flavour == "kaldi" else WINDOW // 2
-    hops = -(-WINDOW // HOP)
+    span = _SPAN[flavour]
+    before = {"kaldi": 0, "librosa": WINDOW // 2, "nemo": WINDOW // 2 + 1}[flavour]
+    hops = -(-span // HOP)
     # More than is ever missing at the end, and the rest cut off again: so sizes may be symbolic (`jax.export`).
     audio = jnp.pad(audio, ((0, 0), (before, hops * HOP)))[:, : (num_windows + hops - 1) * HOP]
     blocks = audio.reshape(audio.shape[0], num_windows + hops - 1, HOP)
-    return jnp.concatenate([blocks[:, i : i + num_windows] for i in range(hops)], axis=-1)[..., :WINDOW]
+    return jnp.concatenate([blocks[:, i : i + num_windows] for i in range(hops)], axis=-1)[..., :span]
 
 
 def normalize(
-    features: Float[Array, "batch windows bins"], mask: Array, count: Int[Array, " batch"]
+    features: Float[Array, "batch windows bins"], mask: Array, count: Int[Array, " batch"], flavour: str = "kaldi"
 ) -> Float[Array, "batch windows bins"]:
-    """Zero mean, unit variance (of a sample: count - 1) for each bin over the utterance; Hugging Face's epsilon."""
+    """Zero mean, unit variance (of a sample: count - 1) for each bin over the utterance; Hugging Face's epsilons."""
     count = count[:, None, None]
     mean = lambda x: jnp.sum(x, axis=1, keepdims=True, where=mask) / jnp.maximum(count, 1)  # noqa: E731
     centred = features - mean(features)
@@ -135,20 +155,24 @@ def normalize(
     # off by the same in every frame is what a model minds most.
     centred = centred - mean(centred)
     variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True, where=mask) / jnp.maximum(count - 1, 1)
-    return centred * jax.lax.rsqrt(variance + 1e-7)
+    return centred / (jnp.sqrt(variance) + 1e-5) if flavour == "nemo" else centred * jax.lax.rsqrt(variance + 1e-7)
 
 
 @functools.cache
 def _matrices(flavour: str, num_mel_bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """The DFT matrix [window, 2 x frequencies] and the mel filters [frequencies, bins], for the frequencies in use."""
-    n = np.arange(WINDOW)
+    """The DFT matrix [span, 2 x frequencies] and the mel filters [frequencies, bins], for the frequencies in use."""
+    n, span = np.arange(WINDOW), _SPAN[flavour]
     if flavour == "kaldi":
         fft = 512
         remove_mean = np.eye(WINDOW) - 1 / WINDOW
-        pre_emphasis = np.eye(WINDOW) - 0.97 * np.eye(WINDOW, k=-1)
-        pre_emphasis[0, 0] -= 0.97  # the first sample is its own predecessor
+        pre_emphasis = np.eye(WINDOW) - _PRE_EMPHASIS * np.eye(WINDOW, k=-1)
+        pre_emphasis[0, 0] -= _PRE_EMPHASIS  # the first sample is its own predecessor
         window = np.sin(np.pi * n / (WINDOW - 1)) ** 1.7  # Povey's: a Hann window to the power 0.85
         linear = window[:, None] * (pre_emphasis @ remove_mean)
+    elif flavour == "nemo":
+        fft = 512
+        pre_emphasis = np.eye(WINDOW, span, k=1) - _PRE_EMPHASIS * np.eye(WINDOW, span)
+        linear = np.sin(np.pi * n / (WINDOW - 1))[:, None] ** 2 * pre_emphasis  # Hann, symmetric
     else:
         fft = WINDOW
         linear = np.diag(np.sin(np.pi * n / WINDOW) ** 2)  # Hann, periodic
@@ -156,7 +180,7 @@ def _matrices(flavour: str, num_mel_bins: int) -> tuple[np.ndarray, np.ndarray]:
     used = np.flatnonzero(filters.any(axis=1))
     angle = 2 * np.pi * np.outer(used, n) / fft
     dft = np.concatenate([np.cos(angle), np.sin(angle)]) @ linear
-    dft = dft @ np.tril(np.ones((WINDOW, WINDOW)))  # a sample is the sum of the differences up to it
+    dft = dft @ np.tril(np.ones((span, span)))  # a sample is the sum of the differences up to it
     place = 2.0 ** (np.ceil(np.log2(np.abs(dft).max(axis=1, keepdims=True))) - _COARSE_BITS[flavour])
     coarse = np.round(dft / place) * place
     return np.concatenate([coarse, dft - coarse]).T.astype(np.float32), filters[used].astype(np.float32)

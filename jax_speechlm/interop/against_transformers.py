@@ -31,7 +31,7 @@ from jax_speechlm.interop.tokenizer_files import SPEECH, TEXT
 from jax_speechlm.interop.torch_models import distance, open_model, outputs, within, words
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models import functional
-from jax_speechlm.models.conformer import Conformer
+from jax_speechlm.models.encoders import make_encoder
 from jax_speechlm.models.layers import frame_mask
 from jax_speechlm.objectives.causal_lm import TextModel
 from jax_speechlm.trained import Trained
@@ -78,7 +78,7 @@ def compare(
             yield Check("opens", f"{type(error).__name__}: {error}", False)
             return
         yield Check("opens", f"{type(model).__name__}, every array in its place", True)
-        if made.architecture.startswith("Wav2Vec2Bert"):
+        if made.architecture.startswith(("Wav2Vec2Bert", "Parakeet")):
             yield from _compare_speech(folder, run, made, model, clips)
         elif isinstance(run.tokenizer, HuggingFaceTokenizer):
             yield from foreign_ids.compare_text(folder, run, model, [*_TEXTS, *texts])
@@ -117,25 +117,28 @@ def _quiet() -> Iterator[None]:
 
 
 def _compare_speech(folder: Path, run: Trained, made: Package, model: Any, clips: Sequence[Clip]) -> Iterator[Check]:
-    mel = run.experiment.frontend.mel
+    mel, num_frames = run.experiment.frontend.mel, run.experiment.model.num_frames
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     extract = partial(extractor, sampling_rate=SAMPLE_RATE, return_tensors="np")
     waves = [clip.astype(np.float32) / 32768 for clip in clips]
     yield guarded("front end", lambda: _front_end(mel, extract, clips, waves))
     what = "hidden states" if made.architecture == "Wav2Vec2BertModel" else "logits"
     batches = [*(extract(wave) for wave in waves), extract(waves)]
-    yield guarded(what, lambda: _outputs(what, model, _ours(run, made), batches))
-    if made.architecture == "Wav2Vec2BertForCTC":
+    yield guarded(what, lambda: _outputs(what, model, _ours(run, made), batches, num_frames))
+    if made.architecture.endswith("ForCTC"):
+        spelled = partial(_spelled, folder, model, extract, waves, num_frames)
         texts = _greedy_texts(run, clips)
         if isinstance(run.tokenizer, HuggingFaceTokenizer):
             yield guarded("ids", lambda: foreign_ids.ctc_ids(folder, model, run))
-            yield guarded(
-                "greedy text", lambda: _spelled(folder, model, extract, waves, texts, foreign_ids.without_special)
-            )
+            yield guarded("greedy text", lambda: spelled(texts, foreign_ids.without_special))
             return
         yield guarded("ids", lambda: _ctc_ids(folder, model, run))
-        yield guarded("greedy text", lambda: _spelled(folder, model, extract, waves, texts))
-        certain = [ending(mel, len(clip)) == "same" for clip in clips]
+        yield guarded("greedy text", lambda: spelled(texts))
+        vectors = [mel.num_frames(len(clip)) for clip in clips]  # one more may still be in the last frame
+        certain = [
+            ending(mel, len(clip)) == "same" or num_frames(num) == num_frames(num + 1)
+            for clip, num in zip(clips, vectors, strict=True)
+        ]
         yield guarded("pipeline", lambda: _pipeline(folder, waves, texts, certain))
     elif made.architecture == "Wav2Vec2BertForSequenceClassification":
         yield guarded("class", lambda: _named(model, extract, waves, _classes(run, clips)))
@@ -160,8 +163,8 @@ def _front_end(mel: Any, extract: Callable, clips: Sequence[Clip], waves: Sequen
 
 def _ours(run: Trained, made: Package) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """`(features [B, T, F], lengths) -> hidden states or logits [B, T, ...]`, or logits [B, classes]."""
-    make = lambda rngs: Conformer(run.experiment.model, rngs=rngs)  # noqa: E731
-    graphdef = functional.declare(make).graphdef
+    config = run.experiment.model
+    graphdef = functional.declare(lambda rngs: make_encoder(config, rngs=rngs)).graphdef
 
     @jax.jit
     def outputs(params: functional.Params, x_BxTxF: jax.Array, length_B: jax.Array) -> jax.Array:
@@ -174,7 +177,7 @@ def _ours(run: Trained, made: Package) -> Callable[[np.ndarray, np.ndarray], np.
     return lambda x, length: np.asarray(outputs(made.params, jnp.asarray(x), jnp.asarray(length)))
 
 
-def _outputs(name: str, model: Any, ours: Callable, batches: Sequence[Any]) -> Check:
+def _outputs(name: str, model: Any, ours: Callable, batches: Sequence[Any], num_frames: Callable) -> Check:
     """On the same features: those of the extractor. Ours are filled up to one length, so that few programs do."""
     worst, longest = 0.0, max(batch["input_features"].shape[1] for batch in batches)
     for batch in batches:
@@ -182,7 +185,7 @@ def _outputs(name: str, model: Any, ours: Callable, batches: Sequence[Any]) -> C
         filler = longest - batch["input_features"].shape[1]
         found = ours(np.pad(batch["input_features"], ((0, 0), (0, filler), (0, 0))), lengths)
         for row, length in enumerate(lengths):
-            real = slice(None, length) if theirs.ndim == 3 else slice(None)
+            real = slice(None, num_frames(int(length))) if theirs.ndim == 3 else slice(None)
             worst = max(worst, distance(theirs[row, real], found[row, real]))
     return within(name, worst, f"{len(batches) - 1} clips alone, and a batch")
 
@@ -214,13 +217,17 @@ def _spelled(
     model: Any,
     extract: Callable,
     waves: Sequence[np.ndarray],
+    num_frames: Callable,
     texts: Sequence[str],
     clean: Callable[[Any, str], str] = lambda tokenizer, text: text,
 ) -> Check:
     """Front end, model and tokenizer of theirs one after the other, each clip by itself and without filling it up."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    paths = (outputs(model, extract(wave, pad_to_multiple_of=1))[0].argmax(-1) for wave in waves)
-    return _same_words("greedy text", texts, [clean(tokenizer, tokenizer.decode(path)) for path in paths])
+    tokenizer, found = transformers.AutoTokenizer.from_pretrained(folder), []
+    for wave in waves:
+        inputs = extract(wave, pad_to_multiple_of=1)
+        real = num_frames(int(inputs["attention_mask"].sum()))
+        found.append(clean(tokenizer, tokenizer.decode(outputs(model, inputs)[0, :real].argmax(-1))))
+    return _same_words("greedy text", texts, found)
 
 
 def _pipeline(folder: Path, waves: Sequence[np.ndarray], texts: Sequence[str], certain: Sequence[bool]) -> Check:

@@ -1,4 +1,4 @@
-"""Log-mel settings as Hugging Face's `SeamlessM4TFeatureExtractor` has them.
+"""Log-mel settings as Hugging Face's `SeamlessM4TFeatureExtractor` has them (Parakeet's are in `parakeet`).
 
 The extractor computes Kaldi's log-mel, normalises each bin over the utterance and lays `stride` frames end to end, as
 ours does. They part at the end of a clip, where frames do not fill a vector. Ours drops them. The extractor first fills
@@ -9,6 +9,7 @@ depends on the batch. `pad_to_multiple_of=1`, an argument of its call, makes it 
 from typing import Any, Literal
 
 from jax_speechlm.frontend.logmel import SAMPLE_RATE, LogMel
+from jax_speechlm.interop import parakeet
 from jax_speechlm.interop.folders import ExportError
 
 FILE = "preprocessor_config.json"
@@ -56,6 +57,8 @@ def front_end_from_hugging_face(values: dict[str, Any]) -> LogMel:
       ExportError: it is of another extractor, or has settings that ours has not.
     """
     kind = values.get("feature_extractor_type")
+    if kind == parakeet.EXTRACTOR:
+        return parakeet.features_from_hugging_face(values)
     if kind != "SeamlessM4TFeatureExtractor" or values.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
         raise ExportError(
             f"{FILE}: only a SeamlessM4TFeatureExtractor at {SAMPLE_RATE} Hz has a counterpart here, not {kind}"
@@ -65,6 +68,8 @@ def front_end_from_hugging_face(values: dict[str, Any]) -> LogMel:
 
 def ending(mel: LogMel, num_samples: int) -> Ending:
     """What becomes of the end of a clip of so many samples."""
+    if mel.flavour == "nemo":  # ParakeetFeatureExtractor has a window more than whole hops, always masked
+        return "masked"
     frames = mel.replace(stack=1).num_frames(num_samples)
     if (frames + frames % 2) // mel.stack == frames // mel.stack:
         return "same"

@@ -15,12 +15,13 @@ from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.config import Config
 from jax_speechlm.experiment import Experiment
-from jax_speechlm.interop import folders, front_ends, transformer, wav2vec2_bert, weights
+from jax_speechlm.interop import folders, front_ends, parakeet, transformer, wav2vec2_bert, weights
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.mapping import Source, StateDict
 from jax_speechlm.interop.setting_limits import checked_settings
 from jax_speechlm.interop.tokenizer_files import Files, ctc_files, text_files
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.functional import Params
 from jax_speechlm.models.transformer import TransformerConfig
 from jax_speechlm.trained import Trained
@@ -158,21 +159,27 @@ def _encoder_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Se
 
 
 def _recognizer_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
-    _, files = _encoder_settings(experiment, None)
+    if isinstance(experiment.model, FastConformerConfig):
+        files = {front_ends.FILE: parakeet.features_to_hugging_face(experiment.frontend.mel)}
+        processor, to_config = {"processor_class": "ParakeetProcessor"}, parakeet.config_to_hugging_face
+    else:
+        _, files = _encoder_settings(experiment, None)
+        processor, to_config = {"processor_class": "Wav2Vec2BertProcessor"}, wav2vec2_bert.config_to_hugging_face
     # for whoever trains on: a row too short for its transcript has no loss here either
     rest = {"pad_token_id": PADDING, "ctc_loss_reduction": "mean", "ctc_zero_infinity": True}
     rest |= {"bos_token_id": None, "eos_token_id": None}
-    processor = {"processor_class": "Wav2Vec2BertProcessor"}
     files = {name: value | processor for name, value in files.items()}
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        config = wav2vec2_bert.config_to_hugging_face(experiment.model, tokenizer.places.num_rows)
+        config = to_config(experiment.model, tokenizer.places.num_rows)
         return config | rest | tokenizer.special, files | tokenizer.files
     for name, value in ctc_files(tokenizer).items():
         files[name] = value | processor if name == "tokenizer_config.json" else value
-    return wav2vec2_bert.config_to_hugging_face(experiment.model, tokenizer.vocab_size) | rest, files
+    return to_config(experiment.model, tokenizer.vocab_size) | rest, files
 
 
 def _classifier_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
+    if isinstance(experiment.model, FastConformerConfig):
+        raise ExportError("it classifies by the mean of a FastConformer's hidden states, as no class of theirs does")
     if not isinstance(experiment.model, ConformerConfig):
         raise ExportError(
             "it classifies texts by the mean of a transformer's hidden states: Qwen3ForSequenceClassification and "
@@ -211,8 +218,9 @@ def _encoder_arrays(run: Trained) -> tuple[Params, StateDict]:
 
 
 def _recognizer_arrays(run: Trained) -> tuple[Params, StateDict]:
-    params = with_their_ids(_groups(run, "encoder", "head"), run.tokenizer)
-    return params, wav2vec2_bert.to_hugging_face(params["encoder"], run.experiment.model, params["head"])
+    params, model = with_their_ids(_groups(run, "encoder", "head"), run.tokenizer), run.experiment.model
+    form = parakeet if isinstance(model, FastConformerConfig) else wav2vec2_bert
+    return params, form.to_hugging_face(params["encoder"], model, params["head"])
 
 
 def _classifier_arrays(run: Trained) -> tuple[Params, StateDict]:
@@ -282,6 +290,7 @@ READERS = {
     "Wav2Vec2BertForSequenceClassification": Reader(
         wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.classifier_sources
     ),
+    "ParakeetForCTC": Reader(parakeet.config_from_hugging_face, parakeet.sources),
     **dict.fromkeys(_TEXT_MODELS, Reader(transformer.config_from_hugging_face, _text_sources)),
 }
 """The classes that are read."""

@@ -198,6 +198,7 @@ def _text_model(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
 EXPERIMENTS: dict[str, Callable[[Path, Model], tuple[Experiment, Tokenizer | None]]] = {
     "Wav2Vec2BertModel": _encoder,
     "Wav2Vec2BertForCTC": _recognizer,
+    "ParakeetForCTC": _recognizer,
     "Wav2Vec2BertForSequenceClassification": _classifier,
     **dict.fromkeys(("LlamaForCausalLM", "Qwen3ForCausalLM", "ModernBertForMaskedLM"), _text_model),
 }

@@ -17,6 +17,7 @@ from jax_speechlm.trained import Trained
 
 _PIPELINES = {
     "Wav2Vec2BertForCTC": "automatic-speech-recognition",
+    "ParakeetForCTC": "automatic-speech-recognition",
     "Wav2Vec2BertForSequenceClassification": "audio-classification",
     "Wav2Vec2BertModel": "feature-extraction",
     "LlamaForCausalLM": "text-generation",

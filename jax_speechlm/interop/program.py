@@ -34,6 +34,7 @@ from jax_speechlm.interop.folders import (
     written,
 )
 from jax_speechlm.models.attention import WHOLE
+from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.objectives.ctc import BLANK
 from jax_speechlm.trained import Trained
 
@@ -80,6 +81,10 @@ class Program:
             raise ExportError(
                 f"{run.checkpoint}: was trained by {kind}; only recognizers that were trained by ctc or joint are "
                 "exported to other runtimes: name such a run"
+            )
+        if isinstance(experiment.model, FastConformerConfig):
+            raise ExportError(
+                f"{run.checkpoint}: its {experiment.model.kind} is not exported to other runtimes yet; --to hf is there"
             )
         # Nothing is differentiated, so nothing need be marked for rematerialisation.
         model = experiment.model.replace(dtype="float32", remat="none")

@@ -20,6 +20,7 @@ from jax_speechlm.interop.folders import ExportError
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 """The types that parameters are read from; all become float32 without loss."""
 
+_COUNT = np.dtype(np.int64)
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32}
 _BITS |= {"I64": 64, "U64": 64, "F64": 64} | {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()}
 _LONGEST_HEADER = 32 << 20  # some 200,000 arrays
@@ -42,19 +43,25 @@ def open_arrays(file: Path) -> dict[str, np.ndarray]:
       ExportError: the file is not safetensors, is cut short, contradicts itself, or holds other types than `DTYPES`.
     """
     entries, start = read_header(file)
+    dtypes = {name: _COUNT if _is_count(name, entry) else DTYPES.get(entry.dtype) for name, entry in entries.items()}
     for name, entry in entries.items():
-        if entry.dtype not in DTYPES:
+        if dtypes[name] is None:
             raise ExportError(
                 f"{file}: {name!r} is of type {entry.dtype}; parameters are read from {', '.join(DTYPES)}. If it is "
                 "quantised, save the model it was made from"
             )
     if not any(entry.end > entry.begin for entry in entries.values()):
-        return {name: np.empty(entry.shape, DTYPES[entry.dtype]) for name, entry in entries.items()}
+        return {name: np.empty(entry.shape, dtypes[name]) for name, entry in entries.items()}
     content = np.asarray(np.memmap(file, np.uint8, mode="r"))[start:]
     return {
-        name: content[entry.begin : entry.end].view(DTYPES[entry.dtype]).reshape(entry.shape)
+        name: content[entry.begin : entry.end].view(dtypes[name]).reshape(entry.shape)
         for name, entry in entries.items()
     }
+
+
+def _is_count(name: str, entry: Entry) -> bool:
+    """Whether an array is the number of batches that a batch norm has seen, which is no parameter."""
+    return entry.dtype == "I64" and entry.shape == () and name.endswith(".num_batches_tracked")
 
 
 def read_header(file: Path) -> tuple[dict[str, Entry], int]:

@@ -15,6 +15,7 @@ _AUTO = {
     "Wav2Vec2BertModel": "AutoModel",
     "Wav2Vec2BertForCTC": "AutoModelForCTC",
     "Wav2Vec2BertForSequenceClassification": "AutoModelForAudioClassification",
+    "ParakeetForCTC": "AutoModelForCTC",
     "LlamaForCausalLM": "AutoModelForCausalLM",
     "Qwen3ForCausalLM": "AutoModelForCausalLM",
     "ModernBertForMaskedLM": "AutoModelForMaskedLM",

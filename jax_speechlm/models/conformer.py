@@ -17,6 +17,7 @@ Parameters at 160 inputs (two stacked frames of 80 mel bins):
 XL is w2v-BERT 2.0's shape; 2B is as wide as the larger encoder of Google USM (arXiv:2303.01037).
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -29,6 +30,7 @@ from jax_speechlm.config import Config
 from jax_speechlm.models.attention import Chunk, RelativeAttention
 from jax_speechlm.models.functional import Remat, parameter, scan_layers, stack
 from jax_speechlm.models.layers import (
+    Count,
     Keys,
     LayerNorm,
     Linear,
@@ -81,6 +83,15 @@ class ConformerConfig(Config):
             raise ValueError(f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads})")
         return self
 
+    @property
+    def subsampling(self) -> int:
+        """Feature vectors that become one frame."""
+        return 1
+
+    def num_frames(self, num_vectors: Count) -> Count:
+        """Frames that come from so many feature vectors."""
+        return num_vectors
+
 
 SIZES = {
     "XS": ConformerConfig(dim=96, num_layers=6, num_heads=4),
@@ -93,14 +104,14 @@ SIZES = {
 
 
 class FeedForward(nnx.Module):
-    """LayerNorm -> linear (ffn_multiple x) -> SiLU -> linear."""
+    """LayerNorm -> linear (ffn_multiple x) -> SiLU -> linear. Takes the config of any conformer."""
 
-    def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, bias: bool = True, rngs: nnx.Rngs):
         dim, inner = config.dim, config.ffn_multiple * config.dim
         self.rate = config.dropout
         self.norm = LayerNorm(dim, rngs=rngs)
-        self.expand = Linear((dim,), (inner,), ("embed", "mlp"), rngs=rngs)
-        self.contract = Linear((inner,), (dim,), ("mlp", "embed"), rngs=rngs)
+        self.expand = Linear((dim,), (inner,), ("embed", "mlp"), bias=bias, rngs=rngs)
+        self.contract = Linear((inner,), (dim,), ("mlp", "embed"), bias=bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch time dim"], keys: Keys | None) -> Float[Array, "batch time dim"]:
         inner, outer = split_keys(keys, 2)
@@ -136,7 +147,7 @@ class CausalConvolution(nnx.Module):
         x = self.expand(x)
         x = x[..., 0, :] * jax.nn.sigmoid(x[..., 1, :])
         kernel = self.depthwise[...].astype(x.dtype)
-        x = sequence.with_past(causal_depthwise, x, len(kernel) - 1, kernel)
+        x = sequence.with_context(causal_depthwise, x, (kernel,), past=len(kernel) - 1)
         return dropout(self.contract(jax.nn.silu(self.norm_mid(x))), self.rate, keys)
 
 
@@ -200,7 +211,7 @@ class Conformer(nnx.Module):
           length_B: valid frames of each row; may be 0.
           keys: one key a row (`jax_speechlm.batch.example_keys`) for dropout, or None for evaluation.
           chunk: limits what attention sees (see `chunk_mask`); None for all of the utterance.
-          taps: layer counts, from 1 to `num_layers`, after which hidden states are wanted too.
+          taps: layer counts after which hidden states are wanted too, up to `num_layers`; 0 is what enters the layers.
 
         Returns:
           float32 hidden states after the last layer, and those after each tap. Both are 0 at padding.
@@ -221,24 +232,44 @@ class Conformer(nnx.Module):
         taps: tuple[int, ...] = (),
     ) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
         """The layers, over what `embed` gave or anything else of their width; arguments and result as of the call."""
-        config = self.config
-        if not all(1 <= tap <= config.num_layers for tap in taps):
-            raise ValueError(f"taps must lie between 1 and num_layers ({config.num_layers}); got {taps}")
-        num_frames = x_BxTxD.shape[1]
-        x_BxTxD = by_tokens(sequence.pad_time(x_BxTxD))
-        mask_BxT = frame_mask(length_B, x_BxTxD.shape[1])
+        run = lambda layer, x, mask_BxT, keys: layer(x, mask_BxT, chunk, keys)  # noqa: E731
+        return run_layers(self.layers, run, self.config, x_BxTxD, length_B, keys=keys, taps=taps)
 
-        *keys_L, key_in = split_keys(keys, config.num_layers + 1)
-        x = jnp.where(mask_BxT[..., None], dropout(x_BxTxD, config.dropout, key_in), 0)
 
-        def run(layer: ConformerLayer, x: Array, keys: Keys | None) -> tuple[Array, Array | None]:
-            x = layer(x, mask_BxT, chunk, keys)
-            return x, x if taps else None
+def run_layers(
+    layers: nnx.Module,
+    call: Callable[[nnx.Module, Array, Array, Keys | None], Array],
+    config: Config,
+    x_BxTxD: Float[Array, "batch time dim"],
+    length_B: Int[Array, " batch"],
+    *,
+    keys: Key[Array, " batch"] | None,
+    taps: tuple[int, ...],
+) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
+    """A conformer's stacked layers, dropout before the first; other arguments and result as of `Conformer`.
 
-        keys_L = None if keys is None else jnp.stack(keys_L)
-        x, every_x = scan_layers(self.layers, run, x, keys_L, config.remat)
-        finish = lambda x: jnp.where(mask_BxT[..., None], x.astype(jnp.float32), 0)[:, :num_frames]  # noqa: E731
-        return finish(x), {tap: finish(every_x[tap - 1]) for tap in taps}
+    Args:
+      call: `(layer, x, mask [B, T], keys) -> x`; time is filled up to `sequence.padded_time`.
+      config: of any conformer.
+    """
+    if not all(0 <= tap <= config.num_layers for tap in taps):
+        raise ValueError(f"taps must lie between 0 and num_layers ({config.num_layers}); got {taps}")
+    num_frames = x_BxTxD.shape[1]
+    x_BxTxD = by_tokens(sequence.pad_time(x_BxTxD))
+    mask_BxT = frame_mask(length_B, x_BxTxD.shape[1])
+
+    *keys_L, key_in = split_keys(keys, config.num_layers + 1)
+    x = jnp.where(mask_BxT[..., None], dropout(x_BxTxD, config.dropout, key_in), 0)
+    inner = any(tap > 0 for tap in taps)
+
+    def run(layer: nnx.Module, x: Array, keys: Keys | None) -> tuple[Array, Array | None]:
+        x = call(layer, x, mask_BxT, keys)
+        return x, x if inner else None
+
+    keys_L = None if keys is None else jnp.stack(keys_L)
+    x, every_x = scan_layers(layers, run, x, keys_L, config.remat)
+    finish = lambda x: jnp.where(mask_BxT[..., None], x.astype(jnp.float32), 0)[:, :num_frames]  # noqa: E731
+    return finish(x), {tap: finish(every_x[tap - 1] if tap else x_BxTxD) for tap in taps}
 
 
 def draw_chunk(config: ConformerConfig, key: PRNGKeyArray) -> Chunk | None:

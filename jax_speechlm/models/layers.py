@@ -6,6 +6,7 @@ that a model chooses its compute type once, by casting what it is given.
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_speechlm.models.functional import parameter
 from jax_speechlm.models.quantized import QuantizedKernel
+
+Count = TypeVar("Count", int, Array, np.ndarray)
 
 Keys = Key[Array, " batch"]
 """One random key for each row of a batch, so that what a row draws depends on nothing but its own key."""
@@ -182,3 +185,12 @@ def _backward(residuals, gradient):
 
 
 causal_depthwise.defvjp(_forward, _backward)
+
+
+def centred_depthwise(x: Float[Array, "batch time dim"], kernel: Float[Array, "taps dim"]) -> Float[Array, "..."]:
+    """The same with the present frame in the middle of an odd number of taps; zeros lie beyond both ends.
+
+    y[t] = sum_k kernel[k] x[t - taps // 2 + k].
+    """
+    ahead = kernel.shape[0] // 2
+    return causal_depthwise(jnp.pad(x, ((0, 0), (0, ahead), (0, 0))), kernel)[:, ahead:]

@@ -1,4 +1,4 @@
-"""The continuous speech-language model: conformer -> adapter -> causal transformer.
+"""The continuous speech-language model: speech encoder -> adapter -> causal transformer.
 
 The transformer reads one stretch of vectors, of which some are speech:
 
@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_speechlm.config import Config
 from jax_speechlm.models.adapter import AdapterConfig, Stacking
 from jax_speechlm.models.attention import Chunk
-from jax_speechlm.models.conformer import Conformer, ConformerConfig
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.encoders import AnyEncoder, make_encoder
 from jax_speechlm.models.functional import Remat
 from jax_speechlm.models.layers import Keys
 from jax_speechlm.models.lora import LoRA, adapt, make_updates
@@ -39,7 +40,7 @@ class SpeechLMConfig(Config):
     """
 
     kind: Literal["speech_lm"] = "speech_lm"
-    encoder: ConformerConfig = ConformerConfig()
+    encoder: AnyEncoder = ConformerConfig()
     adapter: AdapterConfig = Stacking()
     transformer: TransformerConfig = TransformerConfig()
     lora: LoRA = LoRA()
@@ -53,8 +54,13 @@ class SpeechLMConfig(Config):
 
     @property
     def input_dim(self) -> int:
-        """Features a frame."""
+        """Features of a vector."""
         return self.encoder.input_dim
+
+    @property
+    def subsampling(self) -> int:
+        """Feature vectors that become one frame of the encoder."""
+        return self.encoder.subsampling
 
     @property
     def remat(self) -> Remat:
@@ -85,7 +91,7 @@ class SpeechTransformer(nnx.Module):
 
     def __init__(self, config: SpeechLMConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.config = config
-        self.encoder = Conformer(config.encoder, rngs=rngs)
+        self.encoder = make_encoder(config.encoder, rngs=rngs)
         self.adapter = config.adapter.build(config.encoder.dim, config.transformer.dim, rngs)
         self.transformer = Transformer(config.transformer, vocab_size, rngs=rngs)
         if config.lora.rank:
@@ -107,7 +113,7 @@ class SpeechTransformer(nnx.Module):
     ) -> tuple[Float[Array, "batch outputs dim"], Int[Array, " batch"]]:
         """What the transformer is given of the speech, and how many vectors that is in each row."""
         frames_BxTxD, _ = self.encoder(features_BxTxF, length_B, keys=keys, chunk=chunk)
-        return self.adapter(frames_BxTxD, length_B)
+        return self.adapter(frames_BxTxD, self.config.encoder.num_frames(length_B))
 
     def lay_out(
         self,

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jax_speechlm.batch import Batch
 from jax_speechlm.config import Config
+from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models import functional
 
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
@@ -24,11 +25,13 @@ class ObjectiveConfig(Config):
       reads_text: whether batches of speech must carry the transcripts' tokens.
       reads_labels: whether batches must carry the class of each row; `numbers` then gives it from the label.
       reads_codes: whether batches of speech must carry the speech unit of each frame.
+      encoders: the kinds of speech encoder that it can train; one that subsamples has fewer frames than features.
     """
 
     reads_text: ClassVar[bool] = False
     reads_labels: ClassVar[bool] = False
     reads_codes: ClassVar[bool] = False
+    encoders: ClassVar[tuple[str, ...]] = ("conformer",)
 
     @property
     def trains(self) -> str:
@@ -39,6 +42,14 @@ class ObjectiveConfig(Config):
     def text_column(self) -> str:
         """The column of an index whose texts the tokens of speech spell."""
         return "text"
+
+    def check_encoder(self, kind: str) -> None:
+        """Raises ValueError where it cannot train a speech encoder of this kind."""
+        if kind == "fast_conformer" and kind not in self.encoders:
+            raise ValueError(
+                f"{self.kind} needs an encoder with a frame for each feature vector, and a fast_conformer has fewer: "
+                "set model to a ConformerConfig, or the objective to ctc, classification or speech_lm"
+            )
 
     def check_data(self, data: Config) -> None:
         """Raises ValueError where such data cannot train it; what they hold is seen when they are opened."""
@@ -101,3 +112,13 @@ def check_input_dim(model: int, frontend: int) -> None:
         raise ValueError(
             f"the front end gives {frontend} features, model.input_dim is {model}; set --model.input_dim {frontend}"
         )
+
+
+def check_features(model: Config, mel: LogMel) -> None:
+    """Raises ValueError unless the front end gives what a speech encoder takes."""
+    if model.subsampling > 1 and mel.stack > 1:
+        raise ValueError(
+            f"a {model.kind} subsamples log-mel frames itself, and the front end stacks {mel.stack} of them: set "
+            "--frontend.mel.stack 1"
+        )
+    check_input_dim(model.input_dim, mel.input_dim)

@@ -16,24 +16,25 @@ from data_pipelines.errors import DataError
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.models import conformer, functional, transformer
-from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk
+from jax_speechlm.models import encoders, functional, transformer
+from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.layers import Linear, frame_mask
 from jax_speechlm.models.transformer import Transformer, TransformerConfig
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, mean
 from jax_speechlm.vocabulary import Vocabulary
 
 ClassLogits = Callable[[functional.Params, Batch, PRNGKeyArray | None], Float[Array, "batch classes"]]
 
 
 class Classification(ObjectiveConfig):
-    """Settings of classification: of utterances with a conformer, of texts with a transformer.
+    """Settings of classification: of utterances with a speech encoder, of texts with a transformer.
 
     Attributes:
       classes: the labels, in the order of their numbers; a label in the data that is none of them is an error.
     """
 
     reads_labels: ClassVar[bool] = True
+    encoders: ClassVar[tuple[str, ...]] = ("conformer", "fast_conformer")
 
     kind: Literal["classification"] = "classification"
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
@@ -61,7 +62,7 @@ class Classification(ObjectiveConfig):
             ) from None
 
     def build(
-        self, model: ConformerConfig | TransformerConfig, frontend: FrontEnd | None, tokenizer: Tokenizer | None
+        self, model: EncoderConfig | TransformerConfig, frontend: FrontEnd | None, tokenizer: Tokenizer | None
     ) -> Objective:
         """The objective for one model: with its front end for utterances, with its tokenizer for texts.
 
@@ -82,7 +83,7 @@ class Classification(ObjectiveConfig):
         return Objective(make, loss, forward_flops=flops)
 
     def classifier(
-        self, model: ConformerConfig | TransformerConfig, frontend: FrontEnd | None, tokenizer: Tokenizer | None
+        self, model: EncoderConfig | TransformerConfig, frontend: FrontEnd | None, tokenizer: Tokenizer | None
     ) -> tuple[functional.MakeModule, ClassLogits, Callable[[int, int], float]]:
         """The model to make, `(params, batch, key) -> logits [batch, classes]`, and FLOPs as `Objective` counts them.
 
@@ -91,15 +92,15 @@ class Classification(ObjectiveConfig):
         if isinstance(model, TransformerConfig):
             return _of_texts(len(self.classes), model, Vocabulary.of(tokenizer))
         if frontend is None:
-            raise ValueError("a conformer classifies utterances: it needs a front end")
+            raise ValueError(f"a {model.kind} classifies utterances: it needs a front end")
         return _of_utterances(len(self.classes), model, frontend)
 
 
 class UtteranceClassifier(nnx.Module):
-    """A conformer and one linear layer to the classes."""
+    """A speech encoder and one linear layer to the classes."""
 
-    def __init__(self, config: ConformerConfig, num_classes: int, *, rngs: nnx.Rngs):
-        self.encoder = Conformer(config, rngs=rngs)
+    def __init__(self, config: EncoderConfig, num_classes: int, *, rngs: nnx.Rngs):
+        self.encoder = encoders.make_encoder(config, rngs=rngs)
         self.head = Linear((config.dim,), (num_classes,), ("embed", None), rngs=rngs)
 
 
@@ -111,8 +112,8 @@ class TextClassifier(nnx.Module):
         self.head = Linear((config.dim,), (num_classes,), ("embed", None), rngs=rngs)
 
 
-def _of_utterances(num_classes: int, model: ConformerConfig, frontend: FrontEnd):
-    check_input_dim(model.input_dim, frontend.mel.input_dim)
+def _of_utterances(num_classes: int, model: EncoderConfig, frontend: FrontEnd):
+    check_features(model, frontend.mel)
     make = lambda rngs: UtteranceClassifier(model, num_classes, rngs=rngs)  # noqa: E731
     graphdef = functional.declare(make).graphdef
 
@@ -120,13 +121,13 @@ def _of_utterances(num_classes: int, model: ConformerConfig, frontend: FrontEnd)
         classifier, keys, chunk = functional.bind(graphdef, params), None, None
         if key is not None:
             key, dropout_key, chunk_key = jax.random.split(key, 3)
-            keys, chunk = example_keys(dropout_key, batch["example_id"]), draw_chunk(model, chunk_key)
+            keys, chunk = example_keys(dropout_key, batch["example_id"]), encoders.draw_chunk(model, chunk_key)
         x_BxTxF, length_B = features(batch, frontend, key)
         hidden_BxTxD, _ = classifier.encoder(x_BxTxF, length_B, keys=keys, chunk=chunk)
-        return classifier.head(_mean(hidden_BxTxD, frame_mask(length_B, hidden_BxTxD.shape[1])))
+        return classifier.head(_mean(hidden_BxTxD, frame_mask(model.num_frames(length_B), hidden_BxTxD.shape[1])))
 
     def flops(num_samples: int, batch_size: int) -> float:
-        return conformer.forward_flops(model, frontend.mel.num_frames(num_samples), batch_size)
+        return encoders.forward_flops(model, frontend.mel.num_frames(num_samples), batch_size)
 
     return make, logits, flops
 

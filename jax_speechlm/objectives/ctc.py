@@ -16,9 +16,9 @@ from jax_speechlm.frontend.augment import spec_augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import functional
 from jax_speechlm.models.attention import Chunk
-from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk, forward_flops
+from jax_speechlm.models.encoders import EncoderConfig, draw_chunk, forward_flops, make_encoder
 from jax_speechlm.models.layers import Linear, frame_mask
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, mean
 from jax_speechlm.parallel.mesh import by_rows
 
 BLANK = 0  # the id that tokenizers reserve for blank and padding
@@ -82,10 +82,10 @@ def consistency_loss(
 
 
 class CTCModel(nnx.Module):
-    """A conformer and one linear layer to the vocabulary, which intermediate layers share."""
+    """A speech encoder and one linear layer to the vocabulary, which intermediate layers share."""
 
-    def __init__(self, config: ConformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
-        self.encoder = Conformer(config, rngs=rngs)
+    def __init__(self, config: EncoderConfig, vocab_size: int, *, rngs: nnx.Rngs):
+        self.encoder = make_encoder(config, rngs=rngs)
         self.head = Linear((config.dim,), (vocab_size,), ("embed", "vocab"), rngs=rngs)
 
     def __call__(
@@ -96,8 +96,8 @@ class CTCModel(nnx.Module):
         keys: Key[Array, " batch"] | None = None,
         chunk: Chunk | None = None,
         taps: tuple[int, ...] = (),
-    ) -> list[Float[Array, "batch time vocab"]]:
-        """Logits after the last layer, then those after each of `taps` layers."""
+    ) -> list[Float[Array, "batch frames vocab"]]:
+        """Logits of the encoder's frames after the last layer, then those after each of `taps` layers."""
         hidden, tapped = self.encoder(features_BxTxF, length_B, keys=keys, chunk=chunk, taps=taps)
         return [self.spell(x) for x in (hidden, *tapped.values())]
 
@@ -118,13 +118,14 @@ class CTC(ObjectiveConfig):
     """
 
     reads_text: ClassVar[bool] = True
+    encoders: ClassVar[tuple[str, ...]] = ("conformer", "fast_conformer")
 
     kind: Literal["ctc"] = "ctc"
     intermediate: tuple[PositiveInt, ...] = ()
     intermediate_weight: Annotated[float, Field(ge=0, lt=1)] = 0.3
     consistency: Annotated[float, Field(ge=0)] = 0.0
 
-    def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
+    def build(self, model: EncoderConfig, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
         """The objective for one model, front end and tokenizer.
 
         The loss is a mean over target tokens; an empty transcript counts as one target. Metrics: `loss` (also its parts
@@ -135,7 +136,7 @@ class CTC(ObjectiveConfig):
           ValueError: no tokenizer, a layer that the model does not have, features that do not fit the model, or
             augmentation that loses part of the transcript.
         """
-        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        check_features(model, frontend.mel)
         if tokenizer is None:
             raise ValueError("CTC needs a tokenizer: set data.tokenizer, or train on sets that have transcripts")
         vocab_size = tokenizer.vocab_size
@@ -157,12 +158,12 @@ class CTC(ObjectiveConfig):
 
         def logits(params: functional.Params, batch: Batch) -> tuple[Array, Array]:
             x_BxTxF, length_B = features(batch, frontend, None)
-            return functional.bind(graphdef, params)(x_BxTxF, length_B)[0], length_B
+            return functional.bind(graphdef, params)(x_BxTxF, length_B)[0], model.num_frames(length_B)
 
         def flops(num_samples: int, batch_size: int) -> float:
-            num_frames, views = frontend.mel.num_frames(num_samples), 2 if self.consistency else 1
-            head = 2.0 * batch_size * num_frames * model.dim * vocab_size * (1 + len(self.intermediate))
-            return views * (forward_flops(model, num_frames, batch_size) + head)
+            num_vectors, views = frontend.mel.num_frames(num_samples), 2 if self.consistency else 1
+            head = 2.0 * batch_size * model.num_frames(num_vectors) * model.dim * vocab_size
+            return views * (forward_flops(model, num_vectors, batch_size) + head * (1 + len(self.intermediate)))
 
         loss = functools.partial(_loss, graphdef=graphdef, config=self, frontend=frontend)
         return Objective(make, loss, forward_flops=flops, logits=logits)
@@ -233,6 +234,7 @@ def spell(
     wanted = tuple(dict.fromkeys((*config.intermediate, *taps)))
     hidden, tapped = model.encoder(x_BxTxF, length_B, keys=keys, chunk=chunk, taps=wanted)
     intermediate = [model.spell(tapped[layers]) for layers in config.intermediate]
+    length_B = model.encoder.config.num_frames(length_B)
     return Spelled(model.spell(hidden), {tap: tapped[tap] for tap in taps}, intermediate, length_B, views)
 
 

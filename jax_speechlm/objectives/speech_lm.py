@@ -1,4 +1,4 @@
-"""Answers to speech: a causal language model reads a conformer's frames through an adapter, and writes.
+"""Answers to speech: a causal language model reads a speech encoder's frames through an adapter, and writes.
 
 By default encoder and language model stay as they were taken over and the adapter alone learns, with LoRA where the
 model has it (Ma et al. 2024, SLAM-ASR). Such training knows a plateau on which the model writes plausible text without
@@ -19,11 +19,10 @@ from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.models import conformer, functional, transformer
-from jax_speechlm.models.conformer import draw_chunk
+from jax_speechlm.models import encoders, functional, transformer
 from jax_speechlm.models.layers import Keys
 from jax_speechlm.models.speech_lm import Sequence, SpeechLMConfig, SpeechTransformer, speech_attention
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, mean
 from jax_speechlm.objectives.causal_lm import token_losses
 from jax_speechlm.vocabulary import Vocabulary
 
@@ -98,7 +97,7 @@ class SpeechLM(ObjectiveConfig):
         vocabulary = Vocabulary.of(tokenizer)
         if not isinstance(model, SpeechLMConfig):
             raise ValueError(f"speech_lm trains an encoder, an adapter and a transformer, not a {model.kind}")
-        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        check_features(model.encoder, frontend.mel)
         if frontend.augment.crop_seconds is not None:
             raise ValueError("frontend.augment.crop_seconds would cut audio away from under its text: set it to None")
         make = lambda rngs: SpeechTransformer(model, vocabulary.size, rngs=rngs)  # noqa: E731
@@ -131,12 +130,13 @@ class SpeechLM(ObjectiveConfig):
         """
         rows, num_samples = batch["audio"].shape
         num_answers = batch["tokens"].shape[1] + 1  # the boundary behind each
-        num_frames = frontend.mel.num_frames(num_samples)
+        num_vectors = frontend.mel.num_frames(num_samples)
+        num_frames = model.encoder.num_frames(num_vectors)
         num_prompt = sum(len(part) for part in self.prompt_ids(tokenizer))
         length = num_prompt + model.adapter.num_outputs(num_frames) + num_answers - 1
         unread = 2.0 * rows * (length - num_answers) * model.transformer.dim * vocab_size
         reading = transformer.forward_flops(model.transformer, vocab_size, length, rows) - unread
-        hearing = conformer.forward_flops(model.encoder, num_frames, rows)
+        hearing = encoders.forward_flops(model.encoder, num_vectors, rows)
         adapting = rows * model.adapter.forward_flops(num_frames, model.encoder.dim, model.transformer.dim)
         if "transformer" in self.freeze:
             reading = (2 * reading + transformer.attention_flops(model.transformer, length, rows)) / 3
@@ -166,7 +166,7 @@ def _loss(
 
     x_BxTxF, length_B = features(batch, frontend, augment_key)
     encoder_keys = keys_of("encoder", encoder_key)
-    chunk = None if encoder_keys is None else draw_chunk(model.config.encoder, chunk_key)
+    chunk = None if encoder_keys is None else encoders.draw_chunk(model.config.encoder, chunk_key)
     speech_BxNxD, speech_length_B = model.hear(x_BxTxF, length_B, keys=encoder_keys, chunk=chunk)
 
     tokens_BxU, token_length_B = batch["tokens"], batch["token_length"]

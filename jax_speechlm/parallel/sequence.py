@@ -4,11 +4,12 @@ Most of a model works on each token or frame by itself and needs nothing but `me
 
 - Attention changes places by an all-to-all: before it, a device has its stretch of time of all heads, within it all of
   time of its own heads, so that every kernel, mask and window stays what it is (Jacobs et al. 2023, DeepSpeed-Ulysses).
-- A causal convolution needs the frames before its own, which the neighbour sends (halo exchange).
+- A convolution needs the frames before its own, and behind where it looks ahead, which neighbours send (halo exchange).
 """
 
 from collections.abc import Callable
 from math import ceil, gcd, prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,23 +90,28 @@ def _laid(x: Array, time: str | None, heads: tuple[str, ...]) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, time, heads or None))
 
 
-def with_past(
-    function: Callable[..., Float[Array, "batch time dim"]],
+def with_context(
+    function: Callable[..., Float[Array, "batch time out"]],
     x: Float[Array, "batch time dim"],
-    past: int,
-    *operands: Array,
-) -> Float[Array, "batch time dim"]:
-    """`function(x, *operands)`, a map over time that looks `past` frames back, on each device's own frames.
+    operands: tuple[Any, ...] = (),
+    *,
+    past: int = 0,
+    future: int = 0,
+) -> Float[Array, "batch time out"]:
+    """`function(x, *operands)`, a map over time that looks some frames back and ahead, on each device's own frames.
 
     Args:
       x: its time divides among the devices.
-      operands: what every device has whole.
+      operands: pytrees of arrays that every device has whole.
+      past, future: how many frames; before the first and behind the last stand zeros.
     """
-    if num_shards() == 1 or past == 0:
+    if num_shards() == 1 or past == future == 0:
         return function(x, *operands)
 
-    def local(x: Array, *operands: Array) -> Array:
-        return function(jnp.concatenate([*_frames_before(x, past), x], axis=1), *operands)[:, past:]
+    def local(x: Array, *operands: Any) -> Array:
+        own = x.shape[1]
+        x = jnp.concatenate([*_frames_before(x, past), x, *_frames_behind(x, future)], axis=1)
+        return function(x, *operands)[:, past : past + own]
 
     own = PartitionSpec(None, AXIS)
     specs = (own, *(PartitionSpec() for _ in operands))
@@ -114,9 +120,18 @@ def with_past(
 
 def _frames_before(x: Array, num: int) -> list[Array]:
     """The `num` frames before a device's own, in pieces of one device each: zeros before the first."""
-    parts, own, shards = [], x.shape[1], num_shards()
-    for hop in range(1, ceil(num / own) + 1):
-        part = x[:, max(0, own - (num - (hop - 1) * own)) :]
-        pairs = [(device, device + hop) for device in range(shards - hop)]
-        parts.insert(0, jax.lax.ppermute(part, AXIS, pairs) if pairs else jnp.zeros_like(part))
-    return parts
+    own = x.shape[1]
+    hops = range(ceil(num / own), 0, -1)
+    return [_from_device(x[:, max(0, own - (num - (hop - 1) * own)) :], -hop) for hop in hops]
+
+
+def _frames_behind(x: Array, num: int) -> list[Array]:
+    """The `num` frames behind a device's own likewise: zeros behind the last."""
+    own = x.shape[1]
+    return [_from_device(x[:, : num - (hop - 1) * own], hop) for hop in range(1, ceil(num / own) + 1)]
+
+
+def _from_device(x: Array, away: int) -> Array:
+    """x of the device so many places further along; zeros where there is none."""
+    pairs = [(device, device - away) for device in range(num_shards()) if 0 <= device - away < num_shards()]
+    return jax.lax.ppermute(x, AXIS, pairs) if pairs else jnp.zeros_like(x)

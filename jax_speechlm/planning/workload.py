@@ -144,7 +144,7 @@ def _of_streams(experiment: Experiment, vocab_size: int | None) -> Workload:
     else:
         tokenizer, _ = _tokenizer(data.tokenizer, vocab_size)
         loads = [workload(each, vocab_size) for each in streams.values()]
-    frame, total, shapes, useful = experiment.frontend.mel.frame_samples, sum(s.weight for s in data.streams), [], []
+    frame, total, shapes, useful = experiment.frame_samples, sum(s.weight for s in data.streams), [], []
     for stream, load in zip(data.streams, loads, strict=True):
         share = stream.weight / total
         shapes += [dataclasses.replace(s, share=s.share * share, stream=stream.name) for s in load.shapes]

@@ -83,7 +83,7 @@ def _shapes(experiment: Experiment) -> dict[str, Any]:
         "seconds_per_batch": data.seconds_per_batch,
         "num_buckets": data.num_buckets,
         "batch_multiple": data.batch_multiple,
-        "frame_samples": experiment.frontend.mel.frame_samples,
+        "frame_samples": experiment.frame_samples,
     }
 
 

@@ -18,6 +18,7 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
+from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.training import checkpoints as ckpt
 
 Extract = Callable[[Any, Batch], tuple[Float[Array, "batch time features"], Int[Array, " batch"]]]
@@ -96,6 +97,11 @@ class Hidden(Config):
         path = ckpt.find(self.checkpoint)
         params, meta = ckpt.read_params(path)
         experiment = Experiment.model_validate(meta["experiment"])
+        if isinstance(experiment.model, FastConformerConfig):
+            raise ckpt.CheckpointError(
+                f"{path}: there is a unit for each feature vector, and a {experiment.model.kind} has fewer frames: "
+                "name a run with a conformer"
+            )
         if "encoder" not in params or not isinstance(experiment.model, ConformerConfig):
             raise ckpt.CheckpointError(
                 f"{path}: was trained by {experiment.objective.kind}, which has no encoder of speech to take hidden "

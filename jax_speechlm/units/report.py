@@ -137,7 +137,7 @@ def _characters(
     A unit's frame belongs to the token whose span its middle lies in. Frames between spans, where the recognizer hears
     its blank, count nowhere.
     """
-    ratio = recognizer.experiment.frontend.mel.frame_samples / frame_samples
+    ratio = recognizer.experiment.frame_samples / frame_samples
     tokens = [recognizer.tokenizer.encode(text) for text in speech.index.column("text").to_pylist()]
     counts, unaligned = np.zeros((num_units, recognizer.tokenizer.vocab_size), np.int64), 0
     for batch in speech.batches():

@@ -26,7 +26,7 @@ def expected(row: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("stack", [1, 4])
-@pytest.mark.parametrize("flavour", ["kaldi", "librosa"])
+@pytest.mark.parametrize("flavour", ["kaldi", "librosa", "nemo"])
 def test_there_is_a_vector_for_each_frame_of_the_front_end(flavour, stack):
     config = CONFIG.replace(flavour=flavour, stack=stack)
     x, length = compute(AUDIO, LENGTHS, config=config)
@@ -58,7 +58,7 @@ def test_normalised_over_the_utterance():
         )
 
 
-@pytest.mark.parametrize("flavour", ["kaldi", "librosa"])
+@pytest.mark.parametrize("flavour", ["kaldi", "librosa", "nemo"])
 @pytest.mark.parametrize("stack", [1, 2, 4])
 def test_frames_are_counted_from_hop_and_context_alone(flavour, stack):
     """As `data_pipelines.code_store.Units` counts them, which knows nothing of flavours."""

@@ -120,6 +120,20 @@ def test_front_ends_that_the_extractor_has_not_are_refused(tmp_path, mel, settin
     assert not list(tmp_path.iterdir())
 
 
+def test_a_fast_conformer_brings_its_own_front_end_and_its_ids(tmp_path):
+    write_checked(tiny_run("fast_conformer"), tmp_path / "out")
+    config = load(tmp_path / "out", "config.json")
+    assert (config["vocab_size"], config["pad_token_id"]) == (CHARACTERS.vocab_size, 0)
+    assert load(tmp_path / "out", "preprocessor_config.json")["processor_class"] == "ParakeetProcessor"
+    assert load(tmp_path / "out", "vocab.json")["<pad>"] == 0
+    for mel in ({"flavour": "kaldi"}, {"normalize": False}):
+        with pytest.raises(ExportError, match="with flavour nemo"):
+            package(tiny_run("fast_conformer", **mel))
+    classifier = altered(tiny_run("fast_conformer"), objective=Classification(classes=CLASSES))
+    with pytest.raises(ExportError, match="as no class of theirs does"):
+        package(classifier)
+
+
 def test_front_end_there_and_back():
     mel = tiny_run("ctc", stack=4).experiment.frontend.mel
     assert front_end_from_hugging_face(front_end_to_hugging_face(mel)) == mel

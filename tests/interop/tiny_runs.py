@@ -11,6 +11,8 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.encoders import EncoderConfig
+from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.transformer import TransformerConfig
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.causal_lm import CausalLM
@@ -32,6 +34,7 @@ SPEECH = Speech(sets=("noise",))
 TEXT = Text(sets=("letters",), context=64, tokens_per_batch=128)
 STREAMS = (Stream(name="pairs", data=SPEECH), Stream(name="speech", data=SPEECH))
 FORMER = ConformerConfig(input_dim=40, dim=16, num_layers=2, num_heads=2, kernel_size=5, left_max=6, right_max=3)
+FAST = FastConformerConfig(input_dim=40, dim=16, num_layers=2, num_heads=2, kernel_size=5, channels=4)
 QWEN = TransformerConfig(dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=24)
 BERT = TransformerConfig(
     dim=16, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=8, ffn_dim=24, causal=False, norm="layer",
@@ -41,6 +44,7 @@ BERT = TransformerConfig(
 
 RUNS = {
     "ctc": (CTC(), FORMER, SPEECH, "Wav2Vec2BertForCTC"),
+    "fast_conformer": (CTC(), FAST, SPEECH, "ParakeetForCTC"),
     "joint": (Joint(speech=BestRQ(codes=8, code_dim=4)), FORMER, Mixture(streams=STREAMS), "Wav2Vec2BertForCTC"),
     "best_rq": (BestRQ(codes=8, code_dim=4), FORMER, SPEECH, "Wav2Vec2BertModel"),
     "classification": (
@@ -77,8 +81,10 @@ def save(folder: Path, run: Trained) -> Path:
 def tiny_run(name: str, tokenizer: Tokenizer = CHARACTERS, **mel: object) -> Trained:
     """One of `RUNS` with random parameters."""
     objective, model, data, _ = RUNS[name]
-    front_end = FrontEnd(mel=LogMel(num_mel_bins=20, **mel))
-    if isinstance(model, ConformerConfig):
+    if name == "fast_conformer":
+        mel = {"num_mel_bins": 40, "flavour": "nemo", "stack": 1} | mel
+    front_end = FrontEnd(mel=LogMel(**({"num_mel_bins": 20} | mel)))
+    if isinstance(model, EncoderConfig):
         model = model.replace(input_dim=front_end.mel.input_dim)
     experiment = Experiment(objective=objective, model=model, data=data, frontend=front_end)
     built = objective.build(model, front_end, tokenizer)

@@ -190,7 +190,7 @@ def test_bfloat16_computes_close_to_float32_and_returns_float32():
 
 
 def test_taps_outside_the_layers_are_an_error():
-    with pytest.raises(ValueError, match=r"between 1 and num_layers \(2\)"):
+    with pytest.raises(ValueError, match=r"between 0 and num_layers \(2\)"):
         apply(GRAPHDEF, PARAMS, normal(0, (1, 3, 6)), np.array([3]), taps=(3,))
 
 

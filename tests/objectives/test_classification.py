@@ -13,6 +13,7 @@ from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.objectives.classification import Classification, TextClassifier, UtteranceClassifier
 from tests.objectives.text import MODEL, TOKENIZER, VOCABULARY, documents, pack, reorder
 
@@ -20,7 +21,8 @@ CONFIG = Classification(classes=("low", "middle", "high"))
 FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3))
 CONFORMER = ConformerConfig(input_dim=16, dim=8, num_layers=1, num_heads=2, kernel_size=3, left_max=4, right_max=2)
 TRANSFORMER = MODEL.replace(causal=False, prediction_head=True)
-MODELS = {"speech": CONFORMER, "text": TRANSFORMER}
+FAST = FastConformerConfig(input_dim=8, dim=8, num_layers=1, num_heads=2, kernel_size=3, channels=4)
+MODELS = {"speech": CONFORMER, "fast": FAST, "text": TRANSFORMER}
 
 
 def speech_batch() -> dict[str, np.ndarray]:
@@ -41,32 +43,34 @@ def text_batch() -> dict[str, np.ndarray]:
     return pack(rows, 16) | {"label": np.array([0, 2, 0, 1, 0, 2], np.int32)}
 
 
-BATCHES = {"speech": speech_batch, "text": text_batch}
+BATCHES = {"speech": speech_batch, "fast": speech_batch, "text": text_batch}
+FRONTENDS = {"speech": FRONTEND, "fast": FRONTEND.replace(mel=LogMel(num_mel_bins=8, stack=1)), "text": FRONTEND}
 
 
 @functools.cache
 def objective(kind: str):
-    built = CONFIG.build(MODELS[kind], FRONTEND, TOKENIZER if kind == "text" else None)
+    built = CONFIG.build(MODELS[kind], FRONTENDS[kind], TOKENIZER if kind == "text" else None)
     return built, functional.init(built.make, jax.random.key(1)), jax.jit(built.loss)
 
 
 @functools.cache
 def encoder(kind: str):
     """What a classifier's model gives for a batch, and what stands between it and the last layer."""
-    size = (TRANSFORMER, VOCABULARY.size) if kind == "text" else (CONFORMER,)
+    size = (TRANSFORMER, VOCABULARY.size) if kind == "text" else (MODELS[kind],)
     make = lambda rngs: (TextClassifier if kind == "text" else UtteranceClassifier)(*size, 3, rngs=rngs)  # noqa: E731
     graphdef = functional.declare(make).graphdef
     if kind == "text":
         hidden = lambda params, *batch: functional.bind(graphdef, params).transformer(*batch)  # noqa: E731
         return jax.jit(hidden), jax.jit(lambda params, x: functional.bind(graphdef, params).transformer.head(x))
-    hidden = lambda params, batch: functional.bind(graphdef, params).encoder(*features(batch, FRONTEND, None))[0]  # noqa: E731
+    hear = lambda batch: features(batch, FRONTENDS[kind], None)  # noqa: E731
+    hidden = lambda params, batch: functional.bind(graphdef, params).encoder(*hear(batch))[0]  # noqa: E731
     return jax.jit(hidden), lambda params, x: x
 
 
 def row_logits(kind: str, params, batch, row: int) -> np.ndarray:
     """The oracle: one row by itself, its hidden states averaged in numpy."""
     hidden, between = encoder(kind)
-    if kind == "speech":
+    if kind != "text":
         one = {name: jnp.asarray(batch[name][row : row + 1]) for name in ("audio", "audio_length")}
         pooled = np.asarray(hidden(params, one))[0]
         pooled = pooled[np.abs(pooled).sum(-1) > 0].mean(0)  # padding is 0
@@ -78,7 +82,7 @@ def row_logits(kind: str, params, batch, row: int) -> np.ndarray:
     return pooled.astype(np.float64) @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
 
 
-@pytest.mark.parametrize("kind", ["speech", "text"])
+@pytest.mark.parametrize("kind", MODELS)
 def test_equals_the_cross_entropy_of_each_row_alone(kind):
     _, params, run = objective(kind)
     batch = BATCHES[kind]()
@@ -94,7 +98,7 @@ def test_equals_the_cross_entropy_of_each_row_alone(kind):
     np.testing.assert_allclose(loss, np.mean(nll), rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["speech", "text"])
+@pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("key", [None, 3])
 def test_does_not_depend_on_padding_batch_size_or_row_order(kind, key):
     key, order = key and jax.random.key(key), [4, 2, 5, 0, 3, 1]

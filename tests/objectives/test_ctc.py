@@ -18,6 +18,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.objectives.ctc import CTC, consistency_loss, ctc_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -125,6 +126,8 @@ def test_consistency_is_symmetric_kl_with_fixed_targets():
 
 MODEL = ConformerConfig(input_dim=16, dim=8, num_layers=2, num_heads=2, kernel_size=3, left_max=4, right_max=2)
 FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3))
+FAST = FastConformerConfig(input_dim=8, dim=8, num_layers=2, num_heads=2, kernel_size=3, channels=4)
+FAST_FRONTEND = FRONTEND.replace(mel=LogMel(flavour="nemo", num_mel_bins=8, stack=1))
 
 
 def make_batch(rows: int, num_samples: int = 16_000, num_tokens: int = 6) -> dict[str, np.ndarray]:
@@ -142,9 +145,9 @@ def make_batch(rows: int, num_samples: int = 16_000, num_tokens: int = 6) -> dic
 
 
 @functools.cache
-def objective(**settings):
+def objective(model=MODEL, frontend=FRONTEND, **settings):
     """The objective, its parameters and its jitted loss."""
-    built = CTC(**settings).build(MODEL, FRONTEND, TOKENIZER)
+    built = CTC(**settings).build(model, frontend, TOKENIZER)
     params = functional.init(built.make, jax.random.key(0))
     return built, params, jax.jit(built.loss)
 
@@ -152,9 +155,14 @@ def objective(**settings):
 FULL = {"intermediate": (1,), "consistency": 0.2}
 
 
-def test_loss_is_the_mean_over_tokens_of_the_sum_over_rows():
+BOTH = pytest.mark.parametrize("encoder", [(MODEL, FRONTEND), (FAST, FAST_FRONTEND)], ids=["conformer", "fast"])
+
+
+@BOTH
+def test_loss_is_the_mean_over_tokens_of_the_sum_over_rows(encoder):
+    """A second of FastConformer's frames is thirteen: what is feasible is counted in those."""
     batch = make_batch(6)
-    built, params, run = objective()
+    built, params, run = objective(*encoder)
     loss, metrics = run(params, batch, None)
     logits, lengths = jax.jit(built.logits)(params, batch)
     losses, feasible = ctc_loss(logits, lengths, jnp.asarray(batch["tokens"]), jnp.asarray(batch["token_length"]))
@@ -175,10 +183,11 @@ def test_parts_add_up_to_the_loss():
     np.testing.assert_allclose(part["loss"], expected, rtol=1e-5)
 
 
+@BOTH
 @pytest.mark.parametrize("key", [None, 3])
-def test_objective_does_not_depend_on_padding_batch_size_or_row_order(key):
+def test_objective_does_not_depend_on_padding_batch_size_or_row_order(key, encoder):
     key, batch = key and jax.random.key(key), make_batch(6)
-    _, params, run = objective(**FULL)
+    _, params, run = objective(*encoder, **FULL)
     whole = run(params, batch, key)[1]
     order = np.array([4, 2, 5, 0, 3, 1])
     batch = {name: value[order] for name, value in batch.items()}
@@ -205,6 +214,7 @@ def test_a_batch_of_nothing_has_no_loss_and_no_gradient():
         (CTC(), MODEL, FRONTEND, None, "tokenizer"),
         (CTC(intermediate=(2,)), MODEL, FRONTEND, TOKENIZER, r"2 layers"),
         (CTC(), MODEL.replace(input_dim=80), FRONTEND, TOKENIZER, "--model.input_dim 16"),
+        (CTC(), FAST.replace(input_dim=16), FRONTEND, TOKENIZER, "--frontend.mel.stack 1"),
         (CTC(), MODEL, FRONTEND.replace(augment=Augment(crop_seconds=1.0)), TOKENIZER, "crop_seconds"),
         (CTC(consistency=0.2), MODEL, FRONTEND.replace(augment=Augment()), TOKENIZER, "SpecAugment"),
     ],

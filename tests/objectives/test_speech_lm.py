@@ -10,7 +10,9 @@ import pytest
 from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models import functional
+from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.lora import LoRA
 from jax_speechlm.models.speech_lm import speech_attention
 from jax_speechlm.models.transformer import TransformerConfig
@@ -27,6 +29,11 @@ BOUNDARY = Vocabulary.of(TOKENIZER).boundary
 MODEL = tiny.MODELS["speech_lm"]
 CONFIG = SpeechLM(prompts=Prompts(transcribe=Prompt(before="ab", behind="ca")))
 FRONT_END = FrontEnd(mel=tiny.MEL)
+FAST = MODEL.replace(encoder=FastConformerConfig(input_dim=8, dim=16, num_layers=1, num_heads=2, channels=4))
+FAST_FRONT_END = FrontEnd(mel=LogMel(flavour="nemo", num_mel_bins=8, stack=1))
+ENCODERS = pytest.mark.parametrize(
+    ("model", "front_end"), [(MODEL, FRONT_END), pytest.param(FAST, FAST_FRONT_END, marks=pytest.mark.slow)]
+)
 
 
 @functools.cache
@@ -61,14 +68,15 @@ def batch_of(rows, num_samples=9000, num_tokens=6, seed=0):
 ROWS = [(8000, "abc"), (5000, "hgf ed"), (3000, "b"), (6500, "")]
 
 
-def test_the_loss_is_that_of_rows_built_one_by_one():
+@ENCODERS
+def test_the_loss_is_that_of_rows_built_one_by_one(model, front_end):
     """Each row alone, without padding, its vectors laid side by side by numpy, its probabilities written out."""
-    params, _, loss = built()
-    graphdef = functional.declare(built()[1].make).graphdef
+    params, objective, loss = built(CONFIG, front_end, model)
+    graphdef = functional.declare(objective.make).graphdef
     nats, right, count = 0.0, 0, 0
     for length, text in ROWS[:3]:
         model = functional.bind(graphdef, params)
-        x, frames = features(jax.tree.map(jnp.asarray, batch_of([(length, text)], length)), FRONT_END, None)
+        x, frames = features(jax.tree.map(jnp.asarray, batch_of([(length, text)], length)), front_end, None)
         speech, num_speech = model.hear(x, frames)
         ids = TOKENIZER.encode(text)
         table = np.asarray(params["transformer"]["embedding"])
@@ -111,9 +119,10 @@ def test_a_row_is_laid_out_without_a_gap():
         np.testing.assert_array_equal(found.position[place, : len(row)], np.arange(len(row)))
 
 
+@ENCODERS
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 0, 1]])
-def test_padding_fillers_and_row_order_change_nothing(order):
-    params, _, loss = built()
+def test_padding_fillers_and_row_order_change_nothing(order, model, front_end):
+    params, _, loss = built(CONFIG, front_end, model)
     value, metrics = loss(params, batch_of(ROWS))
     other = batch_of([ROWS[place] for place in order] + [None, None], num_samples=12_000, num_tokens=11)
     other["tokens"] += (other["tokens"] == 0) * 3  # junk behind every answer

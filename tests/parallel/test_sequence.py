@@ -8,7 +8,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
-from jax_speechlm.models.layers import causal_depthwise
+from jax_speechlm.models.fast_conformer import FastConformer, FastConformerConfig
+from jax_speechlm.models.layers import causal_depthwise, centred_depthwise
 from jax_speechlm.models.transformer import Transformer, TransformerConfig
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel import sequence
@@ -18,8 +19,9 @@ from jax_speechlm.planning import costs, hlo
 ROWS, TIME = 4, 64
 
 
-@pytest.mark.parametrize(("num_frames", "taps"), [(16, 31), (24, 4), (24, 5), (40, 1)])
-def test_a_convolution_sees_over_as_many_devices_as_it_must(num_frames, taps):
+@pytest.mark.parametrize("convolve", [causal_depthwise, centred_depthwise])
+@pytest.mark.parametrize(("num_frames", "taps"), [(16, 31), (24, 3), (24, 5), (40, 1)])
+def test_a_convolution_sees_over_as_many_devices_as_it_must(num_frames, taps, convolve):
     rng = np.random.default_rng(0)
     x, kernel, weight = (
         jnp.asarray(rng.standard_normal(shape), jnp.float32)
@@ -30,11 +32,13 @@ def test_a_convolution_sees_over_as_many_devices_as_it_must(num_frames, taps):
         total = lambda x, kernel: jnp.vdot(convolve(x, kernel), weight)  # noqa: E731
         return jax.jit(jax.value_and_grad(total, (0, 1)))
 
-    expected = both(causal_depthwise)(x, kernel)
+    ahead = 0 if convolve is causal_depthwise else taps // 2
+    sides = {"past": taps - 1 - ahead, "future": ahead}
+    expected = both(convolve)(x, kernel)
     mesh = meshes.make_mesh(MeshShape(sequence=8))
     with jax.set_mesh(mesh):
         x = jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "sequence")))
-        got = both(lambda x, kernel: sequence.with_past(causal_depthwise, x, taps - 1, kernel))(x, kernel)
+        got = both(lambda x, kernel: sequence.with_context(convolve, x, (kernel,), **sides))(x, kernel)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, expected)
 
 
@@ -48,7 +52,13 @@ def conformer():
     return lambda rngs: Conformer(config, rngs=rngs), [((ROWS, TIME, 12), jnp.float32), ((ROWS,), jnp.int32)]
 
 
-@pytest.mark.parametrize(("model", "halos"), [(transformer, 0), (conformer, 3)])
+def fast_conformer():
+    config = FastConformerConfig(input_dim=16, dim=48, num_layers=3, num_heads=8, kernel_size=7, channels=8)
+    arrays = [((ROWS, 8 * TIME, 16), jnp.float32), ((ROWS,), jnp.int32)]
+    return lambda rngs: FastConformer(config, rngs=rngs), arrays
+
+
+@pytest.mark.parametrize(("model", "halos"), [(transformer, 0), (conformer, 3), (fast_conformer, 6)])
 @pytest.mark.parametrize(
     "shape", [MeshShape(data=2, sequence=4), MeshShape(data=1, fsdp=2, sequence=2, tensor=2)], ids=str
 )

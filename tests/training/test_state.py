@@ -45,12 +45,16 @@ CASES = [("ctc", name) for name in MESHES] + [
     for name in ("mixed", "data x sequence x tensor")
 ]
 CASES += [pytest.param("distillation", "data x sequence x tensor", marks=pytest.mark.slow)]
+CASES += [
+    pytest.param("fast_conformer", name, marks=pytest.mark.slow) for name in ("mixed", "data x sequence x tensor")
+]
 
 
 @pytest.fixture(scope="module")
 def single_device(request):
-    model = tiny.MODEL.replace(attention_dropout=0.1, chunk_lengths=(4,))
-    experiment = tiny.experiment(request.param, model=model)
+    experiment = tiny.experiment(request.param)
+    if experiment.model == tiny.MODEL:
+        experiment = experiment.replace(model=tiny.MODEL.replace(attention_dropout=0.1, chunk_lengths=(4,)))
     return experiment, *run(*ONE, experiment)
 
 

@@ -15,6 +15,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer import TransformerConfig
 from jax_speechlm.objectives.best_rq import BestRQ
@@ -33,20 +34,24 @@ from jax_speechlm.training.source import MixtureSource, PreparedText, Source, st
 LETTERS = "abc "
 MEL = LogMel(num_mel_bins=20, stack=2)
 MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=16, num_layers=2, num_heads=8, kernel_size=7)
+FAST = FastConformerConfig(input_dim=16, dim=16, num_layers=2, num_heads=8, kernel_size=7, channels=4)
 OBJECTIVES = {
     "ctc": CTC(),
+    "fast_conformer": CTC(),
     "best_rq": BestRQ(codes=32, code_dim=4),
     "hubert": HuBERT(num_units=6, code_dim=4),
     "wav2vec2": Wav2Vec2(codes=8, code_dim=8, negatives=5, gumbel_decay=0.5),
     "w2v_bert": W2vBert(codes=8, code_dim=8, negatives=5, gumbel_decay=0.5),
     "speech_lm": SpeechLM(),
 }
+MELS = {"fast_conformer": LogMel(flavour="nemo", num_mel_bins=16, stack=1)}
 MODELS = {
+    "fast_conformer": FAST,
     "speech_lm": SpeechLMConfig(
         encoder=MODEL,
         adapter=Stacking(frames=2, hidden_dim=16),
         transformer=TransformerConfig(dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=24),
-    )
+    ),
 }
 OBJECTIVES["distillation"] = Distillation(
     teachers=(
@@ -71,7 +76,9 @@ def experiment(objective: str = "ctc", **changes) -> Experiment:
     return Experiment(
         data=Mixture(streams=STREAMS) if objective == "joint" else Speech(sets=("noise",)),
         objective=OBJECTIVES[objective],
-        frontend=FrontEnd(mel=MEL, augment=Augment(time_masks=1, freq_masks=1, freq_mask_bins=4, gain_db=3.0)),
+        frontend=FrontEnd(
+            mel=MELS.get(objective, MEL), augment=Augment(time_masks=1, freq_masks=1, freq_mask_bins=4, gain_db=3.0)
+        ),
         model=MODELS.get(objective, MODEL),
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-3, warmup_steps=2), ema_decay=0.9),
         mesh=MeshShape(data=8),
