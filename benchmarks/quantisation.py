@@ -8,6 +8,7 @@ is that of a checkpoint without optimizer state, float32 included; the parameter
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -32,7 +33,7 @@ def main() -> None:
     from jax_speechlm.recognizer import Recognizer
     from jax_speechlm.training import checkpoints as ckpt
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     table = Table(title=f"{args.checkpoint} on {', '.join(args.sets)} {args.split}", title_justify="left")
     for column in ("weights", "WER [95 %]", "against float32", "on disk, MB", "parameters, MB", "seconds"):
         table.add_column(column, justify="left" if column == "weights" else "right")

@@ -40,7 +40,7 @@ class Recognizer(Transcriber):
 
     An ensemble's posteriors are the mean of its members' probabilities, frame by frame; checkpoint, step and experiment
     are the first one's. So it is a mixture: what it gives sums to one, and no member can veto what others hear by a
-    probability near zero. (docs/smaller_and_better.md has the geometric mean beside it.)
+    probability near zero.
 
     Attributes:
       params: of each member.
