@@ -7,7 +7,8 @@ jax-speechlm pretrain --config demo_joint --data.tokenizer runs/finetune --run-d
 jax-speechlm eval runs/joint --sets asterisk-en
 
 It goes on from BEST-RQ's predictor and from the recognizer of `demo_finetune`, because heads that begin at random are
-still on their plateaus when so few steps are over (WER 100 % after 400 of them, seed 0).
+still on their plateaus when so few steps are over (WER 100 % after 400 of them, seed 0). asterisk-en test, greedy, seed
+0: WER 88.6 % [83.6, 93.1], CER 41.1 % [35.8, 46.3]; the recognizer that it began from, 85.2 % and 39.9 %.
 """
 
 from jax_speechlm.configs.demo_pretrain import MEL, MODEL
