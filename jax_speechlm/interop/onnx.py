@@ -16,8 +16,11 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 from tyro.conf import Positional
 
-from jax_speechlm.interop.folders import RECORD, ExportError, read_record, write_json
+from jax_speechlm.interop.folders import RECORD, ExportError, read_record, readable, write_json
 from jax_speechlm.interop.program import Outputs, Program, Run, export, in_samples, padded
+
+_INSIDE = 1 << 30
+"""Bytes of weights that a file holds itself: a protobuf ends at 2 GiB. More lie in a file beside it."""
 
 _OUTPUTS = ("log_probs", "num_frames", "tokens")
 
@@ -45,8 +48,10 @@ def write(program: Program, folder: Path, lengths: list[int]) -> Run:
     """
     if missing := [name for name in ("jax2onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
         raise ExportError(f"not installed: {', '.join(missing)}. Try pip install -e '.[onnx]'")
+    import onnx
     from jax2onnx import to_onnx
 
+    is_large = sum(value.nbytes for value in program.weights.values()) > _INSIDE
     weights = {name: jnp.asarray(value) for name, value in program.weights.items()}
 
     def recognize(audio: jax.Array, audio_length: jax.Array) -> tuple[jax.Array, ...]:
@@ -60,7 +65,10 @@ def write(program: Program, folder: Path, lengths: list[int]) -> Run:
         primitives = jaxpr_as_fun(jax.make_jaxpr(recognize)(*arguments))
         names = {"input_names": ["audio", "audio_length"], "output_names": list(_OUTPUTS), "model_name": "recognizer"}
         with _quiet():
-            to_onnx(primitives, list(arguments), return_mode="file", output_path=str(folder / name), **names)
+            model = to_onnx(primitives, list(arguments), return_mode="proto", **names)
+        onnx.save_model(model, folder / name, save_as_external_data=is_large, location=f"{name}.data")
+    for file in folder.iterdir():
+        readable(file)
     write_json(folder, RECORD, program.record("onnx", programs=programs))
     return read(folder)
 

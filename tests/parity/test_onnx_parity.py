@@ -19,6 +19,7 @@ def test_it_runs_in_onnxruntime(tmp_path):
     assert cli.main(["export", str(run), "--to", "onnx", "--out", str(out), "--seconds", "1", "1.5"]) == 0
     record = read_record(out)
     assert record["programs"] == {"recognizer_16000.onnx": 16_000, "recognizer_24000.onnx": 24_000}
+    assert {path.name for path in out.iterdir()} == {*record["programs"], "jax_speechlm.json"}
     assert record["check"]["rows"] == 10
     assert record["check"]["tokens"] > 20
     assert run_docs("onnxruntime", out, file) == transcript(run, file)
