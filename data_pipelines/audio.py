@@ -1,7 +1,8 @@
 """Any audio file to 16 kHz mono int16, and what its levels say about it.
 
 libsndfile reads wav, flac, aiff, and mp3, ogg and opus unless they are long; FFmpeg (through PyAV) reads the rest.
-Both are read block by block through a streaming resampler, so memory holds the result (115 MB an hour) and one block.
+Both are read block by block through a streaming resampler: `decode` holds the result (115 MB an hour) and one block,
+`stream` the block alone.
 """
 
 import io
@@ -21,6 +22,7 @@ from data_pipelines.errors import DataError
 SAMPLE_RATE = 16_000  # Hz, of everything this package stores
 _BLOCK_SAMPLES = 2**22  # 16 MiB of float32; most clips are one block
 _FULL_SCALE = 32_768
+_RATES = 1_000, 1_000_000  # Hz; outside lie damaged headers, whose few bytes would swell to hours or raise in soxr
 
 
 class AudioError(DataError):
@@ -56,13 +58,21 @@ def decode(source: str | Path | bytes, *, name: str = "", max_seconds: float = m
     Raises:
       AudioError: the file is missing, empty, corrupt, or holds no samples.
     """
+    return np.concatenate(list(stream(source, name=name, max_seconds=max_seconds)))
+
+
+def stream(source: str | Path | bytes, *, name: str = "", max_seconds: float = math.inf) -> Iterator[NDArray[np.int16]]:
+    """The same as `decode`, block by block, for recordings that should not lie in memory as a whole.
+
+    An error may come behind blocks that were good.
+    """
     name = name or (str(source) if isinstance(source, str | Path) else "audio")
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise AudioError(name, "no such file", "correct the path in the manifest or on the command line")
     if (len(source) if isinstance(source, bytes) else Path(source).stat().st_size) == 0:
         raise AudioError(name, "empty file", "copy or record it again, or remove its entry")
     try:
-        return resample(_blocks(source, name), name=name, max_seconds=max_seconds)
+        yield from _resampled(_blocks(source, name), name, max_seconds)
     except (soundfile.LibsndfileError, av.FFmpegError, ValueError) as error:  # ValueError: rate or channels change
         raise AudioError(name, "cannot be decoded", f"the file may be damaged: try to play it ({error})") from error
 
@@ -79,9 +89,16 @@ def resample(
       AudioError: there are no samples, or some are not finite.
       AudioTooLongError: more than `max_seconds` came in.
     """
-    pieces: list[NDArray[np.int16]] = []
-    stream, seconds = None, 0.0
+    return np.concatenate(list(_resampled(blocks, name, max_seconds)))
+
+
+def _resampled(
+    blocks: Iterator[tuple[int, NDArray[np.float32]]], name: str, max_seconds: float
+) -> Iterator[NDArray[np.int16]]:
+    resampler, seconds, num_samples = None, 0.0, 0
     for rate, block in blocks:
+        if not _RATES[0] <= rate <= _RATES[1]:
+            raise AudioError(name, f"a sample rate of {rate} Hz", "the header may be damaged: write the file again")
         mono = block if block.ndim == 1 else block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
         if not np.isfinite(mono).all():
             raise AudioError(name, "samples that are not finite", "write the file again as 16-bit or 24-bit PCM")
@@ -89,15 +106,18 @@ def resample(
         if seconds > max_seconds:
             raise AudioTooLongError(name, max_seconds)
         if rate != SAMPLE_RATE:
-            stream = stream or soxr.ResampleStream(rate, SAMPLE_RATE, num_channels=1, dtype="float32", quality="HQ")
-            mono = stream.resample_chunk(np.ascontiguousarray(mono, np.float32))
-        pieces.append(_to_int16(mono))
-    if stream is not None:
-        pieces.append(_to_int16(stream.resample_chunk(np.zeros(0, np.float32), last=True)))
-    samples = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
-    if len(samples) == 0:
+            resampler = resampler or soxr.ResampleStream(
+                rate, SAMPLE_RATE, num_channels=1, dtype="float32", quality="HQ"
+            )
+            mono = resampler.resample_chunk(np.ascontiguousarray(mono, np.float32))
+        num_samples += len(mono)
+        yield _to_int16(mono)
+    if resampler is not None:
+        rest = _to_int16(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+        num_samples += len(rest)
+        yield rest
+    if num_samples == 0:
         raise AudioError(name, "no samples", "the header is intact but nothing follows: record it again or remove it")
-    return samples
 
 
 def _to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
@@ -132,7 +152,9 @@ def _libsndfile_blocks(file: soundfile.SoundFile, frames: int) -> Iterator[tuple
 def _ffmpeg_blocks(
     source: str | Path | bytes, name: str, container_format: str | None = None
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    with av.open(_opened(source), format=container_format) as container:
+    # Playlists name other files and addresses. What comes as bytes may be a stranger's: nothing it names is opened.
+    options = {"protocol_whitelist": "none"} if isinstance(source, bytes) else {}
+    with av.open(_opened(source), format=container_format, container_options=options) as container:
         if not container.streams.audio:
             raise AudioError(name, "no audio stream", "the file holds no sound: remove its entry")
         # Interleaved float32 at the file's own rate and channels; PyAV 18 crashes on planar frames of 8 channels.
@@ -148,6 +170,19 @@ def _ffmpeg_blocks(
                     pending, num_pending = [], 0
         if pending:
             yield part.sample_rate, np.concatenate(pending)
+
+
+def length(path: str | Path) -> float:
+    """Seconds that a file says it lasts, for progress: 0 where it does not say, or cannot be read."""
+    try:
+        return soundfile.info(str(path)).duration
+    except soundfile.LibsndfileError:
+        pass
+    try:
+        with av.open(str(path)) as container:
+            return (container.duration or 0) / av.time_base
+    except (av.FFmpegError, ValueError):
+        return 0.0
 
 
 def encode_flac(samples: NDArray[np.int16]) -> bytes:
