@@ -92,7 +92,7 @@ def main() -> None:
     from data_pipelines.index import read_sets
     from data_pipelines.records import RecordReader
     from jax_speechlm.recognizer import Recognizer
-    from jax_speechlm.transcriber import in_batches
+    from jax_speechlm.windows import in_batches
 
     with tempfile.TemporaryDirectory() as scratch:
         index = read_sets(args.data_dir, args.sets, "test")

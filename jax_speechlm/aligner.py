@@ -26,7 +26,7 @@ from jax_speechlm.decoding.alignment import (
 )
 from jax_speechlm.evaluation.recognition import PreparedSpeech
 from jax_speechlm.recognizer import Recognizer
-from jax_speechlm.transcriber import in_batches
+from jax_speechlm.windows import in_batches
 
 _ROWS = 16  # aligned in lockstep
 

@@ -93,13 +93,18 @@ VERBS = {
         typed=True,
     ),
     "transcribe": Verb(
-        "jax_speechlm.transcriber:transcribe_files",
+        "jax_speechlm.transcribe:transcribe_files",
         "turn audio files into text",
-        "jax-speechlm transcribe runs/finetune interview.mp3 --format json",
+        "jax-speechlm transcribe runs/finetune interview.mp3 --format srt",
         typed=True,
     ),
+    "serve": Verb(
+        "jax_speechlm.serving:serve",
+        "answer requests for transcripts over HTTP, in OpenAI's form, and show a page to try a run on",
+        "jax-speechlm serve runs/finetune --port 8000",
+    ),
     "translate": Verb(
-        "jax_speechlm.transcriber:translate_files",
+        "jax_speechlm.transcribe:translate_files",
         "turn audio files of other languages into English text, with a speech-language model",
         "jax-speechlm translate runs/translate interview.mp3",
         typed=True,

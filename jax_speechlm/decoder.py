@@ -184,15 +184,22 @@ class Decoder:
             for row, texts in zip(hypotheses, spelled, strict=True)
         ]
 
-    def choose(self, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[str]:
-        """The text of each utterance's best hypothesis, ranked anew where a model for that is named."""
+    def rank(self, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[list[Candidate]]:
+        """Each utterance's transcripts, the best first: ranked anew where a model for that is named."""
         if self._rescore is None:
-            return [self._tokenizer.decode(row[0].tokens) for row in hypotheses]
+            return [
+                [Candidate(each.tokens, self._tokenizer.decode(each.tokens), each.score, 0.0, 0.0) for each in row]
+                for row in hypotheses
+            ]
         alpha, beta = self.decoding.rescore_alpha, self.decoding.rescore_beta
         return [
-            max(row, key=lambda each: each.rest + alpha * each.log_prob + beta * each.units).text
+            sorted(row, key=lambda each: -(each.rest + alpha * each.log_prob + beta * each.units))
             for row in self.ranking_candidates(hypotheses)
         ]
+
+    def choose(self, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[str]:
+        """The text of each utterance's best hypothesis, ranked anew where a model for that is named."""
+        return [row[0].text for row in self.rank(hypotheses)]
 
     def decode(self, posteriors: Sequence[Posteriors]) -> list[str]:
         """The text of each utterance."""

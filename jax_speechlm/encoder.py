@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import functional
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.transcriber import cut_at_pauses, in_batches
+from jax_speechlm.windows import Recording, Samples, cut_at_pauses, in_batches, shape_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,31 +86,52 @@ class SpeechEncoder:
         return found
 
     def embed(
-        self, files: Sequence[str | Path], *, layer: int | None = None, max_seconds: float = 30.0
+        self,
+        recordings: Iterable[Recording],
+        *,
+        layer: int | None = None,
+        max_seconds: float = 30.0,
+        seconds_per_batch: float = 60.0,
     ) -> Iterator[Float[np.ndarray, "time dim"]]:
-        """One layer's hidden states of audio files of any format, rate, length and number of channels, in order.
+        """One layer's hidden states of audio of any format, rate, length and number of channels, in order.
 
         A vector every `frame_samples` samples of 16 kHz; `mean(axis=0)` of them is an utterance's
-        embedding. What a file gives does not depend on the other files.
+        embedding. What a recording gives does not depend on the others.
 
         Args:
           layer: 0 to `model.num_layers`; None takes the last.
           max_seconds: a longer recording is cut at pauses, and its parts are encoded each by itself.
+          seconds_per_batch: padded audio at a time: memory and speed, never the result.
 
         Raises:
-          AudioError: a file cannot be read, or is too short for a single frame.
+          AudioError: a recording cannot be read, or is too short for a single frame.
           ValueError: there is no such layer.
         """
         depth = self.model.num_layers
         layer = depth if layer is None else layer
         if not 0 <= layer <= depth:
             raise ValueError(f"layer must lie between 0 (the input) and {depth} (the output), got {layer}")
-        for file in files:
-            parts = list(cut_at_pauses(audio.decode(file), max_seconds))
-            found = self.frames(in_batches(parts), layer)
-            hidden_TxD = np.concatenate([found[number] for number in range(len(parts))])
+        waiting: list[tuple[Recording, list[Samples]]] = []
+        samples = 0
+        for recording in recordings:
+            waiting.append((recording, cut_at_pauses(recording, max_seconds)))
+            samples += sum(shape_of(len(part)) for part in waiting[-1][1])
+            if samples >= seconds_per_batch * audio.SAMPLE_RATE:
+                yield from self._embedded(waiting, layer, seconds_per_batch)
+                waiting, samples = [], 0
+        yield from self._embedded(waiting, layer, seconds_per_batch)
+
+    def _embedded(
+        self, recordings: Sequence[tuple[Recording, list[Samples]]], layer: int, seconds_per_batch: float
+    ) -> Iterator[Float[np.ndarray, "time dim"]]:
+        parts = [part for _, cut in recordings for part in cut]
+        found = self.frames(in_batches(parts, seconds_per_batch), layer)
+        numbers = iter(range(len(parts)))
+        for recording, cut in recordings:
+            hidden_TxD = np.concatenate([found[next(numbers)] for _ in cut])
             if not len(hidden_TxD):
-                raise audio.AudioError(str(file), "too short for a single frame", "leave it out")
+                name = str(recording) if isinstance(recording, str | os.PathLike) else "audio"
+                raise audio.AudioError(name, "too short for a single frame", "leave it out")
             yield hidden_TxD
 
     def all_layers(

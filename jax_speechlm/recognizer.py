@@ -1,26 +1,36 @@
 """A trained checkpoint, or an ensemble of them, ready to turn audio into text."""
 
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from data_pipelines import tokenizers
+from data_pipelines import audio, tokenizers
 from data_pipelines.loader import Batch as HostBatch
 from data_pipelines.paths import AnyPath
 from jax_speechlm.batch import Batch
 from jax_speechlm.decoder import Decoder, Decoding, Posteriors
+from jax_speechlm.decoding.alignment import Span, Word, force_align, words_of
 from jax_speechlm.decoding.greedy import best_path, collapse
+from jax_speechlm.decoding.ngram import SPACE
+from jax_speechlm.decoding.spelling import Frames, path_spans, utterances
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.functional import Params
 from jax_speechlm.objectives.base import Objective
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
 from jax_speechlm.transcriber import Heard, Transcriber
+from jax_speechlm.transcript import Segment
+from jax_speechlm.windows import Window
+
+_LONGEST_UTTERANCE = 30.0  # seconds that are decoded at once
+_IMPOSSIBLE = -30.0  # log-probability of a token where nothing sounds
 
 
 class _Member(NamedTuple):
@@ -54,7 +64,7 @@ class Recognizer(Transcriber):
     params: tuple[Params, ...]
     decoder: Decoder | None
     members: tuple[AnyPath, ...]
-    _spell: Callable[[tuple[Params, ...], Batch], jax.Array]
+    _spell: Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array, jax.Array]]
     _posteriors: Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array]]
 
     @classmethod
@@ -85,10 +95,9 @@ class Recognizer(Transcriber):
             log_probs = [jax.nn.log_softmax(logits_BxTxV.astype(jnp.float32)) for logits_BxTxV, _ in heard]
             return mean_probability(log_probs), heard[0][1]
 
-        def spell(params: tuple[Params, ...], batch: Batch) -> jax.Array:
-            if len(members) == 1:
-                return best_path(*first.objective.logits(params[0], batch))
-            return best_path(*posteriors(params, batch))
+        def spell(params: tuple[Params, ...], batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+            log_probs_BxTxV, length_B = posteriors(params, batch)
+            return best_path(log_probs_BxTxV, length_B), log_probs_BxTxV.max(-1), length_B
 
         return cls(
             first.checkpoint,
@@ -115,7 +124,7 @@ class Recognizer(Transcriber):
                 heard = self._hear(batch)
                 texts.update(zip(heard, self.decoder.decode(list(heard.values())), strict=True))
                 continue
-            spelled = collapse(jax.device_get(self._spell(self.params, batch)))
+            spelled = collapse(jax.device_get(self._spell(self.params, batch)[0]))
             for row, example in enumerate(batch["example_id"]):
                 if example >= 0:
                     texts[int(example)] = self.tokenizer.decode(spelled[row])
@@ -140,6 +149,83 @@ class Recognizer(Transcriber):
             for row, example in enumerate(batch["example_id"])
             if example >= 0
         }
+
+    @property
+    def joins_windows(self) -> bool:
+        return True  # frames from the one side of a cut go on with those from the other
+
+    @functools.cached_property
+    def separator(self) -> str:
+        return " " if any(SPACE in piece for piece in self.tokenizer.pieces) else ""
+
+    def listen(self, batches: Iterable[Batch]) -> dict[int, Frames]:
+        """The frames of every row: the best path alone for greedy decoding, all posteriors for a beam."""
+        if self.decoder is not None:
+            return {row: Frames.of(log_probs) for row, log_probs in self.posteriors(batches).items()}
+        found = {}
+        for batch in batches:
+            ids, log_probs, lengths = jax.device_get(self._spell(self.params, batch))
+            for row, example in enumerate(batch["example_id"]):
+                if example >= 0:
+                    found[int(example)] = Frames(ids[row], log_probs[row]).part(0, int(lengths[row]))
+        return found
+
+    def utterances(self, heard: Iterable[tuple[Window, Frames | None]]) -> Iterator[tuple[int, Frames]]:
+        """Utterances as `decoding.spelling.utterances` cuts them: their first frames, and their frames."""
+        most = int(_LONGEST_UTTERANCE / self._frame_seconds)
+        begins_word = np.array([piece.startswith(SPACE) for piece in self.tokenizer.pieces])
+        return utterances(self._stretches(heard), most, begins_word)
+
+    def _stretches(self, heard: Iterable[tuple[Window, Frames | None]]) -> Iterator[Frames]:
+        """The frames of each window's own stretch, of which there are as many as the whole recording has."""
+        frame = self.experiment.frontend.mel.frame_samples
+        for window, frames in heard:
+            first, last = (window.start - window.begin) // frame, (window.end - window.begin) // frame
+            if frames is None:
+                yield self._silence(last - first)
+            else:
+                is_end = window.end == window.begin + len(window.samples)
+                yield frames.part(first, None if is_end else last)
+
+    def _silence(self, num_frames: int) -> Frames:
+        ids, log_probs = np.zeros(num_frames, np.int32), np.zeros(num_frames, np.float32)
+        if self.decoder is None:
+            return Frames(ids, log_probs)
+        posteriors = np.full((num_frames, self.tokenizer.vocab_size), _IMPOSSIBLE, np.float32)
+        posteriors[:, 0] = 0.0
+        return Frames(ids, log_probs, posteriors)
+
+    def spell(self, utterances: Sequence[tuple[int, Frames]]) -> list[Segment]:
+        """Each utterance's text; its words with the times at which the likeliest alignment has them."""
+        if self.decoder is None:
+            return [self._segment(start, frames, path_spans(frames)) for start, frames in utterances]
+        segments = []
+        ranked = self.decoder.rank(self.decoder.search([frames.posteriors for _, frames in utterances]))
+        for (start, frames), candidates in zip(utterances, ranked, strict=True):
+            (spans,) = force_align(frames.posteriors[None], np.array([len(frames.ids)]), [candidates[0].tokens])
+            segment = self._segment(start, frames, spans or [])
+            texts = dict.fromkeys(" ".join(each.text.split()) for each in candidates)
+            segments.append(dataclasses.replace(segment, alternatives=tuple(texts)))
+        return segments
+
+    def _segment(self, start: int, frames: Frames, spans: Sequence[Span]) -> Segment:
+        text = " ".join(self.tokenizer.decode([span.token for span in spans]).split())
+        words = self._words(start, spans, text)
+        confidence = float(frames.log_probs.sum(dtype=np.float64)) / max(1, len(spans))
+        first, end = (spans[0].start, spans[-1].end) if spans else (0, len(frames.ids))
+        times = ((start + frame) * self._frame_seconds for frame in (first, end))
+        return Segment(*times, text, confidence, words)
+
+    def _words(self, start: int, spans: Sequence[Span], text: str) -> tuple[Word, ...]:
+        moved = [dataclasses.replace(span, start=span.start + start, end=span.end + start) for span in spans]
+        words = words_of(moved, self.tokenizer.pieces, self._frame_seconds)
+        # Pieces spell a character that the tokenizer took apart, or bytes, otherwise than the text does.
+        spelled = text.split() if len(text.split()) == len(words) else [word.word for word in words]
+        return tuple(dataclasses.replace(word, word=each) for word, each in zip(words, spelled, strict=True))
+
+    @property
+    def _frame_seconds(self) -> float:
+        return self.experiment.frontend.mel.frame_samples / audio.SAMPLE_RATE
 
 
 def mean_probability(log_probs: Sequence[Float[Array, "*each"]]) -> Float[Array, "*each"]:

@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -29,8 +29,10 @@ from jax_speechlm.models.lora import LoRA, merge
 from jax_speechlm.models.speech_lm import SpeechTransformer
 from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.trained import Trained
-from jax_speechlm.transcriber import Heard, Transcriber, in_batches
+from jax_speechlm.transcriber import Heard, Transcriber
+from jax_speechlm.transcript import Segment
 from jax_speechlm.vocabulary import Vocabulary
+from jax_speechlm.windows import Recording, Window, blocks_of, in_batches
 
 TOKENS_PER_SECOND = 25
 """An answer that goes on for longer than its audio has room for, at the fastest speech by letters, is cut."""
@@ -91,7 +93,32 @@ class SpeechLanguageModel(Transcriber):
         found = ((row, answers[0]) for batch in batches for row, answers in self.answers(batch).items())
         return {row: Heard(best.text, best.log_prob / best.num_tokens) for row, best in found}
 
-    def answers(self, batch: HostBatch, keys: Key[Array, " batch"] | None = None) -> dict[int, list[Continuation]]:
+    def listen(self, batches: Iterable[Batch]) -> dict[int, list[Continuation]]:
+        """All answers found to every row."""
+        return {row: found for batch in batches for row, found in self.answers(batch).items()}
+
+    def utterances(
+        self, heard: Iterable[tuple[Window, list[Continuation] | None]]
+    ) -> Iterator[tuple[Window, list[Continuation]]]:
+        """The windows that are not silent."""
+        return ((window, answers) for window, answers in heard if answers is not None)
+
+    def spell(self, utterances: Sequence[tuple[Window, list[Continuation]]]) -> list[Segment]:
+        """The best answer to each window; no model of this kind tells when a word is said."""
+        return [
+            Segment(
+                window.start / _SAMPLE_RATE,
+                window.end / _SAMPLE_RATE,
+                answers[0].text,
+                answers[0].log_prob / answers[0].num_tokens,
+                alternatives=tuple(each.text for each in answers) if isinstance(self.method, Beam) else (),
+            )
+            for window, answers in utterances
+        ]
+
+    def answers(
+        self, batch: HostBatch, keys: Key[Array, " batch"] | None = None, method: Sampling | Beam | None = None
+    ) -> dict[int, list[Continuation]]:
         """What is written to each row, by `example_id`: those of a beam, the best first, or one.
 
         What a row gives does not depend on the other rows, nor on padding.
@@ -99,11 +126,12 @@ class SpeechLanguageModel(Transcriber):
         Args:
           batch: audio, as a recognizer is given it.
           keys: one a row, for a method that draws.
+          method: other than the model's own.
         """
         rows = len(batch["example_id"])
         if keys is None:
             keys = jax.random.split(jax.random.key(0), rows)  # greedy search and beams draw nothing
-        found = jax.device_get(self._answer(self.params, dict(batch), keys, method=self.method))
+        found = jax.device_get(self._answer(self.params, dict(batch), keys, method=method or self.method))
         texts = {}
         for row, example in enumerate(batch["example_id"]):
             if example >= 0:
@@ -112,6 +140,32 @@ class SpeechLanguageModel(Transcriber):
                 texts[int(example)] = [self._read(*each) for each in zip(ids, *alternatives, strict=True)]
                 texts[int(example)] = [each for each in texts[int(example)] if math.isfinite(each.log_prob)]
         return texts
+
+    def generate(
+        self,
+        recordings: Sequence[Recording],
+        method: Sampling | Beam,
+        *,
+        samples: int = 1,
+        seed: int = 0,
+    ) -> list[list[Continuation]]:
+        """Answers to recordings: those of a beam, the best first, or as many as are drawn.
+
+        What a recording gives depends on it, the method and the seed, not on the others.
+
+        Raises:
+          AudioError: one cannot be read.
+        """
+        heard = [np.concatenate(list(blocks_of(each))) for each in recordings]
+        found: list[list[Continuation]] = [[] for _ in heard]
+        roots = [jax.random.fold_in(jax.random.key(seed), zlib.crc32(each.tobytes())) for each in heard]
+        for number in range(1 if isinstance(method, Beam) else samples):
+            keys = [jax.random.fold_in(root, number) for root in roots]
+            for batch in in_batches(heard):
+                answers = self.answers(batch, jnp.stack([keys[row] for row in batch["example_id"]]), method)
+                for row, each in answers.items():
+                    found[row] += each
+        return found
 
     def _read(self, ids: Int[np.ndarray, " new"], length: np.integer, log_prob: np.floating) -> Continuation:
         found = ids[:length].tolist()
@@ -171,13 +225,7 @@ def answer_files(
     """
     model = SpeechLanguageModel.load(checkpoint)
     method = Beam(size=beam_size, length_penalty=length_penalty) if beam_size else sampling
-    model = dataclasses.replace(model, method=method)
     for file in files:
-        heard = audio.decode(file)
-        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(heard.tobytes()))
-        (batch,) = in_batches([heard])
-        for number in range(1 if beam_size else samples):
-            keys = jax.random.split(jax.random.fold_in(key, number), len(batch["example_id"]))
-            for each in model.answers(batch, keys)[0]:
-                said = {"file": str(file), **each._asdict()}
-                print(json.dumps(said, ensure_ascii=False) if format == "json" else each.text, flush=True)
+        for each in model.generate([file], method, samples=samples, seed=seed)[0]:
+            said = {"file": str(file), **each._asdict()}
+            print(json.dumps(said, ensure_ascii=False) if format == "json" else each.text, flush=True)

@@ -1,25 +1,32 @@
-"""From audio files to text, by whatever kind of trained model: what recognizers have in common."""
+"""From audio to text, by whatever kind of trained model: what recognizers have in common.
+
+A recording goes through in a stream, so that hours of it take no more memory than minutes: it is decoded block by
+block, cut into windows (`windows.py`), windows of one or many recordings are heard together, what was heard is cut into
+utterances and these are spelled.
+"""
 
 import abc
-import dataclasses
-import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-from jaxtyping import Int16
-from tyro.conf import OmitArgPrefixes, Positional
-
-from data_pipelines import audio, plan
+from data_pipelines import audio
 from jax_speechlm.batch import Batch
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.trained import objective_kind
-from jax_speechlm.training.checkpoints import CheckpointError
+from jax_speechlm.transcript import Segment, Transcript
+from jax_speechlm.windows import Recording, Samples, Window, blocks_of, in_batches, shape_of, windows
 
-_PAUSE_SECONDS = 0.2  # what counts as a place to cut a long recording
+_SPELLED_AT_ONCE = 16  # utterances: beam searches go through them in lockstep
+_CONTEXT_SECONDS = 2.0  # that a window hears beyond either end of its stretch, where the model can make use of them
+
+Listen = Callable[[list[Samples]], list[Any]]
+"""Gives for each window what the model makes of it; its kind is the transcriber's own."""
+
+T = TypeVar("T")
 
 
 class Heard(NamedTuple):
@@ -33,14 +40,12 @@ class Heard(NamedTuple):
     confidence: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Transcript:
-    """What was heard in one file; `error` says why nothing could be, and is None otherwise."""
+class _Piece(NamedTuple):
+    """A window of one of several recordings, or the error behind its last; and what was made of it."""
 
-    file: str
-    text: str
-    seconds: float
-    error: str | None = None
+    recording: int
+    window: Window | audio.AudioError
+    found: Any = None
 
 
 class Transcriber(abc.ABC):
@@ -62,6 +67,21 @@ class Transcriber(abc.ABC):
     def hear(self, batches: Iterable[Batch]) -> dict[int, Heard]:
         """The same, with how sure the model is of each text."""
 
+    @abc.abstractmethod
+    def listen(self, batches: Iterable[Batch]) -> dict[int, Any]:
+        """What `utterances` goes on with of every row, by `example_id`: all that the model itself has to do."""
+
+    @abc.abstractmethod
+    def utterances(self, heard: Iterable[tuple[Window, Any]]) -> Iterator[Any]:
+        """What `spell` takes, from the windows of one recording in order and what `listen` found in each.
+
+        Of a window of silence that is None.
+        """
+
+    @abc.abstractmethod
+    def spell(self, utterances: Sequence[Any]) -> list[Segment]:
+        """The text of each utterance."""
+
     @property
     def task(self) -> str:
         """What it was trained for (`objectives.speech_lm.Task`)."""
@@ -72,42 +92,160 @@ class Transcriber(abc.ABC):
     def how(self) -> str:
         """How texts are found, for reports."""
 
-    def transcribe(self, files: Sequence[str | Path], *, max_seconds: float = 30.0) -> Iterator[Transcript]:
-        """Transcribes audio files of any format, rate, length and number of channels, in order.
+    @property
+    def joins_windows(self) -> bool:
+        """Whether what is heard in overlapping windows can be put together; else each window is an utterance."""
+        return False
 
-        A recording longer than `max_seconds` is cut at its quietest places and its parts' texts are joined. A file that
-        cannot be read gives a `Transcript` with an error and does not stop the others.
+    @property
+    def separator(self) -> str:
+        """What stands between the texts of segments."""
+        return " "
+
+    def transcribe(
+        self,
+        recordings: Iterable[Recording],
+        *,
+        max_seconds: float = 30.0,
+        seconds_per_batch: float = 60.0,
+        progress: Callable[[float], None] | None = None,
+    ) -> Iterator[Transcript]:
+        """Transcribes audio of any format, rate, length and number of channels, in order.
+
+        What a recording gives does not depend on the others. One that cannot be read gives a `Transcript` with an error
+        and does not stop the others.
+
+        Args:
+          max_seconds: a longer recording is heard in windows of at most this length, cut at quiet places.
+          seconds_per_batch: padded audio at a time: memory and speed, never the result.
+          progress: is told, as it goes, how many seconds of audio have been heard.
         """
-        for file in files:
-            try:
-                samples = audio.decode(file)
-            except audio.AudioError as error:
-                yield Transcript(str(file), "", 0.0, str(error))
-                continue
-            parts = list(cut_at_pauses(samples, max_seconds))
-            texts = self.recognize(in_batches(parts))
-            text = " ".join(texts[number] for number in range(len(parts)))
-            yield Transcript(str(file), " ".join(text.split()), len(samples) / audio.SAMPLE_RATE)
+        recordings = list(recordings)
+        listen = lambda parts: self.listen_to(parts, seconds_per_batch)  # noqa: E731
+        pieces = itertools.chain.from_iterable(
+            self._pieces(number, recording, max_seconds) for number, recording in enumerate(recordings)
+        )
+        segments: list[Segment] = []
+        said = self._utterances(_heard(pieces, listen, seconds_per_batch, progress))
+        for group in _in_groups(said, _SPELLED_AT_ONCE):
+            spelled = iter(self.spell([each for each in group if not isinstance(each, _Piece)]))
+            for each in group:
+                if isinstance(each, _Piece):
+                    yield self._transcript(recordings[each.recording], each.window, segments)
+                    segments = []
+                else:
+                    segments.append(next(spelled))
+
+    def segments(
+        self,
+        blocks: Iterable[Samples],
+        listen: Listen | None = None,
+        *,
+        max_seconds: float = 30.0,
+        seconds_per_batch: float = 60.0,
+    ) -> Iterator[Segment]:
+        """The segments of one recording, as soon as they are found.
+
+        Args:
+          blocks: its samples at 16 kHz.
+          listen: what hears windows; by default this model, here and now.
+
+        Raises:
+          AudioError: as the blocks raise it.
+        """
+        listen = listen or (lambda parts: self.listen_to(parts, seconds_per_batch))
+        pieces = (_Piece(0, window) for window in self._windows(blocks, max_seconds))
+        heard = ((piece.window, piece.found) for piece in _heard(pieces, listen, seconds_per_batch))
+        for group in _in_groups(self.utterances(heard), _SPELLED_AT_ONCE):
+            yield from self.spell(group)
+
+    def listen_to(self, parts: Sequence[Samples], seconds_per_batch: float = 60.0) -> list[Any]:
+        """`listen`, to windows."""
+        found = self.listen(in_batches(parts, seconds_per_batch))
+        return [found[number] for number in range(len(parts))]
+
+    def text_of(self, segments: Sequence[Segment]) -> str:
+        """The whole text of a recording's segments."""
+        return " ".join(self.separator.join(segment.text for segment in segments).split())
+
+    def _windows(self, blocks: Iterable[Samples], max_seconds: float) -> Iterator[Window]:
+        overlap = min(_CONTEXT_SECONDS, max_seconds / 8) if self.joins_windows else 0.0
+        return windows(
+            blocks,
+            int(max_seconds * audio.SAMPLE_RATE),
+            overlap=int(overlap * audio.SAMPLE_RATE),
+            multiple=self.experiment.frontend.mel.frame_samples if self.joins_windows else 1,
+            skip_silence=True,
+        )
+
+    def _pieces(self, number: int, recording: Recording, max_seconds: float) -> Iterator[_Piece]:
+        try:
+            for window in self._windows(blocks_of(recording), max_seconds):
+                yield _Piece(number, window)
+        except audio.AudioError as error:
+            yield _Piece(number, error)
+
+    def _utterances(self, pieces: Iterable[_Piece]) -> Iterator[Any]:
+        """The utterances of each recording, then its last piece."""
+        for _, group in itertools.groupby(pieces, key=lambda piece: piece.recording):
+            end: list[_Piece] = []
+            yield from self.utterances(_windows_of(group, end))
+            yield end[0]
+
+    def _transcript(self, recording: Recording, end: Window | audio.AudioError, segments: list[Segment]) -> Transcript:
+        name = str(recording) if isinstance(recording, str | os.PathLike) else "audio"
+        if isinstance(end, audio.AudioError):
+            return Transcript(name, "", 0.0, str(end))
+        return Transcript(name, self.text_of(segments), end.end / audio.SAMPLE_RATE, None, tuple(segments))
 
 
-def in_batches(parts: Sequence[Int16[np.ndarray, "..."]]) -> Iterator[Batch]:
-    """Recordings as batches; `example_id` is the place among them."""
-    lengths = np.array([len(part) for part in parts])
-    # Coarse shapes, so that many files of like length share one compiled program.
-    planned = plan.make_eval_plan(lengths, seconds_per_batch=60.0, batch_multiple=1, frame_samples=2 * 16_000)
-    for step in range(planned.steps_per_epoch):
-        rows = planned.batch(step).rows
-        bucket = planned.buckets[planned.batch(step).bucket]
-        batch = {
-            "audio": np.zeros((len(rows), bucket.num_samples), np.int16),
-            "audio_length": np.where(rows >= 0, lengths[rows], 0).astype(np.int32),
-            "example_id": rows.astype(np.int32),
-            "weight": (rows >= 0).astype(np.float32),
-        }
-        for place, row in enumerate(rows):
-            if row >= 0:
-                batch["audio"][place, : lengths[row]] = parts[row]
-        yield batch
+def _heard(
+    pieces: Iterable[_Piece],
+    listen: Listen,
+    seconds_per_batch: float,
+    progress: Callable[[float], None] | None = None,
+) -> Iterator[_Piece]:
+    """The same pieces with what was found in each, heard as many at a time as fill a batch."""
+    waiting: list[_Piece] = []
+    samples = seconds = 0
+
+    def listened() -> Iterator[_Piece]:
+        nonlocal seconds
+        audible = [part for each in waiting if (part := _samples(each)) is not None]
+        found = iter(listen(audible) if audible else [])
+        for each in waiting:
+            if isinstance(each.window, Window):
+                seconds += (each.window.end - each.window.start) / audio.SAMPLE_RATE
+            yield each if _samples(each) is None else each._replace(found=next(found))
+        if progress is not None:
+            progress(seconds)
+
+    for piece in pieces:
+        waiting.append(piece)
+        part = _samples(piece)
+        samples += 0 if part is None else shape_of(len(part))
+        if samples >= seconds_per_batch * audio.SAMPLE_RATE:
+            yield from listened()
+            waiting, samples = [], 0
+    yield from listened()
+
+
+def _windows_of(pieces: Iterable[_Piece], end: list[_Piece]) -> Iterator[tuple[Window, Any]]:
+    """A recording's windows and what was found in them; leaves its last piece in `end`."""
+    for piece in pieces:
+        end[:] = [piece]
+        if isinstance(piece.window, Window):
+            yield piece.window, piece.found
+
+
+def _samples(piece: _Piece) -> Samples | None:
+    return piece.window.samples if isinstance(piece.window, Window) else None
+
+
+def _in_groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    items = iter(items)
+    while group := list(itertools.islice(items, size)):
+        yield group
 
 
 def open_transcriber(
@@ -134,74 +272,3 @@ def open_transcriber(
     from jax_speechlm.recognizer import Recognizer
 
     return Recognizer.load(path, decoding, ensemble)
-
-
-def cut_at_pauses(samples: Int16[np.ndarray, " samples"], max_seconds: float) -> Iterator[Int16[np.ndarray, "..."]]:
-    """Cuts a recording into parts of at most `max_seconds`, each at the quietest place of its second half."""
-    limit, pause = int(max_seconds * audio.SAMPLE_RATE), int(_PAUSE_SECONDS * audio.SAMPLE_RATE)
-    while len(samples) > limit:
-        energy = np.cumsum(samples[limit // 2 : limit].astype(np.float64) ** 2)
-        cut = limit // 2 + int((energy[pause:] - energy[:-pause]).argmin()) + pause // 2
-        yield samples[:cut]
-        samples = samples[cut:]
-    yield samples
-
-
-def transcribe_files(
-    checkpoint: Positional[Path],
-    files: Positional[tuple[Path, ...]],
-    decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
-    ensemble: tuple[Path, ...] = (),
-    format: Literal["text", "json"] = "text",
-    max_seconds: float = 30.0,
-) -> None:
-    """Turns audio files into text. Any format, sample rate, length and number of channels.
-
-    Args:
-      checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
-      files: the audio files.
-      decoding: how the text is found; weights that `eval` tuned are in its report.
-      ensemble: further runs with its tokenizer and frame rate; the mean of all their probabilities is decoded.
-      format: "text" prints a line a file; "json" prints JSON lines with the file, its seconds, text and error.
-      max_seconds: longer recordings are cut at pauses into parts of at most this length.
-    """
-    _write(open_transcriber(checkpoint, decoding, ensemble), files, "transcribe", format, max_seconds)
-
-
-def translate_files(
-    checkpoint: Positional[Path],
-    files: Positional[tuple[Path, ...]],
-    beam_size: int = 1,
-    format: Literal["text", "json"] = "text",
-    max_seconds: float = 30.0,
-) -> None:
-    """Turns audio files into English text. Any format, sample rate, length and number of channels.
-
-    Args:
-      checkpoint: directory of a speech_lm run with objective.task translate, or one of its checkpoints/<step> folders.
-      files: the audio files.
-      beam_size: above 1: a beam search that keeps this many texts; else the likeliest token is taken each time.
-      format: "text" prints a line a file; "json" prints JSON lines with the file, its seconds, text and error.
-      max_seconds: longer recordings are cut at pauses into parts of at most this length.
-    """
-    decoding = Decoding(decoder="beam", beam_size=beam_size) if beam_size > 1 else Decoding()
-    _write(open_transcriber(checkpoint, decoding), files, "translate", format, max_seconds)
-
-
-def _write(transcriber: Transcriber, files: Sequence[Path], task: str, format: str, max_seconds: float) -> None:
-    failed = 0
-    if transcriber.task != task:
-        verb = "generate" if transcriber.task in ("extend", "answer") else transcriber.task
-        raise CheckpointError(
-            f"{transcriber.checkpoint}: was trained to {transcriber.task}, not to {task}: use jax-speechlm {verb}"
-        )
-    for transcript in transcriber.transcribe(files, max_seconds=max_seconds):
-        failed += transcript.error is not None
-        if format == "json":
-            print(json.dumps(dataclasses.asdict(transcript), ensure_ascii=False), flush=True)
-        elif transcript.error is None:
-            print(f"{transcript.file}\t{transcript.text}" if len(files) > 1 else transcript.text, flush=True)
-        else:
-            print(f"error: {transcript.error}", file=sys.stderr)
-    if failed:
-        raise audio.DataError(f"{failed} of {len(files)} files could not be transcribed")

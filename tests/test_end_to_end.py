@@ -12,7 +12,7 @@ from jax_speechlm.evaluation.recognition import PreparedSpeech
 from jax_speechlm.quantizer import folder_bytes
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.training.loop import load_experiment
-from jax_speechlm.transcriber import cut_at_pauses
+from jax_speechlm.windows import cut_at_pauses
 
 RATE = 16_000
 TONES = {"a": 300.0, "b": 800.0, "c": 1900.0}
@@ -105,7 +105,7 @@ def test_cuts_fall_into_pauses_and_lose_nothing():
     rng = np.random.default_rng(3)
     samples = (3000 * rng.normal(size=10 * RATE)).astype(np.int16)
     samples[int(3.0 * RATE) : int(3.4 * RATE)] = 0
-    parts = list(cut_at_pauses(samples, 4.0))
+    parts = cut_at_pauses(samples, 4.0)
     assert 3.0 * RATE <= len(parts[0]) <= 3.4 * RATE
     assert all(len(part) <= 4 * RATE for part in parts)
     assert np.array_equal(np.concatenate(parts), samples)

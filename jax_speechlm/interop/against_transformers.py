@@ -35,8 +35,8 @@ from jax_speechlm.models.encoders import make_encoder
 from jax_speechlm.models.layers import frame_mask
 from jax_speechlm.objectives.causal_lm import TextModel
 from jax_speechlm.trained import Trained
-from jax_speechlm.transcriber import in_batches
 from jax_speechlm.vocabulary import PADDING, pad
+from jax_speechlm.windows import in_batches
 
 Clip = Int16[np.ndarray, "..."]
 

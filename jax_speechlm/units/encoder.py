@@ -11,9 +11,9 @@ from jaxtyping import Array, Int16, Integer
 from data_pipelines import audio
 from data_pipelines.code_store import Units, read_units
 from jax_speechlm.batch import Batch
-from jax_speechlm.transcriber import in_batches
 from jax_speechlm.units.features import read_features
 from jax_speechlm.units.kmeans import nearest
+from jax_speechlm.windows import in_batches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,18 +13,22 @@ from jax_speechlm.training.source import tokenizer_files
 from jax_speechlm.training.state import make_trainer
 
 
-def save_run(folder: Path, experiment: Experiment, tokenizer: Tokenizer | None, units: str | None = None) -> Path:
+def save_run(
+    folder: Path, experiment: Experiment, tokenizer: Tokenizer | None, units: str | None = None, params=None
+) -> Path:
     """Writes the checkpoint that a run has before its first step, its parameters three times as large.
 
     Args:
       units: fingerprint of the k-means that it is trained on.
+      params: others instead, as they are.
     """
     objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
     mesh = make_mesh(MeshShape(data=1), jax.devices()[:1])
     with jax.set_mesh(mesh):
         trainer = make_trainer(objective, experiment.optimizer, experiment.num_steps, experiment.seed, mesh)
         state = trainer.init(jax.random.key(0))
-        state = state._replace(params=jax.tree.map(lambda leaf: 3 * leaf, state.params))
+        params = jax.tree.map(lambda leaf: 3 * leaf, state.params) if params is None else jax.device_put(params)
+        state = state._replace(params=params)
         checkpoints = Checkpoints(folder)
         meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(tokenizer)}
         checkpoints.save(0, state, meta | {"plan": "", "step": 0, "units": units})

@@ -1,0 +1,136 @@
+"""Audio files as text, JSON and subtitles: what `jax-speechlm transcribe` and `translate` run."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tyro.conf import OmitArgPrefixes, Positional
+
+from data_pipelines import audio
+from jax_speechlm.decoder import Decoding
+from jax_speechlm.training.checkpoints import CheckpointError
+from jax_speechlm.transcriber import Transcriber, open_transcriber
+from jax_speechlm.transcript import SUBTITLES, Format, Transcript
+
+
+def transcribe_files(
+    checkpoint: Positional[Path],
+    files: Positional[tuple[Path, ...]],
+    decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
+    ensemble: tuple[Path, ...] = (),
+    format: Format = "text",
+    out: Path | None = None,
+    max_seconds: float = 30.0,
+    seconds_per_batch: float = 60.0,
+) -> None:
+    """Turns audio files into text. Any format, sample rate, length and number of channels.
+
+    Args:
+      checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
+      files: the audio files.
+      decoding: how the text is found; weights that `eval` tuned are in its report.
+      ensemble: further runs with its tokenizer and frame rate; the mean of all their probabilities is decoded.
+      format: "text" prints a line a file; "json" prints JSON lines with the file, its seconds, text, error, and its
+        segments with the times of their words; "srt" and "vtt" are subtitles.
+      out: folder to write a file to for each audio file, talk.srt for talk.mp3, instead of printing.
+      max_seconds: longer recordings are heard in overlapping windows of at most this length, cut at quiet places.
+      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+    """
+    transcriber = _checked(open_transcriber(checkpoint, decoding, ensemble), "transcribe")
+    _write(transcriber, files, format, out, max_seconds, seconds_per_batch)
+
+
+def translate_files(
+    checkpoint: Positional[Path],
+    files: Positional[tuple[Path, ...]],
+    beam_size: int = 1,
+    format: Format = "text",
+    out: Path | None = None,
+    max_seconds: float = 30.0,
+    seconds_per_batch: float = 60.0,
+) -> None:
+    """Turns audio files into English text. Any format, sample rate, length and number of channels.
+
+    Args:
+      checkpoint: directory of a speech_lm run with objective.task translate, or one of its checkpoints/<step> folders.
+      files: the audio files.
+      beam_size: above 1: a beam search that keeps this many texts; else the likeliest token is taken each time.
+      format: "text" prints a line a file; "json" prints JSON lines with the file, its seconds, text, error and its
+        segments; "srt" and "vtt" are subtitles.
+      out: folder to write a file to for each audio file, talk.srt for talk.mp3, instead of printing.
+      max_seconds: longer recordings are cut at pauses into parts of at most this length.
+      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+    """
+    decoding = Decoding(decoder="beam", beam_size=beam_size) if beam_size > 1 else Decoding()
+    transcriber = _checked(open_transcriber(checkpoint, decoding), "translate")
+    _write(transcriber, files, format, out, max_seconds, seconds_per_batch)
+
+
+def _checked(transcriber: Transcriber, task: str) -> Transcriber:
+    if transcriber.task != task:
+        verb = "generate" if transcriber.task in ("extend", "answer") else transcriber.task
+        raise CheckpointError(
+            f"{transcriber.checkpoint}: was trained to {transcriber.task}, not to {task}: use jax-speechlm {verb}"
+        )
+    return transcriber
+
+
+def _write(
+    transcriber: Transcriber,
+    files: Sequence[Path],
+    format: Format,
+    out: Path | None,
+    max_seconds: float,
+    seconds_per_batch: float,
+) -> None:
+    names = [file.stem for file in files]
+    if out is None and format in SUBTITLES and len(files) > 1:
+        raise ValueError(f"subtitles of {len(files)} files would run into each other: name a folder with --out")
+    if out is not None:
+        if len(set(names)) < len(names):
+            raise ValueError(f"files of one name would overwrite each other in {out}: transcribe them one by one")
+        out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    with _progress(files) as progress:
+        options = {"max_seconds": max_seconds, "seconds_per_batch": seconds_per_batch, "progress": progress}
+        for name, transcript in zip(names, transcriber.transcribe(files, **options), strict=True):
+            if transcript.error is not None:
+                failed += 1
+                print(f"error: {transcript.error}", file=sys.stderr)
+                if format != "json":
+                    continue
+            text = _formatted(transcript, format, is_one=out is not None or len(files) == 1)
+            if out is not None:
+                (out / f"{name}.{'txt' if format == 'text' else format}").write_text(text, encoding="utf-8")
+            else:
+                print(text, end="", flush=True)
+    if failed:
+        raise audio.DataError(f"{failed} of {len(files)} files could not be transcribed")
+
+
+def _formatted(transcript: Transcript, format: Format, is_one: bool) -> str:
+    if format in SUBTITLES:
+        return SUBTITLES[format](transcript.segments)
+    if format == "json":
+        return transcript.to_json() + "\n"
+    return (transcript.text if is_one else f"{transcript.file}\t{transcript.text}") + "\n"
+
+
+@contextlib.contextmanager
+def _progress(files: Sequence[Path]) -> Iterator[Callable[[float], None]]:
+    """A bar over the audio of all files, where someone looks at it."""
+    console = Console(stderr=True)
+    total = sum(audio.length(file) for file in files) if console.is_terminal else 0.0
+    columns = (
+        TextColumn("heard"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[minutes]} of audio"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("heard", total=total or None, minutes="0 min")
+        yield lambda seconds: bar.update(task, completed=seconds, minutes=f"{seconds / 60:.1f} min")

@@ -1,0 +1,187 @@
+"""Recordings of any length as what a model takes: windows cut where it is quiet, laid into batches of few shapes."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int16
+
+from data_pipelines import audio
+from data_pipelines.loader import Batch
+
+_PAUSE = audio.SAMPLE_RATE // 5  # samples: the length of the place that a cut looks for
+_LEVEL_FRAME = audio.SAMPLE_RATE * 30 // 1000  # samples over which a level is taken
+_SILENCE = 32.0  # RMS, of 32,768: -60 dB of full scale
+_LONG_SILENCE, _MARGIN = 2 * audio.SAMPLE_RATE, audio.SAMPLE_RATE // 2  # what is left out, and what of it is kept
+
+_LONGEST = 30 * audio.SAMPLE_RATE
+_EDGES = sorted(int(_LONGEST * share / 2**halvings) for share in (1.0, 0.75) for halvings in range(5))
+
+Samples = Int16[np.ndarray, "..."]
+
+Recording = str | os.PathLike | bytes | np.ndarray
+"""A file, the bytes of one, or int16 [samples] at 16 kHz."""
+
+
+class Window(NamedTuple):
+    """A stretch of a recording that a model hears at once. The stretches from `start` to `end` tile the recording.
+
+    Attributes:
+      samples: what is heard: the stretch, and what lies around it, which a model may need to understand the stretch's
+        ends; None for a stretch of silence, which nobody has to hear.
+      begin: the sample of the recording that `samples` begin with.
+      start: the first sample of the stretch.
+      end: the one behind its last.
+    """
+
+    samples: Samples | None
+    begin: int
+    start: int
+    end: int
+
+
+def blocks_of(recording: Recording) -> Iterable[Samples]:
+    """A recording's samples at 16 kHz, block by block. Raises `AudioError`, at once or as it is read."""
+    if not isinstance(recording, np.ndarray):
+        return audio.stream(recording if isinstance(recording, bytes) else Path(recording))
+    if recording.ndim != 1 or recording.dtype != np.int16 or not len(recording):
+        raise audio.AudioError(
+            "audio",
+            f"an array of {recording.dtype} {list(recording.shape)}",
+            "give int16 [samples] at 16 kHz, at least one, or the bytes of a file",
+        )
+    return [recording]
+
+
+def windows(
+    blocks: Iterable[Samples],
+    max_samples: int,
+    *,
+    overlap: int = 0,
+    multiple: int = 1,
+    skip_silence: bool = False,
+) -> Iterator[Window]:
+    """Cuts a recording at the quietest 0.2 s between half and the whole of what a window may hold.
+
+    The windows depend on the samples, not on the blocks in which they come; no more than a window and a block are held.
+
+    Args:
+      blocks: the recording's samples at 16 kHz.
+      max_samples: of one window, what overlaps included. A recording of at most as many is one window.
+      overlap: samples that a window hears beyond either end of its stretch.
+      multiple: of samples, in which stretches begin and overlaps are measured: a feature vector's worth.
+      skip_silence: leave out stretches of over two seconds under -60 dB of full scale, but for half a second of them.
+
+    Raises:
+      ValueError: a window has no room for what overlaps.
+    """
+    overlap = overlap // multiple * multiple
+    most = (max_samples - 2 * overlap) // multiple * multiple
+    if most < 2 * max(_PAUSE, multiple):
+        raise ValueError(
+            f"windows of {max_samples / audio.SAMPLE_RATE:g} s are too short to be cut: make --max-seconds 2 or more"
+        )
+    blocks = iter(blocks)
+    pending, begin, start = np.zeros(0, np.int16), 0, 0
+    while True:
+        parts, held = [pending], len(pending)
+        while held <= max_samples and (block := next(blocks, None)) is not None:
+            parts.append(block)
+            held += len(block)
+        pending = np.concatenate(parts) if len(parts) > 1 else pending
+        if len(pending) <= max_samples:
+            yield Window(pending, begin, start, begin + len(pending))
+            return
+        ahead = pending[start - begin :][:most]
+        if skip_silence and (quiet := _leading_silence(ahead)) >= _LONG_SILENCE:
+            end = start + (quiet - _MARGIN) // multiple * multiple
+            yield Window(None, start, start, end)
+        else:
+            end = start + max(_quietest(ahead) // multiple, 1) * multiple
+            yield Window(pending[: end + overlap - begin], begin, start, end)
+        pending = pending[max(end - overlap - begin, 0) :]
+        begin, start = max(end - overlap, begin), end
+
+
+def _quietest(samples: Samples) -> int:
+    """The middle of the quietest pause in the second half."""
+    half = len(samples) // 2
+    energy = np.cumsum(samples[half:].astype(np.float64) ** 2)
+    return half + int((energy[_PAUSE:] - energy[:-_PAUSE]).argmin()) + _PAUSE // 2
+
+
+def _leading_silence(samples: Samples) -> int:
+    """Samples before the first frame that is louder than silence."""
+    frames = samples[: len(samples) // _LEVEL_FRAME * _LEVEL_FRAME].reshape(-1, _LEVEL_FRAME).astype(np.float32)
+    loud = np.flatnonzero(np.sqrt(np.mean(frames**2, axis=1)) > _SILENCE)
+    return int(loud[0]) * _LEVEL_FRAME if len(loud) else len(frames) * _LEVEL_FRAME
+
+
+def cut_at_pauses(recording: Recording, max_seconds: float) -> list[Samples]:
+    """Cuts a recording into parts of at most `max_seconds`, each at the quietest place of its second half."""
+    return [window.samples for window in windows(blocks_of(recording), int(max_seconds * audio.SAMPLE_RATE))]
+
+
+def shape_of(num_samples: int) -> int:
+    """The padded length of a row that holds so many samples: of ten lengths up to 30 s, and then 30 s doubled."""
+    for edge in _EDGES:
+        if num_samples <= edge:
+            return edge
+    return _LONGEST << (-(-num_samples // _LONGEST) - 1).bit_length()
+
+
+def row_counts(num_samples: int, seconds_per_batch: float) -> list[int]:
+    """The numbers of rows that batches of so long rows have, ascending: 1, 4, 16, ... while they fit, and always 1."""
+    counts = [1]
+    while 4 * counts[-1] * num_samples <= seconds_per_batch * audio.SAMPLE_RATE:
+        counts.append(4 * counts[-1])
+    return counts
+
+
+def shapes(max_seconds: float, seconds_per_batch: float) -> list[tuple[int, int]]:
+    """Every shape (rows, samples) that `in_batches` gives to parts of at most `max_seconds`."""
+    longest = shape_of(int(max_seconds * audio.SAMPLE_RATE))
+    lengths = [edge for edge in _EDGES if edge < longest]
+    while lengths and (following := shape_of(lengths[-1] + 1)) < longest:
+        lengths.append(following)
+    return [(rows, length) for length in [*lengths, longest] for rows in row_counts(length, seconds_per_batch)]
+
+
+def in_batches(parts: Sequence[Samples], seconds_per_batch: float = 60.0) -> Iterator[Batch]:
+    """Recordings as batches of at most so much padded audio; `example_id` is the place among them, -1 in filler rows.
+
+    The length of a row depends on its recording alone, and there are few lengths and numbers of rows, so few programs
+    are compiled however many calls there are. No batch is more than half filler rows.
+    """
+    by_shape: dict[int, list[int]] = {}
+    for number, part in enumerate(parts):
+        by_shape.setdefault(shape_of(len(part)), []).append(number)
+    for length, numbers in sorted(by_shape.items()):
+        while numbers:
+            counts = row_counts(length, seconds_per_batch)
+            roomy = next((count for count in counts if len(numbers) <= count <= 2 * len(numbers)), None)
+            rows = roomy or max(count for count in counts if count <= len(numbers))
+            taken, numbers = numbers[:rows], numbers[rows:]
+            yield _batch([parts[number] for number in taken], taken, rows, length)
+
+
+def empty_batch(rows: int, num_samples: int) -> Batch:
+    """A batch of filler rows: what a program of that shape is compiled with."""
+    return _batch([], [], rows, num_samples)
+
+
+def _batch(parts: Sequence[Samples], numbers: Sequence[int], rows: int, num_samples: int) -> Batch:
+    batch = {
+        "audio": np.zeros((rows, num_samples), np.int16),
+        "audio_length": np.zeros(rows, np.int32),
+        "example_id": np.full(rows, -1, np.int32),
+        "weight": np.zeros(rows, np.float32),
+    }
+    for row, (number, part) in enumerate(zip(numbers, parts, strict=True)):
+        batch["audio"][row, : len(part)] = part
+        batch["audio_length"][row] = len(part)
+        batch["example_id"][row] = number
+        batch["weight"][row] = 1
+    return batch
