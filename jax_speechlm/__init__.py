@@ -1,0 +1,16 @@
+"""Speech-language models in JAX. `jax_speechlm.load(path)` opens a trained checkpoint, and imports what that needs."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jax_speechlm.loading import TrainedModel, load
+
+__all__ = ["TrainedModel", "load"]
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        from jax_speechlm import loading
+
+        return getattr(loading, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,186 @@
+"""Any trained run, opened by its path: `jax_speechlm.load`."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from data_pipelines.paths import AnyPath
+from jax_speechlm.decoder import Decoding
+from jax_speechlm.decoding.generate import Beam, Sampling
+from jax_speechlm.encoder import SpeechEncoder
+from jax_speechlm.language_model import Continuation, LanguageModel
+from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.speech_language_model import SpeechLanguageModel
+from jax_speechlm.trained import objective_kind
+from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.transcriber import open_transcriber
+from jax_speechlm.transcript import Transcript
+from jax_speechlm.unit_model import Part, UnitContinuation, UnitModel
+from jax_speechlm.windows import Recording
+
+Opened = Recognizer | SpeechLanguageModel | LanguageModel | UnitModel | SpeechEncoder
+
+_WHO_CAN = {
+    "transcribe": "load a run that was trained by ctc, joint or speech_lm; an encoder learns to spell by "
+    "jax-speechlm finetune --from {path}",
+    "embed": "load a run that was pretrained or finetuned on speech, with a conformer of its own",
+    "generate": "load a run that was trained by causal_lm, unit_lm or speech_lm",
+    "score": "load a run that was trained by causal_lm or unit_lm; how sure a recognizer is of what it hears is the "
+    "confidence of its transcripts' segments and words",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A checkpoint and what it can do: `transcribe`, `embed`, `generate`, `score`, as far as it was trained for them.
+
+    Inputs are batched, in few fixed shapes: those of like length share their compiled programs, whatever the call. What
+    an input gives does not depend on the others.
+
+    Attributes:
+      checkpoint: its folder.
+      kind: the objective that it was trained by.
+      model: the object that does the work, for all that it can do besides.
+    """
+
+    checkpoint: AnyPath
+    kind: str
+    model: Opened
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        """The names of the methods that this checkpoint has."""
+        match self.model:
+            case Recognizer():
+                return ("transcribe", "embed")
+            case SpeechLanguageModel():
+                return ("transcribe", "generate") if self.model.task == "transcribe" else ("generate",)
+            case SpeechEncoder():
+                return ("embed",)
+        return ("generate", "score")
+
+    def transcribe(
+        self,
+        recordings: Recording | Sequence[Recording],
+        *,
+        max_seconds: float = 30.0,
+        seconds_per_batch: float = 60.0,
+    ) -> list[Transcript]:
+        """The text of recordings, with the times of their words where the model tells them.
+
+        Args:
+          recordings: one or many: paths, bytes of audio files, or int16 [samples] at 16 kHz; of any length.
+          max_seconds: a longer recording is heard in windows of at most this length, cut at quiet places.
+          seconds_per_batch: padded audio at a time: memory and speed, never the result.
+
+        Returns:
+          One for each recording; of one that cannot be read `error` says why.
+
+        Raises:
+          CheckpointError: the checkpoint was not trained to transcribe.
+        """
+        self._check("transcribe")
+        options = {"max_seconds": max_seconds, "seconds_per_batch": seconds_per_batch}
+        return list(self.model.transcribe(_listed(recordings), **options))
+
+    def embed(
+        self, recordings: Recording | Sequence[Recording], *, layer: int | None = None, max_seconds: float = 30.0
+    ) -> list[Float[np.ndarray, "_ dim"]]:
+        """Hidden states of the speech encoder, [time, dim] of each recording; see `SpeechEncoder.embed`.
+
+        Raises:
+          CheckpointError: the checkpoint has no speech encoder of its own.
+          AudioError: a recording cannot be read, or is too short for a single frame.
+        """
+        self._check("embed")
+        encoder = self.model if isinstance(self.model, SpeechEncoder) else _encoder_of(self.model)
+        return list(encoder.embed(_listed(recordings), layer=layer, max_seconds=max_seconds))
+
+    def generate(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[Part]] | Sequence[Recording],
+        method: Sampling | Beam = Sampling(),  # noqa: B008  frozen
+        *,
+        max_tokens: int = 128,
+        samples: int = 1,
+        seed: int = 0,
+    ) -> list[list[Continuation]] | list[list[UnitContinuation]]:
+        """What follows each prompt.
+
+        Args:
+          prompts: texts to a language model, documents of text and units to a unit model, recordings to a
+            speech-language model.
+          method: how tokens are chosen (`decoding.generate`).
+          max_tokens: the most tokens added; a speech-language model's limit is how much its audio can hold.
+          samples: continuations of each prompt that are drawn; a beam gives as many as it is wide.
+          seed: of what is drawn.
+
+        Raises:
+          CheckpointError: the checkpoint was not trained to go on from anything.
+        """
+        self._check("generate")
+        prompts = [prompts] if isinstance(prompts, str | bytes | os.PathLike) else prompts
+        options = {"samples": samples, "seed": seed}
+        if isinstance(self.model, SpeechLanguageModel):
+            return self.model.generate(prompts, method, **options)
+        return self.model.generate(prompts, method, max_tokens=max_tokens, **options)
+
+    def score(self, texts: Sequence[str] | Sequence[Integer[np.ndarray, "..."]]) -> Float[np.ndarray, " texts"]:
+        """Log-probability of each text, from its beginning to its end, in nats; or of units of speech, without the end.
+
+        Raises:
+          CheckpointError: the checkpoint gives texts no probability.
+        """
+        self._check("score")
+        if isinstance(self.model, LanguageModel):
+            return self.model.score(texts)
+        if all(isinstance(text, str) for text in texts):
+            return self.model.lm.score(texts)
+        return np.array([-nats.sum(dtype=np.float64) for nats in self.model.unit_nats(texts)])
+
+    def _check(self, ability: str) -> None:
+        if ability not in self.abilities:
+            task = getattr(self.model, "task", "transcribe")
+            trained = self.kind if task == "transcribe" else f"{self.kind} to {task}"
+            raise ckpt.CheckpointError(
+                f"{self.checkpoint}: was trained by {trained}, which has {' and '.join(self.abilities)} but no "
+                f"{ability}: {_WHO_CAN[ability].format(path=self.checkpoint)}"
+            )
+
+
+def load(path: str | os.PathLike, decoding: Decoding = Decoding()) -> TrainedModel:  # noqa: B008  frozen
+    """Opens a run by its folder or URL (its newest checkpoint), or a `checkpoints/<step>` folder.
+
+        model = jax_speechlm.load("runs/finetune")
+        model.transcribe(["interview.mp3"])[0].text
+
+    Args:
+      decoding: how a recognizer finds its text; of no other kind.
+
+    Raises:
+      CheckpointError: there is no readable checkpoint, or nothing is done with such a one.
+      DataError, ValueError: `decoding` does not fit it.
+    """
+    checkpoint, kind = ckpt.find(path), objective_kind(path)
+    match kind:
+        case "ctc" | "joint" | "speech_lm":
+            model = open_transcriber(checkpoint, decoding)
+        case "causal_lm":
+            model = LanguageModel.load(checkpoint)
+        case "unit_lm":
+            model = UnitModel.load(checkpoint)
+        case _:
+            model = SpeechEncoder.load(checkpoint)
+    return TrainedModel(checkpoint, kind, model)
+
+
+def _encoder_of(recognizer: Recognizer) -> SpeechEncoder:
+    experiment = recognizer.experiment
+    return SpeechEncoder(experiment.model, experiment.frontend, recognizer.params[0]["encoder"], recognizer.checkpoint)
+
+
+def _listed(recordings: Recording | Sequence[Recording]) -> Sequence[Recording]:
+    return [recordings] if isinstance(recordings, str | bytes | os.PathLike | np.ndarray) else recordings
