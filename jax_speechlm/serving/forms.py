@@ -1,0 +1,146 @@
+"""What a request may bring: a form with one file, read into memory under limits; and errors in OpenAI's form."""
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+from collections.abc import AsyncGenerator
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+CLOSED = 499
+"""Status of a request whose client closed the connection: nobody reads it but the log."""
+
+_UPLOAD_SECONDS = 60.0
+_DRAIN_SECONDS, _DRAIN_BYTES = 5.0, 256 * 2**20  # read and thrown away, so that a client still writing sees our answer
+_FIELD_BYTES = 64 * 1024  # of everything but the file
+
+
+class ApiError(Exception):
+    """What a client is told; its body is that of OpenAI's errors."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: int | None = None
+    ):
+        """
+        Args:
+          param: the field that is to blame.
+          code: what a program may act on.
+          retry: seconds after which the same may succeed.
+        """
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.retry = status, message, param, code, retry
+
+    def response(self) -> JSONResponse:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        headers = {"Retry-After": str(self.retry)} if self.retry is not None else None
+        return JSONResponse({"error": error}, self.status, headers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Upload:
+    """A form.
+
+    Attributes:
+      content: the bytes of its file.
+      filename: what the client calls it: of its suffix alone use is made.
+      fields: every other field's values.
+    """
+
+    content: bytes
+    filename: str
+    fields: dict[str, list[str]]
+
+    def one(self, name: str, allowed: tuple[str, ...]) -> str:
+        """A field's value, the first allowed one by default. Raises `ApiError` for one that is not allowed."""
+        value = (self.fields.get(name) or [allowed[0]])[-1]
+        if value not in allowed:
+            raise ApiError(
+                400, f"{name} must be one of {', '.join(allowed)}; got {value[:80]!r}", param=name, code="invalid_value"
+            )
+        return value
+
+
+class _InMemory(MultiPartParser):
+    spool_max_size = 2**62  # the stream is limited, and nothing of a request is written to a disk
+
+
+class Body:
+    """A request's body, read under a limit."""
+
+    def __init__(self, request: Request):
+        self.request, self.ended = request, False
+
+    async def chunks(self, max_bytes: float = math.inf) -> AsyncGenerator[bytes, None]:
+        """The rest of it, as it comes. Raises `ApiError` as soon as it is, or says it is, larger."""
+        told, read = self.request.headers.get("content-length", "0"), 0
+        too_large = ApiError(413, "the file is too large", param="file", code="file_too_large")
+        if int(told) > max_bytes:
+            raise too_large
+        while not self.ended:
+            message = await self.request.receive()
+            if message["type"] == "http.disconnect":
+                raise ApiError(CLOSED, "the client closed the connection", code="disconnected")
+            self.ended = not message.get("more_body", False)
+            chunk = message.get("body", b"")
+            read += len(chunk)
+            if read > max_bytes:
+                raise too_large
+            yield chunk
+
+    async def drain(self) -> None:
+        """Throws the rest away, within limits: whoever is still writing reads no answer before the end."""
+        read = 0
+        with contextlib.suppress(TimeoutError, ApiError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                async for chunk in self.chunks():
+                    read += len(chunk)
+                    if read > _DRAIN_BYTES:
+                        return
+
+
+async def read_upload(request: Request, max_bytes: int) -> Upload:
+    """Reads a multipart form that has a `file`.
+
+    Raises:
+      ApiError: it is too large, too slow, not a form, or has no file.
+    """
+    body = Body(request)
+    try:
+        async with asyncio.timeout(_UPLOAD_SECONDS):
+            return await _parse(body, max_bytes)
+    except TimeoutError:
+        raise ApiError(408, f"the upload took over {_UPLOAD_SECONDS:g} s", code="upload_timeout") from None
+    except MultiPartException as error:
+        await body.drain()
+        raise ApiError(400, f"the form cannot be read: {error.message}", code="invalid_form") from None
+    except ApiError as error:
+        if error.status != CLOSED:
+            await body.drain()
+        raise
+
+
+async def _parse(body: Body, max_bytes: int) -> Upload:
+    headers = body.request.headers
+    if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise ApiError(400, "send multipart/form-data with the audio in the field `file`", code="invalid_content_type")
+    limits = {"max_files": 1, "max_fields": 64, "max_part_size": _FIELD_BYTES}
+    form = await _InMemory(headers, body.chunks(max_bytes + _FIELD_BYTES), **limits).parse()
+    fields: dict[str, list[str]] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, str):
+            fields.setdefault(name, []).append(value)
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        raise ApiError(400, "the form has no file in the field `file`", param="file", code="missing_file")
+    content = await file.read()
+    await form.close()
+    if len(content) > max_bytes:
+        raise ApiError(413, f"the file is larger than {max_bytes} bytes", param="file", code="file_too_large")
+    if not content:
+        raise ApiError(400, "the file is empty", param="file", code="empty_file")
+    return Upload(content, file.filename or "", fields)

@@ -1,0 +1,67 @@
+"""A real server on a real port, in a thread of the test, or as a process of its own."""
+
+import contextlib
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import soundfile
+import uvicorn
+
+from jax_speechlm.serving.app import Limits, Service, make_app
+from jax_speechlm.transcriber import Transcriber
+
+RATE = 16_000
+
+
+class Server:
+    """A service that listens.
+
+    Attributes:
+      service: what it serves.
+      client: speaks to it over HTTP.
+    """
+
+    def __init__(self, transcriber: Transcriber, limits: Limits, **options):
+        self.service = Service(
+            transcriber, "tones", limits, **{"max_seconds": 30.0, "seconds_per_batch": 60.0} | options
+        )
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        config = uvicorn.Config(make_app(self.service), log_level="critical", timeout_graceful_shutdown=5)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, name="server")
+        self._thread.start()
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+        while not self._server.started:
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self.client.close()
+        self._server.should_exit = True
+        self._thread.join()
+
+    def post(self, content: bytes, filename: str = "a.wav", client: httpx.Client | None = None, **fields):
+        """Posts a file, and fields of the form."""
+        client = client or self.client
+        return client.post("/v1/audio/transcriptions", files={"file": (filename, content)}, data=fields)
+
+
+@contextlib.contextmanager
+def serving(transcriber: Transcriber, limits: Limits = Limits(), **options) -> Iterator[Server]:  # noqa: B008
+    server = Server(transcriber, limits, **options)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def encoded(samples: np.ndarray, format: str = "WAV", rate: int = RATE) -> bytes:
+    """The bytes of an audio file."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=format)
+    return buffer.getvalue()
