@@ -178,7 +178,7 @@ class Recognizer(Transcriber):
 
     def _stretches(self, heard: Iterable[tuple[Window, Frames | None]]) -> Iterator[Frames]:
         """The frames of each window's own stretch, of which there are as many as the whole recording has."""
-        frame = self.experiment.frontend.mel.frame_samples
+        frame = self.experiment.frame_samples
         for window, frames in heard:
             first, last = (window.start - window.begin) // frame, (window.end - window.begin) // frame
             if frames is None:
@@ -225,7 +225,7 @@ class Recognizer(Transcriber):
 
     @property
     def _frame_seconds(self) -> float:
-        return self.experiment.frontend.mel.frame_samples / audio.SAMPLE_RATE
+        return self.experiment.frame_samples / audio.SAMPLE_RATE
 
 
 def mean_probability(log_probs: Sequence[Float[Array, "*each"]]) -> Float[Array, "*each"]:

@@ -174,7 +174,7 @@ class Transcriber(abc.ABC):
             blocks,
             int(max_seconds * audio.SAMPLE_RATE),
             overlap=int(overlap * audio.SAMPLE_RATE),
-            multiple=self.experiment.frontend.mel.frame_samples if self.joins_windows else 1,
+            multiple=self.experiment.frame_samples if self.joins_windows else 1,
             skip_silence=True,
         )
 
