@@ -22,7 +22,7 @@ from jax_speechlm.decoding.ngram import SPACE
 from jax_speechlm.decoding.spelling import Frames, path_spans, utterances
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.functional import Params
-from jax_speechlm.objectives.base import Objective
+from jax_speechlm.objectives.base import Objective, frame_grid
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
 from jax_speechlm.transcriber import Heard, Transcriber
@@ -256,10 +256,9 @@ def _check_fits(first: _Member, other: _Member) -> None:
             f"than {first.checkpoint} ({first.tokenizer.kind}, {first.tokenizer.vocab_size} ids): it needs one; "
             "reports of different tokenizers can be joined by jax-speechlm rover"
         )
-    frames = [(mel.flavour, mel.frame_samples) for mel in (each.experiment.frontend.mel for each in (first, other))]
-    if frames[0] != frames[1]:
+    ours, theirs = (frame_grid(each.experiment.model, each.experiment.frontend.mel) for each in (first, other))
+    if ours != theirs:
         raise ckpt.CheckpointError(
-            f"{other.checkpoint}: has a frame every {frames[1][1]} samples ({frames[1][0]}), {first.checkpoint} every "
-            f"{frames[0][1]} ({frames[0][0]}): an ensemble needs frames in common; reports can be joined by "
-            "jax-speechlm rover"
+            f"{other.checkpoint}: has {theirs}; {first.checkpoint} has {ours}. An ensemble needs frames in common; "
+            "reports can be joined by jax-speechlm rover"
         )

@@ -114,6 +114,11 @@ def check_input_dim(model: int, frontend: int) -> None:
         )
 
 
+def frame_grid(model: Config, mel: LogMel) -> str:
+    """Where a speech encoder's frames lie, in words: two that say the same give as many frames of the same audio."""
+    return f"a {model.kind}'s frame every {mel.frame_samples * model.subsampling} samples, {mel.flavour}"
+
+
 def check_features(model: Config, mel: LogMel) -> None:
     """Raises ValueError unless the front end gives what a speech encoder takes."""
     if model.subsampling > 1 and mel.stack > 1:

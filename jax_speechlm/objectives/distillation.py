@@ -25,13 +25,13 @@ from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import functional
-from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.functional import Params
 from jax_speechlm.models.layers import Linear, frame_mask
 from jax_speechlm.models.transformer import TransformerConfig
 from jax_speechlm.models.vocabulary_loss import CHUNK_LOGITS
 from jax_speechlm.objectives import causal_lm, ctc
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, frame_grid, mean
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.ctc import CTC
 
@@ -54,7 +54,7 @@ class Teacher(Config):
 
     checkpoint: str
     layers: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
-    model: Annotated[ConformerConfig | TransformerConfig, Field(discriminator="kind")] | None = None
+    model: Annotated[EncoderConfig | TransformerConfig, Field(discriminator="kind")] | None = None
     frontend: FrontEnd | None = None
 
 
@@ -84,6 +84,10 @@ class Distillation(ObjectiveConfig):
     @property
     def reads_text(self) -> bool:
         return self.student.reads_text
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        return self.student.encoders
 
     @property
     def trains(self) -> str:
@@ -151,11 +155,11 @@ class Distillation(ObjectiveConfig):
                 f"one that was trained by {self.student.kind}"
             )
         if self.student.kind == "ctc":
-            frames = [(each.flavour, each.frame_samples) for each in (frontend.mel, teacher.frontend.mel)]
-            if frames[0] != frames[1]:
+            ours, theirs = frame_grid(model, frontend.mel), frame_grid(teacher.model, teacher.frontend.mel)
+            if ours != theirs:
                 raise ValueError(
-                    f"objective.teachers: {teacher.checkpoint} has a frame every {frames[1][1]} samples "
-                    f"({frames[1][0]}), the student every {frames[0][1]} ({frames[0][0]}): they need frames in common"
+                    f"objective.teachers: {teacher.checkpoint} has {theirs}; the student has {ours}. They need frames "
+                    "in common"
                 )
         for here, there in teacher.layers:
             if here > model.num_layers or there > teacher.model.num_layers:

@@ -265,7 +265,7 @@ def test_large_vocabularies_are_gone_through_in_parts(monkeypatch):
         ({"model": None}, "the shape of one is not known yet"),
         ({"model": text.MODEL}, "is a transformer, the student a conformer"),
         ({"layers": ((3, 1),)}, r"pair of layers \(3, 1\) goes beyond the student's 2"),
-        ({"frontend": FRONTEND.replace(mel=tiny.MEL.replace(stack=4))}, "has a frame every 640 samples"),
+        ({"frontend": FRONTEND.replace(mel=tiny.MEL.replace(stack=4))}, "has a conformer's frame every 640 samples"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(change, message):

@@ -75,7 +75,7 @@ def test_the_average_of_a_run_that_takes_over_has_buffers_of_its_own(pretrained,
     objective = experiment.objective.build(experiment.model, experiment.frontend, None)
     with jax.set_mesh(mesh):
         trainer = make_trainer(objective, experiment.optimizer, 8, 0, mesh)
-        state, _ = _initial_state(experiment, trainer, ckpt.Checkpoints(tmp_path), {}, None)
+        state, _ = _initial_state(experiment, trainer, ckpt.Checkpoints(tmp_path), {}, None, lambda state: state, {})
     params, average = (
         {leaf.addressable_data(0).unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}
         for tree in (state.params, state.ema)
