@@ -163,24 +163,24 @@ def test_opened_by_path_it_does_the_same():
 
 
 @pytest.mark.slow
-def test_an_hour_takes_no_more_memory_than_minutes(recognizer, tmp_path):
-    """115 MB of samples: what Python and numpy hold at the peak stays under half of that, and no word is lost."""
+def test_an_hour_takes_no_more_memory_than_ten_minutes(recognizer, tmp_path):
+    """What Python and numpy hold at the peak, most of it a block in several forms; and no word is lost."""
     rng = np.random.default_rng(7)
     minute, words = [], []
     while sum(map(len, minute)) < 60 * RATE:
         text = random_text(rng, 8)
         minute.append(speak(text, len(minute))[0])
         words += text.split()
-    with soundfile.SoundFile(tmp_path / "hour.flac", "w", RATE, 1, format="FLAC") as file:
-        for _ in range(60):
-            file.write(np.concatenate(minute))
-    list(recognizer.transcribe([np.concatenate(minute)]))  # compiled
-    tracemalloc.start()
-    (transcript,) = recognizer.transcribe([tmp_path / "hour.flac"])
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    peaks = []
+    for minutes in (10, 60):
+        with soundfile.SoundFile(tmp_path / "long.flac", "w", RATE, 1, format="FLAC") as file:
+            for _ in range(minutes):
+                file.write(np.concatenate(minute))
+        tracemalloc.start()
+        (transcript,) = recognizer.transcribe([tmp_path / "long.flac"])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
     assert transcript.seconds > 3600
-    assert peak < 55e6
-    found = [word.word for word in transcript.words]
-    assert jiwer.wer(" ".join(60 * words), " ".join(found)) < 0.01
+    assert peaks[1] < 1.1 * peaks[0]
+    assert jiwer.wer(" ".join(60 * words), transcript.text) < 0.01
     assert transcript.words[-1].end <= transcript.seconds
