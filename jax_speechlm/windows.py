@@ -153,7 +153,7 @@ def in_batches(parts: Sequence[Samples], seconds_per_batch: float = 60.0) -> Ite
     """Recordings as batches of at most so much padded audio; `example_id` is the place among them, -1 in filler rows.
 
     The length of a row depends on its recording alone, and there are few lengths and numbers of rows, so few programs
-    are compiled however many calls there are. No batch is more than half filler rows.
+    are compiled however many calls there are. No batch is more than a quarter filler rows.
     """
     by_shape: dict[int, list[int]] = {}
     for number, part in enumerate(parts):
@@ -161,7 +161,7 @@ def in_batches(parts: Sequence[Samples], seconds_per_batch: float = 60.0) -> Ite
     for length, numbers in sorted(by_shape.items()):
         while numbers:
             counts = row_counts(length, seconds_per_batch)
-            roomy = next((count for count in counts if len(numbers) <= count <= 2 * len(numbers)), None)
+            roomy = next((count for count in counts if 3 * count <= 4 * len(numbers) and len(numbers) <= count), None)
             rows = roomy or max(count for count in counts if count <= len(numbers))
             taken, numbers = numbers[:rows], numbers[rows:]
             yield _batch([parts[number] for number in taken], taken, rows, length)
