@@ -25,7 +25,7 @@ class Heard(Recognizer):
     """A recogniser that hears each character of a row for two frames, from frame 3 + row on."""
 
     tokenizer = TOKENIZER
-    experiment = types.SimpleNamespace(frontend=FRONT_END)
+    experiment = types.SimpleNamespace(frontend=FRONT_END, frame_samples=FRAME)
 
     def __init__(self, seed: int = 0):
         object.__setattr__(self, "params", {"head": np.full(3, seed, np.float32)})

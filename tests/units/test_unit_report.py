@@ -30,7 +30,8 @@ def recognizer():
         return log_probs, np.full(len(log_probs), FRAMES)
 
     experiment = tiny.experiment("ctc")
-    return Recognizer(Path("run"), 1, experiment, tokenizer, {}, None, lambda *_: None, posteriors)
+    run = Path("run")
+    return Recognizer(run, 1, experiment, tokenizer, ({},), None, (run,), lambda *_: None, posteriors)
 
 
 @pytest.mark.parametrize("frame_samples", [320, 160, 640])
