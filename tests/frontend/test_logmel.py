@@ -110,11 +110,11 @@ def test_frame_counts(flavour, samples):
 
 
 # Of two or three windows a bin may have nearly the same values, and normalising magnifies float32's rounding of them.
-LENGTHS = st.one_of(st.just(0), st.integers(1000, 6000))
+UTTERANCES = st.one_of(st.just(0), st.integers(1000, 6000))
 
 
 @settings(max_examples=10, deadline=None)
-@given(length=LENGTHS, rows=st.permutations(range(3)), flavour=st.sampled_from(["kaldi", "librosa", "nemo"]))
+@given(length=UTTERANCES, rows=st.permutations(range(3)), flavour=st.sampled_from(["kaldi", "librosa", "nemo"]))
 def test_an_utterance_depends_on_its_own_samples_only(length, rows, flavour):
     config = LogMel(flavour=flavour)
     audio = np.stack([speech_like(seed, 6000) for seed in range(3)])
