@@ -2,7 +2,9 @@
 
 jax-speechlm finetune --config four_way_ctc
 
-`scripts/four_way.py` runs it from scratch and from each pretraining of `four_way_pretrain`, with three seeds.
+`scripts/four_way.py` runs it from scratch and from each pretraining of `four_way_pretrain`, with three seeds. Seen so
+far, from scratch, seed 0, greedy: asterisk-en WER 99.7 % [95.5, 105.8], CER 50.5 % [48.2, 53.7]; queen-en 98.7 % [97.2,
+100.3] and 53.0 % [52.1, 53.9].
 """
 
 from jax_speechlm.configs import demo_finetune

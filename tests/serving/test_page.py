@@ -42,6 +42,7 @@ def page(tmp_path_factory):
         try:
             browser = driver.chromium.launch(executable_path=find_browser(), args=options)
         except sync_api.Error as error:
+            # a browser is no Python package: what installs the tests cannot bring one
             pytest.skip(f"no Chromium can be started (apt-get install chromium): {str(error).splitlines()[0]}")
         page = browser.new_page()
         page.faults = []
