@@ -14,11 +14,18 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jax-
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="user-cache-")  # of plans: none from another day
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+import hypothesis
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("jax_speechlm", "beartype.beartype")
+
+# The same draws every time: a change fails for what it did. `--hypothesis-profile=anew` looks further.
+# No deadlines: the first draw compiles, and the machine may be busy.
+hypothesis.settings.register_profile("anew", deadline=None)
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True, scope="module")

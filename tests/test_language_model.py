@@ -53,7 +53,7 @@ def test_a_score_is_the_log_probability_from_boundary_to_boundary():
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(texts=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=4))
 def test_a_score_does_not_depend_on_the_batch(texts):
     alone = dict(zip(TEXTS, (model().score([text])[0] for text in TEXTS), strict=True))

@@ -37,7 +37,7 @@ def spoken(draw):
     return segments
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(spoken())
 def test_subtitles_hold_every_word_in_order_and_never_overlap(segments):
     words = [word.word for each in segments for word in each.words]

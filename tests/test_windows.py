@@ -36,7 +36,7 @@ def in_blocks(samples: np.ndarray, cuts: list[int]) -> list[np.ndarray]:
     return np.split(samples, sorted(cut % (len(samples) + 1) for cut in cuts))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 99),
     num_samples=st.integers(1, 200_000),
@@ -107,7 +107,7 @@ def test_arrays_are_checked():
     assert len(cut_at_pauses(recording(0, 100_000), 2.0)) > 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 40 * SAMPLE_RATE), min_size=1, max_size=12),
     seconds_per_batch=st.sampled_from([1.0, 60.0, 240.0]),

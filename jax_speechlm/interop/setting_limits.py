@@ -54,6 +54,8 @@ def checked_settings(file: Path, values: Any) -> dict[str, Any]:
     architectures = values.get("architectures")
     if not isinstance(architectures, list) or len(architectures) != 1 or not isinstance(architectures[0], str):
         raise ExportError(f"{file} does not name one class in architectures: write it with the model's save_pretrained")
+    model_type = values.get("model_type", "")
+    _require(file, "model_type", model_type, isinstance(model_type, str))
     for name, most in _COUNTS.items():
         least = 0 if name in _FROM_ZERO else 1
         if name in values and not (values[name] is None and name in _MAY_BE_NONE):

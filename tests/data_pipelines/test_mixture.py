@@ -17,7 +17,7 @@ def mixture(weights, seed=0):
     return make_mixture_plan([f"stream{n}" for n in range(len(weights))], [None] * len(weights), weights, seed)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(weights=WEIGHTS, seed=st.integers(0, 2**63), first=st.integers(0, 3 * PERIOD))
 def test_every_step_is_the_next_of_one_stream(weights, seed, first):
     plan = mixture(weights, seed)
@@ -30,7 +30,7 @@ def test_every_step_is_the_next_of_one_stream(weights, seed, first):
     assert plan.taken(first + 200) == tuple(counts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(weights=WEIGHTS, seed=st.integers(0, 2**63))
 def test_shares_are_exact_over_any_prefix(weights, seed):
     plan = mixture(weights, seed)

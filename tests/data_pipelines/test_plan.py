@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data_pipelines.plan import FILLER, SAMPLE_RATE, bucket_edges, make_eval_plan, make_plan
 from data_pipelines.shuffle import derive_key, permute, uniform
 
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=25)
 
 
 def durations(seed: int, items: int, median: float = 2.3, longest: float = 9.7) -> np.ndarray:
@@ -114,7 +114,7 @@ def test_host_slices_join_to_the_global_batch(plan, hosts, step):
     budget=st.integers(1, 200),
     multiple=st.sampled_from([1, 4]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_edges_are_as_good_as_brute_force(lengths, counts, num_buckets, budget, multiple):
     lengths, counts = np.array(lengths), np.array(counts[: len(lengths)])
     sizes = np.maximum(budget // (lengths * multiple), 1) * multiple

@@ -30,7 +30,7 @@ def words(count, seed):
     return ["".join(generator.choices("abcdefghij", k=5)) for _ in range(count)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_tidy_text_stays_as_it_is(text):
     once = tidy(text)

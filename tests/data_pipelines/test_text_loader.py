@@ -66,7 +66,7 @@ def test_pieces_of_an_epoch_join_to_the_documents(tokens):
     assert sorted(found) == sorted(expected)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 5000), st.sampled_from([1, 2, 4]))
 def test_a_run_can_start_at_any_step_on_any_number_of_hosts(tokens, step, num_hosts):
     plan = make_text_plan(tokens.lengths, context=32, sequences_per_batch=4, seed=1)

@@ -21,7 +21,7 @@ def with_bytes(request):
     return train_tokenizer(VERSES, request.param, 330, byte_fallback=True)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=ANY_TEXT)
 def test_with_bytes_every_text_comes_back(with_bytes, text):
     ids = with_bytes.encode(text)

@@ -31,14 +31,14 @@ def tokenizer(request):
 
 
 @given(text=st.text(st.sampled_from(ALPHABET)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_characters_round_trip_any_text_over_the_alphabet(text):
     tokenizer = CharTokenizer("".join(ALPHABET))
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @given(alphabet=st.text(min_size=1), data=st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_round_trip_holds_for_alphabets_of_any_script(alphabet, data):
     """Composition may join characters of the alphabet to one outside it; the text is the same all the same."""
     tokenizer = train_tokenizer([alphabet], "char")
@@ -55,7 +55,7 @@ def test_known_texts_come_back(tokenizer):
 
 
 @given(text=st.text())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_text_encodes_without_blank_and_loses_just_what_is_reported(tokenizer, text):
     ids = tokenizer.encode(text)
     assert BLANK not in ids

@@ -207,7 +207,7 @@ def test_what_is_not_there_is_named(prepared, tmp_path):
         read_word_times(index.parts[0])
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.integers(0, 3))
 def test_word_times_come_back(prepared, row):
     times = read_word_times(prepared[0].parts[0])

@@ -46,7 +46,7 @@ def runs(path: tuple[int, ...]) -> list[tuple[int, int, int]]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 999),
     st.lists(st.tuples(st.integers(0, 6), st.lists(st.integers(1, 2), max_size=4)), min_size=1, max_size=4),

@@ -18,7 +18,7 @@ TOKENIZER = CharTokenizer(" ab")
 WORDS = st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(WORDS, st.lists(WORDS.map(lambda words: " ".join(words[:3])), min_size=1, max_size=4, unique=True))
 def test_the_total_is_the_bonuses_of_all_occurrences(words, phrases):
     bonuses = {phrase: 1.0 + place for place, phrase in enumerate(phrases)}

@@ -208,7 +208,7 @@ def test_a_beam_wider_than_there_are_texts_says_so():
     assert np.isfinite(found.log_prob[0, :3]).all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     order=st.permutations(range(4)),
     shape=st.sampled_from([(1, 8), (4, 11)]),

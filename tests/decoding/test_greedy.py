@@ -24,7 +24,7 @@ def test_collapse_merges_runs_then_drops_blanks(paths):
     assert collapse(np.array(paths, np.int32).reshape(len(paths), -1)) == expected
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 99), length=st.integers(0, 12))
 def test_a_row_does_not_depend_on_padding_or_on_other_rows(seed, length):
     logits = np.random.default_rng(seed).standard_normal((3, 12, 4)).astype(np.float32)

@@ -108,7 +108,7 @@ def prob_after(ngram: NGram, context: tuple[str, ...], word: str) -> float:
     return math.exp(ngram.extend(state, word)[0])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 99), st.integers(2, 4), st.sampled_from([0, 1]))
 def test_it_is_the_slow_model_and_every_context_sums_to_one(tmp_path_factory, seed, order, prune):
     sentences = corpus(seed)

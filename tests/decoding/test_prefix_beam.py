@@ -55,7 +55,7 @@ class Bigram(StepScorer):
         return self.alpha * log_prob + self.beta * len(tokens)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(BATCHES)
 def test_a_wide_beam_adds_up_all_alignments(case):
     seed, vocab, lengths = case
@@ -70,7 +70,7 @@ def test_a_wide_beam_adds_up_all_alignments(case):
         assert [each.score for each in hypotheses] == sorted((each.score for each in hypotheses), reverse=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(BATCHES, st.sampled_from([(1.0, 0.0), (0.4, 0.7), (0.0, -1.0)]))
 def test_scorers_add_their_weighted_share(case, weights):
     seed, vocab, lengths = case
@@ -87,7 +87,7 @@ def test_scorers_add_their_weighted_share(case, weights):
         assert best.tokens == max(scores, key=scores.__getitem__)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 999), st.integers(1, 30), st.integers(0, 30))
 def test_a_row_does_not_depend_on_padding_or_on_other_rows(seed, length, extra):
     log_probs = posteriors(seed, (4, 30 + extra, 6))

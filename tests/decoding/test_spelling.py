@@ -23,7 +23,7 @@ def frames_of(seed: int, length: int) -> Frames:
     return Frames.of(posteriors - np.logaddexp.reduce(posteriors, axis=-1, keepdims=True))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 999),
     length=st.integers(0, 400),
@@ -60,7 +60,7 @@ def test_a_short_recording_stays_whole_and_silence_is_nothing():
     assert list(utterances([silent, silent], 50, BEGINS_WORD)) == []
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 999), length=st.integers(1, 60))
 def test_spans_of_the_best_path_are_those_of_its_forced_alignment(seed, length):
     frames = frames_of(seed, length)

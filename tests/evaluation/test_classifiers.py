@@ -29,7 +29,7 @@ from tests.evaluation.runs import save_run
 NAMES = ("a", "b", "c", "d")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
 def test_figures_are_those_of_counting(rows):
     true, predicted = np.array(rows).T

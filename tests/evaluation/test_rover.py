@@ -46,7 +46,7 @@ def without(slots, gone: int):
     return [slot for slot in kept if any(slot)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(hypotheses=st.lists(WORDS, min_size=1, max_size=3))
 def test_every_hypothesis_is_in_the_network_whole_and_in_order(hypotheses):
     slots = network(hypotheses)
@@ -55,14 +55,14 @@ def test_every_hypothesis_is_in_the_network_whole_and_in_order(hypotheses):
         assert [slot[each] for slot in slots if slot[each] != NOTHING] == words
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(one=WORDS, other=WORDS)
 def test_two_are_laid_at_their_edit_distance(one, other):
     found = sum(slot[0] != slot[1] for slot in network([one, other]))
     assert found == least([(word,) for word in one], other, 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hypotheses=st.lists(WORDS, min_size=3, max_size=3))
 def test_the_last_is_laid_with_the_fewest_disagreements(hypotheses):
     """By enumeration of every way to lay it into the network of the others."""
@@ -75,7 +75,7 @@ def test_the_last_is_laid_with_the_fewest_disagreements(hypotheses):
     assert found == least(base, words, 2)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(hypotheses=st.lists(WORDS, min_size=1, max_size=4), seed=st.integers(0, 9))
 def test_the_network_does_not_depend_on_the_order(hypotheses, seed):
     order = np.random.default_rng(seed).permutation(len(hypotheses))
@@ -84,7 +84,7 @@ def test_the_network_does_not_depend_on_the_order(hypotheses, seed):
     assert moved == expected
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(words=WORDS, others=st.lists(WORDS, max_size=1))
 def test_a_majority_that_agrees_wins_whatever_the_others_say(words, others):
     assert combine([*others, words, words]) == words
@@ -115,7 +115,7 @@ def test_confidence_outvotes_number_by_its_weight():
     assert combine(*one_adds, alpha=0.0, null_confidence=0.96) == ["a"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hypotheses=st.lists(WORDS, min_size=1, max_size=4), seed=st.integers(0, 99), alpha=st.sampled_from([0.0, 0.5]))
 def test_votes_are_counted_as_the_formula_says(hypotheses, seed, alpha):
     """Slot by slot from the network, with the best of all entries by the formula of Fiscus 1997, equation 1."""

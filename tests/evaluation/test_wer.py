@@ -3,7 +3,7 @@
 import jiwer
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_speechlm.evaluation import wer
@@ -12,7 +12,6 @@ WORDS = st.lists(st.sampled_from(["a", "b", "ab", "ba", "c"]), max_size=7).map("
 CORPUS = st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8)
 
 
-@settings(deadline=None)
 @given(CORPUS)
 def test_totals_equal_jiwer(corpus):
     references, hypotheses = map(list, zip(*corpus, strict=True))

@@ -113,7 +113,7 @@ def test_frame_counts(flavour, samples):
 UTTERANCES = st.one_of(st.just(0), st.integers(1000, 6000))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(length=UTTERANCES, rows=st.permutations(range(3)), flavour=st.sampled_from(["kaldi", "librosa", "nemo"]))
 def test_an_utterance_depends_on_its_own_samples_only(length, rows, flavour):
     config = LogMel(flavour=flavour)

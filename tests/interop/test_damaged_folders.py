@@ -34,7 +34,7 @@ ANY = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-FEW = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+FEW = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def with_header(header: object, content: bytes = BYTES) -> bytes:
@@ -252,10 +252,11 @@ def test_a_record_can_hold_anything(ours, data):
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"attn_implementation": "someone/kernel"}, "attn_implementation"),
         ({"_attn_implementation": "someone/kernel"}, "attn_implementation"),
+        ({"model_type": []}, r"model_type=\[\] is not possible"),
     ],
 )
-def test_settings_that_would_run_or_fetch_something_are_refused(speech, tmp_path, changes, message):
-    folder = shutil.copytree(speech, tmp_path / "folder")
+def test_impossible_settings_and_those_that_would_run_or_fetch_something_are_refused(texts, tmp_path, changes, message):
+    folder = shutil.copytree(texts, tmp_path / "folder")
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | changes))
     with pytest.raises(ExportError, match=message):

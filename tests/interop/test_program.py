@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.tokenizers import CharTokenizer, train_tokenizer
@@ -117,7 +117,6 @@ def test_what_differs_does_not_appear(program, change, message, tmp_path, monkey
     assert out.exists()
 
 
-@settings(deadline=None)
 @given(ids=st.lists(st.integers(0, 29), max_size=12))
 @pytest.mark.parametrize("tokenizer", [CharTokenizer("abc d\u00e9f"), train_tokenizer(TEXTS, "unigram", 30)])
 def test_pieces_spell_what_the_tokenizer_spells(tokenizer, ids):

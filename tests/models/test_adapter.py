@@ -38,7 +38,7 @@ def frames_of(seed, rows=2):
 
 
 @EACH
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(length=st.integers(0, FRAMES), seed=st.integers(0, 9))
 def test_padding_never_reaches_an_utterance(name, length, seed):
     """Junk behind the utterance, and another utterance beside it, change nothing; its length says how many vectors."""

@@ -75,7 +75,7 @@ def test_hidden_states_and_logits_are_those_of_hugging_face(form):
     np.testing.assert_array_equal(hidden, tapped[2])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(length=st.integers(1, VECTORS), rows=st.permutations(range(4)), seed=st.integers(0, 99))
 def test_an_utterance_depends_on_its_own_vectors_and_key_only(length, rows, seed):
     """Not on padding, whatever it holds, nor on batch size, nor on the order of rows."""

@@ -37,7 +37,7 @@ def steps_of(kernel: np.ndarray, num_in: int, kind: str, group: int) -> np.ndarr
 SHAPES = st.sampled_from([((5, 3), 1), ((8, 2, 3), 1), ((2, 5, 6), 2), ((9, 1), 1), ((1, 4), 1)])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=SHAPES, kind=st.sampled_from(KINDS), group=st.sampled_from([2, 4, 32]), seed=st.integers(0, 99),
     magnitude=st.sampled_from([1e-6, 1.0, 1e4]),
@@ -57,7 +57,7 @@ def test_no_weight_moves_by_more_than_half_a_step(shape, kind, group, seed, magn
     np.testing.assert_allclose(back[top], kernel[top], rtol=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(values=st.lists(st.integers(-7, 7), min_size=8, max_size=8))
 def test_four_bits_hold_every_value(values):
     """What lies on the grid comes back as it was; two weights lie in a byte."""

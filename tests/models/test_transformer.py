@@ -59,7 +59,7 @@ def documents(lengths, seed):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4).filter(lambda lengths: sum(lengths) <= TIME),
     order=st.permutations(range(4)),

@@ -54,7 +54,7 @@ def test_equals_the_sum_over_documents_alone():
     np.testing.assert_allclose(loss, metrics["loss"][0] / count, rtol=1e-6)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(order=st.permutations(range(len(ROWS))), extra=st.sampled_from([0, 8]), key=st.sampled_from([None, 5]))
 def test_does_not_depend_on_padding_batch_size_or_row_order(order, extra, key):
     key = None if key is None else jax.random.key(key)

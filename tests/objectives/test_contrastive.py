@@ -80,7 +80,7 @@ def negatives(size: int, own: bool):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 999), num=st.lists(st.integers(0, 12), min_size=4, max_size=4), own=st.booleans())
 def test_negatives_are_other_masked_frames_whatever_the_padding(seed, num, own):
     count = np.asarray(negatives(12, own)(seed, jnp.array(num)))

@@ -74,7 +74,7 @@ def test_equals_torch():
     np.testing.assert_allclose(gradient, golden["gradient"], atol=2e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(0, 12), min_size=4, max_size=4),
     token_lengths=st.lists(st.integers(0, 8), min_size=4, max_size=4),
@@ -98,7 +98,7 @@ def test_is_never_negative_and_never_nan(lengths, token_lengths, scale, seed):
         assert feasible[row] or (losses[row] == 0 and not learnt.any())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 99), order=st.permutations(range(5)))
 def test_does_not_depend_on_padding_or_row_order(seed, order):
     rng = np.random.default_rng(seed)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax_speechlm.objectives import gauges
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 999), num_codes=st.integers(2, 9))
 def test_codes_are_counted_as_numpy_and_scipy_count_them(seed, num_codes):
     rng = np.random.default_rng(seed)

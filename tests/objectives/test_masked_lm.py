@@ -89,7 +89,7 @@ def test_words_are_taken_in_random_order_while_they_fit():
     assert (chosen.sum(1) == 3).mean() == pytest.approx(0.4 * 0.6, abs=0.08)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 99), order=st.permutations(range(len(ROWS))), whole_words=st.booleans())
 def test_masks_do_not_depend_on_padding_or_row_order(seed, order, whole_words):
     batch = pack(ROWS, TIME)

@@ -23,7 +23,7 @@ def _draw(seed, lengths, num_frames):
     return draw_mask(example_keys(jax.random.key(seed), jnp.arange(len(lengths))), lengths, num_frames, SPAN, 0.33)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**31 - 1), lengths=st.lists(st.integers(0, 40), min_size=8, max_size=8))
 def test_masks_are_spans_inside_the_utterance_that_fit_the_gathered_slots(seed, lengths):
     mask = np.asarray(masks(40)(seed, jnp.array(lengths)))

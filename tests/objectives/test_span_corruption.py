@@ -41,7 +41,7 @@ def corrupted(tokens: list[int], gaps: list[bool]) -> tuple[list[int], int]:
     return first + second + [VOCABULARY.boundary], len(first)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(gaps=st.lists(st.booleans(), min_size=1, max_size=12).filter(any), padding=st.integers(0, 5))
 def test_the_layout_equals_the_oracle(gaps, padding):
     gaps, tokens = gaps[:12], list(range(1, len(gaps) + 1))

@@ -287,8 +287,6 @@ def uploads(draw) -> bytes:
 
 @settings(
     max_examples=150,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(content=uploads(), filename=st.sampled_from(["a.wav", "b.mp3", "c.g722", "", "\0", "..", "é\n.ogg", "x" * 300]))
@@ -299,7 +297,7 @@ def test_no_upload_breaks_the_service(server, content, filename):
         error_of(response)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     body=st.binary(max_size=400)
     | st.binary(max_size=100).map(lambda x: b'--b\r\nContent-Disposition: form-data; name="file"' + x),
