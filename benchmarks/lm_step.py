@@ -23,7 +23,8 @@ def ours(rows: int, tokens: int, **settings):
     import optax
 
     from jax_speechlm.models import functional
-    from jax_speechlm.models.transformer import Transformer, TransformerConfig, forward_flops
+    from jax_speechlm.models.transformer import Transformer
+    from jax_speechlm.models.transformer_config import TransformerConfig, forward_flops
     from jax_speechlm.objectives.causal_lm import next_tokens, scored
 
     config = TransformerConfig(

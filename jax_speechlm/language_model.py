@@ -22,7 +22,8 @@ from data_pipelines.paths import AnyPath
 from jax_speechlm.decoding.generate import Beam, Continuations, Sampling, beam_search, sample
 from jax_speechlm.models import functional
 from jax_speechlm.models.functional import Params
-from jax_speechlm.models.transformer import TransformerConfig, init_cache
+from jax_speechlm.models.transformer import init_cache
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.causal_lm import CausalLM, TextModel, token_losses
 from jax_speechlm.trained import Trained
 from jax_speechlm.vocabulary import PADDING, Modality, Vocabulary, pad

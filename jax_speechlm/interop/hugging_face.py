@@ -23,13 +23,15 @@ from jax_speechlm.interop.tokenizer_files import Files, ctc_files, text_files
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.functional import Params
-from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.trained import Trained
 from jax_speechlm.training.warm_start import PER_TOKEN
 from jax_speechlm.vocabulary import PADDING, Vocabulary
 
 _ENCODERS = ("best_rq", "hubert", "wav2vec2", "w2v_bert", "encoder")
-_TEXT_MODELS = ("LlamaForCausalLM", "Qwen3ForCausalLM", "ModernBertForMaskedLM")
+TEXT_MODELS = (
+    "LlamaForCausalLM", "Qwen3ForCausalLM", "ModernBertForMaskedLM", "BertForMaskedLM", "RobertaForMaskedLM"
+)  # fmt: skip
 
 
 class Package(NamedTuple):
@@ -196,9 +198,12 @@ def _text_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
         if vocabulary.num_sentinels or vocabulary.num_units:
             raise ExportError("it has sentinels or units besides the ids of the model that it was started from")
         config = transformer.config_to_hugging_face(model, tokenizer.places.num_rows)
-        return config | {"max_position_embeddings": context} | tokenizer.special, tokenizer.files
+        return {"max_position_embeddings": context} | config | tokenizer.special, tokenizer.files
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), vocabulary.boundary) | {"pad_token_id": PADDING}
-    config = transformer.config_to_hugging_face(model, vocabulary.size) | ends | {"max_position_embeddings": context}
+    config = {"max_position_embeddings": context} | transformer.config_to_hugging_face(model, vocabulary.size)
+    if config["pad_token_id"] != PADDING:
+        raise ExportError(f"its positions begin where those of a model whose padding is {config['pad_token_id']} do")
+    config |= ends
     files = text_files(tokenizer, vocabulary, context, causal=model.causal)
     if not model.causal:
         return config | dict.fromkeys(("cls_token_id", "sep_token_id"), vocabulary.boundary), files
@@ -233,7 +238,7 @@ def _text_arrays(run: Trained) -> tuple[Params, StateDict]:
     model, params = run.experiment.model, with_their_ids(_groups(run, "transformer"), run.tokenizer)
     arrays = transformer.to_hugging_face(params["transformer"], model)
     if model.tied:  # the head is the embedding, which the file holds once
-        arrays = {name: value for name, value in arrays.items() if name not in ("lm_head.weight", "decoder.weight")}
+        arrays = {name: value for name, value in arrays.items() if name not in transformer.TIED}
     return params, arrays
 
 
@@ -291,6 +296,6 @@ READERS = {
         wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.classifier_sources
     ),
     "ParakeetForCTC": Reader(parakeet.config_from_hugging_face, parakeet.sources),
-    **dict.fromkeys(_TEXT_MODELS, Reader(transformer.config_from_hugging_face, _text_sources)),
+    **dict.fromkeys(TEXT_MODELS, Reader(transformer.config_from_hugging_face, _text_sources)),
 }
 """The classes that are read."""

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_speechlm.interop import parakeet, weights
+from jax_speechlm.interop import bert, parakeet, transformer, weights
 from jax_speechlm.interop.checking import Check, Verdict, guarded, transformers_is_here
 from jax_speechlm.interop.hugging_face import package
 from jax_speechlm.models.functional import Params
@@ -64,7 +64,9 @@ def _written_again(folder: Path, run: Trained, dtype: Any) -> Check:
         theirs, ours = parakeet.folded(theirs), parakeet.folded(ours)
     if made.architecture == "Wav2Vec2BertForSequenceClassification":  # its projection became a part of the head
         theirs = {name: value for name, value in theirs.items() if not name.startswith(("projector", "classifier"))}
-    tied = {"lm_head.weight", "decoder.weight"} - ours.keys()
+    if made.architecture.startswith(("Bert", "Roberta")):  # names of old, and parts for other uses
+        theirs = bert.used(theirs)
+    tied = transformer.TIED - ours.keys()
     count = 0
     for name, value in theirs.items():
         if name in tied or name.endswith(_NOT_OURS):

@@ -26,7 +26,7 @@ from jax_speechlm.interop import folders, front_ends
 from jax_speechlm.interop.checking import Verdict
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck
 from jax_speechlm.interop.foreign_tokenizers import read_ctc_tokenizer, read_text_tokenizer
-from jax_speechlm.interop.hugging_face import PER_ID, Model, read_model, settings
+from jax_speechlm.interop.hugging_face import PER_ID, TEXT_MODELS, Model, read_model, settings
 from jax_speechlm.interop.import_check import check_import
 from jax_speechlm.interop.mapping import Source, place
 from jax_speechlm.models import functional
@@ -190,7 +190,8 @@ def _text_model(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
     causal = model.config.causal
     num_rows = _num_rows(folder, model, ("transformer", "embedding"), 0)
     tokenizer = read_text_tokenizer(folder, model.values, num_rows, causal=causal)
-    context = model.values.get("max_position_embeddings", _DEFAULT_CONTEXT)
+    learnt = model.config.positions
+    context = learnt.longest if learnt else model.values.get("max_position_embeddings", _DEFAULT_CONTEXT)
     data = Text(sets=(), context=context, tokens_per_batch=context, packed=causal)
     return Experiment(objective=CausalLM() if causal else MaskedLM(), model=model.config, data=data), tokenizer
 
@@ -200,7 +201,7 @@ EXPERIMENTS: dict[str, Callable[[Path, Model], tuple[Experiment, Tokenizer | Non
     "Wav2Vec2BertForCTC": _recognizer,
     "ParakeetForCTC": _recognizer,
     "Wav2Vec2BertForSequenceClassification": _classifier,
-    **dict.fromkeys(("LlamaForCausalLM", "Qwen3ForCausalLM", "ModernBertForMaskedLM"), _text_model),
+    **dict.fromkeys(TEXT_MODELS, _text_model),
 }
 """What run a class of transformers becomes; how it is read stands in `hugging_face.READERS`."""
 

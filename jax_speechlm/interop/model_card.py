@@ -23,6 +23,8 @@ _PIPELINES = {
     "LlamaForCausalLM": "text-generation",
     "Qwen3ForCausalLM": "text-generation",
     "ModernBertForMaskedLM": "fill-mask",
+    "BertForMaskedLM": "fill-mask",
+    "RobertaForMaskedLM": "fill-mask",
 }
 _AUDIO_MODEL = """\
 from transformers import AutoFeatureExtractor, AutoModel

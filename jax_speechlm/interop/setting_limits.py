@@ -15,6 +15,7 @@ _COUNTS = {
     "intermediate_size": 1 << 20,
     "vocab_size": 1 << 23,
     "max_position_embeddings": 1 << 24,
+    "type_vocab_size": 1 << 10,
     "feature_projection_input_dim": 1 << 14,
     "conv_depthwise_kernel_size": 1024,
     "left_max_position_embeddings": 1 << 16,
@@ -28,7 +29,7 @@ _COUNTS = {
 
 _FROM_ZERO = ("left_max_position_embeddings", "right_max_position_embeddings", "max_window_layers")
 _MAY_BE_NONE = ("num_key_value_heads", "head_dim", "sliding_window", "vocab_size")
-_RATES = ("hidden_dropout", "attention_dropout")
+_RATES = ("hidden_dropout", "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
 _SIZES = ("rms_norm_eps", "norm_eps", "layer_norm_eps", "rope_theta", "global_rope_theta", "local_rope_theta")
 _SWITCHES = ("tie_word_embeddings", "use_sliding_window")
 

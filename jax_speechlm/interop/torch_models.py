@@ -19,6 +19,8 @@ _AUTO = {
     "LlamaForCausalLM": "AutoModelForCausalLM",
     "Qwen3ForCausalLM": "AutoModelForCausalLM",
     "ModernBertForMaskedLM": "AutoModelForMaskedLM",
+    "BertForMaskedLM": "AutoModelForMaskedLM",
+    "RobertaForMaskedLM": "AutoModelForMaskedLM",
 }
 
 

@@ -1,7 +1,7 @@
-"""Transformer parameters to and from Hugging Face's Llama, Qwen3 and ModernBERT (see `mapping`).
+"""Transformer parameters to and from Hugging Face's Llama, Qwen3, ModernBERT, BERT and RoBERTa (see `mapping`).
 
-Which of the three a model is follows from its config: causal without or with norms on queries and keys, or looking both
-ways. Dropout rates are left out: Hugging Face's act in other places than ours.
+Which of them a model is follows from its config: causal without or with norms on queries and keys; or looking both
+ways, with rotary positions or learnt ones. Dropout rates are left out: Hugging Face's act in other places than ours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jax_speechlm.interop import bert
 from jax_speechlm.interop.mapping import (
     SAME,
     TRANSPOSED,
@@ -23,7 +24,7 @@ from jax_speechlm.interop.mapping import (
 )
 from jax_speechlm.interop.mapping import sources as sources_of
 from jax_speechlm.models.functional import Params
-from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
 
 _INTO_HEADS = Layout(
     lambda x, c: x.reshape(c.dim, -1).T,
@@ -75,7 +76,14 @@ _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "modernbert": "ModernBertForMaskedLM",
+    "bert": "BertForMaskedLM",
+    "roberta": "RobertaForMaskedLM",
 }
+_LEARNT = ("bert", "roberta")  # positions
+TIED = {"lm_head.weight", "decoder.weight"} | {
+    name for kind in _LEARNT for name in (bert.head(kind), bert.head(kind).replace("weight", "bias"))
+}
+"""Names of arrays that are other arrays of a tied model once more; a file holds them once."""
 
 
 def from_hugging_face(state_dict: StateDict, config: TransformerConfig) -> Params:
@@ -84,16 +92,18 @@ def from_hugging_face(state_dict: StateDict, config: TransformerConfig) -> Param
 
 
 def sources(state_dict: StateDict, config: TransformerConfig) -> Params:
-    """Where our `Transformer` is read from a `LlamaForCausalLM`, `Qwen3ForCausalLM` or `ModernBertForMaskedLM`.
+    """Where our `Transformer` is read from the state dict of one of Hugging Face's.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies, or the config has a form
-        that is none of the three.
+        that is none of theirs.
     """
     model_type = _model_type(config)
     rows, head = _rows(config, model_type)
     arrays = {name: np.asarray(value) for name, value in state_dict.items()}
     embedding = rows[0].theirs
+    if model_type in _LEARNT:
+        arrays = bert.named(bert.used(arrays), model_type, config.num_layers)
     if config.tied and head in arrays and not np.array_equal(arrays.pop(head), arrays.get(embedding)):
         raise ValueError(f"{head!r} is not {embedding!r}, but config.json ties them: set tie_word_embeddings to false")
     if model_type == "modernbert":
@@ -102,16 +112,18 @@ def sources(state_dict: StateDict, config: TransformerConfig) -> Params:
 
 
 def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.ndarray]:
-    """The float32 state dict of a `LlamaForCausalLM`, `Qwen3ForCausalLM` or `ModernBertForMaskedLM`.
+    """The float32 state dict of the class of Hugging Face's that has this form.
 
     Raises:
-      ValueError: the config has a form that is none of the three.
+      ValueError: none has.
     """
     model_type = _model_type(config)
     rows, head = _rows(config, model_type)
     arrays = write(params, rows, config)
     if model_type == "modernbert":
         arrays = _join(arrays)
+    elif model_type in _LEARNT:
+        arrays = bert.saved(arrays, model_type, config.num_layers)
     if config.tied:
         arrays[head] = arrays[rows[0].theirs]
     return arrays
@@ -119,7 +131,9 @@ def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.n
 
 def _rows(config: TransformerConfig, model_type: str) -> tuple[list[Row], str]:
     """The table, and the name of the vocabulary map, which only an untied model has a row for."""
-    if model_type == "modernbert":
+    if model_type in _LEARNT:
+        rows, head = bert.rows(model_type, _INTO_HEADS, _OUT_OF_HEADS), bert.head(model_type)
+    elif model_type == "modernbert":
         rows, head = _BOTH_WAYS, "decoder.weight"
     else:
         rows, head = _CAUSAL + (_QUERY_KEY_NORM if model_type == "qwen3" else []), "lm_head.weight"
@@ -155,6 +169,12 @@ _RENAMED = {
     "intermediate_size": "ffn_dim",
     "tie_word_embeddings": "tied",
 }
+_ABSOLUTE = {
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
 _FIXED = {
     "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     "qwen3": {"hidden_act": "silu", "attention_bias": False},
@@ -167,37 +187,52 @@ _FIXED = {
         "classifier_bias": False,
         "decoder_bias": True,
     },
+    "bert": _ABSOLUTE,
+    "roberta": _ABSOLUTE,
 }
 # The same on our side.
+_ENCODER = {
+    "causal": False,
+    "norm": "layer",
+    "activation": "gelu",
+    "query_key_norm": False,
+    "embedding_norm": True,
+    "prediction_head": True,
+}
+_POST_NORM = {"post_norm": True, "bias": True, "gated": False}
 _FORM = {
     "llama": {"causal": True, "query_key_norm": False},
     "qwen3": {"causal": True, "query_key_norm": True},
-    "modernbert": {
-        "causal": False,
-        "norm": "layer",
-        "activation": "gelu",
-        "query_key_norm": False,
-        "embedding_norm": True,
-        "prediction_head": True,
-    },
+    "modernbert": _ENCODER,
+    "bert": _ENCODER | _POST_NORM,
+    "roberta": _ENCODER | _POST_NORM,
 }
-_TIED_UNLESS_SAID = {"llama": False, "qwen3": False, "modernbert": True}
+# Settings that have a value with others, and that are None here.
+_NEVER = {
+    "llama": ("positions", "window"),
+    "qwen3": ("positions", "local_rope_theta"),
+    "modernbert": ("positions",),
+    "bert": ("window",),
+    "roberta": ("window",),
+}
+_TIED_UNLESS_SAID = {"llama": False, "qwen3": False, "modernbert": True, "bert": True, "roberta": True}
+_EPSILON = {"modernbert": "norm_eps"} | dict.fromkeys(_LEARNT, "layer_norm_eps")  # of the others: rms_norm_eps
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> TransformerConfig:
-    """The `TransformerConfig` of a Llama, Qwen3 or ModernBERT `config.json`.
+    """The `TransformerConfig` of a `config.json`.
 
     Raises:
-      ValueError: the model is none of the three or has a form that ours has not, such as scaled rotary positions or
-        biases, or lacks a setting.
+      ValueError: the model is of none of the types here or has a form that ours has not, such as scaled rotary
+        positions, or lacks a setting.
     """
     model_type = values.get("model_type")
     if model_type not in _FORM:
         raise ValueError(f"config.json: model_type={model_type!r} has no counterpart here; {', '.join(_FORM)} have")
     require_fixed(values, _FIXED[model_type])
     values = {"tie_word_embeddings": _TIED_UNLESS_SAID[model_type]} | dict(values)
-    epsilon = "norm_eps" if model_type == "modernbert" else "rms_norm_eps"
+    epsilon = _EPSILON.get(model_type, "rms_norm_eps")
     require(values, [*_RENAMED, epsilon])
     heads = values["num_attention_heads"]
     settings = _FORM[model_type] | {ours: values[theirs] for theirs, ours in _RENAMED.items()}
@@ -206,21 +241,28 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> TransformerConfig:
         "num_kv_heads": values.get("num_key_value_heads") or heads,
         "head_dim": values.get("head_dim") or values["hidden_size"] // heads,
     }
-    return TransformerConfig(**settings, **_attention_from(values, model_type))
+    places = _learnt_positions(values, model_type) if model_type in _LEARNT else _attention_from(values, model_type)
+    return TransformerConfig(**settings, **places)
 
 
 def config_to_hugging_face(config: TransformerConfig, vocab_size: int) -> dict[str, Any]:
-    """The settings of the `config.json` of a `LlamaForCausalLM`, `Qwen3ForCausalLM` or `ModernBertForMaskedLM`.
+    """The settings of the `config.json` of the class of Hugging Face's that has this form.
 
-    Token 0 is padding; which tokens begin and end a text is left to the caller to add.
+    Token 0 is padding, unless learnt positions imply another; which tokens begin and end a text is left to the caller
+    to add.
 
     Raises:
-      ValueError: the config has a form that is none of the three.
+      ValueError: none has this form.
     """
     model_type = _model_type(config)
     settings = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()} | _FIXED[model_type]
     settings |= {"model_type": model_type, "architectures": [_ARCHITECTURES[model_type]], "vocab_size": vocab_size}
     settings |= dict.fromkeys(("bos_token_id", "eos_token_id"), None) | {"pad_token_id": 0}
+    if model_type in _LEARNT:
+        learnt = config.positions
+        settings |= {"layer_norm_eps": config.norm_epsilon, "max_position_embeddings": learnt.size}
+        settings |= {"type_vocab_size": learnt.token_types}
+        return settings | ({"pad_token_id": learnt.first - 1} if model_type == "roberta" else {})
     types = [_FULL if sees_all else _SLIDING for sees_all in config.sees_all]
     if model_type == "modernbert":
         theta = {_FULL: config.rope_theta, _SLIDING: config.local_rope_theta or config.rope_theta}
@@ -237,25 +279,36 @@ def config_to_hugging_face(config: TransformerConfig, vocab_size: int) -> dict[s
 
 
 def _model_type(config: TransformerConfig) -> str:
-    """Which of the three a config is.
+    """Which of them a config is.
 
     Raises:
-      ValueError: it is none of them; names what stands in the way.
+      ValueError: it is none; names what stands in the way.
     """
-    model_type = ("qwen3" if config.query_key_norm else "llama") if config.causal else "modernbert"
+    if config.causal:
+        model_type = "qwen3" if config.query_key_norm else "llama"
+    elif config.positions is None:
+        model_type = "modernbert"
+    else:
+        model_type = "roberta" if config.positions.first else "bert"
     defaults = {name: TransformerConfig.model_fields[name].default for form in _FORM.values() for name in form}
     form = defaults | _FORM[model_type]
-    if model_type == "modernbert":
+    if not config.causal:
         form |= {"num_kv_heads": config.num_heads, "head_dim": config.dim // config.num_heads}
-    elif model_type == "llama":
-        form["window"] = None
-    else:
-        form["local_rope_theta"] = None
+    form |= dict.fromkeys(_NEVER[model_type])
     for name, only in form.items():
         if getattr(config, name) != only:
             what = _ARCHITECTURES[model_type]
             raise ValueError(f"{what} has {name}={only!r} only; this model has {name}={getattr(config, name)!r}")
+    if model_type in _LEARNT and not config.positions.token_types:
+        raise ValueError(f"{_ARCHITECTURES[model_type]} has token types; this model has positions.token_types=0")
     return model_type
+
+
+def _learnt_positions(values: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    require(values, ["max_position_embeddings"])
+    first = (values.get("pad_token_id") or 0) + 1 if model_type == "roberta" else 0
+    types = values.get("type_vocab_size", 2)
+    return {"positions": LearnedPositions(size=values["max_position_embeddings"], first=first, token_types=types)}
 
 
 def _attention_from(values: Mapping[str, Any], model_type: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from jax_speechlm.models.encoders import AnyEncoder, make_encoder
 from jax_speechlm.models.functional import Remat
 from jax_speechlm.models.layers import Keys
 from jax_speechlm.models.lora import LoRA, adapt, make_updates
-from jax_speechlm.models.transformer import Transformer, TransformerConfig
+from jax_speechlm.models.transformer import Transformer
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.parallel.mesh import by_rows
 
 

@@ -1,38 +1,24 @@
-"""The transformer over tokens: causal as Qwen3 and Llama are, or looking both ways as ModernBERT does.
+"""The transformer over tokens: causal as Qwen3 and Llama are, or looking both ways as ModernBERT, BERT and RoBERTa do.
 
 One block: norm, attention with rotary positions and grouped keys and values, norm, gated feed-forward, both residual.
-Given the same weights it gives the same numbers as Hugging Face's `Qwen3ForCausalLM`, `LlamaForCausalLM` and
-`ModernBertForMaskedLM` (`jax_speechlm.interop.transformer` maps them both ways).
-
-Parameters without the vocabulary's table, which has dim for each token (8B has a second one, for the head):
-
-| size | layers | dim  | heads | kv heads | ffn    | parameters    |
-|------|-------:|-----:|------:|---------:|-------:|--------------:|
-| 1M   |      5 |  128 |     4 |        4 |    352 |     1,005,248 |
-| 5M   |      6 |  256 |     4 |        4 |    704 |     4,820,992 |
-| 25M  |      8 |  512 |     8 |        8 |  1,408 |    25,699,840 |
-| 110M |     12 |  768 |    12 |       12 |  2,048 |    84,955,392 |
-| 0.6B |     28 | 1024 |    16 |        8 |  3,072 |   440,467,456 |
-| 1.7B |     28 | 2048 |    16 |        8 |  6,144 | 1,409,410,048 |
-| 8B   |     36 | 4096 |    32 |        8 | 12,288 | 6,946,075,648 |
-
-110M has its name with 32,768 tokens; the last three are Qwen3's shapes and have theirs with its 151,936.
+Given the same weights it gives the same numbers as Hugging Face's `Qwen3ForCausalLM`, `LlamaForCausalLM`,
+`ModernBertForMaskedLM`, `BertForMaskedLM` and `RobertaForMaskedLM` (`jax_speechlm.interop.transformer` maps them both
+ways).
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import pydantic
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_speechlm.config import Config
-from jax_speechlm.models.dot_attention import Kernel, attend, masked_attention
-from jax_speechlm.models.functional import Remat, parameter, scan_layers, stack
+from jax_speechlm.models.dot_attention import attend, masked_attention
+from jax_speechlm.models.functional import parameter, scan_layers, stack
 from jax_speechlm.models.layers import Keys, LayerNorm, Linear, RMSNorm, dropout, split_keys
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import by_tokens
 
@@ -43,142 +29,52 @@ Rotation = tuple[Float[Array, "batch time 1 half"], Float[Array, "batch time 1 h
 """Cosine and sine of each position's angles."""
 
 
-class TransformerConfig(Config):
-    """The shape of a transformer. The defaults are a small causal model in Qwen3's form.
-
-    Llama's form has `query_key_norm=False`. ModernBERT's has `causal=False, norm="layer", norm_epsilon=1e-5,
-    activation="gelu", query_key_norm=False, embedding_norm=True, prediction_head=True` and a window.
-
-    Attributes:
-      dim: width of the residual stream.
-      num_layers: blocks.
-      num_heads: query heads; a multiple of `num_kv_heads`.
-      num_kv_heads: heads of keys and values; fewer than `num_heads` is grouped-query attention.
-      head_dim: width of a head; even.
-      ffn_dim: inner width of the gated feed-forward.
-      causal: whether a token sees only itself and those before it.
-      norm: RMSNorm, or LayerNorm without offset.
-      norm_epsilon: what the norms add to the variance.
-      activation: of the feed-forward's gate: "silu" is SwiGLU, "gelu" (exact) GEGLU.
-      query_key_norm: whether each head's queries and keys pass an RMSNorm (of their own scale) before rotation.
-      embedding_norm: whether the residual stream starts from the normalised embeddings; they are then not normalised
-        again before the first attention.
-      prediction_head: whether a linear map, GELU and norm stand before the vocabulary map, which then has a bias.
-      tied: whether the vocabulary map is the embedding.
-      rope_theta: base of the rotary angles' wavelengths.
-      window: the greatest distance in tokens at which attention sees; None for any.
-      global_every: with a window: layers 0, n, 2n, ... see everything all the same; None for no such layers.
-      local_rope_theta: `rope_theta` of the layers with a window; None for the same.
-      dropout: rate on the embeddings and on what attention and feed-forward add.
-      attention: what computes attention (see `dot_attention.Kernel`); no result depends on it.
-      remat: what the forward pass keeps for the backward pass (see `functional.Remat`).
-      dtype: compute type; parameters, norms, softmax and the output are float32.
-    """
-
-    kind: Literal["transformer"] = "transformer"
-    dim: pydantic.PositiveInt = 256
-    num_layers: pydantic.PositiveInt = 6
-    num_heads: pydantic.PositiveInt = 4
-    num_kv_heads: pydantic.PositiveInt = 4
-    head_dim: pydantic.PositiveInt = 64
-    ffn_dim: pydantic.PositiveInt = 704
-    causal: bool = True
-    norm: Literal["rms", "layer"] = "rms"
-    norm_epsilon: pydantic.PositiveFloat = 1e-6
-    activation: Literal["silu", "gelu"] = "silu"
-    query_key_norm: bool = True
-    embedding_norm: bool = False
-    prediction_head: bool = False
-    tied: bool = True
-    rope_theta: pydantic.PositiveFloat = 10_000.0
-    window: pydantic.PositiveInt | None = None
-    global_every: pydantic.PositiveInt | None = None
-    local_rope_theta: pydantic.PositiveFloat | None = None
-    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
-    attention: Kernel = "auto"
-    remat: Remat = "dots"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    @pydantic.model_validator(mode="after")
-    def _parts_fit(self):
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary positions turn pairs")
-        if self.window is None and (self.global_every or self.local_rope_theta):
-            raise ValueError("global_every and local_rope_theta speak of layers with a window: set window")
-        if self.attention == "cudnn" and self.dtype != "bfloat16":
-            raise ValueError("attention='cudnn' computes in bfloat16 only: set dtype='bfloat16', or attention='auto'")
-        return self
-
-    @property
-    def sees_all(self) -> tuple[bool, ...]:
-        """For each layer, whether its attention has no window."""
-        if self.window is None:
-            return (True,) * self.num_layers
-        return tuple(self.global_every is not None and i % self.global_every == 0 for i in range(self.num_layers))
-
-
-SIZES = {
-    "1M": TransformerConfig(dim=128, num_layers=5, num_heads=4, num_kv_heads=4, head_dim=32, ffn_dim=352),
-    "5M": TransformerConfig(),
-    "25M": TransformerConfig(dim=512, num_layers=8, num_heads=8, num_kv_heads=8, head_dim=64, ffn_dim=1408),
-    "110M": TransformerConfig(dim=768, num_layers=12, num_heads=12, num_kv_heads=12, head_dim=64, ffn_dim=2048),
-    "0.6B": TransformerConfig(
-        dim=1024, num_layers=28, num_heads=16, num_kv_heads=8, head_dim=128, ffn_dim=3072, rope_theta=1e6
-    ),
-    "1.7B": TransformerConfig(
-        dim=2048, num_layers=28, num_heads=16, num_kv_heads=8, head_dim=128, ffn_dim=6144, rope_theta=1e6
-    ),
-    "8B": TransformerConfig(
-        dim=4096, num_layers=36, num_heads=32, num_kv_heads=8, head_dim=128, ffn_dim=12288, rope_theta=1e6, tied=False
-    ),
-}
-
-
 class Attention(nnx.Module):
     """The linear maps around attention: queries, keys and values, rotated to their positions, and the way back."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         dim, heads, groups, head_dim = config.dim, config.num_heads, config.num_kv_heads, config.head_dim
         into, out_of = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
-        self.query = Linear((dim,), (heads, head_dim), into, bias=False, rngs=rngs)
-        self.key = Linear((dim,), (groups, head_dim), into, bias=False, rngs=rngs)
-        self.value = Linear((dim,), (groups, head_dim), into, bias=False, rngs=rngs)
-        self.out = Linear((heads, head_dim), (dim,), out_of, bias=False, gain=_residual_gain(config), rngs=rngs)
+        linear = partial(Linear, bias=config.bias, rngs=rngs)
+        self.query = linear((dim,), (heads, head_dim), into)
+        self.key = linear((dim,), (groups, head_dim), into)
+        self.value = linear((dim,), (groups, head_dim), into)
+        self.out = linear((heads, head_dim), (dim,), out_of, gain=_residual_gain(config))
         norm = partial(RMSNorm, head_dim, axis="head_dim", epsilon=config.norm_epsilon, rngs=rngs)
         self.query_norm = norm() if config.query_key_norm else None
         self.key_norm = norm() if config.query_key_norm else None
 
     def project(
-        self, x: Float[Array, "batch time dim"], rotation: Rotation
+        self, x: Float[Array, "batch time dim"], rotation: Rotation | None
     ) -> tuple[Float[Array, "batch time heads head_dim"], ...]:
         """Queries, keys and values."""
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.query_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        return rotate(q, rotation), rotate(k, rotation), v
+        return (q, k, v) if rotation is None else (rotate(q, rotation), rotate(k, rotation), v)
 
 
 class FeedForward(nnx.Module):
-    """down(activation(gate(x)) * up(x)) (Shazeer 2020)."""
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020), or down(activation(up(x))) without a gate."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         dim, inner = config.dim, config.ffn_dim
         self.activation = {"silu": jax.nn.silu, "gelu": partial(jax.nn.gelu, approximate=False)}[config.activation]
-        self.gate = Linear((dim,), (inner,), ("embed", "mlp"), bias=False, rngs=rngs)
-        self.up = Linear((dim,), (inner,), ("embed", "mlp"), bias=False, rngs=rngs)
-        self.down = Linear((inner,), (dim,), ("mlp", "embed"), bias=False, gain=_residual_gain(config), rngs=rngs)
+        linear = partial(Linear, bias=config.bias, rngs=rngs)
+        self.gate = linear((dim,), (inner,), ("embed", "mlp")) if config.gated else None
+        self.up = linear((dim,), (inner,), ("embed", "mlp"))
+        self.down = linear((inner,), (dim,), ("mlp", "embed"), gain=_residual_gain(config))
 
     def __call__(self, x: Float[Array, "batch time dim"]) -> Float[Array, "batch time dim"]:
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        inner = self.up(x)
+        return self.down(self.activation(inner) if self.gate is None else self.activation(self.gate(x)) * inner)
 
 
 class Block(nnx.Module):
     """Attention and feed-forward, each on the normalised residual stream and added to it."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.rate, self.embedding_norm = config.dropout, config.embedding_norm
+        self.rate, self.embedding_norm, self.post_norm = config.dropout, config.embedding_norm, config.post_norm
         self.attention_norm = _norm(config, rngs)
         self.attention = Attention(config, rngs=rngs)
         self.ffn_norm = _norm(config, rngs)
@@ -187,7 +83,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch time dim"],
-        rotation: Rotation,
+        rotation: Rotation | None,
         mix: Callable[..., tuple[Array, Any]],
         is_first: Bool[Array, ""],
         keys: Keys | None,
@@ -195,18 +91,22 @@ class Block(nnx.Module):
         """Returns the residual stream after the block, and what `mix: (q, k, v) -> (mixed values, state)` gave."""
         mixed_key, ffn_key = split_keys(keys, 2)
         normed = self.attention_norm(x)
-        if self.embedding_norm:  # it is the first block's norm, on the stream itself
+        if self.post_norm:
+            x = normed
+        elif self.embedding_norm:  # it is the first block's norm, on the stream itself
             x = jnp.where(is_first, normed, x)
         mixed, state = mix(*self.attention.project(normed, rotation))
         x = by_tokens(x + dropout(self.attention.out(mixed), self.rate, mixed_key))
-        return by_tokens(x + dropout(self.ffn(self.ffn_norm(x)), self.rate, ffn_key)), state
+        normed = self.ffn_norm(x)
+        x = normed if self.post_norm else x
+        return by_tokens(x + dropout(self.ffn(normed), self.rate, ffn_key)), state
 
 
 class PredictionHead(nnx.Module):
     """linear -> GELU -> norm, and the bias of the vocabulary map behind it."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
-        self.linear = Linear((config.dim,), (config.dim,), ("embed", None), bias=False, rngs=rngs)
+        self.linear = Linear((config.dim,), (config.dim,), ("embed", None), bias=config.bias, rngs=rngs)
         self.norm = _norm(config, rngs)
         self.bias = parameter(rngs.params(), (vocab_size,), ("vocab",), jax.nn.initializers.zeros)
 
@@ -223,12 +123,17 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: TransformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.config = config
-        table = partial(parameter, shape=(vocab_size, config.dim), axes=("vocab", "embed"))
-        self.embedding = table(rngs.params(), initializer=jax.nn.initializers.normal(0.02))
+        table = partial(parameter, initializer=jax.nn.initializers.normal(0.02))
+        of_vocab = {"shape": (vocab_size, config.dim), "axes": ("vocab", "embed")}
+        self.embedding = table(rngs.params(), **of_vocab)
         self.layers = stack(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs)
         self.norm = _norm(config, rngs)
         self.prediction = PredictionHead(config, vocab_size, rngs=rngs) if config.prediction_head else None
-        self.untied = None if config.tied else table(rngs.params(), initializer=jax.nn.initializers.normal(0.02))
+        self.untied = None if config.tied else table(rngs.params(), **of_vocab)
+        learnt = config.positions
+        size, types = (learnt.size, learnt.token_types) if learnt else (0, 0)
+        self.position = table(rngs.params(), (size, config.dim), (None, "embed")) if size else None
+        self.token_type = table(rngs.params(), (types, config.dim), (None, "embed")) if types else None
 
     def __call__(
         self,
@@ -300,6 +205,7 @@ class Transformer(nnx.Module):
     ) -> tuple[Array, tuple[Array | None, Array | None]]:
         """Hidden states; what the probe found, and the residual stream after every layer, or None for either."""
         config, num_vectors = self.config, x_BxTxD.shape[1]
+        x_BxTxD = self._add_positions(x_BxTxD, position_BxT)
         x_BxTxD, segment_BxT, position_BxT = map(sequence.pad_time, (x_BxTxD, segment_BxT, position_BxT))
         *keys_L, key_in = split_keys(keys, config.num_layers + 1)
         x = dropout(x_BxTxD, config.dropout, key_in)
@@ -359,6 +265,7 @@ class Transformer(nnx.Module):
         far = distance >= 0
         near = far if config.window is None else far & (distance <= config.window)
         rotations = self._rotations(position_BxT)
+        x_BxTxD = self._add_positions(x_BxTxD, position_BxT)
 
         def run(
             block: Block, x_and_cache: tuple[Array, Cache], each: tuple[Array, Array]
@@ -406,9 +313,25 @@ class Transformer(nnx.Module):
         """The tokens' embeddings, in the compute type."""
         return by_tokens(self.embedding[...][tokens_BxT].astype(self.config.dtype))
 
-    def _rotations(self, position_BxT: Array) -> tuple[Rotation, Rotation]:
+    def _add_positions(self, x_BxTxD: Array, position_BxT: Array) -> Array:
+        """Embeddings with the learnt vectors of their places, where there are such."""
+        learnt, dtype = self.config.positions, x_BxTxD.dtype
+        if learnt is None:
+            return x_BxTxD
+        if x_BxTxD.shape[1] > learnt.longest:
+            raise ValueError(
+                f"a row of {x_BxTxD.shape[1]} tokens is longer than the {learnt.longest} positions that this model "
+                "has: set data.context to no more than those"
+            )
+        if self.token_type is not None:
+            x_BxTxD = x_BxTxD + self.token_type[...][0].astype(dtype)
+        return x_BxTxD + self.position[...][learnt.first + jnp.maximum(position_BxT, 0)].astype(dtype)
+
+    def _rotations(self, position_BxT: Array) -> tuple[Rotation | None, Rotation | None]:
         """Those of the layers with a window and of the others."""
         config = self.config
+        if config.positions is not None:
+            return None, None
         local_theta = config.local_rope_theta or config.rope_theta
         return tuple(rotation(position_BxT, theta, config.head_dim) for theta in (local_theta, config.rope_theta))
 
@@ -447,40 +370,14 @@ def rotate(
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def forward_flops(config: TransformerConfig, vocab_size: int, num_tokens: int, batch_size: int) -> float:
-    """FLOPs of the matrix products of one forward pass over rows of `num_tokens`; a multiply-add is two.
-
-    Attention counts the pairs that a token may see were the row one segment, the vocabulary map every token.
-    """
-    width = config.num_heads * config.head_dim
-    layer = (2 * width + 2 * config.num_kv_heads * config.head_dim + 3 * config.ffn_dim) * config.dim
-    head = (vocab_size + config.dim * config.prediction_head) * config.dim
-    linear = 2.0 * batch_size * num_tokens * (config.num_layers * layer + head)
-    return linear + attention_flops(config, num_tokens, batch_size)
-
-
-def attention_flops(config: TransformerConfig, num_tokens: int, batch_size: int) -> float:
-    """The share of `forward_flops` that no parameter has a part in: queries by keys, and weights by values."""
-    windows = (None if sees_all else config.window for sees_all in config.sees_all)
-    pairs = sum(_pairs(num_tokens, window, config.causal) for window in windows)
-    return 4.0 * batch_size * config.num_heads * config.head_dim * pairs
-
-
-def _pairs(num_tokens: int, window: int | None, causal: bool) -> int:
-    """How many (query, key) pairs attention looks at in a row of one segment."""
-    reach = num_tokens - 1 if window is None else min(window, num_tokens - 1)
-    behind = reach * num_tokens - reach * (reach + 1) // 2
-    return num_tokens + behind * (1 if causal else 2)
-
-
-def _choose(is_global: Array, rotations: tuple[Rotation, Rotation]) -> Rotation:
+def _choose(is_global: Array, rotations: tuple[Rotation | None, Rotation | None]) -> Rotation | None:
     return jax.tree.map(lambda local, everywhere: jnp.where(is_global, everywhere, local), *rotations)
 
 
 def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:
     if config.norm == "rms":
         return RMSNorm(config.dim, epsilon=config.norm_epsilon, rngs=rngs)
-    return LayerNorm(config.dim, epsilon=config.norm_epsilon, bias=False, rngs=rngs)
+    return LayerNorm(config.dim, epsilon=config.norm_epsilon, bias=config.bias, rngs=rngs)
 
 
 def _residual_gain(config: TransformerConfig) -> float:

@@ -12,7 +12,8 @@ from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import functional
-from jax_speechlm.models.transformer import Transformer, TransformerConfig, forward_flops
+from jax_speechlm.models.transformer import Transformer
+from jax_speechlm.models.transformer_config import TransformerConfig, forward_flops
 from jax_speechlm.models.vocabulary_loss import TokenScores, vocabulary_loss
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
 from jax_speechlm.vocabulary import Vocabulary

@@ -16,10 +16,11 @@ from data_pipelines.errors import DataError
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.models import encoders, functional, transformer
+from jax_speechlm.models import encoders, functional, transformer_config
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.layers import Linear, frame_mask
-from jax_speechlm.models.transformer import Transformer, TransformerConfig
+from jax_speechlm.models.transformer import Transformer
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, mean
 from jax_speechlm.vocabulary import Vocabulary
 
@@ -145,7 +146,7 @@ def _of_texts(num_classes: int, model: TransformerConfig, vocabulary: Vocabulary
 
     def flops(num_tokens: int, batch_size: int) -> float:
         head = 2.0 * num_tokens * batch_size * (vocabulary.size + model.dim * model.prediction_head) * model.dim
-        return transformer.forward_flops(model, vocabulary.size, num_tokens, batch_size) - head
+        return transformer_config.forward_flops(model, vocabulary.size, num_tokens, batch_size) - head
 
     return make, logits, flops
 

@@ -28,7 +28,7 @@ from jax_speechlm.models import functional
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.functional import Params
 from jax_speechlm.models.layers import Linear, frame_mask
-from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.vocabulary_loss import CHUNK_LOGITS
 from jax_speechlm.objectives import causal_lm, ctc
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, frame_grid, mean

@@ -19,7 +19,7 @@ from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.models import encoders, functional, transformer
+from jax_speechlm.models import encoders, functional, transformer_config
 from jax_speechlm.models.layers import Keys
 from jax_speechlm.models.speech_lm import Sequence, SpeechLMConfig, SpeechTransformer, speech_attention
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, mean
@@ -135,11 +135,11 @@ class SpeechLM(ObjectiveConfig):
         num_prompt = sum(len(part) for part in self.prompt_ids(tokenizer))
         length = num_prompt + model.adapter.num_outputs(num_frames) + num_answers - 1
         unread = 2.0 * rows * (length - num_answers) * model.transformer.dim * vocab_size
-        reading = transformer.forward_flops(model.transformer, vocab_size, length, rows) - unread
+        reading = transformer_config.forward_flops(model.transformer, vocab_size, length, rows) - unread
         hearing = encoders.forward_flops(model.encoder, num_vectors, rows)
         adapting = rows * model.adapter.forward_flops(num_frames, model.encoder.dim, model.transformer.dim)
         if "transformer" in self.freeze:
-            reading = (2 * reading + transformer.attention_flops(model.transformer, length, rows)) / 3
+            reading = (2 * reading + transformer_config.attention_flops(model.transformer, length, rows)) / 3
         if "encoder" in self.freeze:
             changed = model.lora.rank and any(target.startswith("encoder") for target in model.lora.targets)
             hearing *= (2 if changed else 1) / 3

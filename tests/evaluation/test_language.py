@@ -13,7 +13,7 @@ from jax_speechlm.decoding.generate import Beam
 from jax_speechlm.evaluation import language, masked_text
 from jax_speechlm.experiment import Experiment, Text
 from jax_speechlm.language_model import LanguageModel
-from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.masked_lm import MaskedLM
 from jax_speechlm.objectives.span_corruption import SpanCorruption

@@ -1,10 +1,10 @@
-"""Makes transformer.npz: small randomly initialised Qwen3, Llama and ModernBERT models, their inputs and logits.
+"""Makes transformer.npz: small randomly initialised models of five kinds, their inputs and logits.
 
     python tests/golden/make_transformer.py        (needs torch and transformers; see the [parity] extra)
 
 Rows are whole, padded on the right and padded on the left, and longer than the windows. Qwen3 has grouped keys, a head
-width that is not dim / heads, a tied head and two layers with a window of four; Llama an untied head; ModernBERT looks
-both ways, with a window in four layers of six.
+width that is not dim / heads, a tied head and two layers with a window of four; Llama an untied head; the others look
+both ways: ModernBERT with a window in four layers of six, BERT and RoBERTa with learnt positions.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-VOCAB, TIME = 19, 21
+VOCAB, TIME, LONGEST = 19, 21, 200
 LENGTHS = (21, 13, 8)  # the last row is padded on the left
 COMMON = {
     "vocab_size": VOCAB,
@@ -38,6 +38,10 @@ SETTINGS = {
     "modernbert": COMMON | {
         "num_hidden_layers": 6, "local_attention": 8, "cls_token_id": None, "sep_token_id": None
     },
+    "bert": COMMON | {"num_hidden_layers": 2, "max_position_embeddings": LONGEST},
+    "roberta": COMMON | {
+        "num_hidden_layers": 2, "max_position_embeddings": LONGEST + 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5
+    },
 }  # fmt: skip
 
 
@@ -56,7 +60,8 @@ def random_model(model_type: str):
 
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(model_type, **SETTINGS[model_type])
-    auto = transformers.AutoModelForMaskedLM if model_type == "modernbert" else transformers.AutoModelForCausalLM
+    is_causal = model_type in ("qwen3", "llama")
+    auto = transformers.AutoModelForCausalLM if is_causal else transformers.AutoModelForMaskedLM
     model = auto.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -68,11 +73,12 @@ def logits_of(model, tokens: np.ndarray, segment: np.ndarray, position: np.ndarr
     """The model's logits [B, T, V]; segment 0 is padding and all else one segment."""
     import torch
 
+    first = model.config.pad_token_id + 1 if model.config.model_type == "roberta" else 0
     with torch.no_grad():
         return model(
             torch.tensor(tokens).long(),
             attention_mask=torch.tensor(segment > 0).long(),
-            position_ids=torch.tensor(position).long(),
+            position_ids=torch.tensor(position + first).long(),
         ).logits.numpy()
 
 

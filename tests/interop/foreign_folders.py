@@ -14,7 +14,8 @@ from jax_speechlm.interop.weights import write_weights
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer
 from jax_speechlm.models.transformer import Transformer
-from tests.interop.tiny_runs import BERT, FORMER, QWEN, SPEECH_FRONT_END
+from jax_speechlm.models.transformer_config import LearnedPositions
+from tests.interop.tiny_runs import BERT, FORMER, OLD_BERT, QWEN, SPEECH_FRONT_END
 
 TEXTS = ["in the beginning was the word", "the cat sat on the mat, naïvely", "\n  two  lines\n"]
 LLAMA = QWEN.replace(query_key_norm=False, tied=False)
@@ -51,18 +52,21 @@ def write_text_model(folder: Path, kind: str, **special: str) -> dict[str, np.nd
     """A language model.
 
     Args:
-      kind: "llama", "qwen3" or "modernbert".
+      kind: "llama", "qwen3", "modernbert", "bert" or "roberta".
       special: names of special tokens, by what they are: eos="</s>".
 
     Returns:
       Its state dict.
     """
-    config = {"llama": LLAMA, "qwen3": QWEN, "modernbert": BERT}[kind]
+    config = {"llama": LLAMA, "qwen3": QWEN, "modernbert": BERT}.get(kind, OLD_BERT)
     tokenizer = byte_level(*dict.fromkeys(special.values()))
     num_rows = tokenizer.get_vocab_size() + UNUSED
+    if kind == "roberta":  # its positions begin behind the id of its padding
+        first = tokenizer.token_to_id(special["pad"]) + 1
+        config = config.replace(positions=LearnedPositions(size=first + 64, first=first, token_types=1))
     params = draw(lambda rngs: Transformer(config, num_rows, rngs=rngs))
     arrays = transformer.to_hugging_face(params, config)
-    values = transformer.config_to_hugging_face(config, num_rows) | {"max_position_embeddings": 64}
+    values = {"max_position_embeddings": 64} | transformer.config_to_hugging_face(config, num_rows)
     values |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
     ids = {name: tokenizer.token_to_id(token) for name, token in special.items()}
     values |= {f"{name}_token_id": number for name, number in ids.items() if name != "mask"}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -79,10 +80,16 @@ def test_a_record_is_believed_only_of_the_files_that_it_is_of(tmp_path, capsys):
     assert run.experiment.data.context == 32
 
 
+BERT = {"bos": "[CLS]", "cls": "[CLS]", "eos": "[SEP]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
 SPECIAL = {
     "llama": {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>"},
     "qwen3": {"eos": "<|endoftext|>", "pad": "<|endoftext|>"},
-    "modernbert": {"bos": "[CLS]", "cls": "[CLS]", "eos": "[SEP]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"},
+    **dict.fromkeys(("modernbert", "bert", "roberta"), BERT),
+}
+TABLES = {
+    "modernbert": "model.embeddings.tok_embeddings.weight",
+    "bert": "bert.embeddings.word_embeddings.weight",
+    "roberta": "roberta.embeddings.word_embeddings.weight",
 }
 
 
@@ -95,7 +102,7 @@ def test_a_model_from_elsewhere_has_its_ids_where_ours_are_and_gives_the_same_nu
     tokenizer, vocabulary = run.tokenizer, Vocabulary.of(run.tokenizer)
     config, names = load(tmp_path / "theirs", "config.json"), dict(load(tmp_path / "theirs", "tokenizer.json"))
     ids = dict(names["model"]["vocab"]) | {token["content"]: token["id"] for token in names["added_tokens"]}
-    table = arrays["model.embeddings.tok_embeddings.weight" if kind == "modernbert" else "model.embed_tokens.weight"]
+    table = arrays[TABLES.get(kind, "model.embed_tokens.weight")]
     ours = np.asarray(run.params["transformer"]["embedding"])
 
     # what a text is, id for id, by the table's rows
@@ -107,7 +114,7 @@ def test_a_model_from_elsewhere_has_its_ids_where_ours_are_and_gives_the_same_nu
     # and what stands around it
     np.testing.assert_array_equal(ours[vocabulary.boundary], table[ids[special["eos"]]])
     np.testing.assert_array_equal(ours[vocabulary.begin], table[ids[special.get("bos", special["eos"])]])
-    if kind == "modernbert":
+    if kind in TABLES:
         np.testing.assert_array_equal(ours[0], table[ids["[PAD]"]])
         np.testing.assert_array_equal(ours[vocabulary.mask], table[ids["[MASK]"]])
 
@@ -367,7 +374,27 @@ def test_bfloat16_is_rounded_and_nothing_else(tmp_path):
     assert continuation.num_tokens <= 2
 
 
-@pytest.mark.parametrize("kind", ["modernbert", "llama"])
+def test_a_bert_as_it_was_first_released_is_read_too(tmp_path):
+    """Norms are called gamma and beta, and there are a pooler and a head for pairs of sentences."""
+    arrays = write_text_model(tmp_path / "theirs", "bert", **SPECIAL["bert"])
+    old = {}
+    for name, array in arrays.items():
+        if "LayerNorm" in name:
+            name = name.replace("weight", "gamma").replace("bias", "beta")
+        old[name] = array
+    extra = np.ones((16, 16), np.float32)
+    old |= {"bert.pooler.dense.weight": extra, "cls.seq_relationship.bias": extra[:2, 0]}
+    shutil.copytree(tmp_path / "theirs", tmp_path / "old")
+    for file in (tmp_path / "old").glob("*.safetensors*"):
+        file.unlink()
+    weights.write_weights(tmp_path / "old", old)
+    assert not import_run(tmp_path / "old", tmp_path / "run").failed
+    params = Trained.read(tmp_path / "run").params
+    import_run(tmp_path / "theirs", tmp_path / "again")
+    jax.tree.map(np.testing.assert_array_equal, params, Trained.read(tmp_path / "again").params)
+
+
+@pytest.mark.parametrize("kind", ["modernbert", "bert", "llama"])
 def test_a_host_reads_what_its_devices_hold_and_no_more(tmp_path, monkeypatch, kind):
     """Of 8 devices along fsdp, a host with two reads a quarter of what is spread, and all of what is not."""
     write_text_model(tmp_path / "theirs", kind, **SPECIAL[kind])

@@ -8,11 +8,17 @@ import pytest
 
 from jax_speechlm.interop import transformer as interop
 from jax_speechlm.models import functional
-from jax_speechlm.models.transformer import Transformer, TransformerConfig
+from jax_speechlm.models.transformer import Transformer
+from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "transformer.npz")
-KINDS = ("qwen3", "llama", "modernbert")
+KINDS = ("qwen3", "llama", "modernbert", "bert", "roberta")
 SMALL = {"dim": 8, "num_layers": 3, "num_heads": 2, "ffn_dim": 12}
+BERT = TransformerConfig(
+    **SMALL, num_kv_heads=2, head_dim=4, causal=False, norm="layer", norm_epsilon=1e-12, activation="gelu",
+    query_key_norm=False, embedding_norm=True, prediction_head=True, post_norm=True, bias=True, gated=False,
+    positions=LearnedPositions(size=9, token_types=2),
+)  # fmt: skip
 CONFIGS = {
     "qwen3": TransformerConfig(**SMALL, num_kv_heads=1, head_dim=6, window=3, rope_theta=1e6),
     "llama": TransformerConfig(**SMALL, num_kv_heads=1, head_dim=4, query_key_norm=False, tied=False),
@@ -21,6 +27,8 @@ CONFIGS = {
         query_key_norm=False, embedding_norm=True, prediction_head=True, window=4, global_every=2,
         local_rope_theta=100.0,
     ),
+    "bert": BERT,
+    "roberta": BERT.replace(positions=LearnedPositions(size=9, first=1, token_types=1)),
 }  # fmt: skip
 
 
@@ -103,6 +111,8 @@ def test_configs_of_older_versions():
         ("qwen3", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn'"),
         ("qwen3", {"layer_types": ["sliding_attention"] * 2 + ["full_attention"]}, "every n-th from the first"),
         ("modernbert", {"decoder_bias": False}, "decoder_bias=False"),
+        ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+        ("roberta", {"is_decoder": True}, "is_decoder=True"),
     ],
 )
 def test_forms_without_counterpart_are_refused(kind, change, message):
@@ -118,6 +128,10 @@ def test_forms_without_counterpart_are_refused(kind, change, message):
         ("qwen3", {"local_rope_theta": 10.0}, "local_rope_theta=None only"),
         ("modernbert", {"num_kv_heads": 1}, "num_kv_heads=2 only"),
         ("modernbert", {"prediction_head": False}, "prediction_head=True only"),
+        ("modernbert", {"post_norm": True}, "post_norm=False only"),
+        ("bert", {"gated": True}, "gated=False only"),
+        ("bert", {"window": 4}, "window=None only"),
+        ("bert", {"positions": LearnedPositions(size=9)}, "has token types"),
     ],
 )
 def test_models_that_hugging_face_has_not_are_not_exported(kind, change, message):
@@ -130,6 +144,13 @@ def test_a_config_without_a_setting_is_refused():
     del values["hidden_size"]
     with pytest.raises(ValueError, match="lacks hidden_size"):
         interop.config_from_hugging_face(values)
+
+
+def test_a_bias_that_is_there_twice_must_be_one():
+    values, weights = golden("bert")
+    config, name = interop.config_from_hugging_face(values), "cls.predictions.decoder.bias"
+    with pytest.raises(ValueError, match=r"they are one array in the model"):
+        interop.from_hugging_face(weights | {name: weights[name] + 1}, config)
 
 
 def test_state_dicts_that_do_not_fit_are_refused():

@@ -13,7 +13,7 @@ from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
-from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.classification import Classification
@@ -42,6 +42,11 @@ BERT = TransformerConfig(
     global_every=2, local_rope_theta=100.0,
 )  # fmt: skip
 
+OLD_BERT = BERT.replace(
+    post_norm=True, bias=True, gated=False, positions=LearnedPositions(size=64, token_types=2),
+    window=None, global_every=None, local_rope_theta=None,
+)  # fmt: skip
+
 RUNS = {
     "ctc": (CTC(), FORMER, SPEECH, "Wav2Vec2BertForCTC"),
     "fast_conformer": (CTC(), FAST, SPEECH, "ParakeetForCTC"),
@@ -58,6 +63,7 @@ RUNS = {
     "window": (CausalLM(), QWEN.replace(window=5, global_every=2), TEXT, "Qwen3ForCausalLM"),
     "span_corruption": (SpanCorruption(sentinels=5), QWEN, TEXT, "Qwen3ForCausalLM"),
     "masked_lm": (MaskedLM(), BERT, TEXT.replace(packed=False), "ModernBertForMaskedLM"),
+    "bert": (MaskedLM(), OLD_BERT, TEXT.replace(packed=False), "BertForMaskedLM"),
     "unit_lm": (
         UnitLM(num_units=7),
         QWEN,

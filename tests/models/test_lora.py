@@ -11,7 +11,7 @@ from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.lora import LoRA, merge, unmerge
 from jax_speechlm.models.speech_lm import SpeechLMConfig, SpeechTransformer
-from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.models.transformer_config import TransformerConfig
 
 TARGETS = ("transformer/layers/attention", "transformer/layers/ffn/down", "encoder/layers/ffn1/expand", "encoder/input")
 PLAIN = SpeechLMConfig(

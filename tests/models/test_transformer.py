@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.models import functional
-from jax_speechlm.models.transformer import SIZES, Transformer, TransformerConfig, forward_flops, init_cache
+from jax_speechlm.models.transformer import Transformer, init_cache
+from jax_speechlm.models.transformer_config import SIZES, LearnedPositions, TransformerConfig, forward_flops
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings, shard_batch
 
 VOCAB, TIME = 24, 16
@@ -21,7 +22,10 @@ BOTH_WAYS = CAUSAL.replace(
     causal=False, norm="layer", norm_epsilon=1e-5, activation="gelu", query_key_norm=False, embedding_norm=True,
     prediction_head=True, num_kv_heads=4, tied=False,
 )  # fmt: skip
-FORMS = {"causal": CAUSAL, "both ways": BOTH_WAYS}
+LEARNT = BOTH_WAYS.replace(
+    post_norm=True, bias=True, gated=False, positions=LearnedPositions(size=64, first=2, token_types=2)
+)
+FORMS = {"causal": CAUSAL, "both ways": BOTH_WAYS, "learnt positions": LEARNT}
 
 
 def model(config, vocab_size=VOCAB):
@@ -150,6 +154,17 @@ class TestDecoding:
         logits, _ = decode(self.params, self.tokens[:, 8:9], self.position[:, 8:9], cache)
         np.testing.assert_allclose(logits[:, 0], self.expected[:, 8], atol=1e-5)
 
+    def test_learnt_positions_go_on_behind_the_prompt(self):
+        config = CAUSAL.replace(num_layers=1, positions=LearnedPositions(size=TIME, token_types=1))
+        graphdef, params = model(config)
+        bound, cache, found = functional.bind(graphdef, params), init_cache(config, 3, TIME), []
+        for part in (slice(0, TIME - 1), slice(TIME - 1, TIME)):
+            tokens, position = jnp.asarray(self.tokens[:, part]), jnp.asarray(self.position[:, part])
+            hidden, cache = bound.decode(tokens, position, cache)
+            found.append(bound.logits(hidden))
+        expected = apply(graphdef, params, self.tokens, self.segment, self.position)
+        np.testing.assert_allclose(jnp.concatenate(found, 1), expected, atol=1e-5)
+
     def test_only_causal_models_continue(self):
         bound = functional.bind(*MODELS["both ways"])
         with pytest.raises(ValueError, match="only a causal model"):
@@ -239,6 +254,8 @@ def test_initial_logits_are_near_uniform_and_the_stream_does_not_grow_with_depth
     [
         ({"num_kv_heads": 3}, "multiple of num_kv_heads"),
         ({"head_dim": 5}, "must be even"),
+        ({"post_norm": True}, "set embedding_norm"),
+        ({"positions": {"size": 2, "first": 2}}, "must be below size"),
         ({"window": None}, "set window"),
         ({"attention": "cudnn"}, "bfloat16 only"),
     ],
@@ -300,3 +317,9 @@ def test_flops_count_the_pairs_that_attention_may_see():
     assert flops(global_every=2) - flops(global_every=None) == pytest.approx(2 * a_pair * (pairs(TIME) - pairs(4)))
     both_ways = flops(global_every=None, causal=False) - flops(global_every=None)
     assert both_ways == pytest.approx(3 * a_pair * (pairs(4) - TIME))
+
+
+def test_a_row_beyond_the_learnt_positions_is_refused():
+    graphdef, params = model(LEARNT.replace(positions=LearnedPositions(size=TIME, first=1)))
+    with pytest.raises(ValueError, match="a row of 16 tokens is longer than the 15 positions"):
+        apply(graphdef, params, *pack([documents((TIME,), 0)]))

@@ -15,7 +15,7 @@ from jax_speechlm.models import functional
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.lora import LoRA
 from jax_speechlm.models.speech_lm import speech_attention
-from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.speech_lm import Prompt, Prompts, SpeechLM, alarm
 from jax_speechlm.parallel import mesh as meshes

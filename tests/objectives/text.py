@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.tokenizers import CharTokenizer
-from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.vocabulary import Vocabulary
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstu ")

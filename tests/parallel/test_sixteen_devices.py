@@ -9,9 +9,9 @@ import pytest
 SPEECH = """
 from tests.training import test_state, tiny
 experiment = tiny.experiment("ctc")
-one = test_state.run(*test_state.ONE, experiment, steps=1)
+one = test_state.run(*test_state.ONE, experiment, steps=(0,))
 for shape in (MeshShape(data=2, fsdp=2, sequence=2, tensor=2), MeshShape(data=4, sequence=4)):
-    test_state.check_same(experiment, *one, shape, 16)
+    test_state.check_same(experiment, *one, shape=shape, devices=16, steps=(0,))
 """
 TEXT = """
 from tests.objectives import test_text_meshes as text

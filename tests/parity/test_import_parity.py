@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 
 from jax_speechlm.interop.folders import FailedCheck
 from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.interop.importing import import_run
 from jax_speechlm.trained import Trained
-from tests.interop.foreign_folders import byte_level
+from tests.interop.foreign_folders import TEXTS, byte_level
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -19,6 +20,7 @@ SMALL = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
     "initializer_range": 0.3, "max_position_embeddings": 96,
 }  # fmt: skip
+BERT = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
 VOCAB = {"|": 0, "a": 1, "b": 2, "ö": 3, "'": 4, "[UNK]": 5, "[PAD]": 6}
 
 
@@ -30,11 +32,13 @@ def write(folder, kind):
     special = {
         "llama": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
         "qwen3": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
-        "modernbert": {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"},
+        "modernbert": BERT,
+        "bert": BERT | {"unk_token": "[UNK]"},
+        "roberta": {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
+        | {"pad_token": "<pad>", "mask_token": "<mask>"},
     }[kind]
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=byte_level(*dict.fromkeys(special.values())), **special
-    )
+    made = word_pieces(TEXTS, special) if kind == "bert" else byte_level(*dict.fromkeys(special.values()))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **special)
     ids = {
         f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in special.items() if "mask" not in name
     }
@@ -49,9 +53,24 @@ def write(folder, kind):
         "modernbert": lambda: transformers.ModernBertForMaskedLM(
             transformers.ModernBertConfig(**common, local_attention=8, initializer_cutoff_factor=3.0)
         ),
+        "bert": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**common)),
+        "roberta": lambda: transformers.RobertaForMaskedLM(  # whose positions begin behind its padding's id
+            transformers.RobertaConfig(**common | {"max_position_embeddings": len(tokenizer) + 96})
+        ),
     }[kind]()
     model.save_pretrained(folder, max_shard_size="20KB")
     tokenizer.save_pretrained(folder)
+
+
+def word_pieces(texts, special):
+    """Pieces of lower-case words, as BERT has, with special tokens before."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=special["unk_token"]))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece(cleanup=False)
+    trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=60, special_tokens=sorted(special.values()))
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def write_recognizer(folder):
@@ -70,7 +89,7 @@ def write_recognizer(folder):
     transformers.Wav2Vec2BertProcessor(extractor, tokenizer).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("kind", ["ctc", "llama", "qwen3", "modernbert"])
+@pytest.mark.parametrize("kind", ["ctc", "llama", "qwen3", "modernbert", "bert", "roberta"])
 def test_what_transformers_saves_becomes_a_run_and_a_folder_again(tmp_path, kind):
     write(tmp_path / "theirs", kind)
     verdict = import_run(tmp_path / "theirs", tmp_path / "run", text=("the cat sat",))

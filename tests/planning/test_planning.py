@@ -11,7 +11,7 @@ import pytest
 from jax_speechlm import configs
 from jax_speechlm.cli import main
 from jax_speechlm.experiment import Experiment
-from jax_speechlm.models.transformer import forward_flops
+from jax_speechlm.models.transformer_config import forward_flops
 from jax_speechlm.parallel import chips
 from jax_speechlm.parallel.mesh import MESH_AXES, MeshShape
 from jax_speechlm.planning import ahead_of_time, check, compiled, report

@@ -87,9 +87,9 @@ def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(whole, tmp_path):
 
 def test_a_mesh_gives_the_single_device_loss_and_gradients_of_every_stream():
     experiment = tiny.experiment("joint")
-    source, steps = tiny.source(experiment), 4
-    assert {source.stream(step) for step in range(steps)} == {"speech", "text", "pairs"}
-    check_same(experiment, *run(*ONE, experiment, steps), MESHES["mixed"], 8)
+    source, steps = tiny.source(experiment), (0, 1, 2)
+    assert {source.stream(step) for step in steps} == {"speech", "text", "pairs"}
+    check_same(experiment, *run(*ONE, experiment, steps), shape=MESHES["mixed"], devices=8, steps=steps)
 
 
 def test_batches_are_the_same_from_whichever_step_they_are_begun():

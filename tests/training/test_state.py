@@ -1,5 +1,7 @@
 """A step does not depend on the mesh or on micro-batches, and a step that is not finite leaves no trace."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,15 +30,17 @@ def trainer_on(shape: MeshShape, devices: int, experiment):
     return make_trainer(objective, experiment.optimizer, experiment.num_steps, experiment.seed, mesh), source, mesh
 
 
-def run(shape: MeshShape, devices: int, experiment, steps: int = 2):
-    """(state, metrics of each step) after some steps."""
+def run(shape: MeshShape, devices: int, experiment, steps: Sequence[int] = (0, 2), start=None):
+    """(state before, state after, metrics of each) of some steps: those of one bucket share one program."""
     trainer, source, mesh = trainer_on(shape, devices, experiment)
     with jax.set_mesh(mesh):
-        state, metrics = trainer.init(jax.random.key(0)), []
-        for step in range(steps):
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, trainer.shapes)
+        state = trainer.init(jax.random.key(0)) if start is None else jax.device_put(start, shardings)
+        before, metrics = jax.device_get(state), []
+        for step in steps:
             state, figures = trainer.step(state, meshes.shard_batch(mesh, next(source.batches(step, step + 1))))
             metrics.append(jax.device_get(figures))
-        return state, metrics
+        return before, state, metrics
 
 
 CASES = [("ctc", name) for name in MESHES] + [
@@ -60,18 +64,27 @@ def single_device(request):
 
 @pytest.mark.parametrize(("single_device", "name"), CASES, indirect=["single_device"])
 def test_every_mesh_gives_the_single_device_loss_and_gradients(single_device, name):
-    check_same(*single_device, MESHES[name], 8)
+    check_same(*single_device, shape=MESHES[name], devices=8)
 
 
-def check_same(experiment, state, metrics, shape: MeshShape, devices: int):
-    """That a mesh gives what a single device gave."""
-    sharded_state, sharded_metrics = run(shape, devices, experiment, len(metrics))
+def check_same(experiment, before, state, metrics, shape: MeshShape, devices: int, steps: Sequence[int] = (0, 2)):
+    """That a mesh gives what a single device gave from the same state."""
+    _, sharded_state, sharded_metrics = run(shape, devices, experiment, steps, before)
     for one, other in zip(metrics, sharded_metrics, strict=True):
         for name in ("loss", "grad_norm"):
             assert np.allclose(other[name], one[name], rtol=1e-5, atol=1e-5), name
     # The first moments are the gradients: Adam's parameters would blow up rounding where a gradient is nearly zero.
     for one, other in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(sharded_state.opt_state), strict=True):
         assert np.allclose(jax.device_get(other), jax.device_get(one), atol=1e-5)
+
+
+def test_training_starts_from_the_same_parameters_on_every_mesh():
+    states = []
+    for shape, devices in (ONE, (MESHES["mixed"], 8)):
+        trainer, _, mesh = trainer_on(shape, devices, tiny.experiment("ctc"))
+        with jax.set_mesh(mesh):
+            states.append(jax.device_get(trainer.init(jax.random.key(0))))
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 @pytest.mark.parametrize("shape", MESHES.values(), ids=MESHES)
@@ -88,11 +101,8 @@ def test_moments_and_averages_lie_as_their_parameters(shape):
 
 def test_frozen_parameters_never_change():
     experiment = tiny.experiment("best_rq")
-    trainer, _, mesh = trainer_on(*ONE, experiment)
-    with jax.set_mesh(mesh):
-        before = jax.device_get(trainer.init(jax.random.key(0)).params)
-    after = jax.device_get(run(*ONE, experiment)[0].params)
-    same = jax.tree.map(np.array_equal, before, after)
+    before, after, _ = run(*ONE, experiment)
+    same = jax.tree.map(np.array_equal, before.params, jax.device_get(after.params))
     assert all(jax.tree.leaves(same["quantizer"]))
     assert not any(jax.tree.leaves(same["head"]))
 
@@ -101,7 +111,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
     experiment = tiny.experiment("ctc")
     whole = run(*ONE, experiment)
     cut = run(*ONE, experiment.replace(optimizer=experiment.optimizer.replace(accumulate=4)))
-    for one, other in zip(whole[1], cut[1], strict=True):
+    for one, other in zip(whole[-1], cut[-1], strict=True):
         assert np.allclose(other["loss"], one["loss"], rtol=1e-5)
         assert np.allclose(other["grad_norm"], one["grad_norm"], rtol=1e-4)
 
@@ -130,7 +140,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted():
 
 
 def test_evaluation_uses_the_moving_average():
-    state, _ = run(*ONE, tiny.experiment("best_rq"))
+    _, state, _ = run(*ONE, tiny.experiment("best_rq"))
     params = eval_params(state)
     assert np.array_equal(params["head"]["kernel"], state.ema["head"]["kernel"])
     assert not np.array_equal(params["head"]["kernel"], state.params["head"]["kernel"])

@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.errors import DataError
 from data_pipelines.index import read_index
 from jax_speechlm.experiment import Cadence, Experiment, Text, UnitText
-from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.unit_lm import UnitLM
 from jax_speechlm.training import checkpoints as ckpt

@@ -8,7 +8,7 @@ import pytest
 from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm.experiment import Experiment, Start
 from jax_speechlm.models import functional
-from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.unit_lm import UnitLM
 from jax_speechlm.parallel import mesh as meshes

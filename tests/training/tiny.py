@@ -17,7 +17,7 @@ from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
-from jax_speechlm.models.transformer import TransformerConfig
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation, Teacher
