@@ -3,8 +3,9 @@
 jax-speechlm finetune --config four_way_ctc
 
 `scripts/four_way.py` runs it from scratch and from each pretraining of `four_way_pretrain`, with three seeds. Seen so
-far, from scratch, seed 0, greedy: asterisk-en WER 99.7 % [95.5, 105.8], CER 50.5 % [48.2, 53.7]; queen-en 98.7 % [97.2,
-100.3] and 53.0 % [52.1, 53.9].
+far, seed 0, greedy: from scratch, asterisk-en WER 97.7 % [93.8, 102.7], CER 50.7 % [48.8, 53.7], queen-en 99.6 %
+[98.0, 101.3] and 53.4 % [52.6, 54.3]; after BEST-RQ, 104.5 % [98.3, 112.4], 55.2 % [52.7, 58.8], 99.9 % [98.4, 101.5]
+and 55.0 % [54.2, 55.8].
 """
 
 from jax_speechlm.configs import demo_finetune

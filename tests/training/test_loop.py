@@ -1,5 +1,6 @@
 """A run resumes exactly, stops cleanly, and says what went wrong."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from jax_speechlm.training.loop import TrainingStopped, _profiler, train
 from tests.training import tiny
 
 ABC = CharTokenizer("abc ")
+ONE_BUCKET = tiny.NOISE.replace(num_buckets=1)
 
 
 def params_of(run_dir):
@@ -30,6 +32,11 @@ def lines_of(run_dir, part):
 
 def assert_same(first, second):
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def without_dev(source):
+    """Where validation shows nothing, its programs need not be compiled."""
+    return dataclasses.replace(source, dev_plan=None)
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +92,13 @@ def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(whole, tmp_path):
 
 def test_what_changes_with_the_step_resumes_bit_for_bit_too(tmp_path):
     """The Gumbel softmax's temperature halves with every step here."""
-    experiment = tiny.experiment("w2v_bert", num_steps=4)
-    train(experiment, tmp_path / "whole", tiny.MemorySource.make(experiment))
-    source = Interrupted.make(experiment)
-    source.at_step = 1
-    assert train(experiment, tmp_path / "run", source).step == 2
-    train(experiment, tmp_path / "run", tiny.MemorySource.make(experiment))
+    experiment = tiny.experiment("w2v_bert", num_steps=4, data=ONE_BUCKET)
+    source = without_dev(tiny.MemorySource.make(experiment))
+    train(experiment, tmp_path / "whole", source)
+    interrupted = without_dev(Interrupted.make(experiment))
+    interrupted.at_step = 1
+    assert train(experiment, tmp_path / "run", interrupted).step == 2
+    train(experiment, tmp_path / "run", source)
     assert_same(params_of(tmp_path / "whole"), params_of(tmp_path / "run"))
 
 
@@ -129,11 +137,11 @@ def test_changed_data_are_refused(whole):
 
 
 def test_steps_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoint(tmp_path):
-    experiment = tiny.experiment("ctc", max_bad_steps=2)
+    experiment = tiny.experiment("ctc", max_bad_steps=2, data=ONE_BUCKET)
     steep = experiment.optimizer.replace(schedule=experiment.optimizer.schedule.replace(peak=1e30, warmup_steps=0))
     experiment = experiment.replace(optimizer=steep, cadence=experiment.cadence.replace(checkpoint_every=1))
     with pytest.raises(TrainingStopped, match="2 steps in a row had a loss or gradient that is not finite"):
-        train(experiment, tmp_path, tiny.MemorySource.make(experiment))
+        train(experiment, tmp_path, without_dev(tiny.MemorySource.make(experiment)))
     assert ckpt.find(tmp_path).is_dir()
 
 
@@ -164,9 +172,9 @@ def test_a_trace_is_written_for_tensorboard(tmp_path):
 
 def test_predictions_that_collapse_raise_an_alarm(tmp_path, capsys):
     """What is masked in white noise cannot be told from its context: a model learns only how frequent each code is."""
-    experiment = tiny.experiment("best_rq", num_steps=40)
+    experiment = tiny.experiment("best_rq", num_steps=40, data=ONE_BUCKET)
     experiment = experiment.replace(cadence=experiment.cadence.replace(log_every=10, eval_every=40))
-    train(experiment, tmp_path, tiny.MemorySource.make(experiment))
+    train(experiment, tmp_path, without_dev(tiny.MemorySource.make(experiment)))
     assert "predictions have collapsed" in capsys.readouterr().out
 
 

@@ -1,6 +1,5 @@
 """A distillation as a run: its checkpoints name the teachers and hold only the student, and resume exactly."""
 
-import dataclasses
 import functools
 import json
 import shutil
@@ -24,10 +23,11 @@ from jax_speechlm.training.state import make_trainer
 from jax_speechlm.training.teachers import borrow, introduce
 from tests.evaluation.runs import write_run
 from tests.training import tiny
+from tests.training.test_loop import ONE_BUCKET, without_dev
 from tests.training.test_state import ONE, trainer_on
 
 LETTERS = CharTokenizer(tiny.LETTERS)
-PLAIN = tiny.experiment("ctc", mesh=MeshShape(), num_steps=2)
+PLAIN = tiny.experiment("ctc", mesh=MeshShape(), num_steps=2, data=ONE_BUCKET)
 WIDE = PLAIN.replace(model=PLAIN.model.replace(dim=32, num_layers=1))
 
 
@@ -37,8 +37,7 @@ def distilled(teacher, **changes) -> Experiment:
 
 
 def source(experiment: Experiment):
-    """Without a dev split: what is compiled for it would cost more than it shows here."""
-    return dataclasses.replace(tiny.source(experiment), dev_plan=None)
+    return without_dev(tiny.source(experiment))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,7 @@ def test_what_was_distilled_is_used_like_any_recognizer_when_the_teacher_is_gone
     assert objective_kind(tmp_path / "run") == "ctc"
     recognizer = Recognizer.load(tmp_path / "run")
     batch = next(tiny.source(PLAIN).dev_batches())
-    assert len(recognizer.recognize(iter([batch]))) == 16
+    assert len(recognizer.recognize(iter([batch]))) == (batch["example_id"] >= 0).sum() > 0
     experiment = distilled(tmp_path / "run")
     with pytest.raises(TrainingStopped, match=r"other settings \(.*objective.teachers.0.checkpoint"):
         train(experiment, whole, source(experiment))

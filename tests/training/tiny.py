@@ -64,17 +64,18 @@ OBJECTIVES["distillation"] = Distillation(
     )
 )
 OBJECTIVES["joint"] = Joint(speech=OBJECTIVES["best_rq"], text=MaskedLM(ratio=0.3))
+NOISE = Speech(sets=("noise",), num_buckets=2)
 STREAMS = (
-    Stream(name="speech", data=Speech(sets=("noise",)), weight=2),
+    Stream(name="speech", data=NOISE, weight=2),
     Stream(name="text", data=Text(sets=("letters",), packed=False, context=16, tokens_per_batch=128)),
-    Stream(name="pairs", data=Speech(sets=("noise",))),
+    Stream(name="pairs", data=NOISE.replace(num_buckets=1)),
 )
 
 
 def experiment(objective: str = "ctc", **changes) -> Experiment:
     """A complete experiment on one device whose every random part is on."""
     return Experiment(
-        data=Mixture(streams=STREAMS) if objective == "joint" else Speech(sets=("noise",)),
+        data=Mixture(streams=STREAMS) if objective == "joint" else NOISE,
         objective=OBJECTIVES[objective],
         frontend=FrontEnd(
             mel=MELS.get(objective, MEL), augment=Augment(time_masks=1, freq_masks=1, freq_mask_bins=4, gain_db=3.0)
@@ -108,7 +109,7 @@ def text_source(experiment: Experiment, documents: int = 24) -> PreparedText:
 
 @dataclasses.dataclass
 class MemorySource(Source):
-    """Has the attributes of `training.source.Source`; utterances are random, their lengths make two buckets."""
+    """Has the attributes of `training.source.Source`; utterances are random, of two lengths or nearly."""
 
     plan: Plan
     dev_plan: Plan
@@ -126,7 +127,8 @@ class MemorySource(Source):
         texts = ["".join(rng.choice(list(LETTERS), 3)) for _ in lengths]
         tokenizer = CharTokenizer(LETTERS) if experiment.objective.reads_text else None
         tokens = np.array([len(text) for text in texts]) if tokenizer else None
-        options = {"num_buckets": 2, "batch_multiple": 8, "frame_samples": MEL.frame_samples, "seconds_per_batch": 8.0}
+        options = {"batch_multiple": 8, "frame_samples": MEL.frame_samples, "seconds_per_batch": 8.0}
+        options["num_buckets"] = experiment.data.num_buckets
         num_units = experiment.objective.num_units if experiment.objective.reads_codes else 0
         plan = make_plan(lengths, tokens, seed=experiment.seed, **options)
         return cls(plan, make_eval_plan(lengths, tokens, **options), samples, texts, tokenizer, num_units)
