@@ -23,12 +23,13 @@ from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.decoding.greedy import best_path, collapse
 from jax_speechlm.frontend.logmel import log_mel
-from jax_speechlm.interop import foreign_ids
+from jax_speechlm.interop import foreign_ids, text_classes
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.front_ends import ending
 from jax_speechlm.interop.hugging_face import Package, vocabulary_of
 from jax_speechlm.interop.tokenizer_files import SPEECH, TEXT
 from jax_speechlm.interop.torch_models import distance, open_model, outputs, within, words
+from jax_speechlm.interop.transformer import CLASSIFIER
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models import functional
 from jax_speechlm.models.encoders import make_encoder
@@ -80,6 +81,8 @@ def compare(
         yield Check("opens", f"{type(model).__name__}, every array in its place", True)
         if made.architecture.startswith(("Wav2Vec2Bert", "Parakeet")):
             yield from _compare_speech(folder, run, made, model, clips)
+        elif made.architecture == CLASSIFIER:
+            yield from text_classes.compare_classes(folder, run, model, [*_TEXTS, *texts])
         elif isinstance(run.tokenizer, HuggingFaceTokenizer):
             yield from foreign_ids.compare_text(folder, run, model, [*_TEXTS, *texts])
         else:

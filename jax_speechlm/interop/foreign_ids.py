@@ -109,7 +109,7 @@ def _text_logits(model: Any, run: Trained, vocabulary: Vocabulary, rows: list[li
         return transformer.logits(transformer(tokens, segment, position)).astype(jnp.float32)
 
     ours = np.asarray(logits(run.params, tokens, inside.astype(np.int32), place))[inside]
-    inputs = {"input_ids": _theirs(places, tokens), "attention_mask": inside.astype(np.int64)}
+    inputs = {"input_ids": their_ids(places, tokens), "attention_mask": inside.astype(np.int64)}
     theirs = outputs(model, inputs)[inside]
     worst = distance(ours[:, places.ours], theirs)
     more = distance(*(np.logaddexp.reduce(each.astype(np.float64), axis=-1) for each in (ours, theirs)))
@@ -139,7 +139,7 @@ def _continuations(model: Any, run: Trained, vocabulary: Vocabulary, rows: list[
         suppress_tokens=never[never >= 0].tolist(),
     )
     theirs = model.generate(
-        input_ids=torch.tensor(_theirs(places, tokens)),
+        input_ids=torch.tensor(their_ids(places, tokens)),
         attention_mask=torch.tensor((tokens != PADDING).astype(np.int64)),
         generation_config=settings,
     )[:, width:].tolist()
@@ -150,6 +150,6 @@ def _continuations(model: Any, run: Trained, vocabulary: Vocabulary, rows: list[
     return Check("continuation", f"{len(prompts)} prompts, up to {new} tokens each, greedy", True)
 
 
-def _theirs(places: Places, tokens: np.ndarray) -> np.ndarray:
+def their_ids(places: Places, tokens: np.ndarray) -> np.ndarray:
     """Their ids; padding, which is masked, may be any."""
     return np.where(tokens == PADDING, places.end, places.theirs[tokens]).astype(np.int64)

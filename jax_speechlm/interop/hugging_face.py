@@ -17,7 +17,7 @@ from jax_speechlm.config import Config
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.interop import folders, front_ends, parakeet, transformer, wav2vec2_bert, weights
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.mapping import Source, StateDict
+from jax_speechlm.interop.mapping import Source, StateDict, class_names
 from jax_speechlm.interop.setting_limits import checked_settings
 from jax_speechlm.interop.tokenizer_files import Files, ctc_files, text_files
 from jax_speechlm.models.conformer import ConformerConfig
@@ -183,11 +183,9 @@ def _classifier_settings(experiment: Experiment, tokenizer: Tokenizer | None) ->
     if isinstance(experiment.model, FastConformerConfig):
         raise ExportError("it classifies by the mean of a FastConformer's hidden states, as no class of theirs does")
     if not isinstance(experiment.model, ConformerConfig):
-        raise ExportError(
-            "it classifies texts by the mean of a transformer's hidden states: Qwen3ForSequenceClassification and "
-            "LlamaForSequenceClassification take the last token's, and ModernBertForSequenceClassification is not "
-            "written here yet. Export the language model that it was started from"
-        )
+        form, names = transformer.classifier_config_to_hugging_face(experiment.model), experiment.objective.classes
+        config, files = _text_settings(experiment, tokenizer)
+        return config | form | class_names(names), files
     _, files = _encoder_settings(experiment, tokenizer)
     return wav2vec2_bert.classifier_config_to_hugging_face(experiment.model, experiment.objective.classes), files
 
@@ -229,6 +227,12 @@ def _recognizer_arrays(run: Trained) -> tuple[Params, StateDict]:
 
 
 def _classifier_arrays(run: Trained) -> tuple[Params, StateDict]:
+    if isinstance(run.experiment.model, TransformerConfig):
+        params = with_their_ids(_groups(run, "transformer", "head"), run.tokenizer)
+        params["transformer"] = transformer.without_vocabulary_map(params["transformer"])
+        return params, transformer.classifier_to_hugging_face(
+            params["transformer"], run.experiment.model, params["head"]
+        )
     params = _groups(run, "encoder", "head")
     arrays = wav2vec2_bert.classifier_to_hugging_face(params["encoder"], run.experiment.model, params["head"])
     return params, arrays
@@ -249,14 +253,17 @@ def with_their_ids(params: Params, tokenizer: Tokenizer | None) -> Params:
     ours = tokenizer.places.ours
 
     def move(path: tuple, array: np.ndarray) -> np.ndarray:
-        axis = PER_ID.get("/".join(key.key for key in path))
+        axis = id_axis(params, path)
         return array if axis is None else np.take(array, ours, axis)
 
     return jax.tree.map_with_path(move, params)
 
 
-PER_ID = dict.fromkeys(PER_TOKEN, 0) | {"head/kernel": 1, "head/bias": 0}
-"""The parameters that have a row for each id, and the axis that ids lie along; of a classifier the head has none."""
+def id_axis(params: Params, path: tuple) -> int | None:
+    """The axis of a parameter that ids lie along, if any does: a head beside a transformer is one of classes."""
+    name = "/".join(key.key for key in path)
+    heads = {} if "transformer" in params else {"head/kernel": 1, "head/bias": 0}
+    return (dict.fromkeys(PER_TOKEN, 0) | heads).get(name)
 
 
 class _Kind(NamedTuple):
@@ -290,6 +297,7 @@ def _text_sources(arrays: StateDict, config: TransformerConfig) -> Params:
 
 
 READERS = {
+    transformer.CLASSIFIER: Reader(transformer.config_from_hugging_face, transformer.classifier_sources),
     "Wav2Vec2BertModel": Reader(wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
     "Wav2Vec2BertForCTC": Reader(wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
     "Wav2Vec2BertForSequenceClassification": Reader(

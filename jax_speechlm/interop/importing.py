@@ -26,9 +26,10 @@ from jax_speechlm.interop import folders, front_ends
 from jax_speechlm.interop.checking import Verdict
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck
 from jax_speechlm.interop.foreign_tokenizers import read_ctc_tokenizer, read_text_tokenizer
-from jax_speechlm.interop.hugging_face import PER_ID, TEXT_MODELS, Model, read_model, settings
+from jax_speechlm.interop.hugging_face import TEXT_MODELS, Model, id_axis, read_model, settings
 from jax_speechlm.interop.import_check import check_import
 from jax_speechlm.interop.mapping import Source, place
+from jax_speechlm.interop.transformer import CLASSIFIER
 from jax_speechlm.models import functional
 from jax_speechlm.models.functional import Params
 from jax_speechlm.objectives.causal_lm import CausalLM
@@ -178,12 +179,25 @@ def _recognizer(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
 
 
 def _classifier(folder: Path, model: Model) -> tuple[Experiment, None]:
+    objective, frontend = _classification(folder, model), _front_end(folder)
+    return Experiment(objective=objective, model=model.config, frontend=frontend, data=_SPEECH), None
+
+
+def _classification(folder: Path, model: Model) -> Classification:
     names = model.values.get("id2label")
     count = model.sources["head"]["bias"].shape[0]
     if not isinstance(names, dict) or names.keys() != {str(number) for number in range(count)}:
         raise ExportError(f"{folder / 'config.json'}: id2label does not name the {count} classes of the head")
-    objective = Classification(classes=tuple(names[str(number)] for number in range(count)))
-    return Experiment(objective=objective, model=model.config, frontend=_front_end(folder), data=_SPEECH), None
+    return Classification(classes=tuple(names[str(number)] for number in range(count)))
+
+
+def _text_classifier(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
+    if (pooling := model.values.get("classifier_pooling", "cls")) != "mean":
+        raise ExportError(
+            f"{folder / 'config.json'}: classifier_pooling={pooling!r}: here it is the mean of all tokens"
+        )
+    experiment, tokenizer = _text_model(folder, model)
+    return experiment.replace(objective=_classification(folder, model)), tokenizer
 
 
 def _text_model(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
@@ -202,6 +216,7 @@ EXPERIMENTS: dict[str, Callable[[Path, Model], tuple[Experiment, Tokenizer | Non
     "ParakeetForCTC": _recognizer,
     "Wav2Vec2BertForSequenceClassification": _classifier,
     **dict.fromkeys(TEXT_MODELS, _text_model),
+    CLASSIFIER: _text_classifier,
 }
 """What run a class of transformers becomes; how it is read stands in `hugging_face.READERS`."""
 
@@ -237,7 +252,7 @@ def _with_our_ids(sources: Params, tokenizer: Tokenizer | None, shapes: Params) 
     sizes = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
 
     def move(path: tuple, source: Source) -> Source:
-        axis, shape = PER_ID.get(_name(path)), sizes.get(_name(path))
+        axis, shape = id_axis(sources, path), sizes.get(_name(path))
         if axis is None or shape is None:
             return source
         return dataclasses.replace(source, ids=tokenizer.places.rows(shape[axis]), id_axis=axis)

@@ -8,7 +8,7 @@ Every layout is a change of strides, so what a table makes of a file mapped into
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -165,6 +165,15 @@ def write(params: Params, rows: Iterable[Row], config: Any) -> dict[str, np.ndar
         for name, value in named.items():
             arrays[name] = np.ascontiguousarray(row.layout.to_hf(value, config), np.float32)
     return arrays
+
+
+def class_names(classes: Sequence[str]) -> dict[str, Any]:
+    """The settings of a `config.json` that name the classes of one label."""
+    return {
+        "problem_type": "single_label_classification",
+        "id2label": {str(number): name for number, name in enumerate(classes)},
+        "label2id": {name: number for number, name in enumerate(classes)},
+    }
 
 
 def require(values: Mapping[str, Any], names: Iterable[str]) -> None:

@@ -24,6 +24,7 @@ _PIPELINES = {
     "Qwen3ForCausalLM": "text-generation",
     "ModernBertForMaskedLM": "fill-mask",
     "BertForMaskedLM": "fill-mask",
+    "ModernBertForSequenceClassification": "text-classification",
     "RobertaForMaskedLM": "fill-mask",
 }
 _AUDIO_MODEL = """\
@@ -40,6 +41,7 @@ _USES = {
     "automatic-speech-recognition": _PIPELINE.format(task="automatic-speech-recognition", argument='"clip.wav"'),
     "audio-classification": _PIPELINE.format(task="audio-classification", argument='"clip.wav"'),
     "text-generation": _PIPELINE.format(task="text-generation", argument='"In the", max_new_tokens=50'),
+    "text-classification": _PIPELINE.format(task="text-classification", argument='"In the beginning"'),
     "fill-mask": _PIPELINE.format(task="fill-mask", argument='"In the <mask>"'),
     "feature-extraction": _AUDIO_MODEL,
 }

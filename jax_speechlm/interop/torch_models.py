@@ -20,6 +20,7 @@ _AUTO = {
     "Qwen3ForCausalLM": "AutoModelForCausalLM",
     "ModernBertForMaskedLM": "AutoModelForMaskedLM",
     "BertForMaskedLM": "AutoModelForMaskedLM",
+    "ModernBertForSequenceClassification": "AutoModelForSequenceClassification",
     "RobertaForMaskedLM": "AutoModelForMaskedLM",
 }
 

@@ -68,6 +68,8 @@ _BOTH_WAYS = [
     Row("prediction.norm.scale", "head.norm.weight", SAME),
     Row("prediction.bias", "decoder.bias", SAME),
 ]
+_CLASSIFIER = [Row("head.kernel", "classifier.weight", TRANSPOSED), Row("head.bias", "classifier.bias", SAME)]
+_VOCABULARY_MAP = "decoder.weight", "decoder.bias"
 _FUSED = {"Wqkv.weight": 3, "Wi.weight": 2}  # name -> how many of our arrays lie in it, one above the other
 # Our first layer's attention norm is theirs on the embeddings.
 _FIRST_NORM = "model.layers.0.attn_norm.weight", "model.embeddings.norm.weight"
@@ -79,6 +81,7 @@ _ARCHITECTURES = {
     "bert": "BertForMaskedLM",
     "roberta": "RobertaForMaskedLM",
 }
+CLASSIFIER = "ModernBertForSequenceClassification"
 _LEARNT = ("bert", "roberta")  # positions
 TIED = {"lm_head.weight", "decoder.weight"} | {
     name for kind in _LEARNT for name in (bert.head(kind), bert.head(kind).replace("weight", "bias"))
@@ -127,6 +130,55 @@ def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.n
     if config.tied:
         arrays[head] = arrays[rows[0].theirs]
     return arrays
+
+
+def classifier_to_hugging_face(params: Params, config: TransformerConfig, head: Params) -> dict[str, np.ndarray]:
+    """The float32 state dict of a `ModernBertForSequenceClassification`, which has no vocabulary map.
+
+    Raises:
+      ValueError: the config has another form.
+    """
+    arrays = to_hugging_face(params, config)
+    arrays = {name: value for name, value in arrays.items() if name not in _VOCABULARY_MAP}
+    return arrays | write({"head": head}, _CLASSIFIER, config)
+
+
+def without_vocabulary_map(params: Params) -> Params:
+    """The transformer of a text classifier as it comes back from that class: what it does not use is zeros."""
+    bias = np.zeros_like(params["prediction"]["bias"])
+    untied = {"untied": np.zeros_like(params["untied"])} if "untied" in params else {}
+    return params | {"prediction": params["prediction"] | {"bias": bias}} | untied
+
+
+def classifier_sources(state_dict: StateDict, config: TransformerConfig) -> Params:
+    """Where our `TextClassifier` is read from a `ModernBertForSequenceClassification`: `transformer` and `head`.
+
+    Of the vocabulary map, which ours has and does not use, what is no embedding is zeros.
+
+    Raises:
+      ValueError: an array is missing, left over, or of another shape than `config` implies.
+    """
+    arrays = {name: np.asarray(value) for name, value in state_dict.items()}
+    head = {row.theirs: arrays.pop(row.theirs) for row in _CLASSIFIER if row.theirs in arrays}
+    table = arrays.get(_BOTH_WAYS[0].theirs, np.zeros((0, 0), np.float32))
+    arrays["decoder.bias"] = np.zeros(len(table), table.dtype)
+    if not config.tied:
+        arrays["decoder.weight"] = np.zeros_like(table)
+    return {"transformer": sources(arrays, config)} | sources_of(head, _CLASSIFIER, config, CLASSIFIER)
+
+
+def classifier_config_to_hugging_face(config: TransformerConfig) -> dict[str, Any]:
+    """What the `config.json` of a `ModernBertForSequenceClassification` says differently.
+
+    Raises:
+      ValueError: the config has another form.
+    """
+    if (model_type := _model_type(config)) != "modernbert":
+        raise ValueError(
+            f"it classifies texts by the mean of its hidden states, as only {CLASSIFIER} does; this transformer "
+            f"has the form of {_ARCHITECTURES[model_type]}. Export the language model that it was started from"
+        )
+    return {"architectures": [CLASSIFIER], "classifier_pooling": "mean"}
 
 
 def _rows(config: TransformerConfig, model_type: str) -> tuple[list[Row], str]:

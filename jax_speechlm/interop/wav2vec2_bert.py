@@ -13,6 +13,7 @@ from jax_speechlm.interop.mapping import (
     Row,
     Source,
     StateDict,
+    class_names,
     require,
     require_fixed,
     write,
@@ -197,12 +198,6 @@ def config_to_hugging_face(config: ConformerConfig, vocab_size: int | None = Non
 
 def classifier_config_to_hugging_face(config: ConformerConfig, classes: Sequence[str]) -> dict[str, Any]:
     """The settings of the `config.json` of a `Wav2Vec2BertForSequenceClassification`."""
-    names = dict(enumerate(classes))
-    return config_to_hugging_face(config) | {
-        "architectures": ["Wav2Vec2BertForSequenceClassification"],
-        "classifier_proj_size": config.dim,
-        "use_weighted_layer_sum": False,
-        "problem_type": "single_label_classification",
-        "id2label": {str(number): name for number, name in names.items()},
-        "label2id": {name: number for number, name in names.items()},
-    }
+    architecture = {"architectures": ["Wav2Vec2BertForSequenceClassification"]}
+    form = {"classifier_proj_size": config.dim, "use_weighted_layer_sum": False}
+    return config_to_hugging_face(config) | architecture | form | class_names(classes)

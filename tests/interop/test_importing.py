@@ -22,6 +22,7 @@ from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hugging_face import read_model
 from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.interop.importing import import_run, read_folder
+from jax_speechlm.interop.transformer import without_vocabulary_map
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models import functional
 from jax_speechlm.models.transformer import Transformer
@@ -53,6 +54,8 @@ def files_of(folder):
 @pytest.mark.parametrize("name", RUNS)
 def test_an_exported_run_comes_back_and_goes_out_again_byte_for_byte(tmp_path, name):
     run = tiny_run(name)
+    if name == "text classification":  # its class has no vocabulary map
+        run.params["transformer"] = without_vocabulary_map(run.params["transformer"])
     write_checked(run, tmp_path / "out")
     verdict = import_run(tmp_path / "out", tmp_path / "run")
     assert not verdict.failed
@@ -372,6 +375,14 @@ def test_bfloat16_is_rounded_and_nothing_else(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found.params, expected)
     (continuation,), *_ = LanguageModel.load(tmp_path / "run").generate(["the"], max_tokens=2)
     assert continuation.num_tokens <= 2
+
+
+def test_a_text_classifier_by_its_first_token_is_refused(tmp_path):
+    write_checked(tiny_run("text classification"), tmp_path / "out")
+    config = load(tmp_path / "out", "config.json")
+    write_json(tmp_path / "out", "config.json", config | {"classifier_pooling": "cls"})
+    with pytest.raises(ExportError, match=r"classifier_pooling='cls': here it is the mean of all tokens"):
+        read_folder(tmp_path / "out")
 
 
 def test_a_bert_as_it_was_first_released_is_read_too(tmp_path):

@@ -63,6 +63,12 @@ RUNS = {
     "window": (CausalLM(), QWEN.replace(window=5, global_every=2), TEXT, "Qwen3ForCausalLM"),
     "span_corruption": (SpanCorruption(sentinels=5), QWEN, TEXT, "Qwen3ForCausalLM"),
     "masked_lm": (MaskedLM(), BERT, TEXT.replace(packed=False), "ModernBertForMaskedLM"),
+    "text classification": (
+        Classification(classes=CLASSES),
+        BERT,
+        TEXT.replace(packed=False),
+        "ModernBertForSequenceClassification",
+    ),
     "bert": (MaskedLM(), OLD_BERT, TEXT.replace(packed=False), "BertForMaskedLM"),
     "unit_lm": (
         UnitLM(num_units=7),

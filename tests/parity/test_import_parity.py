@@ -33,6 +33,7 @@ def write(folder, kind):
         "llama": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
         "qwen3": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
         "modernbert": BERT,
+        "text classes": BERT,
         "bert": BERT | {"unk_token": "[UNK]"},
         "roberta": {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
         | {"pad_token": "<pad>", "mask_token": "<mask>"},
@@ -52,6 +53,11 @@ def write(folder, kind):
         ),
         "modernbert": lambda: transformers.ModernBertForMaskedLM(
             transformers.ModernBertConfig(**common, local_attention=8, initializer_cutoff_factor=3.0)
+        ),
+        "text classes": lambda: transformers.ModernBertForSequenceClassification(
+            transformers.ModernBertConfig(
+                **common, classifier_pooling="mean", initializer_cutoff_factor=3.0, id2label={0: "no", 1: "yes"}
+            )
         ),
         "bert": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**common)),
         "roberta": lambda: transformers.RobertaForMaskedLM(  # whose positions begin behind its padding's id
@@ -89,7 +95,7 @@ def write_recognizer(folder):
     transformers.Wav2Vec2BertProcessor(extractor, tokenizer).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("kind", ["ctc", "llama", "qwen3", "modernbert", "bert", "roberta"])
+@pytest.mark.parametrize("kind", ["ctc", "llama", "qwen3", "modernbert", "bert", "roberta", "text classes"])
 def test_what_transformers_saves_becomes_a_run_and_a_folder_again(tmp_path, kind):
     write(tmp_path / "theirs", kind)
     verdict = import_run(tmp_path / "theirs", tmp_path / "run", text=("the cat sat",))

@@ -1,0 +1,61 @@
+"""transformers on the folder of a text classifier, beside us: the same texts have to get the same ids and classes."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import transformers
+
+from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
+from jax_speechlm.interop.checking import Check, guarded
+from jax_speechlm.interop.foreign_ids import their_ids
+from jax_speechlm.interop.hugging_face import vocabulary_of
+from jax_speechlm.interop.torch_models import distance, outputs, within
+from jax_speechlm.trained import Trained
+from jax_speechlm.vocabulary import pad
+
+_MOST_TOKENS = 200
+
+
+def compare_classes(folder: Path, run: Trained, model: Any, texts: Sequence[str]) -> Iterator[Check]:
+    """The checks of a `ModernBertForSequenceClassification` that transformers opened."""
+    vocabulary, experiment = vocabulary_of(run), run.experiment
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    rows = [vocabulary.enclose(run.tokenizer.encode(text))[:_MOST_TOKENS] for text in texts]
+    tokens, lengths = pad(rows, max(map(len, rows))), np.array([len(row) for row in rows])
+    place = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    inside = place < lengths[:, None]
+    is_foreign = isinstance(run.tokenizer, HuggingFaceTokenizer)
+    theirs = their_ids(run.tokenizer.places, tokens) if is_foreign else tokens.astype(np.int64)
+    _, classify, _ = experiment.objective.classifier(experiment.model, experiment.frontend, run.tokenizer)
+    batch = {"tokens": tokens, "segment": inside.astype(np.int32), "position": place}
+    ours = np.asarray(jax.jit(lambda params, batch: classify(params, batch, None))(run.params, batch))
+    classes = experiment.objective.classes
+
+    def ids() -> Check:
+        for text, row, length in zip(texts, theirs, lengths, strict=True):
+            # Whether a foreign tokenizer adds what stands around a text is its own affair.
+            expected = row[1 : length - 1].tolist() if is_foreign else row[:length].tolist()
+            found = tokenizer(text, add_special_tokens=not is_foreign)["input_ids"][: len(expected)]
+            if found != expected:
+                return Check("ids", f"{text!r} is {found}, not {expected}", False)
+        named = tuple(model.config.id2label[number] for number in range(len(classes)))
+        return Check("ids", f"of {len(texts)} texts; classes {', '.join(named)}", named == classes)
+
+    def logits() -> Check:
+        found = outputs(model, {"input_ids": theirs, "attention_mask": inside.astype(np.int64)})
+        return within("logits", distance(ours, found), f"{len(rows)} texts in a batch")
+
+    def pipeline() -> Check:
+        classifier = transformers.pipeline("text-classification", model=str(folder), device="cpu")
+        for text, scores in zip(texts, ours, strict=True):
+            if (found := classifier(text)[0]["label"]) != (expected := classes[int(scores.argmax())]):
+                return Check("pipeline", f"{text!r} is {found}, not {expected}", False)
+        return Check("pipeline", f"equal classes of {len(texts)} texts", True)
+
+    yield guarded("ids", ids)
+    yield guarded("logits", logits)
+    if not is_foreign:
+        yield guarded("pipeline", pipeline)
