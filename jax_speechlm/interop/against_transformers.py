@@ -27,6 +27,7 @@ from jax_speechlm.interop import foreign_ids, text_classes
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.front_ends import ending
 from jax_speechlm.interop.hugging_face import Package, vocabulary_of
+from jax_speechlm.interop.our_logits import text_logits
 from jax_speechlm.interop.tokenizer_files import SPEECH, TEXT
 from jax_speechlm.interop.torch_models import distance, open_model, outputs, within, words
 from jax_speechlm.interop.transformer import CLASSIFIER
@@ -34,9 +35,8 @@ from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models import functional
 from jax_speechlm.models.encoders import make_encoder
 from jax_speechlm.models.layers import frame_mask
-from jax_speechlm.objectives.causal_lm import TextModel
 from jax_speechlm.trained import Trained
-from jax_speechlm.vocabulary import PADDING, pad
+from jax_speechlm.vocabulary import PADDING
 from jax_speechlm.windows import in_batches
 
 Clip = Int16[np.ndarray, "..."]
@@ -306,22 +306,7 @@ def _text_ids(tokenizer: Any, model: Any, run: Trained, vocabulary: Any, texts: 
 
 
 def _text_logits(model: Any, run: Trained, vocabulary: Any, rows: list[list[int]]) -> Check:
-    """Rows of different length in one batch; where the model fills gaps, with every fifth token hidden."""
-    if not run.experiment.model.causal:
-        rows = [[vocabulary.mask if place % 5 == 2 else number for place, number in enumerate(row)] for row in rows]
-    width = max(len(row) for row in rows)
-    tokens, lengths = pad(rows, width), np.array([len(row) for row in rows])
-    place = np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape)
-    inside = place < lengths[:, None]
-    make = lambda rngs: TextModel(run.experiment.model, vocabulary.size, rngs=rngs)  # noqa: E731
-    graphdef = functional.declare(make).graphdef
-
-    @jax.jit
-    def logits(params: functional.Params, tokens: jax.Array, segment: jax.Array, position: jax.Array) -> jax.Array:
-        transformer = functional.bind(graphdef, params).transformer
-        return transformer.logits(transformer(tokens, segment, position))
-
-    ours = np.asarray(logits(run.params, tokens, inside.astype(np.int32), place))
+    tokens, inside, ours = text_logits(run, vocabulary, rows)
     theirs = outputs(model, {"input_ids": tokens.astype(np.int64), "attention_mask": inside.astype(np.int64)})
     return within("logits", distance(ours[inside], theirs[inside]), f"{inside.sum()} positions")
 

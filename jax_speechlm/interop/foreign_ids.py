@@ -4,22 +4,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from jaxtyping import Array
 
 from data_pipelines.hugging_face_tokenizer import Places
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.interop.checking import Check, guarded
+from jax_speechlm.interop.our_logits import text_logits
 from jax_speechlm.interop.torch_models import distance, outputs, within, words
 from jax_speechlm.language_model import LanguageModel
-from jax_speechlm.models import functional
-from jax_speechlm.objectives.causal_lm import TextModel
 from jax_speechlm.trained import Trained
-from jax_speechlm.vocabulary import PADDING, Vocabulary, pad
+from jax_speechlm.vocabulary import PADDING, Vocabulary
 
 _MOST_TOKENS, _NEW_TOKENS = 200, 20  # of a row of logits, and of a continuation
 
@@ -92,23 +88,9 @@ def _text_ids(tokenizer: Any, model: Any, run: Trained, vocabulary: Vocabulary, 
 
 
 def _text_logits(model: Any, run: Trained, vocabulary: Vocabulary, rows: list[list[int]]) -> Check:
-    """Rows of different length in one batch; where the model fills gaps, with every fifth token hidden."""
     places = run.tokenizer.places
-    if places.mask is not None:
-        rows = [[vocabulary.mask if place % 5 == 2 else number for place, number in enumerate(row)] for row in rows]
-    width = max(map(len, rows))
-    tokens, lengths = pad(rows, width), np.array([len(row) for row in rows])
-    place = np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape)
-    inside = place < lengths[:, None]
-    make = lambda rngs: TextModel(run.experiment.model, vocabulary.size, rngs=rngs)  # noqa: E731
-    graphdef = functional.declare(make).graphdef
-
-    @jax.jit
-    def logits(params: functional.Params, tokens: Array, segment: Array, position: Array) -> Array:
-        transformer = functional.bind(graphdef, params).transformer
-        return transformer.logits(transformer(tokens, segment, position)).astype(jnp.float32)
-
-    ours = np.asarray(logits(run.params, tokens, inside.astype(np.int32), place))[inside]
+    tokens, inside, every = text_logits(run, vocabulary, rows, hides=places.mask is not None)
+    ours = every[inside]
     inputs = {"input_ids": their_ids(places, tokens), "attention_mask": inside.astype(np.int64)}
     theirs = outputs(model, inputs)[inside]
     worst = distance(ours[:, places.ours], theirs)
