@@ -20,7 +20,7 @@ def config() -> Experiment:
         data=Speech(
             sets=("asterisk-en",),
             seconds_per_batch=48,
-            num_buckets=6,
+            num_buckets=4,
             batch_multiple=1,
             max_seconds=24.0,
             shortest_first_epochs=4,
@@ -31,7 +31,7 @@ def config() -> Experiment:
         ),
         model=MODEL,
         optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=100)),
-        num_steps=800,
+        num_steps=650,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=400, checkpoint_every=400),
+        cadence=Cadence(log_every=50, eval_every=325, checkpoint_every=325),
     )

@@ -41,8 +41,8 @@ def config() -> Experiment:
             mel=MEL, augment=Augment(time_masks=2, time_mask_ratio=0.05, freq_masks=2, freq_mask_bins=15)
         ),
         model=MODEL,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
-        num_steps=250,
+        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=30)),
+        num_steps=120,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=250, checkpoint_every=250),
+        cadence=Cadence(log_every=20, eval_every=120, checkpoint_every=120),
     )

@@ -25,7 +25,7 @@ def config() -> Experiment:
         objective=CausalLM(),
         model=TransformerConfig(dim=192, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=48, ffn_dim=512),
         optimizer=Optimizer(schedule=WarmupCosine(peak=2e-3, warmup_steps=100)),
-        num_steps=400,
+        num_steps=250,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=200, checkpoint_every=200),
+        cadence=Cadence(log_every=50, eval_every=125, checkpoint_every=125),
     )

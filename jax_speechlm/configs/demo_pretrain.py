@@ -23,16 +23,16 @@ def config() -> Experiment:
         data=Speech(
             sets=("asterisk-en", "queen-en"),
             seconds_per_batch=48,
-            num_buckets=5,
+            num_buckets=3,
             batch_multiple=1,
             max_seconds=8.0,
             max_crop=0.15,
         ),
         objective=BestRQ(codes=128, mask_span=0.16),
         frontend=FrontEnd(mel=MEL),
-        model=MODEL.replace(dropout=0.0),  # five passes over the data do not overfit
+        model=MODEL.replace(dropout=0.0),  # two passes over the data do not overfit
         optimizer=Optimizer(schedule=WarmupCosine(peak=8e-4, warmup_steps=100)),
-        num_steps=900,
+        num_steps=500,
         topology="cpu-1",
-        cadence=Cadence(log_every=100, eval_every=450, checkpoint_every=450),
+        cadence=Cadence(log_every=50, eval_every=250, checkpoint_every=250),
     )
