@@ -40,7 +40,7 @@ test-slow: $(VENV)/.installed
 	$(BIN)/pytest -m slow --durations=0 $(PYTEST_ARGS)
 
 test-parity: $(VENV)/.parity
-	$(BIN)/pytest -m parity $(PYTEST_ARGS)
+	$(BIN)/pytest -m parity -n auto --dist loadfile $(PYTEST_ARGS)
 
 golden: $(VENV)/.parity
 	for script in $(filter-out tests/golden/make_ngram.py,$(wildcard tests/golden/make_*.py)); do $(BIN)/python $$script; done

@@ -59,8 +59,8 @@ class Translation:
         }
 
     def _recognizer(self, run: Path) -> None:
-        experiment = configs.load("four_way_ctc")
-        train_to_end(experiment.replace(data=experiment.data.replace(sets=SETS, data_dir=str(self.data_dir))), run)
+        experiment = configs.load("fillets_ctc")
+        train_to_end(experiment.replace(data=experiment.data.replace(data_dir=str(self.data_dir))), run)
         for name in SETS:
             evaluate_run(run, (name,), data_dir=self.data_dir)
 

@@ -5,9 +5,10 @@ import os
 import tempfile
 from pathlib import Path
 
+from tests import quick_xla
+
 os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu or a CUDA plugin may be installed; the tests are written for the CPU
-# 8 devices to shard over; programs run for an instant, so LLVM need not optimise them
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = quick_xla.on_devices(8)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Many tests build the same small programs: compile each once a session, whichever worker needs it first.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jax-cache-"))

@@ -7,7 +7,7 @@ jax-speechlm finetune --config fillets_translation --data.tokenizer runs/transla
 measured.
 """
 
-from jax_speechlm.configs import four_way_speech_lm
+from jax_speechlm.configs import fillets_ctc, four_way_speech_lm
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.objectives.speech_lm import SpeechLM
 
@@ -15,7 +15,7 @@ from jax_speechlm.objectives.speech_lm import SpeechLM
 def config() -> Experiment:
     transcribing = four_way_speech_lm.config()
     return transcribing.replace(
-        data=transcribing.data.replace(sets=("fillets-cs", "fillets-nl")),
+        data=fillets_ctc.config().data.replace(shortest_first_epochs=0),
         objective=SpeechLM(task="translate", freeze=("encoder",)),
         num_steps=1500,
     )

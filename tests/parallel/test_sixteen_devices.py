@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests import quick_xla
+
 SPEECH = """
 from tests.training import test_state, tiny
 experiment = tiny.experiment("ctc")
@@ -27,9 +29,7 @@ for name in ("causal_lm", "masked_lm, window"):
 
 @pytest.mark.parametrize("code", [SPEECH, TEXT], ids=["speech", "text"])
 def test_sixteen_devices_give_what_one_gives(code):
-    flags = "--xla_force_host_platform_device_count=16 --xla_backend_optimization_level=0"
     code = f"import jax; assert jax.device_count() == 16\nfrom jax_speechlm.parallel.mesh import MeshShape\n{code}"
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=False
-    )
+    environment = os.environ | {"XLA_FLAGS": quick_xla.on_devices(16)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

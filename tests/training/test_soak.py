@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm.training import checkpoints as ckpt
+from tests import quick_xla
 
 KILLS = 20
 STEPS = 120
@@ -37,8 +38,7 @@ train(experiment, sys.argv[1], source)
 
 
 def start(run_dir: Path, pause: float) -> subprocess.Popen:
-    # One device, and programs that compile fast.
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = os.environ | {"XLA_FLAGS": quick_xla.on_devices(1)}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     log = (run_dir.parent / f"{run_dir.name}.log").open("ab")
     return subprocess.Popen([sys.executable, "-c", RUN, run_dir, str(pause)], env=environment, stdout=log, stderr=log)

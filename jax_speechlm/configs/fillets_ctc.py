@@ -1,0 +1,22 @@
+"""CTC on the Czech and Dutch of fillets-cs and fillets-nl (3.1 hours), characters: conformer XS at 40 ms a frame.
+
+jax-speechlm prepare fillets-cs fillets-nl
+jax-speechlm finetune --config fillets_ctc --run-dir runs/translation/ctc
+
+`scripts/fillets_translation.py` runs it: the ears of the speech-language model, and the first half of the cascade. Not
+yet measured.
+"""
+
+from jax_speechlm.configs import demo_finetune
+from jax_speechlm.experiment import Cadence, Experiment
+from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+
+
+def config() -> Experiment:
+    demo = demo_finetune.config()
+    return demo.replace(
+        data=demo.data.replace(sets=("fillets-cs", "fillets-nl"), max_seconds=12.0, shortest_first_epochs=1),
+        optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=300)),
+        num_steps=2500,
+        cadence=Cadence(log_every=100, eval_every=1250, checkpoint_every=500),
+    )
