@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 .PHONY: help demo test test-slow test-parity lint format golden clean
 
 help:
-	@echo "make demo         fetch speech and text, pretrain, finetune, evaluate: one table at the end (25 to 40 minutes on 2 cores)"
+	@echo "make demo         fetch speech and text, pretrain, finetune, evaluate: one table at the end (20 to 35 minutes on 2 cores)"
 	@echo "make test         set up and run the tests (30 to 45 minutes on 2 cores)"
 	@echo "make test-slow    a soak of twenty kills, four processes, the largest plan by the real TPU compiler"
 	@echo "make test-parity  install torch and transformers, run the live comparisons"

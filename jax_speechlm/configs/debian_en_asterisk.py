@@ -7,7 +7,7 @@ jax-speechlm eval runs/debian_en_asterisk --sets asterisk-en --lm data/words-3.a
 
 One CPU core: 10 minutes, 7.6 hours of audio seen (25 passes), seed 0. asterisk-en test (60 clips, 352 words),
 normalizer basic: greedy WER 45.2 % [29.0, 61.1], CER 15.9 % [9.5, 22.5]; prefix beam 16 with the word 3-gram, weights
-tuned on dev: WER 33.0 % [18.0, 48.2], CER 14.2 % [7.3, 21.5]; ranked by the neural LM of `make demo` besides, 31.8 %
+tuned on dev: WER 33.0 % [18.0, 48.2], CER 14.2 % [7.3, 21.5]; ranked by `demo_lm` of 400 steps besides, 31.8 %
 [16.9, 46.9]. pocketsphinx, with its pretrained model and language model, has 34.4 % on the same clips.
 """
 

@@ -3,8 +3,8 @@
 jax-speechlm prepare spoken-en --debian text-en --steps unicode sentences spoken exact --held-out asterisk-en queen-en
 jax-speechlm pretrain --config demo_lm --data.tokenizer runs/finetune --run-dir runs/lm
 
-The tokenizer is that of the recogniser which it is to help. 1.78 M parameters, seed 0; 2 CPU cores: 4.9 minutes,
-1.6 M characters. Dev loss on asterisk-en's transcripts: 1.071 nats a character.
+The tokenizer is that of the recogniser which it is to help. 1.78 M parameters, seed 0; 2 CPU cores: 3.1 minutes,
+1.0 M characters. Dev loss on asterisk-en's transcripts: 1.216 nats a character; after 400 steps 1.071.
 """
 
 from jax_speechlm.experiment import Cadence, Experiment, Text
