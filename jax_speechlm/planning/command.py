@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from data_pipelines.errors import DataError
 from jax_speechlm import configs
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.parallel.chips import GIB
@@ -86,10 +87,11 @@ def plan_shipped(out: Path, progress: Callable[[str], None]) -> str:
         if experiment.topology is None:
             continue
         target = find_topology(experiment.topology)
+        say = lambda line, name=name: progress(f"{name}: {line}")  # noqa: E731
         try:
-            plan = make_plan(experiment, target, longest_only=True, progress=progress)
-        except PlanningError as error:
-            progress(str(error))
+            plan = make_plan(experiment, target, longest_only=True, progress=say)
+        except (PlanningError, DataError) as error:
+            say(f"left out: {error}")
             continue
         report.save(plan, out / name)
         lines.append(_row(name, experiment.topology, plan))

@@ -96,8 +96,10 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
     data = experiment.data
     if isinstance(data, Mixture):
         return _of_streams(experiment, vocab_size)
-    missing = [name for name in data.sets if not (as_path(data.data_dir) / name.partition(":")[0]).is_dir()]
-    if experiment.objective.reads_codes and data.units and not as_path(data.units).is_dir():
+    sets = (*data.sets, *data.text_sets) if isinstance(data, UnitText) else data.sets
+    missing = [name for name in sets if not (as_path(data.data_dir) / name.partition(":")[0]).is_dir()]
+    reads_units = isinstance(data, UnitText) or experiment.objective.reads_codes
+    if reads_units and data.units and not as_path(data.units).is_dir():
         missing.append(data.units)
     if not missing:
         return _prepared(experiment)

@@ -112,6 +112,18 @@ def test_the_size_of_a_tokenizer_that_is_not_here_is_in_its_name():
     assert workload(small_lm(data=data.replace(tokenizer="data/bpe-2048")), 99).tokenizer.vocab_size == 99
 
 
+@pytest.mark.parametrize("absent", ["queen-en", "spoken-en", "units"])
+def test_rows_of_units_are_planned_before_sets_and_units_are_made(absent, tmp_path):
+    experiment = configs.load("debian_unit_lm")
+    data = experiment.data.replace(data_dir=str(tmp_path), units=str(tmp_path / "units"))
+    for name in {*data.sets, *data.text_sets, "units"} - {absent}:
+        (tmp_path / name).mkdir()
+    load = workload(experiment.replace(data=data), vocab_size=64)
+    assert load.assumed.startswith(str(tmp_path / absent) if absent == "units" else absent)
+    assert load.holds_units
+    assert [shape.length for shape in load.shapes] == [data.context]
+
+
 def test_parameters_are_gathered_and_activations_stay(virtual):
     """FSDP: what moves along fsdp is of the parameters' size, not of the activations'."""
     plan = make_plan(small_lm(), virtual, vocab_size=100)
