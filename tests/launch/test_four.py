@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from jax_speechlm.training import checkpoints as ckpt
-from tests import quick_xla
 from tests.launch.test_local import LAUNCHER, figures, options, wait_for_step  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.slow
@@ -53,7 +52,6 @@ def launch(run_dir: Path, options: list[str], processes: int, **environment: str
     program = [sys.executable, "-c", PROGRAM, "finetune", f"--run-dir={run_dir}", f"--mesh.fsdp={processes}"]
     command = [*launcher, "--", *program, *options]
     added = {"JAX_SPEECHLM_PEER_SECONDS": str(SILENCE), "NOTES": str(notes)} | environment
-    added["XLA_FLAGS"] = quick_xla.UNOPTIMISED
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=os.environ | added, **pipes)
 

@@ -114,7 +114,7 @@ def test_a_job_that_is_told_to_go_saves_and_finishes_after_its_requeue(cluster, 
 
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("XLA_FLAGS", quick_xla.on_devices(1, quick_xla.UNOPTIMISED))
+    monkeypatch.setenv("XLA_FLAGS", quick_xla.on_devices(1))
     run_dir, log = tmp_path / "run", tmp_path / "job.log"
     command = ["sbatch", "--parsable", "--ntasks=2", f"--output={log}", SCRIPT, "finetune", f"--run-dir={run_dir}"]
     job = subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout.strip()
