@@ -2,9 +2,9 @@
 
 jax-speechlm finetune --config debian_en_joint --run-dir runs/debian_en_joint
 
-2.96 M parameters, from scratch, seed 0. One CPU core: 78 minutes, 83 hours of audio seen (18 passes over 4.6 hours).
-Test, normalizer basic, greedy: asterisk-en (60 clips, 352 words) WER 71.3 % [63.9, 78.8]; queen-en (726 clips, 4,358
-words) 78.9 % [77.1, 80.8], CER 37.1 %. With a word 3-gram, weights tuned on dev: queen-en 64.0 % [61.8, 66.1].
+2.96 M parameters, from scratch, seed 0. One CPU core: 78 to 94 minutes, 83 hours of audio seen (18 passes over 4.6
+hours). Test, normalizer basic, greedy: asterisk-en (60 clips, 352 words) WER 69.6 % [60.9, 78.1]; queen-en (726 clips,
+4,358 words) 78.9 % [77.1, 80.7], CER 36.7 %. With a word 3-gram, weights tuned on dev: queen-en 61.8 % [59.6, 63.9].
 `debian_en_asterisk` goes on from here.
 """
 
