@@ -47,7 +47,11 @@ class Step(NamedTuple):
 
 
 class PlanningError(Exception):
-    """Nothing can be compiled for the target; the message says what to install or change."""
+    """There is no plan for the target; the message says what to install or change."""
+
+
+class CompilerError(PlanningError):
+    """The compiler gave up on a program, and not for want of memory."""
 
 
 def devices_of(topology: Topology) -> Sequence[jax.Device]:
@@ -136,6 +140,7 @@ class Compiler:
 
         Raises:
           ValueError: the rows do not divide among the devices.
+          CompilerError: the compiler gave up, and not for want of memory.
         """
         spread = math.prod(self.mesh.shape[axis] for axis in meshes.BATCH_AXES)
         if shape.rows % spread:
@@ -160,7 +165,8 @@ class Compiler:
                 program, text = self._compile(lowered)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
+                said = str(error).splitlines()[0]
+                raise CompilerError(f"the compiler gave up, and not for want of memory: {said}") from error
             needed = _needed(str(error))
             memory = Memory(params, optimizer, 0, 0, needed, 0, params + optimizer + needed)
             return Compiled(memory, None, time.perf_counter() - began)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.parallel.chips import GIB, Topology
 from jax_speechlm.parallel.mesh import MESH_AXES, MeshShape
+from jax_speechlm.planning.ahead_of_time import CompilerError
 from jax_speechlm.planning.plan import RESERVE, Plan, make_plan
 
 REMATS = ("none", "dots", "full")
@@ -65,7 +66,7 @@ def fit(
         progress(f"trying {name}")
         try:
             plan = make_plan(candidate, topology, vocab_size=vocab_size, longest_only=True)
-        except ValueError as error:
+        except (ValueError, CompilerError) as error:
             trials[name] = Trial(name, candidate, None, math.inf, str(error))
             return trials[name]
         params = plan.params

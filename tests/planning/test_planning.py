@@ -85,6 +85,21 @@ def test_nothing_is_compiled_twice(virtual, monkeypatch):
     assert compiled == [1, 1]
 
 
+def test_a_compiler_that_gives_up_ends_no_search(virtual, monkeypatch):
+    """XLA for GPUs has no tile for some products when it may not time kernels."""
+
+    def give_up(self, lowered):
+        raise jax.errors.JaxRuntimeError("INTERNAL: Couldn't find output tile sizes\nand much more")
+
+    monkeypatch.setattr(ahead_of_time.Compiler, "_compile", give_up)
+    experiment = small_lm(num_steps=321)
+    with pytest.raises(PlanningError, match=r"not for want of memory: INTERNAL: Couldn't find output tile sizes$"):
+        make_plan(experiment, virtual, vocab_size=100)
+    trials = fit(experiment, virtual, vocab_size=100, max_compiles=3)
+    assert {trial.plan for trial in trials} == {None}
+    assert "gave up" in trials[0].why
+
+
 def test_what_did_not_fit_is_remembered_too():
     memory = Memory(1.0, 2.0, 0.0, 0.0, math.inf, 0.0, math.inf)
     compiled.keep("too large", Compiled(memory, None, 3.0))
