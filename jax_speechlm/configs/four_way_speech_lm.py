@@ -4,7 +4,8 @@ jax-speechlm finetune --config four_way_speech_lm --data.tokenizer runs/four_way
   --from runs/four_way/ctc-neither-0
 
 `scripts/four_way.py` runs it on encoders that began from scratch and from speech pretraining, with language models that
-begin at random and from `demo_lm`. The encoder stays as it is; adapter and language model learn in every case.
+begin at random and from `demo_lm` on prose alone. The encoder stays as it is; adapter and language model learn in
+every case.
 """
 
 from jax_speechlm.configs import demo_lm, four_way_ctc

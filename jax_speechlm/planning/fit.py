@@ -51,25 +51,27 @@ def fit(
       Every candidate, the fastest that fits first, those that do not fit last.
     """
     trials: dict[str, Trial] = {}
-    params = None
+    params, compiles = None, 0
 
     def attempt(candidate: Experiment) -> Trial:
-        nonlocal params
+        nonlocal params, compiles
         name = _settings(candidate)
         if name in trials:
             return trials[name]
         if params is not None and (why := _too_large(params, candidate, topology)):
             trials[name] = Trial(name, candidate, None, math.inf, why)
             return trials[name]
-        if sum(trial.plan is not None for trial in trials.values()) >= max_compiles:
+        if compiles >= max_compiles:
             return Trial(name, candidate, None, math.inf, "not tried: --max-compiles reached")
         progress(f"trying {name}")
         try:
             plan = make_plan(candidate, topology, vocab_size=vocab_size, longest_only=True)
         except (ValueError, CompilerError) as error:
+            compiles += isinstance(error, CompilerError)
             trials[name] = Trial(name, candidate, None, math.inf, str(error))
             return trials[name]
         params = plan.params
+        compiles += 1
         step, estimate = plan.steps[0], plan.estimates[0]
         if plan.fits:
             amount = step.shape.rows * step.shape.length

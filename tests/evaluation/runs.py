@@ -36,10 +36,10 @@ def save_run(
     return folder
 
 
-def write_run(folder: Path, experiment: Experiment, tokenizer: Tokenizer | None, scale: float = 3) -> Path:
-    """The same parameters, or so many times as large as those of a run, and nothing besides: nothing is compiled."""
+def write_run(folder: Path, experiment: Experiment, tokenizer: Tokenizer | None) -> Path:
+    """The same parameters, but nothing besides them: no optimizer is built, nothing is compiled."""
     objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
-    params = jax.tree.map(lambda leaf: scale * leaf, functional.init(objective.make, jax.random.key(experiment.seed)))
+    params = jax.tree.map(lambda leaf: 3 * leaf, functional.init(objective.make, jax.random.key(experiment.seed)))
     meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(tokenizer), "units": None}
     write(folder, params, meta | {"plan": "", "step": 0})
     return folder

@@ -97,7 +97,7 @@ def test_a_compiler_that_gives_up_ends_no_search(virtual, monkeypatch):
         make_plan(experiment, virtual, vocab_size=100)
     trials = fit(experiment, virtual, vocab_size=100, max_compiles=3)
     assert {trial.plan for trial in trials} == {None}
-    assert "gave up" in trials[0].why
+    assert sum("gave up" in trial.why for trial in trials) == 3
 
 
 def test_what_did_not_fit_is_remembered_too():
