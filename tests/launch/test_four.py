@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm.training import checkpoints as ckpt
-from tests.launch.test_local import LAUNCHER, figures, options, wait_for_step  # noqa: F401  (a fixture)
+from tests.launch.test_local import FLAGS, LAUNCHER, figures, options, wait_for_step  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,7 @@ def launch(run_dir: Path, options: list[str], processes: int, **environment: str
     launcher = [sys.executable, LAUNCHER, f"--processes={processes}", "--cpu-devices=1", f"--grace={6 * SILENCE}"]
     program = [sys.executable, "-c", PROGRAM, "finetune", f"--run-dir={run_dir}", f"--mesh.fsdp={processes}"]
     command = [*launcher, "--", *program, *options]
-    added = {"JAX_SPEECHLM_PEER_SECONDS": str(SILENCE), "NOTES": str(notes)} | environment
+    added = {"JAX_SPEECHLM_PEER_SECONDS": str(SILENCE), "XLA_FLAGS": FLAGS, "NOTES": str(notes)} | environment
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=os.environ | added, **pipes)
 

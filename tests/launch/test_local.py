@@ -15,11 +15,13 @@ import soundfile
 
 from jax_speechlm import cli
 from jax_speechlm.training import checkpoints as ckpt
+from tests import quick_xla
 from tests.test_end_to_end import RATE, SMALL, TONES, spoken
 
 LAUNCHER = Path(__file__).parents[2] / "launch" / "local.py"
 COMMAND = (sys.executable, "-m", "jax_speechlm.cli", "finetune")
 LONGER = ("--num-steps=40", "--cadence.checkpoint-every=10", "--cadence.eval-every=20")
+FLAGS = quick_xla.on_devices(1, partitions_alike=True)  # the launcher says how many after all
 SILENCE = 6  # seconds after which a process counts as gone
 
 
@@ -57,7 +59,7 @@ def launch(run_dir: Path, options: list[str], *more: str, processes: int = 2) ->
     """Starts a run on two devices: one of each of two processes, or both of one."""
     shape = f"--processes={processes}", f"--cpu-devices={2 // processes}"
     command = [LAUNCHER, *shape, *more, "--", *COMMAND, f"--run-dir={run_dir}", *options]
-    environment = os.environ | {"JAX_SPEECHLM_PEER_SECONDS": str(SILENCE)}
+    environment = os.environ | {"JAX_SPEECHLM_PEER_SECONDS": str(SILENCE), "XLA_FLAGS": FLAGS}
     return subprocess.Popen(
         [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import quick_xla
-from tests.launch.test_local import figures, launch, options  # noqa: F401  (a fixture)
+from tests.launch.test_local import FLAGS, figures, launch, options  # noqa: F401  (a fixture)
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "slurm.sbatch"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -114,7 +113,7 @@ def test_a_job_that_is_told_to_go_saves_and_finishes_after_its_requeue(cluster, 
 
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("XLA_FLAGS", quick_xla.on_devices(1))
+    monkeypatch.setenv("XLA_FLAGS", FLAGS)
     run_dir, log = tmp_path / "run", tmp_path / "job.log"
     command = ["sbatch", "--parsable", "--ntasks=2", f"--output={log}", SCRIPT, "finetune", f"--run-dir={run_dir}"]
     job = subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout.strip()

@@ -63,4 +63,4 @@ def check_same(config, model, num_tokens: int, shapes: Iterable[MeshShape], devi
         other_loss, other_gradients = run(shape)
         np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
         for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(other_gradients), strict=True):
-            np.testing.assert_allclose(other, one, atol=1e-5)
+            np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)
