@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 
 help:
 	@echo "make demo         fetch speech and text, pretrain, finetune, evaluate: one table at the end (20 to 35 minutes on 2 cores)"
-	@echo "make test         set up and run the tests (30 to 45 minutes on 2 cores)"
+	@echo "make test         set up and run the tests (20 to 35 minutes on 2 cores)"
 	@echo "make test-slow    a soak of twenty kills, four processes, the largest plan by the real TPU compiler"
 	@echo "make test-parity  install torch and transformers, run the live comparisons"
 	@echo "make lint         ruff, check only;  make format  ruff, fix"
@@ -34,7 +34,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -m "not parity and not slow" -n auto --dist loadfile --max-worker-restart 0 $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not parity and not slow" -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/pytest -m slow --durations=0 $(PYTEST_ARGS)
