@@ -22,7 +22,7 @@ def config() -> Experiment:
     return Experiment(
         data=Speech(
             sets=tuple(f"fsdd-speakers:{speaker}" for speaker in SPEAKERS if speaker != "theo"),
-            seconds_per_batch=24,
+            seconds_per_batch=12,
             num_buckets=4,
             batch_multiple=1,
             min_seconds=0.1,
