@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -57,13 +58,14 @@ SPOKEN_IN = tuple(name for name in SETS if name.startswith("tuxpaint"))
 class Digits:
     """The runs of the table: a pretraining by its config's name, a finetuning as "<config>-<speaker>"."""
 
-    def __init__(self, runs: Path, data_dir: Path):
+    def __init__(self, runs: Path, data_dir: Path, starts: Sequence[str]):
         self.runs, self.data_dir = runs, data_dir
+        self.starts = {title: name for title, name in STARTS.items() if title in starts}
+        self.pretraining = [name for name in self.starts.values() if name]
 
     def tasks(self) -> dict[str, Task]:
-        pretraining = [name for name in STARTS.values() if name]
-        tasks = {name: Task((), partial(self._pretrain, name)) for name in pretraining}
-        for name in STARTS.values():
+        tasks = {name: Task((), partial(self._pretrain, name)) for name in self.pretraining}
+        for name in self.starts.values():
             for speaker in SPEAKERS:
                 needs = (name,) if name else ()
                 tasks[f"{name or 'random'}-{speaker}"] = Task(needs, partial(self._finetune, name, speaker))
@@ -78,7 +80,7 @@ class Digits:
             experiment = experiment.replace(data=experiment.data.replace(units=str(clusters)))
         train_to_end(experiment, run)
         # The random encoder is the same for all of them.
-        shared = {"random": name == STARTS["BEST-RQ"], "data_dir": self.data_dir}
+        shared = {"random": name == self.pretraining[0], "data_dir": self.data_dir}
         probe_run(run, (PROBED,), target="text", leave_out="speaker", out=self._digits(name), **shared)
         probe_run(run, SPOKEN_IN, target="language", out=self._languages(name), **shared)
 
@@ -93,23 +95,23 @@ class Digits:
         return experiment.replace(data=experiment.data.replace(data_dir=str(self.data_dir)))
 
     def digits(self) -> Table:
-        reports = {name: ProbeReport.load(self._digits(name) / "report.json") for name in STARTS.values()}
+        reports = {name: ProbeReport.load(self._digits(name) / "report.json") for name in ("", *self.pretraining)}
         (count,) = {report.utterances for report in reports.values()}
         table = _table(f"Digits of speakers left out, {count:,} clips", "full finetuning")
         table.add_row("MFCC, 3 nearest neighbours", "", _share(neighbours(self.data_dir), count), "")
-        for title, name in STARTS.items():
+        for title, name in self.starts.items():
             finetuned = _share(sum(map(partial(self._right, name), SPEAKERS)) / count, count)
             table.add_row(title, *_layers(reports[name], name), finetuned)
         table.add_row("log-mel means and deviations", "", _share(_log_mel(reports[""]), count), "")
         return table
 
     def languages(self) -> Table:
-        reports = {name: ProbeReport.load(self._languages(name) / "report.json") for name in STARTS.values()}
+        reports = {name: ProbeReport.load(self._languages(name) / "report.json") for name in ("", *self.pretraining)}
         (count,) = {report.utterances for report in reports.values()}
         table = _table(f"Language, {len(SPOKEN_IN)} of tuxpaint, {count:,} test clips")
         table.add_row("most frequent", "", _share(reports[""].majority, count))
         table.add_row("log-mel means and deviations", "", _share(_log_mel(reports[""]), count))
-        for title, name in STARTS.items():
+        for title, name in self.starts.items():
             table.add_row(title, *_layers(reports[name], name))
         return table
 
@@ -121,7 +123,7 @@ class Digits:
 
     def _run(self, name: str) -> Path:
         """A pretraining's; the random encoder was probed beside the first."""
-        return self.runs / (name or STARTS["BEST-RQ"])
+        return self.runs / (name or self.pretraining[0])
 
     def _right(self, name: str, speaker: str) -> int:
         """How many clips of a speaker finetuning without them got right."""
@@ -195,13 +197,16 @@ def main() -> None:
     parser.add_argument("manifest", type=Path, help="of the digits, as `prepare --manifest` takes it, with speakers")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="prepared data (default: %(default)s)")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/digits"), help="runs (default: %(default)s)")
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS), help="some of them (default: all)")
     args = parser.parse_args()
+    if args.starts == ["random"]:
+        parser.error("--starts: name a pretraining, beside which random parameters are probed")
     cache_compilations()
 
     for name in SETS:
         prepare(name, data_dir=args.data_dir)
     prepare_digits(args.manifest, args.data_dir)
-    digits = Digits(args.run_dir, args.data_dir)
+    digits = Digits(args.run_dir, args.data_dir, args.starts)
     queue = RunQueue(args.run_dir, digits.tasks())
     for name in queue.work():
         print(f"--- {name} is done", flush=True)
