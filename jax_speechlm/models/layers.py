@@ -156,8 +156,18 @@ def causal_depthwise(x: Float[Array, "batch time dim"], kernel: Float[Array, "ta
     the sum leaves one reduction over all frames for each tap, which XLA does not vectorise on CPU.
     """
     taps, num_frames = kernel.shape[0], x.shape[1]
-    past = jnp.pad(x, ((0, 0), (taps - 1, 0), (0, 0)))
-    return sum(past[:, k : k + num_frames] * kernel[k] for k in range(taps))
+    past = jnp.pad(_apart_on_gpu(x), ((0, 0), (taps - 1, 0), (0, 0)))
+    return _apart_on_gpu(sum(past[:, k : k + num_frames] * kernel[k] for k in range(taps)))
+
+
+def _apart_on_gpu(x: Array) -> Array:
+    """The same, which XLA for GPUs fuses with nothing.
+
+    What enters a sum of shifted products it would compute anew for every tap, and the sum for each of its uses: such
+    programs take it a quarter of an hour to compile.
+    """
+    fence = jax.lax.optimization_barrier
+    return jax.lax.platform_dependent(x, cuda=fence, rocm=fence, default=lambda x: x)
 
 
 def _forward(x, kernel):
@@ -167,8 +177,9 @@ def _forward(x, kernel):
 def _backward(residuals, gradient):
     x, kernel = residuals
     (taps, dim), (batch, num_frames, _) = kernel.shape, x.shape
+    gradient = _apart_on_gpu(gradient)
     future = jnp.pad(gradient, ((0, 0), (0, taps - 1), (0, 0)))
-    to_x = sum(future[:, taps - 1 - k : taps - 1 - k + num_frames] * kernel[k] for k in range(taps))
+    to_x = _apart_on_gpu(sum(future[:, taps - 1 - k : taps - 1 - k + num_frames] * kernel[k] for k in range(taps)))
 
     blocks = math.ceil(num_frames / _BLOCK)
     rest = blocks * _BLOCK - num_frames

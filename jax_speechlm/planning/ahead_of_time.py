@@ -50,6 +50,11 @@ class PlanningError(Exception):
     """There is no plan for the target; the message says what to install or change."""
 
 
+# Tuning times kernels on a real device. Matrix products are cuBLAS's then: Triton's need tiles that tuning finds, and
+# without it those of some lengths have none.
+_UNTUNED = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+
+
 class CompilerError(PlanningError):
     """The compiler gave up on a program, and not for want of memory."""
 
@@ -187,10 +192,7 @@ class Compiler:
     def _compile(self, lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
         """The program, and its instructions as text."""
         if not self._is_on("tpu"):
-            options = (
-                {"xla_gpu_autotune_level": 0} if self._is_on("gpu") else {}
-            )  # tuning times kernels on a real device
-            program = lowered.compile(compiler_options=options)
+            program = lowered.compile(compiler_options=_UNTUNED if self._is_on("gpu") else {})
             return program, program.as_text()
         # What a TPU program says of itself goes through a form that loses some asynchronous operations and is then
         # refused (libtpu 0.0.52, large vocabularies); what the compiler writes to a file does not.

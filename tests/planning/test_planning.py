@@ -352,3 +352,12 @@ def test_the_largest_for_64_h100():
     assert plan.fits
     assert not plan.steps[0].costs.unknown_calls
     assert plan.estimates[0].mfu > 0.5
+
+
+@gpu
+@pytest.mark.slow
+def test_a_conformer_for_an_a100():
+    plan = make_plan(configs.load("librispeech_100_gpu"), chips.topology("a100-1"), vocab_size=128, longest_only=True)
+    assert plan.fits
+    assert not plan.steps[0].costs.unknown_calls
+    assert plan.steps[0].costs.flops > plan.steps[0].model_flops
