@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what TensorFlow says as it is imported
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and it announces itself
@@ -53,6 +54,8 @@ STARTS = {
 PROBED = "fsdd"  # with the data set's own splits
 LEFT_OUT = "fsdd-speakers"  # the same clips, with a split for each speaker
 SPOKEN_IN = tuple(name for name in SETS if name.startswith("tuxpaint"))
+
+Report = TypeVar("Report", ProbeReport, classification.ClassificationReport)
 
 
 class Digits:
@@ -95,7 +98,7 @@ class Digits:
         return experiment.replace(data=experiment.data.replace(data_dir=str(self.data_dir)))
 
     def digits(self) -> Table:
-        reports = {name: ProbeReport.load(self._digits(name) / "report.json") for name in ("", *self.pretraining)}
+        reports = {name: _read(ProbeReport, self._digits(name)) for name in ("", *self.pretraining)}
         (count,) = {report.utterances for report in reports.values()}
         table = _table(f"Digits of speakers left out, {count:,} clips", "full finetuning")
         table.add_row("MFCC, 3 nearest neighbours", "", _share(neighbours(self.data_dir), count), "")
@@ -106,7 +109,7 @@ class Digits:
         return table
 
     def languages(self) -> Table:
-        reports = {name: ProbeReport.load(self._languages(name) / "report.json") for name in ("", *self.pretraining)}
+        reports = {name: _read(ProbeReport, self._languages(name)) for name in ("", *self.pretraining)}
         (count,) = {report.utterances for report in reports.values()}
         table = _table(f"Language, {len(SPOKEN_IN)} of tuxpaint, {count:,} test clips")
         table.add_row("most frequent", "", _share(reports[""].majority, count))
@@ -128,8 +131,12 @@ class Digits:
     def _right(self, name: str, speaker: str) -> int:
         """How many clips of a speaker finetuning without them got right."""
         run = self.runs / f"{name or 'random'}-{speaker}"
-        report = classification.ClassificationReport.load(run / "eval" / f"{LEFT_OUT}-{speaker}" / "report.json")
+        report = _read(classification.ClassificationReport, run / "eval" / f"{LEFT_OUT}-{speaker}")
         return int(np.trace(report.confusion))
+
+
+def _read(kind: type[Report], folder: Path) -> Report:
+    return kind.model_validate_json((folder / "report.json").read_text())
 
 
 def _table(title: str, *more: str) -> Table:
