@@ -4,7 +4,9 @@ jax-speechlm prepare asterisk-en asterisk-es asterisk-fr asterisk-it asterisk-ru
   tuxpaint-fr tuxpaint-ru tuxpaint-ro tuxpaint-bg tuxpaint-es tuxpaint-ca tuxpaint-be tuxpaint-el tuxpaint-da
 jax-speechlm pretrain --config debian_best_rq --run-dir runs/debian_best_rq
 
-Sized for 2 CPU cores; not yet measured.
+2 CPU cores, one of them used: 19 minutes, 24 hours heard (2.8 passes), seed 0. Dev: loss 3.550, masked accuracy 17.9 %
+(unmasked 30.2 %), 12 % of the codes predicted. Digits of speakers left out: 68.9 % [67.2, 70.5] after full finetuning
+(`fsdd_digits`), where random parameters lead to 63.2 %; docs/results.md has more.
 """
 
 from jax_speechlm.configs import demo_pretrain

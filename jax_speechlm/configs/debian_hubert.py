@@ -4,7 +4,9 @@ jax-speechlm units fit --sets $SETS --out data/units/mfcc-100 --mel.stack 4  # S
 jax-speechlm units label data/units/mfcc-100 --sets $SETS
 jax-speechlm pretrain --config debian_hubert --run-dir runs/hubert
 
-Made for 2 CPU cores; not yet measured. A second iteration takes its units from the first one's hidden states:
+One CPU core beside other work: 36 minutes, 24 hours heard (2.8 passes), seed 0. Dev: loss 3.606, masked accuracy 14.1 %
+(unmasked 17.0 %), 40 % of the units predicted. Digits of speakers left out: 67.6 % [65.9, 69.3] after full finetuning.
+A second iteration takes its units from the first one's hidden states:
 `units fit --checkpoint runs/hubert --layer 4 --out data/units/hubert-l4-100`, label, and `--data.units` with them.
 """
 
