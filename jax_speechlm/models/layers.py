@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_speechlm.models.functional import parameter
 from jax_speechlm.models.quantized import QuantizedKernel
+from jax_speechlm.parallel import mesh as meshes
 
 Count = TypeVar("Count", int, Array, np.ndarray)
 
@@ -166,8 +167,7 @@ def _apart_on_gpu(x: Array) -> Array:
     What enters a sum of shifted products it would compute anew for every tap, and the sum for each of its uses: such
     programs take it a quarter of an hour to compile.
     """
-    fence = jax.lax.optimization_barrier
-    return jax.lax.platform_dependent(x, cuda=fence, rocm=fence, default=lambda x: x)
+    return jax.lax.optimization_barrier(x) if meshes.platform() == "gpu" else x
 
 
 def _forward(x, kernel):
