@@ -66,6 +66,7 @@ def test_posteriors_are_the_mean_of_the_members(runs, batches):
         assert np.abs(one - wide).max() > 0.1
         np.testing.assert_allclose(np.exp(log_probs), (np.exp(one) + np.exp(wide)) / 2, atol=1e-6)
     found = together.posteriors(batches())
+    assert found.keys() == Recognizer.load(runs["one"]).posteriors(batches()).keys()
     texts = together.recognize(batches())
     assert texts == {row: LETTERS.decode(collapse(found[row].argmax(-1)[None])[0]) for row in found}
     assert together.how == f"greedy, ensemble of {runs['one']}/checkpoints/0, {runs['wide']}/checkpoints/0"

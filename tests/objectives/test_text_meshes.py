@@ -47,7 +47,8 @@ def check_same(config, model, num_tokens: int, shapes: Iterable[MeshShape], devi
         batch["samples"] = np.where(batch["tokens"] >= 26, 320, 0).astype(np.int32)
     objective = config.build(model, None, TOKENIZER)
     declaration = functional.declare(objective.make)
-    params = jax.device_get(functional.init(objective.make, jax.random.key(0)))
+    # Half as large as training begins with: larger parameters magnify rounding, classification's up to the bound below.
+    params = jax.tree.map(lambda leaf: leaf / 2, jax.device_get(functional.init(objective.make, jax.random.key(0))))
 
     def run(shape: MeshShape):
         mesh = meshes.make_mesh(shape, jax.devices()[: 1 if shape == ONE else devices])
@@ -59,8 +60,9 @@ def check_same(config, model, num_tokens: int, shapes: Iterable[MeshShape], devi
 
     loss, gradients = run(ONE)
     assert loss > 0
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients)) > 1e-2
     for shape in shapes:
         other_loss, other_gradients = run(shape)
         np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
         for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(other_gradients), strict=True):
-            np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(other, one, atol=1e-5)
