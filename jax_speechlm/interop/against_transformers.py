@@ -23,7 +23,7 @@ from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.decoding.greedy import best_path, collapse
 from jax_speechlm.frontend.logmel import log_mel
-from jax_speechlm.interop import foreign_ids, text_classes
+from jax_speechlm.interop import foreign_ids, spoken_answers, text_classes, voxtral
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.front_ends import ending
 from jax_speechlm.interop.hugging_face import Package, vocabulary_of
@@ -35,6 +35,7 @@ from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models import functional
 from jax_speechlm.models.encoders import make_encoder
 from jax_speechlm.models.layers import frame_mask
+from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.trained import Trained
 from jax_speechlm.vocabulary import PADDING
 from jax_speechlm.windows import in_batches
@@ -81,6 +82,10 @@ def compare(
         yield Check("opens", f"{type(model).__name__}, every array in its place", True)
         if made.architecture.startswith(("Wav2Vec2Bert", "Parakeet")):
             yield from _compare_speech(folder, run, made, model, clips)
+        elif made.architecture == voxtral.ARCHITECTURE:
+            extract, waves = _extractor(folder), _waves(clips)
+            yield guarded("front end", lambda: _front_end(run.experiment.frontend.mel, extract, clips, waves))
+            yield from spoken_answers.compare_answers(folder, run, model, extract, clips, [*_TEXTS, *texts])
         elif made.architecture == CLASSIFIER:
             yield from text_classes.compare_classes(folder, run, model, [*_TEXTS, *texts])
         elif isinstance(run.tokenizer, HuggingFaceTokenizer):
@@ -91,9 +96,14 @@ def compare(
 
 def in_float32(run: Trained) -> Trained:
     """The run computing in float32, whatever it was trained in, with attention that every machine has."""
-    model = run.experiment.model.replace(dtype="float32")
-    model = model.replace(attention="auto") if hasattr(model, "attention") else model
-    return dataclasses.replace(run, experiment=run.experiment.replace(model=model))
+
+    def plain(model: Any) -> Any:
+        if isinstance(model, SpeechLMConfig):
+            return model.replace(encoder=plain(model.encoder), transformer=plain(model.transformer))
+        model = model.replace(dtype="float32")
+        return model.replace(attention="auto") if hasattr(model, "attention") else model
+
+    return dataclasses.replace(run, experiment=run.experiment.replace(model=plain(run.experiment.model)))
 
 
 def synthetic_clips() -> list[Clip]:
@@ -121,9 +131,7 @@ def _quiet() -> Iterator[None]:
 
 def _compare_speech(folder: Path, run: Trained, made: Package, model: Any, clips: Sequence[Clip]) -> Iterator[Check]:
     mel, num_frames = run.experiment.frontend.mel, run.experiment.model.num_frames
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-    extract = partial(extractor, sampling_rate=SAMPLE_RATE, return_tensors="np")
-    waves = [clip.astype(np.float32) / 32768 for clip in clips]
+    extract, waves = _extractor(folder), _waves(clips)
     yield guarded("front end", lambda: _front_end(mel, extract, clips, waves))
     what = "hidden states" if made.architecture == "Wav2Vec2BertModel" else "logits"
     batches = [*(extract(wave) for wave in waves), extract(waves)]
@@ -145,6 +153,15 @@ def _compare_speech(folder: Path, run: Trained, made: Package, model: Any, clips
         yield guarded("pipeline", lambda: _pipeline(folder, waves, texts, certain))
     elif made.architecture == "Wav2Vec2BertForSequenceClassification":
         yield guarded("class", lambda: _named(model, extract, waves, _classes(run, clips)))
+
+
+def _extractor(folder: Path) -> Callable:
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    return partial(extractor, sampling_rate=SAMPLE_RATE, return_tensors="np")
+
+
+def _waves(clips: Sequence[Clip]) -> list[np.ndarray]:
+    return [clip.astype(np.float32) / 32768 for clip in clips]
 
 
 def _front_end(mel: Any, extract: Callable, clips: Sequence[Clip], waves: Sequence[np.ndarray]) -> Check:

@@ -4,18 +4,19 @@ What a run becomes follows from its objective (`_KINDS`). A folder is written be
 has been checked (`checking`), against transformers where that is installed, else against our own reading of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.config import Config
 from jax_speechlm.experiment import Experiment
-from jax_speechlm.interop import folders, front_ends, parakeet, transformer, wav2vec2_bert, weights
+from jax_speechlm.interop import folders, front_ends, parakeet, transformer, voxtral, wav2vec2_bert, weights
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.mapping import Source, StateDict, class_names
 from jax_speechlm.interop.setting_limits import checked_settings
@@ -23,12 +24,14 @@ from jax_speechlm.interop.tokenizer_files import Files, ctc_files, text_files
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.functional import Params
+from jax_speechlm.models.lora import merge
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.trained import Trained
 from jax_speechlm.training.warm_start import PER_TOKEN
 from jax_speechlm.vocabulary import PADDING, Vocabulary
 
 _ENCODERS = ("best_rq", "hubert", "wav2vec2", "w2v_bert", "encoder")
+_MOST_VECTORS = 4096  # of a speech-language model's rows: rotary positions have no end, but transformers wants one
 TEXT_MODELS = (
     "LlamaForCausalLM", "Qwen3ForCausalLM", "ModernBertForMaskedLM", "BertForMaskedLM", "RobertaForMaskedLM"
 )  # fmt: skip
@@ -63,7 +66,7 @@ class Model(NamedTuple):
       values: `config.json`.
       config: the model's shape.
       sources: where our parameters are read from (`mapping.Source`): `encoder`, and `head` where there is one; or
-        `transformer`.
+        `transformer`; or `encoder`, `adapter` and `transformer`.
     """
 
     architecture: str
@@ -87,15 +90,9 @@ def package(run: Trained) -> Package:
     Raises:
       ExportError: no class of transformers is the same as what was trained; says what stands in the way.
     """
-    kind = run.experiment.objective.trains
-    if kind not in _KINDS:
-        raise ExportError(
-            f"{run.checkpoint}: was trained by {kind}, and transformers has no class that is that model without code "
-            "of its own. Export the runs that it was started from, the encoder's and the language model's"
-        )
     try:
         config, files = settings(run.experiment, run.tokenizer)
-        params, arrays = _KINDS[kind].arrays(run)
+        params, arrays = _KINDS[run.experiment.objective.trains].arrays(run)
     except ValueError as error:
         raise ExportError(f"{run.checkpoint}: {error}") from error
     return Package(config, params, arrays, files)
@@ -107,7 +104,7 @@ def settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
     Raises:
       ValueError: no class of transformers is the same as what was trained.
     """
-    config, files = _KINDS[experiment.objective.kind].settings(experiment, tokenizer)
+    config, files = _KINDS[experiment.objective.trains].settings(experiment, tokenizer)
     return config | {"dtype": "float32"}, files
 
 
@@ -191,7 +188,40 @@ def _classifier_settings(experiment: Experiment, tokenizer: Tokenizer | None) ->
 
 
 def _text_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
-    model, vocabulary, context = experiment.model, _vocabulary(experiment, tokenizer), experiment.data.context
+    vocabulary = _vocabulary(experiment, tokenizer)
+    return _transformer_settings(experiment.model, vocabulary, experiment.data.context, tokenizer)
+
+
+def _speech_lm_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
+    model, vocabulary = experiment.model, _vocabulary(experiment, tokenizer)
+    text, files = _transformer_settings(model.transformer, vocabulary, _MOST_VECTORS, tokenizer)
+    config = voxtral.config_to_hugging_face(model, text, audio_token(tokenizer))
+    return config, files | {front_ends.FILE: front_ends.front_end_to_hugging_face(experiment.frontend.mel)}
+
+
+def ids_in_folder(tokenizer: Tokenizer, ids: Sequence[int] | Int[np.ndarray, " count"]) -> list[int]:
+    """Ids of a language model as its folder has them; -1 where that has none."""
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return [int(each) for each in ids]
+    theirs = tokenizer.places.theirs
+    return [int(theirs[each]) if each < len(theirs) else -1 for each in ids]
+
+
+def audio_token(tokenizer: Tokenizer) -> int:
+    """The id of theirs in whose places a speech-language model's speech is put: no text holds the mask.
+
+    Raises:
+      ExportError: an imported model's table has no row for it.
+    """
+    (found,) = ids_in_folder(tokenizer, [Vocabulary.of(tokenizer).mask])
+    if found < 0:
+        raise ExportError("every row of its language model's table has a name, and none is left to stand for speech")
+    return found
+
+
+def _transformer_settings(
+    model: TransformerConfig, vocabulary: Vocabulary, context: int, tokenizer: Tokenizer
+) -> Settings:
     if isinstance(tokenizer, HuggingFaceTokenizer):
         if vocabulary.num_sentinels or vocabulary.num_units:
             raise ExportError("it has sentinels or units besides the ids of the model that it was started from")
@@ -246,6 +276,13 @@ def _text_arrays(run: Trained) -> tuple[Params, StateDict]:
     return params, arrays
 
 
+def _speech_lm_arrays(run: Trained) -> tuple[Params, StateDict]:
+    model = run.experiment.model
+    merged, _ = merge(run.params, model.lora)
+    params = with_their_ids(jax.device_get(merged), run.tokenizer)
+    return params, voxtral.to_hugging_face(params, model)
+
+
 def with_their_ids(params: Params, tokenizer: Tokenizer | None) -> Params:
     """Parameters whose rows of ids stand where the tokenizer's own table has them."""
     if not isinstance(tokenizer, HuggingFaceTokenizer):
@@ -278,6 +315,7 @@ _KINDS = {
     **dict.fromkeys(("ctc", "joint"), _Kind(_recognizer_settings, _recognizer_arrays)),
     **dict.fromkeys(("causal_lm", "masked_lm", "span_corruption", "unit_lm"), _Kind(_text_settings, _text_arrays)),
     "classification": _Kind(_classifier_settings, _classifier_arrays),
+    "speech_lm": _Kind(_speech_lm_settings, _speech_lm_arrays),
 }
 
 
@@ -304,6 +342,7 @@ READERS = {
         wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.classifier_sources
     ),
     "ParakeetForCTC": Reader(parakeet.config_from_hugging_face, parakeet.sources),
+    voxtral.ARCHITECTURE: Reader(voxtral.config_from_hugging_face, voxtral.sources),
     **dict.fromkeys(TEXT_MODELS, Reader(transformer.config_from_hugging_face, _text_sources)),
 }
 """The classes that are read."""

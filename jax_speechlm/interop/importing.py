@@ -30,13 +30,17 @@ from jax_speechlm.interop.hugging_face import TEXT_MODELS, Model, id_axis, read_
 from jax_speechlm.interop.import_check import check_import
 from jax_speechlm.interop.mapping import Source, place
 from jax_speechlm.interop.transformer import CLASSIFIER
+from jax_speechlm.interop.voxtral import ARCHITECTURE as VOXTRAL
 from jax_speechlm.models import functional
 from jax_speechlm.models.functional import Params
+from jax_speechlm.models.lora import LoRA
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.distillation import Distillation
 from jax_speechlm.objectives.encoder_only import EncoderOnly
 from jax_speechlm.objectives.masked_lm import MaskedLM
+from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
 from jax_speechlm.trained import Trained
 from jax_speechlm.training import checkpoints as ckpt
@@ -159,6 +163,10 @@ def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | No
     if config != model.values or files != there:
         print(f"{folder / RECORD} is not of the files beside it, and left aside", file=sys.stderr)
         return None
+    if isinstance(experiment.objective, Distillation):  # the student alone was exported
+        experiment = experiment.replace(objective=experiment.objective.student)
+    if model.architecture == VOXTRAL:  # whose maps hold what LoRA had learnt
+        experiment = experiment.replace(model=experiment.model.replace(lora=LoRA()))
     if "transformer" in model.sources or model.architecture == "Wav2Vec2BertForSequenceClassification":
         return experiment, tokenizer, record.get("units")
     objective = CTC() if "head" in model.sources else EncoderOnly()  # the only parts that an export keeps
@@ -200,6 +208,13 @@ def _text_classifier(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]
     return experiment.replace(objective=_classification(folder, model)), tokenizer
 
 
+def _speech_language_model(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
+    rows, text = _num_rows(folder, model, ("transformer", "embedding"), 0), model.values["text_config"]
+    tokenizer = read_text_tokenizer(folder, text, rows, causal=True)
+    experiment = Experiment(objective=SpeechLM(), model=model.config, frontend=_front_end(folder), data=_SPEECH)
+    return experiment, tokenizer
+
+
 def _text_model(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
     causal = model.config.causal
     num_rows = _num_rows(folder, model, ("transformer", "embedding"), 0)
@@ -217,6 +232,7 @@ EXPERIMENTS: dict[str, Callable[[Path, Model], tuple[Experiment, Tokenizer | Non
     "Wav2Vec2BertForSequenceClassification": _classifier,
     **dict.fromkeys(TEXT_MODELS, _text_model),
     CLASSIFIER: _text_classifier,
+    VOXTRAL: _speech_language_model,
 }
 """What run a class of transformers becomes; how it is read stands in `hugging_face.READERS`."""
 
@@ -240,7 +256,7 @@ def _num_rows(folder: Path, model: Model, path: Sequence[str], axis: int) -> int
         if name not in source:
             raise ExportError(f"{folder} has no {'/'.join(path)} among its arrays: it is no whole {model.architecture}")
         source = source[name]
-    if (said := model.values.get("vocab_size")) != (found := source.shape[axis]):
+    if (said := model.values.get("text_config", model.values).get("vocab_size")) != (found := source.shape[axis]):
         raise ExportError(f"{folder / 'config.json'}: vocab_size is {said}, and the model's table has {found} rows")
     return found
 

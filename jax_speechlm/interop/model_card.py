@@ -11,10 +11,12 @@ from data_pipelines.errors import DataError
 from data_pipelines.paths import AnyPath, as_path
 from jax_speechlm.evaluation.report import Report
 from jax_speechlm.experiment import Experiment, Mixture, UnitText
-from jax_speechlm.interop.hugging_face import Package
+from jax_speechlm.interop.hugging_face import Package, audio_token, ids_in_folder
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.trained import Trained
 
+_ANSWERS = "audio-text-to-text"
 _PIPELINES = {
     "Wav2Vec2BertForCTC": "automatic-speech-recognition",
     "ParakeetForCTC": "automatic-speech-recognition",
@@ -26,6 +28,7 @@ _PIPELINES = {
     "BertForMaskedLM": "fill-mask",
     "ModernBertForSequenceClassification": "text-classification",
     "RobertaForMaskedLM": "fill-mask",
+    "VoxtralForConditionalGeneration": _ANSWERS,
 }
 _AUDIO_MODEL = """\
 from transformers import AutoFeatureExtractor, AutoModel
@@ -33,6 +36,18 @@ from transformers import AutoFeatureExtractor, AutoModel
 extractor, model = (kind.from_pretrained("FOLDER") for kind in (AutoFeatureExtractor, AutoModel))
 inputs = extractor(samples, sampling_rate=16_000, return_tensors="pt")  # float samples in [-1, 1)
 hidden = model(**inputs).last_hidden_state"""
+_SPOKEN = """\
+import torch
+from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTokenizer
+
+kinds = AutoFeatureExtractor, AutoTokenizer, AutoModelForSpeechSeq2Seq
+extractor, tokenizer, model = (kind.from_pretrained("FOLDER") for kind in kinds)
+# float samples in [-1, 1), of one clip; its end is filled up to a whole window of the adapter
+features = extractor(samples, sampling_rate=16_000, return_tensors="pt", pad_to_multiple_of={frames})["input_features"]
+speech = [{audio_token}] * (features.shape[1] // {window})
+prompt = torch.tensor([[*{before}, *speech, *{behind}]])
+written = model.generate(input_ids=prompt, input_features=features, max_new_tokens=200)
+print(tokenizer.decode(written[0, prompt.shape[1]:], skip_special_tokens=True))"""
 _PIPELINE = """\
 from transformers import pipeline
 
@@ -62,7 +77,7 @@ def model_card(run: Trained, made: Package, record: Mapping[str, Any]) -> str:
         f"# {made.architecture} by jax_speechlm",
         f"Trained by the objective `{experiment.objective.kind}`; {size:,} parameters, float32; checkpoint of step "
         f"{run.step:,}.",
-        f"```python\n{_USES[task]}\n```",
+        f"```python\n{_spoken(run) if task == _ANSWERS else _USES[task]}\n```",
         *_notes(run),
         "## Check\n\n" + _check(record["check"]),
         "## Training data\n\n" + "\n".join(_data(experiment)),
@@ -70,6 +85,18 @@ def model_card(run: Trained, made: Package, record: Mapping[str, Any]) -> str:
         f"## Training\n\n```json\n{experiment.model_dump_json(indent=2)}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _spoken(run: Trained) -> str:
+    before, behind = run.experiment.objective.prompt_ids(run.tokenizer)
+    window, stack = run.experiment.model.adapter.frames, run.experiment.frontend.mel.stack
+    return _SPOKEN.format(
+        frames=window * stack,
+        window=window,
+        audio_token=audio_token(run.tokenizer),
+        before=ids_in_folder(run.tokenizer, before),
+        behind=ids_in_folder(run.tokenizer, behind),
+    )
 
 
 def _notes(run: Trained) -> Iterator[str]:
@@ -82,6 +109,14 @@ def _notes(run: Trained) -> Iterator[str]:
             "do not fill a vector were dropped in training; transformers' feature extractor may fill the last vector "
             "up instead, and the pipeline then spells it too. One clip at a time, "
             "`extractor(samples, sampling_rate=16_000, pad_to_multiple_of=1)` drops them as well."
+        )
+    if isinstance(experiment.model, SpeechLMConfig):
+        prompt = experiment.objective.prompts.of(experiment.objective.task)
+        yield (
+            f"Trained to {experiment.objective.task}, with {prompt.before!r} before the speech and {prompt.behind!r} "
+            "behind it; it knows no other prompt. One clip at a time: the class gives its tower no mask, so the zeros "
+            "that fill up the last window of features are heard as speech. A clip of whole windows gets exactly the "
+            "checkpoint's answer."
         )
     if isinstance(experiment.data, UnitText):
         yield (

@@ -32,6 +32,7 @@ _MAY_BE_NONE = ("num_key_value_heads", "head_dim", "sliding_window", "vocab_size
 _RATES = ("hidden_dropout", "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
 _SIZES = ("rms_norm_eps", "norm_eps", "layer_norm_eps", "rope_theta", "global_rope_theta", "local_rope_theta")
 _SWITCHES = ("tie_word_embeddings", "use_sliding_window")
+_PARTS = ("audio_config", "text_config")  # settings that are settings of a model themselves
 
 
 def checked_settings(file: Path, values: Any) -> dict[str, Any]:
@@ -55,6 +56,15 @@ def checked_settings(file: Path, values: Any) -> dict[str, Any]:
     architectures = values.get("architectures")
     if not isinstance(architectures, list) or len(architectures) != 1 or not isinstance(architectures[0], str):
         raise ExportError(f"{file} does not name one class in architectures: write it with the model's save_pretrained")
+    _require_possible(file, values)
+    for name in _PARTS:
+        if name in values:
+            _require(file, name, values[name], isinstance(values[name], dict))
+            _require_possible(file, values[name])
+    return values
+
+
+def _require_possible(file: Path, values: dict[str, Any]) -> None:
     model_type = values.get("model_type", "")
     _require(file, "model_type", model_type, isinstance(model_type, str))
     for name, most in _COUNTS.items():
@@ -82,7 +92,6 @@ def checked_settings(file: Path, values: Any) -> dict[str, Any]:
         if name.endswith("_token_id"):
             parts = value if isinstance(value, list) else [] if value is None else [value]
             _require(file, name, value, all(type(part) is int and 0 <= part < 1 << 23 for part in parts))
-    return values
 
 
 def _require(file: Path, name: str, value: Any, is_possible: bool) -> None:

@@ -22,6 +22,7 @@ _AUTO = {
     "BertForMaskedLM": "AutoModelForMaskedLM",
     "ModernBertForSequenceClassification": "AutoModelForSequenceClassification",
     "RobertaForMaskedLM": "AutoModelForMaskedLM",
+    "VoxtralForConditionalGeneration": "AutoModelForSpeechSeq2Seq",
 }
 
 

@@ -36,11 +36,13 @@ class Stacking(Config):
     Attributes:
       frames: how many frames become one vector.
       hidden_dim: width of the hidden layer.
+      bias: whether the two maps add one; Hugging Face's Voxtral has none.
     """
 
     kind: Literal["stacking"] = "stacking"
     frames: pydantic.PositiveInt = 4
     hidden_dim: pydantic.PositiveInt = 512
+    bias: bool = True
 
     def num_outputs(self, frames: Frames) -> Frames:
         return -(-frames // self.frames)
@@ -135,8 +137,9 @@ AdapterConfig = Annotated[Stacking | Convolutional | QFormer, pydantic.Field(dis
 class StackingAdapter(nnx.Module):
     def __init__(self, config: Stacking, dim: int, width: int, *, rngs: nnx.Rngs):
         self.config = config
-        self.expand = Linear((config.frames * dim,), (config.hidden_dim,), ("embed", "mlp"), rngs=rngs)
-        self.contract = Linear((config.hidden_dim,), (width,), ("mlp", "embed"), gain=_OUT_GAIN, rngs=rngs)
+        hidden, bias = (config.hidden_dim,), config.bias
+        self.expand = Linear((config.frames * dim,), hidden, ("embed", "mlp"), bias=bias, rngs=rngs)
+        self.contract = Linear(hidden, (width,), ("mlp", "embed"), bias=bias, gain=_OUT_GAIN, rngs=rngs)
 
     def __call__(self, x_BxTxD: Float[Array, "batch time dim"], length_B: Int[Array, " batch"]) -> Adapted:
         x = _windows(_masked(x_BxTxD, length_B), self.config.frames)

@@ -13,11 +13,14 @@ from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.front_ends import front_end_from_hugging_face, front_end_to_hugging_face
 from jax_speechlm.interop.hugging_face import package, read_model
 from jax_speechlm.interop.hugging_face_export import write_checked
-from jax_speechlm.models.adapter import Stacking
-from jax_speechlm.models.speech_lm import SpeechLMConfig
+from jax_speechlm.interop.importing import import_run
+from jax_speechlm.models.adapter import QFormer, Stacking
+from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.classification import Classification
-from jax_speechlm.objectives.speech_lm import SpeechLM
-from tests.interop.tiny_runs import CHARACTERS, CLASSES, FORMER, QWEN, RUNS, TEXT, save, tiny_run
+from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.distillation import Distillation, Teacher
+from jax_speechlm.trained import Trained
+from tests.interop.tiny_runs import CHARACTERS, CLASSES, FAST, FORMER, QWEN, RUNS, TEXT, save, tiny_run
 
 
 @pytest.fixture(autouse=True)
@@ -145,11 +148,28 @@ def altered(run, **changes):
     return dataclasses.replace(run, experiment=run.experiment.replace(**changes))
 
 
+@pytest.mark.parametrize(("name", "student"), [("ctc", CTC()), ("qwen3", CausalLM())])
+def test_what_was_distilled_is_exported_as_if_trained_alone(tmp_path, name, student):
+    """And comes back as such: what it learnt from is not in the folder."""
+    run = tiny_run(name)
+    teacher = Teacher(checkpoint="runs/teacher", model=run.experiment.model, frontend=run.experiment.frontend)
+    distilled = altered(run, objective=Distillation(student=student, teachers=(teacher,)))
+    assert not write_checked(distilled, tmp_path / "out").failed
+    jax.tree.map(np.testing.assert_array_equal, package(distilled).arrays, package(run).arrays)
+    assert import_run(tmp_path / "out", tmp_path / "run").failed == ()
+    assert Trained.read(tmp_path / "run").experiment.objective == student
+
+
 def test_models_without_a_class_in_transformers_are_refused():
-    qwen, speech = tiny_run("qwen3"), tiny_run("ctc")
-    speech_lm = SpeechLMConfig(encoder=FORMER, adapter=Stacking(hidden_dim=16), transformer=QWEN)
-    with pytest.raises(ExportError, match="trained by speech_lm"):
-        package(altered(speech, objective=SpeechLM(), model=speech_lm))
+    qwen, listener = tiny_run("qwen3"), tiny_run("speech_lm")
+    form = listener.experiment.model
+    for adapter in (Stacking(frames=4, hidden_dim=32), Stacking(frames=2, hidden_dim=32, bias=False), QFormer(dim=16)):
+        with pytest.raises(ExportError, match=r"has the adapter .*frames=4, hidden_dim=32, bias=False"):
+            package(altered(listener, model=form.replace(adapter=adapter)))
+    with pytest.raises(ExportError, match="only a conformer"):
+        package(altered(listener, model=form.replace(encoder=FAST)))
+    with pytest.raises(ExportError, match="norm='rms' only"):
+        package(altered(listener, model=form.replace(transformer=form.transformer.replace(norm="layer"))))
     with pytest.raises(ExportError, match="classifies texts"):
         package(altered(qwen, objective=Classification(classes=CLASSES), data=TEXT.replace(packed=False)))
     with pytest.raises(ExportError, match="norm='rms' only"):

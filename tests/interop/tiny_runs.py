@@ -10,9 +10,12 @@ from jax_speechlm.experiment import Experiment, Mixture, Speech, Stream, Text, U
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models import functional
+from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.models.lora import LoRA
+from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.causal_lm import CausalLM
@@ -21,6 +24,7 @@ from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.joint import Joint
 from jax_speechlm.objectives.masked_lm import MaskedLM
 from jax_speechlm.objectives.span_corruption import SpanCorruption
+from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.objectives.unit_lm import UnitLM
 from jax_speechlm.trained import Trained
 from jax_speechlm.training.checkpoints import Checkpoints
@@ -46,6 +50,13 @@ OLD_BERT = BERT.replace(
     post_norm=True, bias=True, gated=False, positions=LearnedPositions(size=64, token_types=2),
     window=None, global_every=None, local_rope_theta=None,
 )  # fmt: skip
+
+LISTENER = SpeechLMConfig(
+    encoder=FORMER,
+    adapter=Stacking(frames=FORMER.ffn_multiple, hidden_dim=32, bias=False),
+    transformer=QWEN.replace(dim=32, tied=False),  # a tied one says the same letter for ever
+    lora=LoRA(rank=2, targets=("transformer/layers/attention",)),
+)
 
 RUNS = {
     "ctc": (CTC(), FORMER, SPEECH, "Wav2Vec2BertForCTC"),
@@ -76,6 +87,7 @@ RUNS = {
         UnitText(sets=("noise",), units="units", context=64, tokens_per_batch=128),
         "Qwen3ForCausalLM",
     ),
+    "speech_lm": (SpeechLM(), LISTENER, SPEECH, "VoxtralForConditionalGeneration"),
 }
 """Objective, model, data, and the class in transformers."""
 
@@ -98,9 +110,11 @@ def tiny_run(name: str, tokenizer: Tokenizer = CHARACTERS, **mel: object) -> Tra
     front_end = FrontEnd(mel=LogMel(**({"num_mel_bins": 20} | mel)))
     if isinstance(model, EncoderConfig):
         model = model.replace(input_dim=front_end.mel.input_dim)
+    elif isinstance(model, SpeechLMConfig):
+        model = model.replace(encoder=model.encoder.replace(input_dim=front_end.mel.input_dim))
     experiment = Experiment(objective=objective, model=model, data=data, frontend=front_end)
     built = objective.build(model, front_end, tokenizer)
     rng = np.random.default_rng(0)
     draw = lambda path, leaf: rng.normal(path[-1].key == "scale", 0.3, leaf.shape).astype(np.float32)  # noqa: E731
-    params = jax.tree.map_with_path(draw, functional.declare(built.make).shapes)
+    params = jax.device_put(jax.tree.map_with_path(draw, functional.declare(built.make).shapes))
     return Trained(Path("runs/tiny/checkpoints/7"), 7, experiment, tokenizer, params)

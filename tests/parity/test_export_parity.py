@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 
 import numpy as np
@@ -15,12 +16,14 @@ from jax_speechlm.decoding.greedy import collapse
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.hugging_face import package, write_model
 from jax_speechlm.interop.hugging_face_export import write_checked
+from jax_speechlm.interop.spoken_answers import samples_of
 from jax_speechlm.interop.tokenizer_files import ctc_files, text_files
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.speech_language_model import SpeechLanguageModel
 from jax_speechlm.vocabulary import Vocabulary
 from tests.golden.make_tokenizers import CORPUS, KINDS, TEXTS, train
-from tests.interop.tiny_runs import RUNS, save, tiny_run
+from tests.interop.tiny_runs import FORMER, RUNS, save, tiny_run
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -48,6 +51,9 @@ TAMPERINGS = {
     "a unit": ("ids", "unit_lm"),
     "what never follows": ("continuation", "unit_lm"),
     "an angle": ("logits", "masked_lm"),
+    "what stands for speech": ("ids", "speech_lm"),
+    "a projection": ("logits", "speech_lm"),
+    "an activation": ("answer", "speech_lm"),
 }
 
 
@@ -78,6 +84,13 @@ def test_the_check_sees(tmp_path, tampering):
             vocab |= {"<unit_1>": vocab["<unit_2>"], "<unit_2>": vocab["<unit_1>"]}
         case "what never follows":
             files["generation_config.json"]["suppress_tokens"] = None
+        case "what stands for speech":
+            config["audio_token_id"] -= 2
+        case "a projection":
+            name = "multi_modal_projector.linear_2.weight"
+            arrays[name] = arrays[name] + np.float32(1e-2)
+        case "an activation":
+            config["projector_hidden_act"] = "sigmoid"
         case "an angle":
             config["rope_parameters"]["full_attention"]["rope_theta"] = 100.0
     write_model(tmp_path, made._replace(config=config, arrays=arrays, files=files))
@@ -141,6 +154,25 @@ def test_generate_gives_our_greedy_continuation(tmp_path, name):
         texts = [each.text for (each,) in lm.generate(prompts, GREEDY, max_tokens=15)]
         theirs = tokenizer.batch_decode(found, skip_special_tokens=True)
         assert [prompt + text for prompt, text in zip(prompts, texts, strict=True)] == theirs
+
+
+def test_the_program_on_the_card_of_a_speech_language_model_gives_our_answer(tmp_path, capsys):
+    """To clips of whole windows: others are filled up there."""
+    run = tiny_run("speech_lm")
+    save(tmp_path / "run", run)
+    write_checked(run, tmp_path / "out")
+    (program,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    ours, window, answers = SpeechLanguageModel.load(tmp_path / "run"), FORMER.ffn_multiple, set()
+    for number, windows in enumerate((3, 8)):
+        samples = samples_of(run.experiment.frontend.mel, windows * window)
+        clip = (3000 * np.random.default_rng(number).standard_normal(samples)).astype(np.int16)
+        (expected,) = ours.generate([clip], GREEDY)[0]
+        capsys.readouterr()
+        exec(program.replace("FOLDER", str(tmp_path / "out")), {"samples": clip / np.float32(32768)})
+        found = " ".join(capsys.readouterr().out.split())
+        assert found.startswith(" ".join(expected.text.split()))  # which goes on for longer: it never ends here
+        answers.add(expected.text)
+    assert len(answers) == 2
 
 
 def opened(folder, files, model_type):

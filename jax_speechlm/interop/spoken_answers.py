@@ -1,0 +1,146 @@
+"""transformers on the folder of a speech-language model, beside us: the same speech has to give the same answers.
+
+Voxtral's tower is given no mask, so a clip is compared that fills whole windows of the adapter, one at a time.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from jaxtyping import Float, Int16
+
+from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
+from jax_speechlm.decoding.generate import GREEDY
+from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.interop.checking import Check, guarded
+from jax_speechlm.interop.hugging_face import audio_token, ids_in_folder, vocabulary_of
+from jax_speechlm.interop.torch_models import distance, outputs, within
+from jax_speechlm.models import functional
+from jax_speechlm.models.lora import LoRA, merge
+from jax_speechlm.models.speech_lm import SpeechTransformer
+from jax_speechlm.speech_language_model import SpeechLanguageModel
+from jax_speechlm.trained import Trained
+from jax_speechlm.vocabulary import Vocabulary
+from jax_speechlm.windows import in_batches
+
+_MOST_TOKENS = 60  # of an answer that is read
+_SCALE = np.float32(32768)
+
+
+def compare_answers(
+    folder: Path, run: Trained, model: Any, extract: Callable, clips: Sequence[Int16[np.ndarray, "..."]], texts: list
+) -> Iterator[Check]:
+    """The checks of a `VoxtralForConditionalGeneration` that transformers opened.
+
+    Args:
+      extract: its feature extractor.
+      texts: what is read as answers.
+    """
+    clips = [cut for clip in clips if len(cut := whole_windows(clip, run))]
+    params, _ = merge(run.params, run.experiment.model.lora)
+    experiment = run.experiment.replace(model=run.experiment.model.replace(lora=LoRA()))
+    run = dataclasses.replace(run, params=params, experiment=experiment)
+    vocabulary = vocabulary_of(run)
+    yield guarded("ids", lambda: _ids(folder, run, model, vocabulary, texts))
+    yield guarded("logits", lambda: _logits(run, model, vocabulary, extract, clips, texts))
+    yield guarded("answer", lambda: _answers(run, model, vocabulary, extract, clips))
+
+
+def whole_windows(clip: Int16[np.ndarray, " samples"], run: Trained) -> Int16[np.ndarray, " less"]:
+    """The clip without its end, which fills no window of the adapter; empty where it is too short for one."""
+    mel, frames = run.experiment.frontend.mel, run.experiment.model.adapter.frames
+    vectors = mel.num_frames(len(clip)) // frames * frames
+    return clip[: samples_of(mel, vectors) if vectors else 0]
+
+
+def samples_of(mel: LogMel, vectors: int) -> int:
+    """The fewest samples that give so many vectors."""
+    return vectors * mel.frame_samples + mel.context_samples
+
+
+def _ids(folder: Path, run: Trained, model: Any, vocabulary: Vocabulary, texts: Sequence[str]) -> Check:
+    tokenizer, config = transformers.AutoTokenizer.from_pretrained(folder), model.config
+    prompt = run.experiment.objective.prompts.of(run.experiment.objective.task)
+    for text in (prompt.before, prompt.behind, *texts):
+        expected = ids_in_folder(run.tokenizer, run.tokenizer.encode(text))
+        if (found := tokenizer(text, add_special_tokens=False)["input_ids"]) != expected:
+            return Check("ids", f"{text!r} is {found}, not {expected}", False)
+    ends = config.text_config.eos_token_id
+    found = config.audio_token_id, *(ends if isinstance(ends, list) else [ends])
+    expected = audio_token(run.tokenizer), *ids_in_folder(run.tokenizer, [vocabulary.boundary])
+    if found != expected:
+        return Check("ids", f"speech and eos are {found}, not {expected}", False)
+    return Check("ids", f"of {len(texts)} texts; {found[0]} stands for speech, eos is {found[1]}", True)
+
+
+def _logits(
+    run: Trained, model: Any, vocabulary: Vocabulary, extract: Callable, clips: Sequence[np.ndarray], texts: list
+) -> Check:
+    """Of every place of a row: prompt, speech and answer, on the extractor's features."""
+    before, behind = run.experiment.objective.prompt_ids(run.tokenizer)
+    make = lambda rngs: SpeechTransformer(run.experiment.model, vocabulary.size, rngs=rngs)  # noqa: E731
+    graphdef = functional.declare(make).graphdef
+
+    @jax.jit
+    def logits(params: functional.Params, features: jax.Array, answer: jax.Array) -> Float[jax.Array, "1 time vocab"]:
+        bound = functional.bind(graphdef, params)
+        speech, count = bound.hear(features, jnp.array([features.shape[1]]))
+        length = jnp.array([answer.shape[1]])
+        rows = bound.lay_out(before, speech, count, behind, answer, length)
+        hidden, _ = bound.transformer.encode(rows.vectors, rows.segment, rows.position)
+        return bound.transformer.logits(hidden).astype(jnp.float32)
+
+    worst, places = 0.0, 0
+    foreign = isinstance(run.tokenizer, HuggingFaceTokenizer)
+    for number, clip in enumerate(clips):
+        features = extract(clip / _SCALE, pad_to_multiple_of=1)["input_features"]
+        answer = np.array([run.tokenizer.encode(texts[number % len(texts)])[:_MOST_TOKENS]], np.int32)
+        ours = np.asarray(logits(run.params, features, answer))
+        ours = ours[..., run.tokenizer.places.ours] if foreign else ours
+        inputs = {"input_ids": _prompt(run, vocabulary, features), "input_features": features}
+        inputs["input_ids"] = np.concatenate(
+            [inputs["input_ids"], [ids_in_folder(run.tokenizer, answer[0])]], axis=1
+        ).astype(np.int64)
+        worst = max(worst, distance(ours, outputs(model, inputs)))
+        places += ours.shape[1]
+    return within("logits", worst, f"{places} positions of {len(clips)} clips")
+
+
+def _prompt(run: Trained, vocabulary: Vocabulary, features: np.ndarray) -> np.ndarray:
+    """int64 [1, length]: ids of what stands before the answer."""
+    before, behind = run.experiment.objective.prompt_ids(run.tokenizer)
+    count = features.shape[1] // run.experiment.model.adapter.frames
+    speech = [audio_token(run.tokenizer)] * count
+    return np.array([[*ids_in_folder(run.tokenizer, before), *speech, *ids_in_folder(run.tokenizer, behind)]], np.int64)
+
+
+def _answers(run: Trained, model: Any, vocabulary: Vocabulary, extract: Callable, clips: Sequence[np.ndarray]) -> Check:
+    """Greedy, by each side from samples on."""
+    ours = SpeechLanguageModel(run.checkpoint, run.step, run.experiment, run.tokenizer, run.params, GREEDY)
+    found = {number: texts for batch in in_batches(clips) for number, texts in ours.answers(batch).items()}
+    table = ids_in_folder(run.tokenizer, range(vocabulary.size))
+    never = [table[number] for number in np.flatnonzero(~vocabulary.may_follow()) if table[number] >= 0]
+    end = table[vocabulary.boundary]
+    for number, clip in enumerate(clips):
+        (answer,) = found[number]
+        features = extract(clip / _SCALE, pad_to_multiple_of=1)["input_features"]
+        prompt = _prompt(run, vocabulary, features)
+        written = model.generate(
+            input_ids=torch.tensor(prompt),
+            input_features=torch.tensor(features),
+            max_new_tokens=answer.num_tokens,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end,
+            suppress_tokens=never,
+        )[0, prompt.shape[1] :].tolist()
+        text = run.tokenizer.decode([table.index(each) for each in written if each != end])
+        if text != answer.text or (end in written) != answer.ended:
+            return Check("answer", f"to clip {number}: {text!r}, not {answer.text!r}", False)
+    return Check("answer", f"to {len(clips)} clips, greedy", True)

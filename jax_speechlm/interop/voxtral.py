@@ -1,0 +1,103 @@
+"""Speech-language models to and from Hugging Face's Voxtral (see `mapping`).
+
+A `VoxtralForConditionalGeneration` is a tower, a projector and a language model, and its config may name any class for
+the first and the last: here a Wav2Vec2-BERT and a Qwen3 or Llama. The projector lays the tower's vectors side by side
+until they are as wide as the tower's feed-forward layers, and has two linear maps without biases, the second of them
+from the language model's width to itself. A `Stacking` adapter of that form is the same function.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jax_speechlm.interop import transformer, wav2vec2_bert
+from jax_speechlm.interop.folders import ExportError
+from jax_speechlm.interop.mapping import TRANSPOSED, Row, StateDict, require, require_fixed, write
+from jax_speechlm.interop.mapping import sources as sources_of
+from jax_speechlm.models.adapter import Stacking
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.functional import Params
+from jax_speechlm.models.speech_lm import SpeechLMConfig
+
+ARCHITECTURE = "VoxtralForConditionalGeneration"
+
+_FIXED = {"model_type": "voxtral", "projector_hidden_act": "relu"}
+_PARTS = "audio_config", "text_config"
+_TOWER, _LANGUAGE_MODEL = "audio_tower.", "language_model."
+_PROJECTOR = [
+    Row("expand.kernel", "multi_modal_projector.linear_1.weight", TRANSPOSED),
+    Row("contract.kernel", "multi_modal_projector.linear_2.weight", TRANSPOSED),
+]
+
+
+def config_to_hugging_face(model: SpeechLMConfig, text: Mapping[str, Any], audio_token: int) -> dict[str, Any]:
+    """The settings of a Voxtral `config.json`.
+
+    Args:
+      text: those of the language model's.
+      audio_token: an id that no text holds: it stands where the speech is to be, once for each of its vectors.
+
+    Raises:
+      ExportError: the adapter or the encoder has another form; names the settings that Voxtral has.
+    """
+    encoder = model.encoder
+    if not isinstance(encoder, ConformerConfig):
+        raise ExportError("of the encoders here only a conformer is one of transformers' towers for speech")
+    form = _adapter(encoder.ffn_multiple, model.transformer.dim)
+    if model.adapter != form:
+        raise ExportError(
+            f"{ARCHITECTURE} has the adapter {form!r} for these parts (as many frames as model.encoder.ffn_multiple, "
+            f"hidden_dim as wide as the transformer, no biases); this model has {model.adapter!r}"
+        )
+    parts = wav2vec2_bert.config_to_hugging_face(encoder), dict(text)
+    for part in parts:
+        del part["architectures"]
+    # The file holds the vocabulary map in any case: the class does not tie it.
+    settings = {"architectures": [ARCHITECTURE], "audio_token_id": audio_token, "tie_word_embeddings": False}
+    return _FIXED | settings | dict(zip(_PARTS, parts, strict=True))
+
+
+def config_from_hugging_face(values: Mapping[str, Any]) -> SpeechLMConfig:
+    """The `SpeechLMConfig` of a Voxtral `config.json`.
+
+    Raises:
+      ValueError: a part is of another class or form, such as the Whisper tower of Mistral's own models.
+    """
+    require(values, [*_FIXED, *_PARTS])
+    require_fixed(values, _FIXED)
+    tower, text = (values[name] for name in _PARTS)
+    require(tower, ["model_type"])
+    encoder, reader = wav2vec2_bert.config_from_hugging_face(tower), transformer.config_from_hugging_face(text)
+    return SpeechLMConfig(encoder=encoder, adapter=_adapter(encoder.ffn_multiple, reader.dim), transformer=reader)
+
+
+def to_hugging_face(params: Params, model: SpeechLMConfig) -> dict[str, np.ndarray]:
+    """The float32 state dict of a model whose LoRA has been merged."""
+    tower = wav2vec2_bert.to_hugging_face(params["encoder"], model.encoder)
+    text = transformer.to_hugging_face(params["transformer"], model.transformer)
+    arrays = {_TOWER + name: value for name, value in tower.items()}
+    arrays |= {_LANGUAGE_MODEL + name: value for name, value in text.items()}
+    return arrays | write(params["adapter"], _PROJECTOR, model.transformer)
+
+
+def sources(state_dict: StateDict, config: SpeechLMConfig) -> Params:
+    """Where our `SpeechTransformer` is read from: `encoder`, `adapter` and `transformer`.
+
+    Raises:
+      ValueError: an array is missing, left over, or of another shape than `config` implies.
+    """
+
+    def part(prefix: str) -> StateDict:
+        return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+
+    rest = {name: value for name, value in state_dict.items() if not name.startswith((_TOWER, _LANGUAGE_MODEL))}
+    return {
+        **wav2vec2_bert.sources(part(_TOWER), config.encoder),
+        "adapter": sources_of(rest, _PROJECTOR, config.transformer, "Voxtral projector"),
+        "transformer": transformer.sources(part(_LANGUAGE_MODEL), config.transformer),
+    }
+
+
+def _adapter(frames: int, width: int) -> Stacking:
+    return Stacking(frames=frames, hidden_dim=width, bias=False)
