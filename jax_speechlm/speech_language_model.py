@@ -37,7 +37,9 @@ from jax_speechlm.windows import Recording, Window, blocks_of, in_batches
 TOKENS_PER_SECOND = 25
 """An answer that goes on for longer than its audio has room for, at the fastest speech by letters, is cut."""
 
-_SPARE_TOKENS = 16  # that the shortest clip may have besides
+SPARE_TOKENS = 16
+"""That the shortest clip may have besides."""
+
 _SAMPLE_RATE = audio.SAMPLE_RATE
 
 
@@ -190,7 +192,7 @@ class SpeechLanguageModel(Transcriber):
             speech, length_B = model.hear(*features(batch, experiment.frontend, None))
             nothing = jnp.zeros((len(length_B), 0), jnp.int32)
             sequence = model.lay_out(before, speech, length_B, behind, nothing, jnp.zeros_like(length_B))
-            room_of = lambda samples: samples * TOKENS_PER_SECOND // _SAMPLE_RATE + _SPARE_TOKENS  # noqa: E731
+            room_of = lambda samples: samples * TOKENS_PER_SECOND // _SAMPLE_RATE + SPARE_TOKENS  # noqa: E731
             limits = {"max_new": room_of(batch["audio"].shape[1]), "context": None}
             limits["context"] = sequence.start + room_of(batch["audio_length"])
             prompt = model.transformer, self.vocabulary, sequence.vectors, sequence.start

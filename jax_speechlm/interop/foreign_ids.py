@@ -113,7 +113,7 @@ def _continuations(model: Any, run: Trained, vocabulary: Vocabulary, rows: list[
     width = max(map(len, prompts))
     tokens = np.stack([np.pad(row, (width - len(row), 0)) for row in prompts])
     never = places.theirs[~vocabulary.may_follow()[: len(places.theirs)]]
-    settings = transformers.GenerationConfig(
+    model.generation_config = transformers.GenerationConfig(  # one given to `generate` is filled up by the folder's
         do_sample=False,
         max_new_tokens=new,
         eos_token_id=places.end,
@@ -123,7 +123,6 @@ def _continuations(model: Any, run: Trained, vocabulary: Vocabulary, rows: list[
     theirs = model.generate(
         input_ids=torch.tensor(their_ids(places, tokens)),
         attention_mask=torch.tensor((tokens != PADDING).astype(np.int64)),
-        generation_config=settings,
     )[:, width:].tolist()
     for prompt, found, expected in zip(prompts, theirs, ours, strict=True):
         (ids,), (length,) = expected.tokens.tolist(), expected.length.tolist()

@@ -20,13 +20,16 @@ _KEPT = (_CONFIG, _DESCRIPTION, _VOCAB, "special_tokens_map.json", "added_tokens
 """Files that an export writes again as they are."""
 
 
-def read_text_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int, *, causal: bool) -> Tokenizer:
+def read_text_tokenizer(
+    folder: Path, values: Mapping[str, Any], num_rows: int, *, causal: bool, mask: int | None = None
+) -> Tokenizer:
     """The tokenizer of a language model.
 
     Args:
       values: `config.json`.
       num_rows: of the table of embeddings.
       causal: whether the model is; of one that is not, texts stand between `cls` and `sep`.
+      mask: an id that no text holds, where another than the tokenizer's mask is to be that.
 
     Raises:
       ExportError: a file is missing, or two of them do not agree about an id.
@@ -45,7 +48,8 @@ def read_text_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int, 
         raise ExportError(
             f"{folder / 'config.json'} has no eos_token_id: nothing says which id ends a text. Name it there"
         )
-    padding, mask, begin = ids.of("pad"), ids.of("mask"), None if begin == end else begin
+    padding, begin = ids.of("pad"), None if begin == end else begin
+    mask = ids.of("mask") if mask is None else mask
     places = _places(folder, num_rows, names, padding=padding, end=end, mask=mask, begin=begin)
     return _tokenizer(folder, json.dumps(files[_DESCRIPTION], ensure_ascii=False), places, files, values)
 

@@ -31,6 +31,7 @@ from jax_speechlm.training.warm_start import PER_TOKEN
 from jax_speechlm.vocabulary import PADDING, Vocabulary
 
 _ENCODERS = ("best_rq", "hubert", "wav2vec2", "w2v_bert", "encoder")
+GENERATION = "generation_config.json"
 _MOST_VECTORS = 4096  # of a speech-language model's rows: rotary positions have no end, but transformers wants one
 TEXT_MODELS = (
     "LlamaForCausalLM", "Qwen3ForCausalLM", "ModernBertForMaskedLM", "BertForMaskedLM", "RobertaForMaskedLM"
@@ -196,7 +197,20 @@ def _speech_lm_settings(experiment: Experiment, tokenizer: Tokenizer) -> Setting
     model, vocabulary = experiment.model, _vocabulary(experiment, tokenizer)
     text, files = _transformer_settings(model.transformer, vocabulary, _MOST_VECTORS, tokenizer)
     config = voxtral.config_to_hugging_face(model, text, audio_token(tokenizer))
-    return config, files | {front_ends.FILE: front_ends.front_end_to_hugging_face(experiment.frontend.mel)}
+    front_end = front_ends.front_end_to_hugging_face(experiment.frontend.mel)
+    objective = experiment.objective
+    prompt = {"task": objective.task} | objective.prompts.of(objective.task).model_dump(mode="json")
+    never = ids_in_folder(tokenizer, np.flatnonzero(~vocabulary.may_follow()))
+    # Not what an imported language model was to be used with: answers are ours.
+    generation = {
+        "do_sample": False,
+        "max_length": _MOST_VECTORS,
+        "eos_token_id": ids_in_folder(tokenizer, [vocabulary.boundary])[0],
+        "pad_token_id": ids_in_folder(tokenizer, [vocabulary.boundary])[0],
+        "suppress_tokens": [each for each in never if each >= 0],
+    }
+    ours = {front_ends.FILE: front_end, voxtral.PROMPT: prompt, GENERATION: generation}
+    return config, files | ours
 
 
 def ids_in_folder(tokenizer: Tokenizer, ids: Sequence[int] | Int[np.ndarray, " count"]) -> list[int]:
@@ -215,7 +229,10 @@ def audio_token(tokenizer: Tokenizer) -> int:
     """
     (found,) = ids_in_folder(tokenizer, [Vocabulary.of(tokenizer).mask])
     if found < 0:
-        raise ExportError("every row of its language model's table has a name, and none is left to stand for speech")
+        raise ExportError(
+            "its language model's table has no row left that can stand for speech: widen it in transformers by two "
+            "(model.resize_token_embeddings), import that, and train the adapter with it"
+        )
     return found
 
 
@@ -237,7 +254,7 @@ def _transformer_settings(
         return config | dict.fromkeys(("cls_token_id", "sep_token_id"), vocabulary.boundary), files
     never = np.flatnonzero(~vocabulary.may_follow())
     generation = {"do_sample": False, "max_length": context, "suppress_tokens": never.tolist()}
-    return config, files | {"generation_config.json": ends | generation}
+    return config, files | {GENERATION: ends | generation}
 
 
 def _groups(run: Trained, *names: str) -> Params:

@@ -22,7 +22,7 @@ from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.experiment import Experiment, Speech, Text
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.interop import folders, front_ends
+from jax_speechlm.interop import folders, front_ends, voxtral
 from jax_speechlm.interop.checking import Verdict
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck
 from jax_speechlm.interop.foreign_tokenizers import read_ctc_tokenizer, read_text_tokenizer
@@ -30,7 +30,6 @@ from jax_speechlm.interop.hugging_face import TEXT_MODELS, Model, id_axis, read_
 from jax_speechlm.interop.import_check import check_import
 from jax_speechlm.interop.mapping import Source, place
 from jax_speechlm.interop.transformer import CLASSIFIER
-from jax_speechlm.interop.voxtral import ARCHITECTURE as VOXTRAL
 from jax_speechlm.models import functional
 from jax_speechlm.models.functional import Params
 from jax_speechlm.models.lora import LoRA
@@ -165,7 +164,7 @@ def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | No
         return None
     if isinstance(experiment.objective, Distillation):  # the student alone was exported
         experiment = experiment.replace(objective=experiment.objective.student)
-    if model.architecture == VOXTRAL:  # whose maps hold what LoRA had learnt
+    if model.architecture == voxtral.ARCHITECTURE:  # whose maps hold what LoRA had learnt
         experiment = experiment.replace(model=experiment.model.replace(lora=LoRA()))
     if "transformer" in model.sources or model.architecture == "Wav2Vec2BertForSequenceClassification":
         return experiment, tokenizer, record.get("units")
@@ -181,7 +180,7 @@ def _encoder(folder: Path, model: Model) -> tuple[Experiment, None]:
 
 
 def _recognizer(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
-    tokenizer = read_ctc_tokenizer(folder, model.values, _num_rows(folder, model, ("head", "bias"), 0))
+    tokenizer = read_ctc_tokenizer(folder, model.values, _num_rows(folder, model, model.values, ("head", "bias")))
     experiment = Experiment(objective=CTC(), model=model.config, frontend=_front_end(folder), data=_SPEECH)
     return experiment, tokenizer
 
@@ -209,15 +208,34 @@ def _text_classifier(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]
 
 
 def _speech_language_model(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
-    rows, text = _num_rows(folder, model, ("transformer", "embedding"), 0), model.values["text_config"]
-    tokenizer = read_text_tokenizer(folder, text, rows, causal=True)
-    experiment = Experiment(objective=SpeechLM(), model=model.config, frontend=_front_end(folder), data=_SPEECH)
-    return experiment, tokenizer
+    text, speech = model.values["text_config"], model.values.get("audio_token_id")
+    if type(speech) is not int:
+        raise ExportError(f"{folder / 'config.json'} has no audio_token_id: nothing says which id stands for speech")
+    rows = _num_rows(folder, model, text, ("transformer", "embedding"))
+    tokenizer = read_text_tokenizer(folder, text, rows, causal=True, mask=speech)
+    frontend, objective = _front_end(folder), _prompted(folder)
+    return Experiment(objective=objective, model=model.config, frontend=frontend, data=_SPEECH), tokenizer
+
+
+def _prompted(folder: Path) -> SpeechLM:
+    """What a speech-language model was trained to do, and how it is asked."""
+    file = folder / voxtral.PROMPT
+    if not file.exists():
+        raise ExportError(
+            f'{file} is missing: nothing says how the model is asked. Write {{"task": "transcribe", "before": "...", '
+            '"behind": "..."}, the texts before and behind the speech that it was trained with'
+        )
+    said = folders.read_json(folder, voxtral.PROMPT)
+    try:
+        task, prompt = said["task"], {name: said[name] for name in ("before", "behind")}
+        return SpeechLM(task=task, prompts={task: prompt})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"{file} does not give a task and the texts before and behind the speech: {error}") from error
 
 
 def _text_model(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
     causal = model.config.causal
-    num_rows = _num_rows(folder, model, ("transformer", "embedding"), 0)
+    num_rows = _num_rows(folder, model, model.values, ("transformer", "embedding"))
     tokenizer = read_text_tokenizer(folder, model.values, num_rows, causal=causal)
     learnt = model.config.positions
     context = learnt.longest if learnt else model.values.get("max_position_embeddings", _DEFAULT_CONTEXT)
@@ -232,7 +250,7 @@ EXPERIMENTS: dict[str, Callable[[Path, Model], tuple[Experiment, Tokenizer | Non
     "Wav2Vec2BertForSequenceClassification": _classifier,
     **dict.fromkeys(TEXT_MODELS, _text_model),
     CLASSIFIER: _text_classifier,
-    VOXTRAL: _speech_language_model,
+    voxtral.ARCHITECTURE: _speech_language_model,
 }
 """What run a class of transformers becomes; how it is read stands in `hugging_face.READERS`."""
 
@@ -250,13 +268,13 @@ def _front_end(folder: Path) -> FrontEnd:
         raise ExportError(f"{folder / file}: {error}") from error
 
 
-def _num_rows(folder: Path, model: Model, path: Sequence[str], axis: int) -> int:
+def _num_rows(folder: Path, model: Model, values: dict[str, Any], path: Sequence[str]) -> int:
     source = model.sources
     for name in path:
         if name not in source:
             raise ExportError(f"{folder} has no {'/'.join(path)} among its arrays: it is no whole {model.architecture}")
         source = source[name]
-    if (said := model.values.get("text_config", model.values).get("vocab_size")) != (found := source.shape[axis]):
+    if (said := values.get("vocab_size")) != (found := source.shape[0]):
         raise ExportError(f"{folder / 'config.json'}: vocab_size is {said}, and the model's table has {found} rows")
     return found
 

@@ -14,6 +14,7 @@ from jax_speechlm.experiment import Experiment, Mixture, UnitText
 from jax_speechlm.interop.hugging_face import Package, audio_token, ids_in_folder
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
+from jax_speechlm.speech_language_model import SPARE_TOKENS, TOKENS_PER_SECOND
 from jax_speechlm.trained import Trained
 
 _ANSWERS = "audio-text-to-text"
@@ -46,7 +47,8 @@ extractor, tokenizer, model = (kind.from_pretrained("FOLDER") for kind in kinds)
 features = extractor(samples, sampling_rate=16_000, return_tensors="pt", pad_to_multiple_of={frames})["input_features"]
 speech = [{audio_token}] * (features.shape[1] // {window})
 prompt = torch.tensor([[*{before}, *speech, *{behind}]])
-written = model.generate(input_ids=prompt, input_features=features, max_new_tokens=200)
+most = len(samples) * {per_second} // 16_000 + {spare}  # tokens, as many as jax_speechlm allows
+written = model.generate(input_ids=prompt, input_features=features, max_new_tokens=most)
 print(tokenizer.decode(written[0, prompt.shape[1]:], skip_special_tokens=True))"""
 _PIPELINE = """\
 from transformers import pipeline
@@ -93,6 +95,8 @@ def _spoken(run: Trained) -> str:
     return _SPOKEN.format(
         frames=window * stack,
         window=window,
+        per_second=TOKENS_PER_SECOND,
+        spare=SPARE_TOKENS,
         audio_token=audio_token(run.tokenizer),
         before=ids_in_folder(run.tokenizer, before),
         behind=ids_in_folder(run.tokenizer, behind),

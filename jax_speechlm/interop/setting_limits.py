@@ -43,6 +43,21 @@ def checked_settings(file: Path, values: Any) -> dict[str, Any]:
     """
     if not isinstance(values, dict):
         raise ExportError(f"{file} is no JSON object: it is not the config.json of a model")
+    _refuse_foreign(file, values)
+    architectures = values.get("architectures")
+    if not isinstance(architectures, list) or len(architectures) != 1 or not isinstance(architectures[0], str):
+        raise ExportError(f"{file} does not name one class in architectures: write it with the model's save_pretrained")
+    _require_possible(file, values)
+    for name in _PARTS:
+        if isinstance(values.get(name), dict):
+            part = file / name  # as messages name it
+            _refuse_foreign(part, values[name])
+            _require_possible(part, values[name])
+    return values
+
+
+def _refuse_foreign(file: Path, values: dict[str, Any]) -> None:
+    """Refuses code that comes with a model, and types of arrays that are not read."""
     if values.get("auto_map"):
         raise ExportError(
             f"{file}: auto_map names code that comes with the model. Such code is never run here, and without it the "
@@ -53,15 +68,6 @@ def checked_settings(file: Path, values: Any) -> dict[str, Any]:
     for name in ("attn_implementation", "_attn_implementation"):
         if values.get(name) not in (None, "eager", "sdpa", "flash_attention_2"):
             raise ExportError(f"{file}: {name} names {str(values[name])[:80]!r}, code from elsewhere: remove it")
-    architectures = values.get("architectures")
-    if not isinstance(architectures, list) or len(architectures) != 1 or not isinstance(architectures[0], str):
-        raise ExportError(f"{file} does not name one class in architectures: write it with the model's save_pretrained")
-    _require_possible(file, values)
-    for name in _PARTS:
-        if name in values:
-            _require(file, name, values[name], isinstance(values[name], dict))
-            _require_possible(file, values[name])
-    return values
 
 
 def _require_possible(file: Path, values: dict[str, Any]) -> None:

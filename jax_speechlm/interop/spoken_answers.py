@@ -19,7 +19,7 @@ from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.interop.checking import Check, guarded
-from jax_speechlm.interop.hugging_face import audio_token, ids_in_folder, vocabulary_of
+from jax_speechlm.interop.hugging_face import GENERATION, Package, audio_token, ids_in_folder
 from jax_speechlm.interop.torch_models import distance, outputs, within
 from jax_speechlm.models import functional
 from jax_speechlm.models.lora import LoRA, merge
@@ -34,22 +34,33 @@ _SCALE = np.float32(32768)
 
 
 def compare_answers(
-    folder: Path, run: Trained, model: Any, extract: Callable, clips: Sequence[Int16[np.ndarray, "..."]], texts: list
+    folder: Path,
+    run: Trained,
+    made: Package,
+    model: Any,
+    extract: Callable,
+    clips: Sequence[Int16[np.ndarray, "..."]],
+    texts: Sequence[str],
 ) -> Iterator[Check]:
     """The checks of a `VoxtralForConditionalGeneration` that transformers opened.
 
     Args:
-      extract: its feature extractor.
+      made: what `run` is in Hugging Face's terms.
+      extract: the folder's feature extractor.
       texts: what is read as answers.
     """
     clips = [cut for clip in clips if len(cut := whole_windows(clip, run))]
+    if not clips:
+        yield Check("clips", "none is as long as a window of the adapter: name a longer file with --audio", False)
+        return
     params, _ = merge(run.params, run.experiment.model.lora)
     experiment = run.experiment.replace(model=run.experiment.model.replace(lora=LoRA()))
     run = dataclasses.replace(run, params=params, experiment=experiment)
-    vocabulary = vocabulary_of(run)
-    yield guarded("ids", lambda: _ids(folder, run, model, vocabulary, texts))
-    yield guarded("logits", lambda: _logits(run, model, vocabulary, extract, clips, texts))
-    yield guarded("answer", lambda: _answers(run, model, vocabulary, extract, clips))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    yield guarded("ids", lambda: _ids(tokenizer, run, model, texts))
+    yield guarded("logits", lambda: _logits(run, model, extract, clips, texts))
+    settings = {name: value for name, value in made.files[GENERATION].items() if name != "max_length"}
+    yield guarded("answer", lambda: _answers(tokenizer, run, model, settings, extract, clips))
 
 
 def whole_windows(clip: Int16[np.ndarray, " samples"], run: Trained) -> Int16[np.ndarray, " less"]:
@@ -64,27 +75,32 @@ def samples_of(mel: LogMel, vectors: int) -> int:
     return vectors * mel.frame_samples + mel.context_samples
 
 
-def _ids(folder: Path, run: Trained, model: Any, vocabulary: Vocabulary, texts: Sequence[str]) -> Check:
-    tokenizer, config = transformers.AutoTokenizer.from_pretrained(folder), model.config
-    prompt = run.experiment.objective.prompts.of(run.experiment.objective.task)
+def _ids(tokenizer: Any, run: Trained, model: Any, texts: Sequence[str]) -> Check:
+    config, prompt = model.config, run.experiment.objective.prompts.of(run.experiment.objective.task)
     for text in (prompt.before, prompt.behind, *texts):
-        expected = ids_in_folder(run.tokenizer, run.tokenizer.encode(text))
+        ids = run.tokenizer.encode(text)
+        expected = ids_in_folder(run.tokenizer, ids)
         if (found := tokenizer(text, add_special_tokens=False)["input_ids"]) != expected:
             return Check("ids", f"{text!r} is {found}, not {expected}", False)
+        if (back := _decoded(tokenizer, expected)) != (said := run.tokenizer.decode(ids)):
+            return Check("ids", f"{expected} are {back!r}, not {said!r}", False)
     ends = config.text_config.eos_token_id
-    found = config.audio_token_id, *(ends if isinstance(ends, list) else [ends])
-    expected = audio_token(run.tokenizer), *ids_in_folder(run.tokenizer, [vocabulary.boundary])
-    if found != expected:
-        return Check("ids", f"speech and eos are {found}, not {expected}", False)
-    return Check("ids", f"of {len(texts)} texts; {found[0]} stands for speech, eos is {found[1]}", True)
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    (end,) = ids_in_folder(run.tokenizer, [Vocabulary.of(run.tokenizer).boundary])
+    if config.audio_token_id != (speech := audio_token(run.tokenizer)) or (ends and end not in ends):
+        return Check("ids", f"speech and eos are {config.audio_token_id}, {ends}, not {speech}, {end}", False)
+    return Check("ids", f"of {len(texts)} texts; {speech} stands for speech, eos is {end}", True)
 
 
-def _logits(
-    run: Trained, model: Any, vocabulary: Vocabulary, extract: Callable, clips: Sequence[np.ndarray], texts: list
-) -> Check:
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _logits(run: Trained, model: Any, extract: Callable, clips: Sequence[np.ndarray], texts: Sequence[str]) -> Check:
     """Of every place of a row: prompt, speech and answer, on the extractor's features."""
     before, behind = run.experiment.objective.prompt_ids(run.tokenizer)
-    make = lambda rngs: SpeechTransformer(run.experiment.model, vocabulary.size, rngs=rngs)  # noqa: E731
+    size = Vocabulary.of(run.tokenizer).size
+    make = lambda rngs: SpeechTransformer(run.experiment.model, size, rngs=rngs)  # noqa: E731
     graphdef = functional.declare(make).graphdef
 
     @jax.jit
@@ -103,7 +119,7 @@ def _logits(
         answer = np.array([run.tokenizer.encode(texts[number % len(texts)])[:_MOST_TOKENS]], np.int32)
         ours = np.asarray(logits(run.params, features, answer))
         ours = ours[..., run.tokenizer.places.ours] if foreign else ours
-        inputs = {"input_ids": _prompt(run, vocabulary, features), "input_features": features}
+        inputs = {"input_ids": _prompt(run, features), "input_features": features}
         inputs["input_ids"] = np.concatenate(
             [inputs["input_ids"], [ids_in_folder(run.tokenizer, answer[0])]], axis=1
         ).astype(np.int64)
@@ -112,7 +128,7 @@ def _logits(
     return within("logits", worst, f"{places} positions of {len(clips)} clips")
 
 
-def _prompt(run: Trained, vocabulary: Vocabulary, features: np.ndarray) -> np.ndarray:
+def _prompt(run: Trained, features: np.ndarray) -> np.ndarray:
     """int64 [1, length]: ids of what stands before the answer."""
     before, behind = run.experiment.objective.prompt_ids(run.tokenizer)
     count = features.shape[1] // run.experiment.model.adapter.frames
@@ -120,27 +136,28 @@ def _prompt(run: Trained, vocabulary: Vocabulary, features: np.ndarray) -> np.nd
     return np.array([[*ids_in_folder(run.tokenizer, before), *speech, *ids_in_folder(run.tokenizer, behind)]], np.int64)
 
 
-def _answers(run: Trained, model: Any, vocabulary: Vocabulary, extract: Callable, clips: Sequence[np.ndarray]) -> Check:
-    """Greedy, by each side from samples on."""
+def _answers(
+    tokenizer: Any,
+    run: Trained,
+    model: Any,
+    settings: dict[str, Any],
+    extract: Callable,
+    clips: Sequence[np.ndarray],
+) -> Check:
+    """By each side from samples to text, `generate` with the settings that the folder has."""
     ours = SpeechLanguageModel(run.checkpoint, run.step, run.experiment, run.tokenizer, run.params, GREEDY)
     found = {number: texts for batch in in_batches(clips) for number, texts in ours.answers(batch).items()}
-    table = ids_in_folder(run.tokenizer, range(vocabulary.size))
-    never = [table[number] for number in np.flatnonzero(~vocabulary.may_follow()) if table[number] >= 0]
-    end = table[vocabulary.boundary]
+    model.generation_config = transformers.GenerationConfig(**settings)  # one given to `generate` is filled up by it
     for number, clip in enumerate(clips):
         (answer,) = found[number]
         features = extract(clip / _SCALE, pad_to_multiple_of=1)["input_features"]
-        prompt = _prompt(run, vocabulary, features)
+        prompt = _prompt(run, features)
         written = model.generate(
             input_ids=torch.tensor(prompt),
             input_features=torch.tensor(features),
             max_new_tokens=answer.num_tokens,
-            do_sample=False,
-            eos_token_id=end,
-            pad_token_id=end,
-            suppress_tokens=never,
         )[0, prompt.shape[1] :].tolist()
-        text = run.tokenizer.decode([table.index(each) for each in written if each != end])
-        if text != answer.text or (end in written) != answer.ended:
+        ended = settings["eos_token_id"] in written
+        if (text := _decoded(tokenizer, written)) != answer.text or ended != answer.ended:
             return Check("answer", f"to clip {number}: {text!r}, not {answer.text!r}", False)
     return Check("answer", f"to {len(clips)} clips, greedy", True)

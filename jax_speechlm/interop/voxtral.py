@@ -21,6 +21,8 @@ from jax_speechlm.models.functional import Params
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 
 ARCHITECTURE = "VoxtralForConditionalGeneration"
+PROMPT = "speech_prompt.json"
+"""The file that says what the model was trained to do (`task`), and with what text before and behind the speech."""
 
 _FIXED = {"model_type": "voxtral", "projector_hidden_act": "relu"}
 _PARTS = "audio_config", "text_config"
@@ -43,12 +45,16 @@ def config_to_hugging_face(model: SpeechLMConfig, text: Mapping[str, Any], audio
     """
     encoder = model.encoder
     if not isinstance(encoder, ConformerConfig):
-        raise ExportError("of the encoders here only a conformer is one of transformers' towers for speech")
+        raise ExportError(
+            f"of a {encoder.kind} no {ARCHITECTURE} is made here: export the runs that it was started from, the "
+            "encoder's and the language model's, or train with a conformer"
+        )
     form = _adapter(encoder.ffn_multiple, model.transformer.dim)
     if model.adapter != form:
         raise ExportError(
             f"{ARCHITECTURE} has the adapter {form!r} for these parts (as many frames as model.encoder.ffn_multiple, "
-            f"hidden_dim as wide as the transformer, no biases); this model has {model.adapter!r}"
+            f"hidden_dim as wide as the transformer, no biases); this model has {model.adapter!r}. Train with the "
+            "former to export it; encoder and language model can be kept (--from, --start.0.groups)"
         )
     parts = wav2vec2_bert.config_to_hugging_face(encoder), dict(text)
     for part in parts:
@@ -66,8 +72,9 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> SpeechLMConfig:
     """
     require(values, [*_FIXED, *_PARTS])
     require_fixed(values, _FIXED)
+    if not all(isinstance(values[name], dict) and "model_type" in values[name] for name in _PARTS):
+        raise ValueError(f"config.json: {' and '.join(_PARTS)} must each be the settings of a model, with a model_type")
     tower, text = (values[name] for name in _PARTS)
-    require(tower, ["model_type"])
     encoder, reader = wav2vec2_bert.config_from_hugging_face(tower), transformer.config_from_hugging_face(text)
     return SpeechLMConfig(encoder=encoder, adapter=_adapter(encoder.ffn_multiple, reader.dim), transformer=reader)
 

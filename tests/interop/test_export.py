@@ -166,7 +166,7 @@ def test_models_without_a_class_in_transformers_are_refused():
     for adapter in (Stacking(frames=4, hidden_dim=32), Stacking(frames=2, hidden_dim=32, bias=False), QFormer(dim=16)):
         with pytest.raises(ExportError, match=r"has the adapter .*frames=4, hidden_dim=32, bias=False"):
             package(altered(listener, model=form.replace(adapter=adapter)))
-    with pytest.raises(ExportError, match="only a conformer"):
+    with pytest.raises(ExportError, match="of a fast_conformer no Voxtral"):
         package(altered(listener, model=form.replace(encoder=FAST)))
     with pytest.raises(ExportError, match="norm='rms' only"):
         package(altered(listener, model=form.replace(transformer=form.transformer.replace(norm="layer"))))

@@ -28,6 +28,7 @@ from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models import functional
 from jax_speechlm.models.lora import LoRA, merge
 from jax_speechlm.models.transformer import Transformer
+from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.trained import Trained
@@ -76,6 +77,30 @@ def test_an_exported_run_comes_back_and_goes_out_again_byte_for_byte(tmp_path, n
     assert again.experiment.objective.kind == kinds.get(run.experiment.objective.kind, run.experiment.objective.kind)
     write_checked(again, tmp_path / "again")
     assert files_of(tmp_path / "again") == files_of(tmp_path / "out")
+
+
+def test_a_speech_language_model_says_how_it_is_asked_and_what_stands_for_speech(tmp_path):
+    write_checked(tiny_run("speech_lm"), tmp_path / "out")
+    (tmp_path / "out" / folders.RECORD).unlink()
+    assert read_folder(tmp_path / "out").experiment.objective == SpeechLM()
+    config = load(tmp_path / "out", "config.json")
+    for wrong in ({"audio_token_id": None}, {"audio_token_id": 10**5}, {"audio_token_id": 30}, {"audio_config": None}):
+        write_json(tmp_path / "out", "config.json", config | wrong)
+        with pytest.raises(ExportError, match=r"audio_|ids that must differ|id 100000"):
+            read_folder(tmp_path / "out")
+    for part in ("audio_config", "text_config"):
+        for wrong in ({"auto_map": {"AutoModel": "x"}}, {"quantization_config": {"bits": 4}}, {"hidden_size": 10**9}):
+            write_json(tmp_path / "out", "config.json", config | {part: config[part] | wrong})
+            with pytest.raises(ExportError, match=rf"config\.json/{part}"):
+                read_folder(tmp_path / "out")
+    write_json(tmp_path / "out", "config.json", config)
+    for said, problem in (({"task": "sing", "before": "", "behind": ""}, "task"), (["transcribe"], "does not give")):
+        write_json(tmp_path / "out", "speech_prompt.json", said)
+        with pytest.raises(ExportError, match=problem):
+            read_folder(tmp_path / "out")
+    (tmp_path / "out" / "speech_prompt.json").unlink()
+    with pytest.raises(ExportError, match=r"speech_prompt.json is missing.*Write"):
+        read_folder(tmp_path / "out")
 
 
 def test_a_record_is_believed_only_of_the_files_that_it_is_of(tmp_path, capsys):

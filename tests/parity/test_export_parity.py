@@ -54,6 +54,7 @@ TAMPERINGS = {
     "what stands for speech": ("ids", "speech_lm"),
     "a projection": ("logits", "speech_lm"),
     "an activation": ("answer", "speech_lm"),
+    "a decoder": ("ids", "speech_lm"),
 }
 
 
@@ -89,6 +90,8 @@ def test_the_check_sees(tmp_path, tampering):
         case "a projection":
             name = "multi_modal_projector.linear_2.weight"
             arrays[name] = arrays[name] + np.float32(1e-2)
+        case "a decoder":
+            files["tokenizer.json"]["decoder"] = {"type": "Replace", "pattern": {"String": "a"}, "content": "b"}
         case "an activation":
             config["projector_hidden_act"] = "sigmoid"
         case "an angle":
@@ -169,8 +172,7 @@ def test_the_program_on_the_card_of_a_speech_language_model_gives_our_answer(tmp
         (expected,) = ours.generate([clip], GREEDY)[0]
         capsys.readouterr()
         exec(program.replace("FOLDER", str(tmp_path / "out")), {"samples": clip / np.float32(32768)})
-        found = " ".join(capsys.readouterr().out.split())
-        assert found.startswith(" ".join(expected.text.split()))  # which goes on for longer: it never ends here
+        assert capsys.readouterr().out == f"{expected.text}\n"
         answers.add(expected.text)
     assert len(answers) == 2
 

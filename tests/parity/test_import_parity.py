@@ -9,6 +9,7 @@ import tokenizers
 from jax_speechlm.interop.folders import FailedCheck
 from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.interop.importing import import_run
+from jax_speechlm.objectives.speech_lm import Prompt
 from jax_speechlm.trained import Trained
 from tests.interop.foreign_folders import TEXTS, byte_level
 
@@ -19,6 +20,11 @@ pytestmark = pytest.mark.parity
 SMALL = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
     "initializer_range": 0.3, "max_position_embeddings": 96,
+}  # fmt: skip
+TOWER = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "conv_depthwise_kernel_size": 5, "left_max_position_embeddings": 6, "right_max_position_embeddings": 3,
+    "feature_projection_input_dim": 40, "initializer_range": 0.5,
 }  # fmt: skip
 BERT = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
 VOCAB = {"|": 0, "a": 1, "b": 2, "ö": 3, "'": 4, "[UNK]": 5, "[PAD]": 6}
@@ -31,6 +37,7 @@ def write(folder, kind):
         return write_recognizer(folder)
     special = {
         "llama": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
+        "voxtral": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
         "qwen3": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
         "modernbert": BERT,
         "text classes": BERT,
@@ -47,6 +54,7 @@ def write(folder, kind):
         ids.setdefault(f"{name}_token_id", None)
     common = SMALL | ids | {"vocab_size": len(tokenizer) + 3}
     model = {
+        "voxtral": lambda: write_listener(folder, tokenizer, common),
         "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**common, num_key_value_heads=1)),
         "qwen3": lambda: transformers.Qwen3ForCausalLM(
             transformers.Qwen3Config(**common, num_key_value_heads=1, head_dim=8, tie_word_embeddings=True)
@@ -64,8 +72,24 @@ def write(folder, kind):
             transformers.RobertaConfig(**common | {"max_position_embeddings": len(tokenizer) + 96})
         ),
     }[kind]()
+    if kind in ("voxtral", "llama", "qwen3"):  # how its texts were to be drawn, which is none of ours
+        model.generation_config = transformers.GenerationConfig(do_sample=True, repetition_penalty=1.3)
     model.save_pretrained(folder, max_shard_size="20KB")
     tokenizer.save_pretrained(folder)
+
+
+def write_listener(folder, tokenizer, common):
+    """A speech-language model with a named token for speech and two ids that end a text; its model, to be saved."""
+    tokenizer.add_tokens(["<|AUDIO|>"], special_tokens=True)
+    eos, speech = tokenizer.convert_tokens_to_ids(["<|end_of_text|>", "<|AUDIO|>"])
+    text = common | {"model_type": "llama", "num_key_value_heads": 1, "eos_token_id": [7, eos]}
+    tower = TOWER | {"model_type": "wav2vec2-bert"}
+    config = transformers.VoxtralConfig(
+        audio_config=tower, text_config=text, audio_token_id=speech, projector_hidden_act="relu"
+    )
+    transformers.SeamlessM4TFeatureExtractor(feature_size=20, num_mel_bins=20).save_pretrained(folder)
+    (folder / "speech_prompt.json").write_text('{"task": "translate", "before": "go", "behind": " so"}')
+    return transformers.VoxtralForConditionalGeneration(config)
 
 
 def word_pieces(texts, special):
@@ -86,16 +110,13 @@ def write_recognizer(folder):
         str(folder / "vocab.json"), unk_token="[UNK]", pad_token="[PAD]", word_delimiter_token="|"
     )
     extractor = transformers.SeamlessM4TFeatureExtractor(feature_size=20, num_mel_bins=20)
-    config = transformers.Wav2Vec2BertConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, conv_depthwise_kernel_size=5,
-        left_max_position_embeddings=6, right_max_position_embeddings=3, feature_projection_input_dim=40,
-        pad_token_id=tokenizer.pad_token_id, vocab_size=len(tokenizer), initializer_range=0.5,
-    )  # fmt: skip
+    ids = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
+    config = transformers.Wav2Vec2BertConfig(**TOWER, **ids)
     transformers.Wav2Vec2BertForCTC(config).save_pretrained(folder)
     transformers.Wav2Vec2BertProcessor(extractor, tokenizer).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("kind", ["ctc", "llama", "qwen3", "modernbert", "bert", "roberta", "text classes"])
+@pytest.mark.parametrize("kind", ["ctc", "llama", "qwen3", "modernbert", "bert", "roberta", "text classes", "voxtral"])
 def test_what_transformers_saves_becomes_a_run_and_a_folder_again(tmp_path, kind):
     write(tmp_path / "theirs", kind)
     verdict = import_run(tmp_path / "theirs", tmp_path / "run", text=("the cat sat",))
@@ -104,8 +125,13 @@ def test_what_transformers_saves_becomes_a_run_and_a_folder_again(tmp_path, kind
     names = {check.name for check in verdict.checks}
     assert {"checkpoint", "parameters", "opens", "ids", "logits"} <= names
     assert ("front end" in names and "greedy text" in names) if kind == "ctc" else True
+    assert ("answer" in names) == (kind == "voxtral")
     assert ("continuation" in names) == (kind in ("llama", "qwen3"))
-    assert not write_checked(Trained.read(tmp_path / "run"), tmp_path / "again").failed
+    again = Trained.read(tmp_path / "run")
+    assert not write_checked(again, tmp_path / "again").failed
+    if kind == "voxtral":
+        assert again.experiment.objective.task == "translate"
+        assert again.experiment.objective.prompts.translate == Prompt(before="go", behind=" so")
 
 
 @pytest.mark.parametrize("kind", ["ctc", "llama"])
@@ -127,4 +153,5 @@ def test_the_check_sees_ids_that_are_off_by_one(tmp_path, monkeypatch, kind):
 def test_bfloat16_is_compared_with_what_is_rounded_alike(tmp_path):
     write(tmp_path / "theirs", "qwen3")
     assert not import_run(tmp_path / "theirs", tmp_path / "run", dtype="bfloat16").failed
+    assert not write_checked(Trained.read(tmp_path / "run"), tmp_path / "again").failed
     assert np.asarray(Trained.read(tmp_path / "run").params["transformer"]["embedding"]).dtype.name == "bfloat16"
