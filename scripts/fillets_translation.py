@@ -1,9 +1,9 @@
 """Czech and Dutch speech into English text, in one model and as a cascade: the translation table of docs/results.md.
 
-A CTC recognizer of fillets-cs and fillets-nl (3.1 hours); a character LM that reads English prose and lines of the form
-"transcript in English: translation"; and a speech-language model made of the two. The cascade is the recognizer's
+A CTC recognizer of fillets-cs and fillets-nl (2.26 hours); a character LM that reads English prose and lines of the
+form "transcript in English: translation"; and a speech-language model made of the two. The cascade is the recognizer's
 transcript, which the LM continues; the same from the true transcript shows what recognition costs it. BLEU and chrF on
-the test split. Takes an hour and a half on one core; the same command goes on where it was stopped.
+the test split. Takes an hour on one core; the same command goes on where it was stopped.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
 jax-speechlm pretrain --config debian_w2v_bert --run-dir runs/debian_w2v_bert
 
-Sized for 2 CPU cores; not yet measured.
+One CPU core beside other work: 15 minutes, 24 hours heard (2.8 passes), seed 0. Dev: loss 6.476 (contrastive 3.554,
+prediction 2.834). Digits of speakers left out: 62.4 % [60.7, 64.1] after full finetuning; probe 50.2 %.
 """
 
 from jax_speechlm.configs import debian_best_rq

@@ -2,7 +2,8 @@
 
 jax-speechlm pretrain --config debian_wav2vec2 --run-dir runs/debian_wav2vec2
 
-Sized for 2 CPU cores; not yet measured.
+One CPU core: 15 minutes, 24 hours heard (2.8 passes), seed 0. Dev: loss 3.648, right among distractors
+in 25.1 % (unmasked 38.5 %). Digits of speakers left out: 64.5 % [62.8, 66.2] after full finetuning; probe 55.5 %.
 """
 
 from jax_speechlm.configs import debian_best_rq

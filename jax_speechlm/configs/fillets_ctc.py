@@ -1,10 +1,11 @@
-"""CTC on the Czech and Dutch of fillets-cs and fillets-nl (3.1 hours), characters: conformer XS at 40 ms a frame.
+"""CTC on the Czech and Dutch of fillets-cs and fillets-nl (2.26 hours), characters: conformer XS at 40 ms a frame.
 
 jax-speechlm prepare fillets-cs fillets-nl
 jax-speechlm finetune --config fillets_ctc --run-dir runs/translation/ctc
 
-`scripts/fillets_translation.py` runs it: the ears of the speech-language model, and the first half of the cascade. Not
-yet measured.
+`scripts/fillets_translation.py` runs it: the ears of the speech-language model, and the first half of the cascade. One
+CPU core: 14 minutes, 12 passes, seed 0. Test, greedy: CER 84.5 % in Czech, 80.9 % in Dutch: it has hardly left the
+plateau that CTC begins on. It has not been tried from a pretrained encoder.
 """
 
 from jax_speechlm.configs import demo_finetune

@@ -3,8 +3,9 @@
 jax-speechlm finetune --config fillets_translation --data.tokenizer runs/translation/lm \\
   --from runs/translation/ctc --from runs/translation/lm
 
-`scripts/fillets_translation.py` trains what it starts from, and compares it with a cascade. 2 CPU cores. Not yet
-measured.
+`scripts/fillets_translation.py` trains what it starts from, and compares it with a cascade. One CPU core: 16
+minutes, seed 0. Test: BLEU 0.2, chrF 14.7 from Czech and 15.3 from Dutch: it translates nothing; docs/results.md says
+why.
 """
 
 from jax_speechlm.configs import fillets_ctc, four_way_speech_lm
