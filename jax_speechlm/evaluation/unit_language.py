@@ -17,6 +17,8 @@ from jax_speechlm.config import Config
 from jax_speechlm.evaluation.language import Prediction, predict, save_report, total
 from jax_speechlm.unit_model import UnitModel
 
+_NO_NAME = "(no name)"  # of a speaker
+
 
 class SpokenPrediction(Config):
     """How well a model predicts the units of some utterances, each given the units before it.
@@ -175,7 +177,7 @@ def predict_speech(
             utterances=int(length > 0),
             without_units=int(length == 0),
         )
-        found.setdefault(speaker, []).append(prediction)
+        found.setdefault(speaker or _NO_NAME, []).append(prediction)
     return {speaker: add_up(each) for speaker, each in sorted(found.items())}
 
 
