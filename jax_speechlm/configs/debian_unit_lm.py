@@ -7,8 +7,9 @@ jax-speechlm pretrain --config demo_lm --data.tokenizer runs/debian_en_joint --r
 jax-speechlm pretrain --config debian_unit_lm --data.tokenizer runs/lm --from runs/lm
 jax-speechlm eval runs/debian_unit_lm --sets asterisk-en queen-en --text-sets spoken-en
 
-The model is that of `demo_lm`, with rows for the units. Without --from it starts cold. Sized for 2 CPU cores; not yet
-measured.
+The model is that of `demo_lm`, with rows for the units. Without --from it starts cold. One CPU core: 11
+minutes, 3.3 M tokens. Test, seeds 0 and 1: 13.65 and 13.68 of perplexity a unit, 2.03 bits a byte of text; cold 13.69
+and 13.65, and 2.24: what it knew of text helps text alone.
 """
 
 from jax_speechlm.configs import demo_lm
