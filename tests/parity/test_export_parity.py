@@ -16,7 +16,6 @@ from jax_speechlm.decoding.greedy import collapse
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.hugging_face import package, write_model
 from jax_speechlm.interop.hugging_face_export import write_checked
-from jax_speechlm.interop.spoken_answers import samples_of
 from jax_speechlm.interop.tokenizer_files import ctc_files, text_files
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.recognizer import Recognizer
@@ -161,6 +160,8 @@ def test_generate_gives_our_greedy_continuation(tmp_path, name):
 
 def test_the_program_on_the_card_of_a_speech_language_model_gives_our_answer(tmp_path, capsys):
     """To clips of whole windows: others are filled up there."""
+    from jax_speechlm.interop.spoken_answers import samples_of
+
     run = tiny_run("speech_lm")
     save(tmp_path / "run", run)
     write_checked(run, tmp_path / "out")
