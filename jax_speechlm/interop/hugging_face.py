@@ -201,12 +201,13 @@ def _speech_lm_settings(experiment: Experiment, tokenizer: Tokenizer) -> Setting
     objective = experiment.objective
     prompt = {"task": objective.task} | objective.prompts.of(objective.task).model_dump(mode="json")
     never = ids_in_folder(tokenizer, np.flatnonzero(~vocabulary.may_follow()))
+    (end,) = ids_in_folder(tokenizer, [vocabulary.boundary])
     # Not what an imported language model was to be used with: answers are ours.
     generation = {
         "do_sample": False,
         "max_length": _MOST_VECTORS,
-        "eos_token_id": ids_in_folder(tokenizer, [vocabulary.boundary])[0],
-        "pad_token_id": ids_in_folder(tokenizer, [vocabulary.boundary])[0],
+        "eos_token_id": end,
+        "pad_token_id": end,
         "suppress_tokens": [each for each in never if each >= 0],
     }
     ours = {front_ends.FILE: front_end, voxtral.PROMPT: prompt, GENERATION: generation}

@@ -119,11 +119,9 @@ def _logits(run: Trained, model: Any, extract: Callable, clips: Sequence[np.ndar
         answer = np.array([run.tokenizer.encode(texts[number % len(texts)])[:_MOST_TOKENS]], np.int32)
         ours = np.asarray(logits(run.params, features, answer))
         ours = ours[..., run.tokenizer.places.ours] if foreign else ours
-        inputs = {"input_ids": _prompt(run, features), "input_features": features}
-        inputs["input_ids"] = np.concatenate(
-            [inputs["input_ids"], [ids_in_folder(run.tokenizer, answer[0])]], axis=1
-        ).astype(np.int64)
-        worst = max(worst, distance(ours, outputs(model, inputs)))
+        said = np.array([ids_in_folder(run.tokenizer, answer[0])], np.int64)
+        row = np.concatenate([_prompt(run, features), said], axis=1)
+        worst = max(worst, distance(ours, outputs(model, {"input_ids": row, "input_features": features})))
         places += ours.shape[1]
     return within("logits", worst, f"{places} positions of {len(clips)} clips")
 
