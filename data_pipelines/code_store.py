@@ -32,6 +32,23 @@ _FILL = 2**20  # codes written at a time
 Count = TypeVar("Count", int, np.ndarray)
 
 
+@dataclasses.dataclass(frozen=True)
+class FrameGrid:
+    """Where the frames of an utterance lie.
+
+    Attributes:
+      frame_samples: samples from one frame to the next.
+      context_samples: samples that a frame needs beyond these; negative where the front end pads the ends.
+    """
+
+    frame_samples: int
+    context_samples: int
+
+    def num_frames(self, num_samples: Count) -> Count:
+        """Frames of an utterance of so many samples."""
+        return np.maximum(num_samples - self.context_samples, 0) // self.frame_samples * (num_samples > 0)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Units:
     """A k-means over frames of speech.
@@ -61,9 +78,14 @@ class Units:
         digest.update(np.ascontiguousarray(self.centroids, "<f4"))
         return digest.hexdigest()[:16]
 
+    @property
+    def grid(self) -> FrameGrid:
+        """The frames that have a code."""
+        return FrameGrid(self.frame_samples, self.context_samples)
+
     def num_frames(self, num_samples: Count) -> Count:
         """Frames, and so codes, of an utterance of so many samples."""
-        return np.maximum(num_samples - self.context_samples, 0) // self.frame_samples * (num_samples > 0)
+        return self.grid.num_frames(num_samples)
 
 
 def write_units(units: Units) -> None:
@@ -114,6 +136,11 @@ class CodeStore(TokenStore):
     """
 
     units: Units
+
+    @property
+    def grid(self) -> FrameGrid:
+        """The frames that have a code."""
+        return self.units.grid
 
 
 def open_codes(index: Index, units: Path | str) -> CodeStore:

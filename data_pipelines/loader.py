@@ -13,6 +13,7 @@ import numpy as np
 from data_pipelines.audio import decode_flac
 from data_pipelines.code_store import CodeStore
 from data_pipelines.errors import DataError
+from data_pipelines.frame_labels import FrameLabels
 from data_pipelines.index import Index, IndexMismatchError
 from data_pipelines.noise import NoiseReader
 from data_pipelines.plan import FILLER, Plan
@@ -31,8 +32,8 @@ Batch: TypeAlias = dict[str, np.ndarray]
 - `weight` float32 [B], 1, or 0 in a filler row and where the record could not be read (lengths are 0 there too);
 - `noise` int16 [B, S], only where batches are opened with a noise set: what training may mix into each row;
 - `label` int32 [B], only where labels were given: the utterance's class, 0 in a filler row;
-- `codes` int32 [B, T], only where a code store was given: the speech unit of each of the T frames that its front end
-  makes of S samples, -1 after the end, in a filler row and where the record could not be read.
+- `codes` int32 [B, T], only where a code store was given: the speech unit, or the class, of each of the T frames
+  that its front end makes of S samples, -1 after the end, in a filler row and where the record could not be read.
 """
 
 _DTYPES = {
@@ -58,7 +59,7 @@ def open_batches(
     noise: NoiseReader | None = None,
     labels: Sequence[int] | np.ndarray | None = None,
     column: str = "text",
-    codes: CodeStore | None = None,
+    codes: CodeStore | FrameLabels | None = None,
     parallel: int | None = None,
     prefetch: int = 4,
     max_bad: int = 100,
@@ -77,7 +78,8 @@ def open_batches(
       noise: where each row's `noise` comes from.
       labels: class of each row of the index.
       column: of the index, whose texts `tokens` spell.
-      codes: speech units of each row of the index; a crop then begins at a whole frame, so that they stay in step.
+      codes: speech units, or classes, of the frames of each row of the index; a crop then begins at a whole frame, so
+        that they stay in step.
       parallel: batches made at a time, each in a thread; the number of cores (8 at most) by default.
       prefetch: finished batches that wait in memory.
       max_bad: damaged records to skip and count before the run stops.
@@ -175,7 +177,7 @@ class _Assembler:
         speeds: tuple[float, ...],
         noise: NoiseReader | None,
         labels: Sequence[int] | np.ndarray | None,
-        codes: CodeStore | None,
+        codes: CodeStore | FrameLabels | None,
         column: str,
         max_bad: int,
     ):
@@ -215,7 +217,7 @@ class _Assembler:
         shapes = {"audio": (len(items), bucket.num_samples), "tokens": (len(items), bucket.num_tokens)}
         batch = {name: np.zeros(shapes.get(name, len(items)), dtype) for name, dtype in _DTYPES.items()}
         if self._codes is not None:
-            batch["codes"] = np.full((len(items), self._codes.units.num_frames(bucket.num_samples)), -1, np.int32)
+            batch["codes"] = np.full((len(items), self._codes.grid.num_frames(bucket.num_samples)), -1, np.int32)
         batch["example_id"][:] = np.where(items == FILLER, -1, items % len(self._index))
         for place, item in enumerate(items):
             if item != FILLER:
@@ -245,10 +247,10 @@ class _Assembler:
         length = min(len(samples), batch["audio"].shape[1])
         start = int(crop_at * (len(samples) - length + 1))
         if self._codes is not None:
-            units = self._codes.units
-            first = start // units.frame_samples
-            start = first * units.frame_samples
-            codes = self._codes.read(row, first, first + units.num_frames(length))
+            grid = self._codes.grid
+            first = start // grid.frame_samples
+            start = first * grid.frame_samples
+            codes = self._codes.read(row, first, first + grid.num_frames(length))
             batch["codes"][place, : len(codes)] = codes
         batch["audio"][place, :length] = samples[start : start + length]
         batch["audio_length"][place] = length

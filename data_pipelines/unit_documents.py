@@ -26,6 +26,7 @@ from data_pipelines.tokenizers import Tokenizer
 from data_pipelines.word_times import read_word_times
 
 _INTERLEAVING = 3  # stream of randomness
+_WITHOUT_TIMES = "; or train without interleaved documents: --data.interleaved 0"
 
 
 class Markers(NamedTuple):
@@ -156,7 +157,7 @@ def interleaved_documents(
       DataError: a part is not labelled with these units, or has no word times.
     """
     known = read_units(units)
-    codes, times = open_codes(index, units), {part: read_word_times(part) for part in index.parts}
+    codes, times = open_codes(index, units), {part: read_word_times(part, _WITHOUT_TIMES) for part in index.parts}
     missing: Counter[str] = Counter()
 
     def make(part: Part) -> Iterator[np.ndarray]:

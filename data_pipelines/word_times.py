@@ -59,8 +59,11 @@ def find_word_times(part: Part) -> WordTimes | None:
     return times if times.ends.shape == (part.num_rows,) else None
 
 
-def read_word_times(part: Part) -> WordTimes:
+def read_word_times(part: Part, instead: str = "") -> WordTimes:
     """The times beside a part's index.
+
+    Args:
+      instead: what else could be done about there being none, for the message.
 
     Raises:
       DataError: there are none; the message names the command that makes them.
@@ -68,8 +71,7 @@ def read_word_times(part: Part) -> WordTimes:
     if (found := find_word_times(part)) is None:
         raise DataError(
             f"{part}: when its words are said is not known. Run: jax-speechlm align RUN --sets {part.set_dir.name} "
-            f"--split {part.split} --format index --data-dir {part.set_dir.parent}, where RUN was trained by ctc; or "
-            "train without interleaved documents: --data.interleaved 0"
+            f"--split {part.split} --format index --data-dir {part.set_dir.parent}, where RUN was trained by ctc{instead}"
         )
     return found
 

@@ -8,8 +8,8 @@ from jaxtyping import Array, Int, Key, PRNGKeyArray, Shaped
 Batch = Mapping[str, Shaped[Array, "..."]]
 """A flat dict of fixed-shape arrays: `audio` int16 [B, S] at 16 kHz, `audio_length` int32 [B], `tokens` int32 [B, U],
 `token_length` int32 [B], `example_id` int32 [B] (row in the data set, -1 in filler rows), `weight` float32 [B] (0 marks
-filler rows). Where training mixes in a noise set, also `noise` int16 [B, S]; where it predicts speech units, `codes`
-int32 [B, T], one for each frame of the front end, -1 in padding.
+filler rows). Where training mixes in a noise set, also `noise` int16 [B, S]; where it predicts speech units, or
+the classes of frames, `codes` int32 [B, T], one for each frame of the front end, -1 in padding.
 
 A batch of text has no audio: `tokens` int32 [B, T], `segment` int32 [B, T] (1, 2, ... for the documents packed into a
 row, 0 for padding), `position` int32 [B, T] (from 0 in each segment), `example_id` and `weight`.

@@ -121,6 +121,12 @@ VERBS = {
         "jax-speechlm embed runs/pretrain *.wav --out embeddings.npz",
         typed=True,
     ),
+    "segment": Verb(
+        "jax_speechlm.voice_activity:segment_files",
+        "say when speech is heard in audio files, with a model that was trained to tell",
+        "jax-speechlm segment runs/voice meeting.mp3",
+        typed=True,
+    ),
     "probe": Verb(
         "jax_speechlm.evaluation.probing:probe_run",
         "train linear classifiers of speaker, language or words on an encoder's frozen layers",
@@ -399,6 +405,8 @@ EVALUATIONS = {
     "masked_lm": "jax_speechlm.evaluation.masked_text",
     "unit_lm": "jax_speechlm.evaluation.unit_language",
     "classification": "jax_speechlm.evaluation.classification",
+    "frame_classification": "jax_speechlm.evaluation.frame_classification",
+    "speaker_verification": "jax_speechlm.evaluation.speakers",
 }
 """The module whose `evaluate_run` measures what a run was trained for, by its objective."""
 

@@ -19,6 +19,8 @@ from jax_speechlm.experiment import Experiment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import functional
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
+from jax_speechlm.speaker_vectors import SpeakerVectors
+from jax_speechlm.trained import objective_kind
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.windows import Recording, Samples, cut_at_pauses, in_batches, shape_of
 
@@ -179,6 +181,7 @@ def embed_files(
 
     The file is numpy's: `files` names them, `embeddings` is float32 [files, dim]. With --frames the frames of all files
     follow each other, [frames, dim], and `lengths` says how many each file has; `frame_seconds` lie between them.
+    Of a run that was trained by speaker_verification a file's vector is its x-vector, unless a layer is named.
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
@@ -188,14 +191,17 @@ def embed_files(
       frames: every frame's vector instead of their mean.
       max_seconds: longer recordings are cut at pauses into parts of at most this length.
     """
-    encoder = SpeechEncoder.load(checkpoint)
-    embeddings = list(encoder.embed(files, layer=layer, max_seconds=max_seconds))
     arrays = {"files": np.array([str(file) for file in files])}
+    if not frames and layer is None and objective_kind(checkpoint) == "speaker_verification":
+        embeddings = list(SpeakerVectors.load(checkpoint).vectors(files, max_seconds))
+    else:
+        encoder = SpeechEncoder.load(checkpoint)
+        embeddings = list(encoder.embed(files, layer=layer, max_seconds=max_seconds))
     if frames:
         arrays |= {"embeddings": np.concatenate(embeddings), "lengths": np.array([len(x) for x in embeddings])}
         arrays |= {"frame_seconds": np.float64(encoder.frame_samples / audio.SAMPLE_RATE)}
     else:
-        arrays |= {"embeddings": np.stack([x.mean(axis=0) for x in embeddings])}
+        arrays |= {"embeddings": np.stack([x.mean(axis=0) if x.ndim > 1 else x for x in embeddings])}
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("wb") as file:  # numpy would add .npz to another name
         np.savez(file, **arrays)

@@ -16,10 +16,12 @@ from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation
 from jax_speechlm.objectives.encoder_only import EncoderOnly
+from jax_speechlm.objectives.frame_classification import FrameClassification
 from jax_speechlm.objectives.hubert import HuBERT
 from jax_speechlm.objectives.joint import Joint
 from jax_speechlm.objectives.masked_lm import MaskedLM
 from jax_speechlm.objectives.span_corruption import SpanCorruption
+from jax_speechlm.objectives.speaker_verification import SpeakerVerification
 from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.objectives.unit_lm import UnitLM
 from jax_speechlm.objectives.w2v_bert import W2vBert
@@ -41,6 +43,8 @@ Objective = Annotated[
     | SpeechLM
     | Distillation
     | Classification
+    | FrameClassification
+    | SpeakerVerification
     | EncoderOnly,
     pydantic.Field(discriminator="kind"),
 ]
@@ -57,7 +61,8 @@ class Speech(Config):
       dev_sets: sets whose "dev" splits validate, or "name:split"; empty takes those of `sets` that have one.
       data_dir: folder of the prepared data sets.
       tokenizer: folder of a trained tokenizer, or of a run that has one; None takes the characters of the transcripts.
-      label: column of the index that classification tells apart: "text", "speaker", "language".
+      label: column of the index that classification tells apart, "text", "speaker" or "language"; speaker verification
+        takes "speaker".
       seconds_per_batch: padded audio of one global batch.
       num_buckets: static batch shapes, hence compiled programs.
       batch_multiple: every global batch size is a multiple of it: the data shards must divide it.

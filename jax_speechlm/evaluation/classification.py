@@ -15,8 +15,9 @@ from tyro.conf import Positional
 from data_pipelines import index as indexes
 from data_pipelines import packing
 from data_pipelines import plan as plans
+from data_pipelines.frame_labels import FrameLabels
 from data_pipelines.loader import open_batches
-from data_pipelines.paths import as_path
+from data_pipelines.paths import AnyPath, as_path
 from data_pipelines.text_loader import open_text_batches
 from data_pipelines.token_store import open_tokens
 from jax_speechlm.batch import Batch
@@ -150,16 +151,22 @@ def evaluate_run(
     objective, label = run.experiment.objective, run.experiment.data.label
     index = indexes.read_sets(data_dir, sets, split)
     actual = objective.numbers(index.column(label).to_pylist())
-    batches = _texts(run, index) if isinstance(run.experiment.data, Text) else _speech(run, index, seconds_per_batch)
+    batches = (
+        _texts(run, index) if isinstance(run.experiment.data, Text) else speech_batches(run, index, seconds_per_batch)
+    )
     report = score(actual, predict(run, batches, len(index)), objective.classes)
     report = report.replace(checkpoint=str(run.checkpoint), sets=sets, split=split, label=label)
-    out = as_path(out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}")
+    publish(report, as_path(out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}"))
+    return report
+
+
+def publish(report: ClassificationReport, out: AnyPath) -> None:
+    """Writes a report into a folder, and prints it."""
     save_report(report, out)
     console = Console(highlight=False)
     for table in report.tables():
         console.print(table)
-    console.print(f"{run.checkpoint}; {out / 'report.json'}", soft_wrap=True)
-    return report
+    console.print(f"{report.checkpoint}; {out / 'report.json'}", soft_wrap=True)
 
 
 def predict(run: Trained, batches: Iterator[Batch], num_rows: int) -> Int[np.ndarray, " rows"]:
@@ -174,10 +181,13 @@ def predict(run: Trained, batches: Iterator[Batch], num_rows: int) -> Int[np.nda
     return predicted
 
 
-def _speech(run: Trained, index: indexes.Index, seconds_per_batch: float) -> Iterator[Batch]:
+def speech_batches(
+    run: Trained, index: indexes.Index, seconds_per_batch: float, codes: FrameLabels | None = None
+) -> Iterator[Batch]:
+    """Every utterance of an index once, in batches of so much padded audio, each frame with its class if there is one."""
     frame_samples = run.experiment.frame_samples
     plan = plans.make_eval_plan(index.num_samples, seconds_per_batch=seconds_per_batch, frame_samples=frame_samples)
-    return open_batches(index, plan, num_steps=plan.steps_per_epoch)
+    return open_batches(index, plan, num_steps=plan.steps_per_epoch, codes=codes)
 
 
 def _texts(run: Trained, index: indexes.Index) -> Iterator[Batch]:

@@ -23,7 +23,7 @@ from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.decoding.greedy import best_path, collapse
 from jax_speechlm.frontend.logmel import log_mel
-from jax_speechlm.interop import foreign_ids, spoken_answers, text_classes, voxtral
+from jax_speechlm.interop import foreign_ids, spoken_answers, text_classes, voxtral, x_vectors
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.front_ends import ending
 from jax_speechlm.interop.hugging_face import Package, vocabulary_of
@@ -133,6 +133,9 @@ def _compare_speech(folder: Path, run: Trained, made: Package, model: Any, clips
     mel, num_frames = run.experiment.frontend.mel, run.experiment.model.num_frames
     extract, waves = _extractor(folder), _waves(clips)
     yield guarded("front end", lambda: _front_end(mel, extract, clips, waves))
+    if made.architecture == "Wav2Vec2BertForXVector":
+        yield from x_vectors.compare_vectors(run, made, model, extract, waves)
+        return
     what = "hidden states" if made.architecture == "Wav2Vec2BertModel" else "logits"
     batches = [*(extract(wave) for wave in waves), extract(waves)]
     yield guarded(what, lambda: _outputs(what, model, _ours(run, made), batches, num_frames))
@@ -153,6 +156,8 @@ def _compare_speech(folder: Path, run: Trained, made: Package, model: Any, clips
         yield guarded("pipeline", lambda: _pipeline(folder, waves, texts, certain))
     elif made.architecture == "Wav2Vec2BertForSequenceClassification":
         yield guarded("class", lambda: _named(model, extract, waves, _classes(run, clips)))
+    elif made.architecture == "Wav2Vec2BertForAudioFrameClassification":
+        yield guarded("classes", lambda: _frame_classes(run, model, extract, clips, waves))
 
 
 def _extractor(folder: Path) -> Callable:
@@ -269,6 +274,27 @@ def _classes(run: Trained, clips: Sequence[Clip]) -> list[str]:
 def _named(model: Any, extract: Callable, waves: Sequence[np.ndarray], classes: Sequence[str]) -> Check:
     numbers = [int(outputs(model, extract(wave, pad_to_multiple_of=1))[0].argmax()) for wave in waves]
     return _same_words("class", classes, [model.config.id2label[number] for number in numbers])
+
+
+def _frame_classes(
+    run: Trained, model: Any, extract: Callable, clips: Sequence[Clip], waves: Sequence[np.ndarray]
+) -> Check:
+    """The likeliest class of every frame, by name, from samples: each clip by itself and without filling it up."""
+    experiment, count = run.experiment, 0
+    classes = np.array(experiment.objective.classes)
+    _, logits = experiment.objective.classifier(experiment.model, experiment.frontend)
+    classify = jax.jit(lambda params, batch: logits(params, batch, None))
+    for batch in in_batches(clips):
+        each = zip(batch["example_id"].tolist(), *jax.device_get(classify(run.params, batch)), strict=True)
+        for number, logits_TxC, frames in each:
+            if number < 0:
+                continue
+            found = outputs(model, extract(waves[number], pad_to_multiple_of=1))[0, :frames].argmax(-1)
+            named = np.array([model.config.id2label[int(each)] for each in found])
+            if not np.array_equal(named, classes[logits_TxC[:frames].argmax(-1)]):
+                return Check("classes", f"of {len(waves[number])} samples other frames are {classes[-1]}", False)
+            count += frames
+    return Check("classes", f"equal in {count} frames of {len(clips)} clips", True)
 
 
 def _same_words(name: str, ours: Sequence[str], theirs: Sequence[str], certain: Sequence[bool] | None = None) -> Check:

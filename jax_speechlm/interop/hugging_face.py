@@ -66,8 +66,8 @@ class Model(NamedTuple):
       architecture: the class in transformers.
       values: `config.json`.
       config: the model's shape.
-      sources: where our parameters are read from (`mapping.Source`): `encoder`, and `head` where there is one; or
-        `transformer`; or `encoder`, `adapter` and `transformer`.
+      sources: where our parameters are read from (`mapping.Source`): `encoder`, and `head` or `speaker` where there is
+        one; or `transformer`; or `encoder`, `adapter` and `transformer`.
     """
 
     architecture: str
@@ -188,6 +188,19 @@ def _classifier_settings(experiment: Experiment, tokenizer: Tokenizer | None) ->
     return wav2vec2_bert.classifier_config_to_hugging_face(experiment.model, experiment.objective.classes), files
 
 
+def _frames_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
+    _, files = _encoder_settings(experiment, tokenizer)
+    return wav2vec2_bert.frames_config_to_hugging_face(experiment.model, experiment.objective.classes), files
+
+
+def _speaker_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
+    if isinstance(experiment.model, FastConformerConfig):
+        raise ExportError("its x-vectors are of a FastConformer's hidden states, as no class of theirs has them")
+    _, files = _encoder_settings(experiment, tokenizer)
+    classes, head = experiment.objective.classes, experiment.objective.head
+    return wav2vec2_bert.x_vector_config_to_hugging_face(experiment.model, classes, head), files
+
+
 def _text_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
     vocabulary = _vocabulary(experiment, tokenizer)
     return _transformer_settings(experiment.model, vocabulary, experiment.data.context, tokenizer)
@@ -286,6 +299,16 @@ def _classifier_arrays(run: Trained) -> tuple[Params, StateDict]:
     return params, arrays
 
 
+def _frames_arrays(run: Trained) -> tuple[Params, StateDict]:
+    params = _groups(run, "encoder", "head")
+    return params, wav2vec2_bert.frames_to_hugging_face(params["encoder"], run.experiment.model, params["head"])
+
+
+def _speaker_arrays(run: Trained) -> tuple[Params, StateDict]:
+    params = _groups(run, "encoder", "speaker")
+    return params, wav2vec2_bert.x_vector_to_hugging_face(params["encoder"], run.experiment.model, params["speaker"])
+
+
 def _text_arrays(run: Trained) -> tuple[Params, StateDict]:
     model, params = run.experiment.model, with_their_ids(_groups(run, "transformer"), run.tokenizer)
     arrays = transformer.to_hugging_face(params["transformer"], model)
@@ -333,6 +356,8 @@ _KINDS = {
     **dict.fromkeys(("ctc", "joint"), _Kind(_recognizer_settings, _recognizer_arrays)),
     **dict.fromkeys(("causal_lm", "masked_lm", "span_corruption", "unit_lm"), _Kind(_text_settings, _text_arrays)),
     "classification": _Kind(_classifier_settings, _classifier_arrays),
+    "frame_classification": _Kind(_frames_settings, _frames_arrays),
+    "speaker_verification": _Kind(_speaker_settings, _speaker_arrays),
     "speech_lm": _Kind(_speech_lm_settings, _speech_lm_arrays),
 }
 
@@ -359,6 +384,10 @@ READERS = {
     "Wav2Vec2BertForSequenceClassification": Reader(
         wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.classifier_sources
     ),
+    "Wav2Vec2BertForAudioFrameClassification": Reader(
+        wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.frames_sources
+    ),
+    "Wav2Vec2BertForXVector": Reader(wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.x_vector_sources),
     "ParakeetForCTC": Reader(parakeet.config_from_hugging_face, parakeet.sources),
     voxtral.ARCHITECTURE: Reader(voxtral.config_from_hugging_face, voxtral.sources),
     **dict.fromkeys(TEXT_MODELS, Reader(transformer.config_from_hugging_face, _text_sources)),

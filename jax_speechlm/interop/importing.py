@@ -30,15 +30,19 @@ from jax_speechlm.interop.hugging_face import TEXT_MODELS, Model, id_axis, read_
 from jax_speechlm.interop.import_check import check_import
 from jax_speechlm.interop.mapping import Source, place
 from jax_speechlm.interop.transformer import CLASSIFIER
+from jax_speechlm.interop.wav2vec2_bert import x_vector_config_from_hugging_face
 from jax_speechlm.models import functional
 from jax_speechlm.models.functional import Params
 from jax_speechlm.models.lora import LoRA
+from jax_speechlm.objectives.base import ObjectiveConfig
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation
 from jax_speechlm.objectives.encoder_only import EncoderOnly
+from jax_speechlm.objectives.frame_classification import FrameClassification
 from jax_speechlm.objectives.masked_lm import MaskedLM
+from jax_speechlm.objectives.speaker_verification import SpeakerVerification
 from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
 from jax_speechlm.trained import Trained
@@ -49,6 +53,8 @@ from jax_speechlm.training.state import TrainState
 _DEFAULT_CONTEXT = 2048
 _PROCESSOR = "processor_config.json"  # where transformers 5 keeps a front end that is saved with a tokenizer
 _SPEECH = Speech(sets=())  # what it was trained on is not known
+_WHOLE = tuple(f"Wav2Vec2BertFor{use}" for use in ("SequenceClassification", "AudioFrameClassification", "XVector"))
+"""Speech encoders of which an export keeps all that was trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +172,7 @@ def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | No
         experiment = experiment.replace(objective=experiment.objective.student)
     if model.architecture == voxtral.ARCHITECTURE:  # whose maps hold what LoRA had learnt
         experiment = experiment.replace(model=experiment.model.replace(lora=LoRA()))
-    if "transformer" in model.sources or model.architecture == "Wav2Vec2BertForSequenceClassification":
+    if "transformer" in model.sources or model.architecture in _WHOLE:
         return experiment, tokenizer, record.get("units")
     objective = CTC() if "head" in model.sources else EncoderOnly()  # the only parts that an export keeps
     if experiment.objective.kind == objective.kind:
@@ -186,16 +192,28 @@ def _recognizer(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
 
 
 def _classifier(folder: Path, model: Model) -> tuple[Experiment, None]:
-    objective, frontend = _classification(folder, model), _front_end(folder)
-    return Experiment(objective=objective, model=model.config, frontend=frontend, data=_SPEECH), None
+    return _labelled(folder, model, Classification(classes=_class_names(folder, model)))
 
 
-def _classification(folder: Path, model: Model) -> Classification:
-    names = model.values.get("id2label")
-    count = model.sources["head"]["bias"].shape[0]
+def _frame_classifier(folder: Path, model: Model) -> tuple[Experiment, None]:
+    return _labelled(folder, model, FrameClassification(classes=_class_names(folder, model)))
+
+
+def _speaker_model(folder: Path, model: Model) -> tuple[Experiment, None]:
+    classes, head = _class_names(folder, model), x_vector_config_from_hugging_face(model.values)
+    return _labelled(folder, model, SpeakerVerification(classes=classes, head=head))
+
+
+def _labelled(folder: Path, model: Model, objective: ObjectiveConfig) -> tuple[Experiment, None]:
+    return Experiment(objective=objective, model=model.config, frontend=_front_end(folder), data=_SPEECH), None
+
+
+def _class_names(folder: Path, model: Model) -> tuple[str, ...]:
+    names, sources = model.values.get("id2label"), model.sources
+    count = sources["head"]["bias"].shape[0] if "head" in sources else sources["speaker"]["speakers"].shape[1]
     if not isinstance(names, dict) or names.keys() != {str(number) for number in range(count)}:
         raise ExportError(f"{folder / 'config.json'}: id2label does not name the {count} classes of the head")
-    return Classification(classes=tuple(names[str(number)] for number in range(count)))
+    return tuple(names[str(number)] for number in range(count))
 
 
 def _text_classifier(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
@@ -204,7 +222,7 @@ def _text_classifier(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]
             f"{folder / 'config.json'}: classifier_pooling={pooling!r}: here it is the mean of all tokens"
         )
     experiment, tokenizer = _text_model(folder, model)
-    return experiment.replace(objective=_classification(folder, model)), tokenizer
+    return experiment.replace(objective=Classification(classes=_class_names(folder, model))), tokenizer
 
 
 def _speech_language_model(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
@@ -248,6 +266,8 @@ EXPERIMENTS: dict[str, Callable[[Path, Model], tuple[Experiment, Tokenizer | Non
     "Wav2Vec2BertForCTC": _recognizer,
     "ParakeetForCTC": _recognizer,
     "Wav2Vec2BertForSequenceClassification": _classifier,
+    "Wav2Vec2BertForAudioFrameClassification": _frame_classifier,
+    "Wav2Vec2BertForXVector": _speaker_model,
     **dict.fromkeys(TEXT_MODELS, _text_model),
     CLASSIFIER: _text_classifier,
     voxtral.ARCHITECTURE: _speech_language_model,

@@ -17,11 +17,13 @@ from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.speech_language_model import SPARE_TOKENS, TOKENS_PER_SECOND
 from jax_speechlm.trained import Trained
 
-_ANSWERS = "audio-text-to-text"
+_ANSWERS, _FRAMES, _SPEAKER = "audio-text-to-text", "voice-activity-detection", "speaker-verification"
 _PIPELINES = {
     "Wav2Vec2BertForCTC": "automatic-speech-recognition",
     "ParakeetForCTC": "automatic-speech-recognition",
     "Wav2Vec2BertForSequenceClassification": "audio-classification",
+    "Wav2Vec2BertForAudioFrameClassification": _FRAMES,
+    "Wav2Vec2BertForXVector": _SPEAKER,
     "Wav2Vec2BertModel": "feature-extraction",
     "LlamaForCausalLM": "text-generation",
     "Qwen3ForCausalLM": "text-generation",
@@ -32,11 +34,12 @@ _PIPELINES = {
     "VoxtralForConditionalGeneration": _ANSWERS,
 }
 _AUDIO_MODEL = """\
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoFeatureExtractor, {auto}
 
-extractor, model = (kind.from_pretrained("FOLDER") for kind in (AutoFeatureExtractor, AutoModel))
-inputs = extractor(samples, sampling_rate=16_000, return_tensors="pt")  # float samples in [-1, 1)
-hidden = model(**inputs).last_hidden_state"""
+extractor, model = (kind.from_pretrained("FOLDER") for kind in (AutoFeatureExtractor, {auto}))
+# float samples in [-1, 1)
+inputs = extractor(samples, sampling_rate=16_000, return_tensors="pt"{options})
+{what}"""
 _SPOKEN = """\
 import torch
 from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTokenizer
@@ -60,7 +63,19 @@ _USES = {
     "text-generation": _PIPELINE.format(task="text-generation", argument='"In the", max_new_tokens=50'),
     "text-classification": _PIPELINE.format(task="text-classification", argument='"In the beginning"'),
     "fill-mask": _PIPELINE.format(task="fill-mask", argument='"In the <mask>"'),
-    "feature-extraction": _AUDIO_MODEL,
+    "feature-extraction": _AUDIO_MODEL.format(
+        auto="AutoModel", options="", what="hidden = model(**inputs).last_hidden_state"
+    ),
+    _FRAMES: _AUDIO_MODEL.format(
+        auto="AutoModelForAudioFrameClassification",
+        options=", pad_to_multiple_of=1",
+        what="classes = [model.config.id2label[int(frame)] for frame in model(**inputs).logits[0].argmax(-1)]",
+    ),
+    _SPEAKER: _AUDIO_MODEL.format(
+        auto="AutoModelForAudioXVector",
+        options=", pad_to_multiple_of=1",
+        what="vector = model(**inputs).embeddings[0]  # torch.cosine_similarity of two says how alike they are",
+    ),
 }
 
 

@@ -24,6 +24,7 @@ _COUNTS = {
     "sliding_window": 1 << 24,
     "global_attn_every_n_layers": 4096,
     "max_window_layers": 4096,
+    "xvector_output_dim": 1 << 16,
 }
 """The most that each count is of any model; all but those of `_MAY_BE_NONE` and `_FROM_ZERO` are at least 1."""
 
@@ -32,6 +33,7 @@ _MAY_BE_NONE = ("num_key_value_heads", "head_dim", "sliding_window", "vocab_size
 _RATES = ("hidden_dropout", "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
 _SIZES = ("rms_norm_eps", "norm_eps", "layer_norm_eps", "rope_theta", "global_rope_theta", "local_rope_theta")
 _SWITCHES = ("tie_word_embeddings", "use_sliding_window")
+_PER_LAYER = ("tdnn_dim", "tdnn_kernel", "tdnn_dilation")  # of an x-vector's layers over time
 _PARTS = ("audio_config", "text_config")  # settings that are settings of a model themselves
 
 
@@ -87,6 +89,10 @@ def _require_possible(file: Path, values: dict[str, Any]) -> None:
     if (types := values.get("layer_types")) is not None:
         of_layers = isinstance(types, list) and len(types) == layers and all(isinstance(name, str) for name in types)
         _require(file, "layer_types", types, of_layers)
+    for name in _PER_LAYER:
+        if (sizes := values.get(name)) is not None:
+            is_list = isinstance(sizes, list | tuple) and 0 < len(sizes) <= 64
+            _require(file, name, sizes, is_list and all(type(size) is int and 0 < size <= 1 << 16 for size in sizes))
     if (rope := values.get("rope_parameters")) is not None:
         _require(file, "rope_parameters", rope, isinstance(rope, dict))
         for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):

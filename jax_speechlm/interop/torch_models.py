@@ -15,6 +15,8 @@ _AUTO = {
     "Wav2Vec2BertModel": "AutoModel",
     "Wav2Vec2BertForCTC": "AutoModelForCTC",
     "Wav2Vec2BertForSequenceClassification": "AutoModelForAudioClassification",
+    "Wav2Vec2BertForAudioFrameClassification": "AutoModelForAudioFrameClassification",
+    "Wav2Vec2BertForXVector": "AutoModelForAudioXVector",
     "ParakeetForCTC": "AutoModelForCTC",
     "LlamaForCausalLM": "AutoModelForCausalLM",
     "Qwen3ForCausalLM": "AutoModelForCausalLM",

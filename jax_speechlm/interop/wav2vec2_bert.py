@@ -1,5 +1,6 @@
 """Conformer parameters to and from Hugging Face's Wav2Vec2-BERT (see `mapping`)."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from jax_speechlm.interop.mapping import (
 from jax_speechlm.interop.mapping import sources as sources_of
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.functional import Params
+from jax_speechlm.models.xvector import XVectorConfig
 
 _PREFIX = "wav2vec2_bert."
 _DEAD = "masked_spec_embed"  # the filler of Hugging Face's own SpecAugment: unused where that is off
@@ -78,6 +80,18 @@ _ENCODER = [
 ]
 _HEAD = _linear("head", "lm_head")
 _CLASSIFIER = [*_linear("projector", "projector"), *_linear("head", "classifier")]
+_OF_FRAMES = _linear("head", "classifier")
+
+
+def _x_vector(num_layers: int) -> list[Row]:
+    layers = (_linear(f"speaker.tdnn.layer{i}", f"tdnn.{i}.kernel") for i in range(num_layers))
+    return [
+        *_linear("speaker.projector", "projector"),
+        *itertools.chain.from_iterable(layers),
+        *_linear("speaker.embedding", "feature_extractor"),
+        *_linear("speaker.output", "classifier"),
+        Row("speaker.speakers", "objective.weight", SAME),
+    ]
 
 
 def from_hugging_face(state_dict: StateDict, config: ConformerConfig) -> tuple[Params, Params | None]:
@@ -118,8 +132,7 @@ def classifier_to_hugging_face(encoder: Params, config: ConformerConfig, head: P
     Between encoder and mean it has a linear map that we have not: it is the identity.
     """
     projector = {"kernel": np.eye(config.dim, dtype=np.float32), "bias": np.zeros(config.dim, np.float32)}
-    arrays = {_PREFIX + name: value for name, value in to_hugging_face(encoder, config).items()}
-    return arrays | write({"projector": projector, "head": head}, _CLASSIFIER, config)
+    return _beside_encoder(encoder, {"projector": projector, "head": head}, _CLASSIFIER, config)
 
 
 def classifier_from_hugging_face(state_dict: StateDict, config: ConformerConfig) -> tuple[Params, Params]:
@@ -136,17 +149,48 @@ def classifier_sources(state_dict: StateDict, config: ConformerConfig) -> Params
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.
     """
+    tree = _sources_beside_encoder(state_dict, ("projector", "head"), _CLASSIFIER, config)
+    projector, head = jax.tree.map(Source.read, (tree.pop("projector"), tree.pop("head")))
+    bias = projector["bias"] @ head["kernel"] + head["bias"]
+    return tree | {"head": {"kernel": Source((projector["kernel"] @ head["kernel"],)), "bias": Source((bias,))}}
+
+
+def frames_to_hugging_face(encoder: Params, config: ConformerConfig, head: Params) -> dict[str, np.ndarray]:
+    """The float32 state dict of a `Wav2Vec2BertForAudioFrameClassification`."""
+    return _beside_encoder(encoder, {"head": head}, _OF_FRAMES, config)
+
+
+def frames_sources(state_dict: StateDict, config: ConformerConfig) -> Params:
+    """Where our `FrameClassifier` is read from that class: `encoder` and `head`. Errors are those of `sources`."""
+    return _sources_beside_encoder(state_dict, ("head",), _OF_FRAMES, config)
+
+
+def x_vector_to_hugging_face(encoder: Params, config: ConformerConfig, speaker: Params) -> dict[str, np.ndarray]:
+    """The float32 state dict of a `Wav2Vec2BertForXVector`."""
+    return _beside_encoder(encoder, {"speaker": speaker}, _x_vector(len(speaker["tdnn"])), config)
+
+
+def x_vector_sources(state_dict: StateDict, config: ConformerConfig) -> Params:
+    """Where our `SpeakerModel` is read from that class: `encoder` and `speaker`. Errors are those of `sources`."""
+    num_layers = sum(name.startswith("tdnn.") and name.endswith(".kernel.weight") for name in state_dict)
+    return _sources_beside_encoder(state_dict, ("speaker",), _x_vector(num_layers), config)
+
+
+def _beside_encoder(
+    encoder: Params, heads: Params, rows: Sequence[Row], config: ConformerConfig
+) -> dict[str, np.ndarray]:
+    arrays = {_PREFIX + name: value for name, value in to_hugging_face(encoder, config).items()}
+    return arrays | write(heads, rows, config)
+
+
+def _sources_beside_encoder(
+    state_dict: StateDict, groups: Sequence[str], rows: Sequence[Row], config: ConformerConfig
+) -> Params:
     arrays = {name.removeprefix(_PREFIX): value for name, value in state_dict.items()}
     arrays.pop(_DEAD, None)
-    tree = sources_of(arrays, _ENCODER + _CLASSIFIER, config, "Wav2Vec2-BERT classifier")
-    maps = {group: {name: tree[group][name].read() for name in tree[group]} for group in ("projector", "head")}
-    del tree["projector"], tree["head"]
-    projector, head = maps["projector"], maps["head"]
-    bias = projector["bias"] @ head["kernel"] + head["bias"]
-    return {
-        "encoder": tree,
-        "head": {"kernel": Source((projector["kernel"] @ head["kernel"],)), "bias": Source((bias,))},
-    }
+    tree = sources_of(arrays, [*_ENCODER, *rows], config, "Wav2Vec2-BERT with such a head")
+    heads = {name: tree.pop(name) for name in groups if name in tree}
+    return {"encoder": tree} | heads
 
 
 # Settings of a Wav2Vec2BertConfig with a name of our own, and those that our one form fixes.
@@ -161,6 +205,7 @@ _RENAMED = {
     "hidden_dropout": "dropout",
     "attention_dropout": "attention_dropout",
 }
+_TDNN = {"tdnn_dim": "channels", "tdnn_kernel": "kernels", "tdnn_dilation": "dilations"}
 _FIXED = {
     "model_type": "wav2vec2-bert",
     "position_embeddings_type": "relative_key",
@@ -198,6 +243,33 @@ def config_to_hugging_face(config: ConformerConfig, vocab_size: int | None = Non
 
 def classifier_config_to_hugging_face(config: ConformerConfig, classes: Sequence[str]) -> dict[str, Any]:
     """The settings of the `config.json` of a `Wav2Vec2BertForSequenceClassification`."""
-    architecture = {"architectures": ["Wav2Vec2BertForSequenceClassification"]}
-    form = {"classifier_proj_size": config.dim, "use_weighted_layer_sum": False}
-    return config_to_hugging_face(config) | architecture | form | class_names(classes)
+    return _headed_config(config, classes, "SequenceClassification", classifier_proj_size=config.dim)
+
+
+def frames_config_to_hugging_face(config: ConformerConfig, classes: Sequence[str]) -> dict[str, Any]:
+    """The settings of the `config.json` of a `Wav2Vec2BertForAudioFrameClassification`."""
+    return _headed_config(config, classes, "AudioFrameClassification")
+
+
+def x_vector_config_to_hugging_face(
+    config: ConformerConfig, speakers: Sequence[str], head: XVectorConfig
+) -> dict[str, Any]:
+    """The settings of the `config.json` of a `Wav2Vec2BertForXVector`."""
+    sizes = {theirs: list(getattr(head, ours)) for theirs, ours in _TDNN.items()}
+    return _headed_config(config, speakers, "XVector", **sizes, xvector_output_dim=head.dim)
+
+
+def x_vector_config_from_hugging_face(values: Mapping[str, Any]) -> XVectorConfig:
+    """The head of a `Wav2Vec2BertForXVector`, from its `config.json`.
+
+    Raises:
+      ValueError: a setting is missing, or the layers have different numbers of them.
+    """
+    require(values, [*_TDNN, "xvector_output_dim"])
+    sizes = {ours: tuple(values[theirs]) for theirs, ours in _TDNN.items()}
+    return XVectorConfig(**sizes, dim=values["xvector_output_dim"])
+
+
+def _headed_config(config: ConformerConfig, classes: Sequence[str], head: str, **settings: Any) -> dict[str, Any]:
+    form = {"architectures": [f"Wav2Vec2BertFor{head}"], "use_weighted_layer_sum": False}
+    return config_to_hugging_face(config) | form | settings | class_names(classes)

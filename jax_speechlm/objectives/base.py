@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jax_speechlm.batch import Batch
 from jax_speechlm.config import Config
+from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models import functional
 
@@ -24,13 +25,15 @@ class ObjectiveConfig(Config):
     Attributes:
       reads_text: whether batches of speech must carry the transcripts' tokens.
       reads_labels: whether batches must carry the class of each row; `numbers` then gives it from the label.
-      reads_codes: whether batches of speech must carry the speech unit of each frame.
+      reads_codes: whether batches of speech must carry the speech unit, or the class, of each frame.
+      reads_word_times: whether that is a class: 1 where a word is said, 0 in pauses of at least `min_pause`.
       encoders: the kinds of speech encoder that it can train; one that subsamples has fewer frames than features.
     """
 
     reads_text: ClassVar[bool] = False
     reads_labels: ClassVar[bool] = False
     reads_codes: ClassVar[bool] = False
+    reads_word_times: ClassVar[bool] = False
     encoders: ClassVar[tuple[str, ...]] = ("conformer",)
 
     @property
@@ -48,7 +51,8 @@ class ObjectiveConfig(Config):
         if kind == "fast_conformer" and kind not in self.encoders:
             raise ValueError(
                 f"{self.kind} needs an encoder with a frame for each feature vector, and a fast_conformer has fewer: "
-                "set model to a ConformerConfig, or the objective to ctc, classification or speech_lm"
+                "set model to a ConformerConfig, or the objective to ctc, classification, "
+                "speaker_verification or speech_lm"
             )
 
     def check_data(self, data: Config) -> None:
@@ -111,6 +115,15 @@ def check_input_dim(model: int, frontend: int) -> None:
     if model != frontend:
         raise ValueError(
             f"the front end gives {frontend} features, model.input_dim is {model}; set --model.input_dim {frontend}"
+        )
+
+
+def check_no_crop(frontend: FrontEnd, what: str) -> None:
+    """Raises ValueError where augmentation would leave a row's labels without their audio."""
+    if frontend.augment.crop_seconds is not None:
+        raise ValueError(
+            f"frontend.augment.crop_seconds would cut audio away from under its {what}: set it to None; where labels "
+            "are of frames, data.max_crop takes them along"
         )
 
 

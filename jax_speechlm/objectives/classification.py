@@ -1,66 +1,33 @@
 """Classification of utterances or texts: one label for each, from the mean of its hidden states."""
 
-from collections.abc import Callable, Iterable
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable
+from typing import Literal
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-import pydantic
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
-from pydantic import Field
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from data_pipelines.errors import DataError
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
-from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import encoders, functional, transformer_config
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.layers import Linear, frame_mask
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, mean
+from jax_speechlm.objectives.base import Metrics, Objective, check_features, mean
+from jax_speechlm.objectives.classes import ReadsClasses
+from jax_speechlm.objectives.hearing import hear
 from jax_speechlm.vocabulary import Vocabulary
 
 ClassLogits = Callable[[functional.Params, Batch, PRNGKeyArray | None], Float[Array, "batch classes"]]
 
 
-class Classification(ObjectiveConfig):
-    """Settings of classification: of utterances with a speech encoder, of texts with a transformer.
-
-    Attributes:
-      classes: the labels, in the order of their numbers; a label in the data that is none of them is an error.
-    """
-
-    reads_labels: ClassVar[bool] = True
-    encoders: ClassVar[tuple[str, ...]] = ("conformer", "fast_conformer")
+class Classification(ReadsClasses):
+    """Settings of classification: of utterances with a speech encoder, of texts with a transformer."""
 
     kind: Literal["classification"] = "classification"
-    classes: Annotated[tuple[str, ...], Field(min_length=2)]
-
-    @pydantic.field_validator("classes")
-    @classmethod
-    def _classes_differ(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(classes)) != len(classes):
-            raise ValueError(f"classes must be distinct, got {', '.join(classes)}")
-        return classes
-
-    def numbers(self, labels: Iterable[str]) -> Int[np.ndarray, " rows"]:
-        """The class of each label: its place in `classes`.
-
-        Raises:
-          DataError: a label is none of them.
-        """
-        number = {label: place for place, label in enumerate(self.classes)}
-        try:
-            return np.array([number[label] for label in labels], np.int32)
-        except KeyError as error:
-            raise DataError(
-                f"the label {error} is none of the classes {', '.join(map(repr, self.classes))}: add it to "
-                "objective.classes, or leave such rows out of the data set"
-            ) from None
 
     def build(
         self, model: EncoderConfig | TransformerConfig, frontend: FrontEnd | None, tokenizer: Tokenizer | None
@@ -119,13 +86,9 @@ def _of_utterances(num_classes: int, model: EncoderConfig, frontend: FrontEnd):
     graphdef = functional.declare(make).graphdef
 
     def logits(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> Array:
-        classifier, keys, chunk = functional.bind(graphdef, params), None, None
-        if key is not None:
-            key, dropout_key, chunk_key = jax.random.split(key, 3)
-            keys, chunk = example_keys(dropout_key, batch["example_id"]), encoders.draw_chunk(model, chunk_key)
-        x_BxTxF, length_B = features(batch, frontend, key)
-        hidden_BxTxD, _ = classifier.encoder(x_BxTxF, length_B, keys=keys, chunk=chunk)
-        return classifier.head(_mean(hidden_BxTxD, frame_mask(model.num_frames(length_B), hidden_BxTxD.shape[1])))
+        classifier = functional.bind(graphdef, params)
+        hidden_BxTxD, frames_B = hear(classifier.encoder, model, batch, frontend, key)
+        return classifier.head(_mean(hidden_BxTxD, frame_mask(frames_B, hidden_BxTxD.shape[1])))
 
     def flops(num_samples: int, batch_size: int) -> float:
         return encoders.forward_flops(model, frontend.mel.num_frames(num_samples), batch_size)

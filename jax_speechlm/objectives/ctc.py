@@ -18,7 +18,7 @@ from jax_speechlm.models import functional
 from jax_speechlm.models.attention import Chunk
 from jax_speechlm.models.encoders import EncoderConfig, draw_chunk, forward_flops, make_encoder
 from jax_speechlm.models.layers import Linear, frame_mask
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, check_no_crop, mean
 from jax_speechlm.parallel.mesh import by_rows
 
 BLANK = 0  # the id that tokenizers reserve for blank and padding
@@ -145,10 +145,7 @@ class CTC(ObjectiveConfig):
             raise ValueError(
                 f"objective.intermediate is {self.intermediate}; the model has {depth} layers, so go below that"
             )
-        if augment.crop_seconds is not None:
-            raise ValueError(
-                "frontend.augment.crop_seconds would cut audio away from under its transcript: set it to None"
-            )
+        check_no_crop(frontend, "transcript")
         if self.consistency and not (augment.time_masks or augment.freq_masks):
             raise ValueError(
                 "objective.consistency compares two SpecAugment views: set frontend.augment's masks, or it to 0"

@@ -22,7 +22,7 @@ from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
 from jax_speechlm.models.layers import Linear, frame_mask
 from jax_speechlm.objectives import gauges
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, check_no_crop, mean
 from jax_speechlm.objectives.masking import draw_views, span_frames
 from jax_speechlm.parallel import sequence
 
@@ -61,11 +61,7 @@ class HuBERT(ObjectiveConfig):
           ValueError: the front end's features do not fit the model, or it crops the audio away from under its units.
         """
         check_input_dim(model.input_dim, frontend.mel.input_dim)
-        if frontend.augment.crop_seconds is not None:
-            raise ValueError(
-                "frontend.augment.crop_seconds would cut audio away from under its units: set it to None, and "
-                "data.max_crop for crops that take the units along"
-            )
+        check_no_crop(frontend, "units")
         make = lambda rngs: HuBERTModel(model, self, rngs=rngs)  # noqa: E731
         span = span_frames(self.mask_span, frontend)
         loss = functools.partial(

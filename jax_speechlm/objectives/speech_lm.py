@@ -22,7 +22,7 @@ from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import encoders, functional, transformer_config
 from jax_speechlm.models.layers import Keys
 from jax_speechlm.models.speech_lm import Sequence, SpeechLMConfig, SpeechTransformer, speech_attention
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, check_no_crop, mean
 from jax_speechlm.objectives.causal_lm import token_losses
 from jax_speechlm.vocabulary import Vocabulary
 
@@ -98,8 +98,7 @@ class SpeechLM(ObjectiveConfig):
         if not isinstance(model, SpeechLMConfig):
             raise ValueError(f"speech_lm trains an encoder, an adapter and a transformer, not a {model.kind}")
         check_features(model.encoder, frontend.mel)
-        if frontend.augment.crop_seconds is not None:
-            raise ValueError("frontend.augment.crop_seconds would cut audio away from under its text: set it to None")
+        check_no_crop(frontend, "text")
         make = lambda rngs: SpeechTransformer(model, vocabulary.size, rngs=rngs)  # noqa: E731
         loss = functools.partial(
             _loss,

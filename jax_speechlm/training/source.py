@@ -13,8 +13,9 @@ from jaxtyping import Int
 from data_pipelines import index as indexes
 from data_pipelines import packing, token_store, tokenizers, unit_documents
 from data_pipelines import plan as plans
-from data_pipelines.code_store import CodeStore, Units, open_codes, read_units
+from data_pipelines.code_store import CodeStore, FrameGrid, Units, open_codes, read_units
 from data_pipelines.errors import DataError
+from data_pipelines.frame_labels import FrameLabels, speech_frames
 from data_pipelines.loader import Batch, Batches, open_batches
 from data_pipelines.mixture import MixturePlan, make_mixture_plan
 from data_pipelines.noise import NoiseReader
@@ -28,6 +29,9 @@ from jax_speechlm.vocabulary import Vocabulary
 
 Labels = Int[np.ndarray, " rows"] | None
 """The class of each row of an index, for classification."""
+
+FrameCodes = CodeStore | FrameLabels | None
+"""The unit or the class of each frame of each row."""
 
 
 @runtime_checkable
@@ -129,7 +133,8 @@ class PreparedSpeech(Source):
       speeds: factors of speed perturbation in training.
       noise: what training mixes in, or None.
       labels: classes of the rows of `train` and of `dev`; None where the objective does not classify.
-      codes: speech units of the utterances of `train` and of `dev`; None where the objective does not predict them.
+      codes: speech units, or classes of frames, of the utterances of `train` and of `dev`; None where the objective
+        does not predict them.
       text_column: column of the indexes that the tokens spell.
     """
 
@@ -141,13 +146,13 @@ class PreparedSpeech(Source):
     speeds: tuple[float, ...] = (1.0,)
     noise: NoiseReader | None = None
     labels: tuple[Labels, Labels] = (None, None)
-    codes: tuple[CodeStore | None, CodeStore | None] = (None, None)
+    codes: tuple[FrameCodes, FrameCodes] = (None, None)
     text_column: str = "text"
 
     @property
     def units(self) -> Units | None:
-        """The k-means that made `codes`."""
-        return self.codes[0] and self.codes[0].units
+        """The k-means that made `codes`, where one did."""
+        return self.codes[0].units if isinstance(self.codes[0], CodeStore) else None
 
     @classmethod
     def open(cls, experiment: Experiment, tokenizer: tokenizers.Tokenizer | None = None) -> "PreparedSpeech":
@@ -454,9 +459,12 @@ def _labels(experiment: Experiment, *parts: indexes.Index | None) -> tuple[Label
     return tuple(part and experiment.objective.numbers(part.column(column).to_pylist()) for part in parts)
 
 
-def _codes(experiment: Experiment, *parts: indexes.Index | None) -> tuple[CodeStore | None, ...]:
-    """The units of each index's rows, or None where the objective does not read them or there is no index."""
+def _codes(experiment: Experiment, *parts: indexes.Index | None) -> tuple[FrameCodes, ...]:
+    """What each frame of each index's rows is, or None where the objective does not read it or there is no index."""
     data, objective, mel = experiment.data, experiment.objective, experiment.frontend.mel
+    if objective.reads_word_times:
+        grid = FrameGrid(mel.frame_samples, mel.context_samples)
+        return tuple(None if part is None else speech_frames(part, grid, objective.min_pause) for part in parts)
     if not objective.reads_codes:
         return (None,) * len(parts)
     if data.units is None:

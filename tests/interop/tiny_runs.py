@@ -17,13 +17,16 @@ from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.lora import LoRA
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
+from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.frame_classification import FrameClassification
 from jax_speechlm.objectives.joint import Joint
 from jax_speechlm.objectives.masked_lm import MaskedLM
 from jax_speechlm.objectives.span_corruption import SpanCorruption
+from jax_speechlm.objectives.speaker_verification import SpeakerVerification
 from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.objectives.unit_lm import UnitLM
 from jax_speechlm.trained import Trained
@@ -38,6 +41,7 @@ SPEECH = Speech(sets=("noise",))
 TEXT = Text(sets=("letters",), context=64, tokens_per_batch=128)
 STREAMS = (Stream(name="pairs", data=SPEECH), Stream(name="speech", data=SPEECH))
 FORMER = ConformerConfig(input_dim=40, dim=16, num_layers=2, num_heads=2, kernel_size=5, left_max=6, right_max=3)
+XVECTOR = XVectorConfig(channels=(12, 10), kernels=(3, 2), dilations=(1, 1), dim=8)
 FAST = FastConformerConfig(input_dim=40, dim=16, num_layers=2, num_heads=2, kernel_size=5, channels=4)
 QWEN = TransformerConfig(dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=24)
 BERT = TransformerConfig(
@@ -68,6 +72,19 @@ RUNS = {
         FORMER,
         SPEECH,
         "Wav2Vec2BertForSequenceClassification",
+    ),
+    "frames": (FrameClassification(), FORMER, SPEECH, "Wav2Vec2BertForAudioFrameClassification"),
+    "speaker": (
+        SpeakerVerification(classes=CLASSES, head=XVECTOR),
+        FORMER,
+        SPEECH,
+        "Wav2Vec2BertForXVector",
+    ),
+    "dilated speaker": (
+        SpeakerVerification(classes=CLASSES, head=XVECTOR.replace(dilations=(1, 2))),
+        FORMER,
+        SPEECH,
+        "Wav2Vec2BertForXVector",
     ),
     "qwen3": (CausalLM(), QWEN, TEXT, "Qwen3ForCausalLM"),
     "llama": (CausalLM(), QWEN.replace(query_key_norm=False, tied=False), TEXT, "LlamaForCausalLM"),

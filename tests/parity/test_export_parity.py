@@ -47,6 +47,10 @@ TAMPERINGS = {
     "two letters": ("ids", "ctc"),
     "mel bins": ("front end", "ctc"),
     "a class": ("class", "classification"),
+    "a frame's class": ("classes", "frames"),
+    "a speaker": ("speakers", "speaker"),
+    "a dilation": ("vectors", "speaker"),
+    "a layer over time": ("vectors", "dilated speaker"),
     "a unit": ("ids", "unit_lm"),
     "what never follows": ("continuation", "unit_lm"),
     "an angle": ("logits", "masked_lm"),
@@ -77,8 +81,12 @@ def test_the_check_sees(tmp_path, tampering):
             files["vocab.json"] |= {"a": files["vocab.json"]["b"], "b": files["vocab.json"]["a"]}
         case "mel bins":
             files["preprocessor_config.json"] |= {"num_mel_bins": 19, "feature_size": 19}
-        case "a class":
+        case "a class" | "a frame's class" | "a speaker":
             config["id2label"] = {number: "other" for number in config["id2label"]}
+        case "a dilation":
+            config["tdnn_dilation"] = [1, 2]
+        case "a layer over time":
+            arrays["tdnn.1.kernel.weight"] = arrays["tdnn.1.kernel.weight"][:, ::-1].copy()
         case "a unit":
             vocab = files["tokenizer.json"]["model"]["vocab"]
             vocab |= {"<unit_1>": vocab["<unit_2>"], "<unit_2>": vocab["<unit_1>"]}

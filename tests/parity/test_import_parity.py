@@ -103,6 +103,25 @@ def word_pieces(texts, special):
     return tokenizer
 
 
+@pytest.mark.parametrize("kind", ["AudioFrameClassification", "XVector"])
+def test_heads_of_frames_and_of_speakers_are_taken_as_they_are(tmp_path, kind):
+    """With transformers' own settings of the layers over time, dilated ones."""
+    torch.manual_seed(0)
+    names = {number: f"of {number}" for number in range(3)}
+    config = transformers.Wav2Vec2BertConfig(**TOWER, id2label=names, tdnn_dim=(8, 8, 8, 8, 12), xvector_output_dim=6)
+    getattr(transformers, f"Wav2Vec2BertFor{kind}")(config).save_pretrained(tmp_path / "theirs")
+    transformers.SeamlessM4TFeatureExtractor(feature_size=20, num_mel_bins=20).save_pretrained(tmp_path / "theirs")
+    verdict = import_run(tmp_path / "theirs", tmp_path / "run")
+    assert verdict.is_full
+    assert not verdict.failed
+    assert {"checkpoint", "parameters", "opens", "vectors" if kind == "XVector" else "classes"} <= {
+        check.name for check in verdict.checks
+    }
+    again = Trained.read(tmp_path / "run")
+    assert again.experiment.objective.classes == tuple(names.values())
+    assert not write_checked(again, tmp_path / "again").failed
+
+
 def write_recognizer(folder):
     folder.mkdir()
     (folder / "vocab.json").write_text(json.dumps(VOCAB))

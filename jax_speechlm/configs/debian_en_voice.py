@@ -1,0 +1,35 @@
+"""When someone speaks: voice activity of asterisk-en and queen-en, from the times of their words.
+
+jax-speechlm align runs/debian_en_joint --sets asterisk-en queen-en --split train --format index  # and dev, and test
+jax-speechlm finetune --config debian_en_voice --from runs/debian_en_joint --start.0.groups encoder --run-dir runs/voice
+jax-speechlm eval runs/voice --sets asterisk-en queen-en
+jax-speechlm segment runs/voice meeting.mp3
+
+It learns what the recognizer that aligned takes for words, and these clips have little else in them than speech. For
+rooms with noise add `data.noise_set` and `frontend.augment.noise_probability`.
+"""
+
+from jax_speechlm.configs.debian_en_joint import FRONT_END, MODEL
+from jax_speechlm.experiment import Cadence, Experiment, Speech
+from jax_speechlm.objectives.frame_classification import FrameClassification
+from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+
+
+def config() -> Experiment:
+    return Experiment(
+        data=Speech(
+            sets=("asterisk-en", "queen-en"),
+            seconds_per_batch=48,
+            num_buckets=3,
+            batch_multiple=1,
+            max_seconds=8.0,
+            max_crop=0.15,
+        ),
+        objective=FrameClassification(),
+        frontend=FRONT_END,
+        model=MODEL,
+        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
+        num_steps=300,
+        topology="cpu-1",
+        cadence=Cadence(log_every=50, eval_every=150, checkpoint_every=300),
+    )

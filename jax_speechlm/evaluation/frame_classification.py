@@ -1,0 +1,65 @@
+"""From the classes of frames to a report: how many are right, and how often speech is missed or heard in silence."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Int
+from tyro.conf import Positional
+
+from data_pipelines import index as indexes
+from data_pipelines.code_store import FrameGrid
+from data_pipelines.frame_labels import speech_frames
+from data_pipelines.paths import as_path
+from jax_speechlm.batch import Batch
+from jax_speechlm.evaluation.classification import ClassificationReport, publish, score, speech_batches
+from jax_speechlm.trained import Trained
+
+
+def evaluate_run(
+    checkpoint: Positional[Path],
+    sets: tuple[str, ...],
+    split: str = "test",
+    data_dir: Path = Path("data"),
+    out: Path | None = None,
+    seconds_per_batch: float = 120.0,
+) -> ClassificationReport:
+    """Measures a voice activity detector on prepared data sets whose words have times: every frame is a row.
+
+    What it is measured by are the times that `jax-speechlm align --format index` found, not a person's: it cannot be
+    seen to be better than those. The recall of speech is what it does not miss, that of silence what is no
+    false alarm.
+
+    Args:
+      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
+      sets: names of prepared data sets; "name:split" takes another split than --split.
+      split: "test", "dev" or "train".
+      data_dir: folder of the prepared data sets.
+      out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
+      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+    """
+    run = Trained.load(checkpoint, "frame_classification", "tell speech from silence")
+    experiment, mel = run.experiment, run.experiment.frontend.mel
+    index = indexes.read_sets(data_dir, sets, split)
+    labels = speech_frames(index, FrameGrid(mel.frame_samples, mel.context_samples), experiment.objective.min_pause)
+    batches = speech_batches(run, index, seconds_per_batch, labels)
+    true, predicted = (np.concatenate(each) for each in zip(*_frames(run, batches), strict=True))
+    report = score(true, predicted, experiment.objective.classes).replace(
+        checkpoint=str(run.checkpoint),
+        sets=sets,
+        split=split,
+        label="frame",
+        skipped=int(np.count_nonzero(labels.lengths == 0)),
+    )
+    publish(report, as_path(out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}"))
+    return report
+
+
+def _frames(run: Trained, batches: Iterator[Batch]) -> Iterator[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]:
+    """The class of each frame that has one, and what it is taken for, batch by batch."""
+    _, logits = run.experiment.objective.classifier(run.experiment.model, run.experiment.frontend)
+    best = jax.jit(lambda params, batch: logits(params, batch, None)[0].argmax(-1))
+    for batch in batches:
+        guess, known = np.asarray(best(run.params, batch)), batch["codes"] >= 0
+        yield batch["codes"][known], guess[known]

@@ -1,0 +1,105 @@
+"""Frame classification: voice activity, from the times at which the words of transcripts are said.
+
+Frames in words are speech, and so are those of pauses too short to matter; the others are silence, or noise where
+training mixes that in. `jax-speechlm align --format index` finds the times; a row that could not be aligned says
+nothing about its frames.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
+
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+from pydantic import Field
+
+from data_pipelines.tokenizers import Tokenizer
+from jax_speechlm.batch import Batch
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
+from jax_speechlm.models.layers import Linear, frame_mask
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, check_no_crop, mean
+from jax_speechlm.objectives.hearing import hear
+from jax_speechlm.parallel import sequence
+
+FrameLogits = Callable[
+    [functional.Params, Batch, PRNGKeyArray | None],
+    tuple[Float[Array, "batch time classes"], Int[Array, " batch"]],
+]
+
+
+class FrameClassification(ObjectiveConfig):
+    """Settings of frame classification.
+
+    Attributes:
+      classes: what a frame may be, in the order of their numbers. Training knows silence and speech; a model that was
+        imported may tell other things apart.
+      min_pause: seconds; a shorter pause between words is speech.
+    """
+
+    reads_codes: ClassVar[bool] = True
+    reads_word_times: ClassVar[bool] = True
+
+    kind: Literal["frame_classification"] = "frame_classification"
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] = ("silence", "speech")
+    min_pause: Annotated[float, Field(ge=0)] = 0.3
+
+    def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
+        """The objective for one model and front end; it needs no tokenizer.
+
+        The loss is a mean over frames (nats). Metrics: `accuracy`, and `speech` and `speech_predicted` (shares of the
+        frames).
+
+        Raises:
+          ValueError: features that do not fit the model, or audio cropped away from under its words.
+        """
+        del tokenizer
+        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        check_no_crop(frontend, "words")
+        make, frame_logits = self.classifier(model, frontend)
+
+        def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
+            logits_BxTxC, frames_B = frame_logits(params, batch, key)
+            class_BxT = sequence.pad_time(batch["codes"])
+            inside_BxT = frame_mask(frames_B, class_BxT.shape[1]) & (class_BxT >= 0)
+            weight_BxT = inside_BxT * batch["weight"][:, None]
+            nats_BxT = optax.softmax_cross_entropy_with_integer_labels(logits_BxTxC, jnp.maximum(class_BxT, 0))
+            guess_BxT = jnp.argmax(logits_BxTxC, axis=-1)
+            sums = {
+                "loss": nats_BxT,
+                "accuracy": guess_BxT == class_BxT,
+                "speech": class_BxT > 0,
+                "speech_predicted": guess_BxT > 0,
+            }
+            count = jnp.sum(weight_BxT)
+            metrics = {name: (jnp.sum(weight_BxT * values), count) for name, values in sums.items()}
+            return mean(*metrics["loss"]), metrics
+
+        def flops(num_samples: int, batch_size: int) -> float:
+            num_frames = frontend.mel.num_frames(num_samples)
+            head = 2.0 * batch_size * num_frames * model.dim * len(self.classes)
+            return forward_flops(model, num_frames, batch_size) + head
+
+        return Objective(make, loss, forward_flops=flops)
+
+    def classifier(self, model: ConformerConfig, frontend: FrontEnd) -> tuple[functional.MakeModule, FrameLogits]:
+        """The model to make, and `(params, batch, key) -> (logits [batch, time, classes], frames of each row)`."""
+        make = lambda rngs: FrameClassifier(model, len(self.classes), rngs=rngs)  # noqa: E731
+        graphdef = functional.declare(make).graphdef
+
+        def logits(params: functional.Params, batch: Batch, key: PRNGKeyArray | None):
+            module = functional.bind(graphdef, params)
+            hidden_BxTxD, frames_B = hear(module.encoder, model, batch, frontend, key)
+            return module.head(hidden_BxTxD).astype(jnp.float32), frames_B
+
+        return make, logits
+
+
+class FrameClassifier(nnx.Module):
+    """A conformer and one linear layer to the classes of a frame."""
+
+    def __init__(self, config: ConformerConfig, num_classes: int, *, rngs: nnx.Rngs):
+        self.encoder = Conformer(config, rngs=rngs)
+        self.head = Linear((config.dim,), (num_classes,), ("embed", None), rngs=rngs)

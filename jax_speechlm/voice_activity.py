@@ -1,0 +1,141 @@
+"""When speech is heard in recordings, by a model that was trained to tell it from silence (`frame_classification`)."""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from tyro.conf import Positional
+
+from data_pipelines.audio import SAMPLE_RATE, AudioError
+from data_pipelines.errors import DataError
+from jax_speechlm.trained import Trained
+from jax_speechlm.windows import Recording, blocks_of, in_batches, windows
+
+_MAX_SECONDS = 30.0
+_WINDOWS = 32  # that wait to be heard together
+
+
+@dataclasses.dataclass(frozen=True)
+class VoiceActivity:
+    """A voice activity detector.
+
+    Attributes:
+      run: the checkpoint that it was read from.
+    """
+
+    run: Trained
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "VoiceActivity":
+        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
+
+        Raises:
+          CheckpointError: there is no readable checkpoint, or it was not trained by frame_classification.
+        """
+        return cls(Trained.load(path, "frame_classification", "tell speech from silence"))
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples of 16 kHz from one frame to the next."""
+        return self.run.experiment.frame_samples
+
+    def probabilities(self, recording: Recording, max_seconds: float = _MAX_SECONDS) -> Float[np.ndarray, " time"]:
+        """Of each frame of a recording, how probable it is that speech is heard: that it is not of the first class.
+
+        Args:
+          max_seconds: a longer recording is cut at quiet places, and its parts are heard each by itself.
+
+        Raises:
+          AudioError: the recording cannot be read.
+        """
+        found, waiting = [], []
+        for window in windows(blocks_of(recording), int(max_seconds * SAMPLE_RATE), multiple=self.frame_samples):
+            waiting.append(window)
+            if len(waiting) == _WINDOWS:
+                found += self._heard(waiting)
+                waiting = []
+        return np.concatenate([*found, *self._heard(waiting), np.zeros(0, np.float32)])
+
+    def _heard(self, parts: Sequence) -> list[Float[np.ndarray, " _"]]:
+        """The frames of each window, as many as its samples; what no whole feature covers has its neighbour's."""
+        found: dict[int, np.ndarray] = {}
+        for batch in in_batches([part.samples for part in parts]):
+            speech_BxT, frames_B = jax.device_get(self._speech(self.run.params, batch))
+            for number, speech_T, frames in zip(batch["example_id"].tolist(), speech_BxT, frames_B, strict=True):
+                if number >= 0:
+                    want = (parts[number].end - parts[number].start) // self.frame_samples
+                    known = speech_T[:frames] if frames else np.zeros(1, np.float32)
+                    found[number] = np.pad(known[:want], (0, max(0, want - len(known))), mode="edge")
+        return [found[number] for number in range(len(parts))]
+
+    def speech_times(
+        self, recording: Recording, threshold: float = 0.5, max_seconds: float = _MAX_SECONDS
+    ) -> list[tuple[float, float]]:
+        """Seconds at which speech begins and ends, in order.
+
+        A pause shorter than the one that training took for silence (`objective.min_pause`) parts nothing.
+
+        Args:
+          threshold: the probability from which a frame is speech.
+          max_seconds: see `probabilities`.
+
+        Raises:
+          AudioError: the recording cannot be read.
+        """
+        is_speech = self.probabilities(recording, max_seconds) >= threshold
+        edges = (
+            np.flatnonzero(np.diff(is_speech.astype(np.int8), prepend=0, append=0)) * self.frame_samples / SAMPLE_RATE
+        )
+        spans: list[tuple[float, float]] = []
+        for start, end in edges.reshape(-1, 2).tolist():
+            if spans and start - spans[-1][1] < self.run.experiment.objective.min_pause:
+                start = spans.pop()[0]
+            spans.append((start, end))
+        return spans
+
+    @functools.cached_property
+    def _speech(self):
+        experiment = self.run.experiment
+        _, logits = experiment.objective.classifier(experiment.model, experiment.frontend)
+
+        def speech(params, batch):
+            logits_BxTxC, frames_B = logits(params, batch, None)
+            return 1 - jax.nn.softmax(logits_BxTxC.astype(jnp.float32))[..., 0], frames_B
+
+        return jax.jit(speech)
+
+
+def segment_files(
+    checkpoint: Positional[Path],
+    files: Positional[tuple[Path, ...]],
+    threshold: float = 0.5,
+    max_seconds: float = _MAX_SECONDS,
+) -> None:
+    """Prints when speech is heard in audio files: for each a line of JSON, {"file": ..., "speech": [[0.2, 1.7], ...]}.
+
+    Args:
+      checkpoint: a run that was trained by frame_classification: its directory, or a checkpoints/<step> folder.
+      files: audio of any format, sample rate, length and number of channels.
+      threshold: the probability from which a frame is speech.
+      max_seconds: longer recordings are cut at quiet places into parts of at most this length.
+    """
+    detector, failed = VoiceActivity.load(checkpoint), 0
+    for file in files:
+        try:
+            spans = detector.speech_times(file, threshold, max_seconds)
+        except AudioError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        line = {"file": str(file), "speech": [[round(time, 3) for time in span] for span in spans]}
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+    if failed:
+        raise DataError(f"{failed} of {len(files)} files could not be read")

@@ -1,0 +1,107 @@
+"""x-vectors and their margin: against numpy one row at a time, and no row's loss knows of padding or of other rows."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_speechlm.frontend.augment import SPEC_AUGMENT
+from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.models import functional
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.models.xvector import XVectorConfig
+from jax_speechlm.objectives.speaker_verification import SpeakerModel, SpeakerVerification
+from tests.objectives.test_classification import speech_batch
+
+HEAD = XVectorConfig(channels=(6, 5, 9), kernels=(3, 2, 1), dilations=(2, 3, 1), dim=4)
+CONFIG = SpeakerVerification(classes=("low", "middle", "high"), head=HEAD, scale=7.0, margin=0.3)
+FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3))
+MODELS = {
+    "conformer": ConformerConfig(input_dim=16, dim=8, num_layers=1, num_heads=2, kernel_size=3, left_max=4),
+    "fast": FastConformerConfig(input_dim=8, dim=8, num_layers=1, num_heads=2, kernel_size=3, channels=4),
+}
+FRONTENDS = {"conformer": FRONTEND, "fast": FRONTEND.replace(mel=LogMel(num_mel_bins=8, stack=1))}
+
+
+@functools.cache
+def objective(kind: str):
+    built = CONFIG.build(MODELS[kind], FRONTENDS[kind])
+    return built, functional.init(built.make, jax.random.key(1)), jax.jit(built.loss)
+
+
+def vector_of(params, hidden_TxD: np.ndarray) -> np.ndarray:
+    """The oracle: layer by layer and frame by frame, then numpy's own mean and deviation."""
+    x = hidden_TxD.astype(np.float64) @ params["projector"]["kernel"] + params["projector"]["bias"]
+    for number, (_, outputs, kernel, dilation) in enumerate(HEAD.layers):
+        weights = np.asarray(params["tdnn"][f"layer{number}"]["kernel"]).reshape(kernel, -1, outputs)
+        made = []
+        for start in range(len(x) - (kernel - 1) * dilation):
+            taps = [x[start + tap * dilation] @ weights[tap] for tap in range(kernel)]
+            made.append(np.maximum(sum(taps) + params["tdnn"][f"layer{number}"]["bias"], 0))
+        x = np.array(made)
+    pooled = np.concatenate([x.mean(0), x.std(0, ddof=1)])
+    return pooled @ params["embedding"]["kernel"] + params["embedding"]["bias"]
+
+
+def cosines_of(params, vector: np.ndarray) -> np.ndarray:
+    out = vector @ params["output"]["kernel"] + params["output"]["bias"]
+    speakers = np.asarray(params["speakers"], np.float64)
+    return (out / np.linalg.norm(out)) @ (speakers / np.linalg.norm(speakers, axis=0))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_equals_each_row_alone_in_numpy(kind):
+    _, params, run = objective(kind)
+    batch, (model, frontend) = speech_batch(), (MODELS[kind], FRONTENDS[kind])
+    loss, metrics = run(params, batch, None)
+    graphdef = functional.declare(lambda rngs: SpeakerModel(model, HEAD, 3, rngs=rngs)).graphdef
+    encode = jax.jit(lambda params, batch: functional.bind(graphdef, params).encoder(*features(batch, frontend, None)))
+    vectors, frames = jax.jit(CONFIG.vectors(model, frontend))(params, batch)
+    nll, hits, rows = [], [], np.flatnonzero((np.asarray(frames) >= HEAD.shortest) & (batch["weight"] > 0))
+    assert 0 < len(rows) < batch["weight"].sum(), "no row was too short"
+    for row in rows:
+        one = {name: jnp.asarray(batch[name][row : row + 1]) for name in ("audio", "audio_length")}
+        hidden = np.asarray(encode(params, one)[0])[0, : int(frames[row])]
+        expected = vector_of(params["speaker"], hidden)
+        np.testing.assert_allclose(vectors[row], expected, atol=1e-5)
+        cosines, own = cosines_of(params["speaker"], expected), batch["label"][row]
+        logits = 7 * (cosines - 0.3 * (np.arange(3) == own))
+        nll.append(np.log(np.exp(logits).sum()) - logits[own])
+        hits.append(cosines.argmax() == own)
+    np.testing.assert_allclose(metrics["loss"], (sum(nll), len(rows)), rtol=1e-4)
+    np.testing.assert_allclose(metrics["accuracy"], (sum(hits), len(rows)))
+    np.testing.assert_allclose(metrics["too_short"], (batch["weight"].sum() - len(rows), batch["weight"].sum()))
+    np.testing.assert_allclose(loss, np.mean(nll), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("key", [None, 3])
+def test_does_not_depend_on_padding_batch_size_or_row_order(kind, key):
+    key, order = key and jax.random.key(key), np.array([4, 2, 5, 0, 3, 1])
+    _, params, run = objective(kind)
+    batch = speech_batch()
+    whole = run(params, batch, key)[1]
+    moved = {name: value[order] for name, value in batch.items()}
+    moved["audio"] = np.pad(moved["audio"], ((0, 0), (0, 3_200)), constant_values=999)
+    halves = [run(params, {name: x[rows] for name, x in moved.items()}, key)[1] for rows in np.split(np.arange(6), 2)]
+    for name, pair in whole.items():
+        np.testing.assert_allclose(np.sum([half[name] for half in halves], 0), pair, rtol=1e-5, err_msg=name)
+
+
+def test_a_channel_that_no_frame_excites_has_a_slope():
+    built, params, _ = objective("conformer")
+    layer = params["speaker"]["tdnn"]["layer2"]
+    layer = layer | {"bias": layer["bias"] - 1e3}
+    dead = params | {"speaker": params["speaker"] | {"tdnn": params["speaker"]["tdnn"] | {"layer2": layer}}}
+    slopes = jax.jit(jax.grad(lambda params, batch: built.loss(params, batch, None)[0]))(dead, speech_batch())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    assert np.abs(slopes["speaker"]["embedding"]["bias"]).sum() > 0
+
+
+def test_layers_of_other_numbers_are_refused():
+    with pytest.raises(ValueError, match="one entry a layer, got 2, 3 and 3"):
+        XVectorConfig(channels=(4, 4), kernels=(3, 1, 1), dilations=(1, 1, 1))
