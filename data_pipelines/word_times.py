@@ -71,7 +71,8 @@ def read_word_times(part: Part, instead: str = "") -> WordTimes:
     if (found := find_word_times(part)) is None:
         raise DataError(
             f"{part}: when its words are said is not known. Run: jax-speechlm align RUN --sets {part.set_dir.name} "
-            f"--split {part.split} --format index --data-dir {part.set_dir.parent}, where RUN was trained by ctc{instead}"
+            f"--split {part.split} --format index --data-dir {part.set_dir.parent}, where RUN was trained by "
+            f"ctc{instead}"
         )
     return found
 

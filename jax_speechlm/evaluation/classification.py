@@ -184,7 +184,7 @@ def predict(run: Trained, batches: Iterator[Batch], num_rows: int) -> Int[np.nda
 def speech_batches(
     run: Trained, index: indexes.Index, seconds_per_batch: float, codes: FrameLabels | None = None
 ) -> Iterator[Batch]:
-    """Every utterance of an index once, in batches of so much padded audio, each frame with its class if there is one."""
+    """Every utterance of an index once, in batches of so much padded audio, with the classes of its frames if given."""
     frame_samples = run.experiment.frame_samples
     plan = plans.make_eval_plan(index.num_samples, seconds_per_batch=seconds_per_batch, frame_samples=frame_samples)
     return open_batches(index, plan, num_steps=plan.steps_per_epoch, codes=codes)

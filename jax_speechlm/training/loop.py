@@ -24,6 +24,7 @@ from jax_speechlm.models.functional import Params
 from jax_speechlm.parallel import distributed, hardware
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training import run_lock
 from jax_speechlm.training.goodput import Account, describe
 from jax_speechlm.training.logs import METRICS, LogFolder
 from jax_speechlm.training.optimizers import overlay, paths, select
@@ -84,7 +85,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
 
     Raises:
       TrainingStopped: `max_bad_steps` steps in a row were not finite, or the run's directory belongs to another run.
-      CheckpointError: a checkpoint cannot be read or written.
+      CheckpointError: a checkpoint cannot be read or written, or another process trains in `run_dir`.
     """
     began = time.perf_counter()
     began_at = time.time()
@@ -101,6 +102,8 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
     meta |= {"training_only": objective.training_only} if objective.training_only else {}
 
     with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(run_lock.held(run_dir))
         stack.enter_context(jax.set_mesh(mesh))
         logs = stack.enter_context(LogFolder(run_dir, jax.process_index() == 0)).folder
         account = Account(began_at, logs / METRICS)
