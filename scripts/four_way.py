@@ -21,9 +21,11 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what TensorFlow says as it is imported
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and it announces itself
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from run_queue import RunQueue, Task, train_to_end
+from scipy import stats
 
 from data_pipelines.errors import DataError
 from jax_speechlm import configs
@@ -121,6 +123,8 @@ def main() -> None:
         done = [seed for seed in args.seeds if all(map(queue.finished, names[seed]))]
         if done != printed:
             Console(width=140).print(_table(four_way, done))
+            if len(done) > 1:
+                Console(width=140).print(_gains(four_way, done))
             printed = done
 
 
@@ -138,6 +142,30 @@ def _table(four_way: FourWay, seeds: Sequence[int]) -> Table:
                 cells.append(f"{statistics.mean(each):.1f}{alone}")
         table.add_row(ROUTES[route], arm, *cells)
     return table
+
+
+def _gains(four_way: FourWay, seeds: Sequence[int]) -> Table:
+    """What each pretraining changes against none: means of the seeds' differences, and their 95 % intervals."""
+    title = f"Differences to no pretraining, points [95 %, Student's t]; seeds {', '.join(map(str, seeds))}"
+    table = Table("route", "pretrained on", title=title, title_justify="left")
+    for test_set, rate in itertools.product(TEST_SETS, ("WER", "CER")):
+        table.add_column(f"{test_set} {rate}", justify="right")
+    for route, arm in itertools.product(ROUTES, list(ARMS)[1:]):
+        cells = []
+        for test_set in TEST_SETS:
+            gains = np.array([_gain(four_way, route, arm, test_set, seed) for seed in seeds])  # [seeds, (WER, CER)]
+            half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(gains)
+            cells += [
+                f"{gain:+.1f} [{gain - h:+.1f}, {gain + h:+.1f}]" for gain, h in zip(gains.mean(0), half, strict=True)
+            ]
+        table.add_row(ROUTES[route], arm, *cells)
+    return table
+
+
+def _gain(four_way: FourWay, route: str, arm: str, test_set: str, seed: int) -> np.ndarray:
+    """WER and CER of a pretrained model, less those of the one that began from scratch with the same seed."""
+    with_it, without = (four_way.errors(f"{route}-{each}-{seed}", test_set) for each in (arm, "neither"))
+    return np.subtract(with_it, without)
 
 
 if __name__ == "__main__":
