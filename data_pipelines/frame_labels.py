@@ -1,51 +1,80 @@
 """Whether a word is said in each frame of prepared utterances, from the times that `word_times` keeps."""
 
 import dataclasses
+import functools
+import hashlib
+import logging
+from collections import Counter
 
 import numpy as np
 
 from data_pipelines.audio import SAMPLE_RATE
 from data_pipelines.code_store import FrameGrid
+from data_pipelines.errors import DataError
 from data_pipelines.index import Index
 from data_pipelines.token_store import TokenStore
 from data_pipelines.word_times import read_word_times
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrameLabels(TokenStore):
     """A class for each frame of all rows of an index, uint16: 1 in a word or a short pause, else 0; threads may share.
 
-    A row with a transcript whose alignment failed has none; one without words is silence.
+    A row whose words have no times has no classes.
 
     Attributes:
       lengths: int64 [rows], frames of each utterance.
       grid: where the frames lie.
+      not_aligned, without_transcript: rows that have no classes, by the reason.
     """
 
     grid: FrameGrid
+    not_aligned: int
+    without_transcript: int
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest that two share only if they give the same classes to the same frames."""
+        digest = hashlib.sha256(self.lengths.tobytes())
+        for part in self._ids:
+            digest.update(part.tobytes())
+        return digest.hexdigest()[:16]
 
 
-def speech_frames(index: Index, grid: FrameGrid, min_pause: float) -> FrameLabels:
-    """The labels of an index.
+def speech_frames(index: Index, grid: FrameGrid, min_pause: float, empty_is_silence: bool = False) -> FrameLabels:
+    """The labels of an index; rows without any are counted and logged.
 
     Args:
       min_pause: seconds; a shorter pause between two words is speech.
+      empty_is_silence: whether all of a row without a transcript is silence; else nothing is known of it.
 
     Raises:
-      DataError: of a part no word times are known; the message names the command that finds them.
+      DataError: of a part no word times are known, or no row has any; the message names the command that finds them.
     """
     shortest = round(min_pause * SAMPLE_RATE)
-    ids, ends = [], []
+    ids, ends, missing = [], [], Counter()
     for part in index.parts:
         times, num_frames = read_word_times(part), grid.num_frames(part.lengths("num_samples"))
         rows = [np.zeros(0, np.uint16)] * part.num_rows
         for row, text in enumerate(part.texts()):
-            if times.counts[row] or not text.strip():
+            if times.counts[row] or (empty_is_silence and not text.strip()):
                 rows[row] = _labels(times.of(row), int(num_frames[row]), grid.frame_samples, shortest)
+            else:
+                missing["not aligned" if text.strip() else "without a transcript"] += 1
         ids.append(np.concatenate([np.zeros(0, np.uint16), *rows]))
         ends.append(np.cumsum([len(row) for row in rows], dtype=np.int64))
     lengths = np.concatenate([np.diff(part_ends, prepend=0) for part_ends in ends])
-    return FrameLabels(lengths, index.first_row, tuple(ids), tuple(ends), grid)
+    for why, count in missing.items():
+        log.warning("%d of %d rows are %s: nothing is known of their frames", count, len(index), why)
+    if not lengths.any():
+        raise DataError(
+            f"{', '.join(map(str, index.parts))}: no row has words with times: align them with a run that spells them "
+            "better"
+        )
+    counts = missing["not aligned"], missing["without a transcript"]
+    return FrameLabels(lengths, index.first_row, tuple(ids), tuple(ends), grid, *counts)
 
 
 def _labels(spans: np.ndarray, num_frames: int, frame_samples: int, shortest_pause: int) -> np.ndarray:

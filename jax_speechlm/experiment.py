@@ -61,8 +61,7 @@ class Speech(Config):
       dev_sets: sets whose "dev" splits validate, or "name:split"; empty takes those of `sets` that have one.
       data_dir: folder of the prepared data sets.
       tokenizer: folder of a trained tokenizer, or of a run that has one; None takes the characters of the transcripts.
-      label: column of the index that classification tells apart, "text", "speaker" or "language"; speaker verification
-        takes "speaker".
+      label: column of the index that classification tells apart: "text", "speaker", "language".
       seconds_per_batch: padded audio of one global batch.
       num_buckets: static batch shapes, hence compiled programs.
       batch_multiple: every global batch size is a multiple of it: the data shards must divide it.

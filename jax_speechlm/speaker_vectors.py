@@ -45,19 +45,20 @@ class SpeakerVectors:
         Raises:
           AudioError: a recording cannot be read, or is too short.
         """
-        return np.stack([self._vector(each, max_seconds, seconds_per_batch) for each in recordings])
-
-    def _vector(self, recording: Recording, max_seconds: float, seconds_per_batch: float) -> Float[np.ndarray, " dim"]:
-        found = []
-        for batch in in_batches(cut_at_pauses(recording, max_seconds), seconds_per_batch):
+        cut = [cut_at_pauses(each, max_seconds) for each in recordings]
+        of_part = np.repeat(np.arange(len(cut)), [len(parts) for parts in cut])
+        total = np.zeros((len(cut), self.run.experiment.objective.head.dim), np.float32)
+        for batch in in_batches([part for parts in cut for part in parts], seconds_per_batch):
             vectors, frames = jax.device_get(self._compute(self.run.params, batch))
-            found.append(vectors[(batch["example_id"] >= 0) & (frames >= self.run.experiment.objective.head.shortest)])
-        parts = np.concatenate(found)
-        if not len(parts):
-            name = str(recording) if isinstance(recording, str | os.PathLike) else "audio"
+            has_vector = (batch["example_id"] >= 0) & (frames >= self.run.experiment.objective.head.shortest)
+            unit = vectors[has_vector] / np.linalg.norm(vectors[has_vector], axis=1, keepdims=True)
+            np.add.at(total, of_part[batch["example_id"][has_vector]], unit)
+        length = np.linalg.norm(total, axis=1, keepdims=True)
+        if (short := np.flatnonzero(length == 0)).size:
+            first = recordings[short[0]]
+            name = str(first) if isinstance(first, str | os.PathLike) else "audio"
             raise AudioError(name, "too short to say who speaks", "leave it out")
-        mean = (parts / np.linalg.norm(parts, axis=1, keepdims=True)).mean(0)
-        return mean / np.linalg.norm(mean)
+        return total / length
 
     @functools.cached_property
     def _compute(self):

@@ -22,7 +22,6 @@ def config() -> Experiment:
     return Experiment(
         data=Speech(
             sets=tuple(f"fsdd-speakers:{speaker}" for speaker in SPEAKERS[:4]),
-            label="speaker",
             seconds_per_batch=12,
             num_buckets=4,
             batch_multiple=1,

@@ -28,6 +28,9 @@ from jax_speechlm.trained import Trained
 from jax_speechlm.vocabulary import Vocabulary
 
 _TOKENS_PER_BATCH = 8192
+FRAME = "frame"
+"""The `label` of a report whose rows are frames."""
+
 _WIDEST_MATRIX = 20  # classes that a terminal has room for
 
 
@@ -49,7 +52,7 @@ class ClassificationReport(Config):
       accuracy: share of the rows whose class is right.
       precision, recall, f1: means over the classes (macro), each class counting alike.
       majority: accuracy of the answer that is right most often.
-      skipped: rows without any audio or text, which count nowhere.
+      skipped: rows without any audio or text, or, of frames, utterances without labels; they count nowhere.
       classes: each class by itself, in the objective's order.
       confusion: rows of the matrix are true classes, columns predicted ones.
     """
@@ -80,7 +83,8 @@ class ClassificationReport(Config):
         table.add_row("accuracy", f"{self.accuracy:.1%}", "", "", "")
         table.add_row("most frequent class", f"{self.majority:.1%}", "", "", "")
         if self.skipped:
-            table.add_row("empty, skipped", "", "", "", f"{self.skipped:,}")
+            what = "utterances without labels" if self.label == FRAME else "empty, skipped"
+            table.add_row(what, "", "", "", f"{self.skipped:,}")
         yield table
         if len(self.classes) <= _WIDEST_MATRIX:
             matrix = Table("true, by predicted")
@@ -186,7 +190,8 @@ def speech_batches(
 ) -> Iterator[Batch]:
     """Every utterance of an index once, in batches of so much padded audio, with the classes of its frames if given."""
     frame_samples = run.experiment.frame_samples
-    plan = plans.make_eval_plan(index.num_samples, seconds_per_batch=seconds_per_batch, frame_samples=frame_samples)
+    shape = {"seconds_per_batch": seconds_per_batch, "frame_samples": frame_samples, "batch_multiple": 1}
+    plan = plans.make_eval_plan(index.num_samples, **shape)
     return open_batches(index, plan, num_steps=plan.steps_per_epoch, codes=codes)
 
 

@@ -9,11 +9,9 @@ from jaxtyping import Int
 from tyro.conf import Positional
 
 from data_pipelines import index as indexes
-from data_pipelines.code_store import FrameGrid
-from data_pipelines.frame_labels import speech_frames
 from data_pipelines.paths import as_path
 from jax_speechlm.batch import Batch
-from jax_speechlm.evaluation.classification import ClassificationReport, publish, score, speech_batches
+from jax_speechlm.evaluation.classification import FRAME, ClassificationReport, publish, score, speech_batches
 from jax_speechlm.trained import Trained
 
 
@@ -28,8 +26,8 @@ def evaluate_run(
     """Measures a voice activity detector on prepared data sets whose words have times: every frame is a row.
 
     What it is measured by are the times that `jax-speechlm align --format index` found, not a person's: it cannot be
-    seen to be better than those. The recall of speech is what it does not miss, that of silence what is no
-    false alarm.
+    seen to be better than those. The recall of speech is what it does not miss, that of silence what is no false alarm.
+    Utterances are heard whole, however long.
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
@@ -42,15 +40,15 @@ def evaluate_run(
     run = Trained.load(checkpoint, "frame_classification", "tell speech from silence")
     experiment, mel = run.experiment, run.experiment.frontend.mel
     index = indexes.read_sets(data_dir, sets, split)
-    labels = speech_frames(index, FrameGrid(mel.frame_samples, mel.context_samples), experiment.objective.min_pause)
+    labels = experiment.objective.labels(index, mel)
     batches = speech_batches(run, index, seconds_per_batch, labels)
     true, predicted = (np.concatenate(each) for each in zip(*_frames(run, batches), strict=True))
     report = score(true, predicted, experiment.objective.classes).replace(
         checkpoint=str(run.checkpoint),
         sets=sets,
         split=split,
-        label="frame",
-        skipped=int(np.count_nonzero(labels.lengths == 0)),
+        label=FRAME,
+        skipped=labels.not_aligned + labels.without_transcript,
     )
     publish(report, as_path(out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}"))
     return report

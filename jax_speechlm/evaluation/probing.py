@@ -1,12 +1,14 @@
-"""Linear probes: what each layer of a frozen encoder tells a linear classifier of speaker, language or words.
+"""Linear probes: what each layer of a frozen encoder tells a linear map of speaker, language, words or characters.
 
-All layers come from one pass over the audio, as means over each utterance's frames. Beside the encoder stand what it
-has to beat: the same encoder before training, means and deviations of log-mel features, and the most frequent class.
+For classes all layers come from one pass over the audio, as means over each utterance's frames; characters are spelled
+frame by frame (`ctc_probe`). Beside the encoder stand what it has to beat: the same encoder before training, log-mel
+features, and the most frequent class.
 """
 
+import functools
 import html
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -21,16 +23,21 @@ from data_pipelines import index as indexes
 from data_pipelines import plan as plans
 from data_pipelines.errors import DataError
 from data_pipelines.loader import Batches, open_batches
+from data_pipelines.tokenizers import train_tokenizer
 from jax_speechlm.batch import Batch
 from jax_speechlm.config import Config
 from jax_speechlm.encoder import SpeechEncoder
+from jax_speechlm.evaluation import ctc_probe, wer
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.evaluation.minimal_pairs import wilson_interval
-from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import log_mel
 from jax_speechlm.models.layers import frame_mask
 
+CHARACTERS = "characters"
 _MOST_ITERATIONS = 1000
+_MOST_STEPS, _EPOCHS = 1000, 30  # of a CTC probe
+_CTC_BATCHES = {"seconds_per_batch": 48, "num_buckets": 4, "batch_multiple": 1, "seed": 0}
 _COLORS = ("#4269d0", "#9498a0", "#efb118")
 Features = Float[np.ndarray, "rows layers dim"]
 Fold = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]  # rows to train on, rows to test; each fold its own sizes
@@ -42,8 +49,10 @@ class Probe(Config):
     Attributes:
       source: whose features it was given: "encoder", "random encoder" or "log-mel".
       layer: 0 is the encoder's input projection; log-mel has layer 0 alone.
-      accuracy: share of the test utterances whose class is right, all folds together.
-      interval: its 95 % interval (Wilson 1927), as if utterances were independent; those of one speaker are not quite.
+      accuracy: share of the test utterances whose class is right, all folds together; of characters, one less their
+        error rate.
+      interval: its 95 % interval (Wilson 1927; of characters the bootstrap's), as if utterances were independent;
+        those of one speaker are not quite.
     """
 
     source: str
@@ -58,9 +67,9 @@ class ProbeReport(Config):
     Attributes:
       checkpoint, sets, target: whose features told what apart, and on what.
       folds: "train -> test", or "leave one <column> out".
-      classes: how many.
+      classes: how many; of characters, how many there are.
       utterances: that were tested; each once.
-      majority: accuracy of the most frequent class of each fold's training part.
+      majority: accuracy of the most frequent class of each fold's training part; of characters, of writing nothing.
       probes: all of them.
     """
 
@@ -78,6 +87,8 @@ class ProbeReport(Config):
         sources = list(dict.fromkeys(probe.source for probe in self.probes))
         title = f"{self.target}: {self.classes} classes, {self.utterances:,} utterances, {self.folds}"
         caption = f"most frequent class: {self.majority:.1%}"
+        if self.target == CHARACTERS:
+            caption = "100 % less the character error rate"
         table = Table("layer", *sources, title=title, title_justify="left", caption=caption, caption_justify="left")
         by_place = {(probe.source, probe.layer): probe for probe in self.probes}
         for layer in range(max(probe.layer for probe in self.probes) + 1):
@@ -140,7 +151,8 @@ def probe_run(
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders; any run with a speech encoder.
       sets: names of prepared data sets.
-      target: column of the index to tell apart: speaker, language, or text (FSDD's digits).
+      target: column of the index to tell apart: speaker, language, or text (FSDD's digits); or "characters", which a
+        linear map of each layer learns to spell by CTC, some minutes on a CPU.
       test_split: trained on "train", measured on this.
       leave_out: column, such as speaker: each of its values is tested once by a classifier trained on all others, over
         the train, dev and test splits together.
@@ -150,6 +162,18 @@ def probe_run(
       seconds_per_batch: padded audio at a time: memory and speed, never the result.
     """
     encoder = SpeechEncoder.load(checkpoint)
+    out = out or checkpoint / "probe" / f"{'+'.join(sets)}-{target}"
+    sources = {"encoder": encoder} | ({"random encoder": encoder.random()} if random else {})
+    if target == CHARACTERS:
+        if leave_out is not None:
+            raise DataError(
+                f"--leave-out is for classes; {CHARACTERS} are learnt on train and measured on {test_split}"
+            )
+        parts = [_index(data_dir, sets, split) for split in ("train", test_split)]
+        report = _characters(sources, *parts, seconds_per_batch).replace(
+            checkpoint=str(encoder.checkpoint), sets=sets, folds=f"train -> {test_split}"
+        )
+        return _published(report, out)
     splits = [_index(data_dir, sets, split) for split in ("train", test_split)]
     if leave_out is not None:
         splits = [index for name in ("train", "dev", "test") if (index := _index(data_dir, sets, name, needed=False))]
@@ -170,7 +194,6 @@ def probe_run(
             plan = plans.make_eval_plan(part.num_samples, seconds_per_batch=seconds_per_batch, frame_samples=frame)
             yield open_batches(part, plan, num_steps=plan.steps_per_epoch), len(part)
 
-    sources = {"encoder": encoder} | ({"random encoder": encoder.random()} if random else {})
     found = {name: np.concatenate([each.pooled(*part) for part in batches()]) for name, each in sources.items()}
     found["log-mel"] = np.concatenate([log_mel_statistics(*part, encoder.frontend) for part in batches()])
     probes = [
@@ -188,13 +211,62 @@ def probe_run(
         majority=float(np.concatenate([labels[test] == _most_frequent(labels[train]) for train, test in folds]).mean()),
         probes=tuple(probes),
     )
-    out = out or checkpoint / "probe" / f"{'+'.join(sets)}-{target}"
+    return _published(report, out)
+
+
+def _published(report: ProbeReport, out: Path) -> ProbeReport:
     save_report(report, out)
     (out / "report.html").write_text(report.page())
     console = Console(highlight=False)
     console.print(report.table())
-    console.print(f"{encoder.checkpoint}; {out / 'report.json'}, report.html", soft_wrap=True)
+    console.print(f"{report.checkpoint}; {out / 'report.json'}, report.html", soft_wrap=True)
     return report
+
+
+def _characters(
+    sources: Mapping[str, SpeechEncoder], train: indexes.Index, test: indexes.Index, seconds_per_batch: float
+) -> ProbeReport:
+    """CTC probes of every layer of each encoder, and of the features that enter them."""
+    references = test.column("text").to_pylist()
+    tokenizer = train_tokenizer((text for part in train.parts for text in part.texts()), "char")
+    spoken = [row for row, text in enumerate(references) if text]
+    if not spoken:
+        raise DataError("there are no transcripts to measure characters on: name sets that have them in both splits")
+    (encoder, *_) = sources.values()
+    tokens = indexes.token_lengths(train, tokenizer)
+    plan = plans.make_plan(train.num_samples, tokens, **_CTC_BATCHES, frame_samples=encoder.frame_samples)
+    test_plan = plans.make_eval_plan(
+        test.num_samples, seconds_per_batch=seconds_per_batch, frame_samples=encoder.frame_samples
+    )
+    steps = max(1, min(_MOST_STEPS, _EPOCHS * plan.steps_per_epoch))
+    given = {name: functools.partial(each.all_layers, each.params) for name, each in sources.items()}
+    given["log-mel"] = lambda batch: _features(batch, encoder.frontend)
+    probes = []
+    for name, layers in given.items():
+        probe = ctc_probe.fit(
+            layers, open_batches(train, plan, tokenizer, num_steps=steps), steps, tokenizer.vocab_size
+        )
+        batches = open_batches(test, test_plan, num_steps=test_plan.steps_per_epoch)
+        for layer, texts in enumerate(ctc_probe.texts(layers, probe, batches, len(test), tokenizer)):
+            counts = wer.count(wer.align([references[r] for r in spoken], [texts[r] for r in spoken], "character"))
+            low, high = wer.bootstrap(counts)
+            probes.append(Probe(source=name, layer=layer, accuracy=1 - wer.rate(counts), interval=(1 - high, 1 - low)))
+    return ProbeReport(
+        checkpoint="",
+        sets=(),
+        target=CHARACTERS,
+        folds="",
+        classes=tokenizer.vocab_size - 1,
+        utterances=len(spoken),
+        majority=0.0,
+        probes=tuple(probes),
+    )
+
+
+def _features(batch: Batch, frontend: FrontEnd) -> tuple[Float[Array, "layers batch time dim"], Int[Array, " batch"]]:
+    """What enters an encoder, as its only layer."""
+    x_BxTxF, length_B = features(batch, frontend, None)
+    return x_BxTxF[None], length_B
 
 
 def check_folds(labels: np.ndarray, folds: Sequence[Fold], target: str) -> None:

@@ -19,7 +19,7 @@ from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.trained import Trained
 
 _MOST_ROWS = 4000  # whose pairs are all looked at: eight million
-_TARGET_PRIOR = 0.01  # of the detection cost, as in the VoxCeleb challenges
+_TARGET_PRIOR = 0.01  # of the detection cost, as papers on VoxCeleb have it
 
 
 class SpeakerReport(Config):
@@ -35,7 +35,8 @@ class SpeakerReport(Config):
       threshold: the cosine at the equal error rate.
       speakers, recordings: that are compared.
       targets, others: pairs of one speaker, and of two.
-      skipped: recordings too short for a vector, or without a speaker; they are in no pair.
+      skipped: recordings too short for a vector, or, where all pairs are compared, without a speaker.
+      skipped_trials: listed pairs with such a recording.
     """
 
     checkpoint: str = ""
@@ -50,6 +51,7 @@ class SpeakerReport(Config):
     targets: int
     others: int
     skipped: int = 0
+    skipped_trials: int = 0
 
     def table(self) -> Table:
         """What to print."""
@@ -59,7 +61,9 @@ class SpeakerReport(Config):
         table.add_row("pairs of one speaker, of two", f"{self.targets:,}, {self.others:,}")
         table.add_row("recordings, speakers", f"{self.recordings:,}, {self.speakers:,}")
         if self.skipped:
-            table.add_row("too short or of nobody, skipped", f"{self.skipped:,}")
+            table.add_row("recordings too short or of nobody", f"{self.skipped:,}")
+        if self.skipped_trials:
+            table.add_row("listed pairs with such, skipped", f"{self.skipped_trials:,}")
         return table
 
 
@@ -69,6 +73,11 @@ class Pairs(NamedTuple):
     one: Int[np.ndarray, " pairs"]
     other: Int[np.ndarray, " pairs"]
     is_target: Bool[np.ndarray, " pairs"]
+
+    def among(self, usable: Bool[np.ndarray, " rows"]) -> "Pairs":
+        """The pairs of which both rows are usable."""
+        kept = usable[self.one] & usable[self.other]
+        return Pairs(self.one[kept], self.other[kept], self.is_target[kept])
 
 
 def score(cosine: Float[np.ndarray, " pairs"], is_target: Bool[np.ndarray, " pairs"]) -> SpeakerReport:
@@ -124,9 +133,10 @@ def evaluate_run(
     run = Trained.load(checkpoint, "speaker_verification", "compare speakers")
     index = indexes.read_sets(data_dir, sets, split)
     speakers = np.array(index.column("speaker").to_pylist(), object)
+    listed = None if trials is None else _listed(trials, index)
     vectors, has_vector = x_vectors(run, index, seconds_per_batch)
-    usable = has_vector & (speakers != "")
-    pairs = _all_pairs(speakers, usable) if trials is None else _listed(trials, index, has_vector)
+    usable = has_vector if trials else has_vector & (speakers != "")
+    pairs = _all_pairs(speakers, usable) if listed is None else listed.among(usable)
     cosine = np.concatenate(
         [(vectors[one] * vectors[other]).sum(1) for one, other in _chunks(pairs.one, pairs.other)] or [np.zeros(0)]
     )
@@ -142,7 +152,8 @@ def evaluate_run(
         trials=str(trials or ""),
         speakers=len(set(speakers[compared])),
         recordings=len(compared),
-        skipped=int((~(usable if trials is None else has_vector)).sum()),
+        skipped=int((~usable).sum()),
+        skipped_trials=0 if listed is None else len(listed.one) - len(pairs.one),
     )
     out = as_path(out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}")
     save_report(report, out)
@@ -176,25 +187,29 @@ def _all_pairs(speakers: np.ndarray, usable: Bool[np.ndarray, " rows"]) -> Pairs
     return Pairs(rows[one], rows[other], number[one] == number[other])
 
 
-def _listed(file: Path, index: indexes.Index, has_vector: Bool[np.ndarray, " rows"]) -> Pairs:
-    row_of = {name: row for row, name in enumerate(index.column("id").to_pylist())}
+def _listed(file: Path, index: indexes.Index) -> Pairs:
+    if not file.is_file():
+        raise DataError(f'{file} is not there: --trials names a file of lines "1 ID ID" and "0 ID ID"')
+    row_of: dict[str, int] = {}
+    for row, name in enumerate(index.column("id").to_pylist()):
+        if row_of.setdefault(name, row) != row:
+            raise DataError(f"two rows of the data sets have the id {name!r}, so {file} cannot say which is meant")
     found = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         fields = line.split()
         if not fields:
             continue
-        if len(fields) != 3 or fields[0] not in "01":
+        if len(fields) != 3 or fields[0] not in ("0", "1"):
             raise DataError(f'{file}, line {number}: {line[:80]!r} is not of the form "1 ID ID" or "0 ID ID"')
         missing = [name for name in fields[1:] if name not in row_of]
         if missing:
             raise DataError(f"{file}, line {number}: no row of the data sets has the id {missing[0]!r}")
         one, other = (row_of[name] for name in fields[1:])
-        if has_vector[one] and has_vector[other]:
-            found.append((one, other, fields[0] == "1"))
+        found.append((one, other, fields[0] == "1"))
     one, other, is_target = np.array(found, int).reshape(-1, 3).T
     return Pairs(one, other, is_target.astype(bool))
 
 
-def _chunks(*arrays: np.ndarray, size: int = 1 << 18) -> list[tuple[np.ndarray, ...]]:
+def _chunks(*arrays: np.ndarray, size: int = 1 << 14) -> list[tuple[np.ndarray, ...]]:
     """Arrays cut alike, so that no gathered copy of all vectors is held."""
     return [tuple(each[start : start + size] for each in arrays) for start in range(0, len(arrays[0]), size)]

@@ -382,12 +382,12 @@ READERS = {
     "Wav2Vec2BertModel": Reader(wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
     "Wav2Vec2BertForCTC": Reader(wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
     "Wav2Vec2BertForSequenceClassification": Reader(
-        wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.classifier_sources
+        wav2vec2_bert.headed_config_from_hugging_face, wav2vec2_bert.classifier_sources
     ),
     "Wav2Vec2BertForAudioFrameClassification": Reader(
-        wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.frames_sources
+        wav2vec2_bert.headed_config_from_hugging_face, wav2vec2_bert.frames_sources
     ),
-    "Wav2Vec2BertForXVector": Reader(wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.x_vector_sources),
+    "Wav2Vec2BertForXVector": Reader(wav2vec2_bert.headed_config_from_hugging_face, wav2vec2_bert.x_vector_sources),
     "ParakeetForCTC": Reader(parakeet.config_from_hugging_face, parakeet.sources),
     voxtral.ARCHITECTURE: Reader(voxtral.config_from_hugging_face, voxtral.sources),
     **dict.fromkeys(TEXT_MODELS, Reader(transformer.config_from_hugging_face, _text_sources)),

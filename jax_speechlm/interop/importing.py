@@ -210,7 +210,12 @@ def _labelled(folder: Path, model: Model, objective: ObjectiveConfig) -> tuple[E
 
 def _class_names(folder: Path, model: Model) -> tuple[str, ...]:
     names, sources = model.values.get("id2label"), model.sources
-    count = sources["head"]["bias"].shape[0] if "head" in sources else sources["speaker"]["speakers"].shape[1]
+    shape = sources["head"]["bias"].shape if "head" in sources else sources["speaker"]["speakers"].shape[1:]
+    if len(shape) != 1:
+        raise ExportError(f"{folder}: its head has an array of {len(shape)} dimensions where classes lie along one")
+    (count,) = shape
+    if names is None and count == 2:  # transformers writes no names that are its defaults
+        return ("LABEL_0", "LABEL_1")
     if not isinstance(names, dict) or names.keys() != {str(number) for number in range(count)}:
         raise ExportError(f"{folder / 'config.json'}: id2label does not name the {count} classes of the head")
     return tuple(names[str(number)] for number in range(count))

@@ -90,7 +90,8 @@ def _require_possible(file: Path, values: dict[str, Any]) -> None:
         of_layers = isinstance(types, list) and len(types) == layers and all(isinstance(name, str) for name in types)
         _require(file, "layer_types", types, of_layers)
     for name in _PER_LAYER:
-        if (sizes := values.get(name)) is not None:
+        if name in values:
+            sizes = values[name]
             is_list = isinstance(sizes, list | tuple) and 0 < len(sizes) <= 64
             _require(file, name, sizes, is_list and all(type(size) is int and 0 < size <= 1 << 16 for size in sizes))
     if (rope := values.get("rope_parameters")) is not None:

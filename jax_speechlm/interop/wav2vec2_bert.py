@@ -230,6 +230,12 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> ConformerConfig:
     return ConformerConfig(ffn_multiple=multiple, **{ours: values[theirs] for theirs, ours in _RENAMED.items()})
 
 
+def headed_config_from_hugging_face(values: Mapping[str, Any]) -> ConformerConfig:
+    """The same of a model with a head for classes, frames or speakers, which reads the last layer alone."""
+    require_fixed(values, {"use_weighted_layer_sum": False})
+    return config_from_hugging_face(values)
+
+
 def config_to_hugging_face(config: ConformerConfig, vocab_size: int | None = None) -> dict[str, Any]:
     """The settings of a Wav2Vec2-BERT `config.json`; with `vocab_size`, of a `Wav2Vec2BertForCTC`."""
     renamed = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()}

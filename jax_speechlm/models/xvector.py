@@ -80,10 +80,11 @@ class XVector(nnx.Module):
         """The vector of each row. One of fewer than `config.shortest` frames is given that of silence: see to them."""
         missing = max(0, self.config.shortest - x_BxTxD.shape[1])
         x = self.projector(jnp.pad(by_rows(x_BxTxD), ((0, 0), (0, missing), (0, 0))))
-        for layer, (_, _, kernel, dilation) in zip(self.tdnn.values(), self.config.layers, strict=True):
+        for number, (_, _, kernel, dilation) in enumerate(self.config.layers):
             span = x.shape[1] - (kernel - 1) * dilation
             taps = [x[:, tap * dilation : tap * dilation + span] for tap in range(kernel)]
-            x = jax.nn.relu(layer(jnp.concatenate(taps, axis=-1)))
+            # by name: in the dict's own order layer10 comes before layer2
+            x = jax.nn.relu(self.tdnn[f"layer{number}"](jnp.concatenate(taps, axis=-1)))
         inside_BxT = frame_mask(length_B - (self.config.shortest - 2), x.shape[1])
         return self.embedding(_mean_and_deviation(x, inside_BxT).astype(x_BxTxD.dtype))
 

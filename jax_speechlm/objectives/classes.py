@@ -4,12 +4,22 @@ from collections.abc import Iterable
 from typing import Annotated, ClassVar
 
 import numpy as np
-import pydantic
 from jaxtyping import Int
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from data_pipelines.errors import DataError
+from jax_speechlm.config import Config
 from jax_speechlm.objectives.base import ObjectiveConfig
+
+
+def _differ(classes: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(classes)) != len(classes):
+        raise ValueError(f"classes must be distinct, got {', '.join(classes)}")
+    return classes
+
+
+Classes = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_differ)]
+"""Names of classes, in the order of their numbers."""
 
 
 class ReadsClasses(ObjectiveConfig):
@@ -22,21 +32,22 @@ class ReadsClasses(ObjectiveConfig):
     reads_labels: ClassVar[bool] = True
     encoders: ClassVar[tuple[str, ...]] = ("conformer", "fast_conformer")
 
-    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    classes: Classes
 
-    @pydantic.field_validator("classes")
-    @classmethod
-    def _classes_differ(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(classes)) != len(classes):
-            raise ValueError(f"classes must be distinct, got {', '.join(classes)}")
-        return classes
+    def label_column(self, data: Config) -> str:
+        """The column of an index that holds the labels."""
+        return data.label
 
-    def numbers(self, labels: Iterable[str]) -> Int[np.ndarray, " rows"]:
+    def numbers(self, labels: Iterable[str], training: bool = True) -> Int[np.ndarray, " rows"]:
         """The class of each label: its place in `classes`.
+
+        Args:
+          training: whether the rows are to train on, and not to validate on.
 
         Raises:
           DataError: a label is none of them.
         """
+        del training
         number = {label: place for place, label in enumerate(self.classes)}
         try:
             return np.array([number[label] for label in labels], np.int32)

@@ -2,7 +2,7 @@
 
 Frames in words are speech, and so are those of pauses too short to matter; the others are silence, or noise where
 training mixes that in. `jax-speechlm align --format index` finds the times; a row that could not be aligned says
-nothing about its frames.
+nothing about its frames, nor does one without a transcript.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,19 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
+from data_pipelines.code_store import FrameGrid
+from data_pipelines.errors import DataError
+from data_pipelines.frame_labels import FrameLabels, speech_frames
+from data_pipelines.index import Index
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
 from jax_speechlm.models.layers import Linear, frame_mask
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, check_no_crop, mean
+from jax_speechlm.objectives.classes import Classes
 from jax_speechlm.objectives.hearing import hear
 from jax_speechlm.parallel import sequence
 
@@ -30,6 +36,10 @@ FrameLogits = Callable[
 ]
 
 
+KNOWN = ("silence", "speech")
+"""What the times of words tell apart."""
+
+
 class FrameClassification(ObjectiveConfig):
     """Settings of frame classification.
 
@@ -37,14 +47,17 @@ class FrameClassification(ObjectiveConfig):
       classes: what a frame may be, in the order of their numbers. Training knows silence and speech; a model that was
         imported may tell other things apart.
       min_pause: seconds; a shorter pause between words is speech.
+      empty_is_silence: whether a row with an empty transcript is known to have nobody speak in it, and not merely not
+        transcribed.
     """
 
     reads_codes: ClassVar[bool] = True
     reads_word_times: ClassVar[bool] = True
 
     kind: Literal["frame_classification"] = "frame_classification"
-    classes: Annotated[tuple[str, ...], Field(min_length=2)] = ("silence", "speech")
+    classes: Classes = KNOWN
     min_pause: Annotated[float, Field(ge=0)] = 0.3
+    empty_is_silence: bool = False
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
         """The objective for one model and front end; it needs no tokenizer.
@@ -53,11 +66,16 @@ class FrameClassification(ObjectiveConfig):
         frames).
 
         Raises:
-          ValueError: features that do not fit the model, or audio cropped away from under its words.
+          ValueError: features that do not fit the model, or augmentation that would make labels untrue.
         """
         del tokenizer
         check_input_dim(model.input_dim, frontend.mel.input_dim)
         check_no_crop(frontend, "words")
+        if frontend.augment.mix_probability:
+            raise ValueError(
+                "frontend.augment.mix_probability would add speech where the labels say silence: set it to 0, and "
+                "data.noise_set for noise"
+            )
         make, frame_logits = self.classifier(model, frontend)
 
         def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
@@ -83,6 +101,21 @@ class FrameClassification(ObjectiveConfig):
             return forward_flops(model, num_frames, batch_size) + head
 
         return Objective(make, loss, forward_flops=flops)
+
+    def labels(self, index: Index, mel: LogMel) -> FrameLabels:
+        """The class of every frame of prepared utterances, from the times of their words.
+
+        Raises:
+          DataError: the times are not known, or tell nothing, or the classes are others than silence and speech.
+        """
+        if self.classes != KNOWN:
+            raise DataError(
+                f"the model's classes are {', '.join(self.classes)}, and the times of words tell {' and '.join(KNOWN)} "
+                "apart, in this order: start a run of frame_classification from it (--from), which takes the encoder "
+                "over (--start.0.groups encoder)"
+            )
+        grid = FrameGrid(mel.frame_samples, mel.context_samples)
+        return speech_frames(index, grid, self.min_pause, self.empty_is_silence)
 
     def classifier(self, model: ConformerConfig, frontend: FrontEnd) -> tuple[functional.MakeModule, FrameLogits]:
         """The model to make, and `(params, batch, key) -> (logits [batch, time, classes], frames of each row)`."""

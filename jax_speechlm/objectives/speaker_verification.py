@@ -4,11 +4,12 @@ The margin is Wang et al.'s (2018, "Additive margin softmax for face verificatio
 among those of the training data: vectors of two recordings are compared by their cosine.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -16,6 +17,7 @@ from pydantic import Field
 
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch
+from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import encoders, functional
 from jax_speechlm.models.encoders import EncoderConfig
@@ -31,7 +33,8 @@ class SpeakerVerification(ReadsClasses):
     """Settings of speaker verification.
 
     Attributes:
-      classes: the speakers of the training data; `data.label` is then "speaker".
+      classes: the speakers of the training data, whatever `data.label` is. Those of the dev split may be others: what
+        they say then validates nothing.
       head: what stands between the encoder and the vector.
       scale: cosines are multiplied by it to give logits.
       margin: what a row's own speaker loses of the cosine before that.
@@ -42,10 +45,29 @@ class SpeakerVerification(ReadsClasses):
     scale: Annotated[float, Field(gt=0)] = 30.0
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.4
 
+    def label_column(self, data: Config) -> str:
+        """The column of an index that holds the labels."""
+        del data
+        return "speaker"
+
+    def numbers(self, labels: Iterable[str], training: bool = True) -> Int[np.ndarray, " rows"]:
+        """The number of each row's speaker; -1 of one who is only validated on.
+
+        Raises:
+          DataError: a speaker to train on is none of `classes`.
+        """
+        known = set(self.classes)
+        labels = [label if training or label in known else None for label in labels]
+        numbers = np.full(len(labels), -1, np.int32)
+        places = [place for place, label in enumerate(labels) if label is not None]
+        numbers[places] = super().numbers([labels[place] for place in places])
+        return numbers
+
     def build(self, model: EncoderConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
         """The objective for one model and front end; it needs no tokenizer.
 
-        The loss is a mean over rows (nats); a row of fewer frames than a vector takes has none. Metrics: `accuracy`
+        The loss is a mean over rows (nats); a row of fewer frames than a vector takes, or whose number is -1, has
+        none. Metrics: `accuracy`
         (the likeliest speaker is right, without the margin) and `too_short` (share of rows).
 
         Raises:
@@ -62,11 +84,11 @@ class SpeakerVerification(ReadsClasses):
             cosine_BxC = module.speaker.cosines(module.speaker(hidden_BxTxD, frames_B))
             own_BxC = jax.nn.one_hot(batch["label"], len(self.classes))
             nll_B = optax.softmax_cross_entropy(self.scale * (cosine_BxC - self.margin * own_BxC), own_BxC)
-            enough_B = frames_B >= self.head.shortest
-            weight_B, rows = batch["weight"] * enough_B, jnp.sum(batch["weight"])
+            long_enough_B = batch["weight"] * (frames_B >= self.head.shortest)
+            weight_B, rows = long_enough_B * (batch["label"] >= 0), jnp.sum(batch["weight"])
             sums = {"loss": nll_B, "accuracy": jnp.argmax(cosine_BxC, axis=-1) == batch["label"]}
             metrics = {name: (jnp.sum(weight_B * values), jnp.sum(weight_B)) for name, values in sums.items()}
-            metrics["too_short"] = (rows - jnp.sum(weight_B), rows)
+            metrics["too_short"] = (rows - jnp.sum(long_enough_B), rows)
             return mean(*metrics["loss"]), metrics
 
         def flops(num_samples: int, batch_size: int) -> float:

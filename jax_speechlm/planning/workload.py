@@ -11,8 +11,16 @@ from data_pipelines import plan as plans
 from data_pipelines.audio import SAMPLE_RATE
 from data_pipelines.paths import as_path
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
+from data_pipelines.word_times import find_word_times
 from jax_speechlm.experiment import Experiment, Mixture, PackedRows, UnitText
-from jax_speechlm.training.source import Source, open_source, plan_speech, read_tokenizer, stream_experiments
+from jax_speechlm.training.source import (
+    Source,
+    open_source,
+    plan_speech,
+    read_indexes,
+    read_tokenizer,
+    stream_experiments,
+)
 
 ASSUMED_UTTERANCES = 50_000
 CHARACTERS, PIECES = 64, 1024  # ids of a tokenizer that is not there
@@ -101,6 +109,9 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
     reads_units = isinstance(data, UnitText) or experiment.objective.reads_codes
     if reads_units and data.units and not as_path(data.units).is_dir():
         missing.append(data.units)
+    if not missing and experiment.objective.reads_word_times:
+        parts = [part for index in read_indexes(data) if index is not None for part in index.parts]
+        missing = [f"the times of words of {part}" for part in parts if find_word_times(part) is None]
     if not missing:
         return _prepared(experiment)
     tokenizer, said = _tokenizer(data.tokenizer, vocab_size)

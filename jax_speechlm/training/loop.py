@@ -99,6 +99,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
     meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(source.tokenizer)}
     units = getattr(source, "units", None)  # which a model of speech units is tied to
     meta |= {"plan": source.plan.fingerprint, "units": units.fingerprint if units else None}
+    meta |= {"labels": getattr(source, "labels_fingerprint", None)}
     meta |= {"training_only": objective.training_only} if objective.training_only else {}
 
     with contextlib.ExitStack() as stack:
@@ -221,9 +222,10 @@ def _initial_state(
                 f"{checkpoints.directory.parent}: this run began on other speech units ({saved.get('units')}) than "
                 f"those of its data ({meta['units']}). Name the former, or start again in another --run-dir."
             )
-        if saved["plan"] != meta["plan"]:
+        if saved["plan"] != meta["plan"] or saved.get("labels") != meta["labels"]:
             raise TrainingStopped(
-                f"{checkpoints.directory.parent}: the data sets have changed since this run began, so its batches "
+                f"{checkpoints.directory.parent}: the data sets have changed since this run began (their rows, or the "
+                "times of their words where frames have classes), so its batches "
                 "cannot be continued. Restore the data, or start again in another --run-dir."
             )
 

@@ -31,6 +31,11 @@ def held(run_dir: AnyPath) -> Iterator[None]:
                 raise CheckpointError(
                     f"{run_dir}: another process trains here: wait for it, stop it, or name another --run-dir"
                 ) from error
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):  # a file system without locks
+            if error.errno not in (
+                errno.ENOLCK,
+                errno.ENOTSUP,
+                errno.ENOSYS,
+                errno.EINVAL,
+            ):  # a file system without locks
                 raise
         yield

@@ -1,6 +1,7 @@
 """Where a run's batches come from: prepared data sets, planned and read by `data_pipelines`."""
 
 import dataclasses
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,9 @@ from jaxtyping import Int
 from data_pipelines import index as indexes
 from data_pipelines import packing, token_store, tokenizers, unit_documents
 from data_pipelines import plan as plans
-from data_pipelines.code_store import CodeStore, FrameGrid, Units, open_codes, read_units
+from data_pipelines.code_store import CodeStore, Units, open_codes, read_units
 from data_pipelines.errors import DataError
-from data_pipelines.frame_labels import FrameLabels, speech_frames
+from data_pipelines.frame_labels import FrameLabels
 from data_pipelines.loader import Batch, Batches, open_batches
 from data_pipelines.mixture import MixturePlan, make_mixture_plan
 from data_pipelines.noise import NoiseReader
@@ -26,6 +27,8 @@ from data_pipelines.text_loader import TextBatches, open_text_batches
 from jax_speechlm.experiment import Data, Experiment, Mixture, Speech, Text, UnitText
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
 
 Labels = Int[np.ndarray, " rows"] | None
 """The class of each row of an index, for classification."""
@@ -154,6 +157,11 @@ class PreparedSpeech(Source):
         """The k-means that made `codes`, where one did."""
         return self.codes[0].units if isinstance(self.codes[0], CodeStore) else None
 
+    @property
+    def labels_fingerprint(self) -> str | None:
+        """What the classes of frames are known by, where `codes` are such."""
+        return self.codes[0].fingerprint if isinstance(self.codes[0], FrameLabels) else None
+
     @classmethod
     def open(cls, experiment: Experiment, tokenizer: tokenizers.Tokenizer | None = None) -> "PreparedSpeech":
         """Plans an experiment's data sets; see `open_source`.
@@ -162,7 +170,7 @@ class PreparedSpeech(Source):
           tokenizer: of the mixture that this is a stream of.
         """
         data = experiment.data
-        train, dev = _indexes(data)
+        train, dev = read_indexes(data)
         if not experiment.objective.reads_text:
             tokenizer = None
         elif tokenizer is None:
@@ -170,7 +178,10 @@ class PreparedSpeech(Source):
         column = experiment.objective.text_column
         tokens = indexes.token_lengths(train, tokenizer, column) if tokenizer else None
         plan = plan_speech(experiment, train.num_samples, tokens)
-        dev_plan = None
+        labels, dev_plan = _labels(experiment, train, dev), None
+        if labels[1] is not None and (labels[1] < 0).all():
+            log.warning("nothing validates: of the dev split's speakers none is of the training data")
+            dev, labels = None, (labels[0], None)
         if dev is not None:
             dev_tokens = indexes.token_lengths(dev, tokenizer, column) if tokenizer else None
             dev_plan = plans.make_eval_plan(
@@ -184,7 +195,7 @@ class PreparedSpeech(Source):
             tokenizer,
             data.speeds,
             _noise(experiment),
-            _labels(experiment, train, dev),
+            labels,
             _codes(experiment, train, dev),
             column,
         )
@@ -245,7 +256,7 @@ class PreparedText(Source):
           tokenizer: of the mixture that this is a stream of.
         """
         data = experiment.data
-        train, dev = _indexes(data)
+        train, dev = read_indexes(data)
         tokenizer = tokenizer or _tokenizer(data.tokenizer, train)
         tokens = token_store.open_tokens(train, tokenizer)
         labels = _labels(experiment, train, dev)
@@ -314,7 +325,7 @@ class PreparedUnits(Source):
                 f"{data.units} has {units.num_units} units and the model's vocabulary "
                 f"{experiment.objective.num_units}: set --objective.num_units {units.num_units}"
             )
-        train, dev = _indexes(data)
+        train, dev = read_indexes(data)
         text_sets = data.text_sets or data.sets
         texts = indexes.read_sets(data.data_dir, text_sets, "train")
         tokenizer = _tokenizer(data.tokenizer, texts)
@@ -392,7 +403,7 @@ class MixtureSource(Source):
     def open(cls, experiment: Experiment) -> "MixtureSource":
         """Opens the streams of an experiment's mixture; see `open_source`."""
         streams = stream_experiments(experiment)
-        readers = [_indexes(each.data)[0] for each in streams.values() if _reads_text(each)]
+        readers = [read_indexes(each.data)[0] for each in streams.values() if _reads_text(each)]
         tokenizer = _tokenizer(experiment.data.tokenizer, *readers) if readers else None
         return cls.of({name: _open_stream(name, each, tokenizer) for name, each in streams.items()}, experiment)
 
@@ -439,7 +450,7 @@ def _open_stream(name: str, experiment: Experiment, tokenizer: tokenizers.Tokeni
 _SOURCES = {Speech: PreparedSpeech, Text: PreparedText, UnitText: PreparedUnits, Mixture: MixtureSource}
 
 
-def _indexes(data: Data) -> tuple[indexes.Index, indexes.Index | None]:
+def read_indexes(data: Data) -> tuple[indexes.Index, indexes.Index | None]:
     """The training utterances or documents, and those that validate where a set has any."""
     train = indexes.read_sets(data.data_dir, data.sets, "train")
     dev_sets = data.dev_sets or _with_dev_split(data.data_dir, data.sets)
@@ -452,19 +463,22 @@ def _with_dev_split(data_dir: str, sets: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _labels(experiment: Experiment, *parts: indexes.Index | None) -> tuple[Labels, ...]:
-    """The classes of each index's rows, or None where the objective does not classify or there is no index."""
+    """The classes of the rows of the training index and of others; None where none are read or there is no index."""
     if not experiment.objective.reads_labels:
         return (None,) * len(parts)
-    column = experiment.data.label
-    return tuple(part and experiment.objective.numbers(part.column(column).to_pylist()) for part in parts)
+    objective = experiment.objective
+    column = objective.label_column(experiment.data)
+    return tuple(
+        None if part is None else objective.numbers(part.column(column).to_pylist(), training=number == 0)
+        for number, part in enumerate(parts)
+    )
 
 
 def _codes(experiment: Experiment, *parts: indexes.Index | None) -> tuple[FrameCodes, ...]:
     """What each frame of each index's rows is, or None where the objective does not read it or there is no index."""
     data, objective, mel = experiment.data, experiment.objective, experiment.frontend.mel
     if objective.reads_word_times:
-        grid = FrameGrid(mel.frame_samples, mel.context_samples)
-        return tuple(None if part is None else speech_frames(part, grid, objective.min_pause) for part in parts)
+        return tuple(None if part is None else objective.labels(part, mel) for part in parts)
     if not objective.reads_codes:
         return (None,) * len(parts)
     if data.units is None:

@@ -16,11 +16,11 @@ GRID = FrameGrid(frame_samples=320, context_samples=240)
 ROWS = [("one two", 9_000), ("", 5_000), ("three", 4_000), ("four five six", 30_000)]
 
 
-def labels_of(tmp_path, spans, min_pause=0.0):
+def labels_of(tmp_path, spans, min_pause=0.0, **options):
     index = read_index(write_spoken_set(tmp_path / "set", {"train": ROWS}), "train")
     write_word_times(index.parts[0], spans, "test")
-    store = frame_labels.speech_frames(index, GRID, min_pause)
-    return [store.read(row, 0, int(store.lengths[row])) for row in range(len(ROWS))]
+    store = frame_labels.speech_frames(index, GRID, min_pause, **options)
+    return store, [store.read(row, 0, int(store.lengths[row])) for row in range(len(ROWS))]
 
 
 @settings(max_examples=50, deadline=None)
@@ -39,9 +39,15 @@ def test_a_frame_is_speech_if_its_middle_is(bounds, pause):
     np.testing.assert_array_equal(frame_labels._labels(spans, frames, 320, pause), expected)
 
 
-def test_rows_without_words_are_silence_and_those_that_were_not_aligned_are_nothing(tmp_path):
+def test_of_rows_without_times_nothing_is_known_unless_they_are_said_to_be_silent(tmp_path, caplog):
     spans = [np.array([[1000, 3000], [3200, 6000]]), None, None, np.array([[0, 100], [9_000, 9_500], [20_000, 21_000]])]
-    found = labels_of(tmp_path, spans, min_pause=0.3)
+    store, found = labels_of(tmp_path, spans, min_pause=0.3)
+    assert (store.not_aligned, store.without_transcript) == (1, 1)
+    assert "1 of 4 rows are without a transcript: nothing is known" in caplog.text
+    assert len(found[1]) == 0
+    silent, found = labels_of(tmp_path, spans, min_pause=0.3, empty_is_silence=True)
+    assert (silent.not_aligned, silent.without_transcript) == (1, 0)
+    assert silent.fingerprint != store.fingerprint
     assert found[0].tolist() == [3 <= frame < 19 for frame in range(27)]
     assert found[1].tolist() == [0] * 14
     assert len(found[2]) == 0
@@ -57,6 +63,11 @@ def test_parts_lie_end_to_end(tmp_path):
     store = frame_labels.speech_frames(index, GRID, 0.0)
     np.testing.assert_array_equal(store.lengths, GRID.num_frames(np.array([9_000, 4_000, 30_000])))
     assert store.read(1, 0, 99).sum() == np.count_nonzero((np.arange(11) * 320 + 160 >= 100))
+
+
+def test_a_set_of_which_nothing_is_known_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="set/train: no row has words with times"):
+        labels_of(tmp_path, [None] * 4)
 
 
 def test_without_times_the_command_is_named(tmp_path):

@@ -64,7 +64,7 @@ def run(tmp_path_factory):
     write_prepared(folder / "data" / "things", {"test": CLIPS})
     mel = LogMel(num_mel_bins=8, stack=2)
     experiment = Experiment(
-        data=Speech(sets=("things",), label="speaker"),
+        data=Speech(sets=("things",)),
         objective=SpeakerVerification(classes=("speaker0", "speaker1"), head=HEAD),
         frontend=FrontEnd(mel=mel),
         model=ConformerConfig(input_dim=mel.input_dim, dim=8, num_layers=1, num_heads=2, kernel_size=3),
@@ -97,7 +97,12 @@ def test_listed_pairs_alone(run, capsys):
     trials.write_text("1 clip0 clip2\n0 clip0 clip1\n\n1 clip0 clip6\n")  # the last is too short for a vector
     report = evaluate(run, f"--trials={trials}")
     assert (report["targets"], report["others"], report["recordings"]) == (1, 1, 3)
-    for line, said in (("1 clip0", "line 1: '1 clip0' is not of the form"), ("1 clip0 nobody", "the id 'nobody'")):
+    assert (report["skipped"], report["skipped_trials"]) == (1, 1)
+    for line, said in (
+        ("1 clip0", "line 1: '1 clip0' is not of the form"),
+        ("01 clip0 clip1", "is not of the form"),
+        ("1 clip0 nobody", "the id 'nobody'"),
+    ):
         trials.write_text(line)
         options = ["--sets", "things", f"--data-dir={run.parent / 'data'}", f"--trials={trials}"]
         assert cli.main(["eval", str(run), *options]) == 1

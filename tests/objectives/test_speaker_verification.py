@@ -13,7 +13,7 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
-from jax_speechlm.models.xvector import XVectorConfig
+from jax_speechlm.models.xvector import XVector, XVectorConfig
 from jax_speechlm.objectives.speaker_verification import SpeakerModel, SpeakerVerification
 from tests.objectives.test_classification import speech_batch
 
@@ -33,10 +33,10 @@ def objective(kind: str):
     return built, functional.init(built.make, jax.random.key(1)), jax.jit(built.loss)
 
 
-def vector_of(params, hidden_TxD: np.ndarray) -> np.ndarray:
+def vector_of(params, hidden_TxD: np.ndarray, head: XVectorConfig = HEAD) -> np.ndarray:
     """The oracle: layer by layer and frame by frame, then numpy's own mean and deviation."""
     x = hidden_TxD.astype(np.float64) @ params["projector"]["kernel"] + params["projector"]["bias"]
-    for number, (_, outputs, kernel, dilation) in enumerate(HEAD.layers):
+    for number, (_, outputs, kernel, dilation) in enumerate(head.layers):
         weights = np.asarray(params["tdnn"][f"layer{number}"]["kernel"]).reshape(kernel, -1, outputs)
         made = []
         for start in range(len(x) - (kernel - 1) * dilation):
@@ -90,6 +90,27 @@ def test_does_not_depend_on_padding_batch_size_or_row_order(kind, key):
     halves = [run(params, {name: x[rows] for name, x in moved.items()}, key)[1] for rows in np.split(np.arange(6), 2)]
     for name, pair in whole.items():
         np.testing.assert_allclose(np.sum([half[name] for half in halves], 0), pair, rtol=1e-5, err_msg=name)
+
+
+def test_more_than_ten_layers_come_one_after_the_other():
+    head = XVectorConfig(channels=(3,) * 12, kernels=(1,) * 12, dilations=(1,) * 12, dim=4)
+    make = lambda rngs: XVector(head, 8, 2, rngs=rngs)  # noqa: E731
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(rng.uniform(0.1, 0.9, leaf.shape), jnp.float32)  # noqa: E731  no channel dies
+    params = jax.tree.map(draw, functional.declare(make).shapes)
+    hidden = rng.uniform(size=(1, 5, 8)).astype(np.float32)
+    found = functional.bind(functional.declare(make).graphdef, params)(jnp.asarray(hidden), jnp.array([5]))
+    np.testing.assert_allclose(found[0], vector_of(params, hidden[0], head), rtol=1e-5)
+
+
+def test_a_speaker_who_was_not_trained_on_has_no_loss():
+    _, params, run = objective("conformer")
+    batch = speech_batch()
+    strange = batch | {"label": np.where(batch["example_id"] == 8, -1, batch["label"])}
+    without = batch | {"weight": batch["weight"] * (batch["example_id"] != 8)}
+    found, expected = run(params, strange, None)[1], run(params, without, None)[1]
+    np.testing.assert_array_equal(found["loss"], expected["loss"])
+    np.testing.assert_array_equal(found["accuracy"], expected["accuracy"])
 
 
 def test_a_channel_that_no_frame_excites_has_a_slope():

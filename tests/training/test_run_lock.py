@@ -41,7 +41,19 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
         other.stdout.close()
 
 
-def test_the_folder_is_free_again_behind_the_block(tmp_path):
-    for _ in range(2):
-        with run_lock.held(tmp_path):
-            pass
+TRY = """
+import sys
+from pathlib import Path
+from jax_speechlm.training import run_lock
+with run_lock.held(Path(sys.argv[1])):
+    pass
+"""
+
+
+def test_the_folder_is_held_in_the_block_and_free_behind_it(tmp_path):
+    other = [sys.executable, "-c", TRY, str(tmp_path)]  # a lock is a process's: this one would not refuse itself
+    with run_lock.held(tmp_path):
+        refused = subprocess.run(other, capture_output=True, text=True, check=False)
+    assert "another process trains here" in refused.stderr
+    assert refused.returncode == 1
+    subprocess.run(other, check=True)

@@ -48,6 +48,7 @@ CASES = [("ctc", name) for name in MESHES] + [
     for objective in ("best_rq", "hubert", "w2v_bert")
     for name in ("mixed", "data x sequence x tensor")
 ]
+CASES += [(objective, "data x sequence x tensor") for objective in ("frames", "speaker")]
 CASES += [pytest.param("distillation", "data x sequence x tensor", marks=pytest.mark.slow)]
 CASES += [
     pytest.param("fast_conformer", name, marks=pytest.mark.slow) for name in ("mixed", "data x sequence x tensor")

@@ -18,12 +18,15 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation, Teacher
+from jax_speechlm.objectives.frame_classification import FrameClassification
 from jax_speechlm.objectives.hubert import HuBERT
 from jax_speechlm.objectives.joint import Joint
 from jax_speechlm.objectives.masked_lm import MaskedLM
+from jax_speechlm.objectives.speaker_verification import SpeakerVerification
 from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.objectives.w2v_bert import W2vBert
 from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
@@ -42,6 +45,12 @@ OBJECTIVES = {
     "hubert": HuBERT(num_units=6, code_dim=4),
     "wav2vec2": Wav2Vec2(codes=8, code_dim=8, negatives=5, gumbel_decay=0.5),
     "w2v_bert": W2vBert(codes=8, code_dim=8, negatives=5, gumbel_decay=0.5),
+    "frames": FrameClassification(),
+    "speaker": SpeakerVerification(
+        classes=("low", "middle", "high"),
+        head=XVectorConfig(channels=(8, 16), kernels=(3, 1), dilations=(2, 1), dim=8),
+        scale=1.0,  # a steep loss carries the rounding of one step far into the next
+    ),
     "speech_lm": SpeechLM(),
 }
 MELS = {"fast_conformer": LogMel(flavour="nemo", num_mel_bins=16, stack=1)}
@@ -117,6 +126,7 @@ class MemorySource(Source):
     texts: list[str]
     tokenizer: Tokenizer | None
     num_units: int = 0
+    num_labels: int = 0
 
     @classmethod
     def make(cls, experiment: Experiment, utterances: int = 24) -> "MemorySource":
@@ -129,9 +139,13 @@ class MemorySource(Source):
         tokens = np.array([len(text) for text in texts]) if tokenizer else None
         options = {"batch_multiple": 8, "frame_samples": MEL.frame_samples, "seconds_per_batch": 8.0}
         options["num_buckets"] = experiment.data.num_buckets
-        num_units = experiment.objective.num_units if experiment.objective.reads_codes else 0
+        objective = experiment.objective
+        num_classes = len(getattr(objective, "classes", ()))
+        num_units = (num_classes or objective.num_units) if objective.reads_codes else 0
+        num_labels = num_classes if objective.reads_labels else 0
         plan = make_plan(lengths, tokens, seed=experiment.seed, **options)
-        return cls(plan, make_eval_plan(lengths, tokens, **options), samples, texts, tokenizer, num_units)
+        dev_plan = make_eval_plan(lengths, tokens, **options)
+        return cls(plan, dev_plan, samples, texts, tokenizer, num_units, num_labels)
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[dict[str, np.ndarray]]:
         return (self.batch(self.plan, step) for step in range(first_step, num_steps))
@@ -152,6 +166,8 @@ class MemorySource(Source):
         }
         if self.num_units:
             batch["codes"] = np.full((len(rows), MEL.num_frames(bucket.num_samples)), -1, np.int32)
+        if self.num_labels:
+            batch["label"] = (rows % self.num_labels).astype(np.int32)
         for place, row in enumerate(rows):
             if row < 0:
                 continue
