@@ -129,7 +129,7 @@ VERBS = {
     ),
     "probe": Verb(
         "jax_speechlm.evaluation.probing:probe_run",
-        "train linear classifiers of speaker, language or words on an encoder's frozen layers",
+        "train linear maps of an encoder's frozen layers to speaker, language, words or characters",
         "jax-speechlm probe runs/pretrain --sets fsdd --target text --leave-out speaker",
         typed=True,
     ),

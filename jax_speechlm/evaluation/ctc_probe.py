@@ -20,17 +20,18 @@ from jax_speechlm.models.functional import Params
 from jax_speechlm.models.layers import frame_mask
 from jax_speechlm.objectives.ctc import ctc_loss
 
-Layers = Callable[[Batch], tuple[Float[Array, "layers batch time dim"], Int[Array, " batch"]]]
-"""Hidden states of every layer of a batch, and the frames of each row."""
+Layers = Callable[[Params, Batch], tuple[Float[Array, "layers batch time dim"], Int[Array, " batch"]]]
+"""From an encoder's parameters and a batch to the hidden states of every layer, and the frames of each row."""
 
 _PEAK, _WARMUP_SHARE = 1e-2, 0.1  # of Adam's learning rate, on standardised features
 _MEASURED = 16  # batches that the standardisation is taken from
 
 
-def fit(layers: Layers, batches: Iterator[Batch], num_steps: int, num_ids: int) -> Params:
+def fit(layers: Layers, frozen: Params, batches: Iterator[Batch], num_steps: int, num_ids: int) -> Params:
     """Trains the maps, a step a batch.
 
     Args:
+      frozen: the encoder's parameters.
       batches: of speech with tokens, `num_steps` of them; the first also say how features are standardised.
       num_ids: of the tokenizer.
 
@@ -38,7 +39,7 @@ def fit(layers: Layers, batches: Iterator[Batch], num_steps: int, num_ids: int) 
       `mean` and `scale` [layers, dim], `kernel` [layers, dim, ids], `bias` [layers, ids].
     """
     measured = list(itertools.islice(batches, _MEASURED))
-    standard = _standardisation(layers, iter(measured))
+    standard = _standardisation(layers, frozen, iter(measured))
     num_layers, dim = standard["mean"].shape
     learnt = {"kernel": jnp.zeros((num_layers, dim, num_ids)), "bias": jnp.zeros((num_layers, num_ids))}
     schedule = optax.warmup_cosine_decay_schedule(0, _PEAK, round(_WARMUP_SHARE * num_steps), num_steps)
@@ -52,13 +53,13 @@ def fit(layers: Layers, batches: Iterator[Batch], num_steps: int, num_ids: int) 
         return jnp.sum(weight_LxB * nats_LxB) / jnp.maximum(jnp.sum(weight_LxB[0] * token_length_B), 1)
 
     @jax.jit
-    def step(learnt: Params, state: optax.OptState, batch: Batch) -> tuple[Params, optax.OptState]:
-        updates, state = adam.update(jax.grad(loss)(learnt, *layers(batch), batch), state)
+    def step(learnt: Params, state: optax.OptState, frozen: Params, batch: Batch) -> tuple[Params, optax.OptState]:
+        updates, state = adam.update(jax.grad(loss)(learnt, *layers(frozen, batch), batch), state)
         return optax.apply_updates(learnt, updates), state
 
     state = adam.init(learnt)
     for batch in itertools.chain(measured, batches):
-        learnt, state = step(learnt, state, batch)
+        learnt, state = step(learnt, state, frozen, batch)
     return standard | learnt
 
 
@@ -71,35 +72,37 @@ def spell(
 
 
 def texts(
-    layers: Layers, probe: Params, batches: Iterator[Batch], num_rows: int, tokenizer: Tokenizer
+    layers: Layers, frozen: Params, probe: Params, batches: Iterator[Batch], num_rows: int, tokenizer: Tokenizer
 ) -> list[list[str]]:
     """Of each layer the greedy transcript of every row, by `example_id`; "" for a row that is in no batch."""
 
     @jax.jit
-    def paths(batch: Batch) -> Int[Array, "layers batch time"]:
-        hidden_LxBxTxD, length_B = layers(batch)
+    def paths(frozen: Params, batch: Batch) -> Int[Array, "layers batch time"]:
+        hidden_LxBxTxD, length_B = layers(frozen, batch)
         return jax.vmap(lambda logits: best_path(logits, length_B))(spell(probe, hidden_LxBxTxD))
 
     found = [[""] * num_rows for _ in range(len(probe["bias"]))]
     for batch in batches:
-        for layer, path_BxT in zip(found, np.asarray(paths(batch)), strict=True):
+        for layer, path_BxT in zip(found, np.asarray(paths(frozen, batch)), strict=True):
             for row, ids in zip(batch["example_id"].tolist(), collapse(path_BxT), strict=True):
                 if row >= 0:
                     layer[row] = tokenizer.decode(ids)
     return found
 
 
-def _standardisation(layers: Layers, batches: Iterator[Batch]) -> Params:
+def _standardisation(layers: Layers, frozen: Params, batches: Iterator[Batch]) -> Params:
     """Mean and inverse deviation of each dimension of each layer over the frames of some batches."""
 
     @jax.jit
-    def sums(batch: Batch) -> tuple[Array, Array, Array]:
-        hidden_LxBxTxD, length_B = layers(batch)
+    def sums(frozen: Params, batch: Batch) -> tuple[Array, Array, Array]:
+        hidden_LxBxTxD, length_B = layers(frozen, batch)
         inside_BxT = frame_mask(length_B, hidden_LxBxTxD.shape[2]) * batch["weight"][:, None]
         x = hidden_LxBxTxD * inside_BxT[..., None]
         return inside_BxT.sum(), x.sum((1, 2)), jnp.square(x).sum((1, 2))
 
-    count, total, square = (sum(each) for each in zip(*(jax.device_get(sums(batch)) for batch in batches), strict=True))
+    count, total, square = (
+        sum(each) for each in zip(*(jax.device_get(sums(frozen, batch)) for batch in batches), strict=True)
+    )
     mean = total / max(count, 1)
     variance = np.maximum(square / max(count, 1) - mean**2, 0)
     return {"mean": jnp.asarray(mean), "scale": jnp.asarray(1 / np.sqrt(variance + 1e-5))}

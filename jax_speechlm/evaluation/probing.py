@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from tyro.conf import Positional
 
@@ -32,6 +33,7 @@ from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.evaluation.minimal_pairs import wilson_interval
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import log_mel
+from jax_speechlm.models.functional import Params
 from jax_speechlm.models.layers import frame_mask
 
 CHARACTERS = "characters"
@@ -239,15 +241,15 @@ def _characters(
         test.num_samples, seconds_per_batch=seconds_per_batch, frame_samples=encoder.frame_samples
     )
     steps = max(1, min(_MOST_STEPS, _EPOCHS * plan.steps_per_epoch))
-    given = {name: functools.partial(each.all_layers, each.params) for name, each in sources.items()}
-    given["log-mel"] = lambda batch: _features(batch, encoder.frontend)
+    given = {name: (each.all_layers, each.params) for name, each in sources.items()}
+    given["log-mel"] = functools.partial(_features, encoder.frontend), {}
     probes = []
     for name, layers in given.items():
-        probe = ctc_probe.fit(
-            layers, open_batches(train, plan, tokenizer, num_steps=steps), steps, tokenizer.vocab_size
-        )
+        batches = open_batches(train, plan, tokenizer, num_steps=steps)
+        batches = iter(track(batches, name, steps, console=Console(stderr=True), transient=True))
+        probe = ctc_probe.fit(*layers, batches, steps, tokenizer.vocab_size)
         batches = open_batches(test, test_plan, num_steps=test_plan.steps_per_epoch)
-        for layer, texts in enumerate(ctc_probe.texts(layers, probe, batches, len(test), tokenizer)):
+        for layer, texts in enumerate(ctc_probe.texts(*layers, probe, batches, len(test), tokenizer)):
             counts = wer.count(wer.align([references[r] for r in spoken], [texts[r] for r in spoken], "character"))
             low, high = wer.bootstrap(counts)
             probes.append(Probe(source=name, layer=layer, accuracy=1 - wer.rate(counts), interval=(1 - high, 1 - low)))
@@ -263,8 +265,11 @@ def _characters(
     )
 
 
-def _features(batch: Batch, frontend: FrontEnd) -> tuple[Float[Array, "layers batch time dim"], Int[Array, " batch"]]:
+def _features(
+    frontend: FrontEnd, params: Params, batch: Batch
+) -> tuple[Float[Array, "layers batch time dim"], Int[Array, " batch"]]:
     """What enters an encoder, as its only layer."""
+    del params
     x_BxTxF, length_B = features(batch, frontend, None)
     return x_BxTxF[None], length_B
 

@@ -62,7 +62,7 @@ def test_parts_lie_end_to_end(tmp_path):
         align_evenly(part)
     store = frame_labels.speech_frames(index, GRID, 0.0)
     np.testing.assert_array_equal(store.lengths, GRID.num_frames(np.array([9_000, 4_000, 30_000])))
-    assert store.read(1, 0, 99).sum() == np.count_nonzero((np.arange(11) * 320 + 160 >= 100))
+    assert store.read(1, 0, 99).sum() == np.count_nonzero(np.arange(11) * 320 + 160 >= 100)
 
 
 def test_a_set_of_which_nothing_is_known_is_an_error(tmp_path):

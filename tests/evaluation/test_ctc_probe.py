@@ -32,37 +32,37 @@ def batches(num: int, seed: int = 0):
         yield rows | {"audio": audio, "audio_length": length, "tokens": tokens, "token_length": token_length}
 
 
-def telling(batch):
+def telling(params, batch):
     """[1, B, T, D]: an image of the letter, far from standard."""
     return 5 + 30 * jnp.eye(5, DIM)[batch["audio"]][None], batch["audio_length"]
 
 
-def noise(batch):
+def noise(params, batch):
     phases = jnp.arange(FRAMES)[:, None] * jnp.arange(1, DIM + 1)
     return jnp.broadcast_to(jnp.sin(phases), (1, *batch["audio"].shape, DIM)), batch["audio_length"]
 
 
-def both(batch):
-    return jnp.concatenate([telling(batch)[0], noise(batch)[0]]), batch["audio_length"]
+def both(params, batch):
+    return jnp.concatenate([telling(params, batch)[0], noise(params, batch)[0]]), batch["audio_length"]
 
 
 def test_each_layer_learns_what_it_would_alone():
-    together = ctc_probe.fit(both, batches(60), 60, TOKENIZER.vocab_size)
+    together = ctc_probe.fit(both, {}, batches(60), 60, TOKENIZER.vocab_size)
     for layer, alone in enumerate((telling, noise)):
-        one = ctc_probe.fit(alone, batches(60), 60, TOKENIZER.vocab_size)
+        one = ctc_probe.fit(alone, {}, batches(60), 60, TOKENIZER.vocab_size)
         for name, value in one.items():
             np.testing.assert_allclose(together[name][layer], value[0], rtol=2e-4, atol=2e-5, err_msg=name)
 
 
 def test_letters_are_spelled_from_the_layer_that_tells_them():
-    probe = ctc_probe.fit(both, batches(150), 150, TOKENIZER.vocab_size)
+    probe = ctc_probe.fit(both, {}, batches(150), 150, TOKENIZER.vocab_size)
     tested = list(batches(4, seed=1))
     references = [
         TOKENIZER.decode(ids[:count].tolist())
         for batch in tested
         for ids, count in zip(batch["tokens"], batch["token_length"], strict=True)
     ]
-    told, guessed = ctc_probe.texts(both, probe, iter(tested), len(references) + 1, TOKENIZER)
+    told, guessed = ctc_probe.texts(both, {}, probe, iter(tested), len(references) + 1, TOKENIZER)
     assert told[:-1] == references
     assert told[-1] == guessed[-1] == ""  # of a row that was in no batch
     assert sum(one == other for one, other in zip(guessed, references, strict=False)) < len(references) / 4
