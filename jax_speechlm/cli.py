@@ -121,6 +121,12 @@ VERBS = {
         "jax-speechlm embed runs/pretrain *.wav --out embeddings.npz",
         typed=True,
     ),
+    "classify": Verb(
+        "jax_speechlm.classifier:classify",
+        "say what a classifier takes audio files, or texts, for",
+        "jax-speechlm classify runs/digits *.wav    |    jax-speechlm classify runs/sources 'In the beginning'",
+        typed=True,
+    ),
     "segment": Verb(
         "jax_speechlm.voice_activity:segment_files",
         "say when speech is heard in audio files, with a model that was trained to tell",

@@ -8,26 +8,41 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from data_pipelines.paths import AnyPath
+from jax_speechlm.classifier import Classifier
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.generate import Beam, Sampling
 from jax_speechlm.encoder import SpeechEncoder
 from jax_speechlm.language_model import Continuation, LanguageModel
 from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.speaker_vectors import SpeakerVectors
 from jax_speechlm.speech_language_model import SpeechLanguageModel
 from jax_speechlm.trained import objective_kind
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.transcriber import open_transcriber
 from jax_speechlm.transcript import Transcript
 from jax_speechlm.unit_model import Part, UnitContinuation, UnitModel
+from jax_speechlm.voice_activity import VoiceActivity
 from jax_speechlm.windows import Recording
 
-Opened = Recognizer | SpeechLanguageModel | LanguageModel | UnitModel | SpeechEncoder
+Opened = (
+    Recognizer
+    | SpeechLanguageModel
+    | LanguageModel
+    | UnitModel
+    | SpeechEncoder
+    | Classifier
+    | VoiceActivity
+    | SpeakerVectors
+)
 
 _WHO_CAN = {
     "transcribe": "load a run that was trained by ctc, joint or speech_lm; an encoder learns to spell by "
     "jax-speechlm finetune --from {path}",
     "embed": "load a run that was pretrained or finetuned on speech, with a conformer of its own",
     "generate": "load a run that was trained by causal_lm, unit_lm or speech_lm",
+    "classify": "load a run that was trained by classification",
+    "speech_times": "load a run that was trained by frame_classification",
+    "speaker_vectors": "load a run that was trained by speaker_verification",
     "score": "load a run that was trained by causal_lm or unit_lm; how sure a recognizer is of what it hears is the "
     "confidence of its transcripts' segments and words",
 }
@@ -35,7 +50,8 @@ _WHO_CAN = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A checkpoint and what it can do: `transcribe`, `embed`, `generate`, `score`, as far as it was trained for them.
+    """A checkpoint and what it can do: `transcribe`, `embed`, `generate`, `score`, `classify`, `speech_times`,
+    `speaker_vectors`, as far as it was trained for them.
 
     Inputs are batched, in few fixed shapes: those of like length share their compiled programs, whatever the call. What
     an input gives does not depend on the others.
@@ -60,6 +76,12 @@ class TrainedModel:
                 return ("transcribe", "generate") if self.model.task == "transcribe" else ("generate",)
             case SpeechEncoder():
                 return ("embed",)
+            case Classifier():
+                return ("classify",) if self.model.reads_texts else ("classify", "embed")
+            case VoiceActivity():
+                return ("speech_times", "embed")
+            case SpeakerVectors():
+                return ("speaker_vectors", "embed")
         return ("generate", "score")
 
     def transcribe(
@@ -141,6 +163,43 @@ class TrainedModel:
             return self.model.lm.score(texts)
         return np.array([-nats.sum(dtype=np.float64) for nats in self.model.unit_nats(texts)])
 
+    def classify(
+        self, inputs: Recording | Sequence[Recording] | Sequence[str], *, max_seconds: float = 30.0
+    ) -> list[dict[str, float]]:
+        """The probability of each class for each recording, or text, by the classes' names.
+
+        Raises:
+          CheckpointError: the checkpoint was not trained to tell classes apart.
+          AudioError: a recording cannot be read, or is too short for a single frame.
+        """
+        self._check("classify")
+        rows = self.model.probabilities(_listed(inputs), max_seconds=max_seconds)
+        return [dict(zip(self.model.classes, row, strict=True)) for row in rows.tolist()]
+
+    def speech_times(
+        self, recordings: Recording | Sequence[Recording], *, threshold: float = 0.5, max_seconds: float = 30.0
+    ) -> list[list[tuple[float, float]]]:
+        """Seconds at which speech begins and ends in each recording; see `VoiceActivity.speech_times`.
+
+        Raises:
+          CheckpointError: the checkpoint was not trained to tell speech from silence.
+          AudioError: a recording cannot be read.
+        """
+        self._check("speech_times")
+        return [self.model.speech_times(each, threshold, max_seconds) for each in _listed(recordings)]
+
+    def speaker_vectors(
+        self, recordings: Recording | Sequence[Recording], *, max_seconds: float = 30.0
+    ) -> Float[np.ndarray, "recordings dim"]:
+        """A vector of unit length for each recording: the product of two says how alike the voices are.
+
+        Raises:
+          CheckpointError: the checkpoint was not trained to compare speakers.
+          AudioError: a recording cannot be read, or is too short.
+        """
+        self._check("speaker_vectors")
+        return self.model.vectors(_listed(recordings), max_seconds)
+
     def _check(self, ability: str) -> None:
         if ability not in self.abilities:
             task = getattr(self.model, "task", "transcribe")
@@ -172,14 +231,23 @@ def load(path: str | os.PathLike, decoding: Decoding = Decoding()) -> TrainedMod
             model = LanguageModel.load(checkpoint)
         case "unit_lm":
             model = UnitModel.load(checkpoint)
+        case "classification":
+            model = Classifier.load(checkpoint)
+        case "frame_classification":
+            model = VoiceActivity.load(checkpoint)
+        case "speaker_verification":
+            model = SpeakerVectors.load(checkpoint)
         case _:
             model = SpeechEncoder.load(checkpoint)
     return TrainedModel(checkpoint, kind, model)
 
 
-def _encoder_of(recognizer: Recognizer) -> SpeechEncoder:
-    experiment = recognizer.experiment
-    return SpeechEncoder(experiment.model, experiment.frontend, recognizer.params[0]["encoder"], recognizer.checkpoint)
+def _encoder_of(model: Recognizer | Classifier | VoiceActivity | SpeakerVectors) -> SpeechEncoder:
+    if isinstance(model, Recognizer):
+        run, params = model, model.params[0]
+    else:
+        run, params = model.run, model.run.params
+    return SpeechEncoder(run.experiment.model, run.experiment.frontend, params["encoder"], run.checkpoint)
 
 
 def _listed(recordings: Recording | Sequence[Recording]) -> Sequence[Recording]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import jax_speechlm
 from data_pipelines.index import read_index
 from data_pipelines.word_times import write_word_times
 from jax_speechlm import cli
@@ -77,6 +78,9 @@ def test_speech_is_found_where_it_is_whatever_the_windows(run):
         == len(samples) // MEL.frame_samples
     )
     assert detector.speech_times(samples, threshold=1.1) == []
+    model = jax_speechlm.load(run)
+    assert model.abilities == ("speech_times", "embed")
+    assert model.speech_times(samples) == [detector.speech_times(samples)]
 
 
 def test_the_command_prints_a_line_a_file_and_names_what_it_cannot_read(run, tmp_path, capsys):

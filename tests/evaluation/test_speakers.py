@@ -123,4 +123,7 @@ def test_embed_writes_the_vectors(run, tmp_path, capsys):
     assert np.load(out)["embeddings"].shape == (2, 8)
     assert cli.main(["embed", str(run), str(tmp_path / "6.wav"), "--out", str(out)]) == 1
     assert "too short to say who speaks" in capsys.readouterr().err
-    assert jax_speechlm.load(run).abilities == ("embed",)
+    model = jax_speechlm.load(run)
+    assert model.abilities == ("speaker_vectors", "embed")
+    np.testing.assert_allclose(model.speaker_vectors(files), expected, atol=1e-6)
+    assert model.embed(files)[0].shape[1] == 8
