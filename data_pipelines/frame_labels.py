@@ -69,10 +69,10 @@ def speech_frames(index: Index, grid: FrameGrid, min_pause: float, empty_is_sile
     for why, count in missing.items():
         log.warning("%d of %d rows are %s: nothing is known of their frames", count, len(index), why)
     if not lengths.any():
-        raise DataError(
-            f"{', '.join(map(str, index.parts))}: no row has words with times: align them with a run that spells them "
-            "better"
-        )
+        remedy = "align them with a run that spells them better"
+        if not missing["not aligned"]:
+            remedy = "if nobody speaks in them, say so with --objective.empty-is-silence"
+        raise DataError(f"{', '.join(map(str, index.parts))}: no row has words with times: {remedy}")
     counts = missing["not aligned"], missing["without a transcript"]
     return FrameLabels(lengths, index.first_row, tuple(ids), tuple(ends), grid, *counts)
 

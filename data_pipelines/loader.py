@@ -31,7 +31,7 @@ Batch: TypeAlias = dict[str, np.ndarray]
 - `example_id` int32 [B], row of the index, -1 in a filler row;
 - `weight` float32 [B], 1, or 0 in a filler row and where the record could not be read (lengths are 0 there too);
 - `noise` int16 [B, S], only where batches are opened with a noise set: what training may mix into each row;
-- `label` int32 [B], only where labels were given: the utterance's class, 0 in a filler row;
+- `label` int32 [B], only where labels were given: the utterance's class, -1 if it has none, 0 in a filler row;
 - `codes` int32 [B, T], only where a code store was given: the speech unit, or the class, of each of the T frames
   that its front end makes of S samples, -1 after the end, in a filler row and where the record could not be read.
 """

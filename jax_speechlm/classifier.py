@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -16,12 +16,12 @@ from tyro.conf import Positional
 
 from data_pipelines.audio import AudioError
 from data_pipelines.errors import DataError
-from jax_speechlm.experiment import Text
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.trained import Trained
 from jax_speechlm.vocabulary import Vocabulary, pad
-from jax_speechlm.windows import Recording, Samples, cut_at_pauses, in_batches
+from jax_speechlm.windows import Recording, Samples, in_batches, in_groups, name_of
 
-_TEXTS = 16  # in a batch
+_TEXTS, _SECONDS = 16, 60.0  # in a batch: texts, and seconds of padded audio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Classifier:
     @property
     def reads_texts(self) -> bool:
         """Whether it classifies texts, and not recordings."""
-        return isinstance(self.run.experiment.data, Text)
+        return isinstance(self.run.experiment.model, TransformerConfig)
 
     def probabilities(
         self, inputs: Sequence[Recording] | Sequence[str], *, max_seconds: float = 30.0
@@ -66,40 +66,42 @@ class Classifier:
           AudioError: a recording cannot be read, or is too short for a single frame.
         """
         if self.reads_texts:
-            return self._of_texts(inputs)
-        return self._of_parts([cut_at_pauses(each, max_seconds) for each in inputs], inputs)
+            found = list(self._of_texts(inputs))
+        else:
+            groups = in_groups(inputs, max_seconds, _SECONDS)
+            found = [row for group in groups for row in self._of_group(group)]
+        return np.array(found, np.float32).reshape(-1, len(self.classes))
 
-    def _of_parts(
-        self, cut: Sequence[list[Samples]], names: Sequence[Recording]
-    ) -> Float[np.ndarray, "inputs classes"]:
+    def _of_group(self, group: Sequence[tuple[Recording, list[Samples]]]) -> Iterator[Float[np.ndarray, " classes"]]:
         model, mel = self.run.experiment.model, self.run.experiment.frontend.mel
-        parts = [part for each in cut for part in each]
-        of_part = np.repeat(np.arange(len(cut)), [len(each) for each in cut])
-        weight = np.array([int(model.num_frames(mel.num_frames(len(part)))) for part in parts])
-        total = np.zeros((len(cut), len(self.classes)))
-        for batch in in_batches(parts):
+        parts = [part for _, each in group for part in each]
+        of_part = np.repeat(np.arange(len(group)), [len(each) for _, each in group])
+        frames = np.array([int(model.num_frames(mel.num_frames(len(part)))) for part in parts])
+        total = np.zeros((len(group), len(self.classes)))
+        for batch in in_batches(parts, _SECONDS):
             real = batch["example_id"] >= 0
             numbers = batch["example_id"][real]
             found = np.asarray(self._compute(self.run.params, batch))[real]
-            np.add.at(total, of_part[numbers], weight[numbers, None] * found)
-        count = np.bincount(of_part, weight, len(cut))
-        if (short := np.flatnonzero(count == 0)).size:
-            first = names[short[0]]
-            name = str(first) if isinstance(first, str | os.PathLike) else "audio"
-            raise AudioError(name, "too short for a single frame", "leave it out")
-        return (total / count[:, None]).astype(np.float32)
+            np.add.at(total, of_part[numbers], frames[numbers, None] * found)
+        counts = np.bincount(of_part, frames, len(group))
+        for (recording, _), row, count in zip(group, total, counts, strict=True):
+            if not count:
+                raise AudioError(name_of(recording), "too short for a single frame", "leave it out")
+            yield row / count
 
-    def _of_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "inputs classes"]:
+    def _of_texts(self, texts: Sequence[str]) -> Iterator[Float[np.ndarray, " classes"]]:
         tokenizer, context = self.run.tokenizer, self.run.experiment.data.context
-        vocabulary, found = Vocabulary.of(tokenizer), []
+        vocabulary = Vocabulary.of(tokenizer)
         for start in range(0, len(texts), _TEXTS):
             rows = [vocabulary.enclose(tokenizer.encode(text))[:context] for text in texts[start : start + _TEXTS]]
-            lengths = np.array([*map(len, rows), *[0] * (_TEXTS - len(rows))])
-            place = np.broadcast_to(np.arange(context, dtype=np.int32), (_TEXTS, context))
-            batch = {"tokens": pad(rows, context, _TEXTS), "position": place}
+            # Few shapes, so few programs; and no more of them than the texts need.
+            width = min(context, max(16, 1 << (max(map(len, rows)) - 1).bit_length()))
+            count = 1 if len(rows) == 1 else _TEXTS
+            lengths = np.array([*map(len, rows), *[0] * (count - len(rows))])
+            place = np.broadcast_to(np.arange(width, dtype=np.int32), (count, width))
+            batch = {"tokens": pad(rows, width, count), "position": place}
             batch["segment"] = (place < lengths[:, None]).astype(np.int32)
-            found.append(np.asarray(self._compute(self.run.params, batch))[: len(rows)])
-        return np.concatenate([np.zeros((0, len(self.classes)), np.float32), *found])
+            yield from np.asarray(self._compute(self.run.params, batch))[: len(rows)]
 
     @functools.cached_property
     def _compute(self):

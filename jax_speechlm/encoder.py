@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.speaker_vectors import SpeakerVectors
 from jax_speechlm.trained import objective_kind
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.windows import Recording, Samples, cut_at_pauses, in_batches, shape_of
+from jax_speechlm.windows import Recording, Samples, in_batches, in_groups, name_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,15 +112,8 @@ class SpeechEncoder:
         layer = depth if layer is None else layer
         if not 0 <= layer <= depth:
             raise ValueError(f"layer must lie between 0 (the input) and {depth} (the output), got {layer}")
-        waiting: list[tuple[Recording, list[Samples]]] = []
-        samples = 0
-        for recording in recordings:
-            waiting.append((recording, cut_at_pauses(recording, max_seconds)))
-            samples += sum(shape_of(len(part)) for part in waiting[-1][1])
-            if samples >= seconds_per_batch * audio.SAMPLE_RATE:
-                yield from self._embedded(waiting, layer, seconds_per_batch)
-                waiting, samples = [], 0
-        yield from self._embedded(waiting, layer, seconds_per_batch)
+        for group in in_groups(recordings, max_seconds, seconds_per_batch):
+            yield from self._embedded(group, layer, seconds_per_batch)
 
     def _embedded(
         self, recordings: Sequence[tuple[Recording, list[Samples]]], layer: int, seconds_per_batch: float
@@ -132,8 +124,7 @@ class SpeechEncoder:
         for recording, cut in recordings:
             hidden_TxD = np.concatenate([found[next(numbers)] for _ in cut])
             if not len(hidden_TxD):
-                name = str(recording) if isinstance(recording, str | os.PathLike) else "audio"
-                raise audio.AudioError(name, "too short for a single frame", "leave it out")
+                raise audio.AudioError(name_of(recording), "too short for a single frame", "leave it out")
             yield hidden_TxD
 
     def all_layers(

@@ -1,6 +1,7 @@
 """Any trained run, opened by its path: `jax_speechlm.load`."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 
@@ -118,8 +119,7 @@ class TrainedModel:
           AudioError: a recording cannot be read, or is too short for a single frame.
         """
         self._check("embed")
-        encoder = self.model if isinstance(self.model, SpeechEncoder) else _encoder_of(self.model)
-        return list(encoder.embed(_listed(recordings), layer=layer, max_seconds=max_seconds))
+        return list(self._encoder.embed(_listed(recordings), layer=layer, max_seconds=max_seconds))
 
     def generate(
         self,
@@ -200,6 +200,10 @@ class TrainedModel:
         self._check("speaker_vectors")
         return self.model.vectors(_listed(recordings), max_seconds)
 
+    @functools.cached_property
+    def _encoder(self) -> SpeechEncoder:
+        return self.model if isinstance(self.model, SpeechEncoder) else SpeechEncoder.load(self.checkpoint)
+
     def _check(self, ability: str) -> None:
         if ability not in self.abilities:
             task = getattr(self.model, "task", "transcribe")
@@ -240,14 +244,6 @@ def load(path: str | os.PathLike, decoding: Decoding = Decoding()) -> TrainedMod
         case _:
             model = SpeechEncoder.load(checkpoint)
     return TrainedModel(checkpoint, kind, model)
-
-
-def _encoder_of(model: Recognizer | Classifier | VoiceActivity | SpeakerVectors) -> SpeechEncoder:
-    if isinstance(model, Recognizer):
-        run, params = model, model.params[0]
-    else:
-        run, params = model.run, model.run.params
-    return SpeechEncoder(run.experiment.model, run.experiment.frontend, params["encoder"], run.checkpoint)
 
 
 def _listed(recordings: Recording | Sequence[Recording]) -> Sequence[Recording]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from data_pipelines.audio import AudioError
 from jax_speechlm.trained import Trained
-from jax_speechlm.windows import Recording, cut_at_pauses, in_batches
+from jax_speechlm.windows import Recording, Samples, in_batches, in_groups, name_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SpeakerVectors:
         return cls(Trained.load(path, "speaker_verification", "compare speakers"))
 
     def vectors(
-        self, recordings: Sequence[Recording], max_seconds: float = 30.0, seconds_per_batch: float = 60.0
+        self, recordings: Iterable[Recording], max_seconds: float = 30.0, seconds_per_batch: float = 60.0
     ) -> Float[np.ndarray, "recordings dim"]:
         """One vector of unit length for each recording: the product of two is their cosine.
 
@@ -45,20 +45,25 @@ class SpeakerVectors:
         Raises:
           AudioError: a recording cannot be read, or is too short.
         """
-        cut = [cut_at_pauses(each, max_seconds) for each in recordings]
-        of_part = np.repeat(np.arange(len(cut)), [len(parts) for parts in cut])
-        total = np.zeros((len(cut), self.run.experiment.objective.head.dim), np.float32)
-        for batch in in_batches([part for parts in cut for part in parts], seconds_per_batch):
+        groups = in_groups(recordings, max_seconds, seconds_per_batch)
+        found = [vector for group in groups for vector in self._of_group(group, seconds_per_batch)]
+        return np.array(found, np.float32).reshape(-1, self.run.experiment.objective.head.dim)
+
+    def _of_group(
+        self, group: Sequence[tuple[Recording, list[Samples]]], seconds_per_batch: float
+    ) -> Iterator[Float[np.ndarray, " dim"]]:
+        head = self.run.experiment.objective.head
+        of_part = np.repeat(np.arange(len(group)), [len(parts) for _, parts in group])
+        total = np.zeros((len(group), head.dim), np.float32)
+        for batch in in_batches([part for _, parts in group for part in parts], seconds_per_batch):
             vectors, frames = jax.device_get(self._compute(self.run.params, batch))
-            has_vector = (batch["example_id"] >= 0) & (frames >= self.run.experiment.objective.head.shortest)
+            has_vector = (batch["example_id"] >= 0) & (frames >= head.shortest)
             unit = vectors[has_vector] / np.linalg.norm(vectors[has_vector], axis=1, keepdims=True)
             np.add.at(total, of_part[batch["example_id"][has_vector]], unit)
-        length = np.linalg.norm(total, axis=1, keepdims=True)
-        if (short := np.flatnonzero(length == 0)).size:
-            first = recordings[short[0]]
-            name = str(first) if isinstance(first, str | os.PathLike) else "audio"
-            raise AudioError(name, "too short to say who speaks", "leave it out")
-        return total / length
+        for (recording, _), vector in zip(group, total, strict=True):
+            if not vector.any():
+                raise AudioError(name_of(recording), "too short to say who speaks", "leave it out")
+            yield vector / np.linalg.norm(vector)
 
     @functools.cached_property
     def _compute(self):

@@ -124,6 +124,33 @@ def cut_at_pauses(recording: Recording, max_seconds: float) -> list[Samples]:
     return [window.samples for window in windows(blocks_of(recording), int(max_seconds * audio.SAMPLE_RATE))]
 
 
+def in_groups(
+    recordings: Iterable[Recording], max_seconds: float, seconds_per_batch: float
+) -> Iterator[list[tuple[Recording, list[Samples]]]]:
+    """Recordings, each with its parts of at most `max_seconds`, as many at a time as fill a batch.
+
+    So that those of a batch are heard together, and no more than a batch and a recording is held.
+
+    Raises:
+      AudioError: a recording cannot be read.
+    """
+    waiting: list[tuple[Recording, list[Samples]]] = []
+    samples = 0
+    for recording in recordings:
+        waiting.append((recording, cut_at_pauses(recording, max_seconds)))
+        samples += sum(shape_of(len(part)) for part in waiting[-1][1])
+        if samples >= seconds_per_batch * audio.SAMPLE_RATE:
+            yield waiting
+            waiting, samples = [], 0
+    if waiting:
+        yield waiting
+
+
+def name_of(recording: Recording) -> str:
+    """What an error calls a recording."""
+    return str(recording) if isinstance(recording, str | os.PathLike) else "audio"
+
+
 def shape_of(num_samples: int) -> int:
     """The padded length of a row that holds so many samples: of ten lengths up to 30 s, and then 30 s doubled."""
     for edge in _EDGES:

@@ -7,10 +7,11 @@ import pytest
 import soundfile
 
 import jax_speechlm
+from data_pipelines.index import read_index
 from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.classifier import Classifier
-from jax_speechlm.evaluation.classification import predict
+from jax_speechlm.evaluation.classification import predict, speech_batches, text_batches
 from jax_speechlm.experiment import Experiment, Speech, Text
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
@@ -18,8 +19,9 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.training.checkpoints import CheckpointError
-from jax_speechlm.windows import cut_at_pauses, in_batches
-from tests.data_pipelines.prepared import noise
+from jax_speechlm.windows import cut_at_pauses
+from tests.data_pipelines.prepared import noise, write_prepared
+from tests.data_pipelines.text_sets import write_text_set
 from tests.evaluation.runs import write_run
 
 OBJECTIVE = Classification(classes=("low", "high", "none"))
@@ -56,10 +58,34 @@ def test_an_input_is_taken_for_the_same_whatever_else_is_asked_about(runs, name,
     assert list(model.classify(inputs)[2].values()) == pytest.approx(together[2].tolist())
 
 
-def test_recordings_get_the_class_that_the_evaluation_gives_them(runs):
+def test_the_evaluation_gives_the_same_classes(runs, tmp_path):
+    """In its own batches, from prepared sets; the empty text it leaves out."""
+    write_prepared(tmp_path / "sounds", {"test": [(samples, "") for samples in SOUNDS]})
     classifier = Classifier.load(runs / "speech")
-    expected = predict(classifier.run, in_batches(SOUNDS), len(SOUNDS))
+    batches = speech_batches(classifier.run, read_index(tmp_path / "sounds", "test"), 3.0)
+    expected = predict(classifier.run, batches, len(SOUNDS))
     np.testing.assert_array_equal(classifier.probabilities(SOUNDS).argmax(1), expected)
+    write_text_set(tmp_path / "texts", {"test": TEXTS}, label=["low"] * len(TEXTS))
+    classifier = Classifier.load(runs / "text")
+    batches = text_batches(classifier.run, read_index(tmp_path / "texts", "test"))
+    expected = predict(classifier.run, batches, len(TEXTS))
+    found = classifier.probabilities(TEXTS).argmax(1)
+    assert (expected >= 0).sum() == sum(map(bool, TEXTS))
+    np.testing.assert_array_equal(found[expected >= 0], expected[expected >= 0])
+
+
+def test_no_more_is_computed_than_the_texts_need(runs):
+    classifier, shapes = Classifier.load(runs / "text"), []
+    compute = classifier._compute
+
+    def counted(params, batch):
+        shapes.append(batch["tokens"].shape)
+        return compute(params, batch)
+
+    object.__setattr__(classifier, "_compute", counted)
+    classifier.probabilities(["a"])
+    classifier.probabilities(["a" * 100] * 17)
+    assert shapes == [(1, 16), (16, 32), (1, 32)]
 
 
 def test_a_long_recording_is_the_mean_of_its_parts_by_their_length(runs):

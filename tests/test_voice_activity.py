@@ -7,16 +7,21 @@ import pytest
 import soundfile
 
 import jax_speechlm
+from data_pipelines.errors import DataError
 from data_pipelines.index import read_index
-from data_pipelines.word_times import write_word_times
+from data_pipelines.word_times import read_word_times, write_word_times
 from jax_speechlm import cli
 from jax_speechlm.experiment import Cadence, Experiment, Speech
+from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.frame_classification import FrameClassification
-from jax_speechlm.training.loop import train
+from jax_speechlm.planning.workload import workload
+from jax_speechlm.trained import Trained
+from jax_speechlm.training.loop import TrainingStopped, train
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.voice_activity import VoiceActivity
 from tests.data_pipelines.prepared import write_prepared
+from tests.data_pipelines.spoken_sets import write_spoken_set
 from tests.trained_tones import FRAME, MEL, MODEL, RATE, random_text, speak
 
 GAP = 0.5  # seconds: longer than the pause that counts as speech
@@ -81,6 +86,35 @@ def test_speech_is_found_where_it_is_whatever_the_windows(run):
     model = jax_speechlm.load(run)
     assert model.abilities == ("speech_times", "embed")
     assert model.speech_times(samples) == [detector.speech_times(samples)]
+
+
+def test_a_run_does_not_go_on_with_other_times(run):
+    experiment = Trained.read(run).experiment
+    part = read_index(run.parent / "data" / "tones", "train").parts[0]
+    times = read_word_times(part)
+    rows = [times.of(row) for row in range(part.num_rows)]
+    try:
+        write_word_times(part, [row + 3_000 for row in rows], "another")
+        with pytest.raises(TrainingStopped, match="the times of their words"):
+            train(experiment, run)
+    finally:
+        write_word_times(part, rows, "test")
+
+
+def test_a_plan_needs_no_times(tmp_path):
+    write_spoken_set(tmp_path / "new", {"train": [("a word", 16_000)] * 4})
+    data = Speech(sets=("new",), data_dir=str(tmp_path), seconds_per_batch=8, num_buckets=1)
+    experiment = Experiment(data=data, objective=FrameClassification(), frontend=FrontEnd(mel=MEL), model=MODEL)
+    assert "the times of words of new/train not prepared here" in workload(experiment, None).assumed
+
+
+def test_labels_that_would_be_untrue_are_refused(run):
+    mixed = FrontEnd(mel=MEL, augment=Augment(mix_probability=0.5))
+    with pytest.raises(ValueError, match="mix_probability would add speech"):
+        FrameClassification().build(MODEL, mixed)
+    index = read_index(run.parent / "data" / "tones", "train")
+    with pytest.raises(DataError, match="classes are speech, silence, and the times of words tell silence and speech"):
+        FrameClassification(classes=("speech", "silence")).labels(index, MEL)
 
 
 def test_the_command_prints_a_line_a_file_and_names_what_it_cannot_read(run, tmp_path, capsys):

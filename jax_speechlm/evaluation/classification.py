@@ -23,7 +23,7 @@ from data_pipelines.token_store import open_tokens
 from jax_speechlm.batch import Batch
 from jax_speechlm.config import Config
 from jax_speechlm.evaluation.language import save_report
-from jax_speechlm.experiment import Text
+from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.trained import Trained
 from jax_speechlm.vocabulary import Vocabulary
 
@@ -156,7 +156,9 @@ def evaluate_run(
     index = indexes.read_sets(data_dir, sets, split)
     actual = objective.numbers(index.column(label).to_pylist())
     batches = (
-        _texts(run, index) if isinstance(run.experiment.data, Text) else speech_batches(run, index, seconds_per_batch)
+        text_batches(run, index)
+        if isinstance(run.experiment.model, TransformerConfig)
+        else speech_batches(run, index, seconds_per_batch)
     )
     report = score(actual, predict(run, batches, len(index)), objective.classes)
     report = report.replace(checkpoint=str(run.checkpoint), sets=sets, split=split, label=label)
@@ -175,7 +177,7 @@ def publish(report: ClassificationReport, out: AnyPath) -> None:
 
 def predict(run: Trained, batches: Iterator[Batch], num_rows: int) -> Int[np.ndarray, " rows"]:
     """The likeliest class of every row, by `example_id`; -1 for a row that is in no batch."""
-    tokenizer = run.tokenizer if isinstance(run.experiment.data, Text) else None
+    tokenizer = run.tokenizer if isinstance(run.experiment.model, TransformerConfig) else None
     _, class_logits, _ = run.experiment.objective.classifier(run.experiment.model, run.experiment.frontend, tokenizer)
     best = jax.jit(lambda params, batch: jnp.argmax(class_logits(params, batch, None), axis=-1))
     predicted = np.full(num_rows, -1)
@@ -195,7 +197,8 @@ def speech_batches(
     return open_batches(index, plan, num_steps=plan.steps_per_epoch, codes=codes)
 
 
-def _texts(run: Trained, index: indexes.Index) -> Iterator[Batch]:
+def text_batches(run: Trained, index: indexes.Index) -> Iterator[Batch]:
+    """Every text of an index once that is not empty, cut off at the context."""
     tokens, context = open_tokens(index, run.tokenizer), run.experiment.data.context
     rows = max(1, _TOKENS_PER_BATCH // context)
     plan = packing.make_text_eval_plan(tokens.lengths, context=context, sequences_per_batch=rows, is_packed=False)

@@ -39,7 +39,7 @@ def fit(layers: Layers, frozen: Params, batches: Iterator[Batch], num_steps: int
       `mean` and `scale` [layers, dim], `kernel` [layers, dim, ids], `bias` [layers, ids].
     """
     measured = list(itertools.islice(batches, _MEASURED))
-    standard = _standardisation(layers, frozen, iter(measured))
+    standard = _standardisation(layers, frozen, tuple(measured))
     num_layers, dim = standard["mean"].shape
     learnt = {"kernel": jnp.zeros((num_layers, dim, num_ids)), "bias": jnp.zeros((num_layers, num_ids))}
     schedule = optax.warmup_cosine_decay_schedule(0, _PEAK, round(_WARMUP_SHARE * num_steps), num_steps)
@@ -90,19 +90,19 @@ def texts(
     return found
 
 
-def _standardisation(layers: Layers, frozen: Params, batches: Iterator[Batch]) -> Params:
+def _standardisation(layers: Layers, frozen: Params, batches: tuple) -> Params:
     """Mean and inverse deviation of each dimension of each layer over the frames of some batches."""
 
     @jax.jit
-    def sums(frozen: Params, batch: Batch) -> tuple[Array, Array, Array]:
+    def sums(frozen: Params, batch: Batch, mean: Array) -> tuple[Array, Array, Array]:
         hidden_LxBxTxD, length_B = layers(frozen, batch)
         inside_BxT = frame_mask(length_B, hidden_LxBxTxD.shape[2]) * batch["weight"][:, None]
-        x = hidden_LxBxTxD * inside_BxT[..., None]
+        x = (hidden_LxBxTxD - mean[:, None, None]) * inside_BxT[..., None]
         return inside_BxT.sum(), x.sum((1, 2)), jnp.square(x).sum((1, 2))
 
-    count, total, square = (
-        sum(each) for each in zip(*(jax.device_get(sums(frozen, batch)) for batch in batches), strict=True)
-    )
-    mean = total / max(count, 1)
-    variance = np.maximum(square / max(count, 1) - mean**2, 0)
-    return {"mean": jnp.asarray(mean), "scale": jnp.asarray(1 / np.sqrt(variance + 1e-5))}
+    mean = jnp.zeros((1, 1))
+    for _ in range(2):  # the second time around the mean, so that no digits cancel
+        each = [jax.device_get(sums(frozen, batch, mean)) for batch in batches]
+        count, total, square = (sum(part) for part in zip(*each, strict=True))
+        mean = mean + total / max(count, 1)
+    return {"mean": mean, "scale": jnp.asarray(1 / np.sqrt(square / max(count, 1) + 1e-5))}

@@ -7,6 +7,7 @@ features, and the most frequent class.
 
 import functools
 import html
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,7 @@ class ProbeReport(Config):
       classes: how many; of characters, how many there are.
       utterances: that were tested; each once.
       majority: accuracy of the most frequent class of each fold's training part; of characters, of writing nothing.
+      unspellable: test utterances with fewer frames than characters, which no CTC of this encoder can spell.
       probes: all of them.
     """
 
@@ -82,15 +84,19 @@ class ProbeReport(Config):
     classes: int
     utterances: int
     majority: float
+    unspellable: int = 0
     probes: tuple[Probe, ...]
 
     def table(self) -> Table:
         """What to print: a row a layer, a column a source."""
         sources = list(dict.fromkeys(probe.source for probe in self.probes))
-        title = f"{self.target}: {self.classes} classes, {self.utterances:,} utterances, {self.folds}"
+        what = f"{self.classes} of them" if self.target == CHARACTERS else f"{self.classes} classes"
+        title = f"{self.target}: {what}, {self.utterances:,} utterances, {self.folds}"
         caption = f"most frequent class: {self.majority:.1%}"
         if self.target == CHARACTERS:
             caption = "100 % less the character error rate"
+            if self.unspellable:
+                caption += f"; {self.unspellable:,} utterances have fewer frames than characters"
         table = Table("layer", *sources, title=title, title_justify="left", caption=caption, caption_justify="left")
         by_place = {(probe.source, probe.layer): probe for probe in self.probes}
         for layer in range(max(probe.layer for probe in self.probes) + 1):
@@ -102,7 +108,7 @@ class ProbeReport(Config):
         """A page of its own with the plot; needs no network and no script."""
         depth = max(1, *(probe.layer for probe in self.probes))
         x = lambda layer: 60 + 620 * layer / depth  # noqa: E731
-        y = lambda share: 330 - 300 * share  # noqa: E731
+        y = lambda share: 330 - 300 * max(0.0, share)  # noqa: E731
         drawn = [
             f'<line x1="60" x2="680" y1="{y(tenth / 5)}" y2="{y(tenth / 5)}" stroke="#ddd"/>'
             f'<text x="50" y="{y(tenth / 5) + 5}" text-anchor="end">{20 * tenth} %</text>'
@@ -110,7 +116,8 @@ class ProbeReport(Config):
         ]
         drawn += [f'<text x="{x(layer):.0f}" y="355" text-anchor="middle">{layer}</text>' for layer in range(depth + 1)]
         flat = '<line x1="60" x2="680" y1="{0:.1f}" y2="{0:.1f}" stroke="{1}" stroke-dasharray="5 4"/>'
-        drawn.append(flat.format(y(self.majority), "#222"))
+        if self.target != CHARACTERS:
+            drawn.append(flat.format(y(self.majority), "#222"))
         sources = list(dict.fromkeys(probe.source for probe in self.probes))
         for source, color in zip(sources, _COLORS, strict=False):
             probes = [probe for probe in self.probes if probe.source == source]
@@ -122,7 +129,8 @@ class ProbeReport(Config):
                 low, high = (y(bound) for bound in probe.interval)
                 place = f'x1="{x(probe.layer):.1f}" x2="{x(probe.layer):.1f}"'
                 drawn.append(f'<line {place} y1="{low:.1f}" y2="{high:.1f}" stroke="{color}"/>')
-        names = zip([*sources, "most frequent class"], [*_COLORS[: len(sources)], "#222"], strict=True)
+        baseline = "100 % less the character error rate" if self.target == CHARACTERS else "most frequent class"
+        names = zip([*sources, baseline], [*_COLORS[: len(sources)], "#222"], strict=True)
         legend = " ".join(f'<b style="color:{color}">{html.escape(name)}</b>' for name, color in names)
         title = html.escape(f"{self.target} from frozen layers: {self.checkpoint}")
         return (
@@ -148,7 +156,8 @@ def probe_run(
     """Trains a linear classifier on each frozen layer of an encoder, and measures it on other utterances.
 
     Features are means over an utterance's frames, standardised; the classifier is scikit-learn's logistic regression
-    with its default penalty (C = 1).
+    with its default penalty (C = 1). Characters are spelled frame by frame, by CTC, from standardised features; log-mel
+    then has the encoder's frame rate.
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders; any run with a speech encoder.
@@ -192,8 +201,8 @@ def probe_run(
 
     def batches() -> Iterator[tuple[Batches, int]]:
         for part in splits:
-            frame = encoder.frame_samples
-            plan = plans.make_eval_plan(part.num_samples, seconds_per_batch=seconds_per_batch, frame_samples=frame)
+            shape = {"seconds_per_batch": seconds_per_batch, "frame_samples": encoder.frame_samples}
+            plan = plans.make_eval_plan(part.num_samples, batch_multiple=1, **shape)
             yield open_batches(part, plan, num_steps=plan.steps_per_epoch), len(part)
 
     found = {name: np.concatenate([each.pooled(*part) for part in batches()]) for name, each in sources.items()}
@@ -229,20 +238,26 @@ def _characters(
     sources: Mapping[str, SpeechEncoder], train: indexes.Index, test: indexes.Index, seconds_per_batch: float
 ) -> ProbeReport:
     """CTC probes of every layer of each encoder, and of the features that enter them."""
-    references = test.column("text").to_pylist()
+    if not all(any(text.strip() for part in index.parts for text in part.texts()) for index in (train, test)):
+        raise DataError("characters need transcripts to learn from and to be measured on: name sets that have both")
     tokenizer = train_tokenizer((text for part in train.parts for text in part.texts()), "char")
+    # As the tokenizer writes them, which is all that can be spelled, in NFKC.
+    references = [unicodedata.normalize("NFKC", text).strip() for text in test.column("text").to_pylist()]
     spoken = [row for row, text in enumerate(references) if text]
-    if not spoken:
-        raise DataError("there are no transcripts to measure characters on: name sets that have them in both splits")
     (encoder, *_) = sources.values()
     tokens = indexes.token_lengths(train, tokenizer)
     plan = plans.make_plan(train.num_samples, tokens, **_CTC_BATCHES, frame_samples=encoder.frame_samples)
     test_plan = plans.make_eval_plan(
-        test.num_samples, seconds_per_batch=seconds_per_batch, frame_samples=encoder.frame_samples
+        test.num_samples,
+        seconds_per_batch=seconds_per_batch,
+        batch_multiple=1,
+        frame_samples=encoder.frame_samples,
     )
+    frames = encoder.model.num_frames(encoder.frontend.mel.num_frames(test.num_samples))
+    lengths = indexes.token_lengths(test, tokenizer)
     steps = max(1, min(_MOST_STEPS, _EPOCHS * plan.steps_per_epoch))
     given = {name: (each.all_layers, each.params) for name, each in sources.items()}
-    given["log-mel"] = functools.partial(_features, encoder.frontend), {}
+    given["log-mel"] = functools.partial(_features, encoder.frontend, encoder.model.subsampling), {}
     probes = []
     for name, layers in given.items():
         batches = open_batches(train, plan, tokenizer, num_steps=steps)
@@ -261,17 +276,19 @@ def _characters(
         classes=tokenizer.vocab_size - 1,
         utterances=len(spoken),
         majority=0.0,
+        unspellable=int(np.count_nonzero(frames < lengths)),
         probes=tuple(probes),
     )
 
 
 def _features(
-    frontend: FrontEnd, params: Params, batch: Batch
+    frontend: FrontEnd, stacked: int, params: Params, batch: Batch
 ) -> tuple[Float[Array, "layers batch time dim"], Int[Array, " batch"]]:
-    """What enters an encoder, as its only layer."""
+    """What enters an encoder, as its only layer: as many vectors side by side as one of its frames is made of."""
     del params
     x_BxTxF, length_B = features(batch, frontend, None)
-    return x_BxTxF[None], length_B
+    x_BxTxF = jnp.pad(x_BxTxF, ((0, 0), (0, -x_BxTxF.shape[1] % stacked), (0, 0)))
+    return x_BxTxF.reshape(1, len(x_BxTxF), -1, stacked * x_BxTxF.shape[2]), length_B // stacked
 
 
 def check_folds(labels: np.ndarray, folds: Sequence[Fold], target: str) -> None:

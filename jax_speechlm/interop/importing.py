@@ -210,10 +210,10 @@ def _labelled(folder: Path, model: Model, objective: ObjectiveConfig) -> tuple[E
 
 def _class_names(folder: Path, model: Model) -> tuple[str, ...]:
     names, sources = model.values.get("id2label"), model.sources
-    shape = sources["head"]["bias"].shape if "head" in sources else sources["speaker"]["speakers"].shape[1:]
-    if len(shape) != 1:
-        raise ExportError(f"{folder}: its head has an array of {len(shape)} dimensions where classes lie along one")
-    (count,) = shape
+    array, rank = (sources["head"]["bias"], 1) if "head" in sources else (sources["speaker"]["speakers"], 2)
+    if len(array.shape) != rank:
+        raise ExportError(f"{folder}: the array of its classes has {len(array.shape)} dimensions, and not {rank}")
+    count = array.shape[-1]
     if names is None and count == 2:  # transformers writes no names that are its defaults
         return ("LABEL_0", "LABEL_1")
     if not isinstance(names, dict) or names.keys() != {str(number) for number in range(count)}:

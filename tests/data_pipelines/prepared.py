@@ -26,7 +26,10 @@ def flac(samples: np.ndarray) -> bytes:
 
 
 def write_prepared(
-    set_dir: Path, clips: dict[str, Sequence[tuple[np.ndarray, str]]], corrupt: Sequence[int] = ()
+    set_dir: Path,
+    clips: dict[str, Sequence[tuple[np.ndarray, str]]],
+    corrupt: Sequence[int] = (),
+    speakers: dict[str, str] | None = None,
 ) -> Path:
     """Writes a prepared set.
 
@@ -34,12 +37,15 @@ def write_prepared(
       set_dir: folder to make.
       clips: (int16 [samples], text) of every record, by split.
       corrupt: numbers of records, in every split, whose audio is not FLAC.
+      speakers: who speaks in each split; by default two by turns.
     """
     import tensorflow_datasets as tfds
 
     features = {name: tfds.features.Text() for name in STRINGS}
     features |= {"audio": tfds.features.Scalar(np.object_), "num_samples": tfds.features.Scalar(np.int64)}
     rows = {split: [_row(i, *clip) for i, clip in enumerate(content)] for split, content in clips.items()}
+    for split, speaker in (speakers or {}).items():
+        rows[split] = [row | {"speaker": speaker} for row in rows[split]]
     records = {
         split: [
             (i, {**row, "audio": b"fLaC but no more" if i in corrupt else flac(clip[0])})

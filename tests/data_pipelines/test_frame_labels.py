@@ -1,5 +1,7 @@
 """Which frames hold a word: sample by sample, from the times of words."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,7 +34,7 @@ def test_a_frame_is_speech_if_its_middle_is(bounds, pause):
     is_speech = np.zeros(9_000, bool)
     for start, stop in spans:
         is_speech[start:stop] = True
-    for (_, stop), (start, _) in zip(spans, spans[1:], strict=False):
+    for (_, stop), (start, _) in itertools.pairwise(spans):
         is_speech[stop:start] |= start - stop < pause
     frames = int(GRID.num_frames(9_000))
     expected = is_speech[np.arange(frames) * 320 + 160]

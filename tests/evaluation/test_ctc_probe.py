@@ -7,9 +7,14 @@ import numpy as np
 
 from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm import cli
+from jax_speechlm.encoder import SpeechEncoder
 from jax_speechlm.evaluation import ctc_probe
+from jax_speechlm.evaluation.probing import _features
+from jax_speechlm.windows import in_batches
 from tests.data_pipelines.prepared import write_prepared
+from tests.evaluation.runs import write_run
 from tests.trained_tones import random_text, speak, trained_run
+from tests.training import tiny
 
 TOKENIZER = CharTokenizer("abcd")
 FRAMES, LETTERS, DIM = 24, 6, 8
@@ -88,9 +93,26 @@ def test_characters_of_a_run(tmp_path, capsys):
     assert "--leave-out is for classes" in capsys.readouterr().err
 
 
+def test_log_mel_has_the_frames_of_an_encoder_that_subsamples(tmp_path):
+    clips = [(speak("ab abc", seed)[0], "ab abc") for seed in range(4)]
+    write_prepared(tmp_path / "data" / "tones", {"train": clips, "test": [*clips, (clips[0][0], "ab abc " * 20)]})
+    run = write_run(tmp_path / "fast", tiny.experiment("fast_conformer"), tiny.CharTokenizer("abc "))
+    encoder = SpeechEncoder.load(run)
+    batch = {name: jnp.asarray(value) for name, value in next(in_batches([clips[0][0]])).items()}
+    hidden, lengths = encoder.all_layers(encoder.params, batch)
+    found, same = _features(encoder.frontend, encoder.model.subsampling, {}, batch)
+    assert abs(int(same[0]) - int(lengths[0])) <= 1
+    assert abs(found.shape[2] - hidden.shape[2]) <= 1
+    assert found.shape[3] == 8 * encoder.model.input_dim
+    options = ["--sets", "tones", "--target=characters", f"--data-dir={tmp_path / 'data'}"]
+    assert cli.main(["probe", str(run), *options]) == 0
+    report = json.loads((run / "probe" / "tones-characters" / "report.json").read_text())
+    assert (report["unspellable"], len(report["probes"])) == (1, 4)
+
+
 def test_without_transcripts_there_is_nothing_to_spell(tmp_path, capsys):
     clip = speak("ab")[0]
     write_prepared(tmp_path / "data" / "mute", {"train": [(clip, "ab")], "test": [(clip, "")]})
     options = ["--sets", "mute", "--target=characters", f"--data-dir={tmp_path / 'data'}"]
     assert cli.main(["probe", str(trained_run()), *options]) == 1
-    assert "no transcripts to measure characters on" in capsys.readouterr().err
+    assert "characters need transcripts" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_curve
 
 import jax_speechlm
+from data_pipelines.errors import DataError
 from jax_speechlm import cli
 from jax_speechlm.evaluation.speakers import score
 from jax_speechlm.experiment import Experiment, Speech
@@ -18,6 +19,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.objectives.speaker_verification import SpeakerVerification
 from jax_speechlm.speaker_vectors import SpeakerVectors
+from jax_speechlm.training.source import open_source
 from tests.data_pipelines.prepared import noise, write_prepared
 from tests.evaluation.runs import write_run
 
@@ -58,18 +60,20 @@ HEAD = XVectorConfig(channels=(6, 7), kernels=(3, 1), dilations=(1, 1), dim=5)
 CLIPS = [(noise(seed, 6_000 + 1_000 * seed), "") for seed in range(6)] + [(noise(9, 500), "")]
 
 
+MEL = LogMel(num_mel_bins=8, stack=2)
+EXPERIMENT = Experiment(
+    data=Speech(sets=("things",)),
+    objective=SpeakerVerification(classes=("speaker0", "speaker1"), head=HEAD),
+    frontend=FrontEnd(mel=MEL),
+    model=ConformerConfig(input_dim=MEL.input_dim, dim=8, num_layers=1, num_heads=2, kernel_size=3),
+)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("speakers")
     write_prepared(folder / "data" / "things", {"test": CLIPS})
-    mel = LogMel(num_mel_bins=8, stack=2)
-    experiment = Experiment(
-        data=Speech(sets=("things",)),
-        objective=SpeakerVerification(classes=("speaker0", "speaker1"), head=HEAD),
-        frontend=FrontEnd(mel=mel),
-        model=ConformerConfig(input_dim=mel.input_dim, dim=8, num_layers=1, num_heads=2, kernel_size=3),
-    )
-    return write_run(folder / "run", experiment, None)
+    return write_run(folder / "run", EXPERIMENT, None)
 
 
 def evaluate(run, *options):
@@ -107,6 +111,20 @@ def test_listed_pairs_alone(run, capsys):
         options = ["--sets", "things", f"--data-dir={run.parent / 'data'}", f"--trials={trials}"]
         assert cli.main(["eval", str(run), *options]) == 1
         assert said in capsys.readouterr().err
+
+
+def test_who_is_validated_on_need_not_be_trained_on(tmp_path, caplog):
+    clips = {"train": CLIPS[:4], "dev": CLIPS[4:6]}
+    write_prepared(tmp_path / "data" / "own", clips, speakers={"dev": "stranger"})
+    experiment = Experiment.model_validate(EXPERIMENT.model_dump() | {"num_steps": 1})
+    experiment = experiment.replace(data=Speech(sets=("own",), data_dir=str(tmp_path / "data"), label="text"))
+    source = open_source(experiment)
+    assert source.dev is source.dev_plan is source.labels[1] is None
+    assert source.labels[0].tolist() == [0, 1, 0, 1]
+    assert "nothing validates" in caplog.text
+    assert experiment.objective.numbers(["speaker1", "stranger"], training=False).tolist() == [1, -1]
+    with pytest.raises(DataError, match="'stranger' is none of the classes"):
+        experiment.objective.numbers(["stranger"])
 
 
 def test_embed_writes_the_vectors(run, tmp_path, capsys):
