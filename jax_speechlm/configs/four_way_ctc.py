@@ -2,9 +2,9 @@
 
 jax-speechlm finetune --config four_way_ctc
 
-`scripts/four_way.py` runs it from scratch and from each pretraining of `four_way_pretrain`. One CPU core: 8 to 13
-minutes, 8.5 hours heard (26 passes), seed 0. asterisk-en test, greedy: WER 87.5 % [79.2, 95.4] from scratch, 79.8 %
-[69.5, 88.3] from audio and prose jointly; docs/results.md has the table.
+`scripts/four_way.py` runs it from scratch and from each pretraining of `four_way_pretrain`. One CPU core: 6 to 13
+minutes, 8.5 hours heard (26 passes). asterisk-en test, greedy, means of seeds 0 to 2: CER 42.9 % from scratch, 34.8 %
+from audio and prose jointly; docs/results.md has the table.
 """
 
 from jax_speechlm.configs import demo_finetune
