@@ -4,7 +4,8 @@ jax-speechlm prepare --manifest fsdd.jsonl --name fsdd-speakers          # whose
 jax-speechlm finetune --config fsdd_speakers --from runs/debian_best_rq --run-dir runs/speakers
 jax-speechlm eval runs/speakers --sets fsdd-speakers:theo fsdd-speakers:yweweler
 
-Four voices teach little of how voices differ: this shows the way. Where there are thousands, name them in
+One CPU core: a minute, 0.8 hours heard, seed 0, without --from: an equal error rate of 44.5 % on the two others. Four
+voices do not teach how voices differ: this shows the way. Where there are thousands, name them in
 `objective.classes`, widen `objective.head` to its defaults, and give `eval` the corpus's own list with --trials.
 """
 
