@@ -5,9 +5,9 @@ jax-speechlm finetune --config debian_en_voice --from runs/debian_en_joint --sta
 jax-speechlm eval runs/voice --sets asterisk-en queen-en
 jax-speechlm segment runs/voice meeting.mp3
 
-2.96 M parameters, one CPU core: 3 minutes, 3.1 hours heard, seed 0. Test: 91.2 % of the frames are right, where 84.8 % are
-speech; it learns what the recognizer that aligned takes for words, and these clips have little else in them. For rooms
-with noise add `data.noise_set` and `frontend.augment.noise_probability`.
+2.96 M parameters, one CPU core: 3 minutes, 3.1 hours heard, seed 0. Test: 91.2 % of the frames are right, where 84.8 %
+are speech; it learns what the recognizer that aligned takes for words, and these clips have little else in them. For
+rooms with noise add `data.noise_set` and `frontend.augment.noise_probability`.
 """
 
 from jax_speechlm.configs.debian_en_joint import FRONT_END, MODEL
