@@ -14,7 +14,7 @@ from jaxtyping import Int
 from data_pipelines import index as indexes
 from data_pipelines import packing, token_store, tokenizers, unit_documents
 from data_pipelines import plan as plans
-from data_pipelines.code_store import CodeStore, Units, open_codes, read_units
+from data_pipelines.code_store import CodeStore, Units, read_units
 from data_pipelines.errors import DataError
 from data_pipelines.frame_labels import FrameLabels
 from data_pipelines.loader import Batch, Batches, open_batches
@@ -26,15 +26,10 @@ from data_pipelines.speed import with_speeds
 from data_pipelines.text_loader import TextBatches, open_text_batches
 from jax_speechlm.experiment import Data, Experiment, Mixture, Speech, Text, UnitText
 from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.targets import FrameCodes, Labels, codes_of, labels_of
 from jax_speechlm.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
-
-Labels = Int[np.ndarray, " rows"] | None
-"""The class of each row of an index, for classification."""
-
-FrameCodes = CodeStore | FrameLabels | None
-"""The unit or the class of each frame of each row."""
 
 
 @runtime_checkable
@@ -178,7 +173,7 @@ class PreparedSpeech(Source):
         column = experiment.objective.text_column
         tokens = indexes.token_lengths(train, tokenizer, column) if tokenizer else None
         plan = plan_speech(experiment, train.num_samples, tokens)
-        labels, dev_plan = _labels(experiment, train, dev), None
+        labels, dev_plan = labels_of(experiment, train, dev), None
         if labels[1] is not None and (labels[1] < 0).all():
             log.warning("nothing validates: of the dev split's speakers none is of the training data")
             dev, labels = None, (labels[0], None)
@@ -196,7 +191,7 @@ class PreparedSpeech(Source):
             data.speeds,
             _noise(experiment),
             labels,
-            _codes(experiment, train, dev),
+            codes_of(experiment, train, dev),
             column,
         )
 
@@ -259,7 +254,7 @@ class PreparedText(Source):
         train, dev = read_indexes(data)
         tokenizer = tokenizer or _tokenizer(data.tokenizer, train)
         tokens = token_store.open_tokens(train, tokenizer)
-        labels = _labels(experiment, train, dev)
+        labels = labels_of(experiment, train, dev)
         shape = {"context": data.context, "sequences_per_batch": data.sequences_per_batch}
         shape["is_packed"] = data.packed and labels[0] is None
         mixture = {"weights": data.weights, "source_rows": [part.num_rows for part in train.parts]}
@@ -460,47 +455,6 @@ def read_indexes(data: Data) -> tuple[indexes.Index, indexes.Index | None]:
 def _with_dev_split(data_dir: str, sets: tuple[str, ...]) -> tuple[str, ...]:
     names = dict.fromkeys(name.partition(":")[0] for name in sets)
     return tuple(name for name in names if "dev" in indexes.splits_of(as_path(data_dir) / name))
-
-
-def _labels(experiment: Experiment, *parts: indexes.Index | None) -> tuple[Labels, ...]:
-    """The classes of the rows of the training index and of others; None where none are read or there is no index."""
-    if not experiment.objective.reads_labels:
-        return (None,) * len(parts)
-    objective = experiment.objective
-    column = objective.label_column(experiment.data)
-    return tuple(
-        None if part is None else objective.numbers(part.column(column).to_pylist(), training=number == 0)
-        for number, part in enumerate(parts)
-    )
-
-
-def _codes(experiment: Experiment, *parts: indexes.Index | None) -> tuple[FrameCodes, ...]:
-    """What each frame of each index's rows is, or None where the objective does not read it or there is no index."""
-    data, objective, mel = experiment.data, experiment.objective, experiment.frontend.mel
-    if objective.reads_word_times:
-        return tuple(None if part is None else objective.labels(part, mel) for part in parts)
-    if not objective.reads_codes:
-        return (None,) * len(parts)
-    if data.units is None:
-        raise ValueError(
-            f"{objective.kind} predicts speech units: set data.units to a folder that `jax-speechlm units fit` wrote"
-        )
-    if data.speeds != (1.0,):
-        raise ValueError("units are of audio at its own speed: set data.speeds to 1.0")
-    units = read_units(data.units)
-    if units.num_units != objective.num_units:
-        raise ValueError(
-            f"{data.units} has {units.num_units} units, the model {objective.num_units}: set --objective.num_units "
-            f"{units.num_units}"
-        )
-    if (mel.frame_samples, mel.context_samples) != (units.frame_samples, units.context_samples):
-        raise DataError(
-            f"{data.units} has a unit each {units.frame_samples} samples, with {units.context_samples} more at the "
-            f"end; the front end has a frame each {mel.frame_samples}, with {mel.context_samples}. Set "
-            "frontend.mel.stack and flavour as they were when the units were fitted, or fit others: jax-speechlm units "
-            "fit"
-        )
-    return tuple(None if part is None else open_codes(part, data.units) for part in parts)
 
 
 def _noise(experiment: Experiment) -> NoiseReader | None:
