@@ -21,11 +21,15 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' || { echo "The venv module is missing: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --editable .
 	@$(BIN)/pip install --quiet --editable '.[ngram]' || echo "kenlm was not built, so n-gram models are left out: apt-get install g++, then remove $(VENV)/.installed"
 	@touch $@
 
-$(VENV)/.parity: $(VENV)/.installed
+$(VENV)/.tests: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.tests
 	$(BIN)/pip install --quiet '$(TORCH)'
 	$(BIN)/pip install --quiet --editable '.[dev,parity]'
 	@touch $@
@@ -33,10 +37,10 @@ $(VENV)/.parity: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py
 
-test: $(VENV)/.installed
+test: $(VENV)/.tests
 	$(BIN)/pytest -m "not parity and not slow" -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.installed
+test-slow: $(VENV)/.tests
 	$(BIN)/pytest -m slow --durations=0 $(PYTEST_ARGS)
 
 test-parity: $(VENV)/.parity
@@ -45,11 +49,11 @@ test-parity: $(VENV)/.parity
 golden: $(VENV)/.parity
 	for script in $(filter-out tests/golden/make_ngram.py,$(wildcard tests/golden/make_*.py)); do $(BIN)/python $$script; done
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(VENV)/.installed
+format: $(VENV)/.tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

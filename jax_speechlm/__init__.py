@@ -2,10 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+from jax_speechlm.parallel.platforms import skip_absent_tpu
+
 if TYPE_CHECKING:
     from jax_speechlm.loading import TrainedModel, load
 
 __all__ = ["TrainedModel", "load"]
+
+skip_absent_tpu()  # before anything imports JAX
 
 
 def __getattr__(name: str):

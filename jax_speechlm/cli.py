@@ -2,12 +2,15 @@
 
 import argparse
 import importlib
+import importlib.metadata
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from jax_speechlm.console import repeated_option, use_utf8
 
 if TYPE_CHECKING:
     from jax_speechlm.experiment import Experiment
@@ -177,6 +180,8 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit status: 0 done, 1 an error that the user can mend, 2 a wrong command line,
     3 a plan that does not fit."""
+    if argv is None:
+        use_utf8()
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what TensorFlow says as it is imported
@@ -184,15 +189,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0
+    if argv[0] == "--version":
+        print(f"jax-speechlm {importlib.metadata.version('jax_speechlm')}")
+        return 0
     verb = VERBS.get(argv[0])
     if verb is None:
         print(f"jax-speechlm has no command {argv[0]!r}.\n\n{_help()}", file=sys.stderr)
+        return 2
+    if repeated := repeated_option(argv[1:]):
+        print(f"{repeated} is given twice; several values follow one option: {repeated} A B", file=sys.stderr)
         return 2
     status = 0
     try:
         status = _run(verb, argv[1:], prog=f"jax-speechlm {argv[0]}")
     except BrokenPipeError:  # whoever read our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except UnicodeError as error:
+        print(
+            f"error: text that is not UTF-8, in an argument or in a file ({error}): convert it first", file=sys.stderr
+        )
+        return 1
     except _user_errors() as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -218,18 +234,19 @@ def _help() -> str:
     return (
         "jax-speechlm: pretrain, finetune and evaluate speech models in JAX\n\nusage: jax-speechlm COMMAND ...\n\n"
         + "\n".join(rows)
-        + "\n\n`jax-speechlm COMMAND --help` explains every option of a command."
+        + "\n\n`jax-speechlm COMMAND --help` explains every option of a command; --version prints the version."
     )
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
     """The errors whose message tells a user what to do; anything else is a bug and keeps its traceback."""
     from data_pipelines.errors import DataError
+    from jax_speechlm.parallel.hardware import DeviceError
     from jax_speechlm.planning.ahead_of_time import PlanningError
     from jax_speechlm.training.checkpoints import CheckpointError
     from jax_speechlm.training.loop import TrainingStopped
 
-    return (DataError, CheckpointError, PlanningError, TrainingStopped, FileNotFoundError, ValueError)
+    return (DataError, CheckpointError, DeviceError, PlanningError, TrainingStopped, FileNotFoundError, ValueError)
 
 
 def pretrain(argv: Sequence[str], prog: str) -> int:

@@ -1,5 +1,6 @@
 """Set-up of every test: the CPU platform with 8 virtual devices, and jaxtyping's shape checks on."""
 
+import ctypes
 import gc
 import os
 import tempfile
@@ -30,13 +31,18 @@ hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _few_memory_maps():
-    """Frees compiled programs once many are held: each takes memory maps, of which Linux gives a process 65,530.
+def _free_compiled_programs():
+    """Frees compiled programs once many are held.
 
-    Past that XLA crashes. A suite in one process gets there: over a thousand tests compile more programs than any run.
+    Each takes memory maps, of which Linux gives a process 65,530; past that XLA crashes. And a worker that runs a
+    thousand tests would keep gigabytes of them.
     """
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    maps, pages = Path("/proc/self/maps"), Path("/proc/self/statm")
+    if not maps.exists():
+        return
+    resident = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if resident > 1.5e9 or maps.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # else the C library keeps what was freed

@@ -1,5 +1,6 @@
 """What depends on the machine: how fast its devices could be, and where it keeps compiled programs."""
 
+import os
 import time
 
 import jax
@@ -7,6 +8,27 @@ import jax.numpy as jnp
 
 from data_pipelines.paths import cache_dir
 from jax_speechlm.parallel.chips import find_chip
+
+
+class DeviceError(Exception):
+    """JAX finds no device of the platform that was asked for; the message says which, and the remedy."""
+
+
+def devices() -> list[jax.Device]:
+    """Returns the devices of all processes, of the platform that JAX_PLATFORMS names or JAX chooses.
+
+    Raises:
+      DeviceError: there is none.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts where it is told to use a plugin without a device
+        asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms or ""
+        reason = (str(error).strip().splitlines() or ["no such device"])[0]
+        raise DeviceError(
+            f"JAX_PLATFORMS={asked}: JAX cannot use that platform here ({reason}). Unset JAX_PLATFORMS to take what "
+            "this machine has, or set it to cpu; GPUs need pip install -e '.[cuda]', TPUs pip install -e '.[tpu]'."
+        ) from error
 
 
 def peak_flops(devices: list[jax.Device]) -> float:

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from jax_speechlm.config import Config
+from jax_speechlm.parallel import hardware
 
 Tree = dict[str, Any]  # a nested dict
 
@@ -48,8 +49,9 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
     Raises:
       ValueError: the product of the axes is not the number of devices, or `sequence` x `tensor` spans hosts: each host
         reads rows of its own, and the devices along these axes work on the same rows.
+      DeviceError: JAX finds no device of the platform that was asked for.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = hardware.devices() if devices is None else devices
     sizes = [getattr(shape, axis) for axis in MESH_AXES]
     same_rows = shape.sequence * shape.tensor
     if shape.data == -1:

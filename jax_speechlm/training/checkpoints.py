@@ -24,7 +24,7 @@ from data_pipelines.errors import is_disk_full
 from data_pipelines.paths import AnyPath, absolute, is_url, reach
 from jax_speechlm.models.functional import Params
 from jax_speechlm.models.quantized import dequantize, from_plain
-from jax_speechlm.parallel import distributed
+from jax_speechlm.parallel import distributed, hardware
 from jax_speechlm.training import orbax_s3
 from jax_speechlm.training.optimizers import overlay
 from jax_speechlm.training.state import TrainState
@@ -203,9 +203,11 @@ def read(checkpoint: str | os.PathLike, shapes: Any = None, only: tuple[str, ...
 
     Raises:
       CheckpointError: the folder is not a complete checkpoint, or its arrays are not those of `shapes`.
+      DeviceError: JAX finds no device of the platform that was asked for.
     """
     checkpoint = _place(checkpoint)
     meta = read_meta(checkpoint)
+    hardware.devices()  # a missing device must not pass for a damaged checkpoint
     try:
         # By the handler itself: a `Checkpointer` would wait for all processes, of which one may have failed.
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:

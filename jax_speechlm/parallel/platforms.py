@@ -1,0 +1,50 @@
+"""Decides, before JAX starts, whether this machine can have a TPU at all. Imports nothing of JAX's."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+_TPU_VARIABLES = ("TPU_NAME", "TPU_ACCELERATOR_TYPE", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+_GOOGLE_PCI_VENDOR = "0x1ae0"
+
+
+def skip_absent_tpu() -> None:
+    """Keeps JAX from initialising a TPU where libtpu, the TPU compiler, is installed and no TPU is attached.
+
+    JAX would try, fail, fall back to another platform, and print the TPU runtime's errors. Nothing changes where
+    JAX_PLATFORMS, or JAX's own setting of that name, is given.
+    """
+    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None or tpu_is_attached():
+        return
+    platforms = "cuda,cpu" if _has_cuda() else "cpu"
+    if "jax" not in sys.modules:
+        os.environ["JAX_PLATFORMS"] = platforms
+        return
+    import jax
+
+    if jax.config.jax_platforms is None:
+        jax.config.update("jax_platforms", platforms)
+
+
+def tpu_is_attached(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> bool:
+    """Returns whether device files, the PCI bus or the variables of a TPU host show a TPU.
+
+    Args:
+      root: the file system's root.
+      environment: the process's environment variables.
+    """
+    if any(environment.get(name) for name in _TPU_VARIABLES):
+        return True
+    if any(root.glob("dev/accel*")) or any(root.glob("dev/vfio/[0-9]*")):
+        return True
+    vendors = root.glob("sys/bus/pci/devices/*/vendor")
+    devices = [vendor.parent for vendor in vendors if vendor.read_text().strip() == _GOOGLE_PCI_VENDOR]
+    # Google's virtual machines have disks and network cards of this vendor too, PCI classes 01 and 02.
+    return any(not (device / "class").read_text().startswith(("0x01", "0x02")) for device in devices)
+
+
+def _has_cuda() -> bool:
+    plugin = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    return plugin and any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"))
