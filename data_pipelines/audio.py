@@ -66,15 +66,40 @@ def stream(source: str | Path | bytes, *, name: str = "", max_seconds: float = m
 
     An error may come behind blocks that were good.
     """
+    yield from _stream(source, name, max_seconds)
+
+
+def _stream(
+    source: str | Path | bytes, name: str, max_seconds: float, *, rate: int = SAMPLE_RATE, mix: bool = True
+) -> Iterator[NDArray[np.int16]]:
     name = name or (str(source) if isinstance(source, str | Path) else "audio")
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise AudioError(name, "no such file", "correct the path in the manifest or on the command line")
     if (len(source) if isinstance(source, bytes) else Path(source).stat().st_size) == 0:
         raise AudioError(name, "empty file", "copy or record it again, or remove its entry")
     try:
-        yield from _resampled(_blocks(source, name), name, max_seconds)
+        yield from _resampled(_blocks(source, name), name, max_seconds, rate=rate, mix=mix)
     except (soundfile.LibsndfileError, av.FFmpegError, ValueError) as error:  # ValueError: rate or channels change
         raise AudioError(name, "cannot be decoded", f"the file may be damaged: try to play it ({error})") from error
+
+
+def stream_channels(
+    source: str | Path | bytes, *, name: str = "", rate: int = SAMPLE_RATE
+) -> Iterator[NDArray[np.int16]]:
+    """Decodes a file block by block with its channels apart.
+
+    Args:
+      source: as in `decode`.
+      name: as in `decode`.
+      rate: of the blocks, in Hz; audio of another rate is resampled.
+
+    Returns:
+      int16 blocks [samples, channels].
+
+    Raises:
+      AudioError: as `stream`.
+    """
+    yield from _stream(source, name, math.inf, rate=rate, mix=False)
 
 
 def resample(
@@ -93,27 +118,37 @@ def resample(
 
 
 def _resampled(
-    blocks: Iterator[tuple[int, NDArray[np.float32]]], name: str, max_seconds: float
+    blocks: Iterator[tuple[int, NDArray[np.float32]]],
+    name: str,
+    max_seconds: float,
+    *,
+    rate: int = SAMPLE_RATE,
+    mix: bool = True,
 ) -> Iterator[NDArray[np.int16]]:
+    """Blocks at `rate`: [samples], the mean of the channels, or [samples, channels] without `mix`."""
     resampler, seconds, num_samples = None, 0.0, 0
-    for rate, block in blocks:
-        if not _RATES[0] <= rate <= _RATES[1]:
-            raise AudioError(name, f"a sample rate of {rate} Hz", "the header may be damaged: write the file again")
-        mono = block if block.ndim == 1 else block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
-        if not np.isfinite(mono).all():
+    for source_rate, block in blocks:
+        if not _RATES[0] <= source_rate <= _RATES[1]:
+            raise AudioError(
+                name, f"a sample rate of {source_rate} Hz", "the header may be damaged: write the file again"
+            )
+        if mix:
+            block = block if block.ndim == 1 else block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+        if not np.isfinite(block).all():
             raise AudioError(name, "samples that are not finite", "write the file again as 16-bit or 24-bit PCM")
-        seconds += len(mono) / rate
+        seconds += len(block) / source_rate
         if seconds > max_seconds:
             raise AudioTooLongError(name, max_seconds)
-        if rate != SAMPLE_RATE:
+        if source_rate != rate:
+            num_channels = 1 if block.ndim == 1 else block.shape[1]
             resampler = resampler or soxr.ResampleStream(
-                rate, SAMPLE_RATE, num_channels=1, dtype="float32", quality="HQ"
+                source_rate, rate, num_channels=num_channels, dtype="float32", quality="HQ"
             )
-            mono = resampler.resample_chunk(np.ascontiguousarray(mono, np.float32))
-        num_samples += len(mono)
-        yield _to_int16(mono)
+            block = resampler.resample_chunk(np.ascontiguousarray(block, np.float32))
+        num_samples += len(block)
+        yield _to_int16(block)
     if resampler is not None:
-        rest = _to_int16(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+        rest = _to_int16(resampler.resample_chunk(np.zeros((0, *block.shape[1:]), np.float32), last=True))
         num_samples += len(rest)
         yield rest
     if num_samples == 0:

@@ -168,3 +168,17 @@ def test_levels():
     assert measure(clipped).clipped_share == pytest.approx(2 / 3, abs=0.02)  # |4 * 0.5 sin| > 1 two thirds of the time
     assert measure(np.zeros(1, np.int16)).is_silent
     assert not measure(clean).is_silent
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_channels_stay_apart(tmp_path, rate):
+    times = np.arange(rate // 2) / rate
+    both = np.stack([0.5 * np.sin(2 * np.pi * pitch * times) for pitch in (300, 700)], axis=1)
+    soundfile.write(tmp_path / "a.wav", both, rate)
+    apart = np.concatenate(list(audio.stream_channels(tmp_path / "a.wav")))
+    assert apart.shape == (8_000, 2)
+    np.testing.assert_allclose(apart.mean(axis=1), audio.decode(tmp_path / "a.wav"), atol=1)
+    spectra = np.abs(np.fft.rfft(apart.astype(float), axis=0))
+    assert (2 * np.argmax(spectra, axis=0)).tolist() == [300, 700]
+    kept = np.concatenate(list(audio.stream_channels(tmp_path / "a.wav", rate=rate)))
+    np.testing.assert_array_equal(kept, soundfile.read(tmp_path / "a.wav", dtype="int16")[0])
