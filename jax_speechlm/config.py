@@ -1,6 +1,8 @@
 """The base of every configuration: frozen, validated, and the same after a round trip through JSON."""
 
 import difflib
+import json
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
@@ -34,9 +36,27 @@ class Config(pydantic.BaseModel):
 
         Raises:
           pydantic.ValidationError: a value is of the wrong type or out of range, or a key is unknown.
+          ValueError: the text is not JSON, or gives a setting twice.
         """
-        return cls.model_validate_json(text)
+        return cls.model_validate(json.loads(text, object_pairs_hook=_distinct))
+
+    @classmethod
+    def read(cls: type[Self], path: Path) -> Self:
+        """The config of a JSON file. Raises `ValueError`, naming the file, where `from_json` would."""
+        try:
+            return cls.from_json(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def replace(self: Self, **changes: Any) -> Self:
         """A copy with some settings changed, validated like a new one."""
         return type(self).model_validate({name: getattr(self, name) for name in type(self).model_fields} | changes)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    settings = dict(pairs)
+    if len(settings) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the setting {twice!r} is given twice")
+    return settings

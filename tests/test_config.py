@@ -44,6 +44,13 @@ def test_every_setting_of_every_shipped_experiment_is_as_reviewed():
     assert golden == make_configs.texts(), "after a change on purpose: python tests/golden/make_configs.py"
 
 
+def test_setting_that_a_file_gives_twice_is_refused(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text('{"seed": 1, "num_steps": 5, "seed": 2}')
+    with pytest.raises(ValueError, match=r"mine\.json: the setting 'seed' is given twice"):
+        configs.load(str(file))
+
+
 def test_an_unknown_experiment_names_the_nearest():
     with pytest.raises(ValueError, match="'demo_pretrain'"):
         configs.load("demo_pretrian")

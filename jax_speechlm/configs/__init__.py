@@ -21,7 +21,7 @@ def load(name: str) -> Experiment:
       ValueError: there is no such experiment; the message names the nearest.
     """
     if name.endswith(".json"):
-        return Experiment.from_json(Path(name).read_bytes())
+        return Experiment.read(Path(name))
     if name.endswith(".py"):
         spec = importlib.util.spec_from_file_location(Path(name).stem, name)
         module = importlib.util.module_from_spec(spec)

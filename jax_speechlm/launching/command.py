@@ -47,7 +47,7 @@ def launch(argv: Sequence[str], prog: str) -> int:
     words = list(argv)
     end = words.index("--") if "--" in words else len(words)
     known, rest = parser.parse_known_args(words[:end])
-    described = job.Job.from_json(known.job.read_bytes()) if known.job else job.Job()
+    described = job.Job.read(known.job) if known.job else job.Job()
     if command := words[end + 1 :]:
         described = described.replace(command=tuple(command))
     if {"-h", "--help"} & set(rest):
