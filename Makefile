@@ -4,14 +4,19 @@ VENV ?= $(if $(filter $(PYTHON),python3),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 # A CPU build of this version runs the comparisons; any torch >= 2.9 does.
 TORCH ?= torch==2.13.0
+# Of what a new Python or JAX changes: models and decoding, optimizers and checkpoints, programs for other runtimes.
+QUICK := tests/models tests/frontend tests/decoding tests/training/test_optimizers.py tests/training/test_checkpoints.py \
+	$(addprefix tests/interop/test_,stablehlo.py saved_model.py litert.py program.py class_settings.py)
 
-.PHONY: help demo test test-slow test-parity lint format golden clean
+.PHONY: help demo test test-slow test-parity test-quick test-newest lint format golden clean
 
 help:
 	@echo "make demo         fetch speech and text, pretrain, finetune, evaluate: one table at the end (20 to 35 minutes on 2 cores)"
 	@echo "make test         set up and run the tests (20 to 35 minutes on 2 cores)"
 	@echo "make test-slow    a soak of twenty kills, four processes, the largest plan by the real TPU compiler"
 	@echo "make test-parity  install torch and transformers, run the live comparisons"
+	@echo "make test-quick   some minutes of tests, of what a new Python or JAX changes, with few packages installed"
+	@echo "make test-newest  the same on the newest Python found on PATH or in pyenv, and the newest packages for it"
 	@echo "make lint         ruff, check only;  make format  ruff, fix"
 	@echo "make golden       write the golden arrays again (needs what test-parity installs; make_ngram.py needs KenLM's tools)"
 	@echo "PYTHON=python3.12 chooses the interpreter; each has its own virtual environment"
@@ -34,6 +39,10 @@ $(VENV)/.parity: $(VENV)/.tests
 	$(BIN)/pip install --quiet --editable '.[dev,parity]'
 	@touch $@
 
+$(VENV)/.quick: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[quick,litert]'
+	@touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py
 
@@ -45,6 +54,12 @@ test-slow: $(VENV)/.tests
 
 test-parity: $(VENV)/.parity
 	$(BIN)/pytest -m parity -n auto --dist loadfile $(PYTEST_ARGS)
+
+test-quick: $(VENV)/.quick
+	$(BIN)/pytest -m "not slow" -n auto --dist loadfile $(QUICK) $(PYTEST_ARGS)
+
+test-newest:
+	scripts/newest_python.sh $(MAKE) test-quick
 
 golden: $(VENV)/.parity
 	for script in $(filter-out tests/golden/make_ngram.py,$(wildcard tests/golden/make_*.py)); do $(BIN)/python $$script; done

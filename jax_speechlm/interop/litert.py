@@ -11,7 +11,9 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from jax_speechlm.interop.folders import RECORD, ExportError, read_record, write_json
+from jax_speechlm.interop.portable import STABLEHLO, lowered
 from jax_speechlm.interop.program import Program, Run, export, in_samples, padded
+from jax_speechlm.interop.saved_model import in_tensorflow
 
 _FILE = "recognizer.tflite"
 
@@ -25,7 +27,7 @@ def export_run(run: Positional[Path], out: Path, seconds: tuple[float, ...] = (5
       seconds: lengths of audio, as short clips waste time in a long one.
     """
     lengths = in_samples(seconds)
-    export(run, out, lambda program, folder: write(program, folder, lengths), lengths)
+    export(run, out, lambda program, folder: write(program, folder, lengths), lengths, consumers=("ai_edge_litert",))
 
 
 def write(program: Program, folder: Path, lengths: list[int]) -> Run:
@@ -40,13 +42,12 @@ def write(program: Program, folder: Path, lengths: list[int]) -> Run:
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise ExportError("ai-edge-litert is not installed: pip install -e '.[litert]'")
     import tensorflow as tf
-    from jax.experimental import jax2tf
 
-    recognize = jax2tf.convert(program.run, with_gradient=False, native_serialization_platforms=("cpu",))
     model = tf.Module()
     model.weights = {name: tf.Variable(value, trainable=False) for name, value in program.weights.items()}
 
     def signature(samples: int):
+        recognize = in_tensorflow(lowered(program, ("cpu",), samples))
         arguments = tf.TensorSpec([1, samples], tf.int16, "audio"), tf.TensorSpec([1], tf.int32, "audio_length")
         serve = tf.function(lambda *args: recognize(model.weights, *args), input_signature=arguments, autograph=False)
         return serve.get_concrete_function()
@@ -56,7 +57,9 @@ def write(program: Program, folder: Path, lengths: list[int]) -> Run:
         tf.saved_model.save(model, saved, signatures={name: signature(each) for name, each in signatures.items()})
         converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=list(signatures))
         (folder / _FILE).write_bytes(converter.convert())
-    record = program.record("litert", program=_FILE, signatures=signatures, tensorflow=tf.__version__)
+    record = program.record(
+        "litert", program=_FILE, signatures=signatures, tensorflow=tf.__version__, stablehlo=STABLEHLO
+    )
     write_json(folder, RECORD, record)
     return read(folder)
 

@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -22,6 +23,9 @@ from jax_speechlm.interop.program import Outputs, Program, Run, export, in_sampl
 _INSIDE = 1 << 30
 """Bytes of weights that a file holds itself: a protobuf ends at 2 GiB. More lie in a file beside it."""
 
+_OPSET, _IR_VERSION = 21, 10
+"""Of ONNX 1.16, 2024, which onnxruntime has read since 1.18; what jax2onnx writes by itself is newer every year."""
+
 _OUTPUTS = ("log_probs", "num_frames", "tokens")
 
 
@@ -34,7 +38,7 @@ def export_run(run: Positional[Path], out: Path, seconds: tuple[float, ...] = (5
       seconds: lengths of audio, as short clips waste time in a long one.
     """
     lengths = in_samples(seconds)
-    export(run, out, lambda program, folder: write(program, folder, lengths), lengths)
+    export(run, out, lambda program, folder: write(program, folder, lengths), lengths, consumers=("onnxruntime",))
 
 
 def write(program: Program, folder: Path, lengths: list[int]) -> Run:
@@ -44,7 +48,7 @@ def write(program: Program, folder: Path, lengths: list[int]) -> Run:
       lengths: samples that a file takes, one file each.
 
     Raises:
-      ExportError: jax2onnx or onnxruntime is not installed.
+      ExportError: jax2onnx or onnxruntime is not installed, or jax2onnx does not know the installed JAX.
     """
     if missing := [name for name in ("jax2onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
         raise ExportError(f"not installed: {', '.join(missing)}. Try pip install -e '.[onnx]'")
@@ -65,11 +69,19 @@ def write(program: Program, folder: Path, lengths: list[int]) -> Run:
         primitives = jaxpr_as_fun(jax.make_jaxpr(recognize)(*arguments))
         names = {"input_names": ["audio", "audio_length"], "output_names": list(_OUTPUTS), "model_name": "recognizer"}
         with _quiet():
-            model = to_onnx(primitives, list(arguments), return_mode="proto", **names)
+            try:
+                model = to_onnx(primitives, list(arguments), return_mode="proto", opset=_OPSET, **names)
+            except (AttributeError, ImportError) as error:  # of a JAX that is newer than the converter
+                versions = ", ".join(f"{name} {version(name)}" for name in ("jax2onnx", "jax"))
+                raise ExportError(
+                    f"the converter does not work with this JAX ({versions}: {error}). Export where an older JAX is "
+                    "installed, such as 0.10.2: pip install -e '.[onnx]' 'jax<0.11'"
+                ) from error
+        model.ir_version = _IR_VERSION
         onnx.save_model(model, folder / name, save_as_external_data=is_large, location=f"{name}.data")
     for file in folder.iterdir():
         readable(file)
-    write_json(folder, RECORD, program.record("onnx", programs=programs))
+    write_json(folder, RECORD, program.record("onnx", programs=programs, opset=_OPSET, ir_version=_IR_VERSION))
     return read(folder)
 
 

@@ -30,6 +30,7 @@ from jax_speechlm.interop.folders import (
     FailedCheck,
     read_record,
     require_free,
+    versions,
     write_json,
     written,
 )
@@ -198,11 +199,12 @@ Write = Callable[[Program, Path], Run]
 """Writes a recognizer and its record into an empty folder; returns it as read back from there."""
 
 
-def export(run: Path, out: Path, write: Write, lengths: Sequence[int] = ()) -> Agreement:
+def export(run: Path, out: Path, write: Write, lengths: Sequence[int] = (), *, consumers: Sequence[str]) -> Agreement:
     """Exports a run's recognizer: `out` appears once the new one was found to do what the old one does.
 
     Args:
       lengths: where the new one has a program for each of so many samples: what they are.
+      consumers: modules that `write` reads the new one back with; the record names their versions as `read_by`.
 
     Raises:
       CheckpointError, ExportError: there is no such recognizer, or it cannot be exported, or not to there.
@@ -216,8 +218,9 @@ def export(run: Path, out: Path, write: Write, lengths: Sequence[int] = ()) -> A
         exported = write(program, folder)
         print("comparing with the original", file=sys.stderr, flush=True)
         agreement = check(program, exported, [(_ROWS, samples) for samples in lengths] or _SHAPES)
-        write_json(folder, RECORD, read_record(folder) | {"check": agreement._asdict()})
-    print(f"{out}: equal; {agreement}")
+        read_by = versions(consumers)
+        write_json(folder, RECORD, read_record(folder) | {"check": agreement._asdict(), "read_by": read_by})
+    print(f"{out}: equal, read by {', '.join(map(' '.join, read_by.items()))}; {agreement}")
     return agreement
 
 

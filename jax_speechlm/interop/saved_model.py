@@ -3,13 +3,17 @@
 TensorFlow is imported by the functions that need it, and by nothing else in this package.
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.export
 import numpy as np
 from tyro.conf import Positional
 
 from jax_speechlm.interop.folders import RECORD, write_json
+from jax_speechlm.interop.portable import STABLEHLO, lowered
 from jax_speechlm.interop.program import Program, Run, export, spelling
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -22,7 +26,7 @@ def export_run(run: Positional[Path], out: Path) -> None:
       run: a run's directory, or one of its checkpoints/<step> folders.
       out: the folder to write; an earlier export there is replaced.
     """
-    export(run, out, write)
+    export(run, out, write, consumers=("tensorflow",))
 
 
 def write(program: Program, folder: Path) -> Run:
@@ -32,16 +36,9 @@ def write(program: Program, folder: Path) -> Run:
     `text` too: UTF-8, one string a row. Weights are variables of the model.
     """
     import tensorflow as tf
-    from jax.experimental import jax2tf
 
-    fewest, most = program.samples
-    recognize = jax2tf.convert(
-        program.run,
-        polymorphic_shapes=[None, "batch, samples", "batch"],
-        polymorphic_constraints=[f"samples >= {fewest}", f"samples <= {most}"],
-        with_gradient=False,
-        native_serialization_platforms=PLATFORMS,
-    )
+    exported = lowered(program, PLATFORMS)
+    recognize = in_tensorflow(exported)
     model = tf.Module()
     model.weights = {name: tf.Variable(value, trainable=False) for name, value in program.weights.items()}
     pieces = tf.constant(spelling(program.tokenizer))
@@ -54,8 +51,32 @@ def write(program: Program, folder: Path) -> Run:
     arguments = tf.TensorSpec([None, None], tf.int16, "audio"), tf.TensorSpec([None], tf.int32, "audio_length")
     signature = tf.function(serve, input_signature=arguments, autograph=False).get_concrete_function()
     tf.saved_model.save(model, str(folder), signatures={"serving_default": signature})
-    write_json(folder, RECORD, program.record("saved_model", platforms=PLATFORMS, tensorflow=tf.__version__))
+    written_in = {"stablehlo": STABLEHLO, "calling_convention": exported.calling_convention_version}
+    record = program.record("saved_model", platforms=PLATFORMS, tensorflow=tf.__version__, **written_in)
+    write_json(folder, RECORD, record)
     return read(folder)
+
+
+def in_tensorflow(exported: jax.export.Exported) -> Callable[..., dict[str, Any]]:
+    """A program of (weights, audio, audio_length) as a function of TensorFlow's tensors, weights by name."""
+    import tensorflow as tf
+    from tensorflow.compiler.tf2xla.python.xla import call_module
+
+    shapes = [[size if isinstance(size, int) else None for size in each.shape] for each in exported.out_avals]
+    attributes = {
+        "version": exported.calling_convention_version,
+        "module": exported.mlir_module_serialized,
+        "Sout": shapes,
+        "Tout": [tf.as_dtype(each.dtype) for each in exported.out_avals],
+        "platforms": [name.upper() for name in exported.platforms],
+    }
+
+    def call(weights: Mapping[str, Any], *inputs: Any) -> dict[str, Any]:
+        flat = [*(weights[name] for name in sorted(weights)), *inputs]
+        kept = [tf.convert_to_tensor(flat[place]) for place in exported.module_kept_var_idx]
+        return jax.tree.unflatten(exported.out_tree, call_module(kept, **attributes))
+
+    return call
 
 
 def read(folder: Path) -> Run:

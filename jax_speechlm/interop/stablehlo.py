@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save
 from tyro.conf import Positional
 
 from jax_speechlm.interop.folders import RECORD, read_record, write_json
+from jax_speechlm.interop.portable import STABLEHLO, lowered
 from jax_speechlm.interop.program import Program, Run, export
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -25,20 +26,18 @@ def export_run(run: Positional[Path], out: Path) -> None:
       run: a run's directory, or one of its checkpoints/<step> folders.
       out: the folder to write; an earlier export there is replaced.
     """
-    export(run, out, write)
+    export(run, out, write, consumers=("jax", "jaxlib"))
 
 
 def write(program: Program, folder: Path) -> Run:
     """Writes a recognizer and its record into an empty folder; returns it as read back from there."""
-    audio, length = program.arguments()
-    shapes = jax.eval_shape(lambda: program.weights)
-    exported = jax.export.export(jax.jit(program.run), platforms=PLATFORMS)(shapes, audio, length)
+    exported = lowered(program, PLATFORMS)
     (folder / _PROGRAM).write_bytes(exported.serialize())
     (folder / _WEIGHTS).write_bytes(save(program.weights))
     arrays = {name: list(value.shape) for name, value in sorted(program.weights.items())}
-    convention = exported.calling_convention_version
+    written_in = {"stablehlo": STABLEHLO, "calling_convention": exported.calling_convention_version}
     files = {"program": _PROGRAM, "weights": _WEIGHTS}
-    record = program.record("stablehlo", **files, arrays=arrays, platforms=PLATFORMS, calling_convention=convention)
+    record = program.record("stablehlo", **files, arrays=arrays, platforms=PLATFORMS, **written_in)
     write_json(folder, RECORD, record)
     return read(folder)
 

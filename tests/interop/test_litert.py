@@ -1,5 +1,7 @@
 """A recognizer as a LiteRT model runs in LiteRT's own interpreter."""
 
+from importlib.metadata import version
+
 import pytest
 
 from jax_speechlm import cli
@@ -16,6 +18,7 @@ def test_it_runs_in_litert(tmp_path):
     assert cli.main(["export", str(run), "--to", "litert", "--out", str(out), "--seconds", "1", "1.5"]) == 0
     record = read_record(out)
     assert record["signatures"] == {"samples_16000": 16_000, "samples_24000": 24_000}
+    assert record["read_by"] == {"ai_edge_litert": version("ai-edge-litert")}
     assert record["check"]["rows"] == 10
     assert record["check"]["tokens"] > 20
     assert run_docs("ai_edge_litert", out, file) == transcript(run, file)

@@ -8,6 +8,8 @@ import pytest
 from jax_speechlm import cli
 from jax_speechlm.interop import stablehlo
 from jax_speechlm.interop.folders import read_record
+from jax_speechlm.interop.portable import CALLING_CONVENTION, STABLEHLO, lowered
+from jax_speechlm.interop.program import Program
 from tests.interop.docs_programs import run_docs, save_audio, symbols_for_sizes, transcript
 from tests.interop.tiny_runs import save, tiny_run
 
@@ -31,6 +33,24 @@ def test_it_runs_without_this_package(run, exported, tmp_path):
     assert run_docs("jax.export.deserialize", exported, file) == transcript(run, file)
     names = {path.name for path in exported.iterdir()}
     assert names == {"recognizer.stablehlo", "weights.safetensors", "jax_speechlm.json"}
+
+
+def test_a_program_is_written_in_versions_that_older_consumers_read(exported):
+    """Whatever JAX writes by itself: a version of StableHLO that is a year or two old, and no newer convention."""
+    record = read_record(exported)
+    assert record["read_by"] == {"jax": jax.__version__, "jaxlib": jax.lib.__version__}
+    assert (record["stablehlo"], record["calling_convention"]) == (STABLEHLO, CALLING_CONVENTION)
+    assert f"StableHLO_v{STABLEHLO}".encode() in (exported / record["program"]).read_bytes()
+
+
+def test_the_calling_convention_is_one_that_the_consumer_knows(monkeypatch):
+    """It is set for the export alone; the setting of the process stays as it was."""
+    before = jax.config.jax_export_calling_convention_version
+    oldest = jax.export.minimum_supported_calling_convention_version
+    monkeypatch.setattr("jax_speechlm.interop.portable.CALLING_CONVENTION", oldest)
+    program = Program.of(tiny_run("ctc"))
+    assert lowered(program, ("cpu",), program.samples[0]).calling_convention_version == oldest
+    assert jax.config.jax_export_calling_convention_version == before
 
 
 def test_one_program_serves_every_platform_and_shape(exported):

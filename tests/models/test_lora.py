@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
@@ -145,7 +146,7 @@ def test_frozen_kernels_have_no_gradient_of_their_size():
         for equation in jaxpr.eqns:
             if equation.primitive.name == "dot_general":
                 yield equation.outvars[0].aval.shape
-            for inner in jax.core.jaxprs_in_params(equation.params):
+            for inner in jaxprs_in_params(equation.params):
                 yield from products(inner)
 
     kernels = {(16, 4, 6), (16, 2, 6), (4, 6, 16), (20, 16), (16, 20), (8, 32), (32, 8), (5, 8), (8, 5)}

