@@ -62,8 +62,9 @@ class Verdict:
         return f"not opened by transformers yet; equal, against {self.against}: {_listed(self.checks)}"
 
     def to_json(self) -> dict[str, Any]:
-        """As `jax_speechlm.json` keeps it."""
-        return dataclasses.asdict(self) | {"passed": not self.failed}
+        """As `jax_speechlm.json` keeps it; `read_by` says what read the folder, and of which version."""
+        read_by = folders.versions(("transformers", "torch") if self.is_full else ("jax_speechlm",))
+        return dataclasses.asdict(self) | {"passed": not self.failed, "read_by": read_by}
 
 
 def _listed(checks: Sequence[Check]) -> str:
@@ -143,6 +144,6 @@ def _parameters(folder: Path, made: Package) -> Check:
 def _settings(folder: Path, made: Package) -> Check:
     files = {"config.json": made.config} | made.files
     for name, value in files.items():
-        if folders.read_json(folder, name) != value:
+        if folders.read_file(folder, name) != value:
             return Check("settings", f"{name} is not what the checkpoint gives", False)
     return Check("settings", f"{len(files)} files", True)

@@ -9,12 +9,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
 RECORD = "jax_speechlm.json"
-_LARGEST_JSON = 256 << 20  # the largest tokenizers have some 30 MB
+_LARGEST_FILE = 128 << 20  # the largest tokenizers have some 30 MB, and twice that inside a record
+_LARGEST_SETTINGS = 16 << 20  # any other
+_TOKENIZERS = "tokenizer.json", "vocab.json", RECORD  # a record holds the tokenizer too
+_MOST_LISTS, _MOST_ITEMS = 1 << 20, 4 << 20  # in a file of JSON: lists and objects, and what is in them
 
 
 class ExportError(ValueError):
@@ -45,25 +49,66 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_json(folder: Path, name: str) -> Any:
-    """A JSON file of a folder.
+    """A JSON file of a folder, which takes little more memory than the file has bytes.
 
     Raises:
       ExportError: it is missing, is not JSON, or is not a file of the folder's own of a sensible size.
     """
-    path = inside(folder, name)
-    if (size := path.stat().st_size) > _LARGEST_JSON:
-        raise ExportError(f"{path} has {size:,} bytes, more than any such file: refused")
+    path, content = inside(folder, name), read_bytes(folder, name)
+    lists, items = content.count(b"[") + content.count(b"{"), content.count(b",")
+    if lists > _MOST_LISTS or items > _MOST_ITEMS:  # empty ones take thirty times their length of memory
+        raise ExportError(f"{path} has {lists:,} lists and {items:,} items, more than any such file: refused")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{path} is not readable JSON ({error}): export it anew") from error
 
 
+def read_file(folder: Path, name: str) -> Any:
+    """A file of a folder: the value of a .json, of any other the text, character for character.
+
+    Raises:
+      ExportError: as of `read_json`, or the text is not UTF-8.
+    """
+    if name.endswith(".json"):
+        return read_json(folder, name)
+    try:
+        return read_bytes(folder, name).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{folder / name} is not text in UTF-8 ({error}): copy it anew") from error
+
+
+def read_bytes(folder: Path, name: str) -> bytes:
+    """A file of a folder, but for weights.
+
+    Raises:
+      ExportError: it is missing, or is not a file of the folder's own of a sensible size.
+    """
+    path = inside(folder, name)
+    most = _LARGEST_FILE if path.name in _TOKENIZERS else _LARGEST_SETTINGS
+    if (size := path.stat().st_size) > most:
+        raise ExportError(f"{path} has {size:,} bytes, more than any such file: refused")
+    return path.read_bytes()
+
+
 def write_json(folder: Path, name: str, value: Any) -> None:
     """Writes a JSON file of a folder; the old one is there until the new one is whole."""
-    part = folder / f".{name}.part"
-    part.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / name)
+    write_text(folder, name, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_text(folder: Path, name: str, text: str) -> None:
+    """Writes a file of a folder, and the folders in `name`; the old one is there until the new one is whole.
+
+    Raises:
+      ExportError: `name`, which may come from a run of somebody else's, leaves the folder.
+    """
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise ExportError(f"{name!r} is no name of a file inside {folder}: refused")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.part")
+    part.write_bytes(text.encode("utf-8"))
+    part.replace(file)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -75,6 +120,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not (folder / RECORD).is_file():
         raise ExportError(f"{folder} holds no {RECORD}: no export of jax_speechlm wrote it")
     return read_json(folder, RECORD)
+
+
+def versions(modules: Iterable[str]) -> dict[str, str]:
+    """The installed version of each of these modules, as a record names what read a folder."""
+    distributions = packages_distributions()
+    return {name: version(distributions.get(name, [name])[0]) for name in modules}
 
 
 @contextlib.contextmanager

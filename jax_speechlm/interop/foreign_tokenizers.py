@@ -16,8 +16,12 @@ from jax_speechlm.interop.folders import ExportError
 
 _CONFIG, _DESCRIPTION, _VOCAB = "tokenizer_config.json", "tokenizer.json", "vocab.json"
 _SPECIAL = "bos", "eos", "pad", "unk", "mask", "cls", "sep"
-_KEPT = (_CONFIG, _DESCRIPTION, _VOCAB, "special_tokens_map.json", "added_tokens.json", "generation_config.json")
-"""Files that an export writes again as they are."""
+_KEPT = (
+    _CONFIG, _DESCRIPTION, _VOCAB, "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+    "chat_template.json",
+)  # fmt: skip
+_TEMPLATE, _TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+"""Files that an export writes again as they are: of JSON, and chat templates, which are text."""
 
 
 def read_text_tokenizer(
@@ -86,13 +90,15 @@ def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int) -
 
 def _files(folder: Path) -> dict[str, Any]:
     files = {name: folders.read_json(folder, name) for name in _KEPT if (folder / name).exists()}
+    templates = [_TEMPLATE, *(f"{_TEMPLATES}/{file.name}" for file in sorted((folder / _TEMPLATES).glob("*.jinja")))]
+    texts = {name: folders.read_file(folder, name) for name in templates if (folder / name).exists()}
     for name, value in files.items():
         if not isinstance(value, dict):
             raise ExportError(f"{folder / name} is no JSON object: it is damaged; copy it anew")
     if files.get(_CONFIG, {}).get("auto_map"):
         raise ExportError(f"{folder / _CONFIG}: auto_map names code of the folder's own, which is never run here")
     _require_possible(folder, files.get(_CONFIG, {}))
-    return files
+    return files | texts
 
 
 def _require_possible(folder: Path, config: Mapping[str, Any]) -> None:

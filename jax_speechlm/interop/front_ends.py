@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from jax_speechlm.frontend.logmel import SAMPLE_RATE, LogMel
 from jax_speechlm.interop import parakeet
+from jax_speechlm.interop.class_settings import FEATURES
 from jax_speechlm.interop.folders import ExportError
 
 FILE = "preprocessor_config.json"
@@ -63,7 +64,8 @@ def front_end_from_hugging_face(values: dict[str, Any]) -> LogMel:
         raise ExportError(
             f"{FILE}: only a SeamlessM4TFeatureExtractor at {SAMPLE_RATE} Hz has a counterpart here, not {kind}"
         )
-    return LogMel(num_mel_bins=values.get("num_mel_bins", 80), stack=values.get("stride", 2))
+    values = FEATURES[kind] | values
+    return LogMel(num_mel_bins=values["num_mel_bins"], stack=values["stride"])
 
 
 def ending(mel: LogMel, num_samples: int) -> Ending:

@@ -17,6 +17,7 @@ from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.config import Config
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.interop import folders, front_ends, parakeet, transformer, voxtral, wav2vec2_bert, weights
+from jax_speechlm.interop.class_settings import completed
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.mapping import Source, StateDict, class_names
 from jax_speechlm.interop.setting_limits import checked_settings
@@ -45,7 +46,7 @@ class Package(NamedTuple):
       config: `config.json`.
       params: our parameters, grouped as `Model` has them; ids stand as in the folder.
       arrays: the state dict.
-      files: every other JSON file.
+      files: every other file: the value of a .json, of a chat template the text.
     """
 
     config: dict[str, Any]
@@ -74,6 +75,11 @@ class Model(NamedTuple):
     values: dict[str, Any]
     config: Config
     sources: Params
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """`config.json` with what its class adds."""
+        return completed(self.values)
 
     @property
     def params(self) -> Params:
@@ -115,10 +121,13 @@ def vocabulary_of(run: Trained) -> Vocabulary:
 
 
 def write_model(folder: Path, made: Package) -> None:
-    """Writes weights and JSON files into an existing folder."""
+    """Writes weights and every other file into an existing folder."""
     weights.write_weights(folder, made.arrays)
     for name, value in ({"config.json": made.config} | made.files).items():
-        folders.write_json(folder, name, value)
+        if isinstance(value, str):
+            folders.write_text(folder, name, value)
+        else:
+            folders.write_json(folder, name, value)
 
 
 def read_model(folder: Path) -> Model:

@@ -50,7 +50,6 @@ from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer, tokenizer_files
 from jax_speechlm.training.state import TrainState
 
-_DEFAULT_CONTEXT = 2048
 _PROCESSOR = "processor_config.json"  # where transformers 5 keeps a front end that is saved with a tokenizer
 _SPEECH = Speech(sets=())  # what it was trained on is not known
 _WHOLE = tuple(f"Wav2Vec2BertFor{use}" for use in ("SequenceClassification", "AudioFrameClassification", "XVector"))
@@ -162,9 +161,9 @@ def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | No
         experiment = Experiment.model_validate(record["experiment"]).replace(start=())
         tokenizer = saved_tokenizer(record)
         config, files = settings(experiment, tokenizer)
-    except (KeyError, TypeError, AttributeError, ValueError, DataError, ckpt.CheckpointError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, DataError, ckpt.CheckpointError, OSError) as error:
         raise ExportError(f"{folder / RECORD} is damaged ({error}): remove it, or export the model anew") from error
-    there = {name: folders.read_json(folder, name) for name in files if (folder / name).exists()}
+    there = {name: folders.read_file(folder, name) for name in files if (folder / name).exists()}
     if config != model.values or files != there:
         print(f"{folder / RECORD} is not of the files beside it, and left aside", file=sys.stderr)
         return None
@@ -186,7 +185,7 @@ def _encoder(folder: Path, model: Model) -> tuple[Experiment, None]:
 
 
 def _recognizer(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
-    tokenizer = read_ctc_tokenizer(folder, model.values, _num_rows(folder, model, model.values, ("head", "bias")))
+    tokenizer = read_ctc_tokenizer(folder, model.values, _num_rows(folder, model, model.settings, ("head", "bias")))
     experiment = Experiment(objective=CTC(), model=model.config, frontend=_front_end(folder), data=_SPEECH)
     return experiment, tokenizer
 
@@ -200,7 +199,7 @@ def _frame_classifier(folder: Path, model: Model) -> tuple[Experiment, None]:
 
 
 def _speaker_model(folder: Path, model: Model) -> tuple[Experiment, None]:
-    classes, head = _class_names(folder, model), x_vector_config_from_hugging_face(model.values)
+    classes, head = _class_names(folder, model), x_vector_config_from_hugging_face(model.settings)
     return _labelled(folder, model, SpeakerVerification(classes=classes, head=head))
 
 
@@ -209,20 +208,18 @@ def _labelled(folder: Path, model: Model, objective: ObjectiveConfig) -> tuple[E
 
 
 def _class_names(folder: Path, model: Model) -> tuple[str, ...]:
-    names, sources = model.values.get("id2label"), model.sources
+    names, sources = model.settings["id2label"], model.sources
     array, rank = (sources["head"]["bias"], 1) if "head" in sources else (sources["speaker"]["speakers"], 2)
     if len(array.shape) != rank:
         raise ExportError(f"{folder}: the array of its classes has {len(array.shape)} dimensions, and not {rank}")
     count = array.shape[-1]
-    if names is None and count == 2:  # transformers writes no names that are its defaults
-        return ("LABEL_0", "LABEL_1")
     if not isinstance(names, dict) or names.keys() != {str(number) for number in range(count)}:
         raise ExportError(f"{folder / 'config.json'}: id2label does not name the {count} classes of the head")
     return tuple(names[str(number)] for number in range(count))
 
 
 def _text_classifier(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
-    if (pooling := model.values.get("classifier_pooling", "cls")) != "mean":
+    if (pooling := model.settings["classifier_pooling"]) != "mean":
         raise ExportError(
             f"{folder / 'config.json'}: classifier_pooling={pooling!r}: here it is the mean of all tokens"
         )
@@ -231,7 +228,7 @@ def _text_classifier(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]
 
 
 def _speech_language_model(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
-    text, speech = model.values["text_config"], model.values.get("audio_token_id")
+    text, speech = model.settings["text_config"], model.values.get("audio_token_id")
     if type(speech) is not int:
         raise ExportError(f"{folder / 'config.json'} has no audio_token_id: nothing says which id stands for speech")
     rows = _num_rows(folder, model, text, ("transformer", "embedding"))
@@ -258,10 +255,10 @@ def _prompted(folder: Path) -> SpeechLM:
 
 def _text_model(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
     causal = model.config.causal
-    num_rows = _num_rows(folder, model, model.values, ("transformer", "embedding"))
+    num_rows = _num_rows(folder, model, model.settings, ("transformer", "embedding"))
     tokenizer = read_text_tokenizer(folder, model.values, num_rows, causal=causal)
     learnt = model.config.positions
-    context = learnt.longest if learnt else model.values.get("max_position_embeddings", _DEFAULT_CONTEXT)
+    context = learnt.longest if learnt else model.settings["max_position_embeddings"]
     data = Text(sets=(), context=context, tokens_per_batch=context, packed=causal)
     return Experiment(objective=CausalLM() if causal else MaskedLM(), model=model.config, data=data), tokenizer
 
@@ -299,7 +296,8 @@ def _num_rows(folder: Path, model: Model, values: dict[str, Any], path: Sequence
         if name not in source:
             raise ExportError(f"{folder} has no {'/'.join(path)} among its arrays: it is no whole {model.architecture}")
         source = source[name]
-    if (said := values.get("vocab_size")) != (found := source.shape[0]):
+    found = source.shape[0] if source.shape else 0
+    if (said := values.get("vocab_size")) != found:
         raise ExportError(f"{folder / 'config.json'}: vocab_size is {said}, and the model's table has {found} rows")
     return found
 
@@ -312,7 +310,7 @@ def _with_our_ids(sources: Params, tokenizer: Tokenizer | None, shapes: Params) 
 
     def move(path: tuple, source: Source) -> Source:
         axis, shape = id_axis(sources, path), sizes.get(_name(path))
-        if axis is None or shape is None:
+        if axis is None or shape is None or len(source.shape) != len(shape):
             return source
         return dataclasses.replace(source, ids=tokenizer.places.rows(shape[axis]), id_axis=axis)
 

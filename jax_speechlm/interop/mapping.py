@@ -176,11 +176,10 @@ def class_names(classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def require(values: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raises ValueError unless a `config.json` has these settings."""
-    missing = [name for name in names if name not in values]
-    if missing:
-        raise ValueError(f"config.json lacks {', '.join(missing)}; write it with the model's save_pretrained")
+def ffn_multiple(values: Mapping[str, Any]) -> int | float:
+    """The inner width of a `config.json`'s feed-forward over the outer; no integer where that is no multiple."""
+    inner, outer = values["intermediate_size"], values["hidden_size"]
+    return inner / outer if inner % outer else inner // outer
 
 
 def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:

@@ -165,7 +165,8 @@ def _check(check: Mapping[str, Any]) -> str:
     if not check["passed"]:
         return f"**FAILED** against {check['against']}; do not use this folder.\n\n{rows}"
     if check["is_full"]:
-        return f"The folder was opened by {check['against']} and gave what the checkpoint gives:\n\n{rows}"
+        readers = ", ".join(f"{name} {version}" for name, version in check["read_by"].items())
+        return f"The folder was opened by {readers} and gave what the checkpoint gives:\n\n{rows}"
     return (
         "The folder was read back by jax_speechlm, not yet by transformers, which was not installed where it was made:"
         f"\n\n{rows}"

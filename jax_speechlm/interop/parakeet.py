@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jax_speechlm.frontend.logmel import HOP, SAMPLE_RATE, WINDOW, LogMel
+from jax_speechlm.interop.class_settings import FEATURES, completed
 from jax_speechlm.interop.mapping import (
     SAME,
     TRANSPOSED,
@@ -18,7 +19,7 @@ from jax_speechlm.interop.mapping import (
     Row,
     Source,
     StateDict,
-    require,
+    ffn_multiple,
     require_fixed,
     write,
 )
@@ -167,11 +168,14 @@ def folded(state_dict: StateDict) -> dict[str, np.ndarray]:
         variance = arrays.pop(name).astype(np.float64)
         mean = arrays.pop(f"{conv}.norm.running_mean", None)
         weight, bias = (arrays.get(f"{conv}.norm.{part}") for part in ("weight", "bias"))
-        if any(array is None or array.shape != variance.shape for array in (mean, weight, bias)):
-            raise ValueError(f"{conv}.norm lacks weight, bias or running_mean, or they differ in shape")
+        before = arrays.pop(f"{conv}.depthwise_conv.bias", np.zeros_like(variance))
+        if any(array is None or array.shape != variance.shape for array in (mean, weight, bias, before)):
+            raise ValueError(
+                f"{conv}.norm lacks weight, bias or running_mean, or they or {conv}.depthwise_conv.bias differ in shape"
+            )
         arrays.pop(f"{conv}.norm.num_batches_tracked", None)
         scale = weight / np.sqrt(variance + _EPSILON)
-        offset = bias + (arrays.pop(f"{conv}.depthwise_conv.bias", 0.0) - mean.astype(np.float64)) * scale
+        offset = bias + (before - mean.astype(np.float64)) * scale
         arrays[f"{conv}.norm.weight"] = scale.astype(np.float32)
         arrays[f"{conv}.norm.bias"] = offset.astype(np.float32)
     return arrays
@@ -214,18 +218,18 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> FastConformerConfig:
     """The `FastConformerConfig` of the `config.json` of a `ParakeetForCTC` or `ParakeetEncoder`.
 
     Raises:
-      ValueError: the model has a form that ours has not, or lacks a setting.
+      ValueError: the model has a form that ours has not.
     """
+    values = completed(values)
     if "encoder_config" in values:
         require_fixed(values, {"model_type": "parakeet_ctc"})
         values = values["encoder_config"]
-    require_fixed(values, _FIXED)
-    require(values, [*_RENAMED, "intermediate_size"])
-    require_fixed(values, {"convolution_bias": values["attention_bias"]})
-    multiple, remainder = divmod(values["intermediate_size"], values["hidden_size"])
-    if remainder:
-        raise ValueError("config.json: intermediate_size must be a multiple of hidden_size")
-    return FastConformerConfig(ffn_multiple=multiple, **{ours: values[theirs] for theirs, ours in _RENAMED.items()})
+        if not isinstance(values, dict):
+            raise ValueError("config.json: encoder_config must be the settings of an encoder")
+    require_fixed(values, _FIXED | {"convolution_bias": values.get("attention_bias")})
+    return FastConformerConfig(
+        ffn_multiple=ffn_multiple(values), **{ours: values[theirs] for theirs, ours in _RENAMED.items()}
+    )
 
 
 def config_to_hugging_face(config: FastConformerConfig, vocab_size: int | None = None) -> dict[str, Any]:
@@ -233,7 +237,7 @@ def config_to_hugging_face(config: FastConformerConfig, vocab_size: int | None =
     renamed = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()}
     only_here = {
         "convolution_bias": config.bias,
-        "intermediate_size": config.ffn_multiple * config.dim,
+        "intermediate_size": config.ffn_dim,
         "activation_dropout": config.dropout,
         "dropout_positions": 0.0,
         "layerdrop": 0.0,
@@ -263,7 +267,7 @@ def features_from_hugging_face(values: Mapping[str, Any]) -> LogMel:
     Raises:
       ValueError: it computes what ours does not.
     """
-    require(values, ["feature_size"])
+    values = FEATURES[EXTRACTOR] | dict(values)
     require_fixed(values, _FEATURES)
     return LogMel(flavour="nemo", num_mel_bins=values["feature_size"], stack=1)
 

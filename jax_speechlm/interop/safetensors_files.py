@@ -2,13 +2,15 @@
 
 A file is eight bytes that give a length, a JSON header of that length, and the arrays' bytes one after the other. A
 header comes from whoever made the file, so everything that it says is checked against the file before any of it is
-used: then no array reaches outside the file, none overlaps another, and nothing was allocated.
+used: then no array reaches outside the file, none overlaps another, and nothing was allocated. A header is decoded one
+array at a time: decoded as a whole, JSON can take thirty times its length of memory.
 Format: https://github.com/huggingface/safetensors, "Format".
 """
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +22,18 @@ from jax_speechlm.interop.folders import ExportError
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 """The types that parameters are read from; all become float32 without loss."""
 
-_COUNT = np.dtype(np.int64)
+_INTEGERS = {"I64": np.dtype(np.int64), "I32": np.dtype(np.int32)}
+_BUFFERS = "num_batches_tracked", "position_ids", "token_type_ids"
+"""Last parts of names of arrays of integers that a model may save: counts and ranges, which are no parameters."""
+
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32}
 _BITS |= {"I64": 64, "U64": 64, "F64": 64} | {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()}
-_LONGEST_HEADER = 32 << 20  # some 200,000 arrays
+_LONGEST_HEADER = 8 << 20  # some 60,000 arrays
+_LONGEST_ENTRY, _LONGEST_NAME = 1024, 512  # of one array in the header
 _MOST_AXES = 8
+_MOST_BYTES = 1 << 48  # of an array, were each empty axis of length 1: numpy bounds these products too
+_SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
 
 
 class Entry(NamedTuple):
@@ -43,7 +52,7 @@ def open_arrays(file: Path) -> dict[str, np.ndarray]:
       ExportError: the file is not safetensors, is cut short, contradicts itself, or holds other types than `DTYPES`.
     """
     entries, start = read_header(file)
-    dtypes = {name: _COUNT if _is_count(name, entry) else DTYPES.get(entry.dtype) for name, entry in entries.items()}
+    dtypes = {name: _dtype(name, entry) for name, entry in entries.items()}
     for name, entry in entries.items():
         if dtypes[name] is None:
             raise ExportError(
@@ -59,9 +68,10 @@ def open_arrays(file: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _is_count(name: str, entry: Entry) -> bool:
-    """Whether an array is the number of batches that a batch norm has seen, which is no parameter."""
-    return entry.dtype == "I64" and entry.shape == () and name.endswith(".num_batches_tracked")
+def _dtype(name: str, entry: Entry) -> np.dtype | None:
+    """An array's type; None where neither parameters nor buffers of that name have it."""
+    found = _INTEGERS.get(entry.dtype) if name.rpartition(".")[2] in _BUFFERS else None
+    return DTYPES.get(entry.dtype) if found is None else found
 
 
 def read_header(file: Path) -> tuple[dict[str, Entry], int]:
@@ -78,8 +88,9 @@ def read_header(file: Path) -> tuple[dict[str, Entry], int]:
                 raise _Wrong(f"its header would have {length:,} bytes and the file has {size:,}")
             if length > _LONGEST_HEADER:
                 raise _Wrong(f"its header has {length:,} bytes, more than the {_LONGEST_HEADER:,} of any real model")
-            header = json.loads(stream.read(length).decode(), object_pairs_hook=_distinct)
-        return _checked(header, size - 8 - length), 8 + length
+            entries = _Header(stream.read(length).decode()).entries()
+        _require_whole(entries, size - 8 - length)
+        return entries, 8 + length
     except (_Wrong, OSError, ValueError, RecursionError) as error:
         raise ExportError(f"{file} cannot be read as safetensors ({error}): it is damaged, or half copied") from error
 
@@ -88,11 +99,77 @@ class _Wrong(ValueError):
     """What a header says is not true."""
 
 
-def _checked(header: Any, num_bytes: int) -> dict[str, Entry]:
-    if not isinstance(header, dict):
-        raise _Wrong("its header is no JSON object")
-    header.pop("__metadata__", None)  # free text of whoever wrote it
-    entries = {name: _entry(name, value) for name, value in header.items()}
+class _Header:
+    """The text of a header, decoded from left to right."""
+
+    def __init__(self, text: str):
+        self._text, self._at = text, 0
+
+    def entries(self) -> dict[str, Entry]:
+        """What it says of each array, by name."""
+        entries: dict[str, Entry] = {}
+        seen: set[str] = set()
+        for name in self._names():
+            if name in seen:
+                raise _Wrong(f"{name!r} stands in its header twice")
+            if len(name) > _LONGEST_NAME:
+                raise _Wrong(f"the name of an array, {name[:80]!r}..., has {len(name):,} characters")
+            seen.add(name)
+            if name == "__metadata__":  # free text of whoever wrote it
+                for _ in self._names():
+                    self._string()
+            else:
+                entries[name] = _entry(name, self._value(name))
+        if self._text[self._at :].strip(" \t\n\r"):
+            raise _Wrong("its header goes on behind the last array")
+        return entries
+
+    def _names(self) -> Iterator[str]:
+        """The names of an object's members; whoever takes one reads the member's value before the next."""
+        if not self._has("{"):
+            raise _Wrong("its header is no JSON object of arrays' descriptions")
+        is_done = self._has("}")
+        while not is_done:
+            name = self._string()
+            self._require(":")
+            yield name
+            is_done = self._has("}")
+            if not is_done:
+                self._require(",")
+
+    def _string(self) -> str:
+        self._skip_space()
+        if not self._text.startswith('"', self._at):
+            raise _Wrong(f"its header has no string at character {self._at:,}")
+        text, self._at = _DECODER.raw_decode(self._text, self._at)
+        return text
+
+    def _value(self, name: str) -> Any:
+        """The description of an array, which holds no other object."""
+        self._skip_space()
+        begin, end = self._at, self._text.find("}", self._at, self._at + _LONGEST_ENTRY) + 1
+        if not end or not self._text.startswith("{", begin):
+            raise _Wrong(f"{name!r} is not described by dtype, shape and data_offsets")
+        self._at = end
+        return json.loads(self._text[begin:end], object_pairs_hook=_distinct)
+
+    def _has(self, sign: str) -> bool:
+        """Whether a sign is next; it is passed if it is."""
+        self._skip_space()
+        found = self._text.startswith(sign, self._at)
+        self._at += found
+        return found
+
+    def _require(self, sign: str) -> None:
+        if not self._has(sign):
+            raise _Wrong(f"its header has no {sign!r} at character {self._at:,}")
+
+    def _skip_space(self) -> None:
+        self._at = _SPACE.match(self._text, self._at).end()
+
+
+def _require_whole(entries: dict[str, Entry], num_bytes: int) -> None:
+    """Raises `_Wrong` unless the arrays are all that stands behind the header, without gaps."""
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
         if entry.begin != end:
@@ -100,7 +177,6 @@ def _checked(header: Any, num_bytes: int) -> dict[str, Entry]:
         end = entry.end
     if end != num_bytes:
         raise _Wrong(f"its arrays have {end:,} bytes and the file has {num_bytes:,} behind the header")
-    return entries
 
 
 def _entry(name: str, value: Any) -> Entry:
@@ -112,6 +188,8 @@ def _entry(name: str, value: Any) -> Entry:
         raise _Wrong(f"{name!r} is of an unknown type, {str(dtype)[:40]!r}")
     if not _are_counts(shape) or len(shape) > _MOST_AXES or not _are_counts(offsets) or len(offsets) != 2:
         raise _Wrong(f"{name!r} has no possible shape and offsets")
+    if math.prod(max(size, 1) for size in shape) * bits // 8 > _MOST_BYTES:
+        raise _Wrong(f"{name!r} of shape {shape} is larger than any array")
     begin, end = offsets
     if end - begin != math.prod(shape) * bits // 8:
         raise _Wrong(f"{name!r} of type {dtype} and shape {shape} cannot have {end - begin:,} bytes")

@@ -25,16 +25,21 @@ _COUNTS = {
     "global_attn_every_n_layers": 4096,
     "max_window_layers": 4096,
     "xvector_output_dim": 1 << 16,
+    "num_labels": 1 << 16,
+    "num_mel_bins": 1 << 14,
+    "conv_kernel_size": 1024,
+    "subsampling_factor": 64,
+    "subsampling_conv_channels": 1 << 14,
 }
 """The most that each count is of any model; all but those of `_MAY_BE_NONE` and `_FROM_ZERO` are at least 1."""
 
 _FROM_ZERO = ("left_max_position_embeddings", "right_max_position_embeddings", "max_window_layers")
-_MAY_BE_NONE = ("num_key_value_heads", "head_dim", "sliding_window", "vocab_size")
-_RATES = ("hidden_dropout", "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
+_MAY_BE_NONE = ("num_key_value_heads", "head_dim", "sliding_window", "vocab_size", "num_labels")
+_RATES = ("hidden_dropout", "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout")
 _SIZES = ("rms_norm_eps", "norm_eps", "layer_norm_eps", "rope_theta", "global_rope_theta", "local_rope_theta")
 _SWITCHES = ("tie_word_embeddings", "use_sliding_window")
 _PER_LAYER = ("tdnn_dim", "tdnn_kernel", "tdnn_dilation")  # of an x-vector's layers over time
-_PARTS = ("audio_config", "text_config")  # settings that are settings of a model themselves
+_PARTS = ("audio_config", "text_config", "encoder_config")  # settings that are settings of a model themselves
 
 
 def checked_settings(file: Path, values: Any) -> dict[str, Any]:
@@ -94,13 +99,15 @@ def _require_possible(file: Path, values: dict[str, Any]) -> None:
             sizes = values[name]
             is_list = isinstance(sizes, list | tuple) and 0 < len(sizes) <= 64
             _require(file, name, sizes, is_list and all(type(size) is int and 0 < size <= 1 << 16 for size in sizes))
-    if (rope := values.get("rope_parameters")) is not None:
-        _require(file, "rope_parameters", rope, isinstance(rope, dict))
+    for setting in ("rope_parameters", "rope_scaling"):
+        if (rope := values.get(setting)) is None:
+            continue
+        _require(file, setting, rope, isinstance(rope, dict))
         for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
             theta = part.get("rope_theta", 1.0)
             _require(file, "rope_theta", theta, type(theta) in (int, float) and 0 < theta < 1e12)
         for name in ("full_attention", "sliding_attention"):
-            _require(file, name, rope.get(name), isinstance(rope.get(name, {}), dict))
+            _require(file, name, rope.get(name), isinstance(rope.get(name), dict | None))
     for name, value in values.items():
         if name.endswith("_token_id"):
             parts = value if isinstance(value, list) else [] if value is None else [value]

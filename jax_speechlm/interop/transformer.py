@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jax_speechlm.interop import bert
+from jax_speechlm.interop.class_settings import completed
 from jax_speechlm.interop.mapping import (
     SAME,
     TRANSPOSED,
@@ -18,7 +19,6 @@ from jax_speechlm.interop.mapping import (
     Row,
     Source,
     StateDict,
-    require,
     require_fixed,
     write,
 )
@@ -107,8 +107,12 @@ def sources(state_dict: StateDict, config: TransformerConfig) -> Params:
     embedding = rows[0].theirs
     if model_type in _LEARNT:
         arrays = bert.named(bert.used(arrays), model_type, config.num_layers)
-    if config.tied and head in arrays and not np.array_equal(arrays.pop(head), arrays.get(embedding)):
-        raise ValueError(f"{head!r} is not {embedding!r}, but config.json ties them: set tie_word_embeddings to false")
+    if config.tied and head in arrays:  # the two are one array, saved under either name or both
+        table = arrays.pop(head)
+        if not np.array_equal(arrays.setdefault(embedding, table), table):
+            raise ValueError(
+                f"{head!r} is not {embedding!r}, but config.json ties them: set tie_word_embeddings to false"
+            )
     if model_type == "modernbert":
         arrays = _split(arrays)
     return sources_of(arrays, rows, config, _ARCHITECTURES[model_type])
@@ -161,6 +165,8 @@ def classifier_sources(state_dict: StateDict, config: TransformerConfig) -> Para
     arrays = {name: np.asarray(value) for name, value in state_dict.items()}
     head = {row.theirs: arrays.pop(row.theirs) for row in _CLASSIFIER if row.theirs in arrays}
     table = arrays.get(_BOTH_WAYS[0].theirs, np.zeros((0, 0), np.float32))
+    if table.ndim != 2 or table.shape != (len(table), config.dim):
+        raise ValueError(f"{_BOTH_WAYS[0].theirs!r} is missing, or has another shape than [ids, {config.dim}]")
     arrays["decoder.bias"] = np.zeros(len(table), table.dtype)
     if not config.tied:
         arrays["decoder.weight"] = np.zeros_like(table)
@@ -198,7 +204,7 @@ def _split(arrays: StateDict) -> dict[str, np.ndarray]:
     parts: dict[str, np.ndarray] = {}
     for name, value in arrays.items():
         num = next((num for fused, num in _FUSED.items() if name.endswith(fused)), 1)
-        if num > 1 and len(value) % num == 0:
+        if num > 1 and value.ndim and len(value) % num == 0:
             parts |= {f"{name}/{i}": part for i, part in enumerate(np.split(value, num))}
         else:
             parts[ours if name == theirs else name] = value
@@ -267,7 +273,6 @@ _NEVER = {
     "bert": ("window",),
     "roberta": ("window",),
 }
-_TIED_UNLESS_SAID = {"llama": False, "qwen3": False, "modernbert": True, "bert": True, "roberta": True}
 _EPSILON = {"modernbert": "norm_eps"} | dict.fromkeys(_LEARNT, "layer_norm_eps")  # of the others: rms_norm_eps
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -277,22 +282,15 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> TransformerConfig:
 
     Raises:
       ValueError: the model is of none of the types here or has a form that ours has not, such as scaled rotary
-        positions, or lacks a setting.
+        positions.
     """
+    values = completed(values)
     model_type = values.get("model_type")
     if model_type not in _FORM:
         raise ValueError(f"config.json: model_type={model_type!r} has no counterpart here; {', '.join(_FORM)} have")
     require_fixed(values, _FIXED[model_type])
-    values = {"tie_word_embeddings": _TIED_UNLESS_SAID[model_type]} | dict(values)
-    epsilon = _EPSILON.get(model_type, "rms_norm_eps")
-    require(values, [*_RENAMED, epsilon])
-    heads = values["num_attention_heads"]
     settings = _FORM[model_type] | {ours: values[theirs] for theirs, ours in _RENAMED.items()}
-    settings |= {
-        "norm_epsilon": values[epsilon],
-        "num_kv_heads": values.get("num_key_value_heads") or heads,
-        "head_dim": values.get("head_dim") or values["hidden_size"] // heads,
-    }
+    settings |= {"norm_epsilon": values[_EPSILON.get(model_type, "rms_norm_eps")]} | _heads(values, model_type)
     places = _learnt_positions(values, model_type) if model_type in _LEARNT else _attention_from(values, model_type)
     return TransformerConfig(**settings, **places)
 
@@ -356,39 +354,66 @@ def _model_type(config: TransformerConfig) -> str:
     return model_type
 
 
+def _heads(values: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    heads = values["num_attention_heads"]
+    width = values["hidden_size"] // heads
+    if model_type in ("llama", "qwen3"):
+        if values["head_dim"] is None and model_type == "qwen3":
+            raise ValueError("config.json: head_dim=None is not possible in Qwen3: remove it to have the class's 128")
+        return {"num_kv_heads": values["num_key_value_heads"] or heads, "head_dim": values["head_dim"] or width}
+    if model_type == "modernbert" and values.get("head_dim") not in (None, width):  # of its rotary angles alone
+        raise ValueError(f"config.json: head_dim={values['head_dim']} is not hidden_size over num_attention_heads")
+    return {"num_kv_heads": heads, "head_dim": width}
+
+
 def _learnt_positions(values: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    require(values, ["max_position_embeddings"])
-    first = (values.get("pad_token_id") or 0) + 1 if model_type == "roberta" else 0
-    types = values.get("type_vocab_size", 2)
-    return {"positions": LearnedPositions(size=values["max_position_embeddings"], first=first, token_types=types)}
+    first = 0
+    if model_type == "roberta":
+        if values["pad_token_id"] is None:
+            raise ValueError("config.json: pad_token_id=None is not possible in RoBERTa: its positions begin behind it")
+        first = values["pad_token_id"] + 1
+    size, types = values["max_position_embeddings"], values["type_vocab_size"]
+    return {"positions": LearnedPositions(size=size, first=first, token_types=types)}
 
 
 def _attention_from(values: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     """Rotary angles and windows, from the settings of transformers 5 or of the versions before."""
     layers = values["num_hidden_layers"]
-    if values.get("rope_scaling"):
-        raise ValueError(f"config.json: rope_scaling={values['rope_scaling']!r} has no counterpart here; only null has")
-    rope = values.get("rope_parameters") or {}
+    scaling, rope = values.get("rope_scaling") or {}, values.get("rope_parameters") or {}
+    types = values.get("layer_types")
+    if _rope_type(scaling) != "default":
+        raise ValueError(f"config.json: rope_scaling={scaling!r} has no counterpart here; only null and 'default' have")
     if model_type == "modernbert":
-        every = values.get("global_attn_every_n_layers", 3)
-        types = values.get("layer_types") or [_SLIDING if i % every else _FULL for i in range(layers)]
-        theta = _theta(rope.get(_FULL, {}), values.get("global_rope_theta", 160_000.0))
-        local = _theta(rope.get(_SLIDING, {}), values.get("local_rope_theta", 10_000.0))
-        window = values.get("local_attention", 128) // 2
+        theta = _theta((rope.get(_FULL) or {}) | scaling, values["global_rope_theta"])
+        local = _theta((rope.get(_SLIDING) or {}) | scaling, values["local_rope_theta"])
+        types = types or [_SLIDING if i % values["global_attn_every_n_layers"] else _FULL for i in range(layers)]
+        window = values["local_attention"] // 2
     else:
-        first = values.get("max_window_layers", 0) if values.get("use_sliding_window") else layers
-        types = values.get("layer_types") or [_FULL if i < first else _SLIDING for i in range(layers)]
-        theta = local = _theta(rope, values.get("rope_theta", 10_000.0))
-        window = (values.get("sliding_window") or 0) - 1
+        theta = local = _theta(scaling or rope, values["rope_theta"])
+        if model_type == "llama":  # which has no windows, whatever else config.json says
+            return {"rope_theta": theta}
+        size = values["sliding_window"] if values["use_sliding_window"] else None
+        first = layers if size is None else values["max_window_layers"]
+        types = types or [_FULL if i < first else _SLIDING for i in range(layers)]
+        window = None if size is None else size - 1
+    if others := set(types) - {_FULL, _SLIDING}:
+        raise ValueError(f"config.json: layer_types has {min(others)!r}, which has no counterpart here")
     if _SLIDING not in types:
         return {"rope_theta": theta}
     where = {"window": window, "global_every": _period(types)}
+    if window is None:
+        raise ValueError("config.json: layer_types has layers with a window, and use_sliding_window is false")
     return where | {"rope_theta": theta, "local_rope_theta": None if local == theta else local}
 
 
 def _theta(rope: Mapping[str, Any], default: float | int) -> float:
-    require_fixed(rope, {"rope_type": "default"})
+    if (kind := _rope_type(rope)) != "default":
+        raise ValueError(f"config.json: rope_type={kind!r} has no counterpart here; only 'default' has")
     return float(rope.get("rope_theta", default))
+
+
+def _rope_type(rope: Mapping[str, Any]) -> Any:
+    return rope.get("rope_type", rope.get("type", "default"))
 
 
 def _period(types: Sequence[str]) -> int | None:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from jax_speechlm.interop import transformer, wav2vec2_bert
+from jax_speechlm.interop.class_settings import completed
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.mapping import TRANSPOSED, Row, StateDict, require, require_fixed, write
+from jax_speechlm.interop.mapping import TRANSPOSED, Row, StateDict, require_fixed, write
 from jax_speechlm.interop.mapping import sources as sources_of
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
@@ -70,11 +71,16 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> SpeechLMConfig:
     Raises:
       ValueError: a part is of another class or form, such as the Whisper tower of Mistral's own models.
     """
-    require(values, [*_FIXED, *_PARTS])
+    values = completed(values)
     require_fixed(values, _FIXED)
     if not all(isinstance(values[name], dict) and "model_type" in values[name] for name in _PARTS):
         raise ValueError(f"config.json: {' and '.join(_PARTS)} must each be the settings of a model, with a model_type")
     tower, text = (values[name] for name in _PARTS)
+    if tower["model_type"] != "wav2vec2-bert":
+        raise ValueError(
+            f"config.json: audio_config has model_type={tower['model_type']!r}, which has no counterpart here; only "
+            "'wav2vec2-bert' has"
+        )
     encoder, reader = wav2vec2_bert.config_from_hugging_face(tower), transformer.config_from_hugging_face(text)
     return SpeechLMConfig(encoder=encoder, adapter=_adapter(encoder.ffn_multiple, reader.dim), transformer=reader)
 
@@ -106,5 +112,10 @@ def sources(state_dict: StateDict, config: SpeechLMConfig) -> Params:
     }
 
 
-def _adapter(frames: int, width: int) -> Stacking:
-    return Stacking(frames=frames, hidden_dim=width, bias=False)
+def _adapter(frames: int | float, width: int) -> Stacking:
+    if frames % 1:
+        raise ExportError(
+            f"{ARCHITECTURE} joins as many frames as the encoder's feed-forward is wider than its stream, here "
+            f"{frames:.6g}: the encoder's intermediate_size must be a multiple of its hidden_size"
+        )
+    return Stacking(frames=int(frames), hidden_dim=width, bias=False)

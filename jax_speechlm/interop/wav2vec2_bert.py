@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jax_speechlm.interop.class_settings import completed
 from jax_speechlm.interop.mapping import (
     SAME,
     TRANSPOSED,
@@ -15,7 +16,7 @@ from jax_speechlm.interop.mapping import (
     Source,
     StateDict,
     class_names,
-    require,
+    ffn_multiple,
     require_fixed,
     write,
 )
@@ -25,6 +26,7 @@ from jax_speechlm.models.functional import Params
 from jax_speechlm.models.xvector import XVectorConfig
 
 _PREFIX = "wav2vec2_bert."
+_MOST_CLASSES = 1 << 16  # whose head is multiplied out
 _DEAD = "masked_spec_embed"  # the filler of Hugging Face's own SpecAugment: unused where that is off
 
 
@@ -150,6 +152,14 @@ def classifier_sources(state_dict: StateDict, config: ConformerConfig) -> Params
       ValueError: an array is missing, left over, or of another shape than `config` implies.
     """
     tree = _sources_beside_encoder(state_dict, ("projector", "head"), _CLASSIFIER, config)
+    shapes = {name: tree[name]["kernel"].shape for name in ("projector", "head")}
+    inner = shapes["projector"][-1]
+    if shapes["projector"] != (config.dim, inner) or shapes["head"] != (inner, shapes["head"][-1]) or not inner:
+        raise ValueError(f"'projector.weight' and 'classifier.weight' do not fit dim={config.dim} and each other")
+    if shapes["head"][-1] > _MOST_CLASSES:
+        raise ValueError(
+            f"'classifier.weight' is of {shapes['head'][-1]:,} classes; at most {_MOST_CLASSES:,} are read"
+        )
     projector, head = jax.tree.map(Source.read, (tree.pop("projector"), tree.pop("head")))
     bias = projector["bias"] @ head["kernel"] + head["bias"]
     return tree | {"head": {"kernel": Source((projector["kernel"] @ head["kernel"],)), "bias": Source((bias,))}}
@@ -220,14 +230,13 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> ConformerConfig:
     """The `ConformerConfig` of a Wav2Vec2-BERT `config.json`.
 
     Raises:
-      ValueError: the model has a form that ours has not, such as rotary positions or an adapter, or lacks a setting.
+      ValueError: the model has a form that ours has not, such as rotary positions or an adapter.
     """
-    require_fixed(values, _FIXED)
-    require(values, [*_RENAMED, "intermediate_size"])
-    multiple, remainder = divmod(values["intermediate_size"], values["hidden_size"])
-    if remainder:
-        raise ValueError("config.json: intermediate_size must be a multiple of hidden_size")
-    return ConformerConfig(ffn_multiple=multiple, **{ours: values[theirs] for theirs, ours in _RENAMED.items()})
+    values = completed(values)
+    require_fixed(values, _FIXED | {"hidden_act": "silu"})  # the same function
+    return ConformerConfig(
+        ffn_multiple=ffn_multiple(values), **{ours: values[theirs] for theirs, ours in _RENAMED.items()}
+    )
 
 
 def headed_config_from_hugging_face(values: Mapping[str, Any]) -> ConformerConfig:
@@ -240,7 +249,7 @@ def config_to_hugging_face(config: ConformerConfig, vocab_size: int | None = Non
     """The settings of a Wav2Vec2-BERT `config.json`; with `vocab_size`, of a `Wav2Vec2BertForCTC`."""
     renamed = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()}
     rates = dict.fromkeys(("activation_dropout", "feat_proj_dropout", "conformer_conv_dropout"), config.dropout)
-    only_here = {"intermediate_size": config.ffn_multiple * config.dim, "layerdrop": 0.0, "apply_spec_augment": False}
+    only_here = {"intermediate_size": config.ffn_dim, "layerdrop": 0.0, "apply_spec_augment": False}
     head = {"architectures": ["Wav2Vec2BertModel"]}
     if vocab_size is not None:
         head = {"architectures": ["Wav2Vec2BertForCTC"], "vocab_size": vocab_size, "final_dropout": 0.0}
@@ -269,9 +278,9 @@ def x_vector_config_from_hugging_face(values: Mapping[str, Any]) -> XVectorConfi
     """The head of a `Wav2Vec2BertForXVector`, from its `config.json`.
 
     Raises:
-      ValueError: a setting is missing, or the layers have different numbers of them.
+      ValueError: the layers have different numbers of a setting.
     """
-    require(values, [*_TDNN, "xvector_output_dim"])
+    values = completed(values)
     sizes = {ours: tuple(values[theirs]) for theirs, ours in _TDNN.items()}
     return XVectorConfig(**sizes, dim=values["xvector_output_dim"])
 

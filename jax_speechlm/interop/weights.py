@@ -50,7 +50,7 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
       ExportError: there are no safetensors, or they are damaged or not those that the index names.
     """
     if (folder / FILE).is_file():
-        return open_arrays(inside(folder, FILE))
+        return _parameters(open_arrays(inside(folder, FILE)))
     if not (folder / INDEX).is_file():
         pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
         also = f"; {pickles[0]} is a pickle, which could run any code and is never opened" if pickles else ""
@@ -74,7 +74,16 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
         arrays |= found
     if missing := place.keys() - arrays.keys():
         raise ExportError(f"{folder / INDEX} and the files that it names disagree about {min(missing)!r}")
-    return arrays
+    return _parameters(arrays)
+
+
+def _parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without buffers that earlier versions saved and every class of today computes: transformers skips them too."""
+    return {
+        name: array
+        for name, array in arrays.items()
+        if not name.endswith("inv_freq") and name.rpartition(".")[2] not in ("position_ids", "token_type_ids")
+    }
 
 
 def _save(file: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -18,7 +18,7 @@ XL is w2v-BERT 2.0's shape; 2B is as wide as the larger encoder of Google USM (a
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class ConformerConfig(Config):
       dim: width of the residual stream; a multiple of `num_heads`.
       num_layers: conformer blocks.
       num_heads: attention heads.
-      ffn_multiple: inner width of the feed-forward modules over `dim`.
+      ffn_multiple: inner width of the feed-forward modules over `dim`; their product, rounded.
       kernel_size: frames that the depthwise convolution sees: the present one and those before it.
       left_max: distance in frames at which keys before the query stop being told apart.
       right_max: the same for keys after the query.
@@ -67,7 +67,7 @@ class ConformerConfig(Config):
     dim: pydantic.PositiveInt = 192
     num_layers: pydantic.PositiveInt = 10
     num_heads: pydantic.PositiveInt = 4
-    ffn_multiple: pydantic.PositiveInt = 4
+    ffn_multiple: pydantic.PositiveInt | Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 4
     kernel_size: pydantic.PositiveInt = 31
     left_max: pydantic.NonNegativeInt = 64
     right_max: pydantic.NonNegativeInt = 8
@@ -82,6 +82,11 @@ class ConformerConfig(Config):
         if self.dim % self.num_heads:
             raise ValueError(f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads})")
         return self
+
+    @property
+    def ffn_dim(self) -> int:
+        """Inner width of the feed-forward modules."""
+        return round(self.ffn_multiple * self.dim)
 
     @property
     def subsampling(self) -> int:
@@ -107,7 +112,7 @@ class FeedForward(nnx.Module):
     """LayerNorm -> linear (ffn_multiple x) -> SiLU -> linear. Takes the config of any conformer."""
 
     def __init__(self, config: Config, *, bias: bool = True, rngs: nnx.Rngs):
-        dim, inner = config.dim, config.ffn_multiple * config.dim
+        dim, inner = config.dim, config.ffn_dim
         self.rate = config.dropout
         self.norm = LayerNorm(dim, rngs=rngs)
         self.expand = Linear((dim,), (inner,), ("embed", "mlp"), bias=bias, rngs=rngs)
@@ -288,7 +293,7 @@ def draw_chunk(config: ConformerConfig, key: PRNGKeyArray) -> Chunk | None:
 def forward_flops(config: ConformerConfig, num_frames: int, batch_size: int) -> float:
     """FLOPs of the matrix products of one forward pass, padding included; a multiply-add is two."""
     dim, distances = config.dim, config.left_max + 1 + config.right_max
-    linear = (4 * config.ffn_multiple + 4 + 3) * dim * dim  # two feed-forwards, attention's four maps, pointwise 2 + 1
+    linear = (4 * config.ffn_dim + (4 + 3) * dim) * dim  # two feed-forwards, attention's four maps, pointwise 2 + 1
     attention = (2 * num_frames + distances) * dim
     convolution = config.kernel_size * dim
     frame = config.num_layers * (linear + attention + convolution) + config.input_dim * dim

@@ -17,7 +17,7 @@ Parameters at 80 mel bins:
 0.6B and 1.1B are the shapes of parakeet-ctc-0.6b and parakeet-ctc-1.1b; XS is for laptops.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class FastConformerConfig(Config):
       dim: width of the residual stream; even, and a multiple of `num_heads`.
       num_layers: conformer blocks.
       num_heads: attention heads.
-      ffn_multiple: inner width of the feed-forward modules over `dim`.
+      ffn_multiple: inner width of the feed-forward modules over `dim`; their product, rounded.
       kernel_size: frames that the depthwise convolution sees, as many behind the present one as before: odd.
       subsampling: feature vectors that become one frame: 8 gives frames of 80 ms, 4 of 40.
       channels: of the convolutions that subsample.
@@ -69,7 +69,7 @@ class FastConformerConfig(Config):
     dim: pydantic.PositiveInt = 176
     num_layers: pydantic.PositiveInt = 16
     num_heads: pydantic.PositiveInt = 4
-    ffn_multiple: pydantic.PositiveInt = 4
+    ffn_multiple: pydantic.PositiveInt | Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 4
     kernel_size: pydantic.PositiveInt = 9
     subsampling: Literal[4, 8] = 8
     channels: pydantic.PositiveInt = 176
@@ -89,6 +89,11 @@ class FastConformerConfig(Config):
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size ({self.kernel_size}) must be odd: its middle is the present frame")
         return self
+
+    @property
+    def ffn_dim(self) -> int:
+        """Inner width of the feed-forward modules."""
+        return round(self.ffn_multiple * self.dim)
 
     def num_frames(self, num_vectors: Count) -> Count:
         """Frames that come from so many feature vectors: the last may have fewer than the others."""
@@ -305,7 +310,7 @@ def forward_flops(config: FastConformerConfig, num_vectors: int, batch_size: int
     A multiply-add is two.
     """
     dim, channels, frames = config.dim, config.channels, config.num_frames(num_vectors)
-    linear = (4 * config.ffn_multiple + 4 + 3) * dim * dim  # two feed-forwards, attention's four maps, pointwise 2 + 1
+    linear = (4 * config.ffn_dim + (4 + 3) * dim) * dim  # two feed-forwards, attention's four maps, pointwise 2 + 1
     distances = 2 * frames - 1
     attention = (2 * frames + distances) * dim
     frame = config.num_layers * (linear + attention + config.kernel_size * dim) + config.input_dim * (

@@ -79,6 +79,7 @@ def test_a_field_of_a_header_can_hold_anything(tmp_path, name, field, value):
             open_arrays(tmp_path / "x")
 
 
+HUGE = {"dtype": "F32", "shape": [0, 2**59, 2**59], "data_offsets": [0, 0]}
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 LIES = {
     "a header longer than the file": ((2**40).to_bytes(8, "little") + b"{}", "header would have"),
@@ -95,6 +96,15 @@ LIES = {
     "a negative shape": (with_header({"a": ENTRY | {"shape": [-2]}}, bytes(8)), "no possible shape"),
     "a boolean shape": (with_header({"a": ENTRY | {"shape": [2, True]}}, bytes(8)), "no possible shape"),
     "many axes": (with_header({"a": ENTRY | {"shape": [2] + [1] * 99}}, bytes(8)), "no possible shape"),
+    "empty axes beside huge ones": (with_header({"a": HUGE}, b""), "larger than any array"),
+    "the same beside a whole array": (
+        with_header({"a": ENTRY, "b": HUGE | {"data_offsets": [8, 8]}}, bytes(8)), "larger than any array"
+    ),
+    "a long name": (with_header({"a" * 9999: ENTRY}, bytes(8)), "has 9,999 characters"),
+    "an entry that is a list": (with_header({"a": [1, 2]}), "is not described by"),
+    "an entry without an end": (with_header(b'{"a": [' + b"[]," * 5000 + b"[]]}"), "is not described by"),
+    "something behind the header": (with_header(b'{"a": %s} {}' % json.dumps(ENTRY).encode(), bytes(8)), "goes on"),
+    "metadata that is no text": (with_header({"__metadata__": {"a": {}}, "a": ENTRY}, bytes(8)), "no string at"),
     "an unknown type": (with_header({"a": ENTRY | {"dtype": "F33"}}, bytes(8)), "unknown type"),
     "whole numbers": (with_header({"a": ENTRY | {"dtype": "I32"}}, bytes(8)), "is of type I32.*quantised"),
     "a pickle": (b"\x80\x02}q\x00." + bytes(8), "cannot be read"),
@@ -112,6 +122,44 @@ def test_a_lie_is_refused_without_an_allocation(tmp_path, lie):
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
+
+
+def peak(run):
+    """The most memory that Python held while `run` raised an ExportError, in bytes, and the error."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ExportError) as caught:
+            run()
+        return tracemalloc.get_traced_memory()[1], str(caught.value)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [6 << 20, 31 << 20])
+@pytest.mark.parametrize("unit", [b"[],", b'{"":0},', b'"ab",'])
+def test_a_header_takes_no_multiple_of_its_length_before_it_is_refused(tmp_path, unit, size):
+    """A header that is one large value: decoded as a whole it took up to thirty times as much."""
+    (tmp_path / "x").write_bytes(with_header(b'{"a": [' + unit * (size // len(unit)) + b"0]}"))
+    held, message = peak(lambda: open_arrays(tmp_path / "x"))
+    assert "cannot be read as safetensors" in message
+    assert held < 4 * size if size < 8 << 20 else held < 1 << 20
+
+
+def test_metadata_is_text_and_takes_no_memory_to_skip(tmp_path):
+    """Some writers keep megabytes of settings there; lists and objects are not of the format."""
+    metadata = {f"key {n}": '}{"[' * 9 for n in range(2_000)}
+    (tmp_path / "x").write_bytes(with_header({"__metadata__": metadata, "a": ENTRY}, bytes(8)))
+    assert open_arrays(tmp_path / "x").keys() == load((tmp_path / "x").read_bytes()).keys() == {"a"}
+
+
+@pytest.mark.parametrize("unit", [b"[],", b"{},", b'"ab",'])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_json_takes_no_multiple_of_its_length_before_it_is_refused(tmp_path, name, unit):
+    size = 24 << 20
+    (tmp_path / name).write_bytes(b"[" + unit * (size // len(unit)) + b"0]")
+    held, message = peak(lambda: folders.read_json(tmp_path, name))
+    assert "more than any such file" in message
+    assert held < 3 * size
 
 
 def test_an_overlong_header_is_refused(tmp_path, monkeypatch):
@@ -165,7 +213,7 @@ def test_links_pipes_and_overlarge_files_are_refused(tmp_path, monkeypatch):
     (folder / "config.json").write_text("[" * 200_000)
     with pytest.raises(ExportError, match="not readable JSON"):
         folders.read_json(folder, "config.json")
-    monkeypatch.setattr(folders, "_LARGEST_JSON", 1000)
+    monkeypatch.setattr(folders, "_LARGEST_SETTINGS", 1000)
     with pytest.raises(ExportError, match="more than any such file"):
         folders.read_json(folder, "config.json")
     (folder / "inner.json").write_text("{}")
@@ -227,6 +275,87 @@ def test_settings_of_a_language_model_can_hold_anything(texts, file, data):
 )
 def test_settings_of_a_recognizer_can_hold_anything(speech, file, data):
     assert isinstance(tampered(speech, file, data.draw), Imported | ExportError)
+
+
+KINDS = ["qwen3", "bert", "text classification", "classification", "speaker", "fast_conformer"]
+
+
+@pytest.fixture(scope="module")
+def folders_of_kinds(tmp_path_factory):
+    """Folders as others write them, without our record, and their arrays."""
+    found = {}
+    for kind in KINDS:
+        folder, made = tmp_path_factory.mktemp("fuzz"), package(tiny_run(kind))
+        write_model(folder, made)
+        found[kind] = folder, made.arrays
+    return found
+
+
+SIZES = st.sampled_from([0, 1, 2, 3, 16, 48, 2**20, 2**40])
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=st.sampled_from(KINDS), data=st.data())
+def test_arrays_can_have_any_shapes(folders_of_kinds, kind, data):
+    """Scalars, empty axes beside long ones, one axis more or less: an error, and nothing that is multiplied out."""
+    folder, arrays = folders_of_kinds[kind]
+    changed = dict(arrays)
+    for name in data.draw(st.lists(st.sampled_from(sorted(arrays)), min_size=1, max_size=2, unique=True)):
+        shape = data.draw(st.lists(SIZES, max_size=3) | st.permutations(arrays[name].shape) | st.just([2**18, 1]))
+        if data.draw(st.booleans()):
+            shape = [*arrays[name].shape[:-1], *shape[:1]]
+        count = int(np.prod([float(size) for size in shape]))
+        changed[name] = (shape, bytes(4 * count)) if count < 2**20 else ([0, *shape], b"")
+    header, content = {}, bytearray()
+    for name, value in changed.items():
+        shape, raw = value if isinstance(value, tuple) else (list(value.shape), value.tobytes())
+        dtype = "I64" if name.endswith("num_batches_tracked") and not isinstance(value, tuple) else "F32"
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(content), len(content) + len(raw)]}
+        content += raw
+    before = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(with_header(header, bytes(content)))
+    tracemalloc.start()
+    try:
+        assert isinstance(read_folder(folder), Imported)
+    except ExportError:
+        pass
+    finally:
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+        tracemalloc.stop()
+        (folder / "model.safetensors").write_bytes(before)
+
+
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=st.sampled_from(KINDS), data=st.data())
+def test_settings_of_every_kind_can_hold_anything(folders_of_kinds, kind, data):
+    assert isinstance(tampered(folders_of_kinds[kind][0], "config.json", data.draw), Imported | ExportError)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_folder_of_every_kind_is_read(folders_of_kinds, kind):
+    """Or the fuzzing above could pass by refusing everything."""
+    assert isinstance(read_folder(folders_of_kinds[kind][0]), Imported)
+
+
+@pytest.mark.parametrize("shapes", [([2**14, 1], [1, 2**14]), ([16, 0], [0, 2**20]), ([16, 1], [1, 2**17])])
+def test_a_head_that_would_be_multiplied_out_to_gigabytes_is_refused(folders_of_kinds, tmp_path, shapes):
+    """Two thin arrays, whose product is as long as one and as wide as the other."""
+    folder, arrays = folders_of_kinds["classification"]
+    names = "projector.weight", "classifier.weight"  # of out by in
+    thin = {name: np.zeros(shape[::-1], np.float32) for name, shape in zip(names, shapes, strict=True)}
+    folder = shutil.copytree(folder, tmp_path / "folder")
+    write_weights(folder, arrays | thin)
+    held, message = peak(lambda: read_folder(folder))
+    assert "classifier.weight" in message
+    assert held < 16 << 20
+
+
+def test_a_name_in_a_record_that_leaves_the_folder_is_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("../x", "/tmp/x", "a/../../x"):
+        with pytest.raises(ExportError, match="no name of a file inside"):
+            folders.write_text(tmp_path / "folder", name, "")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
 
 
 @pytest.fixture(scope="module")

@@ -254,6 +254,33 @@ def test_a_front_end_and_letters_as_transformers_5_writes_them(tmp_path):
     assert found.tokenizer.decode(found.tokenizer.encode("öa b")) == "öa b"
 
 
+def test_chat_templates_survive_import_and_export(tmp_path):
+    """In files of their own, as transformers writes them today, and inside JSON; character for character."""
+    texts = {
+        "chat_template.jinja": "{% for m in messages %}\r\n<|im_start|>{{ m['content'] }}\u2581{% endfor %}",
+        "additional_chat_templates/rag.jinja": "{{ documents }}\n\n",
+        "additional_chat_templates/tool_use.jinja": "\ufeff{{ tools }}",
+    }
+    write_text_model(tmp_path / "theirs", "llama", **SPECIAL["llama"])
+    contradict(tmp_path / "theirs", "tokenizer_config.json", chat_template="{{ messages }}")
+    (tmp_path / "theirs" / "additional_chat_templates").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "theirs" / name).write_bytes(text.encode())
+    write_json(tmp_path / "theirs", "chat_template.json", {"chat_template": "{{ prompt }}"})
+    assert not import_run(tmp_path / "theirs", tmp_path / "run").failed
+    assert not write_checked(Trained.read(tmp_path / "run"), tmp_path / "again").failed
+    assert not import_run(tmp_path / "again", tmp_path / "second").failed  # from an export, too
+    write_checked(Trained.read(tmp_path / "second"), tmp_path / "third")
+    for folder in ("again", "third"):
+        for name, text in texts.items():
+            assert (tmp_path / folder / name).read_bytes() == text.encode()
+        assert load(tmp_path / folder, "chat_template.json") == {"chat_template": "{{ prompt }}"}
+        assert load(tmp_path / folder, "tokenizer_config.json")["chat_template"] == "{{ messages }}"
+    (tmp_path / "theirs" / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ExportError, match=r"chat_template\.jinja is not text in UTF-8"):
+        read_folder(tmp_path / "theirs")
+
+
 def test_characters_with_the_blank_at_0_become_our_own(tmp_path):
     vocab = {"<pad>": 0, "|": 1, "a": 2, "b": 3}
     write_recognizer(tmp_path / "theirs", vocab, pad="<pad>")
@@ -391,6 +418,7 @@ def test_only_an_earlier_import_is_replaced(tmp_path):
     import_run(tmp_path / "out", tmp_path / "run")
     record = load(tmp_path / "run", folders.RECORD)
     assert record["check"]["passed"]
+    assert record["check"]["read_by"].keys() == {"jax_speechlm"}  # transformers did not read it
     import_run(tmp_path / "out", tmp_path / "run", dtype="bfloat16")
     (tmp_path / "run" / "notes").write_text("mine")
     with pytest.raises(ExportError, match="notes beside an earlier"):

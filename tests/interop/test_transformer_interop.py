@@ -139,11 +139,10 @@ def test_models_that_hugging_face_has_not_are_not_exported(kind, change, message
         interop.config_to_hugging_face(CONFIGS[kind].replace(**change), 7)
 
 
-def test_a_config_without_a_setting_is_refused():
+def test_a_missing_setting_is_the_class_default():
     values = interop.config_to_hugging_face(CONFIGS["llama"], 7)
     del values["hidden_size"]
-    with pytest.raises(ValueError, match="lacks hidden_size"):
-        interop.config_from_hugging_face(values)
+    assert interop.config_from_hugging_face(values).dim == 4096
 
 
 def test_a_bias_that_is_there_twice_must_be_one():

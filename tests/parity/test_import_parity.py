@@ -30,11 +30,15 @@ BERT = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_
 VOCAB = {"|": 0, "a": 1, "b": 2, "ö": 3, "'": 4, "[UNK]": 5, "[PAD]": 6}
 
 
-def write(folder, kind):
-    """What the recipes of transformers end with: a model and its tokenizer, saved."""
+def write(folder, kind, **changes):
+    """What the recipes of transformers end with: a model and its tokenizer, saved.
+
+    Args:
+      changes: settings of the model that are not as usual here.
+    """
     torch.manual_seed(0)
     if kind == "ctc":
-        return write_recognizer(folder)
+        return write_recognizer(folder, **changes)
     special = {
         "llama": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
         "voxtral": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
@@ -57,7 +61,9 @@ def write(folder, kind):
         "voxtral": lambda: write_listener(folder, tokenizer, common),
         "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**common, num_key_value_heads=1)),
         "qwen3": lambda: transformers.Qwen3ForCausalLM(
-            transformers.Qwen3Config(**common, num_key_value_heads=1, head_dim=8, tie_word_embeddings=True)
+            transformers.Qwen3Config(
+                **common, **{"num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True} | changes
+            )
         ),
         "modernbert": lambda: transformers.ModernBertForMaskedLM(
             transformers.ModernBertConfig(**common, local_attention=8, initializer_cutoff_factor=3.0)
@@ -123,7 +129,7 @@ def test_heads_of_frames_and_of_speakers_are_taken_as_they_are(tmp_path, kind, n
     assert not write_checked(again, tmp_path / "again").failed
 
 
-def write_recognizer(folder):
+def write_recognizer(folder, **changes):
     folder.mkdir()
     (folder / "vocab.json").write_text(json.dumps(VOCAB))
     tokenizer = transformers.Wav2Vec2CTCTokenizer(
@@ -131,7 +137,7 @@ def write_recognizer(folder):
     )
     extractor = transformers.SeamlessM4TFeatureExtractor(feature_size=20, num_mel_bins=20)
     ids = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
-    config = transformers.Wav2Vec2BertConfig(**TOWER, **ids)
+    config = transformers.Wav2Vec2BertConfig(**TOWER | changes, **ids)
     transformers.Wav2Vec2BertForCTC(config).save_pretrained(folder)
     transformers.Wav2Vec2BertProcessor(extractor, tokenizer).save_pretrained(folder)
 
