@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from jax_speechlm import exit_status
 from jax_speechlm.console import repeated_option, use_utf8
 
 if TYPE_CHECKING:
@@ -178,8 +179,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit status: 0 done, 1 an error that the user can mend, 2 a wrong command line,
-    3 a plan that does not fit."""
+    """Runs one command. Returns its exit status, one of `jax_speechlm.exit_status`."""
     if argv is None:
         use_utf8()
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -195,10 +195,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = VERBS.get(argv[0])
     if verb is None:
         print(f"jax-speechlm has no command {argv[0]!r}.\n\n{_help()}", file=sys.stderr)
-        return 2
+        return exit_status.WRONG_COMMAND_LINE
     if repeated := repeated_option(argv[1:]):
         print(f"{repeated} is given twice; several values follow one option: {repeated} A B", file=sys.stderr)
-        return 2
+        return exit_status.WRONG_COMMAND_LINE
     status = 0
     try:
         status = _run(verb, argv[1:], prog=f"jax-speechlm {argv[0]}")
@@ -208,10 +208,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"error: text that is not UTF-8, in an argument or in a file ({error}): convert it first", file=sys.stderr
         )
-        return 1
-    except _user_errors() as error:
+        return exit_status.USER_ERROR
+    except exit_status.user_errors() as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return exit_status.status_of(error)
     return status or 0
 
 
@@ -234,19 +234,9 @@ def _help() -> str:
     return (
         "jax-speechlm: pretrain, finetune and evaluate speech models in JAX\n\nusage: jax-speechlm COMMAND ...\n\n"
         + "\n".join(rows)
-        + "\n\n`jax-speechlm COMMAND --help` explains every option of a command; --version prints the version."
+        + "\n\n`jax-speechlm COMMAND --help` explains every option of a command; --version prints the version.\n\n"
+        + exit_status.SUMMARY
     )
-
-
-def _user_errors() -> tuple[type[Exception], ...]:
-    """The errors whose message tells a user what to do; anything else is a bug and keeps its traceback."""
-    from data_pipelines.errors import DataError
-    from jax_speechlm.parallel.hardware import DeviceError
-    from jax_speechlm.planning.ahead_of_time import PlanningError
-    from jax_speechlm.training.checkpoints import CheckpointError
-    from jax_speechlm.training.loop import TrainingStopped
-
-    return (DataError, CheckpointError, DeviceError, PlanningError, TrainingStopped, FileNotFoundError, ValueError)
 
 
 def pretrain(argv: Sequence[str], prog: str) -> int:

@@ -6,13 +6,16 @@
 The processes find each other by the variables that `jax_speechlm.parallel.distributed` reads. Each line of output says
 which process wrote it. SIGTERM and SIGINT go to all processes, which then save a checkpoint and leave. Where one fails,
 the others get `--grace` seconds to end by themselves; then they are killed. With `--restarts` all begin again after
-that, which continues the run from its last checkpoint.
+that, which continues the run from its last checkpoint; but not after a status that says that the user has to change
+something (2, 3 and 64, see `jax-speechlm --help`).
 
-Exit status: 0 when all processes ended with 0; else that of the first that failed, as a shell tells it (128 + signal).
+Exit status: 0 when all processes ended with 0; else that of a user error, or of the first that failed, as a shell tells
+it (128 + signal).
 """
 
 import argparse
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -20,6 +23,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+
+FINAL = (2, 3, 64)
+"""Statuses after which the same command would fail again: `jax_speechlm.exit_status.FINAL`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,15 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         for process in range(args.processes):
             added = _environment(args.processes, process, "PORT", args.cpu_devices)
-            print(" ".join((*(f"{name}='{value}'" for name, value in added.items()), *command)))
+            print(" ".join((*(f"{name}={_quoted(value)}" for name, value in added.items()), shlex.join(command))))
         return 0
     stopping = threading.Event()
     for attempt in range(args.restarts + 1):
         status = _run(command, args.processes, args.cpu_devices, args.grace, stopping)
-        if status == 0 or stopping.is_set() or attempt == args.restarts:
+        if status == 0 or status in FINAL or stopping.is_set() or attempt == args.restarts:
             break
         print(f"[local] status {status}; beginning again, {args.restarts - attempt} more times at most", flush=True)
     return status
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "'\\''") + "'"
 
 
 def _environment(processes: int, process: int, port: int | str, cpu_devices: int | None) -> dict[str, str]:
@@ -103,7 +113,8 @@ def _run(
             child.kill()
         for reader in readers:
             reader.join()
-    status = status or next((child.returncode for child in children if child.returncode), 0)
+    ended = [child.returncode for child in children if child.returncode]
+    status = next((code for code in ended if code in FINAL), status or next(iter(ended), 0))
     return status if status >= 0 else 128 - status
 
 

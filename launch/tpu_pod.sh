@@ -25,6 +25,13 @@ if (($# == 0)); then
     exit
 fi
 : "${PROJECT:?}" "${ZONE:?}" "${NAME:?}"
+for name in PROJECT ZONE NAME TYPE VERSION; do # no word of these is taken for an option or another host
+    if ! (LC_ALL=C && [[ ${!name:-x} =~ ^[a-z0-9]([a-z0-9.:-]*[a-z0-9])?$ ]]); then
+        printf 'launch/tpu_pod.sh: %s has only letters a to z, digits, and . : - between them, not %q\n' \
+            "$name" "${!name}" >&2
+        exit 64
+    fi
+done
 where=(--project="$PROJECT" --zone="$ZONE")
 home=jax_speechlm
 

@@ -11,6 +11,7 @@ import soundfile
 from data_pipelines import index, paths, records
 from data_pipelines.errors import DataError
 from jax_speechlm import cli
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Speech
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training import checkpoints as ckpt
@@ -118,7 +119,7 @@ def test_a_bucket_that_cannot_be_reached_is_said_at_once(monkeypatch, tmp_path, 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # where nobody listens
     (tmp_path / "my.jsonl").touch()
     s3fs.S3FileSystem.clear_instance_cache()
-    assert cli.main(["prepare", f"--manifest={tmp_path / 'my.jsonl'}", "--data-dir=s3://nowhere/data"]) == 1
+    assert cli.main(["prepare", f"--manifest={tmp_path / 'my.jsonl'}", "--data-dir=s3://nowhere/data"]) == USER_ERROR
     assert "error: s3://nowhere/data: the bucket cannot be reached" in capsys.readouterr().err
 
 

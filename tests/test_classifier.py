@@ -12,6 +12,7 @@ from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.classifier import Classifier
 from jax_speechlm.evaluation.classification import predict, speech_batches, text_batches
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Experiment, Speech, Text
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
@@ -102,7 +103,9 @@ def test_a_long_recording_is_the_mean_of_its_parts_by_their_length(runs):
 def test_the_command_says_it_in_lines(runs, tmp_path, capsys):
     soundfile.write(tmp_path / "a.wav", SOUNDS[0], 16_000)
     soundfile.write(tmp_path / "short.wav", SOUNDS[0][:100], 16_000)
-    assert cli.main(["classify", str(runs / "speech"), str(tmp_path / "short.wav"), str(tmp_path / "a.wav")]) == 1
+    assert (
+        cli.main(["classify", str(runs / "speech"), str(tmp_path / "short.wav"), str(tmp_path / "a.wav")]) == USER_ERROR
+    )
     out, err = capsys.readouterr()
     line = json.loads(out)
     shares = line["probabilities"]

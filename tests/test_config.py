@@ -4,6 +4,7 @@ import pydantic
 import pytest
 
 from jax_speechlm import cli, configs
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Experiment, Start, differences
 from jax_speechlm.training.optimizers import Noam, Optimizer
 from tests.golden import make_configs
@@ -77,6 +78,7 @@ def test_a_run_may_start_from_several_others(monkeypatch):
 
     monkeypatch.setattr("jax_speechlm.training.loop.train", train)
     assert (
-        cli.main(["finetune", "--force", "--from=runs/a", "--from=runs/b", "--start.1.groups", "head", "encoder"]) == 1
+        cli.main(["finetune", "--force", "--from=runs/a", "--from=runs/b", "--start.1.groups", "head", "encoder"])
+        == USER_ERROR
     )
     assert seen == [(Start(checkpoint="runs/a"), Start(checkpoint="runs/b", groups=("head", "encoder")))]

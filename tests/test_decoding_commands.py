@@ -7,6 +7,7 @@ import pytest
 
 from jax_speechlm import cli
 from jax_speechlm.evaluation.report import Report
+from jax_speechlm.exit_status import USER_ERROR
 from tests.test_end_to_end import workplace  # noqa: F401  the fixture: a small recognizer of tones
 
 pytest.importorskip("kenlm", reason="n-gram models need kenlm: pip install -e '.[ngram]'")
@@ -84,9 +85,9 @@ def test_align_reads_files_and_leaves_out_what_is_too_short(files, capsys):
     assert "1: " in printed.err
     assert "cannot hold the 120" in printed.err
     assert "1 utterances, 1 left out" in printed.out
-    assert cli.main(["align", str(folder / "finetune"), str(folder / "2.wav")]) == 1
+    assert cli.main(["align", str(folder / "finetune"), str(folder / "2.wav")]) == USER_ERROR
     assert "2.txt does not exist" in capsys.readouterr().err
-    assert cli.main(["align", str(folder / "finetune")]) == 1
+    assert cli.main(["align", str(folder / "finetune")]) == USER_ERROR
     assert "--sets" in capsys.readouterr().err
 
 
@@ -102,5 +103,5 @@ def test_align_reads_files_and_leaves_out_what_is_too_short(files, capsys):
 def test_a_language_model_that_cannot_be_used_is_named(files, option, message, capsys):
     folder, data, _ = files
     run = ["eval", str(folder / "finetune"), "--sets", "tones", data, option.format(folder=Path(folder))]
-    assert cli.main(run) == 1
+    assert cli.main(run) == USER_ERROR
     assert message in capsys.readouterr().err

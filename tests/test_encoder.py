@@ -13,6 +13,7 @@ from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.encoder import SpeechEncoder
 from jax_speechlm.evaluation.probing import fit_layers
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Experiment, Speech, Text
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
@@ -120,7 +121,7 @@ def test_what_cannot_be_embedded_says_why(workplace, tmp_path, capsys):
         model=TransformerConfig(dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=16),
     )
     save_run(tmp_path / "text", text, CharTokenizer("ab"))
-    assert cli.main(["embed", str(tmp_path / "text"), "x.wav", "--out=x.npz"]) == 1
+    assert cli.main(["embed", str(tmp_path / "text"), "x.wav", "--out=x.npz"]) == USER_ERROR
     assert "causal_lm, whose model has no speech encoder" in capsys.readouterr().err
 
 
@@ -150,5 +151,5 @@ def test_probes_of_a_run_on_loud_and_quiet_clips(workplace, capsys):
     assert (report["classes"], report["utterances"], report["majority"]) == (2, 8, 0.5)
     assert "<svg" in (folder / "report.html").read_text()
     assert "most frequent class" in capsys.readouterr().out
-    assert cli.main(["probe", str(workplace / "run"), *options, "--leave-out=text"]) == 1
+    assert cli.main(["probe", str(workplace / "run"), *options, "--leave-out=text"]) == USER_ERROR
     assert "has 1 classes to learn from" in capsys.readouterr().err

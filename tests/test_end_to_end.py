@@ -10,6 +10,7 @@ import soundfile
 from data_pipelines.index import read_index
 from jax_speechlm import cli
 from jax_speechlm.evaluation.recognition import PreparedSpeech
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import load_experiment
@@ -80,7 +81,7 @@ def test_transcribe_reads_any_rate_and_goes_on_after_a_bad_file(workplace, capsy
     soundfile.write(workplace / "stereo.ogg", stereo, 44_100)
     (workplace / "empty.wav").write_bytes(b"")
     files = [str(workplace / name) for name in ("empty.wav", "stereo.ogg")]
-    assert cli.main(["transcribe", str(workplace / "finetune"), *files, "--format", "json"]) == 1
+    assert cli.main(["transcribe", str(workplace / "finetune"), *files, "--format", "json"]) == USER_ERROR
     captured = capsys.readouterr()
     first, second = (json.loads(line) for line in captured.out.splitlines())
     assert "empty file" in first["error"]
@@ -90,7 +91,7 @@ def test_transcribe_reads_any_rate_and_goes_on_after_a_bad_file(workplace, capsy
 
 
 def test_a_pretrained_run_cannot_transcribe(workplace, capsys):
-    assert cli.main(["transcribe", str(workplace / "pretrain"), "x.wav"]) == 1
+    assert cli.main(["transcribe", str(workplace / "pretrain"), "x.wav"]) == USER_ERROR
     assert "which does not spell speech" in capsys.readouterr().err
 
 
@@ -147,7 +148,7 @@ def test_a_speech_language_model_translates(workplace, capsys):
     assert report["scored"] == len(report["utterances"]) == 8
     assert {len(each["reference"]) for each in report["utterances"]} == {4}
     assert cli.main(["translate", str(run), str(workplace / "0.wav")]) == 0
-    assert cli.main(["transcribe", str(run), str(workplace / "0.wav")]) == 1
+    assert cli.main(["transcribe", str(run), str(workplace / "0.wav")]) == USER_ERROR
     assert "was trained to translate, not to transcribe: use jax-speechlm translate" in capsys.readouterr().err
 
 
@@ -203,7 +204,7 @@ def test_a_fast_conformer_learns_and_is_used_like_any_other(workplace, capsys):
     assert embedded["frame_seconds"] == 0.08
     assert embedded["lengths"].sum() == -(-(soundfile.info(workplace / "0.wav").frames // 160) // 8)
     units = ["units", "fit", "--sets", "tones", f"--out={workplace / 'units'}", f"--data-dir={data}"]
-    assert cli.main([*units, f"--checkpoint={run}", "--layer=1"]) == 1
+    assert cli.main([*units, f"--checkpoint={run}", "--layer=1"]) == USER_ERROR
     assert "a fast_conformer has fewer frames" in capsys.readouterr().err
 
 
@@ -212,7 +213,7 @@ def test_self_training_goes_on_from_its_own_transcripts(workplace, capsys):
     run, data = workplace / "finetune", workplace / "data"
     options = ["--sets", "tones", "--split", "test", "--out", "pseudo", f"--data-dir={data}", "--share", "0.5"]
     texts = Recognizer.load(run)
-    assert cli.main(["self-train", str(run), *options, "--min-confidence", "-1e-9"]) == 1
+    assert cli.main(["self-train", str(run), *options, "--min-confidence", "-1e-9"]) == USER_ERROR
     assert "is sure enough" in capsys.readouterr().err
     assert cli.main(["self-train", str(run), *options, f"--run-dir={workplace / 'self'}"]) == 0
     index = read_index(data / "pseudo-tones", "test")
@@ -229,16 +230,16 @@ def test_self_training_goes_on_from_its_own_transcripts(workplace, capsys):
 def test_mistakes_on_the_command_line_say_what_to_do(capsys):
     assert cli.main(["pretain"]) == 2
     assert "no command 'pretain'" in capsys.readouterr().err
-    assert cli.main(["pretrain", "--config", "demo_pretrian"]) == 1
+    assert cli.main(["pretrain", "--config", "demo_pretrian"]) == USER_ERROR
     assert "Did you mean 'demo_pretrain'" in capsys.readouterr().err
-    assert cli.main(["pretrain", "--data.sets", "nowhere"]) == 1
+    assert cli.main(["pretrain", "--data.sets", "nowhere"]) == USER_ERROR
     assert "nowhere" in capsys.readouterr().err
 
 
 def test_noise_needs_a_set_and_a_probability(workplace, capsys):
     sets = ["--data.sets", "tones", f"--data.data-dir={workplace / 'data'}", f"--run-dir={workplace / 'noisy'}"]
     for option in ("--data.noise-set=tones", "--frontend.augment.noise-probability=0.5"):
-        assert cli.main(["pretrain", *sets, option]) == 1
+        assert cli.main(["pretrain", *sets, option]) == USER_ERROR
         assert "set both to mix noise in, or neither" in capsys.readouterr().err
 
 
@@ -256,9 +257,9 @@ def test_checkpoints_are_averaged_and_an_ensemble_of_one_model_is_that_model(wor
     assert reports["one"].pop("decoder") == reports["mean"].pop("decoder") == "greedy"
     assert reports["one"] == reports["mean"] == reports["both"]
     assert cli.main(["transcribe", str(run), str(workplace / "0.wav"), f"--ensemble={average}"]) == 0
-    assert cli.main(["average", str(run), f"--out={average}"]) == 1
+    assert cli.main(["average", str(run), f"--out={average}"]) == USER_ERROR
     assert "holds checkpoints already" in capsys.readouterr().err
-    assert cli.main(["average", f"--out={average}"]) == 1
+    assert cli.main(["average", f"--out={average}"]) == USER_ERROR
     assert "name a run's directory" in capsys.readouterr().err
 
 
@@ -283,9 +284,9 @@ def test_a_quantized_model_is_a_small_folder_that_is_used_like_a_run(workplace, 
     # All else reads what the integers stand for.
     start = [f"--from={out}", f"--run-dir={workplace / 'from-quantized'}", *SMALL, f"--data.{data[2:]}"]
     assert cli.main(["finetune", *start, "--num-steps=1"]) == 0
-    assert cli.main(["quantize", str(out), f"--out={workplace / 'again'}"]) == 1
+    assert cli.main(["quantize", str(out), f"--out={workplace / 'again'}"]) == USER_ERROR
     assert "is quantized already" in capsys.readouterr().err
-    assert cli.main(["quantize", str(run), f"--out={workplace / 'odd'}", "--kind=int4", "--group=3"]) == 1
+    assert cli.main(["quantize", str(run), f"--out={workplace / 'odd'}", "--kind=int4", "--group=3"]) == USER_ERROR
     assert "must be even" in capsys.readouterr().err
 
 
@@ -310,7 +311,7 @@ def test_a_recognizer_teaches_a_smaller_one(workplace, capsys):
         f"--data.data-dir={workplace / 'data'}",
     ]
     train = ["finetune", *config, f"--run-dir={run}", *settings]
-    assert cli.main(train) == 1
+    assert cli.main(train) == USER_ERROR
     assert "nowhere: holds no complete checkpoint" in capsys.readouterr().err
     teacher = f"--objective.teachers.0.checkpoint={workplace / 'finetune'}"
     assert cli.main([*train, teacher]) == 0

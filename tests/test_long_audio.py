@@ -13,6 +13,7 @@ import soundfile
 import jax_speechlm
 from jax_speechlm import cli
 from jax_speechlm.decoder import Decoding
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.transcript import Transcript
 from jax_speechlm.windows import shapes
@@ -139,7 +140,7 @@ def test_the_command_writes_every_format(tmp_path, capsys):
     run, files = str(trained_run()), [str(tmp_path / f"{name}.wav") for name in ("one", "two")]
     assert cli.main(["transcribe", run, files[0], "--format", "srt"]) == 0
     assert re.fullmatch(r"1\n00:00:00,\d{3} --> 00:00:0\d,\d{3}\nab ca bac\n", capsys.readouterr().out)
-    assert cli.main(["transcribe", run, *files, "--format", "vtt"]) == 1
+    assert cli.main(["transcribe", run, *files, "--format", "vtt"]) == USER_ERROR
     assert "name a folder with --out" in capsys.readouterr().err
     assert cli.main(["transcribe", run, *files, "--format", "vtt", "--out", str(tmp_path / "subtitles")]) == 0
     assert (tmp_path / "subtitles" / "two.vtt").read_text().startswith("WEBVTT\n\n00:00:00.")
@@ -147,7 +148,7 @@ def test_the_command_writes_every_format(tmp_path, capsys):
     line = json.loads(capsys.readouterr().out.splitlines()[1])
     assert line["text"] == "ab ca bac"
     assert [word["word"] for word in line["segments"][0]["words"]] == [word for word, _, _ in words]
-    assert cli.main(["transcribe", run, files[0], files[0], "--out", str(tmp_path)]) == 1
+    assert cli.main(["transcribe", run, files[0], files[0], "--out", str(tmp_path)]) == USER_ERROR
     assert "would overwrite each other" in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ import pytest
 from jax_speechlm import cli
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.generate import Beam, Sampling
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.frontend.frontend import features
 from jax_speechlm.models import functional
 from jax_speechlm.models.lora import LoRA
@@ -170,9 +171,9 @@ def test_a_loaded_run_writes_text(run, tmp_path, capsys):
     assert capsys.readouterr().out.split() == heard.text.split()
     assert cli.main(["generate", str(run), str(clip), "--temperature", "0", "--format", "json"]) == 0
     assert " ".join(json.loads(capsys.readouterr().out)["text"].split()) == heard.text
-    assert cli.main(["translate", str(run), str(clip)]) == 1
+    assert cli.main(["translate", str(run), str(clip)]) == USER_ERROR
     assert "was trained to transcribe, not to translate: use jax-speechlm transcribe" in capsys.readouterr().err
-    assert cli.main(["transcribe", str(run), str(clip), "--lm", "words.arpa"]) == 1
+    assert cli.main(["transcribe", str(run), str(clip), "--lm", "words.arpa"]) == USER_ERROR
     assert "is a language model itself" in capsys.readouterr().err
 
 

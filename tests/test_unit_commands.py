@@ -11,6 +11,7 @@ from data_pipelines.code_store import Units, write_units
 from data_pipelines.index import read_index
 from data_pipelines.unit_documents import deduplicate
 from jax_speechlm import cli
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Experiment, UnitText
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.objectives.unit_lm import UnitLM
@@ -108,7 +109,7 @@ def test_generate_continues_audio_as_json(place, capsys):
     assert {name for part in line["parts"] for name in part} <= {"text"}
     assert cli.main(["generate", str(root / "run"), "a cab", "bad", "--max-tokens", "3"]) == 0
     assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()] == ["a cab", "bad"]
-    assert cli.main(["generate", str(root / "run"), "a", "b", "c", "--audio-prompts", wav]) == 1
+    assert cli.main(["generate", str(root / "run"), "a", "b", "c", "--audio-prompts", wav]) == USER_ERROR
     assert "3 texts and 1 audio files" in capsys.readouterr().err
 
 
@@ -122,7 +123,7 @@ def test_eval_measures_speech_by_the_second_and_text_by_the_byte(place, capsys):
     assert report["text"]["bytes"] == len("a cab") + len("bad")
     assert report["units"] == units.fingerprint
     assert "bits/second" in capsys.readouterr().out
-    assert cli.main(run) == 1
+    assert cli.main(run) == USER_ERROR
     assert "there is nothing to measure" in capsys.readouterr().err
 
 
@@ -136,5 +137,5 @@ def test_other_units_are_refused_by_every_command(place, capsys):
         ["generate", str(root / "run"), "--audio-prompts", wav],
         ["eval", str(root / "run"), "--sets", "tones", f"--data-dir={root / 'data'}"],
     ):
-        assert cli.main([*command, *other]) == 1
+        assert cli.main([*command, *other]) == USER_ERROR
         assert "name the folder of the former with --units" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.index import read_index
 from data_pipelines.word_times import read_word_times, write_word_times
 from jax_speechlm import cli
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
@@ -121,7 +122,7 @@ def test_the_command_prints_a_line_a_file_and_names_what_it_cannot_read(run, tmp
     _, samples, words = spoken(301)
     soundfile.write(tmp_path / "a.wav", samples, RATE)
     (tmp_path / "b.wav").write_bytes(b"no audio")
-    assert cli.main(["segment", str(run), str(tmp_path / "b.wav"), str(tmp_path / "a.wav")]) == 1
+    assert cli.main(["segment", str(run), str(tmp_path / "b.wav"), str(tmp_path / "a.wav")]) == USER_ERROR
     out, err = capsys.readouterr()
     line = json.loads(out)
     assert line["file"].endswith("a.wav")

@@ -1,12 +1,12 @@
 """Cloud TPU slices by queued resources: asked for, waited for, given a container on every host, and removed.
 
 The commands follow cloud.google.com/tpu/docs/queued-resources and cloud.google.com/tpu/docs/multislice-introduction. A
-container needs no Python of the host's, and Docker starts it again after a failure.
+container needs no Python of the host's, and Docker starts it again after a failure (`job.until_final`).
 """
 
 import shlex
 
-from jax_speechlm.launching.job import BUCKET_FOLDER, GRACE_SECONDS, Job, Run, Step
+from jax_speechlm.launching.job import BUCKET_FOLDER, GRACE_SECONDS, Job, Run, Step, until_final
 
 # cloud.google.com/tpu/docs/runtimes, "PyTorch and JAX".
 RUNTIMES = {
@@ -93,7 +93,7 @@ def _container(job: Job) -> str:
         *("sudo", "docker", "run", "--detach", f"--name={job.name}", f"--restart=on-failure:{job.max_restarts}"),
         *("--privileged", "--network=host", f"--volume={BUCKET_FOLDER}:{BUCKET_FOLDER}"),
         *(f"--env={name}={value}" for name, value in environment.items()),
-        *(job.image, *job.words),
+        *(job.image, "sh", "-c", until_final('"$@"'), "run", *job.words),
     ]
     registry = job.image.split("/")[0]
     google = registry.endswith(("docker.pkg.dev", "gcr.io"))
@@ -102,7 +102,7 @@ def _container(job: Job) -> str:
 if ! mountpoint -q {BUCKET_FOLDER}; then
     command -v gcsfuse > /dev/null || {{ echo "this host has no gcsfuse" >&2; exit 1; }}
     sudo mkdir -p {BUCKET_FOLDER}
-    sudo gcsfuse -o allow_other --implicit-dirs {job.bucket.removeprefix("gs://")} {BUCKET_FOLDER}
+    sudo gcsfuse -o allow_other --implicit-dirs {shlex.quote(job.bucket.removeprefix("gs://"))} {BUCKET_FOLDER}
 fi
 {login}sudo docker stop --time={GRACE_SECONDS} {job.name} > /dev/null 2>&1 || true
 sudo docker rm {job.name} > /dev/null 2>&1 || true

@@ -24,6 +24,9 @@ EPILOG = """targets:
   local      processes of this machine
 
 Starting the same job again continues it from its last checkpoint. docs/launching.md explains each target.
+
+Launchers start a failed job again by themselves, but not after an exit status of 2, 3 or 64: a wrong command line, a
+plan that does not fit, an error that the user has to correct (jax-speechlm --help).
 """
 
 

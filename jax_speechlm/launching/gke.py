@@ -8,8 +8,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from jax_speechlm.exit_status import FAILED, FINAL, STOPPED
 from jax_speechlm.launching.cloud_tpu import accelerator_type
-from jax_speechlm.launching.job import BUCKET_FOLDER, GRACE_SECONDS, STOPPED, Job, Run, Step, Write, manifest
+from jax_speechlm.launching.job import BUCKET_FOLDER, GRACE_SECONDS, Job, Run, Step, Write, manifest
 
 ACCELERATORS = {
     "v4": "tpu-v4-podslice",
@@ -20,11 +21,11 @@ ACCELERATORS = {
 
 
 def start(job: Job) -> list[Step]:
-    """Creates the JobSet; one of that name is removed first, which lets it save."""
+    """Creates the JobSet; one of that name is removed first, which lets it save, once kubectl has read the new one."""
     path = Path("runs") / f"{job.name}.jobset.yaml"
-    text = manifest(jobset(job))
-    text = f"# The same, queued by Kueue: {xpk(job)}\n{text}"
-    return [Write(path, text), *_credentials(job), _remove(job), Run(("kubectl", "create", f"--filename={path}"))]
+    text = f"# The same, queued by Kueue: {xpk(job)}\n{manifest(jobset(job))}"
+    create = "kubectl", "create", f"--filename={path}"
+    return [Write(path, text), *_credentials(job), Run((*create, "--dry-run=client")), _remove(job), Run(create)]
 
 
 def status(job: Job) -> list[Step]:
@@ -64,8 +65,8 @@ def jobset(job: Job) -> dict[str, Any]:
     container = {
         "name": "run",
         "image": job.image,
-        "command": list(job.words),
-        "env": [{"name": name, "value": value} for name, value in job.environment(**environment).items()],
+        "command": [_literal(word) for word in job.words],
+        "env": [{"name": name, "value": _literal(value)} for name, value in job.environment(**environment).items()],
         "ports": [{"containerPort": port} for port in (8471, 8080)],  # between hosts, and between slices
         "securityContext": {"privileged": True},  # lets the TPU driver lock memory
         "resources": {"limits": {"google.com/tpu": job.devices_per_host}},
@@ -86,7 +87,13 @@ def jobset(job: Job) -> dict[str, Any]:
         "volumes": [{"name": "bucket", "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": fuse}}],
     }
     template = {"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}}, "spec": pod}
-    counts = {"parallelism": hosts, "completions": hosts, "backoffLimit": 0, "completionMode": "Indexed"}
+    final = {"containerName": "run", "operator": "In", "values": list(FINAL)}
+    counts = {
+        **{"parallelism": hosts, "completions": hosts, "backoffLimit": 0, "completionMode": "Indexed"},
+        "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": final}]},
+    }
+    # Kubernetes fails a job by its pod failure policy for an error that the user has to correct, and that is final.
+    given_up = {"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -96,7 +103,7 @@ def jobset(job: Job) -> dict[str, Any]:
             "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
         },
         "spec": {
-            "failurePolicy": {"maxRestarts": job.max_restarts},
+            "failurePolicy": {"maxRestarts": job.max_restarts, "rules": [given_up]},
             "replicatedJobs": [
                 {"name": "slice", "replicas": slices, "template": {"spec": {**counts, "template": template}}}
             ],
@@ -112,6 +119,7 @@ def xpk(job: Job) -> str:
         *(f"--{name}={getattr(job, name)}" for name in ("project", "zone") if getattr(job, name)),
         *(f"--tpu-type={accelerator_type(job)}", f"--num-slices={job.accelerators.slices}"),
         *(f"--docker-image={job.image}", f"--max-restarts={job.max_restarts}"),
+        f"--restart-on-exit-codes={FAILED},{STOPPED}",  # besides 42 and from 127 on, which xpk knows by itself
         f"--termination-grace-period-seconds={GRACE_SECONDS}",
         *(f"--env={name}={value}" for name, value in environment.items()),
         *(["--spot"] if job.spot else []),
@@ -119,6 +127,11 @@ def xpk(job: Job) -> str:
         f"--command={shlex.join(job.words)}",
     ]
     return shlex.join(words)
+
+
+def _literal(text: str) -> str:
+    """Returns a text in which Kubernetes replaces no $(VARIABLE)."""
+    return text.replace("$", "$$")
 
 
 def _label(job: Job) -> str:

@@ -3,22 +3,34 @@
 import re
 import shlex
 import subprocess
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pydantic
 import yaml
 
 from jax_speechlm.config import Config
+from jax_speechlm.exit_status import FINAL
 from jax_speechlm.parallel import chips
 
 BUCKET_FOLDER = "/bucket"
 """Where machines see the bucket of a job's run directory."""
-STOPPED = 75
-"""Exit status of a run that was told to stop before its end, where a launcher would take 0 for done."""
 GRACE_SECONDS = 180
 """How long a run may take to save after SIGTERM."""
+
+_PATTERNS = {
+    # Kubernetes adds -slice-0-0 and five letters to it, of 63 characters.
+    "name": (r"[a-z]([-a-z0-9]{0,37}[a-z0-9])?", "at most 39 letters a to z, digits and hyphens, a letter first"),
+    "image": (r"([a-zA-Z0-9][\w.:/@-]*)?", "REGISTRY/NAME:TAG, of letters, digits and . : / @ _ -"),
+    "project": (r"([a-z][a-z0-9.:-]*)?", "letters a to z, digits and . : -, a letter first"),
+    "zone": (r"([a-zA-Z0-9][\w.:/@*-]*)?", "letters, digits and . : / @ * _ -, a letter or digit first"),
+    "cluster": (r"([a-z][-a-z0-9]*)?", "letters a to z, digits and hyphens, a letter first"),
+}
+"""What a setting may be, since gcloud, kubectl and shells read it; and how a message says so."""
+_BUCKET = r"(gs|s3)://[a-z0-9]([a-z0-9._-]*[a-z0-9])?(/.*)?"
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # line ends and all other control characters, and what UTF-8 cannot say
 
 
 class Job(Config):
@@ -49,17 +61,34 @@ class Job(Config):
     zone: str = ""
     cluster: str = ""
     spot: bool = False
-    max_restarts: pydantic.NonNegativeInt = 20
+    max_restarts: Annotated[int, pydantic.Field(ge=0, le=2**31 - 1)] = 20
     env: tuple[str, ...] = ()
     processes: pydantic.PositiveInt = 1
 
-    @pydantic.field_validator("name")
+    @pydantic.field_validator("command", "env", "run_dir", *_PATTERNS)
     @classmethod
-    def _check_name(cls, name: str) -> str:
-        # Kubernetes adds -slice-0-0 and five letters to it, of 63 characters.
-        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,37}[a-z0-9])?", name):
-            raise ValueError(f"{name!r}: a name has at most 39 letters a to z, digits and hyphens, a letter first")
-        return name
+    def _check_characters(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for text in (value,) if isinstance(value, str) else value:
+            if any(unicodedata.category(character) in _CONTROLS for character in text):
+                raise ValueError(f"{text!r}: line ends and other control characters are not passed to launchers")
+        return value
+
+    @pydantic.field_validator(*_PATTERNS)
+    @classmethod
+    def _check_pattern(cls, value: str, info: Any) -> str:
+        pattern, description = _PATTERNS[info.field_name]
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise ValueError(f"{value!r}: {info.field_name} takes {description}")
+        return value
+
+    @pydantic.field_validator("run_dir")
+    @classmethod
+    def _check_run_dir(cls, run_dir: str) -> str:
+        if "://" in run_dir and (not re.fullmatch(_BUCKET, run_dir) or ".." in run_dir.split("/")):
+            raise ValueError(
+                f"{run_dir!r}: in a bucket, run_dir is gs://bucket/folder or s3://bucket/folder, without .."
+            )
+        return run_dir
 
     @pydantic.field_validator("topology")
     @classmethod
@@ -72,7 +101,7 @@ class Job(Config):
     @classmethod
     def _check_env(cls, env: tuple[str, ...]) -> tuple[str, ...]:
         for setting in env:
-            if not re.match(r"[A-Za-z_]\w*=", setting):
+            if not re.match(r"[A-Za-z_]\w*=", setting, re.ASCII):
                 raise ValueError(f"{setting!r}: an environment variable is given as NAME=value")
         return env
 
@@ -148,8 +177,26 @@ class Write(NamedTuple):
 Step = Run | Write
 
 
+def until_final(command: str) -> str:
+    """Returns a shell script that runs a command, and ends with 0 where starting it again would not help.
+
+    For launchers that start again whatever ends with another status. SIGTERM is passed on to the command.
+    """
+    final = "|".join(map(str, FINAL))
+    return (
+        f"""set +e; trap 'kill -TERM "$run" 2> /dev/null' TERM; {command} & run=$!; wait "$run"; status=$?; """
+        'while kill -0 "$run" 2> /dev/null; do wait "$run"; status=$?; done; '  # the signal ends a wait
+        f'case $status in {final}) echo "status $status: correct the error above, then start again"; exit 0;; esac; '
+        'exit "$status"'
+    )
+
+
 def manifest(document: dict[str, Any]) -> str:
-    """A document as YAML, with texts of several lines as they are."""
+    """Returns a document as YAML, with texts of several lines as they are.
+
+    Raises:
+      ValueError: YAML cannot hold it, so that nothing is done with half of it.
+    """
 
     class Dumper(yaml.SafeDumper):
         pass
@@ -158,7 +205,10 @@ def manifest(document: dict[str, Any]) -> str:
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
     Dumper.add_representer(str, represent)
-    return yaml.dump(document, Dumper=Dumper, sort_keys=False, width=120)
+    text = yaml.dump(document, Dumper=Dumper, sort_keys=False, width=120)
+    if yaml.safe_load(text) != document:
+        raise ValueError(f"YAML cannot hold this job:\n{text}")
+    return text
 
 
 def script(steps: Sequence[Step]) -> str:
@@ -168,7 +218,10 @@ def script(steps: Sequence[Step]) -> str:
         if isinstance(step, Write):
             text = step.text if step.text.endswith("\n") else step.text + "\n"
             lines += [f"mkdir -p {shlex.quote(str(step.path.parent))}"]
-            lines += [f"cat > {shlex.quote(str(step.path))} << 'END-OF-FILE'\n{text}END-OF-FILE"]
+            end = "END-OF-FILE"
+            while end in text.splitlines():
+                end += "-"
+            lines += [f"cat > {shlex.quote(str(step.path))} << '{end}'\n{text}{end}"]
         else:
             lines.append(shlex.join(step.words) + (" || true" if step.may_fail else ""))
     return "\n".join(lines) + "\n"

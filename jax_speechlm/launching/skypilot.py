@@ -8,8 +8,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from jax_speechlm.exit_status import STOPPED
 from jax_speechlm.launching.cloud_tpu import RUNTIMES, accelerator_type
-from jax_speechlm.launching.job import BUCKET_FOLDER, STOPPED, Job, Run, Step, Write, manifest
+from jax_speechlm.launching.job import BUCKET_FOLDER, Job, Run, Step, Write, manifest, until_final
 
 GPUS = {"a100": "A100-80GB", "h100": "H100", "h200": "H200", "b200": "B200"}
 PORT = 8476
@@ -41,7 +42,8 @@ def stop(job: Job) -> list[Step]:
 def task(job: Job) -> dict[str, Any]:
     """The task: one process a GPU node, or one on every host of a TPU slice.
 
-    A run that is told to stop leaves with a status that SkyPilot takes as a reason to start it again.
+    A run that is told to stop leaves with a status that SkyPilot takes as a reason to start it again. SkyPilot restarts
+    after any other status but 0, so the job ends with 0 after an error that the user has to correct.
     """
     job.need_bucket("skypilot", "gs://", "s3://")
     found = job.accelerators
@@ -83,7 +85,7 @@ def task(job: Job) -> dict[str, Any]:
         "envs": job.environment(**environment),
         "file_mounts": {BUCKET_FOLDER: {"source": job.bucket, "mode": "MOUNT"}},
         **code,
-        "run": "\n".join([*lines, shlex.join(job.words)]),
+        "run": "\n".join([*lines, until_final(shlex.join(job.words))]),
     }
 
 

@@ -23,6 +23,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jax_speechlm import exit_status
+
 PEER_SECONDS = 60.0
 """How long a process may be silent before the others give up; `JAX_SPEECHLM_PEER_SECONDS` overrides it."""
 
@@ -69,9 +71,10 @@ def arguments(environment: Mapping[str, str]) -> dict[str, str | int] | None:
 def session() -> Iterator[None]:
     """Joins the run's other processes, where there are any, and leaves with them at the end.
 
-    A process whose peer fails or falls silent ends within `PEER_SECONDS`, with status 1 and a message that names the
-    peer: collective operations would wait for it for ever. So does a process that fails itself: leaving in good order
-    would mean waiting for the others, which wait for it.
+    A process whose peer fails or falls silent ends within `PEER_SECONDS` with a message that names the peer: collective
+    operations would wait for it for ever. So does a process that fails itself: leaving in good order would mean waiting
+    for the others, which wait for it. All end with the status of the failed one (`exit_status.status_of` its error), or
+    with 1 where one fell silent.
     """
     found = arguments(os.environ)
     if found is None:
@@ -140,10 +143,10 @@ class _Watch:
         after = time.monotonic() + 2 * self._pause  # a beat that arrives sooner may be the last of a process now dead
         while not all(since > after or peer in self._failures() for peer, (_, since) in self._heard.items()):
             time.sleep(0.1)  # `_judge` bounds this
-        message = str(error).strip() or type(error).__name__
-        threading.Thread(target=self._set, args=(_FAILURES, message), daemon=True).start()
+        status, message = exit_status.status_of(error), str(error).strip() or type(error).__name__
+        threading.Thread(target=self._set, args=(_FAILURES, f"{status} {message}"), daemon=True).start()
         time.sleep(1.0)  # not for ever, should the store be gone
-        self._end(f"this process failed: {message}", error)
+        self._end(f"this process failed: {message}", status, error)
 
     def _exchange(self) -> None:
         count = 0
@@ -163,7 +166,8 @@ class _Watch:
                 now = seen[_BEATS].get(peer, beat)
                 name = f"process {peer} on {seen[_HOSTS].get(peer, 'an unknown host')}"
                 if peer in self._failures() and peer != self._me:
-                    self._end(f"{name} failed: {seen[_FAILURES][peer]}")
+                    status, message = seen[_FAILURES][peer].split(" ", 1)
+                    self._end(f"{name} failed: {message}", int(status))
                 if now != beat:
                     self._heard[peer] = now, when
                 elif when - since > self._limit:
@@ -178,18 +182,19 @@ class _Watch:
     def _get(self, prefix: str) -> dict[int, str]:
         return {int(key.rsplit("/", 1)[1]): value for key, value in self._store.key_value_dir_get(prefix)}
 
-    def _end(self, why: str, error: BaseException | None = None) -> None:
+    def _end(self, why: str, status: int = exit_status.FAILED, error: BaseException | None = None) -> None:
         """Ends the process without leaving in good order, which would wait for peers."""
+        again = "Start the same command again: it goes on from the last checkpoint."
         ours = "jax_speechlm", "data_pipelines"
         if error is not None and not type(error).__module__.startswith(ours):  # our own errors say all in their message
             traceback.print_exception(error)
         print(
-            f"[process {self._me} of {self._num_processes} on {socket.gethostname()}] stopped: {why}. Start the same "
-            "command again: it goes on from the last checkpoint.",
+            f"[process {self._me} of {self._num_processes} on {socket.gethostname()}] stopped: {why}"
+            + ("" if status in exit_status.FINAL else f". {again}"),
             file=sys.stderr,
             flush=True,
         )
         sys.stdout.flush()
         if self._me == 0:  # the others read in its store what is wrong; without it JAX aborts them
             time.sleep(4 * self._pause)
-        os._exit(1)
+        os._exit(status)

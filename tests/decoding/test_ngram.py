@@ -14,6 +14,7 @@ from jax_speechlm import cli
 from jax_speechlm.decoding.kneser_ney import estimate, write_arpa
 from jax_speechlm.decoding.ngram import NGram, sentences
 from jax_speechlm.decoding.ngram_fusion import OOV_PENALTY, TokenNGram, WordNGram, ngram_scorer
+from jax_speechlm.exit_status import USER_ERROR
 
 pytest.importorskip("kenlm", reason="n-gram models need kenlm: pip install -e '.[ngram]'")
 
@@ -178,10 +179,10 @@ def test_the_command_reads_text_files(tmp_path, capsys):
     by_hand = estimate((s for text in TEXTS for s in sentences(text, "word")), 2)
     write_arpa(by_hand, tmp_path / "y.arpa")
     assert NGram(out).score("the cat sat") == NGram(tmp_path / "y.arpa").score("the cat sat")
-    assert cli.main(["train-ngram", "--out", str(out)]) == 1
+    assert cli.main(["train-ngram", "--out", str(out)]) == USER_ERROR
     assert "--sets" in capsys.readouterr().err
     (tmp_path / "latin.txt").write_bytes("señor".encode("latin-1"))
-    assert cli.main(["train-ngram", "--text", str(tmp_path / "latin.txt"), "--out", str(out)]) == 1
+    assert cli.main(["train-ngram", "--text", str(tmp_path / "latin.txt"), "--out", str(out)]) == USER_ERROR
     assert "latin.txt is not UTF-8 (byte 2)" in capsys.readouterr().err
 
 

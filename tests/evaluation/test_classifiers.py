@@ -15,6 +15,7 @@ from data_pipelines.records import RecordReader
 from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.evaluation.classification import score
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Experiment, Speech, Text
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
@@ -129,5 +130,7 @@ def test_a_label_without_a_class_is_an_error(tmp_path, capsys):
         model=TransformerConfig(dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=16),
     )
     save_run(tmp_path / "run", experiment, TOKENIZER)
-    assert cli.main(["eval", str(tmp_path / "run"), "--sets", "things", f"--data-dir={tmp_path / 'data'}"]) == 1
+    assert (
+        cli.main(["eval", str(tmp_path / "run"), "--sets", "things", f"--data-dir={tmp_path / 'data'}"]) == USER_ERROR
+    )
     assert "'middle' is none of the classes" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from jax_speechlm import cli
 from jax_speechlm.encoder import SpeechEncoder
 from jax_speechlm.evaluation import ctc_probe
 from jax_speechlm.evaluation.probing import _features
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.windows import in_batches
 from tests.data_pipelines.prepared import write_prepared
 from tests.evaluation.runs import write_run
@@ -89,7 +90,7 @@ def test_characters_of_a_run(tmp_path, capsys):
         assert each["interval"][0] <= each["accuracy"] <= each["interval"][1] <= 1
     assert (report["classes"], report["utterances"]) == (4, 8)
     assert "less the character error rate" in capsys.readouterr().out
-    assert cli.main(["probe", str(trained_run()), *options, "--leave-out=speaker"]) == 1
+    assert cli.main(["probe", str(trained_run()), *options, "--leave-out=speaker"]) == USER_ERROR
     assert "--leave-out is for classes" in capsys.readouterr().err
 
 
@@ -114,5 +115,5 @@ def test_without_transcripts_there_is_nothing_to_spell(tmp_path, capsys):
     clip = speak("ab")[0]
     write_prepared(tmp_path / "data" / "mute", {"train": [(clip, "ab")], "test": [(clip, "")]})
     options = ["--sets", "mute", "--target=characters", f"--data-dir={tmp_path / 'data'}"]
-    assert cli.main(["probe", str(trained_run()), *options]) == 1
+    assert cli.main(["probe", str(trained_run()), *options]) == USER_ERROR
     assert "characters need transcripts" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from data_pipelines import tokenizers
 from jax_speechlm import cli
 from jax_speechlm.decoding.generate import Beam
 from jax_speechlm.evaluation import language, masked_text
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Experiment, Text
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models.transformer_config import TransformerConfig
@@ -105,7 +106,7 @@ def test_frequencies_of_the_training_text_are_the_baseline():
 
 
 def test_a_run_without_a_measure_says_so(work, capsys):
-    assert cli.main(["eval", str(work / "span_corruption"), "--sets", "pets"]) == 1
+    assert cli.main(["eval", str(work / "span_corruption"), "--sets", "pets"]) == USER_ERROR
     assert "trained by span_corruption" in capsys.readouterr().err
     with pytest.raises(Exception, match="trained by masked_lm, which cannot tell how likely a text is"):
         LanguageModel.load(work / "masked_lm")
@@ -120,5 +121,5 @@ def test_generate_prints_what_the_model_continues(work, capsys):
     assert [line["prompt"] for line in lines] == ["the ", "the ", "a", "a"]
     assert cli.main(["generate", *run, "--temperature=0", "--samples=1"]) == 0
     assert capsys.readouterr().out.startswith("the ")
-    assert cli.main(["generate", str(work / "causal_lm"), "the " * 20]) == 1
+    assert cli.main(["generate", str(work / "causal_lm"), "the " * 20]) == USER_ERROR
     assert "Shorten the prompt" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jax_speechlm import cli
 from jax_speechlm.evaluation.report import Report, Utterance, evaluate
 from jax_speechlm.evaluation.rover import NOTHING, Hypothesis, combine, join, network
+from jax_speechlm.exit_status import USER_ERROR
 
 WORDS = st.lists(st.sampled_from("abc"), max_size=4)
 
@@ -170,7 +171,7 @@ def test_hypotheses_with_confidences_come_as_lines(systems, tmp_path, capsys):
     report = Report.load(out / "report.json")
     assert {each.hypothesis for each in report.utterances} == {"so be it"}
     assert report.decoder.endswith("by frequency (0.3) and confidence, 0.7 for no word")
-    assert cli.main(["rover", str(file), systems[0], f"--out={out}", "--alpha=0.3"]) == 1
+    assert cli.main(["rover", str(file), systems[0], f"--out={out}", "--alpha=0.3"]) == USER_ERROR
     assert "utterance 'u1' has none confidences" in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ import jax_speechlm
 from data_pipelines.errors import DataError
 from jax_speechlm import cli
 from jax_speechlm.evaluation.speakers import score
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Experiment, Speech
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
@@ -109,7 +110,7 @@ def test_listed_pairs_alone(run, capsys):
     ):
         trials.write_text(line)
         options = ["--sets", "things", f"--data-dir={run.parent / 'data'}", f"--trials={trials}"]
-        assert cli.main(["eval", str(run), *options]) == 1
+        assert cli.main(["eval", str(run), *options]) == USER_ERROR
         assert said in capsys.readouterr().err
 
 
@@ -139,7 +140,7 @@ def test_embed_writes_the_vectors(run, tmp_path, capsys):
     np.testing.assert_allclose(np.load(out)["embeddings"], expected, atol=1e-6)
     assert cli.main(["embed", str(run), *files, "--out", str(out), "--layer", "1"]) == 0
     assert np.load(out)["embeddings"].shape == (2, 8)
-    assert cli.main(["embed", str(run), str(tmp_path / "6.wav"), "--out", str(out)]) == 1
+    assert cli.main(["embed", str(run), str(tmp_path / "6.wav"), "--out", str(out)]) == USER_ERROR
     assert "too short to say who speaks" in capsys.readouterr().err
     model = jax_speechlm.load(run)
     assert model.abilities == ("speaker_vectors", "embed")

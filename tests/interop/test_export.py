@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm import cli
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.interop import checking, folders, hugging_face_export, wav2vec2_bert, weights
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.front_ends import front_end_from_hugging_face, front_end_to_hugging_face
@@ -228,12 +229,12 @@ def test_the_command_exports_a_run_and_checks_it_later(tmp_path, capsys):
 
     settings = load(out, "config.json")
     (out / "config.json").write_text(json.dumps(settings | {"layer_norm_eps": 1e-3}))
-    assert cli.main(check) == 1
+    assert cli.main(check) == USER_ERROR
     assert "config.json is not what the checkpoint gives" in capsys.readouterr().err
     assert not load(out, folders.RECORD)["check"]["passed"]
     assert "**FAILED**" in (out / "README.md").read_text()
 
-    assert cli.main(["export", str(tmp_path / "run")]) == 1
+    assert cli.main(["export", str(tmp_path / "run")]) == USER_ERROR
     assert "either --out" in capsys.readouterr().err
-    assert cli.main([*check[:-1], str(tmp_path / "run")]) == 1
+    assert cli.main([*check[:-1], str(tmp_path / "run")]) == USER_ERROR
     assert "no export of jax_speechlm wrote it" in capsys.readouterr().err

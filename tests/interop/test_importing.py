@@ -17,6 +17,7 @@ from data_pipelines.hugging_face_tokenizer import Places
 from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.encoder import SpeechEncoder
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Start
 from jax_speechlm.interop import checking, folders, import_check, importing, mapping, weights
 from jax_speechlm.interop.folders import ExportError, FailedCheck
@@ -372,7 +373,7 @@ def contradict(folder, file, **changes):
 def test_what_contradicts_itself_is_refused(tmp_path, capsys, file, changes, message):
     write_text_model(tmp_path / "theirs", "llama", **SPECIAL["llama"])
     contradict(tmp_path / "theirs", file, **changes)
-    assert cli.main(["import", str(tmp_path / "theirs"), "--out", str(tmp_path / "run")]) == 1
+    assert cli.main(["import", str(tmp_path / "theirs"), "--out", str(tmp_path / "run")]) == USER_ERROR
     assert re.search(f"error: .*{message}", capsys.readouterr().err)
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 

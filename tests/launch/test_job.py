@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jax_speechlm import cli
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.launching import command, gke, job, skypilot
 from jax_speechlm.launching.job import Job, Run, Write
 
@@ -115,7 +116,7 @@ def test_options_change_what_the_file_says(tmp_path, capsys):
 def test_a_dry_run_is_a_script_of_bash(target, action):
     described = {"slurm": GPU, "local": GPU, "skypilot": GPU.replace(run_dir="gs://b/x")}.get(target, TPU)
     if action not in command.TARGETS[target]:
-        assert cli.main(["launch", target, "--action", action]) == 1
+        assert cli.main(["launch", target, "--action", action]) == USER_ERROR
         return
     script = job.script(command.TARGETS[target][action](described))
     done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from jax_speechlm import cli
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.training import checkpoints as ckpt
 from tests import quick_xla
 from tests.test_end_to_end import RATE, SMALL, TONES, spoken
@@ -113,7 +114,7 @@ def test_a_process_that_fails_ends_the_others_and_says_why(tmp_path, options):
         timeout=300,
         check=False,
     )
-    assert done.returncode == 1, done.stdout
+    assert done.returncode == USER_ERROR, done.stdout
     lines = done.stdout.splitlines()
     assert any(line.startswith("[1]") and "this process failed" in line and "tonesx" in line for line in lines)
     assert any(line.startswith("[0]") and "process 1 on " in line and "failed" in line for line in lines)

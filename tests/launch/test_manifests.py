@@ -102,7 +102,7 @@ def test_kubectl_knows_every_option():
         return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60).stderr
 
     steps = [step for do in (gke.start, gke.status, gke.logs, gke.stop) for step in do(TPU) if isinstance(step, Run)]
-    assert len(steps) == 6
+    assert len(steps) == 7
     assert "unknown flag" in said(*steps[0].words, "--bogus")
     for step in steps:
         message = said(*step.words)

@@ -80,9 +80,9 @@ def test_slices_are_asked_for_and_every_host_starts_a_container(cloud):
     assert asked[-1][:-1] == ssh
     run = "sudo|docker|run|--detach|--name=speech|--restart=on-failure:20|--privileged|--network=host|"
     run += "--volume=/bucket:/bucket|--env=JAX_SPEECHLM_DISTRIBUTED=1|--env=A=b c|"
-    run += (
-        "us-docker.pkg.dev/my-project/jax/speech:1|jax-speechlm|pretrain|--config|my own.py|--run-dir=/bucket/runs/x|"
-    )
+    final = job.until_final('"$@"')
+    run += f"us-docker.pkg.dev/my-project/jax/speech:1|sh|-c|{final}|run|"
+    run += "jax-speechlm|pretrain|--config|my own.py|--run-dir=/bucket/runs/x|"
     assert [line for line in host if line.startswith("sudo|")] == [
         "sudo|mkdir|-p|/bucket|",
         "sudo|gcsfuse|-o|allow_other|--implicit-dirs|my-bucket|/bucket|",

@@ -13,6 +13,7 @@ from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.decoding.greedy import collapse
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.hugging_face import package, write_model
 from jax_speechlm.interop.hugging_face_export import write_checked
@@ -115,7 +116,7 @@ def test_a_folder_that_fails_later_is_marked(tmp_path, capsys):
     assert "equal, against transformers" in capsys.readouterr().out
     vocab = folders.read_json(out, "vocab.json")
     folders.write_json(out, "vocab.json", vocab | {"a": vocab["b"], "b": vocab["a"]})
-    assert cli.main(["export", str(tmp_path / "run"), "--check", str(out)]) == 1
+    assert cli.main(["export", str(tmp_path / "run"), "--check", str(out)]) == USER_ERROR
     assert "do not use it" in capsys.readouterr().err
     assert "**FAILED**" in (out / "README.md").read_text()
 

@@ -10,6 +10,7 @@ import pytest
 
 from jax_speechlm import configs
 from jax_speechlm.cli import main
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.transformer_config import forward_flops
 from jax_speechlm.parallel import chips
@@ -115,7 +116,7 @@ def test_a_plan_for_the_machine_at_hand(tmp_path, capsys):
     assert "Fits" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "plan.json").read_text())["topology"] == "cpu-8"
     job.write_text(small_lm(topology="cpu-9").model_dump_json())
-    assert main(["plan", "--config", str(job)]) == 1
+    assert main(["plan", "--config", str(job)]) == USER_ERROR
     assert "XLA_FLAGS=--xla_force_host_platform_device_count=9" in capsys.readouterr().err
 
 

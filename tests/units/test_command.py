@@ -13,6 +13,7 @@ import pytest
 from data_pipelines.code_store import CodeWriter, is_labelled, open_codes, read_units, write_units
 from data_pipelines.index import read_index, read_sets
 from jax_speechlm import cli
+from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
 from jax_speechlm.training import checkpoints as ckpt
@@ -143,12 +144,12 @@ def test_a_run_keeps_to_the_k_means_that_it_began_with(place, tmp_path, capsys):
     data, units = place / "data", read_units(place / "mfcc")
     other = dataclasses.replace(units, path=tmp_path / "other", centroids=units.centroids[::-1].copy())
     write_units(other)
-    assert cli.main(train(place, "run", "--data.units", str(other.path))) == 1
+    assert cli.main(train(place, "run", "--data.units", str(other.path))) == USER_ERROR
     assert "1 other k-means. Run: jax-speechlm units label" in capsys.readouterr().err
     assert cli.main(["units", "label", str(other.path), "--sets", "tones", "--data-dir", str(data)]) == 0
     try:
         write_units(dataclasses.replace(other, path=units.path))
-        assert cli.main(train(place, "run")) == 1
+        assert cli.main(train(place, "run")) == USER_ERROR
         assert f"began on other speech units ({units.fingerprint})" in capsys.readouterr().err
     finally:
         write_units(units)
@@ -163,12 +164,12 @@ def test_hidden_states_of_a_layer_are_clustered_and_a_changed_checkpoint_is_noti
     assert units.centroids.shape == (8, 16)
     assert (units.frame_samples, units.context_samples) == (320, 240)
     assert cli.main(["units", "label", str(place / "hidden"), "--sets", "tones:dev", *data]) == 0
-    assert cli.main([*fit, "--layer", "3", *small, *data]) == 1
+    assert cli.main([*fit, "--layer", "3", *small, *data]) == USER_ERROR
     assert "has 2 layers, and layer 3 is asked for" in capsys.readouterr().err
     meta = json.loads((place / "hidden" / "units.json").read_text())
     meta["about"]["features"]["digest"] = "0" * 16
     (place / "hidden" / "units.json").write_text(json.dumps(meta))
-    assert cli.main(["units", "label", str(place / "hidden"), "--sets", "tones:train", *data]) == 1
+    assert cli.main(["units", "label", str(place / "hidden"), "--sets", "tones:train", *data]) == USER_ERROR
     assert "not the one that the units were fitted on" in capsys.readouterr().err
 
 
@@ -184,5 +185,5 @@ def test_hidden_states_of_a_layer_are_clustered_and_a_changed_checkpoint_is_noti
     ],
 )
 def test_what_does_not_fit_is_refused(place, options, message, capsys):
-    assert cli.main(train(place, "refused", *options)) == 1
+    assert cli.main(train(place, "refused", *options)) == USER_ERROR
     assert message in capsys.readouterr().err
