@@ -34,7 +34,7 @@ RESTARTED = (1, STOPPED, 134, 137)
         ("a.py", "from jax_speechlm import nowhere\n", "a.py, line 1: ImportError"),
         ("a.py", "x = 1\n", "no attribute 'config'"),
         ("a.json", '{"nmu_steps": 1}', "did you mean 'num_steps'"),
-        ("a.json", "{", "JSON"),
+        ("a.json", "{", "a.json: Expecting"),
     ],
 )
 def test_a_typo_has_the_status_of_user_errors(file, text, message, tmp_path, monkeypatch, capsys):
