@@ -4,9 +4,10 @@ VENV ?= $(if $(filter $(PYTHON),python3),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 # A CPU build of this version runs the comparisons; any torch >= 2.9 does.
 TORCH ?= torch==2.13.0
-# Of what a new Python or JAX changes: models and decoding, optimizers and checkpoints, programs for other runtimes.
-QUICK := tests/models tests/frontend tests/decoding tests/training/test_optimizers.py tests/training/test_checkpoints.py \
-	$(addprefix tests/interop/test_,stablehlo.py saved_model.py litert.py program.py class_settings.py)
+# Of what a new Python or JAX changes: layers and gradients, the front end, optimizers, checkpoints, other runtimes.
+QUICK := $(addprefix tests/models/test_,layers.py lora.py dot_attention.py) tests/frontend tests/decoding/test_greedy.py \
+	$(addprefix tests/training/test_,optimizers.py checkpoints.py) \
+	$(addprefix tests/interop/test_,stablehlo.py saved_model.py litert.py)
 
 .PHONY: help demo test test-slow test-parity test-quick test-newest lint format golden clean
 
@@ -15,7 +16,7 @@ help:
 	@echo "make test         set up and run the tests (20 to 35 minutes on 2 cores)"
 	@echo "make test-slow    a soak of twenty kills, four processes, the largest plan by the real TPU compiler"
 	@echo "make test-parity  install torch and transformers, run the live comparisons"
-	@echo "make test-quick   some minutes of tests, of what a new Python or JAX changes, with few packages installed"
+	@echo "make test-quick   a few minutes of tests, of what a new Python or JAX changes, with few packages installed"
 	@echo "make test-newest  the same on the newest Python found on PATH or in pyenv, and the newest packages for it"
 	@echo "make lint         ruff, check only;  make format  ruff, fix"
 	@echo "make golden       write the golden arrays again (needs what test-parity installs; make_ngram.py needs KenLM's tools)"
