@@ -1,28 +1,33 @@
 """Any audio file to 16 kHz mono int16, and what its levels say about it.
 
-libsndfile reads wav, flac, aiff, and mp3, ogg and opus unless they are long; FFmpeg (through PyAV) reads the rest.
-Both are read block by block through a streaming resampler: `decode` holds the result (115 MB an hour) and one block,
-`stream` the block alone.
+Files are decoded and resampled in separate processes (`audio_process`) under limits of memory and processor time, as
+files from elsewhere may be made to crash or exhaust a decoder. A file is decoded block by block: `decode` holds the
+result (115 MB an hour), `stream` one block.
 """
 
+import contextlib
 import io
+import logging
 import math
-from collections.abc import Iterator
+import os
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import av
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from data_pipelines import audio_process
 from data_pipelines.errors import DataError
 
 SAMPLE_RATE = 16_000  # Hz, of everything this package stores
-_BLOCK_SAMPLES = 2**22  # 16 MiB of float32; most clips are one block
 _FULL_SCALE = 32_768
 _RATES = 1_000, 1_000_000  # Hz; outside lie damaged headers, whose few bytes would swell to hours or raise in soxr
+_log = logging.getLogger(__name__)
 
 
 class AudioError(DataError):
@@ -30,7 +35,7 @@ class AudioError(DataError):
 
     def __init__(self, name: str, reason: str, remedy: str):
         super().__init__(f"{name}: {reason}; {remedy}")
-        self.reason = reason
+        self.reason, self.remedy = reason, remedy
 
 
 class AudioTooLongError(AudioError):
@@ -42,45 +47,46 @@ class AudioTooLongError(AudioError):
         )
 
 
-def decode(source: str | Path | bytes, *, name: str = "", max_seconds: float = math.inf) -> NDArray[np.int16]:
+def decode(
+    source: str | Path | bytes,
+    *,
+    name: str = "",
+    max_seconds: float = math.inf,
+    check: Callable[[], None] | None = None,
+) -> NDArray[np.int16]:
     """Decodes a file, or its bytes, of any common format, rate and channel count.
 
-    Channels are averaged. Samples of a 16 kHz mono 16-bit source come back unchanged.
+    Channels are averaged. Samples of a 16 kHz mono 16-bit source come back unchanged. Of several audio streams the
+    first is decoded. Silence stands where a stream starts late or has gaps, and in place of packets that are damaged,
+    whose duration is logged as a warning.
 
     Args:
-      source: a path, or the bytes of a file.
+      source: a path, or the bytes of a file. No other file that it refers to is opened.
       name: what errors call the audio; its suffix tells headerless formats (`.g722`). Default: the path.
       max_seconds: longer audio raises `AudioTooLongError` as soon as the limit is passed.
+      check: called several times a second while decoding; what it raises ends the decoding.
 
     Returns:
       int16 [samples] at 16 kHz, at least one sample.
 
     Raises:
-      AudioError: the file is missing, empty, corrupt, or holds no samples.
+      AudioError: the file is missing, empty, corrupt, holds no samples, or exceeds the decoder's limits.
     """
-    return np.concatenate(list(stream(source, name=name, max_seconds=max_seconds)))
+    return np.concatenate(list(stream(source, name=name, max_seconds=max_seconds, check=check)))
 
 
-def stream(source: str | Path | bytes, *, name: str = "", max_seconds: float = math.inf) -> Iterator[NDArray[np.int16]]:
-    """The same as `decode`, block by block, for recordings that should not lie in memory as a whole.
-
-    An error may come behind blocks that were good.
-    """
-    yield from _stream(source, name, max_seconds)
-
-
-def _stream(
-    source: str | Path | bytes, name: str, max_seconds: float, *, rate: int = SAMPLE_RATE, mix: bool = True
+def stream(
+    source: str | Path | bytes,
+    *,
+    name: str = "",
+    max_seconds: float = math.inf,
+    check: Callable[[], None] | None = None,
 ) -> Iterator[NDArray[np.int16]]:
-    name = name or (str(source) if isinstance(source, str | Path) else "audio")
-    if isinstance(source, str | Path) and not Path(source).is_file():
-        raise AudioError(name, "no such file", "correct the path in the manifest or on the command line")
-    if (len(source) if isinstance(source, bytes) else Path(source).stat().st_size) == 0:
-        raise AudioError(name, "empty file", "copy or record it again, or remove its entry")
-    try:
-        yield from _resampled(_blocks(source, name), name, max_seconds, rate=rate, mix=mix)
-    except (soundfile.LibsndfileError, av.FFmpegError, ValueError) as error:  # ValueError: rate or channels change
-        raise AudioError(name, "cannot be decoded", f"the file may be damaged: try to play it ({error})") from error
+    """Decodes as `decode` does, block by block, for recordings that should not lie in memory as a whole.
+
+    Arguments and errors as in `decode`; an error may follow blocks that were good.
+    """
+    yield from _stream({"mix": True, "rate": SAMPLE_RATE}, source, name, max_seconds, check)
 
 
 def stream_channels(
@@ -99,7 +105,76 @@ def stream_channels(
     Raises:
       AudioError: as `stream`.
     """
-    yield from _stream(source, name, math.inf, rate=rate, mix=False)
+    yield from _stream({"mix": False, "rate": rate}, source, name, math.inf, None)
+
+
+def _stream(
+    request: dict[str, Any],
+    source: str | Path | bytes,
+    name: str,
+    max_seconds: float,
+    check: Callable[[], None] | None,
+) -> Iterator[NDArray[np.int16]]:
+    name = name or (str(source) if isinstance(source, str | Path) else "audio")
+    request |= {"do": "decode", "suffix": Path(name).suffix}
+    if math.isfinite(max_seconds):
+        request["max_seconds"] = max_seconds
+    with contextlib.closing(_answers(request, source, name, check)) as answers:
+        for answer in answers:
+            if isinstance(answer, np.ndarray):
+                yield answer
+            elif answer.get("too_long"):
+                raise AudioTooLongError(name, max_seconds)
+            elif "reason" in answer:
+                raise AudioError(name, answer["reason"], answer["remedy"])
+            elif answer.get("error"):
+                lost, error = answer["lost"], answer["error"]
+                _log.warning("%s: %.2f s of audio cannot be decoded and are skipped (%s)", name, lost, error)
+
+
+def length(path: str | Path) -> float:
+    """Returns the seconds that a file states it lasts, for progress: 0 where it states none, or cannot be read."""
+    try:
+        request = {"do": "length", "suffix": Path(path).suffix}
+        return sum(answer.get("length", 0.0) for answer in _answers(request, path, str(path), None))
+    except AudioError:
+        return 0.0
+
+
+def _answers(
+    request: dict[str, Any], source: str | Path | bytes, name: str, check: Callable[[], None] | None
+) -> Iterator[NDArray[np.int16] | dict[str, Any]]:
+    """Opens a file and hands it to a decoding process. Raises `AudioError`."""
+    fd = _opened(source, name)
+    try:
+        yield from audio_process.run(request, fd, check)
+    except audio_process.ProcessError as error:
+        raise AudioError(name, error.reason, "the file may be damaged: convert it to FLAC or WAV") from error
+    finally:
+        os.close(fd)
+
+
+def _opened(source: str | Path | bytes, name: str) -> int:
+    """Returns the descriptor of a regular file that is not empty. Raises `AudioError`."""
+    if isinstance(source, bytes):
+        fd = os.memfd_create("audio")
+        with open(fd, "wb", closefd=False) as file:
+            file.write(source)
+        os.lseek(fd, 0, os.SEEK_SET)
+    else:
+        try:
+            fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe's other end is not waited for
+        except (PermissionError, IsADirectoryError) as error:
+            raise AudioError(name, "cannot be opened", f"give a file that can be read ({error.strerror})") from error
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero character
+            raise AudioError(name, "no such file", "correct the path in the manifest or on the command line") from error
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+        os.close(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise AudioError(name, "no such file", "correct the path in the manifest or on the command line")
+        raise AudioError(name, "empty file", "copy or record it again, or remove its entry")
+    return fd
 
 
 def resample(
@@ -114,10 +189,10 @@ def resample(
       AudioError: there are no samples, or some are not finite.
       AudioTooLongError: more than `max_seconds` came in.
     """
-    return np.concatenate(list(_resampled(blocks, name, max_seconds)))
+    return np.concatenate(list(resampled(blocks, name, max_seconds)))
 
 
-def _resampled(
+def resampled(
     blocks: Iterator[tuple[int, NDArray[np.float32]]],
     name: str,
     max_seconds: float,
@@ -125,8 +200,15 @@ def _resampled(
     rate: int = SAMPLE_RATE,
     mix: bool = True,
 ) -> Iterator[NDArray[np.int16]]:
-    """Blocks at `rate`: [samples], the mean of the channels, or [samples, channels] without `mix`."""
-    resampler, seconds, num_samples = None, 0.0, 0
+    """Resamples as `resample` does, block by block.
+
+    Rate and number of channels may change between blocks, where streams are joined.
+
+    Args:
+      rate: of the blocks that come out.
+      mix: [samples], the mean of the channels, comes out; else [samples, channels].
+    """
+    resampler, last, seconds, num_samples = None, None, 0.0, 0
     for source_rate, block in blocks:
         if not _RATES[0] <= source_rate <= _RATES[1]:
             raise AudioError(
@@ -139,85 +221,35 @@ def _resampled(
         seconds += len(block) / source_rate
         if seconds > max_seconds:
             raise AudioTooLongError(name, max_seconds)
-        if source_rate != rate:
-            num_channels = 1 if block.ndim == 1 else block.shape[1]
-            resampler = resampler or soxr.ResampleStream(
-                source_rate, rate, num_channels=num_channels, dtype="float32", quality="HQ"
-            )
+        if (source_rate, block.shape[1:]) != last:
+            if resampler is not None:
+                rest = _flushed(resampler, last[1])
+                num_samples += len(rest)
+                yield rest
+            resampler, last = None, (source_rate, block.shape[1:])
+            if source_rate != rate:
+                num_channels = 1 if block.ndim == 1 else block.shape[1]
+                resampler = soxr.ResampleStream(
+                    source_rate, rate, num_channels=num_channels, dtype="float32", quality="HQ"
+                )
+        if resampler is not None:
             block = resampler.resample_chunk(np.ascontiguousarray(block, np.float32))
         num_samples += len(block)
         yield _to_int16(block)
     if resampler is not None:
-        rest = _to_int16(resampler.resample_chunk(np.zeros((0, *block.shape[1:]), np.float32), last=True))
+        rest = _flushed(resampler, last[1])
         num_samples += len(rest)
         yield rest
     if num_samples == 0:
         raise AudioError(name, "no samples", "the header is intact but nothing follows: record it again or remove it")
 
 
+def _flushed(resampler: soxr.ResampleStream, channels: tuple[int, ...]) -> NDArray[np.int16]:
+    return _to_int16(resampler.resample_chunk(np.zeros((0, *channels), np.float32), last=True))
+
+
 def _to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
     return np.clip(np.rint(samples * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
-
-
-def _blocks(source: str | Path | bytes, name: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    if name.lower().endswith(".g722"):  # no header: FFmpeg has to be told
-        return _ffmpeg_blocks(source, name, "g722")
-    try:
-        file = soundfile.SoundFile(_opened(source))
-    except soundfile.LibsndfileError:
-        return _ffmpeg_blocks(source, name)
-    block_frames = _BLOCK_SAMPLES // file.channels
-    if file.format in ("MP3", "OGG") and file.frames > block_frames:
-        # soundfile seeks after each read, which these decoders do slowly and not always exactly; one read is safe.
-        file.close()
-        return _ffmpeg_blocks(source, name)
-    return _libsndfile_blocks(file, block_frames)
-
-
-def _opened(source: str | Path | bytes) -> str | io.BytesIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else str(source)
-
-
-def _libsndfile_blocks(file: soundfile.SoundFile, frames: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    with file:
-        for _ in range(0, file.frames, frames):
-            yield file.samplerate, file.read(frames, dtype="float32", always_2d=True)
-
-
-def _ffmpeg_blocks(
-    source: str | Path | bytes, name: str, container_format: str | None = None
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    # Playlists name other files and addresses. What comes as bytes may be a stranger's: nothing it names is opened.
-    options = {"protocol_whitelist": "none"} if isinstance(source, bytes) else {}
-    with av.open(_opened(source), format=container_format, container_options=options) as container:
-        if not container.streams.audio:
-            raise AudioError(name, "no audio stream", "the file holds no sound: remove its entry")
-        # Interleaved float32 at the file's own rate and channels; PyAV 18 crashes on planar frames of 8 channels.
-        interleave = av.AudioResampler(format="flt")
-        pending: list[NDArray[np.float32]] = []
-        num_pending = 0
-        for frame in container.decode(audio=0):
-            for part in interleave.resample(frame):
-                pending.append(part.to_ndarray().reshape(-1, len(part.layout.channels)))
-                num_pending += pending[-1].size
-                if num_pending >= _BLOCK_SAMPLES:
-                    yield part.sample_rate, np.concatenate(pending)
-                    pending, num_pending = [], 0
-        if pending:
-            yield part.sample_rate, np.concatenate(pending)
-
-
-def length(path: str | Path) -> float:
-    """Seconds that a file says it lasts, for progress: 0 where it does not say, or cannot be read."""
-    try:
-        return soundfile.info(str(path)).duration
-    except soundfile.LibsndfileError:
-        pass
-    try:
-        with av.open(str(path)) as container:
-            return (container.duration or 0) / av.time_base
-    except (av.FFmpegError, ValueError):
-        return 0.0
 
 
 def encode_flac(samples: NDArray[np.int16]) -> bytes:

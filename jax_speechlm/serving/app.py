@@ -149,9 +149,8 @@ class Service:
     def blocks(self, upload: Upload, caller: Caller) -> Iterator[Samples]:
         """An upload's samples, until the caller gives up. Raises `AudioError`."""
         name = "upload.g722" if upload.filename.lower().endswith(".g722") else "upload"  # a format without a header
-        for block in audio.stream(upload.content, name=name, max_seconds=60 * self.limits.max_minutes):
-            caller.check()
-            yield block
+        max_seconds = 60 * self.limits.max_minutes
+        yield from audio.stream(upload.content, name=name, max_seconds=max_seconds, check=caller.check)
 
     def transcribe(self, upload: Upload, caller: Caller) -> tuple[list[Segment], float]:
         """The segments of an upload, and its seconds."""

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.serving.app import Limits
+from tests.data_pipelines.foreign_audio import claiming
 from tests.serving.service import RATE, encoded, serving
 from tests.trained_tones import random_text, speak, trained_run
 
@@ -119,6 +120,8 @@ def test_a_beam_tells_what_else_it_may_be(spoken):
         (b"", {}, 400, "empty_file", "file"),
         (b"{}" * 500, {}, 400, "bad_audio", "file"),
         (b"RIFF\xff\xff\xff\xffWAVEfmt ", {}, 400, "bad_audio", "file"),
+        (claiming(85_000_000), {}, 400, "bad_audio", "file"),
+        (claiming(20_000_000, 4), {}, 400, "bad_audio", "file"),
         (b"0" * (2 * 2**20 + 1), {}, 413, "file_too_large", "file"),
         (b"0" * (5 * 2**20), {}, 413, "file_too_large", "file"),
         (encoded(np.zeros(91 * RATE, np.int16), "FLAC"), {}, 400, "audio_too_long", "file"),

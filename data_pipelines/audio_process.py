@@ -1,0 +1,204 @@
+"""Processes that decode audio files, and the pool that keeps them.
+
+A file from elsewhere may crash a decoder, or make it take all memory or time. Here that costs a process which holds
+nothing else. Processes are kept between files, since starting one takes some tenths of a second; they exit with this
+process. A request is one JSON line and an open file; answers are JSON objects and blocks of samples.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FRAME = struct.Struct(
+    "<cIH"
+)  # of an answer: its kind, its number of bytes, and channels (0: samples without that axis)
+STOP = b"\n"  # ends a request early; nothing where there is none
+JSON, SAMPLES = b"j", b"s"
+_MAX_FRAME = 2**26  # bytes; blocks of samples stay below
+_MAX_SILENCE = 120.0  # seconds without an answer
+_CHECK = 0.2  # seconds between checks whether the answer is still wanted
+_MAX_STOP = 2.0  # seconds from `STOP` to the last answer
+_MAX_IDLE = os.cpu_count() or 1
+
+
+class ProcessError(Exception):
+    """A decoding process ended or was ended; `reason` is short enough to count by."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Process:
+    """One decoding process."""
+
+    def __init__(self):
+        self._socket, theirs = socket.socketpair()
+        # -P and our own path: modules are those of this process, whatever the working directory holds.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "data_pipelines.audio_worker", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the process that asked
+            )
+
+    def ask(self, request: dict[str, Any], fd: int) -> None:
+        """Sends a request. Raises `OSError` if the process has ended."""
+        line = json.dumps(request).encode() + b"\n"
+        self._socket.settimeout(_MAX_SILENCE)
+        sent = socket.send_fds(self._socket, [line], [fd])
+        self._socket.sendall(line[sent:])
+
+    def answers(self, check: Callable[[], None] | None) -> Iterator[NDArray[np.int16] | dict[str, Any]]:
+        """Yields the answers to a request; the last is a JSON object with the key `again`.
+
+        Raises:
+          ProcessError: the process ended, or gave no answer in time.
+        """
+        self._socket.settimeout(_CHECK)
+        while True:
+            kind, size, channels = FRAME.unpack(self._receive(FRAME.size, check))
+            if size > _MAX_FRAME:
+                raise ProcessError("cannot be decoded")
+            content = self._receive(size, check)
+            if check is not None:
+                check()
+            if kind == SAMPLES:
+                samples = np.frombuffer(content, np.int16)
+                yield samples.reshape(-1, channels) if channels else samples
+                continue
+            answer = json.loads(content)
+            yield answer
+            if "again" in answer:
+                return
+
+    def _receive(self, size: int, check: Callable[[], None] | None) -> bytearray:
+        content = bytearray(size)
+        view, received, deadline = memoryview(content), 0, time.monotonic() + _MAX_SILENCE
+        while received < size:
+            try:
+                count = self._socket.recv_into(view[received:])
+            except TimeoutError:
+                if check is not None:
+                    check()
+                if time.monotonic() > deadline:
+                    raise ProcessError("takes too long to decode") from None
+                continue
+            except ConnectionError:
+                count = 0
+            if count == 0:
+                raise ProcessError(self._death())
+            received += count
+        return content
+
+    def stop(self) -> bool:
+        """Ends a request whose answers are not wanted. Returns whether the process takes another one."""
+        deadline = time.monotonic() + _MAX_STOP
+
+        def check() -> None:
+            if time.monotonic() > deadline:
+                raise ProcessError("does not stop")
+
+        try:
+            self._socket.sendall(STOP)
+            return [answer["again"] for answer in self.answers(check) if isinstance(answer, dict)][-1]
+        except (OSError, ProcessError):
+            return False
+
+    def _death(self) -> str:
+        try:
+            status = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            status = 0
+        if status == -signal.SIGXCPU:
+            return "takes too much processor time to decode"
+        return "crashes the decoder"
+
+    def end(self) -> None:
+        """Kills the process and waits for it."""
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+
+
+class _Pool:
+    """Processes without a request at present."""
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all processes: after a fork they are the parent's."""
+        self._idle: list[_Process] = []
+        self._lock = threading.Lock()
+
+    def ask(self, request: dict[str, Any], fd: int) -> _Process:
+        """Returns a process that has been sent a request."""
+        while True:
+            with self._lock:
+                process = self._idle.pop() if self._idle else None
+            fresh = process is None
+            process = process or _Process()
+            try:
+                process.ask(request, fd)
+                return process
+            except OSError as error:  # it has ended meanwhile
+                process.end()
+                if fresh:
+                    raise ProcessError("cannot be decoded: the decoding process does not start") from error
+
+    def give_back(self, process: _Process) -> None:
+        with self._lock:
+            if len(self._idle) < _MAX_IDLE:
+                self._idle.append(process)
+                return
+        process.end()
+
+
+_pool = _Pool()
+os.register_at_fork(after_in_child=_pool.clear)
+
+
+def run(
+    request: dict[str, Any], fd: int, check: Callable[[], None] | None = None
+) -> Iterator[NDArray[np.int16] | dict[str, Any]]:
+    """Yields what a decoding process answers to a request about an open file: see `audio_worker`.
+
+    Args:
+      check: called several times a second while waiting; what it raises ends the process.
+
+    Raises:
+      ProcessError: the process crashed, exceeded a limit, or gave no answer in time.
+    """
+    process = _pool.ask(request, fd)
+    again = False
+    try:
+        for answer in process.answers(check):
+            if isinstance(answer, dict):
+                again = answer.get("again", False)
+            yield answer
+    except GeneratorExit:
+        again = again or process.stop()
+        raise
+    finally:
+        if again:
+            _pool.give_back(process)
+        else:
+            with contextlib.suppress(OSError):
+                process.end()

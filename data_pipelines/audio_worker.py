@@ -1,0 +1,117 @@
+"""The process that decodes audio files under limits: `python -m data_pipelines.audio_worker FD`.
+
+FD is a connected socket. A request is a JSON line with an open file attached:
+
+    {"do": "decode", "suffix": ".mp3", "rate": 16000, "mix": true, "max_seconds": 30.0}
+    {"do": "length", "suffix": ".mp3"}
+
+Answers are frames (`audio_process.FRAME`): blocks of int16 samples, then one JSON object, in which `again`
+says whether the process takes another request, and `reason` and `remedy`, or `too_long`, say why there is no more.
+"""
+
+import json
+import math
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from typing import Any
+
+import av
+import soundfile
+
+from data_pipelines import audio, audio_formats
+from data_pipelines.audio_process import FRAME, JSON, SAMPLES, STOP
+
+_MEMORY = 256 * 2**20  # bytes, beyond what the process takes before it opens a file
+_CPU_SECONDS, _CPU_SHARE = 20.0, 0.1  # of processor time, and more for each second of audio that comes out
+_REMEDY = "the file may be damaged: convert it to FLAC or WAV"
+
+
+def answer_requests(connection: socket.socket) -> None:
+    """Answers requests until the connection ends or memory is not given back."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    at_start = _memory()
+    while True:
+        line, descriptors, _, _ = socket.recv_fds(connection, 2**16, 1)
+        if not line:
+            return
+        while not line.endswith(b"\n"):
+            line += connection.recv(2**16)
+        if not line.strip():  # a request was stopped that had come to its end
+            continue
+        answer = {}
+        try:
+            _limit(resource.RLIMIT_AS, _memory() + _MEMORY)
+            _limit_cpu(resource.getrusage(resource.RUSAGE_SELF), 0.0)
+            answer = _answer(json.loads(line), descriptors[0], connection)
+        except MemoryError:
+            answer = {"reason": "takes too much memory to decode", "remedy": _REMEDY, "again": False}
+        finally:
+            os.close(descriptors[0])
+        answer.setdefault("again", _memory() < at_start + _MEMORY // 2)
+        _send(connection, JSON, json.dumps(answer).encode())
+        if not answer["again"]:
+            return
+
+
+def _answer(request: dict[str, Any], fd: int, connection: socket.socket) -> dict[str, Any]:
+    """Does what a request asks. Returns the last answer."""
+    try:
+        if request["do"] == "length":
+            return {"length": audio_formats.length(fd, request["suffix"])}
+        damage = audio_formats.Damage()
+        blocks = audio_formats.blocks(fd, request["suffix"], damage)
+        num_samples, start = 0, resource.getrusage(resource.RUSAGE_SELF)
+        rate, mix = request["rate"], request["mix"]
+        for block in audio.resampled(blocks, "audio", request.get("max_seconds", math.inf), rate=rate, mix=mix):
+            _send(connection, SAMPLES, block.tobytes(), 0 if mix else block.shape[1])
+            num_samples += len(block)
+            _limit_cpu(start, num_samples / rate)
+            if select.select([connection], [], [], 0)[0]:
+                connection.recv(len(STOP))
+                return {}
+        if damage.lost > num_samples / rate / 2:
+            raise ValueError(damage.first_error)
+        return {"lost": damage.lost, "error": damage.first_error}
+    except audio.AudioTooLongError:
+        return {"too_long": True}
+    except audio.AudioError as error:
+        return {"reason": error.reason, "remedy": error.remedy}
+    except MemoryError:
+        raise
+    except (soundfile.LibsndfileError, av.FFmpegError, ValueError, OSError, RuntimeError) as error:
+        return {"reason": "cannot be decoded", "remedy": f"the file may be damaged: try to play it ({error})"}
+
+
+def _send(connection: socket.socket, kind: bytes, content: bytes, channels: int = 0) -> None:
+    connection.sendall(FRAME.pack(kind, len(content), channels))
+    connection.sendall(content)
+
+
+def _limit_cpu(start: resource.struct_rusage, seconds: float) -> None:
+    """Limits processor time, counted from `start`, to what a file may take of which `seconds` are decoded."""
+    limit = start.ru_utime + start.ru_stime + _CPU_SECONDS + _CPU_SHARE * seconds
+    _limit(resource.RLIMIT_CPU, math.ceil(limit))
+
+
+def _limit(kind: int, limit: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _memory() -> int:
+    """Returns the bytes of this process's address space."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with socket.socket(fileno=int(sys.argv[1])) as parent:
+        try:
+            answer_requests(parent)
+        except ConnectionError:  # nobody waits for the answer any more
+            sys.exit(0)
