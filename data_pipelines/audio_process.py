@@ -30,7 +30,7 @@ _MAX_FRAME = 2**26  # bytes; blocks of samples stay below
 _MAX_SILENCE = 120.0  # seconds without an answer
 _CHECK = 0.2  # seconds between checks whether the answer is still wanted
 _MAX_STOP = 2.0  # seconds from `STOP` to the last answer
-_MAX_IDLE = os.cpu_count() or 1
+_MAX_IDLE = max(8, os.cpu_count() or 1)
 
 
 class ProcessError(Exception):
