@@ -7,8 +7,9 @@ are not on the list, and FFmpeg may open nothing.
 
 import io
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import av
 import numpy as np
@@ -36,6 +37,7 @@ _CODECS = (
     "nellymoser,opus,speex,tak,truehd,tta,vorbis,wavpack,wmalossless,wmapro,wmav1,wmav2,wmavoice,"
     + ",".join(sorted(name for name in av.codecs_available if name.startswith("pcm_")))
 )
+_PAGE = re.compile(rb"OggS\0[\0-\7]")  # the beginning of an Ogg page, as far as its flags
 _TIMED_FORMATS = {"matroska", "mov", "ogg", "asf", "flv", "mpegts", "mpeg", "flac"}  # packets carry timestamps
 _ABSOLUTE_FORMATS = {"matroska", "mov"}  # time 0 is where playback starts, whatever comes first
 _DISCONTINUOUS_FORMATS = {"mpegts", "mpeg", "ogg"}  # a long jump is a new timeline, not a gap
@@ -118,43 +120,90 @@ def length(fd: int, suffix: str) -> float:
         except soundfile.LibsndfileError:
             pass
         os.lseek(fd, 0, os.SEEK_SET)
-    with _open(fd, suffix, _HEADERLESS.get(suffix.lower())) as container:
+    with _open(_Part(fd, suffix), _HEADERLESS.get(suffix.lower())) as container:
         return (container.duration or 0) / av.time_base
 
 
-class _Descriptor(io.FileIO):
-    """An open file under a name of which FFmpeg sees the suffix alone."""
+class _Part(io.FileIO):
+    """A part of an open file, under a name of which FFmpeg sees the suffix alone."""
 
-    def __init__(self, fd: int, suffix: str):
+    def __init__(self, fd: int, suffix: str, start: int = 0, end: int | None = None):
         super().__init__(fd, closefd=False)
-        self.name = f"audio{suffix}"
+        self.name, self._start = f"audio{suffix}", start
+        self._end = os.fstat(fd).st_size if end is None else end
+        self.seek(0)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: self._start, os.SEEK_CUR: super().tell(), os.SEEK_END: self._end}[whence]
+        return super().seek(max(base + offset, self._start)) - self._start
+
+    def tell(self) -> int:
+        return super().tell() - self._start
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._end - super().tell(), 0)
+        return super().read(left if size < 0 else min(size, left))
 
 
-def _open(fd: int, suffix: str, container_format: str | None) -> av.container.InputContainer:
+def _links(fd: int) -> list[int]:
+    """Returns where the streams begin that are joined in an Ogg file (RFC 3533, "chaining"); [0] for other files."""
+    starts, was_first, position, tail = [0], True, 0, b""
+    with io.FileIO(fd, closefd=False) as file:
+        file.seek(0)
+        if file.read(4) != b"OggS":
+            return starts
+        file.seek(0)
+        while chunk := file.read(2**20):
+            content = tail + chunk
+            for page in _PAGE.finditer(content):
+                is_first = bool(content[page.end() - 1] & 2)
+                if is_first and not was_first:
+                    starts.append(position - len(tail) + page.start())
+                was_first = is_first
+            position += len(chunk)
+            tail = content[-5:]
+    return starts
+
+
+def _open(part: _Part, container_format: str | None) -> av.container.InputContainer:
     options = {
         "protocol_whitelist": "none",
         "format_whitelist": _FFMPEG_FORMATS,
         "codec_whitelist": _CODECS,
     }
-    return av.open(
-        _Descriptor(fd, suffix), format=container_format, container_options=options, metadata_errors="replace"
-    )
+    return av.open(part, format=container_format, container_options=options, metadata_errors="replace")
 
 
-@dataclass
-class _Interleaver:
-    """Converts decoded frames to float32 [samples, channels]; PyAV crashes on planar frames of 8 channels."""
+class _Pending:
+    """Decoded frames of one rate and layout, until they make a block."""
 
-    layout: tuple = ()
-    resampler: av.AudioResampler | None = field(default=None, repr=False)
+    def __init__(self):
+        self._fifo: av.AudioFifo | None = None
+        self._kind: tuple | None = None
+        self.rate = self.num_channels = 0
 
-    def __call__(self, frame: av.AudioFrame) -> NDArray[np.float32]:
-        layout = frame.format.name, frame.layout.name, frame.sample_rate
-        if layout != self.layout:  # joined streams may differ
-            self.layout, self.resampler = layout, av.AudioResampler(format="flt")
-        channels = len(frame.layout.channels)
-        parts = [part.to_ndarray().reshape(-1, channels) for part in self.resampler.resample(frame)]
-        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros((0, channels), np.float32), *parts])
+    def fits(self, frame: av.AudioFrame) -> bool:
+        """Whether a frame is of the kind that waits."""
+        return self._kind in (None, (frame.sample_rate, frame.format.name, frame.layout.name))
+
+    def write(self, frame: av.AudioFrame) -> None:
+        if self._fifo is None:
+            self._kind = frame.sample_rate, frame.format.name, frame.layout.name
+            self._fifo, self.rate, self.num_channels = av.AudioFifo(), frame.sample_rate, frame.layout.nb_channels
+        frame.pts = None  # else it has to be where the last frame ends
+        self._fifo.write(frame)
+
+    @property
+    def is_full(self) -> bool:
+        return self._fifo is not None and self._fifo.samples * self.num_channels >= _BLOCK_SAMPLES
+
+    def read(self) -> Iterator[Block]:
+        """Yields what waits, if anything, as one block."""
+        frame, rate = (self._fifo.read() if self._fifo is not None else None), self.rate
+        self._fifo = self._kind = None
+        if frame is not None:  # interleaved first: PyAV crashes on planar frames of 8 channels
+            parts = av.AudioResampler(format="flt").resample(frame)
+            yield rate, np.concatenate([part.to_ndarray().reshape(-1, self.num_channels) for part in parts])
 
 
 class _Timeline:
@@ -172,13 +221,14 @@ class _Timeline:
         is_absolute = names & _ABSOLUTE_FORMATS and start <= _MAX_ABSOLUTE_START
         self._origin = 0.0 if is_absolute else start
         self._max_gap = _MAX_DISCONTINUOUS_GAP if names & _DISCONTINUOUS_FORMATS else _MAX_GAP
-        self._last = -np.inf
+        self._last, self._time_base = -np.inf, 0.0
 
     def gap(self, frame: av.AudioFrame, seconds: float) -> float:
         """Returns seconds of silence that precede a frame, behind `seconds` of audio."""
-        if not self._is_timed or frame.pts is None or frame.time_base is None:
+        if not self._is_timed or frame.pts is None:
             return 0.0
-        time = float(frame.pts * frame.time_base)
+        self._time_base = self._time_base or float(frame.time_base)  # arithmetic of fractions is slow
+        time = frame.pts * self._time_base
         missing = time - self._origin - seconds
         if time < self._last - _MIN_GAP or missing > self._max_gap:  # a new timeline begins here
             self._origin, missing = time - seconds, 0.0
@@ -187,7 +237,24 @@ class _Timeline:
 
 
 def _ffmpeg_blocks(fd: int, suffix: str, damage: Damage, container_format: str | None = None) -> Iterator[Block]:
-    with _open(fd, suffix, container_format) as container:
+    starts = _links(fd)
+    any_decoded, failure = False, None
+    for start, end in zip(starts, [*starts[1:], None], strict=True):  # FFmpeg refuses streams of another rate
+        try:
+            for block in _part_blocks(_Part(fd, suffix, start, end), damage, container_format):
+                any_decoded = True
+                yield block
+        except MemoryError:
+            raise
+        except (av.FFmpegError, ValueError) as error:
+            damage.add(0.0, error)
+            failure = error
+    if failure is not None and not any_decoded:
+        raise failure
+
+
+def _part_blocks(part: _Part, damage: Damage, container_format: str | None) -> Iterator[Block]:
+    with _open(part, container_format) as container:
         if not container.streams.audio:
             raise AudioError("audio", "no audio stream", "the file holds no sound: remove its entry")
         stream = container.streams.audio[0]
@@ -198,39 +265,29 @@ def _ffmpeg_blocks(fd: int, suffix: str, damage: Damage, container_format: str |
         codec.thread_count = 1
         if codec.codec.name == "flac":  # else damaged frames come out as noise
             codec.options = {"err_detect": "crccheck+explode"}
-        timeline, interleave = _Timeline(container), _Interleaver()
-        pending: list[NDArray[np.float32]] = []
-        num_pending, seconds, lost, rate, error = 0, 0.0, 0.0, 0, None
+        timeline, pending = _Timeline(container), _Pending()
+        seconds, lost, error = 0.0, 0.0, None
         for decoded in _frames(container, stream):
             if isinstance(decoded, _Lost):
                 damage.add(decoded.seconds, decoded.error)
                 lost, error = lost + decoded.seconds, decoded.error
                 continue
-            samples = interleave(decoded)
-            if pending and (decoded.sample_rate != rate or samples.shape[1] != pending[0].shape[1]):
-                yield rate, np.concatenate(pending)
-                pending, num_pending = [], 0
-            rate = decoded.sample_rate
             gap = timeline.gap(decoded, seconds + lost)
             if gap and timeline.is_contiguous:
                 damage.add(gap, "packets are missing")
             gap, lost = gap + lost, 0.0
+            if gap or not pending.fits(decoded):
+                yield from pending.read()
             if gap:
-                if pending:
-                    yield rate, np.concatenate(pending)
-                    pending, num_pending = [], 0
-                yield from _silence(gap, rate, samples.shape[1])
-            pending.append(samples)
-            num_pending += samples.size
-            seconds += gap + len(samples) / max(rate, 1)
-            if num_pending >= _BLOCK_SAMPLES:
-                yield rate, np.concatenate(pending)
-                pending, num_pending = [], 0
-        if pending:
-            yield rate, np.concatenate(pending)
-        if lost and rate:
-            yield from _silence(lost, rate, 1)
-        if error is not None and not rate:
+                yield from _silence(gap, decoded.sample_rate, decoded.layout.nb_channels)
+            pending.write(decoded)
+            seconds += gap + decoded.samples / max(decoded.sample_rate, 1)
+            if pending.is_full:
+                yield from pending.read()
+        yield from pending.read()
+        if lost and pending.rate:
+            yield from _silence(lost, pending.rate, pending.num_channels)
+        if error is not None and not pending.rate:
             raise error
 
 

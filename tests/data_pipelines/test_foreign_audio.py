@@ -49,7 +49,9 @@ def aiff_stating(num_samples: int) -> bytes:
         ("OGG", "VORBIS", (RATE, RATE)),
         ("OGG", "VORBIS", (RATE, 44_100)),
         ("OGG", "OPUS", (48_000, 48_000)),
+        ("OGG", "OPUS", (48_000, 16_000)),
         ("MP3", "MPEG_LAYER_III", (44_100, 44_100)),
+        ("MP3", "MPEG_LAYER_III", (44_100, 24_000)),
     ],
 )
 def test_joined_streams_are_decoded_to_the_end(file_format, subtype, rates):
