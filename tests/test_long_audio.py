@@ -165,7 +165,7 @@ def test_opened_by_path_it_does_the_same():
 
 @pytest.mark.slow
 def test_an_hour_takes_no_more_memory_than_ten_minutes(recognizer, tmp_path):
-    """What Python and numpy hold at the peak, most of it a block in several forms; and no word is lost."""
+    """What Python and numpy hold at the peak, windows and a block; and no word is lost."""
     rng = np.random.default_rng(7)
     minute, words = [], []
     while sum(map(len, minute)) < 60 * RATE:
@@ -182,6 +182,6 @@ def test_an_hour_takes_no_more_memory_than_ten_minutes(recognizer, tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert transcript.seconds > 3600
-    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] < 1.1 * peaks[0] + 2e6  # its words; the samples of an hour would be 115 MB
     assert jiwer.wer(" ".join(60 * words), transcript.text) < 0.01
     assert transcript.words[-1].end <= transcript.seconds
