@@ -200,8 +200,8 @@ class PositionalAttention(nnx.Module):
         self.query, self.key, self.value, self.out = _projections(dim, num_heads, bias, rngs)
         self.position = Linear((dim,), (num_heads, head_dim), _INTO, bias=False, rngs=rngs)
         zeros = jax.nn.initializers.zeros
-        self.content_bias = parameter(rngs.params(), (num_heads, head_dim), _INTO[1:], zeros)  # u
-        self.position_bias = parameter(rngs.params(), (num_heads, head_dim), _INTO[1:], zeros)  # v
+        self.content_bias = parameter(rngs.params(), (num_heads, head_dim), _INTO[1:], zeros, decays=False)  # u
+        self.position_bias = parameter(rngs.params(), (num_heads, head_dim), _INTO[1:], zeros, decays=False)  # v
 
     def __call__(
         self,

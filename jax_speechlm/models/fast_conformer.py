@@ -115,7 +115,7 @@ class Separable(nnx.Module):
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         third = jax.nn.initializers.truncated_normal(1 / 3)  # nine values are summed
         self.depthwise = parameter(rngs.params(), (9, channels), (None, None), third)
-        self.bias = parameter(rngs.params(), (channels,), (None,), jax.nn.initializers.zeros)
+        self.bias = parameter(rngs.params(), (channels,), (None,), jax.nn.initializers.zeros, decays=False)
         self.pointwise = Linear((channels,), (channels,), (None, None), gain=2**0.5, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch time bins channels"]) -> Float[Array, "batch half less_bins channels"]:
@@ -201,8 +201,8 @@ class Convolution(nnx.Module):
         self.depthwise = parameter(
             rngs.params(), (taps, dim), (None, "mlp"), jax.nn.initializers.truncated_normal(taps**-0.5)
         )
-        self.scale = parameter(rngs.params(), (dim,), ("mlp",), jax.nn.initializers.ones)
-        self.offset = parameter(rngs.params(), (dim,), ("mlp",), jax.nn.initializers.zeros)
+        self.scale = parameter(rngs.params(), (dim,), ("mlp",), jax.nn.initializers.ones, decays=False)
+        self.offset = parameter(rngs.params(), (dim,), ("mlp",), jax.nn.initializers.zeros, decays=False)
         self.contract = Linear((dim,), (dim,), ("mlp", "embed"), bias=config.bias, rngs=rngs)
 
     def __call__(

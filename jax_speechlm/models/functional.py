@@ -40,11 +40,13 @@ class Declaration(NamedTuple):
       graphdef: the module's static structure, for `bind`.
       shapes: nested dict of `jax.ShapeDtypeStruct`.
       axes: nested dict of the same structure; each leaf a tuple that names each dimension's logical axis, or None.
+      decays: nested dict of the same structure; whether weight decay applies to each parameter.
     """
 
     graphdef: nnx.GraphDef
     shapes: Params
     axes: Params
+    decays: Params
 
 
 def declare(make: MakeModule) -> Declaration:
@@ -58,7 +60,8 @@ def declare(make: MakeModule) -> Declaration:
         return tuple(names) + (None,) * (len(variable.get_value().shape) - len(names))
 
     axes = jax.tree.map(axes_of, state, is_leaf=is_variable)
-    return Declaration(graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes))
+    decays = jax.tree.map(lambda variable: variable.get_metadata()["decays"], state, is_leaf=is_variable)
+    return Declaration(graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes), nnx.to_pure_dict(decays))
 
 
 def init(make: MakeModule, key: PRNGKeyArray) -> Params:
@@ -77,9 +80,20 @@ def parameter(
     shape: tuple[int, ...],
     axes: tuple[str | None, ...],
     initializer: Callable[..., Float[Array, "..."]],
+    *,
+    decays: bool = True,
 ) -> nnx.Param:
-    """Declares one float32 parameter: its shape, the logical name of each axis, and its initial values."""
-    return nnx.Param(initializer(key, shape, jnp.float32), sharding_names=axes)
+    """Declares one float32 parameter.
+
+    Args:
+      key: for its initial values.
+      shape: its dimensions.
+      axes: the logical name of each dimension.
+      initializer: gives its initial values.
+      decays: whether weight decay applies: False for biases, scales of norms and single learnt vectors, whatever their
+        number of dimensions.
+    """
+    return nnx.Param(initializer(key, shape, jnp.float32), sharding_names=axes, decays=decays)
 
 
 def stack(make_layer: MakeModule, num_layers: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -55,7 +55,9 @@ class Linear(nnx.Module):
         self.num_in = num_in
         self.kernel = parameter(rngs.params(), shape, tuple(axes), initializer)
         offset = jax.nn.initializers.normal(bias_scale) if bias_scale else jax.nn.initializers.zeros
-        self.bias = parameter(rngs.params(), shape[num_in:], tuple(axes[num_in:]), offset) if bias else None
+        self.bias = (
+            parameter(rngs.params(), shape[num_in:], tuple(axes[num_in:]), offset, decays=False) if bias else None
+        )
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         kernel = self.kernel[...]
@@ -78,8 +80,9 @@ class LayerNorm(nnx.Module):
         self, dim: int, *, axis: str | None = "embed", epsilon: float = 1e-5, bias: bool = True, rngs: nnx.Rngs
     ):
         self.epsilon = epsilon
-        self.scale = parameter(rngs.params(), (dim,), (axis,), jax.nn.initializers.ones)
-        self.bias = parameter(rngs.params(), (dim,), (axis,), jax.nn.initializers.zeros) if bias else None
+        self.scale = parameter(rngs.params(), (dim,), (axis,), jax.nn.initializers.ones, decays=False)
+        zeros = jax.nn.initializers.zeros
+        self.bias = parameter(rngs.params(), (dim,), (axis,), zeros, decays=False) if bias else None
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         y = x.astype(jnp.float32)
@@ -93,7 +96,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, dim: int, *, axis: str | None = "embed", epsilon: float = 1e-6, rngs: nnx.Rngs):
         self.epsilon = epsilon
-        self.scale = parameter(rngs.params(), (dim,), (axis,), jax.nn.initializers.ones)
+        self.scale = parameter(rngs.params(), (dim,), (axis,), jax.nn.initializers.ones, decays=False)
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         y = x.astype(jnp.float32)

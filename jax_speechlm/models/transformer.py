@@ -108,7 +108,7 @@ class PredictionHead(nnx.Module):
     def __init__(self, config: TransformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.linear = Linear((config.dim,), (config.dim,), ("embed", None), bias=config.bias, rngs=rngs)
         self.norm = _norm(config, rngs)
-        self.bias = parameter(rngs.params(), (vocab_size,), ("vocab",), jax.nn.initializers.zeros)
+        self.bias = parameter(rngs.params(), (vocab_size,), ("vocab",), jax.nn.initializers.zeros, decays=False)
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         return self.norm(jax.nn.gelu(self.linear(x), approximate=False))

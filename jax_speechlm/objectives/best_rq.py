@@ -113,7 +113,9 @@ class Heads(nnx.Module):
         self.kernel = functional.parameter(
             rngs.params(), (config.books, dim, config.codes), (None, "embed", "vocab"), small
         )
-        self.bias = functional.parameter(rngs.params(), (config.books, config.codes), (None, "vocab"), zeros)
+        self.bias = functional.parameter(
+            rngs.params(), (config.books, config.codes), (None, "vocab"), zeros, decays=False
+        )
 
 
 class BestRQModel(nnx.Module):

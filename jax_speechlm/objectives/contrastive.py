@@ -97,7 +97,7 @@ class Contrast(nnx.Module):
     """
 
     def __init__(self, config: ContrastiveConfig, dim: int, *, rngs: nnx.Rngs):
-        self.mask = parameter(rngs.params(), (dim,), ("embed",), jax.nn.initializers.normal(1.0))
+        self.mask = parameter(rngs.params(), (dim,), ("embed",), jax.nn.initializers.normal(1.0), decays=False)
         self.quantizer = GumbelQuantizer(dim, config.groups, config.codes, config.code_dim, rngs=rngs)
         self.context = Linear((dim,), (config.code_dim,), ("embed", None), rngs=rngs)
         self.target = Linear((config.code_dim,), (config.code_dim,), (None, None), rngs=rngs)

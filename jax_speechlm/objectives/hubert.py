@@ -103,7 +103,9 @@ class HuBERTModel(nnx.Module):
 
     def __init__(self, model: ConformerConfig, config: HuBERT, *, rngs: nnx.Rngs):
         self.encoder = Conformer(model, rngs=rngs)
-        self.mask = functional.parameter(rngs.params(), (model.dim,), ("embed",), jax.nn.initializers.normal(1.0))
+        self.mask = functional.parameter(
+            rngs.params(), (model.dim,), ("embed",), jax.nn.initializers.normal(1.0), decays=False
+        )
         self.units = Units(config, model.dim, rngs=rngs)
 
 

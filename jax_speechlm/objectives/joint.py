@@ -130,7 +130,9 @@ class TextSide(nnx.Module):
         # Scaled up on the way in: as large there as what speech comes in as, and logits of order 1 on the way out.
         small = jax.nn.initializers.normal(config.dim**-0.5)
         self.table = functional.parameter(rngs.params(), (vocab_size, config.dim), ("vocab", "embed"), small)
-        self.bias = functional.parameter(rngs.params(), (vocab_size,), ("vocab",), jax.nn.initializers.zeros)
+        self.bias = functional.parameter(
+            rngs.params(), (vocab_size,), ("vocab",), jax.nn.initializers.zeros, decays=False
+        )
 
     def embed(self, tokens_BxT: Int[Array, "batch time"]) -> Float[Array, "batch time dim"]:
         """Tokens as the layers take them, in the compute type."""

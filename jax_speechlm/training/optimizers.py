@@ -83,8 +83,8 @@ class Optimizer(Config):
 
     Attributes:
       kind: "adamw", "adam" (AdamW without decay) or "sgd" (momentum b1, with decay).
-      weight_decay: decoupled; applies to arrays with two or more dimensions besides the stacked layers, so never to
-        biases, norms and scales.
+      weight_decay: decoupled; applies to weights and embeddings, never to biases, scales of norms and single learnt
+        vectors (`models.functional.parameter`).
       clip_norm: global norm that gradients are scaled down to.
       frozen: path prefixes that never change; no gradient and no moments are kept for them.
       groups: parameters that learn at other rates, or later.
@@ -104,8 +104,12 @@ class Optimizer(Config):
     accumulate: pydantic.PositiveInt = 1
     ema_decay: Share = 0.0
 
-    def build(self, num_steps: int, axes: Params) -> optax.GradientTransformation:
-        """The Optax transformation for parameters whose logical axes are given (nested dict of tuples).
+    def build(self, num_steps: int, decays: Params) -> optax.GradientTransformation:
+        """Builds the Optax transformation.
+
+        Args:
+          num_steps: of the run, for the schedule.
+          decays: nested dict of the trainable parameters: whether weight decay applies to each.
 
         Raises:
           ValueError: a group names no parameter.
@@ -116,23 +120,18 @@ class Optimizer(Config):
             "sgd": optax.trace(self.b1),
         }[self.kind]
         decay = 0.0 if self.kind == "adam" else self.weight_decay
-        decayed = jax.tree.map(lambda names: _num_own_dims(names) >= 2, axes, is_leaf=lambda leaf: type(leaf) is tuple)
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
             inner,
-            optax.add_decayed_weights(decay, decayed) if decay else optax.identity(),
-            _scale_groups(self.groups, axes) if self.groups else optax.identity(),
+            optax.add_decayed_weights(decay, decays) if decay else optax.identity(),
+            _scale_groups(self.groups, decays) if self.groups else optax.identity(),
             optax.scale_by_learning_rate(self.schedule.build(num_steps)),
         )
 
 
-def _num_own_dims(names: tuple[str | None, ...]) -> int:
-    return sum(name != "layers" for name in names)
-
-
-def paths(tree: Params, *, is_leaf=None) -> list[str]:
+def paths(tree: Params) -> list[str]:
     """The path of every leaf in the order of `jax.tree.leaves`, such as "encoder/layers/norm/scale"."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
@@ -141,13 +140,12 @@ def is_below(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith(prefix.rstrip("/") + "/")
 
 
-def _scale_groups(groups: tuple[Group, ...], axes: Params) -> optax.GradientTransformation:
-    is_axes = lambda leaf: type(leaf) is tuple  # noqa: E731
-    names = paths(axes, is_leaf=is_axes)
+def _scale_groups(groups: tuple[Group, ...], like: Params) -> optax.GradientTransformation:
+    names = paths(like)
     for group in groups:
         if not any(is_below(name, group.prefix) for name in names):
             raise ValueError(f"optimizer.groups: no parameter lies below {group.prefix!r}; there are {sorted(names)}")
-    treedef = jax.tree.structure(axes, is_leaf=is_axes)
+    treedef = jax.tree.structure(like)
 
     def scale(step: jax.Array, name: str) -> jax.Array | float:
         factor: jax.Array | float = 1.0

@@ -74,7 +74,7 @@ def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, see
     def trainable_part(tree: Params) -> Params:
         return select(tree, frozen_paths, complement=True)
 
-    transform = optimizer.build(num_steps, trainable_part(declaration.axes))
+    transform = optimizer.build(num_steps, trainable_part(declaration.decays))
     schedule = optimizer.schedule.build(num_steps)
 
     def init(key: jax.Array) -> TrainState:

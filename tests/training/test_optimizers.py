@@ -6,18 +6,49 @@ import numpy as np
 import optax
 import pytest
 
-from jax_speechlm.training.optimizers import WSD, Group, Noam, Optimizer, WarmupCosine, is_below, overlay, select
+from data_pipelines.tokenizers import CharTokenizer
+from jax_speechlm import configs
+from jax_speechlm.experiment import Experiment
+from jax_speechlm.models import functional
+from jax_speechlm.models.adapter import Convolutional, QFormer
+from jax_speechlm.models.lora import LoRA
+from jax_speechlm.models.transformer_config import LearnedPositions
+from jax_speechlm.objectives.span_corruption import SpanCorruption
+from jax_speechlm.training.optimizers import WSD, Group, Noam, Optimizer, WarmupCosine, is_below, overlay, paths, select
+from tests.training import tiny
 
 PARAMS = {
     "encoder": {"layers": {"kernel": jnp.ones((2, 3, 4)), "bias": jnp.ones((2, 3))}},
     "encoder_norm": {"scale": jnp.ones(3)},
     "head": {"kernel": jnp.ones((3, 5))},
 }
-AXES = {
-    "encoder": {"layers": {"kernel": ("layers", "embed", "mlp"), "bias": ("layers", "embed")}},
-    "encoder_norm": {"scale": ("embed",)},
-    "head": {"kernel": ("embed", "vocab")},
+DECAYS = {
+    "encoder": {"layers": {"kernel": True, "bias": False}},
+    "encoder_norm": {"scale": False},
+    "head": {"kernel": True},
 }
+UNDECAYED = {"bias", "content_bias", "position_bias", "scale", "offset", "mask"}
+"""Names of biases, of scales of norms and of single learnt vectors; every other parameter is a weight."""
+
+
+def experiments() -> dict[str, Experiment]:
+    """Every kind of model under every objective: one shipped experiment of each pair, and small ones in other forms."""
+    shipped = {name: configs.load(name) for name in configs.names() if name != "demo_distill"}  # teachers unknown here
+    pairs = {(each.model.kind, each.objective.kind): name for name, each in shipped.items()}
+    found = {name: shipped[name] for name in pairs.values()} | {name: tiny.experiment(name) for name in tiny.OBJECTIVES}
+    text = shipped["text_en_mlm"]
+    bert = {"causal": False, "norm": "layer", "post_norm": True, "embedding_norm": True, "bias": True, "gated": False}
+    bert |= {"prediction_head": True, "tied": False, "positions": LearnedPositions(token_types=2)}
+    found["bert"] = text.replace(model=text.model.replace(**bert))
+    spans = shipped["text_en_lm"]
+    found["spans"] = spans.replace(objective=SpanCorruption(), model=spans.model.replace(bias=True, norm="layer"))
+    spoken = tiny.experiment("speech_lm")
+    for adapter in (Convolutional(), QFormer()):
+        found[adapter.kind] = spoken.replace(model=spoken.model.replace(adapter=adapter, lora=LoRA(rank=2)))
+    return found
+
+
+EXPERIMENTS = experiments()
 
 
 @pytest.mark.parametrize("schedule", [WarmupCosine(warmup_steps=10), Noam(warmup_steps=10), WSD(warmup_steps=10)])
@@ -43,18 +74,34 @@ def test_no_warmup_starts_at_the_peak():
     assert float(WarmupCosine(peak=1.0, warmup_steps=0).build(10)(0)) == pytest.approx(1.0)
 
 
-def test_only_matrices_decay():
-    transform = Optimizer(kind="sgd", b1=0.0, weight_decay=0.1, schedule=WSD(peak=1.0, warmup_steps=0)).build(100, AXES)
+def test_only_weights_decay():
+    transform = Optimizer(kind="sgd", b1=0.0, weight_decay=0.1, schedule=WSD(peak=1.0, warmup_steps=0)).build(
+        100, DECAYS
+    )
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     updates, _ = transform.update(zeros, transform.init(PARAMS), PARAMS)
     assert np.allclose(updates["encoder"]["layers"]["kernel"], -0.1)
     assert np.allclose(updates["head"]["kernel"], -0.1)
-    assert np.allclose(updates["encoder"]["layers"]["bias"], 0)  # one dimension of its own besides "layers"
+    assert np.allclose(updates["encoder"]["layers"]["bias"], 0)
     assert np.allclose(updates["encoder_norm"]["scale"], 0)
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_weight_decay_reaches_no_bias_norm_or_vector_of_any_model(name):
+    experiment = EXPERIMENTS[name]
+    made = experiment.objective.build(experiment.model, experiment.frontend, CharTokenizer(tiny.LETTERS))
+    declared = functional.declare(made.make)
+    params = jax.tree.map(lambda leaf: jnp.ones((1,) * leaf.ndim), declared.shapes)  # the update is elementwise
+    transform = Optimizer(weight_decay=0.1, schedule=WSD(peak=1.0, warmup_steps=0)).build(100, declared.decays)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = transform.update(zeros, transform.init(params), params)
+    for path, update in zip(paths(updates), jax.tree.leaves(updates), strict=True):
+        expected = 0.0 if path.rpartition("/")[2] in UNDECAYED else -0.1
+        assert float(update.sum()) == pytest.approx(expected), path
+
+
 def test_adam_never_decays():
-    transform = Optimizer(kind="adam", weight_decay=0.1).build(100, AXES)
+    transform = Optimizer(kind="adam", weight_decay=0.1).build(100, DECAYS)
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     updates, _ = transform.update(zeros, transform.init(PARAMS), PARAMS)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(updates))
@@ -69,7 +116,7 @@ def test_groups_scale_the_rate_and_start_late():
         schedule=WSD(peak=1.0, warmup_steps=0),
         groups=(Group(prefix="encoder", learning_rate_scale=0.5, start_step=1),),
     )
-    transform = optimizer.build(100, AXES)
+    transform = optimizer.build(100, DECAYS)
     ones, state, params = jax.tree.map(jnp.ones_like, PARAMS), transform.init(PARAMS), PARAMS
     for expected in (0.0, -0.5):
         updates, state = transform.update(ones, state, params)
@@ -81,7 +128,7 @@ def test_groups_scale_the_rate_and_start_late():
 
 def test_a_group_that_names_nothing_is_an_error():
     with pytest.raises(ValueError, match="no parameter lies below 'encodr'"):
-        Optimizer(groups=(Group(prefix="encodr"),)).build(100, AXES)
+        Optimizer(groups=(Group(prefix="encodr"),)).build(100, DECAYS)
 
 
 def test_select_and_overlay_take_apart_and_put_together():
