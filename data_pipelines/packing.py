@@ -132,6 +132,12 @@ class TextPlan:
         return int(self._first_id[-1])
 
     @property
+    def cut_off_share(self) -> float:
+        """Share of the tokens that lie beyond the context, which rows of one document each leave out."""
+        beyond = np.maximum(self.lengths + BOUNDARIES - self.context, 0).sum()
+        return 0.0 if self.is_packed else float(beyond / max(self.lengths.sum(), 1))
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps after which every document was met; with weights, after which the slowest source was."""
         rows = max(p.num_rows * sum(self.quotas) / quota for p, quota in zip(self.packings, self.quotas, strict=True))
@@ -220,7 +226,7 @@ class TextPlan:
                 f"{packing.num_positions / (packing.num_rows * self.context):7.2%}"
             )
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count) or "none"
-        cut = "cut into pieces" if self.is_packed else "cut off"
+        cut = "cut into pieces" if self.is_packed else f"cut off ({self.cut_off_share:.1%} of the tokens)"
         lines.append(
             f"{self.steps_per_epoch} steps an epoch of {self.sequences_per_batch} rows of {self.context} positions, "
             f"{self.fill_share:.2%} filled; documents {cut}: {self.num_cut}, dropped: {dropped}"

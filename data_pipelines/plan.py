@@ -91,6 +91,8 @@ class Plan:
       seed: names the shuffle; None keeps the order of length in every epoch.
       shortest_first_epochs: epochs whose batches come in the order of bucket length instead of a shuffled one.
       dropped: number of items left out, by reason.
+      dropped_seconds: their audio, by reason.
+      dropped_share: share of all audio that they are.
       padding_share: share of an epoch's padded samples that carry no audio (filler rows included).
       cropped_share: share of the kept items' audio that a pass leaves out; 0 unless `max_crop` was given.
     """
@@ -100,6 +102,8 @@ class Plan:
     seed: int | None
     shortest_first_epochs: int
     dropped: Mapping[str, int]
+    dropped_seconds: Mapping[str, float]
+    dropped_share: float
     padding_share: float
     cropped_share: float
 
@@ -164,11 +168,18 @@ class Plan:
                 f"{bucket.num_rows:9d} {bucket.num_batches:8d}"
             )
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count) or "none"
+        if self.dropped_share:
+            dropped += f" ({hours(sum(self.dropped_seconds.values()))}, {self.dropped_share:.1%} of the audio)"
         lines.append(
             f"{self.steps_per_epoch} steps an epoch, padding {self.padding_share:.1%}, "
             f"cropped {self.cropped_share:.1%}, dropped: {dropped}"
         )
         return "\n".join(lines)
+
+
+def hours(seconds: float) -> str:
+    """A duration in words: "3.60 h", "0.025 h"."""
+    return f"{seconds / 3600:,.2f} h" if seconds >= 3600 else f"{seconds / 3600:.2g} h"
 
 
 def make_plan(
@@ -342,15 +353,17 @@ def _lay_out(
         if value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
 
-    dropped, keep = {}, np.ones(len(num_samples), bool)
+    dropped, seconds, keep = {}, {}, np.ones(len(num_samples), bool)
     for reason, fails in drop_tests.items():  # an item counts under the first reason that applies
         dropped[reason] = int(np.count_nonzero(fails & keep))
+        seconds[reason] = int(num_samples[fails & keep].sum(dtype=np.int64)) / SAMPLE_RATE
         keep &= ~fails
     items = np.flatnonzero(keep).astype(np.int32)
     if not len(items):
         raise ValueError(
-            f"no item of {len(num_samples)} is left for the plan (dropped: {dropped}); "
-            "relax its limits or check the prepared data set"
+            f"no item of {len(num_samples)} is left for the plan (dropped: {dropped}, "
+            f"{hours(sum(seconds.values()))} of audio); relax its limits (data.min_seconds, data.max_seconds) or check "
+            "the prepared data set"
         )
 
     shortest = num_samples[items] if not max_crop else np.ceil(num_samples[items] * (1 - max_crop)).astype(np.int64)
@@ -386,6 +399,8 @@ def _lay_out(
         seed=seed,
         shortest_first_epochs=shortest_first_epochs,
         dropped=dropped,
+        dropped_seconds=seconds,
+        dropped_share=sum(seconds.values()) * SAMPLE_RATE / max(int(num_samples.sum(dtype=np.int64)), 1),
         padding_share=1 - real / computed,
         cropped_share=1 - real / max(whole, 1),
     )

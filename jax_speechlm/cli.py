@@ -281,6 +281,8 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
         if jax.process_index():
             return status
     figures = "  ".join(f"{name} {value:.4g}" for name, value in result.dev.items())
+    for text in result.warnings:
+        print(f"warning: {text}", file=sys.stderr)
     print(
         f"{result.step} steps, {result.minutes:.1f} minutes, {result.seen}; dev: {figures}\n"
         f"checkpoints: {run_dir / 'checkpoints'}   logs: tensorboard --logdir {run_dir / 'tensorboard'}"

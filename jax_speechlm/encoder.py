@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from tyro.conf import Positional
 
 from data_pipelines import audio
-from jax_speechlm.batch import Batch
+from jax_speechlm.batch import Batch, seed_key
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import functional
@@ -66,7 +66,7 @@ class SpeechEncoder:
 
     def random(self, seed: int = 0) -> "SpeechEncoder":
         """The same encoder with fresh parameters, as a run would begin with: what to compare a trained one with."""
-        return dataclasses.replace(self, params=functional.init(self._make, jax.random.key(seed)), checkpoint=None)
+        return dataclasses.replace(self, params=functional.init(self._make, seed_key(seed)), checkpoint=None)
 
     def pooled(self, batches: Iterable[Batch], num_rows: int) -> Float[np.ndarray, "rows layers dim"]:
         """Every layer's mean over the frames of each row, by `example_id`, in one pass; 0 for a row without frames."""

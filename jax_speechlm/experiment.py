@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from jax_speechlm.batch import Seed
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import ConformerConfig
@@ -66,6 +67,7 @@ class Speech(Config):
       num_buckets: static batch shapes, hence compiled programs.
       batch_multiple: every global batch size is a multiple of it: the data shards must divide it.
       min_seconds, max_seconds: utterances outside are dropped, and counted.
+      max_dropped: largest share of the audio that training or validation may leave out; more is an error.
       max_crop: share of an utterance that a pass may leave out to fit a shorter bucket; training on audio alone only.
       shortest_first_epochs: epochs that go from short utterances to long ones before shuffling begins.
       speeds: factors of speed perturbation; one is drawn for each utterance and epoch.
@@ -84,6 +86,7 @@ class Speech(Config):
     batch_multiple: pydantic.PositiveInt = 8
     min_seconds: pydantic.NonNegativeFloat = 0.3
     max_seconds: pydantic.PositiveFloat = 30.0
+    max_dropped: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
     max_crop: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     shortest_first_epochs: pydantic.NonNegativeInt = 0
     speeds: tuple[float, ...] = (1.0,)
@@ -321,7 +324,7 @@ class Experiment(Config):
     model: Model
     optimizer: Optimizer = Optimizer()
     num_steps: pydantic.PositiveInt = 1000
-    seed: pydantic.NonNegativeInt = 0
+    seed: Seed = 0
     start: tuple[Start, ...] = ()
     max_bad_steps: pydantic.PositiveInt = 20
     mesh: MeshShape = MeshShape()
@@ -352,8 +355,10 @@ class Experiment(Config):
 
 
 def differences(first: Experiment, second: Experiment) -> list[str]:
-    """The dotted names of settings that differ and decide a run's result; `cadence`, `mesh` and `topology` do not."""
-    ignored = {"cadence", "mesh", "topology"}
+    """The dotted names of settings that differ and decide a run's result; `cadence`, `mesh`, `topology` do not."""
+    limits = {"max_dropped": True}  # refuses data, changes none
+    streams = {"streams": {"__all__": {"data": limits}}}
+    ignored = {"cadence": True, "mesh": True, "topology": True, "data": limits | streams}
 
     def walk(a, b, prefix: str) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):

@@ -19,6 +19,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines import tokenizers
 from data_pipelines.paths import AnyPath
+from jax_speechlm.batch import seed_key
 from jax_speechlm.decoding.generate import Beam, Continuations, Sampling, beam_search, sample
 from jax_speechlm.models import functional
 from jax_speechlm.models.functional import Params
@@ -364,7 +365,7 @@ def generate_texts(
 
 def _sample_keys(seed: int, ids: Sequence[int], samples: int) -> Key[Array, " samples"]:
     """Keys that depend on the prompt itself, not on its place among others, and differ between prompts."""
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(np.array(ids, np.int32).tobytes()))
+    key = jax.random.fold_in(seed_key(seed), zlib.crc32(np.array(ids, np.int32).tobytes()))
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(samples))
 
 

@@ -17,7 +17,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines import audio, tokenizers
 from data_pipelines.loader import Batch as HostBatch
-from jax_speechlm.batch import Batch
+from jax_speechlm.batch import Batch, seed_key
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.generate import GREEDY, Beam, Continuations, Sampling, beam_search, sample
 from jax_speechlm.experiment import Experiment
@@ -160,7 +160,7 @@ class SpeechLanguageModel(Transcriber):
         """
         heard = [np.concatenate(list(blocks_of(each))) for each in recordings]
         found: list[list[Continuation]] = [[] for _ in heard]
-        roots = [jax.random.fold_in(jax.random.key(seed), zlib.crc32(each.tobytes())) for each in heard]
+        roots = [jax.random.fold_in(seed_key(seed), zlib.crc32(each.tobytes())) for each in heard]
         for number in range(1 if isinstance(method, Beam) else samples):
             keys = [jax.random.fold_in(root, number) for root in roots]
             for batch in in_batches(heard):

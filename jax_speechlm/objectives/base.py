@@ -42,6 +42,11 @@ class ObjectiveConfig(Config):
         return self.kind
 
     @property
+    def couples_rows(self) -> bool:
+        """Whether the loss is more than a mean over a batch's targets, so that micro-batches change the gradient."""
+        return False
+
+    @property
     def text_column(self) -> str:
         """The column of an index whose texts the tokens of speech spell."""
         return "text"

@@ -71,6 +71,10 @@ class ContrastiveConfig(ObjectiveConfig):
             raise ValueError(f"code_dim ({self.code_dim}) must be a multiple of groups ({self.groups})")
         return self
 
+    @property
+    def couples_rows(self) -> bool:
+        return self.diversity_weight > 0  # diversity is that of the whole batch's codes
+
     def temperature_at(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """The Gumbel softmax's temperature after so many steps."""
         first, lowest = self.gumbel_temperature

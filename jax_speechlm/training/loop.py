@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -16,15 +17,18 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from rich.markup import escape
 
-from data_pipelines.paths import as_path, reach
+from data_pipelines.paths import AnyPath, as_path, is_url, reach
 from data_pipelines.tokenizers import Tokenizer
+from jax_speechlm.batch import seed_key
 from jax_speechlm.experiment import Experiment, differences
 from jax_speechlm.models.functional import Params
 from jax_speechlm.parallel import distributed, hardware
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training import run_lock
+from jax_speechlm.training.concerns import concerns
 from jax_speechlm.training.goodput import Account, describe
 from jax_speechlm.training.logs import METRICS, LogFolder
 from jax_speechlm.training.optimizers import overlay, paths, select
@@ -33,7 +37,7 @@ from jax_speechlm.training.source import Source, open_source, tokenizer_files
 from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer
 from jax_speechlm.training.teachers import borrow, introduce
 from jax_speechlm.training.validation import validate
-from jax_speechlm.training.warm_start import take_over
+from jax_speechlm.training.warm_start import take_over_all
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +60,7 @@ class Result:
       train: the last logged training figures.
       dev: the last validation figures.
       compiles: programs compiled for the train step.
+      warnings: what a user should know of its data and settings (`concerns`).
     """
 
     step: int
@@ -65,6 +70,7 @@ class Result:
     train: dict[str, float]
     dev: dict[str, float]
     compiles: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def seen(self) -> str:
@@ -77,8 +83,9 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
     """Runs an experiment to its end, from its newest checkpoint where there is one.
 
     `run_dir`, a folder or a URL, receives `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`. SIGTERM and
-    SIGINT save a checkpoint and return early; the same call continues the run exactly. In a run of several processes
-    (`parallel.distributed.session`) each makes this call; `run_dir` is one place that all of them see.
+    SIGINT save a checkpoint and return early; the same call continues the run exactly, and one with more `num_steps`
+    makes it longer. In a run of several processes (`parallel.distributed.session`) each makes this call; `run_dir` is
+    one place that all of them see.
 
     Args:
       source: where batches come from; None opens `experiment.data`.
@@ -86,13 +93,14 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
     Raises:
       TrainingStopped: `max_bad_steps` steps in a row were not finite, or the run's directory belongs to another run.
       CheckpointError: a checkpoint cannot be read or written, or another process trains in `run_dir`.
+      DataError: the data cannot be read, or limits leave out more of them than `data.max_dropped`.
     """
     began = time.perf_counter()
     began_at = time.time()
     run_dir = reach(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
     experiment = introduce(experiment)
     source = source or open_source(experiment)
+    warnings = concerns(experiment, source)
     objective = experiment.objective.build(experiment.model, experiment.frontend, source.tokenizer)
     mesh = meshes.make_mesh(experiment.mesh)
     cadence = experiment.cadence
@@ -103,6 +111,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
     meta |= {"training_only": objective.training_only} if objective.training_only else {}
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_run_folder(run_dir))
         if jax.process_index() == 0:
             stack.enter_context(run_lock.held(run_dir))
         stack.enter_context(jax.set_mesh(mesh))
@@ -113,12 +122,18 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
         stack.callback(checkpoints.close)
         own = functools.partial(_without, objective.borrowed)
         borrowed = borrow(experiment, trainer.shapes.params, source.tokenizer)
-        state, first_step = _initial_state(experiment, trainer, checkpoints, meta, source.tokenizer, own, borrowed)
+        state, first_step, said = _initial_state(
+            experiment, trainer, checkpoints, meta, source.tokenizer, own, borrowed
+        )
         del borrowed  # the first step gives its buffers up
         if jax.process_index() == 0:
             (run_dir / "config.json").write_text(experiment.model_dump_json(indent=1))
         reporter = stack.enter_context(Reporter(logs, run_dir.name, first_step, experiment.num_steps))
         reporter.say(_describe(experiment, own(trainer.shapes).params, source, mesh, first_step))
+        for text in said:
+            reporter.say(escape(text))
+        for text in warnings:
+            reporter.say(f"[bold red]warning: {escape(text)}")
         stopped_by = stack.enter_context(_catch_signals())
         profile = stack.enter_context(_profiler(cadence.profile_steps, logs))
 
@@ -186,7 +201,25 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
         train_figures,
         dev_figures,
         compiles,
+        warnings,
     )
+
+
+@contextlib.contextmanager
+def _run_folder(run_dir: AnyPath) -> Iterator[None]:
+    """Makes a run's folder. Where the block fails before the run begins (`config.json`), a new folder is removed."""
+    is_new = not run_dir.exists()
+    made = [parent for parent in run_dir.parents if not parent.exists()] if is_new and not is_url(run_dir) else []
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if is_new and jax.process_index() == 0 and not (run_dir / "config.json").exists():
+            run_dir.rmtree() if is_url(run_dir) else shutil.rmtree(run_dir)
+            for parent in made:
+                with contextlib.suppress(OSError):  # others write there
+                    parent.rmdir()
+        raise
 
 
 def _without(borrowed: tuple[str, ...], state: TrainState) -> TrainState:
@@ -202,20 +235,30 @@ def _initial_state(
     tokenizer: Tokenizer | None,
     own: Callable[[TrainState], TrainState],
     borrowed: Params,
-) -> tuple[TrainState, int]:
-    """(state, first step): the newest checkpoint, or fresh parameters with what `experiment.start` takes over.
+) -> tuple[TrainState, int, list[str]]:
+    """The newest checkpoint, or fresh parameters with what `experiment.start` takes over.
 
     Args:
       own: the part of a state that checkpoints hold.
       borrowed: the parameters that they do not.
+
+    Returns:
+      The state, the first step, and what to tell the user of them.
     """
+    begun = experiment
 
     def check(saved: dict) -> None:
-        other = differences(Experiment.model_validate(saved["experiment"]), experiment)
+        nonlocal begun
+        begun = Experiment.model_validate(saved["experiment"])
+        other = [
+            name if name != "num_steps" else f"num_steps, which may only grow from its {begun.num_steps}"
+            for name in differences(begun, experiment)
+            if name != "num_steps" or experiment.num_steps < begun.num_steps
+        ]
         if other:
             raise TrainingStopped(
                 f"{checkpoints.directory.parent} holds a run with other settings ({', '.join(other)}). Give this "
-                "experiment another --run-dir, or remove that folder."
+                "experiment another --run-dir, or continue that run with its own settings."
             )
         if saved.get("units") != meta["units"]:
             raise TrainingStopped(
@@ -231,17 +274,29 @@ def _initial_state(
 
     restored = checkpoints.restore(own(trainer.shapes), check)
     if restored:
-        return restored.state._replace(params=overlay(restored.state.params, borrowed)), restored.step
-    state = trainer.init(jax.random.key(experiment.seed))
+        state = restored.state._replace(params=overlay(restored.state.params, borrowed))
+        return state, restored.step, _describe_longer(begun, experiment, restored.step)
+    state = trainer.init(seed_key(experiment.seed))
     state = state._replace(params=overlay(state.params, borrowed))
+    said = []
     if experiment.start:
-        params = state.params
-        for start in experiment.start:
-            params = take_over(start, params, tokenizer, meta)
+        params, said = take_over_all(experiment.start, state.params, tokenizer, meta)
         # A copy: the step gives the buffers of params and of their average up, and must not meet one twice.
         ema = jax.tree.map(jnp.copy, overlay(state.ema, select(params, tuple(paths(state.ema))))) if state.ema else {}
         state = state._replace(params=params, ema=ema)
-    return state, 0
+    return state, 0, said
+
+
+def _describe_longer(begun: Experiment, experiment: Experiment, step: int) -> list[str]:
+    """What it means for the schedule that a run is given more steps than it began with; nothing where it is not."""
+    if experiment.num_steps == begun.num_steps:
+        return []
+    before, now = (float(each.optimizer.schedule.build(each.num_steps)(step)) for each in (begun, experiment))
+    return [
+        f"made longer, from {begun.num_steps:,} to {experiment.num_steps:,} steps: the schedule is from now on that of "
+        f"a run of {experiment.num_steps:,} steps, whose learning rate at step {step:,} is {now:.3g} "
+        f"(of {begun.num_steps:,} steps: {before:.3g})"
+    ]
 
 
 def _watch(

@@ -88,7 +88,8 @@ class Optimizer(Config):
       clip_norm: global norm that gradients are scaled down to.
       frozen: path prefixes that never change; no gradient and no moments are kept for them.
       groups: parameters that learn at other rates, or later.
-      accumulate: micro-batches that each batch is cut into; changes the memory, not the result.
+      accumulate: micro-batches that each batch is cut into; changes the memory, not the result, but for wav2vec 2.0 and
+        w2v-BERT: their diversity of codes is then measured over each micro-batch instead of the whole batch.
       ema_decay: 0 is off; otherwise evaluation uses the exponential moving average of the parameters.
     """
 

@@ -1,6 +1,6 @@
 """Initial parameters that are taken over from other runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -84,6 +84,41 @@ def take_over(
             found.append(_placed(path, name, here, value))
         params = overlay(params, jax.tree.unflatten(jax.tree.structure(wanted), found))
     return params
+
+
+def take_over_all(
+    starts: Sequence[Start], params: Params, tokenizer: Tokenizer | None, own: Mapping[str, Any]
+) -> tuple[Params, list[str]]:
+    """Takes over what each of `starts` names, one after the other.
+
+    Returns:
+      The parameters, and for the user: which groups came from which checkpoint, and which are new.
+
+    Raises:
+      CheckpointError: as `take_over` does.
+    """
+    new, said = set(paths(params)), []
+    for start in starts:
+        before, params = params, take_over(start, params, tokenizer, own)
+        leaves = zip(paths(params), jax.tree.leaves(before), jax.tree.leaves(params), strict=True)
+        taken = {name for name, old, now in leaves if now is not old}
+        new -= taken
+        said.append(f"taken over from {start.checkpoint}: {_groups(params, taken)}")
+    return params, [*said, f"new: {_groups(params, new)}"]
+
+
+def _groups(params: Params, names: set[str]) -> str:
+    """The largest groups that hold none but these parameters, with their sizes."""
+
+    def walk(tree: Params, prefix: str) -> Iterator[str]:
+        for key, child in tree.items():
+            below = paths({f"{prefix}{key}": child})
+            if names.issuperset(below):
+                yield f"{prefix}{key} ({sum(leaf.size for leaf in jax.tree.leaves(child)):,} parameters)"
+            elif isinstance(child, dict) and not names.isdisjoint(below):
+                yield from walk(child, f"{prefix}{key}/")
+
+    return ", ".join(walk(params, "")) or "nothing"
 
 
 def _names(group: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from pydantic import Field, PositiveInt
 
 from data_pipelines.code_store import UNLABELLED
 from data_pipelines.errors import DataError
+from jax_speechlm.batch import Seed, seed_key
 from jax_speechlm.config import Config
 from jax_speechlm.parallel import mesh as meshes
 
@@ -45,7 +46,7 @@ class KMeans(Config):
     batch_size: PositiveInt = 10_000
     num_steps: PositiveInt = 1000
     init: Literal["k-means++", "random"] = "k-means++"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
 
 class State(NamedTuple):
@@ -72,7 +73,7 @@ def fit_kmeans(
     if num_rows < config.num_units:
         raise DataError(f"{num_rows} frames cannot make {config.num_units} units: name more sets, or fit fewer units")
     batch_size = -(-config.batch_size // mesh.size) * mesh.size
-    rng, key = np.random.default_rng(config.seed), jax.random.key(config.seed)
+    rng, key = np.random.default_rng(config.seed), seed_key(config.seed)
     first = rng.permutation(num_rows)[: max(3 * config.batch_size, 3 * config.num_units)]
     begin = _plus_plus if config.init == "k-means++" else _random
     with jax.set_mesh(mesh):

@@ -154,6 +154,14 @@ def test_drops_are_counted_once_by_the_first_reason():
     )
     expected = {"empty": 1, "too_short": 1, "too_long": 1, "no_tokens": 1, "too_many_tokens": 1}
     assert plan.dropped == expected
+    assert plan.dropped_seconds == {
+        "empty": 0,
+        "too_short": 100 / 16_000,
+        "too_long": 4,
+        "no_tokens": 1,
+        "too_many_tokens": 1,
+    }
+    assert plan.dropped_share == (100 + 6 * 16_000) / (100 + 8 * 16_000)
     assert sorted(plan.items) == [2, 6]
 
 

@@ -123,6 +123,24 @@ def test_a_folder_of_another_run_is_refused(whole):
         train(other, run_dir, tiny.MemorySource.make(other))
 
 
+def test_a_finished_run_is_made_longer(whole, tmp_path, capsys):
+    run_dir, _, experiment = whole
+    shutil.copytree(run_dir, tmp_path / "run")
+    longer = experiment.replace(num_steps=10)
+    result = train(longer, tmp_path / "run", tiny.MemorySource.make(longer))
+    assert result.step == 10
+    schedule = experiment.optimizer.schedule
+    said = capsys.readouterr().out
+    assert "made longer, from 8 to 10 steps: the schedule is from now on that of a run of 10 steps" in said
+    assert f"{float(schedule.build(10)(8)):.3g} (of 8 steps: {float(schedule.build(8)(8)):.3g})" in said
+    lines = lines_of(tmp_path / "run", "train")
+    assert [line["step"] for line in lines] == [4, 8, 10]
+    rates = [float(schedule.build(10)(step)) for step in (8, 9)]
+    assert lines[-1]["learning_rate"] == pytest.approx(np.mean(rates), rel=1e-5)
+    with pytest.raises(TrainingStopped, match="num_steps, which may only grow from its 10"):
+        train(experiment, tmp_path / "run", tiny.MemorySource.make(experiment))
+
+
 def test_a_finished_run_is_validated_again(whole):
     run_dir, result, experiment = whole
     again = train(experiment, run_dir, tiny.MemorySource.make(experiment))

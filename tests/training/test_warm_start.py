@@ -17,7 +17,7 @@ from jax_speechlm.training.loop import _initial_state, train
 from jax_speechlm.training.optimizers import paths
 from jax_speechlm.training.source import tokenizer_files
 from jax_speechlm.training.state import make_trainer
-from jax_speechlm.training.warm_start import PER_TOKEN, take_over
+from jax_speechlm.training.warm_start import PER_TOKEN, take_over, take_over_all
 from jax_speechlm.vocabulary import Vocabulary
 from tests.training import tiny
 
@@ -68,6 +68,32 @@ def test_finetuning_takes_the_encoder_over_and_nothing_else(pretrained, tmp_path
     assert set(finetuned) == {"encoder", "head"}
 
 
+def test_what_is_taken_over_and_what_is_new_is_said(pretrained):
+    theirs, _ = ckpt.read_params(pretrained)
+    params = {"encoder": jax.tree.map(jnp.zeros_like, theirs["encoder"]), "head": {"kernel": jnp.zeros((2, 3))}}
+    _, (taken, new) = take_over_all([Start(checkpoint=str(pretrained))], params, None, {})
+    size = sum(leaf.size for leaf in jax.tree.leaves(theirs["encoder"]))
+    assert taken == f"taken over from {pretrained}: encoder ({size:,} parameters)"
+    assert new == "new: head (6 parameters)"
+    layer = "encoder/layers/ffn1" if "ffn1" in theirs["encoder"]["layers"] else "encoder/layers"
+    _, (taken, new) = take_over_all([Start(checkpoint=str(pretrained), groups=(layer,))], params, None, {})
+    assert taken.startswith(f"taken over from {pretrained}: {layer} (")
+    assert layer not in new.replace(f"{layer}_", "")
+    assert "head (6 parameters)" in new
+
+
+def test_a_start_that_cannot_be_read_leaves_no_folder(tmp_path):
+    experiment = tiny.experiment("ctc", num_steps=1, start=(Start(checkpoint=str(tmp_path / "nothing")),))
+    run_dir = tmp_path / "runs" / "finetune"
+    with pytest.raises(ckpt.CheckpointError, match="nothing"):
+        train(experiment, run_dir, tiny.MemorySource.make(experiment))
+    assert not run_dir.parent.exists()
+    run_dir.mkdir(parents=True)  # a folder that was there is its owner's
+    with pytest.raises(ckpt.CheckpointError, match="nothing"):
+        train(experiment, run_dir, tiny.MemorySource.make(experiment))
+    assert run_dir.exists()
+
+
 def test_the_average_of_a_run_that_takes_over_has_buffers_of_its_own(pretrained, tmp_path):
     """A step gives the buffers of parameters and average up: one that stood in both would be freed twice."""
     experiment = tiny.experiment("best_rq", start=(Start(checkpoint=str(pretrained)),))
@@ -75,7 +101,7 @@ def test_the_average_of_a_run_that_takes_over_has_buffers_of_its_own(pretrained,
     objective = experiment.objective.build(experiment.model, experiment.frontend, None)
     with jax.set_mesh(mesh):
         trainer = make_trainer(objective, experiment.optimizer, 8, 0, mesh)
-        state, _ = _initial_state(experiment, trainer, ckpt.Checkpoints(tmp_path), {}, None, lambda state: state, {})
+        state, _, _ = _initial_state(experiment, trainer, ckpt.Checkpoints(tmp_path), {}, None, lambda state: state, {})
     params, average = (
         {leaf.addressable_data(0).unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}
         for tree in (state.params, state.ema)

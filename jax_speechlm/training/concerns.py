@@ -1,0 +1,95 @@
+"""What a user has to know of a run before it begins: data that are left out, settings that do not do what they say."""
+
+from collections.abc import Iterator
+
+from data_pipelines.errors import DataError
+from data_pipelines.packing import TextPlan
+from data_pipelines.plan import Plan, hours
+from jax_speechlm.experiment import Data, Experiment, Mixture, Speech
+from jax_speechlm.training.optimizers import WSD, Optimizer
+from jax_speechlm.training.source import Source
+
+NOTABLE_SHARE = 0.1
+"""Share of the audio, or of the tokens, from which on it is a concern that they are left out."""
+
+
+def concerns(experiment: Experiment, source: Source) -> tuple[str, ...]:
+    """Warnings about a run, each with its remedy.
+
+    Raises:
+      DataError: more of the audio is left out than `data.max_dropped`.
+    """
+    found = list(_of_optimizer(experiment.optimizer, experiment.num_steps))
+    if experiment.optimizer.accumulate > 1 and experiment.objective.couples_rows:
+        found.append(
+            f"optimizer.accumulate is {experiment.optimizer.accumulate}: {experiment.objective.kind} measures the "
+            "diversity of codes over each micro-batch instead of the whole batch, so the result is not that of "
+            "accumulate 1"
+        )
+    if isinstance(experiment.data, Mixture):
+        parts = zip(experiment.data.streams, source.parts.values(), strict=True)
+        for number, (stream, part) in enumerate(parts):
+            found += _of_data(stream.data, part, f"--data.streams.{number}.data")
+    else:
+        found += _of_data(experiment.data, source, "--data")
+    return tuple(found)
+
+
+def _of_optimizer(optimizer: Optimizer, num_steps: int) -> Iterator[str]:
+    schedule = optimizer.schedule
+    last = float(schedule.build(num_steps)(num_steps - 1))
+    if schedule.warmup_steps > num_steps:
+        yield (
+            f"optimizer.schedule.warmup_steps is {schedule.warmup_steps:,} and num_steps {num_steps:,}: the learning "
+            f"rate ends at {last:.3g} and never reaches its peak of {schedule.peak:.3g}; lower "
+            "--optimizer.schedule.warmup-steps or raise --num-steps"
+        )
+    elif isinstance(schedule, WSD) and schedule.warmup_steps + int(schedule.decay_share * num_steps) > num_steps:
+        yield (
+            f"warm-up ({schedule.warmup_steps:,} steps) and decay ({schedule.decay_share:.0%} of the run) do not fit "
+            f"into {num_steps:,} steps: the learning rate ends at {last:.3g} instead of 0; lower "
+            "--optimizer.schedule.warmup-steps or raise --num-steps"
+        )
+    for number, group in enumerate(optimizer.groups):
+        if group.start_step >= num_steps:
+            yield (
+                f"optimizer.groups: {group.prefix} begins to learn at step {group.start_step:,}, and the run has "
+                f"{num_steps:,}: it never learns; lower --optimizer.groups.{number}.start-step"
+            )
+
+
+def _of_data(data: Data, source: Source, option: str) -> Iterator[str]:
+    """Warnings about the data of a run, or of one stream, whose command-line options begin with `option`."""
+    plans = {"training": source.plan} | ({"validation": source.dev_plan} if source.dev_plan is not None else {})
+    if source.dev_plan is None:
+        yield (
+            f"nothing validates {', '.join(data.sets)}, so that no checkpoint is known to be the best: name a set that "
+            f"has a dev split with {option}.dev-sets"
+        )
+    for use, plan in plans.items():
+        if isinstance(plan, Plan) and isinstance(data, Speech):
+            share = plan.dropped_share
+            text = f"{use} leaves out {share:.0%} of its audio: {_drops(data, plan, option)}"
+            if share > data.max_dropped:
+                raise DataError(f"{text}; to go on all the same, set {option}.max-dropped {min(1, share + 0.01):.2f}")
+            if share > NOTABLE_SHARE:
+                yield text
+        elif isinstance(plan, TextPlan) and plan.cut_off_share > NOTABLE_SHARE:
+            yield (
+                f"{use} leaves out {plan.cut_off_share:.0%} of the tokens, in {plan.num_cut:,} documents that are cut "
+                f"off after {plan.context} positions: raise {option}.context to keep them"
+            )
+
+
+def _drops(data: Speech, plan: Plan, option: str) -> str:
+    """What a plan leaves out, why, and the option that keeps it."""
+    said = {
+        "too_long": f"longer than {data.max_seconds:g} s (raise {option}.max-seconds to keep them)",
+        "too_short": f"shorter than {data.min_seconds:g} s (lower {option}.min-seconds to keep them)",
+        "no_tokens": "without a transcript (prepare them with one, or leave their sets out)",
+    }
+    return "; ".join(
+        f"{count:,} utterances, {hours(plan.dropped_seconds[reason])}, {said.get(reason, reason)}"
+        for reason, count in plan.dropped.items()
+        if plan.dropped_seconds[reason]
+    )
