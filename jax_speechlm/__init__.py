@@ -13,8 +13,16 @@ skip_absent_tpu()  # before anything imports JAX
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("jax_speechlm")
     if name in __all__:
         from jax_speechlm import loading
 
         return getattr(loading, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -38,8 +38,8 @@ class SpeechEncoder:
     """
 
     model: EncoderConfig
-    frontend: FrontEnd
-    params: functional.Params
+    frontend: FrontEnd = dataclasses.field(repr=False)
+    params: functional.Params = dataclasses.field(repr=False)
     checkpoint: Path | None = None
 
     @classmethod

@@ -75,8 +75,8 @@ class LanguageModel:
     """
 
     model: TransformerConfig
-    tokenizer: tokenizers.Tokenizer
-    params: Params
+    tokenizer: tokenizers.Tokenizer = dataclasses.field(repr=False)
+    params: Params = dataclasses.field(repr=False)
     context: int
     checkpoint: AnyPath | None = None
     num_units: int = 0

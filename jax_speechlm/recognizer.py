@@ -59,13 +59,15 @@ class Recognizer(Transcriber):
 
     checkpoint: AnyPath
     step: int
-    experiment: Experiment
-    tokenizer: tokenizers.Tokenizer
-    params: tuple[Params, ...]
-    decoder: Decoder | None
+    experiment: Experiment = dataclasses.field(repr=False)
+    tokenizer: tokenizers.Tokenizer = dataclasses.field(repr=False)
+    params: tuple[Params, ...] = dataclasses.field(repr=False)
+    decoder: Decoder | None = dataclasses.field(repr=False)
     members: tuple[AnyPath, ...]
-    _spell: Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array, jax.Array]]
-    _posteriors: Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array]]
+    _spell: Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array, jax.Array]] = dataclasses.field(
+        repr=False
+    )
+    _posteriors: Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array]] = dataclasses.field(repr=False)
 
     @classmethod
     def load(

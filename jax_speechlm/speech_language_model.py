@@ -53,9 +53,9 @@ class SpeechLanguageModel(Transcriber):
 
     checkpoint: Path
     step: int
-    experiment: Experiment
-    tokenizer: tokenizers.Tokenizer
-    params: Params
+    experiment: Experiment = dataclasses.field(repr=False)
+    tokenizer: tokenizers.Tokenizer = dataclasses.field(repr=False)
+    params: Params = dataclasses.field(repr=False)
     method: Sampling | Beam = GREEDY
 
     @classmethod

@@ -28,9 +28,9 @@ class Trained:
 
     checkpoint: AnyPath
     step: int
-    experiment: Experiment
-    tokenizer: tokenizers.Tokenizer | None
-    params: Params
+    experiment: Experiment = dataclasses.field(repr=False)
+    tokenizer: tokenizers.Tokenizer | None = dataclasses.field(repr=False)
+    params: Params = dataclasses.field(repr=False)
     units: str | None = None
 
     @classmethod

@@ -1,6 +1,7 @@
 """Every kind of run is opened by its path alone, does what it was trained for, and says what it cannot do."""
 
 import dataclasses
+import importlib.metadata
 import subprocess
 import sys
 
@@ -109,6 +110,19 @@ def test_what_is_not_there_is_named(runs):
         jax_speechlm.load(runs / "nowhere")
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         jax_speechlm.laod  # noqa: B018
+
+
+def test_a_loaded_model_has_a_short_repr(runs):
+    for run in (trained_run(), *runs.iterdir()):
+        text = repr(jax_speechlm.load(run))
+        assert str(run) in text
+        assert len(text) < 2_000, run
+        assert "array(" not in text.lower()
+
+
+def test_the_package_shows_load_and_its_version():
+    assert {"load", "TrainedModel", "__version__"} <= set(dir(jax_speechlm))
+    assert jax_speechlm.__version__ == importlib.metadata.version("jax_speechlm")
 
 
 def test_importing_the_package_imports_nothing():

@@ -35,11 +35,12 @@ class Accuracy(Config):
     """Share of pairs whose good sentence is the likelier; a tie counts half.
 
     Attributes:
-      interval: 95 % interval (Wilson 1927).
+      interval: 95 % interval: of independent pairs Wilson's (1927), which holds for few too; else a bootstrap's,
+        and None where it would resample fewer than `wer.MIN_UTTERANCES`.
     """
 
     accuracy: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     pairs: int
 
 
@@ -56,8 +57,8 @@ class PairReport(Config):
         for column in ("", "accuracy [95 %]", "pairs"):
             table.add_column(column, justify="right" if column else "left")
         for name, each in (self.groups | {"all": self.total}).items():
-            low, high = each.interval
-            table.add_row(escape(name), f"{each.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]", f"{each.pairs:,}")
+            bounds = "" if each.interval is None else " [{:.1f}, {:.1f}]".format(*(100 * end for end in each.interval))
+            table.add_row(escape(name), f"{each.accuracy:.1%}{bounds}", f"{each.pairs:,}")
         return table
 
 

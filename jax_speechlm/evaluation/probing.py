@@ -54,14 +54,14 @@ class Probe(Config):
       layer: 0 is the encoder's input projection; log-mel has layer 0 alone.
       accuracy: share of the test utterances whose class is right, all folds together; of characters, one less their
         error rate.
-      interval: its 95 % interval (Wilson 1927; of characters the bootstrap's), as if utterances were independent;
-        those of one speaker are not quite.
+      interval: its 95 % interval (Wilson 1927; of characters the bootstrap's, None where utterances are fewer than
+        `wer.MIN_UTTERANCES`), as if utterances were independent; those of one speaker are not quite.
     """
 
     source: str
     layer: int
     accuracy: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
 
 
 class ProbeReport(Config):
@@ -126,6 +126,8 @@ class ProbeReport(Config):
             points = " ".join(f"{x(probe.layer):.1f},{y(probe.accuracy):.1f}" for probe in probes)
             drawn.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
             for probe in probes:
+                if probe.interval is None:
+                    continue
                 low, high = (y(bound) for bound in probe.interval)
                 place = f'x1="{x(probe.layer):.1f}" x2="{x(probe.layer):.1f}"'
                 drawn.append(f'<line {place} y1="{low:.1f}" y2="{high:.1f}" stroke="{color}"/>')
@@ -266,8 +268,9 @@ def _characters(
         batches = open_batches(test, test_plan, num_steps=test_plan.steps_per_epoch)
         for layer, texts in enumerate(ctc_probe.texts(*layers, probe, batches, len(test), tokenizer)):
             counts = wer.count(wer.align([references[r] for r in spoken], [texts[r] for r in spoken], "character"))
-            low, high = wer.bootstrap(counts)
-            probes.append(Probe(source=name, layer=layer, accuracy=1 - wer.rate(counts), interval=(1 - high, 1 - low)))
+            bounds = wer.bootstrap(counts)
+            interval = bounds and (1 - bounds[1], 1 - bounds[0])
+            probes.append(Probe(source=name, layer=layer, accuracy=1 - wer.rate(counts), interval=interval))
     return ProbeReport(
         checkpoint="",
         sets=(),
@@ -360,5 +363,7 @@ def _most_frequent(labels: np.ndarray) -> str:
 
 
 def _describe(probe: Probe) -> str:
+    if probe.interval is None:
+        return f"{100 * probe.accuracy:.1f} %"
     low, high = (100 * bound for bound in probe.interval)
     return f"{100 * probe.accuracy:.1f} % [{low:.1f}, {high:.1f}]"

@@ -21,6 +21,9 @@ _LENGTH_EDGES = (2, 5, 10, 20)  # seconds
 _LENGTH_NAMES = ("under 2 s", "2 to 5 s", "5 to 10 s", "10 to 20 s", "20 s and over")
 _LINE_WIDTH = 100  # columns of the alignment file
 
+TOO_FEW = f"no interval: fewer than {wer.MIN_UTTERANCES} utterances have a reference"
+"""Why a rate stands without an interval."""
+
 
 class Utterance(Config):
     """One recognised utterance.
@@ -45,7 +48,8 @@ class Score(Config):
 
     Attributes:
       rate: all errors over `tokens`, as a share (0.25 is 25 %); may exceed 1; None where `tokens` is 0.
-      interval: 95 % bootstrap interval of the rate; None where none was asked for.
+      interval: 95 % bootstrap interval of the rate; None where none was asked for, or utterances are too few
+        (`wer.MIN_UTTERANCES`).
       tokens: words or characters of the references.
       utterances: how many, empty references included.
     """
@@ -58,11 +62,20 @@ class Score(Config):
     tokens: int
     utterances: int
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _of_few_no_interval(cls, values: Any) -> Any:
+        """Reports of earlier versions have intervals of any number of utterances."""
+        few = isinstance(values, dict) and values.get("utterances", 0) < wer.MIN_UTTERANCES
+        return values | {"interval": None} if few else values
+
     def __str__(self) -> str:
         if self.rate is None:
             return f"- ({self.insertions} insertions, no reference)"
-        interval = "" if self.interval is None else f" [{100 * self.interval[0]:.1f}, {100 * self.interval[1]:.1f}]"
-        return f"{100 * self.rate:.1f} %{interval}"
+        if self.interval is None:
+            return f"{100 * self.rate:.1f} %"
+        low, high = self.interval
+        return f"{100 * self.rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 class Report(Config):
@@ -115,7 +128,8 @@ class Report(Config):
 
     def table(self) -> Table:
         """What to print: both rates over the corpus, then the headline's by speaker and by length."""
-        table = Table(title=f"normalizer: {self.normalizer}", title_justify="left")
+        caption = TOO_FEW if self.wer.interval is None else None
+        table = Table(title=f"normalizer: {self.normalizer}", title_justify="left", caption=caption)
         for column in ("", "rate [95 %]", "S", "D", "I", "tokens", "utterances"):
             table.add_column(column, justify="right" if column else "left")
         rates = {"WER": self.wer, "CER": self.cer}
@@ -143,23 +157,24 @@ class Comparison(Config):
       metric: which rate was compared.
       first, second: the two rates.
       difference: second minus first; below 0 the second is better.
-      interval: 95 % interval of the difference.
-      p_value: two-sided.
+      interval: 95 % interval of the difference; None where utterances are too few (`wer.MIN_UTTERANCES`).
+      p_value: two-sided; or None too.
     """
 
     metric: Metric
     first: float
     second: float
     difference: float
-    interval: tuple[float, float]
-    p_value: float
+    interval: tuple[float, float] | None
+    p_value: float | None
 
     def __str__(self) -> str:
+        rates = f"{self.metric.upper()} {100 * self.first:.2f} % -> {100 * self.second:.2f} %: "
+        rates += f"{100 * self.difference:+.2f}"
+        if self.interval is None:
+            return f"{rates} ({TOO_FEW})"
         low, high = self.interval
-        return (
-            f"{self.metric.upper()} {100 * self.first:.2f} % -> {100 * self.second:.2f} %: "
-            f"{100 * self.difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}], p = {self.p_value:.2g}"
-        )
+        return f"{rates} [{100 * low:+.2f}, {100 * high:+.2f}], p = {self.p_value:.2g}"
 
 
 def evaluate(
@@ -245,7 +260,7 @@ def compare(first: Report, second: Report, *, resamples: int = 10_000, seed: int
         first=wer.rate(counts[0]),
         second=wer.rate(counts[1]),
         difference=difference.value,
-        interval=(difference.low, difference.high),
+        interval=difference.interval,
         p_value=difference.p_value,
     )
 

@@ -24,6 +24,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.unit_documents import deduplicate
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.evaluation.minimal_pairs import Accuracy, PairReport
+from jax_speechlm.evaluation.wer import MIN_UTTERANCES
 from jax_speechlm.unit_model import UnitModel
 from jax_speechlm.units.encoder import UnitEncoder
 
@@ -195,9 +196,11 @@ def _groups(row: dict[str, str]) -> dict[str, str]:
 
 
 def _accuracy(wins: np.ndarray, items: Sequence[str]) -> Accuracy:
-    """The mean over items of the mean over their pairs, with the interval of a bootstrap over items."""
+    """The mean over items of the mean over their pairs, with the interval of a bootstrap over items, if not too few."""
     _, item = np.unique(items, return_inverse=True)
     means = np.bincount(item, wins) / np.bincount(item)
+    if len(means) < MIN_UTTERANCES:
+        return Accuracy(accuracy=float(means.mean()), interval=None, pairs=len(means))
     drawn = np.random.default_rng(SEED).integers(len(means), size=(RESAMPLES, len(means)))
     low, high = np.quantile(means[drawn].mean(1), (0.025, 0.975))
     return Accuracy(accuracy=float(means.mean()), interval=(float(low), float(high)), pairs=len(means))

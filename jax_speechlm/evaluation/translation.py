@@ -7,7 +7,8 @@ from rich.table import Table
 
 from jax_speechlm.config import Config
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer
-from jax_speechlm.evaluation.report import Utterance
+from jax_speechlm.evaluation.report import TOO_FEW, Utterance
+from jax_speechlm.evaluation.wer import MIN_UTTERANCES
 
 METRICS = ("BLEU", "chrF")
 
@@ -17,16 +18,19 @@ class TranslationScore(Config):
 
     Attributes:
       score: of the corpus, 0 to 100.
-      mean, half_width: of its 95 % bootstrap interval over utterances.
+      mean, half_width: of its 95 % bootstrap interval over utterances; None where they are fewer than
+        `wer.MIN_UTTERANCES`.
       signature: sacrebleu's account of how it was computed.
     """
 
     score: float
-    mean: float
-    half_width: float
+    mean: float | None
+    half_width: float | None
     signature: str
 
     def __str__(self) -> str:
+        if self.mean is None:
+            return f"{self.score:.1f}"
         low, high = self.mean - self.half_width, self.mean + self.half_width
         return f"{self.score:.1f} [{low:.1f}, {high:.1f}]"
 
@@ -58,7 +62,8 @@ class TranslationReport(Config):
 
     def table(self) -> Table:
         """What to print."""
-        table = Table(title=f"normalizer: {self.normalizer}", title_justify="left")
+        caption = TOO_FEW if self.bleu.mean is None else None
+        table = Table(title=f"normalizer: {self.normalizer}", title_justify="left", caption=caption)
         for column in ("", "score [95 %]", "utterances"):
             table.add_column(column, justify="right" if column else "left")
         for name, score in zip(METRICS, (self.bleu, self.chrf), strict=True):
@@ -83,10 +88,13 @@ def evaluate(
     references = [clean(utterance.reference) for utterance in referenced]
     hypotheses = [clean(utterance.hypothesis) for utterance in referenced]
 
+    resamples = 1000 if len(referenced) >= MIN_UTTERANCES else 1  # one is none
+
     def score(metric: BLEU | CHRF) -> TranslationScore:
-        found = metric.corpus_score(hypotheses, [references], n_bootstrap=1000)
+        found = metric.corpus_score(hypotheses, [references], n_bootstrap=resamples)
+        mean, half_width = (found._mean, found._ci) if resamples > 1 else (None, None)
         return TranslationScore(
-            score=found.score, mean=found._mean, half_width=found._ci, signature=str(metric.get_signature())
+            score=found.score, mean=mean, half_width=half_width, signature=str(metric.get_signature())
         )
 
     return TranslationReport(

@@ -16,6 +16,9 @@ Unit = Literal["word", "character"]
 Counts = Int[np.ndarray, "utterances 4"]
 """Substitutions, deletions, insertions and reference tokens of each utterance."""
 
+MIN_UTTERANCES = 30
+"""Fewer utterances with a reference have no interval and no p-value: their resamples say too little of others."""
+
 _DRAWS_AT_ONCE = 1 << 22  # bounds the bootstrap's memory to some 100 MB
 
 
@@ -78,10 +81,12 @@ def bootstrap(counts: Counts, resamples: int = 10_000, seed: int = 0) -> tuple[f
     """The 95 % interval of the rate, from resampling utterances with replacement (Bisani and Ney 2004).
 
     Utterances are taken as independent; those of one speaker are not quite, so with few speakers the truth is wider.
-    None where there is no reference token.
+    None where fewer than `MIN_UTTERANCES` have a reference token.
     """
+    if np.count_nonzero(counts[:, 3]) < MIN_UTTERANCES:
+        return None
     (rates,) = _resampled_rates([counts], resamples, seed)
-    return None if rates is None else _interval(rates)
+    return _interval(rates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +95,13 @@ class Difference:
 
     Attributes:
       value: the difference on the corpus itself.
-      low, high: the 95 % interval.
-      p_value: two-sided: twice the share of resamples on the less frequent side of zero, zero included.
+      interval: 95 % interval; None where fewer than `MIN_UTTERANCES` have a reference token.
+      p_value: two-sided: twice the share of resamples on the less frequent side of zero, zero included; or None too.
     """
 
     value: float
-    low: float
-    high: float
-    p_value: float
+    interval: tuple[float, float] | None
+    p_value: float | None
 
 
 def paired_bootstrap(first: Counts, second: Counts, resamples: int = 10_000, seed: int = 0) -> Difference:
@@ -108,13 +112,16 @@ def paired_bootstrap(first: Counts, second: Counts, resamples: int = 10_000, see
     """
     if first.shape != second.shape or (first[:, 3] != second[:, 3]).any():
         raise ValueError("a paired comparison needs the same references, normalised in the same way, on both sides")
-    before, after = _resampled_rates([first, second], resamples, seed)
-    if before is None or after is None:
+    if not first[:, 3].any():
         raise ValueError("there is no reference token to compare on")
+    value = rate(second) - rate(first)
+    if np.count_nonzero(first[:, 3]) < MIN_UTTERANCES:
+        return Difference(value, None, None)
+    before, after = _resampled_rates([first, second], resamples, seed)
     differences = after - before
     contradicting = min((differences <= 0).sum(), (differences >= 0).sum())
     p_value = min(1.0, 2 * (contradicting + 1) / (len(differences) + 1))  # the sample itself counts as one: never 0
-    return Difference(rate(second) - rate(first), *_interval(differences), float(p_value))
+    return Difference(value, _interval(differences), float(p_value))
 
 
 def _interval(values: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
@@ -122,13 +129,9 @@ def _interval(values: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _resampled_rates(
-    systems: Sequence[Counts], resamples: int, seed: int
-) -> list[Float[np.ndarray, " resamples"] | None]:
+def _resampled_rates(systems: Sequence[Counts], resamples: int, seed: int) -> list[Float[np.ndarray, " resamples"]]:
     """Each system's rate on the same resamples; those that drew no reference token are left out."""
     num_utterances, tokens = len(systems[0]), systems[0][:, 3]
-    if not tokens.any():
-        return [None] * len(systems)
     errors = np.stack([tokens, *(counts[:, :3].sum(1) for counts in systems)])
     rng, totals = np.random.default_rng(seed), []
     rows = max(1, _DRAWS_AT_ONCE // num_utterances)

@@ -9,7 +9,7 @@ import jax
 from data_pipelines.audio import SAMPLE_RATE
 from data_pipelines.errors import DataError
 from data_pipelines.paths import AnyPath, as_path
-from jax_speechlm.evaluation.report import Report
+from jax_speechlm.evaluation.report import TOO_FEW, Report
 from jax_speechlm.experiment import Experiment, Mixture, UnitText
 from jax_speechlm.interop.hugging_face import Package, audio_token, ids_in_folder
 from jax_speechlm.models.conformer import ConformerConfig
@@ -192,7 +192,8 @@ def _results(checkpoint: AnyPath) -> Iterator[str]:
                 report = Report.load(file)
             except ValueError:
                 continue  # of another kind of evaluation
+            intervals = TOO_FEW if report.wer.interval is None else "95 % bootstrap intervals"
             yield (
-                f"- {file.parent.name}: WER {report.wer}, CER {report.cer} (95 % bootstrap intervals); "
+                f"- {file.parent.name}: WER {report.wer}, CER {report.cer} ({intervals}); "
                 f"{report.wer.utterances:,} utterances, normalizer {report.normalizer}, decoder {report.decoder}"
             )

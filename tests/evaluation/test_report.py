@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from jax_speechlm.evaluation.report import Report, Utterance, compare, evaluate
+from jax_speechlm.evaluation.report import TOO_FEW, Report, Score, Utterance, compare, evaluate
 
 UTTERANCES = [
     Utterance(id="one", reference="The cat sat.", hypothesis="the cat sat", speaker="ann", duration=1.5),
@@ -14,13 +14,38 @@ UTTERANCES = [
 ]
 
 
+def many(utterances):
+    """The same twenty times over, each with an id of its own."""
+    return [each.replace(id=f"{each.id} {number}") for number in range(20) for each in utterances]
+
+
+def test_few_utterances_have_no_interval_in_report_table_and_comparison():
+    one = evaluate([Utterance(id="one", reference="yes", hypothesis="no")])
+    assert (one.wer.rate, one.wer.interval, one.cer.interval) == (1, None, None)
+    assert str(one.wer) == "100.0 %"
+    few = evaluate(many(UTTERANCES)[:44])  # of which a third has no reference
+    out = io.StringIO()
+    Console(file=out, width=120).print(few.table())
+    assert "[" not in out.getvalue().replace("[95 %]", "")
+    assert TOO_FEW in out.getvalue()
+    assert "30" in TOO_FEW
+    comparison = compare(few, few)
+    assert (comparison.interval, comparison.p_value) == (None, None)
+    assert TOO_FEW in str(comparison)
+    assert "[" not in str(comparison)
+    assert TOO_FEW not in str(compare(evaluate(many(UTTERANCES)), evaluate(many(UTTERANCES))))
+    counts = {"substitutions": 1, "deletions": 0, "insertions": 0, "tokens": 1, "utterances": 1}
+    before = Score.model_validate({"rate": 1.0, "interval": (1.0, 1.0)} | counts)  # of an earlier version
+    assert before.interval is None
+
+
 def test_rates_and_tables():
     report = evaluate(UTTERANCES)
     assert (report.headline, report.normalizer) == ("wer", "basic")
     assert report.wer.rate == 3 / 6
     assert (report.wer.substitutions, report.wer.deletions, report.wer.insertions, report.wer.tokens) == (1, 0, 2, 6)
-    low, high = report.wer.interval
-    assert low <= 0.5 <= high
+    low, high = evaluate(many(UTTERANCES)).wer.interval
+    assert low < 0.5 < high
     assert {name: score.rate for name, score in report.speakers.items()} == {"ann": 1 / 3, "bob": 2 / 3}
     assert {name: score.utterances for name, score in report.lengths.items()} == {"under 2 s": 2, "5 to 10 s": 1}
     assert evaluate(UTTERANCES, "none").wer.rate == 5 / 6  # "The" and "sat." are errors now
@@ -88,7 +113,8 @@ def test_compare_pairs_utterances_by_id():
     better = [UTTERANCES[2].replace(hypothesis=""), UTTERANCES[0], UTTERANCES[1].replace(hypothesis="on the mat")]
     comparison = compare(evaluate(UTTERANCES), evaluate(better))
     assert (comparison.first, comparison.second, comparison.difference) == (0.5, 0.0, -0.5)
-    assert comparison.interval[0] <= -0.5 <= comparison.interval[1]
+    paired = compare(evaluate(many(UTTERANCES)), evaluate(many(better)))
+    assert paired.interval[0] < -0.5 < paired.interval[1]
     assert "WER 50.00 % -> 0.00 %" in str(comparison)
 
 

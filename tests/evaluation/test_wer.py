@@ -77,12 +77,25 @@ def test_paired_bootstrap():
     worse = base + np.array([1, 0, 0, 0]) * (np.arange(200) % 4 == 0)[:, None]
     difference = wer.paired_bootstrap(base, worse)
     assert difference.value == pytest.approx(50 / base[:, 3].sum())
-    assert 0 < difference.low < difference.value < difference.high
+    lowest, highest = difference.interval
+    assert 0 < lowest < difference.value < highest
     assert difference.p_value < 0.01
     low, high = wer.bootstrap(base)
-    assert difference.high - difference.low < 0.5 * (high - low)  # pairing is what makes it sharp
+    assert highest - lowest < 0.5 * (high - low)  # pairing is what makes it sharp
     same = wer.paired_bootstrap(base, base)
-    assert (same.value, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+    assert (same.value, same.interval, same.p_value) == (0, (0, 0), 1)
+
+
+def test_few_utterances_have_no_interval():
+    counts = some_counts(0, wer.MIN_UTTERANCES)
+    counts[:, 3] += 1
+    assert wer.bootstrap(counts) is not None
+    assert wer.paired_bootstrap(counts, counts).interval is not None
+    counts[0, 3] = 0  # what has no reference does not count
+    for few in (counts, counts[:1], counts[1:2]):
+        assert wer.bootstrap(few) is None
+    assert wer.paired_bootstrap(counts, counts) == wer.Difference(0.0, None, None)
+    assert wer.bootstrap(np.concatenate([counts[1:], np.zeros((99, 4), int)])) is None
 
 
 def test_paired_bootstrap_is_calibrated_where_there_is_no_difference():

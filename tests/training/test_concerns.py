@@ -103,9 +103,9 @@ def test_a_warmup_longer_than_the_run_says_that_the_peak_is_never_reached(schedu
 
 def test_settings_that_begin_after_the_end_are_named():
     experiment = tiny.experiment("best_rq")
-    late = Optimizer(schedule=WSD(warmup_steps=7), groups=(Group(prefix="encoder", start_step=8),))
+    late = Optimizer(schedule=WSD(warmup_steps=8), groups=(Group(prefix="encoder", start_step=8),))
     decay, group = concerns(experiment.replace(optimizer=late), tiny.MemorySource.make(experiment))
-    assert "do not fit into 8 steps" not in decay or "instead of 0" in decay
+    assert "do not fit into 8 steps: the learning rate ends at 0.001 instead of 0" in decay
     assert "encoder begins to learn at step 8, and the run has 8: it never learns" in group
 
 
