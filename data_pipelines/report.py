@@ -13,7 +13,7 @@ from rich.table import Table
 from data_pipelines.clips import Dropped
 from data_pipelines.convert import Converted
 from data_pipelines.paths import AnyPath
-from data_pipelines.text import split_order
+from data_pipelines.text import split_order, without_held_out
 
 # Upper edges of the duration histogram in seconds; the last bin is open.
 HISTOGRAM_EDGES = (0.5, 1, 2, 4, 8, 16, 32, 64)
@@ -74,6 +74,8 @@ class Report:
             for reason, row in self.dropped.items():
                 table.add_row(reason, f"{row['count']:,}", escape(row["detail"] or ", ".join(row["ids"])))
             console.print(table)
+        if missing := without_held_out(self.splits):
+            console.print(f"[bold yellow]warning: {missing}", soft_wrap=True)
         most = max(self.histogram.values(), default=0)
         for edge, count in self.histogram.items():
             console.print(f"{edge:>8} s {count:>8,} {'█' * round(40 * count / max(most, 1))}", highlight=False)

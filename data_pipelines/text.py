@@ -3,6 +3,7 @@
 import hashlib
 import re
 import unicodedata
+from collections.abc import Collection
 
 SPLITS = ("train", "dev", "test")
 
@@ -86,6 +87,13 @@ def spell(number: int, language: str) -> str:
     if number < 1000:
         return f"{digits[pair]} hundred {spell(rest, 'en')}"
     return f"{spell(pair, 'en')} {'oh ' if rest < 10 else ''}{spell(rest, 'en')}"
+
+
+def without_held_out(splits: Collection[str]) -> str | None:
+    """What a prepared set with these splits cannot be used for alone, in words; None where nothing is missing."""
+    missing = {"dev": "training on it alone validates nothing", "test": "nothing of it is held out to evaluate on"}
+    said = [f"no {split} split: {why}" for split, why in missing.items() if split not in splits]
+    return "; ".join(said) or None
 
 
 def split_key(text: str) -> str:

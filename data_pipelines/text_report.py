@@ -11,6 +11,7 @@ from rich.table import Table
 from data_pipelines.clips import Dropped
 from data_pipelines.documents import Document
 from data_pipelines.paths import AnyPath
+from data_pipelines.text import without_held_out
 
 _EXAMPLES = 5
 _COUNTS = ("documents", "words", "bytes")
@@ -52,6 +53,8 @@ class TextReport:
                 counts = [f"{row[column]:,}" for column in columns[1:-1]]
                 table.add_row(escape(name), *counts, f"{row['bytes'] / max(total['bytes'], 1):.1%}")
             console.print(table)
+        if missing := without_held_out(self.splits):
+            console.print(f"[bold yellow]warning: {missing}", soft_wrap=True)
         if self.dropped:
             table = Table()
             for heading in ("dropped", "items", "for example"):

@@ -1,8 +1,14 @@
 """Transcripts as targets, and the split rule."""
 
-import pytest
+import dataclasses
+import io
 
+import pytest
+from rich.console import Console
+
+from data_pipelines.report import summarise
 from data_pipelines.text import UnspeakableError, normalise, spell, split_key, split_of
+from data_pipelines.text_report import TextReport
 
 
 @pytest.mark.parametrize(
@@ -76,3 +82,19 @@ def test_split_rule_is_the_published_one():
 
 def test_split_ignores_case_and_punctuation():
     assert split_key(" Hello,   WORLD! ") == "hello world"
+
+
+def test_a_set_without_a_dev_or_test_split_is_said_when_it_is_prepared():
+    counts = {"documents": 1, "words": 1, "bytes": 1}
+    printed = {}
+    for splits in (("train",), ("train", "dev"), ("train", "dev", "test")):
+        out = io.StringIO()
+        TextReport("x", dict.fromkeys(splits, counts), {}, {}).print(Console(file=out, width=200))
+        speech = summarise("x", [], [])
+        rows = {split: {"clips": 1, "hours": 1.0, "words": 1} for split in splits}
+        dataclasses.replace(speech, splits=rows).print(Console(file=out, width=200))
+        printed[splits] = out.getvalue()
+    assert printed["train",].count("no dev split") == printed["train",].count("no test split") == 2
+    assert "no dev split" not in printed["train", "dev"]
+    assert printed["train", "dev"].count("no test split") == 2
+    assert "warning" not in printed["train", "dev", "test"]
