@@ -143,12 +143,14 @@ class Transcriber(abc.ABC):
         *,
         max_seconds: float = 30.0,
         seconds_per_batch: float = 60.0,
+        at_once: int = _SPELLED_AT_ONCE,
     ) -> Iterator[Segment]:
         """The segments of one recording, as soon as they are found.
 
         Args:
           blocks: its samples at 16 kHz.
           listen: what hears windows; by default this model, here and now.
+          at_once: utterances that are decoded together: speed, and how soon the first is there; never the result.
 
         Raises:
           AudioError: as the blocks raise it.
@@ -156,7 +158,7 @@ class Transcriber(abc.ABC):
         listen = listen or (lambda parts: self.listen_to(parts, seconds_per_batch))
         pieces = (_Piece(0, window) for window in self._windows(blocks, max_seconds))
         heard = ((piece.window, piece.found) for piece in _heard(pieces, listen, seconds_per_batch))
-        for group in _in_groups(self.utterances(heard), _SPELLED_AT_ONCE):
+        for group in _in_groups(self.utterances(heard), at_once):
             yield from self.spell(group)
 
     def listen_to(self, parts: Sequence[Samples], seconds_per_batch: float = 60.0) -> list[Any]:

@@ -5,29 +5,34 @@ import base64
 import contextlib
 import importlib.resources
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import jax
 import numpy as np
 import pydantic
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from data_pipelines import audio
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.logmel import log_mel
+from jax_speechlm.serving import answers
+from jax_speechlm.serving.answers import FORMATS, EventStream, Wish
 from jax_speechlm.serving.batcher import Batcher, Caller, GivenUpError
-from jax_speechlm.serving.forms import CLOSED, ApiError, Body, Upload, read_upload
+from jax_speechlm.serving.forms import CLOSED, INTERNAL, ApiError, Body, Upload, read_upload
+from jax_speechlm.serving.origins import SameOrigin
 from jax_speechlm.transcriber import Transcriber
-from jax_speechlm.transcript import SUBTITLES, Segment, phrases
+from jax_speechlm.transcript import Segment
 from jax_speechlm.windows import Samples, shape_of
 
+T = TypeVar("T")
+
 _ROUTES = {"transcribe": "/v1/audio/transcriptions", "translate": "/v1/audio/translations"}
-_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 _PICTURE_SECONDS = 30.0
+_ANSWER_SECONDS = 2.0
 _PAGE = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript")}
 _PAGE |= {"/recorder.js": ("recorder.js", "text/javascript")}
 _SECURITY = {
@@ -46,7 +51,8 @@ _FORM = {
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
                         "model": {"type": "string"},
-                        "response_format": {"type": "string", "enum": list(_FORMATS)},
+                        "response_format": {"type": "string", "enum": list(FORMATS)},
+                        "stream": {"type": "boolean"},
                         "timestamp_granularities[]": {"type": "array", "items": {"enum": ["word", "segment"]}},
                     },
                 }
@@ -86,13 +92,16 @@ class Service:
         self.transcriber, self.name, self.limits, self.max_seconds = transcriber, name, limits, max_seconds
         self.batcher = Batcher(lambda parts: transcriber.listen_to(parts, seconds_per_batch), seconds_per_batch)
         self.in_flight = 0
+        self._callers: set[Caller] = set()
         self._threads = ThreadPoolExecutor(limits.max_requests, "request")
         self._mel = jax.jit(log_mel, static_argnums=2)
 
     def close(self) -> None:
-        """Ends the threads; what waits is given up."""
+        """Gives up what is at hand and ends the threads, without waiting for more than the batch that is heard."""
+        for caller in tuple(self._callers):
+            caller.cancel()
         self.batcher.close()
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     @contextlib.asynccontextmanager
     async def admitted(self, request: Request) -> AsyncIterator[None]:
@@ -103,6 +112,9 @@ class Service:
         self.in_flight += 1
         try:
             yield
+        except asyncio.CancelledError:  # by the server, which has waited long enough for it to end
+            asyncio.current_task().uncancel()
+            raise _stopping() from None
         finally:
             self.in_flight -= 1
 
@@ -113,18 +125,17 @@ class Service:
           ApiError: the audio cannot be read or is too long; or time is up.
         """
         caller = Caller(self.batcher)
+        self._callers.add(caller)
         working = asyncio.get_running_loop().run_in_executor(self._threads, work, caller)
+        working.add_done_callback(lambda _: self._callers.discard(caller))
         gone = asyncio.ensure_future(_disconnected(request))
         try:
             done, _ = await asyncio.wait(
                 {working, gone}, timeout=self.limits.timeout, return_when=asyncio.FIRST_COMPLETED
             )
+            if gone in done and working not in done:
+                raise ApiError(CLOSED, "the client closed the connection", code="disconnected")
             if working not in done:
-                caller.cancel()
-                self.in_flight += 1  # its place is free when its thread is
-                working.add_done_callback(self._ended)
-                if gone in done:
-                    raise ApiError(CLOSED, "the client closed the connection", code="disconnected")
                 raise ApiError(504, f"not done after {self.limits.timeout:g} s", code="timeout")
             return working.result()
         except audio.AudioTooLongError as error:
@@ -137,9 +148,13 @@ class Service:
                 400, f"the file is no audio that can be read: {error.reason}", param="file", code="bad_audio"
             ) from error
         except GivenUpError as error:
-            raise ApiError(503, "the service is being stopped", code="stopping", retry=10) from error
+            raise _stopping() from error
         finally:
             gone.cancel()
+            if not working.done():
+                caller.cancel()
+                self.in_flight += 1  # its place is free when its thread is
+                working.add_done_callback(self._ended)
 
     def _ended(self, work: asyncio.Future) -> None:
         self.in_flight -= 1
@@ -152,9 +167,15 @@ class Service:
         max_seconds = 60 * self.limits.max_minutes
         yield from audio.stream(upload.content, name=name, max_seconds=max_seconds, check=caller.check)
 
-    def transcribe(self, upload: Upload, caller: Caller) -> tuple[list[Segment], float]:
-        """The segments of an upload, and its seconds."""
-        num_samples = 0
+    def transcribe(
+        self, upload: Upload, caller: Caller, found: Callable[[Segment], Any] | None = None
+    ) -> tuple[list[Segment], float]:
+        """Returns the segments of an upload, and its seconds.
+
+        Args:
+          found: called with each segment, as soon as there is one.
+        """
+        num_samples, segments = 0, []
 
         def counted() -> Iterator[Samples]:
             nonlocal num_samples
@@ -162,8 +183,30 @@ class Service:
                 num_samples += len(block)
                 yield block
 
-        segments = list(self.transcriber.segments(counted(), caller.listen, max_seconds=self.max_seconds))
+        at_once = {"at_once": 1} if found else {}
+        for segment in self.transcriber.segments(counted(), caller.listen, max_seconds=self.max_seconds, **at_once):
+            segments.append(segment)
+            if found:
+                found(segment)
         return segments, num_samples / audio.SAMPLE_RATE
+
+    async def events(self, request: Request, upload: Upload) -> AsyncGenerator[dict[str, Any], None]:
+        """Yields the text of an upload as it is found, as events, and then the whole. Raises what `run` raises."""
+        loop, segments, text = asyncio.get_running_loop(), [], ""
+        queue: asyncio.Queue[Segment | None] = asyncio.Queue()
+        found = lambda segment: loop.call_soon_threadsafe(queue.put_nowait, segment)  # noqa: E731
+        working = asyncio.ensure_future(self.run(request, lambda caller: self.transcribe(upload, caller, found)))
+        working.add_done_callback(lambda _: queue.put_nowait(None))
+        try:
+            while (segment := await queue.get()) is not None:
+                segments.append(segment)
+                before, text = text, self.transcriber.text_of(segments)
+                if text != before:
+                    yield answers.delta(text.removeprefix(before))
+            await working
+            yield answers.done(text)
+        finally:
+            working.cancel()
 
     def picture(self, upload: Upload, caller: Caller) -> dict[str, Any]:
         """The log-mel features of the first half minute, as shades: a byte a bin, low ones first, frame after frame."""
@@ -204,21 +247,34 @@ class Service:
         }
 
 
+def _stopping() -> ApiError:
+    return ApiError(503, "the service is being stopped", code="stopping", retry=10)
+
+
 async def _disconnected(request: Request) -> None:
     while not await request.is_disconnected():
         await asyncio.sleep(0.5)
 
 
-def make_app(service: Service) -> FastAPI:
-    """The app; it closes the service when it is shut down."""
+def make_app(service: Service, names: Sequence[str] = ()) -> FastAPI:
+    """Returns the app; it closes the service when it is shut down.
+
+    Args:
+      names: host names that requests may name besides the service's own (`SameOrigin`).
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(service.close)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                while service.in_flight:  # what was given up is answered still
+                    await asyncio.sleep(0.05)
 
     # No documentation page: FastAPI's takes its scripts from elsewhere. /openapi.json is there.
     app = FastAPI(title="jax_speechlm", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.add_middleware(SameOrigin, names=names)
     max_bytes = int(service.limits.max_megabytes * 2**20)
 
     @app.exception_handler(ApiError)
@@ -232,14 +288,28 @@ def make_app(service: Service) -> FastAPI:
 
     @app.exception_handler(Exception)
     async def failure(request: Request, error: Exception) -> JSONResponse:
-        return ApiError(500, "an error of the service, which its log has", code="internal_error").response()
+        return INTERNAL.response()
 
     async def transcriptions(request: Request) -> Response:
+        responses = _responses(request)
+        response = await anext(responses)
+        if isinstance(response, Response):
+            await responses.aclose()
+            return response
+        return EventStream(_chain(response, responses))
+
+    async def _responses(request: Request) -> AsyncGenerator[Response | dict[str, Any], None]:
+        """Yields the response, or the events that it is to be made of; so that all are made in the request's place."""
         async with service.admitted(request):
             upload = await read_upload(request, max_bytes)
-            answer = _formatter(service, upload)
-            segments, seconds = await service.run(request, lambda caller: service.transcribe(upload, caller))
-            return answer(segments, seconds)
+            wish = Wish(upload)
+            if wish.stream:
+                async with contextlib.aclosing(service.events(request, upload)) as events:
+                    async for event in events:
+                        yield event
+            else:
+                found = await service.run(request, lambda caller: service.transcribe(upload, caller))
+                yield wish.answer(service.transcriber, *found)
 
     async def other_task(request: Request) -> Response:
         await Body(request).drain()
@@ -288,59 +358,8 @@ def _constant(content: bytes, kind: str) -> Callable[[], Any]:
     return page
 
 
-def _formatter(service: Service, upload: Upload) -> Callable[[Sequence[Segment], float], Response]:
-    """What turns segments into the response that the form asks for. Raises `ApiError` where it asks for another."""
-    format = upload.one("response_format", _FORMATS)
-    granularities = [
-        name for key in ("timestamp_granularities[]", "timestamp_granularities") for name in upload.fields.get(key, [])
-    ]
-    if unknown := set(granularities) - {"word", "segment"}:
-        raise ApiError(
-            400,
-            f"timestamp_granularities[] may be word and segment; got {min(unknown)[:80]!r}",
-            param="timestamp_granularities[]",
-            code="invalid_value",
-        )
-    language = (upload.fields.get("language") or [None])[-1]
-
-    def answer(segments: Sequence[Segment], seconds: float) -> Response:
-        text = service.transcriber.text_of(segments)
-        if format in SUBTITLES:
-            return PlainTextResponse(
-                SUBTITLES[format](segments), media_type="text/vtt" if format == "vtt" else "text/plain"
-            )
-        if format == "text":
-            return PlainTextResponse(text + "\n")
-        if format == "json":
-            return JSONResponse({"text": text})
-        parts = [_phrase(number, each) for number, each in enumerate(phrases(segments))]
-        body = {
-            "task": service.transcriber.task,
-            "language": language,
-            "duration": seconds,
-            "text": text,
-            "segments": parts,
-        }
-        if "word" in granularities:
-            words = (word for segment in segments for word in segment.words)
-            body["words"] = [
-                {"word": each.word, "start": _round(each.start), "end": _round(each.end)} for each in words
-            ]
-        if alternatives := [_alternatives(each) for each in segments if each.alternatives]:
-            body["alternatives"] = alternatives
-        return JSONResponse(body)
-
-    return answer
-
-
-def _phrase(number: int, phrase: Segment) -> dict[str, Any]:
-    times = {"start": _round(phrase.start), "end": _round(phrase.end)}
-    return {"id": number} | times | {"text": phrase.text, "avg_logprob": round(phrase.confidence, 4)}
-
-
-def _alternatives(segment: Segment) -> dict[str, Any]:
-    return {"start": _round(segment.start), "end": _round(segment.end), "texts": list(segment.alternatives)}
-
-
-def _round(seconds: float) -> float:
-    return round(seconds, 3)
+async def _chain(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    async with contextlib.aclosing(rest):
+        yield first
+        async for each in rest:
+            yield each

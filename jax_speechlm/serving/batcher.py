@@ -11,6 +11,8 @@ from jax_speechlm.windows import Samples, shape_of
 
 _AT_ONCE = 4  # windows of one request that wait at a time, so that an hour of audio does not hold up a word
 
+_LAST_SECONDS = 5.0  # that `close` waits for the batch that is heard
+
 
 class GivenUpError(Exception):
     """Nobody waits for this any more, or the service is being stopped."""
@@ -53,13 +55,13 @@ class Batcher:
         return found
 
     def close(self) -> None:
-        """Drops what waits, and ends the thread behind the batch that it is at."""
+        """Drops what waits, and ends the thread behind the batch that it is at, for which it waits a few seconds."""
         with self._changed:
             self._closed = True
             while self._waiting:
                 self._waiting.popleft().found.cancel()
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(_LAST_SECONDS)
 
     def _work(self) -> None:
         while batch := self._next():
@@ -91,13 +93,17 @@ class Batcher:
 
 
 class Caller:
-    """One request's way to the batcher, which another thread may cut off."""
+    """One request's way to the batcher, which another thread may cut off.
+
+    Attributes:
+      cancelled: set once it was; what works for the request watches it.
+    """
 
     def __init__(self, batcher: Batcher):
         self._batcher = batcher
         self._waiting: Sequence[Future] = ()
         self._lock = threading.Lock()
-        self._cancelled = False
+        self.cancelled = threading.Event()
 
     def listen(self, parts: list[Samples]) -> list[Any]:
         """What the model makes of each window. Raises `GivenUpError` once `cancel` was called."""
@@ -114,12 +120,12 @@ class Caller:
 
     def check(self) -> None:
         """Raises `GivenUpError` once `cancel` was called."""
-        if self._cancelled:
+        if self.cancelled.is_set():
             raise GivenUpError
 
     def cancel(self) -> None:
         """Gives up: `listen` raises, and its windows that nobody has begun to hear are dropped."""
         with self._lock:
-            self._cancelled = True
+            self.cancelled.set()
             for each in self._waiting:
                 each.cancel()

@@ -1,7 +1,7 @@
 """What `jax-speechlm serve` runs."""
 
+import contextlib
 import ipaddress
-import logging
 import socket
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.serving.app import Limits, Service, make_app
+from jax_speechlm.serving.server import make_server
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.transcriber import Transcriber, open_transcriber
 from jax_speechlm.windows import empty_batch, shapes
-
-_STOP_SECONDS = 30  # that requests at hand have when the service is stopped
 
 
 def serve_run(
     checkpoint: Positional[Path],
     host: str = "127.0.0.1",
     port: int = 8000,
+    names: tuple[str, ...] = (),
     decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
     ensemble: tuple[Path, ...] = (),
     limits: OmitArgPrefixes[Limits] = Limits(),  # noqa: B008  frozen
@@ -32,13 +32,15 @@ def serve_run(
     """Serves a trained run over HTTP: POST /v1/audio/transcriptions, as OpenAI has it, and a page to try it on at /.
 
     Requests are heard together where several wait; what one gets does not depend on the others, and is what
-    `jax-speechlm transcribe` gives. Ctrl-C or SIGTERM finishes the requests at hand.
+    `jax-speechlm transcribe` gives. Ctrl-C or SIGTERM lets the requests at hand finish, for 20 s.
 
     Args:
       checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
       host: the address to listen at. The default is this machine alone: there is neither a password nor encryption, so
         put a proxy that has both before it where others are to reach it.
       port: 0 takes any that is free, and says which.
+      names: host names (or host:port) under which browsers reach it by a proxy. Requests from pages of other sites are
+        refused; so are, on this machine's own address, requests to other names than localhost.
       decoding: how the text is found; weights that `eval` tuned are in its report.
       ensemble: further runs with its tokenizer and frame rate; the mean of all their probabilities is decoded.
       limits: what is taken on.
@@ -46,8 +48,6 @@ def serve_run(
       seconds_per_batch: padded audio that is heard at a time: memory and speed, never the result.
       warm_up: compile the programs of all shapes before the first request; else each when it is first needed.
     """
-    import uvicorn
-
     transcriber = open_transcriber(checkpoint, decoding, ensemble)
     if transcriber.task not in ("transcribe", "translate"):
         raise CheckpointError(
@@ -62,18 +62,13 @@ def serve_run(
         compile_all(transcriber, max_seconds, seconds_per_batch)
     name = transcriber.checkpoint.parent.parent.name or "model"  # of RUN/checkpoints/STEP
     service = Service(transcriber, name, limits, max_seconds, seconds_per_batch)
-    config = uvicorn.Config(
-        make_app(service),
-        log_level=logging.WARNING,
-        server_header=False,
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=_STOP_SECONDS,
-    )
+    server = make_server(make_app(service, names))
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     print(f"{name} at {url} (a page), {url}/v1/audio/transcriptions; Ctrl-C stops", flush=True)
     if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         print("whoever reaches this machine can use it: there is no password", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    with contextlib.suppress(KeyboardInterrupt):  # that the server raises again once it has stopped
+        server.run(sockets=[listener])
 
 
 def compile_all(transcriber: Transcriber, max_seconds: float, seconds_per_batch: float) -> None:

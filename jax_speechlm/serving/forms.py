@@ -41,6 +41,10 @@ class ApiError(Exception):
         return JSONResponse({"error": error}, self.status, headers)
 
 
+INTERNAL = ApiError(500, "an error of the service, which its log has", code="internal_error")
+"""What a client is told of a bug."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Upload:
     """A form.
@@ -54,6 +58,10 @@ class Upload:
     content: bytes
     filename: str
     fields: dict[str, list[str]]
+
+    def values(self, name: str) -> list[str]:
+        """Returns all values of a field that may be repeated, as NAME[] or NAME."""
+        return self.fields.get(f"{name}[]", []) + self.fields.get(name, [])
 
     def one(self, name: str, allowed: tuple[str, ...]) -> str:
         """A field's value, the first allowed one by default. Raises `ApiError` for one that is not allowed."""

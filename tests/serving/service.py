@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import socket
 import threading
 import time
@@ -10,9 +11,9 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import soundfile
-import uvicorn
 
 from jax_speechlm.serving.app import Limits, Service, make_app
+from jax_speechlm.serving.server import make_server
 from jax_speechlm.transcriber import Transcriber
 
 RATE = 16_000
@@ -26,14 +27,13 @@ class Server:
       client: speaks to it over HTTP.
     """
 
-    def __init__(self, transcriber: Transcriber, limits: Limits, **options):
+    def __init__(self, transcriber: Transcriber, limits: Limits, names: tuple[str, ...] = (), **options):
         self.service = Service(
             transcriber, "tones", limits, **{"max_seconds": 30.0, "seconds_per_batch": 60.0} | options
         )
         listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        config = uvicorn.Config(make_app(self.service), log_level="critical", timeout_graceful_shutdown=5)
-        self._server = uvicorn.Server(config)
+        self._server = make_server(make_app(self.service, names), stop_seconds=5, log_level=logging.CRITICAL)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, name="server")
         self._thread.start()
         self.client = httpx.Client(base_url=self.url, timeout=60)

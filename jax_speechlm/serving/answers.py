@@ -1,0 +1,148 @@
+"""What a transcript is answered with: OpenAI's response formats, and its events as the text is found."""
+
+import contextlib
+import json
+import logging
+import zlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from jax_speechlm.serving.forms import INTERNAL, ApiError, Upload
+from jax_speechlm.transcriber import Transcriber
+from jax_speechlm.transcript import SUBTITLES, Segment, phrases
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+_STREAMED = ("json", "text")  # the formats that events have an equal of
+
+
+class Wish:
+    """What a form asks for.
+
+    Attributes:
+      format: one of `FORMATS`.
+      stream: whether the text is wanted as it is found.
+    """
+
+    def __init__(self, upload: Upload):
+        """Reads the form's fields. Raises `ApiError` where one asks for what there is not."""
+        self.format = upload.one("response_format", FORMATS)
+        self.stream = upload.one("stream", ("false", "true", "0", "1", "False", "True")).lower() in ("true", "1")
+        if self.stream and self.format not in _STREAMED:
+            raise ApiError(
+                400,
+                f"stream gives text: response_format may be {' or '.join(_STREAMED)} with it, not {self.format}",
+                param="stream",
+                code="invalid_value",
+            )
+        if included := upload.values("include"):
+            raise ApiError(
+                400,
+                f"include[]: there is nothing to include, such as {included[0][:80]!r}",
+                param="include[]",
+                code="invalid_value",
+            )
+        granularities = upload.values("timestamp_granularities")
+        if unknown := set(granularities) - {"word", "segment"}:
+            raise ApiError(
+                400,
+                f"timestamp_granularities[] may be word and segment; got {min(unknown)[:80]!r}",
+                param="timestamp_granularities[]",
+                code="invalid_value",
+            )
+        self._words = "word" in granularities
+        self._language = (upload.fields.get("language") or [""])[-1]
+
+    def answer(self, transcriber: Transcriber, segments: Sequence[Segment], seconds: float) -> Response:
+        """Returns the response in the wanted format."""
+        text = transcriber.text_of(segments)
+        if self.format in SUBTITLES:
+            return PlainTextResponse(
+                SUBTITLES[self.format](segments), media_type="text/vtt" if self.format == "vtt" else "text/plain"
+            )
+        if self.format == "text":
+            return PlainTextResponse(text + "\n")
+        if self.format == "json":
+            return JSONResponse({"text": text})
+        spoken = [(segment, phrase) for segment in segments for phrase in phrases([segment])]
+        body = {
+            "task": transcriber.task,
+            # The model does not identify languages; what it translates to is English.
+            "language": "english" if transcriber.task == "translate" else self._language or "unknown",
+            "duration": seconds,
+            "text": text,
+            "segments": [_phrase(transcriber, number, *each) for number, each in enumerate(spoken)],
+        }
+        if self._words:
+            words = (word for segment in segments for word in segment.words)
+            body["words"] = [
+                {"word": each.word, "start": _round(each.start), "end": _round(each.end)} for each in words
+            ]
+        if alternatives := [_alternatives(each) for each in segments if each.alternatives]:
+            body["alternatives"] = alternatives
+        return JSONResponse(body)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, whose failure is an event too; its events' generator is closed whatever happens."""
+
+    def __init__(self, events: AsyncGenerator[dict[str, Any], None]):
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with contextlib.aclosing(self.body_iterator) as events:
+            try:
+                async for event in events:
+                    await send(_event(json.dumps(event)))
+                await send(_event("[DONE]"))
+            except ApiError as error:
+                await send(_event(error.response().body.decode()))
+            except Exception:
+                log.exception("a stream failed")
+                await send(_event(INTERNAL.response().body.decode()))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def delta(text: str) -> dict[str, Any]:
+    """Returns the event of text that has been found since the last."""
+    return {"type": "transcript.text.delta", "delta": text}
+
+
+def done(text: str) -> dict[str, Any]:
+    """Returns the event of the whole text."""
+    return {"type": "transcript.text.done", "text": text}
+
+
+def _event(data: str) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True}
+
+
+def _phrase(transcriber: Transcriber, number: int, segment: Segment, phrase: Segment) -> dict[str, Any]:
+    """Returns a phrase with all fields of OpenAI's schema; what is Whisper's alone has its neutral value."""
+    text = phrase.text.encode()
+    return {
+        "id": number,
+        "seek": int(100 * segment.start),  # Whisper's frames of 10 ms
+        "start": _round(phrase.start),
+        "end": _round(phrase.end),
+        "text": phrase.text,
+        "tokens": transcriber.tokenizer.encode(phrase.text),
+        "temperature": 0.0,
+        "avg_logprob": round(phrase.confidence, 4),
+        "compression_ratio": round(len(text) / len(zlib.compress(text)), 4),
+        "no_speech_prob": 0.0,
+    }
+
+
+def _alternatives(segment: Segment) -> dict[str, Any]:
+    return {"start": _round(segment.start), "end": _round(segment.end), "texts": list(segment.alternatives)}
+
+
+def _round(seconds: float) -> float:
+    return round(seconds, 3)

@@ -1,0 +1,94 @@
+"""The HTTP server of a service: uvicorn, with bounds on connections that do not send a request, and on stopping."""
+
+import asyncio
+import logging
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from jax_speechlm.serving.forms import ApiError
+
+IDLE_SECONDS = 15.0
+"""How long a connection may take to send a request's headers, from its start or from the answer before."""
+WRITE_SECONDS = 60.0
+"""How long a client may read nothing of an answer."""
+STOP_SECONDS = 20
+"""How long requests at hand may take after SIGTERM; then they are given up. Platforms kill after 30 s."""
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1, whose connections are closed when a request, or the reading of an answer, does not come.
+
+    uvicorn's own bound (`timeout_keep_alive`) starts after the first answer only, and ends with the first byte of a
+    request's headers.
+    """
+
+    _idle: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._wait_for_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._idle, self._unread):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self._wait_for_request()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is not HTTP, in the form of the service's other errors."""
+        response = ApiError(400, msg, code="invalid_http").response()
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        try:
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=response.body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event))
+        except h11.LocalProtocolError:  # an answer has begun already
+            pass
+        self.transport.close()
+
+    def _wait_for_request(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = self.loop.call_later(IDLE_SECONDS, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()  # `close` would wait for a client that reads nothing
+
+
+def make_server(app: FastAPI, *, stop_seconds: int = STOP_SECONDS, log_level: int = logging.WARNING) -> uvicorn.Server:
+    """Returns a server for an app.
+
+    Args:
+      stop_seconds: what requests at hand may take once the server is told to stop.
+    """
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        log_level=log_level,
+        server_header=False,
+        timeout_keep_alive=int(IDLE_SECONDS),
+        timeout_graceful_shutdown=stop_seconds,
+    )
+    return uvicorn.Server(config)
