@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import Any
 
 import h11
 import uvicorn
@@ -28,7 +29,7 @@ class Protocol(H11Protocol):
     _idle: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: Any) -> None:  # asyncio's, or uvloop's, which is no subclass of it
         super().connection_made(transport)
         self._wait_for_request()
 
