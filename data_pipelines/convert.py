@@ -102,7 +102,7 @@ class Workshop:
         digest = hashlib.sha1(f"{clip.id}\n{clip.audio.fingerprint()}".encode()).hexdigest()
         file = f"{digest[:2]}/{digest}.flac"
         path = self.folder / file
-        if (entry := self._done.get(file)) is not None and path.is_file():
+        if (entry := self._done.get(file)) is not None and _has_size(path, entry["num_bytes"]):
             converted = Converted(clip, file, entry["num_bytes"], entry["num_samples"], Levels(**entry["levels"]))
             if converted.seconds <= max_seconds:
                 return converted
@@ -114,6 +114,10 @@ class Workshop:
         partial.write_bytes(sound.flac)
         os.replace(partial, path)
         return Converted(clip, file, len(sound.flac), sound.num_samples, sound.levels)
+
+
+def _has_size(path: Path, num_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == num_bytes
 
 
 class Sound(NamedTuple):

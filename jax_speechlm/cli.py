@@ -276,7 +276,7 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
             check_fits(experiment)
         result = train(experiment, run_dir)
         # A launcher that starts again only what fails must not take a run that a signal stopped for done.
-        stopped = result.step < experiment.num_steps
+        stopped = result.stopped_by or result.step < experiment.num_steps
         status = int(os.environ.get("JAX_SPEECHLM_STOPPED_STATUS", 0)) if stopped else 0
         if jax.process_index():
             return status

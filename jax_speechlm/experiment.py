@@ -291,8 +291,8 @@ class Cadence(Config):
     Attributes:
       log_every: between lines of the JSONL and TensorBoard logs.
       eval_every: between validations; the last step always validates.
-      checkpoint_every: between checkpoints; the last step always saves.
-      keep_last, keep_best: checkpoints kept: the newest, and those that validated best.
+      checkpoint_every: between checkpoints; the last step always saves, and one that validates among the best.
+      keep_last, keep_best: checkpoints kept: the newest, and those that validated best (NaN is the worst).
       hung_after_seconds: after so long without the end of a step every thread's stack is written to stderr, to tell a
         stuck reader from a stuck device; None for never. Compiling counts, so give large models time.
       profile_steps: (first, last): steps that `jax.profiler` traces for TensorBoard, the last excluded; or None.

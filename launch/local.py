@@ -7,7 +7,7 @@ The processes find each other by the variables that `jax_speechlm.parallel.distr
 which process wrote it. SIGTERM and SIGINT go to all processes, which then save a checkpoint and leave. Where one fails,
 the others get `--grace` seconds to end by themselves; then they are killed. With `--restarts` all begin again after
 that, which continues the run from its last checkpoint; but not after a status that says that the user has to change
-something (2, 3 and 64, see `jax-speechlm --help`).
+something (2, 3 and 64, see `jax-speechlm --help`). A second SIGINT kills all processes at once.
 
 Exit status: 0 when all processes ended with 0; else that of a user error, or of the first that failed, as a shell tells
 it (128 + signal).
@@ -84,18 +84,27 @@ def _run(
     children, readers = [], []
     for process in range(processes):
         environment = os.environ | _environment(processes, process, port, cpu_devices) | {"PYTHONUNBUFFERED": "1"}
-        child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,  # else a terminal's Ctrl-C would reach it beside what `forward` sends
+        )
         children.append(child)
         readers.append(threading.Thread(target=_copy, args=(child, f"[{process}] ".encode())))
         readers[-1].start()
 
+    interrupts = []
+
     def forward(number, frame):
         del frame
         stopping.set()
+        interrupts.extend([number] * (number == signal.SIGINT))
         for child in children:
-            child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+            child.send_signal(signal.SIGKILL if len(interrupts) > 1 else signal.SIGTERM)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     status, deadline = 0, None
     try:
         while any([child.poll() is None for child in children]):  # a list: every child is looked at

@@ -16,6 +16,7 @@ from jax_speechlm.experiment import Speech
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import load_experiment, train
+from jax_speechlm.training.state import TrainState
 from tests import buckets
 from tests.training import tiny
 
@@ -71,6 +72,25 @@ def test_a_save_that_was_cut_short_is_no_checkpoint(in_bucket):
     (paths.as_path(in_bucket) / "checkpoints" / "8" / "commit_success.txt").unlink()
     assert ckpt.find(in_bucket).name == "4"
     assert ckpt.Checkpoints(in_bucket).steps == [4]
+
+
+def test_an_unreadable_checkpoint_in_a_bucket_is_set_aside(bucket):
+    state = TrainState(np.int32(1), {"weight": np.arange(64, dtype=np.float32)}, (), {}, np.int32(0), np.int32(0))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)
+    checkpoints = ckpt.Checkpoints(f"{bucket}/aside")
+    for step in (1, 3):
+        checkpoints.save(step, state, {"step": step}, {"loss": 0.5})
+    checkpoints.close()
+    place = paths.as_path(bucket) / "aside" / "checkpoints"
+    (place / "3" / "meta" / "metadata").write_bytes(b"\xff")
+    again = ckpt.Checkpoints(f"{bucket}/aside")
+    assert again.restore(shapes, lambda meta: None).step == 1
+    assert (place / "3.unreadable" / "meta" / "metadata").read_bytes() == b"\xff"
+    assert not (place / "3").exists()
+    again.save(2, state, {"step": 2})
+    again.close()
+    assert ckpt.read(ckpt.find(f"{bucket}/aside")).step == 2
 
 
 def test_prepare_train_and_eval_by_url_alone(bucket, in_bucket, tmp_path, capsys):

@@ -4,7 +4,6 @@ Only JSON and safetensors are read, and no code of the folder's is run. Arrays g
 by share. A folder that `jax-speechlm export` wrote gives back the run that it was written from.
 """
 
-import contextlib
 import dataclasses
 import os
 import sys
@@ -14,7 +13,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tyro.conf import Positional
 
 from data_pipelines.errors import DataError
@@ -48,7 +46,6 @@ from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
 from jax_speechlm.trained import Trained
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer, tokenizer_files
-from jax_speechlm.training.state import TrainState
 
 _PROCESSOR = "processor_config.json"  # where transformers 5 keeps a front end that is saved with a tokenizer
 _SPEECH = Speech(sets=())  # what it was trained on is not known
@@ -335,9 +332,7 @@ def _name(path: tuple) -> str:
 def _save(run: Path, imported: Imported, experiment: Experiment, params: Params) -> None:
     meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(imported.tokenizer)}
     meta |= {"plan": None, "units": imported.units, "step": 0}
-    zero = np.int32(0)
-    with contextlib.closing(ckpt.Checkpoints(run)) as checkpoints:
-        checkpoints.save(0, TrainState(zero, params, {"count": zero}, {}, zero, zero), meta)
+    ckpt.write(run, params, meta)
 
 
 def main(argv: Sequence[str], prog: str) -> None:

@@ -6,7 +6,7 @@ container needs no Python of the host's, and Docker starts it again after a fail
 
 import shlex
 
-from jax_speechlm.launching.job import BUCKET_FOLDER, GRACE_SECONDS, Job, Run, Step, until_final
+from jax_speechlm.launching.job import BUCKET_FOLDER, Job, Run, Step, until_final
 
 # cloud.google.com/tpu/docs/runtimes, "PyTorch and JAX".
 RUNTIMES = {
@@ -15,6 +15,9 @@ RUNTIMES = {
     "v5p": "v2-alpha-tpuv5",
     "v6e": "v2-alpha-tpuv6e",
 }
+
+RECLAIMED_SECONDS = 25
+"""A spot slice has 30 seconds (cloud.google.com/compute/docs/instances/spot), of which its host needs some itself."""
 
 
 def accelerator_type(job: Job) -> str:
@@ -63,7 +66,7 @@ def logs(job: Job) -> list[Step]:
 
 def stop(job: Job) -> list[Step]:
     """Lets all hosts save and leave, then removes the slices and their place in the queue."""
-    save = _everywhere(job, f"sudo docker stop --time={GRACE_SECONDS} {job.name}")
+    save = _everywhere(job, f"sudo docker stop --time={job.grace_seconds(RECLAIMED_SECONDS)} {job.name}")
     return [save._replace(may_fail=True), Run(_delete(job))]
 
 
@@ -89,8 +92,10 @@ def _container(job: Job) -> str:
     """What every host runs: mounts the bucket, removes an earlier container, starts the new one."""
     # JAX asks the machine which hosts belong to the job; no variable of theirs tells it.
     environment = job.environment(JAX_SPEECHLM_DISTRIBUTED="1")
+    grace = job.grace_seconds(RECLAIMED_SECONDS)
     run = [
         *("sudo", "docker", "run", "--detach", f"--name={job.name}", f"--restart=on-failure:{job.max_restarts}"),
+        f"--stop-timeout={grace}",  # also when the host is shut down; Docker's own is 10 seconds
         *("--privileged", "--network=host", f"--volume={BUCKET_FOLDER}:{BUCKET_FOLDER}"),
         *(f"--env={name}={value}" for name, value in environment.items()),
         *(job.image, "sh", "-c", until_final('"$@"'), "run", *job.words),
@@ -104,6 +109,6 @@ if ! mountpoint -q {BUCKET_FOLDER}; then
     sudo mkdir -p {BUCKET_FOLDER}
     sudo gcsfuse -o allow_other --implicit-dirs {shlex.quote(job.bucket.removeprefix("gs://"))} {BUCKET_FOLDER}
 fi
-{login}sudo docker stop --time={GRACE_SECONDS} {job.name} > /dev/null 2>&1 || true
+{login}sudo docker stop --time={grace} {job.name} > /dev/null 2>&1 || true
 sudo docker rm {job.name} > /dev/null 2>&1 || true
 {shlex.join(run)}"""

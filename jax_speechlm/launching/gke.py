@@ -10,7 +10,7 @@ from typing import Any
 
 from jax_speechlm.exit_status import FAILED, FINAL, STOPPED
 from jax_speechlm.launching.cloud_tpu import accelerator_type
-from jax_speechlm.launching.job import BUCKET_FOLDER, GRACE_SECONDS, Job, Run, Step, Write, manifest
+from jax_speechlm.launching.job import BUCKET_FOLDER, Job, Run, Step, Write, manifest
 
 ACCELERATORS = {
     "v4": "tpu-v4-podslice",
@@ -18,6 +18,9 @@ ACCELERATORS = {
     "v5p": "tpu-v5p-slice",
     "v6e": "tpu-v6e-slice",
 }
+
+RECLAIMED_SECONDS = 15
+"""A spot node leaves its pods half of its 30 seconds (cloud.google.com/kubernetes-engine/docs/concepts/spot-vms)."""
 
 
 def start(job: Job) -> list[Step]:
@@ -81,7 +84,7 @@ def jobset(job: Job) -> dict[str, Any]:
     fuse = {"bucketName": job.bucket.removeprefix("gs://"), "mountOptions": "implicit-dirs"}
     pod = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "terminationGracePeriodSeconds": job.grace_seconds(RECLAIMED_SECONDS),
         "nodeSelector": selector,
         "containers": [container],
         "volumes": [{"name": "bucket", "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": fuse}}],
@@ -120,7 +123,7 @@ def xpk(job: Job) -> str:
         *(f"--tpu-type={accelerator_type(job)}", f"--num-slices={job.accelerators.slices}"),
         *(f"--docker-image={job.image}", f"--max-restarts={job.max_restarts}"),
         f"--restart-on-exit-codes={FAILED},{STOPPED}",  # besides 42 and from 127 on, which xpk knows by itself
-        f"--termination-grace-period-seconds={GRACE_SECONDS}",
+        f"--termination-grace-period-seconds={job.grace_seconds(RECLAIMED_SECONDS)}",
         *(f"--env={name}={value}" for name, value in environment.items()),
         *(["--spot"] if job.spot else []),
         f"--storage={job.bucket.removeprefix('gs://')}",

@@ -18,7 +18,7 @@ from jax_speechlm.parallel import chips
 BUCKET_FOLDER = "/bucket"
 """Where machines see the bucket of a job's run directory."""
 GRACE_SECONDS = 180
-"""How long a run may take to save after SIGTERM."""
+"""How long a run may take to save after SIGTERM, where nobody takes its machine away meanwhile."""
 
 _PATTERNS = {
     # Kubernetes adds -slice-0-0 and five letters to it, of 63 characters.
@@ -122,6 +122,14 @@ class Job(Config):
     def environment(self, **added: str) -> dict[str, str]:
         """The variables of the run; the job's own win over those that its target adds."""
         return added | dict(setting.split("=", 1) for setting in self.env)
+
+    def grace_seconds(self, reclaimed: int) -> int:
+        """How long the run may take to save after SIGTERM.
+
+        Args:
+          reclaimed: what its target leaves it when a spot machine is reclaimed.
+        """
+        return min(GRACE_SECONDS, reclaimed) if self.spot else GRACE_SECONDS
 
     @property
     def bucket(self) -> str:

@@ -99,6 +99,21 @@ def stop_requested(step: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
+def stop_announced() -> bool:
+    """Whether one of the processes was sent SIGTERM. To be called by each process; all learn the same.
+
+    Unlike `stop_requested` it names no step to stop before, so it serves between batches of one step's validation.
+    """
+    if jax.process_count() == 1:
+        return False
+    try:  # where JAX's own agreement on a step begins: a process that received the signal writes this for all
+        jax._src.distributed.global_state.client.key_value_try_get("RECEIVED_PREEMPTION_NOTICE")
+        announced = True
+    except jax.errors.JaxRuntimeError:  # not found
+        announced = False
+    return bool(processes_where(announced))
+
+
 def processes_where(flag: bool) -> list[int]:
     """The numbers of the processes that say yes. To be called by each process; all learn the same."""
     return np.flatnonzero(multihost_utils.process_allgather(np.array([flag]))).tolist()

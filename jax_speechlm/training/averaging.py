@@ -6,6 +6,7 @@ start often lie in one basin too, so that their mean, a "soup", is worth as much
 (Wortsman et al. 2022). Runs that began apart do not: see what comes out on a dev split.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,11 @@ def choose(run: Path, last: int | None, best: int | None, *, alone: bool) -> lis
         raise ValueError("--last and --best exclude each other: give one of them")
     found = ckpt.find_all(run)
     if best:
-        losses = {checkpoint: ckpt.dev_metrics(checkpoint).get("loss") for checkpoint in found}
-        found = sorted((each for each in found if losses[each] is not None), key=losses.get, reverse=True)
+        ranks = {checkpoint: ckpt.goodness(ckpt.dev_metrics(checkpoint), "loss") for checkpoint in found}
+        found = sorted((each for each in found if ranks[each] > -math.inf), key=ranks.get)
     wanted = best or last or (len(found) if alone else 1)
     if len(found) < wanted:
-        which = "with a validation" if best else "at all"
+        which = "with a finite dev loss" if best else "at all"
         keep = "keep_best" if best else "keep_last"
         raise ckpt.CheckpointError(
             f"{run}: has {len(found)} checkpoints {which}, {wanted} were asked for: ask for fewer, or train with a "

@@ -7,17 +7,21 @@ tokenizer's files, the data seed and step. Each `<step>` folder is complete in i
 
 import base64
 import contextlib
+import itertools
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from data_pipelines.errors import is_disk_full
@@ -68,20 +72,23 @@ class Checkpoints:
         """
         self.directory = _place(run_dir) / "checkpoints"
         self.directory.mkdir(parents=True, exist_ok=True)
-        goodness = lambda metrics: -float(metrics.get(best_metric, np.inf))  # noqa: E731
-        best = preservation_policy.BestN(get_metric_fn=goodness, n=keep_best, keep_checkpoints_without_metrics=False)
-        self._manager = ocp.CheckpointManager(
+        self._keep_best, self._best_metric = keep_best, best_metric
+        self._newest: int | None = None  # saved or restored by this object, and so known to be good
+        rank = lambda metrics: goodness(metrics, best_metric)  # noqa: E731
+        best = preservation_policy.BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False)
+        self._manager = _Manager(
             self.directory,
             item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
                     [preservation_policy.LatestN(keep_last), best]
                 ),
-                best_fn=goodness,  # decides nothing beside the policy, but without it metrics are not written
+                best_fn=rank,  # decides nothing beside the policy, but without it metrics are not written
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             ),
         )
+        self._goodness = {step: rank(self._manager.metrics(step) or {}) for step in self._manager.all_steps()}
 
     @property
     def steps(self) -> list[int]:
@@ -95,46 +102,72 @@ class Checkpoints:
         meta: dict[str, Any],
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """Starts to save; a step that is saved already is left as it is.
+        """Starts to save, once the save before is on the disk; the step saved or restored last is left as it is.
 
         Args:
           metrics: validation results at this step, from which the best checkpoints are known.
 
         Raises:
-          CheckpointError: there is no room on the disk, or the save before this one failed.
+          CheckpointError: there is no room on the disk, this save was declined, or the one before failed.
         """
-        if step in self.steps:
+        if step == self._newest:
             return
+        self.wait()
         self._check_room(state)
         try:
-            self._manager.save(
+            started = self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
-                metrics=metrics,
+                metrics=metrics or None,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(_save_failed(self.directory, error)) from error
+        if not started:
+            raise CheckpointError(
+                f"{self.directory / str(step)}: was not saved, since the folder holds the steps {self.steps}. Move "
+                "what is not older than this step elsewhere and start again."
+            )
+        self._newest = step
+        self._goodness[step] = goodness(metrics or {}, self._best_metric)
 
     def wait(self) -> None:
         """Blocks until every save is on the disk. Raises `CheckpointError` if one failed."""
+        step, self._newest = self._newest, None
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(_save_failed(self.directory, error)) from error
+        # Process 0 alone, which renamed the folder: others may see that later.
+        if step is not None and jax.process_index() == 0 and not _is_whole(self.directory / str(step)):
+            raise CheckpointError(
+                f"{self.directory / str(step)}: is not there although it was saved. Was it removed, or the disk "
+                "detached? Start again: training goes on from the last complete checkpoint."
+            )
+        self._newest = step
+
+    def is_among_best(self, metrics: dict[str, float]) -> bool:
+        """Whether a checkpoint with this validation would be one of the `keep_best`. All processes learn the same."""
+        value = goodness(metrics, self._best_metric)
+        better = sum(self._goodness.get(step, -math.inf) >= value for step in self.steps)
+        return bool(distributed.processes_where(value > -math.inf and better < self._keep_best))
+
+    def dev_metrics(self, step: int) -> dict[str, float]:
+        """Returns the validation results that were saved with a step; empty where there are none."""
+        return self._manager.metrics(step) or {}
 
     def restore(self, shapes: TrainState, check: Callable[[dict[str, Any]], None]) -> Restored | None:
         """The newest checkpoint that can be read, laid out as `shapes` says; None where there is none.
 
         A checkpoint that cannot be read, by this process or by another of the run, is reported and all take the one
-        before it.
+        before it. What was passed over is then set aside under another name, so that its step can be saved again.
 
         Args:
           check: called with a checkpoint's `meta` before its arrays are read; raises where it is not to be continued.
 
         Raises:
-          CheckpointError: there are checkpoints, but none of them can be read.
+          CheckpointError: there are checkpoints, but none of them can be read; they stay as they are.
         """
-        steps = self.steps
+        steps, passed_over = self.steps, []
         for step in reversed(steps):
             restored, why = None, ""
             try:
@@ -144,15 +177,29 @@ class Checkpoints:
                 why = str(error)
             failed = distributed.processes_where(restored is None)
             if not failed:
+                self._set_aside(passed_over)
+                self._newest = step
                 return restored
+            passed_over.append(step)
             why = why or f"{self.directory / str(step)}: process {failed[0]} could not read it."
             log.error("%s Trying the checkpoint before it.", why)
-        if steps:
+        if distributed.processes_where(any(_is_whole(self.directory / str(step)) for step in steps)):
             raise CheckpointError(
                 f"{self.directory}: none of the checkpoints {steps} can be read. They may belong to a run with another "
                 "model: give this run another directory, or remove the folder to start afresh."
             )
+        self._set_aside(passed_over)  # folders in which hardly anything is
         return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Renames the folders of unreadable checkpoints, in process 0; none of the others goes on before."""
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                log.error("%s is kept as %s and not used.", *_rename(self.directory / str(step)))
+        multihost_utils.sync_global_devices("unreadable checkpoints are set aside")
+        self._manager.reload()
 
     def close(self) -> None:
         self.wait()
@@ -170,6 +217,33 @@ class Checkpoints:
             )
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, but that it opens a folder in which validation results are damaged."""
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        return dev_metrics(self.directory / str(step)) or None
+
+
+def goodness(metrics: dict[str, Any], name: str) -> float:
+    """Ranks validation results, the best highest; what is missing or not finite is the worst."""
+    value = metrics.get(name)
+    return -float(value) if isinstance(value, Real) and math.isfinite(value) else -math.inf
+
+
+def _rename(folder: AnyPath) -> tuple[AnyPath, AnyPath]:
+    """Gives an unreadable checkpoint's folder a name that is no step's; returns the old and the new one."""
+    names = (f"{folder.name}.unreadable" + (f"-{number}" if number else "") for number in itertools.count())
+    target = next(target for target in (folder.parent / name for name in names) if not target.exists())
+    try:
+        folder.rename(target)
+    except Exception as error:  # each bucket raises its own
+        raise CheckpointError(
+            f"{folder}: cannot be read, and cannot be renamed to {target.name} ({_first_line(error)}). Move it "
+            "elsewhere, or permit that, and start again."
+        ) from error
+    return folder, target
+
+
 def write(run_dir: str | os.PathLike, params: Params, meta: dict[str, Any]) -> AnyPath:
     """Makes a run's directory of parameters alone, which every use of a trained model takes: one checkpoint of them.
 
@@ -184,12 +258,13 @@ def write(run_dir: str | os.PathLike, params: Params, meta: dict[str, Any]) -> A
       CheckpointError: there are checkpoints already, or they cannot be written.
     """
     place = _place(run_dir)
-    if (place / "checkpoints").exists():
+    folder = place / "checkpoints"
+    if folder.exists() and any(child.name.isdecimal() for child in folder.iterdir()):
         raise CheckpointError(f"{run_dir}: holds checkpoints already: name a folder that does not exist yet")
     checkpoints = Checkpoints(place)
+    (place / "config.json").write_text(json.dumps(meta["experiment"], indent=1))
     checkpoints.save(meta["step"], {"params": params}, meta)
     checkpoints.close()
-    (place / "config.json").write_text(json.dumps(meta["experiment"], indent=1))
     return place / "checkpoints" / str(meta["step"])
 
 
@@ -230,7 +305,10 @@ def read_meta(checkpoint: str | os.PathLike) -> dict[str, Any]:
     checkpoint = _place(checkpoint)
     try:
         with contextlib.closing(ocp.JsonCheckpointHandler()) as handler:
-            return handler.restore(checkpoint / "meta")
+            meta = handler.restore(checkpoint / "meta")
+        if not isinstance(meta, dict) or type(meta.get("step")) is not int:
+            raise ValueError("its meta names no step")
+        return meta
     except Exception as error:  # as in read
         raise CheckpointError(_unreadable(checkpoint, error)) from error
 
@@ -254,7 +332,7 @@ def find_all(path: str | os.PathLike) -> list[AnyPath]:
     if _is_whole(path):
         return [path]
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps = [child for child in folder.glob("*") if child.name.isdigit() and _is_whole(child)]
+    steps = [child for child in folder.glob("*") if child.name.isdecimal() and _is_whole(child)]
     if not steps:
         raise CheckpointError(
             f"{path}: holds no complete checkpoint. Give the directory of a run (with checkpoints/ in it) or one of "
@@ -264,9 +342,16 @@ def find_all(path: str | os.PathLike) -> list[AnyPath]:
 
 
 def dev_metrics(checkpoint: AnyPath) -> dict[str, float]:
-    """What the validation at a `<step>` folder came to; empty where there was none at this step."""
+    """What the validation at a `<step>` folder came to; empty where there was none, or where it cannot be read."""
     file = checkpoint / "metrics" / "metrics"
-    return json.loads(file.read_text()) if file.exists() else {}
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("%s: cannot be read (%s); the step counts as not validated", file, _first_line(error))
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_params(path: str | os.PathLike, *, quantized: bool = False) -> tuple[Params, dict[str, Any]]:
@@ -308,7 +393,7 @@ def _place(path: str | os.PathLike) -> AnyPath:
 
 def _is_whole(checkpoint: AnyPath) -> bool:
     """Whether a folder is a complete checkpoint. Buckets cannot rename it when it is: there Orbax adds a file."""
-    if not (checkpoint / "meta").is_dir():
+    if not all((checkpoint / item).is_dir() for item in ("meta", "state")):
         return False
     return not is_url(checkpoint) or (checkpoint / "commit_success.txt").exists()
 
@@ -316,7 +401,8 @@ def _is_whole(checkpoint: AnyPath) -> bool:
 def _unreadable(checkpoint: AnyPath, error: Exception) -> str:
     return (
         f"{checkpoint}: cannot be read as a checkpoint ({type(error).__name__}: {_first_line(error)}). It is damaged, "
-        "half copied, or of another model."
+        "half copied, or of another model. Training again in its run sets it aside; a run's other checkpoints/<step> "
+        "folders can be given in its place."
     )
 
 

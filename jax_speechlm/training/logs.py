@@ -1,6 +1,8 @@
 """A run's logs, which grow, where files cannot: written to the local disk, copied to the bucket."""
 
+import json
 import logging
+import os
 import tempfile
 import threading
 from pathlib import Path
@@ -12,6 +14,32 @@ log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 _EVERY_SECONDS = 30.0
+_PARTIAL = ".partial"
+
+
+def drop_later(file: Path, step: int) -> None:
+    """Rewrites a log without the lines of later steps, which are done again, and what a kill left of a last line."""
+    if not file.exists():
+        return
+    kept = [line for line in file.read_text(errors="replace").splitlines() if _step_of(line) <= step]
+    text = "".join(f"{line}\n" for line in kept)
+    if text.encode() == file.read_bytes():
+        return
+    partial = file.with_name(f"{file.name}{_PARTIAL}")
+    partial.write_text(text)
+    os.replace(partial, file)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return float("inf")
+
+
+def _version(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 class LogFolder:
@@ -32,10 +60,10 @@ class LogFolder:
             return
         self._temporary = tempfile.TemporaryDirectory(prefix="jax-speechlm-logs-")
         self.folder = Path(self._temporary.name)
-        self._sizes: dict[Path, int] = {}
+        self._copied: dict[Path, tuple[int, int]] = {}  # size and time of a file as it was copied
         if (self._remote / METRICS).exists():
             copy(self._remote / METRICS, self.folder / METRICS)
-            self._sizes[self.folder / METRICS] = (self.folder / METRICS).stat().st_size
+            self._copied[self.folder / METRICS] = _version(self.folder / METRICS)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._copy_now_and_then, daemon=True)
         self._is_writer = is_writer
@@ -60,13 +88,15 @@ class LogFolder:
 
     def _copy(self) -> None:
         for file in sorted(self.folder.rglob("*")):
-            size = file.stat().st_size
-            if file.is_dir() or self._sizes.get(file) == size:
+            if file.is_dir() or file.suffix == _PARTIAL:
                 continue
             try:
+                version = _version(file)
+                if self._copied.get(file) == version:
+                    continue
                 target = self._remote / file.relative_to(self.folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 copy(file, target)
-                self._sizes[file] = size
+                self._copied[file] = version
             except Exception as error:  # each bucket raises its own; logs are no reason to end a run
                 log.warning("%s: cannot be copied to %s (%s); tried again later", file.name, self._remote, error)

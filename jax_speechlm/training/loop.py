@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import time
 from collections import Counter
@@ -24,7 +23,7 @@ from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import seed_key
 from jax_speechlm.experiment import Experiment, differences
 from jax_speechlm.models.functional import Params
-from jax_speechlm.parallel import distributed, hardware
+from jax_speechlm.parallel import hardware
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training import run_lock
@@ -35,6 +34,7 @@ from jax_speechlm.training.optimizers import overlay, paths, select
 from jax_speechlm.training.reporting import Extent, Meter, Reporter
 from jax_speechlm.training.source import Source, open_source, tokenizer_files
 from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer
+from jax_speechlm.training.stopping import catch_signals
 from jax_speechlm.training.teachers import borrow, introduce
 from jax_speechlm.training.validation import validate
 from jax_speechlm.training.warm_start import take_over_all
@@ -61,6 +61,7 @@ class Result:
       dev: the last validation figures.
       compiles: programs compiled for the train step.
       warnings: what a user should know of its data and settings (`concerns`).
+      stopped_by: name of the signal that stopped the run, maybe in its last validation; None where it was not.
     """
 
     step: int
@@ -71,6 +72,7 @@ class Result:
     dev: dict[str, float]
     compiles: int
     warnings: tuple[str, ...] = ()
+    stopped_by: str | None = None
 
     @property
     def seen(self) -> str:
@@ -134,7 +136,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
             reporter.say(escape(text))
         for text in warnings:
             reporter.say(f"[bold red]warning: {escape(text)}")
-        stopped_by = stack.enter_context(_catch_signals())
+        stop = stack.enter_context(catch_signals())
         profile = stack.enter_context(_profiler(cadence.profile_steps, logs))
 
         meter = Meter(hardware.peak_flops(jax.devices()))
@@ -143,7 +145,8 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
         pending, step = None, first_step
         account.resume(first_step)
         stack.enter_context(_stacks_if_hung(cadence.hung_after_seconds))
-        while step < experiment.num_steps and not (signal_name := stopped_by(step)):
+        stopped_by = None
+        while step < experiment.num_steps and not (stopped_by := stop.before_step(step)):
             profile(step)
             with meter.waiting_for_input(), account.paying_for("input"):
                 batch = next(batches)
@@ -177,18 +180,28 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
             with meter.outside():
                 if evaluated:
                     with account.paying_for("validate"):
-                        dev_figures = validate(trainer, eval_params(state), source, mesh)
+                        found = validate(trainer, eval_params(state), source, mesh, stop.meanwhile)
+                    if found is None:
+                        stopped_by = stop.name()
+                        break
+                    dev_figures = found
                     reporter.write(step, "dev", dev_figures)
-                if step % cadence.checkpoint_every == 0 or last:
+                is_best = evaluated and checkpoints.is_among_best(dev_figures)
+                if step % cadence.checkpoint_every == 0 or last or is_best:
                     with account.paying_for("checkpoint"):
                         checkpoints.save(step, own(state), meta | {"step": step}, dev_figures if evaluated else None)
-        if step < experiment.num_steps:
-            checkpoints.save(step, own(state), meta | {"step": step})
-            reporter.say(f"{signal_name} received: saved step {step}. The same command goes on from there.")
-        elif not dev_figures:  # the run was finished already
-            dev_figures = validate(trainer, eval_params(state), source, mesh)
+        if first_step == experiment.num_steps:  # the run was finished already
+            dev_figures = validate(trainer, eval_params(state), source, mesh, stop.meanwhile)
+            if dev_figures is None:
+                stopped_by, dev_figures = stop.name(), {}
+            elif not checkpoints.dev_metrics(step):  # its last validation was cut short
+                reporter.write(step, "dev", dev_figures)
         with account.paying_for("checkpoint"):
+            if stopped_by:
+                checkpoints.save(step, own(state), meta | {"step": step})
             checkpoints.wait()
+        if stopped_by:
+            reporter.say(f"{stopped_by} received: saved step {step}. The same command goes on from there.")
         if first_step < experiment.num_steps:  # a look at a finished run costs it nothing
             reporter.write(step, "goodput", account.figures())
             reporter.say(describe(account.figures()))
@@ -202,6 +215,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
         dev_figures,
         compiles,
         warnings,
+        stopped_by,
     )
 
 
@@ -249,7 +263,12 @@ def _initial_state(
 
     def check(saved: dict) -> None:
         nonlocal begun
-        begun = Experiment.model_validate(saved["experiment"])
+        try:
+            begun = Experiment.model_validate(saved["experiment"])
+        except (KeyError, ValueError) as error:
+            raise ckpt.CheckpointError(
+                f"{checkpoints.directory}: the settings in a checkpoint's meta cannot be read ({error})."
+            ) from error
         other = [
             name if name != "num_steps" else f"num_steps, which may only grow from its {begun.num_steps}"
             for name in differences(begun, experiment)
@@ -265,7 +284,7 @@ def _initial_state(
                 f"{checkpoints.directory.parent}: this run began on other speech units ({saved.get('units')}) than "
                 f"those of its data ({meta['units']}). Name the former, or start again in another --run-dir."
             )
-        if saved["plan"] != meta["plan"] or saved.get("labels") != meta["labels"]:
+        if saved.get("plan") != meta["plan"] or saved.get("labels") != meta["labels"]:
             raise TrainingStopped(
                 f"{checkpoints.directory.parent}: the data sets have changed since this run began (their rows, or the "
                 "times of their words where frames have classes), so its batches "
@@ -362,32 +381,6 @@ def _stacks_if_hung(seconds: float | None) -> Iterator[None]:
 def _expect_next_step(seconds: float | None) -> None:
     if seconds is not None:
         faulthandler.dump_traceback_later(seconds, repeat=True, file=sys.__stderr__)
-
-
-@contextlib.contextmanager
-def _catch_signals() -> Iterator[Callable[[int], str | None]]:
-    """A function to ask before each step: the name of the signal that ends the run at this whole step, or None.
-
-    In a run of several processes that is SIGTERM, sent to any of them: they agree on the step. Alone, SIGINT too.
-    """
-    if jax.process_count() > 1:
-        yield lambda step: "SIGTERM" if distributed.stop_requested(step) else None
-        return
-    received: list[str] = []
-
-    def note(number, frame):
-        del frame
-        received.append(signal.Signals(number).name)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: whoever runs that thread handles its signals
-        before = {}
-    try:
-        yield lambda step: received[0] if received else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def load_experiment(run_dir: str | os.PathLike) -> Experiment:

@@ -13,17 +13,19 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import tensorboard.summary
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jax_speechlm.objectives.base import Metrics
-from jax_speechlm.training.logs import METRICS
+from jax_speechlm.training.logs import METRICS, drop_later
 from jax_speechlm.training.state import STEP_METRICS
 
 SAMPLE_RATE = 16_000
 # TensorBoard's own switch: without a module of this name it imports TensorFlow, for ten seconds, to open a file.
 sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # noqa: E402
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb  # noqa: E402
+from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa: E402
 
 
 class Extent(NamedTuple):
@@ -143,6 +145,11 @@ class Reporter:
     """Shows progress and writes logs into a folder. Only process 0 of a multi-host run writes."""
 
     def __init__(self, logs: Path, title: str, start_step: int, num_steps: int):
+        """Takes up the logs of earlier starts; what they hold of steps after `start_step`, which were lost, goes.
+
+        Args:
+          start_step: steps done; the next one is the first that is logged now.
+        """
         self._active = jax.process_index() == 0
         self.console = Console(quiet=not self._active, highlight=False, soft_wrap=True)
         self._num_steps = num_steps
@@ -161,8 +168,17 @@ class Reporter:
         self._task = self._progress.add_task(title, total=num_steps, completed=start_step, status="compiling")
         if self._active:
             self.tensorboard_dir = logs / "tensorboard"
+            drop_later(logs / METRICS, start_step)
             self._lines = (logs / METRICS).open("a", buffering=1)
-            self._tensorboard = tensorboard.summary.Writer(str(self.tensorboard_dir))
+            self._tensorboard = EventFileWriter(str(self.tensorboard_dir))
+            # TensorBoard forgets what earlier files of a run hold from this step on.
+            self._tensorboard.add_event(
+                Event(
+                    wall_time=time.time(),
+                    step=start_step + 1,
+                    session_log=SessionLog(status=SessionLog.SessionStatus.START),
+                )
+            )
 
     def __enter__(self) -> "Reporter":
         self._progress.start()
@@ -185,9 +201,10 @@ class Reporter:
         if part == "train":
             done = max(1, step - self._start_step)
             figures = figures | {"eta_seconds": (time.time() - self._began) / done * (self._num_steps - step)}
-        self._lines.write(json.dumps({"step": step, "part": part, "time": time.time()} | figures) + "\n")
+        now = time.time()
+        self._lines.write(json.dumps({"step": step, "part": part, "time": now} | figures) + "\n")
         for name, value in figures.items():
-            self._tensorboard.add_scalar(f"{part}/{name}", value, step)
+            self._tensorboard.add_event(Event(wall_time=now, step=step, summary=scalar_pb(f"{part}/{name}", value)))
         self._tensorboard.flush()
         shown = [
             (name, form) for key, form in _SHOWN.items() for name in figures if name == key or _is_of_stream(name, key)

@@ -1,7 +1,7 @@
 """Validation inside a run: the loss over the dev split, and the error rate where the objective spells."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jiwer
@@ -17,21 +17,28 @@ from jax_speechlm.training.source import MixtureSource, Source
 from jax_speechlm.training.state import Trainer
 
 
-def validate(trainer: Trainer, params: Params, source: Source, mesh: Mesh) -> dict[str, float]:
+def validate(
+    trainer: Trainer, params: Params, source: Source, mesh: Mesh, stop_requested: Callable[[], bool]
+) -> dict[str, float] | None:
     """Means over the whole dev split, whatever its batches; an empty dict where there is no dev split.
 
     In a mixture each stream's figures begin with its name; `loss` is then the mean of theirs, by their shares of steps.
     `wer` and `cer` are corpus rates of greedy decoding against the transcripts as the tokenizer spells them, without a
     normaliser: a gauge for the run. `jax-speechlm eval` gives the figures to report.
+
+    Args:
+      stop_requested: asked before every batch; where it says yes, validation ends and returns None.
     """
     if isinstance(source, MixtureSource):
-        return _validate_streams(trainer, params, source, mesh)
+        return _validate_streams(trainer, params, source, mesh, stop_requested)
     if source.dev_plan is None:
         return {}
     totals: Counter[str] = Counter()
     weights: Counter[str] = Counter()
     references, hypotheses = [], []
     for batch in source.dev_batches():
+        if stop_requested():
+            return None
         sharded = meshes.shard_batch(mesh, batch)
         for name, (total, weight) in jax.device_get(trainer.evaluate(params, sharded)).items():
             totals[name] += float(total)
@@ -54,8 +61,14 @@ def _has_transcripts(batch: Mapping[str, np.ndarray]) -> bool:
     return "audio" in batch and batch["tokens"].shape[1] > 0
 
 
-def _validate_streams(trainer: Trainer, params: Params, source: MixtureSource, mesh: Mesh) -> dict[str, float]:
-    each = {name: validate(trainer, params, part, mesh) for name, part in source.parts.items()}
+def _validate_streams(
+    trainer: Trainer, params: Params, source: MixtureSource, mesh: Mesh, stop_requested: Callable[[], bool]
+) -> dict[str, float] | None:
+    each = {}
+    for name, part in source.parts.items():
+        each[name] = validate(trainer, params, part, mesh, stop_requested)
+        if each[name] is None:
+            return None
     figures = {f"{name}_{figure}": value for name, found in each.items() for figure, value in found.items()}
     shares = {name: quota for name, quota in zip(each, source.plan.quotas, strict=True) if "loss" in each[name]}
     if shares:

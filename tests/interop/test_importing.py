@@ -33,6 +33,7 @@ from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.trained import Trained
+from jax_speechlm.training.loop import load_experiment
 from jax_speechlm.training.source import read_tokenizer
 from jax_speechlm.training.warm_start import take_over
 from jax_speechlm.vocabulary import Vocabulary
@@ -74,6 +75,7 @@ def test_an_exported_run_comes_back_and_goes_out_again_byte_for_byte(tmp_path, n
         assert again.tokenizer.fingerprint == run.tokenizer.fingerprint
     assert again.experiment.model == run.experiment.model
     assert again.experiment.frontend == run.experiment.frontend
+    assert load_experiment(tmp_path / "run") == again.experiment
     kinds = {"joint": "ctc", "best_rq": "encoder"}
     assert again.experiment.objective.kind == kinds.get(run.experiment.objective.kind, run.experiment.objective.kind)
     write_checked(again, tmp_path / "again")
@@ -298,6 +300,18 @@ def test_an_imported_encoder_embeds(tmp_path):
     objective = experiment.objective.build(experiment.model, experiment.frontend)
     with pytest.raises(ValueError, match="--from"):
         objective.loss({}, {}, None)
+
+
+def test_an_imported_run_has_the_config_that_every_run_has(tmp_path):
+    """It is one that `--config` takes, beside sets to train on."""
+    write_text_model(tmp_path / "theirs", "llama", **SPECIAL["llama"])
+    import_run(tmp_path / "theirs", tmp_path / "run")
+    assert load_experiment(tmp_path / "run") == Trained.read(tmp_path / "run").experiment
+    parser = cli._experiment_parser("jax-speechlm finetune", "demo_lm")
+    argv = ["--config", str(tmp_path / "run" / "config.json"), "--data.sets", "mine"]
+    experiment, _ = cli._experiment(parser, argv, "jax-speechlm finetune")
+    assert experiment.data.sets == ("mine",)
+    assert experiment.model == Trained.read(tmp_path / "run").experiment.model
 
 
 def test_another_run_starts_from_an_imported_one(tmp_path):

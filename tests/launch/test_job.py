@@ -1,5 +1,6 @@
 """A job's record, its options, and the script that a dry run prints."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from jax_speechlm import cli
 from jax_speechlm.exit_status import USER_ERROR
-from jax_speechlm.launching import command, gke, job, skypilot
+from jax_speechlm.launching import cloud_tpu, command, gke, job, skypilot
 from jax_speechlm.launching.job import Job, Run, Write
 
 TPU = Job(
@@ -161,3 +162,16 @@ def test_local_runs_the_job_in_processes(tmp_path, monkeypatch, capfd):
     printed = capfd.readouterr().out
     for process in range(2):
         assert f"[{process}] {process} of 2: b c: pretrain --config x --run-dir=runs/speech" in printed
+
+
+@pytest.mark.parametrize("target", [cloud_tpu, gke])
+def test_the_grace_period_of_a_spot_machine_is_no_longer_than_its_platform_gives(target):
+    def seconds(spot):
+        steps = [*target.start(TPU.replace(spot=spot)), *target.stop(TPU.replace(spot=spot))]
+        names = r"(?:stop --time|--stop-timeout|[Gg]race-?[Pp]eriod-?[Ss]econds)"
+        said = re.findall(rf"{names}[=:] ?(\d+)", job.script(steps))
+        assert len(said) >= 2
+        return {int(number) for number in said}
+
+    assert max(seconds(spot=True)) <= {cloud_tpu: 30, gke: 15}[target]
+    assert seconds(spot=False) == {job.GRACE_SECONDS}

@@ -134,3 +134,43 @@ def test_the_first_failure_decides_the_status_and_others_end_after_the_grace():
     script = "import os, sys, time; me = int(os.environ['JAX_PROCESS_ID']); time.sleep(60 * (1 - me)); sys.exit(4 - me)"
     command = [sys.executable, LAUNCHER, "--processes=2", "--grace=1", "--", sys.executable, "-c", script]
     assert subprocess.run(command, timeout=45).returncode == 3
+
+
+def test_sigterm_during_validation_reaches_all_processes(tmp_path):
+    """Between two steps, where no step can be agreed on, a signal to one process is known to both at the same call."""
+    script = (
+        "import os, pathlib, sys, time; from jax_speechlm.parallel import distributed\n"
+        "with distributed.session():\n"
+        "    me = os.environ['JAX_PROCESS_ID']\n"
+        "    (pathlib.Path(sys.argv[1]) / me).write_text(str(os.getpid()))\n"
+        "    calls = 0\n"
+        "    while not distributed.stop_announced() and calls < 600: calls += 1; time.sleep(0.1)\n"
+        "    print(f'left after {calls}', flush=True)\n"
+    )
+    command = [sys.executable, LAUNCHER, "--processes=2", "--cpu-devices=1", "--", sys.executable, "-c", script]
+    launcher = subprocess.Popen([*command, tmp_path], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in "01"):
+        assert launcher.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(int((tmp_path / "1").read_text()), signal.SIGTERM)
+    output, _ = launcher.communicate(timeout=120)
+    left = [line.split("left after ")[1] for line in output.splitlines() if "left after" in line]
+    assert len(left) == 2
+    assert left[0] == left[1] != "600"
+
+
+def test_a_second_ctrl_c_kills_processes_that_hang():
+    script = (
+        "import signal, time; signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
+        "print('up', flush=True)\n"
+        "while True: time.sleep(60)\n"
+    )
+    command = [sys.executable, LAUNCHER, "--processes=2", "--grace=60", "--", sys.executable, "-c", script]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for said in ("up", "asked"):
+        assert [launcher.stdout.readline().strip()[-len(said) :] for _ in range(2)] == [said, said]
+        launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(timeout=30) == 128 + signal.SIGKILL

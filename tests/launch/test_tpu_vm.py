@@ -78,7 +78,8 @@ def test_slices_are_asked_for_and_every_host_starts_a_container(cloud):
     assert [arguments for arguments in asked if "create" in arguments] == [create]
     ssh = ["compute", "tpus", "queued-resources", "ssh", "speech", *WHERE, "--node=all", "--worker=all"]
     assert asked[-1][:-1] == ssh
-    run = "sudo|docker|run|--detach|--name=speech|--restart=on-failure:20|--privileged|--network=host|"
+    run = "sudo|docker|run|--detach|--name=speech|--restart=on-failure:20|--stop-timeout=180|--privileged|"
+    run += "--network=host|"
     run += "--volume=/bucket:/bucket|--env=JAX_SPEECHLM_DISTRIBUTED=1|--env=A=b c|"
     final = job.until_final('"$@"')
     run += f"us-docker.pkg.dev/my-project/jax/speech:1|sh|-c|{final}|run|"

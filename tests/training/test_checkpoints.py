@@ -125,3 +125,128 @@ def test_files_travel_in_json_and_never_leave_their_folder(tmp_path):
     assert (tmp_path / "b" / "tokenizer.json").read_bytes() == b"\x00\xff"
     with pytest.raises(ckpt.CheckpointError, match="refused"):
         ckpt.unpack_files({"../evil": ""}, tmp_path / "b")
+
+
+STATE = TrainState(np.int32(1), {"weight": np.arange(64, dtype=np.float32)}, (), {}, np.int32(0), np.int32(0))
+
+
+def shapes_of(state):
+    """What to restore a state into on this process's first device."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)
+
+
+def save_all(run_dir, losses, **keep):
+    """Saves steps with their validation losses; None is no validation."""
+    checkpoints = ckpt.Checkpoints(run_dir, **keep)
+    for step, loss in losses.items():
+        checkpoints.save(step, STATE, {"step": step}, None if loss is None else {"loss": loss})
+    checkpoints.close()
+
+
+def damage_files(content):
+    def damage(folder):
+        for file in folder.rglob("*"):
+            if file.is_file() and (file.name != "_CHECKPOINT_METADATA" or content[:1] != b"["):  # Orbax fails there
+                file.write_bytes(content)
+
+    return damage
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+DAMAGES = {
+    "noise": damage_files(bytes(range(256)) * 4),
+    "emptied": damage_files(b""),
+    "other json": damage_files(b'{"a": 1}'),
+    "a list": damage_files(b"[]"),
+    "no state": lambda folder: shutil.rmtree(folder / "state"),
+    "no meta": lambda folder: shutil.rmtree(folder / "meta"),
+    "an empty folder": empty,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_an_unreadable_newest_checkpoint_is_set_aside_and_saving_goes_on(tmp_path, kind):
+    save_all(tmp_path, {1: 0.5, 3: 0.4})
+    DAMAGES[kind](tmp_path / "checkpoints" / "3")
+    checkpoints = ckpt.Checkpoints(tmp_path)
+    assert checkpoints.restore(shapes_of(STATE), accept).step == 1
+    assert checkpoints.steps == [1]
+    assert (tmp_path / "checkpoints" / "3.unreadable").is_dir()
+    for step in (2, 3):  # an earlier one, as after a signal, and the same again
+        checkpoints.save(step, STATE, {"step": step})
+        checkpoints.wait()
+        assert ckpt.read(ckpt.find(tmp_path)).step == step
+    checkpoints.close()
+    DAMAGES[kind](tmp_path / "checkpoints" / "3")
+    assert ckpt.Checkpoints(tmp_path).restore(shapes_of(STATE), accept).step == 2
+    assert (tmp_path / "checkpoints" / "3.unreadable-1").is_dir()
+
+
+def test_an_unreadable_checkpoint_stays_where_none_can_be_read(tmp_path):
+    save_all(tmp_path, {1: None, 3: None})
+    other = shapes_of(STATE._replace(params={"other": np.zeros(3, np.float32)}))
+    with pytest.raises(ckpt.CheckpointError, match="none of the checkpoints"):
+        ckpt.Checkpoints(tmp_path).restore(other, accept)
+    assert [folder.name for folder in ckpt.find_all(tmp_path)] == ["1", "3"]
+
+
+def test_an_empty_folder_alone_is_no_checkpoint_and_hides_no_save(tmp_path):
+    (tmp_path / "checkpoints" / "900").mkdir(parents=True)
+    checkpoints = ckpt.Checkpoints(tmp_path)
+    assert checkpoints.restore(shapes_of(STATE), accept) is None
+    checkpoints.save(1, STATE, {"step": 1})
+    checkpoints.close()
+    assert ckpt.read(ckpt.find(tmp_path)).step == 1
+
+
+def test_a_save_that_is_declined_is_an_error(tmp_path):
+    save_all(tmp_path, {5: None})
+    checkpoints = ckpt.Checkpoints(tmp_path)
+    for step in (4, 5):
+        with pytest.raises(ckpt.CheckpointError, match=rf"/{step}: was not saved, .* the steps \[5\]"):
+            checkpoints.save(step, STATE, {"step": step})
+
+
+def test_a_saved_step_that_is_not_on_the_disk_is_an_error(tmp_path):
+    checkpoints = ckpt.Checkpoints(tmp_path)
+    checkpoints.save(1, STATE, {"step": 1})
+    checkpoints.wait()
+    shutil.rmtree(tmp_path / "checkpoints" / "1")
+    with pytest.raises(ckpt.CheckpointError, match="/1: is not there although it was saved"):
+        checkpoints.wait()
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF, None])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_nan_validation_is_the_worst(tmp_path, bad, at):
+    """Zero is a loss like any other, and the best; what comes after must not remove it."""
+    losses = [0.5, 0.0, 0.3]
+    losses.insert(at, bad)
+    best = losses.index(0.0) + 1
+    save_all(tmp_path, dict(enumerate([*losses, NAN, NAN], start=1)), keep_last=1, keep_best=1)
+    assert [folder.name for folder in ckpt.find_all(tmp_path)] == [str(best), "6"]
+
+
+def test_nan_validation_is_never_among_the_best(tmp_path):
+    save_all(tmp_path, {1: 0.5, 2: 0.3, 3: None}, keep_last=1, keep_best=2)
+    checkpoints = ckpt.Checkpoints(tmp_path, keep_last=1, keep_best=2)
+    losses = {0.4: True, 0.0: True, 0.5: False, 0.6: False, NAN: False, INF: False, -INF: False}
+    assert {loss: checkpoints.is_among_best({"loss": loss}) for loss in losses} == losses
+    assert not checkpoints.is_among_best({})
+
+
+def test_damaged_validation_results_are_none(tmp_path):
+    save_all(tmp_path, {1: 0.5, 2: 0.3})
+    (tmp_path / "checkpoints" / "2" / "metrics" / "metrics").write_bytes(b"\xff")
+    assert ckpt.dev_metrics(tmp_path / "checkpoints" / "2") == {}
+    checkpoints = ckpt.Checkpoints(tmp_path)
+    assert checkpoints.steps == [1, 2]
+    assert checkpoints.is_among_best({"loss": 0.4})

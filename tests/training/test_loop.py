@@ -14,6 +14,7 @@ import pytest
 
 from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training import loop
 from jax_speechlm.training.loop import TrainingStopped, _profiler, train
 from tests.training import tiny
 
@@ -113,7 +114,95 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(whole, tmp_pat
     assert result.step == 8
     assert "Trying the checkpoint before it" in caplog.text
     assert lines_of(tmp_path / "run", "train")[-1]["step"] == 8
-    assert len(lines_of(tmp_path / "run", "train")) == 3  # steps 5 to 8 were taken again
+    assert [line["step"] for line in lines_of(tmp_path / "run", "train")] == [4, 8]  # 5 to 8 were taken again
+    assert (tmp_path / "run" / "checkpoints" / "8.unreadable").is_dir()
+    assert_same(params_of(run_dir), params_of(tmp_path / "run"))
+
+
+def test_what_is_announced_as_saved_after_a_fallback_is_on_the_disk(whole, tmp_path, capsys):
+    run_dir, _, experiment = whole
+    shutil.copytree(run_dir, tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints" / "8").rglob("*"):
+        if file.is_file():
+            file.write_bytes(os.urandom(200))
+    (tmp_path / "run" / "checkpoints" / "900").mkdir()
+    source = Interrupted.make(experiment)
+    source.at_step = 5
+    stopped = train(experiment, tmp_path / "run", source)
+    assert (stopped.step, stopped.stopped_by) == (6, "SIGTERM")
+    assert "saved step 6" in capsys.readouterr().out
+    assert ckpt.read(ckpt.find(tmp_path / "run")).step == 6
+    assert train(experiment, tmp_path / "run", tiny.MemorySource.make(experiment)).step == 8
+    assert_same(params_of(run_dir), params_of(tmp_path / "run"))
+
+
+class InterruptedValidation(tiny.MemorySource):
+    """Sends this process a signal with the first batch of a validation, and counts these batches."""
+
+    validated = 0
+
+    def batch(self, plan, step):
+        if plan is self.dev_plan:
+            self.validated += 1
+            if self.validated == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return super().batch(plan, step)
+
+
+def test_sigterm_ends_a_validation_saves_and_goes(whole, tmp_path, capsys):
+    """First the validation of step 4, then that of the last one, then that of a run that is finished."""
+    run_dir, _, experiment = whole
+    for start, (step, logged) in enumerate([(4, []), (8, []), (8, [])]):
+        source = InterruptedValidation.make(experiment)
+        stopped = train(experiment, tmp_path / "run", source)
+        assert (stopped.step, stopped.stopped_by, stopped.dev) == (step, "SIGTERM", {})
+        assert source.validated == 1 < source.dev_plan.steps_per_epoch
+        assert f"SIGTERM received: saved step {step}" in capsys.readouterr().out
+        assert ckpt.read(ckpt.find(tmp_path / "run")).step == step
+        assert lines_of(tmp_path / "run", "dev") == logged
+        assert start < 2 or not stopped.train
+    finished = train(experiment, tmp_path / "run", tiny.MemorySource.make(experiment))
+    assert (finished.step, finished.stopped_by) == (8, None)
+    assert [line["step"] for line in lines_of(tmp_path / "run", "dev")] == [8]
+    assert_same(params_of(run_dir), params_of(tmp_path / "run"))
+
+
+def test_the_best_validated_step_is_kept_whatever_the_cadence_of_saving(tmp_path, monkeypatch):
+    """Step 3 is the best, between the saves at 4 and 8; a loss that is not a number is not."""
+    losses = iter([0.5, 0.6, 0.2, 0.3, float("nan"), 0.25, 0.4, 0.4])
+    monkeypatch.setattr(loop, "validate", lambda *_: {"loss": next(losses)})
+    experiment = tiny.experiment("ctc", data=ONE_BUCKET)
+    experiment = experiment.replace(cadence=experiment.cadence.replace(eval_every=1, checkpoint_every=4, keep_last=1))
+    saved = []
+    save = ckpt.Checkpoints.save
+    monkeypatch.setattr(
+        ckpt.Checkpoints, "save", lambda self, step, *rest: saved.append(step) or save(self, step, *rest)
+    )
+    train(experiment, tmp_path, tiny.MemorySource.make(experiment))
+    assert saved == [1, 3, 4, 8]
+    kept = {folder.name: ckpt.dev_metrics(folder) for folder in ckpt.find_all(tmp_path)}
+    assert kept == {"3": {"loss": 0.2}, "8": {"loss": 0.4}}
+
+
+def test_a_second_ctrl_c_ends_a_run_whose_step_hangs(tmp_path):
+    """A mutex that is locked twice, as a device that does not answer, never lets the interpreter's handlers run."""
+    script = tmp_path / "hang.py"
+    script.write_text(
+        "import ctypes, os, signal, threading, time\n"
+        "from jax_speechlm.training.stopping import catch_signals\n"
+        "def interrupt():\n"
+        "    for _ in range(2):\n"
+        "        time.sleep(0.5)\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "with catch_signals():\n"
+        "    threading.Thread(target=interrupt, daemon=True).start()\n"
+        "    mutex = ctypes.create_string_buffer(128)\n"
+        "    for _ in range(2):\n"
+        "        ctypes.CDLL(None).pthread_mutex_lock(mutex)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 128 + signal.SIGINT
+    assert "a second Ctrl-C ends the run at once" in done.stderr
 
 
 def test_a_folder_of_another_run_is_refused(whole):
