@@ -69,7 +69,7 @@ def choose(run: Path, last: int | None, best: int | None, *, alone: bool) -> lis
         found = sorted((each for each in found if ranks[each] > -math.inf), key=ranks.get)
     wanted = best or last or (len(found) if alone else 1)
     if len(found) < wanted:
-        which = "with a finite dev loss" if best else "at all"
+        which = "with a validation" if best else "at all"
         keep = "keep_best" if best else "keep_last"
         raise ckpt.CheckpointError(
             f"{run}: has {len(found)} checkpoints {which}, {wanted} were asked for: ask for fewer, or train with a "

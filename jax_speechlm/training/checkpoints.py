@@ -295,6 +295,8 @@ def read(checkpoint: str | os.PathLike, shapes: Any = None, only: tuple[str, ...
                 restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
                 args = ocp.args.PyTreeRestore(item=shapes, restore_args=restore_args, partial_restore=True)
             state = handler.restore(checkpoint / "state", args=args)
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
+            raise ValueError("some of the model's arrays are not in it")
     except Exception as error:  # Orbax, tensorstore and json each raise their own
         raise CheckpointError(_unreadable(checkpoint, error)) from error
     return Restored(meta["step"], state, meta)
@@ -351,7 +353,9 @@ def dev_metrics(checkpoint: AnyPath) -> dict[str, float]:
     except (OSError, ValueError) as error:
         log.warning("%s: cannot be read (%s); the step counts as not validated", file, _first_line(error))
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {name: float(value) for name, value in found.items() if isinstance(value, Real)}
 
 
 def read_params(path: str | os.PathLike, *, quantized: bool = False) -> tuple[Params, dict[str, Any]]:

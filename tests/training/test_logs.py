@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from jax_speechlm.training.logs import METRICS
 from jax_speechlm.training.reporting import Reporter
