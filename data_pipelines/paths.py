@@ -106,3 +106,14 @@ def copy(source: AnyPath, target: AnyPath) -> None:
     with source.open("rb") as reader, target.open("wb") as writer:
         while block := reader.read(2**24):
             writer.write(block)
+
+
+def move_folder(folder: AnyPath, target: AnyPath) -> None:
+    """Renames a folder. A bucket copies its files, by itself, then removes them: after a kill both may be there."""
+    if not is_url(folder):
+        folder.rename(target)
+        return
+    files, source = fsspec.core.url_to_fs(str(folder))
+    for file in files.find(source):  # files alone: an S3 client that copies a whole folder takes folders for files
+        files.cp_file(file, f"{files._strip_protocol(str(target))}{file.removeprefix(source)}")
+    files.rm(source, recursive=True)

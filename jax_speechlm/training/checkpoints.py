@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from data_pipelines.errors import is_disk_full
-from data_pipelines.paths import AnyPath, absolute, is_url, reach
+from data_pipelines.paths import AnyPath, absolute, is_url, move_folder, reach
 from jax_speechlm.models.functional import Params
 from jax_speechlm.models.quantized import dequantize, from_plain
 from jax_speechlm.parallel import distributed, hardware
@@ -235,7 +235,7 @@ def _rename(folder: AnyPath) -> tuple[AnyPath, AnyPath]:
     names = (f"{folder.name}.unreadable" + (f"-{number}" if number else "") for number in itertools.count())
     target = next(target for target in (folder.parent / name for name in names) if not target.exists())
     try:
-        folder.rename(target)
+        move_folder(folder, target)
     except Exception as error:  # each bucket raises its own
         raise CheckpointError(
             f"{folder}: cannot be read, and cannot be renamed to {target.name} ({_first_line(error)}). Move it "
