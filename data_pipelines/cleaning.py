@@ -17,7 +17,8 @@ from data_pipelines.clips import Dropped
 from data_pipelines.documents import Document
 from data_pipelines.errors import DataError
 from data_pipelines.near_duplicates import NearDuplicates, signature
-from data_pipelines.text import UnspeakableError, normalise, split_key
+from data_pipelines.numbers import UnspeakableError
+from data_pipelines.text import lower, normalise, split_key, word_characters, words_only
 from data_pipelines.workers import Workers
 
 StepName = Literal[
@@ -258,19 +259,19 @@ def spoken_lines(text: str, language: str) -> list[str | UnspeakableError]:
     return [spoken(line) for line in text.split("\n")]
 
 
-_PUNCTUATION = re.compile(r"(?<!\w)['\u2019]|['\u2019](?!\w)|[^\w\s'\u2019]|_")
-
-
 def strip_punctuation(text: str, language: str = "") -> str:
     """Text without punctuation and symbols; apostrophes within words stay."""
-    return _join_words(_PUNCTUATION.sub(" ", text))
+    return _join_words("\n".join(map(word_characters, text.split("\n"))))
 
 
 def strip_stop_words(text: str, language: str) -> str:
     """Text without the most common words of its language."""
     stop_words = _stop_words(language)
     return _join_words(
-        text, lambda word: "" if word.casefold().replace("\u2019", "'").strip('.,;:!?"()[]') in stop_words else word
+        text,
+        lambda word: (
+            "" if lower(word, language).casefold().replace("\u2019", "'").strip('.,;:!?"()[]') in stop_words else word
+        ),
     )
 
 
@@ -287,7 +288,7 @@ def _stop_words(language: str) -> frozenset[str]:
 def stem(text: str, language: str) -> str:
     """Words in lower case, cut to their stems by the Snowball stemmer of the language."""
     stemmer = _stemmer(language)
-    return _join_words(text, lambda word: stemmer.stemWord(word.lower()))
+    return _join_words(text, lambda word: stemmer.stemWord(lower(word, language)))
 
 
 @functools.cache
@@ -332,7 +333,7 @@ class _HeldOut:
     def __init__(self, sentences: Collection[str]):
         self._whole: set[tuple[str, ...]] = set()
         self._phrases: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-        for words in {tuple(split_key(sentence).split()) for sentence in sentences}:
+        for words in {tuple(_words(sentence)) for sentence in sentences}:
             if len(words) >= _PHRASE_WORDS:
                 self._phrases.setdefault(words[:_PHRASE_WORDS], []).append(words)
             elif words:
@@ -359,6 +360,11 @@ class _HeldOut:
 def _spoken_words(line: str, language: str) -> list[str]:
     """The words to compare by: numbers spelled as transcripts have them, where their spoken form is known."""
     try:
-        return split_key(normalise(line, language)).split()
+        return _words(normalise(line, language))
     except UnspeakableError:
-        return split_key(line).split()
+        return _words(line)
+
+
+def _words(text: str) -> list[str]:
+    """Words that agree whether or not a text was normalised before, and by the rules of which language."""
+    return split_key(words_only(text)).replace("\u0131", "i").split()

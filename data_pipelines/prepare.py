@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import takewhile
@@ -35,7 +36,7 @@ from data_pipelines.sources import debian_texts, tfds_sets
 from data_pipelines.sources.catalogue import debian_source
 from data_pipelines.sources.manifest import TextForm, digest, manifest_source
 from data_pipelines.sources.text_files import Unit, text_files
-from data_pipelines.store import find_prepared, publish, store
+from data_pipelines.store import find_prepared, has_older_texts, publish, store
 from data_pipelines.text import split_order
 from data_pipelines.text_report import TextReport
 from data_pipelines.text_store import prepare_text
@@ -80,7 +81,8 @@ def prepare(
       max_seconds: longer clips are dropped and counted.
       max_bad: share of items that may be bad (missing, corrupt, silent, duplicate, malformed) before the run stops.
       normalise_text: of transcripts in manifests and TFDS sets: `none` keeps them as given; `basic` makes them
-        lower-case words without punctuation, numbers spelled out, as Debian sets always are.
+        lower-case words without punctuation, numbers spelled out, as Debian sets always are; a text with a number or
+        sign of unknown spoken form is dropped and counted.
       unit: what is a document in a .txt file: a line, a paragraph (a blank line ends it) or the file.
       encoding: of .txt and .jsonl files.
       cleaning: what is done to text.
@@ -123,8 +125,13 @@ def prepare(
     about_text |= {"files": files and files.origin, "unit": unit, "encoding": encoding, "debian": debian or name}
     if not force:
         if not text and find_prepared(place, about_speech):
+            # English transcripts of Debian's sets are the same by every version.
+            if normalise_text == "basic" or not (manifest or tfds or (debian or name).endswith("-en")):
+                _warn_of_older_texts(place)
             return Report.load(place / "report.json")
         if not manifest and find_prepared(place, about_text):
+            if {"spoken", "punctuation"} & set(cleaning.steps):
+                _warn_of_older_texts(place)
             return TextReport.load(place / "report.json")
     source: Source | TextSource
     if files is not None:
@@ -162,6 +169,16 @@ def prepare(
         if is_url(place):
             publish(folder, place)
         return report
+
+
+def _warn_of_older_texts(place: AnyPath) -> None:
+    if has_older_texts(place):
+        print(
+            f"warning: {place} was prepared by an earlier version, whose texts lack combining marks (Hindi, Thai, "
+            "vocalised Arabic, ...) and have some numbers wrong, such as 1.05; --force prepares it again, with the "
+            "same sentences in the same splits",
+            file=sys.stderr,
+        )
 
 
 def _staging(place: AnyPath) -> Path:

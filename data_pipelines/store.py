@@ -21,6 +21,7 @@ from data_pipelines.convert import Converted
 from data_pipelines.errors import DataError, disk_full
 from data_pipelines.paths import AnyPath, copy, num_bytes
 from data_pipelines.report import Report
+from data_pipelines.text import NORMALISER_VERSION
 
 META = "meta.json"
 _ROW_GROUP = 65_536  # rows of an index that are in memory at a time
@@ -119,6 +120,7 @@ def write_meta(source: Source, report: Report, folder: Path, tfds_dir: Path, req
         "tfds_dir": str(tfds_dir.relative_to(folder)),
         "num_bytes": folder_bytes(tfds_dir),
         "splits": splits,
+        "normaliser": NORMALISER_VERSION,
         "request": request,
     }
     write_json(folder / META, meta)
@@ -197,6 +199,14 @@ def find_prepared(folder: AnyPath, request: dict[str, Any]) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False  # absent or damaged
+
+
+def has_older_texts(folder: AnyPath) -> bool:
+    """Whether a prepared set was made when `text.normalise` had an earlier version."""
+    try:
+        return json.loads((folder / META).read_text("utf-8")).get("normaliser", 1) < NORMALISER_VERSION
+    except OSError:
+        return False
 
 
 def publish(folder: Path, place: AnyPath) -> None:

@@ -5,7 +5,12 @@ import re
 import unicodedata
 from collections.abc import Collection
 
+from data_pipelines.numbers import GROUP, UnspeakableError, primary, say_numbers, spell
+
 SPLITS = ("train", "dev", "test")
+NORMALISER_VERSION = 2
+"""Of `normalise`: part of the description of a prepared set. Version 1 replaced combining marks by spaces and said some
+numbers as others."""
 
 
 def split_order(split: str) -> int:
@@ -13,80 +18,108 @@ def split_order(split: str) -> int:
     return SPLITS.index(split) if split in SPLITS else len(SPLITS)
 
 
-class UnspeakableError(ValueError):
-    """The text holds a number or sign whose spoken form is not known."""
-
-
-# Zero to nine; English has more below. A language that is absent here has no numbers spelled.
-_DIGITS = {
-    "en": "zero one two three four five six seven eight nine",
-    "es": "cero uno dos tres cuatro cinco seis siete ocho nueve",
-    "fr": "zéro un deux trois quatre cinq six sept huit neuf",
-    "it": "zero uno due tre quattro cinque sei sette otto nove",
-    "ru": "ноль один два три четыре пять шесть семь восемь девять",
-}
-_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _KEYS = {"en": {"#": "pound", "*": "star"}, "fr": {"#": "dièse", "*": "étoile"}}  # as telephone prompts name them
 
 _REMARK = re.compile(r"\[[^\]]*\]|\([^)]*\)|<[^>]*>")
-# Ordinals (13th), decades (1940's) and times (19:00) stay digits here, and are then refused.
-_NUMBER = re.compile(r"(?<![\d:.,])\d+(?!\d|[:.,]\d|(?:st|nd|rd|th|s|'s)\b)")
+_GROUPING_SPACE = re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3}(?!\d))")  # thin or unbreakable
 _INITIALS = re.compile(r"(?<=\b\w)\.(?=\w\b)")
-_SIGNS = frozenset("#*%&@")
+_SIGNS = frozenset("#*%&@\u066a\u2030\u2031\u00a7")
+_APOSTROPHES = "'\u2019\u02bc\uff07"  # plain, typographic, modifier letter, full width
 
 
 def normalise(text: str, language: str) -> str:
     """The spoken words: lower case, numbers and `#`, `*` spelled, no punctuation but apostrophes within words, NFKC.
 
-    Remarks in brackets go ("[beep]"), initials close up ("A.M." -> "am"), other punctuation parts words.
+    Remarks in brackets go ("[beep]"), initials close up ("A.M." -> "am"), other punctuation parts words; see
+    `words_only`, by which recognisers are scored too.
 
     Args:
       text: a transcript as its source writes it.
-      language: two-letter code; chooses the words for numbers and keys.
+      language: two-letter code; chooses the words for numbers and keys, and lower case in Turkish and Azerbaijani.
 
     Raises:
       UnspeakableError: a number, currency or other sign has no known spoken form; such a text must not become a target.
     """
-    text = unicodedata.normalize("NFKC", _REMARK.sub(" ", text)).replace("\u2019", "'").lower()
-    if language == "en":
-        text = re.sub(r"(?<=\d)\.(?=\d)", " point ", text)
-    text = _NUMBER.sub(lambda match: f" {spell(int(match[0]), language)} ", text)
-    for sign, word in _KEYS.get(language, {}).items():
+    text = _without_format_characters(text)
+    _check_numerals(text, language)
+    text = _GROUPING_SPACE.sub(GROUP, _REMARK.sub(" ", text))
+    text = say_numbers(unicodedata.normalize("NFKC", text), language)
+    for sign, word in _KEYS.get(primary(language), {}).items():
         text = text.replace(sign, f" {word} ")
-    text = _INITIALS.sub("", text)
+    text = _INITIALS.sub(_close_up, text)
     for character in text:
-        if unicodedata.category(character)[0] in "NS" or character in _SIGNS:
+        category = unicodedata.category(character)
+        if category[0] == "S" or category in ("Nd", "No") or character in _SIGNS:
             raise UnspeakableError(f"no spoken form in {language!r} for {character!r} in {text.strip()!r}")
-    text = re.sub(r"(?<!\w)'|'(?!\w)|[^\w\s']|_", " ", text)
-    return " ".join(text.split())
+    return words_only(text, language)
 
 
-def spell(number: int, language: str) -> str:
-    """A number in words: zero to nine in the languages of the telephone prompts, below ten thousand in English.
+def _check_numerals(text: str, language: str) -> None:
+    """Raises `UnspeakableError` for numerals that NFKC or the removal of remarks would make others of, or none."""
+    for remark in re.findall(r"\(([^)]*)\)", text):
+        if re.search(r"\d", remark) and not re.search(r"[^\W\d_]", remark):
+            raise UnspeakableError(f"no spoken form in {language!r} for '({remark})': say the number or leave it out")
+    for before, character, behind in zip(" " + text, text, text[1:] + " ", strict=False):
+        form = unicodedata.decomposition(character).partition(" ")[0]
+        if character.isalnum() and form in ("<super>", "<sub>", "<fraction>", "<circle>", "<compat>"):
+            is_number = unicodedata.category(character)[0] == "N"
+            is_raised = is_number and form in ("<super>", "<fraction>")  # 10², ½
+            if is_raised or before.isdigit() or (is_number and behind.isdigit()):  # 1º, 10①
+                raise UnspeakableError(f"no spoken form in {language!r} for {(before + character + behind).strip()!r}")
 
-    Four English digits are read in pairs, as years and telephone extensions are: 1844 is "eighteen forty four".
 
-    Raises:
-      UnspeakableError: this number in this language is not in the tables.
+def _close_up(match: re.Match[str]) -> str:
+    """Nothing in place of the full stop between two initials; one of a word that ends in a combining mark stays."""
+    around = match.string[match.start() - 2 : match.start() - 1] + match.string[match.end() + 1 : match.end() + 2]
+    return "." if any(unicodedata.category(character)[0] == "M" for character in around) else ""
+
+
+def words_only(text: str, language: str = "") -> str:
+    """NFKC, lower case, words only: letters, marks, numbers, apostrophes inside a word; single spaces between words.
+
+    What training targets and scored texts have in common. Format characters (joiners, soft hyphens, direction marks) go
+    without a trace, everything else parts words.
+
+    Args:
+      language: two-letter code; in Turkish and Azerbaijani, I is the capital of dotless ı.
     """
-    digits = _DIGITS.get(language, "").split()
-    if number < len(digits):
-        return digits[number]
-    if language != "en" or number >= 10_000:
-        raise UnspeakableError(f"no spoken form in {language!r} for {number}")
-    if number < 20:
-        return _TEENS[number - 10]
-    if number < 100:
-        return _TENS[number // 10 - 2] + (f" {digits[number % 10]}" if number % 10 else "")
-    if number % 1000 == 0:
-        return f"{digits[number // 1000]} thousand"
-    pair, rest = divmod(number, 100)
-    if rest == 0:
-        return f"{spell(pair, 'en')} hundred"
-    if number < 1000:
-        return f"{digits[pair]} hundred {spell(rest, 'en')}"
-    return f"{spell(pair, 'en')} {'oh ' if rest < 10 else ''}{spell(rest, 'en')}"
+    text = unicodedata.normalize("NFKC", _without_format_characters(text))
+    text = lower(word_characters(text), language)
+    # The modifier letter is an apostrophe within a word, and a letter where it begins or ends one.
+    text = re.sub("[\u2019\uff07]|(?<=[^\\s\u02bc])\u02bc(?=[^\\s\u02bc])", "'", text)
+    text = unicodedata.normalize("NFKC", text)
+    # NFKC takes the vowel am of Thai and Lao apart, in an order that nobody writes.
+    return " ".join(text.replace("\u0e4d\u0e32", "\u0e33").replace("\u0ecd\u0eb2", "\u0eb3").split())
+
+
+def word_characters(text: str) -> str:
+    """Text with a space for each character that is no part of a word. Line ends become spaces too.
+
+    Parts of words are letters, numbers, marks behind one of these, and apostrophes within a word.
+    """
+    kept, before = [], " "
+    for character in _without_format_characters(text):
+        category = unicodedata.category(character)[0]
+        if category == "M" and before in (" ", *_APOSTROPHES):
+            continue  # a mark on nothing
+        before = character if category in "LMN" or character in _APOSTROPHES else " "
+        kept.append(before)
+    return _LOOSE_APOSTROPHE.sub(" ", "".join(kept))
+
+
+# The modifier letter is a letter where it begins or ends a word.
+_LOOSE_APOSTROPHE = re.compile(r"(?<![^\s'\u2019\uff07])['\u2019\uff07]|['\u2019\uff07](?![^\s'\u2019\uff07])")
+
+
+def lower(text: str, language: str) -> str:
+    """Text in lower case, by the rules of its language."""
+    if primary(language) in ("tr", "az"):
+        text = text.replace("I", "\u0131")
+    return text.replace("\u0130", "i").lower()  # str.lower() gives i and a combining dot
+
+
+def _without_format_characters(text: str) -> str:
+    return text if text.isascii() else "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
 def without_held_out(splits: Collection[str]) -> str | None:
@@ -97,8 +130,40 @@ def without_held_out(splits: Collection[str]) -> str | None:
 
 
 def split_key(text: str) -> str:
-    """What two transcripts must share to fall into the same split: their words, without case and punctuation."""
+    """What two transcripts must share to fall into the same split: their words, without case and punctuation.
+
+    It must stay as it is, or sentences move between the splits of sets that are prepared again.
+    """
     return re.sub(r"\W+", " ", text.lower()).strip()
+
+
+def normalised_split_key(text: str, language: str) -> str:
+    """`split_key` of a transcript that is stored in the form of `normalise`.
+
+    It goes by the form of version 1, which must stay as it is for the same reason; where that had none, by the text.
+    """
+    try:
+        return split_key(_normalise_1(text, language))
+    except UnspeakableError:
+        return split_key(text)
+
+
+_NUMBER_1 = re.compile(r"(?<![\d:.,])\d+(?!\d|[:.,]\d|(?:st|nd|rd|th|s|'s)\b)")
+
+
+def _normalise_1(text: str, language: str) -> str:
+    """Version 1 of `normalise`, for split keys alone: marks part words, and some numbers are said as others."""
+    text = unicodedata.normalize("NFKC", _REMARK.sub(" ", text)).replace("\u2019", "'").lower()
+    if language == "en":
+        text = re.sub(r"(?<=\d)\.(?=\d)", " point ", text)
+    text = _NUMBER_1.sub(lambda match: f" {spell(int(match[0]), language)} ", text)
+    for sign, word in _KEYS.get(language, {}).items():
+        text = text.replace(sign, f" {word} ")
+    text = _INITIALS.sub("", text)
+    if any(unicodedata.category(character)[0] in "NS" or character in "#*%&@" for character in text):
+        raise UnspeakableError("a number or sign")
+    text = re.sub(r"(?<!\w)'|'(?!\w)|[^\w\s']|_", " ", text)
+    return " ".join(text.split())
 
 
 def split_of(key: str) -> str:

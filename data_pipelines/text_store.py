@@ -23,7 +23,7 @@ from data_pipelines.convert import too_many_bad
 from data_pipelines.documents import Document, TextSource
 from data_pipelines.errors import DataError, disk_full, is_disk_full
 from data_pipelines.store import META, file_sha256, write_json
-from data_pipelines.text import split_key, split_order, text_split_of
+from data_pipelines.text import NORMALISER_VERSION, split_key, split_order, text_split_of
 from data_pipelines.text_report import Tally, TextReport
 
 _STRINGS = ("id", "text", "language", "source", "label")
@@ -86,7 +86,7 @@ def prepare_text(
             for split in sorted(report.splits, key=split_order)
         }
         meta = {"name": source.name, "kind": "text", "licence": source.licence, "source": source.origin}
-        write_json(folder / META, meta | {"splits": splits, "request": request})
+        write_json(folder / META, meta | {"splits": splits, "normaliser": NORMALISER_VERSION, "request": request})
     except OSError as error:
         if not is_disk_full(error):
             raise

@@ -1,6 +1,7 @@
 """Times of words in audio whose transcript is known: what `jax-speechlm align` runs."""
 
 import hashlib
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,23 +13,31 @@ from tyro.conf import Positional
 from data_pipelines import audio
 from data_pipelines.errors import DataError
 from data_pipelines.paths import as_path
+from data_pipelines.tokenizers import Tokenizer, find_unknown
 from data_pipelines.word_times import find_word_times, write_word_times
 from jax_speechlm.decoder import Posteriors
 from jax_speechlm.decoding.alignment import (
     AlignedUtterance,
     Format,
+    Span,
+    Word,
+    ctm_name,
+    file_name,
     force_align,
     frames_needed,
+    joined_word,
+    time_word,
     to_ctm,
     to_json,
     to_textgrid,
-    words_of,
 )
+from jax_speechlm.decoding.ngram import SPACE
 from jax_speechlm.evaluation.recognition import PreparedSpeech
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.windows import in_batches
 
 _ROWS = 16  # aligned in lockstep
+_UNKNOWN = "\ufffd"  # what an unknown character is spelled as
 
 
 def align_run(
@@ -43,7 +52,9 @@ def align_run(
 ) -> None:
     """Finds when each word of known transcripts is said, by the likeliest CTC alignment.
 
-    An utterance that is too short for its transcript, or has none, is left out, named and counted.
+    Words are labelled as the transcript has them, in scripts without spaces character by character; characters that the
+    recognizer does not know are named. An utterance that is too short for its transcript, or has none, is left out,
+    named and counted.
 
     Args:
       checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
@@ -63,25 +74,27 @@ def align_run(
         for name in sets:
             align_part(recognizer, name, split, data_dir, seconds_per_batch)
         return
+    speech = PreparedSpeech(recognizer, sets, split, data_dir, seconds_per_batch) if sets else None
+    prepared = speech.utterances(dict.fromkeys(range(len(speech.index)), "")) if speech else []
+    _check_names([each.id for each in prepared] + [file.stem for file in files], format)
     utterances: list[tuple[str, str, float, Posteriors]] = []
-    if sets:
-        speech = PreparedSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
+    if speech is not None:
         heard = recognizer.posteriors(speech.batches())
-        utterances += [
-            (each.id, each.reference, each.duration, heard[row])
-            for row, each in enumerate(speech.utterances(dict.fromkeys(heard, "")))
-        ]
+        utterances += [(each.id, each.reference, each.duration, heard[row]) for row, each in enumerate(prepared)]
     utterances += _read(recognizer, files)
     if not utterances:
         raise DataError("there is nothing to align: name audio files, or prepared sets with --sets")
     aligned, skipped = align_utterances(recognizer, utterances)
+    unknown = find_unknown(recognizer.tokenizer, (text for _, text, _, _ in utterances))
+    if unknown.characters:
+        print(f"warning: {unknown}", file=sys.stderr)
     for reason in skipped:
         print(f"left out: {reason}", file=sys.stderr)
     out = as_path(out or checkpoint / "alignments")
     out.mkdir(parents=True, exist_ok=True)
     if format == "textgrid":
         for each in aligned:
-            (out / f"{each.id.replace('/', '_')}.TextGrid").write_text(to_textgrid(each), encoding="utf-8")
+            (out / f"{file_name(each.id)}.TextGrid").write_text(to_textgrid(each), encoding="utf-8")
         print(f"{out}: {len(aligned)} TextGrid files, {len(skipped)} utterances left out")
         return
     name, text = ("words.ctm", to_ctm(aligned)) if format == "ctm" else ("words.jsonl", to_json(aligned))
@@ -112,11 +125,13 @@ def align_part(recognizer: Recognizer, name: str, split: str, data_dir: Path, se
         heard = recognizer.posteriors([batch])
         seconds = speech.index.num_samples / audio.SAMPLE_RATE
         found, _ = align_utterances(
-            recognizer, [(str(row), texts[row], float(seconds[row]), heard[row]) for row in heard]
+            recognizer,
+            [(str(row), texts[row], float(seconds[row]), heard[row]) for row in heard],
+            by_character=False,
         )
         for each in found:
             times = [(word.start, word.end) for word in each.words]
-            if len(times) != len(texts[int(each.id)].split()):
+            if not all(_spells(recognizer.tokenizer, word) for word in texts[int(each.id)].split()):
                 other_words += 1
                 continue
             spans[int(each.id)] = np.rint(np.array(times) * audio.SAMPLE_RATE).astype(np.int32)
@@ -137,36 +152,108 @@ def _fingerprint(recognizer: Recognizer) -> str:
 
 
 def align_utterances(
-    recognizer: Recognizer, utterances: Sequence[tuple[str, str, float, Posteriors]]
+    recognizer: Recognizer, utterances: Sequence[tuple[str, str, float, Posteriors]], *, by_character: bool = True
 ) -> tuple[list[AlignedUtterance], list[str]]:
     """Aligns utterances, each (id, transcript, seconds, log probabilities), in order.
+
+    The words are those of the transcript. Where it has characters that the recognizer does not know, any sound may be
+    theirs.
+
+    Args:
+      by_character: whether words in scripts without spaces are parted into characters.
 
     Returns:
       Those that could be aligned, and for each of the others why not.
     """
     tokenizer, frame = recognizer.tokenizer, recognizer.experiment.frame_samples / audio.SAMPLE_RATE
-    tokens = [tokenizer.encode(text) for _, text, _, _ in utterances]
+    pieces = (*tokenizer.pieces, _UNKNOWN)
+    spelled = [_spell(tokenizer, text) for _, text, _, _ in utterances]
     order = sorted(range(len(utterances)), key=lambda row: len(utterances[row][3]))
     aligned, skipped = {}, {}
     for first in range(0, len(order), _ROWS):
         rows = order[first : first + _ROWS]
-        heard = [utterances[row][3] for row in rows]
-        padded = np.zeros((len(rows), max(map(len, heard)), tokenizer.vocab_size), np.float32)
+        heard = [_with_unknown(utterances[row][3]) for row in rows]
+        padded = np.zeros((len(rows), max(map(len, heard)), tokenizer.vocab_size + 1), np.float32)
         for place, log_probs in enumerate(heard):
             padded[place, : len(log_probs)] = log_probs
         lengths = np.array([len(log_probs) for log_probs in heard])
-        for row, spans in zip(rows, force_align(padded, lengths, [tokens[row] for row in rows]), strict=True):
-            name, _, seconds, log_probs = utterances[row]
+        tokens = [[token for token, _ in spelled[row]] for row in rows]
+        for row, ids, spans in zip(rows, tokens, force_align(padded, lengths, tokens), strict=True):
+            name, text, seconds, log_probs = utterances[row]
+            if not any(token < tokenizer.vocab_size for token in ids):
+                skipped[row] = f"{name}: its transcript is empty, or has no character that the recognizer knows"
+                continue
             if spans is None:
                 skipped[row] = (
-                    f"{name}: {len(log_probs)} frames of {frame * 1000:g} ms cannot hold the "
-                    f"{frames_needed(tokens[row])} that its transcript needs; check that text and audio belong together"
+                    f"{name}: {len(log_probs)} frames of {frame * 1000:g} ms cannot hold the {frames_needed(ids)} that "
+                    "its transcript needs; check that text and audio belong together"
                 )
-            elif not spans:
-                skipped[row] = f"{name}: its transcript is empty, or has no character that the recognizer knows"
-            else:
-                aligned[row] = AlignedUtterance(name, seconds, words_of(spans, tokenizer.pieces, frame))
+                continue
+            of_word: dict[int, list[Span]] = {}
+            for span, (_, word) in zip(spans, spelled[row], strict=True):
+                if word is not None:
+                    of_word.setdefault(word, []).append(span)
+            words: list[Word] = []
+            for label, parts in zip(text.split(), (of_word[word] for word in sorted(of_word)), strict=True):
+                timed = time_word(label, parts, pieces, frame)
+                words += timed if by_character else [joined_word(label, timed)]
+            aligned[row] = AlignedUtterance(name, seconds, tuple(words))
     return [aligned[row] for row in sorted(aligned)], [skipped[row] for row in sorted(skipped)]
+
+
+def _spell(tokenizer: Tokenizer, text: str) -> list[tuple[int, int | None]]:
+    """Tokens of a transcript, each with the place of its word; None for a space.
+
+    `vocab_size` stands for characters that the tokenizer does not know.
+    """
+    words = text.split()
+    known = {character: _spells(tokenizer, character) for character in set(text)}
+    if all(map(known.__getitem__, "".join(words))):
+        spelled, place, begins = [], -1, True
+        for token in tokenizer.encode(" ".join(words)):
+            piece = tokenizer.pieces[token]
+            begins = begins or piece.startswith(SPACE)
+            if spells := piece.strip(SPACE):
+                place, begins = place + begins, piece.endswith(SPACE)
+            spelled.append((token, place if spells else None))
+        if place + 1 == len(words):
+            return spelled
+    spelled = []
+    for place, word in enumerate(words):
+        space = " " if place else ""
+        for is_known, run in itertools.groupby(word, known.__getitem__):
+            ids = tokenizer.encode(space + "".join(run) if is_known else space)
+            spelled += [(token, place if tokenizer.pieces[token].strip(SPACE) else None) for token in ids]
+            if not is_known:
+                spelled.append((tokenizer.vocab_size, place))
+            space = ""
+    return spelled
+
+
+def _spells(tokenizer: Tokenizer, text: str) -> bool:
+    return any(tokenizer.pieces[token].strip(SPACE) for token in tokenizer.encode(text))
+
+
+def _with_unknown(log_probs: Posteriors) -> np.ndarray:
+    """Log-probabilities with a further id for a sound whose character is unknown.
+
+    It has half the probability that anything is said, so that it takes no frame in which a known character is heard.
+    """
+    something = np.logaddexp.reduce(log_probs[:, 1:], axis=1, keepdims=True) - np.log(2)
+    return np.concatenate([log_probs, something], axis=1).astype(np.float32)
+
+
+def _check_names(names: Sequence[str], format: Format) -> None:
+    """Raises `DataError` where two utterances could not be told apart in what is written."""
+    written: dict[str, str] = {}
+    for name in names:
+        label = file_name(name) if format == "textgrid" else ctm_name(name) if format == "ctm" else name
+        if label in written:
+            raise DataError(
+                f"{written[label]!r} and {name!r} would both be called {label!r}: rename one, or align them with an "
+                "--out of their own" + (", or with --format json" if written[label] != name else "")
+            )
+        written[label] = name
 
 
 def _read(recognizer: Recognizer, files: Sequence[Path]) -> Iterator[tuple[str, str, float, Posteriors]]:

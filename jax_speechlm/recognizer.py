@@ -213,17 +213,14 @@ class Recognizer(Transcriber):
     def _segment(self, start: int, frames: Frames, spans: Sequence[Span]) -> Segment:
         text = " ".join(self.tokenizer.decode([span.token for span in spans]).split())
         words = self._words(start, spans, text)
-        confidence = float(frames.log_probs.sum(dtype=np.float64)) / max(1, len(spans))
+        avg_logprob = float(frames.log_probs.sum(dtype=np.float64)) / max(1, len(spans))
         first, end = (spans[0].start, spans[-1].end) if spans else (0, len(frames.ids))
         times = ((start + frame) * self._frame_seconds for frame in (first, end))
-        return Segment(*times, text, confidence, words)
+        return Segment(*times, text, avg_logprob, words)
 
     def _words(self, start: int, spans: Sequence[Span], text: str) -> tuple[Word, ...]:
         moved = [dataclasses.replace(span, start=span.start + start, end=span.end + start) for span in spans]
-        words = words_of(moved, self.tokenizer.pieces, self._frame_seconds)
-        # Pieces spell a character that the tokenizer took apart, or bytes, otherwise than the text does.
-        spelled = text.split() if len(text.split()) == len(words) else [word.word for word in words]
-        return tuple(dataclasses.replace(word, word=each) for word, each in zip(words, spelled, strict=True))
+        return words_of(moved, self.tokenizer.pieces, self._frame_seconds, text)
 
     @property
     def _frame_seconds(self) -> float:

@@ -26,20 +26,20 @@ class Filter(Config):
 
     Attributes:
       share: of the transcripts that are not empty, the surest.
-      min_confidence: besides, none that is less sure: nats a token, at most 0; None for any.
+      min_confidence: besides, none that is less sure: a probability, the geometric mean of a transcript's tokens'.
     """
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    min_confidence: Annotated[float, Field(le=0)] | None = None
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def keep(self, heard: list[Heard]) -> np.ndarray:
         """True for those to train on. Ties go to the earlier row."""
-        confidence = np.array([each.confidence if each.text.strip() else -np.inf for each in heard])
-        spoken = np.isfinite(confidence)
-        order = np.argsort(-confidence, kind="stable")[: int(np.ceil(self.share * spoken.sum()))]
+        avg_logprob = np.array([each.avg_logprob if each.text.strip() else -np.inf for each in heard])
+        spoken = np.isfinite(avg_logprob)
+        order = np.argsort(-avg_logprob, kind="stable")[: int(np.ceil(self.share * spoken.sum()))]
         kept = np.zeros(len(heard), bool)
         kept[order] = True
-        return kept & spoken & (confidence >= (-np.inf if self.min_confidence is None else self.min_confidence))
+        return kept & spoken & (np.exp(avg_logprob) >= self.min_confidence)
 
 
 def self_train(

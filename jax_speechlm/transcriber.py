@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from data_pipelines import audio
+from data_pipelines.scripts import join
 from jax_speechlm.batch import Batch
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.experiment import Experiment
@@ -33,11 +34,11 @@ class Heard(NamedTuple):
     """What was recognised in one utterance.
 
     Attributes:
-      confidence: the model's log-probability of it (of the best CTC path, or of the text), in nats a token.
+      avg_logprob: the model's log-probability of it (of the best CTC path, or of the text), in nats a token.
     """
 
     text: str
-    confidence: float
+    avg_logprob: float
 
 
 class _Piece(NamedTuple):
@@ -168,7 +169,7 @@ class Transcriber(abc.ABC):
 
     def text_of(self, segments: Sequence[Segment]) -> str:
         """The whole text of a recording's segments."""
-        return " ".join(self.separator.join(segment.text for segment in segments).split())
+        return join((" ".join(segment.text.split()) for segment in segments), self.separator)
 
     def _windows(self, blocks: Iterable[Samples], max_seconds: float) -> Iterator[Window]:
         overlap = min(_CONTEXT_SECONDS, max_seconds / 8) if self.joins_windows else 0.0

@@ -1,12 +1,14 @@
 """What was heard in a recording, with times; and as lines of text, JSON, and subtitles."""
 
 import dataclasses
+import itertools
 import json
 import math
-import textwrap
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+from data_pipelines import scripts
 from jax_speechlm.decoding.alignment import Word
 
 Format = Literal["text", "json", "srt", "vtt"]
@@ -23,17 +25,22 @@ class Segment:
 
     Attributes:
       start, end: seconds.
-      confidence: the model's log-probability of the text (by CTC: of its best path), in nats a token.
-      words: each with its times; none where the model does not tell them.
+      avg_logprob: the model's log-probability of the text (by CTC: of its best path), in nats a token.
+      words: each with its times, in scripts without spaces each character; none where the model does not tell them.
       alternatives: the texts that the search kept, the best first; of a beam search alone.
     """
 
     start: float
     end: float
     text: str
-    confidence: float
+    avg_logprob: float
     words: tuple[Word, ...] = ()
     alternatives: tuple[str, ...] = ()
+
+    @property
+    def confidence(self) -> float:
+        """A probability: the geometric mean of the tokens'."""
+        return math.exp(self.avg_logprob)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +65,8 @@ class Transcript:
 
 def segment_dict(segment: Segment) -> dict:
     """A segment as JSON has it."""
-    fields = dataclasses.asdict(segment)
+    fields = dataclasses.asdict(segment) | {"confidence": segment.confidence}
+    fields["avg_logprob"] = round(segment.avg_logprob, 4)
     for timed in (fields, *fields["words"]):
         timed |= {name: round(timed[name], 3) for name in ("start", "end")}
         timed["confidence"] = round(timed["confidence"], 4)
@@ -66,33 +74,87 @@ def segment_dict(segment: Segment) -> dict:
 
 
 def phrases(segments: Sequence[Segment]) -> Iterator[Segment]:
-    """Segments parted at pauses, and where they would not fit a subtitle; those without words stay as they are."""
+    """Segments parted at pauses, and where they would not fit a subtitle.
+
+    Of a segment whose words have no times these are taken to be spread evenly over it.
+    """
     for segment in segments:
-        if not segment.words:
+        fits = segment.end - segment.start <= _LONGEST and len(_lines(segment.text)) <= _LINES
+        if not segment.words and (fits or not segment.text.strip()):
             yield segment
             continue
-        held: list[Word] = []
-        for word in segment.words:
-            if held and not _fits(held, word):
-                yield _phrase(held)
-                held = []
-            held.append(word)
-        yield _phrase(held)
+        timed = segment.words or _spread(segment)
+        places = _places(segment.text, timed)
+        first = 0
+        for last, word in enumerate(timed):
+            following = timed[last + 1] if last + 1 < len(timed) else None
+            if following is not None and _fits(
+                timed[first], word, following, _cut(timed, places, first, last + 1, segment)
+            ):
+                continue
+            said = timed[first : last + 1]
+            logprob = sum(math.log(max(each.confidence, 1e-30)) for each in said) / len(said)
+            words = tuple(said) if segment.words else ()
+            yield Segment(said[0].start, word.end, _cut(timed, places, first, last, segment), logprob, words)
+            first = last + 1
 
 
-def _fits(held: Sequence[Word], word: Word) -> bool:
-    if word.start - held[-1].end >= _PAUSE or word.end - held[0].start > _LONGEST:
+def _fits(first: Word, last: Word, following: Word, text: str) -> bool:
+    if following.start - last.end >= _PAUSE or following.end - first.start > _LONGEST:
         return False
-    return len(textwrap.wrap(_spelled([*held, word]), _LINE)) <= _LINES
+    return len(_lines(text)) <= _LINES
 
 
-def _phrase(words: Sequence[Word]) -> Segment:
-    confidence = sum(math.log(max(word.confidence, 1e-30)) for word in words) / len(words)
-    return Segment(words[0].start, words[-1].end, _spelled(words), confidence, tuple(words))
+def _spread(segment: Segment) -> list[Word]:
+    words = scripts.words(segment.text)
+    ends = list(itertools.accumulate(map(len, words), initial=0))
+    times = [segment.start + (segment.end - segment.start) * end / ends[-1] for end in ends]
+    return [
+        Word(word, start, end, segment.confidence)
+        for word, (start, end) in zip(words, itertools.pairwise(times), strict=True)
+    ]
 
 
-def _spelled(words: Sequence[Word]) -> str:
-    return " ".join(word.word for word in words)
+def _places(text: str, words: Sequence[Word]) -> list[tuple[int, int]]:
+    """Where each word stands in a text; nothing where the text does not hold them all."""
+    places, reached = [], 0
+    for word in words:
+        start = text.find(word.word, reached)
+        if start < 0:
+            return []
+        reached = start + len(word.word)
+        places.append((start, reached))
+    return places
+
+
+def _cut(words: Sequence[Word], places: Sequence[tuple[int, int]], first: int, last: int, segment: Segment) -> str:
+    """The text of the words from `first` to `last`."""
+    if places:
+        return segment.text[places[first][0] : places[last][1]]
+    return scripts.join(word.word for word in words[first : last + 1])
+
+
+def _lines(text: str) -> list[str]:
+    """A text as lines that a subtitle has room for, cut between words."""
+    lines, line = [], ""
+    for chunk in text.split():
+        for place, word in enumerate(scripts.words(chunk)):
+            space = " " if line and place == 0 else ""
+            if line and _width(line + space + word) > _LINE:
+                lines.append(line)
+                line = space = ""
+            line += space + word
+            while _width(line) > _LINE:  # a word that is longer than a line
+                end = max(end for end in range(1, len(line)) if _width(line[:end]) <= _LINE)
+                lines.append(line[:end])
+                line = line[end:]
+    return [*lines, line] if line else lines
+
+
+def _width(text: str) -> int:
+    """Columns: two for a wide character such as Han, none for a combining mark."""
+    narrow = sum(unicodedata.category(character) not in ("Mn", "Me", "Cf") for character in text)
+    return narrow + sum(unicodedata.east_asian_width(character) in "WF" for character in text)
 
 
 def to_srt(segments: Sequence[Segment]) -> str:
@@ -119,8 +181,8 @@ def _cues(segments: Sequence[Segment]) -> Iterator[tuple[float, float, str]]:
     shown = [phrase for phrase in phrases(segments) if phrase.text.strip()]
     for place, phrase in enumerate(shown):
         following = shown[place + 1].start if place + 1 < len(shown) else math.inf
-        end = min(max(phrase.end, phrase.start + _SHORTEST), max(following, phrase.start))
-        yield phrase.start, end, "\n".join(textwrap.wrap(phrase.text, _LINE))
+        end = min(max(phrase.end, phrase.start + _SHORTEST), phrase.start + _LONGEST, max(following, phrase.start))
+        yield phrase.start, end, "\n".join(_lines(phrase.text))
 
 
 def _clock(seconds: float, mark: str) -> str:

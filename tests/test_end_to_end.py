@@ -213,7 +213,7 @@ def test_self_training_goes_on_from_its_own_transcripts(workplace, capsys):
     run, data = workplace / "finetune", workplace / "data"
     options = ["--sets", "tones", "--split", "test", "--out", "pseudo", f"--data-dir={data}", "--share", "0.5"]
     texts = Recognizer.load(run)
-    assert cli.main(["self-train", str(run), *options, "--min-confidence", "-1e-9"]) == USER_ERROR
+    assert cli.main(["self-train", str(run), *options, "--min-confidence", "1"]) == USER_ERROR
     assert "is sure enough" in capsys.readouterr().err
     assert cli.main(["self-train", str(run), *options, f"--run-dir={workplace / 'self'}"]) == 0
     index = read_index(data / "pseudo-tones", "test")

@@ -92,7 +92,7 @@ def test_speech_language_models_transcribe_and_generate(runs):
         assert " ".join(answers[0].text.split()) == transcript.text
         (segment,) = transcript.segments
         assert (segment.start, segment.words) == (0.0, ())
-        assert segment.confidence == pytest.approx(answers[0].log_prob / answers[0].num_tokens, abs=1e-3)
+        assert segment.avg_logprob == pytest.approx(answers[0].log_prob / answers[0].num_tokens, abs=1e-3)
     assert [len(answers) for answers in model.generate(SOUNDS, Beam(size=2))] == [2, 2, 2]
     drawn = model.generate(SOUNDS, samples=2, seed=3)
     assert drawn[1][1].text == model.generate(SOUNDS[1:2], samples=2, seed=3)[0][1].text

@@ -14,9 +14,9 @@ HEARD = [Heard("a", -0.5), Heard("", 0.0), Heard("b", -0.1), Heard(" ", -0.01), 
         ({"share": 1.0}, "abcd"),
         ({"share": 0.5}, "ab"),  # of two that are equally sure the first
         ({"share": 0.51}, "abd"),
-        ({"share": 1.0, "min_confidence": -0.5}, "abd"),
-        ({"share": 0.25, "min_confidence": -0.5}, "b"),
-        ({"share": 1.0, "min_confidence": -0.05}, ""),
+        ({"share": 1.0, "min_confidence": 0.6}, "abd"),
+        ({"share": 0.25, "min_confidence": 0.6}, "b"),
+        ({"share": 1.0, "min_confidence": 0.95}, ""),
     ],
 )
 def test_the_surest_are_kept_and_none_that_is_empty(settings, kept):

@@ -2,12 +2,17 @@
 
 import itertools
 import json
+import math
 import re
+import unicodedata
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines import scripts
 from jax_speechlm.decoding.alignment import Word
+from jax_speechlm.transcriber import Heard
 from jax_speechlm.transcript import Segment, Transcript, phrases, to_srt, to_vtt
 
 TIME = r"(\d\d+):([0-5]\d):([0-5]\d)[,.](\d{3})"
@@ -84,3 +89,82 @@ def test_json_has_words_and_times():
     assert line["segments"][0]["words"] == [{"word": "hé", "start": 0.013, "end": 0.5, "confidence": 0.5}]
     assert "hé" in transcript.to_json()
     assert [word.word for word in transcript.words] == ["hé"]
+
+
+def test_confidence_is_a_probability_and_avg_logprob_its_logarithm():
+    found = Segment(0.0, 1.0, "he", math.log(0.25), (Word("he", 0.0, 1.0, 0.5),))
+    assert (found.confidence, found.words[0].confidence) == (pytest.approx(0.25), 0.5)
+    (line,) = json.loads(Transcript("a.wav", "he", 1.0, None, (found,)).to_json())["segments"]
+    assert (line["confidence"], line["avg_logprob"]) == (0.25, round(math.log(0.25), 4))
+    assert line["words"][0]["confidence"] == 0.5
+    (phrase,) = phrases([found])
+    assert (phrase.confidence, phrase.avg_logprob) == (pytest.approx(0.5), pytest.approx(math.log(0.5)))
+    assert Heard("he", math.log(0.25)).avg_logprob == math.log(0.25)
+
+
+UNSPACED = {
+    "Chinese": "今天天气非常好我们决定一起去公园散步然后在湖边的小餐馆吃午饭并且讨论下个星期的旅行计划" * 3,
+    "Japanese": "今日はとても天気が良いので公園まで散歩に行ってから湖のそばの小さな食堂で昼ごはんを食べました" * 3,
+    "Thai": "วันนี้อากาศดีมากพวกเราจึงตัดสินใจไปเดินเล่นที่สวนสาธารณะแล้วกินข้าวกลางวันที่ร้านอาหารริมน้ำ" * 3,
+    "Khmer": "ថ្ងៃនេះអាកាសធាតុល្អណាស់យើងសម្រេចចិត្តទៅដើរលេងនៅសួនច្បារ" * 4,
+    "mixed": "我们用JAX训练语音模型 and then we went home 然后回家了" * 5,
+}
+
+
+def check_subtitles(segments: list[Segment], text: str) -> None:
+    blocks = [block.strip().split("\n") for block in to_srt(segments).split("\n\n")]
+    assert "".join("".join(lines) for _, _, *lines in blocks).replace(" ", "") == text.replace(" ", "")
+    assert len(blocks) > 1
+    for _, clock, *lines in blocks:
+        start, end = (seconds(match) for match in re.findall(TIME, clock))
+        assert start < end <= start + 7.001
+        assert len(lines) <= 2
+        for line in lines:
+            assert unicodedata.category(line[0])[0] != "M"
+            assert (
+                sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in line if not unicodedata.combining(c)) <= 84
+            )
+            assert len([c for c in line if unicodedata.category(c)[0] != "M"]) <= 42
+
+
+@pytest.mark.parametrize("script", UNSPACED)
+@pytest.mark.parametrize("timed", [True, False])
+def test_scripts_without_spaces_have_two_lines_for_seven_seconds(script, timed):
+    text = UNSPACED[script]
+    parts = scripts.words(text)
+    said = tuple(Word(part, 0.2 * place, 0.2 * place + 0.15, 0.5) for place, part in enumerate(parts))
+    found = Segment(0.0, 0.2 * len(parts), text, -0.5, said if timed else ())
+    check_subtitles([found], text)
+    for phrase in phrases([found]):
+        assert phrase.text in text  # no spaces but its own
+        assert [word.word for word in phrase.words] == (scripts.words(phrase.text) if timed else [])
+
+
+def test_a_long_segment_without_times_has_two_lines_for_seven_seconds():
+    text = "what a speech language model writes comes without the times of its words " * 6
+    check_subtitles([Segment(0.0, 30.0, text.strip(), -0.5)], text)
+    (whole,) = phrases([Segment(0.0, 5.0, "short enough", -0.5)])
+    assert whole.text == "short enough"
+    ((_, clock, _),) = [block.strip().split("\n") for block in to_srt([Segment(0.0, 25.0, "hm", -0.5)]).split("\n\n")]
+    assert [seconds(match) for match in re.findall(TIME, clock)] == [0.0, 7.0]
+
+
+def test_segments_in_scripts_without_spaces_join_without_one():
+    assert scripts.join(["今天", "天气", "OK", "", "好"]) == "今天天气 OK 好"
+    assert scripts.join(["how", "are you"]) == "how are you"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("今天\uff0c天气 abc好。", ["今", "天\uff0c", "天", "气", "abc", "好。"]),
+        ("「日本」の", ["「日", "本」", "の"]),
+        ("น้ำดื่ม", ["น้ำ", "ดื่", "ม"]),
+        ("ខ្មែរ", ["ខ្មែ", "រ"]),
+        ("한국어 문장, it's", ["한국어", "문장,", "it's"]),
+        ("मुझे चाय", ["मुझे", "चाय"]),
+        ("", []),
+    ],
+)
+def test_words_of_scripts_without_spaces(text, expected):
+    assert scripts.words(text) == expected

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.clips import AudioFile, Clip, Dropped
-from data_pipelines.text import UnspeakableError, normalise, split_of
+from data_pipelines.numbers import UnspeakableError, check_no_numerals
+from data_pipelines.text import normalise, split_of
 
 LICENCE = "GPL-2.0-or-later"
 LANGUAGES = ("cs", "nl")
@@ -38,6 +39,7 @@ def clips(language: str, text_root: Path, audio_root: Path) -> Iterator[Clip | D
             continue
         speaker, english, text = texts[level, name]
         try:
+            check_no_numerals(text)
             words = normalise(text, language)
         except UnspeakableError as error:
             yield Dropped(clip_id, "number or sign without spoken form", detail=str(error))

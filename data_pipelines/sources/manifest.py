@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from data_pipelines.clips import AudioFile, Clip, Dropped, Source
 from data_pipelines.errors import DataError
-from data_pipelines.text import UnspeakableError, normalise, split_key, split_of
+from data_pipelines.numbers import UnspeakableError
+from data_pipelines.text import normalise, normalised_split_key, split_key, split_of
 
 TextForm = Literal["none", "basic"]
 _SPLIT_NAME = re.compile(r"\w+", re.ASCII)
@@ -65,6 +66,18 @@ def clips(manifest: Path, text_form: TextForm) -> Iterator[Clip | Dropped]:
                 yield Dropped(place, "malformed line", True, f"{place}: {error}; mend or remove the line")
 
 
+def transcript(text: str, language: str, text_form: TextForm) -> tuple[str, str]:
+    """A transcript in the form that was asked for, and the key that decides its split.
+
+    Raises:
+      UnspeakableError: it has no such form.
+    """
+    if text_form == "basic":
+        return normalise(text, language), normalised_split_key(text, language)
+    text = unicodedata.normalize("NFC", text).strip()
+    return text, split_key(text)
+
+
 def _clip(row: Any, folder: Path, text_form: TextForm) -> Clip:
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
@@ -75,9 +88,9 @@ def _clip(row: Any, folder: Path, text_form: TextForm) -> Clip:
         if value is not None and not isinstance(value, str | int):
             raise ValueError(f'"{key}" must be a string, found {value!r}')
     text, speaker, language, translation = ("" if value is None else str(value) for value in fields.values())
-    text = normalise(text, language) if text_form == "basic" else unicodedata.normalize("NFC", text).strip()
+    text, key = transcript(text, language, text_form)
     clip_id = str(row.get("id", row["audio"]))
-    split = row.get("split") or split_of(split_key(text) or clip_id)
+    split = row.get("split") or split_of(key or clip_id)
     if not isinstance(split, str) or not _SPLIT_NAME.fullmatch(split):
         raise ValueError(f'"split" must be letters, digits and underscores, such as "train", found {split!r}')
     return Clip(clip_id, AudioFile(folder / row["audio"]), text, speaker, language, split, translation)

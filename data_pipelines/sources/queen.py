@@ -12,7 +12,8 @@ from pathlib import Path
 
 from data_pipelines.clips import AudioSlice, Clip, Dropped
 from data_pipelines.errors import DataError
-from data_pipelines.text import UnspeakableError, normalise, split_key, split_of
+from data_pipelines.numbers import UnspeakableError
+from data_pipelines.text import normalise, split_key, split_of
 
 LICENCE = (
     "Flight of the Amazon Queen licence: free to pass on and to change with its notice, not to be sold by itself; "

@@ -14,8 +14,9 @@ from data_pipelines.audio import AudioError, decode, resample
 from data_pipelines.clips import Clip, Dropped, Source
 from data_pipelines.documents import Document, TextSource
 from data_pipelines.errors import DataError
-from data_pipelines.sources.manifest import TextForm
-from data_pipelines.text import UnspeakableError, normalise, split_key, split_of
+from data_pipelines.numbers import UnspeakableError
+from data_pipelines.sources.manifest import TextForm, transcript
+from data_pipelines.text import split_of
 
 _TEXT = ("text_normalized", "text", "sentence", "transcript")  # in order of preference
 _SPEAKER = ("speaker_id", "client_id", "speaker")
@@ -140,7 +141,7 @@ def clips(builder: Any, audio: str, text_form: TextForm) -> Iterator[Clip | Drop
             clip_id = _text(record.get("id")) or f"{split}-{row:08d}"
             text = unicodedata.normalize("NFC", _text(record.get(text_key))).strip()
             try:
-                text = normalise(text, language) if text_form == "basic" else text
+                text, key = transcript(text, language, text_form)
             except UnspeakableError as error:
                 yield Dropped(clip_id, "number or sign without spoken form", detail=str(error))
                 continue
@@ -150,7 +151,7 @@ def clips(builder: Any, audio: str, text_form: TextForm) -> Iterator[Clip | Drop
                 text=text,
                 speaker=_text(record.get(speaker_key)),
                 language=language,
-                split=split if len(builder.info.splits) > 1 else split_of(split_key(text) or clip_id),
+                split=split if len(builder.info.splits) > 1 else split_of(key or clip_id),
             )
 
 

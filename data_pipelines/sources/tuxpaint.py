@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.clips import AudioFile, Clip, Dropped
-from data_pipelines.text import UnspeakableError, normalise, split_key, split_of
+from data_pipelines.numbers import UnspeakableError, check_no_numerals
+from data_pipelines.text import normalise, split_key, split_of
 
 LICENCE = "GPL-2.0-or-later"
 PACKAGE = "tuxpaint-stamps-default"
@@ -23,9 +24,7 @@ def clips(language: str, root: Path) -> Iterator[Clip | Dropped]:
         english, translations = read_description(description) if description.is_file() else ("", {})
         text = english if language == "en" else translations.get(language, "")
         try:
-            # A numeral's form depends on what is counted, so only texts that write it out are used.
-            if re.search(r"\d", text):
-                raise UnspeakableError(f"numeral in {text!r}")
+            check_no_numerals(text)
             words = normalise(text, language)
         except UnspeakableError as error:
             yield Dropped(clip_id, "number or sign without spoken form", detail=str(error))

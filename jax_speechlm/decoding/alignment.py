@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from data_pipelines import scripts
 from jax_speechlm.decoding.ngram import SPACE
 
 BLANK = 0
@@ -35,12 +36,12 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A word and where it lies.
+    """A word and where it lies; of a text in a script without spaces, a character.
 
     Attributes:
       start, end: seconds, from the first frame of its first token to the end of the last frame of its last. CTC models
         spell a token in a frame or two and blanks in between, so words come out short rather than long.
-      confidence: geometric mean of its frames' probabilities.
+      confidence: a probability: the geometric mean of its frames'.
     """
 
     word: str
@@ -127,28 +128,79 @@ def _spans(path: Int[np.ndarray, " time"], tokens: Sequence[int], log_probs: np.
     return spans
 
 
-def words_of(spans: Sequence[Span], pieces: Sequence[str], frame_seconds: float) -> tuple[Word, ...]:
-    """Joins tokens to words at their spaces. `pieces` is what each id spells, a space as "▁"."""
+def words_of(
+    spans: Sequence[Span], pieces: Sequence[str], frame_seconds: float, text: str | None = None
+) -> tuple[Word, ...]:
+    """Joins tokens to words at their spaces; in scripts without spaces, a character is a word.
+
+    Args:
+      pieces: what each id spells, a space as "\u2581".
+      text: what the tokens spell together, where pieces may spell it otherwise (in bytes, or decomposed).
+    """
     words: list[tuple[str, list[Span]]] = [("", [])]
     for span in spans:
         before, *after = pieces[span.token].split(SPACE)
         if before:
             words[-1] = words[-1][0] + before, [*words[-1][1], span]
-        words.extend((text, [span] if text else []) for text in after)
-    return tuple(_word(text, parts, frame_seconds) for text, parts in words if text)
+        words.extend((part, [span] if part else []) for part in after)
+    words = [(spelled, parts) for spelled, parts in words if spelled]
+    labels = [spelled for spelled, _ in words] if text is None else text.split()
+    if len(labels) != len(words):
+        labels = [spelled for spelled, _ in words]
+    return tuple(
+        word
+        for label, (_, parts) in zip(labels, words, strict=True)
+        for word in time_word(label, parts, pieces, frame_seconds)
+    )
 
 
-def _word(text: str, spans: Sequence[Span], frame_seconds: float) -> Word:
-    frames = sum(span.end - span.start for span in spans)
-    confidence = math.exp(sum(span.log_prob for span in spans) / frames)
-    return Word(text, spans[0].start * frame_seconds, spans[-1].end * frame_seconds, confidence)
+def time_word(label: str, spans: Sequence[Span], pieces: Sequence[str], frame_seconds: float) -> list[Word]:
+    """A word between white space and its times; in a script without spaces, each of its characters.
+
+    Characters of one token share its frames evenly.
+
+    Args:
+      spans: of its tokens, at least one.
+      pieces: what each id spells.
+    """
+    parts = scripts.words(label)
+    places: list[tuple[float, float, Span]] = []  # start and end of every character that tokens spell, in frames
+    for span in spans:
+        count = max(len(pieces[span.token].replace(SPACE, "")), 1)
+        width = (span.end - span.start) / count
+        places += [(span.start + width * at, span.start + width * (at + 1), span) for at in range(count)]
+    timed, behind, length = [], 0, sum(map(len, parts))
+    for part in parts:
+        first, behind = behind, behind + len(part)
+        last = max(-(-behind * len(places) // length), 1) - 1
+        first = min(first * len(places) // length, last)
+        chosen = list(dict.fromkeys(span for _, _, span in places[first : last + 1]))
+        confidence = math.exp(sum(s.log_prob for s in chosen) / sum(s.end - s.start for s in chosen))
+        timed.append(Word(part, places[first][0] * frame_seconds, places[last][1] * frame_seconds, confidence))
+    return timed
+
+
+def joined_word(label: str, parts: Sequence[Word]) -> Word:
+    """The parts of a word as one; its confidence is their geometric mean by time."""
+    seconds = [part.end - part.start for part in parts]
+    sure = sum(each * math.log(max(part.confidence, 1e-30)) for each, part in zip(seconds, parts, strict=True))
+    return Word(label, parts[0].start, parts[-1].end, math.exp(sure / sum(seconds)))
+
+
+def ctm_name(id: str) -> str:
+    """What an utterance is called in a CTM, which has no room for spaces."""
+    return "_".join(id.split())
+
+
+def file_name(id: str) -> str:
+    """The stem of an utterance's own file."""
+    return id.replace("/", "_")
 
 
 def to_ctm(utterances: Sequence[AlignedUtterance]) -> str:
     """NIST's CTM: a line a word with utterance, channel, start and duration in seconds, word, confidence."""
     lines = [
-        f"{'_'.join(utterance.id.split())} 1 {word.start:.3f} {word.end - word.start:.3f} {word.word} "
-        f"{word.confidence:.4f}\n"
+        f"{ctm_name(utterance.id)} 1 {word.start:.3f} {word.end - word.start:.3f} {word.word} {word.confidence:.4f}\n"
         for utterance in utterances
         for word in utterance.words
     ]

@@ -1,39 +1,34 @@
 """Text normalisation before scoring: a word error rate means little without the name of the normaliser."""
 
 import functools
-import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Literal
 
+from data_pipelines.scripts import is_unspaced
+from data_pipelines.text import words_only as basic
+
 NormalizerName = Literal["none", "basic", "whisper-english"]
 
-_APOSTROPHES = str.maketrans("\u2019\u02bc\uff07", "'''")  # typographic, modifier letter, full width
-_UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+
+Normalizer = Callable[..., str]
+"""(text, language="") -> the text that is compared; the language is '' where unknown."""
 
 
-def normalizer(name: NormalizerName) -> Callable[[str], str]:
-    """The function of that name, from text to text.
+def normalizer(name: NormalizerName) -> Normalizer:
+    """The function of that name.
 
     - `none`: NFKC and single spaces only, since two encodings of a character are not a recognition error.
     - `basic`: also lower case; punctuation and symbols become spaces, apostrophes inside a word stay. Any script.
+      What transcripts are brought to by `prepare --normalise-text basic`, but for their numbers, which are spelled.
     - `whisper-english`: OpenAI Whisper's, from the `whisper-normalizer` package: spells numbers as digits, expands
       contractions, turns British into American spelling. English only.
     """
     if name == "none":
-        return lambda text: _fold_spaces(unicodedata.normalize("NFKC", text))
+        return lambda text, language="": _fold_spaces(unicodedata.normalize("NFKC", text))
     if name == "basic":
         return basic
-    return lambda text: _fold_spaces(_whisper_english()(text))
-
-
-def basic(text: str) -> str:
-    """NFKC, lower case, words only: letters, marks, numbers, apostrophes inside a word; single spaces between words."""
-    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES))
-    text = "".join(c for c in text if unicodedata.category(c) != "Cf")  # joiners, soft hyphens, direction marks
-    text = unicodedata.normalize("NFKC", text.lower())
-    spaced = (c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
-    return _fold_spaces(re.sub(r"(?<!\w)'|'(?!\w)", " ", "".join(spaced)))
+    return lambda text, language="": _fold_spaces(_whisper_english()(text))
 
 
 def written_without_spaces(texts: Iterable[str]) -> bool:
@@ -46,13 +41,8 @@ def written_without_spaces(texts: Iterable[str]) -> bool:
         for character in text:
             if unicodedata.category(character)[0] == "L":
                 letters += 1
-                unspaced += _is_unspaced(character)
+                unspaced += is_unspaced(character)
     return 2 * unspaced > letters
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _is_unspaced(character: str) -> bool:
-    return unicodedata.name(character, "").startswith(_UNSPACED_SCRIPTS)
 
 
 def _fold_spaces(text: str) -> str:

@@ -45,7 +45,8 @@ class PreparedSpeech:
     def utterances(self, texts: Mapping[int, str]) -> list[Utterance]:
         """Every utterance with its reference and what was recognised in its row, in the sets' order."""
         index = self.index
-        ids, references, speakers = (index.column(name).to_pylist() for name in ("id", self._references, "speaker"))
+        names = "id", self._references, "speaker", "language"
+        ids, references, speakers, languages = (index.column(name).to_pylist() for name in names)
         return [
             Utterance(
                 # Sets may share ids; within a set they are unique.
@@ -54,6 +55,7 @@ class PreparedSpeech:
                 hypothesis=texts[row],
                 speaker=speakers[row] or None,
                 duration=index.num_samples[row] / SAMPLE_RATE,
+                language=languages[row] if self._references == "text" else "en",
             )
             for row in range(len(index))
         ]

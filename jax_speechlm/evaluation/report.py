@@ -34,6 +34,7 @@ class Utterance(Config):
       hypothesis: what was recognised; may be empty.
       speaker: None where unknown.
       duration: seconds; None where unknown.
+      language: its code, for normalisation; '' where unknown.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Utterance(Config):
     hypothesis: str
     speaker: str | None = None
     duration: Annotated[float, pydantic.Field(ge=0)] | None = None
+    language: str = ""
 
 
 class Score(Config):
@@ -269,8 +271,8 @@ def _align(
     utterances: Sequence[Utterance], normalizer_name: NormalizerName, metric: Metric, headline: Metric
 ) -> list[wer.Alignment]:
     clean = normalizer(normalizer_name)
-    references = [clean(utterance.reference) for utterance in utterances]
-    hypotheses = [clean(utterance.hypothesis) for utterance in utterances]
+    references = [clean(utterance.reference, utterance.language) for utterance in utterances]
+    hypotheses = [clean(utterance.hypothesis, utterance.language) for utterance in utterances]
     if metric == "wer":
         return wer.align(references, hypotheses, "word")
     if headline == "cer":  # spaces say nothing in such a script, and transcribers put them where they like

@@ -188,7 +188,7 @@ def join(
             raise ValueError(
                 f"the references of utterance {first.id!r} differ: evaluate all on the same version of the data set"
             )
-        words = [_units(clean(voice.hypothesis), by_character) for voice in voices]
+        words = [_units(clean(voice.hypothesis, voice.language), by_character) for voice in voices]
         confidences = None if alpha == 1 else [_confidences(*each) for each in zip(voices, words, strict=True)]
         chosen = combine(words, confidences, alpha=alpha, null_confidence=null_confidence)
         joined.append(Utterance(**{**_common(first), "hypothesis": ("" if by_character else " ").join(chosen)}))

@@ -134,7 +134,7 @@ def _phrase(transcriber: Transcriber, number: int, segment: Segment, phrase: Seg
         "text": phrase.text,
         "tokens": transcriber.tokenizer.encode(phrase.text),
         "temperature": 0.0,
-        "avg_logprob": round(phrase.confidence, 4),
+        "avg_logprob": round(phrase.avg_logprob, 4),
         "compression_ratio": round(len(text) / len(zlib.compress(text)), 4),
         "no_speech_prob": 0.0,
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 import h11
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from jax_speechlm.serving.forms import ApiError
@@ -77,7 +77,7 @@ class Protocol(H11Protocol):
             self.transport.abort()  # `close` would wait for a client that reads nothing
 
 
-def make_server(app: FastAPI, *, stop_seconds: int = STOP_SECONDS, log_level: int = logging.WARNING) -> uvicorn.Server:
+def make_server(app: ASGIApp, *, stop_seconds: int = STOP_SECONDS, log_level: int = logging.WARNING) -> uvicorn.Server:
     """Returns a server for an app.
 
     Args:

@@ -17,6 +17,8 @@ from data_pipelines.clips import AudioFile, Clip
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.records import RecordReader
+from data_pipelines.sources.manifest import manifest_source
+from data_pipelines.text import split_key, split_of
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
@@ -177,6 +179,41 @@ def test_a_prepared_set_is_recognised_until_something_changes(manifest, tmp_path
     (folder / "meta.json").write_text("{half a fi", "utf-8")
     assert again(normalise_text="basic") == 1
     assert again(normalise_text="basic") == 0
+
+
+def test_a_set_whose_texts_an_earlier_normaliser_made_says_so(manifest, tmp_path, capsys):
+    folder = tmp_path / "data/my"
+    prepare(manifest=manifest, data_dir=tmp_path / "data", normalise_text="basic")
+    prepare(manifest=manifest, data_dir=tmp_path / "data", normalise_text="basic")
+    assert "earlier version" not in capsys.readouterr().err
+    meta = json.loads((folder / "meta.json").read_text("utf-8"))
+    assert meta.pop("normaliser") == 2
+    (folder / "meta.json").write_text(json.dumps(meta), "utf-8")  # as version 1 wrote it
+    prepare(manifest=manifest, data_dir=tmp_path / "data", normalise_text="basic")
+    assert "data/my was prepared by an earlier version" in (said := capsys.readouterr().err)
+    assert "--force" in said
+
+
+def test_a_sentence_stays_in_its_split_whatever_the_normaliser(tmp_path):
+    texts = ["मुझे चाय", "İstanbul güzel", "co\u00adoperate", "It costs 1.05", "Agent 007", "สวัสดี", "hello", "-5"]
+    splits = {}
+    for text_form in ("none", "basic"):
+        rows = [json.dumps({"audio": f"{number}.wav", "text": text}) for number, text in enumerate(texts)]
+        (tmp_path / "my.jsonl").write_text("\n".join(row[:-1] + ', "language": "en"}' for row in rows), "utf-8")
+        splits[text_form] = [item.split for item in manifest_source(tmp_path / "my.jsonl", "my", text_form).items()]
+    # By the digests of "म झ च य", "i stanbul güzel", "co operate", "it costs one point five", "agent seven", ...
+    keys = [
+        "म झ च य",
+        "i stanbul güzel",
+        "co operate",
+        "it costs one point five",
+        "agent seven",
+        "สว สด",
+        "hello",
+        "five",
+    ]
+    assert splits["basic"] == [split_of(key) for key in keys]
+    assert splits["none"] == [split_of(split_key(text)) for text in texts]
 
 
 def test_full_disk_while_converting(manifest, tmp_path, monkeypatch):
