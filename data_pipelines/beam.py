@@ -1,6 +1,6 @@
 """Preparation of speech on Apache Beam: the set that one machine makes, row by row, from any number of workers.
 
-1. This process lists the clips into chunks, `work/clips/<chunk>`.
+1. This process lists the clips into chunks, `work/clips/<chunk>.jsonl`.
 2. Workers convert a chunk each: `work/sounds/<chunk>.flac` holds its sounds end to end, `<chunk>.jsonl` what became of
    every clip. Chunks that are there already are not done again, so a preparation that was killed goes on.
 3. This process reads those outcomes in order, some thousand rows in memory, and writes report and index.
@@ -13,9 +13,8 @@ All workers have to see `folder`: a disk of this machine for the runners that st
 import dataclasses
 import hashlib
 import json
-import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +22,9 @@ import pyarrow.parquet
 from rich.console import Console
 
 from data_pipelines.audio import Levels
+from data_pipelines.clip_files import clip_fields, read_clips, write_clips
 from data_pipelines.clips import AudioFile, Clip, Dropped, Source
-from data_pipelines.convert import Converted, check_rate, convert_clip, too_many_bad
+from data_pipelines.convert import Converted, Sound, by_recording, check_rate, convert_clips, too_many_bad
 from data_pipelines.errors import DataError
 from data_pipelines.report import Report, summarise
 from data_pipelines.store import META, IndexWriters, generate, make_builder, record_fields, write_meta
@@ -46,7 +46,7 @@ class Runner:
 
 
 class Limits(NamedTuple):
-    """What a clip has to keep to: see `convert_clip` and `check_rate`."""
+    """What a clip has to keep to: see `convert_clips` and `check_rate`."""
 
     max_seconds: float
     characters_per_second: tuple[float, float] | None
@@ -111,19 +111,19 @@ def _list_clips(source: Source, work: Path) -> tuple[int, int, list[Dropped]]:
         chunk.append(item)
         num_clips += 1
         if len(chunk) == _CHUNK:
-            (work / "clips" / f"{num_chunks:08d}").write_bytes(pickle.dumps(chunk))
+            write_clips(_clips_path(work, num_chunks), chunk)
             chunk, num_chunks = [], num_chunks + 1
     if chunk:
-        (work / "clips" / f"{num_chunks:08d}").write_bytes(pickle.dumps(chunk))
+        write_clips(_clips_path(work, num_chunks), chunk)
         num_chunks += 1
     return num_chunks, num_clips, dropped
 
 
 def _convert_chunk(chunk: int, work: str, limits: Limits) -> None:
     """Converts the clips of one chunk, unless that was done from the same sounds and limits."""
-    clips: list[Clip] = pickle.loads((Path(work) / "clips" / f"{chunk:08d}").read_bytes())
+    clips = read_clips(_clips_path(Path(work), chunk))
     outcomes_path = _outcomes_path(Path(work), chunk)
-    inputs = [[_fields(clip), clip.audio.fingerprint()] for clip in clips]
+    inputs = [[clip_fields(clip), clip.audio.fingerprint()] for clip in clips]
     digest = hashlib.sha256(json.dumps([inputs, limits]).encode()).hexdigest()
     if outcomes_path.exists():
         with outcomes_path.open(encoding="utf-8") as lines:
@@ -132,8 +132,7 @@ def _convert_chunk(chunk: int, work: str, limits: Limits) -> None:
     rows: list[Any] = [digest]
     sounds: list[bytes] = []
     start = 0
-    for clip in clips:
-        sound = convert_clip(clip, limits.max_seconds)
+    for clip, sound in _converted(clips, limits.max_seconds):
         if not isinstance(sound, Dropped):
             item = Converted(clip, outcomes_path.stem, len(sound.flac), sound.num_samples, sound.levels)
             item = check_rate(item, limits.characters_per_second)
@@ -143,7 +142,7 @@ def _convert_chunk(chunk: int, work: str, limits: Limits) -> None:
             rows.append({"dropped": dataclasses.asdict(item)})
             continue
         levels = dataclasses.asdict(item.levels)
-        rows.append({"clip": _fields(clip), "num_samples": item.num_samples, "levels": levels})
+        rows.append({"clip": clip_fields(clip), "num_samples": item.num_samples, "levels": levels})
         rows[-1] |= {"start": start, "num_bytes": item.num_bytes}
         sounds.append(sound.flac)
         start += item.num_bytes
@@ -151,8 +150,15 @@ def _convert_chunk(chunk: int, work: str, limits: Limits) -> None:
     _write_whole(outcomes_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def _fields(clip: Clip) -> dict[str, str]:
-    return {field.name: getattr(clip, field.name) for field in dataclasses.fields(clip) if field.name != "audio"}
+def _converted(clips: Sequence[Clip], max_seconds: float) -> Iterator[tuple[Clip, Sound | Dropped]]:
+    """Clips in order, each with its sound, or why it is left out."""
+    for group in by_recording(clips):
+        sounds = dict(convert_clips(group, max_seconds))
+        yield from ((clip, sounds[place]) for place, clip in enumerate(group))
+
+
+def _clips_path(work: Path, chunk: int) -> Path:
+    return work / "clips" / f"{chunk:08d}.jsonl"
 
 
 def _outcomes_path(work: Path, chunk: int) -> Path:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.audio import AudioError, decode
+from data_pipelines.audio import SAMPLE_RATE, AudioError, decode
 
 
 class Audio(Protocol):
@@ -24,19 +24,61 @@ class Audio(Protocol):
 
 @dataclass(frozen=True)
 class AudioFile:
-    """A sound file."""
+    """A sound file.
+
+    Attributes:
+      seconds: how long it is said to be; another length is an error. None where nothing is said.
+    """
 
     path: Path
+    seconds: float | None = None
 
     def decode(self, max_seconds: float) -> NDArray[np.int16]:
-        return decode(self.path, max_seconds=max_seconds)
+        check_path(self.path)
+        samples = decode(self.path, max_seconds=max_seconds)
+        if (wrong := wrong_length(self.path, len(samples) / SAMPLE_RATE, self.seconds)) is not None:
+            raise wrong
+        return samples
 
     def fingerprint(self) -> str:
-        try:
-            stat = self.path.stat()
-        except OSError:
-            return f"{self.path} missing"
-        return f"{self.path} {stat.st_size} {stat.st_mtime_ns}"
+        stamp = file_stamp(self.path)
+        return stamp if self.seconds is None else f"{stamp} {self.seconds}"
+
+
+def file_stamp(path: Path) -> str:
+    """Changes when a file does."""
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):
+        return f"{path} missing"
+    return f"{path} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def check_path(path: Path) -> None:
+    """Raises AudioError for a path that no file can have, or that must not be followed."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass  # the decoder's own error has the remedy
+    except (OSError, ValueError) as error:
+        shown = str(path) if len(str(path)) < 300 else f"{str(path)[:300]}..."
+        raise AudioError(shown, "cannot be opened", f"correct the path or its permissions ({error})") from error
+
+
+def wrong_length(path: Path, found: float, stated: float | None) -> AudioError | None:
+    """What is wrong where a file lasts `found` seconds and its manifest says `stated`."""
+    if stated is None or abs(found - stated) <= tolerance(stated):
+        return None
+    remedy = (
+        f'"duration" says {stated:g} s, and the file lasts {found:.2f} s: remove the duration, or add "offset": 0 '
+        "where the text is that of a stretch"
+    )
+    return AudioError(str(path), "duration contradicts the file", remedy)
+
+
+def tolerance(seconds: float) -> float:
+    """By how many seconds a stated duration may be wrong: they are rounded, and encoders pad."""
+    return max(0.1, 0.01 * seconds)
 
 
 @dataclass(frozen=True)

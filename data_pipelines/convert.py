@@ -1,20 +1,24 @@
 """Stage 1 of preparation: every clip to one FLAC file in a work folder, in parallel, surviving a kill."""
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipelines.audio import SAMPLE_RATE, AudioError, AudioTooLongError, Levels, encode_flac, measure
 from data_pipelines.clips import Clip, Dropped
 from data_pipelines.errors import DataError
+from data_pipelines.stretches import Stretch, decode_stretches
 
 _BATCH = 1024  # clips in flight; bounds memory for sets of millions
 
@@ -77,9 +81,10 @@ class Workshop:
         ):
             task = progress.add_task("decode and resample", total=len(clips))
             try:
-                for start in range(0, len(clips), _BATCH):
-                    batch = clips[start : start + _BATCH]
-                    for outcome in pool.map(lambda clip: self._convert_one(clip, max_seconds), batch):
+                groups = by_recording(clips)
+                while batch := list(itertools.islice(groups, _BATCH)):
+                    done = pool.map(lambda group: self._convert_group(group, max_seconds), batch)
+                    for outcome in itertools.chain.from_iterable(done):
                         if isinstance(outcome, Converted):
                             self._remember(outcome, journal)
                         elif outcome.is_bad:
@@ -98,17 +103,29 @@ class Workshop:
             journal.write(json.dumps(sizes | {"levels": asdict(item.levels)}) + "\n")
             journal.flush()
 
-    def _convert_one(self, clip: Clip, max_seconds: float) -> Converted | Dropped:
-        digest = hashlib.sha1(f"{clip.id}\n{clip.audio.fingerprint()}".encode()).hexdigest()
-        file = f"{digest[:2]}/{digest}.flac"
+    def _convert_group(self, clips: Sequence[Clip], max_seconds: float) -> list[Converted | Dropped]:
+        """Converts clips that `by_recording` puts together, but for those that are there."""
+        files = [self._file(clip) for clip in clips]
+        outcomes = [self._kept(clip, file, max_seconds) for clip, file in zip(clips, files, strict=True)]
+        rest = [place for place, outcome in enumerate(outcomes) if outcome is None]
+        for number, sound in convert_clips([clips[place] for place in rest], max_seconds):
+            place = rest[number]
+            outcomes[place] = sound if isinstance(sound, Dropped) else self._write(clips[place], files[place], sound)
+        return outcomes
+
+    def _file(self, clip: Clip) -> str:
+        digest = hashlib.sha1(f"{clip.id}\n{clip.audio.fingerprint()}".encode(errors="surrogateescape")).hexdigest()
+        return f"{digest[:2]}/{digest}.flac"
+
+    def _kept(self, clip: Clip, file: str, max_seconds: float) -> Converted | None:
+        """The clip as an earlier call left it."""
+        if (entry := self._done.get(file)) is None or not _has_size(self.folder / file, entry["num_bytes"]):
+            return None
+        converted = Converted(clip, file, entry["num_bytes"], entry["num_samples"], Levels(**entry["levels"]))
+        return converted if converted.seconds <= max_seconds else None
+
+    def _write(self, clip: Clip, file: str, sound: "Sound") -> Converted:
         path = self.folder / file
-        if (entry := self._done.get(file)) is not None and _has_size(path, entry["num_bytes"]):
-            converted = Converted(clip, file, entry["num_bytes"], entry["num_samples"], Levels(**entry["levels"]))
-            if converted.seconds <= max_seconds:
-                return converted
-        sound = convert_clip(clip, max_seconds)
-        if isinstance(sound, Dropped):
-            return sound
         path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_bytes(sound.flac)
@@ -128,12 +145,34 @@ class Sound(NamedTuple):
     levels: Levels
 
 
-def convert_clip(clip: Clip, max_seconds: float) -> Sound | Dropped:
-    """Decodes, resamples and encodes one clip; `Dropped` where its audio is missing, corrupt, silent or too long."""
-    try:
-        samples = clip.audio.decode(max_seconds)
-    except AudioError as error:
-        return Dropped(clip.id, error.reason, not isinstance(error, AudioTooLongError), str(error))
+def by_recording(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
+    """Clips in order, in groups to convert together: stretches of one recording that follow each other, else one."""
+    groups = itertools.groupby(clips, lambda clip: clip.audio.path if isinstance(clip.audio, Stretch) else clip.id)
+    return (list(group) for _, group in groups)
+
+
+def convert_clips(clips: Sequence[Clip], max_seconds: float) -> Iterator[tuple[int, Sound | Dropped]]:
+    """Decodes, resamples and encodes the clips of a group of `by_recording`.
+
+    Returns:
+      Pairs of a clip's place in `clips` and its sound, or `Dropped` where its audio is missing, corrupt, silent or too
+      long; in any order.
+    """
+    if all(isinstance(clip.audio, Stretch) for clip in clips):
+        for place, samples in decode_stretches([clip.audio for clip in clips], max_seconds):
+            yield place, _sound(clips[place], samples)
+        return
+    for place, clip in enumerate(clips):
+        try:
+            samples = clip.audio.decode(max_seconds)
+        except AudioError as error:
+            samples = error
+        yield place, _sound(clip, samples)
+
+
+def _sound(clip: Clip, samples: NDArray[np.int16] | AudioError) -> Sound | Dropped:
+    if isinstance(samples, AudioError):
+        return Dropped(clip.id, samples.reason, not isinstance(samples, AudioTooLongError), str(samples))
     levels = measure(samples)
     if levels.is_silent:
         detail = f"{clip.id}: nothing but silence; record it again or remove its entry"

@@ -28,6 +28,7 @@ from run_queue import RunQueue, Task, train_to_end
 from data_pipelines import index as indexes
 from data_pipelines import plan as plans
 from data_pipelines.errors import DataError
+from data_pipelines.lines import parse_object, text_lines
 from data_pipelines.loader import open_batches
 from data_pipelines.prepare import prepare
 from jax_speechlm import configs
@@ -187,7 +188,7 @@ def prepare_digits(manifest: Path, data_dir: Path) -> None:
     """The clips twice: with the manifest's splits, and with a split for each speaker."""
     prepare(PROBED, manifest=manifest, data_dir=data_dir)
     by_speaker = data_dir / f"{LEFT_OUT}.jsonl"
-    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows = [parse_object(line) for _, line in text_lines(manifest) if line.strip()]
     for row in rows:
         row |= {"audio": str((manifest.parent / row["audio"]).absolute()), "split": row["speaker"]}
     by_speaker.write_text("".join(f"{json.dumps(row)}\n" for row in rows))

@@ -1,26 +1,37 @@
 """A user's own recordings, listed in a JSONL manifest.
 
 One JSON object a line: `audio` (path, relative to the manifest) and optionally `text`, `id`, `speaker`, `language`,
-`translation` and `split`. Other keys are ignored. Without a split, the hash rule of `text.split_of` decides by
-transcript, or by id where there is none; without an id, the path is the id.
+`translation` and `split`; the names that other manifests have for them are known too. A row may be a stretch of its
+file, from `offset` (or `start`) for `duration` seconds or to `end`, and one `channel`, counted from 0; `duration` alone
+is compared with the file. What is null or empty is absent. Other keys are ignored, unless they look as if the text
+belonged to a part of the file, or were the text itself.
+
+Without a split, the hash rule of `text.split_of` decides by transcript, or by id where there is none; without an id,
+the path is the id, for stretches with their times.
 """
 
 import hashlib
-import json
+import math
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from data_pipelines.clips import AudioFile, Clip, Dropped, Source
+import numpy as np
+
+from data_pipelines.clips import AudioFile, Clip, Dropped, Source, tolerance
 from data_pipelines.errors import DataError
+from data_pipelines.lines import MAX_LINE, Line, byte_blocks, byte_lines, check_storable, parse_object, too_long
 from data_pipelines.numbers import UnspeakableError
+from data_pipelines.sources import manifest_keys as keys
+from data_pipelines.stretches import Stretch
 from data_pipelines.text import normalise, normalised_split_key, split_key, split_of
 
 TextForm = Literal["none", "basic"]
 _SPLIT_NAME = re.compile(r"\w+", re.ASCII)
-_STRINGS = ("text", "speaker", "language", "translation")
+_STRINGS = ("text", "speaker", "language", "translation", "id", "split")
 
 
 def manifest_source(manifest: Path, name: str, text_form: TextForm) -> Source:
@@ -52,18 +63,53 @@ def digest(manifest: Path) -> str:
 
 
 def clips(manifest: Path, text_form: TextForm) -> Iterator[Clip | Dropped]:
-    """Clips of a manifest; lines that cannot be used come back as bad, named by file and line."""
+    """Clips of a manifest; lines that cannot be used come back as bad, named by file and line.
+
+    Stretches of one recording come together, at the place of the first, so that it can be read once.
+    """
     with manifest.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, _, line in _by_recording(file):
+            place = f"{manifest}:{number}"
+            if line is None:
+                yield Dropped(place, "malformed line", True, f"{place}: {too_long()}")
+                continue
             if not line.strip():
                 continue
-            place = f"{manifest}:{number}"
             try:
-                yield _clip(json.loads(line), manifest.parent, text_form)
+                yield _clip(parse_object(line), manifest.parent, text_form)
             except UnspeakableError as error:
                 yield Dropped(place, "number or sign without spoken form", detail=f"{place}: {error}")
-            except ValueError as error:  # of json, of UTF-8, or of _clip
+            except ValueError as error:  # of JSON, of UTF-8, or of _clip
                 yield Dropped(place, "malformed line", True, f"{place}: {error}; mend or remove the line")
+
+
+def _by_recording(file: BinaryIO) -> Iterator[Line]:
+    """The lines of a manifest, those of one recording together; 16 bytes a line in memory."""
+    first: dict[str, int] = {}  # by recording, the number of its first stretch
+    ranks, offsets = array("q"), array("q")
+    for number, offset, line in byte_lines(byte_blocks(file)):
+        recording = _recording(line) if line is not None and b"{" in line else None
+        ranks.append(number if recording is None else first.setdefault(recording, number))
+        offsets.append(offset)
+    offsets.append(file.tell())
+    file.seek(0)
+    order = np.argsort(np.frombuffer(ranks, np.int64), kind="stable") if ranks else ()
+    if np.array_equal(order, np.arange(len(ranks))):
+        yield from byte_lines(byte_blocks(file))
+        return
+    for row in order:
+        size = offsets[row + 1] - offsets[row]
+        file.seek(offsets[row])
+        yield Line(int(row) + 1, offsets[row], file.read(size) if size <= MAX_LINE else None)
+
+
+def _recording(line: bytes) -> str | None:
+    """The file of which a row is a stretch."""
+    try:
+        audio = _audio(keys.present(parse_object(line)), Path())
+    except ValueError:
+        return None
+    return str(audio.path) if isinstance(audio, Stretch) else None
 
 
 def transcript(text: str, language: str, text_form: TextForm) -> tuple[str, str]:
@@ -78,19 +124,86 @@ def transcript(text: str, language: str, text_form: TextForm) -> tuple[str, str]
     return text, split_key(text)
 
 
-def _clip(row: Any, folder: Path, text_form: TextForm) -> Clip:
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, found {type(row).__name__}")
-    if not isinstance(row.get("audio"), str) or not row["audio"]:
-        raise ValueError('"audio" must be the path of a file')
-    fields = {key: row.get(key) for key in _STRINGS}
-    for key, value in fields.items():
-        if value is not None and not isinstance(value, str | int):
-            raise ValueError(f'"{key}" must be a string, found {value!r}')
-    text, speaker, language, translation = ("" if value is None else str(value) for value in fields.values())
+def _clip(row: dict[str, Any], folder: Path, text_form: TextForm) -> Clip:
+    row = keys.present(row)
+    audio = _audio(row, folder)
+    strings = {field: _string(row, field) for field in _STRINGS}
+    text, language = strings["text"], strings["language"]
+    if not text and (unknown := keys.like_a_transcript(row)):
+        raise ValueError(f'"{unknown}" looks like a transcript: call it "text", or remove it')
     text, key = transcript(text, language, text_form)
-    clip_id = str(row.get("id", row["audio"]))
-    split = row.get("split") or split_of(key or clip_id)
-    if not isinstance(split, str) or not _SPLIT_NAME.fullmatch(split):
+    _, name = keys.pick(row, "audio")
+    clip_id = strings["id"] or (f"{name}[{audio.span}]" if isinstance(audio, Stretch) else name)
+    split = strings["split"] or split_of(key or clip_id)
+    if not _SPLIT_NAME.fullmatch(split):
         raise ValueError(f'"split" must be letters, digits and underscores, such as "train", found {split!r}')
-    return Clip(clip_id, AudioFile(folder / row["audio"]), text, speaker, language, split, translation)
+    return Clip(clip_id, audio, text, strings["speaker"], language, split, strings["translation"])
+
+
+def _string(row: dict[str, Any], field: str) -> str:
+    key, value = keys.pick(row, field)
+    if value is None:
+        return ""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ValueError(f'"{key}" must be a string, found {value!r}')
+    check_storable(key, str(value))
+    return str(value)
+
+
+def _audio(row: dict[str, Any], folder: Path) -> AudioFile | Stretch:
+    """What is to be heard of a row."""
+    key, name = keys.pick(row, "audio")
+    if name is None:
+        there = ", ".join(f'"{each}"' for each in row) or "nothing"
+        raise ValueError(f'"audio" must be the path of a file, found {there}')
+    if not isinstance(name, str):
+        raise ValueError(f'"{key}" must be the path of a file, found {str(name)[:80]!r}')
+    check_storable(key, name)
+    if unknown := keys.like_a_part(row):
+        raise ValueError(
+            f'"{unknown}" looks as if the text belonged to a part of the file, and is not known: write "offset" and '
+            '"duration", or "start" and "end", in seconds, and "channel", counted from 0'
+        )
+    start, end, duration = (_seconds(row, field) for field in ("start", "end", "duration"))
+    channels = _channels(row)
+    if start is None and end is None:
+        path = folder / name
+        return Stretch(path, channels=channels, seconds=duration) if channels else AudioFile(path, duration)
+    start = start or 0.0
+    if end is None and duration is not None:
+        end = start + duration
+    elif end is not None and duration is not None and abs(end - start - duration) > tolerance(duration):
+        raise ValueError(f'"duration" {duration:g} contradicts the times {start:g} to {end:g}: remove the wrong one')
+    if end is not None and end - start < 0.001:
+        raise ValueError(f"the stretch from {start:g} to {end:g} s has no length: correct its times")
+    return Stretch(folder / name, start, end, channels)
+
+
+def _seconds(row: dict[str, Any], field: str) -> float | None:
+    key, value = keys.pick(row, field)
+    if value is None:
+        return None
+    try:
+        seconds = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError(f'"{key}" must be seconds, found {value!r}')
+    return seconds
+
+
+def _channels(row: dict[str, Any]) -> tuple[int, ...]:
+    """The channels to average; none where all are meant."""
+    key, value = keys.pick(row, "channel")
+    if value is None:
+        key, value = keys.pick(row, "channels")
+        if value is not None and not isinstance(value, list):
+            raise ValueError(f'"{key}" could be a number of channels or one of them: write "channel", or remove it')
+    channels = value if isinstance(value, list) else [] if value is None else [value]
+    try:
+        channels = [int(channel) if isinstance(channel, str) else channel for channel in channels]
+    except ValueError:
+        channels = [-1]
+    if any(not isinstance(channel, int) or isinstance(channel, bool) or channel < 0 for channel in channels):
+        raise ValueError(f'"{key}" must be the number of a channel, counted from 0, found {value!r}')
+    return tuple(channels)

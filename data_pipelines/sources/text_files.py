@@ -12,12 +12,11 @@ import codecs
 import glob
 import gzip
 import hashlib
-import json
 import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 from data_pipelines.clips import Dropped
 from data_pipelines.documents import Document, TextSource
 from data_pipelines.errors import DataError
+from data_pipelines.lines import byte_blocks, byte_lines, check_storable, parse_json, too_long
 
 Unit = Literal["line", "paragraph", "file"]
 
@@ -54,8 +54,8 @@ def text_files(patterns: Sequence[str], name: str, *, unit: Unit, encoding: str)
       DataError: a pattern matches nothing, a file is of no known kind, or the encoding is unknown.
     """
     try:
-        codecs.lookup(encoding)
-    except LookupError as error:
+        "\n".encode(encoding)
+    except (LookupError, ValueError) as error:
         raise DataError(
             f"--encoding {encoding}: Python knows no such encoding; try utf-8, latin-1 or cp1252."
         ) from error
@@ -117,12 +117,18 @@ def _document(row: Any, path: Path, place: str, given_ids: set[str]) -> Document
     if isinstance(row, Dropped):
         return row
     try:
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        if not isinstance(row, dict):
             raise ValueError('expected an object with a string "text"')
+        if not isinstance(row.get("text"), str):
+            there = ", ".join(f'"{key}"' for key in row if key != "text") or "nothing else"
+            raise ValueError(f'expected a string "text", found {row.get("text")!r}; the row has {there}')
+        if not row["text"].isascii():
+            check_storable("text", row["text"].replace("\0", ""))  # cleaning removes control characters
         fields = {key: row[key] for key in _OPTIONAL if row.get(key) is not None}
         for key, value in fields.items():
-            if not isinstance(value, str | int):
+            if not isinstance(value, str | int) or isinstance(value, bool):
                 raise ValueError(f'"{key}" must be a string, found {value!r}')
+            check_storable(key, str(value))
         fields = {key: str(value) for key, value in fields.items()}
         if "split" in fields and not _SPLIT_NAME.fullmatch(fields["split"]):
             raise ValueError(f'"split" must be letters, digits and underscores, found {fields["split"]!r}')
@@ -148,9 +154,20 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict]]:
             )
         number = 0
         for batch in file.iter_batches(4096, columns=columns):
-            for row in batch.to_pylist():
+            try:
+                rows = batch.to_pylist()
+            except UnicodeDecodeError:
+                rows = [_parquet_row(batch, row, f"{path.name}:{number + row}") for row in range(len(batch))]
+            for row in rows:
                 yield number, row
                 number += 1
+
+
+def _parquet_row(batch: pa.RecordBatch, row: int, place: str) -> dict | Dropped:
+    try:
+        return batch.slice(row, 1).to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return Dropped(place, "wrong encoding", True, f"{place} is not UTF-8 ({error}); write the file again")
 
 
 def _jsonl(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
@@ -159,7 +176,7 @@ def _jsonl(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
             yield number, line
         elif line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, parse_json(line)
             except ValueError as error:
                 detail = f"{path}:{number}: not JSON ({error}); mend or remove the line"
                 yield number, Dropped(f"{path.name}:{number}", "malformed line", True, detail)
@@ -186,27 +203,29 @@ def _plain(path: Path, unit: Unit, encoding: str) -> Iterator[tuple[int, Any]]:
 
 
 def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str | Dropped]]:
-    """Lines with their numbers from 1; one that is not in `encoding` comes back as bad, with its place in bytes."""
-    offset = 0
+    """Lines with their numbers from 1; one that is too long, or not in `encoding`, comes back as bad."""
     with _OPENERS[path.suffix](path) if path.suffix in _OPENERS else path.open("rb") as file:
-        for number, line in enumerate(_byte_lines(file, encoding), start=1):
-            try:
-                yield number, line.decode(encoding).removeprefix("\ufeff" if number == 1 else "")
-            except UnicodeDecodeError as error:
-                place = f"{path}: byte {offset + error.start} (line {number}) is not {encoding}"
-                detail = f"{place}; name the encoding with --encoding, such as latin-1, or write the file as UTF-8"
-                yield number, Dropped(f"{path.name}:{number}", "wrong encoding", True, detail)
-            offset += len(line)
+        blocks, is_text = byte_blocks(file), "\n".encode(encoding) != b"\n"
+        if is_text:  # lines do not end in a byte of their own, as in UTF-16
+            blocks = (text.encode() for text in codecs.iterdecode(blocks, encoding))
+        try:
+            for number, offset, line in byte_lines(blocks):
+                if line is None:
+                    detail = f"{path}, line {number}: {too_long()}"
+                    yield number, Dropped(f"{path.name}:{number}", "line too long", True, detail)
+                    continue
+                try:
+                    yield (
+                        number,
+                        line.decode("utf-8" if is_text else encoding).removeprefix("\ufeff" if number == 1 else ""),
+                    )
+                except UnicodeDecodeError as error:
+                    place = f"byte {offset + error.start} (line {number})"
+                    yield number, _wrong_encoding(path, number, place, encoding)
+        except UnicodeDecodeError:
+            yield 0, _wrong_encoding(path, 0, "the file", encoding)
 
 
-def _byte_lines(file: BinaryIO, encoding: str) -> Iterable[bytes]:
-    """Lines as bytes, where a line feed is a byte of its own; else, as in UTF-16, the whole file as one."""
-    if "\n".encode(encoding) == b"\n":
-        pending = b""
-        while block := file.read(2**20):  # not all compressed files can be read by lines
-            *lines, pending = (pending + block).split(b"\n")
-            yield from (line + b"\n" for line in lines)
-        if pending:
-            yield pending
-    else:
-        yield file.read()
+def _wrong_encoding(path: Path, number: int, place: str, encoding: str) -> Dropped:
+    detail = f"{path}: {place} is not {encoding}; name the encoding with --encoding, such as latin-1, or write the "
+    return Dropped(f"{path.name}:{number}", "wrong encoding", True, detail + "file as UTF-8")

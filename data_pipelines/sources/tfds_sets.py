@@ -1,5 +1,6 @@
 """Sets of TFDS itself: speech such as librispeech, text such as lm1b, whatever they call their features."""
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -26,16 +27,24 @@ _LANGUAGES = {"librispeech": "en", "ljspeech": "en"}  # common_voice's configs a
 
 @dataclass(frozen=True)
 class TfdsAudio:
-    """The audio feature of one record: a whole file where the set decodes lazily, else its samples."""
+    """The audio feature of one record: a whole file where the set decodes lazily, else its samples.
 
-    records: Any
+    Attributes:
+      folder: of the prepared TFDS set.
+      row: number of the record in its split.
+      rate: of stored samples, in Hz.
+      name: for messages.
+    """
+
+    folder: Path
+    split: str
     row: int
     feature: str
     rate: int
     name: str
 
     def decode(self, max_seconds: float) -> NDArray[np.int16]:
-        stored = self.records[self.row][self.feature]
+        stored = _undecoded(self.folder, self.split, self.feature)[self.row][self.feature]
         if isinstance(stored, bytes):
             return decode(stored, name=self.name, max_seconds=max_seconds)
         samples = np.asarray(stored)
@@ -117,6 +126,14 @@ def _records(builder: Any, split: str, **options: Any) -> Any:
         ) from error
 
 
+@functools.lru_cache(32)
+def _undecoded(folder: Path, split: str, feature: str) -> Any:
+    """The records of a prepared TFDS set, whose audio is as it is stored."""
+    import tensorflow_datasets as tfds
+
+    return _records(tfds.builder_from_directory(folder), split, decoders={feature: tfds.decode.SkipDecoding()})
+
+
 def _language(builder: Any) -> str:
     config = builder.builder_config.name if builder.builder_config else ""
     return _LANGUAGES.get(builder.name) or (config if re.fullmatch("[a-z]{2}", config) else "")
@@ -136,8 +153,7 @@ def clips(builder: Any, audio: str, text_form: TextForm) -> Iterator[Clip | Drop
     speaker_key = next((key for key in _SPEAKER if key in features), None)
     language = _language(builder)
     for split in builder.info.splits:
-        records = _records(builder, split, decoders={audio: tfds.decode.SkipDecoding()})
-        for row, record in enumerate(records):
+        for row, record in enumerate(_records(builder, split, decoders={audio: tfds.decode.SkipDecoding()})):
             clip_id = _text(record.get("id")) or f"{split}-{row:08d}"
             text = unicodedata.normalize("NFC", _text(record.get(text_key))).strip()
             try:
@@ -147,7 +163,9 @@ def clips(builder: Any, audio: str, text_form: TextForm) -> Iterator[Clip | Drop
                 continue
             yield Clip(
                 id=clip_id,
-                audio=TfdsAudio(records, row, audio, rate, f"{builder.info.full_name}:{split}:{row}"),
+                audio=TfdsAudio(
+                    Path(builder.data_dir), split, row, audio, rate, f"{builder.info.full_name}:{split}:{row}"
+                ),
                 text=text,
                 speaker=_text(record.get(speaker_key)),
                 language=language,

@@ -6,11 +6,13 @@ is completed bonuses plus what the match at its end holds, a match that fails ha
 """
 
 import collections
+import math
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
 from data_pipelines.errors import DataError
+from data_pipelines.lines import text_lines
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.decoding.fusion import StepScorer
 from jax_speechlm.decoding.ngram import SPACE
@@ -25,13 +27,11 @@ def read_phrases(path: Path | str, tokenizer: Tokenizer) -> dict[str, float]:
       DataError: the file is missing or empty, a bonus is no number, or a phrase cannot be spelled by the tokenizer.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = list(text_lines(Path(path)))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: write the words to expect into it, one a line") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start}): convert it, for example with iconv") from error
     phrases = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
         phrase, _, bonus = line.partition("\t")
         phrase = " ".join(unicodedata.normalize("NFKC", phrase).split())
         if not phrase:
@@ -43,6 +43,8 @@ def read_phrases(path: Path | str, tokenizer: Tokenizer) -> dict[str, float]:
             )
         try:
             phrases[phrase] = float(bonus) if bonus.strip() else _BONUS_PER_WORD * len(phrase.split())
+            if not math.isfinite(phrases[phrase]):
+                raise ValueError("not finite")
         except ValueError:
             raise DataError(
                 f"{path}, line {number}: {bonus!r} is no number; behind the tab stands the bonus in nats"

@@ -3,8 +3,6 @@
 Reference: Warstadt et al. 2020 (BLiMP); Nguyen et al. 2020 (sBLIMP, the syntactic task of ZeroSpeech 2021).
 """
 
-import csv
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from data_pipelines.errors import DataError
+from data_pipelines.lines import check_storable, csv_rows, parse_object, text_lines
 from data_pipelines.paths import as_path
 from jax_speechlm.config import Config
 from jax_speechlm.evaluation.language import save_report
@@ -76,12 +75,9 @@ def read_pairs(paths: Sequence[Path]) -> list[Pair]:
     pairs = []
     for path in paths:
         try:
-            text = path.read_text(encoding="utf-8")
+            found = list(_READERS.get(path.suffix.lower(), _from_json_lines)(path))
         except FileNotFoundError:
             raise DataError(f"{path} does not exist: name .jsonl or .csv files of minimal pairs") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read as UTF-8 text ({error}): convert it first") from error
-        found = list(_READERS.get(path.suffix.lower(), _from_json_lines)(path, text))
         if not found:
             raise DataError(f"{path} holds no pairs")
         pairs += found
@@ -125,26 +121,28 @@ def score_pairs(
     return report
 
 
-def _from_json_lines(path: Path, text: str) -> Iterable[Pair]:
-    for number, line in enumerate(text.splitlines(), start=1):
+def _from_json_lines(path: Path) -> Iterable[Pair]:
+    for number, line in text_lines(path):
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
-            good, bad = item["sentence_good"], item["sentence_bad"]
+            item = parse_object(line)
+            good, bad, group = item["sentence_good"], item["sentence_bad"], item.get("UID", path.stem)
             if not (isinstance(good, str) and isinstance(bad, str)):
                 raise TypeError("the sentences are not strings")
+            for key, value in (("sentence_good", good), ("sentence_bad", bad), ("UID", str(group))):
+                check_storable(key, value)
         except (ValueError, KeyError, TypeError) as error:
             hint = "; pairs of audio need a model of speech" if "audio" in line or ".wav" in line else ""
             raise DataError(
                 f"{path}, line {number}: not a pair ({error!r}); it needs sentence_good and sentence_bad{hint}"
             ) from error
-        yield Pair(good, bad, str(item.get("UID", path.stem)))
+        yield Pair(good, bad, str(group))
 
 
-def _from_gold_csv(path: Path, text: str) -> Iterable[Pair]:
+def _from_gold_csv(path: Path) -> Iterable[Pair]:
     rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for number, row in enumerate(csv.DictReader(text.splitlines()), start=2):
+    for number, row in csv_rows(path):
         try:
             # Ids begin anew in each type and subtype.
             identity = row["id"], row.get("type") or "", row.get("subtype") or ""

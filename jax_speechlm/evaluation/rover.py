@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from tyro.conf import Positional
 
+from data_pipelines.lines import text_lines
 from data_pipelines.paths import AnyPath, as_path
 from jax_speechlm.evaluation import report as reports
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, written_without_spaces
@@ -219,7 +220,7 @@ def _read(path: AnyPath) -> tuple[NormalizerName | None, list[Hypothesis]]:
         report = Report.load(path)
         return report.normalizer, [Hypothesis(**each.model_dump()) for each in report.utterances]
     try:
-        return None, [Hypothesis.from_json(line) for line in path.read_text().splitlines() if line.strip()]
+        return None, [Hypothesis.from_json(line) for _, line in text_lines(path) if line.strip()]
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except pydantic.ValidationError as error:

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from data_pipelines import index as indexes
 from data_pipelines.errors import DataError
+from data_pipelines.lines import text_lines
 from data_pipelines.paths import as_path
 from jax_speechlm.config import Config
 from jax_speechlm.evaluation.classification import speech_batches
@@ -195,7 +196,7 @@ def _listed(file: Path, index: indexes.Index) -> Pairs:
         if row_of.setdefault(name, row) != row:
             raise DataError(f"two rows of the data sets have the id {name!r}, so {file} cannot say which is meant")
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in text_lines(file):
         fields = line.split()
         if not fields:
             continue

@@ -9,7 +9,6 @@ It reads the sets as they are handed out:
 - SALMon (Maimon et al. 2025): folders of `sample_<n>_0.wav`, the recording as it should be, and `sample_<n>_1.wav`.
 """
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from data_pipelines.errors import DataError
+from data_pipelines.lines import csv_rows
 from data_pipelines.unit_documents import deduplicate
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.evaluation.minimal_pairs import Accuracy, PairReport
@@ -158,16 +158,15 @@ def _read_folder(folder: Path) -> list[SpokenPair]:
 def _from_gold(gold: Path) -> list[SpokenPair]:
     """Lines with filename, id, voice, correct, and frequency (sWUGGY) or type and subtype (sBLIMP)."""
     sides: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = defaultdict(lambda: {"1": [], "0": []})
-    with gold.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                identity = *(row.get(name) or "" for name in ("type", "subtype")), row["id"], row["voice"]
-                sides[identity][row["correct"].strip()].append(row | {"path": _recording(gold, row["filename"])})
-            except (KeyError, AttributeError, TypeError) as error:
-                raise DataError(
-                    f"{gold}, line {number}: not a line of spoken pairs ({error!r}); it needs the columns id, "
-                    "filename, voice and correct (1 or 0)"
-                ) from error
+    for number, row in csv_rows(gold):
+        try:
+            identity = *(row.get(name) or "" for name in ("type", "subtype")), row["id"], row["voice"]
+            sides[identity][row["correct"].strip()].append(row | {"path": _recording(gold, row["filename"])})
+        except (KeyError, AttributeError, TypeError) as error:
+            raise DataError(
+                f"{gold}, line {number}: not a line of spoken pairs ({error!r}); it needs the columns id, "
+                "filename, voice and correct (1 or 0)"
+            ) from error
     pairs = []
     for identity, side in sides.items():
         if len(side["1"]) != len(side["0"]):

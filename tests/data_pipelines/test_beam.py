@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import soundfile
 
 from data_pipelines import beam as on_beam
-from data_pipelines import index
+from data_pipelines import index, stretches
 from data_pipelines.clips import AudioFile
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
@@ -98,6 +99,40 @@ def test_a_killed_preparation_converts_no_chunk_twice(manifest, tmp_path, monkey
     assert prepare(**options).clips == 15
     assert 17 - 8 + 4 <= len(decoded) <= 17
     assert again in decoded
+
+
+def test_stretches_of_one_recording_are_read_once_a_chunk(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        soundfile.write(tmp_path / f"{name}.wav", rng.normal(0, 0.1, 64_000), 16_000)
+    rows = [{"audio": f"{'abc'[n % 3]}.wav", "text": str(n), "offset": n // 3, "duration": 1} for n in range(12)]
+    path = tmp_path / "my.jsonl"
+    path.write_text("".join(json.dumps(row | {"split": "train"}) + "\n" for row in rows))
+    passes = []
+    stream = stretches.stream_channels
+    monkeypatch.setattr(stretches, "stream_channels", lambda path: passes.append(path.name) or stream(path))
+    prepare(manifest=path, data_dir=tmp_path / "many", **DIRECT)
+    assert sorted(passes) == ["a.wav", "b.wav", "c.wav"]
+    prepare(manifest=path, data_dir=tmp_path / "one")
+    one, many = (index.read_index(tmp_path / way / "my", "train") for way in ("one", "many"))
+    assert one.fingerprint == many.fingerprint
+    assert [RecordReader(one).read(row) for row in range(12)] == [RecordReader(many).read(row) for row in range(12)]
+
+
+def test_work_files_that_were_tampered_with_run_nothing(manifest, tmp_path, monkeypatch):
+    """What lies in the shared folder is JSON: a pickle put there is refused, not run."""
+
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    write = on_beam.write_clips
+    monkeypatch.setattr(
+        on_beam, "write_clips", lambda path, clips: (write(path, clips), path.write_bytes(pickle.dumps(Evil())))
+    )
+    with pytest.raises(ValueError, match="codec can't decode"):
+        prepare(manifest=manifest, data_dir=tmp_path / "data", max_bad=0.5, **DIRECT)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_too_many_bad_items_stop_it(manifest, tmp_path):

@@ -1,0 +1,106 @@
+"""What the keys of manifests are called, here and elsewhere, and which unknown ones must not be ignored."""
+
+import re
+from typing import Any
+
+# By field: its own name and those that others have for it, in lower case without punctuation.
+_NAMES = {
+    "audio": (
+        *("audio", "audiofilepath", "audiopath", "audiofile", "audiofilename", "path", "file", "filepath", "filename"),
+        *("wav", "wavpath", "wavfile", "wavfilepath", "wavfilename"),
+    ),
+    "text": (
+        *("text", "sentence", "transcription", "transcript"),
+        *("normalizedtext", "normalisedtext", "textnormalized", "textnormalised"),
+    ),
+    "speaker": ("speaker", "speakerid", "clientid"),
+    "language": ("language", "lang"),
+    "translation": ("translation",),
+    "id": ("id",),
+    "split": ("split",),
+    "start": ("start", "offset"),
+    "end": ("end",),
+    "duration": ("duration",),
+    "channel": ("channel",),
+    "channels": ("channels",),
+}
+_KNOWN = {name for names in _NAMES.values() for name in names}
+
+_MOMENT = re.compile(
+    r"(seg|segment|clip|audio|utt)?(start|begin|end|stop|offset|onset|from|until)"
+    r"(time|at|s|sec|secs|seconds|ms|msec|sample|samples|frame|frames)?|to|t[01]|[tx](min|max)"
+)
+_SPAN = re.compile(r"segments?|interval|span|chunks?|slice|crop|trim|range|window")
+_LIST = re.compile(r"timestamps?|tracks|supervisions?")
+_CHANNEL = re.compile(r"(audio)?channel|side")
+_ABOUT = {"id", "name", "count", "num", "n", "number", "index", "type", "date", "reason", "layout"}
+_TRANSCRIPT = re.compile(
+    r"(\w*)text|text(\w*)|txt|trans|transcri\w*|sentence\w*|utterance|captions?|words|orthograph\w*|lyrics|target|label"
+)
+_NO_TRANSCRIPT = _ABOUT | {"url", "language", "lang", "speaker", "format", "length", "len", "source"}
+
+
+def present(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what is null or empty."""
+    return {
+        key: value
+        for key, value in row.items()
+        if not (value is None or value == [] or (isinstance(value, str) and not value.strip()))
+    }
+
+
+def pick(row: dict[str, Any], field: str) -> tuple[str, Any]:
+    """A field's key and value, None where it is absent: under its own name, else one that others have for it.
+
+    A start and an offset are the same, of which neither comes first.
+
+    Raises:
+      ValueError: it stands under several other names, with different values.
+    """
+    if field in row and field != "start":
+        return field, row[field]
+    found = {key: value for key, value in row.items() if _plain(key) in _NAMES[field]}
+    key = next(iter(found), field)
+    for other, value in found.items():
+        if other != key and value != found[key]:
+            raise ValueError(f'"{key}" and "{other}" differ: keep one of them, as "{field}"')
+    return key, found.get(key)
+
+
+def like_a_part(row: dict[str, Any]) -> str:
+    """An unknown key that seems to say which part of the file is meant; '' where there is none."""
+    return next((key for key, value in row.items() if _plain(key) not in _KNOWN and _is_part(key, value)), "")
+
+
+def _is_part(key: str, value: Any) -> bool:
+    words = _words(key)
+    is_word = isinstance(value, str) and not re.fullmatch(r"[\d.,:]+", value)
+    if any(map(_CHANNEL.fullmatch, words)):
+        return not isinstance(value, bool) and not _ABOUT.intersection(words) - (
+            {"id", "index"} if not is_word else set()
+        )
+    if isinstance(value, bool) or is_word or _ABOUT.intersection(words):
+        return False
+    if any(map(_MOMENT.fullmatch, words)) or any(map(_SPAN.fullmatch, words)):
+        return True
+    return isinstance(value, list | dict) and any(map(_LIST.fullmatch, words))
+
+
+def like_a_transcript(row: dict[str, Any]) -> str:
+    """An unknown key that seems to hold what is said; '' where there is none."""
+    for key, value in row.items():
+        words = _words(key)
+        if _plain(key) in _KNOWN or not isinstance(value, str) or _NO_TRANSCRIPT.intersection(words):
+            continue
+        if any(map(_TRANSCRIPT.fullmatch, words)):
+            return key
+    return ""
+
+
+def _plain(key: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", key.lower())
+
+
+def _words(key: str) -> list[str]:
+    """The words of a key such as start_time, startTime or start-time."""
+    return re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", key).lower())

@@ -1,0 +1,125 @@
+"""Stretches and channels of long recordings, of which one pass over a recording reads any number."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipelines.audio import SAMPLE_RATE, AudioError, AudioTooLongError, stream_channels
+from data_pipelines.clips import check_path, file_stamp, tolerance, wrong_length
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a sound file.
+
+    Attributes:
+      start: seconds from the beginning of the file.
+      end: seconds from the beginning; None for the rest of the file.
+      channels: those that are averaged, counted from 0; empty for all.
+      seconds: how long the file is said to be; another length is an error. None where nothing is said.
+    """
+
+    path: Path
+    start: float = 0.0
+    end: float | None = None
+    channels: tuple[int, ...] = ()
+    seconds: float | None = None
+
+    def decode(self, max_seconds: float) -> NDArray[np.int16]:
+        ((_, outcome),) = decode_stretches([self], max_seconds)
+        if isinstance(outcome, AudioError):
+            raise outcome
+        return outcome
+
+    def fingerprint(self) -> str:
+        return f"{file_stamp(self.path)} {self.start} {self.end} {self.channels} {self.seconds}"
+
+    @property
+    def span(self) -> str:
+        """Times and channels, for ids and messages: `1.5:4 ch0`."""
+        end = "" if self.end is None else f"{self.end:.10g}"
+        return f"{self.start:.10g}:{end}{''.join(f' ch{channel}' for channel in self.channels)}"
+
+    def __str__(self) -> str:
+        return f"{self.path}[{self.span}]"
+
+
+def decode_stretches(
+    stretches: Sequence[Stretch], max_seconds: float
+) -> Iterator[tuple[int, NDArray[np.int16] | AudioError]]:
+    """Decodes stretches of one recording in one pass, as far as the last of them.
+
+    Returns:
+      Pairs of a stretch's place in `stretches` and its int16 [samples] at 16 kHz mono, or what is wrong with it; in the
+      order in which they end. Memory holds a block of the recording and the stretches that are being read.
+    """
+    readers: list[_Reader] = []
+    for place, stretch in enumerate(stretches):
+        if stretch.end is not None and stretch.end - stretch.start > max_seconds:
+            yield place, AudioTooLongError(str(stretch), max_seconds)
+        else:
+            readers.append(_Reader(place, stretch, max_seconds))
+    if not readers:
+        return
+    position = 0
+    try:
+        check_path(path := readers[0].stretch.path)
+        for block in stream_channels(path):
+            for reader in readers:
+                reader.read(block, position)
+            position += len(block)
+            yield from ((reader.place, reader.outcome) for reader in readers if reader.outcome is not None)
+            readers = [reader for reader in readers if reader.outcome is None]
+            if not readers:
+                return
+    except AudioError as error:
+        yield from ((reader.place, error) for reader in readers)
+        return
+    yield from ((reader.place, reader.close(position)) for reader in readers)
+
+
+class _Reader:
+    """Collects the samples of one stretch; `outcome` is there when it is complete."""
+
+    def __init__(self, place: int, stretch: Stretch, max_seconds: float):
+        self.place, self.stretch = place, stretch
+        self.outcome: NDArray[np.int16] | AudioError | None = None
+        self._start = round(stretch.start * SAMPLE_RATE)
+        self._end = None if stretch.end is None else round(stretch.end * SAMPLE_RATE)
+        self._max_seconds = max_seconds
+        self._parts: list[NDArray[np.int16]] = []
+        self._num_samples = 0
+
+    def read(self, block: NDArray[np.int16], position: int) -> None:
+        """Takes what it needs of int16 [samples, channels] that begin at sample `position`."""
+        first, last = max(self._start - position, 0), len(block) if self._end is None else self._end - position
+        if missing := [channel for channel in self.stretch.channels if channel >= block.shape[1]]:
+            remedy = f"the file has {block.shape[1]}, counted from 0: correct the channel"
+            self.outcome = AudioError(str(self.stretch), f"no channel {missing[0]}", remedy)
+            return
+        if first < min(last, len(block)):
+            self._parts.append(_mono(block[first:last], self.stretch.channels))
+            self._num_samples += len(self._parts[-1])
+        if self._num_samples > self._max_seconds * SAMPLE_RATE:
+            self.outcome = AudioTooLongError(str(self.stretch), self._max_seconds)
+        elif self._end is not None and last <= len(block):
+            self.outcome = np.concatenate(self._parts)
+
+    def close(self, num_samples: int) -> NDArray[np.int16] | AudioError:
+        """The stretch where the recording ended after `num_samples` before the stretch did."""
+        length = num_samples / SAMPLE_RATE
+        end = self.stretch.start if self.stretch.end is None else self.stretch.end
+        if not self._num_samples or end - length > tolerance(end - self.stretch.start):
+            remedy = f"the recording lasts {length:.2f} s: correct the times, which are in seconds"
+            return AudioError(str(self.stretch), "stretch outside the recording", remedy)
+        if (wrong := wrong_length(self.stretch.path, length, self.stretch.seconds)) is not None:
+            return wrong
+        return np.concatenate(self._parts)
+
+
+def _mono(block: NDArray[np.int16], channels: Sequence[int]) -> NDArray[np.int16]:
+    chosen = block[:, list(channels)] if channels else block
+    return chosen[:, 0].copy() if chosen.shape[1] == 1 else np.rint(chosen.mean(axis=1)).astype(np.int16)
