@@ -70,7 +70,8 @@ def prepare(
         what to call the set.
       debian: the set that Debian packages hold, where what is made of it is to have another name than that.
       manifest: JSONL file that lists your own audio, {"audio": path, "text"?, "id"?, "speaker"?, "language"?, "split"?}
-        a line; its name without suffix is the default name.
+        a line; its name without suffix is the default name. "offset" and "duration", or "start" and "end", in seconds,
+        and "channel", from 0, name a part of the audio.
       text: your own text: paths or quoted patterns of .txt, .jsonl ({"text", "id"?, "language"?, "source"?, "label"?,
         "split"?} a line) or .parquet files, plain or compressed (.gz, .bz2, .xz, .zst).
       tfds: a data set of TFDS, speech such as librispeech or common_voice/en, or text such as lm1b.

@@ -1,6 +1,7 @@
 """Sets of TFDS itself: speech such as librispeech, text such as lm1b, whatever they call their features."""
 
 import functools
+import os
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.audio import AudioError, decode, resample
+from data_pipelines.audio import AudioError, decode, resample, stream_channels
 from data_pipelines.clips import Clip, Dropped, Source
 from data_pipelines.documents import Document, TextSource
 from data_pipelines.errors import DataError
@@ -85,8 +86,15 @@ def tfds_source(
     texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
     if not audio and not texts:
         raise DataError(f"{builder.info.full_name} has no audio and no text feature, only {', '.join(features)}.")
+    if audio:
+        _decode_files(features[audio], _rate(builder, audio))
     try:
         builder.download_and_prepare(file_format="array_record")
+    except ImportError as error:
+        raise DataError(
+            f"TFDS makes {tfds_name} with a package that is not installed ({error}): pip install it, or "
+            "'jax_speechlm[beam]' where it is apache_beam."
+        ) from error
     except (OSError, ConnectionError) as error:
         raise DataError(
             f"TFDS cannot download {tfds_name}: {error}. "
@@ -126,6 +134,43 @@ def _records(builder: Any, split: str, **options: Any) -> Any:
         ) from error
 
 
+def _rate(builder: Any, audio: str) -> int:
+    """The rate of a set's stored samples in Hz."""
+    rate = builder.info.features[audio].sample_rate or _RATES.get(builder.name)
+    if rate is None:
+        raise DataError(
+            f"{builder.info.full_name} does not state its sample rate: list its audio in a manifest instead."
+        )
+    return rate
+
+
+def _decode_files(feature: Any, rate: int) -> None:
+    """Makes a feature of audio decode files as this package does: TFDS itself needs pydub and the program ffmpeg."""
+    if not feature._lazy_decode:  # else files are stored as they are
+        num_channels = feature.shape[1] if len(feature.shape) > 1 else 1
+        feature.encode_example = _Decoder(rate, num_channels, feature.np_dtype)
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """Integer samples of a file, given by path or open, as a feature of audio stores them."""
+
+    rate: int
+    num_channels: int
+    dtype: Any
+
+    def __call__(self, audio: Any) -> Any:
+        if isinstance(audio, np.ndarray | list):
+            return audio
+        is_path = isinstance(audio, str | os.PathLike)
+        source, name = (Path(audio), str(audio)) if is_path else (audio.read(), getattr(audio, "name", "audio"))
+        samples = np.concatenate(list(stream_channels(source, name=str(name), rate=self.rate)))
+        if samples.shape[1] != self.num_channels:
+            mono = np.rint(samples.mean(axis=1, keepdims=True))
+            samples = np.repeat(mono, self.num_channels, axis=1)
+        return samples.astype(self.dtype)[:, 0] if self.num_channels == 1 else samples.astype(self.dtype)
+
+
 @functools.lru_cache(32)
 def _undecoded(folder: Path, split: str, feature: str) -> Any:
     """The records of a prepared TFDS set, whose audio is as it is stored."""
@@ -144,11 +189,7 @@ def clips(builder: Any, audio: str, text_form: TextForm) -> Iterator[Clip | Drop
     import tensorflow_datasets as tfds
 
     features = builder.info.features
-    rate = features[audio].sample_rate or _RATES.get(builder.name)
-    if rate is None:
-        raise DataError(
-            f"{builder.info.full_name} does not state its sample rate: list its audio in a manifest instead."
-        )
+    rate = _rate(builder, audio)
     text_key = next((key for key in _TEXT if key in features), None)
     speaker_key = next((key for key in _SPEAKER if key in features), None)
     language = _language(builder)

@@ -4,17 +4,22 @@ A stand-in writes a few records under the name and version of the real builder; 
 """
 
 import io
+import sys
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import tensorflow_datasets as tfds
+from etils import epath
 
 from data_pipelines.audio import decode_flac
 from data_pipelines.cleaning import Cleaning
 from data_pipelines.errors import DataError
-from data_pipelines.index import read_index
+from data_pipelines.index import read_index, splits_of
 from data_pipelines.prepare import prepare_source
+from data_pipelines.records import RecordReader
 from data_pipelines.sources import tfds_sets
 from data_pipelines.text_store import prepare_text
 
@@ -127,6 +132,122 @@ def test_common_voice(tmp_path):
     assert (row["text"], row["language"], row["num_samples"]) == (b"hello there", b"fr", 8_000)
     spectrum = np.abs(np.fft.rfft(decode_flac(row["audio"]).astype(float)))
     assert np.argmax(spectrum) * 2 == 300  # Hz: the rate was not mistaken
+
+
+def archive(path, files):
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w:bz2") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def encoded(samples, rate, kind):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def downloads(tmp_path, monkeypatch):
+    """Archives by the end of their URL, in place of the network; neither pydub nor the program ffmpeg is there."""
+    archives = {}
+    monkeypatch.setitem(sys.modules, "pydub", None)
+    monkeypatch.setenv("PATH", "")
+
+    def download(self, url):
+        return next(path for end, path in archives.items() if url.endswith(end))
+
+    def download_and_extract(self, urls):
+        if isinstance(urls, dict):
+            return {name: download_and_extract(self, url) for name, url in urls.items()}
+        folder = tmp_path / "extracted" / Path(urls).name
+        with tarfile.open(download(self, urls)) as tar:
+            tar.extractall(folder, filter="data")
+        return epath.Path(folder)
+
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", download)
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", download_and_extract)
+    return archives
+
+
+def rows_of(folder):
+    found = {}
+    for split in splits_of(folder):
+        rows = read_index(folder, split)
+        reader = RecordReader(rows)
+        for row, name in enumerate(rows.column("id").to_pylist()):
+            sound, text = reader.read(row)
+            found[name] = (split, text, rows.column("speaker")[row].as_py(), decode_flac(sound))
+    return found
+
+
+def test_plain_installation_prepares_librispeech(tmp_path, downloads):
+    for number, split in enumerate(("dev-clean", "dev-other", "test-clean", "test-other", "train-clean-100")):
+        book = f"LibriSpeech/{split}/{84 + number}/7"
+        files = {f"LibriSpeech/{name}.TXT": b"; a comment\n" for name in ("SPEAKERS", "CHAPTERS")}
+        files[f"{book}/{84 + number}-7.trans.txt"] = f"{84 + number}-7-0000 HELLO THERE\n".encode()
+        files[f"{book}/{84 + number}-7-0000.flac"] = encoded(sine(16_000, number), 16_000, "FLAC")
+        downloads[f"/{split}.tar.gz"] = archive(tmp_path / f"{split}.tar.gz", files)
+    downloads["-360.tar.gz"] = downloads["-500.tar.gz"] = archive(
+        tmp_path / "none.tar.gz",
+        {"LibriSpeech/SPEAKERS.TXT": b"", "LibriSpeech/CHAPTERS.TXT": b""}
+        | {
+            "LibriSpeech/train/9/1/9-1.trans.txt": b"9-1-0000 YES\n",
+            "LibriSpeech/train/9/1/9-1-0000.flac": encoded(sine(16_000, 9), 16_000, "FLAC"),
+        },
+    )
+    source = tfds_sets.tfds_source("librispeech", "libri", "none", tmp_path / "tfds")
+    prepare_source(source, tmp_path / "out", {}, num_workers=1, max_seconds=60, max_bad=0.5)
+    split, text, speaker, samples = rows_of(tmp_path / "out")["88-7-0000"]
+    assert (split, text, speaker) == ("train_clean100", "HELLO THERE", "88")
+    np.testing.assert_array_equal(samples, sine(16_000, 4))
+
+
+def test_plain_installation_prepares_ljspeech(tmp_path, downloads):
+    files = {"LJSpeech-1.1/metadata.csv": b"LJ001-0001|in 1900|in nineteen hundred\n"}
+    files["LJSpeech-1.1/wavs/LJ001-0001.wav"] = encoded(sine(22_050, 1), 22_050, "WAV")
+    downloads["LJSpeech-1.1.tar.bz2"] = archive(tmp_path / "LJSpeech-1.1.tar.bz2", files)
+    source = tfds_sets.tfds_source("ljspeech", "lj", "none", tmp_path / "tfds")
+    prepare_source(source, tmp_path / "out", {}, num_workers=1, max_seconds=60, max_bad=0.0)
+    _, text, _, samples = rows_of(tmp_path / "out")["LJ001-0001"]
+    assert (text, len(samples)) == ("in nineteen hundred", 8_000)
+    assert np.argmax(np.abs(np.fft.rfft(samples.astype(float)))) * 2 == 600  # Hz
+
+
+def test_plain_installation_prepares_common_voice(tmp_path, downloads):
+    pytest.importorskip("apache_beam", reason="pip install -e '.[beam]'")
+    root = "cv-corpus-6.1-2020-12-11/fr"
+    columns = [
+        "client_id",
+        "path",
+        "sentence",
+        "up_votes",
+        "down_votes",
+        "age",
+        "gender",
+        "accent",
+        "locale",
+        "segment",
+    ]
+    files = {}
+    for number, (split, rate) in enumerate({"train": 48_000, "dev": 32_000, "test": 48_000}.items()):
+        row = [f"user{number}", f"{split}.mp3", f"Bonjour {split}.", "2", "0", "", "", "", "fr", ""]
+        files[f"{root}/{split}.tsv"] = f"{chr(9).join(columns)}\n{chr(9).join(row)}\n".encode()
+        files[f"{root}/clips/{split}.mp3"] = encoded(sine(rate, number), rate, "MP3")
+    downloads["/fr.tar.gz"] = archive(tmp_path / "fr.tar.gz", files)
+    source = tfds_sets.tfds_source("common_voice/fr", "cv", "none", tmp_path / "tfds")
+    prepare_source(source, tmp_path / "out", {}, num_workers=1, max_seconds=60, max_bad=0.0)
+    rows = {split: row for split, *row in rows_of(tmp_path / "out").values()}
+    assert {split: row[:2] for split, row in rows.items()} == {
+        split: [f"Bonjour {split}.", f"user{number}"] for number, split in enumerate(("train", "dev", "test"))
+    }
+    for split in rows:
+        samples = rows[split][2]
+        assert len(samples) == pytest.approx(8_000, abs=1_000)  # MP3 pads
+        peak = np.argmax(np.abs(np.fft.rfft(samples.astype(float)))) * 16_000 / len(samples)
+        assert peak == pytest.approx(300 * (1 + ("train", "dev", "test").index(split)), abs=5)
 
 
 @pytest.mark.parametrize("name", ["lm1b", "imdb_reviews/plain_text"])
