@@ -24,3 +24,8 @@ def is_disk_full(error: Exception) -> bool:
     """Whether a write failed for want of space or quota. ArrayRecord and tensorstore tell it in words only."""
     kinds = errno.ENOSPC, errno.EDQUOT
     return getattr(error, "errno", None) in kinds or any(os.strerror(kind) in str(error) for kind in kinds)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust code gave up, which Python sees as an error that is no `Exception`."""
+    return type(error).__name__ == "PanicException"

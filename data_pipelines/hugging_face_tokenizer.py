@@ -4,17 +4,19 @@ Here 0 is blank and padding, and a language model's boundary and mask stand behi
 stand anywhere. `Places` says which id of theirs is which of ours: their order stays, but for those few.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, is_panic
+from data_pipelines.normalizer_growth import GrowthLimit
 from data_pipelines.paths import as_path
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 _FILE = "tokenizer.json"
 _SPACE = "\u2581"
 _NOBODY = -1
+_OPTIONAL = {"other_ends": (), "has_prefix": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Places:
       mask: their mask; None where there is none.
       begin: their id of a text's begin, where that is not `end`.
       spare: rows without a name, ascending.
+      other_ends: further ids at which generation stops.
+      has_prefix: whether their tokenizer puts `begin` (or `end`, where that is None) before a text. Where it puts
+        nothing there, no prompt has anything before it either.
     """
 
     num_rows: int
@@ -47,6 +53,8 @@ class Places:
     mask: int | None = None
     begin: int | None = None
     spare: tuple[int, ...] = ()
+    other_ends: tuple[int, ...] = ()
+    has_prefix: bool = True
 
     def __post_init__(self):
         named = {name: getattr(self, name) for name in ("padding", "end", "mask", "begin")}
@@ -56,6 +64,10 @@ class Places:
                 raise ValueError(f"the id {number} of {name} is none of the {self.num_rows} rows of the table")
         if len(set(used)) != len(used) or set(used) & set(self.spare) or not set(self.spare) <= set(self.all):
             raise ValueError(f"ids that must differ are the same: {named}")
+        if not {self.padding, self.end, self.mask, *self.spare}.isdisjoint(self.other_ends):
+            raise ValueError(f"one of the ids {self.other_ends} that end a text has another meaning: {named}")
+        if not set(self.other_ends) <= set(self.all):
+            raise ValueError(f"one of the ids {self.other_ends} that end a text is none of the {self.num_rows} rows")
 
     @property
     def all(self) -> range:
@@ -85,6 +97,15 @@ class Places:
         ours[self.theirs[here]] = here
         return ours
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON; the newest only where they say something, so that older fingerprints stay valid."""
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if k not in _OPTIONAL or v != _OPTIONAL[k]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Places":
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
     def rows(self, size: int) -> np.ndarray:
         """int32 [size]: their row for each of ours, with as many behind as a table of `size` rows has more."""
         return np.pad(self.theirs, (0, size - len(self.theirs)), constant_values=_NOBODY)
@@ -94,7 +115,8 @@ class HuggingFaceTokenizer:
     """A tokenizer of Hugging Face's, from its `tokenizer.json`.
 
     Text is read as that file says, not brought to NFKC here; what it does not know it drops or names, as it says. What
-    looks like one of its special tokens in a text is text. Special tokens are left out of decoded text.
+    looks like one of its special tokens in a text is text. Special tokens are left out of decoded text. Texts are read
+    whole: truncation, padding and dropout that the file names are for other calls than these.
 
     Attributes:
       places: which id of theirs is which of ours.
@@ -116,6 +138,7 @@ class HuggingFaceTokenizer:
         self.description, self.places = description, places
         self.files, self.special = dict(files), dict(special)
         self._tokenizer = open_description(description)
+        self._growth = GrowthLimit(description)
         self._special = {
             number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
         }
@@ -135,9 +158,23 @@ class HuggingFaceTokenizer:
         """Our id of what begins a text, where that is not the boundary."""
         return None if self.places.begin is None else int(self.places.ours[self.places.begin])
 
+    @property
+    def other_ends(self) -> tuple[int, ...]:
+        """Our ids of what ends a text besides the boundary."""
+        return tuple(int(self.places.ours[number]) for number in self.places.other_ends)
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether anything stands before a text or a prompt: `begin`, or the boundary where that is None."""
+        return self.places.has_prefix
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(self._saved(), sort_keys=True).encode()).hexdigest()[:16]
+        file = self.files.get(_FILE, {})
+        # Texts used to be cut where the file says so; tokens that were stored then are of another tokenizer.
+        was_obeyed = file.get("truncation"), file.get("padding"), (file.get("model") or {}).get("dropout")
+        whole = {"whole": True} if any(was_obeyed) else {}
+        return hashlib.sha256(json.dumps(self._saved() | whole, sort_keys=True).encode()).hexdigest()[:16]
 
     @functools.cached_property
     def pieces(self) -> tuple[str, ...]:
@@ -151,14 +188,24 @@ class HuggingFaceTokenizer:
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         del num_threads  # its own threads are one for the whole process
-        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        try:
+            with _errors_named("read", texts[0] if len(texts) == 1 else None):
+                for text in texts:
+                    self._growth.check(text)
+                found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        except DataError:
+            if len(texts) == 1:
+                raise
+            return [self.encode(text) for text in texts]  # which raises where the text is known
         ours, size = self.places.ours, self.vocab_size
         ids = [ours[np.array(each.ids, np.int64)] for each in found]
         return [row[(row > 0) & (row < size)].tolist() for row in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         theirs = self.places.theirs[np.array([number for number in ids if number], np.int64)]
-        return self._tokenizer.decode(theirs[theirs != _NOBODY].tolist(), skip_special_tokens=True)
+        known = theirs[theirs != _NOBODY].tolist()
+        with _errors_named("spell", f"ids {known[:20]}"):
+            return self._tokenizer.decode(known, skip_special_tokens=True)
 
     def unknown(self, text: str) -> list[str]:
         return [
@@ -172,15 +219,13 @@ class HuggingFaceTokenizer:
         (directory / _FILE).write_text(json.dumps(saved, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
     def _saved(self) -> dict[str, Any]:
-        places = dataclasses.asdict(self.places)
-        rest = {"places": places, "files": self.files, "special": self.special}
+        rest = {"places": self.places.to_json(), "files": self.files, "special": self.special}
         return {"kind": self.kind} | rest | ({} if _FILE in self.files else {"description": self.description})
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> "HuggingFaceTokenizer":
         """What `save` wrote, as JSON reads it."""
-        places = Places(**saved["places"] | {"spare": tuple(saved["places"]["spare"])})
-        files = saved["files"]
+        places, files = Places.from_json(saved["places"]), saved["files"]
         description = json.dumps(files[_FILE], ensure_ascii=False) if _FILE in files else saved["description"]
         return cls(description, places, files, saved["special"])
 
@@ -200,11 +245,51 @@ def open_description(description: str) -> "tokenizers.Tokenizer":
             "pip install 'jax_speechlm[hf]'"
         ) from None
     try:
-        return tokenizers.Tokenizer.from_str(description)
-    except BaseException as error:  # a panic of its Rust code is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        tokenizer = tokenizers.Tokenizer.from_str(description)
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise ValueError(f"{_FILE} cannot be read by Hugging Face's tokenizers: {str(error)[:300]}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
+    return tokenizer
+
+
+def ids_around(tokenizer: "tokenizers.Tokenizer") -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer puts before a text, and those that it puts behind one.
+
+    Raises:
+      ValueError: it does not give the text once.
+    """
+    import tokenizers
+
+    if tokenizer.post_processor is None:
+        return [], []
+    text = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    text.post_processor = tokenizer.post_processor
+    with _errors_named("enclose", None):
+        found = text.encode("a")
+    if (count := found.special_tokens_mask.count(0)) != 1:
+        raise ValueError(f"the post_processor of {_FILE} gives a text {count} times")
+    place = found.special_tokens_mask.index(0)
+    return found.ids[:place], found.ids[place + 1 :]
+
+
+@contextlib.contextmanager
+def _errors_named(verb: str, what: str | None) -> Iterator[None]:
+    """Errors of the library's, panics of its Rust code among them, as `DataError`."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        what = "a text" if what is None else repr(what[:60])
+        raise DataError(
+            f"the model's tokenizer ({_FILE}) cannot {verb} {what}: {str(error)[:300]}. Leave that out, or import the "
+            "model with a tokenizer that can"
+        ) from error
 
 
 @functools.cache

@@ -58,6 +58,16 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def has_prefix(self) -> bool:
+        """Whether a text has anything before it: `begin` or the boundary. False for some tokenizers from elsewhere."""
+        ...
+
+    @property
+    def other_ends(self) -> tuple[int, ...]:
+        """Ids at which generation stops besides the boundary; only tokenizers from elsewhere have some."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Hex digest of all that decides the ids."""
         ...
@@ -99,6 +109,8 @@ class CharTokenizer:
     characters: str
     kind: Kind = dataclasses.field(default="char", init=False)
     begin: ClassVar[None] = None
+    has_prefix: ClassVar[bool] = True
+    other_ends: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self):
         if len(set(self.characters)) != len(self.characters) or not self.characters:
@@ -148,6 +160,8 @@ class SentencePieceTokenizer:
     """
 
     begin = None
+    has_prefix = True
+    other_ends = ()
 
     def __init__(self, kind: Kind, model: bytes):
         """Takes a serialised SentencePiece model of the kind "unigram" or "bpe"."""

@@ -49,12 +49,12 @@ class Decoding(Config):
     decoder: Literal["greedy", "beam"] | None = None
     lm: Path | None = None
     lm_ensemble: tuple[Path, ...] = ()
-    alpha: float | None = None
-    beta: float | None = None
+    alpha: pydantic.FiniteFloat | None = None
+    beta: pydantic.FiniteFloat | None = None
     boost: Path | None = None
     rescore: Path | None = None
-    rescore_alpha: float | None = None
-    rescore_beta: float | None = None
+    rescore_alpha: pydantic.FiniteFloat | None = None
+    rescore_beta: pydantic.FiniteFloat | None = None
     beam_size: Annotated[int, pydantic.Field(ge=1)] = 16
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data_pipelines.tokenizers import Tokenizer
-from jax_speechlm.language_model import LanguageModel
+from jax_speechlm.language_model import LanguageModel, text_nats
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.vocabulary import Vocabulary
 
@@ -63,13 +63,12 @@ class LanguageEnsemble:
         return " + ".join(str(member.checkpoint) for member in self.members)
 
     def encode(self, text: str) -> list[int]:
-        """A text's ids between two boundaries. Characters that the tokenizer does not know are dropped."""
+        """As `LanguageModel.encode`."""
         return self.members[0].encode(text)
 
     def score(self, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
-        """Log-probability of each text, from boundary to boundary, in nats: float64, below 0."""
-        nats = self.token_nats([self.encode(text) for text in texts])
-        return np.array([-document.sum(dtype=np.float64) for document in nats])
+        """Log-probability of each text with its end, in nats: float64, below 0."""
+        return np.array([-document.sum(dtype=np.float64) for document in text_nats(self, texts)])
 
     def token_nats(
         self, documents: Sequence[Sequence[int]], *, stride: int | None = None

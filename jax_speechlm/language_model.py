@@ -9,7 +9,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,15 @@ from tyro.conf import OmitArgPrefixes, Positional
 from data_pipelines import tokenizers
 from data_pipelines.paths import AnyPath
 from jax_speechlm.batch import seed_key
-from jax_speechlm.decoding.generate import Beam, Continuations, Sampling, beam_search, sample
+from jax_speechlm.decoding.generate import (
+    Beam,
+    Continuations,
+    Sampling,
+    beam_search,
+    check_counts,
+    method_of,
+    sample,
+)
 from jax_speechlm.models import functional
 from jax_speechlm.models.functional import Params
 from jax_speechlm.models.transformer import init_cache
@@ -96,16 +104,22 @@ class LanguageModel:
         return Vocabulary.of(self.tokenizer, num_units=self.num_units)
 
     def encode(self, text: str) -> list[int]:
-        """A text's ids between two boundaries. Characters that the tokenizer does not know are dropped."""
+        """A text's ids, the boundary behind them, and what the tokenizer puts before them: its own begin, or nothing.
+
+        Characters that the tokenizer does not know are dropped.
+        """
         return self.vocabulary.enclose(self.tokenizer.encode(text))
 
+    def prompt(self, text: str) -> list[int]:
+        """The ids that a text is continued from: as `encode`, without the boundary; `begin` where that is nothing."""
+        return self.vocabulary.prompt(self.tokenizer.encode(text))
+
     def score(self, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
-        """Log-probability of each text, from boundary to boundary, in nats: float64, below 0.
+        """Log-probability of each text with its end, in nats: float64, below 0.
 
         A text is all that a document holds: its end counts. Long ones are scored as `token_nats` says.
         """
-        nats = self.token_nats([self.encode(text) for text in texts])
-        return np.array([-document.sum(dtype=np.float64) for document in nats])
+        return np.array([-document.sum(dtype=np.float64) for document in text_nats(self, texts)])
 
     def token_nats(
         self, documents: Sequence[Sequence[int]], *, stride: int | None = None
@@ -158,11 +172,12 @@ class LanguageModel:
           For each prompt its continuations; those of a beam are sorted, the best first.
 
         Raises:
-          ValueError: a prompt leaves no room in the context.
+          ValueError: a prompt leaves no room in the context, or nothing was asked for.
         """
-        ids = [[self.vocabulary.begin, *self.tokenizer.encode(prompt)] for prompt in prompts]
+        told = [self.tokenizer.encode(prompt) for prompt in prompts]
+        ids = [self.vocabulary.prompt(row) for row in told]
         found = self.continue_ids(ids, method, max_tokens=max_tokens, samples=samples, seed=seed)
-        return [self._read(start, *each) for start, each in zip(ids, found, strict=True)]
+        return [self._read(start, *each) for start, each in zip(told, found, strict=True)]
 
     def continue_ids(
         self,
@@ -174,14 +189,15 @@ class LanguageModel:
         seed: int = 0,
         modality: Modality | None = None,
     ) -> list[Continuations]:
-        """What `generate` finds for prompts that are ids, the opening boundary first: arrays [samples or beam, ...].
+        """What `generate` finds for prompts that are ids (`Vocabulary.prompt`): arrays [samples or beam, ...].
 
         Args:
           modality: what may be added: text or units of speech alone, or None for whatever the model knows.
 
         Raises:
-          ValueError: a prompt leaves no room in the context.
+          ValueError: a prompt leaves no room in the context, or nothing was asked for.
         """
+        check_counts(max_tokens=max_tokens, samples=samples)
         if not ids:
             return []
         for row in ids:
@@ -216,19 +232,25 @@ class LanguageModel:
         width = -(-int(lengths.max()) // _SHORTEST_ROW) * _SHORTEST_ROW
         return jax.device_get(
             self._generate(
-                self.params, pad(ids, width), lengths, keys, method=method, max_new=max_tokens, modality=modality
+                self.params,
+                pad(ids, width),
+                lengths,
+                keys,
+                method=method,
+                max_new=min(max_tokens, self.context),
+                modality=modality,
             )
         )
 
     def _read(self, start: list[int], tokens: np.ndarray, lengths: np.ndarray, log_probs: np.ndarray):
-        before = self.tokenizer.decode(start[1:])
+        before = self.tokenizer.decode(start)
         continuations = []
         for row, length, log_prob in zip(tokens, lengths.tolist(), log_probs.tolist(), strict=True):
             if not math.isfinite(log_prob):
                 continue  # a beam wider than there are continuations
             ids = row[:length].tolist()
-            ended = bool(ids) and ids[-1] == self.vocabulary.boundary
-            text = self.tokenizer.decode(start[1:] + ids[: length - ended])
+            ended = bool(ids) and ids[-1] in self.vocabulary.ends
+            text = self.tokenizer.decode(start + ids[: length - ended])
             continuations.append(Continuation(text[len(before) :], log_prob, length, ended))
         return continuations
 
@@ -277,6 +299,7 @@ class Session:
 
     A prefix lives in a slot; its keys and values are kept there, so that one more token costs one token. Shapes are
     fixed: `slots` prefixes at a time, at most `width` of them extended in one call, each of at most `length` tokens.
+    Every prefix has `Vocabulary.begin` before it, without which nothing would tell what comes first.
     """
 
     def __init__(self, lm: LanguageModel, slots: int, length: int, width: int):
@@ -352,7 +375,8 @@ def generate_texts(
       format: "text" prints prompt and continuation; "json" prints JSON lines with prompt, text, log_prob (nats),
         num_tokens and ended.
     """
-    method = Beam(size=beam_size, length_penalty=length_penalty) if beam_size else sampling
+    method = method_of(sampling, beam_size, length_penalty)
+    check_counts(max_tokens=max_tokens, samples=samples)
     lm = LanguageModel.load(checkpoint)
     found = lm.generate(prompts, method, max_tokens=max_tokens, samples=samples, seed=seed)
     for prompt, continuations in zip(prompts, found, strict=True):
@@ -361,6 +385,24 @@ def generate_texts(
                 print(json.dumps({"prompt": prompt, **each._asdict()}, ensure_ascii=False), flush=True)
             else:
                 print(prompt + each.text, flush=True)
+
+
+def text_nats(lm: Any, texts: Sequence[str], stride: int | None = None) -> list[Float[np.ndarray, " predictions"]]:
+    """Minus the log-probability of each token of each text and of its end, in nats; each text has one at least.
+
+    Where the tokenizer puts nothing before a text, its first token is predicted from `Vocabulary.begin` alone, and the
+    others from those before them, without it: so a text's probability is that of all its tokens.
+
+    Args:
+      lm: a `LanguageModel` or `LanguageEnsemble`.
+      stride: as in `LanguageModel.token_nats`.
+    """
+    documents = [lm.encode(text) for text in texts]
+    nats = lm.token_nats(documents, stride=stride)
+    if lm.vocabulary.has_prefix:
+        return nats
+    first = lm.token_nats([[lm.vocabulary.begin, ids[0]] for ids in documents])
+    return [np.concatenate(each) for each in zip(first, nats, strict=True)]
 
 
 def _sample_keys(seed: int, ids: Sequence[int], samples: int) -> Key[Array, " samples"]:

@@ -19,7 +19,16 @@ from data_pipelines import audio, tokenizers
 from data_pipelines.loader import Batch as HostBatch
 from jax_speechlm.batch import Batch, seed_key
 from jax_speechlm.decoder import Decoding
-from jax_speechlm.decoding.generate import GREEDY, Beam, Continuations, Sampling, beam_search, sample
+from jax_speechlm.decoding.generate import (
+    GREEDY,
+    Beam,
+    Continuations,
+    Sampling,
+    beam_search,
+    check_counts,
+    method_of,
+    sample,
+)
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.frontend.frontend import features
 from jax_speechlm.language_model import Continuation
@@ -157,7 +166,9 @@ class SpeechLanguageModel(Transcriber):
 
         Raises:
           AudioError: one cannot be read.
+          ValueError: no sample was asked for.
         """
+        check_counts(samples=samples)
         heard = [np.concatenate(list(blocks_of(each))) for each in recordings]
         found: list[list[Continuation]] = [[] for _ in heard]
         roots = [jax.random.fold_in(seed_key(seed), zlib.crc32(each.tobytes())) for each in heard]
@@ -171,7 +182,7 @@ class SpeechLanguageModel(Transcriber):
 
     def _read(self, ids: Int[np.ndarray, " new"], length: np.integer, log_prob: np.floating) -> Continuation:
         found = ids[:length].tolist()
-        ended = bool(found) and found[-1] == self.vocabulary.boundary
+        ended = bool(found) and found[-1] in self.vocabulary.ends
         text = self.tokenizer.decode(found[: len(found) - ended])
         return Continuation(text, float(log_prob), len(found), ended)
 
@@ -225,8 +236,9 @@ def answer_files(
       seed: of what is drawn.
       format: "text" prints a line a text; "json" prints JSON lines with file, text, log_prob (nats), num_tokens, ended.
     """
+    method = method_of(sampling, beam_size, length_penalty)
+    check_counts(samples=samples)
     model = SpeechLanguageModel.load(checkpoint)
-    method = Beam(size=beam_size, length_penalty=length_penalty) if beam_size else sampling
     for file in files:
         for each in model.generate([file], method, samples=samples, seed=seed)[0]:
             said = {"file": str(file), **each._asdict()}

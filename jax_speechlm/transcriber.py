@@ -19,7 +19,7 @@ from jax_speechlm.decoder import Decoding
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.trained import objective_kind
 from jax_speechlm.transcript import Segment, Transcript
-from jax_speechlm.windows import Recording, Samples, Window, blocks_of, in_batches, shape_of, windows
+from jax_speechlm.windows import Recording, Samples, Window, blocks_of, in_batches, samples_in, shape_of, windows
 
 _SPELLED_AT_ONCE = 16  # utterances: beam searches go through them in lockstep
 _CONTEXT_SECONDS = 2.0  # that a window hears beyond either end of its stretch, where the model can make use of them
@@ -175,7 +175,7 @@ class Transcriber(abc.ABC):
         overlap = min(_CONTEXT_SECONDS, max_seconds / 8) if self.joins_windows else 0.0
         return windows(
             blocks,
-            int(max_seconds * audio.SAMPLE_RATE),
+            samples_in(max_seconds),
             overlap=int(overlap * audio.SAMPLE_RATE),
             multiple=self.experiment.frame_samples if self.joins_windows else 1,
             skip_silence=True,

@@ -17,7 +17,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.code_store import read_units
 from data_pipelines.unit_documents import deduplicate
-from jax_speechlm.decoding.generate import Beam, Sampling
+from jax_speechlm.decoding.generate import Beam, Sampling, check_counts, method_of
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.trained import Trained
 from jax_speechlm.training import checkpoints as ckpt
@@ -153,7 +153,7 @@ class UnitModel:
 
     def _read(self, start: list[int], ids: list[int], log_prob: float) -> UnitContinuation:
         vocabulary = self.lm.vocabulary
-        ended = bool(ids) and ids[-1] == vocabulary.boundary
+        ended = bool(ids) and ids[-1] in vocabulary.ends
         switches = (vocabulary.speech, vocabulary.text)
         # Text that goes on from the prompt's may begin inside a word: it is read together with it.
         before = list(itertools.takewhile(lambda number: number < vocabulary.boundary, reversed(start)))[::-1]
@@ -201,6 +201,8 @@ def generate_units(
       length_penalty: of the beam search: 0 compares by probability, 1 by its geometric mean over tokens.
       seed: of what is drawn.
     """
+    method = method_of(sampling, beam_size, length_penalty)
+    check_counts(max_tokens=max_tokens, samples=samples)
     model = UnitModel.load(checkpoint)
     heard = UnitEncoder.load(model.check(units)).encode_files(audio_prompts) if audio_prompts else []
     if prompts and audio_prompts and len(prompts) != len(audio_prompts):
@@ -211,7 +213,6 @@ def generate_units(
     texts, files = prompts or ("",) * count, audio_prompts or (None,) * count
     spoken = [[deduplicate(codes)[0]] for codes in heard] or [[]] * count
     parts = [[*([text] if text else []), *speech] for text, speech in zip(texts, spoken, strict=True)]
-    method = Beam(size=beam_size, length_penalty=length_penalty) if beam_size else sampling
     options = {"max_tokens": max_tokens, "samples": samples, "seed": seed}
     found = model.generate(parts, method, modality=None if modality == "free" else modality, **options)
     for text, file, continuations in zip(texts, files, found, strict=True):

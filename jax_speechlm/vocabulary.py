@@ -26,13 +26,16 @@ class Vocabulary:
     sentinels of span corruption. Where there are units of speech, the two tokens after which speech and text begin
     follow (Spirit-LM, Nguyen et al. 2024), and then the units. The table is rounded up to a multiple of 8 rows, whose
     last ids stand for nothing. Models from elsewhere may begin a document with another id than ends it, `opening`,
-    which is one of their tokenizer's.
+    which is one of their tokenizer's; stop at further ids of it, `other_ends`; and, without `has_prefix`, have nothing
+    at all before a text.
     """
 
     tokenizer_size: int
     num_sentinels: int = 0
     num_units: int = 0
     opening: int | None = None
+    other_ends: tuple[int, ...] = ()
+    has_prefix: bool = True
 
     @classmethod
     def of(cls, tokenizer: Tokenizer | None, num_sentinels: int = 0, num_units: int = 0) -> "Vocabulary":
@@ -45,7 +48,8 @@ class Vocabulary:
             raise ValueError(
                 "a model of text needs a tokenizer: make one with jax-speechlm train-tokenizer, and set data.tokenizer"
             )
-        return cls(tokenizer.vocab_size, num_sentinels, num_units, tokenizer.begin)
+        theirs = tokenizer.begin, tokenizer.other_ends, tokenizer.has_prefix
+        return cls(tokenizer.vocab_size, num_sentinels, num_units, *theirs)
 
     @property
     def boundary(self) -> int:
@@ -53,8 +57,18 @@ class Vocabulary:
 
     @property
     def begin(self) -> int:
-        """What stands before a document: the boundary, unless the tokenizer has an id for it."""
+        """What parts documents in a row: the boundary, unless the tokenizer has an id for it."""
         return self.boundary if self.opening is None else self.opening
+
+    @property
+    def prefix(self) -> list[int]:
+        """What stands before a text or a prompt: `begin`, or nothing."""
+        return [self.begin] if self.has_prefix else []
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a text where the model puts one of them; the boundary first."""
+        return (self.boundary, *self.other_ends)
 
     @property
     def mask(self) -> int:
@@ -87,8 +101,12 @@ class Vocabulary:
         return -(-used // _MULTIPLE) * _MULTIPLE
 
     def enclose(self, ids: Iterable[int]) -> list[int]:
-        """A document's ids between its begin and the boundary."""
-        return [self.begin, *ids, self.boundary]
+        """A document's ids between its prefix and the boundary."""
+        return [*self.prefix, *ids, self.boundary]
+
+    def prompt(self, ids: Iterable[int]) -> list[int]:
+        """What a text that begins with these ids is continued from; there has to be something."""
+        return [*self.prefix, *ids] or [self.begin]
 
     def may_follow(self, modality: Modality | None = None) -> Bool[np.ndarray, " vocab"]:
         """True for the ids that a document can go on with.
@@ -102,7 +120,7 @@ class Vocabulary:
         units = self.is_unit(ids)
         switches = (ids == self.speech) | (ids == self.text) if self.num_units else np.zeros_like(text)
         chosen = {"text": text, "units": units, None: text | units | switches}[modality]
-        return chosen | (ids == self.boundary)
+        return chosen | np.isin(ids, self.ends)
 
     def is_unit(self, ids: Any) -> Any:
         """Whether an id, or each of an array of NumPy or JAX, is a unit."""

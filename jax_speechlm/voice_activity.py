@@ -17,7 +17,7 @@ from tyro.conf import Positional
 from data_pipelines.audio import SAMPLE_RATE, AudioError
 from data_pipelines.errors import DataError
 from jax_speechlm.trained import Trained
-from jax_speechlm.windows import Recording, blocks_of, in_batches, windows
+from jax_speechlm.windows import Recording, blocks_of, in_batches, samples_in, windows
 
 _MAX_SECONDS = 30.0
 _WINDOWS = 32  # that wait to be heard together
@@ -57,7 +57,7 @@ class VoiceActivity:
           AudioError: the recording cannot be read.
         """
         found, waiting = [], []
-        for window in windows(blocks_of(recording), int(max_seconds * SAMPLE_RATE), multiple=self.frame_samples):
+        for window in windows(blocks_of(recording), samples_in(max_seconds), multiple=self.frame_samples):
             waiting.append(window)
             if len(waiting) == _WINDOWS:
                 found += self._heard(waiting)

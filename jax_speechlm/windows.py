@@ -18,6 +18,7 @@ _LONG_SILENCE, _MARGIN = 2 * audio.SAMPLE_RATE, audio.SAMPLE_RATE // 2  # what i
 
 _LONGEST = 30 * audio.SAMPLE_RATE
 _EDGES = sorted(int(_LONGEST * share / 2**halvings) for share in (1.0, 0.75) for halvings in range(5))
+_ENDLESS = 10**6  # seconds, of a window or a batch: no setting is meant to be longer
 
 Samples = Int16[np.ndarray, "..."]
 
@@ -119,9 +120,20 @@ def _leading_silence(samples: Samples) -> int:
     return int(loud[0]) * _LEVEL_FRAME if len(loud) else len(frames) * _LEVEL_FRAME
 
 
+def samples_in(max_seconds: float) -> int:
+    """The samples of a window.
+
+    Raises:
+      ValueError: it is no length.
+    """
+    if not 0 < max_seconds < _ENDLESS:
+        raise ValueError(f"--max-seconds must be above 0 and below {_ENDLESS:,}, got {max_seconds:g}")
+    return int(max_seconds * audio.SAMPLE_RATE)
+
+
 def cut_at_pauses(recording: Recording, max_seconds: float) -> list[Samples]:
     """Cuts a recording into parts of at most `max_seconds`, each at the quietest place of its second half."""
-    return [window.samples for window in windows(blocks_of(recording), int(max_seconds * audio.SAMPLE_RATE))]
+    return [window.samples for window in windows(blocks_of(recording), samples_in(max_seconds))]
 
 
 def in_groups(
@@ -161,6 +173,8 @@ def shape_of(num_samples: int) -> int:
 
 def row_counts(num_samples: int, seconds_per_batch: float) -> list[int]:
     """The numbers of rows that batches of so long rows have, ascending: 1, 4, 16, ... while they fit, and always 1."""
+    if not 0 < seconds_per_batch < _ENDLESS:
+        raise ValueError(f"--seconds-per-batch must be above 0 and below {_ENDLESS:,}, got {seconds_per_batch:g}")
     counts = [1]
     while 4 * counts[-1] * num_samples <= seconds_per_batch * audio.SAMPLE_RATE:
         counts.append(4 * counts[-1])
@@ -169,7 +183,7 @@ def row_counts(num_samples: int, seconds_per_batch: float) -> list[int]:
 
 def shapes(max_seconds: float, seconds_per_batch: float) -> list[tuple[int, int]]:
     """Every shape (rows, samples) that `in_batches` gives to parts of at most `max_seconds`."""
-    longest = shape_of(int(max_seconds * audio.SAMPLE_RATE))
+    longest = shape_of(samples_in(max_seconds))
     lengths = [edge for edge in _EDGES if edge < longest]
     while lengths and (following := shape_of(lengths[-1] + 1)) < longest:
         lengths.append(following)

@@ -37,6 +37,18 @@ def _forward():
     return jax.jit(log_probs)
 
 
+@pytest.mark.parametrize("counts", [{"max_tokens": 0}, {"max_tokens": -3}, {"samples": 0}, {"samples": -1}])
+def test_settings_that_ask_for_nothing_are_refused(counts):
+    (name,) = counts
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} must be at least 1, got {counts[name]}"):
+        model().generate(["a"], GREEDY, **counts)
+
+
+def test_settings_that_ask_for_more_than_the_context_allocate_no_more():
+    found, expected = (model().generate(["a"], GREEDY, max_tokens=count) for count in (10**12, CONTEXT))
+    assert found == expected
+
+
 def plain_nats(ids: list[int]) -> np.ndarray:
     """-log p of every token behind the first from all before it, one row that holds exactly this."""
     row = np.zeros((1, 80), np.int32)

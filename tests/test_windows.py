@@ -14,6 +14,7 @@ from jax_speechlm.windows import (
     cut_at_pauses,
     empty_batch,
     in_batches,
+    in_groups,
     row_counts,
     shape_of,
     shapes,
@@ -140,3 +141,15 @@ def test_shapes_are_few_and_pad_little():
     assert row_counts(SAMPLE_RATE, 60.0) == [1, 4, 16]
     assert row_counts(100 * SAMPLE_RATE, 60.0) == [1]
     assert empty_batch(4, 100)["audio"].shape == (4, 100)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), 1e300])
+def test_settings_of_lengths_that_are_none_are_refused(seconds):
+    for call in (
+        lambda: list(in_groups([np.zeros(16_000, np.int16)], seconds, 60.0)),
+        lambda: shapes(seconds, 60.0),
+    ):
+        with pytest.raises(ValueError, match="--max-seconds must be above 0"):
+            call()
+    with pytest.raises(ValueError, match="--seconds-per-batch must be above 0"):
+        list(in_batches([np.zeros(16_000, np.int16)], seconds))

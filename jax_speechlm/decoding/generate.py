@@ -8,12 +8,18 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 from pydantic import Field, PositiveInt
 
 from jax_speechlm.config import Config
 from jax_speechlm.models.transformer import Cache, Transformer, init_cache
 from jax_speechlm.vocabulary import PADDING, Modality, Vocabulary
+
+COLDEST = 1e-5
+"""A temperature below this is greedy search, and is computed as such: its inverse would overflow."""
+
+_MOST = 1e6  # of settings that numbers are divided or multiplied by, so that float32 holds the results
 
 Prompt = Int[Array, "batch prompt"] | Float[Array, "batch prompt dim"]
 """What is continued: ids, or vectors that stand where tokens' embeddings do (`Transformer.embed`)."""
@@ -25,13 +31,13 @@ class Sampling(Config):
     Attributes:
       repetition_penalty: logits of tokens that the row already holds are divided by it where positive and multiplied by
         it where negative (Keskar et al. 2019, section 4.1).
-      temperature: divides the logits; 0 takes the likeliest token, which is greedy search.
+      temperature: divides the logits; 0, or anything below 0.00001, takes the likeliest token: greedy search.
       top_k: keeps the k likeliest tokens.
       top_p: keeps the fewest likeliest tokens whose probabilities reach p together (Holtzman et al. 2020).
     """
 
-    repetition_penalty: Annotated[float, Field(ge=1)] = 1.0
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=1, le=_MOST, allow_inf_nan=False)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=_MOST, allow_inf_nan=False)] = 1.0
     top_k: PositiveInt | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
 
@@ -48,15 +54,33 @@ class Beam(Config):
     """
 
     size: PositiveInt = 4
-    length_penalty: Annotated[float, Field(ge=0)] = 1.0
+    length_penalty: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] = 1.0
+
+
+def method_of(sampling: Sampling, beam_size: int, length_penalty: float) -> Sampling | Beam:
+    """What a command's options ask for: a beam where its size is above 0.
+
+    Raises:
+      ValueError: the size is negative, or the penalty impossible.
+    """
+    if beam_size < 0:
+        raise ValueError(f"--beam-size must be 0 (no beam) or more, got {beam_size}")
+    return Beam(size=beam_size, length_penalty=length_penalty) if beam_size else sampling
+
+
+def check_counts(**counts: int) -> None:
+    """Raises ValueError where one of the named options is not positive."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
 
 
 class Continuations(NamedTuple):
     """What follows each prompt.
 
     Attributes:
-      tokens: ids, with the boundary where the text ended by itself; padding behind.
-      length: how many; fewer than were allowed only where the boundary ended the text, or the context was full.
+      tokens: ids, with one of `Vocabulary.ends` where the text ended by itself; padding behind.
+      length: how many; fewer than were allowed only where the text ended, or the context was full.
       log_prob: natural logarithm of their probability under the model, whatever narrowed the choice.
     """
 
@@ -77,10 +101,10 @@ def sample(
     context: int | Int[Array, " batch"],
     modality: Modality | None = None,
 ) -> Continuations:
-    """Continues every prompt by at most `max_new` tokens, until the boundary or a full context.
+    """Continues every prompt by at most `max_new` tokens, until one of the vocabulary's ends or a full context.
 
     Args:
-      prompt_BxP: the opening boundary first; anything behind `length_B`, which is at least 1.
+      prompt_BxP: what stands before a text first; anything behind `length_B`, which is at least 1.
       keys_B: one key a row; token n of a row is drawn with fold_in(its key, n).
       context: the most tokens that a row may come to have, its prompt included.
       modality: what may be added: text or units of speech alone, or None for both.
@@ -109,7 +133,7 @@ def sample(
             "length": length_B,
             "log_prob": state["log_prob"] + jnp.where(state["done"], 0, log_prob_B),
             "seen": None if seen is None else _mark(state["seen"], token_B[:, None]),
-            "done": state["done"] | (token_B == vocabulary.boundary) | (length_B >= limit_B),
+            "done": state["done"] | jnp.isin(token_B, np.array(vocabulary.ends)) | (length_B >= limit_B),
         }
 
     def advance(state: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +172,7 @@ def choose_tokens(
         penalty = settings.repetition_penalty
         penalised = jnp.where(logits_BxV > 0, logits_BxV / penalty, logits_BxV * penalty)
         logits_BxV = jnp.where(seen_BxV, penalised, logits_BxV)
-    if settings.temperature == 0:
+    if settings.temperature < COLDEST:
         return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
     logits_BxV = logits_BxV / settings.temperature
     order = None
@@ -156,8 +180,9 @@ def choose_tokens(
         logits_BxV, order = jax.lax.top_k(logits_BxV, min(settings.top_k or logits_BxV.shape[-1], logits_BxV.shape[-1]))
     if settings.top_p < 1:
         share = jax.nn.softmax(logits_BxV)
-        before = jnp.cumsum(share, axis=-1) - share  # probability of the likelier tokens: the first is always kept
-        logits_BxV = jnp.where(before < settings.top_p, logits_BxV, -jnp.inf)
+        before = jnp.cumsum(share, axis=-1) - share  # probability of the likelier tokens
+        kept = (before < settings.top_p) | (jnp.arange(share.shape[-1]) == 0)
+        logits_BxV = jnp.where(kept, logits_BxV, -jnp.inf)
     chosen_B = jax.vmap(jax.random.categorical)(keys_B, logits_BxV)
     return (chosen_B if order is None else _at(order, chosen_B)).astype(jnp.int32)
 
@@ -193,11 +218,12 @@ def beam_search(
         log_probs = open_BxK[..., None] + jnp.where(vocabulary.may_follow(modality), log_probs, -jnp.inf)
         length = step + 1
 
-        ended = state["tokens"].at[:, :, step].set(vocabulary.boundary)
-        ended_log_prob = log_probs[..., vocabulary.boundary]
-        kept = _keep_best(state["kept"], (score_of(ended_log_prob, length), ended_log_prob, ended), length)
+        kept = state["kept"]
+        for end in vocabulary.ends:
+            ended, log_prob = state["tokens"].at[:, :, step].set(end), log_probs[..., end]
+            kept = _keep_best(kept, (score_of(log_prob, length), log_prob, ended), length)
 
-        going_on = log_probs.at[..., vocabulary.boundary].set(-jnp.inf).reshape(batch, -1)
+        going_on = log_probs.at[..., np.array(vocabulary.ends)].set(-jnp.inf).reshape(batch, -1)
         open_BxK, place_BxK = jax.lax.top_k(going_on, size)
         parent_BxK, token_BxK = jnp.divmod(place_BxK, log_probs.shape[-1])
         tokens = jnp.take_along_axis(state["tokens"], parent_BxK[..., None], axis=1).at[:, :, step].set(token_BxK)

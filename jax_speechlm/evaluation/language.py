@@ -16,7 +16,7 @@ from data_pipelines.tokenizers import find_unknown
 from jax_speechlm.config import Config
 from jax_speechlm.decoding.ngram import NGram, sentences
 from jax_speechlm.language_ensemble import LanguageEnsemble
-from jax_speechlm.language_model import LanguageModel
+from jax_speechlm.language_model import LanguageModel, text_nats
 
 
 class Prediction(Config):
@@ -92,7 +92,7 @@ class LanguageReport(Config):
 
 def predict(lm: LanguageModel | LanguageEnsemble, texts: Sequence[str], stride: int | None = None) -> list[Prediction]:
     """How well a language model predicts each text. `stride` as in `LanguageModel.token_nats`."""
-    nats = lm.token_nats([lm.encode(text) for text in texts], stride=stride)
+    nats = text_nats(lm, texts, stride)
     return [
         _prediction(text, float(each.sum(dtype=np.float64)), len(each), _count_unknown(lm, text))
         for text, each in zip(texts, nats, strict=True)
@@ -131,7 +131,7 @@ def evaluate_run(
 ) -> LanguageReport:
     """Measures bits per byte and perplexity of a language model on prepared sets of text, or on transcripts of speech.
 
-    Every token of every document counts, from its opening boundary to its end. Writes `report.json`.
+    Every token of every document counts, from its first to its end. Writes `report.json`.
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.errors import is_panic
 from jax_speechlm.interop import folders, hugging_face
 from jax_speechlm.interop.hugging_face import Package
 from jax_speechlm.trained import Trained
@@ -123,7 +124,9 @@ def guarded(name: str, check: Callable[[], Check]) -> Check:
     """A check whose errors are its result: what cannot be read or run has not passed."""
     try:
         return check()
-    except Exception as error:  # safetensors, tokenizers and torch each raise their own
+    except BaseException as error:  # safetensors, tokenizers and torch each raise their own
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         return Check(name, f"{type(error).__name__}: {error}", False)
 
 

@@ -18,6 +18,8 @@ from jax_speechlm.trained import Trained
 from jax_speechlm.vocabulary import PADDING, Vocabulary
 
 _MOST_TOKENS, _NEW_TOKENS = 200, 20  # of a row of logits, and of a continuation
+LONG_TEXT = "a text that no setting of a tokenizer's may cut, " * 1000
+"""Longer than any model's rows, to compare ids on."""
 
 
 def ctc_ids(folder: Path, model: Any, run: Trained) -> Check:
@@ -54,12 +56,15 @@ def compare_text(folder: Path, run: Trained, model: Any, texts: Sequence[str]) -
     """A language model's ids, numbers and continuations."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     vocabulary, causal = Vocabulary.of(run.tokenizer), run.experiment.model.causal
-    rows = [[vocabulary.begin, *run.tokenizer.encode(text)] + [vocabulary.boundary] * (not causal) for text in texts]
-    rows = [row[:_MOST_TOKENS] for row in rows]
-    yield guarded("ids", lambda: _text_ids(tokenizer, model, run, vocabulary, texts))
+    ids = guarded("ids", lambda: _text_ids(tokenizer, model, run, vocabulary, [*texts, LONG_TEXT]))
+    yield ids
+    if not ids.passed:
+        return
+    told = [run.tokenizer.encode(text) for text in texts]
+    rows = [(vocabulary.prompt(row) if causal else vocabulary.enclose(row))[:_MOST_TOKENS] for row in told]
     yield guarded("logits", lambda: _text_logits(model, run, vocabulary, rows))
     if causal:
-        yield guarded("continuation", lambda: _continuations(model, run, vocabulary, rows))
+        yield guarded("continuation", lambda: _continuations(tokenizer, model, run, texts))
 
 
 def _text_ids(tokenizer: Any, model: Any, run: Trained, vocabulary: Vocabulary, texts: Sequence[str]) -> Check:
@@ -68,12 +73,18 @@ def _text_ids(tokenizer: Any, model: Any, run: Trained, vocabulary: Vocabulary, 
         ids = ours.encode(text)
         one, other = places.theirs[ids].tolist(), tokenizer(text, add_special_tokens=False)["input_ids"]
         if one != other:
-            return Check("ids", f"{text!r} is {one} by our reading, and {other}", False)
+            return Check("ids", f"{text[:60]!r} is {_shown(one)} by our reading, and {_shown(other)}", False)
+        expected = [places.theirs[each].tolist() for each in (vocabulary.prefix, [vocabulary.boundary])]
+        around = _around(tokenizer, text) if ids else expected
+        if around[0] != expected[0] and (around[0] or run.experiment.model.causal):
+            return Check("ids", f"before {text!r} there is {around[0]}, and {expected[0]} by our reading", False)
+        if around[1] not in ([], expected[1]):
+            return Check("ids", f"behind {text!r} there is {around[1]}, and {expected[1]} by our reading", False)
         back = tokenizer.decode(other, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if back != (said := ours.decode(ids)):
             return Check("ids", f"{other} are {back!r}, and {said!r} by our reading", False)
     begin, end = ("bos", "eos") if run.experiment.model.causal else ("cls", "sep")
-    special = {end: vocabulary.boundary, begin: vocabulary.begin}
+    special = {end: vocabulary.boundary} | ({begin: vocabulary.begin} if vocabulary.has_prefix else {})
     special |= {"pad": PADDING} if places.padding is not None else {}
     special |= {"mask": vocabulary.mask} if places.mask is not None else {}
     for name, number in special.items():
@@ -101,33 +112,45 @@ def _text_logits(model: Any, run: Trained, vocabulary: Vocabulary, rows: list[li
     return Check("logits", f"{check.result}; rows that are ours alone take {more:.1e} nats at most", check.passed)
 
 
-def _continuations(model: Any, run: Trained, vocabulary: Vocabulary, rows: list[list[int]]) -> Check:
-    """Greedy continuations of half of each row, in one batch filled up on the left."""
-    context, places = run.experiment.data.context, run.tokenizer.places
+def _around(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
+    """What a tokenizer of theirs puts before a text that has tokens and behind it, as a call without options does."""
+    inside, whole = (tokenizer(text, add_special_tokens=adds)["input_ids"] for adds in (False, True))
+    count = len(whole) - len(inside)
+    before = next((n for n in range(count + 1) if whole[n : n + len(inside)] == inside), count)
+    return whole[:before], whole[before + len(inside) :]
+
+
+def _shown(ids: list[int]) -> str:
+    return f"{ids[:20]}" if len(ids) <= 20 else f"{len(ids)} ids from {ids[:20]}"
+
+
+def _continuations(tokenizer: Any, model: Any, run: Trained, texts: Sequence[str]) -> Check:
+    """Greedy continuations of the first half of each text, from the text on by each side."""
+    context, places, vocabulary = run.experiment.data.context, run.tokenizer.places, Vocabulary.of(run.tokenizer)
+    lm = LanguageModel(run.experiment.model, run.tokenizer, run.params, context, run.checkpoint)
     most = max(1, min(_MOST_TOKENS, context - _NEW_TOKENS))
-    prompts = [row[: max(1, min(most, len(row) // 2))] for row in rows]
-    new = min(_NEW_TOKENS, context - max(map(len, prompts)))
-    ours = LanguageModel(run.experiment.model, run.tokenizer, run.params, context, run.checkpoint).continue_ids(
-        prompts, GREEDY, max_tokens=new
-    )
-    width = max(map(len, prompts))
-    tokens = np.stack([np.pad(row, (width - len(row), 0)) for row in prompts])
+    halves = {half: lm.prompt(half) for text in texts if (half := text[: len(text) // 2])}
+    prompts = {half: ids for half, ids in halves.items() if len(ids) <= most and run.tokenizer.encode(half)}
+    if not prompts:
+        return Check("continuation", f"no half of a text has {most} tokens or fewer: name a shorter --text", False)
+    new = min(_NEW_TOKENS, context - max(map(len, prompts.values())))
     never = places.theirs[~vocabulary.may_follow()[: len(places.theirs)]]
     model.generation_config = transformers.GenerationConfig(  # one given to `generate` is filled up by the folder's
         do_sample=False,
         max_new_tokens=new,
-        eos_token_id=places.end,
+        eos_token_id=[places.end, *places.other_ends],
         pad_token_id=places.end,
         suppress_tokens=never[never >= 0].tolist(),
     )
-    theirs = model.generate(
-        input_ids=torch.tensor(their_ids(places, tokens)),
-        attention_mask=torch.tensor((tokens != PADDING).astype(np.int64)),
-    )[:, width:].tolist()
-    for prompt, found, expected in zip(prompts, theirs, ours, strict=True):
+    ours = lm.continue_ids(list(prompts.values()), GREEDY, max_tokens=new)
+    for prompt, expected in zip(prompts, ours, strict=True):
+        given = tokenizer(prompt)["input_ids"]
+        _, behind = _around(tokenizer, prompt)
+        given = torch.tensor([given[: len(given) - len(behind)]])
+        found = model.generate(input_ids=given, attention_mask=torch.ones_like(given))[0, given.shape[1] :].tolist()
         (ids,), (length,) = expected.tokens.tolist(), expected.length.tolist()
-        if found[:length] != (there := places.theirs[ids[:length]].tolist()):
-            return Check("continuation", f"of {prompt}: {found}, and {there} by our reading", False)
+        if found != (there := places.theirs[ids[:length]].tolist()):
+            return Check("continuation", f"of {prompt!r}: {found}, and {there} by our reading", False)
     return Check("continuation", f"{len(prompts)} prompts, up to {new} tokens each, greedy", True)
 
 

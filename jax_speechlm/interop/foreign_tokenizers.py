@@ -5,21 +5,20 @@ tokenizer's own files say must agree, and every id has to be a row of the table.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer, Places, open_description
+from data_pipelines.errors import DataError
+from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer, Places, ids_around, open_description
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError
 
 _CONFIG, _DESCRIPTION, _VOCAB = "tokenizer_config.json", "tokenizer.json", "vocab.json"
 _SPECIAL = "bos", "eos", "pad", "unk", "mask", "cls", "sep"
-_KEPT = (
-    _CONFIG, _DESCRIPTION, _VOCAB, "special_tokens_map.json", "added_tokens.json", "generation_config.json",
-    "chat_template.json",
-)  # fmt: skip
+_MAP, _GENERATION = "special_tokens_map.json", "generation_config.json"
+_KEPT = (_CONFIG, _DESCRIPTION, _VOCAB, _MAP, "added_tokens.json", _GENERATION, "chat_template.json")
 _TEMPLATE, _TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 """Files that an export writes again as they are: of JSON, and chat templates, which are text."""
 
@@ -28,6 +27,10 @@ def read_text_tokenizer(
     folder: Path, values: Mapping[str, Any], num_rows: int, *, causal: bool, mask: int | None = None
 ) -> Tokenizer:
     """The tokenizer of a language model.
+
+    What stands before a text is what the tokenizer's own post-processor puts there, whatever `config.json` says of
+    `bos_token_id`; for a model that is not causal `cls`, where it puts nothing there. A text ends with `eos`, and
+    generation also at the other ids that `config.json` or `generation_config.json` lists as such.
 
     Args:
       values: `config.json`.
@@ -44,17 +47,39 @@ def read_text_tokenizer(
             f"{folder} has no {_DESCRIPTION}, which tokenizers are read from: open the folder with transformers' "
             "AutoTokenizer and write it with save_pretrained, which makes one"
         )
-    names = _names(folder, files[_DESCRIPTION])
-    ids = _Ids(folder, values, files.get(_CONFIG, {}), names)
+    names, before = _names_and_prefix(folder, files[_DESCRIPTION])
+    added = files[_DESCRIPTION].get("added_tokens") or []
+    ordinary = set(names.values()) - {token["id"] for token in added}
+    ids = _Ids(folder, values, files, names, ordinary)
     end = ids.of("eos") if causal else ids.first("sep", "eos")
     begin = ids.of("bos") if causal else ids.first("cls", "bos")
     if end is None:
         raise ExportError(
-            f"{folder / 'config.json'} has no eos_token_id: nothing says which id ends a text. Name it there"
+            f"{folder}: nothing says which id ends a text{ids.why_not('eos')}. Name eos_token in {_CONFIG}, and "
+            "eos_token_id in config.json"
         )
-    padding, begin = ids.of("pad"), None if begin == end else begin
+    if len(before) > 1:
+        raise ExportError(
+            f"{folder / _DESCRIPTION}: its post_processor puts {len(before)} tokens before a text; one at most has a "
+            "place here"
+        )
+    if before:
+        begin = before[0]
+    elif causal and not ids.is_named("bos"):  # one that config.json alone names is a class's default
+        begin = None
+    begin = None if begin == end else begin
     mask = ids.of("mask") if mask is None else mask
-    places = _places(folder, num_rows, names, padding=padding, end=end, mask=mask, begin=begin)
+    places = _places(
+        folder,
+        num_rows,
+        names,
+        padding=ids.of("pad"),
+        end=end,
+        mask=mask,
+        begin=begin,
+        other_ends=ids.other_ends(num_rows, {end, mask}) if causal else (),
+        has_prefix=bool(before) or not causal,
+    )
     return _tokenizer(folder, json.dumps(files[_DESCRIPTION], ensure_ascii=False), places, files, values)
 
 
@@ -71,7 +96,8 @@ def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int) -
     files = _files(folder)
     config = files.get(_CONFIG, {})
     if _DESCRIPTION in files:
-        description, names = json.dumps(files[_DESCRIPTION], ensure_ascii=False), _names(folder, files[_DESCRIPTION])
+        description = json.dumps(files[_DESCRIPTION], ensure_ascii=False)
+        names, _ = _names_and_prefix(folder, files[_DESCRIPTION])
     elif _VOCAB in files:
         if config.get("do_lower_case"):
             raise ExportError(f"{folder / _CONFIG}: do_lower_case=true has no counterpart here, where case is kept")
@@ -79,9 +105,14 @@ def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int) -
         description = json.dumps(_characters(names, config), ensure_ascii=False)
     else:
         raise ExportError(f"{folder} has neither {_DESCRIPTION} nor {_VOCAB}: nothing says what its ids spell")
-    blank = _Ids(folder, values, config, names).of("pad")
+    # No file need list the blank as added, but no letter is one, as a class's default would have it.
+    ids = _Ids(folder, values, files, names, {number for name, number in names.items() if len(name) == 1})
+    blank = ids.of("pad")
     if blank is None:
-        raise ExportError(f"{folder / 'config.json'} has no pad_token_id, which is the CTC blank: name it there")
+        raise ExportError(
+            f"{folder / 'config.json'} has no pad_token_id, which is the CTC blank{ids.why_not('pad')}: name it there, "
+            f"and pad_token in {_CONFIG}"
+        )
     if _DESCRIPTION not in files and blank == 0 and (alphabet := _alphabet(names, config, num_rows)):
         return CharTokenizer(alphabet)
     places = _places(folder, num_rows, names, padding=blank)
@@ -97,11 +128,19 @@ def _files(folder: Path) -> dict[str, Any]:
             raise ExportError(f"{folder / name} is no JSON object: it is damaged; copy it anew")
     if files.get(_CONFIG, {}).get("auto_map"):
         raise ExportError(f"{folder / _CONFIG}: auto_map names code of the folder's own, which is never run here")
-    _require_possible(folder, files.get(_CONFIG, {}))
+    _require_possible(folder / _CONFIG, files.get(_CONFIG, {}))
+    _require_possible(folder / _MAP, files.get(_MAP, {}))
+    if not all(type(number) is int for number in _listed(files.get(_GENERATION, {}).get("eos_token_id"))):
+        raise ExportError(f"{folder / _GENERATION}: eos_token_id is not possible: it is damaged; copy it anew")
     return files | texts
 
 
-def _require_possible(folder: Path, config: Mapping[str, Any]) -> None:
+def _listed(value: Any) -> list[Any]:
+    """An id, several, or none as a list."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _require_possible(file: Path, config: Mapping[str, Any]) -> None:
     """Raises ExportError where a setting of `tokenizer_config.json` is of a type that it cannot have."""
     texts = "word_delimiter_token", "replace_word_delimiter_char"
     bad = [name for name in texts if not isinstance(config.get(name), str | None)]
@@ -113,7 +152,7 @@ def _require_possible(folder: Path, config: Mapping[str, Any]) -> None:
     ):
         bad.append("added_tokens_decoder")
     if bad:
-        raise ExportError(f"{folder / _CONFIG}: {bad[0]} is not possible: it is damaged; copy it anew")
+        raise ExportError(f"{file}: {bad[0]} is not possible: it is damaged; copy it anew")
 
 
 def _content(config: Mapping[str, Any], name: str) -> Any:
@@ -122,26 +161,54 @@ def _content(config: Mapping[str, Any], name: str) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _names(folder: Path, description: dict[str, Any]) -> dict[str, int]:
+def _names_and_prefix(folder: Path, description: dict[str, Any]) -> tuple[dict[str, int], list[int]]:
+    """The id of each token of a `tokenizer.json`, and the ids that it puts before a text."""
     try:
-        return open_description(json.dumps(description, ensure_ascii=False)).get_vocab(with_added_tokens=True)
-    except ValueError as error:
+        tokenizer = open_description(json.dumps(description, ensure_ascii=False))
+        return tokenizer.get_vocab(with_added_tokens=True), ids_around(tokenizer)[0]
+    except (ValueError, DataError) as error:
         raise ExportError(f"{folder}: {error}") from error
 
 
 class _Ids:
-    """Special ids, by what two files say of each."""
+    """Special ids, by what the files say of each.
 
-    def __init__(self, folder: Path, values: Mapping[str, Any], config: Mapping[str, Any], names: Mapping[str, int]):
-        self._folder, self._values, self._config, self._names = folder, values, config, names
+    Where no file of the tokenizer's names a token, `config.json` is believed of ids that are not ordinary: a class's
+    default is written there too, and points anywhere in another vocabulary.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        values: Mapping[str, Any],
+        files: Mapping[str, Any],
+        names: Mapping[str, int],
+        ordinary: Collection[int],
+    ):
+        """
+        Args:
+          values: `config.json`.
+          files: the others, by name.
+          names: the tokenizer's id of each token.
+          ordinary: ids of tokens that spell a part of a text, as far as the tokenizer says.
+        """
+        self._folder, self._values, self._names, self._ordinary = folder, values, names, ordinary
+        self._config, self._map = files.get(_CONFIG, {}), files.get(_MAP, {})
+        self._generation = files.get(_GENERATION, {})
+
+    def _token(self, name: str) -> str | None:
+        named = self._config if f"{name}_token" in self._config else self._map
+        return _content(named, name)
+
+    def is_named(self, name: str) -> bool:
+        """Whether a file of the tokenizer's names the token."""
+        return self._token(name) is not None
 
     def of(self, name: str) -> int | None:
-        """The id of "bos", "eos", "pad", ...; None where neither file names it."""
-        token = _content(self._config, name)
-        said = self._values.get(f"{name}_token_id")
-        said = said if isinstance(said, list) else [] if said is None else [said]
+        """The id of "bos", "eos", "pad", ...; None where no file names it."""
+        token, said = self._token(name), _listed(self._values.get(f"{name}_token_id"))
         if token is None:
-            return said[0] if said else None
+            return next((number for number in said if number not in self._ordinary), None)
         if token not in self._names:
             raise ExportError(f"{self._folder / _CONFIG} names {name}_token {token!r}, which the tokenizer has not")
         number = self._names[token]
@@ -151,6 +218,23 @@ class _Ids:
                 f"{number}. One of them is wrong, and the model would be too: find out which, and mend it there"
             )
         return number
+
+    def why_not(self, name: str) -> str:
+        """What to add to the message that `of` gave None."""
+        said = _listed(self._values.get(f"{name}_token_id"))
+        spelled = [repr(token) for token, number in self._names.items() if number in said]
+        return f" ({name}_token_id of config.json is {said}: {', '.join(spelled)}, ordinary tokens)" if spelled else ""
+
+    def other_ends(self, num_rows: int, known: Collection[int | None]) -> tuple[int, ...]:
+        """Ids at which generation stops, but for those that are known.
+
+        An ordinary token is one only where `generation_config.json` says so by itself, and does not repeat
+        `config.json`.
+        """
+        stops, of_config = (_listed(each.get("eos_token_id")) for each in (self._generation, self._values))
+        believed = [number for number in of_config if number not in self._ordinary]
+        believed += [number for number in stops if number not in self._ordinary or number not in of_config]
+        return tuple(sorted({number for number in believed if 0 <= number < num_rows} - set(known)))
 
     def first(self, *names: str) -> int | None:
         return next((number for name in names if (number := self.of(name)) is not None), None)
@@ -165,15 +249,17 @@ def _places(
     end: int | None = None,
     mask: int | None = None,
     begin: int | None = None,
+    other_ends: tuple[int, ...] = (),
+    has_prefix: bool = True,
 ) -> Places:
     if len(set(names.values())) != len(names):
         raise ExportError(f"{folder}: two tokens of the tokenizer have one id: it is damaged; copy it anew")
-    if padding in (end, mask, begin):  # nothing has padding for its meaning there: it is masked
+    if padding in (end, mask, begin, *other_ends):  # nothing has padding for its meaning there: it is masked
         padding = None
-    used = {padding, end, mask, begin}
+    used = {padding, end, mask, begin, *other_ends}
     spare = tuple(sorted(set(range(num_rows)) - set(names.values()) - used))
     try:
-        return Places(num_rows, padding, end, mask, begin, spare)
+        return Places(num_rows, padding, end, mask, begin, spare, other_ends, has_prefix)
     except ValueError as error:
         raise ExportError(f"{folder}: {error}") from error
 

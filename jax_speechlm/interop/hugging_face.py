@@ -223,12 +223,12 @@ def _speech_lm_settings(experiment: Experiment, tokenizer: Tokenizer) -> Setting
     objective = experiment.objective
     prompt = {"task": objective.task} | objective.prompts.of(objective.task).model_dump(mode="json")
     never = ids_in_folder(tokenizer, np.flatnonzero(~vocabulary.may_follow()))
-    (end,) = ids_in_folder(tokenizer, [vocabulary.boundary])
+    end, *others = ids_in_folder(tokenizer, vocabulary.ends)
     # Not what an imported language model was to be used with: answers are ours.
     generation = {
         "do_sample": False,
         "max_length": _MOST_VECTORS,
-        "eos_token_id": end,
+        "eos_token_id": [end, *others] if others else end,
         "pad_token_id": end,
         "suppress_tokens": [each for each in never if each >= 0],
     }

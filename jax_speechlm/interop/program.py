@@ -6,6 +6,7 @@ Front end and greedy decoding are inside, in float32. Weights are arguments, by 
 """
 
 import dataclasses
+import math
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -212,6 +213,10 @@ def export(run: Path, out: Path, write: Write, lengths: Sequence[int] = (), *, c
     """
     require_free(out)
     program = Program.of(Trained.read(run))
+    fewest, most = program.samples
+    if lengths and not fewest <= min(lengths) <= max(lengths) <= most:
+        limits = f"{fewest / SAMPLE_RATE:.3f} to {most / SAMPLE_RATE:.0f}"
+        raise ExportError(f"{program.checkpoint}: --seconds must lie within {limits} for this model")
     count = sum(value.size for value in program.weights.values())
     print(f"{program.checkpoint}: exporting {count:,} parameters", file=sys.stderr, flush=True)
     with written(out, {}) as folder:
@@ -225,7 +230,14 @@ def export(run: Path, out: Path, write: Write, lengths: Sequence[int] = (), *, c
 
 
 def in_samples(seconds: Sequence[float]) -> list[int]:
-    """Lengths of audio in samples, the shortest first."""
+    """Lengths of audio in samples, the shortest first.
+
+    Raises:
+      ExportError: there is none, or one is no positive number.
+    """
+    wrong = [each for each in seconds if not (math.isfinite(each) and each > 0)]
+    if wrong or not seconds:
+        raise ExportError(f"--seconds takes lengths above 0, got {wrong[0] if wrong else 'none'}")
     return sorted({round(each * SAMPLE_RATE) for each in seconds})
 
 

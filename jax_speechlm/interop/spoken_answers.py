@@ -86,7 +86,11 @@ def _ids(tokenizer: Any, run: Trained, model: Any, texts: Sequence[str]) -> Chec
             return Check("ids", f"{expected} are {back!r}, not {said!r}", False)
     ends = config.text_config.eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    (end,) = ids_in_folder(run.tokenizer, [Vocabulary.of(run.tokenizer).boundary])
+    vocabulary = Vocabulary.of(run.tokenizer)
+    (end,) = ids_in_folder(run.tokenizer, [vocabulary.boundary])
+    before = ids_in_folder(run.tokenizer, [*vocabulary.prefix, *run.tokenizer.encode(prompt.before)])
+    if (found := tokenizer(prompt.before)["input_ids"][: len(before)]) != before:
+        return Check("ids", f"the prompt begins {found} there, and {before} by our reading", False)
     if config.audio_token_id != (speech := audio_token(run.tokenizer)) or (ends and end not in ends):
         return Check("ids", f"speech and eos are {config.audio_token_id}, {ends}, not {speech}, {end}", False)
     return Check("ids", f"of {len(texts)} texts; {speech} stands for speech, eos is {end}", True)
@@ -145,6 +149,8 @@ def _answers(
     """By each side from samples to text, `generate` with the settings that the folder has."""
     ours = SpeechLanguageModel(run.checkpoint, run.step, run.experiment, run.tokenizer, run.params, GREEDY)
     found = {number: texts for batch in in_batches(clips) for number, texts in ours.answers(batch).items()}
+    ends = settings["eos_token_id"]
+    ends = ends if isinstance(ends, list) else [ends]
     model.generation_config = transformers.GenerationConfig(**settings)  # one given to `generate` is filled up by it
     for number, clip in enumerate(clips):
         (answer,) = found[number]
@@ -155,7 +161,7 @@ def _answers(
             input_features=torch.tensor(features),
             max_new_tokens=answer.num_tokens,
         )[0, prompt.shape[1] :].tolist()
-        ended = settings["eos_token_id"] in written
+        ended = not set(ends).isdisjoint(written)
         if (text := _decoded(tokenizer, written)) != answer.text or ended != answer.ended:
             return Check("answer", f"to clip {number}: {text!r}, not {answer.text!r}", False)
     return Check("answer", f"to {len(clips)} clips, greedy", True)

@@ -37,6 +37,9 @@ from jax_speechlm.objectives.masking import (
     take_frames,
 )
 
+_Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]
+"""Bounded so that what is divided by it stays within float32."""
+
 
 class ContrastiveConfig(ObjectiveConfig):
     """Settings of the contrastive task.
@@ -58,8 +61,8 @@ class ContrastiveConfig(ObjectiveConfig):
     codes: Annotated[int, Field(ge=2)] = 320
     code_dim: Annotated[int, Field(ge=1)] = 256
     negatives: Annotated[int, Field(ge=1)] = 100
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    gumbel_temperature: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat] = (2.0, 0.5)
+    temperature: _Temperature = 0.1
+    gumbel_temperature: tuple[_Temperature, _Temperature] = (2.0, 0.5)
     gumbel_decay: Annotated[float, Field(gt=0, le=1)] = 0.999995
     diversity_weight: Annotated[float, Field(ge=0)] = 0.1
     mask_ratio: Annotated[float, Field(gt=0, lt=0.9)] = 0.49

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
@@ -77,7 +77,7 @@ class Distillation(ObjectiveConfig):
     student: Annotated[CTC | CausalLM, Field(discriminator="kind")] = CTC()
     teachers: Annotated[tuple[Teacher, ...], Field(min_length=1)]
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(ge=1e-4, le=1e4)] = 1.0
     hidden_weight: NonNegativeFloat = 1.0
     hidden_distance: Distance = "cosine"
 

@@ -75,9 +75,9 @@ class SpeechLM(ObjectiveConfig):
         return "translation" if self.task == "translate" else "text"
 
     def prompt_ids(self, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-        """int32 ids before the speech, the boundary first, and those behind it."""
+        """int32 ids before the speech, what stands before a text first, and those behind it."""
         prompt = self.prompts.of(self.task)
-        before = [Vocabulary.of(tokenizer).begin, *tokenizer.encode(prompt.before)]
+        before = [*Vocabulary.of(tokenizer).prefix, *tokenizer.encode(prompt.before)]
         return np.array(before, np.int32), np.array(tokenizer.encode(prompt.behind), np.int32)
 
     def build(self, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:

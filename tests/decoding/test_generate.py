@@ -52,12 +52,12 @@ def next_log_probs(ids: tuple[int, ...]) -> np.ndarray:
     return np.asarray(_forward()(params(), row)[0, len(ids) - 1], np.float64)
 
 
-def continuations(prompt: list[int], max_new: int) -> dict[tuple[int, ...], float]:
+def continuations(prompt: list[int], max_new: int, ends=(END,)) -> dict[tuple[int, ...], float]:
     """Every continuation with its log-probability: those that end, and those that are cut."""
     found = {}
     for length in range(1, max_new + 1):
         for ids in itertools.product([1, 2, END], repeat=length):
-            if END in ids[:-1] or (ids[-1] != END and length < max_new):
+            if set(ends) & set(ids[:-1]) or (ids[-1] not in ends and length < max_new):
                 continue
             steps = (next_log_probs((*prompt, *ids[:n]))[ids[n]] for n in range(length))
             found[ids] = sum(steps)
@@ -65,14 +65,14 @@ def continuations(prompt: list[int], max_new: int) -> dict[tuple[int, ...], floa
 
 
 @functools.cache
-def compiled(method, max_new=MAX_NEW, context=CONTEXT):
+def compiled(method, max_new=MAX_NEW, context=CONTEXT, vocabulary=VOCABULARY):
     graphdef = functional.declare(make).graphdef
 
     def run(params, prompt, length, keys):
         model, limits = functional.bind(graphdef, params), {"max_new": max_new, "context": context}
         if isinstance(method, Beam):
-            return beam_search(model, VOCABULARY, prompt, length, method, **limits)
-        return sample(model, VOCABULARY, prompt, length, keys, method, **limits)
+            return beam_search(model, vocabulary, prompt, length, method, **limits)
+        return sample(model, vocabulary, prompt, length, keys, method, **limits)
 
     return jax.jit(run)
 
@@ -101,6 +101,69 @@ def test_greedy_takes_the_likeliest_token_of_the_whole_forward_pass():
             log_prob += scores[ids[-1]]
         assert spelled(found, row) == tuple(ids)
         np.testing.assert_allclose(found.log_prob[row], log_prob, rtol=1e-4)
+
+
+SEVERAL = Vocabulary(3, other_ends=(2,))  # 2 ends a text too
+
+
+def test_several_eos_ids_end_a_greedy_text_and_a_drawn_one():
+    found = run(GREEDY, PROMPTS, vocabulary=SEVERAL)
+    for row, prompt in enumerate(PROMPTS):
+        ids = []
+        while len(ids) < MAX_NEW and not {2, END} & set(ids):
+            ids.append(1 + int(next_log_probs((*prompt, *ids))[1 : END + 1].argmax()))
+        assert spelled(found, row) == tuple(ids)
+    drawn = run(Sampling(), [[END]] * 200, jax.random.split(jax.random.key(3), 200), vocabulary=SEVERAL)
+    texts = {spelled(drawn, row) for row in range(200)}
+    assert texts <= continuations([END], MAX_NEW, SEVERAL.ends).keys()  # each is cut, or has one end, at its end
+    assert {text[-1] for text in texts} >= {2, END}
+
+
+def test_several_eos_ids_each_end_a_text_of_a_beam():
+    """As wide as there are continuations, the search finds all."""
+    settings = Beam(size=9, length_penalty=0.7)
+    found = run(settings, PROMPTS, vocabulary=SEVERAL)
+    for row, prompt in enumerate(PROMPTS):
+        expected = continuations(prompt, MAX_NEW, SEVERAL.ends)
+        ranked = sorted(expected, key=lambda ids: -expected[ids] / len(ids) ** settings.length_penalty)
+        assert [tuple(ids[:n]) for ids, n in zip(found.tokens[row].tolist(), found.length[row], strict=True)] == ranked
+        np.testing.assert_allclose(found.log_prob[row], [expected[ids] for ids in ranked], rtol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-45, 1e-38, 1e-12, 9e-6])
+def test_temperature_whose_inverse_overflows_is_greedy(temperature):
+    logits = jnp.array([[-3.0, 80.0, 79.9, -jnp.inf], [0.0, -1.0, -2.0, 1e-3]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    found = choose_tokens(logits, keys, Sampling(temperature=temperature))
+    assert found.tolist() == [1, 3]
+    assert spelled(run(Sampling(temperature=temperature), PROMPTS), 2) == spelled(run(GREEDY, PROMPTS), 2)
+
+
+def test_temperature_just_above_the_greedy_one_and_very_high_ones_draw_from_the_distribution():
+    logits = jnp.broadcast_to(jnp.array([90.0, 90.0, 80.0, -jnp.inf]), (500, 4))
+    keys = jax.random.split(jax.random.key(0), 500)
+    cold = np.bincount(choose_tokens(logits, keys, Sampling(temperature=2e-5)), minlength=4)
+    assert min(cold[:2]) > 150
+    assert not cold[2:].any()
+    hot = np.bincount(choose_tokens(logits, keys, Sampling(temperature=1e6)), minlength=4)
+    assert min(hot[:3]) > 100
+    assert not hot[3]
+
+
+def test_top_p_below_float32_keeps_the_likeliest():
+    logits = jnp.array([[0.0, 1.0, 0.5]] * 20)
+    keys = jax.random.split(jax.random.key(0), 20)
+    assert set(choose_tokens(logits, keys, Sampling(top_p=1e-300)).tolist()) == {1}
+
+
+NUMBERS = [float("inf"), float("nan"), -1.0, 1e300]
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty", "top_p", "length_penalty"])
+def test_settings_that_no_float32_holds_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        (Beam if name == "length_penalty" else Sampling)(**{name: value})
 
 
 def narrowed(logits: np.ndarray, seen: np.ndarray, settings: Sampling) -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from jax_speechlm.interop import transformer, wav2vec2_bert
 from jax_speechlm.interop.front_ends import FILE as FRONT_END
@@ -48,11 +48,20 @@ def byte_level(*special: str) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def write_text_model(folder: Path, kind: str, **special: str) -> dict[str, np.ndarray]:
+def enclose(tokenizer: tokenizers.Tokenizer, before: str | None, behind: str | None = None) -> None:
+    """Makes a tokenizer put special tokens around a text."""
+    around = [token for token in (before, behind) if token]
+    template = " ".join(part for part in (before, "$A", behind) if part)
+    special = [(token, tokenizer.token_to_id(token)) for token in around]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+
+
+def write_text_model(folder: Path, kind: str, *, encloses: bool = True, **special: str) -> dict[str, np.ndarray]:
     """A language model.
 
     Args:
       kind: "llama", "qwen3", "modernbert", "bert" or "roberta".
+      encloses: whether the tokenizer puts `bos`, or `cls` and `sep`, around a text.
       special: names of special tokens, by what they are: eos="</s>".
 
     Returns:
@@ -60,6 +69,8 @@ def write_text_model(folder: Path, kind: str, **special: str) -> dict[str, np.nd
     """
     config = {"llama": LLAMA, "qwen3": QWEN, "modernbert": BERT}.get(kind, OLD_BERT)
     tokenizer = byte_level(*dict.fromkeys(special.values()))
+    if encloses:
+        enclose(tokenizer, special.get("cls", special.get("bos")), special.get("sep"))
     num_rows = tokenizer.get_vocab_size() + UNUSED
     if kind == "roberta":  # its positions begin behind the id of its padding
         first = tokenizer.token_to_id(special["pad"]) + 1

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.tokenizers import CharTokenizer, train_tokenizer
 from jax_speechlm.interop.folders import ExportError, FailedCheck, read_record
-from jax_speechlm.interop.program import Program, check, export, spelling
+from jax_speechlm.interop.program import Program, check, export, in_samples, spelling
 from jax_speechlm.recognizer import Recognizer
 from tests.interop.tiny_runs import save, tiny_run
 
@@ -71,6 +71,20 @@ def test_the_limits_of_a_row_hold_to_the_sample(mel, which):
     shapes = jax.eval_shape(program.run, program.weights, audio, jax.ShapeDtypeStruct((1,), np.int32))
     frames = shapes["tokens"].shape[1]
     assert 1 <= frames <= 3 if which == 0 else 2040 < frames <= 2048
+
+
+@pytest.mark.parametrize("seconds", [1e-4, 1e7])
+def test_settings_of_lengths_beyond_the_model_are_refused(program, seconds, tmp_path, monkeypatch):
+    monkeypatch.setattr("jax_speechlm.interop.program.Trained.read", lambda run: None)
+    monkeypatch.setattr("jax_speechlm.interop.program.Program.of", lambda run: program)
+    with pytest.raises(ExportError, match=r"--seconds must lie within 0\.\d+ to \d+ for this model"):
+        export(
+            tmp_path / "run",
+            tmp_path / "out",
+            lambda program, folder: None,
+            in_samples([5.0, seconds]),
+            consumers=("numpy",),
+        )
 
 
 def test_only_recognizers_are_exported():

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import tokenizers
 
+from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.interop.folders import FailedCheck
 from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.interop.importing import import_run
+from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.objectives.speech_lm import Prompt
 from jax_speechlm.trained import Trained
-from tests.interop.foreign_folders import TEXTS, byte_level
+from tests.interop.foreign_folders import TEXTS, byte_level, enclose
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -50,6 +52,9 @@ def write(folder, kind, **changes):
         | {"pad_token": "<pad>", "mask_token": "<mask>"},
     }[kind]
     made = word_pieces(TEXTS, special) if kind == "bert" else byte_level(*dict.fromkeys(special.values()))
+    if kind != "qwen3":
+        names = [special.get(f"{name}_token") for name in ("cls", "bos", "sep")]
+        enclose(made, names[0] or names[1], names[2])
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **special)
     ids = {
         f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in special.items() if "mask" not in name
@@ -174,6 +179,67 @@ def test_the_check_sees_ids_that_are_off_by_one(tmp_path, monkeypatch, kind):
     )
     with pytest.raises(FailedCheck, match="ids: "):
         import_run(tmp_path / "theirs", tmp_path / "run")
+
+
+def change(folder, file, **changes):
+    values = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps(values | changes))
+
+
+def test_prefix_several_eos_and_truncation_are_as_transformers_has_them(tmp_path):
+    """A bos in config.json that the tokenizer does not add, two ids that end a text, texts cut at five tokens."""
+    folder, text = tmp_path / "theirs", "the cat sat on the mat, naïvely, " * 3
+    write(folder, "qwen3")
+    (end,) = {json.loads((folder / "config.json").read_text())["eos_token_id"]}
+    description = json.loads((folder / "tokenizer.json").read_text())
+    cut = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    change(folder, "tokenizer.json", truncation=cut)
+    change(folder, "config.json", bos_token_id=end)
+    stop = description["model"]["vocab"]["a"]
+    change(folder, "generation_config.json", eos_token_id=[end, stop], do_sample=False, repetition_penalty=1.0)
+    verdict = import_run(folder, tmp_path / "run", text=(text,))
+    assert not verdict.failed
+    lm = LanguageModel.load(tmp_path / "run")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    places = lm.tokenizer.places
+    never = places.theirs[~lm.vocabulary.may_follow()[: len(places.theirs)]]  # rows that no token names
+    options = {"max_new_tokens": 12, "suppress_tokens": never[never >= 0].tolist()}
+    for prompt in (text, "the", "a cat", "in the beginning"):
+        given = tokenizer(prompt, return_tensors="pt")
+        assert places.theirs[lm.prompt(prompt)].tolist() == given["input_ids"][0].tolist()
+        found = model.generate(**given, **options)[0, given["input_ids"].shape[1] :].tolist()
+        ((ids,), (length,), _) = lm.continue_ids([lm.prompt(prompt)], GREEDY, max_tokens=12)[0]
+        assert places.theirs[ids[:length]].tolist() == found
+    given = tokenizer(text, return_tensors="pt")
+    logits = model(**given).logits[0, :-1].detach()
+    extra = torch.zeros(len(logits), lm.vocabulary.size - places.num_rows)  # rows that our table is filled up with
+    picked = logits.gather(1, given["input_ids"][0, 1:, None])[:, 0]
+    expected = torch.logsumexp(torch.cat([logits, extra], 1), 1) - picked
+    (nats,) = lm.token_nats([lm.prompt(text)])
+    np.testing.assert_allclose(nats, expected.numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_prefix_that_only_one_side_has_fails_the_check(tmp_path, monkeypatch, adds):
+    from jax_speechlm.interop import foreign_tokenizers
+
+    write(tmp_path / "theirs", "qwen3" if adds else "llama")
+    if not adds:
+        monkeypatch.setattr(foreign_tokenizers, "ids_around", lambda tokenizer: ([], []))
+    else:
+        monkeypatch.setattr(foreign_tokenizers, "ids_around", lambda tokenizer: ([270], []))
+    with pytest.raises(FailedCheck, match="ids: before"):
+        import_run(tmp_path / "theirs", tmp_path / "run")
+
+
+def test_a_rust_panic_fails_the_check(tmp_path):
+    """On the one text, named by hand, that the tokenizer cannot read."""
+    write(tmp_path / "theirs", "llama")
+    stuck = {"type": "Replace", "pattern": {"Regex": "(a|aa)+$"}, "content": "b"}
+    change(tmp_path / "theirs", "tokenizer.json", normalizer=stuck)
+    with pytest.raises(FailedCheck, match=r"ids: DataError: .*cannot read 'a{40}b'"):
+        import_run(tmp_path / "theirs", tmp_path / "run", text=("a" * 40 + "b",))
 
 
 def test_bfloat16_is_compared_with_what_is_rounded_alike(tmp_path):
