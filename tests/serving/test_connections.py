@@ -186,12 +186,13 @@ def endless(monkeypatch) -> list[threading.Event]:
     """Uploads take for ever to decode, block by block; the events tell which of them were ended."""
     ended = []
 
-    def stream(*args, **options):
+    def stream(*args, check, **options):
         ended.append(threading.Event())
         mine = ended[-1]
         try:
             while True:
                 time.sleep(0.05)
+                check()
                 yield np.zeros(RATE // 100, np.int16)
         finally:
             mine.set()

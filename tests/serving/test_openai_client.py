@@ -9,7 +9,7 @@ import pytest
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.serving.app import Limits
 from tests.serving.service import RATE, Server, encoded, serving
-from tests.trained_tones import random_text, speak, trained_run
+from tests.trained_tones import QUIET, random_text, speak, trained_run
 
 openai = pytest.importorskip("openai")
 audio, Model = pytest.importorskip("openai.types.audio"), openai.types.Model
@@ -25,9 +25,11 @@ def server():
 
 @pytest.fixture(scope="module")
 def spoken() -> tuple[bytes, str]:
-    """A file of several windows, and what is said in it."""
-    text = random_text(np.random.default_rng(1), 40)
-    return encoded(speak(text, 7)[0]), text
+    """A file of two utterances with a pause between them, and its text."""
+    rng = np.random.default_rng(1)
+    first, second = random_text(rng, 20), random_text(rng, 20)
+    pause = (QUIET * rng.normal(size=3 * RATE)).astype(np.int16)
+    return encoded(np.concatenate([speak(first, 7)[0], pause, speak(second, 8)[0]])), f"{first} {second}"
 
 
 def client_of(server: Server) -> openai.OpenAI:
