@@ -8,9 +8,22 @@ from collections.abc import Collection
 from data_pipelines.numbers import GROUP, UnspeakableError, primary, say_numbers, spell
 
 SPLITS = ("train", "dev", "test")
+_OTHER_NAMES = {
+    "training": "train", "validation": "dev", "valid": "dev", "val": "dev", "development": "dev", "testing": "test",
+}  # fmt: skip
 NORMALISER_VERSION = 2
 """Of `normalise`: part of the description of a prepared set. Version 1 replaced combining marks by spaces and said some
 numbers as others."""
+
+
+def usual_split(split: str, others: Collection[str] = ()) -> str:
+    """Returns train, dev or test for another usual name of it, in any case; a split of another name is kept as it is.
+
+    Args:
+      others: names of all splits of the set: one of them that has the usual name already keeps it alone.
+    """
+    usual = _OTHER_NAMES.get(split.lower(), split.lower())
+    return usual if usual in SPLITS and usual not in others else split
 
 
 def split_order(split: str) -> int:

@@ -27,7 +27,7 @@ from data_pipelines.lines import MAX_LINE, Line, byte_blocks, byte_lines, check_
 from data_pipelines.numbers import UnspeakableError
 from data_pipelines.sources import manifest_keys as keys
 from data_pipelines.stretches import Stretch
-from data_pipelines.text import normalise, normalised_split_key, split_key, split_of
+from data_pipelines.text import normalise, normalised_split_key, split_key, split_of, usual_split
 
 TextForm = Literal["none", "basic"]
 _SPLIT_NAME = re.compile(r"\w+", re.ASCII)
@@ -137,7 +137,7 @@ def _clip(row: dict[str, Any], folder: Path, text_form: TextForm) -> Clip:
     split = strings["split"] or split_of(key or clip_id)
     if not _SPLIT_NAME.fullmatch(split):
         raise ValueError(f'"split" must be letters, digits and underscores, such as "train", found {split!r}')
-    return Clip(clip_id, audio, text, strings["speaker"], language, split, strings["translation"])
+    return Clip(clip_id, audio, text, strings["speaker"], language, usual_split(split), strings["translation"])
 
 
 def _string(row: dict[str, Any], field: str) -> str:

@@ -27,6 +27,7 @@ from data_pipelines.clips import Dropped
 from data_pipelines.documents import Document, TextSource
 from data_pipelines.errors import DataError
 from data_pipelines.lines import byte_blocks, byte_lines, check_storable, parse_json, too_long
+from data_pipelines.text import usual_split
 
 Unit = Literal["line", "paragraph", "file"]
 
@@ -132,6 +133,7 @@ def _document(row: Any, path: Path, place: str, given_ids: set[str]) -> Document
         fields = {key: str(value) for key, value in fields.items()}
         if "split" in fields and not _SPLIT_NAME.fullmatch(fields["split"]):
             raise ValueError(f'"split" must be letters, digits and underscores, found {fields["split"]!r}')
+        fields |= {"split": usual_split(fields["split"])} if "split" in fields else {}
     except ValueError as error:
         return Dropped(place, "malformed row", True, f"{path}, {place}: {error}; mend or remove the row")
     if "id" in fields:

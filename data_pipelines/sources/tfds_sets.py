@@ -18,7 +18,7 @@ from data_pipelines.documents import Document, TextSource
 from data_pipelines.errors import DataError
 from data_pipelines.numbers import UnspeakableError
 from data_pipelines.sources.manifest import TextForm, transcript
-from data_pipelines.text import split_of
+from data_pipelines.text import split_of, usual_split
 
 _TEXT = ("text_normalized", "text", "sentence", "transcript")  # in order of preference
 _SPEAKER = ("speaker_id", "client_id", "speaker")
@@ -112,7 +112,8 @@ def documents(builder: Any, text: str) -> Iterator[Document]:
     """Documents of a prepared TFDS builder from its feature `text`; a class label comes as its name."""
     features = builder.info.features
     labels = getattr(features["label"], "int2str", str) if "label" in features else str
-    for split in builder.info.splits:
+    splits = builder.info.splits
+    for split in splits:
         for row, record in enumerate(_records(builder, split)):
             yield Document(
                 id=f"{split}-{row:08d}",
@@ -120,7 +121,7 @@ def documents(builder: Any, text: str) -> Iterator[Document]:
                 language=_language(builder),
                 source=builder.name,
                 label=labels(record["label"]) if "label" in record else "",
-                split=split if len(builder.info.splits) > 1 else "",
+                split=usual_split(split, splits) if len(splits) > 1 else "",
             )
 
 
@@ -193,7 +194,8 @@ def clips(builder: Any, audio: str, text_form: TextForm) -> Iterator[Clip | Drop
     text_key = next((key for key in _TEXT if key in features), None)
     speaker_key = next((key for key in _SPEAKER if key in features), None)
     language = _language(builder)
-    for split in builder.info.splits:
+    splits = builder.info.splits
+    for split in splits:
         for row, record in enumerate(_records(builder, split, decoders={audio: tfds.decode.SkipDecoding()})):
             clip_id = _text(record.get("id")) or f"{split}-{row:08d}"
             text = unicodedata.normalize("NFC", _text(record.get(text_key))).strip()
@@ -210,7 +212,9 @@ def clips(builder: Any, audio: str, text_form: TextForm) -> Iterator[Clip | Drop
                 text=text,
                 speaker=_text(record.get(speaker_key)),
                 language=language,
-                split=split if len(builder.info.splits) > 1 else split_of(key or clip_id),
+                split=usual_split(split, builder.info.splits)
+                if len(builder.info.splits) > 1
+                else split_of(key or clip_id),
             )
 
 

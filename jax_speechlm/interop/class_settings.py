@@ -1,8 +1,8 @@
 """Settings as the classes of transformers 5 complete them: the defaults of each class, and other names of one value.
 
 A `config.json` need not say what its class has for a default, and earlier versions and other writers spell some of the
-settings otherwise. `tests/parity/test_class_settings_parity.py` compares every entry here with the classes. Ids of tokens are
-left as the files say: a default id may be an ordinary token of another vocabulary.
+settings otherwise. `tests/parity/test_class_settings_parity.py` compares every entry here with the classes. Ids of
+tokens are left as the files say: a default id may be an ordinary token of another vocabulary.
 """
 
 from collections.abc import Mapping

@@ -9,7 +9,8 @@ import pytest
 
 from data_pipelines.clips import Clip, Dropped
 from data_pipelines.errors import DataError
-from data_pipelines.sources import asterisk, catalogue, fillets, manifest, queen, tuxpaint
+from data_pipelines.sources import asterisk, catalogue, fillets, manifest, queen, text_files, tuxpaint
+from data_pipelines.text import usual_split
 
 
 def kept(items):
@@ -204,6 +205,19 @@ def test_manifest(tmp_path):
     assert all(item.is_bad and item.reason == "malformed line" and "remove the line" in item.detail for item in bad)
     basic = kept(manifest.clips(path, "basic"))
     assert basic["a.wav"].text == "\u00e9t\u00e9 deux"
+
+
+def test_splits_of_other_usual_names_are_train_dev_and_test(tmp_path):
+    names = ("training", "Train", "validation", "valid", "VAL", "development", "testing", "holdout", "eval")
+    rows = [{"audio": f"{name}.wav", "text": "a", "split": name} for name in names]
+    path = write(tmp_path / "my.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    splits = [clip.split for clip in kept(manifest.clips(path, "none")).values()]
+    assert splits == ["train", "train", "dev", "dev", "dev", "dev", "test", "holdout", "eval"]
+    path = write(tmp_path / "text.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    texts = text_files.text_files([str(path)], "my", unit="line", encoding="utf-8")
+    assert [document.split for document in texts.documents()] == splits
+    assert usual_split("validation", ("train", "validation", "test")) == "dev"
+    assert usual_split("validation", ("train", "dev", "validation")) == "validation"  # another set of the same corpus
 
 
 def test_manifest_splits_by_words_and_without_text_by_id(tmp_path):
