@@ -175,9 +175,13 @@ def test_remat_changes_memory_only():
         loss = lambda params: jnp.sum(jnp.sin(apply(graphdef, params, x, lengths, keys)[0]))  # noqa: E731
         return jax.jit(jax.grad(loss))(params)
 
+    def check(found, expected):
+        # An element is a sum over frames: float32 rounds it by the size of its terms, not by its own.
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+
     expected = grad("none")
     for remat in ("dots", "full"):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), grad(remat), expected)
+        jax.tree.map(check, grad(remat), expected)
 
 
 def test_bfloat16_computes_close_to_float32_and_returns_float32():

@@ -60,7 +60,7 @@ def test_hidden_states_and_logits_are_those_of_hugging_face(form):
     weights = {name.removeprefix(prefix): GOLDEN[name] for name in GOLDEN.files if name.startswith(prefix)}
     config = parakeet.config_from_hugging_face(json.loads(str(GOLDEN[f"{form}/config"])))
     encoder, head = parakeet.from_hugging_face(weights, config)
-    graphdef, shapes, _ = declared(config)
+    graphdef, shapes, *_ = declared(config)
     assert jax.tree.map(np.shape, encoder) == jax.tree.map(np.shape, shapes)
 
     lengths = GOLDEN["num_features"]
@@ -186,7 +186,7 @@ def test_sizes_that_do_not_divide_are_refused():
 def test_flops_are_what_xla_counts():
     """On one layer, because XLA counts a scanned body once; wide enough for the products to dominate."""
     config = FastConformerConfig(dim=128, num_layers=1, channels=64, remat="none")
-    graphdef, shapes, _ = declared(config)
+    graphdef, shapes, *_ = declared(config)
     x, length = jax.ShapeDtypeStruct((2, 480, 80), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     run = jax.jit(lambda params, x, length: functional.bind(graphdef, params)(x, length)[0])
     counted = run.lower(shapes, x, length).cost_analysis()["flops"]
