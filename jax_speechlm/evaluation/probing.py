@@ -249,6 +249,10 @@ def _characters(
     (encoder, *_) = sources.values()
     tokens = indexes.token_lengths(train, tokenizer)
     plan = plans.make_plan(train.num_samples, tokens, **_CTC_BATCHES, frame_samples=encoder.frame_samples)
+    if plan.dropped_share:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in plan.dropped.items() if count)
+        warning = f"warning: training leaves out {plan.dropped_share:.1%} of its audio ({counts})"
+        Console(stderr=True, soft_wrap=True).print(warning, style="yellow", markup=False)
     test_plan = plans.make_eval_plan(
         test.num_samples,
         seconds_per_batch=seconds_per_batch,

@@ -79,7 +79,10 @@ def test_characters_of_a_run(tmp_path, capsys):
     for seed in range(40):
         text = random_text(rng, 3)
         clips.append((speak(text, seed)[0], text))
-    write_prepared(tmp_path / "data" / "tones", {"train": clips[:32], "test": [*clips[32:], (clips[0][0], "")]})
+    untranscribed = (clips[0][0], "")
+    write_prepared(
+        tmp_path / "data" / "tones", {"train": [*clips[:32], untranscribed], "test": [*clips[32:], untranscribed]}
+    )
     options = ["--sets", "tones", "--target=characters", f"--data-dir={tmp_path / 'data'}", f"--out={tmp_path / 'out'}"]
     assert cli.main(["probe", str(trained_run()), *options]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -90,7 +93,10 @@ def test_characters_of_a_run(tmp_path, capsys):
         assert each["interval"] is None  # of eight utterances
         assert each["accuracy"] <= 1
     assert (report["classes"], report["utterances"]) == (4, 8)
-    assert "less the character error rate" in " ".join(capsys.readouterr().out.split())  # a caption is wrapped
+    printed = capsys.readouterr()
+    assert "less the character error rate" in " ".join(printed.out.split())  # a caption is wrapped
+    assert "training leaves out" in printed.err
+    assert "(1 no_tokens)" in printed.err
     assert cli.main(["probe", str(trained_run()), *options, "--leave-out=speaker"]) == USER_ERROR
     assert "--leave-out is for classes" in capsys.readouterr().err
 
