@@ -21,6 +21,7 @@ from data_pipelines.audio import AudioError
 Block = tuple[int, NDArray[np.float32]]
 """A sample rate in Hz, and float32 [samples, channels]."""
 
+_SHORT_BYTES = 2**18  # of an Ogg file that may be a single page of audio, at most 64 KiB, behind its headers
 _BLOCK_SAMPLES = 2**18  # 1 MiB of float32; the most that resampling from 1 kHz makes of it is 16 MiB
 
 # OGG and MP3 may be joined from several streams, of which libsndfile decodes the first.
@@ -81,13 +82,17 @@ def blocks(fd: int, suffix: str, damage: Damage) -> Iterator[Block]:
         yield from _ffmpeg_blocks(fd, suffix, damage, _HEADERLESS[suffix])
         return
     done = stated = rate = 0
+    # FFmpeg drops the last 128 samples of Vorbis that fits into a single page.
+    is_short = os.fstat(fd).st_size <= _SHORT_BYTES and len(_links(fd)) == 1
+    os.lseek(fd, 0, os.SEEK_SET)
     try:
         with soundfile.SoundFile(fd, closefd=False) as file:
-            if file.format in _LIBSNDFILE_FORMATS:
+            whole = is_short and file.subtype == "VORBIS" and file.frames * file.channels <= _BLOCK_SAMPLES
+            if whole or file.format in _LIBSNDFILE_FORMATS:
                 stated, rate = file.frames, file.samplerate
                 while done < stated:
                     block = file.read(_BLOCK_SAMPLES // file.channels or 1, dtype="float32", always_2d=True)
-                    if not len(block):
+                    if not len(block) or (whole and len(block) < stated):  # damaged: FFmpeg keeps the times
                         break
                     yield rate, block
                     done += len(block)

@@ -283,7 +283,7 @@ def test_a_quantized_model_is_a_small_folder_that_is_used_like_a_run(workplace, 
     assert "MB, training state included" in capsys.readouterr().out
     # All else reads what the integers stand for.
     start = [f"--from={out}", f"--run-dir={workplace / 'from-quantized'}", *SMALL, f"--data.{data[2:]}"]
-    assert cli.main(["finetune", *start, "--num-steps=1"]) == 0
+    assert cli.main(["finetune", *start]) == 0
     assert cli.main(["quantize", str(out), f"--out={workplace / 'again'}"]) == USER_ERROR
     assert "is quantized already" in capsys.readouterr().err
     assert cli.main(["quantize", str(run), f"--out={workplace / 'odd'}", "--kind=int4", "--group=3"]) == USER_ERROR

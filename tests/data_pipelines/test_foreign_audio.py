@@ -1,6 +1,7 @@
 """Files from elsewhere: decoded whole whatever their headers state, in a process that they cannot take along."""
 
 import contextlib
+import io
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,6 +66,13 @@ def test_joined_streams_are_decoded_to_the_end(file_format, subtype, rates):
     for start, hertz in ((0.25, 440), (1.3, 880), (2.3, 440)):
         part = samples[round(start * RATE) : round((start + 0.5) * RATE)]
         assert loudest_hertz(part) == pytest.approx(hertz, abs=5)
+
+
+@pytest.mark.parametrize("num_samples", [3_000, 44_100, 441_000])
+def test_vorbis_of_one_page_is_decoded_to_its_end(num_samples):
+    content = io.BytesIO()
+    soundfile.write(content, tone(44_100, 11.0)[:num_samples], 44_100, format="OGG", subtype="VORBIS")
+    assert len(decode(content.getvalue())) == pytest.approx(num_samples * RATE / 44_100, abs=1)
 
 
 @pytest.mark.parametrize(
