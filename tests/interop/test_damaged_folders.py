@@ -352,7 +352,7 @@ def test_a_head_that_would_be_multiplied_out_to_gigabytes_is_refused(folders_of_
 
 def test_a_name_in_a_record_that_leaves_the_folder_is_refused(tmp_path):
     (tmp_path / "folder").mkdir()
-    for name in ("../x", "/tmp/x", "a/../../x"):
+    for name in ("../x", "/x", "a/../../x"):
         with pytest.raises(ExportError, match="no name of a file inside"):
             folders.write_text(tmp_path / "folder", name, "")
     assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
