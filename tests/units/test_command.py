@@ -52,14 +52,26 @@ def place(tmp_path_factory):
 
 
 def train(root, run: str, *options: str) -> list[str]:
-    return [
-        *("pretrain", "--config", "debian_hubert", "--run-dir", str(root / run), "--num-steps", "4"),
-        *("--data.sets", "tones", "--data.data-dir", str(root / "data"), "--data.units", str(root / "mfcc")),
-        *("--data.num-buckets", "1", "--data.seconds-per-batch", "8", "--data.batch-multiple", "8"),
-        *("--objective.num-units", "8", "--frontend.mel.num-mel-bins", "20", "--frontend.mel.stack", "2"),
-        *("--model.input-dim", "40", "--model.dim", "16", "--model.num-layers", "2", "--model.num-heads", "2"),
-        *("--cadence.checkpoint-every", "2", *options),
+    """Returns the words of a small pretraining run; an option given replaces the one of that name."""
+    defaults = [
+        ["--num-steps", "4"],
+        ["--data.sets", "tones"],
+        ["--data.data-dir", str(root / "data")],
+        ["--data.units", str(root / "mfcc")],
+        ["--data.num-buckets", "1"],
+        ["--data.seconds-per-batch", "8"],
+        ["--data.batch-multiple", "8"],
+        ["--objective.num-units", "8"],
+        ["--frontend.mel.num-mel-bins", "20"],
+        ["--frontend.mel.stack", "2"],
+        ["--model.input-dim", "40"],
+        ["--model.dim", "16"],
+        ["--model.num-layers", "2"],
+        ["--model.num-heads", "2"],
+        ["--cadence.checkpoint-every", "2"],
     ]
+    kept = [word for default in defaults if default[0] not in options for word in default]
+    return ["pretrain", "--config", "debian_hubert", "--run-dir", str(root / run), *kept, *options]
 
 
 def test_every_frame_has_the_unit_nearest_to_its_mfcc(place):
