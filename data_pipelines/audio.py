@@ -22,7 +22,7 @@ import soxr
 from numpy.typing import NDArray
 
 from data_pipelines import audio_process
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 
 SAMPLE_RATE = 16_000  # Hz, of everything this package stores
 _FULL_SCALE = 32_768

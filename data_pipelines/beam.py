@@ -25,7 +25,7 @@ from data_pipelines.audio import Levels
 from data_pipelines.clip_files import clip_fields, read_clips, write_clips
 from data_pipelines.clips import AudioFile, Clip, Dropped, Source
 from data_pipelines.convert import Converted, Sound, by_recording, check_rate, convert_clips, too_many_bad
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.report import Report, summarise
 from data_pipelines.store import META, IndexWriters, generate, make_builder, record_fields, write_meta
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Literal
 
 from data_pipelines.clips import Dropped
+from data_pipelines.core.errors import DataError
 from data_pipelines.documents import Document
-from data_pipelines.errors import DataError
 from data_pipelines.near_duplicates import NearDuplicates, signature
 from data_pipelines.numbers import UnspeakableError
 from data_pipelines.text import lower, normalise, split_key, word_characters, words_only

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipelines.errors import DataError, disk_full, is_disk_full
+from data_pipelines.core.errors import DataError, disk_full, is_disk_full
 from data_pipelines.index import Index, Part
 from data_pipelines.token_store import TokenStore, find_ids
 

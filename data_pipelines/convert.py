@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_pipelines.audio import SAMPLE_RATE, AudioError, AudioTooLongError, Levels, encode_flac, measure
 from data_pipelines.clips import Clip, Dropped
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.stretches import Stretch, decode_stretches
 
 _BATCH = 1024  # clips in flight; bounds memory for sets of millions

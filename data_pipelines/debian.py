@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
 
-from data_pipelines.errors import DataError, disk_full, is_disk_full
+from data_pipelines.core.errors import DataError, disk_full, is_disk_full
 
 _ALTERNATIVES = (
     "Without apt, prepare data from elsewhere: a TFDS data set (prepare --tfds librispeech), "

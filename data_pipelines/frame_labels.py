@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.audio import SAMPLE_RATE
 from data_pipelines.code_store import FrameGrid
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.index import Index
 from data_pipelines.token_store import TokenStore
 from data_pipelines.word_times import read_word_times

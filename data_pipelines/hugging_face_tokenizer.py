@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipelines.errors import DataError, is_panic
+from data_pipelines.core.errors import DataError, is_panic
+from data_pipelines.core.paths import as_path
 from data_pipelines.normalizer_growth import GrowthLimit
-from data_pipelines.paths import as_path
 
 if TYPE_CHECKING:
     import tokenizers

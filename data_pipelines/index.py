@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipelines.errors import DataError
-from data_pipelines.paths import AnyPath, as_path, cache_dir, fetch, is_url
-from data_pipelines.shuffle import derive_key, permute
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.paths import AnyPath, as_path, cache_dir, fetch, is_url
+from data_pipelines.core.shuffle import derive_key, permute
 from data_pipelines.tokenizers import Tokenizer
 
 _STRING_COLUMNS = ("id", "text", "speaker", "language", "translation", "source", "label")

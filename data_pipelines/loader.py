@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines.audio import decode_flac
 from data_pipelines.code_store import CodeStore
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.frame_labels import FrameLabels
 from data_pipelines.index import Index, IndexMismatchError
 from data_pipelines.noise import NoiseReader

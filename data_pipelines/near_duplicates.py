@@ -9,8 +9,8 @@ import zlib
 
 import numpy as np
 
-from data_pipelines.errors import DataError
-from data_pipelines.shuffle import mix
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.shuffle import mix
 from data_pipelines.text import split_key
 
 _SHINGLE_WORDS = 5

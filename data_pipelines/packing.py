@@ -22,7 +22,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from data_pipelines.shuffle import derive_key, mix, permute
+from data_pipelines.core.shuffle import derive_key, mix, permute
 
 PERIOD = 10_000  # rows in which each source has its exact share
 BOUNDARIES = 2  # tokens that a document has besides its own

@@ -28,9 +28,9 @@ from data_pipelines.beam import Runner, prepare_on_beam
 from data_pipelines.cleaning import Cleaning
 from data_pipelines.clips import Clip, Dropped, Source
 from data_pipelines.convert import Converted, Workshop, check_rate, too_many_bad
+from data_pipelines.core.errors import DataError, disk_full, is_disk_full
+from data_pipelines.core.paths import AnyPath, as_path, cache_dir, is_url, reach
 from data_pipelines.documents import TextSource
-from data_pipelines.errors import DataError, disk_full, is_disk_full
-from data_pipelines.paths import AnyPath, as_path, cache_dir, is_url, reach
 from data_pipelines.report import Report, summarise
 from data_pipelines.sources import debian_texts, tfds_sets
 from data_pipelines.sources.catalogue import debian_source

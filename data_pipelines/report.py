@@ -12,7 +12,7 @@ from rich.table import Table
 
 from data_pipelines.clips import Dropped
 from data_pipelines.convert import Converted
-from data_pipelines.paths import AnyPath
+from data_pipelines.core.paths import AnyPath
 from data_pipelines.text import split_order, without_held_out
 
 # Upper edges of the duration histogram in seconds; the last bin is open.

@@ -18,8 +18,8 @@ import pyarrow.parquet
 from data_pipelines.audio import SAMPLE_RATE
 from data_pipelines.clips import Source
 from data_pipelines.convert import Converted
-from data_pipelines.errors import DataError, disk_full
-from data_pipelines.paths import AnyPath, copy, num_bytes
+from data_pipelines.core.errors import DataError, disk_full
+from data_pipelines.core.paths import AnyPath, copy, num_bytes
 from data_pipelines.report import Report
 from data_pipelines.text import NORMALISER_VERSION
 

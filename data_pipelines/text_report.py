@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_pipelines.clips import Dropped
+from data_pipelines.core.paths import AnyPath
 from data_pipelines.documents import Document
-from data_pipelines.paths import AnyPath
 from data_pipelines.text import without_held_out
 
 _EXAMPLES = 5

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_pipelines.errors import disk_full, is_disk_full
+from data_pipelines.core.errors import disk_full, is_disk_full
 from data_pipelines.index import Index, Part
 from data_pipelines.tokenizers import Tokenizer
 

@@ -26,8 +26,8 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import sentencepiece
 
-from data_pipelines.errors import DataError
-from data_pipelines.paths import as_path
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.paths import as_path
 
 BLANK = 0
 _FILE = "tokenizer.json"

@@ -11,8 +11,8 @@ import numpy as np
 from tyro.conf import Positional
 
 from data_pipelines import audio
-from data_pipelines.errors import DataError
-from data_pipelines.paths import as_path
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.paths import as_path
 from data_pipelines.tokenizers import Tokenizer, find_unknown
 from data_pipelines.word_times import find_word_times, write_word_times
 from jax_speechlm.decoder import Posteriors

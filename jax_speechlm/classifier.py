@@ -15,7 +15,7 @@ from jaxtyping import Float
 from tyro.conf import Positional
 
 from data_pipelines.audio import AudioError
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.trained import Trained
 from jax_speechlm.vocabulary import Vocabulary, pad

@@ -250,7 +250,7 @@ def finetune(argv: Sequence[str], prog: str) -> int:
 def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
     import jax
 
-    from data_pipelines.paths import as_path
+    from data_pipelines.core.paths import as_path
     from jax_speechlm.parallel import distributed
     from jax_speechlm.parallel.hardware import cache_compilations
     from jax_speechlm.planning.check import check_fits

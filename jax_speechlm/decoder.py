@@ -9,7 +9,7 @@ import numpy as np
 import pydantic
 from jaxtyping import Float
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.config import Config
 from jax_speechlm.decoding.boosting import Boost, read_phrases

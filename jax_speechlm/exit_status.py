@@ -32,7 +32,7 @@ _MACHINE = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ENOMEM, e
 
 def user_errors() -> tuple[type[Exception], ...]:
     """Returns the errors whose message tells a user what to do; any other is a bug and keeps its traceback."""
-    from data_pipelines.errors import DataError
+    from data_pipelines.core.errors import DataError
     from jax_speechlm.parallel.hardware import DeviceError
     from jax_speechlm.planning.ahead_of_time import PlanningError
     from jax_speechlm.training.checkpoints import CheckpointError

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines import tokenizers
-from data_pipelines.paths import AnyPath
+from data_pipelines.core.paths import AnyPath
 from jax_speechlm.batch import seed_key
 from jax_speechlm.decoding.generate import (
     Beam,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Integer
 
-from data_pipelines.paths import AnyPath
+from data_pipelines.core.paths import AnyPath
 from jax_speechlm.classifier import Classifier
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.generate import Beam, Sampling

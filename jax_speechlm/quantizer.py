@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 from tyro.conf import Positional
 
-from data_pipelines.paths import AnyPath
+from data_pipelines.core.paths import AnyPath
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models import functional
 from jax_speechlm.models.functional import Params

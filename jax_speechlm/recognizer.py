@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from data_pipelines import audio, tokenizers
+from data_pipelines.core.paths import AnyPath
 from data_pipelines.loader import Batch as HostBatch
-from data_pipelines.paths import AnyPath
 from jax_speechlm.batch import Batch
 from jax_speechlm.decoder import Decoder, Decoding, Posteriors
 from jax_speechlm.decoding.alignment import Span, Word, force_align, words_of

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 from tyro.conf import OmitArgPrefixes, Positional
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.relabel import relabel
 from jax_speechlm.config import Config
 from jax_speechlm.evaluation.recognition import PreparedSpeech

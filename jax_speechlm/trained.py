@@ -6,7 +6,7 @@ import os
 import jax
 
 from data_pipelines import tokenizers
-from data_pipelines.paths import AnyPath
+from data_pipelines.core.paths import AnyPath
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.functional import Params
 from jax_speechlm.training import checkpoints as ckpt

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from tyro.conf import Positional
 
 from data_pipelines.audio import SAMPLE_RATE, AudioError
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from jax_speechlm.trained import Trained
 from jax_speechlm.windows import Recording, blocks_of, in_batches, samples_in, windows
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.cleaning import Cleaning
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.index import read_index
 from data_pipelines.prepare import prepare
 from data_pipelines.records import RecordReader

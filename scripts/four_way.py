@@ -27,7 +27,7 @@ from rich.table import Table
 from run_queue import RunQueue, Task, train_to_end
 from scipy import stats
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from jax_speechlm import configs
 from jax_speechlm.evaluation.recognition import evaluate_run
 from jax_speechlm.evaluation.report import Report

@@ -27,8 +27,8 @@ from run_queue import RunQueue, Task, train_to_end
 
 from data_pipelines import index as indexes
 from data_pipelines import plan as plans
-from data_pipelines.errors import DataError
-from data_pipelines.lines import parse_object, text_lines
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.lines import parse_object, text_lines
 from data_pipelines.loader import open_batches
 from data_pipelines.prepare import prepare
 from jax_speechlm import configs

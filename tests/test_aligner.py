@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.index import read_index
 from data_pipelines.tokenizers import CharTokenizer, train_tokenizer
 from data_pipelines.word_times import find_word_times, read_word_times

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import index, paths, records
-from data_pipelines.errors import DataError
+from data_pipelines import index, records
+from data_pipelines.core import paths
+from data_pipelines.core.errors import DataError
 from jax_speechlm import cli
 from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Speech

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm.decoder import Decoder, Decoding
 from jax_speechlm.decoding.greedy import collapse

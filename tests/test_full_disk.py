@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import prepare
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.state import TrainState

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 import jax_speechlm
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.index import read_index
 from data_pipelines.word_times import read_word_times, write_word_times
 from jax_speechlm import cli

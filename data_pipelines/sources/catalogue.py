@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_pipelines import debian
 from data_pipelines.clips import Clip, Dropped, Source
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.sources import asterisk, fillets, queen, tuxpaint
 
 # A text that does not fit its audio is read too fast or too slowly to be true. Telephone prompts include single

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from data_pipelines import debian
 from data_pipelines.clips import Dropped
+from data_pipelines.core.errors import DataError
 from data_pipelines.documents import Document, TextSource
-from data_pipelines.errors import DataError
 from data_pipelines.sources.html_text import prose
 
 # One long political text of a single voice must not be a third of the set.

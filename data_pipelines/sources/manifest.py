@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from data_pipelines.clips import AudioFile, Clip, Dropped, Source, tolerance
-from data_pipelines.errors import DataError
-from data_pipelines.lines import MAX_LINE, Line, byte_blocks, byte_lines, check_storable, parse_object, too_long
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.lines import MAX_LINE, Line, byte_blocks, byte_lines, check_storable, parse_object, too_long
 from data_pipelines.numbers import UnspeakableError
 from data_pipelines.sources import manifest_keys as keys
 from data_pipelines.stretches import Stretch

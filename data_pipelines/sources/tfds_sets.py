@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from data_pipelines.audio import AudioError, decode, resample, stream_channels
 from data_pipelines.clips import Clip, Dropped, Source
+from data_pipelines.core.errors import DataError
 from data_pipelines.documents import Document, TextSource
-from data_pipelines.errors import DataError
 from data_pipelines.numbers import UnspeakableError
 from data_pipelines.sources.manifest import TextForm, transcript
 from data_pipelines.text import split_of, usual_split

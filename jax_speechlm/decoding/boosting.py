@@ -11,8 +11,8 @@ import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_pipelines.errors import DataError
-from data_pipelines.lines import text_lines
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.lines import text_lines
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.decoding.fusion import StepScorer
 from jax_speechlm.decoding.ngram import SPACE

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from jax_speechlm.decoding.fusion import Numbers
 from jax_speechlm.decoding.ngram import BEGIN, END, UNKNOWN
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 
 Unit = Literal["word", "char"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.decoding.fusion import MEMORY, Numbers, StepScorer
 from jax_speechlm.decoding.ngram import END, SPACE, NGram

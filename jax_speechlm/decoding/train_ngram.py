@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines import index, tokenizers
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from jax_speechlm.decoding.kneser_ney import estimate, write_arpa
 from jax_speechlm.decoding.ngram import NGram, Unit, sentences
 

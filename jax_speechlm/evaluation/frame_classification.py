@@ -9,7 +9,7 @@ from jaxtyping import Int
 from tyro.conf import Positional
 
 from data_pipelines import index as indexes
-from data_pipelines.paths import as_path
+from data_pipelines.core.paths import as_path
 from jax_speechlm.batch import Batch
 from jax_speechlm.evaluation.classification import FRAME, ClassificationReport, publish, score, speech_batches
 from jax_speechlm.trained import Trained

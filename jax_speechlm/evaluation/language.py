@@ -11,7 +11,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from data_pipelines import index as indexes
-from data_pipelines.paths import AnyPath, as_path
+from data_pipelines.core.paths import AnyPath, as_path
 from data_pipelines.tokenizers import find_unknown
 from jax_speechlm.config import Config
 from jax_speechlm.decoding.ngram import NGram, sentences

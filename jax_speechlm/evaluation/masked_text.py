@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from data_pipelines import index as indexes
 from data_pipelines import packing
-from data_pipelines.paths import as_path
+from data_pipelines.core.paths import as_path
 from data_pipelines.text_loader import open_text_batches
 from data_pipelines.token_store import TokenStore, open_tokens
 from jax_speechlm.config import Config

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
-from data_pipelines.errors import DataError
-from data_pipelines.lines import check_storable, csv_rows, parse_object, text_lines
-from data_pipelines.paths import as_path
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.lines import check_storable, csv_rows, parse_object, text_lines
+from data_pipelines.core.paths import as_path
 from jax_speechlm.config import Config
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.language_model import LanguageModel

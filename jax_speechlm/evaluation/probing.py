@@ -23,7 +23,7 @@ from tyro.conf import Positional
 
 from data_pipelines import index as indexes
 from data_pipelines import plan as plans
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.loader import Batches, open_batches
 from data_pipelines.tokenizers import train_tokenizer
 from jax_speechlm.batch import Batch

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
-from data_pipelines.paths import AnyPath
+from data_pipelines.core.paths import AnyPath
 from jax_speechlm.config import Config
 from jax_speechlm.evaluation import wer
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, written_without_spaces

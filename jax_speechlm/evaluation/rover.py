@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import track
 from tyro.conf import Positional
 
-from data_pipelines.lines import text_lines
-from data_pipelines.paths import AnyPath, as_path
+from data_pipelines.core.lines import text_lines
+from data_pipelines.core.paths import AnyPath, as_path
 from jax_speechlm.evaluation import report as reports
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, written_without_spaces
 from jax_speechlm.evaluation.report import Report, Utterance

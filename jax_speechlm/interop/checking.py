@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.errors import is_panic
+from data_pipelines.core.errors import is_panic
 from jax_speechlm.interop import folders, hugging_face
 from jax_speechlm.interop.hugging_face import Package
 from jax_speechlm.trained import Trained

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer, Places, ids_around, open_description
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from jax_speechlm.interop import folders

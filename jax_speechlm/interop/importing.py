@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from tyro.conf import Positional
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.experiment import Experiment, Speech, Text

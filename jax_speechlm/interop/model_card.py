@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from data_pipelines.audio import SAMPLE_RATE
-from data_pipelines.errors import DataError
-from data_pipelines.paths import AnyPath, as_path
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.paths import AnyPath, as_path
 from jax_speechlm.evaluation.report import TOO_FEW, Report
 from jax_speechlm.experiment import Experiment, Mixture, UnitText
 from jax_speechlm.interop.hugging_face import Package, audio_token, ids_in_folder

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import AfterValidator, Field
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from jax_speechlm.config import Config
 from jax_speechlm.objectives.base import ObjectiveConfig
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.code_store import FrameGrid
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.frame_labels import FrameLabels, speech_frames
 from data_pipelines.index import Index
 from data_pipelines.tokenizers import Tokenizer

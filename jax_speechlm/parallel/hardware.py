@@ -6,7 +6,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from data_pipelines.paths import cache_dir
+from data_pipelines.core.paths import cache_dir
 from jax_speechlm.parallel.chips import find_chip
 
 
@@ -53,7 +53,7 @@ def matmul_flops(size: int = 1536, repeats: int = 3) -> float:
 def cache_compilations() -> None:
     """Keeps compiled programs on disk, so that a restart, or the same model again, starts in seconds.
 
-    They lie in `$JAX_COMPILATION_CACHE_DIR`, or else in `compiled` of `data_pipelines.paths.cache_dir`.
+    They lie in `$JAX_COMPILATION_CACHE_DIR`, or else in `compiled` of `data_pipelines.core.paths.cache_dir`.
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from jax_speechlm import configs
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.parallel.chips import GIB

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 
-from data_pipelines.paths import cache_dir
+from data_pipelines.core.paths import cache_dir
 from jax_speechlm.planning.costs import Collective, Costs
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pydantic
 from tyro.conf import Positional
 
-from data_pipelines.paths import AnyPath
+from data_pipelines.core.paths import AnyPath
 from jax_speechlm.models.functional import Params
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.optimizers import paths

@@ -24,8 +24,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from data_pipelines.errors import is_disk_full
-from data_pipelines.paths import AnyPath, absolute, is_url, move_folder, reach
+from data_pipelines.core.errors import is_disk_full
+from data_pipelines.core.paths import AnyPath, absolute, is_url, move_folder, reach
 from jax_speechlm.models.functional import Params
 from jax_speechlm.models.quantized import dequantize, from_plain
 from jax_speechlm.parallel import distributed, hardware

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.packing import TextPlan
 from data_pipelines.plan import Plan, hours
 from jax_speechlm.experiment import Data, Experiment, Mixture, Speech

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from data_pipelines.paths import AnyPath, copy, is_url
+from data_pipelines.core.paths import AnyPath, copy, is_url
 
 log = logging.getLogger(__name__)
 

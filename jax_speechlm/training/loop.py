@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from rich.markup import escape
 
-from data_pipelines.paths import AnyPath, as_path, is_url, reach
+from data_pipelines.core.paths import AnyPath, as_path, is_url, reach
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import seed_key
 from jax_speechlm.experiment import Experiment, differences

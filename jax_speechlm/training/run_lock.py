@@ -5,7 +5,7 @@ import errno
 import fcntl
 from collections.abc import Iterator
 
-from data_pipelines.paths import AnyPath, is_url
+from data_pipelines.core.paths import AnyPath, is_url
 from jax_speechlm.training.checkpoints import CheckpointError
 
 _NAME = ".training"

@@ -15,13 +15,13 @@ from data_pipelines import index as indexes
 from data_pipelines import packing, token_store, tokenizers, unit_documents
 from data_pipelines import plan as plans
 from data_pipelines.code_store import CodeStore, Units, read_units
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.paths import as_path
+from data_pipelines.core.shuffle import derive_key
 from data_pipelines.frame_labels import FrameLabels
 from data_pipelines.loader import Batch, Batches, open_batches
 from data_pipelines.mixture import MixturePlan, make_mixture_plan
 from data_pipelines.noise import NoiseReader
-from data_pipelines.paths import as_path
-from data_pipelines.shuffle import derive_key
 from data_pipelines.speed import with_speeds
 from data_pipelines.text_loader import TextBatches, open_text_batches
 from jax_speechlm.experiment import Data, Experiment, Mixture, Speech, Text, UnitText

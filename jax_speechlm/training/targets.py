@@ -5,7 +5,7 @@ from jaxtyping import Int
 
 from data_pipelines import index as indexes
 from data_pipelines.code_store import CodeStore, open_codes, read_units
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.frame_labels import FrameLabels
 from jax_speechlm.experiment import Experiment
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data_pipelines.paths import AnyPath
+from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.experiment import Start
 from jax_speechlm.models.functional import Params

@@ -11,7 +11,7 @@ import tarfile
 import pytest
 
 from data_pipelines import debian
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb makes the package")
 

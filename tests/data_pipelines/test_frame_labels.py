@@ -10,7 +10,7 @@ from spoken_sets import align_evenly, write_spoken_set
 
 from data_pipelines import frame_labels
 from data_pipelines.code_store import FrameGrid
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.index import read_index
 from data_pipelines.word_times import write_word_times
 

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer, Places, ids_around, open_description
 from data_pipelines.normalizer_growth import GrowthLimit
 

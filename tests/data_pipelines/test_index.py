@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from prepared import flac, noise, write_prepared
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.index import IndexMismatchError, read_index, splits_of, token_lengths
 from data_pipelines.records import RecordReader
 from data_pipelines.tokenizers import CharTokenizer, train_tokenizer

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines import lines
 from data_pipelines.clips import Clip, Dropped
+from data_pipelines.core import lines
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.lines import byte_lines, csv_rows, parse_object, text_lines
 from data_pipelines.documents import Document
-from data_pipelines.errors import DataError
 from data_pipelines.index import read_index
-from data_pipelines.lines import byte_lines, csv_rows, parse_object, text_lines
 from data_pipelines.sources import manifest
 from data_pipelines.sources.text_files import text_files
 from data_pipelines.tokenizers import CharTokenizer

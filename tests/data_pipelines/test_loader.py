@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from prepared import noise, write_prepared
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.index import IndexMismatchError, read_index, token_lengths
 from data_pipelines.loader import open_batches
 from data_pipelines.noise import NoiseReader

@@ -14,7 +14,7 @@ from rich.console import Console
 from data_pipelines import convert, index, store
 from data_pipelines.audio import decode_flac
 from data_pipelines.clips import AudioFile, Clip
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.records import RecordReader
 from data_pipelines.sources.manifest import manifest_source

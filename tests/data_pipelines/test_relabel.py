@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.index import read_index, token_lengths
 from data_pipelines.loader import open_batches
 from data_pipelines.plan import make_eval_plan

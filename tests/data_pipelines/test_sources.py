@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.clips import Clip, Dropped
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.sources import asterisk, catalogue, fillets, manifest, queen, text_files, tuxpaint
 from data_pipelines.text import usual_split
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from text_sets import write_text_set
 
 from data_pipelines import token_store
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.index import read_index, read_sets, sample_texts
 from data_pipelines.packing import make_text_eval_plan, make_text_plan
 from data_pipelines.records import RecordReader

@@ -14,7 +14,7 @@ from text_sets import write_text_set
 from data_pipelines import prepare as preparation
 from data_pipelines import text_store
 from data_pipelines.cleaning import Cleaning
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.index import read_index, read_sets, splits_of
 from data_pipelines.prepare import prepare
 from data_pipelines.report import Report

@@ -14,8 +14,8 @@ import pytest
 
 from data_pipelines import debian
 from data_pipelines.clips import Dropped
+from data_pipelines.core.errors import DataError
 from data_pipelines.documents import Document
-from data_pipelines.errors import DataError
 from data_pipelines.sources import debian_texts
 from data_pipelines.sources.html_text import prose
 from data_pipelines.sources.text_files import text_files

@@ -16,7 +16,7 @@ from etils import epath
 
 from data_pipelines.audio import decode_flac
 from data_pipelines.cleaning import Cleaning
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.index import read_index, splits_of
 from data_pipelines.prepare import prepare_source
 from data_pipelines.records import RecordReader

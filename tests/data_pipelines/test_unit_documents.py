@@ -10,7 +10,7 @@ from spoken_sets import align_evenly, write_spoken_set
 from text_sets import write_text_set
 from unit_sets import label, make_units
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.index import read_index, read_sets
 from data_pipelines.packing import make_text_eval_plan, make_text_plan
 from data_pipelines.text_loader import open_text_batches

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers import CharTokenizer, train_tokenizer
 from jax_speechlm.decoding.boosting import Boost, read_phrases
 from jax_speechlm.decoding.prefix_beam import prefix_beam_search

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from jax_speechlm.decoding.kneser_ney import Estimate, estimate, write_arpa
 from jax_speechlm.decoding.ngram import BEGIN, END, UNKNOWN, NGram
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers import CharTokenizer, train_tokenizer
 from jax_speechlm import cli
 from jax_speechlm.decoding.kneser_ney import estimate, write_arpa

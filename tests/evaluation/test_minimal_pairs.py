@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from jax_speechlm.evaluation.minimal_pairs import Pair, compare, read_pairs
 
 OWN = [

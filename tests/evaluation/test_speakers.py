@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_curve
 
 import jax_speechlm
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from jax_speechlm import cli
 from jax_speechlm.evaluation.speakers import score
 from jax_speechlm.exit_status import USER_ERROR

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from jax_speechlm.evaluation.spoken_pairs import SpokenPair, compare_spoken, read_spoken_pairs
 
 SWUGGY = """id,filename,voice,frequency,word,phones,length,correct

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from jax_speechlm import cli, exit_status
 from jax_speechlm.exit_status import FINAL, STOPPED, USER_ERROR, status_of
 from jax_speechlm.launching import cloud_tpu, gke, job, skypilot

@@ -7,7 +7,7 @@ import numpy as np
 import pydantic
 import pytest
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.packing import make_text_plan
 from jax_speechlm import configs
 from jax_speechlm.batch import seed_key, step_key

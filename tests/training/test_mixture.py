@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from jax_speechlm.experiment import Mixture, Speech, Stream, differences
 from jax_speechlm.objectives.joint import stream_of
 from jax_speechlm.planning.workload import workload

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from data_pipelines.index import read_index
 from jax_speechlm.experiment import Cadence, Experiment, Text, UnitText
 from jax_speechlm.models.transformer_config import TransformerConfig

@@ -7,7 +7,7 @@ import pytest
 from sklearn import cluster
 from sklearn.datasets import make_blobs
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 from jax_speechlm.parallel.mesh import MeshShape, batch_sharding, make_mesh
 from jax_speechlm.units import kmeans
 from jax_speechlm.units.kmeans import KMeans, State

@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from data_pipelines.errors import DataError
-from data_pipelines.paths import AnyPath
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.paths import AnyPath
 
 MAX_LINE = 2**24  # bytes; the longest book of Project Gutenberg has some ten million
 _BLOCK = 2**20  # bytes

@@ -15,7 +15,7 @@ os.environ.setdefault("EPATH_USE_TF", "false")  # where TensorFlow is installed,
 import fsspec
 from etils import epath
 
-from data_pipelines.errors import DataError
+from data_pipelines.core.errors import DataError
 
 AnyPath = Path | epath.Path
 

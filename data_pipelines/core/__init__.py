@@ -1,0 +1,1 @@
+"""Errors, paths, lines of files and keyed permutations, which every other package here uses."""
