@@ -25,8 +25,8 @@ from interleave import load
 from rich.console import Console
 
 from data_pipelines import beam, index
-from data_pipelines.audio import SAMPLE_RATE, decode_flac
-from data_pipelines.clips import Audio, Clip, Source
+from data_pipelines.audio.clips import Audio, Clip, Source
+from data_pipelines.audio.decode import SAMPLE_RATE, decode_flac
 from data_pipelines.prepare import prepare
 from data_pipelines.records import RecordReader
 from data_pipelines.store import folder_bytes

@@ -91,7 +91,7 @@ def main() -> None:
 
     import soundfile
 
-    from data_pipelines import audio
+    from data_pipelines.audio import decode as audio
     from data_pipelines.index import read_sets
     from data_pipelines.records import RecordReader
     from jax_speechlm.recognizer import Recognizer

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import pyarrow.parquet
 from rich.console import Console
 
-from data_pipelines.audio import Levels
+from data_pipelines.audio.clips import AudioFile, Clip, Dropped, Source
+from data_pipelines.audio.decode import Levels
 from data_pipelines.clip_files import clip_fields, read_clips, write_clips
-from data_pipelines.clips import AudioFile, Clip, Dropped, Source
 from data_pipelines.convert import Converted, Sound, by_recording, check_rate, convert_clips, too_many_bad
 from data_pipelines.core.errors import DataError
 from data_pipelines.report import Report, summarise

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Literal
 
-from data_pipelines.clips import Dropped
+from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.errors import DataError
 from data_pipelines.documents import Document
 from data_pipelines.near_duplicates import NearDuplicates, signature

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.clips import AudioFile, AudioSlice, Clip
+from data_pipelines.audio.clips import AudioFile, AudioSlice, Clip
+from data_pipelines.audio.stretches import Stretch
 from data_pipelines.sources.tfds_sets import TfdsAudio
-from data_pipelines.stretches import Stretch
 
 _KINDS = {kind.__name__: kind for kind in (AudioFile, AudioSlice, Stretch, TfdsAudio)}
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from data_pipelines.clips import Dropped
+from data_pipelines.audio.clips import Dropped
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 
-from data_pipelines.audio import SAMPLE_RATE
+from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.code_store import FrameGrid
 from data_pipelines.core.errors import DataError
 from data_pipelines.index import Index

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data_pipelines.audio import decode_flac
+from data_pipelines.audio.decode import decode_flac
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.shuffle import derive_key, uniform
 from data_pipelines.index import Index

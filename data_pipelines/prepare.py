@@ -24,9 +24,9 @@ from typing import Any
 from rich.console import Console
 
 from data_pipelines import index as indexes
+from data_pipelines.audio.clips import Clip, Dropped, Source
 from data_pipelines.beam import Runner, prepare_on_beam
 from data_pipelines.cleaning import Cleaning
-from data_pipelines.clips import Clip, Dropped, Source
 from data_pipelines.convert import Converted, Workshop, check_rate, too_many_bad
 from data_pipelines.core.errors import DataError, disk_full, is_disk_full
 from data_pipelines.core.paths import AnyPath, as_path, cache_dir, is_url, reach

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data_pipelines.clips import Dropped
+from data_pipelines.audio.clips import Dropped
 from data_pipelines.convert import Converted
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.text import split_order, without_held_out

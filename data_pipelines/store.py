@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import pyarrow
 import pyarrow.parquet
 
-from data_pipelines.audio import SAMPLE_RATE
-from data_pipelines.clips import Source
+from data_pipelines.audio.clips import Source
+from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.convert import Converted
 from data_pipelines.core.errors import DataError, disk_full
 from data_pipelines.core.paths import AnyPath, copy, num_bytes

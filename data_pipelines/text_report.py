@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data_pipelines.clips import Dropped
+from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.documents import Document
 from data_pipelines.text import without_held_out

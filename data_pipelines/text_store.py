@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from data_pipelines.audio.clips import Dropped
 from data_pipelines.cleaning import Cleaning, clean
-from data_pipelines.clips import Dropped
 from data_pipelines.convert import too_many_bad
 from data_pipelines.core.errors import DataError, disk_full, is_disk_full
 from data_pipelines.documents import Document, TextSource

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
-from data_pipelines.clips import Dropped
+from data_pipelines.audio.clips import Dropped
 from data_pipelines.documents import Document
 
 Result = TypeVar("Result")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tyro.conf import Positional
 
-from data_pipelines import audio
+from data_pipelines.audio import decode
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
 from data_pipelines.tokenizers import Tokenizer, find_unknown
@@ -123,7 +123,7 @@ def align_part(recognizer: Recognizer, name: str, split: str, data_dir: Path, se
     other_words = 0
     for batch in speech.batches():
         heard = recognizer.posteriors([batch])
-        seconds = speech.index.num_samples / audio.SAMPLE_RATE
+        seconds = speech.index.num_samples / decode.SAMPLE_RATE
         found, _ = align_utterances(
             recognizer,
             [(str(row), texts[row], float(seconds[row]), heard[row]) for row in heard],
@@ -134,7 +134,7 @@ def align_part(recognizer: Recognizer, name: str, split: str, data_dir: Path, se
             if not all(_spells(recognizer.tokenizer, word) for word in texts[int(each.id)].split()):
                 other_words += 1
                 continue
-            spans[int(each.id)] = np.rint(np.array(times) * audio.SAMPLE_RATE).astype(np.int32)
+            spans[int(each.id)] = np.rint(np.array(times) * decode.SAMPLE_RATE).astype(np.int32)
     path = write_word_times(part, spans, aligner)
     failed = sum(each is None for each in spans)
     other = f", {other_words} of them because a word has no character that the recogniser knows" if other_words else ""
@@ -165,7 +165,7 @@ def align_utterances(
     Returns:
       Those that could be aligned, and for each of the others why not.
     """
-    tokenizer, frame = recognizer.tokenizer, recognizer.experiment.frame_samples / audio.SAMPLE_RATE
+    tokenizer, frame = recognizer.tokenizer, recognizer.experiment.frame_samples / decode.SAMPLE_RATE
     pieces = (*tokenizer.pieces, _UNKNOWN)
     spelled = [_spell(tokenizer, text) for _, text, _, _ in utterances]
     order = sorted(range(len(utterances)), key=lambda row: len(utterances[row][3]))
@@ -261,7 +261,7 @@ def _read(recognizer: Recognizer, files: Sequence[Path]) -> Iterator[tuple[str, 
         transcript = file.with_suffix(".txt")
         if not transcript.is_file():
             raise DataError(f"{transcript} does not exist: write what is said in {file.name} into it")
-        samples = audio.decode(file)
+        samples = decode.decode(file)
         (log_probs,) = recognizer.posteriors(in_batches([samples])).values()
         text = " ".join(transcript.read_text(encoding="utf-8").split())
-        yield file.stem, text, len(samples) / audio.SAMPLE_RATE, log_probs
+        yield file.stem, text, len(samples) / decode.SAMPLE_RATE, log_probs

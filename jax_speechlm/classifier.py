@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from tyro.conf import Positional
 
-from data_pipelines.audio import AudioError
+from data_pipelines.audio.decode import AudioError
 from data_pipelines.core.errors import DataError
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.trained import Trained

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from data_pipelines import audio, tokenizers
+from data_pipelines import tokenizers
+from data_pipelines.audio import decode
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.loader import Batch as HostBatch
 from jax_speechlm.batch import Batch
@@ -224,7 +225,7 @@ class Recognizer(Transcriber):
 
     @property
     def _frame_seconds(self) -> float:
-        return self.experiment.frame_samples / audio.SAMPLE_RATE
+        return self.experiment.frame_samples / decode.SAMPLE_RATE
 
 
 def mean_probability(log_probs: Sequence[Float[Array, "*each"]]) -> Float[Array, "*each"]:

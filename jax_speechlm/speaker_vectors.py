@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from data_pipelines.audio import AudioError
+from data_pipelines.audio.decode import AudioError
 from jax_speechlm.trained import Trained
 from jax_speechlm.windows import Recording, Samples, in_batches, in_groups, name_of
 

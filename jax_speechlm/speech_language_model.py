@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 from tyro.conf import OmitArgPrefixes, Positional
 
-from data_pipelines import audio, tokenizers
+from data_pipelines import tokenizers
+from data_pipelines.audio import decode
 from data_pipelines.loader import Batch as HostBatch
 from jax_speechlm.batch import Batch, seed_key
 from jax_speechlm.decoder import Decoding
@@ -49,7 +50,7 @@ TOKENS_PER_SECOND = 25
 SPARE_TOKENS = 16
 """That the shortest clip may have besides."""
 
-_SAMPLE_RATE = audio.SAMPLE_RATE
+_SAMPLE_RATE = decode.SAMPLE_RATE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

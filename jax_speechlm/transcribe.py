@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tyro.conf import OmitArgPrefixes, Positional
 
-from data_pipelines import audio
+from data_pipelines.audio import decode
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.transcriber import Transcriber, open_transcriber
@@ -108,7 +108,7 @@ def _write(
             else:
                 print(text, end="", flush=True)
     if failed:
-        raise audio.DataError(f"{failed} of {len(files)} files could not be transcribed")
+        raise decode.DataError(f"{failed} of {len(files)} files could not be transcribed")
 
 
 def _formatted(transcript: Transcript, format: Format, is_one: bool) -> str:
@@ -123,7 +123,7 @@ def _formatted(transcript: Transcript, format: Format, is_one: bool) -> str:
 def _progress(files: Sequence[Path]) -> Iterator[Callable[[float], None]]:
     """A bar over the audio of all files, where someone looks at it."""
     console = Console(stderr=True)
-    total = sum(audio.length(file) for file in files) if console.is_terminal else 0.0
+    total = sum(decode.length(file) for file in files) if console.is_terminal else 0.0
     columns = (
         TextColumn("heard"),
         BarColumn(bar_width=24),

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from tyro.conf import Positional
 
-from data_pipelines.audio import SAMPLE_RATE, AudioError
+from data_pipelines.audio.decode import SAMPLE_RATE, AudioError
 from data_pipelines.core.errors import DataError
 from jax_speechlm.trained import Trained
 from jax_speechlm.windows import Recording, blocks_of, in_batches, samples_in, windows

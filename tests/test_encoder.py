@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.audio import AudioError
+from data_pipelines.audio.decode import AudioError
 from data_pipelines.tokenizers import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.encoder import SpeechEncoder

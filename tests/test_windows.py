@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.audio import SAMPLE_RATE, AudioError
+from data_pipelines.audio.decode import SAMPLE_RATE, AudioError
 from jax_speechlm.windows import (
     blocks_of,
     cut_at_pauses,

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines.clips import AudioFile, Clip, Dropped
+from data_pipelines.audio.clips import AudioFile, Clip, Dropped
 from data_pipelines.numbers import UnspeakableError
 from data_pipelines.text import normalise, split_key, split_of
 

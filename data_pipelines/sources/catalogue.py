@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from data_pipelines import debian
-from data_pipelines.clips import Clip, Dropped, Source
+from data_pipelines.audio.clips import Clip, Dropped, Source
 from data_pipelines.core.errors import DataError
 from data_pipelines.sources import asterisk, fillets, queen, tuxpaint
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_pipelines import debian
-from data_pipelines.clips import Dropped
+from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.errors import DataError
 from data_pipelines.documents import Document, TextSource
 from data_pipelines.sources.html_text import prose

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.clips import AudioSlice, Clip, Dropped
+from data_pipelines.audio.clips import AudioSlice, Clip, Dropped
 from data_pipelines.core.errors import DataError
 from data_pipelines.numbers import UnspeakableError
 from data_pipelines.text import normalise, split_key, split_of

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.clips import Dropped
+from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import byte_blocks, byte_lines, check_storable, parse_json, too_long
 from data_pipelines.documents import Document, TextSource

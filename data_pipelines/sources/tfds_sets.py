@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.audio import AudioError, decode, resample, stream_channels
-from data_pipelines.clips import Clip, Dropped, Source
+from data_pipelines.audio.clips import Clip, Dropped, Source
+from data_pipelines.audio.decode import AudioError, decode, resample, stream_channels
 from data_pipelines.core.errors import DataError
 from data_pipelines.documents import Document, TextSource
 from data_pipelines.numbers import UnspeakableError

@@ -17,8 +17,8 @@ import torch
 import transformers
 from jaxtyping import Int16
 
-from data_pipelines import audio as audio_files
-from data_pipelines.audio import SAMPLE_RATE
+from data_pipelines.audio import decode as audio_files
+from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.decoding.greedy import best_path, collapse

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from data_pipelines.audio import SAMPLE_RATE
+from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath, as_path
 from jax_speechlm.evaluation.report import TOO_FEW, Report

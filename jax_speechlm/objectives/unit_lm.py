@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from pydantic import Field, PositiveInt
 
-from data_pipelines.audio import SAMPLE_RATE
+from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.tokenizers import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines import plan as plans
-from data_pipelines.audio import SAMPLE_RATE
+from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.core.paths import as_path
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from data_pipelines.word_times import find_word_times

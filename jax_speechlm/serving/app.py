@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from data_pipelines import audio
+from data_pipelines.audio import decode
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.logmel import log_mel
 from jax_speechlm.serving import answers
@@ -138,12 +138,12 @@ class Service:
             if working not in done:
                 raise ApiError(504, f"not done after {self.limits.timeout:g} s", code="timeout")
             return working.result()
-        except audio.AudioTooLongError as error:
+        except decode.AudioTooLongError as error:
             minutes = f"{self.limits.max_minutes:g} minutes"
             raise ApiError(
                 400, f"the audio is longer than {minutes}, the most that is taken", param="file", code="audio_too_long"
             ) from error
-        except audio.AudioError as error:
+        except decode.AudioError as error:
             raise ApiError(
                 400, f"the file is no audio that can be read: {error.reason}", param="file", code="bad_audio"
             ) from error
@@ -165,7 +165,7 @@ class Service:
         """An upload's samples, until the caller gives up. Raises `AudioError`."""
         name = "upload.g722" if upload.filename.lower().endswith(".g722") else "upload"  # a format without a header
         max_seconds = 60 * self.limits.max_minutes
-        yield from audio.stream(upload.content, name=name, max_seconds=max_seconds, check=caller.check)
+        yield from decode.stream(upload.content, name=name, max_seconds=max_seconds, check=caller.check)
 
     def transcribe(
         self, upload: Upload, caller: Caller, found: Callable[[Segment], Any] | None = None
@@ -188,7 +188,7 @@ class Service:
             segments.append(segment)
             if found:
                 found(segment)
-        return segments, num_samples / audio.SAMPLE_RATE
+        return segments, num_samples / decode.SAMPLE_RATE
 
     async def events(self, request: Request, upload: Upload) -> AsyncGenerator[dict[str, Any], None]:
         """Yields the text of an upload as it is found, as events, and then the whole. Raises what `run` raises."""
@@ -210,7 +210,7 @@ class Service:
 
     def picture(self, upload: Upload, caller: Caller) -> dict[str, Any]:
         """The log-mel features of the first half minute, as shades: a byte a bin, low ones first, frame after frame."""
-        most, held, parts = int(_PICTURE_SECONDS * audio.SAMPLE_RATE), 0, []
+        most, held, parts = int(_PICTURE_SECONDS * decode.SAMPLE_RATE), 0, []
         for block in self.blocks(upload, caller):
             parts.append(block[: most - held])
             held += len(parts[-1])
@@ -227,7 +227,7 @@ class Service:
         return {
             "frames": len(shades),
             "bins": mel.num_mel_bins,
-            "seconds": held / audio.SAMPLE_RATE,
+            "seconds": held / decode.SAMPLE_RATE,
             "shades": base64.b64encode(shades.tobytes()).decode(),
         }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple
 
-from data_pipelines import audio
+from data_pipelines.audio import decode
 from jax_speechlm.windows import Samples, shape_of
 
 _AT_ONCE = 4  # windows of one request that wait at a time, so that an hour of audio does not hold up a word
@@ -36,7 +36,7 @@ class Batcher:
           hear: gives what the model makes of each window (`Transcriber.listen_to`).
           seconds_per_batch: padded audio that is given to it at a time, if more than one window.
         """
-        self._hear, self._limit = hear, seconds_per_batch * audio.SAMPLE_RATE
+        self._hear, self._limit = hear, seconds_per_batch * decode.SAMPLE_RATE
         self._waiting: collections.deque[_Waiting] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False

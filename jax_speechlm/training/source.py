@@ -14,6 +14,7 @@ from jaxtyping import Int
 from data_pipelines import index as indexes
 from data_pipelines import packing, token_store, tokenizers, unit_documents
 from data_pipelines import plan as plans
+from data_pipelines.audio.speed import with_speeds
 from data_pipelines.code_store import CodeStore, Units, read_units
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
@@ -22,7 +23,6 @@ from data_pipelines.frame_labels import FrameLabels
 from data_pipelines.loader import Batch, Batches, open_batches
 from data_pipelines.mixture import MixturePlan, make_mixture_plan
 from data_pipelines.noise import NoiseReader
-from data_pipelines.speed import with_speeds
 from data_pipelines.text_loader import TextBatches, open_text_batches
 from jax_speechlm.experiment import Data, Experiment, Mixture, Speech, Text, UnitText
 from jax_speechlm.training import checkpoints as ckpt

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int16, Integer
 
-from data_pipelines import audio
+from data_pipelines.audio import decode
 from data_pipelines.code_store import Units, read_units
 from jax_speechlm.batch import Batch
 from jax_speechlm.units.features import read_features
@@ -60,4 +60,4 @@ class UnitEncoder:
         Raises:
           DataError: a file cannot be read.
         """
-        return self.encode([audio.decode(file) for file in files])
+        return self.encode([decode.decode(file) for file in files])

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from rich.table import Table
 
 from data_pipelines import index as indexes
-from data_pipelines.audio import SAMPLE_RATE
+from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.code_store import open_codes
 from jax_speechlm.config import Config
 from jax_speechlm.decoding.alignment import force_align

@@ -11,8 +11,9 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import audio, audio_formats
-from data_pipelines.audio import AudioError, AudioTooLongError, decode, decode_flac, encode_flac, measure
+from data_pipelines.audio import decode as audio
+from data_pipelines.audio import formats
+from data_pipelines.audio.decode import AudioError, AudioTooLongError, decode, decode_flac, encode_flac, measure
 
 RATE = audio.SAMPLE_RATE
 
@@ -101,14 +102,14 @@ def test_16_khz_16_bit_comes_back_unchanged():
 def test_reading_in_blocks_equals_reading_at_once(monkeypatch, tmp_path, file_format, subtype):
     def in_this_process() -> list[np.ndarray]:
         with path.open("rb") as file:
-            blocks = audio_formats.blocks(file.fileno(), "", audio_formats.Damage())
+            blocks = formats.blocks(file.fileno(), "", formats.Damage())
             return list(audio.resampled(blocks, "", np.inf))
 
     path = tmp_path / "noise"
     path.write_bytes(encoded(np.random.default_rng(0).normal(0, 0.1, (44_100, 2)), 44_100, file_format, subtype))
     at_once = decode(path)
     np.testing.assert_array_equal(np.concatenate(in_this_process()), at_once)
-    monkeypatch.setattr(audio_formats, "_BLOCK_SAMPLES", 1_000)
+    monkeypatch.setattr(formats, "_BLOCK_SAMPLES", 1_000)
     in_blocks = in_this_process()
     assert len(in_blocks) > 20
     np.testing.assert_allclose(np.concatenate(in_blocks), at_once, atol=1)

@@ -10,8 +10,9 @@ import pytest
 import soundfile
 
 from data_pipelines import beam as on_beam
-from data_pipelines import index, stretches
-from data_pipelines.clips import AudioFile
+from data_pipelines import index
+from data_pipelines.audio import stretches
+from data_pipelines.audio.clips import AudioFile
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.records import RecordReader

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.clips import Clip, Dropped
+from data_pipelines.audio.clips import Clip, Dropped
 from data_pipelines.core import lines
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import byte_lines, csv_rows, parse_object, text_lines

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from prepared import noise, write_prepared
 
+from data_pipelines.audio.speed import change_speed, perturbed_length, with_speeds
 from data_pipelines.core.errors import DataError
 from data_pipelines.index import IndexMismatchError, read_index, token_lengths
 from data_pipelines.loader import open_batches
 from data_pipelines.noise import NoiseReader
 from data_pipelines.plan import FILLER, make_eval_plan, make_plan
-from data_pipelines.speed import change_speed, perturbed_length, with_speeds
 from data_pipelines.tokenizers import CharTokenizer
 
 TOKENIZER = CharTokenizer("clip 0123456789")

@@ -12,8 +12,8 @@ import soundfile
 from rich.console import Console
 
 from data_pipelines import convert, index, store
-from data_pipelines.audio import decode_flac
-from data_pipelines.clips import AudioFile, Clip
+from data_pipelines.audio.clips import AudioFile, Clip
+from data_pipelines.audio.decode import decode_flac
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.records import RecordReader

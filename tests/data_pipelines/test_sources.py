@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from data_pipelines.clips import Clip, Dropped
+from data_pipelines.audio.clips import Clip, Dropped
 from data_pipelines.core.errors import DataError
 from data_pipelines.sources import asterisk, catalogue, fillets, manifest, queen, text_files, tuxpaint
 from data_pipelines.text import usual_split
@@ -236,8 +236,8 @@ def test_unknown_set_names_the_nearest(tmp_path):
 
 
 def test_truncated_archive_is_an_error(tmp_path):
-    from data_pipelines.audio import AudioError
-    from data_pipelines.clips import AudioSlice
+    from data_pipelines.audio.clips import AudioSlice
+    from data_pipelines.audio.decode import AudioError
 
     path = write(tmp_path / "queen.1c", bytes(np.zeros(10, np.uint8)))
     with pytest.raises(AudioError, match="truncated archive"):

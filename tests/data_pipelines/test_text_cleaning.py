@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines import near_duplicates, workers
+from data_pipelines.audio.clips import Dropped
 from data_pipelines.cleaning import Cleaning, clean, split_sentences, tidy
-from data_pipelines.clips import Dropped
 from data_pipelines.core.errors import DataError
 from data_pipelines.documents import Document
 

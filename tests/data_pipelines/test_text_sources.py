@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines import debian
-from data_pipelines.clips import Dropped
+from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.errors import DataError
 from data_pipelines.documents import Document
 from data_pipelines.sources import debian_texts

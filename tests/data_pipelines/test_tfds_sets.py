@@ -14,7 +14,7 @@ import soundfile
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data_pipelines.audio import decode_flac
+from data_pipelines.audio.decode import decode_flac
 from data_pipelines.cleaning import Cleaning
 from data_pipelines.core.errors import DataError
 from data_pipelines.index import read_index, splits_of

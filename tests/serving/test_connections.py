@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from data_pipelines import audio
+from data_pipelines.audio import decode
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.serving import server as http_server
 from jax_speechlm.serving.app import Limits
@@ -197,7 +197,7 @@ def endless(monkeypatch) -> list[threading.Event]:
         finally:
             mine.set()
 
-    monkeypatch.setattr(audio, "stream", stream)
+    monkeypatch.setattr(decode, "stream", stream)
     return ended
 
 

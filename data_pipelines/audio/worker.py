@@ -1,4 +1,4 @@
-"""The process that decodes audio files under limits: `python -m data_pipelines.audio_worker FD`.
+"""The process that decodes audio files under limits: `python -m data_pipelines.audio.worker FD`.
 
 FD is a connected socket. A request is a JSON line with an open file attached:
 
@@ -22,8 +22,8 @@ from typing import Any
 import av
 import soundfile
 
-from data_pipelines import audio, audio_formats
-from data_pipelines.audio_process import FRAME, JSON, SAMPLES, STOP
+from data_pipelines.audio import decode, formats
+from data_pipelines.audio.process import FRAME, JSON, SAMPLES, STOP
 
 _MEMORY = 256 * 2**20  # bytes, beyond what the process takes before it opens a file
 _CPU_SECONDS, _CPU_SHARE = 20.0, 0.1  # of processor time, and more for each second of audio that comes out
@@ -61,12 +61,12 @@ def _answer(request: dict[str, Any], fd: int, connection: socket.socket) -> dict
     """Does what a request asks. Returns the last answer."""
     try:
         if request["do"] == "length":
-            return {"length": audio_formats.length(fd, request["suffix"])}
-        damage = audio_formats.Damage()
-        blocks = audio_formats.blocks(fd, request["suffix"], damage)
+            return {"length": formats.length(fd, request["suffix"])}
+        damage = formats.Damage()
+        blocks = formats.blocks(fd, request["suffix"], damage)
         num_samples, start = 0, resource.getrusage(resource.RUSAGE_SELF)
         rate, mix = request["rate"], request["mix"]
-        for block in audio.resampled(blocks, "audio", request.get("max_seconds", math.inf), rate=rate, mix=mix):
+        for block in decode.resampled(blocks, "audio", request.get("max_seconds", math.inf), rate=rate, mix=mix):
             _send(connection, SAMPLES, block.tobytes(), 0 if mix else block.shape[1])
             num_samples += len(block)
             _limit_cpu(start, num_samples / rate)
@@ -76,9 +76,9 @@ def _answer(request: dict[str, Any], fd: int, connection: socket.socket) -> dict
         if damage.lost > num_samples / rate / 2:
             raise ValueError(damage.first_error)
         return {"lost": damage.lost, "error": damage.first_error}
-    except audio.AudioTooLongError:
+    except decode.AudioTooLongError:
         return {"too_long": True}
-    except audio.AudioError as error:
+    except decode.AudioError as error:
         return {"reason": error.reason, "remedy": error.remedy}
     except MemoryError:
         raise

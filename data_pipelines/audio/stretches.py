@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.audio import SAMPLE_RATE, AudioError, AudioTooLongError, stream_channels
-from data_pipelines.clips import check_path, file_stamp, tolerance, wrong_length
+from data_pipelines.audio.clips import check_path, file_stamp, tolerance, wrong_length
+from data_pipelines.audio.decode import SAMPLE_RATE, AudioError, AudioTooLongError, stream_channels
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class _Process:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "data_pipelines.audio_worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "data_pipelines.audio.worker", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from data_pipelines.audio import AudioError
+from data_pipelines.audio.decode import AudioError
 
 Block = tuple[int, NDArray[np.float32]]
 """A sample rate in Hz, and float32 [samples, channels]."""

@@ -21,7 +21,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from data_pipelines import audio_process
+from data_pipelines.audio import process
 from data_pipelines.core.errors import DataError
 
 SAMPLE_RATE = 16_000  # Hz, of everything this package stores
@@ -147,8 +147,8 @@ def _answers(
     """Opens a file and hands it to a decoding process. Raises `AudioError`."""
     fd = _opened(source, name)
     try:
-        yield from audio_process.run(request, fd, check)
-    except audio_process.ProcessError as error:
+        yield from process.run(request, fd, check)
+    except process.ProcessError as error:
         raise AudioError(name, error.reason, "the file may be damaged: convert it to FLAC or WAV") from error
     finally:
         os.close(fd)

@@ -9,14 +9,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.audio import SAMPLE_RATE, AudioError, decode
+from data_pipelines.audio.decode import SAMPLE_RATE, AudioError, decode
 
 
 class Audio(Protocol):
     """Where the sound of a clip is, and how to read it."""
 
     def decode(self, max_seconds: float) -> NDArray[np.int16]:
-        """int16 [samples] at 16 kHz mono; see `data_pipelines.audio.decode`."""
+        """int16 [samples] at 16 kHz mono; see `data_pipelines.audio.decode.decode`."""
 
     def fingerprint(self) -> str:
         """Changes when the stored sound changes, so that a resumed preparation knows what it can keep."""

@@ -1,0 +1,1 @@
+"""Decoding of audio files, stretches and channels of recordings, speed perturbation."""
