@@ -13,7 +13,7 @@ from rich.table import Table
 from data_pipelines.audio.clips import Dropped
 from data_pipelines.convert import Converted
 from data_pipelines.core.paths import AnyPath
-from data_pipelines.text import split_order, without_held_out
+from data_pipelines.text.normalize import split_order, without_held_out
 
 # Upper edges of the duration histogram in seconds; the last bin is open.
 HISTOGRAM_EDGES = (0.5, 1, 2, 4, 8, 16, 32, 64)

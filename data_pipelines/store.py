@@ -21,7 +21,7 @@ from data_pipelines.convert import Converted
 from data_pipelines.core.errors import DataError, disk_full
 from data_pipelines.core.paths import AnyPath, copy, num_bytes
 from data_pipelines.report import Report
-from data_pipelines.text import NORMALISER_VERSION
+from data_pipelines.text.normalize import NORMALISER_VERSION
 
 META = "meta.json"
 _ROW_GROUP = 65_536  # rows of an index that are in memory at a time

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.paths import AnyPath
-from data_pipelines.documents import Document
-from data_pipelines.text import without_held_out
+from data_pipelines.text.documents import Document
+from data_pipelines.text.normalize import without_held_out
 
 _EXAMPLES = 5
 _COUNTS = ("documents", "words", "bytes")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from data_pipelines.audio import decode
-from data_pipelines.scripts import join
+from data_pipelines.text.scripts import join
 from jax_speechlm.batch import Batch
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.experiment import Experiment

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from data_pipelines import scripts
+from data_pipelines.text import scripts
 from jax_speechlm.decoding.alignment import Word
 
 Format = Literal["text", "json", "srt", "vtt"]

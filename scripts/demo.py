@@ -21,11 +21,11 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and it annou
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.cleaning import Cleaning
 from data_pipelines.core.errors import DataError
 from data_pipelines.index import read_index
 from data_pipelines.prepare import prepare
 from data_pipelines.records import RecordReader
+from data_pipelines.text.cleaning import Cleaning
 from jax_speechlm import configs
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.train_ngram import train_ngram

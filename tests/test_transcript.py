@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import scripts
+from data_pipelines.text import scripts
 from jax_speechlm.decoding.alignment import Word
 from jax_speechlm.transcriber import Heard
 from jax_speechlm.transcript import Segment, Transcript, phrases, to_srt, to_vtt

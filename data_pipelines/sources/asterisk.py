@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.audio.clips import AudioFile, Clip, Dropped
-from data_pipelines.numbers import UnspeakableError
-from data_pipelines.text import normalise, split_key, split_of
+from data_pipelines.text.normalize import normalise, split_key, split_of
+from data_pipelines.text.numbers import UnspeakableError
 
 LICENCES = {"en": "CC-BY-SA-3.0", "es": "CC-BY-SA-3.0", "fr": "CC-BY-SA-3.0", "it": "CC-BY-3.0", "ru": "CC-BY-3.0"}
 _ENTRY = re.compile(r"(?P<key>[\w./-]+):\s*(?P<text>.*)")

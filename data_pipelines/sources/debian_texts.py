@@ -15,8 +15,8 @@ from pathlib import Path
 from data_pipelines import debian
 from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.errors import DataError
-from data_pipelines.documents import Document, TextSource
 from data_pipelines.sources.html_text import prose
+from data_pipelines.text.documents import Document, TextSource
 
 # One long political text of a single voice must not be a third of the set.
 _ANARCHISM_BYTES = 4_000_000

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.audio.clips import AudioFile, Clip, Dropped
-from data_pipelines.numbers import UnspeakableError, check_no_numerals
-from data_pipelines.text import normalise, split_of
+from data_pipelines.text.normalize import normalise, split_of
+from data_pipelines.text.numbers import UnspeakableError, check_no_numerals
 
 LICENCE = "GPL-2.0-or-later"
 LANGUAGES = ("cs", "nl")

@@ -25,9 +25,9 @@ from data_pipelines.audio.clips import AudioFile, Clip, Dropped, Source, toleran
 from data_pipelines.audio.stretches import Stretch
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import MAX_LINE, Line, byte_blocks, byte_lines, check_storable, parse_object, too_long
-from data_pipelines.numbers import UnspeakableError
 from data_pipelines.sources import manifest_keys as keys
-from data_pipelines.text import normalise, normalised_split_key, split_key, split_of, usual_split
+from data_pipelines.text.normalize import normalise, normalised_split_key, split_key, split_of, usual_split
+from data_pipelines.text.numbers import UnspeakableError
 
 TextForm = Literal["none", "basic"]
 _SPLIT_NAME = re.compile(r"\w+", re.ASCII)

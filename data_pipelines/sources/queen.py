@@ -12,8 +12,8 @@ from pathlib import Path
 
 from data_pipelines.audio.clips import AudioSlice, Clip, Dropped
 from data_pipelines.core.errors import DataError
-from data_pipelines.numbers import UnspeakableError
-from data_pipelines.text import normalise, split_key, split_of
+from data_pipelines.text.normalize import normalise, split_key, split_of
+from data_pipelines.text.numbers import UnspeakableError
 
 LICENCE = (
     "Flight of the Amazon Queen licence: free to pass on and to change with its notice, not to be sold by itself; "

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import byte_blocks, byte_lines, check_storable, parse_json, too_long
-from data_pipelines.documents import Document, TextSource
-from data_pipelines.text import usual_split
+from data_pipelines.text.documents import Document, TextSource
+from data_pipelines.text.normalize import usual_split
 
 Unit = Literal["line", "paragraph", "file"]
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from data_pipelines.audio.clips import Clip, Dropped, Source
 from data_pipelines.audio.decode import AudioError, decode, resample, stream_channels
 from data_pipelines.core.errors import DataError
-from data_pipelines.documents import Document, TextSource
-from data_pipelines.numbers import UnspeakableError
 from data_pipelines.sources.manifest import TextForm, transcript
-from data_pipelines.text import split_of, usual_split
+from data_pipelines.text.documents import Document, TextSource
+from data_pipelines.text.normalize import split_of, usual_split
+from data_pipelines.text.numbers import UnspeakableError
 
 _TEXT = ("text_normalized", "text", "sentence", "transcript")  # in order of preference
 _SPEAKER = ("speaker_id", "client_id", "speaker")
@@ -65,7 +65,7 @@ def tfds_source(
     """Downloads a TFDS data set unless it is there, and describes it as a set called `name`.
 
     A set with audio is speech; one without is text, from its feature `text` or else its first of text. Splits keep
-    their names; a set with a single one is divided by the hash rules of `data_pipelines.text`.
+    their names; a set with a single one is divided by the hash rules of `data_pipelines.text.normalize`.
 
     Args:
       tfds_name: as TFDS spells it, with a config where there are several: `common_voice/en`.

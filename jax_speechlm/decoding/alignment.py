@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from data_pipelines import scripts
+from data_pipelines.text import scripts
 from jax_speechlm.decoding.ngram import SPACE
 
 BLANK = 0

@@ -5,8 +5,8 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from data_pipelines.scripts import is_unspaced
-from data_pipelines.text import words_only as basic
+from data_pipelines.text.normalize import words_only as basic
+from data_pipelines.text.scripts import is_unspaced
 
 NormalizerName = Literal["none", "basic", "whisper-english"]
 

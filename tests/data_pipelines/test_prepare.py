@@ -18,7 +18,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.records import RecordReader
 from data_pipelines.sources.manifest import manifest_source
-from data_pipelines.text import split_key, split_of
+from data_pipelines.text.normalize import split_key, split_of
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 

@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.audio.clips import Clip, Dropped
 from data_pipelines.core.errors import DataError
 from data_pipelines.sources import asterisk, catalogue, fillets, manifest, queen, text_files, tuxpaint
-from data_pipelines.text import usual_split
+from data_pipelines.text.normalize import usual_split
 
 
 def kept(items):

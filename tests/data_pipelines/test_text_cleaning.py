@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import near_duplicates, workers
 from data_pipelines.audio.clips import Dropped
-from data_pipelines.cleaning import Cleaning, clean, split_sentences, tidy
 from data_pipelines.core.errors import DataError
-from data_pipelines.documents import Document
+from data_pipelines.text import near_duplicates, workers
+from data_pipelines.text.cleaning import Cleaning, clean, split_sentences, tidy
+from data_pipelines.text.documents import Document
 
 ENGLISH = "The house by the river was sold in the spring, and nobody in the village knew who had bought it."
 GERMAN = "Das Haus am Fluss wurde im Frühling verkauft, und niemand im Dorf wusste, wer es gekauft hatte."

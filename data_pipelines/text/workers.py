@@ -7,7 +7,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
 from data_pipelines.audio.clips import Dropped
-from data_pipelines.documents import Document
+from data_pipelines.text.documents import Document
 
 Result = TypeVar("Result")
 Item = Document | Dropped

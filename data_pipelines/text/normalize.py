@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections.abc import Collection
 
-from data_pipelines.numbers import GROUP, UnspeakableError, primary, say_numbers, spell
+from data_pipelines.text.numbers import GROUP, UnspeakableError, primary, say_numbers, spell
 
 SPLITS = ("train", "dev", "test")
 _OTHER_NAMES = {

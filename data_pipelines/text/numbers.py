@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from num2words import CONVERTER_CLASSES, num2words
 
-from data_pipelines.scripts import is_unspaced
+from data_pipelines.text.scripts import is_unspaced
 
 
 class UnspeakableError(ValueError):

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.errors import DataError
-from data_pipelines.documents import Document
-from data_pipelines.near_duplicates import NearDuplicates, signature
-from data_pipelines.numbers import UnspeakableError
-from data_pipelines.text import lower, normalise, split_key, word_characters, words_only
-from data_pipelines.workers import Workers
+from data_pipelines.text.documents import Document
+from data_pipelines.text.near_duplicates import NearDuplicates, signature
+from data_pipelines.text.normalize import lower, normalise, split_key, word_characters, words_only
+from data_pipelines.text.numbers import UnspeakableError
+from data_pipelines.text.workers import Workers
 
 StepName = Literal[
     "unicode",

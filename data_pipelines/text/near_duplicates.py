@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.shuffle import mix
-from data_pipelines.text import split_key
+from data_pipelines.text.normalize import split_key
 
 _SHINGLE_WORDS = 5
 _BANDS, _ROWS = 16, 8

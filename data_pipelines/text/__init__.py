@@ -1,0 +1,1 @@
+"""Normalisation, cleaning and deduplication of text."""
