@@ -71,7 +71,7 @@ def main() -> None:
 
     import jax
 
-    from data_pipelines.tokenizers import CharTokenizer
+    from data_pipelines.tokenizers.base import CharTokenizer
     from jax_speechlm.configs.demo_pretrain import MEL
     from jax_speechlm.frontend.frontend import FrontEnd
     from jax_speechlm.parallel import mesh as meshes

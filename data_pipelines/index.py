@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath, as_path, cache_dir, fetch, is_url
 from data_pipelines.core.shuffle import derive_key, permute
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers.base import Tokenizer
 
 _STRING_COLUMNS = ("id", "text", "speaker", "language", "translation", "source", "label")
 _OLD = {"translation": ". Sets that were prepared by earlier versions lack it: prepare again with --force"}

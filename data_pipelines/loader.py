@@ -19,7 +19,7 @@ from data_pipelines.index import Index, IndexMismatchError
 from data_pipelines.noise import NoiseReader
 from data_pipelines.plan import FILLER, Plan
 from data_pipelines.records import RecordReader
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers.base import Tokenizer
 
 Batch: TypeAlias = dict[str, np.ndarray]
 """One host's rows of a batch, B rows of S samples and U tokens (the shape of the plan's bucket):

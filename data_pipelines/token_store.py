@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_pipelines.core.errors import disk_full, is_disk_full
 from data_pipelines.index import Index, Part
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers.base import Tokenizer
 
 UNIT_TOKEN = np.dtype([("id", np.uint32), ("frames", np.uint32)])
 """A token of a document that holds speech: its id, and the frames that a unit stands for (0 for every other token)."""

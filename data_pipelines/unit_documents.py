@@ -22,7 +22,7 @@ from data_pipelines.code_store import CodeStore, open_codes, read_units
 from data_pipelines.core.shuffle import derive_key, uniform
 from data_pipelines.index import Index, Part
 from data_pipelines.token_store import UNIT_TOKEN, TokenStore
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers.base import Tokenizer
 from data_pipelines.word_times import read_word_times
 
 _INTERLEAVING = 3  # stream of randomness

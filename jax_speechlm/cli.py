@@ -396,15 +396,16 @@ def train_tokenizer(argv: Sequence[str], prog: str) -> None:
           max_characters: SentencePiece learns from rows drawn at random, as many as have so many characters.
           data_dir: folder of the prepared data sets.
         """
-        from data_pipelines import index, tokenizers
+        from data_pipelines import index
+        from data_pipelines.tokenizers import base
 
         rows = index.read_sets(data_dir, sets, "train")
         if kind == "char":
             texts = [text for part in rows.parts for text in part.texts()]
-            tokenizer = tokenizers.train_tokenizer(texts, kind, None, out)
+            tokenizer = base.train_tokenizer(texts, kind, None, out)
         else:
             texts = index.sample_texts(rows, max_characters)
-            tokenizer = tokenizers.train_tokenizer(texts, kind, vocab_size, out, byte_fallback=byte_fallback)
+            tokenizer = base.train_tokenizer(texts, kind, vocab_size, out, byte_fallback=byte_fallback)
         print(
             f"{out}: {tokenizer.kind} tokenizer with {tokenizer.vocab_size} ids from {len(texts)} of {len(rows)} texts"
         )

@@ -10,7 +10,7 @@ import pydantic
 from jaxtyping import Float
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.config import Config
 from jax_speechlm.decoding.boosting import Boost, read_phrases
 from jax_speechlm.decoding.fusion import Scorer, StepScorer, unweighted

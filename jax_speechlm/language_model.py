@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from tyro.conf import OmitArgPrefixes, Positional
 
-from data_pipelines import tokenizers
 from data_pipelines.core.paths import AnyPath
+from data_pipelines.tokenizers import base
 from jax_speechlm.batch import seed_key
 from jax_speechlm.decoding.generate import (
     Beam,
@@ -83,7 +83,7 @@ class LanguageModel:
     """
 
     model: TransformerConfig
-    tokenizer: tokenizers.Tokenizer = dataclasses.field(repr=False)
+    tokenizer: base.Tokenizer = dataclasses.field(repr=False)
     params: Params = dataclasses.field(repr=False)
     context: int
     checkpoint: AnyPath | None = None

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from data_pipelines import tokenizers
 from data_pipelines.audio import decode
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.loader import Batch as HostBatch
+from data_pipelines.tokenizers import base
 from jax_speechlm.batch import Batch
 from jax_speechlm.decoder import Decoder, Decoding, Posteriors
 from jax_speechlm.decoding.alignment import Span, Word, force_align, words_of
@@ -40,7 +40,7 @@ class _Member(NamedTuple):
     checkpoint: AnyPath
     step: int
     experiment: Experiment
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: base.Tokenizer
     params: Params
     objective: Objective
 
@@ -61,7 +61,7 @@ class Recognizer(Transcriber):
     checkpoint: AnyPath
     step: int
     experiment: Experiment = dataclasses.field(repr=False)
-    tokenizer: tokenizers.Tokenizer = dataclasses.field(repr=False)
+    tokenizer: base.Tokenizer = dataclasses.field(repr=False)
     params: tuple[Params, ...] = dataclasses.field(repr=False)
     decoder: Decoder | None = dataclasses.field(repr=False)
     members: tuple[AnyPath, ...]

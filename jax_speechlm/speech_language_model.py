@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 from tyro.conf import OmitArgPrefixes, Positional
 
-from data_pipelines import tokenizers
 from data_pipelines.audio import decode
 from data_pipelines.loader import Batch as HostBatch
+from data_pipelines.tokenizers import base
 from jax_speechlm.batch import Batch, seed_key
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.generate import (
@@ -64,7 +64,7 @@ class SpeechLanguageModel(Transcriber):
     checkpoint: Path
     step: int
     experiment: Experiment = dataclasses.field(repr=False)
-    tokenizer: tokenizers.Tokenizer = dataclasses.field(repr=False)
+    tokenizer: base.Tokenizer = dataclasses.field(repr=False)
     params: Params = dataclasses.field(repr=False)
     method: Sampling | Beam = GREEDY
 

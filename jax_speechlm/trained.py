@@ -5,8 +5,8 @@ import os
 
 import jax
 
-from data_pipelines import tokenizers
 from data_pipelines.core.paths import AnyPath
+from data_pipelines.tokenizers import base
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.functional import Params
 from jax_speechlm.training import checkpoints as ckpt
@@ -29,7 +29,7 @@ class Trained:
     checkpoint: AnyPath
     step: int
     experiment: Experiment = dataclasses.field(repr=False)
-    tokenizer: tokenizers.Tokenizer | None = dataclasses.field(repr=False)
+    tokenizer: base.Tokenizer | None = dataclasses.field(repr=False)
     params: Params = dataclasses.field(repr=False)
     units: str | None = None
 

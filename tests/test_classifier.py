@@ -8,7 +8,7 @@ import soundfile
 
 import jax_speechlm
 from data_pipelines.index import read_index
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.classifier import Classifier
 from jax_speechlm.evaluation.classification import predict, speech_batches, text_batches

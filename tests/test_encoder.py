@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from data_pipelines.audio.decode import AudioError
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.encoder import SpeechEncoder
 from jax_speechlm.evaluation.probing import fit_layers

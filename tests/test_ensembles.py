@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.decoder import Decoder, Decoding
 from jax_speechlm.decoding.greedy import collapse
 from jax_speechlm.decoding.neural_fusion import NeuralScorer

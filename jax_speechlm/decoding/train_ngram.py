@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines import index, tokenizers
+from data_pipelines import index
 from data_pipelines.core.errors import DataError
+from data_pipelines.tokenizers import base
 from jax_speechlm.decoding.kneser_ney import estimate, write_arpa
 from jax_speechlm.decoding.ngram import NGram, Unit, sentences
 
@@ -37,7 +38,7 @@ def train_ngram(
     """
     if not sets and not text:
         raise DataError("there is no text to learn from: name prepared sets with --sets, or files with --text")
-    pieces = tokenizers.load_tokenizer(tokenizer) if tokenizer else None
+    pieces = base.load_tokenizer(tokenizer) if tokenizer else None
 
     def units() -> Iterator[list[str]]:
         for document in _documents(sets, text, data_dir):

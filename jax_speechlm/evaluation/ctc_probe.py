@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.batch import Batch
 from jax_speechlm.decoding.greedy import best_path, collapse
 from jax_speechlm.models.functional import Params

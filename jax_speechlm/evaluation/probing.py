@@ -25,7 +25,7 @@ from data_pipelines import index as indexes
 from data_pipelines import plan as plans
 from data_pipelines.core.errors import DataError
 from data_pipelines.loader import Batches, open_batches
-from data_pipelines.tokenizers import train_tokenizer
+from data_pipelines.tokenizers.base import train_tokenizer
 from jax_speechlm.batch import Batch
 from jax_speechlm.config import Config
 from jax_speechlm.encoder import SpeechEncoder

@@ -19,7 +19,7 @@ from jaxtyping import Int16
 
 from data_pipelines.audio import decode as audio_files
 from data_pipelines.audio.decode import SAMPLE_RATE
-from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
+from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.decoding.greedy import best_path, collapse
 from jax_speechlm.frontend.logmel import log_mel

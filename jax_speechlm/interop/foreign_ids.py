@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import transformers
 
-from data_pipelines.hugging_face_tokenizer import Places
+from data_pipelines.tokenizers.hugging_face import Places
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.our_logits import text_logits

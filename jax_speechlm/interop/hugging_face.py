@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.config import Config
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.interop import folders, front_ends, parakeet, transformer, voxtral, wav2vec2_bert, weights

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from tyro.conf import Positional
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.experiment import Experiment, Speech, Text
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.interop import folders, front_ends, voxtral

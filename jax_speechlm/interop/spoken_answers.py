@@ -15,7 +15,7 @@ import torch
 import transformers
 from jaxtyping import Float, Int16
 
-from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
+from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.interop.checking import Check, guarded

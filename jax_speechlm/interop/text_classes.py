@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import transformers
 
-from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
+from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.foreign_ids import their_ids
 from jax_speechlm.interop.hugging_face import vocabulary_of

@@ -4,7 +4,7 @@ Everything goes into a `tokenizer.json` of Hugging Face's `tokenizers`, but for 
 of their own there that also gives timestamps. In terms of that format:
 
 - ids of a model's vocabulary are the file's: 0 is `<pad>`, the CTC blank; the others keep their numbers;
-- NFKC and the handling of unknown characters (`data_pipelines.tokenizers`) are normalisers, which need no code;
+- NFKC and the handling of unknown characters (`data_pipelines.tokenizers.base`) are normalisers, which need no code;
 - characters are byte pairs without merges; SentencePiece's byte pairs are merges in the order of their scores;
 - a line end is an added token, so that each line is read by itself as ours are.
 """
@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from data_pipelines.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from data_pipelines.tokenizers.base import CharTokenizer, SentencePieceTokenizer, Tokenizer
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.vocabulary import PADDING, Vocabulary
 

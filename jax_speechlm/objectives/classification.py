@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import encoders, functional, transformer_config

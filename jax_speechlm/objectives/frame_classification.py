@@ -18,7 +18,7 @@ from data_pipelines.code_store import FrameGrid
 from data_pipelines.core.errors import DataError
 from data_pipelines.frame_labels import FrameLabels, speech_frames
 from data_pipelines.index import Index
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.packing import BOUNDARIES
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.batch import Batch, example_keys
 from jax_speechlm.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd

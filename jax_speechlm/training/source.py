@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data_pipelines import index as indexes
-from data_pipelines import packing, token_store, tokenizers, unit_documents
+from data_pipelines import packing, token_store, unit_documents
 from data_pipelines import plan as plans
 from data_pipelines.audio.speed import with_speeds
 from data_pipelines.code_store import CodeStore, Units, read_units
@@ -24,6 +24,7 @@ from data_pipelines.loader import Batch, Batches, open_batches
 from data_pipelines.mixture import MixturePlan, make_mixture_plan
 from data_pipelines.noise import NoiseReader
 from data_pipelines.text_loader import TextBatches, open_text_batches
+from data_pipelines.tokenizers import base
 from jax_speechlm.experiment import Data, Experiment, Mixture, Speech, Text, UnitText
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.targets import FrameCodes, Labels, codes_of, labels_of
@@ -38,7 +39,7 @@ class Source(Protocol):
 
     plan: plans.Plan | packing.TextPlan | MixturePlan
     dev_plan: plans.Plan | packing.TextPlan | None
-    tokenizer: tokenizers.Tokenizer | None
+    tokenizer: base.Tokenizer | None
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """This host's rows of the training batches of steps `first_step` to `num_steps` - 1."""
@@ -89,7 +90,7 @@ def _shapes(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def read_tokenizer(path: str) -> tokenizers.Tokenizer:
+def read_tokenizer(path: str) -> base.Tokenizer:
     """The tokenizer of a folder that `train-tokenizer` wrote, or of a run's directory.
 
     Raises:
@@ -99,10 +100,10 @@ def read_tokenizer(path: str) -> tokenizers.Tokenizer:
         if tokenizer := saved_tokenizer(ckpt.read_meta(ckpt.find(path))):
             return tokenizer
         raise ckpt.CheckpointError(f"{path}: this run has no tokenizer to share; set data.tokenizer to one that has")
-    return tokenizers.load_tokenizer(path)
+    return base.load_tokenizer(path)
 
 
-def tokenizer_files(tokenizer: tokenizers.Tokenizer | None) -> dict[str, str]:
+def tokenizer_files(tokenizer: base.Tokenizer | None) -> dict[str, str]:
     """A tokenizer as a checkpoint's JSON holds it; empty where there is none."""
     if tokenizer is None:
         return {}
@@ -111,13 +112,13 @@ def tokenizer_files(tokenizer: tokenizers.Tokenizer | None) -> dict[str, str]:
         return ckpt.pack_files(folder)
 
 
-def saved_tokenizer(meta: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
+def saved_tokenizer(meta: Mapping[str, Any]) -> base.Tokenizer | None:
     """The tokenizer that a checkpoint's JSON holds, or None."""
     if not meta["tokenizer"]:
         return None
     with tempfile.TemporaryDirectory() as folder:
         ckpt.unpack_files(meta["tokenizer"], folder)
-        return tokenizers.load_tokenizer(folder)
+        return base.load_tokenizer(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,7 @@ class PreparedSpeech(Source):
     dev: indexes.Index | None
     plan: plans.Plan
     dev_plan: plans.Plan | None
-    tokenizer: tokenizers.Tokenizer | None
+    tokenizer: base.Tokenizer | None
     speeds: tuple[float, ...] = (1.0,)
     noise: NoiseReader | None = None
     labels: tuple[Labels, Labels] = (None, None)
@@ -158,7 +159,7 @@ class PreparedSpeech(Source):
         return self.codes[0].fingerprint if isinstance(self.codes[0], FrameLabels) else None
 
     @classmethod
-    def open(cls, experiment: Experiment, tokenizer: tokenizers.Tokenizer | None = None) -> "PreparedSpeech":
+    def open(cls, experiment: Experiment, tokenizer: base.Tokenizer | None = None) -> "PreparedSpeech":
         """Plans an experiment's data sets; see `open_source`.
 
         Args:
@@ -240,11 +241,11 @@ class PreparedText(Source):
     dev: token_store.TokenStore | None
     plan: packing.TextPlan
     dev_plan: packing.TextPlan | None
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: base.Tokenizer
     labels: tuple[Labels, Labels] = (None, None)
 
     @classmethod
-    def open(cls, experiment: Experiment, tokenizer: tokenizers.Tokenizer | None = None) -> "PreparedText":
+    def open(cls, experiment: Experiment, tokenizer: base.Tokenizer | None = None) -> "PreparedText":
         """Encodes and plans an experiment's data sets; see `open_source`.
 
         Args:
@@ -307,7 +308,7 @@ class PreparedUnits(Source):
     dev: token_store.TokenStore | None
     plan: packing.TextPlan
     dev_plan: packing.TextPlan | None
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: base.Tokenizer
     units: Units
     boundary: int
 
@@ -391,7 +392,7 @@ class MixtureSource(Source):
 
     parts: Mapping[str, Source]
     plan: MixturePlan
-    tokenizer: tokenizers.Tokenizer | None
+    tokenizer: base.Tokenizer | None
     dev_plan: None = None
 
     @classmethod
@@ -434,7 +435,7 @@ def _reads_text(experiment: Experiment) -> bool:
     return isinstance(experiment.data, Text) or experiment.objective.reads_text
 
 
-def _open_stream(name: str, experiment: Experiment, tokenizer: tokenizers.Tokenizer | None) -> Source:
+def _open_stream(name: str, experiment: Experiment, tokenizer: base.Tokenizer | None) -> Source:
     try:
         return _SOURCES[type(experiment.data)].open(experiment, tokenizer)
     except (DataError, ValueError) as error:
@@ -469,8 +470,8 @@ def _noise(experiment: Experiment) -> NoiseReader | None:
     return NoiseReader(indexes.read_sets(data.data_dir, (data.noise_set,), "train"), experiment.seed)
 
 
-def _tokenizer(path: str | None, *train: indexes.Index) -> tokenizers.Tokenizer:
+def _tokenizer(path: str | None, *train: indexes.Index) -> base.Tokenizer:
     if path is None:
         texts = (text for index in train for part in index.parts for text in part.texts())
-        return tokenizers.train_tokenizer(texts, "char")
+        return base.train_tokenizer(texts, "char")
     return read_tokenizer(path)

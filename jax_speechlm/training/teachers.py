@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.functional import Params
 from jax_speechlm.objectives.distillation import GROUP, Distillation, Teacher

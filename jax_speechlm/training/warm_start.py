@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipelines.core.paths import AnyPath
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.experiment import Start
 from jax_speechlm.models.functional import Params
 from jax_speechlm.training import checkpoints as ckpt

@@ -9,8 +9,8 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer, Places, ids_around, open_description
-from data_pipelines.normalizer_growth import GrowthLimit
+from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, Places, ids_around, open_description
+from data_pipelines.tokenizers.normalizer_growth import GrowthLimit
 
 LETTERS = "abcdefghij"
 TEXT = " ".join(LETTERS) * 20

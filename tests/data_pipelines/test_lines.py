@@ -16,7 +16,7 @@ from data_pipelines.index import read_index
 from data_pipelines.sources import manifest
 from data_pipelines.sources.text_files import text_files
 from data_pipelines.text.documents import Document
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from tests.data_pipelines.spoken_sets import write_spoken_set
 
 

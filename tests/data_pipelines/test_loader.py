@@ -14,7 +14,7 @@ from data_pipelines.index import IndexMismatchError, read_index, token_lengths
 from data_pipelines.loader import open_batches
 from data_pipelines.noise import NoiseReader
 from data_pipelines.plan import FILLER, make_eval_plan, make_plan
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 
 TOKENIZER = CharTokenizer("clip 0123456789")
 CLIPS = [(noise(i, 3000 + 731 * (i * 7 % 29)), "clip " * (1 + i % 3) + str(i)) for i in range(45)]

@@ -8,7 +8,7 @@ from data_pipelines.index import read_index, token_lengths
 from data_pipelines.loader import open_batches
 from data_pipelines.plan import make_eval_plan
 from data_pipelines.relabel import relabel
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from tests.data_pipelines.prepared import noise, write_prepared
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz 01")

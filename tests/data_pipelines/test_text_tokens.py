@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.tokenizers import CharTokenizer, load_tokenizer, train_tokenizer
+from data_pipelines.tokenizers.base import CharTokenizer, load_tokenizer, train_tokenizer
 
 VERSES = [
     "In the beginning God created the heaven and the earth.\nAnd the earth was without form, and void.\n\n"

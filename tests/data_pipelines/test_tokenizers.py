@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.tokenizers import (
+from data_pipelines.tokenizers.base import (
     BLANK,
     CharTokenizer,
     find_unknown,

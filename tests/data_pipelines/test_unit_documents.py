@@ -15,7 +15,7 @@ from data_pipelines.index import read_index, read_sets
 from data_pipelines.packing import make_text_eval_plan, make_text_plan
 from data_pipelines.text_loader import open_text_batches
 from data_pipelines.token_store import TokenStore, open_tokens
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from data_pipelines.unit_documents import (
     Markers,
     deduplicate,

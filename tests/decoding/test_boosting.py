@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.tokenizers import CharTokenizer, train_tokenizer
+from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
 from jax_speechlm.decoding.boosting import Boost, read_phrases
 from jax_speechlm.decoding.prefix_beam import prefix_beam_search
 from tests.decoding.test_ngram import total

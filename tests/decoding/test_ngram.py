@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.tokenizers import CharTokenizer, train_tokenizer
+from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
 from jax_speechlm import cli
 from jax_speechlm.decoding.kneser_ney import estimate, write_arpa
 from jax_speechlm.decoding.ngram import NGram, sentences

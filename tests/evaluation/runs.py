@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models import functional
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.index import read_index
 from data_pipelines.records import RecordReader
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.evaluation.classification import score
 from jax_speechlm.exit_status import USER_ERROR

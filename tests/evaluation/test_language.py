@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines import tokenizers
+from data_pipelines.tokenizers import base
 from jax_speechlm import cli
 from jax_speechlm.decoding.generate import Beam
 from jax_speechlm.evaluation import language, masked_text
@@ -24,7 +24,7 @@ from tests.evaluation.runs import save_run
 MODEL = TransformerConfig(dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=16)
 TRAIN = ["the cat sat on the mat", "a dog sat on a log", "the dog and the cat ate", "no"]
 TEST = ["the cat ate the dog", "a mat\nand a log", "sat é on", "d" * 60]
-TOKENIZER = tokenizers.train_tokenizer([*TRAIN, "\n"], "char")
+TOKENIZER = base.train_tokenizer([*TRAIN, "\n"], "char")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from data_pipelines.tokenizers import Tokenizer, train_tokenizer
+from data_pipelines.tokenizers.base import Tokenizer, train_tokenizer
 from jax_speechlm.interop.tokenizer_files import ctc_files, text_files
 from jax_speechlm.vocabulary import Vocabulary
 

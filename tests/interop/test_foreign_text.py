@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer, Places
+from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, Places
 from jax_speechlm.decoding.generate import GREEDY, Beam
 from jax_speechlm.evaluation.language import predict
 from jax_speechlm.interop import checking, hugging_face, import_check

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.hugging_face_tokenizer import Places
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
+from data_pipelines.tokenizers.hugging_face import Places
 from jax_speechlm import cli
 from jax_speechlm.encoder import SpeechEncoder
 from jax_speechlm.exit_status import USER_ERROR

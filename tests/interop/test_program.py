@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.tokenizers import CharTokenizer, train_tokenizer
+from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
 from jax_speechlm.interop.folders import ExportError, FailedCheck, read_record
 from jax_speechlm.interop.program import Program, check, export, in_samples, spelling
 from jax_speechlm.recognizer import Recognizer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.tokenizers import CharTokenizer, load_tokenizer
+from data_pipelines.tokenizers.base import CharTokenizer, load_tokenizer
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.tokenizer_files import ctc_files, text_files
 from jax_speechlm.training.checkpoints import unpack_files

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from data_pipelines.tokenizers import CharTokenizer, Tokenizer
+from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
 from jax_speechlm.experiment import Experiment, Mixture, Speech, Stream, Text, UnitText
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.tokenizers import train_tokenizer
+from data_pipelines.tokenizers.base import train_tokenizer
 from jax_speechlm.batch import example_keys
 from jax_speechlm.models import functional
 from jax_speechlm.objectives.masked_lm import MaskedLM, mask_tokens, most_masked, word_starts

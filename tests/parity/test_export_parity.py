@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.decoding.greedy import collapse

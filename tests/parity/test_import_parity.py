@@ -168,7 +168,7 @@ def test_what_transformers_saves_becomes_a_run_and_a_folder_again(tmp_path, kind
 @pytest.mark.parametrize("kind", ["ctc", "llama"])
 def test_the_check_sees_ids_that_are_off_by_one(tmp_path, monkeypatch, kind):
     """Were a wrong row read, the way back would hide it: it is transformers that sees it."""
-    from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
+    from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 
     write(tmp_path / "theirs", kind)
     encode = HuggingFaceTokenizer.encode_batch

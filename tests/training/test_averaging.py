@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.averaging import average, average_runs, choose
 from jax_speechlm.training.source import tokenizer_files

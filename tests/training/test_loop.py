@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training import loop
 from jax_speechlm.training.loop import TrainingStopped, _profiler, train

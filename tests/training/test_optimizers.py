@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import configs
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.models import functional

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.objectives.distillation import GROUP, Distillation, Teacher
 from jax_speechlm.parallel import mesh as meshes

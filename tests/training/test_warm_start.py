@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.experiment import Experiment, Start
 from jax_speechlm.models import functional
 from jax_speechlm.models.transformer_config import TransformerConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.evaluation.recognition import PreparedSpeech
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.units.report import _characters

@@ -305,7 +305,7 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
         if saved["kind"] == "char":
             return CharTokenizer("".join(saved["characters"]))
         if saved["kind"] == "hugging_face":
-            from data_pipelines.hugging_face_tokenizer import HuggingFaceTokenizer
+            from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 
             return HuggingFaceTokenizer.from_saved(saved)
         tokenizer = SentencePieceTokenizer(saved["kind"], (path.parent / saved["model"]).read_bytes())

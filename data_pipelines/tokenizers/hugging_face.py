@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines.core.errors import DataError, is_panic
 from data_pipelines.core.paths import as_path
-from data_pipelines.normalizer_growth import GrowthLimit
+from data_pipelines.tokenizers.normalizer_growth import GrowthLimit
 
 if TYPE_CHECKING:
     import tokenizers

@@ -1,0 +1,1 @@
+"""Tokenizers: characters, SentencePiece, and those of Hugging Face."""
