@@ -101,9 +101,9 @@ class Meter:
 
 
 def run_ours(set_dir: str, split: str, seconds_per_batch: float, options: dict) -> dict:
-    from data_pipelines.index import read_index
     from data_pipelines.loader import open_batches
     from data_pipelines.plan import make_plan
+    from data_pipelines.storage.index import read_index
 
     index = read_index(set_dir, split)
     plan = make_plan(index.num_samples, seconds_per_batch=seconds_per_batch, seed=0, **options)
@@ -117,8 +117,8 @@ def run_ours(set_dir: str, split: str, seconds_per_batch: float, options: dict) 
 
 def export_clips(set_dir: Path, split: str, folder: Path) -> None:
     """Writes the records' FLAC bytes as one file a clip, and their lengths beside them."""
-    from data_pipelines.index import read_index
-    from data_pipelines.records import RecordReader
+    from data_pipelines.storage.index import read_index
+    from data_pipelines.storage.records import RecordReader
 
     index = read_index(set_dir, split)
     reader = RecordReader(index)

@@ -24,11 +24,12 @@ import soxr
 from interleave import load
 from rich.console import Console
 
-from data_pipelines import beam, index
+from data_pipelines import beam
 from data_pipelines.audio.clips import Audio, Clip, Source
 from data_pipelines.audio.decode import SAMPLE_RATE, decode_flac
 from data_pipelines.prepare import prepare
-from data_pipelines.records import RecordReader
+from data_pipelines.storage import index
+from data_pipelines.storage.records import RecordReader
 from data_pipelines.store import folder_bytes
 
 CHARACTERS = 170  # of a transcript: 12 s at 14 a second

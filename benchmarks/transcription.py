@@ -92,8 +92,8 @@ def main() -> None:
     import soundfile
 
     from data_pipelines.audio import decode as audio
-    from data_pipelines.index import read_sets
-    from data_pipelines.records import RecordReader
+    from data_pipelines.storage.index import read_sets
+    from data_pipelines.storage.records import RecordReader
     from jax_speechlm.recognizer import Recognizer
     from jax_speechlm.windows import in_batches
 

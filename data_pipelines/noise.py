@@ -5,8 +5,8 @@ import numpy as np
 from data_pipelines.audio.decode import decode_flac
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.shuffle import derive_key, uniform
-from data_pipelines.index import Index
-from data_pipelines.records import RecordReader
+from data_pipelines.storage.index import Index
+from data_pipelines.storage.records import RecordReader
 
 _CLIP, _START = 0, 1  # streams of randomness
 

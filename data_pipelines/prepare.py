@@ -23,7 +23,6 @@ from typing import Any
 
 from rich.console import Console
 
-from data_pipelines import index as indexes
 from data_pipelines.audio.clips import Clip, Dropped, Source
 from data_pipelines.beam import Runner, prepare_on_beam
 from data_pipelines.convert import Converted, Workshop, check_rate, too_many_bad
@@ -34,6 +33,7 @@ from data_pipelines.sources import debian_texts, tfds_sets
 from data_pipelines.sources.catalogue import debian_source
 from data_pipelines.sources.manifest import TextForm, digest, manifest_source
 from data_pipelines.sources.text_files import Unit, text_files
+from data_pipelines.storage import index as indexes
 from data_pipelines.store import find_prepared, has_older_texts, publish, store
 from data_pipelines.text.cleaning import Cleaning
 from data_pipelines.text.documents import TextSource

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.index import Part
+from data_pipelines.storage.index import Part
 from data_pipelines.store import META, file_sha256, write_json
 
 

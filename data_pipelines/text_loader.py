@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from data_pipelines.packing import BOUNDARIES, TextPlan
-from data_pipelines.token_store import TokenStore
+from data_pipelines.storage.tokens import TokenStore
 
 TextBatch: TypeAlias = dict[str, np.ndarray]
 """One host's rows of a batch, B rows of T positions:

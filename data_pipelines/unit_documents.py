@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines import token_store
-from data_pipelines.code_store import CodeStore, open_codes, read_units
 from data_pipelines.core.shuffle import derive_key, uniform
-from data_pipelines.index import Index, Part
-from data_pipelines.token_store import UNIT_TOKEN, TokenStore
+from data_pipelines.storage import tokens
+from data_pipelines.storage.index import Index, Part
+from data_pipelines.storage.tokens import UNIT_TOKEN, TokenStore
+from data_pipelines.storage.units import CodeStore, open_codes, read_units
+from data_pipelines.storage.word_times import read_word_times
 from data_pipelines.tokenizers.base import Tokenizer
-from data_pipelines.word_times import read_word_times
 
 _INTERLEAVING = 3  # stream of randomness
 _WITHOUT_TIMES = "; or train without interleaved documents: --data.interleaved 0"
@@ -142,7 +142,7 @@ def spoken_documents(index: Index, units: Path | str, markers: Markers) -> UnitD
             found = _codes(codes, row)
             yield spoken_document(found, markers) if len(found) else np.zeros(0, UNIT_TOKEN)
 
-    store = token_store.open_documents(index, name, UNIT_TOKEN, make)
+    store = tokens.open_documents(index, name, UNIT_TOKEN, make)
     return UnitDocuments(store, Counter({"without units": int(np.count_nonzero(store.lengths == 0))}))
 
 
@@ -176,7 +176,7 @@ def interleaved_documents(
     for part in index.parts:
         settings = tokenizer.fingerprint, times[part].fingerprint, mean_words, draws, seed
         name = _name("interleaved", known.fingerprint, markers, *settings)
-        stores.append(token_store.open_documents(Index((part,)), name, UNIT_TOKEN, make, draws))
+        stores.append(tokens.open_documents(Index((part,)), name, UNIT_TOKEN, make, draws))
         counts = times[part].counts
         missing["not aligned"] += draws * int(np.count_nonzero(counts == 0))
         missing["of one word"] += draws * int(np.count_nonzero(counts == 1))

@@ -13,8 +13,8 @@ from tyro.conf import Positional
 from data_pipelines.audio import decode
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
+from data_pipelines.storage.word_times import find_word_times, write_word_times
 from data_pipelines.tokenizers.base import Tokenizer, find_unknown
-from data_pipelines.word_times import find_word_times, write_word_times
 from jax_speechlm.decoder import Posteriors
 from jax_speechlm.decoding.alignment import (
     AlignedUtterance,

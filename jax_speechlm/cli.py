@@ -396,7 +396,7 @@ def train_tokenizer(argv: Sequence[str], prog: str) -> None:
           max_characters: SentencePiece learns from rows drawn at random, as many as have so many characters.
           data_dir: folder of the prepared data sets.
         """
-        from data_pipelines import index
+        from data_pipelines.storage import index
         from data_pipelines.tokenizers import base
 
         rows = index.read_sets(data_dir, sets, "train")

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 from tyro.conf import OmitArgPrefixes, Positional
 
-from data_pipelines.code_store import read_units
+from data_pipelines.storage.units import read_units
 from data_pipelines.unit_documents import deduplicate
 from jax_speechlm.decoding.generate import Beam, Sampling, check_counts, method_of
 from jax_speechlm.language_model import LanguageModel

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.index import read_index
 from data_pipelines.prepare import prepare
-from data_pipelines.records import RecordReader
+from data_pipelines.storage.index import read_index
+from data_pipelines.storage.records import RecordReader
 from data_pipelines.text.cleaning import Cleaning
 from jax_speechlm import configs
 from jax_speechlm.decoder import Decoding

@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 from run_queue import RunQueue, Task, train_to_end
 
-from data_pipelines import index as indexes
 from data_pipelines import plan as plans
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import parse_object, text_lines
 from data_pipelines.loader import open_batches
 from data_pipelines.prepare import prepare
+from data_pipelines.storage import index as indexes
 from jax_speechlm import configs
 from jax_speechlm.configs.debian_best_rq import SETS
 from jax_speechlm.configs.fsdd_digits import SPEAKERS

@@ -9,9 +9,9 @@ import pytest
 import soundfile
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.index import read_index
+from data_pipelines.storage.index import read_index
+from data_pipelines.storage.word_times import find_word_times, read_word_times
 from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
-from data_pipelines.word_times import find_word_times, read_word_times
 from jax_speechlm import aligner
 from jax_speechlm.decoding.alignment import AlignedUtterance
 from jax_speechlm.frontend.frontend import FrontEnd

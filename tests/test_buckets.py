@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import index, records
 from data_pipelines.core import paths
 from data_pipelines.core.errors import DataError
+from data_pipelines.storage import index, records
 from jax_speechlm import cli
 from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Speech

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 import jax_speechlm
-from data_pipelines.index import read_index
+from data_pipelines.storage.index import read_index
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.classifier import Classifier

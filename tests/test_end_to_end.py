@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.index import read_index
+from data_pipelines.storage.index import read_index
 from jax_speechlm import cli
 from jax_speechlm.evaluation.recognition import PreparedSpeech
 from jax_speechlm.exit_status import USER_ERROR

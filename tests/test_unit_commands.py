@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.code_store import Units, write_units
-from data_pipelines.index import read_index
+from data_pipelines.storage.index import read_index
+from data_pipelines.storage.units import Units, write_units
 from data_pipelines.unit_documents import deduplicate
 from jax_speechlm import cli
 from jax_speechlm.exit_status import USER_ERROR

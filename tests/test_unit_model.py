@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.index import read_index
+from data_pipelines.storage.index import read_index
 from jax_speechlm.decoding.generate import GREEDY, Beam, Sampling
 from jax_speechlm.evaluation.spoken_pairs import score_recordings
 from jax_speechlm.evaluation.unit_language import SpokenPrediction, add_up, predict_speech

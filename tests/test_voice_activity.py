@@ -8,8 +8,8 @@ import soundfile
 
 import jax_speechlm
 from data_pipelines.core.errors import DataError
-from data_pipelines.index import read_index
-from data_pipelines.word_times import read_word_times, write_word_times
+from data_pipelines.storage.index import read_index
+from data_pipelines.storage.word_times import read_word_times, write_word_times
 from jax_speechlm import cli
 from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Cadence, Experiment, Speech

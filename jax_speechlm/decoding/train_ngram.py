@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines import index
 from data_pipelines.core.errors import DataError
+from data_pipelines.storage import index
 from data_pipelines.tokenizers import base
 from jax_speechlm.decoding.kneser_ney import estimate, write_arpa
 from jax_speechlm.decoding.ngram import NGram, Unit, sentences

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Int
 from tyro.conf import Positional
 
-from data_pipelines import index as indexes
 from data_pipelines.core.paths import as_path
+from data_pipelines.storage import index as indexes
 from jax_speechlm.batch import Batch
 from jax_speechlm.evaluation.classification import FRAME, ClassificationReport, publish, score, speech_batches
 from jax_speechlm.trained import Trained

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from data_pipelines import index as indexes
 from data_pipelines.core.paths import AnyPath, as_path
+from data_pipelines.storage import index as indexes
 from data_pipelines.tokenizers.base import find_unknown
 from jax_speechlm.config import Config
 from jax_speechlm.decoding.ngram import NGram, sentences

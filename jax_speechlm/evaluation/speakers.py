@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from data_pipelines import index as indexes
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import text_lines
 from data_pipelines.core.paths import as_path
+from data_pipelines.storage import index as indexes
 from jax_speechlm.config import Config
 from jax_speechlm.evaluation.classification import speech_batches
 from jax_speechlm.evaluation.language import save_report

@@ -14,10 +14,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
-from data_pipelines.code_store import FrameGrid
 from data_pipelines.core.errors import DataError
-from data_pipelines.frame_labels import FrameLabels, speech_frames
-from data_pipelines.index import Index
+from data_pipelines.storage.frame_labels import FrameLabels, speech_frames
+from data_pipelines.storage.index import Index
+from data_pipelines.storage.units import FrameGrid
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd

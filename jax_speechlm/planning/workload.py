@@ -10,8 +10,8 @@ import numpy as np
 from data_pipelines import plan as plans
 from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.core.paths import as_path
+from data_pipelines.storage.word_times import find_word_times
 from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
-from data_pipelines.word_times import find_word_times
 from jax_speechlm.experiment import Experiment, Mixture, PackedRows, UnitText
 from jax_speechlm.training.source import (
     Source,

@@ -3,10 +3,10 @@
 import numpy as np
 from jaxtyping import Int
 
-from data_pipelines import index as indexes
-from data_pipelines.code_store import CodeStore, open_codes, read_units
 from data_pipelines.core.errors import DataError
-from data_pipelines.frame_labels import FrameLabels
+from data_pipelines.storage import index as indexes
+from data_pipelines.storage.frame_labels import FrameLabels
+from data_pipelines.storage.units import CodeStore, open_codes, read_units
 from jax_speechlm.experiment import Experiment
 
 Labels = Int[np.ndarray, " rows"] | None

@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional
 
-from data_pipelines import index as indexes
-from data_pipelines.code_store import Units, is_labelled, open_codes, read_units, write_units
+from data_pipelines.storage import index as indexes
+from data_pipelines.storage.units import Units, is_labelled, open_codes, read_units, write_units
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int16, Integer
 
 from data_pipelines.audio import decode
-from data_pipelines.code_store import Units, read_units
+from data_pipelines.storage.units import Units, read_units
 from jax_speechlm.batch import Batch
 from jax_speechlm.units.features import read_features
 from jax_speechlm.units.kmeans import nearest

@@ -16,8 +16,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 from pydantic import Field, PositiveInt
 
-from data_pipelines.code_store import UNLABELLED
 from data_pipelines.core.errors import DataError
+from data_pipelines.storage.units import UNLABELLED
 from jax_speechlm.batch import Seed, seed_key
 from jax_speechlm.config import Config
 from jax_speechlm.parallel import mesh as meshes

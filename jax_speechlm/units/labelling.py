@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipelines import plan as plans
-from data_pipelines.code_store import CodeWriter, Units
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.shuffle import derive_key, permute
-from data_pipelines.index import Index, Part
 from data_pipelines.loader import open_batches
+from data_pipelines.storage.index import Index, Part
+from data_pipelines.storage.units import CodeWriter, Units
 from jax_speechlm.batch import Batch
 from jax_speechlm.models.functional import Params
 from jax_speechlm.parallel import mesh as meshes

@@ -1,4 +1,4 @@
-"""Writes tiny prepared sets, real TFDS records and real FLAC, in the form that `data_pipelines.index` describes."""
+"""Writes tiny prepared sets: real TFDS records and real FLAC, as `data_pipelines.storage.index` describes them."""
 
 import hashlib
 import io

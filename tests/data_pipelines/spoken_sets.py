@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.index import Part
-from data_pipelines.word_times import write_word_times
+from data_pipelines.storage.index import Part
+from data_pipelines.storage.word_times import write_word_times
 
 
 def write_spoken_set(set_dir: Path, splits: Mapping[str, Sequence[tuple[str, int]]]) -> Path:

@@ -10,12 +10,12 @@ import pytest
 import soundfile
 
 from data_pipelines import beam as on_beam
-from data_pipelines import index
 from data_pipelines.audio import stretches
 from data_pipelines.audio.clips import AudioFile
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import prepare
-from data_pipelines.records import RecordReader
+from data_pipelines.storage import index
+from data_pipelines.storage.records import RecordReader
 
 pytest.importorskip("apache_beam", reason="pip install -e '.[beam]'")
 DIRECT = {"beam_runner": "DirectRunner"}

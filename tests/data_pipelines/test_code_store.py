@@ -9,9 +9,9 @@ import pytest
 from prepared import noise, write_prepared
 from unit_sets import label, make_units
 
-from data_pipelines.code_store import CodeWriter, is_labelled, open_codes, read_units
 from data_pipelines.core.errors import DataError
-from data_pipelines.index import read_index
+from data_pipelines.storage.index import read_index
+from data_pipelines.storage.units import CodeWriter, is_labelled, open_codes, read_units
 
 LENGTHS = [3000 + 731 * (i * 7 % 29) for i in range(20)] + [100]  # the last is shorter than a frame
 

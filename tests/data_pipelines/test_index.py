@@ -7,8 +7,8 @@ import pytest
 from prepared import flac, noise, write_prepared
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.index import IndexMismatchError, read_index, splits_of, token_lengths
-from data_pipelines.records import RecordReader
+from data_pipelines.storage.index import IndexMismatchError, read_index, splits_of, token_lengths
+from data_pipelines.storage.records import RecordReader
 from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
 
 FIRST = [(noise(i, 1000 + i), f"first {i}") for i in range(5)]

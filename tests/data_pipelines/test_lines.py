@@ -12,9 +12,9 @@ from data_pipelines.audio.clips import Clip, Dropped
 from data_pipelines.core import lines
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import byte_lines, csv_rows, parse_object, text_lines
-from data_pipelines.index import read_index
 from data_pipelines.sources import manifest
 from data_pipelines.sources.text_files import text_files
+from data_pipelines.storage.index import read_index
 from data_pipelines.text.documents import Document
 from data_pipelines.tokenizers.base import CharTokenizer
 from tests.data_pipelines.spoken_sets import write_spoken_set

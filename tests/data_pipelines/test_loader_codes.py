@@ -5,10 +5,10 @@ import pytest
 from prepared import noise, write_prepared
 from unit_sets import label, make_units
 
-from data_pipelines.code_store import CodeWriter, open_codes
-from data_pipelines.index import read_index
 from data_pipelines.loader import open_batches
 from data_pipelines.plan import FILLER, make_eval_plan, make_plan
+from data_pipelines.storage.index import read_index
+from data_pipelines.storage.units import CodeWriter, open_codes
 
 CLIPS = [(noise(i, 3000 + 731 * (i * 7 % 29)), "") for i in range(30)]
 FRAME, CONTEXT = 320, 240

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.index import read_index, token_lengths
 from data_pipelines.loader import open_batches
 from data_pipelines.plan import make_eval_plan
 from data_pipelines.relabel import relabel
+from data_pipelines.storage.index import read_index, token_lengths
 from data_pipelines.tokenizers.base import CharTokenizer
 from tests.data_pipelines.prepared import noise, write_prepared
 

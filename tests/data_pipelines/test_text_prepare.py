@@ -14,9 +14,9 @@ from text_sets import write_text_set
 from data_pipelines import prepare as preparation
 from data_pipelines import text_store
 from data_pipelines.core.errors import DataError
-from data_pipelines.index import read_index, read_sets, splits_of
 from data_pipelines.prepare import prepare
 from data_pipelines.report import Report
+from data_pipelines.storage.index import read_index, read_sets, splits_of
 from data_pipelines.text.cleaning import Cleaning
 from data_pipelines.text.normalize import split_key, split_of, text_split_of
 from data_pipelines.text_report import TextReport

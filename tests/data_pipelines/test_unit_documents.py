@@ -11,10 +11,11 @@ from text_sets import write_text_set
 from unit_sets import label, make_units
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.index import read_index, read_sets
 from data_pipelines.packing import make_text_eval_plan, make_text_plan
+from data_pipelines.storage.index import read_index, read_sets
+from data_pipelines.storage.tokens import TokenStore, open_tokens
+from data_pipelines.storage.word_times import find_word_times, read_word_times
 from data_pipelines.text_loader import open_text_batches
-from data_pipelines.token_store import TokenStore, open_tokens
 from data_pipelines.tokenizers.base import CharTokenizer
 from data_pipelines.unit_documents import (
     Markers,
@@ -24,7 +25,6 @@ from data_pipelines.unit_documents import (
     spoken_documents,
     word_frames,
 )
-from data_pipelines.word_times import find_word_times, read_word_times
 
 TOKENIZER = CharTokenizer("abcdefgh ")
 BOUNDARY, MARKERS = 10, Markers(speech=12, text=13, first_unit=14)

@@ -1,4 +1,4 @@
-"""Writes tiny prepared sets of text, in the form that `data_pipelines.index` describes."""
+"""Writes tiny prepared sets of text, in the form that `data_pipelines.storage.index` describes."""
 
 import hashlib
 import json

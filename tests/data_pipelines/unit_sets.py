@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.code_store import CodeWriter, Units, write_units
-from data_pipelines.index import Index
+from data_pipelines.storage.index import Index
+from data_pipelines.storage.units import CodeWriter, Units, write_units
 
 
 def make_units(folder: Path, num_units: int = 5, seed: int = 0, frame_samples: int = 320, context: int = 240) -> Units:

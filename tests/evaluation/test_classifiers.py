@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.index import read_index
-from data_pipelines.records import RecordReader
+from data_pipelines.storage.index import read_index
+from data_pipelines.storage.records import RecordReader
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.evaluation.classification import score

@@ -61,7 +61,7 @@ def test_normalised_over_the_utterance():
 @pytest.mark.parametrize("flavour", ["kaldi", "librosa", "nemo"])
 @pytest.mark.parametrize("stack", [1, 2, 4])
 def test_frames_are_counted_from_hop_and_context_alone(flavour, stack):
-    """As `data_pipelines.code_store.Units` counts them, which knows nothing of flavours."""
+    """As `data_pipelines.storage.units.Units` counts them, which knows nothing of flavours."""
     config, samples = LogMel(flavour=flavour, stack=stack), np.arange(5000)
     counted = np.maximum(samples - config.context_samples, 0) // config.frame_samples * (samples > 0)
     np.testing.assert_array_equal(counted, config.num_frames(samples))

@@ -21,7 +21,7 @@ SILENCE = 30  # seconds after which a process counts as gone: four share two cor
 # `finetune`, which notes every row that it reads. In process HANG_IN one reading takes long, once.
 PROGRAM = """
 import os, sys, time
-from data_pipelines.records import RecordReader
+from data_pipelines.storage.records import RecordReader
 from jax_speechlm import cli
 
 process = os.environ["JAX_PROCESS_ID"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.index import read_index
+from data_pipelines.storage.index import read_index
 from jax_speechlm.experiment import Cadence, Experiment, Text, UnitText
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.causal_lm import CausalLM

@@ -7,7 +7,7 @@ import numpy as np
 
 from data_pipelines.packing import make_text_eval_plan, make_text_plan
 from data_pipelines.plan import Plan, make_eval_plan, make_plan
-from data_pipelines.token_store import TokenStore
+from data_pipelines.storage.tokens import TokenStore
 from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
 from jax_speechlm.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text
 from jax_speechlm.frontend.augment import Augment

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.code_store import CodeWriter, is_labelled, open_codes, read_units, write_units
-from data_pipelines.index import read_index, read_sets
+from data_pipelines.storage.index import read_index, read_sets
+from data_pipelines.storage.units import CodeWriter, is_labelled, open_codes, read_units, write_units
 from jax_speechlm import cli
 from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.frontend.logmel import LogMel

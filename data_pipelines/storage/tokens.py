@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipelines.core.errors import disk_full, is_disk_full
-from data_pipelines.index import Index, Part
+from data_pipelines.storage.index import Index, Part
 from data_pipelines.tokenizers.base import Tokenizer
 
 UNIT_TOKEN = np.dtype([("id", np.uint32), ("frames", np.uint32)])

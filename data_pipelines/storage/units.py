@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data_pipelines.core.errors import DataError, disk_full, is_disk_full
-from data_pipelines.index import Index, Part
-from data_pipelines.token_store import TokenStore, find_ids
+from data_pipelines.storage.index import Index, Part
+from data_pipelines.storage.tokens import TokenStore, find_ids
 
 UNLABELLED = np.iinfo(np.uint16).max
 """Stands in a file that is not finished where a frame has no code yet."""

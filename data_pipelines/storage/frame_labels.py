@@ -9,11 +9,11 @@ from collections import Counter
 import numpy as np
 
 from data_pipelines.audio.decode import SAMPLE_RATE
-from data_pipelines.code_store import FrameGrid
 from data_pipelines.core.errors import DataError
-from data_pipelines.index import Index
-from data_pipelines.token_store import TokenStore
-from data_pipelines.word_times import read_word_times
+from data_pipelines.storage.index import Index
+from data_pipelines.storage.tokens import TokenStore
+from data_pipelines.storage.units import FrameGrid
+from data_pipelines.storage.word_times import read_word_times
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.core.errors import DataError, disk_full, is_disk_full
-from data_pipelines.index import Part
+from data_pipelines.storage.index import Part
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

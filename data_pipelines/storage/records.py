@@ -9,7 +9,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import fetch, is_url
-from data_pipelines.index import Index, IndexMismatchError, Part
+from data_pipelines.storage.index import Index, IndexMismatchError, Part
 
 
 class RecordReader:

@@ -1,0 +1,1 @@
+"""Prepared sets on disk: indexes, records, and labels stored beside an index."""
