@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from data_pipelines.plan import SAMPLE_RATE, make_plan
+from data_pipelines.batching.plan import SAMPLE_RATE, make_plan
 
 
 def main() -> None:

@@ -101,8 +101,8 @@ class Meter:
 
 
 def run_ours(set_dir: str, split: str, seconds_per_batch: float, options: dict) -> dict:
-    from data_pipelines.loader import open_batches
-    from data_pipelines.plan import make_plan
+    from data_pipelines.batching.plan import make_plan
+    from data_pipelines.batching.speech import open_batches
     from data_pipelines.storage.index import read_index
 
     index = read_index(set_dir, split)

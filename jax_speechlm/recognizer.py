@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from data_pipelines.audio import decode
+from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.core.paths import AnyPath
-from data_pipelines.loader import Batch as HostBatch
 from data_pipelines.tokenizers import base
 from jax_speechlm.batch import Batch
 from jax_speechlm.decoder import Decoder, Decoding, Posteriors

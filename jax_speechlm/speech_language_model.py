@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, Key
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.audio import decode
-from data_pipelines.loader import Batch as HostBatch
+from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.tokenizers import base
 from jax_speechlm.batch import Batch, seed_key
 from jax_speechlm.decoder import Decoding

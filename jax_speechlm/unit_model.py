@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float, Integer
 from tyro.conf import OmitArgPrefixes, Positional
 
+from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.storage.units import read_units
-from data_pipelines.unit_documents import deduplicate
 from jax_speechlm.decoding.generate import Beam, Sampling, check_counts, method_of
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.trained import Trained

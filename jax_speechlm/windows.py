@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from data_pipelines.audio import decode
-from data_pipelines.loader import Batch
+from data_pipelines.batching.speech import Batch
 
 _PAUSE = decode.SAMPLE_RATE // 5  # samples: the length of the place that a cut looks for
 _LEVEL_FRAME = decode.SAMPLE_RATE * 30 // 1000  # samples over which a level is taken

@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 from run_queue import RunQueue, Task, train_to_end
 
-from data_pipelines import plan as plans
+from data_pipelines.batching import plan as plans
+from data_pipelines.batching.speech import open_batches
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import parse_object, text_lines
-from data_pipelines.loader import open_batches
 from data_pipelines.prepare import prepare
 from data_pipelines.storage import index as indexes
 from jax_speechlm import configs

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.storage.index import read_index
 from data_pipelines.storage.units import Units, write_units
-from data_pipelines.unit_documents import deduplicate
 from jax_speechlm import cli
 from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Experiment, UnitText

@@ -12,14 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
-from data_pipelines import packing
-from data_pipelines import plan as plans
+from data_pipelines.batching import packing
+from data_pipelines.batching import plan as plans
+from data_pipelines.batching.speech import open_batches
+from data_pipelines.batching.text import open_text_batches
 from data_pipelines.core.paths import AnyPath, as_path
-from data_pipelines.loader import open_batches
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.tokens import open_tokens
-from data_pipelines.text_loader import open_text_batches
 from jax_speechlm.batch import Batch
 from jax_speechlm.config import Config
 from jax_speechlm.evaluation.language import save_report

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from data_pipelines import packing
+from data_pipelines.batching import packing
+from data_pipelines.batching.text import open_text_batches
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.tokens import TokenStore, open_tokens
-from data_pipelines.text_loader import open_text_batches
 from jax_speechlm.config import Config
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.objectives.masked_lm import MaskedLM

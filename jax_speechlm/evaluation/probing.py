@@ -21,9 +21,9 @@ from rich.progress import track
 from rich.table import Table
 from tyro.conf import Positional
 
-from data_pipelines import plan as plans
+from data_pipelines.batching import plan as plans
+from data_pipelines.batching.speech import Batches, open_batches
 from data_pipelines.core.errors import DataError
-from data_pipelines.loader import Batches, open_batches
 from data_pipelines.storage import index as indexes
 from data_pipelines.tokenizers.base import train_tokenizer
 from jax_speechlm.batch import Batch

@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional
 
-from data_pipelines import plan as plans
+from data_pipelines.batching import plan as plans
+from data_pipelines.batching.speech import Batches, open_batches
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
-from data_pipelines.loader import Batches, open_batches
 from data_pipelines.storage import index as indexes
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.evaluation import report as reports

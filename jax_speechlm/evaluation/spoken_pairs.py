@@ -19,9 +19,9 @@ import numpy as np
 from rich.console import Console
 from tyro.conf import Positional
 
+from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import csv_rows
-from data_pipelines.unit_documents import deduplicate
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.evaluation.minimal_pairs import Accuracy, PairReport
 from jax_speechlm.evaluation.wer import MIN_UTTERANCES

@@ -10,9 +10,9 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from data_pipelines.audio.decode import SAMPLE_RATE
+from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import open_codes, read_units
-from data_pipelines.unit_documents import deduplicate
 from jax_speechlm.config import Config
 from jax_speechlm.evaluation.language import Prediction, predict, save_report, total
 from jax_speechlm.unit_model import UnitModel

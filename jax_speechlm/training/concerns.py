@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from data_pipelines.batching.packing import TextPlan
+from data_pipelines.batching.plan import Plan, hours
 from data_pipelines.core.errors import DataError
-from data_pipelines.packing import TextPlan
-from data_pipelines.plan import Plan, hours
 from jax_speechlm.experiment import Data, Experiment, Mixture, Speech
 from jax_speechlm.training.optimizers import WSD, Optimizer
 from jax_speechlm.training.source import Source

@@ -11,20 +11,20 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from data_pipelines import packing, unit_documents
-from data_pipelines import plan as plans
 from data_pipelines.audio.speed import with_speeds
+from data_pipelines.batching import packing, unit_documents
+from data_pipelines.batching import plan as plans
+from data_pipelines.batching.mixture import MixturePlan, make_mixture_plan
+from data_pipelines.batching.noise import NoiseReader
+from data_pipelines.batching.speech import Batch, Batches, open_batches
+from data_pipelines.batching.text import TextBatches, open_text_batches
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
 from data_pipelines.core.shuffle import derive_key
-from data_pipelines.loader import Batch, Batches, open_batches
-from data_pipelines.mixture import MixturePlan, make_mixture_plan
-from data_pipelines.noise import NoiseReader
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage import tokens as token_store
 from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.units import CodeStore, Units, read_units
-from data_pipelines.text_loader import TextBatches, open_text_batches
 from data_pipelines.tokenizers import base
 from jax_speechlm.experiment import Data, Experiment, Mixture, Speech, Text, UnitText
 from jax_speechlm.training import checkpoints as ckpt

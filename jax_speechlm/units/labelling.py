@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Int, Shaped
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_pipelines import plan as plans
+from data_pipelines.batching import plan as plans
+from data_pipelines.batching.speech import open_batches
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.shuffle import derive_key, permute
-from data_pipelines.loader import open_batches
 from data_pipelines.storage.index import Index, Part
 from data_pipelines.storage.units import CodeWriter, Units
 from jax_speechlm.batch import Batch

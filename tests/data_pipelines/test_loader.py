@@ -9,10 +9,10 @@ import pytest
 from prepared import noise, write_prepared
 
 from data_pipelines.audio.speed import change_speed, perturbed_length, with_speeds
+from data_pipelines.batching.noise import NoiseReader
+from data_pipelines.batching.plan import FILLER, make_eval_plan, make_plan
+from data_pipelines.batching.speech import open_batches
 from data_pipelines.core.errors import DataError
-from data_pipelines.loader import open_batches
-from data_pipelines.noise import NoiseReader
-from data_pipelines.plan import FILLER, make_eval_plan, make_plan
 from data_pipelines.storage.index import IndexMismatchError, read_index, token_lengths
 from data_pipelines.tokenizers.base import CharTokenizer
 
@@ -243,8 +243,8 @@ def test_a_program_may_end_while_batches_are_read_ahead(index):
     """TensorFlow's threads run Python: left alone at exit they abort the process."""
     script = f"""
 from data_pipelines.storage.index import read_index
-from data_pipelines.loader import open_batches
-from data_pipelines.plan import make_plan
+from data_pipelines.batching.speech import open_batches
+from data_pipelines.batching.plan import make_plan
 import sys
 index = read_index({[str(part.set_dir) for part in index.parts]!r}, "train")
 batches = open_batches(index, make_plan(index.num_samples, seconds_per_batch=6, seed=0))

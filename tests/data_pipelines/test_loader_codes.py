@@ -5,8 +5,8 @@ import pytest
 from prepared import noise, write_prepared
 from unit_sets import label, make_units
 
-from data_pipelines.loader import open_batches
-from data_pipelines.plan import FILLER, make_eval_plan, make_plan
+from data_pipelines.batching.plan import FILLER, make_eval_plan, make_plan
+from data_pipelines.batching.speech import open_batches
 from data_pipelines.storage.index import read_index
 from data_pipelines.storage.units import CodeWriter, open_codes
 

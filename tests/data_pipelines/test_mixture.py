@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.mixture import make_mixture_plan
-from data_pipelines.packing import PERIOD, make_text_plan
+from data_pipelines.batching.mixture import make_mixture_plan
+from data_pipelines.batching.packing import PERIOD, make_text_plan
 
 WEIGHTS = st.lists(st.floats(0.01, 10), min_size=1, max_size=5)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from data_pipelines.batching.plan import make_eval_plan
+from data_pipelines.batching.speech import open_batches
 from data_pipelines.core.errors import DataError
-from data_pipelines.loader import open_batches
-from data_pipelines.plan import make_eval_plan
 from data_pipelines.relabel import relabel
 from data_pipelines.storage.index import read_index, token_lengths
 from data_pipelines.tokenizers.base import CharTokenizer

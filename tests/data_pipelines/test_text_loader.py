@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_sets import write_text_set
 
+from data_pipelines.batching.packing import make_text_eval_plan, make_text_plan
+from data_pipelines.batching.text import open_text_batches
 from data_pipelines.core.errors import DataError
-from data_pipelines.packing import make_text_eval_plan, make_text_plan
 from data_pipelines.storage import tokens as token_store
 from data_pipelines.storage.index import read_index, read_sets, sample_texts
 from data_pipelines.storage.records import RecordReader
 from data_pipelines.storage.tokens import open_tokens
-from data_pipelines.text_loader import open_text_batches
 from data_pipelines.tokenizers.base import CharTokenizer
 
 TOKENIZER = CharTokenizer("abcdefghij ")

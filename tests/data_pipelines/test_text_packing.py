@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.batching.packing import PERIOD, make_text_eval_plan, make_text_plan, pack_histogram
 from data_pipelines.core.shuffle import derive_key, permute
-from data_pipelines.packing import PERIOD, make_text_eval_plan, make_text_plan, pack_histogram
 
 few = settings(max_examples=40)
 lengths_of_documents = st.lists(st.integers(0, 70), min_size=1, max_size=60).filter(any)

@@ -10,14 +10,9 @@ from spoken_sets import align_evenly, write_spoken_set
 from text_sets import write_text_set
 from unit_sets import label, make_units
 
-from data_pipelines.core.errors import DataError
-from data_pipelines.packing import make_text_eval_plan, make_text_plan
-from data_pipelines.storage.index import read_index, read_sets
-from data_pipelines.storage.tokens import TokenStore, open_tokens
-from data_pipelines.storage.word_times import find_word_times, read_word_times
-from data_pipelines.text_loader import open_text_batches
-from data_pipelines.tokenizers.base import CharTokenizer
-from data_pipelines.unit_documents import (
+from data_pipelines.batching.packing import make_text_eval_plan, make_text_plan
+from data_pipelines.batching.text import open_text_batches
+from data_pipelines.batching.unit_documents import (
     Markers,
     deduplicate,
     draw_stretches,
@@ -25,6 +20,11 @@ from data_pipelines.unit_documents import (
     spoken_documents,
     word_frames,
 )
+from data_pipelines.core.errors import DataError
+from data_pipelines.storage.index import read_index, read_sets
+from data_pipelines.storage.tokens import TokenStore, open_tokens
+from data_pipelines.storage.word_times import find_word_times, read_word_times
+from data_pipelines.tokenizers.base import CharTokenizer
 
 TOKENIZER = CharTokenizer("abcdefgh ")
 BOUNDARY, MARKERS = 10, Markers(speech=12, text=13, first_unit=14)

@@ -7,8 +7,8 @@ import numpy as np
 import pydantic
 import pytest
 
+from data_pipelines.batching.packing import make_text_plan
 from data_pipelines.core.errors import DataError
-from data_pipelines.packing import make_text_plan
 from jax_speechlm import configs
 from jax_speechlm.batch import seed_key, step_key
 from jax_speechlm.experiment import Experiment, Speech, differences

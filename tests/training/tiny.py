@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_pipelines.packing import make_text_eval_plan, make_text_plan
-from data_pipelines.plan import Plan, make_eval_plan, make_plan
+from data_pipelines.batching.packing import make_text_eval_plan, make_text_plan
+from data_pipelines.batching.plan import Plan, make_eval_plan, make_plan
 from data_pipelines.storage.tokens import TokenStore
 from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
 from jax_speechlm.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text

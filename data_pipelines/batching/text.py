@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from data_pipelines.packing import BOUNDARIES, TextPlan
+from data_pipelines.batching.packing import BOUNDARIES, TextPlan
 from data_pipelines.storage.tokens import TokenStore
 
 TextBatch: TypeAlias = dict[str, np.ndarray]

@@ -12,9 +12,9 @@ import functools
 import hashlib
 from collections.abc import Sequence
 
+from data_pipelines.batching.packing import PERIOD, TextPlan, to_quotas
+from data_pipelines.batching.plan import Plan
 from data_pipelines.core.shuffle import derive_key
-from data_pipelines.packing import PERIOD, TextPlan, to_quotas
-from data_pipelines.plan import Plan
 
 _PHASE = 0  # stream of randomness
 

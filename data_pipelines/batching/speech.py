@@ -12,9 +12,9 @@ import numpy as np
 
 from data_pipelines.audio.decode import decode_flac
 from data_pipelines.audio.speed import change_speed
+from data_pipelines.batching.noise import NoiseReader
+from data_pipelines.batching.plan import FILLER, Plan
 from data_pipelines.core.errors import DataError
-from data_pipelines.noise import NoiseReader
-from data_pipelines.plan import FILLER, Plan
 from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.index import Index, IndexMismatchError
 from data_pipelines.storage.records import RecordReader
