@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from data_pipelines import debian
 from data_pipelines.audio.clips import Clip, Dropped, Source
 from data_pipelines.core.errors import DataError
-from data_pipelines.sources import asterisk, fillets, queen, tuxpaint
+from data_pipelines.sources import asterisk, debian, fillets, queen, tuxpaint
 
 # A text that does not fit its audio is read too fast or too slowly to be true. Telephone prompts include single
 # letters with pauses around them.

@@ -12,9 +12,9 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data_pipelines import debian
 from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.errors import DataError
+from data_pipelines.sources import debian
 from data_pipelines.sources.html_text import prose
 from data_pipelines.text.documents import Document, TextSource
 

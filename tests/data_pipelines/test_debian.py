@@ -10,8 +10,8 @@ import tarfile
 
 import pytest
 
-from data_pipelines import debian
 from data_pipelines.core.errors import DataError
+from data_pipelines.sources import debian
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb makes the package")
 

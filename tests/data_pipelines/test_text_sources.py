@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines import debian
 from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.errors import DataError
-from data_pipelines.sources import debian_texts
+from data_pipelines.sources import debian, debian_texts
 from data_pipelines.sources.html_text import prose
 from data_pipelines.sources.text_files import text_files
 from data_pipelines.text.documents import Document
