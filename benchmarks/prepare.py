@@ -24,13 +24,13 @@ import soxr
 from interleave import load
 from rich.console import Console
 
-from data_pipelines import beam
 from data_pipelines.audio.clips import Audio, Clip, Source
 from data_pipelines.audio.decode import SAMPLE_RATE, decode_flac
-from data_pipelines.prepare import prepare
+from data_pipelines.prepare import beam
+from data_pipelines.prepare.command import prepare
+from data_pipelines.prepare.speech_store import folder_bytes
 from data_pipelines.storage import index
 from data_pipelines.storage.records import RecordReader
-from data_pipelines.store import folder_bytes
 
 CHARACTERS = 170  # of a transcript: 12 s at 14 a second
 WAYS = {"one machine": {"num_workers": 1}, "Beam, direct": {"beam_runner": "DirectRunner"}}

@@ -368,7 +368,7 @@ def list_configs(argv: Sequence[str], prog: str) -> None:
 
 
 def prepare(argv: Sequence[str], prog: str) -> None:
-    from data_pipelines import prepare as preparation
+    from data_pipelines.prepare import command as preparation
 
     preparation.main(argv, prog)
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.relabel import relabel
+from data_pipelines.prepare.relabel import relabel
 from jax_speechlm.config import Config
 from jax_speechlm.evaluation.recognition import PreparedSpeech
 from jax_speechlm.experiment import Experiment, Start

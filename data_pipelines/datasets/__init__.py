@@ -1,1 +1,1 @@
-"""TFDS builders. Importing one imports TensorFlow; `data_pipelines.prepare` does so once clips are converted."""
+"""TFDS builders. Importing one imports TensorFlow; the prepare job does so once clips are converted."""

@@ -1,4 +1,4 @@
-"""What all builders share: they store clips that `data_pipelines.prepare` has converted to FLAC."""
+"""What all builders share: they store clips that `data_pipelines.prepare.command` has converted to FLAC."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.store import Records
+from data_pipelines.prepare.speech_store import Records
 
 
 class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

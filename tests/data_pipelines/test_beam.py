@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import beam as on_beam
 from data_pipelines.audio import stretches
 from data_pipelines.audio.clips import AudioFile
 from data_pipelines.core.errors import DataError
-from data_pipelines.prepare import prepare
+from data_pipelines.prepare import beam as on_beam
+from data_pipelines.prepare.command import prepare
 from data_pipelines.storage import index
 from data_pipelines.storage.records import RecordReader
 

@@ -11,11 +11,11 @@ import pytest
 import soundfile
 from rich.console import Console
 
-from data_pipelines import convert, store
 from data_pipelines.audio.clips import AudioFile, Clip
 from data_pipelines.audio.decode import decode_flac
 from data_pipelines.core.errors import DataError
-from data_pipelines.prepare import prepare
+from data_pipelines.prepare import convert, speech_store
+from data_pipelines.prepare.command import prepare
 from data_pipelines.sources.manifest import manifest_source
 from data_pipelines.storage import index
 from data_pipelines.storage.records import RecordReader
@@ -158,9 +158,11 @@ def test_a_killed_preparation_goes_on_where_it_was(manifest, tmp_path, monkeypat
 
 def test_a_prepared_set_is_recognised_until_something_changes(manifest, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("data_pipelines.prepare.store", lambda *args: calls.append(args) or store.store(*args))
-    counting = lambda *args: calls.append(args) or store.store(*args)  # noqa: E731
-    monkeypatch.setattr("data_pipelines.prepare.store", counting)
+    monkeypatch.setattr(
+        "data_pipelines.prepare.command.store", lambda *args: calls.append(args) or speech_store.store(*args)
+    )
+    counting = lambda *args: calls.append(args) or speech_store.store(*args)  # noqa: E731
+    monkeypatch.setattr("data_pipelines.prepare.command.store", counting)
 
     def again(**changes):
         calls.clear()
@@ -239,7 +241,7 @@ def test_full_disk_while_converting(manifest, tmp_path, monkeypatch):
 
 def test_full_disk_is_seen_before_the_records_are_written(manifest, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(speech_store.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(DataError, match="the disk is full"):
         prepare(manifest=manifest, data_dir=tmp_path / "data")
     assert (tmp_path / "data/my/work/journal.jsonl").exists()

@@ -6,7 +6,7 @@ import pytest
 from data_pipelines.batching.plan import make_eval_plan
 from data_pipelines.batching.speech import open_batches
 from data_pipelines.core.errors import DataError
-from data_pipelines.relabel import relabel
+from data_pipelines.prepare.relabel import relabel
 from data_pipelines.storage.index import read_index, token_lengths
 from data_pipelines.tokenizers.base import CharTokenizer
 from tests.data_pipelines.prepared import noise, write_prepared

@@ -11,15 +11,15 @@ from prepared import noise, write_prepared
 from rich.console import Console
 from text_sets import write_text_set
 
-from data_pipelines import prepare as preparation
-from data_pipelines import text_store
 from data_pipelines.core.errors import DataError
-from data_pipelines.prepare import prepare
-from data_pipelines.report import Report
+from data_pipelines.prepare import command as preparation
+from data_pipelines.prepare import text_store
+from data_pipelines.prepare.command import prepare
+from data_pipelines.prepare.report import Report
+from data_pipelines.prepare.text_report import TextReport
 from data_pipelines.storage.index import read_index, read_sets, splits_of
 from data_pipelines.text.cleaning import Cleaning
 from data_pipelines.text.normalize import split_key, split_of, text_split_of
-from data_pipelines.text_report import TextReport
 
 PLAIN = Cleaning(steps=("unicode", "length", "exact"))
 

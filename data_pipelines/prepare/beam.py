@@ -23,11 +23,11 @@ from rich.console import Console
 
 from data_pipelines.audio.clips import AudioFile, Clip, Dropped, Source
 from data_pipelines.audio.decode import Levels
-from data_pipelines.clip_files import clip_fields, read_clips, write_clips
-from data_pipelines.convert import Converted, Sound, by_recording, check_rate, convert_clips, too_many_bad
 from data_pipelines.core.errors import DataError
-from data_pipelines.report import Report, summarise
-from data_pipelines.store import META, IndexWriters, generate, make_builder, record_fields, write_meta
+from data_pipelines.prepare.clip_files import clip_fields, read_clips, write_clips
+from data_pipelines.prepare.convert import Converted, Sound, by_recording, check_rate, convert_clips, too_many_bad
+from data_pipelines.prepare.report import Report, summarise
+from data_pipelines.prepare.speech_store import META, IndexWriters, generate, make_builder, record_fields, write_meta
 
 _CHUNK = 256  # clips that a worker converts at a time; their FLAC is in its memory
 

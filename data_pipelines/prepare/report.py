@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_pipelines.audio.clips import Dropped
-from data_pipelines.convert import Converted
 from data_pipelines.core.paths import AnyPath
+from data_pipelines.prepare.convert import Converted
 from data_pipelines.text.normalize import split_order, without_held_out
 
 # Upper edges of the duration histogram in seconds; the last bin is open.

@@ -10,8 +10,8 @@ import pyarrow
 import pyarrow.parquet
 
 from data_pipelines.core.errors import DataError
+from data_pipelines.prepare.speech_store import META, file_sha256, write_json
 from data_pipelines.storage.index import Part
-from data_pipelines.store import META, file_sha256, write_json
 
 
 def relabel(part: Part, texts: Sequence[str], folder: Path, origin: dict[str, Any]) -> None:

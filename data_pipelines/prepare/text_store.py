@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from data_pipelines.audio.clips import Dropped
-from data_pipelines.convert import too_many_bad
 from data_pipelines.core.errors import DataError, disk_full, is_disk_full
-from data_pipelines.store import META, file_sha256, write_json
+from data_pipelines.prepare.convert import too_many_bad
+from data_pipelines.prepare.speech_store import META, file_sha256, write_json
+from data_pipelines.prepare.text_report import Tally, TextReport
 from data_pipelines.text.cleaning import Cleaning, clean
 from data_pipelines.text.documents import Document, TextSource
 from data_pipelines.text.normalize import NORMALISER_VERSION, split_key, split_order, text_split_of
-from data_pipelines.text_report import Tally, TextReport
 
 _STRINGS = ("id", "text", "language", "source", "label")
 _SCHEMA = pa.schema([(name, pa.large_string()) for name in _STRINGS] + [("num_bytes", pa.int64())])

@@ -17,10 +17,10 @@ import pyarrow.parquet
 
 from data_pipelines.audio.clips import Source
 from data_pipelines.audio.decode import SAMPLE_RATE
-from data_pipelines.convert import Converted
 from data_pipelines.core.errors import DataError, disk_full
 from data_pipelines.core.paths import AnyPath, copy, num_bytes
-from data_pipelines.report import Report
+from data_pipelines.prepare.convert import Converted
+from data_pipelines.prepare.report import Report
 from data_pipelines.text.normalize import NORMALISER_VERSION
 
 META = "meta.json"

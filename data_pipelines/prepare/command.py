@@ -24,22 +24,22 @@ from typing import Any
 from rich.console import Console
 
 from data_pipelines.audio.clips import Clip, Dropped, Source
-from data_pipelines.beam import Runner, prepare_on_beam
-from data_pipelines.convert import Converted, Workshop, check_rate, too_many_bad
 from data_pipelines.core.errors import DataError, disk_full, is_disk_full
 from data_pipelines.core.paths import AnyPath, as_path, cache_dir, is_url, reach
-from data_pipelines.report import Report, summarise
+from data_pipelines.prepare.beam import Runner, prepare_on_beam
+from data_pipelines.prepare.convert import Converted, Workshop, check_rate, too_many_bad
+from data_pipelines.prepare.report import Report, summarise
+from data_pipelines.prepare.speech_store import find_prepared, has_older_texts, publish, store
+from data_pipelines.prepare.text_report import TextReport
+from data_pipelines.prepare.text_store import prepare_text
 from data_pipelines.sources import debian_texts, tfds_sets
 from data_pipelines.sources.catalogue import debian_source
 from data_pipelines.sources.manifest import TextForm, digest, manifest_source
 from data_pipelines.sources.text_files import Unit, text_files
 from data_pipelines.storage import index as indexes
-from data_pipelines.store import find_prepared, has_older_texts, publish, store
 from data_pipelines.text.cleaning import Cleaning
 from data_pipelines.text.documents import TextSource
 from data_pipelines.text.normalize import split_order
-from data_pipelines.text_report import TextReport
-from data_pipelines.text_store import prepare_text
 
 
 def prepare(

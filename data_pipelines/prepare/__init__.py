@@ -1,0 +1,1 @@
+"""The prepare job: from a source to a prepared set, on one machine or on Beam."""
