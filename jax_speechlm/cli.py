@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from jax_speechlm import exit_status
 from jax_speechlm.console import repeated_option, use_utf8
+from jax_speechlm.core import exit_status
 
 if TYPE_CHECKING:
     from jax_speechlm.experiment import Experiment
@@ -179,7 +179,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns its exit status, one of `jax_speechlm.exit_status`."""
+    """Runs one command. Returns its exit status, one of `jax_speechlm.core.exit_status`."""
     if argv is None:
         use_utf8()
     argv = list(sys.argv[1:] if argv is None else argv)

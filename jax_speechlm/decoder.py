@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.decoding.boosting import Boost, read_phrases
 from jax_speechlm.decoding.fusion import Scorer, StepScorer, unweighted
 from jax_speechlm.decoding.neural_fusion import NeuralScorer

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from tyro.conf import Positional
 
 from data_pipelines.audio import decode
-from jax_speechlm.batch import Batch, seed_key
+from jax_speechlm.core.batch import Batch, seed_key
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import functional

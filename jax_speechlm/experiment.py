@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from jax_speechlm.batch import Seed
-from jax_speechlm.config import Config
+from jax_speechlm.core.batch import Seed
+from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig

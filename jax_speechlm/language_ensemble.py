@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from data_pipelines.tokenizers.base import Tokenizer
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.language_model import LanguageModel, text_nats
 from jax_speechlm.training.checkpoints import CheckpointError
-from jax_speechlm.vocabulary import Vocabulary
 
 
 class LanguageEnsemble:

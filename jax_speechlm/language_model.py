@@ -19,7 +19,8 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers import base
-from jax_speechlm.batch import seed_key
+from jax_speechlm.core.batch import seed_key
+from jax_speechlm.core.vocabulary import PADDING, Modality, Vocabulary, pad
 from jax_speechlm.decoding.generate import (
     Beam,
     Continuations,
@@ -35,7 +36,6 @@ from jax_speechlm.models.transformer import init_cache
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.causal_lm import CausalLM, TextModel, token_losses
 from jax_speechlm.trained import Trained
-from jax_speechlm.vocabulary import PADDING, Modality, Vocabulary, pad
 
 _TOKENS_PER_BATCH = 8192  # speed and memory, never the result
 _SHORTEST_ROW = 16

@@ -15,7 +15,7 @@ from data_pipelines.audio import decode
 from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers import base
-from jax_speechlm.batch import Batch
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.decoder import Decoder, Decoding, Posteriors
 from jax_speechlm.decoding.alignment import Span, Word, force_align, words_of
 from jax_speechlm.decoding.greedy import best_path, collapse

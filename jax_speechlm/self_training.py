@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare.relabel import relabel
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation.recognition import PreparedSpeech
 from jax_speechlm.experiment import Experiment, Start
 from jax_speechlm.training.loop import train

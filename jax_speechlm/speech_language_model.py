@@ -18,7 +18,8 @@ from tyro.conf import OmitArgPrefixes, Positional
 from data_pipelines.audio import decode
 from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.tokenizers import base
-from jax_speechlm.batch import Batch, seed_key
+from jax_speechlm.core.batch import Batch, seed_key
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.generate import (
     GREEDY,
@@ -41,7 +42,6 @@ from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.trained import Trained
 from jax_speechlm.transcriber import Heard, Transcriber
 from jax_speechlm.transcript import Segment
-from jax_speechlm.vocabulary import Vocabulary
 from jax_speechlm.windows import Recording, Window, blocks_of, in_batches
 
 TOKENS_PER_SECOND = 25

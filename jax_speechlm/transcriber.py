@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from data_pipelines.audio import decode
 from data_pipelines.text.scripts import join
-from jax_speechlm.batch import Batch
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.trained import objective_kind

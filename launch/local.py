@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 
 FINAL = (2, 3, 64)
-"""Statuses after which the same command would fail again: `jax_speechlm.exit_status.FINAL`."""
+"""Statuses after which the same command would fail again: `jax_speechlm.core.exit_status.FINAL`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from data_pipelines.core import paths
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage import index, records
 from jax_speechlm import cli
-from jax_speechlm.exit_status import USER_ERROR
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.experiment import Speech
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training import checkpoints as ckpt

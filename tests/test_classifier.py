@@ -11,8 +11,8 @@ from data_pipelines.storage.index import read_index
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.classifier import Classifier
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.evaluation.classification import predict, speech_batches, text_batches
-from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Experiment, Speech, Text
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel

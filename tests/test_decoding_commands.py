@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jax_speechlm import cli
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.evaluation.report import Report
-from jax_speechlm.exit_status import USER_ERROR
 from tests.test_end_to_end import workplace  # noqa: F401  the fixture: a small recognizer of tones
 
 pytest.importorskip("kenlm", reason="n-gram models need kenlm: pip install -e '.[ngram]'")

@@ -9,8 +9,8 @@ import soundfile
 
 from data_pipelines.storage.index import read_index
 from jax_speechlm import cli
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.evaluation.recognition import PreparedSpeech
-from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import load_experiment

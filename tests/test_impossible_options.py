@@ -3,7 +3,7 @@
 import pytest
 
 from jax_speechlm import cli
-from jax_speechlm.exit_status import USER_ERROR
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.language_model import generate_texts
 from jax_speechlm.speech_language_model import answer_files
 from jax_speechlm.unit_model import generate_units

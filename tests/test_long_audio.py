@@ -12,8 +12,8 @@ import soundfile
 
 import jax_speechlm
 from jax_speechlm import cli
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.decoder import Decoding
-from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.transcript import Transcript
 from jax_speechlm.windows import shapes

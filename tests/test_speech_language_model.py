@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from jax_speechlm import cli
+from jax_speechlm.core.exit_status import USER_ERROR
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.generate import Beam, Sampling
-from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.frontend.frontend import features
 from jax_speechlm.models import functional
 from jax_speechlm.models.lora import LoRA
@@ -24,7 +25,6 @@ from jax_speechlm.speech_language_model import SpeechLanguageModel
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import train
 from jax_speechlm.transcriber import open_transcriber
-from jax_speechlm.vocabulary import Vocabulary
 from tests.training import tiny
 
 MODEL = tiny.MODELS["speech_lm"].replace(lora=LoRA(rank=2))

@@ -11,7 +11,7 @@ from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.storage.index import read_index
 from data_pipelines.storage.units import Units, write_units
 from jax_speechlm import cli
-from jax_speechlm.exit_status import USER_ERROR
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.experiment import Experiment, UnitText
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.objectives.unit_lm import UnitLM

@@ -11,7 +11,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.storage.index import read_index
 from data_pipelines.storage.word_times import read_word_times, write_word_times
 from jax_speechlm import cli
-from jax_speechlm.exit_status import USER_ERROR
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 from pydantic import Field, PositiveInt
 
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
+from jax_speechlm.core.vocabulary import PADDING, Modality, Vocabulary
 from jax_speechlm.models.transformer import Cache, Transformer, init_cache
-from jax_speechlm.vocabulary import PADDING, Modality, Vocabulary
 
 COLDEST = 1e-5
 """A temperature below this is greedy search, and is computed as such: its inverse would overflow."""

@@ -20,12 +20,12 @@ from data_pipelines.core.paths import AnyPath, as_path
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.tokens import open_tokens
-from jax_speechlm.batch import Batch
-from jax_speechlm.config import Config
+from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.config import Config
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.trained import Trained
-from jax_speechlm.vocabulary import Vocabulary
 
 _TOKENS_PER_BATCH = 8192
 FRAME = "frame"

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.batch import Batch
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.decoding.greedy import best_path, collapse
 from jax_speechlm.models.functional import Params
 from jax_speechlm.models.layers import frame_mask

@@ -14,11 +14,11 @@ from data_pipelines.batching.text import open_text_batches
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.tokens import TokenStore, open_tokens
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.objectives.masked_lm import MaskedLM
 from jax_speechlm.trained import Trained
-from jax_speechlm.vocabulary import Vocabulary
 
 _TOKENS_PER_BATCH = 8192
 

@@ -26,8 +26,8 @@ from data_pipelines.batching.speech import Batches, open_batches
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage import index as indexes
 from data_pipelines.tokenizers.base import train_tokenizer
-from jax_speechlm.batch import Batch
-from jax_speechlm.config import Config
+from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.config import Config
 from jax_speechlm.encoder import SpeechEncoder
 from jax_speechlm.evaluation import ctc_probe, wer
 from jax_speechlm.evaluation.language import save_report

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_pipelines.core.paths import AnyPath
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation import wer
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, written_without_spaces
 

@@ -14,7 +14,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import text_lines
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation.classification import speech_batches
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.trained import Trained

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer
 from jax_speechlm.evaluation.report import TOO_FEW, Utterance
 from jax_speechlm.evaluation.wer import MIN_UTTERANCES

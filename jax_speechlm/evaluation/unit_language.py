@@ -13,7 +13,7 @@ from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import open_codes, read_units
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation.language import Prediction, predict, save_report, total
 from jax_speechlm.unit_model import UnitModel
 

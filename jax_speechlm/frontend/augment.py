@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pydantic
 from jaxtyping import Array, Bool, Float, Float32, Int, Int16, Int32, Key
 
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.logmel import SAMPLE_RATE
 from jax_speechlm.models.layers import frame_mask, split_keys
 

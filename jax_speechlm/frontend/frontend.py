@@ -3,8 +3,8 @@
 import jax
 from jaxtyping import Array, Float32, Int32, PRNGKeyArray
 
-from jax_speechlm.batch import Batch, example_keys
-from jax_speechlm.config import Config
+from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.augment import Augment, augment_audio, spec_augment
 from jax_speechlm.frontend.logmel import LogMel, log_mel
 from jax_speechlm.parallel import sequence

@@ -15,7 +15,7 @@ import numpy as np
 import pydantic
 from jaxtyping import Array, Float, Float32, Int, Int16, Int32
 
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.models.layers import Count, frame_mask
 
 SAMPLE_RATE = 16_000  # Hz

@@ -20,6 +20,7 @@ from jaxtyping import Int16
 from data_pipelines.audio import decode as audio_files
 from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
+from jax_speechlm.core.vocabulary import PADDING
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.decoding.greedy import best_path, collapse
 from jax_speechlm.frontend.logmel import log_mel
@@ -37,7 +38,6 @@ from jax_speechlm.models.encoders import make_encoder
 from jax_speechlm.models.layers import frame_mask
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.trained import Trained
-from jax_speechlm.vocabulary import PADDING
 from jax_speechlm.windows import in_batches
 
 Clip = Int16[np.ndarray, "..."]

@@ -14,7 +14,8 @@ from jaxtyping import Int
 
 from data_pipelines.tokenizers.base import Tokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
+from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.interop import folders, front_ends, parakeet, transformer, voxtral, wav2vec2_bert, weights
 from jax_speechlm.interop.class_settings import completed
@@ -29,7 +30,6 @@ from jax_speechlm.models.lora import merge
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.trained import Trained
 from jax_speechlm.training.warm_start import PER_TOKEN
-from jax_speechlm.vocabulary import PADDING, Vocabulary
 
 _ENCODERS = ("best_rq", "hubert", "wav2vec2", "w2v_bert", "encoder")
 GENERATION = "generation_config.json"

@@ -16,6 +16,7 @@ import transformers
 from jaxtyping import Float, Int16
 
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.interop.checking import Check, guarded
@@ -26,7 +27,6 @@ from jax_speechlm.models.lora import LoRA, merge
 from jax_speechlm.models.speech_lm import SpeechTransformer
 from jax_speechlm.speech_language_model import SpeechLanguageModel
 from jax_speechlm.trained import Trained
-from jax_speechlm.vocabulary import Vocabulary
 from jax_speechlm.windows import in_batches
 
 _MOST_TOKENS = 60  # of an answer that is read

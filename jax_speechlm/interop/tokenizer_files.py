@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from data_pipelines.tokenizers.base import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.vocabulary import PADDING, Vocabulary
 
 Files = dict[str, Any]
 """File names, and the JSON of each."""

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from jax_speechlm.exit_status import FAILED, FINAL, STOPPED
+from jax_speechlm.core.exit_status import FAILED, FINAL, STOPPED
 from jax_speechlm.launching.cloud_tpu import accelerator_type
 from jax_speechlm.launching.job import BUCKET_FOLDER, Job, Run, Step, Write, manifest
 

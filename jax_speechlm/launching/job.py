@@ -11,8 +11,8 @@ from typing import Annotated, Any, NamedTuple
 import pydantic
 import yaml
 
-from jax_speechlm.config import Config
-from jax_speechlm.exit_status import FINAL
+from jax_speechlm.core.config import Config
+from jax_speechlm.core.exit_status import FINAL
 from jax_speechlm.parallel import chips
 
 BUCKET_FOLDER = "/bucket"

@@ -14,7 +14,7 @@ import pydantic
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.models.dot_attention import masked_attention
 from jax_speechlm.models.functional import parameter, scan_layers, stack
 from jax_speechlm.models.layers import LayerNorm, Linear, frame_mask

@@ -26,7 +26,7 @@ import pydantic
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.models.attention import Chunk, RelativeAttention
 from jax_speechlm.models.functional import Remat, parameter, scan_layers, stack
 from jax_speechlm.models.layers import (
@@ -214,7 +214,7 @@ class Conformer(nnx.Module):
         Args:
           x_BxTxF: features.
           length_B: valid frames of each row; may be 0.
-          keys: one key a row (`jax_speechlm.batch.example_keys`) for dropout, or None for evaluation.
+          keys: one key a row (`jax_speechlm.core.batch.example_keys`) for dropout, or None for evaluation.
           chunk: limits what attention sees (see `chunk_mask`); None for all of the utterance.
           taps: layer counts after which hidden states are wanted too, up to `num_layers`; 0 is what enters the layers.
 

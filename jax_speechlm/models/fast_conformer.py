@@ -25,7 +25,7 @@ import pydantic
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.models.attention import PositionalAttention, distance_sinusoids
 from jax_speechlm.models.conformer import FeedForward, run_layers
 from jax_speechlm.models.functional import Remat, bind, parameter, stack
@@ -271,7 +271,7 @@ class FastConformer(nnx.Module):
         Args:
           x_BxTxF: features, `input_dim` mel bins each 10 ms.
           length_B: valid ones of each row; may be 0. `config.num_frames` of them are the frames that come out.
-          keys: one key a row (`jax_speechlm.batch.example_keys`) for dropout, or None for evaluation.
+          keys: one key a row (`jax_speechlm.core.batch.example_keys`) for dropout, or None for evaluation.
           chunk: None, always: the convolutions look ahead, so no attention could keep within a chunk.
           taps: layer counts after which hidden states are wanted too, up to `num_layers`; 0 is what enters the layers.
 

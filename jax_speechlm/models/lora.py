@@ -14,7 +14,7 @@ import pydantic
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.models.functional import Params, parameter
 from jax_speechlm.models.layers import Linear, linear_maps
 

@@ -17,7 +17,7 @@ import pydantic
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.models.adapter import AdapterConfig, Stacking
 from jax_speechlm.models.attention import Chunk
 from jax_speechlm.models.conformer import ConformerConfig

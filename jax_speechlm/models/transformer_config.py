@@ -19,7 +19,7 @@ from typing import Literal
 
 import pydantic
 
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.models.dot_attention import Kernel
 from jax_speechlm.models.functional import Remat
 

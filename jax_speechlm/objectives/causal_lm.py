@@ -8,15 +8,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.batch import Batch, example_keys
-from jax_speechlm.config import Config
+from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.config import Config
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import functional
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig, forward_flops
 from jax_speechlm.models.vocabulary_loss import TokenScores, vocabulary_loss
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
-from jax_speechlm.vocabulary import Vocabulary
 
 
 class TextModel(nnx.Module):

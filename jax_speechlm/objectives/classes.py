@@ -8,7 +8,7 @@ from jaxtyping import Int
 from pydantic import AfterValidator, Field
 
 from data_pipelines.core.errors import DataError
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.objectives.base import ObjectiveConfig
 
 

@@ -9,7 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.batch import Batch, example_keys
+from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import encoders, functional, transformer_config
 from jax_speechlm.models.encoders import EncoderConfig
@@ -19,7 +20,6 @@ from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.base import Metrics, Objective, check_features, mean
 from jax_speechlm.objectives.classes import ReadsClasses
 from jax_speechlm.objectives.hearing import hear
-from jax_speechlm.vocabulary import Vocabulary
 
 ClassLogits = Callable[[functional.Params, Batch, PRNGKeyArray | None], Float[Array, "batch classes"]]
 

@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.batch import Batch, example_keys
-from jax_speechlm.config import Config
+from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import functional
 from jax_speechlm.models.encoders import EncoderConfig

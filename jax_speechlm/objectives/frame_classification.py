@@ -19,7 +19,7 @@ from data_pipelines.storage.frame_labels import FrameLabels, speech_frames
 from data_pipelines.storage.index import Index
 from data_pipelines.storage.units import FrameGrid
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.batch import Batch
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models import functional

@@ -3,7 +3,7 @@
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jax_speechlm.batch import Batch, example_keys
+from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import encoders
 from jax_speechlm.models.conformer import Conformer

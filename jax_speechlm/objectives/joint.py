@@ -24,8 +24,9 @@ from pydantic import Field
 
 from data_pipelines.batching.packing import BOUNDARIES
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.batch import Batch, example_keys
-from jax_speechlm.config import Config
+from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.config import Config
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
@@ -38,7 +39,6 @@ from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.masked_lm import Masked, MaskedLM, mask_tokens, most_masked, take_chosen
 from jax_speechlm.objectives.masking import draw_views, span_frames
 from jax_speechlm.parallel.mesh import by_rows
-from jax_speechlm.vocabulary import Vocabulary
 
 STREAMS = {"speech": "speech", "text": "text", "pairs": "speech"}
 """The streams, and the kind of data that each has."""

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.batch import Batch, example_keys
-from jax_speechlm.config import Config
+from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.config import Config
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import functional
 from jax_speechlm.models.transformer_config import forward_flops
@@ -23,7 +24,6 @@ from jax_speechlm.objectives.causal_lm import TextModel, require_transformer, sc
 from jax_speechlm.objectives.masking import masked_places, take_frames
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import by_tokens
-from jax_speechlm.vocabulary import Vocabulary
 
 _SHOWN_AS_MASK, _SHOWN_AS_RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
 

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.batch import Batch
-from jax_speechlm.config import Config
+from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import encoders, functional
 from jax_speechlm.models.encoders import EncoderConfig

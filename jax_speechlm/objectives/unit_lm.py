@@ -14,15 +14,15 @@ from pydantic import Field, PositiveInt
 
 from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.batch import Batch, example_keys
-from jax_speechlm.config import Config
+from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.config import Config
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import functional
 from jax_speechlm.models.transformer_config import forward_flops
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
 from jax_speechlm.objectives.causal_lm import TextModel, next_tokens, require_transformer, token_losses
-from jax_speechlm.vocabulary import Vocabulary
 
 _FEWEST_NATS = 0.5  # of the units' frequencies; k-means of speech gives 3 and more
 

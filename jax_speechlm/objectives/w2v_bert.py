@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import Field, PositiveInt
 
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.batch import Batch
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops

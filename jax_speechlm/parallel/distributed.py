@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jax_speechlm import exit_status
+from jax_speechlm.core import exit_status
 
 PEER_SECONDS = 60.0
 """How long a process may be silent before the others give up; `JAX_SPEECHLM_PEER_SECONDS` overrides it."""

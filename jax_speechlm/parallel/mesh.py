@@ -10,7 +10,7 @@ import pydantic
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.parallel import hardware
 
 Tree = dict[str, Any]  # a nested dict

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from data_pipelines.audio import decode
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.logmel import log_mel
 from jax_speechlm.serving import answers
 from jax_speechlm.serving.answers import FORMATS, EventStream, Wish

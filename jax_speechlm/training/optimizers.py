@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 import pydantic
 
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 from jax_speechlm.models.functional import Params
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]

@@ -26,10 +26,10 @@ from data_pipelines.storage import tokens as token_store
 from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.units import CodeStore, Units, read_units
 from data_pipelines.tokenizers import base
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.experiment import Data, Experiment, Mixture, Speech, Text, UnitText
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.targets import FrameCodes, Labels, codes_of, labels_of
-from jax_speechlm.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
-from jax_speechlm.batch import Batch, step_key
+from jax_speechlm.core.batch import Batch, step_key
 from jax_speechlm.decoding.greedy import best_path
 from jax_speechlm.models import functional
 from jax_speechlm.models.functional import Params

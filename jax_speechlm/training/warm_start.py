@@ -9,12 +9,12 @@ from jax.experimental import multihost_utils
 
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers.base import Tokenizer
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.experiment import Start
 from jax_speechlm.models.functional import Params
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.optimizers import overlay, paths, select
 from jax_speechlm.training.source import saved_tokenizer
-from jax_speechlm.vocabulary import Vocabulary
 
 SHARED = ("encoder", "transformer")
 """The groups of parameters that models have in common."""

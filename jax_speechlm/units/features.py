@@ -10,8 +10,8 @@ import numpy as np
 import pydantic
 from jaxtyping import Array, Float, Int
 
-from jax_speechlm.batch import Batch
-from jax_speechlm.config import Config
+from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.config import Config
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel

@@ -18,8 +18,8 @@ from pydantic import Field, PositiveInt
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage.units import UNLABELLED
-from jax_speechlm.batch import Seed, seed_key
-from jax_speechlm.config import Config
+from jax_speechlm.core.batch import Seed, seed_key
+from jax_speechlm.core.config import Config
 from jax_speechlm.parallel import mesh as meshes
 
 _SCORES = {"cpu": 2**18}

@@ -6,7 +6,7 @@ All are computed from counts: `counts_KxC` holds how many frames have unit k and
 import numpy as np
 from jaxtyping import Float, Int
 
-from jax_speechlm.config import Config
+from jax_speechlm.core.config import Config
 
 
 class Usage(Config):

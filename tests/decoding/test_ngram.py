@@ -11,10 +11,10 @@ import pytest
 from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
 from jax_speechlm import cli
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.decoding.kneser_ney import estimate, write_arpa
 from jax_speechlm.decoding.ngram import NGram, sentences
 from jax_speechlm.decoding.ngram_fusion import OOV_PENALTY, TokenNGram, WordNGram, ngram_scorer
-from jax_speechlm.exit_status import USER_ERROR
 
 pytest.importorskip("kenlm", reason="n-gram models need kenlm: pip install -e '.[ngram]'")
 

@@ -9,9 +9,9 @@ import pytest
 
 from data_pipelines.tokenizers import base
 from jax_speechlm import cli
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.decoding.generate import Beam
 from jax_speechlm.evaluation import language, masked_text
-from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Experiment, Text
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models.transformer_config import TransformerConfig

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm import cli
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.evaluation.report import Report, Utterance, evaluate
 from jax_speechlm.evaluation.rover import NOTHING, Hypothesis, combine, join, network
-from jax_speechlm.exit_status import USER_ERROR
 
 WORDS = st.lists(st.sampled_from("abc"), max_size=4)
 

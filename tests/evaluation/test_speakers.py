@@ -11,8 +11,8 @@ from sklearn.metrics import roc_curve
 import jax_speechlm
 from data_pipelines.core.errors import DataError
 from jax_speechlm import cli
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.evaluation.speakers import score
-from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Experiment, Speech
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm import cli
-from jax_speechlm.exit_status import USER_ERROR
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.interop import checking, folders, hugging_face_export, wav2vec2_bert, weights
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.front_ends import front_end_from_hugging_face, front_end_to_hugging_face

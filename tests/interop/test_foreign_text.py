@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, Places
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoding.generate import GREEDY, Beam
 from jax_speechlm.evaluation.language import predict
 from jax_speechlm.interop import checking, hugging_face, import_check
@@ -17,7 +18,6 @@ from jax_speechlm.language_ensemble import LanguageEnsemble
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.trained import Trained
-from jax_speechlm.vocabulary import Vocabulary
 from tests.interop.foreign_folders import write_json, write_text_model
 from tests.interop.tiny_runs import tiny_run
 

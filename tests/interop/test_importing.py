@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from data_pipelines.tokenizers.base import CharTokenizer
 from data_pipelines.tokenizers.hugging_face import Places
 from jax_speechlm import cli
+from jax_speechlm.core.exit_status import USER_ERROR
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.encoder import SpeechEncoder
-from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.experiment import Start
 from jax_speechlm.interop import checking, folders, import_check, importing, mapping, weights
 from jax_speechlm.interop.folders import ExportError, FailedCheck
@@ -36,7 +37,6 @@ from jax_speechlm.trained import Trained
 from jax_speechlm.training.loop import load_experiment
 from jax_speechlm.training.source import read_tokenizer
 from jax_speechlm.training.warm_start import take_over
-from jax_speechlm.vocabulary import Vocabulary
 from tests.interop.foreign_folders import TEXTS, write_json, write_recognizer, write_text_model
 from tests.interop.tiny_runs import FORMER, RUNS, tiny_run
 

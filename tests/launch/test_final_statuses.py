@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.core.errors import DataError
-from jax_speechlm import cli, exit_status
-from jax_speechlm.exit_status import FINAL, STOPPED, USER_ERROR, status_of
+from jax_speechlm import cli
+from jax_speechlm.core import exit_status
+from jax_speechlm.core.exit_status import FINAL, STOPPED, USER_ERROR, status_of
 from jax_speechlm.launching import cloud_tpu, gke, job, skypilot
 from jax_speechlm.training.checkpoints import CheckpointError
 from tests.launch.test_job import GPU, TPU

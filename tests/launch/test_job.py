@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jax_speechlm import cli
-from jax_speechlm.exit_status import USER_ERROR
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.launching import cloud_tpu, command, gke, job, skypilot
 from jax_speechlm.launching.job import Job, Run, Write
 

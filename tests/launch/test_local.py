@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from jax_speechlm import cli
-from jax_speechlm.exit_status import USER_ERROR
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.training import checkpoints as ckpt
 from tests import quick_xla
 from tests.test_end_to_end import RATE, SMALL, TONES, spoken

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from jax_speechlm.batch import example_keys
+from jax_speechlm.core.batch import example_keys
 from jax_speechlm.experiment import Mixture, Speech, Stream, Text
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_speechlm.batch import example_keys
+from jax_speechlm.core.batch import example_keys
 from jax_speechlm.objectives.masking import draw_mask, masked_places, most_masked, take_frames
 
 SPAN = 5

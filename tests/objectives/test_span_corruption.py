@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.models import functional
 from jax_speechlm.objectives.span_corruption import (
     SpanCorruption,
@@ -18,7 +19,6 @@ from jax_speechlm.objectives.span_corruption import (
     draw_gaps,
     most_spans,
 )
-from jax_speechlm.vocabulary import Vocabulary
 from tests.objectives.text import MODEL, TOKENIZER, documents, pack, reorder
 
 TIME, RATIO, SPAN, MARKERS = 40, 0.3, 2.0, 8

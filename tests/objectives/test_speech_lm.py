@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
@@ -21,7 +22,6 @@ from jax_speechlm.objectives.speech_lm import Prompt, Prompts, SpeechLM, alarm
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.planning import costs, hlo
-from jax_speechlm.vocabulary import Vocabulary
 from tests.training import tiny
 
 TOKENIZER = CharTokenizer("abcdefgh ")

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import functional
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.unit_lm import UnitLM, alarm
-from jax_speechlm.vocabulary import Vocabulary
 from tests.objectives.text import MODEL, TOKENIZER, documents, pack, reorder
 from tests.objectives.text import VOCABULARY as TEXT_VOCABULARY
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.tokenizers.base import CharTokenizer
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.models.transformer_config import TransformerConfig
-from jax_speechlm.vocabulary import Vocabulary
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstu ")
 VOCABULARY = Vocabulary.of(TOKENIZER)

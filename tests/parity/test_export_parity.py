@@ -11,9 +11,10 @@ import soundfile
 
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
+from jax_speechlm.core.exit_status import USER_ERROR
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoding.generate import GREEDY
 from jax_speechlm.decoding.greedy import collapse
-from jax_speechlm.exit_status import USER_ERROR
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.hugging_face import package, write_model
 from jax_speechlm.interop.hugging_face_export import write_checked
@@ -21,7 +22,6 @@ from jax_speechlm.interop.tokenizer_files import ctc_files, text_files
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.speech_language_model import SpeechLanguageModel
-from jax_speechlm.vocabulary import Vocabulary
 from tests.golden.make_tokenizers import CORPUS, KINDS, TEXTS, train
 from tests.interop.tiny_runs import FORMER, RUNS, save, tiny_run
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_speechlm.batch import example_keys
+from jax_speechlm.core.batch import example_keys
 from jax_speechlm.models import functional
 from jax_speechlm.models.layers import split_keys
 from jax_speechlm.objectives.contrastive import Contrast, Encoded, Frames, contrast, draw_negatives

@@ -10,6 +10,7 @@ import pytest
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage.index import read_index
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.experiment import Cadence, Experiment, Text, UnitText
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.causal_lm import CausalLM
@@ -18,7 +19,6 @@ from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import TrainingStopped, train
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.training.source import open_source
-from jax_speechlm.vocabulary import Vocabulary
 from tests.data_pipelines.spoken_sets import align_evenly, write_spoken_set
 from tests.data_pipelines.text_sets import write_text_set
 from tests.data_pipelines.unit_sets import label, make_units

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
+from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.experiment import Experiment, Start
 from jax_speechlm.models import functional
 from jax_speechlm.models.transformer_config import TransformerConfig
@@ -18,7 +19,6 @@ from jax_speechlm.training.optimizers import paths
 from jax_speechlm.training.source import tokenizer_files
 from jax_speechlm.training.state import make_trainer
 from jax_speechlm.training.warm_start import PER_TOKEN, take_over, take_over_all
-from jax_speechlm.vocabulary import Vocabulary
 from tests.training import tiny
 
 ABC = CharTokenizer("abc ")

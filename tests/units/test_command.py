@@ -13,7 +13,7 @@ import pytest
 from data_pipelines.storage.index import read_index, read_sets
 from data_pipelines.storage.units import CodeWriter, is_labelled, open_codes, read_units, write_units
 from jax_speechlm import cli
-from jax_speechlm.exit_status import USER_ERROR
+from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
 from jax_speechlm.training import checkpoints as ckpt
