@@ -51,8 +51,8 @@ def ours(model, args: argparse.Namespace):
     from jax_speechlm.core.vocabulary import Vocabulary
     from jax_speechlm.decoding.generate import GREEDY, sample
     from jax_speechlm.interop import transformer as interop
-    from jax_speechlm.models import functional
     from jax_speechlm.models.transformer import Transformer
+    from jax_speechlm.nn import functional
 
     config = interop.config_from_hugging_face(model.config.to_dict())
     state_dict = {name: value.numpy() for name, value in model.state_dict().items()}

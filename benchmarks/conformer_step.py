@@ -21,8 +21,8 @@ def ours(remat: str):
     import jax.numpy as jnp
     import optax
 
-    from jax_speechlm.models import functional
     from jax_speechlm.models.conformer import ConformerConfig, forward_flops
+    from jax_speechlm.nn import functional
     from jax_speechlm.objectives.ctc import CTCModel, ctc_loss
 
     config = ConformerConfig(

@@ -18,8 +18,8 @@ def pairs():
     import jax
     import jax.numpy as jnp
 
-    from jax_speechlm.models.attention import spread_by_distance
-    from jax_speechlm.models.layers import causal_depthwise, dropout
+    from jax_speechlm.nn.attention.relative import spread_by_distance
+    from jax_speechlm.nn.layers import causal_depthwise, dropout
 
     keys = jax.random.split(jax.random.key(0), BATCH)
     x = jax.random.normal(keys[0], (BATCH, FRAMES, DIM))
@@ -66,8 +66,8 @@ def gradient_norms() -> dict[str, float]:
     import jax.numpy as jnp
     import optax
 
-    from jax_speechlm.models import functional
     from jax_speechlm.models.conformer import Conformer, ConformerConfig
+    from jax_speechlm.nn import functional
 
     config = ConformerConfig(dim=96, num_layers=6, num_heads=4)
     make = lambda rngs: Conformer(config, rngs=rngs)  # noqa: E731

@@ -22,9 +22,9 @@ def ours(rows: int, tokens: int, **settings):
     import jax.numpy as jnp
     import optax
 
-    from jax_speechlm.models import functional
     from jax_speechlm.models.transformer import Transformer
     from jax_speechlm.models.transformer_config import TransformerConfig, forward_flops
+    from jax_speechlm.nn import functional
     from jax_speechlm.objectives.causal_lm import next_tokens, scored
 
     config = TransformerConfig(

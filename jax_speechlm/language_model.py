@@ -30,10 +30,10 @@ from jax_speechlm.decoding.generate import (
     method_of,
     sample,
 )
-from jax_speechlm.models import functional
-from jax_speechlm.models.functional import Params
 from jax_speechlm.models.transformer import init_cache
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.causal_lm import CausalLM, TextModel, token_losses
 from jax_speechlm.trained import Trained
 

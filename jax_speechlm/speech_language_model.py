@@ -34,10 +34,10 @@ from jax_speechlm.decoding.generate import (
 from jax_speechlm.experiment import Experiment
 from jax_speechlm.frontend.frontend import features
 from jax_speechlm.language_model import Continuation
-from jax_speechlm.models import functional
-from jax_speechlm.models.functional import Params
-from jax_speechlm.models.lora import LoRA, merge
 from jax_speechlm.models.speech_lm import SpeechTransformer
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.functional import Params
+from jax_speechlm.nn.lora import LoRA, merge
 from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.trained import Trained
 from jax_speechlm.transcriber import Heard, Transcriber

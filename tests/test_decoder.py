@@ -15,7 +15,7 @@ from jax_speechlm.decoding.ngram import NGram, sentences
 from jax_speechlm.decoding.prefix_beam import Hypothesis
 from jax_speechlm.evaluation.tuning import tune_weights
 from jax_speechlm.language_model import LanguageModel
-from jax_speechlm.models import functional
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.causal_lm import CausalLM
 from tests.objectives.text import MODEL, TOKENIZER
 

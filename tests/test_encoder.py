@@ -17,9 +17,9 @@ from jax_speechlm.evaluation.probing import fit_layers
 from jax_speechlm.experiment import Experiment, Speech, Text
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
 from tests.data_pipelines.prepared import noise, write_prepared

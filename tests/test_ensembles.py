@@ -15,7 +15,7 @@ from jax_speechlm.evaluation.language import predict, total
 from jax_speechlm.experiment import Text
 from jax_speechlm.language_ensemble import LanguageEnsemble
 from jax_speechlm.language_model import LanguageModel
-from jax_speechlm.models import functional
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.recognizer import Recognizer, mean_probability
 from jax_speechlm.training.checkpoints import CheckpointError

@@ -19,8 +19,8 @@ from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.generate import Beam, Sampling
 from jax_speechlm.frontend.frontend import features
-from jax_speechlm.models import functional
-from jax_speechlm.models.lora import LoRA
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.speech_language_model import SpeechLanguageModel
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import train

@@ -14,8 +14,8 @@ from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.experiment import Experiment, Speech
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.ctc import CTC
 from tests.evaluation.runs import save_run
 

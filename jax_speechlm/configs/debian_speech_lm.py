@@ -15,8 +15,8 @@ from jax_speechlm.configs import demo_lm
 from jax_speechlm.configs.debian_en_joint import FRONT_END, MODEL
 from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.models.adapter import Stacking
-from jax_speechlm.models.lora import LoRA
 from jax_speechlm.models.speech_lm import SpeechLMConfig
+from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 

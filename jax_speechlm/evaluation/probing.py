@@ -34,8 +34,8 @@ from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.evaluation.minimal_pairs import wilson_interval
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import log_mel
-from jax_speechlm.models.functional import Params
-from jax_speechlm.models.layers import frame_mask
+from jax_speechlm.nn.functional import Params
+from jax_speechlm.nn.layers import frame_mask
 
 CHARACTERS = "characters"
 _MOST_ITERATIONS = 1000

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int16, Int32, Key
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.logmel import SAMPLE_RATE
-from jax_speechlm.models.layers import frame_mask, split_keys
+from jax_speechlm.nn.layers import frame_mask, split_keys
 
 Keys = Key[Array, " batch"]
 Probability = pydantic.confloat(ge=0, le=1)

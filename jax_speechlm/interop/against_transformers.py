@@ -33,10 +33,10 @@ from jax_speechlm.interop.tokenizer_files import SPEECH, TEXT
 from jax_speechlm.interop.torch_models import distance, open_model, outputs, within, words
 from jax_speechlm.interop.transformer import CLASSIFIER
 from jax_speechlm.language_model import LanguageModel
-from jax_speechlm.models import functional
 from jax_speechlm.models.encoders import make_encoder
-from jax_speechlm.models.layers import frame_mask
 from jax_speechlm.models.speech_lm import SpeechLMConfig
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.layers import frame_mask
 from jax_speechlm.trained import Trained
 from jax_speechlm.windows import in_batches
 

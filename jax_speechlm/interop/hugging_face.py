@@ -25,9 +25,9 @@ from jax_speechlm.interop.setting_limits import checked_settings
 from jax_speechlm.interop.tokenizer_files import Files, ctc_files, text_files
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
-from jax_speechlm.models.functional import Params
-from jax_speechlm.models.lora import merge
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.nn.functional import Params
+from jax_speechlm.nn.lora import merge
 from jax_speechlm.trained import Trained
 from jax_speechlm.training.warm_start import PER_TOKEN
 

@@ -29,9 +29,9 @@ from jax_speechlm.interop.import_check import check_import
 from jax_speechlm.interop.mapping import Source, place
 from jax_speechlm.interop.transformer import CLASSIFIER
 from jax_speechlm.interop.wav2vec2_bert import x_vector_config_from_hugging_face
-from jax_speechlm.models import functional
-from jax_speechlm.models.functional import Params
-from jax_speechlm.models.lora import LoRA
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.functional import Params
+from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.base import ObjectiveConfig
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.classification import Classification

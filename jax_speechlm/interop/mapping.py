@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_speechlm.models.functional import Params
+from jax_speechlm.nn.functional import Params
 
 StateDict = Mapping[str, np.ndarray]
 

@@ -25,7 +25,7 @@ from jax_speechlm.interop.mapping import (
 )
 from jax_speechlm.interop.mapping import sources as sources_of
 from jax_speechlm.models.fast_conformer import FastConformerConfig
-from jax_speechlm.models.functional import Params
+from jax_speechlm.nn.functional import Params
 
 _PREFIX = "encoder."  # of an encoder with a CTC head
 _EPSILON = 1e-5  # that batch norm adds to a variance

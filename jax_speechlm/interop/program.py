@@ -35,8 +35,8 @@ from jax_speechlm.interop.folders import (
     write_json,
     written,
 )
-from jax_speechlm.models.attention import WHOLE
 from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.nn.attention.relative import WHOLE
 from jax_speechlm.objectives.ctc import BLANK
 from jax_speechlm.trained import Trained
 

@@ -22,9 +22,9 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.hugging_face import GENERATION, Package, audio_token, ids_in_folder
 from jax_speechlm.interop.torch_models import distance, outputs, within
-from jax_speechlm.models import functional
-from jax_speechlm.models.lora import LoRA, merge
 from jax_speechlm.models.speech_lm import SpeechTransformer
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.lora import LoRA, merge
 from jax_speechlm.speech_language_model import SpeechLanguageModel
 from jax_speechlm.trained import Trained
 from jax_speechlm.windows import in_batches

@@ -23,8 +23,8 @@ from jax_speechlm.interop.mapping import (
     write,
 )
 from jax_speechlm.interop.mapping import sources as sources_of
-from jax_speechlm.models.functional import Params
 from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
+from jax_speechlm.nn.functional import Params
 
 _INTO_HEADS = Layout(
     lambda x, c: x.reshape(c.dim, -1).T,

@@ -18,8 +18,8 @@ from jax_speechlm.interop.mapping import TRANSPOSED, Row, StateDict, require_fix
 from jax_speechlm.interop.mapping import sources as sources_of
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
-from jax_speechlm.models.functional import Params
 from jax_speechlm.models.speech_lm import SpeechLMConfig
+from jax_speechlm.nn.functional import Params
 
 ARCHITECTURE = "VoxtralForConditionalGeneration"
 PROMPT = "speech_prompt.json"

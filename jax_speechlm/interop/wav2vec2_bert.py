@@ -22,8 +22,8 @@ from jax_speechlm.interop.mapping import (
 )
 from jax_speechlm.interop.mapping import sources as sources_of
 from jax_speechlm.models.conformer import ConformerConfig
-from jax_speechlm.models.functional import Params
 from jax_speechlm.models.xvector import XVectorConfig
+from jax_speechlm.nn.functional import Params
 
 _PREFIX = "wav2vec2_bert."
 _MOST_CLASSES = 1 << 16  # whose head is multiplied out

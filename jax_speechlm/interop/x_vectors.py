@@ -16,7 +16,7 @@ import torch
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.hugging_face import Package
 from jax_speechlm.interop.torch_models import distance, within
-from jax_speechlm.models import functional
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.speaker_verification import SpeakerModel
 from jax_speechlm.trained import Trained
 

@@ -15,9 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_speechlm.core.config import Config
-from jax_speechlm.models.dot_attention import masked_attention
-from jax_speechlm.models.functional import parameter, scan_layers, stack
-from jax_speechlm.models.layers import LayerNorm, Linear, frame_mask
+from jax_speechlm.nn.attention.dot import masked_attention
+from jax_speechlm.nn.functional import parameter, scan_layers, stack
+from jax_speechlm.nn.layers import LayerNorm, Linear, frame_mask
 from jax_speechlm.parallel.mesh import by_rows
 
 Frames = TypeVar("Frames", int, Int[Array, " batch"])

@@ -27,9 +27,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from jax_speechlm.core.config import Config
-from jax_speechlm.models.attention import Chunk, RelativeAttention
-from jax_speechlm.models.functional import Remat, parameter, scan_layers, stack
-from jax_speechlm.models.layers import (
+from jax_speechlm.nn.attention.relative import Chunk, RelativeAttention
+from jax_speechlm.nn.functional import Remat, parameter, scan_layers, stack
+from jax_speechlm.nn.layers import (
     Count,
     Keys,
     LayerNorm,

@@ -12,9 +12,9 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 
 from jax_speechlm.models import conformer, fast_conformer
-from jax_speechlm.models.attention import Chunk
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformer, FastConformerConfig
+from jax_speechlm.nn.attention.relative import Chunk
 
 EncoderConfig = ConformerConfig | FastConformerConfig
 AnyEncoder = Annotated[EncoderConfig, pydantic.Field(discriminator="kind")]

@@ -26,10 +26,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_speechlm.core.config import Config
-from jax_speechlm.models.attention import PositionalAttention, distance_sinusoids
 from jax_speechlm.models.conformer import FeedForward, run_layers
-from jax_speechlm.models.functional import Remat, bind, parameter, stack
-from jax_speechlm.models.layers import (
+from jax_speechlm.nn.attention.relative import PositionalAttention, distance_sinusoids
+from jax_speechlm.nn.functional import Remat, bind, parameter, stack
+from jax_speechlm.nn.layers import (
     Count,
     Keys,
     LayerNorm,

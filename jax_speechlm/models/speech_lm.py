@@ -19,14 +19,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.models.adapter import AdapterConfig, Stacking
-from jax_speechlm.models.attention import Chunk
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoders import AnyEncoder, make_encoder
-from jax_speechlm.models.functional import Remat
-from jax_speechlm.models.layers import Keys
-from jax_speechlm.models.lora import LoRA, adapt, make_updates
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.nn.attention.relative import Chunk
+from jax_speechlm.nn.functional import Remat
+from jax_speechlm.nn.layers import Keys
+from jax_speechlm.nn.lora import LoRA, adapt, make_updates
 from jax_speechlm.parallel.mesh import by_rows
 
 

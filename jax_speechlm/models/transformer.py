@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_speechlm.models.dot_attention import attend, masked_attention
-from jax_speechlm.models.functional import parameter, scan_layers, stack
-from jax_speechlm.models.layers import Keys, LayerNorm, Linear, RMSNorm, dropout, split_keys
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.nn.attention.dot import attend, masked_attention
+from jax_speechlm.nn.functional import parameter, scan_layers, stack
+from jax_speechlm.nn.layers import Keys, LayerNorm, Linear, RMSNorm, dropout, split_keys
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import by_tokens
 

@@ -20,8 +20,8 @@ from typing import Literal
 import pydantic
 
 from jax_speechlm.core.config import Config
-from jax_speechlm.models.dot_attention import Kernel
-from jax_speechlm.models.functional import Remat
+from jax_speechlm.nn.attention.dot import Kernel
+from jax_speechlm.nn.functional import Remat
 
 
 class LearnedPositions(Config):

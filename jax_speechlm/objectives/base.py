@@ -11,7 +11,7 @@ from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models import functional
+from jax_speechlm.nn import functional
 
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 """Each metric is a (sum, weight) pair, so that it adds up exactly over shards, micro-batches and steps."""

@@ -12,10 +12,10 @@ from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models import functional
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig, forward_flops
-from jax_speechlm.models.vocabulary_loss import TokenScores, vocabulary_loss
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.vocabulary_loss import TokenScores, vocabulary_loss
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
 
 

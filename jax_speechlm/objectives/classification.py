@@ -12,11 +12,12 @@ from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models import encoders, functional, transformer_config
+from jax_speechlm.models import encoders, transformer_config
 from jax_speechlm.models.encoders import EncoderConfig
-from jax_speechlm.models.layers import Linear, frame_mask
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.layers import Linear, frame_mask
 from jax_speechlm.objectives.base import Metrics, Objective, check_features, mean
 from jax_speechlm.objectives.classes import ReadsClasses
 from jax_speechlm.objectives.hearing import hear

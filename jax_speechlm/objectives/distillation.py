@@ -24,12 +24,12 @@ from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models import functional
 from jax_speechlm.models.encoders import EncoderConfig
-from jax_speechlm.models.functional import Params
-from jax_speechlm.models.layers import Linear, frame_mask
 from jax_speechlm.models.transformer_config import TransformerConfig
-from jax_speechlm.models.vocabulary_loss import CHUNK_LOGITS
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.functional import Params
+from jax_speechlm.nn.layers import Linear, frame_mask
+from jax_speechlm.nn.vocabulary_loss import CHUNK_LOGITS
 from jax_speechlm.objectives import causal_lm, ctc
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, frame_grid, mean
 from jax_speechlm.objectives.causal_lm import CausalLM

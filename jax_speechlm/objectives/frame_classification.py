@@ -22,9 +22,9 @@ from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
-from jax_speechlm.models.layers import Linear, frame_mask
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.layers import Linear, frame_mask
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, check_no_crop, mean
 from jax_speechlm.objectives.classes import Classes
 from jax_speechlm.objectives.hearing import hear

@@ -28,9 +28,9 @@ from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
-from jax_speechlm.models.layers import Linear, frame_mask
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.layers import Linear, frame_mask
 from jax_speechlm.objectives import best_rq, gauges
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
 from jax_speechlm.objectives.best_rq import BestRQ, Heads, Quantizer

@@ -11,8 +11,8 @@ from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import SAMPLE_RATE
-from jax_speechlm.models.attention import Chunk
 from jax_speechlm.models.conformer import ConformerConfig, draw_chunk
+from jax_speechlm.nn.attention.relative import Chunk
 from jax_speechlm.parallel.mesh import by_tokens
 
 PROBE_STRIDE = 16

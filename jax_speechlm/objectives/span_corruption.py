@@ -21,8 +21,8 @@ from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models import functional
 from jax_speechlm.models.transformer_config import forward_flops
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig
 from jax_speechlm.objectives.causal_lm import TextModel, require_transformer, scored
 from jax_speechlm.parallel import sequence

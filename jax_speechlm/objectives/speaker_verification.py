@@ -19,9 +19,10 @@ from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models import encoders, functional
+from jax_speechlm.models import encoders
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.xvector import XVector, XVectorConfig
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.base import Metrics, Objective, check_features, mean
 from jax_speechlm.objectives.classes import ReadsClasses
 from jax_speechlm.objectives.hearing import hear

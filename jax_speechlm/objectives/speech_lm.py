@@ -20,9 +20,10 @@ from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.models import encoders, functional, transformer_config
-from jax_speechlm.models.layers import Keys
+from jax_speechlm.models import encoders, transformer_config
 from jax_speechlm.models.speech_lm import Sequence, SpeechLMConfig, SpeechTransformer, speech_attention
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.layers import Keys
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, check_no_crop, mean
 from jax_speechlm.objectives.causal_lm import token_losses
 

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, mean
 from jax_speechlm.objectives.contrastive import (

@@ -17,7 +17,7 @@ import pydantic
 from tyro.conf import Positional
 
 from data_pipelines.core.paths import AnyPath
-from jax_speechlm.models.functional import Params
+from jax_speechlm.nn.functional import Params
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.optimizers import paths
 from jax_speechlm.training.source import saved_tokenizer

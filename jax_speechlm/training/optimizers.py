@@ -8,7 +8,7 @@ import optax
 import pydantic
 
 from jax_speechlm.core.config import Config
-from jax_speechlm.models.functional import Params
+from jax_speechlm.nn.functional import Params
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 

@@ -11,8 +11,8 @@ from jaxtyping import Array, Int
 
 from jax_speechlm.core.batch import Batch, step_key
 from jax_speechlm.decoding.greedy import best_path
-from jax_speechlm.models import functional
-from jax_speechlm.models.functional import Params
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.base import Metrics, Objective
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training.optimizers import Optimizer, overlay, select

@@ -5,7 +5,7 @@ import numpy as np
 
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.experiment import Experiment
-from jax_speechlm.models.functional import Params
+from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.distillation import GROUP, Distillation, Teacher
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.optimizers import paths

@@ -11,7 +11,7 @@ from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.experiment import Start
-from jax_speechlm.models.functional import Params
+from jax_speechlm.nn.functional import Params
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.optimizers import overlay, paths, select
 from jax_speechlm.training.source import saved_tokenizer

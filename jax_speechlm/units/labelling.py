@@ -17,7 +17,7 @@ from data_pipelines.core.shuffle import derive_key, permute
 from data_pipelines.storage.index import Index, Part
 from data_pipelines.storage.units import CodeWriter, Units
 from jax_speechlm.core.batch import Batch
-from jax_speechlm.models.functional import Params
+from jax_speechlm.nn.functional import Params
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.units.features import Extractor
 from jax_speechlm.units.kmeans import nearest

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoding.generate import GREEDY, Beam, Sampling, beam_search, choose_tokens, sample
-from jax_speechlm.models import functional
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.nn import functional
 
 VOCABULARY = Vocabulary(3)  # a text is made of 1 and 2, and ends with 3
 END = VOCABULARY.boundary

@@ -11,10 +11,10 @@ from jax_speechlm.interop import transformer, wav2vec2_bert
 from jax_speechlm.interop.front_ends import FILE as FRONT_END
 from jax_speechlm.interop.front_ends import front_end_to_hugging_face
 from jax_speechlm.interop.weights import write_weights
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import LearnedPositions
+from jax_speechlm.nn import functional
 from tests.interop.tiny_runs import BERT, FORMER, OLD_BERT, QWEN, SPEECH_FRONT_END
 
 TEXTS = ["in the beginning was the word", "the cat sat on the mat, naïvely", "\n  two  lines\n"]

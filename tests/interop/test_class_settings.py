@@ -12,7 +12,7 @@ from jax_speechlm.interop.front_ends import front_end_from_hugging_face
 from jax_speechlm.interop.hugging_face import package, read_model, write_model
 from jax_speechlm.interop.importing import read_folder
 from jax_speechlm.interop.weights import read_weights, write_weights
-from jax_speechlm.models import functional
+from jax_speechlm.nn import functional
 from tests.interop.foreign_folders import write_json, write_text_model
 from tests.interop.tiny_runs import tiny_run
 

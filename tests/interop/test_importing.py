@@ -27,9 +27,9 @@ from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.interop.importing import import_run, read_folder
 from jax_speechlm.interop.transformer import without_vocabulary_map
 from jax_speechlm.language_model import LanguageModel
-from jax_speechlm.models import functional
-from jax_speechlm.models.lora import LoRA, merge
 from jax_speechlm.models.transformer import Transformer
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.lora import LoRA, merge
 from jax_speechlm.objectives.speech_lm import SpeechLM
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
 from jax_speechlm.recognizer import Recognizer

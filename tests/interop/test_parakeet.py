@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as arrays
 
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.interop import parakeet
-from jax_speechlm.models import functional
 from jax_speechlm.models.fast_conformer import FastConformer, FastConformerConfig
+from jax_speechlm.nn import functional
 
 CONFIG = FastConformerConfig(input_dim=8, dim=8, num_layers=3, num_heads=2, kernel_size=5, channels=4)
 BARE = CONFIG.replace(bias=False, subsampling=4, scale_input=False)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jax_speechlm.interop import transformer as interop
-from jax_speechlm.models import functional
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
+from jax_speechlm.nn import functional
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "transformer.npz")
 KINDS = ("qwen3", "llama", "modernbert", "bert", "roberta")

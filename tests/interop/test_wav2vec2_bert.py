@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jax_speechlm.interop import wav2vec2_bert
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
+from jax_speechlm.nn import functional
 
 CONFIG = ConformerConfig(input_dim=6, dim=8, num_layers=3, num_heads=2, kernel_size=5, left_max=6, right_max=3)
 GOLDEN = Path(__file__).parents[1] / "golden" / "conformer.npz"

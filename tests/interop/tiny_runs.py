@@ -9,15 +9,15 @@ from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
 from jax_speechlm.experiment import Experiment, Mixture, Speech, Stream, Text, UnitText
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models import functional
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
-from jax_speechlm.models.lora import LoRA
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
 from jax_speechlm.models.xvector import XVectorConfig
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.best_rq import BestRQ
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.classification import Classification

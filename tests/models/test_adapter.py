@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_speechlm.models import functional
 from jax_speechlm.models.adapter import Convolutional, QFormer, Stacking
+from jax_speechlm.nn import functional
 from jax_speechlm.planning import costs, hlo
 
 DIM, WIDTH, FRAMES = 6, 10, 13

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.interop import wav2vec2_bert
-from jax_speechlm.models import attention, functional
 from jax_speechlm.models.conformer import SIZES, Conformer, ConformerConfig, ConformerLayer, draw_chunk, forward_flops
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.attention import relative
 
 CONFIG = ConformerConfig(
     input_dim=6, dim=8, num_layers=2, num_heads=2, kernel_size=5, left_max=6, right_max=3, dropout=0.2,
@@ -149,14 +150,14 @@ def test_long_rows_go_block_by_block_to_the_same_result(monkeypatch, chunk):
         return jax.jit(jax.value_and_grad(lambda params: jnp.sum(jnp.sin(encode(params)))))(PARAMS)
 
     expected = both()
-    monkeypatch.setattr(attention, "WHOLE", 8)
-    monkeypatch.setattr(attention, "_BLOCK", 5)
+    monkeypatch.setattr(relative, "WHOLE", 8)
+    monkeypatch.setattr(relative, "_BLOCK", 5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), both(), expected)
 
 
 def test_memory_of_attention_is_linear_in_the_length_of_long_rows(monkeypatch):
-    monkeypatch.setattr(attention, "WHOLE", 64)
-    monkeypatch.setattr(attention, "_BLOCK", 64)
+    monkeypatch.setattr(relative, "WHOLE", 64)
+    monkeypatch.setattr(relative, "_BLOCK", 64)
     graphdef, params = model(CONFIG.replace(num_layers=1, attention_dropout=0.0, remat="full"))
 
     def needed(frames):

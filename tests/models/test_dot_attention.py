@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_speechlm.models.dot_attention import attend, masked_attention
+from jax_speechlm.nn.attention.dot import attend, masked_attention
 from jax_speechlm.parallel.mesh import BATCH_AXES, MeshShape, batch_sharding, make_mesh
 
 BATCH, TIME, HEADS, GROUPS, WIDTH = 2, 150, 4, 2, 8  # longer than one block, and not a multiple of it

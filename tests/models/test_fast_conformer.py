@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.interop import parakeet
-from jax_speechlm.models import attention, functional
 from jax_speechlm.models.fast_conformer import SIZES, FastConformer, FastConformerConfig, forward_flops
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.attention import relative
 
 CONFIG = FastConformerConfig(
     input_dim=8, dim=8, num_layers=2, num_heads=2, kernel_size=5, channels=4, dropout=0.2, attention_dropout=0.2
@@ -129,19 +130,19 @@ def test_long_rows_go_block_by_block_to_the_same_result(monkeypatch):
         return jax.jit(lambda params: functional.bind(GRAPHDEF, params)(x, lengths, keys=keys)[0])(PARAMS)
 
     expected = encode()
-    monkeypatch.setattr(attention, "WHOLE", 8)
-    monkeypatch.setattr(attention, "_BLOCK", 5)
+    monkeypatch.setattr(relative, "WHOLE", 8)
+    monkeypatch.setattr(relative, "_BLOCK", 5)
     np.testing.assert_allclose(encode(), expected, atol=1e-5)
 
 
 def test_distances_lie_along_the_diagonal():
     scores = normal(0, (2, 3, 7))
-    laid = attention.lay_diagonally(jnp.asarray(scores))
+    laid = relative.lay_diagonally(jnp.asarray(scores))
     assert laid.shape == (2, 3, 5)
     for i in range(3):
         for j in range(5):
             np.testing.assert_array_equal(laid[:, i, j], scores[:, i, 2 - i + j])
-    np.testing.assert_array_equal(attention.lay_diagonally(jnp.asarray(scores[:, :1])), scores[:, :1])
+    np.testing.assert_array_equal(relative.lay_diagonally(jnp.asarray(scores[:, :1])), scores[:, :1])
 
 
 def test_remat_changes_memory_only():

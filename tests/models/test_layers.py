@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_speechlm.models import functional
-from jax_speechlm.models.attention import chunk_mask, spread_by_distance
-from jax_speechlm.models.layers import LayerNorm, Linear, RMSNorm, causal_depthwise, dropout, split_keys
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.attention.relative import chunk_mask, spread_by_distance
+from jax_speechlm.nn.layers import LayerNorm, Linear, RMSNorm, causal_depthwise, dropout, split_keys
 from jax_speechlm.parallel import mesh as meshes
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
-from jax_speechlm.models.lora import LoRA, merge, unmerge
 from jax_speechlm.models.speech_lm import SpeechLMConfig, SpeechTransformer
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.lora import LoRA, merge, unmerge
 
 TARGETS = ("transformer/layers/attention", "transformer/layers/ffn/down", "encoder/layers/ffn1/expand", "encoder/input")
 PLAIN = SpeechLMConfig(

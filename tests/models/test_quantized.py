@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.language_model import LanguageModel
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
-from jax_speechlm.models.layers import Linear, linear_maps
-from jax_speechlm.models.quantized import QuantizedKernel, dequantize, from_plain, quantize_kernel, to_plain
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.int_weights import QuantizedKernel, dequantize, from_plain, quantize_kernel, to_plain
+from jax_speechlm.nn.layers import Linear, linear_maps
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.ctc import CTCModel
 from jax_speechlm.quantizer import quantize

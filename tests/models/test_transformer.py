@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_speechlm.models import functional
 from jax_speechlm.models.transformer import Transformer, init_cache
 from jax_speechlm.models.transformer_config import SIZES, LearnedPositions, TransformerConfig, forward_flops
+from jax_speechlm.nn import functional
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings, shard_batch
 
 VOCAB, TIME = 24, 16

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_speechlm.models.vocabulary_loss import CHUNK_LOGITS, vocabulary_loss
+from jax_speechlm.nn.vocabulary_loss import CHUNK_LOGITS, vocabulary_loss
 from jax_speechlm.parallel.mesh import BATCH_AXES, MeshShape, make_mesh
 
 BATCH, TIME, DIM, VOCAB = 2, 13, 8, 40

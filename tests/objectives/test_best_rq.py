@@ -11,8 +11,8 @@ from jax_speechlm.core.batch import example_keys
 from jax_speechlm.frontend.augment import SPEC_AUGMENT, Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives import masking
 from jax_speechlm.objectives.best_rq import BestRQ, alarm, nearest_codes
 from jax_speechlm.objectives.masking import draw_mask

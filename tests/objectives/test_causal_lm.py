@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.causal_lm import CausalLM
 from tests.objectives.text import MODEL, TOKENIZER, VOCABULARY, documents, pack, reorder
 

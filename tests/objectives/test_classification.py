@@ -11,9 +11,9 @@ from data_pipelines.core.errors import DataError
 from jax_speechlm.frontend.augment import SPEC_AUGMENT
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.classification import Classification, TextClassifier, UtteranceClassifier
 from tests.objectives.text import MODEL, TOKENIZER, VOCABULARY, documents, pack, reorder
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.core.batch import example_keys
-from jax_speechlm.models import functional
-from jax_speechlm.models.gumbel_quantizer import GumbelQuantizer
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.vector_quantizer import GumbelQuantizer
 from jax_speechlm.objectives.contrastive import contrastive_loss, diversity_loss, draw_negatives
 from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
 

@@ -16,9 +16,9 @@ from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.frontend.augment import SPEC_AUGMENT, Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.ctc import CTC, consistency_loss, ctc_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden"

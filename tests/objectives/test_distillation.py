@@ -10,8 +10,8 @@ import pytest
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.models import functional
-from jax_speechlm.models.functional import Params
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives import distillation
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.ctc import CTC

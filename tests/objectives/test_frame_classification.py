@@ -10,9 +10,9 @@ import pytest
 from jax_speechlm.frontend.augment import SPEC_AUGMENT
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.frame_classification import FrameClassification
 from tests.objectives.test_classification import speech_batch
 

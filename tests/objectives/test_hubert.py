@@ -10,8 +10,8 @@ import pytest
 from jax_speechlm.frontend.augment import SPEC_AUGMENT, Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives import hubert, masking
 from jax_speechlm.objectives.hubert import HuBERT, alarm
 

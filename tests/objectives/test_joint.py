@@ -13,8 +13,9 @@ from jax_speechlm.experiment import Mixture, Speech, Stream, Text
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models import conformer, functional
+from jax_speechlm.models import conformer
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives import best_rq
 from jax_speechlm.objectives.best_rq import BestRQ, nearest_codes
 from jax_speechlm.objectives.ctc import CTC

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.models import functional
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.span_corruption import (
     SpanCorruption,
     corrupt,

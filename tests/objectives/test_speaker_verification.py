@@ -10,10 +10,10 @@ import pytest
 from jax_speechlm.frontend.augment import SPEC_AUGMENT
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.xvector import XVector, XVectorConfig
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.speaker_verification import SpeakerModel, SpeakerVerification
 from tests.objectives.test_classification import speech_batch
 

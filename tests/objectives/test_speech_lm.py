@@ -12,11 +12,11 @@ from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models import functional
 from jax_speechlm.models.fast_conformer import FastConformerConfig
-from jax_speechlm.models.lora import LoRA
 from jax_speechlm.models.speech_lm import speech_attention
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.speech_lm import Prompt, Prompts, SpeechLM, alarm
 from jax_speechlm.parallel import mesh as meshes

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jax_speechlm.models import functional
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.classification import Classification
 from jax_speechlm.objectives.masked_lm import MaskedLM

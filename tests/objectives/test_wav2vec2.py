@@ -10,9 +10,9 @@ import pytest
 from jax_speechlm.frontend.augment import SPEC_AUGMENT
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
-from jax_speechlm.models.layers import split_keys
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.layers import split_keys
 from jax_speechlm.objectives import w2v_bert, wav2vec2
 from jax_speechlm.objectives.contrastive import draw_negatives
 from jax_speechlm.objectives.masking import draw_views

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformer, FastConformerConfig
-from jax_speechlm.models.layers import causal_depthwise, centred_depthwise
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.layers import causal_depthwise, centred_depthwise
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import MeshShape

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jax_speechlm.interop import wav2vec2_bert
-from jax_speechlm.models import functional
 from jax_speechlm.models.conformer import Conformer
+from jax_speechlm.nn import functional
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -9,8 +9,8 @@ import pytest
 
 from jax_speechlm.frontend.logmel import LogMel, log_mel
 from jax_speechlm.interop import parakeet
-from jax_speechlm.models import functional
 from jax_speechlm.models.fast_conformer import FastConformer
+from jax_speechlm.nn import functional
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jax_speechlm.interop import transformer as interop
-from jax_speechlm.models import functional
 from jax_speechlm.models.adapter import Convolutional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig, SpeechTransformer
+from jax_speechlm.nn import functional
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jax_speechlm.interop import transformer as interop
-from jax_speechlm.models import functional
 from jax_speechlm.models.transformer import Transformer
+from jax_speechlm.nn import functional
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

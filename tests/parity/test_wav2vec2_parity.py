@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jax_speechlm.core.batch import example_keys
-from jax_speechlm.models import functional
-from jax_speechlm.models.layers import split_keys
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.layers import split_keys
 from jax_speechlm.objectives.contrastive import Contrast, Encoded, Frames, contrast, draw_negatives
 from jax_speechlm.objectives.masking import Views, masked_places
 from jax_speechlm.objectives.wav2vec2 import Wav2Vec2

@@ -8,8 +8,8 @@ import pytest
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.experiment import Experiment, Start
-from jax_speechlm.models import functional
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.nn import functional
 from jax_speechlm.objectives.causal_lm import CausalLM
 from jax_speechlm.objectives.unit_lm import UnitLM
 from jax_speechlm.parallel import mesh as meshes

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_speechlm.models.functional import Params
+from jax_speechlm.nn.functional import Params
 
 Kind = Literal["int8", "int8_dynamic", "int4"]
 

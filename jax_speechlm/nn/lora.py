@@ -15,8 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_speechlm.core.config import Config
-from jax_speechlm.models.functional import Params, parameter
-from jax_speechlm.models.layers import Linear, linear_maps
+from jax_speechlm.nn.functional import Params, parameter
+from jax_speechlm.nn.layers import Linear, linear_maps
 
 GROUP = "lora"
 

@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jax_speechlm.models.functional import parameter
-from jax_speechlm.models.quantized import QuantizedKernel
+from jax_speechlm.nn.functional import parameter
+from jax_speechlm.nn.int_weights import QuantizedKernel
 from jax_speechlm.parallel import mesh as meshes
 
 Count = TypeVar("Count", int, Array, np.ndarray)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from jax_speechlm.models.functional import parameter
-from jax_speechlm.models.layers import Linear
+from jax_speechlm.nn.functional import parameter
+from jax_speechlm.nn.layers import Linear
 
 
 class Quantized(NamedTuple):

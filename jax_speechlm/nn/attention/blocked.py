@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_speechlm.models.functional import KEPT_NAME
+from jax_speechlm.nn.functional import KEPT_NAME
 
 _BLOCK = 128  # queries; fastest of 64, 128, 256 and 512 on CPU
 _MOST_BLOCKS = 16  # they are unrolled, so longer rows have larger blocks

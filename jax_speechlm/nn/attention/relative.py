@@ -14,8 +14,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_speechlm.models.functional import KEPT_NAME, parameter
-from jax_speechlm.models.layers import Keys, Linear, dropout
+from jax_speechlm.nn.functional import KEPT_NAME, parameter
+from jax_speechlm.nn.layers import Keys, Linear, dropout
 from jax_speechlm.parallel import sequence
 
 Chunk = tuple[int | Int[Array, ""], int | Int[Array, ""]]

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_speechlm.models.blocked_attention import blocked_attention, visible
-from jax_speechlm.models.functional import KEPT_NAME
+from jax_speechlm.nn.attention.blocked import blocked_attention, visible
+from jax_speechlm.nn.functional import KEPT_NAME
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import BATCH_AXES, platform
 

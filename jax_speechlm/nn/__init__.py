@@ -1,0 +1,1 @@
+"""Layers, attention, LoRA and integer weights, as pure functions of their parameters."""

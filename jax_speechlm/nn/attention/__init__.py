@@ -1,0 +1,1 @@
+"""Self-attention kernels: relative positions, blocks of queries, packed segments."""
