@@ -25,7 +25,7 @@ def ours(rows: int, tokens: int, **settings):
     from jax_speechlm.models.transformer import Transformer
     from jax_speechlm.models.transformer_config import TransformerConfig, forward_flops
     from jax_speechlm.nn import functional
-    from jax_speechlm.objectives.causal_lm import next_tokens, scored
+    from jax_speechlm.objectives.lm.causal_lm import next_tokens, scored
 
     config = TransformerConfig(
         dim=DIM, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, head_dim=DIM // HEADS, ffn_dim=INNER,

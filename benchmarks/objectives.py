@@ -20,12 +20,12 @@ def objectives() -> dict:
     """(settings of the objective, model, stream) of each line of the table."""
     from jax_speechlm.configs import demo_joint, demo_lm, demo_pretrain, four_way_speech_lm
     from jax_speechlm.models.speech_lm import SpeechLMConfig
-    from jax_speechlm.objectives.best_rq import BestRQ
-    from jax_speechlm.objectives.ctc import CTC
-    from jax_speechlm.objectives.hubert import HuBERT
-    from jax_speechlm.objectives.speech_lm import SpeechLM
-    from jax_speechlm.objectives.w2v_bert import W2vBert
-    from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
+    from jax_speechlm.objectives.asr.ctc import CTC
+    from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
+    from jax_speechlm.objectives.ssl.best_rq import BestRQ
+    from jax_speechlm.objectives.ssl.hubert import HuBERT
+    from jax_speechlm.objectives.ssl.w2v_bert import W2vBert
+    from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 
     encoder, joint = demo_pretrain.MODEL, demo_joint.config().objective
     adapter = four_way_speech_lm.config().model.adapter

@@ -34,7 +34,7 @@ from jax_speechlm.models.transformer import init_cache
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
-from jax_speechlm.objectives.causal_lm import CausalLM, TextModel, token_losses
+from jax_speechlm.objectives.lm.causal_lm import CausalLM, TextModel, token_losses
 from jax_speechlm.trained import Trained
 
 _TOKENS_PER_BATCH = 8192  # speed and memory, never the result

@@ -38,7 +38,7 @@ from jax_speechlm.models.speech_lm import SpeechTransformer
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import LoRA, merge
-from jax_speechlm.objectives.speech_lm import SpeechLM
+from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.trained import Trained
 from jax_speechlm.transcriber import Heard, Transcriber
 from jax_speechlm.transcript import Segment

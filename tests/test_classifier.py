@@ -18,7 +18,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
-from jax_speechlm.objectives.classification import Classification
+from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.windows import cut_at_pauses
 from tests.data_pipelines.prepared import noise, write_prepared

@@ -16,7 +16,7 @@ from jax_speechlm.decoding.prefix_beam import Hypothesis
 from jax_speechlm.evaluation.tuning import tune_weights
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.causal_lm import CausalLM
+from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from tests.objectives.text import MODEL, TOKENIZER
 
 pytest.importorskip("kenlm", reason="n-gram models need kenlm: pip install -e '.[ngram]'")

@@ -20,8 +20,8 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.causal_lm import CausalLM
-from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
+from jax_speechlm.objectives.lm.causal_lm import CausalLM
+from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 from tests.data_pipelines.prepared import noise, write_prepared
 from tests.evaluation.runs import save_run
 

@@ -120,7 +120,7 @@ from jax_speechlm.configs.demo_pretrain import MEL, MODEL
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
-from jax_speechlm.objectives.speech_lm import SpeechLM
+from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 
 
 def config():

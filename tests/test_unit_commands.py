@@ -14,7 +14,7 @@ from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.experiment import Experiment, UnitText
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.objectives.unit_lm import UnitLM
+from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.unit_model import UnitModel
 from jax_speechlm.units.encoder import UnitEncoder
 from jax_speechlm.units.features import MFCC

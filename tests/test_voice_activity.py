@@ -15,7 +15,7 @@ from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.objectives.frame_classification import FrameClassification
+from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 from jax_speechlm.planning.workload import workload
 from jax_speechlm.trained import Trained
 from jax_speechlm.training.loop import TrainingStopped, train

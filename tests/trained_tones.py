@@ -16,7 +16,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.asr.ctc import CTC
 from tests.evaluation.runs import save_run
 
 RATE = 16_000

@@ -12,7 +12,7 @@ A second iteration takes its units from the first one's hidden states:
 
 from jax_speechlm.configs import debian_best_rq
 from jax_speechlm.experiment import Experiment
-from jax_speechlm.objectives.hubert import HuBERT
+from jax_speechlm.objectives.ssl.hubert import HuBERT
 
 
 def config() -> Experiment:

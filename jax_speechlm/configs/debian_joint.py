@@ -11,10 +11,10 @@ as its batches do: what the other two streams and TLM add can be compared. Not y
 
 from jax_speechlm.configs.debian_en_joint import FRONT_END, MODEL
 from jax_speechlm.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text
-from jax_speechlm.objectives.best_rq import BestRQ
-from jax_speechlm.objectives.ctc import CTC
-from jax_speechlm.objectives.joint import Joint
-from jax_speechlm.objectives.masked_lm import MaskedLM
+from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.objectives.lm.masked_lm import MaskedLM
+from jax_speechlm.objectives.speech_text.joint import Joint
+from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 
 AUDIO = Speech(

@@ -17,7 +17,7 @@ from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.nn.lora import LoRA
-from jax_speechlm.objectives.speech_lm import SpeechLM
+from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 
 LANGUAGE_MODEL = demo_lm.config().model

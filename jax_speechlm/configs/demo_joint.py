@@ -16,10 +16,10 @@ from jax_speechlm.configs.demo_pretrain import MEL, MODEL
 from jax_speechlm.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.objectives.best_rq import BestRQ
-from jax_speechlm.objectives.ctc import CTC
-from jax_speechlm.objectives.joint import Joint
-from jax_speechlm.objectives.masked_lm import MaskedLM
+from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.objectives.lm.masked_lm import MaskedLM
+from jax_speechlm.objectives.speech_text.joint import Joint
+from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 
 AUDIO = Speech(sets=("asterisk-en", "queen-en"), seconds_per_batch=48, num_buckets=2, batch_multiple=1, max_seconds=8.0)

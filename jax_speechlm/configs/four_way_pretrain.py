@@ -9,9 +9,9 @@ has 14.8 and 40.3 %.
 
 from jax_speechlm.configs import demo_pretrain
 from jax_speechlm.experiment import Cadence, Experiment, Mixture, Stream, Text
-from jax_speechlm.objectives.best_rq import BestRQ
-from jax_speechlm.objectives.joint import Joint
-from jax_speechlm.objectives.masked_lm import MaskedLM
+from jax_speechlm.objectives.lm.masked_lm import MaskedLM
+from jax_speechlm.objectives.speech_text.joint import Joint
+from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 
 

@@ -11,7 +11,7 @@ from jax_speechlm.configs.librispeech_960_v5e16 import LIBRISPEECH_960, MEL, MOD
 from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.augment import SPEC_AUGMENT
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Group, Noam, Optimizer
 

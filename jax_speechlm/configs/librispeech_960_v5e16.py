@@ -14,7 +14,7 @@ from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import SIZES
-from jax_speechlm.objectives.best_rq import BestRQ
+from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Noam, Optimizer
 

@@ -12,7 +12,7 @@ from jax_speechlm.configs import conformer_2b_v5e256, lm_8b_v5p512
 from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.speech_lm import SpeechLMConfig
-from jax_speechlm.objectives.speech_lm import SpeechLM
+from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_speechlm.objectives.ctc import BLANK
+from jax_speechlm.objectives.asr.ctc import BLANK
 
 
 def best_path(

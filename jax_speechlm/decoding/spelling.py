@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jax_speechlm.decoding.alignment import Span
-from jax_speechlm.objectives.ctc import BLANK
+from jax_speechlm.objectives.asr.ctc import BLANK
 
 
 class Frames(NamedTuple):

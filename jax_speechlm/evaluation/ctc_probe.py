@@ -18,7 +18,7 @@ from jax_speechlm.core.batch import Batch
 from jax_speechlm.decoding.greedy import best_path, collapse
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.layers import frame_mask
-from jax_speechlm.objectives.ctc import ctc_loss
+from jax_speechlm.objectives.asr.ctc import ctc_loss
 
 Layers = Callable[[Params, Batch], tuple[Float[Array, "layers batch time dim"], Int[Array, " batch"]]]
 """From an encoder's parameters and a batch to the hidden states of every layer, and the frames of each row."""

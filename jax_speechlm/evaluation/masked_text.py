@@ -17,7 +17,7 @@ from data_pipelines.storage.tokens import TokenStore, open_tokens
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.evaluation.language import save_report
-from jax_speechlm.objectives.masked_lm import MaskedLM
+from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.trained import Trained
 
 _TOKENS_PER_BATCH = 8192

@@ -32,16 +32,16 @@ from jax_speechlm.interop.wav2vec2_bert import x_vector_config_from_hugging_face
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import LoRA
+from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.base import ObjectiveConfig
-from jax_speechlm.objectives.causal_lm import CausalLM
-from jax_speechlm.objectives.classification import Classification
-from jax_speechlm.objectives.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation
 from jax_speechlm.objectives.encoder_only import EncoderOnly
-from jax_speechlm.objectives.frame_classification import FrameClassification
-from jax_speechlm.objectives.masked_lm import MaskedLM
-from jax_speechlm.objectives.speaker_verification import SpeakerVerification
-from jax_speechlm.objectives.speech_lm import SpeechLM
+from jax_speechlm.objectives.heads.classification import Classification
+from jax_speechlm.objectives.heads.frame_classification import FrameClassification
+from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
+from jax_speechlm.objectives.lm.causal_lm import CausalLM
+from jax_speechlm.objectives.lm.masked_lm import MaskedLM
+from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
 from jax_speechlm.trained import Trained
 from jax_speechlm.training import checkpoints as ckpt

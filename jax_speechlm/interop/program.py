@@ -37,7 +37,7 @@ from jax_speechlm.interop.folders import (
 )
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn.attention.relative import WHOLE
-from jax_speechlm.objectives.ctc import BLANK
+from jax_speechlm.objectives.asr.ctc import BLANK
 from jax_speechlm.trained import Trained
 
 VERSION = 1

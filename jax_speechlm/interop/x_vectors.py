@@ -17,7 +17,7 @@ from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.hugging_face import Package
 from jax_speechlm.interop.torch_models import distance, within
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.speaker_verification import SpeakerModel
+from jax_speechlm.objectives.heads.speaker_verification import SpeakerModel
 from jax_speechlm.trained import Trained
 
 

@@ -30,10 +30,11 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.layers import Linear, frame_mask
 from jax_speechlm.nn.vocabulary_loss import CHUNK_LOGITS
-from jax_speechlm.objectives import causal_lm, ctc
+from jax_speechlm.objectives.asr import ctc
+from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, frame_grid, mean
-from jax_speechlm.objectives.causal_lm import CausalLM
-from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.lm import causal_lm
+from jax_speechlm.objectives.lm.causal_lm import CausalLM
 
 GROUP = "distillation"
 """The group of parameters that training alone needs: the teachers', and the maps between widths."""

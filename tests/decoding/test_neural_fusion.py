@@ -10,7 +10,7 @@ from jax_speechlm.decoding.neural_fusion import NeuralScorer
 from jax_speechlm.decoding.prefix_beam import BeamSettings, prefix_beam_search
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.causal_lm import CausalLM
+from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from tests.decoding.test_ngram import total
 from tests.decoding.test_prefix_beam import posteriors
 from tests.objectives.text import MODEL, TOKENIZER

@@ -21,7 +21,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
-from jax_speechlm.objectives.classification import Classification
+from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.trained import Trained
 from tests.data_pipelines.prepared import noise, write_prepared
 from tests.data_pipelines.text_sets import write_text_set

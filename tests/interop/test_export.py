@@ -16,10 +16,10 @@ from jax_speechlm.interop.hugging_face import package, read_model
 from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.interop.importing import import_run
 from jax_speechlm.models.adapter import QFormer, Stacking
-from jax_speechlm.objectives.causal_lm import CausalLM
-from jax_speechlm.objectives.classification import Classification
-from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation, Teacher
+from jax_speechlm.objectives.heads.classification import Classification
+from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.trained import Trained
 from tests.interop.tiny_runs import CHARACTERS, CLASSES, FAST, FORMER, QWEN, RUNS, TEXT, save, tiny_run
 

@@ -16,7 +16,7 @@ from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.interop.importing import import_run, read_folder
 from jax_speechlm.language_ensemble import LanguageEnsemble
 from jax_speechlm.language_model import LanguageModel
-from jax_speechlm.objectives.speech_lm import SpeechLM
+from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.trained import Trained
 from tests.interop.foreign_folders import write_json, write_text_model
 from tests.interop.tiny_runs import tiny_run

@@ -30,7 +30,7 @@ from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA, merge
-from jax_speechlm.objectives.speech_lm import SpeechLM
+from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.trained import Trained

@@ -15,8 +15,8 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.int_weights import QuantizedKernel, dequantize, from_plain, quantize_kernel, to_plain
 from jax_speechlm.nn.layers import Linear, linear_maps
-from jax_speechlm.objectives.causal_lm import CausalLM
-from jax_speechlm.objectives.ctc import CTCModel
+from jax_speechlm.objectives.asr.ctc import CTCModel
+from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.quantizer import quantize
 from tests.objectives import text
 

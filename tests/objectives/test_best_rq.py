@@ -14,8 +14,8 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives import masking
-from jax_speechlm.objectives.best_rq import BestRQ, alarm, nearest_codes
 from jax_speechlm.objectives.masking import draw_mask
+from jax_speechlm.objectives.ssl.best_rq import BestRQ, alarm, nearest_codes
 
 MODEL = ConformerConfig(input_dim=16, dim=8, num_layers=1, num_heads=2, kernel_size=3, left_max=4, right_max=2)
 FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3, gain_db=3.0))

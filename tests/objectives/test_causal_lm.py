@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.causal_lm import CausalLM
+from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from tests.objectives.text import MODEL, TOKENIZER, VOCABULARY, documents, pack, reorder
 
 DOCUMENTS = documents(0, [9, 4, 0, 14, 7, 2])

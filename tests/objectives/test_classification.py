@@ -14,7 +14,7 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.classification import Classification, TextClassifier, UtteranceClassifier
+from jax_speechlm.objectives.heads.classification import Classification, TextClassifier, UtteranceClassifier
 from tests.objectives.text import MODEL, TOKENIZER, VOCABULARY, documents, pack, reorder
 
 CONFIG = Classification(classes=("low", "middle", "high"))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jax_speechlm.core.batch import example_keys
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.vector_quantizer import GumbelQuantizer
-from jax_speechlm.objectives.contrastive import contrastive_loss, diversity_loss, draw_negatives
-from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
+from jax_speechlm.objectives.ssl.contrastive import contrastive_loss, diversity_loss, draw_negatives
+from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 
 
 @functools.cache

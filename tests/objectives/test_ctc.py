@@ -19,7 +19,7 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.ctc import CTC, consistency_loss, ctc_loss
+from jax_speechlm.objectives.asr.ctc import CTC, consistency_loss, ctc_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENIZER = CharTokenizer("abcdefgh")

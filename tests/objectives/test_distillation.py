@@ -13,9 +13,9 @@ from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives import distillation
-from jax_speechlm.objectives.causal_lm import CausalLM
-from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.distillation import GROUP, Distillation, Teacher, student_part
+from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from tests.objectives import text
 from tests.training import tiny
 

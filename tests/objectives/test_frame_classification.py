@@ -13,7 +13,7 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.frame_classification import FrameClassification
+from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 from tests.objectives.test_classification import speech_batch
 
 CONFIG = FrameClassification()

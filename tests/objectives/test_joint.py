@@ -16,12 +16,12 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models import conformer
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives import best_rq
-from jax_speechlm.objectives.best_rq import BestRQ, nearest_codes
-from jax_speechlm.objectives.ctc import CTC
-from jax_speechlm.objectives.joint import Joint, alarm, stream_of
-from jax_speechlm.objectives.masked_lm import MaskedLM, mask_tokens
+from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.objectives.lm.masked_lm import MaskedLM, mask_tokens
 from jax_speechlm.objectives.masking import draw_views, span_frames
+from jax_speechlm.objectives.speech_text.joint import Joint, alarm, stream_of
+from jax_speechlm.objectives.ssl import best_rq
+from jax_speechlm.objectives.ssl.best_rq import BestRQ, nearest_codes
 from tests.objectives.text import TOKENIZER, VOCABULARY, documents, pack, reorder
 
 MODEL = ConformerConfig(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_pipelines.tokenizers.base import train_tokenizer
 from jax_speechlm.core.batch import example_keys
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.masked_lm import MaskedLM, mask_tokens, most_masked, word_starts
+from jax_speechlm.objectives.lm.masked_lm import MaskedLM, mask_tokens, most_masked, word_starts
 from tests.objectives.text import MODEL, TOKENIZER, VOCABULARY, documents, pack, reorder
 
 BOTH_WAYS = MODEL.replace(causal=False, prediction_head=True, query_key_norm=False)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.span_corruption import (
+from jax_speechlm.objectives.lm.span_corruption import (
     SpanCorruption,
     corrupt,
     corrupted_length,

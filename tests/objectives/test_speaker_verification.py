@@ -14,7 +14,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.xvector import XVector, XVectorConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.speaker_verification import SpeakerModel, SpeakerVerification
+from jax_speechlm.objectives.heads.speaker_verification import SpeakerModel, SpeakerVerification
 from tests.objectives.test_classification import speech_batch
 
 HEAD = XVectorConfig(channels=(6, 5, 9), kernels=(3, 2, 1), dilations=(2, 3, 1), dim=4)

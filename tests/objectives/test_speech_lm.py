@@ -17,8 +17,8 @@ from jax_speechlm.models.speech_lm import speech_attention
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
-from jax_speechlm.objectives.ctc import CTC
-from jax_speechlm.objectives.speech_lm import Prompt, Prompts, SpeechLM, alarm
+from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.objectives.speech_text.speech_lm import Prompt, Prompts, SpeechLM, alarm
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.planning import costs, hlo

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.causal_lm import CausalLM
-from jax_speechlm.objectives.classification import Classification
-from jax_speechlm.objectives.masked_lm import MaskedLM
-from jax_speechlm.objectives.span_corruption import SpanCorruption
-from jax_speechlm.objectives.unit_lm import UnitLM
+from jax_speechlm.objectives.heads.classification import Classification
+from jax_speechlm.objectives.lm.causal_lm import CausalLM
+from jax_speechlm.objectives.lm.masked_lm import MaskedLM
+from jax_speechlm.objectives.lm.span_corruption import SpanCorruption
+from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
 from tests.objectives.text import MODEL, TOKENIZER, documents, pack

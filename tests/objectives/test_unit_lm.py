@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.causal_lm import CausalLM
-from jax_speechlm.objectives.unit_lm import UnitLM, alarm
+from jax_speechlm.objectives.lm.causal_lm import CausalLM
+from jax_speechlm.objectives.lm.unit_lm import UnitLM, alarm
 from tests.objectives.text import MODEL, TOKENIZER, documents, pack, reorder
 from tests.objectives.text import VOCABULARY as TEXT_VOCABULARY
 

@@ -13,11 +13,11 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import split_keys
-from jax_speechlm.objectives import w2v_bert, wav2vec2
-from jax_speechlm.objectives.contrastive import draw_negatives
 from jax_speechlm.objectives.masking import draw_views
-from jax_speechlm.objectives.w2v_bert import W2vBert
-from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
+from jax_speechlm.objectives.ssl import w2v_bert, wav2vec2
+from jax_speechlm.objectives.ssl.contrastive import draw_negatives
+from jax_speechlm.objectives.ssl.w2v_bert import W2vBert
+from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 
 MODEL = ConformerConfig(input_dim=16, dim=8, num_layers=3, num_heads=2, kernel_size=3, left_max=4, right_max=2)
 FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3, gain_db=3.0))

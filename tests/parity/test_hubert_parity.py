@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.hubert import HuBERT, Units
+from jax_speechlm.objectives.ssl.hubert import HuBERT, Units
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity

@@ -8,9 +8,9 @@ import pytest
 from jax_speechlm.core.batch import example_keys
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import split_keys
-from jax_speechlm.objectives.contrastive import Contrast, Encoded, Frames, contrast, draw_negatives
 from jax_speechlm.objectives.masking import Views, masked_places
-from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
+from jax_speechlm.objectives.ssl.contrastive import Contrast, Encoded, Frames, contrast, draw_negatives
+from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 
 pytestmark = pytest.mark.parity
 CONFIG = Wav2Vec2(groups=2, codes=20, code_dim=16, negatives=10, diversity_weight=0.3)

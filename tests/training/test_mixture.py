@@ -15,7 +15,7 @@ import pytest
 
 from data_pipelines.core.errors import DataError
 from jax_speechlm.experiment import Mixture, Speech, Stream, differences
-from jax_speechlm.objectives.joint import stream_of
+from jax_speechlm.objectives.speech_text.joint import stream_of
 from jax_speechlm.planning.workload import workload
 from jax_speechlm.training.loop import train
 from jax_speechlm.training.reporting import Extent, Meter

@@ -10,8 +10,8 @@ from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.experiment import Experiment, Start
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.causal_lm import CausalLM
-from jax_speechlm.objectives.unit_lm import UnitLM
+from jax_speechlm.objectives.lm.causal_lm import CausalLM
+from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import _initial_state, train

@@ -19,17 +19,17 @@ from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.xvector import XVectorConfig
-from jax_speechlm.objectives.best_rq import BestRQ
-from jax_speechlm.objectives.ctc import CTC
+from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation, Teacher
-from jax_speechlm.objectives.frame_classification import FrameClassification
-from jax_speechlm.objectives.hubert import HuBERT
-from jax_speechlm.objectives.joint import Joint
-from jax_speechlm.objectives.masked_lm import MaskedLM
-from jax_speechlm.objectives.speaker_verification import SpeakerVerification
-from jax_speechlm.objectives.speech_lm import SpeechLM
-from jax_speechlm.objectives.w2v_bert import W2vBert
-from jax_speechlm.objectives.wav2vec2 import Wav2Vec2
+from jax_speechlm.objectives.heads.frame_classification import FrameClassification
+from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
+from jax_speechlm.objectives.lm.masked_lm import MaskedLM
+from jax_speechlm.objectives.speech_text.joint import Joint
+from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
+from jax_speechlm.objectives.ssl.best_rq import BestRQ
+from jax_speechlm.objectives.ssl.hubert import HuBERT
+from jax_speechlm.objectives.ssl.w2v_bert import W2vBert
+from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.training.source import MixtureSource, PreparedText, Source, stream_experiments

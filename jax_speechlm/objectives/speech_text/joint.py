@@ -31,13 +31,14 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import Linear, frame_mask
-from jax_speechlm.objectives import best_rq, gauges
+from jax_speechlm.objectives import gauges
+from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
-from jax_speechlm.objectives.best_rq import BestRQ, Heads, Quantizer
-from jax_speechlm.objectives.causal_lm import scored
-from jax_speechlm.objectives.ctc import CTC
-from jax_speechlm.objectives.masked_lm import Masked, MaskedLM, mask_tokens, most_masked, take_chosen
+from jax_speechlm.objectives.lm.causal_lm import scored
+from jax_speechlm.objectives.lm.masked_lm import Masked, MaskedLM, mask_tokens, most_masked, take_chosen
 from jax_speechlm.objectives.masking import draw_views, span_frames
+from jax_speechlm.objectives.ssl import best_rq
+from jax_speechlm.objectives.ssl.best_rq import BestRQ, Heads, Quantizer
 from jax_speechlm.parallel.mesh import by_rows
 
 STREAMS = {"speech": "speech", "text": "text", "pairs": "speech"}

@@ -25,7 +25,7 @@ from jax_speechlm.models.speech_lm import Sequence, SpeechLMConfig, SpeechTransf
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import Keys
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, check_no_crop, mean
-from jax_speechlm.objectives.causal_lm import token_losses
+from jax_speechlm.objectives.lm.causal_lm import token_losses
 
 Task = Literal["transcribe", "translate", "extend", "answer"]
 

@@ -23,7 +23,8 @@ from jax_speechlm.nn.layers import Linear
 from jax_speechlm.nn.vector_quantizer import Quantized
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, mean
-from jax_speechlm.objectives.contrastive import (
+from jax_speechlm.objectives.masking import take_frames
+from jax_speechlm.objectives.ssl.contrastive import (
     Contrast,
     ContrastiveConfig,
     Frames,
@@ -32,7 +33,6 @@ from jax_speechlm.objectives.contrastive import (
     contrast,
     encode_masked,
 )
-from jax_speechlm.objectives.masking import take_frames
 
 
 class W2vBert(ContrastiveConfig):

@@ -17,7 +17,7 @@ from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_fl
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, mean
-from jax_speechlm.objectives.contrastive import (
+from jax_speechlm.objectives.ssl.contrastive import (
     Contrast,
     ContrastiveConfig,
     averaged,

@@ -22,7 +22,7 @@ from jax_speechlm.models.transformer_config import forward_flops
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
-from jax_speechlm.objectives.causal_lm import TextModel, next_tokens, require_transformer, token_losses
+from jax_speechlm.objectives.lm.causal_lm import TextModel, next_tokens, require_transformer, token_losses
 
 _FEWEST_NATS = 0.5  # of the units' frequencies; k-means of speech gives 3 and more
 

@@ -24,8 +24,8 @@ from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.xvector import XVector, XVectorConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.base import Metrics, Objective, check_features, mean
-from jax_speechlm.objectives.classes import ReadsClasses
-from jax_speechlm.objectives.hearing import hear
+from jax_speechlm.objectives.encode import hear
+from jax_speechlm.objectives.heads.classes import ReadsClasses
 
 Vectors = Callable[[functional.Params, Batch], tuple[Float[Array, "batch dim"], Int[Array, " batch"]]]
 

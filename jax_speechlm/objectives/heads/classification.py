@@ -19,8 +19,8 @@ from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import Linear, frame_mask
 from jax_speechlm.objectives.base import Metrics, Objective, check_features, mean
-from jax_speechlm.objectives.classes import ReadsClasses
-from jax_speechlm.objectives.hearing import hear
+from jax_speechlm.objectives.encode import hear
+from jax_speechlm.objectives.heads.classes import ReadsClasses
 
 ClassLogits = Callable[[functional.Params, Batch, PRNGKeyArray | None], Float[Array, "batch classes"]]
 

@@ -20,7 +20,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.transformer_config import forward_flops
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig
-from jax_speechlm.objectives.causal_lm import TextModel, require_transformer, scored
+from jax_speechlm.objectives.lm.causal_lm import TextModel, require_transformer, scored
 from jax_speechlm.objectives.masking import masked_places, take_frames
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import by_tokens

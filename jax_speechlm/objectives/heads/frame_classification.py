@@ -26,8 +26,8 @@ from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_fl
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import Linear, frame_mask
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, check_no_crop, mean
-from jax_speechlm.objectives.classes import Classes
-from jax_speechlm.objectives.hearing import hear
+from jax_speechlm.objectives.encode import hear
+from jax_speechlm.objectives.heads.classes import Classes
 from jax_speechlm.parallel import sequence
 
 FrameLogits = Callable[

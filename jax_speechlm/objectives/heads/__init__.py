@@ -1,0 +1,1 @@
+"""Objectives that train a head on labelled utterances, texts or frames."""

@@ -1,0 +1,1 @@
+"""Objectives of language models over text and over speech units."""

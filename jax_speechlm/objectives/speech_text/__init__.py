@@ -1,0 +1,1 @@
+"""Objectives that join speech and text."""
