@@ -74,9 +74,9 @@ def main() -> None:
     from data_pipelines.tokenizers.base import CharTokenizer
     from jax_speechlm.configs.demo_pretrain import MEL
     from jax_speechlm.frontend.frontend import FrontEnd
+    from jax_speechlm.optim.optimizers import Optimizer
     from jax_speechlm.parallel import mesh as meshes
     from jax_speechlm.parallel.mesh import MeshShape
-    from jax_speechlm.training.optimizers import Optimizer
     from jax_speechlm.training.state import make_trainer
 
     frontend, tokenizer = FrontEnd(mel=MEL), CharTokenizer("abcdefghijklmnopqrstuvwxyz ")

@@ -155,7 +155,7 @@ def test_a_speech_language_model_translates(workplace, capsys):
 FAST = """
 from jax_speechlm.configs import demo_fast_conformer
 from jax_speechlm.experiment import Cadence, Speech
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 
 def config():

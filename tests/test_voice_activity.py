@@ -16,10 +16,10 @@ from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.planning.workload import workload
 from jax_speechlm.trained import Trained
 from jax_speechlm.training.loop import TrainingStopped, train
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.voice_activity import VoiceActivity
 from tests.data_pipelines.prepared import write_prepared
 from tests.data_pipelines.spoken_sets import write_spoken_set

@@ -12,8 +12,8 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import SIZES
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
+from jax_speechlm.optim.optimizers import Noam, Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.training.optimizers import Noam, Optimizer
 
 MEL = LogMel(stack=4)
 

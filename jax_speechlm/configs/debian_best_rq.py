@@ -11,7 +11,7 @@ jax-speechlm pretrain --config debian_best_rq --run-dir runs/debian_best_rq
 
 from jax_speechlm.configs import demo_pretrain
 from jax_speechlm.experiment import Cadence, Experiment
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 SETS = (
     *(f"asterisk-{language}" for language in ("en", "es", "fr", "it", "ru")),

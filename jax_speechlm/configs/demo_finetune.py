@@ -12,7 +12,7 @@ from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 
 def config() -> Experiment:

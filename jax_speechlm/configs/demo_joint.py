@@ -20,7 +20,7 @@ from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.joint import Joint
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 AUDIO = Speech(sets=("asterisk-en", "queen-en"), seconds_per_batch=48, num_buckets=2, batch_multiple=1, max_seconds=8.0)
 PAIRS = AUDIO.replace(sets=("asterisk-en",))

@@ -10,7 +10,7 @@ The tokenizer is that of the recogniser which it is to help. 1.78 M parameters, 
 from jax_speechlm.experiment import Cadence, Experiment, Text
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 
 def config() -> Experiment:

@@ -12,7 +12,7 @@ from jax_speechlm.experiment import Cadence, Experiment, Mixture, Stream, Text
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.joint import Joint
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 
 def config() -> Experiment:

@@ -13,7 +13,7 @@ from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 
 def config() -> Experiment:

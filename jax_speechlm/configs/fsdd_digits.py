@@ -13,7 +13,7 @@ from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.heads.classification import Classification
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")

@@ -16,7 +16,7 @@ from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 
 def config() -> Experiment:

@@ -17,7 +17,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import SIZES
 from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 MEL = LogMel(stack=4)
 

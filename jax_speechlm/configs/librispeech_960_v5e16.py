@@ -15,8 +15,8 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import SIZES
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
+from jax_speechlm.optim.optimizers import Noam, Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.training.optimizers import Noam, Optimizer
 
 LIBRISPEECH_960 = tuple(f"librispeech:train_{part}" for part in ("clean100", "clean360", "other500"))
 MEL = LogMel(stack=4)

@@ -11,8 +11,8 @@ Rates and decay follow published recipes of this size (Llama 3: Grattafiori et a
 from jax_speechlm.experiment import Cadence, Experiment, Text
 from jax_speechlm.models.transformer_config import SIZES
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 
 
 def config() -> Experiment:

@@ -14,7 +14,7 @@ jax-speechlm eval runs/text_en_lm --sets text-en --ngram data/text-en-5.arpa
 from jax_speechlm.experiment import Cadence, Experiment, Text
 from jax_speechlm.models.transformer_config import SIZES
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 
 def config() -> Experiment:

@@ -10,7 +10,7 @@ tokens. text-en test: 30.5 % of 60,302 masked tokens right, 3.740 nats each; tok
 from jax_speechlm.experiment import Cadence, Experiment, Text
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 MODEL = TransformerConfig(
     causal=False,

@@ -18,8 +18,8 @@ from tyro.conf import Positional
 
 from data_pipelines.core.paths import AnyPath
 from jax_speechlm.nn.functional import Params
+from jax_speechlm.optim.optimizers import paths
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.optimizers import paths
 from jax_speechlm.training.source import saved_tokenizer
 
 _FOR_TRAINING = ("dropout", "attention_dropout", "chunk_lengths", "remat", "attention", "dtype")

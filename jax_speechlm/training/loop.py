@@ -23,6 +23,7 @@ from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.batch import seed_key
 from jax_speechlm.experiment import Experiment, differences
 from jax_speechlm.nn.functional import Params
+from jax_speechlm.optim.optimizers import overlay, paths, select
 from jax_speechlm.parallel import hardware
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
@@ -30,7 +31,6 @@ from jax_speechlm.training import run_lock
 from jax_speechlm.training.concerns import concerns
 from jax_speechlm.training.goodput import Account, describe
 from jax_speechlm.training.logs import METRICS, LogFolder
-from jax_speechlm.training.optimizers import overlay, paths, select
 from jax_speechlm.training.reporting import Extent, Meter, Reporter
 from jax_speechlm.training.source import Source, open_source, tokenizer_files
 from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer

@@ -14,8 +14,8 @@ from jax_speechlm.decoding.greedy import best_path
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.base import Metrics, Objective
+from jax_speechlm.optim.optimizers import Optimizer, overlay, select
 from jax_speechlm.parallel import mesh as meshes
-from jax_speechlm.training.optimizers import Optimizer, overlay, select
 
 STEP_METRICS = ("grad_norm", "learning_rate", "skipped_in_a_row")
 """Metrics of the step itself, whatever its objective."""

@@ -13,9 +13,9 @@ from jax_speechlm import configs
 from jax_speechlm.core.batch import seed_key, step_key
 from jax_speechlm.experiment import Experiment, Speech, differences
 from jax_speechlm.language_model import _sample_keys
+from jax_speechlm.optim.optimizers import WSD, Group, Noam, Optimizer, WarmupCosine
 from jax_speechlm.training.concerns import concerns
 from jax_speechlm.training.loop import train
-from jax_speechlm.training.optimizers import WSD, Group, Noam, Optimizer, WarmupCosine
 from jax_speechlm.training.source import plan_speech
 from jax_speechlm.units.kmeans import KMeans
 from tests.training import tiny

@@ -14,7 +14,7 @@ from jax_speechlm.models.transformer_config import LearnedPositions
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.lm.span_corruption import SpanCorruption
-from jax_speechlm.training.optimizers import WSD, Group, Noam, Optimizer, WarmupCosine, is_below, overlay, paths, select
+from jax_speechlm.optim.optimizers import WSD, Group, Noam, Optimizer, WarmupCosine, is_below, overlay, paths, select
 from tests.training import tiny
 
 PARAMS = {

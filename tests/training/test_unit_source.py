@@ -15,9 +15,9 @@ from jax_speechlm.experiment import Cadence, Experiment, Text, UnitText
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import TrainingStopped, train
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.training.source import open_source
 from tests.data_pipelines.spoken_sets import align_evenly, write_spoken_set
 from tests.data_pipelines.text_sets import write_text_set

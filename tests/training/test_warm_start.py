@@ -12,10 +12,10 @@ from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
+from jax_speechlm.optim.optimizers import paths
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import _initial_state, train
-from jax_speechlm.training.optimizers import paths
 from jax_speechlm.training.source import tokenizer_files
 from jax_speechlm.training.state import make_trainer
 from jax_speechlm.training.warm_start import PER_TOKEN, take_over, take_over_all

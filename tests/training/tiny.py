@@ -30,8 +30,8 @@ from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.objectives.ssl.hubert import HuBERT
 from jax_speechlm.objectives.ssl.w2v_bert import W2vBert
 from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.training.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.training.source import MixtureSource, PreparedText, Source, stream_experiments
 
 LETTERS = "abc "
