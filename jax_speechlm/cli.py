@@ -14,7 +14,7 @@ from jax_speechlm.console import repeated_option, use_utf8
 from jax_speechlm.core import exit_status
 
 if TYPE_CHECKING:
-    from jax_speechlm.experiment import Experiment
+    from jax_speechlm.recipes.experiment import Experiment
 
 
 class Verb(NamedTuple):
@@ -305,7 +305,7 @@ def _experiment(
     import tyro
 
     from jax_speechlm import configs
-    from jax_speechlm.experiment import Experiment, Start
+    from jax_speechlm.recipes.experiment import Experiment, Start
 
     known, rest = parser.parse_known_args(argv)
     if {"-h", "--help"} & set(rest):

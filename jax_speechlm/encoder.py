@@ -14,10 +14,10 @@ from tyro.conf import Positional
 
 from data_pipelines.audio import decode
 from jax_speechlm.core.batch import Batch, seed_key
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.nn import functional
+from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.speaker_vectors import SpeakerVectors
 from jax_speechlm.trained import objective_kind
 from jax_speechlm.training import checkpoints as ckpt

@@ -6,12 +6,12 @@ import jax
 from tyro.conf import Positional
 
 from data_pipelines.core.paths import AnyPath
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.int_weights import Kind, at, put, quantize_kernel, to_plain
 from jax_speechlm.nn.layers import linear_maps
 from jax_speechlm.nn.lora import merge
+from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
 

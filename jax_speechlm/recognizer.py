@@ -21,9 +21,9 @@ from jax_speechlm.decoding.alignment import Span, Word, force_align, words_of
 from jax_speechlm.decoding.greedy import best_path, collapse
 from jax_speechlm.decoding.ngram import SPACE
 from jax_speechlm.decoding.spelling import Frames, path_spans, utterances
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.base import Objective, frame_grid
+from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
 from jax_speechlm.transcriber import Heard, Transcriber

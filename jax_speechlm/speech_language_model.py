@@ -31,7 +31,6 @@ from jax_speechlm.decoding.generate import (
     method_of,
     sample,
 )
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.frontend.frontend import features
 from jax_speechlm.language_model import Continuation
 from jax_speechlm.models.speech_lm import SpeechTransformer
@@ -39,6 +38,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import LoRA, merge
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
+from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.trained import Trained
 from jax_speechlm.transcriber import Heard, Transcriber
 from jax_speechlm.transcript import Segment

@@ -7,8 +7,8 @@ import jax
 
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers import base
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.nn.functional import Params
+from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
 

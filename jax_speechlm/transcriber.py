@@ -16,7 +16,7 @@ from data_pipelines.audio import decode
 from data_pipelines.text.scripts import join
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.decoder import Decoding
-from jax_speechlm.experiment import Experiment
+from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.trained import objective_kind
 from jax_speechlm.transcript import Segment, Transcript
 from jax_speechlm.windows import Recording, Samples, Window, blocks_of, in_batches, samples_in, shape_of, windows

@@ -30,10 +30,10 @@ from jax_speechlm import configs
 from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.train_ngram import train_ngram
 from jax_speechlm.evaluation.recognition import evaluate_run
-from jax_speechlm.experiment import Experiment, Start
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.parallel.hardware import cache_compilations
+from jax_speechlm.recipes.experiment import Experiment, Start
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.trained import Trained
 from jax_speechlm.training.checkpoints import CheckpointError

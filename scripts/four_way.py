@@ -31,8 +31,8 @@ from data_pipelines.core.errors import DataError
 from jax_speechlm import configs
 from jax_speechlm.evaluation.recognition import evaluate_run
 from jax_speechlm.evaluation.report import Report
-from jax_speechlm.experiment import Experiment, Start
 from jax_speechlm.parallel.hardware import cache_compilations
+from jax_speechlm.recipes.experiment import Experiment, Start
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import TrainingStopped
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from jax_speechlm.experiment import Experiment
+from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training.loop import train
 
 

@@ -37,10 +37,10 @@ from jax_speechlm.configs.fsdd_digits import SPEAKERS
 from jax_speechlm.evaluation import classification
 from jax_speechlm.evaluation.minimal_pairs import wilson_interval
 from jax_speechlm.evaluation.probing import ProbeReport, probe_run, statistics
-from jax_speechlm.experiment import Experiment, Start
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
 from jax_speechlm.parallel.hardware import cache_compilations
+from jax_speechlm.recipes.experiment import Experiment, Start
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import TrainingStopped
 from jax_speechlm.units import command as units

@@ -13,8 +13,8 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.storage import index, records
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.experiment import Speech
 from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.recipes.experiment import Speech
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import load_experiment, train
 from jax_speechlm.training.state import TrainState

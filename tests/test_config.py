@@ -5,8 +5,8 @@ import pytest
 
 from jax_speechlm import cli, configs
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.experiment import Experiment, Start, differences
 from jax_speechlm.optim.optimizers import Noam, Optimizer
+from jax_speechlm.recipes.experiment import Experiment, Start, differences
 from tests.golden import make_configs
 
 

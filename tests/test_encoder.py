@@ -14,7 +14,6 @@ from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.encoder import SpeechEncoder
 from jax_speechlm.evaluation.probing import fit_layers
-from jax_speechlm.experiment import Experiment, Speech, Text
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
@@ -22,6 +21,7 @@ from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
+from jax_speechlm.recipes.experiment import Experiment, Speech, Text
 from tests.data_pipelines.prepared import noise, write_prepared
 from tests.evaluation.runs import save_run
 

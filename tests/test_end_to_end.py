@@ -114,7 +114,7 @@ def test_cuts_fall_into_pauses_and_lose_nothing():
 
 
 SPEECH_LM = """
-from jax_speechlm.experiment import Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, Speech
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.configs.demo_pretrain import MEL, MODEL
 from jax_speechlm.frontend.frontend import FrontEnd
@@ -154,7 +154,7 @@ def test_a_speech_language_model_translates(workplace, capsys):
 
 FAST = """
 from jax_speechlm.configs import demo_fast_conformer
-from jax_speechlm.experiment import Cadence, Speech
+from jax_speechlm.recipes.experiment import Cadence, Speech
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 

@@ -12,11 +12,11 @@ from jax_speechlm.decoder import Decoder, Decoding
 from jax_speechlm.decoding.greedy import collapse
 from jax_speechlm.decoding.neural_fusion import NeuralScorer
 from jax_speechlm.evaluation.language import predict, total
-from jax_speechlm.experiment import Text
 from jax_speechlm.language_ensemble import LanguageEnsemble
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
+from jax_speechlm.recipes.experiment import Text
 from jax_speechlm.recognizer import Recognizer, mean_probability
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.transcriber import open_transcriber

@@ -10,10 +10,10 @@ import pytest
 
 import jax_speechlm
 from jax_speechlm.decoding.generate import GREEDY, Beam
-from jax_speechlm.experiment import Text, UnitText
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
+from jax_speechlm.recipes.experiment import Text, UnitText
 from jax_speechlm.training.checkpoints import CheckpointError
 from tests.data_pipelines.prepared import noise
 from tests.evaluation.runs import save_run

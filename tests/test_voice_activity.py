@@ -12,12 +12,12 @@ from data_pipelines.storage.index import read_index
 from data_pipelines.storage.word_times import read_word_times, write_word_times
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.planning.workload import workload
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
 from jax_speechlm.trained import Trained
 from jax_speechlm.training.loop import TrainingStopped, train
 from jax_speechlm.voice_activity import VoiceActivity

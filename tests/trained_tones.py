@@ -11,12 +11,12 @@ import numpy as np
 import optax
 
 from data_pipelines.tokenizers.base import CharTokenizer
-from jax_speechlm.experiment import Experiment, Speech
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.recipes.experiment import Experiment, Speech
 from tests.evaluation.runs import save_run
 
 RATE = 16_000

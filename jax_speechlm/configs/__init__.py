@@ -7,7 +7,7 @@ import pkgutil
 import traceback
 from pathlib import Path
 
-from jax_speechlm.experiment import Experiment
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def names() -> list[str]:

@@ -7,13 +7,13 @@ Width and the 16 codebooks are those of Zhang et al. 2023, "Google USM" (arXiv:2
 conformer's.
 """
 
-from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import SIZES
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.optim.optimizers import Noam, Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
 
 MEL = LogMel(stack=4)
 

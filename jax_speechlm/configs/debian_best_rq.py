@@ -10,8 +10,8 @@ jax-speechlm pretrain --config debian_best_rq --run-dir runs/debian_best_rq
 """
 
 from jax_speechlm.configs import demo_pretrain
-from jax_speechlm.experiment import Cadence, Experiment
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment
 
 SETS = (
     *(f"asterisk-{language}" for language in ("en", "es", "fr", "it", "ru")),

@@ -12,9 +12,9 @@ tuned on dev: WER 33.0 % [18.0, 48.2], CER 14.2 % [7.3, 21.5]; ranked by `demo_l
 """
 
 from jax_speechlm.configs.debian_en_joint import FRONT_END, MODEL
-from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
 
 
 def config() -> Experiment:

@@ -9,12 +9,12 @@ hours). Test, normalizer basic, greedy: asterisk-en (60 clips, 352 words) WER 69
 """
 
 from jax_speechlm.configs.demo_pretrain import MEL
-from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
 
 MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=144, num_layers=6, num_heads=4, kernel_size=15)
 FRONT_END = FrontEnd(mel=MEL, augment=Augment(time_masks=2, time_mask_ratio=0.05, freq_masks=2, freq_mask_bins=15))

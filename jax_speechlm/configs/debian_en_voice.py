@@ -11,9 +11,9 @@ rooms with noise add `data.noise_set` and `frontend.augment.noise_probability`.
 """
 
 from jax_speechlm.configs.debian_en_joint import FRONT_END, MODEL
-from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
 
 
 def config() -> Experiment:

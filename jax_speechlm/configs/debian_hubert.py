@@ -11,8 +11,8 @@ A second iteration takes its units from the first one's hidden states:
 """
 
 from jax_speechlm.configs import debian_best_rq
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.objectives.ssl.hubert import HuBERT
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:

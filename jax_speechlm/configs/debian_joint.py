@@ -10,12 +10,12 @@ as its batches do: what the other two streams and TLM add can be compared. Not y
 """
 
 from jax_speechlm.configs.debian_en_joint import FRONT_END, MODEL
-from jax_speechlm.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.joint import Joint
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text
 
 AUDIO = Speech(
     sets=("asterisk-en", "queen-en"), seconds_per_batch=64, num_buckets=6, batch_multiple=1, max_seconds=16.0

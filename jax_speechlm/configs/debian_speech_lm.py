@@ -13,12 +13,12 @@ of the one form that can be exported, Voxtral's. Not yet measured.
 
 from jax_speechlm.configs import demo_lm
 from jax_speechlm.configs.debian_en_joint import FRONT_END, MODEL
-from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
 
 LANGUAGE_MODEL = demo_lm.config().model
 

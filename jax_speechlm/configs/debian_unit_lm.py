@@ -13,9 +13,9 @@ and 13.65, and 2.24: what it knew of text helps text alone.
 """
 
 from jax_speechlm.configs import demo_lm
-from jax_speechlm.experiment import Cadence, Experiment, UnitText
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, UnitText
 
 
 def config() -> Experiment:

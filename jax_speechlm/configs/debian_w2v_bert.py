@@ -7,8 +7,8 @@ prediction 2.834). Digits of speakers left out: 62.4 % [60.7, 64.1] after full f
 """
 
 from jax_speechlm.configs import debian_best_rq
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.objectives.ssl.w2v_bert import W2vBert
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:

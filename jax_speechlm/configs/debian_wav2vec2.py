@@ -7,8 +7,8 @@ in 25.1 % (unmasked 38.5 %). Digits of speakers left out: 64.5 % [62.8, 66.2] af
 """
 
 from jax_speechlm.configs import debian_best_rq
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:

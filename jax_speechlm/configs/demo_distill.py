@@ -6,8 +6,8 @@ Other teachers, or more of them: a config of your own. Sized for 2 CPU cores; no
 """
 
 from jax_speechlm.configs import demo_finetune
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.objectives.distillation import Distillation, Teacher
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:

@@ -8,9 +8,9 @@ Not yet measured. Frames of 80 ms (model.subsampling 8), in which the encoder is
 """
 
 from jax_speechlm.configs import demo_finetune
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.fast_conformer import SIZES
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:

@@ -8,11 +8,11 @@ normalizer basic: WER 93.8 % [89.0, 99.3], CER 46.6 % [41.6, 51.3]; without --fr
 """
 
 from jax_speechlm.configs.demo_pretrain import MEL, MODEL
-from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
 
 
 def config() -> Experiment:

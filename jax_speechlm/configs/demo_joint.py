@@ -13,7 +13,6 @@ asterisk-en test, greedy, seed 0: WER 98.3 % [94.6, 103.3], CER 47.8 % [44.0, 51
 """
 
 from jax_speechlm.configs.demo_pretrain import MEL, MODEL
-from jax_speechlm.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.asr.ctc import CTC
@@ -21,6 +20,7 @@ from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.joint import Joint
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text
 
 AUDIO = Speech(sets=("asterisk-en", "queen-en"), seconds_per_batch=48, num_buckets=2, batch_multiple=1, max_seconds=8.0)
 PAIRS = AUDIO.replace(sets=("asterisk-en",))

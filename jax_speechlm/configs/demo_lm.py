@@ -7,10 +7,10 @@ The tokenizer is that of the recogniser which it is to help. 1.78 M parameters, 
 1.0 M characters. Dev loss on asterisk-en's transcripts: 1.216 nats a character; after 400 steps 1.071.
 """
 
-from jax_speechlm.experiment import Cadence, Experiment, Text
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Text
 
 
 def config() -> Experiment:

@@ -7,12 +7,12 @@ accuracy 11.8 % over 128 codes. At a peak rate of 3e-3 the model only learns how
 from it stays on the blank plateau.
 """
 
-from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
 
 MEL = LogMel(stack=4)
 MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=96, num_layers=6, num_heads=4, kernel_size=15)

@@ -9,8 +9,8 @@ plateau that CTC begins on. It has not been tried from a pretrained encoder.
 """
 
 from jax_speechlm.configs import demo_finetune
-from jax_speechlm.experiment import Cadence, Experiment
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment
 
 
 def config() -> Experiment:

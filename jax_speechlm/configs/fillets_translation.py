@@ -9,8 +9,8 @@ why.
 """
 
 from jax_speechlm.configs import fillets_ctc, four_way_speech_lm
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:

@@ -8,7 +8,7 @@ from audio and prose jointly; docs/results.md has the table.
 """
 
 from jax_speechlm.configs import demo_finetune
-from jax_speechlm.experiment import Cadence, Experiment
+from jax_speechlm.recipes.experiment import Cadence, Experiment
 
 
 def config() -> Experiment:

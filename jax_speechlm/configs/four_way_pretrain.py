@@ -8,11 +8,11 @@ has 14.8 and 40.3 %.
 """
 
 from jax_speechlm.configs import demo_pretrain
-from jax_speechlm.experiment import Cadence, Experiment, Mixture, Stream, Text
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.joint import Joint
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Mixture, Stream, Text
 
 
 def config() -> Experiment:

@@ -9,11 +9,11 @@ every case.
 """
 
 from jax_speechlm.configs import demo_lm, four_way_ctc
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:

@@ -9,11 +9,11 @@ hours heard (4 passes), seed 0. Accuracy over the six speakers: 68.9 % [67.2, 70
 """
 
 from jax_speechlm.configs.demo_pretrain import MEL, MODEL
-from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")

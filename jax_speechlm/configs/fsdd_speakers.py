@@ -11,12 +11,12 @@ voices do not teach how voices differ: this shows the way. Where there are thous
 
 from jax_speechlm.configs.demo_pretrain import MEL, MODEL
 from jax_speechlm.configs.fsdd_digits import SPEAKERS
-from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
 
 
 def config() -> Experiment:

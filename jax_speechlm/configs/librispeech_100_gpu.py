@@ -11,13 +11,13 @@ wav2vec 2.0 BASE without any language model, finetuned on these 100 hours, repor
 test-other (Baevski et al. 2020, table 9).
 """
 
-from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.augment import SPEC_AUGMENT
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import SIZES
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
 
 MEL = LogMel(stack=4)
 

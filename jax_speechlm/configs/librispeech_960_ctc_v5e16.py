@@ -8,12 +8,12 @@ conformer paper's. The figures to compare with stand in librispeech_960_v5e16.
 """
 
 from jax_speechlm.configs.librispeech_960_v5e16 import LIBRISPEECH_960, MEL, MODEL
-from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.augment import SPEC_AUGMENT
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.optim.optimizers import Group, Noam, Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
 
 
 def config() -> Experiment:

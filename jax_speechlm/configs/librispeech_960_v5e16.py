@@ -10,13 +10,13 @@ this code: its 0.6 B-parameter model, pretrained on Libri-Light and finetuned on
 WER on test-clean / test-other without a language model (table 1). Finetune with librispeech_960_ctc_v5e16.
 """
 
-from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import SIZES
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.optim.optimizers import Noam, Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
 
 LIBRISPEECH_960 = tuple(f"librispeech:train_{part}" for part in ("clean100", "clean360", "other500"))
 MEL = LogMel(stack=4)

@@ -4,8 +4,8 @@ jax-speechlm pretrain --config lm_8b_h100x64 --data.sets my
 """
 
 from jax_speechlm.configs import lm_8b_v5p512
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:

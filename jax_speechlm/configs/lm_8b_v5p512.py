@@ -8,11 +8,11 @@ Rates and decay follow published recipes of this size (Llama 3: Grattafiori et a
 3e-4, 8,000 steps of warm-up, cosine to a tenth; the batch is 4 M tokens).
 """
 
-from jax_speechlm.experiment import Cadence, Experiment, Text
 from jax_speechlm.models.transformer_config import SIZES
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Text
 
 
 def config() -> Experiment:

@@ -9,12 +9,12 @@ Takes the encoder and the language model that these two configs pretrain. Two fr
 """
 
 from jax_speechlm.configs import conformer_2b_v5e256, lm_8b_v5p512
-from jax_speechlm.experiment import Cadence, Experiment, Speech
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
 
 
 def config() -> Experiment:

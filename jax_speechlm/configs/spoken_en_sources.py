@@ -10,9 +10,9 @@ F1 88.1 % from the masked LM; 87.9 % and 86.5 % from scratch; the most frequent 
 """
 
 from jax_speechlm.configs.text_en_mlm import MODEL
-from jax_speechlm.experiment import Cadence, Experiment, Text
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Text
 
 
 def config() -> Experiment:

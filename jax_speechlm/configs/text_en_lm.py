@@ -11,10 +11,10 @@ jax-speechlm eval runs/text_en_lm --sets text-en --ngram data/text-en-5.arpa
 1.546, where the 8,243 unknown words (3.9 %) cost what `<unk>` costs and not their letters.
 """
 
-from jax_speechlm.experiment import Cadence, Experiment, Text
 from jax_speechlm.models.transformer_config import SIZES
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Text
 
 
 def config() -> Experiment:

@@ -7,10 +7,10 @@ The tokenizer is that of `text_en_lm`. 5.41 M parameters, seed 0; 2 CPU cores be
 tokens. text-en test: 30.5 % of 60,302 masked tokens right, 3.740 nats each; token frequencies: 3.3 % and 6.430.
 """
 
-from jax_speechlm.experiment import Cadence, Experiment, Text
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Text
 
 MODEL = TransformerConfig(
     causal=False,

@@ -18,7 +18,6 @@ from tyro.conf import Positional
 from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import Tokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
-from jax_speechlm.experiment import Experiment, Speech, Text
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.interop import folders, front_ends, voxtral
 from jax_speechlm.interop.checking import Verdict
@@ -43,6 +42,7 @@ from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
+from jax_speechlm.recipes.experiment import Experiment, Speech, Text
 from jax_speechlm.trained import Trained
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer, tokenizer_files

@@ -15,13 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.objectives.base import Objective
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.chips import Topology
 from jax_speechlm.planning import compiled, costs, hlo
 from jax_speechlm.planning.compiled import Compiled, Memory
 from jax_speechlm.planning.workload import Shape, Workload
+from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training.state import Trainer, make_trainer
 from jax_speechlm.training.teachers import introduce
 

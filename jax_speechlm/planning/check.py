@@ -2,10 +2,10 @@
 
 import jax
 
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.parallel.chips import GIB
 from jax_speechlm.planning.ahead_of_time import Compiler, PlanningError
 from jax_speechlm.planning.workload import workload
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def check_fits(experiment: Experiment) -> None:

@@ -8,13 +8,13 @@ from rich.table import Table
 
 from data_pipelines.core.errors import DataError
 from jax_speechlm import configs
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.parallel.chips import GIB
 from jax_speechlm.parallel.chips import topology as find_topology
 from jax_speechlm.planning import report
 from jax_speechlm.planning.ahead_of_time import PlanningError
 from jax_speechlm.planning.fit import Trial, fit
 from jax_speechlm.planning.plan import Plan, make_plan
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def run_plan(

@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.parallel.chips import GIB, Topology
 from jax_speechlm.parallel.mesh import MESH_AXES, MeshShape
 from jax_speechlm.planning.ahead_of_time import CompilerError
 from jax_speechlm.planning.plan import RESERVE, Plan, make_plan
+from jax_speechlm.recipes.experiment import Experiment
 
 REMATS = ("none", "dots", "full")
 _STATE_BYTES = 16  # of a float32 parameter with Adam's moments and its gradient

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import jax
 
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.parallel.chips import Topology
 from jax_speechlm.planning import ahead_of_time, roofline
 from jax_speechlm.planning.ahead_of_time import Compiler, PlanningError, Step
 from jax_speechlm.planning.roofline import Estimate, Rate
 from jax_speechlm.planning.workload import Shape, Workload, workload
+from jax_speechlm.recipes.experiment import Experiment
 
 RESERVE = 0.02
 """Share of a chip's main memory that is left to the runtime: the compilers themselves plan with about so much less."""

@@ -12,7 +12,7 @@ from data_pipelines.batching import plan as plans
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage.word_times import find_word_times
 from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
-from jax_speechlm.experiment import Experiment, Mixture, PackedRows, UnitText
+from jax_speechlm.recipes.experiment import Experiment, Mixture, PackedRows, UnitText
 from jax_speechlm.training.source import (
     Source,
     open_source,

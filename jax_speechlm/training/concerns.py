@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from data_pipelines.batching.packing import TextPlan
 from data_pipelines.batching.plan import Plan, hours
 from data_pipelines.core.errors import DataError
-from jax_speechlm.experiment import Data, Experiment, Mixture, Speech
 from jax_speechlm.optim.optimizers import WSD, Optimizer
+from jax_speechlm.recipes.experiment import Data, Experiment, Mixture, Speech
 from jax_speechlm.training.source import Source
 
 NOTABLE_SHARE = 0.1

@@ -21,11 +21,11 @@ from rich.markup import escape
 from data_pipelines.core.paths import AnyPath, as_path, is_url, reach
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.batch import seed_key
-from jax_speechlm.experiment import Experiment, differences
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.optim.optimizers import overlay, paths, select
 from jax_speechlm.parallel import hardware
 from jax_speechlm.parallel import mesh as meshes
+from jax_speechlm.recipes.experiment import Experiment, differences
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training import run_lock
 from jax_speechlm.training.concerns import concerns

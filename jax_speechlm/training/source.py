@@ -27,7 +27,7 @@ from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.units import CodeStore, Units, read_units
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.experiment import Data, Experiment, Mixture, Speech, Text, UnitText
+from jax_speechlm.recipes.experiment import Data, Experiment, Mixture, Speech, Text, UnitText
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.targets import FrameCodes, Labels, codes_of, labels_of
 

@@ -7,7 +7,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.units import CodeStore, open_codes, read_units
-from jax_speechlm.experiment import Experiment
+from jax_speechlm.recipes.experiment import Experiment
 
 Labels = Int[np.ndarray, " rows"] | None
 """The class of each row of an index, for classification."""

@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, Int
 
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn import functional
+from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training import checkpoints as ckpt
 
 Extract = Callable[[Any, Batch], tuple[Float[Array, "batch time features"], Int[Array, " batch"]]]

@@ -5,9 +5,9 @@ from pathlib import Path
 import jax
 
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.nn import functional
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh
+from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training.checkpoints import Checkpoints, write
 from jax_speechlm.training.source import tokenizer_files
 from jax_speechlm.training.state import make_trainer

@@ -12,12 +12,12 @@ from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.decoding.generate import Beam
 from jax_speechlm.evaluation import language, masked_text
-from jax_speechlm.experiment import Experiment, Text
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.lm.span_corruption import SpanCorruption
+from jax_speechlm.recipes.experiment import Experiment, Text
 from tests.data_pipelines.text_sets import write_text_set
 from tests.evaluation.runs import save_run
 

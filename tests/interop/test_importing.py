@@ -19,7 +19,6 @@ from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.encoder import SpeechEncoder
-from jax_speechlm.experiment import Start
 from jax_speechlm.interop import checking, folders, import_check, importing, mapping, weights
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hugging_face import read_model
@@ -32,6 +31,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA, merge
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
+from jax_speechlm.recipes.experiment import Start
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.trained import Trained
 from jax_speechlm.training.loop import load_experiment

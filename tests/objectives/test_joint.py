@@ -9,7 +9,6 @@ import pytest
 import scipy.special
 
 from jax_speechlm.core.batch import example_keys
-from jax_speechlm.experiment import Mixture, Speech, Stream, Text
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
@@ -22,6 +21,7 @@ from jax_speechlm.objectives.masking import draw_views, span_frames
 from jax_speechlm.objectives.speech_text.joint import Joint, alarm, stream_of
 from jax_speechlm.objectives.ssl import best_rq
 from jax_speechlm.objectives.ssl.best_rq import BestRQ, nearest_codes
+from jax_speechlm.recipes.experiment import Mixture, Speech, Stream, Text
 from tests.objectives.text import TOKENIZER, VOCABULARY, documents, pack, reorder
 
 MODEL = ConformerConfig(

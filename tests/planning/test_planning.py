@@ -12,7 +12,6 @@ from jax_speechlm import configs
 from jax_speechlm.cli import main
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.models.transformer_config import forward_flops
 from jax_speechlm.parallel import chips
 from jax_speechlm.parallel.mesh import MESH_AXES, MeshShape
@@ -25,6 +24,7 @@ from jax_speechlm.planning.fit import fit
 from jax_speechlm.planning.plan import fits, make_plan
 from jax_speechlm.planning.roofline import bandwidth
 from jax_speechlm.planning.workload import workload
+from jax_speechlm.recipes.experiment import Experiment
 
 tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 gpu = pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="JAX's CUDA is not installed")

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines.core.errors import DataError
-from jax_speechlm.experiment import Mixture, Speech, Stream, differences
 from jax_speechlm.objectives.speech_text.joint import stream_of
 from jax_speechlm.planning.workload import workload
+from jax_speechlm.recipes.experiment import Mixture, Speech, Stream, differences
 from jax_speechlm.training.loop import train
 from jax_speechlm.training.reporting import Extent, Meter
 from jax_speechlm.training.source import MixtureSource, open_source

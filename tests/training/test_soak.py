@@ -23,7 +23,7 @@ RUN = f"""
 import os, sys, time
 os.environ["JAX_PLATFORMS"] = "cpu"
 from tests.training import tiny
-from jax_speechlm.experiment import Cadence
+from jax_speechlm.recipes.experiment import Cadence
 from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.loop import train

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
-from jax_speechlm.experiment import Experiment
 from jax_speechlm.objectives.distillation import GROUP, Distillation, Teacher
 from jax_speechlm.optim.optimizers import paths
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.trained import objective_kind
 from jax_speechlm.training import checkpoints as ckpt

@@ -11,11 +11,11 @@ import pytest
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage.index import read_index
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.experiment import Cadence, Experiment, Text, UnitText
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Text, UnitText
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import TrainingStopped, train
 from jax_speechlm.training.source import open_source

@@ -7,13 +7,13 @@ import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.experiment import Experiment, Start
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.optim.optimizers import paths
 from jax_speechlm.parallel import mesh as meshes
+from jax_speechlm.recipes.experiment import Experiment, Start
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import _initial_state, train
 from jax_speechlm.training.source import tokenizer_files

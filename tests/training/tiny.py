@@ -9,7 +9,6 @@ from data_pipelines.batching.packing import make_text_eval_plan, make_text_plan
 from data_pipelines.batching.plan import Plan, make_eval_plan, make_plan
 from data_pipelines.storage.tokens import TokenStore
 from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
-from jax_speechlm.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
@@ -32,6 +31,7 @@ from jax_speechlm.objectives.ssl.w2v_bert import W2vBert
 from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.recipes.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text
 from jax_speechlm.training.source import MixtureSource, PreparedText, Source, stream_experiments
 
 LETTERS = "abc "

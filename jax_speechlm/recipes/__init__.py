@@ -1,0 +1,1 @@
+"""The Experiment record, and the named experiments."""
