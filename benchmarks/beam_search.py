@@ -64,7 +64,7 @@ def main() -> None:
 
 def flat(utterances: int, folder: Path) -> dict[str, list[str]]:
     """Writes flat posteriors over 1,000 pieces and a trigram of words that these pieces spell; no references."""
-    from jax_speechlm.decoding.kneser_ney import estimate, write_arpa
+    from jax_speechlm.decoding.lm.kneser_ney import estimate, write_arpa
 
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgk"))
@@ -130,9 +130,9 @@ def timed(decode: Callable[[list[np.ndarray]], list[str]], folder: str, split: s
 
 
 def run_ours(rows_at_once: int, folder: str, split: str, beam: int, alpha: float, beta: float) -> dict:
-    from jax_speechlm.decoding.ngram import NGram
-    from jax_speechlm.decoding.ngram_fusion import WordNGram
-    from jax_speechlm.decoding.prefix_beam import BeamSettings, prefix_beam_search
+    from jax_speechlm.decoding.ctc.prefix_beam import BeamSettings, prefix_beam_search
+    from jax_speechlm.decoding.lm.ngram import NGram
+    from jax_speechlm.decoding.lm.ngram_fusion import WordNGram
 
     pieces = tuple(json.loads((Path(folder) / "pieces.json").read_text()))
     scorer = WordNGram(NGram(Path(folder) / "lm.arpa"), pieces)

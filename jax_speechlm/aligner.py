@@ -16,7 +16,7 @@ from data_pipelines.core.paths import as_path
 from data_pipelines.storage.word_times import find_word_times, write_word_times
 from data_pipelines.tokenizers.base import Tokenizer, find_unknown
 from jax_speechlm.decoder import Posteriors
-from jax_speechlm.decoding.alignment import (
+from jax_speechlm.decoding.ctc.alignment import (
     AlignedUtterance,
     Format,
     Span,
@@ -31,7 +31,7 @@ from jax_speechlm.decoding.alignment import (
     to_json,
     to_textgrid,
 )
-from jax_speechlm.decoding.ngram import SPACE
+from jax_speechlm.decoding.lm.ngram import SPACE
 from jax_speechlm.evaluation.recognition import PreparedSpeech
 from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.windows import in_batches

@@ -42,7 +42,7 @@ VERBS = {
         "jax-speechlm train-tokenizer --sets queen-en --kind unigram --vocab-size 500 --out data/unigram-500",
     ),
     "train-ngram": Verb(
-        "jax_speechlm.decoding.train_ngram:train_ngram",
+        "jax_speechlm.decoding.lm.train_ngram:train_ngram",
         "estimate an n-gram language model for decoding",
         "jax-speechlm train-ngram --sets text-en asterisk-en --order 4 --unit word --out data/en-4.arpa.gz",
         typed=True,

@@ -12,12 +12,12 @@ from jaxtyping import Float
 from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.config import Config
-from jax_speechlm.decoding.boosting import Boost, read_phrases
-from jax_speechlm.decoding.fusion import Scorer, StepScorer, unweighted
-from jax_speechlm.decoding.neural_fusion import NeuralScorer
-from jax_speechlm.decoding.ngram import END, NGram
-from jax_speechlm.decoding.ngram_fusion import ngram_scorer
-from jax_speechlm.decoding.prefix_beam import BeamSettings, Hypothesis, prefix_beam_search
+from jax_speechlm.decoding.ctc.boosting import Boost, read_phrases
+from jax_speechlm.decoding.ctc.prefix_beam import BeamSettings, Hypothesis, prefix_beam_search
+from jax_speechlm.decoding.lm.fusion import Scorer, StepScorer, unweighted
+from jax_speechlm.decoding.lm.neural_fusion import NeuralScorer
+from jax_speechlm.decoding.lm.ngram import END, NGram
+from jax_speechlm.decoding.lm.ngram_fusion import ngram_scorer
 from jax_speechlm.language_ensemble import LanguageEnsemble
 from jax_speechlm.language_model import LanguageModel
 

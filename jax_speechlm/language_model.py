@@ -21,7 +21,7 @@ from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.batch import seed_key
 from jax_speechlm.core.vocabulary import PADDING, Modality, Vocabulary, pad
-from jax_speechlm.decoding.generate import (
+from jax_speechlm.decoding.lm.generate import (
     Beam,
     Continuations,
     Sampling,

@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from data_pipelines.core.paths import AnyPath
 from jax_speechlm.classifier import Classifier
 from jax_speechlm.decoder import Decoding
-from jax_speechlm.decoding.generate import Beam, Sampling
+from jax_speechlm.decoding.lm.generate import Beam, Sampling
 from jax_speechlm.encoder import SpeechEncoder
 from jax_speechlm.language_model import Continuation, LanguageModel
 from jax_speechlm.recognizer import Recognizer

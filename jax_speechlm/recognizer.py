@@ -17,10 +17,10 @@ from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.decoder import Decoder, Decoding, Posteriors
-from jax_speechlm.decoding.alignment import Span, Word, force_align, words_of
-from jax_speechlm.decoding.greedy import best_path, collapse
-from jax_speechlm.decoding.ngram import SPACE
-from jax_speechlm.decoding.spelling import Frames, path_spans, utterances
+from jax_speechlm.decoding.ctc.alignment import Span, Word, force_align, words_of
+from jax_speechlm.decoding.ctc.greedy import best_path, collapse
+from jax_speechlm.decoding.ctc.posteriors import Frames, path_spans, utterances
+from jax_speechlm.decoding.lm.ngram import SPACE
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.base import Objective, frame_grid
 from jax_speechlm.recipes.experiment import Experiment

@@ -21,7 +21,7 @@ from data_pipelines.tokenizers import base
 from jax_speechlm.core.batch import Batch, seed_key
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoder import Decoding
-from jax_speechlm.decoding.generate import (
+from jax_speechlm.decoding.lm.generate import (
     GREEDY,
     Beam,
     Continuations,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from data_pipelines.text import scripts
-from jax_speechlm.decoding.alignment import Word
+from jax_speechlm.decoding.ctc.alignment import Word
 
 Format = Literal["text", "json", "srt", "vtt"]
 

@@ -28,7 +28,7 @@ from data_pipelines.storage.records import RecordReader
 from data_pipelines.text.cleaning import Cleaning
 from jax_speechlm import configs
 from jax_speechlm.decoder import Decoding
-from jax_speechlm.decoding.train_ngram import train_ngram
+from jax_speechlm.decoding.lm.train_ngram import train_ngram
 from jax_speechlm.evaluation.recognition import evaluate_run
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hugging_face_export import write_checked

@@ -25,7 +25,7 @@ from data_pipelines.prepare.command import prepare
 from data_pipelines.storage import index as indexes
 from data_pipelines.text.cleaning import Cleaning
 from jax_speechlm import configs
-from jax_speechlm.decoding.generate import Beam
+from jax_speechlm.decoding.lm.generate import Beam
 from jax_speechlm.evaluation import translation
 from jax_speechlm.evaluation.recognition import PreparedSpeech, evaluate_run
 from jax_speechlm.evaluation.report import Utterance

@@ -13,7 +13,7 @@ from data_pipelines.storage.index import read_index
 from data_pipelines.storage.word_times import find_word_times, read_word_times
 from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
 from jax_speechlm import aligner
-from jax_speechlm.decoding.alignment import AlignedUtterance
+from jax_speechlm.decoding.ctc.alignment import AlignedUtterance
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.recognizer import Recognizer
 from tests.data_pipelines.spoken_sets import write_spoken_set

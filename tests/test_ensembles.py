@@ -9,8 +9,8 @@ import pytest
 from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.decoder import Decoder, Decoding
-from jax_speechlm.decoding.greedy import collapse
-from jax_speechlm.decoding.neural_fusion import NeuralScorer
+from jax_speechlm.decoding.ctc.greedy import collapse
+from jax_speechlm.decoding.lm.neural_fusion import NeuralScorer
 from jax_speechlm.evaluation.language import predict, total
 from jax_speechlm.language_ensemble import LanguageEnsemble
 from jax_speechlm.language_model import LanguageModel

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jax_speechlm
-from jax_speechlm.decoding.generate import GREEDY, Beam
+from jax_speechlm.decoding.lm.generate import GREEDY, Beam
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM

@@ -17,7 +17,7 @@ from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoder import Decoding
-from jax_speechlm.decoding.generate import Beam, Sampling
+from jax_speechlm.decoding.lm.generate import Beam, Sampling
 from jax_speechlm.frontend.frontend import features
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA

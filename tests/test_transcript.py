@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.text import scripts
-from jax_speechlm.decoding.alignment import Word
+from jax_speechlm.decoding.ctc.alignment import Word
 from jax_speechlm.transcriber import Heard
 from jax_speechlm.transcript import Segment, Transcript, phrases, to_srt, to_vtt
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.storage.index import read_index
-from jax_speechlm.decoding.generate import GREEDY, Beam, Sampling
+from jax_speechlm.decoding.lm.generate import GREEDY, Beam, Sampling
 from jax_speechlm.evaluation.spoken_pairs import score_recordings
 from jax_speechlm.evaluation.unit_language import SpokenPrediction, add_up, predict_speech
 from jax_speechlm.language_model import LanguageModel

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.batch import Batch
-from jax_speechlm.decoding.greedy import best_path, collapse
+from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.layers import frame_mask
 from jax_speechlm.objectives.asr.ctc import ctc_loss

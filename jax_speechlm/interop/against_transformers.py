@@ -21,8 +21,8 @@ from data_pipelines.audio import decode as audio_files
 from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.vocabulary import PADDING
-from jax_speechlm.decoding.generate import GREEDY
-from jax_speechlm.decoding.greedy import best_path, collapse
+from jax_speechlm.decoding.ctc.greedy import best_path, collapse
+from jax_speechlm.decoding.lm.generate import GREEDY
 from jax_speechlm.frontend.logmel import log_mel
 from jax_speechlm.interop import foreign_ids, spoken_answers, text_classes, voxtral, x_vectors
 from jax_speechlm.interop.checking import Check, guarded

@@ -10,7 +10,7 @@ import transformers
 
 from data_pipelines.tokenizers.hugging_face import Places
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
-from jax_speechlm.decoding.generate import GREEDY
+from jax_speechlm.decoding.lm.generate import GREEDY
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.our_logits import text_logits
 from jax_speechlm.interop.torch_models import distance, outputs, within, words

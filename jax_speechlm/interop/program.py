@@ -23,7 +23,7 @@ from jaxtyping import Array, Float32, Int, Int16, Int32
 
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.decoding.greedy import best_path, collapse
+from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.frontend.logmel import HOP, SAMPLE_RATE, WINDOW, LogMel
 from jax_speechlm.interop.folders import (
     RECORD,

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int16
 
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.decoding.generate import GREEDY
+from jax_speechlm.decoding.lm.generate import GREEDY
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.hugging_face import GENERATION, Package, audio_token, ids_in_folder

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
 from jax_speechlm.core.batch import Batch, step_key
-from jax_speechlm.decoding.greedy import best_path
+from jax_speechlm.decoding.ctc.greedy import best_path
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.base import Metrics, Objective

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jax_speechlm.decoding.greedy import collapse
+from jax_speechlm.decoding.ctc.greedy import collapse
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training.reporting import means

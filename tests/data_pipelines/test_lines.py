@@ -146,7 +146,7 @@ def test_lists_are_read_by_line_feeds_alone(tmp_path):
 
 
 def test_minimal_pairs_trials_phrases_and_hypotheses_name_the_line(tmp_path):
-    from jax_speechlm.decoding.boosting import read_phrases
+    from jax_speechlm.decoding.ctc.boosting import read_phrases
     from jax_speechlm.evaluation.minimal_pairs import read_pairs
     from jax_speechlm.evaluation.rover import _read
     from jax_speechlm.evaluation.speakers import _listed

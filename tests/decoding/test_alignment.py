@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_speechlm.decoding.alignment import (
+from jax_speechlm.decoding.ctc.alignment import (
     AlignedUtterance,
     Word,
     force_align,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
-from jax_speechlm.decoding.boosting import Boost, read_phrases
-from jax_speechlm.decoding.prefix_beam import prefix_beam_search
+from jax_speechlm.decoding.ctc.boosting import Boost, read_phrases
+from jax_speechlm.decoding.ctc.prefix_beam import prefix_beam_search
 from tests.decoding.test_ngram import total
 from tests.decoding.test_prefix_beam import posteriors
 

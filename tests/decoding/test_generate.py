@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.decoding.generate import GREEDY, Beam, Sampling, beam_search, choose_tokens, sample
+from jax_speechlm.decoding.lm.generate import GREEDY, Beam, Sampling, beam_search, choose_tokens, sample
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_speechlm.decoding.greedy import collapse, greedy
+from jax_speechlm.decoding.ctc.greedy import collapse, greedy
 
 PATHS = st.integers(0, 20).flatmap(
     lambda length: st.lists(st.lists(st.integers(0, 3), min_size=length, max_size=length), min_size=1, max_size=5)

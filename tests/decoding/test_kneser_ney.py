@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.core.errors import DataError
-from jax_speechlm.decoding.kneser_ney import Estimate, estimate, write_arpa
-from jax_speechlm.decoding.ngram import BEGIN, END, UNKNOWN, NGram
+from jax_speechlm.decoding.lm.kneser_ney import Estimate, estimate, write_arpa
+from jax_speechlm.decoding.lm.ngram import BEGIN, END, UNKNOWN, NGram
 
 pytest.importorskip("kenlm", reason="n-gram models need kenlm: pip install -e '.[ngram]'")
 

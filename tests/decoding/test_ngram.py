@@ -12,9 +12,9 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.decoding.kneser_ney import estimate, write_arpa
-from jax_speechlm.decoding.ngram import NGram, sentences
-from jax_speechlm.decoding.ngram_fusion import OOV_PENALTY, TokenNGram, WordNGram, ngram_scorer
+from jax_speechlm.decoding.lm.kneser_ney import estimate, write_arpa
+from jax_speechlm.decoding.lm.ngram import NGram, sentences
+from jax_speechlm.decoding.lm.ngram_fusion import OOV_PENALTY, TokenNGram, WordNGram, ngram_scorer
 
 pytest.importorskip("kenlm", reason="n-gram models need kenlm: pip install -e '.[ngram]'")
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_speechlm.decoding.fusion import StepScorer
-from jax_speechlm.decoding.greedy import collapse
-from jax_speechlm.decoding.prefix_beam import BeamSettings, prefix_beam_search
+from jax_speechlm.decoding.ctc.greedy import collapse
+from jax_speechlm.decoding.ctc.prefix_beam import BeamSettings, prefix_beam_search
+from jax_speechlm.decoding.lm.fusion import StepScorer
 
 EXACT = BeamSettings(size=700, token_floor=-np.inf, gap=np.inf)
 BATCHES = st.tuples(st.integers(0, 999), st.integers(2, 4), st.lists(st.integers(0, 5), min_size=1, max_size=4))

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_speechlm.decoding.alignment import force_align
-from jax_speechlm.decoding.greedy import collapse
-from jax_speechlm.decoding.spelling import Frames, joined, path_spans, utterances
+from jax_speechlm.decoding.ctc.alignment import force_align
+from jax_speechlm.decoding.ctc.greedy import collapse
+from jax_speechlm.decoding.ctc.posteriors import Frames, joined, path_spans, utterances
 
 VOCAB, SPACE = 4, 3
 BEGINS_WORD = np.arange(VOCAB) == SPACE

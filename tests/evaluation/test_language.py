@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.tokenizers import base
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.decoding.generate import Beam
+from jax_speechlm.decoding.lm.generate import Beam
 from jax_speechlm.evaluation import language, masked_text
 from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models.transformer_config import TransformerConfig

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, Places
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.decoding.generate import GREEDY, Beam
+from jax_speechlm.decoding.lm.generate import GREEDY, Beam
 from jax_speechlm.evaluation.language import predict
 from jax_speechlm.interop import checking, hugging_face, import_check
 from jax_speechlm.interop.folders import ExportError

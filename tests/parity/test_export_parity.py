@@ -13,8 +13,8 @@ from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.decoding.generate import GREEDY
-from jax_speechlm.decoding.greedy import collapse
+from jax_speechlm.decoding.ctc.greedy import collapse
+from jax_speechlm.decoding.lm.generate import GREEDY
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.hugging_face import package, write_model
 from jax_speechlm.interop.hugging_face_export import write_checked

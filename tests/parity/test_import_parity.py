@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from jax_speechlm.decoding.generate import GREEDY
+from jax_speechlm.decoding.lm.generate import GREEDY
 from jax_speechlm.interop.folders import FailedCheck
 from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.interop.importing import import_run

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from data_pipelines.text import scripts
-from jax_speechlm.decoding.ngram import SPACE
+from jax_speechlm.decoding.lm.ngram import SPACE
 
 BLANK = 0
 

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.decoding.fusion import MEMORY, Numbers, StepScorer
-from jax_speechlm.decoding.ngram import END, SPACE, NGram
+from jax_speechlm.decoding.lm.fusion import MEMORY, Numbers, StepScorer
+from jax_speechlm.decoding.lm.ngram import END, SPACE, NGram
 
 OOV_PENALTY = (
     -20.0

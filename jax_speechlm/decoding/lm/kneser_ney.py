@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from data_pipelines.core.errors import DataError
-from jax_speechlm.decoding.fusion import Numbers
-from jax_speechlm.decoding.ngram import BEGIN, END, UNKNOWN
+from jax_speechlm.decoding.lm.fusion import Numbers
+from jax_speechlm.decoding.lm.ngram import BEGIN, END, UNKNOWN
 
 MIN_ORDER, MAX_ORDER = 2, 6  # what the kenlm package reads
 _UNKNOWN, _BEGIN, _END = range(3)  # ids; words follow

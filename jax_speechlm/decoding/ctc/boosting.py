@@ -14,8 +14,8 @@ from pathlib import Path
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import text_lines
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.decoding.fusion import StepScorer
-from jax_speechlm.decoding.ngram import SPACE
+from jax_speechlm.decoding.lm.fusion import StepScorer
+from jax_speechlm.decoding.lm.ngram import SPACE
 
 _BONUS_PER_WORD = 5.0  # nats
 

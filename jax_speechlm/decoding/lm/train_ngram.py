@@ -6,8 +6,8 @@ from pathlib import Path
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage import index
 from data_pipelines.tokenizers import base
-from jax_speechlm.decoding.kneser_ney import estimate, write_arpa
-from jax_speechlm.decoding.ngram import NGram, Unit, sentences
+from jax_speechlm.decoding.lm.kneser_ney import estimate, write_arpa
+from jax_speechlm.decoding.lm.ngram import NGram, Unit, sentences
 
 
 def train_ngram(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jax_speechlm.decoding.alignment import Span
+from jax_speechlm.decoding.ctc.alignment import Span
 from jax_speechlm.objectives.asr.ctc import BLANK
 
 

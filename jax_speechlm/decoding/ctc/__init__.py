@@ -1,0 +1,1 @@
+"""Decoding and alignment of CTC posteriors."""
