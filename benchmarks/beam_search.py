@@ -82,7 +82,7 @@ def flat(utterances: int, folder: Path) -> dict[str, list[str]]:
 def real(args: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
     """Writes a checkpoint's posteriors on the dev and test splits; returns the references."""
     from jax_speechlm.evaluation.recognition import PreparedSpeech
-    from jax_speechlm.recognizer import Recognizer
+    from jax_speechlm.inference.asr.ctc import Recognizer
 
     if args.lm is None:
         raise SystemExit("--checkpoint needs --lm: make one with jax-speechlm train-ngram")

@@ -29,8 +29,8 @@ def main() -> None:
 
     from jax_speechlm.evaluation import report as reports
     from jax_speechlm.evaluation.recognition import PreparedSpeech
+    from jax_speechlm.inference.asr.ctc import Recognizer
     from jax_speechlm.quantizer import folder_bytes, quantize_run
-    from jax_speechlm.recognizer import Recognizer
     from jax_speechlm.training import checkpoints as ckpt
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)

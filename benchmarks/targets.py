@@ -34,10 +34,10 @@ def main() -> None:
 
     from jax_speechlm.evaluation import report
     from jax_speechlm.evaluation.recognition import PreparedSpeech
+    from jax_speechlm.inference.asr.ctc import Recognizer
+    from jax_speechlm.inference.checkpoint import Trained
     from jax_speechlm.interop.folders import ExportError
     from jax_speechlm.interop.program import Program
-    from jax_speechlm.recognizer import Recognizer
-    from jax_speechlm.trained import Trained
 
     recognizer = Recognizer.load(args.run)
     speech = PreparedSpeech(recognizer, tuple(args.sets), args.split, args.data_dir, 60.0)

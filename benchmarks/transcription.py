@@ -25,7 +25,7 @@ from interleave import load, medians, pin
 
 _OURS = """
 import sys
-from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.inference.asr.ctc import Recognizer
 (transcript,) = Recognizer.load(sys.argv[1]).transcribe([sys.argv[2]])
 """
 _THEIRS = """
@@ -94,8 +94,8 @@ def main() -> None:
     from data_pipelines.audio import decode as audio
     from data_pipelines.storage.index import read_sets
     from data_pipelines.storage.records import RecordReader
-    from jax_speechlm.recognizer import Recognizer
-    from jax_speechlm.windows import in_batches
+    from jax_speechlm.inference.asr.ctc import Recognizer
+    from jax_speechlm.inference.segmentation import in_batches
 
     with tempfile.TemporaryDirectory() as scratch:
         index = read_sets(args.data_dir, args.sets, "test")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from jax_speechlm.parallel.platforms import skip_absent_tpu
 
 if TYPE_CHECKING:
-    from jax_speechlm.loading import TrainedModel, load
+    from jax_speechlm.inference.load import TrainedModel, load
 
 __all__ = ["TrainedModel", "load"]
 
@@ -18,7 +18,7 @@ def __getattr__(name: str):
 
         return metadata.version("jax_speechlm")
     if name in __all__:
-        from jax_speechlm import loading
+        from jax_speechlm.inference import load as loading
 
         return getattr(loading, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

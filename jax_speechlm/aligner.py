@@ -15,7 +15,6 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage.word_times import find_word_times, write_word_times
 from data_pipelines.tokenizers.base import Tokenizer, find_unknown
-from jax_speechlm.decoder import Posteriors
 from jax_speechlm.decoding.ctc.alignment import (
     AlignedUtterance,
     Format,
@@ -33,8 +32,9 @@ from jax_speechlm.decoding.ctc.alignment import (
 )
 from jax_speechlm.decoding.lm.ngram import SPACE
 from jax_speechlm.evaluation.recognition import PreparedSpeech
-from jax_speechlm.recognizer import Recognizer
-from jax_speechlm.windows import in_batches
+from jax_speechlm.inference.asr.ctc import Recognizer
+from jax_speechlm.inference.asr.decoder import Posteriors
+from jax_speechlm.inference.segmentation import in_batches
 
 _ROWS = 16  # aligned in lockstep
 _UNKNOWN = "\ufffd"  # what an unknown character is spelled as

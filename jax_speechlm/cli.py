@@ -120,19 +120,19 @@ VERBS = {
         typed=True,
     ),
     "embed": Verb(
-        "jax_speechlm.encoder:embed_files",
+        "jax_speechlm.inference.embed:embed_files",
         "write what an encoder's layers make of audio files: a vector a file, or one a frame",
         "jax-speechlm embed runs/pretrain *.wav --out embeddings.npz",
         typed=True,
     ),
     "classify": Verb(
-        "jax_speechlm.classifier:classify",
+        "jax_speechlm.inference.classify:classify",
         "say what a classifier takes audio files, or texts, for",
         "jax-speechlm classify runs/digits *.wav    |    jax-speechlm classify runs/sources 'In the beginning'",
         typed=True,
     ),
     "segment": Verb(
-        "jax_speechlm.voice_activity:segment_files",
+        "jax_speechlm.inference.segment:segment_files",
         "say when speech is heard in audio files, with a model that was trained to tell",
         "jax-speechlm segment runs/voice meeting.mp3",
         typed=True,
@@ -474,17 +474,17 @@ def generate(argv: Sequence[str], prog: str) -> None:
 
     cache_compilations()
     if _trained_by(argv) == "unit_lm":
-        from jax_speechlm.unit_model import generate_units as run
+        from jax_speechlm.inference.lm.units import generate_units as run
     elif _trained_by(argv) == "speech_lm":
-        from jax_speechlm.speech_language_model import answer_files as run
+        from jax_speechlm.inference.asr.speech_lm import answer_files as run
     else:
-        from jax_speechlm.language_model import generate_texts as run
+        from jax_speechlm.inference.lm.causal import generate_texts as run
     tyro.cli(run, prog=prog, args=argv)
 
 
 def _trained_by(argv: Sequence[str]) -> str | None:
     """The objective of the run that a command line begins with, whose kind decides the options; None without one."""
-    from jax_speechlm.trained import objective_kind
+    from jax_speechlm.inference.checkpoint import objective_kind
 
     return objective_kind(argv[0]) if argv and not argv[0].startswith("-") else None
 

@@ -27,15 +27,15 @@ from data_pipelines.storage.index import read_index
 from data_pipelines.storage.records import RecordReader
 from data_pipelines.text.cleaning import Cleaning
 from jax_speechlm import configs
-from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.lm.train_ngram import train_ngram
 from jax_speechlm.evaluation.recognition import evaluate_run
+from jax_speechlm.inference.asr.ctc import Recognizer
+from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.recipes.experiment import Experiment, Start
-from jax_speechlm.recognizer import Recognizer
-from jax_speechlm.trained import Trained
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import Result, TrainingStopped, train
 

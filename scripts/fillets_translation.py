@@ -29,11 +29,11 @@ from jax_speechlm.decoding.lm.generate import Beam
 from jax_speechlm.evaluation import translation
 from jax_speechlm.evaluation.recognition import PreparedSpeech, evaluate_run
 from jax_speechlm.evaluation.report import Utterance
-from jax_speechlm.language_model import LanguageModel
+from jax_speechlm.inference.asr.ctc import Recognizer
+from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.objectives.speech_text.speech_lm import Prompts
 from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.recipes.experiment import Start
-from jax_speechlm.recognizer import Recognizer
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import TrainingStopped
 

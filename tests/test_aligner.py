@@ -15,7 +15,7 @@ from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
 from jax_speechlm import aligner
 from jax_speechlm.decoding.ctc.alignment import AlignedUtterance
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.inference.asr.ctc import Recognizer
 from tests.data_pipelines.spoken_sets import write_spoken_set
 
 TOKENIZER = CharTokenizer("abc ")

@@ -10,17 +10,17 @@ import jax_speechlm
 from data_pipelines.storage.index import read_index
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
-from jax_speechlm.classifier import Classifier
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.evaluation.classification import predict, speech_batches, text_batches
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.inference.classify import Classifier
+from jax_speechlm.inference.segmentation import cut_at_pauses
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.recipes.experiment import Experiment, Speech, Text
 from jax_speechlm.training.checkpoints import CheckpointError
-from jax_speechlm.windows import cut_at_pauses
 from tests.data_pipelines.prepared import noise, write_prepared
 from tests.data_pipelines.text_sets import write_text_set
 from tests.evaluation.runs import write_run

@@ -8,13 +8,13 @@ import pytest
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
-from jax_speechlm import decoder as decoders
-from jax_speechlm.decoder import Decoder, Decoding
 from jax_speechlm.decoding.ctc.prefix_beam import Hypothesis
 from jax_speechlm.decoding.lm.kneser_ney import estimate, write_arpa
 from jax_speechlm.decoding.lm.ngram import NGram, sentences
 from jax_speechlm.evaluation.tuning import tune_weights
-from jax_speechlm.language_model import LanguageModel
+from jax_speechlm.inference.asr import decoder as decoders
+from jax_speechlm.inference.asr.decoder import Decoder, Decoding
+from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from tests.objectives.text import MODEL, TOKENIZER

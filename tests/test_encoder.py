@@ -12,10 +12,10 @@ from data_pipelines.audio.decode import AudioError
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.encoder import SpeechEncoder
 from jax_speechlm.evaluation.probing import fit_layers
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional

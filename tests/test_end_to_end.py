@@ -11,10 +11,10 @@ from data_pipelines.storage.index import read_index
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.evaluation.recognition import PreparedSpeech
-from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.inference.asr.ctc import Recognizer
+from jax_speechlm.inference.segmentation import cut_at_pauses
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import load_experiment
-from jax_speechlm.windows import cut_at_pauses
 
 RATE = 16_000
 TONES = {"a": 300.0, "b": 800.0, "c": 1900.0}

@@ -4,9 +4,9 @@ import pytest
 
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.language_model import generate_texts
-from jax_speechlm.speech_language_model import answer_files
-from jax_speechlm.unit_model import generate_units
+from jax_speechlm.inference.asr.speech_lm import answer_files
+from jax_speechlm.inference.lm.causal import generate_texts
+from jax_speechlm.inference.lm.units import generate_units
 
 IMPOSSIBLE = {
     "onnx 0": ("export --to onnx", "--seconds=0", "--seconds takes lengths above 0, got 0"),

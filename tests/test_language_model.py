@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.decoding.lm.generate import GREEDY, Beam, Sampling
-from jax_speechlm.language_model import LanguageModel, windows_of
+from jax_speechlm.inference.lm.causal import LanguageModel, windows_of
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from tests.objectives.text import MODEL, TOKENIZER

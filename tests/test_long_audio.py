@@ -13,10 +13,10 @@ import soundfile
 import jax_speechlm
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.decoder import Decoding
-from jax_speechlm.recognizer import Recognizer
-from jax_speechlm.transcript import Transcript
-from jax_speechlm.windows import shapes
+from jax_speechlm.inference.asr.ctc import Recognizer
+from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.segmentation import shapes
+from jax_speechlm.inference.transcript import Transcript
 from tests.trained_tones import FRAME, QUIET, RATE, random_text, speak, trained_run
 
 

@@ -16,15 +16,15 @@ import pytest
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.lm.generate import Beam, Sampling
 from jax_speechlm.frontend.frontend import features
+from jax_speechlm.inference.asr.base import open_transcriber
+from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
-from jax_speechlm.speech_language_model import SpeechLanguageModel
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import train
-from jax_speechlm.transcriber import open_transcriber
 from tests.training import tiny
 
 MODEL = tiny.MODELS["speech_lm"].replace(lora=LoRA(rank=2))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from data_pipelines.text import scripts
 from jax_speechlm.decoding.ctc.alignment import Word
-from jax_speechlm.transcriber import Heard
-from jax_speechlm.transcript import Segment, Transcript, phrases, to_srt, to_vtt
+from jax_speechlm.inference.asr.base import Heard
+from jax_speechlm.inference.transcript import Segment, Transcript, phrases, to_srt, to_vtt
 
 TIME = r"(\d\d+):([0-5]\d):([0-5]\d)[,.](\d{3})"
 

@@ -13,11 +13,11 @@ from data_pipelines.storage.index import read_index
 from jax_speechlm.decoding.lm.generate import GREEDY, Beam, Sampling
 from jax_speechlm.evaluation.spoken_pairs import score_recordings
 from jax_speechlm.evaluation.unit_language import SpokenPrediction, add_up, predict_speech
-from jax_speechlm.language_model import LanguageModel
+from jax_speechlm.inference.lm.causal import LanguageModel
+from jax_speechlm.inference.lm.units import UnitModel
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.training.checkpoints import CheckpointError
-from jax_speechlm.unit_model import UnitModel
 from tests.data_pipelines.spoken_sets import write_spoken_set
 from tests.data_pipelines.unit_sets import label, make_units
 from tests.objectives.text import MODEL, TOKENIZER

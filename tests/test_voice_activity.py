@@ -14,13 +14,13 @@ from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.segment import VoiceActivity
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.planning.workload import workload
 from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
-from jax_speechlm.trained import Trained
 from jax_speechlm.training.loop import TrainingStopped, train
-from jax_speechlm.voice_activity import VoiceActivity
 from tests.data_pipelines.prepared import write_prepared
 from tests.data_pipelines.spoken_sets import write_spoken_set
 from tests.trained_tones import FRAME, MEL, MODEL, RATE, random_text, speak

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.audio.decode import SAMPLE_RATE, AudioError
-from jax_speechlm.windows import (
+from jax_speechlm.inference.segmentation import (
     blocks_of,
     cut_at_pauses,
     empty_batch,

@@ -24,8 +24,8 @@ from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.evaluation.language import save_report
+from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.models.transformer_config import TransformerConfig
-from jax_speechlm.trained import Trained
 
 _TOKENS_PER_BATCH = 8192
 FRAME = "frame"

@@ -12,7 +12,7 @@ from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.evaluation.classification import FRAME, ClassificationReport, publish, score, speech_batches
-from jax_speechlm.trained import Trained
+from jax_speechlm.inference.checkpoint import Trained
 
 
 def evaluate_run(

@@ -15,8 +15,8 @@ from data_pipelines.storage import index as indexes
 from data_pipelines.tokenizers.base import find_unknown
 from jax_speechlm.core.config import Config
 from jax_speechlm.decoding.lm.ngram import NGram, sentences
-from jax_speechlm.language_ensemble import LanguageEnsemble
-from jax_speechlm.language_model import LanguageModel, text_nats
+from jax_speechlm.inference.lm.causal import LanguageModel, text_nats
+from jax_speechlm.inference.lm.ensemble import LanguageEnsemble
 
 
 class Prediction(Config):

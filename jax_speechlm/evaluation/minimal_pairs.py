@@ -19,7 +19,7 @@ from data_pipelines.core.lines import check_storable, csv_rows, parse_object, te
 from data_pipelines.core.paths import as_path
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation.language import save_report
-from jax_speechlm.language_model import LanguageModel
+from jax_speechlm.inference.lm.causal import LanguageModel
 
 
 class Pair(NamedTuple):

@@ -28,12 +28,12 @@ from data_pipelines.storage import index as indexes
 from data_pipelines.tokenizers.base import train_tokenizer
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
-from jax_speechlm.encoder import SpeechEncoder
 from jax_speechlm.evaluation import ctc_probe, wer
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.evaluation.minimal_pairs import wilson_interval
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import log_mel
+from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.layers import frame_mask
 

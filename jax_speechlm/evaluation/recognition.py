@@ -12,15 +12,15 @@ from data_pipelines.batching.speech import Batches, open_batches
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
-from jax_speechlm.decoder import Decoding
 from jax_speechlm.evaluation import report as reports
 from jax_speechlm.evaluation import translation
 from jax_speechlm.evaluation.normalizers import NormalizerName
 from jax_speechlm.evaluation.report import Report, Utterance
 from jax_speechlm.evaluation.translation import TranslationReport
 from jax_speechlm.evaluation.tuning import tune_weights
-from jax_speechlm.recognizer import Recognizer
-from jax_speechlm.transcriber import Transcriber, open_transcriber
+from jax_speechlm.inference.asr.base import Transcriber, open_transcriber
+from jax_speechlm.inference.asr.ctc import Recognizer
+from jax_speechlm.inference.asr.decoder import Decoding
 
 SAMPLE_RATE = 16_000
 

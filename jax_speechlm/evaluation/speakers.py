@@ -17,7 +17,7 @@ from data_pipelines.storage import index as indexes
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation.classification import speech_batches
 from jax_speechlm.evaluation.language import save_report
-from jax_speechlm.trained import Trained
+from jax_speechlm.inference.checkpoint import Trained
 
 _MOST_ROWS = 4000  # whose pairs are all looked at: eight million
 _TARGET_PRIOR = 0.01  # of the detection cost, as papers on VoxCeleb have it

@@ -25,7 +25,7 @@ from data_pipelines.core.lines import csv_rows
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.evaluation.minimal_pairs import Accuracy, PairReport
 from jax_speechlm.evaluation.wer import MIN_UTTERANCES
-from jax_speechlm.unit_model import UnitModel
+from jax_speechlm.inference.lm.units import UnitModel
 from jax_speechlm.units.encoder import UnitEncoder
 
 RESAMPLES, SEED = 1000, 0

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from jax_speechlm.decoder import Candidate, Decoder, Posteriors
 from jax_speechlm.evaluation import wer
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, written_without_spaces
+from jax_speechlm.inference.asr.decoder import Candidate, Decoder, Posteriors
 
 Weights = tuple[float, float]
 """Of a model's log probabilities, and the bonus for each of its units."""

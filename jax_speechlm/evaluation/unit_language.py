@@ -15,7 +15,7 @@ from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import open_codes, read_units
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation.language import Prediction, predict, save_report, total
-from jax_speechlm.unit_model import UnitModel
+from jax_speechlm.inference.lm.units import UnitModel
 
 _NO_NAME = "(no name)"  # of a speaker
 

@@ -24,6 +24,9 @@ from jax_speechlm.core.vocabulary import PADDING
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.decoding.lm.generate import GREEDY
 from jax_speechlm.frontend.logmel import log_mel
+from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.lm.causal import LanguageModel
+from jax_speechlm.inference.segmentation import in_batches
 from jax_speechlm.interop import foreign_ids, spoken_answers, text_classes, voxtral, x_vectors
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.front_ends import ending
@@ -32,13 +35,10 @@ from jax_speechlm.interop.our_logits import text_logits
 from jax_speechlm.interop.tokenizer_files import SPEECH, TEXT
 from jax_speechlm.interop.torch_models import distance, open_model, outputs, within, words
 from jax_speechlm.interop.transformer import CLASSIFIER
-from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models.encoders import make_encoder
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import frame_mask
-from jax_speechlm.trained import Trained
-from jax_speechlm.windows import in_batches
 
 Clip = Int16[np.ndarray, "..."]
 

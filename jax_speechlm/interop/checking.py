@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from data_pipelines.core.errors import is_panic
+from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.interop import folders, hugging_face
 from jax_speechlm.interop.hugging_face import Package
-from jax_speechlm.trained import Trained
 
 
 @dataclasses.dataclass(frozen=True)

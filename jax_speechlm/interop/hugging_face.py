@@ -16,6 +16,7 @@ from data_pipelines.tokenizers.base import Tokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
+from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.interop import folders, front_ends, parakeet, transformer, voxtral, wav2vec2_bert, weights
 from jax_speechlm.interop.class_settings import completed
 from jax_speechlm.interop.folders import ExportError
@@ -28,7 +29,6 @@ from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import merge
 from jax_speechlm.recipes.experiment import Experiment
-from jax_speechlm.trained import Trained
 from jax_speechlm.training.warm_start import PER_TOKEN
 
 _ENCODERS = ("best_rq", "hubert", "wav2vec2", "w2v_bert", "encoder")

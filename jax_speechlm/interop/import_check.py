@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.interop import bert, parakeet, transformer, weights
 from jax_speechlm.interop.checking import Check, Verdict, guarded, transformers_is_here
 from jax_speechlm.interop.hugging_face import package
 from jax_speechlm.nn.functional import Params
-from jax_speechlm.trained import Trained
 
 _NOT_OURS = "masked_spec_embed"  # Hugging Face's own filler of masked frames, for training alone
 

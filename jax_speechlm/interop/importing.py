@@ -19,6 +19,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import Tokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.interop import folders, front_ends, voxtral
 from jax_speechlm.interop.checking import Verdict
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck
@@ -43,7 +44,6 @@ from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
 from jax_speechlm.recipes.experiment import Experiment, Speech, Text
-from jax_speechlm.trained import Trained
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer, tokenizer_files
 

@@ -10,12 +10,12 @@ from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath, as_path
 from jax_speechlm.evaluation.report import TOO_FEW, Report
+from jax_speechlm.inference.asr.speech_lm import SPARE_TOKENS, TOKENS_PER_SECOND
+from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.interop.hugging_face import Package, audio_token, ids_in_folder
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.recipes.experiment import Experiment, Mixture, UnitText
-from jax_speechlm.speech_language_model import SPARE_TOKENS, TOKENS_PER_SECOND
-from jax_speechlm.trained import Trained
 
 _ANSWERS, _FRAMES, _SPEAKER = "audio-text-to-text", "voice-activity-detection", "speaker-verification"
 _PIPELINES = {

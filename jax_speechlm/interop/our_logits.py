@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32
 
 from jax_speechlm.core.vocabulary import Vocabulary, pad
+from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.causal_lm import TextModel
-from jax_speechlm.trained import Trained
 
 
 def text_logits(

@@ -25,6 +25,7 @@ from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.frontend.logmel import HOP, SAMPLE_RATE, WINDOW, LogMel
+from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.interop.folders import (
     RECORD,
     ExportError,
@@ -38,7 +39,6 @@ from jax_speechlm.interop.folders import (
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn.attention.relative import WHOLE
 from jax_speechlm.objectives.asr.ctc import BLANK
-from jax_speechlm.trained import Trained
 
 VERSION = 1
 """Of the record beside an exported recognizer, and of the function that it describes; readers refuse a higher one."""

@@ -19,15 +19,15 @@ from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoding.lm.generate import GREEDY
 from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
+from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.segmentation import in_batches
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.hugging_face import GENERATION, Package, audio_token, ids_in_folder
 from jax_speechlm.interop.torch_models import distance, outputs, within
 from jax_speechlm.models.speech_lm import SpeechTransformer
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA, merge
-from jax_speechlm.speech_language_model import SpeechLanguageModel
-from jax_speechlm.trained import Trained
-from jax_speechlm.windows import in_batches
 
 _MOST_TOKENS = 60  # of an answer that is read
 _SCALE = np.float32(32768)

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.hugging_face import Package
 from jax_speechlm.interop.torch_models import distance, within
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerModel
-from jax_speechlm.trained import Trained
 
 
 def compare_vectors(

@@ -10,9 +10,9 @@ from typing import Any
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from jax_speechlm.inference.asr.base import Transcriber
+from jax_speechlm.inference.transcript import SUBTITLES, Segment, phrases
 from jax_speechlm.serving.forms import INTERNAL, ApiError, Upload
-from jax_speechlm.transcriber import Transcriber
-from jax_speechlm.transcript import SUBTITLES, Segment, phrases
 
 log = logging.getLogger(__name__)
 

@@ -19,14 +19,14 @@ from starlette.exceptions import HTTPException
 from data_pipelines.audio import decode
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.logmel import log_mel
+from jax_speechlm.inference.asr.base import Transcriber
+from jax_speechlm.inference.segmentation import Samples, shape_of
+from jax_speechlm.inference.transcript import Segment
 from jax_speechlm.serving import answers
 from jax_speechlm.serving.answers import FORMATS, EventStream, Wish
 from jax_speechlm.serving.batcher import Batcher, Caller, GivenUpError
 from jax_speechlm.serving.forms import CLOSED, INTERNAL, ApiError, Body, Upload, read_upload
 from jax_speechlm.serving.origins import SameOrigin
-from jax_speechlm.transcriber import Transcriber
-from jax_speechlm.transcript import Segment
-from jax_speechlm.windows import Samples, shape_of
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple
 
 from data_pipelines.audio import decode
-from jax_speechlm.windows import Samples, shape_of
+from jax_speechlm.inference.segmentation import Samples, shape_of
 
 _AT_ONCE = 4  # windows of one request that wait at a time, so that an hour of audio does not hold up a word
 

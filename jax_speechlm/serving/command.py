@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.progress import track
 from tyro.conf import OmitArgPrefixes, Positional
 
-from jax_speechlm.decoder import Decoding
+from jax_speechlm.inference.asr.base import Transcriber, open_transcriber
+from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.segmentation import empty_batch, shapes
 from jax_speechlm.serving.app import Limits, Service, make_app
 from jax_speechlm.serving.server import make_server
 from jax_speechlm.training.checkpoints import CheckpointError
-from jax_speechlm.transcriber import Transcriber, open_transcriber
-from jax_speechlm.windows import empty_batch, shapes
 
 
 def serve_run(

@@ -11,9 +11,9 @@ from jaxtyping import Array, Int16, Integer
 from data_pipelines.audio import decode
 from data_pipelines.storage.units import Units, read_units
 from jax_speechlm.core.batch import Batch
+from jax_speechlm.inference.segmentation import in_batches
 from jax_speechlm.units.features import read_features
 from jax_speechlm.units.kmeans import nearest
-from jax_speechlm.windows import in_batches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

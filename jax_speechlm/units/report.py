@@ -13,7 +13,7 @@ from data_pipelines.storage.units import open_codes
 from jax_speechlm.core.config import Config
 from jax_speechlm.decoding.ctc.alignment import force_align
 from jax_speechlm.evaluation.recognition import PreparedSpeech
-from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.units.measures import Agreement, Leakage, Usage, agreement, speaker_leakage, usage
 
 MOST_CLASSES = 200

@@ -8,7 +8,7 @@ import pytest
 
 from jax_speechlm.decoding.ctc.prefix_beam import BeamSettings, prefix_beam_search
 from jax_speechlm.decoding.lm.neural_fusion import NeuralScorer
-from jax_speechlm.language_model import LanguageModel
+from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from tests.decoding.test_ngram import total

@@ -8,10 +8,10 @@ import numpy as np
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.encoder import SpeechEncoder
 from jax_speechlm.evaluation import ctc_probe
 from jax_speechlm.evaluation.probing import _features
-from jax_speechlm.windows import in_batches
+from jax_speechlm.inference.embed import SpeechEncoder
+from jax_speechlm.inference.segmentation import in_batches
 from tests.data_pipelines.prepared import write_prepared
 from tests.evaluation.runs import write_run
 from tests.trained_tones import random_text, speak, trained_run

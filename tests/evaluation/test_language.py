@@ -12,7 +12,7 @@ from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.decoding.lm.generate import Beam
 from jax_speechlm.evaluation import language, masked_text
-from jax_speechlm.language_model import LanguageModel
+from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM

@@ -15,11 +15,11 @@ from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.evaluation.speakers import score
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.inference.speaker import SpeakerVectors
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
 from jax_speechlm.recipes.experiment import Experiment, Speech
-from jax_speechlm.speaker_vectors import SpeakerVectors
 from jax_speechlm.training.source import open_source
 from tests.data_pipelines.prepared import noise, write_prepared
 from tests.evaluation.runs import write_run

@@ -11,7 +11,7 @@ import jaxtyping
 import numpy as np
 import soundfile
 
-from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.inference.asr.ctc import Recognizer
 
 DOCS = Path(__file__).parents[2] / "docs" / "interchange.md"
 _WITHOUT_US = "import sys; sys.modules['jax_speechlm'] = sys.modules['data_pipelines'] = None\n"

@@ -9,6 +9,7 @@ import pytest
 
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
+from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.interop import checking, folders, hugging_face_export, wav2vec2_bert, weights
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.front_ends import front_end_from_hugging_face, front_end_to_hugging_face
@@ -20,7 +21,6 @@ from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation, Teacher
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
-from jax_speechlm.trained import Trained
 from tests.interop.tiny_runs import CHARACTERS, CLASSES, FAST, FORMER, QWEN, RUNS, TEXT, save, tiny_run
 
 

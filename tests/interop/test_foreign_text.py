@@ -10,14 +10,14 @@ from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, Places
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoding.lm.generate import GREEDY, Beam
 from jax_speechlm.evaluation.language import predict
+from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.lm.causal import LanguageModel
+from jax_speechlm.inference.lm.ensemble import LanguageEnsemble
 from jax_speechlm.interop import checking, hugging_face, import_check
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.interop.importing import import_run, read_folder
-from jax_speechlm.language_ensemble import LanguageEnsemble
-from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
-from jax_speechlm.trained import Trained
 from tests.interop.foreign_folders import write_json, write_text_model
 from tests.interop.tiny_runs import tiny_run
 

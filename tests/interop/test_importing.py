@@ -18,22 +18,22 @@ from data_pipelines.tokenizers.hugging_face import Places
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.encoder import SpeechEncoder
+from jax_speechlm.inference.asr.ctc import Recognizer
+from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.embed import SpeechEncoder
+from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.interop import checking, folders, import_check, importing, mapping, weights
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hugging_face import read_model
 from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.interop.importing import import_run, read_folder
 from jax_speechlm.interop.transformer import without_vocabulary_map
-from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA, merge
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
 from jax_speechlm.recipes.experiment import Start
-from jax_speechlm.recognizer import Recognizer
-from jax_speechlm.trained import Trained
 from jax_speechlm.training.loop import load_experiment
 from jax_speechlm.training.source import read_tokenizer
 from jax_speechlm.training.warm_start import take_over

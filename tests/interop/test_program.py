@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
+from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.interop.folders import ExportError, FailedCheck, read_record
 from jax_speechlm.interop.program import Program, check, export, in_samples, spelling
-from jax_speechlm.recognizer import Recognizer
 from tests.interop.tiny_runs import save, tiny_run
 
 TEXTS = ["the cat sat on the mat", "a dog ate the hat", "that cat had a bad day at the zoo"] * 3

@@ -10,7 +10,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_speechlm.language_model import LanguageModel
+from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.int_weights import QuantizedKernel, dequantize, from_plain, quantize_kernel, to_plain

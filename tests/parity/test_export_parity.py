@@ -15,13 +15,13 @@ from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoding.ctc.greedy import collapse
 from jax_speechlm.decoding.lm.generate import GREEDY
+from jax_speechlm.inference.asr.ctc import Recognizer
+from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
+from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.hugging_face import package, write_model
 from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.interop.tokenizer_files import ctc_files, text_files
-from jax_speechlm.language_model import LanguageModel
-from jax_speechlm.recognizer import Recognizer
-from jax_speechlm.speech_language_model import SpeechLanguageModel
 from tests.golden.make_tokenizers import CORPUS, KINDS, TEXTS, train
 from tests.interop.tiny_runs import FORMER, RUNS, save, tiny_run
 

@@ -7,12 +7,12 @@ import pytest
 import tokenizers
 
 from jax_speechlm.decoding.lm.generate import GREEDY
+from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.interop.folders import FailedCheck
 from jax_speechlm.interop.hugging_face_export import write_checked
 from jax_speechlm.interop.importing import import_run
-from jax_speechlm.language_model import LanguageModel
 from jax_speechlm.objectives.speech_text.speech_lm import Prompt
-from jax_speechlm.trained import Trained
 from tests.interop.foreign_folders import TEXTS, byte_level, enclose
 
 torch = pytest.importorskip("torch")

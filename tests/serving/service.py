@@ -12,9 +12,9 @@ import httpx
 import numpy as np
 import soundfile
 
+from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.serving.app import Limits, Service, make_app
 from jax_speechlm.serving.server import make_server
-from jax_speechlm.transcriber import Transcriber
 
 RATE = 16_000
 

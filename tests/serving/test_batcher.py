@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
+from jax_speechlm.inference.segmentation import shape_of
 from jax_speechlm.serving.batcher import Batcher, Caller, GivenUpError
-from jax_speechlm.windows import shape_of
 
 SECOND = 16_000
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.audio import decode
-from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.serving import server as http_server
 from jax_speechlm.serving.app import Limits
 from tests.serving.service import RATE, Server, encoded, serving

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jax_speechlm.decoder import Decoding
-from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.inference.asr.ctc import Recognizer
+from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.serving.app import Limits
 from tests.data_pipelines.foreign_audio import claiming
 from tests.serving.service import RATE, encoded, serving

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jax_speechlm.decoder import Decoding
-from jax_speechlm.recognizer import Recognizer
+from jax_speechlm.inference.asr.ctc import Recognizer
+from jax_speechlm.inference.asr.decoder import Decoding
 from tests.serving.service import encoded, serving
 from tests.trained_tones import QUIET, speak, trained_run
 

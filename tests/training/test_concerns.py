@@ -11,7 +11,7 @@ from data_pipelines.batching.packing import make_text_plan
 from data_pipelines.core.errors import DataError
 from jax_speechlm import configs
 from jax_speechlm.core.batch import seed_key, step_key
-from jax_speechlm.language_model import _sample_keys
+from jax_speechlm.inference.lm.causal import _sample_keys
 from jax_speechlm.optim.optimizers import WSD, Group, Noam, Optimizer, WarmupCosine
 from jax_speechlm.recipes.experiment import Experiment, Speech, differences
 from jax_speechlm.training.concerns import concerns

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
+from jax_speechlm.inference.asr.ctc import Recognizer
+from jax_speechlm.inference.checkpoint import objective_kind
 from jax_speechlm.objectives.distillation import GROUP, Distillation, Teacher
 from jax_speechlm.optim.optimizers import paths
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.recipes.experiment import Experiment
-from jax_speechlm.recognizer import Recognizer
-from jax_speechlm.trained import objective_kind
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import TrainingStopped, train
 from jax_speechlm.training.state import make_trainer

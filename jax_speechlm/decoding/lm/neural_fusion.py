@@ -11,7 +11,7 @@ _SHORTEST = 64  # tokens
 
 @runtime_checkable
 class Sessions(Protocol):
-    """What a scorer needs of a language model: `jax_speechlm.language_model.LanguageModel` has it."""
+    """What a scorer needs of a language model: `jax_speechlm.inference.lm.causal.LanguageModel` has it."""
 
     context: int
 

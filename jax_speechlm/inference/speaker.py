@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from data_pipelines.audio.decode import AudioError
-from jax_speechlm.trained import Trained
-from jax_speechlm.windows import Recording, Samples, in_batches, in_groups, name_of
+from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.segmentation import Recording, Samples, in_batches, in_groups, name_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,9 +17,9 @@ from tyro.conf import Positional
 from data_pipelines.audio.decode import AudioError
 from data_pipelines.core.errors import DataError
 from jax_speechlm.core.vocabulary import Vocabulary, pad
+from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.segmentation import Recording, Samples, in_batches, in_groups, name_of
 from jax_speechlm.models.transformer_config import TransformerConfig
-from jax_speechlm.trained import Trained
-from jax_speechlm.windows import Recording, Samples, in_batches, in_groups, name_of
 
 _TEXTS, _SECONDS = 16, 60.0  # in a batch: texts, and seconds of padded audio
 

@@ -18,8 +18,8 @@ from jax_speechlm.decoding.lm.fusion import Scorer, StepScorer, unweighted
 from jax_speechlm.decoding.lm.neural_fusion import NeuralScorer
 from jax_speechlm.decoding.lm.ngram import END, NGram
 from jax_speechlm.decoding.lm.ngram_fusion import ngram_scorer
-from jax_speechlm.language_ensemble import LanguageEnsemble
-from jax_speechlm.language_model import LanguageModel
+from jax_speechlm.inference.lm.causal import LanguageModel
+from jax_speechlm.inference.lm.ensemble import LanguageEnsemble
 
 _UNTUNED = {"alpha": 0.5, "beta": 0.5, "rescore_alpha": 0.5, "rescore_beta": 0.5}
 

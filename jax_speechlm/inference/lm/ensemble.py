@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.language_model import LanguageModel, text_nats
+from jax_speechlm.inference.lm.causal import LanguageModel, text_nats
 from jax_speechlm.training.checkpoints import CheckpointError
 
 

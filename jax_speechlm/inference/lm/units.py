@@ -19,8 +19,8 @@ from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.storage.units import read_units
 from jax_speechlm.core.vocabulary import Modality
 from jax_speechlm.decoding.lm.generate import Beam, Sampling, check_counts, method_of
-from jax_speechlm.language_model import LanguageModel
-from jax_speechlm.trained import Trained
+from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.units.encoder import UnitEncoder
 

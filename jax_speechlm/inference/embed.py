@@ -15,13 +15,13 @@ from tyro.conf import Positional
 from data_pipelines.audio import decode
 from jax_speechlm.core.batch import Batch, seed_key
 from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.inference.checkpoint import objective_kind
+from jax_speechlm.inference.segmentation import Recording, Samples, in_batches, in_groups, name_of
+from jax_speechlm.inference.speaker import SpeakerVectors
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.nn import functional
 from jax_speechlm.recipes.experiment import Experiment
-from jax_speechlm.speaker_vectors import SpeakerVectors
-from jax_speechlm.trained import objective_kind
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.windows import Recording, Samples, in_batches, in_groups, name_of
 
 
 @dataclasses.dataclass(frozen=True)

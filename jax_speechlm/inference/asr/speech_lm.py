@@ -20,7 +20,6 @@ from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.batch import Batch, seed_key
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.lm.generate import (
     GREEDY,
     Beam,
@@ -32,17 +31,18 @@ from jax_speechlm.decoding.lm.generate import (
     sample,
 )
 from jax_speechlm.frontend.frontend import features
-from jax_speechlm.language_model import Continuation
+from jax_speechlm.inference.asr.base import Heard, Transcriber
+from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.lm.causal import Continuation
+from jax_speechlm.inference.segmentation import Recording, Window, blocks_of, in_batches
+from jax_speechlm.inference.transcript import Segment
 from jax_speechlm.models.speech_lm import SpeechTransformer
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import LoRA, merge
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.recipes.experiment import Experiment
-from jax_speechlm.trained import Trained
-from jax_speechlm.transcriber import Heard, Transcriber
-from jax_speechlm.transcript import Segment
-from jax_speechlm.windows import Recording, Window, blocks_of, in_batches
 
 TOKENS_PER_SECOND = 25
 """An answer that goes on for longer than its audio has room for, at the fastest speech by letters, is cut."""

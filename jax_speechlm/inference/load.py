@@ -9,21 +9,21 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from data_pipelines.core.paths import AnyPath
-from jax_speechlm.classifier import Classifier
-from jax_speechlm.decoder import Decoding
 from jax_speechlm.decoding.lm.generate import Beam, Sampling
-from jax_speechlm.encoder import SpeechEncoder
-from jax_speechlm.language_model import Continuation, LanguageModel
-from jax_speechlm.recognizer import Recognizer
-from jax_speechlm.speaker_vectors import SpeakerVectors
-from jax_speechlm.speech_language_model import SpeechLanguageModel
-from jax_speechlm.trained import objective_kind
+from jax_speechlm.inference.asr.base import open_transcriber
+from jax_speechlm.inference.asr.ctc import Recognizer
+from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
+from jax_speechlm.inference.checkpoint import objective_kind
+from jax_speechlm.inference.classify import Classifier
+from jax_speechlm.inference.embed import SpeechEncoder
+from jax_speechlm.inference.lm.causal import Continuation, LanguageModel
+from jax_speechlm.inference.lm.units import Part, UnitContinuation, UnitModel
+from jax_speechlm.inference.segment import VoiceActivity
+from jax_speechlm.inference.segmentation import Recording
+from jax_speechlm.inference.speaker import SpeakerVectors
+from jax_speechlm.inference.transcript import Transcript
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.transcriber import open_transcriber
-from jax_speechlm.transcript import Transcript
-from jax_speechlm.unit_model import Part, UnitContinuation, UnitModel
-from jax_speechlm.voice_activity import VoiceActivity
-from jax_speechlm.windows import Recording
 
 Opened = (
     Recognizer

@@ -30,12 +30,12 @@ from jax_speechlm.decoding.lm.generate import (
     method_of,
     sample,
 )
+from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.models.transformer import init_cache
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.lm.causal_lm import CausalLM, TextModel, token_losses
-from jax_speechlm.trained import Trained
 
 _TOKENS_PER_BATCH = 8192  # speed and memory, never the result
 _SHORTEST_ROW = 16

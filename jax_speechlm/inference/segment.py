@@ -16,8 +16,8 @@ from tyro.conf import Positional
 
 from data_pipelines.audio.decode import SAMPLE_RATE, AudioError
 from data_pipelines.core.errors import DataError
-from jax_speechlm.trained import Trained
-from jax_speechlm.windows import Recording, blocks_of, in_batches, samples_in, windows
+from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.segmentation import Recording, blocks_of, in_batches, samples_in, windows
 
 _MAX_SECONDS = 30.0
 _WINDOWS = 32  # that wait to be heard together

@@ -15,11 +15,20 @@ from typing import Any, NamedTuple, TypeVar
 from data_pipelines.audio import decode
 from data_pipelines.text.scripts import join
 from jax_speechlm.core.batch import Batch
-from jax_speechlm.decoder import Decoding
+from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.checkpoint import objective_kind
+from jax_speechlm.inference.segmentation import (
+    Recording,
+    Samples,
+    Window,
+    blocks_of,
+    in_batches,
+    samples_in,
+    shape_of,
+    windows,
+)
+from jax_speechlm.inference.transcript import Segment, Transcript
 from jax_speechlm.recipes.experiment import Experiment
-from jax_speechlm.trained import objective_kind
-from jax_speechlm.transcript import Segment, Transcript
-from jax_speechlm.windows import Recording, Samples, Window, blocks_of, in_batches, samples_in, shape_of, windows
 
 _SPELLED_AT_ONCE = 16  # utterances: beam searches go through them in lockstep
 _CONTEXT_SECONDS = 2.0  # that a window hears beyond either end of its stretch, where the model can make use of them
@@ -267,11 +276,11 @@ def open_transcriber(
       DataError, ValueError: `decoding` does not fit it.
     """
     if objective_kind(path) == "speech_lm":
-        from jax_speechlm.speech_language_model import SpeechLanguageModel
+        from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
 
         if ensemble:
             raise ValueError(f"{path}: was trained by speech_lm; only runs that spell by CTC make an ensemble")
         return SpeechLanguageModel.load(path, decoding)
-    from jax_speechlm.recognizer import Recognizer
+    from jax_speechlm.inference.asr.ctc import Recognizer
 
     return Recognizer.load(path, decoding, ensemble)

@@ -16,19 +16,19 @@ from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.batch import Batch
-from jax_speechlm.decoder import Decoder, Decoding, Posteriors
 from jax_speechlm.decoding.ctc.alignment import Span, Word, force_align, words_of
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.decoding.ctc.posteriors import Frames, path_spans, utterances
 from jax_speechlm.decoding.lm.ngram import SPACE
+from jax_speechlm.inference.asr.base import Heard, Transcriber
+from jax_speechlm.inference.asr.decoder import Decoder, Decoding, Posteriors
+from jax_speechlm.inference.segmentation import Window
+from jax_speechlm.inference.transcript import Segment
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.base import Objective, frame_grid
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
-from jax_speechlm.transcriber import Heard, Transcriber
-from jax_speechlm.transcript import Segment
-from jax_speechlm.windows import Window
 
 _LONGEST_UTTERANCE = 30.0  # seconds that are decoded at once
 _IMPOSSIBLE = -30.0  # log-probability of a token where nothing sounds

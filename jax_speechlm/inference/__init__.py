@@ -1,0 +1,1 @@
+"""Predictors: trained checkpoints that transcribe, embed, classify, segment or generate."""
