@@ -27,10 +27,10 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3, help="timed passes (default: %(default)s)")
     args = parser.parse_args()
 
+    from jax_speechlm.compression.quantize import folder_bytes, quantize_run
     from jax_speechlm.evaluation import report as reports
     from jax_speechlm.evaluation.recognition import PreparedSpeech
     from jax_speechlm.inference.asr.ctc import Recognizer
-    from jax_speechlm.quantizer import folder_bytes, quantize_run
     from jax_speechlm.training import checkpoints as ckpt
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)

@@ -85,13 +85,13 @@ VERBS = {
         typed=True,
     ),
     "average": Verb(
-        "jax_speechlm.training.averaging:average_runs",
+        "jax_speechlm.compression.average:average_runs",
         "average checkpoints of one run, or of several, into one",
         "jax-speechlm average runs/finetune --last 5 --out runs/average    |    average runs/a runs/b --out runs/soup",
         typed=True,
     ),
     "quantize": Verb(
-        "jax_speechlm.quantizer:quantize_run",
+        "jax_speechlm.compression.quantize:quantize_run",
         "round a trained model's weights to 8 or 4 bits",
         "jax-speechlm quantize runs/finetune --kind int8 --out runs/int8",
         typed=True,

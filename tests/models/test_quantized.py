@@ -10,6 +10,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_speechlm.compression.quantize import quantize
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn import functional
@@ -17,7 +18,6 @@ from jax_speechlm.nn.int_weights import QuantizedKernel, dequantize, from_plain,
 from jax_speechlm.nn.layers import Linear, linear_maps
 from jax_speechlm.objectives.asr.ctc import CTCModel
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
-from jax_speechlm.quantizer import quantize
 from tests.objectives import text
 
 KINDS = ("int8", "int8_dynamic", "int4")

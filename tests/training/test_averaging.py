@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
+from jax_speechlm.compression.average import average, average_runs, choose
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.averaging import average, average_runs, choose
 from jax_speechlm.training.source import tokenizer_files
 from jax_speechlm.training.state import TrainState
 from tests.training import tiny

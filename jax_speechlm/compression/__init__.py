@@ -1,0 +1,1 @@
+"""Averaging and quantisation of checkpoints."""
