@@ -114,7 +114,7 @@ VERBS = {
         typed=True,
     ),
     "self-train": Verb(
-        "jax_speechlm.self_training:self_train",
+        "jax_speechlm.apps.self_training:self_train",
         "transcribe untranscribed audio, keep what the model is sure of, and train on it",
         "jax-speechlm self-train runs/finetune --sets queen-en --out pseudo --run-dir runs/self",
         typed=True,
@@ -144,7 +144,7 @@ VERBS = {
         typed=True,
     ),
     "align": Verb(
-        "jax_speechlm.aligner:align_run",
+        "jax_speechlm.apps.align:align_run",
         "find when each word of known transcripts is said",
         "jax-speechlm align runs/finetune --sets asterisk-en --split test --format ctm",
         typed=True,

@@ -12,7 +12,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.storage.index import read_index
 from data_pipelines.storage.word_times import find_word_times, read_word_times
 from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
-from jax_speechlm import aligner
+from jax_speechlm.apps import align as aligner
 from jax_speechlm.decoding.ctc.alignment import AlignedUtterance
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.inference.asr.ctc import Recognizer

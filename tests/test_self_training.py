@@ -2,8 +2,8 @@
 
 import pytest
 
+from jax_speechlm.apps.self_training import Filter
 from jax_speechlm.inference.asr.base import Heard
-from jax_speechlm.self_training import Filter
 
 HEARD = [Heard("a", -0.5), Heard("", 0.0), Heard("b", -0.1), Heard(" ", -0.01), Heard("c", -2.0), Heard("d", -0.5)]
 

@@ -1,0 +1,1 @@
+"""Applications that combine training, inference and evaluation."""
