@@ -50,7 +50,7 @@ def ours(model, args: argparse.Namespace):
 
     from jax_speechlm.core.vocabulary import Vocabulary
     from jax_speechlm.decoding.lm.generate import GREEDY, sample
-    from jax_speechlm.interop import transformer as interop
+    from jax_speechlm.interop.hf import transformer as interop
     from jax_speechlm.models.transformer import Transformer
     from jax_speechlm.nn import functional
 

@@ -160,7 +160,7 @@ VERBS = {
         "jax-speechlm export runs/finetune --to hf --out exported/finetune",
     ),
     "import": Verb(
-        "jax_speechlm.interop.importing:main",
+        "jax_speechlm.interop.hf.import_:main",
         "make a run of a folder of Hugging Face's, and prove it equal",
         "jax-speechlm import downloads/qwen3-0.6b --out runs/qwen3",
     ),

@@ -33,7 +33,7 @@ from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.hugging_face_export import write_checked
+from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.recipes.experiment import Experiment, Start
 from jax_speechlm.training.checkpoints import CheckpointError

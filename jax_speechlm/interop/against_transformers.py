@@ -27,14 +27,15 @@ from jax_speechlm.frontend.logmel import log_mel
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.segmentation import in_batches
-from jax_speechlm.interop import foreign_ids, spoken_answers, text_classes, voxtral, x_vectors
+from jax_speechlm.interop import foreign_ids, spoken_answers, text_classes, x_vectors
 from jax_speechlm.interop.checking import Check, guarded
-from jax_speechlm.interop.front_ends import ending
-from jax_speechlm.interop.hugging_face import Package, vocabulary_of
+from jax_speechlm.interop.hf import voxtral
+from jax_speechlm.interop.hf.feature_extractor import ending
+from jax_speechlm.interop.hf.registry import Package, vocabulary_of
+from jax_speechlm.interop.hf.tokenizer_files import SPEECH, TEXT
+from jax_speechlm.interop.hf.transformer import CLASSIFIER
 from jax_speechlm.interop.our_logits import text_logits
-from jax_speechlm.interop.tokenizer_files import SPEECH, TEXT
 from jax_speechlm.interop.torch_models import distance, open_model, outputs, within, words
-from jax_speechlm.interop.transformer import CLASSIFIER
 from jax_speechlm.models.encoders import make_encoder
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.nn import functional

@@ -16,8 +16,9 @@ import numpy as np
 
 from data_pipelines.core.errors import is_panic
 from jax_speechlm.inference.checkpoint import Trained
-from jax_speechlm.interop import folders, hugging_face
-from jax_speechlm.interop.hugging_face import Package
+from jax_speechlm.interop import folders
+from jax_speechlm.interop.hf import registry
+from jax_speechlm.interop.hf.registry import Package
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +132,7 @@ def guarded(name: str, check: Callable[[], Check]) -> Check:
 
 
 def _parameters(folder: Path, made: Package) -> Check:
-    trees = made.params, hugging_face.read_model(folder).params
+    trees = made.params, registry.read_model(folder).params
     one, other = (dict(jax.tree.leaves_with_path(tree)) for tree in trees)
     if one.keys() != other.keys():
         differing = jax.tree_util.keystr(min(one.keys() ^ other.keys(), key=str))

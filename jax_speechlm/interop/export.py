@@ -21,7 +21,7 @@ class Maker(NamedTuple):
 
 MAKERS: dict[Target, Maker] = {
     "hf": Maker(
-        "jax_speechlm.interop.hugging_face_export:export_run",
+        "jax_speechlm.interop.hf.export:export_run",
         "a folder that plain transformers opens: safetensors, config, tokenizer, front end, model card",
     ),
     "stablehlo": Maker(

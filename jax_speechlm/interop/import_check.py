@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from jax_speechlm.inference.checkpoint import Trained
-from jax_speechlm.interop import bert, parakeet, transformer, weights
 from jax_speechlm.interop.checking import Check, Verdict, guarded, transformers_is_here
-from jax_speechlm.interop.hugging_face import package
+from jax_speechlm.interop.hf import bert, parakeet, transformer, weights
+from jax_speechlm.interop.hf.registry import package
 from jax_speechlm.nn.functional import Params
 
 _NOT_OURS = "masked_spec_embed"  # Hugging Face's own filler of masked frames, for training alone

@@ -13,7 +13,7 @@ from jax_speechlm.core.vocabulary import pad
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.foreign_ids import their_ids
-from jax_speechlm.interop.hugging_face import vocabulary_of
+from jax_speechlm.interop.hf.registry import vocabulary_of
 from jax_speechlm.interop.torch_models import distance, outputs, within
 
 _MOST_TOKENS = 200

@@ -1,7 +1,7 @@
 """The macaron conformer, in the form of Hugging Face's Wav2Vec2-BERT encoder.
 
 LayerNorm only, relative-key attention, causal depthwise convolution, stacked log-mel frames in. Given the same weights
-it gives the same numbers as `Wav2Vec2BertModel` (`jax_speechlm.interop.wav2vec2_bert` maps them both ways).
+it gives the same numbers as `Wav2Vec2BertModel` (`jax_speechlm.interop.hf.wav2vec2_bert` maps them both ways).
 
 Parameters at 160 inputs (two stacked frames of 80 mel bins):
 

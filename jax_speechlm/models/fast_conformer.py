@@ -1,6 +1,6 @@
 """FastConformer: convolutions cut the frame rate to an eighth before a conformer's layers (Rekesh et al. 2023).
 
-Given the same weights it gives the same numbers as Hugging Face's `ParakeetEncoder` (`jax_speechlm.interop.parakeet`
+Given the same weights it gives the same numbers as Hugging Face's `ParakeetEncoder` (`jax_speechlm.interop.hf.parakeet`
 maps them both ways). Where that has batch norm this has a scale and an offset a channel, which is what batch norm is in
 evaluation, so that nothing depends on the batch.
 

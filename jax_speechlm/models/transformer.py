@@ -2,8 +2,8 @@
 
 One block: norm, attention with rotary positions and grouped keys and values, norm, gated feed-forward, both residual.
 Given the same weights it gives the same numbers as Hugging Face's `Qwen3ForCausalLM`, `LlamaForCausalLM`,
-`ModernBertForMaskedLM`, `BertForMaskedLM` and `RobertaForMaskedLM` (`jax_speechlm.interop.transformer` maps them both
-ways).
+`ModernBertForMaskedLM`, `BertForMaskedLM` and `RobertaForMaskedLM` (`jax_speechlm.interop.hf.transformer` maps them
+both ways).
 """
 
 from collections.abc import Callable

@@ -158,10 +158,11 @@ def test_a_killed_preparation_goes_on_where_it_was(manifest, tmp_path, monkeypat
 
 def test_a_prepared_set_is_recognised_until_something_changes(manifest, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        "data_pipelines.prepare.command.store", lambda *args: calls.append(args) or speech_store.store(*args)
-    )
-    counting = lambda *args: calls.append(args) or speech_store.store(*args)  # noqa: E731
+
+    def counting(*args):
+        calls.append(args)
+        return speech_store.store(*args)
+
     monkeypatch.setattr("data_pipelines.prepare.command.store", counting)
 
     def again(**changes):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_pipelines.tokenizers.base import Tokenizer, train_tokenizer
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.interop.tokenizer_files import ctc_files, text_files
+from jax_speechlm.interop.hf.tokenizer_files import ctc_files, text_files
 
 GOLDEN = Path(__file__).with_name("tokenizers.json")
 CORPUS = (

@@ -7,10 +7,10 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from jax_speechlm.interop import transformer, wav2vec2_bert
-from jax_speechlm.interop.front_ends import FILE as FRONT_END
-from jax_speechlm.interop.front_ends import front_end_to_hugging_face
-from jax_speechlm.interop.weights import write_weights
+from jax_speechlm.interop.hf import transformer, wav2vec2_bert
+from jax_speechlm.interop.hf.feature_extractor import FILE as FRONT_END
+from jax_speechlm.interop.hf.feature_extractor import front_end_to_hugging_face
+from jax_speechlm.interop.hf.weights import write_weights
 from jax_speechlm.models.conformer import Conformer
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import LearnedPositions

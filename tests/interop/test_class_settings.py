@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from jax_speechlm.interop import parakeet, transformer, voxtral, wav2vec2_bert
-from jax_speechlm.interop.class_settings import DEFAULTS, VOXTRAL_TEXT, completed
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.front_ends import front_end_from_hugging_face
-from jax_speechlm.interop.hugging_face import package, read_model, write_model
-from jax_speechlm.interop.importing import read_folder
-from jax_speechlm.interop.weights import read_weights, write_weights
+from jax_speechlm.interop.hf import parakeet, transformer, voxtral, wav2vec2_bert
+from jax_speechlm.interop.hf.class_settings import DEFAULTS, VOXTRAL_TEXT, completed
+from jax_speechlm.interop.hf.feature_extractor import front_end_from_hugging_face
+from jax_speechlm.interop.hf.import_ import read_folder
+from jax_speechlm.interop.hf.registry import package, read_model, write_model
+from jax_speechlm.interop.hf.weights import read_weights, write_weights
 from jax_speechlm.nn import functional
 from tests.interop.foreign_folders import write_json, write_text_model
 from tests.interop.tiny_runs import tiny_run

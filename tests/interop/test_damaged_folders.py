@@ -13,10 +13,10 @@ from safetensors.numpy import load, save
 
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.hugging_face import package, write_model
-from jax_speechlm.interop.importing import Imported, read_folder
-from jax_speechlm.interop.safetensors_files import open_arrays
-from jax_speechlm.interop.weights import INDEX, read_weights, write_weights
+from jax_speechlm.interop.hf.import_ import Imported, read_folder
+from jax_speechlm.interop.hf.registry import package, write_model
+from jax_speechlm.interop.hf.safetensors import open_arrays
+from jax_speechlm.interop.hf.weights import INDEX, read_weights, write_weights
 from jax_speechlm.training.source import tokenizer_files
 from tests.interop.foreign_folders import write_recognizer, write_text_model
 from tests.interop.tiny_runs import tiny_run
@@ -163,7 +163,7 @@ def test_json_takes_no_multiple_of_its_length_before_it_is_refused(tmp_path, nam
 
 
 def test_an_overlong_header_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("jax_speechlm.interop.safetensors_files._LONGEST_HEADER", 64)
+    monkeypatch.setattr("jax_speechlm.interop.hf.safetensors._LONGEST_HEADER", 64)
     (tmp_path / "x").write_bytes(WHOLE)
     with pytest.raises(ExportError, match="more than the 64"):
         open_arrays(tmp_path / "x")

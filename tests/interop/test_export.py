@@ -10,12 +10,13 @@ import pytest
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.inference.checkpoint import Trained
-from jax_speechlm.interop import checking, folders, hugging_face_export, wav2vec2_bert, weights
+from jax_speechlm.interop import checking, folders
 from jax_speechlm.interop.folders import ExportError, FailedCheck
-from jax_speechlm.interop.front_ends import front_end_from_hugging_face, front_end_to_hugging_face
-from jax_speechlm.interop.hugging_face import package, read_model
-from jax_speechlm.interop.hugging_face_export import write_checked
-from jax_speechlm.interop.importing import import_run
+from jax_speechlm.interop.hf import export, wav2vec2_bert, weights
+from jax_speechlm.interop.hf.export import write_checked
+from jax_speechlm.interop.hf.feature_extractor import front_end_from_hugging_face, front_end_to_hugging_face
+from jax_speechlm.interop.hf.import_ import import_run
+from jax_speechlm.interop.hf.registry import package, read_model
 from jax_speechlm.models.adapter import QFormer, Stacking
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation, Teacher
@@ -200,9 +201,9 @@ def test_a_folder_that_differs_does_not_appear(tmp_path, monkeypatch):
         arrays = made.arrays | {"lm_head.bias": np.nextafter(made.arrays["lm_head.bias"], np.float32(1))}
         write_model(folder, made._replace(arrays=arrays))
 
-    out, write_model = tmp_path / "out", hugging_face_export.write_model
+    out, write_model = tmp_path / "out", export.write_model
     write_checked(tiny_run("best_rq"), out)
-    monkeypatch.setattr(hugging_face_export, "write_model", write_wrongly)
+    monkeypatch.setattr(export, "write_model", write_wrongly)
     with pytest.raises(FailedCheck, match=r"\['head'\]\['bias'\] differs"):
         write_checked(tiny_run("ctc"), out)
     assert load(out, "config.json")["architectures"] == ["Wav2Vec2BertModel"]
@@ -211,7 +212,7 @@ def test_a_folder_that_differs_does_not_appear(tmp_path, monkeypatch):
 
 
 def test_an_error_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(hugging_face_export, "check_folder", lambda *args: 1 / 0)
+    monkeypatch.setattr(export, "check_folder", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_checked(tiny_run("ctc"), tmp_path / "out")
     assert not list(tmp_path.iterdir())

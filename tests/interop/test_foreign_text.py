@@ -13,10 +13,11 @@ from jax_speechlm.evaluation.language import predict
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.ensemble import LanguageEnsemble
-from jax_speechlm.interop import checking, hugging_face, import_check
+from jax_speechlm.interop import checking, import_check
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.hugging_face_export import write_checked
-from jax_speechlm.interop.importing import import_run, read_folder
+from jax_speechlm.interop.hf import registry
+from jax_speechlm.interop.hf.export import write_checked
+from jax_speechlm.interop.hf.import_ import import_run, read_folder
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from tests.interop.foreign_folders import write_json, write_text_model
 from tests.interop.tiny_runs import tiny_run
@@ -189,8 +190,8 @@ def test_several_eos_ids_may_hold_the_padding_and_are_written_for_a_speech_model
     assert 0 not in tokenizer.other_ends
     assert Vocabulary.of(tokenizer).may_follow()[list(Vocabulary.of(tokenizer).ends)].all()
     experiment = tiny_run("speech_lm").experiment
-    _, files = hugging_face.settings(experiment, tokenizer)
-    assert files[hugging_face.GENERATION]["eos_token_id"] == [one.places.end, one.places.padding]
+    _, files = registry.settings(experiment, tokenizer)
+    assert files[registry.GENERATION]["eos_token_id"] == [one.places.end, one.places.padding]
 
 
 def test_several_eos_ids_of_a_damaged_file_are_refused(tmp_path):

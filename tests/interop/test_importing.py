@@ -22,12 +22,13 @@ from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.inference.lm.causal import LanguageModel
-from jax_speechlm.interop import checking, folders, import_check, importing, mapping, weights
+from jax_speechlm.interop import checking, folders, import_check
 from jax_speechlm.interop.folders import ExportError, FailedCheck
-from jax_speechlm.interop.hugging_face import read_model
-from jax_speechlm.interop.hugging_face_export import write_checked
-from jax_speechlm.interop.importing import import_run, read_folder
-from jax_speechlm.interop.transformer import without_vocabulary_map
+from jax_speechlm.interop.hf import import_, mapping, weights
+from jax_speechlm.interop.hf.export import write_checked
+from jax_speechlm.interop.hf.import_ import import_run, read_folder
+from jax_speechlm.interop.hf.registry import read_model
+from jax_speechlm.interop.hf.transformer import without_vocabulary_map
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA, merge
@@ -193,7 +194,7 @@ def logits_by(config, size, params, row):
 
 def test_what_looks_like_a_special_token_in_a_text_is_text(tmp_path):
     write_text_model(tmp_path / "theirs", "llama", **SPECIAL["llama"])
-    _, tokenizer = importing.EXPERIMENTS["LlamaForCausalLM"](tmp_path / "theirs", read_model(tmp_path / "theirs"))
+    _, tokenizer = import_.EXPERIMENTS["LlamaForCausalLM"](tmp_path / "theirs", read_model(tmp_path / "theirs"))
     text = "a<|end_of_text|>b"
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert max(tokenizer.encode(text)) < tokenizer.vocab_size
@@ -421,8 +422,8 @@ def test_links_out_of_the_folder_and_pickles_are_refused(tmp_path):
 
 def test_a_run_that_differs_does_not_appear(tmp_path, monkeypatch):
     write_checked(tiny_run("ctc"), tmp_path / "out")
-    place = importing.place
-    monkeypatch.setattr(importing, "place", lambda *args: jax.tree.map(lambda x: -x, place(*args)))
+    place = import_.place
+    monkeypatch.setattr(import_, "place", lambda *args: jax.tree.map(lambda x: -x, place(*args)))
     with pytest.raises(FailedCheck, match="differs"):
         import_run(tmp_path / "out", tmp_path / "run")
     assert {path.name for path in tmp_path.iterdir()} == {"out", "run.rejected"}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.interop import parakeet
+from jax_speechlm.interop.hf import parakeet
 from jax_speechlm.models.fast_conformer import FastConformer, FastConformerConfig
 from jax_speechlm.nn import functional
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.weights import FILE, INDEX, read_weights, write_weights
+from jax_speechlm.interop.hf.weights import FILE, INDEX, read_weights, write_weights
 
 ARRAYS = {name: np.arange(size, dtype=np.float32) + size for name, size in (("a", 3), ("b.c", 40), ("d", 5), ("e", 1))}
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_speechlm.interop import wav2vec2_bert
+from jax_speechlm.interop.hf import wav2vec2_bert
 from jax_speechlm.models.conformer import SIZES, Conformer, ConformerConfig, ConformerLayer, draw_chunk, forward_flops
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.attention import relative

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_speechlm.interop import parakeet
+from jax_speechlm.interop.hf import parakeet
 from jax_speechlm.models.fast_conformer import SIZES, FastConformer, FastConformerConfig, forward_flops
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.attention import relative

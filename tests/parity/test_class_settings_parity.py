@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from jax_speechlm.interop import transformer
-from jax_speechlm.interop.class_settings import ACTIVATIONS, DEFAULTS, FEATURES, VOXTRAL_TEXT
-from jax_speechlm.interop.importing import import_run
-from jax_speechlm.interop.weights import read_weights, write_weights
+from jax_speechlm.interop.hf import transformer
+from jax_speechlm.interop.hf.class_settings import ACTIVATIONS, DEFAULTS, FEATURES, VOXTRAL_TEXT
+from jax_speechlm.interop.hf.import_ import import_run
+from jax_speechlm.interop.hf.weights import read_weights, write_weights
 from tests.parity.test_import_parity import write
 
 torch = pytest.importorskip("torch")

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jax_speechlm.interop import wav2vec2_bert
+from jax_speechlm.interop.hf import wav2vec2_bert
 from jax_speechlm.models.conformer import Conformer
 from jax_speechlm.nn import functional
 

@@ -19,9 +19,9 @@ from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.interop import folders
-from jax_speechlm.interop.hugging_face import package, write_model
-from jax_speechlm.interop.hugging_face_export import write_checked
-from jax_speechlm.interop.tokenizer_files import ctc_files, text_files
+from jax_speechlm.interop.hf.export import write_checked
+from jax_speechlm.interop.hf.registry import package, write_model
+from jax_speechlm.interop.hf.tokenizer_files import ctc_files, text_files
 from tests.golden.make_tokenizers import CORPUS, KINDS, TEXTS, train
 from tests.interop.tiny_runs import FORMER, RUNS, save, tiny_run
 

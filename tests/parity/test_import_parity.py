@@ -10,8 +10,8 @@ from jax_speechlm.decoding.lm.generate import GREEDY
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.interop.folders import FailedCheck
-from jax_speechlm.interop.hugging_face_export import write_checked
-from jax_speechlm.interop.importing import import_run
+from jax_speechlm.interop.hf.export import write_checked
+from jax_speechlm.interop.hf.import_ import import_run
 from jax_speechlm.objectives.speech_text.speech_lm import Prompt
 from tests.interop.foreign_folders import TEXTS, byte_level, enclose
 
@@ -222,7 +222,7 @@ def test_prefix_several_eos_and_truncation_are_as_transformers_has_them(tmp_path
 
 @pytest.mark.parametrize("adds", [True, False])
 def test_prefix_that_only_one_side_has_fails_the_check(tmp_path, monkeypatch, adds):
-    from jax_speechlm.interop import foreign_tokenizers
+    from jax_speechlm.interop.hf import foreign_tokenizers
 
     write(tmp_path / "theirs", "qwen3" if adds else "llama")
     if not adds:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm.frontend.logmel import LogMel, log_mel
-from jax_speechlm.interop import parakeet
+from jax_speechlm.interop.hf import parakeet
 from jax_speechlm.models.fast_conformer import FastConformer
 from jax_speechlm.nn import functional
 

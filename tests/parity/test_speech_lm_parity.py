@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_speechlm.interop import transformer as interop
+from jax_speechlm.interop.hf import transformer as interop
 from jax_speechlm.models.adapter import Convolutional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig, SpeechTransformer

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jax_speechlm.interop import transformer as interop
+from jax_speechlm.interop.hf import transformer as interop
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.nn import functional
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from jax_speechlm.interop import transformer, wav2vec2_bert
-from jax_speechlm.interop.class_settings import completed
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.mapping import TRANSPOSED, Row, StateDict, require_fixed, write
-from jax_speechlm.interop.mapping import sources as sources_of
+from jax_speechlm.interop.hf import transformer, wav2vec2_bert
+from jax_speechlm.interop.hf.class_settings import completed
+from jax_speechlm.interop.hf.mapping import TRANSPOSED, Row, StateDict, require_fixed, write
+from jax_speechlm.interop.hf.mapping import sources as sources_of
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig

@@ -7,7 +7,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jax_speechlm.interop.folders import ExportError, inside, read_json, readable, write_json
-from jax_speechlm.interop.safetensors_files import open_arrays
+from jax_speechlm.interop.hf.safetensors import open_arrays
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_speechlm.interop import bert
-from jax_speechlm.interop.class_settings import completed
-from jax_speechlm.interop.mapping import (
+from jax_speechlm.interop.hf import bert
+from jax_speechlm.interop.hf.class_settings import completed
+from jax_speechlm.interop.hf.mapping import (
     SAME,
     TRANSPOSED,
     Layout,
@@ -22,7 +22,7 @@ from jax_speechlm.interop.mapping import (
     require_fixed,
     write,
 )
-from jax_speechlm.interop.mapping import sources as sources_of
+from jax_speechlm.interop.hf.mapping import sources as sources_of
 from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
 from jax_speechlm.nn.functional import Params
 

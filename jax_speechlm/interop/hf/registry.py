@@ -17,12 +17,13 @@ from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.inference.checkpoint import Trained
-from jax_speechlm.interop import folders, front_ends, parakeet, transformer, voxtral, wav2vec2_bert, weights
-from jax_speechlm.interop.class_settings import completed
+from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.mapping import Source, StateDict, class_names
-from jax_speechlm.interop.setting_limits import checked_settings
-from jax_speechlm.interop.tokenizer_files import Files, ctc_files, text_files
+from jax_speechlm.interop.hf import feature_extractor, parakeet, transformer, voxtral, wav2vec2_bert, weights
+from jax_speechlm.interop.hf.class_settings import completed
+from jax_speechlm.interop.hf.config_limits import checked_settings
+from jax_speechlm.interop.hf.mapping import Source, StateDict, class_names
+from jax_speechlm.interop.hf.tokenizer_files import Files, ctc_files, text_files
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
@@ -163,13 +164,13 @@ def _vocabulary(experiment: Experiment, tokenizer: Tokenizer | None) -> Vocabula
 
 def _encoder_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
     del tokenizer
-    files = {front_ends.FILE: front_ends.front_end_to_hugging_face(experiment.frontend.mel)}
+    files = {feature_extractor.FILE: feature_extractor.front_end_to_hugging_face(experiment.frontend.mel)}
     return wav2vec2_bert.config_to_hugging_face(experiment.model), files
 
 
 def _recognizer_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
     if isinstance(experiment.model, FastConformerConfig):
-        files = {front_ends.FILE: parakeet.features_to_hugging_face(experiment.frontend.mel)}
+        files = {feature_extractor.FILE: parakeet.features_to_hugging_face(experiment.frontend.mel)}
         processor, to_config = {"processor_class": "ParakeetProcessor"}, parakeet.config_to_hugging_face
     else:
         _, files = _encoder_settings(experiment, None)
@@ -219,7 +220,7 @@ def _speech_lm_settings(experiment: Experiment, tokenizer: Tokenizer) -> Setting
     model, vocabulary = experiment.model, _vocabulary(experiment, tokenizer)
     text, files = _transformer_settings(model.transformer, vocabulary, _MOST_VECTORS, tokenizer)
     config = voxtral.config_to_hugging_face(model, text, audio_token(tokenizer))
-    front_end = front_ends.front_end_to_hugging_face(experiment.frontend.mel)
+    front_end = feature_extractor.front_end_to_hugging_face(experiment.frontend.mel)
     objective = experiment.objective
     prompt = {"task": objective.task} | objective.prompts.of(objective.task).model_dump(mode="json")
     never = ids_in_folder(tokenizer, np.flatnonzero(~vocabulary.may_follow()))
@@ -232,7 +233,7 @@ def _speech_lm_settings(experiment: Experiment, tokenizer: Tokenizer) -> Setting
         "pad_token_id": end,
         "suppress_tokens": [each for each in never if each >= 0],
     }
-    ours = {front_ends.FILE: front_end, voxtral.PROMPT: prompt, GENERATION: generation}
+    ours = {feature_extractor.FILE: front_end, voxtral.PROMPT: prompt, GENERATION: generation}
     return config, files | ours
 
 

@@ -20,15 +20,16 @@ from data_pipelines.tokenizers.base import Tokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.inference.checkpoint import Trained
-from jax_speechlm.interop import folders, front_ends, voxtral
+from jax_speechlm.interop import folders
 from jax_speechlm.interop.checking import Verdict
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck
-from jax_speechlm.interop.foreign_tokenizers import read_ctc_tokenizer, read_text_tokenizer
-from jax_speechlm.interop.hugging_face import TEXT_MODELS, Model, id_axis, read_model, settings
+from jax_speechlm.interop.hf import feature_extractor, voxtral
+from jax_speechlm.interop.hf.foreign_tokenizers import read_ctc_tokenizer, read_text_tokenizer
+from jax_speechlm.interop.hf.mapping import Source, place
+from jax_speechlm.interop.hf.registry import TEXT_MODELS, Model, id_axis, read_model, settings
+from jax_speechlm.interop.hf.transformer import CLASSIFIER
+from jax_speechlm.interop.hf.wav2vec2_bert import x_vector_config_from_hugging_face
 from jax_speechlm.interop.import_check import check_import
-from jax_speechlm.interop.mapping import Source, place
-from jax_speechlm.interop.transformer import CLASSIFIER
-from jax_speechlm.interop.wav2vec2_bert import x_vector_config_from_hugging_face
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import LoRA
@@ -275,14 +276,16 @@ EXPERIMENTS: dict[str, Callable[[Path, Model], tuple[Experiment, Tokenizer | Non
 
 
 def _front_end(folder: Path) -> FrontEnd:
-    file = next((name for name in (front_ends.FILE, _PROCESSOR) if (folder / name).exists()), front_ends.FILE)
+    file = next(
+        (name for name in (feature_extractor.FILE, _PROCESSOR) if (folder / name).exists()), feature_extractor.FILE
+    )
     values = folders.read_json(folder, file)
     if file == _PROCESSOR and isinstance(values, dict) and not values.get("auto_map"):
         values = values.get("feature_extractor")
     if not isinstance(values, dict) or values.get("auto_map"):
         raise ExportError(f"{folder / file} names code of the folder's own, or no feature extractor: refused")
     try:
-        return FrontEnd(mel=front_ends.front_end_from_hugging_face(values))
+        return FrontEnd(mel=feature_extractor.front_end_from_hugging_face(values))
     except ValueError as error:
         raise ExportError(f"{folder / file}: {error}") from error
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_speechlm.interop.class_settings import completed
-from jax_speechlm.interop.mapping import (
+from jax_speechlm.interop.hf.class_settings import completed
+from jax_speechlm.interop.hf.mapping import (
     SAME,
     TRANSPOSED,
     Layout,
@@ -20,7 +20,7 @@ from jax_speechlm.interop.mapping import (
     require_fixed,
     write,
 )
-from jax_speechlm.interop.mapping import sources as sources_of
+from jax_speechlm.interop.hf.mapping import sources as sources_of
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.nn.functional import Params

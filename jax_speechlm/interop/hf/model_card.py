@@ -12,7 +12,7 @@ from data_pipelines.core.paths import AnyPath, as_path
 from jax_speechlm.evaluation.report import TOO_FEW, Report
 from jax_speechlm.inference.asr.speech_lm import SPARE_TOKENS, TOKENS_PER_SECOND
 from jax_speechlm.inference.checkpoint import Trained
-from jax_speechlm.interop.hugging_face import Package, audio_token, ids_in_folder
+from jax_speechlm.interop.hf.registry import Package, audio_token, ids_in_folder
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.recipes.experiment import Experiment, Mixture, UnitText

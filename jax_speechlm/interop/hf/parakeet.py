@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from jax_speechlm.frontend.logmel import HOP, SAMPLE_RATE, WINDOW, LogMel
-from jax_speechlm.interop.class_settings import FEATURES, completed
-from jax_speechlm.interop.mapping import (
+from jax_speechlm.interop.hf.class_settings import FEATURES, completed
+from jax_speechlm.interop.hf.mapping import (
     SAME,
     TRANSPOSED,
     Layout,
@@ -23,7 +23,7 @@ from jax_speechlm.interop.mapping import (
     require_fixed,
     write,
 )
-from jax_speechlm.interop.mapping import sources as sources_of
+from jax_speechlm.interop.hf.mapping import sources as sources_of
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn.functional import Params
 

@@ -9,9 +9,9 @@ depends on the batch. `pad_to_multiple_of=1`, an argument of its call, makes it 
 from typing import Any, Literal
 
 from jax_speechlm.frontend.logmel import SAMPLE_RATE, LogMel
-from jax_speechlm.interop import parakeet
-from jax_speechlm.interop.class_settings import FEATURES
 from jax_speechlm.interop.folders import ExportError
+from jax_speechlm.interop.hf import parakeet
+from jax_speechlm.interop.hf.class_settings import FEATURES
 
 FILE = "preprocessor_config.json"
 

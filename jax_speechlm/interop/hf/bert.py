@@ -7,7 +7,7 @@ before, and our last norm that of the last layer.
 
 import numpy as np
 
-from jax_speechlm.interop.mapping import SAME, TRANSPOSED, Layout, Row, StateDict
+from jax_speechlm.interop.hf.mapping import SAME, TRANSPOSED, Layout, Row, StateDict
 
 _HEAD = {"bert": "cls.predictions.", "roberta": "lm_head."}
 _PREDICTION = {
