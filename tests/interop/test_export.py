@@ -10,13 +10,14 @@ import pytest
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.inference.checkpoint import Trained
-from jax_speechlm.interop import checking, folders
+from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hf import export, wav2vec2_bert, weights
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.feature_extractor import front_end_from_hugging_face, front_end_to_hugging_face
 from jax_speechlm.interop.hf.import_ import import_run
 from jax_speechlm.interop.hf.registry import package, read_model
+from jax_speechlm.interop.hf.verify import verdict as checking
 from jax_speechlm.models.adapter import QFormer, Stacking
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation, Teacher

@@ -13,11 +13,11 @@ from jax_speechlm.evaluation.language import predict
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.ensemble import LanguageEnsemble
-from jax_speechlm.interop import checking, import_check
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf import registry
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.import_ import import_run, read_folder
+from jax_speechlm.interop.hf.verify import import_check, verdict
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from tests.interop.foreign_folders import write_json, write_text_model
 from tests.interop.tiny_runs import tiny_run
@@ -28,7 +28,7 @@ START, END = "<|start|>", "<|end|>"
 
 @pytest.fixture(autouse=True)
 def _without_transformers(monkeypatch):
-    for module in (checking, import_check):
+    for module in (verdict, import_check):
         monkeypatch.setattr(module, "transformers_is_here", lambda: False)
 
 
@@ -221,6 +221,6 @@ def test_rust_panics_of_a_folder_are_errors_of_the_import(tmp_path, monkeypatch)
     write_json(tmp_path / "theirs", "tokenizer.json", description | {"normalizer": stuck})
     tokenizer = read_folder(tmp_path / "theirs").tokenizer
     assert isinstance(tokenizer, HuggingFaceTokenizer)
-    check = checking.guarded("ids", lambda: tokenizer._tokenizer.encode("a" * 40 + "b"))
+    check = verdict.guarded("ids", lambda: tokenizer._tokenizer.encode("a" * 40 + "b"))
     assert not check.passed
     assert "retry-limit" in check.result

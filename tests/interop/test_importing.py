@@ -22,13 +22,15 @@ from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.inference.lm.causal import LanguageModel
-from jax_speechlm.interop import checking, folders, import_check
+from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hf import import_, mapping, weights
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.import_ import import_run, read_folder
 from jax_speechlm.interop.hf.registry import read_model
 from jax_speechlm.interop.hf.transformer import without_vocabulary_map
+from jax_speechlm.interop.hf.verify import import_check
+from jax_speechlm.interop.hf.verify import verdict as checking
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA, merge

@@ -65,7 +65,7 @@ TAMPERINGS = {
 @pytest.mark.parametrize("tampering", TAMPERINGS)
 def test_the_check_sees(tmp_path, tampering):
     """What our own reading would not: the folder is compared by transformers alone."""
-    from jax_speechlm.interop.against_transformers import compare
+    from jax_speechlm.interop.hf.verify.compare import compare
 
     fails, name = TAMPERINGS[tampering]
     run = tiny_run(name)
@@ -169,7 +169,7 @@ def test_generate_gives_our_greedy_continuation(tmp_path, name):
 
 def test_the_program_on_the_card_of_a_speech_language_model_gives_our_answer(tmp_path, capsys):
     """To clips of whole windows: others are filled up there."""
-    from jax_speechlm.interop.spoken_answers import samples_of
+    from jax_speechlm.interop.hf.verify.speech_lm import samples_of
 
     run = tiny_run("speech_lm")
     save(tmp_path / "run", run)

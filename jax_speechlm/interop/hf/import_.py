@@ -21,15 +21,15 @@ from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.interop import folders
-from jax_speechlm.interop.checking import Verdict
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck
 from jax_speechlm.interop.hf import feature_extractor, voxtral
 from jax_speechlm.interop.hf.foreign_tokenizers import read_ctc_tokenizer, read_text_tokenizer
 from jax_speechlm.interop.hf.mapping import Source, place
 from jax_speechlm.interop.hf.registry import TEXT_MODELS, Model, id_axis, read_model, settings
 from jax_speechlm.interop.hf.transformer import CLASSIFIER
+from jax_speechlm.interop.hf.verify.import_check import check_import
+from jax_speechlm.interop.hf.verify.verdict import Verdict
 from jax_speechlm.interop.hf.wav2vec2_bert import x_vector_config_from_hugging_face
-from jax_speechlm.interop.import_check import check_import
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import LoRA

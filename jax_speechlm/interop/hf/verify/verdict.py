@@ -101,9 +101,9 @@ def check_folder(
         return Verdict("our own reading of the folder", False, tuple(found))
     import transformers
 
-    from jax_speechlm.interop import against_transformers
+    from jax_speechlm.interop.hf.verify import compare
 
-    found += _told(against_transformers.compare(folder, run, made, audio, texts), tell)
+    found += _told(compare.compare(folder, run, made, audio, texts), tell)
     return Verdict(f"transformers {transformers.__version__}", True, tuple(found))
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from jax_speechlm.inference.checkpoint import Trained
-from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.hf.registry import Package
-from jax_speechlm.interop.torch_models import distance, within
+from jax_speechlm.interop.hf.verify.torch_models import distance, within
+from jax_speechlm.interop.hf.verify.verdict import Check, guarded
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerModel
 

@@ -22,9 +22,9 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.inference.segmentation import in_batches
-from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.hf.registry import GENERATION, Package, audio_token, ids_in_folder
-from jax_speechlm.interop.torch_models import distance, outputs, within
+from jax_speechlm.interop.hf.verify.torch_models import distance, outputs, within
+from jax_speechlm.interop.hf.verify.verdict import Check, guarded
 from jax_speechlm.models.speech_lm import SpeechTransformer
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA, merge

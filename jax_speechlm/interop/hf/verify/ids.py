@@ -13,9 +13,9 @@ from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.decoding.lm.generate import GREEDY
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.inference.lm.causal import LanguageModel
-from jax_speechlm.interop.checking import Check, guarded
-from jax_speechlm.interop.our_logits import text_logits
-from jax_speechlm.interop.torch_models import distance, outputs, within, words
+from jax_speechlm.interop.hf.verify.our_logits import text_logits
+from jax_speechlm.interop.hf.verify.torch_models import distance, outputs, within, words
+from jax_speechlm.interop.hf.verify.verdict import Check, guarded
 
 _MOST_TOKENS, _NEW_TOKENS = 200, 20  # of a row of logits, and of a continuation
 LONG_TEXT = "a text that no setting of a tokenizer's may cut, " * 1000

@@ -27,15 +27,16 @@ from jax_speechlm.frontend.logmel import log_mel
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.segmentation import in_batches
-from jax_speechlm.interop import foreign_ids, spoken_answers, text_classes, x_vectors
-from jax_speechlm.interop.checking import Check, guarded
 from jax_speechlm.interop.hf import voxtral
 from jax_speechlm.interop.hf.feature_extractor import ending
 from jax_speechlm.interop.hf.registry import Package, vocabulary_of
 from jax_speechlm.interop.hf.tokenizer_files import SPEECH, TEXT
 from jax_speechlm.interop.hf.transformer import CLASSIFIER
-from jax_speechlm.interop.our_logits import text_logits
-from jax_speechlm.interop.torch_models import distance, open_model, outputs, within, words
+from jax_speechlm.interop.hf.verify import ids as foreign_ids
+from jax_speechlm.interop.hf.verify import speech_lm, text_classes, x_vectors
+from jax_speechlm.interop.hf.verify.our_logits import text_logits
+from jax_speechlm.interop.hf.verify.torch_models import distance, open_model, outputs, within, words
+from jax_speechlm.interop.hf.verify.verdict import Check, guarded
 from jax_speechlm.models.encoders import make_encoder
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.nn import functional
@@ -86,7 +87,7 @@ def compare(
         elif made.architecture == voxtral.ARCHITECTURE:
             extract, waves = _extractor(folder), _waves(clips)
             yield guarded("front end", lambda: _front_end(run.experiment.frontend.mel, extract, clips, waves))
-            yield from spoken_answers.compare_answers(folder, run, made, model, extract, clips, [*_TEXTS, *texts])
+            yield from speech_lm.compare_answers(folder, run, made, model, extract, clips, [*_TEXTS, *texts])
         elif made.architecture == CLASSIFIER:
             yield from text_classes.compare_classes(folder, run, model, [*_TEXTS, *texts])
         elif isinstance(run.tokenizer, HuggingFaceTokenizer):

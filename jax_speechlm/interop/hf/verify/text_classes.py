@@ -11,10 +11,10 @@ import transformers
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.vocabulary import pad
 from jax_speechlm.inference.checkpoint import Trained
-from jax_speechlm.interop.checking import Check, guarded
-from jax_speechlm.interop.foreign_ids import their_ids
 from jax_speechlm.interop.hf.registry import vocabulary_of
-from jax_speechlm.interop.torch_models import distance, outputs, within
+from jax_speechlm.interop.hf.verify.ids import their_ids
+from jax_speechlm.interop.hf.verify.torch_models import distance, outputs, within
+from jax_speechlm.interop.hf.verify.verdict import Check, guarded
 
 _MOST_TOKENS = 200
 

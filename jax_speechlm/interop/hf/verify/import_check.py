@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from jax_speechlm.inference.checkpoint import Trained
-from jax_speechlm.interop.checking import Check, Verdict, guarded, transformers_is_here
 from jax_speechlm.interop.hf import bert, parakeet, transformer, weights
 from jax_speechlm.interop.hf.registry import package
+from jax_speechlm.interop.hf.verify.verdict import Check, Verdict, guarded, transformers_is_here
 from jax_speechlm.nn.functional import Params
 
 _NOT_OURS = "masked_spec_embed"  # Hugging Face's own filler of masked frames, for training alone
@@ -38,9 +38,9 @@ def check_import(
         return Verdict("the folder's own arrays", False, tuple(found))
     import transformers
 
-    from jax_speechlm.interop import against_transformers
+    from jax_speechlm.interop.hf.verify import compare
 
-    found += against_transformers.compare(folder, run, package(run), audio, texts, np.dtype(dtype).name)
+    found += compare.compare(folder, run, package(run), audio, texts, np.dtype(dtype).name)
     return Verdict(f"transformers {transformers.__version__}", True, tuple(found))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 
-from jax_speechlm.interop.checking import Check
+from jax_speechlm.interop.hf.verify.verdict import Check
 
 TOLERANCE = 1e-4  # of features and of what the model makes of them, absolute
 

@@ -1,0 +1,1 @@
+"""Comparisons of a folder with its checkpoint, by transformers."""
