@@ -37,7 +37,7 @@ def main() -> None:
     from jax_speechlm.inference.asr.ctc import Recognizer
     from jax_speechlm.inference.checkpoint import Trained
     from jax_speechlm.interop.folders import ExportError
-    from jax_speechlm.interop.program import Program
+    from jax_speechlm.interop.runtimes.program import Program
 
     recognizer = Recognizer.load(args.run)
     speech = PreparedSpeech(recognizer, tuple(args.sets), args.split, args.data_dir, 60.0)

@@ -25,12 +25,12 @@ MAKERS: dict[Target, Maker] = {
         "a folder that plain transformers opens: safetensors, config, tokenizer, front end, model card",
     ),
     "stablehlo": Maker(
-        "jax_speechlm.interop.stablehlo:export_run",
+        "jax_speechlm.interop.runtimes.stablehlo:export_run",
         "a recognizer for plain JAX on CPU, GPU and TPU, from samples to tokens",
     ),
-    "saved_model": Maker("jax_speechlm.interop.saved_model:export_run", "the same for plain TensorFlow"),
-    "litert": Maker("jax_speechlm.interop.litert:export_run", "the same for LiteRT: phones and boards"),
-    "onnx": Maker("jax_speechlm.interop.onnx:export_run", "the same for onnxruntime"),
+    "saved_model": Maker("jax_speechlm.interop.runtimes.saved_model:export_run", "the same for plain TensorFlow"),
+    "litert": Maker("jax_speechlm.interop.runtimes.litert:export_run", "the same for LiteRT: phones and boards"),
+    "onnx": Maker("jax_speechlm.interop.runtimes.onnx:export_run", "the same for onnxruntime"),
 }
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.interop.folders import ExportError, FailedCheck, read_record
-from jax_speechlm.interop.program import Program, check, export, in_samples, spelling
+from jax_speechlm.interop.runtimes.program import Program, check, export, in_samples, spelling
 from tests.interop.tiny_runs import save, tiny_run
 
 TEXTS = ["the cat sat on the mat", "a dog ate the hat", "that cat had a bad day at the zoo"] * 3
@@ -75,8 +75,8 @@ def test_the_limits_of_a_row_hold_to_the_sample(mel, which):
 
 @pytest.mark.parametrize("seconds", [1e-4, 1e7])
 def test_settings_of_lengths_beyond_the_model_are_refused(program, seconds, tmp_path, monkeypatch):
-    monkeypatch.setattr("jax_speechlm.interop.program.Trained.read", lambda run: None)
-    monkeypatch.setattr("jax_speechlm.interop.program.Program.of", lambda run: program)
+    monkeypatch.setattr("jax_speechlm.interop.runtimes.program.Trained.read", lambda run: None)
+    monkeypatch.setattr("jax_speechlm.interop.runtimes.program.Program.of", lambda run: program)
     with pytest.raises(ExportError, match=r"--seconds must lie within 0\.\d+ to \d+ for this model"):
         export(
             tmp_path / "run",

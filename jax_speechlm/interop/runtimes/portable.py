@@ -13,7 +13,7 @@ import jax
 import jax.export
 from jax.extend.mlir import serialize_portable_artifact
 
-from jax_speechlm.interop.program import Program
+from jax_speechlm.interop.runtimes.program import Program
 
 STABLEHLO = "1.0.0"
 """Of the first half of 2024. TensorFlow 2.21 reads up to 1.13.7, JAX 0.10.2 up to 1.17.0."""

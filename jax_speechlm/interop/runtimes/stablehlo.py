@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save
 from tyro.conf import Positional
 
 from jax_speechlm.interop.folders import RECORD, read_record, write_json
-from jax_speechlm.interop.portable import STABLEHLO, lowered
-from jax_speechlm.interop.program import Program, Run, export
+from jax_speechlm.interop.runtimes.portable import STABLEHLO, lowered
+from jax_speechlm.interop.runtimes.program import Program, Run, export
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _PROGRAM, _WEIGHTS = "recognizer.stablehlo", "weights.safetensors"

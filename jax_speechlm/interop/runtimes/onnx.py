@@ -18,7 +18,7 @@ from jax.extend.core import jaxpr_as_fun
 from tyro.conf import Positional
 
 from jax_speechlm.interop.folders import RECORD, ExportError, read_record, readable, write_json
-from jax_speechlm.interop.program import Outputs, Program, Run, export, in_samples, padded
+from jax_speechlm.interop.runtimes.program import Outputs, Program, Run, export, in_samples, padded
 
 _INSIDE = 1 << 30
 """Bytes of weights that a file holds itself: a protobuf ends at 2 GiB. More lie in a file beside it."""

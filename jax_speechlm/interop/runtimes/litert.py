@@ -11,9 +11,9 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from jax_speechlm.interop.folders import RECORD, ExportError, read_record, write_json
-from jax_speechlm.interop.portable import STABLEHLO, lowered
-from jax_speechlm.interop.program import Program, Run, export, in_samples, padded
-from jax_speechlm.interop.saved_model import in_tensorflow
+from jax_speechlm.interop.runtimes.portable import STABLEHLO, lowered
+from jax_speechlm.interop.runtimes.program import Program, Run, export, in_samples, padded
+from jax_speechlm.interop.runtimes.saved_model import in_tensorflow
 
 _FILE = "recognizer.tflite"
 

@@ -13,8 +13,8 @@ import numpy as np
 from tyro.conf import Positional
 
 from jax_speechlm.interop.folders import RECORD, write_json
-from jax_speechlm.interop.portable import STABLEHLO, lowered
-from jax_speechlm.interop.program import Program, Run, export, spelling
+from jax_speechlm.interop.runtimes.portable import STABLEHLO, lowered
+from jax_speechlm.interop.runtimes.program import Program, Run, export, spelling
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -1,0 +1,1 @@
+"""Recognizers exported to StableHLO, SavedModel, LiteRT and ONNX."""
