@@ -32,6 +32,7 @@ from data_pipelines.core.lines import parse_object, text_lines
 from data_pipelines.prepare.command import prepare
 from data_pipelines.storage import index as indexes
 from jax_speechlm import configs
+from jax_speechlm.cli import units
 from jax_speechlm.configs.debian_best_rq import SETS
 from jax_speechlm.configs.fsdd_digits import SPEAKERS
 from jax_speechlm.evaluation import classification
@@ -43,7 +44,6 @@ from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.recipes.experiment import Experiment, Start
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import TrainingStopped
-from jax_speechlm.units import command as units
 
 STARTS = {
     "random": "",

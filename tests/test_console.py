@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm import cli
-from jax_speechlm.console import repeated_option
+from jax_speechlm.cli.console import repeated_option
 from jax_speechlm.parallel.hardware import DeviceError
 from jax_speechlm.parallel.platforms import tpu_is_attached
 from jax_speechlm.training import checkpoints
@@ -44,7 +44,7 @@ def test_command_with_a_repeated_option_does_not_run(capsys):
 @pytest.mark.parametrize("ioencoding", [None, "ascii"])
 def test_locale_without_utf8_passes_other_text(ioencoding):
     program = (
-        "import sys; from jax_speechlm.console import use_utf8; use_utf8(); "
+        "import sys; from jax_speechlm.cli.console import use_utf8; use_utf8(); "
         "print(sys.argv[1] == chr(233) + chr(0x4f60), sys.argv[1], open(sys.argv[2], 'w').encoding)"
     )
     result = python(

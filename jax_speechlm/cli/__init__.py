@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from jax_speechlm.console import repeated_option, use_utf8
+from jax_speechlm.cli.console import repeated_option, use_utf8
 from jax_speechlm.core import exit_status
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ VERBS = {
         typed=True,
     ),
     "transcribe": Verb(
-        "jax_speechlm.transcribe:transcribe_files",
+        "jax_speechlm.cli.transcribe:transcribe_files",
         "turn audio files into text",
         "jax-speechlm transcribe runs/finetune interview.mp3 --format srt",
         typed=True,
@@ -108,7 +108,7 @@ VERBS = {
         "jax-speechlm serve runs/finetune --port 8000",
     ),
     "translate": Verb(
-        "jax_speechlm.transcribe:translate_files",
+        "jax_speechlm.cli.transcribe:translate_files",
         "turn audio files of other languages into English text, with a speech-language model",
         "jax-speechlm translate runs/translate interview.mp3",
         typed=True,
@@ -170,7 +170,7 @@ VERBS = {
         "jax-speechlm plan --config librispeech_960_v5e16 --topology v5e-16 --price 1.2",
     ),
     "launch": Verb(
-        "jax_speechlm.launching.command:launch",
+        "jax_speechlm.cli.launch:launch",
         "start, watch and stop a job on Cloud TPU, GKE, Slurm, SkyPilot's clouds or this machine",
         "jax-speechlm launch gke --job job.json --dry-run -- pretrain --config librispeech_960_v5e16",
     ),
@@ -341,7 +341,7 @@ def plan(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--out", type=Path, help="folder of plan.html and plan.json (default: plans/CONFIG-TOPOLOGY)")
     experiment, known = _experiment(parser, argv, prog)
 
-    from jax_speechlm.planning.command import plan_shipped, run_plan
+    from jax_speechlm.cli.plan import plan_shipped, run_plan
 
     if known.all:
         print(plan_shipped(known.out or Path("plans"), lambda text: print(text, file=sys.stderr)))
@@ -446,8 +446,8 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
 def units(argv: Sequence[str], prog: str) -> None:
     from tyro.extras import subcommand_cli_from_dict
 
+    from jax_speechlm.cli import units as command
     from jax_speechlm.parallel.hardware import cache_compilations
-    from jax_speechlm.units import command
 
     cache_compilations()
     actions = {"fit": command.fit, "label": command.label, "report": command.report}

@@ -10,7 +10,7 @@ def serve(argv: Sequence[str], prog: str) -> None:
     from jax_speechlm.parallel.hardware import cache_compilations
 
     try:
-        from jax_speechlm.serving.command import serve_run
+        from jax_speechlm.cli.serve import serve_run
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is missing: pip install 'jax_speechlm[serve]'") from error
     cache_compilations()

@@ -10,7 +10,8 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from jax_speechlm.launching import cloud_tpu, command, gke, job, skypilot
+from jax_speechlm.cli import launch
+from jax_speechlm.launching import cloud_tpu, gke, job, skypilot
 from jax_speechlm.launching.job import Job, Run, Write
 from tests.launch.test_job import GPU, TPU
 from tests.launch.test_tpu_pod import SCRIPT, pod  # noqa: F401  (a fixture)
@@ -94,9 +95,9 @@ def check(recorded, target: str, described: Job) -> None:
     if target in ("tpu-vm", "gke") and not all((described.image, described.project, described.zone)):
         if described.cluster or target == "tpu-vm" or not described.image:
             with pytest.raises(ValueError, match="needs"):
-                command.TARGETS[target]["start"](described)
+                launch.TARGETS[target]["start"](described)
         return
-    steps = command.TARGETS[target]["start"](described)
+    steps = launch.TARGETS[target]["start"](described)
     asked = recorded(job.script(steps))
     for step in steps:
         if isinstance(step, Write):
@@ -110,7 +111,7 @@ def check(recorded, target: str, described: Job) -> None:
         if isinstance(step, Run) and step.words[0] in PROGRAMS:
             assert list(step.words) in asked
     if target == "slurm":
-        assert asked[-1][-len(described.words) :] == [str(command.slurm.SCRIPTS / "slurm.sbatch"), *described.words[1:]]
+        assert asked[-1][-len(described.words) :] == [str(launch.slurm.SCRIPTS / "slurm.sbatch"), *described.words[1:]]
     if target == "tpu-vm":
         (ssh,) = (words for words in asked if "ssh" in words)
         asked = recorded(HOST + ssh[-1].removeprefix("--command="))

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from jax_speechlm import cli
+from jax_speechlm.cli import launch
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.launching import cloud_tpu, command, gke, job, skypilot
+from jax_speechlm.launching import cloud_tpu, gke, job, skypilot
 from jax_speechlm.launching.job import Job, Run, Write
 
 TPU = Job(
@@ -87,7 +88,7 @@ def test_what_cannot_be_is_an_error_that_helps(changes, said):
 )
 def test_a_target_says_what_it_needs(target, described, said):
     with pytest.raises(ValueError, match=said):
-        command.TARGETS[target]["start"](described)
+        launch.TARGETS[target]["start"](described)
 
 
 def test_options_change_what_the_file_says(tmp_path, capsys):
@@ -112,14 +113,14 @@ def test_options_change_what_the_file_says(tmp_path, capsys):
     assert printed == job.script(gke.start(described))
 
 
-@pytest.mark.parametrize("target", command.TARGETS)
-@pytest.mark.parametrize("action", command.ACTIONS)
+@pytest.mark.parametrize("target", launch.TARGETS)
+@pytest.mark.parametrize("action", launch.ACTIONS)
 def test_a_dry_run_is_a_script_of_bash(target, action):
     described = {"slurm": GPU, "local": GPU, "skypilot": GPU.replace(run_dir="gs://b/x")}.get(target, TPU)
-    if action not in command.TARGETS[target]:
+    if action not in launch.TARGETS[target]:
         assert cli.main(["launch", target, "--action", action]) == USER_ERROR
         return
-    script = job.script(command.TARGETS[target][action](described))
+    script = job.script(launch.TARGETS[target][action](described))
     done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
