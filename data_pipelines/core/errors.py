@@ -5,11 +5,15 @@ import os
 from pathlib import Path
 
 
-class DataError(Exception):
-    """A problem with the data or the machine; the message names the file and the remedy.
+class UserError(Exception):
+    """Base of the errors that a user can correct: the message names what is wrong and the remedy.
 
     The command line prints the message alone, without a traceback.
     """
+
+
+class DataError(UserError):
+    """A problem with the data or the machine; the message names the file and the remedy."""
 
 
 def disk_full(folder: Path, missing: int) -> DataError:

@@ -1,19 +1,28 @@
 """What `jax-speechlm units` runs: fit a k-means, label sets with it, look at what its units are."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional
+from tyro.extras import subcommand_cli_from_dict
 
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import Units, is_labelled, open_codes, read_units, write_units
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh
 from jax_speechlm.units.features import MFCC, Hidden, read_features
 from jax_speechlm.units.kmeans import KMeans, fit_kmeans, inertia
 from jax_speechlm.units.labelling import label_part, sample_frames
 from jax_speechlm.units.report import UnitsReport, measure
+
+
+def units(argv: Sequence[str], prog: str) -> None:
+    """Runs one of the actions: fit, label, report."""
+    cache_compilations()
+    subcommand_cli_from_dict({"fit": fit, "label": label, "report": report}, prog=prog, args=argv)
 
 
 def fit(

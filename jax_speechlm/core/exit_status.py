@@ -5,6 +5,8 @@
 
 import errno
 
+from data_pipelines.core.errors import UserError
+
 FAILED = 1
 """An error of the program or of the machine, which may not come back: launchers start the same command again."""
 WRONG_COMMAND_LINE = 2
@@ -30,16 +32,10 @@ Launchers start a job again after a failure, but not after 2, 3 or 64."""
 _MACHINE = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ENOMEM, errno.ENETUNREACH, errno.EHOSTUNREACH}
 
 
-def user_errors() -> tuple[type[Exception], ...]:
-    """Returns the errors whose message tells a user what to do; any other is a bug and keeps its traceback."""
-    from data_pipelines.core.errors import DataError
-    from jax_speechlm.parallel.hardware import DeviceError
-    from jax_speechlm.planning.ahead_of_time import PlanningError
-    from jax_speechlm.training.checkpoints import CheckpointError
-    from jax_speechlm.training.loop import TrainingStopped
+_FILES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError)
 
-    paths = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError)
-    return (DataError, CheckpointError, DeviceError, PlanningError, TrainingStopped, ValueError, *paths)
+USER_ERRORS: tuple[type[Exception], ...] = (UserError, ValueError, *_FILES)
+"""Errors whose message tells a user what to do; any other is a fault of the program and keeps its traceback."""
 
 
 def status_of(error: BaseException) -> int:
@@ -49,7 +45,7 @@ def status_of(error: BaseException) -> int:
     """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else FAILED
-    if not isinstance(error, user_errors()):
+    if not isinstance(error, USER_ERRORS):
         return FAILED
     cause: BaseException | None = error
     while cause is not None:

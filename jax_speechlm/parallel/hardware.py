@@ -6,11 +6,12 @@ import time
 import jax
 import jax.numpy as jnp
 
+from data_pipelines.core.errors import UserError
 from data_pipelines.core.paths import cache_dir
 from jax_speechlm.parallel.chips import find_chip
 
 
-class DeviceError(Exception):
+class DeviceError(UserError):
     """JAX finds no device of the platform that was asked for; the message says which, and the remedy."""
 
 

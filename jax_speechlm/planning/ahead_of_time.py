@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from data_pipelines.core.errors import UserError
 from jax_speechlm.objectives.base import Objective
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.chips import Topology
@@ -46,7 +47,7 @@ class Step(NamedTuple):
     compile_seconds: float
 
 
-class PlanningError(Exception):
+class PlanningError(UserError):
     """There is no plan for the target; the message says what to install or change."""
 
 

@@ -1,17 +1,1 @@
 """A trained run as a service: `jax-speechlm serve`. An HTTP endpoint in OpenAI's form, and a page that calls it."""
-
-from collections.abc import Sequence
-
-
-def serve(argv: Sequence[str], prog: str) -> None:
-    """The command. Raises `ValueError` where what it needs besides the package is not installed."""
-    import tyro
-
-    from jax_speechlm.parallel.hardware import cache_compilations
-
-    try:
-        from jax_speechlm.cli.serve import serve_run
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'jax_speechlm[serve]'") from error
-    cache_compilations()
-    tyro.cli(serve_run, prog=prog, args=argv)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from rich.markup import escape
 
+from data_pipelines.core.errors import UserError
 from data_pipelines.core.paths import AnyPath, as_path, is_url, reach
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.batch import seed_key
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 _TRAIN_TO_FORWARD = 3.0  # a backward pass costs two forward passes
 
 
-class TrainingStopped(Exception):
+class TrainingStopped(UserError):
     """Training cannot go on; the message says why and what is kept."""
 
 

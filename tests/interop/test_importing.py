@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from data_pipelines.tokenizers.base import CharTokenizer
 from data_pipelines.tokenizers.hugging_face import Places
 from jax_speechlm import cli
+from jax_speechlm.cli.experiment import experiment_parser, parse_experiment
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.inference.asr.ctc import Recognizer
@@ -310,9 +311,9 @@ def test_an_imported_run_has_the_config_that_every_run_has(tmp_path):
     write_text_model(tmp_path / "theirs", "llama", **SPECIAL["llama"])
     import_run(tmp_path / "theirs", tmp_path / "run")
     assert load_experiment(tmp_path / "run") == Trained.read(tmp_path / "run").experiment
-    parser = cli._experiment_parser("jax-speechlm finetune", "demo_lm")
+    parser = experiment_parser("jax-speechlm finetune", "demo_lm")
     argv = ["--config", str(tmp_path / "run" / "config.json"), "--data.sets", "mine"]
-    experiment, _ = cli._experiment(parser, argv, "jax-speechlm finetune")
+    experiment, _ = parse_experiment(parser, argv, "jax-speechlm finetune")
     assert experiment.data.sets == ("mine",)
     assert experiment.model == Trained.read(tmp_path / "run").experiment.model
 

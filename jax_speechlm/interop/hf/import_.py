@@ -5,7 +5,6 @@ by share. A folder that `jax-speechlm export` wrote gives back the run that it w
 """
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -336,13 +335,3 @@ def _save(run: Path, imported: Imported, experiment: Experiment, params: Params)
     meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(imported.tokenizer)}
     meta |= {"plan": None, "units": imported.units, "step": 0}
     ckpt.write(run, params, meta)
-
-
-def main(argv: Sequence[str], prog: str) -> None:
-    import tyro
-
-    from jax_speechlm.parallel.hardware import cache_compilations
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns after every fork
-    cache_compilations()
-    tyro.cli(import_run, prog=prog, args=argv)

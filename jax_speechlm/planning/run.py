@@ -1,0 +1,111 @@
+"""The options of `jax-speechlm plan`, and what it does with them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data_pipelines.core.errors import DataError
+from jax_speechlm import configs
+from jax_speechlm.parallel.chips import GIB
+from jax_speechlm.parallel.chips import topology as find_topology
+from jax_speechlm.planning import report
+from jax_speechlm.planning.ahead_of_time import PlanningError
+from jax_speechlm.planning.fit import Trial, fit
+from jax_speechlm.planning.plan import Plan, make_plan
+from jax_speechlm.recipes.experiment import Experiment
+
+
+def run_plan(
+    experiment: Experiment,
+    topology: str | None,
+    slices: int | None,
+    out: Path,
+    *,
+    longest_only: bool = False,
+    search: bool = False,
+    max_compiles: int = 12,
+    price: float | None = None,
+    vocab_size: int | None = None,
+) -> int:
+    """Plans, prints, writes `plan.json` and `plan.html`. Returns the exit status: 0 where it fits, 3 where not."""
+    name = topology or experiment.topology
+    if name is None:
+        raise ValueError("say what to plan for: --topology v5e-256, v5p-512, h100-64, ...; this experiment names none")
+    target = find_topology(name, slices)
+    if slices is not None:
+        experiment = experiment.replace(mesh=experiment.mesh.replace(replica=target.slices))
+    console = Console(highlight=False)
+    say = Console(stderr=True, highlight=False).log
+    if search:
+        trials = fit(experiment, target, vocab_size=vocab_size, max_compiles=max_compiles, progress=say)
+        console.print(_trials(trials))
+        if trials[0].why:
+            console.print("None of them fits: take more chips or a smaller model.")
+            return 3
+        experiment = trials[0].experiment
+        console.print(f"The fastest that fits: {trials[0].settings}")
+    plan = make_plan(experiment, target, vocab_size=vocab_size, longest_only=longest_only, progress=say)
+    report.show(plan, price, console)
+    report.save(plan, out, price)
+    console.print(f"{out / 'plan.html'}, {out / 'plan.json'}")
+    return 0 if plan.fits else 3
+
+
+def _trials(trials: Sequence[Trial]) -> Table:
+    table = Table(title="What was tried, at the longest batch shape", title_justify="left")
+    for column in ("settings", "ms a step", "MFU", "bound by", "GiB a chip", "of the fastest's time", ""):
+        table.add_column(column, justify="left" if column in ("settings", "") else "right")
+    for trial in trials:
+        if trial.plan is None or trial.why:
+            table.add_row(trial.settings, "", "", "", "", "", trial.why)
+            continue
+        estimate = trial.plan.estimates[0]
+        ratio = trial.seconds_per_unit / trials[0].seconds_per_unit
+        table.add_row(
+            trial.settings,
+            f"{estimate.best * 1e3:.1f}",
+            f"{estimate.mfu:.0%}",
+            estimate.bound,
+            f"{trial.plan.fullest.memory.total / GIB:.1f}",
+            f"{ratio:.2f}",
+            "",
+        )
+    return table
+
+
+def plan_shipped(out: Path, progress: Callable[[str], None]) -> str:
+    """Plans every shipped experiment that names a target, at its longest batch shape. Returns a table in Markdown."""
+    lines = [
+        "| experiment | target | mesh | longest shape | GiB a chip | ms a step, all overlapped to nothing | bound by "
+        "| MFU at best | an hour, at best |",
+        "|---|---|---|---|---:|---:|---|---:|---:|",
+    ]
+    for name in configs.names():
+        experiment = configs.load(name)
+        if experiment.topology is None:
+            continue
+        target = find_topology(experiment.topology)
+        say = lambda line, name=name: progress(f"{name}: {line}")  # noqa: E731
+        try:
+            plan = make_plan(experiment, target, longest_only=True, progress=say)
+        except (PlanningError, DataError) as error:
+            say(f"left out: {error}")
+            continue
+        report.save(plan, out / name)
+        lines.append(_row(name, experiment.topology, plan))
+    return "\n".join(lines)
+
+
+def _row(name: str, target: str, plan: Plan) -> str:
+    step, estimate = plan.steps[-1], plan.estimates[-1]
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "1"
+    start = f"| `{name}` | {target} | {mesh} | {report.describe_shape(step.shape, plan.load)} "
+    memory = f"| {step.memory.total / GIB:.1f} of {plan.topology.spec.hbm / GIB:.0f} "
+    if estimate is None or not plan.fits:
+        return f"{start}{memory}| **does not fit** | | | |"
+    amount = step.shape.rows * step.shape.length / estimate.best
+    hour = f"{amount / 16_000:,.0f} h of audio" if plan.load.unit == "samples" else f"{amount * 3.6e-6:,.2f} G tokens"
+    times = f"| {estimate.best * 1e3:,.0f} to {estimate.serial * 1e3:,.0f} | {estimate.bound} | {estimate.mfu:.0%} "
+    return f"{start}{memory}{times}| {hour} |"
