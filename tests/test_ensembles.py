@@ -11,11 +11,11 @@ from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.decoding.ctc.greedy import collapse
 from jax_speechlm.decoding.lm.neural_fusion import NeuralScorer
 from jax_speechlm.evaluation.language import predict, total
-from jax_speechlm.inference.asr.base import open_transcriber
 from jax_speechlm.inference.asr.ctc import Recognizer, mean_probability
 from jax_speechlm.inference.asr.decoder import Decoder, Decoding
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.ensemble import LanguageEnsemble
+from jax_speechlm.inference.load import open_transcriber
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.recipes.experiment import Text

@@ -18,9 +18,9 @@ from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoding.lm.generate import Beam, Sampling
 from jax_speechlm.frontend.frontend import features
-from jax_speechlm.inference.asr.base import open_transcriber
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
+from jax_speechlm.inference.load import open_transcriber
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.training import checkpoints as ckpt

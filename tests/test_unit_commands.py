@@ -14,9 +14,9 @@ from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.inference.lm.units import UnitModel
+from jax_speechlm.inference.unit_encoder import UnitEncoder
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.recipes.experiment import Experiment, UnitText
-from jax_speechlm.units.encoder import UnitEncoder
 from jax_speechlm.units.features import MFCC
 from tests.data_pipelines.spoken_sets import write_spoken_set
 from tests.data_pipelines.unit_sets import label

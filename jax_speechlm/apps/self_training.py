@@ -16,7 +16,8 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.prepare.relabel import relabel
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation.recognition import PreparedSpeech
-from jax_speechlm.inference.asr.base import Heard, Transcriber, open_transcriber
+from jax_speechlm.inference.asr.base import Heard, Transcriber
+from jax_speechlm.inference.load import open_transcriber
 from jax_speechlm.recipes.experiment import Experiment, Start
 from jax_speechlm.training.loop import train
 

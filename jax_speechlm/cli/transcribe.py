@@ -10,8 +10,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.audio import decode
-from jax_speechlm.inference.asr.base import Transcriber, open_transcriber
+from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.load import open_transcriber
 from jax_speechlm.inference.transcript import SUBTITLES, Format, Transcript
 from jax_speechlm.training.checkpoints import CheckpointError
 

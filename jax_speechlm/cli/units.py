@@ -10,13 +10,13 @@ from tyro.extras import subcommand_cli_from_dict
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import Units, is_labelled, open_codes, read_units, write_units
 from jax_speechlm.evaluation.language import save_report
+from jax_speechlm.evaluation.units import UnitsReport, measure
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh
 from jax_speechlm.units.features import MFCC, Hidden, read_features
 from jax_speechlm.units.kmeans import KMeans, fit_kmeans, inertia
 from jax_speechlm.units.labelling import label_part, sample_frames
-from jax_speechlm.units.report import UnitsReport, measure
 
 
 def units(argv: Sequence[str], prog: str) -> None:

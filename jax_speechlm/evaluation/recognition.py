@@ -18,9 +18,10 @@ from jax_speechlm.evaluation.normalizers import NormalizerName
 from jax_speechlm.evaluation.report import Report, Utterance
 from jax_speechlm.evaluation.translation import TranslationReport
 from jax_speechlm.evaluation.tuning import tune_weights
-from jax_speechlm.inference.asr.base import Transcriber, open_transcriber
+from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.load import open_transcriber
 
 SAMPLE_RATE = 16_000
 

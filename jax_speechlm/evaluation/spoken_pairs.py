@@ -26,7 +26,7 @@ from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.evaluation.minimal_pairs import Accuracy, PairReport
 from jax_speechlm.evaluation.wer import MIN_UTTERANCES
 from jax_speechlm.inference.lm.units import UnitModel
-from jax_speechlm.units.encoder import UnitEncoder
+from jax_speechlm.inference.unit_encoder import UnitEncoder
 
 RESAMPLES, SEED = 1000, 0
 _FREQUENCIES = ((0, "not in LibriSpeech"), (1, "1 to 4"), (5, "5 to 19"), (20, "20 to 99"), (100, "100 and more"))

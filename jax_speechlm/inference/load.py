@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Integer
 
 from data_pipelines.core.paths import AnyPath
 from jax_speechlm.decoding.lm.generate import Beam, Sampling
-from jax_speechlm.inference.asr.base import open_transcriber
+from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
@@ -212,6 +213,28 @@ class TrainedModel:
                 f"{self.checkpoint}: was trained by {trained}, which has {' and '.join(self.abilities)} but no "
                 f"{ability}: {_WHO_CAN[ability].format(path=self.checkpoint)}"
             )
+
+
+def open_transcriber(
+    path: str | Path,
+    decoding: Decoding = Decoding(),  # noqa: B008  frozen
+    ensemble: Sequence[str | Path] = (),
+) -> Transcriber:
+    """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, of any objective that writes what it hears.
+
+    Args:
+      ensemble: further runs that hear with it, where it spells by CTC.
+
+    Raises:
+      CheckpointError: there is no readable checkpoint, its model was not trained to spell, or an ensemble's members do
+        not fit together.
+      DataError, ValueError: `decoding` does not fit it.
+    """
+    if objective_kind(path) == "speech_lm":
+        if ensemble:
+            raise ValueError(f"{path}: was trained by speech_lm; only runs that spell by CTC make an ensemble")
+        return SpeechLanguageModel.load(path, decoding)
+    return Recognizer.load(path, decoding, ensemble)
 
 
 def load(path: str | os.PathLike, decoding: Decoding = Decoding()) -> TrainedModel:  # noqa: B008  frozen

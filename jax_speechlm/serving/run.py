@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.progress import track
 from tyro.conf import OmitArgPrefixes, Positional
 
-from jax_speechlm.inference.asr.base import Transcriber, open_transcriber
+from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.load import open_transcriber
 from jax_speechlm.inference.segmentation import empty_batch, shapes
 from jax_speechlm.serving.app import Limits, Service, make_app
 from jax_speechlm.serving.server import make_server

@@ -17,7 +17,7 @@ from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.feature_extractor import front_end_from_hugging_face, front_end_to_hugging_face
 from jax_speechlm.interop.hf.import_ import import_run
 from jax_speechlm.interop.hf.registry import package, read_model
-from jax_speechlm.interop.hf.verify import verdict as checking
+from jax_speechlm.interop.hf.verify import export_check
 from jax_speechlm.models.adapter import QFormer, Stacking
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation, Teacher
@@ -28,7 +28,7 @@ from tests.interop.tiny_runs import CHARACTERS, CLASSES, FAST, FORMER, QWEN, RUN
 
 @pytest.fixture(autouse=True)
 def _without_transformers(monkeypatch):
-    monkeypatch.setattr(checking, "transformers_is_here", lambda: False)
+    monkeypatch.setattr(export_check, "transformers_is_here", lambda: False)
 
 
 def load(folder, name):

@@ -30,8 +30,7 @@ from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.import_ import import_run, read_folder
 from jax_speechlm.interop.hf.registry import read_model
 from jax_speechlm.interop.hf.transformer import without_vocabulary_map
-from jax_speechlm.interop.hf.verify import import_check
-from jax_speechlm.interop.hf.verify import verdict as checking
+from jax_speechlm.interop.hf.verify import export_check, import_check
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA, merge
@@ -47,7 +46,7 @@ from tests.interop.tiny_runs import FORMER, RUNS, tiny_run
 
 @pytest.fixture(autouse=True)
 def _without_transformers(monkeypatch):
-    for module in (checking, import_check):
+    for module in (export_check, import_check):
         monkeypatch.setattr(module, "transformers_is_here", lambda: False)
 
 

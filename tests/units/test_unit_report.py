@@ -7,8 +7,8 @@ import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.evaluation.recognition import PreparedSpeech
+from jax_speechlm.evaluation.units import _characters
 from jax_speechlm.inference.asr.ctc import Recognizer
-from jax_speechlm.units.report import _characters
 from tests.data_pipelines.prepared import noise, write_prepared
 from tests.training import tiny
 

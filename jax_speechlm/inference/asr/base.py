@@ -15,8 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 from data_pipelines.audio import decode
 from data_pipelines.text.scripts import join
 from jax_speechlm.core.batch import Batch
-from jax_speechlm.inference.asr.decoder import Decoding
-from jax_speechlm.inference.checkpoint import objective_kind
 from jax_speechlm.inference.segmentation import (
     Recording,
     Samples,
@@ -258,29 +256,3 @@ def _in_groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
     items = iter(items)
     while group := list(itertools.islice(items, size)):
         yield group
-
-
-def open_transcriber(
-    path: str | Path,
-    decoding: Decoding = Decoding(),  # noqa: B008  frozen
-    ensemble: Sequence[str | Path] = (),
-) -> Transcriber:
-    """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, of any objective that writes what it hears.
-
-    Args:
-      ensemble: further runs that hear with it, where it spells by CTC.
-
-    Raises:
-      CheckpointError: there is no readable checkpoint, its model was not trained to spell, or an ensemble's members do
-        not fit together.
-      DataError, ValueError: `decoding` does not fit it.
-    """
-    if objective_kind(path) == "speech_lm":
-        from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
-
-        if ensemble:
-            raise ValueError(f"{path}: was trained by speech_lm; only runs that spell by CTC make an ensemble")
-        return SpeechLanguageModel.load(path, decoding)
-    from jax_speechlm.inference.asr.ctc import Recognizer
-
-    return Recognizer.load(path, decoding, ensemble)

@@ -21,8 +21,8 @@ from jax_speechlm.core.vocabulary import Modality
 from jax_speechlm.decoding.lm.generate import Beam, Sampling, check_counts, method_of
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.inference.lm.causal import LanguageModel
+from jax_speechlm.inference.unit_encoder import UnitEncoder
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.units.encoder import UnitEncoder
 
 Part = str | Integer[np.ndarray, "..."]
 """A stretch of a document: text, or units without repeats."""

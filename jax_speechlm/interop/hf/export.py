@@ -11,7 +11,8 @@ from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hf.model_card import model_card
 from jax_speechlm.interop.hf.registry import Package, package, write_model
-from jax_speechlm.interop.hf.verify.verdict import Check, Verdict, check_folder
+from jax_speechlm.interop.hf.verify.export_check import check_folder
+from jax_speechlm.interop.hf.verify.verdict import Check, Verdict
 from jax_speechlm.training.source import tokenizer_files
 
 CARD = "README.md"
