@@ -18,7 +18,7 @@ help:
 	@echo "make test-parity  install torch and transformers, run the live comparisons"
 	@echo "make test-quick   a few minutes of tests, of what a new Python or JAX changes, with few packages installed"
 	@echo "make test-newest  the same on the newest Python found on PATH or in pyenv, and the newest packages for it"
-	@echo "make lint         ruff, check only;  make format  ruff, fix"
+	@echo "make lint         ruff and the floors of the packages, check only;  make format  ruff, fix"
 	@echo "make golden       write the golden arrays again (needs what test-parity installs; make_ngram.py needs KenLM's tools)"
 	@echo "PYTHON=python3.12 chooses the interpreter; each has its own virtual environment"
 
@@ -68,6 +68,7 @@ golden: $(VENV)/.parity
 lint: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: $(VENV)/.tests
 	$(BIN)/ruff check --fix .
