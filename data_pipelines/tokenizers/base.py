@@ -30,6 +30,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
 
 BLANK = 0
+"""The id of the CTC blank and of padding, which no text has."""
 _FILE = "tokenizer.json"
 _MODEL_FILE = "tokenizer.model"
 _SENTENCE_CHARACTERS = 1000

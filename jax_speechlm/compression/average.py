@@ -17,8 +17,8 @@ import pydantic
 from tyro.conf import Positional
 
 from data_pipelines.core.paths import AnyPath
+from jax_speechlm.core.tree import paths
 from jax_speechlm.nn.functional import Params
-from jax_speechlm.optim.optimizers import paths
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
 

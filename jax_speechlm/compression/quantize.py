@@ -6,9 +6,10 @@ import jax
 from tyro.conf import Positional
 
 from data_pipelines.core.paths import AnyPath
+from jax_speechlm.core.tree import at, replace
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
-from jax_speechlm.nn.int_weights import Kind, at, put, quantize_kernel, to_plain
+from jax_speechlm.nn.int_weights import Kind, quantize_kernel, to_plain
 from jax_speechlm.nn.layers import linear_maps
 from jax_speechlm.nn.lora import merge
 from jax_speechlm.recipes.experiment import Experiment
@@ -66,7 +67,7 @@ def quantize(make: functional.MakeModule, params: Params, kind: Kind, group: int
         kernel = at(params, names)
         if kernel is not None:
             stacked = at(declared.axes, names)[0] == "layers"
-            params = put(params, names, quantize_kernel(kernel, linear.num_in, kind, stacked=stacked, group=group))
+            params = replace(params, names, quantize_kernel(kernel, linear.num_in, kind, stacked=stacked, group=group))
     return params
 
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pydantic
-from jaxtyping import Array, Int, Key, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray, Shaped
 
 Batch = Mapping[str, Shaped[Array, "..."]]
 """A flat dict of fixed-shape arrays: `audio` int16 [B, S] at 16 kHz, `audio_length` int32 [B], `tokens` int32 [B, U],
@@ -46,3 +47,8 @@ def step_key(seed: int, step: int | Int[Array, ""]) -> PRNGKeyArray:
 def example_keys(key: PRNGKeyArray, example_id: Int[Array, " batch"]) -> Key[Array, " batch"]:
     """One key a row, drawn from the row's identity: what it draws depends on neither batch layout nor host count."""
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(example_id)
+
+
+def frame_mask(length: Int[Array, " batch"], num_frames: int) -> Bool[Array, "batch time"]:
+    """Returns True where a frame belongs to its utterance, False where it is padding."""
+    return jnp.arange(num_frames) < length[:, None]

@@ -14,10 +14,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.nn.functional import Params
-from jax_speechlm.nn.layers import frame_mask
 from jax_speechlm.objectives.asr.ctc import ctc_loss
 
 Layers = Callable[[Params, Batch], tuple[Float[Array, "layers batch time dim"], Int[Array, " batch"]]]

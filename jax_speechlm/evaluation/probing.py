@@ -26,7 +26,7 @@ from data_pipelines.batching.speech import Batches, open_batches
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage import index as indexes
 from data_pipelines.tokenizers.base import train_tokenizer
-from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation import ctc_probe, wer
 from jax_speechlm.evaluation.language import save_report
@@ -35,7 +35,6 @@ from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import log_mel
 from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.nn.functional import Params
-from jax_speechlm.nn.layers import frame_mask
 
 CHARACTERS = "characters"
 _MOST_ITERATIONS = 1000

@@ -15,8 +15,9 @@ import numpy as np
 import pydantic
 from jaxtyping import Array, Float, Float32, Int, Int16, Int32
 
+from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
-from jax_speechlm.nn.layers import Count, frame_mask
+from jax_speechlm.nn.layers import Count
 
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: 25 ms

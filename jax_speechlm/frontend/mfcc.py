@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int16, Int32
 
+from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.frontend.logmel import LogMel, log_mel, normalize
-from jax_speechlm.nn.layers import frame_mask
 
 COEFFICIENTS = 13
 """Of a window; with first and second differences 39, as in Hsu et al. 2021."""

@@ -14,10 +14,11 @@ import pydantic
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.nn.attention.dot import masked_attention
 from jax_speechlm.nn.functional import parameter, scan_layers, stack
-from jax_speechlm.nn.layers import LayerNorm, Linear, frame_mask
+from jax_speechlm.nn.layers import LayerNorm, Linear
 from jax_speechlm.parallel.mesh import by_rows
 
 Frames = TypeVar("Frames", int, Int[Array, " batch"])

@@ -26,19 +26,11 @@ import pydantic
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
+from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.nn.attention.relative import Chunk, RelativeAttention
 from jax_speechlm.nn.functional import Remat, parameter, scan_layers, stack
-from jax_speechlm.nn.layers import (
-    Count,
-    Keys,
-    LayerNorm,
-    Linear,
-    causal_depthwise,
-    dropout,
-    frame_mask,
-    split_keys,
-)
+from jax_speechlm.nn.layers import Count, Keys, LayerNorm, Linear, causal_depthwise, dropout, split_keys
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import by_tokens
 

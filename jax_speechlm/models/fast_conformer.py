@@ -25,20 +25,12 @@ import pydantic
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.models.conformer import FeedForward, run_layers
 from jax_speechlm.nn.attention.relative import PositionalAttention, distance_sinusoids
 from jax_speechlm.nn.functional import Remat, bind, parameter, stack
-from jax_speechlm.nn.layers import (
-    Count,
-    Keys,
-    LayerNorm,
-    Linear,
-    centred_depthwise,
-    dropout,
-    frame_mask,
-    split_keys,
-)
+from jax_speechlm.nn.layers import Count, Keys, LayerNorm, Linear, centred_depthwise, dropout, split_keys
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import by_tokens
 

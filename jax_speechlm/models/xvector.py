@@ -10,9 +10,10 @@ import pydantic
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.nn.functional import parameter
-from jax_speechlm.nn.layers import Linear, frame_mask
+from jax_speechlm.nn.layers import Linear
 from jax_speechlm.parallel.mesh import by_rows
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jax_speechlm.core.tree import at, replace
 from jax_speechlm.nn.functional import Params
 
 Kind = Literal["int8", "int8_dynamic", "int4"]
@@ -145,20 +146,5 @@ def from_plain(params: Params, kernels: dict[str, Any]) -> Params:
         names = path.split("/")
         found = at(params, names)
         kernel = QuantizedKernel(found["values"], found["scale"], tuple(each["shape"]), each["num_in"], each["kind"])
-        params = put(params, names, kernel)
+        params = replace(params, names, kernel)
     return params
-
-
-def at(tree: Any, names: list[str]) -> Any:
-    """What lies at a path of nested dicts, or None."""
-    for name in names:
-        if not isinstance(tree, dict) or name not in tree:
-            return None
-        tree = tree[name]
-    return tree
-
-
-def put(tree: Params, names: list[str], leaf: Any) -> Params:
-    """A copy of nested dicts with another leaf at a path that is there."""
-    first, *rest = names
-    return tree | {first: put(tree[first], rest, leaf) if rest else leaf}

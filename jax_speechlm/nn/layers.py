@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jax_speechlm.nn.functional import parameter
 from jax_speechlm.nn.int_weights import QuantizedKernel
@@ -102,11 +102,6 @@ class RMSNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
         return (y * self.scale[...]).astype(x.dtype)
-
-
-def frame_mask(length: Int[Array, " batch"], num_frames: int) -> Bool[Array, "batch time"]:
-    """True where a frame belongs to its utterance, False where it is padding."""
-    return jnp.arange(num_frames) < length[:, None]
 
 
 def split_keys(keys: Keys | None, num: int) -> Key[Array, "num batch"] | tuple[None, ...]:

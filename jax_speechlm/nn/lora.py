@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_speechlm.core.config import Config
+from jax_speechlm.core.tree import overlay
 from jax_speechlm.nn.functional import Params, parameter
 from jax_speechlm.nn.layers import Linear, linear_maps
 
@@ -139,13 +140,7 @@ def unmerge(merged: Params, kept: Params) -> Params:
     """The parameters that `merge` was given, bit for bit: nothing is subtracted, the old kernels come back."""
     if not kept:
         return merged
-
-    def restore(tree: Params, kernels: Params) -> Params:
-        return tree | {
-            name: restore(tree[name], child) if isinstance(child, dict) else child for name, child in kernels.items()
-        }
-
-    return restore(merged, kept["kernels"]) | {GROUP: kept[GROUP]}
+    return overlay(merged, kept["kernels"]) | {GROUP: kept[GROUP]}
 
 
 def _sum(kernel: Array | None, update: Params, scale: float, path: str) -> Array:

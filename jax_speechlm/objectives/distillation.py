@@ -21,14 +21,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.batch import Batch, example_keys, frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
-from jax_speechlm.nn.layers import Linear, frame_mask
+from jax_speechlm.nn.layers import Linear
 from jax_speechlm.nn.vocabulary_loss import CHUNK_LOGITS
 from jax_speechlm.objectives.asr import ctc
 from jax_speechlm.objectives.asr.ctc import CTC

@@ -8,6 +8,7 @@ import optax
 import pydantic
 
 from jax_speechlm.core.config import Config
+from jax_speechlm.core.tree import is_below, paths
 from jax_speechlm.nn.functional import Params
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -130,17 +131,6 @@ class Optimizer(Config):
         )
 
 
-def paths(tree: Params) -> list[str]:
-    """The path of every leaf in the order of `jax.tree.leaves`, such as "encoder/layers/norm/scale"."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-
-
-def is_below(path: str, prefix: str) -> bool:
-    """Whether a parameter's path is `prefix` or lies below it: "encoder" does not cover "encoder_norm/scale"."""
-    return path == prefix or path.startswith(prefix.rstrip("/") + "/")
-
-
 def _scale_groups(groups: tuple[Group, ...], like: Params) -> optax.GradientTransformation:
     names = paths(like)
     for group in groups:
@@ -166,27 +156,3 @@ def _scale_groups(groups: tuple[Group, ...], like: Params) -> optax.GradientTran
         return scaled, optax.ScaleByScheduleState(count=state.count + 1)
 
     return optax.GradientTransformation(init, update)
-
-
-def select(params: Params, prefixes: tuple[str, ...], *, complement: bool = False) -> Params:
-    """The part of a nested dict that lies below any of the prefixes, or (`complement`) the part that does not."""
-
-    def take(tree: Params, parent: str) -> Params:
-        taken = {}
-        for name, child in tree.items():
-            path = f"{parent}/{name}" if parent else name
-            if isinstance(child, dict):
-                if below := take(child, path):
-                    taken[name] = below
-            elif any(is_below(path, prefix) for prefix in prefixes) != complement:
-                taken[name] = child
-        return taken
-
-    return take(params, "")
-
-
-def overlay(base: Params, part: Params) -> Params:
-    """`base` with the leaves of `part`, a nested dict too, in place of its own and beside them."""
-    return base | {
-        name: overlay(base.get(name, {}), child) if isinstance(child, dict) else child for name, child in part.items()
-    }

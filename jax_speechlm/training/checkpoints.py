@@ -26,9 +26,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from data_pipelines.core.errors import UserError, is_disk_full
 from data_pipelines.core.paths import AnyPath, absolute, is_url, move_folder, reach
+from jax_speechlm.core.tree import overlay
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.int_weights import dequantize, from_plain
-from jax_speechlm.optim.optimizers import overlay
 from jax_speechlm.parallel import distributed, hardware
 from jax_speechlm.training import orbax_s3
 from jax_speechlm.training.state import TrainState

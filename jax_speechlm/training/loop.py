@@ -22,8 +22,8 @@ from data_pipelines.core.errors import UserError
 from data_pipelines.core.paths import AnyPath, as_path, is_url, reach
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.batch import seed_key
+from jax_speechlm.core.tree import overlay, paths, select
 from jax_speechlm.nn.functional import Params
-from jax_speechlm.optim.optimizers import overlay, paths, select
 from jax_speechlm.parallel import hardware
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.recipes.experiment import Experiment, differences

@@ -10,11 +10,12 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
 from jax_speechlm.core.batch import Batch, step_key
+from jax_speechlm.core.tree import overlay, select
 from jax_speechlm.decoding.ctc.greedy import best_path
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.base import Metrics, Objective
-from jax_speechlm.optim.optimizers import Optimizer, overlay, select
+from jax_speechlm.optim.optimizers import Optimizer
 from jax_speechlm.parallel import mesh as meshes
 
 STEP_METRICS = ("grad_norm", "learning_rate", "skipped_in_a_row")

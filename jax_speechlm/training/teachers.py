@@ -4,9 +4,9 @@ import jax
 import numpy as np
 
 from data_pipelines.tokenizers.base import Tokenizer
+from jax_speechlm.core.tree import paths
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.distillation import GROUP, Distillation, Teacher
-from jax_speechlm.optim.optimizers import paths
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer

@@ -9,9 +9,9 @@ from jax.experimental import multihost_utils
 
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers.base import Tokenizer
+from jax_speechlm.core.tree import overlay, paths, select
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.nn.functional import Params
-from jax_speechlm.optim.optimizers import overlay, paths, select
 from jax_speechlm.recipes.experiment import Start
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer

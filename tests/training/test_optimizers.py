@@ -8,12 +8,13 @@ import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import configs
+from jax_speechlm.core.tree import is_below, overlay, paths, select
 from jax_speechlm.models.adapter import Convolutional, QFormer
 from jax_speechlm.models.transformer_config import LearnedPositions
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.lm.span_corruption import SpanCorruption
-from jax_speechlm.optim.optimizers import WSD, Group, Noam, Optimizer, WarmupCosine, is_below, overlay, paths, select
+from jax_speechlm.optim.optimizers import WSD, Group, Noam, Optimizer, WarmupCosine
 from jax_speechlm.recipes.experiment import Experiment
 from tests.training import tiny
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
+from jax_speechlm.core.tree import paths
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.checkpoint import objective_kind
 from jax_speechlm.objectives.distillation import GROUP, Distillation, Teacher
-from jax_speechlm.optim.optimizers import paths
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.recipes.experiment import Experiment

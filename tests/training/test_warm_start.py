@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
+from jax_speechlm.core.tree import paths
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
-from jax_speechlm.optim.optimizers import paths
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.recipes.experiment import Experiment, Start
 from jax_speechlm.training import checkpoints as ckpt

@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from data_pipelines.text import scripts
+from data_pipelines.tokenizers.base import BLANK
 from jax_speechlm.decoding.lm.ngram import SPACE
-
-BLANK = 0
 
 Format = Literal["ctm", "textgrid", "json", "index"]
 

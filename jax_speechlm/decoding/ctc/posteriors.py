@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from data_pipelines.tokenizers.base import BLANK
 from jax_speechlm.decoding.ctc.alignment import Span
-from jax_speechlm.objectives.asr.ctc import BLANK
 
 
 class Frames(NamedTuple):

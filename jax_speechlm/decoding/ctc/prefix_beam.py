@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from data_pipelines.tokenizers.base import BLANK
 from jax_speechlm.decoding.lm.fusion import Scorer
 
-BLANK = 0
 _DEAD, _NO_PARENT = -1, -2  # no prefix has these numbers, and they differ, so that an empty slot is no root's parent
 
 

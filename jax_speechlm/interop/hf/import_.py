@@ -17,6 +17,7 @@ from tyro.conf import Positional
 from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import Tokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
+from jax_speechlm.core.tree import name_of
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.interop import folders
@@ -305,10 +306,10 @@ def _with_our_ids(sources: Params, tokenizer: Tokenizer | None, shapes: Params) 
     """Sources whose rows of ids stand where ours do; a row that nobody has there is zeros."""
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return sources
-    sizes = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
+    sizes = {name_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
 
     def move(path: tuple, source: Source) -> Source:
-        axis, shape = id_axis(sources, path), sizes.get(_name(path))
+        axis, shape = id_axis(sources, path), sizes.get(name_of(path))
         if axis is None or shape is None or len(source.shape) != len(shape):
             return source
         return dataclasses.replace(source, ids=tokenizer.places.rows(shape[axis]), id_axis=axis)
@@ -317,18 +318,14 @@ def _with_our_ids(sources: Params, tokenizer: Tokenizer | None, shapes: Params) 
 
 
 def _require_shapes(folder: Path, sources: Params, shapes: Params) -> None:
-    ours = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
-    theirs = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(sources)}
+    ours = {name_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
+    theirs = {name_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(sources)}
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise ExportError(
                 f"{folder}: the arrays of {name} give {theirs.get(name)}, and config.json a model with "
                 f"{ours.get(name)}: they are not of one model; copy both anew"
             )
-
-
-def _name(path: tuple) -> str:
-    return "/".join(key.key for key in path)
 
 
 def _save(run: Path, imported: Imported, experiment: Experiment, params: Params) -> None:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_speechlm.core.tree import at, insert
 from jax_speechlm.nn.functional import Params
 
 StateDict = Mapping[str, np.ndarray]
@@ -148,9 +149,9 @@ def sources(state_dict: StateDict, rows: Iterable[Row], config: Any, kind: str) 
             layers = tuple(take(row.theirs.format(i), row.layout) for i in range(config.num_layers))
             if len({layer.shape for layer in layers}) > 1:
                 raise ValueError(f"{row.theirs.format('*')!r} has other shapes in some layers than in others")
-            _put(tree, row.ours, Source(layers, is_stacked=True))
+            insert(tree, row.ours.split("."), Source(layers, is_stacked=True))
         else:
-            _put(tree, row.ours, Source((take(row.theirs, row.layout),)))
+            insert(tree, row.ours.split("."), Source((take(row.theirs, row.layout),)))
     if rest:
         raise ValueError(f"the state dict holds arrays that the config has no place for, such as {min(rest)!r}")
     return tree
@@ -160,7 +161,7 @@ def write(params: Params, rows: Iterable[Row], config: Any) -> dict[str, np.ndar
     """The float32 state dict of our parameters."""
     arrays = {}
     for row in rows:
-        ours = _get(params, row.ours)
+        ours = np.asarray(at(params, row.ours.split(".")))
         named = {row.theirs.format(i): x for i, x in enumerate(ours)} if "{}" in row.theirs else {row.theirs: ours}
         for name, value in named.items():
             arrays[name] = np.ascontiguousarray(row.layout.to_hf(value, config), np.float32)
@@ -187,16 +188,3 @@ def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     for name, only in fixed.items():
         if values.get(name, only) != only:
             raise ValueError(f"config.json: {name}={values[name]!r} has no counterpart here; only {only!r} has")
-
-
-def _get(tree: Params, path: str) -> np.ndarray:
-    for name in path.split("."):
-        tree = tree[name]
-    return np.asarray(tree)
-
-
-def _put(tree: Params, path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for name in parents:
-        tree = tree.setdefault(name, {})
-    tree[last] = value

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from data_pipelines.tokenizers.base import Tokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.config import Config
+from jax_speechlm.core.tree import name_of
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.inference.checkpoint import Trained
 from jax_speechlm.interop import folders
@@ -349,7 +350,7 @@ def with_their_ids(params: Params, tokenizer: Tokenizer | None) -> Params:
 
 def id_axis(params: Params, path: tuple) -> int | None:
     """The axis of a parameter that ids lie along, if any does: a head beside a transformer is one of classes."""
-    name = "/".join(key.key for key in path)
+    name = name_of(path)
     heads = {} if "transformer" in params else {"head/kernel": 1, "head/bias": 0}
     return (dict.fromkeys(PER_TOKEN, 0) | heads).get(name)
 

@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float32, Int, Int16, Int32
 
 from data_pipelines.core.paths import AnyPath
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.tokenizers.base import BLANK, Tokenizer
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.frontend.logmel import HOP, SAMPLE_RATE, WINDOW, LogMel
 from jax_speechlm.inference.checkpoint import Trained
@@ -38,7 +38,6 @@ from jax_speechlm.interop.folders import (
 )
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn.attention.relative import WHOLE
-from jax_speechlm.objectives.asr.ctc import BLANK
 
 VERSION = 1
 """Of the record beside an exported recognizer, and of the function that it describes; readers refuse a higher one."""

@@ -10,18 +10,16 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field, PositiveInt
 
-from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.core.batch import Batch, example_keys
+from data_pipelines.tokenizers.base import BLANK, Tokenizer
+from jax_speechlm.core.batch import Batch, example_keys, frame_mask
 from jax_speechlm.frontend.augment import spec_augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models.encoders import EncoderConfig, draw_chunk, forward_flops, make_encoder
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.attention.relative import Chunk
-from jax_speechlm.nn.layers import Linear, frame_mask
+from jax_speechlm.nn.layers import Linear
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, check_no_crop, mean
 from jax_speechlm.parallel.mesh import by_rows
-
-BLANK = 0  # the id that tokenizers reserve for blank and padding
 
 
 def ctc_loss(

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.batch import Batch, example_keys, frame_mask
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import encoders, transformer_config
@@ -17,7 +17,7 @@ from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.nn.layers import Linear, frame_mask
+from jax_speechlm.nn.layers import Linear
 from jax_speechlm.objectives.base import Metrics, Objective, check_features, mean
 from jax_speechlm.objectives.encode import hear
 from jax_speechlm.objectives.heads.classes import ReadsClasses

@@ -19,12 +19,12 @@ from data_pipelines.storage.frame_labels import FrameLabels, speech_frames
 from data_pipelines.storage.index import Index
 from data_pipelines.storage.units import FrameGrid
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
 from jax_speechlm.nn import functional
-from jax_speechlm.nn.layers import Linear, frame_mask
+from jax_speechlm.nn.layers import Linear
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, check_no_crop, mean
 from jax_speechlm.objectives.encode import hear
 from jax_speechlm.objectives.heads.classes import Classes

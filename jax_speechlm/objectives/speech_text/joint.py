@@ -24,13 +24,13 @@ from pydantic import Field
 
 from data_pipelines.batching.packing import BOUNDARIES
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.batch import Batch, example_keys, frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
 from jax_speechlm.nn import functional
-from jax_speechlm.nn.layers import Linear, frame_mask
+from jax_speechlm.nn.layers import Linear
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean

@@ -16,11 +16,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
 from jax_speechlm.nn import functional
-from jax_speechlm.nn.layers import frame_mask
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, mean
 from jax_speechlm.objectives.masking import (

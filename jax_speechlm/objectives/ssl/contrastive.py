@@ -19,11 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field
 
-from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import Conformer
 from jax_speechlm.nn.functional import parameter
-from jax_speechlm.nn.layers import Linear, frame_mask, split_keys
+from jax_speechlm.nn.layers import Linear, split_keys
 from jax_speechlm.nn.vector_quantizer import GumbelQuantizer, Quantized
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, ObjectiveConfig

@@ -16,11 +16,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.tokenizers.base import Tokenizer
-from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
 from jax_speechlm.nn import functional
-from jax_speechlm.nn.layers import Linear, frame_mask
+from jax_speechlm.nn.layers import Linear
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, check_no_crop, mean
 from jax_speechlm.objectives.masking import draw_views, span_frames

@@ -20,6 +20,7 @@ from jaxtyping import Int16
 from data_pipelines.audio import decode as audio_files
 from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
+from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.vocabulary import PADDING
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.decoding.lm.generate import GREEDY
@@ -40,7 +41,6 @@ from jax_speechlm.interop.hf.verify.verdict import Check, guarded
 from jax_speechlm.models.encoders import make_encoder
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.nn.layers import frame_mask
 
 Clip = Int16[np.ndarray, "..."]
 
