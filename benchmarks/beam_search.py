@@ -81,7 +81,7 @@ def flat(utterances: int, folder: Path) -> dict[str, list[str]]:
 
 def real(args: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
     """Writes a checkpoint's posteriors on the dev and test splits; returns the references."""
-    from jax_speechlm.evaluation.recognition import PreparedSpeech
+    from jax_speechlm.evaluation.recognition import EvaluationSpeech
     from jax_speechlm.inference.asr.ctc import Recognizer
 
     if args.lm is None:
@@ -89,7 +89,7 @@ def real(args: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
     (folder / "lm.arpa").symlink_to(args.lm.resolve())
     recognizer, references = Recognizer.load(args.checkpoint), {}
     for split in ("dev", "test"):
-        speech = PreparedSpeech(recognizer, (args.set,), split, args.data_dir, 120.0)
+        speech = EvaluationSpeech(recognizer, (args.set,), split, args.data_dir, 120.0)
         heard = recognizer.posteriors(speech.batches())
         save(folder, split, recognizer.tokenizer.pieces, list(heard.values()))
         texts = speech.index.column("text").to_pylist()

@@ -18,7 +18,7 @@ def pairs():
     import jax
     import jax.numpy as jnp
 
-    from jax_speechlm.nn.attention.relative import spread_by_distance
+    from jax_speechlm.nn.attention.relative import relative_shift
     from jax_speechlm.nn.layers import causal_depthwise, dropout
 
     keys = jax.random.split(jax.random.key(0), BATCH)
@@ -40,7 +40,7 @@ def pairs():
         index = jnp.broadcast_to(distance, (*scores.shape[:-1], FRAMES))
         return jnp.take_along_axis(scores, index, axis=-1)
 
-    shifted = lambda scores: spread_by_distance(scores, LEFT, RIGHT)  # noqa: E731
+    shifted = lambda scores: relative_shift(scores, LEFT, RIGHT)  # noqa: E731
     return [
         ("depthwise convolution: shifted products, grouped", causal_depthwise, grouped_convolution, (x, kernel)),
         ("dropout: hash of the place, jax.random", lambda x: dropout(x, RATE, keys), random_bits, (x,)),

@@ -24,7 +24,7 @@ import soxr
 from interleave import load
 from rich.console import Console
 
-from data_pipelines.audio.clips import Audio, Clip, Source
+from data_pipelines.audio.clips import Audio, Clip, Corpus
 from data_pipelines.audio.decode import SAMPLE_RATE, decode_flac
 from data_pipelines.prepare import beam
 from data_pipelines.prepare.command import prepare
@@ -103,7 +103,7 @@ def row_costs(rows: int, folder: Path) -> None:
             yield Clip(f"{row:012d}", click, text, "speaker", "en", "train")
 
     click, work = Click(), folder / "work"
-    source = Source("rows", "manifest", "rows", "", {}, items)
+    source = Corpus("rows", "manifest", "rows", "", {}, items)
     before = time.process_time()
     for _ in items():
         pass

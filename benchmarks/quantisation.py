@@ -29,7 +29,7 @@ def main() -> None:
 
     from jax_speechlm.compression.quantize import folder_bytes, quantize_run
     from jax_speechlm.evaluation import report as reports
-    from jax_speechlm.evaluation.recognition import PreparedSpeech
+    from jax_speechlm.evaluation.recognition import EvaluationSpeech
     from jax_speechlm.inference.asr.ctc import Recognizer
     from jax_speechlm.training import checkpoints as ckpt
 
@@ -47,7 +47,7 @@ def main() -> None:
             else:
                 quantize_run(args.checkpoint, out, kind)
             recognizer = Recognizer.load(out)
-            speech = PreparedSpeech(recognizer, tuple(args.sets), args.split, args.data_dir, 60.0)
+            speech = EvaluationSpeech(recognizer, tuple(args.sets), args.split, args.data_dir, 60.0)
             batches = list(speech.batches())
             texts, seconds = recognizer.recognize(iter(batches)), []
             for _ in range(args.passes):

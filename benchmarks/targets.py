@@ -33,14 +33,14 @@ def main() -> None:
     pin(1)  # before anything makes its threads
 
     from jax_speechlm.evaluation import report
-    from jax_speechlm.evaluation.recognition import PreparedSpeech
+    from jax_speechlm.evaluation.recognition import EvaluationSpeech
     from jax_speechlm.inference.asr.ctc import Recognizer
-    from jax_speechlm.inference.checkpoint import Trained
+    from jax_speechlm.inference.checkpoint import LoadedRun
     from jax_speechlm.interop.folders import ExportError
     from jax_speechlm.interop.runtimes.program import Program
 
     recognizer = Recognizer.load(args.run)
-    speech = PreparedSpeech(recognizer, tuple(args.sets), args.split, args.data_dir, 60.0)
+    speech = EvaluationSpeech(recognizer, tuple(args.sets), args.split, args.data_dir, 60.0)
     clips = {}
     for batch in speech.batches():
         for row, audio, length in zip(batch["example_id"], batch["audio"], batch["audio_length"], strict=True):
@@ -62,7 +62,7 @@ def main() -> None:
                 continue
             sizes[target] = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
-        program = Program.of(Trained.read(args.run))
+        program = Program.of(LoadedRun.read(args.run))
         original = recognizer.posteriors(speech.batches())
         texts = {"original": recognizer.recognize(speech.batches())}
         worst = {}

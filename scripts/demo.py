@@ -31,11 +31,11 @@ from jax_speechlm.decoding.lm.train_ngram import train_ngram
 from jax_speechlm.evaluation.recognition import evaluate_run
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.parallel.hardware import cache_compilations
-from jax_speechlm.recipes.experiment import Experiment, Start
+from jax_speechlm.recipes.experiment import Experiment, InitFrom
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import Result, TrainingStopped, train
 
@@ -59,7 +59,7 @@ def main() -> None:
     for column in ("stage", "minutes", "seen", "dev loss", "test WER [95 %]", "test CER [95 %]"):
         table.add_column(column, justify="left" if column == "stage" else "right")
 
-    def experiment(name: str, start: tuple[Start, ...] = (), **data_changes: str) -> Experiment:
+    def experiment(name: str, start: tuple[InitFrom, ...] = (), **data_changes: str) -> Experiment:
         loaded = configs.load(name)
         data = loaded.data.replace(data_dir=str(args.data_dir), **data_changes)
         return loaded.replace(data=data, seed=args.seed, start=start)
@@ -77,10 +77,10 @@ def main() -> None:
     result = finish(experiment("demo_pretrain"), args.run_dir / "pretrain")
     table.add_row("pretrain", f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}", "", "")
 
-    finetuned, pretrained = args.run_dir / "finetune", (Start(checkpoint=str(args.run_dir / "pretrain")),)
+    finetuned, pretrained = args.run_dir / "finetune", (InitFrom(checkpoint=str(args.run_dir / "pretrain")),)
     both = (
-        Start(checkpoint=str(args.run_dir / "pretrain"), groups=("quantizer", "codes=head")),
-        Start(checkpoint=str(finetuned), groups=("encoder", "head")),
+        InitFrom(checkpoint=str(args.run_dir / "pretrain"), groups=("quantizer", "codes=head")),
+        InitFrom(checkpoint=str(finetuned), groups=("encoder", "head")),
     )
     for folder, title, chosen in (
         (args.run_dir / "scratch", "finetune, not pretrained", experiment("demo_finetune")),
@@ -121,7 +121,7 @@ def main() -> None:
 
     console.rule("export the recognizer")
     export_began, exported = time.perf_counter(), args.run_dir / "exported"
-    verdict = write_checked(Trained.read(finetuned), exported, audio=(clip,))
+    verdict = write_checked(LoadedRun.read(finetuned), exported, audio=(clip,))
     table.add_row("export", _minutes(export_began), "", "", "", "")
 
     console.print(table)

@@ -27,13 +27,13 @@ from data_pipelines.text.cleaning import Cleaning
 from jax_speechlm import configs
 from jax_speechlm.decoding.lm.generate import Beam
 from jax_speechlm.evaluation import translation
-from jax_speechlm.evaluation.recognition import PreparedSpeech, evaluate_run
+from jax_speechlm.evaluation.recognition import EvaluationSpeech, evaluate_run
 from jax_speechlm.evaluation.report import Utterance
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.objectives.speech_text.speech_lm import Prompts
 from jax_speechlm.parallel.hardware import cache_compilations
-from jax_speechlm.recipes.experiment import Start
+from jax_speechlm.recipes.experiment import InitFrom
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import TrainingStopped
 
@@ -79,7 +79,7 @@ class Translation:
     def _speech_lm(self, run: Path) -> None:
         experiment = configs.load("fillets_translation")
         data = experiment.data.replace(data_dir=str(self.data_dir), tokenizer=str(self.runs / "lm"))
-        start = tuple(Start(checkpoint=str(self.runs / name)) for name in ("ctc", "lm"))
+        start = tuple(InitFrom(checkpoint=str(self.runs / name)) for name in ("ctc", "lm"))
         train_to_end(experiment.replace(data=data, start=start), run)
         for name in SETS:
             evaluate_run(run, (name,), data_dir=self.data_dir, out=self.report(run.name, name))
@@ -87,7 +87,7 @@ class Translation:
     def _cascade(self, recognizes: bool, run: Path) -> None:
         recognizer, lm = Recognizer.load(self.runs / "ctc"), LanguageModel.load(self.runs / "lm")
         for name in SETS:
-            speech = PreparedSpeech(recognizer, (name,), "test", self.data_dir, 60.0)
+            speech = EvaluationSpeech(recognizer, (name,), "test", self.data_dir, 60.0)
             if recognizes:
                 heard = recognizer.recognize(speech.batches())
                 transcripts = [heard[row] for row in range(len(speech.index))]

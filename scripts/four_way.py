@@ -30,9 +30,9 @@ from scipy import stats
 from data_pipelines.core.errors import DataError
 from jax_speechlm import configs
 from jax_speechlm.evaluation.recognition import evaluate_run
-from jax_speechlm.evaluation.report import Report
+from jax_speechlm.evaluation.report import EvaluationReport
 from jax_speechlm.parallel.hardware import cache_compilations
-from jax_speechlm.recipes.experiment import Experiment, Start
+from jax_speechlm.recipes.experiment import Experiment, InitFrom
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import TrainingStopped
 
@@ -65,7 +65,7 @@ class FourWay:
 
     def errors(self, name: str, test_set: str) -> tuple[float, float]:
         """WER and CER, per cent."""
-        report = Report.load(_report(self.runs / name, test_set) / "report.json")
+        report = EvaluationReport.load(_report(self.runs / name, test_set) / "report.json")
         return 100 * report.wer.rate, 100 * report.cer.rate
 
     def _pretrain(self, arm: str, run: Path) -> None:
@@ -96,7 +96,7 @@ class FourWay:
     def _ours(self, experiment: Experiment, starts: Sequence[str] = (), seed: int = 0, **data: Any) -> Experiment:
         """An experiment on our data that starts from runs of ours."""
         data = experiment.data.replace(data_dir=str(self.data_dir), **data)
-        start = tuple(Start(checkpoint=str(self.runs / name)) for name in starts)
+        start = tuple(InitFrom(checkpoint=str(self.runs / name)) for name in starts)
         return experiment.replace(data=data, start=start, seed=seed)
 
     def _measure(self, run: Path) -> None:

@@ -41,7 +41,7 @@ from jax_speechlm.evaluation.probing import ProbeReport, probe_run, statistics
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
 from jax_speechlm.parallel.hardware import cache_compilations
-from jax_speechlm.recipes.experiment import Experiment, Start
+from jax_speechlm.recipes.experiment import Experiment, InitFrom
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import TrainingStopped
 
@@ -91,7 +91,7 @@ class Digits:
     def _finetune(self, name: str, speaker: str, run: Path) -> None:
         experiment = self._ours(configs.load("fsdd_digits"))
         others = tuple(f"{LEFT_OUT}:{other}" for other in SPEAKERS if other != speaker)
-        start = (Start(checkpoint=str(self.runs / name)),) if name else ()
+        start = (InitFrom(checkpoint=str(self.runs / name)),) if name else ()
         train_to_end(experiment.replace(data=experiment.data.replace(sets=others), start=start), run)
         classification.evaluate_run(run, (LEFT_OUT,), split=speaker, data_dir=self.data_dir)
 

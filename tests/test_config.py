@@ -6,7 +6,7 @@ import pytest
 from jax_speechlm import cli, configs
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.optim.optimizers import Noam, Optimizer
-from jax_speechlm.recipes.experiment import Experiment, Start, differences
+from jax_speechlm.recipes.experiment import Experiment, InitFrom, differences
 from tests.golden import make_configs
 
 
@@ -81,4 +81,4 @@ def test_a_run_may_start_from_several_others(monkeypatch):
         cli.main(["finetune", "--force", "--from=runs/a", "--from=runs/b", "--start.1.groups", "head", "encoder"])
         == USER_ERROR
     )
-    assert seen == [(Start(checkpoint="runs/a"), Start(checkpoint="runs/b", groups=("head", "encoder")))]
+    assert seen == [(InitFrom(checkpoint="runs/a"), InitFrom(checkpoint="runs/b", groups=("head", "encoder")))]

@@ -7,7 +7,7 @@ import pytest
 
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.evaluation.report import Report
+from jax_speechlm.evaluation.report import EvaluationReport
 from tests.test_end_to_end import workplace  # noqa: F401  the fixture: a small recognizer of tones
 
 pytest.importorskip("kenlm", reason="n-gram models need kenlm: pip install -e '.[ngram]'")
@@ -22,11 +22,11 @@ def files(workplace):  # noqa: F811
     return workplace, data, lm
 
 
-def evaluate(files, *options: str) -> Report:
+def evaluate(files, *options: str) -> EvaluationReport:
     folder, data, _ = files
     out = folder / "decoded"
     assert cli.main(["eval", str(folder / "finetune"), "--sets", "tones", data, f"--out={out}", *options]) == 0
-    return Report.load(out / "report.json")
+    return EvaluationReport.load(out / "report.json")
 
 
 def test_eval_tunes_on_dev_and_names_what_it_used(files, capsys):

@@ -10,7 +10,7 @@ import soundfile
 from data_pipelines.storage.index import read_index
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.evaluation.recognition import PreparedSpeech
+from jax_speechlm.evaluation.recognition import EvaluationSpeech
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.segmentation import cut_at_pauses
 from jax_speechlm.training import checkpoints as ckpt
@@ -154,7 +154,7 @@ def test_a_speech_language_model_translates(workplace, capsys):
 
 FAST = """
 from jax_speechlm.configs import demo_fast_conformer
-from jax_speechlm.recipes.experiment import Cadence, Speech
+from jax_speechlm.recipes.experiment import LoopConfig, Speech
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 
@@ -171,7 +171,7 @@ def config():
         objective=experiment.objective.replace(intermediate=()),
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-2, warmup_steps=5)),
         num_steps=24,
-        cadence=Cadence(log_every=4),
+        cadence=LoopConfig(log_every=4),
     )
 """
 
@@ -219,7 +219,7 @@ def test_self_training_goes_on_from_its_own_transcripts(workplace, capsys):
     index = read_index(data / "pseudo-tones", "test")
     written = index.column("text").to_pylist()
     assert sum(bool(text) for text in written) == 4
-    heard = PreparedSpeech(texts, ("tones",), "test", data, 60.0)
+    heard = EvaluationSpeech(texts, ("tones",), "test", data, 60.0)
     spelled = texts.recognize(heard.batches())
     assert all(text in ("", spelled[row]) for row, text in enumerate(written))
     experiment = load_experiment(workplace / "self")

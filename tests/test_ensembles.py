@@ -102,8 +102,8 @@ def members():
 
 def test_every_token_has_the_mean_of_the_members_probabilities(members):
     documents = [members[0].encode(text) for text in TEXTS]
-    each = [member.token_nats(documents) for member in members]
-    for one, other, found in zip(*each, LanguageEnsemble(members).token_nats(documents), strict=True):
+    each = [member.token_nll(documents) for member in members]
+    for one, other, found in zip(*each, LanguageEnsemble(members).token_nll(documents), strict=True):
         np.testing.assert_allclose(np.exp(-found), (np.exp(-one) + np.exp(-other)) / 2, rtol=1e-5)
 
 

@@ -76,7 +76,7 @@ def test_a_score_does_not_depend_on_the_batch(texts):
 def test_long_documents_are_scored_in_windows(stride):
     ids = model().encode(TEXTS[-1])
     assert len(ids) > CONTEXT + 7
-    (nats,) = model().token_nats([ids], stride=stride)
+    (nats,) = model().token_nll([ids], stride=stride)
     start = 0
     for place, value in enumerate(nats):
         if place >= start + CONTEXT:
@@ -98,7 +98,7 @@ def test_windows_score_everything_once_with_enough_before_it(lengths, context, s
 
 def test_a_stride_beyond_the_context_is_refused():
     with pytest.raises(ValueError, match=r"between 1 and the context \(32\)"):
-        model().token_nats([[1, 2]], stride=33)
+        model().token_nll([[1, 2]], stride=33)
 
 
 def test_a_continuation_and_its_prompt_are_one_text():

@@ -67,7 +67,7 @@ def test_posteriors_near_a_cut_are_those_of_the_whole(recognizer, long):
 
     def posteriors(max_seconds: float) -> np.ndarray:
         windows = list(beam._windows([samples], max_seconds))
-        heard = beam.listen_to([window.samples for window in windows if window.samples is not None])
+        heard = beam.encode_audio([window.samples for window in windows if window.samples is not None])
         found = iter(heard)
         stretches = beam._stretches((w, None if w.samples is None else next(found)) for w in windows)
         return np.exp(np.concatenate([each.posteriors for each in stretches]))

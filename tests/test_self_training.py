@@ -3,9 +3,16 @@
 import pytest
 
 from jax_speechlm.apps.self_training import Filter
-from jax_speechlm.inference.asr.base import Heard
+from jax_speechlm.inference.asr.base import Transcription
 
-HEARD = [Heard("a", -0.5), Heard("", 0.0), Heard("b", -0.1), Heard(" ", -0.01), Heard("c", -2.0), Heard("d", -0.5)]
+HEARD = [
+    Transcription("a", -0.5),
+    Transcription("", 0.0),
+    Transcription("b", -0.1),
+    Transcription(" ", -0.01),
+    Transcription("c", -2.0),
+    Transcription("d", -0.5),
+]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def written_out(model, length):
     bound = functional.bind(functional.declare(make).graphdef, model.params)
     before, behind = objective.prompt_ids(model.tokenizer)
     batch = jax.tree.map(jnp.asarray, batch_of([length], length))
-    speech, count = bound.hear(*features(batch, front_end, None))
+    speech, count = bound.encode_speech(*features(batch, front_end, None))
     table = model.params["transformer"]["embedding"]
     vocabulary, ids, total = Vocabulary.of(model.tokenizer), [], 0.0
 

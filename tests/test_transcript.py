@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.text import scripts
 from jax_speechlm.decoding.ctc.alignment import Word
-from jax_speechlm.inference.asr.base import Heard
+from jax_speechlm.inference.asr.base import Transcription
 from jax_speechlm.inference.transcript import Segment, Transcript, phrases, to_srt, to_vtt
 
 TIME = r"(\d\d+):([0-5]\d):([0-5]\d)[,.](\d{3})"
@@ -99,7 +99,7 @@ def test_confidence_is_a_probability_and_avg_logprob_its_logarithm():
     assert line["words"][0]["confidence"] == 0.5
     (phrase,) = phrases([found])
     assert (phrase.confidence, phrase.avg_logprob) == (pytest.approx(0.5), pytest.approx(math.log(0.5)))
-    assert Heard("he", math.log(0.25)).avg_logprob == math.log(0.25)
+    assert Transcription("he", math.log(0.25)).avg_logprob == math.log(0.25)
 
 
 UNSPACED = {

@@ -14,12 +14,12 @@ from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.segment import VoiceActivity
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.planning.workload import workload
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 from jax_speechlm.training.loop import TrainingStopped, train
 from tests.data_pipelines.prepared import write_prepared
 from tests.data_pipelines.spoken_sets import write_spoken_set
@@ -54,7 +54,7 @@ def run(tmp_path_factory):
         model=MODEL,
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-3, warmup_steps=5)),
         num_steps=40,
-        cadence=Cadence(log_every=20, eval_every=40, checkpoint_every=40),
+        cadence=LoopConfig(log_every=20, eval_every=40, checkpoint_every=40),
     )
     assert train(experiment, folder / "run").step == 40
     return folder / "run"
@@ -90,7 +90,7 @@ def test_speech_is_found_where_it_is_whatever_the_windows(run):
 
 
 def test_a_run_does_not_go_on_with_other_times(run):
-    experiment = Trained.read(run).experiment
+    experiment = LoadedRun.read(run).experiment
     part = read_index(run.parent / "data" / "tones", "train").parts[0]
     times = read_word_times(part)
     rows = [times.of(row) for row in range(part.num_rows)]

@@ -143,7 +143,7 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Source:
+class Corpus:
     """A set of speech that `prepare` can convert.
 
     Attributes:

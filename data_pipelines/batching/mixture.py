@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Sequence
 
 from data_pipelines.batching.packing import PERIOD, TextPlan, to_quotas
-from data_pipelines.batching.plan import Plan
+from data_pipelines.batching.plan import BatchPlan
 from data_pipelines.core.shuffle import derive_key
 
 _PHASE = 0  # stream of randomness
@@ -31,7 +31,7 @@ class MixturePlan:
     """
 
     names: tuple[str, ...]
-    plans: tuple[Plan | TextPlan, ...]
+    plans: tuple[BatchPlan | TextPlan, ...]
     quotas: tuple[int, ...]
     seed: int
 
@@ -73,7 +73,7 @@ class MixturePlan:
 
 
 def make_mixture_plan(
-    names: Sequence[str], plans: Sequence[Plan | TextPlan], weights: Sequence[float], seed: int
+    names: Sequence[str], plans: Sequence[BatchPlan | TextPlan], weights: Sequence[float], seed: int
 ) -> MixturePlan:
     """Mixes the steps of several plans.
 

@@ -59,7 +59,7 @@ class PlannedBatch:
 
     Attributes:
       epoch: pass over the items that the batch belongs to.
-      bucket: position in `Plan.buckets`.
+      bucket: position in `BatchPlan.buckets`.
       rows: int32 [batch_size], item numbers, or FILLER.
       crop_at: float64 [batch_size] in [0, 1): an item longer than the bucket loses this part of its surplus at the
         front and the rest at the end.
@@ -82,7 +82,7 @@ class PlannedBatch:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class BatchPlan:
     """A laid-out epoch and the rule that shuffles it; made by `make_plan` or `make_eval_plan`.
 
     Attributes:
@@ -196,7 +196,7 @@ def make_plan(
     frame_samples: int = 640,
     max_crop: float = 0.0,
     shortest_first_epochs: int = 0,
-) -> Plan:
+) -> BatchPlan:
     """Plans training batches: each kept item exactly once an epoch, shuffled by (seed, epoch).
 
     One static shape a bucket bounds from below what padding alone can reach: a few per cent with 24 buckets, 13 % with
@@ -256,7 +256,7 @@ def make_eval_plan(
     batch_multiple: int = 8,
     max_seconds: float | None = None,
     frame_samples: int = 640,
-) -> Plan:
+) -> BatchPlan:
     """Plans evaluation batches: every item once an epoch by ascending length, nothing dropped unless too long.
 
     Empty audio and empty transcripts stay, because corpus error rates count them. The arguments are those of
@@ -342,7 +342,7 @@ def _lay_out(
     max_crop: float,
     seed: int | None,
     shortest_first_epochs: int,
-) -> Plan:
+) -> BatchPlan:
     """Drops, sorts by length, chooses the buckets; the work behind both kinds of plan."""
     for name, value in {
         "seconds_per_batch": seconds_per_batch,
@@ -393,7 +393,7 @@ def _lay_out(
 
     computed = sum(bucket.num_batches * bucket.batch_size * bucket.num_samples for bucket in buckets)
     whole = int(num_samples[items].sum(dtype=np.int64))
-    return Plan(
+    return BatchPlan(
         buckets=tuple(buckets),
         items=items,
         seed=seed,

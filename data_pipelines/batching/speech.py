@@ -13,7 +13,7 @@ import numpy as np
 from data_pipelines.audio.decode import decode_flac
 from data_pipelines.audio.speed import change_speed
 from data_pipelines.batching.noise import NoiseReader
-from data_pipelines.batching.plan import FILLER, Plan
+from data_pipelines.batching.plan import FILLER, BatchPlan
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.index import Index, IndexMismatchError
@@ -48,7 +48,7 @@ _DTYPES = {
 
 def open_batches(
     index: Index,
-    plan: Plan,
+    plan: BatchPlan,
     tokenizer: Tokenizer | None = None,
     *,
     host: int = 0,
@@ -170,7 +170,7 @@ class _Assembler:
     def __init__(
         self,
         index: Index,
-        plan: Plan,
+        plan: BatchPlan,
         tokenizer: Tokenizer | None,
         host: int,
         num_hosts: int,

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import pyarrow.parquet
 from rich.console import Console
 
-from data_pipelines.audio.clips import AudioFile, Clip, Dropped, Source
+from data_pipelines.audio.clips import AudioFile, Clip, Corpus, Dropped
 from data_pipelines.audio.decode import Levels
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare.clip_files import clip_fields, read_clips, write_clips
 from data_pipelines.prepare.convert import Converted, Sound, by_recording, check_rate, convert_clips, too_many_bad
-from data_pipelines.prepare.report import Report, summarise
+from data_pipelines.prepare.report import PreparationReport, summarise
 from data_pipelines.prepare.speech_store import META, IndexWriters, generate, make_builder, record_fields, write_meta
 
 _CHUNK = 256  # clips that a worker converts at a time; their FLAC is in its memory
@@ -53,8 +53,8 @@ class Limits(NamedTuple):
 
 
 def prepare_on_beam(
-    source: Source, folder: Path, request: dict[str, Any], runner: Runner, *, max_seconds: float, max_bad: float
-) -> Report:
+    source: Corpus, folder: Path, request: dict[str, Any], runner: Runner, *, max_seconds: float, max_bad: float
+) -> PreparationReport:
     """Converts the clips of `source` and stores them in `folder`; arguments as in `prepare`.
 
     Bad items are counted when all clips are converted: workers do not know of each other's.
@@ -97,7 +97,7 @@ def _check_bad(dropped: list[Dropped], allowed: int) -> None:
         raise too_many_bad(bad, allowed)
 
 
-def _list_clips(source: Source, work: Path) -> tuple[int, int, list[Dropped]]:
+def _list_clips(source: Corpus, work: Path) -> tuple[int, int, list[Dropped]]:
     """Writes a source's clips into chunks. Returns the numbers of chunks and clips, and what the source left out."""
     for name in ("clips", "sounds"):
         (work / name).mkdir(parents=True, exist_ok=True)
@@ -187,8 +187,8 @@ def _outcomes(work: Path, chunk: int) -> Iterator[Dropped | tuple[Converted, int
 
 
 def _index(
-    source: Source, work: Path, num_chunks: int, dropped: list[Dropped], folder: Path, console: Console
-) -> Report:
+    source: Corpus, work: Path, num_chunks: int, dropped: list[Dropped], folder: Path, console: Console
+) -> PreparationReport:
     """Writes the index of all converted clips into `folder`; adds those that conversion dropped to `dropped`."""
 
     def kept() -> Iterator[Converted]:
@@ -233,7 +233,7 @@ def _examples(chunk: int, work: str, split: str) -> Iterator[tuple[int, dict[str
             yield chunk * _CHUNK + place, record_fields(item) | {"audio": sounds.read(item.num_bytes)}
 
 
-def _write_records(source: Source, chunks: Chunks, folder: Path, runner: Runner) -> Path:
+def _write_records(source: Corpus, chunks: Chunks, folder: Path, runner: Runner) -> Path:
     import apache_beam as beam
     import tensorflow_datasets as tfds
 

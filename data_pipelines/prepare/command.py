@@ -23,12 +23,12 @@ from typing import Any
 
 from rich.console import Console
 
-from data_pipelines.audio.clips import Clip, Dropped, Source
+from data_pipelines.audio.clips import Clip, Corpus, Dropped
 from data_pipelines.core.errors import DataError, disk_full, is_disk_full
 from data_pipelines.core.paths import AnyPath, as_path, cache_dir, is_url, reach
 from data_pipelines.prepare.beam import Runner, prepare_on_beam
-from data_pipelines.prepare.convert import Converted, Workshop, check_rate, too_many_bad
-from data_pipelines.prepare.report import Report, summarise
+from data_pipelines.prepare.convert import ConversionFolder, Converted, check_rate, too_many_bad
+from data_pipelines.prepare.report import PreparationReport, summarise
 from data_pipelines.prepare.speech_store import find_prepared, has_older_texts, publish, store
 from data_pipelines.prepare.text_report import TextReport
 from data_pipelines.prepare.text_store import prepare_text
@@ -60,7 +60,7 @@ def prepare(
     force: bool = False,
     beam_runner: str | None = None,
     beam_options: tuple[str, ...] = (),
-) -> Report | TextReport:
+) -> PreparationReport | TextReport:
     """Prepares one data set of speech or text, or finds it prepared already.
 
     A killed preparation of speech goes on where it was; one of text begins anew, with what it downloaded.
@@ -129,12 +129,12 @@ def prepare(
             # English transcripts of Debian's sets are the same by every version.
             if normalise_text == "basic" or not (manifest or tfds or (debian or name).endswith("-en")):
                 _warn_of_older_texts(place)
-            return Report.load(place / "report.json")
+            return PreparationReport.load(place / "report.json")
         if not manifest and find_prepared(place, about_text):
             if {"spoken", "punctuation"} & set(cleaning.steps):
                 _warn_of_older_texts(place)
             return TextReport.load(place / "report.json")
-    source: Source | TextSource
+    source: Corpus | TextSource
     if files is not None:
         source = files
     elif manifest is not None:
@@ -211,8 +211,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def prepare_source(
-    source: Source, folder: Path, request: dict[str, Any], *, num_workers: int, max_seconds: float, max_bad: float
-) -> Report:
+    source: Corpus, folder: Path, request: dict[str, Any], *, num_workers: int, max_seconds: float, max_bad: float
+) -> PreparationReport:
     """Converts the clips of `source` and stores them in `folder`; arguments as in `prepare`."""
     console = Console(stderr=True)
     clips: list[Clip] = []
@@ -225,7 +225,7 @@ def prepare_source(
         raise too_many_bad(bad, allowed)
     converted: list[Converted] = []
     try:
-        workshop = Workshop(folder / "work")
+        workshop = ConversionFolder(folder / "work")
         outcomes = workshop.convert(
             clips, num_workers=num_workers, max_seconds=max_seconds, max_bad=allowed - len(bad), console=console
         )

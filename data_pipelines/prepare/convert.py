@@ -38,7 +38,7 @@ class Converted:
         return self.num_samples / SAMPLE_RATE
 
 
-class Workshop:
+class ConversionFolder:
     """The work folder: FLAC files named by clip and sound, and a journal of what is finished.
 
     A file is renamed into place before its journal line is written, so whatever the journal names is whole; after a

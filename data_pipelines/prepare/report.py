@@ -21,7 +21,7 @@ _EXAMPLES = 5
 
 
 @dataclass(frozen=True)
-class Report:
+class PreparationReport:
     """The outcome of one preparation; `report.json` holds the same.
 
     Attributes:
@@ -54,7 +54,7 @@ class Report:
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: AnyPath) -> "Report":
+    def load(cls, path: AnyPath) -> "PreparationReport":
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
     def print(self, console: Console | None = None) -> None:
@@ -87,7 +87,7 @@ class Report:
         )
 
 
-def summarise(name: str, clips: Iterable[Converted], dropped: Iterable[Dropped]) -> Report:
+def summarise(name: str, clips: Iterable[Converted], dropped: Iterable[Dropped]) -> PreparationReport:
     """Gathers a report over kept clips, in one pass, and then over dropped ones."""
     splits: dict[str, dict[str, float]] = {}
     by_speaker: Counter[str] = Counter()
@@ -121,7 +121,7 @@ def summarise(name: str, clips: Iterable[Converted], dropped: Iterable[Dropped])
         if len(row["ids"]) < _EXAMPLES:
             row["ids"].append(each.id)
     seconds = sums["seconds"] or 1.0
-    return Report(
+    return PreparationReport(
         name=name,
         splits={split: splits[split] for split in sorted(splits, key=split_order)},
         dropped=dict(sorted(reasons.items(), key=lambda entry: -entry[1]["count"])),

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 import pyarrow
 import pyarrow.parquet
 
-from data_pipelines.audio.clips import Source
+from data_pipelines.audio.clips import Corpus
 from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.core.errors import DataError, disk_full
 from data_pipelines.core.paths import AnyPath, copy, num_bytes
 from data_pipelines.prepare.convert import Converted
-from data_pipelines.prepare.report import Report
+from data_pipelines.prepare.report import PreparationReport
 from data_pipelines.text.normalize import NORMALISER_VERSION
 
 META = "meta.json"
@@ -50,9 +50,9 @@ class Records(Protocol):
 
 
 def store(
-    source: Source,
+    source: Corpus,
     converted: Sequence[Converted],
-    report: Report,
+    report: PreparationReport,
     folder: Path,
     work: Path,
     request: dict[str, Any],
@@ -98,7 +98,9 @@ def record_fields(item: Converted) -> dict[str, Any]:
     }
 
 
-def write_meta(source: Source, report: Report, folder: Path, tfds_dir: Path, request: dict[str, Any]) -> None:
+def write_meta(
+    source: Corpus, report: PreparationReport, folder: Path, tfds_dir: Path, request: dict[str, Any]
+) -> None:
     """Writes `meta.json` over records and indexes that are whole."""
     splits: dict[str, dict[str, Any]] = {}
     for split, row in report.splits.items():
@@ -229,7 +231,7 @@ def file_sha256(path: AnyPath) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def make_builder(source: Source, records: Records, folder: Path) -> Any:
+def make_builder(source: Corpus, records: Records, folder: Path) -> Any:
     """The TFDS builder of a source, which stores `records` below `folder`; what it stored before is removed."""
     import tensorflow_datasets as tfds
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from data_pipelines.audio.clips import Clip, Dropped, Source
+from data_pipelines.audio.clips import Clip, Corpus, Dropped
 from data_pipelines.core.errors import DataError
 from data_pipelines.sources import asterisk, debian, fillets, queen, tuxpaint
 
@@ -23,7 +23,7 @@ NAMES = (
 )
 
 
-def debian_source(name: str, cache: Path) -> Source:
+def debian_source(name: str, cache: Path) -> Corpus:
     """Fetches the packages of one of `NAMES` into `cache` (see `debian.fetch`) and describes the set in them.
 
     Raises:
@@ -69,9 +69,9 @@ def _source(
     builder: str = "",
     config: str = "",
     characters_per_second: tuple[float, float] | None = _CHARACTERS_PER_SECOND,
-) -> Source:
+) -> Corpus:
     fetched = [debian.fetch(package, cache) for package in packages]
-    return Source(
+    return Corpus(
         name=name,
         builder=builder or name.partition("-")[0],
         config=config,

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from data_pipelines.audio.clips import AudioFile, Clip, Dropped, Source, tolerance
+from data_pipelines.audio.clips import AudioFile, Clip, Corpus, Dropped, tolerance
 from data_pipelines.audio.stretches import Stretch
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import MAX_LINE, Line, byte_blocks, byte_lines, check_storable, parse_object, too_long
@@ -34,7 +34,7 @@ _SPLIT_NAME = re.compile(r"\w+", re.ASCII)
 _STRINGS = ("text", "speaker", "language", "translation", "id", "split")
 
 
-def manifest_source(manifest: Path, name: str, text_form: TextForm) -> Source:
+def manifest_source(manifest: Path, name: str, text_form: TextForm) -> Corpus:
     """Describes a manifest as a set called `name`.
 
     Args:
@@ -43,7 +43,7 @@ def manifest_source(manifest: Path, name: str, text_form: TextForm) -> Source:
     Raises:
       DataError: there is no such file.
     """
-    return Source(
+    return Corpus(
         name=name,
         builder="manifest",
         config=name,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.audio.clips import Clip, Dropped, Source
+from data_pipelines.audio.clips import Clip, Corpus, Dropped
 from data_pipelines.audio.decode import AudioError, decode, resample, stream_channels
 from data_pipelines.core.errors import DataError
 from data_pipelines.sources.manifest import TextForm, transcript
@@ -61,7 +61,7 @@ class TfdsAudio:
 
 def tfds_source(
     tfds_name: str, name: str, text_form: TextForm, tfds_data_dir: Path | None = None
-) -> Source | TextSource:
+) -> Corpus | TextSource:
     """Downloads a TFDS data set unless it is there, and describes it as a set called `name`.
 
     A set with audio is speech; one without is text, from its feature `text` or else its first of text. Splits keep
@@ -103,7 +103,7 @@ def tfds_source(
     licence = builder.info.as_proto.redistribution_info.license or "see the home page of the set"
     origin = {"tfds": builder.info.full_name, "homepage": builder.info.homepage or ""}
     if audio:
-        return Source(name, "manifest", name, licence, origin, lambda: clips(builder, audio, text_form))
+        return Corpus(name, "manifest", name, licence, origin, lambda: clips(builder, audio, text_form))
     text = "text" if "text" in texts else texts[0]
     return TextSource(name, licence, origin, lambda: documents(builder, text))
 

@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections.abc import Collection
 
-from data_pipelines.text.numbers import GROUP, UnspeakableError, primary, say_numbers, spell
+from data_pipelines.text.numbers import GROUP, UnspeakableError, primary, say_numbers, spell_out
 
 SPLITS = ("train", "dev", "test")
 _OTHER_NAMES = {
@@ -169,7 +169,7 @@ def _normalise_1(text: str, language: str) -> str:
     text = unicodedata.normalize("NFKC", _REMARK.sub(" ", text)).replace("\u2019", "'").lower()
     if language == "en":
         text = re.sub(r"(?<=\d)\.(?=\d)", " point ", text)
-    text = _NUMBER_1.sub(lambda match: f" {spell(int(match[0]), language)} ", text)
+    text = _NUMBER_1.sub(lambda match: f" {spell_out(int(match[0]), language)} ", text)
     for sign, word in _KEYS.get(language, {}).items():
         text = text.replace(sign, f" {word} ")
     text = _INITIALS.sub("", text)

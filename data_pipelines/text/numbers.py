@@ -148,7 +148,7 @@ def cardinal(number: int, language: str) -> str:
       UnspeakableError: there are no words for it in this language.
     """
     if language == "en" and number < 1100:
-        return spell(number, "en")
+        return spell_out(number, "en")
     code = _NUM2WORDS_CODES.get(language, language)
     if code not in CONVERTER_CLASSES or number >= _LIMIT:
         raise _unspeakable(str(number), language)
@@ -162,7 +162,7 @@ def cardinal(number: int, language: str) -> str:
     return re.sub(r"\band\b|,", "", words).replace("-", " ") if language == "en" else words
 
 
-def spell(number: int, language: str) -> str:
+def spell_out(number: int, language: str) -> str:
     """A number as English telephone prompts and years have it, or zero to nine in the other languages of prompts.
 
     Four English digits are read in pairs: 1844 is "eighteen forty four". Prepared sets and their splits depend on this
@@ -184,10 +184,10 @@ def spell(number: int, language: str) -> str:
         return f"{digits[number // 1000]} thousand"
     pair, rest = divmod(number, 100)
     if rest == 0:
-        return f"{spell(pair, 'en')} hundred"
+        return f"{spell_out(pair, 'en')} hundred"
     if number < 1000:
-        return f"{digits[pair]} hundred {spell(rest, 'en')}"
-    return f"{spell(pair, 'en')} {'oh ' if rest < 10 else ''}{spell(rest, 'en')}"
+        return f"{digits[pair]} hundred {spell_out(rest, 'en')}"
+    return f"{spell_out(pair, 'en')} {'oh ' if rest < 10 else ''}{spell_out(rest, 'en')}"
 
 
 def _say(body: str, language: str) -> str:
@@ -218,7 +218,7 @@ def _whole(digits: str, language: str) -> str:
     if _has_zeros(digits):
         return _digit_by_digit(digits, language)
     if language == "en" and len(digits) <= 4:
-        return spell(int(digits), "en")
+        return spell_out(int(digits), "en")
     if len(digits) > len(str(_LIMIT)):
         raise _unspeakable(digits, language)
     return cardinal(int(digits), language)

@@ -1,7 +1,7 @@
 """Tokenizers of Hugging Face's `tokenizers` under this project's convention, with ids that move where that needs it.
 
 Here 0 is blank and padding, and a language model's boundary and mask stand behind the tokenizer's ids; elsewhere they
-stand anywhere. `Places` says which id of theirs is which of ours: their order stays, but for those few.
+stand anywhere. `IdMap` says which id of theirs is which of ours: their order stays, but for those few.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _OPTIONAL = {"other_ends": (), "has_prefix": True}
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class IdMap:
     """Which row of their table is which of ours.
 
     Ours are: padding; all that have no other place, in their order; then, of a language model, boundary and mask.
@@ -103,7 +103,7 @@ class Places:
         return {k: v for k, v in values.items() if k not in _OPTIONAL or v != _OPTIONAL[k]}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Places":
+    def from_json(cls, values: Mapping[str, Any]) -> "IdMap":
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     def rows(self, size: int) -> np.ndarray:
@@ -126,7 +126,7 @@ class HuggingFaceTokenizer:
 
     kind = "hugging_face"
 
-    def __init__(self, description: str, places: Places, files: Mapping[str, Any], special: Mapping[str, Any]):
+    def __init__(self, description: str, places: IdMap, files: Mapping[str, Any], special: Mapping[str, Any]):
         """
         Args:
           description: the text of a `tokenizer.json`.
@@ -225,7 +225,7 @@ class HuggingFaceTokenizer:
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> "HuggingFaceTokenizer":
         """What `save` wrote, as JSON reads it."""
-        places, files = Places.from_json(saved["places"]), saved["files"]
+        places, files = IdMap.from_json(saved["places"]), saved["files"]
         description = json.dumps(files[_FILE], ensure_ascii=False) if _FILE in files else saved["description"]
         return cls(description, places, files, saved["special"])
 

@@ -31,7 +31,7 @@ from jax_speechlm.decoding.ctc.alignment import (
     to_textgrid,
 )
 from jax_speechlm.decoding.lm.ngram import SPACE
-from jax_speechlm.evaluation.recognition import PreparedSpeech
+from jax_speechlm.evaluation.recognition import EvaluationSpeech
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Posteriors
 from jax_speechlm.inference.segmentation import in_batches
@@ -74,7 +74,7 @@ def align_run(
         for name in sets:
             align_part(recognizer, name, split, data_dir, seconds_per_batch)
         return
-    speech = PreparedSpeech(recognizer, sets, split, data_dir, seconds_per_batch) if sets else None
+    speech = EvaluationSpeech(recognizer, sets, split, data_dir, seconds_per_batch) if sets else None
     prepared = speech.utterances(dict.fromkeys(range(len(speech.index)), "")) if speech else []
     _check_names([each.id for each in prepared] + [file.stem for file in files], format)
     utterances: list[tuple[str, str, float, Posteriors]] = []
@@ -111,7 +111,7 @@ def align_part(recognizer: Recognizer, name: str, split: str, data_dir: Path, se
     Returns:
       The file, or None where there was nothing to do.
     """
-    speech = PreparedSpeech(recognizer, (name,), split, data_dir, seconds_per_batch)
+    speech = EvaluationSpeech(recognizer, (name,), split, data_dir, seconds_per_batch)
     (part,) = speech.index.parts
     aligner = _fingerprint(recognizer)
     known = find_word_times(part)
@@ -167,7 +167,7 @@ def align_utterances(
     """
     tokenizer, frame = recognizer.tokenizer, recognizer.experiment.frame_samples / decode.SAMPLE_RATE
     pieces = (*tokenizer.pieces, _UNKNOWN)
-    spelled = [_spell(tokenizer, text) for _, text, _, _ in utterances]
+    spelled = [_token_ids(tokenizer, text) for _, text, _, _ in utterances]
     order = sorted(range(len(utterances)), key=lambda row: len(utterances[row][3]))
     aligned, skipped = {}, {}
     for first in range(0, len(order), _ROWS):
@@ -201,7 +201,7 @@ def align_utterances(
     return [aligned[row] for row in sorted(aligned)], [skipped[row] for row in sorted(skipped)]
 
 
-def _spell(tokenizer: Tokenizer, text: str) -> list[tuple[int, int | None]]:
+def _token_ids(tokenizer: Tokenizer, text: str) -> list[tuple[int, int | None]]:
     """Tokens of a transcript, each with the place of its word; None for a space.
 
     `vocab_size` stands for characters that the tokenizer does not know.

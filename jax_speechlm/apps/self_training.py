@@ -15,10 +15,10 @@ from tyro.conf import OmitArgPrefixes, Positional
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare.relabel import relabel
 from jax_speechlm.core.config import Config
-from jax_speechlm.evaluation.recognition import PreparedSpeech
-from jax_speechlm.inference.asr.base import Heard, Transcriber
+from jax_speechlm.evaluation.recognition import EvaluationSpeech
+from jax_speechlm.inference.asr.base import Transcriber, Transcription
 from jax_speechlm.inference.load import open_transcriber
-from jax_speechlm.recipes.experiment import Experiment, Start
+from jax_speechlm.recipes.experiment import Experiment, InitFrom
 from jax_speechlm.training.loop import train
 
 
@@ -33,7 +33,7 @@ class Filter(Config):
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
     min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
 
-    def keep(self, heard: list[Heard]) -> np.ndarray:
+    def keep(self, heard: list[Transcription]) -> np.ndarray:
         """True for those to train on. Ties go to the earlier row."""
         avg_logprob = np.array([each.avg_logprob if each.text.strip() else -np.inf for each in heard])
         spoken = np.isfinite(avg_logprob)
@@ -71,8 +71,8 @@ def self_train(
     transcriber = open_transcriber(checkpoint)
     if transcriber.task != "transcribe":
         raise DataError(f"{checkpoint}: was trained to {transcriber.task}; name a run that transcribes")
-    speech = PreparedSpeech(transcriber, sets, split, data_dir, seconds_per_batch)
-    found = transcriber.hear(speech.batches())
+    speech = EvaluationSpeech(transcriber, sets, split, data_dir, seconds_per_batch)
+    found = transcriber.transcribe_batches(speech.batches())
     heard = [found[row] for row in range(len(speech.index))]
     kept = filter.keep(heard)
     if not kept.any():
@@ -104,4 +104,4 @@ def _continued(transcriber: Transcriber, chosen: tuple[str, ...], data_dir: Path
     experiment, run_dir = transcriber.experiment, transcriber.checkpoint.parent.parent
     own = tuple(name for name in experiment.data.sets if name not in chosen)
     data = experiment.data.replace(sets=own + chosen, data_dir=str(data_dir), tokenizer=str(run_dir))
-    return experiment.replace(data=data, start=(Start(checkpoint=str(transcriber.checkpoint), groups=()),))
+    return experiment.replace(data=data, start=(InitFrom(checkpoint=str(transcriber.checkpoint), groups=()),))

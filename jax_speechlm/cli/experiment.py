@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from jax_speechlm import configs
-from jax_speechlm.recipes.experiment import Experiment, Start
+from jax_speechlm.recipes.experiment import Experiment, InitFrom
 
 
 def experiment_parser(prog: str, default_config: str) -> argparse.ArgumentParser:
@@ -26,7 +26,7 @@ def parse_experiment(
         print(parser.format_help(), "\nEvery setting of the experiment is an option too:\n")
     experiment = configs.load(known.config)
     if getattr(known, "start", None):
-        experiment = experiment.replace(start=tuple(Start(checkpoint=path) for path in known.start))
+        experiment = experiment.replace(start=tuple(InitFrom(checkpoint=path) for path in known.start))
     experiment = tyro.cli(
         Experiment,
         prog=prog,

@@ -12,25 +12,27 @@ from typing import Literal, NamedTuple, get_args
 Target = Literal["hf", "stablehlo", "saved_model", "litert", "onnx"]
 
 
-class Maker(NamedTuple):
+class ExportTarget(NamedTuple):
     """What makes a target: the function, as "module:name", and a line about it."""
 
     run: str
     summary: str
 
 
-MAKERS: dict[Target, Maker] = {
-    "hf": Maker(
+EXPORT_TARGETS: dict[Target, ExportTarget] = {
+    "hf": ExportTarget(
         "jax_speechlm.interop.hf.export:export_run",
         "a folder that plain transformers opens: safetensors, config, tokenizer, front end, model card",
     ),
-    "stablehlo": Maker(
+    "stablehlo": ExportTarget(
         "jax_speechlm.interop.runtimes.stablehlo:export_run",
         "a recognizer for plain JAX on CPU, GPU and TPU, from samples to tokens",
     ),
-    "saved_model": Maker("jax_speechlm.interop.runtimes.saved_model:export_run", "the same for plain TensorFlow"),
-    "litert": Maker("jax_speechlm.interop.runtimes.litert:export_run", "the same for LiteRT: phones and boards"),
-    "onnx": Maker("jax_speechlm.interop.runtimes.onnx:export_run", "the same for onnxruntime"),
+    "saved_model": ExportTarget(
+        "jax_speechlm.interop.runtimes.saved_model:export_run", "the same for plain TensorFlow"
+    ),
+    "litert": ExportTarget("jax_speechlm.interop.runtimes.litert:export_run", "the same for LiteRT: phones and boards"),
+    "onnx": ExportTarget("jax_speechlm.interop.runtimes.onnx:export_run", "the same for onnxruntime"),
 }
 
 
@@ -47,11 +49,11 @@ def export(argv: Sequence[str], prog: str) -> None:
         allow_abbrev=False,
         description="Turns a trained checkpoint into a format that others read.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="targets:\n" + "\n".join(f"  {target:<12} {maker.summary}" for target, maker in MAKERS.items()),
+        epilog="targets:\n" + "\n".join(f"  {target:<12} {maker.summary}" for target, maker in EXPORT_TARGETS.items()),
     )
     parser.add_argument("--to", choices=get_args(Target), default="hf", help="the target (default: %(default)s)")
     known, rest = parser.parse_known_args(argv)
     if {"-h", "--help"} & set(rest):
         print(parser.format_help(), f"\nThe options of --to {known.to}:\n")
-    module, function = MAKERS[known.to].run.split(":")
+    module, function = EXPORT_TARGETS[known.to].run.split(":")
     tyro.cli(getattr(importlib.import_module(module), function), prog=f"{prog} --to {known.to}", args=rest)

@@ -13,7 +13,7 @@ from jax_speechlm.models.conformer import SIZES
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.optim.optimizers import Noam, Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 
 MEL = LogMel(stack=4)
 
@@ -36,5 +36,5 @@ def config() -> Experiment:
         num_steps=500_000,
         mesh=MeshShape(data=16, fsdp=16),
         topology="v5e-256",
-        cadence=Cadence(log_every=100, eval_every=5000, checkpoint_every=1000),
+        cadence=LoopConfig(log_every=100, eval_every=5000, checkpoint_every=1000),
     )

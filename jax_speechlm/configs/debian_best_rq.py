@@ -11,7 +11,7 @@ jax-speechlm pretrain --config debian_best_rq --run-dir runs/debian_best_rq
 
 from jax_speechlm.configs import demo_pretrain
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig
 
 SETS = (
     *(f"asterisk-{language}" for language in ("en", "es", "fr", "it", "ru")),
@@ -27,5 +27,5 @@ def config() -> Experiment:
         data=demo.data.replace(sets=SETS),
         optimizer=Optimizer(schedule=WarmupCosine(peak=8e-4, warmup_steps=200)),
         num_steps=2400,
-        cadence=Cadence(log_every=100, eval_every=800, checkpoint_every=400),
+        cadence=LoopConfig(log_every=100, eval_every=800, checkpoint_every=400),
     )

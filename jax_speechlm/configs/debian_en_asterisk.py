@@ -14,7 +14,7 @@ tuned on dev: WER 33.0 % [18.0, 48.2], CER 14.2 % [7.3, 21.5]; ranked by `demo_l
 from jax_speechlm.configs.debian_en_joint import FRONT_END, MODEL
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 
 
 def config() -> Experiment:
@@ -33,5 +33,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
         num_steps=800,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=200, checkpoint_every=200),
+        cadence=LoopConfig(log_every=50, eval_every=200, checkpoint_every=200),
     )

@@ -14,7 +14,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 
 MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=144, num_layers=6, num_heads=4, kernel_size=15)
 FRONT_END = FrontEnd(mel=MEL, augment=Augment(time_masks=2, time_mask_ratio=0.05, freq_masks=2, freq_mask_bins=15))
@@ -37,5 +37,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=2.5e-3, warmup_steps=300)),
         num_steps=6000,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=1000, checkpoint_every=1000),
+        cadence=LoopConfig(log_every=50, eval_every=1000, checkpoint_every=1000),
     )

@@ -13,7 +13,7 @@ rooms with noise add `data.noise_set` and `frontend.augment.noise_probability`.
 from jax_speechlm.configs.debian_en_joint import FRONT_END, MODEL
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 
 
 def config() -> Experiment:
@@ -32,5 +32,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
         num_steps=300,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=150, checkpoint_every=300),
+        cadence=LoopConfig(log_every=50, eval_every=150, checkpoint_every=300),
     )

@@ -15,7 +15,7 @@ from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.joint import Joint
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Mixture, Speech, Stream, Text
 
 AUDIO = Speech(
     sets=("asterisk-en", "queen-en"), seconds_per_batch=64, num_buckets=6, batch_multiple=1, max_seconds=16.0
@@ -39,5 +39,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=2.5e-3, warmup_steps=300)),
         num_steps=9000,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=1500, checkpoint_every=1500),
+        cadence=LoopConfig(log_every=50, eval_every=1500, checkpoint_every=1500),
     )

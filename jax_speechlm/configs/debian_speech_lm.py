@@ -18,7 +18,7 @@ from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 
 LANGUAGE_MODEL = demo_lm.config().model
 
@@ -44,5 +44,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=200)),
         num_steps=3000,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=500, checkpoint_every=500),
+        cadence=LoopConfig(log_every=50, eval_every=500, checkpoint_every=500),
     )

@@ -15,7 +15,7 @@ and 13.65, and 2.24: what it knew of text helps text alone.
 from jax_speechlm.configs import demo_lm
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, UnitText
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, UnitText
 
 
 def config() -> Experiment:
@@ -36,5 +36,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=100)),
         num_steps=800,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=400, checkpoint_every=400),
+        cadence=LoopConfig(log_every=50, eval_every=400, checkpoint_every=400),
     )

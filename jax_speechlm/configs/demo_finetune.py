@@ -12,7 +12,7 @@ from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 
 
 def config() -> Experiment:
@@ -33,5 +33,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=100)),
         num_steps=650,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=325, checkpoint_every=325),
+        cadence=LoopConfig(log_every=50, eval_every=325, checkpoint_every=325),
     )

@@ -20,7 +20,7 @@ from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.joint import Joint
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Mixture, Speech, Stream, Text
 
 AUDIO = Speech(sets=("asterisk-en", "queen-en"), seconds_per_batch=48, num_buckets=2, batch_multiple=1, max_seconds=8.0)
 PAIRS = AUDIO.replace(sets=("asterisk-en",))
@@ -45,5 +45,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=30)),
         num_steps=120,
         topology="cpu-1",
-        cadence=Cadence(log_every=20, eval_every=120, checkpoint_every=120),
+        cadence=LoopConfig(log_every=20, eval_every=120, checkpoint_every=120),
     )

@@ -10,7 +10,7 @@ The tokenizer is that of the recogniser which it is to help. 1.78 M parameters, 
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Text
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Text
 
 
 def config() -> Experiment:
@@ -27,5 +27,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=2e-3, warmup_steps=100)),
         num_steps=250,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=125, checkpoint_every=125),
+        cadence=LoopConfig(log_every=50, eval_every=125, checkpoint_every=125),
     )

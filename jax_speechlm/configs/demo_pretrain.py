@@ -12,7 +12,7 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 
 MEL = LogMel(stack=4)
 MODEL = ConformerConfig(input_dim=MEL.input_dim, dim=96, num_layers=6, num_heads=4, kernel_size=15)
@@ -34,5 +34,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=8e-4, warmup_steps=100)),
         num_steps=500,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=250, checkpoint_every=250),
+        cadence=LoopConfig(log_every=50, eval_every=250, checkpoint_every=250),
     )

@@ -10,7 +10,7 @@ plateau that CTC begins on. It has not been tried from a pretrained encoder.
 
 from jax_speechlm.configs import demo_finetune
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig
 
 
 def config() -> Experiment:
@@ -19,5 +19,5 @@ def config() -> Experiment:
         data=demo.data.replace(sets=("fillets-cs", "fillets-nl"), max_seconds=12.0, shortest_first_epochs=1),
         optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=300)),
         num_steps=2500,
-        cadence=Cadence(log_every=100, eval_every=1250, checkpoint_every=500),
+        cadence=LoopConfig(log_every=100, eval_every=1250, checkpoint_every=500),
     )

@@ -8,7 +8,7 @@ from audio and prose jointly; docs/results.md has the table.
 """
 
 from jax_speechlm.configs import demo_finetune
-from jax_speechlm.recipes.experiment import Cadence, Experiment
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig
 
 
 def config() -> Experiment:
@@ -16,5 +16,5 @@ def config() -> Experiment:
     return demo.replace(
         data=demo.data.replace(speeds=(0.9, 1.0, 1.1)),
         num_steps=1000,
-        cadence=Cadence(log_every=100, eval_every=500, checkpoint_every=500),
+        cadence=LoopConfig(log_every=100, eval_every=500, checkpoint_every=500),
     )

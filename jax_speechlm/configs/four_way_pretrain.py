@@ -12,7 +12,7 @@ from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.joint import Joint
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Mixture, Stream, Text
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Mixture, Stream, Text
 
 
 def config() -> Experiment:
@@ -27,5 +27,5 @@ def config() -> Experiment:
         objective=Joint(speech=BestRQ(codes=128, mask_span=0.16), text=MaskedLM(whole_words=True)),
         optimizer=Optimizer(schedule=WarmupCosine(peak=8e-4, warmup_steps=200)),
         num_steps=3000,
-        cadence=Cadence(log_every=100, eval_every=1500, checkpoint_every=500),
+        cadence=LoopConfig(log_every=100, eval_every=1500, checkpoint_every=500),
     )

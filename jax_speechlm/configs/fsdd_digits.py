@@ -13,7 +13,7 @@ from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
@@ -36,5 +36,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
         num_steps=500,
         topology="cpu-1",
-        cadence=Cadence(log_every=100, eval_every=500, checkpoint_every=500),
+        cadence=LoopConfig(log_every=100, eval_every=500, checkpoint_every=500),
     )

@@ -16,7 +16,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 
 
 def config() -> Experiment:
@@ -40,5 +40,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
         num_steps=300,
         topology="cpu-1",
-        cadence=Cadence(log_every=100, eval_every=300, checkpoint_every=300),
+        cadence=LoopConfig(log_every=100, eval_every=300, checkpoint_every=300),
     )

@@ -17,7 +17,7 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import SIZES
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 
 MEL = LogMel(stack=4)
 
@@ -40,5 +40,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1.5e-3, warmup_steps=5000), weight_decay=1e-2, ema_decay=0.999),
         num_steps=60_000,
         topology="a100-1",
-        cadence=Cadence(log_every=100, eval_every=2000, checkpoint_every=2000),
+        cadence=LoopConfig(log_every=100, eval_every=2000, checkpoint_every=2000),
     )

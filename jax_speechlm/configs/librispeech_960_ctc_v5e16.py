@@ -13,7 +13,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.optim.optimizers import Group, Noam, Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 
 
 def config() -> Experiment:
@@ -40,5 +40,5 @@ def config() -> Experiment:
         num_steps=80_000,
         mesh=MeshShape(data=4, fsdp=4),
         topology="v5e-16",
-        cadence=Cadence(log_every=100, eval_every=2000, checkpoint_every=2000),
+        cadence=LoopConfig(log_every=100, eval_every=2000, checkpoint_every=2000),
     )

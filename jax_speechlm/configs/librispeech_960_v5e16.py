@@ -16,7 +16,7 @@ from jax_speechlm.models.conformer import SIZES
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.optim.optimizers import Noam, Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 
 LIBRISPEECH_960 = tuple(f"librispeech:train_{part}" for part in ("clean100", "clean360", "other500"))
 MEL = LogMel(stack=4)
@@ -42,5 +42,5 @@ def config() -> Experiment:
         num_steps=200_000,
         mesh=MeshShape(data=4, fsdp=4),
         topology="v5e-16",
-        cadence=Cadence(log_every=100, eval_every=5000, checkpoint_every=2000),
+        cadence=LoopConfig(log_every=100, eval_every=5000, checkpoint_every=2000),
     )

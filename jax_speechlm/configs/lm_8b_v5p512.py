@@ -12,7 +12,7 @@ from jax_speechlm.models.transformer_config import SIZES
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Text
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Text
 
 
 def config() -> Experiment:
@@ -24,5 +24,5 @@ def config() -> Experiment:
         num_steps=250_000,
         mesh=MeshShape(replica=2, data=4, fsdp=64),
         topology="2xv5p-512",
-        cadence=Cadence(log_every=50, eval_every=5000, checkpoint_every=1000),
+        cadence=LoopConfig(log_every=50, eval_every=5000, checkpoint_every=1000),
     )

@@ -14,7 +14,7 @@ from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Speech
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 
 
 def config() -> Experiment:
@@ -36,5 +36,5 @@ def config() -> Experiment:
         num_steps=50_000,
         mesh=MeshShape(data=4, fsdp=64),
         topology="v5p-512",
-        cadence=Cadence(log_every=50, eval_every=2000, checkpoint_every=1000),
+        cadence=LoopConfig(log_every=50, eval_every=2000, checkpoint_every=1000),
     )

@@ -12,7 +12,7 @@ F1 88.1 % from the masked LM; 87.9 % and 86.5 % from scratch; the most frequent 
 from jax_speechlm.configs.text_en_mlm import MODEL
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Text
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Text
 
 
 def config() -> Experiment:
@@ -23,5 +23,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-4, warmup_steps=50)),
         num_steps=300,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=150, checkpoint_every=150),
+        cadence=LoopConfig(log_every=50, eval_every=150, checkpoint_every=150),
     )

@@ -14,7 +14,7 @@ jax-speechlm eval runs/text_en_lm --sets text-en --ngram data/text-en-5.arpa
 from jax_speechlm.models.transformer_config import SIZES
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Text
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Text
 
 
 def config() -> Experiment:
@@ -25,5 +25,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1.5e-3, warmup_steps=200)),
         num_steps=2000,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=500, checkpoint_every=500),
+        cadence=LoopConfig(log_every=50, eval_every=500, checkpoint_every=500),
     )

@@ -10,7 +10,7 @@ tokens. text-en test: 30.5 % of 60,302 masked tokens right, 3.740 nats each; tok
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Text
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Text
 
 MODEL = TransformerConfig(
     causal=False,
@@ -31,5 +31,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1.5e-3, warmup_steps=200)),
         num_steps=700,
         topology="cpu-1",
-        cadence=Cadence(log_every=50, eval_every=500, checkpoint_every=500),
+        cadence=LoopConfig(log_every=50, eval_every=500, checkpoint_every=500),
     )

@@ -24,7 +24,7 @@ from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.evaluation.language import save_report
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.models.transformer_config import TransformerConfig
 
 _TOKENS_PER_BATCH = 8192
@@ -151,7 +151,7 @@ def evaluate_run(
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
       seconds_per_batch: padded audio at a time: memory and speed, never the result.
     """
-    run = Trained.load(checkpoint, "classification", "tell classes apart")
+    run = LoadedRun.load(checkpoint, "classification", "tell classes apart")
     objective, label = run.experiment.objective, run.experiment.data.label
     index = indexes.read_sets(data_dir, sets, split)
     actual = objective.numbers(index.column(label).to_pylist())
@@ -175,7 +175,7 @@ def publish(report: ClassificationReport, out: AnyPath) -> None:
     console.print(f"{report.checkpoint}; {out / 'report.json'}", soft_wrap=True)
 
 
-def predict(run: Trained, batches: Iterator[Batch], num_rows: int) -> Int[np.ndarray, " rows"]:
+def predict(run: LoadedRun, batches: Iterator[Batch], num_rows: int) -> Int[np.ndarray, " rows"]:
     """The likeliest class of every row, by `example_id`; -1 for a row that is in no batch."""
     tokenizer = run.tokenizer if isinstance(run.experiment.model, TransformerConfig) else None
     _, class_logits, _ = run.experiment.objective.classifier(run.experiment.model, run.experiment.frontend, tokenizer)
@@ -188,7 +188,7 @@ def predict(run: Trained, batches: Iterator[Batch], num_rows: int) -> Int[np.nda
 
 
 def speech_batches(
-    run: Trained, index: indexes.Index, seconds_per_batch: float, codes: FrameLabels | None = None
+    run: LoadedRun, index: indexes.Index, seconds_per_batch: float, codes: FrameLabels | None = None
 ) -> Iterator[Batch]:
     """Every utterance of an index once, in batches of so much padded audio, with the classes of its frames if given."""
     frame_samples = run.experiment.frame_samples
@@ -197,7 +197,7 @@ def speech_batches(
     return open_batches(index, plan, num_steps=plan.steps_per_epoch, codes=codes)
 
 
-def text_batches(run: Trained, index: indexes.Index) -> Iterator[Batch]:
+def text_batches(run: LoadedRun, index: indexes.Index) -> Iterator[Batch]:
     """Every text of an index once that is not empty, cut off at the context."""
     tokens, context = open_tokens(index, run.tokenizer), run.experiment.data.context
     rows = max(1, _TOKENS_PER_BATCH // context)

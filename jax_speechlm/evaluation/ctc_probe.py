@@ -45,7 +45,7 @@ def fit(layers: Layers, frozen: Params, batches: Iterator[Batch], num_steps: int
     adam = optax.adam(schedule)
 
     def loss(learnt: Params, hidden_LxBxTxD: Array, length_B: Array, batch: Batch) -> Array:
-        logits_LxBxTxV = spell(standard | learnt, hidden_LxBxTxD)
+        logits_LxBxTxV = ctc_logits(standard | learnt, hidden_LxBxTxD)
         tokens, token_length_B = batch["tokens"], batch["token_length"]
         nats_LxB, feasible_LxB = jax.vmap(lambda x: ctc_loss(x, length_B, tokens, token_length_B))(logits_LxBxTxV)
         weight_LxB = feasible_LxB * batch["weight"]  # of layers that share nothing: their losses only add up
@@ -62,7 +62,7 @@ def fit(layers: Layers, frozen: Params, batches: Iterator[Batch], num_steps: int
     return standard | learnt
 
 
-def spell(
+def ctc_logits(
     probe: Params, hidden_LxBxTxD: Float[Array, "layers batch time dim"]
 ) -> Float[Array, "layers batch time ids"]:
     """Logits of each layer's own map."""
@@ -78,7 +78,7 @@ def texts(
     @jax.jit
     def paths(frozen: Params, batch: Batch) -> Int[Array, "layers batch time"]:
         hidden_LxBxTxD, length_B = layers(frozen, batch)
-        return jax.vmap(lambda logits: best_path(logits, length_B))(spell(probe, hidden_LxBxTxD))
+        return jax.vmap(lambda logits: best_path(logits, length_B))(ctc_logits(probe, hidden_LxBxTxD))
 
     found = [[""] * num_rows for _ in range(len(probe["bias"]))]
     for batch in batches:

@@ -12,7 +12,7 @@ from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.evaluation.classification import FRAME, ClassificationReport, publish, score, speech_batches
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 
 
 def evaluate_run(
@@ -37,7 +37,7 @@ def evaluate_run(
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
       seconds_per_batch: padded audio at a time: memory and speed, never the result.
     """
-    run = Trained.load(checkpoint, "frame_classification", "tell speech from silence")
+    run = LoadedRun.load(checkpoint, "frame_classification", "tell speech from silence")
     experiment, mel = run.experiment, run.experiment.frontend.mel
     index = indexes.read_sets(data_dir, sets, split)
     labels = experiment.objective.labels(index, mel)
@@ -54,7 +54,7 @@ def evaluate_run(
     return report
 
 
-def _frames(run: Trained, batches: Iterator[Batch]) -> Iterator[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]:
+def _frames(run: LoadedRun, batches: Iterator[Batch]) -> Iterator[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]:
     """The class of each frame that has one, and what it is taken for, batch by batch."""
     _, logits = run.experiment.objective.classifier(run.experiment.model, run.experiment.frontend)
     best = jax.jit(lambda params, batch: logits(params, batch, None)[0].argmax(-1))

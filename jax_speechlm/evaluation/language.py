@@ -91,7 +91,7 @@ class LanguageReport(Config):
 
 
 def predict(lm: LanguageModel | LanguageEnsemble, texts: Sequence[str], stride: int | None = None) -> list[Prediction]:
-    """How well a language model predicts each text. `stride` as in `LanguageModel.token_nats`."""
+    """How well a language model predicts each text. `stride` as in `LanguageModel.token_nll`."""
     nats = text_nats(lm, texts, stride)
     return [
         _prediction(text, float(each.sum(dtype=np.float64)), len(each), _count_unknown(lm, text))

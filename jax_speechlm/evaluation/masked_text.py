@@ -17,7 +17,7 @@ from data_pipelines.storage.tokens import TokenStore, open_tokens
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.evaluation.language import save_report
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 
 _TOKENS_PER_BATCH = 8192
@@ -69,7 +69,7 @@ def evaluate_run(
       data_dir: folder of the prepared data sets, those of the run's training too.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
     """
-    run = Trained.load(checkpoint, MaskedLM().kind, "fill gaps from both sides")
+    run = LoadedRun.load(checkpoint, MaskedLM().kind, "fill gaps from both sides")
     data = run.experiment.data
     tokens = open_tokens(indexes.read_sets(data_dir, sets, split), run.tokenizer)
     objective = run.experiment.objective.build(run.experiment.model, run.experiment.frontend, run.tokenizer)

@@ -15,7 +15,7 @@ from data_pipelines.storage import index as indexes
 from jax_speechlm.evaluation import report as reports
 from jax_speechlm.evaluation import translation
 from jax_speechlm.evaluation.normalizers import NormalizerName
-from jax_speechlm.evaluation.report import Report, Utterance
+from jax_speechlm.evaluation.report import EvaluationReport, Utterance
 from jax_speechlm.evaluation.translation import TranslationReport
 from jax_speechlm.evaluation.tuning import tune_weights
 from jax_speechlm.inference.asr.base import Transcriber
@@ -26,7 +26,7 @@ from jax_speechlm.inference.load import open_transcriber
 SAMPLE_RATE = 16_000
 
 
-class PreparedSpeech:
+class EvaluationSpeech:
     """One split of prepared sets, in the batches that a recognizer takes."""
 
     def __init__(
@@ -73,7 +73,7 @@ def evaluate_run(
     data_dir: Path = Path("data"),
     out: Path | None = None,
     seconds_per_batch: float = 120.0,
-) -> Report | TranslationReport:
+) -> EvaluationReport | TranslationReport:
     """Measures WER and CER of a checkpoint on prepared data sets, with 95 % bootstrap intervals.
 
     Writes `report.json`, which `jax-speechlm compare` reads, and `alignments.txt`, every utterance's alignment with the
@@ -98,12 +98,12 @@ def evaluate_run(
     tuned_on = ""
     if isinstance(recognizer, Recognizer) and recognizer.decoder is not None and (tune or decoding.untuned):
         names = tuple(dict.fromkeys(name.partition(":")[0] for name in sets))
-        dev = PreparedSpeech(recognizer, names, "dev", data_dir, seconds_per_batch)
+        dev = EvaluationSpeech(recognizer, names, "dev", data_dir, seconds_per_batch)
         references = dev.index.column("text").to_pylist()
         decoder = tune_weights(recognizer.decoder, recognizer.posteriors(dev.batches()), references, normalizer)
         recognizer = dataclasses.replace(recognizer, decoder=decoder)
         tuned_on = f", weights tuned on dev of {', '.join(names)}"
-    speech = PreparedSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
+    speech = EvaluationSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
     measure = translation.evaluate if recognizer.task == "translate" else reports.evaluate
     utterances = speech.utterances(recognizer.recognize(speech.batches()))
     report = measure(utterances, normalizer, decoder=recognizer.how + tuned_on)
@@ -124,4 +124,4 @@ def compare_reports(first: Positional[Path], second: Positional[Path]) -> None:
       first: a report.json that `jax-speechlm eval` wrote.
       second: another; the difference is second minus first, so below zero the second is better.
     """
-    print(reports.compare(Report.load(as_path(first)), Report.load(as_path(second))))
+    print(reports.compare(EvaluationReport.load(as_path(first)), EvaluationReport.load(as_path(second))))

@@ -80,7 +80,7 @@ class Score(Config):
         return f"{100 * self.rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-class Report(Config):
+class EvaluationReport(Config):
     """The evaluation of one system on one corpus.
 
     Attributes:
@@ -113,7 +113,7 @@ class Report(Config):
         (directory / "alignments.txt").write_text(self.alignments(), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: AnyPath) -> "Report":
+    def load(cls, path: AnyPath) -> "EvaluationReport":
         """The report in a `report.json`.
 
         Raises:
@@ -186,7 +186,7 @@ def evaluate(
     decoder: str = "greedy",
     resamples: int = 10_000,
     seed: int = 0,
-) -> Report:
+) -> EvaluationReport:
     """Scores hypotheses against references; `decoder` says how they were found.
 
     Raises:
@@ -215,7 +215,7 @@ def evaluate(
 
     by_speaker = _group(utterances, lambda utterance: utterance.speaker)
     by_length = _group(utterances, _length_class)
-    return Report(
+    return EvaluationReport(
         headline=headline,
         normalizer=normalizer,
         decoder=decoder,
@@ -229,7 +229,7 @@ def evaluate(
     )
 
 
-def compare(first: Report, second: Report, *, resamples: int = 10_000, seed: int = 0) -> Comparison:
+def compare(first: EvaluationReport, second: EvaluationReport, *, resamples: int = 10_000, seed: int = 0) -> Comparison:
     """Tests the headline rates of two systems on the same utterances, in whatever order each report has them.
 
     Raises:

@@ -23,7 +23,7 @@ from data_pipelines.core.lines import text_lines
 from data_pipelines.core.paths import AnyPath, as_path
 from jax_speechlm.evaluation import report as reports
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, written_without_spaces
-from jax_speechlm.evaluation.report import Report, Utterance
+from jax_speechlm.evaluation.report import EvaluationReport, Utterance
 
 NOTHING = ""
 """What a hypothesis without a word in a slot has there."""
@@ -129,7 +129,7 @@ def rover_reports(
     alpha: Share = 1.0,
     null_confidence: Share = 0.7,
     normalizer: NormalizerName | None = None,
-) -> Report:
+) -> EvaluationReport:
     """Joins the transcripts of several evaluations of the same utterances by a vote on every word (ROVER).
 
     Writes a report as `jax-speechlm eval` does, which `jax-speechlm compare` takes. Where votes tie, the system that is
@@ -217,7 +217,7 @@ def _confidences(voice: Hypothesis, words: Sequence[str]) -> tuple[float, ...]:
 def _read(path: AnyPath) -> tuple[NormalizerName | None, list[Hypothesis]]:
     """The normaliser that a file names, and its transcripts."""
     if path.suffix != ".jsonl":
-        report = Report.load(path)
+        report = EvaluationReport.load(path)
         return report.normalizer, [Hypothesis(**each.model_dump()) for each in report.utterances]
     try:
         return None, [Hypothesis.from_json(line) for _, line in text_lines(path) if line.strip()]

@@ -17,7 +17,7 @@ from data_pipelines.storage import index as indexes
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation.classification import speech_batches
 from jax_speechlm.evaluation.language import save_report
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 
 _MOST_ROWS = 4000  # whose pairs are all looked at: eight million
 _TARGET_PRIOR = 0.01  # of the detection cost, as papers on VoxCeleb have it
@@ -131,7 +131,7 @@ def evaluate_run(
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
       seconds_per_batch: padded audio at a time: memory and speed, never the result.
     """
-    run = Trained.load(checkpoint, "speaker_verification", "compare speakers")
+    run = LoadedRun.load(checkpoint, "speaker_verification", "compare speakers")
     index = indexes.read_sets(data_dir, sets, split)
     speakers = np.array(index.column("speaker").to_pylist(), object)
     listed = None if trials is None else _listed(trials, index)
@@ -165,7 +165,7 @@ def evaluate_run(
 
 
 def x_vectors(
-    run: Trained, index: indexes.Index, seconds_per_batch: float = 120.0
+    run: LoadedRun, index: indexes.Index, seconds_per_batch: float = 120.0
 ) -> tuple[Float[np.ndarray, "rows dim"], Bool[np.ndarray, " rows"]]:
     """Every row's x-vector at unit length, and which rows have one: those of enough frames."""
     experiment, objective = run.experiment, run.experiment.objective

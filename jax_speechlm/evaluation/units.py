@@ -12,7 +12,7 @@ from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import open_codes
 from jax_speechlm.core.config import Config
 from jax_speechlm.decoding.ctc.alignment import force_align
-from jax_speechlm.evaluation.recognition import PreparedSpeech
+from jax_speechlm.evaluation.recognition import EvaluationSpeech
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.units.measures import Agreement, Leakage, Usage, agreement, speaker_leakage, usage
 
@@ -108,7 +108,7 @@ def measure(
     characters, unaligned = None, 0
     if ctc is not None:
         recognizer = Recognizer.load(ctc)
-        speech = PreparedSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
+        speech = EvaluationSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
         counts, unaligned = _characters(recognizer, speech, codes, num_units, store.units.frame_samples)
         characters = agreement(counts) if counts.any() else None
     return UnitsReport(
@@ -127,7 +127,7 @@ def measure(
 
 def _characters(
     recognizer: Recognizer,
-    speech: PreparedSpeech,
+    speech: EvaluationSpeech,
     codes: list[Int[np.ndarray, "..."]],
     num_units: int,
     frame_samples: int,

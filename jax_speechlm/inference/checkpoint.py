@@ -14,7 +14,7 @@ from jax_speechlm.training.source import saved_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class LoadedRun:
     """A checkpoint's parameters and all that is needed to use them.
 
     Attributes:
@@ -34,7 +34,7 @@ class Trained:
     units: str | None = None
 
     @classmethod
-    def load(cls, path: str | os.PathLike, kind: str, purpose: str) -> "Trained":
+    def load(cls, path: str | os.PathLike, kind: str, purpose: str) -> "LoadedRun":
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
 
         Args:
@@ -52,7 +52,7 @@ class Trained:
         return cls.read(checkpoint, quantized=True)
 
     @classmethod
-    def read(cls, path: str | os.PathLike, *, quantized: bool = False) -> "Trained":
+    def read(cls, path: str | os.PathLike, *, quantized: bool = False) -> "LoadedRun":
         """The same, whatever the checkpoint was trained by.
 
         Args:
@@ -74,4 +74,4 @@ def objective_kind(path: str | os.PathLike) -> str:
     Raises:
       CheckpointError: there is no readable checkpoint.
     """
-    return Experiment.model_validate(ckpt.read_meta(ckpt.find(path))["experiment"]).objective.trains
+    return Experiment.model_validate(ckpt.read_meta(ckpt.find(path))["experiment"]).objective.model_kind

@@ -17,7 +17,7 @@ from tyro.conf import Positional
 from data_pipelines.audio.decode import AudioError
 from data_pipelines.core.errors import DataError
 from jax_speechlm.core.vocabulary import Vocabulary, pad
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.segmentation import Recording, Samples, in_batches, in_groups, name_of
 from jax_speechlm.models.transformer_config import TransformerConfig
 
@@ -32,7 +32,7 @@ class Classifier:
       run: the checkpoint that it was read from.
     """
 
-    run: Trained
+    run: LoadedRun
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Classifier":
@@ -41,7 +41,7 @@ class Classifier:
         Raises:
           CheckpointError: there is no readable checkpoint, or it was not trained by classification.
         """
-        return cls(Trained.load(path, "classification", "tell classes apart"))
+        return cls(LoadedRun.load(path, "classification", "tell classes apart"))
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from data_pipelines.audio.decode import SAMPLE_RATE, AudioError
 from data_pipelines.core.errors import DataError
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.segmentation import Recording, blocks_of, in_batches, samples_in, windows
 
 _MAX_SECONDS = 30.0
@@ -31,7 +31,7 @@ class VoiceActivity:
       run: the checkpoint that it was read from.
     """
 
-    run: Trained
+    run: LoadedRun
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "VoiceActivity":
@@ -40,7 +40,7 @@ class VoiceActivity:
         Raises:
           CheckpointError: there is no readable checkpoint, or it was not trained by frame_classification.
         """
-        return cls(Trained.load(path, "frame_classification", "tell speech from silence"))
+        return cls(LoadedRun.load(path, "frame_classification", "tell speech from silence"))
 
     @property
     def frame_samples(self) -> int:

@@ -26,7 +26,7 @@ Recording = str | os.PathLike | bytes | np.ndarray
 """A file, the bytes of one, or int16 [samples] at 16 kHz."""
 
 
-class Window(NamedTuple):
+class AudioWindow(NamedTuple):
     """A stretch of a recording that a model hears at once. The stretches from `start` to `end` tile the recording.
 
     Attributes:
@@ -63,7 +63,7 @@ def windows(
     overlap: int = 0,
     multiple: int = 1,
     skip_silence: bool = False,
-) -> Iterator[Window]:
+) -> Iterator[AudioWindow]:
     """Cuts a recording at the quietest 0.2 s between half and the whole of what a window may hold.
 
     The windows depend on the samples, not on the blocks in which they come; no more than a window and a block are held.
@@ -93,15 +93,15 @@ def windows(
             held += len(block)
         pending = np.concatenate(parts) if len(parts) > 1 else pending
         if len(pending) <= max_samples:
-            yield Window(pending, begin, start, begin + len(pending))
+            yield AudioWindow(pending, begin, start, begin + len(pending))
             return
         ahead = pending[start - begin :][:most]
         if skip_silence and (quiet := _leading_silence(ahead)) >= _LONG_SILENCE:
             end = start + (quiet - _MARGIN) // multiple * multiple
-            yield Window(None, start, start, end)
+            yield AudioWindow(None, start, start, end)
         else:
             end = start + max(_quietest(ahead) // multiple, 1) * multiple
-            yield Window(pending[: end + overlap - begin], begin, start, end)
+            yield AudioWindow(pending[: end + overlap - begin], begin, start, end)
         pending = pending[max(end - overlap - begin, 0) :]
         begin, start = max(end - overlap, begin), end
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data_pipelines.audio.decode import AudioError
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.segmentation import Recording, Samples, in_batches, in_groups, name_of
 
 
@@ -22,7 +22,7 @@ class SpeakerVectors:
       run: the checkpoint that it was read from.
     """
 
-    run: Trained
+    run: LoadedRun
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "SpeakerVectors":
@@ -31,7 +31,7 @@ class SpeakerVectors:
         Raises:
           CheckpointError: there is no readable checkpoint, or it was not trained by speaker_verification.
         """
-        return cls(Trained.load(path, "speaker_verification", "compare speakers"))
+        return cls(LoadedRun.load(path, "speaker_verification", "compare speakers"))
 
     def vectors(
         self, recordings: Iterable[Recording], max_seconds: float = 30.0, seconds_per_batch: float = 60.0

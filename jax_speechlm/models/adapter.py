@@ -19,7 +19,7 @@ from jax_speechlm.core.config import Config
 from jax_speechlm.nn.attention.dot import masked_attention
 from jax_speechlm.nn.functional import parameter, scan_layers, stack
 from jax_speechlm.nn.layers import LayerNorm, Linear
-from jax_speechlm.parallel.mesh import by_rows
+from jax_speechlm.parallel.mesh import shard_batch_dim
 
 Frames = TypeVar("Frames", int, Int[Array, " batch"])
 Adapted = tuple[Float[Array, "batch outputs width"], Int[Array, " batch"]]
@@ -246,4 +246,4 @@ def _around(x_BxTxD: Array, size: int, stride: int) -> Array:
 
 
 def _finish(x: Array, length_B: Array) -> Adapted:
-    return by_rows(_masked(x.astype(jnp.float32), length_B)), length_B
+    return shard_batch_dim(_masked(x.astype(jnp.float32), length_B)), length_B

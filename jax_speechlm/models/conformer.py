@@ -32,7 +32,7 @@ from jax_speechlm.nn.attention.relative import Chunk, RelativeAttention
 from jax_speechlm.nn.functional import Remat, parameter, scan_layers, stack
 from jax_speechlm.nn.layers import Count, Keys, LayerNorm, Linear, causal_depthwise, dropout, split_keys
 from jax_speechlm.parallel import sequence
-from jax_speechlm.parallel.mesh import by_tokens
+from jax_speechlm.parallel.mesh import shard_batch_and_time
 
 
 class ConformerConfig(Config):
@@ -170,12 +170,12 @@ class ConformerLayer(nnx.Module):
         keys: Keys | None,
     ) -> Float[Array, "batch time dim"]:
         ffn1, weights, attention, convolution, ffn2 = split_keys(keys, 5)
-        x = by_tokens(x + 0.5 * self.ffn1(x, ffn1))
+        x = shard_batch_and_time(x + 0.5 * self.ffn1(x, ffn1))
         x = x + dropout(self.attention(self.attention_norm(x), mask_BxT, chunk, weights), self.rate, attention)
-        x = by_tokens(x)
-        x = by_tokens(x + self.convolution(x, mask_BxT, convolution))
-        x = by_tokens(x + 0.5 * self.ffn2(x, ffn2))
-        return by_tokens(self.norm(x))
+        x = shard_batch_and_time(x)
+        x = shard_batch_and_time(x + self.convolution(x, mask_BxT, convolution))
+        x = shard_batch_and_time(x + 0.5 * self.ffn2(x, ffn2))
+        return shard_batch_and_time(self.norm(x))
 
 
 class Conformer(nnx.Module):
@@ -217,7 +217,7 @@ class Conformer(nnx.Module):
 
     def embed(self, x_BxTxF: Float[Array, "batch time features"]) -> Float[Array, "batch time dim"]:
         """Features as the layers take them: normalised and projected, in the compute type."""
-        return by_tokens(self.input(self.input_norm(x_BxTxF).astype(self.config.dtype)))
+        return shard_batch_and_time(self.input(self.input_norm(x_BxTxF).astype(self.config.dtype)))
 
     def encode(
         self,
@@ -252,7 +252,7 @@ def run_layers(
     if not all(0 <= tap <= config.num_layers for tap in taps):
         raise ValueError(f"taps must lie between 0 and num_layers ({config.num_layers}); got {taps}")
     num_frames = x_BxTxD.shape[1]
-    x_BxTxD = by_tokens(sequence.pad_time(x_BxTxD))
+    x_BxTxD = shard_batch_and_time(sequence.pad_time(x_BxTxD))
     mask_BxT = frame_mask(length_B, x_BxTxD.shape[1])
 
     *keys_L, key_in = split_keys(keys, config.num_layers + 1)

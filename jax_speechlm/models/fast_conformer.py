@@ -32,7 +32,7 @@ from jax_speechlm.nn.attention.relative import PositionalAttention, distance_sin
 from jax_speechlm.nn.functional import Remat, bind, parameter, stack
 from jax_speechlm.nn.layers import Count, Keys, LayerNorm, Linear, centred_depthwise, dropout, split_keys
 from jax_speechlm.parallel import sequence
-from jax_speechlm.parallel.mesh import by_tokens
+from jax_speechlm.parallel.mesh import shard_batch_and_time
 
 
 class FastConformerConfig(Config):
@@ -168,7 +168,7 @@ class Subsampling(nnx.Module):
         vectors = jnp.concatenate([jnp.where(mask_BxTx1, x_BxTxF, 0), mask_BxTx1], axis=-1).astype(config.dtype)
         num_frames = config.num_frames(num_vectors)
         vectors = jnp.pad(vectors, ((0, 0), (0, num_frames * config.subsampling - num_vectors), (0, 0)))
-        groups = by_tokens(sequence.pad_time(vectors.reshape(len(vectors), num_frames, -1)))
+        groups = shard_batch_and_time(sequence.pad_time(vectors.reshape(len(vectors), num_frames, -1)))
 
         graphdef, params = nnx.split(self.convolutions)
         convolve = lambda groups, params: bind(graphdef, params)(groups)  # noqa: E731
@@ -230,12 +230,12 @@ class FastConformerLayer(nnx.Module):
         keys: Keys | None,
     ) -> Float[Array, "batch time dim"]:
         ffn1, weights, attention, convolution, ffn2 = split_keys(keys, 5)
-        x = by_tokens(x + 0.5 * self.ffn1(x, ffn1))
+        x = shard_batch_and_time(x + 0.5 * self.ffn1(x, ffn1))
         x = x + dropout(self.attention(self.attention_norm(x), sinusoids_RxD, mask_BxT, weights), self.rate, attention)
-        x = by_tokens(x)
-        x = by_tokens(x + self.convolution(x, mask_BxT, convolution))
-        x = by_tokens(x + 0.5 * self.ffn2(x, ffn2))
-        return by_tokens(self.norm(x))
+        x = shard_batch_and_time(x)
+        x = shard_batch_and_time(x + self.convolution(x, mask_BxT, convolution))
+        x = shard_batch_and_time(x + 0.5 * self.ffn2(x, ffn2))
+        return shard_batch_and_time(self.norm(x))
 
 
 class FastConformer(nnx.Module):
@@ -279,7 +279,7 @@ class FastConformer(nnx.Module):
     ) -> Float[Array, "batch frames dim"]:
         """Features as the layers take them, in the compute type; anything at padding."""
         x = self.subsampling(x_BxTxF, length_B)
-        return by_tokens(x * self.config.dim**0.5 if self.config.scale_input else x)
+        return shard_batch_and_time(x * self.config.dim**0.5 if self.config.scale_input else x)
 
     def encode(
         self,

@@ -27,7 +27,7 @@ from jax_speechlm.nn.attention.relative import Chunk
 from jax_speechlm.nn.functional import Remat
 from jax_speechlm.nn.layers import Keys
 from jax_speechlm.nn.lora import LoRA, adapt, make_updates
-from jax_speechlm.parallel.mesh import by_rows
+from jax_speechlm.parallel.mesh import shard_batch_dim
 
 
 class SpeechLMConfig(Config):
@@ -104,7 +104,7 @@ class SpeechTransformer(nnx.Module):
             adapt(self, self.lora, self.config.lora)
         return self
 
-    def hear(
+    def encode_speech(
         self,
         features_BxTxF: Float[Array, "batch time feature"],
         length_B: Int[Array, " batch"],
@@ -147,7 +147,7 @@ class SpeechTransformer(nnx.Module):
         vectors = jnp.where(is_speech_BxL[..., None], speech.astype(embedded.dtype), embedded)
         real = place_L < start_B[:, None] + answer_length_B[:, None]
         position = jnp.broadcast_to(place_L, real.shape)
-        return Sequence(by_rows(vectors), real.astype(jnp.int32), position, is_speech_BxL, start_B)
+        return Sequence(shard_batch_dim(vectors), real.astype(jnp.int32), position, is_speech_BxL, start_B)
 
 
 def speech_attention(

@@ -20,7 +20,7 @@ from jax_speechlm.nn.attention.dot import attend, masked_attention
 from jax_speechlm.nn.functional import parameter, scan_layers, stack
 from jax_speechlm.nn.layers import Keys, LayerNorm, Linear, RMSNorm, dropout, split_keys
 from jax_speechlm.parallel import sequence
-from jax_speechlm.parallel.mesh import by_tokens
+from jax_speechlm.parallel.mesh import shard_batch_and_time
 
 Cache = dict[str, Array]
 """Keys and values of the tokens so far: {"key", "value"}, each [layers, batch, position, kv_heads, head_dim]."""
@@ -96,10 +96,10 @@ class Block(nnx.Module):
         elif self.embedding_norm:  # it is the first block's norm, on the stream itself
             x = jnp.where(is_first, normed, x)
         mixed, state = mix(*self.attention.project(normed, rotation))
-        x = by_tokens(x + dropout(self.attention.out(mixed), self.rate, mixed_key))
+        x = shard_batch_and_time(x + dropout(self.attention.out(mixed), self.rate, mixed_key))
         normed = self.ffn_norm(x)
         x = normed if self.post_norm else x
-        return by_tokens(x + dropout(self.ffn(normed), self.rate, ffn_key)), state
+        return shard_batch_and_time(x + dropout(self.ffn(normed), self.rate, ffn_key)), state
 
 
 class PredictionHead(nnx.Module):
@@ -311,7 +311,7 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens_BxT: Int[Array, "batch time"]) -> Float[Array, "batch time dim"]:
         """The tokens' embeddings, in the compute type."""
-        return by_tokens(self.embedding[...][tokens_BxT].astype(self.config.dtype))
+        return shard_batch_and_time(self.embedding[...][tokens_BxT].astype(self.config.dtype))
 
     def _add_positions(self, x_BxTxD: Array, position_BxT: Array) -> Array:
         """Embeddings with the learnt vectors of their places, where there are such."""

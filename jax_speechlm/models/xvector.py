@@ -14,7 +14,7 @@ from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.nn.functional import parameter
 from jax_speechlm.nn.layers import Linear
-from jax_speechlm.parallel.mesh import by_rows
+from jax_speechlm.parallel.mesh import shard_batch_dim
 
 
 class XVectorConfig(Config):
@@ -80,7 +80,7 @@ class XVector(nnx.Module):
     ) -> Float[Array, "batch out"]:
         """The vector of each row. One of fewer than `config.shortest` frames is given that of silence: see to them."""
         missing = max(0, self.config.shortest - x_BxTxD.shape[1])
-        x = self.projector(jnp.pad(by_rows(x_BxTxD), ((0, 0), (0, missing), (0, 0))))
+        x = self.projector(jnp.pad(shard_batch_dim(x_BxTxD), ((0, 0), (0, missing), (0, 0))))
         for number, (_, _, kernel, dilation) in enumerate(self.config.layers):
             span = x.shape[1] - (kernel - 1) * dilation
             taps = [x[:, tap * dilation : tap * dilation + span] for tap in range(kernel)]

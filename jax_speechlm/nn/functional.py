@@ -18,17 +18,17 @@ MakeModule = Callable[[nnx.Rngs], nnx.Module]
 
 Remat = Literal["none", "dots", "full"]
 """What a stack's forward pass keeps for the backward pass, which computes the rest again: "none" keeps everything,
-"dots" the outputs of the linear maps and what is named `KEPT_NAME`, "full" only each layer's input. On CPU "dots" is
-the fastest: memory is slower than arithmetic there."""
+"dots" the outputs of the linear maps and what is named `SAVED_ACTIVATION`, "full" only each layer's input. On CPU
+"dots" is the fastest: memory is slower than arithmetic there."""
 
-KEPT_NAME = "kept"
+SAVED_ACTIVATION = "kept"
 """The `checkpoint_name` of what "dots" keeps besides: results that are small for the arithmetic they take."""
 
 _KEPT = {
     "full": None,
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(KEPT_NAME),
+        jax.checkpoint_policies.save_only_these_names(SAVED_ACTIVATION),
     ),
 }
 

@@ -37,7 +37,7 @@ class ObjectiveConfig(Config):
     encoders: ClassVar[tuple[str, ...]] = ("conformer",)
 
     @property
-    def trains(self) -> str:
+    def model_kind(self) -> str:
         """The kind of model that comes out, by the objective that alone would train it: what its uses go by."""
         return self.kind
 
@@ -85,9 +85,9 @@ class Objective:
       batch_flops: `batch -> FLOPs` instead, where batches differ in more than their length; it sees shapes alone. Where
         parts of a model do not learn it is a third of what a training step costs.
       logits: `(params, batch) -> (logits [B, T, V], lengths [B])` where the objective gives token posteriors, or None.
-      alarm: `(metrics averaged over steps, settled) -> what is wrong and what to do, or None`, for the loop to warn
-        with; those of the last validation are there too, as "dev_<name>"; `settled` says that training is long past its
-        warm-up.
+      health_check: `(metrics averaged over steps, after_warmup) -> what is wrong and what to do, or None`, which the
+        loop prints as a warning. The metrics of the last validation are there too, as "dev_<name>"; `after_warmup` is True
+        once training is long past its warm-up.
     """
 
     make: functional.MakeModule
@@ -98,7 +98,7 @@ class Objective:
     forward_flops: Callable[[int, int], float] | None = None
     batch_flops: Callable[[Mapping[str, Any]], float] | None = None
     logits: Callable[[functional.Params, Batch], tuple[Array, Array]] | None = None
-    alarm: Callable[[Mapping[str, float], bool], str | None] | None = None
+    health_check: Callable[[Mapping[str, float], bool], str | None] | None = None
 
     def flops(self, batch: Mapping[str, Any]) -> float:
         """FLOPs of one forward pass over a batch of arrays, or of their shapes; 0 where the objective does not say."""

@@ -91,8 +91,8 @@ class Distillation(ObjectiveConfig):
         return self.student.encoders
 
     @property
-    def trains(self) -> str:
-        return self.student.trains
+    def model_kind(self) -> str:
+        return self.student.model_kind
 
     def build(self, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
         """The objective for one student, front end and tokenizer.
@@ -148,7 +148,7 @@ class Distillation(ObjectiveConfig):
         if teacher.model is None or teacher.frontend is None:
             raise ValueError(
                 f"objective.teachers: the shape of {teacher.checkpoint} is not known yet: it is read from the "
-                "checkpoint when training begins (training.teachers.introduce)"
+                "checkpoint when training begins (training.teachers.resolve_teachers)"
             )
         if teacher.model.kind != model.kind:
             raise ValueError(
@@ -216,7 +216,7 @@ class _Speech:
     frontend: FrontEnd
 
     def learn(self, model: ctc.CTCModel, batch: Batch, key: PRNGKeyArray | None, taps: tuple[int, ...]) -> Lesson:
-        spelled = ctc.spell(model, batch, key, self.config, self.frontend, taps)
+        spelled = ctc.forward(model, batch, key, self.config, self.frontend, taps)
         feasible_B = ctc.is_feasible(spelled.length, *map(spelled.repeat, (batch["tokens"], batch["token_length"])))
         weight_B = spelled.repeat(batch["weight"]) / spelled.views * feasible_B
         weight_BxT = frame_mask(spelled.length, spelled.logits.shape[1]) * weight_B[:, None]
@@ -224,7 +224,7 @@ class _Speech:
         return Lesson(view, ctc.score(spelled, batch, self.config), weight_BxT, spelled.repeat)
 
     def teach(self, model: ctc.CTCModel, teacher: Teacher, batch: Batch, taps: tuple[int, ...]) -> View:
-        spelled = ctc.spell(model, batch, None, CTC(), teacher.frontend, taps)
+        spelled = ctc.forward(model, batch, None, CTC(), teacher.frontend, taps)
         return View(spelled.logits, lambda logits: logits, spelled.tapped)
 
 

@@ -11,7 +11,7 @@ from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.fast_conformer import FastConformer
 
 
-def hear(
+def encode(
     encoder: Conformer | FastConformer,
     config: EncoderConfig,
     batch: Batch,

@@ -72,12 +72,12 @@ def of_codes(
     }
 
 
-def codes_alarm(metrics: Mapping[str, float], settled: bool, objective: str, cause: str) -> str | None:
+def check_code_usage(metrics: Mapping[str, float], after_warmup: bool, objective: str, cause: str) -> str | None:
     """What is wrong when targets or predictions have collapsed to a few codes; else None.
 
     Args:
       metrics: `of_codes`', averaged over steps.
-      settled: whether training is long past its warm-up. Before that every model predicts few codes.
+      after_warmup: whether training is long past its warm-up. Before that every model predicts few codes.
       objective: its name.
       cause: where to look when the targets have collapsed.
     """
@@ -86,13 +86,13 @@ def codes_alarm(metrics: Mapping[str, float], settled: bool, objective: str, cau
         return (
             f"{objective}'s codes have collapsed: their entropy is {ratio:.0%} of what the batches could show. {cause}"
         )
-    return predictions_alarm(metrics, settled, objective)
+    return check_predictions(metrics, after_warmup, objective)
 
 
-def predictions_alarm(metrics: Mapping[str, float], settled: bool, objective: str) -> str | None:
-    """The part of `codes_alarm` that looks at predictions."""
+def check_predictions(metrics: Mapping[str, float], after_warmup: bool, objective: str) -> str | None:
+    """The part of `check_code_usage` that looks at predictions."""
     ratio = metrics["predicted_code_entropy"] / max(metrics["code_entropy"], 1e-9)
-    if settled and ratio < LOW_ENTROPY:
+    if after_warmup and ratio < LOW_ENTROPY:
         return (
             f"{objective}'s predictions have collapsed: their entropy is {ratio:.0%} of the targets'. The model has "
             "learnt how frequent each code is and little from context: start again with a lower optimizer.schedule.peak"
@@ -129,15 +129,15 @@ def representation(
     }
 
 
-def representation_alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
+def check_representation(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
     """What is wrong when hidden states have collapsed to a point or a line; else None.
 
     Args:
       metrics: `representation`'s, averaged over steps.
-      settled: whether training is long past its warm-up.
+      after_warmup: whether training is long past its warm-up.
     """
     rank, spread = metrics["representation_rank"], metrics["representation_spread"]
-    if not settled or (rank >= LOW_RANK and spread >= LOW_SPREAD):
+    if not after_warmup or (rank >= LOW_RANK and spread >= LOW_SPREAD):
         return None
     return (
         f"the hidden states have collapsed: they fill {rank:.1f} directions, and {spread:.2%} of their energy "

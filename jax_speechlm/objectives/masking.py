@@ -13,7 +13,7 @@ from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import SAMPLE_RATE
 from jax_speechlm.models.conformer import ConformerConfig, draw_chunk
 from jax_speechlm.nn.attention.relative import Chunk
-from jax_speechlm.parallel.mesh import by_tokens
+from jax_speechlm.parallel.mesh import shard_batch_and_time
 
 PROBE_STRIDE = 16
 """Accuracy on unmasked frames is measured on every 16th: often enough for a gauge, cheap enough for every step."""
@@ -73,7 +73,9 @@ def take_frames(
     x: Shaped[Array, "batch time *shape"], places_BxN: Int[Array, "batch places"]
 ) -> Shaped[Array, "batch places *shape"]:
     """The frames of each row at its places."""
-    return by_tokens(jnp.take_along_axis(x, places_BxN.reshape(*places_BxN.shape, *(1,) * (x.ndim - 2)), axis=1))
+    return shard_batch_and_time(
+        jnp.take_along_axis(x, places_BxN.reshape(*places_BxN.shape, *(1,) * (x.ndim - 2)), axis=1)
+    )
 
 
 def span_frames(seconds: float, frontend: FrontEnd) -> int:

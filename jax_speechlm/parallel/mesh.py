@@ -97,25 +97,25 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def by_rows(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
+def shard_batch_dim(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
     """x with its rows on the devices that have the batch's rows, and everything else of a row whole.
 
     No value changes, and nothing happens where no mesh is set.
     """
-    return _held(x, 1)
+    return constrain(x, 1)
 
 
-def by_tokens(x: Shaped[Array, "batch time ..."]) -> Shaped[Array, "batch time ..."]:
+def shard_batch_and_time(x: Shaped[Array, "batch time ..."]) -> Shaped[Array, "batch time ..."]:
     """The same, and each row's time spread over "sequence" where that divides it.
 
     What the residual stream passes through, so that the compiler gathers a layer's parameters over "fsdp", as is meant.
     Left alone it spreads hidden states over that axis as parameters are, and sums activations over devices, which for a
     batch worth training on are many times larger.
     """
-    return _held(x, 2)
+    return constrain(x, 2)
 
 
-def _held(x: Array, dims: int) -> Array:
+def constrain(x: Array, dims: int) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % prod(mesh.shape[axis] for axis in BATCH_AXES):
         return x

@@ -1,6 +1,6 @@
 """Long rows: what it takes to spread the time of each row over the mesh axis "sequence".
 
-Most of a model works on each token or frame by itself and needs nothing but `mesh.by_tokens`. Two things do not:
+Most of a model works on each token or frame by itself and needs only `mesh.shard_batch_and_time`. Two things do not:
 
 - Attention changes places by an all-to-all: before it, a device has its stretch of time of all heads, within it all of
   time of its own heads, so that every kernel, mask and window stays what it is (Jacobs et al. 2023, DeepSpeed-Ulysses).
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
-from jax_speechlm.parallel.mesh import BATCH_AXES, by_rows
+from jax_speechlm.parallel.mesh import BATCH_AXES, shard_batch_dim
 
 AXIS = "sequence"
 
@@ -81,7 +81,7 @@ def by_heads(
     # Both ends of each exchange are said, or XLA would look for another way between them, by gathering.
     own_time, own_heads = (AXIS, axes[:-1]), (None, axes)
     q, k, v = (_laid(_laid(x, *own_time), *own_heads) for x in (q, k, v))
-    mixed = attention(q, k, v, *map(by_rows, by_row))
+    mixed = attention(q, k, v, *map(shard_batch_dim, by_row))
     return _laid(_laid(mixed, *own_heads), *own_time)
 
 

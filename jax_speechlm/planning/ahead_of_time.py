@@ -24,7 +24,7 @@ from jax_speechlm.planning.compiled import Compiled, Memory
 from jax_speechlm.planning.workload import Shape, Workload
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training.state import Trainer, make_trainer
-from jax_speechlm.training.teachers import introduce
+from jax_speechlm.training.teachers import resolve_teachers
 
 _UNIT = {"K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -109,7 +109,7 @@ class Compiler:
     """
 
     def __init__(self, experiment: Experiment, load: Workload, devices: Sequence[jax.Device]):
-        experiment = introduce(experiment)
+        experiment = resolve_teachers(experiment)
         self._experiment, self._load = experiment, load
         self._objective: Objective = experiment.objective.build(experiment.model, experiment.frontend, load.tokenizer)
         self.mesh: Mesh = meshes.make_mesh(experiment.mesh, devices)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jax_speechlm.parallel.chips import GIB, Topology
 from jax_speechlm.parallel.mesh import MESH_AXES, MeshShape
 from jax_speechlm.planning.ahead_of_time import CompilerError
-from jax_speechlm.planning.plan import RESERVE, Plan, make_plan
+from jax_speechlm.planning.plan import RESERVE, RunPlan, make_plan
 from jax_speechlm.recipes.experiment import Experiment
 
 REMATS = ("none", "dots", "full")
@@ -27,7 +27,7 @@ class Trial(NamedTuple):
 
     settings: str
     experiment: Experiment
-    plan: Plan | None
+    plan: RunPlan | None
     seconds_per_unit: float
     why: str
 

@@ -17,7 +17,7 @@ RESERVE = 0.02
 """Share of a chip's main memory that is left to the runtime: the compilers themselves plan with about so much less."""
 
 
-class Plan(NamedTuple):
+class RunPlan(NamedTuple):
     """What an experiment would do on a topology.
 
     Attributes:
@@ -63,7 +63,7 @@ def make_plan(
     vocab_size: int | None = None,
     longest_only: bool = False,
     progress: Callable[[str], None] = lambda text: None,
-) -> Plan:
+) -> RunPlan:
     """Compiles an experiment's train step for a topology, batch shape by batch shape.
 
     Args:
@@ -90,13 +90,13 @@ def make_plan(
 
 def _with_rates(
     experiment: Experiment, topology: Topology, compiler: Compiler, load: Workload, steps: Sequence[Step]
-) -> Plan:
+) -> RunPlan:
     mesh = dict(compiler.mesh.shape)
     estimates = [roofline.estimate(step, topology, mesh) if step.costs else None for step in steps]
     complete = all(estimates) and len(steps) == len(load.shapes)
     rate = roofline.average(steps, estimates, load, topology) if complete else None
     params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(compiler.trainer.shapes.params))
-    return Plan(experiment, topology, mesh, params, load, tuple(steps), tuple(estimates), rate)
+    return RunPlan(experiment, topology, mesh, params, load, tuple(steps), tuple(estimates), rate)
 
 
 def describe_shape(shape: Shape, load: Workload) -> str:

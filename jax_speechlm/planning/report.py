@@ -10,7 +10,7 @@ from rich.table import Table
 
 from jax_speechlm.parallel.chips import GIB
 from jax_speechlm.planning.ahead_of_time import Step
-from jax_speechlm.planning.plan import Plan, describe_shape, fits
+from jax_speechlm.planning.plan import RunPlan, describe_shape, fits
 from jax_speechlm.planning.roofline import bandwidth
 
 PARTS = ("params", "optimizer", "batch", "activations", "temporary", "program")
@@ -33,7 +33,7 @@ def parts(step: Step) -> dict[str, float]:
     return dict(zip(PARTS, values, strict=True))
 
 
-def verdict(plan: Plan, price: float | None) -> list[str]:
+def verdict(plan: RunPlan, price: float | None) -> list[str]:
     """The plan in a few sentences."""
     spec, step = plan.topology.spec, plan.fullest
     shape = describe_shape(step.shape, plan.load)
@@ -66,7 +66,7 @@ def verdict(plan: Plan, price: float | None) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _remedy(plan: Plan) -> str:
+def _remedy(plan: RunPlan) -> str:
     memory, room = plan.fullest.memory, plan.topology.spec.hbm
     if memory.params + memory.optimizer > 0.8 * room:
         return "Parameters and optimizer alone fill it: raise mesh.fsdp, or mesh.tensor."
@@ -75,7 +75,7 @@ def _remedy(plan: Plan) -> str:
     return f"Set {remat}a smaller {size} (optimizer.accumulate keeps the batch), or let --fit search."
 
 
-def heading(plan: Plan) -> str:
+def heading(plan: RunPlan) -> str:
     """What was planned, in one line."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "1 device"
     slices = f"{plan.topology.slices} x " if plan.topology.slices > 1 else ""
@@ -86,7 +86,7 @@ def heading(plan: Plan) -> str:
     )
 
 
-def show(plan: Plan, price: float | None = None, console: Console | None = None) -> None:
+def show(plan: RunPlan, price: float | None = None, console: Console | None = None) -> None:
     """Prints a plan."""
     console = console or Console(highlight=False)
     memory = Table(title="GiB of each chip's memory", title_justify="left")
@@ -134,7 +134,7 @@ def show(plan: Plan, price: float | None = None, console: Console | None = None)
     console.print(heading(plan), Group(*tables), *verdict(plan, price), sep="\n")
 
 
-def as_json(plan: Plan, price: float | None = None) -> str:
+def as_json(plan: RunPlan, price: float | None = None) -> str:
     """All figures of a plan."""
     steps = []
     for step, estimate in zip(plan.steps, plan.estimates, strict=True):
@@ -170,7 +170,7 @@ def as_json(plan: Plan, price: float | None = None) -> str:
     )
 
 
-def as_html(plan: Plan, price: float | None = None) -> str:
+def as_html(plan: RunPlan, price: float | None = None) -> str:
     """A page of its own with the plan's plots; needs no network and no script."""
     room = plan.topology.spec.hbm
     widest = max([room, *(step.memory.total for step in plan.steps if math.isfinite(step.memory.total))])
@@ -222,7 +222,7 @@ def _bar(label, bars, widest, unit, unit_name, note, mark=None) -> str:
     )
 
 
-def save(plan: Plan, folder: Path, price: float | None = None) -> None:
+def save(plan: RunPlan, folder: Path, price: float | None = None) -> None:
     """Writes `plan.json` and `plan.html`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(as_json(plan, price))

@@ -13,7 +13,7 @@ from jax_speechlm.parallel.chips import topology as find_topology
 from jax_speechlm.planning import report
 from jax_speechlm.planning.ahead_of_time import PlanningError
 from jax_speechlm.planning.fit import Trial, fit
-from jax_speechlm.planning.plan import Plan, make_plan
+from jax_speechlm.planning.plan import RunPlan, make_plan
 from jax_speechlm.recipes.experiment import Experiment
 
 
@@ -98,7 +98,7 @@ def plan_shipped(out: Path, progress: Callable[[str], None]) -> str:
     return "\n".join(lines)
 
 
-def _row(name: str, target: str, plan: Plan) -> str:
+def _row(name: str, target: str, plan: RunPlan) -> str:
     step, estimate = plan.steps[-1], plan.estimates[-1]
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "1"
     start = f"| `{name}` | {target} | {mesh} | {report.describe_shape(step.shape, plan.load)} "

@@ -14,7 +14,7 @@ from data_pipelines.storage.word_times import find_word_times
 from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
 from jax_speechlm.recipes.experiment import Experiment, Mixture, PackedRows, UnitText
 from jax_speechlm.training.source import (
-    Source,
+    BatchSource,
     open_source,
     plan_speech,
     read_indexes,
@@ -135,7 +135,7 @@ def _prepared(experiment: Experiment) -> Workload:
     return _of_source(experiment, open_source(experiment))
 
 
-def _of_source(experiment: Experiment, source: Source) -> Workload:
+def _of_source(experiment: Experiment, source: BatchSource) -> Workload:
     data = experiment.data
     if isinstance(data, PackedRows):
         shapes, fill = (_text_shape(data),), source.plan.fill_share
@@ -176,7 +176,7 @@ def _of_streams(experiment: Experiment, vocab_size: int | None) -> Workload:
     )
 
 
-def _of_plan(plan: plans.Plan, tokenizer: Tokenizer | None, assumed: str) -> Workload:
+def _of_plan(plan: plans.BatchPlan, tokenizer: Tokenizer | None, assumed: str) -> Workload:
     shapes = tuple(
         Shape(bucket.batch_size, bucket.num_samples, bucket.num_tokens, bucket.num_batches / plan.steps_per_epoch)
         for bucket in plan.buckets

@@ -271,7 +271,7 @@ class Mixture(Config):
 Data = Annotated[Speech | Text | UnitText | Mixture, pydantic.Field(discriminator="kind")]
 
 
-class Start(Config):
+class InitFrom(Config):
     """Initial parameters from another run.
 
     Attributes:
@@ -285,7 +285,7 @@ class Start(Config):
     groups: tuple[str, ...] | None = None
 
 
-class Cadence(Config):
+class LoopConfig(Config):
     """How often things happen, in steps. Changes nothing about the parameters a run ends with.
 
     Attributes:
@@ -325,17 +325,17 @@ class Experiment(Config):
     optimizer: Optimizer = Optimizer()
     num_steps: pydantic.PositiveInt = 1000
     seed: Seed = 0
-    start: tuple[Start, ...] = ()
+    start: tuple[InitFrom, ...] = ()
     max_bad_steps: pydantic.PositiveInt = 20
     mesh: MeshShape = MeshShape()
     topology: str | None = None
-    cadence: Cadence = Cadence()
+    cadence: LoopConfig = LoopConfig()
 
     @pydantic.field_validator("start", mode="before")
     @classmethod
     def _one_start_or_none(cls, value: Any) -> Any:
         """Checkpoints of earlier versions hold one start, or null."""
-        return () if value is None else (value,) if isinstance(value, dict | Start) else value
+        return () if value is None else (value,) if isinstance(value, dict | InitFrom) else value
 
     @pydantic.model_validator(mode="after")
     def _data_suit_the_objective(self):

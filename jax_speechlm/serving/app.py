@@ -90,7 +90,7 @@ class Service:
         self, transcriber: Transcriber, name: str, limits: Limits, max_seconds: float, seconds_per_batch: float
     ):
         self.transcriber, self.name, self.limits, self.max_seconds = transcriber, name, limits, max_seconds
-        self.batcher = Batcher(lambda parts: transcriber.listen_to(parts, seconds_per_batch), seconds_per_batch)
+        self.batcher = Batcher(lambda parts: transcriber.encode_audio(parts, seconds_per_batch), seconds_per_batch)
         self.in_flight = 0
         self._callers: set[Caller] = set()
         self._threads = ThreadPoolExecutor(limits.max_requests, "request")
@@ -184,7 +184,7 @@ class Service:
                 yield block
 
         at_once = {"at_once": 1} if found else {}
-        for segment in self.transcriber.segments(counted(), caller.listen, max_seconds=self.max_seconds, **at_once):
+        for segment in self.transcriber.segments(counted(), caller.encode, max_seconds=self.max_seconds, **at_once):
             segments.append(segment)
             if found:
                 found(segment)

@@ -30,13 +30,13 @@ class Batcher:
     windows in here.
     """
 
-    def __init__(self, hear: Callable[[list[Samples]], list[Any]], seconds_per_batch: float):
+    def __init__(self, encode: Callable[[list[Samples]], list[Any]], seconds_per_batch: float):
         """
         Args:
-          hear: gives what the model makes of each window (`Transcriber.listen_to`).
+          encode: gives what the model makes of each window (`Transcriber.encode_audio`).
           seconds_per_batch: padded audio that is given to it at a time, if more than one window.
         """
-        self._hear, self._limit = hear, seconds_per_batch * decode.SAMPLE_RATE
+        self._encode, self._limit = encode, seconds_per_batch * decode.SAMPLE_RATE
         self._waiting: collections.deque[_Waiting] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -66,7 +66,7 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._next():
             try:
-                heard = self._hear([each.samples for each in batch])
+                heard = self._encode([each.samples for each in batch])
             except Exception as error:
                 for each in batch:
                     each.found.set_exception(error)
@@ -105,7 +105,7 @@ class Caller:
         self._lock = threading.Lock()
         self.cancelled = threading.Event()
 
-    def listen(self, parts: list[Samples]) -> list[Any]:
+    def encode(self, parts: list[Samples]) -> list[Any]:
         """What the model makes of each window. Raises `GivenUpError` once `cancel` was called."""
         found: list[Any] = []
         for first in range(0, len(parts), _AT_ONCE):
@@ -124,7 +124,7 @@ class Caller:
             raise GivenUpError
 
     def cancel(self) -> None:
-        """Gives up: `listen` raises, and its windows that nobody has begun to hear are dropped."""
+        """Gives up: `encode` raises, and its windows that nobody has begun to hear are dropped."""
         with self._lock:
             self.cancelled.set()
             for each in self._waiting:

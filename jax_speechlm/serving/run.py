@@ -77,4 +77,4 @@ def compile_all(transcriber: Transcriber, max_seconds: float, seconds_per_batch:
     console = Console(stderr=True)
     every = shapes(max_seconds, seconds_per_batch)
     for rows, samples in track(every, "compiling", console=console, transient=True, disable=not console.is_terminal):
-        transcriber.listen([empty_batch(rows, samples)])
+        transcriber.encode([empty_batch(rows, samples)])

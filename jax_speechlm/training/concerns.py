@@ -3,17 +3,17 @@
 from collections.abc import Iterator
 
 from data_pipelines.batching.packing import TextPlan
-from data_pipelines.batching.plan import Plan, hours
+from data_pipelines.batching.plan import BatchPlan, hours
 from data_pipelines.core.errors import DataError
 from jax_speechlm.optim.optimizers import WSD, Optimizer
 from jax_speechlm.recipes.experiment import Data, Experiment, Mixture, Speech
-from jax_speechlm.training.source import Source
+from jax_speechlm.training.source import BatchSource
 
 NOTABLE_SHARE = 0.1
 """Share of the audio, or of the tokens, from which on it is a concern that they are left out."""
 
 
-def concerns(experiment: Experiment, source: Source) -> tuple[str, ...]:
+def concerns(experiment: Experiment, source: BatchSource) -> tuple[str, ...]:
     """Warnings about a run, each with its remedy.
 
     Raises:
@@ -58,7 +58,7 @@ def _of_optimizer(optimizer: Optimizer, num_steps: int) -> Iterator[str]:
             )
 
 
-def _of_data(data: Data, source: Source, option: str) -> Iterator[str]:
+def _of_data(data: Data, source: BatchSource, option: str) -> Iterator[str]:
     """Warnings about the data of a run, or of one stream, whose command-line options begin with `option`."""
     plans = {"training": source.plan} | ({"validation": source.dev_plan} if source.dev_plan is not None else {})
     if source.dev_plan is None:
@@ -67,7 +67,7 @@ def _of_data(data: Data, source: Source, option: str) -> Iterator[str]:
             f"has a dev split with {option}.dev-sets"
         )
     for use, plan in plans.items():
-        if isinstance(plan, Plan) and isinstance(data, Speech):
+        if isinstance(plan, BatchPlan) and isinstance(data, Speech):
             share = plan.dropped_share
             text = f"{use} leaves out {share:.0%} of its audio: {_drops(data, plan, option)}"
             if share > data.max_dropped:
@@ -81,7 +81,7 @@ def _of_data(data: Data, source: Source, option: str) -> Iterator[str]:
             )
 
 
-def _drops(data: Speech, plan: Plan, option: str) -> str:
+def _drops(data: Speech, plan: BatchPlan, option: str) -> str:
     """What a plan leaves out, why, and the option that keeps it."""
     said = {
         "too_long": f"longer than {data.max_seconds:g} s (raise {option}.max-seconds to keep them)",

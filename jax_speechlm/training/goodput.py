@@ -13,7 +13,7 @@ for a batch; step: everything else in the loop, which is waiting for the device;
 lost: steps that had to be done again after a restart, and the time between."""
 
 
-class Account:
+class GoodputTracker:
     """Seconds of wall time by kind, from the first start of a run on.
 
     At every moment exactly one kind is being paid for, so the kinds add up to the wall time.

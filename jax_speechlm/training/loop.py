@@ -30,13 +30,13 @@ from jax_speechlm.recipes.experiment import Experiment, differences
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training import run_lock
 from jax_speechlm.training.concerns import concerns
-from jax_speechlm.training.goodput import Account, describe
+from jax_speechlm.training.goodput import GoodputTracker, describe
 from jax_speechlm.training.logs import METRICS, LogFolder
-from jax_speechlm.training.reporting import Extent, Meter, Reporter
-from jax_speechlm.training.source import Source, open_source, tokenizer_files
+from jax_speechlm.training.reporting import BatchSize, IntervalMetrics, Reporter
+from jax_speechlm.training.source import BatchSource, open_source, tokenizer_files
 from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer
 from jax_speechlm.training.stopping import catch_signals
-from jax_speechlm.training.teachers import borrow, introduce
+from jax_speechlm.training.teachers import load_teacher_params, resolve_teachers
 from jax_speechlm.training.validation import validate
 from jax_speechlm.training.warm_start import take_over_all
 
@@ -82,7 +82,7 @@ class Result:
         return ", ".join(audio + ([f"{self.tokens / 1e6:.2f} M tokens"] if self.tokens else []))
 
 
-def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | None = None) -> Result:
+def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSource | None = None) -> Result:
     """Runs an experiment to its end, from its newest checkpoint where there is one.
 
     `run_dir`, a folder or a URL, receives `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`. SIGTERM and
@@ -101,7 +101,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
     began = time.perf_counter()
     began_at = time.time()
     run_dir = reach(run_dir)
-    experiment = introduce(experiment)
+    experiment = resolve_teachers(experiment)
     source = source or open_source(experiment)
     warnings = concerns(experiment, source)
     objective = experiment.objective.build(experiment.model, experiment.frontend, source.tokenizer)
@@ -119,12 +119,12 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
             stack.enter_context(run_lock.held(run_dir))
         stack.enter_context(jax.set_mesh(mesh))
         logs = stack.enter_context(LogFolder(run_dir, jax.process_index() == 0)).folder
-        account = Account(began_at, logs / METRICS)
+        account = GoodputTracker(began_at, logs / METRICS)
         trainer = make_trainer(objective, experiment.optimizer, experiment.num_steps, experiment.seed, mesh)
         checkpoints = ckpt.Checkpoints(run_dir, keep_last=cadence.keep_last, keep_best=cadence.keep_best)
         stack.callback(checkpoints.close)
         own = functools.partial(_without, objective.borrowed)
-        borrowed = borrow(experiment, trainer.shapes.params, source.tokenizer)
+        borrowed = load_teacher_params(experiment, trainer.shapes.params, source.tokenizer)
         state, first_step, said = _initial_state(
             experiment, trainer, checkpoints, meta, source.tokenizer, own, borrowed
         )
@@ -140,7 +140,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
         stop = stack.enter_context(catch_signals())
         profile = stack.enter_context(_profiler(cadence.profile_steps, logs))
 
-        meter = Meter(hardware.peak_flops(jax.devices()))
+        meter = IntervalMetrics(hardware.peak_flops(jax.devices()))
         batches = source.batches(first_step, experiment.num_steps)
         seen, train_figures, dev_figures = Counter(), {}, {}
         pending, step = None, first_step
@@ -159,7 +159,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 reporter.write(step, "start", {"seconds_to_first_step": time.perf_counter() - began})
-            extent = Extent.of(batch, jax.process_count())
+            extent = BatchSize.of(batch, jax.process_count())
             meter.count(extent, _TRAIN_TO_FORWARD * objective.flops(batch) * jax.process_count())
             seen[extent.unit] += extent.real
             # The step before this one has finished or is finishing; reading it does not hold this one up.
@@ -175,7 +175,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: Source | N
                 reporter.write(step, "train", train_figures)
                 reporter.write(step, "goodput", account.figures())
                 figures = train_figures | {f"dev_{name}": value for name, value in dev_figures.items()}
-                if objective.alarm and (warning := objective.alarm(figures, _settled(experiment, step))):
+                if objective.health_check and (warning := objective.health_check(figures, _settled(experiment, step))):
                     reporter.say(f"[yellow]{warning}")
             evaluated = step % cadence.eval_every == 0 or last
             with meter.outside():
@@ -340,7 +340,7 @@ def _settled(experiment: Experiment, step: int) -> bool:
     return step >= max(5 * experiment.optimizer.schedule.warmup_steps, experiment.num_steps / 4)
 
 
-def _describe(experiment: Experiment, params: Params, source: Source, mesh, first_step: int) -> str:
+def _describe(experiment: Experiment, params: Params, source: BatchSource, mesh, first_step: int) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "1 device"
     begin = f"resuming at step {first_step}" if first_step else f"seed {experiment.seed}"

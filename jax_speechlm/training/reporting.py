@@ -28,7 +28,7 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb  # noqa: E402
 from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa: E402
 
 
-class Extent(NamedTuple):
+class BatchSize(NamedTuple):
     """How much a batch holds of what it is measured in.
 
     Attributes:
@@ -46,7 +46,7 @@ class Extent(NamedTuple):
     rows: int
 
     @classmethod
-    def of(cls, batch: Mapping[str, np.ndarray], num_hosts: int) -> "Extent":
+    def of(cls, batch: Mapping[str, np.ndarray], num_hosts: int) -> "BatchSize":
         """The extent of a global batch, taken from one host's rows: hosts are as large as each other."""
         if "audio" in batch:
             rows, length = batch["audio"].shape
@@ -58,7 +58,7 @@ class Extent(NamedTuple):
         return cls(unit, real * num_hosts / per_unit, rows * length / per_unit, length, rows)
 
 
-class Meter:
+class IntervalMetrics:
     """Adds up one logging interval: metrics, audio or text, arithmetic, and where the time went.
 
     Metrics stay on the device until a later step has been dispatched, so that reading them never makes it wait.
@@ -105,7 +105,7 @@ class Meter:
             self._totals[name][1] += float(weight)
         return means(values)
 
-    def count(self, extent: Extent, flops: float) -> None:
+    def count(self, extent: BatchSize, flops: float) -> None:
         """One batch, and the FLOPs of its training step at its padded shape."""
         self._real[extent.unit] += extent.real
         self._padded[extent.unit] += extent.padded

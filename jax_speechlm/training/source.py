@@ -35,11 +35,11 @@ log = logging.getLogger(__name__)
 
 
 @runtime_checkable
-class Source(Protocol):
+class BatchSource(Protocol):
     """What the training loop needs of its data."""
 
-    plan: plans.Plan | packing.TextPlan | MixturePlan
-    dev_plan: plans.Plan | packing.TextPlan | None
+    plan: plans.BatchPlan | packing.TextPlan | MixturePlan
+    dev_plan: plans.BatchPlan | packing.TextPlan | None
     tokenizer: base.Tokenizer | None
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
@@ -54,7 +54,7 @@ class Source(Protocol):
         return ""
 
 
-def open_source(experiment: Experiment) -> Source:
+def open_source(experiment: Experiment) -> BatchSource:
     """The prepared data sets that an experiment names, planned.
 
     Raises:
@@ -66,7 +66,7 @@ def open_source(experiment: Experiment) -> Source:
 
 def plan_speech(
     experiment: Experiment, num_samples: Int[np.ndarray, " items"], tokens: Int[np.ndarray, " items"] | None
-) -> plans.Plan:
+) -> plans.BatchPlan:
     """The training batches of an experiment over utterances of these lengths, speed perturbation included."""
     data = experiment.data
     return plans.make_plan(
@@ -123,7 +123,7 @@ def saved_tokenizer(meta: Mapping[str, Any]) -> base.Tokenizer | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class PreparedSpeech(Source):
+class SpeechSource(BatchSource):
     """Prepared utterances, in batches of like length.
 
     Attributes:
@@ -140,8 +140,8 @@ class PreparedSpeech(Source):
 
     train: indexes.Index
     dev: indexes.Index | None
-    plan: plans.Plan
-    dev_plan: plans.Plan | None
+    plan: plans.BatchPlan
+    dev_plan: plans.BatchPlan | None
     tokenizer: base.Tokenizer | None
     speeds: tuple[float, ...] = (1.0,)
     noise: NoiseReader | None = None
@@ -160,7 +160,7 @@ class PreparedSpeech(Source):
         return self.codes[0].fingerprint if isinstance(self.codes[0], FrameLabels) else None
 
     @classmethod
-    def open(cls, experiment: Experiment, tokenizer: base.Tokenizer | None = None) -> "PreparedSpeech":
+    def open(cls, experiment: Experiment, tokenizer: base.Tokenizer | None = None) -> "SpeechSource":
         """Plans an experiment's data sets; see `open_source`.
 
         Args:
@@ -228,7 +228,7 @@ class PreparedSpeech(Source):
 
 
 @dataclasses.dataclass(frozen=True)
-class PreparedText(Source):
+class TextSource(BatchSource):
     """Prepared documents, packed into rows of one length.
 
     Attributes:
@@ -246,7 +246,7 @@ class PreparedText(Source):
     labels: tuple[Labels, Labels] = (None, None)
 
     @classmethod
-    def open(cls, experiment: Experiment, tokenizer: base.Tokenizer | None = None) -> "PreparedText":
+    def open(cls, experiment: Experiment, tokenizer: base.Tokenizer | None = None) -> "TextSource":
         """Encodes and plans an experiment's data sets; see `open_source`.
 
         Args:
@@ -294,7 +294,7 @@ class PreparedText(Source):
 
 
 @dataclasses.dataclass(frozen=True)
-class PreparedUnits(Source):
+class PreparedUnits(BatchSource):
     """Utterances as units, texts, and utterances interleaved, packed into rows of one length.
 
     Attributes:
@@ -381,7 +381,7 @@ class PreparedUnits(Source):
 
 
 @dataclasses.dataclass(frozen=True)
-class MixtureSource(Source):
+class MixtureSource(BatchSource):
     """Several sources, of which each step takes the next batch of one.
 
     Attributes:
@@ -391,7 +391,7 @@ class MixtureSource(Source):
       tokenizer: of all that read text; None where none does.
     """
 
-    parts: Mapping[str, Source]
+    parts: Mapping[str, BatchSource]
     plan: MixturePlan
     tokenizer: base.Tokenizer | None
     dev_plan: None = None
@@ -405,7 +405,7 @@ class MixtureSource(Source):
         return cls.of({name: _open_stream(name, each, tokenizer) for name, each in streams.items()}, experiment)
 
     @classmethod
-    def of(cls, parts: Mapping[str, Source], experiment: Experiment) -> "MixtureSource":
+    def of(cls, parts: Mapping[str, BatchSource], experiment: Experiment) -> "MixtureSource":
         """Mixes the streams of an experiment, which are open."""
         weights = [stream.weight for stream in experiment.data.streams]
         plan = make_mixture_plan(tuple(parts), [part.plan for part in parts.values()], weights, experiment.seed)
@@ -436,7 +436,7 @@ def _reads_text(experiment: Experiment) -> bool:
     return isinstance(experiment.data, Text) or experiment.objective.reads_text
 
 
-def _open_stream(name: str, experiment: Experiment, tokenizer: base.Tokenizer | None) -> Source:
+def _open_stream(name: str, experiment: Experiment, tokenizer: base.Tokenizer | None) -> BatchSource:
     try:
         return _SOURCES[type(experiment.data)].open(experiment, tokenizer)
     except (DataError, ValueError) as error:
@@ -444,7 +444,7 @@ def _open_stream(name: str, experiment: Experiment, tokenizer: base.Tokenizer | 
         raise kind(f"stream {name}: {error}") from error
 
 
-_SOURCES = {Speech: PreparedSpeech, Text: PreparedText, UnitText: PreparedUnits, Mixture: MixtureSource}
+_SOURCES = {Speech: SpeechSource, Text: TextSource, UnitText: PreparedUnits, Mixture: MixtureSource}
 
 
 def read_indexes(data: Data) -> tuple[indexes.Index, indexes.Index | None]:

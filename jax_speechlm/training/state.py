@@ -56,7 +56,7 @@ class Trainer(NamedTuple):
     init: Callable[[jax.Array], TrainState]
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     evaluate: Callable[[Params, Batch], Metrics]
-    spell: Callable[[Params, Batch], Array] | None
+    greedy_decode: Callable[[Params, Batch], Array] | None
     shapes: TrainState
 
 
@@ -131,7 +131,7 @@ def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, see
     def evaluate(params: Params, batch: Batch) -> Metrics:
         return objective.loss(params, batch, None)[1]
 
-    def spell(params: Params, batch: Batch) -> Array:
+    def greedy_decode(params: Params, batch: Batch) -> Array:
         return best_path(*objective.logits(params, batch))
 
     shapes = _with_shardings(jax.eval_shape(init, jax.random.key(0)), declaration, trainable_part, transform, mesh)
@@ -141,7 +141,8 @@ def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, see
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, everywhere), donate_argnums=0),
         evaluate=jax.jit(evaluate, in_shardings=(shardings.params, rows), out_shardings=everywhere),
-        spell=objective.logits and jax.jit(spell, in_shardings=(shardings.params, rows), out_shardings=everywhere),
+        greedy_decode=objective.logits
+        and jax.jit(greedy_decode, in_shardings=(shardings.params, rows), out_shardings=everywhere),
         shapes=shapes,
     )
 

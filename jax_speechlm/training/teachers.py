@@ -12,7 +12,7 @@ from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
 
 
-def introduce(experiment: Experiment) -> Experiment:
+def resolve_teachers(experiment: Experiment) -> Experiment:
     """The experiment with each teacher's shape, and with the very checkpoint in place of a run's directory.
 
     So a checkpoint of the student is complete without its teachers' folders, and a restart meets the same teachers.
@@ -37,16 +37,16 @@ def _introduced(teacher: Teacher, kind: str) -> Teacher:
             raise
         return teacher
     theirs = Experiment.model_validate(ckpt.read_meta(checkpoint)["experiment"])
-    if theirs.objective.trains != kind:
+    if theirs.objective.model_kind != kind:
         raise ckpt.CheckpointError(
-            f"{checkpoint}: was trained by {theirs.objective.trains}, its student is by {kind}: name a teacher of the "
-            "same kind"
+            f"{checkpoint}: was trained by {theirs.objective.model_kind}, its student is by {kind}: "
+            "name a teacher of the same kind"
         )
     shape = {"model": teacher.model or theirs.model, "frontend": teacher.frontend or theirs.frontend}
     return teacher.replace(checkpoint=str(checkpoint), **shape)
 
 
-def borrow(experiment: Experiment, shapes: Params, tokenizer: Tokenizer | None) -> Params:
+def load_teacher_params(experiment: Experiment, shapes: Params, tokenizer: Tokenizer | None) -> Params:
     """The teachers' parameters, laid out as `shapes` says: a part of the model's; nothing for other objectives.
 
     Raises:

@@ -13,12 +13,12 @@ from jax_speechlm.decoding.ctc.greedy import collapse
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.training.reporting import means
-from jax_speechlm.training.source import MixtureSource, Source
+from jax_speechlm.training.source import BatchSource, MixtureSource
 from jax_speechlm.training.state import Trainer
 
 
 def validate(
-    trainer: Trainer, params: Params, source: Source, mesh: Mesh, stop_requested: Callable[[], bool]
+    trainer: Trainer, params: Params, source: BatchSource, mesh: Mesh, stop_requested: Callable[[], bool]
 ) -> dict[str, float] | None:
     """Means over the whole dev split, whatever its batches; an empty dict where there is no dev split.
 
@@ -43,8 +43,8 @@ def validate(
         for name, (total, weight) in jax.device_get(trainer.evaluate(params, sharded)).items():
             totals[name] += float(total)
             weights[name] += float(weight)
-        if trainer.spell is not None and _has_transcripts(batch):
-            spelled = collapse(jax.device_get(trainer.spell(params, sharded)))
+        if trainer.greedy_decode is not None and _has_transcripts(batch):
+            spelled = collapse(jax.device_get(trainer.greedy_decode(params, sharded)))
             said = {name: batch[name] for name in ("weight", "tokens", "token_length")}
             said = multihost_utils.process_allgather(said, tiled=True)  # `spelled` holds the rows of all hosts
             for row in np.flatnonzero(said["weight"]):

@@ -12,7 +12,7 @@ from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.tree import overlay, paths, select
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.nn.functional import Params
-from jax_speechlm.recipes.experiment import Start
+from jax_speechlm.recipes.experiment import InitFrom
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
 
@@ -24,7 +24,7 @@ PER_TOKEN = ("transformer/embedding", "transformer/untied", "transformer/predict
 
 
 def take_over(
-    start: Start, params: Params, tokenizer: Tokenizer | None, own: Mapping[str, Any] | None = None
+    start: InitFrom, params: Params, tokenizer: Tokenizer | None, own: Mapping[str, Any] | None = None
 ) -> Params:
     """`params` with the groups that `start` names read from its checkpoint, resharded to this mesh.
 
@@ -87,7 +87,7 @@ def take_over(
 
 
 def take_over_all(
-    starts: Sequence[Start], params: Params, tokenizer: Tokenizer | None, own: Mapping[str, Any]
+    starts: Sequence[InitFrom], params: Params, tokenizer: Tokenizer | None, own: Mapping[str, Any]
 ) -> tuple[Params, list[str]]:
     """Takes over what each of `starts` names, one after the other.
 

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, Places, ids_around, open_description
+from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, IdMap, ids_around, open_description
 from data_pipelines.tokenizers.normalizer_growth import GrowthLimit
 
 LETTERS = "abcdefghij"
@@ -28,7 +28,7 @@ def letters(**changes) -> tokenizers.Tokenizer:
 
 def opened(tokenizer: tokenizers.Tokenizer | dict) -> HuggingFaceTokenizer:
     values = tokenizer if isinstance(tokenizer, dict) else json.loads(tokenizer.to_str())
-    places = Places(num_rows=13, padding=11, end=12)
+    places = IdMap(num_rows=13, padding=11, end=12)
     return HuggingFaceTokenizer(json.dumps(values), places, {"tokenizer.json": values}, {})
 
 

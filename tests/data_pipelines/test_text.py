@@ -13,7 +13,7 @@ from data_pipelines.prepare.report import summarise
 from data_pipelines.prepare.text_report import TextReport
 from data_pipelines.text.cleaning import strip_punctuation
 from data_pipelines.text.normalize import normalise, normalised_split_key, split_key, split_of, words_only
-from data_pipelines.text.numbers import UnspeakableError, primary, spell
+from data_pipelines.text.numbers import UnspeakableError, primary, spell_out
 from jax_speechlm.evaluation.normalizers import normalizer
 
 
@@ -68,13 +68,13 @@ def test_what_cannot_be_spoken_is_refused(text, language):
     ],
 )
 def test_spell(number, words):
-    assert spell(number, "en") == words
+    assert spell_out(number, "en") == words
 
 
 def test_spell_refuses_what_it_does_not_know():
     for number, language in ((10, "fr"), (10_000, "en"), (1, "cs")):
         with pytest.raises(UnspeakableError):
-            spell(number, language)
+            spell_out(number, language)
 
 
 def test_split_rule_is_the_published_one():

@@ -15,7 +15,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import command as preparation
 from data_pipelines.prepare import text_store
 from data_pipelines.prepare.command import prepare
-from data_pipelines.prepare.report import Report
+from data_pipelines.prepare.report import PreparationReport
 from data_pipelines.prepare.text_report import TextReport
 from data_pipelines.storage.index import read_index, read_sets, splits_of
 from data_pipelines.text.cleaning import Cleaning
@@ -207,7 +207,7 @@ def test_the_command_line_is_the_function(corpus, tmp_path, capsys):
 
 def test_the_command_line_takes_several_names(tmp_path, monkeypatch, capsys):
     names = []
-    report = Report("x", {}, {}, 0, 0.0, 0, {}, 0, {}, [], 0.0, [], 0.0)
+    report = PreparationReport("x", {}, {}, 0, 0.0, 0, {}, 0, {}, [], 0.0, [], 0.0)
     monkeypatch.setattr(preparation, "find_prepared", lambda folder, request: names.append(folder.name) or True)
     monkeypatch.setattr(preparation.Report, "load", lambda path: report)
     run("asterisk-en", "queen-en", "--data-dir", tmp_path)

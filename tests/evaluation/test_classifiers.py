@@ -18,7 +18,7 @@ from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.evaluation.classification import score
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.heads.classification import Classification
@@ -71,7 +71,7 @@ def evaluate(folder: Path, *options: str) -> dict:
     return json.loads((folder / "report" / "report.json").read_text())
 
 
-def alone(run: Trained, batch: dict[str, np.ndarray]) -> int:
+def alone(run: LoadedRun, batch: dict[str, np.ndarray]) -> int:
     """The class of one row in a batch of its own."""
     _, logits, _ = OBJECTIVE.classifier(run.experiment.model, run.experiment.frontend, run.tokenizer)
     batch = {name: jnp.asarray(value)[None] for name, value in batch.items()}
@@ -87,7 +87,7 @@ def test_texts_are_classified(tmp_path, capsys):
     )
     save_run(tmp_path / "run", experiment, TOKENIZER)
     report = evaluate(tmp_path)
-    run = Trained.load(tmp_path / "run", "classification", "")
+    run = LoadedRun.load(tmp_path / "run", "classification", "")
     confusion = np.zeros((2, 2), int)
     for text, label in zip(TEXTS, LABELS, strict=True):
         if text:
@@ -113,7 +113,7 @@ def test_utterances_are_classified_whatever_the_batch(tmp_path):
     save_run(tmp_path / "run", experiment, None)
     report = evaluate(tmp_path, "--seconds-per-batch=1")
     assert report["confusion"] == evaluate(tmp_path, "--seconds-per-batch=60")["confusion"]
-    run = Trained.load(tmp_path / "run", "classification", "")
+    run = LoadedRun.load(tmp_path / "run", "classification", "")
     reader, confusion = RecordReader(read_index(tmp_path / "data" / "things", "test")), np.zeros((2, 2), int)
     for row, (samples, label) in enumerate(clips):
         assert reader.read(row)[1] == label

@@ -47,7 +47,7 @@ def evaluate(work: Path, kind: str, *options: str) -> dict:
 def test_bits_per_byte_are_those_of_every_token_over_every_byte(work, capsys):
     report = evaluate(work, "causal_lm", "--stride=8")
     lm = LanguageModel.load(work / "causal_lm")
-    nats = sum(each.sum(dtype=np.float64) for each in lm.token_nats([lm.encode(text) for text in TEST], stride=8))
+    nats = sum(each.sum(dtype=np.float64) for each in lm.token_nll([lm.encode(text) for text in TEST], stride=8))
     num_bytes = sum(len(text.encode()) for text in TEST)
     assert report["total"]["nats"] == pytest.approx(nats, rel=1e-6)
     assert report["total"]["bytes"] == num_bytes

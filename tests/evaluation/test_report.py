@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from jax_speechlm.evaluation.report import TOO_FEW, Report, Score, Utterance, compare, evaluate
+from jax_speechlm.evaluation.report import TOO_FEW, EvaluationReport, Score, Utterance, compare, evaluate
 
 UTTERANCES = [
     Utterance(id="one", reference="The cat sat.", hypothesis="the cat sat", speaker="ann", duration=1.5),
@@ -81,7 +81,7 @@ def test_alignments_mark_the_edits_and_begin_with_the_worst():
 def test_files_round_trip(tmp_path):
     report = evaluate(UTTERANCES)
     report.save(tmp_path / "eval")
-    assert Report.load(tmp_path / "eval" / "report.json") == report
+    assert EvaluationReport.load(tmp_path / "eval" / "report.json") == report
     assert (tmp_path / "eval" / "alignments.txt").read_text(encoding="utf-8") == report.alignments()
 
 
@@ -129,7 +129,7 @@ def test_reports_that_do_not_belong_together_are_not_compared(tmp_path):
         with pytest.raises(ValueError, match=message):
             compare(report, other)
     with pytest.raises(ValueError, match=r"missing.json does not exist"):
-        Report.load(tmp_path / "missing.json")
+        EvaluationReport.load(tmp_path / "missing.json")
     (tmp_path / "bad.json").write_text('{"headline": "wer"}')
     with pytest.raises(ValueError, match=r"bad.json is not a report"):
-        Report.load(tmp_path / "bad.json")
+        EvaluationReport.load(tmp_path / "bad.json")

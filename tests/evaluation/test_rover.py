@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.evaluation.report import Report, Utterance, evaluate
+from jax_speechlm.evaluation.report import EvaluationReport, Utterance, evaluate
 from jax_speechlm.evaluation.rover import NOTHING, Hypothesis, combine, join, network
 
 WORDS = st.lists(st.sampled_from("abc"), max_size=4)
@@ -153,7 +153,7 @@ def systems(tmp_path):
 def test_the_command_writes_a_report_that_compare_takes(systems, tmp_path, capsys):
     out = tmp_path / "rover"
     assert cli.main(["rover", *systems, f"--out={out}"]) == 0
-    report = Report.load(out / "report.json")
+    report = EvaluationReport.load(out / "report.json")
     assert {each.id: each.hypothesis for each in report.utterances} == SAID
     assert report.wer.rate == 0
     assert report.wer.interval is None  # of three utterances
@@ -168,7 +168,7 @@ def test_hypotheses_with_confidences_come_as_lines(systems, tmp_path, capsys):
     lines = [{"id": id, "reference": SAID[id], "hypothesis": "so be it", "confidences": [0.9, 0.8, 1.0]} for id in SAID]
     file.write_text("\n".join(map(json.dumps, lines)))
     assert cli.main(["rover", str(file), str(file), f"--out={out}", "--alpha=0.3"]) == 0
-    report = Report.load(out / "report.json")
+    report = EvaluationReport.load(out / "report.json")
     assert {each.hypothesis for each in report.utterances} == {"so be it"}
     assert report.decoder.endswith("by frequency (0.3) and confidence, 0.7 for no word")
     assert cli.main(["rover", str(file), systems[0], f"--out={out}", "--alpha=0.3"]) == USER_ERROR

@@ -9,7 +9,7 @@ import pytest
 
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hf import export, wav2vec2_bert, weights
@@ -160,7 +160,7 @@ def test_what_was_distilled_is_exported_as_if_trained_alone(tmp_path, name, stud
     assert not write_checked(distilled, tmp_path / "out").failed
     jax.tree.map(np.testing.assert_array_equal, package(distilled).arrays, package(run).arrays)
     assert import_run(tmp_path / "out", tmp_path / "run").failed == ()
-    assert Trained.read(tmp_path / "run").experiment.objective == student
+    assert LoadedRun.read(tmp_path / "run").experiment.objective == student
 
 
 def test_models_without_a_class_in_transformers_are_refused():

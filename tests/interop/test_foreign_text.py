@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, Places
+from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, IdMap
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoding.lm.generate import GREEDY, Beam
 from jax_speechlm.evaluation.language import predict
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.ensemble import LanguageEnsemble
 from jax_speechlm.interop.folders import ExportError
@@ -55,7 +55,7 @@ def qwen(tmp_path_factory):
 
 def ids_of(folder, text: str) -> list[int]:
     """The ids of a text by the tokenizer itself, with all that it adds, as ours are numbered."""
-    tokenizer = Trained.read(folder / "run").tokenizer
+    tokenizer = LoadedRun.read(folder / "run").tokenizer
     return tokenizer.places.ours[tokenizer._tokenizer.encode(text, add_special_tokens=True).ids].tolist()
 
 
@@ -76,8 +76,8 @@ def test_prefix_of_prompts_is_nothing_where_the_tokenizer_adds_nothing(qwen):
 def test_prefix_of_a_scored_text_is_nothing_and_its_first_token_counts(qwen):
     lm = LanguageModel.load(qwen / "run")
     ids = lm.encode(TEXT)
-    (rest,) = lm.token_nats([ids])
-    (first,) = lm.token_nats([[lm.vocabulary.begin, ids[0]]])
+    (rest,) = lm.token_nll([ids])
+    (first,) = lm.token_nll([[lm.vocabulary.begin, ids[0]]])
     assert len(rest) == len(ids) - 1
     np.testing.assert_allclose(lm.score([TEXT]), [-(first.sum() + rest.sum())], rtol=1e-6)
     (found,) = predict(lm, [TEXT])
@@ -87,7 +87,7 @@ def test_prefix_of_a_scored_text_is_nothing_and_its_first_token_counts(qwen):
 
 
 def test_prefix_of_a_speech_prompt_is_what_the_tokenizer_adds(qwen):
-    tokenizer = Trained.read(qwen / "run").tokenizer
+    tokenizer = LoadedRun.read(qwen / "run").tokenizer
     objective = SpeechLM()
     before = objective.prompts.of(objective.task).before
     assert objective.prompt_ids(tokenizer)[0].tolist() == tokenizer.encode(before)
@@ -174,7 +174,7 @@ def test_several_eos_ids_of_a_folder_end_what_is_generated(qwen, tmp_path, file)
     assert (found.ended, found.num_tokens, found.text) == (True, 1, "")
     for each in several.generate([PROMPT], Beam(size=3), max_tokens=8)[0]:
         assert each.ended or each.num_tokens == 8
-    write_checked(Trained.read(tmp_path / "run"), tmp_path / "again")
+    write_checked(LoadedRun.read(tmp_path / "run"), tmp_path / "again")
     assert json.loads((tmp_path / "again" / file).read_text())["eos_token_id"] == [end, stop]
 
 
@@ -205,12 +205,12 @@ def test_several_eos_ids_of_a_damaged_file_are_refused(tmp_path):
 def test_prefix_of_runs_of_before_stays_as_they_were_trained():
     """Their tokenizer's file says neither of a prefix nor of other ends, and keeps its fingerprint."""
     old = {"num_rows": 13, "padding": 11, "end": 12, "mask": None, "begin": 10, "spare": []}
-    places = Places.from_json(old)
-    assert places == Places(13, 11, 12, None, 10)
+    places = IdMap.from_json(old)
+    assert places == IdMap(13, 11, 12, None, 10)
     assert places.has_prefix
     assert json.loads(json.dumps(places.to_json())) == old
     bare = dataclasses.replace(places, has_prefix=False, other_ends=(3,))
-    assert Places.from_json(json.loads(json.dumps(bare.to_json()))) == bare
+    assert IdMap.from_json(json.loads(json.dumps(bare.to_json()))) == bare
 
 
 def test_rust_panics_of_a_folder_are_errors_of_the_import(tmp_path, monkeypatch):

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.tokenizers.base import CharTokenizer
-from data_pipelines.tokenizers.hugging_face import Places
+from data_pipelines.tokenizers.hugging_face import IdMap
 from jax_speechlm import cli
 from jax_speechlm.cli.experiment import experiment_parser, parse_experiment
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.inference.asr.ctc import Recognizer
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.interop import folders
@@ -36,7 +36,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA, merge
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
-from jax_speechlm.recipes.experiment import Start
+from jax_speechlm.recipes.experiment import InitFrom
 from jax_speechlm.training.loop import load_experiment
 from jax_speechlm.training.source import read_tokenizer
 from jax_speechlm.training.warm_start import take_over
@@ -71,7 +71,7 @@ def test_an_exported_run_comes_back_and_goes_out_again_byte_for_byte(tmp_path, n
         model = run.experiment.model
         experiment = run.experiment.replace(model=model.replace(lora=LoRA()))
         run = dataclasses.replace(run, params=merge(run.params, model.lora)[0], experiment=experiment)
-    again = Trained.read(tmp_path / "run")
+    again = LoadedRun.read(tmp_path / "run")
     for group, params in again.params.items():
         jax.tree.map(np.testing.assert_array_equal, params, run.params[group])
     if "transformer" in run.params or name in ("ctc", "joint"):
@@ -115,7 +115,7 @@ def test_a_record_is_believed_only_of_the_files_that_it_is_of(tmp_path, capsys):
     write_json(tmp_path / "out", "config.json", config | {"max_position_embeddings": 32})
     import_run(tmp_path / "out", tmp_path / "run")
     assert "left aside" in capsys.readouterr().err
-    run = Trained.read(tmp_path / "run")
+    run = LoadedRun.read(tmp_path / "run")
     assert run.tokenizer.kind == "hugging_face"
     assert run.experiment.data.context == 32
 
@@ -138,7 +138,7 @@ def test_a_model_from_elsewhere_has_its_ids_where_ours_are_and_gives_the_same_nu
     special = SPECIAL[kind]
     arrays = write_text_model(tmp_path / "theirs", kind, **special)
     import_run(tmp_path / "theirs", tmp_path / "run")
-    run, theirs = Trained.read(tmp_path / "run"), read_model(tmp_path / "theirs")
+    run, theirs = LoadedRun.read(tmp_path / "run"), read_model(tmp_path / "theirs")
     tokenizer, vocabulary = run.tokenizer, Vocabulary.of(run.tokenizer)
     config, names = load(tmp_path / "theirs", "config.json"), dict(load(tmp_path / "theirs", "tokenizer.json"))
     ids = dict(names["model"]["vocab"]) | {token["content"]: token["id"] for token in names["added_tokens"]}
@@ -224,7 +224,7 @@ CTC_SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "bos": "<s>", "eos": "</s>"}
 def test_a_recognizers_blank_comes_to_0_and_goes_back(tmp_path):
     arrays = write_recognizer(tmp_path / "theirs", VOCAB, **CTC_SPECIAL)
     import_run(tmp_path / "theirs", tmp_path / "run")
-    run = Trained.read(tmp_path / "run")
+    run = LoadedRun.read(tmp_path / "run")
     head = run.params["head"]
     np.testing.assert_array_equal(head["bias"][0], arrays["lm_head.bias"][VOCAB["[PAD]"]])
     np.testing.assert_array_equal(head["kernel"][:, 0], arrays["lm_head.weight"][VOCAB["[PAD]"]])
@@ -274,9 +274,9 @@ def test_chat_templates_survive_import_and_export(tmp_path):
         (tmp_path / "theirs" / name).write_bytes(text.encode())
     write_json(tmp_path / "theirs", "chat_template.json", {"chat_template": "{{ prompt }}"})
     assert not import_run(tmp_path / "theirs", tmp_path / "run").failed
-    assert not write_checked(Trained.read(tmp_path / "run"), tmp_path / "again").failed
+    assert not write_checked(LoadedRun.read(tmp_path / "run"), tmp_path / "again").failed
     assert not import_run(tmp_path / "again", tmp_path / "second").failed  # from an export, too
-    write_checked(Trained.read(tmp_path / "second"), tmp_path / "third")
+    write_checked(LoadedRun.read(tmp_path / "second"), tmp_path / "third")
     for folder in ("again", "third"):
         for name, text in texts.items():
             assert (tmp_path / folder / name).read_bytes() == text.encode()
@@ -299,7 +299,7 @@ def test_an_imported_encoder_embeds(tmp_path):
     import_run(tmp_path / "out", tmp_path / "run")
     encoder = SpeechEncoder.load(tmp_path / "run")
     assert encoder.model.dim == FORMER.dim
-    experiment = Trained.read(tmp_path / "run").experiment
+    experiment = LoadedRun.read(tmp_path / "run").experiment
     objective = experiment.objective.build(experiment.model, experiment.frontend)
     with pytest.raises(ValueError, match="--from"):
         objective.loss({}, {}, None)
@@ -309,12 +309,12 @@ def test_an_imported_run_has_the_config_that_every_run_has(tmp_path):
     """It is one that `--config` takes, beside sets to train on."""
     write_text_model(tmp_path / "theirs", "llama", **SPECIAL["llama"])
     import_run(tmp_path / "theirs", tmp_path / "run")
-    assert load_experiment(tmp_path / "run") == Trained.read(tmp_path / "run").experiment
+    assert load_experiment(tmp_path / "run") == LoadedRun.read(tmp_path / "run").experiment
     parser = experiment_parser("jax-speechlm finetune", "demo_lm")
     argv = ["--config", str(tmp_path / "run" / "config.json"), "--data.sets", "mine"]
     experiment, _ = parse_experiment(parser, argv, "jax-speechlm finetune")
     assert experiment.data.sets == ("mine",)
-    assert experiment.model == Trained.read(tmp_path / "run").experiment.model
+    assert experiment.model == LoadedRun.read(tmp_path / "run").experiment.model
 
 
 def test_another_run_starts_from_an_imported_one(tmp_path):
@@ -322,12 +322,12 @@ def test_another_run_starts_from_an_imported_one(tmp_path):
     import_run(tmp_path / "theirs", tmp_path / "run")
     fresh = tiny_run("ctc")
     params = jax.tree.map(jnp.asarray, fresh.params)
-    start = Start(checkpoint=str(tmp_path / "run"))
+    start = InitFrom(checkpoint=str(tmp_path / "run"))
     found = take_over(start, params, fresh.tokenizer, {"units": None})
     name = "wav2vec2_bert.feature_projection.projection.weight"
     np.testing.assert_array_equal(found["encoder"]["input"]["kernel"], arrays[name].T)
     np.testing.assert_array_equal(found["head"]["bias"], params["head"]["bias"])
-    assert read_tokenizer(str(tmp_path / "run")).fingerprint == Trained.read(tmp_path / "run").tokenizer.fingerprint
+    assert read_tokenizer(str(tmp_path / "run")).fingerprint == LoadedRun.read(tmp_path / "run").tokenizer.fingerprint
 
 
 @given(
@@ -337,7 +337,7 @@ def test_another_run_starts_from_an_imported_one(tmp_path):
 def test_no_row_is_lost_or_doubled(num_rows, order, named, has, is_text):
     has_padding, has_mask, has_begin = has
     padding, end, mask, begin, _ = order
-    places = Places(
+    places = IdMap(
         num_rows,
         padding if has_padding or not is_text else None,
         end if is_text else None,
@@ -447,7 +447,7 @@ def test_bfloat16_is_rounded_and_nothing_else(tmp_path):
     run = tiny_run("qwen3")
     write_checked(run, tmp_path / "out")
     assert not import_run(tmp_path / "out", tmp_path / "run", dtype="bfloat16").failed
-    found = Trained.read(tmp_path / "run")
+    found = LoadedRun.read(tmp_path / "run")
     expected = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), run.params)
     jax.tree.map(np.testing.assert_array_equal, found.params, expected)
     (continuation,), *_ = LanguageModel.load(tmp_path / "run").generate(["the"], max_tokens=2)
@@ -477,9 +477,9 @@ def test_a_bert_as_it_was_first_released_is_read_too(tmp_path):
         file.unlink()
     weights.write_weights(tmp_path / "old", old)
     assert not import_run(tmp_path / "old", tmp_path / "run").failed
-    params = Trained.read(tmp_path / "run").params
+    params = LoadedRun.read(tmp_path / "run").params
     import_run(tmp_path / "theirs", tmp_path / "again")
-    jax.tree.map(np.testing.assert_array_equal, params, Trained.read(tmp_path / "again").params)
+    jax.tree.map(np.testing.assert_array_equal, params, LoadedRun.read(tmp_path / "again").params)
 
 
 @pytest.mark.parametrize("kind", ["modernbert", "bert", "llama"])
@@ -489,13 +489,13 @@ def test_a_host_reads_what_its_devices_hold_and_no_more(tmp_path, monkeypatch, k
     imported = read_folder(tmp_path / "theirs")
     sources = jax.tree.leaves(imported.sources)
     assert all(layer.base is not None for source in sources for layer in source.layers)  # views: nothing was read
-    reads, read = [], mapping.Source.read
+    reads, read = [], mapping.TensorSource.read
 
     def counted(source, *args):
         reads.append(read(source, *args))
         return reads[-1]
 
-    monkeypatch.setattr(mapping.Source, "read", counted)
+    monkeypatch.setattr(mapping.TensorSource, "read", counted)
     mesh = make_mesh(MeshShape(fsdp=8))
     params = jax.tree.leaves(imported.place(mesh))
     whole = sum(leaf.nbytes for leaf in params)
@@ -521,7 +521,7 @@ def test_any_part_of_a_source_is_that_part_of_the_whole(data):
     ids = data.draw(st.none() | st.lists(st.integers(-1, 5), min_size=1, max_size=9).map(np.array))
     axis, stacked = data.draw(st.integers(0, 1)), data.draw(st.booleans())
     layers = tuple(rng.normal(size=(6, 6)) for _ in range(3 if stacked else 1))
-    source = mapping.Source(layers, stacked, ids, axis)
+    source = mapping.TensorSource(layers, stacked, ids, axis)
     whole = source.read()
     assert whole.shape == source.shape
     parts = [layer if ids is None else np.take(np.insert(layer, 6, 0, axis), ids, axis) for layer in layers]

@@ -75,7 +75,7 @@ def test_the_limits_of_a_row_hold_to_the_sample(mel, which):
 
 @pytest.mark.parametrize("seconds", [1e-4, 1e7])
 def test_settings_of_lengths_beyond_the_model_are_refused(program, seconds, tmp_path, monkeypatch):
-    monkeypatch.setattr("jax_speechlm.interop.runtimes.program.Trained.read", lambda run: None)
+    monkeypatch.setattr("jax_speechlm.interop.runtimes.program.LoadedRun.read", lambda run: None)
     monkeypatch.setattr("jax_speechlm.interop.runtimes.program.Program.of", lambda run: program)
     with pytest.raises(ExportError, match=r"--seconds must lie within 0\.\d+ to \d+ for this model"):
         export(

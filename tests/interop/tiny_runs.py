@@ -8,7 +8,7 @@ import numpy as np
 from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoders import EncoderConfig
@@ -109,7 +109,7 @@ RUNS = {
 """Objective, model, data, and the class in transformers."""
 
 
-def save(folder: Path, run: Trained) -> Path:
+def save(folder: Path, run: LoadedRun) -> Path:
     """Writes the checkpoint of a run."""
     meta = {"experiment": run.experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(run.tokenizer)}
     checkpoints = Checkpoints(folder)
@@ -119,7 +119,7 @@ def save(folder: Path, run: Trained) -> Path:
     return folder
 
 
-def tiny_run(name: str, tokenizer: Tokenizer = CHARACTERS, **mel: object) -> Trained:
+def tiny_run(name: str, tokenizer: Tokenizer = CHARACTERS, **mel: object) -> LoadedRun:
     """One of `RUNS` with random parameters."""
     objective, model, data, _ = RUNS[name]
     if name == "fast_conformer":
@@ -134,4 +134,4 @@ def tiny_run(name: str, tokenizer: Tokenizer = CHARACTERS, **mel: object) -> Tra
     rng = np.random.default_rng(0)
     draw = lambda path, leaf: rng.normal(path[-1].key == "scale", 0.3, leaf.shape).astype(np.float32)  # noqa: E731
     params = jax.device_put(jax.tree.map_with_path(draw, functional.declare(built.make).shapes))
-    return Trained(Path("runs/tiny/checkpoints/7"), 7, experiment, tokenizer, params)
+    return LoadedRun(Path("runs/tiny/checkpoints/7"), 7, experiment, tokenizer, params)

@@ -137,12 +137,12 @@ def test_long_rows_go_block_by_block_to_the_same_result(monkeypatch):
 
 def test_distances_lie_along_the_diagonal():
     scores = normal(0, (2, 3, 7))
-    laid = relative.lay_diagonally(jnp.asarray(scores))
+    laid = relative.skew(jnp.asarray(scores))
     assert laid.shape == (2, 3, 5)
     for i in range(3):
         for j in range(5):
             np.testing.assert_array_equal(laid[:, i, j], scores[:, i, 2 - i + j])
-    np.testing.assert_array_equal(relative.lay_diagonally(jnp.asarray(scores[:, :1])), scores[:, :1])
+    np.testing.assert_array_equal(relative.skew(jnp.asarray(scores[:, :1])), scores[:, :1])
 
 
 def test_remat_changes_memory_only():

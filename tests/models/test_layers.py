@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm.nn import functional
-from jax_speechlm.nn.attention.relative import chunk_mask, spread_by_distance
+from jax_speechlm.nn.attention.relative import chunk_mask, relative_shift
 from jax_speechlm.nn.layers import LayerNorm, Linear, RMSNorm, causal_depthwise, dropout, split_keys
 from jax_speechlm.parallel import mesh as meshes
 
@@ -46,7 +46,7 @@ def test_scores_are_spread_by_clipped_distance(num_frames, left, right, parts):
     distance = np.arange(num_frames)[None, :] - (first + np.arange(queries))[:, None]
     index = np.clip(distance, -left, right) + left
     expected = np.take_along_axis(scores, np.broadcast_to(index, (2, 3, *index.shape)), axis=-1)
-    spread = lambda scores: spread_by_distance(scores, first, num_frames, left, right)  # noqa: E731
+    spread = lambda scores: relative_shift(scores, first, num_frames, left, right)  # noqa: E731
     np.testing.assert_array_equal(spread(scores), expected)
 
     weight = np.asarray(normal(1, expected.shape))

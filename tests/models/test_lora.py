@@ -31,7 +31,7 @@ def made(config):
 
     def run(params, x, length, tokens):
         model = functional.bind(graphdef, params).with_lora()
-        speech, count = model.hear(x, length)
+        speech, count = model.encode_speech(x, length)
         none = np.zeros(0, np.int32)
         sequence = model.lay_out(np.array([1], np.int32), speech, count, none, tokens, jnp.full(len(tokens), 4))
         return model.transformer.encode(sequence.vectors, sequence.segment, sequence.position)[0]
@@ -138,7 +138,7 @@ def test_frozen_kernels_have_no_gradient_of_their_size():
     def loss(learnt, base):
         model = functional.bind(graphdef, base | learnt).with_lora()
         x, length, tokens = map(jnp.asarray, inputs())
-        speech, count = model.hear(x, length)
+        speech, count = model.encode_speech(x, length)
         sequence = model.lay_out(np.ones(1, np.int32), speech, count, np.ones(1, np.int32), tokens, count)
         return model.transformer.encode(sequence.vectors, sequence.segment, sequence.position)[0].sum()
 

@@ -15,7 +15,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives import masking
 from jax_speechlm.objectives.masking import draw_mask
-from jax_speechlm.objectives.ssl.best_rq import BestRQ, alarm, nearest_codes
+from jax_speechlm.objectives.ssl.best_rq import BestRQ, health_check, nearest_codes
 
 MODEL = ConformerConfig(input_dim=16, dim=8, num_layers=1, num_heads=2, kernel_size=3, left_max=4, right_max=2)
 FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3, gain_db=3.0))
@@ -133,13 +133,13 @@ def test_a_crop_moves_input_and_targets_together(monkeypatch):
 def test_alarm_when_codes_or_predictions_collapse():
     healthy = {"code_entropy_ratio": 0.8, "code_entropy": 4.0, "predicted_code_entropy": 1.5}
     healthy |= {"representation_rank": 9.0, "representation_spread": 0.7}
-    assert alarm(healthy, True) is None
-    assert "normalised" in alarm(healthy | {"code_entropy_ratio": 0.1}, False)
+    assert health_check(healthy, True) is None
+    assert "normalised" in health_check(healthy | {"code_entropy_ratio": 0.1}, False)
     constant = healthy | {"predicted_code_entropy": 0.4}
-    assert alarm(constant, False) is None  # every model begins like that
-    assert "10% of the targets'" in alarm(constant, True)
-    assert "the hidden states have collapsed" in alarm(healthy | {"representation_rank": 1.2}, True)
-    assert "codes have collapsed" in alarm(dict.fromkeys(healthy, 0.0), True)
+    assert health_check(constant, False) is None  # every model begins like that
+    assert "10% of the targets'" in health_check(constant, True)
+    assert "the hidden states have collapsed" in health_check(healthy | {"representation_rank": 1.2}, True)
+    assert "codes have collapsed" in health_check(dict.fromkeys(healthy, 0.0), True)
 
 
 def test_features_that_do_not_fit_are_refused():

@@ -75,7 +75,7 @@ def apart(here: np.ndarray, there: np.ndarray, kind: str) -> np.ndarray:
     return 1 - (here * there).sum(-1) / (np.linalg.norm(here, axis=-1) * np.linalg.norm(there, axis=-1))
 
 
-def hear(params: Params, model, batch):
+def forward(params: Params, model, batch):
     """(logits, hidden states after every layer) of one model alone."""
     built = CTC().build(model, FRONTEND, LETTERS)
     graphdef = functional.declare(built.make).graphdef
@@ -100,9 +100,9 @@ def test_equals_the_formula_on_models_that_are_run_alone():
     learnt = np.arange(8) < 6
     loss, metrics = jax.jit(built.loss)(params, batch, None)
     own, own_metrics = jax.jit(OWN.build(STUDENT, FRONTEND, LETTERS).loss)(student_part(params), batch, None)
-    logits, hidden, length = hear(student_part(params), STUDENT, batch)
+    logits, hidden, length = forward(student_part(params), STUDENT, batch)
     others = [
-        hear(params[GROUP]["teachers"][str(number)], teacher.model, batch) for number, teacher in enumerate(TEACHERS)
+        forward(params[GROUP]["teachers"][str(number)], teacher.model, batch) for number, teacher in enumerate(TEACHERS)
     ]
     inside = (np.arange(logits.shape[1]) < length[:, None]) & learnt[:, None]
     targets = batch["token_length"][learnt].sum()
@@ -180,8 +180,8 @@ def test_two_views_of_a_row_count_as_one():
     batch = batch_of()
     _, masked = jax.jit(built.loss)(params, batch, jax.random.key(0))
     assert masked["divergence"][1] == batch["token_length"].sum()
-    logits, _, length = hear(student_part(params), STUDENT, batch)
-    there, *_ = hear(params[GROUP]["teachers"]["0"], TEACHERS[1].model, batch)
+    logits, _, length = forward(student_part(params), STUDENT, batch)
+    there, *_ = forward(params[GROUP]["teachers"]["0"], TEACHERS[1].model, batch)
     plain = kl([there], logits, 1.0)[np.arange(logits.shape[1]) < length[:, None]].sum()
     assert 0.6 < float(masked["divergence"][0] / plain) < 1.7  # masks change it, twice the rows do not
     assert masked["consistency"][0] > 0

@@ -14,7 +14,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives import masking
 from jax_speechlm.objectives.ssl import hubert
-from jax_speechlm.objectives.ssl.hubert import HuBERT, alarm
+from jax_speechlm.objectives.ssl.hubert import HuBERT, health_check
 
 MODEL = ConformerConfig(input_dim=16, dim=8, num_layers=1, num_heads=2, kernel_size=3, left_max=4, right_max=2)
 FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3, gain_db=3.0))
@@ -143,12 +143,12 @@ def test_only_masked_frames_count_unless_asked(monkeypatch):
 def test_alarm_when_units_or_predictions_or_hidden_states_collapse():
     healthy = {"code_entropy_ratio": 0.8, "code_entropy": 4.0, "predicted_code_entropy": 1.5}
     healthy |= {"representation_rank": 9.0, "representation_spread": 0.7}
-    assert alarm(healthy, True) is None
-    assert "units report" in alarm(healthy | {"code_entropy_ratio": 0.1}, False)
+    assert health_check(healthy, True) is None
+    assert "units report" in health_check(healthy | {"code_entropy_ratio": 0.1}, False)
     constant = healthy | {"predicted_code_entropy": 0.4}
-    assert alarm(constant, False) is None  # every model begins like that
-    assert "HuBERT's predictions have collapsed: their entropy is 10%" in alarm(constant, True)
-    assert "the hidden states have collapsed" in alarm(healthy | {"representation_rank": 1.2}, True)
+    assert health_check(constant, False) is None  # every model begins like that
+    assert "HuBERT's predictions have collapsed: their entropy is 10%" in health_check(constant, True)
+    assert "the hidden states have collapsed" in health_check(healthy | {"representation_rank": 1.2}, True)
 
 
 def test_a_collapse_shows_in_the_gauges():
@@ -157,11 +157,11 @@ def test_a_collapse_shows_in_the_gauges():
     batch = make_batch()
     batch["codes"] = np.where(batch["codes"] >= 0, 2, -1).astype(np.int32)
     figures = {name: float(total / weight) for name, (total, weight) in run(params, batch, None)[1].items()}
-    assert "HuBERT's codes have collapsed" in alarm(figures, False)
+    assert "HuBERT's codes have collapsed" in health_check(figures, False)
     flat = jax.tree.map(np.zeros_like, params["units"]["projection"]) | {"bias": np.ones(4, np.float32)}
     constant = params | {"units": params["units"] | {"projection": flat}}
     figures = {name: float(total / weight) for name, (total, weight) in run(constant, make_batch(), None)[1].items()}
-    assert "predictions have collapsed" in alarm(figures, True)
+    assert "predictions have collapsed" in health_check(figures, True)
 
 
 def test_what_does_not_fit_is_refused():

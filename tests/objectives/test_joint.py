@@ -18,7 +18,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM, mask_tokens
 from jax_speechlm.objectives.masking import draw_views, span_frames
-from jax_speechlm.objectives.speech_text.joint import Joint, alarm, stream_of
+from jax_speechlm.objectives.speech_text.joint import Joint, health_check, stream_of
 from jax_speechlm.objectives.ssl import best_rq
 from jax_speechlm.objectives.ssl.best_rq import BestRQ, nearest_codes
 from jax_speechlm.recipes.experiment import Mixture, Speech, Stream, Text
@@ -299,12 +299,12 @@ HEALTHY = {
     ],
 )
 def test_alarm_when_a_stream_teaches_nothing(change, said):
-    assert alarm(HEALTHY, True) is None
-    assert said in alarm(HEALTHY | change, True)
-    assert alarm(HEALTHY | change, False) is None  # every model begins like that
+    assert health_check(HEALTHY, True) is None
+    assert said in health_check(HEALTHY | change, True)
+    assert health_check(HEALTHY | change, False) is None  # every model begins like that
     (name,) = change
     prefix = name.partition("_")[0]
-    assert alarm({key: value for key, value in HEALTHY.items() if not key.startswith(prefix)}, True) is None
+    assert health_check({key: value for key, value in HEALTHY.items() if not key.startswith(prefix)}, True) is None
 
 
 def mixture(**changes: Stream) -> Mixture:

@@ -18,7 +18,7 @@ from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.objectives.speech_text.speech_lm import Prompt, Prompts, SpeechLM, alarm
+from jax_speechlm.objectives.speech_text.speech_lm import Prompt, Prompts, SpeechLM, health_check
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.planning import costs, hlo
@@ -77,7 +77,7 @@ def test_the_loss_is_that_of_rows_built_one_by_one(model, front_end):
     for length, text in ROWS[:3]:
         model = functional.bind(graphdef, params)
         x, frames = features(jax.tree.map(jnp.asarray, batch_of([(length, text)], length)), front_end, None)
-        speech, num_speech = model.hear(x, frames)
+        speech, num_speech = model.encode_speech(x, frames)
         ids = TOKENIZER.encode(text)
         table = np.asarray(params["transformer"]["embedding"])
         before, behind = [BOUNDARY, *TOKENIZER.encode("ab")], TOKENIZER.encode("ca")
@@ -198,12 +198,12 @@ def test_attention_on_speech_is_the_softmax_written_out():
 def test_a_deaf_model_sets_off_the_alarm():
     listens = {"speech_attention": 0.3, "accuracy": 0.4, "adapter_scale": 1.0, "dev_speech_gain": 0.5}
     listens |= {"dev_loss_without_speech": 2.0}
-    assert alarm(listens, True) is None
-    assert "0.2% of their attention" in alarm(listens | {"speech_attention": 0.002}, True)
-    assert "0.0010 nats" in alarm(listens | {"dev_speech_gain": 0.001}, True)
-    assert alarm(listens | {"speech_attention": 0.002}, False) is None
+    assert health_check(listens, True) is None
+    assert "0.2% of their attention" in health_check(listens | {"speech_attention": 0.002}, True)
+    assert "0.0010 nats" in health_check(listens | {"dev_speech_gain": 0.001}, True)
+    assert health_check(listens | {"speech_attention": 0.002}, False) is None
     del listens["dev_speech_gain"]  # before the first validation
-    assert alarm(listens, True) is None
+    assert health_check(listens, True) is None
 
 
 def test_every_mesh_gives_the_single_device_loss_and_gradients():

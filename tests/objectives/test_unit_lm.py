@@ -14,7 +14,7 @@ from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
-from jax_speechlm.objectives.lm.unit_lm import UnitLM, alarm
+from jax_speechlm.objectives.lm.unit_lm import UnitLM, health_check
 from tests.objectives.text import MODEL, TOKENIZER, documents, pack, reorder
 from tests.objectives.text import VOCABULARY as TEXT_VOCABULARY
 
@@ -165,12 +165,14 @@ def test_the_alarm_tells_collapsed_units_and_a_model_that_learns_nothing():
     one_unit = [[VOCABULARY.boundary, SPEECH, *[UNIT + 3] * 12, UNIT + 4]]
     metrics = objective()[2](objective()[1], with_samples(pack([one_unit], TIME)), None)[1]
     means = {name: float(total / weight) for name, (total, weight) in metrics.items() if weight}
-    assert "units have collapsed" in alarm(means, settled=False)
+    assert "units have collapsed" in health_check(means, after_warmup=False)
     fine = {"unit_entropy": 4.0, "unit_loss": 3.0}
-    assert alarm(fine, settled=True) is None
-    assert alarm(fine | {"unit_loss": 5.0}, settled=False) is None
-    assert "worse (5.00 nats) than their frequencies do (4.00)" in alarm(fine | {"unit_loss": 5.0}, settled=True)
-    assert alarm({"unit_entropy": 0.0, "unit_loss": 0.0}, settled=True) is None  # no speech at all
+    assert health_check(fine, after_warmup=True) is None
+    assert health_check(fine | {"unit_loss": 5.0}, after_warmup=False) is None
+    assert "worse (5.00 nats) than their frequencies do (4.00)" in health_check(
+        fine | {"unit_loss": 5.0}, after_warmup=True
+    )
+    assert health_check({"unit_entropy": 0.0, "unit_loss": 0.0}, after_warmup=True) is None  # no speech at all
 
 
 @pytest.mark.parametrize(

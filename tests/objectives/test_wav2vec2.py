@@ -23,7 +23,7 @@ MODEL = ConformerConfig(input_dim=16, dim=8, num_layers=3, num_heads=2, kernel_s
 FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3, gain_db=3.0))
 SETTINGS = {"groups": 2, "codes": 12, "code_dim": 8, "negatives": 7, "mask_span": 0.1}
 OBJECTIVES = {"wav2vec2": Wav2Vec2(**SETTINGS), "w2v_bert": W2vBert(**SETTINGS, contrastive_weight=0.7)}
-ALARMS = {"wav2vec2": wav2vec2.alarm, "w2v_bert": w2v_bert.alarm}
+ALARMS = {"wav2vec2": wav2vec2.health_check, "w2v_bert": w2v_bert.health_check}
 LAYERS_BELOW = {"wav2vec2": 3, "w2v_bert": 1}
 SPAN = 5  # frames of 20 ms in 0.1 s
 both = pytest.mark.parametrize("kind", OBJECTIVES)
@@ -196,19 +196,19 @@ def test_a_healthy_model_raises_no_alarm_and_a_collapsed_one_does(kind):
     collapsed = measure(merged(params, edit(("contrast", "quantizer", "logits"), one_code)))
     assert collapsed["contrastive"] == 0  # nothing to tell apart: the loss alone looks splendid
     assert collapsed["masked_accuracy"] == (0 if kind == "wav2vec2" else collapsed["masked_accuracy"])
-    alarm = ALARMS[kind]
-    assert "codes have collapsed" in alarm(collapsed, True)
-    assert alarm(collapsed, False) is None
+    health_check = ALARMS[kind]
+    assert "codes have collapsed" in health_check(collapsed, True)
+    assert health_check(collapsed, False) is None
     scale = params["encoder"]["layers"]["norm"]["scale"]
     constant = measure(merged(params, edit(("encoder", "layers", "norm", "scale"), scale.at[-1].set(0.0))))
     if kind == "wav2vec2":
-        assert alarm(healthy, True) is None
-        assert "hidden states have collapsed" in alarm(constant, True)
+        assert health_check(healthy, True) is None
+        assert "hidden states have collapsed" in health_check(constant, True)
     else:
-        assert "predictions have collapsed" in alarm(constant, True)
+        assert "predictions have collapsed" in health_check(constant, True)
         spread = healthy | {"predicted_code_entropy": 0.9 * healthy["code_entropy"]}
-        assert alarm(spread, True) is None
-        assert "hidden states have collapsed" in alarm(spread | {"representation_rank": 1.0}, True)
+        assert health_check(spread, True) is None
+        assert "hidden states have collapsed" in health_check(spread | {"representation_rank": 1.0}, True)
 
 
 def test_what_does_not_fit_is_refused():

@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 
 from jax_speechlm.decoding.lm.generate import GREEDY
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.interop.folders import FailedCheck
 from jax_speechlm.interop.hf.export import write_checked
@@ -129,7 +129,7 @@ def test_heads_of_frames_and_of_speakers_are_taken_as_they_are(tmp_path, kind, n
     assert {"checkpoint", "parameters", "opens", "vectors" if kind == "XVector" else "classes"} <= {
         check.name for check in verdict.checks
     }
-    again = Trained.read(tmp_path / "run")
+    again = LoadedRun.read(tmp_path / "run")
     assert again.experiment.objective.classes == names
     assert not write_checked(again, tmp_path / "again").failed
 
@@ -158,7 +158,7 @@ def test_what_transformers_saves_becomes_a_run_and_a_folder_again(tmp_path, kind
     assert ("front end" in names and "greedy text" in names) if kind == "ctc" else True
     assert ("answer" in names) == (kind == "voxtral")
     assert ("continuation" in names) == (kind in ("llama", "qwen3"))
-    again = Trained.read(tmp_path / "run")
+    again = LoadedRun.read(tmp_path / "run")
     assert not write_checked(again, tmp_path / "again").failed
     if kind == "voxtral":
         assert again.experiment.objective.task == "translate"
@@ -216,7 +216,7 @@ def test_prefix_several_eos_and_truncation_are_as_transformers_has_them(tmp_path
     extra = torch.zeros(len(logits), lm.vocabulary.size - places.num_rows)  # rows that our table is filled up with
     picked = logits.gather(1, given["input_ids"][0, 1:, None])[:, 0]
     expected = torch.logsumexp(torch.cat([logits, extra], 1), 1) - picked
-    (nats,) = lm.token_nats([lm.prompt(text)])
+    (nats,) = lm.token_nll([lm.prompt(text)])
     np.testing.assert_allclose(nats, expected.numpy(), rtol=1e-4)
 
 
@@ -245,5 +245,5 @@ def test_a_rust_panic_fails_the_check(tmp_path):
 def test_bfloat16_is_compared_with_what_is_rounded_alike(tmp_path):
     write(tmp_path / "theirs", "qwen3")
     assert not import_run(tmp_path / "theirs", tmp_path / "run", dtype="bfloat16").failed
-    assert not write_checked(Trained.read(tmp_path / "run"), tmp_path / "again").failed
-    assert np.asarray(Trained.read(tmp_path / "run").params["transformer"]["embedding"]).dtype.name == "bfloat16"
+    assert not write_checked(LoadedRun.read(tmp_path / "run"), tmp_path / "again").failed
+    assert np.asarray(LoadedRun.read(tmp_path / "run").params["transformer"]["embedding"]).dtype.name == "bfloat16"

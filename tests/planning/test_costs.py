@@ -54,7 +54,7 @@ def test_shards_share_the_work_and_gather_over_their_axis(shape):
     specs = [PartitionSpec(meshes.BATCH_AXES), PartitionSpec(None, "fsdp")]
 
     def loss(x, kernels):
-        body = lambda x, kernel: (meshes.by_rows(jnp.tanh(x @ kernel)), None)  # noqa: E731
+        body = lambda x, kernel: (meshes.shard_batch_dim(jnp.tanh(x @ kernel)), None)  # noqa: E731
         return jnp.sum(jax.lax.scan(body, x, kernels)[0])
 
     module, sizes = compiled(jax.grad(loss, argnums=1), (64, DIM), (LAYERS, DIM, DIM), mesh=mesh, specs=specs)

@@ -68,13 +68,13 @@ def test_a_request_that_gives_up_leaves_the_others_alone(model, batcher):
     until(lambda: model.calls)
     caller, raised = Caller(batcher), []
 
-    def listen():
+    def encode():
         try:
-            caller.listen([part(7), part(8)])
+            caller.encode([part(7), part(8)])
         except GivenUpError as error:
             raised.append(error)
 
-    thread = threading.Thread(target=listen)
+    thread = threading.Thread(target=encode)
     thread.start()
     until(lambda: len(batcher._waiting) == 2)
     other = batcher.submit(part(9))
@@ -85,14 +85,14 @@ def test_a_request_that_gives_up_leaves_the_others_alone(model, batcher):
     assert (first.result(10), other.result(10)) == (1, 9)
     assert model.calls == [[1], [9]]
     with pytest.raises(GivenUpError):
-        caller.listen([part(1)])
+        caller.encode([part(1)])
 
 
 def test_an_error_reaches_those_whose_batch_it_was_and_no_others(model, batcher):
     model.let.set()
     with pytest.raises(RuntimeError, match="thirteen"):
-        Caller(batcher).listen([part(13)])
-    assert Caller(batcher).listen([part(length) for length in range(30, 40)]) == list(range(30, 40))
+        Caller(batcher).encode([part(13)])
+    assert Caller(batcher).encode([part(length) for length in range(30, 40)]) == list(range(30, 40))
 
 
 def test_closing_ends_the_thread_and_whoever_waits(model):

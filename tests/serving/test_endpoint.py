@@ -183,10 +183,10 @@ def test_a_full_queue_says_when_to_come_again(recognizer, spoken):
     held, let = threading.Event(), threading.Event()
 
     class Slow(Recognizer):
-        def listen(self, batches):
+        def encode(self, batches):
             held.set()
             assert let.wait(30)
-            return super().listen(batches)
+            return super().encode(batches)
 
     slow = Slow(**{field.name: getattr(recognizer, field.name) for field in dataclasses.fields(recognizer)})
     with (
@@ -213,9 +213,9 @@ def test_time_runs_out_and_clients_go_away(recognizer, spoken):
     let = threading.Event()
 
     class Slow(Recognizer):
-        def listen(self, batches):
+        def encode(self, batches):
             assert let.wait(30)
-            return super().listen(batches)
+            return super().encode(batches)
 
     slow = Slow(**{field.name: getattr(recognizer, field.name) for field in dataclasses.fields(recognizer)})
     with serving(slow, LIMITS.replace(timeout=0.5)) as server:

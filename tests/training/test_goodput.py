@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jax_speechlm.training.goodput import KINDS, Account, describe
+from jax_speechlm.training.goodput import KINDS, GoodputTracker, describe
 
 
 class Clock:
@@ -28,7 +28,7 @@ def run(account, clock, steps, seconds=2.0):
 
 
 def test_kinds_add_up_to_the_wall_time(clock, tmp_path):
-    account = Account(clock.now, tmp_path / "metrics.jsonl", clock)
+    account = GoodputTracker(clock.now, tmp_path / "metrics.jsonl", clock)
     clock.now += 10
     account.resume(0)
     compiled = []
@@ -52,13 +52,13 @@ def test_kinds_add_up_to_the_wall_time(clock, tmp_path):
 
 def test_a_restart_loses_the_steps_behind_the_checkpoint_and_the_time_between(clock, tmp_path):
     log = tmp_path / "metrics.jsonl"
-    account = Account(clock.now, log, clock)
+    account = GoodputTracker(clock.now, log, clock)
     account.resume(0)
     run(account, clock, 10)
     line = json.dumps({"step": 10, "part": "goodput", "time": clock.now} | account.figures())
     log.write_text(f'{line}\n{{"step": 12, "part": "goodput", "ti')  # killed while it wrote
     clock.now += 100
-    again = Account(clock.now, log, clock)
+    again = GoodputTracker(clock.now, log, clock)
     clock.now += 5
     again.resume(6)
     figures = again.figures()

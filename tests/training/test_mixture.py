@@ -18,7 +18,7 @@ from jax_speechlm.objectives.speech_text.joint import stream_of
 from jax_speechlm.planning.workload import workload
 from jax_speechlm.recipes.experiment import Mixture, Speech, Stream, differences
 from jax_speechlm.training.loop import train
-from jax_speechlm.training.reporting import Extent, Meter
+from jax_speechlm.training.reporting import BatchSize, IntervalMetrics
 from jax_speechlm.training.source import MixtureSource, open_source
 from tests.data_pipelines.text_sets import write_text_set
 from tests.training import tiny
@@ -118,14 +118,14 @@ def test_streams_on_the_same_sets_are_shuffled_apart():
 
 
 def test_a_metric_is_the_mean_over_the_steps_that_have_it():
-    meter = Meter(1.0)
+    meter = IntervalMetrics(1.0)
     own = {"grad_norm": (2.0, 1.0), "skipped_in_a_row": (0.0, 1.0)}
     add = lambda stream, **metrics: meter.add(jax.tree.map(jnp.asarray, own | metrics), stream)  # noqa: E731
     add("speech", loss=(30.0, 10.0), accuracy=(5.0, 10.0))
     add("pairs", loss=(8.0, 2.0), blank=(1.0, 4.0), grad_norm=(4.0, 1.0))
     add("pairs", loss=(0.0, 0.0))  # skipped
-    meter.count(Extent("audio_seconds", 6.0, 8.0, 16, 1), 1.0)
-    meter.count(Extent("tokens", 50.0, 100.0, 100, 1), 1.0)
+    meter.count(BatchSize("audio_seconds", 6.0, 8.0, 16, 1), 1.0)
+    meter.count(BatchSize("tokens", 50.0, 100.0, 100, 1), 1.0)
     figures = meter.take()
     expected = {"speech_loss": 3.0, "speech_accuracy": 0.5, "pairs_loss": 4.0, "pairs_blank": 0.25, "loss": 3.5}
     expected |= {"grad_norm": 8 / 3, "padding_share": 0.375}

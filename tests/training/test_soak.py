@@ -23,12 +23,12 @@ RUN = f"""
 import os, sys, time
 os.environ["JAX_PLATFORMS"] = "cpu"
 from tests.training import tiny
-from jax_speechlm.recipes.experiment import Cadence
+from jax_speechlm.recipes.experiment import LoopConfig
 from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.loop import train
 cache_compilations()
-cadence = Cadence(log_every=1, eval_every=50, checkpoint_every=3)
+cadence = LoopConfig(log_every=1, eval_every=50, checkpoint_every=3)
 experiment = tiny.experiment("best_rq", num_steps={STEPS}, mesh=MeshShape(), cadence=cadence)
 source = tiny.MemorySource.make(experiment)
 make = source.batch

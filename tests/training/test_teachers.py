@@ -20,7 +20,7 @@ from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import TrainingStopped, train
 from jax_speechlm.training.state import make_trainer
-from jax_speechlm.training.teachers import borrow, introduce
+from jax_speechlm.training.teachers import load_teacher_params, resolve_teachers
 from tests.evaluation.runs import write_run
 from tests.training import tiny
 from tests.training.test_loop import ONE_BUCKET, without_dev
@@ -117,7 +117,7 @@ def test_teachers_that_do_not_fit_are_named(teacher, tmp_path):
         train(experiment, tmp_path / "run", source(experiment))
     speech_only = write_run(tmp_path / "best_rq", tiny.experiment("best_rq"), None)
     with pytest.raises(ckpt.CheckpointError, match="was trained by best_rq, its student is by ctc"):
-        introduce(distilled(speech_only))
+        resolve_teachers(distilled(speech_only))
     wrong = Teacher(checkpoint=str(teacher), model=PLAIN.model, frontend=PLAIN.frontend)
     experiment = PLAIN.replace(objective=Distillation(teachers=(wrong,)), num_steps=1)
     with pytest.raises(ckpt.CheckpointError, match="leave model and frontend out, and they are read from it"):
@@ -126,10 +126,10 @@ def test_teachers_that_do_not_fit_are_named(teacher, tmp_path):
 
 def test_a_student_may_teach_in_its_turn(whole):
     """It is taken without the maps that it learnt beside it."""
-    experiment = introduce(distilled(whole))
+    experiment = resolve_teachers(distilled(whole))
     objective = experiment.objective.build(experiment.model, experiment.frontend, LETTERS)
     mesh = meshes.make_mesh(MeshShape(), jax.devices()[:1])
     trainer = make_trainer(objective, experiment.optimizer, 1, 0, mesh)
-    found = borrow(experiment, trainer.shapes.params, LETTERS)[GROUP]["teachers"]["0"]
+    found = load_teacher_params(experiment, trainer.shapes.params, LETTERS)[GROUP]["teachers"]["0"]
     assert set(found) == {"encoder", "head"}
     jax.tree.map(np.testing.assert_array_equal, found, ckpt.read_params(whole)[0])

@@ -15,7 +15,7 @@ from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Text, UnitText
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Text, UnitText
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import TrainingStopped, train
 from jax_speechlm.training.source import open_source
@@ -62,7 +62,7 @@ def experiment(tmp_path_factory) -> Experiment:
         model=MODEL,
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-3, warmup_steps=2)),
         num_steps=6,
-        cadence=Cadence(log_every=3, eval_every=3, checkpoint_every=3),
+        cadence=LoopConfig(log_every=3, eval_every=3, checkpoint_every=3),
     )
 
 

@@ -13,7 +13,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.parallel import mesh as meshes
-from jax_speechlm.recipes.experiment import Experiment, Start
+from jax_speechlm.recipes.experiment import Experiment, InitFrom
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import _initial_state, train
 from jax_speechlm.training.source import tokenizer_files
@@ -58,7 +58,7 @@ def fresh(like):
 
 
 def test_finetuning_takes_the_encoder_over_and_nothing_else(pretrained, tmp_path):
-    finetuning = tiny.experiment("ctc", num_steps=1, start=(Start(checkpoint=str(pretrained)),))
+    finetuning = tiny.experiment("ctc", num_steps=1, start=(InitFrom(checkpoint=str(pretrained)),))
     still = finetuning.optimizer.replace(frozen=("encoder",), ema_decay=0.0)
     finetuning = finetuning.replace(optimizer=still)
     train(finetuning, tmp_path / "finetune", tiny.MemorySource.make(finetuning))
@@ -71,19 +71,19 @@ def test_finetuning_takes_the_encoder_over_and_nothing_else(pretrained, tmp_path
 def test_what_is_taken_over_and_what_is_new_is_said(pretrained):
     theirs, _ = ckpt.read_params(pretrained)
     params = {"encoder": jax.tree.map(jnp.zeros_like, theirs["encoder"]), "head": {"kernel": jnp.zeros((2, 3))}}
-    _, (taken, new) = take_over_all([Start(checkpoint=str(pretrained))], params, None, {})
+    _, (taken, new) = take_over_all([InitFrom(checkpoint=str(pretrained))], params, None, {})
     size = sum(leaf.size for leaf in jax.tree.leaves(theirs["encoder"]))
     assert taken == f"taken over from {pretrained}: encoder ({size:,} parameters)"
     assert new == "new: head (6 parameters)"
     layer = "encoder/layers/ffn1" if "ffn1" in theirs["encoder"]["layers"] else "encoder/layers"
-    _, (taken, new) = take_over_all([Start(checkpoint=str(pretrained), groups=(layer,))], params, None, {})
+    _, (taken, new) = take_over_all([InitFrom(checkpoint=str(pretrained), groups=(layer,))], params, None, {})
     assert taken.startswith(f"taken over from {pretrained}: {layer} (")
     assert layer not in new.replace(f"{layer}_", "")
     assert "head (6 parameters)" in new
 
 
 def test_a_start_that_cannot_be_read_leaves_no_folder(tmp_path):
-    experiment = tiny.experiment("ctc", num_steps=1, start=(Start(checkpoint=str(tmp_path / "nothing")),))
+    experiment = tiny.experiment("ctc", num_steps=1, start=(InitFrom(checkpoint=str(tmp_path / "nothing")),))
     run_dir = tmp_path / "runs" / "finetune"
     with pytest.raises(ckpt.CheckpointError, match="nothing"):
         train(experiment, run_dir, tiny.MemorySource.make(experiment))
@@ -96,7 +96,7 @@ def test_a_start_that_cannot_be_read_leaves_no_folder(tmp_path):
 
 def test_the_average_of_a_run_that_takes_over_has_buffers_of_its_own(pretrained, tmp_path):
     """A step gives the buffers of parameters and average up: one that stood in both would be freed twice."""
-    experiment = tiny.experiment("best_rq", start=(Start(checkpoint=str(pretrained)),))
+    experiment = tiny.experiment("best_rq", start=(InitFrom(checkpoint=str(pretrained)),))
     mesh = meshes.make_mesh(experiment.mesh)
     objective = experiment.objective.build(experiment.model, experiment.frontend, None)
     with jax.set_mesh(mesh):
@@ -116,7 +116,7 @@ def test_several_runs_each_bring_what_they_have(pretrained, language_model):
     theirs, _ = ckpt.read_params(pretrained)
     params = fresh({"encoder": jax.tree.map(jax.numpy.asarray, theirs["encoder"]), **lm, "adapter": jax.numpy.ones(3)})
     started = params
-    for start in (Start(checkpoint=str(pretrained)), Start(checkpoint=str(folder))):
+    for start in (InitFrom(checkpoint=str(pretrained)), InitFrom(checkpoint=str(folder))):
         started = take_over(start, started, ABC)
     assert_same(started, {"encoder": theirs["encoder"], **lm, "adapter": params["adapter"]})
 
@@ -124,7 +124,7 @@ def test_several_runs_each_bring_what_they_have(pretrained, language_model):
 def test_a_group_may_have_another_name_there(language_model):
     folder, lm = language_model
     params = {"text": {"decoder": fresh(lm["transformer"])}, "transformer": fresh(lm["transformer"])}
-    started = take_over(Start(checkpoint=str(folder), groups=("text/decoder=transformer",)), params, ABC)
+    started = take_over(InitFrom(checkpoint=str(folder), groups=("text/decoder=transformer",)), params, ABC)
     assert_same(started, {"text": {"decoder": lm["transformer"]}, "transformer": params["transformer"]})
 
 
@@ -141,17 +141,17 @@ def test_a_group_that_is_missing_on_either_side_is_an_error(groups, message, lan
     folder, lm = language_model
     params = {**fresh(lm), "adapter": jax.numpy.ones(3)}
     with pytest.raises(ckpt.CheckpointError, match=message):
-        take_over(Start(checkpoint=str(folder), groups=groups), params, ABC)
+        take_over(InitFrom(checkpoint=str(folder), groups=groups), params, ABC)
 
 
 def test_a_run_that_shares_nothing_is_an_error(language_model):
     folder, _ = language_model
     with pytest.raises(ckpt.CheckpointError, match=r"neither .* \(transformer\) and in this model \(encoder, head"):
-        take_over(Start(checkpoint=str(folder)), {"encoder": {}, "head": {}}, ABC)
+        take_over(InitFrom(checkpoint=str(folder)), {"encoder": {}, "head": {}}, ABC)
 
 
 def test_a_model_of_another_shape_cannot_take_over(pretrained, tmp_path):
-    experiment = tiny.experiment("ctc", start=(Start(checkpoint=str(pretrained)),))
+    experiment = tiny.experiment("ctc", start=(InitFrom(checkpoint=str(pretrained)),))
     wider = experiment.replace(model=experiment.model.replace(dim=32))
     with pytest.raises(ckpt.CheckpointError, match=r"encoder/.* has shape .* this model needs"):
         train(wider, tmp_path, tiny.MemorySource.make(wider))
@@ -160,16 +160,16 @@ def test_a_model_of_another_shape_cannot_take_over(pretrained, tmp_path):
 def test_a_transformer_is_not_taken_over_under_another_tokenizer(language_model):
     """Two alphabets of one size: the table fits, but every row of it means another character."""
     folder, lm = language_model
-    assert_same(take_over(Start(checkpoint=str(folder)), fresh(lm), ABC), lm)
+    assert_same(take_over(InitFrom(checkpoint=str(folder)), fresh(lm), ABC), lm)
     with pytest.raises(ckpt.CheckpointError, match=r"another tokenizer: set --data\.tokenizer"):
-        take_over(Start(checkpoint=str(folder)), fresh(lm), CharTokenizer("xyz "))
+        take_over(InitFrom(checkpoint=str(folder)), fresh(lm), CharTokenizer("xyz "))
 
 
 def test_checkpoints_of_earlier_versions_say_start_otherwise():
     experiment = tiny.experiment("ctc").model_dump(mode="json")
     assert Experiment.model_validate(experiment | {"start": None}).start == ()
     one = Experiment.model_validate(experiment | {"start": {"checkpoint": "runs/a", "groups": ["encoder"]}})
-    assert one.start == (Start(checkpoint="runs/a", groups=("encoder",)),)
+    assert one.start == (InitFrom(checkpoint="runs/a", groups=("encoder",)),)
 
 
 class TestGrowth:
@@ -201,7 +201,7 @@ class TestGrowth:
         theirs, _ = self.saved(tmp_path / "text", CausalLM(), model)
         ours, own = self.saved(tmp_path / "units", UnitLM(num_units=self.UNITS), model, "k")
         ours = jax.tree.map(lambda leaf: leaf * 0 - 7, ours)
-        taken = take_over(Start(checkpoint=str(tmp_path / "text")), ours, ABC, own)["transformer"]
+        taken = take_over(InitFrom(checkpoint=str(tmp_path / "text")), ours, ABC, own)["transformer"]
         known = Vocabulary.of(ABC).sentinel  # the tokenizer's, the boundary, the mask
         assert known < Vocabulary.of(ABC).size < Vocabulary.of(ABC, num_units=self.UNITS).size
         leaves = dict(zip(paths(taken), jax.tree.leaves(taken), strict=True))
@@ -225,7 +225,7 @@ class TestGrowth:
     def test_at_the_start_text_costs_what_it_cost_where_units_are_masked_out(self, tmp_path):
         theirs, _ = self.saved(tmp_path / "text", CausalLM(), self.model())
         ours, own = self.saved(tmp_path / "units", UnitLM(num_units=self.UNITS), self.model(), "k")
-        taken = take_over(Start(checkpoint=str(tmp_path / "text")), ours, ABC, own)
+        taken = take_over(InitFrom(checkpoint=str(tmp_path / "text")), ours, ABC, own)
         tokens = jnp.array([[5, 1, 2, 3, 4, 5]])
         place = jnp.arange(6)[None]
         found = []
@@ -240,7 +240,7 @@ class TestGrowth:
     def test_a_unit_model_is_not_started_from_one_of_other_units(self, tmp_path):
         theirs, _ = self.saved(tmp_path / "one", UnitLM(num_units=self.UNITS), self.model(), "one")
         ours, own = self.saved(tmp_path / "other", UnitLM(num_units=self.UNITS), self.model(), "other")
-        start = Start(checkpoint=str(tmp_path / "one"))
+        start = InitFrom(checkpoint=str(tmp_path / "one"))
         with pytest.raises(ckpt.CheckpointError, match=r"other speech units \(one\) than this run's \(other\)"):
             take_over(start, ours, ABC, own)
         assert_same(take_over(start, fresh(ours), ABC, own | {"units": "one"}), theirs)
@@ -262,7 +262,7 @@ def test_a_head_over_other_speech_units_is_not_taken_over(tmp_path):
         run.save(1, trainer.init(jax.random.key(1)), meta | {"step": 1})
     run.wait()
     run.close()
-    everything, encoder = Start(checkpoint=str(tmp_path), groups=()), Start(checkpoint=str(tmp_path))
+    everything, encoder = InitFrom(checkpoint=str(tmp_path), groups=()), InitFrom(checkpoint=str(tmp_path))
     theirs, _ = ckpt.read_params(tmp_path)
     assert_same(take_over(everything, params, None, meta), theirs)
     other = meta | {"units": "two"}

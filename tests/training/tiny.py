@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_pipelines.batching.packing import make_text_eval_plan, make_text_plan
-from data_pipelines.batching.plan import Plan, make_eval_plan, make_plan
+from data_pipelines.batching.plan import BatchPlan, make_eval_plan, make_plan
 from data_pipelines.storage.tokens import TokenStore
 from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
 from jax_speechlm.frontend.augment import Augment
@@ -31,8 +31,8 @@ from jax_speechlm.objectives.ssl.w2v_bert import W2vBert
 from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.recipes.experiment import Cadence, Experiment, Mixture, Speech, Stream, Text
-from jax_speechlm.training.source import MixtureSource, PreparedText, Source, stream_experiments
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Mixture, Speech, Stream, Text
+from jax_speechlm.training.source import BatchSource, MixtureSource, TextSource, stream_experiments
 
 LETTERS = "abc "
 MEL = LogMel(num_mel_bins=20, stack=2)
@@ -93,11 +93,11 @@ def experiment(objective: str = "ctc", **changes) -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-3, warmup_steps=2), ema_decay=0.9),
         mesh=MeshShape(data=8),
         num_steps=8,
-        cadence=Cadence(log_every=4, eval_every=4, checkpoint_every=4),
+        cadence=LoopConfig(log_every=4, eval_every=4, checkpoint_every=4),
     ).replace(**changes)
 
 
-def source(experiment: Experiment) -> Source:
+def source(experiment: Experiment) -> BatchSource:
     """The data of an experiment, in memory."""
     if experiment.data.kind == "mixture":
         parts = {name: source(stream) for name, stream in stream_experiments(experiment).items()}
@@ -105,7 +105,7 @@ def source(experiment: Experiment) -> Source:
     return text_source(experiment) if experiment.data.kind == "text" else MemorySource.make(experiment)
 
 
-def text_source(experiment: Experiment, documents: int = 24) -> PreparedText:
+def text_source(experiment: Experiment, documents: int = 24) -> TextSource:
     """Random documents of 0 to 20 letters."""
     rng, data = np.random.default_rng(1), experiment.data
     lengths = rng.integers(0, 20, documents)
@@ -113,15 +113,15 @@ def text_source(experiment: Experiment, documents: int = 24) -> PreparedText:
     store = TokenStore(lengths, np.array([0, documents]), (ids,), (np.cumsum(lengths),))
     shape = {"context": data.context, "sequences_per_batch": data.sequences_per_batch, "is_packed": data.packed}
     plan = make_text_plan(lengths, seed=experiment.seed, **shape)
-    return PreparedText(store, store, plan, make_text_eval_plan(lengths, **shape), CharTokenizer(LETTERS))
+    return TextSource(store, store, plan, make_text_eval_plan(lengths, **shape), CharTokenizer(LETTERS))
 
 
 @dataclasses.dataclass
-class MemorySource(Source):
-    """Has the attributes of `training.source.Source`; utterances are random, of two lengths or nearly."""
+class MemorySource(BatchSource):
+    """Has the attributes of `training.source.BatchSource`; utterances are random, of two lengths or nearly."""
 
-    plan: Plan
-    dev_plan: Plan
+    plan: BatchPlan
+    dev_plan: BatchPlan
     samples: list[np.ndarray]
     texts: list[str]
     tokenizer: Tokenizer | None
@@ -153,7 +153,7 @@ class MemorySource(Source):
     def dev_batches(self) -> Iterator[dict[str, np.ndarray]]:
         return (self.batch(self.dev_plan, step) for step in range(self.dev_plan.steps_per_epoch))
 
-    def batch(self, plan: Plan, step: int) -> dict[str, np.ndarray]:
+    def batch(self, plan: BatchPlan, step: int) -> dict[str, np.ndarray]:
         planned = plan.batch(step)
         bucket, rows = plan.buckets[planned.bucket], planned.rows
         batch = {

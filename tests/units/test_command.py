@@ -17,7 +17,7 @@ from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.source import PreparedSpeech
+from jax_speechlm.training.source import SpeechSource
 from tests.data_pipelines.prepared import write_prepared
 
 TONES = [200, 500, 900, 1400, 2100, 3000]
@@ -133,7 +133,7 @@ def test_the_report_sees_that_speakers_have_their_own_units(place, capsys):
 
 
 def test_a_stopped_run_resumes_bit_for_bit(place, monkeypatch):
-    batches = PreparedSpeech.batches
+    batches = SpeechSource.batches
 
     def stopping(self, first_step, num_steps):
         for number, batch in enumerate(batches(self, first_step, num_steps)):
@@ -141,7 +141,7 @@ def test_a_stopped_run_resumes_bit_for_bit(place, monkeypatch):
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(PreparedSpeech, "batches", stopping)
+    monkeypatch.setattr(SpeechSource, "batches", stopping)
     assert cli.main(train(place, "stopped")) == 0
     assert ckpt.find(place / "stopped").name == "2"
     monkeypatch.undo()

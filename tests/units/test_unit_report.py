@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
-from jax_speechlm.evaluation.recognition import PreparedSpeech
+from jax_speechlm.evaluation.recognition import EvaluationSpeech
 from jax_speechlm.evaluation.units import _characters
 from jax_speechlm.inference.asr.ctc import Recognizer
 from tests.data_pipelines.prepared import noise, write_prepared
@@ -38,7 +38,7 @@ def recognizer():
 def test_a_frame_counts_for_the_character_that_its_middle_lies_in(recognizer, frame_samples, tmp_path):
     clips = [(noise(row, FRAMES * 320 + 240), text) for row, text in enumerate(TEXTS)]
     write_prepared(tmp_path / "letters", {"test": clips})
-    speech = PreparedSpeech(recognizer, ("letters",), "test", tmp_path, 60.0)
+    speech = EvaluationSpeech(recognizer, ("letters",), "test", tmp_path, 60.0)
     num_frames = FRAMES * 320 // frame_samples
     codes = [np.arange(num_frames) for _ in TEXTS]  # a unit a place, so that each count shows where it is from
     counts, unaligned = _characters(recognizer, speech, codes, num_frames, frame_samples)

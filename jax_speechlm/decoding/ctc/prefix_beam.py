@@ -215,12 +215,12 @@ class _Beams:
         found = []
         for row, ranked in enumerate(np.argsort(-scores, axis=1, kind="stable")):
             best = [place for place in ranked if alive[row, place]][:num_best]
-            spelled = [self._spell(keys, int(self.node[row, place])) for place in best]
+            spelled = [self._labels(keys, int(self.node[row, place])) for place in best]
             parts = acoustic[row, best].tolist(), self.fusion[row, best].tolist()
             found.append([Hypothesis(*each) for each in zip(spelled, *parts, strict=True)])
         return found
 
-    def _spell(self, keys: list[int], node: int) -> tuple[int, ...]:
+    def _labels(self, keys: list[int], node: int) -> tuple[int, ...]:
         tokens = []
         while (key := keys[node]) >= 0:
             node, token = divmod(key, self.vocab_size)

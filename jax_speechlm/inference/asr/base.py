@@ -16,9 +16,9 @@ from data_pipelines.audio import decode
 from data_pipelines.text.scripts import join
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.inference.segmentation import (
+    AudioWindow,
     Recording,
     Samples,
-    Window,
     blocks_of,
     in_batches,
     samples_in,
@@ -31,13 +31,13 @@ from jax_speechlm.recipes.experiment import Experiment
 _SPELLED_AT_ONCE = 16  # utterances: beam searches go through them in lockstep
 _CONTEXT_SECONDS = 2.0  # that a window hears beyond either end of its stretch, where the model can make use of them
 
-Listen = Callable[[list[Samples]], list[Any]]
+Encode = Callable[[list[Samples]], list[Any]]
 """Gives for each window what the model makes of it; its kind is the transcriber's own."""
 
 T = TypeVar("T")
 
 
-class Heard(NamedTuple):
+class Transcription(NamedTuple):
     """What was recognised in one utterance.
 
     Attributes:
@@ -52,7 +52,7 @@ class _Piece(NamedTuple):
     """A window of one of several recordings, or the error behind its last; and what was made of it."""
 
     recording: int
-    window: Window | decode.AudioError
+    window: AudioWindow | decode.AudioError
     found: Any = None
 
 
@@ -72,22 +72,22 @@ class Transcriber(abc.ABC):
         """The text of every row of the batches, by `example_id`; filler rows are left out."""
 
     @abc.abstractmethod
-    def hear(self, batches: Iterable[Batch]) -> dict[int, Heard]:
+    def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
         """The same, with how sure the model is of each text."""
 
     @abc.abstractmethod
-    def listen(self, batches: Iterable[Batch]) -> dict[int, Any]:
+    def encode(self, batches: Iterable[Batch]) -> dict[int, Any]:
         """What `utterances` goes on with of every row, by `example_id`: all that the model itself has to do."""
 
     @abc.abstractmethod
-    def utterances(self, heard: Iterable[tuple[Window, Any]]) -> Iterator[Any]:
-        """What `spell` takes, from the windows of one recording in order and what `listen` found in each.
+    def utterances(self, heard: Iterable[tuple[AudioWindow, Any]]) -> Iterator[Any]:
+        """What `decode` takes, from the windows of one recording in order and what `encode` found in each.
 
         Of a window of silence that is None.
         """
 
     @abc.abstractmethod
-    def spell(self, utterances: Sequence[Any]) -> list[Segment]:
+    def decode(self, utterances: Sequence[Any]) -> list[Segment]:
         """The text of each utterance."""
 
     @property
@@ -129,14 +129,14 @@ class Transcriber(abc.ABC):
           progress: is told, as it goes, how many seconds of audio have been heard.
         """
         recordings = list(recordings)
-        listen = lambda parts: self.listen_to(parts, seconds_per_batch)  # noqa: E731
+        encode = lambda parts: self.encode_audio(parts, seconds_per_batch)  # noqa: E731
         pieces = itertools.chain.from_iterable(
             self._pieces(number, recording, max_seconds) for number, recording in enumerate(recordings)
         )
         segments: list[Segment] = []
-        said = self._utterances(_heard(pieces, listen, seconds_per_batch, progress))
+        said = self._utterances(_heard(pieces, encode, seconds_per_batch, progress))
         for group in _in_groups(said, _SPELLED_AT_ONCE):
-            spelled = iter(self.spell([each for each in group if not isinstance(each, _Piece)]))
+            spelled = iter(self.decode([each for each in group if not isinstance(each, _Piece)]))
             for each in group:
                 if isinstance(each, _Piece):
                     yield self._transcript(recordings[each.recording], each.window, segments)
@@ -147,7 +147,7 @@ class Transcriber(abc.ABC):
     def segments(
         self,
         blocks: Iterable[Samples],
-        listen: Listen | None = None,
+        encode: Encode | None = None,
         *,
         max_seconds: float = 30.0,
         seconds_per_batch: float = 60.0,
@@ -163,22 +163,22 @@ class Transcriber(abc.ABC):
         Raises:
           AudioError: as the blocks raise it.
         """
-        listen = listen or (lambda parts: self.listen_to(parts, seconds_per_batch))
+        encode = encode or (lambda parts: self.encode_audio(parts, seconds_per_batch))
         pieces = (_Piece(0, window) for window in self._windows(blocks, max_seconds))
-        heard = ((piece.window, piece.found) for piece in _heard(pieces, listen, seconds_per_batch))
+        heard = ((piece.window, piece.found) for piece in _heard(pieces, encode, seconds_per_batch))
         for group in _in_groups(self.utterances(heard), at_once):
-            yield from self.spell(group)
+            yield from self.decode(group)
 
-    def listen_to(self, parts: Sequence[Samples], seconds_per_batch: float = 60.0) -> list[Any]:
-        """`listen`, to windows."""
-        found = self.listen(in_batches(parts, seconds_per_batch))
+    def encode_audio(self, parts: Sequence[Samples], seconds_per_batch: float = 60.0) -> list[Any]:
+        """`encode`, to windows."""
+        found = self.encode(in_batches(parts, seconds_per_batch))
         return [found[number] for number in range(len(parts))]
 
     def text_of(self, segments: Sequence[Segment]) -> str:
         """The whole text of a recording's segments."""
         return join((" ".join(segment.text.split()) for segment in segments), self.separator)
 
-    def _windows(self, blocks: Iterable[Samples], max_seconds: float) -> Iterator[Window]:
+    def _windows(self, blocks: Iterable[Samples], max_seconds: float) -> Iterator[AudioWindow]:
         overlap = min(_CONTEXT_SECONDS, max_seconds / 8) if self.joins_windows else 0.0
         return windows(
             blocks,
@@ -202,7 +202,9 @@ class Transcriber(abc.ABC):
             yield from self.utterances(_windows_of(group, end))
             yield end[0]
 
-    def _transcript(self, recording: Recording, end: Window | decode.AudioError, segments: list[Segment]) -> Transcript:
+    def _transcript(
+        self, recording: Recording, end: AudioWindow | decode.AudioError, segments: list[Segment]
+    ) -> Transcript:
         name = str(recording) if isinstance(recording, str | os.PathLike) else "audio"
         if isinstance(end, decode.AudioError):
             return Transcript(name, "", 0.0, str(end))
@@ -211,7 +213,7 @@ class Transcriber(abc.ABC):
 
 def _heard(
     pieces: Iterable[_Piece],
-    listen: Listen,
+    encode: Encode,
     seconds_per_batch: float,
     progress: Callable[[float], None] | None = None,
 ) -> Iterator[_Piece]:
@@ -222,9 +224,9 @@ def _heard(
     def listened() -> Iterator[_Piece]:
         nonlocal seconds
         audible = [part for each in waiting if (part := _samples(each)) is not None]
-        found = iter(listen(audible) if audible else [])
+        found = iter(encode(audible) if audible else [])
         for each in waiting:
-            if isinstance(each.window, Window):
+            if isinstance(each.window, AudioWindow):
                 seconds += (each.window.end - each.window.start) / decode.SAMPLE_RATE
             yield each if _samples(each) is None else each._replace(found=next(found))
         if progress is not None:
@@ -240,16 +242,16 @@ def _heard(
     yield from listened()
 
 
-def _windows_of(pieces: Iterable[_Piece], end: list[_Piece]) -> Iterator[tuple[Window, Any]]:
+def _windows_of(pieces: Iterable[_Piece], end: list[_Piece]) -> Iterator[tuple[AudioWindow, Any]]:
     """A recording's windows and what was found in them; leaves its last piece in `end`."""
     for piece in pieces:
         end[:] = [piece]
-        if isinstance(piece.window, Window):
+        if isinstance(piece.window, AudioWindow):
             yield piece.window, piece.found
 
 
 def _samples(piece: _Piece) -> Samples | None:
-    return piece.window.samples if isinstance(piece.window, Window) else None
+    return piece.window.samples if isinstance(piece.window, AudioWindow) else None
 
 
 def _in_groups(items: Iterable[T], size: int) -> Iterator[list[T]]:

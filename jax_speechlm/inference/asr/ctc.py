@@ -20,9 +20,9 @@ from jax_speechlm.decoding.ctc.alignment import Span, Word, force_align, words_o
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.decoding.ctc.posteriors import Frames, path_spans, utterances
 from jax_speechlm.decoding.lm.ngram import SPACE
-from jax_speechlm.inference.asr.base import Heard, Transcriber
+from jax_speechlm.inference.asr.base import Transcriber, Transcription
 from jax_speechlm.inference.asr.decoder import Decoder, Decoding, Posteriors
-from jax_speechlm.inference.segmentation import Window
+from jax_speechlm.inference.segmentation import AudioWindow
 from jax_speechlm.inference.transcript import Segment
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.base import Objective, frame_grid
@@ -65,7 +65,7 @@ class Recognizer(Transcriber):
     params: tuple[Params, ...] = dataclasses.field(repr=False)
     decoder: Decoder | None = dataclasses.field(repr=False)
     members: tuple[AnyPath, ...]
-    _spell: Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array, jax.Array]] = dataclasses.field(
+    _forward: Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array, jax.Array]] = dataclasses.field(
         repr=False
     )
     _posteriors: Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array]] = dataclasses.field(repr=False)
@@ -98,7 +98,7 @@ class Recognizer(Transcriber):
             log_probs = [jax.nn.log_softmax(logits_BxTxV.astype(jnp.float32)) for logits_BxTxV, _ in heard]
             return mean_probability(log_probs), heard[0][1]
 
-        def spell(params: tuple[Params, ...], batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def log_posteriors(params: tuple[Params, ...], batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
             log_probs_BxTxV, length_B = posteriors(params, batch)
             return best_path(log_probs_BxTxV, length_B), log_probs_BxTxV.max(-1), length_B
 
@@ -110,7 +110,7 @@ class Recognizer(Transcriber):
             tuple(member.params for member in members),
             decoder,
             tuple(member.checkpoint for member in members),
-            jax.jit(spell),
+            jax.jit(log_posteriors),
             jax.jit(posteriors),
         )
 
@@ -124,28 +124,28 @@ class Recognizer(Transcriber):
         texts = {}
         for batch in batches:
             if self.decoder is not None:
-                heard = self._hear(batch)
+                heard = self._posteriors(batch)
                 texts.update(zip(heard, self.decoder.decode(list(heard.values())), strict=True))
                 continue
-            spelled = collapse(jax.device_get(self._spell(self.params, batch)[0]))
+            spelled = collapse(jax.device_get(self._forward(self.params, batch)[0]))
             for row, example in enumerate(batch["example_id"]):
                 if example >= 0:
                     texts[int(example)] = self.tokenizer.decode(spelled[row])
         return texts
 
-    def hear(self, batches: Iterable[Batch]) -> dict[int, Heard]:
+    def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
         """The text of every row's best path, and the path's log-probability over the number of tokens."""
         found = {}
         for row, log_probs in self.posteriors(batches).items():
             (ids,) = collapse(log_probs.argmax(-1)[None])
-            found[row] = Heard(self.tokenizer.decode(ids), float(log_probs.max(-1).sum()) / max(1, len(ids)))
+            found[row] = Transcription(self.tokenizer.decode(ids), float(log_probs.max(-1).sum()) / max(1, len(ids)))
         return found
 
     def posteriors(self, batches: Iterable[Batch]) -> dict[int, Posteriors]:
         """The log probabilities float32 [frames, ids] of every row of the batches, by `example_id`, without fillers."""
-        return {row: log_probs for batch in batches for row, log_probs in self._hear(batch).items()}
+        return {row: log_probs for batch in batches for row, log_probs in self._posteriors(batch).items()}
 
-    def _hear(self, batch: HostBatch) -> dict[int, Posteriors]:
+    def _posteriors(self, batch: HostBatch) -> dict[int, Posteriors]:
         log_probs, lengths = jax.device_get(self._posteriors(self.params, batch))
         return {
             int(example): log_probs[row, : lengths[row]].copy()  # not a view of the whole batch
@@ -161,25 +161,25 @@ class Recognizer(Transcriber):
     def separator(self) -> str:
         return " " if any(SPACE in piece for piece in self.tokenizer.pieces) else ""
 
-    def listen(self, batches: Iterable[Batch]) -> dict[int, Frames]:
+    def encode(self, batches: Iterable[Batch]) -> dict[int, Frames]:
         """The frames of every row: the best path alone for greedy decoding, all posteriors for a beam."""
         if self.decoder is not None:
             return {row: Frames.of(log_probs) for row, log_probs in self.posteriors(batches).items()}
         found = {}
         for batch in batches:
-            ids, log_probs, lengths = jax.device_get(self._spell(self.params, batch))
+            ids, log_probs, lengths = jax.device_get(self._forward(self.params, batch))
             for row, example in enumerate(batch["example_id"]):
                 if example >= 0:
                     found[int(example)] = Frames(ids[row], log_probs[row]).part(0, int(lengths[row]))
         return found
 
-    def utterances(self, heard: Iterable[tuple[Window, Frames | None]]) -> Iterator[tuple[int, Frames]]:
+    def utterances(self, heard: Iterable[tuple[AudioWindow, Frames | None]]) -> Iterator[tuple[int, Frames]]:
         """Utterances as `decoding.spelling.utterances` cuts them: their first frames, and their frames."""
         most = int(_LONGEST_UTTERANCE / self._frame_seconds)
         begins_word = np.array([piece.startswith(SPACE) for piece in self.tokenizer.pieces])
         return utterances(self._stretches(heard), most, begins_word)
 
-    def _stretches(self, heard: Iterable[tuple[Window, Frames | None]]) -> Iterator[Frames]:
+    def _stretches(self, heard: Iterable[tuple[AudioWindow, Frames | None]]) -> Iterator[Frames]:
         """The frames of each window's own stretch, of which there are as many as the whole recording has."""
         frame = self.experiment.frame_samples
         for window, frames in heard:
@@ -198,7 +198,7 @@ class Recognizer(Transcriber):
         posteriors[:, 0] = 0.0
         return Frames(ids, log_probs, posteriors)
 
-    def spell(self, utterances: Sequence[tuple[int, Frames]]) -> list[Segment]:
+    def decode(self, utterances: Sequence[tuple[int, Frames]]) -> list[Segment]:
         """Each utterance's text; its words with the times at which the likeliest alignment has them."""
         if self.decoder is None:
             return [self._segment(start, frames, path_spans(frames)) for start, frames in utterances]

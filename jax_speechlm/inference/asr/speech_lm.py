@@ -31,11 +31,11 @@ from jax_speechlm.decoding.lm.generate import (
     sample,
 )
 from jax_speechlm.frontend.frontend import features
-from jax_speechlm.inference.asr.base import Heard, Transcriber
+from jax_speechlm.inference.asr.base import Transcriber, Transcription
 from jax_speechlm.inference.asr.decoder import Decoding
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.lm.causal import Continuation
-from jax_speechlm.inference.segmentation import Recording, Window, blocks_of, in_batches
+from jax_speechlm.inference.segmentation import AudioWindow, Recording, blocks_of, in_batches
 from jax_speechlm.inference.transcript import Segment
 from jax_speechlm.models.speech_lm import SpeechTransformer
 from jax_speechlm.nn import functional
@@ -83,7 +83,7 @@ class SpeechLanguageModel(Transcriber):
             raise ValueError(
                 f"{path}: is a language model itself: --lm, --boost and --rescore are for runs that were trained by ctc"
             )
-        run = Trained.load(path, SpeechLM().kind, "answer to speech")
+        run = LoadedRun.load(path, SpeechLM().kind, "answer to speech")
         params, _ = merge(run.params, run.experiment.model.lora)
         method = GREEDY if decoding.is_greedy else Beam(size=decoding.beam_size)
         return cls(run.checkpoint, run.step, run.experiment, run.tokenizer, params, method)
@@ -100,22 +100,22 @@ class SpeechLanguageModel(Transcriber):
         """The likeliest answer found to every row of the batches, by `example_id`; filler rows are left out."""
         return {row: found[0].text for batch in batches for row, found in self.answers(batch).items()}
 
-    def hear(self, batches: Iterable[Batch]) -> dict[int, Heard]:
+    def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
         """The same, with the text's log-probability over the number of its tokens."""
         found = ((row, answers[0]) for batch in batches for row, answers in self.answers(batch).items())
-        return {row: Heard(best.text, best.log_prob / best.num_tokens) for row, best in found}
+        return {row: Transcription(best.text, best.log_prob / best.num_tokens) for row, best in found}
 
-    def listen(self, batches: Iterable[Batch]) -> dict[int, list[Continuation]]:
+    def encode(self, batches: Iterable[Batch]) -> dict[int, list[Continuation]]:
         """All answers found to every row."""
         return {row: found for batch in batches for row, found in self.answers(batch).items()}
 
     def utterances(
-        self, heard: Iterable[tuple[Window, list[Continuation] | None]]
-    ) -> Iterator[tuple[Window, list[Continuation]]]:
+        self, heard: Iterable[tuple[AudioWindow, list[Continuation] | None]]
+    ) -> Iterator[tuple[AudioWindow, list[Continuation]]]:
         """The windows that are not silent."""
         return ((window, answers) for window, answers in heard if answers is not None)
 
-    def spell(self, utterances: Sequence[tuple[Window, list[Continuation]]]) -> list[Segment]:
+    def decode(self, utterances: Sequence[tuple[AudioWindow, list[Continuation]]]) -> list[Segment]:
         """The best answer to each window; no model of this kind tells when a word is said."""
         return [
             Segment(
@@ -201,7 +201,7 @@ class SpeechLanguageModel(Transcriber):
 
         def run(params: Params, batch: Batch, keys: Array, *, method: Sampling | Beam) -> Continuations:
             model = functional.bind(graphdef, params)
-            speech, length_B = model.hear(*features(batch, experiment.frontend, None))
+            speech, length_B = model.encode_speech(*features(batch, experiment.frontend, None))
             nothing = jnp.zeros((len(length_B), 0), jnp.int32)
             sequence = model.lay_out(before, speech, length_B, behind, nothing, jnp.zeros_like(length_B))
             room_of = lambda samples: samples * TOKENS_PER_SECOND // _SAMPLE_RATE + SPARE_TOKENS  # noqa: E731

@@ -30,7 +30,7 @@ from jax_speechlm.decoding.lm.generate import (
     method_of,
     sample,
 )
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.models.transformer import init_cache
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
@@ -57,7 +57,7 @@ class Continuation(NamedTuple):
     ended: bool
 
 
-class Window(NamedTuple):
+class ScoringWindow(NamedTuple):
     """A stretch of a document that is scored in one row: predictions `first` to `end` - 1, seen from `start` on.
 
     Prediction i is that of token i + 1 from tokens `start` to i.
@@ -96,7 +96,7 @@ class LanguageModel:
         Raises:
           CheckpointError: there is no readable checkpoint, or it is not one of a causal language model.
         """
-        run = Trained.load(path, CausalLM().kind, "tell how likely a text is")
+        run = LoadedRun.load(path, CausalLM().kind, "tell how likely a text is")
         return cls(run.experiment.model, run.tokenizer, run.params, run.experiment.data.context, run.checkpoint)
 
     @functools.cached_property
@@ -117,11 +117,11 @@ class LanguageModel:
     def score(self, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
         """Log-probability of each text with its end, in nats: float64, below 0.
 
-        A text is all that a document holds: its end counts. Long ones are scored as `token_nats` says.
+        A text is all that a document holds: its end counts. Long ones are scored as `token_nll` says.
         """
         return np.array([-document.sum(dtype=np.float64) for document in text_nats(self, texts)])
 
-    def token_nats(
+    def token_nll(
         self, documents: Sequence[Sequence[int]], *, stride: int | None = None
     ) -> list[Float[np.ndarray, " predictions"]]:
         """Minus the log-probability of each token behind the first, given those before it, for each document.
@@ -216,9 +216,9 @@ class LanguageModel:
             found = jax.tree.map(lambda x: x.reshape(len(ids), samples, *x.shape[1:]), found)
         return [Continuations(*each) for each in zip(*found, strict=True)]
 
-    def session(self, slots: int, length: int, width: int) -> "Session":
-        """Room to score prefixes token by token; see `Session`."""
-        return Session(self, slots, length, width)
+    def session(self, slots: int, length: int, width: int) -> "DecodeState":
+        """Room to score prefixes token by token; see `DecodeState`."""
+        return DecodeState(self, slots, length, width)
 
     def _continue(
         self,
@@ -294,7 +294,7 @@ class LanguageModel:
         return jax.jit(step, donate_argnums=1)
 
 
-class Session:
+class DecodeState:
     """Prefixes of texts that grow token by token, for searches that ask a model what may come next.
 
     A prefix lives in a slot; its keys and values are kept there, so that one more token costs one token. Shapes are
@@ -395,13 +395,13 @@ def text_nats(lm: Any, texts: Sequence[str], stride: int | None = None) -> list[
 
     Args:
       lm: a `LanguageModel` or `LanguageEnsemble`.
-      stride: as in `LanguageModel.token_nats`.
+      stride: as in `LanguageModel.token_nll`.
     """
     documents = [lm.encode(text) for text in texts]
-    nats = lm.token_nats(documents, stride=stride)
+    nats = lm.token_nll(documents, stride=stride)
     if lm.vocabulary.has_prefix:
         return nats
-    first = lm.token_nats([[lm.vocabulary.begin, ids[0]] for ids in documents])
+    first = lm.token_nll([[lm.vocabulary.begin, ids[0]] for ids in documents])
     return [np.concatenate(each) for each in zip(first, nats, strict=True)]
 
 
@@ -411,19 +411,19 @@ def _sample_keys(seed: int, ids: Sequence[int], samples: int) -> Key[Array, " sa
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(samples))
 
 
-def windows_of(documents: Sequence[Sequence[int]], context: int, stride: int) -> Iterator[Window]:
+def windows_of(documents: Sequence[Sequence[int]], context: int, stride: int) -> Iterator[ScoringWindow]:
     """Windows that score every prediction of every document once."""
     for number, ids in enumerate(documents):
         done, start = 0, 0
         while done < len(ids) - 1:
             end = min(start + context, len(ids) - 1)
-            yield Window(number, start, done, end)
+            yield ScoringWindow(number, start, done, end)
             done, start = end, start + stride
 
 
-def _by_width(windows: Iterator[Window], context: int) -> Iterator[tuple[int, list[Window]]]:
+def _by_width(windows: Iterator[ScoringWindow], context: int) -> Iterator[tuple[int, list[ScoringWindow]]]:
     """Windows by the length of the row that they are put into: the context, or it halved again and again."""
-    groups: dict[int, list[Window]] = defaultdict(list)
+    groups: dict[int, list[ScoringWindow]] = defaultdict(list)
     for window in windows:
         width = context
         while width // 2 >= max(_SHORTEST_ROW, window.end - window.start):

@@ -70,14 +70,14 @@ class LanguageEnsemble:
         """Log-probability of each text with its end, in nats: float64, below 0."""
         return np.array([-document.sum(dtype=np.float64) for document in text_nats(self, texts)])
 
-    def token_nats(
+    def token_nll(
         self, documents: Sequence[Sequence[int]], *, stride: int | None = None
     ) -> list[Float[np.ndarray, " predictions"]]:
         """Minus the log-probability of each token behind the first, given those before it, for each document.
 
-        Args: as `LanguageModel.token_nats`, of whose windows each member has its own.
+        Args: as `LanguageModel.token_nll`, of whose windows each member has its own.
         """
-        each = [member.token_nats(documents, stride=stride) for member in self.members]
+        each = [member.token_nll(documents, stride=stride) for member in self.members]
         return [-mean_probability([-nats for nats in document]) for document in zip(*each, strict=True)]
 
     def session(self, slots: int, length: int, width: int) -> "EnsembleSession":

@@ -19,7 +19,7 @@ from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.storage.units import read_units
 from jax_speechlm.core.vocabulary import Modality
 from jax_speechlm.decoding.lm.generate import Beam, Sampling, check_counts, method_of
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.unit_encoder import UnitEncoder
 from jax_speechlm.training import checkpoints as ckpt
@@ -66,7 +66,7 @@ class UnitModel:
         Raises:
           CheckpointError: there is no readable checkpoint, or it is not one of a unit language model.
         """
-        run = Trained.load(path, "unit_lm", "tell how likely speech is")
+        run = LoadedRun.load(path, "unit_lm", "tell how likely speech is")
         data, model, num_units = run.experiment.data, run.experiment.model, run.experiment.objective.num_units
         lm = LanguageModel(model, run.tokenizer, run.params, data.context, run.checkpoint, num_units)
         return cls(lm, data.units, run.units)
@@ -115,9 +115,9 @@ class UnitModel:
 
         Args:
           utterances: units without repeats.
-          stride: as in `LanguageModel.token_nats`.
+          stride: as in `LanguageModel.token_nll`.
         """
-        nats = self.lm.token_nats([self.document(each) for each in utterances], stride=stride)
+        nats = self.lm.token_nll([self.document(each) for each in utterances], stride=stride)
         return [each[1:-1] for each in nats]  # behind the token that begins speech, and before the end
 
     def generate(

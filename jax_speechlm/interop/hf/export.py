@@ -6,7 +6,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hf.model_card import model_card
@@ -42,11 +42,11 @@ def export_run(
     if (out is None) == (check is None):
         raise ExportError("say either --out FOLDER, to write one, or --check FOLDER, to check one that was written")
     if out is not None:
-        return write_checked(Trained.read(run), out, audio, text)
+        return write_checked(LoadedRun.read(run), out, audio, text)
     record = folders.read_record(check)
     if record.get("target") != "hf":
         raise ExportError(f"{check} was exported to {record.get('target')}: --to hf cannot check it")
-    trained = Trained.read(run)
+    trained = LoadedRun.read(run)
     made = package(trained)
     verdict = check_folder(check, trained, made, audio, text, _tell)
     _describe(check, trained, made, record | {"check": verdict.to_json()})
@@ -56,7 +56,7 @@ def export_run(
     return verdict
 
 
-def write_checked(trained: Trained, out: Path, audio: tuple[Path, ...] = (), text: tuple[str, ...] = ()) -> Verdict:
+def write_checked(trained: LoadedRun, out: Path, audio: tuple[Path, ...] = (), text: tuple[str, ...] = ()) -> Verdict:
     """Writes a model's folder and checks it; the folder appears at `out` only if nothing differs.
 
     Raises:
@@ -87,7 +87,7 @@ def write_checked(trained: Trained, out: Path, audio: tuple[Path, ...] = (), tex
     return verdict
 
 
-def _describe(folder: Path, trained: Trained, made: Package, record: dict[str, Any]) -> None:
+def _describe(folder: Path, trained: LoadedRun, made: Package, record: dict[str, Any]) -> None:
     (folder / CARD).write_text(model_card(trained, made, record), encoding="utf-8")
     folders.write_json(folder, folders.RECORD, record)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
-from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, Places, ids_around, open_description
+from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, IdMap, ids_around, open_description
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError
 
@@ -251,7 +251,7 @@ def _places(
     begin: int | None = None,
     other_ends: tuple[int, ...] = (),
     has_prefix: bool = True,
-) -> Places:
+) -> IdMap:
     if len(set(names.values())) != len(names):
         raise ExportError(f"{folder}: two tokens of the tokenizer have one id: it is damaged; copy it anew")
     if padding in (end, mask, begin, *other_ends):  # nothing has padding for its meaning there: it is masked
@@ -259,13 +259,13 @@ def _places(
     used = {padding, end, mask, begin, *other_ends}
     spare = tuple(sorted(set(range(num_rows)) - set(names.values()) - used))
     try:
-        return Places(num_rows, padding, end, mask, begin, spare, other_ends, has_prefix)
+        return IdMap(num_rows, padding, end, mask, begin, spare, other_ends, has_prefix)
     except ValueError as error:
         raise ExportError(f"{folder}: {error}") from error
 
 
 def _tokenizer(
-    folder: Path, description: str, places: Places, files: Mapping[str, Any], values: Mapping[str, Any]
+    folder: Path, description: str, places: IdMap, files: Mapping[str, Any], values: Mapping[str, Any]
 ) -> HuggingFaceTokenizer:
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     special |= {name: value for name, value in values.items() if name.endswith("_token_id")}

@@ -19,12 +19,12 @@ from data_pipelines.tokenizers.base import Tokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.tree import name_of
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck
 from jax_speechlm.interop.hf import feature_extractor, voxtral
 from jax_speechlm.interop.hf.foreign_tokenizers import read_ctc_tokenizer, read_text_tokenizer
-from jax_speechlm.interop.hf.mapping import Source, place
+from jax_speechlm.interop.hf.mapping import TensorSource, place
 from jax_speechlm.interop.hf.registry import TEXT_MODELS, Model, id_axis, read_model, settings
 from jax_speechlm.interop.hf.transformer import CLASSIFIER
 from jax_speechlm.interop.hf.verify.import_check import check_import
@@ -112,7 +112,7 @@ def import_run(
     with folders.written(out, record) as run:
         _save(run, imported, experiment, params)
         del params
-        verdict = check_import(folder, Trained.read(run), imported.sources, jnp.dtype(dtype), audio, text)
+        verdict = check_import(folder, LoadedRun.read(run), imported.sources, jnp.dtype(dtype), audio, text)
         for each in verdict.checks:
             print(f"  {'ok' if each.passed else 'NO':<3} {each.name}: {each.result}", file=sys.stderr)
         folders.write_json(run, RECORD, record | {"check": verdict.to_json()})
@@ -308,7 +308,7 @@ def _with_our_ids(sources: Params, tokenizer: Tokenizer | None, shapes: Params) 
         return sources
     sizes = {name_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
 
-    def move(path: tuple, source: Source) -> Source:
+    def move(path: tuple, source: TensorSource) -> TensorSource:
         axis, shape = id_axis(sources, path), sizes.get(name_of(path))
         if axis is None or shape is None or len(source.shape) != len(shape):
             return source

@@ -41,7 +41,7 @@ TRANSPOSED = Layout(lambda x, c: x.T, lambda x, c: x.T)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Source:
+class TensorSource:
     """Where one of our parameters is read from.
 
     Attributes:
@@ -93,18 +93,18 @@ class Source:
 
 def read(state_dict: StateDict, rows: Iterable[Row], config: Any, kind: str) -> Params:
     """Our parameters from a state dict, as arrays. Arguments and errors are those of `sources`."""
-    return jax.tree.map(Source.read, sources(state_dict, rows, config, kind))
+    return jax.tree.map(TensorSource.read, sources(state_dict, rows, config, kind))
 
 
 def place(tree: Params, shardings: Any, dtype: Any = jnp.float32) -> Params:
     """Parameters as JAX's arrays, each device's share read by itself; one parameter after the other.
 
     Args:
-      tree: nested dict of `Source`.
+      tree: nested dict of `TensorSource`.
       shardings: where each lies: a nested dict of the same structure.
     """
 
-    def put(source: Source, sharding: jax.sharding.Sharding) -> jax.Array:
+    def put(source: TensorSource, sharding: jax.sharding.Sharding) -> jax.Array:
         shares: dict[tuple, np.ndarray] = {}  # replicas have the same
 
         def share(index: tuple[slice, ...]) -> np.ndarray:
@@ -119,7 +119,7 @@ def place(tree: Params, shardings: Any, dtype: Any = jnp.float32) -> Params:
 
 
 def sources(state_dict: StateDict, rows: Iterable[Row], config: Any, kind: str) -> Params:
-    """Where our parameters are read from: a nested dict of `Source`.
+    """Where our parameters are read from: a nested dict of `TensorSource`.
 
     Args:
       config: the model's config: `num_layers` and what the layouts need.
@@ -149,9 +149,9 @@ def sources(state_dict: StateDict, rows: Iterable[Row], config: Any, kind: str) 
             layers = tuple(take(row.theirs.format(i), row.layout) for i in range(config.num_layers))
             if len({layer.shape for layer in layers}) > 1:
                 raise ValueError(f"{row.theirs.format('*')!r} has other shapes in some layers than in others")
-            insert(tree, row.ours.split("."), Source(layers, is_stacked=True))
+            insert(tree, row.ours.split("."), TensorSource(layers, is_stacked=True))
         else:
-            insert(tree, row.ours.split("."), Source((take(row.theirs, row.layout),)))
+            insert(tree, row.ours.split("."), TensorSource((take(row.theirs, row.layout),)))
     if rest:
         raise ValueError(f"the state dict holds arrays that the config has no place for, such as {min(rest)!r}")
     return tree

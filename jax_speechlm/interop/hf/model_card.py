@@ -9,9 +9,9 @@ import jax
 from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath, as_path
-from jax_speechlm.evaluation.report import TOO_FEW, Report
+from jax_speechlm.evaluation.report import TOO_FEW, EvaluationReport
 from jax_speechlm.inference.asr.speech_lm import SPARE_TOKENS, TOKENS_PER_SECOND
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop.hf.registry import Package, audio_token, ids_in_folder
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
@@ -79,7 +79,7 @@ _USES = {
 }
 
 
-def model_card(run: Trained, made: Package, record: Mapping[str, Any]) -> str:
+def model_card(run: LoadedRun, made: Package, record: Mapping[str, Any]) -> str:
     """The text of the README.md.
 
     Args:
@@ -104,7 +104,7 @@ def model_card(run: Trained, made: Package, record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _spoken(run: Trained) -> str:
+def _spoken(run: LoadedRun) -> str:
     before, behind = run.experiment.objective.prompt_ids(run.tokenizer)
     window, stack = run.experiment.model.adapter.frames, run.experiment.frontend.mel.stack
     return _SPOKEN.format(
@@ -118,7 +118,7 @@ def _spoken(run: Trained) -> str:
     )
 
 
-def _notes(run: Trained) -> Iterator[str]:
+def _notes(run: LoadedRun) -> Iterator[str]:
     """What a user of such a model should know."""
     experiment = run.experiment
     if isinstance(experiment.model, ConformerConfig):
@@ -189,7 +189,7 @@ def _results(checkpoint: AnyPath) -> Iterator[str]:
     for folder in (checkpoint, checkpoint.parent.parent):
         for file in sorted((folder / "eval").glob("*/report.json")):
             try:
-                report = Report.load(file)
+                report = EvaluationReport.load(file)
             except ValueError:
                 continue  # of another kind of evaluation
             intervals = TOO_FEW if report.wer.interval is None else "95 % bootstrap intervals"

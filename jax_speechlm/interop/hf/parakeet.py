@@ -17,8 +17,8 @@ from jax_speechlm.interop.hf.mapping import (
     TRANSPOSED,
     Layout,
     Row,
-    Source,
     StateDict,
+    TensorSource,
     ffn_multiple,
     require_fixed,
     write,
@@ -127,7 +127,7 @@ def from_hugging_face(
       The encoder's parameters, layers stacked, and those of the CTC head (`Linear`: kernel [dim, vocab], bias), or None
       where the state dict has no head.
     """
-    params = jax.tree.map(Source.read, sources(state_dict, config))
+    params = jax.tree.map(TensorSource.read, sources(state_dict, config))
     head = params.get("head")
     if head is not None and blank_id:
         blank_first = np.r_[blank_id, np.delete(np.arange(len(head["bias"])), blank_id)]

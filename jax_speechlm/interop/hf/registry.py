@@ -17,13 +17,13 @@ from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.tree import name_of
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf import feature_extractor, parakeet, transformer, voxtral, wav2vec2_bert, weights
 from jax_speechlm.interop.hf.class_settings import completed
 from jax_speechlm.interop.hf.config_limits import checked_settings
-from jax_speechlm.interop.hf.mapping import Source, StateDict, class_names
+from jax_speechlm.interop.hf.mapping import StateDict, TensorSource, class_names
 from jax_speechlm.interop.hf.tokenizer_files import Files, ctc_files, text_files
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
@@ -69,8 +69,8 @@ class Model(NamedTuple):
       architecture: the class in transformers.
       values: `config.json`.
       config: the model's shape.
-      sources: where our parameters are read from (`mapping.Source`): `encoder`, and `head` or `speaker` where there is
-        one; or `transformer`; or `encoder`, `adapter` and `transformer`.
+      sources: where our parameters are read from (`mapping.TensorSource`): `encoder`, and `head` or `speaker` where
+        there is one; or `transformer`; or `encoder`, `adapter` and `transformer`.
     """
 
     architecture: str
@@ -86,14 +86,14 @@ class Model(NamedTuple):
     @property
     def params(self) -> Params:
         """Our parameters, as arrays of the files' types."""
-        return jax.tree.map(Source.read, self.sources)
+        return jax.tree.map(TensorSource.read, self.sources)
 
 
 Settings = tuple[dict[str, Any], Files]
 """`config.json`, and every other JSON file."""
 
 
-def package(run: Trained) -> Package:
+def package(run: LoadedRun) -> Package:
     """A run in Hugging Face's terms.
 
     Raises:
@@ -101,7 +101,7 @@ def package(run: Trained) -> Package:
     """
     try:
         config, files = settings(run.experiment, run.tokenizer)
-        params, arrays = _KINDS[run.experiment.objective.trains].arrays(run)
+        params, arrays = _KINDS[run.experiment.objective.model_kind].arrays(run)
     except ValueError as error:
         raise ExportError(f"{run.checkpoint}: {error}") from error
     return Package(config, params, arrays, files)
@@ -113,11 +113,11 @@ def settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
     Raises:
       ValueError: no class of transformers is the same as what was trained.
     """
-    config, files = _KINDS[experiment.objective.trains].settings(experiment, tokenizer)
+    config, files = _KINDS[experiment.objective.model_kind].settings(experiment, tokenizer)
     return config | {"dtype": "float32"}, files
 
 
-def vocabulary_of(run: Trained) -> Vocabulary:
+def vocabulary_of(run: LoadedRun) -> Vocabulary:
     """The ids of a run's language model."""
     return _vocabulary(run.experiment, run.tokenizer)
 
@@ -282,23 +282,23 @@ def _transformer_settings(
     return config, files | {GENERATION: ends | generation}
 
 
-def _groups(run: Trained, *names: str) -> Params:
+def _groups(run: LoadedRun, *names: str) -> Params:
     """Some groups of a run's parameters, on the host."""
     return jax.device_get({name: run.params[name] for name in names})
 
 
-def _encoder_arrays(run: Trained) -> tuple[Params, StateDict]:
+def _encoder_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
     params = _groups(run, "encoder")
     return params, wav2vec2_bert.to_hugging_face(params["encoder"], run.experiment.model)
 
 
-def _recognizer_arrays(run: Trained) -> tuple[Params, StateDict]:
+def _recognizer_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
     params, model = with_their_ids(_groups(run, "encoder", "head"), run.tokenizer), run.experiment.model
     form = parakeet if isinstance(model, FastConformerConfig) else wav2vec2_bert
     return params, form.to_hugging_face(params["encoder"], model, params["head"])
 
 
-def _classifier_arrays(run: Trained) -> tuple[Params, StateDict]:
+def _classifier_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
     if isinstance(run.experiment.model, TransformerConfig):
         params = with_their_ids(_groups(run, "transformer", "head"), run.tokenizer)
         params["transformer"] = transformer.without_vocabulary_map(params["transformer"])
@@ -310,17 +310,17 @@ def _classifier_arrays(run: Trained) -> tuple[Params, StateDict]:
     return params, arrays
 
 
-def _frames_arrays(run: Trained) -> tuple[Params, StateDict]:
+def _frames_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
     params = _groups(run, "encoder", "head")
     return params, wav2vec2_bert.frames_to_hugging_face(params["encoder"], run.experiment.model, params["head"])
 
 
-def _speaker_arrays(run: Trained) -> tuple[Params, StateDict]:
+def _speaker_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
     params = _groups(run, "encoder", "speaker")
     return params, wav2vec2_bert.x_vector_to_hugging_face(params["encoder"], run.experiment.model, params["speaker"])
 
 
-def _text_arrays(run: Trained) -> tuple[Params, StateDict]:
+def _text_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
     model, params = run.experiment.model, with_their_ids(_groups(run, "transformer"), run.tokenizer)
     arrays = transformer.to_hugging_face(params["transformer"], model)
     if model.tied:  # the head is the embedding, which the file holds once
@@ -328,7 +328,7 @@ def _text_arrays(run: Trained) -> tuple[Params, StateDict]:
     return params, arrays
 
 
-def _speech_lm_arrays(run: Trained) -> tuple[Params, StateDict]:
+def _speech_lm_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
     model = run.experiment.model
     merged, _ = merge(run.params, model.lora)
     params = with_their_ids(jax.device_get(merged), run.tokenizer)
@@ -359,7 +359,7 @@ class _Kind(NamedTuple):
     """How runs of an objective become a class of transformers."""
 
     settings: Callable[[Experiment, Tokenizer | None], Settings]
-    arrays: Callable[[Trained], tuple[Params, StateDict]]
+    arrays: Callable[[LoadedRun], tuple[Params, StateDict]]
 
 
 _KINDS = {

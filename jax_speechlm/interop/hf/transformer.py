@@ -17,8 +17,8 @@ from jax_speechlm.interop.hf.mapping import (
     TRANSPOSED,
     Layout,
     Row,
-    Source,
     StateDict,
+    TensorSource,
     require_fixed,
     write,
 )
@@ -91,7 +91,7 @@ TIED = {"lm_head.weight", "decoder.weight"} | {
 
 def from_hugging_face(state_dict: StateDict, config: TransformerConfig) -> Params:
     """Parameters of our `Transformer`, as arrays, from what `sources` takes."""
-    return jax.tree.map(Source.read, sources(state_dict, config))
+    return jax.tree.map(TensorSource.read, sources(state_dict, config))
 
 
 def sources(state_dict: StateDict, config: TransformerConfig) -> Params:

@@ -13,8 +13,8 @@ from jax_speechlm.interop.hf.mapping import (
     TRANSPOSED,
     Layout,
     Row,
-    Source,
     StateDict,
+    TensorSource,
     class_names,
     ffn_multiple,
     require_fixed,
@@ -103,7 +103,7 @@ def from_hugging_face(state_dict: StateDict, config: ConformerConfig) -> tuple[P
       The encoder's parameters, layers stacked, and those of the CTC head (`Linear`: kernel [dim, vocab], bias), or None
       where the state dict has no head.
     """
-    params = jax.tree.map(Source.read, sources(state_dict, config))
+    params = jax.tree.map(TensorSource.read, sources(state_dict, config))
     return params["encoder"], params.get("head")
 
 
@@ -139,7 +139,7 @@ def classifier_to_hugging_face(encoder: Params, config: ConformerConfig, head: P
 
 def classifier_from_hugging_face(state_dict: StateDict, config: ConformerConfig) -> tuple[Params, Params]:
     """Parameters of our `UtteranceClassifier`, encoder and head, as arrays, from what `classifier_sources` takes."""
-    params = jax.tree.map(Source.read, classifier_sources(state_dict, config))
+    params = jax.tree.map(TensorSource.read, classifier_sources(state_dict, config))
     return params["encoder"], params["head"]
 
 
@@ -160,9 +160,11 @@ def classifier_sources(state_dict: StateDict, config: ConformerConfig) -> Params
         raise ValueError(
             f"'classifier.weight' is of {shapes['head'][-1]:,} classes; at most {_MOST_CLASSES:,} are read"
         )
-    projector, head = jax.tree.map(Source.read, (tree.pop("projector"), tree.pop("head")))
+    projector, head = jax.tree.map(TensorSource.read, (tree.pop("projector"), tree.pop("head")))
     bias = projector["bias"] @ head["kernel"] + head["bias"]
-    return tree | {"head": {"kernel": Source((projector["kernel"] @ head["kernel"],)), "bias": Source((bias,))}}
+    return tree | {
+        "head": {"kernel": TensorSource((projector["kernel"] @ head["kernel"],)), "bias": TensorSource((bias,))}
+    }
 
 
 def frames_to_hugging_face(encoder: Params, config: ConformerConfig, head: Params) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers.base import BLANK, Tokenizer
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.frontend.logmel import HOP, SAMPLE_RATE, WINDOW, LogMel
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop.folders import (
     RECORD,
     ExportError,
@@ -37,7 +37,7 @@ from jax_speechlm.interop.folders import (
     written,
 )
 from jax_speechlm.models.fast_conformer import FastConformerConfig
-from jax_speechlm.nn.attention.relative import WHOLE
+from jax_speechlm.nn.attention.relative import MAX_FULL_SCORES
 
 VERSION = 1
 """Of the record beside an exported recognizer, and of the function that it describes; readers refuse a higher one."""
@@ -71,13 +71,13 @@ class Program:
     logits: Callable[..., tuple[Array, Array]]
 
     @classmethod
-    def of(cls, run: Trained) -> "Program":
+    def of(cls, run: LoadedRun) -> "Program":
         """A run's recognizer.
 
         Raises:
           ExportError: the run was not trained by CTC.
         """
-        experiment, kind = run.experiment, run.experiment.objective.trains
+        experiment, kind = run.experiment, run.experiment.objective.model_kind
         if kind not in ("ctc", "joint"):
             raise ExportError(
                 f"{run.checkpoint}: was trained by {kind}; only recognizers that were trained by ctc or joint are "
@@ -103,7 +103,7 @@ class Program:
     @property
     def samples(self) -> tuple[int, int]:
         """The fewest and the most samples that a row may be padded to: one frame, and what attention takes whole."""
-        return WINDOW + (self.mel.stack - 1) * HOP, (WHOLE * self.mel.stack - 1) * HOP
+        return WINDOW + (self.mel.stack - 1) * HOP, (MAX_FULL_SCORES * self.mel.stack - 1) * HOP
 
     def arguments(self, samples: int | None = None) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Audio and lengths: of one row of so many samples, or of symbols for the numbers of rows and samples."""
@@ -211,7 +211,7 @@ def export(run: Path, out: Path, write: Write, lengths: Sequence[int] = (), *, c
       FailedCheck: what was written gives other results.
     """
     require_free(out)
-    program = Program.of(Trained.read(run))
+    program = Program.of(LoadedRun.read(run))
     fewest, most = program.samples
     if lengths and not fewest <= min(lengths) <= max(lengths) <= most:
         limits = f"{fewest / SAMPLE_RATE:.3f} to {most / SAMPLE_RATE:.0f}"

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_speechlm.nn.functional import KEPT_NAME
+from jax_speechlm.nn.functional import SAVED_ACTIVATION
 
 _BLOCK = 128  # queries; fastest of 64, 128, 256 and 512 on CPU
 _MOST_BLOCKS = 16  # they are unrolled, so longer rows have larger blocks
@@ -78,8 +78,8 @@ def _forward(q, k, v, segment, causal, window):
         outs.append((values / total).astype(v.dtype))
         log_sums.append(top + jnp.log(total))
     # Named, so that a rematerialised layer may keep them and need not come here again.
-    out = checkpoint_name(jnp.concatenate(outs, axis=3), KEPT_NAME)
-    log_sum = checkpoint_name(jnp.concatenate(log_sums, axis=3), KEPT_NAME)
+    out = checkpoint_name(jnp.concatenate(outs, axis=3), SAVED_ACTIVATION)
+    log_sum = checkpoint_name(jnp.concatenate(log_sums, axis=3), SAVED_ACTIVATION)
     return out, (q, k, v, segment, out, log_sum)
 
 

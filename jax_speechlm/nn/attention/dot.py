@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_speechlm.nn.attention.blocked import blocked_attention, visible
-from jax_speechlm.nn.functional import KEPT_NAME
+from jax_speechlm.nn.functional import SAVED_ACTIVATION
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import BATCH_AXES, platform
 
@@ -130,7 +130,7 @@ def _splash_kernel(num_tokens, num_heads, causal, window):
     sizes = kernels.BlockSizes(**{f"block_{name}": block for name in names})
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([mask] * num_heads),
-        block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=KEPT_NAME,
+        block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=SAVED_ACTIVATION,
         interpret=platform() != "tpu",
     )  # fmt: skip
     return kernel, length

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_speechlm.nn.functional import KEPT_NAME, parameter
+from jax_speechlm.nn.functional import SAVED_ACTIVATION, parameter
 from jax_speechlm.nn.layers import Keys, Linear, dropout
 from jax_speechlm.parallel import sequence
 
@@ -22,8 +22,8 @@ Chunk = tuple[int | Int[Array, ""], int | Int[Array, ""]]
 """(frames in a chunk, chunks of left context; negative means all). Values may be traced."""
 
 
-WHOLE, _BLOCK = 2048, 512
-"""Scores of rows of up to `WHOLE` frames exist all at once; of longer ones, those of `_BLOCK` queries."""
+MAX_FULL_SCORES, _BLOCK = 2048, 512
+"""Scores of rows of up to `MAX_FULL_SCORES` frames exist all at once; of longer ones, those of `_BLOCK` queries."""
 
 
 def chunk_mask(
@@ -43,7 +43,7 @@ def chunk_mask(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def spread_by_distance(
+def relative_shift(
     scores: Float[Array, "*batch query distance"],
     first: int | Int[Array, ""],
     num_keys: int,
@@ -77,7 +77,7 @@ def _offset(queries, first, num_keys):
 
 
 def _spread(scores, first, num_keys, left_max, right_max):
-    return spread_by_distance(scores, first, num_keys, left_max, right_max), first
+    return relative_shift(scores, first, num_keys, left_max, right_max), first
 
 
 def _collect(num_keys, left_max, right_max, first, gradient):
@@ -93,7 +93,7 @@ def _collect(num_keys, left_max, right_max, first, gradient):
     return band + left + right, None
 
 
-spread_by_distance.defvjp(_spread, _collect)
+relative_shift.defvjp(_spread, _collect)
 
 
 Scores = Callable[[Array, int | Int[Array, ""], Array], Array]
@@ -121,7 +121,7 @@ def attend(
     """
     time = q_BxTxHxK.shape[1]
     block = partial(_attend_block, scores, chunk=chunk, rate=rate, keys=keys)
-    if time <= WHOLE:
+    if time <= MAX_FULL_SCORES:
         return block(q_BxTxHxK, 0, k_BxTxHxK, v_BxTxHxK, mask_BxT)
     more = padded_time(time) - time
     fill = lambda x: jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
@@ -132,12 +132,12 @@ def attend(
     q_NxBxQxHxK = jnp.moveaxis(q.reshape(len(q), num_blocks, _BLOCK, *q.shape[2:]), 1, 0)
     mixed = jax.lax.map(lambda each: again(*each), (q_NxBxQxHxK, _BLOCK * jnp.arange(num_blocks)))
     mixed = jnp.moveaxis(mixed, 0, 1).reshape(q.shape)[:, :time]
-    return checkpoint_name(mixed, KEPT_NAME)
+    return checkpoint_name(mixed, SAVED_ACTIVATION)
 
 
 def padded_time(time: int) -> int:
     """Frames of a row in `attend`: whole blocks where it is long."""
-    return time if time <= WHOLE else math.ceil(time / _BLOCK) * _BLOCK
+    return time if time <= MAX_FULL_SCORES else math.ceil(time / _BLOCK) * _BLOCK
 
 
 def _attend_block(scores, q_BxQxHxK, first, k_BxTxHxK, v_BxTxHxK, mask_BxT, *, chunk, rate, keys):
@@ -184,7 +184,7 @@ class RelativeAttention(nnx.Module):
     def _scores(self, q_BxQxHxK, first, k_BxTxHxK):
         scores = jnp.einsum("bthk,bshk->bhts", q_BxQxHxK, k_BxTxHxK)
         by_distance = jnp.einsum("bthk,rk->bhtr", q_BxQxHxK, self.distance[...].astype(q_BxQxHxK.dtype))
-        return scores + spread_by_distance(by_distance, first, k_BxTxHxK.shape[1], self.left_max, self.right_max)
+        return scores + relative_shift(by_distance, first, k_BxTxHxK.shape[1], self.left_max, self.right_max)
 
 
 class PositionalAttention(nnx.Module):
@@ -228,7 +228,7 @@ class PositionalAttention(nnx.Module):
         start, size = time - queries - first, queries + time - 1
         r_RxHxK = jax.lax.dynamic_slice_in_dim(r_RxHxK, start, size)
         by_distance = jnp.einsum("bthk,rhk->bhtr", (q_BxQxHxK + position) * self.scale, r_RxHxK)
-        return scores + lay_diagonally(by_distance)
+        return scores + skew(by_distance)
 
 
 _INTO, _OUT_OF = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
@@ -252,7 +252,7 @@ def distance_sinusoids(num_frames: int, dim: int) -> Float[Array, "distances {di
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(len(angle), dim)
 
 
-def lay_diagonally(scores: Float[Array, "*batch query distance"]) -> Float[Array, "*batch query key"]:
+def skew(scores: Float[Array, "*batch query distance"]) -> Float[Array, "*batch query key"]:
     """out[i, j] = scores[i, queries - 1 - i + j]; there are queries - 1 more distances than keys.
 
     By reading the rows, one zero before each, back one element shorter: no direction gathers or scatters.

@@ -19,7 +19,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.attention.relative import Chunk
 from jax_speechlm.nn.layers import Linear
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, check_no_crop, mean
-from jax_speechlm.parallel.mesh import by_rows
+from jax_speechlm.parallel.mesh import shard_batch_dim
 
 
 def ctc_loss(
@@ -97,11 +97,11 @@ class CTCModel(nnx.Module):
     ) -> list[Float[Array, "batch frames vocab"]]:
         """Logits of the encoder's frames after the last layer, then those after each of `taps` layers."""
         hidden, tapped = self.encoder(features_BxTxF, length_B, keys=keys, chunk=chunk, taps=taps)
-        return [self.spell(x) for x in (hidden, *tapped.values())]
+        return [self.ctc_logits(x) for x in (hidden, *tapped.values())]
 
-    def spell(self, hidden_BxTxD: Float[Array, "batch time dim"]) -> Float[Array, "batch time vocab"]:
+    def ctc_logits(self, hidden_BxTxD: Float[Array, "batch time dim"]) -> Float[Array, "batch time vocab"]:
         """Logits of hidden states: whole rows again, because an alignment goes through all of time."""
-        return by_rows(self.head(hidden_BxTxD))
+        return shard_batch_dim(self.head(hidden_BxTxD))
 
 
 class CTC(ObjectiveConfig):
@@ -173,12 +173,12 @@ def _loss(
     config: CTC,
     frontend: FrontEnd,
 ) -> tuple[Float[Array, ""], Metrics]:
-    spelled = spell(functional.bind(graphdef, params), batch, key, config, frontend)
+    spelled = forward(functional.bind(graphdef, params), batch, key, config, frontend)
     metrics = score(spelled, batch, config)
     return mean(*metrics["loss"]), metrics
 
 
-class Spelled(NamedTuple):
+class CTCOutput(NamedTuple):
     """What a model makes of a batch: each row once for every view, side by side, so that sharded rows stay put.
 
     Attributes:
@@ -200,14 +200,14 @@ class Spelled(NamedTuple):
         return jnp.repeat(x, self.views, axis=0)
 
 
-def spell(
+def forward(
     model: CTCModel,
     batch: Batch,
     key: PRNGKeyArray | None,
     config: CTC,
     frontend: FrontEnd,
     taps: tuple[int, ...] = (),
-) -> Spelled:
+) -> CTCOutput:
     """The forward pass of training, or of evaluation where `key` is None.
 
     Args:
@@ -228,12 +228,12 @@ def spell(
         keys, chunk = _view_keys(dropout_key, batch, views), draw_chunk(model.encoder.config, chunk_key)
     wanted = tuple(dict.fromkeys((*config.intermediate, *taps)))
     hidden, tapped = model.encoder(x_BxTxF, length_B, keys=keys, chunk=chunk, taps=wanted)
-    intermediate = [model.spell(tapped[layers]) for layers in config.intermediate]
+    intermediate = [model.ctc_logits(tapped[layers]) for layers in config.intermediate]
     length_B = model.encoder.config.num_frames(length_B)
-    return Spelled(model.spell(hidden), {tap: tapped[tap] for tap in taps}, intermediate, length_B, views)
+    return CTCOutput(model.ctc_logits(hidden), {tap: tapped[tap] for tap in taps}, intermediate, length_B, views)
 
 
-def score(spelled: Spelled, batch: Batch, config: CTC) -> Metrics:
+def score(spelled: CTCOutput, batch: Batch, config: CTC) -> Metrics:
     """The loss of what was spelled, its parts and its gauges; all that is averaged by targets has their number."""
     logits, intermediate, length_B, views = spelled.logits, spelled.intermediate, spelled.length, spelled.views
     tokens_BxU, token_length_B = spelled.repeat(batch["tokens"]), spelled.repeat(batch["token_length"])

@@ -19,7 +19,7 @@ from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import Linear
 from jax_speechlm.objectives.base import Metrics, Objective, check_features, mean
-from jax_speechlm.objectives.encode import hear
+from jax_speechlm.objectives.encode import encode
 from jax_speechlm.objectives.heads.classes import ReadsClasses
 
 ClassLogits = Callable[[functional.Params, Batch, PRNGKeyArray | None], Float[Array, "batch classes"]]
@@ -88,7 +88,7 @@ def _of_utterances(num_classes: int, model: EncoderConfig, frontend: FrontEnd):
 
     def logits(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> Array:
         classifier = functional.bind(graphdef, params)
-        hidden_BxTxD, frames_B = hear(classifier.encoder, model, batch, frontend, key)
+        hidden_BxTxD, frames_B = encode(classifier.encoder, model, batch, frontend, key)
         return classifier.head(_mean(hidden_BxTxD, frame_mask(frames_B, hidden_BxTxD.shape[1])))
 
     def flops(num_samples: int, batch_size: int) -> float:

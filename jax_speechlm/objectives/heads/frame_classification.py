@@ -26,7 +26,7 @@ from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_fl
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import Linear
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, check_no_crop, mean
-from jax_speechlm.objectives.encode import hear
+from jax_speechlm.objectives.encode import encode
 from jax_speechlm.objectives.heads.classes import Classes
 from jax_speechlm.parallel import sequence
 
@@ -124,7 +124,7 @@ class FrameClassification(ObjectiveConfig):
 
         def logits(params: functional.Params, batch: Batch, key: PRNGKeyArray | None):
             module = functional.bind(graphdef, params)
-            hidden_BxTxD, frames_B = hear(module.encoder, model, batch, frontend, key)
+            hidden_BxTxD, frames_B = encode(module.encoder, model, batch, frontend, key)
             return module.head(hidden_BxTxD).astype(jnp.float32), frames_B
 
         return make, logits

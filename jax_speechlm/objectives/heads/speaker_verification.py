@@ -24,7 +24,7 @@ from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.xvector import XVector, XVectorConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.base import Metrics, Objective, check_features, mean
-from jax_speechlm.objectives.encode import hear
+from jax_speechlm.objectives.encode import encode
 from jax_speechlm.objectives.heads.classes import ReadsClasses
 
 Vectors = Callable[[functional.Params, Batch], tuple[Float[Array, "batch dim"], Int[Array, " batch"]]]
@@ -81,7 +81,7 @@ class SpeakerVerification(ReadsClasses):
 
         def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
             module = functional.bind(graphdef, params)
-            hidden_BxTxD, frames_B = hear(module.encoder, model, batch, frontend, key)
+            hidden_BxTxD, frames_B = encode(module.encoder, model, batch, frontend, key)
             cosine_BxC = module.speaker.cosines(module.speaker(hidden_BxTxD, frames_B))
             own_BxC = jax.nn.one_hot(batch["label"], len(self.classes))
             nll_B = optax.softmax_cross_entropy(self.scale * (cosine_BxC - self.margin * own_BxC), own_BxC)
@@ -105,7 +105,7 @@ class SpeakerVerification(ReadsClasses):
 
         def vectors(params: functional.Params, batch: Batch):
             module = functional.bind(graphdef, params)
-            hidden_BxTxD, frames_B = hear(module.encoder, model, batch, frontend, None)
+            hidden_BxTxD, frames_B = encode(module.encoder, model, batch, frontend, None)
             return module.speaker(hidden_BxTxD, frames_B).astype(jnp.float32), frames_B
 
         return vectors

@@ -23,7 +23,7 @@ from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig
 from jax_speechlm.objectives.lm.causal_lm import TextModel, require_transformer, scored
 from jax_speechlm.objectives.masking import masked_places, take_frames
 from jax_speechlm.parallel import sequence
-from jax_speechlm.parallel.mesh import by_tokens
+from jax_speechlm.parallel.mesh import shard_batch_and_time
 
 _SHOWN_AS_MASK, _SHOWN_AS_RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
 
@@ -131,7 +131,7 @@ def take_chosen(
     """
     slots_BxN = masked_places(masked.chosen, sequence.padded_time(most_masked(tokens_BxT.shape[1], ratio)))
     hidden, token, chosen = (take_frames(x, slots_BxN) for x in (hidden_BxTxD, tokens_BxT, masked.chosen))
-    return Targets(by_tokens(hidden), token, chosen * weight_B[:, None])
+    return Targets(shard_batch_and_time(hidden), token, chosen * weight_B[:, None])
 
 
 def mask_tokens(

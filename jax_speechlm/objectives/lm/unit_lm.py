@@ -89,7 +89,7 @@ class UnitLM(ObjectiveConfig):
         def flops(num_tokens: int, batch_size: int) -> float:
             return forward_flops(model, vocabulary.size, num_tokens, batch_size)
 
-        return Objective(make, loss, forward_flops=flops, alarm=alarm)
+        return Objective(make, loss, forward_flops=flops, health_check=health_check)
 
 
 def kinds_of(
@@ -101,7 +101,7 @@ def kinds_of(
     return vocabulary.is_unit(target_BxT), (target_BxT < vocabulary.boundary) | ends_text
 
 
-def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
+def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
     """What is wrong with a run's units or with what it makes of them, or None."""
     entropy = metrics["unit_entropy"]
     if 0 < entropy < _FEWEST_NATS:
@@ -109,7 +109,7 @@ def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
             f"the units have collapsed: they are distributed with {entropy:.2f} nats, as if there were no more than "
             f"{math.exp(entropy):.1f} of them. Fit the k-means anew: jax-speechlm units fit"
         )
-    if settled and entropy and metrics["unit_loss"] > entropy:
+    if after_warmup and entropy and metrics["unit_loss"] > entropy:
         return (
             f"the model predicts units worse ({metrics['unit_loss']:.2f} nats) than their frequencies do "
             f"({entropy:.2f}): it has learnt nothing of speech. Raise "

@@ -39,7 +39,7 @@ from jax_speechlm.objectives.lm.masked_lm import Masked, MaskedLM, mask_tokens, 
 from jax_speechlm.objectives.masking import draw_views, span_frames
 from jax_speechlm.objectives.ssl import best_rq
 from jax_speechlm.objectives.ssl.best_rq import BestRQ, Heads, Quantizer
-from jax_speechlm.parallel.mesh import by_rows
+from jax_speechlm.parallel.mesh import shard_batch_dim
 
 STREAMS = {"speech": "speech", "text": "text", "pairs": "speech"}
 """The streams, and the kind of data that each has."""
@@ -119,7 +119,12 @@ class Joint(ObjectiveConfig):
             graphdef=functional.declare(make).graphdef,
         )
         return Objective(
-            make, losses, frozen=("quantizer",), batch_flops=losses.flops, logits=losses.logits, alarm=alarm
+            make,
+            losses,
+            frozen=("quantizer",),
+            batch_flops=losses.flops,
+            logits=losses.logits,
+            health_check=health_check,
         )
 
 
@@ -137,7 +142,7 @@ class TextSide(nnx.Module):
 
     def embed(self, tokens_BxT: Int[Array, "batch time"]) -> Float[Array, "batch time dim"]:
         """Tokens as the layers take them, in the compute type."""
-        return by_rows((self.config.dim**0.5 * self.table[...][tokens_BxT]).astype(self.config.dtype))
+        return shard_batch_dim((self.config.dim**0.5 * self.table[...][tokens_BxT]).astype(self.config.dtype))
 
     @property
     def head_kernel(self) -> Float[Array, "vocab dim"]:
@@ -313,7 +318,7 @@ def append(
     """Each row of y behind the valid frames of the same row of x, wherever those end; undefined behind that."""
     room = jnp.pad(x_BxTxD, ((0, 0), (0, y_BxUxD.shape[1]), (0, 0)))
     put = lambda row, more, start: jax.lax.dynamic_update_slice_in_dim(row, more, start, axis=0)  # noqa: E731
-    return by_rows(jax.vmap(put)(room, y_BxUxD, length_B))
+    return shard_batch_dim(jax.vmap(put)(room, y_BxUxD, length_B))
 
 
 def take_behind(
@@ -321,15 +326,15 @@ def take_behind(
 ) -> Float[Array, "batch {count} dim"]:
     """The `count` frames behind the first `length_B` of each row: what `append` put there."""
     take = lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, count, axis=0)  # noqa: E731
-    return by_rows(jax.vmap(take)(x_BxTxD, length_B))
+    return shard_batch_dim(jax.vmap(take)(x_BxTxD, length_B))
 
 
-def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
+def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
     """What is wrong when a stream teaches the model nothing; else None.
 
     Args:
       metrics: averaged over steps, those of each stream under its name.
-      settled: whether training is long past its warm-up.
+      after_warmup: whether training is long past its warm-up.
     """
 
     def of(stream: str) -> dict[str, float]:
@@ -337,15 +342,15 @@ def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
         return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
     speech, text, pairs = map(of, STREAMS)
-    if speech and (said := best_rq.alarm(speech, settled)):
+    if speech and (said := best_rq.health_check(speech, after_warmup)):
         return said
-    if settled and text and text["masked_accuracy"] < BARELY_BETTER * text["majority"]:
+    if after_warmup and text and text["masked_accuracy"] < BARELY_BETTER * text["majority"]:
         return (
             f"text: {text['masked_accuracy']:.1%} of the masked tokens are right where guessing the most frequent one "
             f"gets {text['majority']:.1%}. The model reads nothing from context: give the text stream more weight, or "
             "lower optimizer.schedule.peak"
         )
-    if settled and pairs and pairs["blank"] > ALL_BLANK:
+    if after_warmup and pairs and pairs["blank"] > ALL_BLANK:
         return (
             f"pairs: {pairs['blank']:.1%} of the frames are blank: CTC is still on the plateau where it starts. Give "
             "the pairs more weight or start with short ones (shortest_first_epochs), or lower optimizer.schedule.peak"

@@ -112,7 +112,7 @@ class SpeechLM(ObjectiveConfig):
         flops = functools.partial(
             self._flops, model=model, frontend=frontend, vocab_size=vocabulary.size, tokenizer=tokenizer
         )
-        return Objective(make, loss, frozen=self.freeze, batch_flops=flops, alarm=alarm)
+        return Objective(make, loss, frozen=self.freeze, batch_flops=flops, health_check=health_check)
 
     def _flops(
         self,
@@ -167,7 +167,7 @@ def _loss(
     x_BxTxF, length_B = features(batch, frontend, augment_key)
     encoder_keys = keys_of("encoder", encoder_key)
     chunk = None if encoder_keys is None else encoders.draw_chunk(model.config.encoder, chunk_key)
-    speech_BxNxD, speech_length_B = model.hear(x_BxTxF, length_B, keys=encoder_keys, chunk=chunk)
+    speech_BxNxD, speech_length_B = model.encode_speech(x_BxTxF, length_B, keys=encoder_keys, chunk=chunk)
 
     tokens_BxU, token_length_B = batch["tokens"], batch["token_length"]
     sequence = model.lay_out(prompt[0], speech_BxNxD, speech_length_B, prompt[1], tokens_BxU, token_length_B)
@@ -205,14 +205,14 @@ def _adapter_scale(sequence: Sequence, weight_B: Array) -> tuple[Array, Array]:
     return jnp.sum(weight_B * scale_B), jnp.sum(weight_B)
 
 
-def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
+def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
     """What is wrong when the answers do not depend on the speech; else None.
 
     Args:
       metrics: averaged over steps; those of the last validation, where there was one, as "dev_<name>".
-      settled: whether training is long past its warm-up. On the plateau before that every model is deaf.
+      after_warmup: whether training is long past its warm-up. On the plateau before that every model is deaf.
     """
-    if not settled:
+    if not after_warmup:
         return None
     attention, gain = metrics["speech_attention"], metrics.get("dev_speech_gain")
     deaf = None

@@ -84,7 +84,7 @@ class BestRQ(ObjectiveConfig):
             frame = model.dim * self.codes + self.code_dim * (model.input_dim + self.codes)  # head and quantizer
             return forward_flops(model, num_frames, batch_size) + 2.0 * batch_size * scored * self.books * frame
 
-        return Objective(make, loss, frozen=("quantizer",), forward_flops=flops, alarm=alarm)
+        return Objective(make, loss, frozen=("quantizer",), forward_flops=flops, health_check=health_check)
 
 
 class Quantizer(nnx.Module):
@@ -232,15 +232,15 @@ def _score_book(
     } | {name: total * value for name, value in spread.items()}
 
 
-def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
+def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
     """What is wrong when targets or predictions have collapsed to a few codes, or hidden states; else None.
 
     Args:
       metrics: averaged over steps.
-      settled: whether training is long past its warm-up.
+      after_warmup: whether training is long past its warm-up.
     """
     cause = (
         "The targets come from the audio alone: look for silent or constant clips, or features that are not normalised"
     )
-    wrong = gauges.codes_alarm(metrics, settled, "BEST-RQ", cause)
-    return wrong or gauges.representation_alarm(metrics, settled)
+    wrong = gauges.check_code_usage(metrics, after_warmup, "BEST-RQ", cause)
+    return wrong or gauges.check_representation(metrics, after_warmup)

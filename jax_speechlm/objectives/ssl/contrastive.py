@@ -307,15 +307,15 @@ def averaged(
     return {name: (total, probed if name == "unmasked_accuracy" else masked) for name, total in sums.items()}
 
 
-def codes_alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
+def check_code_usage(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
     """What is wrong when the learnt codes have collapsed to a few; else None.
 
     Args:
       metrics: averaged over steps.
-      settled: whether training is long past its warm-up; the codebook takes its time.
+      after_warmup: whether training is long past its warm-up; the codebook takes its time.
     """
     ratio = metrics["code_entropy_ratio"]
-    if settled and ratio < gauges.LOW_ENTROPY:
+    if after_warmup and ratio < gauges.LOW_ENTROPY:
         return (
             f"the quantizer's codes have collapsed: a group's entropy is {ratio:.0%} of what the batches could show: "
             "targets hardly differ and the contrastive loss says nothing. Start again with a higher "

@@ -73,7 +73,7 @@ class HuBERT(ObjectiveConfig):
             head = 2.0 * batch_size * num_frames * self.code_dim * (model.dim + self.num_units)
             return forward_flops(model, num_frames, batch_size) + head
 
-        return Objective(make, loss, forward_flops=flops, alarm=alarm)
+        return Objective(make, loss, forward_flops=flops, health_check=health_check)
 
 
 class Units(nnx.Module):
@@ -151,13 +151,13 @@ def _loss(
     return mean(*metrics["loss"]), metrics
 
 
-def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
+def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
     """What is wrong when targets or predictions have collapsed to a few units, or hidden states; else None.
 
     Args:
       metrics: averaged over steps.
-      settled: whether training is long past its warm-up.
+      after_warmup: whether training is long past its warm-up.
     """
     cause = "Look at them with `jax-speechlm units report`, and fit others: from more audio, or from another layer"
-    wrong = gauges.codes_alarm(metrics, settled, "HuBERT", cause)
-    return wrong or gauges.representation_alarm(metrics, settled)
+    wrong = gauges.check_code_usage(metrics, after_warmup, "HuBERT", cause)
+    return wrong or gauges.check_representation(metrics, after_warmup)

@@ -29,7 +29,7 @@ from jax_speechlm.objectives.ssl.contrastive import (
     ContrastiveConfig,
     Frames,
     averaged,
-    codes_alarm,
+    check_code_usage,
     contrast,
     encode_masked,
 )
@@ -77,7 +77,7 @@ class W2vBert(ContrastiveConfig):
             task = batch_size * (self.contrast_flops(model.dim, num_frames, frontend) + head)
             return forward_flops(model, num_frames, batch_size) + task
 
-        return Objective(make, loss, forward_flops=flops, alarm=alarm)
+        return Objective(make, loss, forward_flops=flops, health_check=health_check)
 
 
 class W2vBertModel(nnx.Module):
@@ -128,10 +128,10 @@ def _loss(
     return mean(*metrics["loss"]), metrics
 
 
-def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
+def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
     """What is wrong when codes, guesses or hidden states have collapsed; else None. Arguments as in `gauges`."""
     return (
-        codes_alarm(metrics, settled)
-        or gauges.predictions_alarm(metrics, settled, "w2v-BERT")
-        or gauges.representation_alarm(metrics, settled)
+        check_code_usage(metrics, after_warmup)
+        or gauges.check_predictions(metrics, after_warmup, "w2v-BERT")
+        or gauges.check_representation(metrics, after_warmup)
     )

@@ -21,7 +21,7 @@ from jax_speechlm.objectives.ssl.contrastive import (
     Contrast,
     ContrastiveConfig,
     averaged,
-    codes_alarm,
+    check_code_usage,
     contrast,
     encode_masked,
 )
@@ -54,7 +54,7 @@ class Wav2Vec2(ContrastiveConfig):
             task = batch_size * self.contrast_flops(model.dim, num_frames, frontend)
             return forward_flops(model, num_frames, batch_size) + task
 
-        return Objective(make, loss, forward_flops=flops, alarm=alarm)
+        return Objective(make, loss, forward_flops=flops, health_check=health_check)
 
 
 class Wav2Vec2Model(nnx.Module):
@@ -83,6 +83,6 @@ def _loss(
     return mean(*metrics["loss"]), metrics
 
 
-def alarm(metrics: Mapping[str, float], settled: bool) -> str | None:
+def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
     """What is wrong when codes or hidden states have collapsed; else None. Arguments as in `gauges`."""
-    return codes_alarm(metrics, settled) or gauges.representation_alarm(metrics, settled)
+    return check_code_usage(metrics, after_warmup) or gauges.check_representation(metrics, after_warmup)

@@ -25,7 +25,7 @@ from jax_speechlm.core.vocabulary import PADDING
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.decoding.lm.generate import GREEDY
 from jax_speechlm.frontend.logmel import log_mel
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.segmentation import in_batches
 from jax_speechlm.interop.hf import voxtral
@@ -57,7 +57,7 @@ _TEXTS = (
 
 def compare(
     folder: Path,
-    run: Trained,
+    run: LoadedRun,
     made: Package,
     audio: Sequence[Path],
     texts: Sequence[str],
@@ -96,7 +96,7 @@ def compare(
             yield from _compare_text(folder, run, model, [*_TEXTS, *texts])
 
 
-def in_float32(run: Trained) -> Trained:
+def in_float32(run: LoadedRun) -> LoadedRun:
     """The run computing in float32, whatever it was trained in, with attention that every machine has."""
 
     def plain(model: Any) -> Any:
@@ -131,7 +131,7 @@ def _quiet() -> Iterator[None]:
         transformers.logging.enable_progress_bar()
 
 
-def _compare_speech(folder: Path, run: Trained, made: Package, model: Any, clips: Sequence[Clip]) -> Iterator[Check]:
+def _compare_speech(folder: Path, run: LoadedRun, made: Package, model: Any, clips: Sequence[Clip]) -> Iterator[Check]:
     mel, num_frames = run.experiment.frontend.mel, run.experiment.model.num_frames
     extract, waves = _extractor(folder), _waves(clips)
     yield guarded("front end", lambda: _front_end(mel, extract, clips, waves))
@@ -188,7 +188,7 @@ def _front_end(mel: Any, extract: Callable, clips: Sequence[Clip], waves: Sequen
     return within("front end", worst, f"{len(clips)} clips, alone and as a batch")
 
 
-def _ours(run: Trained, made: Package) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _ours(run: LoadedRun, made: Package) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """`(features [B, T, F], lengths) -> hidden states or logits [B, T, ...]`, or logits [B, classes]."""
     config = run.experiment.model
     graphdef = functional.declare(lambda rngs: make_encoder(config, rngs=rngs)).graphdef
@@ -217,7 +217,7 @@ def _outputs(name: str, model: Any, ours: Callable, batches: Sequence[Any], num_
     return within(name, worst, f"{len(batches) - 1} clips alone, and a batch")
 
 
-def _ctc_ids(folder: Path, model: Any, run: Trained) -> Check:
+def _ctc_ids(folder: Path, model: Any, run: LoadedRun) -> Check:
     ours, tokenizer = run.tokenizer, transformers.AutoTokenizer.from_pretrained(folder)
     blanks = {tokenizer.pad_token_id, model.config.pad_token_id, PADDING}
     sizes = {len(tokenizer), model.config.vocab_size, ours.vocab_size}
@@ -229,12 +229,12 @@ def _ctc_ids(folder: Path, model: Any, run: Trained) -> Check:
     return Check("ids", f"{ours.vocab_size}, the blank is 0", True)
 
 
-def _greedy_texts(run: Trained, clips: Sequence[Clip]) -> list[str]:
+def _greedy_texts(run: LoadedRun, clips: Sequence[Clip]) -> list[str]:
     experiment, texts = run.experiment, {}
     objective = experiment.objective.build(experiment.model, experiment.frontend, run.tokenizer)
-    spell = jax.jit(lambda params, batch: best_path(*objective.logits(params, batch)))
+    greedy = jax.jit(lambda params, batch: best_path(*objective.logits(params, batch)))
     for batch in in_batches(clips):
-        for example, ids in zip(batch["example_id"], collapse(np.asarray(spell(run.params, batch))), strict=True):
+        for example, ids in zip(batch["example_id"], collapse(np.asarray(greedy(run.params, batch))), strict=True):
             texts[int(example)] = run.tokenizer.decode(ids)
     return [texts[number] for number in range(len(clips))]
 
@@ -263,7 +263,7 @@ def _pipeline(folder: Path, waves: Sequence[np.ndarray], texts: Sequence[str], c
     return _same_words("pipeline", texts, heard, certain)
 
 
-def _classes(run: Trained, clips: Sequence[Clip]) -> list[str]:
+def _classes(run: LoadedRun, clips: Sequence[Clip]) -> list[str]:
     experiment, found = run.experiment, {}
     _, logits, _ = experiment.objective.classifier(experiment.model, experiment.frontend, run.tokenizer)
     classify = jax.jit(lambda params, batch: logits(params, batch, None).argmax(-1))
@@ -279,7 +279,7 @@ def _named(model: Any, extract: Callable, waves: Sequence[np.ndarray], classes: 
 
 
 def _frame_classes(
-    run: Trained, model: Any, extract: Callable, clips: Sequence[Clip], waves: Sequence[np.ndarray]
+    run: LoadedRun, model: Any, extract: Callable, clips: Sequence[Clip], waves: Sequence[np.ndarray]
 ) -> Check:
     """The likeliest class of every frame, by name, from samples: each clip by itself and without filling it up."""
     experiment, count = run.experiment, 0
@@ -315,7 +315,7 @@ def _same_words(name: str, ours: Sequence[str], theirs: Sequence[str], certain: 
     return Check(name, f"equal on {sum(certain)} clips{others}", True)
 
 
-def _compare_text(folder: Path, run: Trained, model: Any, texts: Sequence[str]) -> Iterator[Check]:
+def _compare_text(folder: Path, run: LoadedRun, model: Any, texts: Sequence[str]) -> Iterator[Check]:
     vocabulary = vocabulary_of(run)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     causal = run.experiment.model.causal
@@ -331,7 +331,7 @@ def _compare_text(folder: Path, run: Trained, model: Any, texts: Sequence[str]) 
         yield guarded("continuation", lambda: _continuations(tokenizer, model, run, vocabulary, rows))
 
 
-def _text_ids(tokenizer: Any, model: Any, run: Trained, vocabulary: Any, texts: Sequence[str], rows: list) -> Check:
+def _text_ids(tokenizer: Any, model: Any, run: LoadedRun, vocabulary: Any, texts: Sequence[str], rows: list) -> Check:
     for text, ids in zip(texts, rows, strict=True):
         if (found := tokenizer(text)["input_ids"]) != ids:
             return Check("ids", f"{text!r} is {found}, not {ids}", False)
@@ -350,13 +350,13 @@ def _text_ids(tokenizer: Any, model: Any, run: Trained, vocabulary: Any, texts: 
     return Check("ids", f"of {len(texts)} texts; bos and eos {vocabulary.boundary}, pad {PADDING}", True)
 
 
-def _text_logits(model: Any, run: Trained, vocabulary: Any, rows: list[list[int]]) -> Check:
+def _text_logits(model: Any, run: LoadedRun, vocabulary: Any, rows: list[list[int]]) -> Check:
     tokens, inside, ours = text_logits(run, vocabulary, rows)
     theirs = outputs(model, {"input_ids": tokens.astype(np.int64), "attention_mask": inside.astype(np.int64)})
     return within("logits", distance(ours[inside], theirs[inside]), f"{inside.sum()} positions")
 
 
-def _continuations(tokenizer: Any, model: Any, run: Trained, vocabulary: Any, rows: list[list[int]]) -> Check:
+def _continuations(tokenizer: Any, model: Any, run: LoadedRun, vocabulary: Any, rows: list[list[int]]) -> Check:
     """Greedy continuations of half of each row, in one batch filled up on the left."""
     context = run.experiment.data.context
     most = max(1, min(_MOST_TOKENS, context - _NEW_TOKENS))

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.hf import registry
 from jax_speechlm.interop.hf.registry import Package
@@ -20,7 +20,7 @@ from jax_speechlm.interop.hf.verify.verdict import Check, Verdict, guarded, tran
 
 def check_folder(
     folder: Path,
-    run: Trained,
+    run: LoadedRun,
     made: Package,
     audio: Sequence[Path] = (),
     texts: Sequence[str] = (),

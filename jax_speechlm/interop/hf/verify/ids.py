@@ -1,4 +1,4 @@
-"""The comparison with transformers where ids are not the same on both sides: every one goes through `Places`."""
+"""The comparison with transformers where ids are not the same on both sides: every one goes through `IdMap`."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 import transformers
 
-from data_pipelines.tokenizers.hugging_face import Places
+from data_pipelines.tokenizers.hugging_face import IdMap
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.decoding.lm.generate import GREEDY
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.interop.hf.verify.our_logits import text_logits
 from jax_speechlm.interop.hf.verify.torch_models import distance, outputs, within, words
@@ -22,7 +22,7 @@ LONG_TEXT = "a text that no setting of a tokenizer's may cut, " * 1000
 """Longer than any model's rows, to compare ids on."""
 
 
-def ctc_ids(folder: Path, model: Any, run: Trained) -> Check:
+def ctc_ids(folder: Path, model: Any, run: LoadedRun) -> Check:
     """The blank, what each id spells, and what a text of all letters is, on both sides."""
     ours, places = run.tokenizer, run.tokenizer.places
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -52,7 +52,7 @@ def without_special(tokenizer: Any, text: str) -> str:
     return text
 
 
-def compare_text(folder: Path, run: Trained, model: Any, texts: Sequence[str]) -> Iterator[Check]:
+def compare_text(folder: Path, run: LoadedRun, model: Any, texts: Sequence[str]) -> Iterator[Check]:
     """A language model's ids, numbers and continuations."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     vocabulary, causal = Vocabulary.of(run.tokenizer), run.experiment.model.causal
@@ -67,7 +67,7 @@ def compare_text(folder: Path, run: Trained, model: Any, texts: Sequence[str]) -
         yield guarded("continuation", lambda: _continuations(tokenizer, model, run, texts))
 
 
-def _text_ids(tokenizer: Any, model: Any, run: Trained, vocabulary: Vocabulary, texts: Sequence[str]) -> Check:
+def _text_ids(tokenizer: Any, model: Any, run: LoadedRun, vocabulary: Vocabulary, texts: Sequence[str]) -> Check:
     ours, places, config = run.tokenizer, run.tokenizer.places, model.config
     for text in texts:
         ids = ours.encode(text)
@@ -98,7 +98,7 @@ def _text_ids(tokenizer: Any, model: Any, run: Trained, vocabulary: Vocabulary, 
     return Check("ids", f"of {len(texts)} texts; {named}", True)
 
 
-def _text_logits(model: Any, run: Trained, vocabulary: Vocabulary, rows: list[list[int]]) -> Check:
+def _text_logits(model: Any, run: LoadedRun, vocabulary: Vocabulary, rows: list[list[int]]) -> Check:
     places = run.tokenizer.places
     tokens, inside, every = text_logits(run, vocabulary, rows, hides=places.mask is not None)
     ours = every[inside]
@@ -124,7 +124,7 @@ def _shown(ids: list[int]) -> str:
     return f"{ids[:20]}" if len(ids) <= 20 else f"{len(ids)} ids from {ids[:20]}"
 
 
-def _continuations(tokenizer: Any, model: Any, run: Trained, texts: Sequence[str]) -> Check:
+def _continuations(tokenizer: Any, model: Any, run: LoadedRun, texts: Sequence[str]) -> Check:
     """Greedy continuations of the first half of each text, from the text on by each side."""
     context, places, vocabulary = run.experiment.data.context, run.tokenizer.places, Vocabulary.of(run.tokenizer)
     lm = LanguageModel(run.experiment.model, run.tokenizer, run.params, context, run.checkpoint)
@@ -154,6 +154,6 @@ def _continuations(tokenizer: Any, model: Any, run: Trained, texts: Sequence[str
     return Check("continuation", f"{len(prompts)} prompts, up to {new} tokens each, greedy", True)
 
 
-def their_ids(places: Places, tokens: np.ndarray) -> np.ndarray:
+def their_ids(places: IdMap, tokens: np.ndarray) -> np.ndarray:
     """Their ids; padding, which is masked, may be any."""
     return np.where(tokens == PADDING, places.end, places.theirs[tokens]).astype(np.int64)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop.hf import bert, parakeet, transformer, weights
 from jax_speechlm.interop.hf.registry import package
 from jax_speechlm.interop.hf.verify.verdict import Check, Verdict, guarded, transformers_is_here
@@ -21,7 +21,7 @@ _NOT_OURS = "masked_spec_embed"  # Hugging Face's own filler of masked frames, f
 
 
 def check_import(
-    folder: Path, run: Trained, sources: Params, dtype: Any, audio: Sequence[Path] = (), texts: Sequence[str] = ()
+    folder: Path, run: LoadedRun, sources: Params, dtype: Any, audio: Sequence[Path] = (), texts: Sequence[str] = ()
 ) -> Verdict:
     """Checks a run that was read back from its checkpoint with all that is installed.
 
@@ -44,7 +44,7 @@ def check_import(
     return Verdict(f"transformers {transformers.__version__}", True, tuple(found))
 
 
-def _checkpoint(run: Trained, sources: Params, dtype: Any) -> Check:
+def _checkpoint(run: LoadedRun, sources: Params, dtype: Any) -> Check:
     """What the checkpoint holds is what the files do: one parameter after the other."""
     one, other = (dict(jax.tree.leaves_with_path(tree)) for tree in (sources, run.params))
     if one.keys() != other.keys():
@@ -55,7 +55,7 @@ def _checkpoint(run: Trained, sources: Params, dtype: Any) -> Check:
     return Check("checkpoint", f"{sum(leaf.size for leaf in other.values()):,} parameters as they were read", True)
 
 
-def _written_again(folder: Path, run: Trained, dtype: Any) -> Check:
+def _written_again(folder: Path, run: LoadedRun, dtype: Any) -> Check:
     """The other way round, by the code that exports, which puts every id back where it was."""
     theirs = weights.read_weights(folder)
     made = package(run)

@@ -6,13 +6,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32
 
 from jax_speechlm.core.vocabulary import Vocabulary, pad
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.causal_lm import TextModel
 
 
 def text_logits(
-    run: Trained, vocabulary: Vocabulary, rows: list[list[int]], *, hides: bool = True
+    run: LoadedRun, vocabulary: Vocabulary, rows: list[list[int]], *, hides: bool = True
 ) -> tuple[Int32[np.ndarray, "row time"], Bool[np.ndarray, "row time"], Float[np.ndarray, "row time vocab"]]:
     """Rows of different length in one batch, as tokens, which of them are no padding, and their logits.
 

@@ -20,7 +20,7 @@ from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoding.lm.generate import GREEDY
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.segmentation import in_batches
 from jax_speechlm.interop.hf.registry import GENERATION, Package, audio_token, ids_in_folder
 from jax_speechlm.interop.hf.verify.torch_models import distance, outputs, within
@@ -35,7 +35,7 @@ _SCALE = np.float32(32768)
 
 def compare_answers(
     folder: Path,
-    run: Trained,
+    run: LoadedRun,
     made: Package,
     model: Any,
     extract: Callable,
@@ -63,7 +63,7 @@ def compare_answers(
     yield guarded("answer", lambda: _answers(tokenizer, run, model, settings, extract, clips))
 
 
-def whole_windows(clip: Int16[np.ndarray, " samples"], run: Trained) -> Int16[np.ndarray, " less"]:
+def whole_windows(clip: Int16[np.ndarray, " samples"], run: LoadedRun) -> Int16[np.ndarray, " less"]:
     """The clip without its end, which fills no window of the adapter; empty where it is too short for one."""
     mel, frames = run.experiment.frontend.mel, run.experiment.model.adapter.frames
     vectors = mel.num_frames(len(clip)) // frames * frames
@@ -75,7 +75,7 @@ def samples_of(mel: LogMel, vectors: int) -> int:
     return vectors * mel.frame_samples + mel.context_samples
 
 
-def _ids(tokenizer: Any, run: Trained, model: Any, texts: Sequence[str]) -> Check:
+def _ids(tokenizer: Any, run: LoadedRun, model: Any, texts: Sequence[str]) -> Check:
     config, prompt = model.config, run.experiment.objective.prompts.of(run.experiment.objective.task)
     for text in (prompt.before, prompt.behind, *texts):
         ids = run.tokenizer.encode(text)
@@ -100,7 +100,7 @@ def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _logits(run: Trained, model: Any, extract: Callable, clips: Sequence[np.ndarray], texts: Sequence[str]) -> Check:
+def _logits(run: LoadedRun, model: Any, extract: Callable, clips: Sequence[np.ndarray], texts: Sequence[str]) -> Check:
     """Of every place of a row: prompt, speech and answer, on the extractor's features."""
     before, behind = run.experiment.objective.prompt_ids(run.tokenizer)
     size = Vocabulary.of(run.tokenizer).size
@@ -110,7 +110,7 @@ def _logits(run: Trained, model: Any, extract: Callable, clips: Sequence[np.ndar
     @jax.jit
     def logits(params: functional.Params, features: jax.Array, answer: jax.Array) -> Float[jax.Array, "1 time vocab"]:
         bound = functional.bind(graphdef, params)
-        speech, count = bound.hear(features, jnp.array([features.shape[1]]))
+        speech, count = bound.encode_speech(features, jnp.array([features.shape[1]]))
         length = jnp.array([answer.shape[1]])
         rows = bound.lay_out(before, speech, count, behind, answer, length)
         hidden, _ = bound.transformer.encode(rows.vectors, rows.segment, rows.position)
@@ -130,7 +130,7 @@ def _logits(run: Trained, model: Any, extract: Callable, clips: Sequence[np.ndar
     return within("logits", worst, f"{places} positions of {len(clips)} clips")
 
 
-def _prompt(run: Trained, features: np.ndarray) -> np.ndarray:
+def _prompt(run: LoadedRun, features: np.ndarray) -> np.ndarray:
     """int64 [1, length]: ids of what stands before the answer."""
     before, behind = run.experiment.objective.prompt_ids(run.tokenizer)
     count = features.shape[1] // run.experiment.model.adapter.frames
@@ -140,7 +140,7 @@ def _prompt(run: Trained, features: np.ndarray) -> np.ndarray:
 
 def _answers(
     tokenizer: Any,
-    run: Trained,
+    run: LoadedRun,
     model: Any,
     settings: dict[str, Any],
     extract: Callable,

@@ -10,7 +10,7 @@ import transformers
 
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.vocabulary import pad
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop.hf.registry import vocabulary_of
 from jax_speechlm.interop.hf.verify.ids import their_ids
 from jax_speechlm.interop.hf.verify.torch_models import distance, outputs, within
@@ -19,7 +19,7 @@ from jax_speechlm.interop.hf.verify.verdict import Check, guarded
 _MOST_TOKENS = 200
 
 
-def compare_classes(folder: Path, run: Trained, model: Any, texts: Sequence[str]) -> Iterator[Check]:
+def compare_classes(folder: Path, run: LoadedRun, model: Any, texts: Sequence[str]) -> Iterator[Check]:
     """The checks of a `ModernBertForSequenceClassification` that transformers opened."""
     vocabulary, experiment = vocabulary_of(run), run.experiment
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

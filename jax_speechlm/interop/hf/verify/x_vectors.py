@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jax_speechlm.inference.checkpoint import Trained
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop.hf.registry import Package
 from jax_speechlm.interop.hf.verify.torch_models import distance, within
 from jax_speechlm.interop.hf.verify.verdict import Check, guarded
@@ -22,7 +22,7 @@ from jax_speechlm.objectives.heads.speaker_verification import SpeakerModel
 
 
 def compare_vectors(
-    run: Trained, made: Package, model: Any, extract: Callable, waves: Sequence[np.ndarray]
+    run: LoadedRun, made: Package, model: Any, extract: Callable, waves: Sequence[np.ndarray]
 ) -> Iterator[Check]:
     """The checks of a `Wav2Vec2BertForXVector` that transformers opened, of the waves that are long enough."""
     head, classes = run.experiment.objective.head, run.experiment.objective.classes
@@ -41,7 +41,7 @@ def compare_vectors(
     yield guarded("vectors", lambda: _vectors(model, _ours(run, made), batches, how))
 
 
-def _ours(run: Trained, made: Package) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _ours(run: LoadedRun, made: Package) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """`(features [B, T, F], lengths) -> x-vectors [B, E], what they are compared to the speakers by [B, E]`."""
     objective = run.experiment.objective
     make = lambda rngs: SpeakerModel(run.experiment.model, objective.head, len(objective.classes), rngs=rngs)  # noqa: E731
