@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from tyro.conf import Positional
 
-from data_pipelines.audio import decode
+from data_pipelines.audio.decode import SAMPLE_RATE, AudioError
 from jax_speechlm.core.batch import Batch, seed_key
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.inference.checkpoint import objective_kind
@@ -124,7 +124,7 @@ class SpeechEncoder:
         for recording, cut in recordings:
             hidden_TxD = np.concatenate([found[next(numbers)] for _ in cut])
             if not len(hidden_TxD):
-                raise decode.AudioError(name_of(recording), "too short for a single frame", "leave it out")
+                raise AudioError(name_of(recording), "too short for a single frame", "leave it out")
             yield hidden_TxD
 
     def all_layers(
@@ -190,7 +190,7 @@ def embed_files(
         embeddings = list(encoder.embed(files, layer=layer, max_seconds=max_seconds))
     if frames:
         arrays |= {"embeddings": np.concatenate(embeddings), "lengths": np.array([len(x) for x in embeddings])}
-        arrays |= {"frame_seconds": np.float64(encoder.frame_samples / decode.SAMPLE_RATE)}
+        arrays |= {"frame_seconds": np.float64(encoder.frame_samples / SAMPLE_RATE)}
     else:
         arrays |= {"embeddings": np.stack([x.mean(axis=0) if x.ndim > 1 else x for x in embeddings])}
     out.parent.mkdir(parents=True, exist_ok=True)

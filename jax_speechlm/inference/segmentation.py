@@ -8,15 +8,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int16
 
-from data_pipelines.audio import decode
+from data_pipelines.audio.decode import SAMPLE_RATE, AudioError, stream
 from data_pipelines.batching.speech import Batch
 
-_PAUSE = decode.SAMPLE_RATE // 5  # samples: the length of the place that a cut looks for
-_LEVEL_FRAME = decode.SAMPLE_RATE * 30 // 1000  # samples over which a level is taken
+_PAUSE = SAMPLE_RATE // 5  # samples: the length of the place that a cut looks for
+_LEVEL_FRAME = SAMPLE_RATE * 30 // 1000  # samples over which a level is taken
 _SILENCE = 32.0  # RMS, of 32,768: -60 dB of full scale
-_LONG_SILENCE, _MARGIN = 2 * decode.SAMPLE_RATE, decode.SAMPLE_RATE // 2  # what is left out, and what of it is kept
+_LONG_SILENCE, _MARGIN = 2 * SAMPLE_RATE, SAMPLE_RATE // 2  # what is left out, and what of it is kept
 
-_LONGEST = 30 * decode.SAMPLE_RATE
+_LONGEST = 30 * SAMPLE_RATE
 _EDGES = sorted(int(_LONGEST * share / 2**halvings) for share in (1.0, 0.75) for halvings in range(5))
 _ENDLESS = 10**6  # seconds, of a window or a batch: no setting is meant to be longer
 
@@ -46,9 +46,9 @@ class AudioWindow(NamedTuple):
 def blocks_of(recording: Recording) -> Iterable[Samples]:
     """A recording's samples at 16 kHz, block by block. Raises `AudioError`, at once or as it is read."""
     if not isinstance(recording, np.ndarray):
-        return decode.stream(recording if isinstance(recording, bytes) else Path(recording))
+        return stream(recording if isinstance(recording, bytes) else Path(recording))
     if recording.ndim != 1 or recording.dtype != np.int16 or not len(recording):
-        raise decode.AudioError(
+        raise AudioError(
             "audio",
             f"an array of {recording.dtype} {list(recording.shape)}",
             "give int16 [samples] at 16 kHz, at least one, or the bytes of a file",
@@ -82,7 +82,7 @@ def windows(
     most = (max_samples - 2 * overlap) // multiple * multiple
     if most < 2 * max(_PAUSE, multiple):
         raise ValueError(
-            f"windows of {max_samples / decode.SAMPLE_RATE:g} s are too short to be cut: make --max-seconds 2 or more"
+            f"windows of {max_samples / SAMPLE_RATE:g} s are too short to be cut: make --max-seconds 2 or more"
         )
     blocks = iter(blocks)
     pending, begin, start = np.zeros(0, np.int16), 0, 0
@@ -128,7 +128,7 @@ def samples_in(max_seconds: float) -> int:
     """
     if not 0 < max_seconds < _ENDLESS:
         raise ValueError(f"--max-seconds must be above 0 and below {_ENDLESS:,}, got {max_seconds:g}")
-    return int(max_seconds * decode.SAMPLE_RATE)
+    return int(max_seconds * SAMPLE_RATE)
 
 
 def cut_at_pauses(recording: Recording, max_seconds: float) -> list[Samples]:
@@ -151,7 +151,7 @@ def in_groups(
     for recording in recordings:
         waiting.append((recording, cut_at_pauses(recording, max_seconds)))
         samples += sum(shape_of(len(part)) for part in waiting[-1][1])
-        if samples >= seconds_per_batch * decode.SAMPLE_RATE:
+        if samples >= seconds_per_batch * SAMPLE_RATE:
             yield waiting
             waiting, samples = [], 0
     if waiting:
@@ -176,7 +176,7 @@ def row_counts(num_samples: int, seconds_per_batch: float) -> list[int]:
     if not 0 < seconds_per_batch < _ENDLESS:
         raise ValueError(f"--seconds-per-batch must be above 0 and below {_ENDLESS:,}, got {seconds_per_batch:g}")
     counts = [1]
-    while 4 * counts[-1] * num_samples <= seconds_per_batch * decode.SAMPLE_RATE:
+    while 4 * counts[-1] * num_samples <= seconds_per_batch * SAMPLE_RATE:
         counts.append(4 * counts[-1])
     return counts
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int16, Integer
 
-from data_pipelines.audio import decode
+from data_pipelines.audio.decode import decode
 from data_pipelines.storage.units import Units, read_units
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.inference.segmentation import in_batches
@@ -60,4 +60,4 @@ class UnitEncoder:
         Raises:
           DataError: a file cannot be read.
         """
-        return self.encode([decode.decode(file) for file in files])
+        return self.encode([decode(file) for file in files])

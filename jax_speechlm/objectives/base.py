@@ -86,8 +86,8 @@ class Objective:
         parts of a model do not learn it is a third of what a training step costs.
       logits: `(params, batch) -> (logits [B, T, V], lengths [B])` where the objective gives token posteriors, or None.
       health_check: `(metrics averaged over steps, after_warmup) -> what is wrong and what to do, or None`, which the
-        loop prints as a warning. The metrics of the last validation are there too, as "dev_<name>"; `after_warmup` is True
-        once training is long past its warm-up.
+        loop prints as a warning. Metrics of the last validation are there too, as "dev_<name>"; `after_warmup` is
+        True once training is long past its warm-up.
     """
 
     make: functional.MakeModule

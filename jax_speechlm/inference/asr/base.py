@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from data_pipelines.audio import decode
+from data_pipelines.audio.decode import SAMPLE_RATE, AudioError
 from data_pipelines.text.scripts import join
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.inference.segmentation import (
@@ -52,7 +52,7 @@ class _Piece(NamedTuple):
     """A window of one of several recordings, or the error behind its last; and what was made of it."""
 
     recording: int
-    window: AudioWindow | decode.AudioError
+    window: AudioWindow | AudioError
     found: Any = None
 
 
@@ -183,7 +183,7 @@ class Transcriber(abc.ABC):
         return windows(
             blocks,
             samples_in(max_seconds),
-            overlap=int(overlap * decode.SAMPLE_RATE),
+            overlap=int(overlap * SAMPLE_RATE),
             multiple=self.experiment.frame_samples if self.joins_windows else 1,
             skip_silence=True,
         )
@@ -192,7 +192,7 @@ class Transcriber(abc.ABC):
         try:
             for window in self._windows(blocks_of(recording), max_seconds):
                 yield _Piece(number, window)
-        except decode.AudioError as error:
+        except AudioError as error:
             yield _Piece(number, error)
 
     def _utterances(self, pieces: Iterable[_Piece]) -> Iterator[Any]:
@@ -202,13 +202,11 @@ class Transcriber(abc.ABC):
             yield from self.utterances(_windows_of(group, end))
             yield end[0]
 
-    def _transcript(
-        self, recording: Recording, end: AudioWindow | decode.AudioError, segments: list[Segment]
-    ) -> Transcript:
+    def _transcript(self, recording: Recording, end: AudioWindow | AudioError, segments: list[Segment]) -> Transcript:
         name = str(recording) if isinstance(recording, str | os.PathLike) else "audio"
-        if isinstance(end, decode.AudioError):
+        if isinstance(end, AudioError):
             return Transcript(name, "", 0.0, str(end))
-        return Transcript(name, self.text_of(segments), end.end / decode.SAMPLE_RATE, None, tuple(segments))
+        return Transcript(name, self.text_of(segments), end.end / SAMPLE_RATE, None, tuple(segments))
 
 
 def _heard(
@@ -227,7 +225,7 @@ def _heard(
         found = iter(encode(audible) if audible else [])
         for each in waiting:
             if isinstance(each.window, AudioWindow):
-                seconds += (each.window.end - each.window.start) / decode.SAMPLE_RATE
+                seconds += (each.window.end - each.window.start) / SAMPLE_RATE
             yield each if _samples(each) is None else each._replace(found=next(found))
         if progress is not None:
             progress(seconds)
@@ -236,7 +234,7 @@ def _heard(
         waiting.append(piece)
         part = _samples(piece)
         samples += 0 if part is None else shape_of(len(part))
-        if samples >= seconds_per_batch * decode.SAMPLE_RATE:
+        if samples >= seconds_per_batch * SAMPLE_RATE:
             yield from listened()
             waiting, samples = [], 0
     yield from listened()

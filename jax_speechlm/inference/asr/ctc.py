@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from data_pipelines.audio import decode
+from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers import base
@@ -225,7 +225,7 @@ class Recognizer(Transcriber):
 
     @property
     def _frame_seconds(self) -> float:
-        return self.experiment.frame_samples / decode.SAMPLE_RATE
+        return self.experiment.frame_samples / SAMPLE_RATE
 
 
 def mean_probability(log_probs: Sequence[Float[Array, "*each"]]) -> Float[Array, "*each"]:

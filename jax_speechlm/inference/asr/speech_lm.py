@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 from tyro.conf import OmitArgPrefixes, Positional
 
-from data_pipelines.audio import decode
+from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.batch import Batch, seed_key
@@ -50,7 +50,7 @@ TOKENS_PER_SECOND = 25
 SPARE_TOKENS = 16
 """That the shortest clip may have besides."""
 
-_SAMPLE_RATE = decode.SAMPLE_RATE
+_SAMPLE_RATE = SAMPLE_RATE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
