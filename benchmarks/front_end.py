@@ -16,13 +16,13 @@ from interleave import load, medians, pin
 UTTERANCES, SECONDS, RATE = 32, 10, 16_000
 
 
-def ours(audio, flavour):
+def ours(audio, variant):
     import jax
     import jax.numpy as jnp
 
     from jax_speechlm.frontend.logmel import LogMel, log_mel
 
-    run = jax.jit(lambda audio, length: log_mel(audio, length, LogMel(flavour=flavour)))
+    run = jax.jit(lambda audio, length: log_mel(audio, length, LogMel(variant=variant)))
     length = jnp.full(len(audio), audio.shape[1])
     return lambda: jax.block_until_ready(run(audio, length))
 
@@ -86,7 +86,7 @@ def main() -> None:
 
     audio = np.random.default_rng(0).normal(0, 3000, (UTTERANCES, SECONDS * RATE)).astype(np.int16)
     floats = (audio / 32768).astype(np.float32)
-    programs = {f"jax_speechlm, {flavour}": ours(audio, flavour) for flavour in ("kaldi", "librosa")}
+    programs = {f"jax_speechlm, {variant}": ours(audio, variant) for variant in ("kaldi", "librosa")}
     absent = {}
     for name, make in PEERS.items():
         try:

@@ -48,7 +48,7 @@ def start(folder: Path, config: str, data_dir: str, steps: int) -> tuple[float, 
     log = folder / "run" / "metrics.jsonl"
     known = len(lines(log))
     command = [sys.executable, "-m", "jax_speechlm.cli", "pretrain", f"--config={config}", f"--run-dir={log.parent}"]
-    options = [f"--data.data-dir={data_dir}", f"--cadence.log-every={LOG_EVERY}"]
+    options = [f"--data.data-dir={data_dir}", f"--loop.log-every={LOG_EVERY}"]
     began = time.time()
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
     process = subprocess.Popen([*command, *options], env=environment, stdout=subprocess.DEVNULL)

@@ -62,7 +62,7 @@ def main() -> None:
     def experiment(name: str, start: tuple[InitFrom, ...] = (), **data_changes: str) -> Experiment:
         loaded = configs.load(name)
         data = loaded.data.replace(data_dir=str(args.data_dir), **data_changes)
-        return loaded.replace(data=data, seed=args.seed, start=start)
+        return loaded.replace(data=data, seed=args.seed, init_from=start)
 
     began = time.perf_counter()
     console.rule("prepare")

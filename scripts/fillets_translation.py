@@ -80,7 +80,7 @@ class Translation:
         experiment = configs.load("fillets_translation")
         data = experiment.data.replace(data_dir=str(self.data_dir), tokenizer=str(self.runs / "lm"))
         start = tuple(InitFrom(checkpoint=str(self.runs / name)) for name in ("ctc", "lm"))
-        train_to_end(experiment.replace(data=data, start=start), run)
+        train_to_end(experiment.replace(data=data, init_from=start), run)
         for name in SETS:
             evaluate_run(run, (name,), data_dir=self.data_dir, out=self.report(run.name, name))
 

@@ -97,7 +97,7 @@ class FourWay:
         """An experiment on our data that starts from runs of ours."""
         data = experiment.data.replace(data_dir=str(self.data_dir), **data)
         start = tuple(InitFrom(checkpoint=str(self.runs / name)) for name in starts)
-        return experiment.replace(data=data, start=start, seed=seed)
+        return experiment.replace(data=data, init_from=start, seed=seed)
 
     def _measure(self, run: Path) -> None:
         for test_set in TEST_SETS:

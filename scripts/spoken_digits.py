@@ -91,8 +91,8 @@ class Digits:
     def _finetune(self, name: str, speaker: str, run: Path) -> None:
         experiment = self._ours(configs.load("fsdd_digits"))
         others = tuple(f"{LEFT_OUT}:{other}" for other in SPEAKERS if other != speaker)
-        start = (InitFrom(checkpoint=str(self.runs / name)),) if name else ()
-        train_to_end(experiment.replace(data=experiment.data.replace(sets=others), start=start), run)
+        init_from = (InitFrom(checkpoint=str(self.runs / name)),) if name else ()
+        train_to_end(experiment.replace(data=experiment.data.replace(sets=others), init_from=init_from), run)
         classification.evaluate_run(run, (LEFT_OUT,), split=speaker, data_dir=self.data_dir)
 
     def _ours(self, experiment: Experiment) -> Experiment:

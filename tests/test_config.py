@@ -60,12 +60,12 @@ def test_an_unknown_experiment_names_the_nearest():
 def test_differences_name_what_decides_a_result():
     first = configs.load("demo_pretrain")
     second = first.replace(
-        optimizer=first.optimizer.replace(schedule=Noam(peak=0.5)), cadence=first.cadence.replace(log_every=3)
+        optimizer=first.optimizer.replace(schedule=Noam(peak=0.5)), loop=first.loop.replace(log_every=3)
     )
     names = differences(first, second)
     assert "optimizer.schedule.kind" in names
     assert "optimizer.schedule.peak" in names
-    assert not any(name.startswith("cadence") for name in names)
+    assert not any(name.startswith("loop") for name in names)
 
 
 def test_a_run_may_start_from_several_others(monkeypatch):
@@ -73,12 +73,12 @@ def test_a_run_may_start_from_several_others(monkeypatch):
 
     def train(experiment, run_dir):
         del run_dir
-        seen.append(experiment.start)
+        seen.append(experiment.init_from)
         raise ValueError("enough")
 
     monkeypatch.setattr("jax_speechlm.training.loop.train", train)
     assert (
-        cli.main(["finetune", "--force", "--from=runs/a", "--from=runs/b", "--start.1.groups", "head", "encoder"])
+        cli.main(["finetune", "--force", "--from=runs/a", "--from=runs/b", "--init-from.1.groups", "head", "encoder"])
         == USER_ERROR
     )
     assert seen == [(InitFrom(checkpoint="runs/a"), InitFrom(checkpoint="runs/b", groups=("head", "encoder")))]

@@ -21,7 +21,7 @@ TONES = {"a": 300.0, "b": 800.0, "c": 1900.0}
 SMALL = (
     *("--model.dim=16", "--model.num-layers=2", "--model.num-heads=2", "--objective.intermediate=1"),
     *("--data.sets", "tones", "--data.num-buckets=1", "--data.seconds-per-batch=8", "--data.batch-multiple=8"),
-    *("--num-steps=2", "--cadence.log-every=1"),
+    *("--num-steps=2", "--loop.log-every=1"),
 )
 
 
@@ -171,7 +171,7 @@ def config():
         objective=experiment.objective.replace(intermediate=()),
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-2, warmup_steps=5)),
         num_steps=24,
-        cadence=LoopConfig(log_every=4),
+        loop=LoopConfig(log_every=4),
     )
 """
 
@@ -224,7 +224,7 @@ def test_self_training_goes_on_from_its_own_transcripts(workplace, capsys):
     assert all(text in ("", spelled[row]) for row, text in enumerate(written))
     experiment = load_experiment(workplace / "self")
     assert experiment.data.sets == ("tones", "pseudo-tones:test")
-    assert experiment.start[0].checkpoint.startswith(str(run / "checkpoints"))
+    assert experiment.init_from[0].checkpoint.startswith(str(run / "checkpoints"))
 
 
 def test_mistakes_on_the_command_line_say_what_to_do(capsys):

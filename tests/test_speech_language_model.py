@@ -151,7 +151,7 @@ def test_a_model_that_learns_nothing_sets_off_the_alarm(tmp_path, capsys):
     optimizer = experiment_of().optimizer
     still = optimizer.replace(schedule=optimizer.schedule.replace(peak=1e-12), ema_decay=0.0)
     experiment = tiny.experiment("speech_lm", num_steps=12, optimizer=still)
-    experiment = experiment.replace(cadence=experiment.cadence.replace(eval_every=11, log_every=6))
+    experiment = experiment.replace(loop=experiment.loop.replace(eval_every=11, log_every=6))
     train(experiment, tmp_path, tiny.MemorySource.make(experiment))
     said = " ".join(capsys.readouterr().out.split())
     assert "the answers do not depend on the speech: without it the dev loss is only" in said

@@ -54,7 +54,7 @@ def run(tmp_path_factory):
         model=MODEL,
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-3, warmup_steps=5)),
         num_steps=40,
-        cadence=LoopConfig(log_every=20, eval_every=40, checkpoint_every=40),
+        loop=LoopConfig(log_every=20, eval_every=40, checkpoint_every=40),
     )
     assert train(experiment, folder / "run").step == 40
     return folder / "run"

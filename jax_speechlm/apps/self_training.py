@@ -104,4 +104,4 @@ def _continued(transcriber: Transcriber, chosen: tuple[str, ...], data_dir: Path
     experiment, run_dir = transcriber.experiment, transcriber.checkpoint.parent.parent
     own = tuple(name for name in experiment.data.sets if name not in chosen)
     data = experiment.data.replace(sets=own + chosen, data_dir=str(data_dir), tokenizer=str(run_dir))
-    return experiment.replace(data=data, start=(InitFrom(checkpoint=str(transcriber.checkpoint), groups=()),))
+    return experiment.replace(data=data, init_from=(InitFrom(checkpoint=str(transcriber.checkpoint), groups=()),))

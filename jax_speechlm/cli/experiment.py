@@ -26,7 +26,7 @@ def parse_experiment(
         print(parser.format_help(), "\nEvery setting of the experiment is an option too:\n")
     experiment = configs.load(known.config)
     if getattr(known, "start", None):
-        experiment = experiment.replace(start=tuple(InitFrom(checkpoint=path) for path in known.start))
+        experiment = experiment.replace(init_from=tuple(InitFrom(checkpoint=path) for path in known.start))
     experiment = tyro.cli(
         Experiment,
         prog=prog,

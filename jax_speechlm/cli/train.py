@@ -34,7 +34,7 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
         "--from",
         dest="start",
         action="append",
-        help="take over what this run or checkpoint has of encoder and transformer (start.0.groups); may be repeated",
+        help="take over encoder and transformer of this run or checkpoint (init_from.0.groups); may be repeated",
     )
     parser.add_argument("--force", action="store_true", help="start even if the longest batch cannot fit into memory")
     experiment, known = parse_experiment(parser, argv, prog)

@@ -39,7 +39,7 @@ def average_runs(
 
     Of one run all the checkpoints that it kept are averaged, of several runs the newest of each; --last and --best say
     how many of each run's instead. Where a run kept a moving average of its parameters (optimizer.ema_decay), that is
-    what enters. A run keeps as many checkpoints as cadence.keep_last and cadence.keep_best say.
+    what enters. A run keeps as many checkpoints as loop.keep_last and loop.keep_best say.
 
     Args:
       runs: runs' directories, or their checkpoints/<step> folders, of one model and tokenizer.
@@ -73,7 +73,7 @@ def choose(run: Path, last: int | None, best: int | None, *, alone: bool) -> lis
         keep = "keep_best" if best else "keep_last"
         raise ckpt.CheckpointError(
             f"{run}: has {len(found)} checkpoints {which}, {wanted} were asked for: ask for fewer, or train with a "
-            f"greater --cadence.{keep}"
+            f"greater --loop.{keep}"
         )
     return found[-wanted:]
 

@@ -36,5 +36,5 @@ def config() -> Experiment:
         num_steps=500_000,
         mesh=MeshShape(data=16, fsdp=16),
         topology="v5e-256",
-        cadence=LoopConfig(log_every=100, eval_every=5000, checkpoint_every=1000),
+        loop=LoopConfig(log_every=100, eval_every=5000, checkpoint_every=1000),
     )

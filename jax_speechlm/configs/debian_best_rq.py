@@ -27,5 +27,5 @@ def config() -> Experiment:
         data=demo.data.replace(sets=SETS),
         optimizer=Optimizer(schedule=WarmupCosine(peak=8e-4, warmup_steps=200)),
         num_steps=2400,
-        cadence=LoopConfig(log_every=100, eval_every=800, checkpoint_every=400),
+        loop=LoopConfig(log_every=100, eval_every=800, checkpoint_every=400),
     )

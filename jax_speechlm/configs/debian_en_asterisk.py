@@ -1,6 +1,6 @@
 """CTC on asterisk-en alone, from the model that `debian_en_joint` trained on asterisk-en and queen-en.
 
-jax-speechlm finetune --config debian_en_asterisk --from runs/debian_en_joint --start.0.groups encoder head
+jax-speechlm finetune --config debian_en_asterisk --from runs/debian_en_joint --init-from.0.groups encoder head
 jax-speechlm prepare spoken-en --debian text-en --steps unicode sentences spoken exact --held-out asterisk-en queen-en
 jax-speechlm train-ngram --sets spoken-en asterisk-en queen-en --order 3 --out data/words-3.arpa
 jax-speechlm eval runs/debian_en_asterisk --sets asterisk-en --lm data/words-3.arpa
@@ -33,5 +33,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
         num_steps=800,
         topology="cpu-1",
-        cadence=LoopConfig(log_every=50, eval_every=200, checkpoint_every=200),
+        loop=LoopConfig(log_every=50, eval_every=200, checkpoint_every=200),
     )

@@ -37,5 +37,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=2.5e-3, warmup_steps=300)),
         num_steps=6000,
         topology="cpu-1",
-        cadence=LoopConfig(log_every=50, eval_every=1000, checkpoint_every=1000),
+        loop=LoopConfig(log_every=50, eval_every=1000, checkpoint_every=1000),
     )

@@ -1,7 +1,8 @@
 """When someone speaks: voice activity of asterisk-en and queen-en, from the times of their words.
 
 jax-speechlm align runs/debian_en_joint --sets asterisk-en queen-en --split train --format index  # and dev, and test
-jax-speechlm finetune --config debian_en_voice --from runs/debian_en_joint --start.0.groups encoder --run-dir runs/voice
+jax-speechlm finetune --config debian_en_voice --from runs/debian_en_joint \\
+    --init-from.0.groups encoder --run-dir runs/voice
 jax-speechlm eval runs/voice --sets asterisk-en queen-en
 jax-speechlm segment runs/voice meeting.mp3
 
@@ -32,5 +33,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
         num_steps=300,
         topology="cpu-1",
-        cadence=LoopConfig(log_every=50, eval_every=150, checkpoint_every=300),
+        loop=LoopConfig(log_every=50, eval_every=150, checkpoint_every=300),
     )

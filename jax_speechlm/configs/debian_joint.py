@@ -39,5 +39,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=2.5e-3, warmup_steps=300)),
         num_steps=9000,
         topology="cpu-1",
-        cadence=LoopConfig(log_every=50, eval_every=1500, checkpoint_every=1500),
+        loop=LoopConfig(log_every=50, eval_every=1500, checkpoint_every=1500),
     )

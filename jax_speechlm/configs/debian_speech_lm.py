@@ -44,5 +44,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=200)),
         num_steps=3000,
         topology="cpu-1",
-        cadence=LoopConfig(log_every=50, eval_every=500, checkpoint_every=500),
+        loop=LoopConfig(log_every=50, eval_every=500, checkpoint_every=500),
     )

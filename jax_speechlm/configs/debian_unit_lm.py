@@ -36,5 +36,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=100)),
         num_steps=800,
         topology="cpu-1",
-        cadence=LoopConfig(log_every=50, eval_every=400, checkpoint_every=400),
+        loop=LoopConfig(log_every=50, eval_every=400, checkpoint_every=400),
     )

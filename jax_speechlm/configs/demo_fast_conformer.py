@@ -15,7 +15,7 @@ from jax_speechlm.recipes.experiment import Experiment
 
 def config() -> Experiment:
     demo = demo_finetune.config()
-    mel = LogMel(flavour="nemo", stack=1)
+    mel = LogMel(variant="nemo", stack=1)
     return demo.replace(
         frontend=demo.frontend.replace(mel=mel),
         model=SIZES["XS"].replace(input_dim=mel.input_dim, subsampling=4, attention_dropout=0.0),

@@ -33,5 +33,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=100)),
         num_steps=650,
         topology="cpu-1",
-        cadence=LoopConfig(log_every=50, eval_every=325, checkpoint_every=325),
+        loop=LoopConfig(log_every=50, eval_every=325, checkpoint_every=325),
     )

@@ -3,7 +3,7 @@
 jax-speechlm prepare asterisk-en queen-en
 jax-speechlm prepare spoken-en --debian text-en --steps unicode sentences spoken exact --held-out asterisk-en queen-en
 jax-speechlm pretrain --config demo_joint --data.tokenizer runs/finetune --run-dir runs/joint \
-  --from runs/pretrain --start.0.groups quantizer codes=head --from runs/finetune --start.1.groups encoder head
+  --from runs/pretrain --init-from.0.groups quantizer codes=head --from runs/finetune --init-from.1.groups encoder head
 jax-speechlm eval runs/joint --sets asterisk-en
 
 It goes on from BEST-RQ's predictor and from the recognizer of `demo_finetune`, because heads that begin at random are
@@ -45,5 +45,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=30)),
         num_steps=120,
         topology="cpu-1",
-        cadence=LoopConfig(log_every=20, eval_every=120, checkpoint_every=120),
+        loop=LoopConfig(log_every=20, eval_every=120, checkpoint_every=120),
     )

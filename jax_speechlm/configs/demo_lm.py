@@ -27,5 +27,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=2e-3, warmup_steps=100)),
         num_steps=250,
         topology="cpu-1",
-        cadence=LoopConfig(log_every=50, eval_every=125, checkpoint_every=125),
+        loop=LoopConfig(log_every=50, eval_every=125, checkpoint_every=125),
     )

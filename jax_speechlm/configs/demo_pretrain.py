@@ -34,5 +34,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=8e-4, warmup_steps=100)),
         num_steps=500,
         topology="cpu-1",
-        cadence=LoopConfig(log_every=50, eval_every=250, checkpoint_every=250),
+        loop=LoopConfig(log_every=50, eval_every=250, checkpoint_every=250),
     )

@@ -19,5 +19,5 @@ def config() -> Experiment:
         data=demo.data.replace(sets=("fillets-cs", "fillets-nl"), max_seconds=12.0, shortest_first_epochs=1),
         optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=300)),
         num_steps=2500,
-        cadence=LoopConfig(log_every=100, eval_every=1250, checkpoint_every=500),
+        loop=LoopConfig(log_every=100, eval_every=1250, checkpoint_every=500),
     )

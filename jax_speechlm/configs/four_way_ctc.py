@@ -16,5 +16,5 @@ def config() -> Experiment:
     return demo.replace(
         data=demo.data.replace(speeds=(0.9, 1.0, 1.1)),
         num_steps=1000,
-        cadence=LoopConfig(log_every=100, eval_every=500, checkpoint_every=500),
+        loop=LoopConfig(log_every=100, eval_every=500, checkpoint_every=500),
     )

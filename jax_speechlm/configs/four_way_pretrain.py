@@ -27,5 +27,5 @@ def config() -> Experiment:
         objective=Joint(speech=BestRQ(codes=128, mask_span=0.16), text=MaskedLM(whole_words=True)),
         optimizer=Optimizer(schedule=WarmupCosine(peak=8e-4, warmup_steps=200)),
         num_steps=3000,
-        cadence=LoopConfig(log_every=100, eval_every=1500, checkpoint_every=500),
+        loop=LoopConfig(log_every=100, eval_every=1500, checkpoint_every=500),
     )

@@ -36,5 +36,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
         num_steps=500,
         topology="cpu-1",
-        cadence=LoopConfig(log_every=100, eval_every=500, checkpoint_every=500),
+        loop=LoopConfig(log_every=100, eval_every=500, checkpoint_every=500),
     )

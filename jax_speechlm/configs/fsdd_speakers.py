@@ -40,5 +40,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
         num_steps=300,
         topology="cpu-1",
-        cadence=LoopConfig(log_every=100, eval_every=300, checkpoint_every=300),
+        loop=LoopConfig(log_every=100, eval_every=300, checkpoint_every=300),
     )

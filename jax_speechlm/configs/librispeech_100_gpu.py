@@ -40,5 +40,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1.5e-3, warmup_steps=5000), weight_decay=1e-2, ema_decay=0.999),
         num_steps=60_000,
         topology="a100-1",
-        cadence=LoopConfig(log_every=100, eval_every=2000, checkpoint_every=2000),
+        loop=LoopConfig(log_every=100, eval_every=2000, checkpoint_every=2000),
     )

@@ -40,5 +40,5 @@ def config() -> Experiment:
         num_steps=80_000,
         mesh=MeshShape(data=4, fsdp=4),
         topology="v5e-16",
-        cadence=LoopConfig(log_every=100, eval_every=2000, checkpoint_every=2000),
+        loop=LoopConfig(log_every=100, eval_every=2000, checkpoint_every=2000),
     )

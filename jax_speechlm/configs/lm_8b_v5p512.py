@@ -24,5 +24,5 @@ def config() -> Experiment:
         num_steps=250_000,
         mesh=MeshShape(replica=2, data=4, fsdp=64),
         topology="2xv5p-512",
-        cadence=LoopConfig(log_every=50, eval_every=5000, checkpoint_every=1000),
+        loop=LoopConfig(log_every=50, eval_every=5000, checkpoint_every=1000),
     )

@@ -36,5 +36,5 @@ def config() -> Experiment:
         num_steps=50_000,
         mesh=MeshShape(data=4, fsdp=64),
         topology="v5p-512",
-        cadence=LoopConfig(log_every=50, eval_every=2000, checkpoint_every=1000),
+        loop=LoopConfig(log_every=50, eval_every=2000, checkpoint_every=1000),
     )

@@ -23,5 +23,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-4, warmup_steps=50)),
         num_steps=300,
         topology="cpu-1",
-        cadence=LoopConfig(log_every=50, eval_every=150, checkpoint_every=150),
+        loop=LoopConfig(log_every=50, eval_every=150, checkpoint_every=150),
     )

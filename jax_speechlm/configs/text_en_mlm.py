@@ -31,5 +31,5 @@ def config() -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=1.5e-3, warmup_steps=200)),
         num_steps=700,
         topology="cpu-1",
-        cadence=LoopConfig(log_every=50, eval_every=500, checkpoint_every=500),
+        loop=LoopConfig(log_every=50, eval_every=500, checkpoint_every=500),
     )

@@ -3,7 +3,7 @@
 import difflib
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 
@@ -17,12 +17,17 @@ class Config(pydantic.BaseModel):
     their values do. A config becomes JSON with `model_dump_json` and comes back with `from_json`.
     """
 
+    OLD_NAMES: ClassVar[dict[str, str]] = {}
+    """What settings were called in earlier versions, whose checkpoints and `config.json` files still open."""
+
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _name_the_nearest_key(cls, values: Any) -> Any:
+    def _known_keys(cls, values: Any) -> Any:
+        """Renames settings of earlier versions; an unknown one is an error that names the nearest."""
         if isinstance(values, dict):
+            values = {cls.OLD_NAMES.get(key, key): value for key, value in values.items()}
             for key in values:
                 if key not in cls.model_fields:
                     near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.4)

@@ -7,7 +7,7 @@ FFT onto every device (openxla/xla#24), while a matrix product stays where its r
 
 import functools
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ class LogMel(Config):
     """Which log-mel features to compute. 25 ms windows, 10 ms apart.
 
     Attributes:
-      flavour: "kaldi" is Kaldi's fbank as Hugging Face's `SeamlessM4TFeatureExtractor` has it, of whole windows only.
+      variant: "kaldi" is Kaldi's fbank as Hugging Face's `SeamlessM4TFeatureExtractor` has it, of whole windows only.
         "librosa" is the logarithm of `librosa.feature.melspectrogram(y, sr=16000, n_fft=400, hop_length=160)`, at least
         1e-10; windows are centred, the ends padded with zeros. "nemo" is NeMo's as Hugging Face's
         `ParakeetFeatureExtractor` has it: librosa's mel scale on pre-emphasised samples, windows centred, as many as
@@ -53,7 +53,9 @@ class LogMel(Config):
       normalize: whether each mel bin gets zero mean and unit variance over the utterance.
     """
 
-    flavour: Literal["kaldi", "librosa", "nemo"] = "kaldi"
+    OLD_NAMES: ClassVar[dict[str, str]] = {"flavour": "variant"}
+
+    variant: Literal["kaldi", "librosa", "nemo"] = "kaldi"
     num_mel_bins: pydantic.PositiveInt = 80
     stack: pydantic.PositiveInt = 2
     normalize: bool = True
@@ -71,18 +73,18 @@ class LogMel(Config):
     @property
     def context_samples(self) -> int:
         """Samples that a feature vector needs beyond these; negative where the ends are padded."""
-        return {"kaldi": WINDOW - HOP, "librosa": -HOP, "nemo": 0}[self.flavour]
+        return {"kaldi": WINDOW - HOP, "librosa": -HOP, "nemo": 0}[self.variant]
 
     def num_frames(self, num_samples: Count) -> Count:
         """Feature vectors that come from so many samples."""
-        return _num_windows(num_samples, self.flavour) // self.stack
+        return _num_windows(num_samples, self.variant) // self.stack
 
 
-def _num_windows(num_samples: Count, flavour: str) -> Count:
-    if flavour == "nemo":
+def _num_windows(num_samples: Count, variant: str) -> Count:
+    if variant == "nemo":
         return num_samples // HOP
-    windows = (num_samples - WINDOW) // HOP + 1 if flavour == "kaldi" else num_samples // HOP + 1
-    enough = num_samples >= (WINDOW if flavour == "kaldi" else 1)
+    windows = (num_samples - WINDOW) // HOP + 1 if variant == "kaldi" else num_samples // HOP + 1
+    enough = num_samples >= (WINDOW if variant == "kaldi" else 1)
     return windows * enough
 
 
@@ -100,27 +102,27 @@ def log_mel(
     Returns:
       Features, 0 at padding, and the number of feature vectors of each row.
     """
-    num_windows = _num_windows(audio.shape[1], config.flavour)
-    windows = _num_windows(audio_length, config.flavour)
+    num_windows = _num_windows(audio.shape[1], config.variant)
+    windows = _num_windows(audio_length, config.variant)
     audio = jnp.where(frame_mask(audio_length, audio.shape[1]), audio.astype(jnp.float32), 0)
-    if config.flavour == "nemo":
+    if config.variant == "nemo":
         audio = _let_fade(jnp.pad(audio, ((0, 0), (0, HOP))), audio_length)
-    dft, filters = _matrices(config.flavour, config.num_mel_bins)
+    dft, filters = _matrices(config.variant, config.num_mel_bins)
     # Samples and spectra span more bits than a bfloat16 product, an accelerator's default, would keep.
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-    frames = _frames(audio, num_windows, config.flavour)
+    frames = _frames(audio, num_windows, config.variant)
     coarse, fine = jnp.split(product(jnp.diff(frames, prepend=0), dft), 2, axis=-1)
     real, imaginary = jnp.split(coarse + fine, 2, axis=-1)
     power = product(jnp.square(real) + jnp.square(imaginary), filters)
-    power = jnp.maximum(power, _FLOOR[config.flavour]) + _GUARD[config.flavour]
+    power = jnp.maximum(power, _FLOOR[config.variant]) + _GUARD[config.variant]
     features = jnp.log(power)
 
     mask = frame_mask(windows, num_windows)[..., None]
     if config.normalize:
-        features = normalize(features, mask, windows, config.flavour)
+        features = normalize(features, mask, windows, config.variant)
     else:
-        features = features - _LOG_UNIT[config.flavour]  # which normalising takes away, and rounding would not
+        features = features - _LOG_UNIT[config.variant]  # which normalising takes away, and rounding would not
     length = windows // config.stack
     vectors = num_windows // config.stack
     features = features[:, : vectors * config.stack].reshape(features.shape[0], vectors, config.input_dim)
@@ -134,10 +136,10 @@ def _let_fade(audio: Float[Array, "batch samples"], length: Int[Array, " batch"]
     return jnp.where(behind > 0, last * _PRE_EMPHASIS ** jnp.maximum(behind, 0), audio)
 
 
-def _frames(audio: Float[Array, "batch samples"], num_windows: int, flavour: str) -> Float[Array, "batch windows span"]:
+def _frames(audio: Float[Array, "batch samples"], num_windows: int, variant: str) -> Float[Array, "batch windows span"]:
     """Overlapping windows, from slices of whole hops laid side by side (a gather would be slower)."""
-    span = _SPAN[flavour]
-    before = {"kaldi": 0, "librosa": WINDOW // 2, "nemo": WINDOW // 2 + 1}[flavour]
+    span = _SPAN[variant]
+    before = {"kaldi": 0, "librosa": WINDOW // 2, "nemo": WINDOW // 2 + 1}[variant]
     hops = -(-span // HOP)
     # More than is ever missing at the end, and the rest cut off again: so sizes may be symbolic (`jax.export`).
     audio = jnp.pad(audio, ((0, 0), (before, hops * HOP)))[:, : (num_windows + hops - 1) * HOP]
@@ -146,7 +148,7 @@ def _frames(audio: Float[Array, "batch samples"], num_windows: int, flavour: str
 
 
 def normalize(
-    features: Float[Array, "batch windows bins"], mask: Array, count: Int[Array, " batch"], flavour: str = "kaldi"
+    features: Float[Array, "batch windows bins"], mask: Array, count: Int[Array, " batch"], variant: str = "kaldi"
 ) -> Float[Array, "batch windows bins"]:
     """Zero mean, unit variance (of a sample: count - 1) for each bin over the utterance; Hugging Face's epsilons."""
     count = count[:, None, None]
@@ -156,44 +158,44 @@ def normalize(
     # off by the same in every frame is what a model minds most.
     centred = centred - mean(centred)
     variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True, where=mask) / jnp.maximum(count - 1, 1)
-    return centred / (jnp.sqrt(variance) + 1e-5) if flavour == "nemo" else centred * jax.lax.rsqrt(variance + 1e-7)
+    return centred / (jnp.sqrt(variance) + 1e-5) if variant == "nemo" else centred * jax.lax.rsqrt(variance + 1e-7)
 
 
 @functools.cache
-def _matrices(flavour: str, num_mel_bins: int) -> tuple[np.ndarray, np.ndarray]:
+def _matrices(variant: str, num_mel_bins: int) -> tuple[np.ndarray, np.ndarray]:
     """The DFT matrix [span, 2 x frequencies] and the mel filters [frequencies, bins], for the frequencies in use."""
-    n, span = np.arange(WINDOW), _SPAN[flavour]
-    if flavour == "kaldi":
+    n, span = np.arange(WINDOW), _SPAN[variant]
+    if variant == "kaldi":
         fft = 512
         remove_mean = np.eye(WINDOW) - 1 / WINDOW
         pre_emphasis = np.eye(WINDOW) - _PRE_EMPHASIS * np.eye(WINDOW, k=-1)
         pre_emphasis[0, 0] -= _PRE_EMPHASIS  # the first sample is its own predecessor
         window = np.sin(np.pi * n / (WINDOW - 1)) ** 1.7  # Povey's: a Hann window to the power 0.85
         linear = window[:, None] * (pre_emphasis @ remove_mean)
-    elif flavour == "nemo":
+    elif variant == "nemo":
         fft = 512
         pre_emphasis = np.eye(WINDOW, span, k=1) - _PRE_EMPHASIS * np.eye(WINDOW, span)
         linear = np.sin(np.pi * n / (WINDOW - 1))[:, None] ** 2 * pre_emphasis  # Hann, symmetric
     else:
         fft = WINDOW
         linear = np.diag(np.sin(np.pi * n / WINDOW) ** 2)  # Hann, periodic
-    filters = _mel_filters(flavour, num_mel_bins, np.arange(fft // 2 + 1) * SAMPLE_RATE / fft)
+    filters = _mel_filters(variant, num_mel_bins, np.arange(fft // 2 + 1) * SAMPLE_RATE / fft)
     used = np.flatnonzero(filters.any(axis=1))
     angle = 2 * np.pi * np.outer(used, n) / fft
     dft = np.concatenate([np.cos(angle), np.sin(angle)]) @ linear
     dft = dft @ np.tril(np.ones((span, span)))  # a sample is the sum of the differences up to it
-    place = 2.0 ** (np.ceil(np.log2(np.abs(dft).max(axis=1, keepdims=True))) - _COARSE_BITS[flavour])
+    place = 2.0 ** (np.ceil(np.log2(np.abs(dft).max(axis=1, keepdims=True))) - _COARSE_BITS[variant])
     coarse = np.round(dft / place) * place
     return np.concatenate([coarse, dft - coarse]).T.astype(np.float32), filters[used].astype(np.float32)
 
 
-def _mel_filters(flavour: str, num_mel_bins: int, hertz: np.ndarray) -> np.ndarray:
+def _mel_filters(variant: str, num_mel_bins: int, hertz: np.ndarray) -> np.ndarray:
     """Triangular filters [frequencies, bins], edges equally spaced in mel from 20 (librosa: 0) to 8000 Hz.
 
     Kaldi: mel = 1127 ln(1 + f / 700), triangles straight in mel, of height 1. Librosa: Slaney's mel (linear to 1 kHz,
     then logarithmic), triangles straight in hertz, of area 1.
     """
-    if flavour == "kaldi":
+    if variant == "kaldi":
         mel = lambda f: 1127 * np.log1p(np.asarray(f) / 700)  # noqa: E731
         edges, at = np.linspace(mel(20), mel(SAMPLE_RATE / 2), num_mel_bins + 2), mel(hertz)
         height = np.ones(num_mel_bins)

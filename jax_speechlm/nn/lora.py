@@ -154,7 +154,7 @@ def _sum(kernel: Array | None, update: Params, scale: float, path: str) -> Array
         there = "there is no such kernel" if kernel is None else f"the kernel is {kernel.shape}"
         raise ValueError(
             f"{GROUP}/{path}: a {a.shape} and b {b.shape} do not fit {path}/kernel: {there}. Use the model that "
-            "this LoRA was trained beside, or leave it out of start.groups"
+            "this LoRA was trained beside, or leave it out of init_from.groups"
         )
     return kernel + scale * (jax.vmap(product) if lead else product)(a, b)
 

@@ -134,7 +134,7 @@ def check_no_crop(frontend: FrontEnd, what: str) -> None:
 
 def frame_grid(model: Config, mel: LogMel) -> str:
     """Where a speech encoder's frames lie, in words: two that say the same give as many frames of the same audio."""
-    return f"a {model.kind}'s frame every {mel.frame_samples * model.subsampling} samples, {mel.flavour}"
+    return f"a {model.kind}'s frame every {mel.frame_samples * model.subsampling} samples, {mel.variant}"
 
 
 def check_features(model: Config, mel: LogMel) -> None:

@@ -1,6 +1,6 @@
 """An experiment: everything that decides a run's result, in one frozen record."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
@@ -313,10 +313,12 @@ class Experiment(Config):
     Attributes:
       num_steps: optimizer steps.
       seed: names the batches, the augmentation and the initial parameters.
-      start: other runs to take parameters over from, one after the other; empty starts from scratch.
+      init_from: other runs to take parameters over from, one after the other; empty starts from scratch.
       max_bad_steps: a run stops after so many steps in a row whose loss or gradient is not finite.
       topology: what it was sized for, "v5e-16", "2xv5p-512" or "cpu-1", for `jax-speechlm plan`; None says nothing.
     """
+
+    OLD_NAMES: ClassVar[dict[str, str]] = {"start": "init_from", "cadence": "loop"}
 
     data: Data
     objective: Objective
@@ -325,13 +327,13 @@ class Experiment(Config):
     optimizer: Optimizer = Optimizer()
     num_steps: pydantic.PositiveInt = 1000
     seed: Seed = 0
-    start: tuple[InitFrom, ...] = ()
+    init_from: tuple[InitFrom, ...] = ()
     max_bad_steps: pydantic.PositiveInt = 20
     mesh: MeshShape = MeshShape()
     topology: str | None = None
-    cadence: LoopConfig = LoopConfig()
+    loop: LoopConfig = LoopConfig()
 
-    @pydantic.field_validator("start", mode="before")
+    @pydantic.field_validator("init_from", mode="before")
     @classmethod
     def _one_start_or_none(cls, value: Any) -> Any:
         """Checkpoints of earlier versions hold one start, or null."""
@@ -355,10 +357,10 @@ class Experiment(Config):
 
 
 def differences(first: Experiment, second: Experiment) -> list[str]:
-    """The dotted names of settings that differ and decide a run's result; `cadence`, `mesh`, `topology` do not."""
+    """The dotted names of settings that differ and decide a run's result; `loop`, `mesh`, `topology` do not."""
     limits = {"max_dropped": True}  # refuses data, changes none
     streams = {"streams": {"__all__": {"data": limits}}}
-    ignored = {"cadence": True, "mesh": True, "topology": True, "data": limits | streams}
+    ignored = {"loop": True, "mesh": True, "topology": True, "data": limits | streams}
 
     def walk(a, b, prefix: str) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):

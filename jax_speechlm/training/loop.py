@@ -106,7 +106,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
     warnings = concerns(experiment, source)
     objective = experiment.objective.build(experiment.model, experiment.frontend, source.tokenizer)
     mesh = meshes.make_mesh(experiment.mesh)
-    cadence = experiment.cadence
+    loop = experiment.loop
     meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(source.tokenizer)}
     units = getattr(source, "units", None)  # which a model of speech units is tied to
     meta |= {"plan": source.plan.fingerprint, "units": units.fingerprint if units else None}
@@ -121,7 +121,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
         logs = stack.enter_context(LogFolder(run_dir, jax.process_index() == 0)).folder
         account = GoodputTracker(began_at, logs / METRICS)
         trainer = make_trainer(objective, experiment.optimizer, experiment.num_steps, experiment.seed, mesh)
-        checkpoints = ckpt.Checkpoints(run_dir, keep_last=cadence.keep_last, keep_best=cadence.keep_best)
+        checkpoints = ckpt.Checkpoints(run_dir, keep_last=loop.keep_last, keep_best=loop.keep_best)
         stack.callback(checkpoints.close)
         own = functools.partial(_without, objective.borrowed)
         borrowed = load_teacher_params(experiment, trainer.shapes.params, source.tokenizer)
@@ -138,14 +138,14 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
         for text in warnings:
             reporter.say(f"[bold red]warning: {escape(text)}")
         stop = stack.enter_context(catch_signals())
-        profile = stack.enter_context(_profiler(cadence.profile_steps, logs))
+        profile = stack.enter_context(_profiler(loop.profile_steps, logs))
 
         meter = IntervalMetrics(hardware.peak_flops(jax.devices()))
         batches = source.batches(first_step, experiment.num_steps)
         seen, train_figures, dev_figures = Counter(), {}, {}
         pending, step = None, first_step
         account.resume(first_step)
-        stack.enter_context(_stacks_if_hung(cadence.hung_after_seconds))
+        stack.enter_context(_stacks_if_hung(loop.hung_after_seconds))
         stopped_by = None
         while step < experiment.num_steps and not (stopped_by := stop.before_step(step)):
             profile(step)
@@ -155,7 +155,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
             with account.stepping(trainer.step._cache_size):
                 state, metrics = trainer.step(state, meshes.shard_batch(mesh, batch))
             step += 1
-            _expect_next_step(cadence.hung_after_seconds)
+            _expect_next_step(loop.hung_after_seconds)
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 reporter.write(step, "start", {"seconds_to_first_step": time.perf_counter() - began})
@@ -168,7 +168,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
             pending = metrics, stream
             reporter.advance(step)
             last = step == experiment.num_steps
-            if step % cadence.log_every == 0 or last:
+            if step % loop.log_every == 0 or last:
                 _watch(experiment, meter.add(*pending), reporter, checkpoints)
                 pending = None
                 train_figures = meter.take() | {"skipped_steps": float(state.skipped)}
@@ -177,7 +177,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
                 figures = train_figures | {f"dev_{name}": value for name, value in dev_figures.items()}
                 if objective.health_check and (warning := objective.health_check(figures, _settled(experiment, step))):
                     reporter.say(f"[yellow]{warning}")
-            evaluated = step % cadence.eval_every == 0 or last
+            evaluated = step % loop.eval_every == 0 or last
             with meter.outside():
                 if evaluated:
                     with account.paying_for("validate"):
@@ -188,7 +188,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
                     dev_figures = found
                     reporter.write(step, "dev", dev_figures)
                 is_best = evaluated and checkpoints.is_among_best(dev_figures)
-                if step % cadence.checkpoint_every == 0 or last or is_best:
+                if step % loop.checkpoint_every == 0 or last or is_best:
                     with account.paying_for("checkpoint"):
                         checkpoints.save(step, own(state), meta | {"step": step}, dev_figures if evaluated else None)
         if first_step == experiment.num_steps:  # the run was finished already
@@ -251,7 +251,7 @@ def _initial_state(
     own: Callable[[TrainState], TrainState],
     borrowed: Params,
 ) -> tuple[TrainState, int, list[str]]:
-    """The newest checkpoint, or fresh parameters with what `experiment.start` takes over.
+    """The newest checkpoint, or fresh parameters with what `experiment.init_from` takes over.
 
     Args:
       own: the part of a state that checkpoints hold.
@@ -299,8 +299,8 @@ def _initial_state(
     state = trainer.init(seed_key(experiment.seed))
     state = state._replace(params=overlay(state.params, borrowed))
     said = []
-    if experiment.start:
-        params, said = take_over_all(experiment.start, state.params, tokenizer, meta)
+    if experiment.init_from:
+        params, said = take_over_all(experiment.init_from, state.params, tokenizer, meta)
         # A copy: the step gives the buffers of params and of their average up, and must not meet one twice.
         ema = jax.tree.map(jnp.copy, overlay(state.ema, select(params, tuple(paths(state.ema))))) if state.ema else {}
         state = state._replace(params=params, ema=ema)

@@ -51,7 +51,7 @@ def codes_of(experiment: Experiment, *parts: indexes.Index | None) -> tuple[Fram
         raise DataError(
             f"{data.units} has a unit each {units.frame_samples} samples, with {units.context_samples} more at the "
             f"end; the front end has a frame each {mel.frame_samples}, with {mel.context_samples}. Set "
-            "frontend.mel.stack and flavour as they were when the units were fitted, or fit others: jax-speechlm units "
+            "frontend.mel.stack and variant as they were when the units were fitted, or fit others: jax-speechlm units "
             "fit"
         )
     return tuple(None if part is None else open_codes(part, data.units) for part in parts)

@@ -45,7 +45,7 @@ def take_over(
         if not groups:
             raise ckpt.CheckpointError(
                 f"{path}: neither encoder nor transformer is both there ({', '.join(sorted(loaded))}) and in this "
-                f"model ({', '.join(sorted(params))}): name what to take over in start.groups"
+                f"model ({', '.join(sorted(params))}): name what to take over in init_from.groups"
             )
     else:
         groups = [_names(group) for group in start.groups or params]
@@ -74,7 +74,9 @@ def take_over(
     for group, source in groups:
         wanted = select(params, (group,))
         if not wanted:
-            raise ckpt.CheckpointError(f"start.groups: nothing in this model lies below {group!r}: {sorted(params)}")
+            raise ckpt.CheckpointError(
+                f"init_from.groups: nothing lies below {group!r} in this model: {sorted(params)}"
+            )
         sources = [source + name[len(group) :] for name in paths(wanted)]
         if missing := [name for name in sources if name not in there]:
             raise ckpt.CheckpointError(f"{path}: has no {', '.join(missing[:5])}; it has {', '.join(sorted(loaded))}")
@@ -146,6 +148,6 @@ def _placed(checkpoint: AnyPath, name: str, here: jax.Array, there: np.ndarray) 
     if here.shape != there.shape:
         raise ckpt.CheckpointError(
             f"{checkpoint}: {name} has shape {there.shape}, this model needs {here.shape}. Use the model and front end "
-            "of that checkpoint, or take over fewer start.groups."
+            "of that checkpoint, or take over fewer init_from.groups."
         )
     return jax.device_put(np.asarray(there, here.dtype), here.sharding)

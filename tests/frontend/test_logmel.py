@@ -51,7 +51,7 @@ class TestKaldi:
 
 
 class TestLibrosa:
-    config = LogMel(flavour="librosa", stack=1, normalize=False)
+    config = LogMel(variant="librosa", stack=1, normalize=False)
 
     def test_features(self):
         """At float32's limit: bins 90 dB below their frame's loudest, at the rounding of the samples, may stray."""
@@ -72,7 +72,7 @@ class TestNeMo:
     @pytest.mark.parametrize("bins", [16, 80])
     @pytest.mark.parametrize("samples", [16_123, 20_000])
     def test_features(self, bins, samples):
-        config = LogMel(flavour="nemo", num_mel_bins=bins, stack=1)
+        config = LogMel(variant="nemo", num_mel_bins=bins, stack=1)
         rows = [NEMO[f"audio_{row}"] for row in range(4)]
         audio, lengths = padded(rows, samples, junk=777), np.array([len(row) for row in rows])
         features, length = compute(audio, lengths, config=config)
@@ -85,7 +85,7 @@ class TestNeMo:
     def test_hard_cases(self):
         """Against its definition in float64, on what a float32 DFT gets wrong by a tenth of the power."""
         audio = padded(AUDIO, 17_000, junk=-9_000)
-        features, length = compute(audio, LENGTHS, config=LogMel(flavour="nemo", stack=1, normalize=False))
+        features, length = compute(audio, LENGTHS, config=LogMel(variant="nemo", stack=1, normalize=False))
         filters = librosa.filters.mel(sr=16_000, n_fft=512, n_mels=80, dtype=np.float64)
         for row, samples in enumerate(AUDIO):
             x = samples / 32768
@@ -95,11 +95,11 @@ class TestNeMo:
             np.testing.assert_allclose(features[row, : length[row]], expected, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("flavour", ["kaldi", "librosa", "nemo"])
+@pytest.mark.parametrize("variant", ["kaldi", "librosa", "nemo"])
 @pytest.mark.parametrize("samples", [0, 1, 159, 399, 400, 559, 560, 720, 1000])
-def test_frame_counts(flavour, samples):
+def test_frame_counts(variant, samples):
     for stack in (1, 2):
-        config = LogMel(flavour=flavour, stack=stack)
+        config = LogMel(variant=variant, stack=stack)
         counted = config.num_frames(samples)
         assert isinstance(counted, int)
         full, _ = compute(np.zeros((1, samples), np.int16), np.array([samples]), config=config)
@@ -114,9 +114,9 @@ UTTERANCES = st.one_of(st.just(0), st.integers(1000, 6000))
 
 
 @settings(max_examples=10)
-@given(length=UTTERANCES, rows=st.permutations(range(3)), flavour=st.sampled_from(["kaldi", "librosa", "nemo"]))
-def test_an_utterance_depends_on_its_own_samples_only(length, rows, flavour):
-    config = LogMel(flavour=flavour)
+@given(length=UTTERANCES, rows=st.permutations(range(3)), variant=st.sampled_from(["kaldi", "librosa", "nemo"]))
+def test_an_utterance_depends_on_its_own_samples_only(length, rows, variant):
+    config = LogMel(variant=variant)
     audio = np.stack([speech_like(seed, 6000) for seed in range(3)])
     lengths = np.array([length, 6000, 2000], np.int32)
     together, frames = compute(audio, lengths, config=config)
@@ -148,22 +148,22 @@ def test_normalisation_is_as_exact_over_a_long_utterance(seconds):
     np.testing.assert_allclose(np.mean(found, 0, np.float64), 0, atol=2e-7)
 
 
-@pytest.mark.parametrize(("flavour", "frames"), [("kaldi", [1, 23, 0]), ("nemo", [1, 25, 0])])
-def test_one_frame_silence_and_filler_rows_are_finite(flavour, frames):
+@pytest.mark.parametrize(("variant", "frames"), [("kaldi", [1, 23, 0]), ("nemo", [1, 25, 0])])
+def test_one_frame_silence_and_filler_rows_are_finite(variant, frames):
     audio = np.stack([speech_like(0, 4000), np.zeros(4000, np.int16), speech_like(1, 4000)])
-    lengths = np.array([400 if flavour == "kaldi" else 160, 4000, 0])
-    features, length = compute(audio, lengths, config=LogMel(flavour=flavour, stack=1))
+    lengths = np.array([400 if variant == "kaldi" else 160, 4000, 0])
+    features, length = compute(audio, lengths, config=LogMel(variant=variant, stack=1))
     assert length.tolist() == frames
     assert np.isfinite(features).all()
     assert not np.any(features[2])
 
 
-@pytest.mark.parametrize("flavour", ["kaldi", "nemo"])
-def test_the_sharded_front_end_gathers_nothing(flavour):
+@pytest.mark.parametrize("variant", ["kaldi", "nemo"])
+def test_the_sharded_front_end_gathers_nothing(variant):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     audio = jax.ShapeDtypeStruct((16, 4000), jnp.int16, sharding=rows)
     length = jax.ShapeDtypeStruct((16,), jnp.int32, sharding=rows)
-    sharded = jax.jit(partial(log_mel, config=LogMel(flavour=flavour)), out_shardings=(rows, rows))
+    sharded = jax.jit(partial(log_mel, config=LogMel(variant=variant)), out_shardings=(rows, rows))
     text = sharded.lower(audio, length).compile().as_text()
     assert not [op for op in ("all-gather", "all-to-all", "all-reduce", "collective-permute") if op in text]

@@ -26,9 +26,9 @@ def expected(row: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("stack", [1, 4])
-@pytest.mark.parametrize("flavour", ["kaldi", "librosa", "nemo"])
-def test_there_is_a_vector_for_each_frame_of_the_front_end(flavour, stack):
-    config = CONFIG.replace(flavour=flavour, stack=stack)
+@pytest.mark.parametrize("variant", ["kaldi", "librosa", "nemo"])
+def test_there_is_a_vector_for_each_frame_of_the_front_end(variant, stack):
+    config = CONFIG.replace(variant=variant, stack=stack)
     x, length = compute(AUDIO, LENGTHS, config=config)
     np.testing.assert_array_equal(length, config.num_frames(LENGTHS))
     assert x.shape == (5, config.num_frames(9000), 39)
@@ -58,10 +58,10 @@ def test_normalised_over_the_utterance():
         )
 
 
-@pytest.mark.parametrize("flavour", ["kaldi", "librosa", "nemo"])
+@pytest.mark.parametrize("variant", ["kaldi", "librosa", "nemo"])
 @pytest.mark.parametrize("stack", [1, 2, 4])
-def test_frames_are_counted_from_hop_and_context_alone(flavour, stack):
-    """As `data_pipelines.storage.units.Units` counts them, which knows nothing of flavours."""
-    config, samples = LogMel(flavour=flavour, stack=stack), np.arange(5000)
+def test_frames_are_counted_from_hop_and_context_alone(variant, stack):
+    """As `data_pipelines.storage.units.Units` counts them, which knows nothing of variants."""
+    config, samples = LogMel(variant=variant, stack=stack), np.arange(5000)
     counted = np.maximum(samples - config.context_samples, 0) // config.frame_samples * (samples > 0)
     np.testing.assert_array_equal(counted, config.num_frames(samples))

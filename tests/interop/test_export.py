@@ -115,7 +115,7 @@ def test_a_classifiers_projection_goes_into_its_head():
 @pytest.mark.parametrize(
     ("mel", "setting"),
     [
-        ({"flavour": "librosa"}, "frontend.mel.flavour='librosa'"),
+        ({"variant": "librosa"}, "frontend.mel.variant='librosa'"),
         ({"normalize": False}, "frontend.mel.normalize=False"),
         ({"stack": 1}, "frontend.mel.stack=1"),
     ],
@@ -132,8 +132,8 @@ def test_a_fast_conformer_brings_its_own_front_end_and_its_ids(tmp_path):
     assert (config["vocab_size"], config["pad_token_id"]) == (CHARACTERS.vocab_size, 0)
     assert load(tmp_path / "out", "preprocessor_config.json")["processor_class"] == "ParakeetProcessor"
     assert load(tmp_path / "out", "vocab.json")["<pad>"] == 0
-    for mel in ({"flavour": "kaldi"}, {"normalize": False}):
-        with pytest.raises(ExportError, match="with flavour nemo"):
+    for mel in ({"variant": "kaldi"}, {"normalize": False}):
+        with pytest.raises(ExportError, match="with variant nemo"):
             package(tiny_run("fast_conformer", **mel))
     classifier = altered(tiny_run("fast_conformer"), objective=Classification(classes=CLASSES))
     with pytest.raises(ExportError, match="as no class of theirs does"):

@@ -131,12 +131,12 @@ def test_state_dicts_that_do_not_fit_are_refused():
 
 
 def test_the_front_end_there_and_back():
-    mel = LogMel(flavour="nemo", num_mel_bins=128, stack=1)
+    mel = LogMel(variant="nemo", num_mel_bins=128, stack=1)
     values = parakeet.features_to_hugging_face(mel)
     assert parakeet.features_from_hugging_face(values) == mel
     for change in ({"preemphasis": 0.9}, {"feature_extractor_type": "WhisperFeatureExtractor"}):
         with pytest.raises(ValueError, match="has no counterpart here"):
             parakeet.features_from_hugging_face(values | change)
-    for other in (mel.replace(normalize=False), mel.replace(flavour="kaldi"), mel.replace(stack=2)):
-        with pytest.raises(ValueError, match="export a run that was trained with flavour nemo"):
+    for other in (mel.replace(normalize=False), mel.replace(variant="kaldi"), mel.replace(stack=2)):
+        with pytest.raises(ValueError, match="export a run that was trained with variant nemo"):
             parakeet.features_to_hugging_face(other)

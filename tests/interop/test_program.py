@@ -13,7 +13,7 @@ from jax_speechlm.interop.runtimes.program import Program, check, export, in_sam
 from tests.interop.tiny_runs import save, tiny_run
 
 TEXTS = ["the cat sat on the mat", "a dog ate the hat", "that cat had a bad day at the zoo"] * 3
-MELS = {"kaldi": {}, "librosa": {"flavour": "librosa", "stack": 1}, "wide": {"stack": 4}, "nemo": {"flavour": "nemo"}}
+MELS = {"kaldi": {}, "librosa": {"variant": "librosa", "stack": 1}, "wide": {"stack": 4}, "nemo": {"variant": "nemo"}}
 
 
 @pytest.fixture(scope="module")

@@ -123,7 +123,7 @@ def tiny_run(name: str, tokenizer: Tokenizer = CHARACTERS, **mel: object) -> Loa
     """One of `RUNS` with random parameters."""
     objective, model, data, _ = RUNS[name]
     if name == "fast_conformer":
-        mel = {"num_mel_bins": 40, "flavour": "nemo", "stack": 1} | mel
+        mel = {"num_mel_bins": 40, "variant": "nemo", "stack": 1} | mel
     front_end = FrontEnd(mel=LogMel(**({"num_mel_bins": 20} | mel)))
     if isinstance(model, EncoderConfig):
         model = model.replace(input_dim=front_end.mel.input_dim)

@@ -90,7 +90,7 @@ def alone(options, tmp_path_factory):  # noqa: F811
 def four(options, tmp_path_factory):  # noqa: F811
     """(run's directory, output) of an uninterrupted run of four processes, one of whose data workers hangs a while."""
     run_dir = tmp_path_factory.mktemp("four") / "run"
-    return run_dir, finish(launch(run_dir, [*options, "--cadence.hung-after-seconds=10"], 4, HANG_IN="1"))
+    return run_dir, finish(launch(run_dir, [*options, "--loop.hung-after-seconds=10"], 4, HANG_IN="1"))
 
 
 def test_four_processes_train_what_one_trains(alone, four):

@@ -21,7 +21,7 @@ from tests.test_end_to_end import RATE, SMALL, TONES, spoken
 
 LAUNCHER = Path(__file__).parents[2] / "launch" / "local.py"
 COMMAND = (sys.executable, "-m", "jax_speechlm.cli", "finetune")
-LONGER = ("--num-steps=40", "--cadence.checkpoint-every=10", "--cadence.eval-every=20")
+LONGER = ("--num-steps=40", "--loop.checkpoint-every=10", "--loop.eval-every=20")
 FLAGS = quick_xla.on_devices(1, partitions_alike=True)  # the launcher says how many after all
 SILENCE = 6  # seconds after which a process counts as gone
 

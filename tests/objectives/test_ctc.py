@@ -127,7 +127,7 @@ def test_consistency_is_symmetric_kl_with_fixed_targets():
 MODEL = ConformerConfig(input_dim=16, dim=8, num_layers=2, num_heads=2, kernel_size=3, left_max=4, right_max=2)
 FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3))
 FAST = FastConformerConfig(input_dim=8, dim=8, num_layers=2, num_heads=2, kernel_size=3, channels=4)
-FAST_FRONTEND = FRONTEND.replace(mel=LogMel(flavour="nemo", num_mel_bins=8, stack=1))
+FAST_FRONTEND = FRONTEND.replace(mel=LogMel(variant="nemo", num_mel_bins=8, stack=1))
 
 
 def make_batch(rows: int, num_samples: int = 16_000, num_tokens: int = 6) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ MODEL = tiny.MODELS["speech_lm"]
 CONFIG = SpeechLM(prompts=Prompts(transcribe=Prompt(before="ab", behind="ca")))
 FRONT_END = FrontEnd(mel=tiny.MEL)
 FAST = MODEL.replace(encoder=FastConformerConfig(input_dim=8, dim=16, num_layers=1, num_heads=2, channels=4))
-FAST_FRONT_END = FrontEnd(mel=LogMel(flavour="nemo", num_mel_bins=8, stack=1))
+FAST_FRONT_END = FrontEnd(mel=LogMel(variant="nemo", num_mel_bins=8, stack=1))
 ENCODERS = pytest.mark.parametrize(
     ("model", "front_end"), [(MODEL, FRONT_END), pytest.param(FAST, FAST_FRONT_END, marks=pytest.mark.slow)]
 )

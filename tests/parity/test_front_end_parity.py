@@ -38,7 +38,7 @@ def test_kaldi_is_the_seamless_feature_extractor(audio, normalize):
 def test_librosa_is_librosa(audio):
     librosa = pytest.importorskip("librosa")
     samples, lengths = audio
-    config = LogMel(flavour="librosa", stack=1, normalize=False)
+    config = LogMel(variant="librosa", stack=1, normalize=False)
     features, length = log_mel(jnp.asarray(samples), jnp.asarray(lengths), config)
     for row in range(3):
         y = samples[row, : lengths[row]] / 32768

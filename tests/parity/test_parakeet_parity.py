@@ -120,7 +120,7 @@ def test_what_we_export_loads_strictly_and_computes_the_same(reference):
 
 
 def _mel(bins):
-    return LogMel(flavour="nemo", num_mel_bins=bins, stack=1)
+    return LogMel(variant="nemo", num_mel_bins=bins, stack=1)
 
 
 def _encode(graphdef, mel, params, samples, num_samples):

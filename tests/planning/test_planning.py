@@ -77,7 +77,7 @@ def test_nothing_is_compiled_twice(virtual, monkeypatch):
     assert make_plan(changed, virtual, vocab_size=100).steps == first.steps
     assert not compiled
     # A change that the program knows of is another compilation; one that it does not know of is none.
-    make_plan(changed.replace(cadence=changed.cadence.replace(log_every=7)), virtual, vocab_size=100)
+    make_plan(changed.replace(loop=changed.loop.replace(log_every=7)), virtual, vocab_size=100)
     assert not compiled
     make_plan(changed.replace(num_steps=124), virtual, vocab_size=100)
     assert compiled == [1]

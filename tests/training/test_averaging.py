@@ -88,7 +88,7 @@ def test_last_and_best_choose(tmp_path):
     assert names(None, 2, alone=False) == {"2", "4"}
     with pytest.raises(ckpt.CheckpointError, match=r"has 3 checkpoints with a validation, 4 were asked for"):
         choose(run, None, 4, alone=True)
-    with pytest.raises(ckpt.CheckpointError, match=r"greater --cadence.keep_last"):
+    with pytest.raises(ckpt.CheckpointError, match=r"greater --loop.keep_last"):
         choose(run, 5, None, alone=True)
     with pytest.raises(ValueError, match="exclude each other"):
         choose(run, 1, 1, alone=True)

@@ -172,7 +172,7 @@ def test_the_best_validated_step_is_kept_whatever_the_cadence_of_saving(tmp_path
     losses = iter([0.5, 0.6, 0.2, 0.3, float("nan"), 0.25, 0.4, 0.4])
     monkeypatch.setattr(loop, "validate", lambda *_: {"loss": next(losses)})
     experiment = tiny.experiment("ctc", data=ONE_BUCKET)
-    experiment = experiment.replace(cadence=experiment.cadence.replace(eval_every=1, checkpoint_every=4, keep_last=1))
+    experiment = experiment.replace(loop=experiment.loop.replace(eval_every=1, checkpoint_every=4, keep_last=1))
     saved = []
     save = ckpt.Checkpoints.save
     monkeypatch.setattr(
@@ -246,7 +246,7 @@ def test_changed_data_are_refused(whole):
 def test_steps_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoint(tmp_path):
     experiment = tiny.experiment("ctc", max_bad_steps=2, data=ONE_BUCKET)
     steep = experiment.optimizer.replace(schedule=experiment.optimizer.schedule.replace(peak=1e30, warmup_steps=0))
-    experiment = experiment.replace(optimizer=steep, cadence=experiment.cadence.replace(checkpoint_every=1))
+    experiment = experiment.replace(optimizer=steep, loop=experiment.loop.replace(checkpoint_every=1))
     with pytest.raises(TrainingStopped, match="2 steps in a row had a loss or gradient that is not finite"):
         train(experiment, tmp_path, without_dev(tiny.MemorySource.make(experiment)))
     assert ckpt.find(tmp_path).is_dir()
@@ -280,7 +280,7 @@ def test_a_trace_is_written_for_tensorboard(tmp_path):
 def test_predictions_that_collapse_raise_an_alarm(tmp_path, capsys):
     """What is masked in white noise cannot be told from its context: a model learns only how frequent each code is."""
     experiment = tiny.experiment("best_rq", num_steps=40, data=ONE_BUCKET)
-    experiment = experiment.replace(cadence=experiment.cadence.replace(log_every=10, eval_every=40))
+    experiment = experiment.replace(loop=experiment.loop.replace(log_every=10, eval_every=40))
     train(experiment, tmp_path, without_dev(tiny.MemorySource.make(experiment)))
     assert "predictions have collapsed" in capsys.readouterr().out
 

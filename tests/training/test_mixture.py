@@ -31,8 +31,8 @@ def whole(tmp_path_factory):
     """An uninterrupted run of 24 steps, with its result, and what it said."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
     experiment = tiny.experiment("joint", num_steps=24)
-    cadence = experiment.cadence.replace(log_every=12, eval_every=24, checkpoint_every=24)
-    experiment = experiment.replace(cadence=cadence)
+    loop = experiment.loop.replace(log_every=12, eval_every=24, checkpoint_every=24)
+    experiment = experiment.replace(loop=loop)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         result = train(experiment, run_dir, tiny.source(experiment))
     return run_dir, result, experiment, said.getvalue()

@@ -28,8 +28,8 @@ from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.loop import train
 cache_compilations()
-cadence = LoopConfig(log_every=1, eval_every=50, checkpoint_every=3)
-experiment = tiny.experiment("best_rq", num_steps={STEPS}, mesh=MeshShape(), cadence=cadence)
+loop = LoopConfig(log_every=1, eval_every=50, checkpoint_every=3)
+experiment = tiny.experiment("best_rq", num_steps={STEPS}, mesh=MeshShape(), loop=loop)
 source = tiny.MemorySource.make(experiment)
 make = source.batch
 source.batch = lambda plan, step: time.sleep(float(sys.argv[2])) or make(plan, step)

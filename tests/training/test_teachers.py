@@ -67,7 +67,7 @@ def test_a_checkpoint_names_its_teachers_and_holds_the_student_alone(whole, teac
 
 def test_a_stopped_run_resumes_bit_for_bit_and_reads_its_teachers_again(whole, teacher, tmp_path):
     experiment = distilled(teacher)
-    half = experiment.replace(cadence=experiment.cadence.replace(checkpoint_every=1))
+    half = experiment.replace(loop=experiment.loop.replace(checkpoint_every=1))
     train(half, tmp_path / "run", source(half))
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
     assert train(half, tmp_path / "run", source(half)).step == 2

@@ -62,7 +62,7 @@ def experiment(tmp_path_factory) -> Experiment:
         model=MODEL,
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-3, warmup_steps=2)),
         num_steps=6,
-        cadence=LoopConfig(log_every=3, eval_every=3, checkpoint_every=3),
+        loop=LoopConfig(log_every=3, eval_every=3, checkpoint_every=3),
     )
 
 

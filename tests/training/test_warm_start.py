@@ -58,7 +58,7 @@ def fresh(like):
 
 
 def test_finetuning_takes_the_encoder_over_and_nothing_else(pretrained, tmp_path):
-    finetuning = tiny.experiment("ctc", num_steps=1, start=(InitFrom(checkpoint=str(pretrained)),))
+    finetuning = tiny.experiment("ctc", num_steps=1, init_from=(InitFrom(checkpoint=str(pretrained)),))
     still = finetuning.optimizer.replace(frozen=("encoder",), ema_decay=0.0)
     finetuning = finetuning.replace(optimizer=still)
     train(finetuning, tmp_path / "finetune", tiny.MemorySource.make(finetuning))
@@ -83,7 +83,7 @@ def test_what_is_taken_over_and_what_is_new_is_said(pretrained):
 
 
 def test_a_start_that_cannot_be_read_leaves_no_folder(tmp_path):
-    experiment = tiny.experiment("ctc", num_steps=1, start=(InitFrom(checkpoint=str(tmp_path / "nothing")),))
+    experiment = tiny.experiment("ctc", num_steps=1, init_from=(InitFrom(checkpoint=str(tmp_path / "nothing")),))
     run_dir = tmp_path / "runs" / "finetune"
     with pytest.raises(ckpt.CheckpointError, match="nothing"):
         train(experiment, run_dir, tiny.MemorySource.make(experiment))
@@ -96,7 +96,7 @@ def test_a_start_that_cannot_be_read_leaves_no_folder(tmp_path):
 
 def test_the_average_of_a_run_that_takes_over_has_buffers_of_its_own(pretrained, tmp_path):
     """A step gives the buffers of parameters and average up: one that stood in both would be freed twice."""
-    experiment = tiny.experiment("best_rq", start=(InitFrom(checkpoint=str(pretrained)),))
+    experiment = tiny.experiment("best_rq", init_from=(InitFrom(checkpoint=str(pretrained)),))
     mesh = meshes.make_mesh(experiment.mesh)
     objective = experiment.objective.build(experiment.model, experiment.frontend, None)
     with jax.set_mesh(mesh):
@@ -151,7 +151,7 @@ def test_a_run_that_shares_nothing_is_an_error(language_model):
 
 
 def test_a_model_of_another_shape_cannot_take_over(pretrained, tmp_path):
-    experiment = tiny.experiment("ctc", start=(InitFrom(checkpoint=str(pretrained)),))
+    experiment = tiny.experiment("ctc", init_from=(InitFrom(checkpoint=str(pretrained)),))
     wider = experiment.replace(model=experiment.model.replace(dim=32))
     with pytest.raises(ckpt.CheckpointError, match=r"encoder/.* has shape .* this model needs"):
         train(wider, tmp_path, tiny.MemorySource.make(wider))

@@ -53,7 +53,7 @@ OBJECTIVES = {
     ),
     "speech_lm": SpeechLM(),
 }
-MELS = {"fast_conformer": LogMel(flavour="nemo", num_mel_bins=16, stack=1)}
+MELS = {"fast_conformer": LogMel(variant="nemo", num_mel_bins=16, stack=1)}
 MODELS = {
     "fast_conformer": FAST,
     "speech_lm": SpeechLMConfig(
@@ -93,7 +93,7 @@ def experiment(objective: str = "ctc", **changes) -> Experiment:
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-3, warmup_steps=2), ema_decay=0.9),
         mesh=MeshShape(data=8),
         num_steps=8,
-        cadence=LoopConfig(log_every=4, eval_every=4, checkpoint_every=4),
+        loop=LoopConfig(log_every=4, eval_every=4, checkpoint_every=4),
     ).replace(**changes)
 
 

@@ -68,7 +68,7 @@ def train(root, run: str, *options: str) -> list[str]:
         ["--model.dim", "16"],
         ["--model.num-layers", "2"],
         ["--model.num-heads", "2"],
-        ["--cadence.checkpoint-every", "2"],
+        ["--loop.checkpoint-every", "2"],
     ]
     kept = [word for default in defaults if default[0] not in options for word in default]
     return ["pretrain", "--config", "debian_hubert", "--run-dir", str(root / run), *kept, *options]
@@ -190,7 +190,7 @@ def test_hidden_states_of_a_layer_are_clustered_and_a_changed_checkpoint_is_noti
     [
         (["--objective.num-units", "9"], "set --objective.num_units 8"),
         (["--frontend.mel.stack", "1", "--model.input-dim", "20"], "has a unit each 320 samples"),
-        (["--frontend.mel.flavour", "librosa"], "Set frontend.mel.stack and flavour"),
+        (["--frontend.mel.variant", "librosa"], "Set frontend.mel.stack and variant"),
         (["--data.speeds", "0.9", "1.0"], "set data.speeds to 1.0"),
         (["--data.units", "None"], "set data.units to a folder"),
         (["--data.units", "nowhere"], "nowhere is not a folder of speech units"),

@@ -28,7 +28,7 @@ def front_end_to_hugging_face(mel: LogMel) -> dict[str, Any]:
       ExportError: the extractor has no such features; names the setting.
     """
     stands = {
-        f"frontend.mel.flavour={mel.flavour!r}": mel.flavour != "kaldi",
+        f"frontend.mel.variant={mel.variant!r}": mel.variant != "kaldi",
         f"frontend.mel.normalize={mel.normalize}": not mel.normalize,
         # The extractor's mask takes every second frame of `stride`: of one there is none.
         f"frontend.mel.stack={mel.stack}": mel.stack < 2,
@@ -70,7 +70,7 @@ def front_end_from_hugging_face(values: dict[str, Any]) -> LogMel:
 
 def ending(mel: LogMel, num_samples: int) -> Ending:
     """What becomes of the end of a clip of so many samples."""
-    if mel.flavour == "nemo":  # ParakeetFeatureExtractor has a window more than whole hops, always masked
+    if mel.variant == "nemo":  # ParakeetFeatureExtractor has a window more than whole hops, always masked
         return "masked"
     frames = mel.replace(stack=1).num_frames(num_samples)
     if (frames + frames % 2) // mel.stack == frames // mel.stack:

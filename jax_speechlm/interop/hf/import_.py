@@ -156,7 +156,7 @@ def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | No
     if not isinstance(record, dict) or record.get("target") != "hf" or "tokenizer" not in record:
         return None
     try:
-        experiment = Experiment.model_validate(record["experiment"]).replace(start=())
+        experiment = Experiment.model_validate(record["experiment"]).replace(init_from=())
         tokenizer = saved_tokenizer(record)
         config, files = settings(experiment, tokenizer)
     except (KeyError, TypeError, AttributeError, ValueError, DataError, ckpt.CheckpointError, OSError) as error:

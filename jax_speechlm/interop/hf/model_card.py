@@ -179,7 +179,7 @@ def _data(experiment: Experiment) -> Iterator[str]:
         amount = f"{train['hours']:,.2f} hours, " if "hours" in train else ""
         licence = meta.get("licence", "unknown here: the prepared set was not at hand when this was written")
         yield f"- {name}: {amount}licence: {licence}"
-    for start in experiment.start:
+    for start in experiment.init_from:
         yield f"- and what {start.checkpoint} was trained on, whose parameters this run began with"
     yield "\nWhat the licences of the data ask of a model trained on them is for whoever passes it on to see to."
 

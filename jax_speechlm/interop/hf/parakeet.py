@@ -269,7 +269,7 @@ def features_from_hugging_face(values: Mapping[str, Any]) -> LogMel:
     """
     values = FEATURES[EXTRACTOR] | dict(values)
     require_fixed(values, _FEATURES)
-    return LogMel(flavour="nemo", num_mel_bins=values["feature_size"], stack=1)
+    return LogMel(variant="nemo", num_mel_bins=values["feature_size"], stack=1)
 
 
 def features_to_hugging_face(mel: LogMel) -> dict[str, Any]:
@@ -278,9 +278,9 @@ def features_to_hugging_face(mel: LogMel) -> dict[str, Any]:
     Raises:
       ValueError: there is none.
     """
-    if mel != LogMel(flavour="nemo", num_mel_bins=mel.num_mel_bins, stack=1):
+    if mel != LogMel(variant="nemo", num_mel_bins=mel.num_mel_bins, stack=1):
         raise ValueError(
-            f"ParakeetFeatureExtractor does not compute log-mel of flavour {mel.flavour}, stack {mel.stack}, normalize "
-            f"{mel.normalize}: export a run that was trained with flavour nemo, stack 1 and normalize"
+            f"ParakeetFeatureExtractor does not compute log-mel of variant {mel.variant}, stack {mel.stack}, normalize "
+            f"{mel.normalize}: export a run that was trained with variant nemo, stack 1 and normalize"
         )
     return _FEATURES | {"feature_size": mel.num_mel_bins, "padding_side": "right", "return_attention_mask": True}

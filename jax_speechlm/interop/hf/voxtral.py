@@ -55,7 +55,7 @@ def config_to_hugging_face(model: SpeechLMConfig, text: Mapping[str, Any], audio
         raise ExportError(
             f"{ARCHITECTURE} has the adapter {form!r} for these parts (as many frames as model.encoder.ffn_multiple, "
             f"hidden_dim as wide as the transformer, no biases); this model has {model.adapter!r}. Train with the "
-            "former to export it; encoder and language model can be kept (--from, --start.0.groups)"
+            "former to export it; encoder and language model can be kept (--from, --init-from.0.groups)"
         )
     parts = wav2vec2_bert.config_to_hugging_face(encoder), dict(text)
     for part in parts:

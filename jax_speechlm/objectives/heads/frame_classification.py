@@ -112,7 +112,7 @@ class FrameClassification(ObjectiveConfig):
             raise DataError(
                 f"the model's classes are {', '.join(self.classes)}, and the times of words tell {' and '.join(KNOWN)} "
                 "apart, in this order: start a run of frame_classification from it (--from), which takes the encoder "
-                "over (--start.0.groups encoder)"
+                "over (--init-from.0.groups encoder)"
             )
         grid = FrameGrid(mel.frame_samples, mel.context_samples)
         return speech_frames(index, grid, self.min_pause, self.empty_is_silence)
