@@ -27,6 +27,9 @@ class Config(pydantic.BaseModel):
     def _known_keys(cls, values: Any) -> Any:
         """Renames settings of earlier versions; an unknown one is an error that names the nearest."""
         if isinstance(values, dict):
+            for old in values.keys() & cls.OLD_NAMES.keys():
+                if (new := cls.OLD_NAMES[old]) in values:
+                    raise ValueError(f"{cls.__name__}: {old!r} and {new!r} are two names of one setting: keep {new!r}")
             values = {cls.OLD_NAMES.get(key, key): value for key, value in values.items()}
             for key in values:
                 if key not in cls.model_fields:
