@@ -27,9 +27,9 @@ def ours(rows: int, tokens: int, **settings):
     from jax_speechlm.nn import functional
     from jax_speechlm.objectives.lm.causal_lm import next_tokens, scored
 
-    config = TransformerConfig(
+    config = TransformerConfig.llama(
         dim=DIM, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, head_dim=DIM // HEADS, ffn_dim=INNER,
-        query_key_norm=False, tied=False, **settings,
+        tied=False, **settings,
     )  # fmt: skip
     make = lambda rngs: Transformer(config, VOCAB, rngs=rngs)  # noqa: E731
     graphdef, params = functional.declare(make).graphdef, functional.init(make, jax.random.key(0))

@@ -12,15 +12,7 @@ from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Text
 
-MODEL = TransformerConfig(
-    causal=False,
-    norm="layer",
-    norm_epsilon=1e-5,
-    activation="gelu",
-    query_key_norm=False,
-    embedding_norm=True,
-    prediction_head=True,
-)
+MODEL = TransformerConfig.modernbert()
 
 
 def config() -> Experiment:

@@ -59,7 +59,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         dim, inner = config.dim, config.ffn_dim
-        self.activation = {"silu": jax.nn.silu, "gelu": partial(jax.nn.gelu, approximate=False)}[config.activation]
+        self.activation = jax.nn.silu if config.feedforward in ("swiglu", "silu") else _gelu
         linear = partial(Linear, bias=config.bias, rngs=rngs)
         self.gate = linear((dim,), (inner,), ("embed", "mlp")) if config.gated else None
         self.up = linear((dim,), (inner,), ("embed", "mlp"))
@@ -74,7 +74,7 @@ class Block(nnx.Module):
     """Attention and feed-forward, each on the normalised residual stream and added to it."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.rate, self.embedding_norm, self.post_norm = config.dropout, config.embedding_norm, config.post_norm
+        self.rate, self.norm_placement = config.dropout, config.norm_placement
         self.attention_norm = _norm(config, rngs)
         self.attention = Attention(config, rngs=rngs)
         self.ffn_norm = _norm(config, rngs)
@@ -91,14 +91,14 @@ class Block(nnx.Module):
         """Returns the residual stream after the block, and what `mix: (q, k, v) -> (mixed values, state)` gave."""
         mixed_key, ffn_key = split_keys(keys, 2)
         normed = self.attention_norm(x)
-        if self.post_norm:
+        if self.norm_placement == "post":
             x = normed
-        elif self.embedding_norm:  # it is the first block's norm, on the stream itself
+        elif self.norm_placement == "pre_embedding":  # it is the first block's norm, on the stream itself
             x = jnp.where(is_first, normed, x)
         mixed, state = mix(*self.attention.project(normed, rotation))
         x = shard_batch_and_time(x + dropout(self.attention.out(mixed), self.rate, mixed_key))
         normed = self.ffn_norm(x)
-        x = normed if self.post_norm else x
+        x = normed if self.norm_placement == "post" else x
         return shard_batch_and_time(x + dropout(self.ffn(normed), self.rate, ffn_key)), state
 
 
@@ -111,7 +111,7 @@ class PredictionHead(nnx.Module):
         self.bias = parameter(rngs.params(), (vocab_size,), ("vocab",), jax.nn.initializers.zeros, decays=False)
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-        return self.norm(jax.nn.gelu(self.linear(x), approximate=False))
+        return self.norm(_gelu(self.linear(x)))
 
 
 class Transformer(nnx.Module):
@@ -128,7 +128,7 @@ class Transformer(nnx.Module):
         self.embedding = table(rngs.params(), **of_vocab)
         self.layers = stack(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs)
         self.norm = _norm(config, rngs)
-        self.prediction = PredictionHead(config, vocab_size, rngs=rngs) if config.prediction_head else None
+        self.prediction = PredictionHead(config, vocab_size, rngs=rngs) if config.head == "transform" else None
         self.untied = None if config.tied else table(rngs.params(), **of_vocab)
         learnt = config.positions
         size, types = (learnt.size, learnt.token_types) if learnt else (0, 0)
@@ -372,6 +372,9 @@ def rotate(
 
 def _choose(is_global: Array, rotations: tuple[Rotation | None, Rotation | None]) -> Rotation | None:
     return jax.tree.map(lambda local, everywhere: jnp.where(is_global, everywhere, local), *rotations)
+
+
+_gelu = partial(jax.nn.gelu, approximate=False)
 
 
 def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:

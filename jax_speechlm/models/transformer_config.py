@@ -1,6 +1,6 @@
-"""The shapes that a transformer can have (`transformer`), and what one costs.
+"""Shape of a transformer (`jax_speechlm.models.transformer`) and the FLOPs of its forward pass.
 
-Parameters without the vocabulary's table, which has dim for each token (8B has a second one, for the head):
+Parameters without the embedding table, which has `dim` values a token (8B has a second table, for its head):
 
 | size | layers | dim  | heads | kv heads | ffn    | parameters    |
 |------|-------:|-----:|------:|---------:|-------:|--------------:|
@@ -12,10 +12,10 @@ Parameters without the vocabulary's table, which has dim for each token (8B has 
 | 1.7B |     28 | 2048 |    16 |        8 |  6,144 | 1,409,410,048 |
 | 8B   |     36 | 4096 |    32 |        8 | 12,288 | 6,946,075,648 |
 
-110M has its name with 32,768 tokens; the last three are Qwen3's shapes and have theirs with its 151,936.
+110M reaches its name with 32,768 tokens; the last three are Qwen3's shapes and reach theirs with its 151,936.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 
@@ -25,13 +25,13 @@ from jax_speechlm.nn.functional import Remat
 
 
 class LearnedPositions(Config):
-    """A vector for each position, added to the embeddings, as BERT has.
+    """Learnt position embeddings, added to the token embeddings as in BERT.
 
     Attributes:
-      size: vectors in the table.
-      first: which of them is a document's first; RoBERTa leaves two unused.
-      token_types: vectors in a second table, of which every token gets the first: BERT's second is for pairs of texts,
-        and a document is one.
+      size: rows of the table.
+      first: row of a document's first position; RoBERTa leaves two rows unused.
+      token_types: rows of the token type table. Every token gets the first: BERT's second is for pairs of texts, and a
+        document is a single text.
     """
 
     size: pydantic.PositiveInt = 512
@@ -40,7 +40,7 @@ class LearnedPositions(Config):
 
     @property
     def longest(self) -> int:
-        """Tokens that a document can have."""
+        """Longest document in tokens."""
         return self.size - self.first
 
     @pydantic.model_validator(mode="after")
@@ -50,41 +50,88 @@ class LearnedPositions(Config):
         return self
 
 
+NormPlacement = Literal["pre", "pre_embedding", "post"]
+"""Where a block's norms act. "pre": on the input of attention and of the feed-forward, whose outputs are added to the
+residual stream (Qwen3, Llama). "pre_embedding": the same on normalised embeddings, which the first attention takes
+without a second norm (ModernBERT). "post": the normalised values are also what the outputs are added to, which equals a
+norm after each addition (BERT)."""
+
+FeedForwardKind = Literal["swiglu", "geglu", "silu", "gelu"]
+"""Activation of the feed-forward, with a gate ("swiglu", "geglu"; Shazeer 2020) or without; GELU is the exact one."""
+
+HeadKind = Literal["linear", "transform"]
+"""Map from hidden states to logits. "linear": the vocabulary map alone. "transform": linear, GELU and norm before a
+vocabulary map with a bias, as in BERT and ModernBERT."""
+
+_DECODER = {
+    "causal": True,
+    "norm": "rms",
+    "norm_placement": "pre",
+    "bias": False,
+    "feedforward": "swiglu",
+    "head": "linear",
+}
+_ENCODER = {
+    "causal": False,
+    "norm": "layer",
+    "norm_placement": "pre_embedding",
+    "bias": False,
+    "feedforward": "geglu",
+    "query_key_norm": False,
+    "head": "transform",
+}
+FORMS: dict[str, dict[str, Any]] = {
+    "qwen3": _DECODER | {"query_key_norm": True},
+    "llama": _DECODER | {"query_key_norm": False},
+    "modernbert": _ENCODER,
+    "bert": _ENCODER | {"norm_placement": "post", "bias": True, "feedforward": "gelu"},
+}
+"""Settings that distinguish each family of models, whatever its shape."""
+
+_OLD_CHOICES: dict[str, tuple[dict[str, Any], dict[tuple, str]]] = {
+    "norm_placement": (
+        {"embedding_norm": False, "post_norm": False},
+        {(False, False): "pre", (True, False): "pre_embedding", (True, True): "post"},
+    ),
+    "feedforward": (
+        {"gated": True, "activation": "silu"},
+        {(True, "silu"): "swiglu", (True, "gelu"): "geglu", (False, "silu"): "silu", (False, "gelu"): "gelu"},
+    ),
+    "head": ({"prediction_head": False}, {(False,): "linear", (True,): "transform"}),
+}
+"""For each setting: the settings of earlier versions that it replaces with their defaults, and the choice for each
+combination of their values."""
+
+
 class TransformerConfig(Config):
     """The shape of a transformer. The defaults are a small causal model in Qwen3's form.
 
-    Llama's form has `query_key_norm=False`. ModernBERT's has `causal=False, norm="layer", norm_epsilon=1e-5,
-    activation="gelu", query_key_norm=False, embedding_norm=True, prediction_head=True` and a window. BERT's has the
-    same without a window, and `post_norm=True, bias=True, gated=False, positions=LearnedPositions(token_types=2)`.
+    `qwen3`, `llama`, `modernbert` and `bert` return configs in the form of those families.
 
     Attributes:
       dim: width of the residual stream.
-      num_layers: blocks.
+      num_layers: number of blocks.
       num_heads: query heads; a multiple of `num_kv_heads`.
       num_kv_heads: heads of keys and values; fewer than `num_heads` is grouped-query attention.
       head_dim: width of a head; even.
       ffn_dim: inner width of the feed-forward.
-      causal: whether a token sees only itself and those before it.
-      norm: RMSNorm, or LayerNorm.
-      norm_epsilon: what the norms add to the variance.
-      post_norm: whether attention and feed-forward are added to the normalised residual stream, not to the stream
-        itself: the norm before one of them is then what others call the norm after the other.
-      bias: whether linear maps have one, and LayerNorms an offset.
-      gated: whether the feed-forward multiplies its inner values by a gate, which takes the activation.
-      activation: of the gate, or else of the inner values: gated "silu" is SwiGLU, gated "gelu" (exact) GEGLU.
-      query_key_norm: whether each head's queries and keys pass an RMSNorm (of their own scale) before rotation.
-      embedding_norm: whether the residual stream starts from the normalised embeddings; they are then not normalised
-        again before the first attention.
-      prediction_head: whether a linear map, GELU and norm stand before the vocabulary map, which then has a bias.
-      tied: whether the vocabulary map is the embedding.
-      positions: learnt ones in place of rotary ones, or None.
-      rope_theta: base of the rotary angles' wavelengths.
-      window: the greatest distance in tokens at which attention sees; None for any.
-      global_every: with a window: layers 0, n, 2n, ... see everything all the same; None for no such layers.
+      causal: whether a token attends only to itself and the tokens before it.
+      norm: RMSNorm or LayerNorm.
+      norm_epsilon: added to the variance by the norms.
+      norm_placement: where the norms act (see `NormPlacement`).
+      bias: whether linear maps have a bias, and LayerNorms an offset.
+      feedforward: activation and gate of the feed-forward (see `FeedForwardKind`).
+      query_key_norm: whether each head's queries and keys pass an RMSNorm, with its own scale, before rotation.
+      head: map from hidden states to logits (see `HeadKind`).
+      tied: whether the vocabulary map is the embedding table.
+      positions: learnt position embeddings, or None for rotary ones.
+      rope_theta: base of the rotary wavelengths.
+      window: greatest distance in tokens between a query and its keys; None for no limit.
+      global_every: with a window, layers 0, n, 2n, ... have none; None for a window in every layer.
       local_rope_theta: `rope_theta` of the layers with a window; None for the same.
-      dropout: rate on the embeddings and on what attention and feed-forward add.
-      attention: what computes attention (see `dot_attention.Kernel`); no result depends on it.
-      remat: what the forward pass keeps for the backward pass (see `functional.Remat`).
+      dropout: rate on the embeddings and on the outputs of attention and feed-forward.
+      attention: kernel that computes attention (see `dot_attention.Kernel`); the result does not depend on it.
+      remat: activations that the forward pass keeps for the backward pass (see `functional.Remat`).
       dtype: compute type; parameters, norms, softmax and the output are float32.
     """
 
@@ -98,13 +145,11 @@ class TransformerConfig(Config):
     causal: bool = True
     norm: Literal["rms", "layer"] = "rms"
     norm_epsilon: pydantic.PositiveFloat = 1e-6
-    post_norm: bool = False
+    norm_placement: NormPlacement = "pre"
     bias: bool = False
-    gated: bool = True
-    activation: Literal["silu", "gelu"] = "silu"
+    feedforward: FeedForwardKind = "swiglu"
     query_key_norm: bool = True
-    embedding_norm: bool = False
-    prediction_head: bool = False
+    head: HeadKind = "linear"
     tied: bool = True
     positions: LearnedPositions | None = None
     rope_theta: pydantic.PositiveFloat = 10_000.0
@@ -116,19 +161,62 @@ class TransformerConfig(Config):
     remat: Remat = "dots"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    @classmethod
+    def qwen3(cls, **settings: Any) -> "TransformerConfig":
+        """Returns a config in Qwen3's form: causal, RMSNorm (on queries and keys too), SwiGLU."""
+        return cls(**FORMS["qwen3"] | settings)
+
+    @classmethod
+    def llama(cls, **settings: Any) -> "TransformerConfig":
+        """Returns a config in Llama's form: Qwen3's without the norms of queries and keys."""
+        return cls(**FORMS["llama"] | settings)
+
+    @classmethod
+    def modernbert(cls, **settings: Any) -> "TransformerConfig":
+        """Returns a config in ModernBERT's form: bidirectional, LayerNorm without offset, GEGLU, rotary positions."""
+        return cls(**FORMS["modernbert"] | {"norm_epsilon": 1e-5} | settings)
+
+    @classmethod
+    def bert(cls, **settings: Any) -> "TransformerConfig":
+        """Returns a config in BERT's form: bidirectional, norm after each addition, biases, GELU, learnt positions."""
+        learnt = {"norm_epsilon": 1e-12, "positions": LearnedPositions(token_types=2)}
+        return cls(**FORMS["bert"] | learnt | settings)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _translate_booleans(cls, values: Any) -> Any:
+        """Replaces the booleans of earlier versions (`_OLD_CHOICES`) by the setting that holds their choice."""
+        if not isinstance(values, dict):
+            return values
+        for name, (old_defaults, choices) in _OLD_CHOICES.items():
+            old = {key: values[key] for key in old_defaults if key in values}
+            if not old:
+                continue
+            names = ", ".join(old)
+            if name in values:
+                raise ValueError(f"{name} replaces {names} of earlier versions: keep {name} only")
+            choice = choices.get(tuple((old_defaults | old).values()))
+            if choice is None:
+                raise ValueError(f"{names}: no such form; set {name} to one of {', '.join(choices.values())}")
+            values = {key: value for key, value in values.items() if key not in old} | {name: choice}
+        return values
+
     @pydantic.model_validator(mode="after")
     def _parts_fit(self):
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.head_dim % 2:
-            raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary positions turn pairs")
-        if self.post_norm and not self.embedding_norm:
-            raise ValueError("post_norm normalises the embeddings too: set embedding_norm=True")
+            raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary positions rotate pairs of values")
         if self.window is None and (self.global_every or self.local_rope_theta):
-            raise ValueError("global_every and local_rope_theta speak of layers with a window: set window")
+            raise ValueError("global_every and local_rope_theta apply to layers with a window: set window")
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise ValueError("attention='cudnn' computes in bfloat16 only: set dtype='bfloat16', or attention='auto'")
         return self
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward multiplies its inner values by a gate."""
+        return self.feedforward in ("swiglu", "geglu")
 
     @property
     def sees_all(self) -> tuple[bool, ...]:
@@ -156,27 +244,31 @@ SIZES = {
 
 
 def forward_flops(config: TransformerConfig, vocab_size: int, num_tokens: int, batch_size: int) -> float:
-    """FLOPs of the matrix products of one forward pass over rows of `num_tokens`; a multiply-add is two.
+    """Returns the FLOPs of the matrix products of one forward pass; a multiply-add is two.
 
-    Attention counts the pairs that a token may see were the row one segment, the vocabulary map every token.
+    Attention counts the pairs of a row of `num_tokens` that is one segment; the head counts every token.
     """
     width = config.num_heads * config.head_dim
     inner = (3 if config.gated else 2) * config.ffn_dim
     layer = (2 * width + 2 * config.num_kv_heads * config.head_dim + inner) * config.dim
-    head = (vocab_size + config.dim * config.prediction_head) * config.dim
-    linear = 2.0 * batch_size * num_tokens * (config.num_layers * layer + head)
+    linear = batch_size * num_tokens * (2.0 * config.num_layers * layer + head_flops(config, vocab_size))
     return linear + attention_flops(config, num_tokens, batch_size)
 
 
+def head_flops(config: TransformerConfig, vocab_size: int) -> float:
+    """Returns the share of `forward_flops` that one token's logits take."""
+    return 2.0 * (vocab_size + config.dim * (config.head == "transform")) * config.dim
+
+
 def attention_flops(config: TransformerConfig, num_tokens: int, batch_size: int) -> float:
-    """The share of `forward_flops` that no parameter has a part in: queries by keys, and weights by values."""
+    """Returns the share of `forward_flops` without parameters: queries times keys, weights times values."""
     windows = (None if sees_all else config.window for sees_all in config.sees_all)
-    pairs = sum(_pairs(num_tokens, window, config.causal) for window in windows)
+    pairs = sum(_visible_pairs(num_tokens, window, config.causal) for window in windows)
     return 4.0 * batch_size * config.num_heads * config.head_dim * pairs
 
 
-def _pairs(num_tokens: int, window: int | None, causal: bool) -> int:
-    """How many (query, key) pairs attention looks at in a row of one segment."""
+def _visible_pairs(num_tokens: int, window: int | None, causal: bool) -> int:
+    """Returns the number of (query, key) pairs that attention scores in a row of one segment."""
     reach = num_tokens - 1 if window is None else min(window, num_tokens - 1)
-    behind = reach * num_tokens - reach * (reach + 1) // 2
-    return num_tokens + behind * (1 if causal else 2)
+    earlier = reach * num_tokens - reach * (reach + 1) // 2
+    return num_tokens + earlier * (1 if causal else 2)

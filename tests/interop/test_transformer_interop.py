@@ -14,18 +14,12 @@ from jax_speechlm.nn import functional
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "transformer.npz")
 KINDS = ("qwen3", "llama", "modernbert", "bert", "roberta")
 SMALL = {"dim": 8, "num_layers": 3, "num_heads": 2, "ffn_dim": 12}
-BERT = TransformerConfig(
-    **SMALL, num_kv_heads=2, head_dim=4, causal=False, norm="layer", norm_epsilon=1e-12, activation="gelu",
-    query_key_norm=False, embedding_norm=True, prediction_head=True, post_norm=True, bias=True, gated=False,
-    positions=LearnedPositions(size=9, token_types=2),
-)  # fmt: skip
+BERT = TransformerConfig.bert(**SMALL, num_kv_heads=2, head_dim=4, positions=LearnedPositions(size=9, token_types=2))
 CONFIGS = {
-    "qwen3": TransformerConfig(**SMALL, num_kv_heads=1, head_dim=6, window=3, rope_theta=1e6),
-    "llama": TransformerConfig(**SMALL, num_kv_heads=1, head_dim=4, query_key_norm=False, tied=False),
-    "modernbert": TransformerConfig(
-        **SMALL, num_kv_heads=2, head_dim=4, causal=False, norm="layer", norm_epsilon=1e-5, activation="gelu",
-        query_key_norm=False, embedding_norm=True, prediction_head=True, window=4, global_every=2,
-        local_rope_theta=100.0,
+    "qwen3": TransformerConfig.qwen3(**SMALL, num_kv_heads=1, head_dim=6, window=3, rope_theta=1e6),
+    "llama": TransformerConfig.llama(**SMALL, num_kv_heads=1, head_dim=4, tied=False),
+    "modernbert": TransformerConfig.modernbert(
+        **SMALL, num_kv_heads=2, head_dim=4, window=4, global_every=2, local_rope_theta=100.0
     ),
     "bert": BERT,
     "roberta": BERT.replace(positions=LearnedPositions(size=9, first=1, token_types=1)),
@@ -124,12 +118,12 @@ def test_forms_without_counterpart_are_refused(kind, change, message):
     ("kind", "change", "message"),
     [
         ("llama", {"window": 4}, "LlamaForCausalLM has window=None only; this model has window=4"),
-        ("llama", {"activation": "gelu"}, "activation='silu' only"),
+        ("llama", {"feedforward": "geglu"}, "feedforward='swiglu' only"),
         ("qwen3", {"local_rope_theta": 10.0}, "local_rope_theta=None only"),
         ("modernbert", {"num_kv_heads": 1}, "num_kv_heads=2 only"),
-        ("modernbert", {"prediction_head": False}, "prediction_head=True only"),
-        ("modernbert", {"post_norm": True}, "post_norm=False only"),
-        ("bert", {"gated": True}, "gated=False only"),
+        ("modernbert", {"head": "linear"}, "head='transform' only"),
+        ("modernbert", {"norm_placement": "post"}, "norm_placement='pre_embedding' only"),
+        ("bert", {"feedforward": "geglu"}, "feedforward='gelu' only"),
         ("bert", {"window": 4}, "window=None only"),
         ("bert", {"positions": LearnedPositions(size=9)}, "has token types"),
     ],

@@ -14,7 +14,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
-from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
+from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
@@ -44,16 +44,18 @@ FORMER = ConformerConfig(input_dim=40, dim=16, num_layers=2, num_heads=2, kernel
 XVECTOR = XVectorConfig(channels=(12, 10), kernels=(3, 2), dilations=(1, 1), dim=8)
 FAST = FastConformerConfig(input_dim=40, dim=16, num_layers=2, num_heads=2, kernel_size=5, channels=4)
 QWEN = TransformerConfig(dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=24)
-BERT = TransformerConfig(
-    dim=16, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=8, ffn_dim=24, causal=False, norm="layer",
-    norm_epsilon=1e-5, activation="gelu", query_key_norm=False, embedding_norm=True, prediction_head=True, window=4,
-    global_every=2, local_rope_theta=100.0,
+BERT = TransformerConfig.modernbert(
+    dim=16, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=8, ffn_dim=24, window=4, global_every=2,
+    local_rope_theta=100.0,
 )  # fmt: skip
 
 OLD_BERT = BERT.replace(
-    post_norm=True, bias=True, gated=False, positions=LearnedPositions(size=64, token_types=2),
-    window=None, global_every=None, local_rope_theta=None,
-)  # fmt: skip
+    **FORMS["bert"],
+    positions=LearnedPositions(size=64, token_types=2),
+    window=None,
+    global_every=None,
+    local_rope_theta=None,
+)
 
 LISTENER = SpeechLMConfig(
     encoder=FORMER,

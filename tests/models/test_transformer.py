@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.models.transformer import Transformer, init_cache
-from jax_speechlm.models.transformer_config import SIZES, LearnedPositions, TransformerConfig, forward_flops
+from jax_speechlm.models.transformer_config import FORMS, SIZES, LearnedPositions, TransformerConfig, forward_flops
 from jax_speechlm.nn import functional
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings, shard_batch
 
@@ -18,14 +18,9 @@ CAUSAL = TransformerConfig(
     dim=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, ffn_dim=24, window=4, global_every=2,
     local_rope_theta=100.0, dropout=0.2,
 )  # fmt: skip
-BOTH_WAYS = CAUSAL.replace(
-    causal=False, norm="layer", norm_epsilon=1e-5, activation="gelu", query_key_norm=False, embedding_norm=True,
-    prediction_head=True, num_kv_heads=4, tied=False,
-)  # fmt: skip
-LEARNT = BOTH_WAYS.replace(
-    post_norm=True, bias=True, gated=False, positions=LearnedPositions(size=64, first=2, token_types=2)
-)
-FORMS = {"causal": CAUSAL, "both ways": BOTH_WAYS, "learnt positions": LEARNT}
+BOTH_WAYS = CAUSAL.replace(**FORMS["modernbert"], norm_epsilon=1e-5, num_kv_heads=4, tied=False)
+LEARNT = BOTH_WAYS.replace(**FORMS["bert"], positions=LearnedPositions(size=64, first=2, token_types=2))
+CONFIGS = {"causal": CAUSAL, "both ways": BOTH_WAYS, "learnt positions": LEARNT}
 
 
 def model(config, vocab_size=VOCAB):
@@ -42,7 +37,7 @@ def apply(graphdef, params, tokens, segment, position, keys=None):
     return bound.logits(bound(tokens, segment, position, keys))
 
 
-MODELS = {name: model(config) for name, config in FORMS.items()}
+MODELS = {name: model(config) for name, config in CONFIGS.items()}
 
 
 def pack(rows, time=TIME, seed=0):
@@ -62,7 +57,7 @@ def documents(lengths, seed):
     return [rng.integers(0, VOCAB, length).astype(np.int32) for length in lengths]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CONFIGS)
 @settings(max_examples=15)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4).filter(lambda lengths: sum(lengths) <= TIME),
@@ -81,7 +76,7 @@ def test_a_document_depends_on_its_own_tokens_only(form, lengths, order, seed):
         start += length
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CONFIGS)
 def test_batch_size_and_more_padding_change_nothing(form):
     """Dropout included, because each row has its own key."""
     keys = jax.random.split(jax.random.key(0), 3)
@@ -95,18 +90,18 @@ def test_batch_size_and_more_padding_change_nothing(form):
     assert np.abs(apply(*MODELS[form], *pack(rows)) - together).max() > 0.1  # there was dropout
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CONFIGS)
 @pytest.mark.parametrize("position", [0, 6, TIME - 1])
 def test_one_layer_sees_the_window_and_no_further(form, position):
     """Every token within reach of a changed one changes, at the row's ends too, and no other."""
     window = 4
-    graphdef, params = model(FORMS[form].replace(num_layers=1, window=window, global_every=None, dropout=0.0))
+    graphdef, params = model(CONFIGS[form].replace(num_layers=1, window=window, global_every=None, dropout=0.0))
     tokens, segment, positions = pack([documents((TIME,), 0)])
     changed = tokens.copy()
     changed[0, position] = (changed[0, position] + 1) % VOCAB
     before, after = (apply(graphdef, params, x, segment, positions)[0] for x in (tokens, changed))
     distance = np.arange(TIME) - position
-    reach = (distance >= (0 if FORMS[form].causal else -window)) & (distance <= window)
+    reach = (distance >= (0 if CONFIGS[form].causal else -window)) & (distance <= window)
     assert ((np.abs(before - after).max(-1) > 1e-4) == reach).all()
     np.testing.assert_array_equal(before[~reach], after[~reach])
 
@@ -183,7 +178,7 @@ def loss_and_gradients(graphdef, params, *batch):
     return jax.value_and_grad(partial(next_token_loss, graphdef))(params, *batch)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CONFIGS)
 def test_gradients_are_finite_whatever_the_row_holds(form):
     rows = [[], documents((1,), 0), documents((1,) * TIME, 1), documents((TIME,), 2), documents((7, 3), 3)]
     keys = jax.random.split(jax.random.key(0), len(rows))
@@ -194,11 +189,11 @@ def test_gradients_are_finite_whatever_the_row_holds(form):
     assert not any(np.any(gradient) for gradient in jax.tree.leaves(gradients))  # nothing but padding
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CONFIGS)
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=["8x1x1", "1x8x1", "2x2x2"])
 def test_every_mesh_gives_the_loss_and_gradients_of_one_device(form, shape):
     graphdef, params = MODELS[form]
-    axes = functional.declare(lambda rngs: Transformer(FORMS[form], VOCAB, rngs=rngs)).axes
+    axes = functional.declare(lambda rngs: Transformer(CONFIGS[form], VOCAB, rngs=rngs)).axes
     batch = *pack([documents((9, 5), seed) for seed in range(8)]), jax.random.split(jax.random.key(0), 8)
     expected_loss, expected = loss_and_gradients(graphdef, params, *batch)
 
@@ -223,9 +218,9 @@ def test_remat_changes_memory_only():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CONFIGS)
 def test_bfloat16_computes_close_to_float32_and_returns_float32(form):
-    config = FORMS[form].replace(dtype="bfloat16")
+    config = CONFIGS[form].replace(dtype="bfloat16")
     batch = pack([documents((9, 5), 0)])
     low = apply(model(config)[0], MODELS[form][1], *batch)
     assert low.dtype == jnp.float32
@@ -254,7 +249,6 @@ def test_initial_logits_are_near_uniform_and_the_stream_does_not_grow_with_depth
     [
         ({"num_kv_heads": 3}, "multiple of num_kv_heads"),
         ({"head_dim": 5}, "must be even"),
-        ({"post_norm": True}, "set embedding_norm"),
         ({"positions": {"size": 2, "first": 2}}, "must be below size"),
         ({"window": None}, "set window"),
         ({"attention": "cudnn"}, "bfloat16 only"),
@@ -293,10 +287,10 @@ def test_the_sizes_named_after_qwen3_have_its_published_number_of_parameters():
     assert sizes == [596_049_920, 1_720_574_976, 8_190_735_360]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CONFIGS)
 def test_flops_are_what_xla_counts(form):
     """XLA multiplies the hidden pairs too. On one layer, because it counts a scan's body once."""
-    config = FORMS[form].replace(
+    config = CONFIGS[form].replace(
         dim=256, num_layers=1, head_dim=64, ffn_dim=512, window=None, global_every=None, local_rope_theta=None
     )
     batch, time, vocab = 2, 60, 600

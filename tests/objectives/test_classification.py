@@ -20,7 +20,7 @@ from tests.objectives.text import MODEL, TOKENIZER, VOCABULARY, documents, pack,
 CONFIG = Classification(classes=("low", "middle", "high"))
 FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3))
 CONFORMER = ConformerConfig(input_dim=16, dim=8, num_layers=1, num_heads=2, kernel_size=3, left_max=4, right_max=2)
-TRANSFORMER = MODEL.replace(causal=False, prediction_head=True)
+TRANSFORMER = MODEL.replace(causal=False, head="transform")
 FAST = FastConformerConfig(input_dim=8, dim=8, num_layers=1, num_heads=2, kernel_size=3, channels=4)
 MODELS = {"speech": CONFORMER, "fast": FAST, "text": TRANSFORMER}
 

@@ -15,7 +15,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM, mask_tokens, most_masked, word_starts
 from tests.objectives.text import MODEL, TOKENIZER, VOCABULARY, documents, pack, reorder
 
-BOTH_WAYS = MODEL.replace(causal=False, prediction_head=True, query_key_norm=False)
+BOTH_WAYS = MODEL.replace(causal=False, head="transform", query_key_norm=False)
 SPACE = TOKENIZER.encode(" ")[0]
 EVERY = np.ones(VOCABULARY.tokenizer_size, bool)
 TIME, RATIO = 40, 0.15

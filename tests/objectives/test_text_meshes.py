@@ -19,7 +19,7 @@ from tests.objectives.text import MODEL, TOKENIZER, documents, pack
 ONE, DATA, FSDP, MIXED = MeshShape(data=1), MeshShape(data=8), MeshShape(fsdp=8), MeshShape(data=2, fsdp=2, tensor=2)
 LONG, LONG_MIXED = MeshShape(sequence=8), MeshShape(data=2, sequence=2, tensor=2)
 CAUSAL = MODEL.replace(num_layers=1, num_heads=8, num_kv_heads=2, head_dim=4)
-BOTH_WAYS = CAUSAL.replace(causal=False, prediction_head=True)
+BOTH_WAYS = CAUSAL.replace(causal=False, head="transform")
 NARROW = {"window": 3, "global_every": 2, "num_layers": 2}
 # Rows of 24 tokens divide among the devices of a row, those of 26 do not.
 CASES = {

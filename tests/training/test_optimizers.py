@@ -10,7 +10,7 @@ from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import configs
 from jax_speechlm.core.tree import is_below, overlay, paths, select
 from jax_speechlm.models.adapter import Convolutional, QFormer
-from jax_speechlm.models.transformer_config import LearnedPositions
+from jax_speechlm.models.transformer_config import FORMS, LearnedPositions
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.lm.span_corruption import SpanCorruption
@@ -38,9 +38,8 @@ def experiments() -> dict[str, Experiment]:
     pairs = {(each.model.kind, each.objective.kind): name for name, each in shipped.items()}
     found = {name: shipped[name] for name in pairs.values()} | {name: tiny.experiment(name) for name in tiny.OBJECTIVES}
     text = shipped["text_en_mlm"]
-    bert = {"causal": False, "norm": "layer", "post_norm": True, "embedding_norm": True, "bias": True, "gated": False}
-    bert |= {"prediction_head": True, "tied": False, "positions": LearnedPositions(token_types=2)}
-    found["bert"] = text.replace(model=text.model.replace(**bert))
+    bert = text.model.replace(**FORMS["bert"], tied=False, positions=LearnedPositions(token_types=2))
+    found["bert"] = text.replace(model=bert)
     spans = shipped["text_en_lm"]
     found["spans"] = spans.replace(objective=SpanCorruption(), model=spans.model.replace(bias=True, norm="layer"))
     spoken = tiny.experiment("speech_lm")

@@ -195,7 +195,7 @@ class TestGrowth:
         run.close()
         return state.params, meta
 
-    @pytest.mark.parametrize("changes", [{}, {"tied": False}, {"prediction_head": True, "tied": False}])
+    @pytest.mark.parametrize("changes", [{}, {"tied": False}, {"head": "transform", "tied": False}])
     def test_rows_of_known_ids_are_copied_and_the_others_stay_fresh(self, tmp_path, changes):
         model = self.model(**changes)
         theirs, _ = self.saved(tmp_path / "text", CausalLM(), model)

@@ -23,7 +23,7 @@ from jax_speechlm.interop.hf.mapping import (
     write,
 )
 from jax_speechlm.interop.hf.mapping import sources as sources_of
-from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
+from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
 from jax_speechlm.nn.functional import Params
 
 _INTO_HEADS = Layout(
@@ -248,23 +248,7 @@ _FIXED = {
     "bert": _ABSOLUTE,
     "roberta": _ABSOLUTE,
 }
-# The same on our side.
-_ENCODER = {
-    "causal": False,
-    "norm": "layer",
-    "activation": "gelu",
-    "query_key_norm": False,
-    "embedding_norm": True,
-    "prediction_head": True,
-}
-_POST_NORM = {"post_norm": True, "bias": True, "gated": False}
-_FORM = {
-    "llama": {"causal": True, "query_key_norm": False},
-    "qwen3": {"causal": True, "query_key_norm": True},
-    "modernbert": _ENCODER,
-    "bert": _ENCODER | _POST_NORM,
-    "roberta": _ENCODER | _POST_NORM,
-}
+_FORM = FORMS | {"roberta": FORMS["bert"]}  # the same on our side
 # Settings that have a value with others, and that are None here.
 _NEVER = {
     "llama": ("positions", "window"),
@@ -340,8 +324,7 @@ def _model_type(config: TransformerConfig) -> str:
         model_type = "modernbert"
     else:
         model_type = "roberta" if config.positions.first else "bert"
-    defaults = {name: TransformerConfig.model_fields[name].default for form in _FORM.values() for name in form}
-    form = defaults | _FORM[model_type]
+    form = dict(_FORM[model_type])
     if not config.causal:
         form |= {"num_kv_heads": config.num_heads, "head_dim": config.dim // config.num_heads}
     form |= dict.fromkeys(_NEVER[model_type])

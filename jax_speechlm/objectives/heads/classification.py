@@ -109,7 +109,7 @@ def _of_texts(num_classes: int, model: TransformerConfig, vocabulary: Vocabulary
         return classifier.head(classifier.transformer.head(_mean(hidden_BxTxD, batch["segment"] > 0)))
 
     def flops(num_tokens: int, batch_size: int) -> float:
-        head = 2.0 * num_tokens * batch_size * (vocabulary.size + model.dim * model.prediction_head) * model.dim
+        head = num_tokens * batch_size * transformer_config.head_flops(model, vocabulary.size)
         return transformer_config.forward_flops(model, vocabulary.size, num_tokens, batch_size) - head
 
     return make, logits, flops

@@ -17,7 +17,7 @@ from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models.transformer_config import forward_flops
+from jax_speechlm.models.transformer_config import forward_flops, head_flops
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig
 from jax_speechlm.objectives.lm.causal_lm import TextModel, require_transformer, scored
@@ -75,7 +75,7 @@ class MaskedLM(ObjectiveConfig):
 
         def flops(num_tokens: int, batch_size: int) -> float:
             unscored = num_tokens - most_masked(num_tokens, self.ratio)
-            head = 2.0 * (vocabulary.size + model.dim * model.prediction_head) * model.dim
+            head = head_flops(model, vocabulary.size)
             return forward_flops(model, vocabulary.size, num_tokens, batch_size) - batch_size * unscored * head
 
         return Objective(make, loss, forward_flops=flops)
