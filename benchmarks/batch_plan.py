@@ -12,7 +12,8 @@ import time
 
 import numpy as np
 
-from data_pipelines.batching.plan import SAMPLE_RATE, make_plan
+from data_pipelines.batching.plan import make_plan
+from data_pipelines.core.audio_format import SAMPLE_RATE
 
 
 def main() -> None:

@@ -25,7 +25,8 @@ from interleave import load
 from rich.console import Console
 
 from data_pipelines.audio.clips import Audio, Clip, Corpus
-from data_pipelines.audio.decode import SAMPLE_RATE, decode_flac
+from data_pipelines.audio.decode import decode_flac
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.prepare import beam
 from data_pipelines.prepare.command import prepare
 from data_pipelines.prepare.speech_store import folder_bytes

@@ -69,7 +69,7 @@ def test_while_records_are_written(small_disk, tmp_path):
         soundfile.write(tmp_path / f"{number}.wav", rng.normal(0, 0.2, 48_000), 16_000)
     rows = [{"audio": f"{number}.wav", "text": "a few words", "split": "train"} for number in range(20)]
     (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(DataError, match=r"my: the disk is full; .* the same command goes on from there"):
+    with pytest.raises(DataError, match=r"my: the disk is full; .* the same command continues from there"):
         prepare(manifest=tmp_path / "my.jsonl", data_dir=folder)
     assert len(list((folder / "my" / "work").rglob("*.flac"))) == 20
     grow()

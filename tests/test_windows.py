@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.audio.decode import SAMPLE_RATE, AudioError
+from data_pipelines.audio.decode import AudioError
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.inference.segmentation import (
     blocks_of,
     cut_at_pauses,

@@ -1,4 +1,4 @@
-"""What a source of speech hands to preparation: clips, and what it left out."""
+"""Clips and dropped items: the output of a corpus and the input of the prepare job."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -9,17 +9,22 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.audio.decode import SAMPLE_RATE, AudioError, decode
+from data_pipelines.audio.decode import AudioError, decode
+from data_pipelines.core.audio_format import SAMPLE_RATE
 
 
 class Audio(Protocol):
-    """Where the sound of a clip is, and how to read it."""
+    """Location of a clip's audio, and how it is read."""
 
     def decode(self, max_seconds: float) -> NDArray[np.int16]:
-        """int16 [samples] at 16 kHz mono; see `data_pipelines.audio.decode.decode`."""
+        """Decodes the audio; see `data_pipelines.audio.decode.decode`.
+
+        Returns:
+          int16 [samples], mono, at `SAMPLE_RATE`.
+        """
 
     def fingerprint(self) -> str:
-        """Changes when the stored sound changes, so that a resumed preparation knows what it can keep."""
+        """Returns a string that changes when the stored audio changes: a resumed preparation reuses the rest."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class AudioFile:
     """A sound file.
 
     Attributes:
-      seconds: how long it is said to be; another length is an error. None where nothing is said.
+      path: of the file.
+      seconds: its stated length; another length is an error. None where no length is stated.
     """
 
     path: Path
@@ -46,7 +52,7 @@ class AudioFile:
 
 
 def file_stamp(path: Path) -> str:
-    """Changes when a file does."""
+    """Returns a string that changes when a file does."""
     try:
         stat = path.stat()
     except (OSError, ValueError):
@@ -55,7 +61,11 @@ def file_stamp(path: Path) -> str:
 
 
 def check_path(path: Path) -> None:
-    """Raises AudioError for a path that no file can have, or that must not be followed."""
+    """Checks that a path can name a file and may be followed.
+
+    Raises:
+      AudioError: it cannot, or its permissions forbid it.
+    """
     try:
         path.stat()
     except FileNotFoundError:
@@ -65,19 +75,19 @@ def check_path(path: Path) -> None:
         raise AudioError(shown, "cannot be opened", f"correct the path or its permissions ({error})") from error
 
 
-def wrong_length(path: Path, found: float, stated: float | None) -> AudioError | None:
-    """What is wrong where a file lasts `found` seconds and its manifest says `stated`."""
-    if stated is None or abs(found - stated) <= tolerance(stated):
+def wrong_length(path: Path, actual: float, stated: float | None) -> AudioError | None:
+    """Returns the error for a file of `actual` seconds whose manifest states another length; None if they agree."""
+    if stated is None or abs(actual - stated) <= tolerance(stated):
         return None
     remedy = (
-        f'"duration" says {stated:g} s, and the file lasts {found:.2f} s: remove the duration, or add "offset": 0 '
-        "where the text is that of a stretch"
+        f'"duration" is {stated:g} s, but the file lasts {actual:.2f} s: remove the duration, or add "offset": 0 '
+        "if the text belongs to a part of the file"
     )
     return AudioError(str(path), "duration contradicts the file", remedy)
 
 
 def tolerance(seconds: float) -> float:
-    """By how many seconds a stated duration may be wrong: they are rounded, and encoders pad."""
+    """Returns the accepted error of a stated duration, in seconds: durations are rounded, and encoders pad."""
     return max(0.1, 0.01 * seconds)
 
 
@@ -108,12 +118,12 @@ class Clip:
 
     Attributes:
       id: unique within the set.
-      audio: where its sound is.
-      text: the transcript, as training will see it; '' where there is none.
+      audio: location of its audio.
+      text: the transcript in the form that training uses; '' where unknown.
       speaker: '' where unknown.
       language: two-letter code, or ''.
-      split: the split it belongs to.
-      translation: into English; '' where there is none.
+      split: name of its split.
+      translation: into English; '' where unknown.
     """
 
     id: str
@@ -127,13 +137,13 @@ class Clip:
 
 @dataclass(frozen=True)
 class Dropped:
-    """An item that a source or the conversion left out.
+    """An item that a corpus or the conversion left out.
 
     Attributes:
-      id: of the clip, or file and line where there is none.
-      reason: short, the same for all items of its kind: reports count by it.
+      id: of the clip, or file and line where it has no id.
+      reason: short, and the same for all items of its kind: reports count by it.
       is_bad: the data is at fault (missing, corrupt, duplicate), not merely unsuitable.
-      detail: the whole message.
+      detail: the full message.
     """
 
     id: str
@@ -152,8 +162,9 @@ class Corpus:
       config: the builder's config, or '' for a builder without configs.
       licence: of audio and text.
       origin: packages with versions, or files; kept in the prepared set.
-      items: yields the clips and what was left out.
-      characters_per_second: clips whose text is outside this range do not match their audio and are dropped.
+      items: yields clips and dropped items.
+      characters_per_second: lowest and highest plausible rate; clips outside are dropped, as text and audio do not
+        match.
     """
 
     name: str
@@ -165,7 +176,7 @@ class Corpus:
     characters_per_second: tuple[float, float] | None = None
 
     def unique_items(self) -> Iterator[Clip | Dropped]:
-        """The items, of which a clip whose id came before is dropped. Holds some 100 bytes a clip in memory."""
+        """Yields the items, with a clip whose id occurred before as `Dropped`. Uses about 100 bytes of memory per clip."""
         seen: set[bytes] = set()
         for item in self.items():
             if isinstance(item, Clip):

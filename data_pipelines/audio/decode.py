@@ -1,8 +1,8 @@
-"""Any audio file to 16 kHz mono int16, and what its levels say about it.
+"""Decoding of audio files in any format to 16 kHz mono int16, and measurement of levels.
 
-Files are decoded and resampled in separate processes (`audio_process`) under limits of memory and processor time, as
-files from elsewhere may be made to crash or exhaust a decoder. A file is decoded block by block: `decode` holds the
-result (115 MB an hour), `stream` one block.
+Files are decoded and resampled in separate processes (`data_pipelines.audio.process`) with limits on memory and
+processor time, because a file from an unknown source may crash or exhaust a decoder. A file is decoded block by block:
+`decode` holds the whole result (115 MB per hour), `stream` one block.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ import soxr
 from numpy.typing import NDArray
 
 from data_pipelines.audio import process
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 
-SAMPLE_RATE = 16_000  # Hz, of everything this package stores
 _FULL_SCALE = 32_768
-_RATES = 1_000, 1_000_000  # Hz; outside lie damaged headers, whose few bytes would swell to hours or raise in soxr
+_RATES = 1_000, 1_000_000  # Hz; other rates come from damaged headers: a few bytes would last hours, or soxr fails
 _log = logging.getLogger(__name__)
 
 
@@ -39,7 +39,7 @@ class AudioError(DataError):
 
 
 class AudioTooLongError(AudioError):
-    """Audio longer than the caller's limit, noticed without decoding the rest."""
+    """Audio longer than the caller's limit, detected without decoding the rest."""
 
     def __init__(self, name: str, max_seconds: float):
         super().__init__(
@@ -56,21 +56,21 @@ def decode(
 ) -> NDArray[np.int16]:
     """Decodes a file, or its bytes, of any common format, rate and channel count.
 
-    Channels are averaged. Samples of a 16 kHz mono 16-bit source come back unchanged. Of several audio streams the
-    first is decoded. Silence stands where a stream starts late or has gaps, and in place of packets that are damaged,
-    whose duration is logged as a warning.
+    Channels are averaged. Samples of a 16 kHz mono 16-bit file are returned unchanged. If there are several audio
+    streams, the first is decoded. Silence replaces gaps, late starts and damaged packets, whose duration is logged as a
+    warning.
 
     Args:
       source: a path, or the bytes of a file. No other file that it refers to is opened.
-      name: what errors call the audio; its suffix tells headerless formats (`.g722`). Default: the path.
+      name: of the audio in errors; its suffix identifies headerless formats (`.g722`). Default: the path.
       max_seconds: longer audio raises `AudioTooLongError` as soon as the limit is passed.
-      check: called several times a second while decoding; what it raises ends the decoding.
+      check: called several times a second while decoding; an exception that it raises ends the decoding.
 
     Returns:
       int16 [samples] at 16 kHz, at least one sample.
 
     Raises:
-      AudioError: the file is missing, empty, corrupt, holds no samples, or exceeds the decoder's limits.
+      AudioError: the file is missing, empty, corrupt, has no samples, or exceeds the decoder's limits.
     """
     return np.concatenate(list(stream(source, name=name, max_seconds=max_seconds, check=check)))
 
@@ -82,9 +82,13 @@ def stream(
     max_seconds: float = math.inf,
     check: Callable[[], None] | None = None,
 ) -> Iterator[NDArray[np.int16]]:
-    """Decodes as `decode` does, block by block, for recordings that should not lie in memory as a whole.
+    """Decodes as `decode` does, block by block, for recordings that should not be in memory as a whole.
 
-    Arguments and errors as in `decode`; an error may follow blocks that were good.
+    Yields:
+      int16 blocks [samples] at 16 kHz.
+
+    Raises:
+      AudioError: as `decode`; it may follow valid blocks.
     """
     yield from _stream({"mix": True, "rate": SAMPLE_RATE}, source, name, max_seconds, check)
 
@@ -92,7 +96,7 @@ def stream(
 def stream_channels(
     source: str | Path | bytes, *, name: str = "", rate: int = SAMPLE_RATE
 ) -> Iterator[NDArray[np.int16]]:
-    """Decodes a file block by block with its channels apart.
+    """Decodes a file block by block, without mixing its channels.
 
     Args:
       source: as in `decode`.
@@ -133,7 +137,7 @@ def _stream(
 
 
 def length(path: str | Path) -> float:
-    """Returns the seconds that a file states it lasts, for progress: 0 where it states none, or cannot be read."""
+    """Returns the length that a file states, in seconds, for progress; 0 if it states none or cannot be read."""
     try:
         request = {"do": "length", "suffix": Path(path).suffix}
         return sum(answer.get("length", 0.0) for answer in _answers(request, path, str(path), None))
@@ -144,7 +148,7 @@ def length(path: str | Path) -> float:
 def _answers(
     request: dict[str, Any], source: str | Path | bytes, name: str, check: Callable[[], None] | None
 ) -> Iterator[NDArray[np.int16] | dict[str, Any]]:
-    """Opens a file and hands it to a decoding process. Raises `AudioError`."""
+    """Opens a file, passes it to a decoding process and yields the answers. Raises `AudioError`."""
     fd = _opened(source, name)
     try:
         yield from process.run(request, fd, check)
@@ -184,10 +188,15 @@ def resample(
 
     Args:
       blocks: pairs of a rate in Hz, the same in all, and float32 [samples] or [samples, channels] in -1..1.
+      name: of the audio in errors.
+      max_seconds: limit of the duration.
+
+    Returns:
+      int16 [samples].
 
     Raises:
-      AudioError: there are no samples, or some are not finite.
-      AudioTooLongError: more than `max_seconds` came in.
+      AudioError: the blocks have no samples, or some samples are not finite.
+      AudioTooLongError: the blocks last longer than `max_seconds`.
     """
     return np.concatenate(list(resampled(blocks, name, max_seconds)))
 
@@ -202,11 +211,17 @@ def resampled(
 ) -> Iterator[NDArray[np.int16]]:
     """Resamples as `resample` does, block by block.
 
-    Rate and number of channels may change between blocks, where streams are joined.
+    Rate and number of channels may change between blocks, as in a file of several joined streams.
 
     Args:
-      rate: of the blocks that come out.
-      mix: [samples], the mean of the channels, comes out; else [samples, channels].
+      blocks: as in `resample`.
+      name: of the audio in errors.
+      max_seconds: limit of the duration.
+      rate: of the output, in Hz.
+      mix: whether to average the channels.
+
+    Yields:
+      int16 [samples], or [samples, channels] without `mix`.
     """
     resampler, last, seconds, num_samples = None, None, 0.0, 0
     for source_rate, block in blocks:
@@ -253,21 +268,21 @@ def _to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
 
 
 def encode_flac(samples: NDArray[np.int16]) -> bytes:
-    """FLAC bytes of int16 [samples] at 16 kHz; lossless."""
+    """Returns the FLAC bytes (lossless) of int16 [samples] at 16 kHz."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
 
 
 def decode_flac(flac: bytes) -> NDArray[np.int16]:
-    """int16 [samples] of what `encode_flac` wrote."""
+    """Decodes the output of `encode_flac` to int16 [samples]."""
     samples, _ = soundfile.read(io.BytesIO(flac), dtype="int16")
     return samples
 
 
 @dataclass(frozen=True)
 class Levels:
-    """What the levels of one clip say about its quality.
+    """Signal levels of one clip, as a measure of its quality.
 
     Attributes:
       peak: largest magnitude, as a share of full scale.
@@ -281,12 +296,12 @@ class Levels:
 
     @property
     def is_silent(self) -> bool:
-        """Nothing to hear: the peak stays below -60 dB of full scale."""
+        """Whether the clip is inaudible: its peak is below -60 dB of full scale."""
         return self.peak < 1e-3
 
     @property
     def is_clipped(self) -> bool:
-        """More than one sample in a thousand sits at the rails."""
+        """Whether more than one sample in a thousand is at full scale."""
         return self.clipped_share > 1e-3
 
     @property
@@ -295,7 +310,7 @@ class Levels:
 
 
 def measure(samples: NDArray[np.int16]) -> Levels:
-    """Levels of int16 [samples] at 16 kHz."""
+    """Computes the levels of int16 [samples] at 16 kHz."""
     signal = samples.astype(np.float32) / _FULL_SCALE
     magnitude = np.abs(signal)
     frame = SAMPLE_RATE // 40

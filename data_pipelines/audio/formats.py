@@ -1,8 +1,8 @@
-"""Decodes containers and codecs of audio to blocks of float32 samples. Runs in the decoding process only.
+"""Decoding of open files of many formats into blocks of float32 samples. Runs in the decoding process only.
 
-libsndfile decodes formats whose headers state their length; FFmpeg (through PyAV) decodes the others, and whatever
-libsndfile stops at. Both are given one open file: formats that refer to other files (playlists, session descriptions)
-are not on the list, and FFmpeg may open nothing.
+libsndfile decodes formats whose headers state their length; FFmpeg (through PyAV) decodes the others, and files at
+which libsndfile stops. Both receive one open file: formats that refer to other files (playlists, session descriptions)
+are not on the list, and FFmpeg may open no file.
 """
 
 import io
@@ -21,12 +21,12 @@ from data_pipelines.audio.decode import AudioError
 Block = tuple[int, NDArray[np.float32]]
 """A sample rate in Hz, and float32 [samples, channels]."""
 
-_SHORT_BYTES = 2**18  # of an Ogg file that may be a single page of audio, at most 64 KiB, behind its headers
-_BLOCK_SAMPLES = 2**18  # 1 MiB of float32; the most that resampling from 1 kHz makes of it is 16 MiB
+BLOCK_SAMPLES = 2**18  # per block, over all channels: 1 MiB of float32, up to 16 MiB once resampled from 1 kHz
+_SHORT_BYTES = 2**18  # of an Ogg file that may be its headers and a single page of audio (at most 64 KiB)
 
-# OGG and MP3 may be joined from several streams, of which libsndfile decodes the first.
+# Without OGG and MP3: they may consist of several joined streams, and libsndfile decodes only the first.
 _LIBSNDFILE_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "NIST", "VOC", "IRCAM"}
-_HEADERLESS = {".g722": "g722", ".gsm": "gsm"}  # recognised by suffix alone
+_HEADERLESS = {".g722": "g722", ".gsm": "gsm"}  # recognised by suffix only
 _FFMPEG_FORMATS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,g722,gsm,loas,matroska,webm,mov,mp4,m4a,3gp,"
     "3g2,mj2,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,ogg,rm,sox,tak,tta,voc,w64,wav,wv,xwma"
@@ -38,14 +38,14 @@ _CODECS = (
     "nellymoser,opus,speex,tak,truehd,tta,vorbis,wavpack,wmalossless,wmapro,wmav1,wmav2,wmavoice,"
     + ",".join(sorted(name for name in av.codecs_available if name.startswith("pcm_")))
 )
-_PAGE = re.compile(rb"OggS\0[\0-\7]")  # the beginning of an Ogg page, as far as its flags
+_PAGE = re.compile(rb"OggS\0[\0-\7]")  # the beginning of an Ogg page, up to its flags
 _TIMED_FORMATS = {"matroska", "mov", "ogg", "asf", "flv", "mpegts", "mpeg", "flac"}  # packets carry timestamps
-_ABSOLUTE_FORMATS = {"matroska", "mov"}  # time 0 is where playback starts, whatever comes first
+_ABSOLUTE_FORMATS = {"matroska", "mov"}  # playback starts at time 0, whatever the first timestamp
 _DISCONTINUOUS_FORMATS = {"mpegts", "mpeg", "ogg"}  # a long jump is a new timeline, not a gap
-_CONTIGUOUS_FORMATS = {"ogg", "flac"}  # a gap is a packet that is lost
+_CONTIGUOUS_FORMATS = {"ogg", "flac"}  # a gap is a lost packet
 _MIN_GAP, _MAX_GAP, _MAX_DISCONTINUOUS_GAP, _MAX_ABSOLUTE_START = 0.1, 3600.0, 10.0, 60.0  # seconds
-_MAX_STATED = 86_400.0  # seconds; a longer stated length that the file does not hold is a wrong header
-_MAX_READ_ERRORS = 10  # in succession, behind which the rest is taken to be unreadable
+_MAX_STATED = 86_400.0  # seconds; a longer stated length that the file does not reach is a wrong header
+_MAX_READ_ERRORS = 10  # in succession, after which the rest is unreadable
 
 
 @dataclass
@@ -53,8 +53,8 @@ class Damage:
     """Audio that could not be decoded.
 
     Attributes:
-      lost: seconds; silence takes their place where the length of the gap is known.
-      first_error: of the decoder.
+      lost: seconds; replaced by silence where the length of the gap is known.
+      first_error: message of the decoder.
     """
 
     lost: float = 0.0
@@ -65,21 +65,25 @@ class Damage:
         self.first_error = self.first_error or str(error)
 
 
-def blocks(fd: int, suffix: str, damage: Damage) -> Iterator[Block]:
-    """Decodes the audio of an open file: of its first audio stream if there are several.
+def blocks(fd: int, suffix: str, damage: Damage, *, block_samples: int = BLOCK_SAMPLES) -> Iterator[Block]:
+    """Decodes the first audio stream of an open file.
 
     Args:
       fd: file descriptor of a regular file at its beginning.
-      suffix: of the file's name; tells formats without a header.
-      damage: what is skipped is added to it.
+      suffix: of the file's name; identifies formats without a header.
+      damage: receives the duration of skipped audio.
+      block_samples: about the number of samples per block, over all channels.
+
+    Yields:
+      Pairs of a rate in Hz and float32 [samples, channels].
 
     Raises:
       AudioError: no audio stream, or a codec that is not supported.
-      soundfile.LibsndfileError, av.FFmpegError, ValueError: nothing can be decoded.
+      soundfile.LibsndfileError, av.FFmpegError, ValueError: the file cannot be decoded.
     """
     suffix = suffix.lower()
     if suffix in _HEADERLESS:
-        yield from _ffmpeg_blocks(fd, suffix, damage, _HEADERLESS[suffix])
+        yield from _ffmpeg_blocks(fd, suffix, damage, block_samples, _HEADERLESS[suffix])
         return
     done = stated = rate = 0
     # FFmpeg drops the last 128 samples of Vorbis that fits into a single page.
@@ -87,11 +91,11 @@ def blocks(fd: int, suffix: str, damage: Damage) -> Iterator[Block]:
     os.lseek(fd, 0, os.SEEK_SET)
     try:
         with soundfile.SoundFile(fd, closefd=False) as file:
-            whole = is_short and file.subtype == "VORBIS" and file.frames * file.channels <= _BLOCK_SAMPLES
+            whole = is_short and file.subtype == "VORBIS" and file.frames * file.channels <= block_samples
             if whole or file.format in _LIBSNDFILE_FORMATS:
                 stated, rate = file.frames, file.samplerate
                 while done < stated:
-                    block = file.read(_BLOCK_SAMPLES // file.channels or 1, dtype="float32", always_2d=True)
+                    block = file.read(block_samples // file.channels or 1, dtype="float32", always_2d=True)
                     if not len(block) or (whole and len(block) < stated):  # damaged: FFmpeg keeps the times
                         break
                     yield rate, block
@@ -103,9 +107,9 @@ def blocks(fd: int, suffix: str, damage: Damage) -> Iterator[Block]:
     os.lseek(fd, 0, os.SEEK_SET)
     num_samples = 0
     try:
-        for number, block in _ffmpeg_blocks(fd, suffix, damage):
+        for ffmpeg_rate, block in _ffmpeg_blocks(fd, suffix, damage, block_samples):
             if num_samples + len(block) > done:
-                yield number, block[max(done - num_samples, 0) :]
+                yield ffmpeg_rate, block[max(done - num_samples, 0) :]
             num_samples += len(block)
     except (av.FFmpegError, ValueError):
         if not done and (stated or not rate):
@@ -116,7 +120,7 @@ def blocks(fd: int, suffix: str, damage: Damage) -> Iterator[Block]:
 
 
 def length(fd: int, suffix: str) -> float:
-    """Seconds that a file states it lasts; 0 where it does not state them."""
+    """Returns the length that a file states, in seconds; 0 if it states none."""
     if suffix.lower() not in _HEADERLESS:
         try:
             with soundfile.SoundFile(fd, closefd=False) as file:
@@ -130,7 +134,7 @@ def length(fd: int, suffix: str) -> float:
 
 
 class _Part(io.FileIO):
-    """A part of an open file, under a name of which FFmpeg sees the suffix alone."""
+    """A part of an open file, under a name of which FFmpeg receives only the suffix."""
 
     def __init__(self, fd: int, suffix: str, start: int = 0, end: int | None = None):
         super().__init__(fd, closefd=False)
@@ -151,7 +155,7 @@ class _Part(io.FileIO):
 
 
 def _links(fd: int) -> list[int]:
-    """Returns where the streams begin that are joined in an Ogg file (RFC 3533, "chaining"); [0] for other files."""
+    """Returns the positions at which joined streams begin in an Ogg file (RFC 3533, "chaining"); [0] for other files."""
     starts, was_first, position, tail = [0], True, 0, b""
     with io.FileIO(fd, closefd=False) as file:
         file.seek(0)
@@ -180,42 +184,43 @@ def _open(part: _Part, container_format: str | None) -> av.container.InputContai
 
 
 class _Pending:
-    """Decoded frames of one rate and layout, until they make a block."""
+    """Decoded frames of one rate and layout that do not fill a block yet."""
 
-    def __init__(self):
+    def __init__(self, block_samples: int):
+        self._block_samples = block_samples
         self._fifo: av.AudioFifo | None = None
         self._kind: tuple | None = None
         self.rate = self.num_channels = 0
 
     def fits(self, frame: av.AudioFrame) -> bool:
-        """Whether a frame is of the kind that waits."""
+        """Whether a frame has the rate and layout of the pending frames."""
         return self._kind in (None, (frame.sample_rate, frame.format.name, frame.layout.name))
 
     def write(self, frame: av.AudioFrame) -> None:
         if self._fifo is None:
             self._kind = frame.sample_rate, frame.format.name, frame.layout.name
             self._fifo, self.rate, self.num_channels = av.AudioFifo(), frame.sample_rate, frame.layout.nb_channels
-        frame.pts = None  # else it has to be where the last frame ends
+        frame.pts = None  # otherwise it has to equal the end of the last frame
         self._fifo.write(frame)
 
     @property
     def is_full(self) -> bool:
-        return self._fifo is not None and self._fifo.samples * self.num_channels >= _BLOCK_SAMPLES
+        return self._fifo is not None and self._fifo.samples * self.num_channels >= self._block_samples
 
     def read(self) -> Iterator[Block]:
-        """Yields what waits, if anything, as one block."""
+        """Yields the pending frames, if any, as one block."""
         frame, rate = (self._fifo.read() if self._fifo is not None else None), self.rate
         self._fifo = self._kind = None
-        if frame is not None:  # interleaved first: PyAV crashes on planar frames of 8 channels
+        if frame is not None:  # made interleaved first: PyAV crashes on planar frames of 8 channels
             parts = av.AudioResampler(format="flt").resample(frame)
             yield rate, np.concatenate([part.to_ndarray().reshape(-1, self.num_channels) for part in parts])
 
 
 class _Timeline:
-    """Finds gaps between where decoded samples are and where their timestamps place them.
+    """Finds gaps between the number of decoded samples and the time of the next timestamp.
 
     Args:
-      container: opened; its format decides whether timestamps count and where time 0 is.
+      container: opened; its format decides whether timestamps are used and which one is time 0.
     """
 
     def __init__(self, container: av.container.InputContainer):
@@ -229,7 +234,7 @@ class _Timeline:
         self._last, self._time_base = -np.inf, 0.0
 
     def gap(self, frame: av.AudioFrame, seconds: float) -> float:
-        """Returns seconds of silence that precede a frame, behind `seconds` of audio."""
+        """Returns the seconds of silence between `seconds` of audio so far and a frame."""
         if not self._is_timed or frame.pts is None:
             return 0.0
         self._time_base = self._time_base or float(frame.time_base)  # arithmetic of fractions is slow
@@ -241,12 +246,14 @@ class _Timeline:
         return missing if missing > _MIN_GAP else 0.0
 
 
-def _ffmpeg_blocks(fd: int, suffix: str, damage: Damage, container_format: str | None = None) -> Iterator[Block]:
+def _ffmpeg_blocks(
+    fd: int, suffix: str, damage: Damage, block_samples: int, container_format: str | None = None
+) -> Iterator[Block]:
     starts = _links(fd)
     any_decoded, failure = False, None
     for start, end in zip(starts, [*starts[1:], None], strict=True):  # FFmpeg refuses streams of another rate
         try:
-            for block in _part_blocks(_Part(fd, suffix, start, end), damage, container_format):
+            for block in _part_blocks(_Part(fd, suffix, start, end), damage, block_samples, container_format):
                 any_decoded = True
                 yield block
         except MemoryError:
@@ -258,7 +265,7 @@ def _ffmpeg_blocks(fd: int, suffix: str, damage: Damage, container_format: str |
         raise failure
 
 
-def _part_blocks(part: _Part, damage: Damage, container_format: str | None) -> Iterator[Block]:
+def _part_blocks(part: _Part, damage: Damage, block_samples: int, container_format: str | None) -> Iterator[Block]:
     with _open(part, container_format) as container:
         if not container.streams.audio:
             raise AudioError("audio", "no audio stream", "the file holds no sound: remove its entry")
@@ -268,9 +275,9 @@ def _part_blocks(part: _Part, damage: Damage, container_format: str | None) -> I
             name = "unknown" if codec is None else codec.codec.name
             raise AudioError("audio", f"codec {name} is not supported", "convert it to FLAC, Opus or MP3")
         codec.thread_count = 1
-        if codec.codec.name == "flac":  # else damaged frames come out as noise
+        if codec.codec.name == "flac":  # otherwise damaged frames are decoded to noise
             codec.options = {"err_detect": "crccheck+explode"}
-        timeline, pending = _Timeline(container), _Pending()
+        timeline, pending = _Timeline(container), _Pending(block_samples)
         seconds, lost, error = 0.0, 0.0, None
         for decoded in _frames(container, stream):
             if isinstance(decoded, _Lost):
@@ -284,20 +291,20 @@ def _part_blocks(part: _Part, damage: Damage, container_format: str | None) -> I
             if gap or not pending.fits(decoded):
                 yield from pending.read()
             if gap:
-                yield from _silence(gap, decoded.sample_rate, decoded.layout.nb_channels)
+                yield from _silence(gap, decoded.sample_rate, decoded.layout.nb_channels, block_samples)
             pending.write(decoded)
             seconds += gap + decoded.samples / max(decoded.sample_rate, 1)
             if pending.is_full:
                 yield from pending.read()
         yield from pending.read()
         if lost and pending.rate:
-            yield from _silence(lost, pending.rate, pending.num_channels)
+            yield from _silence(lost, pending.rate, pending.num_channels, block_samples)
         if error is not None and not pending.rate:
             raise error
 
 
-def _silence(seconds: float, rate: int, channels: int) -> Iterator[Block]:
-    left, most = round(seconds * rate), max(_BLOCK_SAMPLES // channels, 1)
+def _silence(seconds: float, rate: int, channels: int, block_samples: int) -> Iterator[Block]:
+    left, most = round(seconds * rate), max(block_samples // channels, 1)
     while left > 0:
         yield rate, np.zeros((min(left, most), channels), np.float32)
         left -= most
@@ -312,7 +319,7 @@ class _Lost:
 
 
 def _frames(container: av.container.InputContainer, stream: av.audio.AudioStream) -> Iterator[av.AudioFrame | _Lost]:
-    """Decodes the packets of one stream; goes on behind those that are damaged.
+    """Decodes the packets of one stream and continues after damaged ones.
 
     Raises:
       av.FFmpegError: out of memory.

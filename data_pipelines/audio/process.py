@@ -1,8 +1,8 @@
-"""Processes that decode audio files, and the pool that keeps them.
+"""Processes that decode audio files, and the pool of idle ones.
 
-A file from elsewhere may crash a decoder, or make it take all memory or time. Here that costs a process which holds
-nothing else. Processes are kept between files, since starting one takes some tenths of a second; they exit with this
-process. A request is one JSON line and an open file; answers are JSON objects and blocks of samples.
+A file from an unknown source may crash a decoder, or make it take all memory or time. Here that costs only a process
+with no other state. Processes are kept between files, since starting one takes some tenths of a second; they exit with
+this process. A request is one JSON line and an open file; answers are JSON objects and blocks of samples.
 """
 
 import contextlib
@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FRAME = struct.Struct(
-    "<cIH"
-)  # of an answer: its kind, its number of bytes, and channels (0: samples without that axis)
-STOP = b"\n"  # ends a request early; nothing where there is none
+# Header of an answer: its kind, its number of bytes, its number of channels (0: samples without that axis).
+FRAME = struct.Struct("<cIH")
+STOP = b"\n"  # ends a request early; has no effect without a request
 JSON, SAMPLES = b"j", b"s"
-_MAX_FRAME = 2**26  # bytes; blocks of samples stay below
+_MAX_FRAME = 2**26  # bytes; blocks of samples are smaller
 _MAX_SILENCE = 120.0  # seconds without an answer
 _CHECK = 0.2  # seconds between checks whether the answer is still wanted
 _MAX_STOP = 2.0  # seconds from `STOP` to the last answer
@@ -34,7 +33,7 @@ _MAX_IDLE = max(8, os.cpu_count() or 1)
 
 
 class ProcessError(Exception):
-    """A decoding process ended or was ended; `reason` is short enough to count by."""
+    """A decoding process ended or was killed; `reason` is short enough to count by."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -42,20 +41,20 @@ class ProcessError(Exception):
 
 
 class _Process:
-    """One decoding process."""
+    """A decoding process and the socket to it."""
 
     def __init__(self):
-        self._socket, theirs = socket.socketpair()
-        # -P and our own path: modules are those of this process, whatever the working directory holds.
+        self._socket, worker_socket = socket.socketpair()
+        # -P and this process's path: both import the same modules, whatever is in the working directory.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
-        with theirs:
+        with worker_socket:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "data_pipelines.audio.worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "data_pipelines.audio.worker", str(worker_socket.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[worker_socket.fileno()],
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for the process that asked
+                start_new_session=True,  # Ctrl-C is for the parent
             )
 
     def ask(self, request: dict[str, Any], fd: int) -> None:
@@ -69,7 +68,7 @@ class _Process:
         """Yields the answers to a request; the last is a JSON object with the key `again`.
 
         Raises:
-          ProcessError: the process ended, or gave no answer in time.
+          ProcessError: the process ended, or did not answer in time.
         """
         self._socket.settimeout(_CHECK)
         while True:
@@ -108,7 +107,7 @@ class _Process:
         return content
 
     def stop(self) -> bool:
-        """Ends a request whose answers are not wanted. Returns whether the process takes another one."""
+        """Ends a request whose remaining answers are not needed. Returns whether the process accepts another one."""
         deadline = time.monotonic() + _MAX_STOP
 
         def check() -> None:
@@ -138,18 +137,18 @@ class _Process:
 
 
 class _Pool:
-    """Processes without a request at present."""
+    """Decoding processes without a current request."""
 
     def __init__(self):
         self.clear()
 
     def clear(self) -> None:
-        """Forgets all processes: after a fork they are the parent's."""
+        """Forgets all processes: after a fork they belong to the parent."""
         self._idle: list[_Process] = []
         self._lock = threading.Lock()
 
     def ask(self, request: dict[str, Any], fd: int) -> _Process:
-        """Returns a process that has been sent a request."""
+        """Sends a request to an idle or new process, and returns that process."""
         while True:
             with self._lock:
                 process = self._idle.pop() if self._idle else None
@@ -158,7 +157,7 @@ class _Pool:
             try:
                 process.ask(request, fd)
                 return process
-            except OSError as error:  # it has ended meanwhile
+            except OSError as error:  # it has ended in the meantime
                 process.end()
                 if fresh:
                     raise ProcessError("cannot be decoded: the decoding process does not start") from error
@@ -178,13 +177,15 @@ os.register_at_fork(after_in_child=_pool.clear)
 def run(
     request: dict[str, Any], fd: int, check: Callable[[], None] | None = None
 ) -> Iterator[NDArray[np.int16] | dict[str, Any]]:
-    """Yields what a decoding process answers to a request about an open file: see `audio_worker`.
+    """Yields the answers of a decoding process to a request about an open file; see `data_pipelines.audio.worker`.
 
     Args:
-      check: called several times a second while waiting; what it raises ends the process.
+      request: JSON object.
+      fd: descriptor of the file.
+      check: called several times a second while waiting; an exception that it raises ends the process.
 
     Raises:
-      ProcessError: the process crashed, exceeded a limit, or gave no answer in time.
+      ProcessError: the process crashed, exceeded a limit, or did not answer in time.
     """
     process = _pool.ask(request, fd)
     again = False

@@ -1,9 +1,9 @@
 """Speed perturbation (Ko et al. 2015, "Audio augmentation for speech recognition"): pitch and tempo change together.
 
-It is done on the host, where an utterance is decoded anyway: a compiled step cannot change its shapes, and resampling
-costs about half of what decoding the FLAC does. The plan must know the new lengths, so a run with speeds trains on
-items, not rows: item `k * rows + r` is row r at `speeds[k]`. Lengths stay exact, nothing is padded to the slowest
-version, and as in the paper's recipe an epoch plays every utterance once at every speed.
+It runs on the host, which decodes the utterances: a compiled step cannot change its shapes, and resampling costs about
+half as much as decoding the FLAC. The plan must know the new lengths, so a run with speeds trains on items, not rows:
+item `k * rows + r` is row r at `speeds[k]`. Lengths stay exact, with no padding to the slowest version, and as in the
+paper's recipe an epoch plays every utterance once at every speed.
 """
 
 from collections.abc import Sequence
@@ -15,20 +15,29 @@ import soxr
 def with_speeds(
     num_samples: np.ndarray, token_lengths: np.ndarray | None, speeds: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Lengths of all items, [len(speeds) * rows], for the plan, from the lengths of all rows."""
+    """Computes the lengths of all items, [len(speeds) * rows], for the plan.
+
+    Args:
+      num_samples: [rows], in samples.
+      token_lengths: [rows], or None.
+      speeds: factors.
+
+    Returns:
+      num_samples and token_lengths of the items.
+    """
     lengths = np.concatenate([perturbed_length(num_samples, speed) for speed in speeds])
     return lengths, None if token_lengths is None else np.tile(token_lengths, len(speeds))
 
 
 def perturbed_length(num_samples: np.ndarray | int, speed: float) -> np.ndarray:
-    """Lengths of audio played at `speed` times its speed, int64 in samples."""
+    """Returns the length of audio played at `speed` times its speed, int64 in samples."""
     if not speed > 0:
         raise ValueError(f"a speed must be positive, got {speed}")
     return np.ceil(np.asarray(num_samples) / speed).astype(np.int64)
 
 
 def change_speed(samples: np.ndarray, speed: float) -> np.ndarray:
-    """int16 [samples] resampled to int16 [perturbed_length(samples, speed)] at the same rate."""
+    """Resamples int16 [samples] to int16 [perturbed_length(samples, speed)] at the same rate."""
     if speed == 1:
         return samples
     changed = np.zeros(int(perturbed_length(len(samples), speed)), np.int16)

@@ -1,4 +1,4 @@
-"""Stretches and channels of long recordings, of which one pass over a recording reads any number."""
+"""Stretches and channels of long recordings; any number of them are read in one pass over a recording."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.audio.clips import check_path, file_stamp, tolerance, wrong_length
-from data_pipelines.audio.decode import SAMPLE_RATE, AudioError, AudioTooLongError, stream_channels
+from data_pipelines.audio.decode import AudioError, AudioTooLongError, stream_channels
+from data_pipelines.core.audio_format import SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,11 @@ class Stretch:
     """A part of a sound file.
 
     Attributes:
+      path: of the file.
       start: seconds from the beginning of the file.
       end: seconds from the beginning; None for the rest of the file.
-      channels: those that are averaged, counted from 0; empty for all.
-      seconds: how long the file is said to be; another length is an error. None where nothing is said.
+      channels: to average, counted from 0; empty for all.
+      seconds: stated length of the file; another length is an error. None where no length is stated.
     """
 
     path: Path
@@ -50,18 +52,24 @@ class Stretch:
 def decode_stretches(
     stretches: Sequence[Stretch], max_seconds: float
 ) -> Iterator[tuple[int, NDArray[np.int16] | AudioError]]:
-    """Decodes stretches of one recording in one pass, as far as the last of them.
+    """Decodes stretches of one recording in one pass, up to the end of the last.
 
-    Returns:
-      Pairs of a stretch's place in `stretches` and its int16 [samples] at 16 kHz mono, or what is wrong with it; in the
-      order in which they end. Memory holds a block of the recording and the stretches that are being read.
+    Memory use is one block of the recording and the stretches that are being read.
+
+    Args:
+      stretches: of the same file.
+      max_seconds: longer stretches are errors.
+
+    Yields:
+      Pairs of an index into `stretches` and its int16 [samples] at 16 kHz mono, or its error, in the order of their
+      ends.
     """
     readers: list[_Reader] = []
-    for place, stretch in enumerate(stretches):
+    for index, stretch in enumerate(stretches):
         if stretch.end is not None and stretch.end - stretch.start > max_seconds:
-            yield place, AudioTooLongError(str(stretch), max_seconds)
+            yield index, AudioTooLongError(str(stretch), max_seconds)
         else:
-            readers.append(_Reader(place, stretch, max_seconds))
+            readers.append(_Reader(index, stretch, max_seconds))
     if not readers:
         return
     position = 0
@@ -71,21 +79,21 @@ def decode_stretches(
             for reader in readers:
                 reader.read(block, position)
             position += len(block)
-            yield from ((reader.place, reader.outcome) for reader in readers if reader.outcome is not None)
+            yield from ((reader.index, reader.outcome) for reader in readers if reader.outcome is not None)
             readers = [reader for reader in readers if reader.outcome is None]
             if not readers:
                 return
     except AudioError as error:
-        yield from ((reader.place, error) for reader in readers)
+        yield from ((reader.index, error) for reader in readers)
         return
-    yield from ((reader.place, reader.close(position)) for reader in readers)
+    yield from ((reader.index, reader.close(position)) for reader in readers)
 
 
 class _Reader:
-    """Collects the samples of one stretch; `outcome` is there when it is complete."""
+    """Collects the samples of one stretch; `outcome` is set when it is complete."""
 
-    def __init__(self, place: int, stretch: Stretch, max_seconds: float):
-        self.place, self.stretch = place, stretch
+    def __init__(self, index: int, stretch: Stretch, max_seconds: float):
+        self.index, self.stretch = index, stretch
         self.outcome: NDArray[np.int16] | AudioError | None = None
         self._start = round(stretch.start * SAMPLE_RATE)
         self._end = None if stretch.end is None else round(stretch.end * SAMPLE_RATE)
@@ -94,7 +102,7 @@ class _Reader:
         self._num_samples = 0
 
     def read(self, block: NDArray[np.int16], position: int) -> None:
-        """Takes what it needs of int16 [samples, channels] that begin at sample `position`."""
+        """Takes the samples of the stretch from int16 [samples, channels] that begin at sample `position`."""
         first, last = max(self._start - position, 0), len(block) if self._end is None else self._end - position
         if missing := [channel for channel in self.stretch.channels if channel >= block.shape[1]]:
             remedy = f"the file has {block.shape[1]}, counted from 0: correct the channel"
@@ -109,7 +117,7 @@ class _Reader:
             self.outcome = np.concatenate(self._parts)
 
     def close(self, num_samples: int) -> NDArray[np.int16] | AudioError:
-        """The stretch where the recording ended after `num_samples` before the stretch did."""
+        """Returns the stretch if the recording ended, after `num_samples`, before the stretch did."""
         length = num_samples / SAMPLE_RATE
         end = self.stretch.start if self.stretch.end is None else self.stretch.end
         if not self._num_samples or end - length > tolerance(end - self.stretch.start):

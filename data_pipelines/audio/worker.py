@@ -5,8 +5,8 @@ FD is a connected socket. A request is a JSON line with an open file attached:
     {"do": "decode", "suffix": ".mp3", "rate": 16000, "mix": true, "max_seconds": 30.0}
     {"do": "length", "suffix": ".mp3"}
 
-Answers are frames (`audio_process.FRAME`): blocks of int16 samples, then one JSON object, in which `again`
-says whether the process takes another request, and `reason` and `remedy`, or `too_long`, say why there is no more.
+Answers have a header (`data_pipelines.audio.process.FRAME`): blocks of int16 samples, then one JSON object. Its `again`
+is whether the process accepts another request; `reason` and `remedy`, or `too_long`, describe an error.
 """
 
 import json
@@ -25,13 +25,13 @@ import soundfile
 from data_pipelines.audio import decode, formats
 from data_pipelines.audio.process import FRAME, JSON, SAMPLES, STOP
 
-_MEMORY = 256 * 2**20  # bytes, beyond what the process takes before it opens a file
-_CPU_SECONDS, _CPU_SHARE = 20.0, 0.1  # of processor time, and more for each second of audio that comes out
+_MEMORY = 256 * 2**20  # bytes, in addition to the use of the process before it opens a file
+_CPU_SECONDS, _CPU_SHARE = 20.0, 0.1  # of processor time, and more per second of decoded audio
 _REMEDY = "the file may be damaged: convert it to FLAC or WAV"
 
 
 def answer_requests(connection: socket.socket) -> None:
-    """Answers requests until the connection ends or memory is not given back."""
+    """Answers requests until the connection ends or memory is not released."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     at_start = _memory()
     while True:
@@ -40,7 +40,7 @@ def answer_requests(connection: socket.socket) -> None:
             return
         while not line.endswith(b"\n"):
             line += connection.recv(2**16)
-        if not line.strip():  # a request was stopped that had come to its end
+        if not line.strip():  # a request was stopped that had already ended
             continue
         answer = {}
         try:
@@ -58,7 +58,7 @@ def answer_requests(connection: socket.socket) -> None:
 
 
 def _answer(request: dict[str, Any], fd: int, connection: socket.socket) -> dict[str, Any]:
-    """Does what a request asks. Returns the last answer."""
+    """Executes a request. Returns the last answer."""
     try:
         if request["do"] == "length":
             return {"length": formats.length(fd, request["suffix"])}
@@ -92,7 +92,7 @@ def _send(connection: socket.socket, kind: bytes, content: bytes, channels: int 
 
 
 def _limit_cpu(start: resource.struct_rusage, seconds: float) -> None:
-    """Limits processor time, counted from `start`, to what a file may take of which `seconds` are decoded."""
+    """Limits processor time, counted from `start`, to the allowance of a file of which `seconds` are decoded."""
     limit = start.ru_utime + start.ru_stime + _CPU_SECONDS + _CPU_SHARE * seconds
     _limit(resource.RLIMIT_CPU, math.ceil(limit))
 
@@ -103,7 +103,7 @@ def _limit(kind: int, limit: int) -> None:
 
 
 def _memory() -> int:
-    """Returns the bytes of this process's address space."""
+    """Returns the size of this process's address space in bytes."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[0]) * resource.getpagesize()
 
@@ -113,5 +113,5 @@ if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as parent:
         try:
             answer_requests(parent)
-        except ConnectionError:  # nobody waits for the answer any more
+        except ConnectionError:  # the parent does not wait for the answer any more
             sys.exit(0)

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from data_pipelines.audio.decode import SAMPLE_RATE
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.shuffle import derive_key, permute, uniform
 
 FILLER = -1  # stands in `PlannedBatch.rows` where the last batch of a bucket has no item left

@@ -1,1 +1,1 @@
-"""Errors, paths, lines of files and keyed permutations, which every other package here uses."""
+"""Errors, paths, files, lines of files, keyed permutations and the audio format; imported by every other package."""

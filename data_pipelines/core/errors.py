@@ -1,7 +1,9 @@
 """Errors that a user can act on."""
 
+import contextlib
 import errno
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -17,19 +19,44 @@ class DataError(UserError):
 
 
 def disk_full(folder: Path, missing: int) -> DataError:
-    """The error for a disk that lacks about `missing` bytes; what is finished stays, for the next try."""
+    """Returns the error for a disk that lacks about `missing` bytes.
+
+    Finished files stay, so the same command continues once there is space.
+    """
     return DataError(
         f"{folder}: the disk is full; about {missing / 1e6:,.1f} MB more are needed. Free some space, or name "
-        "another place with --data-dir; finished clips are kept, and the same command goes on from there."
+        "another folder with --data-dir; finished clips are kept, and the same command continues from there."
     )
 
 
+@contextlib.contextmanager
+def disk_full_as_data_error(folder: Path, missing: Callable[[], float]) -> Iterator[None]:
+    """Raises `disk_full` in place of an error that a full disk caused within the block.
+
+    Args:
+      folder: on the disk that is written to.
+      missing: estimates the bytes that are still to be written; called when the disk is full.
+
+    Raises:
+      DataError: the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # the latter from ArrayRecord
+        if not is_disk_full(error):
+            raise
+        raise disk_full(folder, int(missing())) from error
+
+
 def is_disk_full(error: Exception) -> bool:
-    """Whether a write failed for want of space or quota. ArrayRecord and tensorstore tell it in words only."""
+    """Returns whether a write failed for lack of space or quota.
+
+    ArrayRecord and tensorstore name the cause in their message only.
+    """
     kinds = errno.ENOSPC, errno.EDQUOT
     return getattr(error, "errno", None) in kinds or any(os.strerror(kind) in str(error) for kind in kinds)
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether Rust code gave up, which Python sees as an error that is no `Exception`."""
+    """Returns whether Rust code panicked, which Python sees as an error that is not an `Exception`."""
     return type(error).__name__ == "PanicException"

@@ -1,4 +1,4 @@
-"""Lines and JSON objects of users' files: read in linear time, bounded in length, strings that can be stored."""
+"""Lines and JSON objects of users' files: read in linear time, bounded in length, with strings that can be stored."""
 
 import csv
 import json
@@ -9,16 +9,16 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath
 
 MAX_LINE = 2**24  # bytes; the longest book of Project Gutenberg has some ten million
-_BLOCK = 2**20  # bytes
+_BLOCK_BYTES = 2**20
 
 
 class Line(NamedTuple):
     """One line of a file.
 
     Attributes:
-      number: from 1.
-      offset: of its first byte.
-      content: with its line feed; None where it is longer than `MAX_LINE`.
+      number: counted from 1.
+      offset: position of its first byte in the file.
+      content: bytes including the line feed; None where the line is longer than the limit.
     """
 
     number: int
@@ -27,12 +27,17 @@ class Line(NamedTuple):
 
 
 def byte_blocks(file: BinaryIO) -> Iterator[bytes]:
-    """Blocks of a binary file; not all compressed files can be read by lines."""
-    return iter(lambda: file.read(_BLOCK), b"")
+    """Yields the blocks of a binary file: not every compressed file can be read by lines."""
+    return iter(lambda: file.read(_BLOCK_BYTES), b"")
 
 
-def byte_lines(blocks: Iterable[bytes]) -> Iterator[Line]:
-    """Lines, ended by line feeds, of a file's blocks; a line that is too long is not held in memory."""
+def byte_lines(blocks: Iterable[bytes], max_line: int = MAX_LINE) -> Iterator[Line]:
+    """Yields the lines, ended by line feeds, of a file's blocks.
+
+    Args:
+      blocks: consecutive parts of the file, of any lengths.
+      max_line: bytes; the content of a longer line is None, and is not held in memory.
+    """
     number, offset, length = 1, 0, 0
     pending: list[bytes] = []
     for block in blocks:
@@ -40,40 +45,47 @@ def byte_lines(blocks: Iterable[bytes]) -> Iterator[Line]:
         for piece in ends:
             pending.append(piece)
             length += len(piece) + 1
-            yield Line(number, offset, b"".join(pending) + b"\n" if length <= MAX_LINE else None)
+            yield Line(number, offset, b"".join(pending) + b"\n" if length <= max_line else None)
             number, offset, length = number + 1, offset + length, 0
             pending.clear()
         length += len(rest)
         pending.append(rest)
-        if length > MAX_LINE:
+        if length > max_line:
             pending.clear()
     if length:
-        yield Line(number, offset, b"".join(pending) if length <= MAX_LINE else None)
+        yield Line(number, offset, b"".join(pending) if length <= max_line else None)
 
 
-def text_lines(path: AnyPath) -> Iterator[tuple[int, str]]:
-    """Numbers, from 1, and text of the lines of a UTF-8 file, without line ends and byte order mark.
+def text_lines(path: AnyPath, max_line: int = MAX_LINE) -> Iterator[tuple[int, str]]:
+    """Reads the lines of a UTF-8 file, without line ends and byte order mark.
 
-    Only line feeds end lines: JSON may hold the line separators that Unicode knows besides.
+    Only line feeds end lines: JSON may contain the other line separators of Unicode.
+
+    Args:
+      path: of the file.
+      max_line: longest line that is accepted, in bytes.
+
+    Returns:
+      Pairs of a line's number, from 1, and its text.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      DataError: it cannot be read, is not UTF-8, or a line is too long or holds a NUL.
+      FileNotFoundError: the file does not exist.
+      DataError: it cannot be read, is not UTF-8, or a line is too long or contains a NUL.
     """
-    place = str(path)
+    location = str(path)
     try:
         with path.open("rb") as file:
-            for number, _, content in byte_lines(byte_blocks(file)):
-                place = f"{path}, line {number}"
+            for number, _, content in byte_lines(byte_blocks(file), max_line):
+                location = f"{path}, line {number}"
                 if content is None:
-                    raise DataError(f"{place}: {too_long()}")
+                    raise DataError(f"{location}: {too_long(max_line)}")
                 text = content.decode().removeprefix("\ufeff" if number == 1 else "").removesuffix("\n")
                 if "\0" in text:
-                    raise DataError(f"{place}: holds a NUL character: write the file as UTF-8 text")
+                    raise DataError(f"{location}: holds a NUL character: write the file as UTF-8 text")
                 yield number, text.removesuffix("\r")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{place} is not UTF-8 (byte {error.start}): convert the file, for example with iconv"
+            f"{location} is not UTF-8 (byte {error.start}): convert the file, for example with iconv"
         ) from error
     except FileNotFoundError:
         raise
@@ -82,25 +94,34 @@ def text_lines(path: AnyPath) -> Iterator[tuple[int, str]]:
 
 
 def csv_rows(path: AnyPath) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a CSV file by the names in its first line, with the numbers of their last lines.
+    """Reads the rows of a CSV file as dictionaries keyed by the names in its first line.
 
-    Raises: as `text_lines`, and DataError where it is no CSV.
+    Returns:
+      Pairs of the number of a row's last line and the row.
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+      DataError: as `text_lines`, or the file is not CSV.
     """
     reader = csv.DictReader(line + "\n" for _, line in text_lines(path))
     try:
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num + 1}: no CSV ({error}): write the file again") from error
+        raise DataError(f"{path}, line {reader.line_num + 1}: not CSV ({error}): write the file again") from error
 
 
-def too_long() -> str:
-    """What to say of a line that is longer than `MAX_LINE`."""
-    return f"longer than {MAX_LINE:,} bytes: break it into lines"
+def too_long(max_line: int = MAX_LINE) -> str:
+    """Returns the message for a line that is longer than `max_line` bytes."""
+    return f"longer than {max_line:,} bytes: break it into lines"
 
 
 def parse_object(line: bytes | str) -> dict[str, Any]:
-    """The JSON object of a line; ValueError where it is no JSON or no object."""
+    """Parses the JSON object of a line.
+
+    Raises:
+      ValueError: as `parse_json`, or the value is not an object.
+    """
     row = parse_json(line)
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
@@ -108,7 +129,11 @@ def parse_object(line: bytes | str) -> dict[str, Any]:
 
 
 def parse_json(line: bytes | str) -> Any:
-    """The JSON value of a line; ValueError where it is no JSON, nested too deeply, or has a key twice."""
+    """Parses the JSON value of a line.
+
+    Raises:
+      ValueError: the line is not JSON, is nested too deeply, or an object has a key twice.
+    """
     try:
         return json.loads(line, object_pairs_hook=_distinct)
     except RecursionError:
@@ -119,12 +144,16 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f'"{next(key for key in keys if keys.count(key) > 1)}" stands twice in one object')
+        raise ValueError(f'"{next(key for key in keys if keys.count(key) > 1)}" occurs twice in one object')
     return row
 
 
 def check_storable(key: str, value: str) -> None:
-    """Raises ValueError for strings that are no paths and cannot be stored: with NUL, or half a surrogate pair."""
+    """Checks that a string can be stored and used as a path.
+
+    Raises:
+      ValueError: it contains a NUL or half a surrogate pair.
+    """
     if "\0" in value:
         raise ValueError(f'"{key}" holds a NUL character')
     try:

@@ -1,4 +1,4 @@
-"""Paths on disks and in buckets: what a user names may be a folder or a URL, gs://bucket/x or s3://bucket/x.
+"""Paths on disks and in buckets: a user may name a folder or a URL, gs://bucket/x or s3://bucket/x.
 
 A folder, on a disk, NFS or a mounted bucket, is a `pathlib.Path`. A URL is an `etils.epath.Path`, which has the same
 methods and reaches buckets through fsspec: gcsfs for gs://, s3fs for s3://, each with its own ways to find credentials.
@@ -24,10 +24,10 @@ _URL = re.compile(r"(\w+):/(/?)(\S+)")
 
 
 def as_path(path: str | os.PathLike) -> AnyPath:
-    """A folder as `Path`, a URL as `epath.Path`; also a URL that went through `Path` and lost a slash there.
+    """Converts a folder to `Path` and a URL to `epath.Path`, also a URL that lost a slash in a `Path`.
 
     Raises:
-      DataError: of a bucket of an unknown kind, or whose fsspec package is not installed.
+      DataError: the kind of bucket is unknown, or its fsspec package is not installed.
     """
     text = os.fspath(path)
     url = _URL.fullmatch(text)
@@ -39,16 +39,16 @@ def as_path(path: str | os.PathLike) -> AnyPath:
     package = _FILE_SYSTEMS[scheme]
     if importlib.util.find_spec(package) is None:
         raise DataError(f"{text}: {scheme}:// needs {package}: pip install 'jax_speechlm[{scheme}]'")
-    # What a folder holds is asked anew each time: other processes of a run write there too.
+    # Listings are not cached: other processes of a run write to the same folders.
     fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
     return epath.Path(f"{scheme}://{rest}")
 
 
 def reach(path: str | os.PathLike) -> AnyPath:
-    """`as_path`, after a first question to the bucket of a URL.
+    """Returns `as_path(path)` after a first request to the bucket of a URL.
 
     Raises:
-      DataError: it cannot be reached; the message says what its client said. Or as `as_path`.
+      DataError: as `as_path`, or the bucket cannot be reached; the message includes the client's error.
     """
     path = as_path(path)
     if is_url(path):
@@ -63,27 +63,32 @@ def reach(path: str | os.PathLike) -> AnyPath:
 
 
 def is_url(path: AnyPath) -> bool:
-    """Whether a path lies in a bucket, where a file is written whole or not at all and cannot be appended to."""
+    """Returns whether a path is in a bucket, where a file is written completely or not at all and cannot be appended
+    to.
+    """
     return isinstance(path, epath.Path)
 
 
 def absolute(path: str | os.PathLike) -> AnyPath:
-    """`as_path`, and folders absolute."""
+    """Returns `as_path(path)`, with folders made absolute."""
     path = as_path(path)
     return path if is_url(path) else path.absolute()
 
 
 def cache_dir() -> Path:
-    """For what can be made or fetched again: `$JAX_SPEECHLM_CACHE`, or `jax_speechlm` in the user's cache directory."""
+    """Returns the folder for files that can be made or fetched again.
+
+    It is `$JAX_SPEECHLM_CACHE`, or `jax_speechlm` in the user's cache directory.
+    """
     if folder := os.environ.get("JAX_SPEECHLM_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jax_speechlm"
 
 
 def fetch(files: Iterable[epath.Path], folder: Path) -> None:
-    """Copies files of a bucket into a local folder, but those that are there in the same size.
+    """Copies files of a bucket into a local folder, except files that are there in the same size.
 
-    Several processes may fetch into one folder: a file is renamed into place whole.
+    Several processes may fetch into one folder: a complete file is renamed into place.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
@@ -97,7 +102,7 @@ def fetch(files: Iterable[epath.Path], folder: Path) -> None:
 
 
 def num_bytes(file: AnyPath) -> int:
-    """Size of a file."""
+    """Returns the size of a file in bytes."""
     return file.stat().length if is_url(file) else file.stat().st_size
 
 
@@ -109,7 +114,10 @@ def copy(source: AnyPath, target: AnyPath) -> None:
 
 
 def move_folder(folder: AnyPath, target: AnyPath) -> None:
-    """Renames a folder. A bucket copies its files, by itself, then removes them: after a kill both may be there."""
+    """Renames a folder.
+
+    A bucket copies the files itself, then removes the old ones: after a kill both may exist.
+    """
     if not is_url(folder):
         folder.rename(target)
         return

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipelines.audio.clips import Clip, Dropped
-from data_pipelines.audio.decode import SAMPLE_RATE, AudioError, AudioTooLongError, Levels, encode_flac, measure
+from data_pipelines.audio.decode import AudioError, AudioTooLongError, Levels, encode_flac, measure
 from data_pipelines.audio.stretches import Stretch, decode_stretches
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 
 _BATCH = 1024  # clips in flight; bounds memory for sets of millions

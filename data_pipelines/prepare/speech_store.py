@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 
 from data_pipelines.audio.clips import Corpus
-from data_pipelines.audio.decode import SAMPLE_RATE
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError, disk_full
 from data_pipelines.core.paths import AnyPath, copy, num_bytes
 from data_pipelines.prepare.convert import Converted

@@ -1,16 +1,15 @@
 """A user's own recordings, listed in a JSONL manifest.
 
-One JSON object a line: `audio` (path, relative to the manifest) and optionally `text`, `id`, `speaker`, `language`,
-`translation` and `split`; the names that other manifests have for them are known too. A row may be a stretch of its
-file, from `offset` (or `start`) for `duration` seconds or to `end`, and one `channel`, counted from 0; `duration` alone
-is compared with the file. What is null or empty is absent. Other keys are ignored, unless they look as if the text
-belonged to a part of the file, or were the text itself.
+A line is a JSON object: `audio` (path, relative to the manifest) and optionally `text`, `id`, `speaker`, `language`,
+`translation` and `split`; the names in other tools' manifests are accepted too. A row may be a stretch of its file,
+from `offset` (or `start`) for `duration` seconds or to `end`, and one `channel`, counted from 0; `duration` alone is
+compared with the file. A null or empty value counts as absent. Other keys are ignored, unless they seem to select a
+part of the file, or to hold the text.
 
-Without a split, the hash rule of `text.split_of` decides by transcript, or by id where there is none; without an id,
-the path is the id, for stretches with their times.
+The default split follows from the hash of the transcript (`text.normalize.split_of`), or of the id if it is empty. The
+default id is the path, and for stretches the path with their times.
 """
 
-import hashlib
 import math
 import re
 import unicodedata
@@ -24,6 +23,7 @@ import numpy as np
 from data_pipelines.audio.clips import AudioFile, Clip, Corpus, Dropped, tolerance
 from data_pipelines.audio.stretches import Stretch
 from data_pipelines.core.errors import DataError
+from data_pipelines.core.files import file_sha256
 from data_pipelines.core.lines import MAX_LINE, Line, byte_blocks, byte_lines, check_storable, parse_object, too_long
 from data_pipelines.sources import manifest_keys as keys
 from data_pipelines.text.normalize import normalise, normalised_split_key, split_key, split_of, usual_split
@@ -38,10 +38,15 @@ def manifest_source(manifest: Path, name: str, text_form: TextForm) -> Corpus:
     """Describes a manifest as a set called `name`.
 
     Args:
-      text_form: `none` keeps transcripts as they are (Unicode NFC); `basic` applies `text.normalise`.
+      manifest: JSONL file.
+      name: of the set.
+      text_form: `none` keeps transcripts as they are (Unicode NFC); `basic` applies `text.normalize.normalise`.
+
+    Returns:
+      The set, whose clips are read when they are needed.
 
     Raises:
-      DataError: there is no such file.
+      DataError: the file does not exist.
     """
     return Corpus(
         name=name,
@@ -54,40 +59,48 @@ def manifest_source(manifest: Path, name: str, text_form: TextForm) -> Corpus:
 
 
 def digest(manifest: Path) -> str:
-    """SHA-256 of the manifest, so that a changed one is prepared again."""
+    """Returns the SHA-256 of the manifest, so that a changed one is prepared again.
+
+    Raises:
+      DataError: it cannot be read.
+    """
     try:
-        with manifest.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(manifest)
     except OSError as error:
         raise DataError(f"{manifest}: cannot be read ({error.strerror}): name an existing JSONL file.") from error
 
 
-def clips(manifest: Path, text_form: TextForm) -> Iterator[Clip | Dropped]:
-    """Clips of a manifest; lines that cannot be used come back as bad, named by file and line.
+def clips(manifest: Path, text_form: TextForm, max_line: int = MAX_LINE) -> Iterator[Clip | Dropped]:
+    """Yields the clips of a manifest; an unusable line is a bad item, named by file and line.
 
-    Stretches of one recording come together, at the place of the first, so that it can be read once.
+    Stretches of one recording follow each other, at the position of the first, so that it can be read once.
+
+    Args:
+      manifest: JSONL file.
+      text_form: as in `manifest_source`.
+      max_line: longest line that is accepted, in bytes.
     """
     with manifest.open("rb") as file:
-        for number, _, line in _by_recording(file):
-            place = f"{manifest}:{number}"
+        for number, _, line in _by_recording(file, max_line):
+            location = f"{manifest}:{number}"
             if line is None:
-                yield Dropped(place, "malformed line", True, f"{place}: {too_long()}")
+                yield Dropped(location, "malformed line", True, f"{location}: {too_long(max_line)}")
                 continue
             if not line.strip():
                 continue
             try:
                 yield _clip(parse_object(line), manifest.parent, text_form)
             except UnspeakableError as error:
-                yield Dropped(place, "number or sign without spoken form", detail=f"{place}: {error}")
+                yield Dropped(location, "number or sign without spoken form", detail=f"{location}: {error}")
             except ValueError as error:  # of JSON, of UTF-8, or of _clip
-                yield Dropped(place, "malformed line", True, f"{place}: {error}; mend or remove the line")
+                yield Dropped(location, "malformed line", True, f"{location}: {error}; correct or remove the line")
 
 
-def _by_recording(file: BinaryIO) -> Iterator[Line]:
-    """The lines of a manifest, those of one recording together; 16 bytes a line in memory."""
+def _by_recording(file: BinaryIO, max_line: int) -> Iterator[Line]:
+    """Yields the lines of a manifest, grouped by recording; uses 16 bytes of memory per line."""
     first: dict[str, int] = {}  # by recording, the number of its first stretch
     ranks, offsets = array("q"), array("q")
-    for number, offset, line in byte_lines(byte_blocks(file)):
+    for number, offset, line in byte_lines(byte_blocks(file), max_line):
         recording = _recording(line) if line is not None and b"{" in line else None
         ranks.append(number if recording is None else first.setdefault(recording, number))
         offsets.append(offset)
@@ -95,16 +108,16 @@ def _by_recording(file: BinaryIO) -> Iterator[Line]:
     file.seek(0)
     order = np.argsort(np.frombuffer(ranks, np.int64), kind="stable") if ranks else ()
     if np.array_equal(order, np.arange(len(ranks))):
-        yield from byte_lines(byte_blocks(file))
+        yield from byte_lines(byte_blocks(file), max_line)
         return
     for row in order:
         size = offsets[row + 1] - offsets[row]
         file.seek(offsets[row])
-        yield Line(int(row) + 1, offsets[row], file.read(size) if size <= MAX_LINE else None)
+        yield Line(int(row) + 1, offsets[row], file.read(size) if size <= max_line else None)
 
 
 def _recording(line: bytes) -> str | None:
-    """The file of which a row is a stretch."""
+    """Returns the file of which a row is a stretch, or None."""
     try:
         audio = _audio(keys.present(parse_object(line)), Path())
     except ValueError:
@@ -113,7 +126,10 @@ def _recording(line: bytes) -> str | None:
 
 
 def transcript(text: str, language: str, text_form: TextForm) -> tuple[str, str]:
-    """A transcript in the form that was asked for, and the key that decides its split.
+    """Converts a transcript to the requested form.
+
+    Returns:
+      The transcript, and the key that decides its split.
 
     Raises:
       UnspeakableError: it has no such form.
@@ -151,11 +167,11 @@ def _string(row: dict[str, Any], field: str) -> str:
 
 
 def _audio(row: dict[str, Any], folder: Path) -> AudioFile | Stretch:
-    """What is to be heard of a row."""
+    """Returns the audio of a row, resolved against `folder`. Raises ValueError if its keys are wrong."""
     key, name = keys.pick(row, "audio")
     if name is None:
-        there = ", ".join(f'"{each}"' for each in row) or "nothing"
-        raise ValueError(f'"audio" must be the path of a file, found {there}')
+        present_keys = ", ".join(f'"{field}"' for field in row) or "nothing"
+        raise ValueError(f'"audio" must be the path of a file, found {present_keys}')
     if not isinstance(name, str):
         raise ValueError(f'"{key}" must be the path of a file, found {str(name)[:80]!r}')
     check_storable(key, name)
@@ -193,7 +209,7 @@ def _seconds(row: dict[str, Any], field: str) -> float | None:
 
 
 def _channels(row: dict[str, Any]) -> tuple[int, ...]:
-    """The channels to average; none where all are meant."""
+    """Returns the channels to average; empty for all."""
     key, value = keys.pick(row, "channel")
     if value is None:
         key, value = keys.pick(row, "channels")

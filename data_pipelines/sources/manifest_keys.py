@@ -1,9 +1,9 @@
-"""What the keys of manifests are called, here and elsewhere, and which unknown ones must not be ignored."""
+"""Names of the fields of manifests, here and in other tools, and unknown keys that must not be ignored."""
 
 import re
 from typing import Any
 
-# By field: its own name and those that others have for it, in lower case without punctuation.
+# By field: its name here and in other tools' manifests, in lower case without punctuation.
 _NAMES = {
     "audio": (
         *("audio", "audiofilepath", "audiopath", "audiofile", "audiofilename", "path", "file", "filepath", "filename"),
@@ -41,7 +41,7 @@ _NO_TRANSCRIPT = _ABOUT | {"url", "language", "lang", "speaker", "format", "leng
 
 
 def present(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without what is null or empty."""
+    """Returns a row without null and empty values."""
     return {
         key: value
         for key, value in row.items()
@@ -50,25 +50,28 @@ def present(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def pick(row: dict[str, Any], field: str) -> tuple[str, Any]:
-    """A field's key and value, None where it is absent: under its own name, else one that others have for it.
+    """Finds a field under its own name, or under another tool's name for it.
 
-    A start and an offset are the same, of which neither comes first.
+    `start` and `offset` are synonyms with equal priority.
+
+    Returns:
+      The key and its value; the value is None if the field is absent.
 
     Raises:
-      ValueError: it stands under several other names, with different values.
+      ValueError: several other names have different values.
     """
     if field in row and field != "start":
         return field, row[field]
-    found = {key: value for key, value in row.items() if _plain(key) in _NAMES[field]}
-    key = next(iter(found), field)
-    for other, value in found.items():
-        if other != key and value != found[key]:
+    synonyms = {key: value for key, value in row.items() if _plain(key) in _NAMES[field]}
+    key = next(iter(synonyms), field)
+    for other, value in synonyms.items():
+        if other != key and value != synonyms[key]:
             raise ValueError(f'"{key}" and "{other}" differ: keep one of them, as "{field}"')
-    return key, found.get(key)
+    return key, synonyms.get(key)
 
 
 def like_a_part(row: dict[str, Any]) -> str:
-    """An unknown key that seems to say which part of the file is meant; '' where there is none."""
+    """Returns an unknown key that seems to select a part of the file, or ''."""
     return next((key for key, value in row.items() if _plain(key) not in _KNOWN and _is_part(key, value)), "")
 
 
@@ -87,7 +90,7 @@ def _is_part(key: str, value: Any) -> bool:
 
 
 def like_a_transcript(row: dict[str, Any]) -> str:
-    """An unknown key that seems to hold what is said; '' where there is none."""
+    """Returns an unknown key that seems to hold the transcript, or ''."""
     for key, value in row.items():
         words = _words(key)
         if _plain(key) in _KNOWN or not isinstance(value, str) or _NO_TRANSCRIPT.intersection(words):
@@ -102,5 +105,5 @@ def _plain(key: str) -> str:
 
 
 def _words(key: str) -> list[str]:
-    """The words of a key such as start_time, startTime or start-time."""
+    """Returns the words of a key such as start_time, startTime or start-time."""
     return re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", key).lower())

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 
-from data_pipelines.audio.decode import SAMPLE_RATE
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage.index import Index
 from data_pipelines.storage.tokens import TokenStore

@@ -9,6 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.batching import plan as plans
 from data_pipelines.batching.speech import Batches, open_batches
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
@@ -22,8 +23,6 @@ from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.load import open_transcriber
-
-SAMPLE_RATE = 16_000
 
 
 class EvaluationSpeech:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.batching.unit_documents import deduplicate
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import open_codes, read_units
 from jax_speechlm.core.config import Config

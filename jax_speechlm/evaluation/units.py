@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 from rich.table import Table
 
-from data_pipelines.audio.decode import SAMPLE_RATE
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import open_codes
 from jax_speechlm.core.config import Config

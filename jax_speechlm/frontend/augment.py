@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pydantic
 from jaxtyping import Array, Bool, Float, Float32, Int, Int16, Int32, Key
 
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
-from jax_speechlm.frontend.logmel import SAMPLE_RATE
 from jax_speechlm.nn.layers import split_keys
 
 Keys = Key[Array, " batch"]

@@ -15,11 +15,11 @@ import numpy as np
 import pydantic
 from jaxtyping import Array, Float, Float32, Int, Int16, Int32
 
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.nn.layers import Count
 
-SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
 

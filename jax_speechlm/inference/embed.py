@@ -12,7 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from tyro.conf import Positional
 
-from data_pipelines.audio.decode import SAMPLE_RATE, AudioError
+from data_pipelines.audio.decode import AudioError
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.core.batch import Batch, seed_key
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.inference.checkpoint import objective_kind

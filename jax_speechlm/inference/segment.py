@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float
 from tyro.conf import Positional
 
-from data_pipelines.audio.decode import SAMPLE_RATE, AudioError
+from data_pipelines.audio.decode import AudioError
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.segmentation import Recording, blocks_of, in_batches, samples_in, windows

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int16
 
-from data_pipelines.audio.decode import SAMPLE_RATE, AudioError, stream
+from data_pipelines.audio.decode import AudioError, stream
 from data_pipelines.batching.speech import Batch
+from data_pipelines.core.audio_format import SAMPLE_RATE
 
 _PAUSE = SAMPLE_RATE // 5  # samples: the length of the place that a cut looks for
 _LEVEL_FRAME = SAMPLE_RATE * 30 // 1000  # samples over which a level is taken

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped
 
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.frontend.logmel import SAMPLE_RATE
 from jax_speechlm.models.conformer import ConformerConfig, draw_chunk
 from jax_speechlm.nn.attention.relative import Chunk
 from jax_speechlm.parallel.mesh import shard_batch_and_time

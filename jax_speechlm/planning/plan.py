@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.parallel.chips import Topology
 from jax_speechlm.planning import ahead_of_time, roofline
 from jax_speechlm.planning.ahead_of_time import Compiler, PlanningError, Step
@@ -101,5 +102,5 @@ def _with_rates(
 
 def describe_shape(shape: Shape, load: Workload) -> str:
     """A batch shape in words."""
-    length = f"{shape.length} tokens" if shape.unit == "tokens" else f"{shape.length / 16_000:.2f} s"
+    length = f"{shape.length} tokens" if shape.unit == "tokens" else f"{shape.length / SAMPLE_RATE:.2f} s"
     return f"{shape.stream} {shape.rows} x {length}".strip()

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from data_pipelines.audio.decode import SAMPLE_RATE
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.parallel.chips import Topology
 from jax_speechlm.planning.ahead_of_time import Step
 from jax_speechlm.planning.costs import Collective

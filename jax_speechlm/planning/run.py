@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from jax_speechlm import configs
 from jax_speechlm.parallel.chips import GIB
@@ -106,6 +107,7 @@ def _row(name: str, target: str, plan: RunPlan) -> str:
     if estimate is None or not plan.fits:
         return f"{start}{memory}| **does not fit** | | | |"
     amount = step.shape.rows * step.shape.length / estimate.best
-    hour = f"{amount / 16_000:,.0f} h of audio" if plan.load.unit == "samples" else f"{amount * 3.6e-6:,.2f} G tokens"
+    is_audio = plan.load.unit == "samples"
+    hour = f"{amount / SAMPLE_RATE:,.0f} h of audio" if is_audio else f"{amount * 3.6e-6:,.2f} G tokens"
     times = f"| {estimate.best * 1e3:,.0f} to {estimate.serial * 1e3:,.0f} | {estimate.bound} | {estimate.mfu:.0%} "
     return f"{start}{memory}{times}| {hour} |"

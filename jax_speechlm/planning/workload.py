@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.batching import plan as plans
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage.word_times import find_word_times
 from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer

@@ -16,11 +16,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.objectives.base import Metrics
 from jax_speechlm.training.logs import METRICS, drop_later
 from jax_speechlm.training.state import STEP_METRICS
 
-SAMPLE_RATE = 16_000
 # TensorBoard's own switch: without a module of this name it imports TensorFlow, for ten seconds, to open a file.
 sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # noqa: E402

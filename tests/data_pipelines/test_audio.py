@@ -99,18 +99,17 @@ def test_16_khz_16_bit_comes_back_unchanged():
 
 
 @pytest.mark.parametrize(("file_format", "subtype"), [("WAV", "PCM_16"), ("MP3", "MPEG_LAYER_III")])
-def test_reading_in_blocks_equals_reading_at_once(monkeypatch, tmp_path, file_format, subtype):
-    def in_this_process() -> list[np.ndarray]:
+def test_reading_in_blocks_equals_reading_at_once(tmp_path, file_format, subtype):
+    def in_this_process(**options) -> list[np.ndarray]:
         with path.open("rb") as file:
-            blocks = formats.blocks(file.fileno(), "", formats.Damage())
+            blocks = formats.blocks(file.fileno(), "", formats.Damage(), **options)
             return list(audio.resampled(blocks, "", np.inf))
 
     path = tmp_path / "noise"
     path.write_bytes(encoded(np.random.default_rng(0).normal(0, 0.1, (44_100, 2)), 44_100, file_format, subtype))
     at_once = decode(path)
     np.testing.assert_array_equal(np.concatenate(in_this_process()), at_once)
-    monkeypatch.setattr(formats, "_BLOCK_SAMPLES", 1_000)
-    in_blocks = in_this_process()
+    in_blocks = in_this_process(block_samples=1_000)
     assert len(in_blocks) > 20
     np.testing.assert_allclose(np.concatenate(in_blocks), at_once, atol=1)
 

@@ -142,7 +142,7 @@ def children() -> list[int]:
         with contextlib.suppress(OSError):
             if int(status.read_text().rpartition(")")[2].split()[1]) == os.getpid():
                 command = (status.parent / "cmdline").read_bytes()
-                found += [int(status.parent.name)] if b"audio_worker" in command else []
+                found += [int(status.parent.name)] if b"data_pipelines.audio.worker" in command else []
     return found
 
 

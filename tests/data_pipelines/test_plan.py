@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.batching.plan import FILLER, SAMPLE_RATE, bucket_edges, make_eval_plan, make_plan
+from data_pipelines.batching.plan import FILLER, bucket_edges, make_eval_plan, make_plan
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.shuffle import derive_key, permute, uniform
 
 quick = settings(max_examples=25)

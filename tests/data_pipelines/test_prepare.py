@@ -233,7 +233,7 @@ def test_full_disk_while_converting(manifest, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full_after_five)
     with pytest.raises(
-        DataError, match=r"data/my: the disk is full; about [\d.]+ MB more.*--data-dir.*goes on from there"
+        DataError, match=r"data/my: the disk is full; about [\d.]+ MB more.*--data-dir.*continues from there"
     ):
         prepare(manifest=manifest, data_dir=tmp_path / "data", num_workers=1)
     monkeypatch.undo()

@@ -216,7 +216,7 @@ def test_other_encodings(tmp_path, encoding):
     ("name", "content", "arguments", "message"),
     [
         ("a.csv", "x", {}, r"a\.csv: not one of \.txt, \.jsonl, \.parquet"),
-        ("a.txt", "x", {"encoding": "utf-9"}, "--encoding utf-9: Python knows no such encoding"),
+        ("a.txt", "x", {"encoding": "utf-9"}, "--encoding utf-9: not an encoding of Python"),
         (None, "", {}, r"no such file; give a path, or a pattern in quotes"),
     ],
 )

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from data_pipelines.audio.decode import SAMPLE_RATE, AudioError
+from data_pipelines.audio.decode import AudioError
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.text.scripts import join
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.inference.segmentation import (

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.batching.speech import Batch as HostBatch
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.batch import Batch

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 from tyro.conf import OmitArgPrefixes, Positional
 
-from data_pipelines.audio.decode import SAMPLE_RATE
 from data_pipelines.batching.speech import Batch as HostBatch
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.batch import Batch, seed_key
 from jax_speechlm.core.vocabulary import Vocabulary

@@ -8,7 +8,8 @@ depends on the batch. `pad_to_multiple_of=1`, an argument of its call, makes it 
 
 from typing import Any, Literal
 
-from jax_speechlm.frontend.logmel import SAMPLE_RATE, LogMel
+from data_pipelines.core.audio_format import SAMPLE_RATE
+from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf import parakeet
 from jax_speechlm.interop.hf.class_settings import FEATURES

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from data_pipelines.audio.decode import SAMPLE_RATE
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath, as_path
 from jax_speechlm.evaluation.report import TOO_FEW, EvaluationReport
@@ -33,12 +33,13 @@ _PIPELINES = {
     "RobertaForMaskedLM": "fill-mask",
     "VoxtralForConditionalGeneration": _ANSWERS,
 }
+_RATE = f"{SAMPLE_RATE:_}"  # Hz, as Python code
 _AUDIO_MODEL = """\
 from transformers import AutoFeatureExtractor, {auto}
 
 extractor, model = (kind.from_pretrained("FOLDER") for kind in (AutoFeatureExtractor, {auto}))
 # float samples in [-1, 1)
-inputs = extractor(samples, sampling_rate=16_000, return_tensors="pt"{options})
+inputs = extractor(samples, sampling_rate={rate}, return_tensors="pt"{options})
 {what}"""
 _SPOKEN = """\
 import torch
@@ -47,10 +48,10 @@ from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTo
 kinds = AutoFeatureExtractor, AutoTokenizer, AutoModelForSpeechSeq2Seq
 extractor, tokenizer, model = (kind.from_pretrained("FOLDER") for kind in kinds)
 # float samples in [-1, 1), of one clip; its end is filled up to a whole window of the adapter
-features = extractor(samples, sampling_rate=16_000, return_tensors="pt", pad_to_multiple_of={frames})["input_features"]
+features = extractor(samples, sampling_rate={rate}, return_tensors="pt", pad_to_multiple_of={frames})["input_features"]
 speech = [{audio_token}] * (features.shape[1] // {window})
 prompt = torch.tensor([[*{before}, *speech, *{behind}]])
-most = len(samples) * {per_second} // 16_000 + {spare}  # tokens, as many as jax_speechlm allows
+most = len(samples) * {per_second} // {rate} + {spare}  # tokens, as many as jax_speechlm allows
 written = model.generate(input_ids=prompt, input_features=features, max_new_tokens=most)
 print(tokenizer.decode(written[0, prompt.shape[1]:], skip_special_tokens=True))"""
 _PIPELINE = """\
@@ -64,14 +65,16 @@ _USES = {
     "text-classification": _PIPELINE.format(task="text-classification", argument='"In the beginning"'),
     "fill-mask": _PIPELINE.format(task="fill-mask", argument='"In the <mask>"'),
     "feature-extraction": _AUDIO_MODEL.format(
-        auto="AutoModel", options="", what="hidden = model(**inputs).last_hidden_state"
+        rate=_RATE, auto="AutoModel", options="", what="hidden = model(**inputs).last_hidden_state"
     ),
     _FRAMES: _AUDIO_MODEL.format(
+        rate=_RATE,
         auto="AutoModelForAudioFrameClassification",
         options=", pad_to_multiple_of=1",
         what="classes = [model.config.id2label[int(frame)] for frame in model(**inputs).logits[0].argmax(-1)]",
     ),
     _SPEAKER: _AUDIO_MODEL.format(
+        rate=_RATE,
         auto="AutoModelForAudioXVector",
         options=", pad_to_multiple_of=1",
         what="vector = model(**inputs).embeddings[0]  # torch.cosine_similarity of two says how alike they are",
@@ -108,6 +111,7 @@ def _spoken(run: LoadedRun) -> str:
     before, behind = run.experiment.objective.prompt_ids(run.tokenizer)
     window, stack = run.experiment.model.adapter.frames, run.experiment.frontend.mel.stack
     return _SPOKEN.format(
+        rate=_RATE,
         frames=window * stack,
         window=window,
         per_second=TOKENS_PER_SECOND,
@@ -127,7 +131,7 @@ def _notes(run: LoadedRun) -> Iterator[str]:
             f"Input: 16 kHz mono, a vector every {1000 * mel.frame_samples // SAMPLE_RATE} ms. Frames at the end that "
             "do not fill a vector were dropped in training; transformers' feature extractor may fill the last vector "
             "up instead, and the pipeline then spells it too. One clip at a time, "
-            "`extractor(samples, sampling_rate=16_000, pad_to_multiple_of=1)` drops them as well."
+            "`extractor(samples, sampling_rate={SAMPLE_RATE:_}, pad_to_multiple_of=1)` drops them as well."
         )
     if isinstance(experiment.model, SpeechLMConfig):
         prompt = experiment.objective.prompts.of(experiment.objective.task)

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_speechlm.frontend.logmel import HOP, SAMPLE_RATE, WINDOW, LogMel
+from data_pipelines.core.audio_format import SAMPLE_RATE
+from jax_speechlm.frontend.logmel import HOP, WINDOW, LogMel
 from jax_speechlm.interop.hf.class_settings import FEATURES, completed
 from jax_speechlm.interop.hf.mapping import (
     SAME,

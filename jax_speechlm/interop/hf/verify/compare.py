@@ -18,7 +18,7 @@ import transformers
 from jaxtyping import Int16
 
 from data_pipelines.audio import decode as audio_files
-from data_pipelines.audio.decode import SAMPLE_RATE
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.vocabulary import PADDING
