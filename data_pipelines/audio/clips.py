@@ -176,7 +176,9 @@ class Corpus:
     characters_per_second: tuple[float, float] | None = None
 
     def unique_items(self) -> Iterator[Clip | Dropped]:
-        """Yields the items, with a clip whose id occurred before as `Dropped`. Uses about 100 bytes of memory per clip."""
+        """Yields the items, with a clip whose id occurred before as `Dropped`; uses about 100 bytes of memory per
+        clip.
+        """
         seen: set[bytes] = set()
         for item in self.items():
             if isinstance(item, Clip):

@@ -155,7 +155,7 @@ class _Part(io.FileIO):
 
 
 def _links(fd: int) -> list[int]:
-    """Returns the positions at which joined streams begin in an Ogg file (RFC 3533, "chaining"); [0] for other files."""
+    """Returns the positions where joined streams begin in an Ogg file (RFC 3533, "chaining"); [0] for other files."""
     starts, was_first, position, tail = [0], True, 0, b""
     with io.FileIO(fd, closefd=False) as file:
         file.seek(0)

@@ -58,7 +58,7 @@ def permute(indices: np.ndarray, size: int | np.ndarray, key: int | np.ndarray) 
 
 
 def _sides(sizes: np.ndarray) -> np.ndarray:
-    """Returns the sides of the smallest squares with at least `sizes` elements; hardly more, so that walks are short."""
+    """Returns the sides of the smallest squares with at least `sizes` elements; hardly more, so walks are short."""
     below = np.maximum(sizes, 1) - np.uint64(1)
     root = np.sqrt(below.astype(np.float64)).astype(np.uint64)
     root -= root * root > below  # the float's rounding
