@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipelines.audio.decode import decode_flac
 from data_pipelines.audio.speed import change_speed
+from data_pipelines.batching.fields import BatchSpec
 from data_pipelines.batching.noise import NoiseReader
 from data_pipelines.batching.plan import FILLER, BatchPlan
 from data_pipelines.core.errors import DataError
@@ -22,28 +23,7 @@ from data_pipelines.storage.units import CodeStore
 from data_pipelines.tokenizers.base import Tokenizer
 
 Batch: TypeAlias = dict[str, np.ndarray]
-"""One host's rows of a batch, B rows of S samples and U tokens (the shape of the plan's bucket):
-
-- `audio` int16 [B, S], 16 kHz, zeros after the end;
-- `audio_length` int32 [B], in samples;
-- `tokens` int32 [B, U], blanks (0) after the end; U is 0 without a tokenizer;
-- `token_length` int32 [B];
-- `example_id` int32 [B], row of the index, -1 in a filler row;
-- `weight` float32 [B], 1, or 0 in a filler row and where the record could not be read (lengths are 0 there too);
-- `noise` int16 [B, S], only where batches are opened with a noise set: what training may mix into each row;
-- `label` int32 [B], only where labels were given: the utterance's class, -1 if it has none, 0 in a filler row;
-- `codes` int32 [B, T], only where a code store was given: the speech unit, or the class, of each of the T frames
-  that its front end makes of S samples, -1 after the end, in a filler row and where the record could not be read.
-"""
-
-_DTYPES = {
-    "audio": np.int16,
-    "audio_length": np.int32,
-    "tokens": np.int32,
-    "token_length": np.int32,
-    "example_id": np.int32,
-    "weight": np.float32,
-}
+"""One host's rows of a batch: the arrays of `BatchSpec.speech`, of the shape of the plan's bucket."""
 
 
 def open_batches(
@@ -59,7 +39,7 @@ def open_batches(
     noise: NoiseReader | None = None,
     labels: Sequence[int] | np.ndarray | None = None,
     column: str = "text",
-    codes: CodeStore | FrameLabels | None = None,
+    frame_labels: CodeStore | FrameLabels | None = None,
     parallel: int | None = None,
     prefetch: int = 4,
     max_bad: int = 100,
@@ -78,32 +58,46 @@ def open_batches(
       noise: where each row's `noise` comes from.
       labels: class of each row of the index.
       column: of the index, whose texts `tokens` spell.
-      codes: speech units, or classes, of the frames of each row of the index; a crop then begins at a whole frame, so
-        that they stay in step.
+      frame_labels: speech units, or classes, of the frames of each row of the index; a crop then begins at a whole
+        frame, so that they stay aligned.
       parallel: batches made at a time, each in a thread; the number of cores (8 at most) by default.
       prefetch: finished batches that wait in memory.
       max_bad: damaged records to skip and count before the run stops.
 
     Raises:
       IndexMismatchError: where the records do not belong to the index.
-      ValueError: where the plan was made from other lengths, or does not divide among the hosts; or codes would have to
-        follow a change of speed.
+      ValueError: where the plan was made from other lengths, or does not divide among the hosts; or frame labels
+        would have to follow a change of speed.
     """
     if plan.num_items != len(index) * len(speeds):
         raise ValueError(
             f"the plan has {plan.num_items} items, but {len(index)} rows at {len(speeds)} speeds make "
             f"{len(index) * len(speeds)}; make it from with_speeds(index.num_samples, ..., speeds)"
         )
-    if codes is not None and tuple(speeds) != (1.0,):
-        raise ValueError("codes are made from audio at its own speed: set data.speeds to 1.0")
+    if frame_labels is not None and tuple(speeds) != (1.0,):
+        raise ValueError("frame labels are of audio at its own speed: set data.speeds to 1.0")
     for bucket in plan.buckets:
         if bucket.batch_size % num_hosts:
             raise ValueError(
                 f"batches of {bucket.batch_size} rows do not divide among {num_hosts} hosts; "
                 "make the plan with batch_multiple a multiple of the number of hosts"
             )
+    spec = BatchSpec.speech(
+        noise=noise is not None, row_label=labels is not None, frame_labels=frame_labels is not None
+    )
     assembler = _Assembler(
-        index, plan, tokenizer, host, num_hosts, tuple(speeds), noise, labels, codes, column, max_bad
+        index,
+        plan,
+        spec,
+        tokenizer=tokenizer,
+        column=column,
+        host=host,
+        num_hosts=num_hosts,
+        speeds=tuple(speeds),
+        noise=noise,
+        labels=labels,
+        frame_labels=frame_labels,
+        max_bad=max_bad,
     )
     return Batches(assembler, start_step, num_steps, parallel or min(os.cpu_count() or 1, 8), prefetch)
 
@@ -116,7 +110,7 @@ class Batches:
 
         tf.config.set_visible_devices([], "GPU")  # the accelerators belong to JAX
         steps = tf.data.Dataset.range(start_step, tf.int64.max if num_steps is None else start_step + num_steps)
-        dtypes = [tf.as_dtype(dtype) for dtype in assembler.dtypes.values()]
+        dtypes = [tf.as_dtype(dtype) for dtype in assembler.spec.dtypes]
         dataset = steps.map(
             lambda step: tf.numpy_function(assembler.arrays, [step], dtypes),
             num_parallel_calls=parallel,
@@ -153,7 +147,7 @@ class Batches:
             self.close()
             raise StopIteration
         self._taken = self._taker.submit(next, self._iterator[0], None)
-        batch = dict(zip(self._assembler.dtypes, arrays, strict=True))
+        batch = dict(zip(self._assembler.spec.names, arrays, strict=True))
         if not len(batch["weight"]):
             raise self._assembler.error
         return batch
@@ -171,53 +165,51 @@ class _Assembler:
         self,
         index: Index,
         plan: BatchPlan,
+        spec: BatchSpec,
+        *,
         tokenizer: Tokenizer | None,
+        column: str,
         host: int,
         num_hosts: int,
         speeds: tuple[float, ...],
         noise: NoiseReader | None,
         labels: Sequence[int] | np.ndarray | None,
-        codes: CodeStore | FrameLabels | None,
-        column: str,
+        frame_labels: CodeStore | FrameLabels | None,
         max_bad: int,
     ):
-        self._index, self._plan, self._tokenizer = index, plan, tokenizer
+        self._index, self._plan, self.spec = index, plan, spec
         self._host, self._num_hosts, self._speeds = host, num_hosts, speeds
-        self._reader = RecordReader(index)
+        self._reader, self._tokenizer = RecordReader(index), tokenizer
         # The records have the transcripts beside the audio; what they do not have stays in memory.
         self._texts = None if tokenizer is None or index.is_in_records(column) else index.column(column)
-        self._noise = noise
+        self._noise, self._frame_labels = noise, frame_labels
         self._labels = None if labels is None else np.asarray(labels, np.int32)
-        self._codes = codes
-        self.dtypes = _DTYPES | ({"noise": np.int16} if noise else {})
-        self.dtypes |= {} if labels is None else {"label": np.int32}
-        self.dtypes |= {} if codes is None else {"codes": np.int32}
         self._max_bad = max_bad
         self._lock = threading.Lock()
         self.bad: dict[int, str] = {}  # by row, so that a record met again in a later epoch counts once
         self.error: Exception | None = None
 
     def arrays(self, step: np.int64) -> list[np.ndarray]:
-        """The batch's arrays in the order of `dtypes`; without rows where it failed, and `error` says why.
+        """The batch's arrays in the order of the fields; without rows where it failed, and `error` says why.
 
         An exception that went through tf.data would come out as a graph error with our message deep inside.
         """
         try:
             batch = self._batch(int(step))
-            return [batch[name] for name in self.dtypes]
+            return [batch[name] for name in self.spec.names]
         except Exception as error:
             self.error = self.error or error
-            return [np.zeros(0, dtype) for dtype in self.dtypes.values()]
+            return [np.zeros(0, dtype) for dtype in self.spec.dtypes]
 
     def _batch(self, step: int) -> Batch:
         planned = self._plan.batch(step)
         bucket = self._plan.buckets[planned.bucket]
         mine = planned.host_slice(self._host, self._num_hosts)
         items, crop_at = planned.rows[mine], planned.crop_at[mine]
-        shapes = {"audio": (len(items), bucket.num_samples), "tokens": (len(items), bucket.num_tokens)}
-        batch = {name: np.zeros(shapes.get(name, len(items)), dtype) for name, dtype in _DTYPES.items()}
-        if self._codes is not None:
-            batch["codes"] = np.full((len(items), self._codes.grid.num_frames(bucket.num_samples)), -1, np.int32)
+        sizes = {"rows": len(items), "samples": bucket.num_samples, "tokens": bucket.num_tokens}
+        if self._frame_labels is not None:
+            sizes["frames"] = self._frame_labels.grid.num_frames(bucket.num_samples)
+        batch = self.spec.empty(sizes)
         batch["example_id"][:] = np.where(items == FILLER, -1, items % len(self._index))
         for place, item in enumerate(items):
             if item != FILLER:
@@ -246,12 +238,12 @@ class _Assembler:
         samples = change_speed(samples, self._speeds[speed_number])
         length = min(len(samples), batch["audio"].shape[1])
         start = int(crop_at * (len(samples) - length + 1))
-        if self._codes is not None:
-            grid = self._codes.grid
+        if self._frame_labels is not None:
+            grid = self._frame_labels.grid
             first = start // grid.frame_samples
             start = first * grid.frame_samples
-            codes = self._codes.read(row, first, first + grid.num_frames(length))
-            batch["codes"][place, : len(codes)] = codes
+            labels = self._frame_labels.read(row, first, first + grid.num_frames(length))
+            batch["frame_labels"][place, : len(labels)] = labels
         batch["audio"][place, :length] = samples[start : start + length]
         batch["audio_length"][place] = length
         batch["weight"][place] = 1

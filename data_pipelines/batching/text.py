@@ -11,20 +11,12 @@ from typing import TypeAlias
 
 import numpy as np
 
+from data_pipelines.batching.fields import BatchSpec
 from data_pipelines.batching.packing import BOUNDARIES, TextPlan
 from data_pipelines.storage.tokens import TokenStore
 
 TextBatch: TypeAlias = dict[str, np.ndarray]
-"""One host's rows of a batch, B rows of T positions:
-
-- `tokens` int32 [B, T], zeros behind the last segment;
-- `segment` int32 [B, T], 1, 2, ... for the packed documents (or pieces of documents), 0 where there is no token;
-- `position` int32 [B, T], counted from 0 within each segment;
-- `example_id` int32 [B], the row's number within an epoch, or without packing its document; -1 in a filler row;
-- `weight` float32 [B], 1, or 0 in a filler row;
-- `label` int32 [B], where labels were given: the document's class, 0 in a filler row;
-- `samples` int32 [B, T], where documents may hold speech: the audio at 16 kHz that a unit stands for; 0 for the others.
-"""
+"""One host's rows of a batch: the arrays of `BatchSpec.text`."""
 
 
 def open_text_batches(
@@ -71,10 +63,11 @@ def open_text_batches(
             "make the plan with sequences_per_batch a multiple of the number of hosts"
         )
     classes = None if labels is None else np.asarray(labels, np.int32)
+    spec = BatchSpec.text(row_label=labels is not None, duration=frame_samples is not None)
     ends = boundary if begin is None else begin, boundary
 
     def make(step: int) -> TextBatch:
-        return _assemble(tokens, plan, ends, step, host, num_hosts, classes, frame_samples)
+        return _assemble(spec, tokens, plan, ends, step, host, num_hosts, classes, frame_samples)
 
     return TextBatches(make, start_step, num_steps, prefetch)
 
@@ -115,6 +108,7 @@ class TextBatches:
 
 
 def _assemble(
+    spec: BatchSpec,
     tokens: TokenStore,
     plan: TextPlan,
     markers: tuple[int, int],
@@ -125,18 +119,17 @@ def _assemble(
     frame_samples: int | None,
 ) -> TextBatch:
     planned = plan.batch(step, host, num_hosts)
-    shape = len(planned.example_id), plan.context
-    names = "tokens", "segment", "position", *(("samples",) if frame_samples else ())
-    batch = {name: np.zeros(shape, np.int32) for name in names}
-    counts = np.zeros(shape[0], np.int64)  # segments and positions filled so far, by row
-    ends = np.zeros(shape[0], np.int64)
+    rows = len(planned.example_id)
+    batch = spec.empty({"rows": rows, "context": plan.context})
+    counts = np.zeros(rows, np.int64)  # segments and positions filled so far, by row
+    ends = np.zeros(rows, np.int64)
     for place, row, start, length in zip(planned.place, planned.row, planned.start, planned.length, strict=True):
         first, counts[place] = ends[place], counts[place] + 1
         ends[place] += length
         span = slice(first, first + length)
         piece = int(row), int(start), int(length)
         batch["tokens"][place, span] = _piece(tokens.lengths, tokens.read, markers, *piece)
-        if frame_samples:
+        if frame_samples is not None:
             batch["samples"][place, span] = _piece(tokens.lengths, tokens.frames, (0, 0), *piece) * frame_samples
         batch["segment"][place, span] = counts[place]
         batch["position"][place, span] = np.arange(length)

@@ -10,16 +10,10 @@ import pydantic
 from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray, Shaped
 
 Batch = Mapping[str, Shaped[Array, "..."]]
-"""A flat dict of fixed-shape arrays: `audio` int16 [B, S] at 16 kHz, `audio_length` int32 [B], `tokens` int32 [B, U],
-`token_length` int32 [B], `example_id` int32 [B] (row in the data set, -1 in filler rows), `weight` float32 [B] (0 marks
-filler rows). Where training mixes in a noise set, also `noise` int16 [B, S]; where it predicts speech units, or
-the classes of frames, `codes` int32 [B, T], one for each frame of the front end, -1 in padding.
+"""A flat dict of fixed-shape arrays: those of `data_pipelines.batching.fields.BatchSpec`.
 
-A batch of text has no audio: `tokens` int32 [B, T], `segment` int32 [B, T] (1, 2, ... for the documents packed into a
-row, 0 for padding), `position` int32 [B, T] (from 0 in each segment), `example_id` and `weight`.
-
-To what a source gives the train step adds `step` int32 []: the steps taken before it, for what changes as training goes
-on, such as a temperature. So a loss stays a pure function of its arguments, and a resumed run goes on exactly."""
+To what a source yields the train step adds `step` int32 []: the steps taken before it, for what changes as training
+goes on, such as a temperature. So a loss stays a pure function, and a resumed run continues exactly."""
 
 
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**64)]

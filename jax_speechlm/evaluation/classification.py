@@ -194,7 +194,7 @@ def speech_batches(
     frame_samples = run.experiment.frame_samples
     shape = {"seconds_per_batch": seconds_per_batch, "frame_samples": frame_samples, "batch_multiple": 1}
     plan = plans.make_eval_plan(index.num_samples, **shape)
-    return open_batches(index, plan, num_steps=plan.steps_per_epoch, codes=codes)
+    return open_batches(index, plan, num_steps=plan.steps_per_epoch, frame_labels=codes)
 
 
 def text_batches(run: LoadedRun, index: indexes.Index) -> Iterator[Batch]:

@@ -59,5 +59,5 @@ def _frames(run: LoadedRun, batches: Iterator[Batch]) -> Iterator[tuple[Int[np.n
     _, logits = run.experiment.objective.classifier(run.experiment.model, run.experiment.frontend)
     best = jax.jit(lambda params, batch: logits(params, batch, None)[0].argmax(-1))
     for batch in batches:
-        guess, known = np.asarray(best(run.params, batch)), batch["codes"] >= 0
-        yield batch["codes"][known], guess[known]
+        guess, known = np.asarray(best(run.params, batch)), batch["frame_labels"] >= 0
+        yield batch["frame_labels"][known], guess[known]

@@ -29,11 +29,11 @@ def test_every_row_has_its_codes_and_nothing_behind_them(labelled):
     index, store, codes = labelled
     plan = make_plan(index.num_samples, seconds_per_batch=6, seed=5, num_buckets=3, batch_multiple=4)
     fillers = 0
-    for step, batch in enumerate(open_batches(index, plan, codes=store, num_steps=plan.steps_per_epoch)):
+    for step, batch in enumerate(open_batches(index, plan, frame_labels=store, num_steps=plan.steps_per_epoch)):
         bucket = plan.buckets[plan.batch(step).bucket]
-        assert batch["codes"].dtype == np.int32
-        assert batch["codes"].shape == (bucket.batch_size, store.units.num_frames(bucket.num_samples))
-        for row, found in zip(batch["example_id"], batch["codes"], strict=True):
+        assert batch["frame_labels"].dtype == np.int32
+        assert batch["frame_labels"].shape == (bucket.batch_size, store.units.num_frames(bucket.num_samples))
+        for row, found in zip(batch["example_id"], batch["frame_labels"], strict=True):
             expected = codes[row] if row != FILLER else []
             fillers += row == FILLER
             np.testing.assert_array_equal(found[: len(expected)], expected)
@@ -45,9 +45,9 @@ def test_a_crop_begins_at_a_whole_frame_and_takes_the_codes_along(labelled):
     index, store, codes = labelled
     plan = make_plan(index.num_samples, seconds_per_batch=6, seed=0, num_buckets=2, max_crop=0.4)
     starts = []
-    for batch in open_batches(index, plan, codes=store, num_steps=3 * plan.steps_per_epoch):
+    for batch in open_batches(index, plan, frame_labels=store, num_steps=3 * plan.steps_per_epoch):
         for row, audio, length, found in zip(
-            *(batch[name] for name in ("example_id", "audio", "audio_length", "codes")), strict=True
+            *(batch[name] for name in ("example_id", "audio", "audio_length", "frame_labels")), strict=True
         ):
             if row >= 0 and length < len(CLIPS[row][0]):
                 clip = CLIPS[row][0]
@@ -63,9 +63,9 @@ def test_a_crop_begins_at_a_whole_frame_and_takes_the_codes_along(labelled):
 def test_hosts_change_nothing(labelled):
     index, store, _ = labelled
     plan = make_plan(index.num_samples, seconds_per_batch=6, seed=0, batch_multiple=4, max_crop=0.3)
-    (whole,) = open_batches(index, plan, codes=store, num_steps=1)
-    halves = [next(open_batches(index, plan, codes=store, host=h, num_hosts=2)) for h in range(2)]
-    np.testing.assert_array_equal(whole["codes"], np.concatenate([half["codes"] for half in halves]))
+    (whole,) = open_batches(index, plan, frame_labels=store, num_steps=1)
+    halves = [next(open_batches(index, plan, frame_labels=store, host=h, num_hosts=2)) for h in range(2)]
+    np.testing.assert_array_equal(whole["frame_labels"], np.concatenate([half["frame_labels"] for half in halves]))
 
 
 def test_a_record_without_codes_has_none_in_its_batch(labelled, tmp_path):
@@ -76,8 +76,8 @@ def test_a_record_without_codes_has_none_in_its_batch(labelled, tmp_path):
         writer.write(row, np.zeros(units.num_frames(len(CLIPS[row][0])), int))
     writer.finish(unreadable=[1])
     plan = make_eval_plan(index.num_samples, seconds_per_batch=6, num_buckets=1)
-    (batch,) = open_batches(index, plan, codes=open_codes(index, units.path), num_steps=1)
-    used = {int(row): (codes >= 0).any() for row, codes in zip(batch["example_id"], batch["codes"], strict=True)}
+    (batch,) = open_batches(index, plan, frame_labels=open_codes(index, units.path), num_steps=1)
+    used = {int(row): (codes >= 0).any() for row, codes in zip(batch["example_id"], batch["frame_labels"], strict=True)}
     assert (used[0], used[1], used[2]) == (True, False, True)
 
 
@@ -85,4 +85,4 @@ def test_a_change_of_speed_is_refused(labelled):
     index, store, _ = labelled
     plan = make_plan(np.tile(index.num_samples, 2), seconds_per_batch=6, seed=0)
     with pytest.raises(ValueError, match=r"set data\.speeds to 1\.0"):
-        open_batches(index, plan, speeds=(1.0, 1.1), codes=store)
+        open_batches(index, plan, speeds=(1.0, 1.1), frame_labels=store)

@@ -34,7 +34,7 @@ def batch_with_codes() -> dict[str, np.ndarray]:
     codes = np.random.default_rng(1).integers(0, 2, (6, int(FRONTEND.mel.num_frames(16_000)))).astype(np.int32)
     codes[np.arange(codes.shape[1]) >= frames[:, None]] = -1
     codes[1], codes[3, 20:] = -1, -1
-    return batch | {"codes": codes}
+    return batch | {"frame_labels": codes}
 
 
 def test_equals_the_cross_entropy_of_each_frame():
@@ -45,12 +45,12 @@ def test_equals_the_cross_entropy_of_each_frame():
     alone, nats, hits, said = jax.jit(lambda params, one: frame_logits(params, one, None)), [], [], []
     for row in (0, 3, 4, 5):
         logits, (frames,) = alone(params, {name: jnp.asarray(value[row : row + 1]) for name, value in batch.items()})
-        for scores, own in zip(np.asarray(logits[0, :frames], np.float64), batch["codes"][row], strict=False):
+        for scores, own in zip(np.asarray(logits[0, :frames], np.float64), batch["frame_labels"][row], strict=False):
             if own >= 0:
                 nats.append(np.log(np.exp(scores).sum()) - scores[own])
                 hits.append(scores.argmax() == own)
                 said.append(own)
-    assert len(nats) == (batch["codes"][[0, 3, 4, 5]] >= 0).sum() > 50
+    assert len(nats) == (batch["frame_labels"][[0, 3, 4, 5]] >= 0).sum() > 50
     np.testing.assert_allclose(metrics["loss"], (sum(nats), len(nats)), rtol=1e-4)
     np.testing.assert_allclose(metrics["accuracy"], (sum(hits), len(nats)))
     np.testing.assert_allclose(metrics["speech"], (sum(said), len(nats)))
@@ -65,8 +65,8 @@ def test_does_not_depend_on_padding_batch_size_or_row_order(key):
     whole = run(params, batch, key)[1]
     moved = {name: value[order] for name, value in batch.items()}
     moved["audio"] = np.pad(moved["audio"], ((0, 0), (0, 3_200)), constant_values=999)
-    more = int(FRONTEND.mel.num_frames(19_200)) - moved["codes"].shape[1]
-    moved["codes"] = np.pad(moved["codes"], ((0, 0), (0, more)), constant_values=-1)
+    more = int(FRONTEND.mel.num_frames(19_200)) - moved["frame_labels"].shape[1]
+    moved["frame_labels"] = np.pad(moved["frame_labels"], ((0, 0), (0, more)), constant_values=-1)
     halves = [run(params, {name: x[rows] for name, x in moved.items()}, key)[1] for rows in np.split(np.arange(6), 2)]
     for name, pair in whole.items():
         np.testing.assert_allclose(np.sum([half[name] for half in halves], 0), pair, rtol=1e-5, err_msg=name)

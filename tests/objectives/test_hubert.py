@@ -32,7 +32,7 @@ def make_batch(num_samples: int = 32_000) -> dict[str, np.ndarray]:
     return {
         "audio": rng.integers(-9000, 9000, (6, num_samples)).astype(np.int16),
         "audio_length": length,
-        "codes": codes,
+        "frame_labels": codes,
         "example_id": np.arange(6, dtype=np.int32) + 7,
         "weight": (shares > 0).astype(np.float32),
     }
@@ -60,7 +60,7 @@ def test_loss_and_gauges_equal_a_plain_computation():
     loss, hits, weights, masked_codes, guesses = 0.0, {True: [], False: []}, 0.0, [], []
     for row in range(6):
         for frame in range(views.length_B[row]):
-            code, masked = batch["codes"][row, frame], bool(views.mask_BxT[row, frame])
+            code, masked = batch["frame_labels"][row, frame], bool(views.mask_BxT[row, frame])
             if code < 0 or not batch["weight"][row]:
                 continue
             p = projected[row, frame]
@@ -101,7 +101,7 @@ def test_does_not_depend_on_padding_batch_size_or_row_order(key):
     order = np.array([4, 2, 5, 0, 3, 1])
     batch = {name: value[order] for name, value in batch.items()}
     batch["audio"] = np.pad(batch["audio"], ((0, 0), (0, 3_200)), constant_values=999)
-    batch["codes"] = np.pad(batch["codes"], ((0, 0), (0, 10)), constant_values=-1)
+    batch["frame_labels"] = np.pad(batch["frame_labels"], ((0, 0), (0, 10)), constant_values=-1)
     halves = [
         run(params, {name: value[rows] for name, value in batch.items()}, key)[1] for rows in np.split(np.arange(6), 2)
     ]
@@ -122,11 +122,11 @@ def test_only_masked_frames_count_unless_asked(monkeypatch):
     total, weight = jax.jit(built.loss)(params, batch, None)[1]["loss"]
     batch = jax.tree.map(jnp.asarray, batch)
     mask = np.asarray(masking.draw_views(batch, None, FRONTEND, MODEL, 5, 0.4).mask_BxT)
-    other = np.array(batch["codes"])
+    other = np.array(batch["frame_labels"])
     other[~mask & (other >= 0)] = 0
-    same, count = jax.jit(built.loss)(params, batch | {"codes": other}, None)[1]["loss"]
+    same, count = jax.jit(built.loss)(params, batch | {"frame_labels": other}, None)[1]["loss"]
     assert (same, count) == (total, weight)
-    assert weight == (mask & (batch["codes"] >= 0) & (batch["weight"] > 0)[:, None]).sum()
+    assert weight == (mask & (batch["frame_labels"] >= 0) & (batch["weight"] > 0)[:, None]).sum()
 
     def blind(batch, *inputs):
         views = masking.draw_views(batch, *inputs)
@@ -155,7 +155,7 @@ def test_a_collapse_shows_in_the_gauges():
     """Units that are nearly all one, and a head that always says the same."""
     _, params, run = compiled()
     batch = make_batch()
-    batch["codes"] = np.where(batch["codes"] >= 0, 2, -1).astype(np.int32)
+    batch["frame_labels"] = np.where(batch["frame_labels"] >= 0, 2, -1).astype(np.int32)
     figures = {name: float(total / weight) for name, (total, weight) in run(params, batch, None)[1].items()}
     assert "HuBERT's codes have collapsed" in health_check(figures, False)
     flat = jax.tree.map(np.zeros_like, params["units"]["projection"]) | {"bias": np.ones(4, np.float32)}
@@ -172,4 +172,4 @@ def test_what_does_not_fit_is_refused():
     batch = make_batch()
     _, params, run = compiled()
     with pytest.raises(ValueError, match="made with another front end"):
-        run(params, batch | {"codes": batch["codes"][:, :-1]}, None)
+        run(params, batch | {"frame_labels": batch["frame_labels"][:, :-1]}, None)

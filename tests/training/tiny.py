@@ -165,7 +165,7 @@ class MemorySource(BatchSource):
             "weight": (rows >= 0).astype(np.float32),
         }
         if self.num_units:
-            batch["codes"] = np.full((len(rows), MEL.num_frames(bucket.num_samples)), -1, np.int32)
+            batch["frame_labels"] = np.full((len(rows), MEL.num_frames(bucket.num_samples)), -1, np.int32)
         if self.num_labels:
             batch["label"] = (rows % self.num_labels).astype(np.int32)
         for place, row in enumerate(rows):
@@ -173,7 +173,7 @@ class MemorySource(BatchSource):
                 continue
             if self.num_units:
                 frames = MEL.num_frames(len(self.samples[row]))
-                batch["codes"][place, :frames] = np.random.default_rng(row).integers(self.num_units, size=frames)
+                batch["frame_labels"][place, :frames] = np.random.default_rng(row).integers(self.num_units, size=frames)
             batch["audio"][place, : len(self.samples[row])] = self.samples[row]
             batch["audio_length"][place] = len(self.samples[row])
             if self.tokenizer:

@@ -80,7 +80,7 @@ class FrameClassification(ObjectiveConfig):
 
         def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
             logits_BxTxC, frames_B = frame_logits(params, batch, key)
-            class_BxT = sequence.pad_time(batch["codes"])
+            class_BxT = sequence.pad_time(batch["frame_labels"])
             inside_BxT = frame_mask(frames_B, class_BxT.shape[1]) & (class_BxT >= 0)
             weight_BxT = inside_BxT * batch["weight"][:, None]
             nats_BxT = optax.softmax_cross_entropy_with_integer_labels(logits_BxTxC, jnp.maximum(class_BxT, 0))

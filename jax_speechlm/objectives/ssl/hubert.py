@@ -121,7 +121,7 @@ def _loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     model = functional.bind(graphdef, params)
     views = draw_views(batch, key, frontend, model.encoder.config, span, config.mask_ratio)
-    code_BxT, mask_BxT = sequence.pad_time(batch["codes"]), views.mask_BxT
+    code_BxT, mask_BxT = sequence.pad_time(batch["frame_labels"]), views.mask_BxT
     if code_BxT.shape != mask_BxT.shape:
         raise ValueError(
             f"a batch has codes of shape {code_BxT.shape} and frames of shape {mask_BxT.shape}: data.units were made "

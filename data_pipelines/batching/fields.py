@@ -1,0 +1,141 @@
+"""The batch schema: every array that a batch may hold, said once.
+
+Loaders allocate from it, the planner's abstract batches and the table in docs/architecture.md are made of it, and tests
+check batches against it.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One array of a batch.
+
+    Attributes:
+      name: key of the batch.
+      dtype: of its elements.
+      shape: a symbol for each dimension: "rows"; "samples" or "context" of a padded row; "tokens" of a padded
+        transcript; "frames" that the front end computes from "samples".
+      unit: what an element is.
+      filler: value after a row's end, in rows without data and where a record could not be read.
+    """
+
+    name: str
+    dtype: type[np.generic]
+    shape: tuple[str, ...]
+    unit: str
+    filler: int = 0
+
+
+EXAMPLE_ID = Field("example_id", np.int32, ("rows",), "row of the data set", -1)
+WEIGHT = Field("weight", np.float32, ("rows",), "1, or 0 in a row that has no data")
+ROW = (EXAMPLE_ID, WEIGHT)
+"""Every batch has these."""
+
+SAMPLES = Field("audio", np.int16, ("rows", "samples"), "PCM sample")
+NUM_SAMPLES = Field("audio_length", np.int32, ("rows",), "samples before the padding")
+AUDIO = (SAMPLES, NUM_SAMPLES)
+
+TRANSCRIPT_TOKENS = Field("tokens", np.int32, ("rows", "tokens"), "token id; none without a tokenizer")
+NUM_TOKENS = Field("token_length", np.int32, ("rows",), "tokens before the padding")
+TRANSCRIPT = (TRANSCRIPT_TOKENS, NUM_TOKENS)
+
+NOISE = Field("noise", np.int16, ("rows", "samples"), "PCM sample of a noise set, which augmentation may add")
+ROW_LABEL = Field("label", np.int32, ("rows",), "class of the row; -1 of an unknown class")
+FRAME_LABELS = Field("frame_labels", np.int32, ("rows", "frames"), "speech unit, or class, of the frame", -1)
+
+TEXT_TOKENS = Field("tokens", np.int32, ("rows", "context"), "token id")
+SEGMENT = Field("segment", np.int32, ("rows", "context"), "document within the row, from 1; 0 is padding")
+POSITION = Field("position", np.int32, ("rows", "context"), "position within the segment, from 0")
+PACKED_TEXT = (TEXT_TOKENS, SEGMENT, POSITION)
+
+DURATION = Field("samples", np.int32, ("rows", "context"), "samples that a speech unit stands for; 0 of other tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSpec:
+    """The arrays of one kind of batch.
+
+    Attributes:
+      fields: in the order in which a loader returns them.
+    """
+
+    fields: tuple[Field, ...]
+
+    @classmethod
+    def speech(cls, *, noise: bool = False, row_label: bool = False, frame_labels: bool = False) -> "BatchSpec":
+        """Returns the schema of batches of utterances."""
+        optional = {NOISE: noise, ROW_LABEL: row_label, FRAME_LABELS: frame_labels}
+        return cls((*AUDIO, *TRANSCRIPT, *ROW, *(field for field, wanted in optional.items() if wanted)))
+
+    @classmethod
+    def text(cls, *, row_label: bool = False, duration: bool = False) -> "BatchSpec":
+        """Returns the schema of batches of packed documents."""
+        optional = {ROW_LABEL: row_label, DURATION: duration}
+        return cls((*PACKED_TEXT, *ROW, *(field for field, wanted in optional.items() if wanted)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(field.name for field in self.fields)
+
+    @property
+    def dtypes(self) -> tuple[np.dtype, ...]:
+        return tuple(np.dtype(field.dtype) for field in self.fields)
+
+    def __contains__(self, field: Field) -> bool:
+        return field in self.fields
+
+    def shapes(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each array.
+
+        Args:
+          sizes: a number for each symbol that the fields use.
+        """
+        return {field.name: tuple(sizes[symbol] for symbol in field.shape) for field in self.fields}
+
+    def empty(self, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """Returns a batch of fillers, for a loader to fill in."""
+        shapes = self.shapes(sizes)
+        return {field.name: np.full(shapes[field.name], field.filler, field.dtype) for field in self.fields}
+
+    def check(self, batch: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Checks names, dtypes and shapes of a batch.
+
+        Returns:
+          The number that each symbol stands for.
+
+        Raises:
+          ValueError: an array is missing, unknown, or of another dtype or shape; the message names it.
+        """
+        if differing := set(self.names) ^ set(batch):
+            raise ValueError(f"the batch has {sorted(batch)} and should have {sorted(self.names)}: {sorted(differing)}")
+        sizes: dict[str, int] = {}
+        for field in self.fields:
+            array = batch[field.name]
+            if array.dtype != field.dtype:
+                raise ValueError(f"{field.name} is {array.dtype}, not {np.dtype(field.dtype)}")
+            if array.ndim != len(field.shape):
+                raise ValueError(f"{field.name} has shape {array.shape}, not [{', '.join(field.shape)}]")
+            for symbol, size in zip(field.shape, array.shape, strict=True):
+                if sizes.setdefault(symbol, size) != size:
+                    raise ValueError(f"{field.name} has {size} {symbol}, other arrays {sizes[symbol]}")
+        return sizes
+
+
+def table(fields: Iterable[Field]) -> str:
+    """Returns a table of fields in Markdown."""
+    lines = ["| array | dtype | shape | element | filler |", "|---|---|---|---|---:|"]
+    lines += [
+        f"| `{field.name}` | {np.dtype(field.dtype)} | [{', '.join(field.shape)}] | {field.unit} | {field.filler} |"
+        for field in fields
+    ]
+    return "\n".join(lines)
+
+
+def every_field() -> tuple[Field, ...]:
+    """Returns all fields that a batch may hold."""
+    every = BatchSpec.speech(noise=True, row_label=True, frame_labels=True).fields
+    return tuple(dict.fromkeys((*every, *BatchSpec.text(duration=True).fields)))
