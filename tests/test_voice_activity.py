@@ -20,6 +20,7 @@ from jax_speechlm.objectives.heads.frame_classification import FrameClassificati
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.planning.workload import workload
 from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
+from jax_speechlm.tasks.inputs import speech_or_silence
 from jax_speechlm.training.loop import TrainingStopped, train
 from tests.data_pipelines.prepared import write_prepared
 from tests.data_pipelines.spoken_sets import write_spoken_set
@@ -115,7 +116,7 @@ def test_labels_that_would_be_untrue_are_refused(run):
         FrameClassification().build(MODEL, mixed)
     index = read_index(run.parent / "data" / "tones", "train")
     with pytest.raises(DataError, match="classes are speech, silence, and the times of words tell silence and speech"):
-        FrameClassification(classes=("speech", "silence")).labels(index, MEL)
+        speech_or_silence(FrameClassification(classes=("speech", "silence")), MEL, index)
 
 
 def test_the_command_prints_a_line_a_file_and_names_what_it_cannot_read(run, tmp_path, capsys):

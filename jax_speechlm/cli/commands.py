@@ -47,17 +47,17 @@ COMMANDS = {
         "jax-speechlm finetune --config demo_finetune --from runs/pretrain --run-dir runs/finetune",
     ),
     "eval": Command(
-        "jax_speechlm.cli.evaluate:evaluate",
+        "jax_speechlm.cli.by_task:evaluate",
         "measure a checkpoint as it was trained for: WER, bits per byte or per second, masked accuracy, or classes",
         "jax-speechlm eval runs/finetune --sets asterisk-en --split test",
     ),
     "score-pairs": Command(
-        "jax_speechlm.cli.evaluate:score_pairs",
+        "jax_speechlm.cli.by_task:score_pairs",
         "ask a language model which of a minimal pair is the good one: of sentences (BLiMP), or recordings (sWUGGY)",
         "jax-speechlm score-pairs runs/lm blimp/*.jsonl    |    jax-speechlm score-pairs runs/units lexical/dev",
     ),
     "generate": Command(
-        "jax_speechlm.cli.generate:generate",
+        "jax_speechlm.cli.by_task:generate",
         "continue texts, or speech as units, with a language model; answer audio files with a speech-language model",
         'jax-speechlm generate runs/lm "In the beginning" --temperature 0.8 --top-p 0.95',
     ),

@@ -26,6 +26,8 @@ from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.objectives.heads.classification import Classification
+from jax_speechlm.tasks.inputs import class_ids
 
 _TOKENS_PER_BATCH = 8192
 FRAME = "frame"
@@ -151,10 +153,10 @@ def evaluate_run(
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
       seconds_per_batch: padded audio at a time: memory and speed, never the result.
     """
-    run = LoadedRun.load(checkpoint, "classification", "tell classes apart")
+    run = LoadedRun.load(checkpoint, Classification, "tell classes apart")
     objective, label = run.experiment.objective, run.experiment.data.label
     index = indexes.read_sets(data_dir, sets, split)
-    actual = objective.numbers(index.column(label).to_pylist())
+    actual = class_ids(index.column(label).to_pylist(), objective.classes)
     batches = (
         text_batches(run, index)
         if isinstance(run.experiment.model, TransformerConfig)

@@ -13,6 +13,8 @@ from data_pipelines.storage import index as indexes
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.evaluation.classification import FRAME, ClassificationReport, publish, score, speech_batches
 from jax_speechlm.inference.checkpoint import LoadedRun
+from jax_speechlm.objectives.heads.frame_classification import FrameClassification
+from jax_speechlm.tasks.inputs import speech_or_silence
 
 
 def evaluate_run(
@@ -37,10 +39,10 @@ def evaluate_run(
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
       seconds_per_batch: padded audio at a time: memory and speed, never the result.
     """
-    run = LoadedRun.load(checkpoint, "frame_classification", "tell speech from silence")
+    run = LoadedRun.load(checkpoint, FrameClassification, "tell speech from silence")
     experiment, mel = run.experiment, run.experiment.frontend.mel
     index = indexes.read_sets(data_dir, sets, split)
-    labels = experiment.objective.labels(index, mel)
+    labels = speech_or_silence(experiment.objective, mel, index)
     batches = speech_batches(run, index, seconds_per_batch, labels)
     true, predicted = (np.concatenate(each) for each in zip(*_frames(run, batches), strict=True))
     report = score(true, predicted, experiment.objective.classes).replace(

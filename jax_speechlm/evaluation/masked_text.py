@@ -69,7 +69,7 @@ def evaluate_run(
       data_dir: folder of the prepared data sets, those of the run's training too.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
     """
-    run = LoadedRun.load(checkpoint, MaskedLM().kind, "fill gaps from both sides")
+    run = LoadedRun.load(checkpoint, MaskedLM, "fill gaps from both sides")
     data = run.experiment.data
     tokens = open_tokens(indexes.read_sets(data_dir, sets, split), run.tokenizer)
     objective = run.experiment.objective.build(run.experiment.model, run.experiment.frontend, run.tokenizer)

@@ -18,6 +18,7 @@ from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation.classification import speech_batches
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.inference.checkpoint import LoadedRun
+from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
 
 _MOST_ROWS = 4000  # whose pairs are all looked at: eight million
 _TARGET_PRIOR = 0.01  # of the detection cost, as papers on VoxCeleb have it
@@ -131,7 +132,7 @@ def evaluate_run(
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
       seconds_per_batch: padded audio at a time: memory and speed, never the result.
     """
-    run = LoadedRun.load(checkpoint, "speaker_verification", "compare speakers")
+    run = LoadedRun.load(checkpoint, SpeakerVerification, "compare speakers")
     index = indexes.read_sets(data_dir, sets, split)
     speakers = np.array(index.column("speaker").to_pylist(), object)
     listed = None if trials is None else _listed(trials, index)

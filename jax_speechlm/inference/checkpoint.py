@@ -8,7 +8,9 @@ import jax
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers import base
 from jax_speechlm.nn.functional import Params
+from jax_speechlm.objectives.base import ObjectiveConfig
 from jax_speechlm.recipes.experiment import Experiment
+from jax_speechlm.tasks import Task, task_of
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
 
@@ -34,20 +36,21 @@ class LoadedRun:
     units: str | None = None
 
     @classmethod
-    def load(cls, path: str | os.PathLike, kind: str, purpose: str) -> "LoadedRun":
+    def load(cls, path: str | os.PathLike, objective: type[ObjectiveConfig], purpose: str) -> "LoadedRun":
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
 
         Args:
-          kind: the objective that it has to be trained by.
+          objective: what it has to be trained by.
           purpose: what for; ends the sentence "... which cannot".
 
         Raises:
           CheckpointError: there is no readable checkpoint, or its objective is another.
         """
         checkpoint = ckpt.find(path)
-        if (found := objective_kind(checkpoint)) != kind:
+        if (task := task_of_run(checkpoint)).objective is not objective:
             raise ckpt.CheckpointError(
-                f"{checkpoint}: was trained by {found}, which cannot {purpose}: name a run that was trained by {kind}"
+                f"{checkpoint}: was trained by {task.name}, which cannot {purpose}: name a run that was trained by "
+                f"{objective.model_fields['kind'].default}"
             )
         return cls.read(checkpoint, quantized=True)
 
@@ -68,10 +71,10 @@ class LoadedRun:
         return cls(checkpoint, meta["step"], experiment, saved_tokenizer(meta), jax.device_put(params), units)
 
 
-def objective_kind(path: str | os.PathLike) -> str:
-    """The objective whose uses a run's model has: its own, or that of a distillation's student.
+def task_of_run(path: str | os.PathLike) -> Task:
+    """Returns the task that a run was trained for; a distillation's is that of its student.
 
     Raises:
       CheckpointError: there is no readable checkpoint.
     """
-    return Experiment.model_validate(ckpt.read_meta(ckpt.find(path))["experiment"]).objective.model_kind
+    return task_of(Experiment.model_validate(ckpt.read_meta(ckpt.find(path))["experiment"]).objective)

@@ -20,6 +20,7 @@ from jax_speechlm.core.vocabulary import Vocabulary, pad
 from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.segmentation import Recording, Samples, in_batches, in_groups, name_of
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.objectives.heads.classification import Classification
 
 _TEXTS, _SECONDS = 16, 60.0  # in a batch: texts, and seconds of padded audio
 
@@ -41,7 +42,11 @@ class Classifier:
         Raises:
           CheckpointError: there is no readable checkpoint, or it was not trained by classification.
         """
-        return cls(LoadedRun.load(path, "classification", "tell classes apart"))
+        return cls(LoadedRun.load(path, Classification, "tell classes apart"))
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        return ("classify",) if self.reads_texts else ("classify", "embed")
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from data_pipelines.audio.decode import AudioError
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.core.batch import Batch, seed_key
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.inference.checkpoint import objective_kind
+from jax_speechlm.inference.checkpoint import task_of_run
 from jax_speechlm.inference.segmentation import Recording, Samples, in_batches, in_groups, name_of
 from jax_speechlm.inference.speaker import SpeakerVectors
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
@@ -37,6 +38,8 @@ class SpeechEncoder:
       params: its parameters.
       checkpoint: where they were read from; None for random ones.
     """
+
+    abilities: ClassVar[tuple[str, ...]] = ("embed",)
 
     model: EncoderConfig
     frontend: FrontEnd = dataclasses.field(repr=False)
@@ -184,7 +187,7 @@ def embed_files(
       max_seconds: longer recordings are cut at pauses into parts of at most this length.
     """
     arrays = {"files": np.array([str(file) for file in files])}
-    if not frames and layer is None and objective_kind(checkpoint) == "speaker_verification":
+    if not frames and layer is None and "speaker_vectors" in task_of_run(checkpoint).abilities:
         embeddings = list(SpeakerVectors.load(checkpoint).vectors(files, max_seconds))
     else:
         encoder = SpeechEncoder.load(checkpoint)

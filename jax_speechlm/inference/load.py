@@ -5,48 +5,31 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer
 
 from data_pipelines.core.paths import AnyPath
+from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.decoding.lm.generate import Beam, Sampling
 from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
-from jax_speechlm.inference.checkpoint import objective_kind
-from jax_speechlm.inference.classify import Classifier
+from jax_speechlm.inference.checkpoint import task_of_run
 from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.inference.lm.causal import Continuation, LanguageModel
-from jax_speechlm.inference.lm.units import Part, UnitContinuation, UnitModel
-from jax_speechlm.inference.segment import VoiceActivity
+from jax_speechlm.inference.lm.units import Part, UnitContinuation
 from jax_speechlm.inference.segmentation import Recording
-from jax_speechlm.inference.speaker import SpeakerVectors
 from jax_speechlm.inference.transcript import Transcript
+from jax_speechlm.tasks import TASKS, resolve, with_ability
 from jax_speechlm.training import checkpoints as ckpt
 
-Opened = (
-    Recognizer
-    | SpeechLanguageModel
-    | LanguageModel
-    | UnitModel
-    | SpeechEncoder
-    | Classifier
-    | VoiceActivity
-    | SpeakerVectors
-)
-
-_WHO_CAN = {
-    "transcribe": "load a run that was trained by ctc, joint or speech_lm; an encoder learns to spell by "
-    "jax-speechlm finetune --from {path}",
-    "embed": "load a run that was pretrained or finetuned on speech, with a conformer of its own",
-    "generate": "load a run that was trained by causal_lm, unit_lm or speech_lm",
-    "classify": "load a run that was trained by classification",
-    "speech_times": "load a run that was trained by frame_classification",
-    "speaker_vectors": "load a run that was trained by speaker_verification",
-    "score": "load a run that was trained by causal_lm or unit_lm; how sure a recognizer is of what it hears is the "
-    "confidence of its transcripts' segments and words",
+_HINTS = {
+    "transcribe": "; an encoder learns to transcribe by jax-speechlm finetune --from {path}",
+    "embed": ", with a conformer of its own",
+    "score": "; the confidence of a recognizer is that of its transcripts' segments and words",
 }
 
 
@@ -66,25 +49,12 @@ class TrainedModel:
 
     checkpoint: AnyPath
     kind: str
-    model: Opened
+    model: Any
 
     @property
     def abilities(self) -> tuple[str, ...]:
         """The names of the methods that this checkpoint has."""
-        match self.model:
-            case Recognizer():
-                return ("transcribe", "embed")
-            case SpeechLanguageModel():
-                return ("transcribe", "generate") if self.model.task == "transcribe" else ("generate",)
-            case SpeechEncoder():
-                return ("embed",)
-            case Classifier():
-                return ("classify",) if self.model.reads_texts else ("classify", "embed")
-            case VoiceActivity():
-                return ("speech_times", "embed")
-            case SpeakerVectors():
-                return ("speaker_vectors", "embed")
-        return ("generate", "score")
+        return self.model.abilities
 
     def transcribe(
         self,
@@ -209,9 +179,12 @@ class TrainedModel:
         if ability not in self.abilities:
             task = getattr(self.model, "task", "transcribe")
             trained = self.kind if task == "transcribe" else f"{self.kind} to {task}"
-            raise ckpt.CheckpointError(
+            *others, last = with_ability(ability)
+            names = f"{', '.join(others)} or {last}" if others else last
+            raise CheckpointError(
                 f"{self.checkpoint}: was trained by {trained}, which has {' and '.join(self.abilities)} but no "
-                f"{ability}: {_WHO_CAN[ability].format(path=self.checkpoint)}"
+                f"{ability}: load a run that was trained by {names}"
+                f"{_HINTS.get(ability, '').format(path=self.checkpoint)}"
             )
 
 
@@ -230,11 +203,9 @@ def open_transcriber(
         not fit together.
       DataError, ValueError: `decoding` does not fit it.
     """
-    if objective_kind(path) == "speech_lm":
-        if ensemble:
-            raise ValueError(f"{path}: was trained by speech_lm; only runs that spell by CTC make an ensemble")
-        return SpeechLanguageModel.load(path, decoding)
-    return Recognizer.load(path, decoding, ensemble)
+    task = task_of_run(path)
+    transcribes = "transcribe" in task.abilities
+    return (resolve(task.predictor) if transcribes else Recognizer).load(path, decoding, ensemble)
 
 
 def load(path: str | os.PathLike, decoding: Decoding = Decoding()) -> TrainedModel:  # noqa: B008  frozen
@@ -250,23 +221,17 @@ def load(path: str | os.PathLike, decoding: Decoding = Decoding()) -> TrainedMod
       CheckpointError: there is no readable checkpoint, or nothing is done with such a one.
       DataError, ValueError: `decoding` does not fit it.
     """
-    checkpoint, kind = ckpt.find(path), objective_kind(path)
-    match kind:
-        case "ctc" | "joint" | "speech_lm":
-            model = open_transcriber(checkpoint, decoding)
-        case "causal_lm":
-            model = LanguageModel.load(checkpoint)
-        case "unit_lm":
-            model = UnitModel.load(checkpoint)
-        case "classification":
-            model = Classifier.load(checkpoint)
-        case "frame_classification":
-            model = VoiceActivity.load(checkpoint)
-        case "speaker_verification":
-            model = SpeakerVectors.load(checkpoint)
-        case _:
-            model = SpeechEncoder.load(checkpoint)
-    return TrainedModel(checkpoint, kind, model)
+    checkpoint, task = ckpt.find(path), task_of_run(path)
+    if task.predictor is None:
+        able = ", ".join(name for name, each in TASKS.items() if each.predictor)
+        raise CheckpointError(
+            f"{checkpoint}: was trained by {task.name}, for which there is no predictor; there is one for {able}"
+        )
+    if "transcribe" in task.abilities:
+        model = open_transcriber(checkpoint, decoding)
+    else:
+        model = resolve(task.predictor).load(checkpoint)
+    return TrainedModel(checkpoint, task.name, model)
 
 
 def _listed(recordings: Recording | Sequence[Recording]) -> Sequence[Recording]:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.segmentation import Recording, blocks_of, in_batches, samples_in, windows
+from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 
 _MAX_SECONDS = 30.0
 _WINDOWS = 32  # that wait to be heard together
@@ -32,6 +34,8 @@ class VoiceActivity:
       run: the checkpoint that it was read from.
     """
 
+    abilities: ClassVar[tuple[str, ...]] = ("speech_times", "embed")
+
     run: LoadedRun
 
     @classmethod
@@ -41,7 +45,7 @@ class VoiceActivity:
         Raises:
           CheckpointError: there is no readable checkpoint, or it was not trained by frame_classification.
         """
-        return cls(LoadedRun.load(path, "frame_classification", "tell speech from silence"))
+        return cls(LoadedRun.load(path, FrameClassification, "tell speech from silence"))
 
     @property
     def frame_samples(self) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from data_pipelines.audio.decode import AudioError
 from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.segmentation import Recording, Samples, in_batches, in_groups, name_of
+from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,8 @@ class SpeakerVectors:
       run: the checkpoint that it was read from.
     """
 
+    abilities: ClassVar[tuple[str, ...]] = ("speaker_vectors", "embed")
+
     run: LoadedRun
 
     @classmethod
@@ -31,7 +35,7 @@ class SpeakerVectors:
         Raises:
           CheckpointError: there is no readable checkpoint, or it was not trained by speaker_verification.
         """
-        return cls(LoadedRun.load(path, "speaker_verification", "compare speakers"))
+        return cls(LoadedRun.load(path, SpeakerVerification, "compare speakers"))
 
     def vectors(
         self, recordings: Iterable[Recording], max_seconds: float = 30.0, seconds_per_batch: float = 60.0

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
@@ -19,26 +20,26 @@ Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 Loss = Callable[[functional.Params, Batch, PRNGKeyArray | None], tuple[Float[Array, ""], Metrics]]
 
 
+@runtime_checkable
+class Runs(Protocol):
+    """Other runs, for an objective that reads their checkpoints before training begins."""
+
+    def find(self, path: str) -> str:
+        """Returns the newest checkpoint of a run, or the checkpoint that is named. Raises `CheckpointError`."""
+
+    def experiment(self, checkpoint: str) -> Any:
+        """Returns the experiment of a checkpoint."""
+
+    def params(self, checkpoint: str) -> tuple[functional.Params, Tokenizer | None]:
+        """Returns a checkpoint's parameters, on the host, and its tokenizer."""
+
+
 class ObjectiveConfig(Config):
-    """Settings of an objective. What it wants of its data is said by its class, for the source to read.
-
-    Attributes:
-      reads_text: whether batches of speech must carry the transcripts' tokens.
-      reads_labels: whether batches must carry the class of each row; `numbers` then gives it from the label.
-      reads_codes: whether batches of speech must carry the speech unit, or the class, of each frame.
-      reads_word_times: whether that is a class: 1 where a word is said, 0 in pauses of at least `min_pause`.
-      encoders: the kinds of speech encoder that it can train; one that subsamples has fewer frames than features.
-    """
-
-    reads_text: ClassVar[bool] = False
-    reads_labels: ClassVar[bool] = False
-    reads_codes: ClassVar[bool] = False
-    reads_word_times: ClassVar[bool] = False
-    encoders: ClassVar[tuple[str, ...]] = ("conformer",)
+    """Settings of an objective. What it reads of its data is declared by its task (`jax_speechlm.tasks`)."""
 
     @property
     def model_kind(self) -> str:
-        """The kind of model that comes out, by the objective that alone would train it: what its uses go by."""
+        """Identifier of the trained model's type, which is a task's name."""
         return self.kind
 
     @property
@@ -48,24 +49,20 @@ class ObjectiveConfig(Config):
 
     @property
     def text_column(self) -> str:
-        """The column of an index whose texts the tokens of speech spell."""
+        """The column of an index whose texts are the transcripts."""
         return "text"
 
-    def check_encoder(self, kind: str) -> None:
-        """Raises ValueError where it cannot train a speech encoder of this kind."""
-        if kind == "fast_conformer" and kind not in self.encoders:
-            raise ValueError(
-                f"{self.kind} needs an encoder with a frame for each feature vector, and a fast_conformer has fewer: "
-                "set model to a ConformerConfig, or the objective to ctc, classification, "
-                "speaker_verification or speech_lm"
-            )
-
     def check_data(self, data: Config) -> None:
-        """Raises ValueError where such data cannot train it; what they hold is seen when they are opened."""
+        """Raises ValueError where settings of the data contradict the objective."""
 
     def of_stream(self, name: str) -> "ObjectiveConfig":
-        """The objective that says what one stream of a mixture is read for; this one, if all are read alike."""
+        """Returns the objective whose inputs one stream of a mixture provides; this one, if all streams are alike."""
         del name
+        return self
+
+    def resolve(self, runs: Runs) -> "ObjectiveConfig":
+        """Returns the objective with all that it reads from other runs' settings filled in."""
+        del runs
         return self
 
 
@@ -79,12 +76,14 @@ class Objective:
         of the batch; `metrics["loss"]` holds the same as (sum, number of targets). `key` drives augmentation, masking
         and dropout; None is evaluation: nothing random but what the objective itself needs (BEST-RQ's masks).
       frozen: top-level groups of parameters that no optimizer may touch, such as BEST-RQ's quantizer.
-      borrowed: the frozen among them that are other runs' parameters: read from there at every start, never saved.
+      borrowed: the frozen among them that are other runs' parameters: read by `load_borrowed` at every start, never
+        saved.
       training_only: groups that no use of the trained model needs: `checkpoints.read_params` leaves them out.
       forward_flops: `(samples or tokens of a row, batch_size) -> FLOPs` of one forward pass, analytic, for MFU.
       batch_flops: `batch -> FLOPs` instead, where batches differ in more than their length; it sees shapes alone. Where
         parts of a model do not learn it is a third of what a training step costs.
       logits: `(params, batch) -> (logits [B, T, V], lengths [B])` where the objective gives token posteriors, or None.
+      load_borrowed: `(shapes of all parameters, tokenizer, runs) -> parameters` of the groups in `borrowed`.
       health_check: `(metrics averaged over steps, after_warmup) -> what is wrong and what to do, or None`, which the
         loop prints as a warning. Metrics of the last validation are there too, as "dev_<name>"; `after_warmup` is
         True once training is long past its warm-up.
@@ -98,6 +97,7 @@ class Objective:
     forward_flops: Callable[[int, int], float] | None = None
     batch_flops: Callable[[Mapping[str, Any]], float] | None = None
     logits: Callable[[functional.Params, Batch], tuple[Array, Array]] | None = None
+    load_borrowed: Callable[[functional.Params, Tokenizer | None, Runs], functional.Params] | None = None
     health_check: Callable[[Mapping[str, float], bool], str | None] | None = None
 
     def flops(self, batch: Mapping[str, Any]) -> float:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import Field, NonNegativeFloat, PositiveInt
@@ -23,6 +24,8 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.batch import Batch, example_keys, frame_mask
 from jax_speechlm.core.config import Config
+from jax_speechlm.core.errors import CheckpointError
+from jax_speechlm.core.tree import paths
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
@@ -32,7 +35,7 @@ from jax_speechlm.nn.layers import Linear
 from jax_speechlm.nn.vocabulary_loss import CHUNK_LOGITS
 from jax_speechlm.objectives.asr import ctc
 from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, frame_grid, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, Runs, frame_grid, mean
 from jax_speechlm.objectives.lm import causal_lm
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 
@@ -83,16 +86,55 @@ class Distillation(ObjectiveConfig):
     hidden_distance: Distance = "cosine"
 
     @property
-    def reads_text(self) -> bool:
-        return self.student.reads_text
-
-    @property
-    def encoders(self) -> tuple[str, ...]:
-        return self.student.encoders
-
-    @property
     def model_kind(self) -> str:
         return self.student.model_kind
+
+    def resolve(self, runs: Runs) -> "Distillation":
+        """Returns the objective with each teacher's shape, and with the very checkpoint in place of a run's directory.
+
+        So a checkpoint of the student is complete without its teachers' folders, and a restart meets the same teachers.
+        A teacher whose shape is given need not be there: a run can be planned without it.
+
+        Raises:
+          CheckpointError: a teacher's checkpoint cannot be read, or was trained for another task than the student.
+        """
+        return self.replace(teachers=tuple(self._resolved(teacher, runs) for teacher in self.teachers))
+
+    def _resolved(self, teacher: Teacher, runs: Runs) -> Teacher:
+        try:
+            checkpoint = runs.find(teacher.checkpoint)
+        except CheckpointError:
+            if teacher.model is None or teacher.frontend is None:
+                raise
+            return teacher
+        experiment = runs.experiment(checkpoint)
+        if experiment.objective.model_kind != self.student.kind:
+            raise CheckpointError(
+                f"{checkpoint}: was trained by {experiment.objective.model_kind}, its student is by "
+                f"{self.student.kind}: name a teacher of the same kind"
+            )
+        shape = {"model": teacher.model or experiment.model, "frontend": teacher.frontend or experiment.frontend}
+        return teacher.replace(checkpoint=checkpoint, **shape)
+
+    def load_teachers(self, shapes: Params, tokenizer: Tokenizer | None, runs: Runs) -> Params:
+        """Reads the teachers' parameters.
+
+        Args:
+          shapes: of all parameters of the run, with their shardings.
+          tokenizer: the student's.
+
+        Returns:
+          The part of the parameters that is the teachers', sharded as `shapes` says.
+
+        Raises:
+          CheckpointError: a checkpoint cannot be read, or has another tokenizer or other parameters than expected.
+        """
+        expected = shapes[GROUP]["teachers"]
+        params = {
+            str(place): _teacher_params(teacher, expected[str(place)], tokenizer, runs)
+            for place, teacher in enumerate(self.teachers)
+        }
+        return {GROUP: {"teachers": params}}
 
     def build(self, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
         """The objective for one student, front end and tokenizer.
@@ -138,6 +180,7 @@ class Distillation(ObjectiveConfig):
             _Loss(self, sides),
             frozen=(teachers,),
             borrowed=(teachers,),
+            load_borrowed=self.load_teachers,
             training_only=(GROUP,),
             forward_flops=flops,
             logits=logits,
@@ -148,7 +191,7 @@ class Distillation(ObjectiveConfig):
         if teacher.model is None or teacher.frontend is None:
             raise ValueError(
                 f"objective.teachers: the shape of {teacher.checkpoint} is not known yet: it is read from the "
-                "checkpoint when training begins (training.teachers.resolve_teachers)"
+                "checkpoint when training begins (`resolve`)"
             )
         if teacher.model.kind != model.kind:
             raise ValueError(
@@ -171,6 +214,28 @@ class Distillation(ObjectiveConfig):
         own = type(self.student)()  # what trained it does not matter, only the module
         plain = teacher.frontend.replace(augment=type(teacher.frontend.augment)())
         return own.build(teacher.model, plain, tokenizer)
+
+
+def _teacher_params(teacher: Teacher, shapes: Params, tokenizer: Tokenizer | None, runs: Runs) -> Params:
+    params, own_tokenizer = runs.params(teacher.checkpoint)
+    if own_tokenizer is None or tokenizer is None or own_tokenizer.fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{teacher.checkpoint}: this teacher has another tokenizer than its student: set --data.tokenizer "
+            f"{teacher.checkpoint}"
+        )
+    found, expected = (
+        {name: leaf.shape for name, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True)}
+        for tree in (params, shapes)
+    )
+    for name in found | expected:
+        if found.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"{teacher.checkpoint}: {name} is {found.get(name, 'not there')}, objective.teachers says "
+                f"{expected.get(name, 'it is not there')}: leave model and frontend out, and they are read from it"
+            )
+    return jax.tree.map(
+        lambda leaf, shape: jax.device_put(np.asarray(leaf, shape.dtype), shape.sharding), params, shapes
+    )
 
 
 def student_part(params: Params) -> Params:

@@ -23,8 +23,8 @@ from jax_speechlm.planning import compiled, costs, hlo
 from jax_speechlm.planning.compiled import Compiled, Memory
 from jax_speechlm.planning.workload import Shape, Workload
 from jax_speechlm.recipes.experiment import Experiment
+from jax_speechlm.training.runs import resolve
 from jax_speechlm.training.state import Trainer, make_trainer
-from jax_speechlm.training.teachers import resolve_teachers
 
 _UNIT = {"K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -109,7 +109,7 @@ class Compiler:
     """
 
     def __init__(self, experiment: Experiment, load: Workload, devices: Sequence[jax.Device]):
-        experiment = resolve_teachers(experiment)
+        experiment = resolve(experiment)
         self._experiment, self._load = experiment, load
         self._objective: Objective = experiment.objective.build(experiment.model, experiment.frontend, load.tokenizer)
         self.mesh: Mesh = meshes.make_mesh(experiment.mesh, devices)
@@ -119,17 +119,11 @@ class Compiler:
 
     def lower(self, shape: Shape) -> jax.stages.Lowered:
         """The step for one batch shape, as JAX hands it to the compiler."""
-        batch = self._batch(shape)
+        batch = self._load.abstract(shape, self._experiment)
         rows = meshes.batch_sharding(self.mesh)
         batch = {name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=rows) for name, each in batch.items()}
         with jax.set_mesh(self.mesh):
             return self.trainer.step.lower(self.trainer.shapes, batch)
-
-    def _batch(self, shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:
-        experiment = self._experiment
-        noise = experiment.frontend.augment.noise_probability > 0 and shape.unit == "samples"
-        frames = experiment.frontend.mel.num_frames(shape.length) if experiment.objective.reads_codes else None
-        return self._load.abstract(shape, noise, experiment.objective.reads_labels, frames)
 
     def memory_needed(self, shape: Shape) -> float:
         """Bytes of each device's memory that the step for one batch shape takes, compiled as training does."""
@@ -207,7 +201,9 @@ class Compiler:
         return self.mesh.devices.flat[0].platform == platform
 
     def _model_flops(self, shape: Shape) -> float:
-        return 3 * self._objective.flops(self._batch(shape))  # a backward pass costs two forward passes
+        return 3 * self._objective.flops(
+            self._load.abstract(shape, self._experiment)
+        )  # a backward pass costs two forward passes
 
 
 def kept_for_backward(module: hlo.Module) -> float:

@@ -4,17 +4,20 @@ import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.batching import fields
 from data_pipelines.batching import plan as plans
+from data_pipelines.batching.fields import BatchSpec
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage.word_times import find_word_times
 from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
 from jax_speechlm.recipes.experiment import Experiment, Mixture, PackedRows, UnitText
+from jax_speechlm.tasks.inputs import DURATION, FRAME_UNITS, SPEECH_OR_SILENCE, TRANSCRIPT
 from jax_speechlm.training.source import (
     BatchSource,
+    inputs_of,
     open_source,
     plan_speech,
     read_indexes,
@@ -57,7 +60,6 @@ class Workload:
       unit: what useful amounts are counted in, "samples" or "tokens"; of a mixture of both, samples.
       useful: share of the padded positions that hold data.
       tokenizer: the run's, or one of the assumed size; None where the objective needs none.
-      holds_units: whether documents may hold speech, whose duration goes with it.
       assumed: what is assumed about the data in place of a prepared set, for the user to read; empty if nothing.
     """
 
@@ -66,32 +68,23 @@ class Workload:
     useful: float
     tokenizer: Tokenizer | None
     assumed: str = ""
-    holds_units: bool = False
 
-    def abstract(
-        self, shape: Shape, noise: bool, labels: bool, frames: int | None = None
-    ) -> dict[str, jax.ShapeDtypeStruct]:
-        """A batch of a shape, as abstract arrays without sharding; with speech units where `frames` says how many."""
-        rows, length = shape.rows, shape.length
+    def abstract(self, shape: Shape, experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns a batch of a shape, as abstract arrays without sharding."""
+        wanted = {field for each in inputs_of(experiment, shape.stream) for field in each.fields}
         if shape.unit == "tokens":
-            arrays = {name: ((rows, length), jnp.int32) for name in ("tokens", "segment", "position")}
-            if self.holds_units:
-                arrays["samples"] = (rows, length), jnp.int32
+            spec = BatchSpec.text(row_label=fields.ROW_LABEL in wanted, duration=fields.DURATION in wanted)
+            sizes = {"rows": shape.rows, "context": shape.length}
         else:
-            arrays = {
-                "audio": ((rows, length), jnp.int16),
-                "audio_length": ((rows,), jnp.int32),
-                "tokens": ((rows, shape.tokens), jnp.int32),
-                "token_length": ((rows,), jnp.int32),
-            }
-        arrays |= {"example_id": ((rows,), jnp.int32), "weight": ((rows,), jnp.float32)}
-        if noise:
-            arrays["noise"] = ((rows, length), jnp.int16)
-        if labels:
-            arrays["label"] = ((rows,), jnp.int32)
-        if frames is not None:
-            arrays["codes"] = ((rows, frames), jnp.int32)
-        return {name: jax.ShapeDtypeStruct(*each) for name, each in arrays.items()}
+            spec = BatchSpec.speech(
+                noise=experiment.frontend.augment.noise_probability > 0,
+                row_label=fields.ROW_LABEL in wanted,
+                frame_labels=fields.FRAME_LABELS in wanted,
+            )
+            frames = experiment.frontend.mel.num_frames(shape.length)
+            sizes = {"rows": shape.rows, "samples": shape.length, "tokens": shape.tokens, "frames": frames}
+        shapes = spec.shapes(sizes)
+        return {field.name: jax.ShapeDtypeStruct(shapes[field.name], field.dtype) for field in spec.fields}
 
 
 def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
@@ -106,10 +99,11 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
         return _of_streams(experiment, vocab_size)
     sets = (*data.sets, *data.text_sets) if isinstance(data, UnitText) else data.sets
     missing = [name for name in sets if not (as_path(data.data_dir) / name.partition(":")[0]).is_dir()]
-    reads_units = isinstance(data, UnitText) or experiment.objective.reads_codes
+    inputs = inputs_of(experiment)
+    reads_units = DURATION in inputs or FRAME_UNITS in inputs
     if reads_units and data.units and not as_path(data.units).is_dir():
         missing.append(data.units)
-    if not missing and experiment.objective.reads_word_times:
+    if not missing and SPEECH_OR_SILENCE in inputs:
         parts = [part for index in read_indexes(data) if index is not None for part in index.parts]
         missing = [f"the times of words of {part}" for part in parts if find_word_times(part) is None]
     if not missing:
@@ -117,8 +111,8 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
     tokenizer, said = _tokenizer(data.tokenizer, vocab_size)
     if isinstance(data, PackedRows):
         assumed = f"{', '.join(missing)} not prepared here{said}: rows are full"
-        return Workload((_text_shape(data),), "tokens", 1.0, tokenizer, assumed, isinstance(data, UnitText))
-    reads_text = experiment.objective.reads_text
+        return Workload((_text_shape(data),), "tokens", 1.0, tokenizer, assumed)
+    reads_text = TRANSCRIPT in inputs
     # Uniform durations: real sets have their peak somewhere between, and buckets wherever it is.
     seconds = np.linspace(data.min_seconds, data.max_seconds, ASSUMED_UTTERANCES)
     samples = (seconds * SAMPLE_RATE).astype(np.int64)
@@ -139,7 +133,7 @@ def _of_source(experiment: Experiment, source: BatchSource) -> Workload:
     data = experiment.data
     if isinstance(data, PackedRows):
         shapes, fill = (_text_shape(data),), source.plan.fill_share
-        return Workload(shapes, "tokens", fill, source.tokenizer, "", isinstance(data, UnitText))
+        return Workload(shapes, "tokens", fill, source.tokenizer, "")
     return _of_plan(source.plan, source.tokenizer, "")
 
 

@@ -1,6 +1,6 @@
 """An experiment: everything that decides a run's result, in one frozen record."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Union
 
 import pydantic
 
@@ -11,44 +11,13 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
-from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.objectives.distillation import Distillation
-from jax_speechlm.objectives.encoder_only import EncoderOnly
-from jax_speechlm.objectives.heads.classification import Classification
-from jax_speechlm.objectives.heads.frame_classification import FrameClassification
-from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
-from jax_speechlm.objectives.lm.causal_lm import CausalLM
-from jax_speechlm.objectives.lm.masked_lm import MaskedLM
-from jax_speechlm.objectives.lm.span_corruption import SpanCorruption
-from jax_speechlm.objectives.lm.unit_lm import UnitLM
-from jax_speechlm.objectives.speech_text.joint import Joint
-from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
-from jax_speechlm.objectives.ssl.best_rq import BestRQ
-from jax_speechlm.objectives.ssl.hubert import HuBERT
-from jax_speechlm.objectives.ssl.w2v_bert import W2vBert
-from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 from jax_speechlm.optim.optimizers import Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.tasks import TASKS
 
-Objective = Annotated[
-    BestRQ
-    | HuBERT
-    | Wav2Vec2
-    | W2vBert
-    | CTC
-    | CausalLM
-    | MaskedLM
-    | SpanCorruption
-    | Joint
-    | UnitLM
-    | SpeechLM
-    | Distillation
-    | Classification
-    | FrameClassification
-    | SpeakerVerification
-    | EncoderOnly,
-    pydantic.Field(discriminator="kind"),
-]
+Objective = Annotated[Union[tuple(task.objective for task in TASKS.values())], pydantic.Field(discriminator="kind")]  # noqa: UP007
+"""The objective of any task."""
+
 Model = Annotated[
     ConformerConfig | FastConformerConfig | TransformerConfig | SpeechLMConfig, pydantic.Field(discriminator="kind")
 ]
@@ -341,13 +310,10 @@ class Experiment(Config):
 
     @pydantic.model_validator(mode="after")
     def _data_suit_the_objective(self):
-        if (self.objective.kind == "unit_lm") != (self.data.kind == "unit_text"):
-            raise ValueError(
-                f"data of kind {self.data.kind} do not train {self.objective.kind}: unit_lm takes unit_text, and "
-                "nothing else does"
-            )
+        task = TASKS[self.objective.kind]
         self.objective.check_data(self.data)
-        self.objective.check_encoder(self.model.kind)
+        task.inputs_of(self.data)
+        task.check_model(self.model)
         return self
 
     @property

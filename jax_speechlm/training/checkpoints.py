@@ -24,8 +24,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from data_pipelines.core.errors import UserError, is_disk_full
+from data_pipelines.core.errors import is_disk_full
 from data_pipelines.core.paths import AnyPath, absolute, is_url, move_folder, reach
+from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.core.tree import overlay
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.int_weights import dequantize, from_plain
@@ -40,10 +41,6 @@ _IDLE_WARNINGS = ("Metadata file does not exist", "did not provide metrics")
 logging.getLogger("absl").addFilter(lambda record: not any(each in record.getMessage() for each in _IDLE_WARNINGS))
 
 _SPARE_BYTES = 64 << 20  # what metadata and the file system's own needs may add to a checkpoint
-
-
-class CheckpointError(UserError):
-    """A checkpoint cannot be written or read; the message names the folder and the remedy."""
 
 
 class Restored(NamedTuple):

@@ -33,10 +33,10 @@ from jax_speechlm.training.concerns import concerns
 from jax_speechlm.training.goodput import GoodputTracker, describe
 from jax_speechlm.training.logs import METRICS, LogFolder
 from jax_speechlm.training.reporting import BatchSize, IntervalMetrics, Reporter
+from jax_speechlm.training.runs import SavedRuns, resolve
 from jax_speechlm.training.source import BatchSource, open_source, tokenizer_files
 from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer
 from jax_speechlm.training.stopping import catch_signals
-from jax_speechlm.training.teachers import load_teacher_params, resolve_teachers
 from jax_speechlm.training.validation import validate
 from jax_speechlm.training.warm_start import take_over_all
 
@@ -101,16 +101,14 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
     began = time.perf_counter()
     began_at = time.time()
     run_dir = reach(run_dir)
-    experiment = resolve_teachers(experiment)
+    experiment = resolve(experiment)
     source = source or open_source(experiment)
     warnings = concerns(experiment, source)
     objective = experiment.objective.build(experiment.model, experiment.frontend, source.tokenizer)
     mesh = meshes.make_mesh(experiment.mesh)
     loop = experiment.loop
     meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(source.tokenizer)}
-    units = getattr(source, "units", None)  # which a model of speech units is tied to
-    meta |= {"plan": source.plan.fingerprint, "units": units.fingerprint if units else None}
-    meta |= {"labels": getattr(source, "labels_fingerprint", None)}
+    meta |= {"plan": source.plan.fingerprint} | source.fingerprints()
     meta |= {"training_only": objective.training_only} if objective.training_only else {}
 
     with contextlib.ExitStack() as stack:
@@ -124,7 +122,8 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
         checkpoints = ckpt.Checkpoints(run_dir, keep_last=loop.keep_last, keep_best=loop.keep_best)
         stack.callback(checkpoints.close)
         own = functools.partial(_without, objective.borrowed)
-        borrowed = load_teacher_params(experiment, trainer.shapes.params, source.tokenizer)
+        load_borrowed = objective.load_borrowed or (lambda *_: {})
+        borrowed = load_borrowed(trainer.shapes.params, source.tokenizer, SavedRuns())
         state, first_step, said = _initial_state(
             experiment, trainer, checkpoints, meta, source.tokenizer, own, borrowed
         )

@@ -28,10 +28,15 @@ from data_pipelines.storage.units import CodeStore, Units, read_units
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.recipes.experiment import Data, Experiment, Mixture, Speech, Text, UnitText
+from jax_speechlm.tasks import TASKS
+from jax_speechlm.tasks.base import Input
+from jax_speechlm.tasks.inputs import TRANSCRIPT
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.targets import FrameCodes, Labels, codes_of, labels_of
 
 log = logging.getLogger(__name__)
+
+RowLabels = Int[np.ndarray, " rows"] | None
+"""The class of each row of an index, for classification."""
 
 
 @runtime_checkable
@@ -47,6 +52,10 @@ class BatchSource(Protocol):
 
     def dev_batches(self) -> Iterator[Batch]:
         """This host's rows of every validation batch, once."""
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """What a checkpoint is tied to besides its plan: "units", the k-means; "labels", the classes of frames."""
+        return {"units": None, "labels": None}
 
     def stream(self, step: int) -> str:
         """The stream of a mixture that a step's batch comes from; "" where there are no streams."""
@@ -132,10 +141,10 @@ class SpeechSource(BatchSource):
       tokenizer: None for objectives that need no text.
       speeds: factors of speed perturbation in training.
       noise: what training mixes in, or None.
-      labels: classes of the rows of `train` and of `dev`; None where the objective does not classify.
-      codes: speech units, or classes of frames, of the utterances of `train` and of `dev`; None where the objective
-        does not predict them.
-      text_column: column of the indexes that the tokens spell.
+      labels: classes of the rows of `train` and of `dev`; None where the task does not read them.
+      frame_labels: speech units, or classes, of the frames of `train` and of `dev`; None where the task does not read
+        them.
+      text_column: column of the indexes with the transcripts.
     """
 
     train: indexes.Index
@@ -145,19 +154,16 @@ class SpeechSource(BatchSource):
     tokenizer: base.Tokenizer | None
     speeds: tuple[float, ...] = (1.0,)
     noise: NoiseReader | None = None
-    labels: tuple[Labels, Labels] = (None, None)
-    codes: tuple[FrameCodes, FrameCodes] = (None, None)
+    labels: tuple[RowLabels, RowLabels] = (None, None)
+    frame_labels: tuple[FrameLabels | CodeStore | None, FrameLabels | CodeStore | None] = (None, None)
     text_column: str = "text"
 
-    @property
-    def units(self) -> Units | None:
-        """The k-means that made `codes`, where one did."""
-        return self.codes[0].units if isinstance(self.codes[0], CodeStore) else None
-
-    @property
-    def labels_fingerprint(self) -> str | None:
-        """What the classes of frames are known by, where `codes` are such."""
-        return self.codes[0].fingerprint if isinstance(self.codes[0], FrameLabels) else None
+    def fingerprints(self) -> dict[str, str | None]:
+        labels = self.frame_labels[0]
+        return {
+            "units": labels.units.fingerprint if isinstance(labels, CodeStore) else None,
+            "labels": labels.fingerprint if isinstance(labels, FrameLabels) else None,
+        }
 
     @classmethod
     def open(cls, experiment: Experiment, tokenizer: base.Tokenizer | None = None) -> "SpeechSource":
@@ -168,14 +174,14 @@ class SpeechSource(BatchSource):
         """
         data = experiment.data
         train, dev = read_indexes(data)
-        if not experiment.objective.reads_text:
+        if TRANSCRIPT not in inputs_of(experiment):
             tokenizer = None
         elif tokenizer is None:
             tokenizer = _tokenizer(data.tokenizer, train)
         column = experiment.objective.text_column
         tokens = indexes.token_lengths(train, tokenizer, column) if tokenizer else None
         plan = plan_speech(experiment, train.num_samples, tokens)
-        labels, dev_plan = labels_of(experiment, train, dev), None
+        labels, dev_plan = _read(experiment, "label", train, dev), None
         if labels[1] is not None and (labels[1] < 0).all():
             log.warning("nothing validates: of the dev split's speakers none is of the training data")
             dev, labels = None, (labels[0], None)
@@ -193,7 +199,7 @@ class SpeechSource(BatchSource):
             data.speeds,
             _noise(experiment),
             labels,
-            codes_of(experiment, train, dev),
+            _read(experiment, "frame_labels", train, dev),
             column,
         )
 
@@ -209,7 +215,7 @@ class SpeechSource(BatchSource):
             speeds=self.speeds,
             noise=self.noise,
             labels=self.labels[0],
-            codes=self.codes[0],
+            frame_labels=self.frame_labels[0],
             column=self.text_column,
         )
 
@@ -222,7 +228,7 @@ class SpeechSource(BatchSource):
             num_hosts=jax.process_count(),
             num_steps=self.dev_plan.steps_per_epoch,
             labels=self.labels[1],
-            codes=self.codes[1],
+            frame_labels=self.frame_labels[1],
             column=self.text_column,
         )
 
@@ -235,7 +241,7 @@ class TextSource(BatchSource):
       train, dev: tokens of the documents; `dev` is None where no set has a dev split.
       plan, dev_plan: their batches.
       tokenizer: what made the tokens.
-      labels: classes of the documents of `train` and of `dev`; None where the objective does not classify.
+      labels: classes of the documents of `train` and of `dev`; None where the task does not read them.
     """
 
     train: token_store.TokenStore
@@ -243,7 +249,7 @@ class TextSource(BatchSource):
     plan: packing.TextPlan
     dev_plan: packing.TextPlan | None
     tokenizer: base.Tokenizer
-    labels: tuple[Labels, Labels] = (None, None)
+    labels: tuple[RowLabels, RowLabels] = (None, None)
 
     @classmethod
     def open(cls, experiment: Experiment, tokenizer: base.Tokenizer | None = None) -> "TextSource":
@@ -256,7 +262,7 @@ class TextSource(BatchSource):
         train, dev = read_indexes(data)
         tokenizer = tokenizer or _tokenizer(data.tokenizer, train)
         tokens = token_store.open_tokens(train, tokenizer)
-        labels = labels_of(experiment, train, dev)
+        labels = _read(experiment, "label", train, dev)
         shape = {"context": data.context, "sequences_per_batch": data.sequences_per_batch}
         shape["is_packed"] = data.packed and labels[0] is None
         mixture = {"weights": data.weights, "source_rows": [part.num_rows for part in train.parts]}
@@ -294,7 +300,7 @@ class TextSource(BatchSource):
 
 
 @dataclasses.dataclass(frozen=True)
-class PreparedUnits(BatchSource):
+class UnitSource(BatchSource):
     """Utterances as units, texts, and utterances interleaved, packed into rows of one length.
 
     Attributes:
@@ -314,7 +320,7 @@ class PreparedUnits(BatchSource):
     boundary: int
 
     @classmethod
-    def open(cls, experiment: Experiment) -> "PreparedUnits":
+    def open(cls, experiment: Experiment) -> "UnitSource":
         """Makes and plans an experiment's documents; see `open_source`."""
         data, units = experiment.data, read_units(experiment.data.units)
         if units.num_units != experiment.objective.num_units:
@@ -359,6 +365,9 @@ class PreparedUnits(BatchSource):
         dev_tokens = token_store.TokenStore.join(dev_stores) if dev_stores else None
         dev_plan = packing.make_text_eval_plan(dev_tokens.lengths, **shape) if dev_stores else None
         return cls(tokens, dev_tokens, plan, dev_plan, tokenizer, units, vocabulary.boundary)
+
+    def fingerprints(self) -> dict[str, str | None]:
+        return {"units": self.units.fingerprint, "labels": None}
 
     def batches(self, first_step: int, num_steps: int) -> TextBatches:
         return self._open(self.train, self.plan, start_step=first_step, num_steps=num_steps - first_step)
@@ -412,6 +421,10 @@ class MixtureSource(BatchSource):
         tokenizer = next((part.tokenizer for part in parts.values() if part.tokenizer), None)
         return cls(parts, plan, tokenizer)
 
+    def fingerprints(self) -> dict[str, str | None]:
+        """What a checkpoint is tied to besides its plan: "units", the k-means; "labels", the classes of frames."""
+        return {"units": None, "labels": None}
+
     def stream(self, step: int) -> str:
         return self.plan.names[self.plan.place(step)[0]]
 
@@ -433,7 +446,7 @@ def stream_experiments(experiment: Experiment) -> dict[str, Experiment]:
 
 
 def _reads_text(experiment: Experiment) -> bool:
-    return isinstance(experiment.data, Text) or experiment.objective.reads_text
+    return isinstance(experiment.data, Text) or TRANSCRIPT in inputs_of(experiment)
 
 
 def _open_stream(name: str, experiment: Experiment, tokenizer: base.Tokenizer | None) -> BatchSource:
@@ -444,7 +457,7 @@ def _open_stream(name: str, experiment: Experiment, tokenizer: base.Tokenizer | 
         raise kind(f"stream {name}: {error}") from error
 
 
-_SOURCES = {Speech: SpeechSource, Text: TextSource, UnitText: PreparedUnits, Mixture: MixtureSource}
+_SOURCES = {Speech: SpeechSource, Text: TextSource, UnitText: UnitSource, Mixture: MixtureSource}
 
 
 def read_indexes(data: Data) -> tuple[indexes.Index, indexes.Index | None]:
@@ -457,6 +470,23 @@ def read_indexes(data: Data) -> tuple[indexes.Index, indexes.Index | None]:
 def _with_dev_split(data_dir: str, sets: tuple[str, ...]) -> tuple[str, ...]:
     names = dict.fromkeys(name.partition(":")[0] for name in sets)
     return tuple(name for name in names if "dev" in indexes.splits_of(as_path(data_dir) / name))
+
+
+def inputs_of(experiment: Experiment, stream: str = "") -> tuple[Input, ...]:
+    """Returns what an experiment's task reads of its data, or of one stream of its mixture."""
+    if stream:
+        experiment = stream_experiments(experiment)[stream]
+    return TASKS[experiment.objective.kind].inputs_of(experiment.data)
+
+
+def _read(experiment: Experiment, field: str, train: indexes.Index, dev: indexes.Index | None) -> tuple[Any, Any]:
+    """Reads what a field holds of the training and the validation rows; None where the task has no such input."""
+    objective, data, mel = experiment.objective, experiment.data, experiment.frontend.mel
+    for each in inputs_of(experiment):
+        if each.read is not None and field in [of_input.name for of_input in each.fields]:
+            known = each.read(objective, data, mel, train, True)
+            return known, None if dev is None else each.read(objective, data, mel, dev, False)
+    return None, None
 
 
 def _noise(experiment: Experiment) -> NoiseReader | None:

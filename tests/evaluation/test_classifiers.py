@@ -87,7 +87,7 @@ def test_texts_are_classified(tmp_path, capsys):
     )
     save_run(tmp_path / "run", experiment, TOKENIZER)
     report = evaluate(tmp_path)
-    run = LoadedRun.load(tmp_path / "run", "classification", "")
+    run = LoadedRun.load(tmp_path / "run", Classification, "")
     confusion = np.zeros((2, 2), int)
     for text, label in zip(TEXTS, LABELS, strict=True):
         if text:
@@ -113,7 +113,7 @@ def test_utterances_are_classified_whatever_the_batch(tmp_path):
     save_run(tmp_path / "run", experiment, None)
     report = evaluate(tmp_path, "--seconds-per-batch=1")
     assert report["confusion"] == evaluate(tmp_path, "--seconds-per-batch=60")["confusion"]
-    run = LoadedRun.load(tmp_path / "run", "classification", "")
+    run = LoadedRun.load(tmp_path / "run", Classification, "")
     reader, confusion = RecordReader(read_index(tmp_path / "data" / "things", "test")), np.zeros((2, 2), int)
     for row, (samples, label) in enumerate(clips):
         assert reader.read(row)[1] == label

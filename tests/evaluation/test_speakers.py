@@ -20,6 +20,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
 from jax_speechlm.recipes.experiment import Experiment, Speech
+from jax_speechlm.tasks.inputs import class_ids
 from jax_speechlm.training.source import open_source
 from tests.data_pipelines.prepared import noise, write_prepared
 from tests.evaluation.runs import write_run
@@ -123,9 +124,9 @@ def test_who_is_validated_on_need_not_be_trained_on(tmp_path, caplog):
     assert source.dev is source.dev_plan is source.labels[1] is None
     assert source.labels[0].tolist() == [0, 1, 0, 1]
     assert "nothing validates" in caplog.text
-    assert experiment.objective.numbers(["speaker1", "stranger"], training=False).tolist() == [1, -1]
+    assert class_ids(["speaker1", "stranger"], experiment.objective.classes, strict=False).tolist() == [1, -1]
     with pytest.raises(DataError, match="'stranger' is none of the classes"):
-        experiment.objective.numbers(["stranger"])
+        class_ids(["stranger"], experiment.objective.classes)
 
 
 def test_embed_writes_the_vectors(run, tmp_path, capsys):

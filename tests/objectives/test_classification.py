@@ -15,6 +15,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.heads.classification import Classification, TextClassifier, UtteranceClassifier
+from jax_speechlm.tasks.inputs import class_ids
 from tests.objectives.text import MODEL, TOKENIZER, VOCABULARY, documents, pack, reorder
 
 CONFIG = Classification(classes=("low", "middle", "high"))
@@ -31,7 +32,7 @@ def speech_batch() -> dict[str, np.ndarray]:
     return {
         "audio": rng.integers(-9000, 9000, (6, 16_000)).astype(np.int16),
         "audio_length": (shares * 16_000).astype(np.int32),
-        "label": CONFIG.numbers(labels),
+        "label": class_ids(labels, CONFIG.classes),
         "example_id": np.array([7, 8, -1, 9, 10, 11], np.int32),
         "weight": (shares > 0).astype(np.float32),
     }
@@ -128,4 +129,4 @@ def test_settings_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match=r"--model\.input_dim 16"):
         CONFIG.build(CONFORMER.replace(input_dim=80), FRONTEND, None)
     with pytest.raises(DataError, match=r"objective\.classes"):
-        CONFIG.numbers(["low", "lowest"])
+        class_ids(["low", "lowest"], CONFIG.classes)

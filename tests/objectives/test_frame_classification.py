@@ -14,6 +14,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
+from jax_speechlm.tasks import TASKS
 from tests.objectives.test_classification import speech_batch
 
 CONFIG = FrameClassification()
@@ -77,4 +78,4 @@ def test_what_would_part_frames_from_their_words_is_refused():
     with pytest.raises(ValueError, match="from under its words"):
         CONFIG.build(MODEL, cropped)
     with pytest.raises(ValueError, match="needs an encoder with a frame for each feature vector"):
-        CONFIG.check_encoder(FastConformerConfig().kind)
+        TASKS[CONFIG.kind].check_model(FastConformerConfig())

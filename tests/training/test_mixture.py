@@ -232,5 +232,5 @@ def test_a_plan_knows_every_shape_of_every_stream(tmp_path):
         assert bool(load.assumed) == assumed
         assert load.tokenizer is not None
         for shape in load.shapes:
-            batch = load.abstract(shape, noise=False, labels=False)
+            batch = load.abstract(shape, experiment)
             assert stream_of(batch) == shape.stream

@@ -12,15 +12,15 @@ import pytest
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.core.tree import paths
 from jax_speechlm.inference.asr.ctc import Recognizer
-from jax_speechlm.inference.checkpoint import objective_kind
+from jax_speechlm.inference.checkpoint import task_of_run
 from jax_speechlm.objectives.distillation import GROUP, Distillation, Teacher
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import TrainingStopped, train
+from jax_speechlm.training.runs import SavedRuns, resolve
 from jax_speechlm.training.state import make_trainer
-from jax_speechlm.training.teachers import load_teacher_params, resolve_teachers
 from tests.evaluation.runs import write_run
 from tests.training import tiny
 from tests.training.test_loop import ONE_BUCKET, without_dev
@@ -81,7 +81,7 @@ def test_what_was_distilled_is_used_like_any_recognizer_when_the_teacher_is_gone
     text = json.loads(meta.read_text())
     text["experiment"]["objective"]["teachers"][0]["checkpoint"] = "/nowhere"
     meta.write_text(json.dumps(text))
-    assert objective_kind(tmp_path / "run") == "ctc"
+    assert task_of_run(tmp_path / "run").name == "ctc"
     recognizer = Recognizer.load(tmp_path / "run")
     batch = next(tiny.source(PLAIN).dev_batches())
     assert len(recognizer.recognize(iter([batch]))) == (batch["example_id"] >= 0).sum() > 0
@@ -117,7 +117,7 @@ def test_teachers_that_do_not_fit_are_named(teacher, tmp_path):
         train(experiment, tmp_path / "run", source(experiment))
     speech_only = write_run(tmp_path / "best_rq", tiny.experiment("best_rq"), None)
     with pytest.raises(ckpt.CheckpointError, match="was trained by best_rq, its student is by ctc"):
-        resolve_teachers(distilled(speech_only))
+        resolve(distilled(speech_only))
     wrong = Teacher(checkpoint=str(teacher), model=PLAIN.model, frontend=PLAIN.frontend)
     experiment = PLAIN.replace(objective=Distillation(teachers=(wrong,)), num_steps=1)
     with pytest.raises(ckpt.CheckpointError, match="leave model and frontend out, and they are read from it"):
@@ -126,10 +126,10 @@ def test_teachers_that_do_not_fit_are_named(teacher, tmp_path):
 
 def test_a_student_may_teach_in_its_turn(whole):
     """It is taken without the maps that it learnt beside it."""
-    experiment = resolve_teachers(distilled(whole))
+    experiment = resolve(distilled(whole))
     objective = experiment.objective.build(experiment.model, experiment.frontend, LETTERS)
     mesh = meshes.make_mesh(MeshShape(), jax.devices()[:1])
     trainer = make_trainer(objective, experiment.optimizer, 1, 0, mesh)
-    found = load_teacher_params(experiment, trainer.shapes.params, LETTERS)[GROUP]["teachers"]["0"]
+    found = objective.load_borrowed(trainer.shapes.params, LETTERS, SavedRuns())[GROUP]["teachers"]["0"]
     assert set(found) == {"encoder", "head"}
     jax.tree.map(np.testing.assert_array_equal, found, ckpt.read_params(whole)[0])

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from data_pipelines.batching.fields import BatchSpec
 from data_pipelines.batching.packing import make_text_eval_plan, make_text_plan
 from data_pipelines.batching.plan import BatchPlan, make_eval_plan, make_plan
 from data_pipelines.storage.tokens import TokenStore
@@ -32,7 +33,8 @@ from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Mixture, Speech, Stream, Text
-from jax_speechlm.training.source import BatchSource, MixtureSource, TextSource, stream_experiments
+from jax_speechlm.tasks.inputs import FRAME_UNITS, ROW_CLASS, ROW_SPEAKER, SPEECH_OR_SILENCE, TRANSCRIPT
+from jax_speechlm.training.source import BatchSource, MixtureSource, TextSource, inputs_of, stream_experiments
 
 LETTERS = "abc "
 MEL = LogMel(num_mel_bins=20, stack=2)
@@ -130,19 +132,20 @@ class MemorySource(BatchSource):
 
     @classmethod
     def make(cls, experiment: Experiment, utterances: int = 24) -> "MemorySource":
+        inputs = inputs_of(experiment)
         rng = np.random.default_rng(0)
         short = utterances * 2 // 3  # with 24 utterances: two full batches of short ones, one of long ones
         lengths = np.concatenate([rng.integers(5000, 7600, short), rng.integers(14000, 15900, utterances - short)])
         samples = [rng.normal(0, 1000, length).astype(np.int16) for length in lengths]
         texts = ["".join(rng.choice(list(LETTERS), 3)) for _ in lengths]
-        tokenizer = CharTokenizer(LETTERS) if experiment.objective.reads_text else None
+        tokenizer = CharTokenizer(LETTERS) if TRANSCRIPT in inputs else None
         tokens = np.array([len(text) for text in texts]) if tokenizer else None
         options = {"batch_multiple": 8, "frame_samples": MEL.frame_samples, "seconds_per_batch": 8.0}
         options["num_buckets"] = experiment.data.num_buckets
         objective = experiment.objective
         num_classes = len(getattr(objective, "classes", ()))
-        num_units = (num_classes or objective.num_units) if objective.reads_codes else 0
-        num_labels = num_classes if objective.reads_labels else 0
+        num_units = (num_classes or objective.num_units) if {FRAME_UNITS, SPEECH_OR_SILENCE} & set(inputs) else 0
+        num_labels = num_classes if {ROW_CLASS, ROW_SPEAKER} & set(inputs) else 0
         plan = make_plan(lengths, tokens, seed=experiment.seed, **options)
         dev_plan = make_eval_plan(lengths, tokens, **options)
         return cls(plan, dev_plan, samples, texts, tokenizer, num_units, num_labels)
@@ -156,18 +159,12 @@ class MemorySource(BatchSource):
     def batch(self, plan: BatchPlan, step: int) -> dict[str, np.ndarray]:
         planned = plan.batch(step)
         bucket, rows = plan.buckets[planned.bucket], planned.rows
-        batch = {
-            "audio": np.zeros((len(rows), bucket.num_samples), np.int16),
-            "audio_length": np.zeros(len(rows), np.int32),
-            "tokens": np.zeros((len(rows), bucket.num_tokens), np.int32),
-            "token_length": np.zeros(len(rows), np.int32),
-            "example_id": rows.astype(np.int32),
-            "weight": (rows >= 0).astype(np.float32),
-        }
-        if self.num_units:
-            batch["frame_labels"] = np.full((len(rows), MEL.num_frames(bucket.num_samples)), -1, np.int32)
+        spec = BatchSpec.speech(row_label=self.num_labels > 0, frame_labels=self.num_units > 0)
+        sizes = {"rows": len(rows), "samples": bucket.num_samples, "tokens": bucket.num_tokens}
+        batch = spec.empty(sizes | {"frames": MEL.num_frames(bucket.num_samples)})
+        batch["example_id"][:], batch["weight"][:] = rows, rows >= 0
         if self.num_labels:
-            batch["label"] = (rows % self.num_labels).astype(np.int32)
+            batch["label"][:] = rows % self.num_labels
         for place, row in enumerate(rows):
             if row < 0:
                 continue

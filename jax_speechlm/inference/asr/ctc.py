@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,8 @@ class Recognizer(Transcriber):
       params: of each member.
       members: the checkpoints.
     """
+
+    abilities: ClassVar[tuple[str, ...]] = ("transcribe", "embed")
 
     checkpoint: AnyPath
     step: int

@@ -69,11 +69,17 @@ class SpeechLanguageModel(Transcriber):
     method: Sampling | Beam = GREEDY
 
     @classmethod
-    def load(cls, path: str | Path, decoding: Decoding = Decoding()) -> "SpeechLanguageModel":  # noqa: B008  frozen
+    def load(
+        cls,
+        path: str | Path,
+        decoding: Decoding = Decoding(),  # noqa: B008  frozen
+        ensemble: Sequence[str | Path] = (),
+    ) -> "SpeechLanguageModel":
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
 
         Args:
           decoding: greedy, or a beam of so many answers.
+          ensemble: must be empty: only runs with CTC posteriors make an ensemble.
 
         Raises:
           CheckpointError: there is no readable checkpoint, or it is not one of a speech-language model.
@@ -83,10 +89,16 @@ class SpeechLanguageModel(Transcriber):
             raise ValueError(
                 f"{path}: is a language model itself: --lm, --boost and --rescore are for runs that were trained by ctc"
             )
-        run = LoadedRun.load(path, SpeechLM().kind, "answer to speech")
+        if ensemble:
+            raise ValueError(f"{path}: was trained by speech_lm; only runs that spell by CTC make an ensemble")
+        run = LoadedRun.load(path, SpeechLM, "answer to speech")
         params, _ = merge(run.params, run.experiment.model.lora)
         method = GREEDY if decoding.is_greedy else Beam(size=decoding.beam_size)
         return cls(run.checkpoint, run.step, run.experiment, run.tokenizer, params, method)
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        return ("transcribe", "generate") if self.task == "transcribe" else ("generate",)
 
     @property
     def task(self) -> str:

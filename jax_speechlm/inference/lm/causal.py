@@ -9,7 +9,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,8 @@ class LanguageModel:
       num_units: units of speech in its vocabulary (`unit_model.py`).
     """
 
+    abilities: ClassVar[tuple[str, ...]] = ("generate", "score")
+
     model: TransformerConfig
     tokenizer: base.Tokenizer = dataclasses.field(repr=False)
     params: Params = dataclasses.field(repr=False)
@@ -96,7 +98,7 @@ class LanguageModel:
         Raises:
           CheckpointError: there is no readable checkpoint, or it is not one of a causal language model.
         """
-        run = LoadedRun.load(path, CausalLM().kind, "tell how likely a text is")
+        run = LoadedRun.load(path, CausalLM, "tell how likely a text is")
         return cls(run.experiment.model, run.tokenizer, run.params, run.experiment.data.context, run.checkpoint)
 
     @functools.cached_property

@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -22,6 +22,7 @@ from jax_speechlm.decoding.lm.generate import Beam, Sampling, check_counts, meth
 from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.unit_encoder import UnitEncoder
+from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.training import checkpoints as ckpt
 
 Part = str | Integer[np.ndarray, "..."]
@@ -55,6 +56,8 @@ class UnitModel:
       fingerprint: of the k-means; no other's units mean anything to the model.
     """
 
+    abilities: ClassVar[tuple[str, ...]] = ("generate", "score")
+
     lm: LanguageModel
     units: str
     fingerprint: str
@@ -66,7 +69,7 @@ class UnitModel:
         Raises:
           CheckpointError: there is no readable checkpoint, or it is not one of a unit language model.
         """
-        run = LoadedRun.load(path, "unit_lm", "tell how likely speech is")
+        run = LoadedRun.load(path, UnitLM, "tell how likely speech is")
         data, model, num_units = run.experiment.data, run.experiment.model, run.experiment.objective.num_units
         lm = LanguageModel(model, run.tokenizer, run.params, data.context, run.checkpoint, num_units)
         return cls(lm, data.units, run.units)

@@ -1,7 +1,7 @@
 """Connectionist temporal classification (CTC), with intermediate losses and CR-CTC consistency between two views."""
 
 import functools
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,9 +114,6 @@ class CTC(ObjectiveConfig):
       consistency: weight of CR-CTC's consistency loss between two SpecAugment views (0.2 in Yao et al. 2024); 0 is
         plain CTC on one view. A step costs twice as much with it.
     """
-
-    reads_text: ClassVar[bool] = True
-    encoders: ClassVar[tuple[str, ...]] = ("conformer", "fast_conformer")
 
     kind: Literal["ctc"] = "ctc"
     intermediate: tuple[PositiveInt, ...] = ()

@@ -18,16 +18,17 @@ from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import Linear
-from jax_speechlm.objectives.base import Metrics, Objective, check_features, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, mean
 from jax_speechlm.objectives.encode import encode
-from jax_speechlm.objectives.heads.classes import ReadsClasses
+from jax_speechlm.objectives.heads.classes import Classes
 
 ClassLogits = Callable[[functional.Params, Batch, PRNGKeyArray | None], Float[Array, "batch classes"]]
 
 
-class Classification(ReadsClasses):
+class Classification(ObjectiveConfig):
     """Settings of classification: of utterances with a speech encoder, of texts with a transformer."""
 
+    classes: Classes
     kind: Literal["classification"] = "classification"
 
     def build(

@@ -6,7 +6,7 @@ nothing about its frames, nor does one without a transcript.
 """
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import optax
@@ -14,14 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
-from data_pipelines.core.errors import DataError
-from data_pipelines.storage.frame_labels import FrameLabels, speech_frames
-from data_pipelines.storage.index import Index
-from data_pipelines.storage.units import FrameGrid
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import Linear
@@ -50,9 +45,6 @@ class FrameClassification(ObjectiveConfig):
       empty_is_silence: whether a row with an empty transcript is known to have nobody speak in it, and not merely not
         transcribed.
     """
-
-    reads_codes: ClassVar[bool] = True
-    reads_word_times: ClassVar[bool] = True
 
     kind: Literal["frame_classification"] = "frame_classification"
     classes: Classes = KNOWN
@@ -101,21 +93,6 @@ class FrameClassification(ObjectiveConfig):
             return forward_flops(model, num_frames, batch_size) + head
 
         return Objective(make, loss, forward_flops=flops)
-
-    def labels(self, index: Index, mel: LogMel) -> FrameLabels:
-        """The class of every frame of prepared utterances, from the times of their words.
-
-        Raises:
-          DataError: the times are not known, or tell nothing, or the classes are others than silence and speech.
-        """
-        if self.classes != KNOWN:
-            raise DataError(
-                f"the model's classes are {', '.join(self.classes)}, and the times of words tell {' and '.join(KNOWN)} "
-                "apart, in this order: start a run of frame_classification from it (--from), which takes the encoder "
-                "over (--init-from.0.groups encoder)"
-            )
-        grid = FrameGrid(mel.frame_samples, mel.context_samples)
-        return speech_frames(index, grid, self.min_pause, self.empty_is_silence)
 
     def classifier(self, model: ConformerConfig, frontend: FrontEnd) -> tuple[functional.MakeModule, FrameLogits]:
         """The model to make, and `(params, batch, key) -> (logits [batch, time, classes], frames of each row)`."""

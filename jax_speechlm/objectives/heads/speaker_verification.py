@@ -4,12 +4,11 @@ The margin is Wang et al.'s (2018, "Additive margin softmax for face verificatio
 among those of the training data: vectors of two recordings are compared by their cosine.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -17,20 +16,19 @@ from pydantic import Field
 
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.core.batch import Batch
-from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import encoders
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.xvector import XVector, XVectorConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.base import Metrics, Objective, check_features, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, mean
 from jax_speechlm.objectives.encode import encode
-from jax_speechlm.objectives.heads.classes import ReadsClasses
+from jax_speechlm.objectives.heads.classes import Classes
 
 Vectors = Callable[[functional.Params, Batch], tuple[Float[Array, "batch dim"], Int[Array, " batch"]]]
 
 
-class SpeakerVerification(ReadsClasses):
+class SpeakerVerification(ObjectiveConfig):
     """Settings of speaker verification.
 
     Attributes:
@@ -41,28 +39,11 @@ class SpeakerVerification(ReadsClasses):
       margin: what a row's own speaker loses of the cosine before that.
     """
 
+    classes: Classes
     kind: Literal["speaker_verification"] = "speaker_verification"
     head: XVectorConfig = XVectorConfig()
     scale: Annotated[float, Field(gt=0)] = 30.0
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.4
-
-    def label_column(self, data: Config) -> str:
-        """The column of an index that holds the labels."""
-        del data
-        return "speaker"
-
-    def numbers(self, labels: Iterable[str], training: bool = True) -> Int[np.ndarray, " rows"]:
-        """The number of each row's speaker; -1 of one who is only validated on.
-
-        Raises:
-          DataError: a speaker to train on is none of `classes`.
-        """
-        known = set(self.classes)
-        labels = [label if training or label in known else None for label in labels]
-        numbers = np.full(len(labels), -1, np.int32)
-        places = [place for place, label in enumerate(labels) if label is not None]
-        numbers[places] = super().numbers([labels[place] for place in places])
-        return numbers
 
     def build(self, model: EncoderConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
         """The objective for one model and front end; it needs no tokenizer.

@@ -7,7 +7,7 @@ regard to the speech, until, within a few steps, it begins to listen; the gauges
 
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +63,6 @@ class SpeechLM(ObjectiveConfig):
       prompts: what frames the speech, by task.
       freeze: groups of parameters that stay as they are: they have no dropout, and no gradient.
     """
-
-    reads_text: ClassVar[bool] = True
 
     kind: Literal["speech_lm"] = "speech_lm"
     task: Task = "transcribe"

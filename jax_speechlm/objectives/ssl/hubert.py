@@ -6,7 +6,7 @@ units". These are made beforehand by `jax-speechlm units`: first from MFCCs, the
 
 import functools
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,6 @@ class HuBERT(ObjectiveConfig):
       mask_span: length of a span in seconds.
       unmasked_weight: weight in the loss of a frame that is not masked, where a masked one has 1; 0 in the paper.
     """
-
-    reads_codes: ClassVar[bool] = True
 
     kind: Literal["hubert"] = "hubert"
     num_units: Annotated[int, Field(ge=2)] = 100

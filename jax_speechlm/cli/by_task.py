@@ -1,0 +1,49 @@
+"""Commands that differ with the task that a run was trained for: eval, generate, score-pairs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from jax_speechlm.core.errors import CheckpointError
+from jax_speechlm.inference.checkpoint import task_of_run
+from jax_speechlm.parallel.hardware import cache_compilations
+from jax_speechlm.tasks import TASKS, Task, resolve
+
+_SHOWN = {"eval": "ctc", "generate": "causal_lm", "score-pairs": "causal_lm"}
+"""The task whose options --help shows where no run is named."""
+
+
+def evaluate(argv: Sequence[str], prog: str) -> None:
+    """Runs `jax-speechlm eval`: measures a run as it was trained for."""
+    _run("eval", argv, prog)
+
+
+def generate(argv: Sequence[str], prog: str) -> None:
+    """Runs `jax-speechlm generate`: continues texts, units, or answers speech."""
+    _run("generate", argv, prog)
+
+
+def score_pairs(argv: Sequence[str], prog: str) -> None:
+    """Runs `jax-speechlm score-pairs`."""
+    _run("score-pairs", argv, prog)
+
+
+def _run(command: str, argv: Sequence[str], prog: str) -> None:
+    cache_compilations()
+    is_named = bool(argv) and not argv[0].startswith("-")
+    task = task_of_run(argv[0]) if is_named else TASKS[_SHOWN[command]]
+    tyro.cli(_function(command, task, argv[0] if is_named else ""), prog=prog, args=argv)
+
+
+def _function(command: str, task: Task, run: str) -> Any:
+    paths = {name: _path(command, each) for name, each in TASKS.items()}
+    if path := paths[task.name]:
+        return resolve(path)
+    able = ", ".join(name for name, each in paths.items() if each)
+    only = "whose only measure is its loss, which training logs" if command == "eval" else f"which has no {command}"
+    raise CheckpointError(f"{run} was trained by {task.name}, {only}; there is {command} for {able}")
+
+
+def _path(command: str, task: Task) -> str | None:
+    return task.evaluator if command == "eval" else task.commands.get(command)

@@ -1,0 +1,34 @@
+"""Tasks, one module each: a capability is declared once, and every table in the code derives from its declaration.
+
+A new task is a new module here with a `TASK`; docs/extending.md walks through one.
+"""
+
+import importlib
+import pkgutil
+
+from jax_speechlm.objectives.base import ObjectiveConfig
+from jax_speechlm.tasks.base import Task, resolve
+
+__all__ = ["TASKS", "Task", "resolve", "task_of", "with_ability"]
+
+_NO_TASKS = ("base", "inputs")
+
+
+def _declared() -> dict[str, Task]:
+    modules = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NO_TASKS)
+    tasks = [importlib.import_module(f"{__name__}.{name}").TASK for name in modules]
+    return {task.name: task for task in tasks}
+
+
+TASKS = _declared()
+"""Every task by its name, which is the `kind` of its objective."""
+
+
+def task_of(objective: ObjectiveConfig) -> Task:
+    """Returns the task of a trained model: a distillation's is that of its student."""
+    return TASKS[objective.model_kind]
+
+
+def with_ability(ability: str) -> list[str]:
+    """Returns the names of the tasks whose checkpoints may have an ability, such as "transcribe"."""
+    return [name for name, task in TASKS.items() if ability in task.abilities]

@@ -1,0 +1,111 @@
+"""The declaration of a task: the one place where objective, models, data, predictor, evaluator and exports meet."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.batching.fields import Field
+from data_pipelines.storage.frame_labels import FrameLabels
+from data_pipelines.storage.index import Index
+from data_pipelines.storage.units import CodeStore
+from jax_speechlm.core.config import Config
+from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.objectives.base import ObjectiveConfig
+
+Reader = Callable[[ObjectiveConfig, Config, LogMel, Index, bool], np.ndarray | CodeStore | FrameLabels]
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """Arrays of a batch that a task needs, and where they are read from.
+
+    Attributes:
+      fields: the arrays.
+      read: `(objective, data, mel, index, training) -> values` of the rows of an index; None where the loader itself
+        reads them (audio, tokens).
+    """
+
+    fields: tuple[Field, ...]
+    read: Reader | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One capability, declared once.
+
+    Functions and classes are named as "module:name" and imported when they are used.
+
+    Attributes:
+      name: the objective's `kind`, which checkpoints and recipes name.
+      objective: its settings; `objective.build(...)` makes the model and the loss.
+      models: the models that it trains.
+      inputs: what it reads of each kind of data ("speech", "text", "unit_text", "mixture").
+      predictor: the class whose `load(path)` opens a trained checkpoint.
+      abilities: methods of `jax_speechlm.load(path)` that such a checkpoint may have.
+      evaluator: the function that `jax-speechlm eval` calls.
+      commands: functions of other commands that depend on the task, by the command's name.
+      hugging_face: the `HuggingFaceForm` that exports it; None where transformers has no such model.
+      runtimes: whether StableHLO, SavedModel, LiteRT and ONNX exports exist.
+    """
+
+    name: str
+    objective: type[ObjectiveConfig]
+    models: tuple[type[Config], ...]
+    inputs: Mapping[str, tuple[Input, ...]]
+    predictor: str | None = None
+    abilities: tuple[str, ...] = ()
+    evaluator: str | None = None
+    commands: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    hugging_face: str | None = None
+    runtimes: bool = False
+
+    def __post_init__(self):
+        """Raises TypeError where a part is missing or contradicts another."""
+        kind = getattr(self.objective, "model_fields", {}).get("kind")
+        wrong = None
+        if kind is None or "build" not in vars(self.objective):
+            wrong = "objective must be an ObjectiveConfig with a `kind` and its own `build`"
+        elif kind.default != self.name:
+            wrong = f"name must be the objective's kind, {kind.default!r}"
+        elif not self.models:
+            wrong = "models names no model"
+        elif not self.inputs:
+            wrong = "inputs names no kind of data"
+        elif self.abilities and not self.predictor:
+            wrong = f"predictor is missing, which {', '.join(self.abilities)} need"
+        elif bad := [path for path in self._paths() if ":" not in path]:
+            wrong = f"{bad[0]!r} should be 'module:name'"
+        if wrong:
+            raise TypeError(f"the task {self.name!r} is incomplete: {wrong}")
+
+    def _paths(self) -> Sequence[str]:
+        named = (self.predictor, self.evaluator, self.hugging_face, *self.commands.values())
+        return [path for path in named if path is not None]
+
+    def check_model(self, model: Config) -> None:
+        """Raises ValueError where the task cannot train a model."""
+        if isinstance(model, self.models):
+            return
+        names = " or a ".join(each.__name__ for each in self.models)
+        is_coarse = getattr(model, "subsampling", 1) > 1
+        why = ", for it needs an encoder with a frame for each feature vector" if is_coarse else ""
+        raise ValueError(f"{self.name} does not train a {model.kind}{why}: set model to a {names}")
+
+    def inputs_of(self, data: Config) -> tuple[Input, ...]:
+        """Returns what the task reads of data of this kind.
+
+        Raises:
+          ValueError: such data cannot train it.
+        """
+        if data.kind not in self.inputs:
+            raise ValueError(f"data of kind {data.kind} do not train {self.name}: it takes {' or '.join(self.inputs)}")
+        return self.inputs[data.kind]
+
+
+def resolve(path: str) -> Any:
+    """Imports what a declaration names as "module:name"."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,22 @@
+"""Speech recognition by CTC."""
+
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.tasks.base import Task
+from jax_speechlm.tasks.inputs import AUDIO, TRANSCRIPT
+
+TASK = Task(
+    name="ctc",
+    objective=CTC,
+    models=(
+        ConformerConfig,
+        FastConformerConfig,
+    ),
+    inputs={"speech": (AUDIO, TRANSCRIPT)},
+    predictor="jax_speechlm.inference.asr.ctc:Recognizer",
+    abilities=("transcribe", "embed"),
+    evaluator="jax_speechlm.evaluation.recognition:evaluate_run",
+    hugging_face="jax_speechlm.interop.hf.registry:RECOGNIZER",
+    runtimes=True,
+)

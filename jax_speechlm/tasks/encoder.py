@@ -1,0 +1,16 @@
+"""A speech encoder that was imported, for other runs to start from."""
+
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.objectives.encoder_only import EncoderOnly
+from jax_speechlm.tasks.base import Task
+from jax_speechlm.tasks.inputs import AUDIO
+
+TASK = Task(
+    name="encoder",
+    objective=EncoderOnly,
+    models=(ConformerConfig,),
+    inputs={"speech": (AUDIO,)},
+    predictor="jax_speechlm.inference.embed:SpeechEncoder",
+    abilities=("embed",),
+    hugging_face="jax_speechlm.interop.hf.registry:ENCODER",
+)

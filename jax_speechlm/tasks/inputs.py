@@ -1,0 +1,111 @@
+"""What tasks read of prepared data: the arrays of a batch, and how they come from an index."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from data_pipelines.batching import fields
+from data_pipelines.core.errors import DataError
+from data_pipelines.storage.frame_labels import FrameGrid, FrameLabels, speech_frames
+from data_pipelines.storage.index import Index
+from data_pipelines.storage.units import CodeStore, open_codes, read_units
+from jax_speechlm.core.config import Config
+from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.objectives.base import ObjectiveConfig
+from jax_speechlm.objectives.heads.frame_classification import KNOWN
+from jax_speechlm.tasks.base import Input
+
+UNKNOWN = -1
+
+
+def class_ids(labels: Iterable[str], classes: Sequence[str], *, strict: bool = True) -> Int[np.ndarray, " rows"]:
+    """Returns the class of each label: its place in `classes`.
+
+    Args:
+      strict: whether a label that is none of them is an error; else its class is UNKNOWN.
+
+    Raises:
+      DataError: a label is none of the classes.
+    """
+    known = {label: place for place, label in enumerate(classes)}
+    labels = list(labels)
+    if strict and (unknown := next((label for label in labels if label not in known), None)) is not None:
+        raise DataError(
+            f"the label {unknown!r} is none of the classes {', '.join(map(repr, classes))}: add it to "
+            "objective.classes, or leave such rows out of the data set"
+        )
+    return np.array([known.get(label, UNKNOWN) for label in labels], np.int32)
+
+
+def _row_classes(
+    objective: ObjectiveConfig, data: Config, mel: LogMel, index: Index, training: bool
+) -> Int[np.ndarray, " rows"]:
+    del mel, training
+    return class_ids(index.column(data.label).to_pylist(), objective.classes)
+
+
+def _row_speakers(
+    objective: ObjectiveConfig, data: Config, mel: LogMel, index: Index, training: bool
+) -> Int[np.ndarray, " rows"]:
+    """Speakers of the dev split may be others than those of training; they validate nothing."""
+    del data, mel
+    return class_ids(index.column("speaker").to_pylist(), objective.classes, strict=training)
+
+
+def _frame_units(objective: ObjectiveConfig, data: Config, mel: LogMel, index: Index, training: bool) -> CodeStore:
+    del training
+    if data.units is None:
+        raise ValueError(
+            f"{objective.kind} predicts speech units: set data.units to a folder that `jax-speechlm units fit` wrote"
+        )
+    if data.speeds != (1.0,):
+        raise ValueError("units are of audio at its own speed: set data.speeds to 1.0")
+    units = read_units(data.units)
+    if units.num_units != objective.num_units:
+        raise ValueError(
+            f"{data.units} has {units.num_units} units, the model {objective.num_units}: set --objective.num_units "
+            f"{units.num_units}"
+        )
+    if (mel.frame_samples, mel.context_samples) != (units.frame_samples, units.context_samples):
+        raise DataError(
+            f"{data.units} has a unit each {units.frame_samples} samples, with {units.context_samples} more at the "
+            f"end; the front end has a frame each {mel.frame_samples}, with {mel.context_samples}. Set "
+            "frontend.mel.stack and variant as they were when the units were fitted, or fit others: jax-speechlm units "
+            "fit"
+        )
+    return open_codes(index, data.units)
+
+
+def speech_or_silence(objective: ObjectiveConfig, mel: LogMel, index: Index) -> FrameLabels:
+    """Returns the class of every frame of prepared utterances, from the times of their words.
+
+    Raises:
+      DataError: the times are not known, or the objective's classes are others than silence and speech.
+    """
+    if objective.classes != KNOWN:
+        raise DataError(
+            f"the model's classes are {', '.join(objective.classes)}, and the times of words tell "
+            f"{' and '.join(KNOWN)} apart, in this order: start a run of frame_classification from it (--from), which "
+            "takes the encoder over (--init-from.0.groups encoder)"
+        )
+    grid = FrameGrid(mel.frame_samples, mel.context_samples)
+    return speech_frames(index, grid, objective.min_pause, objective.empty_is_silence)
+
+
+def _frame_classes(objective: ObjectiveConfig, data: Config, mel: LogMel, index: Index, training: bool) -> FrameLabels:
+    del data, training
+    return speech_or_silence(objective, mel, index)
+
+
+AUDIO = Input(fields.AUDIO)
+TRANSCRIPT = Input(fields.TRANSCRIPT)
+"""Tokens of the text that `objective.text_column` names."""
+ROW_CLASS = Input((fields.ROW_LABEL,), _row_classes)
+"""The class of the text in the index's column `data.label`."""
+ROW_SPEAKER = Input((fields.ROW_LABEL,), _row_speakers)
+FRAME_UNITS = Input((fields.FRAME_LABELS,), _frame_units)
+"""The k-means unit of each frame, from `data.units`."""
+SPEECH_OR_SILENCE = Input((fields.FRAME_LABELS,), _frame_classes)
+PACKED_TEXT = Input(fields.PACKED_TEXT)
+DURATION = Input((fields.DURATION,))

@@ -1,0 +1,17 @@
+"""Joint pretraining on speech, text and pairs of both, in the form of mSLAM."""
+
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.objectives.speech_text.joint import Joint
+from jax_speechlm.tasks.base import Task
+
+TASK = Task(
+    name="joint",
+    objective=Joint,
+    models=(ConformerConfig,),
+    inputs={"mixture": ()},
+    predictor="jax_speechlm.inference.asr.ctc:Recognizer",
+    abilities=("transcribe", "embed"),
+    evaluator="jax_speechlm.evaluation.recognition:evaluate_run",
+    hugging_face="jax_speechlm.interop.hf.registry:RECOGNIZER",
+    runtimes=True,
+)

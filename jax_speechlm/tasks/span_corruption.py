@@ -1,0 +1,14 @@
+"""Span corruption of text, for a decoder alone."""
+
+from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.objectives.lm.span_corruption import SpanCorruption
+from jax_speechlm.tasks.base import Task
+from jax_speechlm.tasks.inputs import PACKED_TEXT
+
+TASK = Task(
+    name="span_corruption",
+    objective=SpanCorruption,
+    models=(TransformerConfig,),
+    inputs={"text": (PACKED_TEXT,)},
+    hugging_face="jax_speechlm.interop.hf.registry:TEXT",
+)

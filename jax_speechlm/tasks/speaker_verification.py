@@ -1,0 +1,21 @@
+"""Speaker verification by x-vectors."""
+
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
+from jax_speechlm.tasks.base import Task
+from jax_speechlm.tasks.inputs import AUDIO, ROW_SPEAKER
+
+TASK = Task(
+    name="speaker_verification",
+    objective=SpeakerVerification,
+    models=(
+        ConformerConfig,
+        FastConformerConfig,
+    ),
+    inputs={"speech": (AUDIO, ROW_SPEAKER)},
+    predictor="jax_speechlm.inference.speaker:SpeakerVectors",
+    abilities=("speaker_vectors", "embed"),
+    evaluator="jax_speechlm.evaluation.speakers:evaluate_run",
+    hugging_face="jax_speechlm.interop.hf.registry:SPEAKERS",
+)
