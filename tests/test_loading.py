@@ -71,7 +71,9 @@ def test_language_models_generate_and_score(runs):
     assert scores[1] == pytest.approx(model.score(["b"])[0], abs=1e-4)
     (continuations,) = model.generate("a", GREEDY, max_tokens=4)
     assert continuations[0].num_tokens <= 4
-    with pytest.raises(CheckpointError, match="has generate and score but no embed: load a run that was trained by best_rq"):
+    with pytest.raises(
+        CheckpointError, match="has generate and score but no embed: load a run that was trained by best_rq"
+    ):
         model.embed(SOUNDS)
 
 
