@@ -76,12 +76,13 @@ class Task:
             wrong = "inputs names no kind of data"
         elif self.abilities and not self.predictor:
             wrong = f"predictor is missing, which {', '.join(self.abilities)} need"
-        elif bad := [path for path in self._paths() if ":" not in path]:
+        elif bad := [path for path in self.paths() if ":" not in path]:
             wrong = f"{bad[0]!r} should be 'module:name'"
         if wrong:
             raise TypeError(f"the task {self.name!r} is incomplete: {wrong}")
 
-    def _paths(self) -> Sequence[str]:
+    def paths(self) -> Sequence[str]:
+        """Returns every function and class that is named as "module:name"."""
         named = (self.predictor, self.evaluator, self.hugging_face, *self.commands.values())
         return [path for path in named if path is not None]
 

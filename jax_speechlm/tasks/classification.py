@@ -19,5 +19,5 @@ TASK = Task(
     predictor="jax_speechlm.inference.classify:Classifier",
     abilities=("classify", "embed"),
     evaluator="jax_speechlm.evaluation.classification:evaluate_run",
-    hugging_face="jax_speechlm.interop.hf.registry:CLASSIFIER",
+    hugging_face="jax_speechlm.interop.hf.registry:CLASSIFIER_FORM",
 )

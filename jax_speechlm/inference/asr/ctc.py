@@ -67,7 +67,7 @@ class Recognizer(Transcriber):
     params: tuple[Params, ...] = dataclasses.field(repr=False)
     decoder: Decoder | None = dataclasses.field(repr=False)
     members: tuple[AnyPath, ...]
-    _forward: Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array, jax.Array]] = dataclasses.field(
+    _greedy: Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array, jax.Array]] = dataclasses.field(
         repr=False
     )
     _posteriors: Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array]] = dataclasses.field(repr=False)
@@ -100,7 +100,7 @@ class Recognizer(Transcriber):
             log_probs = [jax.nn.log_softmax(logits_BxTxV.astype(jnp.float32)) for logits_BxTxV, _ in heard]
             return mean_probability(log_probs), heard[0][1]
 
-        def log_posteriors(params: tuple[Params, ...], batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def greedy(params: tuple[Params, ...], batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
             log_probs_BxTxV, length_B = posteriors(params, batch)
             return best_path(log_probs_BxTxV, length_B), log_probs_BxTxV.max(-1), length_B
 
@@ -112,7 +112,7 @@ class Recognizer(Transcriber):
             tuple(member.params for member in members),
             decoder,
             tuple(member.checkpoint for member in members),
-            jax.jit(log_posteriors),
+            jax.jit(greedy),
             jax.jit(posteriors),
         )
 
@@ -126,10 +126,10 @@ class Recognizer(Transcriber):
         texts = {}
         for batch in batches:
             if self.decoder is not None:
-                heard = self._posteriors(batch)
+                heard = self._posteriors_by_row(batch)
                 texts.update(zip(heard, self.decoder.decode(list(heard.values())), strict=True))
                 continue
-            spelled = collapse(jax.device_get(self._forward(self.params, batch)[0]))
+            spelled = collapse(jax.device_get(self._greedy(self.params, batch)[0]))
             for row, example in enumerate(batch["example_id"]):
                 if example >= 0:
                     texts[int(example)] = self.tokenizer.decode(spelled[row])
@@ -145,9 +145,9 @@ class Recognizer(Transcriber):
 
     def posteriors(self, batches: Iterable[Batch]) -> dict[int, Posteriors]:
         """The log probabilities float32 [frames, ids] of every row of the batches, by `example_id`, without fillers."""
-        return {row: log_probs for batch in batches for row, log_probs in self._posteriors(batch).items()}
+        return {row: log_probs for batch in batches for row, log_probs in self._posteriors_by_row(batch).items()}
 
-    def _posteriors(self, batch: HostBatch) -> dict[int, Posteriors]:
+    def _posteriors_by_row(self, batch: HostBatch) -> dict[int, Posteriors]:
         log_probs, lengths = jax.device_get(self._posteriors(self.params, batch))
         return {
             int(example): log_probs[row, : lengths[row]].copy()  # not a view of the whole batch
@@ -169,7 +169,7 @@ class Recognizer(Transcriber):
             return {row: Frames.of(log_probs) for row, log_probs in self.posteriors(batches).items()}
         found = {}
         for batch in batches:
-            ids, log_probs, lengths = jax.device_get(self._forward(self.params, batch))
+            ids, log_probs, lengths = jax.device_get(self._greedy(self.params, batch))
             for row, example in enumerate(batch["example_id"]):
                 if example >= 0:
                     found[int(example)] = Frames(ids[row], log_probs[row]).part(0, int(lengths[row]))

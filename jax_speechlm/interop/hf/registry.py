@@ -1,7 +1,7 @@
 """Trained checkpoints as folders that plain transformers opens, and such folders read back.
 
-What a run becomes follows from its objective (`_KINDS`). A folder is written beside its place and moved there once it
-has been checked (`checking`), against transformers where that is installed, else against our own reading of it.
+What a run becomes follows from its task (`HuggingFaceForm`). A folder is written beside its place and moved there once
+`verify` has checked it, against transformers where that is installed, else by reading it back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +31,9 @@ from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import merge
 from jax_speechlm.recipes.experiment import Experiment
+from jax_speechlm.tasks import resolve, task_of
 from jax_speechlm.training.warm_start import PER_TOKEN
 
-_ENCODERS = ("best_rq", "hubert", "wav2vec2", "w2v_bert", "encoder")
 GENERATION = "generation_config.json"
 _MOST_VECTORS = 4096  # of a speech-language model's rows: rotary positions have no end, but transformers wants one
 TEXT_MODELS = (
@@ -101,7 +101,7 @@ def package(run: LoadedRun) -> Package:
     """
     try:
         config, files = settings(run.experiment, run.tokenizer)
-        params, arrays = _KINDS[run.experiment.objective.model_kind].arrays(run)
+        params, arrays = _form(run.experiment).arrays(run)
     except ValueError as error:
         raise ExportError(f"{run.checkpoint}: {error}") from error
     return Package(config, params, arrays, files)
@@ -113,7 +113,7 @@ def settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
     Raises:
       ValueError: no class of transformers is the same as what was trained.
     """
-    config, files = _KINDS[experiment.objective.model_kind].settings(experiment, tokenizer)
+    config, files = _form(experiment).settings(experiment, tokenizer)
     return config | {"dtype": "float32"}, files
 
 
@@ -355,22 +355,27 @@ def id_axis(params: Params, path: tuple) -> int | None:
     return (dict.fromkeys(PER_TOKEN, 0) | heads).get(name)
 
 
-class _Kind(NamedTuple):
-    """How runs of an objective become a class of transformers."""
+class HuggingFaceForm(NamedTuple):
+    """How runs of a task become a class of transformers; tasks name theirs (`Task.hugging_face`)."""
 
     settings: Callable[[Experiment, Tokenizer | None], Settings]
     arrays: Callable[[LoadedRun], tuple[Params, StateDict]]
 
 
-_KINDS = {
-    **dict.fromkeys(_ENCODERS, _Kind(_encoder_settings, _encoder_arrays)),
-    **dict.fromkeys(("ctc", "joint"), _Kind(_recognizer_settings, _recognizer_arrays)),
-    **dict.fromkeys(("causal_lm", "masked_lm", "span_corruption", "unit_lm"), _Kind(_text_settings, _text_arrays)),
-    "classification": _Kind(_classifier_settings, _classifier_arrays),
-    "frame_classification": _Kind(_frames_settings, _frames_arrays),
-    "speaker_verification": _Kind(_speaker_settings, _speaker_arrays),
-    "speech_lm": _Kind(_speech_lm_settings, _speech_lm_arrays),
-}
+ENCODER = HuggingFaceForm(_encoder_settings, _encoder_arrays)
+RECOGNIZER = HuggingFaceForm(_recognizer_settings, _recognizer_arrays)
+TEXT = HuggingFaceForm(_text_settings, _text_arrays)
+CLASSIFIER_FORM = HuggingFaceForm(_classifier_settings, _classifier_arrays)
+FRAMES = HuggingFaceForm(_frames_settings, _frames_arrays)
+SPEAKERS = HuggingFaceForm(_speaker_settings, _speaker_arrays)
+SPEECH_LM = HuggingFaceForm(_speech_lm_settings, _speech_lm_arrays)
+
+
+def _form(experiment: Experiment) -> HuggingFaceForm:
+    task = task_of(experiment.objective)
+    if task.hugging_face is None:
+        raise ExportError(f"{task.name} has no form in transformers")
+    return resolve(task.hugging_face)
 
 
 class Reader(NamedTuple):

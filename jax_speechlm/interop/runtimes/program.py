@@ -39,6 +39,7 @@ from jax_speechlm.interop.folders import (
 )
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn.attention.relative import MAX_FULL_SCORES
+from jax_speechlm.tasks import TASKS, task_of
 
 VERSION = 1
 """Of the record beside an exported recognizer, and of the function that it describes; readers refuse a higher one."""
@@ -78,10 +79,11 @@ class Program:
         Raises:
           ExportError: the run was not trained by CTC.
         """
-        experiment, kind = run.experiment, run.experiment.objective.model_kind
-        if kind not in ("ctc", "joint"):
+        experiment, task = run.experiment, task_of(run.experiment.objective)
+        if not task.runtimes:
+            able = " or ".join(name for name, each in TASKS.items() if each.runtimes)
             raise ExportError(
-                f"{run.checkpoint}: was trained by {kind}; only recognizers that were trained by ctc or joint are "
+                f"{run.checkpoint}: was trained by {task.name}; only recognizers that were trained by {able} are "
                 "exported to other runtimes: name such a run"
             )
         if isinstance(experiment.model, FastConformerConfig):
