@@ -162,7 +162,7 @@ def part(tmp_path, monkeypatch):
         def batches(self):
             return iter([[0, 1, 2], [3, 4, 5]])
 
-    monkeypatch.setattr(aligner, "PreparedSpeech", Speech)
+    monkeypatch.setattr(aligner, "EvaluationSpeech", Speech)
     return index.parts[0]
 
 

@@ -109,17 +109,17 @@ def test_a_recording_does_not_depend_on_the_others(recognizer, long, tmp_path):
 def test_recordings_of_like_length_share_one_compiled_program():
     recognizer = Recognizer.load(trained_run())
     rng = np.random.default_rng(4)
-    compiled = recognizer._spell._cache_size()
+    compiled = recognizer._greedy._cache_size()
     assert compiled == 0
     for count in (1, 1, 3, 2, 1, 4):
         length = int(rng.uniform(2.9, 3.7) * RATE)  # padded to 3.75 s
         list(recognizer.transcribe([speak("abc", count)[0][:length].repeat(2)[:length] for _ in range(count)]))
         list(recognizer.transcribe([np.ones(length, np.int16)] * count))
-    assert recognizer._spell._cache_size() <= 2 * 3
-    before = recognizer._spell._cache_size()
+    assert recognizer._greedy._cache_size() <= 2 * 3
+    before = recognizer._greedy._cache_size()
     for _ in range(5):
         list(recognizer.transcribe([np.ones(int(rng.uniform(2.9, 3.7) * RATE), np.int16)]))
-    assert recognizer._spell._cache_size() == before
+    assert recognizer._greedy._cache_size() == before
     assert len(shapes(30.0, 60.0)) == 22  # all there are
 
 
