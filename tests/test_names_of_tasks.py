@@ -51,7 +51,7 @@ class Toy(ObjectiveConfig):
         ({"models": ()}, "models names no model"),
         ({"inputs": {}}, "inputs names no kind of data"),
         ({"abilities": ("embed",)}, "predictor is missing, which embed need"),
-        ({"evaluator": "jax_speechlm.evaluation.toy"}, "'jax_speechlm.evaluation.toy' should be 'module:name'"),
+        ({"evaluator": "nowhere.toy"}, "'nowhere.toy' should be 'module:name'"),
     ],
 )
 def test_an_incomplete_declaration_is_refused_when_it_is_imported(parts, message):

@@ -150,13 +150,13 @@ def test_long_rows_go_block_by_block_to_the_same_result(monkeypatch, chunk):
         return jax.jit(jax.value_and_grad(lambda params: jnp.sum(jnp.sin(encode(params)))))(PARAMS)
 
     expected = both()
-    monkeypatch.setattr(relative, "WHOLE", 8)
+    monkeypatch.setattr(relative, "MAX_FULL_SCORES", 8)
     monkeypatch.setattr(relative, "_BLOCK", 5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), both(), expected)
 
 
 def test_memory_of_attention_is_linear_in_the_length_of_long_rows(monkeypatch):
-    monkeypatch.setattr(relative, "WHOLE", 64)
+    monkeypatch.setattr(relative, "MAX_FULL_SCORES", 64)
     monkeypatch.setattr(relative, "_BLOCK", 64)
     graphdef, params = model(CONFIG.replace(num_layers=1, attention_dropout=0.0, remat="full"))
 

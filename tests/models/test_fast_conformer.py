@@ -130,7 +130,7 @@ def test_long_rows_go_block_by_block_to_the_same_result(monkeypatch):
         return jax.jit(lambda params: functional.bind(GRAPHDEF, params)(x, lengths, keys=keys)[0])(PARAMS)
 
     expected = encode()
-    monkeypatch.setattr(relative, "WHOLE", 8)
+    monkeypatch.setattr(relative, "MAX_FULL_SCORES", 8)
     monkeypatch.setattr(relative, "_BLOCK", 5)
     np.testing.assert_allclose(encode(), expected, atol=1e-5)
 
