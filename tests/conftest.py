@@ -30,6 +30,17 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_configure() -> None:
+    """Sets the reference of MFU on CPUs: timing a matmul takes seconds of every run, compiled as tests are."""
+    from jax_speechlm.parallel import hardware
+
+    hardware.matmul_flops = _matmul_flops
+
+
+def _matmul_flops() -> float:
+    return 1e11
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _free_compiled_programs():
     """Frees compiled programs once many are held.

@@ -1,5 +1,6 @@
 """What depends on the machine: how fast its devices could be, and where it keeps compiled programs."""
 
+import functools
 import os
 import time
 
@@ -38,6 +39,7 @@ def peak_flops(devices: list[jax.Device]) -> float:
     return chip.flops * len(devices) if chip else matmul_flops()
 
 
+@functools.cache
 def matmul_flops(size: int = 1536, repeats: int = 3) -> float:
     """FLOP/s of the fastest of a few float32 [size, size] matmuls on the default device."""
     a = jnp.ones((size, size))

