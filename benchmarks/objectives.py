@@ -2,9 +2,9 @@
 
     python benchmarks/objectives.py
 
-The encoder of `demo_pretrain` (6 layers of width 96, 40 ms a frame), 8 utterances of 6 s with 60 letters each, and the
+The encoder of `demo/pretrain` (6 layers of width 96, 40 ms a frame), 8 utterances of 6 s with 60 letters each, and the
 whole step: front end, forward, backward, AdamW. `joint` is timed stream by stream; its text is as many documents of 128
-letters. `speech_lm` has the language model of `demo_lm` behind the encoder, once as it is trained by default, with the
+letters. `speech_lm` has the language model of `demo/lm` behind the encoder, once as it is trained by default, with the
 adapter alone, and once with all of it.
 """
 
@@ -18,7 +18,6 @@ ROWS, SECONDS, LETTERS, CONTEXT, UNITS, RATE = 8, 6, 60, 128, 100, 16_000
 
 def objectives() -> dict:
     """(settings of the objective, model, stream) of each line of the table."""
-    from jax_speechlm.configs import demo_joint, demo_lm, demo_pretrain, four_way_speech_lm
     from jax_speechlm.models.speech_lm import SpeechLMConfig
     from jax_speechlm.objectives.asr.ctc import CTC
     from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
@@ -26,10 +25,13 @@ def objectives() -> dict:
     from jax_speechlm.objectives.ssl.hubert import HuBERT
     from jax_speechlm.objectives.ssl.w2v_bert import W2vBert
     from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
+    from jax_speechlm.recipes.common import CHARACTER_LM, CONFORMER_XS
+    from jax_speechlm.recipes.demo.joint import config as joint_recipe
+    from jax_speechlm.recipes.four_way.speech_lm import config as speech_lm_recipe
 
-    encoder, joint = demo_pretrain.MODEL, demo_joint.config().objective
-    adapter = four_way_speech_lm.config().model.adapter
-    model = SpeechLMConfig(encoder=encoder, adapter=adapter, transformer=demo_lm.config().model)
+    encoder, joint = CONFORMER_XS, joint_recipe().objective
+    adapter = speech_lm_recipe().model.adapter
+    model = SpeechLMConfig(encoder=encoder, adapter=adapter, transformer=CHARACTER_LM)
     return {
         "ctc": (CTC(), encoder, "pairs"),
         "best_rq": (BestRQ(codes=128, mask_span=0.16), encoder, "speech"),
@@ -72,11 +74,11 @@ def main() -> None:
     import jax
 
     from data_pipelines.tokenizers.base import CharTokenizer
-    from jax_speechlm.configs.demo_pretrain import MEL
     from jax_speechlm.frontend.frontend import FrontEnd
     from jax_speechlm.optim.optimizers import Optimizer
     from jax_speechlm.parallel import mesh as meshes
     from jax_speechlm.parallel.mesh import MeshShape
+    from jax_speechlm.recipes.common import MEL
     from jax_speechlm.training.state import make_trainer
 
     frontend, tokenizer = FrontEnd(mel=MEL), CharTokenizer("abcdefghijklmnopqrstuvwxyz ")

@@ -3,7 +3,7 @@
     jax-speechlm prepare asterisk-en queen-en
     python benchmarks/overheads.py
 
-Starts `demo_pretrain` with an empty compilation cache, tells it to save and stop after some steps, and starts it again.
+Starts `demo/pretrain` with an empty compilation cache, tells it to save and stop after some steps, and starts it again.
 Seconds are from the start of the program, imports included. How long a save holds up the steps is measured by
 benchmarks/checkpoint.py.
 """
@@ -27,7 +27,7 @@ LOG_EVERY = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="demo_pretrain", help="the experiment (default: %(default)s)")
+    parser.add_argument("--config", default="demo/pretrain", help="the experiment (default: %(default)s)")
     parser.add_argument("--data-dir", default="data", help="its prepared data (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=100, help="of each start (default: %(default)s)")
     args = parser.parse_args()

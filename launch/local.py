@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs a command in several processes on this machine, as one JAX program.
 
-    launch/local.py --processes 2 -- jax-speechlm pretrain --config demo_pretrain --run-dir runs/pretrain
+    launch/local.py --processes 2 -- jax-speechlm pretrain --config demo/pretrain --run-dir runs/pretrain
 
 The processes find each other by the variables that `jax_speechlm.parallel.distributed` reads. Each line of output says
 which process wrote it. SIGTERM and SIGINT go to all processes, which then save a checkpoint and leave. Where one fails,

@@ -5,7 +5,7 @@
 #   launch/tpu_pod.sh create                  # a place in the queue for the slice (a spot slice with SPOT=1)
 #   launch/tpu_pod.sh status                  # ACTIVE once the slice is there
 #   launch/tpu_pod.sh install                 # this checkout with its [tpu] extra, on every host
-#   launch/tpu_pod.sh run pretrain --config librispeech_960_v5e16 --run-dir /mnt/shared/runs/pretrain
+#   launch/tpu_pod.sh run pretrain --config librispeech/best_rq_960_v5e16 --run-dir /mnt/shared/runs/pretrain
 #   launch/tpu_pod.sh logs                    # what every host has written so far; the run does not need this terminal
 #   launch/tpu_pod.sh stop                    # SIGTERM: all hosts save a checkpoint and leave
 #   launch/tpu_pod.sh delete                  # the slice, and its place in the queue

@@ -26,7 +26,6 @@ from data_pipelines.prepare.command import prepare
 from data_pipelines.storage.index import read_index
 from data_pipelines.storage.records import RecordReader
 from data_pipelines.text.cleaning import Cleaning
-from jax_speechlm import configs
 from jax_speechlm.decoding.lm.train_ngram import train_ngram
 from jax_speechlm.evaluation.recognition import evaluate_run
 from jax_speechlm.inference.asr.ctc import Recognizer
@@ -35,6 +34,7 @@ from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.parallel.hardware import cache_compilations
+from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment, InitFrom
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import Result, TrainingStopped, train
@@ -60,7 +60,7 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "stage" else "right")
 
     def experiment(name: str, start: tuple[InitFrom, ...] = (), **data_changes: str) -> Experiment:
-        loaded = configs.load(name)
+        loaded = registry.load(name)
         data = loaded.data.replace(data_dir=str(args.data_dir), **data_changes)
         return loaded.replace(data=data, seed=args.seed, init_from=start)
 
@@ -74,7 +74,7 @@ def main() -> None:
     table.add_row("prepare", _minutes(began), f"{hours:.2f} h", "", "", "")
 
     console.rule("pretrain on audio alone (BEST-RQ)")
-    result = finish(experiment("demo_pretrain"), args.run_dir / "pretrain")
+    result = finish(experiment("demo/pretrain"), args.run_dir / "pretrain")
     table.add_row("pretrain", f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}", "", "")
 
     finetuned, pretrained = args.run_dir / "finetune", (InitFrom(checkpoint=str(args.run_dir / "pretrain")),)
@@ -83,9 +83,9 @@ def main() -> None:
         InitFrom(checkpoint=str(finetuned), groups=("encoder", "head")),
     )
     for folder, title, chosen in (
-        (args.run_dir / "scratch", "finetune, not pretrained", experiment("demo_finetune")),
-        (finetuned, "finetune, pretrained", experiment("demo_finetune", pretrained)),
-        (args.run_dir / "joint", "  then jointly", experiment("demo_joint", both, tokenizer=str(finetuned))),
+        (args.run_dir / "scratch", "finetune, not pretrained", experiment("demo/finetune")),
+        (finetuned, "finetune, pretrained", experiment("demo/finetune", pretrained)),
+        (args.run_dir / "joint", "  then jointly", experiment("demo/joint", both, tokenizer=str(finetuned))),
     ):
         console.rule(title.strip())
         result = finish(chosen, folder)
@@ -94,7 +94,7 @@ def main() -> None:
         table.add_row(title, *figures, str(report.wer), str(report.cer))
 
     console.rule("train language models on text and transcripts")
-    result = finish(experiment("demo_lm", tokenizer=str(finetuned)), args.run_dir / "lm")
+    result = finish(experiment("demo/lm", tokenizer=str(finetuned)), args.run_dir / "lm")
     table.add_row("language model", f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}", "", "")
     lm, ngram = args.run_dir / "lm", args.run_dir / "characters-6.arpa"
     ways = {"  + ranked by the language model": Decoding(rescore=lm)}

@@ -24,7 +24,6 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.prepare.command import prepare
 from data_pipelines.storage import index as indexes
 from data_pipelines.text.cleaning import Cleaning
-from jax_speechlm import configs
 from jax_speechlm.decoding.lm.generate import Beam
 from jax_speechlm.evaluation import translation
 from jax_speechlm.evaluation.recognition import EvaluationSpeech, evaluate_run
@@ -33,6 +32,7 @@ from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.objectives.speech_text.speech_lm import Prompts
 from jax_speechlm.parallel.hardware import cache_compilations
+from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import InitFrom
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import TrainingStopped
@@ -59,13 +59,13 @@ class Translation:
         }
 
     def _recognizer(self, run: Path) -> None:
-        experiment = configs.load("fillets_ctc")
+        experiment = registry.load("fillets/ctc")
         train_to_end(experiment.replace(data=experiment.data.replace(data_dir=str(self.data_dir))), run)
         for name in SETS:
             evaluate_run(run, (name,), data_dir=self.data_dir)
 
     def _language_model(self, run: Path) -> None:
-        experiment = configs.load("demo_lm")
+        experiment = registry.load("demo/lm")
         data = experiment.data.replace(
             sets=(PROSE, PAIRS),
             weights=(0.5, 0.5),
@@ -77,7 +77,7 @@ class Translation:
         train_to_end(experiment.replace(data=data, num_steps=1000), run)
 
     def _speech_lm(self, run: Path) -> None:
-        experiment = configs.load("fillets_translation")
+        experiment = registry.load("fillets/translation")
         data = experiment.data.replace(data_dir=str(self.data_dir), tokenizer=str(self.runs / "lm"))
         start = tuple(InitFrom(checkpoint=str(self.runs / name)) for name in ("ctc", "lm"))
         train_to_end(experiment.replace(data=data, init_from=start), run)

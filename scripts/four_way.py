@@ -28,10 +28,10 @@ from run_queue import RunQueue, Task, train_to_end
 from scipy import stats
 
 from data_pipelines.core.errors import DataError
-from jax_speechlm import configs
 from jax_speechlm.evaluation.recognition import evaluate_run
 from jax_speechlm.evaluation.report import EvaluationReport
 from jax_speechlm.parallel.hardware import cache_compilations
+from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment, InitFrom
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import TrainingStopped
@@ -69,7 +69,7 @@ class FourWay:
         return 100 * report.wer.rate, 100 * report.cer.rate
 
     def _pretrain(self, arm: str, run: Path) -> None:
-        whole = configs.load("four_way_pretrain")
+        whole = registry.load("four_way/pretrain")
         streams = {stream.name: stream for stream in whole.data.streams}
         half = whole.num_steps // len(streams)
         if arm == "speech":  # a joint model needs text; without any it is BEST-RQ's
@@ -82,14 +82,14 @@ class FourWay:
     def _text_lm(self, run: Path) -> None:
         tokenizer = str(self.runs / self.spelling)
         prose = {"sets": ("spoken-en",), "weights": (), "dev_sets": ("asterisk-en",), "tokenizer": tokenizer}
-        train_to_end(self._ours(configs.load("demo_lm").replace(num_steps=600), **prose), run)
+        train_to_end(self._ours(registry.load("demo/lm").replace(num_steps=600), **prose), run)
 
     def _ctc(self, starts: Sequence[str], seed: int, run: Path) -> None:
-        train_to_end(self._ours(configs.load("four_way_ctc"), starts, seed), run)
+        train_to_end(self._ours(registry.load("four_way/ctc"), starts, seed), run)
         self._measure(run)
 
     def _speech_lm(self, starts: Sequence[str], seed: int, run: Path) -> None:
-        joined = self._ours(configs.load("four_way_speech_lm"), starts, seed, tokenizer=str(self.runs / self.spelling))
+        joined = self._ours(registry.load("four_way/speech_lm"), starts, seed, tokenizer=str(self.runs / self.spelling))
         train_to_end(joined, run)
         self._measure(run)
 

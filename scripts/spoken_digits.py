@@ -31,26 +31,26 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import parse_object, text_lines
 from data_pipelines.prepare.command import prepare
 from data_pipelines.storage import index as indexes
-from jax_speechlm import configs
 from jax_speechlm.cli import units
-from jax_speechlm.configs.debian_best_rq import SETS
-from jax_speechlm.configs.fsdd_digits import SPEAKERS
 from jax_speechlm.evaluation import classification
 from jax_speechlm.evaluation.minimal_pairs import wilson_interval
 from jax_speechlm.evaluation.probing import ProbeReport, probe_run, statistics
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
 from jax_speechlm.parallel.hardware import cache_compilations
+from jax_speechlm.recipes import registry
+from jax_speechlm.recipes.debian.best_rq import SETS
 from jax_speechlm.recipes.experiment import Experiment, InitFrom
+from jax_speechlm.recipes.fsdd.digits import SPEAKERS
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import TrainingStopped
 
 STARTS = {
     "random": "",
-    "BEST-RQ": "debian_best_rq",
-    "HuBERT": "debian_hubert",
-    "wav2vec 2.0": "debian_wav2vec2",
-    "w2v-BERT": "debian_w2v_bert",
+    "BEST-RQ": "debian/best_rq",
+    "HuBERT": "debian/hubert",
+    "wav2vec 2.0": "debian/wav2vec2",
+    "w2v-BERT": "debian/w2v_bert",
 }
 PROBED = "fsdd"  # with the data set's own splits
 LEFT_OUT = "fsdd-speakers"  # the same clips, with a split for each speaker
@@ -64,8 +64,9 @@ class Digits:
 
     def __init__(self, runs: Path, data_dir: Path, starts: Sequence[str]):
         self.runs, self.data_dir = runs, data_dir
-        self.starts = {title: name for title, name in STARTS.items() if title in starts}
+        self.starts = {title: registry.run_name(recipe) for title, recipe in STARTS.items() if title in starts}
         self.pretraining = [name for name in self.starts.values() if name]
+        self.recipes = {registry.run_name(recipe): recipe for recipe in STARTS.values()}
 
     def tasks(self) -> dict[str, Task]:
         tasks = {name: Task((), partial(self._pretrain, name)) for name in self.pretraining}
@@ -76,7 +77,7 @@ class Digits:
         return tasks
 
     def _pretrain(self, name: str, run: Path) -> None:
-        experiment = self._ours(configs.load(name))
+        experiment = self._ours(registry.load(self.recipes[name]))
         if experiment.objective.kind == "hubert":
             clusters = self.runs / "mfcc-100"
             units.fit(SETS, clusters, mel=experiment.frontend.mel, data_dir=self.data_dir)
@@ -89,7 +90,7 @@ class Digits:
         probe_run(run, SPOKEN_IN, target="language", out=self._languages(name), **shared)
 
     def _finetune(self, name: str, speaker: str, run: Path) -> None:
-        experiment = self._ours(configs.load("fsdd_digits"))
+        experiment = self._ours(registry.load("fsdd/digits"))
         others = tuple(f"{LEFT_OUT}:{other}" for other in SPEAKERS if other != speaker)
         init_from = (InitFrom(checkpoint=str(self.runs / name)),) if name else ()
         train_to_end(experiment.replace(data=experiment.data.replace(sets=others), init_from=init_from), run)

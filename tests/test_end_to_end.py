@@ -116,7 +116,7 @@ def test_cuts_fall_into_pauses_and_lose_nothing():
 SPEECH_LM = """
 from jax_speechlm.recipes.experiment import Experiment, Speech
 from jax_speechlm.models.adapter import Stacking
-from jax_speechlm.configs.demo_pretrain import MEL, MODEL
+from jax_speechlm.recipes.common import CONFORMER_XS, MEL
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
@@ -125,7 +125,7 @@ from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 
 def config():
     model = SpeechLMConfig(
-        encoder=MODEL.replace(dim=16, num_layers=2, num_heads=2),
+        encoder=CONFORMER_XS.replace(dim=16, num_layers=2, num_heads=2),
         adapter=Stacking(hidden_dim=16),
         transformer=TransformerConfig(dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=16),
     )
@@ -153,13 +153,13 @@ def test_a_speech_language_model_translates(workplace, capsys):
 
 
 FAST = """
-from jax_speechlm.configs import demo_fast_conformer
+from jax_speechlm.recipes.demo import fast_conformer
 from jax_speechlm.recipes.experiment import LoopConfig, Speech
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 
 
 def config():
-    experiment = demo_fast_conformer.config()
+    experiment = fast_conformer.config()
     mel = experiment.frontend.mel.replace(num_mel_bins=16)
     model = experiment.model.replace(
         input_dim=16, dim=16, num_layers=2, num_heads=2, channels=8, subsampling=8, dropout=0.0
@@ -231,7 +231,7 @@ def test_mistakes_on_the_command_line_say_what_to_do(capsys):
     assert cli.main(["pretain"]) == 2
     assert "no command 'pretain'" in capsys.readouterr().err
     assert cli.main(["pretrain", "--config", "demo_pretrian"]) == USER_ERROR
-    assert "Did you mean 'demo_pretrain'" in capsys.readouterr().err
+    assert "Did you mean 'demo/pretrain'" in capsys.readouterr().err
     assert cli.main(["pretrain", "--data.sets", "nowhere"]) == USER_ERROR
     assert "nowhere" in capsys.readouterr().err
 
@@ -291,7 +291,7 @@ def test_a_quantized_model_is_a_small_folder_that_is_used_like_a_run(workplace, 
 
 
 DISTILL = """
-from jax_speechlm.configs.demo_finetune import config as teacher
+from jax_speechlm.recipes.demo.finetune import config as teacher
 from jax_speechlm.objectives.distillation import Distillation, Teacher
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jax_speechlm.cli.commands import COMMANDS, Command
+from jax_speechlm.cli.commands import COMMANDS, OLD_COMMANDS, Command
 from jax_speechlm.cli.console import repeated_option, use_utf8
 from jax_speechlm.core import exit_status
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(f"jax-speechlm {importlib.metadata.version('jax_speechlm')}")
         return 0
-    command = COMMANDS.get(argv[0])
+    command = COMMANDS.get(OLD_COMMANDS.get(argv[0], argv[0]))
     if command is None:
         print(f"jax-speechlm has no command {argv[0]!r}.\n\n{_help()}", file=sys.stderr)
         return exit_status.WRONG_COMMAND_LINE

@@ -39,12 +39,12 @@ COMMANDS = {
     "pretrain": Command(
         "jax_speechlm.cli.train:pretrain",
         "train an encoder on audio alone",
-        "jax-speechlm pretrain --config demo_pretrain --run-dir runs/pretrain --num-steps 2000",
+        "jax-speechlm pretrain --config demo/pretrain --run-dir runs/pretrain --num-steps 2000",
     ),
     "finetune": Command(
         "jax_speechlm.cli.train:finetune",
         "train on transcripts, from a pretrained encoder or from scratch",
-        "jax-speechlm finetune --config demo_finetune --from runs/pretrain --run-dir runs/finetune",
+        "jax-speechlm finetune --config demo/finetune --from runs/pretrain --run-dir runs/finetune",
     ),
     "eval": Command(
         "jax_speechlm.cli.by_task:evaluate",
@@ -156,14 +156,19 @@ COMMANDS = {
     "plan": Command(
         "jax_speechlm.cli.plan:plan",
         "compile a run for accelerators that are not here: what it needs, what it costs, whether it fits",
-        "jax-speechlm plan --config librispeech_960_v5e16 --topology v5e-16 --price 1.2",
+        "jax-speechlm plan --config librispeech/best_rq_960_v5e16 --topology v5e-16 --price 1.2",
     ),
     "launch": Command(
         "jax_speechlm.cli.launch:launch",
         "start, watch and stop a job on Cloud TPU, GKE, Slurm, SkyPilot's clouds or this machine",
-        "jax-speechlm launch gke --job job.json --dry-run -- pretrain --config librispeech_960_v5e16",
+        "jax-speechlm launch gke --job job.json --dry-run -- pretrain --config librispeech/best_rq_960_v5e16",
     ),
-    "configs": Command(
-        "jax_speechlm.cli.recipes:list_configs", "list the experiments that ship", "jax-speechlm configs"
+    "recipes": Command(
+        "jax_speechlm.cli.recipes:list_recipes",
+        "list the shipped experiments with their results",
+        "jax-speechlm recipes",
     ),
 }
+
+OLD_COMMANDS = {"configs": "recipes"}
+"""Earlier names of commands, which work for one version."""

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from jax_speechlm import configs
+from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment, InitFrom
 
 
@@ -24,7 +24,7 @@ def parse_experiment(
     known, rest = parser.parse_known_args(argv)
     if {"-h", "--help"} & set(rest):
         print(parser.format_help(), "\nEvery setting of the experiment is an option too:\n")
-    experiment = configs.load(known.config)
+    experiment = registry.load(known.config)
     if getattr(known, "start", None):
         experiment = experiment.replace(init_from=tuple(InitFrom(checkpoint=path) for path in known.start))
     experiment = tyro.cli(

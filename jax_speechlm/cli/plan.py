@@ -11,7 +11,7 @@ def plan(argv: Sequence[str], prog: str) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     from jax_speechlm.cli.experiment import experiment_parser, parse_experiment
 
-    parser = experiment_parser(prog, "librispeech_960_v5e16")
+    parser = experiment_parser(prog, "librispeech/best_rq_960_v5e16")
     parser.description = "Compiles a run's train step for accelerators that are not here. Exit status 3: does not fit."
     parser.add_argument("--topology", help="v5e-256, v5p-512, v6e-64, h100-64, ... (default: the experiment's own)")
     parser.add_argument("--slices", type=int, help="TPU slices that the network joins; sets mesh.replica")
@@ -27,6 +27,7 @@ def plan(argv: Sequence[str], prog: str) -> int:
     experiment, known = parse_experiment(parser, argv, prog)
 
     from jax_speechlm.planning.run import plan_shipped, run_plan
+    from jax_speechlm.recipes import registry
 
     if known.all:
         print(plan_shipped(known.out or Path("plans"), lambda text: print(text, file=sys.stderr)))
@@ -35,7 +36,7 @@ def plan(argv: Sequence[str], prog: str) -> int:
         experiment,
         known.topology,
         known.slices,
-        known.out or Path("plans") / f"{Path(known.config).stem}-{known.topology or experiment.topology}",
+        known.out or Path("plans") / f"{registry.run_name(known.config)}-{known.topology or experiment.topology}",
         longest_only=known.longest_only,
         search=known.fit,
         max_compiles=known.max_compiles,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def pretrain(argv: Sequence[str], prog: str) -> int:
-    return _train(argv, prog, "demo_pretrain")
+    return _train(argv, prog, "demo/pretrain")
 
 
 def finetune(argv: Sequence[str], prog: str) -> int:
-    return _train(argv, prog, "demo_finetune")
+    return _train(argv, prog, "demo/finetune")
 
 
 def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
@@ -22,6 +22,7 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
     from jax_speechlm.parallel import distributed
     from jax_speechlm.parallel.hardware import cache_compilations
     from jax_speechlm.planning.check import check_fits
+    from jax_speechlm.recipes import registry
     from jax_speechlm.training.loop import train
 
     cache_compilations()
@@ -38,7 +39,7 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
     )
     parser.add_argument("--force", action="store_true", help="start even if the longest batch cannot fit into memory")
     experiment, known = parse_experiment(parser, argv, prog)
-    run_dir = as_path(known.run_dir or Path("runs") / Path(known.config).stem)
+    run_dir = as_path(known.run_dir or Path("runs") / registry.run_name(known.config))
     with distributed.session():
         if not known.force:
             check_fits(experiment)

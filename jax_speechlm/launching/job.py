@@ -142,7 +142,7 @@ class Job(Config):
         """The command line that every process runs."""
         if not self.command:
             raise ValueError(
-                "there is no command to run: give it after `--`, such as -- pretrain --config demo_pretrain"
+                "there is no command to run: give it after `--`, such as -- pretrain --config demo/pretrain"
             )
         words = ("jax-speechlm", *self.command)
         trains = self.command[0] in ("pretrain", "finetune")

@@ -8,13 +8,13 @@ from rich.table import Table
 
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
-from jax_speechlm import configs
 from jax_speechlm.parallel.chips import GIB
 from jax_speechlm.parallel.chips import topology as find_topology
 from jax_speechlm.planning import report
 from jax_speechlm.planning.ahead_of_time import PlanningError
 from jax_speechlm.planning.fit import Trial, fit
 from jax_speechlm.planning.plan import RunPlan, make_plan
+from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment
 
 
@@ -83,8 +83,8 @@ def plan_shipped(out: Path, progress: Callable[[str], None]) -> str:
         "| MFU at best | an hour, at best |",
         "|---|---|---|---|---:|---:|---|---:|---:|",
     ]
-    for name in configs.names():
-        experiment = configs.load(name)
+    for name in registry.names():
+        experiment = registry.load(name)
         if experiment.topology is None:
             continue
         target = find_topology(experiment.topology)
@@ -94,7 +94,7 @@ def plan_shipped(out: Path, progress: Callable[[str], None]) -> str:
         except (PlanningError, DataError) as error:
             say(f"left out: {error}")
             continue
-        report.save(plan, out / name)
+        report.save(plan, out / registry.run_name(name))
         lines.append(_row(name, experiment.topology, plan))
     return "\n".join(lines)
 

@@ -310,7 +310,7 @@ def test_an_imported_run_has_the_config_that_every_run_has(tmp_path):
     write_text_model(tmp_path / "theirs", "llama", **SPECIAL["llama"])
     import_run(tmp_path / "theirs", tmp_path / "run")
     assert load_experiment(tmp_path / "run") == LoadedRun.read(tmp_path / "run").experiment
-    parser = experiment_parser("jax-speechlm finetune", "demo_lm")
+    parser = experiment_parser("jax-speechlm finetune", "demo/lm")
     argv = ["--config", str(tmp_path / "run" / "config.json"), "--data.sets", "mine"]
     experiment, _ = parse_experiment(parser, argv, "jax-speechlm finetune")
     assert experiment.data.sets == ("mine",)

@@ -26,7 +26,7 @@ RESTARTED = (1, STOPPED, 134, 137)
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("demo_pretrian", None, "Did you mean 'demo_pretrain'"),
+        ("demo_pretrian", None, "Did you mean 'demo/pretrain'"),
         ("missing.py", None, "missing.py"),
         ("missing.json", None, "missing.json"),
         ("folder.json", "", "folder.json"),
@@ -51,7 +51,7 @@ def test_a_typo_has_the_status_of_user_errors(file, text, message, tmp_path, mon
 
 
 def test_a_wrong_command_line_has_a_final_status(capsys):
-    for words in (["pretrain", "--nmu-steps=1"], ["launch", "gek"], ["transcribe"], ["configs", "--what"]):
+    for words in (["pretrain", "--nmu-steps=1"], ["launch", "gek"], ["transcribe"], ["recipes", "--what"]):
         with pytest.raises(SystemExit) as stopped:
             cli.main(words)
         assert stopped.value.code == exit_status.WRONG_COMMAND_LINE

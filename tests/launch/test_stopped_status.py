@@ -12,5 +12,5 @@ def test_only_a_run_that_was_stopped_asks_to_be_started_again(step, asked, statu
     monkeypatch.setattr(loop, "train", lambda experiment, run_dir: result)
     if asked:
         monkeypatch.setenv("JAX_SPEECHLM_STOPPED_STATUS", asked)
-    options = ["--config=demo_pretrain", "--num-steps=10", f"--run-dir={tmp_path}"]
+    options = ["--config=demo/pretrain", "--num-steps=10", f"--run-dir={tmp_path}"]
     assert cli.main(["pretrain", *options]) == status

@@ -8,7 +8,6 @@ import re
 import jax
 import pytest
 
-from jax_speechlm import configs
 from jax_speechlm.cli import main
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.core.vocabulary import Vocabulary
@@ -24,6 +23,7 @@ from jax_speechlm.planning.fit import fit
 from jax_speechlm.planning.plan import fits, make_plan
 from jax_speechlm.planning.roofline import bandwidth
 from jax_speechlm.planning.workload import workload
+from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment
 
 tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
@@ -32,7 +32,7 @@ gpu = pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, 
 
 def small_lm(**changes) -> Experiment:
     """A little LM on a set that is not there, on 8 devices."""
-    experiment = configs.load("demo_lm")
+    experiment = registry.load("demo/lm")
     model = experiment.model.replace(dim=64, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=32, ffn_dim=96)
     data = experiment.data.replace(sets=("absent",), dev_sets=(), weights=(), tokens_per_batch=2048)
     settings = {"model": model.replace(remat="none"), "data": data, "mesh": MeshShape(data=2, fsdp=4)}
@@ -130,7 +130,7 @@ def test_the_size_of_a_tokenizer_that_is_not_here_is_in_its_name():
 
 @pytest.mark.parametrize("absent", ["queen-en", "spoken-en", "units"])
 def test_rows_of_units_are_planned_before_sets_and_units_are_made(absent, tmp_path):
-    experiment = configs.load("debian_unit_lm")
+    experiment = registry.load("debian/unit_lm")
     data = experiment.data.replace(data_dir=str(tmp_path), units=str(tmp_path / "units"))
     for name in {*data.sets, *data.text_sets, "units"} - {absent}:
         (tmp_path / name).mkdir()
@@ -163,7 +163,7 @@ def test_activations_are_what_the_layers_keep(virtual):
 
 
 def test_speech_is_planned_by_buckets(virtual):
-    experiment = configs.load("librispeech_100_gpu")
+    experiment = registry.load("librispeech/ctc_100_gpu")
     model = experiment.model.replace(dim=32, num_layers=2, num_heads=2, left_max=8, right_max=2)
     experiment = experiment.replace(
         model=model,
@@ -253,8 +253,8 @@ def test_bandwidth_is_the_networks_beyond_a_slice_or_node():
 
 
 def test_every_experiment_names_a_target_that_its_mesh_fits():
-    for name in configs.names():
-        experiment = configs.load(name)
+    for name in registry.names():
+        experiment = registry.load(name)
         assert experiment.topology, f"{name}: say what it was sized for, cpu-1 if nothing else"
         target, mesh = chips.topology(experiment.topology), experiment.mesh
         sizes = [getattr(mesh, axis) for axis in MESH_AXES]
@@ -296,7 +296,7 @@ def test_long_rows_for_a_real_v5e_16():
 @pytest.mark.slow
 @tpu
 def test_long_utterances_for_a_real_v5e_16():
-    experiment = configs.load("librispeech_100_gpu")
+    experiment = registry.load("librispeech/ctc_100_gpu")
     model = experiment.model.replace(dim=64, num_layers=2, num_heads=4, left_max=8, kernel_size=7, remat="full")
     data = experiment.data.replace(num_buckets=1, seconds_per_batch=160.0, max_seconds=8.0, batch_multiple=4)
     experiment = experiment.replace(
@@ -332,7 +332,7 @@ def test_a_small_lm_for_a_node_of_every_gpu(chip):
 @pytest.mark.slow
 @tpu
 def test_the_largest_for_two_real_slices_of_v5p():
-    plan = make_plan(configs.load("lm_8b_v5p512"), chips.topology("2xv5p-512"), vocab_size=128_000)
+    plan = make_plan(registry.load("scaling/lm_8b_v5p512"), chips.topology("2xv5p-512"), vocab_size=128_000)
     step, estimate = plan.steps[0], plan.estimates[0]
     assert plan.fits
     assert plan.params == pytest.approx(8e9, rel=0.02)
@@ -349,7 +349,7 @@ def test_the_largest_for_two_real_slices_of_v5p():
 @pytest.mark.slow
 @gpu
 def test_the_largest_for_64_h100():
-    plan = make_plan(configs.load("lm_8b_h100x64"), chips.topology("h100-64"), vocab_size=128_000)
+    plan = make_plan(registry.load("scaling/lm_8b_h100x64"), chips.topology("h100-64"), vocab_size=128_000)
     assert plan.fits
     assert not plan.steps[0].costs.unknown_calls
     assert plan.estimates[0].mfu > 0.5
@@ -358,7 +358,9 @@ def test_the_largest_for_64_h100():
 @gpu
 @pytest.mark.slow
 def test_a_conformer_for_an_a100():
-    plan = make_plan(configs.load("librispeech_100_gpu"), chips.topology("a100-1"), vocab_size=128, longest_only=True)
+    plan = make_plan(
+        registry.load("librispeech/ctc_100_gpu"), chips.topology("a100-1"), vocab_size=128, longest_only=True
+    )
     assert plan.fits
     assert not plan.steps[0].costs.unknown_calls
     assert plan.steps[0].costs.flops > plan.steps[0].model_flops

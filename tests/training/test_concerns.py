@@ -9,10 +9,10 @@ import pytest
 
 from data_pipelines.batching.packing import make_text_plan
 from data_pipelines.core.errors import DataError
-from jax_speechlm import configs
 from jax_speechlm.core.batch import seed_key, step_key
 from jax_speechlm.inference.lm.causal import _sample_keys
 from jax_speechlm.optim.optimizers import WSD, Group, Noam, Optimizer, WarmupCosine
+from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment, Speech, differences
 from jax_speechlm.training.concerns import concerns
 from jax_speechlm.training.loop import train
@@ -30,7 +30,7 @@ def of_clips(seconds, experiment: Experiment, tokens=None) -> tiny.MemorySource:
 
 
 def test_dropping_more_than_half_of_the_audio_is_an_error_that_names_hours_share_and_option(tmp_path):
-    pretraining = configs.load("demo_pretrain")
+    pretraining = registry.load("demo/pretrain")
     clips = of_clips([10.0] * 9 + [2.0], pretraining)
     with pytest.raises(DataError, match=r"training leaves out 98% .*9 utterances, 0.025 h, longer than 8 s") as error:
         train(pretraining, tmp_path / "run", clips)
@@ -44,21 +44,21 @@ def test_dropping_more_than_half_of_the_audio_is_an_error_that_names_hours_share
 
 
 def test_dropping_more_than_a_tenth_of_the_audio_is_a_warning():
-    pretraining = configs.load("demo_pretrain")
+    pretraining = registry.load("demo/pretrain")
     (warning,) = concerns(pretraining, of_clips([9.0] * 2 + [7.0] * 10, pretraining))
     assert warning == (
         "training leaves out 20% of its audio: 2 utterances, 0.005 h, longer than 8 s (raise --data.max-seconds to "
         "keep them)"
     )
     assert concerns(pretraining, of_clips([9.0] + [7.0] * 30, pretraining)) == ()
-    finetuning = configs.load("demo_finetune")
+    finetuning = registry.load("demo/finetune")
     (warning,) = concerns(finetuning, of_clips([2.0] * 4, finetuning, np.array([0, 5, 5, 5])))
     assert "25%" in warning
     assert "without a transcript" in warning
 
 
 def test_validation_that_drops_audio_is_an_error_too_and_none_at_all_is_a_warning():
-    pretraining = configs.load("demo_pretrain")
+    pretraining = registry.load("demo/pretrain")
     source = of_clips([2.0] * 8, pretraining)
     dropping = of_clips([10.0] * 9 + [2.0], pretraining).plan
     with pytest.raises(DataError, match="validation leaves out 98%"):
@@ -68,7 +68,7 @@ def test_validation_that_drops_audio_is_an_error_too_and_none_at_all_is_a_warnin
 
 
 def test_the_option_of_a_stream_is_named():
-    joint = configs.load("demo_joint")
+    joint = registry.load("demo/joint")
     source = tiny.source(tiny.experiment("joint"))
     speech = joint.data.streams[0]
     assert isinstance(speech.data, Speech)

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
-from jax_speechlm import configs
 from jax_speechlm.core.tree import is_below, overlay, paths, select
 from jax_speechlm.models.adapter import Convolutional, QFormer
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions
@@ -15,6 +14,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.lm.span_corruption import SpanCorruption
 from jax_speechlm.optim.optimizers import WSD, Group, Noam, Optimizer, WarmupCosine
+from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment
 from tests.training import tiny
 
@@ -34,13 +34,14 @@ UNDECAYED = {"bias", "content_bias", "position_bias", "scale", "offset", "mask"}
 
 def experiments() -> dict[str, Experiment]:
     """Every kind of model under every objective: one shipped experiment of each pair, and small ones in other forms."""
-    shipped = {name: configs.load(name) for name in configs.names() if name != "demo_distill"}  # teachers unknown here
+    names = (name for name in registry.names() if name != "demo/distill")  # its teachers are unknown here
+    shipped = {name: registry.load(name) for name in names}
     pairs = {(each.model.kind, each.objective.kind): name for name, each in shipped.items()}
     found = {name: shipped[name] for name in pairs.values()} | {name: tiny.experiment(name) for name in tiny.OBJECTIVES}
-    text = shipped["text_en_mlm"]
+    text = shipped["text_en/mlm"]
     bert = text.model.replace(**FORMS["bert"], tied=False, positions=LearnedPositions(token_types=2))
     found["bert"] = text.replace(model=bert)
-    spans = shipped["text_en_lm"]
+    spans = shipped["text_en/lm"]
     found["spans"] = spans.replace(objective=SpanCorruption(), model=spans.model.replace(bias=True, norm="layer"))
     spoken = tiny.experiment("speech_lm")
     for adapter in (Convolutional(), QFormer()):

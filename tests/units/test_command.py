@@ -71,7 +71,7 @@ def train(root, run: str, *options: str) -> list[str]:
         ["--loop.checkpoint-every", "2"],
     ]
     kept = [word for default in defaults if default[0] not in options for word in default]
-    return ["pretrain", "--config", "debian_hubert", "--run-dir", str(root / run), *kept, *options]
+    return ["pretrain", "--config", "debian/hubert", "--run-dir", str(root / run), *kept, *options]
 
 
 def test_every_frame_has_the_unit_nearest_to_its_mfcc(place):

@@ -1,0 +1,35 @@
+"""CTC on the twenty minutes of transcripts of asterisk-en, for the four-way table: conformer XS at 40 ms a frame.
+
+jax-speechlm finetune --config four_way/ctc
+
+`scripts/four_way.py` runs it from scratch and from each pretraining of `four_way/pretrain`. One CPU core: 6 to 13
+minutes, 8.5 hours of audio seen (26 passes). Greedy; docs/results.md has the table.
+
+Result: asterisk-en test CER, means of seeds 0 to 2: 42.9 % from scratch, 34.8 % from audio and prose jointly
+"""
+
+from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
+
+
+def config() -> Experiment:
+    return Experiment(
+        data=Speech(
+            sets=("asterisk-en",),
+            seconds_per_batch=48,
+            num_buckets=4,
+            batch_multiple=1,
+            max_seconds=24.0,
+            shortest_first_epochs=4,
+            speeds=(0.9, 1.0, 1.1),
+        ),
+        objective=CTC(intermediate=(3,)),
+        frontend=MASKED_MEL,
+        model=CONFORMER_XS,
+        optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=100)),
+        num_steps=1000,
+        topology="cpu-1",
+        loop=LoopConfig(log_every=100, eval_every=500, checkpoint_every=500),
+    )
