@@ -1,4 +1,4 @@
-"""Times of words in audio whose transcript is known: what `jax-speechlm align` runs."""
+"""Word times in audio with known transcripts: `jax-speechlm align`."""
 
 import hashlib
 import itertools
@@ -37,7 +37,7 @@ from jax_speechlm.inference.asr.decoder import Posteriors
 from jax_speechlm.inference.segmentation import in_batches
 
 _ROWS = 16  # aligned in lockstep
-_UNKNOWN = "\ufffd"  # what an unknown character is spelled as
+_UNKNOWN = "\ufffd"  # label of unknown characters
 
 
 def align_run(
@@ -50,27 +50,27 @@ def align_run(
     data_dir: Path = Path("data"),
     seconds_per_batch: float = 120.0,
 ) -> None:
-    """Finds when each word of known transcripts is said, by the likeliest CTC alignment.
+    """Finds the time of each word of known transcripts by the likeliest CTC alignment.
 
-    Words are labelled as the transcript has them, in scripts without spaces character by character; characters that the
-    recognizer does not know are named. An utterance that is too short for its transcript, or has none, is left out,
+    Words are labelled as in the transcript, in scripts without spaces character by character; characters unknown to the
+    recognizer are named in a warning. Utterances that are too short for their transcript, or have none, are left out,
     named and counted.
 
     Args:
       checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
-      files: audio files; the transcript of speech.wav is read from speech.txt beside it.
+      files: audio files; the transcript of speech.wav is read from speech.txt in the same folder.
       sets: names of prepared data sets to align instead; "name:split" takes another split than --split.
       split: "test", "dev" or "train".
-      format: "ctm" writes words.ctm, "json" words.jsonl, "textgrid" a Praat TextGrid for each utterance; "index" keeps
-        the times of prepared sets beside their index, where training on interleaved speech and text reads them.
+      format: "ctm" writes words.ctm, "json" words.jsonl, "textgrid" a Praat TextGrid for each utterance; "index" stores
+        the times in prepared sets, where training on interleaved speech and text reads them.
       out: folder to write to; by default <checkpoint>/alignments. Not for "index".
       data_dir: folder of the prepared data sets.
-      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+      seconds_per_batch: padded audio of a batch; affects memory and speed only.
     """
     recognizer = Recognizer.load(checkpoint)
     if format == "index":
         if files or not sets:
-            raise DataError("--format index keeps the times of prepared sets: name them with --sets, and no files")
+            raise DataError("--format index stores the times of prepared sets: name them with --sets, and no files")
         for name in sets:
             align_part(recognizer, name, split, data_dir, seconds_per_batch)
         return
@@ -79,11 +79,11 @@ def align_run(
     _check_names([each.id for each in prepared] + [file.stem for file in files], format)
     utterances: list[tuple[str, str, float, Posteriors]] = []
     if speech is not None:
-        heard = recognizer.posteriors(speech.batches())
-        utterances += [(each.id, each.reference, each.duration, heard[row]) for row, each in enumerate(prepared)]
+        posteriors = recognizer.posteriors(speech.batches())
+        utterances += [(each.id, each.reference, each.duration, posteriors[row]) for row, each in enumerate(prepared)]
     utterances += _read(recognizer, files)
     if not utterances:
-        raise DataError("there is nothing to align: name audio files, or prepared sets with --sets")
+        raise DataError("nothing to align: name audio files, or prepared sets with --sets")
     aligned, skipped = align_utterances(recognizer, utterances)
     unknown = find_unknown(recognizer.tokenizer, (text for _, text, _, _ in utterances))
     if unknown.characters:
@@ -103,47 +103,47 @@ def align_run(
 
 
 def align_part(recognizer: Recognizer, name: str, split: str, data_dir: Path, seconds_per_batch: float) -> Path | None:
-    """Keeps the times of a set's words beside its index, unless this recogniser's lie there already.
+    """Stores the word times of a prepared set next to its index, unless this recognizer's are there already.
 
-    An utterance is left out, and counted, that cannot be aligned or in which the recogniser does not find the words of
-    the transcript as white space parts them.
+    Utterances are left out, and counted, that cannot be aligned or have a word without any character that the
+    recognizer knows. Words are separated by white space.
 
     Returns:
-      The file, or None where there was nothing to do.
+      The file, or None if the times were there already.
     """
     speech = EvaluationSpeech(recognizer, (name,), split, data_dir, seconds_per_batch)
     (part,) = speech.index.parts
     aligner = _fingerprint(recognizer)
     known = find_word_times(part)
     if known is not None and known.aligner == aligner:
-        print(f"{part}: aligned by this recogniser already")
+        print(f"{part}: already aligned by this recognizer")
         return None
     texts = list(part.texts())
     spans: list[np.ndarray | None] = [None] * len(texts)
     other_words = 0
     for batch in speech.batches():
-        heard = recognizer.posteriors([batch])
+        posteriors = recognizer.posteriors([batch])
         seconds = speech.index.num_samples / decode.SAMPLE_RATE
-        found, _ = align_utterances(
+        aligned, _ = align_utterances(
             recognizer,
-            [(str(row), texts[row], float(seconds[row]), heard[row]) for row in heard],
+            [(str(row), texts[row], float(seconds[row]), posteriors[row]) for row in posteriors],
             by_character=False,
         )
-        for each in found:
-            times = [(word.start, word.end) for word in each.words]
-            if not all(_spells(recognizer.tokenizer, word) for word in texts[int(each.id)].split()):
+        for utterance in aligned:
+            row, times = int(utterance.id), [(word.start, word.end) for word in utterance.words]
+            if not all(_has_known_character(recognizer.tokenizer, word) for word in texts[row].split()):
                 other_words += 1
                 continue
-            spans[int(each.id)] = np.rint(np.array(times) * decode.SAMPLE_RATE).astype(np.int32)
+            spans[row] = np.rint(np.array(times) * decode.SAMPLE_RATE).astype(np.int32)
     path = write_word_times(part, spans, aligner)
     failed = sum(each is None for each in spans)
-    other = f", {other_words} of them because a word has no character that the recogniser knows" if other_words else ""
+    other = f", {other_words} of them because a word has no character that the recognizer knows" if other_words else ""
     print(f"{path}: {len(texts) - failed} utterances aligned, {failed} left out{other}")
     return path
 
 
 def _fingerprint(recognizer: Recognizer) -> str:
-    """Hex digest of all that decides the times: parameters, front end, tokenizer."""
+    """Returns a hex digest of what decides the times: parameters, front end, tokenizer."""
     digest = hashlib.sha256(recognizer.experiment.frontend.model_dump_json().encode())
     digest.update(recognizer.tokenizer.fingerprint.encode())
     for leaf in jax.tree.leaves(jax.device_get(recognizer.params)):
@@ -156,28 +156,27 @@ def align_utterances(
 ) -> tuple[list[AlignedUtterance], list[str]]:
     """Aligns utterances, each (id, transcript, seconds, log probabilities), in order.
 
-    The words are those of the transcript. Where it has characters that the recognizer does not know, any sound may be
-    theirs.
+    Words are those of the transcript. Characters unknown to the recognizer match any sound.
 
     Args:
-      by_character: whether words in scripts without spaces are parted into characters.
+      by_character: whether words in scripts without spaces are split into characters.
 
     Returns:
-      Those that could be aligned, and for each of the others why not.
+      The aligned utterances, and a message for each that could not be aligned.
     """
     tokenizer, frame = recognizer.tokenizer, recognizer.experiment.frame_samples / decode.SAMPLE_RATE
     pieces = (*tokenizer.pieces, _UNKNOWN)
-    spelled = [_token_ids(tokenizer, text) for _, text, _, _ in utterances]
+    token_ids = [_token_ids(tokenizer, text) for _, text, _, _ in utterances]
     order = sorted(range(len(utterances)), key=lambda row: len(utterances[row][3]))
     aligned, skipped = {}, {}
     for first in range(0, len(order), _ROWS):
         rows = order[first : first + _ROWS]
-        heard = [_with_unknown(utterances[row][3]) for row in rows]
-        padded = np.zeros((len(rows), max(map(len, heard)), tokenizer.vocab_size + 1), np.float32)
-        for place, log_probs in enumerate(heard):
-            padded[place, : len(log_probs)] = log_probs
-        lengths = np.array([len(log_probs) for log_probs in heard])
-        tokens = [[token for token, _ in spelled[row]] for row in rows]
+        posteriors = [_with_unknown(utterances[row][3]) for row in rows]
+        lengths = np.array([len(log_probs) for log_probs in posteriors])
+        padded = np.zeros((len(rows), lengths.max(), tokenizer.vocab_size + 1), np.float32)
+        for row, log_probs in enumerate(posteriors):
+            padded[row, : len(log_probs)] = log_probs
+        tokens = [[token for token, _ in token_ids[row]] for row in rows]
         for row, ids, spans in zip(rows, tokens, force_align(padded, lengths, tokens), strict=True):
             name, text, seconds, log_probs = utterances[row]
             if not any(token < tokenizer.vocab_size for token in ids):
@@ -190,7 +189,7 @@ def align_utterances(
                 )
                 continue
             of_word: dict[int, list[Span]] = {}
-            for span, (_, word) in zip(spans, spelled[row], strict=True):
+            for span, (_, word) in zip(spans, token_ids[row], strict=True):
                 if word is not None:
                     of_word.setdefault(word, []).append(span)
             words: list[Word] = []
@@ -202,12 +201,12 @@ def align_utterances(
 
 
 def _token_ids(tokenizer: Tokenizer, text: str) -> list[tuple[int, int | None]]:
-    """Tokens of a transcript, each with the place of its word; None for a space.
+    """Returns the tokens of a transcript, each with the index of its word; None for a space.
 
-    `vocab_size` stands for characters that the tokenizer does not know.
+    `vocab_size` represents characters that the tokenizer does not know.
     """
     words = text.split()
-    known = {character: _spells(tokenizer, character) for character in set(text)}
+    known = {character: _has_known_character(tokenizer, character) for character in set(text)}
     if all(map(known.__getitem__, "".join(words))):
         spelled, place, begins = [], -1, True
         for token in tokenizer.encode(" ".join(words)):
@@ -230,21 +229,21 @@ def _token_ids(tokenizer: Tokenizer, text: str) -> list[tuple[int, int | None]]:
     return spelled
 
 
-def _spells(tokenizer: Tokenizer, text: str) -> bool:
+def _has_known_character(tokenizer: Tokenizer, text: str) -> bool:
     return any(tokenizer.pieces[token].strip(SPACE) for token in tokenizer.encode(text))
 
 
 def _with_unknown(log_probs: Posteriors) -> np.ndarray:
-    """Log-probabilities with a further id for a sound whose character is unknown.
+    """Appends an id for unknown characters to log-probabilities.
 
-    It has half the probability that anything is said, so that it takes no frame in which a known character is heard.
+    It has half the probability of all non-blank tokens, so that it takes no frame in which a known character dominates.
     """
     something = np.logaddexp.reduce(log_probs[:, 1:], axis=1, keepdims=True) - np.log(2)
     return np.concatenate([log_probs, something], axis=1).astype(np.float32)
 
 
 def _check_names(names: Sequence[str], format: Format) -> None:
-    """Raises `DataError` where two utterances could not be told apart in what is written."""
+    """Raises `DataError` if two utterances would get the same label in the output."""
     written: dict[str, str] = {}
     for name in names:
         label = file_name(name) if format == "textgrid" else ctm_name(name) if format == "ctm" else name
@@ -260,7 +259,7 @@ def _read(recognizer: Recognizer, files: Sequence[Path]) -> Iterator[tuple[str, 
     for file in files:
         transcript = file.with_suffix(".txt")
         if not transcript.is_file():
-            raise DataError(f"{transcript} does not exist: write what is said in {file.name} into it")
+            raise DataError(f"{transcript} does not exist: it must contain the transcript of {file.name}")
         samples = decode.decode(file)
         (log_probs,) = recognizer.posteriors(in_batches([samples])).values()
         text = " ".join(transcript.read_text(encoding="utf-8").split())

@@ -1,7 +1,7 @@
-"""Self-training: a trained model transcribes audio, its surest transcripts are trained on, as if they were true.
+"""Self-training: a trained model transcribes audio, and training continues on its most confident transcripts.
 
-Xu et al. 2020 ("Iterative pseudo-labeling for speech recognition") and Park et al. 2020 ("Improved noisy student
-training") show what it buys; here a transcript counts as sure by the model's own probability of it.
+Method: Xu et al. 2020 ("Iterative pseudo-labeling for speech recognition") and Park et al. 2020 ("Improved noisy
+student training"); confidence is the model's own probability of a transcript.
 """
 
 import json
@@ -24,22 +24,22 @@ from jax_speechlm.training.loop import train
 
 
 class Filter(Config):
-    """Which transcripts to train on; one that is empty never is.
+    """Selection of transcripts to train on; empty ones are never used.
 
     Attributes:
-      share: of the transcripts that are not empty, the surest.
-      min_confidence: besides, none that is less sure: a probability, the geometric mean of a transcript's tokens'.
+      share: of the transcripts that are not empty, the most confident.
+      min_confidence: least confidence as well: the geometric mean of a transcript's token probabilities.
     """
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
     min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
 
-    def keep(self, heard: list[Transcription]) -> np.ndarray:
-        """True for those to train on. Ties go to the earlier row."""
-        avg_logprob = np.array([each.avg_logprob if each.text.strip() else -np.inf for each in heard])
+    def keep(self, transcriptions: list[Transcription]) -> np.ndarray:
+        """Returns a mask of the transcripts to train on. Of ties the earlier row is kept."""
+        avg_logprob = np.array([each.avg_logprob if each.text.strip() else -np.inf for each in transcriptions])
         spoken = np.isfinite(avg_logprob)
         order = np.argsort(-avg_logprob, kind="stable")[: int(np.ceil(self.share * spoken.sum()))]
-        kept = np.zeros(len(heard), bool)
+        kept = np.zeros(len(transcriptions), bool)
         kept[order] = True
         return kept & spoken & (np.exp(avg_logprob) >= self.min_confidence)
 
@@ -54,34 +54,37 @@ def self_train(
     data_dir: Path = Path("data"),
     seconds_per_batch: float = 120.0,
 ) -> tuple[str, ...]:
-    """Transcribes audio, keeps the surest transcripts as sets to train on, and trains on them with a run's own.
+    """Transcribes audio, stores the most confident transcripts as sets, and trains on these and the run's own sets.
 
-    For each set X it writes the prepared set OUT-X, which has X's audio (where it lies) and the transcripts that were
-    kept. Then it goes on from the checkpoint, as its run was trained, on that run's sets and on these.
+    For each set X it writes the prepared set OUT-X, which refers to X's audio and has the selected transcripts.
+    Training then continues from the checkpoint with the run's settings, on that run's sets and the new ones.
 
     Args:
       checkpoint: a run's directory, trained by ctc or speech_lm, or one of its checkpoints/<step> folders.
-      sets: names of prepared data sets, whose own transcripts are not looked at.
-      out: what the new sets' names begin with.
-      filter: which transcripts are kept.
-      split: the split that is transcribed.
-      run_dir: where training goes on; without it the command that would do so is printed.
+      sets: names of prepared data sets; their own transcripts are ignored.
+      out: prefix of the new sets' names.
+      filter: selection of transcripts.
+      split: the split to transcribe.
+      run_dir: directory of the new run; without it the command to start it is printed.
       data_dir: folder of the prepared data sets.
-      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+      seconds_per_batch: padded audio of a batch; affects memory and speed only.
+
+    Returns:
+      Names of the new sets.
     """
     transcriber = open_transcriber(checkpoint)
     if transcriber.task != "transcribe":
         raise DataError(f"{checkpoint}: was trained to {transcriber.task}; name a run that transcribes")
     speech = EvaluationSpeech(transcriber, sets, split, data_dir, seconds_per_batch)
-    found = transcriber.transcribe_batches(speech.batches())
-    heard = [found[row] for row in range(len(speech.index))]
-    kept = filter.keep(heard)
+    by_row = transcriber.transcribe_batches(speech.batches())
+    transcriptions = [by_row[row] for row in range(len(speech.index))]
+    kept = filter.keep(transcriptions)
     if not kept.any():
-        raise DataError(f"no transcript of {', '.join(sets)} is sure enough: lower --min-confidence, or train further")
+        raise DataError(f"no transcript of {', '.join(sets)} reaches --min-confidence: lower it, or train further")
     names, first = [], speech.index.first_row
     for number, part in enumerate(speech.index.parts):
         rows = range(first[number], first[number + 1])
-        texts = [heard[row].text if kept[row] else "" for row in rows]
+        texts = [transcriptions[row].text if kept[row] else "" for row in rows]
         names.append(f"{out}-{part.set_dir.name}")
         origin = {"transcribed_by": str(transcriber.checkpoint), "filter": filter.model_dump()}
         relabel(part, texts, data_dir / names[-1], origin)
@@ -101,7 +104,7 @@ def self_train(
 
 
 def _continued(transcriber: Transcriber, chosen: tuple[str, ...], data_dir: Path) -> Experiment:
-    """The experiment that starts from the checkpoint with all its parameters, on its own sets and on the new ones."""
+    """Returns the experiment that starts from all parameters of the checkpoint, on its own sets and the new ones."""
     experiment, run_dir = transcriber.experiment, transcriber.checkpoint.parent.parent
     own = tuple(name for name in experiment.data.sets if name not in chosen)
     data = experiment.data.replace(sets=own + chosen, data_dir=str(data_dir), tokenizer=str(run_dir))

@@ -1,9 +1,9 @@
-"""Means of checkpoints' parameters: the last or the best of one run, or a soup of several runs.
+"""Averages of checkpoints' parameters: the last or the best of one run, or a soup of several runs.
 
-Near the end of training the parameters wander around a minimum, and their mean lies lower than most of them
-(Izmailov et al. 2018; the practice of speech recognition since Vaswani et al. 2017). Runs that were finetuned from one
-start often lie in one basin too, so that their mean, a "soup", is worth as much as an ensemble at the cost of one model
-(Wortsman et al. 2022). Runs that began apart do not: see what comes out on a dev split.
+Near the end of training the parameters move around a minimum, and their mean has a lower loss than most of them
+(Izmailov et al. 2018; standard in speech recognition since Vaswani et al. 2017). Runs finetuned from the same
+initialisation often end in one basin, so that their mean, a "soup", is as good as an ensemble at the cost of one model
+(Wortsman et al. 2022). Independently initialised runs do not: check the result on a dev split.
 """
 
 import math
@@ -23,10 +23,10 @@ from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
 
 _FOR_TRAINING = ("dropout", "attention_dropout", "chunk_lengths", "remat", "attention", "dtype")
-"""Settings of a model that do not change what its parameters mean."""
+"""Model settings under which the same parameters compute the same function, but for dropout and rounding."""
 
 _OF_OBJECTIVE = ("kind", "task", "prompts", "num_units", "sentinels")
-"""Settings of an objective that do."""
+"""Objective settings that decide what parameters compute."""
 
 
 def average_runs(
@@ -37,28 +37,35 @@ def average_runs(
 ) -> None:
     """Averages the parameters of several checkpoints into one that every other command takes.
 
-    Of one run all the checkpoints that it kept are averaged, of several runs the newest of each; --last and --best say
-    how many of each run's instead. Where a run kept a moving average of its parameters (optimizer.ema_decay), that is
-    what enters. A run keeps as many checkpoints as loop.keep_last and loop.keep_best say.
+    Given one run, averages all checkpoints that it kept; given several, only their newest. --last and --best change
+    these numbers. Where a run kept a moving average of its parameters (optimizer.ema_decay), that average is
+    used. loop.keep_last and loop.keep_best decide how many checkpoints a run keeps.
 
     Args:
-      runs: runs' directories, or their checkpoints/<step> folders, of one model and tokenizer.
-      out: folder to write, like a run's directory; it must not hold checkpoints yet.
-      last: so many of each run's newest checkpoints.
-      best: so many of those with the lowest dev loss.
+      runs: run directories, or their checkpoints/<step> folders, of one model and tokenizer.
+      out: folder to write, in the form of a run directory; it must not contain checkpoints.
+      last: how many checkpoints per run, the newest.
+      best: how many checkpoints per run, with the lowest dev loss.
     """
     if not runs:
         raise ValueError("name a run's directory, or several: jax-speechlm average runs/finetune --out runs/average")
     chosen = [checkpoint for run in runs for checkpoint in choose(run, last, best, alone=len(runs) == 1)]
     params, meta = average(chosen)
-    print(f"the mean of {len(chosen)} checkpoints: {ckpt.write(out, params, meta)}")
+    print(f"averaged {len(chosen)} checkpoints: {ckpt.write(out, params, meta)}")
 
 
 def choose(run: Path, last: int | None, best: int | None, *, alone: bool) -> list[AnyPath]:
-    """The checkpoints of a run that are to be averaged; without a number all, or (not `alone`) the newest.
+    """Selects the checkpoints of a run to average.
+
+    Args:
+      last, best: number of the newest, or of those with the lowest dev loss; without either, all checkpoints if
+        `alone`, otherwise the newest.
+
+    Returns:
+      Checkpoint folders.
 
     Raises:
-      CheckpointError: there are fewer than asked for.
+      CheckpointError: the run has fewer than requested.
       ValueError: both numbers are given.
     """
     if last and best:
@@ -66,25 +73,28 @@ def choose(run: Path, last: int | None, best: int | None, *, alone: bool) -> lis
     found = ckpt.find_all(run)
     if best:
         ranks = {checkpoint: ckpt.goodness(ckpt.dev_metrics(checkpoint), "loss") for checkpoint in found}
-        found = sorted((each for each in found if ranks[each] > -math.inf), key=ranks.get)
+        found = sorted((path for path in found if ranks[path] > -math.inf), key=ranks.get)
     wanted = best or last or (len(found) if alone else 1)
     if len(found) < wanted:
-        which = "with a validation" if best else "at all"
+        which = "with a validation" if best else "in all"
         keep = "keep_best" if best else "keep_last"
         raise ckpt.CheckpointError(
-            f"{run}: has {len(found)} checkpoints {which}, {wanted} were asked for: ask for fewer, or train with a "
+            f"{run}: has {len(found)} checkpoints {which}, {wanted} were requested: request fewer, or train with a "
             f"greater --loop.{keep}"
         )
     return found[-wanted:]
 
 
 def average(checkpoints: Sequence[AnyPath]) -> tuple[Params, dict[str, Any]]:
-    """The mean of checkpoints' parameters, in float64, as the type that they have; and the `meta` to save beside it.
+    """Averages checkpoints' parameters in float64; the result has their dtypes.
 
-    One checkpoint and the sum are in memory at a time. Of one checkpoint the mean is the same, bit for bit.
+    One checkpoint and the sum are in memory at a time. The average of a single checkpoint is bit-identical to it.
+
+    Returns:
+      The parameters, and the `meta` to save with them.
 
     Raises:
-      CheckpointError: one cannot be read, or is of another model, front end, vocabulary or objective than the first.
+      CheckpointError: one cannot be read, or differs from the first in model, front end, vocabulary or objective.
     """
     totals: list[np.ndarray] = []
     first, structure, step = {}, None, 0
@@ -118,13 +128,13 @@ def _check_same(
     for name in wanted | found:
         if wanted.get(name) != found.get(name):
             raise ckpt.CheckpointError(
-                f"{other}: its {name} is {found.get(name, 'not there')}, that of {first} is "
-                f"{wanted.get(name, 'not there')}: only parameters of one model, front end and tokenizer have a mean"
+                f"{other}: its {name} is {found.get(name, 'absent')}, {first} has "
+                f"{wanted.get(name, 'absent')}: average only checkpoints of one model, front end and tokenizer"
             )
 
 
 def _meaning(meta: dict[str, Any]) -> dict[str, Any]:
-    """What decides what parameters compute, besides their shapes, by dotted names."""
+    """Returns the settings, besides shapes, that decide what parameters compute, by dotted names."""
     experiment, tokenizer = meta["experiment"], saved_tokenizer(meta)
     found = {
         "tokenizer": tokenizer and f"{tokenizer.kind} of {tokenizer.vocab_size} ids ({tokenizer.fingerprint})",

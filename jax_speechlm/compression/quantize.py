@@ -1,4 +1,4 @@
-"""Trained models with kernels in 8 or 4 bits: what `jax-speechlm quantize` writes."""
+"""Weight quantisation of trained models to 8 or 4 bits: `jax-speechlm quantize`."""
 
 from pathlib import Path
 
@@ -17,29 +17,29 @@ from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
 
 GROUP = 32
-"""Inputs that share a scale in 4 bits, unless said otherwise."""
+"""Default number of inputs that share a scale in 4 bits."""
 
 
 def quantize_run(checkpoint: Positional[Path], out: Path, kind: Kind = "int8", group: int = GROUP) -> None:
-    """Rounds the kernels of a trained model's linear maps to 8 or 4 bits, for a smaller folder and less to read.
+    """Quantises the kernels of a trained model's linear maps to 8 or 4 bits, for small checkpoints and fast reads.
 
-    The folder that is written is used like a run's: by eval and transcribe in its integers, by all else (probe, align,
-    training that starts from it) in the float32 values that they stand for. Optimizer state is left out. Embeddings,
-    norms, biases and depthwise filters stay float32.
+    The result is used as a run: eval and transcribe compute with the integers, all other commands (probe, align,
+    finetuning from it) with the float32 values that they represent. Optimizer state is left out. Embeddings, norms,
+    biases and depthwise filters stay float32.
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      out: folder to write; it must not hold checkpoints yet.
-      kind: int8: weights in 8 bits, a scale for each output. int8_dynamic: the inputs of each map too, rounded token
-        by token at run time. int4: weights in 4 bits, a scale for each `group` inputs of each output.
+      out: folder to write; it must not contain checkpoints.
+      kind: int8: 8-bit weights, a scale for each output. int8_dynamic: 8-bit inputs as well, rounded token by
+        token at run time. int4: 4-bit weights, a scale for each `group` inputs of an output.
       group: of int4; even.
     """
     if group < 2 or group % 2:
-        raise ValueError(f"--group {group}: two weights lie in a byte, so it must be even")
+        raise ValueError(f"--group {group}: a byte holds two weights, so it must be even")
     source = ckpt.find(checkpoint)
     params, meta = ckpt.read_params(source)
     if "quantized" in meta:
-        raise ckpt.CheckpointError(f"{source}: is quantized already: name the run that it was made from")
+        raise ckpt.CheckpointError(f"{source}: is already quantized: name the run that it was made from")
     experiment = Experiment.model_validate(meta["experiment"])
     if lora := getattr(experiment.model, "lora", None):
         params, _ = merge(params, lora)
@@ -55,10 +55,13 @@ def quantize_run(checkpoint: Positional[Path], out: Path, kind: Kind = "int8", g
 
 
 def quantize(make: functional.MakeModule, params: Params, kind: Kind, group: int = GROUP) -> Params:
-    """A module's parameters with every linear map's kernel rounded; the others are the same arrays.
+    """Quantises every linear map's kernel of a module.
 
     Args:
-      params: of the module, or a part of it: what is not there is passed over.
+      params: of the module or a part of it; absent kernels are skipped.
+
+    Returns:
+      The parameters with quantised kernels; all other leaves are the same arrays.
     """
     declared = functional.declare(make)
     module = functional.bind(declared.graphdef, declared.shapes)
@@ -72,5 +75,5 @@ def quantize(make: functional.MakeModule, params: Params, kind: Kind, group: int
 
 
 def folder_bytes(folder: AnyPath) -> int:
-    """Bytes of all files below a folder."""
+    """Returns the size of all files below a folder, in bytes."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,1 +1,1 @@
-"""One description of a job, and what each launcher has to be told of it."""
+"""Launchers: one description of a job, translated for Cloud TPU, GKE, SkyPilot, Slurm and this machine."""

@@ -21,14 +21,21 @@ RECLAIMED_SECONDS = 25
 
 
 def accelerator_type(job: Job) -> str:
-    """A slice's name at Google: v5litepod-16, v5p-512."""
+    """Returns Google's name of a slice: v5litepod-16, v5p-512."""
     return job.accelerators.name.replace("v5e", "v5litepod")
 
 
 def start(job: Job) -> list[Step]:
-    """Takes a place in the queue unless there is one, waits for the slices, and starts a container on every host.
+    """Builds the steps that request the slices, wait for them, and start a container on every host.
 
-    A slice that was preempted keeps its place as SUSPENDED and never comes back; such a place is given up first.
+    A queued resource that already exists is used. One that is SUSPENDED after a preemption never recovers and is
+    deleted first.
+
+    Returns:
+      The steps, in order.
+
+    Raises:
+      ValueError: the job lacks a setting, or its accelerators or bucket do not suit Cloud TPU.
     """
     job.need_platform("tpu-vm", "tpu")
     job.need("tpu-vm", "project", "zone", "image")
@@ -89,8 +96,8 @@ def _everywhere(job: Job, command: str) -> Run:
 
 
 def _container(job: Job) -> str:
-    """What every host runs: mounts the bucket, removes an earlier container, starts the new one."""
-    # JAX asks the machine which hosts belong to the job; no variable of theirs tells it.
+    """Returns the script for every host: mounts the bucket, removes an earlier container, starts the new one."""
+    # Cloud TPU sets no variables for the hosts of a job: JAX queries the metadata server.
     environment = job.environment(JAX_SPEECHLM_DISTRIBUTED="1")
     grace = job.grace_seconds(RECLAIMED_SECONDS)
     run = [

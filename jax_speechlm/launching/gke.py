@@ -53,10 +53,13 @@ def stop(job: Job) -> list[Step]:
 
 
 def jobset(job: Job) -> dict[str, Any]:
-    """The JobSet, jobset.x-k8s.io/v1alpha2.
+    """Builds the JobSet, jobset.x-k8s.io/v1alpha2.
 
-    A run that is told to stop leaves with a status other than 0: Kubernetes would take 0 for the end of the training
-    when a slice is preempted.
+    A run stopped by SIGTERM exits with a nonzero status: Kubernetes would take 0 after a preemption for completed
+    training.
+
+    Returns:
+      The manifest as nested dicts.
     """
     job.need_platform("gke", "tpu")
     job.need("gke", "image")
@@ -64,7 +67,7 @@ def jobset(job: Job) -> dict[str, Any]:
     slices, hosts = job.accelerators.slices, job.hosts_per_slice
     environment = {"JAX_SPEECHLM_STOPPED_STATUS": str(STOPPED)}
     if slices * hosts > 1:
-        environment["JAX_SPEECHLM_DISTRIBUTED"] = "1"  # GKE's own variables then say who is who
+        environment["JAX_SPEECHLM_DISTRIBUTED"] = "1"  # GKE's own variables name the processes
     container = {
         "name": "run",
         "image": job.image,
@@ -102,7 +105,7 @@ def jobset(job: Job) -> dict[str, Any]:
         "kind": "JobSet",
         "metadata": {
             "name": job.name,
-            # All pods of a slice's job lie in one node pool, which is one slice.
+            # Schedules all pods of a slice's job on one node pool, which is one slice.
             "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
         },
         "spec": {
@@ -115,14 +118,14 @@ def jobset(job: Job) -> dict[str, Any]:
 
 
 def xpk(job: Job) -> str:
-    """The command line by which xpk starts the same; it takes buckets by the names of storages attached before."""
+    """Returns the equivalent xpk command line; xpk refers to buckets by the names of storages attached before."""
     environment = job.environment(JAX_SPEECHLM_STOPPED_STATUS=str(STOPPED))
     words = [
         *("xpk", "workload", "create", f"--workload={job.name}", f"--cluster={job.cluster or 'my-cluster'}"),
         *(f"--{name}={getattr(job, name)}" for name in ("project", "zone") if getattr(job, name)),
         *(f"--tpu-type={accelerator_type(job)}", f"--num-slices={job.accelerators.slices}"),
         *(f"--docker-image={job.image}", f"--max-restarts={job.max_restarts}"),
-        f"--restart-on-exit-codes={FAILED},{STOPPED}",  # besides 42 and from 127 on, which xpk knows by itself
+        f"--restart-on-exit-codes={FAILED},{STOPPED}",  # xpk adds 42 and all from 127 on
         f"--termination-grace-period-seconds={job.grace_seconds(RECLAIMED_SECONDS)}",
         *(f"--env={name}={value}" for name, value in environment.items()),
         *(["--spot"] if job.spot else []),

@@ -1,4 +1,4 @@
-"""A job, and the steps that launch it: commands to run and files to write, which can be printed instead."""
+"""A job, and the steps that launch it: commands to run and files to write, which can also be printed."""
 
 import re
 import shlex
@@ -16,9 +16,9 @@ from jax_speechlm.core.exit_status import FINAL
 from jax_speechlm.parallel import chips
 
 BUCKET_FOLDER = "/bucket"
-"""Where machines see the bucket of a job's run directory."""
+"""Mount point of the bucket of a job's run directory."""
 GRACE_SECONDS = 180
-"""How long a run may take to save after SIGTERM, where nobody takes its machine away meanwhile."""
+"""Seconds that a run may take to save after SIGTERM, unless its machine is reclaimed earlier."""
 
 _PATTERNS = {
     # Kubernetes adds -slice-0-0 and five letters to it, of 63 characters.
@@ -28,28 +28,28 @@ _PATTERNS = {
     "zone": (r"([a-zA-Z0-9][\w.:/@*-]*)?", "letters, digits and . : / @ * _ -, a letter or digit first"),
     "cluster": (r"([a-z][-a-z0-9]*)?", "letters a to z, digits and hyphens, a letter first"),
 }
-"""What a setting may be, since gcloud, kubectl and shells read it; and how a message says so."""
+"""Pattern of each setting that gcloud, kubectl or a shell reads, and its description for error messages."""
 _BUCKET = r"(gs|s3)://[a-z0-9]([a-z0-9._-]*[a-z0-9])?(/.*)?"
-_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # line ends and all other control characters, and what UTF-8 cannot say
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # line ends, other control characters, surrogates
 
 
 class Job(Config):
-    """A command of jax-speechlm, and what it runs on.
+    """A jax-speechlm command and the machines it runs on.
 
     Attributes:
-      command: what to run, as words after `jax-speechlm`; more easily given at the end, after `--`.
-      topology: v5e-256, 2xv5p-512 (two slices), h100-64: accelerators as `jax-speechlm plan` names them.
-      name: what the job is called everywhere; starting it again under the same name continues it.
+      command: the words after `jax-speechlm`; usually given at the end of the command line, after `--`.
+      topology: accelerators, named as in `jax-speechlm plan`: v5e-256, 2xv5p-512 (two slices), h100-64.
+      name: name of the job at every launcher; starting a job again under the same name continues it.
       run_dir: folder of checkpoints and logs: a path that all hosts share, or gs://bucket/folder or s3://bucket/folder,
         which is mounted at /bucket on every host.
       image: container image, built from launch/Dockerfile.tpu or launch/Dockerfile.gpu.
       project: Google Cloud project.
       zone: of Google Cloud (us-west4-a); SkyPilot also takes cloud/region/zone.
       cluster: GKE cluster.
-      spot: take machines that may be reclaimed at any time.
-      max_restarts: how often the launcher starts the job again by itself after a failure.
+      spot: use machines that may be reclaimed at any time.
+      max_restarts: most restarts by the launcher after failures.
       env: environment variables of the run, each NAME=value.
-      processes: how many processes the target "local" starts.
+      processes: number of processes for the target "local".
     """
 
     command: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class Job(Config):
     @classmethod
     def _check_topology(cls, name: str) -> str:
         if chips.topology(name).spec.platform == "cpu":
-            raise ValueError(f"{name}: a job is launched on TPUs or GPUs; the target local takes what the machine has")
+            raise ValueError(f"{name}: a job needs TPUs or GPUs; the target local uses this machine's devices")
         return name
 
     @pydantic.field_validator("env")
@@ -112,38 +112,38 @@ class Job(Config):
     @property
     def hosts_per_slice(self) -> int:
         """Hosts of a TPU slice, or all nodes of a GPU job."""
-        found = self.accelerators
-        return found.shape[0] if found.spec.platform == "cuda" else max(found.devices_per_slice // found.spec.node, 1)
+        topology = self.accelerators
+        if topology.spec.platform == "cuda":
+            return topology.shape[0]
+        return max(topology.devices_per_slice // topology.spec.node, 1)
 
     @property
     def devices_per_host(self) -> int:
         return self.accelerators.devices_per_slice // self.hosts_per_slice
 
     def environment(self, **added: str) -> dict[str, str]:
-        """The variables of the run; the job's own win over those that its target adds."""
+        """Returns the environment variables of the run; the job's own override those of the target."""
         return added | dict(setting.split("=", 1) for setting in self.env)
 
     def grace_seconds(self, reclaimed: int) -> int:
-        """How long the run may take to save after SIGTERM.
+        """Returns the seconds that the run may take to save after SIGTERM.
 
         Args:
-          reclaimed: what its target leaves it when a spot machine is reclaimed.
+          reclaimed: the target's limit when a spot machine is reclaimed.
         """
         return min(GRACE_SECONDS, reclaimed) if self.spot else GRACE_SECONDS
 
     @property
     def bucket(self) -> str:
-        """The run directory's bucket, gs://name or s3://name, or nothing."""
-        found = re.match(r"(gs|s3)://[^/]+", self.run_dir)
-        return found.group() if found else ""
+        """Returns the bucket of the run directory, gs://name or s3://name; empty for a path."""
+        match = re.match(r"(gs|s3)://[^/]+", self.run_dir)
+        return match.group() if match else ""
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The command line that every process runs."""
+        """Returns the command line that every process runs."""
         if not self.command:
-            raise ValueError(
-                "there is no command to run: give it after `--`, such as -- pretrain --config demo/pretrain"
-            )
+            raise ValueError("no command to run: give it after `--`, such as -- pretrain --config demo/pretrain")
         words = ("jax-speechlm", *self.command)
         trains = self.command[0] in ("pretrain", "finetune")
         if not trains or any(word.split("=")[0] in ("--run-dir", "--run_dir") for word in words):
@@ -152,24 +152,24 @@ class Job(Config):
         return (*words, f"--run-dir={run_dir or f'runs/{self.name}'}")
 
     def need(self, target: str, *settings: str) -> None:
-        """Raises ValueError where a target needs settings that the job does not have."""
+        """Raises ValueError if the job lacks settings that a target needs."""
         if missing := [name for name in settings if not getattr(self, name)]:
             raise ValueError(f"{target} needs {' and '.join(missing)}")
 
     def need_bucket(self, target: str, *schemes: str) -> None:
-        """Raises ValueError where what a run writes would be lost with its machine."""
+        """Raises ValueError if the run directory is not in a bucket, where it would be lost with the hosts."""
         if not self.bucket.startswith(schemes):
-            said = " or ".join(f"{scheme}bucket/folder" for scheme in schemes)
-            raise ValueError(f"{target}: hosts lose their disks with the job: run_dir has to be {said}")
+            forms = " or ".join(f"{scheme}bucket/folder" for scheme in schemes)
+            raise ValueError(f"{target}: hosts lose their disks with the job: run_dir has to be {forms}")
 
     def need_platform(self, target: str, platform: str) -> None:
-        """Raises ValueError where a target does not have such accelerators."""
+        """Raises ValueError if a target does not offer the job's accelerators."""
         if self.accelerators.spec.platform != platform:
             raise ValueError(f"{target} runs on {'TPUs' if platform == 'tpu' else 'GPUs'} only, not on {self.topology}")
 
 
 class Run(NamedTuple):
-    """A command to run here; with `may_fail` the next step comes whatever its status."""
+    """A command to run on this machine; with `may_fail` its exit status is ignored."""
 
     words: tuple[str, ...]
     may_fail: bool = False
@@ -186,9 +186,12 @@ Step = Run | Write
 
 
 def until_final(command: str) -> str:
-    """Returns a shell script that runs a command, and ends with 0 where starting it again would not help.
+    """Wraps a command in a shell script that ends with 0 after statuses for which a restart would not help.
 
-    For launchers that start again whatever ends with another status. SIGTERM is passed on to the command.
+    For launchers that restart after any nonzero status. SIGTERM is passed on to the command.
+
+    Returns:
+      The script.
     """
     final = "|".join(map(str, FINAL))
     return (
@@ -200,10 +203,13 @@ def until_final(command: str) -> str:
 
 
 def manifest(document: dict[str, Any]) -> str:
-    """Returns a document as YAML, with texts of several lines as they are.
+    """Converts a document to YAML, with multi-line strings as literal blocks.
+
+    Returns:
+      The YAML text.
 
     Raises:
-      ValueError: YAML cannot hold it, so that nothing is done with half of it.
+      ValueError: YAML does not reproduce the document.
     """
 
     class Dumper(yaml.SafeDumper):
@@ -220,7 +226,7 @@ def manifest(document: dict[str, Any]) -> str:
 
 
 def script(steps: Sequence[Step]) -> str:
-    """The steps as a bash script that does the same as `execute`."""
+    """Returns the steps as a bash script that does the same as `execute`."""
     lines = ["set -e"]
     for step in steps:
         if isinstance(step, Write):
@@ -236,7 +242,10 @@ def script(steps: Sequence[Step]) -> str:
 
 
 def execute(steps: Sequence[Step]) -> int:
-    """Does the steps one after the other, to the first that fails; returns its exit status, or 0.
+    """Runs the steps in order, up to the first that fails.
+
+    Returns:
+      The exit status of the step that failed, or 0.
 
     Raises:
       ValueError: a program is not installed.
@@ -250,7 +259,7 @@ def execute(steps: Sequence[Step]) -> int:
         try:
             status = subprocess.run(step.words, check=False).returncode
         except FileNotFoundError as error:
-            raise ValueError(f"{step.words[0]} is not installed here; --dry-run shows what it would be told") from error
+            raise ValueError(f"{step.words[0]} is not installed here; --dry-run prints the command") from error
         if status and not step.may_fail:
             return status
     return 0

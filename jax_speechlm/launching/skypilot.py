@@ -35,15 +35,21 @@ def logs(job: Job) -> list[Step]:
 
 
 def stop(job: Job) -> list[Step]:
-    """Ends the job and gives its machines back."""
+    """Ends the job and releases its machines."""
     return [Run(("sky", "jobs", "cancel", "--yes", f"--name={job.name}"))]
 
 
 def task(job: Job) -> dict[str, Any]:
-    """The task: one process a GPU node, or one on every host of a TPU slice.
+    """Builds the task: one process a GPU node, or one on every host of a TPU slice.
 
-    A run that is told to stop leaves with a status that SkyPilot takes as a reason to start it again. SkyPilot restarts
-    after any other status but 0, so the job ends with 0 after an error that the user has to correct.
+    A run stopped by SIGTERM exits with a status that makes SkyPilot restart it. SkyPilot restarts after every nonzero
+    status, so the job exits with 0 after an error that the user has to correct.
+
+    Returns:
+      The task's YAML document as nested dicts.
+
+    Raises:
+      ValueError: the job has no bucket, or several TPU slices.
     """
     job.need_bucket("skypilot", "gs://", "s3://")
     found = job.accelerators

@@ -9,9 +9,12 @@ SCRIPTS = Path(__file__).parents[2] / "launch"
 
 
 def start(job: Job) -> list[Step]:
-    """Submits the batch script, which goes back into the queue by itself and so continues.
+    """Builds the command that submits the batch script, which requeues itself and so continues.
 
-    The run directory, and the folder that this is called in, have to be shared by all nodes.
+    All nodes have to share the run directory and the current folder.
+
+    Returns:
+      One step.
     """
     job.need_platform("slurm", "cuda")
     _need_folder(job, "slurm")
@@ -42,7 +45,7 @@ def stop(job: Job) -> list[Step]:
 
 
 def start_here(job: Job) -> list[Step]:
-    """Runs the job's command in processes of this machine, whatever its topology."""
+    """Builds the command that runs the job in processes of this machine, whatever its topology."""
     _need_folder(job, "local")
     launcher = (sys.executable, str(SCRIPTS / "local.py"))
     options = (f"--processes={job.processes}", f"--restarts={job.max_restarts}")

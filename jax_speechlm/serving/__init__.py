@@ -1,1 +1,1 @@
-"""A trained run as a service: `jax-speechlm serve`. An HTTP endpoint in OpenAI's form, and a page that calls it."""
+"""A trained run as a service: `jax-speechlm serve`: an HTTP endpoint in OpenAI's form, and a page that calls it."""

@@ -1,4 +1,4 @@
-"""What a transcript is answered with: OpenAI's response formats, and its events as the text is found."""
+"""Responses: a transcript in OpenAI's response formats, and as server-sent events while it is decoded."""
 
 import contextlib
 import json
@@ -17,32 +17,36 @@ from jax_speechlm.serving.forms import INTERNAL, ApiError, Upload
 log = logging.getLogger(__name__)
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
-_STREAMED = ("json", "text")  # the formats that events have an equal of
+_STREAMED = ("json", "text")  # formats that can be sent as events
 
 
 class Wish:
-    """What a form asks for.
+    """The response that a form requests.
 
     Attributes:
       format: one of `FORMATS`.
-      stream: whether the text is wanted as it is found.
+      stream: whether to send the text as events while it is decoded.
     """
 
     def __init__(self, upload: Upload):
-        """Reads the form's fields. Raises `ApiError` where one asks for what there is not."""
+        """Reads the form's fields.
+
+        Raises:
+          ApiError: a field has an unsupported value.
+        """
         self.format = upload.one("response_format", FORMATS)
         self.stream = upload.one("stream", ("false", "true", "0", "1", "False", "True")).lower() in ("true", "1")
         if self.stream and self.format not in _STREAMED:
             raise ApiError(
                 400,
-                f"stream gives text: response_format may be {' or '.join(_STREAMED)} with it, not {self.format}",
+                f"stream sends text: response_format must be {' or '.join(_STREAMED)}, not {self.format}",
                 param="stream",
                 code="invalid_value",
             )
         if included := upload.values("include"):
             raise ApiError(
                 400,
-                f"include[]: there is nothing to include, such as {included[0][:80]!r}",
+                f"include[]: {included[0][:80]!r} is not supported",
                 param="include[]",
                 code="invalid_value",
             )
@@ -58,7 +62,11 @@ class Wish:
         self._language = (upload.fields.get("language") or [""])[-1]
 
     def answer(self, transcriber: Transcriber, segments: Sequence[Segment], seconds: float) -> Response:
-        """Returns the response in the wanted format."""
+        """Builds the response in the requested format.
+
+        Args:
+          seconds: duration of the audio.
+        """
         text = transcriber.text_of(segments)
         if self.format in SUBTITLES:
             return PlainTextResponse(
@@ -71,7 +79,7 @@ class Wish:
         spoken = [(segment, phrase) for segment in segments for phrase in phrases([segment])]
         body = {
             "task": transcriber.task,
-            # The model does not identify languages; what it translates to is English.
+            # The model does not identify languages; translations are English.
             "language": "english" if transcriber.task == "translate" else self._language or "unknown",
             "duration": seconds,
             "text": text,
@@ -88,7 +96,7 @@ class Wish:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events, whose failure is an event too; its events' generator is closed whatever happens."""
+    """Server-sent events. A failure is sent as an event; the generator of events is closed in every case."""
 
     def __init__(self, events: AsyncGenerator[dict[str, Any], None]):
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -110,12 +118,12 @@ class EventStream(StreamingResponse):
 
 
 def delta(text: str) -> dict[str, Any]:
-    """Returns the event of text that has been found since the last."""
+    """Returns the event of text decoded since the previous event."""
     return {"type": "transcript.text.delta", "delta": text}
 
 
 def done(text: str) -> dict[str, Any]:
-    """Returns the event of the whole text."""
+    """Returns the event of the complete text."""
     return {"type": "transcript.text.done", "text": text}
 
 
@@ -124,7 +132,7 @@ def _event(data: str) -> dict[str, Any]:
 
 
 def _phrase(transcriber: Transcriber, number: int, segment: Segment, phrase: Segment) -> dict[str, Any]:
-    """Returns a phrase with all fields of OpenAI's schema; what is Whisper's alone has its neutral value."""
+    """Returns a phrase with all fields of OpenAI's schema; Whisper-specific fields have neutral values."""
     text = phrase.text.encode()
     return {
         "id": number,

@@ -63,13 +63,13 @@ _FORM = {
 
 
 class Limits(Config):
-    """What a service takes on.
+    """Limits of a service.
 
     Attributes:
       max_megabytes: of one upload (2^20 bytes).
       max_minutes: of one upload's audio.
-      max_requests: that are read, wait or are heard at a time; more are told to come again.
-      timeout: seconds from an upload's end to its transcript.
+      max_requests: requests in progress at a time; further ones get 503 with Retry-After.
+      timeout: seconds from the end of an upload to its transcript.
     """
 
     max_megabytes: Annotated[float, pydantic.Field(gt=0)] = 25.0
@@ -79,11 +79,11 @@ class Limits(Config):
 
 
 class Service:
-    """A transcriber, the thread that owns it, and the threads that decode what is sent.
+    """A transcriber, the thread that owns it, and the threads that decode uploads.
 
     Attributes:
-      name: what the model is called.
-      in_flight: requests at present.
+      name: the model's name in the API.
+      in_flight: number of requests in progress.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Service:
         self._mel = jax.jit(log_mel, static_argnums=2)
 
     def close(self) -> None:
-        """Gives up what is at hand and ends the threads, without waiting for more than the batch that is heard."""
+        """Cancels requests in progress and ends the threads, waiting at most for the batch that is being computed."""
         for caller in tuple(self._callers):
             caller.cancel()
         self.batcher.close()
@@ -105,24 +105,31 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def admitted(self, request: Request) -> AsyncIterator[None]:
-        """A place among the requests at hand. Raises `ApiError` where there is none."""
+        """Counts a request as in progress within the context.
+
+        Raises:
+          ApiError: `max_requests` are in progress.
+        """
         if self.in_flight >= self.limits.max_requests:
             await Body(request).drain()
-            raise ApiError(503, f"{self.limits.max_requests} requests wait already", code="queue_full", retry=1)
+            raise ApiError(503, f"{self.limits.max_requests} requests are in progress", code="queue_full", retry=1)
         self.in_flight += 1
         try:
             yield
-        except asyncio.CancelledError:  # by the server, which has waited long enough for it to end
+        except asyncio.CancelledError:  # by the server, at the end of its grace period
             asyncio.current_task().uncancel()
             raise _stopping() from None
         finally:
             self.in_flight -= 1
 
     async def run(self, request: Request, work: Callable[[Caller], Any]) -> Any:
-        """Does a request's work in a thread of its own, until it takes too long or nobody waits for it.
+        """Runs a request's work in a thread, until it finishes, times out or the client disconnects.
+
+        Returns:
+          The result of `work`.
 
         Raises:
-          ApiError: the audio cannot be read or is too long; or time is up.
+          ApiError: the audio cannot be read or is too long; or the time is up.
         """
         caller = Caller(self.batcher)
         self._callers.add(caller)
@@ -141,11 +148,11 @@ class Service:
         except decode.AudioTooLongError as error:
             minutes = f"{self.limits.max_minutes:g} minutes"
             raise ApiError(
-                400, f"the audio is longer than {minutes}, the most that is taken", param="file", code="audio_too_long"
+                400, f"the audio is longer than the limit of {minutes}", param="file", code="audio_too_long"
             ) from error
         except decode.AudioError as error:
             raise ApiError(
-                400, f"the file is no audio that can be read: {error.reason}", param="file", code="bad_audio"
+                400, f"the file cannot be decoded as audio: {error.reason}", param="file", code="bad_audio"
             ) from error
         except GivenUpError as error:
             raise _stopping() from error
@@ -153,27 +160,37 @@ class Service:
             gone.cancel()
             if not working.done():
                 caller.cancel()
-                self.in_flight += 1  # its place is free when its thread is
+                self.in_flight += 1  # its slot stays taken until its thread ends
                 working.add_done_callback(self._ended)
 
     def _ended(self, work: asyncio.Future) -> None:
         self.in_flight -= 1
         if not work.cancelled():
-            work.exception()  # of a thread that nobody waits for: not to be reported as overlooked
+            work.exception()  # retrieves the exception, or asyncio logs it as never retrieved
 
     def blocks(self, upload: Upload, caller: Caller) -> Iterator[Samples]:
-        """An upload's samples, until the caller gives up. Raises `AudioError`."""
-        name = "upload.g722" if upload.filename.lower().endswith(".g722") else "upload"  # a format without a header
+        """Decodes an upload, until the caller is cancelled.
+
+        Yields:
+          Blocks of samples.
+
+        Raises:
+          AudioError: the upload cannot be decoded.
+        """
+        name = "upload.g722" if upload.filename.lower().endswith(".g722") else "upload"  # G.722 has no header
         max_seconds = 60 * self.limits.max_minutes
         yield from decode.stream(upload.content, name=name, max_seconds=max_seconds, check=caller.check)
 
     def transcribe(
         self, upload: Upload, caller: Caller, found: Callable[[Segment], Any] | None = None
     ) -> tuple[list[Segment], float]:
-        """Returns the segments of an upload, and its seconds.
+        """Transcribes an upload.
 
         Args:
-          found: called with each segment, as soon as there is one.
+          found: called with each segment as soon as it is decoded.
+
+        Returns:
+          The segments, and the duration of the audio in seconds.
         """
         num_samples, segments = 0, []
 
@@ -191,10 +208,19 @@ class Service:
         return segments, num_samples / decode.SAMPLE_RATE
 
     async def events(self, request: Request, upload: Upload) -> AsyncGenerator[dict[str, Any], None]:
-        """Yields the text of an upload as it is found, as events, and then the whole. Raises what `run` raises."""
+        """Transcribes an upload as a stream of events: text as it is decoded, then the complete text.
+
+        Raises the errors of `run`.
+
+        Yields:
+          Events.
+        """
         loop, segments, text = asyncio.get_running_loop(), [], ""
         queue: asyncio.Queue[Segment | None] = asyncio.Queue()
-        found = lambda segment: loop.call_soon_threadsafe(queue.put_nowait, segment)  # noqa: E731
+
+        def found(segment: Segment) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, segment)
+
         working = asyncio.ensure_future(self.run(request, lambda caller: self.transcribe(upload, caller, found)))
         working.add_done_callback(lambda _: queue.put_nowait(None))
         try:
@@ -209,7 +235,7 @@ class Service:
             working.cancel()
 
     def picture(self, upload: Upload, caller: Caller) -> dict[str, Any]:
-        """The log-mel features of the first half minute, as shades: a byte a bin, low ones first, frame after frame."""
+        """Returns log-mel features of the first 30 s as grey levels: a byte a bin, low bins first, frame by frame."""
         most, held, parts = int(_PICTURE_SECONDS * decode.SAMPLE_RATE), 0, []
         for block in self.blocks(upload, caller):
             parts.append(block[: most - held])
@@ -232,7 +258,7 @@ class Service:
         }
 
     def card(self) -> dict[str, Any]:
-        """What the model is, for people."""
+        """Returns a description of the model for display."""
         experiment = self.transcriber.experiment
         leaves = jax.tree.leaves(self.transcriber.params)
         return {
@@ -257,10 +283,13 @@ async def _disconnected(request: Request) -> None:
 
 
 def make_app(service: Service, names: Sequence[str] = ()) -> FastAPI:
-    """Returns the app; it closes the service when it is shut down.
+    """Builds the app, which closes the service when it shuts down.
 
     Args:
-      names: host names that requests may name besides the service's own (`SameOrigin`).
+      names: host names that requests may use besides the service's own (`SameOrigin`).
+
+    Returns:
+      The FastAPI app.
     """
 
     @contextlib.asynccontextmanager
@@ -269,7 +298,7 @@ def make_app(service: Service, names: Sequence[str] = ()) -> FastAPI:
         await asyncio.to_thread(service.close)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ANSWER_SECONDS):
-                while service.in_flight:  # what was given up is answered still
+                while service.in_flight:  # cancelled requests still get an answer
                     await asyncio.sleep(0.05)
 
     # No documentation page: FastAPI's takes its scripts from elsewhere. /openapi.json is there.
@@ -299,7 +328,7 @@ def make_app(service: Service, names: Sequence[str] = ()) -> FastAPI:
         return EventStream(_chain(response, responses))
 
     async def _responses(request: Request) -> AsyncGenerator[Response | dict[str, Any], None]:
-        """Yields the response, or the events that it is to be made of; so that all are made in the request's place."""
+        """Yields the response, or the events of an `EventStream`, all while the request counts as in progress."""
         async with service.admitted(request):
             upload = await read_upload(request, max_bytes)
             wish = Wish(upload)
@@ -335,7 +364,7 @@ def make_app(service: Service, names: Sequence[str] = ()) -> FastAPI:
     @app.get("/v1/models/{name}")
     async def model(name: str) -> dict[str, Any]:
         if name != service.name:
-            raise ApiError(404, f"the one model here is {service.name}", param="model", code="model_not_found")
+            raise ApiError(404, f"the only model here is {service.name}", param="model", code="model_not_found")
         return entry | {"card": service.card()}
 
     @app.get("/health")

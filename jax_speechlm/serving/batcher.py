@@ -1,4 +1,4 @@
-"""One thread that owns a model, and hears what many requests bring, as much at a time as fills a batch."""
+"""One thread that owns the model and computes the windows of many requests in common batches."""
 
 import collections
 import threading
@@ -9,74 +9,84 @@ from typing import Any, NamedTuple
 from data_pipelines.audio import decode
 from jax_speechlm.inference.segmentation import Samples, shape_of
 
-_AT_ONCE = 4  # windows of one request that wait at a time, so that an hour of audio does not hold up a word
+_AT_ONCE = 4  # queued windows of one request, so that an hour of audio does not delay a short clip
 
-_LAST_SECONDS = 5.0  # that `close` waits for the batch that is heard
+_LAST_SECONDS = 5.0  # `close` waits so long for the batch in progress
 
 
 class GivenUpError(Exception):
-    """Nobody waits for this any more, or the service is being stopped."""
+    """The request was cancelled, or the service is stopping."""
 
 
 class _Waiting(NamedTuple):
     samples: Samples
-    found: Future
+    output: Future
 
 
 class Batcher:
-    """Windows in order of arrival, heard together.
+    """A first-in-first-out queue of audio windows, encoded in common batches.
 
-    Only the thread that it starts calls the model. What waits is bounded by its callers: each has no more than a few
-    windows in here.
+    Only its own thread calls the model. Callers bound the queue: each submits only a few windows at a time.
+
+    Attributes:
+      batches, windows: numbers encoded so far.
     """
 
     def __init__(self, encode: Callable[[list[Samples]], list[Any]], seconds_per_batch: float):
-        """
+        """Starts the thread.
+
         Args:
-          encode: gives what the model makes of each window (`Transcriber.encode_audio`).
-          seconds_per_batch: padded audio that is given to it at a time, if more than one window.
+          encode: returns the model's output for each window (`Transcriber.encode_audio`).
+          seconds_per_batch: most padded audio of a batch; a batch has at least one window.
         """
         self._encode, self._limit = encode, seconds_per_batch * decode.SAMPLE_RATE
         self._waiting: collections.deque[_Waiting] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
-        self.batches = self.windows = 0  # that were heard
+        self.batches = self.windows = 0
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
     def submit(self, samples: Samples) -> Future:
-        """What the model makes of a window, when its turn comes. Raises `GivenUpError` after `close`."""
-        found: Future = Future()
+        """Queues a window.
+
+        Returns:
+          A future of the model's output.
+
+        Raises:
+          GivenUpError: the batcher is closed.
+        """
+        output: Future = Future()
         with self._changed:
             if self._closed:
                 raise GivenUpError
-            self._waiting.append(_Waiting(samples, found))
+            self._waiting.append(_Waiting(samples, output))
             self._changed.notify()
-        return found
+        return output
 
     def close(self) -> None:
-        """Drops what waits, and ends the thread behind the batch that it is at, for which it waits a few seconds."""
+        """Cancels queued windows and ends the thread; waits a few seconds for the batch in progress."""
         with self._changed:
             self._closed = True
             while self._waiting:
-                self._waiting.popleft().found.cancel()
+                self._waiting.popleft().output.cancel()
             self._changed.notify()
         self._thread.join(_LAST_SECONDS)
 
     def _work(self) -> None:
         while batch := self._next():
             try:
-                heard = self._encode([each.samples for each in batch])
+                outputs = self._encode([window.samples for window in batch])
             except Exception as error:
-                for each in batch:
-                    each.found.set_exception(error)
+                for window in batch:
+                    window.output.set_exception(error)
                 continue
             self.batches, self.windows = self.batches + 1, self.windows + len(batch)
-            for each, found in zip(batch, heard, strict=True):
-                each.found.set_result(found)
+            for window, output in zip(batch, outputs, strict=True):
+                window.output.set_result(output)
 
     def _next(self) -> list[_Waiting]:
-        """What waits, up to the limit, once there is something; nothing when it is closed."""
+        """Waits for windows and returns a batch up to the limit; an empty one once closed."""
         with self._changed:
             while True:
                 batch, samples = [], 0
@@ -84,19 +94,19 @@ class Batcher:
                     samples += shape_of(len(self._waiting[0].samples))
                     if batch and samples > self._limit:
                         break
-                    each = self._waiting.popleft()
-                    if each.found.set_running_or_notify_cancel():
-                        batch.append(each)
+                    window = self._waiting.popleft()
+                    if window.output.set_running_or_notify_cancel():
+                        batch.append(window)
                 if batch or self._closed:
                     return batch
                 self._changed.wait()
 
 
 class Caller:
-    """One request's way to the batcher, which another thread may cut off.
+    """One request's access to the batcher, which another thread may cancel.
 
     Attributes:
-      cancelled: set once it was; what works for the request watches it.
+      cancelled: set by `cancel`; the request's work checks it.
     """
 
     def __init__(self, batcher: Batcher):
@@ -106,17 +116,24 @@ class Caller:
         self.cancelled = threading.Event()
 
     def encode(self, parts: list[Samples]) -> list[Any]:
-        """What the model makes of each window. Raises `GivenUpError` once `cancel` was called."""
-        found: list[Any] = []
+        """Encodes windows.
+
+        Returns:
+          The model's output for each window.
+
+        Raises:
+          GivenUpError: `cancel` was called.
+        """
+        outputs: list[Any] = []
         for first in range(0, len(parts), _AT_ONCE):
             with self._lock:
                 self.check()
                 self._waiting = [self._batcher.submit(part) for part in parts[first : first + _AT_ONCE]]
             try:
-                found += [each.result() for each in self._waiting]
+                outputs += [future.result() for future in self._waiting]
             except CancelledError:
                 raise GivenUpError from None
-        return found
+        return outputs
 
     def check(self) -> None:
         """Raises `GivenUpError` once `cancel` was called."""
@@ -124,8 +141,8 @@ class Caller:
             raise GivenUpError
 
     def cancel(self) -> None:
-        """Gives up: `encode` raises, and its windows that nobody has begun to hear are dropped."""
+        """Cancels the request: `encode` raises, and its queued windows are dropped."""
         with self._lock:
             self.cancelled.set()
-            for each in self._waiting:
-                each.cancel()
+            for future in self._waiting:
+                future.cancel()

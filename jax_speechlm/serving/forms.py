@@ -1,4 +1,4 @@
-"""What a request may bring: a form with one file, read into memory under limits; and errors in OpenAI's form."""
+"""Request bodies: a form with one file, read into memory under limits; and errors in OpenAI's form."""
 
 import asyncio
 import contextlib
@@ -12,24 +12,23 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 CLOSED = 499
-"""Status of a request whose client closed the connection: nobody reads it but the log."""
+"""Status of a request whose client closed the connection, for the log."""
 
 _UPLOAD_SECONDS = 60.0
-_DRAIN_SECONDS, _DRAIN_BYTES = 5.0, 256 * 2**20  # read and thrown away, so that a client still writing sees our answer
+_DRAIN_SECONDS, _DRAIN_BYTES = 5.0, 256 * 2**20  # limits of `Body.drain`
 _FIELD_BYTES = 64 * 1024  # of everything but the file
 
 
 class ApiError(Exception):
-    """What a client is told; its body is that of OpenAI's errors."""
+    """An error response; its body has the form of OpenAI's errors."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: int | None = None
     ):
-        """
-        Args:
-          param: the field that is to blame.
-          code: what a program may act on.
-          retry: seconds after which the same may succeed.
+        """Args:
+        param: the invalid field.
+        code: machine-readable reason.
+        retry: seconds after which the same request may succeed.
         """
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.retry = status, message, param, code, retry
@@ -41,18 +40,18 @@ class ApiError(Exception):
         return JSONResponse({"error": error}, self.status, headers)
 
 
-INTERNAL = ApiError(500, "an error of the service, which its log has", code="internal_error")
-"""What a client is told of a bug."""
+INTERNAL = ApiError(500, "internal error; the log of the service has the details", code="internal_error")
+"""The response after an unexpected exception."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Upload:
-    """A form.
+    """A parsed form.
 
     Attributes:
       content: the bytes of its file.
-      filename: what the client calls it: of its suffix alone use is made.
-      fields: every other field's values.
+      filename: the client's name of the file; only its suffix is used.
+      fields: values of every other field.
     """
 
     content: bytes
@@ -64,7 +63,11 @@ class Upload:
         return self.fields.get(f"{name}[]", []) + self.fields.get(name, [])
 
     def one(self, name: str, allowed: tuple[str, ...]) -> str:
-        """A field's value, the first allowed one by default. Raises `ApiError` for one that is not allowed."""
+        """Returns a field's value, by default the first allowed one.
+
+        Raises:
+          ApiError: the value is not allowed.
+        """
         value = (self.fields.get(name) or [allowed[0]])[-1]
         if value not in allowed:
             raise ApiError(
@@ -74,7 +77,7 @@ class Upload:
 
 
 class _InMemory(MultiPartParser):
-    spool_max_size = 2**62  # the stream is limited, and nothing of a request is written to a disk
+    spool_max_size = 2**62  # the stream is limited, and uploads are never written to disk
 
 
 class Body:
@@ -84,10 +87,17 @@ class Body:
         self.request, self.ended = request, False
 
     async def chunks(self, max_bytes: float = math.inf) -> AsyncGenerator[bytes, None]:
-        """The rest of it, as it comes. Raises `ApiError` as soon as it is, or says it is, larger."""
-        told, read = self.request.headers.get("content-length", "0"), 0
+        """Reads the rest of the body.
+
+        Yields:
+          Chunks of bytes as they arrive.
+
+        Raises:
+          ApiError: the body is, or declares to be, larger than `max_bytes`.
+        """
+        declared, read = self.request.headers.get("content-length", "0"), 0
         too_large = ApiError(413, "the file is too large", param="file", code="file_too_large")
-        if int(told) > max_bytes:
+        if int(declared) > max_bytes:
             raise too_large
         while not self.ended:
             message = await self.request.receive()
@@ -101,7 +111,7 @@ class Body:
             yield chunk
 
     async def drain(self) -> None:
-        """Throws the rest away, within limits: whoever is still writing reads no answer before the end."""
+        """Reads and discards the rest, within limits: a client that is still writing does not read a response."""
         read = 0
         with contextlib.suppress(TimeoutError, ApiError):
             async with asyncio.timeout(_DRAIN_SECONDS):
@@ -115,7 +125,7 @@ async def read_upload(request: Request, max_bytes: int) -> Upload:
     """Reads a multipart form that has a `file`.
 
     Raises:
-      ApiError: it is too large, too slow, not a form, or has no file.
+      ApiError: the form is too large, too slow or invalid, or has no file.
     """
     body = Body(request)
     try:

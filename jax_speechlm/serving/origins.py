@@ -20,9 +20,8 @@ class SameOrigin:
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str] = ()):
-        """
-        Args:
-          names: host names (or host:port) that are not foreign besides the service's own.
+        """Args:
+        names: further host names (or host:port) to accept.
         """
         self.app, self.names = app, {name.lower() for name in names}
 
@@ -34,11 +33,11 @@ class SameOrigin:
         headers = Headers(scope=scope)
         host = headers.get("host", "").lower()
         if host and _is_loopback((scope.get("server") or ("",))[0]) and not self._is_local(host):
-            return ApiError(403, f"Host {host[:80]!r} is not this machine: --names lets it in", code="foreign_host")
+            return ApiError(403, f"Host {host[:80]!r} is not this machine; allow it with --names", code="foreign_host")
         for origin in headers.getlist("origin"):
             if not self._is_own(origin.lower(), host):
                 return ApiError(
-                    403, f"Origin {origin[:80]!r} is another site: --names lets it in", code="foreign_origin"
+                    403, f"Origin {origin[:80]!r} is another site; allow it with --names", code="foreign_origin"
                 )
         return None
 

@@ -1,4 +1,4 @@
-"""The HTTP server of a service: uvicorn, with bounds on connections that do not send a request, and on stopping."""
+"""The HTTP server of a service: uvicorn, with limits on idle connections, slow readers and shutdown."""
 
 import asyncio
 import logging
@@ -12,17 +12,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from jax_speechlm.serving.forms import ApiError
 
 IDLE_SECONDS = 15.0
-"""How long a connection may take to send a request's headers, from its start or from the answer before."""
+"""Time for a connection to send a request's headers, from its start or from the previous response."""
 WRITE_SECONDS = 60.0
-"""How long a client may read nothing of an answer."""
+"""Time that a client may read nothing of a response."""
 STOP_SECONDS = 20
-"""How long requests at hand may take after SIGTERM; then they are given up. Platforms kill after 30 s."""
+"""Time for requests in progress after SIGTERM, before they are cancelled. Platforms kill after 30 s."""
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1, whose connections are closed when a request, or the reading of an answer, does not come.
+    """HTTP/1.1 that closes connections whose client sends no request, or does not read the response, in time.
 
-    uvicorn's own bound (`timeout_keep_alive`) starts after the first answer only, and ends with the first byte of a
+    uvicorn's own limit (`timeout_keep_alive`) starts only after the first response, and ends with the first byte of a
     request's headers.
     """
 
@@ -53,7 +53,7 @@ class Protocol(H11Protocol):
             self._unread.cancel()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is not HTTP, in the form of the service's other errors."""
+        """Answers bytes that are not HTTP, in the form of the service's other errors."""
         response = ApiError(400, msg, code="invalid_http").response()
         headers = [*response.raw_headers, (b"connection", b"close")]
         try:
@@ -63,7 +63,7 @@ class Protocol(H11Protocol):
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event))
-        except h11.LocalProtocolError:  # an answer has begun already
+        except h11.LocalProtocolError:  # a response has already begun
             pass
         self.transport.close()
 
@@ -78,10 +78,13 @@ class Protocol(H11Protocol):
 
 
 def make_server(app: ASGIApp, *, stop_seconds: int = STOP_SECONDS, log_level: int = logging.WARNING) -> uvicorn.Server:
-    """Returns a server for an app.
+    """Builds a server for an app.
 
     Args:
-      stop_seconds: what requests at hand may take once the server is told to stop.
+      stop_seconds: time for requests in progress once the server is stopped.
+
+    Returns:
+      A uvicorn server, not yet running.
     """
     config = uvicorn.Config(
         app,

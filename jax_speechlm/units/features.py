@@ -1,4 +1,4 @@
-"""What speech units are clusters of: MFCCs, or the hidden states of a layer of a trained encoder."""
+"""Features that speech units are clusters of: MFCCs, or the hidden states of a layer of a trained encoder."""
 
 import dataclasses
 import hashlib
@@ -26,12 +26,12 @@ Extract = Callable[[Any, Batch], tuple[Float[Array, "batch time features"], Int[
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """Features, ready to be computed.
+    """Features, ready to compute.
 
     Attributes:
-      mel: the front end whose frames they belong to.
+      mel: the front end that defines the frames.
       params: arrays that `extract` takes, on the device.
-      extract: `(params, batch) -> (features, frames of each row)`, pure; what lies behind a row's frames means nothing.
+      extract: pure function `(params, batch) -> (features, frame counts)`; values beyond a row's frames are undefined.
     """
 
     mel: LogMel
@@ -58,9 +58,8 @@ class Hidden(Config):
 
     Attributes:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      layer: from 1: after so many layers.
-      digest: of the encoder's parameters up to there, so that a checkpoint that has changed since is noticed; "" takes
-        what is there.
+      layer: number of layers applied, from 1.
+      digest: of the encoder's parameters up to this layer, to detect a changed checkpoint; "" skips the check.
     """
 
     kind: Literal["hidden"] = "hidden"
@@ -71,14 +70,17 @@ class Hidden(Config):
     def open(self) -> Extractor:
         """Reads the checkpoint.
 
+        Returns:
+          The extractor of this layer's output.
+
         Raises:
-          CheckpointError: it cannot be read, has no conformer of so many layers, or has changed.
+          CheckpointError: the checkpoint cannot be read, has no conformer with this many layers, or has changed.
         """
         config, frontend, params = self._read()
         if self.digest and self.digest != _digest(params):
             raise ckpt.CheckpointError(
-                f"{self.checkpoint}: its encoder is not the one that the units were fitted on. Name a "
-                "checkpoints/<step> folder that stays as it is, or fit them again: jax-speechlm units fit"
+                f"{self.checkpoint}: its encoder has changed since the units were fitted. Name a checkpoints/<step> "
+                "folder that does not change, or fit them again: jax-speechlm units fit"
             )
         graphdef = functional.declare(lambda rngs: Conformer(config, rngs=rngs)).graphdef
 
@@ -89,27 +91,26 @@ class Hidden(Config):
         return Extractor(frontend.mel, jax.device_put(params), extract)
 
     def pinned(self) -> "Hidden":
-        """The same, of the `<step>` folder that is newest now, and with its digest."""
+        """Returns these features with the run's newest `<step>` folder as checkpoint, and its digest."""
         return self.replace(checkpoint=str(ckpt.find(self.checkpoint)), digest=_digest(self._read()[2]))
 
     def _read(self) -> tuple[ConformerConfig, FrontEnd, functional.Params]:
-        """The encoder as far as `layer`."""
+        """Reads the encoder up to `layer`: its config, front end and parameters."""
         path = ckpt.find(self.checkpoint)
         params, meta = ckpt.read_params(path)
         experiment = Experiment.model_validate(meta["experiment"])
         if isinstance(experiment.model, FastConformerConfig):
             raise ckpt.CheckpointError(
-                f"{path}: there is a unit for each feature vector, and a {experiment.model.kind} has fewer frames: "
+                f"{path}: units need a frame for each feature vector, and a {experiment.model.kind} has fewer: "
                 "name a run with a conformer"
             )
         if "encoder" not in params or not isinstance(experiment.model, ConformerConfig):
             raise ckpt.CheckpointError(
-                f"{path}: was trained by {experiment.objective.kind}, which has no encoder of speech to take hidden "
-                "states from"
+                f"{path}: was trained by {experiment.objective.kind}, which has no speech encoder"
             )
         if self.layer > experiment.model.num_layers:
             raise ckpt.CheckpointError(
-                f"{path}: its encoder has {experiment.model.num_layers} layers, and layer {self.layer} is asked for"
+                f"{path}: its encoder has {experiment.model.num_layers} layers; layer {self.layer} does not exist"
             )
         encoder = params["encoder"] | {"layers": jax.tree.map(lambda x: x[: self.layer], params["encoder"]["layers"])}
         return experiment.model.replace(num_layers=self.layer), experiment.frontend, encoder
@@ -120,7 +121,7 @@ Features = Annotated[MFCC | Hidden, pydantic.Field(discriminator="kind")]
 
 
 def read_features(about: dict[str, Any]) -> MFCC | Hidden:
-    """The features that a k-means says it was made from."""
+    """Returns the features that the description of a k-means names."""
     return pydantic.TypeAdapter(Features).validate_python(about)
 
 

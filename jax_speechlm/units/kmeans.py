@@ -1,8 +1,8 @@
-"""Minibatch k-means on the device: centroids on every device, the rows of a batch spread over all of them.
+"""Minibatch k-means on the device: centroids replicated, the rows of a batch sharded over all devices.
 
-Each step moves a centroid by the mean of the rows that chose it, at a rate that falls with the number of rows it ever
-had (Sculley 2010, "Web-scale k-means clustering"). The start is greedy k-means++ (Arthur and Vassilvitskii 2007), as
-scikit-learn has it.
+Each step moves a centroid towards the mean of the rows assigned to it, at a rate inversely proportional to the number
+of rows ever assigned (Sculley 2010, "Web-scale k-means clustering"). Initialisation is greedy k-means++ (Arthur and
+Vassilvitskii 2007), as in scikit-learn.
 """
 
 import functools
@@ -23,23 +23,23 @@ from jax_speechlm.core.config import Config
 from jax_speechlm.parallel import mesh as meshes
 
 _SCORES = {"cpu": 2**18}
-"""Scores of a block of rows against all centroids, so many at a time: a core's own cache holds them."""
+"""Scores (rows times centroids) of a block: they fit into the cache of a core."""
 
 _SCORES_ELSEWHERE = 2**24
 
 _EXPECTED = 20
-"""A centroid that no row chose while the average one was chosen so often is empty."""
+"""A centroid counts as empty if it gets no row in the time in which the average one gets this many."""
 
 
 class KMeans(Config):
-    """How to fit a k-means.
+    """Settings of a k-means fit.
 
     Attributes:
-      num_units: centroids.
-      batch_size: rows of a step, drawn with replacement; rounded up to what the devices divide.
+      num_units: number of centroids.
+      batch_size: rows of a step, drawn with replacement; rounded up to a multiple of the device count.
       num_steps: of minibatch updates.
       init: "k-means++" on three batches' worth of rows, or rows at "random".
-      seed: names the start and the batches.
+      seed: of the initialisation and the batches.
     """
 
     num_units: Annotated[int, Field(ge=1, le=UNLABELLED)] = 100
@@ -50,7 +50,7 @@ class KMeans(Config):
 
 
 class State(NamedTuple):
-    """Centroids, and the rows that each of them ever had."""
+    """Centroids, and the number of rows ever assigned to them."""
 
     centroids_KxD: Float[Array, "units features"]
     count_K: Int32[Array, " units"]
@@ -59,12 +59,15 @@ class State(NamedTuple):
 def fit_kmeans(
     frames_NxD: Float[np.ndarray, "rows features"], config: KMeans, mesh: Mesh
 ) -> Float[np.ndarray, "units features"]:
-    """The centroids of some rows. The same for the same seed; on another mesh, but for rounding.
+    """Fits centroids to rows; deterministic for a seed, and equal on other meshes up to rounding.
 
-    A centroid that stays empty is put onto a row drawn in proportion to its squared distance from the nearest.
+    A centroid that stays empty is moved to a row drawn in proportion to its squared distance from the nearest centroid.
 
     Args:
-      frames_NxD: float32, in this process's memory.
+      frames_NxD: float32, in host memory.
+
+    Returns:
+      Centroids, float32.
 
     Raises:
       DataError: there are fewer rows than units.
@@ -97,9 +100,12 @@ def fit_kmeans(
 def nearest(
     x_NxD: Float[Array, "rows features"], centroids_KxD: Float[Array, "units features"]
 ) -> tuple[Int32[Array, " rows"], Float[Array, " rows"]]:
-    """The nearest centroid of each row, the first of several; and its squared distance.
+    """Assigns rows to their nearest centroids.
 
-    In full float32 on every backend, so that codes do not change when a model moves to another machine.
+    Computed in full float32 on every backend, so that units do not change when a model moves to another machine.
+
+    Returns:
+      The index of the nearest centroid (the first of ties), and the squared distance to it, per row.
     """
     num_rows, num_units = len(x_NxD), len(centroids_KxD)
     norm_K = 0.5 * jnp.sum(jnp.square(centroids_KxD), axis=-1)
@@ -117,14 +123,14 @@ def nearest(
     x = jnp.pad(x_NxD, ((0, blocks * size - num_rows), (0, 0))).reshape(blocks, size, x_NxD.shape[1])
     code, best = (result.reshape(-1)[:num_rows] for result in jax.lax.map(block, x))
     squared = jnp.sum(jnp.square(x_NxD), axis=-1) - 2 * best
-    # A row that is not finite has no nearest centroid; its code must be one all the same.
+    # A row that is not finite has no nearest centroid, but its index must be valid.
     return jnp.minimum(code, num_units - 1).astype(jnp.int32), jnp.maximum(squared, 0)
 
 
 def inertia(
     frames_NxD: Float[np.ndarray, "rows features"], centroids_KxD: Float[np.ndarray, "units features"]
 ) -> float:
-    """Mean squared distance of rows from their nearest centroids."""
+    """Returns the mean squared distance of rows from their nearest centroids."""
     total = 0.0
     for start in range(0, len(frames_NxD), 2**16):
         rows = frames_NxD[start : start + 2**16]
@@ -137,7 +143,7 @@ _nearest = jax.jit(nearest)
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _update(state: State, x_NxD: Float[Array, "rows features"]) -> State:
-    """One step on a batch whose rows lie on the mesh in force; all that travels is the sum of each centroid's rows."""
+    """Runs one step on a batch sharded over the current mesh; devices exchange only the sums per centroid."""
     rows = PartitionSpec(meshes.BATCH_AXES)
 
     def sums(centroids: Array, x: Array) -> tuple[Array, Array]:
@@ -158,7 +164,7 @@ def _update(state: State, x_NxD: Float[Array, "rows features"]) -> State:
 
 @jax.jit
 def _reseed(state: State, x_NxD: Float[Array, "rows features"], empty_K: Array, key: PRNGKeyArray) -> State:
-    """Puts empty centroids onto distinct rows, drawn in proportion to their squared distances; they count as new."""
+    """Moves empty centroids to distinct rows, drawn in proportion to their squared distances, with a count of zero."""
     centroids, count = state
     _, squared = nearest(x_NxD, centroids)
     chance = jnp.log(squared) + jax.random.gumbel(key, squared.shape)  # the greatest are a draw without replacement
@@ -174,7 +180,7 @@ def _random(key: PRNGKeyArray, x_NxD: Float[Array, "rows features"], num_units: 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _plus_plus(key: PRNGKeyArray, x_NxD: Float[Array, "rows features"], num_units: int) -> Array:
-    """Greedy k-means++: of a few rows drawn in proportion to squared distance, the one that lowers their sum most."""
+    """Greedy k-means++: draws a few rows in proportion to squared distance and keeps the one with the lowest sum."""
     num_rows, num_features = x_NxD.shape
     num_candidates = 2 + int(math.log(num_units))
     norm_N = jnp.sum(jnp.square(x_NxD), axis=-1)

@@ -1,4 +1,4 @@
-"""Features of prepared speech through the device: frames to fit a k-means on, and the codes of whole sets."""
+"""Features of prepared speech, computed on the device: frames to fit a k-means on, and the units of whole sets."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -28,10 +28,13 @@ Compute = Callable[[Params, Batch], tuple[Shaped[Array, "batch time ..."], Int[A
 def sample_frames(
     index: Index, extractor: Extractor, max_frames: int, seed: int, mesh: Mesh, seconds_per_batch: float = 120.0
 ) -> Float[np.ndarray, "frames features"]:
-    """The frames of all utterances, or of utterances drawn without replacement until there are `max_frames`.
+    """Computes the frames of all utterances, or of utterances drawn without replacement up to `max_frames`.
+
+    Returns:
+      At most `max_frames` feature vectors, float32.
 
     Raises:
-      DataError: no utterance has a frame.
+      DataError: every utterance is shorter than a frame.
     """
     frames = extractor.mel.num_frames(index.num_samples)
     order = permute(np.arange(len(index)), len(index), derive_key(seed))
@@ -40,23 +43,23 @@ def sample_frames(
     rows = np.sort(order[:enough])
     if not len(rows):
         raise DataError(f"{' + '.join(map(str, index.parts))}: no utterance is as long as one frame")
-    found, filled = None, 0
+    sampled, filled = None, 0
     for _, x in _each_row(index, rows, extractor.params, extractor.extract, mesh, extractor, seconds_per_batch):
-        if found is None:
-            found = np.empty((int(frames[rows].sum()), x.shape[1]), np.float32)
-        found[filled : filled + len(x)] = x
+        if sampled is None:
+            sampled = np.empty((int(frames[rows].sum()), x.shape[1]), np.float32)
+        sampled[filled : filled + len(x)] = x
         filled += len(x)
-    return np.zeros((0, 1), np.float32) if found is None else found[: min(filled, max_frames)]
+    return np.zeros((0, 1), np.float32) if sampled is None else sampled[: min(filled, max_frames)]
 
 
 def label_part(part: Part, units: Units, extractor: Extractor, mesh: Mesh, seconds_per_batch: float = 120.0) -> int:
-    """Gives every utterance of a part its codes, those that an earlier call did not come to.
+    """Computes and stores the units of every utterance of a part that has none yet.
 
     Returns:
-      How many records could not be read; they have no codes.
+      The number of unreadable records, which get no units.
 
     Raises:
-      DataError: the codes cannot be written, or the records do not belong to the index.
+      DataError: the units cannot be written, or the records do not belong to the index.
     """
     writer, index = CodeWriter(part, units), Index((part,))
     rows, num_features = PartitionSpec(meshes.BATCH_AXES), units.centroids.shape[1]
@@ -88,7 +91,7 @@ def _each_row(
     extractor: Extractor,
     seconds_per_batch: float,
 ) -> Iterator[tuple[int, Shaped[np.ndarray, "time ..."]]]:
-    """What `compute` gives for each of some rows, by ascending length; rows that cannot be read are left out."""
+    """Yields (row, output of `compute`) by ascending length; unreadable rows are skipped."""
     plan = plans.make_eval_plan(
         index.num_samples[rows],
         seconds_per_batch=seconds_per_batch,
@@ -107,6 +110,6 @@ def _each_row(
         for batch in open_batches(index, plan, num_steps=plan.steps_per_epoch):
             used = {name: batch[name] for name in ("audio", "audio_length", "example_id", "weight")}
             result, length = jax.device_get(run(params, meshes.shard_batch(mesh, used)))
-            for place in np.flatnonzero(batch["weight"]):
-                yield int(batch["example_id"][place]), result[place, : length[place]]
+            for row in np.flatnonzero(batch["weight"]):
+                yield int(batch["example_id"][row]), result[row, : length[row]]
                 progress.advance(task)

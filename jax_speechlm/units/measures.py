@@ -1,6 +1,6 @@
-"""Figures of speech units: how many are in use, what they tell of labels, how well they tell speakers apart.
+"""Statistics of speech units: how many are used, their agreement with labels, and their leakage of the speaker.
 
-All are computed from counts: `counts_KxC` holds how many frames have unit k and class c.
+All are computed from counts: `counts_KxC` is the number of frames with unit k and class c.
 """
 
 import numpy as np
@@ -10,15 +10,15 @@ from jax_speechlm.core.config import Config
 
 
 class Usage(Config):
-    """How the units of some utterances are spread.
+    """Distribution of the units of some utterances.
 
     Attributes:
-      frames: how many there are.
+      frames: number of frames.
       used: share of the units that occur.
       entropy: of their frequencies, in nats.
-      perplexity: exp(entropy): as many units as if all in use were equally frequent.
+      perplexity: exp(entropy): the number of equally frequent units with this entropy.
       frames_per_second: of speech.
-      units_per_second: the same after runs of equal units are made one.
+      units_per_second: the same after merging runs of equal units.
       run_frames: mean length of such a run.
     """
 
@@ -32,16 +32,16 @@ class Usage(Config):
 
 
 class Agreement(Config):
-    """What units tell of labels and labels of units, frame by frame. Hsu et al. 2021, section IV-D.
+    """Agreement of units and labels, frame by frame (Hsu et al. 2021, section IV-D).
 
     Attributes:
       classes: labels that occur.
       frames: that have a label.
       label_purity: share of the frames whose label is the commonest of their unit ("phone purity" there).
       unit_purity: share of the frames whose unit is the commonest of their label ("cluster purity").
-      majority: what `label_purity` would be with a single unit.
+      majority: `label_purity` of a single unit.
       information: mutual information of unit and label, nats.
-      pnmi: the share of the labels' entropy that the unit tells: the same over H(label).
+      pnmi: `information` as a share of the labels' entropy.
     """
 
     classes: int
@@ -54,13 +54,13 @@ class Agreement(Config):
 
 
 class Leakage(Config):
-    """How well the units of one utterance tell who speaks.
+    """Accuracy of identifying the speaker from the units of one utterance.
 
     Attributes:
       speakers: with enough utterances to learn and to test on.
       utterances: tested.
-      accuracy: share of these whose speaker is told right.
-      majority: accuracy of always naming the commonest.
+      accuracy: share of the tested utterances whose speaker is identified.
+      majority: accuracy of always predicting the commonest speaker.
     """
 
     speakers: int
@@ -70,13 +70,13 @@ class Leakage(Config):
 
 
 def entropy(counts: Int[np.ndarray, "..."] | Float[np.ndarray, "..."]) -> float:
-    """Of the distribution that counts make, in nats."""
+    """Returns the entropy of the distribution given by counts, in nats."""
     share = counts[counts > 0] / max(counts.sum(), 1)
     return float(-(share * np.log(share)).sum())
 
 
 def usage(codes: list[Int[np.ndarray, "..."]], num_units: int, frame_seconds: float) -> Usage:
-    """Figures of the codes of some utterances, each of at least one frame."""
+    """Computes the statistics of the units of utterances, each of at least one frame."""
     counts = np.bincount(np.concatenate(codes), minlength=num_units)
     frames, runs = int(counts.sum()), sum(1 + int((np.diff(each) != 0).sum()) for each in codes)
     return Usage(
@@ -91,7 +91,7 @@ def usage(codes: list[Int[np.ndarray, "..."]], num_units: int, frame_seconds: fl
 
 
 def agreement(counts_KxC: Int[np.ndarray, "units classes"]) -> Agreement:
-    """Purities and mutual information of units and labels."""
+    """Computes purities and mutual information of units and labels."""
     total, by_label = int(counts_KxC.sum()), counts_KxC.sum(0)
     information = max(entropy(counts_KxC.sum(1)) + entropy(by_label) - entropy(counts_KxC), 0.0)
     return Agreement(
@@ -108,14 +108,13 @@ def agreement(counts_KxC: Int[np.ndarray, "units classes"]) -> Agreement:
 def speaker_leakage(
     histograms_NxK: Int[np.ndarray, "utterances units"], speakers_N: Int[np.ndarray, " utterances"], seed: int = 0
 ) -> Leakage | None:
-    """Tells speakers by multinomial naive Bayes on the unit counts of an utterance (McCallum and Nigam 1998).
+    """Identifies speakers by multinomial naive Bayes on the unit counts of an utterance (McCallum and Nigam 1998).
 
-    Half of each speaker's utterances, drawn at random, give the frequencies of his or her units (one added to each
-    count); the others are tested, all speakers being taken for equally likely. No order of units is used: what a
-    sequence model could tell besides is not in the figure.
+    A random half of each speaker's utterances gives the unit frequencies (one added to each count); the others are
+    tested, with equal prior probabilities. The order of units is not used, so a sequence model may find more.
 
     Returns:
-      None where fewer than two speakers have two utterances each.
+      None if fewer than two speakers have two utterances each.
     """
     enough = np.isin(speakers_N, np.flatnonzero(np.bincount(speakers_N) >= 2))
     histograms, speakers = histograms_NxK[enough], np.unique(speakers_N[enough], return_inverse=True)[1]

@@ -177,12 +177,12 @@ def test_hidden_states_of_a_layer_are_clustered_and_a_changed_checkpoint_is_noti
     assert (units.frame_samples, units.context_samples) == (320, 240)
     assert cli.main(["units", "label", str(place / "hidden"), "--sets", "tones:dev", *data]) == 0
     assert cli.main([*fit, "--layer", "3", *small, *data]) == USER_ERROR
-    assert "has 2 layers, and layer 3 is asked for" in capsys.readouterr().err
+    assert "has 2 layers; layer 3 does not exist" in capsys.readouterr().err
     meta = json.loads((place / "hidden" / "units.json").read_text())
     meta["about"]["features"]["digest"] = "0" * 16
     (place / "hidden" / "units.json").write_text(json.dumps(meta))
     assert cli.main(["units", "label", str(place / "hidden"), "--sets", "tones:train", *data]) == USER_ERROR
-    assert "not the one that the units were fitted on" in capsys.readouterr().err
+    assert "has changed since the units were fitted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
