@@ -3,14 +3,14 @@
 
     launch/local.py --processes 2 -- jax-speechlm pretrain --config demo/pretrain --run-dir runs/pretrain
 
-The processes find each other by the variables that `jax_speechlm.parallel.distributed` reads. Each line of output says
-which process wrote it. SIGTERM and SIGINT go to all processes, which then save a checkpoint and leave. Where one fails,
-the others get `--grace` seconds to end by themselves; then they are killed. With `--restarts` all begin again after
-that, which continues the run from its last checkpoint; but not after a status that says that the user has to change
-something (2, 3 and 64, see `jax-speechlm --help`). A second SIGINT kills all processes at once.
+The processes find each other by the variables that `jax_speechlm.parallel.distributed` reads. Each line of output
+begins with the number of its process. SIGTERM and SIGINT go to all processes, which then save a checkpoint and exit. If
+one fails, the others get `--grace` seconds to exit by themselves; then they are killed. With `--restarts` all start
+again after that, which continues the run from its last checkpoint; except after a status of an error that the user has
+to correct (2, 3 and 64, see `jax-speechlm --help`). A second SIGINT kills all processes at once.
 
-Exit status: 0 when all processes ended with 0; else that of a user error, or of the first that failed, as a shell tells
-it (128 + signal).
+Exit status: 0 if all processes exited with 0; else the status of a user error, or of the first process that failed, in
+the shell's convention (128 + signal).
 """
 
 import argparse
@@ -31,13 +31,11 @@ FINAL = (2, 3, 64)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, required=True, help="how many")
-    parser.add_argument("--cpu-devices", type=int, help="run on the CPU, cut into so many devices for each process")
-    parser.add_argument(
-        "--restarts", type=int, default=0, help="begin again so many times after a failure (default: 0)"
-    )
+    parser.add_argument("--cpu-devices", type=int, help="run on the CPU, as this number of devices per process")
+    parser.add_argument("--restarts", type=int, default=0, help="most restarts after failures (default: 0)")
     parser.add_argument("--grace", type=float, default=90.0, help="seconds from a failure to the kill (default: 90)")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="after `--`: what each process runs")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="after `--`: the command of each process")
     args = parser.parse_args(argv)
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command or args.processes < 1:
@@ -53,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _run(command, args.processes, args.cpu_devices, args.grace, stopping)
         if status == 0 or status in FINAL or stopping.is_set() or attempt == args.restarts:
             break
-        print(f"[local] status {status}; beginning again, {args.restarts - attempt} more times at most", flush=True)
+        print(f"[local] status {status}; restarting, {args.restarts - attempt} restarts left", flush=True)
     return status
 
 
@@ -62,7 +60,7 @@ def _quoted(value: str) -> str:
 
 
 def _environment(processes: int, process: int, port: int | str, cpu_devices: int | None) -> dict[str, str]:
-    """The variables that make a process one of several."""
+    """Returns the variables that make a process one of several."""
     added = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(processes),
@@ -77,7 +75,11 @@ def _environment(processes: int, process: int, port: int | str, cpu_devices: int
 def _run(
     command: Sequence[str], processes: int, cpu_devices: int | None, grace: float, stopping: threading.Event
 ) -> int:
-    """Runs all processes once, to the end; returns the exit status."""
+    """Runs all processes once, to the end.
+
+    Returns:
+      The exit status.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -89,7 +91,7 @@ def _run(
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            process_group=0,  # else a terminal's Ctrl-C would reach it beside what `forward` sends
+            process_group=0,  # else a terminal's Ctrl-C would reach it in addition to the signal from `forward`
         )
         children.append(child)
         readers.append(threading.Thread(target=_copy, args=(child, f"[{process}] ".encode())))
@@ -107,7 +109,7 @@ def _run(
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     status, deadline = 0, None
     try:
-        while any([child.poll() is None for child in children]):  # a list: every child is looked at
+        while any([child.poll() is None for child in children]):  # a list: polls every child
             failed = [child.returncode for child in children if child.returncode]
             if failed and deadline is None:
                 status, deadline = failed[0], time.monotonic() + grace

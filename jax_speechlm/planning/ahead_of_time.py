@@ -1,4 +1,4 @@
-"""A run's train step, compiled for devices that are not here by the compiler that they have."""
+"""Ahead-of-time compilation of a run's train step for devices that are not present, by those devices' own compiler."""
 
 import contextlib
 import math
@@ -34,10 +34,10 @@ class Step(NamedTuple):
 
     Attributes:
       shape: of the batch.
-      memory: of each device.
-      costs: of one step, for each device; None where it did not compile for want of memory.
-      model_flops: of one step over all devices, what the model is worth: padding included, recomputation excluded.
-      compile_seconds: how long the compiler took, when it did.
+      memory: per device.
+      costs: of one step, per device; None if compilation ran out of memory.
+      model_flops: of one step over all devices by the model alone: padding included, recomputation excluded.
+      compile_seconds: duration of the compilation when it was run.
     """
 
     shape: Shape
@@ -48,20 +48,19 @@ class Step(NamedTuple):
 
 
 class PlanningError(UserError):
-    """There is no plan for the target; the message says what to install or change."""
+    """The target cannot be planned for, or a run cannot fit; the message names the remedy."""
 
 
-# Tuning times kernels on a real device. Matrix products are cuBLAS's then: Triton's need tiles that tuning finds, and
-# without it those of some lengths have none.
+# Autotuning needs a real device. Without it matrix products must be cuBLAS's: Triton has no tiles for some lengths.
 _UNTUNED = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
 
 class CompilerError(PlanningError):
-    """The compiler gave up on a program, and not for want of memory."""
+    """The compiler failed on a program for another reason than memory."""
 
 
 def devices_of(topology: Topology) -> Sequence[jax.Device]:
-    """Devices of a topology, none of them real.
+    """Returns descriptions of a topology's devices, which need not exist.
 
     Raises:
       PlanningError: the compiler for the platform is not installed.
@@ -73,11 +72,11 @@ def devices_of(topology: Topology) -> Sequence[jax.Device]:
         return _cpus(topology.num_devices)
     try:
         if spec.platform == "tpu":
-            os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud about a machine that is not there
-            os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # holds no chip: plans may run side by side
+            os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not query cloud metadata
+            os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # uses no chip: several plans may run at a time
             name = f"{topology.chip}:{'x'.join(map(str, topology.shape))}"
             slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
-            with _quiet():  # it greets with warnings about a machine that it does not find
+            with _quiet():  # it warns that it finds no TPU machine
                 return topologies.get_topology_desc(topology_name=name, platform="tpu", **slices).devices
         from jax_speechlm.planning import gpu
 
@@ -85,23 +84,23 @@ def devices_of(topology: Topology) -> Sequence[jax.Device]:
     except (RuntimeError, NotImplementedError, ModuleNotFoundError) as error:
         package = "libtpu" if spec.platform == "tpu" else "'jax[cuda13]'"
         raise PlanningError(
-            f"{topology.name} cannot be compiled for here: pip install {package}, the compiler, which needs no such "
-            f"device ({str(error).splitlines()[0]})"
+            f"compiling for {topology.name} needs its compiler, which needs no such device: pip install {package} "
+            f"({str(error).splitlines()[0]})"
         ) from error
 
 
-def _cpus(number: int) -> Sequence[jax.Device]:
+def _cpus(count: int) -> Sequence[jax.Device]:
     devices = jax.devices("cpu")
-    if len(devices) < number:
+    if len(devices) < count:
         raise PlanningError(
-            f"cpu-{number} needs {number} devices, this process has {len(devices)}: set "
-            f"XLA_FLAGS=--xla_force_host_platform_device_count={number}"
+            f"cpu-{count} needs {count} devices, this process has {len(devices)}: set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
         )
-    return devices[:number]
+    return devices[:count]
 
 
 class Compiler:
-    """The train step of an experiment on a mesh of devices that need not exist.
+    """Compiles the train step of an experiment on a mesh of devices that need not exist.
 
     Attributes:
       trainer: its functions and the abstract state.
@@ -118,7 +117,7 @@ class Compiler:
         )
 
     def lower(self, shape: Shape) -> jax.stages.Lowered:
-        """The step for one batch shape, as JAX hands it to the compiler."""
+        """Lowers the step for one batch shape to what JAX passes to the compiler."""
         batch = self._load.abstract(shape, self._experiment)
         rows = meshes.batch_sharding(self.mesh)
         batch = {name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=rows) for name, each in batch.items()}
@@ -126,7 +125,7 @@ class Compiler:
             return self.trainer.step.lower(self.trainer.shapes, batch)
 
     def memory_needed(self, shape: Shape) -> float:
-        """Bytes of each device's memory that the step for one batch shape takes, compiled as training does."""
+        """Returns the bytes per device of the step for one batch shape, compiled as in training."""
         try:
             stats = self.lower(shape).compile().memory_analysis()
         except jax.errors.JaxRuntimeError as error:
@@ -136,11 +135,14 @@ class Compiler:
         return float(_total(stats))
 
     def compile(self, shape: Shape) -> Step:
-        """Compiles the step for one batch shape and counts what it costs, unless that was done before on this machine.
+        """Compiles the step for one batch shape and counts its costs, or reads both from the cache.
+
+        Returns:
+          The step.
 
         Raises:
           ValueError: the rows do not divide among the devices.
-          CompilerError: the compiler gave up, and not for want of memory.
+          CompilerError: the compiler failed for another reason than memory.
         """
         spread = math.prod(self.mesh.shape[axis] for axis in meshes.BATCH_AXES)
         if shape.rows % spread:
@@ -149,11 +151,11 @@ class Compiler:
             )
         lowered = self.lower(shape)
         name = compiled.fingerprint(lowered, list(self.mesh.devices.flat))
-        found = compiled.recall(name)
-        if found is None:
-            found = self._compiled(lowered)
-            compiled.keep(name, found)
-        return Step(shape, found.memory, found.costs, self._model_flops(shape), found.seconds)
+        result = compiled.recall(name)
+        if result is None:
+            result = self._compiled(lowered)
+            compiled.keep(name, result)
+        return Step(shape, result.memory, result.costs, self._model_flops(shape), result.seconds)
 
     def _compiled(self, lowered: jax.stages.Lowered) -> Compiled:
         state = self.trainer.shapes
@@ -165,8 +167,8 @@ class Compiler:
                 program, text = self._compile(lowered)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
-                said = str(error).splitlines()[0]
-                raise CompilerError(f"the compiler gave up, and not for want of memory: {said}") from error
+                reason = str(error).splitlines()[0]
+                raise CompilerError(f"the compiler failed, not for lack of memory: {reason}") from error
             needed = _needed(str(error))
             memory = Memory(params, optimizer, 0, 0, needed, 0, params + optimizer + needed)
             return Compiled(memory, None, time.perf_counter() - began)
@@ -185,12 +187,12 @@ class Compiler:
         return Compiled(memory, costs.count(module, dict(self.mesh.shape)), seconds)
 
     def _compile(self, lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
-        """The program, and its instructions as text."""
+        """Returns the program, and its instructions as text."""
         if not self._is_on("tpu"):
             program = lowered.compile(compiler_options=_UNTUNED if self._is_on("gpu") else {})
             return program, program.as_text()
-        # What a TPU program says of itself goes through a form that loses some asynchronous operations and is then
-        # refused (libtpu 0.0.52, large vocabularies); what the compiler writes to a file does not.
+        # `as_text` of a TPU program goes through a format that loses some asynchronous operations and then fails
+        # (libtpu 0.0.52, large vocabularies); the compiler's own dump does not.
         with tempfile.TemporaryDirectory() as folder:
             options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
             program = lowered.compile(compiler_options=options)
@@ -207,7 +209,7 @@ class Compiler:
 
 
 def kept_for_backward(module: hlo.Module) -> float:
-    """Bytes of the arrays that the forward pass over the layers writes one slice of a layer."""
+    """Returns the bytes of the arrays that the forward scan over the layers saves for the backward pass."""
     entry, total = module.computations[module.entry], 0.0
     for loop in entry:
         if loop.opcode != "while" or "transpose(" in loop.attributes or "jvp" not in loop.attributes:
@@ -226,9 +228,9 @@ def kept_for_backward(module: hlo.Module) -> float:
 
 
 def _total(stats) -> int:
-    """Bytes in use at once by a program. What it gives back may lie where what it was given lay."""
-    given, back = stats.argument_size_in_bytes, stats.output_size_in_bytes - stats.alias_size_in_bytes
-    return given + back + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
+    """Returns the peak bytes of a program. Outputs may alias arguments."""
+    new_outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return stats.argument_size_in_bytes + new_outputs + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
 
 
 def _bytes_per_device(tree) -> float:
@@ -239,14 +241,14 @@ def _bytes_per_device(tree) -> float:
 
 
 def _needed(message: str) -> float:
-    """Bytes that a program would have needed, from the compiler's refusal; infinite where it does not say."""
-    found = re.search(r"\(?([\d.]+)([KMG])\)? (?:exceeds|of [\d.]+[KMG] hbm)", message)
-    return float(found.group(1)) * _UNIT[found.group(2)] if found else math.inf
+    """Returns the bytes that a program needs, from the compiler's out-of-memory message; infinite if it has none."""
+    match = re.search(r"\(?([\d.]+)([KMG])\)? (?:exceeds|of [\d.]+[KMG] hbm)", message)
+    return float(match.group(1)) * _UNIT[match.group(2)] if match else math.inf
 
 
 @contextlib.contextmanager
 def _quiet():
-    """Keeps what the TPU compiler prints about a memory it could not fit off the terminal: it is in the error too."""
+    """Redirects stderr to /dev/null: the TPU compiler prints messages there that its exceptions repeat."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:

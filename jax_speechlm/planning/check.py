@@ -1,4 +1,4 @@
-"""A run that cannot fit is refused before its first step, not when its longest batch comes."""
+"""Refuses a run that cannot fit before its first step, instead of failing at its longest batch."""
 
 import jax
 
@@ -9,13 +9,13 @@ from jax_speechlm.recipes.experiment import Experiment
 
 
 def check_fits(experiment: Experiment) -> None:
-    """Compiles the longest batch shape for this machine's devices and holds its memory to theirs.
+    """Compiles the longest batch shape for this machine's devices and compares its memory with theirs.
 
-    The compiled program stays in the compilation cache, so that the run does not pay for it again. Devices that do not
-    say how much memory they have, as CPUs, are not checked.
+    The program stays in the compilation cache, so that the run does not compile it again. Devices that report no memory
+    limit, such as CPUs, are not checked.
 
     Raises:
-      PlanningError: it would not fit; the message says by how much, and what to change.
+      PlanningError: the batch does not fit; the message has the difference and settings to change.
     """
     limit = memory_limit()
     if limit is None:
@@ -26,10 +26,10 @@ def check_fits(experiment: Experiment) -> None:
     if needed > limit:
         raise PlanningError(
             f"a batch of {shape.rows} rows of {shape.length} {shape.unit} needs {needed / GIB:.1f} GiB on each device, "
-            f"which has {limit / GIB:.1f}. `jax-speechlm plan --fit` searches for what fits; --force starts anyway"
+            f"which has {limit / GIB:.1f}. `jax-speechlm plan --fit` searches for a fit; --force starts anyway"
         )
 
 
 def memory_limit() -> int | None:
-    """Bytes that a program may use on the first device, or None where it does not say."""
+    """Returns the bytes that a program may use on the first device, or None if it reports no limit."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

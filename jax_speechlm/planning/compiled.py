@@ -1,4 +1,4 @@
-"""What compilations came to, kept on disk: a plan that is asked for again, or was cut short, compiles nothing twice."""
+"""A cache on disk of compilation results, so that repeated and interrupted plans compile nothing twice."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ class Memory(NamedTuple):
     """Bytes of one device's main memory.
 
     Attributes:
-      params, optimizer, batch: what the step is given; the optimizer's moments and moving average together.
-      activations: what the forward pass keeps for the backward pass, layer by layer; a part of `temporary`.
+      params, optimizer, batch: arguments of the step; moments and moving average count as optimizer.
+      activations: saved by the forward pass for the backward pass, layer by layer; a part of `temporary`.
       temporary: all that the step allocates while it runs.
       program: the machine code.
-      total: the most that is in use at once. Where the program does not fit, what it would need, as the compiler says.
+      total: the peak. If the program does not fit, the compiler's figure of what it needs.
     """
 
     params: float
@@ -34,12 +34,12 @@ class Memory(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What compiling a step says of it.
+    """The result of compiling a step.
 
     Attributes:
-      memory: of each device.
-      costs: of one step, for each device; None where it did not compile for want of memory.
-      seconds: how long the compiler took.
+      memory: per device.
+      costs: of one step, per device; None if compilation ran out of memory.
+      seconds: duration of the compilation.
     """
 
     memory: Memory
@@ -47,12 +47,12 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-# What is done with a program to compile and count it. A change here makes what is kept worthless.
+# Code that compiles and counts; a change invalidates the cache.
 _SOURCES = ("ahead_of_time.py", "compiled.py", "costs.py", "gpu.py", "hlo.py")
 
 
 def fingerprint(lowered: jax.stages.Lowered, devices: Sequence[jax.Device]) -> str:
-    """Names a compilation by all that decides it: the program, the devices, the compiler, and this code."""
+    """Returns a digest of all that decides a compilation: program, devices, compiler, and this code."""
     first, last = devices[0], devices[-1]
     parts = [
         lowered.as_text(),
@@ -65,7 +65,7 @@ def fingerprint(lowered: jax.stages.Lowered, devices: Sequence[jax.Device]) -> s
 
 
 def recall(name: str) -> Compiled | None:
-    """A compilation that was kept, by its fingerprint, or None."""
+    """Reads the result with a fingerprint; None if there is no such result."""
     try:
         kept = json.loads(_file(name).read_text())
     except (OSError, ValueError):
@@ -80,7 +80,7 @@ def recall(name: str) -> Compiled | None:
 
 
 def keep(name: str, compiled: Compiled) -> None:
-    """Keeps a compilation under its fingerprint, in `jax_speechlm/plans` of the user's cache directory."""
+    """Writes a result under its fingerprint, in `jax_speechlm/plans` of the user's cache directory."""
     file = _file(name)
     file.parent.mkdir(parents=True, exist_ok=True)
     half = file.with_suffix(f".{os.getpid()}")

@@ -1,7 +1,7 @@
-"""What one run of a compiled program costs a device: arithmetic, memory traffic and collectives.
+"""Costs of one run of a compiled program on a device: arithmetic, memory traffic and collectives.
 
 XLA's own `cost_analysis` counts the body of a loop once, whatever its trip count, and a scanned model is one loop. So
-the counts are taken from the program's instructions here, each times the trip counts of the loops around it.
+the costs are counted from the program's instructions here, each times the trip counts of the enclosing loops.
 """
 
 import math
@@ -16,7 +16,7 @@ from jax_speechlm.planning.hlo import Computation, Instruction, Module, Shape
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 
-# They move nothing by themselves: names for what lies somewhere already, or the second half of what was counted.
+# Without traffic of their own: names for existing arrays, or the second half of an instruction already counted.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "opt-barrier", "optimization-barrier", "copy-done", "slice-done", "async-done", "async-update", "send", "recv",
@@ -31,9 +31,9 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: "all-gather", ...
-      axes: mesh axes that the devices of a group differ in, "data" or "data+fsdp"; "?" where they form no such group.
+      axes: mesh axes along which the devices of a group differ, "data" or "data+fsdp"; "?" for groups of another form.
       size: devices of a group.
-      times: how often it runs.
+      times: number of runs.
       sent: bytes that each device sends, by the ring algorithms.
     """
 
@@ -45,14 +45,14 @@ class Collective(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """What one run of a program costs each device.
+    """Costs per device of one run of a program.
 
     Attributes:
-      flops: of matrix products and convolutions; a multiply-add is two. What else is computed is not counted.
+      flops: of matrix products and convolutions only; a multiply-add is two.
       bytes: read from and written to main memory.
-      collectives: by kind and axes, those that send most first.
-      unknown_loops: loops whose trip count could not be read; their bodies are counted once.
-      unknown_calls: targets of custom calls whose arithmetic is not known, with how often they run.
+      collectives: by kind and axes, in descending order of bytes sent.
+      unknown_loops: loops with an unreadable trip count; their bodies are counted once.
+      unknown_calls: targets of custom calls of unknown arithmetic, with their number of runs.
     """
 
     flops: float
@@ -67,13 +67,16 @@ def count(module: Module, mesh: Mapping[str, int]) -> Costs:
 
     Args:
       module: from `hlo.parse`, compiled for a mesh.
-      mesh: size of each of its axes, in order; device i of the program is the i-th of the mesh.
+      mesh: size of each axis, in order; device i of the program is the i-th of the mesh.
+
+    Returns:
+      Costs per device.
     """
     return _Counter(module, mesh).count()
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
-    """How often a `while` runs its body, or None where its condition is not a comparison with a constant."""
+    """Returns how often a `while` runs its body; None unless its condition compares with a constant."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
         return int(known.group(1))
@@ -184,7 +187,7 @@ class _Counter:
             self._calls[target] += times
 
     def _between_slices(self, each: Instruction, computation: Computation, times: float) -> None:
-        """A TPU program hands what goes over the network to its host, as a `send` of a named collective."""
+        """Counts a TPU program's transfer over the network: a `send` to the host of a named collective."""
         kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', each.attributes).group(1).lower().replace("_", "-")
         size, operand = self._mesh.get("replica", 1), _operand(each.operands[0], computation)
         share = 2 * (size - 1) / size if kind == "all-reduce" else (size - 1) / size
@@ -194,8 +197,8 @@ class _Counter:
 
     def _collective(self, kind: str, each: Instruction, computation: Computation, times: float, fused: bool) -> None:
         axes, size = self._group(kind, each)
-        # The parts of one asynchronous collective stand in several fusions and share a channel. Elsewhere a channel
-        # says nothing: all that `shard_map` made has the same.
+        # The parts of one asynchronous collective are in several fusions and share a channel. Elsewhere the channel
+        # identifies nothing: all collectives of `shard_map` share one.
         part = kind, axes, each.attribute("channel_id"), times
         if fused and part in self._channels:
             return
@@ -215,7 +218,7 @@ class _Counter:
         entry[1] += times * sent
 
     def _group(self, kind: str, each: Instruction) -> tuple[str, int]:
-        """(mesh axes along which the devices of a group differ, devices of a group)."""
+        """Returns (mesh axes along which the devices of a group differ, devices of a group)."""
         if kind == "collective-permute":
             pairs = re.findall(r"\{(\d+),(\d+)\}", each.attribute("source_target_pairs") or "")
             shape = self._devices.shape
@@ -235,11 +238,14 @@ class _Counter:
 
 
 def replica_groups(text: str, attributes: str, num_devices: int) -> list[list[int]]:
-    """The device groups of a collective, from any of the three forms XLA writes.
+    """Parses the device groups of a collective, from any of XLA's three forms.
 
     `{{0,1},{2,3}}` lists them; `[2,4]<=[4,2]T(1,0)` reshapes and transposes an iota; `mesh['a'=2,'b'=4] {'b'}` names
-    axes of a mesh of its own, whose devices may stand in another order, `device_ids=([4,2]T(1,0))`. An empty list is
-    one group of all devices.
+    axes of a mesh, whose devices may be in another order, `device_ids=([4,2]T(1,0))`. An empty list is one group of all
+    devices.
+
+    Returns:
+      Device numbers of each group.
     """
     if text.startswith("mesh["):
         order = rf"(?:, device_ids=\(({_ORDER}|[\d,]+)\))?"
@@ -260,7 +266,7 @@ def replica_groups(text: str, attributes: str, num_devices: int) -> list[list[in
 
 
 def _device_list(text: str) -> np.ndarray:
-    """Device numbers in the order of `[4,2]T(1,0)`, an iota reshaped and transposed, or of `3,1,0,2`."""
+    """Parses device numbers: `[4,2]T(1,0)`, an iota reshaped and transposed, or `3,1,0,2`."""
     if not text.startswith("["):
         return np.array(_numbers(text))
     shape, order = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
@@ -273,14 +279,14 @@ def _numbers(text: str) -> list[int]:
 
 
 def dot_flops(each: Instruction, computation: Computation) -> float:
-    """2 * elements of the result * elements summed over."""
+    """Returns 2 * elements of the result * elements summed over."""
     left = _operand(each.operands[0], computation).shapes[0]
     summed = _numbers(each.attribute("lhs_contracting_dims") or "")
     return 2.0 * each.shapes[0].size * math.prod(left.dims[dim] for dim in summed)
 
 
 def convolution_flops(each: Instruction, computation: Computation) -> float:
-    """2 * multiply-adds, those with padding and with the holes of a dilation left out.
+    """Returns 2 * multiply-adds, without those on padding and on the holes of a dilation.
 
     On TPU every matrix product is a convolution, batched ones with the batch as a dilated spatial dimension, of which
     only the diagonal is real.
@@ -314,7 +320,7 @@ def _window(text: str) -> dict[str, list[int]]:
 def _products(
     size: int, taps: int, out: int, stride: int = 1, dilate_in: int = 1, dilate_kernel: int = 1, pad: int = 0
 ) -> int:
-    """Along one spatial dimension: the (output, tap) pairs that meet an element of the input."""
+    """Returns the number of (output, tap) pairs along one spatial dimension that meet an input element."""
     place = np.arange(out)[:, None] * stride + np.arange(taps)[None, :] * dilate_kernel - pad
     inside = (place >= 0) & (place <= (size - 1) * dilate_in) & (place % dilate_in == 0)
     return int(inside.sum())
@@ -325,10 +331,9 @@ _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 
 def attention_flops(each: Instruction, computation: Computation) -> float | None:
-    """Of a fused attention kernel, splash on TPU or cuDNN's, as if every query saw every key; None for anything else.
+    """Returns the FLOPs of a fused attention kernel (splash on TPU, cuDNN's), over all pairs; None for anything else.
 
-    Such kernels are opaque to XLA. Which blocks a mask spares is data to them, so causal attention counts twice what is
-    computed.
+    Such kernels are opaque to XLA, and their masks are data, so causal attention counts twice its actual arithmetic.
     """
     shapes = [_operand(name, computation).shapes[0] for name in each.operands]
     if "__cudnn$fmha" in each.attributes:
@@ -358,7 +363,7 @@ def _in_hbm(shapes: Sequence[Shape]) -> int:
 
 
 def _bytes(each: Instruction, computation: Computation) -> int:
-    """Main memory that an instruction of its own reads and writes."""
+    """Returns the main memory traffic of an instruction outside a fusion."""
     operands = [_operand(name, computation).shapes for name in each.operands]
     written = _in_hbm(each.shapes)
     if each.opcode in ("copy-start", "slice-start", "async-start"):  # the result names source and destination
@@ -374,7 +379,7 @@ def _bytes(each: Instruction, computation: Computation) -> int:
 
 
 def _fusion_bytes(each: Instruction, computation: Computation, inner: Computation) -> int:
-    """Main memory that a fusion reads and writes: of what it only slices or updates in place, just that part."""
+    """Returns the main memory traffic of a fusion; of arrays that it slices or updates in place, only the part used."""
     total = 0
     for parameter in inner:
         if parameter.opcode != "parameter":
@@ -401,7 +406,7 @@ def _fusion_bytes(each: Instruction, computation: Computation, inner: Computatio
 
 
 def _through_bitcasts(each: Instruction, computation: Computation) -> Iterator[tuple[str, Instruction]]:
-    """(name it goes by, user) for every use of a value, whatever it is renamed on the way."""
+    """Yields (name, user) for every use of a value, also under the names of its bitcasts."""
     for user in computation.users(each.name):
         if user.opcode == "bitcast":
             yield from _through_bitcasts(user, computation)

@@ -1,4 +1,4 @@
-"""The search for the fastest settings that fit: mesh, rematerialisation and frames of a batch."""
+"""Search for the fastest settings that fit: mesh, rematerialisation and batch size."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,18 +11,18 @@ from jax_speechlm.planning.plan import RESERVE, RunPlan, make_plan
 from jax_speechlm.recipes.experiment import Experiment
 
 REMATS = ("none", "dots", "full")
-_STATE_BYTES = 16  # of a float32 parameter with Adam's moments and its gradient
+_STATE_BYTES = 16  # a float32 parameter, its gradient and Adam's moments
 
 
 class Trial(NamedTuple):
-    """One candidate and what came of it.
+    """One candidate and its result.
 
     Attributes:
-      settings: what is special about it, for a user to read and to type.
-      experiment: the whole.
-      plan: of its longest batch shape; None where it need not be compiled.
-      seconds_per_unit: chip-seconds at best for a second of audio or a token; infinite where it does not fit.
-      why: why it is out, or empty.
+      settings: its settings as command line options.
+      experiment: the whole experiment.
+      plan: of its longest batch shape; None if it was not compiled.
+      seconds_per_unit: chip-seconds at best for a second of audio or a token; infinite if it does not fit.
+      why: the reason for its exclusion, or empty.
     """
 
     settings: str
@@ -40,12 +40,12 @@ def fit(
     max_compiles: int = 12,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Trial]:
-    """Tries meshes, then remat policies, then sizes of batch, each with the best of what came before.
+    """Tries meshes, then remat policies, then batch sizes, each with the best of the previous stage.
 
-    Only the longest batch shape of each is compiled: it needs most memory and most time.
+    Only the longest batch shape of a candidate is compiled: it needs most memory and most time.
 
     Args:
-      max_compiles: at most so many candidates are compiled.
+      max_compiles: most candidates to compile.
 
     Returns:
       Every candidate, the fastest that fits first, those that do not fit last.
@@ -115,7 +115,7 @@ def _batches(experiment: Experiment, topology: Topology) -> Iterator[Experiment]
 
 
 def _too_large(params: int, experiment: Experiment, topology: Topology) -> str:
-    """Why the state alone cannot fit, or nothing. Parameters are spread over fsdp and tensor, at the best evenly."""
+    """Returns why the state alone cannot fit, or nothing. Parameters are at best spread evenly over fsdp and tensor."""
     spread = experiment.mesh.fsdp * experiment.mesh.tensor
     state = params * _STATE_BYTES / spread
     if state <= topology.spec.hbm * (1 - RESERVE):

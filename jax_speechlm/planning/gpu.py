@@ -1,4 +1,4 @@
-"""GPUs that are not here, described for XLA's CUDA compiler."""
+"""Descriptions of GPUs for XLA's CUDA compiler, which needs none present."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import jax
 
 from jax_speechlm.parallel.chips import CHIPS, Topology
 
-# What XLA asks of a device, for tiling and for its own cost model. Sources: NVIDIA's architecture white papers (A100,
+# Properties that XLA uses for tiling and its cost model. Sources: NVIDIA's architecture white papers (A100,
 # H100, Blackwell) and the table of technical specifications by compute capability in the CUDA C++ programming guide.
 # (streaming multiprocessors, compute capability, clock in GHz, L2 in MiB, shared memory of a multiprocessor in KiB)
 _SPECS = {
@@ -16,14 +16,17 @@ _SPECS = {
     "h200": (132, (9, 0), 1.98, 50, 228),
     "b200": (148, (10, 0), 1.965, 126, 228),
 }
-_BLOCK_RESERVE = 1024  # bytes of shared memory that the driver keeps of each block
+_BLOCK_RESERVE = 1024  # bytes of shared memory per block that the driver reserves
 
 
 def devices(topology: Topology) -> Sequence[jax.Device]:
-    """The GPUs of a topology, none of them real. Needs the `cuda` extra, not a GPU or a driver."""
+    """Returns descriptions of a topology's GPUs.
+
+    Needs the `cuda` extra, neither a GPU nor a driver.
+    """
     from jax.experimental import topologies
 
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # it would ask a driver
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # the check needs a driver
     nodes, per_node = topology.shape
     return topologies.get_topology_desc(
         platform="cuda", target_config=target_config(topology.chip), topology=f"1x{nodes}x{per_node}"
@@ -31,7 +34,7 @@ def devices(topology: Topology) -> Sequence[jax.Device]:
 
 
 def target_config(chip: str) -> str:
-    """A chip as text of XLA's `GpuTargetConfigProto`."""
+    """Returns a chip as text of XLA's `GpuTargetConfigProto`."""
     cores, (major, minor), clock, cache, shared = _SPECS[chip]
     spec = CHIPS[chip]
     return f"""

@@ -1,7 +1,7 @@
-"""Optimised HLO as text, read into records: what a compiled program really does, instruction by instruction.
+"""Parser of optimised HLO text: the instructions of a compiled program.
 
-XLA has no stable interface to a program's instructions, but its text is what its own tools exchange. Only what the
-counts of `planning.costs` need is read: names, opcodes, shapes, operands and the raw attributes.
+XLA has no stable interface to a program's instructions, but its own tools exchange this text. Read are
+names, opcodes, shapes, operands and the raw attributes, for `planning.costs`.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
 
 
 class Shape(NamedTuple):
-    """One array: its element type, its sizes, and whether it lies in the device's main memory.
+    """One array: its element type, its sizes, and whether it is in the device's main memory.
 
-    `in_hbm` is False for what the compiler keeps in on-chip memory (a layout's memory space is not 0).
+    `in_hbm` is False for arrays in on-chip memory (a layout's memory space is not 0).
     """
 
     dtype: str
@@ -25,7 +25,7 @@ class Shape(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Returns the number of elements."""
         total = 1
         for dim in self.dims:
             total *= dim
@@ -44,11 +44,11 @@ class Instruction(NamedTuple):
 
     Attributes:
       name: unique in the module.
-      opcode: as XLA writes it: "dot", "fusion", "all-gather-start", ...
+      opcode: XLA's name: "dot", "fusion", "all-gather-start", ...
       shapes: the arrays of the result, a tuple's flattened.
-      operands: names of the instructions it takes.
+      operands: names of its operands.
       argument: the raw text between the parentheses: a constant's value, a parameter's number.
-      attributes: the raw text behind them.
+      attributes: the raw text after the parentheses.
     """
 
     name: str
@@ -59,18 +59,18 @@ class Instruction(NamedTuple):
     attributes: str
 
     def attribute(self, name: str) -> str | None:
-        """The text of an attribute up to the next comma or, where it is in braces or brackets, to their end."""
-        found = re.search(rf"(?:^|[ ,{{]){re.escape(name)}=", self.attributes)
-        if not found:
+        """Returns an attribute's text up to the next comma; if it is in brackets, up to their end. None if absent."""
+        match = re.search(rf"(?:^|[ ,{{]){re.escape(name)}=", self.attributes)
+        if not match:
             return None
-        rest = self.attributes[found.end() :]
+        rest = self.attributes[match.end() :]
         if rest[:1] in "{[(":
             return rest[: _closing(rest, 0) + 1]
         return re.match(r"[^,\s]*", rest).group()
 
     @property
     def bytes(self) -> int:
-        """Of the result."""
+        """Returns the bytes of the result."""
         return sum(shape.bytes for shape in self.shapes)
 
 
@@ -80,7 +80,7 @@ class Computation:
 
     Attributes:
       instructions: by name.
-      root: name of the one whose value the computation has.
+      root: name of the instruction with the computation's value.
     """
 
     name: str
@@ -91,8 +91,8 @@ class Computation:
         return iter(self.instructions.values())
 
     def users(self, name: str) -> list[Instruction]:
-        """The instructions that take `name` as an operand."""
-        return [each for each in self if name in each.operands]
+        """Returns the instructions that take `name` as an operand."""
+        return [instruction for instruction in self if name in instruction.operands]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Module:
 
     Attributes:
       computations: by name.
-      entry: name of the one that runs.
+      entry: name of the computation that runs.
     """
 
     computations: dict[str, Computation]
@@ -116,7 +116,10 @@ _NAME = re.compile(r"(?:^|, |%)([A-Za-z_][\w.\-]*)")
 
 
 def parse(text: str) -> Module:
-    """Reads what `compiled.as_text()` gives.
+    """Parses the output of `compiled.as_text()`.
+
+    Returns:
+      The module.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -143,7 +146,7 @@ def parse(text: str) -> Module:
 
 
 def _logical_lines(text: str) -> Iterator[str]:
-    """Lines of the text, with those joined that a kernel's metadata breaks with a line feed of its own."""
+    """Yields the lines of the text; rejoins lines that a kernel's metadata breaks."""
     whole = ""
     for line in text.splitlines():
         starts = not line or _HEAD.match(line) or _END.match(line) or _LINE.match(line)
@@ -177,11 +180,11 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Position of the bracket that closes the one at `opening`."""
+    """Returns the position of the bracket that closes the one at `opening`."""
     depth, quoted = 0, False
-    for place in range(opening, len(text)):
-        character = text[place]
-        if character == '"' and text[place - 1] != "\\":
+    for position in range(opening, len(text)):
+        character = text[position]
+        if character == '"' and text[position - 1] != "\\":
             quoted = not quoted
         elif quoted:
             continue
@@ -190,5 +193,5 @@ def _closing(text: str, opening: int) -> int:
         elif character in ")]}":
             depth -= 1
             if depth == 0:
-                return place
+                return position
     raise ValueError(f"brackets do not close in HLO text: {text[opening : opening + 80]!r}")

@@ -1,4 +1,4 @@
-"""`jax-speechlm plan`: what a run would need and how fast it could be, before anyone pays for the hardware."""
+"""`jax-speechlm plan`: memory needs and a bound on the speed of a run, before renting the hardware."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,21 +15,21 @@ from jax_speechlm.planning.workload import Shape, Workload, workload
 from jax_speechlm.recipes.experiment import Experiment
 
 RESERVE = 0.02
-"""Share of a chip's main memory that is left to the runtime: the compilers themselves plan with about so much less."""
+"""Share of a chip's main memory reserved for the runtime; the compilers reserve about as much."""
 
 
 class RunPlan(NamedTuple):
-    """What an experiment would do on a topology.
+    """Memory and speed of an experiment on a topology.
 
     Attributes:
-      experiment: what was planned.
-      topology: where.
+      experiment: the experiment.
+      topology: the target.
       mesh: devices along each axis.
-      params: parameters of the model.
+      params: number of parameters of the model.
       load: the batches.
-      steps: one for each batch shape that was compiled.
-      estimates: their rooflines; None where a step does not fit.
-      rate: the average over an epoch; None where any step does not fit or not every shape was compiled.
+      steps: one for each compiled batch shape.
+      estimates: their rooflines; None for a step that does not fit.
+      rate: the average over an epoch; None if a step does not fit or not every shape was compiled.
     """
 
     experiment: Experiment
@@ -43,17 +43,17 @@ class RunPlan(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether every compiled step fits into the devices' main memory."""
+        """Returns whether every compiled step fits into the devices' main memory."""
         return all(fits(step, self.topology) for step in self.steps)
 
     @property
     def fullest(self) -> Step:
-        """The step that needs most memory."""
+        """Returns the step that needs most memory."""
         return max(self.steps, key=lambda step: step.memory.total)
 
 
 def fits(step: Step, topology: Topology) -> bool:
-    """Whether a step fits into the main memory of each device."""
+    """Returns whether a step fits into the main memory of every device."""
     return step.costs is not None and step.memory.total <= topology.spec.hbm * (1 - RESERVE)
 
 
@@ -68,12 +68,15 @@ def make_plan(
     """Compiles an experiment's train step for a topology, batch shape by batch shape.
 
     Args:
-      vocab_size: ids of the tokenizer, where the one that the experiment names is not on this machine; see `workload`.
-      longest_only: compile the shape with the longest rows alone: the one that needs most memory, as a rule.
-      progress: told what is being done.
+      vocab_size: ids of the tokenizer, if the one that the experiment names is not on this machine; see `workload`.
+      longest_only: compile only the shape with the longest rows, which usually needs most memory.
+      progress: called with a description of each compilation.
+
+    Returns:
+      The plan.
 
     Raises:
-      PlanningError: there is no compiler for the topology here.
+      PlanningError: the compiler for the topology is not installed.
       ValueError: the mesh does not use the topology's devices, or batches do not divide among them.
     """
     load = workload(experiment, vocab_size)
@@ -101,6 +104,6 @@ def _with_rates(
 
 
 def describe_shape(shape: Shape, load: Workload) -> str:
-    """A batch shape in words."""
+    """Returns a batch shape as text, such as "7 x 6.80 s"."""
     length = f"{shape.length} tokens" if shape.unit == "tokens" else f"{shape.length / SAMPLE_RATE:.2f} s"
     return f"{shape.stream} {shape.rows} x {length}".strip()

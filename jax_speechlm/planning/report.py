@@ -1,4 +1,4 @@
-"""A plan as a table to read, as JSON for programs, and as a page with plots."""
+"""Reports of a plan: tables, JSON, and an HTML page with plots."""
 
 import html
 import json
@@ -19,7 +19,7 @@ _RESOURCES = (("compute", "#4269d0"), ("memory", "#efb118"), ("links", "#ff725c"
 
 
 def parts(step: Step) -> dict[str, float]:
-    """Bytes of each part of a device's memory; activations are taken out of the temporaries."""
+    """Returns the bytes of each part of a device's memory; `temporary` excludes the activations."""
     memory = step.memory
     activations = min(memory.activations, memory.temporary)
     values = (
@@ -34,7 +34,7 @@ def parts(step: Step) -> dict[str, float]:
 
 
 def verdict(plan: RunPlan, price: float | None) -> list[str]:
-    """The plan in a few sentences."""
+    """Returns the conclusions of a plan, a sentence a line."""
     spec, step = plan.topology.spec, plan.fullest
     shape = describe_shape(step.shape, plan.load)
     need, have = step.memory.total / GIB, spec.hbm / GIB
@@ -76,7 +76,7 @@ def _remedy(plan: RunPlan) -> str:
 
 
 def heading(plan: RunPlan) -> str:
-    """What was planned, in one line."""
+    """Returns a one-line description of the plan."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "1 device"
     slices = f"{plan.topology.slices} x " if plan.topology.slices > 1 else ""
     experiment = plan.experiment
@@ -89,9 +89,9 @@ def heading(plan: RunPlan) -> str:
 def show(plan: RunPlan, price: float | None = None, console: Console | None = None) -> None:
     """Prints a plan."""
     console = console or Console(highlight=False)
-    memory = Table(title="GiB of each chip's memory", title_justify="left")
+    memory = Table(title="GiB of memory per chip", title_justify="left")
     times = Table(title="One step at best, milliseconds", title_justify="left")
-    links = Table(title="Collectives of one step, each chip", title_justify="left")
+    links = Table(title="Collectives of one step, per chip", title_justify="left")
     for table, columns in (
         (memory, ("shape", *PARTS, "total", "")),
         (times, ("shape", "TFLOP", "GB moved", "compute", "memory", "links", "bound by", "MFU", "compiled in s")),
@@ -135,7 +135,7 @@ def show(plan: RunPlan, price: float | None = None, console: Console | None = No
 
 
 def as_json(plan: RunPlan, price: float | None = None) -> str:
-    """All figures of a plan."""
+    """Returns all figures of a plan as JSON."""
     steps = []
     for step, estimate in zip(plan.steps, plan.estimates, strict=True):
         steps.append(
@@ -171,7 +171,7 @@ def as_json(plan: RunPlan, price: float | None = None) -> str:
 
 
 def as_html(plan: RunPlan, price: float | None = None) -> str:
-    """A page of its own with the plan's plots; needs no network and no script."""
+    """Returns a self-contained page with the plan's plots, without scripts."""
     room = plan.topology.spec.hbm
     widest = max([room, *(step.memory.total for step in plan.steps if math.isfinite(step.memory.total))])
     rows = []
@@ -191,15 +191,15 @@ def as_html(plan: RunPlan, price: float | None = None) -> str:
             note = f"{each.best * 1e3:.1f} ms at best, {each.mfu:.0%} MFU"
             times.append(_bar(describe_shape(step.shape, plan.load), bars, slowest, 1e-3, "ms", note))
     legend = [_legend(zip(PARTS, _COLORS, strict=True)), _legend(_RESOURCES)]
-    said = "".join(f"<p>{html.escape(line)}</p>" for line in verdict(plan, price))
+    conclusions = "".join(f"<p>{html.escape(line)}</p>" for line in verdict(plan, price))
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(heading(plan))}</title>
 <style>body{{font:15px system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}}
 .row{{display:grid;grid-template-columns:9rem 1fr 14rem;gap:.7rem;align-items:center;margin:.25rem 0}}
 .bar{{display:flex;height:1.1rem;background:#f0f0f0;position:relative}}.bar i{{display:block;height:100%}}
 .bar b{{position:absolute;top:-3px;bottom:-3px;border-left:2px solid #d03b3b}}
 .key span{{display:inline-block;width:.8rem;height:.8rem;margin:0 .3rem 0 1rem}}</style>
-<h1>{html.escape(heading(plan))}</h1>{said}
-<h2>Memory of each chip</h2><div class="key">{legend[0]}<span style="background:#d03b3b;width:2px"></span>capacity</div>
+<h1>{html.escape(heading(plan))}</h1>{conclusions}
+<h2>Memory per chip</h2><div class="key">{legend[0]}<span style="background:#d03b3b;width:2px"></span>capacity</div>
 {"".join(rows)}
 <h2>One step, resource by resource</h2><div class="key">{legend[1]}</div>{"".join(times) or "<p>Nothing fits.</p>"}
 <p>Resources work at the same time at best, so the longest part bounds a step from below.</p></html>

@@ -1,4 +1,4 @@
-"""From counts to time: what compute, memory and links each need at the least (Williams et al. 2009)."""
+"""Rooflines: least time of a step on compute, memory and links, from its counted costs (Williams et al. 2009)."""
 
 import math
 from collections import defaultdict
@@ -13,18 +13,18 @@ from jax_speechlm.planning.workload import Workload
 
 
 class Estimate(NamedTuple):
-    """Seconds of one step on each resource, and what follows from them.
+    """Seconds of one step on each resource, and derived figures.
 
-    No program reaches its roofline: `best` is a bound from below on the time, hence `mfu` one from above. `serial` is
-    the time if nothing overlapped.
+    No program reaches its roofline: `best` is a lower bound of the time, and so `mfu` an upper bound. `serial` is the
+    time without any overlap.
 
     Attributes:
       compute, memory: seconds at the chip's peak.
       links: seconds on the links between devices, by mesh axes.
-      best: the slowest of compute, memory and all links together: everything overlaps.
+      best: the largest of compute, memory and the sum of links: complete overlap.
       serial: their sum.
-      bound: "compute", "memory" or "links": which of them `best` is.
-      mfu: share of the peak that the model's own arithmetic could reach in `best`.
+      bound: "compute", "memory" or "links": the resource that determines `best`.
+      mfu: share of the peak used by the model's own arithmetic in a step of `best` seconds.
     """
 
     compute: float
@@ -37,13 +37,13 @@ class Estimate(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """An epoch's average over its batch shapes.
+    """Average over the batch shapes of an epoch.
 
     Attributes:
       step_seconds: of the average step, at best.
-      serial_seconds: of the average step where nothing overlaps.
+      serial_seconds: of the average step without overlap.
       mfu: at best.
-      per_hour: hours of audio, or tokens, of data that an hour of training passes over, at best.
+      per_hour: hours of audio, or tokens, of training data processed in an hour, at best.
     """
 
     step_seconds: float
@@ -53,7 +53,7 @@ class Rate(NamedTuple):
 
 
 def estimate(step: Step, topology: Topology, mesh: dict[str, int]) -> Estimate:
-    """The roofline of a compiled step."""
+    """Computes the roofline of a compiled step."""
     chip = topology.spec
     compute = step.costs.flops / chip.flops
     memory = step.costs.bytes / chip.hbm_bandwidth
@@ -68,10 +68,10 @@ def estimate(step: Step, topology: Topology, mesh: dict[str, int]) -> Estimate:
 
 
 def bandwidth(collective: Collective, topology: Topology, mesh: dict[str, int]) -> float:
-    """Bytes/s that a device sends in a collective: the network's where its groups reach over slices or nodes.
+    """Returns the bytes/s that a device sends in a collective: over the network if groups span slices or nodes.
 
-    Device i of the mesh is device i of the job, host after host; so a group that spans the axes from the slowest of its
-    own to the fastest covers a stretch of that many neighbouring devices.
+    Device i of the mesh is device i of the job, host after host, so a group that spans several axes covers a contiguous
+    range of devices.
     """
     chip = topology.spec
     group = topology.devices_per_slice if chip.platform == "tpu" else min(chip.node, topology.num_devices)
@@ -84,7 +84,7 @@ def bandwidth(collective: Collective, topology: Topology, mesh: dict[str, int]) 
 
 
 def average(steps: Sequence[Step], estimates: Sequence[Estimate], load: Workload, topology: Topology) -> Rate:
-    """An epoch's average step, each shape as often as it comes."""
+    """Averages steps over an epoch, weighted by the frequency of their shapes."""
     shares = [step.shape.share for step in steps]
     seconds = sum(share * each.best for share, each in zip(shares, estimates, strict=True))
     serial = sum(share * each.serial for share, each in zip(shares, estimates, strict=True))

@@ -1,4 +1,4 @@
-"""The options of `jax-speechlm plan`, and what it does with them."""
+"""The command `jax-speechlm plan`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,24 +30,24 @@ def run_plan(
     price: float | None = None,
     vocab_size: int | None = None,
 ) -> int:
-    """Plans, prints, writes `plan.json` and `plan.html`. Returns the exit status: 0 where it fits, 3 where not."""
+    """Plans, prints, writes `plan.json` and `plan.html`. Returns the exit status: 0 if the run fits, otherwise 3."""
     name = topology or experiment.topology
     if name is None:
-        raise ValueError("say what to plan for: --topology v5e-256, v5p-512, h100-64, ...; this experiment names none")
+        raise ValueError("this experiment names no topology: add --topology v5e-256, v5p-512, h100-64, ...")
     target = find_topology(name, slices)
     if slices is not None:
         experiment = experiment.replace(mesh=experiment.mesh.replace(replica=target.slices))
     console = Console(highlight=False)
-    say = Console(stderr=True, highlight=False).log
+    progress = Console(stderr=True, highlight=False).log
     if search:
-        trials = fit(experiment, target, vocab_size=vocab_size, max_compiles=max_compiles, progress=say)
+        trials = fit(experiment, target, vocab_size=vocab_size, max_compiles=max_compiles, progress=progress)
         console.print(_trials(trials))
         if trials[0].why:
-            console.print("None of them fits: take more chips or a smaller model.")
+            console.print("No candidate fits: use more chips or a smaller model.")
             return 3
         experiment = trials[0].experiment
         console.print(f"The fastest that fits: {trials[0].settings}")
-    plan = make_plan(experiment, target, vocab_size=vocab_size, longest_only=longest_only, progress=say)
+    plan = make_plan(experiment, target, vocab_size=vocab_size, longest_only=longest_only, progress=progress)
     report.show(plan, price, console)
     report.save(plan, out, price)
     console.print(f"{out / 'plan.html'}, {out / 'plan.json'}")
@@ -55,7 +55,7 @@ def run_plan(
 
 
 def _trials(trials: Sequence[Trial]) -> Table:
-    table = Table(title="What was tried, at the longest batch shape", title_justify="left")
+    table = Table(title="Candidates, at the longest batch shape", title_justify="left")
     for column in ("settings", "ms a step", "MFU", "bound by", "GiB a chip", "of the fastest's time", ""):
         table.add_column(column, justify="left" if column in ("settings", "") else "right")
     for trial in trials:
@@ -77,7 +77,11 @@ def _trials(trials: Sequence[Trial]) -> Table:
 
 
 def plan_shipped(out: Path, progress: Callable[[str], None]) -> str:
-    """Plans every shipped experiment that names a target, at its longest batch shape. Returns a table in Markdown."""
+    """Plans every shipped experiment that names a target, at its longest batch shape.
+
+    Returns:
+      A table in Markdown.
+    """
     lines = [
         "| experiment | target | mesh | longest shape | GiB a chip | ms a step, all overlapped to nothing | bound by "
         "| MFU at best | an hour, at best |",
@@ -88,11 +92,12 @@ def plan_shipped(out: Path, progress: Callable[[str], None]) -> str:
         if experiment.topology is None:
             continue
         target = find_topology(experiment.topology)
-        say = lambda line, name=name: progress(f"{name}: {line}")  # noqa: E731
         try:
-            plan = make_plan(experiment, target, longest_only=True, progress=say)
+            plan = make_plan(
+                experiment, target, longest_only=True, progress=lambda line, name=name: progress(f"{name}: {line}")
+            )
         except (PlanningError, DataError) as error:
-            say(f"left out: {error}")
+            progress(f"{name}: left out: {error}")
             continue
         report.save(plan, out / registry.run_name(name))
         lines.append(_row(name, experiment.topology, plan))

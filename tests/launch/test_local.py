@@ -90,7 +90,7 @@ def test_two_processes_train_what_one_trains_through_stop_kill_and_restart(optio
     assert launcher.returncode == 0, output
     assert "stopped: process 1 on " in output, output
     assert f"has not been heard of for {SILENCE} s. Start the same command again" in output
-    assert "beginning again" in output
+    assert "restarting" in output
 
     for part in ("train", "dev"):
         logged, expected = figures(two, part), figures(one, part)
