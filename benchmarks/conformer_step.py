@@ -28,7 +28,10 @@ def ours(remat: str):
     config = ConformerConfig(
         dim=DIM, num_layers=LAYERS, num_heads=HEADS, dropout=DROPOUT, attention_dropout=DROPOUT, remat=remat
     )
-    make = lambda rngs: CTCModel(config, VOCAB, rngs=rngs)  # noqa: E731
+
+    def make(rngs):
+        return CTCModel(config, VOCAB, rngs=rngs)
+
     graphdef, params = functional.declare(make).graphdef, functional.init(make, jax.random.key(0))
     optimizer = optax.adamw(1e-4)
     features = jax.random.normal(jax.random.key(1), (BATCH, FRAMES, FEATURES))

@@ -40,7 +40,9 @@ def pairs():
         index = jnp.broadcast_to(distance, (*scores.shape[:-1], FRAMES))
         return jnp.take_along_axis(scores, index, axis=-1)
 
-    shifted = lambda scores: relative_shift(scores, LEFT, RIGHT)  # noqa: E731
+    def shifted(scores):
+        return relative_shift(scores, LEFT, RIGHT)
+
     return [
         ("depthwise convolution: shifted products, grouped", causal_depthwise, grouped_convolution, (x, kernel)),
         ("dropout: hash of the place, jax.random", lambda x: dropout(x, RATE, keys), random_bits, (x,)),
@@ -70,7 +72,10 @@ def gradient_norms() -> dict[str, float]:
     from jax_speechlm.nn import functional
 
     config = ConformerConfig(dim=96, num_layers=6, num_heads=4)
-    make = lambda rngs: Conformer(config, rngs=rngs)  # noqa: E731
+
+    def make(rngs):
+        return Conformer(config, rngs=rngs)
+
     graphdef, params = functional.declare(make).graphdef, functional.init(make, jax.random.key(0))
     features = jax.random.normal(jax.random.key(1), (BATCH, 250, config.input_dim)).at[:, 100:112].set(0)
     wanted = jax.random.normal(jax.random.key(2), (BATCH, 250, config.dim))

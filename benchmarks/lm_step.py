@@ -31,7 +31,10 @@ def ours(rows: int, tokens: int, **settings):
         dim=DIM, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, head_dim=DIM // HEADS, ffn_dim=INNER,
         tied=False, **settings,
     )  # fmt: skip
-    make = lambda rngs: Transformer(config, VOCAB, rngs=rngs)  # noqa: E731
+
+    def make(rngs):
+        return Transformer(config, VOCAB, rngs=rngs)
+
     graphdef, params = functional.declare(make).graphdef, functional.init(make, jax.random.key(0))
     optimizer = optax.adamw(1e-4)
     tokens_BxT = jax.random.randint(jax.random.key(1), (rows, tokens), 0, VOCAB)

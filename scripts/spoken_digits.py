@@ -20,6 +20,7 @@ from typing import TypeVar
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what TensorFlow says as it is imported
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and it announces itself
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +33,7 @@ from data_pipelines.core.lines import parse_object, text_lines
 from data_pipelines.prepare.command import prepare
 from data_pipelines.storage import index as indexes
 from jax_speechlm.cli import units
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.evaluation import classification
 from jax_speechlm.evaluation.minimal_pairs import wilson_interval
 from jax_speechlm.evaluation.probing import ProbeReport, probe_run, statistics
@@ -168,11 +170,14 @@ def neighbours(data_dir: Path) -> float:
 
     mel = LogMel(normalize=False)
     x, digits, speakers = [], [], []
+
+    def cepstra(batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return mfcc(batch["audio"], batch["audio_length"], mel)
+
     for speaker in SPEAKERS:
         index = indexes.read_sets(data_dir, (LEFT_OUT,), speaker)
         plan = plans.make_eval_plan(index.num_samples, seconds_per_batch=60.0, frame_samples=mel.frame_samples)
         batches = open_batches(index, plan, num_steps=plan.steps_per_epoch)
-        cepstra = lambda batch: mfcc(batch["audio"], batch["audio_length"], mel)  # noqa: E731
         x.append(statistics(batches, len(index), cepstra)[:, 0])
         digits += index.column("text").to_pylist()
         speakers += [speaker] * len(index)

@@ -8,19 +8,23 @@ from jax_speechlm.planning.workload import workload
 from jax_speechlm.recipes.experiment import Experiment
 
 
-def check_fits(experiment: Experiment) -> None:
+def check_fits(experiment: Experiment, *, limit: int | None = None, vocab_size: int = 0) -> None:
     """Compiles the longest batch shape for this machine's devices and compares its memory with theirs.
 
     The program stays in the compilation cache, so that the run does not compile it again. Devices that report no memory
     limit, such as CPUs, are not checked.
 
+    Args:
+      limit: bytes of memory of a device; by default its own.
+      vocab_size: as in `workload`; the data are prepared where a run starts.
+
     Raises:
       PlanningError: the batch does not fit; the message has the difference and settings to change.
     """
-    limit = memory_limit()
+    limit = memory_limit() if limit is None else limit
     if limit is None:
         return
-    load = workload(experiment, vocab_size=0)  # data are prepared where a run starts
+    load = workload(experiment, vocab_size)
     shape = load.shapes[-1]
     needed = Compiler(experiment, load, jax.devices()).memory_needed(shape)
     if needed > limit:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from typing import Any
 
 import h11
@@ -11,10 +12,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from jax_speechlm.serving.forms import ApiError
 
-IDLE_SECONDS = 15.0
-"""Time for a connection to send a request's headers, from its start or from the previous response."""
-WRITE_SECONDS = 60.0
-"""Time that a client may read nothing of a response."""
 STOP_SECONDS = 20
 """Time for requests in progress after SIGTERM, before they are cancelled. Platforms kill after 30 s."""
 
@@ -24,7 +21,14 @@ class Protocol(H11Protocol):
 
     uvicorn's own limit (`timeout_keep_alive`) starts only after the first response, and ends with the first byte of a
     request's headers.
+
+    Attributes:
+      idle_seconds: time for a request's headers, from the start of a connection or from the previous response.
+      write_seconds: time that a client may read nothing of a response.
     """
+
+    idle_seconds = 15.0
+    write_seconds = 60.0
 
     _idle: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
@@ -45,7 +49,7 @@ class Protocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+        self._unread = self.loop.call_later(self.write_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -70,29 +74,38 @@ class Protocol(H11Protocol):
     def _wait_for_request(self) -> None:
         if self._idle is not None:
             self._idle.cancel()
-        self._idle = self.loop.call_later(IDLE_SECONDS, self._close_if_idle)
+        self._idle = self.loop.call_later(self.idle_seconds, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()  # `close` would wait for a client that reads nothing
 
 
-def make_server(app: ASGIApp, *, stop_seconds: int = STOP_SECONDS, log_level: int = logging.WARNING) -> uvicorn.Server:
+def make_server(
+    app: ASGIApp,
+    *,
+    stop_seconds: int = STOP_SECONDS,
+    idle_seconds: float = Protocol.idle_seconds,
+    write_seconds: float = Protocol.write_seconds,
+    log_level: int = logging.WARNING,
+) -> uvicorn.Server:
     """Builds a server for an app.
 
     Args:
-      stop_seconds: time for requests in progress once the server is stopped.
+      stop_seconds: time for requests in progress after SIGTERM.
+      idle_seconds, write_seconds: as in `Protocol`.
 
     Returns:
       A uvicorn server, not yet running.
     """
+    limits = {"idle_seconds": idle_seconds, "write_seconds": write_seconds}
     config = uvicorn.Config(
         app,
-        http=Protocol,
+        http=type("LimitedProtocol", (Protocol,), limits),
         ws="none",
         log_level=log_level,
         server_header=False,
-        timeout_keep_alive=int(IDLE_SECONDS),
+        timeout_keep_alive=math.ceil(idle_seconds),
         timeout_graceful_shutdown=stop_seconds,
     )
     return uvicorn.Server(config)

@@ -22,10 +22,8 @@ from jax_speechlm.core.batch import Seed, seed_key
 from jax_speechlm.core.config import Config
 from jax_speechlm.parallel import mesh as meshes
 
-_SCORES = {"cpu": 2**18}
-"""Scores (rows times centroids) of a block: they fit into the cache of a core."""
-
-_SCORES_ELSEWHERE = 2**24
+_CPU_SCORES, _DEVICE_SCORES = 2**18, 2**24
+"""Scores (rows times centroids) of a block. On CPU a block fits into the cache of a core."""
 
 _EXPECTED = 20
 """A centroid counts as empty if it gets no row in the time in which the average one gets this many."""
@@ -98,11 +96,16 @@ def fit_kmeans(
 
 
 def nearest(
-    x_NxD: Float[Array, "rows features"], centroids_KxD: Float[Array, "units features"]
+    x_NxD: Float[Array, "rows features"],
+    centroids_KxD: Float[Array, "units features"],
+    scores_per_block: int | None = None,
 ) -> tuple[Int32[Array, " rows"], Float[Array, " rows"]]:
     """Assigns rows to their nearest centroids.
 
     Computed in full float32 on every backend, so that units do not change when a model moves to another machine.
+
+    Args:
+      scores_per_block: rows times centroids of a block; by default it depends on the platform.
 
     Returns:
       The index of the nearest centroid (the first of ties), and the squared distance to it, per row.
@@ -117,7 +120,8 @@ def nearest(
         code = jnp.min(jnp.where(score >= best, jnp.arange(num_units), num_units), axis=-1)
         return code, best[..., 0]
 
-    size = max(1, _SCORES.get(meshes.platform(), _SCORES_ELSEWHERE) // num_units)
+    scores_per_block = scores_per_block or (_CPU_SCORES if meshes.platform() == "cpu" else _DEVICE_SCORES)
+    size = max(1, scores_per_block // num_units)
     blocks = -(-num_rows // size)
     size = -(-num_rows // blocks) if blocks else 1
     x = jnp.pad(x_NxD, ((0, blocks * size - num_rows), (0, 0))).reshape(blocks, size, x_NxD.shape[1])

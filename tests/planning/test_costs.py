@@ -54,7 +54,9 @@ def test_shards_share_the_work_and_gather_over_their_axis(shape):
     specs = [PartitionSpec(meshes.BATCH_AXES), PartitionSpec(None, "fsdp")]
 
     def loss(x, kernels):
-        body = lambda x, kernel: (meshes.shard_batch_dim(jnp.tanh(x @ kernel)), None)  # noqa: E731
+        def body(x, kernel):
+            return meshes.shard_batch_dim(jnp.tanh(x @ kernel)), None
+
         return jnp.sum(jax.lax.scan(body, x, kernels)[0])
 
     module, sizes = compiled(jax.grad(loss, argnums=1), (64, DIM), (LAYERS, DIM, DIM), mesh=mesh, specs=specs)
@@ -75,8 +77,13 @@ def test_shards_share_the_work_and_gather_over_their_axis(shape):
 def test_everything_that_a_shard_map_exchanges_counts():
     mesh = meshes.make_mesh(MeshShape(sequence=8))
     ring = [(device, (device + 1) % 8) for device in range(8)]
-    step = lambda x: jnp.tanh(jax.lax.ppermute(x, "sequence", ring))  # noqa: E731
-    body = lambda x: jax.lax.psum(step(step(x)), "sequence")  # noqa: E731
+
+    def step(x):
+        return jnp.tanh(jax.lax.ppermute(x, "sequence", ring))
+
+    def body(x):
+        return jax.lax.psum(step(step(x)), "sequence")
+
     spec = PartitionSpec(None, "sequence")
     exchange = jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=PartitionSpec())
     counted = {

@@ -14,7 +14,7 @@ from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.models.transformer_config import forward_flops
 from jax_speechlm.parallel import chips
 from jax_speechlm.parallel.mesh import MESH_AXES, MeshShape
-from jax_speechlm.planning import ahead_of_time, check, compiled, report
+from jax_speechlm.planning import ahead_of_time, compiled, report
 from jax_speechlm.planning.ahead_of_time import PlanningError
 from jax_speechlm.planning.check import check_fits
 from jax_speechlm.planning.compiled import Compiled, Memory
@@ -215,14 +215,11 @@ def test_what_does_not_fit_is_said_and_told_to_the_shell(virtual, monkeypatch, t
     assert Experiment.model_validate(saved["experiment"]) == small_lm(topology="v5e-8")
 
 
-def test_training_refuses_what_cannot_fit(monkeypatch):
+def test_training_refuses_what_cannot_fit():
     check_fits(small_lm())  # a CPU does not say what it has
-    monkeypatch.setattr(check, "memory_limit", lambda: 10**9)
-    monkeypatch.setattr(check, "workload", lambda experiment, vocab_size: workload(experiment, 100))
-    check_fits(small_lm())
-    monkeypatch.setattr(check, "memory_limit", lambda: 100_000)
+    check_fits(small_lm(), limit=10**9, vocab_size=100)
     with pytest.raises(PlanningError, match=r"16 rows of 128 tokens needs .* --force starts anyway"):
-        check_fits(small_lm())
+        check_fits(small_lm(), limit=100_000, vocab_size=100)
 
 
 def test_a_plan_is_a_page_without_scripts_or_network(virtual):

@@ -27,13 +27,22 @@ class Server:
       client: speaks to it over HTTP.
     """
 
-    def __init__(self, transcriber: Transcriber, limits: Limits, names: tuple[str, ...] = (), **options):
+    def __init__(
+        self,
+        transcriber: Transcriber,
+        limits: Limits,
+        names: tuple[str, ...] = (),
+        idle_seconds: float = 15.0,
+        **options,
+    ):
         self.service = Service(
             transcriber, "tones", limits, **{"max_seconds": 30.0, "seconds_per_batch": 60.0} | options
         )
         listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._server = make_server(make_app(self.service, names), stop_seconds=5, log_level=logging.CRITICAL)
+        self._server = make_server(
+            make_app(self.service, names), stop_seconds=5, idle_seconds=idle_seconds, log_level=logging.CRITICAL
+        )
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, name="server")
         self._thread.start()
         self.client = httpx.Client(base_url=self.url, timeout=60)

@@ -32,6 +32,12 @@ def server(recognizer):
         yield server
 
 
+@pytest.fixture(scope="module")
+def impatient(recognizer):
+    with serving(recognizer, idle_seconds=0.4) as server:
+        yield server
+
+
 def connect(server: Server) -> socket.socket:
     host, port = server.url.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=20)
@@ -58,9 +64,8 @@ def rest_of(connection: socket.socket) -> bytes:
     ],
     ids=["nothing", "half a line", "half a header", "one request", "one and a half", "half a body"],
 )
-def test_a_connection_without_a_request_is_closed(server, sent, monkeypatch):
-    monkeypatch.setattr(http_server, "IDLE_SECONDS", 0.4)
-    with connect(server) as connection:
+def test_a_connection_without_a_request_is_closed(impatient, sent):
+    with connect(impatient) as connection:
         began = time.monotonic()
         connection.sendall(sent)
         answers = rest_of(connection)
@@ -68,9 +73,8 @@ def test_a_connection_without_a_request_is_closed(server, sent, monkeypatch):
     assert answers.count(b"HTTP/1.1 200 OK") == (1 if b"\r\n\r\n" in sent else 0)
 
 
-def test_bytes_that_trickle_in_do_not_hold_a_connection(server, monkeypatch):
-    monkeypatch.setattr(http_server, "IDLE_SECONDS", 0.5)
-    with connect(server) as connection, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+def test_bytes_that_trickle_in_do_not_hold_a_connection(impatient):
+    with connect(impatient) as connection, contextlib.suppress(ConnectionResetError, BrokenPipeError):
         began = time.monotonic()
         while time.monotonic() - began < 15:
             connection.sendall(b"G")
@@ -78,9 +82,8 @@ def test_bytes_that_trickle_in_do_not_hold_a_connection(server, monkeypatch):
     assert time.monotonic() - began < 10
 
 
-def test_a_slow_request_is_not_idle(server, monkeypatch):
+def test_a_slow_request_is_not_idle(impatient):
     """Only headers are under this bound: an upload has its own."""
-    monkeypatch.setattr(http_server, "IDLE_SECONDS", 0.3)
 
     def slowly():
         yield (b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + SOUND[:100])
@@ -88,11 +91,10 @@ def test_a_slow_request_is_not_idle(server, monkeypatch):
         yield SOUND[100:] + b"\r\n--b--\r\n"
 
     headers = {"content-type": "multipart/form-data; boundary=b"}
-    assert httpx.post(server.url + ROUTE, content=slowly(), headers=headers, timeout=30).json() == {"text": "ab"}
+    assert httpx.post(impatient.url + ROUTE, content=slowly(), headers=headers, timeout=30).json() == {"text": "ab"}
 
 
-def test_a_client_that_reads_nothing_is_cut_off(monkeypatch):
-    monkeypatch.setattr(http_server, "WRITE_SECONDS", 0.3)
+def test_a_client_that_reads_nothing_is_cut_off():
     ended = threading.Event()
 
     async def app(scope, receive, send):
@@ -107,7 +109,7 @@ def test_a_client_that_reads_nothing_is_cut_off(monkeypatch):
         ended.set()
 
     listener = socket.create_server(("127.0.0.1", 0))
-    server = http_server.make_server(app, stop_seconds=1)
+    server = http_server.make_server(app, stop_seconds=1, write_seconds=0.3)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

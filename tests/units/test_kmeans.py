@@ -31,15 +31,14 @@ def clouds():
 
 
 @pytest.mark.parametrize("scores", [2**18, 64])
-def test_nearest_is_the_nearest_whatever_the_blocks(clouds, scores, monkeypatch):
-    monkeypatch.setitem(kmeans._SCORES, "cpu", scores)
+def test_nearest_is_the_nearest_whatever_the_blocks(clouds, scores):
     x, centroids = clouds[:101], clouds[500:513]
     distance = np.square(x[:, None].astype(np.float64) - centroids).sum(-1)
-    code, squared = kmeans.nearest(jnp.asarray(x), jnp.asarray(centroids))
+    code, squared = kmeans.nearest(jnp.asarray(x), jnp.asarray(centroids), scores)
     np.testing.assert_array_equal(code, distance.argmin(-1))
     np.testing.assert_allclose(squared, distance.min(-1), rtol=1e-3, atol=1e-3)
     twice = jnp.asarray(np.concatenate([centroids, centroids]))
-    np.testing.assert_array_equal(kmeans.nearest(jnp.asarray(x), twice)[0], code)  # of equals the first
+    np.testing.assert_array_equal(kmeans.nearest(jnp.asarray(x), twice, scores)[0], code)  # of equals the first
 
 
 @pytest.mark.parametrize("mesh", [ONE, MANY], ids=["one", "many"])
@@ -102,7 +101,10 @@ def test_empty_units_are_put_where_frames_are_far(blobs, monkeypatch):
     """Most rows are one and the same, as in silence: a random start gives nearly all units to them."""
     silent = np.concatenate([np.zeros((60_000, 12), np.float32), blobs])
     config = SMALL.replace(init="random", num_steps=200)
-    used = lambda centroids: len(np.unique(kmeans._nearest(silent, centroids)[0]))  # noqa: E731
+
+    def used(centroids):
+        return len(np.unique(kmeans._nearest(silent, centroids)[0]))
+
     centroids = kmeans.fit_kmeans(silent, config, ONE)
     monkeypatch.setattr(kmeans, "_reseed", lambda state, *_: state)
     without = kmeans.fit_kmeans(silent, config, ONE)
