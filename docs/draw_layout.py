@@ -15,7 +15,7 @@ BOXES = {
     "evaluation": "one evaluator a task: WER, bits per byte, accuracy, reports",
     "inference": "opens checkpoints; predictors; speech units, averages, integer weights",
     "training": "train state and step, loop, checkpoints, logs",
-    "recipes": "the Experiment record; named experiments by corpus",
+    "recipes": "the Experiment record, named experiments; a declaration of each task",
     "decoding": "CTC and LM search, n-grams, alignment, sampling",
     "objectives": "one loss a file; optimizers and schedules",
     "frontend": "waveform to log-mel, on the device; one architecture a file",
