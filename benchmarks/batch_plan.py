@@ -2,8 +2,8 @@
 
     python benchmarks/batch_plan.py --items 10000000
 
-The durations are drawn from a log-normal around 8 seconds. lhotse's sampler, for comparison, keeps no plan: it streams
-the cuts anew each epoch and, to resume, replays the epoch up to the step.
+The durations are drawn from a log-normal around 8 seconds. lhotse's sampler, for comparison, has no plan: it streams
+the cuts in every epoch and, to resume, replays the epoch up to the step.
 """
 
 import argparse

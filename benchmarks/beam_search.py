@@ -4,12 +4,14 @@
     python benchmarks/beam_search.py --checkpoint runs/finetune --set asterisk-en --lm data/en.arpa --peer-python ...
 
 Without a checkpoint, posteriors are flat, the hardest case for a search: 200 frames over 1,000 pieces with independent
-normal logits, and a word trigram over made-up words. With one, they are those of a data set, so that word error rates
-can be compared too: each side's weights come from one grid on the dev split, and the table is of the test split.
+normal logits, and a word trigram over made-up words. With one, they are computed from a data set, so that word error
+rates can be compared as well: each side's weights come from one grid on the dev split, and the table is of the test
+split.
 
 Both have the same beam, the same ARPA file through the kenlm package, the same floor for tokens, one process and one
 thread. Runs are interleaved; the time is that of a whole call over all utterances, divided by their number; models are
-loaded before. `--peer-python` is an interpreter that has pyctcdecode and kenlm; without it our rows stand alone.
+loaded before. `--peer-python` is an interpreter that has pyctcdecode and kenlm; without it the table has our rows
+alone.
 """
 
 import argparse
@@ -63,7 +65,7 @@ def main() -> None:
 
 
 def flat(utterances: int, folder: Path) -> dict[str, list[str]]:
-    """Writes flat posteriors over 1,000 pieces and a trigram of words that these pieces spell; no references."""
+    """Writes flat posteriors over 1,000 pieces and a trigram of words made of these pieces; no references."""
     from jax_speechlm.decoding.lm.kneser_ney import estimate, write_arpa
 
     rng = np.random.default_rng(0)

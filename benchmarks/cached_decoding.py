@@ -5,7 +5,7 @@
 A Llama of 12 layers of width 512, 8 heads, 8,192 tokens, randomly initialised in torch and taken over by
 `interop.transformer`; prompts of 64 tokens continued by 128, float32. Both read the prompt and keep keys and values;
 the time is of the whole call, and tokens a second count new tokens of all rows. The last column is the share of tokens
-on which the two agree: it says that they did the same work. The peer needs the [bench] extra.
+on which the two agree, as a check of equal work. The peer needs the [bench] extra.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from interleave import load, medians, pin
 
 
 def peer(args: argparse.Namespace):
-    """The model, and its greedy continuation as `prompt [rows, tokens] -> tokens [rows, new]`."""
+    """Returns the model, and its greedy continuation as `prompt [rows, tokens] -> tokens [rows, new]`."""
     try:
         import torch
         import transformers
@@ -45,7 +45,7 @@ def peer(args: argparse.Namespace):
 
 
 def ours(model, args: argparse.Namespace):
-    """The same of our transformer with the peer's weights."""
+    """Returns the same for our transformer with the peer's weights."""
     import jax
 
     from jax_speechlm.core.vocabulary import Vocabulary

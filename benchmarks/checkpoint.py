@@ -1,8 +1,8 @@
-"""How long a checkpoint holds up training, and how long a resume takes: for a state of about 1 GB, by default.
+"""Time that a checkpoint blocks training, and time of a resume: for a state of about 1 GB, by default.
 
     python benchmarks/checkpoint.py
 
-A step is blocked only while `Checkpoints.save` runs; the writing goes on beside the steps after it.
+A step is blocked only while `Checkpoints.save` runs; writing continues during the following steps.
 """
 
 import argparse

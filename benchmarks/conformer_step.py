@@ -3,7 +3,7 @@
     python benchmarks/conformer_step.py
 
 12 layers of width 256, 2 x 10 s of audio as 500 feature vectors each, dropout 0.1 everywhere, float32. GFLOP/s count
-three times the forward pass's matrix products, whatever is computed twice; their share is of a float32 product of two
+three times the forward pass's matrix products, without recomputation; their share is of a float32 product of two
 2048 x 2048 matrices by the same library on the same cores. The peer needs the [bench] extra.
 """
 
@@ -16,7 +16,7 @@ LAYERS, DIM, HEADS, DROPOUT = 12, 256, 4, 0.1
 
 
 def ours(remat: str):
-    """Our step as `() -> None`, the same product as a yardstick, and the FLOPs of one forward pass."""
+    """Returns our step as `() -> None`, the reference product, and the FLOPs of one forward pass."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -60,7 +60,7 @@ def ours(remat: str):
 
 
 def hugging_face(threads: int):
-    """The peer's step as `() -> None`, and its product."""
+    """Returns the peer's step as `() -> None`, and its reference product."""
     try:
         import torch
         import transformers

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROWS = {  # name: who does the work, and with what options of make_plan
+ROWS = {  # name: (loader, options of make_plan)
     "ours, 8 buckets": ("ours", {"num_buckets": 8}),
     "ours, 8 buckets, crops of 15 % at most": ("ours", {"num_buckets": 8, "max_crop": 0.15}),
     "ours, 24 buckets": ("ours", {"num_buckets": 24}),
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def run_worker(python: str, job: dict) -> dict:
-    """Runs one job in a fresh single-threaded process and returns what it measured."""
+    """Runs one job in a fresh single-threaded process and returns its measurements."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     root = str(Path(__file__).resolve().parents[1])
     done = subprocess.run(
@@ -116,7 +116,7 @@ def run_ours(set_dir: str, split: str, seconds_per_batch: float, options: dict) 
 
 
 def export_clips(set_dir: Path, split: str, folder: Path) -> None:
-    """Writes the records' FLAC bytes as one file a clip, and their lengths beside them."""
+    """Writes the records' FLAC bytes as one file a clip, and a file of their lengths."""
     from data_pipelines.storage.index import read_index
     from data_pipelines.storage.records import RecordReader
 

@@ -4,8 +4,8 @@
 
 32 utterances of 10 s, from 16-bit samples to features. Ours computes and normalises a batch, ready for the model;
 Hugging Face's does the same in numpy; kaldi-native-fbank (C++, one thread) and lhotse (torch) give log-mel features
-alone. torchaudio's builds follow torch's releases: where none fits, the table says so. Peers need the [bench] extra;
-one that is missing is named and left out.
+alone. torchaudio's builds follow torch's releases: if none fits, the table names it as missing. Peers need the [bench]
+extra; missing ones are named and left out.
 """
 
 import argparse

@@ -15,9 +15,12 @@ def pin(threads: int) -> None:
 
 
 def medians(programs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median wall seconds of each program. They take turns, so that a busy spell of the machine hits all of them alike.
+    """Measures the median wall seconds of programs, run alternately, so that other load affects all alike.
 
     Each runs twice before it counts, to compile and to settle.
+
+    Returns:
+      Seconds of each program.
     """
     for run in programs.values():
         run(), run()
@@ -31,5 +34,5 @@ def medians(programs: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def load() -> str:
-    """What else the machine is doing, for the foot of a table."""
+    """Returns the load average of the machine, for the foot of a table."""
     return f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"

@@ -3,9 +3,9 @@
     python benchmarks/kmeans.py
     python benchmarks/kmeans.py --frames 1000000 --init random      # the steps alone
 
-Frames of --dim features lie in memory as float32 (10 million of 256 are 10 GB), drawn around centres of uneven weight.
+Frames of --dim features are in memory as float32 (10 million of 256 are 10 GB), drawn around centres of uneven weight.
 Both programs start by greedy k-means++ on three batches, or from random rows, and draw the rows of each batch from all
-frames; one pass of batches, no early stop. Compiling falls into the runs that do not count, and is printed by itself.
+frames; one pass of batches, no early stop. Compilation happens in uncounted runs, and is printed separately.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from interleave import load, medians, pin
 
 
 def draw(frames: int, dim: int, rng: np.random.Generator) -> np.ndarray:
-    """float32 [frames, dim]: a thousand overlapping clouds, some hundred times as frequent as others."""
+    """Draws float32 [frames, dim]: a thousand overlapping clouds, some a hundred times as frequent as others."""
     centres = rng.normal(size=(1000, dim)).astype(np.float32)
     weight = np.exp(rng.normal(0, 1.5, len(centres)))
     x = np.empty((frames, dim), np.float32)

@@ -1,9 +1,9 @@
-"""Single operations of the conformer against their plain forms, and what the input projection's bias is for.
+"""Single operations of the conformer against their plain forms, and the effect of the input projection's bias.
 
     python benchmarks/layers.py
 
-Operations: forward and backward, on 2 x 10 s of audio as 500 frames of width 256 with 31 taps, float32. The norm is
-that of a conformer's gradient at its start, when SpecAugment has blanked frames, with and without the bias.
+Operations: forward and backward, on 2 x 10 s of audio as 500 frames of width 256 with 31 taps, float32. The norm
+is a conformer's gradient norm at initialisation, when SpecAugment has blanked frames, with and without the bias.
 """
 
 import argparse
@@ -14,7 +14,7 @@ BATCH, FRAMES, DIM, TAPS, HEADS, LEFT, RIGHT, RATE = 2, 500, 256, 31, 4, 64, 8, 
 
 
 def pairs():
-    """Of each operation, its name, our form and the plain one, as functions of arrays; and those arrays."""
+    """Returns (name, our form, plain form, arguments) of every operation."""
     import jax
     import jax.numpy as jnp
 
@@ -51,7 +51,7 @@ def pairs():
 
 
 def timed(function, arrays):
-    """`function` forward and backward as `() -> None`."""
+    """Returns `function` forward and backward as `() -> None`."""
     import jax
     import jax.numpy as jnp
 
@@ -63,7 +63,7 @@ def timed(function, arrays):
 
 
 def gradient_norms() -> dict[str, float]:
-    """The gradient's norm over all parameters with and without the input projection's initial bias."""
+    """Returns the gradient's norm over all parameters with and without the input projection's initial bias."""
     import jax
     import jax.numpy as jnp
     import optax

@@ -4,8 +4,8 @@
 
 Equal size: 12 layers of width 512, 8 heads, feed-forward 1,408, 8,192 tokens, untied; rows of 512 tokens, no dropout,
 float32. The peer runs eagerly and through torch.compile, both with its default (torch's own fused) attention. GFLOP/s
-count three times the forward pass's matrix products, of attention what causality leaves, whatever is computed
-besides; their share is of a float32 product of two 2048 x 2048 matrices by the same library on the same cores. The peer
+count three times the forward pass's matrix products, with the causal half of attention, and nothing else; their share
+is of a float32 product of two 2048 x 2048 matrices by the same library on the same cores. The peer
 needs the [bench] extra.
 """
 
@@ -17,7 +17,7 @@ LAYERS, DIM, HEADS, INNER, VOCAB = 12, 512, 8, 1408, 8192
 
 
 def ours(rows: int, tokens: int, **settings):
-    """Our step as `() -> None`, the same product as a yardstick, and the FLOPs of one forward pass."""
+    """Returns our step as `() -> None`, the reference product, and the FLOPs of one forward pass."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -62,7 +62,7 @@ def ours(rows: int, tokens: int, **settings):
 
 
 def hugging_face(rows: int, tokens: int, threads: int, compiled: bool):
-    """The peer's step as `() -> None`, and its product."""
+    """Returns the peer's step as `() -> None`, and its reference product."""
     try:
         import torch
         import transformers

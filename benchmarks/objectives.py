@@ -3,8 +3,8 @@
     python benchmarks/objectives.py
 
 The encoder of `demo/pretrain` (6 layers of width 96, 40 ms a frame), 8 utterances of 6 s with 60 letters each, and the
-whole step: front end, forward, backward, AdamW. `joint` is timed stream by stream; its text is as many documents of 128
-letters. `speech_lm` has the language model of `demo/lm` behind the encoder, once as it is trained by default, with the
+whole step: front end, forward, backward, AdamW. `joint` is timed stream by stream; its text is 8 documents of 128
+letters. `speech_lm` adds the language model of `demo/lm`, once as it is trained by default, with the
 adapter alone, and once with all of it.
 """
 
@@ -17,7 +17,7 @@ ROWS, SECONDS, LETTERS, CONTEXT, UNITS, RATE = 8, 6, 60, 128, 100, 16_000
 
 
 def objectives() -> dict:
-    """(settings of the objective, model, stream) of each line of the table."""
+    """Returns (settings of the objective, model, stream) by the name of the line in the table."""
     from jax_speechlm.models.speech_lm import SpeechLMConfig
     from jax_speechlm.objectives.asr.ctc import CTC
     from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM

@@ -1,11 +1,10 @@
-"""What a run pays besides its steps: from its start to the first step, cold and again, and waiting for batches.
+"""Overhead of a run besides its steps: time to the first step, cold and restarted, and waiting for batches.
 
     jax-speechlm prepare asterisk-en queen-en
     python benchmarks/overheads.py
 
-Starts `demo/pretrain` with an empty compilation cache, tells it to save and stop after some steps, and starts it again.
-Seconds are from the start of the program, imports included. How long a save holds up the steps is measured by
-benchmarks/checkpoint.py.
+Starts `demo/pretrain` with an empty compilation cache, stops it after some steps, and starts it again. Seconds count
+from the start of the program, imports included. benchmarks/checkpoint.py measures how long a save blocks the steps.
 """
 
 import argparse
@@ -29,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="demo/pretrain", help="the experiment (default: %(default)s)")
     parser.add_argument("--data-dir", default="data", help="its prepared data (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=100, help="of each start (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=100, help="per start (default: %(default)s)")
     args = parser.parse_args()
 
     table = Table(title=f"{args.config}, {args.steps} steps a start, load average {os.getloadavg()[0]:.1f}")
@@ -67,7 +66,7 @@ def start(folder: Path, config: str, data_dir: str, steps: int) -> tuple[float, 
 
 
 def lines(log: Path) -> list[dict]:
-    """The whole lines of a run's log."""
+    """Returns the complete lines of a run's log."""
     text = log.read_text() if log.exists() else ""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 

@@ -1,4 +1,4 @@
-"""What preparing an hour of audio and a row of an index costs: on one machine's path, and on Beam's direct runner.
+"""Cost of preparing an hour of audio and a row of an index: on the one-machine path, and on Beam's direct runner.
 
     python benchmarks/prepare.py --data-dir data --set asterisk-en
 
@@ -38,7 +38,7 @@ WAYS = {"one machine": {"num_workers": 1}, "Beam, direct": {"beam_runner": "Dire
 
 
 def write_audio(data_dir: Path, name: str, folder: Path, suffix: str, rate: int) -> tuple[Path, float]:
-    """A manifest over the clips of a set as files of one kind, and their hours."""
+    """Writes the clips of a set as files of one kind, and a manifest; returns it and their hours."""
     rows = index.read_sets(data_dir, [name], "train")
     reader, texts = RecordReader(rows), rows.column("text").to_pylist()
     lines, folder = [], folder / suffix
@@ -95,7 +95,7 @@ class Click(Audio):
 
 
 def row_costs(rows: int, folder: Path) -> None:
-    """Prints what listing and indexing cost a row, whose transcript is as long as that of 12 s of speech."""
+    """Prints the cost of listing and indexing per row, with transcripts as long as for 12 s of speech."""
 
     def items() -> Iterator[Clip]:
         rng = random.Random(0)

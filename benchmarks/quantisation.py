@@ -1,10 +1,10 @@
-"""What rounding a recogniser's weights costs and saves: WER, size and time of each kind beside float32.
+"""Effect of quantising a recognizer's weights: WER, size and time of each kind, and of float32.
 
     python benchmarks/quantisation.py runs/finetune --sets asterisk-en
 
-Every kind is written by `jax-speechlm quantize` into a folder that is removed again, read back from it, and asked for
-the texts of the whole split; the first pass compiles, the time is the fastest of the passes behind it. The size on disk
-is that of a checkpoint without optimizer state, float32 included; the parameters' is what they take in memory.
+Every kind is written by `jax-speechlm quantize` into a temporary folder, read back, and used to transcribe the whole
+split; the first pass compiles, the time is the fastest of the later passes. The size on disk is a checkpoint's without
+optimizer state, float32 included; the parameters' size is in memory.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python benchmarks/serving.py runs/demo_finetune
 
 Starts `jax-speechlm serve` as a process of its own and posts clips of 2 to 8 s of noise to it over HTTP: from one
-caller, then from as many as --callers says, each of whom sends its next clip as soon as it has an answer. Prints
-requests and seconds of audio a second, latencies, and how many windows the model heard at a time.
+caller, then from --callers, each of whom sends its next clip after a response. Prints requests and seconds of audio a
+second, latencies, and windows a batch.
 """
 
 import argparse
@@ -23,7 +23,7 @@ RATE = 16_000
 
 
 def clips(count: int) -> list[tuple[float, bytes]]:
-    """Seconds and wav bytes of each."""
+    """Returns (seconds, wav bytes) of every clip."""
     import soundfile
 
     rng, made = np.random.default_rng(0), []
@@ -36,7 +36,7 @@ def clips(count: int) -> list[tuple[float, bytes]]:
 
 
 def ask(url: str, sent: list[tuple[float, bytes]], callers: int) -> tuple[float, list[float], float]:
-    """Wall seconds, the seconds of each request, and windows a batch."""
+    """Returns wall seconds, the seconds of every request, and windows a batch."""
     import httpx
 
     before = httpx.get(f"{url}/health").json()["heard"]

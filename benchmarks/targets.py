@@ -1,11 +1,11 @@
-"""What a recognizer is worth in each format that `jax-speechlm export` writes: size, speed, and whether it errs alike.
+"""A recognizer in all formats of `jax-speechlm export`: size, speed, and differences of the output.
 
     python benchmarks/targets.py runs/finetune --sets asterisk-en
 
-Exports the run to every target that is installed (`--exports` keeps the folders, and takes what is there already), then
+Exports the run to every target that is installed (`--exports` keeps the folders, and reuses existing ones), then
 recognises the same clips with all of them, one clip at a time on one core, audio to tokens. The original and the
-formats of any shape get clips padded to whole seconds, which bounds how often a shape is compiled; LiteRT pads to the
-next of its own. Programs take turns, and each has seen every shape before it is timed.
+formats of any shape get clips padded to whole seconds, which bounds the number of compilations; LiteRT pads to the
+next of its own lengths. Programs run alternately, after a run of every shape.
 """
 
 import argparse

@@ -6,8 +6,8 @@
 Both decode greedily in float32 on the same cores, from int16 samples to text, the front end included. Each takes the
 clips sorted by length, in batches of at most --seconds of audio: ours in the shapes that `transcribe` uses, theirs
 padded to the longest, batch by batch. Then the first result: a fresh process that loads the model and transcribes one
-clip, with whatever is compiled on the way (ours once with an empty compilation cache, then with a warm one). The last
-lines say on how many clips the two texts agree. The peer needs the [parity] extra.
+clip, compilation included (ours once with an empty compilation cache, then with a warm one). The last lines count the
+clips on which the two texts agree. The peer needs the [parity] extra.
 """
 
 import argparse
@@ -53,14 +53,14 @@ def peer(folder: Path, threads: int) -> Callable[[list[np.ndarray]], list[str]]:
         with torch.inference_mode():
             inputs = processor(audio, sampling_rate=16_000, return_tensors="pt", padding=True)
             ids = model(**inputs).logits.argmax(-1)
-        # Else frames of padding are spelled, too.
+        # Otherwise frames of padding would be decoded.
         return processor.batch_decode(ids.where(inputs["attention_mask"] > 0, model.config.pad_token_id))
 
     return transcribe
 
 
 def batches_of(clips: list[np.ndarray], seconds: float) -> list[list[int]]:
-    """The clips' numbers by length, in batches of at most so many padded seconds."""
+    """Returns clip numbers by length, in batches of at most `seconds` padded seconds."""
     batches: list[list[int]] = [[]]
     for number in sorted(range(len(clips)), key=lambda number: len(clips[number])):
         if batches[-1] and (len(batches[-1]) + 1) * len(clips[number]) > seconds * 16_000:
@@ -70,7 +70,7 @@ def batches_of(clips: list[np.ndarray], seconds: float) -> list[list[int]]:
 
 
 def first_result(code: str, arguments: list[str], **environment: str) -> float:
-    """Wall seconds of a fresh process."""
+    """Returns the wall seconds of a fresh process."""
     start = time.perf_counter()
     command = [sys.executable, "-c", code, *arguments]
     subprocess.run(command, check=True, env=os.environ | environment, capture_output=True)
@@ -139,7 +139,7 @@ def main() -> None:
     for name, value in seconds.items():
         print(f"{name:14} {value:8.3f} {value / seconds['transformers']:16.2f} {hours / value:12.0f}")
     print(f"the same text for {alike[certain].sum()} of {certain.sum()} clips, and for {alike[~certain].sum()} of the")
-    print(f"{(~certain).sum()} that end within a vector, which transformers fills up and hears in a batch")
+    print(f"{(~certain).sum()} that end within a vector, which transformers pads and encodes in a batch")
     for name, values in first.items():
         print(f"first result, {name:38} {statistics.median(values):6.1f} s")
     print(f"{args.threads} threads, medians of {args.rounds} interleaved rounds; {load()}")

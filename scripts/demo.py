@@ -1,11 +1,11 @@
-"""The main job from raw speech and text to a WER table, on real data: what `make demo` runs.
+"""The whole pipeline from raw speech and text to a WER table, on real data: `make demo`.
 
 Fetches asterisk-en (24 minutes of studio prompts), queen-en (4.4 hours of acted dialogue) and text-en (14 MB of prose),
-pretrains a small conformer on the audio of both, finetunes it on the transcripts of asterisk-en, does the same
-finetuning without pretraining, goes on with one encoder for audio, prose and transcripts of both sets jointly, trains a
-character language model and an n-gram, and measures all on the test split, which nothing else has looked at: greedy,
-and decoding with either language model, whose weights are tuned on dev. Last it exports the recognizer as a folder for
-Hugging Face's transformers, and checks that.
+pretrains a small conformer on the audio of both sets, finetunes it on the transcripts of asterisk-en, repeats the
+finetuning without pretraining, continues with one encoder for audio, prose and transcripts jointly, and trains a
+character language model and an n-gram. Everything is evaluated on the test split, which nothing else uses: greedy, and
+decoding with either language model, whose weights are tuned on dev. At last the recognizer is exported for Hugging
+Face's transformers, and the export is checked.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what TensorFlow says as it is imported
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and it announces itself
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's messages at import
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here; it prints a message
 
 from rich.console import Console
 from rich.table import Table
@@ -42,14 +42,16 @@ from jax_speechlm.training.loop import Result, TrainingStopped, train
 SETS = ("asterisk-en", "queen-en")
 TEXT_SET = "spoken-en"
 TEST_SET = "asterisk-en"
-# Prose as it would be said, a sentence a document, without those of the speech sets' dev and test splits.
+# Prose in spoken form, a sentence a document, without sentences of the speech sets' dev and test splits.
 SPOKEN = Cleaning(steps=("unicode", "sentences", "spoken", "exact"), held_out=SETS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="prepared data (default: %(default)s)")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"), help="what is made (default: %(default)s)")
+    parser.add_argument(
+        "--run-dir", type=Path, default=Path("runs/demo"), help="folder of the runs (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of every run (default: %(default)s)")
     args = parser.parse_args()
     cache_compilations()
@@ -97,18 +99,18 @@ def main() -> None:
     result = finish(experiment("demo/lm", tokenizer=str(finetuned)), args.run_dir / "lm")
     table.add_row("language model", f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}", "", "")
     lm, ngram = args.run_dir / "lm", args.run_dir / "characters-6.arpa"
-    ways = {"  + ranked by the language model": Decoding(rescore=lm)}
+    decodings = {"  + ranked by the language model": Decoding(rescore=lm)}
     if importlib.util.find_spec("kenlm"):
         ngram_began = time.perf_counter()
         train_ngram(ngram, (TEXT_SET, *SETS), order=6, unit="char", data_dir=args.data_dir)
         table.add_row("character 6-gram", _minutes(ngram_began), "", "", "", "")
-        ways["  + character 6-gram"] = Decoding(lm=ngram)
-        ways["  + both"] = Decoding(lm=ngram, rescore=lm)
+        decodings["  + character 6-gram"] = Decoding(lm=ngram)
+        decodings["  + both"] = Decoding(lm=ngram, rescore=lm)
     else:
-        hint = "No n-gram: kenlm is not installed (pip install -e '.[ngram]'; it wants a C++ compiler)."
+        hint = "No n-gram: kenlm is not installed (pip install -e '.[ngram]'; it needs a C++ compiler)."
         console.print(hint, style="yellow", markup=False)
 
-    for title, decoding in ways.items():
+    for title, decoding in decodings.items():
         console.rule(f"decode{title}")
         decode_began = time.perf_counter()
         report = evaluate_run(finetuned, (TEST_SET,), decoding=decoding, data_dir=args.data_dir)
@@ -117,7 +119,7 @@ def main() -> None:
     console.rule("transcribe one clip of the test split")
     clip, reference = _one_clip(args.data_dir, args.run_dir)
     for transcript in Recognizer.load(finetuned, decoding.with_defaults()).transcribe([clip]):
-        console.print(f"{clip}\nsaid:  {reference}\nheard: {transcript.text}\n")
+        console.print(f"{clip}\nreference:  {reference}\ntranscript: {transcript.text}\n")
 
     console.rule("export the recognizer")
     export_began, exported = time.perf_counter(), args.run_dir / "exported"
@@ -135,7 +137,7 @@ def main() -> None:
 
 
 def finish(experiment: Experiment, run_dir: Path) -> Result:
-    """`train`, but a signal that ends the run ends the demo too."""
+    """Trains a run to its end; exits if a signal stopped it."""
     result = train(experiment, run_dir)
     if result.step < experiment.num_steps:
         sys.exit("Stopped. The same command goes on from there.")
@@ -147,7 +149,7 @@ def _minutes(began: float) -> str:
 
 
 def _one_clip(data_dir: Path, run_dir: Path) -> tuple[Path, str]:
-    """Writes the first test clip of three seconds or more as a file; returns its path and what is said in it."""
+    """Writes the first test clip of three seconds or more as a file; returns its path and its transcript."""
     index = read_index(data_dir / TEST_SET, "test")
     row = next(row for row, samples in enumerate(index.num_samples) if samples >= 3 * 16_000)
     flac, text = RecordReader(index).read(row)

@@ -1,11 +1,11 @@
-"""What pretraining on speech and on text buys, for two routes to transcripts: the four-way table of docs/results.md.
+"""Gains from pretraining on speech and on text, for two routes to transcripts: the four-way table of docs/results.md.
 
-Few transcripts, more audio, much text: recognizers learn from the twenty minutes of transcripts of asterisk-en's train
-split, after pretraining on the audio of asterisk-en and queen-en (3.6 hours) or not, on prose or not. Two routes, CTC
-and speech-language model; test WER on asterisk-en, and on queen-en, whose transcripts none of them has seen, greedy.
-Pretraining runs once, what follows it with every seed. It takes hours: stop it at any time; the same command goes on
-from there. Started several times, say once on each core (`taskset -c 0 python scripts/four_way.py`), the processes
-share the runs among them.
+Few transcripts, more audio, much text: recognizers are trained on the twenty minutes of transcripts of asterisk-en's
+train split, with or without pretraining on the audio of asterisk-en and queen-en (3.6 hours), on prose, or on both. Two
+routes: CTC and a speech-language model. Test WER, greedy, on asterisk-en, and on queen-en, whose transcripts no model
+was trained on. Pretraining runs once, the later stages with every seed. It takes hours: stop it at any time; the same
+command continues. Several processes share the runs, for example one on each core:
+`taskset -c 0 python scripts/four_way.py`.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what TensorFlow says as it is imported
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and it announces itself
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's messages at import
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here; it prints a message
 
 import numpy as np
 from rich.console import Console
@@ -42,17 +42,17 @@ TEST_SETS = ("asterisk-en", "queen-en")
 
 
 class FourWay:
-    """The runs of the table, by name: "ctc-both-0" is the CTC route from both pretrainings, with seed 0."""
+    """The runs of the table, by name: "ctc-both-0" is the CTC route after pretraining on both, with seed 0."""
 
     def __init__(self, runs: Path, data_dir: Path, seeds: Sequence[int]):
         self.runs, self.data_dir, self.seeds = runs, data_dir, seeds
-        self.spelling = f"ctc-neither-{seeds[0]}"  # its characters are everyone's tokenizer
+        self.first = f"ctc-neither-{seeds[0]}"  # its characters are the tokenizer of all runs
 
     def tasks(self) -> dict[str, Task]:
-        """What the table takes, in the order of their turn."""
-        tasks = {"text-lm": Task((self.spelling,), self._text_lm)}
+        """Returns the runs, in order."""
+        tasks = {"text-lm": Task((self.first,), self._text_lm)}
         for arm in list(ARMS)[1:]:
-            tasks[f"pretrain-{arm}"] = Task(() if arm == "speech" else (self.spelling,), partial(self._pretrain, arm))
+            tasks[f"pretrain-{arm}"] = Task(() if arm == "speech" else (self.first,), partial(self._pretrain, arm))
         for seed in self.seeds:
             for arm in ARMS:
                 starts = (f"pretrain-{arm}",) if ARMS[arm] else ()
@@ -64,7 +64,7 @@ class FourWay:
         return tasks
 
     def errors(self, name: str, test_set: str) -> tuple[float, float]:
-        """WER and CER, per cent."""
+        """Returns WER and CER, per cent."""
         report = EvaluationReport.load(_report(self.runs / name, test_set) / "report.json")
         return 100 * report.wer.rate, 100 * report.cer.rate
 
@@ -77,10 +77,10 @@ class FourWay:
             return train_to_end(self._ours(alone), run)
         if arm == "text":
             whole = whole.replace(data=whole.data.replace(streams=(streams[arm],)), num_steps=half)
-        train_to_end(self._ours(whole, tokenizer=str(self.runs / self.spelling)), run)
+        train_to_end(self._ours(whole, tokenizer=str(self.runs / self.first)), run)
 
     def _text_lm(self, run: Path) -> None:
-        tokenizer = str(self.runs / self.spelling)
+        tokenizer = str(self.runs / self.first)
         prose = {"sets": ("spoken-en",), "weights": (), "dev_sets": ("asterisk-en",), "tokenizer": tokenizer}
         train_to_end(self._ours(registry.load("demo/lm").replace(num_steps=600), **prose), run)
 
@@ -89,12 +89,12 @@ class FourWay:
         self._measure(run)
 
     def _speech_lm(self, starts: Sequence[str], seed: int, run: Path) -> None:
-        joined = self._ours(registry.load("four_way/speech_lm"), starts, seed, tokenizer=str(self.runs / self.spelling))
+        joined = self._ours(registry.load("four_way/speech_lm"), starts, seed, tokenizer=str(self.runs / self.first))
         train_to_end(joined, run)
         self._measure(run)
 
     def _ours(self, experiment: Experiment, starts: Sequence[str] = (), seed: int = 0, **data: Any) -> Experiment:
-        """An experiment on our data that starts from runs of ours."""
+        """Returns an experiment on this study's data that starts from its runs."""
         data = experiment.data.replace(data_dir=str(self.data_dir), **data)
         start = tuple(InitFrom(checkpoint=str(self.runs / name)) for name in starts)
         return experiment.replace(data=data, init_from=start, seed=seed)
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def _table(four_way: FourWay, seeds: Sequence[int]) -> Table:
-    """Means over seeds, and each seed's figure."""
+    """Makes the table of means over seeds, with each seed's figure."""
     title = f"Test errors, per cent, greedy; seeds {', '.join(map(str, seeds))}"
     table = Table("route", "pretrained on", title=title, title_justify="left")
     for test_set, rate in itertools.product(TEST_SETS, ("WER", "CER")):
@@ -137,15 +137,15 @@ def _table(four_way: FourWay, seeds: Sequence[int]) -> Table:
     for route, arm in itertools.product(ROUTES, ARMS):
         cells = []
         for test_set in TEST_SETS:
-            for each in zip(*(four_way.errors(f"{route}-{arm}-{seed}", test_set) for seed in seeds), strict=True):
-                alone = f"  ({', '.join(f'{rate:.1f}' for rate in each)})" if len(each) > 1 else ""
-                cells.append(f"{statistics.mean(each):.1f}{alone}")
+            for rates in zip(*(four_way.errors(f"{route}-{arm}-{seed}", test_set) for seed in seeds), strict=True):
+                alone = f"  ({', '.join(f'{rate:.1f}' for rate in rates)})" if len(rates) > 1 else ""
+                cells.append(f"{statistics.mean(rates):.1f}{alone}")
         table.add_row(ROUTES[route], arm, *cells)
     return table
 
 
 def _gains(four_way: FourWay, seeds: Sequence[int]) -> Table:
-    """What each pretraining changes against none: means of the seeds' differences, and their 95 % intervals."""
+    """Makes the table of differences to no pretraining: means over seeds, and their 95 % intervals."""
     title = f"Differences to no pretraining, points [95 %, Student's t]; seeds {', '.join(map(str, seeds))}"
     table = Table("route", "pretrained on", title=title, title_justify="left")
     for test_set, rate in itertools.product(TEST_SETS, ("WER", "CER")):
@@ -163,9 +163,9 @@ def _gains(four_way: FourWay, seeds: Sequence[int]) -> Table:
 
 
 def _gain(four_way: FourWay, route: str, arm: str, test_set: str, seed: int) -> np.ndarray:
-    """WER and CER of a pretrained model, less those of the one that began from scratch with the same seed."""
-    with_it, without = (four_way.errors(f"{route}-{each}-{seed}", test_set) for each in (arm, "neither"))
-    return np.subtract(with_it, without)
+    """Returns WER and CER of a pretrained model, minus those without pretraining, for one seed."""
+    pretrained, scratch = (four_way.errors(f"{route}-{start}-{seed}", test_set) for start in (arm, "neither"))
+    return np.subtract(pretrained, scratch)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs that need one another, shared among as many processes as are started: what the long tables are made by."""
+"""A queue of runs that depend on one another, shared by any number of processes; used by the scripts of studies."""
 
 import fcntl
 import sys
@@ -15,8 +15,8 @@ class Task(NamedTuple):
     """One run.
 
     Attributes:
-      needs: names of the runs that have to be finished before it can begin.
-      finish: trains it in the folder that it is given, and measures it; goes on where an earlier call was stopped.
+      needs: names of the runs that have to be finished first.
+      finish: trains and evaluates it in the given folder; continues an interrupted call.
     """
 
     needs: tuple[str, ...]
@@ -24,7 +24,7 @@ class Task(NamedTuple):
 
 
 class RunQueue:
-    """Runs by name, each in its own folder, in the order of their turn."""
+    """Runs by name, each in its own folder, processed in order."""
 
     def __init__(self, folder: Path, tasks: Mapping[str, Task]):
         self.folder, self.tasks = folder, tasks
@@ -33,7 +33,11 @@ class RunQueue:
         return (self.folder / name / "finished").exists()
 
     def work(self) -> Iterator[str]:
-        """Finishes what is not, yielding each run's name; leaves to other processes what they have in hand."""
+        """Finishes the remaining runs, except those in progress in other processes.
+
+        Yields:
+          The name of each run that it finished.
+        """
         while waiting := [name for name in self.tasks if not self.finished(name)]:
             ready = (name for name in waiting if all(map(self.finished, self.tasks[name].needs)))
             if (name := next(filter(self._take, ready), None)) is None:
@@ -42,12 +46,12 @@ class RunQueue:
                 yield name
 
     def _take(self, name: str) -> bool:
-        """Finishes a run, unless another process has it or had it in the meantime."""
+        """Finishes a run; returns False if another process works on it or has finished it."""
         run = self.folder / name
         run.mkdir(parents=True, exist_ok=True)
         with (run / ".lock").open("w") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it ends
             except BlockingIOError:
                 return False
             if self.finished(name):
@@ -59,6 +63,6 @@ class RunQueue:
 
 
 def train_to_end(experiment: Experiment, run: Path) -> None:
-    """`train`, but a signal that ends the run ends the process too."""
+    """Trains a run to its end; exits if a signal stopped it."""
     if train(experiment, run).step < experiment.num_steps:
         sys.exit("Stopped. The same command goes on from there.")

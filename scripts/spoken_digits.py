@@ -1,11 +1,11 @@
-"""What pretraining without transcripts buys on spoken digits: the table of docs/results.md.
+"""Gains from pretraining without transcripts on spoken digits: the table of docs/results.md.
 
-Digits of the Free Spoken Digit Dataset (6 speakers, 3,000 clips), each speaker recognised by models that never heard
-them: from random parameters, and after BEST-RQ, HuBERT, wav2vec 2.0 and w2v-BERT on all Debian speech; by a linear
-probe of frozen layers, and by full finetuning. Beside them: MFCCs and the three nearest neighbours. Then which language
-is spoken, of tuxpaint's nine, by linear probes of the same encoders. It takes hours:
-stop it at any time; the same command goes on from there. Started several times, say once on each core
-(`taskset -c 0 python scripts/spoken_digits.py fsdd/manifest.jsonl`), the processes share the runs among them.
+Digits of the Free Spoken Digit Dataset (6 speakers, 3,000 clips), with the tested speaker held out of the training:
+from random parameters, and after BEST-RQ, HuBERT, wav2vec 2.0 and w2v-BERT on all Debian speech; by a linear probe of
+frozen layers, and by full finetuning. Baseline: MFCCs and the three nearest neighbours. Then the spoken language, one
+of tuxpaint's nine, by linear probes of the same encoders. It takes hours: stop it at any time; the same command
+continues. Several processes share the runs, for example one on each core:
+`taskset -c 0 python scripts/spoken_digits.py fsdd/manifest.jsonl`.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what TensorFlow says as it is imported
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and it announces itself
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's messages at import
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here; it prints a message
 
 import jax
 import numpy as np
@@ -62,7 +62,7 @@ Report = TypeVar("Report", ProbeReport, classification.ClassificationReport)
 
 
 class Digits:
-    """The runs of the table: a pretraining by its config's name, a finetuning as "<config>-<speaker>"."""
+    """The runs of the table: a pretraining by its run's name, a finetuning as "<run>-<speaker>"."""
 
     def __init__(self, runs: Path, data_dir: Path, starts: Sequence[str]):
         self.runs, self.data_dir = runs, data_dir
@@ -129,11 +129,11 @@ class Digits:
         return self._run(name) / "probe" / "languages"
 
     def _run(self, name: str) -> Path:
-        """A pretraining's; the random encoder was probed beside the first."""
+        """Returns a pretraining's folder; the random encoder was probed with the first."""
         return self.runs / (name or self.pretraining[0])
 
     def _right(self, name: str, speaker: str) -> int:
-        """How many clips of a speaker finetuning without them got right."""
+        """Returns the number of a speaker's clips that finetuning without this speaker classifies correctly."""
         run = self.runs / f"{name or 'random'}-{speaker}"
         report = _read(classification.ClassificationReport, run / "eval" / f"{LEFT_OUT}-{speaker}")
         return int(np.trace(report.confusion))
@@ -151,7 +151,7 @@ def _table(title: str, *more: str) -> Table:
 
 
 def _layers(report: ProbeReport, name: str) -> tuple[str, str]:
-    """Accuracies of the middle and the last layer; layers are not chosen by what they reach on the test."""
+    """Returns the accuracies of the middle and the last layer; layers are not selected by their test accuracy."""
     source = "encoder" if name else "random encoder"
     by_layer = {probe.layer: probe.accuracy for probe in report.probes if probe.source == source}
     depth = max(by_layer)
@@ -163,7 +163,7 @@ def _log_mel(report: ProbeReport) -> float:
 
 
 def neighbours(data_dir: Path) -> float:
-    """Accuracy of three nearest neighbours among means and deviations of MFCCs, each speaker left out."""
+    """Returns the accuracy of three nearest neighbours of MFCC means and deviations, each speaker held out."""
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -191,7 +191,7 @@ def neighbours(data_dir: Path) -> float:
 
 
 def prepare_digits(manifest: Path, data_dir: Path) -> None:
-    """The clips twice: with the manifest's splits, and with a split for each speaker."""
+    """Prepares the clips twice: with the manifest's splits, and with a split for each speaker."""
     prepare(PROBED, manifest=manifest, data_dir=data_dir)
     by_speaker = data_dir / f"{LEFT_OUT}.jsonl"
     rows = [parse_object(line) for _, line in text_lines(manifest) if line.strip()]
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS), help="some of them (default: all)")
     args = parser.parse_args()
     if args.starts == ["random"]:
-        parser.error("--starts: name a pretraining, beside which random parameters are probed")
+        parser.error("--starts: name a pretraining as well; random parameters are probed with it")
     cache_compilations()
 
     for name in SETS:
