@@ -57,7 +57,7 @@ def test_the_run_directory_of_a_bucket_is_where_it_is_mounted():
         ({"name": "My job"}, "at most 39 letters"),
         ({"name": "x" * 40}, "at most 39 letters"),
         ({"topology": "v5e-12"}, "slices of v5e"),
-        ({"topology": "cpu-1"}, "on TPUs or GPUs"),
+        ({"topology": "cpu-1"}, "needs TPUs or GPUs"),
         ({"env": ("A",)}, "NAME=value"),
         ({"max_restarts": -1}, "max_restarts"),
         ({"zones": "x"}, "did you mean 'zone'"),
