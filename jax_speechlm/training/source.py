@@ -438,8 +438,12 @@ class MixtureSource(BatchSource):
 def stream_experiments(experiment: Experiment) -> dict[str, Experiment]:
     """Each stream of a mixture as an experiment: its data, what they are read for, and a seed of its own."""
     return {
-        name: experiment.replace(
-            data=data, objective=experiment.objective.of_stream(name), seed=derive_key(experiment.seed, number)
+        name: experiment.model_copy(  # not validated: no task of its own trains the mixture's model on a stream
+            update={
+                "data": data,
+                "objective": experiment.objective.of_stream(name),
+                "seed": derive_key(experiment.seed, number),
+            }
         )
         for number, (name, data) in enumerate(experiment.data.parts.items())
     }

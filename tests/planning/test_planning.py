@@ -94,11 +94,11 @@ def test_a_compiler_that_gives_up_ends_no_search(virtual, monkeypatch):
 
     monkeypatch.setattr(ahead_of_time.Compiler, "_compile", give_up)
     experiment = small_lm(num_steps=321)
-    with pytest.raises(PlanningError, match=r"not for want of memory: INTERNAL: Couldn't find output tile sizes$"):
+    with pytest.raises(PlanningError, match=r"not for lack of memory: INTERNAL: Couldn't find output tile sizes$"):
         make_plan(experiment, virtual, vocab_size=100)
     trials = fit(experiment, virtual, vocab_size=100, max_compiles=3)
     assert {trial.plan for trial in trials} == {None}
-    assert sum("gave up" in trial.why for trial in trials) == 3
+    assert sum("compiler failed" in trial.why for trial in trials) == 3
 
 
 def test_what_did_not_fit_is_remembered_too():
@@ -136,7 +136,6 @@ def test_rows_of_units_are_planned_before_sets_and_units_are_made(absent, tmp_pa
         (tmp_path / name).mkdir()
     load = workload(experiment.replace(data=data), vocab_size=64)
     assert load.assumed.startswith(str(tmp_path / absent) if absent == "units" else absent)
-    assert load.holds_units
     assert [shape.length for shape in load.shapes] == [data.context]
 
 
