@@ -24,21 +24,21 @@ Model = Annotated[
 
 
 class Speech(Config):
-    """Which prepared data sets to train on, and how their utterances become batches.
+    """Prepared data sets of speech, and the composition of batches from their utterances.
 
     Attributes:
-      sets: names of prepared data sets; their "train" splits are one data set. "name:split" takes another split.
-      dev_sets: sets whose "dev" splits validate, or "name:split"; empty takes those of `sets` that have one.
+      sets: names of prepared data sets; their "train" splits are concatenated. "name:split" takes another split.
+      dev_sets: sets whose "dev" splits validate, or "name:split"; empty takes the dev splits of `sets`.
       data_dir: folder of the prepared data sets.
       tokenizer: folder of a trained tokenizer, or of a run that has one; None takes the characters of the transcripts.
-      label: column of the index that classification tells apart: "text", "speaker", "language".
+      label: column of the index with the classes of a classification: "text", "speaker", "language".
       seconds_per_batch: padded audio of one global batch.
       num_buckets: static batch shapes, hence compiled programs.
       batch_multiple: every global batch size is a multiple of it: the data shards must divide it.
       min_seconds, max_seconds: utterances outside are dropped, and counted.
       max_dropped: largest share of the audio that training or validation may leave out; more is an error.
       max_crop: share of an utterance that a pass may leave out to fit a shorter bucket; training on audio alone only.
-      shortest_first_epochs: epochs that go from short utterances to long ones before shuffling begins.
+      shortest_first_epochs: epochs in order of length, before shuffling begins.
       speeds: factors of speed perturbation; one is drawn for each utterance and epoch.
       noise_set: the prepared set that `frontend.augment` mixes in as noise: its "train" split, or "name:split".
       units: folder of the k-means whose units HuBERT predicts; `jax-speechlm units label` labels the sets with them.
@@ -64,16 +64,16 @@ class Speech(Config):
 
     @property
     def sizes(self) -> dict[str, float]:
-        """The settings that a batch's size follows from, by their dotted names."""
+        """Returns the settings that determine the batch size, by their dotted names."""
         return {"seconds_per_batch": self.seconds_per_batch}
 
     def scaled(self, factor: float) -> "Speech":
-        """The same with so many times the batch."""
+        """Returns a copy with a multiple of the batch size."""
         return self.replace(seconds_per_batch=self.seconds_per_batch * factor)
 
 
 class PackedRows(Config):
-    """What data sets have in common whose documents are packed into rows of `context` tokens."""
+    """Base of data whose documents are packed into rows of `context` tokens."""
 
     @pydantic.model_validator(mode="after")
     def _rows_are_whole(self):
@@ -88,26 +88,26 @@ class PackedRows(Config):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The settings that a batch's size follows from, by their dotted names."""
+        """Returns the settings that determine the batch size, by their dotted names."""
         return {"tokens_per_batch": self.tokens_per_batch}
 
     def scaled(self, factor: float) -> "PackedRows":
-        """The same with so many times the batch, to the nearest row."""
+        """Returns a copy with a multiple of the batch size, to the nearest row."""
         return self.replace(tokens_per_batch=max(1, round(self.sequences_per_batch * factor)) * self.context)
 
 
 class Text(PackedRows):
-    """Which prepared sets to read text from, and how their documents become batches.
+    """Prepared sets of text, and the composition of batches from their documents.
 
     Attributes:
       sets: names of prepared sets of text, or of speech, whose transcripts are then the documents; their "train"
         splits. "name:split" takes another split.
-      dev_sets: sets whose "dev" splits validate, or "name:split"; empty takes those of `sets` that have one.
+      dev_sets: sets whose "dev" splits validate, or "name:split"; empty takes the dev splits of `sets`.
       data_dir: folder of the prepared data sets.
       tokenizer: folder of a trained tokenizer, or of a run that has one; None takes the training texts' characters.
-      label: column of the index that classification tells apart; every document then has a row of its own.
-      weights: share of the rows that each of `sets` gets; empty passes over all of them together.
-      packed: whether several documents share a row; else each has one, cut off at its end.
+      label: column of the index with the classes of a classification; every document then has a row of its own.
+      weights: share of the rows for each of `sets`; empty passes over all of them together.
+      packed: whether several documents share a row; otherwise a row has one document, truncated at the end.
       context: tokens of a row.
       tokens_per_batch: positions of one global batch; a multiple of `context`.
     """
@@ -134,18 +134,18 @@ class UnitText(PackedRows):
     """Speech as units, text, and both interleaved, as documents of one language model.
 
     Attributes:
-      sets: names of prepared sets of speech that `jax-speechlm units label` has labelled; their "train" splits.
-        "name:split" takes another split.
+      sets: names of prepared sets of speech labelled by `jax-speechlm units label`; their "train" splits. "name:split"
+        takes another split.
       text_sets: sets whose texts are the documents of text; empty takes the transcripts of `sets`.
-      dev_sets: sets of speech whose "dev" splits validate, or "name:split"; empty takes those of `sets` that have one.
+      dev_sets: sets of speech whose "dev" splits validate, or "name:split"; empty takes the dev splits of `sets`.
         Validation is on speech alone and on text alone, of the sets of text that have a dev split.
       units: folder of the k-means that the sets are labelled with.
       data_dir: folder of the prepared data sets.
       tokenizer: folder of a trained tokenizer, or of a run that has one; None takes the training texts' characters.
-      spoken, text, interleaved: shares of the rows, in any unit, that hold utterances as units, texts, and utterances
-        whose words are units and text by turns; the last needs `jax-speechlm align --format index`.
+      spoken, text, interleaved: relative shares of the rows with utterances as units, texts, and utterances whose words
+        alternate between units and text; the last needs `jax-speechlm align --format index`.
       stretch_words: mean number of words between two changes in an interleaved document.
-      draws: interleaved documents of each utterance, in which other words are spoken.
+      draws: interleaved documents per utterance, with different words spoken.
       context: tokens of a row.
       tokens_per_batch: positions of one global batch; a multiple of `context`.
     """
@@ -176,9 +176,9 @@ class Stream(Config):
     """One stream of a mixture.
 
     Attributes:
-      name: what the objective knows it by; its metrics begin with it.
+      name: its name in the objective, and the prefix of its metrics.
       data: its batches; `data_dir` and `tokenizer` are the mixture's.
-      weight: share of the steps that it takes, in any unit.
+      weight: relative share of the steps.
     """
 
     name: Annotated[str, pydantic.Field(pattern="^[a-z][a-z0-9_]*$")]
@@ -187,13 +187,13 @@ class Stream(Config):
 
 
 class Mixture(Config):
-    """Several streams of data, of which each step takes a batch of one.
+    """Several streams of data; each step takes a batch of one.
 
     Attributes:
-      streams: what is mixed.
+      streams: the streams.
       data_dir: folder of the prepared data sets.
-      tokenizer: of all streams: folder of a trained one, or of a run that has one; None takes the characters of all
-        training texts that any stream reads.
+      tokenizer: of all streams: folder of a trained one, or of a run that has one; None takes the characters of the
+        training texts of all streams.
     """
 
     kind: Literal["mixture"] = "mixture"
@@ -217,23 +217,23 @@ class Mixture(Config):
 
     @property
     def parts(self) -> dict[str, Speech | Text]:
-        """The data of each stream by its name, complete with what all share."""
+        """Returns the data of the streams by name, completed by the shared settings."""
         shared = {"data_dir": self.data_dir, "tokenizer": self.tokenizer}
         return {stream.name: stream.data.replace(**shared) for stream in self.streams}
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The sets that any stream names."""
+        """Returns the sets of all streams."""
         return tuple(dict.fromkeys(name for stream in self.streams for name in stream.data.sets))
 
     @property
     def sizes(self) -> dict[str, float]:
-        """The settings that batches' sizes follow from, by their dotted names."""
+        """Returns the settings that determine the batch sizes, by their dotted names."""
         named = enumerate(stream.data.sizes.items() for stream in self.streams)
         return {f"streams.{place}.data.{name}": size for place, sizes in named for name, size in sizes}
 
     def scaled(self, factor: float) -> "Mixture":
-        """The same with so many times each stream's batch."""
+        """Returns a copy with a multiple of every stream's batch size."""
         return self.replace(streams=tuple(stream.replace(data=stream.data.scaled(factor)) for stream in self.streams))
 
 
@@ -245,9 +245,9 @@ class InitFrom(Config):
 
     Attributes:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      groups: path prefixes to take over; "encoder=speech/encoder" fills the model's `encoder` from what the checkpoint
-        calls `speech/encoder`; empty takes every parameter. None takes `encoder` and `transformer`, those of them that
-        both have, so that several runs may each bring a part.
+      groups: path prefixes to load; "encoder=speech/encoder" fills the model's `encoder` from the checkpoint's
+        `speech/encoder`; empty loads every parameter. None loads `encoder` and `transformer` as far as both have them,
+        so that several runs may each contribute a part.
     """
 
     checkpoint: str
@@ -255,15 +255,16 @@ class InitFrom(Config):
 
 
 class LoopConfig(Config):
-    """How often things happen, in steps. Changes nothing about the parameters a run ends with.
+    """Intervals of the training loop, in steps. They do not change the parameters of a run.
 
     Attributes:
       log_every: between lines of the JSONL and TensorBoard logs.
       eval_every: between validations; the last step always validates.
       checkpoint_every: between checkpoints; the last step always saves, and one that validates among the best.
-      keep_last, keep_best: checkpoints kept: the newest, and those that validated best (NaN is the worst).
-      hung_after_seconds: after so long without the end of a step every thread's stack is written to stderr, to tell a
-        stuck reader from a stuck device; None for never. Compiling counts, so give large models time.
+      keep_last, keep_best: checkpoints kept: the newest, and the best in validation (NaN is the worst).
+      hung_after_seconds: time without the end of a step after which every thread's stack is written to stderr, to
+        distinguish a stuck reader from a stuck device; None for never. Includes compilation, so allow large models
+        time.
       profile_steps: (first, last): steps that `jax.profiler` traces for TensorBoard, the last excluded; or None.
     """
 
@@ -281,10 +282,10 @@ class Experiment(Config):
 
     Attributes:
       num_steps: optimizer steps.
-      seed: names the batches, the augmentation and the initial parameters.
-      init_from: other runs to take parameters over from, one after the other; empty starts from scratch.
-      max_bad_steps: a run stops after so many steps in a row whose loss or gradient is not finite.
-      topology: what it was sized for, "v5e-16", "2xv5p-512" or "cpu-1", for `jax-speechlm plan`; None says nothing.
+      seed: of the batches, the augmentation and the initial parameters.
+      init_from: other runs to load parameters from, in order; empty starts from scratch.
+      max_bad_steps: number of consecutive steps with a loss or gradient that is not finite after which a run stops.
+      topology: the target it was sized for, "v5e-16", "2xv5p-512" or "cpu-1", for `jax-speechlm plan`; or None.
     """
 
     OLD_NAMES: ClassVar[dict[str, str]] = {"start": "init_from", "cadence": "loop"}
@@ -323,7 +324,11 @@ class Experiment(Config):
 
 
 def differences(first: Experiment, second: Experiment) -> list[str]:
-    """The dotted names of settings that differ and decide a run's result; `loop`, `mesh`, `topology` do not."""
+    """Compares two experiments.
+
+    Returns:
+      The dotted names of settings that differ and affect a run's result; `loop`, `mesh`, `topology` do not.
+    """
     limits = {"max_dropped": True}  # refuses data, changes none
     streams = {"streams": {"__all__": {"data": limits}}}
     ignored = {"loop": True, "mesh": True, "topology": True, "data": limits | streams}

@@ -41,7 +41,12 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Experiment:
-    """Returns an experiment by its name, or from a user's file: `.py` with a `config()`, or `.json`.
+    """Opens an experiment by its name, or from a user's file: `.py` with a `config()`, or `.json`.
+
+    An old name prints a note with the new one to stderr.
+
+    Returns:
+      The experiment.
 
     Raises:
       ValueError: no experiment has this name (the message suggests the nearest), or a user's file fails.
@@ -72,13 +77,21 @@ def title(name: str) -> str:
 
 
 def result(name: str) -> str:
-    """Returns the text behind "Result:" in an experiment's docstring, as one line."""
+    """Reads the result of an experiment from its docstring.
+
+    Returns:
+      The paragraph after "Result:", as one line.
+    """
     _, _, rest = docstring(name).partition("\nResult: ")
     return " ".join(rest.split("\n\n")[0].split())
 
 
 def run_name(name: str) -> str:
-    """Returns the folder name of an experiment's run: `debian_best_rq` for "debian/best_rq", `mine` for "a/mine.py"."""
+    """Converts the argument of --config to the name of a run's folder.
+
+    Returns:
+      `debian_best_rq` for "debian/best_rq", `mine` for "a/mine.py".
+    """
     return Path(name).stem if name.endswith((".py", ".json")) else name.replace("/", "_")
 
 
