@@ -194,5 +194,5 @@ def test_an_alignment_is_made_once_and_anew_by_another_recogniser(part, capsys):
 
 def test_files_are_not_kept_beside_an_index(part, monkeypatch):
     monkeypatch.setattr(aligner.Recognizer, "load", lambda path: Heard())
-    with pytest.raises(DataError, match="--format index keeps the times of prepared sets"):
+    with pytest.raises(DataError, match="--format index stores the times of prepared sets"):
         aligner.align_run(part.set_dir, files=(part.index_path,), format="index")
