@@ -1,11 +1,12 @@
 """Commands that differ with the task that a run was trained for: eval, generate, score-pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tyro
 
 from jax_speechlm.core.errors import CheckpointError
+from jax_speechlm.evaluation.by_task import evaluator
 from jax_speechlm.inference.checkpoint import task_of_run
 from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.tasks import TASKS, Task, resolve
@@ -36,14 +37,10 @@ def _run(command: str, argv: Sequence[str], prog: str) -> None:
     tyro.cli(_function(command, task, argv[0] if is_named else ""), prog=prog, args=argv)
 
 
-def _function(command: str, task: Task, run: str) -> Any:
-    paths = {name: _path(command, each) for name, each in TASKS.items()}
-    if path := paths[task.name]:
-        return resolve(path)
-    able = ", ".join(name for name, each in paths.items() if each)
-    only = "whose only measure is its loss, which training logs" if command == "eval" else f"which has no {command}"
-    raise CheckpointError(f"{run} was trained by {task.name}, {only}; there is {command} for {able}")
-
-
-def _path(command: str, task: Task) -> str | None:
-    return task.evaluator if command == "eval" else task.commands.get(command)
+def _function(command: str, task: Task, run: str) -> Callable[..., Any]:
+    if command == "eval":
+        return evaluator(task, run)
+    if command in task.commands:
+        return resolve(task.commands[command])
+    able = ", ".join(name for name, each in TASKS.items() if command in each.commands)
+    raise CheckpointError(f"{run} was trained by {task.name}, which has no {command}; {able} have")

@@ -1,0 +1,48 @@
+"""Evaluation of a run as it was trained for: what `jax_speechlm.evaluate` and `jax-speechlm eval` share."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from data_pipelines.core.paths import as_path
+from jax_speechlm.core.errors import CheckpointError
+from jax_speechlm.inference.checkpoint import task_of_run
+from jax_speechlm.tasks import TASKS, Task, resolve
+
+
+def evaluator(task: Task, run: str | os.PathLike) -> Callable[..., Any]:
+    """Returns the function that evaluates the runs of a task.
+
+    Args:
+      run: for the message.
+
+    Raises:
+      CheckpointError: there is none; the message names the tasks that have one.
+    """
+    if task.evaluator is None:
+        able = ", ".join(name for name, each in TASKS.items() if each.evaluator)
+        raise CheckpointError(
+            f"{run} was trained by {task.name}, whose only measure is its loss, which training logs; there is an "
+            f"evaluation for {able}"
+        )
+    return resolve(task.evaluator)
+
+
+def evaluate(run: str | os.PathLike, sets: Sequence[str], **options: Any) -> Any:
+    """Evaluates a run on prepared sets, and writes the report into its folder.
+
+        report = jax_speechlm.evaluate("runs/finetune", ["asterisk-en"], split="test")
+
+    Args:
+      run: its directory or URL, or one of its checkpoints/<step> folders.
+      sets: names of prepared data sets.
+      options: those of `jax-speechlm eval RUN --help`, with underscores.
+
+    Returns:
+      The report, or the reports, that the task's evaluator makes.
+
+    Raises:
+      CheckpointError: there is no readable checkpoint, or its task has no evaluation.
+    """
+    path = as_path(run)
+    return evaluator(task_of_run(path), path)(path, tuple(sets), **options)
