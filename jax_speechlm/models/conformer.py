@@ -1,7 +1,8 @@
-"""The macaron conformer, in the form of Hugging Face's Wav2Vec2-BERT encoder.
+"""The conformer encoder (Gulati et al. 2020) in the form of Hugging Face's Wav2Vec2-BERT.
 
-LayerNorm only, relative-key attention, causal depthwise convolution, stacked log-mel frames in. Given the same weights
-it gives the same numbers as `Wav2Vec2BertModel` (`jax_speechlm.interop.hf.wav2vec2_bert` maps them both ways).
+It has LayerNorm only, relative-key attention and a causal depthwise convolution, and takes stacked log-mel frames. With
+the same weights it computes the same numbers as `Wav2Vec2BertModel` (`jax_speechlm.interop.hf.wav2vec2_bert` converts
+the weights).
 
 Parameters at 160 inputs (two stacked frames of 80 mel bins):
 
@@ -14,10 +15,9 @@ Parameters at 160 inputs (two stacked frames of 80 mel bins):
 | XL   |     24 | 1024 |    16 | 580,492,096 |
 | 2B   |     36 | 1536 |    16 | 1,957,148,864 |
 
-XL is w2v-BERT 2.0's shape; 2B is as wide as the larger encoder of Google USM (arXiv:2303.01037).
+XL is the shape of w2v-BERT 2.0; 2B has the width of the larger encoder of Google USM (arXiv:2303.01037).
 """
 
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 import jax
@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.nn.attention.relative import Chunk, RelativeAttention
-from jax_speechlm.nn.functional import Remat, parameter, scan_layers, stack
+from jax_speechlm.nn.functional import MakeModule, Remat, parameter, scan_layers, stack
 from jax_speechlm.nn.layers import Count, Keys, LayerNorm, Linear, causal_depthwise, dropout, split_keys
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import shard_batch_and_time
@@ -41,16 +41,16 @@ class ConformerConfig(Config):
     Attributes:
       input_dim: features a frame, after stacking.
       dim: width of the residual stream; a multiple of `num_heads`.
-      num_layers: conformer blocks.
+      num_layers: conformer layers.
       num_heads: attention heads.
-      ffn_multiple: inner width of the feed-forward modules over `dim`; their product, rounded.
-      kernel_size: frames that the depthwise convolution sees: the present one and those before it.
-      left_max: distance in frames at which keys before the query stop being told apart.
+      ffn_multiple: inner width of the feed-forward modules as a multiple of `dim`, rounded to whole units.
+      kernel_size: taps of the depthwise convolution: the present frame and earlier ones.
+      left_max: distance in frames before the query beyond which all keys share one distance vector.
       right_max: the same for keys after the query.
       dropout: rate after the input projection, inside and after each feed-forward, after attention and convolution.
       attention_dropout: rate on the attention weights.
-      chunk_lengths: chunk lengths in frames that `draw_chunk` chooses from in dynamic-chunk training; empty: none.
-      remat: what the forward pass keeps for the backward pass (see `functional.Remat`).
+      chunk_lengths: chunk lengths in frames that `draw_chunk` draws from in dynamic-chunk training; empty for none.
+      remat: activations that the forward pass keeps for the backward pass (see `functional.Remat`).
       dtype: compute type; parameters, norms, softmax and the output are float32.
     """
 
@@ -82,11 +82,11 @@ class ConformerConfig(Config):
 
     @property
     def subsampling(self) -> int:
-        """Feature vectors that become one frame."""
+        """Feature vectors of one frame."""
         return 1
 
     def num_frames(self, num_vectors: Count) -> Count:
-        """Frames that come from so many feature vectors."""
+        """Returns the number of frames of `num_vectors` feature vectors."""
         return num_vectors
 
 
@@ -101,7 +101,7 @@ SIZES = {
 
 
 class FeedForward(nnx.Module):
-    """LayerNorm -> linear (ffn_multiple x) -> SiLU -> linear. Takes the config of any conformer."""
+    """LayerNorm -> linear (to `ffn_dim`) -> SiLU -> linear, for the config of any conformer."""
 
     def __init__(self, config: Config, *, bias: bool = True, rngs: nnx.Rngs):
         dim, inner = config.dim, config.ffn_dim
@@ -119,15 +119,15 @@ class FeedForward(nnx.Module):
 class CausalConvolution(nnx.Module):
     """LayerNorm -> pointwise (2x) -> GLU -> causal depthwise -> LayerNorm -> SiLU -> pointwise.
 
-    The conformer's convolution module (Gulati et al. 2020, section 2.2) without batch normalisation and without a view
-    of the future: nothing in it depends on the batch, on padding, or on frames to come.
+    The conformer's convolution module (Gulati et al. 2020, section 2.2), causal and without batch normalisation: the
+    output does not depend on the batch, on padding or on later frames.
     """
 
     def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
         dim, taps = config.dim, config.kernel_size
         self.rate = config.dropout
         self.norm_in = LayerNorm(dim, rngs=rngs)
-        # The halves of the gated unit are an axis of their own, so that sharding "mlp" keeps value and gate together.
+        # Value and gate are a separate axis, so that sharding "mlp" keeps the two of a channel on one device.
         self.expand = Linear((dim,), (2, dim), ("embed", None, "mlp"), bias=False, rngs=rngs)
         self.depthwise = parameter(
             rngs.params(), (taps, dim), (None, "mlp"), jax.nn.initializers.truncated_normal(taps**-0.5)
@@ -138,8 +138,8 @@ class CausalConvolution(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch time dim"], mask_BxT: Bool[Array, "batch time"], keys: Keys | None
     ) -> Float[Array, "batch time dim"]:
-        # Padding must not reach a real frame. It lies after them and the convolution looks back, so this guards what a
-        # later layout might change, and costs nothing: it is the reference's order of operations.
+        # Padding must not affect a real frame. A causal convolution over padding at the end ensures that already; the
+        # mask is free, keeps the reference's order of operations and would hold for another layout of the row.
         x = jnp.where(mask_BxT[..., None], self.norm_in(x), 0)
         x = self.expand(x)
         x = x[..., 0, :] * jax.nn.sigmoid(x[..., 1, :])
@@ -148,47 +148,71 @@ class CausalConvolution(nnx.Module):
         return dropout(self.contract(jax.nn.silu(self.norm_mid(x))), self.rate, keys)
 
 
-class ConformerLayer(nnx.Module):
-    """Half a feed-forward, attention, convolution, half a feed-forward, each residual; then LayerNorm."""
+class MacaronLayer(nnx.Module):
+    """One layer of any conformer (Gulati et al. 2020).
 
-    def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
+    Half a feed-forward, attention, convolution, half a feed-forward, each residual; then LayerNorm.
+
+    Args:
+      config: of any conformer.
+      make_attention: `rngs -> (x, mask [B, T], context, keys) -> x`.
+      make_convolution: `rngs -> (x, mask [B, T], keys) -> x`.
+      bias: whether the linear maps of the feed-forwards have one.
+    """
+
+    def __init__(
+        self, config: Config, make_attention: MakeModule, make_convolution: MakeModule, *, bias: bool, rngs: nnx.Rngs
+    ):
         self.rate = config.dropout
-        self.ffn1 = FeedForward(config, rngs=rngs)
+        self.ffn1 = FeedForward(config, bias=bias, rngs=rngs)
         self.attention_norm = LayerNorm(config.dim, rngs=rngs)
-        self.attention = RelativeAttention(
-            config.dim, config.num_heads, config.left_max, config.right_max, config.attention_dropout, rngs=rngs
-        )
-        self.convolution = CausalConvolution(config, rngs=rngs)
-        self.ffn2 = FeedForward(config, rngs=rngs)
+        self.attention = make_attention(rngs)
+        self.convolution = make_convolution(rngs)
+        self.ffn2 = FeedForward(config, bias=bias, rngs=rngs)
         self.norm = LayerNorm(config.dim, rngs=rngs)
 
     def __call__(
         self,
         x: Float[Array, "batch time dim"],
         mask_BxT: Bool[Array, "batch time"],
-        chunk: Chunk | None,
+        context: Chunk | Float[Array, "distances dim"] | None,
         keys: Keys | None,
     ) -> Float[Array, "batch time dim"]:
+        """Returns the residual stream after the layer. `context` is passed to attention."""
         ffn1, weights, attention, convolution, ffn2 = split_keys(keys, 5)
         x = shard_batch_and_time(x + 0.5 * self.ffn1(x, ffn1))
-        x = x + dropout(self.attention(self.attention_norm(x), mask_BxT, chunk, weights), self.rate, attention)
+        x = x + dropout(self.attention(self.attention_norm(x), mask_BxT, context, weights), self.rate, attention)
         x = shard_batch_and_time(x)
         x = shard_batch_and_time(x + self.convolution(x, mask_BxT, convolution))
         x = shard_batch_and_time(x + 0.5 * self.ffn2(x, ffn2))
         return shard_batch_and_time(self.norm(x))
 
 
-class Conformer(nnx.Module):
-    """Stacked log-mel frames in, hidden states out, one for each frame.
+class ConformerLayer(MacaronLayer):
+    """Layer of `Conformer`."""
 
-    A frame's output depends on its own utterance's frames only: not on padding, batch size or row order.
+    def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
+        def make_attention(rngs: nnx.Rngs) -> RelativeAttention:
+            left, right = config.left_max, config.right_max
+            return RelativeAttention(config.dim, config.num_heads, left, right, config.attention_dropout, rngs=rngs)
+
+        def make_convolution(rngs: nnx.Rngs) -> CausalConvolution:
+            return CausalConvolution(config, rngs=rngs)
+
+        super().__init__(config, make_attention, make_convolution, bias=True, rngs=rngs)
+
+
+class Conformer(nnx.Module):
+    """Encodes stacked log-mel frames to one hidden state a frame.
+
+    The output of a frame depends only on the frames of its utterance, not on padding, batch size or row order.
     """
 
     def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.input_norm = LayerNorm(config.input_dim, axis=None, rngs=rngs)
-        # A frame that SpecAugment blanks is 0 and becomes this bias: were that 0 too, the first layer's norms would
-        # divide by nearly nothing and its gradient would drown all others.
+        # A frame that SpecAugment masks is 0 and becomes this bias. If the bias were 0 too, the first layer's norms
+        # would divide by nearly 0 and their gradient would exceed all others.
         self.input = Linear((config.input_dim,), (config.dim,), (None, "embed"), bias_scale=0.5, rngs=rngs)
         self.layers = stack(lambda rngs: ConformerLayer(config, rngs=rngs), config.num_layers, rngs)
 
@@ -207,16 +231,16 @@ class Conformer(nnx.Module):
           x_BxTxF: features.
           length_B: valid frames of each row; may be 0.
           keys: one key a row (`jax_speechlm.core.batch.example_keys`) for dropout, or None for evaluation.
-          chunk: limits what attention sees (see `chunk_mask`); None for all of the utterance.
-          taps: layer counts after which hidden states are wanted too, up to `num_layers`; 0 is what enters the layers.
+          chunk: limits attention (see `chunk_mask`); None for the whole utterance.
+          taps: layers whose output is returned too, counted from 1; 0 is the input of the first layer.
 
         Returns:
-          float32 hidden states after the last layer, and those after each tap. Both are 0 at padding.
+          float32 hidden states after the last layer, and after each tap. Both are 0 at padding.
         """
         return self.encode(self.embed(x_BxTxF), length_B, keys=keys, chunk=chunk, taps=taps)
 
     def embed(self, x_BxTxF: Float[Array, "batch time features"]) -> Float[Array, "batch time dim"]:
-        """Features as the layers take them: normalised and projected, in the compute type."""
+        """Returns the input of the layers: features normalised and projected, in the compute type."""
         return shard_batch_and_time(self.input(self.input_norm(x_BxTxF).astype(self.config.dtype)))
 
     def encode(
@@ -228,14 +252,13 @@ class Conformer(nnx.Module):
         chunk: Chunk | None = None,
         taps: tuple[int, ...] = (),
     ) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
-        """The layers, over what `embed` gave or anything else of their width; arguments and result as of the call."""
-        run = lambda layer, x, mask_BxT, keys: layer(x, mask_BxT, chunk, keys)  # noqa: E731
-        return run_layers(self.layers, run, self.config, x_BxTxD, length_B, keys=keys, taps=taps)
+        """Runs the layers on `embed`'s output or other vectors of width `dim`; arguments and result as of the call."""
+        return run_layers(self.layers, chunk, self.config, x_BxTxD, length_B, keys=keys, taps=taps)
 
 
 def run_layers(
     layers: nnx.Module,
-    call: Callable[[nnx.Module, Array, Array, Keys | None], Array],
+    context: Chunk | Float[Array, "distances dim"] | None,
     config: Config,
     x_BxTxD: Float[Array, "batch time dim"],
     length_B: Int[Array, " batch"],
@@ -243,14 +266,15 @@ def run_layers(
     keys: Key[Array, " batch"] | None,
     taps: tuple[int, ...],
 ) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
-    """A conformer's stacked layers, dropout before the first; other arguments and result as of `Conformer`.
+    """Applies dropout, then a conformer's stacked layers; other arguments and result as of `Conformer`.
 
     Args:
-      call: `(layer, x, mask [B, T], keys) -> x`; time is filled up to `sequence.padded_time`.
+      layers: a stack of `MacaronLayer`.
+      context: passed to the attention of every layer, which gets rows padded to `sequence.padded_time`.
       config: of any conformer.
     """
     if not all(0 <= tap <= config.num_layers for tap in taps):
-        raise ValueError(f"taps must lie between 0 and num_layers ({config.num_layers}); got {taps}")
+        raise ValueError(f"taps must be between 0 and num_layers ({config.num_layers}); got {taps}")
     num_frames = x_BxTxD.shape[1]
     x_BxTxD = shard_batch_and_time(sequence.pad_time(x_BxTxD))
     mask_BxT = frame_mask(length_B, x_BxTxD.shape[1])
@@ -260,19 +284,24 @@ def run_layers(
     inner = any(tap > 0 for tap in taps)
 
     def run(layer: nnx.Module, x: Array, keys: Keys | None) -> tuple[Array, Array | None]:
-        x = call(layer, x, mask_BxT, keys)
+        x = layer(x, mask_BxT, context, keys)
         return x, x if inner else None
 
     keys_L = None if keys is None else jnp.stack(keys_L)
     x, every_x = scan_layers(layers, run, x, keys_L, config.remat)
-    finish = lambda x: jnp.where(mask_BxT[..., None], x.astype(jnp.float32), 0)[:, :num_frames]  # noqa: E731
+
+    def finish(x: Array) -> Array:
+        return jnp.where(mask_BxT[..., None], x.astype(jnp.float32), 0)[:, :num_frames]
+
     return finish(x), {tap: finish(every_x[tap - 1] if tap else x_BxTxD) for tap in taps}
 
 
 def draw_chunk(config: ConformerConfig, key: PRNGKeyArray) -> Chunk | None:
-    """The chunk of one training step: full attention half of the time, else one of `chunk_lengths` and all before it.
+    """Draws the chunk of one training step (Zhang et al. 2020, unified streaming and non-streaming training).
 
-    Values are traced, so that one compiled step serves every draw (Zhang et al. 2020, unified streaming training).
+    Returns:
+      None without `chunk_lengths`; else full attention with probability 0.5, or one of `chunk_lengths` with all earlier
+      chunks as left context. The values are traced, so that one compiled step serves every draw.
     """
     if not config.chunk_lengths:
         return None
@@ -283,7 +312,7 @@ def draw_chunk(config: ConformerConfig, key: PRNGKeyArray) -> Chunk | None:
 
 
 def forward_flops(config: ConformerConfig, num_frames: int, batch_size: int) -> float:
-    """FLOPs of the matrix products of one forward pass, padding included; a multiply-add is two."""
+    """Returns the FLOPs of the matrix products of one forward pass, padding included; a multiply-add is two."""
     dim, distances = config.dim, config.left_max + 1 + config.right_max
     linear = (4 * config.ffn_dim + (4 + 3) * dim) * dim  # two feed-forwards, attention's four maps, pointwise 2 + 1
     attention = (2 * num_frames + distances) * dim

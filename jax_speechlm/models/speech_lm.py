@@ -23,6 +23,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoders import AnyEncoder, make_encoder
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.nn.attention.masks import masked_scores
 from jax_speechlm.nn.attention.relative import Chunk
 from jax_speechlm.nn.functional import Remat
 from jax_speechlm.nn.layers import Keys
@@ -167,6 +168,6 @@ def speech_attention(
     )
     scores = jnp.einsum("bugrk,bsgk->bgrus", q_BxUxGxRxK, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     sees = jnp.arange(q.shape[1]) <= rows_BxU[..., None]
-    weights = jax.nn.softmax(scores + jnp.where(sees, 0, jnp.finfo(jnp.float32).min)[:, None, None], axis=-1)
+    weights = jax.nn.softmax(masked_scores(scores, sees[:, None, None]), axis=-1)
     on_speech = jnp.einsum("bgrus,bs->bgru", weights, sequence.is_speech.astype(jnp.float32))
     return on_speech.mean((1, 2))

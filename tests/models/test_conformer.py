@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from jax_speechlm.interop.hf import wav2vec2_bert
 from jax_speechlm.models.conformer import SIZES, Conformer, ConformerConfig, ConformerLayer, draw_chunk, forward_flops
 from jax_speechlm.nn import functional
-from jax_speechlm.nn.attention import relative
 
 CONFIG = ConformerConfig(
     input_dim=6, dim=8, num_layers=2, num_heads=2, kernel_size=5, left_max=6, right_max=3, dropout=0.2,
@@ -138,34 +137,6 @@ class TestChunks:
         values, counts = np.unique(draw(jax.random.split(jax.random.key(0), 400)), return_counts=True)
         assert values.tolist() == [4, 8, 2**31 - 1]
         assert counts[2] == pytest.approx(200, abs=50)
-
-
-@pytest.mark.parametrize("chunk", [None, (3, 2)])
-def test_long_rows_go_block_by_block_to_the_same_result(monkeypatch, chunk):
-    x, lengths = jnp.asarray(normal(0, (2, FRAMES, 6))), jnp.array([FRAMES, 13])
-    keys = jax.random.split(jax.random.key(0), 2)
-
-    def both():
-        encode = lambda params: functional.bind(GRAPHDEF, params)(x, lengths, keys=keys, chunk=chunk)[0]  # noqa: E731
-        return jax.jit(jax.value_and_grad(lambda params: jnp.sum(jnp.sin(encode(params)))))(PARAMS)
-
-    expected = both()
-    monkeypatch.setattr(relative, "MAX_FULL_SCORES", 8)
-    monkeypatch.setattr(relative, "_BLOCK", 5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), both(), expected)
-
-
-def test_memory_of_attention_is_linear_in_the_length_of_long_rows(monkeypatch):
-    monkeypatch.setattr(relative, "MAX_FULL_SCORES", 64)
-    monkeypatch.setattr(relative, "_BLOCK", 64)
-    graphdef, params = model(CONFIG.replace(num_layers=1, attention_dropout=0.0, remat="full"))
-
-    def needed(frames):
-        loss = lambda params, x, length: jnp.sum(apply(graphdef, params, x, length)[0])  # noqa: E731
-        x, length = jax.ShapeDtypeStruct((1, frames, 6), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
-        return jax.jit(jax.grad(loss)).lower(params, x, length).compile().memory_analysis().temp_size_in_bytes
-
-    assert needed(2048) < 2.3 * needed(1024)
 
 
 def test_remat_changes_memory_only():

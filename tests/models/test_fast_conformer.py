@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from jax_speechlm.interop.hf import parakeet
 from jax_speechlm.models.fast_conformer import SIZES, FastConformer, FastConformerConfig, forward_flops
 from jax_speechlm.nn import functional
-from jax_speechlm.nn.attention import relative
 
 CONFIG = FastConformerConfig(
     input_dim=8, dim=8, num_layers=2, num_heads=2, kernel_size=5, channels=4, dropout=0.2, attention_dropout=0.2
@@ -120,29 +119,6 @@ def test_every_parameter_learns():
     x, lengths = normal(0, (5, VECTORS, 8)), np.array([VECTORS, 40, 17, 1, 0], np.int32)
     to_params, _ = gradients(x, lengths, jax.random.split(jax.random.key(0), 5))
     assert all(np.any(leaf) for leaf in jax.tree.leaves(to_params))
-
-
-def test_long_rows_go_block_by_block_to_the_same_result(monkeypatch):
-    x, lengths = jnp.asarray(normal(0, (2, 8 * 23, 8))), jnp.array([8 * 23, 101])
-    keys = jax.random.split(jax.random.key(0), 2)
-
-    def encode():
-        return jax.jit(lambda params: functional.bind(GRAPHDEF, params)(x, lengths, keys=keys)[0])(PARAMS)
-
-    expected = encode()
-    monkeypatch.setattr(relative, "MAX_FULL_SCORES", 8)
-    monkeypatch.setattr(relative, "_BLOCK", 5)
-    np.testing.assert_allclose(encode(), expected, atol=1e-5)
-
-
-def test_distances_lie_along_the_diagonal():
-    scores = normal(0, (2, 3, 7))
-    laid = relative.skew(jnp.asarray(scores))
-    assert laid.shape == (2, 3, 5)
-    for i in range(3):
-        for j in range(5):
-            np.testing.assert_array_equal(laid[:, i, j], scores[:, i, 2 - i + j])
-    np.testing.assert_array_equal(relative.skew(jnp.asarray(scores[:, :1])), scores[:, :1])
 
 
 def test_remat_changes_memory_only():

@@ -1,12 +1,12 @@
-"""Scaled dot-product attention in blocks of queries, each against no more keys than it may see.
+"""Scaled dot-product attention in blocks of queries, each against only the keys that the mask can allow.
 
-The scores of one block exist at a time, in neither direction those of all; what causality or a window hides is mostly
-not computed. Backward, a block's weights are computed again from its scores and the kept logarithm of their sum, and
+Only the scores of one block exist at a time, forward and backward, and most scores that causality or a window masks are
+not computed. The backward pass recomputes a block's weights from its scores and the saved logarithm of their sum, then
 
     dv = pᵀ do,    ds = p * (do vᵀ - sum(do * o)),    dq = ds k,    dk = dsᵀ q
 
-as in FlashAttention (Dao et al. 2022). Plain JAX: XLA compiles it for any backend and splits it over rows and heads; on
-CPU it takes 0.6 of the time of the plain form.
+as in FlashAttention (Dao et al. 2022). It is plain JAX, which XLA compiles for any backend and partitions over rows and
+heads; on CPU it takes 0.6 of the time of the reference.
 """
 
 import math
@@ -16,30 +16,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from jax_speechlm.nn.attention.masks import masked_scores, visible
 from jax_speechlm.nn.functional import SAVED_ACTIVATION
 
 _BLOCK = 128  # queries; fastest of 64, 128, 256 and 512 on CPU
-_MOST_BLOCKS = 16  # they are unrolled, so longer rows have larger blocks
-
-
-def visible(
-    segment_BxT: Int[Array, "batch time"],
-    causal: bool,
-    window: int | None,
-    queries: slice = slice(None),
-    keys: slice = slice(None),
-) -> Bool[Array, "batch query key"]:
-    """True where a query may see a key: of its own segment, not after it if causal, no further away than the window."""
-    place = jnp.arange(segment_BxT.shape[1])
-    mask = segment_BxT[:, queries, None] == segment_BxT[:, None, keys]
-    distance = place[queries, None] - place[None, keys]
-    if causal:
-        mask &= distance >= 0
-    if window is not None:
-        mask &= jnp.abs(distance) <= window
-    return mask
+_MOST_BLOCKS = 16  # blocks are unrolled, so longer rows have larger ones
 
 
 def blocked_attention(
@@ -50,11 +33,11 @@ def blocked_attention(
     causal: bool,
     window: int | None,
 ) -> Float[Array, "batch time heads head_dim"]:
-    """Self-attention of packed rows (see `dot_attention.attend`)."""
+    """Computes self-attention of packed rows; arguments and result as of `dot.attend`."""
     batch, time, heads, head_dim = q_BxTxHxK.shape
     groups = k_BxTxGxK.shape[2]
     q = (q_BxTxHxK * head_dim**-0.5).reshape(batch, time, groups, heads // groups, head_dim)
-    # Time beside the head's width: XLA's batched products then copy nothing.
+    # Time next to head_dim: XLA's batched products then need no copy.
     out = _attention(
         q.transpose(0, 2, 3, 1, 4), k_BxTxGxK.swapaxes(1, 2), v_BxTxGxK.swapaxes(1, 2), segment_BxT, causal, window
     )
@@ -77,7 +60,7 @@ def _forward(q, k, v, segment, causal, window):
         values = jnp.einsum("bgrts,bgsk->bgrtk", weights.astype(v.dtype), v[:, :, keys])
         outs.append((values / total).astype(v.dtype))
         log_sums.append(top + jnp.log(total))
-    # Named, so that a rematerialised layer may keep them and need not come here again.
+    # Named so that rematerialisation can save them instead of recomputing this function.
     out = checkpoint_name(jnp.concatenate(outs, axis=3), SAVED_ACTIVATION)
     log_sum = checkpoint_name(jnp.concatenate(log_sums, axis=3), SAVED_ACTIVATION)
     return out, (q, k, v, segment, out, log_sum)
@@ -87,7 +70,7 @@ def _backward(causal, window, residuals, to_out):
     q, k, v, segment, out, log_sum = residuals
     shared = jnp.sum(to_out.astype(jnp.float32) * out, axis=-1, keepdims=True)
     to_q = []
-    # Head width before time: the large operand of both products is then read as it lies.
+    # head_dim before time: both products then read their large operand without a transposition.
     to_k = to_v = jnp.zeros_like(k.swapaxes(2, 3), jnp.float32)
     for queries, keys in _blocks(segment.shape[1], causal, window):
         scores = _scores(q, k, segment, causal, window, queries, keys)
@@ -108,14 +91,13 @@ _attention.defvjp(_forward, _backward)
 
 
 def _scores(q, k, segment, causal, window, queries, keys):
-    """float32 scores of a block; those of hidden keys are so low that their exponential is 0."""
+    """Returns the masked float32 scores of a block."""
     scores = jnp.einsum("bgrtk,bgsk->bgrts", q[:, :, :, queries], k[:, :, keys], preferred_element_type=jnp.float32)
-    mask = visible(segment, causal, window, queries, keys)
-    return scores + jnp.where(mask, 0, jnp.finfo(jnp.float32).min)[:, None, None]
+    return masked_scores(scores, visible(segment, causal, window, queries, keys)[:, None, None])
 
 
 def _blocks(time: int, causal: bool, window: int | None) -> Iterator[tuple[slice, slice]]:
-    """Each block's queries, and the stretch of keys that holds all that they may see."""
+    """Yields each block's queries and the smallest stretch of keys that holds all visible ones."""
     size = _BLOCK * math.ceil(time / (_BLOCK * _MOST_BLOCKS))
     reach = time if window is None else window
     for start in range(0, time, size):

@@ -1,8 +1,8 @@
-"""Scaled dot-product attention within the segments of packed rows: one meaning, several kernels.
+"""Scaled dot-product attention within the segments of packed rows: one definition, several kernels.
 
-softmax(q·k / sqrt(head_dim)) v over the keys that a query may see: those of its own segment, none after it if causal,
-none further away than the window. Padding is a segment like any other, so no query is left without a key, nothing is
-divided by zero, and what stands in padding reaches no one else. Softmax is float32 in every kernel.
+softmax(q·k / sqrt(head_dim)) v over the visible keys: of the query's segment, none after it if causal, none further
+away than the window. Padding is a segment like any other, so every query has a key, nothing is divided by zero, and the
+values in padding affect no real token. Softmax is float32 in every kernel.
 """
 
 import math
@@ -14,18 +14,19 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_speechlm.nn.attention.blocked import blocked_attention, visible
+from jax_speechlm.nn.attention.blocked import blocked_attention
+from jax_speechlm.nn.attention.masks import masked_softmax, visible
 from jax_speechlm.nn.functional import SAVED_ACTIVATION
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import BATCH_AXES, platform
 
 Kernel = Literal["auto", "reference", "blocked", "xla", "cudnn", "splash"]
-"""How attention is computed: "reference" is the formula as it stands, "blocked" goes through the queries in blocks
+"""Implementation of attention: "reference" is the formula itself, "blocked" processes queries in blocks
 (`blocked_attention`), "xla" is `jax.nn.dot_product_attention`, "cudnn" the same with cuDNN's flash attention (GPU,
-bfloat16), "splash" the Pallas kernel for TPUs (elsewhere it is interpreted, for tests). "auto" takes the last two where
-they run, else "blocked"."""
+bfloat16), "splash" the Pallas kernel for TPUs (interpreted elsewhere, for tests). "auto" selects one of the last two on
+the hardware that they are for, else "blocked"."""
 
-_LANES = 128  # splash works on blocks of a multiple of this many tokens
+_LANES = 128  # splash needs blocks of a multiple of this many tokens
 _LARGEST_BLOCK = 512
 
 
@@ -39,13 +40,16 @@ def attend(
     window: int | None,
     kernel: Kernel,
 ) -> Float[Array, "batch time heads head_dim"]:
-    """Self-attention of packed rows. Head h of the queries reads head h * kv_heads // heads of keys and values.
+    """Computes self-attention of packed rows. Query head h reads key and value head h * kv_heads // heads.
 
     Args:
-      segment_BxT: tokens attend to tokens of the same number only; a segment is one stretch of a row.
-      causal: whether tokens are kept from looking ahead.
-      window: the greatest distance between a query and a key that it sees; None for any.
-      kernel: what computes it. The result is the same up to rounding.
+      segment_BxT: number of each token's segment; a segment is contiguous, and tokens attend only within it.
+      causal: whether a token attends only to itself and earlier tokens.
+      window: greatest distance between a query and a key; None for no limit.
+      kernel: implementation; results agree up to rounding.
+
+    Returns:
+      The weighted means of the values, in their type.
     """
     if kernel == "auto":
         kernel = _fastest(q_BxTxHxK.dtype)
@@ -61,7 +65,7 @@ def _attend(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT, causal, window, kernel
     mask = visible(segment_BxT, causal, window)
     if kernel == "reference":
         return masked_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask)
-    # cuDNN skips what causality hides when it is told of it, and has no two-sided windows.
+    # With is_causal, cuDNN skips the masked half; two-sided windows are not supported there and stay in the mask.
     return jax.nn.dot_product_attention(
         q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask=mask[:, None], is_causal=causal, implementation=kernel
     )
@@ -73,15 +77,19 @@ def masked_attention(
     v_BxSxGxK: Float[Array, "batch key kv_heads head_dim"],
     mask_BxTxS: Bool[Array, "batch query key"],
 ) -> Float[Array, "batch query heads head_dim"]:
-    """The reference: queries see the keys where the mask is true; one that sees none gets a mean of all values."""
+    """Computes attention by its formula, the reference of the other kernels.
+
+    Args:
+      mask_BxTxS: True where a query may attend to a key; without any key a query gets the mean of all values.
+
+    Returns:
+      The weighted means of the values, in their type.
+    """
     batch, queries, heads, head_dim = q_BxTxHxK.shape
     groups = k_BxSxGxK.shape[2]
     q_BxTxGxRxK = q_BxTxHxK.reshape(batch, queries, groups, heads // groups, head_dim) * head_dim**-0.5
     scores = jnp.einsum("btgrk,bsgk->bgrts", q_BxTxGxRxK, k_BxSxGxK, preferred_element_type=jnp.float32)
-    # Added, not selected, because a sum costs nothing backward.
-    scores = scores + jnp.where(mask_BxTxS, 0, jnp.finfo(jnp.float32).min)[:, None, None]
-    # The barrier keeps XLA on CPU from computing the softmax inside the product below, several times over.
-    weights = jax.lax.optimization_barrier(jax.nn.softmax(scores, axis=-1).astype(v_BxSxGxK.dtype))
+    weights = masked_softmax(scores, mask_BxTxS[:, None, None], v_BxSxGxK.dtype)
     return jnp.einsum("bgrts,bsgk->btgrk", weights, v_BxSxGxK).reshape(q_BxTxHxK.shape)
 
 
@@ -93,14 +101,17 @@ def _fastest(dtype: jnp.dtype) -> Kernel:
 
 
 def _splash(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT, causal, window):
-    """Splash attention on each device's rows and heads: XLA cannot split a Pallas kernel by itself."""
+    """Runs splash attention on each device's rows and heads, because XLA cannot partition a Pallas kernel."""
     heads, groups = q_BxTxHxK.shape[2], k_BxTxGxK.shape[2]
 
     def local(q, k, v, segment):
         kernel, length = _splash_kernel(q.shape[1], q.shape[2], causal, window)
-        fill = lambda x: jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
-        q, k, v = (fill(x).swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
-        segment = fill(segment + 1)  # what fills the last block is a segment of its own
+
+        def pad(x):
+            return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+
+        q, k, v = (pad(x).swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
+        segment = pad(segment + 1)  # the padding of the last block is a segment of its own
         return jax.vmap(kernel)(q, k, v, _segment_ids(segment)).swapaxes(1, 2)[:, : q_BxTxHxK.shape[1]]
 
     mesh = jax.sharding.get_abstract_mesh()
@@ -114,7 +125,7 @@ def _splash(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT, causal, window):
 
 
 def _splash_kernel(num_tokens, num_heads, causal, window):
-    """The kernel for rows of so many tokens, and the length that they have to be filled up to."""
+    """Returns the kernel for rows of `num_tokens`, and the length that they must be padded to."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 

@@ -1,8 +1,10 @@
-"""Self-attention that knows how far apart query and key are.
+"""Self-attention with relative positions.
 
-By a learnt vector for each clipped distance (Shaw et al. 2018), or by sinusoids of it (Dai et al. 2019).
+`RelativeAttention` has a learnt vector for each clipped distance (Shaw et al. 2018), `PositionalAttention` sinusoids of
+the distance (Dai et al. 2019).
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -14,32 +16,52 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_speechlm.nn.attention.masks import masked_softmax
 from jax_speechlm.nn.functional import SAVED_ACTIVATION, parameter
 from jax_speechlm.nn.layers import Keys, Linear, dropout
 from jax_speechlm.parallel import sequence
 
 Chunk = tuple[int | Int[Array, ""], int | Int[Array, ""]]
-"""(frames in a chunk, chunks of left context; negative means all). Values may be traced."""
+"""(frames in a chunk, chunks of left context; negative for all). Values may be traced."""
+
+MAX_FULL_SCORES = 2048
+"""Longest row in frames whose scores exist all at once by default."""
 
 
-MAX_FULL_SCORES, _BLOCK = 2048, 512
-"""Scores of rows of up to `MAX_FULL_SCORES` frames exist all at once; of longer ones, those of `_BLOCK` queries."""
+@dataclasses.dataclass(frozen=True)
+class QueryBlocks:
+    """Bound on the memory of attention over long rows.
+
+    Attributes:
+      max_full: longest row in frames whose scores exist all at once.
+      size: queries of a block, in longer rows; the scores of one block exist at a time.
+    """
+
+    max_full: int = MAX_FULL_SCORES
+    size: int = 512
+
+    def padded_time(self, time: int) -> int:
+        """Returns the frames that a row is padded to: whole blocks where it is long."""
+        return time if time <= self.max_full else math.ceil(time / self.size) * self.size
+
+
+BLOCKS = QueryBlocks()
 
 
 def chunk_mask(
     query: Int[Array, " query"], key: Int[Array, " key"], chunk: Chunk | None
 ) -> Bool[Array, "query key"] | bool:
-    """True where a query may see a key: the whole of its own chunk and the given number of chunks before it.
+    """Returns the mask of chunked attention: True for keys of the query's chunk and of those in its left context.
 
     Args:
       query, key: frame numbers.
-      chunk: None for everything.
+      chunk: chunk length and left context; None for no limit.
     """
     if chunk is None:
         return True
     length, left = chunk
-    behind = (query // length)[:, None] - (key // length)[None, :]
-    return (behind >= 0) & ((behind <= left) | (jnp.asarray(left) < 0))
+    chunks_back = (query // length)[:, None] - (key // length)[None, :]
+    return (chunks_back >= 0) & ((chunks_back <= left) | (jnp.asarray(left) < 0))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -50,14 +72,19 @@ def relative_shift(
     left_max: int,
     right_max: int,
 ) -> Float[Array, "*batch query {num_keys}"]:
-    """out[i, j] = scores[i, clip(j - first - i, -left_max, right_max) + left_max]; distance = left_max + 1 + right_max.
+    """Expands scores by clipped distance to scores by key.
 
-    Neither direction scatters, which XLA does slowly on CPU. Forward, the band of distances is laid along the diagonal
-    by reading zero-padded rows back one element shorter, and the two ends are filled in. Backward, the band is gathered
-    from around the diagonal, and what lies beyond it goes to the two ends.
+        out[i, j] = scores[i, clip(j - first - i, -left_max, right_max) + left_max]
+
+    Neither direction scatters, which is slow in XLA on CPU. Forward, padding the rows with zeros and reshaping them to
+    one element less shifts each row by one, which aligns the band of distances with the diagonal; keys beyond it get
+    the first or last distance. Backward, the band is gathered around the diagonal, and the gradients beyond it are
+    summed into the first and last distance.
 
     Args:
-      first: the number of the first query, of `num_keys` frames that the queries are some of.
+      scores: `left_max + 1 + right_max` distances for each query.
+      first: frame number of the first query.
+      num_keys: frames of the row.
     """
     *batch, queries, distance = scores.shape
     rows = jnp.pad(scores, [(0, 0)] * (len(batch) + 1) + [(0, queries)]).reshape(*batch, -1)
@@ -76,11 +103,11 @@ def _offset(queries, first, num_keys):
     return jnp.arange(num_keys) - (first + jnp.arange(queries))[:, None]
 
 
-def _spread(scores, first, num_keys, left_max, right_max):
+def _shift_forward(scores, first, num_keys, left_max, right_max):
     return relative_shift(scores, first, num_keys, left_max, right_max), first
 
 
-def _collect(num_keys, left_max, right_max, first, gradient):
+def _shift_backward(num_keys, left_max, right_max, first, gradient):
     *batch, queries, _ = gradient.shape
     key = (first + jnp.arange(queries))[:, None] + jnp.arange(-left_max, right_max + 1)
     index = jnp.broadcast_to(jnp.clip(key, 0, num_keys - 1), (*batch, *key.shape))
@@ -88,16 +115,16 @@ def _collect(num_keys, left_max, right_max, first, gradient):
     offset = _offset(queries, first, num_keys)
     left = jnp.where(offset < -left_max, gradient, 0).sum(-1)
     right = jnp.where(offset > right_max, gradient, 0).sum(-1)
-    place = jnp.arange(left_max + 1 + right_max)
-    left, right = (place == 0) * left[..., None], (place == left_max + right_max) * right[..., None]
+    distance = jnp.arange(left_max + 1 + right_max)
+    left, right = (distance == 0) * left[..., None], (distance == left_max + right_max) * right[..., None]
     return band + left + right, None
 
 
-relative_shift.defvjp(_spread, _collect)
+relative_shift.defvjp(_shift_forward, _shift_backward)
 
 
 Scores = Callable[[Array, int | Int[Array, ""], Array], Array]
-"""(queries [B, Q, H, K], the number of the first, keys [B, T, H, K]) -> scores [B, H, Q, T], before masks."""
+"""(queries [B, Q, H, K], frame number of the first, keys [B, T, H, K]) -> unmasked scores [B, H, Q, T]."""
 
 
 def attend(
@@ -110,59 +137,71 @@ def attend(
     chunk: Chunk | None = None,
     rate: float = 0.0,
     keys: Keys | None = None,
+    blocks: QueryBlocks = BLOCKS,
 ) -> Float[Array, "batch time heads head_dim"]:
-    """The mean of the values that each query sees, weighted by softmax, which is float32 whatever the compute type.
+    """Computes attention whose scores depend on the distance of query and key.
 
     Args:
-      scores: what softmax is taken of. Long rows are filled up to `padded_time` and go by blocks of their queries.
+      scores: computes the scores of some of the queries; rows have `blocks.padded_time` frames then.
       mask_BxT: False where a key is padding.
-      chunk: see `chunk_mask`.
+      chunk: limits the visible keys (see `chunk_mask`).
       rate, keys: dropout of the weights.
+      blocks: when and how queries are split to save memory; results agree up to rounding.
+
+    Returns:
+      The mean of the values with the softmax of the scores as weights, in the type of the queries. Softmax is float32.
     """
     time = q_BxTxHxK.shape[1]
     block = partial(_attend_block, scores, chunk=chunk, rate=rate, keys=keys)
-    if time <= MAX_FULL_SCORES:
+    if time <= blocks.max_full:
         return block(q_BxTxHxK, 0, k_BxTxHxK, v_BxTxHxK, mask_BxT)
-    more = padded_time(time) - time
-    fill = lambda x: jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
-    q, k, v, mask = map(fill, (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask_BxT))
-    # Backward, a block's scores are computed again, so that in neither direction those of all blocks are kept.
-    again = jax.checkpoint(lambda q, first: block(q, first, k, v, mask))
-    num_blocks = q.shape[1] // _BLOCK
-    q_NxBxQxHxK = jnp.moveaxis(q.reshape(len(q), num_blocks, _BLOCK, *q.shape[2:]), 1, 0)
-    mixed = jax.lax.map(lambda each: again(*each), (q_NxBxQxHxK, _BLOCK * jnp.arange(num_blocks)))
+    extra = blocks.padded_time(time) - time
+    q, k, v, mask = (
+        jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2)) for x in (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask_BxT)
+    )
+    # The backward pass recomputes each block's scores, so the scores of all blocks never exist together.
+    run = jax.checkpoint(lambda q, first: block(q, first, k, v, mask))
+    num_blocks = q.shape[1] // blocks.size
+    q_NxBxQxHxK = jnp.moveaxis(q.reshape(len(q), num_blocks, blocks.size, *q.shape[2:]), 1, 0)
+    mixed = jax.lax.map(lambda args: run(*args), (q_NxBxQxHxK, blocks.size * jnp.arange(num_blocks)))
     mixed = jnp.moveaxis(mixed, 0, 1).reshape(q.shape)[:, :time]
     return checkpoint_name(mixed, SAVED_ACTIVATION)
 
 
-def padded_time(time: int) -> int:
-    """Frames of a row in `attend`: whole blocks where it is long."""
-    return time if time <= MAX_FULL_SCORES else math.ceil(time / _BLOCK) * _BLOCK
-
-
 def _attend_block(scores, q_BxQxHxK, first, k_BxTxHxK, v_BxTxHxK, mask_BxT, *, chunk, rate, keys):
-    """The same for some of the queries, of which `first` is the first one's number."""
-    dtype, (queries, time) = q_BxQxHxK.dtype, (q_BxQxHxK.shape[1], k_BxTxHxK.shape[1])
+    """Computes `attend` for a stretch of queries that starts at frame `first`."""
+    queries, time = q_BxQxHxK.shape[1], k_BxTxHxK.shape[1]
     mask = mask_BxT[:, None, :] & chunk_mask(first + jnp.arange(queries), jnp.arange(time), chunk)
-    # Added, not selected, because a sum costs nothing backward.
-    masked = scores(q_BxQxHxK, first, k_BxTxHxK).astype(jnp.float32)
-    masked = masked + jnp.where(mask, 0, jnp.finfo(jnp.float32).min)[:, None]
-    # The barrier keeps XLA on CPU from computing the softmax inside the product below, several times over.
-    weights = jax.lax.optimization_barrier(jax.nn.softmax(masked, axis=-1).astype(dtype))
+    weights = masked_softmax(scores(q_BxQxHxK, first, k_BxTxHxK), mask[:, None], q_BxQxHxK.dtype)
     weights = dropout(weights, rate, keys, first=(0, first, 0))
     return jnp.einsum("bhts,bshk->bthk", weights, v_BxTxHxK)
 
 
 class RelativeAttention(nnx.Module):
-    """Multi-head self-attention; a score is q·k + q·distance[clip(key - query)], over sqrt(head_dim).
+    """Multi-head self-attention with scores (q·k + q·distance[clip(key - query)]) / sqrt(head_dim).
 
-    The form of Hugging Face's Wav2Vec2-BERT (`position_embeddings_type="relative_key"`): one distance table a layer,
+    This is `position_embeddings_type="relative_key"` of Hugging Face's Wav2Vec2-BERT: one table of distances a layer,
     shared by its heads.
+
+    Args:
+      left_max, right_max: distance in frames before and after the query beyond which distances are clipped.
+      dropout_rate: of the attention weights.
+      blocks: see `attend`.
     """
 
-    def __init__(self, dim: int, num_heads: int, left_max: int, right_max: int, dropout_rate: float, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        left_max: int,
+        right_max: int,
+        dropout_rate: float,
+        *,
+        blocks: QueryBlocks = BLOCKS,
+        rngs: nnx.Rngs,
+    ):
         head_dim = dim // num_heads
-        self.left_max, self.right_max = left_max, right_max
+        self.left_max, self.right_max, self.blocks = left_max, right_max, blocks
         self.scale, self.dropout_rate = head_dim**-0.5, dropout_rate
         self.query, self.key, self.value, self.out = _projections(dim, num_heads, True, rngs)
         self.distance = parameter(
@@ -176,9 +215,9 @@ class RelativeAttention(nnx.Module):
         chunk: Chunk | None,
         keys: Keys | None,
     ) -> Float[Array, "batch time dim"]:
-        """Attention to the frames that are no padding (`mask_BxT`) and within reach (`chunk_mask`)."""
+        """Computes attention to the frames that are not padding (`mask_BxT`) and that `chunk_mask` allows."""
         q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = self.query(x_BxTxD) * self.scale, self.key(x_BxTxD), self.value(x_BxTxD)
-        mix = partial(attend, self._scores, chunk=chunk, rate=self.dropout_rate, keys=keys)
+        mix = partial(attend, self._scores, chunk=chunk, rate=self.dropout_rate, keys=keys, blocks=self.blocks)
         return self.out(sequence.by_heads(mix, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask_BxT))
 
     def _scores(self, q_BxQxHxK, first, k_BxTxHxK):
@@ -188,14 +227,23 @@ class RelativeAttention(nnx.Module):
 
 
 class PositionalAttention(nnx.Module):
-    """Multi-head self-attention; a score is (q + u)·k + (q + v)·Wr, over sqrt(head_dim), r the sinusoids of a distance.
+    """Multi-head self-attention with scores ((q + u)·k + (q + v)·W r) / sqrt(head_dim), r the sinusoids of a distance.
 
-    The form of Transformer-XL (Dai et al. 2019, section 3.3), as in the conformer's paper and Hugging Face's Parakeet.
-    No distance is too large for it.
+    This is the form of Transformer-XL (Dai et al. 2019, section 3.3), of the conformer's paper and of Hugging Face's
+    Parakeet. Distances are not clipped.
     """
 
-    def __init__(self, dim: int, num_heads: int, dropout_rate: float, *, bias: bool, rngs: nnx.Rngs):
-        head_dim = dim // num_heads
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        dropout_rate: float,
+        *,
+        bias: bool,
+        blocks: QueryBlocks = BLOCKS,
+        rngs: nnx.Rngs,
+    ):
+        head_dim, self.blocks = dim // num_heads, blocks
         self.scale, self.dropout_rate = head_dim**-0.5, dropout_rate
         self.query, self.key, self.value, self.out = _projections(dim, num_heads, bias, rngs)
         self.position = Linear((dim,), (num_heads, head_dim), _INTO, bias=False, rngs=rngs)
@@ -206,25 +254,25 @@ class PositionalAttention(nnx.Module):
     def __call__(
         self,
         x_BxTxD: Float[Array, "batch time dim"],
-        sinusoids_RxD: Float[Array, "distances dim"],
         mask_BxT: Bool[Array, "batch time"],
+        sinusoids_RxD: Float[Array, "distances dim"],
         keys: Keys | None,
     ) -> Float[Array, "batch time dim"]:
-        """Attention to the frames that are no padding.
+        """Computes attention to the frames that are not padding.
 
         Args:
-          sinusoids_RxD: `distance_sinusoids` of as many frames.
+          sinusoids_RxD: `distance_sinusoids` of the same number of frames.
         """
         q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = self.query(x_BxTxD), self.key(x_BxTxD), self.value(x_BxTxD)
         scores = partial(self._scores, self.position(sinusoids_RxD))
-        mix = partial(attend, scores, rate=self.dropout_rate, keys=keys)
+        mix = partial(attend, scores, rate=self.dropout_rate, keys=keys, blocks=self.blocks)
         return self.out(sequence.by_heads(mix, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask_BxT))
 
     def _scores(self, r_RxHxK, q_BxQxHxK, first, k_BxTxHxK):
         dtype, (queries, time) = q_BxQxHxK.dtype, (q_BxQxHxK.shape[1], k_BxTxHxK.shape[1])
         content, position = (bias[...].astype(dtype) for bias in (self.content_bias, self.position_bias))
         scores = jnp.einsum("bthk,bshk->bhts", (q_BxQxHxK + content) * self.scale, k_BxTxHxK)
-        # From the last query's distance to the first key, down to the first query's to the last key.
+        # Distances from (last query - first key) down to (first query - last key).
         start, size = time - queries - first, queries + time - 1
         r_RxHxK = jax.lax.dynamic_slice_in_dim(r_RxHxK, start, size)
         by_distance = jnp.einsum("bthk,rhk->bhtr", (q_BxQxHxK + position) * self.scale, r_RxHxK)
@@ -235,27 +283,32 @@ _INTO, _OUT_OF = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
 
 
 def _projections(dim: int, num_heads: int, bias: bool, rngs: nnx.Rngs) -> tuple[Linear, Linear, Linear, Linear]:
-    """Those of queries, keys, values, and of what comes out."""
+    """Declares the linear maps of queries, keys, values and of the output."""
     heads = num_heads, dim // num_heads
     into = (Linear((dim,), heads, _INTO, bias=bias, rngs=rngs) for _ in range(3))
     return *into, Linear(heads, (dim,), _OUT_OF, bias=bias, rngs=rngs)
 
 
-def distance_sinusoids(num_frames: int, dim: int) -> Float[Array, "distances {dim}"]:
-    """Sines and cosines by turns of every distance query - key, from num_frames - 1 down to its negative.
+def distance_sinusoids(num_frames: int, dim: int, blocks: QueryBlocks = BLOCKS) -> Float[Array, "distances {dim}"]:
+    """Returns interleaved sines and cosines of every distance query - key, from the largest to its negative.
 
-    The frequencies are those of Vaswani et al. 2017. Rows that `attend` fills up have the distances of `padded_time`.
+    The frequencies are those of Vaswani et al. 2017.
+
+    Args:
+      num_frames: frames of a row, before `attend` pads it to `blocks.padded_time`.
+      dim: values of a distance; even.
     """
-    reach = padded_time(num_frames) - 1
+    reach = blocks.padded_time(num_frames) - 1
     frequency = np.float32(1) / np.float32(10_000) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
     angle = jnp.arange(reach, -reach - 1, -1, dtype=jnp.float32)[:, None] * frequency
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(len(angle), dim)
 
 
 def skew(scores: Float[Array, "*batch query distance"]) -> Float[Array, "*batch query key"]:
-    """out[i, j] = scores[i, queries - 1 - i + j]; there are queries - 1 more distances than keys.
+    """Shifts scores by distance to scores by key: out[i, j] = scores[i, queries - 1 - i + j].
 
-    By reading the rows, one zero before each, back one element shorter: no direction gathers or scatters.
+    Padding each row with one zero and reshaping to rows of one element less shifts them, so neither direction gathers
+    or scatters. There are queries - 1 more distances than keys.
     """
     *batch, queries, distance = scores.shape
     rows = jnp.pad(scores, [(0, 0)] * (len(batch) + 1) + [(1, 0)]).reshape(*batch, -1)
