@@ -1,11 +1,12 @@
-"""Adapters: from an encoder's frames to fewer vectors of a language model's width.
+"""Adapters: map an encoder's frames to fewer vectors of a language model's width.
 
-Each gives `num_outputs(frames)` vectors for so many frames, whatever is in them, so that shapes are known ahead; what
-an utterance gives does not depend on the padding behind it. `forward_flops(frames, dim, width)` counts the matrix
-products of one row: from so many frames of width `dim` to vectors of width `width`.
+`num_outputs(frames)` is the number of vectors for a number of frames. It does not depend on their values, so shapes are
+known in advance, and the vectors of an utterance do not depend on its padding. `forward_flops(frames, dim, width)`
+counts the matrix products for one row, from frames of width `dim` to vectors of width `width`.
 """
 
 import itertools
+from functools import partial
 from typing import Annotated, Literal, TypeVar
 
 import jax
@@ -23,21 +24,21 @@ from jax_speechlm.parallel.mesh import shard_batch_dim
 
 Frames = TypeVar("Frames", int, Int[Array, " batch"])
 Adapted = tuple[Float[Array, "batch outputs width"], Int[Array, " batch"]]
-"""Vectors, 0 behind an utterance's last, and how many each utterance has."""
+"""Vectors, 0 at padding, and the number of each utterance's vectors."""
 
 
 _OUT_GAIN = 0.1
-"""Of the last map: speech then begins about as long as tokens' embeddings are. A residual stream that is much longer is
-hardly moved by the layers that it passes."""
+"""Gain of the last map, so that speech vectors initially have about the norm of token embeddings. The layers would
+change a residual stream of a much larger norm only slightly."""
 
 
 class Stacking(Config):
-    """k frames side by side, through a feed-forward network of one hidden layer with ReLU (Ma et al. 2024, SLAM-ASR).
+    """Concatenated frames through a feed-forward network of one hidden layer with ReLU (Ma et al. 2024, SLAM-ASR).
 
     Attributes:
-      frames: how many frames become one vector.
+      frames: frames of one vector.
       hidden_dim: width of the hidden layer.
-      bias: whether the two maps add one; Hugging Face's Voxtral has none.
+      bias: whether the two linear maps have one; in Hugging Face's Voxtral they have not.
     """
 
     kind: Literal["stacking"] = "stacking"
@@ -46,22 +47,25 @@ class Stacking(Config):
     bias: bool = True
 
     def num_outputs(self, frames: Frames) -> Frames:
+        """Returns the number of vectors for `frames` frames."""
         return -(-frames // self.frames)
 
     def forward_flops(self, frames: int, dim: int, width: int) -> float:
+        """Returns the FLOPs for one row."""
         return 2.0 * self.num_outputs(frames) * self.hidden_dim * (self.frames * dim + width)
 
     def build(self, dim: int, width: int, rngs: nnx.Rngs) -> "StackingAdapter":
+        """Declares the module from frames of width `dim` to vectors of width `width`."""
         return StackingAdapter(self, dim, width, rngs=rngs)
 
 
 class Convolutional(Config):
-    """Strided convolutions over time, each with a GELU behind it, then a linear map.
+    """Strided convolutions over time, each followed by GELU, then a linear map.
 
     Attributes:
-      num_layers: convolutions.
-      stride: of each, so that stride^num_layers frames become one vector.
-      kernel_size: frames that each sees, around those that it steps over; odd.
+      num_layers: number of convolutions.
+      stride: of every convolution; stride^num_layers frames become one vector.
+      kernel_size: taps of every convolution, centred; odd.
       hidden_dim: channels.
     """
 
@@ -75,15 +79,17 @@ class Convolutional(Config):
     @classmethod
     def _has_a_middle(cls, value: int) -> int:
         if value % 2 == 0:
-            raise ValueError(f"kernel_size ({value}) must be odd: the kernel lies around its frame")
+            raise ValueError(f"kernel_size ({value}) must be odd: the kernel is centred on its frame")
         return value
 
     def num_outputs(self, frames: Frames) -> Frames:
+        """Returns the number of vectors for `frames` frames."""
         for _ in range(self.num_layers):
             frames = -(-frames // self.stride)
         return frames
 
     def forward_flops(self, frames: int, dim: int, width: int) -> float:
+        """Returns the FLOPs for one row."""
         total = 0.0
         for _ in range(self.num_layers):
             frames = -(-frames // self.stride)
@@ -92,18 +98,19 @@ class Convolutional(Config):
         return total + 2.0 * frames * dim * width
 
     def build(self, dim: int, width: int, rngs: nnx.Rngs) -> "ConvolutionalAdapter":
+        """Declares the module from frames of width `dim` to vectors of width `width`."""
         return ConvolutionalAdapter(self, dim, width, rngs=rngs)
 
 
 class QFormer(Config):
-    """A few learnt queries look at each window of frames (Li et al. 2023; in windows as Tang et al. 2024, SALMONN).
+    """Learnt queries that attend to each window of frames (Li et al. 2023; windows as in SALMONN, Tang et al. 2024).
 
     Attributes:
       window: frames of a window.
-      queries: vectors that each window gives.
+      queries: vectors of a window.
       num_layers: blocks of self-attention, attention to the frames, and feed-forward.
-      num_heads: of both; divides `dim`.
-      dim: width inside.
+      num_heads: of both attentions; divides `dim`.
+      dim: width of the blocks.
     """
 
     kind: Literal["qformer"] = "qformer"
@@ -120,15 +127,18 @@ class QFormer(Config):
         return self
 
     def num_outputs(self, frames: Frames) -> Frames:
+        """Returns the number of vectors for `frames` frames."""
         return -(-frames // self.window) * self.queries
 
     def forward_flops(self, frames: int, dim: int, width: int) -> float:
+        """Returns the FLOPs for one row."""
         windows, inner = -(-frames // self.window), self.dim
         query = (4 + 2 + 2 * 4) * inner * inner + 2 * inner * (self.queries + self.window)
         block = self.queries * query + 2 * self.window * dim * inner
         return 2.0 * windows * (self.num_layers * block + self.queries * inner * width)
 
     def build(self, dim: int, width: int, rngs: nnx.Rngs) -> "QFormerAdapter":
+        """Declares the module from frames of width `dim` to vectors of width `width`."""
         return QFormerAdapter(self, dim, width, rngs=rngs)
 
 
@@ -136,6 +146,8 @@ AdapterConfig = Annotated[Stacking | Convolutional | QFormer, pydantic.Field(dis
 
 
 class StackingAdapter(nnx.Module):
+    """Module of `Stacking`."""
+
     def __init__(self, config: Stacking, dim: int, width: int, *, rngs: nnx.Rngs):
         self.config = config
         hidden, bias = (config.hidden_dim,), config.bias
@@ -149,6 +161,8 @@ class StackingAdapter(nnx.Module):
 
 
 class ConvolutionalAdapter(nnx.Module):
+    """Module of `Convolutional`."""
+
     def __init__(self, config: Convolutional, dim: int, width: int, *, rngs: nnx.Rngs):
         self.config = config
         dims = (dim, *(config.hidden_dim,) * config.num_layers)
@@ -169,22 +183,19 @@ class ConvolutionalAdapter(nnx.Module):
 
 
 class QFormerBlock(nnx.Module):
-    """Self-attention of the queries, attention from them to the frames, feed-forward; each on a norm, and added."""
+    """Self-attention of the queries, attention to the frames, feed-forward; each after a norm, and residual."""
 
     def __init__(self, config: QFormer, dim_in: int, *, rngs: nnx.Rngs):
         dim, heads = config.dim, (config.num_heads, config.dim // config.num_heads)
         into = ("embed", "heads", "head_dim")
-        norm = lambda: LayerNorm(dim, rngs=rngs)  # noqa: E731
-        project = lambda size: Linear((size,), heads, into, rngs=rngs)  # noqa: E731
-        back = lambda: Linear(heads, (dim,), ("heads", "head_dim", "embed"), rngs=rngs)  # noqa: E731
-        self.self_norm, self.cross_norm, self.ffn_norm = norm(), norm(), norm()
-        self.self_query, self.self_key, self.self_value, self.self_out = (
-            project(dim),
-            project(dim),
-            project(dim),
-            back(),
-        )
-        self.query, self.key, self.value, self.out = project(dim), project(dim_in), project(dim_in), back()
+        out_of = ("heads", "head_dim", "embed")
+        project = partial(Linear, shape_out=heads, axes=into, rngs=rngs)
+        merge = partial(Linear, heads, (dim,), out_of, rngs=rngs)
+        self.self_norm, self.cross_norm, self.ffn_norm = (LayerNorm(dim, rngs=rngs) for _ in range(3))
+        self.self_query, self.self_key, self.self_value = (project((dim,)) for _ in range(3))
+        self.self_out = merge()
+        self.query, self.key, self.value = (project((size,)) for size in (dim, dim_in, dim_in))
+        self.out = merge()
         self.expand = Linear((dim,), (4 * dim,), ("embed", "mlp"), rngs=rngs)
         self.contract = Linear((4 * dim,), (dim,), ("mlp", "embed"), rngs=rngs)
 
@@ -195,23 +206,23 @@ class QFormerBlock(nnx.Module):
         mask: Bool[Array, "windows time"],
     ) -> Float[Array, "windows queries dim"]:
         normed = self.self_norm(x)
-        each_other = jnp.ones((x.shape[0], x.shape[1], x.shape[1]), bool)
-        mixed = masked_attention(self.self_query(normed), self.self_key(normed), self.self_value(normed), each_other)
+        full = jnp.ones((x.shape[0], x.shape[1], x.shape[1]), bool)
+        mixed = masked_attention(self.self_query(normed), self.self_key(normed), self.self_value(normed), full)
         x = x + self.self_out(mixed)
         q, k, v = self.query(self.cross_norm(x)), self.key(frames), self.value(frames)
-        sees = jnp.broadcast_to(mask[:, None], (*x.shape[:2], mask.shape[1]))
-        x = x + self.out(masked_attention(q, k, v, sees))
+        visible = jnp.broadcast_to(mask[:, None], (*x.shape[:2], mask.shape[1]))
+        x = x + self.out(masked_attention(q, k, v, visible))
         return x + self.contract(jax.nn.gelu(self.expand(self.ffn_norm(x))))
 
 
 class QFormerAdapter(nnx.Module):
+    """Module of `QFormer`."""
+
     def __init__(self, config: QFormer, dim: int, width: int, *, rngs: nnx.Rngs):
         self.config = config
-        vectors = lambda count, size: parameter(  # noqa: E731
-            rngs.params(), (count, size), (None, "embed"), jax.nn.initializers.normal(0.02)
-        )
-        self.queries = vectors(config.queries, config.dim)
-        self.places = vectors(config.window, dim)  # of a frame in its window: attention alone knows no order
+        table = partial(parameter, axes=(None, "embed"), initializer=jax.nn.initializers.normal(0.02))
+        self.queries = table(rngs.params(), (config.queries, config.dim))
+        self.places = table(rngs.params(), (config.window, dim))  # position embeddings of the frames in a window
         self.layers = stack(lambda rngs: QFormerBlock(config, dim, rngs=rngs), config.num_layers, rngs)
         self.norm = LayerNorm(config.dim, rngs=rngs)
         self.out = Linear((config.dim,), (width,), (None, "embed"), gain=_OUT_GAIN, rngs=rngs)
@@ -232,14 +243,14 @@ def _masked(x: Array, length_B: Array) -> Array:
 
 
 def _windows(x_BxTxD: Array, size: int) -> Array:
-    """[batch, windows, size, dim]: windows side by side, the last one filled up with zeros."""
+    """Returns [batch, windows, size, dim]: adjacent windows, the last one padded with zeros."""
     batch, time, dim = x_BxTxD.shape
     count = -(-time // size)
     return jnp.pad(x_BxTxD, ((0, 0), (0, count * size - time), (0, 0))).reshape(batch, count, size, dim)
 
 
 def _around(x_BxTxD: Array, size: int, stride: int) -> Array:
-    """[batch, ceil(time / stride), size, dim]: the frames around every stride-th frame, zeros beyond the ends."""
+    """Returns [batch, ceil(time / stride), size, dim]: the frames around every stride-th frame, padded with zeros."""
     count = -(-x_BxTxD.shape[1] // stride)
     x = jnp.pad(x_BxTxD, ((0, 0), (size // 2, size // 2 + stride), (0, 0)))
     return jnp.stack([x[:, k : k + count * stride : stride] for k in range(size)], axis=2)

@@ -229,7 +229,7 @@ class Conformer(nnx.Module):
 
         Args:
           x_BxTxF: features.
-          length_B: valid frames of each row; may be 0.
+          length_B: valid frames per row; may be 0.
           keys: one key a row (`jax_speechlm.core.batch.example_keys`) for dropout, or None for evaluation.
           chunk: limits attention (see `chunk_mask`); None for the whole utterance.
           taps: layers whose output is returned too, counted from 1; 0 is the input of the first layer.

@@ -1,8 +1,8 @@
-"""The speech encoders, for objectives that can train either.
+"""Common interface of the speech encoders, for objectives that can train any of them.
 
-Both are `encoder(features, length, keys=, chunk=, taps=) -> (hidden states, those after each tap)`. A conformer gives a
-frame for each feature vector, a FastConformer one for several: `config.num_frames` says how many. What is read only by
-one of them, such as masks over a conformer's frames, names its class.
+An encoder is called as `encoder(features, length, keys=, chunk=, taps=) -> (hidden states, hidden states by tap)`.
+`config.num_frames` is the number of its frames: one for each feature vector (conformer) or for several (FastConformer).
+Code that depends on one of the two, such as masks over a conformer's frames, names its class.
 """
 
 from typing import Annotated
@@ -18,7 +18,7 @@ from jax_speechlm.nn.attention.relative import Chunk
 
 EncoderConfig = ConformerConfig | FastConformerConfig
 AnyEncoder = Annotated[EncoderConfig, pydantic.Field(discriminator="kind")]
-"""The same as a field of a config."""
+"""`EncoderConfig` as the field of a config."""
 
 
 def make_encoder(config: EncoderConfig, *, rngs: nnx.Rngs) -> Conformer | FastConformer:
@@ -27,11 +27,11 @@ def make_encoder(config: EncoderConfig, *, rngs: nnx.Rngs) -> Conformer | FastCo
 
 
 def forward_flops(config: EncoderConfig, num_vectors: int, batch_size: int) -> float:
-    """FLOPs of the matrix products of one forward pass over so many feature vectors a row, padding included."""
+    """Returns the FLOPs of one forward pass over `num_vectors` feature vectors a row, padding included."""
     module = conformer if isinstance(config, ConformerConfig) else fast_conformer
     return module.forward_flops(config, num_vectors, batch_size)
 
 
 def draw_chunk(config: EncoderConfig, key: PRNGKeyArray) -> Chunk | None:
-    """The chunk of one training step (see `conformer.draw_chunk`); a FastConformer looks ahead, and has none."""
+    """Draws the chunk of a training step (see `conformer.draw_chunk`); None for a FastConformer, which looks ahead."""
     return conformer.draw_chunk(config, key) if isinstance(config, ConformerConfig) else None

@@ -127,10 +127,10 @@ class Convolutions(nnx.Module):
         self.third = Separable(config.channels, rngs=rngs) if config.subsampling == 8 else None
 
     def __call__(self, groups: Float[Array, "batch frames values"]) -> Float[Array, "batch frames out"]:
-        """Returns the values of each frame, over all remaining bins and channels.
+        """Returns the values per frame, over all remaining bins and channels.
 
         Args:
-          groups: concatenated feature vectors of each frame, each followed by 1, or by 0 if it is padding.
+          groups: concatenated feature vectors of a frame, each followed by 1, or by 0 if it is padding.
         """
         vectors = groups.reshape(len(groups), groups.shape[1] * self.subsampling, -1)
         x, mask_BxT = vectors[..., :-1, None], vectors[..., -1] > 0
@@ -180,7 +180,7 @@ class Subsampling(nnx.Module):
 
         if config.remat != "none":
             convolve = jax.checkpoint(convolve)  # large activations that are cheap to recompute
-        # A frame depends on its own vectors and on those of the frame before.
+        # A frame depends on its own vectors and on the previous frame's.
         x = sequence.with_context(convolve, groups, (params,), past=1)[:, :num_frames]
         return self.out(x.reshape(*x.shape[:2], -1, config.channels))
 
@@ -253,7 +253,7 @@ class FastConformer(nnx.Module):
 
         Args:
           x_BxTxF: features, `input_dim` mel bins each 10 ms.
-          length_B: valid feature vectors of each row; may be 0. They become `config.num_frames(length_B)` frames.
+          length_B: valid feature vectors per row; may be 0. They become `config.num_frames(length_B)` frames.
           keys: one key a row (`jax_speechlm.core.batch.example_keys`) for dropout, or None for evaluation.
           chunk: always None: the convolutions look ahead, so chunked attention would not make the encoder causal.
           taps: layers whose output is returned too, counted from 1; 0 is the input of the first layer.

@@ -1,11 +1,11 @@
-"""The continuous speech-language model: speech encoder -> adapter -> causal transformer.
+"""Speech-language model with continuous speech input: speech encoder -> adapter -> causal transformer.
 
-The transformer reads one stretch of vectors, of which some are speech:
+The transformer's input is one sequence of vectors, some of which are speech:
 
-    boundary, prompt, speech, prompt behind it, answer
+    boundary, prompt before speech, speech, prompt after speech, answer
 
-Of what stands before the answer only the speech differs in length, and it begins at the same place in every row. So
-tokens are laid out by a gather of integers, speech by padding, and no gradient scatters.
+Before the answer only the speech varies in length, and it starts at the same position in every row. So token ids are
+arranged by a gather of integers, speech vectors by padding, and no gradient needs a scatter.
 """
 
 from typing import Literal, NamedTuple
@@ -35,10 +35,10 @@ class SpeechLMConfig(Config):
     """The shape of a speech-language model.
 
     Attributes:
-      encoder: from features to frames.
-      adapter: from frames to vectors of the transformer's width.
-      transformer: what reads them, and answers; causal.
-      lora: which linear maps of encoder and transformer are adapted; none by default.
+      encoder: maps features to frames.
+      adapter: maps frames to vectors of the transformer's width.
+      transformer: generates the answer; causal.
+      lora: low-rank updates of linear maps of encoder and transformer; none by default.
     """
 
     kind: Literal["speech_lm"] = "speech_lm"
@@ -51,34 +51,36 @@ class SpeechLMConfig(Config):
     @classmethod
     def _answers_in_order(cls, value: TransformerConfig) -> TransformerConfig:
         if not value.causal:
-            raise ValueError("a speech-language model answers token by token: set model.transformer.causal")
+            raise ValueError(
+                "a speech-language model generates its answer token by token: set model.transformer.causal=True"
+            )
         return value
 
     @property
     def input_dim(self) -> int:
-        """Features of a vector."""
+        """Values of a feature vector."""
         return self.encoder.input_dim
 
     @property
     def subsampling(self) -> int:
-        """Feature vectors that become one frame of the encoder."""
+        """Feature vectors of one frame of the encoder."""
         return self.encoder.subsampling
 
     @property
     def remat(self) -> Remat:
-        """What the larger stack keeps for the backward pass."""
+        """Rematerialisation of the larger stack, the transformer."""
         return self.transformer.remat
 
 
 class Sequence(NamedTuple):
-    """Vectors for the transformer, and where things stand in them.
+    """Input of the transformer.
 
     Attributes:
-      vectors: 0 or anything in padding, which is behind the last token.
-      segment: 1, and 0 in padding.
-      position: place in the row.
-      is_speech: where speech stands.
-      start: place of the answer's first token: as many vectors stand before it.
+      vectors: embeddings and speech vectors; arbitrary at padding, which follows the last token.
+      segment: 1, and 0 at padding.
+      position: index in the row.
+      is_speech: True at speech vectors.
+      start: index of the answer's first token.
     """
 
     vectors: Float[Array, "batch time dim"]
@@ -89,7 +91,7 @@ class Sequence(NamedTuple):
 
 
 class SpeechTransformer(nnx.Module):
-    """Parameters: `encoder`, `adapter`, `transformer`, each under the name by which it is taken over, and `lora`."""
+    """Speech-language model with the parameter groups `encoder`, `adapter`, `transformer` and, with LoRA, `lora`."""
 
     def __init__(self, config: SpeechLMConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.config = config
@@ -100,7 +102,7 @@ class SpeechTransformer(nnx.Module):
             self.lora = make_updates(self, config.lora, rngs=rngs)
 
     def with_lora(self) -> "SpeechTransformer":
-        """The same module, its linear maps joined with their changes; to be called on what was just bound."""
+        """Returns this newly bound module with the updates of LoRA applied to its linear maps."""
         if hasattr(self, "lora"):
             adapt(self, self.lora, self.config.lora)
         return self
@@ -113,7 +115,11 @@ class SpeechTransformer(nnx.Module):
         keys: Keys | None = None,
         chunk: Chunk | None = None,
     ) -> tuple[Float[Array, "batch outputs dim"], Int[Array, " batch"]]:
-        """What the transformer is given of the speech, and how many vectors that is in each row."""
+        """Encodes speech.
+
+        Returns:
+          The adapter's vectors, and their number per row.
+        """
         frames_BxTxD, _ = self.encoder(features_BxTxF, length_B, keys=keys, chunk=chunk)
         return self.adapter(frames_BxTxD, self.config.encoder.num_frames(length_B))
 
@@ -122,27 +128,32 @@ class SpeechTransformer(nnx.Module):
         before_P: Int[np.ndarray, " before"],
         speech_BxNxD: Float[Array, "batch outputs dim"],
         speech_length_B: Int[Array, " batch"],
-        behind_Q: Int[np.ndarray, " behind"],
+        after_Q: Int[np.ndarray, " after"],
         answer_BxU: Int[Array, "batch answer"],
         answer_length_B: Int[Array, " batch"],
     ) -> Sequence:
-        """Rows of `before`, speech, `behind` and answer without a gap, padding behind.
+        """Concatenates the prompt before the speech, speech, the prompt after it and the answer, padding at the end.
 
         Args:
-          before_P, behind_Q: ids that all rows have in common.
-          answer_BxU: ids; anything behind `answer_length_B`.
+          before_P, after_Q: token ids of the prompt, the same for all rows.
+          speech_BxNxD: speech vectors.
+          speech_length_B: number of them per row.
+          answer_BxU: token ids; arbitrary beyond `answer_length_B`.
+
+        Returns:
+          The input of the transformer.
         """
-        num_before, num_behind, num_speech = len(before_P), len(behind_Q), speech_BxNxD.shape[1]
-        length = num_before + num_speech + num_behind + answer_BxU.shape[1]
+        num_before, num_after, num_speech = len(before_P), len(after_Q), speech_BxNxD.shape[1]
+        length = num_before + num_speech + num_after + answer_BxU.shape[1]
         place_L = jnp.arange(length, dtype=jnp.int32)
-        start_B = num_before + speech_length_B + num_behind
-        fixed = jnp.asarray(np.concatenate([before_P, behind_Q]), jnp.int32)
+        start_B = num_before + speech_length_B + num_after
+        fixed = jnp.asarray(np.concatenate([before_P, after_Q]), jnp.int32)
         text = jnp.concatenate([jnp.tile(fixed, (len(answer_BxU), 1)), answer_BxU.astype(jnp.int32)], axis=1)
-        behind_speech = place_L >= num_before + speech_length_B[:, None]
-        index = jnp.where(behind_speech, place_L - speech_length_B[:, None], jnp.minimum(place_L, num_before - 1))
+        after_speech = place_L >= num_before + speech_length_B[:, None]
+        index = jnp.where(after_speech, place_L - speech_length_B[:, None], jnp.minimum(place_L, num_before - 1))
         tokens_BxL = jnp.take_along_axis(text, jnp.clip(index, 0, text.shape[1] - 1), axis=1)
 
-        is_speech_BxL = (place_L >= num_before) & ~behind_speech
+        is_speech_BxL = (place_L >= num_before) & ~after_speech
         speech = jnp.pad(speech_BxNxD, ((0, 0), (num_before, length - num_before - num_speech), (0, 0)))
         embedded = self.transformer.embed(tokens_BxL)
         vectors = jnp.where(is_speech_BxL[..., None], speech.astype(embedded.dtype), embedded)
@@ -157,17 +168,25 @@ def speech_attention(
     sequence: Sequence,
     rows_BxU: Int[Array, "batch answer"],
 ) -> Float[Array, "batch answer"]:
-    """The share of their attention that the vectors at `rows_BxU` give to speech, averaged over heads.
+    """Computes the attention weight that the vectors at `rows_BxU` give to speech, averaged over heads.
 
-    By the formula itself, whatever kernel the model uses: those give no weights. Windows are left out of account.
+    It evaluates the formula, whatever the model's kernel, because kernels do not return weights. Windows are ignored.
+
+    Args:
+      q_BxTxHxK, k_BxTxGxK: queries and keys of a layer.
+      sequence: the input of the transformer.
+      rows_BxU: indices of vectors in the sequence.
+
+    Returns:
+      Shares between 0 and 1.
     """
-    length = sequence.is_speech.shape[1]  # where rows are spread over devices they are filled up
+    length = sequence.is_speech.shape[1]  # q and k may be padded to divide over devices
     q, k = jax.lax.stop_gradient((q_BxTxHxK[:, :length], k_BxTxGxK[:, :length]))
     q_BxUxGxRxK = jnp.take_along_axis(q, rows_BxU[..., None, None], axis=1).reshape(
         *rows_BxU.shape, k.shape[2], -1, k.shape[3]
     )
     scores = jnp.einsum("bugrk,bsgk->bgrus", q_BxUxGxRxK, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    sees = jnp.arange(q.shape[1]) <= rows_BxU[..., None]
-    weights = jax.nn.softmax(masked_scores(scores, sees[:, None, None]), axis=-1)
+    visible = jnp.arange(q.shape[1]) <= rows_BxU[..., None]
+    weights = jax.nn.softmax(masked_scores(scores, visible[:, None, None]), axis=-1)
     on_speech = jnp.einsum("bgrus,bs->bgru", weights, sequence.is_speech.astype(jnp.float32))
     return on_speech.mean((1, 2))

@@ -1,9 +1,8 @@
-"""The transformer over tokens: causal as Qwen3 and Llama are, or looking both ways as ModernBERT, BERT and RoBERTa do.
+"""Transformer over tokens: causal (Qwen3, Llama) or bidirectional (ModernBERT, BERT, RoBERTa).
 
-One block: norm, attention with rotary positions and grouped keys and values, norm, gated feed-forward, both residual.
-Given the same weights it gives the same numbers as Hugging Face's `Qwen3ForCausalLM`, `LlamaForCausalLM`,
-`ModernBertForMaskedLM`, `BertForMaskedLM` and `RobertaForMaskedLM` (`jax_speechlm.interop.hf.transformer` maps them
-both ways).
+A block is norm, attention with grouped keys and values, norm and feed-forward, both residual. With the same weights the
+model computes the same numbers as Hugging Face's `Qwen3ForCausalLM`, `LlamaForCausalLM`, `ModernBertForMaskedLM`,
+`BertForMaskedLM` and `RobertaForMaskedLM` (`jax_speechlm.interop.hf.transformer` converts the weights).
 """
 
 from collections.abc import Callable
@@ -23,14 +22,14 @@ from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import shard_batch_and_time
 
 Cache = dict[str, Array]
-"""Keys and values of the tokens so far: {"key", "value"}, each [layers, batch, position, kv_heads, head_dim]."""
+"""Keys and values of past tokens: {"key", "value"}, each [layers, batch, position, kv_heads, head_dim]."""
 
 Rotation = tuple[Float[Array, "batch time 1 half"], Float[Array, "batch time 1 half"]]
 """Cosine and sine of each position's angles."""
 
 
 class Attention(nnx.Module):
-    """The linear maps around attention: queries, keys and values, rotated to their positions, and the way back."""
+    """The linear maps of attention: queries, keys and values, with rotary positions, and the output."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         dim, heads, groups, head_dim = config.dim, config.num_heads, config.num_kv_heads, config.head_dim
@@ -47,7 +46,7 @@ class Attention(nnx.Module):
     def project(
         self, x: Float[Array, "batch time dim"], rotation: Rotation | None
     ) -> tuple[Float[Array, "batch time heads head_dim"], ...]:
-        """Queries, keys and values."""
+        """Returns queries, keys and values, the first two normalised and rotated as configured."""
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.query_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
@@ -55,7 +54,7 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """down(activation(gate(x)) * up(x)) (Shazeer 2020), or down(activation(up(x))) without a gate."""
+    """down(activation(gate(x)) * up(x)) with a gate (Shazeer 2020), or down(activation(up(x)))."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         dim, inner = config.dim, config.ffn_dim
@@ -71,7 +70,7 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward, each on the normalised residual stream and added to it."""
+    """Attention and feed-forward, each applied to the normalised residual stream and added to it."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.rate, self.norm_placement = config.dropout, config.norm_placement
@@ -88,12 +87,20 @@ class Block(nnx.Module):
         is_first: Bool[Array, ""],
         keys: Keys | None,
     ) -> tuple[Float[Array, "batch time dim"], Any]:
-        """Returns the residual stream after the block, and what `mix: (q, k, v) -> (mixed values, state)` gave."""
+        """Runs the block.
+
+        Args:
+          mix: `(q, k, v) -> (mixed values, state)`, the attention.
+          is_first: whether this is the first block.
+
+        Returns:
+          The residual stream after the block, and the state that `mix` returned.
+        """
         mixed_key, ffn_key = split_keys(keys, 2)
         normed = self.attention_norm(x)
         if self.norm_placement == "post":
             x = normed
-        elif self.norm_placement == "pre_embedding":  # it is the first block's norm, on the stream itself
+        elif self.norm_placement == "pre_embedding":  # the first attention norm belongs to the embeddings
             x = jnp.where(is_first, normed, x)
         mixed, state = mix(*self.attention.project(normed, rotation))
         x = shard_batch_and_time(x + dropout(self.attention.out(mixed), self.rate, mixed_key))
@@ -103,7 +110,7 @@ class Block(nnx.Module):
 
 
 class PredictionHead(nnx.Module):
-    """linear -> GELU -> norm, and the bias of the vocabulary map behind it."""
+    """linear -> GELU -> norm before the vocabulary map, and the bias of that map."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.linear = Linear((config.dim,), (config.dim,), ("embed", None), bias=config.bias, rngs=rngs)
@@ -115,23 +122,23 @@ class PredictionHead(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Tokens in, hidden states out, and the vocabulary map from there to logits.
+    """Encodes tokens to hidden states, and hidden states to logits.
 
-    What a token gives depends on its own segment only: not on padding, batch size, row order or its neighbours in a
+    The output of a token depends only on its segment, not on padding, batch size, row order or the other segments of a
     packed row.
     """
 
     def __init__(self, config: TransformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.config = config
         table = partial(parameter, initializer=jax.nn.initializers.normal(0.02))
-        of_vocab = {"shape": (vocab_size, config.dim), "axes": ("vocab", "embed")}
-        self.embedding = table(rngs.params(), **of_vocab)
+        vocab_table = {"shape": (vocab_size, config.dim), "axes": ("vocab", "embed")}
+        self.embedding = table(rngs.params(), **vocab_table)
         self.layers = stack(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs)
         self.norm = _norm(config, rngs)
         self.prediction = PredictionHead(config, vocab_size, rngs=rngs) if config.head == "transform" else None
-        self.untied = None if config.tied else table(rngs.params(), **of_vocab)
+        self.untied = None if config.tied else table(rngs.params(), **vocab_table)
         learnt = config.positions
-        size, types = (learnt.size, learnt.token_types) if learnt else (0, 0)
+        size, types = (learnt.size, learnt.token_types) if learnt is not None else (0, 0)
         self.position = table(rngs.params(), (size, config.dim), (None, "embed")) if size else None
         self.token_type = table(rngs.params(), (types, config.dim), (None, "embed")) if types else None
 
@@ -145,9 +152,9 @@ class Transformer(nnx.Module):
         """Encodes packed rows.
 
         Args:
-          tokens_BxT: ids below the vocabulary's size.
-          segment_BxT: 1, 2, ... for each document of a row, each one stretch; 0 for padding.
-          position_BxT: counts from 0 in each segment.
+          tokens_BxT: token ids below the vocabulary's size.
+          segment_BxT: 1, 2, ... for the documents of a row, each contiguous; 0 for padding.
+          position_BxT: index of a token in its segment.
           keys: one key a row for dropout, or None for evaluation.
 
         Returns:
@@ -163,17 +170,17 @@ class Transformer(nnx.Module):
         keys: Keys | None = None,
         probe: Callable[[Array, Array], Array] | None = None,
     ) -> tuple[Float[Array, "batch time dim"], Float[Array, "layers ..."] | None]:
-        """`__call__` on vectors that stand where tokens' embeddings do (`embed`).
+        """Encodes vectors in place of token embeddings (`embed`); other arguments as of `__call__`.
 
         Args:
-          probe: `(queries [B, T, heads, head_dim], keys [B, T, kv_heads, head_dim]) -> what to know of them`, of each
-            layer; None for nothing.
+          probe: `(queries [B, T, heads, head_dim], keys [B, T, kv_heads, head_dim]) -> array`, applied in each layer;
+            None for no probe.
 
         Returns:
-          The hidden states, and what the probe found, stacked over layers.
+          The hidden states, and the probe's results, stacked over layers.
         """
-        hidden, (found, _) = self._encode(x_BxTxD, segment_BxT, position_BxT, keys, probe)
-        return hidden, found
+        hidden, (probed, _) = self._encode(x_BxTxD, segment_BxT, position_BxT, keys, probe)
+        return hidden, probed
 
     def hidden_states(
         self,
@@ -183,15 +190,25 @@ class Transformer(nnx.Module):
         keys: Keys | None = None,
         taps: tuple[int, ...] = (),
     ) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
-        """`__call__`, and the residual stream after each of `taps` layers, counted from 1: float32, 0 at padding."""
+        """Encodes packed rows and returns inner states too; other arguments as of `__call__`.
+
+        Args:
+          taps: layers whose output is returned, counted from 1.
+
+        Returns:
+          The hidden states, and the residual stream after each tap: float32, 0 at padding.
+        """
         if not all(1 <= tap <= self.config.num_layers for tap in taps):
-            raise ValueError(f"taps must lie between 1 and num_layers ({self.config.num_layers}); got {taps}")
+            raise ValueError(f"taps must be between 1 and num_layers ({self.config.num_layers}); got {taps}")
         num_tokens = tokens_BxT.shape[1]
         vectors = self.embed(sequence.pad_time(tokens_BxT))
         segment_BxT, position_BxT = map(sequence.pad_time, (segment_BxT, position_BxT))
         hidden, (_, every_x) = self._encode(vectors, segment_BxT, position_BxT, keys, keep_every=bool(taps))
         real = (segment_BxT > 0)[..., None]
-        finish = lambda x: jnp.where(real, x.astype(jnp.float32), 0)[:, :num_tokens]  # noqa: E731
+
+        def finish(x: Array) -> Array:
+            return jnp.where(real, x.astype(jnp.float32), 0)[:, :num_tokens]
+
         return hidden[:, :num_tokens], {tap: finish(every_x[tap - 1]) for tap in taps}
 
     def _encode(
@@ -203,7 +220,7 @@ class Transformer(nnx.Module):
         probe: Callable[[Array, Array], Array] | None = None,
         keep_every: bool = False,
     ) -> tuple[Array, tuple[Array | None, Array | None]]:
-        """Hidden states; what the probe found, and the residual stream after every layer, or None for either."""
+        """Returns hidden states, and of every layer the probe's result and the residual stream, or None."""
         config, num_vectors = self.config, x_BxTxD.shape[1]
         x_BxTxD = self._add_positions(x_BxTxD, position_BxT)
         x_BxTxD, segment_BxT, position_BxT = map(sequence.pad_time, (x_BxTxD, segment_BxT, position_BxT))
@@ -212,39 +229,39 @@ class Transformer(nnx.Module):
         rotations = self._rotations(position_BxT)
 
         def mix(is_global: Bool[Array, ""], q: Array, k: Array, v: Array) -> tuple[Array, Array | None]:
-            see = lambda window: partial(attend, causal=config.causal, window=window, kernel=config.attention)  # noqa: E731
             operands = q, k, v, segment_BxT
-            found = None if probe is None else probe(q, k)
+            probed = None if probe is None else probe(q, k)
+            windowed = partial(attend, causal=config.causal, window=config.window, kernel=config.attention)
             if config.global_every is None:
-                return see(config.window)(*operands), found
-            return jax.lax.cond(is_global, see(None), see(config.window), *operands), found
+                return windowed(*operands), probed
+            return jax.lax.cond(is_global, partial(windowed, window=None), windowed, *operands), probed
 
-        def run(block: Block, x: Array, each: tuple[Array, Array, Keys | None]) -> tuple[Array, tuple]:
-            index, is_global, keys = each
-            x, found = block(x, _choose(is_global, rotations), partial(mix, is_global), index == 0, keys)
-            return x, (found, x if keep_every else None)
+        def run(block: Block, x: Array, inputs: tuple[Array, Array, Keys | None]) -> tuple[Array, tuple]:
+            index, is_global, keys = inputs
+            x, probed = block(x, _choose(is_global, rotations), partial(mix, is_global), index == 0, keys)
+            return x, (probed, x if keep_every else None)
 
-        each = *self._layers(), None if keys is None else jnp.stack(keys_L)
-        x, kept = scan_layers(self.layers, run, x, each, config.remat)
-        return self._finish(x, segment_BxT > 0)[:, :num_vectors], kept
+        inputs = *self._layers(), None if keys is None else jnp.stack(keys_L)
+        x, outputs = scan_layers(self.layers, run, x, inputs, config.remat)
+        return self._finish(x, segment_BxT > 0)[:, :num_vectors], outputs
 
     def decode(
         self, tokens_BxT: Int[Array, "batch time"], position_BxT: Int[Array, "batch time"], cache: Cache
     ) -> tuple[Float[Array, "batch time dim"], Cache]:
-        """The next tokens of each row, given those before them in the cache: the same numbers as `__call__`.
+        """Encodes the next tokens per row, given the cached ones, to the same numbers as `__call__`.
 
-        A row's tokens may be any number of its next ones, so a prompt is one call and each token after it another. Rows
-        of different length are filled up, at either end, with tokens of position -1, which leave no trace. A position
-        decoded again replaces what stood there, so a row goes back by giving earlier positions.
+        A call takes any number of tokens, such as a whole prompt and then one token at a time. Rows of different length
+        are padded, at either end, with tokens of position -1, which do not enter the cache. A repeated position
+        replaces its entry, so a row is rewound by passing earlier positions.
 
         Args:
-          tokens_BxT: ids below the vocabulary's size.
-          position_BxT: below the cache's length, or -1 in padding. All positions below it are in the cache, or in this
-            call. One at or beyond the cache's length would be lost: the caller has to see to it.
-          cache: from `init_cache`, or from the call before.
+          tokens_BxT: token ids below the vocabulary's size.
+          position_BxT: below the cache's length, or -1 at padding. All earlier positions are in the cache or in this
+            call. Positions beyond the cache are dropped silently; the caller has to avoid them.
+          cache: from `init_cache`, or from the previous call.
 
         Returns:
-          float32 hidden states after the final norm, 0 at padding; the cache with these tokens in it.
+          float32 hidden states after the final norm, 0 at padding; the cache with these tokens added.
 
         Raises:
           ValueError: the model is not causal.
@@ -254,13 +271,13 @@ class Transformer(nnx.Module):
     def decode_embedded(
         self, x_BxTxD: Float[Array, "batch time dim"], position_BxT: Int[Array, "batch time"], cache: Cache
     ) -> tuple[Float[Array, "batch time dim"], Cache]:
-        """`decode` of vectors that stand where tokens' embeddings do (`embed`)."""
+        """Like `decode`, for vectors in place of token embeddings (`embed`)."""
         config = self.config
         if not config.causal:
-            raise ValueError("only a causal model continues a text: this one has model.causal=False")
+            raise ValueError("only a causal model can continue a text: this one has model.causal=False")
         length = cache["key"].shape[2]
         row = jnp.arange(x_BxTxD.shape[0])[:, None]
-        place = jnp.where(position_BxT < 0, length, position_BxT)  # out of bounds: the write is dropped
+        slot = jnp.where(position_BxT < 0, length, position_BxT)  # out of bounds: the write is dropped
         distance = position_BxT[:, :, None] - jnp.arange(length)
         far = distance >= 0
         near = far if config.window is None else far & (distance <= config.window)
@@ -268,15 +285,15 @@ class Transformer(nnx.Module):
         x_BxTxD = self._add_positions(x_BxTxD, position_BxT)
 
         def run(
-            block: Block, x_and_cache: tuple[Array, Cache], each: tuple[Array, Array]
+            block: Block, x_and_cache: tuple[Array, Cache], inputs: tuple[Array, Array]
         ) -> tuple[tuple[Array, Cache], None]:
             x, cache = x_and_cache
-            index, is_global = each
+            index, is_global = inputs
 
             def mix(q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
                 new = {"key": k, "value": v}
                 new = {
-                    name: cache[name].at[index, row, place].set(new[name].astype(cache[name].dtype), mode="drop")
+                    name: cache[name].at[index, row, slot].set(new[name].astype(cache[name].dtype), mode="drop")
                     for name in cache
                 }
                 k, v = (new[name][index].astype(q.dtype) for name in ("key", "value"))
@@ -289,46 +306,46 @@ class Transformer(nnx.Module):
 
     @property
     def head_kernel(self) -> Float[Array, "vocab dim"]:
-        """The vocabulary map: logits are `head(hidden) @ head_kernel.T + head_bias`."""
+        """Kernel of the vocabulary map: logits are `head(hidden) @ head_kernel.T + head_bias`."""
         return (self.embedding if self.untied is None else self.untied)[...]
 
     @property
     def head_bias(self) -> Float[Array, " vocab"] | None:
-        """The vocabulary map's bias, or None."""
+        """Bias of the vocabulary map, or None."""
         return None if self.prediction is None else self.prediction.bias[...]
 
     def head(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-        """What stands before the vocabulary map: the prediction head, or nothing."""
+        """Applies the part of the head before the vocabulary map; the identity without one."""
         if self.prediction is None:
             return hidden
         return self.prediction(hidden.astype(self.config.dtype)).astype(jnp.float32)
 
     def logits(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
-        """float32 logits of hidden states."""
+        """Returns float32 logits of hidden states."""
         x, kernel = self.head(hidden).astype(self.config.dtype), self.head_kernel.astype(self.config.dtype)
         logits = jnp.einsum("...d,vd->...v", x, kernel, preferred_element_type=jnp.float32)
         return logits if self.head_bias is None else logits + self.head_bias
 
     def embed(self, tokens_BxT: Int[Array, "batch time"]) -> Float[Array, "batch time dim"]:
-        """The tokens' embeddings, in the compute type."""
+        """Returns the embeddings of tokens, in the compute type."""
         return shard_batch_and_time(self.embedding[...][tokens_BxT].astype(self.config.dtype))
 
     def _add_positions(self, x_BxTxD: Array, position_BxT: Array) -> Array:
-        """Embeddings with the learnt vectors of their places, where there are such."""
+        """Adds learnt position and token type embeddings, if the model has them."""
         learnt, dtype = self.config.positions, x_BxTxD.dtype
         if learnt is None:
             return x_BxTxD
         if x_BxTxD.shape[1] > learnt.longest:
             raise ValueError(
-                f"a row of {x_BxTxD.shape[1]} tokens is longer than the {learnt.longest} positions that this model "
-                "has: set data.context to no more than those"
+                f"a row of {x_BxTxD.shape[1]} tokens is longer than the {learnt.longest} positions of this model: "
+                f"set data.context to at most {learnt.longest}"
             )
         if self.token_type is not None:
             x_BxTxD = x_BxTxD + self.token_type[...][0].astype(dtype)
         return x_BxTxD + self.position[...][learnt.first + jnp.maximum(position_BxT, 0)].astype(dtype)
 
     def _rotations(self, position_BxT: Array) -> tuple[Rotation | None, Rotation | None]:
-        """Those of the layers with a window and of the others."""
+        """Returns the rotations of the layers with a window, and of the layers without; None with learnt positions."""
         config = self.config
         if config.positions is not None:
             return None, None
@@ -336,7 +353,7 @@ class Transformer(nnx.Module):
         return tuple(rotation(position_BxT, theta, config.head_dim) for theta in (local_theta, config.rope_theta))
 
     def _layers(self) -> tuple[Int[Array, " layers"], Bool[Array, " layers"]]:
-        """Each layer's number, and whether it sees everything."""
+        """Returns each layer's index, and whether its attention has no window."""
         return jnp.arange(self.config.num_layers), jnp.asarray(self.config.sees_all)
 
     def _finish(self, x: Array, real_BxT: Array) -> Array:
@@ -344,18 +361,18 @@ class Transformer(nnx.Module):
 
 
 def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype: str | None = None) -> Cache:
-    """An empty cache for `Transformer.decode`: rows are its second axis.
+    """Returns an empty cache for `Transformer.decode`.
 
     Args:
-      length: the most tokens that a row may come to have.
-      dtype: of what is kept; None for the model's compute type.
+      length: greatest number of tokens a row.
+      dtype: of the entries; None for the model's compute type.
     """
     shape = config.num_layers, batch_size, length, config.num_kv_heads, config.head_dim
     return {name: jnp.zeros(shape, dtype or config.dtype) for name in ("key", "value")}
 
 
 def rotation(position_BxT: Int[Array, "batch time"], theta: float, head_dim: int) -> Rotation:
-    """Angles position * theta^(-2i / head_dim) for i = 0 ... head_dim / 2 - 1 (Su et al. 2021)."""
+    """Returns cosine and sine of position * theta^(-2i / head_dim), i = 0 ... head_dim / 2 - 1 (Su et al. 2021)."""
     frequency = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = position_BxT[..., None, None].astype(jnp.float32) * frequency
     return jnp.cos(angle), jnp.sin(angle)
@@ -364,14 +381,14 @@ def rotation(position_BxT: Int[Array, "batch time"], theta: float, head_dim: int
 def rotate(
     x: Float[Array, "batch time heads head_dim"], rotation: Rotation
 ) -> Float[Array, "batch time heads head_dim"]:
-    """Turns the pairs (x[i], x[i + head_dim / 2]) by their position's angles, in float32."""
+    """Rotates the pairs (x[i], x[i + head_dim / 2]) by the angles of their position, in float32."""
     cos, sin = rotation
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 def _choose(is_global: Array, rotations: tuple[Rotation | None, Rotation | None]) -> Rotation | None:
-    return jax.tree.map(lambda local, everywhere: jnp.where(is_global, everywhere, local), *rotations)
+    return jax.tree.map(lambda local, full: jnp.where(is_global, full, local), *rotations)
 
 
 _gelu = partial(jax.nn.gelu, approximate=False)
@@ -384,5 +401,5 @@ def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> RMSNorm | LayerNorm:
 
 
 def _residual_gain(config: TransformerConfig) -> float:
-    """Keeps the residual stream's variance at the start from growing with depth (GPT-2's initialisation)."""
+    """Returns the factor that keeps the initial variance of the residual stream constant over depth (as in GPT-2)."""
     return (2 * config.num_layers) ** -0.5

@@ -106,7 +106,7 @@ combination of their values."""
 class TransformerConfig(Config):
     """The shape of a transformer. The defaults are a small causal model in Qwen3's form.
 
-    `qwen3`, `llama`, `modernbert` and `bert` return configs in the form of those families.
+    `qwen3`, `llama`, `modernbert` and `bert` return configs in the form of these families.
 
     Attributes:
       dim: width of the residual stream.

@@ -1,8 +1,8 @@
-"""Modules as pure functions: the one place where Flax NNX modules and plain dicts of arrays meet.
+"""Flax NNX modules as pure functions of plain nested dicts of arrays.
 
-A module's constructor declares its parameters with logical axis names. From that one declaration come the initial
-values (`init`), the abstract shapes and the axis names that shardings are derived from (`declare`), and the pure
-call (`bind`). Everything outside a module's `__call__` sees parameters as a plain nested dict of arrays.
+A module's constructor declares its parameters with logical axis names. Initial values (`init`), abstract shapes and
+axis names for shardings (`declare`), and the pure call (`bind`) all derive from that declaration. Code outside of a
+module's `__call__` handles parameters as a nested dict of arrays.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ Params = dict[str, Any]  # a nested dict whose leaves are arrays
 MakeModule = Callable[[nnx.Rngs], nnx.Module]
 
 Remat = Literal["none", "dots", "full"]
-"""What a stack's forward pass keeps for the backward pass, which computes the rest again: "none" keeps everything,
-"dots" the outputs of the linear maps and what is named `SAVED_ACTIVATION`, "full" only each layer's input. On CPU
-"dots" is the fastest: memory is slower than arithmetic there."""
+"""Activations of a stack that the forward pass keeps; the backward pass recomputes the others. "none" (no
+rematerialisation) keeps all, "dots" the outputs of linear maps and activations named `SAVED_ACTIVATION`, "full" each
+layer's input only. "dots" is the fastest on CPU, where memory is slower than arithmetic."""
 
 SAVED_ACTIVATION = "kept"
-"""The `checkpoint_name` of what "dots" keeps besides: results that are small for the arithmetic they take."""
+"""`checkpoint_name` of further activations that "dots" keeps: small ones that are expensive to recompute."""
 
 _KEPT = {
     "full": None,
@@ -34,13 +34,13 @@ _KEPT = {
 
 
 class Declaration(NamedTuple):
-    """What a module's constructor declares, without any array being made.
+    """Declaration of a module, without its arrays.
 
     Attributes:
       graphdef: the module's static structure, for `bind`.
       shapes: nested dict of `jax.ShapeDtypeStruct`.
-      axes: nested dict of the same structure; each leaf a tuple that names each dimension's logical axis, or None.
-      decays: nested dict of the same structure; whether weight decay applies to each parameter.
+      axes: nested dict of tuples, the logical axis name or None for each dimension of a parameter.
+      decays: nested dict of booleans, whether weight decay applies to a parameter.
     """
 
     graphdef: nnx.GraphDef
@@ -50,10 +50,12 @@ class Declaration(NamedTuple):
 
 
 def declare(make: MakeModule) -> Declaration:
-    """Evaluates a module's constructor abstractly. Costs no memory, whatever the model's size."""
+    """Evaluates a module's constructor abstractly, without allocating memory for parameters."""
     with nnx.use_eager_sharding(False):
         graphdef, state = jax.eval_shape(lambda: nnx.split(make(nnx.Rngs(0))))
-    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+
+    def is_variable(leaf: Any) -> bool:
+        return isinstance(leaf, nnx.Variable)
 
     def axes_of(variable: nnx.Variable) -> tuple[str | None, ...]:
         names = variable.get_metadata().get("out_sharding") or ()
@@ -65,13 +67,13 @@ def declare(make: MakeModule) -> Declaration:
 
 
 def init(make: MakeModule, key: PRNGKeyArray) -> Params:
-    """Initial parameters, as a plain nested dict. Pure: may be jitted with output shardings."""
+    """Returns initial parameters. It is pure, so that it may be jitted with output shardings."""
     with nnx.use_eager_sharding(False):
         return nnx.to_pure_dict(nnx.split(make(nnx.Rngs(params=key)))[1])
 
 
 def bind(graphdef: nnx.GraphDef, params: Params | nnx.State) -> nnx.Module:
-    """The module with these parameters, ready to call. Free of side effects; use it inside the jitted function."""
+    """Returns the module with these parameters, for use inside a jitted function."""
     return nnx.merge(graphdef, params)
 
 
@@ -86,18 +88,18 @@ def parameter(
     """Declares one float32 parameter.
 
     Args:
-      key: for its initial values.
-      shape: its dimensions.
-      axes: the logical name of each dimension.
-      initializer: gives its initial values.
-      decays: whether weight decay applies: False for biases, scales of norms and single learnt vectors, whatever their
-        number of dimensions.
+      key: for the initial values.
+      shape: dimensions.
+      axes: logical axis name, or None, for each dimension.
+      initializer: `(key, shape, dtype) -> initial values`.
+      decays: whether weight decay applies: False for biases, scales of norms and single learnt vectors, of any number
+        of dimensions.
     """
     return nnx.Param(initializer(key, shape, jnp.float32), sharding_names=axes, decays=decays)
 
 
 def stack(make_layer: MakeModule, num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`num_layers` layers declared as one module whose arrays have a leading "layers" axis, for `jax.lax.scan`."""
+    """Declares `num_layers` layers as one module whose arrays have a leading "layers" axis, for `jax.lax.scan`."""
 
     @nnx.split_rngs(splits=num_layers)
     @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
@@ -108,26 +110,26 @@ def stack(make_layer: MakeModule, num_layers: int, rngs: nnx.Rngs) -> nnx.Module
 
 
 def scan_layers(
-    layers: nnx.Module, call: Callable[[nnx.Module, Any, Any], tuple[Any, Any]], x: Any, each: Any, remat: Remat
+    layers: nnx.Module, call: Callable[[nnx.Module, Any, Any], tuple[Any, Any]], x: Any, inputs: Any, remat: Remat
 ) -> tuple[Any, Any]:
-    """Runs a `stack` of layers one after the other.
+    """Runs the layers of a `stack` in sequence.
 
     Args:
-      layers: what `stack` made.
-      call: `(layer, x, each) -> (x, y)`.
-      x: what goes through the layers: a pytree of arrays.
-      each: a pytree of arrays with a leading "layers" axis, of which each layer is given its own.
-      remat: what to keep for the backward pass.
+      layers: result of `stack`.
+      call: `(layer, x, input) -> (x, y)`.
+      x: pytree of arrays, the input of the first layer.
+      inputs: pytree of arrays with a leading "layers" axis; each layer gets its slice.
+      remat: activations to keep for the backward pass.
 
     Returns:
-      x after the last layer, and every layer's y, stacked.
+      x after the last layer, and the y of all layers, stacked.
     """
     graphdef, params_L = nnx.split(layers)
 
-    def step(x: Any, params_and_each: tuple[Any, Any]) -> tuple[Any, Any]:
-        params, each = params_and_each
-        return call(bind(graphdef, params), x, each)
+    def step(x: Any, params_and_input: tuple[Any, Any]) -> tuple[Any, Any]:
+        params, layer_input = params_and_input
+        return call(bind(graphdef, params), x, layer_input)
 
     if remat != "none":
         step = jax.checkpoint(step, prevent_cse=False, policy=_KEPT[remat])
-    return jax.lax.scan(step, x, (params_L, each))
+    return jax.lax.scan(step, x, (params_L, inputs))

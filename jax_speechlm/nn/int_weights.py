@@ -1,13 +1,13 @@
-"""Kernels of linear maps in 8 or 4 bits, in the place of float32 ones: quantisation after training.
+"""Post-training quantisation: kernels of linear maps in 8 or 4 bits instead of float32.
 
 A kernel [in, out] becomes integers and scales, w ~ values * scale, without an offset: values are rounded to the nearest
-of -127 ... 127 or -7 ... 7, a scale is the largest magnitude over 127 or 7. So no weight changes by more than half of
-its scale, and 0 stays 0. In 8 bits each output has a scale; in 4 bits, where one is too coarse, each stretch of `group`
-inputs of each output (as GPTQ and AWQ store them). With "int8_dynamic" the inputs of the map are rounded too, by
-a scale of each token's own that is found at run time, and the products are integers. None of it needs calibration.
+of -127 ... 127 or -7 ... 7, and a scale is the largest magnitude over 127 or 7. A weight changes by at most half of its
+scale, and 0 stays 0. In 8 bits there is one scale an output; in 4 bits, where that is too coarse, one for each group of
+`group` inputs of an output (as in GPTQ and AWQ). With "int8_dynamic" the inputs of the map are quantised too, with a
+scale for each token computed at run time, and the products are integer products. No calibration is needed.
 
-`QuantizedKernel` is a pytree that stands where the kernel's array did, in stacks of layers too: functions over
-parameters take either.
+`QuantizedKernel` is a pytree that replaces the kernel's array, also in stacks of layers, so functions over parameters
+accept both.
 """
 
 import dataclasses
@@ -28,29 +28,32 @@ Kind = Literal["int8", "int8_dynamic", "int4"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QuantizedKernel:
-    """A kernel of `shape`, or a stack of such kernels, whose first `num_in` dimensions are inputs.
+    """A quantised kernel, or a stack of them.
 
     Attributes:
-      values: int8 [*stack, groups, inputs, outputs]; of 4 bits uint8 [*stack, groups, inputs / 2, outputs], where each
-        byte holds an input of the group's first half and, in its high bits, one of its second. Inputs are cut into
-        groups, the last one filled up with zeros; in 8 bits there is one.
+      values: int8 [*stack, groups, inputs, outputs]; in 4 bits uint8 [*stack, groups, inputs / 2, outputs], where the
+        low bits of a byte hold an input of the group's first half and the high bits one of its second. The last group
+        is padded with zeros; in 8 bits there is one group.
       scale: float32 [*stack, groups, 1, outputs].
+      shape: of one kernel.
+      num_in: number of its leading dimensions that are inputs.
+      kind: of quantisation.
     """
 
-    values: Any  # arrays, but a pytree's leaves may be anything
+    values: Any  # arrays; tree transformations may put other leaves here
     scale: Any
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     num_in: int = dataclasses.field(metadata={"static": True})
     kind: Kind = dataclasses.field(metadata={"static": True})
 
     def __getitem__(self, index: Any) -> "QuantizedKernel":
-        """All of it, as `variable[...]` of a module asks for."""
+        """Returns the kernel itself for `kernel[...]`, the index that modules read variables with."""
         if index is not ...:
             raise IndexError("a quantized kernel is taken whole: dequantize it first")
         return self
 
     def apply(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """x @ kernel over its inputs, in the type of x."""
+        """Returns x @ kernel, summed over the input dimensions, in the type of x."""
         lead, out_shape = x.shape[: x.ndim - self.num_in], self.shape[self.num_in :]
         flat = x.reshape(*lead, -1)
         if self.kind == "int4":
@@ -59,14 +62,14 @@ class QuantizedKernel:
             y = (flat @ self.values[0].astype(x.dtype)) * self.scale[0, 0].astype(x.dtype)
         else:
             token = _scale(flat.astype(jnp.float32), 127, axis=-1)
-            whole = jnp.round(flat / token).astype(jnp.int8)
+            integers = jnp.round(flat / token).astype(jnp.int8)
             dims = ((flat.ndim - 1,), (0,)), ((), ())
-            y = jax.lax.dot_general(whole, self.values[0], dims, preferred_element_type=jnp.int32)
+            y = jax.lax.dot_general(integers, self.values[0], dims, preferred_element_type=jnp.int32)
             y = (y * token * self.scale[0, 0]).astype(x.dtype)
         return y.reshape(*lead, *out_shape)
 
     def dequantize(self) -> Float[Array, "..."]:
-        """The kernel, or the stack, that the integers stand for: float32."""
+        """Returns the float32 kernel, or stack of kernels, that the integers represent."""
         values = jnp.asarray(self.values)
         groups = _unpack(values) if self.kind == "int4" else values
         flat = (groups * self.scale).reshape(*groups.shape[:-3], -1, groups.shape[-1])
@@ -77,19 +80,24 @@ class QuantizedKernel:
 def quantize_kernel(
     kernel: Float[Array, "..."] | Float[np.ndarray, "..."], num_in: int, kind: Kind, *, stacked: bool, group: int = 32
 ) -> QuantizedKernel:
-    """Rounds a kernel.
+    """Quantises a kernel.
 
     Args:
-      kernel: with `stacked`, its first dimension counts the layers of a stack.
-      num_in: its input dimensions, without that one.
+      kernel: the kernel; with `stacked` its first dimension counts layers.
+      num_in: number of input dimensions, not counting layers.
+      kind: of quantisation.
+      stacked: whether the kernel belongs to a stack of layers.
       group: inputs that share a scale in 4 bits; even.
+
+    Returns:
+      The quantised kernel; `dequantize` inverts it up to rounding.
     """
     kernel, lead = jnp.asarray(kernel, jnp.float32), int(stacked)
     shape = kernel.shape[lead:]
     flat = kernel.reshape(*kernel.shape[:lead], math.prod(shape[:num_in]), -1)
     inputs = flat.shape[-2]
     if kind == "int4":
-        group = min(group, inputs + inputs % 2)  # fewer inputs than a group has are one, without filling
+        group = min(group, inputs + inputs % 2)  # fewer inputs than a group has form one group without padding
         flat = jnp.pad(flat, [(0, 0)] * lead + [(0, -inputs % group), (0, 0)])
     else:
         group = inputs
@@ -101,7 +109,7 @@ def quantize_kernel(
 
 
 def _scale(x: Array, most: int, axis: int) -> Array:
-    """The step between values; of nothing but zeros it is 1."""
+    """Returns the step between values; 1 where all values are 0."""
     top = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
     return jnp.where(top > 0, top / most, 1.0)
 
@@ -117,13 +125,22 @@ def _unpack(packed: Array) -> Array:
 
 
 def dequantize(params: Params) -> Params:
-    """The same with plain arrays, of the values that the integers stand for."""
-    plain = lambda leaf: np.asarray(leaf.dequantize()) if isinstance(leaf, QuantizedKernel) else leaf  # noqa: E731
-    return jax.tree.map(plain, params, is_leaf=lambda leaf: isinstance(leaf, QuantizedKernel))
+    """Returns parameters with every quantised kernel as a float32 array."""
+
+    def is_quantized(leaf: Any) -> bool:
+        return isinstance(leaf, QuantizedKernel)
+
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf.dequantize()) if is_quantized(leaf) else leaf, params, is_leaf=is_quantized
+    )
 
 
 def to_plain(params: Params) -> tuple[Params, dict[str, Any]]:
-    """(nested dicts of arrays, what else `from_plain` needs as JSON) for a checkpoint."""
+    """Converts parameters for a checkpoint.
+
+    Returns:
+      Nested dicts of arrays, and the JSON record that `from_plain` needs.
+    """
     kernels: dict[str, Any] = {}
 
     def walk(tree: Params, path: str) -> Params:
@@ -141,10 +158,10 @@ def to_plain(params: Params) -> tuple[Params, dict[str, Any]]:
 
 
 def from_plain(params: Params, kernels: dict[str, Any]) -> Params:
-    """The reverse of `to_plain`."""
-    for path, each in kernels.items():
+    """Inverts `to_plain`."""
+    for path, record in kernels.items():
         names = path.split("/")
-        found = at(params, names)
-        kernel = QuantizedKernel(found["values"], found["scale"], tuple(each["shape"]), each["num_in"], each["kind"])
+        arrays, shape = at(params, names), tuple(record["shape"])
+        kernel = QuantizedKernel(arrays["values"], arrays["scale"], shape, record["num_in"], record["kind"])
         params = replace(params, names, kernel)
     return params

@@ -1,7 +1,7 @@
-"""The small layers that every model here is made of.
+"""Layers that all models share: linear maps, norms, dropout and depthwise convolution.
 
 Parameters are float32. A layer computes in the type of its input, except that normalisation statistics are float32, so
-that a model chooses its compute type once, by casting what it is given.
+a model sets its compute type by casting its input once.
 """
 
 import math
@@ -21,19 +21,19 @@ from jax_speechlm.parallel import mesh as meshes
 Count = TypeVar("Count", int, Array, np.ndarray)
 
 Keys = Key[Array, " batch"]
-"""One random key for each row of a batch, so that what a row draws depends on nothing but its own key."""
+"""One random key for each row of a batch, so that a row's draws depend only on its own key."""
 
 
 class Linear(nnx.Module):
-    """x @ kernel + bias over the last dimensions, for inputs and outputs of one dimension or several.
+    """Linear map x @ kernel + bias over one or several last dimensions.
 
     Args:
       shape_in: sizes of the dimensions that are summed over.
-      shape_out: sizes of the dimensions that replace them; (heads, head_dim) for attention.
+      shape_out: sizes of the dimensions that replace them, such as (heads, head_dim).
       axes: logical names of all of these dimensions, inputs first.
-      bias: whether to add one.
-      bias_scale: standard deviation of its initial values.
-      gain: factor on the kernel's initial values, whose standard deviation is fan_in^-0.5 without it.
+      bias: whether to add a bias.
+      bias_scale: standard deviation of the bias's initial values.
+      gain: factor on the kernel's initial values, which have the standard deviation fan_in^-0.5 without it.
     """
 
     def __init__(
@@ -61,20 +61,20 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         kernel = self.kernel[...]
-        rounded = isinstance(kernel, QuantizedKernel)
-        y = kernel.apply(x) if rounded else jnp.tensordot(x, kernel.astype(x.dtype), axes=self.num_in)
+        quantized = isinstance(kernel, QuantizedKernel)
+        y = kernel.apply(x) if quantized else jnp.tensordot(x, kernel.astype(x.dtype), axes=self.num_in)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 def linear_maps(module: nnx.Module) -> Iterator[tuple[str, Linear]]:
-    """Every linear map of a module, by the path of its parameters: "encoder/layers/ffn1/expand"."""
+    """Yields the linear maps of a module with the path of their parameters, such as "encoder/layers/ffn1/expand"."""
     for path, node in nnx.iter_graph(module):
         if isinstance(node, Linear):
             yield "/".join(map(str, path)), node
 
 
 class LayerNorm(nnx.Module):
-    """Zero mean and unit variance over the last dimension, then a learnt scale and offset (Ba et al. 2016)."""
+    """Normalises the last dimension to zero mean and unit variance, then scales and shifts it (Ba et al. 2016)."""
 
     def __init__(
         self, dim: int, *, axis: str | None = "embed", epsilon: float = 1e-5, bias: bool = True, rngs: nnx.Rngs
@@ -92,7 +92,7 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Unit root mean square over the last dimension, then a learnt scale (Zhang and Sennrich 2019)."""
+    """Normalises the last dimension to unit root mean square, then scales it (Zhang and Sennrich 2019)."""
 
     def __init__(self, dim: int, *, axis: str | None = "embed", epsilon: float = 1e-6, rngs: nnx.Rngs):
         self.epsilon = epsilon
@@ -105,65 +105,67 @@ class RMSNorm(nnx.Module):
 
 
 def split_keys(keys: Keys | None, num: int) -> Key[Array, "num batch"] | tuple[None, ...]:
-    """`num` independent keys from each key; `num` times None from None, so that evaluation reads as training does."""
+    """Returns `num` independent keys for each key; `num` times None for None, for evaluation."""
     if keys is None:
         return (None,) * num
     return jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(keys)
 
 
-# Odd multipliers that spread the places along each dimension over all 32-bit numbers: 2^32 over powers of the root of
-# x^4 = x + 1, which makes sums of a few multiples of them fill the range evenly.
-_SPREAD = (0xD1B54A33, 0xABC98389, 0x8CB92BA7)
+# Odd multipliers that map indices along each dimension to well-distributed 32-bit numbers: 2^32 over powers of the root
+# of x^4 = x + 1, so that sums of a few multiples of them fill the range evenly.
+_MULTIPLIERS = (0xD1B54A33, 0xABC98389, 0x8CB92BA7)
 
 
 def dropout(
     x: Float[Array, "batch ..."], rate: float, keys: Keys | None, first: Sequence[int | Int[Array, ""]] = (0, 0, 0)
 ) -> Float[Array, "batch ..."]:
-    """Zeroes elements with probability `rate` and scales the others up; the identity when `keys` is None.
+    """Zeroes elements with probability `rate` and divides the others by 1 - rate; the identity without `keys`.
 
-    What an element draws depends on its row's key and its place in the row alone, so padding changes nothing. The draw
-    is a hash of the place, seeded by the key (the finaliser of MurmurHash3): it fuses into the multiplication, while
-    JAX's own generator costs three times as much on CPU.
+    The draw of an element depends only on its row's key and its index in the row, so padding does not change it. It is
+    a hash of the index, seeded by the key (finaliser of MurmurHash3), which fuses into the multiplication; JAX's own
+    generator costs three times as much on CPU.
 
     Args:
       x: up to three dimensions after the batch.
-      first: the place of x's first element along each of them, where x is a part of something larger.
+      rate: probability of 0.
+      keys: one key a row, or None for evaluation.
+      first: index of x's first element along each dimension after the batch, where x is a slice of a larger array.
     """
     if keys is None or rate == 0:
         return x
     seed = jax.vmap(jax.random.bits)(keys).reshape(-1, *(1,) * (x.ndim - 1))
-    places = [
-        (jax.lax.broadcasted_iota(jnp.uint32, x.shape, d + 1) + jnp.uint32(first[d])) * np.uint32(_SPREAD[d])
+    indices = [
+        (jax.lax.broadcasted_iota(jnp.uint32, x.shape, d + 1) + jnp.uint32(first[d])) * np.uint32(_MULTIPLIERS[d])
         for d in range(x.ndim - 1)
     ]
-    bits = sum(places) ^ seed
+    bits = sum(indices) ^ seed
     bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
     kept = bits ^ (bits >> 16) >= np.uint32(rate * 2**32)
     return jnp.where(kept, x / (1 - rate), 0)
 
 
-_BLOCK = 16  # frames that one step of the kernel's gradient sums; fastest of 8, 16 and 32 on CPU
+_BLOCK = 16  # frames summed in one step of the kernel's gradient; fastest of 8, 16 and 32 on CPU
 
 
 @jax.custom_vjp
 def causal_depthwise(x: Float[Array, "batch time dim"], kernel: Float[Array, "taps dim"]) -> Float[Array, "..."]:
-    """Each channel convolved with its own taps over the present frame and the `taps - 1` frames before it.
+    """Computes the causal depthwise convolution y[t] = sum_k kernel[k] x[t - taps + 1 + k].
 
-    y[t] = sum_k kernel[k] x[t - taps + 1 + k]. A sum of shifted products, because XLA's grouped convolution is 20
-    times as slow on CPU, and slow on GPU backwards. The gradient is written out for the same reason: differentiating
-    the sum leaves one reduction over all frames for each tap, which XLA does not vectorise on CPU.
+    It is a sum of shifted products because XLA's grouped convolution is 20 times slower on CPU, and its gradient is
+    slow on GPU. The gradient is written by hand because differentiating the sum gives one reduction over all frames for
+    each tap, which XLA does not vectorise on CPU.
     """
     taps, num_frames = kernel.shape[0], x.shape[1]
-    past = jnp.pad(_apart_on_gpu(x), ((0, 0), (taps - 1, 0), (0, 0)))
-    return _apart_on_gpu(sum(past[:, k : k + num_frames] * kernel[k] for k in range(taps)))
+    past = jnp.pad(_fence_on_gpu(x), ((0, 0), (taps - 1, 0), (0, 0)))
+    return _fence_on_gpu(sum(past[:, k : k + num_frames] * kernel[k] for k in range(taps)))
 
 
-def _apart_on_gpu(x: Array) -> Array:
-    """The same, which XLA for GPUs fuses with nothing.
+def _fence_on_gpu(x: Array) -> Array:
+    """Returns x with an optimization barrier on GPU, so that XLA does not fuse it.
 
-    What enters a sum of shifted products it would compute anew for every tap, and the sum for each of its uses: such
-    programs take it a quarter of an hour to compile.
+    Fusion would recompute the input of the shifted products for every tap, and the sum for each of its uses; such
+    programs take 15 minutes to compile.
     """
     return jax.lax.optimization_barrier(x) if meshes.platform() == "gpu" else x
 
@@ -175,14 +177,14 @@ def _forward(x, kernel):
 def _backward(residuals, gradient):
     x, kernel = residuals
     (taps, dim), (batch, num_frames, _) = kernel.shape, x.shape
-    gradient = _apart_on_gpu(gradient)
+    gradient = _fence_on_gpu(gradient)
     future = jnp.pad(gradient, ((0, 0), (0, taps - 1), (0, 0)))
-    to_x = _apart_on_gpu(sum(future[:, taps - 1 - k : taps - 1 - k + num_frames] * kernel[k] for k in range(taps)))
+    to_x = _fence_on_gpu(sum(future[:, taps - 1 - k : taps - 1 - k + num_frames] * kernel[k] for k in range(taps)))
 
     blocks = math.ceil(num_frames / _BLOCK)
-    rest = blocks * _BLOCK - num_frames
-    past = jnp.pad(x, ((0, 0), (taps - 1, rest), (0, 0)))
-    gradient = jnp.pad(gradient, ((0, 0), (0, rest), (0, 0)))
+    extra = blocks * _BLOCK - num_frames
+    past = jnp.pad(x, ((0, 0), (taps - 1, extra), (0, 0)))
+    gradient = jnp.pad(gradient, ((0, 0), (0, extra), (0, 0)))
 
     def add_block(total, block):
         window = jax.lax.dynamic_slice_in_dim(past, block * _BLOCK, _BLOCK + taps - 1, axis=1)
@@ -197,9 +199,9 @@ causal_depthwise.defvjp(_forward, _backward)
 
 
 def centred_depthwise(x: Float[Array, "batch time dim"], kernel: Float[Array, "taps dim"]) -> Float[Array, "..."]:
-    """The same with the present frame in the middle of an odd number of taps; zeros lie beyond both ends.
+    """Computes the centred depthwise convolution y[t] = sum_k kernel[k] x[t - taps // 2 + k].
 
-    y[t] = sum_k kernel[k] x[t - taps // 2 + k].
+    The number of taps is odd; x is 0 beyond both ends.
     """
     ahead = kernel.shape[0] // 2
     return causal_depthwise(jnp.pad(x, ((0, 0), (0, ahead), (0, 0))), kernel)[:, ahead:]

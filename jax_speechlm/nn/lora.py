@@ -1,9 +1,9 @@
-"""LoRA (Hu et al. 2021): a linear map W is left as it is, and a product of two thin matrices is learnt beside it.
+"""LoRA (Hu et al. 2021): low-rank updates of frozen linear maps.
 
-    y = x W + (alpha / rank) (x A) B,    A [in, rank] random, B [rank, out] 0 at the start
+    y = x W + (alpha / rank) (x A) B,    A [in, rank] random, B [rank, out] initially 0
 
-A and B are parameters of their own group, "lora", whose paths repeat those of the maps they belong to. The map itself
-has no gradient, so the model that was adapted stays frozen, and a checkpoint holds it beside its adaptation.
+A and B are parameters of the group "lora", under the paths of the maps that they update. W has no gradient, so the
+adapted model stays frozen, and a checkpoint holds both.
 """
 
 from typing import Any
@@ -23,12 +23,12 @@ GROUP = "lora"
 
 
 class LoRA(Config):
-    """Which linear maps are adapted, and how much they may change.
+    """Settings of the low-rank updates.
 
     Attributes:
-      rank: of the change; 0 adapts nothing.
-      alpha: the change is multiplied by alpha / rank.
-      targets: path prefixes: every linear map that lies below one is adapted.
+      rank: of an update; 0 disables LoRA.
+      alpha: updates are multiplied by alpha / rank.
+      targets: path prefixes; every linear map below one is adapted.
     """
 
     rank: pydantic.NonNegativeInt = 0
@@ -37,15 +37,16 @@ class LoRA(Config):
 
     @property
     def scale(self) -> float:
+        """Factor of the updates."""
         return self.alpha / self.rank
 
 
 class Update(nnx.Module):
-    """The change of one linear map, or of a stack of them."""
+    """Low-rank update of a linear map, or of a stack of them."""
 
     def __init__(self, linear: Linear, rank: int, *, rngs: nnx.Rngs):
         shape, axes = linear.kernel[...].shape, tuple(linear.kernel.get_metadata()["out_sharding"])
-        lead = int(axes[0] == "layers")  # a stack's axis, which both matrices have
+        lead = int(axes[0] == "layers")  # the axis of a stack, which both matrices have
         num_in = lead + linear.num_in
         dims = range(lead, num_in)
         initializer = jax.nn.initializers.variance_scaling(
@@ -61,7 +62,7 @@ class Update(nnx.Module):
 
 
 class AdaptedLinear(nnx.Module):
-    """A linear map and its change."""
+    """Linear map with its low-rank update."""
 
     def __init__(self, linear: Linear, update: Update, scale: float):
         self.linear, self.update, self.scale = linear, update, scale
@@ -72,18 +73,21 @@ class AdaptedLinear(nnx.Module):
 
 
 def make_updates(module: nnx.Module, config: LoRA, *, rngs: nnx.Rngs) -> nnx.Module:
-    """An `Update` for each linear map of `module` that the config names, in nested dicts by their paths.
+    """Declares an `Update` for each linear map of `module` that the config selects.
+
+    Returns:
+      Nested `nnx.Dict`s with the paths of the maps.
 
     Raises:
-      ValueError: a target names no linear map.
+      ValueError: a target matches no linear map.
     """
     maps = dict(linear_maps(module))
     tree: dict[str, Any] = {}
     for target in config.targets:
-        found = [path for path in maps if f"{path}/".startswith(f"{target}/")]
-        if not found:
-            raise ValueError(f"model.lora.targets: no linear map lies below {target!r}; there are {', '.join(maps)}")
-        for path in found:
+        adapted = [path for path in maps if f"{path}/".startswith(f"{target}/")]
+        if not adapted:
+            raise ValueError(f"model.lora.targets: no linear map below {target!r}; choose from {', '.join(maps)}")
+        for path in adapted:
             *parents, name = path.split("/")
             branch = tree
             for parent in parents:
@@ -93,27 +97,27 @@ def make_updates(module: nnx.Module, config: LoRA, *, rngs: nnx.Rngs) -> nnx.Mod
 
 
 def adapt(module: nnx.Module, updates: nnx.Module, config: LoRA) -> None:
-    """Puts the changes beside the linear maps of a module that was just bound, which runs as it did, in scans too."""
+    """Replaces linear maps of a newly bound module by `AdaptedLinear`, in place, in stacks of layers too."""
 
-    def walk(here: nnx.Module, branch: nnx.Module) -> None:
+    def walk(parent: nnx.Module, branch: nnx.Module) -> None:
         for name, child in branch.items():
             if isinstance(child, Update):
-                setattr(here, name, AdaptedLinear(getattr(here, name), child, config.scale))
+                setattr(parent, name, AdaptedLinear(getattr(parent, name), child, config.scale))
             else:
-                walk(getattr(here, name), child)
+                walk(getattr(parent, name), child)
 
     walk(module, updates)
 
 
 def merge(params: Params, config: LoRA) -> tuple[Params, Params]:
-    """Adds the changes to the maps, for use without LoRA's cost.
+    """Adds the updates to the kernels, for inference without the cost of LoRA.
 
     Returns:
-      `params` without the group "lora", which give the same outputs up to rounding; and what `unmerge` needs: the
-      group, and the kernels that were replaced.
+      `params` without the group "lora", which give the same outputs up to rounding; and the input of `unmerge`: the
+      group and the replaced kernels.
 
     Raises:
-      ValueError: a change does not fit its map; the message names the tensor.
+      ValueError: the shapes of an update do not fit its map; the message names the tensor.
     """
     if GROUP not in params:
         return params, {}
@@ -123,7 +127,7 @@ def merge(params: Params, config: LoRA) -> tuple[Params, Params]:
         for name, child in updates.items():
             here = f"{path}/{name}".lstrip("/")
             if name not in base:
-                raise ValueError(f"{GROUP}/{here} changes a map that this model does not have; it has {sorted(base)}")
+                raise ValueError(f"{GROUP}/{here} updates a map that this model does not have; it has {sorted(base)}")
             if "a" in child and "b" in child:
                 merged[name] = base[name] | {"kernel": _sum(base[name].get("kernel"), child, config.scale, here)}
                 kept[name] = {"kernel": base[name]["kernel"]}
@@ -137,7 +141,7 @@ def merge(params: Params, config: LoRA) -> tuple[Params, Params]:
 
 
 def unmerge(merged: Params, kept: Params) -> Params:
-    """The parameters that `merge` was given, bit for bit: nothing is subtracted, the old kernels come back."""
+    """Returns the parameters before `merge`, bit for bit: it restores the replaced kernels."""
     if not kept:
         return merged
     return overlay(merged, kept["kernels"]) | {GROUP: kept[GROUP]}
@@ -146,15 +150,18 @@ def unmerge(merged: Params, kept: Params) -> Params:
 def _sum(kernel: Array | None, update: Params, scale: float, path: str) -> Array:
     a, b = update["a"], update["b"]
     lead = 0 if kernel is None else a.ndim + b.ndim - 2 - kernel.ndim
-    product = lambda a, b: jnp.tensordot(a, b, 1)  # noqa: E731
+
+    def product(a: Array, b: Array) -> Array:
+        return jnp.tensordot(a, b, 1)
+
     fits = kernel is not None and lead in (0, 1)
     if fits:
         fits = a.shape[:-1] + b.shape[lead + 1 :] == kernel.shape and a.shape[-1] == b.shape[lead]
     if not fits:
-        there = "there is no such kernel" if kernel is None else f"the kernel is {kernel.shape}"
+        reason = "there is no such kernel" if kernel is None else f"the kernel is {kernel.shape}"
         raise ValueError(
-            f"{GROUP}/{path}: a {a.shape} and b {b.shape} do not fit {path}/kernel: {there}. Use the model that "
-            "this LoRA was trained beside, or leave it out of init_from.groups"
+            f"{GROUP}/{path}: a {a.shape} and b {b.shape} do not fit {path}/kernel: {reason}. Use the model that "
+            "this LoRA was trained with, or leave it out of init_from.groups"
         )
     return kernel + scale * (jax.vmap(product) if lead else product)(a, b)
 

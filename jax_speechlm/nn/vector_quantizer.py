@@ -1,7 +1,7 @@
-"""Product quantization whose choices are learnt through the Gumbel softmax.
+"""Product quantization with a Gumbel softmax.
 
 References: Baevski et al. 2020 (wav2vec 2.0), section 2; Jang et al. 2017, "Categorical reparameterization with
-Gumbel-softmax". Given the same weights it gives the numbers of Hugging Face's `Wav2Vec2GumbelVectorQuantizer`.
+Gumbel-softmax". With the same weights it computes the numbers of Hugging Face's `Wav2Vec2GumbelVectorQuantizer`.
 """
 
 from typing import NamedTuple
@@ -16,12 +16,12 @@ from jax_speechlm.nn.layers import Linear
 
 
 class Quantized(NamedTuple):
-    """What a quantizer made of frames.
+    """Quantized frames.
 
     Attributes:
-      vectors: the chosen codes' vectors, those of all groups side by side.
-      codes: the choice itself, one of each group.
-      probs: softmax over each group's codes, without noise.
+      vectors: codebook vectors of the chosen codes, concatenated over groups.
+      codes: index of the chosen code in each group.
+      probs: softmax over the codes within a group, without noise.
     """
 
     vectors: Float[Array, "batch time code_dim"]
@@ -30,10 +30,10 @@ class Quantized(NamedTuple):
 
 
 class GumbelQuantizer(nnx.Module):
-    """Chooses one of `codes` vectors in each of `groups` groups; together they are a vector of `code_dim`."""
+    """Chooses one of `codes` vectors in each of `groups` groups; concatenated they have `code_dim` values."""
 
     def __init__(self, input_dim: int, groups: int, codes: int, code_dim: int, *, rngs: nnx.Rngs):
-        # A standard deviation of 1 whatever the input's width: the choices are spread and sure from the start.
+        # Kernel values of standard deviation 1 whatever input_dim: initial choices are diverse and confident.
         self.logits = Linear(
             (input_dim,), (groups, codes), ("embed", None, None), gain=float(input_dim) ** 0.5, rngs=rngs
         )
@@ -50,9 +50,9 @@ class GumbelQuantizer(nnx.Module):
         """Quantizes every frame.
 
         Args:
-          x_BxTxD: frames, of any type; the result is float32.
-          keys_BxT: a key a frame for the noise of the choice, or None to take the likeliest code.
-          temperature: of the softmax that stands in for the choice when gradients go back through it.
+          x_BxTxD: frames of any type; the result is float32.
+          keys_BxT: a key a frame for the Gumbel noise, or None to choose the most probable code.
+          temperature: of the softmax, which provides the gradient of the choice (straight-through estimator).
         """
         logits = self.logits(x_BxTxD.astype(jnp.float32))
         noisy = logits
@@ -60,8 +60,7 @@ class GumbelQuantizer(nnx.Module):
             noisy = logits + jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[2:])))(keys_BxT)
         soft = jax.nn.softmax(noisy / temperature)
         codes = jnp.argmax(noisy, axis=-1)
-        chosen = jax.nn.one_hot(codes, logits.shape[-1]) + (
-            soft - jax.lax.stop_gradient(soft)
-        )  # the choice forward, the softmax backward
+        # Straight-through: the value is the one-hot choice, the gradient comes from the softmax.
+        chosen = jax.nn.one_hot(codes, logits.shape[-1]) + (soft - jax.lax.stop_gradient(soft))
         vectors = jnp.einsum("btgc,gcd->btgd", chosen, self.codebook[...], precision=jax.lax.Precision.HIGHEST)
         return Quantized(vectors.reshape(*vectors.shape[:2], -1), codes, jax.nn.softmax(logits))

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary too large for its logits to be kept."""
+"""Cross-entropy over a large vocabulary, computed in chunks so that the logits never exist all at once."""
 
 import math
 from functools import partial
@@ -13,16 +13,16 @@ from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import BATCH_AXES, TOKEN_AXES
 
 CHUNK_LOGITS = 1 << 22
-"""Logits of one row that are computed at a time: 16 MB of float32 a row, and as many again for their gradient."""
+"""Logits computed at a time for one row: 16 MB of float32, and as much again for their gradient."""
 
 
 class TokenScores(NamedTuple):
-    """What is known of each token; gradients do not flow through it.
+    """Statistics per token, without gradients.
 
     Attributes:
-      nll: minus the log-probability of the target, in nats.
-      log_z: log of the sum of exponentiated logits, which the z-loss holds near 0.
-      correct: whether no other token's logit is above the target's.
+      nll: negative log-likelihood of the target in nats.
+      log_z: logarithm of the sum of exponentiated logits, which the z-loss keeps near 0.
+      correct: whether no logit is above the target's.
     """
 
     nll: Float[Array, "batch time"]
@@ -40,20 +40,23 @@ def vocabulary_loss(
     z_weight: float = 0.0,
     chunk: int | None = None,
 ) -> tuple[Float[Array, ""], TokenScores]:
-    """sum over tokens of weight * (-log softmax(hidden @ kernel.T + bias)[target] + z_weight * log_z^2).
+    """Computes the sum over tokens of weight * (-log softmax(hidden @ kernel.T + bias)[target] + z_weight * log_z^2).
 
-    The z-loss is that of Chowdhery et al. 2022 (PaLM, section 5). Logits exist for `chunk` positions of each row at a
-    time, never for all. Where a gradient is asked for, each chunk's is computed beside its loss, from the same logits:
-    the products are then three, as in the plain form, and nothing of the size of the logits is kept or computed again.
+    The z-loss follows Chowdhery et al. 2022 (PaLM, section 5). Logits exist for `chunk` positions per row at a time.
+    Under differentiation the gradient of a chunk is computed together with its loss, from the same logits: this takes
+      three matrix products, as the direct form does, and neither stores nor recomputes the logits.
 
     Args:
-      hidden_BxTxD: in the type that the products are to be computed in; sums and softmax are float32.
+      hidden_BxTxD: hidden states in the compute type of the products; sums and softmax are float32.
       kernel_VxD: the vocabulary map.
       target_BxT: ids below V.
-      weight_BxT: what each token counts; 0 leaves it out.
+      weight_BxT: weight per token; 0 excludes it.
       bias_V: added to the logits.
       z_weight: weight of the z-loss.
-      chunk: positions of a row; None takes as many as give `CHUNK_LOGITS` logits.
+      chunk: positions of a row computed at a time; None for as many as give `CHUNK_LOGITS` logits.
+
+    Returns:
+      The loss, and the statistics per token.
     """
     time, vocab = hidden_BxTxD.shape[1], kernel_VxD.shape[0]
     hidden, target, weight = map(sequence.pad_time, (hidden_BxTxD, target_BxT, weight_BxT))
@@ -106,11 +109,11 @@ def _forward(hidden, kernel, bias, target, weight, z_weight, chunk):
 
 
 def _on_own_tokens(own_loss, by_token, kernel, bias):
-    """`own_loss(*by_token, kernel, bias, total) -> (by token, sums)` on each device's own tokens.
+    """Runs `own_loss(*by_token, kernel, bias, total) -> (by token, sums)` on each device's own tokens.
 
-    Left to itself XLA gathers the kernel, and sums its gradient over the devices, anew for every chunk. So each device
-    is given the whole kernel (its share of the vocabulary where that is spread) once, and `total` adds up over devices
-    what it has summed over all its chunks.
+    XLA's own partitioning would gather the kernel and reduce its gradient over devices once for every chunk. Here each
+    device gets the whole kernel (or its shard of the vocabulary) once, and `total` reduces over devices the sums of all
+    chunks.
     """
     mesh = jax.sharding.get_abstract_mesh()
     shards = 1 if mesh.empty else sequence.num_devices(TOKEN_AXES)
@@ -121,15 +124,15 @@ def _on_own_tokens(own_loss, by_token, kernel, bias):
     to_kernel = PartitionSpec(None, "fsdp") if fsdp else whole
 
     def total(x):
-        if x.ndim == 2 and fsdp:  # the kernel's: each device keeps the part that its optimizer needs
+        if x.ndim == 2 and fsdp:  # gradient of the kernel: each device keeps the shard that its optimizer updates
             x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=1, tiled=True)
             return jax.lax.psum(x, tuple(axis for axis in TOKEN_AXES if axis != "fsdp"))
         return jax.lax.psum(x, TOKEN_AXES)
 
-    sums = jax.eval_shape(lambda *each: own_loss(*each, lambda x: x)[1], *by_token, kernel, bias)
+    sums = jax.eval_shape(lambda *arrays: own_loss(*arrays, lambda x: x)[1], *by_token, kernel, bias)
     out = (tokens, jax.tree.map(lambda x: to_kernel if x.ndim == 2 else whole, sums))
     return jax.shard_map(
-        lambda *each: own_loss(*each, total),
+        lambda *arrays: own_loss(*arrays, total),
         in_specs=((tokens,) * len(by_token)) + (whole, whole),
         out_specs=out,
         axis_names=set(TOKEN_AXES),
@@ -153,7 +156,7 @@ def _logits(hidden, kernel, bias):
 
 
 def _is_target(logits, target):
-    # Compared, not gathered: where devices share the vocabulary, each looks at its own part.
+    # A comparison instead of a gather: with a sharded vocabulary each device compares its own shard.
     return jax.lax.broadcasted_iota(target.dtype, logits.shape, 2) == target[..., None]
 
 
@@ -169,7 +172,7 @@ def _with_z(scores, z_weight):
 
 
 def _cut(arrays, chunk):
-    """[batch, time, ...] -> [chunks, batch, chunk, ...], the last chunk filled up with weightless zeros."""
+    """[batch, time, ...] -> [chunks, batch, chunk, ...], the last chunk padded with zeros of weight 0."""
 
     def cut(x):
         x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2))
@@ -179,5 +182,5 @@ def _cut(arrays, chunk):
 
 
 def _join(chunks, time):
-    """The reverse of `_cut`."""
+    """Inverts `_cut`."""
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :time], chunks)

@@ -120,13 +120,13 @@ def test_a_lora_of_another_base_names_the_tensor(change, message):
 def test_a_lora_of_a_map_that_is_not_there_names_it():
     params = jax.tree.map(lambda leaf: leaf, trained())
     del params["transformer"]["layers"]["ffn"]
-    with pytest.raises(ValueError, match="lora/transformer/layers/ffn changes a map that this model does not have"):
+    with pytest.raises(ValueError, match="lora/transformer/layers/ffn updates a map that this model does not have"):
         merge(params, ADAPTED.lora)
 
 
 def test_a_target_that_names_no_linear_map_is_an_error():
     config = PLAIN.replace(lora=LoRA(rank=1, targets=("transformer/layer",)))
-    with pytest.raises(ValueError, match=r"no linear map lies below 'transformer/layer'; there are .*encoder/input"):
+    with pytest.raises(ValueError, match=r"no linear map below 'transformer/layer'; choose from .*encoder/input"):
         functional.declare(lambda rngs: SpeechTransformer(config, 8, rngs=rngs))
 
 

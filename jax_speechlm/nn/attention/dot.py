@@ -43,7 +43,7 @@ def attend(
     """Computes self-attention of packed rows. Query head h reads key and value head h * kv_heads // heads.
 
     Args:
-      segment_BxT: number of each token's segment; a segment is contiguous, and tokens attend only within it.
+      segment_BxT: segment number for each token; a segment is contiguous, and tokens attend only within it.
       causal: whether a token attends only to itself and earlier tokens.
       window: greatest distance between a query and a key; None for no limit.
       kernel: implementation; results agree up to rounding.
@@ -77,7 +77,7 @@ def masked_attention(
     v_BxSxGxK: Float[Array, "batch key kv_heads head_dim"],
     mask_BxTxS: Bool[Array, "batch query key"],
 ) -> Float[Array, "batch query heads head_dim"]:
-    """Computes attention by its formula, the reference of the other kernels.
+    """Computes attention by its formula, as a reference for all kernels.
 
     Args:
       mask_BxTxS: True where a query may attend to a key; without any key a query gets the mean of all values.

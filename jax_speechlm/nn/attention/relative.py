@@ -51,7 +51,7 @@ BLOCKS = QueryBlocks()
 def chunk_mask(
     query: Int[Array, " query"], key: Int[Array, " key"], chunk: Chunk | None
 ) -> Bool[Array, "query key"] | bool:
-    """Returns the mask of chunked attention: True for keys of the query's chunk and of those in its left context.
+    """Returns the mask of chunked attention: True for keys of the query's chunk and of its left context.
 
     Args:
       query, key: frame numbers.
@@ -292,7 +292,7 @@ def _projections(dim: int, num_heads: int, bias: bool, rngs: nnx.Rngs) -> tuple[
 def distance_sinusoids(num_frames: int, dim: int, blocks: QueryBlocks = BLOCKS) -> Float[Array, "distances {dim}"]:
     """Returns interleaved sines and cosines of every distance query - key, from the largest to its negative.
 
-    The frequencies are those of Vaswani et al. 2017.
+    The frequencies follow Vaswani et al. 2017.
 
     Args:
       num_frames: frames of a row, before `attend` pads it to `blocks.padded_time`.
