@@ -1,7 +1,7 @@
 """Augmentation of waveforms and of log-mel features, drawn for each utterance from its own key.
 
-All of it happens on device, inside the compiled step. Speed perturbation is not here: it changes durations, from which
-batches are planned, so it belongs where they are made.
+It runs on device, inside the compiled step. Speed perturbation changes durations, which batches are planned by, so it
+is part of the data pipeline instead.
 """
 
 import jax
@@ -19,18 +19,19 @@ Probability = pydantic.confloat(ge=0, le=1)
 
 
 class Augment(Config):
-    """What to change at random while training. `Augment()` changes nothing.
+    """Settings of augmentation. `Augment()` is none.
 
     Attributes:
-      time_masks: spans of feature vectors set to zero, the features' mean. They may overlap.
-      time_mask_ratio: longest span as a share of the utterance; a span's length is uniform from 0 to that.
-      freq_masks: bands of mel bins set to zero. They may overlap.
-      freq_mask_bins: widest band in mel bins; a band's width is uniform from 0 to that.
-      mix_probability: chance that the next utterance of the batch is added as noise.
-      noise_probability: chance that a stretch of the noise set (`data.noise_set`) is added.
-      snr_db: range of the drawn signal-to-noise ratio in dB, for both kinds of noise.
-      gain_db: largest change of loudness in dB, up or down.
-      crop_seconds: longer utterances are cut to a random stretch of this length; for objectives without transcripts.
+      time_masks: number of spans of feature vectors that are set to zero, the features' mean; they may overlap.
+      time_mask_ratio: longest span as a share of the utterance; lengths are uniform from 0 to that.
+      freq_masks: number of bands of mel bins that are set to zero; they may overlap.
+      freq_mask_bins: widest band in mel bins; widths are uniform from 0 to that.
+      mix_probability: probability that the next utterance of the batch is added as noise.
+      noise_probability: probability that a segment of the noise set (`data.noise_set`) is added.
+      snr_db: range of the signal-to-noise ratio in dB, for both kinds of noise.
+      gain_db: greatest change of the level in dB, up or down.
+      crop_seconds: longer utterances are cropped to a random segment of this length, for objectives without
+        transcripts.
     """
 
     time_masks: pydantic.NonNegativeInt = 0
@@ -45,8 +46,8 @@ class Augment(Config):
 
 
 SPEC_AUGMENT = Augment(time_masks=10, time_mask_ratio=0.05, freq_masks=2, freq_mask_bins=27)
-"""The conformer paper's SpecAugment (Gulati et al. 2020, section 3.2; spans that grow with the utterance: Park et al.
-2020, "SpecAugment on Large Scale Datasets")."""
+"""SpecAugment as in the conformer's paper (Gulati et al. 2020, section 3.2), with spans in proportion to the utterance
+(Park et al. 2020, "SpecAugment on Large Scale Datasets")."""
 
 
 def augment_audio(
@@ -56,22 +57,23 @@ def augment_audio(
     config: Augment,
     noise: Int16[Array, "batch samples"] | None = None,
 ) -> tuple[Float32[Array, "batch kept_samples"], Int32[Array, " batch"]]:
-    """Crop, then noise, then gain.
+    """Crops utterances, adds noise and changes the level, in this order.
 
-    Everything is drawn from a row's own key. One thing depends on other rows: which utterance is mixed in. It is the
-    next one of the global batch, which the plan's seed and step fix, whatever the number of hosts.
+    All draws come from a row's own key. Only the utterance that is mixed in comes from another row: the next one of the
+    global batch, which depends on the plan's seed and step, not on the number of hosts.
 
     Args:
       audio: samples at 16 kHz.
-      audio_length: samples of each row.
+      audio_length: samples per row.
       keys: one key a row.
-      noise: a stretch of the noise set for each row. Needed when `noise_probability` is not 0.
+      config: settings.
+      noise: a segment of the noise set for each row; required if `noise_probability` is not 0.
 
     Returns:
-      float32 samples on the int16 scale, not clipped, 0 at padding; and their number in each row.
+      float32 samples on the int16 scale, not clipped, 0 at padding; and samples per row.
 
     Raises:
-      ValueError: the config asks for noise and there is none.
+      ValueError: the config has a noise probability and the batch has no noise.
     """
     crop, mix, background, gain = split_keys(keys, 4)
     audio = jnp.where(frame_mask(audio_length, audio.shape[1]), audio.astype(jnp.float32), 0)
@@ -103,13 +105,17 @@ def spec_augment(
     config: Augment,
     num_mel_bins: int,
 ) -> Float[Array, "batch time features"]:
-    """SpecAugment without warping (Park et al. 2019): random spans of time and bands of frequency become 0.
+    """Sets random spans of time and bands of frequency to 0: SpecAugment without warping (Park et al. 2019).
 
     Args:
-      features: normalised log-mel features, so that 0 is their mean; frames stacked or not.
-      length: valid feature vectors of each row.
+      features: normalised log-mel features, whose mean is 0; frames may be stacked.
+      length: valid feature vectors per row.
       keys: one key a row.
+      config: settings.
       num_mel_bins: mel bins of one frame. A band covers the same bins in all frames stacked in a vector.
+
+    Returns:
+      The masked features.
     """
     _, num_frames, dim = features.shape
     time, frequency = split_keys(keys, 2)
@@ -122,7 +128,7 @@ def spec_augment(
 
 
 def _spans(keys: Keys, num: int, longest: Array, size: Array, positions: int) -> Bool[Array, "batch positions"]:
-    """True inside any of `num` spans; each is 0 to `longest` long and lies within the first `size` positions."""
+    """Returns True inside any of `num` spans of 0 to `longest` positions within the first `size` positions."""
     draws = jax.vmap(lambda key: jax.random.uniform(key, (2, num, 1)))(keys)
     width = jnp.floor(draws[:, 0] * (longest[:, None, None] + 1))
     start = jnp.floor(draws[:, 1] * (size[:, None, None] - width + 1))
@@ -151,14 +157,14 @@ def _add_noise(
     probability: float,
     snr_db: tuple[float, float],
 ) -> Float[Array, "batch samples"]:
-    """Adds each row's noise from a random place on, looped, at a drawn ratio of mean powers over the utterance."""
-    applies, place, ratio = split_keys(keys, 3)
+    """Adds noise from a random offset on, looped, at a random ratio of mean powers over the utterance."""
+    applies, offset, ratio = split_keys(keys, 3)
     mask = frame_mask(length, audio.shape[1])
-    start = jnp.floor(_uniform(place) * noise_length).astype(jnp.int32)
+    start = jnp.floor(_uniform(offset) * noise_length).astype(jnp.int32)
     index = (start[:, None] + jnp.arange(audio.shape[1])) % jnp.maximum(noise_length, 1)[:, None]
     noise = jnp.where(mask, jnp.take_along_axis(noise, index, axis=1).astype(jnp.float32), 0)
     signal_power, noise_power = (jnp.square(x).sum(1) for x in (audio, noise))
-    wanted = signal_power / 10 ** (_uniform(ratio, *snr_db) / 10)
-    scale = jnp.where(noise_power > 0, jnp.sqrt(wanted / jnp.maximum(noise_power, 1)), 0)
+    target_power = signal_power / 10 ** (_uniform(ratio, *snr_db) / 10)
+    scale = jnp.where(noise_power > 0, jnp.sqrt(target_power / jnp.maximum(noise_power, 1)), 0)
     scale = jnp.where((_uniform(applies) < probability) & (noise_length > 0), scale, 0)
     return audio + scale[:, None] * noise

@@ -1,4 +1,4 @@
-"""From a batch of waveforms to log-mel features, augmented in training: all that happens on device before the model."""
+"""The front end: waveforms to log-mel features on device, with augmentation in training."""
 
 import jax
 from jaxtyping import Array, Float32, Int32, PRNGKeyArray
@@ -11,31 +11,33 @@ from jax_speechlm.parallel import sequence
 
 
 class FrontEnd(Config):
-    """What is computed from a waveform, and what training changes in it at random.
+    """Settings of the front end.
 
     Attributes:
-      mel: the features.
-      augment: the changes; none by default.
+      mel: log-mel features.
+      augment: augmentation in training; none by default.
     """
 
     mel: LogMel = LogMel()
     augment: Augment = Augment()
 
     def waveform_only(self) -> "FrontEnd":
-        """The same without SpecAugment."""
+        """Returns these settings without SpecAugment."""
         return self.replace(augment=self.augment.replace(time_masks=0, freq_masks=0))
 
 
 def features(
     batch: Batch, config: FrontEnd, key: PRNGKeyArray | None
 ) -> tuple[Float32[Array, "batch time features"], Int32[Array, " batch"]]:
-    """Features of a batch's `audio`, and the number of feature vectors in each row.
-
-    Time is filled up, where a mesh spreads it over devices, so that it divides among them.
+    """Computes the features of a batch.
 
     Args:
-      batch: needs `audio`, `audio_length` and, with a key, `example_id`; and `noise` where the config mixes it in.
-      key: the step's key for augmentation; None for none.
+      batch: has `audio`, `audio_length` and, with a key, `example_id`; also `noise` if the config adds it.
+      config: settings of the front end.
+      key: the step's key for augmentation; None for no augmentation.
+
+    Returns:
+      Features, their time padded to divide over the devices of the mesh axis "sequence", and feature vectors per row.
     """
     audio, audio_length = batch["audio"], batch["audio_length"]
     if key is None:

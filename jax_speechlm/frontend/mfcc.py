@@ -1,4 +1,4 @@
-"""Mel-frequency cepstral coefficients with their differences, on device: what HuBERT's first units are made from."""
+"""Mel-frequency cepstral coefficients with first and second differences, the features of HuBERT's first units."""
 
 import functools
 
@@ -11,9 +11,9 @@ from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.frontend.logmel import LogMel, log_mel, normalize
 
 COEFFICIENTS = 13
-"""Of a window; with first and second differences 39, as in Hsu et al. 2021."""
+"""Coefficients of a window; 39 values with first and second differences, as in Hsu et al. 2021."""
 
-_REACH = 2  # windows before and behind that a difference is fitted to
+_REACH = 2  # windows on each side that a slope is fitted to
 
 
 def mfcc(
@@ -21,16 +21,18 @@ def mfcc(
     audio_length: Int[Array, " batch"],
     config: LogMel,
 ) -> tuple[Float32[Array, "batch time 39"], Int32[Array, " batch"]]:
-    """One vector for each frame that `log_mel` gives: the mean of its `stack` windows' MFCCs and their differences.
+    """Computes MFCCs at the frames of `log_mel`: the mean over the `stack` windows of a frame.
 
-    Orthonormal DCT-II of the log-mel bins, 13 coefficients; their slopes over five windows, the ends repeated; and the
-    slopes of these. With `config.normalize` each of the 39 gets zero mean and unit variance over the utterance.
+    13 coefficients of the orthonormal DCT-II of the log-mel bins, their slopes over five windows (with the ends
+    repeated), and the slopes of the slopes. With `config.normalize` all 39 values are normalised to zero mean and unit
+    variance over the utterance.
 
     Args:
-      audio, audio_length: as `log_mel` takes them.
+      audio, audio_length: as in `log_mel`.
+      config: log-mel features to start from.
 
     Returns:
-      The vectors, 0 at padding, and how many each row has.
+      The vectors, 0 at padding, and the number of vectors per row.
     """
     windows_BxTxF, length_B = log_mel(audio, audio_length, config.replace(stack=1, normalize=False))
     highest = jax.lax.Precision.HIGHEST
@@ -47,20 +49,20 @@ def mfcc(
 def _slopes(
     x_BxTxF: Float[Array, "batch windows features"], length_B: Int[Array, " batch"]
 ) -> Float[Array, "batch windows features"]:
-    """The slope of the straight line through a window and its neighbours; beyond the ends the last values repeat."""
+    """Returns the slope of the line fitted to a window and its neighbours; the ends are repeated."""
     num_windows = x_BxTxF.shape[1]
 
-    def moved(by: int) -> Array:
-        place = jnp.clip(jnp.arange(num_windows) + by, 0, jnp.maximum(length_B - 1, 0)[:, None])
-        return jnp.take_along_axis(x_BxTxF, place[..., None], axis=1)
+    def shifted(by: int) -> Array:
+        index = jnp.clip(jnp.arange(num_windows) + by, 0, jnp.maximum(length_B - 1, 0)[:, None])
+        return jnp.take_along_axis(x_BxTxF, index[..., None], axis=1)
 
     reach = range(1, _REACH + 1)
-    return sum(n * (moved(n) - moved(-n)) for n in reach) / (2 * sum(n * n for n in reach))
+    return sum(n * (shifted(n) - shifted(-n)) for n in reach) / (2 * sum(n * n for n in reach))
 
 
 @functools.cache
 def _dct(num_mel_bins: int) -> np.ndarray:
-    """The orthonormal DCT-II, float32 [bins, coefficients]."""
-    place, order = np.arange(num_mel_bins)[:, None], np.arange(COEFFICIENTS)
+    """Returns the orthonormal DCT-II, float32 [bins, coefficients]."""
+    bins, order = np.arange(num_mel_bins)[:, None], np.arange(COEFFICIENTS)
     scale = np.where(order == 0, np.sqrt(1 / num_mel_bins), np.sqrt(2 / num_mel_bins))
-    return (scale * np.cos(np.pi * (place + 0.5) * order / num_mel_bins)).astype(np.float32)
+    return (scale * np.cos(np.pi * (bins + 0.5) * order / num_mel_bins)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Schedules and optimizers: Optax, chosen by small configs."""
+"""Configs of learning rate schedules and optimizers, built with Optax."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 class WarmupCosine(Config):
-    """Linear warm-up to `peak`, then half a cosine down to `final_share * peak` at the last step."""
+    """Linear warm-up to `peak`, then cosine decay to `final_share * peak` at the last step."""
 
     kind: Literal["warmup_cosine"] = "warmup_cosine"
     peak: pydantic.PositiveFloat = 1e-3
@@ -23,6 +23,7 @@ class WarmupCosine(Config):
     final_share: Share = 0.05
 
     def build(self, num_steps: int) -> optax.Schedule:
+        """Returns the schedule of a run of `num_steps`."""
         decay = optax.cosine_decay_schedule(self.peak, max(1, num_steps - self.warmup_steps), self.final_share)
         return _after_warmup(self.peak, self.warmup_steps, decay)
 
@@ -35,16 +36,23 @@ class Noam(Config):
     warmup_steps: pydantic.PositiveInt = 1000
 
     def build(self, num_steps: int) -> optax.Schedule:
-        del num_steps  # it has no end
+        """Returns the schedule, which does not depend on the run's length."""
+        del num_steps
 
-        def decay(step: jax.typing.ArrayLike) -> jax.Array:  # called with negative steps too, whose value is not used
+        def decay(step: jax.typing.ArrayLike) -> jax.Array:  # also called with negative steps, whose value is not used
             return self.peak * (self.warmup_steps / (jnp.maximum(step, 0) + self.warmup_steps)) ** 0.5
 
         return _after_warmup(self.peak, self.warmup_steps, decay)
 
 
 class WSD(Config):
-    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM): constant at `peak`, then linear to 0 over the last steps."""
+    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM): constant at `peak`, then linear decay to 0.
+
+    Attributes:
+      peak: greatest learning rate.
+      warmup_steps: steps of linear warm-up.
+      decay_share: share of the run's steps in which the rate decays.
+    """
 
     kind: Literal["wsd"] = "wsd"
     peak: pydantic.PositiveFloat = 1e-3
@@ -52,13 +60,14 @@ class WSD(Config):
     decay_share: Share = 0.2
 
     def build(self, num_steps: int) -> optax.Schedule:
+        """Returns the schedule of a run of `num_steps`."""
         decay_steps = max(1, int(self.decay_share * num_steps))
         decay = optax.linear_schedule(self.peak, 0.0, decay_steps, max(0, num_steps - self.warmup_steps - decay_steps))
         return _after_warmup(self.peak, self.warmup_steps, decay)
 
 
 def _after_warmup(peak: float, warmup_steps: int, schedule: optax.Schedule) -> optax.Schedule:
-    # The first step is step 0: start at one warm-up increment, so that no step is wasted at a rate of zero.
+    # The schedule is called with step 0 first: starting at one increment avoids a first step at a rate of zero.
     warmup = optax.linear_schedule(peak / max(1, warmup_steps), peak, max(1, warmup_steps - 1))
     return optax.join_schedules([warmup, schedule], [warmup_steps])
 
@@ -67,11 +76,12 @@ Schedule = Annotated[WarmupCosine | Noam | WSD, pydantic.Field(discriminator="ki
 
 
 class Group(Config):
-    """Parameters whose path starts with `prefix` (such as "encoder" or "encoder/layers") learn differently.
+    """Settings of a group of parameters.
 
     Attributes:
-      learning_rate_scale: multiplies the schedule.
-      start_step: they stay as they are before this step.
+      prefix: path prefix of the parameters, such as "encoder" or "encoder/layers".
+      learning_rate_scale: factor on the schedule.
+      start_step: first step at which they are updated.
     """
 
     prefix: str
@@ -80,18 +90,20 @@ class Group(Config):
 
 
 class Optimizer(Config):
-    """The optimizer and everything that happens to gradients.
+    """Settings of the optimizer and of gradients.
 
     Attributes:
-      kind: "adamw", "adam" (AdamW without decay) or "sgd" (momentum b1, with decay).
-      weight_decay: decoupled; applies to weights and embeddings, never to biases, scales of norms and single learnt
-        vectors (`models.functional.parameter`).
-      clip_norm: global norm that gradients are scaled down to.
-      frozen: path prefixes that never change; no gradient and no moments are kept for them.
-      groups: parameters that learn at other rates, or later.
-      accumulate: micro-batches that each batch is cut into; changes the memory, not the result, but for wav2vec 2.0 and
-        w2v-BERT: their diversity of codes is then measured over each micro-batch instead of the whole batch.
-      ema_decay: 0 is off; otherwise evaluation uses the exponential moving average of the parameters.
+      kind: "adamw", "adam" (AdamW without decay) or "sgd" (with momentum b1 and decay).
+      schedule: of the learning rate.
+      b1, b2, eps: of Adam.
+      weight_decay: decoupled; applies to weights and embeddings, not to biases, scales of norms and single learnt
+        vectors (`nn.functional.parameter`).
+      clip_norm: greatest global norm of gradients; larger gradients are scaled down.
+      frozen: path prefixes of parameters that are not trained; they have no gradients and no moments.
+      groups: parameters with another learning rate or a later start.
+      accumulate: micro-batches per batch. They save memory without changing the result, except in wav2vec 2.0 and
+        w2v-BERT, where the diversity of codes is then computed over a micro-batch instead of the whole batch.
+      ema_decay: of the exponential moving average of parameters, which evaluation uses; 0 for none.
     """
 
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -113,8 +125,11 @@ class Optimizer(Config):
           num_steps: of the run, for the schedule.
           decays: nested dict of the trainable parameters: whether weight decay applies to each.
 
+        Returns:
+          The chain of clipping, moments, weight decay, group scales and learning rate.
+
         Raises:
-          ValueError: a group names no parameter.
+          ValueError: no parameter is in one of the groups.
         """
         inner = {
             "adamw": optax.scale_by_adam(self.b1, self.b2, self.eps),
@@ -135,7 +150,7 @@ def _scale_groups(groups: tuple[Group, ...], like: Params) -> optax.GradientTran
     names = paths(like)
     for group in groups:
         if not any(is_below(name, group.prefix) for name in names):
-            raise ValueError(f"optimizer.groups: no parameter lies below {group.prefix!r}; there are {sorted(names)}")
+            raise ValueError(f"optimizer.groups: no parameter below {group.prefix!r}; choose from {sorted(names)}")
     treedef = jax.tree.structure(like)
 
     def scale(step: jax.Array, name: str) -> jax.Array | float:

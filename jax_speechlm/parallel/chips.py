@@ -1,4 +1,4 @@
-"""What accelerators can do, by their makers' figures, and how they are put together: the one table of both."""
+"""Specifications of accelerators, from their manufacturers, and topologies built from them."""
 
 import difflib
 import math
@@ -9,18 +9,18 @@ GIB, GB, TERA = 2**30, 1e9, 1e12
 
 
 class Chip(NamedTuple):
-    """One accelerator.
+    """Specification of an accelerator.
 
     Attributes:
       platform: "tpu", "cuda" or "cpu".
-      kind: how JAX's `device_kind` begins.
+      kind: prefix of JAX's `device_kind`.
       flops: dense bf16 FLOP/s.
       hbm: bytes of main memory.
       hbm_bandwidth: bytes/s of main memory.
-      link_bandwidth: bytes/s that a device sends along one mesh axis inside a slice or node, by a ring in both
-        directions.
+      link_bandwidth: bytes/s that a device sends along one mesh axis inside a slice or node, as a bidirectional
+        ring.
       network_bandwidth: bytes/s that a device sends to other slices or nodes.
-      node: devices that share a host (TPU) or the fast links (GPU).
+      node: devices of a host (TPU) or of the group with fast links (GPU).
     """
 
     platform: str
@@ -38,8 +38,8 @@ class Chip(NamedTuple):
 # jax-ml.github.io/scaling-book), chapter 2.
 # GPU: NVIDIA's data sheets for A100 80GB SXM, H100 SXM, H200 SXM and DGX B200, dense figures; NVLink in one direction;
 # the network at one adapter a GPU as in DGX systems: 200 Gb/s for A100, 400 Gb/s for the others.
-# CPU: no maker's figures but a yardstick, for no `device_kind` begins so: float32 products of the two cores that
-# docs/benchmarks.md was measured on, a small laptop's memory, one channel of DDR4-2666 (JEDEC JESD79-4), a gigabit.
+# CPU: nominal figures, whose kind matches no `device_kind`: float32 products of the two cores that docs/benchmarks.md
+# was measured on, a small laptop's memory, one channel of DDR4-2666 (JEDEC JESD79-4), a gigabit network.
 CHIPS = {
     "v4": Chip("tpu", "TPU v4", 275 * TERA, 32 * GIB, 1228 * GB, 90 * GB, 6.25 * GB, 4),
     "v5e": Chip("tpu", "TPU v5 lite", 197 * TERA, 16 * GIB, 819 * GB, 90 * GB, 3.125 * GB, 4),
@@ -52,18 +52,18 @@ CHIPS = {
     "cpu": Chip("cpu", "a nominal CPU", 0.2 * TERA, 8 * GIB, 21.3 * GB, 21.3 * GB, 0.125 * GB, 64),
 }
 
-# Slices of the two-dimensional torus of v5e and v6e, by chips.
+# Slices of the two-dimensional torus of v5e and v6e, by number of chips.
 _PLANES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 
 
 class Topology(NamedTuple):
-    """What a job runs on.
+    """The devices of a job.
 
     Attributes:
-      name: as the cloud sells it: "v5e-256", "v5p-512", "h100-64"; "cpu-1" for a machine without accelerators.
-      chip: its key in `CHIPS`.
-      shape: chips along each axis of a slice's torus, or (nodes, devices of a node).
-      slices: TPU slices that the network joins.
+      name: as cloud providers name it: "v5e-256", "v5p-512", "h100-64"; "cpu-1" for a machine without accelerators.
+      chip: key in `CHIPS`.
+      shape: chips along each axis of a slice's torus, or (nodes, devices per node).
+      slices: TPU slices, connected by the network.
     """
 
     name: str
@@ -73,32 +73,42 @@ class Topology(NamedTuple):
 
     @property
     def spec(self) -> Chip:
+        """Specification of a device."""
         return CHIPS[self.chip]
 
     @property
     def devices_per_slice(self) -> int:
+        """Devices of one slice."""
         return math.prod(self.shape)
 
     @property
     def num_devices(self) -> int:
+        """Devices of all slices."""
         return self.devices_per_slice * self.slices
 
 
 def find_chip(device_kind: str) -> Chip | None:
-    """The chip of a device by what JAX calls it, or None for CPUs and unknown ones."""
-    # The longest match: "TPU v5 lite" also begins with "TPU v5".
-    found = [chip for chip in CHIPS.values() if device_kind.startswith(chip.kind)]
-    return max(found, key=lambda chip: len(chip.kind), default=None)
+    """Returns the chip with JAX's name `device_kind`, or None for CPUs and unknown devices."""
+    # The longest match, because "TPU v5 lite" also starts with "TPU v5".
+    matches = [chip for chip in CHIPS.values() if device_kind.startswith(chip.kind)]
+    return max(matches, key=lambda chip: len(chip.kind), default=None)
 
 
 def topology(name: str, slices: int | None = None) -> Topology:
-    """A topology by its name: "v5e-256", or "2xv5p-512" for two slices; `slices` says the same outright.
+    """Parses the name of a topology, such as "v5e-256", or "2xv5p-512" for two slices.
 
-    The number behind v4 and v5p counts TensorCores, of which a chip has two, as Google's names do; behind all others it
-    counts chips or GPUs, or the devices that a CPU is cut into.
+    As in Google's names, the number after v4 and v5p counts TensorCores, of which a chip has two. Other numbers count
+    chips, GPUs, or the devices that a CPU is divided into.
+
+    Args:
+      name: of the topology.
+      slices: number of slices, instead of a prefix of the name.
+
+    Returns:
+      The topology.
 
     Raises:
-      ValueError: the name is unknown, or nothing of that size is sold; the message says what is.
+      ValueError: the name is unknown, or the size is not available; the message lists what is.
     """
     match = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*)-(\d+)", name.lower())
     chip, number = (match.group(2), int(match.group(3))) if match else (name, 0)
@@ -106,11 +116,9 @@ def topology(name: str, slices: int | None = None) -> Topology:
     if chip not in CHIPS or not number:
         near = difflib.get_close_matches(chip, CHIPS, n=1, cutoff=0.3)
         hint = f" Did you mean {near[0]}-{number or 16}?" if near else ""
-        raise ValueError(f"no topology is named {name!r}.{hint} Names are CHIP-NUMBER, of {', '.join(CHIPS)}")
+        raise ValueError(f"unknown topology {name!r}.{hint} Names are CHIP-NUMBER, with a chip of {', '.join(CHIPS)}")
     if slices > 1 and CHIPS[chip].platform != "tpu":
-        raise ValueError(
-            f"{name}: only TPUs have slices; give the number of all devices as one, {chip}-{number * slices}"
-        )
+        raise ValueError(f"{name}: only TPUs have slices; give the number of all devices, {chip}-{number * slices}")
     return Topology(f"{chip}-{number}", chip, _shape(name, chip, number), slices)
 
 
@@ -118,7 +126,7 @@ def _shape(name: str, chip: str, number: int) -> tuple[int, ...]:
     spec = CHIPS[chip]
     if spec.platform != "tpu":
         if number > spec.node and number % spec.node:
-            raise ValueError(f"{name}: nodes have {spec.node} devices; take a multiple of it")
+            raise ValueError(f"{name}: nodes have {spec.node} devices; use a multiple of {spec.node}")
         return (max(number // spec.node, 1), min(number, spec.node))
     if chip in ("v5e", "v6e"):
         if number not in _PLANES:
@@ -126,7 +134,7 @@ def _shape(name: str, chip: str, number: int) -> tuple[int, ...]:
         return tuple(int(side) for side in _PLANES[number].split("x"))
     chips = number // 2
     if number < 8 or chips & (chips - 1) or number % 2:
-        raise ValueError(f"{name}: {chip} is counted in TensorCores, 8, 16, 32, ...; two of them are a chip")
+        raise ValueError(f"{name}: {chip} is counted in TensorCores, two a chip: use 8, 16, 32, ...")
     exponent = chips.bit_length() - 1
-    sides = sorted(2 ** (exponent // 3 + (place < exponent % 3)) for place in range(3))
+    sides = sorted(2 ** (exponent // 3 + (side < exponent % 3)) for side in range(3))
     return (2, 2, 1) if chips == 4 else tuple(sides)

@@ -1,4 +1,4 @@
-"""What depends on the machine: how fast its devices could be, and where it keeps compiled programs."""
+"""The devices of this machine, their peak performance, and the cache of compiled programs."""
 
 import functools
 import os
@@ -13,35 +13,35 @@ from jax_speechlm.parallel.chips import find_chip
 
 
 class DeviceError(UserError):
-    """JAX finds no device of the platform that was asked for; the message says which, and the remedy."""
+    """JAX finds no device of the requested platform; the message names the platform and the remedy."""
 
 
 def devices() -> list[jax.Device]:
     """Returns the devices of all processes, of the platform that JAX_PLATFORMS names or JAX chooses.
 
     Raises:
-      DeviceError: there is none.
+      DeviceError: the platform has no device.
     """
     try:
         return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # JAX asserts where it is told to use a plugin without a device
-        asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms or ""
+    except (RuntimeError, AssertionError) as error:  # JAX raises AssertionError for a plugin without a device
+        requested = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms or ""
         reason = (str(error).strip().splitlines() or ["no such device"])[0]
         raise DeviceError(
-            f"JAX_PLATFORMS={asked}: JAX cannot use that platform here ({reason}). Unset JAX_PLATFORMS to take what "
+            f"JAX_PLATFORMS={requested}: JAX cannot use that platform here ({reason}). Unset JAX_PLATFORMS to use what "
             "this machine has, or set it to cpu; GPUs need pip install -e '.[cuda]', TPUs pip install -e '.[tpu]'."
         ) from error
 
 
 def peak_flops(devices: list[jax.Device]) -> float:
-    """Dense bf16 FLOP/s of the devices together; for kinds that `chips` does not know a float32 matmul is timed."""
+    """Returns the dense bf16 FLOP/s of all devices together; unknown kinds are measured with a float32 matmul."""
     chip = find_chip(devices[0].device_kind)
     return chip.flops * len(devices) if chip else matmul_flops()
 
 
 @functools.cache
 def matmul_flops(size: int = 1536, repeats: int = 3) -> float:
-    """FLOP/s of the fastest of a few float32 [size, size] matmuls on the default device."""
+    """Measures the FLOP/s of the fastest of `repeats` float32 [size, size] matmuls on the default device."""
     a = jnp.ones((size, size))
     multiply = jax.jit(jnp.matmul)
     multiply(a, a).block_until_ready()
@@ -54,9 +54,9 @@ def matmul_flops(size: int = 1536, repeats: int = 3) -> float:
 
 
 def cache_compilations() -> None:
-    """Keeps compiled programs on disk, so that a restart, or the same model again, starts in seconds.
+    """Caches compiled programs on disk, so that later runs of the same model start in seconds.
 
-    They lie in `$JAX_COMPILATION_CACHE_DIR`, or else in `compiled` of `data_pipelines.core.paths.cache_dir`.
+    The folder is `$JAX_COMPILATION_CACHE_DIR`, by default `compiled` in `data_pipelines.core.paths.cache_dir`.
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))

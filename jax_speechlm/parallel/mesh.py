@@ -1,4 +1,4 @@
-"""One mesh and one table: logical axis names -> mesh axes. Everything about sharding derives from here."""
+"""The device mesh and the table from logical axis names to mesh axes, from which all shardings derive."""
 
 from collections.abc import Sequence
 from math import prod
@@ -18,10 +18,10 @@ Tree = dict[str, Any]  # a nested dict
 MESH_AXES = ("replica", "data", "fsdp", "sequence", "tensor")
 
 BATCH_AXES = ("replica", "data", "fsdp")
-"""The mesh axes that a batch's rows are spread over."""
+"""Mesh axes that the rows of a batch are sharded over."""
 
 TOKEN_AXES = (*BATCH_AXES, "sequence")
-"""The mesh axes that a batch's tokens or frames are spread over: by rows, and by time within a row."""
+"""Mesh axes that the tokens or frames of a batch are sharded over: by rows, and by time within a row."""
 
 RULES: dict[str | None, str | None] = {
     "embed": "fsdp",
@@ -30,11 +30,11 @@ RULES: dict[str | None, str | None] = {
     "vocab": "tensor",
     None: None,
 }
-"""Logical axis -> mesh axis for parameters. A name that is not listed here ("layers", ...) is replicated."""
+"""Logical axis -> mesh axis for parameters. Axes that are not listed ("layers", ...) are replicated."""
 
 
 class MeshShape(Config):
-    """How many devices along each axis of the mesh; `data` takes what the others leave over where it is -1."""
+    """Devices along each axis of the mesh; `data` of -1 takes all devices that the other axes leave."""
 
     replica: pydantic.PositiveInt = 1
     data: int = pydantic.Field(-1, ge=-1)
@@ -44,12 +44,19 @@ class MeshShape(Config):
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of all devices (or of those given) with axes `MESH_AXES`.
+    """Builds the mesh with axes `MESH_AXES`.
+
+    Args:
+      shape: devices along each axis.
+      devices: devices to use; None for all.
+
+    Returns:
+      The mesh.
 
     Raises:
       ValueError: the product of the axes is not the number of devices, or `sequence` x `tensor` spans hosts: each host
-        reads rows of its own, and the devices along these axes work on the same rows.
-      DeviceError: JAX finds no device of the platform that was asked for.
+        reads its own rows, while the devices along these axes process the same rows.
+      DeviceError: JAX finds no device of the requested platform.
     """
     devices = hardware.devices() if devices is None else devices
     sizes = [getattr(shape, axis) for axis in MESH_AXES]
@@ -58,7 +65,7 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
         sizes[MESH_AXES.index("data")] = len(devices) // (shape.replica * shape.fsdp * same_rows)
     if prod(sizes) != len(devices):
         named = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
-        raise ValueError(f"a mesh of {named} does not use exactly the {len(devices)} devices there are; set mesh.*")
+        raise ValueError(f"a mesh of {named} does not use exactly the {len(devices)} available devices; set mesh.*")
     per_host = len(devices) // _num_hosts(devices)
     if per_host % same_rows:
         raise ValueError(
@@ -72,7 +79,7 @@ def _num_hosts(devices: Sequence[jax.Device]) -> int:
 
 
 def partition_spec(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
-    """Where an array with these logical axes lies. A dimension that its mesh axis does not divide is replicated."""
+    """Returns the partitioning of an array by logical axes; dimensions not divisible by a mesh axis are replicated."""
     spec: list[str | None] = []
     for name, size in zip(axes, shape, strict=True):
         axis = RULES.get(name)
@@ -82,40 +89,42 @@ def partition_spec(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, .
 
 
 def param_shardings(mesh: Mesh, axes: Tree, shapes: Tree) -> Tree:
-    """The sharding of each parameter, as a dict of the same structure."""
+    """Returns the sharding of every parameter, as a dict of the same structure."""
     return jax.tree.map(
         lambda shape, names: NamedSharding(mesh, partition_spec(mesh, names, shape.shape)), shapes, axes
     )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over `BATCH_AXES`, everything else whole."""
+    """Returns the sharding of a batch: rows over `BATCH_AXES`, other dimensions whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def shard_batch_dim(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
-    """x with its rows on the devices that have the batch's rows, and everything else of a row whole.
+    """Constrains x to the sharding of a batch: rows over `BATCH_AXES`, other dimensions whole.
 
-    No value changes, and nothing happens where no mesh is set.
+    Without a mesh it returns x unchanged.
     """
     return constrain(x, 1)
 
 
 def shard_batch_and_time(x: Shaped[Array, "batch time ..."]) -> Shaped[Array, "batch time ..."]:
-    """The same, and each row's time spread over "sequence" where that divides it.
+    """Constrains x like `shard_batch_dim`, with time sharded over "sequence" if that divides it.
 
-    What the residual stream passes through, so that the compiler gathers a layer's parameters over "fsdp", as is meant.
-    Left alone it spreads hidden states over that axis as parameters are, and sums activations over devices, which for a
-    batch worth training on are many times larger.
+    Applied to the residual stream, it makes the compiler gather a layer's parameters over "fsdp". Without it the
+    compiler shards hidden states over that axis as parameters are, and reduces activations over devices, which for
+    usual batches are many times larger than parameters.
     """
     return constrain(x, 2)
 
 
 def constrain(x: Array, dims: int) -> Array:
+    """Constrains the sharding of the first `dims` dimensions: rows (1), or rows and time (2)."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % prod(mesh.shape[axis] for axis in BATCH_AXES):
         return x
@@ -124,16 +133,20 @@ def constrain(x: Array, dims: int) -> Array:
 
 
 def platform() -> str:
-    """What a function is compiled for, "cpu", "gpu" or "tpu": the mesh in force, whose devices need not be here."""
+    """Returns "cpu", "gpu" or "tpu": the platform of the current mesh, whose devices may be abstract, or of JAX."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else {"cuda": "gpu"}.get(device.platform, device.platform)
 
 
 def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Puts this host's rows of a global batch on its devices.
+    """Transfers this host's rows of a global batch to its devices.
 
     Args:
-      batch: arrays [rows of this host, ...]; the hosts' rows, in host order, make the global batch.
+      mesh: of all devices.
+      batch: arrays [rows of this host, ...]; the global batch concatenates the rows of all hosts in host order.
+
+    Returns:
+      The global batch.
     """
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -1,4 +1,4 @@
-"""Decides, before JAX starts, whether this machine can have a TPU at all. Imports nothing of JAX's."""
+"""Detects, before JAX starts and without importing it, whether this machine may have a TPU."""
 
 import importlib.util
 import os
@@ -11,10 +11,10 @@ _GOOGLE_PCI_VENDOR = "0x1ae0"
 
 
 def skip_absent_tpu() -> None:
-    """Keeps JAX from initialising a TPU where libtpu, the TPU compiler, is installed and no TPU is attached.
+    """Keeps JAX from initialising a TPU if libtpu, the TPU compiler, is installed but no TPU is attached.
 
-    JAX would try, fail, fall back to another platform, and print the TPU runtime's errors. Nothing changes where
-    JAX_PLATFORMS, or JAX's own setting of that name, is given.
+    JAX would try, print the TPU runtime's errors, and fall back to another platform. An explicit JAX_PLATFORMS, or
+    JAX's own setting of that name, is kept.
     """
     if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None or tpu_is_attached():
         return

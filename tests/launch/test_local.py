@@ -89,7 +89,7 @@ def test_two_processes_train_what_one_trains_through_stop_kill_and_restart(optio
     output, _ = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, output
     assert "stopped: process 1 on " in output, output
-    assert f"has not been heard of for {SILENCE} s. Start the same command again" in output
+    assert f"has not responded for {SILENCE} s. Start the same command again" in output
     assert "restarting" in output
 
     for part in ("train", "dev"):

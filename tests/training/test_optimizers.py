@@ -128,7 +128,7 @@ def test_groups_scale_the_rate_and_start_late():
 
 
 def test_a_group_that_names_nothing_is_an_error():
-    with pytest.raises(ValueError, match="no parameter lies below 'encodr'"):
+    with pytest.raises(ValueError, match="no parameter below 'encodr'"):
         Optimizer(groups=(Group(prefix="encodr"),)).build(100, DECAYS)
 
 
