@@ -212,7 +212,7 @@ def _mel_filters(variant: str, num_mel_bins: int, hertz: np.ndarray) -> np.ndarr
     """
     if variant == "kaldi":
 
-        def mel(hertz: np.ndarray | float) -> np.ndarray:
+        def mel(hertz: np.ndarray | int | float) -> np.ndarray | float:
             return 1127 * np.log1p(np.asarray(hertz) / 700)
 
         edges, at = np.linspace(mel(20), mel(SAMPLE_RATE / 2), num_mel_bins + 2), mel(hertz)

@@ -151,7 +151,7 @@ def _sum(kernel: Array | None, update: Params, scale: float, path: str) -> Array
     a, b = update["a"], update["b"]
     lead = 0 if kernel is None else a.ndim + b.ndim - 2 - kernel.ndim
 
-    def product(a: Array, b: Array) -> Array:
+    def product(a: Any, b: Any) -> Array:
         return jnp.tensordot(a, b, 1)
 
     fits = kernel is not None and lead in (0, 1)

@@ -106,7 +106,7 @@ def test_merging_keeps_the_outputs_and_comes_back_bit_for_bit():
             r"lora/transformer/layers/attention/query: a \(3, 16, 3\)",
         ),
         (lambda query: {"kernel": query["kernel"][:2]}, r"b \(3, 3, 4, 6\) do not fit .*query/kernel: the kernel is"),
-        (lambda query: {"bias": query["kernel"]}, r"there is no such kernel.*leave it out of start\.groups"),
+        (lambda query: {"bias": query["kernel"]}, r"there is no such kernel.*leave it out of init_from\.groups"),
     ],
 )
 def test_a_lora_of_another_base_names_the_tensor(change, message):

@@ -15,7 +15,7 @@ def test_data_takes_the_devices_that_are_left():
 
 
 def test_a_mesh_must_use_every_device():
-    with pytest.raises(ValueError, match="does not use exactly the 8 devices"):
+    with pytest.raises(ValueError, match="does not use exactly the 8 available devices"):
         make_mesh(MeshShape(data=3))
 
 

@@ -1,4 +1,4 @@
-"""Where in the audio each token and word of a known transcript lies: the likeliest CTC alignment, and its files."""
+"""Forced alignment of a known transcript by CTC: times of tokens and words, and their file formats."""
 
 import dataclasses
 import itertools
@@ -19,12 +19,12 @@ Format = Literal["ctm", "textgrid", "json", "index"]
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """The frames that an alignment gives to one token.
+    """The frames of a token in an alignment.
 
     Attributes:
       token: its id.
-      start, end: first frame, and the one behind the last.
-      log_prob: sum over these frames; nats.
+      start, end: first frame, and the frame after the last.
+      log_prob: sum over these frames in nats.
     """
 
     token: int
@@ -35,12 +35,13 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A word and where it lies; of a text in a script without spaces, a character.
+    """A word with its times; in scripts without spaces, a character.
 
     Attributes:
-      start, end: seconds, from the first frame of its first token to the end of the last frame of its last. CTC models
-        spell a token in a frame or two and blanks in between, so words come out short rather than long.
-      confidence: a probability: the geometric mean of its frames'.
+      word: its text.
+      start, end: seconds, from the first frame of its first token to the end of the last frame of its last one. CTC
+        models emit a token in one or two frames, with blanks between tokens, so words are rather short than long.
+      confidence: geometric mean of the probabilities of its frames.
     """
 
     word: str
@@ -51,7 +52,13 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class AlignedUtterance:
-    """An utterance's words in order; `id` names its file in the formats that have room for one."""
+    """The aligned words of an utterance.
+
+    Attributes:
+      id: of the utterance; formats with a file name or an id field use it.
+      seconds: duration.
+      words: in order.
+    """
 
     id: str
     seconds: float
@@ -59,8 +66,8 @@ class AlignedUtterance:
 
 
 def frames_needed(tokens: Sequence[int]) -> int:
-    """The fewest frames that spell the tokens: one each, and a blank between equal neighbours."""
-    return len(tokens) + sum(one == two for one, two in itertools.pairwise(tokens))
+    """Returns the fewest frames of an alignment: one per token, and a blank between equal neighbours."""
+    return len(tokens) + sum(first == second for first, second in itertools.pairwise(tokens))
 
 
 def force_align(
@@ -68,18 +75,18 @@ def force_align(
     length_B: Int[np.ndarray, " batch"],
     tokens: Sequence[Sequence[int]],
 ) -> list[list[Span] | None]:
-    """The likeliest alignment of each row's tokens: Viterbi over blank, token, blank, ... (Graves et al. 2006).
+    """Finds the most probable alignment of tokens: Viterbi over blank, token, blank, ... (Graves et al. 2006).
 
-    All rows are searched in lockstep. A row's result depends on its own valid frames alone; of equally likely
-    alignments, the one that stays longest where it is.
+    All rows are searched in lockstep. The result of a row depends only on its valid frames; among equally probable
+    alignments it stays longest in a state.
 
     Args:
-      log_probs_BxTxV: normalised log probabilities; id 0 is the blank.
+      log_probs_BxTxV: normalised log-probabilities; id 0 is the blank.
       length_B: valid frames.
-      tokens: the ids of each row's transcript; may be empty.
+      tokens: ids of the transcripts by row; may be empty.
 
     Returns:
-      A span for each token; None for a row whose frames are fewer than `frames_needed`.
+      By row, a span for every token; None for a row with fewer frames than `frames_needed`.
     """
     batch, num_frames, _ = log_probs_BxTxV.shape
     num_states = 2 * max((len(row) for row in tokens), default=0) + 1
@@ -97,31 +104,31 @@ def force_align(
         skip = np.where(may_skip, score[:, :-2], -np.inf)
         choices = np.stack([score[:, 2:], score[:, 1:-1], skip])
         steps[frame] = np.argmax(choices, axis=0)
-        here = np.take_along_axis(log_probs_BxTxV[:, frame].astype(np.float64), labels_BxS, axis=1)
-        going = (frame < length_B)[:, None]
-        score[:, 2:] = np.where(going, choices.max(0) + here, score[:, 2:])
+        emission = np.take_along_axis(log_probs_BxTxV[:, frame].astype(np.float64), labels_BxS, axis=1)
+        valid = (frame < length_B)[:, None]
+        score[:, 2:] = np.where(valid, choices.max(0) + emission, score[:, 2:])
         score[:, 1] = -np.inf
 
-    found: list[list[Span] | None] = []
+    alignments: list[list[Span] | None] = []
     for row, ids in enumerate(tokens):
         last = 2 * len(ids)
         ends = [state for state in (last, last - 1) if state >= 0 and np.isfinite(score[row, state + 2])]
         if length_B[row] < frames_needed(ids) or (length_B[row] and not ends):
-            found.append(None)
+            alignments.append(None)
             continue
         path = []
         state = max(ends, key=lambda state: score[row, state + 2]) if ends else 0
         for frame in range(int(length_B[row]) - 1, -1, -1):
             path.append(state)
             state -= int(steps[frame, row, state])
-        found.append(_spans(np.array(path[::-1], np.int64), ids, log_probs_BxTxV[row]))
-    return found
+        alignments.append(_spans(np.array(path[::-1], np.int64), ids, log_probs_BxTxV[row]))
+    return alignments
 
 
 def _spans(path: Int[np.ndarray, " time"], tokens: Sequence[int], log_probs: np.ndarray) -> list[Span]:
     spans = []
-    for place, token in enumerate(tokens):
-        frames = np.flatnonzero(path == 2 * place + 1)
+    for index, token in enumerate(tokens):
+        frames = np.flatnonzero(path == 2 * index + 1)
         log_prob = float(log_probs[frames, token].sum(dtype=np.float64))
         spans.append(Span(int(token), int(frames[0]), int(frames[-1]) + 1, log_prob))
     return spans
@@ -130,11 +137,16 @@ def _spans(path: Int[np.ndarray, " time"], tokens: Sequence[int], log_probs: np.
 def words_of(
     spans: Sequence[Span], pieces: Sequence[str], frame_seconds: float, text: str | None = None
 ) -> tuple[Word, ...]:
-    """Joins tokens to words at their spaces; in scripts without spaces, a character is a word.
+    """Joins tokens to words at spaces; in scripts without spaces, a character is a word.
 
     Args:
-      pieces: what each id spells, a space as "\u2581".
-      text: what the tokens spell together, where pieces may spell it otherwise (in bytes, or decomposed).
+      spans: of the tokens.
+      pieces: text by id, with "\u2581" for a space.
+      frame_seconds: duration of a frame.
+      text: text of all tokens, if pieces represent it differently (as bytes, or decomposed).
+
+    Returns:
+      Words with their times.
     """
     words: list[tuple[str, list[Span]]] = [("", [])]
     for span in spans:
@@ -142,10 +154,10 @@ def words_of(
         if before:
             words[-1] = words[-1][0] + before, [*words[-1][1], span]
         words.extend((part, [span] if part else []) for part in after)
-    words = [(spelled, parts) for spelled, parts in words if spelled]
-    labels = [spelled for spelled, _ in words] if text is None else text.split()
+    words = [(label, parts) for label, parts in words if label]
+    labels = [] if text is None else text.split()
     if len(labels) != len(words):
-        labels = [spelled for spelled, _ in words]
+        labels = [label for label, _ in words]
     return tuple(
         word
         for label, (_, parts) in zip(labels, words, strict=True)
@@ -154,24 +166,26 @@ def words_of(
 
 
 def time_word(label: str, spans: Sequence[Span], pieces: Sequence[str], frame_seconds: float) -> list[Word]:
-    """A word between white space and its times; in a script without spaces, each of its characters.
+    """Returns a word between white space with its times; in scripts without spaces, its characters.
 
-    Characters of one token share its frames evenly.
+    The characters of a token share its frames evenly.
 
     Args:
+      label: text of the word.
       spans: of its tokens, at least one.
-      pieces: what each id spells.
+      pieces: text by id.
+      frame_seconds: duration of a frame.
     """
     parts = scripts.words(label)
-    places: list[tuple[float, float, Span]] = []  # start and end of every character that tokens spell, in frames
+    places: list[tuple[float, float, Span]] = []  # start and end of every character of the tokens, in frames
     for span in spans:
         count = max(len(pieces[span.token].replace(SPACE, "")), 1)
         width = (span.end - span.start) / count
-        places += [(span.start + width * at, span.start + width * (at + 1), span) for at in range(count)]
-    timed, behind, length = [], 0, sum(map(len, parts))
+        places += [(span.start + width * i, span.start + width * (i + 1), span) for i in range(count)]
+    timed, end, length = [], 0, sum(map(len, parts))
     for part in parts:
-        first, behind = behind, behind + len(part)
-        last = max(-(-behind * len(places) // length), 1) - 1
+        first, end = end, end + len(part)
+        last = max(-(-end * len(places) // length), 1) - 1
         first = min(first * len(places) // length, last)
         chosen = list(dict.fromkeys(span for _, _, span in places[first : last + 1]))
         confidence = math.exp(sum(s.log_prob for s in chosen) / sum(s.end - s.start for s in chosen))
@@ -180,24 +194,24 @@ def time_word(label: str, spans: Sequence[Span], pieces: Sequence[str], frame_se
 
 
 def joined_word(label: str, parts: Sequence[Word]) -> Word:
-    """The parts of a word as one; its confidence is their geometric mean by time."""
+    """Joins the parts of a word; the confidence is their geometric mean, weighted by time."""
     seconds = [part.end - part.start for part in parts]
-    sure = sum(each * math.log(max(part.confidence, 1e-30)) for each, part in zip(seconds, parts, strict=True))
-    return Word(label, parts[0].start, parts[-1].end, math.exp(sure / sum(seconds)))
+    log_prob = sum(time * math.log(max(part.confidence, 1e-30)) for time, part in zip(seconds, parts, strict=True))
+    return Word(label, parts[0].start, parts[-1].end, math.exp(log_prob / sum(seconds)))
 
 
 def ctm_name(id: str) -> str:
-    """What an utterance is called in a CTM, which has no room for spaces."""
+    """Returns the name of an utterance in a CTM, where names have no spaces."""
     return "_".join(id.split())
 
 
 def file_name(id: str) -> str:
-    """The stem of an utterance's own file."""
+    """Returns the file name of an utterance, without suffix."""
     return id.replace("/", "_")
 
 
 def to_ctm(utterances: Sequence[AlignedUtterance]) -> str:
-    """NIST's CTM: a line a word with utterance, channel, start and duration in seconds, word, confidence."""
+    """Formats NIST's CTM: one line a word with utterance, channel, start and duration in seconds, word, confidence."""
     lines = [
         f"{ctm_name(utterance.id)} 1 {word.start:.3f} {word.end - word.start:.3f} {word.word} {word.confidence:.4f}\n"
         for utterance in utterances
@@ -207,16 +221,16 @@ def to_ctm(utterances: Sequence[AlignedUtterance]) -> str:
 
 
 def to_textgrid(utterance: AlignedUtterance) -> str:
-    """A Praat TextGrid with one tier, "words"; the time between words is intervals without text."""
-    intervals, reached = [], 0.0
+    """Formats a Praat TextGrid with the tier "words", with empty intervals between words."""
+    intervals, previous = [], 0.0
     end = max([utterance.seconds, *(word.end for word in utterance.words)])
     for word in utterance.words:
-        if word.start > reached:
-            intervals.append((reached, word.start, ""))
+        if word.start > previous:
+            intervals.append((previous, word.start, ""))
         intervals.append((word.start, word.end, word.word))
-        reached = word.end
-    if end > reached or not intervals:
-        intervals.append((reached, end, ""))
+        previous = word.end
+    if end > previous or not intervals:
+        intervals.append((previous, end, ""))
     lines = [
         'File type = "ooTextFile"',
         'Object class = "TextGrid"',
@@ -245,5 +259,5 @@ def to_textgrid(utterance: AlignedUtterance) -> str:
 
 
 def to_json(utterances: Sequence[AlignedUtterance]) -> str:
-    """JSON lines: one object an utterance with its id, seconds and words."""
-    return "".join(json.dumps(dataclasses.asdict(each), ensure_ascii=False) + "\n" for each in utterances)
+    """Formats JSON lines: one object an utterance with its id, seconds and words."""
+    return "".join(json.dumps(dataclasses.asdict(utterance), ensure_ascii=False) + "\n" for utterance in utterances)

@@ -10,13 +10,13 @@ from data_pipelines.tokenizers.base import BLANK
 def best_path(
     logits_BxTxV: Float[Array, "batch time vocab"], length_B: Int[Array, " batch"]
 ) -> Int[Array, "batch time"]:
-    """The likeliest id of each frame, the blank behind a row's end. Jit it with the model: ids are all that leaves."""
+    """Returns the most probable id per frame, the blank at padding. Jit it with the model, to transfer ids only."""
     inside = jnp.arange(logits_BxTxV.shape[1]) < length_B[:, None]
     return jnp.where(inside, jnp.argmax(logits_BxTxV, axis=-1), BLANK)
 
 
 def collapse(path_BxT: Int[np.ndarray, "batch time"]) -> list[list[int]]:
-    """Token ids of each row: runs of one id become one token, then blanks go. Graves et al. 2006, section 3.1."""
+    """Returns token ids per row: merges runs of one id, then removes blanks (Graves et al. 2006, section 3.1)."""
     path = np.asarray(path_BxT)
     starts = np.ones(path.shape, bool)
     starts[:, 1:] = path[:, 1:] != path[:, :-1]
@@ -24,5 +24,5 @@ def collapse(path_BxT: Int[np.ndarray, "batch time"]) -> list[list[int]]:
 
 
 def greedy(logits_BxTxV: Float[Array, "batch time vocab"], length_B: Int[Array, " batch"]) -> list[list[int]]:
-    """Token ids of each row along its likeliest path. A row's result depends on its own valid frames only."""
+    """Returns token ids per row along the most probable path, which depends only on the row's valid frames."""
     return collapse(np.asarray(best_path(logits_BxTxV, length_B)))

@@ -1,4 +1,4 @@
-"""From the frames of a recording, however long, to utterances that are decoded each by itself."""
+"""CTC posteriors of a recording of any length, and their segmentation into utterances for decoding."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -12,12 +12,12 @@ from jax_speechlm.decoding.ctc.alignment import Span
 
 
 class Frames(NamedTuple):
-    """What a CTC model makes of consecutive frames.
+    """Output of a CTC model for consecutive frames.
 
     Attributes:
-      ids: the likeliest id of each.
-      log_probs: its log-probability; nats.
-      posteriors: the log-probabilities of all ids; None where the best path is all that is needed.
+      ids: most probable id per frame.
+      log_probs: log-probability of that id in nats.
+      posteriors: log-probabilities of all ids; None if only the best path is needed.
     """
 
     ids: Int[np.ndarray, " time"]
@@ -26,24 +26,23 @@ class Frames(NamedTuple):
 
     @classmethod
     def of(cls, posteriors: Float[np.ndarray, "time vocab"]) -> "Frames":
+        """Derives ids and log-probabilities from posteriors."""
         return cls(posteriors.argmax(-1), posteriors.max(-1), posteriors)
 
     def part(self, start: int, end: int | None = None) -> "Frames":
-        """Frames `start` to `end` - 1."""
-        return Frames(*(None if each is None else each[start:end] for each in self))
+        """Returns frames `start` to `end` - 1."""
+        return Frames(*(None if array is None else array[start:end] for array in self))
 
 
 def joined(parts: list[Frames]) -> Frames:
-    """Frames that follow each other as one."""
-    return (
-        parts[0]
-        if len(parts) == 1
-        else Frames(*(None if each[0] is None else np.concatenate(each) for each in zip(*parts, strict=True)))
-    )
+    """Concatenates consecutive frames."""
+    if len(parts) == 1:
+        return parts[0]
+    return Frames(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def path_spans(frames: Frames) -> list[Span]:
-    """The tokens of the best path and their frames, as `force_align` finds them: no path is likelier."""
+    """Returns the tokens of the best path with their frames, which equal the result of `force_align` for them."""
     ids = np.asarray(frames.ids)
     edges = np.flatnonzero(np.diff(ids, prepend=-1, append=-1))
     return [
@@ -56,43 +55,51 @@ def path_spans(frames: Frames) -> list[Span]:
 def utterances(
     parts: Iterable[Frames], most: int, begins_word: Bool[np.ndarray, " vocab"]
 ) -> Iterator[tuple[int, Frames]]:
-    """Cuts a stream of frames into utterances of at most `most` frames.
+    """Splits a stream of frames into utterances of at most `most` frames.
 
-    Up to `most` frames stay whole. Of more, a cut falls between half and the whole: before the word with the longest
-    run of blanks before it; where no word begins there, into the longest run of blanks; else behind the longest run of
-    one id. So it never parts a token's frames unless a token fills all that stretch, and the best path spells the same
-    in parts as whole. Where the cuts fall depends on the frames, not on the parts in which they come.
+    A longer stretch is cut in its second half: before the word with the longest run of blanks before it; without a word
+    boundary, in the middle of the longest run of blanks; without blanks, after the longest run of one id. A cut never
+    splits the frames of a token unless the token fills the second half, so the best path decodes to the same text in
+    parts as whole. Cuts depend on the frames, not on the parts in which they arrive.
 
     Args:
-      begins_word: whether the piece of each id begins a word.
+      parts: consecutive frames.
+      most: greatest number of frames of an utterance.
+      begins_word: by id, whether the piece begins a word.
 
-    Returns:
-      Pairs of an utterance's first frame, counted from the start, and its frames; those of blanks alone are left out.
+    Yields:
+      Pairs of an utterance's first frame, counted from the start of the stream, and its frames. Utterances of blanks
+      only are omitted.
     """
-    held: list[Frames] = []
+    pending: list[Frames] = []
     length = start = 0
     for part in parts:
-        held.append(part)
+        pending.append(part)
         length += len(part.ids)
         while length > most:
-            frames = joined(held)
-            cut = _place_to_cut(np.asarray(frames.ids[:most]), begins_word)
+            frames = joined(pending)
+            cut = _choose_cut(np.asarray(frames.ids[:most]), begins_word)
             if (frames.ids[:cut] != BLANK).any():
                 yield start, frames.part(0, cut)
-            held, length, start = [frames.part(cut)], length - cut, start + cut
-    if held and (joined(held).ids != BLANK).any():
-        yield start, joined(held)
+            pending, length, start = [frames.part(cut)], length - cut, start + cut
+    if pending and (joined(pending).ids != BLANK).any():
+        yield start, joined(pending)
 
 
-def _place_to_cut(ids: Int[np.ndarray, " time"], begins_word: Bool[np.ndarray, " vocab"]) -> int:
+def _choose_cut(ids: Int[np.ndarray, " time"], begins_word: Bool[np.ndarray, " vocab"]) -> int:
     half, most = len(ids) // 2, len(ids)
     edges = np.flatnonzero(np.diff(ids, prepend=-1, append=-1))
     starts, ends = edges[:-1], edges[1:]
     blank = ids[starts] == BLANK
     inside = (ends > half) & (ends < most)
     before_word = inside & np.append(begins_word[ids[starts[1:]]] & ~blank[1:], False)
-    for wanted, at in ((before_word & blank, "end"), (before_word, "end"), (inside & blank, "middle"), (inside, "end")):
-        if wanted.any():
-            run = int(np.where(wanted, ends - starts, -1).argmax())
+    for candidates, at in (
+        (before_word & blank, "end"),
+        (before_word, "end"),
+        (inside & blank, "middle"),
+        (inside, "end"),
+    ):
+        if candidates.any():
+            run = int(np.where(candidates, ends - starts, -1).argmax())
             return int(ends[run]) if at == "end" else int(starts[run] + ends[run] + 1) // 2
     return most

@@ -1,9 +1,9 @@
-"""CTC prefix beam search over a batch of utterances in lockstep, with any number of scorers in the sum.
+"""CTC prefix beam search over a batch of utterances in lockstep, with any number of additional scorers.
 
-A prefix's probability is the sum over its alignments, kept apart by whether they end in the blank or in the prefix's
-last token (Graves and Jaitly 2014, Hannun et al. 2014). The search runs in log space on the host: a frame is a handful
-of array operations for all rows and prefixes at once, because a loop over prefixes in Python is what such searches
-spend their time in. Scorers are asked about all of a frame's extensions in one call.
+A prefix's probability is the sum over its alignments, split by whether they end in the blank or in the prefix's last
+token (Graves and Jaitly 2014, Hannun et al. 2014). The search runs in log space on the host, with a few array
+operations per frame for all rows and prefixes, because a loop over prefixes in Python would dominate the run time.
+Scorers get all extensions of a frame in one call.
 """
 
 import dataclasses
@@ -15,17 +15,17 @@ from jaxtyping import Float, Int
 from data_pipelines.tokenizers.base import BLANK
 from jax_speechlm.decoding.lm.fusion import Scorer
 
-_DEAD, _NO_PARENT = -1, -2  # no prefix has these numbers, and they differ, so that an empty slot is no root's parent
+_DEAD, _NO_PARENT = -1, -2  # not numbers of prefixes; they differ, so that an empty slot never matches a root's parent
 
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-    """A transcript that the search ends with.
+    """A result of the search.
 
     Attributes:
-      tokens: its ids.
-      acoustic: log probability of its alignments, as far as the beam kept them; nats.
-      fusion: what the scorers add, weighted; nats.
+      tokens: ids of the transcript.
+      acoustic: log-probability in nats, summed over the alignments that the beam kept.
+      fusion: weighted sum of the scorers in nats.
     """
 
     tokens: tuple[int, ...]
@@ -34,17 +34,18 @@ class Hypothesis:
 
     @property
     def score(self) -> float:
+        """Score that hypotheses are ranked by, in nats."""
         return self.acoustic + self.fusion
 
 
 @dataclasses.dataclass(frozen=True)
 class BeamSettings:
-    """How wide to search.
+    """Width of the search.
 
     Attributes:
-      size: prefixes kept after each frame.
-      token_floor: a frame extends prefixes by tokens of at least this log probability, or its likeliest one; nats.
-      gap: prefixes so far below the best one are dropped; nats.
+      size: prefixes kept after a frame.
+      token_floor: least log-probability in nats of tokens that extend prefixes; the most probable token always does.
+      gap: greatest distance in nats from the best prefix; others are dropped.
     """
 
     size: int = 16
@@ -59,28 +60,29 @@ def prefix_beam_search(
     settings: BeamSettings = BeamSettings(),
     num_best: int = 1,
 ) -> list[list[Hypothesis]]:
-    """The likeliest transcripts of each row, best first.
+    """Searches for the most probable transcripts of every row.
 
     Args:
-      log_probs_BxTxV: normalised log probabilities; id 0 is the blank.
-      length_B: valid frames; what lies behind them is ignored.
-      scorers: each adds to a prefix's score as it grows, and once more at its end.
-      num_best: at most so many hypotheses a row; there is always at least one.
+      log_probs_BxTxV: normalised log-probabilities; id 0 is the blank.
+      length_B: valid frames; others are ignored.
+      scorers: add to the score of a prefix when it grows and at its end.
+      settings: width of the search.
+      num_best: greatest number of hypotheses a row.
 
     Returns:
-      A row's hypotheses depend on that row alone, not on the batch or the padding. With a beam and floors that drop
-      nothing they are exact.
+      Hypotheses by row, best first, at least one. They depend on the row only, not on the batch or the padding. If the
+      settings drop nothing, they are exact.
     """
-    order = np.argsort(-length_B, kind="stable")  # longest first: the rows that still go on are always the first ones
+    order = np.argsort(-length_B, kind="stable")  # longest first, so that unfinished rows are always the first ones
     beams = _Beams(log_probs_BxTxV[order], length_B[order], scorers, settings)
     for frame in range(int(length_B.max(initial=0))):
         beams.step(frame)
-    found = beams.finish(num_best)
-    return [found[row] for row in np.argsort(order, kind="stable")]
+    hypotheses = beams.finish(num_best)
+    return [hypotheses[row] for row in np.argsort(order, kind="stable")]
 
 
 class _Beams:
-    """The prefixes of all rows: arrays [batch, beam], sorted by score."""
+    """State of the search: the prefixes of all rows as arrays [batch, beam], sorted by score."""
 
     def __init__(self, log_probs: np.ndarray, length: np.ndarray, scorers: Sequence[Scorer], settings: BeamSettings):
         batch, num_frames, self.vocab_size = log_probs.shape
@@ -92,14 +94,14 @@ class _Beams:
         self.last = np.zeros(shape, np.int64)  # token
         self.node, self.parent = np.full(shape, _DEAD), np.full(shape, _NO_PARENT)
         self.node[:, 0] = np.arange(batch)
-        # A prefix's number is the place of its key, parent * vocab_size + token, among the keys; roots are negative.
-        # A prefix that was dropped gets its old number when it comes back, so that its extensions still merge.
+        # A prefix's number is the index of its key, parent * vocab_size + token, among the keys; keys of roots are
+        # negative. A dropped prefix that returns gets its old number, so that its extensions still merge.
         self.numbers = {-1 - row: row for row in range(batch)}
         self.states = [np.full(shape, scorer.start(batch * settings.size, num_frames), np.int64) for scorer in scorers]
         self._list_candidates()
 
     def _list_candidates(self) -> None:
-        """Lists the tokens over the floor, frame by frame and row by row."""
+        """Lists the tokens above the floor by frame and row."""
         floor = np.minimum(self.log_probs.max(-1, initial=-np.inf), self.settings.token_floor)
         keep = self.log_probs >= floor[..., None]
         keep[..., BLANK] = False
@@ -110,7 +112,7 @@ class _Beams:
         self.first = np.concatenate([[0], np.cumsum(counts)])
 
     def _extensions(self, frame: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [rows, candidates] to extend by, and their log probabilities: -inf where a row has fewer."""
+        """Returns candidate tokens [rows, candidates] and their log-probabilities, -inf where a row has fewer."""
         start = frame * len(self.length)
         first = self.first[start : start + rows + 1]
         if first[0] == first[-1]:
@@ -125,17 +127,17 @@ class _Beams:
         return tokens, log_probs
 
     def step(self, frame: int) -> None:
-        """Takes in one frame of every row that has it."""
+        """Processes a frame of all rows that have it."""
         rows, beam = int((self.length > frame).sum()), self.settings.size
-        number = np.arange(rows)[:, None]  # values[number, places] takes from each row what stands at its places
+        number = np.arange(rows)[:, None]  # values[number, index] selects by row
         here = self.log_probs[:rows, frame].astype(np.float64)
         ends_blank, ends_token, last = self.ends_blank[:rows], self.ends_token[:rows], self.last[:rows]
         total = np.logaddexp(ends_blank, ends_token)
 
-        # A prefix stays what it is with a blank, with its last token again, or ...
+        # A prefix stays the same with a blank, with its last token repeated, or ...
         stays_blank = total + here[:, BLANK, None]
         stays_token = ends_token + here[number, last]
-        # ... because another prefix of the beam grows into it.
+        # ... when another prefix of the beam is extended to it.
         row, child, parent = np.nonzero(self.parent[:rows, :, None] == self.node[:rows, None, :])
         token = last[row, child]
         grown = np.where(token == last[row, parent], ends_blank[row, parent], total[row, parent]) + here[row, token]
@@ -144,7 +146,7 @@ class _Beams:
         scores = np.logaddexp(stays_blank, stays_token) + self.fusion[:rows]
         tokens, log_probs = self._extensions(frame, rows)
         if width := tokens.shape[1]:
-            # New prefixes. A token that repeats the last one needs a blank in between.
+            # New prefixes. A token equal to the last one needs a blank between the two.
             before = np.where(last[:, :, None] == tokens[:, None, :], ends_blank[:, :, None], total[:, :, None])
             grows = before + log_probs[:, None, :]
             pair, place = np.nonzero(tokens[row] == token[:, None])
@@ -160,24 +162,24 @@ class _Beams:
         if len(grew[0]):
             origin[grew], place = np.divmod(origin[grew] - beam, width)
         self._keep(origin, alive, stays_blank, stays_token)
-        if len(grew[0]):  # most frames hold a blank, or more of the same token
+        if len(grew[0]):  # in most frames no prefix grows
             here = grew[0], origin[grew], place
             self._grow(grew, tokens[grew[0], place], grows[here], gains[here])
 
     def _fuse(self, grows: np.ndarray, tokens: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What the scorers add to each extension, and its score: -inf where it is far below the best of its row."""
+        """Returns the scorers' sum for every extension, and its score; -inf for extensions below the gap."""
         scores = grows + self.fusion[: len(grows), :, None]
         best = np.maximum(best, scores.max((1, 2)))
-        worth = np.nonzero(scores > best[:, None, None] - self.settings.gap)
-        gain = np.zeros(len(worth[0]))
+        chosen = np.nonzero(scores > best[:, None, None] - self.settings.gap)
+        gain = np.zeros(len(chosen[0]))
         for scorer, state in zip(self.scorers, self.states, strict=True):
-            gain += scorer.score(state[worth[:2]], tokens[worth[0], worth[2]])
+            gain += scorer.score(state[chosen[:2]], tokens[chosen[0], chosen[2]])
         gains, fused = np.zeros(grows.shape), np.full(grows.shape, -np.inf)
-        gains[worth], fused[worth] = gain, scores[worth] + gain
+        gains[chosen], fused[chosen] = gain, scores[chosen] + gain
         return gains, fused
 
     def _keep(self, origin: np.ndarray, alive: np.ndarray, ends_blank: np.ndarray, ends_token: np.ndarray) -> None:
-        """Puts the prefix at place `origin` of its row into each place, as it was; what is not alive ends here."""
+        """Moves the prefix at index `origin` of a row to every slot; slots that are not alive become empty."""
         rows = len(origin)
         number = np.arange(rows)[:, None]
         for values, new, dead in (
@@ -193,7 +195,7 @@ class _Beams:
     def _grow(
         self, where: tuple[np.ndarray, np.ndarray], token: np.ndarray, ends: np.ndarray, gain: np.ndarray
     ) -> None:
-        """Extends the prefixes in these places, which were just put there, by a token each."""
+        """Extends the prefixes in these slots, where `_keep` has put them, by one token."""
         self.ends_blank[where], self.ends_token[where] = -np.inf, ends
         self.fusion[where] += gain
         self.last[where] = token
@@ -206,19 +208,20 @@ class _Beams:
             state[:] = scorer.advance(state.reshape(-1), tokens.reshape(-1)).reshape(state.shape)
 
     def finish(self, num_best: int) -> list[list[Hypothesis]]:
+        """Returns the hypotheses by row, best first."""
         acoustic = np.logaddexp(self.ends_blank, self.ends_token)
         alive = self.node != _DEAD
         for scorer, state in zip(self.scorers, self.states, strict=True):
             self.fusion[alive] += scorer.final(state[alive])
         keys = list(self.numbers)
         scores = acoustic + self.fusion
-        found = []
+        hypotheses = []
         for row, ranked in enumerate(np.argsort(-scores, axis=1, kind="stable")):
-            best = [place for place in ranked if alive[row, place]][:num_best]
-            spelled = [self._labels(keys, int(self.node[row, place])) for place in best]
+            best = [slot for slot in ranked if alive[row, slot]][:num_best]
+            tokens = [self._labels(keys, int(self.node[row, slot])) for slot in best]
             parts = acoustic[row, best].tolist(), self.fusion[row, best].tolist()
-            found.append([Hypothesis(*each) for each in zip(spelled, *parts, strict=True)])
-        return found
+            hypotheses.append(list(map(Hypothesis, tokens, *parts)))
+        return hypotheses
 
     def _labels(self, keys: list[int], node: int) -> tuple[int, ...]:
         tokens = []
@@ -229,5 +232,5 @@ class _Beams:
 
 
 def _largest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Indices of each row's largest values, best first; of equal ones the first, however many columns there are."""
+    """Returns the indices of a row's largest values, best first; ties go to the first column."""
     return np.argsort(-scores, axis=1, kind="stable")[:, :count]

@@ -1,4 +1,4 @@
-"""What adds to the score of a transcript while a beam search spells it: language models, lists of words."""
+"""Interface of scorers that a beam search adds to the acoustic score: language models, lists of phrases."""
 
 import abc
 import array
@@ -8,21 +8,21 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-MEMORY = 1_000_000  # remembered steps, about 150 bytes each
-_PREFIXES_A_ROW = 16  # as a beam has
+MEMORY = 1_000_000  # cached steps, about 150 bytes each
+_PREFIXES_A_ROW = 16  # as in a beam
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """A score of token sequences, in nats, that grows with the sequence.
+    """Incremental score of token sequences in nats.
 
-    A state is a number that stands for a prefix. States belong to one search: `start` may forget those of the search
-    before. Token 0, the blank, leaves a prefix as it is.
+    A state is a number that represents a prefix. States are valid for one search: `start` may discard older ones. Token
+    0, the blank, does not change a prefix.
 
     Attributes:
-      alpha: weight of its log probabilities.
-      beta: bonus for each unit that it counts, words or tokens.
-      rows_at_once: utterances that are best searched in lockstep.
+      alpha: weight of the log-probabilities.
+      beta: bonus per unit (word or token).
+      rows_at_once: efficient number of utterances to search in lockstep.
     """
 
     alpha: float
@@ -30,29 +30,30 @@ class Scorer(Protocol):
     rows_at_once: int
 
     def start(self, prefixes: int, max_tokens: int) -> int:
-        """The state of the empty prefix. A search begins, which keeps `prefixes` at a time, of up to `max_tokens`."""
+        """Starts a search of up to `prefixes` prefixes of `max_tokens` tokens. Returns the empty prefix's state."""
 
     def score(
         self, states: Int[np.ndarray, " extensions"], tokens: Int[np.ndarray, " extensions"]
     ) -> Float[np.ndarray, " extensions"]:
-        """What extending each prefix by a token (never the blank) adds."""
+        """Returns the scores of extending prefixes by one token, which is never the blank."""
 
     def advance(
         self, states: Int[np.ndarray, " prefixes"], tokens: Int[np.ndarray, " prefixes"]
     ) -> Int[np.ndarray, " prefixes"]:
-        """The states of all prefixes that a search keeps, each extended by a token or, for 0, as it was.
+        """Extends all prefixes of the search by one token, or keeps them for token 0.
 
-        States that are not returned will not be asked for again.
+        Returns:
+          Their new states. States that are not returned are not used again.
         """
 
     def final(self, states: Int[np.ndarray, " prefixes"]) -> Float[np.ndarray, " prefixes"]:
-        """What the end of the transcript adds."""
+        """Returns the scores of ending the transcripts."""
 
 
 def unweighted(
     scorer: Scorer, sequences: Sequence[Sequence[int]]
 ) -> tuple[Float[np.ndarray, " sequences"], Float[np.ndarray, " sequences"]]:
-    """The log probability and the number of units that a scorer sees in each sequence of tokens, its end included."""
+    """Returns a scorer's log-probability and number of units of every token sequence, its end included."""
     sums = {(1.0, 0.0): np.zeros(len(sequences)), (0.0, 1.0): np.zeros(len(sequences))}  # by (alpha, beta)
     before = scorer.alpha, scorer.beta
     at_once = _PREFIXES_A_ROW * scorer.rows_at_once
@@ -63,9 +64,9 @@ def unweighted(
             tokens[row, : len(sequence)] = sequence
         states = np.full(len(part), scorer.start(*tokens.shape), np.int64)
         for column in tokens.T:
-            going = np.flatnonzero(column)
+            valid = np.flatnonzero(column)
             for (scorer.alpha, scorer.beta), total in sums.items():
-                total[first + going] += scorer.score(states[going], column[going])
+                total[first + valid] += scorer.score(states[valid], column[valid])
             states = scorer.advance(states, column)
         for (scorer.alpha, scorer.beta), total in sums.items():
             total[first : first + len(part)] += scorer.final(states)
@@ -74,15 +75,14 @@ def unweighted(
 
 
 class StepScorer(abc.ABC):
-    """A scorer written for one prefix at a time; a subclass gives `initial`, `step` and `end`.
+    """Scorer defined for one prefix at a time by the methods `initial`, `step` and `end` of a subclass.
 
-    Prefixes between which the subclass makes no difference, since their values are equal, share one state, and no step
-    is worked out twice.
+    Prefixes with equal values share a state, and steps are cached.
     """
 
     alpha = 1.0
     beta = 0.0
-    rows_at_once = 32  # more would save nothing
+    rows_at_once = 32  # more is not faster
 
     def __init__(self, vocab_size: int):
         self._vocab_size = vocab_size
@@ -90,15 +90,15 @@ class StepScorer(abc.ABC):
 
     @abc.abstractmethod
     def initial(self) -> Any:
-        """The hashable value of the empty prefix."""
+        """Returns the hashable value of the empty prefix."""
 
     @abc.abstractmethod
     def step(self, value: Any, token: int) -> tuple[float, int, Any]:
-        """Log probability, units, and value of the prefix after one more token."""
+        """Returns log-probability, units, and value of a prefix extended by a token."""
 
     @abc.abstractmethod
     def end(self, value: Any) -> tuple[float, int]:
-        """Log probability and units of the transcript's end."""
+        """Returns log-probability and units of the end of the transcript."""
 
     def start(self, prefixes: int, max_tokens: int) -> int:
         if len(self._steps) > MEMORY:
@@ -124,11 +124,11 @@ class StepScorer(abc.ABC):
 
     def _forget(self) -> None:
         self._states = Numbers()
-        self._steps = _Memory(self._work_out)
-        # of each step that was worked out
+        self._steps = _Memory(self._compute)
+        # by cached step
         self._log_prob, self._units, self._after = array.array("d"), array.array("d"), array.array("q")
 
-    def _work_out(self, key: int) -> int:
+    def _compute(self, key: int) -> int:
         state, token = divmod(key, self._vocab_size)
         log_prob, units, value = self.step(self._states.values_by_number[state], token)
         self._log_prob.append(log_prob)
@@ -138,7 +138,7 @@ class StepScorer(abc.ABC):
 
 
 class Numbers(dict):
-    """Numbers values as they are first asked for."""
+    """Numbers values in the order of their first use."""
 
     def __init__(self):
         self.values_by_number = []
@@ -150,7 +150,7 @@ class Numbers(dict):
 
 
 class _Memory(dict):
-    """Remembers a function's results."""
+    """Caches a function's results."""
 
     def __init__(self, function):
         self._function = function

@@ -1,7 +1,7 @@
-"""Continuing token sequences with a causal transformer: greedy, sampling, beam search.
+"""Generation with a causal transformer: greedy search, sampling, beam search.
 
-All of it runs on the device in one compiled program of fixed shapes, with the keys and values of earlier tokens cached.
-A row's result depends on its prompt, its key and the settings: not on padding, batch size or row order.
+It runs on the device as one compiled program of fixed shapes, with cached keys and values. The result of a row depends
+on its prompt, its key and the settings, not on padding, batch size or row order.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -17,23 +17,23 @@ from jax_speechlm.core.vocabulary import PADDING, Modality, Vocabulary
 from jax_speechlm.models.transformer import Cache, Transformer, init_cache
 
 COLDEST = 1e-5
-"""A temperature below this is greedy search, and is computed as such: its inverse would overflow."""
+"""Lower temperatures are computed as greedy search, because their inverse would overflow."""
 
-_MOST = 1e6  # of settings that numbers are divided or multiplied by, so that float32 holds the results
+_MOST = 1e6  # limit of settings that logits are multiplied or divided by, within the range of float32
 
 Prompt = Int[Array, "batch prompt"] | Float[Array, "batch prompt dim"]
-"""What is continued: ids, or vectors that stand where tokens' embeddings do (`Transformer.embed`)."""
+"""Token ids, or vectors in place of token embeddings (`Transformer.embed`)."""
 
 
 class Sampling(Config):
-    """Draws each token from the model's distribution, narrowed by these settings in the order they stand in.
+    """Settings of sampling from the model's distribution, applied in this order.
 
     Attributes:
-      repetition_penalty: logits of tokens that the row already holds are divided by it where positive and multiplied by
-        it where negative (Keskar et al. 2019, section 4.1).
-      temperature: divides the logits; 0, or anything below 0.00001, takes the likeliest token: greedy search.
-      top_k: keeps the k likeliest tokens.
-      top_p: keeps the fewest likeliest tokens whose probabilities reach p together (Holtzman et al. 2020).
+      repetition_penalty: positive logits of tokens that are already in the row are divided by it, negative ones
+        multiplied (Keskar et al. 2019, section 4.1).
+      temperature: divides the logits; below 0.00001 the most probable token is chosen (greedy search).
+      top_k: keeps the k most probable tokens.
+      top_p: keeps the smallest set of most probable tokens whose probability reaches p (Holtzman et al. 2020).
     """
 
     repetition_penalty: Annotated[float, Field(ge=1, le=_MOST, allow_inf_nan=False)] = 1.0
@@ -46,11 +46,11 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Beam(Config):
-    """Searches for the continuation of the highest score, log-probability / length^length_penalty.
+    """Settings of beam search for the greatest log-probability / length^length_penalty.
 
     Attributes:
-      size: continuations kept at every length, and returned.
-      length_penalty: 0 scores by probability alone, which favours short texts; 1 by the mean of a token.
+      size: continuations that are kept at every length, and returned.
+      length_penalty: 0 ranks by probability, which favours short texts; 1 by the mean log-probability of a token.
     """
 
     size: PositiveInt = 4
@@ -58,10 +58,10 @@ class Beam(Config):
 
 
 def method_of(sampling: Sampling, beam_size: int, length_penalty: float) -> Sampling | Beam:
-    """What a command's options ask for: a beam where its size is above 0.
+    """Returns the decoding method of a command's options: beam search if the size is above 0, else sampling.
 
     Raises:
-      ValueError: the size is negative, or the penalty impossible.
+      ValueError: the size is negative, or the penalty out of range.
     """
     if beam_size < 0:
         raise ValueError(f"--beam-size must be 0 (no beam) or more, got {beam_size}")
@@ -69,19 +69,19 @@ def method_of(sampling: Sampling, beam_size: int, length_penalty: float) -> Samp
 
 
 def check_counts(**counts: int) -> None:
-    """Raises ValueError where one of the named options is not positive."""
+    """Raises ValueError if one of the named options is not positive."""
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
 
 
 class Continuations(NamedTuple):
-    """What follows each prompt.
+    """Generated tokens.
 
     Attributes:
-      tokens: ids, with one of `Vocabulary.ends` where the text ended by itself; padding behind.
-      length: how many; fewer than were allowed only where the text ended, or the context was full.
-      log_prob: natural logarithm of their probability under the model, whatever narrowed the choice.
+      tokens: ids, the last one of `Vocabulary.ends` if the text ended; padding after the last.
+      length: number of tokens; less than the maximum if the text ended or the context was full.
+      log_prob: log-probability in nats under the model's full distribution.
     """
 
     tokens: Int[Array, "*batch new"]
@@ -101,13 +101,21 @@ def sample(
     context: int | Int[Array, " batch"],
     modality: Modality | None = None,
 ) -> Continuations:
-    """Continues every prompt by at most `max_new` tokens, until one of the vocabulary's ends or a full context.
+    """Continues every prompt by at most `max_new` tokens, until an end token or a full context.
 
     Args:
-      prompt_BxP: what stands before a text first; anything behind `length_B`, which is at least 1.
-      keys_B: one key a row; token n of a row is drawn with fold_in(its key, n).
-      context: the most tokens that a row may come to have, its prompt included.
-      modality: what may be added: text or units of speech alone, or None for both.
+      transformer: the model.
+      vocabulary: of the model.
+      prompt_BxP: prompts, starting with the boundary before a text; arbitrary beyond `length_B`.
+      length_B: tokens of the prompts; at least 1.
+      keys_B: one key a row; token n is drawn with fold_in(key, n).
+      settings: of sampling.
+      max_new: greatest number of new tokens.
+      context: greatest number of tokens a row, with its prompt.
+      modality: restricts new tokens to text or to units of speech; None for both.
+
+    Returns:
+      One continuation a row.
     """
     limit_B = jnp.minimum(max_new, context - length_B)
     hidden_BxD, cache = _read_prompt(transformer, prompt_BxP, length_B, max_new)
@@ -119,7 +127,7 @@ def sample(
             seen = _mark(seen, jnp.where(inside, prompt_BxP, PADDING))
 
     def choose(state: dict[str, Any]) -> dict[str, Any]:
-        """Appends a token to every row that is not done."""
+        """Appends a token to every unfinished row."""
         logits_BxV = transformer.logits(state["hidden"])
         keys = jax.vmap(lambda key: jax.random.fold_in(key, state["step"]))(keys_B)
         narrowed = jnp.where(vocabulary.may_follow(modality), logits_BxV, -jnp.inf)
@@ -152,8 +160,11 @@ def sample(
         "seen": seen,
         "done": limit_B <= 0,
     }
-    going = lambda state: (state["step"] < max_new) & ~jnp.all(state["done"])  # noqa: E731
-    state = jax.lax.while_loop(going, advance, choose(state))
+
+    def unfinished(state: dict[str, Any]) -> Array:
+        return (state["step"] < max_new) & ~jnp.all(state["done"])
+
+    state = jax.lax.while_loop(unfinished, advance, choose(state))
     return Continuations(state["tokens"], state["length"], state["log_prob"])
 
 
@@ -163,10 +174,16 @@ def choose_tokens(
     settings: Sampling,
     seen_BxV: Bool[Array, "batch vocab"] | None = None,
 ) -> Int[Array, " batch"]:
-    """One token of each row, of those whose logit is finite.
+    """Chooses one token per row among the tokens with a finite logit.
 
     Args:
-      seen_BxV: tokens that the row already holds; needed where there is a repetition penalty.
+      logits_BxV: logits, -inf for excluded tokens.
+      keys_B: one key a row.
+      settings: of sampling.
+      seen_BxV: True for tokens that are already in the row; required for a repetition penalty.
+
+    Returns:
+      Token ids.
     """
     if settings.repetition_penalty != 1:
         penalty = settings.repetition_penalty
@@ -180,7 +197,7 @@ def choose_tokens(
         logits_BxV, order = jax.lax.top_k(logits_BxV, min(settings.top_k or logits_BxV.shape[-1], logits_BxV.shape[-1]))
     if settings.top_p < 1:
         share = jax.nn.softmax(logits_BxV)
-        before = jnp.cumsum(share, axis=-1) - share  # probability of the likelier tokens
+        before = jnp.cumsum(share, axis=-1) - share  # probability of all more probable tokens
         kept = (before < settings.top_p) | (jnp.arange(share.shape[-1]) == 0)
         logits_BxV = jnp.where(kept, logits_BxV, -jnp.inf)
     chosen_B = jax.vmap(jax.random.categorical)(keys_B, logits_BxV)
@@ -198,21 +215,24 @@ def beam_search(
     context: int | Int[Array, " batch"],
     modality: Modality | None = None,
 ) -> Continuations:
-    """The `size` best continuations found of every prompt, best first: [batch, size] of each.
+    """Searches for the `size` best continuations of every prompt; arguments as of `sample`.
 
-    Texts that end and texts that are cut at `max_new` tokens or at a full context compete with each other. With a beam
-    as wide as there are continuations the search is exhaustive. A row ends when no text still open can beat the worst
-    that is kept.
+    Texts that end and texts that are cut at `max_new` tokens or at a full context compete. With a beam as wide as the
+    number of possible continuations the search is exhaustive. A row is finished when no open text can exceed the worst
+    kept one.
 
-    Args: as `sample`.
+    Returns:
+      Continuations [batch, size], best first.
     """
     batch, size = len(length_B), settings.size
     limit_B = jnp.minimum(max_new, context - length_B)
     hidden_BxD, cache = _read_prompt(transformer, prompt_BxP, length_B, max_new)
-    score_of = lambda log_prob, length: log_prob / length**settings.length_penalty  # noqa: E731
+
+    def score_of(log_prob: Array, length: Array) -> Array:
+        return log_prob / length**settings.length_penalty
 
     def extend(state: dict[str, Any]) -> dict[str, Any]:
-        """Every open text by one token."""
+        """Extends every open text by one token."""
         step, open_BxK = state["step"], state["open"]
         log_probs = jax.nn.log_softmax(transformer.logits(state["hidden"])).reshape(batch, size, -1)
         log_probs = open_BxK[..., None] + jnp.where(vocabulary.may_follow(modality), log_probs, -jnp.inf)
@@ -223,8 +243,8 @@ def beam_search(
             ended, log_prob = state["tokens"].at[:, :, step].set(end), log_probs[..., end]
             kept = _keep_best(kept, (score_of(log_prob, length), log_prob, ended), length)
 
-        going_on = log_probs.at[..., np.array(vocabulary.ends)].set(-jnp.inf).reshape(batch, -1)
-        open_BxK, place_BxK = jax.lax.top_k(going_on, size)
+        continued = log_probs.at[..., np.array(vocabulary.ends)].set(-jnp.inf).reshape(batch, -1)
+        open_BxK, place_BxK = jax.lax.top_k(continued, size)
         parent_BxK, token_BxK = jnp.divmod(place_BxK, log_probs.shape[-1])
         tokens = jnp.take_along_axis(state["tokens"], parent_BxK[..., None], axis=1).at[:, :, step].set(token_BxK)
         cut_BxK = jnp.where((length >= limit_B)[:, None], open_BxK, -jnp.inf)
@@ -245,13 +265,13 @@ def beam_search(
         hidden, cache = transformer.decode(state["token"].reshape(-1, 1), position[:, None], cache)
         return extend(state | {"hidden": hidden[:, 0], "cache": cache})
 
-    def going(state: dict[str, Any]) -> Array:
-        # Log-probabilities only fall, and the penalty is at most that of the full length.
+    def unfinished(state: dict[str, Any]) -> Array:
+        # Log-probabilities never rise, and the divisor is at most its value at the full length.
         best_open = score_of(state["open"].max(-1), jnp.maximum(limit_B, 1))
         worst_kept = state["kept"]["score"].min(-1)
         return (state["step"] < max_new) & jnp.any((best_open > worst_kept) & (best_open > -jnp.inf))
 
-    first = jnp.where(jnp.arange(size) == 0, 0.0, -jnp.inf)  # one text to begin with
+    first = jnp.where(jnp.arange(size) == 0, 0.0, -jnp.inf)  # start from a single text
     nothing = jnp.full((batch, size), -jnp.inf)
     no_tokens = jnp.full((batch, size, max_new), PADDING, jnp.int32)
     state = {
@@ -269,12 +289,12 @@ def beam_search(
             "length": jnp.zeros((batch, size), jnp.int32),
         },
     }
-    kept = jax.lax.while_loop(going, advance, extend(state))["kept"]
+    kept = jax.lax.while_loop(unfinished, advance, extend(state))["kept"]
     return Continuations(kept["tokens"], kept["length"], kept["log_prob"])
 
 
 def _keep_best(kept: dict[str, Array], new: tuple[Array, Array, Array], length: Array) -> dict[str, Array]:
-    """The best of those kept and of new (scores, log-probabilities, tokens), which are all of one length."""
+    """Returns the best of the kept texts and of new (scores, log-probabilities, tokens) of one length."""
     score, log_prob, tokens = new
     new = {"score": score, "log_prob": log_prob, "tokens": tokens, "length": jnp.full(score.shape, length)}
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), kept, new)
@@ -287,7 +307,7 @@ def _take(x: Array, place_BxK: Array) -> Array:
 
 
 def _read_prompt(transformer: Transformer, prompt_BxP: Array, length_B: Array, max_new: int) -> tuple[Array, Cache]:
-    """The hidden state from which each prompt's next token follows, and a cache with room for `max_new` more."""
+    """Encodes prompts. Returns the last hidden states, and a cache with room for `max_new` more tokens."""
     rows, width = prompt_BxP.shape[:2]
     place = jnp.arange(width)
     position_BxP = jnp.where(place < length_B[:, None], place, -1)

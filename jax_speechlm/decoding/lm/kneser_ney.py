@@ -1,8 +1,8 @@
-"""N-gram models from text: interpolated modified Kneser-Ney, as an ARPA file.
+"""Estimation of n-gram models by interpolated modified Kneser-Ney smoothing, written as ARPA files.
 
-Chen and Goodman 1998, in the form that KenLM's lmplz gives it (Heafield et al. 2013): all orders interpolate down to
-the uniform distribution over words, "</s>" and "<unk>"; an n-gram that begins a sentence keeps its count, because
-nothing can stand before it. Everything is array arithmetic over the sorted distinct n-grams of each order.
+The method is Chen and Goodman 1998 in the form of KenLM's lmplz (Heafield et al. 2013): all orders interpolate down to
+the uniform distribution over words, "</s>" and "<unk>"; an n-gram at the start of a sentence keeps its count, because
+no word can precede it. All computations are array operations over the sorted distinct n-grams of an order.
 """
 
 import array
@@ -19,9 +19,9 @@ from data_pipelines.core.errors import DataError
 from jax_speechlm.decoding.lm.fusion import Numbers
 from jax_speechlm.decoding.lm.ngram import BEGIN, END, UNKNOWN
 
-MIN_ORDER, MAX_ORDER = 2, 6  # what the kenlm package reads
+MIN_ORDER, MAX_ORDER = 2, 6  # orders that the kenlm package reads
 _UNKNOWN, _BEGIN, _END = range(3)  # ids; words follow
-_FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # for counts 1, 2 and 3 or more, where the counts of counts give none
+_FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # for counts 1, 2 and 3 or more, if they cannot be estimated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Order:
     """The distinct n-grams of one length.
 
     Attributes:
-      context: the (n-1)-gram that each begins with, as its row in the order below; 0 for single words.
+      context: row of the leading (n-1)-gram in the order below; 0 for single words.
       word: id of the last word.
-      suffix: the (n-1)-gram that each ends with, as its row in the order below; 0 for single words.
-      count: occurrences; of the words, "<unk>" and "<s>" have none.
+      suffix: row of the trailing (n-1)-gram in the order below; 0 for single words.
+      count: occurrences; 0 for the words "<unk>" and "<s>".
       log10_prob: of the word after the context.
-      log10_backoff: weight of the order below after this n-gram; 0 where nothing follows it.
+      log10_backoff: weight of the order below after this n-gram; 0 if no n-gram continues it.
     """
 
     context: Int[np.ndarray, " ngrams"]
@@ -50,10 +50,10 @@ class Estimate:
     """An estimated model.
 
     Attributes:
-      words: the word of each id; the first three are "<unk>", "<s>" and "</s>".
-      orders: its n-grams, single words first.
-      discounts: of each order, for counts 1, 2 and 3 or more.
-      fallbacks: the orders whose counts of counts gave no discounts, so that fixed ones stand in.
+      words: word by id; the first three are "<unk>", "<s>" and "</s>".
+      orders: n-grams by order, single words first.
+      discounts: by order, for counts 1, 2 and 3 or more.
+      fallbacks: orders with fixed discounts, because their counts of counts do not allow an estimate.
     """
 
     words: tuple[str, ...]
@@ -66,28 +66,32 @@ def estimate(sentences: Iterable[Sequence[str]], order: int, prune: Sequence[int
     """Estimates a model.
 
     Args:
-      sentences: the units of each; read once. None may be one of the three control words.
+      sentences: lists of units, read once. None of the units may be a control word.
       order: n of the longest n-grams.
-      prune: n-grams of the n-th order that occur at most prune[n - 1] times are left out; the last value holds for all
-        longer ones. Discounts come from the full counts, and what is left out goes to the order below.
+      prune: n-grams of order n that occur at most prune[n - 1] times are dropped; the last value applies to all longer
+        ones. Discounts are estimated from the full counts, and the probability of dropped n-grams goes to the order
+        below.
+
+    Returns:
+      The model.
 
     Raises:
-      DataError: there is no sentence.
-      ValueError: an order that KenLM cannot read, or thresholds that would drop words or fall with the order.
+      DataError: the text has no sentence.
+      ValueError: KenLM cannot read the order, or thresholds would drop words or decrease with the order.
     """
     if not MIN_ORDER <= order <= MAX_ORDER:
         raise ValueError(f"order is {order}; the kenlm package reads orders {MIN_ORDER} to {MAX_ORDER}")
     thresholds = [*prune, *[prune[-1] if prune else 0] * order][:order]
     if thresholds[0] != 0 or sorted(thresholds) != thresholds:
-        raise ValueError(f"prune is {tuple(prune)}; it starts with 0, for single words, and never falls")
+        raise ValueError(f"prune is {tuple(prune)}; it has to start with 0, for single words, and must not decrease")
     words, tokens = _read(sentences)
     counted = _count(tokens, len(words), order)
     adjusted = _adjust(counted)
     discounts = [_discounts(counts) for counts in adjusted]
-    fallbacks = tuple(n for n, found in enumerate(discounts, start=1) if found is None)
-    discounts = [found or _FALLBACK_DISCOUNTS for found in discounts]
+    fallbacks = tuple(n for n, values in enumerate(discounts, start=1) if values is None)
+    discounts = [values or _FALLBACK_DISCOUNTS for values in discounts]
 
-    shares = []  # of each order: (probability, backoff of the context, which n-grams stay)
+    shares = []  # by order: (probability, backoff of the context, which n-grams are kept)
     below = np.full(1, 1.0 / (len(words) - 1))  # uniform: all but "<s>"
     for grams, counts, discount, threshold in zip(counted, adjusted, discounts, thresholds, strict=True):
         kept = (grams.count > threshold) | (len(shares) == 0)
@@ -103,7 +107,7 @@ def estimate(sentences: Iterable[Sequence[str]], order: int, prune: Sequence[int
 
 
 def _read(sentences: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], Int[np.ndarray, " tokens"]]:
-    """The words by id, and all sentences as ids, each between "<s>" and "</s>"."""
+    """Returns the words by id, and the ids of all sentences between "<s>" and "</s>"."""
     numbers = Numbers()
     for control in (UNKNOWN, BEGIN, END):
         numbers[control]
@@ -113,13 +117,13 @@ def _read(sentences: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], Int[np.n
         tokens.extend(map(numbers.__getitem__, units))
         tokens.append(_END)
     if not tokens:
-        raise DataError("there is no sentence to learn from: check the text, or name other sets")
+        raise DataError("the text has no sentence: check the files, or name other sets")
     return tuple(numbers.values_by_number), np.frombuffer(tokens, np.int32).astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Counted:
-    """Distinct n-grams as in `Order`, their occurrences, and which begin a sentence."""
+    """Distinct n-grams as in `Order`, their occurrences, and whether they start a sentence."""
 
     context: np.ndarray
     word: np.ndarray
@@ -132,7 +136,7 @@ def _count(tokens: np.ndarray, vocab_size: int, order: int) -> list[_Counted]:
     words, zeros = np.arange(vocab_size), np.zeros(vocab_size, np.int64)
     counts = np.bincount(tokens, minlength=vocab_size)
     counted = [_Counted(zeros, words, zeros, counts, words == _BEGIN)]
-    # row[i]: which (n-1)-gram begins at token i; it has room for one more up to the end of its sentence.
+    # row[i]: the (n-1)-gram that starts at token i, if its sentence has another token after it.
     row, start = tokens, np.arange(len(tokens))
     for n in range(2, order + 1):
         start = start[tokens[start + n - 2] != _END]
@@ -146,27 +150,27 @@ def _count(tokens: np.ndarray, vocab_size: int, order: int) -> list[_Counted]:
 
 
 def _adjust(counted: list[_Counted]) -> list[Int[np.ndarray, " ngrams"]]:
-    """Of each n-gram but the longest, how many different words stand before it: Kneser and Ney's count."""
+    """Returns the number of different words before every n-gram (Kneser-Ney counts); occurrences for the longest."""
     adjusted = []
     for grams, longer in itertools.pairwise(counted):
         before = np.bincount(longer.suffix, minlength=len(grams.word))
         adjusted.append(np.where(grams.begins, grams.count, before))
-    adjusted[0][_BEGIN] = 0  # never predicted
+    adjusted[0][_BEGIN] = 0  # "<s>" is never predicted
     return [*adjusted, counted[-1].count]
 
 
 def _discounts(counts: Int[np.ndarray, " ngrams"]) -> tuple[float, float, float] | None:
-    """Chen and Goodman 1998, equation 26; None where a count of counts is missing or a discount comes out of range."""
+    """Returns discounts (Chen and Goodman 1998, equation 26); None if a count of counts is 0 or one is out of range."""
     once, twice, thrice, four = (int((counts == k).sum()) for k in (1, 2, 3, 4))
     if not (once and twice and thrice):
         return None
     y = once / (once + 2 * twice)
-    found = 1 - 2 * y * twice / once, 2 - 3 * y * thrice / twice, 3 - 4 * y * four / thrice
-    return found if all(0 <= discount <= k for k, discount in enumerate(found, start=1)) else None
+    discounts = 1 - 2 * y * twice / once, 2 - 3 * y * thrice / twice, 3 - 4 * y * four / thrice
+    return discounts if all(0 <= discount <= k for k, discount in enumerate(discounts, start=1)) else None
 
 
 def _tabulate(counted: list[_Counted], shares: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[Order, ...]:
-    """The n-grams that stay, renumbered. A context and a suffix of one that stays stay too: neither is rarer."""
+    """Renumbers the kept n-grams. Context and suffix of a kept n-gram are kept too, as neither occurs less often."""
     orders, number = [], np.zeros(1, np.int64)
     for n, (grams, (prob, _, kept)) in enumerate(zip(counted, shares, strict=True), start=1):
         backoff = shares[n][1] if n < len(shares) else np.ones(len(kept))
@@ -175,12 +179,12 @@ def _tabulate(counted: list[_Counted], shares: list[tuple[np.ndarray, np.ndarray
         with np.errstate(divide="ignore"):
             orders.append(Order(number[context], word, number[suffix], count, np.log10(prob), np.log10(backoff)))
         number = np.cumsum(kept) - 1
-    orders[0].log10_prob[_BEGIN] = -99.0  # what the format puts where nothing is predicted
+    orders[0].log10_prob[_BEGIN] = -99.0  # value of the format for words that are never predicted
     return tuple(orders)
 
 
 def write_arpa(model: Estimate, path: str | Path) -> None:
-    """Writes a model as an ARPA file, compressed where the name ends in .gz."""
+    """Writes a model as an ARPA file, compressed if the name ends in .gz."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -192,15 +196,15 @@ def write_arpa(model: Estimate, path: str | Path) -> None:
         file.write("\\data\\\n")
         file.writelines(f"ngram {n}={len(grams.word)}\n" for n, grams in enumerate(model.orders, start=1))
         words = np.array(model.words, object)
-        spelled = None
+        texts = None
         for n, grams in enumerate(model.orders, start=1):
             file.write(f"\n\\{n}-grams:\n")
             last = words[grams.word]
-            spelled = last if spelled is None else spelled[grams.context] + " " + last
+            texts = last if texts is None else texts[grams.context] + " " + last
             if n == len(model.orders):
-                file.writelines(map("{:.7f}\t{}\n".format, grams.log10_prob.tolist(), spelled))
+                file.writelines(map("{:.7f}\t{}\n".format, grams.log10_prob.tolist(), texts))
             else:
-                numbers = grams.log10_prob.tolist(), spelled, grams.log10_backoff.tolist()
-                file.writelines(map("{:.7f}\t{}\t{:.7f}\n".format, *numbers))
+                columns = grams.log10_prob.tolist(), texts, grams.log10_backoff.tolist()
+                file.writelines(map("{:.7f}\t{}\t{:.7f}\n".format, *columns))
         file.write("\n\\end\\\n")
     partial.replace(path)

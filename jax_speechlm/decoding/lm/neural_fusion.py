@@ -5,39 +5,43 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-_WIDTH = 32  # prefixes extended in one call of the model
-_SHORTEST = 64  # tokens
+_WIDTH = 32  # prefixes extended in a call of the model
+_SHORTEST = 64  # least length of the cache in tokens
 
 
 @runtime_checkable
 class Sessions(Protocol):
-    """What a scorer needs of a language model: `jax_speechlm.inference.lm.causal.LanguageModel` has it."""
+    """Interface that the scorer needs, which `jax_speechlm.inference.lm.causal.LanguageModel` implements."""
 
     context: int
 
     def session(self, slots: int, length: int, width: int) -> Any:
-        """Room for `slots` prefixes of at most `length` tokens, `width` of them extended at a time."""
+        """Returns a session of `slots` prefixes of up to `length` tokens, `width` of them extended at a time."""
 
 
 class NeuralScorer:
-    """Scores every token, and the end, by a language model over the same tokens.
+    """Scorer of every token, and of the end, with a language model over the same tokens.
 
-    A state is a slot of the model's session. Each prefix that a search keeps is run through the model once, by one
-    token, whatever it is extended by later. All shapes are rounded up, so that few programs are compiled.
+    A state is a slot of the model's session. The model processes one token for every prefix that the search keeps,
+    however many extensions are scored later. Shapes are rounded up, so that few programs are compiled.
 
-    A prefix that outgrows the context goes on from its last half, as if the text began there.
+    A prefix longer than the context restarts from its last half, as if the text began there.
+
+    Args:
+      lm: the language model.
+      ids: the model's id of every token of the recognizer.
+      boundary: id that ends a text.
     """
 
-    rows_at_once = 8  # each prefix keeps the keys and values of all its tokens
+    rows_at_once = 8  # every prefix needs memory for keys and values of all its tokens
 
     def __init__(self, lm: Sessions, ids: Int[np.ndarray, " vocab"], boundary: int):
-        """Takes the model's id of each of the recognizer's tokens, and the id that ends a text."""
         self._lm, self._ids, self._boundary = lm, ids, boundary
         self.alpha, self.beta = 1.0, 0.0
         self._shape: tuple[int, int] | None = None
 
     def start(self, prefixes: int, max_tokens: int) -> int:
-        # Twice: while prefixes are extended, the old ones have to stay where they are.
+        # Twice as many slots, because extended prefixes are written before old ones become free.
         shape = _power_of_two(2 * prefixes), min(self._lm.context, _power_of_two(max(max_tokens, _SHORTEST)))
         if shape != self._shape:
             self._shape, self._length = shape, shape[1]
@@ -56,7 +60,7 @@ class NeuralScorer:
         self, states: Int[np.ndarray, " prefixes"], tokens: Int[np.ndarray, " prefixes"]
     ) -> Int[np.ndarray, " prefixes"]:
         after, grown = states.copy(), np.flatnonzero(tokens)
-        # Rows may share a state (all begin with one), and may then extend it alike.
+        # Rows may share a state, as at the start, and extend it by the same token.
         extensions, which = np.unique(np.stack([states[grown], tokens[grown]]), axis=1, return_inverse=True)
         free = np.setdiff1d(np.arange(len(self._history)), states)[: extensions.shape[1]]
         self._extend(extensions[0].tolist(), self._ids[extensions[1]].tolist(), free.tolist())
@@ -67,14 +71,14 @@ class NeuralScorer:
         return self.alpha * self._log_probs[states, self._boundary].astype(np.float64)
 
     def _extend(self, parents: list[int], tokens: list[int], slots: list[int]) -> None:
-        full = [place for place, parent in enumerate(parents) if len(self._history[parent]) >= self._length]
-        for place in full:  # begin anew in the slot itself
-            tail = self._history[parents[place]][-(self._length // 2) :]
-            parents[place] = slots[place]
-            self._session.start(slots[place])
-            self._history[slots[place]] = ()
+        full = [index for index, parent in enumerate(parents) if len(self._history[parent]) >= self._length]
+        for index in full:  # restart in the new slot
+            tail = self._history[parents[index]][-(self._length // 2) :]
+            slot = parents[index] = slots[index]
+            self._session.start(slot)
+            self._history[slot] = ()
             for token in tail:
-                self._run([slots[place]], [token], [slots[place]])
+                self._run([slot], [token], [slot])
         for first in range(0, len(slots), _WIDTH):
             part = slice(first, first + _WIDTH)
             self._run(parents[part], tokens[part], slots[part])

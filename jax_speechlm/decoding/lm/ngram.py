@@ -1,7 +1,7 @@
 """N-gram language models in KenLM's formats, ARPA and binary, read and queried through the `kenlm` package.
 
-A model's units are words or characters. A text's lines are its sentences; blank lines are none. Characters are written
-with a space as "▁", as SentencePiece does, because a unit of an ARPA file cannot hold white space.
+The units of a model are words or characters. The lines of a text are its sentences; blank lines are skipped. In models
+of characters a space is "▁", as in SentencePiece, because the units of an ARPA file cannot contain white space.
 """
 
 import gzip
@@ -22,7 +22,7 @@ _LN10 = math.log(10)
 
 
 def sentences(text: str, unit: Unit) -> Iterator[list[str]]:
-    """The units of each line of a text. White space counts as one space; the format's control words are left out."""
+    """Yields the units of every line of a text. Runs of white space are one space; control words are dropped."""
     for line in text.splitlines():
         words = [word for word in line.split() if word not in (BEGIN, END, UNKNOWN)]
         if words:
@@ -35,24 +35,26 @@ class NGram:
     Attributes:
       path: the file.
       order: n.
-      unit: what its units are: "char" where the model knows the space as a unit.
-      vocabulary: its units; None for a binary file, which cannot be asked for them.
-      is_over_pieces: whether its units are a tokenizer's pieces, which it takes the tokenizer to find in a text.
+      unit: "char" if the space is a unit of the model, else "word".
+      vocabulary: units of the model; None for a binary file, which does not list them.
+      is_over_pieces: whether the units are a tokenizer's pieces, so that only the tokenizer can find them in a text.
     """
 
     def __init__(self, path: str | Path):
         """Reads an ARPA file, plain or .gz, or one of KenLM's binary files.
 
         Raises:
-          DataError: the file is missing, or is neither.
+          DataError: the file is missing or has another format.
         """
         self.path = Path(path)
         if not self.path.is_file():
-            raise DataError(f"{path} does not exist: make an n-gram model with `jax-speechlm train-ngram --out {path}`")
+            raise DataError(
+                f"{path} does not exist: train an n-gram model with `jax-speechlm train-ngram --out {path}`"
+            )
         try:
             with tempfile.TemporaryDirectory() as folder:
                 plain = self.path
-                if self.path.suffix == ".gz":  # KenLM reads it only where it was built with zlib
+                if self.path.suffix == ".gz":  # KenLM reads it only if it was built with zlib
                     plain = Path(folder) / self.path.stem
                     with gzip.open(self.path) as packed, plain.open("wb") as unpacked:
                         shutil.copyfileobj(packed, unpacked)
@@ -61,7 +63,7 @@ class NGram:
         except (OSError, EOFError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise DataError(
-                f"{path} is not a readable n-gram model ({reason}); make it anew with `jax-speechlm train-ngram`, or "
+                f"{path} is not a readable n-gram model ({reason}); train it again with `jax-speechlm train-ngram`, or "
                 "with KenLM's lmplz and build_binary"
             ) from error
         self.order: int = self._model.order
@@ -72,32 +74,32 @@ class NGram:
         return unit in self._model
 
     def begin(self) -> Any:
-        """The state at the start of a sentence. States are hashable; equal ones predict the same."""
+        """Returns the state at the start of a sentence. States are hashable; equal states give equal scores."""
         state = _kenlm().State()
         self._model.BeginSentenceWrite(state)
         return state
 
     def nowhere(self) -> Any:
-        """The state without any context."""
+        """Returns the state without context."""
         state = _kenlm().State()
         self._model.NullContextWrite(state)
         return state
 
     def extend(self, state: Any, unit: str) -> tuple[float, Any]:
-        """Log probability of a unit after a state, in nats, and the state behind it. "</s>" ends a sentence."""
+        """Returns the log-probability of a unit in nats, and the state after it. "</s>" ends a sentence."""
         after = _kenlm().State()
         return _LN10 * self._model.BaseScore(state, unit, after), after
 
     def score(self, text: str) -> float:
-        """Log probability of a text in nats: of every unit and every end of a line, units unknown as "<unk>".
+        """Returns the log-probability of a text in nats, over all units and line ends, with "<unk>" for unknown units.
 
         Raises:
           DataError: the units are a tokenizer's pieces.
         """
         if self.is_over_pieces:
             raise DataError(
-                f"{self.path} is over a tokenizer's pieces: it serves as --lm with that tokenizer, not where whole "
-                "texts are scored; train one with --unit word or char for that"
+                f"{self.path} is over a tokenizer's pieces: it can be used as --lm with that tokenizer, but not to "
+                "score texts; for that, train a model with --unit word or char"
             )
         total = 0.0
         for units in sentences(text, self.unit):
@@ -108,7 +110,7 @@ class NGram:
         return total
 
     def count_unknown(self, text: str) -> int:
-        """How many of a text's units the model does not know."""
+        """Returns the number of units of a text that are not in the vocabulary."""
         return sum(unit not in self for units in sentences(text, self.unit) for unit in units)
 
 
@@ -116,7 +118,7 @@ def _kenlm():
     try:
         import kenlm
     except ImportError:
-        raise DataError("n-gram models need the kenlm package: pip install kenlm (it wants a C++ compiler)") from None
+        raise DataError("n-gram models need the kenlm package: pip install kenlm (it needs a C++ compiler)") from None
     return kenlm
 
 
@@ -129,9 +131,9 @@ def _open(path: Path) -> Any:
 
 
 def _read_vocabulary(path: Path) -> frozenset[str] | None:
-    """The units of an ARPA file, from its section of unigrams; None where the file is binary."""
+    """Reads the units of an ARPA file from its unigrams; returns None for a binary file."""
     with path.open("rb") as file:
-        if file.read(6) == b"mmap l":  # how KenLM's binary files begin
+        if file.read(6) == b"mmap l":  # first bytes of KenLM's binary files
             return None
     units = []
     with path.open(encoding="utf-8") as lines:

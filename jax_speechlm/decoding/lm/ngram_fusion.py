@@ -1,4 +1,4 @@
-"""N-gram models as scorers of a beam search: at the end of each word, or at every token."""
+"""N-gram models as scorers of a beam search: at word boundaries, or at every token."""
 
 import array
 import bisect
@@ -14,21 +14,22 @@ from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.decoding.lm.fusion import MEMORY, Numbers, StepScorer
 from jax_speechlm.decoding.lm.ngram import END, SPACE, NGram
 
-OOV_PENALTY = (
-    -20.0
-)  # nats, beside the model's own "<unk>": an unknown word is one of very many. On dev, -10 is too mild
-_BYTES = re.compile(r"(?:<0x[0-9A-F]{2}>)+")  # how SentencePiece spells what it has no piece for
+OOV_PENALTY = -20.0
+"""Nats, in addition to the log-probability of "<unk>", which covers very many words. On dev sets -10 is too small."""
+
+_BYTES = re.compile(r"(?:<0x[0-9A-F]{2}>)+")  # SentencePiece's byte fallback
 
 
 def ngram_scorer(ngram: NGram, tokenizer: Tokenizer) -> "WordNGram | TokenNGram":
-    """The scorer that brings a model and a tokenizer together, from what the model knows.
+    """Selects the scorer for a model and a tokenizer by the vocabulary of the model.
 
-    A model that knows most of the tokenizer's pieces scores every token; of pieces that hold a space those alone count,
-    since a letter may well be a word. One that knows the space as a unit scores a token's characters, any other words.
+    Returns:
+      A scorer of tokens if the model has most of the tokenizer's pieces (of pieces with a space, if there are any, as a
+      letter may also be a word); a scorer of characters if the model has the space as a unit; else a scorer of words.
     """
     pieces = tokenizer.pieces[1:]
-    telling = [piece for piece in pieces if SPACE in piece] or pieces
-    if 2 * sum(piece in ngram for piece in telling) > len(telling):
+    distinctive = [piece for piece in pieces if SPACE in piece] or pieces
+    if 2 * sum(piece in ngram for piece in distinctive) > len(distinctive):
         return TokenNGram(ngram, [(piece,) for piece in tokenizer.pieces])
     if SPACE in ngram:
         return TokenNGram(ngram, [tuple(piece) for piece in tokenizer.pieces])
@@ -36,14 +37,15 @@ def ngram_scorer(ngram: NGram, tokenizer: Tokenizer) -> "WordNGram | TokenNGram"
 
 
 class WordNGram:
-    """A word model; no lexicon bounds what can be spelled.
+    """Scorer of words with an open vocabulary.
 
-    A word is scored when the next one begins, or at the end. One that the model does not know also costs a penalty,
-    which is charged as soon as no known word begins as it does: an early warning for the search, not a higher price.
+    Words are scored at the next word boundary, or at the end. An out-of-vocabulary word also gets a penalty, which
+    applies once a prefix of it matches no vocabulary word; the early penalty guides the search and is not counted
+    twice.
 
-    A prefix is the model's state after its finished words, and the word at its end. What finishing that word costs is
-    worked out once for a prefix, whichever token then begins the next; only tokens that go on with a word are looked
-    at one by one, and only until the penalty is charged.
+    The state of a prefix is the model's state after its complete words, and the incomplete word at its end. The score
+    of completing that word is computed once per prefix, whichever token starts the next word. Only tokens that continue
+    a word are processed one by one, until the penalty applies.
     """
 
     rows_at_once = StepScorer.rows_at_once
@@ -54,15 +56,15 @@ class WordNGram:
         self._known = None if ngram.vocabulary is None else sorted(ngram.vocabulary)
         self._starts_word = np.array([piece.startswith(SPACE) for piece in pieces])
         if any(SPACE in piece.lstrip(SPACE) for piece in pieces):
-            raise DataError("a word model needs a tokenizer whose pieces hold a space at their beginning alone")
+            raise DataError("a word model needs a tokenizer whose pieces have a space only at their beginning")
         self._first_penalty = np.array([self._penalty(piece.lstrip(SPACE)) for piece in pieces])
         self._forget()
 
     def _forget(self) -> None:
-        self._contexts = Numbers()  # KenLM's states
-        self._states = Numbers()  # of (context, word, whether the penalty is charged)
+        self._contexts = Numbers()  # states of KenLM
+        self._states = Numbers()  # by (context, word, whether the penalty was applied)
         self._charged = array.array("b")
-        # of finishing a state's word, once it is asked for: log probability, words, context
+        # Of completing a state's word, computed on demand: log-probability, words, context.
         self._log_prob, self._words, self._after = array.array("d"), array.array("d"), array.array("q")
         self._penalties: dict[tuple[str, int], float] = {}
 
@@ -78,8 +80,8 @@ class WordNGram:
         for state in np.unique(states[starts]).tolist():
             self._finish(state)
         log_prob = np.where(starts, np.frombuffer(self._log_prob)[states] + self._first_penalty[tokens], 0.0)
-        goes_on = np.flatnonzero(~starts & (np.frombuffer(self._charged, np.int8)[states] == 0))
-        log_prob[goes_on] = self._penalties_of(states[goes_on].tolist(), tokens[goes_on].tolist())
+        continues = np.flatnonzero(~starts & (np.frombuffer(self._charged, np.int8)[states] == 0))
+        log_prob[continues] = self._penalties_of(states[continues].tolist(), tokens[continues].tolist())
         return self.alpha * log_prob + self.beta * np.where(starts, np.frombuffer(self._words)[states], 0.0)
 
     def advance(
@@ -91,13 +93,13 @@ class WordNGram:
         return states
 
     def final(self, states: Int[np.ndarray, " prefixes"]) -> Float[np.ndarray, " prefixes"]:
-        found = np.zeros(len(states))
-        for place, state in enumerate(states.tolist()):
+        scores = np.zeros(len(states))
+        for index, state in enumerate(states.tolist()):
             self._finish(state)
             context = self._contexts.values_by_number[self._after[state]]
             log_prob = self._log_prob[state] + self._ngram.extend(context, END)[0]
-            found[place] = self.alpha * log_prob + self.beta * self._words[state]
-        return found
+            scores[index] = self.alpha * log_prob + self.beta * self._words[state]
+        return scores
 
     def _state(self, context: int, word: str, charged: bool) -> int:
         state = self._states[context, word, charged]
@@ -130,39 +132,39 @@ class WordNGram:
         self._after[state] = self._contexts[after]
 
     def _penalties_of(self, states: list[int], tokens: list[int]) -> list[float]:
-        """What going on by each token costs words that are not charged yet."""
+        """Returns the penalty of continuing words, not penalised so far, by a token."""
         values, pieces, known = self._states.values_by_number, self._pieces, self._penalties
-        found = []
+        penalties = []
         for state, token in zip(states, tokens, strict=True):
             key = values[state][1], token
             if key not in known:
                 known[key] = self._penalty(key[0] + pieces[token])
-            found.append(known[key])
-        return found
+            penalties.append(known[key])
+        return penalties
 
     def _penalty(self, beginning: str) -> float:
         if self._known is None or "<0x" in beginning:
             return 0.0
-        place = bisect.bisect_left(self._known, beginning)
-        return 0.0 if place < len(self._known) and self._known[place].startswith(beginning) else OOV_PENALTY
+        index = bisect.bisect_left(self._known, beginning)
+        return 0.0 if index < len(self._known) and self._known[index].startswith(beginning) else OOV_PENALTY
 
 
 class TokenNGram(StepScorer):
-    """A model of pieces or characters; each token is one unit, or as many as `units` names for it."""
+    """Scorer with a model of pieces or characters; `units` lists the units of every token."""
 
     def __init__(self, ngram: NGram, units: list[tuple[str, ...]]):
         super().__init__(len(units))
-        self._ngram, self._spelling = ngram, units
-        self._characters = any(len(each) > 1 for each in units)
+        self._ngram, self._token_units = ngram, units
+        self._characters = any(len(characters) > 1 for characters in units)
 
     def initial(self) -> Any:
         return self._ngram.begin(), True
 
     def step(self, value: Any, token: int) -> tuple[float, int, Any]:
         state, first = value
-        units, log_prob = self._spelling[token], 0.0
+        units, log_prob = self._token_units[token], 0.0
         if first and self._characters and units[0] == SPACE:
-            units = units[1:]  # SentencePiece begins a text with a space, a text as such does not
+            units = units[1:]  # SentencePiece adds a space at the start of a text
         for unit in units:
             gain, state = self._ngram.extend(state, unit)
             log_prob += gain

@@ -1,4 +1,4 @@
-"""What `jax-speechlm train-ngram` runs."""
+"""The command `jax-speechlm train-ngram`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,22 +22,22 @@ def train_ngram(
 ) -> None:
     """Estimates an n-gram model by interpolated modified Kneser-Ney and writes it as an ARPA file.
 
-    The kenlm package reads such files; its tools for making binary ones are not part of it, so a large model is either
-    pruned or turned into a binary with KenLM's own `build_binary`, which `--lm` reads as well.
+    The kenlm package reads these files. It does not include the tools for binary files, so a large model is either
+    pruned or converted with KenLM's `build_binary`; `--lm` reads both.
 
     Args:
-      out: the file to write; a name that ends in .gz is compressed.
+      out: file to write, compressed if its name ends in .gz.
       sets: prepared sets of text or speech, whose "train" splits are read; "name:split" takes another split.
-      text: plain text files in UTF-8; a line is a sentence.
+      text: plain text files in UTF-8, one sentence a line.
       order: n, from 2 to 6.
-      unit: words, or characters with a space among them.
-      tokenizer: folder of a tokenizer whose pieces are the units instead.
-      prune: n-grams that occur so rarely are left out: thresholds by order, the first 0 and the last for all longer
-        ones. `0 0 1` drops n-grams of three and more words that occur once.
+      unit: words, or characters including the space.
+      tokenizer: folder of a tokenizer, to use its pieces as units instead.
+      prune: counts by order up to which n-grams are dropped; the first is 0, the last applies to all longer ones.
+        `0 0 1` drops n-grams of three and more words that occur once.
       data_dir: folder of the prepared data sets.
     """
     if not sets and not text:
-        raise DataError("there is no text to learn from: name prepared sets with --sets, or files with --text")
+        raise DataError("no text is given: name prepared sets with --sets, or files with --text")
     pieces = base.load_tokenizer(tokenizer) if tokenizer else None
 
     def units() -> Iterator[list[str]]:
@@ -46,15 +46,16 @@ def train_ngram(
                 yield from sentences(document, unit)
             else:
                 lines = (pieces.encode(line) for line in document.splitlines())
-                yield from ([pieces.pieces[number] for number in line] for line in lines if line)
+                yield from ([pieces.pieces[token] for token in line] for line in lines if line)
 
     model = estimate(units(), order, prune)
     write_arpa(model, out)
     counts = ", ".join(f"{len(grams.word):,}" for grams in model.orders)
     print(f"{out}: n-grams of 1 to {order} units: {counts}")
     if model.fallbacks:
-        print(f"orders {model.fallbacks} are too regular to estimate discounts: they got {model.discounts[0]}")
-    NGram(out)  # it can be read
+        orders = ", ".join(f"{n}-grams" for n in model.fallbacks)
+        print(f"using fallback Kneser-Ney discounts for {orders} (normal for character models)")
+    NGram(out)  # check that it can be read
 
 
 def _documents(sets: tuple[str, ...], files: tuple[Path, ...], data_dir: Path) -> Iterator[str]:
