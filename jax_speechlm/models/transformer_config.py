@@ -130,7 +130,7 @@ class TransformerConfig(Config):
       global_every: with a window, layers 0, n, 2n, ... have none; None for a window in every layer.
       local_rope_theta: `rope_theta` of the layers with a window; None for the same.
       dropout: rate on the embeddings and on the outputs of attention and feed-forward.
-      attention: kernel that computes attention (see `dot_attention.Kernel`); the result does not depend on it.
+      attention: kernel that computes attention (see `nn.attention.dot.Kernel`); the result does not depend on it.
       remat: activations that the forward pass keeps for the backward pass (see `functional.Remat`).
       dtype: compute type; parameters, norms, softmax and the output are float32.
     """

@@ -25,7 +25,7 @@ PIECES = ("", "▁", "a", "b")
 
 
 def best_path(log_probs: np.ndarray, tokens: list[int]) -> tuple[int, ...] | None:
-    """The likeliest of all paths that spell the tokens."""
+    """The most probable of all paths of the tokens."""
     num_frames, vocab = log_probs.shape
     paths = (
         path
@@ -36,7 +36,7 @@ def best_path(log_probs: np.ndarray, tokens: list[int]) -> tuple[int, ...] | Non
 
 
 def runs(path: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """(token, first frame, frame behind the last) of each token of a path."""
+    """(token, first frame, frame after the last) by token of a path."""
     found, frame = [], 0
     for token, run in itertools.groupby(path):
         length = len(list(run))

@@ -1,4 +1,4 @@
-"""Boosted phrases: bonuses for whole words, and nothing for what only begins like them."""
+"""Boosted phrases: bonuses for whole words, and none for other words with the same beginning."""
 
 import re
 

@@ -46,14 +46,14 @@ def _forward():
 
 @functools.cache
 def next_log_probs(ids: tuple[int, ...]) -> np.ndarray:
-    """log-probabilities [vocab] of what follows, by the whole forward pass without a cache; float64."""
+    """log-probabilities [vocab] of the next token, by the whole forward pass without a cache; float64."""
     row = np.zeros((1, CONTEXT), np.int32)
     row[0, : len(ids)] = ids
     return np.asarray(_forward()(params(), row)[0, len(ids) - 1], np.float64)
 
 
 def continuations(prompt: list[int], max_new: int, ends=(END,)) -> dict[tuple[int, ...], float]:
-    """Every continuation with its log-probability: those that end, and those that are cut."""
+    """Every continuation with its log-probability, whether it ends or is cut."""
     found = {}
     for length in range(1, max_new + 1):
         for ids in itertools.product([1, 2, END], repeat=length):
@@ -188,7 +188,7 @@ def narrowed(logits: np.ndarray, seen: np.ndarray, settings: Sampling) -> np.nda
 
 
 def assert_drawn_from(counts: np.ndarray, expected: np.ndarray):
-    """Pearson's statistic below 4.5 standard deviations of its mean; what has no probability never comes."""
+    """Pearson's statistic below 4.5 standard deviations of its mean; tokens without probability never occur."""
     assert not counts[expected == 0].any()
     expected = expected * counts.sum()
     counts, expected = counts[expected > 0], expected[expected > 0]
@@ -228,7 +228,7 @@ def test_whole_texts_are_drawn_with_their_probability():
     for row in range(0, rows, 97):
         np.testing.assert_allclose(found.log_prob[row], expected[drawn[row]], rtol=1e-4, atol=1e-4)
     texts = sorted(expected, key=expected.get)
-    # At each step the ids that can follow share the probability of those that cannot.
+    # At each step the ids that can follow share the probability of the others.
     share = np.array([np.exp(expected[text] - sum(_lost((*prompt, *text), n + len(prompt)) for n in range(len(text))))
                       for text in texts])  # fmt: skip
     assert share.sum() == pytest.approx(1, abs=1e-4)

@@ -33,7 +33,7 @@ def transcripts(log_probs: np.ndarray) -> dict[tuple[int, ...], float]:
 
 
 class Bigram(StepScorer):
-    """A table of scores: `table[last, token]`, and `ends[last]`; token 0 stands for the start."""
+    """A table of scores: `table[last, token]`, and `ends[last]`; token 0 is the start."""
 
     def __init__(self, seed: int, vocab: int):
         super().__init__(vocab)

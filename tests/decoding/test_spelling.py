@@ -1,4 +1,4 @@
-"""A stream of frames is cut into utterances by what it holds, never by how it comes; cuts lose nothing."""
+"""A stream of frames is split into utterances by its content, not by its parts; cuts lose no frame."""
 
 import itertools
 

@@ -83,7 +83,7 @@ class TestNeMo:
             assert not np.any(features[row, frames:])
 
     def test_hard_cases(self):
-        """Against its definition in float64, on what a float32 DFT gets wrong by a tenth of the power."""
+        """Against its definition in float64, on a signal where a float32 DFT is wrong by a tenth of the power."""
         audio = padded(AUDIO, 17_000, junk=-9_000)
         features, length = compute(audio, LENGTHS, config=LogMel(variant="nemo", stack=1, normalize=False))
         filters = librosa.filters.mel(sr=16_000, n_fft=512, n_mels=80, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Adapters: formulas against numpy, lengths known ahead, and nothing of what lies behind an utterance."""
+"""Adapters: formulas against numpy, lengths known in advance, and no influence of padding."""
 
 import functools
 import math
@@ -41,7 +41,7 @@ def frames_of(seed, rows=2):
 @settings(max_examples=15)
 @given(length=st.integers(0, FRAMES), seed=st.integers(0, 9))
 def test_padding_never_reaches_an_utterance(name, length, seed):
-    """Junk behind the utterance, and another utterance beside it, change nothing; its length says how many vectors."""
+    """Values at padding and other rows have no influence; the length determines the number of vectors."""
     params, adapter = made(name)
     x = frames_of(seed)
     clean, junk = np.array(x), np.array(x)

@@ -1,4 +1,4 @@
-"""Every kernel computes what the plain loop over queries computes."""
+"""Every kernel computes the same as a plain loop over queries."""
 
 from functools import partial
 
@@ -53,7 +53,7 @@ def with_gradients(q, k, v, segment, kernel, causal, window):
 
 @pytest.fixture(scope="module", params=SHAPES)
 def case(request):
-    """(causal, window), what the reference gives for it with its gradients, and the loop's values."""
+    """(causal, window), the values and gradients of the reference, and the values of the loop."""
     causal, window = SHAPES[request.param]
     return (causal, window), with_gradients(*inputs(), "reference", causal, window), loop(*inputs(), causal, window)
 

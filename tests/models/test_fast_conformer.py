@@ -95,7 +95,7 @@ def test_an_utterance_depends_on_its_own_vectors_and_key_only(length, rows, seed
 
 @pytest.mark.parametrize("lengths", [(VECTORS, 9, 1, 0), (71, 66, 65, 64)])
 def test_a_longer_row_of_padding_changes_nothing(lengths):
-    """Nor does it matter whether what comes last fills a frame."""
+    """Nor does it matter whether the last vectors fill a frame."""
     keys, lengths = jax.random.split(jax.random.key(0), 4), np.array(lengths, np.int32)
     x = normal(0, (4, VECTORS, 8))
     longer = np.pad(x, ((0, 0), (0, 29), (0, 0)), constant_values=1e4)

@@ -1,4 +1,4 @@
-"""LoRA against dense kernels W + (alpha / rank) A B, through a scan over layers; and what merging promises."""
+"""LoRA against dense kernels W + (alpha / rank) A B, through a scan over layers; merging and unmerging."""
 
 import functools
 

@@ -25,7 +25,7 @@ STEPS = {"int8": 127, "int8_dynamic": 127, "int4": 7}
 
 
 def steps_of(kernel: np.ndarray, num_in: int, kind: str, group: int) -> np.ndarray:
-    """The step of every weight by definition: the largest magnitude among those that share it, over 127 or 7."""
+    """The step of every weight by definition: the largest magnitude among weights that share it, over 127 or 7."""
     flat = kernel.reshape(int(np.prod(kernel.shape[:num_in])), -1)
     steps = np.zeros_like(flat)
     size = group if kind == "int4" else len(flat)
@@ -52,7 +52,7 @@ def test_no_weight_moves_by_more_than_half_a_step(shape, kind, group, seed, magn
     assert back.shape == kernel.shape
     assert (np.abs(back - kernel) <= steps / 2 * (1 + 1e-4)).all()
     assert (back[kernel == 0] == 0).all()
-    # The largest of each group is hit, up to rounding: no range is wasted.
+    # The largest value per group is reached, up to rounding: no range is wasted.
     top = np.abs(kernel) >= steps * STEPS[kind] * (1 - 1e-6)
     np.testing.assert_allclose(back[top], kernel[top], rtol=1e-5)
 
@@ -60,7 +60,7 @@ def test_no_weight_moves_by_more_than_half_a_step(shape, kind, group, seed, magn
 @settings(max_examples=15)
 @given(values=st.lists(st.integers(-7, 7), min_size=8, max_size=8))
 def test_four_bits_hold_every_value(values):
-    """What lies on the grid comes back as it was; two weights lie in a byte."""
+    """Weights on the grid are unchanged; a byte holds two weights."""
     kernel = np.array([*values, 7, -7, 0, 1], np.float32)[:, None]
     rounded = quantize_kernel(kernel, 1, "int4", stacked=False, group=12)
     assert rounded.values.nbytes == 6
@@ -156,7 +156,7 @@ def test_a_kernel_is_taken_whole():
 
 
 def test_a_language_model_scores_on_integers():
-    """Its table stays as it is; probabilities, step by step or whole, are those of the rounded kernels."""
+    """Its table is unchanged; probabilities, step by step or whole, equal a model with the rounded kernels."""
     built = CausalLM().build(text.MODEL, None, text.TOKENIZER)
     params = jax.tree.map(lambda leaf: 3 * leaf, functional.init(built.make, jax.random.key(0)))
     rounded = quantize(built.make, params, "int4")

@@ -65,7 +65,7 @@ def documents(lengths, seed):
     seed=st.integers(0, 99),
 )
 def test_a_document_depends_on_its_own_tokens_only(form, lengths, order, seed):
-    """Not on what it is packed with, nor on padding and what that holds, nor on the order of rows."""
+    """Not on other segments of the row, on padding and its values, or on the order of rows."""
     ours = documents(lengths, seed)
     rows = [ours, documents((5, 6), seed + 1), documents((TIME,), seed + 2), []]
     packed = apply(*MODELS[form], *pack([rows[r] for r in order], seed=seed))[order.index(0)]
@@ -132,7 +132,9 @@ class TestDecoding:
         for row, length in enumerate(lengths):
             place = slice(width - length, width) if side == "left" else slice(length)
             tokens[row, place], position[row, place] = self.tokens[row, :length], np.arange(length)
-        cache = jax.tree.map(lambda x: x + 1e4, init_cache(CAUSAL, 3, TIME))  # what was never written is never read
+        cache = jax.tree.map(
+            lambda x: x + 1e4, init_cache(CAUSAL, 3, TIME)
+        )  # entries that were never written are never read
         logits, cache = decode(self.params, tokens, position, cache)
         for row, length in enumerate(lengths):
             real = logits[row][position[row] >= 0]

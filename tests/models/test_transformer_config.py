@@ -32,7 +32,7 @@ POST_NORM = {"norm_epsilon": 1e-12, "post_norm": True, "bias": True, "gated": Fa
     ],
 )
 def test_settings_of_earlier_versions_give_the_same_form(old, new, whole):
-    """`whole`: a `config.json` holds every setting, a few lines of Python hold those that differ from the defaults."""
+    """`whole`: a `config.json` holds every setting, Python code only the ones that differ from the defaults."""
     old = OLD_DEFAULTS | old if whole else old
     assert TransformerConfig.from_json(json.dumps({"kind": "transformer"} | old)) == new
     assert TransformerConfig.from_json(new.model_dump_json()) == new

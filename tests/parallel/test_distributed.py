@@ -11,7 +11,7 @@ from jax_speechlm.parallel.distributed import arguments
 
 JAX = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 GIVEN = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 3}
-# What each launcher sets, of what is read: srun, Open MPI 4's mpirun, GKE for the slices of a JobSet.
+# The variables that launchers set: srun, Open MPI 4's mpirun, GKE for the slices of a JobSet.
 SLURM = {
     "SLURM_JOB_ID": "7",
     "SLURM_STEP_NODELIST": "node[3-4]",

@@ -1,4 +1,4 @@
-"""Time spread over devices: what is exchanged, and that the convolution sees across."""
+"""Time sharded over devices: the communication, and convolutions across shards."""
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ def test_layers_exchange_heads_and_halos_and_gather_no_time(model, halos, shape)
     # Forward: queries, keys, values there, their mean back. Backward: the same once more, and all four gradients.
     assert count("all-to-all") == 4 + 8
     assert count("collective-permute") == halos
-    # What is gathered in a layer is a parameter, or another axis' share of a stretch of time.
+    # A layer gathers only parameters, or the shard of another axis for a part of time.
     gathered = [result.dims for each in inside if each.opcode.startswith("all-gather") for result in each.shapes]
     assert not any(TIME in dims for dims in gathered), gathered
     along = {each.axes for each in costs.count(module, dict(mesh.shape)).collectives if each.kind == "all-gather"}
