@@ -76,7 +76,7 @@ def align_run(
         return
     speech = EvaluationSpeech(recognizer, sets, split, data_dir, seconds_per_batch) if sets else None
     prepared = speech.utterances(dict.fromkeys(range(len(speech.index)), "")) if speech else []
-    _check_names([each.id for each in prepared] + [file.stem for file in files], format)
+    _check_names([utterance.id for utterance in prepared] + [file.stem for file in files], format)
     utterances: list[tuple[str, str, float, Posteriors]] = []
     if speech is not None:
         posteriors = recognizer.posteriors(speech.batches())
@@ -93,8 +93,8 @@ def align_run(
     out = as_path(out or checkpoint / "alignments")
     out.mkdir(parents=True, exist_ok=True)
     if format == "textgrid":
-        for each in aligned:
-            (out / f"{file_name(each.id)}.TextGrid").write_text(to_textgrid(each), encoding="utf-8")
+        for utterance in aligned:
+            (out / f"{file_name(utterance.id)}.TextGrid").write_text(to_textgrid(utterance), encoding="utf-8")
         print(f"{out}: {len(aligned)} TextGrid files, {len(skipped)} utterances left out")
         return
     name, text = ("words.ctm", to_ctm(aligned)) if format == "ctm" else ("words.jsonl", to_json(aligned))
@@ -136,7 +136,7 @@ def align_part(recognizer: Recognizer, name: str, split: str, data_dir: Path, se
                 continue
             spans[row] = np.rint(np.array(times) * decode.SAMPLE_RATE).astype(np.int32)
     path = write_word_times(part, spans, aligner)
-    failed = sum(each is None for each in spans)
+    failed = sum(span is None for span in spans)
     other = f", {other_words} of them because a word has no character that the recognizer knows" if other_words else ""
     print(f"{path}: {len(texts) - failed} utterances aligned, {failed} left out{other}")
     return path
@@ -208,25 +208,25 @@ def _token_ids(tokenizer: Tokenizer, text: str) -> list[tuple[int, int | None]]:
     words = text.split()
     known = {character: _has_known_character(tokenizer, character) for character in set(text)}
     if all(map(known.__getitem__, "".join(words))):
-        spelled, place, begins = [], -1, True
+        labelled, word_index, begins = [], -1, True
         for token in tokenizer.encode(" ".join(words)):
             piece = tokenizer.pieces[token]
             begins = begins or piece.startswith(SPACE)
-            if spells := piece.strip(SPACE):
-                place, begins = place + begins, piece.endswith(SPACE)
-            spelled.append((token, place if spells else None))
-        if place + 1 == len(words):
-            return spelled
-    spelled = []
-    for place, word in enumerate(words):
-        space = " " if place else ""
+            if letters := piece.strip(SPACE):
+                word_index, begins = word_index + begins, piece.endswith(SPACE)
+            labelled.append((token, word_index if letters else None))
+        if word_index + 1 == len(words):
+            return labelled
+    labelled = []
+    for word_index, word in enumerate(words):
+        space = " " if word_index else ""
         for is_known, run in itertools.groupby(word, known.__getitem__):
             ids = tokenizer.encode(space + "".join(run) if is_known else space)
-            spelled += [(token, place if tokenizer.pieces[token].strip(SPACE) else None) for token in ids]
+            labelled += [(token, word_index if tokenizer.pieces[token].strip(SPACE) else None) for token in ids]
             if not is_known:
-                spelled.append((tokenizer.vocab_size, place))
+                labelled.append((tokenizer.vocab_size, word_index))
             space = ""
-    return spelled
+    return labelled
 
 
 def _has_known_character(tokenizer: Tokenizer, text: str) -> bool:

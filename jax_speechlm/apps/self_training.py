@@ -36,7 +36,9 @@ class Filter(Config):
 
     def keep(self, transcriptions: list[Transcription]) -> np.ndarray:
         """Returns a mask of the transcripts to train on. Of ties the earlier row is kept."""
-        avg_logprob = np.array([each.avg_logprob if each.text.strip() else -np.inf for each in transcriptions])
+        avg_logprob = np.array(
+            [transcription.avg_logprob if transcription.text.strip() else -np.inf for transcription in transcriptions]
+        )
         spoken = np.isfinite(avg_logprob)
         order = np.argsort(-avg_logprob, kind="stable")[: int(np.ceil(self.share * spoken.sum()))]
         kept = np.zeros(len(transcriptions), bool)
@@ -82,8 +84,8 @@ def self_train(
     if not kept.any():
         raise DataError(f"no transcript of {', '.join(sets)} reaches --min-confidence: lower it, or train further")
     names, first = [], speech.index.first_row
-    for number, part in enumerate(speech.index.parts):
-        rows = range(first[number], first[number + 1])
+    for index, part in enumerate(speech.index.parts):
+        rows = range(first[index], first[index + 1])
         texts = [transcriptions[row].text if kept[row] else "" for row in rows]
         names.append(f"{out}-{part.set_dir.name}")
         origin = {"transcribed_by": str(transcriber.checkpoint), "filter": filter.model_dump()}

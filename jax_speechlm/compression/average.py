@@ -70,19 +70,19 @@ def choose(run: Path, last: int | None, best: int | None, *, alone: bool) -> lis
     """
     if last and best:
         raise ValueError("--last and --best exclude each other: give one of them")
-    found = ckpt.find_all(run)
+    checkpoints = ckpt.find_all(run)
     if best:
-        ranks = {checkpoint: ckpt.goodness(ckpt.dev_metrics(checkpoint), "loss") for checkpoint in found}
-        found = sorted((path for path in found if ranks[path] > -math.inf), key=ranks.get)
-    wanted = best or last or (len(found) if alone else 1)
-    if len(found) < wanted:
+        ranks = {checkpoint: ckpt.goodness(ckpt.dev_metrics(checkpoint), "loss") for checkpoint in checkpoints}
+        checkpoints = sorted((path for path in checkpoints if ranks[path] > -math.inf), key=ranks.get)
+    wanted = best or last or (len(checkpoints) if alone else 1)
+    if len(checkpoints) < wanted:
         which = "with a validation" if best else "in all"
         keep = "keep_best" if best else "keep_last"
         raise ckpt.CheckpointError(
-            f"{run}: has {len(found)} checkpoints {which}, {wanted} were requested: request fewer, or train with a "
-            f"greater --loop.{keep}"
+            f"{run}: has {len(checkpoints)} checkpoints {which}, {wanted} were requested: request fewer, or train with "
+            f"a greater --loop.{keep}"
         )
-    return found[-wanted:]
+    return checkpoints[-wanted:]
 
 
 def average(checkpoints: Sequence[AnyPath]) -> tuple[Params, dict[str, Any]]:
@@ -124,19 +124,19 @@ def _shapes(params: Params) -> dict[str, tuple]:
 def _check_same(
     first: AnyPath, meta: dict, shapes: dict[str, tuple], other: AnyPath, other_meta: dict, other_shapes: dict
 ) -> None:
-    wanted, found = ({**_meaning(each), **flat} for each, flat in ((meta, shapes), (other_meta, other_shapes)))
-    for name in wanted | found:
-        if wanted.get(name) != found.get(name):
+    expected, actual = ({**_meaning(own), **flat} for own, flat in ((meta, shapes), (other_meta, other_shapes)))
+    for name in expected | actual:
+        if expected.get(name) != actual.get(name):
             raise ckpt.CheckpointError(
-                f"{other}: its {name} is {found.get(name, 'absent')}, {first} has "
-                f"{wanted.get(name, 'absent')}: average only checkpoints of one model, front end and tokenizer"
+                f"{other}: its {name} is {actual.get(name, 'absent')}, {first} has "
+                f"{expected.get(name, 'absent')}: average only checkpoints of one model, front end and tokenizer"
             )
 
 
 def _meaning(meta: dict[str, Any]) -> dict[str, Any]:
     """Returns the settings, besides shapes, that decide what parameters compute, by dotted names."""
     experiment, tokenizer = meta["experiment"], saved_tokenizer(meta)
-    found = {
+    settings = {
         "tokenizer": tokenizer and f"{tokenizer.kind} of {tokenizer.vocab_size} ids ({tokenizer.fingerprint})",
         "units": meta.get("units"),
     }
@@ -147,9 +147,9 @@ def _meaning(meta: dict[str, Any]) -> dict[str, Any]:
                 if key not in _FOR_TRAINING:
                     walk(child, f"{name}.{key}")
         else:
-            found[name] = tree
+            settings[name] = tree
 
     walk({name: value for name, value in experiment["objective"].items() if name in _OF_OBJECTIVE}, "objective")
     walk(experiment["model"], "model")
     walk(experiment["frontend"]["mel"], "frontend.mel")
-    return found
+    return settings

@@ -47,7 +47,7 @@ def quantize_run(checkpoint: Positional[Path], out: Path, kind: Kind = "int8", g
     rounded = quantize(objective.make, params, kind, group)
     plain, kernels = to_plain(rounded)
     written = ckpt.write(out, plain, meta | {"quantized": kernels, "quantized_from": str(source)})
-    sizes = (sum(leaf.nbytes for leaf in jax.tree.leaves(each)) / 1e6 for each in (params, plain))
+    sizes = (sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6 for tree in (params, plain))
     print("{}: {} kernels as {}, parameters {:.2f} MB -> {:.2f} MB".format(written, len(kernels), kind, *sizes))
     print(
         f"on disk: {folder_bytes(source) / 1e6:.2f} MB, training state included -> {folder_bytes(written) / 1e6:.2f} MB"

@@ -52,21 +52,21 @@ def task(job: Job) -> dict[str, Any]:
       ValueError: the job has no bucket, or several TPU slices.
     """
     job.need_bucket("skypilot", "gs://", "s3://")
-    found = job.accelerators
-    if found.slices > 1:
-        raise ValueError(f"skypilot: a job has one TPU slice, not {found.slices}; gke and tpu-vm join several")
+    target = job.accelerators
+    if target.slices > 1:
+        raise ValueError(f"skypilot: a job has one TPU slice, not {target.slices}; gke and tpu-vm join several")
     environment = {"JAX_SPEECHLM_STOPPED_STATUS": str(STOPPED)}
     lines = ["set -e"]
-    if found.spec.platform == "tpu":
+    if target.spec.platform == "tpu":
         nodes, extra = 1, "tpu"  # SkyPilot counts a slice as one node, and runs the command on each of its hosts
         hardware = {
             "accelerators": f"tpu-{accelerator_type(job)}",
-            "accelerator_args": {"runtime_version": RUNTIMES[found.chip]},
+            "accelerator_args": {"runtime_version": RUNTIMES[target.chip]},
         }
         environment["JAX_SPEECHLM_DISTRIBUTED"] = "1"
     else:
         nodes, extra = job.hosts_per_slice, "cuda"
-        hardware = {"accelerators": f"{GPUS[found.chip]}:{job.devices_per_host}"}
+        hardware = {"accelerators": f"{GPUS[target.chip]}:{job.devices_per_host}"}
         if nodes > 1:
             lines.append(f'export JAX_COORDINATOR_ADDRESS="$(head -n 1 <<< "$SKYPILOT_NODE_IPS"):{PORT}"')
             lines.append('export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"')

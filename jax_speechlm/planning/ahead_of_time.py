@@ -120,7 +120,7 @@ class Compiler:
         """Lowers the step for one batch shape to what JAX passes to the compiler."""
         batch = self._load.abstract(shape, self._experiment)
         rows = meshes.batch_sharding(self.mesh)
-        batch = {name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=rows) for name, each in batch.items()}
+        batch = {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows) for name, array in batch.items()}
         with jax.set_mesh(self.mesh):
             return self.trainer.step.lower(self.trainer.shapes, batch)
 
@@ -219,9 +219,9 @@ def kept_for_backward(module: hlo.Module) -> float:
         root = body.instructions[body.root]
         if root.opcode != "tuple" or len(root.operands) != len(loop.shapes):
             continue
-        for place, (name, shape) in enumerate(zip(root.operands, loop.shapes, strict=True)):
+        for index, (name, shape) in enumerate(zip(root.operands, loop.shapes, strict=True)):
             value = body.instructions[name]
-            passed_on = value.opcode == "get-tuple-element" and value.attribute("index") == str(place)
+            passed_on = value.opcode == "get-tuple-element" and value.attribute("index") == str(index)
             if shape.in_hbm and not passed_on and shape.dims and shape.dims[0] == trips:
                 total += shape.bytes
     return total

@@ -74,7 +74,7 @@ def recall(name: str) -> Compiled | None:
     if costs is not None:
         flops, moved, collectives, loops, calls = costs
         costs = Costs(
-            flops, moved, tuple(Collective(*each) for each in collectives), tuple(loops), tuple(map(tuple, calls))
+            flops, moved, tuple(Collective(*fields) for fields in collectives), tuple(loops), tuple(map(tuple, calls))
         )
     return Compiled(Memory(*kept["memory"]), costs, kept["seconds"])
 

@@ -86,8 +86,8 @@ def make_plan(
     compiler = Compiler(experiment, load, devices)
     shapes = load.shapes[-1:] if longest_only else load.shapes
     steps = []
-    for number, shape in enumerate(shapes, 1):
-        progress(f"compiling for {topology.name}, shape {number} of {len(shapes)}: {describe_shape(shape, load)}")
+    for count, shape in enumerate(shapes, 1):
+        progress(f"compiling for {topology.name}, shape {count} of {len(shapes)}: {describe_shape(shape, load)}")
         steps.append(compiler.compile(shape))
     return _with_rates(experiment, topology, compiler, load, steps)
 

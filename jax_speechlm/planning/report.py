@@ -97,8 +97,8 @@ def show(plan: RunPlan, price: float | None = None, console: Console | None = No
         (times, ("shape", "TFLOP", "GB moved", "compute", "memory", "links", "bound by", "MFU", "compiled in s")),
         (links, ("shape", "collective", "along", "devices", "times", "MB sent", "ms")),
     ):
-        for place, column in enumerate(columns):
-            table.add_column(column, justify="left" if not place or column in ("collective", "along") else "right")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if not index or column in ("collective", "along") else "right")
     for step, estimate in zip(plan.steps, plan.estimates, strict=True):
         shape, ok = describe_shape(step.shape, plan.load), fits(step, plan.topology)
         if step.costs:
@@ -119,15 +119,15 @@ def show(plan: RunPlan, price: float | None = None, console: Console | None = No
         )
     largest = plan.steps[-1]
     if largest.costs:
-        for each in largest.costs.collectives[:12]:
-            seconds = each.sent / bandwidth(each, plan.topology, plan.mesh)
+        for collective in largest.costs.collectives[:12]:
+            seconds = collective.sent / bandwidth(collective, plan.topology, plan.mesh)
             links.add_row(
                 describe_shape(largest.shape, plan.load),
-                each.kind,
-                each.axes,
-                str(each.size),
-                f"{each.times:g}",
-                f"{each.sent / 1e6:,.1f}",
+                collective.kind,
+                collective.axes,
+                str(collective.size),
+                f"{collective.times:g}",
+                f"{collective.sent / 1e6:,.1f}",
                 f"{seconds * 1e3:.2f}",
             )
     tables = [memory] + [table for table in (times, links) if table.row_count]
@@ -145,7 +145,7 @@ def as_json(plan: RunPlan, price: float | None = None) -> str:
                 "memory_bytes": step.memory._asdict(),
                 "flops": step.costs and step.costs.flops,
                 "bytes": step.costs and step.costs.bytes,
-                "collectives": [each._asdict() for each in step.costs.collectives] if step.costs else [],
+                "collectives": [collective._asdict() for collective in step.costs.collectives] if step.costs else [],
                 "model_flops": step.model_flops,
                 "estimate": estimate and estimate._asdict(),
                 "compile_seconds": step.compile_seconds,
@@ -182,13 +182,13 @@ def as_html(plan: RunPlan, price: float | None = None) -> str:
             bars = [("needed", min(step.memory.total, widest), "#d03b3b")]
         label = f"{describe_shape(step.shape, plan.load)}"
         rows.append(_bar(label, bars, widest, GIB, "GiB", f"{step.memory.total / GIB:.1f} GiB", room / widest))
-    slowest = max((each.serial for each in plan.estimates if each), default=1.0)
+    slowest = max((estimate.serial for estimate in plan.estimates if estimate), default=1.0)
     times = []
-    for step, each in zip(plan.steps, plan.estimates, strict=True):
-        if each:
-            values = (each.compute, each.memory, sum(each.links.values()))
+    for step, estimate in zip(plan.steps, plan.estimates, strict=True):
+        if estimate:
+            values = (estimate.compute, estimate.memory, sum(estimate.links.values()))
             bars = [(name, value, color) for (name, color), value in zip(_RESOURCES, values, strict=True)]
-            note = f"{each.best * 1e3:.1f} ms at best, {each.mfu:.0%} MFU"
+            note = f"{estimate.best * 1e3:.1f} ms at best, {estimate.mfu:.0%} MFU"
             times.append(_bar(describe_shape(step.shape, plan.load), bars, slowest, 1e-3, "ms", note))
     legend = [_legend(zip(PARTS, _COLORS, strict=True)), _legend(_RESOURCES)]
     conclusions = "".join(f"<p>{html.escape(line)}</p>" for line in verdict(plan, price))

@@ -58,8 +58,8 @@ def estimate(step: Step, topology: Topology, mesh: dict[str, int]) -> Estimate:
     compute = step.costs.flops / chip.flops
     memory = step.costs.bytes / chip.hbm_bandwidth
     links: dict[str, float] = defaultdict(float)
-    for each in step.costs.collectives:
-        links[each.axes] += each.sent / bandwidth(each, topology, mesh)
+    for collective in step.costs.collectives:
+        links[collective.axes] += collective.sent / bandwidth(collective, topology, mesh)
     parts = {"compute": compute, "memory": memory, "links": sum(links.values())}
     bound = max(parts, key=parts.get)
     best = parts[bound]
@@ -76,7 +76,7 @@ def bandwidth(collective: Collective, topology: Topology, mesh: dict[str, int]) 
     chip = topology.spec
     group = topology.devices_per_slice if chip.platform == "tpu" else min(chip.node, topology.num_devices)
     sizes, names = list(mesh.values()), list(mesh)
-    used = [place for place, name in enumerate(names) if name in collective.axes.split("+")]
+    used = [axis for axis, name in enumerate(names) if name in collective.axes.split("+")]
     if not used:  # no axes of the mesh: take the worst
         return chip.network_bandwidth if topology.num_devices > group else chip.link_bandwidth
     stretch = math.prod(sizes[used[0] :])
@@ -86,8 +86,8 @@ def bandwidth(collective: Collective, topology: Topology, mesh: dict[str, int]) 
 def average(steps: Sequence[Step], estimates: Sequence[Estimate], load: Workload, topology: Topology) -> Rate:
     """Averages steps over an epoch, weighted by the frequency of their shapes."""
     shares = [step.shape.share for step in steps]
-    seconds = sum(share * each.best for share, each in zip(shares, estimates, strict=True))
-    serial = sum(share * each.serial for share, each in zip(shares, estimates, strict=True))
+    seconds = sum(share * estimate.best for share, estimate in zip(shares, estimates, strict=True))
+    serial = sum(share * estimate.serial for share, estimate in zip(shares, estimates, strict=True))
     flops = sum(share * step.model_flops for share, step in zip(shares, steps, strict=True))
     counted = [step.shape for step in steps if step.shape.unit == load.unit]
     padded = sum(shape.share * shape.rows * shape.length for shape in counted)

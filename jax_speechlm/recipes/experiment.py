@@ -230,7 +230,7 @@ class Mixture(Config):
     def sizes(self) -> dict[str, float]:
         """Returns the settings that determine the batch sizes, by their dotted names."""
         named = enumerate(stream.data.sizes.items() for stream in self.streams)
-        return {f"streams.{place}.data.{name}": size for place, sizes in named for name, size in sizes}
+        return {f"streams.{index}.data.{name}": size for index, sizes in named for name, size in sizes}
 
     def scaled(self, factor: float) -> "Mixture":
         """Returns a copy with a multiple of every stream's batch size."""
@@ -337,7 +337,7 @@ def differences(first: Experiment, second: Experiment) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             return [name for key in a | b for name in walk(a.get(key), b.get(key), f"{prefix}.{key}")]
         if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) and any(isinstance(x, dict) for x in a):
-            return [name for place in range(len(a)) for name in walk(a[place], b[place], f"{prefix}.{place}")]
+            return [name for index in range(len(a)) for name in walk(a[index], b[index], f"{prefix}.{index}")]
         return [] if a == b else [prefix.lstrip(".")]
 
     return walk(first.model_dump(exclude=ignored), second.model_dump(exclude=ignored), "")

@@ -83,14 +83,14 @@ class Wish:
             "language": "english" if transcriber.task == "translate" else self._language or "unknown",
             "duration": seconds,
             "text": text,
-            "segments": [_phrase(transcriber, number, *each) for number, each in enumerate(spoken)],
+            "segments": [_phrase(transcriber, index, *pair) for index, pair in enumerate(spoken)],
         }
         if self._words:
             words = (word for segment in segments for word in segment.words)
             body["words"] = [
-                {"word": each.word, "start": _round(each.start), "end": _round(each.end)} for each in words
+                {"word": word.word, "start": _round(word.start), "end": _round(word.end)} for word in words
             ]
-        if alternatives := [_alternatives(each) for each in segments if each.alternatives]:
+        if alternatives := [_alternatives(segment) for segment in segments if segment.alternatives]:
             body["alternatives"] = alternatives
         return JSONResponse(body)
 
@@ -131,11 +131,11 @@ def _event(data: str) -> dict[str, Any]:
     return {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True}
 
 
-def _phrase(transcriber: Transcriber, number: int, segment: Segment, phrase: Segment) -> dict[str, Any]:
+def _phrase(transcriber: Transcriber, index: int, segment: Segment, phrase: Segment) -> dict[str, Any]:
     """Returns a phrase with all fields of OpenAI's schema; Whisper-specific fields have neutral values."""
     text = phrase.text.encode()
     return {
-        "id": number,
+        "id": index,
         "seek": int(100 * segment.start),  # Whisper's frames of 10 ms
         "start": _round(phrase.start),
         "end": _round(phrase.end),

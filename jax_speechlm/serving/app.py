@@ -182,12 +182,12 @@ class Service:
         yield from decode.stream(upload.content, name=name, max_seconds=max_seconds, check=caller.check)
 
     def transcribe(
-        self, upload: Upload, caller: Caller, found: Callable[[Segment], Any] | None = None
+        self, upload: Upload, caller: Caller, on_segment: Callable[[Segment], Any] | None = None
     ) -> tuple[list[Segment], float]:
         """Transcribes an upload.
 
         Args:
-          found: called with each segment as soon as it is decoded.
+          on_segment: called with each segment as soon as it is decoded.
 
         Returns:
           The segments, and the duration of the audio in seconds.
@@ -200,11 +200,11 @@ class Service:
                 num_samples += len(block)
                 yield block
 
-        at_once = {"at_once": 1} if found else {}
+        at_once = {"at_once": 1} if on_segment else {}
         for segment in self.transcriber.segments(counted(), caller.encode, max_seconds=self.max_seconds, **at_once):
             segments.append(segment)
-            if found:
-                found(segment)
+            if on_segment:
+                on_segment(segment)
         return segments, num_samples / decode.SAMPLE_RATE
 
     async def events(self, request: Request, upload: Upload) -> AsyncGenerator[dict[str, Any], None]:
@@ -218,10 +218,10 @@ class Service:
         loop, segments, text = asyncio.get_running_loop(), [], ""
         queue: asyncio.Queue[Segment | None] = asyncio.Queue()
 
-        def found(segment: Segment) -> None:
+        def on_segment(segment: Segment) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, segment)
 
-        working = asyncio.ensure_future(self.run(request, lambda caller: self.transcribe(upload, caller, found)))
+        working = asyncio.ensure_future(self.run(request, lambda caller: self.transcribe(upload, caller, on_segment)))
         working.add_done_callback(lambda _: queue.put_nowait(None))
         try:
             while (segment := await queue.get()) is not None:
@@ -337,8 +337,8 @@ def make_app(service: Service, names: Sequence[str] = ()) -> FastAPI:
                     async for event in events:
                         yield event
             else:
-                found = await service.run(request, lambda caller: service.transcribe(upload, caller))
-                yield wish.answer(service.transcriber, *found)
+                result = await service.run(request, lambda caller: service.transcribe(upload, caller))
+                yield wish.answer(service.transcriber, *result)
 
     async def other_task(request: Request) -> Response:
         await Body(request).drain()
@@ -370,8 +370,8 @@ def make_app(service: Service, names: Sequence[str] = ()) -> FastAPI:
     @app.get("/health")
     async def health() -> dict[str, Any]:
         batcher = service.batcher
-        heard = {"windows": batcher.windows, "batches": batcher.batches}
-        return {"status": "ok", "model": service.name, "requests": service.in_flight, "heard": heard}
+        encoded = {"windows": batcher.windows, "batches": batcher.batches}
+        return {"status": "ok", "model": service.name, "requests": service.in_flight, "heard": encoded}
 
     files = importlib.resources.files("jax_speechlm.serving") / "page"
     for path, (name, kind) in _PAGE.items():
@@ -390,5 +390,5 @@ def _constant(content: bytes, kind: str) -> Callable[[], Any]:
 async def _chain(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     async with contextlib.aclosing(rest):
         yield first
-        async for each in rest:
-            yield each
+        async for event in rest:
+            yield event

@@ -193,14 +193,14 @@ def _plus_plus(key: PRNGKeyArray, x_NxD: Float[Array, "rows features"], num_unit
         product = jnp.matmul(c_CxD, x_NxD.T, precision=jax.lax.Precision.HIGHEST)
         return jnp.maximum(norm_N - 2 * product + jnp.sum(jnp.square(c_CxD), axis=-1)[:, None], 0)
 
-    def add(place: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def add(index: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
         centroids, closest_N = carry
         total_N = jnp.cumsum(closest_N)
-        drawn = jax.random.uniform(jax.random.fold_in(key, place), (num_candidates,)) * total_N[-1]
+        drawn = jax.random.uniform(jax.random.fold_in(key, index), (num_candidates,)) * total_N[-1]
         candidates = x_NxD[jnp.clip(jnp.searchsorted(total_N, drawn), 0, num_rows - 1)]
         after_CxN = jnp.minimum(closest_N, distances(candidates))
         best = jnp.argmin(jnp.sum(after_CxN, axis=-1))
-        return centroids.at[place].set(candidates[best]), after_CxN[best]
+        return centroids.at[index].set(candidates[best]), after_CxN[best]
 
     first = x_NxD[jax.random.randint(jax.random.fold_in(key, 0), (), 0, num_rows)]
     centroids = jnp.zeros((num_units, num_features), x_NxD.dtype).at[0].set(first)

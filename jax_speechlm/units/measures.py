@@ -78,7 +78,7 @@ def entropy(counts: Int[np.ndarray, "..."] | Float[np.ndarray, "..."]) -> float:
 def usage(codes: list[Int[np.ndarray, "..."]], num_units: int, frame_seconds: float) -> Usage:
     """Computes the statistics of the units of utterances, each of at least one frame."""
     counts = np.bincount(np.concatenate(codes), minlength=num_units)
-    frames, runs = int(counts.sum()), sum(1 + int((np.diff(each) != 0).sum()) for each in codes)
+    frames, runs = int(counts.sum()), sum(1 + int((np.diff(row) != 0).sum()) for row in codes)
     return Usage(
         frames=frames,
         used=float((counts > 0).mean()),
@@ -123,8 +123,8 @@ def speaker_leakage(
         return None
     order = np.random.default_rng(seed).permutation(len(speakers))
     order = order[np.argsort(speakers[order], kind="stable")]  # by speaker, at random within each
-    place = np.arange(len(order)) - np.searchsorted(speakers[order], speakers[order])
-    learn, test = order[place % 2 == 0], order[place % 2 == 1]
+    rank = np.arange(len(order)) - np.searchsorted(speakers[order], speakers[order])
+    learn, test = order[rank % 2 == 0], order[rank % 2 == 1]
     frequency = np.ones((count, histograms.shape[1]))
     np.add.at(frequency, speakers[learn], histograms[learn])
     log_share = np.log(frequency / frequency.sum(1, keepdims=True))
