@@ -1,7 +1,9 @@
-"""The drawing in docs/architecture.md shows the floors that import-linter checks."""
+"""Figure and table of docs/architecture.md derive from the floors and from the batch schema."""
 
 import runpy
 from pathlib import Path
+
+from data_pipelines.batching import fields
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -12,3 +14,7 @@ def test_the_drawing_shows_the_present_floors():
         "after a change on purpose: python docs/draw_layout.py"
     )
     assert len(script["boxes"]()) + 1 <= 10
+
+
+def test_the_table_of_batches_is_the_schema():
+    assert fields.table(fields.every_field()) in (DOCS / "architecture.md").read_text()
