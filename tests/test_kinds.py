@@ -1,0 +1,42 @@
+"""Kinds of objective, model and schedule are chosen on the command line as any other setting."""
+
+import pytest
+
+from jax_speechlm.cli.experiment import choose_kinds, experiment_parser, parse_experiment
+from jax_speechlm.recipes import registry
+
+
+def parse(*options: str):
+    return parse_experiment(experiment_parser("jax-speechlm", "demo/finetune"), options, "jax-speechlm")[0]
+
+
+def test_another_kind_keeps_the_settings_that_both_have():
+    plain = registry.load("demo/pretrain")
+    changed, left = choose_kinds(
+        plain, ["--objective.kind", "wav2vec2", "--num-steps", "3", "--optimizer.schedule.kind=noam"]
+    )
+    assert (changed.objective.kind, changed.optimizer.schedule.kind) == ("wav2vec2", "noam")
+    assert changed.optimizer.schedule.warmup_steps == plain.optimizer.schedule.warmup_steps
+    assert changed.model == plain.model
+    assert left == ["--num-steps", "3"]
+
+
+def test_what_the_new_kind_requires_is_read_from_its_own_option():
+    options = ("--objective.kind", "classification", "--objective.classes", "low", "high", "--data.label", "language")
+    experiment = parse(*options, "--num-steps", "7")
+    assert experiment.objective.classes == ("low", "high")
+    assert (experiment.data.label, experiment.num_steps) == ("language", 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--objective.kind", "ctx"], "--objective.kind ctx: choose one of best_rq, "),
+        (["--data.nothing.kind", "x"], "Speech has no setting 'nothing'"),
+        (["--objective.kind", "classification"], "classes"),
+        (["--model.kind", "transformer"], "ctc does not train a transformer: set model to a ConformerConfig"),
+    ],
+)
+def test_a_kind_that_does_not_exist_or_fit_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        parse(*options)
