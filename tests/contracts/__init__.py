@@ -1,0 +1,1 @@
+"""Contracts that every task, objective and model keeps."""
