@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.interop.folders import ExportError, FailedCheck, read_record
-from jax_speechlm.interop.runtimes.program import Program, check, export, in_samples, spelling
+from jax_speechlm.interop.runtimes.program import Program, Target, check, export, id_texts, in_samples
 from tests.interop.tiny_runs import save, tiny_run
 
 TEXTS = ["the cat sat on the mat", "a dog ate the hat", "that cat had a bad day at the zoo"] * 3
@@ -78,13 +78,7 @@ def test_settings_of_lengths_beyond_the_model_are_refused(program, seconds, tmp_
     monkeypatch.setattr("jax_speechlm.interop.runtimes.program.LoadedRun.read", lambda run: None)
     monkeypatch.setattr("jax_speechlm.interop.runtimes.program.Program.of", lambda run: program)
     with pytest.raises(ExportError, match=r"--seconds must lie within 0\.\d+ to \d+ for this model"):
-        export(
-            tmp_path / "run",
-            tmp_path / "out",
-            lambda program, folder: None,
-            in_samples([5.0, seconds]),
-            consumers=("numpy",),
-        )
+        export(tmp_path / "run", tmp_path / "out", target(program, None, in_samples([5.0, seconds])))
 
 
 def test_only_recognizers_are_exported():
@@ -101,6 +95,11 @@ def damaged(program, change):
         return outputs
 
     return run
+
+
+def target(program, change, lengths):
+    """Writes nothing, and reads the program itself with changed outputs."""
+    return Target("test", lambda program, folder: {}, lambda folder: damaged(program, change), ["numpy"], lengths)
 
 
 def test_the_check_passes_the_original_and_counts(program):
@@ -124,9 +123,9 @@ def test_what_differs_does_not_appear(program, change, message, tmp_path, monkey
     monkeypatch.setattr(Program, "of", lambda run: program)
     run, out = save(tmp_path / "run", tiny_run("ctc")), tmp_path / "out"
     with pytest.raises(FailedCheck, match=message):
-        export(run, out, lambda program, folder: damaged(program, change), [2_000], consumers=["numpy"])
+        export(run, out, target(program, change, [2_000]))
     assert not out.exists()
-    export(run, out, lambda program, folder: damaged(program, lambda outputs: None), [2_000], consumers=["numpy"])
+    export(run, out, target(program, lambda outputs: None, [2_000]))
     assert "5 utterances, 15 frames: log-probabilities differ by at most " in capsys.readouterr().out
     assert read_record(out)["read_by"] == {"numpy": np.__version__}
 
@@ -135,7 +134,7 @@ def test_what_differs_does_not_appear(program, change, message, tmp_path, monkey
 @pytest.mark.parametrize("tokenizer", [CharTokenizer("abc d\u00e9f"), train_tokenizer(TEXTS, "unigram", 30)])
 def test_pieces_spell_what_the_tokenizer_spells(tokenizer, ids):
     ids = [number for number in ids if number < tokenizer.vocab_size]
-    text = "".join(spelling(tokenizer)[number] for number in ids)
+    text = "".join(id_texts(tokenizer)[number] for number in ids)
     assert text.lstrip(" ") == tokenizer.decode(ids).lstrip(" ")
 
 
@@ -145,4 +144,4 @@ def test_other_ways_of_spelling_are_refused(texts):
     is_line = "\n" in texts[0]
     tokenizer = train_tokenizer(texts, "bpe", 30 if is_line else 300, byte_fallback=not is_line)
     with pytest.raises(ExportError, match="one after the other"):
-        spelling(tokenizer)
+        id_texts(tokenizer)

@@ -3,17 +3,26 @@
 TensorFlow's converter makes it from a SavedModel of fixed shapes; LiteRT's small runtime (`ai-edge-litert`) runs it.
 """
 
-import importlib.util
-import os
 import tempfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
-from jax_speechlm.interop.folders import RECORD, ExportError, read_record, write_json
+from jax_speechlm.interop.folders import read_record
 from jax_speechlm.interop.runtimes.portable import STABLEHLO, lowered
-from jax_speechlm.interop.runtimes.program import Program, Run, export, in_samples, padded
-from jax_speechlm.interop.runtimes.saved_model import in_tensorflow
+from jax_speechlm.interop.runtimes.program import (
+    Program,
+    Recognize,
+    Target,
+    export,
+    in_samples,
+    num_threads,
+    padded,
+    require_installed,
+)
+from jax_speechlm.interop.runtimes.saved_model import in_tensorflow, module_of, signature
 
 _FILE = "recognizer.tflite"
 
@@ -27,51 +36,43 @@ def export_run(run: Positional[Path], out: Path, seconds: tuple[float, ...] = (5
       seconds: lengths of audio, as short clips waste time in a long one.
     """
     lengths = in_samples(seconds)
-    export(run, out, lambda program, folder: write(program, folder, lengths), lengths, consumers=("ai_edge_litert",))
+    export(run, out, Target("litert", partial(write, lengths=lengths), read, ("ai_edge_litert",), lengths))
 
 
-def write(program: Program, folder: Path, lengths: list[int]) -> Run:
-    """Writes a recognizer and its record into an empty folder; returns it as read back from there.
+def write(program: Program, folder: Path, lengths: list[int]) -> dict[str, Any]:
+    """Writes a recognizer into an empty folder. Returns this target's entries of the record.
 
     Args:
-      lengths: samples that a signature takes, one signature each, named "samples_80000" and so on.
+      lengths: numbers of samples; each gets a signature of its own, named "samples_80000" and so on.
 
     Raises:
       ExportError: LiteRT's runtime is not installed.
     """
-    if importlib.util.find_spec("ai_edge_litert") is None:
-        raise ExportError("ai-edge-litert is not installed: pip install -e '.[litert]'")
+    require_installed("litert", ai_edge_litert="ai-edge-litert")
     import tensorflow as tf
 
-    model = tf.Module()
-    model.weights = {name: tf.Variable(value, trainable=False) for name, value in program.weights.items()}
+    model = module_of(program)
 
-    def signature(samples: int):
+    def serve(samples: int) -> Any:
         recognize = in_tensorflow(lowered(program, ("cpu",), samples))
-        arguments = tf.TensorSpec([1, samples], tf.int16, "audio"), tf.TensorSpec([1], tf.int32, "audio_length")
-        serve = tf.function(lambda *args: recognize(model.weights, *args), input_signature=arguments, autograph=False)
-        return serve.get_concrete_function()
+        return signature(lambda *inputs: recognize(model.weights, *inputs), 1, samples)
 
-    signatures = {f"samples_{samples}": samples for samples in lengths}
+    names = {f"samples_{samples}": samples for samples in lengths}
     with tempfile.TemporaryDirectory() as saved:
-        tf.saved_model.save(model, saved, signatures={name: signature(each) for name, each in signatures.items()})
-        converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=list(signatures))
+        tf.saved_model.save(model, saved, signatures={name: serve(samples) for name, samples in names.items()})
+        converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=list(names))
         (folder / _FILE).write_bytes(converter.convert())
-    record = program.record(
-        "litert", program=_FILE, signatures=signatures, tensorflow=tf.__version__, stablehlo=STABLEHLO
-    )
-    write_json(folder, RECORD, record)
-    return read(folder)
+    return {"program": _FILE, "signatures": names, "tensorflow": tf.__version__, "stablehlo": STABLEHLO}
 
 
-def read(folder: Path) -> Run:
-    """The recognizer of such a folder, on as many threads as the process may use cores."""
+def read(folder: Path) -> Recognize:
+    """Returns the recognizer of such a folder, on as many threads as the process may use cores."""
     from ai_edge_litert.interpreter import Interpreter
 
     record = read_record(folder)
-    interpreter = Interpreter(str(folder / record["program"]), num_threads=len(os.sched_getaffinity(0)))
+    interpreter = Interpreter(str(folder / record["program"]), num_threads=num_threads())
 
-    def runner(name: str) -> Run:
+    def runner(name: str) -> Recognize:
         recognize = interpreter.get_signature_runner(name)
         return lambda audio, audio_length: recognize(audio=audio, audio_length=audio_length)
 

@@ -1,15 +1,15 @@
-"""`export --to onnx`: a recognizer for onnxruntime and whatever else reads ONNX, by jax2onnx.
+"""`export --to onnx`: a recognizer for onnxruntime and other readers of ONNX, by jax2onnx.
 
-Of fixed shapes, a file each: jax2onnx 0.13.0 to 0.17.1 cannot lower `pad` and `rem` where a size is a symbol.
+Shapes are fixed, one file per shape: jax2onnx 0.13.0 to 0.17.1 cannot lower `pad` and `rem` where a size is a symbol.
 """
 
 import contextlib
-import importlib.util
 import logging
-import os
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,24 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 from tyro.conf import Positional
 
-from jax_speechlm.interop.folders import RECORD, ExportError, read_record, readable, write_json
-from jax_speechlm.interop.runtimes.program import Outputs, Program, Run, export, in_samples, padded
+from jax_speechlm.interop.folders import ExportError, read_record, readable
+from jax_speechlm.interop.runtimes.program import (
+    Outputs,
+    Program,
+    Recognize,
+    Target,
+    export,
+    in_samples,
+    num_threads,
+    padded,
+    require_installed,
+)
 
 _INSIDE = 1 << 30
-"""Bytes of weights that a file holds itself: a protobuf ends at 2 GiB. More lie in a file beside it."""
+"""Most bytes of weights in the file itself: a protobuf ends at 2 GiB. More are written to a second file."""
 
 _OPSET, _IR_VERSION = 21, 10
-"""Of ONNX 1.16, 2024, which onnxruntime has read since 1.18; what jax2onnx writes by itself is newer every year."""
+"""Of ONNX 1.16, 2024, which onnxruntime has read since 1.18; jax2onnx by itself writes newer ones every year."""
 
 _OUTPUTS = ("log_probs", "num_frames", "tokens")
 
@@ -38,20 +48,19 @@ def export_run(run: Positional[Path], out: Path, seconds: tuple[float, ...] = (5
       seconds: lengths of audio, as short clips waste time in a long one.
     """
     lengths = in_samples(seconds)
-    export(run, out, lambda program, folder: write(program, folder, lengths), lengths, consumers=("onnxruntime",))
+    export(run, out, Target("onnx", partial(write, lengths=lengths), read, ("onnxruntime",), lengths))
 
 
-def write(program: Program, folder: Path, lengths: list[int]) -> Run:
-    """Writes a recognizer and its record into an empty folder; returns it as read back from there.
+def write(program: Program, folder: Path, lengths: list[int]) -> dict[str, Any]:
+    """Writes a recognizer into an empty folder. Returns this target's entries of the record.
 
     Args:
-      lengths: samples that a file takes, one file each.
+      lengths: numbers of samples; each gets a file of its own.
 
     Raises:
       ExportError: jax2onnx or onnxruntime is not installed, or jax2onnx does not know the installed JAX.
     """
-    if missing := [name for name in ("jax2onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
-        raise ExportError(f"not installed: {', '.join(missing)}. Try pip install -e '.[onnx]'")
+    require_installed("onnx", jax2onnx="jax2onnx", onnxruntime="onnxruntime")
     import onnx
     from jax2onnx import to_onnx
 
@@ -65,7 +74,7 @@ def write(program: Program, folder: Path, lengths: list[int]) -> Run:
     programs = {f"recognizer_{samples}.onnx": samples for samples in lengths}
     for name, samples in programs.items():
         arguments = program.arguments(samples)
-        # Traced here, because while jax2onnx traces it replaces functions of jax.numpy by its own.
+        # Traced here because jax2onnx replaces functions of jax.numpy by its own while it traces.
         primitives = jaxpr_as_fun(jax.make_jaxpr(recognize)(*arguments))
         names = {"input_names": ["audio", "audio_length"], "output_names": list(_OUTPUTS), "model_name": "recognizer"}
         with _quiet():
@@ -81,13 +90,12 @@ def write(program: Program, folder: Path, lengths: list[int]) -> Run:
         onnx.save_model(model, folder / name, save_as_external_data=is_large, location=f"{name}.data")
     for file in folder.iterdir():
         readable(file)
-    write_json(folder, RECORD, program.record("onnx", programs=programs, opset=_OPSET, ir_version=_IR_VERSION))
-    return read(folder)
+    return {"programs": programs, "opset": _OPSET, "ir_version": _IR_VERSION}
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings about parts of jax2onnx that our model has no use for."""
+    """Turns off warnings about parts of jax2onnx that these models do not use."""
     loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -99,21 +107,21 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def read(folder: Path) -> Run:
-    """The recognizer of such a folder, in onnxruntime on as many threads as the process may use cores."""
+def read(folder: Path) -> Recognize:
+    """Returns the recognizer of such a folder, in onnxruntime on as many threads as the process may use cores."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    options.log_severity_level = 3  # it warns of each constant that jax2onnx left unused
+    options.intra_op_num_threads = num_threads()
+    options.log_severity_level = 3  # it warns of constants that jax2onnx left unused
 
-    def runner(name: str) -> Run:
+    def runner(name: str) -> Recognize:
         session = onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
 
-        def run(audio: np.ndarray, audio_length: np.ndarray) -> Outputs:
-            given = session.run(list(_OUTPUTS), {"audio": audio, "audio_length": audio_length})
-            return dict(zip(_OUTPUTS, given, strict=True))
+        def recognize(audio: np.ndarray, audio_length: np.ndarray) -> Outputs:
+            outputs = session.run(list(_OUTPUTS), {"audio": audio, "audio_length": audio_length})
+            return dict(zip(_OUTPUTS, outputs, strict=True))
 
-        return run
+        return recognize
 
     return padded({samples: runner(name) for name, samples in read_record(folder)["programs"].items()})

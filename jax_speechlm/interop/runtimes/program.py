@@ -1,12 +1,15 @@
-"""A CTC recognizer as one function of arrays, from samples to tokens: what the exports to other runtimes share.
+"""A CTC recognizer as one function of arrays, from samples to tokens, and its export to another runtime.
 
     run(weights, audio, audio_length) -> {"log_probs": ..., "num_frames": ..., "tokens": ...}
 
-Front end and greedy decoding are inside, in float32. Weights are arguments, by dotted name.
+The function includes the front end and greedy decoding, in float32. Weights are arguments, by dotted name. A `Target`
+writes it for one runtime; `export` compares the written program with the original before the folder appears.
 """
 
 import dataclasses
+import importlib.util
 import math
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +34,6 @@ from jax_speechlm.interop.folders import (
     RECORD,
     ExportError,
     FailedCheck,
-    read_record,
     require_free,
     versions,
     write_json,
@@ -42,14 +44,15 @@ from jax_speechlm.nn.attention.relative import MAX_FULL_SCORES
 from jax_speechlm.tasks import TASKS, task_of
 
 VERSION = 1
-"""Of the record beside an exported recognizer, and of the function that it describes; readers refuse a higher one."""
+"""Version of the record and of the function that it describes; readers refuse higher ones."""
 
 TOLERANCE = 1e-4
-"""How far log-probabilities may lie from the original's, in nats."""
+"""Largest allowed difference of log-probabilities from the original's, in nats."""
 
 Weights = Mapping[str, Any]
 Outputs = Mapping[str, Any]
-Run = Callable[[Int16[np.ndarray, "batch samples"], Int32[np.ndarray, " batch"]], Outputs]
+Recognize = Callable[[Int16[np.ndarray, "batch samples"], Int32[np.ndarray, " batch"]], Outputs]
+"""An exported recognizer: audio and lengths in, the outputs of `Program.run` out, and `text` if it decodes to text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +61,11 @@ class Program:
 
     Attributes:
       checkpoint: its folder.
-      step: steps of training behind it.
-      mel: its features.
-      tokenizer: ids to text.
+      step: number of training steps.
+      mel: settings of its features.
+      tokenizer: maps ids to text.
       weights: numpy float32 by dotted name: the parameters that recognition needs.
-      logits: the objective's, over the nested parameters.
+      logits: the objective's `logits(nested parameters, batch) -> (logits, lengths)`.
     """
 
     checkpoint: AnyPath
@@ -74,7 +77,7 @@ class Program:
 
     @classmethod
     def of(cls, run: LoadedRun) -> "Program":
-        """A run's recognizer.
+        """Returns a run's recognizer.
 
         Raises:
           ExportError: the run was not trained by CTC.
@@ -88,9 +91,9 @@ class Program:
             )
         if isinstance(experiment.model, FastConformerConfig):
             raise ExportError(
-                f"{run.checkpoint}: its {experiment.model.kind} is not exported to other runtimes yet; --to hf is there"
+                f"{run.checkpoint}: its {experiment.model.kind} is not exported to other runtimes yet; use --to hf"
             )
-        # Nothing is differentiated, so nothing need be marked for rematerialisation.
+        # Nothing is differentiated, so nothing needs rematerialisation.
         model = experiment.model.replace(dtype="float32", remat="none")
         logits = experiment.objective.build(model, experiment.frontend, run.tokenizer).logits
         weights = {name: np.asarray(value) for name, value in flatten_dict(run.params, sep=".").items()}
@@ -101,15 +104,15 @@ class Program:
         shapes = jax.eval_shape(lambda: self.weights)
         audio, length = jax.ShapeDtypeStruct((1, self.samples[0]), np.int16), jax.ShapeDtypeStruct((1,), np.int32)
         kept = set(jax.export.export(jax.jit(self.run))(shapes, audio, length).module_kept_var_idx)
-        return {name: self.weights[name] for number, name in enumerate(sorted(self.weights)) if number in kept}
+        return {name: self.weights[name] for index, name in enumerate(sorted(self.weights)) if index in kept}
 
     @property
     def samples(self) -> tuple[int, int]:
-        """The fewest and the most samples that a row may be padded to: one frame, and what attention takes whole."""
+        """Fewest and most samples of a padded row: of one frame, and of the frames that attention takes at once."""
         return WINDOW + (self.mel.stack - 1) * HOP, (MAX_FULL_SCORES * self.mel.stack - 1) * HOP
 
     def arguments(self, samples: int | None = None) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        """Audio and lengths: of one row of so many samples, or of symbols for the numbers of rows and samples."""
+        """Returns the shapes of audio and lengths: of one row of `samples`, or with symbols for both sizes."""
         batch = 1
         if samples is None:
             fewest, most = self.samples
@@ -123,16 +126,16 @@ class Program:
         audio: Int16[Array, "batch samples"],
         audio_length: Int[Array, " batch"],
     ) -> dict[str, Array]:
-        """What is exported.
+        """Recognizes speech; this is the function that is exported.
 
         Args:
           audio: at 16 kHz, the rows padded with anything to a length within `samples`.
-          audio_length: samples of each row; may be 0.
+          audio_length: number of samples per row; may be 0.
 
         Returns:
           log_probs: natural logarithms, float32 [batch, frames, ids]; id 0 is the blank.
-          num_frames: int32 [batch]; what lies behind so many frames has no meaning.
-          tokens: int32 [batch, frames]: greedy decoding; a token's id at the frame where it begins, else 0.
+          num_frames: int32 [batch]; later frames of a row have no meaning.
+          tokens: int32 [batch, frames]: greedy decoding; a token's id at its first frame, else 0.
         """
         batch = {"audio": audio, "audio_length": audio_length}
         logits_BxTxV, length_B = self.logits(unflatten_dict(weights, sep="."), batch)
@@ -145,11 +148,11 @@ class Program:
         }
 
     def text(self, tokens: Int[np.ndarray, " frames"]) -> str:
-        """What a row of `tokens` spells."""
-        return self.tokenizer.decode(int(number) for number in tokens if number != BLANK)
+        """Returns the text of a row of `tokens`."""
+        return self.tokenizer.decode(int(token) for token in tokens if token != BLANK)
 
-    def record(self, target: str, **more: Any) -> dict[str, Any]:
-        """What `jax_speechlm.json` says of every target, and what it says besides of this one."""
+    def record(self, target: str, **entries: Any) -> dict[str, Any]:
+        """Returns the record, `jax_speechlm.json`: the entries of every target, and `entries` of this one."""
         fewest, most = self.samples
         rows, frames = ["batch"], ["batch", "frames"]
         return {
@@ -171,19 +174,19 @@ class Program:
                 "num_frames": {"dtype": "int32", "shape": rows},
                 "tokens": {"dtype": "int32", "shape": frames},
             },
-            "tokenizer": {"kind": self.tokenizer.kind, "pieces": spelling(self.tokenizer)},
-            **more,
+            "tokenizer": {"kind": self.tokenizer.kind, "pieces": id_texts(self.tokenizer)},
+            **entries,
         }
 
 
 class Agreement(NamedTuple):
-    """How an exported recognizer was found to compare with the original.
+    """Result of comparing an exported recognizer with the original.
 
     Attributes:
-      rows: utterances compared, over all batches.
-      frames: and their frames.
-      tokens: which greedy decoding found in them.
-      difference: the largest between two log-probabilities, in nats.
+      rows: number of utterances compared, over all batches.
+      frames: number of their frames.
+      tokens: number of their greedy tokens.
+      difference: largest difference of two log-probabilities, in nats.
     """
 
     rows: int
@@ -198,84 +201,112 @@ class Agreement(NamedTuple):
         )
 
 
-Write = Callable[[Program, Path], Run]
-"""Writes a recognizer and its record into an empty folder; returns it as read back from there."""
+class Target(NamedTuple):
+    """A runtime that recognizers are exported to.
+
+    Attributes:
+      name: its name in the record.
+      write: writes a recognizer into an empty folder; returns the target's entries of the record.
+      read: opens the recognizer of such a folder, record included.
+      consumers: modules that `read` uses; the record holds their versions as `read_by`.
+      lengths: where there is one program per length of audio, the lengths in samples.
+    """
+
+    name: str
+    write: Callable[[Program, Path], dict[str, Any]]
+    read: Callable[[Path], Recognize]
+    consumers: Sequence[str]
+    lengths: Sequence[int] = ()
 
 
-def export(run: Path, out: Path, write: Write, lengths: Sequence[int] = (), *, consumers: Sequence[str]) -> Agreement:
-    """Exports a run's recognizer: `out` appears once the new one was found to do what the old one does.
-
-    Args:
-      lengths: where the new one has a program for each of so many samples: what they are.
-      consumers: modules that `write` reads the new one back with; the record names their versions as `read_by`.
+def export(run: Path, out: Path, target: Target) -> Agreement:
+    """Exports a run's recognizer. `out` appears after the exported one gave the results of the original.
 
     Raises:
-      CheckpointError, ExportError: there is no such recognizer, or it cannot be exported, or not to there.
-      FailedCheck: what was written gives other results.
+      CheckpointError, ExportError: the run or `out` cannot be used, or the recognizer cannot be exported.
+      FailedCheck: the written program gives other results.
     """
     require_free(out)
     program = Program.of(LoadedRun.read(run))
-    fewest, most = program.samples
+    (fewest, most), lengths = program.samples, target.lengths
     if lengths and not fewest <= min(lengths) <= max(lengths) <= most:
         limits = f"{fewest / SAMPLE_RATE:.3f} to {most / SAMPLE_RATE:.0f}"
         raise ExportError(f"{program.checkpoint}: --seconds must lie within {limits} for this model")
     count = sum(value.size for value in program.weights.values())
     print(f"{program.checkpoint}: exporting {count:,} parameters", file=sys.stderr, flush=True)
     with written(out, {}) as folder:
-        exported = write(program, folder)
+        record = program.record(target.name, **target.write(program, folder))
+        write_json(folder, RECORD, record)
+        exported = target.read(folder)
         print("comparing with the original", file=sys.stderr, flush=True)
         agreement = check(program, exported, [(_ROWS, samples) for samples in lengths] or _SHAPES)
-        read_by = versions(consumers)
-        write_json(folder, RECORD, read_record(folder) | {"check": agreement._asdict(), "read_by": read_by})
+        read_by = versions(target.consumers)
+        write_json(folder, RECORD, record | {"check": agreement._asdict(), "read_by": read_by})
     print(f"{out}: equal, read by {', '.join(map(' '.join, read_by.items()))}; {agreement}")
     return agreement
 
 
 def in_samples(seconds: Sequence[float]) -> list[int]:
-    """Lengths of audio in samples, the shortest first.
+    """Converts lengths of audio to samples, the shortest first.
 
     Raises:
-      ExportError: there is none, or one is no positive number.
+      ExportError: none is given, or one is not a positive number.
     """
-    wrong = [each for each in seconds if not (math.isfinite(each) and each > 0)]
+    wrong = [length for length in seconds if not (math.isfinite(length) and length > 0)]
     if wrong or not seconds:
         raise ExportError(f"--seconds takes lengths above 0, got {wrong[0] if wrong else 'none'}")
-    return sorted({round(each * SAMPLE_RATE) for each in seconds})
+    return sorted({round(length * SAMPLE_RATE) for length in seconds})
 
 
-def padded(runs: Mapping[int, Run]) -> Run:
-    """Programs that take one row of so many samples as one that takes any rows: each goes to the shortest that fits."""
+def require_installed(extra: str, **packages: str) -> None:
+    """Raises `ExportError` unless modules are importable.
 
-    def run(audio: Int16[np.ndarray, "batch samples"], audio_length: Int32[np.ndarray, " batch"]) -> Outputs:
-        samples = min(each for each in runs if each >= audio.shape[1])
+    Args:
+      extra: the extra of this package that installs them.
+      packages: by module, the name of the package that holds it.
+    """
+    if missing := [package for module, package in packages.items() if importlib.util.find_spec(module) is None]:
+        raise ExportError(f"not installed: {', '.join(missing)}. Try pip install -e '.[{extra}]'")
+
+
+def num_threads() -> int:
+    """Returns the number of cores that the process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def padded(recognizers: Mapping[int, Recognize]) -> Recognize:
+    """Combines recognizers of one row of fixed length, by samples; each row is padded to the shortest that fits."""
+
+    def recognize(audio: Int16[np.ndarray, "batch samples"], audio_length: Int32[np.ndarray, " batch"]) -> Outputs:
+        samples = min(length for length in recognizers if length >= audio.shape[1])
         audio = np.pad(audio, ((0, 0), (0, samples - audio.shape[1])))
-        rows = [runs[samples](row[None], length[None]) for row, length in zip(audio, audio_length, strict=True)]
+        rows = [recognizers[samples](*row) for row in zip(audio[:, None], audio_length[:, None], strict=True)]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
-    return run
+    return recognize
 
 
-def spelling(tokenizer: Tokenizer) -> list[str]:
-    """What each id adds to a text: a text is these in a row, without the spaces that it may begin with, in NFKC.
+def id_texts(tokenizer: Tokenizer) -> list[str]:
+    """Returns the texts of all ids; these, joined, without leading spaces and in NFKC, are the text of several ids.
 
     Raises:
-      ExportError: the tokenizer spells otherwise, as one does that has pieces for single bytes.
+      ExportError: the tokenizer decodes in another way, such as one with pieces for single bytes.
     """
     pieces = [piece.replace("\u2581", " ") for piece in tokenizer.pieces]
     rng = np.random.default_rng(0)
     for ids in rng.integers(1, tokenizer.vocab_size, (200, 12)).tolist():
-        text, joined = tokenizer.decode(ids), "".join(pieces[number] for number in ids)
+        text, joined = tokenizer.decode(ids), "".join(pieces[token] for token in ids)
         if plain(joined) != plain(text):
             raise ExportError(
-                f"the tokenizer spells ids as {text!r} where its pieces one after the other give {joined!r}, and "
-                "exported programs know no other rule: train the recognizer with one of characters, or of pieces "
-                "without --byte-fallback"
+                f"the tokenizer decodes ids to {text!r} where its pieces one after the other give {joined!r}, and "
+                "exported programs know no other rule: train the recognizer with a tokenizer of characters, or of "
+                "pieces without --byte-fallback"
             )
     return pieces
 
 
 def plain(text: str) -> str:
-    """A text as exports are compared by it: in NFKC, without spaces at its begin."""
+    """Returns a text in the form in which exports are compared: NFKC, without leading spaces."""
     return unicodedata.normalize("NFKC", text).lstrip(" ")
 
 
@@ -283,13 +314,13 @@ _ROWS = 5
 _SHAPES = ((1, 17_567), (_ROWS, 28_000))
 
 
-def check(program: Program, run: Run, shapes: Sequence[tuple[int, int]] = _SHAPES) -> Agreement:
-    """Compares an exported recognizer with the original on made-up speech.
+def check(program: Program, recognize: Recognize, shapes: Sequence[tuple[int, int]] = _SHAPES) -> Agreement:
+    """Compares an exported recognizer with the original on synthetic speech.
 
     Args:
-      run: the exported one: audio and lengths in, the outputs of `Program.run` out, and `text` if it spells too.
-      shapes: rows and samples of each batch that is tried. By default an odd row alone, and rows of odd and even
-        lengths together, padded with noise, one of them empty.
+      recognize: the exported one.
+      shapes: rows and samples of the batches. By default one row of odd length, and rows of odd and even lengths
+        together, padded with noise, one of them empty.
 
     Raises:
       FailedCheck: log-probabilities differ by more than `TOLERANCE`, or anything else differs at all.
@@ -305,19 +336,21 @@ def check(program: Program, run: Run, shapes: Sequence[tuple[int, int]] = _SHAPE
     worst = 0.0
     for audio, length in (_clips(*shape) for shape in shapes):
         log_probs, num_frames, path = jax.device_get(original(params, audio, length))
-        given = {name: np.asarray(value) for name, value in run(audio, length).items()}
-        if not np.array_equal(given["num_frames"], num_frames):
-            raise FailedCheck(f"audio of {length} samples gives {given['num_frames']} frames instead of {num_frames}")
+        outputs = {name: np.asarray(value) for name, value in recognize(audio, length).items()}
+        if not np.array_equal(outputs["num_frames"], num_frames):
+            raise FailedCheck(f"audio of {length} samples gives {outputs['num_frames']} frames instead of {num_frames}")
         for row, count in enumerate(num_frames):
-            apart = np.abs(given["log_probs"][row, :count] - log_probs[row, :count])
-            worst = float(np.maximum(worst, apart.max(initial=0.0)))  # keeps what is not a number
+            difference = np.abs(outputs["log_probs"][row, :count] - log_probs[row, :count])
+            worst = float(np.maximum(worst, difference.max(initial=0.0)))  # keeps NaN
             (ids,) = collapse(path[row : row + 1])
-            found = [int(number) for number in given["tokens"][row] if number != BLANK]
-            text, spelled = program.tokenizer.decode(ids), program.text(given["tokens"][row])
-            if "text" in given:
-                spelled = given["text"][row].decode("utf-8")
-            if found != ids or plain(spelled) != plain(text):
-                raise FailedCheck(f"{length[row]} samples give tokens {found}, {spelled!r} instead of {ids}, {text!r}")
+            tokens_row = [int(token) for token in outputs["tokens"][row] if token != BLANK]
+            text, decoded = program.tokenizer.decode(ids), program.text(outputs["tokens"][row])
+            if "text" in outputs:
+                decoded = outputs["text"][row].decode("utf-8")
+            if tokens_row != ids or plain(decoded) != plain(text):
+                raise FailedCheck(
+                    f"{length[row]} samples give tokens {tokens_row}, {decoded!r} instead of {ids}, {text!r}"
+                )
             rows, frames, tokens = rows + 1, frames + int(count), tokens + len(ids)
         if not worst <= TOLERANCE:
             raise FailedCheck(f"log-probabilities differ by {worst:.1e} nats; {TOLERANCE:.0e} are allowed")
@@ -334,9 +367,9 @@ def _clips(rows: int, samples: int) -> tuple[Int16[np.ndarray, "batch samples"],
 
 
 def _babble(length: int, rng: np.random.Generator) -> Float32[np.ndarray, " samples"]:
-    """Syllables of a falling voice, and a pause with the hiss of a quiet room.
+    """Synthesizes syllables of a falling voice, and a pause with the noise of a quiet room.
 
-    Not digital silence, on which a model can magnify the rounding of float32 a hundredfold, right as it may be.
+    Not digital silence, on which a correct model can magnify the rounding of float32 a hundredfold.
     """
     seconds = np.arange(length) / SAMPLE_RATE
     phase = 2 * np.pi * np.cumsum(180 - 30 * seconds + 25 * np.sin(9 * seconds)) / SAMPLE_RATE

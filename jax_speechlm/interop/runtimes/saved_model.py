@@ -1,22 +1,22 @@
 """`export --to saved_model`: a recognizer that plain TensorFlow loads, its program StableHLO in `XlaCallModule`.
 
-TensorFlow is imported by the functions that need it, and by nothing else in this package.
+Only the functions that need TensorFlow import it.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.export
 import numpy as np
 from tyro.conf import Positional
 
-from jax_speechlm.interop.folders import RECORD, write_json
-from jax_speechlm.interop.runtimes.portable import STABLEHLO, lowered
-from jax_speechlm.interop.runtimes.program import Program, Run, export, spelling
+from jax_speechlm.interop.runtimes.portable import PLATFORMS, lowered, written_in
+from jax_speechlm.interop.runtimes.program import Program, Recognize, Target, export, id_texts
 
-PLATFORMS = ("cpu", "cuda", "tpu")
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 def export_run(run: Positional[Path], out: Path) -> None:
@@ -26,68 +26,77 @@ def export_run(run: Positional[Path], out: Path) -> None:
       run: a run's directory, or one of its checkpoints/<step> folders.
       out: the folder to write; an earlier export there is replaced.
     """
-    export(run, out, write, consumers=("tensorflow",))
+    export(run, out, Target("saved_model", write, read, consumers=("tensorflow",)))
 
 
-def write(program: Program, folder: Path) -> Run:
-    """Writes a recognizer and its record into an empty folder; returns it as read back from there.
+def write(program: Program, folder: Path) -> dict[str, Any]:
+    """Writes a recognizer into an empty folder. Returns this target's entries of the record.
 
-    The signature "serving_default" takes any number of rows of the lengths that `Program.samples` says, and gives
-    `text` too: UTF-8, one string a row. Weights are variables of the model.
+    The signature "serving_default" takes any number of rows of the lengths that `Program.samples` gives, and returns
+    `text` too: UTF-8, one string per row. Weights are variables of the model.
     """
     import tensorflow as tf
 
     exported = lowered(program, PLATFORMS)
-    recognize = in_tensorflow(exported)
-    model = tf.Module()
-    model.weights = {name: tf.Variable(value, trainable=False) for name, value in program.weights.items()}
-    pieces = tf.constant(spelling(program.tokenizer))
+    recognize, model = in_tensorflow(exported), module_of(program)
+    pieces = tf.constant(id_texts(program.tokenizer))
 
     def serve(audio: tf.Tensor, audio_length: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = recognize(model.weights, audio, audio_length)
         text = tf.strings.reduce_join(tf.gather(pieces, outputs["tokens"]), axis=-1)
         return outputs | {"text": tf.strings.regex_replace(text, "^ +", "")}
 
-    arguments = tf.TensorSpec([None, None], tf.int16, "audio"), tf.TensorSpec([None], tf.int32, "audio_length")
-    signature = tf.function(serve, input_signature=arguments, autograph=False).get_concrete_function()
-    tf.saved_model.save(model, str(folder), signatures={"serving_default": signature})
-    written_in = {"stablehlo": STABLEHLO, "calling_convention": exported.calling_convention_version}
-    record = program.record("saved_model", platforms=PLATFORMS, tensorflow=tf.__version__, **written_in)
-    write_json(folder, RECORD, record)
-    return read(folder)
+    tf.saved_model.save(model, str(folder), signatures={"serving_default": signature(serve, None, None)})
+    return {"tensorflow": tf.__version__} | written_in(exported)
+
+
+def module_of(program: Program) -> "tf.Module":
+    """Returns a module of TensorFlow with the weights as variables, by name."""
+    import tensorflow as tf
+
+    model = tf.Module()
+    model.weights = {name: tf.Variable(value, trainable=False) for name, value in program.weights.items()}
+    return model
+
+
+def signature(serve: Callable[..., Any], rows: int | None, samples: int | None) -> Any:
+    """Returns `serve(audio, audio_length)` as a concrete function of TensorFlow; None is any size."""
+    import tensorflow as tf
+
+    arguments = tf.TensorSpec([rows, samples], tf.int16, "audio"), tf.TensorSpec([rows], tf.int32, "audio_length")
+    return tf.function(serve, input_signature=arguments, autograph=False).get_concrete_function()
 
 
 def in_tensorflow(exported: jax.export.Exported) -> Callable[..., dict[str, Any]]:
-    """A program of (weights, audio, audio_length) as a function of TensorFlow's tensors, weights by name."""
+    """Returns a program of (weights, audio, audio_length) as a function of TensorFlow's tensors, weights by name."""
     import tensorflow as tf
     from tensorflow.compiler.tf2xla.python.xla import call_module
 
-    shapes = [[size if isinstance(size, int) else None for size in each.shape] for each in exported.out_avals]
     attributes = {
         "version": exported.calling_convention_version,
         "module": exported.mlir_module_serialized,
-        "Sout": shapes,
-        "Tout": [tf.as_dtype(each.dtype) for each in exported.out_avals],
+        "Sout": [[size if isinstance(size, int) else None for size in out.shape] for out in exported.out_avals],
+        "Tout": [tf.as_dtype(out.dtype) for out in exported.out_avals],
         "platforms": [name.upper() for name in exported.platforms],
     }
 
     def call(weights: Mapping[str, Any], *inputs: Any) -> dict[str, Any]:
         flat = [*(weights[name] for name in sorted(weights)), *inputs]
-        kept = [tf.convert_to_tensor(flat[place]) for place in exported.module_kept_var_idx]
+        kept = [tf.convert_to_tensor(flat[index]) for index in exported.module_kept_var_idx]
         return jax.tree.unflatten(exported.out_tree, call_module(kept, **attributes))
 
     return call
 
 
-def read(folder: Path) -> Run:
-    """The recognizer of such a folder."""
+def read(folder: Path) -> Recognize:
+    """Returns the recognizer of such a folder."""
     import tensorflow as tf
 
     model = tf.saved_model.load(str(folder))
 
-    def run(audio: np.ndarray, audio_length: np.ndarray) -> dict[str, Any]:
-        serve = model.signatures["serving_default"]  # asked of the model, which owns the weights, so that it lives on
-        given = serve(audio=tf.constant(audio), audio_length=tf.constant(audio_length))
-        return {name: value.numpy() for name, value in given.items()}
+    def recognize(audio: np.ndarray, audio_length: np.ndarray) -> dict[str, Any]:
+        serve = model.signatures["serving_default"]  # via the model, which owns the weights
+        outputs = serve(audio=tf.constant(audio), audio_length=tf.constant(audio_length))
+        return {name: value.numpy() for name, value in outputs.items()}
 
-    return run
+    return recognize

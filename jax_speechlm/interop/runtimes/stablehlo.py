@@ -1,21 +1,21 @@
 """`export --to stablehlo`: one program for CPU, GPU and TPU, for any number of rows of almost any length.
 
-The folder holds `recognizer.stablehlo` (what `jax.export` serialises), `weights.safetensors` and the record. A dozen
-lines of JAX run it; none of this package is needed (docs/interchange.md).
+The folder holds `recognizer.stablehlo` (by `jax.export`), `weights.safetensors` and the record. A dozen
+lines of JAX run it, without this package (docs/interchange.md).
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.export
 from safetensors.numpy import load_file, save
 from tyro.conf import Positional
 
-from jax_speechlm.interop.folders import RECORD, read_record, write_json
-from jax_speechlm.interop.runtimes.portable import STABLEHLO, lowered
-from jax_speechlm.interop.runtimes.program import Program, Run, export
+from jax_speechlm.interop.folders import read_record
+from jax_speechlm.interop.runtimes.portable import PLATFORMS, lowered, written_in
+from jax_speechlm.interop.runtimes.program import Program, Recognize, Target, export
 
-PLATFORMS = ("cpu", "cuda", "tpu")
 _PROGRAM, _WEIGHTS = "recognizer.stablehlo", "weights.safetensors"
 
 
@@ -26,24 +26,20 @@ def export_run(run: Positional[Path], out: Path) -> None:
       run: a run's directory, or one of its checkpoints/<step> folders.
       out: the folder to write; an earlier export there is replaced.
     """
-    export(run, out, write, consumers=("jax", "jaxlib"))
+    export(run, out, Target("stablehlo", write, read, consumers=("jax", "jaxlib")))
 
 
-def write(program: Program, folder: Path) -> Run:
-    """Writes a recognizer and its record into an empty folder; returns it as read back from there."""
+def write(program: Program, folder: Path) -> dict[str, Any]:
+    """Writes a recognizer into an empty folder. Returns this target's entries of the record."""
     exported = lowered(program, PLATFORMS)
     (folder / _PROGRAM).write_bytes(exported.serialize())
     (folder / _WEIGHTS).write_bytes(save(program.weights))
     arrays = {name: list(value.shape) for name, value in sorted(program.weights.items())}
-    written_in = {"stablehlo": STABLEHLO, "calling_convention": exported.calling_convention_version}
-    files = {"program": _PROGRAM, "weights": _WEIGHTS}
-    record = program.record("stablehlo", **files, arrays=arrays, platforms=PLATFORMS, **written_in)
-    write_json(folder, RECORD, record)
-    return read(folder)
+    return {"program": _PROGRAM, "weights": _WEIGHTS, "arrays": arrays} | written_in(exported)
 
 
-def read(folder: Path) -> Run:
-    """The recognizer of such a folder."""
+def read(folder: Path) -> Recognize:
+    """Returns the recognizer of such a folder."""
     record = read_record(folder)
     weights = jax.device_put(load_file(folder / record["weights"]))
     call = jax.jit(jax.export.deserialize(bytearray((folder / record["program"]).read_bytes())).call)
