@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -20,6 +21,35 @@ from tests.interop.tiny_runs import BERT, FORMER, OLD_BERT, QWEN, SPEECH_FRONT_E
 TEXTS = ["in the beginning was the word", "the cat sat on the mat, naïvely", "\n  two  lines\n"]
 LLAMA = QWEN.replace(query_key_norm=False, tied=False)
 UNUSED = 5  # rows of the table that no token names
+
+
+BERT_SPECIAL = {"bos": "[CLS]", "cls": "[CLS]", "eos": "[SEP]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
+SPECIAL = {
+    "llama": {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>"},
+    "qwen3": {"eos": "<|endoftext|>", "pad": "<|endoftext|>"},
+    **dict.fromkeys(("modernbert", "bert", "roberta"), BERT_SPECIAL),
+}
+"""Special tokens of each kind of language model."""
+
+TABLES = {
+    "modernbert": "model.embeddings.tok_embeddings.weight",
+    "bert": "bert.embeddings.word_embeddings.weight",
+    "roberta": "roberta.embeddings.word_embeddings.weight",
+}
+"""Name of the table of embeddings, where it is not that of a causal model."""
+
+# The blank is last and there are special tokens that no text has, as in the usual recipes.
+VOCAB = {"|": 0, "a": 1, "b": 2, "ö": 3, "'": 4, "[UNK]": 5, "[PAD]": 6, "<s>": 7, "</s>": 8}
+CTC_SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "bos": "<s>", "eos": "</s>"}
+
+
+def load(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text())
+
+
+def change_json(folder: Path, name: str, **changes: Any) -> None:
+    """Changes settings of a JSON file."""
+    write_json(folder, name, load(folder, name) | changes)
 
 
 def write_json(folder: Path, name: str, value: object) -> None:

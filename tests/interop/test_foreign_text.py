@@ -17,19 +17,14 @@ from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf import registry
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.import_ import import_run, read_folder
-from jax_speechlm.interop.hf.verify import import_check, verdict
+from jax_speechlm.interop.hf.verify import check as folder_check
+from jax_speechlm.interop.hf.verify import verdict
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from tests.interop.foreign_folders import write_json, write_text_model
 from tests.interop.tiny_runs import tiny_run
 
 TEXT, PROMPT = "the cat sat on the mat", "the cat"
 START, END = "<|start|>", "<|end|>"
-
-
-@pytest.fixture(autouse=True)
-def _without_transformers(monkeypatch):
-    for module in (verdict, import_check):
-        monkeypatch.setattr(module, "transformers_is_here", lambda: False)
 
 
 def change(folder, file, **changes):
@@ -48,7 +43,7 @@ def qwen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen")
     write_qwen(folder / "theirs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_check, "transformers_is_here", lambda: False)
+        patch.setattr(folder_check, "transformers_is_installed", lambda: False)
         import_run(folder / "theirs", folder / "run")
     return folder
 

@@ -22,7 +22,10 @@ NORM = "layers.0.conv.norm"
 def random_params(config):
     """Values of all sizes, none of them where they were initialised."""
     rng = np.random.default_rng(0)
-    values = lambda x: (rng.standard_normal(x.shape) * 10.0 ** rng.integers(-4, 4)).astype(np.float32)  # noqa: E731
+
+    def values(x):
+        return (rng.standard_normal(x.shape) * 10.0 ** rng.integers(-4, 4)).astype(np.float32)
+
     return jax.tree.map(values, functional.declare(lambda rngs: FastConformer(config, rngs=rngs)).shapes)
 
 

@@ -134,6 +134,9 @@ def tiny_run(name: str, tokenizer: Tokenizer = CHARACTERS, **mel: object) -> Loa
     experiment = Experiment(objective=objective, model=model, data=data, frontend=front_end)
     built = objective.build(model, front_end, tokenizer)
     rng = np.random.default_rng(0)
-    draw = lambda path, leaf: rng.normal(path[-1].key == "scale", 0.3, leaf.shape).astype(np.float32)  # noqa: E731
+
+    def draw(path, leaf):
+        return rng.normal(path[-1].key == "scale", 0.3, leaf.shape).astype(np.float32)
+
     params = jax.device_put(jax.tree.map_with_path(draw, functional.declare(built.make).shapes))
     return LoadedRun(Path("runs/tiny/checkpoints/7"), 7, experiment, tokenizer, params)

@@ -65,7 +65,7 @@ TAMPERINGS = {
 @pytest.mark.parametrize("tampering", TAMPERINGS)
 def test_the_check_sees(tmp_path, tampering):
     """What our own reading would not: the folder is compared by transformers alone."""
-    from jax_speechlm.interop.hf.verify.compare import compare
+    from jax_speechlm.interop.hf.verify.table import compare
 
     fails, name = TAMPERINGS[tampering]
     run = tiny_run(name)

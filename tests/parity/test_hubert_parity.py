@@ -15,7 +15,10 @@ CONFIG = HuBERT(num_units=11, code_dim=6, temperature=0.1)
 
 
 def test_logits_and_their_gradient():
-    make = lambda rngs: Units(CONFIG, 8, rngs=rngs)  # noqa: E731
+
+    def make(rngs):
+        return Units(CONFIG, 8, rngs=rngs)
+
     params = functional.init(make, jax.random.key(0))
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(3, 20, 8)).astype(np.float32)

@@ -29,7 +29,10 @@ def test_speech_among_tokens_is_what_inputs_embeds_is(kind):
     taken = interop.from_hugging_face({name: value.numpy() for name, value in reference.state_dict().items()}, config)
     encoder = ConformerConfig(input_dim=4, dim=4, num_layers=1, num_heads=1, kernel_size=3)
     shape = SpeechLMConfig(encoder=encoder, transformer=config)
-    make = lambda rngs: SpeechTransformer(shape, make_transformer.VOCAB, rngs=rngs)  # noqa: E731
+
+    def make(rngs):
+        return SpeechTransformer(shape, make_transformer.VOCAB, rngs=rngs)
+
     params = functional.init(make, jax.random.key(0)) | {"transformer": taken}
     model = functional.bind(functional.declare(make).graphdef, jax.tree.map(jnp.asarray, params))
     rng = np.random.default_rng(0)
@@ -52,7 +55,10 @@ def test_speech_among_tokens_is_what_inputs_embeds_is(kind):
 
 def test_the_convolutional_adapter_is_torchs():
     config = Convolutional(num_layers=2, stride=2, kernel_size=5, hidden_dim=7)
-    make = lambda rngs: config.build(6, 9, rngs)  # noqa: E731
+
+    def make(rngs):
+        return config.build(6, 9, rngs)
+
     params = jax.device_get(functional.init(make, jax.random.key(3)))
     adapter = functional.bind(functional.declare(make).graphdef, params)
     x = np.random.default_rng(1).normal(size=(1, 17, 6)).astype(np.float32)

@@ -32,7 +32,10 @@ def ours(reference, tokens, segment, position):
     config = interop.config_from_hugging_face(reference.config.to_dict())
     state_dict = {name: value.numpy() for name, value in reference.state_dict().items()}
     params = interop.from_hugging_face(state_dict, config)
-    make = lambda rngs: Transformer(config, make_transformer.VOCAB, rngs=rngs)  # noqa: E731
+
+    def make(rngs):
+        return Transformer(config, make_transformer.VOCAB, rngs=rngs)
+
     run = jax.jit(partial(_logits, functional.declare(make).graphdef))
     return run(params, tokens, segment, position), params, config
 

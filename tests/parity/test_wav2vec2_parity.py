@@ -43,7 +43,10 @@ def reference():
 
     model.wav2vec2 = Given()
     params = functional.init(make, jax.random.key(0))
-    put = lambda parameter, value: parameter.data.copy_(torch.tensor(np.array(value)))  # noqa: E731
+
+    def put(parameter, value):
+        return parameter.data.copy_(torch.tensor(np.array(value)))
+
     choice, groups_codes = params["quantizer"]["logits"], CONFIG.groups * CONFIG.codes
     put(model.quantizer.weight_proj.weight, choice["kernel"].reshape(DIM, groups_codes).T)
     put(model.quantizer.weight_proj.bias, choice["bias"].reshape(-1))

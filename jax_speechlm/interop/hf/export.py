@@ -1,4 +1,4 @@
-"""`jax-speechlm export RUN --to hf`: from a checkpoint to a folder that has been checked."""
+"""`jax-speechlm export RUN --to hf`: writes a checkpoint as a Hugging Face folder and checks it."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hf.model_card import model_card
 from jax_speechlm.interop.hf.registry import Package, package, write_model
-from jax_speechlm.interop.hf.verify.export_check import check_folder
+from jax_speechlm.interop.hf.verify.check import check_export
 from jax_speechlm.interop.hf.verify.verdict import Check, Verdict
 from jax_speechlm.training.source import tokenizer_files
 
@@ -28,7 +28,7 @@ def export_run(
     """Writes a run's model as a folder that plain transformers opens, or checks such a folder.
 
     With --out: the folder appears once it has been checked; where something differs, nothing appears and the exit
-    status is 1. With --check: an exported folder is checked, and what came of it is written into the folder. The check
+    status is 1. With --check: an exported folder is checked, and the result is written into the folder. The check
     is by transformers where torch and transformers are installed; else the folder is read back by this project, and
     --check does the rest later, on another machine.
 
@@ -36,11 +36,11 @@ def export_run(
       run: a run's directory, or one of its checkpoints/<step> folders.
       out: the folder to write; an earlier export there is replaced.
       check: the exported folder to check, instead of writing one.
-      audio: files to compare on, beside synthetic clips.
-      text: texts to compare on, beside some that are built in.
+      audio: files to compare on, in addition to synthetic clips.
+      text: texts to compare on, in addition to built-in ones.
     """
     if (out is None) == (check is None):
-        raise ExportError("say either --out FOLDER, to write one, or --check FOLDER, to check one that was written")
+        raise ExportError("give either --out FOLDER, to write one, or --check FOLDER, to check one that was written")
     if out is not None:
         return write_checked(LoadedRun.read(run), out, audio, text)
     record = folders.read_record(check)
@@ -48,7 +48,7 @@ def export_run(
         raise ExportError(f"{check} was exported to {record.get('target')}: --to hf cannot check it")
     trained = LoadedRun.read(run)
     made = package(trained)
-    verdict = check_folder(check, trained, made, audio, text, _tell)
+    verdict = check_export(check, trained, made, audio, text, _report)
     _describe(check, trained, made, record | {"check": verdict.to_json()})
     if verdict.failed:
         raise FailedCheck(f"{check}: {verdict.line}\nThe folder is marked as failed; do not use it.")
@@ -59,9 +59,12 @@ def export_run(
 def write_checked(trained: LoadedRun, out: Path, audio: tuple[Path, ...] = (), text: tuple[str, ...] = ()) -> Verdict:
     """Writes a model's folder and checks it; the folder appears at `out` only if nothing differs.
 
+    Returns:
+      The results of the check.
+
     Raises:
       ExportError: the model cannot be exported, or `out` holds something that no export wrote.
-      FailedCheck: what was written differs; it is kept as `<out>.rejected`.
+      FailedCheck: the written model differs; it is kept as `<out>.rejected`.
     """
     folders.require_free(out)
     made = package(trained)
@@ -73,7 +76,7 @@ def write_checked(trained: LoadedRun, out: Path, audio: tuple[Path, ...] = (), t
     }
     with folders.written(out, record) as folder:
         write_model(folder, made)
-        verdict = check_folder(folder, trained, made, audio, text, _tell)
+        verdict = check_export(folder, trained, made, audio, text, _report)
         _describe(folder, trained, made, record | {"check": verdict.to_json()})
         if verdict.failed:
             raise FailedCheck(f"{trained.checkpoint}: {verdict.line}")
@@ -92,5 +95,5 @@ def _describe(folder: Path, trained: LoadedRun, made: Package, record: dict[str,
     folders.write_json(folder, folders.RECORD, record)
 
 
-def _tell(check: Check) -> None:
-    print(f"  {'ok' if check.passed else 'NO':<3} {check.name}: {check.result}", file=sys.stderr, flush=True)
+def _report(check: Check) -> None:
+    print(check.line, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""`jax-speechlm import FOLDER --out RUN`: from a folder of Hugging Face's to a run of ours with one checkpoint.
+"""`jax-speechlm import FOLDER --out RUN`: converts a Hugging Face folder to a run with one checkpoint.
 
-Only JSON and safetensors are read, and no code of the folder's is run. Arrays go from the files to their devices share
-by share. A folder that `jax-speechlm export` wrote gives back the run that it was written from.
+Only JSON and safetensors are read, and no code of the folder is run. Arrays are copied from the files to their devices
+shard by shard. The import of a folder that `jax-speechlm export` wrote gives the run that was exported.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from jax_speechlm.interop.hf.foreign_tokenizers import read_ctc_tokenizer, read_
 from jax_speechlm.interop.hf.mapping import TensorSource, place
 from jax_speechlm.interop.hf.registry import TEXT_MODELS, Model, id_axis, read_model, settings
 from jax_speechlm.interop.hf.transformer import CLASSIFIER
-from jax_speechlm.interop.hf.verify.import_check import check_import
-from jax_speechlm.interop.hf.verify.verdict import Verdict
+from jax_speechlm.interop.hf.verify.check import check_import
+from jax_speechlm.interop.hf.verify.verdict import Check, Verdict
 from jax_speechlm.interop.hf.wav2vec2_bert import x_vector_config_from_hugging_face
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
@@ -48,23 +48,23 @@ from jax_speechlm.recipes.experiment import Experiment, Speech, Text
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer, tokenizer_files
 
-_PROCESSOR = "processor_config.json"  # where transformers 5 keeps a front end that is saved with a tokenizer
-_SPEECH = Speech(sets=())  # what it was trained on is not known
+_PROCESSOR = "processor_config.json"  # where transformers 5 saves a front end together with a tokenizer
+_SPEECH = Speech(sets=())  # its training data is not known
 _WHOLE = tuple(f"Wav2Vec2BertFor{use}" for use in ("SequenceClassification", "AudioFrameClassification", "XVector"))
-"""Speech encoders of which an export keeps all that was trained."""
+"""Speech encoders whose exports keep all parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """A folder as a run of ours, with parameters that are still in its files.
+    """A folder as a run, with parameters that are still in its files.
 
     Attributes:
       architecture: the class in transformers.
-      experiment: what the run is; its data and objective say how to go on, not how it was trained.
+      experiment: the run's config; its data and objective are for further training, not a record of the past one.
       tokenizer: None for an encoder alone.
-      units: fingerprint of the k-means whose units it knows, where our export said so.
-      sources: where each parameter is read from, in the places that this project's ids have.
-      declaration: the model's parameters: their shapes, and the names of their axes.
+      units: fingerprint of the k-means whose units it was trained on, if the folder is an export that recorded it.
+      sources: where each parameter is read from, with rows in the order of this project's ids.
+      declaration: shapes of the model's parameters, and the names of their axes.
     """
 
     architecture: str
@@ -75,7 +75,7 @@ class Imported:
     declaration: functional.Declaration
 
     def place(self, mesh: jax.sharding.Mesh, dtype: Any = jnp.float32) -> Params:
-        """The parameters on a mesh; of each a host reads what its own devices hold."""
+        """Returns the parameters on a mesh; a host reads only the shards of its own devices."""
         return place(self.sources, param_shardings(mesh, self.declaration.axes, self.declaration.shapes), dtype)
 
 
@@ -95,12 +95,12 @@ def import_run(
     status is 1. The verdict is kept in the run's jax_speechlm.json.
 
     Args:
-      folder: a local folder with config.json, safetensors, and what belongs to them of tokenizer and front end.
+      folder: a local folder with config.json, safetensors, and the files of tokenizer and front end.
       out: the run's folder; an earlier import there is replaced.
-      dtype: of the stored parameters; bfloat16 takes half the room and rounds what is not bfloat16 already.
+      dtype: of the stored parameters; bfloat16 takes half the memory and rounds values of other types.
       mesh: how to spread the parameters over this machine's devices while they are read.
-      audio: files to compare on, beside synthetic clips.
-      text: texts to compare on, beside some that are built in.
+      audio: files to compare on, in addition to synthetic clips.
+      text: texts to compare on, in addition to built-in ones.
     """
     folders.require_free(out)
     if not folder.is_dir():
@@ -112,9 +112,8 @@ def import_run(
     with folders.written(out, record) as run:
         _save(run, imported, experiment, params)
         del params
-        verdict = check_import(folder, LoadedRun.read(run), imported.sources, jnp.dtype(dtype), audio, text)
-        for each in verdict.checks:
-            print(f"  {'ok' if each.passed else 'NO':<3} {each.name}: {each.result}", file=sys.stderr)
+        loaded = LoadedRun.read(run)
+        verdict = check_import(folder, loaded, imported.sources, jnp.dtype(dtype), audio, text, _report)
         folders.write_json(run, RECORD, record | {"check": verdict.to_json()})
         if verdict.failed:
             raise FailedCheck(f"{folder}: {verdict.line}")
@@ -127,11 +126,18 @@ def import_run(
     return verdict
 
 
+def _report(check: Check) -> None:
+    print(check.line, file=sys.stderr, flush=True)
+
+
 def read_folder(folder: Path) -> Imported:
-    """What run a folder becomes; its arrays are not read yet.
+    """Reads a folder as a run; its arrays are not read yet.
+
+    Returns:
+      The run, with the places in the files of all parameters.
 
     Raises:
-      ExportError: it cannot become one; says what stands in the way.
+      ExportError: it cannot become a run; the message names the reason.
     """
     model = read_model(folder)
     try:
@@ -149,7 +155,7 @@ def read_folder(folder: Path) -> Imported:
 
 
 def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | None, str | None] | None:
-    """The run that our export wrote the folder from, if it did, and if the files are still those of that run."""
+    """Returns the run that the folder was exported from; None if it is not an export, or was changed since."""
     if not (folder / RECORD).is_file():
         return None
     record = folders.read_json(folder, RECORD)
@@ -167,7 +173,7 @@ def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | No
         return None
     if isinstance(experiment.objective, Distillation):  # the student alone was exported
         experiment = experiment.replace(objective=experiment.objective.student)
-    if model.architecture == voxtral.ARCHITECTURE:  # whose maps hold what LoRA had learnt
+    if model.architecture == voxtral.ARCHITECTURE:  # LoRA is merged into its weights
         experiment = experiment.replace(model=experiment.model.replace(lora=LoRA()))
     if "transformer" in model.sources or model.architecture in _WHOLE:
         return experiment, tokenizer, record.get("units")
@@ -178,31 +184,30 @@ def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | No
     return experiment.replace(objective=objective, data=data), tokenizer, None
 
 
+def _of_speech(folder: Path, model: Model, objective: ObjectiveConfig) -> Experiment:
+    return Experiment(objective=objective, model=model.config, frontend=_front_end(folder), data=_SPEECH)
+
+
 def _encoder(folder: Path, model: Model) -> tuple[Experiment, None]:
-    return Experiment(objective=EncoderOnly(), model=model.config, frontend=_front_end(folder), data=_SPEECH), None
+    return _of_speech(folder, model, EncoderOnly()), None
 
 
 def _recognizer(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
     tokenizer = read_ctc_tokenizer(folder, model.values, _num_rows(folder, model, model.settings, ("head", "bias")))
-    experiment = Experiment(objective=CTC(), model=model.config, frontend=_front_end(folder), data=_SPEECH)
-    return experiment, tokenizer
+    return _of_speech(folder, model, CTC()), tokenizer
 
 
 def _classifier(folder: Path, model: Model) -> tuple[Experiment, None]:
-    return _labelled(folder, model, Classification(classes=_class_names(folder, model)))
+    return _of_speech(folder, model, Classification(classes=_class_names(folder, model))), None
 
 
 def _frame_classifier(folder: Path, model: Model) -> tuple[Experiment, None]:
-    return _labelled(folder, model, FrameClassification(classes=_class_names(folder, model)))
+    return _of_speech(folder, model, FrameClassification(classes=_class_names(folder, model))), None
 
 
 def _speaker_model(folder: Path, model: Model) -> tuple[Experiment, None]:
     classes, head = _class_names(folder, model), x_vector_config_from_hugging_face(model.settings)
-    return _labelled(folder, model, SpeakerVerification(classes=classes, head=head))
-
-
-def _labelled(folder: Path, model: Model, objective: ObjectiveConfig) -> tuple[Experiment, None]:
-    return Experiment(objective=objective, model=model.config, frontend=_front_end(folder), data=_SPEECH), None
+    return _of_speech(folder, model, SpeakerVerification(classes=classes, head=head)), None
 
 
 def _class_names(folder: Path, model: Model) -> tuple[str, ...]:
@@ -231,12 +236,11 @@ def _speech_language_model(folder: Path, model: Model) -> tuple[Experiment, Toke
         raise ExportError(f"{folder / 'config.json'} has no audio_token_id: nothing says which id stands for speech")
     rows = _num_rows(folder, model, text, ("transformer", "embedding"))
     tokenizer = read_text_tokenizer(folder, text, rows, causal=True, mask=speech)
-    frontend, objective = _front_end(folder), _prompted(folder)
-    return Experiment(objective=objective, model=model.config, frontend=frontend, data=_SPEECH), tokenizer
+    return _of_speech(folder, model, _prompted(folder)), tokenizer
 
 
 def _prompted(folder: Path) -> SpeechLM:
-    """What a speech-language model was trained to do, and how it is asked."""
+    """Reads the task of a speech-language model, and its prompt."""
     file = folder / voxtral.PROMPT
     if not file.exists():
         raise ExportError(
@@ -272,7 +276,7 @@ EXPERIMENTS: dict[str, Callable[[Path, Model], tuple[Experiment, Tokenizer | Non
     CLASSIFIER: _text_classifier,
     voxtral.ARCHITECTURE: _speech_language_model,
 }
-"""What run a class of transformers becomes; how it is read stands in `hugging_face.READERS`."""
+"""The run that each class of transformers becomes; `registry.READERS` has the readers of the classes."""
 
 
 def _front_end(folder: Path) -> FrontEnd:
@@ -303,7 +307,7 @@ def _num_rows(folder: Path, model: Model, values: dict[str, Any], path: Sequence
 
 
 def _with_our_ids(sources: Params, tokenizer: Tokenizer | None, shapes: Params) -> Params:
-    """Sources whose rows of ids stand where ours do; a row that nobody has there is zeros."""
+    """Returns sources whose rows are in the order of our ids; a row without a counterpart is zeros."""
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return sources
     sizes = {name_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}

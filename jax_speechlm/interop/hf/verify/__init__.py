@@ -1,1 +1,1 @@
-"""Comparisons of a folder with its checkpoint, by transformers."""
+"""Verification of Hugging Face folders against checkpoints: `check` runs the comparisons that `table` lists."""

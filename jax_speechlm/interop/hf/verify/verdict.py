@@ -1,7 +1,6 @@
-"""The result of comparing a folder with a checkpoint: one Check a comparison, a Verdict over them."""
+"""Results of comparing a folder with a checkpoint: one `Check` per comparison, and a `Verdict` over all of them."""
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,29 +8,38 @@ from data_pipelines.core.errors import is_panic
 from jax_speechlm.interop import folders
 
 
+class Differs(Exception):
+    """The two sides of a comparison differ; the message names the place."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that was checked.
+    """The result of one comparison.
 
     Attributes:
-      name: what.
-      result: what was found, in words.
-      passed: whether it is as it has to be.
+      name: name of the comparison.
+      result: summary of the comparison, or the first difference or error.
+      passed: whether both sides agree.
     """
 
     name: str
     result: str
     passed: bool
 
+    @property
+    def line(self) -> str:
+        """One line of a progress report."""
+        return f"  {'ok' if self.passed else 'NO':<3} {self.name}: {self.result}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What came of checking a folder.
+    """The results of all comparisons of a folder.
 
     Attributes:
-      against: what the folder was opened with.
-      is_full: whether that was transformers.
-      checks: what was looked at.
+      against: the reader of the folder.
+      is_full: whether that reader was transformers.
+      checks: the results, in order.
     """
 
     against: str
@@ -44,33 +52,43 @@ class Verdict:
 
     @property
     def line(self) -> str:
-        """One line for people."""
+        """One line that summarises the verdict."""
         if self.failed:
             return f"FAILED against {self.against}: {_listed(self.failed)}"
-        if self.is_full:
-            return f"equal, against {self.against}: {_listed(self.checks)}"
-        return f"not opened by transformers yet; equal, against {self.against}: {_listed(self.checks)}"
+        prefix = "" if self.is_full else "not opened by transformers yet; "
+        return f"{prefix}equal, against {self.against}: {_listed(self.checks)}"
 
     def to_json(self) -> dict[str, Any]:
-        """As `jax_speechlm.json` keeps it; `read_by` says what read the folder, and of which version."""
+        """Returns the entry of `jax_speechlm.json`; `read_by` holds the versions of the reader's packages."""
         read_by = folders.versions(("transformers", "torch") if self.is_full else ("jax_speechlm",))
         return dataclasses.asdict(self) | {"passed": not self.failed, "read_by": read_by}
 
 
 def _listed(checks: Sequence[Check]) -> str:
-    return "; ".join(f"{each.name}: {each.result}" for each in checks)
+    return "; ".join(f"{check.name}: {check.result}" for check in checks)
 
 
-def transformers_is_here() -> bool:
-    """Whether torch and transformers are installed."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+def guarded(name: str, compare: Callable[[], str]) -> Check:
+    """Runs a comparison. A difference or an error fails the check, with the message as its result.
 
-
-def guarded(name: str, check: Callable[[], Check]) -> Check:
-    """A check whose errors are its result: what cannot be read or run has not passed."""
+    Args:
+      compare: returns a summary of the comparison; raises `Differs` at a difference.
+    """
     try:
-        return check()
+        return Check(name, compare(), True)
+    except Differs as difference:
+        return Check(name, str(difference), False)
     except BaseException as error:  # safetensors, tokenizers and torch each raise their own
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         return Check(name, f"{type(error).__name__}: {error}", False)
+
+
+def expect_equal(subject: str, found: Any, expected: Any) -> None:
+    """Raises `Differs` unless the folder's value `found` equals the checkpoint's, `expected`."""
+    if found != expected:
+        raise Differs(f"{subject} is {_short(found)}, not {_short(expected)}")
+
+
+def _short(value: Any) -> str:
+    return repr(value) if not isinstance(value, list) or len(value) <= 40 else f"{len(value)} ids from {value[:20]}"

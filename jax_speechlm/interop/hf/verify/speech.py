@@ -1,0 +1,180 @@
+"""Comparisons of speech encoders with and without a head: features, outputs, transcripts, classes and x-vectors."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import transformers
+
+from data_pipelines.core.audio_format import SAMPLE_RATE
+from jax_speechlm.core.batch import frame_mask
+from jax_speechlm.core.vocabulary import PADDING
+from jax_speechlm.decoding.ctc.greedy import best_path, collapse
+from jax_speechlm.frontend.logmel import log_mel
+from jax_speechlm.interop.hf.feature_extractor import ending
+from jax_speechlm.interop.hf.verify.subject import Subject, compiled, distance, outputs, within
+from jax_speechlm.interop.hf.verify.verdict import Differs, expect_equal
+from jax_speechlm.models.encoders import make_encoder
+from jax_speechlm.objectives.heads.speaker_verification import SpeakerModel
+
+
+def front_end(subject: Subject) -> str:
+    """Compares the features of clips alone and in a batch, and their number, which `ending` predicts."""
+    mel, clips = subject.run.experiment.frontend.mel, subject.clips
+    lengths = np.array([len(clip) for clip in clips], np.int32)
+    padded = np.stack([np.pad(clip, (0, lengths.max() - len(clip))) for clip in clips])
+    ours, frames = jax.device_get(log_mel(jnp.asarray(padded), jnp.asarray(lengths), mel))
+    batch, worst = subject.extract(subject.waves), 0.0
+    for row, (wave, num) in enumerate(zip(subject.waves, frames.tolist(), strict=True)):
+        alone = subject.extract(wave)
+        for features in (alone["input_features"][0], batch["input_features"][row]):
+            worst = max(worst, distance(features[:num], ours[row, :num]))
+        expected = {"same": (num, num), "masked": (num + 1, num), "kept": (num + 1, num + 1)}[ending(mel, len(wave))]
+        counts = alone["input_features"].shape[1], int(alone["attention_mask"].sum())
+        expect_equal(f"the number of vectors, and of those in the mask, of {len(wave)} samples", counts, expected)
+    return within(worst, f"{len(clips)} clips, alone and as a batch")
+
+
+def encoder_outputs(subject: Subject) -> str:
+    """Compares hidden states, logits, or x-vectors and logits, on the extractor's features of single clips and a batch.
+
+    Where a layer of an x-vector head is dilated, transformers counts that layer's frames as if it were not, and takes
+    frames of padding into the mean and deviation of the shorter rows of a batch, and of a clip whose features are
+    filled up. Such a head is compared on whole clips alone, and should be used so in transformers.
+    """
+    experiment, forward = subject.run.experiment, _forward(subject)
+    batches, has_batch = [subject.extract(wave) for wave in subject.waves], True
+    waves, num_frames = subject.waves, experiment.model.num_frames
+    if experiment.objective.model_kind == "speaker_verification":
+        head, whole = experiment.objective.head, [subject.whole(clip) for clip in subject.clips]
+        has_batch = not any(dilation > 1 and kernel > 1 for _, _, kernel, dilation in head.layers)
+        batches = [features for features in whole if features["input_features"].shape[1] >= head.shortest]
+        waves = [wave for wave, x in zip(waves, whole, strict=True) if x["input_features"].shape[1] >= head.shortest]
+        if not waves:
+            raise Differs(f"no clip has the {head.shortest} frames that a vector takes")
+    batches += [subject.extract(waves)] * has_batch
+    worst, longest = 0.0, max(batch["input_features"].shape[1] for batch in batches)
+    for batch in batches:
+        features, lengths = batch["input_features"], batch["attention_mask"].sum(-1).astype(np.int32)
+        features = np.pad(features, ((0, 0), (0, longest - features.shape[1]), (0, 0)))  # one length: one program
+        for theirs, ours in zip(outputs(subject.model, batch), forward(features, lengths), strict=True):
+            for row, length in enumerate(lengths.tolist()):
+                real = slice(num_frames(length)) if theirs.ndim == 3 else slice(None)
+                worst = max(worst, distance(theirs[row, real], ours[row, real]))
+    return within(worst, f"{len(waves)} clips alone" + ", and a batch" * has_batch)
+
+
+def _forward(subject: Subject) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]:
+    """Returns `(features [B, T, F], lengths [B]) -> outputs`, each [B, T, ...] or [B, ...], in the folder's ids."""
+    config, objective, params = subject.run.experiment.model, subject.run.experiment.objective, subject.made.params
+
+    def x_vectors(module, x_BxTxF, length_B):
+        vector_BxE = module.speaker(module.encoder(x_BxTxF, length_B)[0], length_B)
+        return vector_BxE, module.speaker.output(vector_BxE)
+
+    def outputs(encoder, x_BxTxF, length_B):
+        hidden_BxTxD, _ = encoder(x_BxTxF, length_B)
+        if objective.model_kind == "classification":
+            inside = frame_mask(length_B, hidden_BxTxD.shape[1])[..., None]
+            hidden_BxTxD = jnp.where(inside, hidden_BxTxD, 0).sum(1) / length_B[:, None]
+        if "head" not in params:
+            return (hidden_BxTxD,)
+        return (hidden_BxTxD @ params["head"]["kernel"] + params["head"]["bias"],)
+
+    if objective.model_kind == "speaker_verification":
+        make = partial(SpeakerModel, config, objective.head, len(objective.classes))
+        return compiled(lambda rngs: make(rngs=rngs), params, x_vectors)
+    return compiled(lambda rngs: make_encoder(config, rngs=rngs), params["encoder"], outputs)
+
+
+def ctc_ids(subject: Subject) -> str:
+    """Compares the blank, the number of ids and the text of every id; if imported, also the ids of letters."""
+    ours, tokenizer, config = subject.run.tokenizer, subject.tokenizer, subject.model.config
+    ids = subject.theirs(range(ours.vocab_size))
+    sizes = {config.vocab_size, ours.vocab_size, ours.places.num_rows if subject.is_foreign else len(tokenizer)}
+    blanks = {tokenizer.pad_token_id, config.pad_token_id, ids[PADDING]}
+    if len(blanks) > 1 or len(sizes) > 1:
+        raise Differs(f"blanks {blanks}, vocabularies {sizes}")
+    for here, there in enumerate(ids):
+        found, expected = _without_special(subject, tokenizer.decode([there])), ours.decode([here])
+        expect_equal(f"the text of {there}, {here} here,", found.split(), expected.split())
+    if subject.is_foreign:
+        text = " ".join(piece.strip("\u2581") for piece in ours.pieces if len(piece.strip("\u2581")) == 1)
+        found = tokenizer(text, add_special_tokens=False)["input_ids"]
+        expect_equal(repr(text), found, subject.theirs(ours.encode(text)))
+    return f"{ours.vocab_size}; the blank is {PADDING}" + f", and {ids[PADDING]} there" * subject.is_foreign
+
+
+def _without_special(subject: Subject, text: str) -> str:
+    """Removes bos, eos and unk from a transcript by an imported tokenizer, as ours leaves them out.
+
+    `skip_special_tokens` would leave out the spaces too, as Wav2Vec2CTCTokenizer counts them among these.
+    """
+    for name in ("bos", "eos", "unk") if subject.is_foreign else ():
+        if token := getattr(subject.tokenizer, f"{name}_token", None):
+            text = text.replace(token, "")
+    return text
+
+
+def _greedy_texts(subject: Subject) -> list[str]:
+    """Returns the run's transcript of every clip, from samples."""
+    experiment, tokenizer = subject.run.experiment, subject.run.tokenizer
+    objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
+    paths = subject.by_clip(lambda params, batch: best_path(*objective.logits(params, batch)))
+    return [tokenizer.decode(collapse(path[None])[0]) for path in paths]
+
+
+def greedy_text(subject: Subject) -> str:
+    """Compares transcripts from samples, in transformers by extractor, model and tokenizer, of whole clips."""
+    num_frames = subject.run.experiment.model.num_frames
+    for clip, expected in zip(subject.clips, _greedy_texts(subject), strict=True):
+        inputs = subject.whole(clip)
+        path = outputs(subject.model, inputs)[0][0, : num_frames(int(inputs["attention_mask"].sum()))].argmax(-1)
+        text = _without_special(subject, subject.tokenizer.decode(path))
+        expect_equal(f"the transcript of {len(clip)} samples", text.split(), expected.split())
+    return f"equal on {len(subject.clips)} clips"
+
+
+def pipeline(subject: Subject) -> str:
+    """Compares transcripts with the pipeline's, where no vector of filler can change them; counts the others."""
+    if subject.is_foreign:
+        return ""
+    mel, num_frames = subject.run.experiment.frontend.mel, subject.run.experiment.model.num_frames
+    recognize = transformers.pipeline("automatic-speech-recognition", model=str(subject.folder), device="cpu")
+    others = []
+    for clip, wave, expected in zip(subject.clips, subject.waves, _greedy_texts(subject), strict=True):
+        text, vectors = recognize({"raw": wave, "sampling_rate": SAMPLE_RATE})["text"], mel.num_frames(len(clip))
+        if ending(mel, len(clip)) == "same" or num_frames(vectors) == num_frames(vectors + 1):
+            expect_equal(f"the transcript of {len(clip)} samples", text.split(), expected.split())
+        else:
+            others.append(text.split() == expected.split())
+    result = f"equal on {len(subject.clips) - len(others)} clips"
+    return result + (f"; of {len(others)} whose last vector is not full, on {sum(others)}" if others else "")
+
+
+def utterance_classes(subject: Subject) -> str:
+    """Compares the likeliest class of whole clips by name, from samples."""
+    experiment = subject.run.experiment
+    _, logits, _ = experiment.objective.classifier(experiment.model, experiment.frontend, subject.run.tokenizer)
+    classes = subject.by_clip(lambda params, batch: logits(params, batch, None).argmax(-1))
+    for clip, expected in zip(subject.clips, classes, strict=True):
+        found = subject.model.config.id2label[int(outputs(subject.model, subject.whole(clip))[0][0].argmax())]
+        expect_equal(f"the class of {len(clip)} samples", found, experiment.objective.classes[int(expected)])
+    return f"equal on {len(subject.clips)} clips"
+
+
+def frame_classes(subject: Subject) -> str:
+    """Compares the likeliest class of every frame of whole clips by name, from samples."""
+    experiment, count = subject.run.experiment, 0
+    _, logits = experiment.objective.classifier(experiment.model, experiment.frontend)
+    for clip, (logits_TxC, frames) in zip(
+        subject.clips, subject.by_clip(lambda params, batch: logits(params, batch, None)), strict=True
+    ):
+        found = outputs(subject.model, subject.whole(clip))[0][0, :frames].argmax(-1).tolist()
+        expected = [experiment.objective.classes[place] for place in logits_TxC[:frames].argmax(-1)]
+        named = [subject.model.config.id2label[place] for place in found]
+        expect_equal(f"the classes of the frames of {len(clip)} samples", named, expected)
+        count += len(named)
+    return f"equal in {count} frames of {len(subject.clips)} clips"

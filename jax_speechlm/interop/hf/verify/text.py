@@ -1,0 +1,210 @@
+"""Comparisons of text models, with tokenizers of this project and imported ones: ids, logits, texts and classes."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from jaxtyping import Bool, Float, Int32
+
+from jax_speechlm.core.vocabulary import PADDING, pad
+from jax_speechlm.decoding.lm.generate import GREEDY
+from jax_speechlm.inference.lm.causal import LanguageModel
+from jax_speechlm.interop.hf.tokenizer_files import SPEECH, TEXT
+from jax_speechlm.interop.hf.verify.subject import Subject, compiled, distance, outputs, within
+from jax_speechlm.interop.hf.verify.verdict import Differs, expect_equal
+from jax_speechlm.objectives.lm.causal_lm import TextModel
+
+_MOST_TOKENS, _NEW_TOKENS = 200, 20  # of a row of logits, and of a continuation
+LONG_TEXT = "a text that no setting of a tokenizer's may cut, " * 1000
+"""Longer than any model's rows; compared for imported tokenizers."""
+
+
+def _texts_and_ids(subject: Subject) -> list[tuple[str, list[int]]]:
+    """Returns texts with the run's ids; of a model with units also one text that holds every unit."""
+    pairs = [(text, subject.run.tokenizer.encode(text)) for text in subject.texts]
+    vocabulary, (text, ids) = subject.vocabulary, pairs[0]
+    if count := vocabulary.num_units:
+        units = "".join(f"<unit_{unit}>" for unit in range(count))
+        unit_ids = range(vocabulary.first_unit, vocabulary.first_unit + count)
+        mixed = [*ids, vocabulary.speech, *unit_ids, vocabulary.text, *ids]
+        pairs.append((text + SPEECH + units + TEXT + text, mixed))
+    return pairs
+
+
+def _rows(subject: Subject) -> list[list[int]]:
+    """Returns the run's rows of ids of the texts, as the model reads them."""
+    frame = subject.vocabulary.prompt if subject.run.experiment.model.causal else subject.vocabulary.enclose
+    return [frame(ids) for _, ids in _texts_and_ids(subject)]
+
+
+def ids(subject: Subject) -> str:
+    """Compares the ids of texts, the ids that the tokenizer adds around them, the texts of ids, and the special ids.
+
+    An imported tokenizer may leave out the end after a text, and, if the model is not causal, the prefix.
+    """
+    vocabulary, tokenizer, causal = subject.vocabulary, subject.tokenizer, subject.run.experiment.model.causal
+    pairs, foreign = _texts_and_ids(subject), subject.is_foreign
+    if foreign:
+        pairs.append((LONG_TEXT, subject.run.tokenizer.encode(LONG_TEXT)))
+    prefix, end = subject.theirs(vocabulary.prefix), subject.theirs([vocabulary.boundary])
+    prefixes = [prefix, []] if foreign and not causal else [prefix]
+    suffixes = [[], end] if foreign else [[] if causal else end]
+    for text, text_ids in pairs:
+        found, inside = tokenizer(text)["input_ids"], subject.theirs(text_ids)
+        compare_text(subject, text, text_ids, inside if foreign else found)
+        allowed = [before + inside + after for before, after in itertools.product(prefixes, suffixes)]
+        if found not in allowed and (inside or not foreign):
+            expect_equal(f"{text[:60]!r} with what the tokenizer adds around it", found, allowed[0])
+    begin, stop = ("bos", "eos") if causal or not foreign else ("cls", "sep")
+    special = {stop: vocabulary.boundary} | ({begin: vocabulary.begin} if vocabulary.has_prefix else {})
+    places = subject.run.tokenizer.places if foreign else None
+    special |= {"pad": PADDING} if places is None or places.padding is not None else {}
+    special |= {"mask": vocabulary.mask} if places is None or places.mask is not None else {}
+    config, named = subject.model.config, {name: subject.theirs([here])[0] for name, here in special.items()}
+    for name, expected in named.items():
+        holders = (tokenizer,) if name == "mask" and not foreign else (tokenizer, config)
+        found = [getattr(holder, f"{name}_token_id", None) for holder in holders]
+        if not foreign:
+            expect_equal(name, found, [expected] * len(found))
+        found = [x for value in found if value is not None for x in (value if isinstance(value, list) else [value])]
+        if found and expected not in found:
+            expect_equal(name, found, expected)
+    expect_equal("the size of the vocabulary", config.vocab_size, places.num_rows if foreign else vocabulary.size)
+    listed = ", ".join(f"{name} {there}" + f" is {special[name]} here" * foreign for name, there in named.items())
+    return f"of {len(pairs)} texts; {listed}{_bare_note(subject)}"
+
+
+def _bare_note(subject: Subject) -> str:
+    is_bare = not subject.run.experiment.model.causal and not subject.tokenizer("")["input_ids"]
+    return "; the tokenizer adds nothing around a text, and here it stands between two tokens" if is_bare else ""
+
+
+def compare_text(subject: Subject, text: str, text_ids: list[int], row: list[int]) -> None:
+    """Compares the ids of a text alone, and the text that the folder's ids `row` are decoded to."""
+    found = subject.tokenizer(text, add_special_tokens=False)["input_ids"]
+    expect_equal(repr(text[:60]), found, subject.theirs(text_ids))
+    if not np.any(subject.vocabulary.is_unit(np.array(text_ids))):
+        expect_equal(f"the text of {row[:20]}", decode(subject, row), subject.run.tokenizer.decode(text_ids))
+
+
+def decode(subject: Subject, their_ids: list[int]) -> str:
+    """Returns the text of the folder's ids without special tokens."""
+    options = {"clean_up_tokenization_spaces": False} if subject.is_foreign else {}
+    return subject.tokenizer.decode(their_ids, skip_special_tokens=True, **options)
+
+
+def logits(subject: Subject) -> str:
+    """Compares the logits of every token, or of every text where the model classifies, on the texts in one batch."""
+    rows = [row[:_MOST_TOKENS] for row in _rows(subject)]
+    tokens, inside, ours = _our_logits(subject, rows)
+    inputs = {"input_ids": subject.batch_of_theirs(tokens), "attention_mask": inside.astype(np.int64)}
+    (theirs,) = outputs(subject.model, inputs)
+    if theirs.ndim == 2:
+        return within(distance(ours, theirs), f"{len(rows)} texts in a batch")
+    ours, theirs = ours[inside], theirs[inside]
+    result = within(distance(ours[:, subject.columns], theirs), f"{inside.sum()} positions")
+    if ours.shape == theirs.shape:
+        return result
+    sums = [np.logaddexp.reduce(x.astype(np.float64), axis=-1) for x in (ours, theirs)]
+    return f"{result}; rows that are ours alone take {distance(*sums):.1e} nats at most"
+
+
+def _our_logits(
+    subject: Subject, rows: list[list[int]]
+) -> tuple[Int32[np.ndarray, "row time"], Bool[np.ndarray, "row time"], Float[np.ndarray, "row ..."]]:
+    """Returns rows as one batch of tokens, which of these are no padding, and the run's logits.
+
+    Where a mask exists every fifth token of a model that is not causal is hidden; a classifier gets the whole text.
+    """
+    run, experiment, vocabulary = subject.run, subject.run.experiment, subject.vocabulary
+    classifies = experiment.objective.kind == "classification"
+    has_mask = not subject.is_foreign or run.tokenizer.places.mask is not None
+    if has_mask and not classifies and not experiment.model.causal:
+        rows = [[vocabulary.mask if place % 5 == 2 else token for place, token in enumerate(row)] for row in rows]
+    tokens, lengths = pad(rows, max(map(len, rows))), np.array([len(row) for row in rows])
+    position = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    inside = position < lengths[:, None]
+    batch = {"tokens": tokens, "segment": inside.astype(np.int32), "position": position}
+    if classifies:
+        _, classify, _ = experiment.objective.classifier(experiment.model, experiment.frontend, run.tokenizer)
+        return tokens, inside, np.asarray(jax.jit(partial(classify, key=None))(run.params, batch))
+
+    def text_logits(module, tokens, segment, position):
+        return module.transformer.logits(module.transformer(tokens, segment, position)).astype(jnp.float32)
+
+    make = partial(TextModel, experiment.model, vocabulary.size)
+    return tokens, inside, compiled(lambda rngs: make(rngs=rngs), run.params, text_logits)(*batch.values())
+
+
+def continuations(subject: Subject) -> str:
+    """Compares greedy continuations: of halves of rows in one batch, padded on the left, with the folder's settings.
+
+    An imported model, which may have no padding, continues the first halves of texts one at a time, with our settings.
+    """
+    run, vocabulary, tokenizer, model = subject.run, subject.vocabulary, subject.tokenizer, subject.model
+    if vocabulary.num_sentinels:
+        return ""
+    context = run.experiment.data.context
+    most = max(1, min(_MOST_TOKENS, context - _NEW_TOKENS))
+    lm = LanguageModel(run.experiment.model, run.tokenizer, run.params, context, run.checkpoint, vocabulary.num_units)
+    if subject.is_foreign:
+        halves = {text[: len(text) // 2]: None for text in subject.texts}
+        prompts = {half: lm.prompt(half) for half in halves if half and run.tokenizer.encode(half)}
+        prompts = {half: ids for half, ids in prompts.items() if len(ids) <= most}
+    else:
+        prompts = {str(place): row[: max(1, min(most, len(row) // 2))] for place, row in enumerate(_rows(subject))}
+    if not prompts:
+        raise Differs(f"no half of a text has {most} tokens or fewer: name a shorter --text")
+    new = min(_NEW_TOKENS, context - max(map(len, prompts.values())))
+    if subject.is_foreign:
+        places, end = run.tokenizer.places, subject.theirs([vocabulary.boundary])
+        never = subject.theirs(np.flatnonzero(~vocabulary.may_follow()))
+        model.generation_config = transformers.GenerationConfig(  # one given to `generate` is filled up by the folder's
+            do_sample=False,
+            max_new_tokens=new,
+            eos_token_id=[places.end, *places.other_ends],
+            pad_token_id=places.end,
+            suppress_tokens=[token for token in never if token >= 0],
+        )
+        found = []
+        for half, ids in prompts.items():
+            given, expected = tokenizer(half)["input_ids"], subject.theirs(ids)
+            if given not in (expected, expected + end):
+                expect_equal(repr(half), given, expected)
+            inputs = torch.tensor([expected])
+            row = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs))[0]
+            found.append(row[len(ids) :].tolist())
+    else:
+        batch = tokenizer.pad({"input_ids": list(prompts.values())}, return_tensors="pt")
+        found = model.generate(**batch, max_new_tokens=new)[:, batch["input_ids"].shape[1] :].tolist()
+    ours = lm.continue_ids(list(prompts.values()), GREEDY, max_tokens=new)
+    for (name, prompt), row, continuation in zip(prompts.items(), found, ours, strict=True):
+        (ids,), (length,) = continuation.tokens.tolist(), continuation.length.tolist()
+        filler = [] if subject.is_foreign else [PADDING] * (len(row) - length)
+        expect_equal(f"the continuation of {name}, {prompt},", row, subject.theirs(ids[:length]) + filler)
+    return f"{len(prompts)} prompts, up to {new} tokens each, greedy"
+
+
+def class_names(subject: Subject) -> str:
+    """Compares the names of the classes, or of the speakers, and their order."""
+    classes = subject.run.experiment.objective.classes
+    names = [subject.model.config.id2label[place] for place in range(len(classes))]
+    expect_equal("id2label", names, list(classes))
+    return f"{len(names)}, in their order"
+
+
+def pipeline(subject: Subject) -> str:
+    """Compares the likeliest class of texts with the pipeline's, where the tokenizer adds the same ids as ours."""
+    if _bare_note(subject):
+        return ""
+    rows, classes = _rows(subject), subject.run.experiment.objective.classes
+    short = [(text, row) for text, row in zip(subject.texts, rows, strict=True) if len(row) < _MOST_TOKENS]
+    _, _, scores = _our_logits(subject, [row for _, row in short])
+    classifier = transformers.pipeline("text-classification", model=str(subject.folder), device="cpu")
+    for (text, _), expected in zip(short, scores.argmax(-1).tolist(), strict=True):
+        expect_equal(f"the class of {text!r}", classifier(text)[0]["label"], classes[expected])
+    return f"equal classes of {len(short)} texts"
