@@ -1,7 +1,7 @@
-"""Folders that an export writes: they appear whole or not at all, and none of a user's files is lost.
+"""Folders that an export writes: they appear complete or not at all, and a user's files are never lost.
 
-`jax_speechlm.json` in a folder says which checkpoint it is from, what was checked, and which files the export wrote;
-only a folder whose files are all of an earlier export is replaced.
+`jax_speechlm.json` in a folder records its checkpoint, the checks, and the files that the export wrote. A folder is
+replaced only if all of its files are of an earlier export.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ RECORD = "jax_speechlm.json"
 _LARGEST_FILE = 128 << 20  # the largest tokenizers have some 30 MB, and twice that inside a record
 _LARGEST_SETTINGS = 16 << 20  # any other
 _TOKENIZERS = "tokenizer.json", "vocab.json", RECORD  # a record holds the tokenizer too
-_MOST_LISTS, _MOST_ITEMS = 1 << 20, 4 << 20  # in a file of JSON: lists and objects, and what is in them
+_MOST_LISTS, _MOST_ITEMS = 1 << 20, 4 << 20  # in a file of JSON: lists and objects, and their items
 
 
 class ExportError(ValueError):
-    """Something cannot be exported; the message says what stands in the way and what to do."""
+    """Something cannot be exported; the message names the reason and the remedy."""
 
 
 class FailedCheck(ExportError):
-    """What was written does not compute what the checkpoint does."""
+    """The written model does not compute the checkpoint's results."""
 
 
 def inside(folder: Path, name: str) -> Path:
-    """A file of a folder, made sure to be one.
+    """Returns the path of a file of a folder.
 
     Raises:
-      ExportError: it is missing, is no regular file, or is a link to somewhere else.
+      ExportError: it is missing, is not a regular file, or is a link to a place outside the folder.
     """
     path = folder / name
     if not path.exists():
@@ -49,10 +49,10 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_json(folder: Path, name: str) -> Any:
-    """A JSON file of a folder, which takes little more memory than the file has bytes.
+    """Reads a JSON file of a folder, in little more memory than the file has bytes.
 
     Raises:
-      ExportError: it is missing, is not JSON, or is not a file of the folder's own of a sensible size.
+      ExportError: it is missing, is not JSON, is outside the folder, or is too large.
     """
     path, content = inside(folder, name), read_bytes(folder, name)
     lists, items = content.count(b"[") + content.count(b"{"), content.count(b",")
@@ -65,7 +65,10 @@ def read_json(folder: Path, name: str) -> Any:
 
 
 def read_file(folder: Path, name: str) -> Any:
-    """A file of a folder: the value of a .json, of any other the text, character for character.
+    """Reads a file of a folder.
+
+    Returns:
+      The value of a .json file; the text of any other, character for character.
 
     Raises:
       ExportError: as of `read_json`, or the text is not UTF-8.
@@ -79,10 +82,10 @@ def read_file(folder: Path, name: str) -> Any:
 
 
 def read_bytes(folder: Path, name: str) -> bytes:
-    """A file of a folder, but for weights.
+    """Reads a file of a folder, other than weights.
 
     Raises:
-      ExportError: it is missing, or is not a file of the folder's own of a sensible size.
+      ExportError: it is missing, is outside the folder, or is too large.
     """
     path = inside(folder, name)
     most = _LARGEST_FILE if path.name in _TOKENIZERS else _LARGEST_SETTINGS
@@ -92,15 +95,15 @@ def read_bytes(folder: Path, name: str) -> bytes:
 
 
 def write_json(folder: Path, name: str, value: Any) -> None:
-    """Writes a JSON file of a folder; the old one is there until the new one is whole."""
+    """Writes a JSON file of a folder; the old file stays until the new one is complete."""
     write_text(folder, name, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def write_text(folder: Path, name: str, text: str) -> None:
-    """Writes a file of a folder, and the folders in `name`; the old one is there until the new one is whole.
+    """Writes a file of a folder, and the folders in `name`; the old file stays until the new one is complete.
 
     Raises:
-      ExportError: `name`, which may come from a run of somebody else's, leaves the folder.
+      ExportError: `name`, which may come from a run of another user, leaves the folder.
     """
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()):
@@ -112,7 +115,7 @@ def write_text(folder: Path, name: str, text: str) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What an export said of a folder that it wrote.
+    """Reads the record of a folder that an export wrote.
 
     Raises:
       ExportError: no export wrote the folder.
@@ -123,24 +126,24 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def versions(modules: Iterable[str]) -> dict[str, str]:
-    """The installed version of each of these modules, as a record names what read a folder."""
+    """Returns, by module, the installed version of its package, for a record."""
     distributions = packages_distributions()
     return {name: version(distributions.get(name, [name])[0]) for name in modules}
 
 
 @contextlib.contextmanager
 def written(out: Path, record: Mapping[str, Any]) -> Iterator[Path]:
-    """A new folder to fill, which takes its place at `out` when the block ends.
+    """Yields a new folder to fill, which is moved to `out` when the block ends.
 
-    It is made beside `out` and renamed. An error in the block removes it; a `FailedCheck` keeps it as
-    `<out>.rejected`, for a look at what went wrong. Either way what stood at `out` is still there.
+    It is made in the parent of `out` and renamed. An error in the block removes it; a `FailedCheck` keeps it as
+    `<out>.rejected`, for inspection. After an error `out` is unchanged.
 
     Args:
-      record: what goes into `jax_speechlm.json`, beside the names of the files; the block may write the file itself,
-        with more than that.
+      record: entries of `jax_speechlm.json`, to which the names of the files are added; the block may write the file
+        itself, with more entries.
 
     Raises:
-      ExportError: at `out` is something that no export wrote.
+      ExportError: `out` holds something that no export wrote.
     """
     require_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +167,7 @@ def written(out: Path, record: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def require_free(out: Path) -> None:
-    """Raises `ExportError` unless `out` is new, empty, or an earlier export with nothing beside it."""
+    """Raises `ExportError` unless `out` is new, empty, or holds only files of an earlier export."""
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir():
@@ -181,20 +184,24 @@ def require_free(out: Path) -> None:
 
 
 def readable(path: Path) -> None:
-    """Gives a file or folder the permissions that new ones have, where it was made for its owner alone."""
+    """Gives a file or folder the permissions of new ones, where it was made for its owner alone."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _seal(folder: Path) -> None:
-    """Puts the names of the folder's files into its record."""
+    """Adds the names of the folder's files to its record."""
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
     write_json(folder, RECORD, read_record(folder) | {"files": files})
 
 
 def _take_place(folder: Path, out: Path) -> Path:
-    """Renames a folder to `out`, and returns that; an earlier export there goes once the new one stands."""
+    """Renames a folder to `out`; an earlier export there is removed after that.
+
+    Returns:
+      `out`.
+    """
     require_free(out)
     if not out.exists():
         return folder.rename(out)

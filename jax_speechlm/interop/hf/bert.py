@@ -1,13 +1,13 @@
 """The arrays of Hugging Face's BERT and RoBERTa, by the names that `transformer` maps with (see `mapping`).
 
-Their norms stand behind attention and feed-forward, and one behind the embeddings; ours stand before, on the same
-residual stream. So our first attention norm is theirs on the embeddings, every other theirs at the end of the layer
-before, and our last norm that of the last layer.
+Their norms follow attention and feed-forward, and the embeddings; ours precede these, on the same residual stream. So
+our first attention norm is their norm of the embeddings, our other attention norms are the final norms of the layers
+before, and our last norm is the final norm of their last layer.
 """
 
 import numpy as np
 
-from jax_speechlm.interop.hf.mapping import SAME, TRANSPOSED, Layout, Row, StateDict
+from jax_speechlm.interop.hf.mapping import SAME, TRANSPOSED, Layout, Row, StateDict, linear, norm
 
 _HEAD = {"bert": "cls.predictions.", "roberta": "lm_head."}
 _PREDICTION = {
@@ -23,12 +23,12 @@ _HEADS = Layout(lambda x, c: x.reshape(-1), lambda x, c: x.reshape(-1, c.head_di
 
 
 def rows(model_type: str, into_heads: Layout, out_of_heads: Layout) -> list[Row]:
-    """The table of "bert" or "roberta", the embedding first; `named` gives the norms the names it has.
+    """Returns the table of "bert" or "roberta", the embedding first; `named` renames the norms as it has them.
 
     Args:
-      into_heads, out_of_heads: of the kernels around attention.
+      into_heads, out_of_heads: layouts of the kernels around attention.
     """
-    layer, (dense, norm) = f"{model_type}.encoder.layer.{{}}.", _PREDICTION[model_type]
+    layer, (dense, prediction_norm) = f"{model_type}.encoder.layer.{{}}.", _PREDICTION[model_type]
     table = [
         Row("embedding", f"{model_type}.embeddings.word_embeddings.weight", SAME),
         Row("position", f"{model_type}.embeddings.position_embeddings.weight", SAME),
@@ -44,24 +44,19 @@ def rows(model_type: str, into_heads: Layout, out_of_heads: Layout) -> list[Row]
         ("layers.ffn.down", f"{layer}output.dense", TRANSPOSED, SAME),
         ("prediction.linear", dense, TRANSPOSED, SAME),
     ):
-        table += [Row(f"{ours}.kernel", f"{theirs}.weight", kernel), Row(f"{ours}.bias", f"{theirs}.bias", bias)]
-    for ours, theirs in (
-        ("layers.attention_norm", f"{layer}norm"),
-        ("layers.ffn_norm", f"{layer}attention.output.LayerNorm"),
-        ("norm", f"{model_type}.norm"),
-        ("prediction.norm", norm),
-    ):
-        table += [Row(f"{ours}.scale", f"{theirs}.weight", SAME), Row(f"{ours}.bias", f"{theirs}.bias", SAME)]
-    return table
+        table += linear(ours, theirs, kernel, bias)
+    table += norm("layers.attention_norm", f"{layer}norm")
+    table += norm("layers.ffn_norm", f"{layer}attention.output.LayerNorm")
+    return table + norm("norm", f"{model_type}.norm") + norm("prediction.norm", prediction_norm)
 
 
 def head(model_type: str) -> str:
-    """The name of the vocabulary map."""
+    """Returns the name of the vocabulary map."""
     return f"{_HEAD[model_type]}decoder.weight"
 
 
 def used(arrays: StateDict) -> dict[str, np.ndarray]:
-    """A saved model's arrays by the names of today, without those that a masked LM has no use for.
+    """Returns a saved model's arrays under today's names, without the arrays that a masked LM does not use.
 
     Raises:
       ValueError: the vocabulary map's bias is there twice, and the two differ.
@@ -81,20 +76,20 @@ def used(arrays: StateDict) -> dict[str, np.ndarray]:
 
 
 def named(arrays: StateDict, model_type: str, num_layers: int) -> dict[str, np.ndarray]:
-    """What `used` gives, with the norms named as in `rows`."""
+    """Returns the result of `used`, with the norms named as in `rows`."""
     names = _norms(model_type, num_layers)
     return {names.get(name, name): value for name, value in arrays.items()}
 
 
 def saved(arrays: StateDict, model_type: str, num_layers: int) -> dict[str, np.ndarray]:
-    """The inverse of `named`, and the vocabulary map's bias under both of its names."""
+    """Inverts `named`, and adds the vocabulary map's bias under both of its names."""
     names = {ours: theirs for theirs, ours in _norms(model_type, num_layers).items()}
     bias = arrays[f"{_HEAD[model_type]}bias"]
     return {names.get(name, name): value for name, value in arrays.items()} | {f"{_HEAD[model_type]}decoder.bias": bias}
 
 
 def _norms(model_type: str, num_layers: int) -> dict[str, str]:
-    """Our name for each of their norms' arrays that stands elsewhere with us."""
+    """Returns our name for each of their norms' arrays that has another position in ours."""
     layer = f"{model_type}.encoder.layer"
     theirs = [f"{model_type}.embeddings.LayerNorm", *(f"{layer}.{i}.output.LayerNorm" for i in range(num_layers))]
     ours = [*(f"{layer}.{i}.norm" for i in range(num_layers)), f"{model_type}.norm"]

@@ -1,8 +1,8 @@
-"""Settings as the classes of transformers 5 complete them: the defaults of each class, and other names of one value.
+"""Settings as the classes of transformers 5 complete them: the defaults of their class, and other names of one value.
 
-A `config.json` need not say what its class has for a default, and earlier versions and other writers spell some of the
-settings otherwise. `tests/parity/test_class_settings_parity.py` compares every entry here with the classes. Ids of
-tokens are left as the files say: a default id may be an ordinary token of another vocabulary.
+A `config.json` may leave out the defaults of its class, and earlier versions and other writers use other names for some
+settings. `tests/parity/test_class_settings_parity.py` compares every entry here with the classes. Ids of tokens are
+left as they are in the files: a default id may be an ordinary token of another vocabulary.
 """
 
 from collections.abc import Mapping
@@ -78,7 +78,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "bert": _BERT | {"vocab_size": 30_522},
-    "roberta": _BERT | {"vocab_size": 50_265, "pad_token_id": 1},  # its positions begin behind that id
+    "roberta": _BERT | {"vocab_size": 50_265, "pad_token_id": 1},  # its positions begin after that id
     "wav2vec2-bert": {
         "vocab_size": None,
         "hidden_size": 1024,
@@ -165,9 +165,10 @@ _ACTIVATION_SETTINGS = "hidden_act", "hidden_activation", "classifier_activation
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A `config.json` with the defaults of its class, each value under one name; twice is as good as once.
+    """Completes a `config.json` with the defaults of its class, each value under one name; idempotent.
 
-    Settings that are models' own are completed too. Of a `model_type` that is not in `DEFAULTS` nothing is known.
+    Settings that are settings of a model themselves are completed too. For a `model_type` that is not in `DEFAULTS` no
+    defaults are known.
     """
     model_type = values.get("model_type")
     settings = DEFAULTS.get(model_type, {}) | dict(values)

@@ -1,4 +1,4 @@
-"""What settings of a `config.json` can be at all: looked at before any of them is used or anything is allocated."""
+"""Limits of the settings of a `config.json`, checked before any of them is used or anything is allocated."""
 
 import math
 from pathlib import Path
@@ -43,10 +43,13 @@ _PARTS = ("audio_config", "text_config", "encoder_config")  # settings that are 
 
 
 def checked_settings(file: Path, values: Any) -> dict[str, Any]:
-    """A `config.json` whose settings are possible ones.
+    """Checks the settings of a `config.json`.
+
+    Returns:
+      The same settings.
 
     Raises:
-      ExportError: one is not; names the file and the setting.
+      ExportError: one is not possible; the message names the file and the setting.
     """
     if not isinstance(values, dict):
         raise ExportError(f"{file} is no JSON object: it is not the config.json of a model")
@@ -64,7 +67,7 @@ def checked_settings(file: Path, values: Any) -> dict[str, Any]:
 
 
 def _refuse_foreign(file: Path, values: dict[str, Any]) -> None:
-    """Refuses code that comes with a model, and types of arrays that are not read."""
+    """Raises ExportError for code that comes with a model, and for types of arrays that are not read."""
     if values.get("auto_map"):
         raise ExportError(
             f"{file}: auto_map names code that comes with the model. Such code is never run here, and without it the "

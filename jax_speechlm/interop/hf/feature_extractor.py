@@ -1,9 +1,10 @@
 """Log-mel settings as Hugging Face's `SeamlessM4TFeatureExtractor` has them (Parakeet's are in `parakeet`).
 
-The extractor computes Kaldi's log-mel, normalises each bin over the utterance and lays `stride` frames end to end, as
-ours does. They part at the end of a clip, where frames do not fill a vector. Ours drops them. The extractor first fills
-the longest clip of its batch up to an even number of frames, and so may come to one vector more (`Ending`), which
-depends on the batch. `pad_to_multiple_of=1`, an argument of its call, makes it drop them too for a clip by itself.
+The extractor computes Kaldi's log-mel, normalises each bin over the utterance and concatenates `stride` frames to a
+vector, as ours does. They differ at the end of a clip, where frames do not fill a vector. Ours drops them. The
+extractor first pads the longest clip of its batch to an even number of frames, and so may give one vector more
+(`Ending`), which depends on the batch. With `pad_to_multiple_of=1`, an argument of its call, it drops them too for a
+clip by itself.
 """
 
 from typing import Any, Literal
@@ -17,16 +18,16 @@ from jax_speechlm.interop.hf.class_settings import FEATURES
 FILE = "preprocessor_config.json"
 
 Ending = Literal["same", "masked", "kept"]
-"""What the extractor makes of a clip's end, by itself: the vectors that we have; one more, which its attention mask
-leaves out (other outputs of the model do not depend on it, but the speech recognition pipeline spells it too); or one
-more that is taken for real."""
+"""The extractor's vectors of a clip by itself: the same as ours; one more, which its attention mask leaves out (other
+outputs of the model do not depend on it, but the speech recognition pipeline decodes it too); or one more in the mask.
+"""
 
 
 def front_end_to_hugging_face(mel: LogMel) -> dict[str, Any]:
-    """The settings of a `preprocessor_config.json`.
+    """Returns the settings of a `preprocessor_config.json`.
 
     Raises:
-      ExportError: the extractor has no such features; names the setting.
+      ExportError: the extractor has no such features; the message names the setting.
     """
     stands = {
         f"frontend.mel.variant={mel.variant!r}": mel.variant != "kaldi",
@@ -53,10 +54,10 @@ def front_end_to_hugging_face(mel: LogMel) -> dict[str, Any]:
 
 
 def front_end_from_hugging_face(values: dict[str, Any]) -> LogMel:
-    """The `LogMel` of a `preprocessor_config.json`.
+    """Converts a `preprocessor_config.json`.
 
     Raises:
-      ExportError: it is of another extractor, or has settings that ours has not.
+      ExportError: it is of another extractor, or has settings that ours does not have.
     """
     kind = values.get("feature_extractor_type")
     if kind == parakeet.EXTRACTOR:
@@ -70,7 +71,7 @@ def front_end_from_hugging_face(values: dict[str, Any]) -> LogMel:
 
 
 def ending(mel: LogMel, num_samples: int) -> Ending:
-    """What becomes of the end of a clip of so many samples."""
+    """Returns how the extractor treats the end of a clip of `num_samples`."""
     if mel.variant == "nemo":  # ParakeetFeatureExtractor has a window more than whole hops, always masked
         return "masked"
     frames = mel.replace(stack=1).num_frames(num_samples)

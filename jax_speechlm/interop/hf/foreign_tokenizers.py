@@ -1,7 +1,7 @@
-"""Tokenizers of Hugging Face's folders as ours: whose id is whose, said once and held against every file that says it.
+"""Tokenizers of Hugging Face's folders, with a map of their ids to ours that agrees with every file of the folder.
 
-An id that is off by one spoils a model without a sound. So what `config.json` says of a special id and what the
-tokenizer's own files say must agree, and every id has to be a row of the table.
+An id that is off by one spoils a model silently. So the special ids of `config.json` and of the tokenizer's own files
+must agree, and every id has to be a row of the table.
 """
 
 import json
@@ -26,17 +26,20 @@ _TEMPLATE, _TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 def read_text_tokenizer(
     folder: Path, values: Mapping[str, Any], num_rows: int, *, causal: bool, mask: int | None = None
 ) -> Tokenizer:
-    """The tokenizer of a language model.
+    """Reads the tokenizer of a language model.
 
-    What stands before a text is what the tokenizer's own post-processor puts there, whatever `config.json` says of
-    `bos_token_id`; for a model that is not causal `cls`, where it puts nothing there. A text ends with `eos`, and
-    generation also at the other ids that `config.json` or `generation_config.json` lists as such.
+    The prefix of a text is added by the tokenizer's post-processor, whatever `bos_token_id` of `config.json`
+    is; for a model that is not causal it is `cls` if the post-processor adds nothing. A text ends with `eos`;
+    generation also ends at the other ids that `config.json` or `generation_config.json` lists as `eos`.
 
     Args:
       values: `config.json`.
-      num_rows: of the table of embeddings.
-      causal: whether the model is; of one that is not, texts stand between `cls` and `sep`.
-      mask: an id that no text holds, where another than the tokenizer's mask is to be that.
+      num_rows: number of rows of the table of embeddings.
+      causal: whether the model is causal; otherwise texts are enclosed in `cls` and `sep`.
+      mask: an id that occurs in no text, to use as the mask instead of the tokenizer's.
+
+    Returns:
+      The tokenizer, with the map between its ids and ours.
 
     Raises:
       ExportError: a file is missing, or two of them do not agree about an id.
@@ -84,11 +87,14 @@ def read_text_tokenizer(
 
 
 def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int) -> Tokenizer:
-    """The tokenizer of a recognizer: of characters where that is what it is, with the blank at 0; else Hugging Face's.
+    """Reads the tokenizer of a recognizer.
 
     Args:
       values: `config.json`.
-      num_rows: of the CTC head.
+      num_rows: number of rows of the CTC head.
+
+    Returns:
+      A `CharTokenizer` if its ids are characters with the blank at 0, else the tokenizer with a map of ids.
 
     Raises:
       ExportError: a file is missing, no blank is named, or two files do not agree about an id.
@@ -136,12 +142,12 @@ def _files(folder: Path) -> dict[str, Any]:
 
 
 def _listed(value: Any) -> list[Any]:
-    """An id, several, or none as a list."""
+    """Returns an id, several, or None as a list."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _require_possible(file: Path, config: Mapping[str, Any]) -> None:
-    """Raises ExportError where a setting of `tokenizer_config.json` is of a type that it cannot have."""
+    """Raises ExportError where a setting of `tokenizer_config.json` has a type that it cannot have."""
     texts = "word_delimiter_token", "replace_word_delimiter_char"
     bad = [name for name in texts if not isinstance(config.get(name), str | None)]
     bad += [f"{name}_token" for name in _SPECIAL if not isinstance(_content(config, name), str | None)]
@@ -156,13 +162,13 @@ def _require_possible(file: Path, config: Mapping[str, Any]) -> None:
 
 
 def _content(config: Mapping[str, Any], name: str) -> Any:
-    """What a special token, "bos" say, is called; the file has its name or a description."""
+    """Returns the text of a special token such as "bos"; the file has the text or a description."""
     token = config.get(f"{name}_token")
     return token.get("content") if isinstance(token, dict) else token
 
 
 def _names_and_prefix(folder: Path, description: dict[str, Any]) -> tuple[dict[str, int], list[int]]:
-    """The id of each token of a `tokenizer.json`, and the ids that it puts before a text."""
+    """Returns the ids by token of a `tokenizer.json`, and the ids that it puts before a text."""
     try:
         tokenizer = open_description(json.dumps(description, ensure_ascii=False))
         return tokenizer.get_vocab(with_added_tokens=True), ids_around(tokenizer)[0]
@@ -171,10 +177,10 @@ def _names_and_prefix(folder: Path, description: dict[str, Any]) -> tuple[dict[s
 
 
 class _Ids:
-    """Special ids, by what the files say of each.
+    """Special ids from the files of the folder.
 
-    Where no file of the tokenizer's names a token, `config.json` is believed of ids that are not ordinary: a class's
-    default is written there too, and points anywhere in another vocabulary.
+    If no file of the tokenizer names a token, the id of `config.json` is used unless it is an ordinary token's: a
+    class's default is written there too, and is an arbitrary id in another vocabulary.
     """
 
     def __init__(
@@ -188,9 +194,9 @@ class _Ids:
         """
         Args:
           values: `config.json`.
-          files: the others, by name.
-          names: the tokenizer's id of each token.
-          ordinary: ids of tokens that spell a part of a text, as far as the tokenizer says.
+          files: further files, by name.
+          names: the tokenizer's ids, by token.
+          ordinary: ids of tokens that are part of texts, as far as the tokenizer's files show.
         """
         self._folder, self._values, self._names, self._ordinary = folder, values, names, ordinary
         self._config, self._map = files.get(_CONFIG, {}), files.get(_MAP, {})
@@ -201,11 +207,11 @@ class _Ids:
         return _content(named, name)
 
     def is_named(self, name: str) -> bool:
-        """Whether a file of the tokenizer's names the token."""
+        """Returns whether a file of the tokenizer names the token."""
         return self._token(name) is not None
 
     def of(self, name: str) -> int | None:
-        """The id of "bos", "eos", "pad", ...; None where no file names it."""
+        """Returns the id of "bos", "eos", "pad", ...; None if no file names it."""
         token, said = self._token(name), _listed(self._values.get(f"{name}_token_id"))
         if token is None:
             return next((number for number in said if number not in self._ordinary), None)
@@ -220,16 +226,15 @@ class _Ids:
         return number
 
     def why_not(self, name: str) -> str:
-        """What to add to the message that `of` gave None."""
+        """Returns the reason why `of` gave None, to append to a message."""
         said = _listed(self._values.get(f"{name}_token_id"))
         spelled = [repr(token) for token, number in self._names.items() if number in said]
         return f" ({name}_token_id of config.json is {said}: {', '.join(spelled)}, ordinary tokens)" if spelled else ""
 
     def other_ends(self, num_rows: int, known: Collection[int | None]) -> tuple[int, ...]:
-        """Ids at which generation stops, but for those that are known.
+        """Returns the ids at which generation ends, except the known ones.
 
-        An ordinary token is one only where `generation_config.json` says so by itself, and does not repeat
-        `config.json`.
+        An ordinary token is one only if `generation_config.json` lists it and does not just repeat `config.json`.
         """
         stops, of_config = (_listed(each.get("eos_token_id")) for each in (self._generation, self._values))
         believed = [number for number in of_config if number not in self._ordinary]
@@ -276,7 +281,7 @@ def _tokenizer(
 
 
 def _vocabulary(folder: Path, files: Mapping[str, Any]) -> dict[str, int]:
-    """What `vocab.json` and the files beside it call the ids."""
+    """Returns the ids by token, from `vocab.json` and the files that add tokens to it."""
     names = dict(files[_VOCAB]) | files.get("added_tokens.json", {})
     added = files.get(_CONFIG, {}).get("added_tokens_decoder") or {}
     names |= {token["content"]: int(number) for number, token in added.items()}
@@ -294,7 +299,7 @@ def _special_names(names: Iterable[str], config: Mapping[str, Any]) -> set[str]:
 
 
 def _alphabet(names: Mapping[str, int], config: Mapping[str, Any], num_rows: int) -> str | None:
-    """The characters of ids 1, 2, ..., if that is all there is."""
+    """Returns the characters of ids 1, 2, ...; None if there are other tokens."""
     spelled = {number: _spelled(name, config) for name, number in names.items() if number}
     alphabet = [spelled.get(number, "") for number in range(1, num_rows)]
     if len(spelled) != len(alphabet) or any(len(letter) != 1 for letter in alphabet):
@@ -308,7 +313,7 @@ def _spelled(name: str, config: Mapping[str, Any]) -> str:
 
 
 def _characters(names: Mapping[str, int], config: Mapping[str, Any]) -> dict[str, Any]:
-    """A `Wav2Vec2CTCTokenizer` as a `tokenizer.json`: one character after the other, unknown ones left out."""
+    """Returns a `Wav2Vec2CTCTokenizer` as a `tokenizer.json`: one id per character, unknown ones left out."""
     delimiter = config.get("word_delimiter_token", "|")
     there, back = [], [{"type": "Fuse"}]
     if delimiter in names:

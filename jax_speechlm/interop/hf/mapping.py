@@ -1,10 +1,10 @@
-"""Parameters to and from Hugging Face's state dicts, as dicts of numpy arrays, by a table; torch is not needed.
+"""Conversion of parameters to and from Hugging Face's state dicts, as dicts of numpy arrays, by a table; without torch.
 
-A row names one parameter on both sides and how its array is laid out; both directions read the same rows. `{}` in
-Hugging Face's name stands for a layer's number: our side holds the layers of such a row stacked.
+A row names one parameter on both sides and the layout of its array; both directions use the same rows. `{}` in
+Hugging Face's name is replaced by a layer's number: our side stacks the layers of such a row.
 
-Every layout is a change of strides, so what a table makes of a file mapped into memory are views of the file
-(`sources`), of which a device's share is read alone.
+Every layout is a change of strides, so the parameters of a file that is mapped into memory are views of the file
+(`sources`), of which only a device's shard is read.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ StateDict = Mapping[str, np.ndarray]
 
 
 class Layout(NamedTuple):
-    """How an array goes to Hugging Face's shape, and back to ours; the second argument is the model's config."""
+    """Conversion of an array to Hugging Face's shape, and to ours; the second argument is the model's config."""
 
     to_hf: Callable[[np.ndarray, Any], np.ndarray]
     from_hf: Callable[[np.ndarray, Any], np.ndarray]
@@ -36,20 +36,42 @@ class Row(NamedTuple):
     layout: Layout
 
 
+def _heads(config: Any) -> tuple[int, int]:
+    return config.num_heads, config.dim // config.num_heads
+
+
 SAME = Layout(lambda x, c: x, lambda x, c: x)
 TRANSPOSED = Layout(lambda x, c: x.T, lambda x, c: x.T)
+# Of speech encoders: attention's kernels [dim, heads, dim / heads], and convolutions, theirs [out, in, taps].
+INTO_HEADS = Layout(lambda x, c: x.reshape(c.dim, c.dim).T, lambda x, c: x.T.reshape(c.dim, *_heads(c)))
+HEADS_BIAS = Layout(lambda x, c: x.reshape(c.dim), lambda x, c: x.reshape(_heads(c)))
+OUT_OF_HEADS = Layout(lambda x, c: x.reshape(c.dim, c.dim).T, lambda x, c: x.T.reshape(*_heads(c), c.dim))
+POINTWISE = Layout(lambda x, c: x.T[..., None], lambda x, c: x[..., 0].T)
+DEPTHWISE = Layout(lambda x, c: x.T[:, None, :], lambda x, c: x[:, 0, :].T)
+GATED = Layout(lambda x, c: x.reshape(c.dim, 2 * c.dim).T[..., None], lambda x, c: x[..., 0].T.reshape(c.dim, 2, c.dim))
+
+
+def norm(ours: str, theirs: str) -> list[Row]:
+    """Returns the rows of a layer norm."""
+    return [Row(f"{ours}.scale", f"{theirs}.weight", SAME), Row(f"{ours}.bias", f"{theirs}.bias", SAME)]
+
+
+def linear(ours: str, theirs: str, kernel: Layout = TRANSPOSED, bias: Layout | None = SAME) -> list[Row]:
+    """Returns the rows of a linear map or convolution; `bias` None for one without biases."""
+    rows = [Row(f"{ours}.kernel", f"{theirs}.weight", kernel)]
+    return rows if bias is None else [*rows, Row(f"{ours}.bias", f"{theirs}.bias", bias)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TensorSource:
-    """Where one of our parameters is read from.
+    """The place that one of our parameters is read from.
 
     Attributes:
-      layers: views of Hugging Face's arrays in our shape: one a layer where our side stacks them, else one alone.
-      is_stacked: whether it does.
-      ids: for a parameter with a row for each id: whose row of theirs is ours, -1 for a row of zeros; None for all as
-        they are.
-      id_axis: the axis that ids lie along.
+      layers: views of Hugging Face's arrays in our shape: one per layer if our side stacks them, else a single one.
+      is_stacked: whether our side stacks them.
+      ids: for a parameter with a row per id, the index of their row for each of ours, -1 for a row of zeros; None if
+        the rows are in the same order.
+      id_axis: the axis that is indexed by ids.
     """
 
     layers: tuple[np.ndarray, ...]
@@ -65,11 +87,14 @@ class TensorSource:
         return (len(self.layers), *one) if self.is_stacked else tuple(one)
 
     def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
-        """A part of the parameter; nothing else of it is read.
+        """Reads a part of the parameter, and nothing else of it.
 
         Args:
-          index: slices of our axes; what is missing is taken whole.
-          dtype: None keeps the file's.
+          index: slices of our axes; missing ones are taken whole.
+          dtype: None keeps the file's type.
+
+        Returns:
+          A new array.
         """
         index = (*index, *[slice(None)] * (len(self.shape) - len(index)))
         layers = self.layers
@@ -92,16 +117,19 @@ class TensorSource:
 
 
 def read(state_dict: StateDict, rows: Iterable[Row], config: Any, kind: str) -> Params:
-    """Our parameters from a state dict, as arrays. Arguments and errors are those of `sources`."""
+    """Reads our parameters from a state dict, as arrays. Arguments and errors as in `sources`."""
     return jax.tree.map(TensorSource.read, sources(state_dict, rows, config, kind))
 
 
 def place(tree: Params, shardings: Any, dtype: Any = jnp.float32) -> Params:
-    """Parameters as JAX's arrays, each device's share read by itself; one parameter after the other.
+    """Puts parameters on devices one at a time; only the shards of this host's devices are read.
 
     Args:
       tree: nested dict of `TensorSource`.
-      shardings: where each lies: a nested dict of the same structure.
+      shardings: nested dict of the same structure.
+
+    Returns:
+      Nested dict of `jax.Array`.
     """
 
     def put(source: TensorSource, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -119,11 +147,14 @@ def place(tree: Params, shardings: Any, dtype: Any = jnp.float32) -> Params:
 
 
 def sources(state_dict: StateDict, rows: Iterable[Row], config: Any, kind: str) -> Params:
-    """Where our parameters are read from: a nested dict of `TensorSource`.
+    """Finds the places in a state dict of our parameters.
 
     Args:
-      config: the model's config: `num_layers` and what the layouts need.
-      kind: what the state dict should be of, for messages.
+      config: the model's config: `num_layers` and the sizes that the layouts use.
+      kind: the kind of model, for messages.
+
+    Returns:
+      Nested dict of `TensorSource`.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.
@@ -158,7 +189,7 @@ def sources(state_dict: StateDict, rows: Iterable[Row], config: Any, kind: str) 
 
 
 def write(params: Params, rows: Iterable[Row], config: Any) -> dict[str, np.ndarray]:
-    """The float32 state dict of our parameters."""
+    """Returns the float32 state dict of our parameters."""
     arrays = {}
     for row in rows:
         ours = np.asarray(at(params, row.ours.split(".")))
@@ -169,7 +200,7 @@ def write(params: Params, rows: Iterable[Row], config: Any) -> dict[str, np.ndar
 
 
 def class_names(classes: Sequence[str]) -> dict[str, Any]:
-    """The settings of a `config.json` that name the classes of one label."""
+    """Returns the settings of a `config.json` that name the classes of one label."""
     return {
         "problem_type": "single_label_classification",
         "id2label": {str(number): name for number, name in enumerate(classes)},
@@ -178,13 +209,13 @@ def class_names(classes: Sequence[str]) -> dict[str, Any]:
 
 
 def ffn_multiple(values: Mapping[str, Any]) -> int | float:
-    """The inner width of a `config.json`'s feed-forward over the outer; no integer where that is no multiple."""
+    """Returns the ratio of a feed-forward's inner width to its outer one; a float only if it is not an integer."""
     inner, outer = values["intermediate_size"], values["hidden_size"]
     return inner / outer if inner % outer else inner // outer
 
 
 def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Raises ValueError where a `config.json` sets one of these to another value than the one that our form has."""
+    """Raises ValueError if a `config.json` sets one of `fixed` to another value."""
     for name, only in fixed.items():
         if values.get(name, only) != only:
             raise ValueError(f"config.json: {name}={values[name]!r} has no counterpart here; only {only!r} has")

@@ -1,4 +1,4 @@
-"""The README.md of an exported folder: what the model is, what it was trained on, how well it does, its check."""
+"""The README.md of an exported folder: the model, its training data, its results, and the check of the folder."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -83,11 +83,11 @@ _USES = {
 
 
 def model_card(run: LoadedRun, made: Package, record: Mapping[str, Any]) -> str:
-    """The text of the README.md.
+    """Returns the text of the README.md.
 
     Args:
       made: the run in Hugging Face's terms.
-      record: what `jax_speechlm.json` says, with the verdict of the check under "check".
+      record: `jax_speechlm.json`, with the verdict of the check under "check".
     """
     task, experiment = _PIPELINES[made.architecture], run.experiment
     head = {"library_name": "transformers", "pipeline_tag": task, "tags": ["jax_speechlm"]}
@@ -123,22 +123,22 @@ def _spoken(run: LoadedRun) -> str:
 
 
 def _notes(run: LoadedRun) -> Iterator[str]:
-    """What a user of such a model should know."""
+    """Yields notes for users of such a model."""
     experiment = run.experiment
     if isinstance(experiment.model, ConformerConfig):
         mel = experiment.frontend.mel
         yield (
             f"Input: 16 kHz mono, a vector every {1000 * mel.frame_samples // SAMPLE_RATE} ms. Frames at the end that "
             "do not fill a vector were dropped in training; transformers' feature extractor may fill the last vector "
-            "up instead, and the pipeline then spells it too. One clip at a time, "
-            "`extractor(samples, sampling_rate={SAMPLE_RATE:_}, pad_to_multiple_of=1)` drops them as well."
+            "up instead, and the pipeline then decodes it too. One clip at a time, "
+            f"`extractor(samples, sampling_rate={SAMPLE_RATE:_}, pad_to_multiple_of=1)` drops them as well."
         )
     if isinstance(experiment.model, SpeechLMConfig):
         prompt = experiment.objective.prompts.of(experiment.objective.task)
         yield (
             f"Trained to {experiment.objective.task}, with {prompt.before!r} before the speech and {prompt.behind!r} "
             "behind it; it knows no other prompt. One clip at a time: the class gives its tower no mask, so the zeros "
-            "that fill up the last window of features are heard as speech. A clip of whole windows gets exactly the "
+            "that fill up the last window of features are encoded as speech. A clip of whole windows gets exactly the "
             "checkpoint's answer."
         )
     if isinstance(experiment.data, UnitText):
@@ -149,7 +149,7 @@ def _notes(run: LoadedRun) -> Iterator[str]:
 
 
 def data_sets(experiment: Experiment) -> list[tuple[str, dict[str, Any]]]:
-    """The sets that a run trained on, and what their `meta.json` says, {} where that is not here."""
+    """Returns the sets that a run trained on and their `meta.json`, {} if that is not available."""
     data = experiment.data
     parts = data.parts.values() if isinstance(data, Mixture) else [data]
     names = [name for part in parts for name in part.sets]
@@ -185,11 +185,11 @@ def _data(experiment: Experiment) -> Iterator[str]:
         yield f"- {name}: {amount}licence: {licence}"
     for start in experiment.init_from:
         yield f"- and what {start.checkpoint} was trained on, whose parameters this run began with"
-    yield "\nWhat the licences of the data ask of a model trained on them is for whoever passes it on to see to."
+    yield "\nCheck the conditions of these licences before you pass the model on."
 
 
 def _results(checkpoint: AnyPath) -> Iterator[str]:
-    """A line for every report of `jax-speechlm eval` beside a checkpoint or its run."""
+    """Yields a line for every report of `jax-speechlm eval` next to a checkpoint or its run."""
     for folder in (checkpoint, checkpoint.parent.parent):
         for file in sorted((folder / "eval").glob("*/report.json")):
             try:

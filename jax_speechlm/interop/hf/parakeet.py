@@ -1,7 +1,7 @@
-"""FastConformer parameters, and the front end's settings, to and from Hugging Face's Parakeet (see `mapping`).
+"""Conversion of FastConformer parameters and front-end settings to and from Hugging Face's Parakeet (see `mapping`).
 
-Their batch norm is a scale and an offset a channel in evaluation, into which running statistics and the bias of the
-convolution before it fold. On the way back these are such that they fold into nothing, bit for bit.
+Their batch norm is a scale and an offset per channel in evaluation, into which running statistics and the bias of the
+convolution before it are folded. On export these have values that change no bit when they are folded again.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,20 @@ from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.frontend.logmel import HOP, WINDOW, LogMel
 from jax_speechlm.interop.hf.class_settings import FEATURES, completed
 from jax_speechlm.interop.hf.mapping import (
+    DEPTHWISE,
+    GATED,
+    HEADS_BIAS,
+    INTO_HEADS,
+    OUT_OF_HEADS,
+    POINTWISE,
     SAME,
-    TRANSPOSED,
     Layout,
     Row,
     StateDict,
     TensorSource,
     ffn_multiple,
+    linear,
+    norm,
     require_fixed,
     write,
 )
@@ -32,26 +39,14 @@ _PREFIX = "encoder."  # of an encoder with a CTC head
 _EPSILON = 1e-5  # that batch norm adds to a variance
 
 
-def _heads(config: FastConformerConfig) -> tuple[int, int]:
-    return config.num_heads, config.dim // config.num_heads
-
-
 def _values(config: FastConformerConfig) -> tuple[int, int]:
-    """Bins and channels of a frame that the convolutions give; theirs are channels and bins."""
+    """Returns the numbers of bins and of channels of a subsampled frame; theirs are in the order channels, bins."""
     return config.input_dim // config.subsampling, config.channels
 
 
-_INTO_HEADS = Layout(lambda x, c: x.reshape(c.dim, c.dim).T, lambda x, c: x.T.reshape(c.dim, *_heads(c)))
-_HEADS_BIAS = Layout(lambda x, c: x.reshape(c.dim), lambda x, c: x.reshape(_heads(c)))
-_OUT_OF_HEADS = Layout(lambda x, c: x.reshape(c.dim, c.dim).T, lambda x, c: x.T.reshape(*_heads(c), c.dim))
-# Weights of convolutions there are [out, in, taps], those of two dimensions [out, in, time, bins].
-_POINTWISE = Layout(lambda x, c: x.T[..., None], lambda x, c: x[..., 0].T)
+# Weights of convolutions there are [out, in, taps], in two dimensions [out, in, time, bins].
 _POINTWISE_2D = Layout(lambda x, c: x.T[..., None, None], lambda x, c: x[..., 0, 0].T)
-_DEPTHWISE = Layout(lambda x, c: x.T[:, None, :], lambda x, c: x[:, 0, :].T)
 _THREE_BY_THREE = Layout(lambda x, c: x.T.reshape(c.channels, 1, 3, 3), lambda x, c: x.reshape(c.channels, 9).T)
-_GATED = Layout(
-    lambda x, c: x.reshape(c.dim, 2 * c.dim).T[..., None], lambda x, c: x[..., 0].T.reshape(c.dim, 2, c.dim)
-)
 _GATED_BIAS = Layout(lambda x, c: x.reshape(2 * c.dim), lambda x, c: x.reshape(2, c.dim))
 _FRAME = Layout(
     lambda x, c: x.transpose(2, 1, 0).reshape(c.dim, -1),
@@ -59,74 +54,65 @@ _FRAME = Layout(
 )
 
 
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}.scale", f"{theirs}.weight", SAME), Row(f"{ours}.bias", f"{theirs}.bias", SAME)]
-
-
-def _linear(ours: str, theirs: str, kernel: Layout = TRANSPOSED, bias: Layout | None = SAME) -> list[Row]:
-    rows = [Row(f"{ours}.kernel", f"{theirs}.weight", kernel)]
-    return rows if bias is None else [*rows, Row(f"{ours}.bias", f"{theirs}.bias", bias)]
-
-
 def _separable(name: str, first: int) -> list[Row]:
     ours, theirs = f"subsampling.convolutions.{name}", "subsampling.layers"
     return [
         Row(f"{ours}.depthwise", f"{theirs}.{first}.weight", _THREE_BY_THREE),
         Row(f"{ours}.bias", f"{theirs}.{first}.bias", SAME),
-        *_linear(f"{ours}.pointwise", f"{theirs}.{first + 1}", _POINTWISE_2D),
+        *linear(f"{ours}.pointwise", f"{theirs}.{first + 1}", _POINTWISE_2D),
     ]
 
 
 def _feed_forward(ours: str, theirs: str, bias: Layout | None) -> list[Row]:
     return [
-        *_norm(f"layers.{ours}.norm", f"layers.{{}}.norm_{theirs}"),
-        *_linear(f"layers.{ours}.expand", f"layers.{{}}.{theirs}.linear1", bias=bias),
-        *_linear(f"layers.{ours}.contract", f"layers.{{}}.{theirs}.linear2", bias=bias),
+        *norm(f"layers.{ours}.norm", f"layers.{{}}.norm_{theirs}"),
+        *linear(f"layers.{ours}.expand", f"layers.{{}}.{theirs}.linear1", bias=bias),
+        *linear(f"layers.{ours}.contract", f"layers.{{}}.{theirs}.linear2", bias=bias),
     ]
 
 
 def _encoder(config: FastConformerConfig) -> list[Row]:
     attention, convolution = "layers.{}.self_attn", "layers.{}.conv"
-    bias, heads_bias, gated_bias = (SAME, _HEADS_BIAS, _GATED_BIAS) if config.bias else (None, None, None)
+    bias, heads_bias, gated_bias = (SAME, HEADS_BIAS, _GATED_BIAS) if config.bias else (None, None, None)
     return [
-        *_linear("subsampling.convolutions.first", "subsampling.layers.0", _THREE_BY_THREE),
+        *linear("subsampling.convolutions.first", "subsampling.layers.0", _THREE_BY_THREE),
         *_separable("second", 2),
         *(_separable("third", 5) if config.subsampling == 8 else []),
-        *_linear("subsampling.out", "subsampling.linear", _FRAME),
+        *linear("subsampling.out", "subsampling.linear", _FRAME),
         *_feed_forward("ffn1", "feed_forward1", bias),
-        *_norm("layers.attention_norm", "layers.{}.norm_self_att"),
-        *_linear("layers.attention.query", f"{attention}.q_proj", _INTO_HEADS, heads_bias),
-        *_linear("layers.attention.key", f"{attention}.k_proj", _INTO_HEADS, heads_bias),
-        *_linear("layers.attention.value", f"{attention}.v_proj", _INTO_HEADS, heads_bias),
-        *_linear("layers.attention.out", f"{attention}.o_proj", _OUT_OF_HEADS, bias),
-        Row("layers.attention.position.kernel", f"{attention}.relative_k_proj.weight", _INTO_HEADS),
+        *norm("layers.attention_norm", "layers.{}.norm_self_att"),
+        *linear("layers.attention.query", f"{attention}.q_proj", INTO_HEADS, heads_bias),
+        *linear("layers.attention.key", f"{attention}.k_proj", INTO_HEADS, heads_bias),
+        *linear("layers.attention.value", f"{attention}.v_proj", INTO_HEADS, heads_bias),
+        *linear("layers.attention.out", f"{attention}.o_proj", OUT_OF_HEADS, bias),
+        Row("layers.attention.position.kernel", f"{attention}.relative_k_proj.weight", INTO_HEADS),
         Row("layers.attention.content_bias", f"{attention}.bias_u", SAME),
         Row("layers.attention.position_bias", f"{attention}.bias_v", SAME),
-        *_norm("layers.convolution.norm", "layers.{}.norm_conv"),
-        *_linear("layers.convolution.expand", f"{convolution}.pointwise_conv1", _GATED, gated_bias),
-        Row("layers.convolution.depthwise", f"{convolution}.depthwise_conv.weight", _DEPTHWISE),
+        *norm("layers.convolution.norm", "layers.{}.norm_conv"),
+        *linear("layers.convolution.expand", f"{convolution}.pointwise_conv1", GATED, gated_bias),
+        Row("layers.convolution.depthwise", f"{convolution}.depthwise_conv.weight", DEPTHWISE),
         Row("layers.convolution.scale", f"{convolution}.norm.weight", SAME),
         Row("layers.convolution.offset", f"{convolution}.norm.bias", SAME),
-        *_linear("layers.convolution.contract", f"{convolution}.pointwise_conv2", _POINTWISE, bias),
+        *linear("layers.convolution.contract", f"{convolution}.pointwise_conv2", POINTWISE, bias),
         *_feed_forward("ffn2", "feed_forward2", bias),
-        *_norm("layers.norm", "layers.{}.norm_out"),
+        *norm("layers.norm", "layers.{}.norm_out"),
     ]
 
 
-_HEAD = _linear("head", "ctc_head", _POINTWISE)
+_HEAD = linear("head", "ctc_head", POINTWISE)
 
 
 def from_hugging_face(
     state_dict: StateDict, config: FastConformerConfig, blank_id: int = 0
 ) -> tuple[Params, Params | None]:
-    """Parameters of our `FastConformer`, as arrays, from what `sources` takes.
+    """Reads the parameters of our `FastConformer`, as arrays, from the state dict that `sources` takes.
 
     Args:
-      blank_id: the blank's id there, their `pad_token_id`: here it is 0, and the ids below it move up by one.
+      blank_id: their id of the blank, `pad_token_id`; ours is 0, and the ids below theirs move up by one.
 
     Returns:
-      The encoder's parameters, layers stacked, and those of the CTC head (`Linear`: kernel [dim, vocab], bias), or None
-      where the state dict has no head.
+      Parameters of the encoder, layers stacked, and of the CTC head (`Linear`: kernel [dim, vocab], bias), or None
+      if the state dict has no head.
     """
     params = jax.tree.map(TensorSource.read, sources(state_dict, config))
     head = params.get("head")
@@ -137,7 +123,10 @@ def from_hugging_face(
 
 
 def sources(state_dict: StateDict, config: FastConformerConfig) -> Params:
-    """Where our `FastConformer` is read from a `ParakeetEncoder` or `...ForCTC`: `encoder`, and the latter's `head`.
+    """Finds the places of our `FastConformer`'s parameters in a `ParakeetEncoder` or `ParakeetForCTC`.
+
+    Returns:
+      `encoder`, and `head` of the latter.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.
@@ -149,9 +138,9 @@ def sources(state_dict: StateDict, config: FastConformerConfig) -> Params:
 
 
 def to_hugging_face(encoder: Params, config: FastConformerConfig, head: Params | None = None) -> dict[str, np.ndarray]:
-    """The state dict of a `ParakeetForCTC` whose blank is 0 if `head` is given, else of a `ParakeetEncoder`.
+    """Returns the state dict of a `ParakeetForCTC` whose blank is 0 if `head` is given, else of a `ParakeetEncoder`.
 
-    float32, but for batch norm's count of batches, int64. `from_hugging_face` gives back the same parameters.
+    float32, except batch norm's count of batches, int64. `from_hugging_face` returns the same parameters from it.
     """
     arrays = write(encoder, _encoder(config), config)
     for layer in range(config.num_layers):
@@ -162,7 +151,11 @@ def to_hugging_face(encoder: Params, config: FastConformerConfig, head: Params |
 
 
 def folded(state_dict: StateDict) -> dict[str, np.ndarray]:
-    """The same with a scale and an offset, float32, for each batch norm and the bias of the convolution before it."""
+    """Folds each batch norm, and the bias of the convolution before it, into a scale and an offset, float32.
+
+    Raises:
+      ValueError: a batch norm lacks an array, or its arrays differ in shape.
+    """
     arrays = {name: np.asarray(value) for name, value in state_dict.items()}
     for name in [name for name in arrays if name.endswith(".conv.norm.running_var")]:
         conv = name.removesuffix(".norm.running_var")
@@ -183,7 +176,7 @@ def folded(state_dict: StateDict) -> dict[str, np.ndarray]:
 
 
 def _unfold_batch_norm(arrays: dict[str, np.ndarray], conv: str, config: FastConformerConfig) -> None:
-    """Adds what folds into a scale and an offset without changing a bit of them."""
+    """Adds arrays that `folded` folds into a scale and an offset without changing a bit of them."""
     zeros = np.zeros(config.dim, np.float32)
     # With epsilon it is 1 but for float32's rounding, too little to round any scale to another.
     variance = np.full(config.dim, 1 - _EPSILON, np.float32)
@@ -193,7 +186,7 @@ def _unfold_batch_norm(arrays: dict[str, np.ndarray], conv: str, config: FastCon
         arrays[f"{conv}.depthwise_conv.bias"] = zeros
 
 
-# Settings of a ParakeetEncoderConfig with a name of our own, and those that our one form fixes.
+# Settings of a ParakeetEncoderConfig with a name of our own, and settings that are constant in our form.
 _RENAMED = {
     "num_mel_bins": "input_dim",
     "hidden_size": "dim",
@@ -216,10 +209,10 @@ _FIXED = {
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> FastConformerConfig:
-    """The `FastConformerConfig` of the `config.json` of a `ParakeetForCTC` or `ParakeetEncoder`.
+    """Converts the `config.json` of a `ParakeetForCTC` or `ParakeetEncoder`.
 
     Raises:
-      ValueError: the model has a form that ours has not.
+      ValueError: the model has a form that ours does not have.
     """
     values = completed(values)
     if "encoder_config" in values:
@@ -234,7 +227,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> FastConformerConfig:
 
 
 def config_to_hugging_face(config: FastConformerConfig, vocab_size: int | None = None) -> dict[str, Any]:
-    """The settings of a `ParakeetEncoder`'s `config.json`; with `vocab_size`, of a `ParakeetForCTC`'s with blank 0."""
+    """Returns the `config.json` of a `ParakeetEncoder`; with `vocab_size`, of a `ParakeetForCTC` with blank 0."""
     renamed = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()}
     only_here = {
         "convolution_bias": config.bias,
@@ -263,10 +256,10 @@ _FEATURES = {
 
 
 def features_from_hugging_face(values: Mapping[str, Any]) -> LogMel:
-    """The front end of a `ParakeetFeatureExtractor`'s `preprocessor_config.json`.
+    """Converts a `ParakeetFeatureExtractor`'s `preprocessor_config.json`.
 
     Raises:
-      ValueError: it computes what ours does not.
+      ValueError: it computes other features than ours.
     """
     values = FEATURES[EXTRACTOR] | dict(values)
     require_fixed(values, _FEATURES)
@@ -274,10 +267,10 @@ def features_from_hugging_face(values: Mapping[str, Any]) -> LogMel:
 
 
 def features_to_hugging_face(mel: LogMel) -> dict[str, Any]:
-    """The settings of the `ParakeetFeatureExtractor` that computes the same.
+    """Returns the settings of the `ParakeetFeatureExtractor` that computes the same features.
 
     Raises:
-      ValueError: there is none.
+      ValueError: it cannot compute them.
     """
     if mel != LogMel(variant="nemo", num_mel_bins=mel.num_mel_bins, stack=1):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Trained checkpoints as folders that plain transformers opens, and such folders read back.
+"""Conversion of checkpoints to folders that plain transformers opens, and of such folders to models.
 
-What a run becomes follows from its task (`HuggingFaceForm`). A folder is written beside its place and moved there once
-`verify` has checked it, against transformers where that is installed, else by reading it back.
+The class that a run becomes follows from its task (`HuggingFaceForm`). A folder is written next to its destination and
+moved there after `verify` has checked it, with transformers if that is installed, else by reading it back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,13 +42,13 @@ TEXT_MODELS = (
 
 
 class Package(NamedTuple):
-    """What a run is in Hugging Face's terms.
+    """A run in Hugging Face's terms.
 
     Attributes:
       config: `config.json`.
-      params: our parameters, grouped as `Model` has them; ids stand as in the folder.
+      params: our parameters, in the groups of `Model`, with rows in the order of the folder's ids.
       arrays: the state dict.
-      files: every other file: the value of a .json, of a chat template the text.
+      files: further files by name: the value of a .json, the text of a chat template.
     """
 
     config: dict[str, Any]
@@ -63,7 +63,7 @@ class Package(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A model in a folder, of which nothing but the settings has been read yet.
+    """A model in a folder, of which only the settings have been read.
 
     Attributes:
       architecture: the class in transformers.
@@ -80,7 +80,7 @@ class Model(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """`config.json` with what its class adds."""
+        """`config.json` with the defaults of its class."""
         return completed(self.values)
 
     @property
@@ -94,10 +94,10 @@ Settings = tuple[dict[str, Any], Files]
 
 
 def package(run: LoadedRun) -> Package:
-    """A run in Hugging Face's terms.
+    """Converts a run to Hugging Face's terms.
 
     Raises:
-      ExportError: no class of transformers is the same as what was trained; says what stands in the way.
+      ExportError: no class of transformers computes the same; the message names the reason.
     """
     try:
         config, files = settings(run.experiment, run.tokenizer)
@@ -108,22 +108,25 @@ def package(run: LoadedRun) -> Package:
 
 
 def settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
-    """A run's `config.json` and other JSON files in Hugging Face's terms, for which no parameter is needed.
+    """Converts a run's config to `config.json` and other JSON files; no parameter is needed.
+
+    Returns:
+      `config.json`, and further files by name.
 
     Raises:
-      ValueError: no class of transformers is the same as what was trained.
+      ValueError: no class of transformers computes the same.
     """
     config, files = _form(experiment).settings(experiment, tokenizer)
     return config | {"dtype": "float32"}, files
 
 
 def vocabulary_of(run: LoadedRun) -> Vocabulary:
-    """The ids of a run's language model."""
+    """Returns the vocabulary of a run's language model."""
     return _vocabulary(run.experiment, run.tokenizer)
 
 
 def write_model(folder: Path, made: Package) -> None:
-    """Writes weights and every other file into an existing folder."""
+    """Writes weights and all other files into an existing folder."""
     weights.write_weights(folder, made.arrays)
     for name, value in ({"config.json": made.config} | made.files).items():
         if isinstance(value, str):
@@ -133,11 +136,14 @@ def write_model(folder: Path, made: Package) -> None:
 
 
 def read_model(folder: Path) -> Model:
-    """The model in a folder, from `config.json` and safetensors; no code of the folder's is run.
+    """Reads the model in a folder, from `config.json` and safetensors; no code of the folder is run.
+
+    Returns:
+      The model's settings, and the places of its parameters in the files.
 
     Raises:
-      ExportError: it is of a class that has no counterpart here, or lacks a file.
-      ValueError: its settings or arrays have a form that ours has not.
+      ExportError: its class has no counterpart here, or a file is missing.
+      ValueError: its settings or arrays have a form that ours does not have.
     """
     if (folder / "adapter_config.json").exists():
         raise ExportError(f"{folder} is an adapter: merge it into its model first (merge_and_unload of peft)")
@@ -176,7 +182,7 @@ def _recognizer_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settin
     else:
         _, files = _encoder_settings(experiment, None)
         processor, to_config = {"processor_class": "Wav2Vec2BertProcessor"}, wav2vec2_bert.config_to_hugging_face
-    # for whoever trains on: a row too short for its transcript has no loss here either
+    # for further training: a row too short for its transcript has no loss here either
     rest = {"pad_token_id": PADDING, "ctc_loss_reduction": "mean", "ctc_zero_infinity": True}
     rest |= {"bos_token_id": None, "eos_token_id": None}
     files = {name: value | processor for name, value in files.items()}
@@ -190,7 +196,9 @@ def _recognizer_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settin
 
 def _classifier_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
     if isinstance(experiment.model, FastConformerConfig):
-        raise ExportError("it classifies by the mean of a FastConformer's hidden states, as no class of theirs does")
+        raise ExportError(
+            "it classifies by the mean of a FastConformer's hidden states, which no class of transformers does"
+        )
     if not isinstance(experiment.model, ConformerConfig):
         form, names = transformer.classifier_config_to_hugging_face(experiment.model), experiment.objective.classes
         config, files = _text_settings(experiment, tokenizer)
@@ -206,7 +214,7 @@ def _frames_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Set
 
 def _speaker_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
     if isinstance(experiment.model, FastConformerConfig):
-        raise ExportError("its x-vectors are of a FastConformer's hidden states, as no class of theirs has them")
+        raise ExportError("its x-vectors are of a FastConformer's hidden states, which no class of transformers has")
     _, files = _encoder_settings(experiment, tokenizer)
     classes, head = experiment.objective.classes, experiment.objective.head
     return wav2vec2_bert.x_vector_config_to_hugging_face(experiment.model, classes, head), files
@@ -226,7 +234,7 @@ def _speech_lm_settings(experiment: Experiment, tokenizer: Tokenizer) -> Setting
     prompt = {"task": objective.task} | objective.prompts.of(objective.task).model_dump(mode="json")
     never = ids_in_folder(tokenizer, np.flatnonzero(~vocabulary.may_follow()))
     end, *others = ids_in_folder(tokenizer, vocabulary.ends)
-    # Not what an imported language model was to be used with: answers are ours.
+    # Our settings, not those of an imported language model.
     generation = {
         "do_sample": False,
         "max_length": _MOST_VECTORS,
@@ -239,7 +247,11 @@ def _speech_lm_settings(experiment: Experiment, tokenizer: Tokenizer) -> Setting
 
 
 def ids_in_folder(tokenizer: Tokenizer, ids: Sequence[int] | Int[np.ndarray, " count"]) -> list[int]:
-    """Ids of a language model as its folder has them; -1 where that has none."""
+    """Maps ids of a language model to the ids of its folder.
+
+    Returns:
+      The folder's ids; -1 for an id that the folder does not have.
+    """
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return [int(each) for each in ids]
     theirs = tokenizer.places.theirs
@@ -247,7 +259,7 @@ def ids_in_folder(tokenizer: Tokenizer, ids: Sequence[int] | Int[np.ndarray, " c
 
 
 def audio_token(tokenizer: Tokenizer) -> int:
-    """The id of theirs in whose places a speech-language model's speech is put: no text holds the mask.
+    """Returns the folder's id at the positions of speech, in a speech-language model: the mask, which is in no text.
 
     Raises:
       ExportError: an imported model's table has no row for it.
@@ -255,7 +267,7 @@ def audio_token(tokenizer: Tokenizer) -> int:
     (found,) = ids_in_folder(tokenizer, [Vocabulary.of(tokenizer).mask])
     if found < 0:
         raise ExportError(
-            "its language model's table has no row left that can stand for speech: widen it in transformers by two "
+            "its language model's table has no free row for the positions of speech: widen it in transformers by two "
             "(model.resize_token_embeddings), import that, and train the adapter with it"
         )
     return found
@@ -266,13 +278,15 @@ def _transformer_settings(
 ) -> Settings:
     if isinstance(tokenizer, HuggingFaceTokenizer):
         if vocabulary.num_sentinels or vocabulary.num_units:
-            raise ExportError("it has sentinels or units besides the ids of the model that it was started from")
+            raise ExportError("it has sentinels or units in addition to the ids of the model that it was started from")
         config = transformer.config_to_hugging_face(model, tokenizer.places.num_rows)
         return {"max_position_embeddings": context} | config | tokenizer.special, tokenizer.files
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), vocabulary.boundary) | {"pad_token_id": PADDING}
     config = {"max_position_embeddings": context} | transformer.config_to_hugging_face(model, vocabulary.size)
     if config["pad_token_id"] != PADDING:
-        raise ExportError(f"its positions begin where those of a model whose padding is {config['pad_token_id']} do")
+        raise ExportError(
+            f"its positions begin as in a model with padding id {config['pad_token_id']}; here it is {PADDING}"
+        )
     config |= ends
     files = text_files(tokenizer, vocabulary, context, causal=model.causal)
     if not model.causal:
@@ -283,7 +297,7 @@ def _transformer_settings(
 
 
 def _groups(run: LoadedRun, *names: str) -> Params:
-    """Some groups of a run's parameters, on the host."""
+    """Returns some groups of a run's parameters, on the host."""
     return jax.device_get({name: run.params[name] for name in names})
 
 
@@ -336,7 +350,7 @@ def _speech_lm_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
 
 
 def with_their_ids(params: Params, tokenizer: Tokenizer | None) -> Params:
-    """Parameters whose rows of ids stand where the tokenizer's own table has them."""
+    """Returns the parameters with rows in the order of the tokenizer's own table."""
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return params
     ours = tokenizer.places.ours
@@ -349,14 +363,14 @@ def with_their_ids(params: Params, tokenizer: Tokenizer | None) -> Params:
 
 
 def id_axis(params: Params, path: tuple) -> int | None:
-    """The axis of a parameter that ids lie along, if any does: a head beside a transformer is one of classes."""
+    """Returns the axis of a parameter that is indexed by ids, or None. A transformer's head is indexed by classes."""
     name = name_of(path)
     heads = {} if "transformer" in params else {"head/kernel": 1, "head/bias": 0}
     return (dict.fromkeys(PER_TOKEN, 0) | heads).get(name)
 
 
 class HuggingFaceForm(NamedTuple):
-    """How runs of a task become a class of transformers; tasks name theirs (`Task.hugging_face`)."""
+    """Conversion of runs of a task to a class of transformers; tasks name theirs (`Task.hugging_face`)."""
 
     settings: Callable[[Experiment, Tokenizer | None], Settings]
     arrays: Callable[[LoadedRun], tuple[Params, StateDict]]
@@ -379,10 +393,10 @@ def _form(experiment: Experiment) -> HuggingFaceForm:
 
 
 class Reader(NamedTuple):
-    """How a class of transformers is read: its shape from `config.json`, and where our parameters are in its arrays.
+    """Conversion of a class of transformers: shape from `config.json`, and places of our parameters in its arrays.
 
     Either raises ValueError where a form is not ours. A new class has an entry in `READERS`, and one in
-    `importing.EXPERIMENTS` that says what run it becomes.
+    `import_.EXPERIMENTS` that makes it a run.
     """
 
     config: Callable[[Mapping[str, Any]], Config]

@@ -1,9 +1,13 @@
-"""Files of safetensors, opened without reading them: each array is a view of its file.
+"""Reader of safetensors files: each array is a read-only view of its file, and no byte is read before it is used.
 
-A file is eight bytes that give a length, a JSON header of that length, and the arrays' bytes one after the other. A
-header comes from whoever made the file, so everything that it says is checked against the file before any of it is
-used: then no array reaches outside the file, none overlaps another, and nothing was allocated. A header is decoded one
-array at a time: decoded as a whole, JSON can take thirty times its length of memory.
+A file holds eight bytes with the length of the header, a JSON header of that length, and the arrays' bytes. A header
+comes from whoever made the file, so every value in it is checked against the file before any of it is used: no array
+reaches outside the file, none overlaps another, and nothing is allocated for it. The header is decoded one array at a
+time, because JSON decoded as a whole can take thirty times its length in memory.
+
+The library `safetensors` (0.8) writes the files but does not read them here. `safe_open` holds the checks of offsets
+and gaps, but it accepts a name twice, shapes such as [0, 2**59, 2**59], any number of axes, and headers of up to
+100 MB (a malformed one of 6 MiB took 250 MB of memory before it was refused), and its `get_tensor` copies.
 Format: https://github.com/huggingface/safetensors, "Format".
 """
 
@@ -37,7 +41,7 @@ _DECODER = json.JSONDecoder()
 
 
 class Entry(NamedTuple):
-    """What a header says of one array: its type's name, its shape, and where its bytes are, behind the header."""
+    """The header's entry of one array: name of its type, its shape, and the range of its bytes after the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -46,7 +50,10 @@ class Entry(NamedTuple):
 
 
 def open_arrays(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file, by name: read-only views of it, mapped into memory page by page as they are used.
+    """Opens the arrays of a file: read-only views of it, mapped into memory page by page as they are used.
+
+    Returns:
+      The arrays by name.
 
     Raises:
       ExportError: the file is not safetensors, is cut short, contradicts itself, or holds other types than `DTYPES`.
@@ -69,16 +76,19 @@ def open_arrays(file: Path) -> dict[str, np.ndarray]:
 
 
 def _dtype(name: str, entry: Entry) -> np.dtype | None:
-    """An array's type; None where neither parameters nor buffers of that name have it."""
+    """Returns an array's type; None if neither parameters nor buffers of that name have it."""
     found = _INTEGERS.get(entry.dtype) if name.rpartition(".")[2] in _BUFFERS else None
     return DTYPES.get(entry.dtype) if found is None else found
 
 
 def read_header(file: Path) -> tuple[dict[str, Entry], int]:
-    """A file's header, every word of it checked, and the offset of the arrays' bytes.
+    """Reads a file's header and checks every value in it.
+
+    Returns:
+      The entries by name, and the offset of the arrays' bytes.
 
     Raises:
-      ExportError: what it says cannot be true of the file.
+      ExportError: the header contradicts the file.
     """
     try:
         size = file.stat().st_size
@@ -96,7 +106,7 @@ def read_header(file: Path) -> tuple[dict[str, Entry], int]:
 
 
 class _Wrong(ValueError):
-    """What a header says is not true."""
+    """The header is not true of the file."""
 
 
 class _Header:
@@ -106,7 +116,7 @@ class _Header:
         self._text, self._at = text, 0
 
     def entries(self) -> dict[str, Entry]:
-        """What it says of each array, by name."""
+        """Returns the entries of all arrays, by name."""
         entries: dict[str, Entry] = {}
         seen: set[str] = set()
         for name in self._names():
@@ -125,7 +135,7 @@ class _Header:
         return entries
 
     def _names(self) -> Iterator[str]:
-        """The names of an object's members; whoever takes one reads the member's value before the next."""
+        """Yields the names of an object's members; the caller decodes each value before it takes the next name."""
         if not self._has("{"):
             raise _Wrong("its header is no JSON object of arrays' descriptions")
         is_done = self._has("}")
@@ -145,7 +155,7 @@ class _Header:
         return text
 
     def _value(self, name: str) -> Any:
-        """The description of an array, which holds no other object."""
+        """Decodes the description of an array, which contains no other object."""
         self._skip_space()
         begin, end = self._at, self._text.find("}", self._at, self._at + _LONGEST_ENTRY) + 1
         if not end or not self._text.startswith("{", begin):
@@ -154,7 +164,7 @@ class _Header:
         return json.loads(self._text[begin:end], object_pairs_hook=_distinct)
 
     def _has(self, sign: str) -> bool:
-        """Whether a sign is next; it is passed if it is."""
+        """Returns whether the next character is `sign`, and skips it if so."""
         self._skip_space()
         found = self._text.startswith(sign, self._at)
         self._at += found
@@ -169,7 +179,7 @@ class _Header:
 
 
 def _require_whole(entries: dict[str, Entry], num_bytes: int) -> None:
-    """Raises `_Wrong` unless the arrays are all that stands behind the header, without gaps."""
+    """Raises `_Wrong` unless the arrays fill all bytes after the header, without gaps."""
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
         if entry.begin != end:

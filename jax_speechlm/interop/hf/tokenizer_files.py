@@ -1,12 +1,12 @@
 """Our tokenizers as files that plain transformers opens, with the same ids and the same texts.
 
-Everything goes into a `tokenizer.json` of Hugging Face's `tokenizers`, but for characters under CTC, which have a class
-of their own there that also gives timestamps. In terms of that format:
+All tokenizers become a `tokenizer.json` of Hugging Face's `tokenizers`, except characters under CTC, for which
+transformers has a class that also gives timestamps. In terms of that format:
 
-- ids of a model's vocabulary are the file's: 0 is `<pad>`, the CTC blank; the others keep their numbers;
-- NFKC and the handling of unknown characters (`data_pipelines.tokenizers.base`) are normalisers, which need no code;
+- the ids are the same as in the model's vocabulary: 0 is `<pad>`, the CTC blank;
+- NFKC and the handling of unknown characters (`data_pipelines.tokenizers.base`) are normalisers, without code;
 - characters are byte pairs without merges; SentencePiece's byte pairs are merges in the order of their scores;
-- a line end is an added token, so that each line is read by itself as ours are.
+- a line end is an added token, so that each line is encoded by itself, as ours are.
 """
 
 import collections
@@ -24,14 +24,15 @@ Files = dict[str, Any]
 
 PAD, BOUNDARY, MASK, SPEECH, TEXT = "<pad>", "<|endoftext|>", "<mask>", "<speech>", "<text>"
 _SPACE = "\u2581"
-_NEVER = -1000.0  # score of pieces that no text is spelled with
+_NEVER = -1000.0  # score of pieces that occur in no text
 
 
 def ctc_files(tokenizer: Tokenizer) -> Files:
-    """Files of a tokenizer whose `decode` takes the likeliest id of each frame and gives the greedy transcript.
+    """Returns the files of a tokenizer whose `decode` maps the likeliest ids of frames to the greedy transcript.
 
-    Characters become a `Wav2Vec2CTCTokenizer`, which trims the text and knows when each letter was said. Pieces, and
-    characters that join to one on the way out (a letter and its accent) or are its own signs, a `ParakeetTokenizer`.
+    Characters become a `Wav2Vec2CTCTokenizer`, which trims the text and gives the times of letters. Pieces become a
+    `ParakeetTokenizer`, and so do characters that join when they are decoded (a letter and its accent) or that are the
+    former's own signs.
 
     Raises:
       ExportError: the tokenizer cannot be expressed.
@@ -48,13 +49,12 @@ def ctc_files(tokenizer: Tokenizer) -> Files:
 
 
 def text_files(tokenizer: Tokenizer, vocabulary: Vocabulary, context: int, *, causal: bool) -> Files:
-    """Files of a language model's tokenizer.
+    """Returns the files of a language model's tokenizer.
 
-    A text is encoded behind the boundary; for a model that looks both ways also before one. The boundary is beginning
-    and end in one.
+    The boundary precedes a text; for a model that is not causal it also follows it. It is both bos and eos.
 
     Args:
-      context: tokens of the rows that the model was trained on.
+      context: number of tokens of the rows that the model was trained on.
 
     Raises:
       ExportError: the tokenizer cannot be expressed.
@@ -101,12 +101,12 @@ def _tokenizer_json(
     post_processor: dict[str, Any] | None,
     plain: dict[str, int] | None = None,
 ) -> dict[str, Any]:
-    """A `tokenizer.json`.
+    """Returns a `tokenizer.json`.
 
     Args:
-      names: what each id is called.
-      special: tokens that are left out of a text where that is asked for.
-      plain: tokens that are not; either kind is found in a text before anything else.
+      names: the tokens in the order of ids.
+      special: tokens that `skip_special_tokens` leaves out of a text.
+      plain: tokens that it keeps; either kind is found in a text before anything else.
     """
     added = {name: (number, True) for name, number in special.items()}
     added |= {name: (number, False) for name, number in (plain or {}).items()}
@@ -139,7 +139,7 @@ def _tokenizer_json(
 
 
 def _pieces(tokenizer: Tokenizer) -> list[str]:
-    """What each id is called in the file: its piece, spaces as SentencePiece writes them only for SentencePiece."""
+    """Returns the tokens of the file in the order of ids: pieces; only SentencePiece has its sign for spaces."""
     if isinstance(tokenizer, CharTokenizer):
         return ["", *tokenizer.characters]
     pieces = list(tokenizer.pieces)
@@ -149,7 +149,7 @@ def _pieces(tokenizer: Tokenizer) -> list[str]:
 
 
 def _readable(known: Iterable[str]) -> list[dict[str, Any]]:
-    """Normalisers that do what `encode` does before anything else: NFKC, then only characters that are known.
+    """Returns normalisers that do the first steps of `encode`: NFKC, then removal of unknown characters.
 
     An unknown character leaves the known parts of its decomposition. Characters with the same parts share a rule.
     """
@@ -167,7 +167,7 @@ def _readable(known: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def _sentencepiece_text(tokenizer: SentencePieceTokenizer) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Normalisers of one line of text, and decoders back to text."""
+    """Returns normalisers of one line of text, and decoders to text."""
     prefix = [{"type": "Prepend", "prepend": _SPACE}, _replace(" ", _SPACE)]
     back = [_replace(_SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
     if tokenizer.has_bytes:  # and keeps every space
@@ -218,11 +218,12 @@ def _any_of(characters: Iterable[str], *, negated: bool = False) -> str:
 
 
 def _compositions(alphabet: str) -> list[tuple[str, str]]:
-    """Pairs of the alphabet's characters that `CharTokenizer.decode` joins or lets change places, by NFKC, and what
-    they become: to be replaced in this order. Exact for up to three characters of a letter.
+    """Returns pairs of the alphabet's characters that NFKC in `CharTokenizer.decode` joins or swaps, and their results.
+
+    They are to be replaced in this order. Exact for up to three characters of a letter.
 
     Raises:
-      ExportError: pairs are not enough: three characters become something else than a pair at a time would.
+      ExportError: pairs are not enough: NFKC changes three characters in another way than a pair at a time.
     """
     seconds = [character for character in alphabet if character in _second_parts() or _is_jamo(character)]
     pairs = {}
@@ -247,7 +248,7 @@ def _compositions(alphabet: str) -> list[tuple[str, str]]:
 
 @functools.cache
 def _decompositions() -> dict[int, str]:
-    """Every character that NFKC leaves as it is and NFD takes apart, and its parts."""
+    """Returns all characters that NFKC keeps and NFD decomposes, and their parts."""
     codes = (code for code in range(0x110000) if not 0xD800 <= code < 0xE000)
     taken = ((code, unicodedata.normalize("NFD", chr(code))) for code in codes)
     return {code: parts for code, parts in taken if parts != chr(code) and unicodedata.is_normalized("NFKC", chr(code))}
@@ -255,7 +256,7 @@ def _decompositions() -> dict[int, str]:
 
 @functools.cache
 def _second_parts() -> frozenset[str]:
-    """Characters that may join one before them, or trade places with it."""
+    """Returns characters that may join the character before them, or swap with it."""
     parts = {part for decomposed in _decompositions().values() for part in decomposed[1:]}
     return frozenset(parts | {chr(code) for code in range(0x110000) if unicodedata.combining(chr(code))})
 

@@ -19,6 +19,7 @@ from jax_speechlm.interop.hf.mapping import (
     Row,
     StateDict,
     TensorSource,
+    linear,
     require_fixed,
     write,
 )
@@ -68,9 +69,9 @@ _BOTH_WAYS = [
     Row("prediction.norm.scale", "head.norm.weight", SAME),
     Row("prediction.bias", "decoder.bias", SAME),
 ]
-_CLASSIFIER = [Row("head.kernel", "classifier.weight", TRANSPOSED), Row("head.bias", "classifier.bias", SAME)]
+_CLASSIFIER = linear("head", "classifier")
 _VOCABULARY_MAP = "decoder.weight", "decoder.bias"
-_FUSED = {"Wqkv.weight": 3, "Wi.weight": 2}  # name -> how many of our arrays lie in it, one above the other
+_FUSED = {"Wqkv.weight": 3, "Wi.weight": 2}  # name -> number of our arrays that are concatenated in it
 # Our first layer's attention norm is theirs on the embeddings.
 _FIRST_NORM = "model.layers.0.attn_norm.weight", "model.embeddings.norm.weight"
 
@@ -90,16 +91,18 @@ TIED = {"lm_head.weight", "decoder.weight"} | {
 
 
 def from_hugging_face(state_dict: StateDict, config: TransformerConfig) -> Params:
-    """Parameters of our `Transformer`, as arrays, from what `sources` takes."""
+    """Reads the parameters of our `Transformer`, as arrays, from the state dict that `sources` takes."""
     return jax.tree.map(TensorSource.read, sources(state_dict, config))
 
 
 def sources(state_dict: StateDict, config: TransformerConfig) -> Params:
-    """Where our `Transformer` is read from the state dict of one of Hugging Face's.
+    """Finds the places of our `Transformer`'s parameters in the state dict of one of Hugging Face's.
+
+    Returns:
+      Nested dict of `TensorSource`.
 
     Raises:
-      ValueError: an array is missing, left over, or of another shape than `config` implies, or the config has a form
-        that is none of theirs.
+      ValueError: an array is missing, left over, or of another shape than `config` implies, or no class has this form.
     """
     model_type = _model_type(config)
     rows, head = _rows(config, model_type)
@@ -119,10 +122,10 @@ def sources(state_dict: StateDict, config: TransformerConfig) -> Params:
 
 
 def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.ndarray]:
-    """The float32 state dict of the class of Hugging Face's that has this form.
+    """Returns the float32 state dict of the class of Hugging Face's that has this form.
 
     Raises:
-      ValueError: none has.
+      ValueError: no class has.
     """
     model_type = _model_type(config)
     rows, head = _rows(config, model_type)
@@ -137,7 +140,7 @@ def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.n
 
 
 def classifier_to_hugging_face(params: Params, config: TransformerConfig, head: Params) -> dict[str, np.ndarray]:
-    """The float32 state dict of a `ModernBertForSequenceClassification`, which has no vocabulary map.
+    """Returns the float32 state dict of a `ModernBertForSequenceClassification`, which has no vocabulary map.
 
     Raises:
       ValueError: the config has another form.
@@ -148,16 +151,19 @@ def classifier_to_hugging_face(params: Params, config: TransformerConfig, head: 
 
 
 def without_vocabulary_map(params: Params) -> Params:
-    """The transformer of a text classifier as it comes back from that class: what it does not use is zeros."""
+    """Returns a text classifier's transformer as it is after an import of that class: unused parameters are zeros."""
     bias = np.zeros_like(params["prediction"]["bias"])
     untied = {"untied": np.zeros_like(params["untied"])} if "untied" in params else {}
     return params | {"prediction": params["prediction"] | {"bias": bias}} | untied
 
 
 def classifier_sources(state_dict: StateDict, config: TransformerConfig) -> Params:
-    """Where our `TextClassifier` is read from a `ModernBertForSequenceClassification`: `transformer` and `head`.
+    """Finds the places of our `TextClassifier`'s parameters in a `ModernBertForSequenceClassification`.
 
-    Of the vocabulary map, which ours has and does not use, what is no embedding is zeros.
+    Ours has a vocabulary map, which it does not use; apart from a tied embedding its parameters are zeros.
+
+    Returns:
+      `transformer` and `head`.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.
@@ -174,7 +180,7 @@ def classifier_sources(state_dict: StateDict, config: TransformerConfig) -> Para
 
 
 def classifier_config_to_hugging_face(config: TransformerConfig) -> dict[str, Any]:
-    """What the `config.json` of a `ModernBertForSequenceClassification` says differently.
+    """Returns the settings in which the `config.json` of a `ModernBertForSequenceClassification` differs.
 
     Raises:
       ValueError: the config has another form.
@@ -188,7 +194,7 @@ def classifier_config_to_hugging_face(config: TransformerConfig) -> dict[str, An
 
 
 def _rows(config: TransformerConfig, model_type: str) -> tuple[list[Row], str]:
-    """The table, and the name of the vocabulary map, which only an untied model has a row for."""
+    """Returns the table, and the name of the vocabulary map, which only an untied model has a row for."""
     if model_type in _LEARNT:
         rows, head = bert.rows(model_type, _INTO_HEADS, _OUT_OF_HEADS), bert.head(model_type)
     elif model_type == "modernbert":
@@ -199,7 +205,7 @@ def _rows(config: TransformerConfig, model_type: str) -> tuple[list[Row], str]:
 
 
 def _split(arrays: StateDict) -> dict[str, np.ndarray]:
-    """Fused arrays taken apart, as "name/part", and the norm of the embeddings named as the first layer's."""
+    """Splits fused arrays, into "name/part", and renames the norm of the embeddings to the first layer's."""
     ours, theirs = _FIRST_NORM
     parts: dict[str, np.ndarray] = {}
     for name, value in arrays.items():
@@ -219,7 +225,7 @@ def _join(parts: StateDict) -> dict[str, np.ndarray]:
     return {name: np.concatenate(values) if len(values) > 1 else values[0] for name, values in arrays.items()}
 
 
-# Settings of a config.json with a name of our own, and those that our form fixes.
+# Settings of a config.json with a name of our own, and settings that are constant in our form.
 _RENAMED = {
     "hidden_size": "dim",
     "num_hidden_layers": "num_layers",
@@ -262,10 +268,13 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> TransformerConfig:
-    """The `TransformerConfig` of a `config.json`.
+    """Converts a `config.json`.
+
+    Returns:
+      The model's shape.
 
     Raises:
-      ValueError: the model is of none of the types here or has a form that ours has not, such as scaled rotary
+      ValueError: the model is of none of the types here or has a form that ours does not have, such as scaled rotary
         positions.
     """
     values = completed(values)
@@ -280,13 +289,12 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> TransformerConfig:
 
 
 def config_to_hugging_face(config: TransformerConfig, vocab_size: int) -> dict[str, Any]:
-    """The settings of the `config.json` of the class of Hugging Face's that has this form.
+    """Returns the settings of the `config.json` of the class of Hugging Face's that has this form.
 
-    Token 0 is padding, unless learnt positions imply another; which tokens begin and end a text is left to the caller
-    to add.
+    Token 0 is padding, unless learnt positions imply another; the caller adds the tokens that begin and end a text.
 
     Raises:
-      ValueError: none has this form.
+      ValueError: no class has this form.
     """
     model_type = _model_type(config)
     settings = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()} | _FIXED[model_type]
@@ -313,10 +321,10 @@ def config_to_hugging_face(config: TransformerConfig, vocab_size: int) -> dict[s
 
 
 def _model_type(config: TransformerConfig) -> str:
-    """Which of them a config is.
+    """Returns the `model_type` that has the form of a config.
 
     Raises:
-      ValueError: it is none; names what stands in the way.
+      ValueError: none has; the message names the setting.
     """
     if config.causal:
         model_type = "qwen3" if config.query_key_norm else "llama"
@@ -360,7 +368,7 @@ def _learnt_positions(values: Mapping[str, Any], model_type: str) -> dict[str, A
 
 
 def _attention_from(values: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    """Rotary angles and windows, from the settings of transformers 5 or of the versions before."""
+    """Returns rotary angles and windows, from the settings of transformers 5 or of earlier versions."""
     layers = values["num_hidden_layers"]
     scaling, rope = values.get("rope_scaling") or {}, values.get("rope_parameters") or {}
     types = values.get("layer_types")
@@ -373,7 +381,7 @@ def _attention_from(values: Mapping[str, Any], model_type: str) -> dict[str, Any
         window = values["local_attention"] // 2
     else:
         theta = local = _theta(scaling or rope, values["rope_theta"])
-        if model_type == "llama":  # which has no windows, whatever else config.json says
+        if model_type == "llama":  # which never has windows
             return {"rope_theta": theta}
         size = values["sliding_window"] if values["use_sliding_window"] else None
         first = layers if size is None else values["max_window_layers"]
@@ -400,7 +408,7 @@ def _rope_type(rope: Mapping[str, Any]) -> Any:
 
 
 def _period(types: Sequence[str]) -> int | None:
-    """n where layers 0, n, 2n, ... and no others see everything; None where none does."""
+    """Returns n if layers 0, n, 2n, ... and no others have full attention; None if no layer has."""
     everything = [i for i, name in enumerate(types) if name == _FULL]
     if not everything:
         return None

@@ -1,9 +1,9 @@
-"""Speech-language models to and from Hugging Face's Voxtral (see `mapping`).
+"""Conversion of speech-language models to and from Hugging Face's Voxtral (see `mapping`).
 
-A `VoxtralForConditionalGeneration` is a tower, a projector and a language model, and its config may name any class for
-the first and the last: here a Wav2Vec2-BERT and a Qwen3 or Llama. The projector lays the tower's vectors side by side
-until they are as wide as the tower's feed-forward layers, and has two linear maps without biases, the second of them
-from the language model's width to itself. A `Stacking` adapter of that form is the same function.
+A `VoxtralForConditionalGeneration` consists of a tower, a projector and a language model, and its config may name any
+class for the tower and the language model: here a Wav2Vec2-BERT and a Qwen3 or Llama. The projector concatenates
+vectors of the tower until they are as wide as the tower's feed-forward layers, and applies two linear maps without
+biases, the second of them square. A `Stacking` adapter of that form is the same function.
 """
 
 from collections.abc import Mapping
@@ -35,14 +35,14 @@ _PROJECTOR = [
 
 
 def config_to_hugging_face(model: SpeechLMConfig, text: Mapping[str, Any], audio_token: int) -> dict[str, Any]:
-    """The settings of a Voxtral `config.json`.
+    """Returns the settings of a Voxtral `config.json`.
 
     Args:
-      text: those of the language model's.
-      audio_token: an id that no text holds: it stands where the speech is to be, once for each of its vectors.
+      text: settings of the language model.
+      audio_token: an id that occurs in no text: it marks the positions of speech, once for each vector.
 
     Raises:
-      ExportError: the adapter or the encoder has another form; names the settings that Voxtral has.
+      ExportError: the adapter or the encoder has another form; the message names the settings that Voxtral has.
     """
     encoder = model.encoder
     if not isinstance(encoder, ConformerConfig):
@@ -66,7 +66,7 @@ def config_to_hugging_face(model: SpeechLMConfig, text: Mapping[str, Any], audio
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> SpeechLMConfig:
-    """The `SpeechLMConfig` of a Voxtral `config.json`.
+    """Converts a Voxtral `config.json`.
 
     Raises:
       ValueError: a part is of another class or form, such as the Whisper tower of Mistral's own models.
@@ -86,7 +86,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> SpeechLMConfig:
 
 
 def to_hugging_face(params: Params, model: SpeechLMConfig) -> dict[str, np.ndarray]:
-    """The float32 state dict of a model whose LoRA has been merged."""
+    """Returns the float32 state dict of a model whose LoRA has been merged."""
     tower = wav2vec2_bert.to_hugging_face(params["encoder"], model.encoder)
     text = transformer.to_hugging_face(params["transformer"], model.transformer)
     arrays = {_TOWER + name: value for name, value in tower.items()}
@@ -95,7 +95,10 @@ def to_hugging_face(params: Params, model: SpeechLMConfig) -> dict[str, np.ndarr
 
 
 def sources(state_dict: StateDict, config: SpeechLMConfig) -> Params:
-    """Where our `SpeechTransformer` is read from: `encoder`, `adapter` and `transformer`.
+    """Finds the places of our `SpeechTransformer`'s parameters.
+
+    Returns:
+      `encoder`, `adapter` and `transformer`.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.

@@ -1,4 +1,4 @@
-"""Conformer parameters to and from Hugging Face's Wav2Vec2-BERT (see `mapping`)."""
+"""Conversion of Conformer parameters to and from Hugging Face's Wav2Vec2-BERT (see `mapping`)."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,20 @@ import numpy as np
 
 from jax_speechlm.interop.hf.class_settings import completed
 from jax_speechlm.interop.hf.mapping import (
+    DEPTHWISE,
+    GATED,
+    HEADS_BIAS,
+    INTO_HEADS,
+    OUT_OF_HEADS,
+    POINTWISE,
     SAME,
-    TRANSPOSED,
-    Layout,
     Row,
     StateDict,
     TensorSource,
     class_names,
     ffn_multiple,
+    linear,
+    norm,
     require_fixed,
     write,
 )
@@ -26,89 +32,69 @@ from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.nn.functional import Params
 
 _PREFIX = "wav2vec2_bert."
-_MOST_CLASSES = 1 << 16  # whose head is multiplied out
-_DEAD = "masked_spec_embed"  # the filler of Hugging Face's own SpecAugment: unused where that is off
-
-
-def _heads(config: ConformerConfig) -> tuple[int, int]:
-    return config.num_heads, config.dim // config.num_heads
-
-
-_INTO_HEADS = Layout(lambda x, c: x.reshape(c.dim, c.dim).T, lambda x, c: x.T.reshape(c.dim, *_heads(c)))
-_HEADS_BIAS = Layout(lambda x, c: x.reshape(c.dim), lambda x, c: x.reshape(_heads(c)))
-_OUT_OF_HEADS = Layout(lambda x, c: x.reshape(c.dim, c.dim).T, lambda x, c: x.T.reshape(*_heads(c), c.dim))
-# Convolution weights there are [out, in, taps].
-_POINTWISE = Layout(lambda x, c: x.T[..., None], lambda x, c: x[..., 0].T)
-_GATED = Layout(
-    lambda x, c: x.reshape(c.dim, 2 * c.dim).T[..., None], lambda x, c: x[..., 0].T.reshape(c.dim, 2, c.dim)
-)
-_DEPTHWISE = Layout(lambda x, c: x.T[:, None, :], lambda x, c: x[:, 0, :].T)
-
-
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}.scale", f"{theirs}.weight", SAME), Row(f"{ours}.bias", f"{theirs}.bias", SAME)]
-
-
-def _linear(ours: str, theirs: str, kernel: Layout = TRANSPOSED, bias: Layout = SAME) -> list[Row]:
-    return [Row(f"{ours}.kernel", f"{theirs}.weight", kernel), Row(f"{ours}.bias", f"{theirs}.bias", bias)]
+_MOST_CLASSES = 1 << 16  # of a head that the projection is multiplied into
+_DEAD = "masked_spec_embed"  # the filler of Hugging Face's own SpecAugment, which is off
 
 
 def _feed_forward(name: str) -> list[Row]:
     return [
-        *_norm(f"layers.{name}.norm", f"encoder.layers.{{}}.{name}_layer_norm"),
-        *_linear(f"layers.{name}.expand", f"encoder.layers.{{}}.{name}.intermediate_dense"),
-        *_linear(f"layers.{name}.contract", f"encoder.layers.{{}}.{name}.output_dense"),
+        *norm(f"layers.{name}.norm", f"encoder.layers.{{}}.{name}_layer_norm"),
+        *linear(f"layers.{name}.expand", f"encoder.layers.{{}}.{name}.intermediate_dense"),
+        *linear(f"layers.{name}.contract", f"encoder.layers.{{}}.{name}.output_dense"),
     ]
 
 
 _ATTENTION, _CONVOLUTION = "encoder.layers.{}.self_attn", "encoder.layers.{}.conv_module"
 _ENCODER = [
-    *_norm("input_norm", "feature_projection.layer_norm"),
-    *_linear("input", "feature_projection.projection"),
+    *norm("input_norm", "feature_projection.layer_norm"),
+    *linear("input", "feature_projection.projection"),
     *_feed_forward("ffn1"),
-    *_norm("layers.attention_norm", f"{_ATTENTION}_layer_norm"),
-    *_linear("layers.attention.query", f"{_ATTENTION}.linear_q", _INTO_HEADS, _HEADS_BIAS),
-    *_linear("layers.attention.key", f"{_ATTENTION}.linear_k", _INTO_HEADS, _HEADS_BIAS),
-    *_linear("layers.attention.value", f"{_ATTENTION}.linear_v", _INTO_HEADS, _HEADS_BIAS),
-    *_linear("layers.attention.out", f"{_ATTENTION}.linear_out", _OUT_OF_HEADS),
+    *norm("layers.attention_norm", f"{_ATTENTION}_layer_norm"),
+    *linear("layers.attention.query", f"{_ATTENTION}.linear_q", INTO_HEADS, HEADS_BIAS),
+    *linear("layers.attention.key", f"{_ATTENTION}.linear_k", INTO_HEADS, HEADS_BIAS),
+    *linear("layers.attention.value", f"{_ATTENTION}.linear_v", INTO_HEADS, HEADS_BIAS),
+    *linear("layers.attention.out", f"{_ATTENTION}.linear_out", OUT_OF_HEADS),
     Row("layers.attention.distance", f"{_ATTENTION}.distance_embedding.weight", SAME),
-    *_norm("layers.convolution.norm_in", f"{_CONVOLUTION}.layer_norm"),
-    Row("layers.convolution.expand.kernel", f"{_CONVOLUTION}.pointwise_conv1.weight", _GATED),
-    Row("layers.convolution.depthwise", f"{_CONVOLUTION}.depthwise_conv.weight", _DEPTHWISE),
-    *_norm("layers.convolution.norm_mid", f"{_CONVOLUTION}.depthwise_layer_norm"),
-    Row("layers.convolution.contract.kernel", f"{_CONVOLUTION}.pointwise_conv2.weight", _POINTWISE),
+    *norm("layers.convolution.norm_in", f"{_CONVOLUTION}.layer_norm"),
+    Row("layers.convolution.expand.kernel", f"{_CONVOLUTION}.pointwise_conv1.weight", GATED),
+    Row("layers.convolution.depthwise", f"{_CONVOLUTION}.depthwise_conv.weight", DEPTHWISE),
+    *norm("layers.convolution.norm_mid", f"{_CONVOLUTION}.depthwise_layer_norm"),
+    Row("layers.convolution.contract.kernel", f"{_CONVOLUTION}.pointwise_conv2.weight", POINTWISE),
     *_feed_forward("ffn2"),
-    *_norm("layers.norm", "encoder.layers.{}.final_layer_norm"),
+    *norm("layers.norm", "encoder.layers.{}.final_layer_norm"),
 ]
-_HEAD = _linear("head", "lm_head")
-_CLASSIFIER = [*_linear("projector", "projector"), *_linear("head", "classifier")]
-_OF_FRAMES = _linear("head", "classifier")
+_HEAD = linear("head", "lm_head")
+_CLASSIFIER = [*linear("projector", "projector"), *linear("head", "classifier")]
+_OF_FRAMES = linear("head", "classifier")
 
 
 def _x_vector(num_layers: int) -> list[Row]:
-    layers = (_linear(f"speaker.tdnn.layer{i}", f"tdnn.{i}.kernel") for i in range(num_layers))
+    layers = (linear(f"speaker.tdnn.layer{i}", f"tdnn.{i}.kernel") for i in range(num_layers))
     return [
-        *_linear("speaker.projector", "projector"),
+        *linear("speaker.projector", "projector"),
         *itertools.chain.from_iterable(layers),
-        *_linear("speaker.embedding", "feature_extractor"),
-        *_linear("speaker.output", "classifier"),
+        *linear("speaker.embedding", "feature_extractor"),
+        *linear("speaker.output", "classifier"),
         Row("speaker.speakers", "objective.weight", SAME),
     ]
 
 
 def from_hugging_face(state_dict: StateDict, config: ConformerConfig) -> tuple[Params, Params | None]:
-    """Parameters of our `Conformer`, as arrays, from what `sources` takes.
+    """Reads the parameters of our `Conformer`, as arrays, from the state dict that `sources` takes.
 
     Returns:
-      The encoder's parameters, layers stacked, and those of the CTC head (`Linear`: kernel [dim, vocab], bias), or None
-      where the state dict has no head.
+      Parameters of the encoder, layers stacked, and of the CTC head (`Linear`: kernel [dim, vocab], bias), or None
+      if the state dict has no head.
     """
     params = jax.tree.map(TensorSource.read, sources(state_dict, config))
     return params["encoder"], params.get("head")
 
 
 def sources(state_dict: StateDict, config: ConformerConfig) -> Params:
-    """Where our `Conformer` is read from a `Wav2Vec2BertModel` or `...ForCTC`: `encoder`, and the latter's `head`.
+    """Finds the places of our `Conformer`'s parameters in a `Wav2Vec2BertModel` or `Wav2Vec2BertForCTC`.
+
+    Returns:
+      `encoder`, and `head` of the latter.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.
@@ -121,7 +107,7 @@ def sources(state_dict: StateDict, config: ConformerConfig) -> Params:
 
 
 def to_hugging_face(encoder: Params, config: ConformerConfig, head: Params | None = None) -> dict[str, np.ndarray]:
-    """The float32 state dict of a `Wav2Vec2BertForCTC` if `head` is given, else of a `Wav2Vec2BertModel`."""
+    """Returns the float32 state dict of a `Wav2Vec2BertForCTC` if `head` is given, else of a `Wav2Vec2BertModel`."""
     arrays = {_DEAD: np.zeros(config.dim, np.float32)} | write(encoder, _ENCODER, config)
     if head is None:
         return arrays
@@ -129,24 +115,27 @@ def to_hugging_face(encoder: Params, config: ConformerConfig, head: Params | Non
 
 
 def classifier_to_hugging_face(encoder: Params, config: ConformerConfig, head: Params) -> dict[str, np.ndarray]:
-    """The float32 state dict of a `Wav2Vec2BertForSequenceClassification`.
+    """Returns the float32 state dict of a `Wav2Vec2BertForSequenceClassification`.
 
-    Between encoder and mean it has a linear map that we have not: it is the identity.
+    Its linear map between encoder and mean, which ours does not have, is the identity.
     """
     projector = {"kernel": np.eye(config.dim, dtype=np.float32), "bias": np.zeros(config.dim, np.float32)}
     return _beside_encoder(encoder, {"projector": projector, "head": head}, _CLASSIFIER, config)
 
 
 def classifier_from_hugging_face(state_dict: StateDict, config: ConformerConfig) -> tuple[Params, Params]:
-    """Parameters of our `UtteranceClassifier`, encoder and head, as arrays, from what `classifier_sources` takes."""
+    """Reads the encoder and head of our `UtteranceClassifier`; arguments and errors as in `classifier_sources`."""
     params = jax.tree.map(TensorSource.read, classifier_sources(state_dict, config))
     return params["encoder"], params["head"]
 
 
 def classifier_sources(state_dict: StateDict, config: ConformerConfig) -> Params:
-    """Where our `UtteranceClassifier` is read from a `Wav2Vec2BertForSequenceClassification`: `encoder` and `head`.
+    """Finds the places of our `UtteranceClassifier`'s parameters in a `Wav2Vec2BertForSequenceClassification`.
 
-    The linear map before the mean becomes a part of the head, which gives the same numbers.
+    The linear map before the mean is multiplied into the head, which gives the same logits.
+
+    Returns:
+      `encoder` and `head`.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.
@@ -168,22 +157,22 @@ def classifier_sources(state_dict: StateDict, config: ConformerConfig) -> Params
 
 
 def frames_to_hugging_face(encoder: Params, config: ConformerConfig, head: Params) -> dict[str, np.ndarray]:
-    """The float32 state dict of a `Wav2Vec2BertForAudioFrameClassification`."""
+    """Returns the float32 state dict of a `Wav2Vec2BertForAudioFrameClassification`."""
     return _beside_encoder(encoder, {"head": head}, _OF_FRAMES, config)
 
 
 def frames_sources(state_dict: StateDict, config: ConformerConfig) -> Params:
-    """Where our `FrameClassifier` is read from that class: `encoder` and `head`. Errors are those of `sources`."""
+    """Finds the places of our `FrameClassifier`, `encoder` and `head`, in that class. Errors as in `sources`."""
     return _sources_beside_encoder(state_dict, ("head",), _OF_FRAMES, config)
 
 
 def x_vector_to_hugging_face(encoder: Params, config: ConformerConfig, speaker: Params) -> dict[str, np.ndarray]:
-    """The float32 state dict of a `Wav2Vec2BertForXVector`."""
+    """Returns the float32 state dict of a `Wav2Vec2BertForXVector`."""
     return _beside_encoder(encoder, {"speaker": speaker}, _x_vector(len(speaker["tdnn"])), config)
 
 
 def x_vector_sources(state_dict: StateDict, config: ConformerConfig) -> Params:
-    """Where our `SpeakerModel` is read from that class: `encoder` and `speaker`. Errors are those of `sources`."""
+    """Finds the places of our `SpeakerModel`, `encoder` and `speaker`, in that class. Errors as in `sources`."""
     num_layers = sum(name.startswith("tdnn.") and name.endswith(".kernel.weight") for name in state_dict)
     return _sources_beside_encoder(state_dict, ("speaker",), _x_vector(num_layers), config)
 
@@ -205,7 +194,7 @@ def _sources_beside_encoder(
     return {"encoder": tree} | heads
 
 
-# Settings of a Wav2Vec2BertConfig with a name of our own, and those that our one form fixes.
+# Settings of a Wav2Vec2BertConfig with a name of our own, and settings that are constant in our form.
 _RENAMED = {
     "feature_projection_input_dim": "input_dim",
     "hidden_size": "dim",
@@ -229,10 +218,10 @@ _FIXED = {
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> ConformerConfig:
-    """The `ConformerConfig` of a Wav2Vec2-BERT `config.json`.
+    """Converts a Wav2Vec2-BERT `config.json`.
 
     Raises:
-      ValueError: the model has a form that ours has not, such as rotary positions or an adapter.
+      ValueError: the model has a form that ours does not have, such as rotary positions or an adapter.
     """
     values = completed(values)
     require_fixed(values, _FIXED | {"hidden_act": "silu"})  # the same function
@@ -242,13 +231,13 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> ConformerConfig:
 
 
 def headed_config_from_hugging_face(values: Mapping[str, Any]) -> ConformerConfig:
-    """The same of a model with a head for classes, frames or speakers, which reads the last layer alone."""
+    """Converts the `config.json` of a model with a head for classes, frames or speakers on the last layer alone."""
     require_fixed(values, {"use_weighted_layer_sum": False})
     return config_from_hugging_face(values)
 
 
 def config_to_hugging_face(config: ConformerConfig, vocab_size: int | None = None) -> dict[str, Any]:
-    """The settings of a Wav2Vec2-BERT `config.json`; with `vocab_size`, of a `Wav2Vec2BertForCTC`."""
+    """Returns the settings of a Wav2Vec2-BERT `config.json`; with `vocab_size`, of a `Wav2Vec2BertForCTC`."""
     renamed = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()}
     rates = dict.fromkeys(("activation_dropout", "feat_proj_dropout", "conformer_conv_dropout"), config.dropout)
     only_here = {"intermediate_size": config.ffn_dim, "layerdrop": 0.0, "apply_spec_augment": False}
@@ -259,25 +248,25 @@ def config_to_hugging_face(config: ConformerConfig, vocab_size: int | None = Non
 
 
 def classifier_config_to_hugging_face(config: ConformerConfig, classes: Sequence[str]) -> dict[str, Any]:
-    """The settings of the `config.json` of a `Wav2Vec2BertForSequenceClassification`."""
+    """Returns the settings of the `config.json` of a `Wav2Vec2BertForSequenceClassification`."""
     return _headed_config(config, classes, "SequenceClassification", classifier_proj_size=config.dim)
 
 
 def frames_config_to_hugging_face(config: ConformerConfig, classes: Sequence[str]) -> dict[str, Any]:
-    """The settings of the `config.json` of a `Wav2Vec2BertForAudioFrameClassification`."""
+    """Returns the settings of the `config.json` of a `Wav2Vec2BertForAudioFrameClassification`."""
     return _headed_config(config, classes, "AudioFrameClassification")
 
 
 def x_vector_config_to_hugging_face(
     config: ConformerConfig, speakers: Sequence[str], head: XVectorConfig
 ) -> dict[str, Any]:
-    """The settings of the `config.json` of a `Wav2Vec2BertForXVector`."""
+    """Returns the settings of the `config.json` of a `Wav2Vec2BertForXVector`."""
     sizes = {theirs: list(getattr(head, ours)) for theirs, ours in _TDNN.items()}
     return _headed_config(config, speakers, "XVector", **sizes, xvector_output_dim=head.dim)
 
 
 def x_vector_config_from_hugging_face(values: Mapping[str, Any]) -> XVectorConfig:
-    """The head of a `Wav2Vec2BertForXVector`, from its `config.json`.
+    """Converts the settings of the head in the `config.json` of a `Wav2Vec2BertForXVector`.
 
     Raises:
       ValueError: the layers have different numbers of a setting.

@@ -19,7 +19,7 @@ def write_weights(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: i
 
     Args:
       arrays: by Hugging Face's names.
-      shard_bytes: the most that a file holds, unless one array is larger.
+      shard_bytes: largest number of bytes of a file, unless one array is larger.
     """
     shards: list[list[str]] = [[]]
     filled = 0
@@ -42,12 +42,13 @@ def write_weights(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: i
 
 
 def read_weights(folder: Path) -> dict[str, np.ndarray]:
-    """The state dict of a folder of Hugging Face's, from safetensors alone; no pickle is ever opened.
+    """Reads the state dict of a Hugging Face folder, from safetensors alone; no pickle is ever opened.
 
-    The arrays are read-only views of the files: nothing is read before it is used.
+    Returns:
+      Read-only views of the files, by name: nothing is read before it is used.
 
     Raises:
-      ExportError: there are no safetensors, or they are damaged or not those that the index names.
+      ExportError: no safetensors are there, or they are damaged or differ from the index.
     """
     if (folder / FILE).is_file():
         return _parameters(open_arrays(inside(folder, FILE)))
@@ -78,7 +79,7 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without buffers that earlier versions saved and every class of today computes: transformers skips them too."""
+    """Removes buffers that earlier versions saved and today's classes compute; transformers skips them too."""
     return {
         name: array
         for name, array in arrays.items()
