@@ -111,29 +111,29 @@ def topology(name: str, slices: int | None = None) -> Topology:
       ValueError: the name is unknown, or the size is not available; the message lists what is.
     """
     match = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*)-(\d+)", name.lower())
-    chip, number = (match.group(2), int(match.group(3))) if match else (name, 0)
+    chip, count = (match.group(2), int(match.group(3))) if match else (name, 0)
     slices = slices or int((match and match.group(1)) or 1)
-    if chip not in CHIPS or not number:
+    if chip not in CHIPS or not count:
         near = difflib.get_close_matches(chip, CHIPS, n=1, cutoff=0.3)
-        hint = f" Did you mean {near[0]}-{number or 16}?" if near else ""
+        hint = f" Did you mean {near[0]}-{count or 16}?" if near else ""
         raise ValueError(f"unknown topology {name!r}.{hint} Names are CHIP-NUMBER, with a chip of {', '.join(CHIPS)}")
     if slices > 1 and CHIPS[chip].platform != "tpu":
-        raise ValueError(f"{name}: only TPUs have slices; give the number of all devices, {chip}-{number * slices}")
-    return Topology(f"{chip}-{number}", chip, _shape(name, chip, number), slices)
+        raise ValueError(f"{name}: only TPUs have slices; give the number of all devices, {chip}-{count * slices}")
+    return Topology(f"{chip}-{count}", chip, _shape(name, chip, count), slices)
 
 
-def _shape(name: str, chip: str, number: int) -> tuple[int, ...]:
+def _shape(name: str, chip: str, count: int) -> tuple[int, ...]:
     spec = CHIPS[chip]
     if spec.platform != "tpu":
-        if number > spec.node and number % spec.node:
+        if count > spec.node and count % spec.node:
             raise ValueError(f"{name}: nodes have {spec.node} devices; use a multiple of {spec.node}")
-        return (max(number // spec.node, 1), min(number, spec.node))
+        return (max(count // spec.node, 1), min(count, spec.node))
     if chip in ("v5e", "v6e"):
-        if number not in _PLANES:
+        if count not in _PLANES:
             raise ValueError(f"{name}: slices of {chip} have {', '.join(map(str, _PLANES))} chips")
-        return tuple(int(side) for side in _PLANES[number].split("x"))
-    chips = number // 2
-    if number < 8 or chips & (chips - 1) or number % 2:
+        return tuple(int(side) for side in _PLANES[count].split("x"))
+    chips = count // 2
+    if count < 8 or chips & (chips - 1) or count % 2:
         raise ValueError(f"{name}: {chip} is counted in TensorCores, two a chip: use 8, 16, 32, ...")
     exponent = chips.bit_length() - 1
     sides = sorted(2 ** (exponent // 3 + (side < exponent % 3)) for side in range(3))

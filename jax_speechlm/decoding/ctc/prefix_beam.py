@@ -119,24 +119,24 @@ class _Beams:
             return np.zeros((rows, 0), np.int64), np.zeros((rows, 0))
         counts = np.diff(first)
         row = np.repeat(np.arange(rows), counts)
-        place = np.arange(first[0], first[-1]) - first[row]
+        column = np.arange(first[0], first[-1]) - first[row]
         tokens = np.zeros((rows, counts.max()), np.int64)
         log_probs = np.full(tokens.shape, -np.inf)
-        tokens[row, place] = chosen = self.candidates[first[0] : first[-1]]
-        log_probs[row, place] = self.log_probs[row, frame, chosen]
+        tokens[row, column] = chosen = self.candidates[first[0] : first[-1]]
+        log_probs[row, column] = self.log_probs[row, frame, chosen]
         return tokens, log_probs
 
     def step(self, frame: int) -> None:
         """Processes a frame of all rows that have it."""
         rows, beam = int((self.length > frame).sum()), self.settings.size
-        number = np.arange(rows)[:, None]  # values[number, index] selects by row
+        row_index = np.arange(rows)[:, None]  # values[row_index, index] selects by row
         here = self.log_probs[:rows, frame].astype(np.float64)
         ends_blank, ends_token, last = self.ends_blank[:rows], self.ends_token[:rows], self.last[:rows]
         total = np.logaddexp(ends_blank, ends_token)
 
         # A prefix stays the same with a blank, with its last token repeated, or ...
         stays_blank = total + here[:, BLANK, None]
-        stays_token = ends_token + here[number, last]
+        stays_token = ends_token + here[row_index, last]
         # ... when another prefix of the beam is extended to it.
         row, child, parent = np.nonzero(self.parent[:rows, :, None] == self.node[:rows, None, :])
         token = last[row, child]
@@ -149,22 +149,22 @@ class _Beams:
             # New prefixes. A token equal to the last one needs a blank between the two.
             before = np.where(last[:, :, None] == tokens[:, None, :], ends_blank[:, :, None], total[:, :, None])
             grows = before + log_probs[:, None, :]
-            pair, place = np.nonzero(tokens[row] == token[:, None])
-            grows[row[pair], parent[pair], place] = -np.inf  # counted above
+            pair, column = np.nonzero(tokens[row] == token[:, None])
+            grows[row[pair], parent[pair], column] = -np.inf  # counted above
             gains, fused = self._fuse(grows, tokens, scores.max(1))
             scores = np.concatenate([scores, fused.reshape(rows, -1)], axis=1)
 
         chosen = _largest(scores, beam)
-        kept = scores[number, chosen]
+        kept = scores[row_index, chosen]
         alive = kept > kept[:, :1] - self.settings.gap
         grew = np.nonzero(alive & (chosen >= beam))
         origin = np.where(alive, chosen, 0)
         if len(grew[0]):
-            origin[grew], place = np.divmod(origin[grew] - beam, width)
+            origin[grew], column = np.divmod(origin[grew] - beam, width)
         self._keep(origin, alive, stays_blank, stays_token)
         if len(grew[0]):  # in most frames no prefix grows
-            here = grew[0], origin[grew], place
-            self._grow(grew, tokens[grew[0], place], grows[here], gains[here])
+            here = grew[0], origin[grew], column
+            self._grow(grew, tokens[grew[0], column], grows[here], gains[here])
 
     def _fuse(self, grows: np.ndarray, tokens: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the scorers' sum for every extension, and its score; -inf for extensions below the gap."""
@@ -181,16 +181,16 @@ class _Beams:
     def _keep(self, origin: np.ndarray, alive: np.ndarray, ends_blank: np.ndarray, ends_token: np.ndarray) -> None:
         """Moves the prefix at index `origin` of a row to every slot; slots that are not alive become empty."""
         rows = len(origin)
-        number = np.arange(rows)[:, None]
+        row_index = np.arange(rows)[:, None]
         for values, new, dead in (
             (self.ends_blank, ends_blank, -np.inf),
             (self.ends_token, ends_token, -np.inf),
             (self.node, self.node, _DEAD),
             (self.parent, self.parent, _NO_PARENT),
         ):
-            values[:rows] = np.where(alive, new[number, origin], dead)
+            values[:rows] = np.where(alive, new[row_index, origin], dead)
         for values in (self.fusion, self.last, *self.states):
-            values[:rows] = values[number, origin]
+            values[:rows] = values[row_index, origin]
 
     def _grow(
         self, where: tuple[np.ndarray, np.ndarray], token: np.ndarray, ends: np.ndarray, gain: np.ndarray

@@ -244,8 +244,8 @@ def beam_search(
             kept = _keep_best(kept, (score_of(log_prob, length), log_prob, ended), length)
 
         continued = log_probs.at[..., np.array(vocabulary.ends)].set(-jnp.inf).reshape(batch, -1)
-        open_BxK, place_BxK = jax.lax.top_k(continued, size)
-        parent_BxK, token_BxK = jnp.divmod(place_BxK, log_probs.shape[-1])
+        open_BxK, index_BxK = jax.lax.top_k(continued, size)
+        parent_BxK, token_BxK = jnp.divmod(index_BxK, log_probs.shape[-1])
         tokens = jnp.take_along_axis(state["tokens"], parent_BxK[..., None], axis=1).at[:, :, step].set(token_BxK)
         cut_BxK = jnp.where((length >= limit_B)[:, None], open_BxK, -jnp.inf)
         kept = _keep_best(kept, (score_of(cut_BxK, length), cut_BxK, tokens), length)
@@ -298,19 +298,19 @@ def _keep_best(kept: dict[str, Array], new: tuple[Array, Array, Array], length: 
     score, log_prob, tokens = new
     new = {"score": score, "log_prob": log_prob, "tokens": tokens, "length": jnp.full(score.shape, length)}
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), kept, new)
-    _, place = jax.lax.top_k(both["score"], score.shape[1])
-    return {name: _take(both[name], place) for name in both}
+    _, best = jax.lax.top_k(both["score"], score.shape[1])
+    return {name: _take(both[name], best) for name in both}
 
 
-def _take(x: Array, place_BxK: Array) -> Array:
-    return jnp.take_along_axis(x, place_BxK.reshape(*place_BxK.shape, *(1,) * (x.ndim - 2)), axis=1)
+def _take(x: Array, index_BxK: Array) -> Array:
+    return jnp.take_along_axis(x, index_BxK.reshape(*index_BxK.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 def _read_prompt(transformer: Transformer, prompt_BxP: Array, length_B: Array, max_new: int) -> tuple[Array, Cache]:
     """Encodes prompts. Returns the last hidden states, and a cache with room for `max_new` more tokens."""
     rows, width = prompt_BxP.shape[:2]
-    place = jnp.arange(width)
-    position_BxP = jnp.where(place < length_B[:, None], place, -1)
+    index = jnp.arange(width)
+    position_BxP = jnp.where(index < length_B[:, None], index, -1)
     cache = init_cache(transformer.config, rows, width + max_new)
     vectors = prompt_BxP if prompt_BxP.ndim == 3 else transformer.embed(prompt_BxP)
     hidden_BxPxD, cache = transformer.decode_embedded(vectors, position_BxP, cache)

@@ -171,14 +171,14 @@ def _discounts(counts: Int[np.ndarray, " ngrams"]) -> tuple[float, float, float]
 
 def _tabulate(counted: list[_Counted], shares: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[Order, ...]:
     """Renumbers the kept n-grams. Context and suffix of a kept n-gram are kept too, as neither occurs less often."""
-    orders, number = [], np.zeros(1, np.int64)
+    orders, new_row = [], np.zeros(1, np.int64)
     for n, (grams, (prob, _, kept)) in enumerate(zip(counted, shares, strict=True), start=1):
         backoff = shares[n][1] if n < len(shares) else np.ones(len(kept))
         columns = grams.context, grams.word, grams.suffix, grams.count, prob, backoff
         context, word, suffix, count, prob, backoff = (column[kept] for column in columns)
         with np.errstate(divide="ignore"):
-            orders.append(Order(number[context], word, number[suffix], count, np.log10(prob), np.log10(backoff)))
-        number = np.cumsum(kept) - 1
+            orders.append(Order(new_row[context], word, new_row[suffix], count, np.log10(prob), np.log10(backoff)))
+        new_row = np.cumsum(kept) - 1
     orders[0].log10_prob[_BEGIN] = -99.0  # value of the format for words that are never predicted
     return tuple(orders)
 

@@ -23,9 +23,9 @@ def visible(
     Returns:
       True where a query may attend to a key.
     """
-    place = jnp.arange(segment_BxT.shape[1])
+    position = jnp.arange(segment_BxT.shape[1])
     mask = segment_BxT[:, queries, None] == segment_BxT[:, None, keys]
-    distance = place[queries, None] - place[None, keys]
+    distance = position[queries, None] - position[None, keys]
     if causal:
         mask &= distance >= 0
     if window is not None:
