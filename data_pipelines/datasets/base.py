@@ -1,4 +1,4 @@
-"""What all builders share: they store clips that `data_pipelines.prepare.command` has converted to FLAC."""
+"""Base of all TFDS builders: they store clips that `data_pipelines.prepare.job` has converted to FLAC."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from data_pipelines.prepare.speech_store import Records
 
 
 class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Stores converted clips, in the order in which they are listed.
+    """Stores converted clips in the order in which they are listed.
 
-    Subclasses set `DESCRIPTION`, `HOMEPAGE` and, where there are several, `BUILDER_CONFIGS`.
+    Subclasses set `DESCRIPTION`, `HOMEPAGE` and, if they have several, `BUILDER_CONFIGS`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -31,7 +31,7 @@ class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             description=self.DESCRIPTION,
             homepage=self.HOMEPAGE,
             license=self._licence,
-            disable_shuffling=True,  # so that a row of the index is a record
+            disable_shuffling=True,  # row i of the index describes record i
             features=tfds.features.FeaturesDict(
                 {
                     "id": text(),

@@ -1,1 +1,1 @@
-"""Where speech comes from: one module a source, each yielding clips."""
+"""Parsers of corpora and manifest formats: one module per source of speech or text."""

@@ -1,4 +1,4 @@
-"""asterisk-{en,es,fr,it,ru}: telephone prompts read in a studio, 16 kHz, one voice a language."""
+"""asterisk-{en,es,fr,it,ru}: telephone prompts read in a studio, 16 kHz, one voice per language."""
 
 import gzip
 import re
@@ -14,12 +14,20 @@ _ENTRY = re.compile(r"(?P<key>[\w./-]+):\s*(?P<text>.*)")
 
 
 def packages(language: str) -> tuple[str, str]:
-    """Names of the package with the transcripts and of the one with the audio."""
+    """Returns the names of the packages with the transcripts and with the audio."""
     return f"asterisk-core-sounds-{language}", f"asterisk-core-sounds-{language}-g722"
 
 
 def clips(language: str, text_root: Path, audio_root: Path) -> Iterator[Clip | Dropped]:
-    """Clips of one language from its two unpacked packages; the speaker is the voice the audio folder names."""
+    """Yields the clips of one language.
+
+    The speaker is the voice after which the audio folder is named.
+
+    Args:
+      language: two-letter code.
+      text_root: folder of the unpacked package with the transcripts.
+      audio_root: folder of the unpacked package with the audio.
+    """
     (transcripts,) = text_root.glob(f"usr/share/doc/*/core-sounds-{language}.txt.gz")
     (voice,) = (audio_root / "usr/share/asterisk/sounds").iterdir()
     seen = set()

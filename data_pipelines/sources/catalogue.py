@@ -1,4 +1,4 @@
-"""The sets that preparation knows by name, and the Debian packages behind them."""
+"""Sets of speech that `prepare` knows by name, and the Debian packages that contain them."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -9,8 +9,7 @@ from data_pipelines.audio.clips import Clip, Corpus, Dropped
 from data_pipelines.core.errors import DataError
 from data_pipelines.sources import asterisk, debian, fillets, queen, tuxpaint
 
-# A text that does not fit its audio is read too fast or too slowly to be true. Telephone prompts include single
-# letters with pauses around them.
+# A text that does not match its audio has an implausible rate. Telephone prompts include single letters with pauses.
 _CHARACTERS_PER_SECOND = (3.0, 24.0)
 _PROMPT_CHARACTERS_PER_SECOND = (1.0, 24.0)
 
@@ -24,10 +23,13 @@ NAMES = (
 
 
 def debian_source(name: str, cache: Path) -> Corpus:
-    """Fetches the packages of one of `NAMES` into `cache` (see `debian.fetch`) and describes the set in them.
+    """Fetches the packages of one of `NAMES` into `cache` (see `debian.fetch`) and describes their set.
+
+    Returns:
+      The set, whose clips are read when they are needed.
 
     Raises:
-      DataError: the name is not known, or a package cannot be had.
+      DataError: the name is unknown, or a package cannot be fetched.
     """
     if name not in NAMES:
         near = "".join(f" Did you mean {match}?" for match in get_close_matches(name, NAMES, n=1))
@@ -52,7 +54,7 @@ def debian_source(name: str, cache: Path) -> Corpus:
             parse = functools.partial(fillets.clips, language)
             return _source(name, cache, packages, parse, config=language, licence=fillets.LICENCE)
         case _ if language == "sounds":
-            parse, rates = tuxpaint.sounds, None  # nothing is said in them
+            parse, rates = tuxpaint.sounds, None  # without speech
         case _:
             parse, rates = functools.partial(tuxpaint.clips, language), _CHARACTERS_PER_SECOND
     packages = (tuxpaint.PACKAGE,)

@@ -1,6 +1,7 @@
-"""Speech and text that any Debian machine can fetch by package name: download, verify, unpack. Needs no root."""
+"""Debian packages of speech and text, which any Debian machine can fetch by name without root: download, verify,
+unpack.
+"""
 
-import hashlib
 import os
 import re
 import shutil
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
 
-from data_pipelines.core.errors import DataError, disk_full, is_disk_full
+from data_pipelines.core.errors import DataError, disk_full_as_data_error
+from data_pipelines.core.files import file_sha256
 
 _ALTERNATIVES = (
     "Without apt, prepare data from elsewhere: a TFDS data set (prepare --tfds librispeech), "
@@ -21,7 +23,7 @@ _ALTERNATIVES = (
 
 @dataclass(frozen=True)
 class Package:
-    """A fetched package: its files lie below `root`."""
+    """A fetched package: its files are below `root`."""
 
     name: str
     version: str
@@ -31,7 +33,7 @@ class Package:
 def fetch(name: str, cache: Path) -> Package:
     """Downloads a Debian package into `cache` unless it is there, verifies its SHA-256 and unpacks it.
 
-    Only regular files are unpacked, and none outside the target folder. A killed call leaves nothing half-done behind.
+    Only regular files are unpacked, and only inside the target folder. A killed call leaves no incomplete folder.
 
     Raises:
       DataError: no apt on this machine, unknown package, failed download or a wrong checksum.
@@ -50,9 +52,9 @@ def fetch(name: str, cache: Path) -> Package:
 
 
 def newest(name: str) -> str:
-    """The package that one without a version stands for: `postgresql-doc` depends on, say, `postgresql-doc-15`.
+    """Returns the versioned package that an unversioned one depends on: `postgresql-doc-15` for `postgresql-doc`.
 
-    Any other name comes back as it is.
+    Any other name is returned as it is.
     """
     _require_apt(name)
     versioned = re.match(rf"{re.escape(name)}-\d+\b", _lookup(name).get("Depends", ""))
@@ -87,10 +89,9 @@ def _download(name: str, record: dict[str, str], folder: Path) -> Path:
     _run("apt-get", "-q", *sandbox, "download", f"{name}={record['Version']}", cwd=folder)
     (archive,) = folder.glob("*.deb")
     if "SHA256" in record:
-        with archive.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != record["SHA256"]:
-            raise DataError(f"{archive.name}: SHA-256 {found} is not the archive's {record['SHA256']}: prepare again.")
+        sha256 = file_sha256(archive)
+        if sha256 != record["SHA256"]:
+            raise DataError(f"{archive.name}: SHA-256 {sha256} is not the archive's {record['SHA256']}: prepare again.")
     return archive
 
 
@@ -98,14 +99,11 @@ def _unpack(archive: Path, target: Path) -> None:
     target.mkdir()
     try:
         with (
+            disk_full_as_data_error(target.parent, lambda: 2 * archive.stat().st_size),
             subprocess.Popen(["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE) as process,
             tarfile.open(fileobj=process.stdout, mode="r|") as tar,
         ):
             tar.extractall(target, filter=regular_files)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise disk_full(target.parent, 2 * archive.stat().st_size) from error
     except tarfile.TarError as error:
         raise DataError(f"{archive.name}: cannot be unpacked ({error}): prepare again.") from error
     if process.returncode:
@@ -113,7 +111,11 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def regular_files(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo | None:
-    """A tarfile filter: regular files and folders inside `target`, and nothing else (no links, no devices)."""
+    """Filters the members of a tar archive: only regular files and folders inside `target`, no links and no devices.
+
+    Returns:
+      The member, or None to skip it.
+    """
     return tarfile.data_filter(member, target) if member.isreg() or member.isdir() else None
 
 

@@ -1,7 +1,7 @@
 """English text that any Debian machine can fetch by package name.
 
-`text-en` is running prose: the King James Bible by chapter, fortunes one by one, an FAQ and a manual by page.
-`dict-en` is dictionaries by entry: fragments of sentences, three times as much.
+`text-en` is running prose: the King James Bible by chapter, fortunes one by one, an FAQ and a manual by page. `dict-en`
+is dictionaries by entry: fragments of sentences, three times as much.
 """
 
 import gzip
@@ -18,17 +18,15 @@ from data_pipelines.sources import debian
 from data_pipelines.sources.html_text import prose
 from data_pipelines.text.documents import Document, TextSource
 
-# One long political text of a single voice must not be a third of the set.
-_ANARCHISM_BYTES = 4_000_000
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 Items = Iterator[Document | Dropped]
 
 
 def bible(root: Path) -> Items:
-    """The chapters of the King James Bible, a verse a line.
+    """Yields the chapters of the King James Bible, with a verse per line.
 
-    The package has one LZW stream (Unix `compress`, which gzip reads) behind a table of offsets.
+    The package has one LZW stream (Unix `compress`, which gzip reads) after a table of offsets.
     """
     data = (root / "usr/lib/bible.data").read_bytes()
     _, windows = struct.unpack(">II", data[0x54:0x5C])
@@ -42,7 +40,7 @@ def bible(root: Path) -> Items:
 
 
 def fortunes(root: Path) -> Items:
-    """Sayings, verses and jokes, one a document; drawings are left out."""
+    """Yields sayings, verses and jokes, one per document; drawings are left out."""
     for path in sorted((root / "usr/share/games/fortunes").iterdir()):
         if path.suffix or path.name == "ascii-art":
             continue
@@ -51,57 +49,61 @@ def fortunes(root: Path) -> Items:
             yield Document(f"fortunes/{path.name}/{number}", fortune, "en", "fortunes")
 
 
-def anarchism(root: Path) -> Items:
-    """An FAQ on anarchism by page, pages drawn by the digest of their name until there are 4 MB of prose."""
+def anarchism(root: Path, max_characters: int = 4_000_000) -> Items:
+    """Yields the pages of an FAQ on anarchism, in the order of their names' digests.
+
+    Pages beyond `max_characters` in total are dropped: one long political text by a few authors would be a third of the
+    set.
+    """
     pages = {
         path.stem: prose(path.read_text("utf-8")) for path in (root / "usr/share/doc/anarchism/html").glob("*.html")
     }
     total = 0
     for name in sorted(pages, key=lambda name: hashlib.sha1(name.encode()).digest()):
         total += len(pages[name])
-        if total > _ANARCHISM_BYTES:
-            yield Dropped(f"anarchism/{name}", f"beyond the {_ANARCHISM_BYTES / 1e6:g} MB that one text may have")
+        if total > max_characters:
+            yield Dropped(f"anarchism/{name}", f"beyond the {max_characters / 1e6:g} MB that one text may have")
         else:
             yield Document(f"anarchism/{name}", pages[name], "en", "anarchism")
 
 
 def postgresql(root: Path) -> Items:
-    """The manual of PostgreSQL by page."""
+    """Yields the pages of PostgreSQL's manual."""
     for path in sorted(root.glob("usr/share/doc/postgresql-doc-*/html/*.html")):
         yield Document(f"postgresql/{path.stem}", prose(path.read_text("utf-8")), "en", "postgresql")
 
 
 def dictionary(root: Path) -> Items:
-    """The entries of a dictionary in the dictd format: an index of places, in base 64, in a gzipped file."""
+    """Yields the entries of a dictionary in the dictd format: an index of base-64 offsets into a gzipped file."""
     (index,) = root.glob("usr/share/dictd/*.index")
     data = gzip.decompress(index.with_suffix(".dict.dz").read_bytes())
     seen = set()
     for line in index.read_text("utf-8").splitlines():
-        headword, *place = line.split("\t")
-        start, size = (_base64(number) for number in place)
+        headword, *location = line.split("\t")
+        start, size = map(_base64, location)
         if start in seen or headword.startswith("00"):  # another headword of the same entry; notes on the dictionary
             continue
         seen.add(start)
         yield Document(f"{index.stem}/{start}", data[start : start + size].decode("utf-8", "replace"), "en", index.stem)
 
 
-def _base64(number: str) -> int:
+def _base64(digits: str) -> int:
     value = 0
-    for digit in number:
+    for digit in digits:
         value = 64 * value + _DIGITS.index(digit)
     return value
 
 
 def wordnet(root: Path) -> Items:
-    """The glosses of WordNet, each behind the words it explains."""
+    """Yields the glosses of WordNet, each after the words that it explains."""
     for kind in ("adj", "adv", "noun", "verb"):
         for line in (root / f"usr/share/wordnet/data.{kind}").read_text("utf-8").splitlines():
             if line.startswith(" "):  # the licence
                 continue
             entry, gloss = line.split(" | ", 1)
-            place, _, _, count, *fields = entry.split(" ")
+            offset, _, _, count, *fields = entry.split(" ")
             words = [word.replace("_", " ") for word in fields[: 2 * int(count, 16) : 2]]
-            yield Document(f"wordnet/{kind}/{place}", f"{', '.join(words)}: {gloss}", "en", "wordnet")
+            yield Document(f"wordnet/{kind}/{offset}", f"{', '.join(words)}: {gloss}", "en", "wordnet")
 
 
 _SETS: dict[str, dict[str, Callable[[Path], Items]]] = {
@@ -123,10 +125,13 @@ NAMES = tuple(_SETS)
 
 
 def debian_texts(name: str, cache: Path) -> TextSource:
-    """Fetches the packages of one of `NAMES` into `cache` (see `debian.fetch`) and describes the set in them.
+    """Fetches the packages of one of `NAMES` into `cache` (see `debian.fetch`) and describes their set.
+
+    Returns:
+      The set, whose documents are read when they are needed.
 
     Raises:
-      DataError: a package cannot be had.
+      DataError: a package cannot be fetched.
     """
     fetched = {debian.fetch(debian.newest(package), cache): parse for package, parse in _SETS[name].items()}
     return TextSource(
@@ -143,6 +148,6 @@ def _named(package: debian.Package, parse: Callable[[Path], Items]) -> Items:
         yield from parse(package.root)
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         raise DataError(
-            f"{package.root}: the package {package.name} {package.version} is not laid out as expected ({error}); "
+            f"{package.root}: the package {package.name} {package.version} has an unexpected layout ({error}); "
             "delete the folder and prepare again, or name text of your own with --text"
         ) from error

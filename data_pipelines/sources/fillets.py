@@ -1,4 +1,4 @@
-"""fillets-{cs,nl}: the two fish of the puzzle game Fish Fillets NG, acted, with English translations."""
+"""fillets-{cs,nl}: the acted dialogue of the puzzle game Fish Fillets NG, with English translations."""
 
 import re
 from collections.abc import Iterator
@@ -17,14 +17,20 @@ _DIALOG = re.compile(rf"dialogId\(\s*{_STRING}\s*,\s*{_STRING}\s*,\s*{_STRING}\s
 
 
 def audio_package(language: str) -> str:
-    """Name of the package with the voices of one language."""
+    """Returns the name of the package with the voices of one language."""
     return f"fillets-ng-data-{language}"
 
 
 def clips(language: str, text_root: Path, audio_root: Path) -> Iterator[Clip | Dropped]:
-    """Clips of one language. A level of the game is never divided between splits, for its lines answer each other.
+    """Yields the clips of one language.
 
-    The font in which the game shows a line tells its speaker: `small` and `big` are the two fish.
+    All lines of a level are in one split, because they answer each other. The font of a line identifies its speaker:
+    `small` and `big` are the two fish.
+
+    Args:
+      language: two-letter code.
+      text_root: folder of the unpacked package with the texts.
+      audio_root: folder of the unpacked package with the audio.
     """
     texts: dict[tuple[str, str], tuple[str, str, str]] = {}
     for script in sorted((text_root / _GAME / "script").glob(f"*/dialogs_{language}.lua")):

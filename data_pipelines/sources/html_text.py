@@ -1,8 +1,11 @@
-"""The running prose of an HTML page: paragraphs, headings and list items, without code, tables and navigation."""
+"""Running prose of an HTML page: paragraphs, headings and list items, without code, tables and navigation."""
 
 from html.parser import HTMLParser
 
-_BLOCKS = frozenset(
+_BLOCKS = frozenset([
+    "p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "li", "dt", "dd", "blockquote", "br", "hr", "tr", "section",
+    "article", "figcaption",
+])  # fmt: skip
     [
         "p",
         "div",
@@ -26,13 +29,15 @@ _BLOCKS = frozenset(
 )
 _SKIPPED = frozenset(["head", "script", "style", "pre", "table", "svg", "nav"])
 _SKIPPED_CLASSES = frozenset(["navheader", "navfooter", "toc", "index", "book-navigation", "footnotes"])
-_VOID = frozenset(
+_VOID = frozenset([
+    "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr",
+])  # fmt: skip
     ["area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"]
 )
 
 
 def prose(html: str) -> str:
-    """The text of a page, one paragraph a line."""
+    """Returns the text of a page, with one paragraph per line."""
     parser = _Prose()
     parser.feed(html)
     parser.close()

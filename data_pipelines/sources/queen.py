@@ -1,7 +1,7 @@
 """queen-en: the English dialogue of the 1995 adventure game Flight of the Amazon Queen, about 30 acted characters.
 
-One archive holds 11.025 kHz mp3 clips and the game's texts. A text is a chain of spoken segments, each ended by an
-animation command that starts with `*`; each segment has its own clip, whose name says where in the texts it stands.
+One archive contains 11.025 kHz mp3 clips and the game's texts. A text is a chain of spoken segments, each ended by an
+animation command that starts with `*`; each segment has its own clip, named after its position in the texts.
 """
 
 import re
@@ -22,7 +22,7 @@ LICENCE = (
 PACKAGE = "flight-of-the-amazon-queen"
 _ARCHIVE = "usr/share/scummvm/flight-of-the-amazon-queen/queen.1c"
 
-_COMMAND = re.compile(r"\*(?:XY.{11}|..)")  # `*XY00(237,112)` walks somewhere, `*14` or `*WT` make a gesture
+_COMMAND = re.compile(r"\*(?:XY.{11}|..)")  # `*XY00(237,112)` walks to a point, `*14` or `*WT` make a gesture
 _SCORE = re.compile(r"@@|\^_")  # musical notes and the trade mark sign, in the game's font
 _HEADER_BYTES = 20  # before the contents of a DOG or CUT file
 _FIRST_RESPONSE = 1187  # the line of QUEEN2.JAS, from 0, where Joe's 40 answers to impossible commands begin
@@ -31,7 +31,13 @@ _RESPONSES = 40
 
 @dataclass(frozen=True)
 class Segment:
-    """One spoken segment: the name of its clip, its text, and who speaks it ('' where that is not known)."""
+    """One spoken segment.
+
+    Attributes:
+      clip: name of its clip.
+      text: as the game displays it.
+      speaker: '' where unknown.
+    """
 
     clip: str
     text: str
@@ -39,10 +45,10 @@ class Segment:
 
 
 def clips(root: Path) -> Iterator[Clip | Dropped]:
-    """Clips of the unpacked package.
+    """Yields the clips of the unpacked package.
 
-    Speakers are named after the dialogue files, and all of Joe's lines have speaker `joe`; who speaks in a cut-scene
-    is not known.
+    Speakers are named after the dialogue files, and all of Joe's lines have the speaker `joe`; speakers of cut-scenes
+    are unknown.
     """
     path = root / _ARCHIVE
     archive = path.read_bytes()
@@ -50,7 +56,7 @@ def clips(root: Path) -> Iterator[Clip | Dropped]:
     texts: dict[str, Segment | None] = {}
     for segment in segments(archive, entries):
         if segment.clip in entries and segment.text.strip():
-            # Three clips are claimed by two texts each; only one can be right, so neither is used.
+            # Three clips have two different texts; only one can be right, so neither is used.
             known = texts.setdefault(segment.clip, segment)
             if known is not None and known.text.strip() != segment.text.strip():
                 texts[segment.clip] = None
@@ -76,7 +82,10 @@ def clips(root: Path) -> Iterator[Clip | Dropped]:
 
 
 def read_table(archive: bytes, path: Path) -> dict[str, tuple[int, int]]:
-    """Offset and size of each file in the archive, by name.
+    """Reads the archive's table of files.
+
+    Returns:
+      Offset and size of each file, by name.
 
     Raises:
       DataError: this is not the archive's format.
@@ -89,7 +98,7 @@ def read_table(archive: bytes, path: Path) -> dict[str, tuple[int, int]]:
 
 
 def segments(archive: bytes, entries: dict[str, tuple[int, int]]) -> Iterator[Segment]:
-    """Every spoken segment of the game's texts, whether or not a clip of that name exists."""
+    """Yields every spoken segment of the game's texts, whether or not a clip of that name exists."""
     for name, (offset, size) in entries.items():
         content = archive[offset : offset + size]
         stem = name.partition(".")[0]
@@ -112,7 +121,7 @@ def _dialogue(content: bytes, person: str) -> Iterator[Segment]:
             (index,) = struct.unpack_from(">H", content, at + 2)
             text, at = _string(content, at + 4, align=4)
             yield from _split(f"{talk_key:02d}{index:04X}{suffix}", text, speaker)
-    # What both say when they meet again.
+    # The lines of both when they meet again.
     text, again_at = _string(content, again_at, align=2)
     yield from _split(f"{talk_key:02d}XXXXP", text, person)
     text, _ = _string(content, again_at, align=2)
@@ -122,10 +131,10 @@ def _dialogue(content: bytes, person: str) -> Iterator[Segment]:
 def _cut_scene(content: bytes, scene: str) -> Iterator[Segment]:
     (objects,) = struct.unpack_from(">h", content, 2)
     (at,) = struct.unpack_from(">H", content, 8)
-    _, at = _string(content, at, align=2)  # which way Joe faces first
+    _, at = _string(content, at, align=2)  # the direction in which Joe faces
     for index in range(1, abs(objects) + 1):
         text, at = _string(content, at, align=2)
-        if not text.startswith("#"):  # names a roll of credits
+        if not text.startswith("#"):  # the name of a roll of credits
             yield from _split(f"{scene:_<5}{index:02d}", text, "")
 
 
@@ -142,7 +151,11 @@ def _split(prefix: str, text: str, speaker: str) -> Iterator[Segment]:
 
 
 def _string(content: bytes, at: int, align: int) -> tuple[str, int]:
-    """A length byte and that many characters; what follows a text that is not empty starts at a multiple of `align`."""
+    """Reads a length byte and that number of Latin-1 characters.
+
+    Returns:
+      The text and the offset of the next field; after a text that is not empty, it is a multiple of `align`.
+    """
     end = at + 1 + content[at]
     text = content[at + 1 : end].decode("latin-1")
     return text, -(-end // align) * align if text else end

@@ -1,4 +1,4 @@
-"""Sets of TFDS itself: speech such as librispeech, text such as lm1b, whatever they call their features."""
+"""Data sets of TFDS: speech such as librispeech, text such as lm1b, with their various names of features."""
 
 import functools
 import os
@@ -22,17 +22,19 @@ from data_pipelines.text.numbers import UnspeakableError
 
 _TEXT = ("text_normalized", "text", "sentence", "transcript")  # in order of preference
 _SPEAKER = ("speaker_id", "client_id", "speaker")
-_RATES = {"common_voice": 48_000}  # Hz, of sets that do not say
+_RATES = {"common_voice": 48_000}  # Hz, of sets that do not state it
 _LANGUAGES = {"librispeech": "en", "ljspeech": "en"}  # common_voice's configs are languages
 
 
 @dataclass(frozen=True)
 class TfdsAudio:
-    """The audio feature of one record: a whole file where the set decodes lazily, else its samples.
+    """The audio feature of one record: a whole file if the set decodes lazily, otherwise its samples.
 
     Attributes:
       folder: of the prepared TFDS set.
+      split: of the TFDS set.
       row: number of the record in its split.
+      feature: name of the audio feature.
       rate: of stored samples, in Hz.
       name: for messages.
     """
@@ -64,16 +66,20 @@ def tfds_source(
 ) -> Corpus | TextSource:
     """Downloads a TFDS data set unless it is there, and describes it as a set called `name`.
 
-    A set with audio is speech; one without is text, from its feature `text` or else its first of text. Splits keep
-    their names; a set with a single one is divided by the hash rules of `data_pipelines.text.normalize`.
+    A set with audio is speech; any other is text, from its feature `text` or else its first text feature. Splits keep
+    their names; a set with a single split is divided by the hash rules of `data_pipelines.text.normalize`.
 
     Args:
-      tfds_name: as TFDS spells it, with a config where there are several: `common_voice/en`.
-      text_form: of transcripts: `none` keeps them as they are (Unicode NFC); `basic` applies `text.normalise`.
-      tfds_data_dir: where TFDS keeps its sets; default: its own default, `$TFDS_DATA_DIR`.
+      tfds_name: its name in TFDS, with a config if it has several: `common_voice/en`.
+      name: of the prepared set.
+      text_form: of transcripts: `none` keeps them as they are (Unicode NFC); `basic` applies `normalise`.
+      tfds_data_dir: folder of TFDS's sets; default: `$TFDS_DATA_DIR`, or TFDS's own default.
+
+    Returns:
+      The set, whose items are read when they are needed.
 
     Raises:
-      DataError: no such set, one without audio and text, or one that was prepared in a format without random access.
+      DataError: the set is unknown, has neither audio nor text, or was prepared in a format without random access.
     """
     import tensorflow_datasets as tfds
 
@@ -109,7 +115,7 @@ def tfds_source(
 
 
 def documents(builder: Any, text: str) -> Iterator[Document]:
-    """Documents of a prepared TFDS builder from its feature `text`; a class label comes as its name."""
+    """Yields the documents of a prepared TFDS builder from its feature `text`; a class label is given by name."""
     features = builder.info.features
     labels = getattr(features["label"], "int2str", str) if "label" in features else str
     splits = builder.info.splits
@@ -136,7 +142,7 @@ def _records(builder: Any, split: str, **options: Any) -> Any:
 
 
 def _rate(builder: Any, audio: str) -> int:
-    """The rate of a set's stored samples in Hz."""
+    """Returns the rate of a set's stored samples in Hz."""
     rate = builder.info.features[audio].sample_rate or _RATES.get(builder.name)
     if rate is None:
         raise DataError(
@@ -146,15 +152,15 @@ def _rate(builder: Any, audio: str) -> int:
 
 
 def _decode_files(feature: Any, rate: int) -> None:
-    """Makes a feature of audio decode files as this package does: TFDS itself needs pydub and the program ffmpeg."""
-    if not feature._lazy_decode:  # else files are stored as they are
+    """Makes an audio feature decode files as this package does: TFDS itself needs pydub and the program ffmpeg."""
+    if not feature._lazy_decode:  # otherwise files are stored as they are
         num_channels = feature.shape[1] if len(feature.shape) > 1 else 1
         feature.encode_example = _Decoder(rate, num_channels, feature.np_dtype)
 
 
 @dataclass(frozen=True)
 class _Decoder:
-    """Integer samples of a file, given by path or open, as a feature of audio stores them."""
+    """Converts a file, given by path or open, to integer samples in the form that an audio feature stores."""
 
     rate: int
     num_channels: int
@@ -174,7 +180,7 @@ class _Decoder:
 
 @functools.lru_cache(32)
 def _undecoded(folder: Path, split: str, feature: str) -> Any:
-    """The records of a prepared TFDS set, whose audio is as it is stored."""
+    """Returns the records of a prepared TFDS set, with their audio as it is stored."""
     import tensorflow_datasets as tfds
 
     return _records(tfds.builder_from_directory(folder), split, decoders={feature: tfds.decode.SkipDecoding()})
@@ -186,7 +192,7 @@ def _language(builder: Any) -> str:
 
 
 def clips(builder: Any, audio: str, text_form: TextForm) -> Iterator[Clip | Dropped]:
-    """Clips of a prepared TFDS builder from its feature `audio`."""
+    """Yields the clips of a prepared TFDS builder from its feature `audio`."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features

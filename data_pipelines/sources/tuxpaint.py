@@ -1,4 +1,6 @@
-"""tuxpaint-XX: volunteers naming the stamps of the drawing program Tux Paint, with English glosses; tuxpaint-sounds."""
+"""tuxpaint-XX: volunteers who name the stamps of the drawing program Tux Paint, with English glosses;
+tuxpaint-sounds.
+"""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ _STAMPS = "usr/share/tuxpaint/stamps"
 
 
 def clips(language: str, root: Path) -> Iterator[Clip | Dropped]:
-    """Clips of one language; English ones have no suffix and are their own gloss."""
+    """Yields the clips of one language; English ones have no suffix and are their own gloss."""
     stamps = root / _STAMPS
     suffix = "_desc.ogg" if language == "en" else f"_desc_{language}.ogg"
     for audio in sorted(stamps.rglob(f"*{suffix}")):
@@ -36,7 +38,7 @@ def clips(language: str, root: Path) -> Iterator[Clip | Dropped]:
 
 
 def sounds(root: Path) -> Iterator[Clip]:
-    """The sounds that stamps make: no speech, for use as noise."""
+    """Yields the sounds of the stamps: no speech, for use as noise."""
     stamps = root / _STAMPS
     for audio in sorted(stamps.rglob("*.ogg")):
         if "_desc" not in audio.stem:
@@ -45,7 +47,11 @@ def sounds(root: Path) -> Iterator[Clip]:
 
 
 def read_description(path: Path) -> tuple[str, dict[str, str]]:
-    """The English line of a stamp's text file, and its translations by language code."""
+    """Reads a stamp's text file.
+
+    Returns:
+      Its English line, and translations by language code.
+    """
     lines = path.read_text("utf-8", errors="replace").splitlines()
     translations = dict(match.groups() for line in lines[1:] if (match := re.match(r"([^.=]+)\.utf8=(.*)", line)))
     return lines[0].strip() if lines else "", translations

@@ -61,15 +61,14 @@ def test_fortunes_one_by_one(tmp_path):
     assert texts == {"fortunes/cookie/0": "Bold words.", "fortunes/cookie/1": "100%\nsure", "fortunes/cookie/2": ""}
 
 
-def test_one_long_text_is_capped(tmp_path, monkeypatch):
+def test_one_long_text_is_capped(tmp_path):
     for number in range(10):
         write(tmp_path / f"usr/share/doc/anarchism/html/sec{number}.html", f"<p>{'word ' * 20}</p>")
-    monkeypatch.setattr(debian_texts, "_ANARCHISM_BYTES", 500)
-    items = list(debian_texts.anarchism(tmp_path))
+    items = list(debian_texts.anarchism(tmp_path, max_characters=500))
     kept = [item.id for item in items if isinstance(item, Document)]
     assert len(kept) == 5
     assert len({item.reason for item in items if isinstance(item, Dropped)}) == 1
-    assert kept == [item.id for item in debian_texts.anarchism(tmp_path) if isinstance(item, Document)]
+    assert kept == [item.id for item in debian_texts.anarchism(tmp_path, 500) if isinstance(item, Document)]
 
 
 def test_dictionary_entries(tmp_path):
@@ -95,7 +94,7 @@ def test_wordnet_glosses(tmp_path):
 def test_a_package_that_is_laid_out_otherwise_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(debian, "newest", lambda name: name)
     monkeypatch.setattr(debian, "fetch", lambda name, cache: debian.Package(name, "1.0", tmp_path))
-    with pytest.raises(DataError, match=r"bible-kjv-text 1\.0 is not laid out as expected"):
+    with pytest.raises(DataError, match=r"bible-kjv-text 1\.0 has an unexpected layout"):
         list(debian_texts.debian_texts("text-en", tmp_path).documents())
 
 

@@ -1,4 +1,4 @@
-"""asterisk: telephone prompts in five languages."""
+"""TFDS builder of asterisk: telephone prompts in five languages."""
 
 import tensorflow_datasets as tfds
 

@@ -1,4 +1,4 @@
-"""fillets: acted Czech and Dutch dialogue with English translations."""
+"""TFDS builder of fillets: acted Czech and Dutch dialogue with English translations."""
 
 import tensorflow_datasets as tfds
 

@@ -1,4 +1,4 @@
-"""manifest: a user's own recordings, or another TFDS data set in the same form; one config a set."""
+"""TFDS builder of a user's own recordings, or of another TFDS data set in the same form; one config per set."""
 
 from data_pipelines.datasets.base import SpeechBuilder
 

@@ -1,4 +1,4 @@
-"""queen_en: acted English dialogue."""
+"""TFDS builder of queen_en: acted English dialogue."""
 
 from data_pipelines.datasets.base import SpeechBuilder
 

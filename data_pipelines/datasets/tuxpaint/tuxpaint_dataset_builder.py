@@ -1,4 +1,6 @@
-"""tuxpaint: names of things in eleven languages, with English glosses; and the sounds of these things."""
+"""TFDS builder of tuxpaint: names of things in eleven languages with English glosses, and the sounds of these
+things.
+"""
 
 import tensorflow_datasets as tfds
 
