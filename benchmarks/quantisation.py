@@ -27,7 +27,8 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3, help="timed passes (default: %(default)s)")
     args = parser.parse_args()
 
-    from jax_speechlm.compression.quantize import folder_bytes, quantize_run
+    from data_pipelines.core.files import folder_bytes
+    from jax_speechlm.compression.quantize import quantize_run
     from jax_speechlm.evaluation import report as reports
     from jax_speechlm.evaluation.recognition import EvaluationSpeech
     from jax_speechlm.inference.asr.ctc import Recognizer

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.prepare.command import prepare
+from data_pipelines.prepare.job import prepare
 from data_pipelines.storage.index import read_index
 from data_pipelines.storage.records import RecordReader
 from data_pipelines.text.cleaning import Cleaning

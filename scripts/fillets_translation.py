@@ -21,7 +21,7 @@ from rich.table import Table
 from run_queue import RunQueue, Task, train_to_end
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.prepare.command import prepare
+from data_pipelines.prepare.job import prepare
 from data_pipelines.storage import index as indexes
 from data_pipelines.text.cleaning import Cleaning
 from jax_speechlm.decoding.lm.generate import Beam

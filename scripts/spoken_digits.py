@@ -30,7 +30,7 @@ from data_pipelines.batching import plan as plans
 from data_pipelines.batching.speech import open_batches
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import parse_object, text_lines
-from data_pipelines.prepare.command import prepare
+from data_pipelines.prepare.job import prepare
 from data_pipelines.storage import index as indexes
 from jax_speechlm.cli import units
 from jax_speechlm.core.batch import Batch

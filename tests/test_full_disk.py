@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.prepare.command import prepare
+from data_pipelines.prepare.job import prepare
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.state import TrainState
 

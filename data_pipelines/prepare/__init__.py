@@ -1,1 +1,1 @@
-"""The prepare job: from a source to a prepared set, on one machine or on Beam."""
+"""The prepare job: from a corpus to a prepared set, on one machine or on Beam."""

@@ -1,13 +1,15 @@
-"""Preparation of speech on Apache Beam: the set that one machine makes, row by row, from any number of workers.
+"""Preparation of speech on Apache Beam: the same set as on one machine, row by row, from any number of workers.
 
-1. This process lists the clips into chunks, `work/clips/<chunk>.jsonl`.
-2. Workers convert a chunk each: `work/sounds/<chunk>.flac` holds its sounds end to end, `<chunk>.jsonl` what became of
-   every clip. Chunks that are there already are not done again, so a preparation that was killed goes on.
-3. This process reads those outcomes in order, some thousand rows in memory, and writes report and index.
+1. This process lists the clips in chunks, `work/clips/<chunk>.jsonl`.
+2. Each worker converts a chunk at a time: `work/sounds/<chunk>.flac` is the concatenation of its FLAC files,
+   `<chunk>.jsonl` the outcome of every clip. Chunks that exist already are not converted again, so a killed preparation
+   continues.
+3. This process reads these outcomes in order, with some thousand rows in memory, and writes report and index.
 4. The TFDS builder's own Beam pipeline brings the records into the order of the list, in ArrayRecord shards.
-5. Workers compare every shard with its rows of the index. Then `meta.json` says that the set is whole.
+5. Workers compare every shard with its rows of the index. Then `meta.json` marks the set as complete.
 
-All workers have to see `folder`: a disk of this machine for the runners that stay on it, else NFS or a mounted bucket.
+All workers need access to `folder`: a local disk for runners that stay on this machine, otherwise NFS or a mounted
+bucket.
 """
 
 import dataclasses
@@ -24,29 +26,55 @@ from rich.console import Console
 from data_pipelines.audio.clips import AudioFile, Clip, Corpus, Dropped
 from data_pipelines.audio.decode import Levels
 from data_pipelines.core.errors import DataError
+from data_pipelines.core.files import write_bytes
+from data_pipelines.core.grouping import group_by_size
 from data_pipelines.prepare.clip_files import clip_fields, read_clips, write_clips
-from data_pipelines.prepare.convert import Converted, Sound, by_recording, check_rate, convert_clips, too_many_bad
+from data_pipelines.prepare.convert import (
+    Converted,
+    Sound,
+    by_recording,
+    check_rate,
+    convert_clips,
+    nothing_left,
+    too_many_bad,
+)
 from data_pipelines.prepare.report import PreparationReport, summarise
-from data_pipelines.prepare.speech_store import META, IndexWriters, generate, make_builder, record_fields, write_meta
+from data_pipelines.prepare.speech_store import (
+    describe_set,
+    generate,
+    index_writers,
+    make_builder,
+    record_fields,
+    write_row,
+)
+from data_pipelines.storage.index import META
 
-_CHUNK = 256  # clips that a worker converts at a time; their FLAC is in its memory
+CHUNK_CLIPS = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """What runs the pipelines: Beam's name of a runner, and its options as `name=value`, without dashes."""
+    """A runner of Beam pipelines.
+
+    Attributes:
+      name: Beam's name of the runner.
+      options: of the runner, as `name=value`, without dashes.
+      chunk_clips: clips that a worker converts at a time; their FLAC is in its memory.
+    """
 
     name: str
     options: tuple[str, ...] = ()
+    chunk_clips: int = CHUNK_CLIPS
 
     def pipeline_options(self) -> Any:
+        """Returns Beam's `PipelineOptions`."""
         from apache_beam.options.pipeline_options import PipelineOptions
 
         return PipelineOptions([f"--{option.lstrip('-')}" for option in self.options])
 
 
 class Limits(NamedTuple):
-    """What a clip has to keep to: see `convert_clips` and `check_rate`."""
+    """Limits on a clip: see `convert_clips` and `check_rate`."""
 
     max_seconds: float
     characters_per_second: tuple[float, float] | None
@@ -57,10 +85,13 @@ def prepare_on_beam(
 ) -> PreparationReport:
     """Converts the clips of `source` and stores them in `folder`; arguments as in `prepare`.
 
-    Bad items are counted when all clips are converted: workers do not know of each other's.
+    Bad items are counted once all clips are converted, since workers do not share counts.
+
+    Returns:
+      Counts of kept and dropped clips.
 
     Raises:
-      DataError: Beam is not installed, too many bad items, nothing kept, records that do not match the index.
+      DataError: Beam is not installed, too many bad items, no clip is left, or records do not match the index.
     """
     try:
         import apache_beam as beam
@@ -70,7 +101,7 @@ def prepare_on_beam(
     work = folder / "work"
     (folder / META).unlink(missing_ok=True)
     with console.status(f"{source.name}: listing clips"):
-        num_chunks, num_clips, dropped = _list_clips(source, work)
+        num_chunks, num_clips, dropped = _list_clips(source, work, runner.chunk_clips)
     allowed = int(max_bad * (num_clips + len(dropped)))
     _check_bad(dropped, allowed)
     with console.status(f"{source.name}: {runner.name} converts {num_clips:,} clips"):
@@ -78,15 +109,16 @@ def prepare_on_beam(
         with beam.Pipeline(runner.name, runner.pipeline_options()) as pipeline:
             chunks = pipeline | beam.Create(range(num_chunks)) | beam.Reshuffle()
             _ = chunks | beam.Map(_convert_chunk, str(work), limits)
-    report = _index(source, work, num_chunks, dropped, folder / "index", console)
+    report = _index(source, work, num_chunks, dropped, folder, console)
     _check_bad(dropped, allowed)
     if not report.clips:
         report.print(console)
-        raise DataError(f"{source.name}: nothing is left of {len(dropped)} items; the table above says why.")
+        raise nothing_left(source.name, f"{len(dropped)} items")
     with console.status(f"{source.name}: {runner.name} writes {report.clips:,} records"):
-        tfds_dir = _write_records(source, Chunks(work, num_chunks, tuple(report.splits)), folder, runner)
+        chunks = Chunks(work, num_chunks, runner.chunk_clips, tuple(report.splits))
+        tfds_dir = _write_records(source, chunks, folder, runner)
     report.save(folder / "report.json")
-    write_meta(source, report, folder, tfds_dir, request)
+    describe_set(source, report, folder, tfds_dir, request)
     shutil.rmtree(work)
     return report
 
@@ -97,30 +129,28 @@ def _check_bad(dropped: list[Dropped], allowed: int) -> None:
         raise too_many_bad(bad, allowed)
 
 
-def _list_clips(source: Corpus, work: Path) -> tuple[int, int, list[Dropped]]:
-    """Writes a source's clips into chunks. Returns the numbers of chunks and clips, and what the source left out."""
+def _list_clips(source: Corpus, work: Path, chunk_clips: int) -> tuple[int, int, list[Dropped]]:
+    """Writes a corpus's clips in chunks. Returns the numbers of chunks and clips, and the items that it dropped."""
     for name in ("clips", "sounds"):
         (work / name).mkdir(parents=True, exist_ok=True)
     dropped: list[Dropped] = []
-    chunk: list[Clip] = []
+
+    def clips() -> Iterator[Clip]:
+        for item in source.unique_items():
+            if isinstance(item, Dropped):
+                dropped.append(item)
+            else:
+                yield item
+
     num_chunks = num_clips = 0
-    for item in source.unique_items():
-        if isinstance(item, Dropped):
-            dropped.append(item)
-            continue
-        chunk.append(item)
-        num_clips += 1
-        if len(chunk) == _CHUNK:
-            write_clips(_clips_path(work, num_chunks), chunk)
-            chunk, num_chunks = [], num_chunks + 1
-    if chunk:
+    for chunk in group_by_size(clips(), lambda _: 1, chunk_clips):
         write_clips(_clips_path(work, num_chunks), chunk)
-        num_chunks += 1
+        num_chunks, num_clips = num_chunks + 1, num_clips + len(chunk)
     return num_chunks, num_clips, dropped
 
 
 def _convert_chunk(chunk: int, work: str, limits: Limits) -> None:
-    """Converts the clips of one chunk, unless that was done from the same sounds and limits."""
+    """Converts the clips of one chunk, unless that was done from the same audio with the same limits."""
     clips = read_clips(_clips_path(Path(work), chunk))
     outcomes_path = _outcomes_path(Path(work), chunk)
     inputs = [[clip_fields(clip), clip.audio.fingerprint()] for clip in clips]
@@ -146,15 +176,15 @@ def _convert_chunk(chunk: int, work: str, limits: Limits) -> None:
         rows[-1] |= {"start": start, "num_bytes": item.num_bytes}
         sounds.append(sound.flac)
         start += item.num_bytes
-    _write_whole(outcomes_path.with_suffix(".flac"), b"".join(sounds))
-    _write_whole(outcomes_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_bytes(outcomes_path.with_suffix(".flac"), b"".join(sounds))
+    write_bytes(outcomes_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def _converted(clips: Sequence[Clip], max_seconds: float) -> Iterator[tuple[Clip, Sound | Dropped]]:
-    """Clips in order, each with its sound, or why it is left out."""
+    """Yields clips in order, each with its sound or the reason why it is dropped."""
     for group in by_recording(clips):
         sounds = dict(convert_clips(group, max_seconds))
-        yield from ((clip, sounds[place]) for place, clip in enumerate(group))
+        yield from ((clip, sounds[index]) for index, clip in enumerate(group))
 
 
 def _clips_path(work: Path, chunk: int) -> Path:
@@ -165,15 +195,10 @@ def _outcomes_path(work: Path, chunk: int) -> Path:
     return work / "sounds" / f"{chunk:08d}.jsonl"
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, also where two workers do the same chunk."""
-    partial = path.with_name(f"{path.name}.{hashlib.sha256(content).hexdigest()[:8]}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
 def _outcomes(work: Path, chunk: int) -> Iterator[Dropped | tuple[Converted, int]]:
-    """What became of a chunk's clips, in order: a converted one with the place of its FLAC in the chunk's file."""
+    """Yields the outcomes of a chunk's clips, in order: a converted clip has the offset of its FLAC in the chunk's
+    file.
+    """
     with _outcomes_path(work, chunk).open(encoding="utf-8") as lines:
         next(lines)
         for line in lines:
@@ -181,7 +206,7 @@ def _outcomes(work: Path, chunk: int) -> Iterator[Dropped | tuple[Converted, int
             if "dropped" in row:
                 yield Dropped(**row["dropped"])
                 continue
-            clip = Clip(audio=AudioFile(work), **row["clip"])  # nobody decodes it again
+            clip = Clip(audio=AudioFile(work), **row["clip"])  # a placeholder: it is not decoded again
             levels = Levels(**row["levels"])
             yield Converted(clip, f"{chunk:08d}.flac", row["num_bytes"], row["num_samples"], levels), row["start"]
 
@@ -189,7 +214,7 @@ def _outcomes(work: Path, chunk: int) -> Iterator[Dropped | tuple[Converted, int
 def _index(
     source: Corpus, work: Path, num_chunks: int, dropped: list[Dropped], folder: Path, console: Console
 ) -> PreparationReport:
-    """Writes the index of all converted clips into `folder`; adds those that conversion dropped to `dropped`."""
+    """Writes the indexes of all converted clips in `folder`; appends clips that conversion dropped to `dropped`."""
 
     def kept() -> Iterator[Converted]:
         for chunk in range(num_chunks):
@@ -197,19 +222,20 @@ def _index(
                 if isinstance(outcome, Dropped):
                     dropped.append(outcome)
                 else:
-                    writers.write(outcome[0])
+                    write_row(writers, outcome[0])
                     yield outcome[0]
 
-    with console.status(f"{source.name}: writing the index"), IndexWriters(folder) as writers:
+    with console.status(f"{source.name}: writing the index"), index_writers(folder) as writers:
         return summarise(source.name, kept(), dropped)
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """Converted clips for a TFDS builder that runs on Beam; `store.Records`."""
+    """Converted clips for a TFDS builder that runs on Beam; `speech_store.Records`."""
 
     work: Path
     num_chunks: int
+    chunk_clips: int
     splits: tuple[str, ...]
 
     def examples(self, split: str) -> Any:
@@ -218,19 +244,19 @@ class Chunks:
         return (
             f"{split}_chunks" >> beam.Create(range(self.num_chunks))
             | f"{split}_spread" >> beam.Reshuffle()
-            | f"{split}_read" >> beam.FlatMap(_examples, str(self.work), split)
+            | f"{split}_read" >> beam.FlatMap(_examples, str(self.work), split, self.chunk_clips)
         )
 
 
-def _examples(chunk: int, work: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(key, record) pairs of one chunk's clips of a split; keys grow with the place in the list."""
+def _examples(chunk: int, work: str, split: str, chunk_clips: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (key, record) pairs of one chunk's clips of a split; keys grow with the position in the list."""
     with _outcomes_path(Path(work), chunk).with_suffix(".flac").open("rb") as sounds:
-        for place, outcome in enumerate(_outcomes(Path(work), chunk)):
+        for position, outcome in enumerate(_outcomes(Path(work), chunk)):
             if isinstance(outcome, Dropped) or outcome[0].clip.split != split:
                 continue
             item, start = outcome
             sounds.seek(start)
-            yield chunk * _CHUNK + place, record_fields(item) | {"audio": sounds.read(item.num_bytes)}
+            yield chunk * chunk_clips + position, record_fields(item) | {"audio": sounds.read(item.num_bytes)}
 
 
 def _write_records(source: Corpus, chunks: Chunks, folder: Path, runner: Runner) -> Path:
@@ -252,7 +278,7 @@ def _write_records(source: Corpus, chunks: Chunks, folder: Path, runner: Runner)
 
 
 def _check_shard(path: str, index: str, first: int, length: int) -> None:
-    """Compares id and length of each record of a shard with its rows of the index.
+    """Compares id and length of the records of a shard with its rows of the index.
 
     Raises:
       DataError: they differ.
@@ -276,4 +302,4 @@ def _check_shard(path: str, index: str, first: int, length: int) -> None:
                 rows += zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
             skip = max(0, skip - size)
     if stored != rows:
-        raise DataError(f"{path} does not hold rows {first} to {first + length} of {index}: prepare with --force.")
+        raise DataError(f"{path} differs from rows {first} to {first + length} of {index}: prepare with --force.")

@@ -1,4 +1,4 @@
-"""Clips in files of JSON lines, for workers that read them elsewhere."""
+"""Clips in files of JSON lines, which workers on other machines read."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ _KINDS = {kind.__name__: kind for kind in (AudioFile, AudioSlice, Stretch, TfdsA
 
 
 def write_clips(path: Path, clips: Sequence[Clip]) -> None:
-    """Writes clips, a JSON object a line."""
+    """Writes clips to a file, as one JSON object per line."""
     rows = (
         {"clip": clip_fields(clip), "kind": type(clip.audio).__name__, "audio": _fields(clip.audio)} for clip in clips
     )
@@ -22,14 +22,14 @@ def write_clips(path: Path, clips: Sequence[Clip]) -> None:
 
 
 def read_clips(path: Path) -> list[Clip]:
-    """The clips that `write_clips` wrote."""
+    """Reads the clips of a file that `write_clips` wrote."""
     with path.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     return [Clip(audio=_audio(_KINDS[row["kind"]], row["audio"]), **row["clip"]) for row in rows]
 
 
 def clip_fields(clip: Clip) -> dict[str, str]:
-    """What is known of a clip but for its audio."""
+    """Returns the fields of a clip, except its audio."""
     return {field.name: getattr(clip, field.name) for field in dataclasses.fields(clip) if field.name != "audio"}
 
 

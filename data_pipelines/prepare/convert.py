@@ -1,9 +1,10 @@
-"""Stage 1 of preparation: every clip to one FLAC file in a work folder, in parallel, surviving a kill."""
+"""First stage of preparing speech: converts every clip to a FLAC file in a work folder, in parallel; survives a
+kill.
+"""
 
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from data_pipelines.audio.decode import AudioError, AudioTooLongError, Levels, e
 from data_pipelines.audio.stretches import Stretch, decode_stretches
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
+from data_pipelines.core.files import write_bytes
 
 _BATCH = 1024  # clips in flight; bounds memory for sets of millions
 
@@ -40,10 +42,10 @@ class Converted:
 
 
 class ConversionFolder:
-    """The work folder: FLAC files named by clip and sound, and a journal of what is finished.
+    """The work folder: FLAC files named by clip and audio, and a journal of finished files.
 
-    A file is renamed into place before its journal line is written, so whatever the journal names is whole; after a
-    kill the same call goes on behind the last line. A changed source has another file name and is converted again.
+    A file is renamed into place before its journal line is written, so every file in the journal is complete; after a
+    kill the same call continues after the last line. A changed source has another file name and is converted again.
     """
 
     def __init__(self, folder: Path):
@@ -61,14 +63,17 @@ class ConversionFolder:
     def convert(
         self, clips: Sequence[Clip], *, num_workers: int, max_seconds: float, max_bad: int, console: Console
     ) -> Iterator[Converted | Dropped]:
-        """Converts clips, in order; those whose audio is missing, corrupt or silent come back as `Dropped`.
+        """Converts clips, in order; clips whose audio is missing, corrupt or silent become `Dropped`.
 
-        Threads, for decoding, resampling and encoding release the interpreter lock: on two busy cores queen-en takes
-        13 s with two threads and 21 s with two processes.
+        Uses threads, because decoding, resampling and encoding release the interpreter lock: on two busy cores queen-en
+        takes 13 s with two threads and 21 s with two processes.
 
         Args:
+          clips: to convert.
+          num_workers: number of threads.
           max_seconds: longer clips are dropped.
-          max_bad: the number of bad clips that may be met before the run stops.
+          max_bad: number of bad clips after which the run stops.
+          console: shows the progress.
 
         Raises:
           DataError: more bad clips than `max_bad`.
@@ -105,13 +110,13 @@ class ConversionFolder:
             journal.flush()
 
     def _convert_group(self, clips: Sequence[Clip], max_seconds: float) -> list[Converted | Dropped]:
-        """Converts clips that `by_recording` puts together, but for those that are there."""
+        """Converts the clips of a group of `by_recording`, except clips that are already converted."""
         files = [self._file(clip) for clip in clips]
         outcomes = [self._kept(clip, file, max_seconds) for clip, file in zip(clips, files, strict=True)]
-        rest = [place for place, outcome in enumerate(outcomes) if outcome is None]
-        for number, sound in convert_clips([clips[place] for place in rest], max_seconds):
-            place = rest[number]
-            outcomes[place] = sound if isinstance(sound, Dropped) else self._write(clips[place], files[place], sound)
+        missing = [index for index, outcome in enumerate(outcomes) if outcome is None]
+        for number, sound in convert_clips([clips[index] for index in missing], max_seconds):
+            index = missing[number]
+            outcomes[index] = sound if isinstance(sound, Dropped) else self._write(clips[index], files[index], sound)
         return outcomes
 
     def _file(self, clip: Clip) -> str:
@@ -119,7 +124,7 @@ class ConversionFolder:
         return f"{digest[:2]}/{digest}.flac"
 
     def _kept(self, clip: Clip, file: str, max_seconds: float) -> Converted | None:
-        """The clip as an earlier call left it."""
+        """Returns the clip as an earlier call converted it, or None."""
         if (entry := self._done.get(file)) is None or not _has_size(self.folder / file, entry["num_bytes"]):
             return None
         converted = Converted(clip, file, entry["num_bytes"], entry["num_samples"], Levels(**entry["levels"]))
@@ -128,9 +133,7 @@ class ConversionFolder:
     def _write(self, clip: Clip, file: str, sound: "Sound") -> Converted:
         path = self.folder / file
         path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(sound.flac)
-        os.replace(partial, path)
+        write_bytes(path, sound.flac)
         return Converted(clip, file, len(sound.flac), sound.num_samples, sound.levels)
 
 
@@ -139,7 +142,7 @@ def _has_size(path: Path, num_bytes: int) -> bool:
 
 
 class Sound(NamedTuple):
-    """A clip's sound as it is stored: FLAC, 16 kHz mono 16-bit."""
+    """A clip's audio as it is stored: FLAC, mono, 16-bit, at `SAMPLE_RATE`."""
 
     flac: bytes
     num_samples: int
@@ -147,7 +150,9 @@ class Sound(NamedTuple):
 
 
 def by_recording(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
-    """Clips in order, in groups to convert together: stretches of one recording that follow each other, else one."""
+    """Yields clips in order, in groups to convert together: consecutive stretches of one recording, otherwise
+    single clips.
+    """
     groups = itertools.groupby(clips, lambda clip: clip.audio.path if isinstance(clip.audio, Stretch) else clip.id)
     return (list(group) for _, group in groups)
 
@@ -155,20 +160,20 @@ def by_recording(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
 def convert_clips(clips: Sequence[Clip], max_seconds: float) -> Iterator[tuple[int, Sound | Dropped]]:
     """Decodes, resamples and encodes the clips of a group of `by_recording`.
 
-    Returns:
-      Pairs of a clip's place in `clips` and its sound, or `Dropped` where its audio is missing, corrupt, silent or too
-      long; in any order.
+    Yields:
+      Pairs of an index into `clips` and its sound, or `Dropped` if its audio is missing, corrupt, silent or too long;
+      in any order.
     """
     if all(isinstance(clip.audio, Stretch) for clip in clips):
-        for place, samples in decode_stretches([clip.audio for clip in clips], max_seconds):
-            yield place, _sound(clips[place], samples)
+        for index, samples in decode_stretches([clip.audio for clip in clips], max_seconds):
+            yield index, _sound(clips[index], samples)
         return
-    for place, clip in enumerate(clips):
+    for index, clip in enumerate(clips):
         try:
             samples = clip.audio.decode(max_seconds)
         except AudioError as error:
             samples = error
-        yield place, _sound(clip, samples)
+        yield index, _sound(clip, samples)
 
 
 def _sound(clip: Clip, samples: NDArray[np.int16] | AudioError) -> Sound | Dropped:
@@ -182,7 +187,7 @@ def _sound(clip: Clip, samples: NDArray[np.int16] | AudioError) -> Sound | Dropp
 
 
 def check_rate(item: Converted, characters_per_second: tuple[float, float] | None) -> Converted | Dropped:
-    """The clip, or `Dropped` where its text is said too slowly or too fast to be true."""
+    """Returns the clip, or `Dropped` if the rate of its text, in characters per second, is implausible."""
     if characters_per_second is not None:
         slowest, fastest = characters_per_second
         if not slowest <= len(item.clip.text) / item.seconds <= fastest:
@@ -192,10 +197,15 @@ def check_rate(item: Converted, characters_per_second: tuple[float, float] | Non
     return item
 
 
+def nothing_left(name: str, items: str) -> DataError:
+    """Returns the error for a set called `name` without a single kept item; its report was printed before."""
+    return DataError(f"{name}: nothing is left of {items}; see the reasons in the table above.")
+
+
 def too_many_bad(bad: Sequence[Dropped], max_bad: int) -> DataError:
-    """The error that stops a run: what went wrong first, and what to do."""
+    """Returns the error that stops a run, with the first bad items and the remedy."""
     first = "\n".join(f"  {item.detail or f'{item.id}: {item.reason}'}" for item in bad[:10])
     return DataError(
         f"{len(bad)} bad items, more than the {max_bad} allowed; the first of them:\n{first}\n"
-        "Mend the source or raise --max-bad; what is converted is kept, and the same command goes on from there."
+        "Correct the source or raise --max-bad; converted clips are kept, and the same command continues from there."
     )

@@ -1,4 +1,4 @@
-"""A prepared set under other transcripts: its own index, and the records of the set that it was made from."""
+"""Prepared sets with other transcripts: an index of their own, and the records of the original set."""
 
 import json
 import os
@@ -10,23 +10,24 @@ import pyarrow
 import pyarrow.parquet
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.prepare.speech_store import META, file_sha256, write_json
-from data_pipelines.storage.index import Part
+from data_pipelines.core.files import file_sha256, write_json
+from data_pipelines.storage.index import META, Part
 
 
 def relabel(part: Part, texts: Sequence[str], folder: Path, origin: dict[str, Any]) -> None:
-    """Writes a set whose one split has the audio of `part` and other texts. Nothing of the audio is copied.
+    """Writes a set whose only split has the audio of `part` and other texts. No audio is copied.
 
-    Rows keep their places, since row i of an index describes record i: those to leave out have an empty text, which
-    plans for training on text drop and count.
+    Rows keep their numbers, since row i of an index describes record i. An empty text marks a row to leave out: plans
+    for training on text drop and count it.
 
     Args:
-      texts: one for each row of the part.
-      folder: where the set is written; an earlier set of this kind is replaced.
-      origin: what the texts are from, for `meta.json`.
+      part: split of a prepared set of speech.
+      texts: one per row of the part.
+      folder: of the new set; an earlier set of this kind is replaced.
+      origin: of the texts, for `meta.json`.
 
     Raises:
-      DataError: the part has no records, or another kind of set lies in the folder.
+      DataError: the part has no records, or `folder` contains another kind of set.
     """
     if part.records_dir is None:
         raise DataError(f"{part} is text, without audio to transcribe; name a set of speech")
@@ -37,7 +38,7 @@ def relabel(part: Part, texts: Sequence[str], folder: Path, origin: dict[str, An
     column = pyarrow.array(texts, pyarrow.string())
     table = table.set_column(table.schema.get_field_index("text"), "text", column)
     (folder / "index").mkdir(parents=True, exist_ok=True)
-    (folder / META).unlink(missing_ok=True)  # it comes last, so a set that has one is whole
+    (folder / META).unlink(missing_ok=True)  # written last: it exists only in complete sets
     path = folder / "index" / f"{part.split}.parquet"
     pyarrow.parquet.write_table(table, path)
     split = meta["splits"][part.split] | {"index_sha256": file_sha256(path)}
@@ -56,6 +57,6 @@ def _is_relabelled(folder: Path) -> bool:
     try:
         return json.loads((folder / META).read_text("utf-8")).get("is_relabelled", False)
     except FileNotFoundError:
-        return not any(folder.glob("*.*"))  # begun, and not finished
+        return not any(folder.glob("*.*"))  # begun, but not finished
     except ValueError:
         return False

@@ -1,10 +1,11 @@
-"""What a preparation kept and dropped, and how the kept clips look."""
+"""Reports of the prepare job: kept and dropped items, and statistics of the kept ones."""
 
+import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,26 +14,68 @@ from rich.table import Table
 from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.prepare.convert import Converted
+from data_pipelines.text.documents import Document
 from data_pipelines.text.normalize import split_order, without_held_out
 
 # Upper edges of the duration histogram in seconds; the last bin is open.
 HISTOGRAM_EDGES = (0.5, 1, 2, 4, 8, 16, 32, 64)
 _EXAMPLES = 5
+_EXAMPLE_CHARACTERS = 300
+_COUNTS = ("documents", "words", "bytes")
 
 
-@dataclass(frozen=True)
-class PreparationReport:
-    """The outcome of one preparation; `report.json` holds the same.
+class _Report:
+    """Base of the reports, which are dataclasses: `report.json` has the fields of the report."""
+
+    splits: dict[str, dict]
+    dropped: dict[str, dict]
+
+    def save(self, path: Path) -> None:
+        """Writes the report as JSON."""
+        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: AnyPath) -> Self:
+        """Reads a report that `save` wrote."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+    def _print_dropped(self, console: Console, items: str) -> None:
+        """Prints the dropped items by reason, and a warning if the set has no held-out split."""
+        if self.dropped:
+            rows = []
+            for reason, row in self.dropped.items():
+                example = row["detail"] or ", ".join(row["ids"])
+                rows.append((reason, f"{row['count']:,}", escape(example[:_EXAMPLE_CHARACTERS])))
+            _print_table(console, ("dropped", items, "for example"), rows, numeric=(items,))
+        if missing := without_held_out(self.splits):
+            console.print(f"[bold yellow]warning: {missing}", soft_wrap=True)
+
+
+def _print_table(
+    console: Console, headings: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[str]
+) -> None:
+    table = Table()
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparationReport(_Report):
+    """The outcome of one preparation of speech.
 
     Attributes:
       name: of the prepared set.
       splits: by name: clips, hours, words.
-      dropped: by reason: count, first ids, whether the data is at fault, one whole message.
-      clips, hours, speakers: totals of what was kept; an unknown speaker is not counted.
+      dropped: by reason: count, first ids, whether the data is at fault, one full message.
+      clips, hours, speakers: totals of kept items; unknown speakers are not counted.
       hours_by_speaker: the twenty with most speech.
-      without_text: kept clips with an empty transcript; good for pretraining only.
-      histogram: by upper edge in seconds: clips.
-      clipped: ids of kept clips with samples at the rails; `clipped_share` is of all samples.
+      without_text: kept clips with an empty transcript, which are good for pretraining only.
+      histogram: number of clips by upper edge in seconds.
+      clipped: ids of kept clips with samples at full scale; `clipped_share` is of all samples.
       mostly_silence: ids of kept clips that are mostly silence; `silence_share` is of the total duration.
     """
 
@@ -50,32 +93,17 @@ class PreparationReport:
     mostly_silence: list[str]
     silence_share: float
 
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: AnyPath) -> "PreparationReport":
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
-
     def print(self, console: Console | None = None) -> None:
         """Prints the report for a reader."""
         console = console or Console()
         console.rule(f"{self.name}: {self.clips:,} clips, {self.hours:.2f} h, {self.speakers:,} known speakers")
-        table = Table()
-        for heading in ("split", "clips", "minutes", "words"):
-            table.add_column(heading, justify="left" if heading == "split" else "right")
-        for split, row in self.splits.items():
-            table.add_row(split, f"{row['clips']:,}", f"{60 * row['hours']:.1f}", f"{row['words']:,}")
-        console.print(table)
-        if self.dropped:
-            table = Table()
-            for heading in ("dropped", "clips", "for example"):
-                table.add_column(heading, justify="right" if heading == "clips" else "left", overflow="fold")
-            for reason, row in self.dropped.items():
-                table.add_row(reason, f"{row['count']:,}", escape(row["detail"] or ", ".join(row["ids"])))
-            console.print(table)
-        if missing := without_held_out(self.splits):
-            console.print(f"[bold yellow]warning: {missing}", soft_wrap=True)
+        rows = [
+            (split, f"{row['clips']:,}", f"{60 * row['hours']:.1f}", f"{row['words']:,}")
+            for split, row in self.splits.items()
+        ]
+        counts = ("clips", "minutes", "words")
+        _print_table(console, ("split", *counts), rows, numeric=counts)
+        self._print_dropped(console, "clips")
         most = max(self.histogram.values(), default=0)
         for edge, count in self.histogram.items():
             console.print(f"{edge:>8} s {count:>8,} {'█' * round(40 * count / max(most, 1))}", highlight=False)
@@ -87,8 +115,61 @@ class PreparationReport:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class TextReport(_Report):
+    """The outcome of one preparation of text.
+
+    Attributes:
+      name: of the prepared set.
+      splits, sources: by name: documents, words and bytes (UTF-8) kept; for sources also documents read.
+      dropped: by reason: count, first ids, whether the data is at fault, one full message.
+    """
+
+    name: str
+    splits: dict[str, dict[str, int]]
+    sources: dict[str, dict[str, int]]
+    dropped: dict[str, dict]
+
+    def print(self, console: Console | None = None) -> None:
+        """Prints the report for a reader."""
+        console = console or Console()
+        total = {name: sum(row[name] for row in self.splits.values()) for name in _COUNTS}
+        console.rule(f"{self.name}: {total['documents']:,} documents, {total['bytes'] / 1e6:,.2f} MB of text")
+        for heading, rows in (("split", self.splits), ("source", self.sources)):
+            counts = _COUNTS if heading == "split" else ("read", *_COUNTS)
+            cells = [
+                (
+                    escape(name),
+                    *(f"{row[count]:,}" for count in counts),
+                    f"{row['bytes'] / max(total['bytes'], 1):.1%}",
+                )
+                for name, row in rows.items()
+            ]
+            _print_table(console, (heading, *counts, "share"), cells, numeric=(*counts, "share"))
+        self._print_dropped(console, "items")
+
+
+class DroppedCounts:
+    """Counts dropped items by reason."""
+
+    def __init__(self):
+        self._reasons: dict[str, dict] = {}
+
+    def add(self, item: Dropped) -> None:
+        """Counts an item; the ids of the first few of a reason are kept."""
+        new = {"count": 0, "ids": [], "is_bad": item.is_bad, "detail": item.detail}
+        row = self._reasons.setdefault(item.reason, new)
+        row["count"] += 1
+        if len(row["ids"]) < _EXAMPLES:
+            row["ids"].append(item.id)
+
+    def by_frequency(self) -> dict[str, dict]:
+        """Returns the `dropped` of a report, the most frequent reason first."""
+        return dict(sorted(self._reasons.items(), key=lambda entry: -entry[1]["count"]))
+
+
 def summarise(name: str, clips: Iterable[Converted], dropped: Iterable[Dropped]) -> PreparationReport:
-    """Gathers a report over kept clips, in one pass, and then over dropped ones."""
+    """Makes a report from kept clips, read once, and then from dropped ones."""
     splits: dict[str, dict[str, float]] = {}
     by_speaker: Counter[str] = Counter()
     labels = [f"<= {edge:g}" for edge in HISTOGRAM_EDGES] + [f"> {HISTOGRAM_EDGES[-1]:g}"]
@@ -114,17 +195,14 @@ def summarise(name: str, clips: Iterable[Converted], dropped: Iterable[Dropped])
         sums["without_text"] += words == 0
         sums["clipped"] += levels.clipped_share * item.seconds
         sums["silence"] += levels.silence_share * item.seconds
-    reasons: dict[str, dict] = {}
-    for each in dropped:
-        row = reasons.setdefault(each.reason, {"count": 0, "ids": [], "is_bad": each.is_bad, "detail": each.detail})
-        row["count"] += 1
-        if len(row["ids"]) < _EXAMPLES:
-            row["ids"].append(each.id)
+    counts = DroppedCounts()
+    for item in dropped:
+        counts.add(item)
     seconds = sums["seconds"] or 1.0
     return PreparationReport(
         name=name,
         splits={split: splits[split] for split in sorted(splits, key=split_order)},
-        dropped=dict(sorted(reasons.items(), key=lambda entry: -entry[1]["count"])),
+        dropped=counts.by_frequency(),
         clips=sums["clips"],
         hours=sums["seconds"] / 3600,
         speakers=len(by_speaker),
@@ -136,3 +214,40 @@ def summarise(name: str, clips: Iterable[Converted], dropped: Iterable[Dropped])
         mostly_silence=mostly_silence,
         silence_share=sums["silence"] / seconds,
     )
+
+
+class DocumentCounts:
+    """Counts documents, in total and by split and source, while they are processed."""
+
+    def __init__(self):
+        self.num_read = self.num_kept = self.num_bytes = 0
+        self._splits: dict[str, dict[str, int]] = {}
+        self._sources: dict[str, dict[str, int]] = {}
+        self._dropped = DroppedCounts()
+
+    def read(self, item: Document | Dropped) -> None:
+        """Counts an item of the source, before cleaning."""
+        self.num_read += 1
+        if isinstance(item, Document):
+            self._source(item)["read"] += 1
+
+    def _source(self, document: Document) -> dict[str, int]:
+        return self._sources.setdefault(document.source, dict.fromkeys(("read", *_COUNTS), 0))
+
+    def keep(self, document: Document) -> None:
+        """Counts a document that is stored."""
+        words, size = len(document.text.split()), len(document.text.encode())
+        self.num_kept += 1
+        self.num_bytes += size
+        for row in (self._splits.setdefault(document.split, dict.fromkeys(_COUNTS, 0)), self._source(document)):
+            row["documents"] += 1
+            row["words"] += words
+            row["bytes"] += size
+
+    def drop(self, item: Dropped) -> None:
+        """Counts an item that cleaning or the source left out."""
+        self._dropped.add(item)
+
+    def report(self, name: str) -> TextReport:
+        """Returns the report of a set called `name`."""
+        return TextReport(name=name, splits=self._splits, sources=self._sources, dropped=self._dropped.by_frequency())

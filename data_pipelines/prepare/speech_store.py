@@ -1,30 +1,29 @@
-"""Stage 2 of preparation: converted clips to ArrayRecord through TFDS, with an index and `meta.json` beside it."""
+"""Second stage of preparing speech: stores converted clips as ArrayRecord through TFDS, with an index and
+`meta.json`.
+"""
 
 import contextlib
-import hashlib
 import importlib
 import io
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow
-import pyarrow.parquet
 
 from data_pipelines.audio.clips import Corpus
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError, disk_full
-from data_pipelines.core.paths import AnyPath, copy, num_bytes
+from data_pipelines.core.files import folder_bytes
 from data_pipelines.prepare.convert import Converted
+from data_pipelines.prepare.prepared_set import IndexWriters, write_meta
 from data_pipelines.prepare.report import PreparationReport
-from data_pipelines.text.normalize import NORMALISER_VERSION
+from data_pipelines.storage.index import META
 
-META = "meta.json"
-_ROW_GROUP = 65_536  # rows of an index that are in memory at a time
+_ROW_GROUP = 65_536  # rows
 _STRING = pyarrow.string()
 _SCHEMA = pyarrow.schema(
     [
@@ -39,14 +38,14 @@ _SCHEMA = pyarrow.schema(
 
 
 class Records(Protocol):
-    """What a TFDS builder stores."""
+    """Records that a TFDS builder stores."""
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that have records."""
+        """Splits that have records."""
 
     def examples(self, split: str) -> Any:
-        """(key, record) pairs, keys ascending: an iterator, or a Beam transform that makes them in any order."""
+        """Returns (key, record) pairs: an iterator with ascending keys, or a Beam transform with any order."""
 
 
 def store(
@@ -57,15 +56,21 @@ def store(
     work: Path,
     request: dict[str, Any],
 ) -> None:
-    """Writes the prepared set into `folder`; `meta.json` comes last, so a set that has one is whole.
+    """Writes the prepared set into `folder`; `meta.json` is written last, so that it exists only in complete sets.
 
     Layout: `<builder>/[<config>/]<version>/` as TFDS writes it, `index/<split>.parquet` whose row i describes record i
     of `tfds.data_source`, and `meta.json`.
 
     Args:
+      source: the corpus.
+      converted: its clips, ordered by split.
       report: about `converted`.
+      folder: of the prepared set.
       work: the folder that the `file`s of `converted` are relative to.
-      request: the arguments that shaped the set, so that the same call later finds it done.
+      request: the arguments that decide the content of the set, so that the same call later finds it.
+
+    Raises:
+      DataError: the disk is full, or the stored records do not match the index.
     """
     (folder / META).unlink(missing_ok=True)
     if (free := shutil.disk_usage(folder).free) < (needed := sum(item.num_bytes for item in converted)):
@@ -77,16 +82,27 @@ def store(
     builder = make_builder(source, StoredFiles(records), folder)
     generate(builder, work)
     tfds_dir = Path(builder.data_dir)
-    with IndexWriters(folder / "index") as writers:
+    with index_writers(folder) as writers:
         for item in converted:
-            writers.write(item)
+            write_row(writers, item)
     for split in report.splits:
         _check_records(tfds_dir, split, [item for item in converted if item.clip.split == split])
-    write_meta(source, report, folder, tfds_dir, request)
+    describe_set(source, report, folder, tfds_dir, request)
+
+
+def index_writers(folder: Path) -> IndexWriters:
+    """Returns the writers of the indexes of a prepared set of speech."""
+    return IndexWriters(folder / "index", _SCHEMA, row_group=_ROW_GROUP)
+
+
+def write_row(writers: IndexWriters, item: Converted) -> None:
+    """Writes a clip's row of the index."""
+    fields = record_fields(item)
+    writers.write(item.clip.split, tuple(fields[name] for name in _SCHEMA.names))
 
 
 def record_fields(item: Converted) -> dict[str, Any]:
-    """What a record holds of a clip besides its sound."""
+    """Returns the fields of a clip's record, except the audio."""
     clip = item.clip
     return {
         "id": clip.id,
@@ -98,20 +114,12 @@ def record_fields(item: Converted) -> dict[str, Any]:
     }
 
 
-def write_meta(
+def describe_set(
     source: Corpus, report: PreparationReport, folder: Path, tfds_dir: Path, request: dict[str, Any]
 ) -> None:
-    """Writes `meta.json` over records and indexes that are whole."""
-    splits: dict[str, dict[str, Any]] = {}
-    for split, row in report.splits.items():
-        path = folder / "index" / f"{split}.parquet"
-        splits[split] = {
-            "num_clips": row["clips"],
-            "hours": row["hours"],
-            "index": str(path.relative_to(folder)),
-            "index_sha256": file_sha256(path),
-        }
-    meta = {
+    """Writes `meta.json` of a set of speech whose records and indexes are complete."""
+    splits = [(split, {"num_clips": row["clips"], "hours": row["hours"]}) for split, row in report.splits.items()]
+    description = {
         "name": source.name,
         "builder": source.builder,
         "config": source.config,
@@ -121,15 +129,12 @@ def write_meta(
         "sample_rate": SAMPLE_RATE,
         "tfds_dir": str(tfds_dir.relative_to(folder)),
         "num_bytes": folder_bytes(tfds_dir),
-        "splits": splits,
-        "normaliser": NORMALISER_VERSION,
-        "request": request,
     }
-    write_json(folder / META, meta)
+    write_meta(folder, description, splits, request)
 
 
 class StoredFiles:
-    """Converted clips for a TFDS builder: a JSONL file that lists them, and their FLAC files beside it."""
+    """Converted clips for a TFDS builder: a JSONL file that lists them, and the FLAC files next to it."""
 
     def __init__(self, listing: Path):
         self._listing = listing
@@ -148,95 +153,12 @@ class StoredFiles:
                 yield key, row["fields"] | {"audio": (self._listing.parent / row["audio"]).read_bytes()}
 
 
-class IndexWriters:
-    """Writes `<split>.parquet` for each split of clips that come in any order of splits, some thousand in memory."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._files: dict[str, pyarrow.parquet.ParquetWriter] = {}
-        self._rows: dict[str, list[tuple]] = {}
-
-    def __enter__(self) -> "IndexWriters":
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir()
-        return self
-
-    def write(self, item: Converted) -> None:
-        clip = item.clip
-        rows = self._rows.setdefault(clip.split, [])
-        rows.append((clip.id, item.num_samples, clip.text, clip.speaker, clip.language, clip.translation))
-        if len(rows) == _ROW_GROUP:
-            self._flush(clip.split)
-
-    def _flush(self, split: str) -> None:
-        if split not in self._files:
-            self._files[split] = pyarrow.parquet.ParquetWriter(self._folder / f"{split}.parquet", _SCHEMA)
-        columns = zip(*self._rows.pop(split), strict=True)
-        arrays = [pyarrow.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
-        self._files[split].write_table(pyarrow.table(arrays, schema=_SCHEMA))
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            for split in list(self._rows):
-                self._flush(split)
-        for file in self._files.values():
-            file.close()
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def find_prepared(folder: AnyPath, request: dict[str, Any]) -> bool:
-    """Whether `folder` holds a whole set that the same `request` made: records and indices as `meta.json` tells."""
-    try:
-        meta = json.loads((folder / META).read_text("utf-8"))
-        return (
-            meta["request"] == json.loads(json.dumps(request))
-            and ("tfds_dir" not in meta or folder_bytes(folder / meta["tfds_dir"]) == meta["num_bytes"])
-            and all(file_sha256(folder / split["index"]) == split["index_sha256"] for split in meta["splits"].values())
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # absent or damaged
-
-
-def has_older_texts(folder: AnyPath) -> bool:
-    """Whether a prepared set was made when `text.normalise` had an earlier version."""
-    try:
-        return json.loads((folder / META).read_text("utf-8")).get("normaliser", 1) < NORMALISER_VERSION
-    except OSError:
-        return False
-
-
-def publish(folder: Path, place: AnyPath) -> None:
-    """Moves a prepared set from a local folder into a bucket, `meta.json` last; what was there before is removed."""
-    place.rmtree(missing_ok=True)
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != ".lock"]
-    for file in sorted(files, key=lambda file: file == folder / META):
-        copy(file, place / file.relative_to(folder))
-    shutil.rmtree(folder)
-
-
-def folder_bytes(folder: AnyPath) -> int:
-    """Total size of the files directly in a folder."""
-    return sum(num_bytes(file) for file in folder.iterdir())
-
-
-def file_sha256(path: AnyPath) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def make_builder(source: Corpus, records: Records, folder: Path) -> Any:
-    """The TFDS builder of a source, which stores `records` below `folder`; what it stored before is removed."""
+    """Returns the TFDS builder of a corpus, which stores `records` below `folder`; its previous content is removed."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of every config that its code does not list
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns about every config that its code does not list
     shutil.rmtree(folder / source.builder, ignore_errors=True)
     module = importlib.import_module(f"data_pipelines.datasets.{source.builder}.{source.builder}_dataset_builder")
     config = None
@@ -249,13 +171,13 @@ def make_builder(source: Corpus, records: Records, folder: Path) -> Any:
 
 
 def generate(builder: Any, work: Path, config: Any = None) -> None:
-    """Lets a builder write its records; `config` is TFDS's `DownloadConfig`."""
+    """Makes a builder write its records; `config` is TFDS's `DownloadConfig`."""
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download of unknown size
         builder.download_and_prepare(download_dir=work / "downloads", download_config=config)
 
 
 def _check_records(tfds_dir: Path, split: str, rows: Sequence[Converted]) -> None:
-    """Reads back id and length of each record: row i of the index must describe record i."""
+    """Reads back id and length of all records: row i of the index must describe record i."""
     import tensorflow_datasets as tfds
 
     records = tfds.builder_from_directory(tfds_dir).as_data_source(split)

@@ -6,34 +6,11 @@ _BLOCKS = frozenset([
     "p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "li", "dt", "dd", "blockquote", "br", "hr", "tr", "section",
     "article", "figcaption",
 ])  # fmt: skip
-    [
-        "p",
-        "div",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "li",
-        "dt",
-        "dd",
-        "blockquote",
-        "br",
-        "hr",
-        "tr",
-        "section",
-        "article",
-        "figcaption",
-    ]
-)
 _SKIPPED = frozenset(["head", "script", "style", "pre", "table", "svg", "nav"])
 _SKIPPED_CLASSES = frozenset(["navheader", "navfooter", "toc", "index", "book-navigation", "footnotes"])
 _VOID = frozenset([
     "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr",
 ])  # fmt: skip
-    ["area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"]
-)
 
 
 def prose(html: str) -> str:

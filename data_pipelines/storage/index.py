@@ -31,6 +31,7 @@ from data_pipelines.core.paths import AnyPath, as_path, cache_dir, fetch, is_url
 from data_pipelines.core.shuffle import derive_key, permute
 from data_pipelines.tokenizers.base import Tokenizer
 
+META = "meta.json"
 _STRING_COLUMNS = ("id", "text", "speaker", "language", "translation", "source", "label")
 _OLD = {"translation": ". Sets that were prepared by earlier versions lack it: prepare again with --force"}
 
@@ -233,7 +234,7 @@ def _remedy(set_dir: AnyPath) -> str:
 
 
 def _read_meta(set_dir: AnyPath) -> dict:
-    path = set_dir / "meta.json"
+    path = set_dir / META
     if not path.exists():
         raise DataError(f"{set_dir} is not a prepared data set ({path.name} is missing); {_remedy(set_dir)}")
     try:

@@ -21,7 +21,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "prepare": Command(
-        "data_pipelines.prepare.command:main",
+        "data_pipelines.prepare.job:main",
         "fetch or read speech and write it as a data set",
         "jax-speechlm prepare asterisk-en queen-en    |    jax-speechlm prepare --manifest my.jsonl",
     ),

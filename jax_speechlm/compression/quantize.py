@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 from tyro.conf import Positional
 
-from data_pipelines.core.paths import AnyPath
+from data_pipelines.core.files import folder_bytes
 from jax_speechlm.core.tree import at, replace
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
@@ -72,8 +72,3 @@ def quantize(make: functional.MakeModule, params: Params, kind: Kind, group: int
             stacked = at(declared.axes, names)[0] == "layers"
             params = replace(params, names, quantize_kernel(kernel, linear.num_in, kind, stacked=stacked, group=group))
     return params
-
-
-def folder_bytes(folder: AnyPath) -> int:
-    """Returns the size of all files below a folder, in bytes."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -13,18 +13,12 @@ from data_pipelines.audio import stretches
 from data_pipelines.audio.clips import AudioFile
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import beam as on_beam
-from data_pipelines.prepare.command import prepare
+from data_pipelines.prepare.job import prepare
 from data_pipelines.storage import index
 from data_pipelines.storage.records import RecordReader
 
 pytest.importorskip("apache_beam", reason="pip install -e '.[beam]'")
-DIRECT = {"beam_runner": "DirectRunner"}
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    """Several chunks for few clips; the direct runner stays in this process."""
-    monkeypatch.setattr(on_beam, "_CHUNK", 4)
+DIRECT = {"beam_runner": "DirectRunner", "beam_chunk": 4}  # in this process; several chunks for few clips
 
 
 @pytest.fixture
@@ -147,7 +141,7 @@ def test_records_that_do_not_match_the_index_are_found(manifest, tmp_path):
     folder = tmp_path / "data/my"
     (shard,) = folder.glob("manifest/my/1.0.0/*-train.*")
     on_beam._check_shard(str(shard), str(folder / "index/train.parquet"), 0, 10)
-    with pytest.raises(DataError, match="does not hold rows 1 to 11"):
+    with pytest.raises(DataError, match="differs from rows 1 to 11"):
         on_beam._check_shard(str(shard), str(folder / "index/train.parquet"), 1, 10)
 
 

@@ -15,7 +15,7 @@ from data_pipelines.audio.clips import AudioFile, Clip
 from data_pipelines.audio.decode import decode_flac
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import convert, speech_store
-from data_pipelines.prepare.command import prepare
+from data_pipelines.prepare.job import prepare
 from data_pipelines.sources.manifest import manifest_source
 from data_pipelines.storage import index
 from data_pipelines.storage.records import RecordReader
@@ -163,7 +163,7 @@ def test_a_prepared_set_is_recognised_until_something_changes(manifest, tmp_path
         calls.append(args)
         return speech_store.store(*args)
 
-    monkeypatch.setattr("data_pipelines.prepare.command.store", counting)
+    monkeypatch.setattr("data_pipelines.prepare.job.store", counting)
 
     def again(**changes):
         calls.clear()

@@ -11,7 +11,7 @@ from data_pipelines.audio.clips import AudioFile, AudioSlice, Clip, Dropped
 from data_pipelines.audio.decode import AudioError, decode, decode_flac, stream_channels
 from data_pipelines.audio.stretches import Stretch, decode_stretches
 from data_pipelines.prepare.clip_files import read_clips, write_clips
-from data_pipelines.prepare.command import prepare
+from data_pipelines.prepare.job import prepare
 from data_pipelines.sources import manifest
 from data_pipelines.storage import index
 from data_pipelines.storage.records import RecordReader

@@ -9,8 +9,7 @@ import pytest
 from num2words import CONVERTER_CLASSES
 from rich.console import Console
 
-from data_pipelines.prepare.report import summarise
-from data_pipelines.prepare.text_report import TextReport
+from data_pipelines.prepare.report import TextReport, summarise
 from data_pipelines.text.cleaning import strip_punctuation
 from data_pipelines.text.normalize import normalise, normalised_split_key, split_key, split_of, words_only
 from data_pipelines.text.numbers import UnspeakableError, primary, spell_out

@@ -14,9 +14,8 @@ from text_sets import write_text_set
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import command as preparation
 from data_pipelines.prepare import text_store
-from data_pipelines.prepare.command import prepare
-from data_pipelines.prepare.report import PreparationReport
-from data_pipelines.prepare.text_report import TextReport
+from data_pipelines.prepare.job import prepare
+from data_pipelines.prepare.report import PreparationReport, TextReport
 from data_pipelines.storage.index import read_index, read_sets, splits_of
 from data_pipelines.text.cleaning import Cleaning
 from data_pipelines.text.normalize import split_key, split_of, text_split_of

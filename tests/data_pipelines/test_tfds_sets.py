@@ -16,7 +16,7 @@ from etils import epath
 
 from data_pipelines.audio.decode import decode_flac
 from data_pipelines.core.errors import DataError
-from data_pipelines.prepare.command import prepare_source
+from data_pipelines.prepare.job import prepare_source
 from data_pipelines.prepare.text_store import prepare_text
 from data_pipelines.sources import tfds_sets
 from data_pipelines.storage.index import read_index, splits_of

@@ -1,16 +1,15 @@
-"""From a name, a manifest, files of text or a TFDS data set to a prepared set: records, an index and a report.
+"""The prepare job: from a name, a manifest, files of text or a TFDS data set to records, an index and a report.
 
-    <data_dir>/<name>/meta.json              what the set is; its presence says that the set is whole
-    <data_dir>/<name>/index/<split>.parquet  row i describes record i; of text, it holds the documents themselves
+    <data_dir>/<name>/meta.json              description of the set; it exists once the set is complete
+    <data_dir>/<name>/index/<split>.parquet  row i describes record i; of text, it contains the documents themselves
     <data_dir>/<name>/<builder>/...          the records of speech, as TFDS writes them
-    <data_dir>/<name>/report.json            what was kept and dropped
+    <data_dir>/<name>/report.json            counts of kept and dropped items
 
-While the work lasts, converted clips lie in `<data_dir>/<name>/work`; Debian packages stay in `<data_dir>/packages`.
+During the job, converted clips are in `<data_dir>/<name>/work`; Debian packages stay in `<data_dir>/packages`.
 """
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -24,13 +23,14 @@ from typing import Any
 from rich.console import Console
 
 from data_pipelines.audio.clips import Clip, Corpus, Dropped
-from data_pipelines.core.errors import DataError, disk_full, is_disk_full
+from data_pipelines.core.errors import DataError, disk_full_as_data_error
+from data_pipelines.core.files import short_digest
 from data_pipelines.core.paths import AnyPath, as_path, cache_dir, is_url, reach
-from data_pipelines.prepare.beam import Runner, prepare_on_beam
-from data_pipelines.prepare.convert import ConversionFolder, Converted, check_rate, too_many_bad
-from data_pipelines.prepare.report import PreparationReport, summarise
-from data_pipelines.prepare.speech_store import find_prepared, has_older_texts, publish, store
-from data_pipelines.prepare.text_report import TextReport
+from data_pipelines.prepare.beam import CHUNK_CLIPS, Runner, prepare_on_beam
+from data_pipelines.prepare.convert import ConversionFolder, Converted, check_rate, nothing_left, too_many_bad
+from data_pipelines.prepare.prepared_set import find_prepared, has_older_texts, publish
+from data_pipelines.prepare.report import PreparationReport, TextReport, summarise
+from data_pipelines.prepare.speech_store import store
 from data_pipelines.prepare.text_store import prepare_text
 from data_pipelines.sources import debian_texts, tfds_sets
 from data_pipelines.sources.catalogue import debian_source
@@ -60,50 +60,52 @@ def prepare(
     force: bool = False,
     beam_runner: str | None = None,
     beam_options: tuple[str, ...] = (),
+    beam_chunk: int = CHUNK_CLIPS,
 ) -> PreparationReport | TextReport:
-    """Prepares one data set of speech or text, or finds it prepared already.
+    """Prepares a data set of speech or text, unless it is prepared already.
 
-    A killed preparation of speech goes on where it was; one of text begins anew, with what it downloaded.
+    A killed preparation of speech continues at the next call; one of text starts again with the downloaded files.
 
     Args:
-      name: a set that Debian packages hold, such as asterisk-en (speech) or text-en; with `manifest`, `text` or `tfds`,
-        what to call the set.
-      debian: the set that Debian packages hold, where what is made of it is to have another name than that.
+      name: a set in Debian packages, such as asterisk-en (speech) or text-en; with `manifest`, `text` or `tfds`, the
+        name of the new set.
+      debian: the set in Debian packages, if the prepared set should have another name.
       manifest: JSONL file that lists your own audio, {"audio": path, "text"?, "id"?, "speaker"?, "language"?, "split"?}
-        a line; its name without suffix is the default name. "offset" and "duration", or "start" and "end", in seconds,
-        and "channel", from 0, name a part of the audio.
+        per line; its name without suffix is the default name. "offset" and "duration", or "start" and "end", in
+        seconds, and "channel", from 0, select a part of the audio.
       text: your own text: paths or quoted patterns of .txt, .jsonl ({"text", "id"?, "language"?, "source"?, "label"?,
-        "split"?} a line) or .parquet files, plain or compressed (.gz, .bz2, .xz, .zst).
+        "split"?} per line) or .parquet files, plain or compressed (.gz, .bz2, .xz, .zst).
       tfds: a data set of TFDS, speech such as librispeech or common_voice/en, or text such as lm1b.
-      data_dir: prepared sets lie in folders below it; a URL (gs://, s3://) receives a set that was made in the local
-        cache.
-      num_workers: threads that decode and resample audio, one a core by default; processes that clean text, one by
-        default, and worth more from gigabytes on.
+      data_dir: parent folder of prepared sets; a set for a URL (gs://, s3://) is made in the local cache and then
+        copied.
+      num_workers: threads that decode and resample audio, by default one per core; processes that clean text, by
+        default one, and useful from gigabytes on.
       max_seconds: longer clips are dropped and counted.
       max_bad: share of items that may be bad (missing, corrupt, silent, duplicate, malformed) before the run stops.
-      normalise_text: of transcripts in manifests and TFDS sets: `none` keeps them as given; `basic` makes them
-        lower-case words without punctuation, numbers spelled out, as Debian sets always are; a text with a number or
-        sign of unknown spoken form is dropped and counted.
-      unit: what is a document in a .txt file: a line, a paragraph (a blank line ends it) or the file.
+      normalise_text: of transcripts in manifests and TFDS sets: `none` keeps them as they are; `basic` makes them
+        lower-case words without punctuation, with numbers in words, as in all Debian sets; a text with a number or sign
+        of unknown spoken form is dropped and counted.
+      unit: a document of a .txt file is a line, a paragraph (ended by a blank line) or the file.
       encoding: of .txt and .jsonl files.
-      cleaning: what is done to text.
-      beam_runner: convert speech by this runner of Apache Beam: DirectRunner, FlinkRunner, SparkRunner, DataflowRunner;
-        its workers have to see `data_dir` and the audio. `num_workers` is then the runner's own affair.
+      cleaning: steps for text.
+      beam_runner: convert speech with this runner of Apache Beam: DirectRunner, FlinkRunner, SparkRunner,
+        DataflowRunner; its workers need access to `data_dir` and the audio. `num_workers` has no effect then.
       beam_options: of the runner, as name=value: direct_num_workers=4 direct_running_mode=multi_processing.
-      force: prepare again even if the set is there; needed where audio changed under an unchanged manifest.
+      beam_chunk: clips that a worker of Beam converts at a time, with their audio in its memory.
+      force: prepare again even if the set exists; needed if audio changed under an unchanged manifest.
 
     Returns:
-      What was kept and dropped.
+      Counts of kept and dropped items.
 
     Raises:
-      DataError: with the remedy: an unknown set, no apt or no internet, too many bad items, a full disk, nothing kept,
-        another process at work on the same set.
+      DataError: an unknown set, no apt or no internet, too many bad items, a full disk, nothing kept, or another
+        process that prepares the same set; the message has the remedy.
     """
     if sum(map(bool, (manifest, text, tfds, debian))) > 1:
-        raise DataError("Give a manifest, files of text, a TFDS data set or one of Debian, only one of them.")
+        raise DataError("Name only one of --manifest, --text, --tfds and --debian.")
     name = name or debian or (manifest.stem if manifest else (tfds or "").replace("/", "-"))
     if text and not name:
-        raise DataError("Files of text need a name for the set they make: --name my-text.")
+        raise DataError("A set of text files needs a name: --name my-text.")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise DataError(f"{name!r} cannot be the name of a data set: use letters, digits, '-', '_' and '.'.")
     if beam_runner is not None:
@@ -112,10 +114,10 @@ def prepare(
                 f"{data_dir}: the workers of Beam write ArrayRecord, which needs a file system: mount the bucket where "
                 "they run (gcsfuse, Mountpoint for S3), or name a folder on NFS, and give that as --data-dir."
             )
-        data_dir, manifest = data_dir.absolute(), manifest and manifest.absolute()  # workers have folders of their own
-    place = reach(data_dir) / name
-    folder = _staging(place) if is_url(place) else place
-    packages = (cache_dir() if is_url(place) else Path(data_dir)) / "packages"
+        data_dir, manifest = data_dir.absolute(), manifest and manifest.absolute()  # workers have other folders
+    target = reach(data_dir) / name
+    folder = _staging(target) if is_url(target) else target
+    packages = (cache_dir() if is_url(target) else Path(data_dir)) / "packages"
     about_speech = {"tfds": tfds, "max_seconds": max_seconds, "normalise_text": normalise_text}
     about_speech["manifest_sha256"] = digest(manifest) if manifest else None
     if debian and debian != name:
@@ -125,15 +127,15 @@ def prepare(
     about_text = {"tfds": tfds, "cleaning": asdict(cleaning), "held_out": held_out and held_out.fingerprint}
     about_text |= {"files": files and files.origin, "unit": unit, "encoding": encoding, "debian": debian or name}
     if not force:
-        if not text and find_prepared(place, about_speech):
-            # English transcripts of Debian's sets are the same by every version.
+        if not text and find_prepared(target, about_speech):
+            # English transcripts of Debian's sets are the same in every version.
             if normalise_text == "basic" or not (manifest or tfds or (debian or name).endswith("-en")):
-                _warn_of_older_texts(place)
-            return PreparationReport.load(place / "report.json")
-        if not manifest and find_prepared(place, about_text):
+                _warn_of_older_texts(target)
+            return PreparationReport.load(target / "report.json")
+        if not manifest and find_prepared(target, about_text):
             if {"spoken", "punctuation"} & set(cleaning.steps):
-                _warn_of_older_texts(place)
-            return TextReport.load(place / "report.json")
+                _warn_of_older_texts(target)
+            return TextReport.load(target / "report.json")
     source: Corpus | TextSource
     if files is not None:
         source = files
@@ -156,7 +158,7 @@ def prepare(
                 source, folder, about_text, cleaning, sentences, max_bad=max_bad, num_workers=num_workers or 1
             )
         elif beam_runner is not None:
-            runner = Runner(beam_runner, beam_options)
+            runner = Runner(beam_runner, beam_options, beam_chunk)
             report = prepare_on_beam(source, folder, about_speech, runner, max_seconds=max_seconds, max_bad=max_bad)
         else:
             report = prepare_source(
@@ -167,28 +169,28 @@ def prepare(
                 max_seconds=max_seconds,
                 max_bad=max_bad,
             )
-        if is_url(place):
-            publish(folder, place)
+        if is_url(target):
+            publish(folder, target)
         return report
 
 
-def _warn_of_older_texts(place: AnyPath) -> None:
-    if has_older_texts(place):
+def _warn_of_older_texts(folder: AnyPath) -> None:
+    if has_older_texts(folder):
         print(
-            f"warning: {place} was prepared by an earlier version, whose texts lack combining marks (Hindi, Thai, "
+            f"warning: {folder} was prepared by an earlier version, whose texts lack combining marks (Hindi, Thai, "
             "vocalised Arabic, ...) and have some numbers wrong, such as 1.05; --force prepares it again, with the "
             "same sentences in the same splits",
             file=sys.stderr,
         )
 
 
-def _staging(place: AnyPath) -> Path:
-    """The local folder where a set is made that belongs into a bucket; what a kill leaves there is taken up again."""
-    return cache_dir() / "prepare" / hashlib.sha256(str(place).encode()).hexdigest()[:16] / place.name
+def _staging(target: AnyPath) -> Path:
+    """Returns the local folder where a set for a bucket is made, always the same: a killed job continues there."""
+    return cache_dir() / "prepare" / short_digest(str(target).encode()) / target.name
 
 
 def _held_out(data_dir: AnyPath, names: Sequence[str]) -> indexes.Index | None:
-    """The named sets without their train splits; `name:split` is one split."""
+    """Reads the named sets without their train splits; `name:split` is one split."""
     parts: list[str] = []
     for name in names:
         splits = indexes.splits_of(data_dir / name) if ":" not in name else ()
@@ -198,7 +200,7 @@ def _held_out(data_dir: AnyPath, names: Sequence[str]) -> indexes.Index | None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from preparing the same set; the lock ends with the process, however that ends."""
+    """Prevents other processes from preparing the same set; the lock ends with the process, even if it is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
@@ -213,7 +215,11 @@ def _locked(folder: Path) -> Iterator[None]:
 def prepare_source(
     source: Corpus, folder: Path, request: dict[str, Any], *, num_workers: int, max_seconds: float, max_bad: float
 ) -> PreparationReport:
-    """Converts the clips of `source` and stores them in `folder`; arguments as in `prepare`."""
+    """Converts the clips of `source` on this machine and stores them in `folder`; arguments as in `prepare`.
+
+    Returns:
+      Counts of kept and dropped clips.
+    """
     console = Console(stderr=True)
     clips: list[Clip] = []
     dropped: list[Dropped] = []
@@ -224,9 +230,14 @@ def prepare_source(
     if len(bad) > allowed:
         raise too_many_bad(bad, allowed)
     converted: list[Converted] = []
-    try:
-        workshop = ConversionFolder(folder / "work")
-        outcomes = workshop.convert(
+
+    def missing_bytes() -> float:
+        clip_bytes = sum(item.num_bytes for item in converted) / max(len(converted), 1) or 2**16
+        return clip_bytes * (2 * len(clips) - len(converted))  # FLAC files, and as much again for the records
+
+    with disk_full_as_data_error(folder, missing_bytes):
+        conversion = ConversionFolder(folder / "work")
+        outcomes = conversion.convert(
             clips, num_workers=num_workers, max_seconds=max_seconds, max_bad=allowed - len(bad), console=console
         )
         for outcome in outcomes:
@@ -236,29 +247,24 @@ def prepare_source(
         report = summarise(source.name, converted, dropped)
         if not converted:
             report.print(console)
-            raise DataError(f"{source.name}: nothing is left of {len(dropped)} items; the table above says why.")
+            raise nothing_left(source.name, f"{len(dropped)} items")
         with console.status(f"{source.name}: writing {len(converted):,} records"):
             report.save(folder / "report.json")
-            store(source, converted, report, folder, workshop.folder, request)
-    except (OSError, RuntimeError) as error:  # the latter from ArrayRecord
-        if not is_disk_full(error):
-            raise
-        each = sum(item.num_bytes for item in converted) / max(len(converted), 1) or 2**16
-        raise disk_full(folder, int(each * (2 * len(clips) - len(converted)))) from error
-    shutil.rmtree(workshop.folder)
+            store(source, converted, report, folder, conversion.folder, request)
+    shutil.rmtree(conversion.folder)
     return report
 
 
 def main(argv: Sequence[str], prog: str) -> None:
-    """The command line: `prog asterisk-en queen-en`, `prog --manifest my.jsonl`, `prog my-text --text 'my/*.txt'`."""
+    """Runs the command line: `prog asterisk-en queen-en`, `prog --manifest my.jsonl`, `prog my-text --text
+    'my/*.txt'`.
+    """
     import tyro
 
     names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
     options = list(argv[len(names) :])
     if len(names) > 1 and {option.partition("=")[0] for option in options} & {"--manifest", "--tfds", "--text"}:
-        raise DataError(
-            f"a manifest, files of text or a TFDS set make one prepared set, but {len(names)} names are given."
-        )
+        raise DataError(f"--manifest, --text and --tfds make one prepared set, but {len(names)} names are given.")
     if not argv:
         raise DataError("name a data set, such as asterisk-en or text-en, or give --manifest, --text or --tfds.")
     for name in names or [None]:
