@@ -12,7 +12,7 @@ from rich.console import Console
 from text_sets import write_text_set
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.prepare import command as preparation
+from data_pipelines.prepare import job as preparation
 from data_pipelines.prepare import text_store
 from data_pipelines.prepare.job import prepare
 from data_pipelines.prepare.report import PreparationReport, TextReport
