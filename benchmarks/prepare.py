@@ -110,12 +110,12 @@ def row_costs(rows: int, folder: Path) -> None:
         pass
     made = time.process_time() - before
     before, peak = time.process_time(), peak_bytes()
-    num_chunks, _, dropped = beam._list_clips(source, work)
+    num_chunks, _, dropped = beam._list_clips(source, work, beam.CHUNK_CLIPS)
     listed, grown = time.process_time() - before - made, peak_bytes() - peak
     for chunk in range(num_chunks):
         beam._convert_chunk(chunk, str(work), beam.Limits(1.0, None))
     before = time.process_time()
-    beam._index(source, work, num_chunks, dropped, folder / "index", Console(stderr=True))
+    beam._index(source, work, num_chunks, dropped, folder, Console(stderr=True))
     written = time.process_time() - before
     size = (folder / "index/train.parquet").stat().st_size
     print(

@@ -1,1 +1,1 @@
-"""Prepared sets on disk: indexes, records, and labels stored beside an index."""
+"""Prepared sets on disk: indexes, records, and labels stored next to an index."""

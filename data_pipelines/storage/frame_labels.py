@@ -1,4 +1,4 @@
-"""Whether a word is said in each frame of prepared utterances, from the times that `word_times` keeps."""
+"""Labels of speech and silence for the frames of prepared utterances, computed from `word_times`."""
 
 import dataclasses
 import functools
@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrameLabels(TokenStore):
-    """A class for each frame of all rows of an index, uint16: 1 in a word or a short pause, else 0; threads may share.
+    """A label for each frame of all rows of an index, uint16: 1 in a word or a short pause, otherwise 0.
 
-    A row whose words have no times has no classes.
+    A row whose words have no times has no labels. Threads may share one.
 
     Attributes:
-      lengths: int64 [rows], frames of each utterance.
-      grid: where the frames lie.
-      not_aligned, without_transcript: rows that have no classes, by the reason.
+      lengths: int64 [rows], frames per utterance.
+      grid: position of the frames.
+      not_aligned, without_transcript: numbers of rows without labels, by reason.
     """
 
     grid: FrameGrid
@@ -36,7 +36,7 @@ class FrameLabels(TokenStore):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest that two share only if they give the same classes to the same frames."""
+        """Hex digest of the labels of all frames."""
         digest = hashlib.sha256(self.lengths.tobytes())
         for part in self._ids:
             digest.update(part.tobytes())
@@ -44,14 +44,19 @@ class FrameLabels(TokenStore):
 
 
 def speech_frames(index: Index, grid: FrameGrid, min_pause: float, empty_is_silence: bool = False) -> FrameLabels:
-    """The labels of an index; rows without any are counted and logged.
+    """Computes the labels of an index; rows without labels are counted and logged.
 
     Args:
+      index: rows of sets with word times.
+      grid: position of the frames.
       min_pause: seconds; a shorter pause between two words is speech.
-      empty_is_silence: whether all of a row without a transcript is silence; else nothing is known of it.
+      empty_is_silence: whether a row with an empty transcript is all silence; otherwise it has no labels.
+
+    Returns:
+      The labels.
 
     Raises:
-      DataError: of a part no word times are known, or no row has any; the message names the command that finds them.
+      DataError: a part has no word times, or no row has any; the message has the command that makes them.
     """
     shortest = round(min_pause * SAMPLE_RATE)
     ids, ends, missing = [], [], Counter()
@@ -67,18 +72,20 @@ def speech_frames(index: Index, grid: FrameGrid, min_pause: float, empty_is_sile
         ends.append(np.cumsum([len(row) for row in rows], dtype=np.int64))
     lengths = np.concatenate([np.diff(part_ends, prepend=0) for part_ends in ends])
     for why, count in missing.items():
-        log.warning("%d of %d rows are %s: nothing is known of their frames", count, len(index), why)
+        log.warning("%d of %d rows are %s: their frames have no labels", count, len(index), why)
     if not lengths.any():
-        remedy = "align them with a run that spells them better"
+        remedy = "align them with a more accurate run"
         if not missing["not aligned"]:
-            remedy = "if nobody speaks in them, say so with --objective.empty-is-silence"
+            remedy = "if they contain no speech, add --objective.empty-is-silence"
         raise DataError(f"{', '.join(map(str, index.parts))}: no row has words with times: {remedy}")
     counts = missing["not aligned"], missing["without a transcript"]
     return FrameLabels(lengths, index.first_row, tuple(ids), tuple(ends), grid, *counts)
 
 
 def _labels(spans: np.ndarray, num_frames: int, frame_samples: int, shortest_pause: int) -> np.ndarray:
-    """uint16 [frames]: 1 where the middle of a frame's hop lies in one of [words, 2] samples, or in a short pause."""
+    """Returns uint16 [frames]: 1 if the middle of a frame's hop is in one of [words, 2] samples, or in a short
+    pause.
+    """
     middle = np.arange(num_frames) * frame_samples + frame_samples // 2
     starts, stops = spans.astype(np.int64).T
     if len(spans):

@@ -1,21 +1,21 @@
-"""The index of prepared sets: what is known of every record without reading it.
+"""The index of prepared sets: a description of every record that can be read without the records.
 
 A prepared set is a folder:
 
-    <set>/meta.json              what the set is, where its records lie, a sha256 of each index file
+    <set>/meta.json              description of the set: location of its records, a sha256 of each index file
     <set>/index/<split>.parquet  of speech, row i describes record i: id, num_samples (16 kHz), text, speaker, language,
                                  translation (English);
                                  of text, row i is document i: id, text, language, source, label, num_bytes (UTF-8)
     <set>/<tfds_dir>/            the records of speech, as TFDS writes them (ArrayRecord)
 
-An `Index` is one split of one or more sets laid end to end; a row's number in it is the `example_id` of a batch.
-Columns are read when they are asked for, and lengths are kept: ten million rows of speech cost 80 MB. Sets of speech
-and of text may stand side by side where only their texts are asked for.
+An `Index` concatenates one split of one or more sets; the number of a row in it is the `example_id` of a batch. Columns
+are read on demand, and lengths are kept: ten million rows of speech use 80 MB. Sets of speech and of text may be
+combined if only their texts are read.
 """
 
+import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipelines.core.errors import DataError
+from data_pipelines.core.files import file_sha256, replacing, short_digest
 from data_pipelines.core.paths import AnyPath, as_path, cache_dir, fetch, is_url
 from data_pipelines.core.shuffle import derive_key, permute
 from data_pipelines.tokenizers.base import Tokenizer
@@ -37,7 +38,7 @@ _OLD = {"translation": ". Sets that were prepared by earlier versions lack it: p
 
 
 class IndexMismatchError(DataError):
-    """An index and the records or description beside it do not belong together."""
+    """An index does not belong to the records or the description of its set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +46,12 @@ class Part:
     """One split of one prepared set.
 
     Attributes:
-      set_dir: folder of the prepared set; of a set in a bucket, the local folder that its index is copied to.
+      set_dir: folder of the prepared set; for a set in a bucket, the local folder that its index is copied to.
       split: name of the split.
-      records_dir: folder or URL of the TFDS records; None for text, which lies in the index itself.
+      records_dir: folder or URL of the TFDS records; None for text, whose documents are in the index itself.
       num_rows: number of records.
       sha256: digest of the index file.
-      is_relabelled: whether its texts are others than those that lie in the records.
+      is_relabelled: whether its texts differ from the texts in the records.
     """
 
     set_dir: Path
@@ -69,19 +70,19 @@ class Part:
 
     @property
     def remedy(self) -> str:
-        """What to do where index and records disagree, for error messages."""
+        """Advice for error messages if index and records disagree."""
         return _remedy(self.set_dir)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A string column of the index file, read from disk at every call."""
+        """Reads a string column of the index file from disk, at every call."""
         return self._read(name).cast(pa.large_string())  # large: 10 million transcripts may pass 2 GB
 
     def lengths(self, name: str) -> np.ndarray:
-        """int64 [rows], a column of lengths: num_samples or num_bytes."""
+        """Reads a column of lengths, num_samples or num_bytes, as int64 [rows]."""
         return self._read(name).to_numpy().astype(np.int64)
 
     def texts(self, column: str = "text") -> Iterator[str]:
-        """The texts of all rows, some thousand in memory at a time."""
+        """Yields the texts of all rows, with some thousand in memory at a time."""
         self._require(column)
         with pq.ParquetFile(self.index_path, memory_map=True) as file:
             for batch in file.iter_batches(4096, columns=[column]):
@@ -98,10 +99,10 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """Rows of one or more parts, laid end to end.
+    """Rows of one or more parts, concatenated.
 
     Attributes:
-      parts: where the rows come from, in order.
+      parts: sources of the rows, in order.
     """
 
     parts: tuple[Part, ...]
@@ -111,37 +112,37 @@ class Index:
 
     @functools.cached_property
     def num_samples(self) -> np.ndarray:
-        """int64 [rows], lengths of the audio in samples at 16 kHz; DataError where a part is text alone."""
+        """int64 [rows], lengths of the audio in samples at 16 kHz; DataError if a part is text."""
         return np.concatenate([part.lengths("num_samples") for part in self.parts])
 
     @functools.cached_property
     def first_row(self) -> np.ndarray:
-        """int64 [parts + 1]: part p holds the rows from first_row[p] up to first_row[p + 1]."""
+        """int64 [parts + 1]: part p has the rows from first_row[p] up to first_row[p + 1]."""
         return np.cumsum([0] + [part.num_rows for part in self.parts])
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest of what the index says, wherever its files lie."""
-        return hashlib.sha256("\n".join(part.sha256 for part in self.parts).encode()).hexdigest()[:16]
+        """Hex digest of the content of the index, independent of the location of its files."""
+        return short_digest("\n".join(part.sha256 for part in self.parts).encode())
 
     def locate(self, row: int) -> tuple[Part, int]:
-        """The part that a row belongs to, and the number of its record there."""
+        """Returns the part of a row, and the number of its record there."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} is outside an index of {len(self)} rows")
-        number = int(np.searchsorted(self.first_row, row, side="right")) - 1
-        return self.parts[number], row - int(self.first_row[number])
+        part = int(np.searchsorted(self.first_row, row, side="right")) - 1
+        return self.parts[part], row - int(self.first_row[part])
 
     def is_in_records(self, name: str) -> bool:
-        """Whether the records of speech have this column's texts too."""
+        """Returns whether the records of speech contain this column's texts too."""
         return name == "text" and not any(part.is_relabelled for part in self.parts)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A string column of all rows, read from disk at every call.
+        """Reads a string column of all rows from disk, at every call.
 
         Every set has id, text and language; speech has speaker, text has source and label.
 
         Raises:
-          DataError: a part has no such column.
+          DataError: a part does not have the column.
         """
         if name not in _STRING_COLUMNS:
             raise KeyError(f"an index has no string column {name!r}; it has {', '.join(_STRING_COLUMNS)}")
@@ -149,7 +150,7 @@ class Index:
 
 
 def splits_of(set_dir: os.PathLike | str) -> tuple[str, ...]:
-    """Names of the splits that a prepared set has."""
+    """Returns the names of the splits of a prepared set."""
     return tuple(_read_meta(as_path(set_dir))["sha256"])
 
 
@@ -157,12 +158,15 @@ def read_index(set_dirs: os.PathLike | str | Sequence[os.PathLike | str], split:
     """Reads one split of prepared sets and checks each index file against its set's description.
 
     Args:
-      set_dirs: folder or URL of a prepared set, or several to lay end to end in this order.
+      set_dirs: folder or URL of a prepared set, or several to concatenate in this order.
       split: "train", "dev" or "test".
 
+    Returns:
+      The index.
+
     Raises:
-      DataError: where a set or a split of it is missing.
-      IndexMismatchError: where an index file is not the one that its `meta.json` describes.
+      DataError: a set or its split is missing.
+      IndexMismatchError: an index file differs from its description in `meta.json`.
     """
     if isinstance(set_dirs, os.PathLike | str):
         set_dirs = [set_dirs]
@@ -172,9 +176,13 @@ def read_index(set_dirs: os.PathLike | str | Sequence[os.PathLike | str], split:
 
 
 def read_sets(data_dir: os.PathLike | str, names: Sequence[str], split: str) -> Index:
-    """Reads sets by name and lays them end to end: `name` is its split `split`, `name:other` its split `other`.
+    """Reads sets by name and concatenates them: `name` is its split `split`, `name:other` its split `other`.
 
-    Raises: as `read_index`.
+    Returns:
+      The index.
+
+    Raises:
+      DataError, IndexMismatchError: as `read_index`.
     """
     named = [name.partition(":") for name in names]
     indexes = [read_index(as_path(data_dir) / name, chosen or split) for name, _, chosen in named]
@@ -184,7 +192,9 @@ def read_sets(data_dir: os.PathLike | str, names: Sequence[str], split: str) -> 
 
 
 def sample_texts(index: Index, max_characters: int, seed: int = 0) -> list[str]:
-    """Texts of an index in row order: all, or of rows drawn without replacement until there are `max_characters`."""
+    """Returns texts of an index in row order: all, or random rows (without replacement) up to about
+    `max_characters`.
+    """
     texts = index.column("text")
     total = pc.sum(pc.utf8_length(texts)).as_py() or 0
     if total <= max_characters:
@@ -196,10 +206,13 @@ def sample_texts(index: Index, max_characters: int, seed: int = 0) -> list[str]:
 
 
 def token_lengths(index: Index, tokenizer: Tokenizer, column: str = "text") -> np.ndarray:
-    """Token counts of every row's text, or of another column, int32 [rows].
+    """Computes the number of tokens of every row's text, or of another column.
 
-    Encoding takes some 3 microseconds a sentence, and is done once: each part's counts are kept beside its index file,
-    under the fingerprints of the index and of the tokenizer (nothing is kept in a folder that cannot be written).
+    Encoding takes some 3 microseconds per sentence, and is done once: the counts of a part are stored next to its index
+    file, under the fingerprints of index and tokenizer (unless that folder cannot be written).
+
+    Returns:
+      int32 [rows].
     """
     return np.concatenate([_part_token_lengths(part, tokenizer, column) for part in index.parts])
 
@@ -212,21 +225,12 @@ def _part_token_lengths(part: Part, tokenizer: Tokenizer, column: str) -> np.nda
         if lengths.shape == (part.num_rows,) and lengths.dtype == np.int32:
             return lengths
     except (OSError, ValueError, EOFError):
-        pass  # absent or cut short: make it anew
+        pass  # absent or cut short: make it again
     lengths = np.fromiter((len(tokenizer.encode(text)) for text in part.texts(column)), np.int32, part.num_rows)
-    _save_cache(cache, lengths)
+    # If the folder cannot be written, the counts are made again next time.
+    with contextlib.suppress(OSError), replacing(cache) as partial, partial.open("wb") as file:
+        np.save(file, lengths, allow_pickle=False)
     return lengths
-
-
-def _save_cache(path: Path, array: np.ndarray) -> None:
-    """Writes a file whole or not at all; what cannot be written is made anew next time."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
 
 
 def _remedy(set_dir: AnyPath) -> str:
@@ -255,12 +259,11 @@ def _read_part(set_dir: AnyPath, split: str) -> Part:
     path = set_dir / "index" / f"{split}.parquet"
     if not path.exists():
         raise DataError(f"{path} is missing; {_remedy(set_dir)}")
-    if is_url(set_dir):  # the index is mapped into memory, and what is made of it is kept beside it
+    if is_url(set_dir):  # the index is mapped into memory, and derived files are stored next to it
         set_dir = cache_dir() / "sets" / meta["sha256"][split][:16] / set_dir.name
         fetch([path], set_dir / "index")
         path = set_dir / "index" / path.name
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(path)
     if digest != meta["sha256"][split]:
-        raise IndexMismatchError(f"{path} is not the index that meta.json beside it describes; {_remedy(set_dir)}")
+        raise IndexMismatchError(f"{path} is not the index that its meta.json describes; {_remedy(set_dir)}")
     return Part(set_dir, split, meta["records_dir"], pq.read_metadata(path).num_rows, digest, meta["is_relabelled"])

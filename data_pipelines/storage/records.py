@@ -1,4 +1,4 @@
-"""Random access to the records behind an index, without TensorFlow."""
+"""Random access to the records that an index describes, without TensorFlow."""
 
 import shutil
 from collections.abc import Sequence
@@ -19,14 +19,21 @@ class RecordReader:
         """Opens the records of every part.
 
         Raises:
-          DataError: where a part is text, without records.
-          IndexMismatchError: where the records of a part are missing, damaged or of another number than its rows.
+          DataError: a part is text, without records.
+          IndexMismatchError: the records of a part are missing, damaged, or not as many as its rows.
         """
         self._index = index
         self._sources = {part: _open(part) for part in index.parts}
 
     def read(self, row: int) -> tuple[bytes, str]:
-        """The audio (FLAC bytes) and the text of a row; RuntimeError where the checksum of its record is wrong."""
+        """Reads the record of a row.
+
+        Returns:
+          The audio (FLAC bytes) and the text.
+
+        Raises:
+          RuntimeError: the checksum of the record is wrong.
+        """
         part, number = self._index.locate(row)
         feature = tf_example_pb2.Example.FromString(self._sources[part][number]).features.feature
         return feature["audio"].bytes_list.value[0], feature["text"].bytes_list.value[0].decode()
@@ -42,7 +49,7 @@ def _open(part: Part) -> Sequence[bytes]:
         source = tfds.builder_from_directory(records_dir).as_data_source(
             part.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-    except Exception as error:  # TFDS raises many kinds for what is missing or damaged in a folder
+    except Exception as error:  # TFDS raises many kinds for missing or damaged files
         raise IndexMismatchError(
             f"cannot open the records of {part} in {part.records_dir}: {error}; {part.remedy}"
         ) from error
@@ -55,13 +62,13 @@ def _open(part: Part) -> Sequence[bytes]:
 
 
 def _fetched(part: Part) -> Path:
-    """A local copy of the records of a part that lies in a bucket; made once on each host."""
+    """Returns a local copy of a part's records in a bucket; made once on each host."""
     wanted = {"dataset_info.json", "features.json"}
     files = [file for file in part.records_dir.iterdir() if file.name in wanted or f"-{part.split}." in file.name]
     folder = part.set_dir / "records"
-    there = {file.name: file.stat().st_size for file in folder.glob("*")}
+    local_sizes = {file.name: file.stat().st_size for file in folder.glob("*")}
     sizes = {file.name: file.stat().length for file in files}
-    missing = sum(size for name, size in sizes.items() if there.get(name) != size)
+    missing = sum(size for name, size in sizes.items() if local_sizes.get(name) != size)
     part.set_dir.mkdir(parents=True, exist_ok=True)
     if missing > (free := shutil.disk_usage(part.set_dir).free):
         raise DataError(

@@ -1,12 +1,12 @@
-"""Speech units and the codes of prepared speech: one integer a frame for each utterance, kept beside its index.
+"""K-means of speech units, and the unit ids of prepared speech: one integer per frame, stored next to the index.
 
 A k-means is a folder, written by `jax-speechlm units fit`:
 
-    <units>/units.json      frame geometry, fingerprint, and what the centroids were made from
+    <units>/units.json      frame geometry, fingerprint, and the origin of the centroids
     <units>/centroids.npy   float32 [units, features]
 
-Beside `index/<split>.parquet`, `jax-speechlm units label` lays the codes of all its utterances in the form of
-`token_store`: `<split>.units-<index>-<units>.ids`, native uint16, and `....ends.npy`.
+`jax-speechlm units label` writes the unit ids of all utterances next to `index/<split>.parquet`, in the format of
+`data_pipelines.storage.tokens`: `<split>.units-<index>-<units>.ids`, native uint16, and `....ends.npy`.
 """
 
 import contextlib
@@ -19,33 +19,34 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipelines.core.errors import DataError, disk_full, is_disk_full
+from data_pipelines.core.errors import DataError, disk_full_as_data_error
+from data_pipelines.core.files import write_json
 from data_pipelines.storage.index import Index, Part
 from data_pipelines.storage.tokens import TokenStore, find_ids
 
 UNLABELLED = np.iinfo(np.uint16).max
-"""Stands in a file that is not finished where a frame has no code yet."""
+"""Marks, in an unfinished file, a frame without a unit id."""
 
 _DTYPE = np.dtype(np.uint16)
-_FILL = 2**20  # codes written at a time
+_FILL = 2**20  # ids written at a time
 
 Count = TypeVar("Count", int, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameGrid:
-    """Where the frames of an utterance lie.
+    """Position of the frames of an utterance.
 
     Attributes:
       frame_samples: samples from one frame to the next.
-      context_samples: samples that a frame needs beyond these; negative where the front end pads the ends.
+      context_samples: further samples that a frame needs; negative if the front end pads the ends.
     """
 
     frame_samples: int
     context_samples: int
 
     def num_frames(self, num_samples: Count) -> Count:
-        """Frames of an utterance of so many samples."""
+        """Returns the number of frames of an utterance of `num_samples` samples."""
         return np.maximum(num_samples - self.context_samples, 0) // self.frame_samples * (num_samples > 0)
 
 
@@ -57,8 +58,8 @@ class Units:
       path: its folder.
       centroids: float32 [units, features].
       frame_samples: samples from one frame to the next.
-      context_samples: samples that a frame needs beyond these; negative where the front end pads the ends.
-      about: what the centroids were made from.
+      context_samples: further samples that a frame needs; negative if the front end pads the ends.
+      about: origin of the centroids.
     """
 
     path: Path
@@ -73,40 +74,40 @@ class Units:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest that two units share only if they give the same codes to the same features."""
+        """Hex digest that two k-means share only if they assign the same ids to the same features."""
         digest = hashlib.sha256(repr((self.centroids.shape, self.frame_samples, self.context_samples)).encode())
         digest.update(np.ascontiguousarray(self.centroids, "<f4"))
         return digest.hexdigest()[:16]
 
     @property
     def grid(self) -> FrameGrid:
-        """The frames that have a code."""
+        """Position of the frames that have a unit id."""
         return FrameGrid(self.frame_samples, self.context_samples)
 
     def num_frames(self, num_samples: Count) -> Count:
-        """Frames, and so codes, of an utterance of so many samples."""
+        """Returns the number of frames, and so of unit ids, of an utterance of `num_samples` samples."""
         return self.grid.num_frames(num_samples)
 
 
 def write_units(units: Units) -> None:
-    """Writes the folder of a k-means, the description last: it says that the centroids are whole.
+    """Writes the folder of a k-means; the description is written last and marks the centroids as complete.
 
     Raises:
-      DataError: more units than a code store can tell apart.
+      DataError: more units than a file of unit ids can distinguish.
     """
     if not 1 <= units.num_units <= UNLABELLED:
         raise DataError(f"{units.path}: {units.num_units} units; there may be 1 to {UNLABELLED}")
     units.path.mkdir(parents=True, exist_ok=True)
     np.save(units.path / "centroids.npy", units.centroids.astype("<f4"), allow_pickle=False)
     about = {name: getattr(units, name) for name in ("fingerprint", "num_units", "frame_samples", "context_samples")}
-    (units.path / "units.json").write_text(json.dumps(about | {"about": dict(units.about)}, indent=1))
+    write_json(units.path / "units.json", about | {"about": dict(units.about)})
 
 
 def read_units(units: Path | str) -> Units:
     """Reads a folder that `jax-speechlm units fit` wrote.
 
     Raises:
-      DataError: there is none, or its files do not belong together.
+      DataError: the folder is missing, damaged, or its files belong to different k-means.
     """
     folder = Path(units)
     remedy = "fit it again: jax-speechlm units fit"
@@ -115,39 +116,39 @@ def read_units(units: Path | str) -> Units:
     try:
         meta = json.loads((folder / "units.json").read_text(encoding="utf-8"))
         centroids = np.load(folder / "centroids.npy", allow_pickle=False)
-        found = Units(folder, centroids, meta["frame_samples"], meta["context_samples"], meta["about"])
-        belongs = found.fingerprint == meta["fingerprint"]
+        loaded = Units(folder, centroids, meta["frame_samples"], meta["context_samples"], meta["about"])
+        belongs = loaded.fingerprint == meta["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise DataError(f"{folder}: its files are damaged ({error!r}); {remedy}") from error
     if not belongs:
-        raise DataError(f"{folder}: units.json describes other centroids than those of centroids.npy; {remedy}")
-    return found
+        raise DataError(f"{folder}: units.json describes other centroids than centroids.npy; {remedy}")
+    return loaded
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CodeStore(TokenStore):
-    """The codes of all rows of an index, uint16; threads may share one.
+    """Unit ids of all rows of an index, uint16; threads may share one.
 
-    A row whose record could not be read when the set was labelled has none.
+    A row whose record could not be read during labelling has no ids.
 
     Attributes:
-      lengths: int64 [rows], codes of each utterance.
-      units: the k-means that made them.
+      lengths: int64 [rows], number of ids per utterance.
+      units: the k-means that assigned them.
     """
 
     units: Units
 
     @property
     def grid(self) -> FrameGrid:
-        """The frames that have a code."""
+        """Position of the frames that have a unit id."""
         return self.units.grid
 
 
 def open_codes(index: Index, units: Path | str) -> CodeStore:
-    """Opens the codes that `jax-speechlm units label` gave to every part of an index.
+    """Opens the unit ids that `jax-speechlm units label` assigned to every part of an index.
 
     Raises:
-      DataError: a part is not labelled with these units; the message names the command that does it.
+      DataError: a part is not labelled with these units; the message has the command for it.
     """
     known = read_units(units)
     ids, ends = zip(*(_open_part(part, known) for part in index.parts), strict=True)
@@ -156,7 +157,7 @@ def open_codes(index: Index, units: Path | str) -> CodeStore:
 
 
 def is_labelled(part: Part, units: Units) -> bool:
-    """Whether a part has its codes."""
+    """Returns whether a part has unit ids of this k-means."""
     return _find(part, units) is not None
 
 
@@ -169,10 +170,10 @@ def _name(part: Part, fingerprint: str) -> str:
 
 
 def _open_part(part: Part, units: Units) -> tuple[np.ndarray, np.ndarray]:
-    if (found := _find(part, units)) is not None:
-        return found
+    if (existing := _find(part, units)) is not None:
+        return existing
     others = list(part.index_path.parent.glob(f"{_name(part, '*')}.ends.npy"))
-    also = f"; the codes that it has are of {len(others)} other k-means" if others else ""
+    also = f"; it is labelled with {len(others)} other k-means" if others else ""
     raise DataError(
         f"{part} is not labelled with the units of {units.path} ({units.fingerprint}){also}. Run: jax-speechlm units "
         f"label {units.path} --sets {part.set_dir.name}:{part.split} --data-dir {part.set_dir.parent}"
@@ -180,10 +181,10 @@ def _open_part(part: Part, units: Units) -> tuple[np.ndarray, np.ndarray]:
 
 
 class CodeWriter:
-    """Writes the codes of one part, utterance by utterance in any order; goes on where an earlier writer stopped.
+    """Writes the unit ids of one part, utterance by utterance in any order; continues after an earlier writer stopped.
 
     Attributes:
-      missing: int64 [utterances], rows of the part that have frames but no codes yet when the writer opens.
+      missing: int64 [utterances], rows of the part that have frames but no ids when the writer opens.
     """
 
     def __init__(self, part: Part, units: Units):
@@ -200,10 +201,10 @@ class CodeWriter:
         self.missing = self._unlabelled()
 
     def write(self, row: int, codes: np.ndarray) -> None:
-        """Keeps the codes of a row of the part. A process that ends at any moment loses no row but this one.
+        """Stores the unit ids of a row of the part. A process that is killed at any moment loses only this row.
 
         Raises:
-          ValueError: not one code a frame, or a code that is no unit.
+          ValueError: not one id per frame, or an id that is not a unit.
         """
         if codes.shape != (self._lengths[row],) or not (codes.min() >= 0 and codes.max() < self._num_units):
             raise ValueError(
@@ -212,16 +213,16 @@ class CodeWriter:
             )
         start = self._ends[row] - self._lengths[row]
         self._codes[start + 1 : self._ends[row]] = codes[1:]
-        self._codes[start] = codes[0]  # last: it says that the row is whole
+        self._codes[start] = codes[0]  # last: it marks the row as complete
 
     def finish(self, unreadable: Collection[int] = ()) -> None:
-        """Gives the file its name, once every row has its codes.
+        """Renames the file once every row has its ids.
 
         Args:
-          unreadable: rows whose records could not be read; they get none.
+          unreadable: rows whose records could not be read; they have no ids.
 
         Raises:
-          ValueError: another row has no codes.
+          ValueError: another row has no ids.
         """
         unlabelled = self._unlabelled()
         if set(unlabelled.tolist()) != set(unreadable):
@@ -229,7 +230,7 @@ class CodeWriter:
         lengths = self._lengths.copy()
         lengths[unlabelled] = 0
         partial_ends = self._path.with_name(f"{self._path.stem}.ends.npy.partial")
-        with self._disk_full_named():
+        with self._named_errors():
             if len(unlabelled):
                 whole = np.asarray(self._codes)
                 whole[whole != UNLABELLED].tofile(self._partial)
@@ -245,26 +246,23 @@ class CodeWriter:
     def _open(self) -> np.ndarray:
         total = int(self._lengths.sum())
         size = total * _DTYPE.itemsize
-        with self._disk_full_named():
+        with self._named_errors():
             if not self._partial.is_file() or self._partial.stat().st_size != size:
                 fresh = self._partial.with_name(f"{self._partial.name}.new")
-                with fresh.open("wb") as file:  # every block is written: a full disk shows now, not in a mapped page
+                with fresh.open("wb") as file:  # all blocks are written: a full disk fails here, not in a mapped page
                     for start in range(0, total, _FILL):
                         file.write(np.full(min(_FILL, total - start), UNLABELLED, _DTYPE).tobytes())
                 fresh.replace(self._partial)
         return np.memmap(self._partial, _DTYPE, "r+") if total else np.zeros(0, _DTYPE)
 
     @contextlib.contextmanager
-    def _disk_full_named(self):
+    def _named_errors(self):
         folder = self._path.parent
         try:
-            yield
+            with disk_full_as_data_error(folder, lambda: self._lengths.sum() * _DTYPE.itemsize):
+                yield
         except PermissionError as error:
             raise DataError(
-                f"{folder} cannot be written, and codes are kept beside their index: change its permissions, or copy "
-                "the prepared set and name the copy's folder with --data-dir"
+                f"{folder} cannot be written, and unit ids are stored next to their index: change its permissions, or "
+                "copy the prepared set and name the copy's folder with --data-dir"
             ) from error
-        except OSError as error:
-            if not is_disk_full(error):
-                raise
-            raise disk_full(folder, int(self._lengths.sum()) * _DTYPE.itemsize) from error

@@ -13,7 +13,7 @@ from text_sets import write_text_set
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import job as preparation
-from data_pipelines.prepare import text_store
+from data_pipelines.prepare import prepared_set
 from data_pipelines.prepare.job import prepare
 from data_pipelines.prepare.report import PreparationReport, TextReport
 from data_pipelines.storage.index import read_index, read_sets, splits_of
@@ -156,7 +156,7 @@ def test_full_disk(corpus, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(text_store.pq.ParquetWriter, "write_table", full)
+    monkeypatch.setattr(prepared_set.pyarrow.parquet.ParquetWriter, "write_table", full)
     with pytest.raises(DataError, match="the disk is full"):
         prepare("my", text=(corpus,), data_dir=tmp_path / "data", cleaning=PLAIN)
 
@@ -208,7 +208,7 @@ def test_the_command_line_takes_several_names(tmp_path, monkeypatch, capsys):
     names = []
     report = PreparationReport("x", {}, {}, 0, 0.0, 0, {}, 0, {}, [], 0.0, [], 0.0)
     monkeypatch.setattr(preparation, "find_prepared", lambda folder, request: names.append(folder.name) or True)
-    monkeypatch.setattr(preparation.Report, "load", lambda path: report)
+    monkeypatch.setattr(preparation.PreparationReport, "load", lambda path: report)
     run("asterisk-en", "queen-en", "--data-dir", tmp_path)
     assert names == ["asterisk-en", "queen-en"]
     with pytest.raises(DataError, match="but 2 names are given"):

@@ -126,7 +126,7 @@ def test_a_run_is_not_continued_on_other_units(experiment, tmp_path):
     kept = {path.name: path.read_bytes() for path in folder.iterdir()}
     other = make_units(folder, UNITS, seed=1)
     try:
-        with pytest.raises(DataError, match=r"speech/train is not labelled .*codes that it has are of 1 other k-means"):
+        with pytest.raises(DataError, match=r"speech/train is not labelled .*is labelled with 1 other k-means"):
             train(run, tmp_path / "run")
         for split in ("train", "dev"):
             label(read_index(root / "speech", split), other)  # the same codes, of other units
