@@ -1,8 +1,8 @@
-"""Cleaning of text: named steps that a preparation chains in any order, each counting what it leaves out.
+"""Cleaning of text: named steps that a preparation applies in any order; dropped documents are counted by reason.
 
-A step takes documents and gives documents, with a `Dropped` in place of what it left out; it passes on what earlier
-steps dropped. Steps are generators, so a corpus of any size flows through; only the two steps that look for copies keep
-something of each document (about 100 bytes for exact copies, 2.5 kB for near ones).
+A step maps a stream of documents to a stream of documents, with `Dropped` in place of documents that it leaves out; it
+passes on items that earlier steps dropped. Steps are generators, so the corpus may be of any size; only the two steps
+that search for copies keep data of each document (about 100 bytes for exact copies, 2.5 kB for near ones).
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from data_pipelines.text.documents import Document
 from data_pipelines.text.near_duplicates import NearDuplicates, signature
 from data_pipelines.text.normalize import lower, normalise, split_key, word_characters, words_only
 from data_pipelines.text.numbers import UnspeakableError
-from data_pipelines.text.workers import Workers
+from data_pipelines.text.workers import CHUNK_CHARACTERS, Workers
 
 StepName = Literal[
     "unicode",
@@ -35,8 +35,8 @@ StepName = Literal[
 ]
 Items = Iterable[Document | Dropped]
 
-_LANGUAGE_CHARACTERS = 2000  # enough to tell a language by
-_SURE = 0.5  # probability from which on a language counts as recognised
+_LANGUAGE_CHARACTERS = 2000  # used to identify the language
+_SURE = 0.5  # least probability of an identified language
 # The Snowball stemmers, by language code
 _STEMMERS = {
     "ar": "arabic", "ca": "catalan", "cs": "czech", "da": "danish", "de": "german", "el": "greek", "en": "english",
@@ -46,34 +46,34 @@ _STEMMERS = {
     "pt": "portuguese", "ro": "romanian", "ru": "russian", "sr": "serbian", "sv": "swedish", "ta": "tamil",
     "tr": "turkish", "yi": "yiddish",
 }  # fmt: skip
-_PHRASE_WORDS = 5  # held-out sentences from this length on are searched for within lines
+_PHRASE_WORDS = 5  # held-out sentences of at least this length are searched for within lines
 
 
 @dataclasses.dataclass(frozen=True)
 class Cleaning:
-    """What a preparation does to text.
+    """Cleaning steps of a preparation, and their settings.
 
     Attributes:
       steps: in this order.
         unicode: NFKC; no control characters; single spaces; at most one blank line in a row.
-        language: without documents that are surely in another language than `languages`; fills in the language where
-          the source does not say.
-        length: without documents outside `min_characters` to `max_characters`.
-        exact: without copies of earlier documents.
-        near: without documents that share `similarity` of their five-word shingles with an earlier one.
-        sentences: every sentence a document of its own.
-        spoken: lines as they are said: lower case, numbers in words, no punctuation; lines that hold a number or sign
-          without a known spoken form go. After `sentences`, this is text like transcripts.
-        punctuation: without punctuation and symbols, apostrophes within words excepted.
-        stop_words: without the most common words of the document's language.
-        stem: words in lower case, cut to their stems (Snowball), in the document's language; after `punctuation`, or
-          words with a comma behind them stay whole.
-      languages: two-letter codes of the languages to keep; empty keeps all, or what a named set is meant to be in.
+        language: drops documents that are surely in another language than `languages`; adds the language to documents
+          without one.
+        length: drops documents outside `min_characters` to `max_characters`.
+        exact: drops copies of earlier documents.
+        near: drops documents that share `similarity` of their five-word shingles with an earlier one.
+        sentences: makes every sentence a document.
+        spoken: converts lines to their spoken form: lower case, numbers in words, no punctuation; drops lines with a
+          number or sign without a known spoken form. After `sentences`, the result is like transcripts.
+        punctuation: removes punctuation and symbols, except apostrophes within words.
+        stop_words: removes the most common words of the document's language.
+        stem: reduces words, in lower case, to their stems (Snowball), in the document's language; should follow
+          `punctuation`, as words with a comma are not changed.
+      languages: two-letter codes of the languages to keep; empty keeps all, or the languages of a named set.
       min_characters, max_characters: of a document, after the steps before `length`.
-      similarity: from which on a document is a near copy.
-      held_out: prepared sets, of speech say, whose sentences must not be trained on, but for those of their train
-        splits; "name:split" is one split. Before all steps, lines that hold such a sentence are taken out: one of five
-        words or more wherever it stands, a shorter one where it is a whole line or, after `sentences`, a sentence.
+      similarity: least similarity of a near copy.
+      held_out: prepared sets, for example of speech, whose sentences must not be trained on, except their train splits;
+        "name:split" is one split. Before all steps, lines with such a sentence are removed: a sentence of five words or
+        more anywhere, a shorter one if it is a whole line or, after `sentences`, a sentence.
     """
 
     steps: tuple[StepName, ...] = ("unicode", "language", "length", "exact", "near")
@@ -85,18 +85,29 @@ class Cleaning:
 
 
 def clean(
-    items: Items, cleaning: Cleaning, sentences: Collection[str] = (), *, num_workers: int = 1
+    items: Items,
+    cleaning: Cleaning,
+    sentences: Collection[str] = (),
+    *,
+    num_workers: int = 1,
+    chunk_characters: int = CHUNK_CHARACTERS,
 ) -> Iterator[Document | Dropped]:
-    """Passes documents through the steps of `cleaning`.
+    """Applies the steps of `cleaning` to documents.
 
     Args:
-      sentences: the texts of the sets that `cleaning.held_out` names.
-      num_workers: processes for what takes long.
+      items: documents and dropped items.
+      cleaning: the steps and their settings.
+      sentences: the texts of the sets in `cleaning.held_out`.
+      num_workers: processes for expensive steps.
+      chunk_characters: characters that a process receives at a time.
+
+    Yields:
+      Documents and dropped items.
 
     Raises:
-      DataError: a step is unknown or cannot do its work in the language of a document.
+      DataError: a step is unknown or does not support the language of a document.
     """
-    with Workers(num_workers) as workers:
+    with Workers(num_workers, chunk_characters) as workers:
         rewrite = functools.partial(_rewrite, workers)
         known: dict[str, Callable[[Items], Iterator[Document | Dropped]]] = {
             "unicode": functools.partial(rewrite, tidy, "empty"),
@@ -117,14 +128,14 @@ def clean(
                 raise DataError(f"--steps: no cleaning step is called {name!r}; known: {', '.join(known)}")
             items = known[name](items)
             if name == "sentences":
-                items = take_out(items)  # short ones are lines only now
+                items = take_out(items)  # only now short sentences are lines
         yield from items
 
 
 def _rewrite(
     workers: Workers, function: Callable[[str, str], str], reason: str, items: Items
 ) -> Iterator[Document | Dropped]:
-    """Applies `function(text, language)`; a document of which nothing is left is dropped for `reason`."""
+    """Applies `function(text, language)`; a document with an empty result is dropped for `reason`."""
     for item, text in workers.map(function, items):
         if isinstance(item, Document):
             item = dataclasses.replace(item, text=text) if text else Dropped(item.id, reason)
@@ -132,7 +143,9 @@ def _rewrite(
 
 
 def tidy(text: str, language: str = "") -> str:
-    """NFKC, one kind of line end, no invisible characters, single spaces, at most one blank line in a row."""
+    """Returns the text in NFKC with one kind of line end, printable characters, single spaces and single blank
+    lines.
+    """
     text = unicodedata.normalize("NFKC", text.replace("\r\n", "\n").replace("\r", "\n"))
     if not text.replace("\n", "").isprintable():  # spaces other than U+0020, control and format characters
         text = "".join(c if c == "\n" or c.isprintable() else _replacement(c) for c in text)
@@ -151,18 +164,19 @@ def _filter_language(workers: Workers, languages: tuple[str, ...], items: Items)
         raise DataError(f"--languages: {', '.join(sorted(unknown))} cannot be told apart; use codes such as en, de, zh")
     for item, identified in workers.map(identify_language, items):
         if isinstance(item, Document):
-            found = identified[0] if identified[1] >= _SURE else ""
-            if found and languages and found not in languages:
-                item = Dropped(item.id, f"not in {', '.join(languages)}", detail=f"{item.id}: looks like {found}")
+            likely = identified[0] if identified[1] >= _SURE else ""
+            if likely and languages and likely not in languages:
+                item = Dropped(item.id, f"not in {', '.join(languages)}", detail=f"{item.id}: looks like {likely}")
             elif not item.language:
-                item = dataclasses.replace(item, language=found or (languages[0] if len(languages) == 1 else ""))
+                item = dataclasses.replace(item, language=likely or (languages[0] if len(languages) == 1 else ""))
         yield item
 
 
 def identify_language(text: str, language: str = "") -> tuple[str, float]:
-    """The likeliest language of the beginning of a text, as a two- or three-letter code, and its probability.
+    """Identifies the likeliest language from the beginning of a text; the argument `language` is ignored.
 
-    What `language` says is not believed.
+    Returns:
+      A two- or three-letter code, and its probability.
     """
     return _identifier().classify(text[:_LANGUAGE_CHARACTERS])
 
@@ -220,10 +234,10 @@ def _split_sentences(items: Items) -> Iterator[Document | Dropped]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences on one line each; a paragraph's end ends a sentence, a line's end only where it looks like one.
+    """Splits a text into sentences, each without line ends; a sentence ends with its paragraph, not with its line.
 
-    A full stop, question or exclamation mark before a capital ends a sentence, but for initials and a few English
-    abbreviations. Text where verses are lines comes out right where each verse ends or begins so.
+    A full stop, question or exclamation mark before a capital ends a sentence, except after initials and a few English
+    abbreviations. Verses on lines are split correctly if each ends or begins in this way.
     """
     paragraphs = re.split(r"\n\s*\n", text)
     return [
@@ -248,7 +262,7 @@ def _speak(workers: Workers, items: Items) -> Iterator[Document | Dropped]:
 
 
 def spoken_lines(text: str, language: str) -> list[str | UnspeakableError]:
-    """Lines as they are said, and an error for each that holds something without a known spoken form."""
+    """Returns the spoken form of each line, or the error of a line with a number or sign of unknown spoken form."""
 
     def spoken(line: str) -> str | UnspeakableError:
         try:
@@ -260,12 +274,12 @@ def spoken_lines(text: str, language: str) -> list[str | UnspeakableError]:
 
 
 def strip_punctuation(text: str, language: str = "") -> str:
-    """Text without punctuation and symbols; apostrophes within words stay."""
+    """Returns the text without punctuation and symbols, except apostrophes within words."""
     return _join_words("\n".join(map(word_characters, text.split("\n"))))
 
 
 def strip_stop_words(text: str, language: str) -> str:
-    """Text without the most common words of its language."""
+    """Returns the text without the most common words of its language."""
     stop_words = _stop_words(language)
     return _join_words(
         text,
@@ -286,7 +300,7 @@ def _stop_words(language: str) -> frozenset[str]:
 
 
 def stem(text: str, language: str) -> str:
-    """Words in lower case, cut to their stems by the Snowball stemmer of the language."""
+    """Returns the words in lower case, reduced to their stems by the Snowball stemmer of the language."""
     stemmer = _stemmer(language)
     return _join_words(text, lambda word: stemmer.stemWord(lower(word, language)))
 
@@ -301,12 +315,12 @@ def _stemmer(language: str) -> Any:
 
 
 def _language_remedy(step: str, language: str) -> str:
-    what = f"the language {language!r}" if language else "a document whose language is unknown"
-    return f"--steps: {step} cannot treat {what}; put the step language before it and name --languages, or leave it out"
+    text = f"the language {language!r}" if language else "a document whose language is unknown"
+    return f"--steps: {step} cannot treat {text}; put the step language before it and name --languages, or leave it out"
 
 
 def _join_words(text: str, change: Callable[[str], str] = str) -> str:
-    """Text with every word changed, empty ones left out, lines kept."""
+    """Returns the text with every word changed, without empty words, with the same lines."""
     lines = (" ".join(filter(None, map(change, line.split()))) for line in text.split("\n"))
     return re.sub("\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
 
@@ -328,7 +342,7 @@ def _take_out(held_out: "_HeldOut", items: Items) -> Iterator[Document | Dropped
 
 
 class _HeldOut:
-    """Sentences by their first words, so that one pass over a text finds all of them."""
+    """Sentences, indexed by their first words, so that one pass over a text finds all of them."""
 
     def __init__(self, sentences: Collection[str]):
         self._whole: set[tuple[str, ...]] = set()
@@ -340,16 +354,16 @@ class _HeldOut:
                 self._whole.add(words)
 
     def lines(self, lines: list[str], language: str) -> set[int]:
-        """Numbers of the lines that hold a held-out sentence or a part of one that runs over line ends."""
+        """Returns the numbers of the lines with a held-out sentence or a part of one that continues over line ends."""
         words: list[str] = []
         line_of: list[int] = []
         held = set()
         for number, line in enumerate(lines):
-            found = _spoken_words(line, language)
-            if tuple(found) in self._whole:
+            line_words = _spoken_words(line, language)
+            if tuple(line_words) in self._whole:
                 held.add(number)
-            words += found
-            line_of += [number] * len(found)
+            words += line_words
+            line_of += [number] * len(line_words)
         for start in range(len(words) - _PHRASE_WORDS + 1):
             for phrase in self._phrases.get(tuple(words[start : start + _PHRASE_WORDS]), ()):
                 if tuple(words[start : start + len(phrase)]) == phrase:
@@ -358,7 +372,7 @@ class _HeldOut:
 
 
 def _spoken_words(line: str, language: str) -> list[str]:
-    """The words to compare by: numbers spelled as transcripts have them, where their spoken form is known."""
+    """Returns the words to compare, with numbers in words as in transcripts if their spoken form is known."""
     try:
         return _words(normalise(line, language))
     except UnspeakableError:
@@ -366,5 +380,5 @@ def _spoken_words(line: str, language: str) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    """Words that agree whether or not a text was normalised before, and by the rules of which language."""
+    """Returns words that are the same before and after `normalise`, for every language."""
     return split_key(words_only(text)).replace("\u0131", "i").split()

@@ -1,4 +1,4 @@
-"""What a source of text hands to preparation: documents, and what it left out (`clips.Dropped`)."""
+"""Documents and sources of text, the input of the prepare job."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ class Document:
     """One natural unit of text: a chapter, a page, an entry, a line of a file of lines.
 
     Attributes:
-      id: unique within the set; tells where the text comes from.
-      text: paragraphs and verses are lines; a blank line parts larger pieces.
-      language: two-letter code, or '' where the source does not say.
-      source: which part of the set it belongs to, such as "bible"; sources are reported one by one.
-      label: a class, for classification; '' where there is none.
-      split: '' leaves it to the rule of `text.text_split_of`.
+      id: unique within the set; identifies the origin of the text.
+      text: paragraphs and verses are lines; blank lines separate larger pieces.
+      language: two-letter code, or '' if the source does not state it.
+      source: part of the set that it belongs to, such as "bible"; sources are reported separately.
+      label: a class, for classification; '' if it has none.
+      split: '' for the rule of `data_pipelines.text.normalize.text_split_of`.
     """
 
     id: str
@@ -35,8 +35,8 @@ class TextSource:
       name: of the prepared set, and of its folder.
       licence: of the text.
       origin: packages with versions, or files with digests; kept in the prepared set.
-      documents: yields the documents and what was left out; every call begins anew.
-      languages: those that the set is meant to be in; `Cleaning.languages` overrides them.
+      documents: yields documents and dropped items; every call starts from the beginning.
+      languages: of the set; `Cleaning.languages` overrides them.
     """
 
     name: str

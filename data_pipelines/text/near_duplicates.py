@@ -1,8 +1,8 @@
 """Near-duplicate texts by MinHash (Broder 1997) with banded locality-sensitive hashing (Leskovec et al., chapter 3).
 
 The similarity of two texts is the Jaccard index of their sets of five-word shingles. Its estimate is the share of 128
-hash functions whose minima agree; candidates are texts that agree in all 8 minima of one of 16 bands, which finds 95 %
-of pairs of similarity 0.8 and all but 0.5 % of those of 0.85.
+hash functions with equal minima; candidates are texts that agree in all 8 minima of one of 16 bands, which finds 95 %
+of pairs of similarity 0.8 and all except 0.5 % of pairs of similarity 0.85.
 """
 
 import zlib
@@ -20,12 +20,16 @@ _MULTIPLIERS = mix(np.arange(1, _BANDS * _ROWS + 1, dtype=np.uint64)) | np.uint6
 
 
 def signature(text: str, language: str = "") -> np.ndarray:
-    """uint32 [128], the MinHash of a text in any language; case and punctuation do not count."""
+    """Computes the MinHash of a text in any language, without case and punctuation.
+
+    Returns:
+      uint32 [128].
+    """
     words = np.array([zlib.crc32(word.encode()) for word in split_key(text).split()] or [0], np.uint64)
     size = min(_SHINGLE_WORDS, len(words))
     shingles = np.zeros(len(words) - size + 1, np.uint64)
-    for place in range(size):
-        shingles = mix(shingles ^ words[place : len(words) - size + 1 + place])
+    for offset in range(size):
+        shingles = mix(shingles ^ words[offset : len(words) - size + 1 + offset])
     minima = np.full(_BANDS * _ROWS, 2**32 - 1, np.uint32)
     for start in range(0, len(shingles), _CHUNK):
         # multiply-shift hashing (Dietzfelbinger et al. 1997): the high half of an odd multiple
@@ -35,10 +39,12 @@ def signature(text: str, language: str = "") -> np.ndarray:
 
 
 class NearDuplicates:
-    """The texts met so far; about 2.5 kB each."""
+    """The texts so far, which use about 2.5 kB of memory each."""
 
     def __init__(self, similarity: float):
-        """`similarity` from which on a text counts as a copy of an earlier one.
+        """
+        Args:
+          similarity: least similarity of a copy of an earlier text.
 
         Raises:
           DataError: it is not within 0.7 to 1; below, the bands would miss most of the pairs.
@@ -47,10 +53,10 @@ class NearDuplicates:
             raise DataError(f"--similarity {similarity:g} is not within 0.7 to 1; 0.8 is usual")
         self._similarity = similarity
         self._signatures: list[np.ndarray] = []
-        self._buckets: dict[int, int] = {}  # the first text in each bucket stands for the later ones
+        self._buckets: dict[int, int] = {}  # the first text in each bucket represents the later ones
 
     def is_new(self, minima: np.ndarray) -> bool:
-        """Whether no earlier new text has nearly this `signature`; if so, it is remembered."""
+        """Returns whether no earlier text has nearly this `signature`; if so, the text is added."""
         bands = minima.reshape(_BANDS, _ROWS)
         keys = [hash((band, row.tobytes())) for band, row in enumerate(bands)]
         for candidate in {self._buckets[key] for key in keys if key in self._buckets}:

@@ -12,22 +12,23 @@ _OTHER_NAMES = {
     "training": "train", "validation": "dev", "valid": "dev", "val": "dev", "development": "dev", "testing": "test",
 }  # fmt: skip
 NORMALISER_VERSION = 2
-"""Of `normalise`: part of the description of a prepared set. Version 1 replaced combining marks by spaces and said some
-numbers as others."""
+"""Version of `normalise`, stored with a prepared set. Version 1 replaced combining marks by spaces and converted some
+numbers to wrong words."""
 
 
 def usual_split(split: str, others: Collection[str] = ()) -> str:
-    """Returns train, dev or test for another usual name of it, in any case; a split of another name is kept as it is.
+    """Returns train, dev or test for another usual name of it, in any case; a split of another name is unchanged.
 
     Args:
-      others: names of all splits of the set: one of them that has the usual name already keeps it alone.
+      split: its name.
+      others: names of all splits of the set; if one of them is the usual name, `split` is unchanged.
     """
     usual = _OTHER_NAMES.get(split.lower(), split.lower())
     return usual if usual in SPLITS and usual not in others else split
 
 
 def split_order(split: str) -> int:
-    """A key by which the usual splits come first, in their usual order."""
+    """Returns a sort key that puts the usual splits first, in their usual order."""
     return SPLITS.index(split) if split in SPLITS else len(SPLITS)
 
 
@@ -41,14 +42,15 @@ _APOSTROPHES = "'\u2019\u02bc\uff07"  # plain, typographic, modifier letter, ful
 
 
 def normalise(text: str, language: str) -> str:
-    """The spoken words: lower case, numbers and `#`, `*` spelled, no punctuation but apostrophes within words, NFKC.
+    """Returns the spoken form of a transcript.
 
-    Remarks in brackets go ("[beep]"), initials close up ("A.M." -> "am"), other punctuation parts words; see
-    `words_only`, by which recognisers are scored too.
+    It is in lower case and NFKC, with numbers, `#` and `*` in words, and no punctuation except apostrophes within
+    words. Remarks in brackets are removed ("[beep]"), initials are joined ("A.M." -> "am"), other punctuation separates
+    words; see `words_only`, which the scoring of recognisers uses too.
 
     Args:
-      text: a transcript as its source writes it.
-      language: two-letter code; chooses the words for numbers and keys, and lower case in Turkish and Azerbaijani.
+      text: a transcript in the form of its source.
+      language: two-letter code; selects the words for numbers and keys, and lower case in Turkish and Azerbaijani.
 
     Raises:
       UnspeakableError: a number, currency or other sign has no known spoken form; such a text must not become a target.
@@ -68,32 +70,37 @@ def normalise(text: str, language: str) -> str:
 
 
 def _check_numerals(text: str, language: str) -> None:
-    """Raises `UnspeakableError` for numerals that NFKC or the removal of remarks would make others of, or none."""
+    """Checks for numerals that NFKC or the removal of remarks would change or delete.
+
+    Raises:
+      UnspeakableError: the text has one.
+    """
     for remark in re.findall(r"\(([^)]*)\)", text):
         if re.search(r"\d", remark) and not re.search(r"[^\W\d_]", remark):
-            raise UnspeakableError(f"no spoken form in {language!r} for '({remark})': say the number or leave it out")
-    for before, character, behind in zip(" " + text, text, text[1:] + " ", strict=False):
+            raise UnspeakableError(f"no spoken form in {language!r} for '({remark})': use words or leave it out")
+    for before, character, after in zip(" " + text, text, text[1:] + " ", strict=False):
         form = unicodedata.decomposition(character).partition(" ")[0]
         if character.isalnum() and form in ("<super>", "<sub>", "<fraction>", "<circle>", "<compat>"):
             is_number = unicodedata.category(character)[0] == "N"
             is_raised = is_number and form in ("<super>", "<fraction>")  # 10², ½
-            if is_raised or before.isdigit() or (is_number and behind.isdigit()):  # 1º, 10①
-                raise UnspeakableError(f"no spoken form in {language!r} for {(before + character + behind).strip()!r}")
+            if is_raised or before.isdigit() or (is_number and after.isdigit()):  # 1º, 10①
+                raise UnspeakableError(f"no spoken form in {language!r} for {(before + character + after).strip()!r}")
 
 
 def _close_up(match: re.Match[str]) -> str:
-    """Nothing in place of the full stop between two initials; one of a word that ends in a combining mark stays."""
+    """Removes the full stop between two initials; keeps one after a word that ends in a combining mark."""
     around = match.string[match.start() - 2 : match.start() - 1] + match.string[match.end() + 1 : match.end() + 2]
     return "." if any(unicodedata.category(character)[0] == "M" for character in around) else ""
 
 
 def words_only(text: str, language: str = "") -> str:
-    """NFKC, lower case, words only: letters, marks, numbers, apostrophes inside a word; single spaces between words.
+    """Returns the words of a text in NFKC and lower case, separated by single spaces.
 
-    What training targets and scored texts have in common. Format characters (joiners, soft hyphens, direction marks) go
-    without a trace, everything else parts words.
+    Words consist of letters, marks, numbers and apostrophes inside a word. Training targets and scored texts share this
+    form. Format characters (joiners, soft hyphens, direction marks) are removed, all other characters separate words.
 
     Args:
+      text: any text.
       language: two-letter code; in Turkish and Azerbaijani, I is the capital of dotless ı.
     """
     text = unicodedata.normalize("NFKC", _without_format_characters(text))
@@ -101,20 +108,20 @@ def words_only(text: str, language: str = "") -> str:
     # The modifier letter is an apostrophe within a word, and a letter where it begins or ends one.
     text = re.sub("[\u2019\uff07]|(?<=[^\\s\u02bc])\u02bc(?=[^\\s\u02bc])", "'", text)
     text = unicodedata.normalize("NFKC", text)
-    # NFKC takes the vowel am of Thai and Lao apart, in an order that nobody writes.
+    # NFKC decomposes the vowel am of Thai and Lao, in an order that is not used in writing.
     return " ".join(text.replace("\u0e4d\u0e32", "\u0e33").replace("\u0ecd\u0eb2", "\u0eb3").split())
 
 
 def word_characters(text: str) -> str:
-    """Text with a space for each character that is no part of a word. Line ends become spaces too.
+    """Replaces every character that is not part of a word, line ends included, by a space.
 
-    Parts of words are letters, numbers, marks behind one of these, and apostrophes within a word.
+    Parts of words are letters, numbers, marks after one of these, and apostrophes within a word.
     """
     kept, before = [], " "
     for character in _without_format_characters(text):
         category = unicodedata.category(character)[0]
         if category == "M" and before in (" ", *_APOSTROPHES):
-            continue  # a mark on nothing
+            continue  # a mark without a base character
         before = character if category in "LMN" or character in _APOSTROPHES else " "
         kept.append(before)
     return _LOOSE_APOSTROPHE.sub(" ", "".join(kept))
@@ -125,10 +132,10 @@ _LOOSE_APOSTROPHE = re.compile(r"(?<![^\s'\u2019\uff07])['\u2019\uff07]|['\u2019
 
 
 def lower(text: str, language: str) -> str:
-    """Text in lower case, by the rules of its language."""
+    """Returns the text in lower case, by the rules of its language."""
     if primary(language) in ("tr", "az"):
         text = text.replace("I", "\u0131")
-    return text.replace("\u0130", "i").lower()  # str.lower() gives i and a combining dot
+    return text.replace("\u0130", "i").lower()  # str.lower() would return i and a combining dot
 
 
 def _without_format_characters(text: str) -> str:
@@ -136,24 +143,23 @@ def _without_format_characters(text: str) -> str:
 
 
 def without_held_out(splits: Collection[str]) -> str | None:
-    """What a prepared set with these splits cannot be used for alone, in words; None where nothing is missing."""
-    missing = {"dev": "training on it alone validates nothing", "test": "nothing of it is held out to evaluate on"}
-    said = [f"no {split} split: {why}" for split, why in missing.items() if split not in splits]
-    return "; ".join(said) or None
+    """Returns a message about the limits of a prepared set with these splits, or None if no usual split is missing."""
+    limits = {"dev": "training on it alone validates nothing", "test": "nothing of it is held out to evaluate on"}
+    return "; ".join(f"no {split} split: {limit}" for split, limit in limits.items() if split not in splits) or None
 
 
 def split_key(text: str) -> str:
-    """What two transcripts must share to fall into the same split: their words, without case and punctuation.
+    """Returns the words of a transcript, without case and punctuation: equal keys are in the same split.
 
-    It must stay as it is, or sentences move between the splits of sets that are prepared again.
+    The function must not change, or sentences move between the splits of sets that are prepared again.
     """
     return re.sub(r"\W+", " ", text.lower()).strip()
 
 
 def normalised_split_key(text: str, language: str) -> str:
-    """`split_key` of a transcript that is stored in the form of `normalise`.
+    """Returns the `split_key` of a transcript that is stored in the form of `normalise`.
 
-    It goes by the form of version 1, which must stay as it is for the same reason; where that had none, by the text.
+    It uses version 1 of `normalise`, which must not change for the same reason, or the text itself if that fails.
     """
     try:
         return split_key(_normalise_1(text, language))
@@ -165,7 +171,7 @@ _NUMBER_1 = re.compile(r"(?<![\d:.,])\d+(?!\d|[:.,]\d|(?:st|nd|rd|th|s|'s)\b)")
 
 
 def _normalise_1(text: str, language: str) -> str:
-    """Version 1 of `normalise`, for split keys alone: marks part words, and some numbers are said as others."""
+    """Version 1 of `normalise`, for split keys only: marks separate words, and some numbers become wrong words."""
     text = unicodedata.normalize("NFKC", _REMARK.sub(" ", text)).replace("\u2019", "'").lower()
     if language == "en":
         text = re.sub(r"(?<=\d)\.(?=\d)", " point ", text)
@@ -188,8 +194,8 @@ def split_of(key: str) -> str:
 def text_split_of(key: str) -> str:
     """Assigns 88 % of documents to train, 2 % to dev and a tenth to test, the same on every machine.
 
-    What is not train here is test by `split_of`: no text of a train split is, as a whole, a test sentence of a speech
-    set that is split by the same rule.
+    Every key outside train here is test in `split_of`: no text of a train split is, as a whole, a test sentence of a
+    speech set that is split by the same rule.
     """
     percentile = _percentile(key)
     return "test" if percentile < 10 else "dev" if percentile < 12 else "train"

@@ -1,4 +1,4 @@
-"""Numerals in text as the words by which they are said."""
+"""Conversion of numerals in text to words."""
 
 import re
 import unicodedata
@@ -10,15 +10,15 @@ from data_pipelines.text.scripts import is_unspaced
 
 
 class UnspeakableError(ValueError):
-    """The text holds a number or sign whose spoken form is not known."""
+    """The text has a number or sign whose spoken form is unknown."""
 
 
 class _Style(NamedTuple):
-    """How a language writes and says numbers beyond whole positive ones.
+    """Notation and spoken form of decimal fractions and negative numbers in a language.
 
     Attributes:
-      mark: the decimal mark, "." or ","; the other one groups digits by threes.
-      point: its spoken form, after which digits are named one by one; "" where fractions are said in another way.
+      mark: the decimal mark, "." or ","; the other of the two groups digits by threes.
+      point: its spoken form, followed by single digits; "" if fractions are spoken in another way.
       minus: the spoken form of a negative sign.
     """
 
@@ -27,7 +27,7 @@ class _Style(NamedTuple):
     minus: str
 
 
-# num2words' own fractions and signs are not used: in some languages it says 1.05 as 1.5, or loses the sign.
+# num2words' own fractions and signs are not used: in some languages it reads 1.05 as 1.5, or loses the sign.
 _STYLES = {
     "be": _Style(",", "", "мінус"),
     "ca": _Style(",", "coma", "menys"),
@@ -64,9 +64,9 @@ _STYLES = {
     "vi": _Style(",", "phẩy", "âm"),
 }
 _NUM2WORDS_CODES = {"kk": "kz", "nb": "no", "nn": "no"}
-_LIMIT = 10**12  # beyond, num2words has gaps
+_LIMIT = 10**12  # num2words has gaps above
 
-# Zero to nine in the languages of the telephone prompts; English has more below.
+# Zero to nine in the languages of the telephone prompts; for English see also below.
 _DIGITS = {
     "en": "zero one two three four five six seven eight nine",
     "es": "cero uno dos tres cuatro cinco seis siete ocho nueve",
@@ -77,18 +77,18 @@ _DIGITS = {
 _TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
-GROUP, DECIMAL = "\u066c", "\u066b"  # marks that mean the same in every language; Arabic writes them
+GROUP, DECIMAL = "\u066c", "\u066b"  # marks with the same meaning in every language; Arabic uses them
 
 _OPENING = "\\s(\\[{\"'\u2018\u201c\u201e\u00ab\u00bf\u00a1"
 _NUMERAL = re.compile(
     rf"(?P<sign>(?<![^{_OPENING}])[-\u2212\u2013](?=\d))?(?P<body>\d+(?:[.,'\u2019{GROUP}{DECIMAL}]\d+)*)"
 )
-# What makes a numeral part of something else: before it, and behind it.
+# Text before and after a numeral that makes it part of another expression.
 _JOINED_BEFORE = re.compile(r"[:.,/_]$|\d[^\w\s]$|\de[-+]?$", re.IGNORECASE)
-_JOINED_BEHIND = re.compile(r"(?:st|nd|rd|th|s|['\u2019]s)\b|[^\w\s]\d|_\d|e[-+]?\d|\d| \d{3}(?!\d)", re.IGNORECASE)
+_JOINED_AFTER = re.compile(r"(?:st|nd|rd|th|s|['\u2019]s)\b|[^\w\s]\d|_\d|e[-+]?\d|\d| \d{3}(?!\d)", re.IGNORECASE)
 
 
-# A full stop behind digits makes an ordinal of them.
+# Languages in which a full stop after digits makes an ordinal.
 _ORDINAL_STOP = frozenset(["cs", "da", "de", "et", "fi", "hr", "hu", "is", "lv", "no", "pl", "sk", "sl", "sr", "tr"])
 _SUFFIX = re.compile(r"['\u2019-]?([^\W\d_]{1,4})(?!\w)")
 
@@ -96,32 +96,38 @@ _SUFFIX = re.compile(r"['\u2019-]?([^\W\d_]{1,4})(?!\w)")
 def say_numbers(text: str, language: str) -> str:
     """Replaces every numeral of a text by words.
 
-    The digits of a decimal fraction are named one by one, and so are those of a number that begins with a zero.
+    The digits of a decimal fraction are read one by one, and so are numbers that begin with a zero.
 
     Args:
       text: in Unicode NFKC.
       language: its code.
 
+    Returns:
+      The text without numerals.
+
     Raises:
-      UnspeakableError: how to say a numeral is not known: an ordinal, time, date, fraction, range, one that is grouped
-        in an unusual way, or any in a language without words for it.
+      UnspeakableError: the spoken form of a numeral is unknown: an ordinal, time, date, fraction, range, unusual
+        grouping, or any numeral in a language without words for it.
     """
     language = primary(language)
 
-    def said(match: re.Match[str]) -> str:
+    def in_words(match: re.Match[str]) -> str:
         joined = _JOINED_BEFORE.search(text, max(match.start() - 3, 0), match.start())
-        if joined or _JOINED_BEHIND.match(text, match.end()) or _is_ordinal(text, match.end(), language):
+        if joined or _JOINED_AFTER.match(text, match.end()) or _is_ordinal(text, match.end(), language):
             raise _unspeakable(text[max(match.start() - 2, 0) : match.end() + 4], language)
         words = _say(match["body"], language)
         if match["sign"]:
             words = f"{_minus(match, language)} {words}"
         return words if is_unspaced(words[0]) else f" {words} "
 
-    return _NUMERAL.sub(said, text)
+    return _NUMERAL.sub(in_words, text)
 
 
 def _is_ordinal(text: str, end: int, language: str) -> bool:
-    """Whether digits that end there are an ordinal or inflected, as 9de, 5-\u0439, 3. or 3'te; of English see above."""
+    """Returns whether digits that end at `end` are an ordinal or inflected, as 9de, 5-й, 3. or 3'te.
+
+    English ordinals are excluded by `_JOINED_AFTER`.
+    """
     if language == "en":
         return False
     suffix = _SUFFIX.match(text, end)
@@ -131,21 +137,25 @@ def _is_ordinal(text: str, end: int, language: str) -> bool:
 
 
 def check_no_numerals(text: str) -> None:
-    """Raises `UnspeakableError` where a text has digits: their form may depend on what is counted."""
+    """Checks that a text has no digits, whose spoken form may depend on the counted noun.
+
+    Raises:
+      UnspeakableError: it has.
+    """
     if re.search(r"\d", text):
         raise UnspeakableError(f"numeral in {text!r}")
 
 
 def primary(language: str) -> str:
-    """The language of a code that may name a script or region too: "pt" of "pt-BR"."""
+    """Returns the language of a code that may include a script or region: "pt" of "pt-BR"."""
     return re.split("[-_]", language.lower())[0]
 
 
 def cardinal(number: int, language: str) -> str:
-    """A whole number from 0 on in words.
+    """Returns the words of a whole number from 0.
 
     Raises:
-      UnspeakableError: there are no words for it in this language.
+      UnspeakableError: the words are unknown in this language.
     """
     if language == "en" and number < 1100:
         return spell_out(number, "en")
@@ -163,10 +173,11 @@ def cardinal(number: int, language: str) -> str:
 
 
 def spell_out(number: int, language: str) -> str:
-    """A number as English telephone prompts and years have it, or zero to nine in the other languages of prompts.
+    """Returns the words of a number as in English telephone prompts and years, or of zero to nine in the prompts'
+    languages.
 
     Four English digits are read in pairs: 1844 is "eighteen forty four". Prepared sets and their splits depend on this
-    function: its results must stay as they are.
+    function: its results must not change.
 
     Raises:
       UnspeakableError: this number in this language is not in the tables.
@@ -200,7 +211,7 @@ def _say(body: str, language: str) -> str:
     )
     if number is None:
         parts = body.split(".")
-        if language == "en" and len(parts) > 2 and all(map(str.isdigit, parts)):  # of a version or an address
+        if language == "en" and len(parts) > 2 and all(map(str.isdigit, parts)):  # a version or an address
             return " point ".join(_whole(part, language) for part in parts)
         raise _unspeakable(body, language)
     plain, grouped, _, fraction = number.groups()
@@ -240,7 +251,7 @@ def _minus(match: re.Match[str], language: str) -> str:
     return style.minus
 
 
-def _unspeakable(what: str, language: str) -> UnspeakableError:
+def _unspeakable(numeral: str, language: str) -> UnspeakableError:
     if not language:
-        return UnspeakableError(f'cannot spell out {what.strip()!r} without a language; add "language": "en" or so')
-    return UnspeakableError(f"no spoken form in {language!r} for {what.strip()!r}")
+        return UnspeakableError(f'cannot spell out {numeral.strip()!r} without a language; add "language": "en" or so')
+    return UnspeakableError(f"no spoken form in {language!r} for {numeral.strip()!r}")

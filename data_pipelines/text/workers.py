@@ -1,4 +1,4 @@
-"""A function over the texts of a stream of documents, in processes, in order."""
+"""Applies a function to the texts of a stream of documents, in processes, in order."""
 
 import collections
 import multiprocessing
@@ -7,23 +7,24 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
 from data_pipelines.audio.clips import Dropped
+from data_pipelines.core.grouping import group_by_size
 from data_pipelines.text.documents import Document
 
 Result = TypeVar("Result")
 Item = Document | Dropped
 
-_CHUNK = 256 * 1024  # characters handed over at a time
+CHUNK_CHARACTERS = 256 * 1024  # handed to a process at a time
 
 
 class Workers:
-    """Processes that share the work; with one worker, all is done in this process.
+    """Processes that share the work; with one worker, this process does all of it.
 
-    New processes import the program's main module: a script that asks for more than one worker needs the usual
-    `if __name__ == "__main__":`.
+    New processes import the program's main module: a script that requests more than one worker needs the usual `if
+    __name__ == "__main__":`.
     """
 
-    def __init__(self, num_workers: int):
-        self._num_workers = num_workers
+    def __init__(self, num_workers: int, chunk_characters: int = CHUNK_CHARACTERS):
+        self._num_workers, self._chunk_characters = num_workers, chunk_characters
         context = multiprocessing.get_context("spawn")  # a fork would copy the locks of running threads
         self._pool = ProcessPoolExecutor(num_workers, context) if num_workers > 1 else None
 
@@ -37,13 +38,13 @@ class Workers:
     def map(
         self, function: Callable[[str, str], Result], items: Iterable[Item]
     ) -> Iterator[tuple[Item, Result | None]]:
-        """Items with `function(text, language)` of each document, and None beside what was dropped before."""
+        """Yields the items, each document with `function(text, language)`, and each dropped item with None."""
         if self._pool is None:
             for item in items:
                 yield item, function(item.text, item.language) if isinstance(item, Document) else None
             return
         pending: collections.deque[tuple[list[Item], Future[list[Result]]]] = collections.deque()
-        for chunk in _chunks(items):
+        for chunk in group_by_size(items, _size, self._chunk_characters):
             texts = [(item.text, item.language) for item in chunk if isinstance(item, Document)]
             pending.append((chunk, self._pool.submit(_apply, function, texts)))
             if len(pending) > 2 * self._num_workers:
@@ -62,14 +63,5 @@ def _joined(chunk: list[Item], future: Future[list[Result]]) -> Iterator[tuple[I
         yield item, next(results) if isinstance(item, Document) else None
 
 
-def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
-    chunk: list[Item] = []
-    size = 0
-    for item in items:
-        chunk.append(item)
-        size += len(item.text) if isinstance(item, Document) else 1
-        if size >= _CHUNK:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+def _size(item: Item) -> int:
+    return len(item.text) if isinstance(item, Document) else 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.errors import DataError
-from data_pipelines.text import near_duplicates, workers
+from data_pipelines.text import near_duplicates
 from data_pipelines.text.cleaning import Cleaning, clean, split_sentences, tidy
 from data_pipelines.text.documents import Document
 
@@ -171,14 +171,13 @@ def test_unknown_step():
         run(["a"], "lowercase")
 
 
-def test_processes_give_the_same_in_the_same_order(monkeypatch):
-    monkeypatch.setattr(workers, "_CHUNK", 500)
+def test_processes_give_the_same_in_the_same_order():
     texts = [f"{' '.join(words(30, number // 2))}. Page {number}." for number in range(60)]
     texts[7], texts[9] = "", "1940's"
     documents = [Document(str(number), text, "en") for number, text in enumerate(texts)]
     documents.insert(40, Dropped("x", "before"))
     cleaning = Cleaning(steps=("unicode", "near", "sentences", "spoken"))
-    alone, together = (list(clean(documents, cleaning, num_workers=number)) for number in (1, 2))
+    alone, together = (list(clean(documents, cleaning, num_workers=n, chunk_characters=500)) for n in (1, 2))
     assert [vars(item) for item in together] == [vars(item) for item in alone]
     assert {item.reason for item in alone if isinstance(item, Dropped)} >= {
         "before",
