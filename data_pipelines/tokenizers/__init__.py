@@ -1,1 +1,1 @@
-"""Tokenizers: characters, SentencePiece, and those of Hugging Face."""
+"""Tokenizers: characters, SentencePiece, and Hugging Face's."""

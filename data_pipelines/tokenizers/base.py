@@ -1,22 +1,21 @@
-"""Text to token ids and back: characters, or SentencePiece pieces.
+"""Tokenizers: text to token ids and back, by characters or SentencePiece pieces.
 
-One convention holds for every kind, so that models and losses need not ask which they have:
+All kinds follow one convention, so that models and losses do not depend on the kind:
 
 - id 0 is the CTC blank and the padding value; `encode` never returns it and `decode` skips it;
-- text is brought to Unicode NFKC on the way in, and comes back in NFKC; case and spacing are left as they are by
-  characters, while SentencePiece trims and collapses spaces unless it has pieces for bytes;
-- a line end is a token of its own where the tokenizer was trained on some, and else read as a space;
-- a character that a tokenizer does not know is decomposed (NFD) and its known parts kept, so that a foreign accented
-  letter is read as its base letter; what is unknown even then is dropped, not replaced: a symbol for "something else"
-  would teach an acoustic model a class without a sound. `find_unknown` counts what is lost before a run starts.
+- text is converted to Unicode NFKC before encoding, and is decoded to NFKC; characters keep case and spacing, while
+  SentencePiece trims and collapses spaces unless it has pieces for bytes;
+- a line end is a separate token if the training texts had some, otherwise it is read as a space;
+- an unknown character is decomposed (NFD) and its known parts are kept, so that a foreign accented letter is read as
+  its base letter; parts that are still unknown are dropped, not replaced: a symbol for "any other character" would
+  teach an acoustic model a class without a sound. `find_unknown` counts the losses before a run starts.
 
-A saved tokenizer is `tokenizer.json`, with `tokenizer.model` beside it for SentencePiece; nothing is pickled.
+A saved tokenizer is `tokenizer.json`, with `tokenizer.model` next to it for SentencePiece; nothing is pickled.
 """
 
 import collections
 import dataclasses
 import functools
-import hashlib
 import io
 import json
 import unicodedata
@@ -27,84 +26,85 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import sentencepiece
 
 from data_pipelines.core.errors import DataError
+from data_pipelines.core.files import short_digest
 from data_pipelines.core.paths import as_path
 
 BLANK = 0
-"""The id of the CTC blank and of padding, which no text has."""
+"""The id of the CTC blank and of padding; it is not in any text."""
 _FILE = "tokenizer.json"
 _MODEL_FILE = "tokenizer.model"
 _SENTENCE_CHARACTERS = 1000
-_SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
+_SPACE = "\u2581"  # SentencePiece's notation of a space inside a piece
 
 Kind = Literal["char", "unigram", "bpe", "hugging_face"]
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What every tokenizer offers."""
+    """Interface of all tokenizers."""
 
     @property
     def kind(self) -> Kind:
-        """What the ids stand for."""
+        """The kind of pieces that have ids."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, the blank included."""
+        """Number of ids, including the blank."""
         ...
 
     @property
     def begin(self) -> int | None:
-        """The id that begins a text, for tokenizers from elsewhere that have one; None where the boundary does."""
+        """The id that begins a text, in imported tokenizers that have one; None if the boundary begins it."""
         ...
 
     @property
     def has_prefix(self) -> bool:
-        """Whether a text has anything before it: `begin` or the boundary. False for some tokenizers from elsewhere."""
+        """Whether an id precedes a text: `begin` or the boundary. False for some imported tokenizers."""
         ...
 
     @property
     def other_ends(self) -> tuple[int, ...]:
-        """Ids at which generation stops besides the boundary; only tokenizers from elsewhere have some."""
+        """Ids in addition to the boundary at which generation stops; only imported tokenizers have some."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of all that decides the ids."""
+        """Hex digest of all settings that decide the ids."""
         ...
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        """What each id spells, a space written as "\u2581"; the blank's is empty."""
+        """Text of every id, with "\u2581" for a space; the blank's is empty."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids in [1, vocab_size) of a text; unknown characters are dropped."""
+        """Returns the ids, in [1, vocab_size), of a text; unknown characters are dropped."""
         ...
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """`encode` of every text; SentencePiece uses `num_threads`."""
+        """Returns `encode` of every text; SentencePiece uses `num_threads`."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; blanks are skipped (repeats are not merged, that is CTC's business)."""
+        """Returns the text of ids; blanks are skipped, repeated ids are not merged (which is a task of CTC)."""
         ...
 
     def unknown(self, text: str) -> list[str]:
-        """The characters of a text that `encode` drops, in order."""
+        """Returns the characters of a text that `encode` drops, in order."""
         ...
 
     def save(self, directory: Path | str) -> None:
-        """Writes the tokenizer into an existing or new directory."""
+        """Writes the tokenizer to an existing or new directory."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class CharTokenizer:
-    """One id a character: `characters[i]` has id i + 1.
+    """One id per character: `characters[i]` has id i + 1.
 
-    `decode` composes what `encode` decomposed, so `decode(encode(text))` is the NFKC form of every text over the
-    alphabet.
+    `decode` composes characters that `encode` decomposed, so `decode(encode(text))` is the NFKC form of every text over
+    the alphabet.
     """
 
     characters: str
@@ -123,7 +123,7 @@ class CharTokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        return _digest(b"char\0" + self.characters.encode())
+        return short_digest(b"char\0" + self.characters.encode())
 
     @functools.cached_property
     def pieces(self) -> tuple[str, ...]:
@@ -131,7 +131,7 @@ class CharTokenizer:
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
-        return {character: number for number, character in enumerate(self.characters, start=1)}
+        return {character: id_ for id_, character in enumerate(self.characters, start=1)}
 
     def encode(self, text: str) -> list[int]:
         ids, text = self._ids, _readable(text, self._ids)
@@ -144,7 +144,7 @@ class CharTokenizer:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return unicodedata.normalize("NFKC", "".join(self.characters[number - 1] for number in ids if number != BLANK))
+        return unicodedata.normalize("NFKC", "".join(self.characters[id_ - 1] for id_ in ids if id_ != BLANK))
 
     def unknown(self, text: str) -> list[str]:
         return _unknown(text, self._ids)
@@ -156,8 +156,8 @@ class CharTokenizer:
 class SentencePieceTokenizer:
     """SentencePiece pieces (Kudo and Richardson 2018), unigram or BPE.
 
-    The model is trained so that its obligatory unknown piece has id 0 and no other control piece exists. As `encode`
-    drops unknown pieces, id 0 is free to be the blank, and SentencePiece's ids are ours.
+    The model is trained with the obligatory unknown piece as id 0 and without other control pieces. As `encode` drops
+    unknown pieces, id 0 is free for the blank, and SentencePiece's ids need no mapping.
     """
 
     begin = None
@@ -165,7 +165,14 @@ class SentencePieceTokenizer:
     other_ends = ()
 
     def __init__(self, kind: Kind, model: bytes):
-        """Takes a serialised SentencePiece model of the kind "unigram" or "bpe"."""
+        """
+        Args:
+          kind: "unigram" or "bpe".
+          model: a serialised SentencePiece model.
+
+        Raises:
+          ValueError: its control ids differ from the convention of `train_tokenizer`.
+        """
         self.kind = kind
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -178,7 +185,7 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        return _digest(self.kind.encode() + b"\0" + self.model)
+        return short_digest(self.kind.encode() + b"\0" + self.model)
 
     @functools.cached_property
     def pieces(self) -> tuple[str, ...]:
@@ -186,9 +193,9 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def newline(self) -> int:
-        """The id of a line end, the blank where there is none.
+        """The id of a line end, or the blank if it has none.
 
-        Lines are encoded one by one, so that the first word of a line is the same piece as elsewhere.
+        Lines are encoded separately, so that the first word of a line is the same piece as elsewhere.
         """
         known = [
             self._processor.piece_to_id("\n"),
@@ -198,22 +205,22 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def has_bytes(self) -> bool:
-        """Whether characters without a piece are spelled in bytes, so that none is unknown."""
+        """Whether characters without a piece are encoded as bytes, so that every character is known."""
         return any(self._processor.is_byte(number) for number in range(self.vocab_size))
 
     @functools.cached_property
     def known(self) -> frozenset[str]:
-        """The characters that it has pieces for."""
+        """The characters that have pieces."""
         # trained with full coverage, so each character of the training texts is a piece of its own
         pieces = "".join(self._processor.id_to_piece(number) for number in range(1, self.vocab_size))
         return frozenset(pieces.replace(_SPACE, " "))
 
     def is_byte(self, number: int) -> bool:
-        """Whether an id stands for a byte."""
+        """Returns whether an id represents a byte."""
         return number < self.vocab_size and self._processor.is_byte(number)
 
     def score(self, number: int) -> float:
-        """What SentencePiece ranks a piece by: its log-probability, or minus the number of its merge."""
+        """Returns the rank criterion of a piece: its log-probability, or minus the number of its merge."""
         return self._processor.get_score(number)
 
     def encode(self, text: str) -> list[int]:
@@ -265,13 +272,17 @@ def train_tokenizer(
     Args:
       texts: transcripts; read once.
       kind: "char" takes every character that occurs; "unigram" and "bpe" learn `vocab_size` pieces.
-      vocab_size: number of ids with the blank, for SentencePiece. Texts too small for so many pieces give fewer.
-      out: directory to save to, if any.
-      byte_fallback: gives SentencePiece 256 more pieces, the bytes: then no character is unknown (the rarest, 0.05 % of
-        those in the texts, are spelled in bytes too) and no space is lost, so that every text comes back in NFKC.
+      vocab_size: number of ids including the blank, for SentencePiece. A small corpus may result in fewer.
+      out: directory to save to, or None.
+      byte_fallback: adds 256 pieces for bytes to SentencePiece: then every character is known (the rarest, 0.05 % of
+        the characters in the texts, are encoded as bytes too) and spaces are kept, so that every text is decoded to its
+        NFKC form.
+
+    Returns:
+      The tokenizer.
 
     Raises:
-      ValueError: where the texts hold no character, or `vocab_size` does not fit the kind.
+      ValueError: the texts contain no character, or `vocab_size` does not fit the kind.
     """
     normalised = (unicodedata.normalize("NFKC", text) for text in texts)
     if kind == "char":
@@ -293,10 +304,13 @@ def train_tokenizer(
 
 
 def load_tokenizer(directory: Path | str) -> Tokenizer:
-    """Reads what `Tokenizer.save` wrote.
+    """Reads a directory that `Tokenizer.save` wrote.
+
+    Returns:
+      The tokenizer.
 
     Raises:
-      DataError: where the directory holds no tokenizer, or its files are damaged or belong to different tokenizers.
+      DataError: the directory has no tokenizer, or its files are damaged or belong to different tokenizers.
     """
     path = as_path(directory) / _FILE
     if not path.exists():
@@ -311,15 +325,17 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
             return HuggingFaceTokenizer.from_saved(saved)
         tokenizer = SentencePieceTokenizer(saved["kind"], (path.parent / saved["model"]).read_bytes())
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-        raise DataError(f"{path} is not a readable tokenizer ({error}); save it anew") from error
+        raise DataError(f"{path} is not a readable tokenizer ({error}); save it again") from error
     if tokenizer.fingerprint != saved["fingerprint"]:
-        raise DataError(f"{path} and {saved['model']} beside it belong to different tokenizers; save it anew")
+        raise DataError(f"{path} and {saved['model']} next to it belong to different tokenizers; save it again")
     return tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class UnknownReport:
-    """What a tokenizer drops from some texts: occurrences by character, and how many of the texts lose any."""
+    """Characters that a tokenizer drops from some texts: occurrences by character, and the number of affected
+    texts.
+    """
 
     characters: dict[str, int]
     num_texts: int
@@ -337,7 +353,11 @@ class UnknownReport:
 
 
 def find_unknown(tokenizer: Tokenizer, texts: Iterable[str]) -> UnknownReport:
-    """Counts the characters of texts that a tokenizer drops, the most frequent first."""
+    """Counts the characters of texts that a tokenizer drops.
+
+    Returns:
+      The counts, the most frequent character first.
+    """
     counts: collections.Counter[str] = collections.Counter()
     num_texts = num_affected = 0
     for text in texts:
@@ -383,7 +403,7 @@ def _train_sentencepiece(texts: Iterable[str], kind: Kind, vocab_size: int, byte
             bos_id=-1,
             eos_id=-1,
             pad_id=-1,
-            num_threads=1,  # the same texts give the same model
+            num_threads=1,  # for a reproducible model
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -394,7 +414,7 @@ def _train_sentencepiece(texts: Iterable[str], kind: Kind, vocab_size: int, byte
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """The lines of a text, in stretches that SentencePiece takes (it skips what has over 4192 bytes)."""
+    """Yields the lines of a text, in parts that SentencePiece accepts (it skips sentences of over 4192 bytes)."""
     for line in text.split("\n"):
         while len(line) > _SENTENCE_CHARACTERS:
             end = line.rfind(" ", 0, _SENTENCE_CHARACTERS) + 1 or _SENTENCE_CHARACTERS
@@ -402,10 +422,6 @@ def _sentences(text: str) -> Iterator[str]:
             line = line[end:]
         if line:
             yield line
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _write(directory: Path | str, description: dict, model: bytes | None = None) -> None:

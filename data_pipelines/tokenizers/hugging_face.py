@@ -1,13 +1,12 @@
-"""Tokenizers of Hugging Face's `tokenizers` under this project's convention, with ids that move where that needs it.
+"""Adapter of Hugging Face's `tokenizers` to the convention of `data_pipelines.tokenizers.base`.
 
-Here 0 is blank and padding, and a language model's boundary and mask stand behind the tokenizer's ids; elsewhere they
-stand anywhere. `IdMap` says which id of theirs is which of ours: their order stays, but for those few.
+In that convention, 0 is blank and padding, and the boundary and mask of a language model follow the tokenizer's ids; an
+imported tokenizer may have them anywhere. `IdMap` maps its ids to local ids; the order of all others is kept.
 """
 
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_pipelines.core.errors import DataError, is_panic
+from data_pipelines.core.files import short_digest
 from data_pipelines.core.paths import as_path
 from data_pipelines.tokenizers.normalizer_growth import GrowthLimit
 
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
 
 _FILE = "tokenizer.json"
 _SPACE = "\u2581"
-_NOBODY = -1
+_NO_ID = -1
 _OPTIONAL = {"other_ends": (), "has_prefix": True}
 
 
 @dataclasses.dataclass(frozen=True)
 class IdMap:
-    """Which row of their table is which of ours.
+    """Map between the rows of an imported table and local ids.
 
-    Ours are: padding; all that have no other place, in their order; then, of a language model, boundary and mask.
-    A place that nothing of theirs has takes a row that no token of theirs names, the last first, or else none.
+    Local ids are: padding; all ids without another role, in their order; then, for a language model, boundary and mask.
+    A role without an imported id takes a row that no imported token uses, the last first, or else -1.
 
     Attributes:
-      num_rows: of their table of embeddings, or of their CTC head.
-      padding: their id of padding or of the CTC blank; None where it has no id to itself.
-      end: their id of a text's end, which is our boundary; None for CTC.
-      mask: their mask; None where there is none.
-      begin: their id of a text's begin, where that is not `end`.
+      num_rows: of the imported table of embeddings, or of the CTC head.
+      padding: imported id of padding or of the CTC blank; None if it has no separate id.
+      end: imported id of a text's end, the local boundary; None for CTC.
+      mask: imported mask; None if it has no mask.
+      begin: imported id of a text's begin, if it differs from `end`.
       spare: rows without a name, ascending.
       other_ends: further ids at which generation stops.
-      has_prefix: whether their tokenizer puts `begin` (or `end`, where that is None) before a text. Where it puts
-        nothing there, no prompt has anything before it either.
+      has_prefix: whether the imported tokenizer puts `begin` (or `end`, if that is None) before a text. If not, prompts
+        have no prefix either.
     """
 
     num_rows: int
@@ -58,10 +58,10 @@ class IdMap:
 
     def __post_init__(self):
         named = {name: getattr(self, name) for name in ("padding", "end", "mask", "begin")}
-        used = [number for number in named.values() if number is not None]
-        for name, number in named.items():
-            if number is not None and not 0 <= number < self.num_rows:
-                raise ValueError(f"the id {number} of {name} is none of the {self.num_rows} rows of the table")
+        used = [id_ for id_ in named.values() if id_ is not None]
+        for name, id_ in named.items():
+            if id_ is not None and not 0 <= id_ < self.num_rows:
+                raise ValueError(f"the id {id_} of {name} is none of the {self.num_rows} rows of the table")
         if len(set(used)) != len(used) or set(used) & set(self.spare) or not set(self.spare) <= set(self.all):
             raise ValueError(f"ids that must differ are the same: {named}")
         if not {self.padding, self.end, self.mask, *self.spare}.isdisjoint(self.other_ends):
@@ -75,30 +75,30 @@ class IdMap:
 
     @functools.cached_property
     def theirs(self) -> np.ndarray:
-        """int32: their id for each of ours, -1 where they have none: of the tokenizer, then boundary and mask."""
+        """int32: imported id of every local id, -1 if it has none: of the tokenizer, then boundary and mask."""
         free = list(self.spare)
-        padding = self.padding if self.padding is not None else free.pop() if free else _NOBODY
-        behind = []
+        padding = self.padding if self.padding is not None else free.pop() if free else _NO_ID
+        last = []
         if self.end is not None:
-            behind = [self.end, self.mask if self.mask is not None else free.pop() if free else _NOBODY]
-        others = [number for number in self.all if number not in (padding, *behind)]
-        return np.array([padding, *others, *behind], np.int32)
+            last = [self.end, self.mask if self.mask is not None else free.pop() if free else _NO_ID]
+        others = [id_ for id_ in self.all if id_ not in (padding, *last)]
+        return np.array([padding, *others, *last], np.int32)
 
     @property
     def tokenizer_size(self) -> int:
-        """How many of ours are the tokenizer's."""
+        """Number of local ids that belong to the tokenizer."""
         return len(self.theirs) - (0 if self.end is None else 2)
 
     @functools.cached_property
     def ours(self) -> np.ndarray:
-        """int32 [num_rows]: our id for each of theirs; the inverse of `theirs`."""
-        ours = np.full(self.num_rows, _NOBODY, np.int32)
-        here = np.flatnonzero(self.theirs != _NOBODY)
-        ours[self.theirs[here]] = here
-        return ours
+        """int32 [num_rows]: local id of every imported id; the inverse of `theirs`."""
+        local = np.full(self.num_rows, _NO_ID, np.int32)
+        mapped = np.flatnonzero(self.theirs != _NO_ID)
+        local[self.theirs[mapped]] = mapped
+        return local
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON; the newest only where they say something, so that older fingerprints stay valid."""
+        """Returns the fields as JSON; new fields only if they are not the default: older fingerprints stay valid."""
         values = dataclasses.asdict(self)
         return {k: v for k, v in values.items() if k not in _OPTIONAL or v != _OPTIONAL[k]}
 
@@ -107,21 +107,21 @@ class IdMap:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     def rows(self, size: int) -> np.ndarray:
-        """int32 [size]: their row for each of ours, with as many behind as a table of `size` rows has more."""
-        return np.pad(self.theirs, (0, size - len(self.theirs)), constant_values=_NOBODY)
+        """Returns int32 [size]: the imported row of every local id of a table of `size` rows; -1 if it has none."""
+        return np.pad(self.theirs, (0, size - len(self.theirs)), constant_values=_NO_ID)
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer of Hugging Face's, from its `tokenizer.json`.
+    """A tokenizer of Hugging Face, from its `tokenizer.json`.
 
-    Text is read as that file says, not brought to NFKC here; what it does not know it drops or names, as it says. What
-    looks like one of its special tokens in a text is text. Special tokens are left out of decoded text. Texts are read
-    whole: truncation, padding and dropout that the file names are for other calls than these.
+    That file decides how text is read, without NFKC here, and whether unknown characters are dropped or replaced.
+    Special tokens in a text are read as text, and are left out of decoded text. Texts are read completely: truncation,
+    padding and dropout in the file are ignored.
 
     Attributes:
-      places: which id of theirs is which of ours.
-      files: JSON files of the folder that it is from, by name; to be written again when a model is exported.
-      special: settings of the folder's `config.json` that name ids, for the same.
+      places: map between its ids and local ids.
+      files: JSON files of its folder, by name, which are written again when a model is exported.
+      special: settings of the folder's `config.json` that name ids, for the same purpose.
     """
 
     kind = "hugging_face"
@@ -130,24 +130,24 @@ class HuggingFaceTokenizer:
         """
         Args:
           description: the text of a `tokenizer.json`.
+          places: map between its ids and local ids.
+          files: JSON files of its folder, by name.
+          special: settings of `config.json` that name ids.
 
         Raises:
           DataError: `tokenizers` is not installed.
-          ValueError: it cannot be read, or names ids that the table has not.
+          ValueError: the description cannot be read, or names ids outside the table.
         """
         self.description, self.places = description, places
         self.files, self.special = dict(files), dict(special)
         self._tokenizer = open_description(description)
         self._growth = GrowthLimit(description)
-        self._special = {
-            number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
-        }
+        self._special = {id_ for id_, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         self._tokenizer.encode_special_tokens = True
-        names = {number: name for name, number in self._tokenizer.get_vocab(with_added_tokens=True).items()}
-        beyond = [name for number, name in names.items() if number >= places.num_rows and number not in self._special]
+        self._names = {id_: name for name, id_ in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+        beyond = [name for id_, name in self._names.items() if id_ >= places.num_rows and id_ not in self._special]
         if beyond:
             raise ValueError(f"the tokenizer has {min(beyond)!r}, whose id is none of the table's {places.num_rows}")
-        self._names = names
 
     @property
     def vocab_size(self) -> int:
@@ -155,56 +155,55 @@ class HuggingFaceTokenizer:
 
     @property
     def begin(self) -> int | None:
-        """Our id of what begins a text, where that is not the boundary."""
+        """Local id that begins a text, if it is not the boundary."""
         return None if self.places.begin is None else int(self.places.ours[self.places.begin])
 
     @property
     def other_ends(self) -> tuple[int, ...]:
-        """Our ids of what ends a text besides the boundary."""
-        return tuple(int(self.places.ours[number]) for number in self.places.other_ends)
+        """Local ids in addition to the boundary that end a text."""
+        return tuple(int(self.places.ours[id_]) for id_ in self.places.other_ends)
 
     @property
     def has_prefix(self) -> bool:
-        """Whether anything stands before a text or a prompt: `begin`, or the boundary where that is None."""
+        """Whether an id precedes a text or a prompt: `begin`, or the boundary if that is None."""
         return self.places.has_prefix
 
     @functools.cached_property
     def fingerprint(self) -> str:
         file = self.files.get(_FILE, {})
-        # Texts used to be cut where the file says so; tokens that were stored then are of another tokenizer.
-        was_obeyed = file.get("truncation"), file.get("padding"), (file.get("model") or {}).get("dropout")
-        whole = {"whole": True} if any(was_obeyed) else {}
-        return hashlib.sha256(json.dumps(self._saved() | whole, sort_keys=True).encode()).hexdigest()[:16]
+        # An earlier version applied these settings of the file; tokens that it stored count as another tokenizer's.
+        once_applied = file.get("truncation"), file.get("padding"), (file.get("model") or {}).get("dropout")
+        whole = {"whole": True} if any(once_applied) else {}
+        return short_digest(json.dumps(self._saved() | whole, sort_keys=True).encode())
 
     @functools.cached_property
     def pieces(self) -> tuple[str, ...]:
-        spell = _bytes_of if '"ByteLevel"' in self.description else lambda name: name
-        theirs = self.places.theirs[1 : self.vocab_size].tolist()
-        spelled = ("" if number in self._special else self._names.get(number, "") for number in theirs)
-        return ("", *(spell(name).replace(" ", _SPACE) for name in spelled))
+        text_of = _bytes_to_text if '"ByteLevel"' in self.description else str
+        imported = self.places.theirs[1 : self.vocab_size].tolist()
+        names = ("" if id_ in self._special else self._names.get(id_, "") for id_ in imported)
+        return ("", *(text_of(name).replace(" ", _SPACE) for name in names))
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        del num_threads  # its own threads are one for the whole process
+        del num_threads  # the library has one pool of threads for the whole process
         try:
             with _errors_named("read", texts[0] if len(texts) == 1 else None):
                 for text in texts:
                     self._growth.check(text)
-                found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+                encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         except DataError:
             if len(texts) == 1:
                 raise
-            return [self.encode(text) for text in texts]  # which raises where the text is known
-        ours, size = self.places.ours, self.vocab_size
-        ids = [ours[np.array(each.ids, np.int64)] for each in found]
-        return [row[(row > 0) & (row < size)].tolist() for row in ids]
+            return [self.encode(text) for text in texts]  # so that the error names the text
+        ids = [self.places.ours[np.array(encoding.ids, np.int64)] for encoding in encodings]
+        return [row[(row > 0) & (row < self.vocab_size)].tolist() for row in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        theirs = self.places.theirs[np.array([number for number in ids if number], np.int64)]
-        known = theirs[theirs != _NOBODY].tolist()
-        with _errors_named("spell", f"ids {known[:20]}"):
+        imported = self.places.theirs[np.array([id_ for id_ in ids if id_], np.int64)]
+        known = imported[imported != _NO_ID].tolist()
+        with _errors_named("decode", f"ids {known[:20]}"):
             return self._tokenizer.decode(known, skip_special_tokens=True)
 
     def unknown(self, text: str) -> list[str]:
@@ -224,25 +223,27 @@ class HuggingFaceTokenizer:
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> "HuggingFaceTokenizer":
-        """What `save` wrote, as JSON reads it."""
+        """Makes a tokenizer from the JSON that `save` wrote."""
         places, files = IdMap.from_json(saved["places"]), saved["files"]
         description = json.dumps(files[_FILE], ensure_ascii=False) if _FILE in files else saved["description"]
         return cls(description, places, files, saved["special"])
 
 
 def open_description(description: str) -> "tokenizers.Tokenizer":
-    """The tokenizer of a `tokenizer.json`'s text.
+    """Opens the tokenizer of a `tokenizer.json`'s text.
+
+    Returns:
+      The tokenizer, without truncation, padding and dropout.
 
     Raises:
       DataError: `tokenizers` is not installed.
-      ValueError: it cannot be read.
+      ValueError: the text cannot be read.
     """
     try:
         import tokenizers
     except ModuleNotFoundError:
         raise DataError(
-            "this model's tokenizer is one of Hugging Face's, for which the package tokenizers is needed: "
-            "pip install 'jax_speechlm[hf]'"
+            "this model's tokenizer needs Hugging Face's package tokenizers: pip install 'jax_speechlm[hf]'"
         ) from None
     try:
         tokenizer = tokenizers.Tokenizer.from_str(description)
@@ -258,10 +259,13 @@ def open_description(description: str) -> "tokenizers.Tokenizer":
 
 
 def ids_around(tokenizer: "tokenizers.Tokenizer") -> tuple[list[int], list[int]]:
-    """The ids that a tokenizer puts before a text, and those that it puts behind one.
+    """Finds the ids that a tokenizer adds to a text.
+
+    Returns:
+      The ids before and after the text.
 
     Raises:
-      ValueError: it does not give the text once.
+      ValueError: the encoded text does not contain the text exactly once.
     """
     import tokenizers
 
@@ -270,38 +274,40 @@ def ids_around(tokenizer: "tokenizers.Tokenizer") -> tuple[list[int], list[int]]
     text = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
     text.post_processor = tokenizer.post_processor
     with _errors_named("enclose", None):
-        found = text.encode("a")
-    if (count := found.special_tokens_mask.count(0)) != 1:
-        raise ValueError(f"the post_processor of {_FILE} gives a text {count} times")
-    place = found.special_tokens_mask.index(0)
-    return found.ids[:place], found.ids[place + 1 :]
+        encoding = text.encode("a")
+    if (count := encoding.special_tokens_mask.count(0)) != 1:
+        raise ValueError(f"the post_processor of {_FILE} repeats a text {count} times")
+    position = encoding.special_tokens_mask.index(0)
+    return encoding.ids[:position], encoding.ids[position + 1 :]
 
 
 @contextlib.contextmanager
-def _errors_named(verb: str, what: str | None) -> Iterator[None]:
-    """Errors of the library's, panics of its Rust code among them, as `DataError`."""
+def _errors_named(verb: str, argument: str | None) -> Iterator[None]:
+    """Converts errors of the library, including panics of its Rust code, to `DataError`."""
     try:
         yield
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        what = "a text" if what is None else repr(what[:60])
+        shown = "a text" if argument is None else repr(argument[:60])
         raise DataError(
-            f"the model's tokenizer ({_FILE}) cannot {verb} {what}: {str(error)[:300]}. Leave that out, or import the "
+            f"the model's tokenizer ({_FILE}) cannot {verb} {shown}: {str(error)[:300]}. Leave that out, or import the "
             "model with a tokenizer that can"
         ) from error
 
 
 @functools.cache
 def _byte_letters() -> dict[str, int]:
-    """The letters that byte-level byte pairs write bytes with (Radford et al. 2019, `bytes_to_unicode`)."""
+    """Returns the bytes of the letters by which byte-level BPE represents them (Radford et al. 2019,
+    `bytes_to_unicode`).
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), 256)]
-    others = [number for number in range(256) if number not in printable]
-    return {chr(number): number for number in printable} | {chr(256 + i): number for i, number in enumerate(others)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def _bytes_of(name: str) -> str:
-    """What a byte-level piece spells; a part of a character stays as it is written."""
+def _bytes_to_text(name: str) -> str:
+    """Returns the text of a byte-level piece; a part of a character is unchanged."""
     letters = _byte_letters()
     try:
         return bytes(letters[letter] for letter in name).decode()

@@ -1,8 +1,8 @@
-"""How much longer a text becomes through the normalizer and the decoder of a `tokenizer.json`.
+"""Limit of the growth of a text in the normalizer and the decoder of a `tokenizer.json`.
 
-A few rules one after the other ("a" becomes ten "a", seven times) turn three letters into tens of millions, so a file
-from elsewhere could take all memory. Most files cannot: the product of what each rule can add is small. For the others
-`GrowthLimit.check` applies the rules one at a time and stops before the first that could pass the limit.
+A few consecutive rules ("a" becomes ten "a", seven times) turn three letters into tens of millions, so an untrusted
+file could use up all memory. In most files the product of all rules' factors is small. For the others,
+`GrowthLimit.check` applies the rules one at a time and stops before the first that could exceed the limit.
 """
 
 import base64
@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 MOST_GROWTH = 100
-"""A text may become this many times as long, and `SPARE` characters longer besides."""
+"""A text may become this many times as long, plus `SPARE` characters."""
 
 SPARE = 10_000
 
 _FACTORS = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 3, "BertNormalizer": 9, "ByteLevel": 4}
-"""Characters that one becomes at most (Unicode Standard Annex 15, section 9; case folding; bytes of UTF-8)."""
+"""Most characters that one character becomes (Unicode Standard Annex 15, section 9; case folding; bytes of UTF-8)."""
 
 _ONE_CHARACTER = re.compile(r"\[(?:\\.|[^\[\]\\])*\]")
 
@@ -37,13 +37,15 @@ class _Step(NamedTuple):
 
 
 class GrowthLimit:
-    """The normalizer of a `tokenizer.json`, and whether a text stays within `MOST_GROWTH` times its length."""
+    """The normalizer of a `tokenizer.json`, with a check that a text stays within `MOST_GROWTH` times its length."""
 
     def __init__(self, description: str):
-        """Takes the text of a `tokenizer.json` that could be opened.
+        """
+        Args:
+          description: the text of a `tokenizer.json` that could be opened.
 
         Raises:
-          ValueError: its decoder can make a text longer than that.
+          ValueError: its decoder can exceed the limit.
         """
         values = json.loads(description)
         if (growth := _product(_steps(values.get("decoder"), "decoders"))) > MOST_GROWTH:
@@ -54,7 +56,11 @@ class GrowthLimit:
         self._steps = [(step, _normalizer(step.rule)) for step in steps] if _product(steps) > MOST_GROWTH else []
 
     def check(self, text: str) -> None:
-        """Raises ValueError where the normalizer could make the text too long."""
+        """Checks that the normalizer cannot make the text too long.
+
+        Raises:
+          ValueError: it can.
+        """
         most = MOST_GROWTH * len(text) + SPARE
         for step, normalizer in self._steps:
             if step.bound(text) > most:
@@ -73,8 +79,8 @@ def _steps(rule: Mapping[str, Any] | None, several: str) -> Iterator[_Step]:
     if rule is None:
         return
     if several in rule:
-        for each in rule[several]:
-            yield from _steps(each, several)
+        for part in rule[several]:
+            yield from _steps(part, several)
     elif "pattern" in rule:
         yield _replace(rule)
     elif "prepend" in rule:
@@ -86,7 +92,7 @@ def _steps(rule: Mapping[str, Any] | None, several: str) -> Iterator[_Step]:
 
 
 def _string(rule: Mapping[str, Any]) -> str | None:
-    """The text that a rule replaces; None where it is a regular expression, empty, or another kind of rule."""
+    """Returns the text that a rule replaces; None if it is a regular expression, empty, or another kind of rule."""
     return rule.get("pattern", {}).get("String") or None
 
 
@@ -100,7 +106,7 @@ def _replace(rule: Mapping[str, Any]) -> _Step:
 
 
 def _longest_entry(charsmap: str) -> int:
-    """The most bytes that SentencePiece's table of normalisation has for one character: behind its trie."""
+    """Returns the most bytes for one character in SentencePiece's table of normalisation, which follows its trie."""
     table = base64.b64decode(charsmap or "")
     return max(1, *map(len, table[4 + int.from_bytes(table[:4], "little") :].split(b"\0")))
 

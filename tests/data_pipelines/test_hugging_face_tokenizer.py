@@ -103,7 +103,7 @@ def test_a_rust_panic_in_a_decoder_is_an_error():
     tokenizer.decoder = decoders.Replace(STUCK, "b")
     found = opened(tokenizer)
     (number,) = (n for n, theirs in enumerate(found.places.theirs) if theirs == 0)
-    with pytest.raises(DataError, match=r"cannot spell.*retry-limit"):
+    with pytest.raises(DataError, match=r"cannot decode.*retry-limit"):
         found.decode([number])
 
 
@@ -169,5 +169,5 @@ def test_prefix_is_what_the_post_processor_adds(single, expected):
 
 def test_prefix_of_a_post_processor_that_loses_the_text_is_refused():
     tokenizer = letters(post_processor=processors.TemplateProcessing(single="$A $A", special_tokens=[]))
-    with pytest.raises(ValueError, match="gives a text 2 times"):
+    with pytest.raises(ValueError, match="repeats a text 2 times"):
         ids_around(tokenizer)
