@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.serving.app import Limits
-from tests.data_pipelines.foreign_audio import claiming
+from tests.data_pipelines.audio.foreign_audio import claiming
 from tests.serving.service import RATE, encoded, serving
 from tests.trained_tones import random_text, speak, trained_run
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from data_pipelines.audio import decode as audio
 from data_pipelines.audio import process as audio_process
 from data_pipelines.audio.decode import AudioError, AudioTooLongError, decode, encode_flac
-from tests.data_pipelines.foreign_audio import claiming, muxed, tone, written
+from tests.data_pipelines.audio.foreign_audio import claiming, muxed, tone, written
 
 RATE = audio.SAMPLE_RATE
 
