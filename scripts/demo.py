@@ -21,6 +21,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here; it prints a 
 from rich.console import Console
 from rich.table import Table
 
+from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare.job import prepare
 from data_pipelines.storage.index import read_index
@@ -151,7 +152,7 @@ def _minutes(began: float) -> str:
 def _one_clip(data_dir: Path, run_dir: Path) -> tuple[Path, str]:
     """Writes the first test clip of three seconds or more as a file; returns its path and its transcript."""
     index = read_index(data_dir / TEST_SET, "test")
-    row = next(row for row, samples in enumerate(index.num_samples) if samples >= 3 * 16_000)
+    row = next(row for row, samples in enumerate(index.num_samples) if samples >= 3 * SAMPLE_RATE)
     flac, text = RecordReader(index).read(row)
     clip = run_dir / "clip.flac"
     clip.write_bytes(flac)

@@ -19,7 +19,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.index import Index, IndexMismatchError
 from data_pipelines.storage.records import RecordReader
-from data_pipelines.storage.units import CodeStore
+from data_pipelines.storage.units import UnitIdStore
 from data_pipelines.tokenizers.base import Tokenizer
 
 Batch: TypeAlias = dict[str, np.ndarray]
@@ -39,7 +39,7 @@ def open_batches(
     noise: NoiseReader | None = None,
     labels: Sequence[int] | np.ndarray | None = None,
     column: str = "text",
-    frame_labels: CodeStore | FrameLabels | None = None,
+    frame_labels: UnitIdStore | FrameLabels | None = None,
     parallel: int | None = None,
     prefetch: int = 4,
     max_bad: int = 100,
@@ -174,7 +174,7 @@ class _Assembler:
         speeds: tuple[float, ...],
         noise: NoiseReader | None,
         labels: Sequence[int] | np.ndarray | None,
-        frame_labels: CodeStore | FrameLabels | None,
+        frame_labels: UnitIdStore | FrameLabels | None,
         max_bad: int,
     ):
         self._index, self._plan, self.spec = index, plan, spec

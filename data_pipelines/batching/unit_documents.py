@@ -21,7 +21,7 @@ from data_pipelines.core.shuffle import derive_key, uniform
 from data_pipelines.storage import tokens
 from data_pipelines.storage.index import Index, Part
 from data_pipelines.storage.tokens import UNIT_TOKEN, TokenStore
-from data_pipelines.storage.units import CodeStore, open_codes, read_units
+from data_pipelines.storage.units import UnitIdStore, open_unit_ids, read_units
 from data_pipelines.storage.word_times import read_word_times
 from data_pipelines.tokenizers.base import Tokenizer
 
@@ -134,7 +134,7 @@ def spoken_documents(index: Index, units: Path | str, markers: Markers) -> UnitD
     Raises:
       DataError: a part is not labelled with these units.
     """
-    codes, name = open_codes(index, units), _name("spoken", read_units(units).fingerprint, markers)
+    codes, name = open_unit_ids(index, units), _name("spoken", read_units(units).fingerprint, markers)
 
     def make(part: Part) -> Iterator[np.ndarray]:
         first = _first_row(index, part)
@@ -157,7 +157,7 @@ def interleaved_documents(
       DataError: a part is not labelled with these units, or has no word times.
     """
     known = read_units(units)
-    codes, times = open_codes(index, units), {part: read_word_times(part, _WITHOUT_TIMES) for part in index.parts}
+    codes, times = open_unit_ids(index, units), {part: read_word_times(part, _WITHOUT_TIMES) for part in index.parts}
     missing: Counter[str] = Counter()
 
     def make(part: Part) -> Iterator[np.ndarray]:
@@ -185,7 +185,7 @@ def interleaved_documents(
     return UnitDocuments(store, missing)
 
 
-def _codes(codes: CodeStore, row: int) -> np.ndarray:
+def _codes(codes: UnitIdStore, row: int) -> np.ndarray:
     return codes.read(row, 0, int(codes.lengths[row]))
 
 

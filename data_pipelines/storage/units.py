@@ -126,7 +126,7 @@ def read_units(units: Path | str) -> Units:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CodeStore(TokenStore):
+class UnitIdStore(TokenStore):
     """Unit ids of all rows of an index, uint16; threads may share one.
 
     A row whose record could not be read during labelling has no ids.
@@ -144,7 +144,7 @@ class CodeStore(TokenStore):
         return self.units.grid
 
 
-def open_codes(index: Index, units: Path | str) -> CodeStore:
+def open_unit_ids(index: Index, units: Path | str) -> UnitIdStore:
     """Opens the unit ids that `jax-speechlm units label` assigned to every part of an index.
 
     Raises:
@@ -153,7 +153,7 @@ def open_codes(index: Index, units: Path | str) -> CodeStore:
     known = read_units(units)
     ids, ends = zip(*(_open_part(part, known) for part in index.parts), strict=True)
     lengths = np.concatenate([np.diff(part_ends, prepend=0) for part_ends in ends])
-    return CodeStore(lengths, index.first_row, ids, ends, known)
+    return UnitIdStore(lengths, index.first_row, ids, ends, known)
 
 
 def is_labelled(part: Part, units: Units) -> bool:
@@ -180,7 +180,7 @@ def _open_part(part: Part, units: Units) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-class CodeWriter:
+class UnitIdWriter:
     """Writes the unit ids of one part, utterance by utterance in any order; continues after an earlier writer stopped.
 
     Attributes:
@@ -197,23 +197,23 @@ class CodeWriter:
         self._ends = np.cumsum(self._lengths)
         self._path = part.index_path.with_name(f"{_name(part, units.fingerprint)}.ids")
         self._partial = self._path.with_name(f"{self._path.name}.partial")
-        self._codes = self._open()
+        self._unit_ids = self._open()
         self.missing = self._unlabelled()
 
-    def write(self, row: int, codes: np.ndarray) -> None:
+    def write(self, row: int, unit_ids: np.ndarray) -> None:
         """Stores the unit ids of a row of the part. A process that is killed at any moment loses only this row.
 
         Raises:
           ValueError: not one id per frame, or an id that is not a unit.
         """
-        if codes.shape != (self._lengths[row],) or not (codes.min() >= 0 and codes.max() < self._num_units):
+        if unit_ids.shape != (self._lengths[row],) or not (unit_ids.min() >= 0 and unit_ids.max() < self._num_units):
             raise ValueError(
                 f"row {row} of {self._part} has {self._lengths[row]} frames and units 0 to {self._num_units - 1}; got "
-                f"codes of shape {codes.shape} from {codes.min()} to {codes.max()}"
+                f"unit_ids of shape {unit_ids.shape} from {unit_ids.min()} to {unit_ids.max()}"
             )
         start = self._ends[row] - self._lengths[row]
-        self._codes[start + 1 : self._ends[row]] = codes[1:]
-        self._codes[start] = codes[0]  # last: it marks the row as complete
+        self._unit_ids[start + 1 : self._ends[row]] = unit_ids[1:]
+        self._unit_ids[start] = unit_ids[0]  # last: it marks the row as complete
 
     def finish(self, unreadable: Collection[int] = ()) -> None:
         """Renames the file once every row has its ids.
@@ -226,13 +226,13 @@ class CodeWriter:
         """
         unlabelled = self._unlabelled()
         if set(unlabelled.tolist()) != set(unreadable):
-            raise ValueError(f"{self._part}: {len(unlabelled)} rows have no codes, {len(unreadable)} are unreadable")
+            raise ValueError(f"{self._part}: {len(unlabelled)} rows have no unit ids, {len(unreadable)} are unreadable")
         lengths = self._lengths.copy()
         lengths[unlabelled] = 0
         partial_ends = self._path.with_name(f"{self._path.stem}.ends.npy.partial")
         with self._named_errors():
             if len(unlabelled):
-                whole = np.asarray(self._codes)
+                whole = np.asarray(self._unit_ids)
                 whole[whole != UNLABELLED].tofile(self._partial)
             with partial_ends.open("wb") as file:
                 np.save(file, np.cumsum(lengths), allow_pickle=False)
@@ -241,7 +241,7 @@ class CodeWriter:
 
     def _unlabelled(self) -> np.ndarray:
         rows = np.flatnonzero(self._lengths)
-        return rows[self._codes[(self._ends - self._lengths)[rows]] == UNLABELLED]
+        return rows[self._unit_ids[(self._ends - self._lengths)[rows]] == UNLABELLED]
 
     def _open(self) -> np.ndarray:
         total = int(self._lengths.sum())

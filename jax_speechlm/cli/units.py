@@ -8,7 +8,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import subcommand_cli_from_dict
 
 from data_pipelines.storage import index as indexes
-from data_pipelines.storage.units import Units, is_labelled, open_codes, read_units, write_units
+from data_pipelines.storage.units import Units, is_labelled, open_unit_ids, read_units, write_units
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.evaluation.units import UnitsReport, measure
 from jax_speechlm.frontend.logmel import LogMel
@@ -101,7 +101,7 @@ def label(
                 unreadable = 0
             else:
                 unreadable = label_part(part, known, extractor, mesh, seconds_per_batch)
-            codes = open_codes(index, units).lengths
+            codes = open_unit_ids(index, units).lengths
             bad = f", {unreadable} could not be read and have none" if unreadable else ""
             print(f"{part}: {codes.sum():,} codes of {len(codes):,} utterances{bad}{' (kept)' if was else ''}")
 

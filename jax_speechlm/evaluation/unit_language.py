@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.storage import index as indexes
-from data_pipelines.storage.units import open_codes, read_units
+from data_pipelines.storage.units import open_unit_ids, read_units
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation.language import Prediction, predict, save_report, total
 from jax_speechlm.inference.lm.units import UnitModel
@@ -162,7 +162,7 @@ def predict_speech(
     model: UnitModel, index: indexes.Index, units: Path, stride: int | None = None
 ) -> dict[str, SpokenPrediction]:
     """How well a model predicts the utterances of each speaker."""
-    codes, frame_samples = open_codes(index, units), read_units(units).frame_samples
+    codes, frame_samples = open_unit_ids(index, units), read_units(units).frame_samples
     speakers = index.column("speaker").to_pylist()
     rows = np.flatnonzero(codes.lengths)
     said = [deduplicate(codes.read(row, 0, int(codes.lengths[row])))[0] for row in rows.tolist()]

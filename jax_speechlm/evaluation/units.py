@@ -9,7 +9,7 @@ from rich.table import Table
 
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.storage import index as indexes
-from data_pipelines.storage.units import open_codes
+from data_pipelines.storage.units import open_unit_ids
 from jax_speechlm.core.config import Config
 from jax_speechlm.decoding.ctc.alignment import force_align
 from jax_speechlm.evaluation.recognition import EvaluationSpeech
@@ -91,7 +91,7 @@ def measure(
       CheckpointError: `ctc` is not a run that spells.
     """
     index = indexes.read_sets(data_dir, sets, split)
-    store = open_codes(index, units)
+    store = open_unit_ids(index, units)
     codes = [store.read(row, 0, int(length)).astype(np.int64) for row, length in enumerate(store.lengths)]
     num_units, heard = store.units.num_units, np.flatnonzero(store.lengths)
     if not len(heard):

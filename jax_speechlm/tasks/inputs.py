@@ -9,7 +9,7 @@ from data_pipelines.batching import fields
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage.frame_labels import FrameGrid, FrameLabels, speech_frames
 from data_pipelines.storage.index import Index
-from data_pipelines.storage.units import CodeStore, open_codes, read_units
+from data_pipelines.storage.units import UnitIdStore, open_unit_ids, read_units
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.objectives.base import ObjectiveConfig
@@ -53,7 +53,7 @@ def _row_speakers(
     return class_ids(index.column("speaker").to_pylist(), objective.classes, strict=training)
 
 
-def _frame_units(objective: ObjectiveConfig, data: Config, mel: LogMel, index: Index, training: bool) -> CodeStore:
+def _frame_units(objective: ObjectiveConfig, data: Config, mel: LogMel, index: Index, training: bool) -> UnitIdStore:
     del training
     if data.units is None:
         raise ValueError(
@@ -74,7 +74,7 @@ def _frame_units(objective: ObjectiveConfig, data: Config, mel: LogMel, index: I
             "frontend.mel.stack and variant as they were when the units were fitted, or fit others: jax-speechlm units "
             "fit"
         )
-    return open_codes(index, data.units)
+    return open_unit_ids(index, data.units)
 
 
 def speech_or_silence(objective: ObjectiveConfig, mel: LogMel, index: Index) -> FrameLabels:

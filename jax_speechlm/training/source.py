@@ -24,7 +24,7 @@ from data_pipelines.core.shuffle import derive_key
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage import tokens as token_store
 from data_pipelines.storage.frame_labels import FrameLabels
-from data_pipelines.storage.units import CodeStore, Units, read_units
+from data_pipelines.storage.units import UnitIdStore, Units, read_units
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.recipes.experiment import Data, Experiment, Mixture, Speech, Text, UnitText
@@ -155,13 +155,13 @@ class SpeechSource(BatchSource):
     speeds: tuple[float, ...] = (1.0,)
     noise: NoiseReader | None = None
     labels: tuple[RowLabels, RowLabels] = (None, None)
-    frame_labels: tuple[FrameLabels | CodeStore | None, FrameLabels | CodeStore | None] = (None, None)
+    frame_labels: tuple[FrameLabels | UnitIdStore | None, FrameLabels | UnitIdStore | None] = (None, None)
     text_column: str = "text"
 
     def fingerprints(self) -> dict[str, str | None]:
         labels = self.frame_labels[0]
         return {
-            "units": labels.units.fingerprint if isinstance(labels, CodeStore) else None,
+            "units": labels.units.fingerprint if isinstance(labels, UnitIdStore) else None,
             "labels": labels.fingerprint if isinstance(labels, FrameLabels) else None,
         }
 

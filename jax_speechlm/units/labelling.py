@@ -15,7 +15,7 @@ from data_pipelines.batching.speech import open_batches
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.shuffle import derive_key, permute
 from data_pipelines.storage.index import Index, Part
-from data_pipelines.storage.units import CodeWriter, Units
+from data_pipelines.storage.units import UnitIdWriter, Units
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.parallel import mesh as meshes
@@ -61,7 +61,7 @@ def label_part(part: Part, units: Units, extractor: Extractor, mesh: Mesh, secon
     Raises:
       DataError: the units cannot be written, or the records do not belong to the index.
     """
-    writer, index = CodeWriter(part, units), Index((part,))
+    writer, index = UnitIdWriter(part, units), Index((part,))
     rows, num_features = PartitionSpec(meshes.BATCH_AXES), units.centroids.shape[1]
 
     def local(x_BxTxF: Array, centroids: Array) -> Array:

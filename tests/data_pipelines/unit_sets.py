@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.storage.index import Index
-from data_pipelines.storage.units import CodeWriter, Units, write_units
+from data_pipelines.storage.units import UnitIdWriter, Units, write_units
 
 
 def make_units(folder: Path, num_units: int = 5, seed: int = 0, frame_samples: int = 320, context: int = 240) -> Units:
@@ -20,7 +20,7 @@ def label(index: Index, units: Units, seed: int = 0) -> list[np.ndarray]:
     """Random codes for every row of an index, written; returns them."""
     rng, codes = np.random.default_rng(seed), []
     for part in index.parts:
-        writer = CodeWriter(part, units)
+        writer = UnitIdWriter(part, units)
         for row, num_samples in enumerate(part.lengths("num_samples")):
             codes.append(rng.integers(units.num_units, size=int(units.num_frames(int(num_samples)))))
             if len(codes[-1]):

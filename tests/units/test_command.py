@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.storage.index import read_index, read_sets
-from data_pipelines.storage.units import CodeWriter, is_labelled, open_codes, read_units, write_units
+from data_pipelines.storage.units import UnitIdWriter, is_labelled, open_unit_ids, read_units, write_units
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.frontend.logmel import LogMel
@@ -76,7 +76,7 @@ def train(root, run: str, *options: str) -> list[str]:
 
 def test_every_frame_has_the_unit_nearest_to_its_mfcc(place):
     units, index = read_units(place / "mfcc"), read_sets(place / "data", ["tones"], "dev")
-    codes = open_codes(index, place / "mfcc")
+    codes = open_unit_ids(index, place / "mfcc")
     for row in (0, 1, 7):
         clip = tones(100 + row, row % 2)
         x, _ = mfcc(jnp.asarray(clip)[None], jnp.array([len(clip)]), MEL)
@@ -88,7 +88,7 @@ def test_every_frame_has_the_unit_nearest_to_its_mfcc(place):
 
 
 def test_a_record_that_cannot_be_read_has_no_codes(place):
-    lengths = open_codes(read_index(place / "data" / "tones", "train"), place / "mfcc").lengths
+    lengths = open_unit_ids(read_index(place / "data" / "tones", "train"), place / "mfcc").lengths
     assert np.flatnonzero(lengths == 0).tolist() == [5, 24]  # 24 is shorter than a frame
 
 
@@ -96,10 +96,10 @@ def test_labelling_goes_on_where_it_stopped(place, monkeypatch, capsys):
     """And gives the codes that one go gives."""
     index = read_index(place / "data" / "tones", "dev")
     (part,), units = index.parts, read_units(place / "mfcc")
-    whole = [open_codes(index, place / "mfcc").read(row, 0, 10**6).tolist() for row in range(8)]
+    whole = [open_unit_ids(index, place / "mfcc").read(row, 0, 10**6).tolist() for row in range(8)]
     for file in part.index_path.parent.glob("dev.units-*"):
         file.unlink()
-    write, written = CodeWriter.write, []
+    write, written = UnitIdWriter.write, []
 
     def stopping(self, row, codes):
         if len(written) == 3:
@@ -108,15 +108,15 @@ def test_labelling_goes_on_where_it_stopped(place, monkeypatch, capsys):
         write(self, row, codes)
 
     label = ["units", "label", str(place / "mfcc"), "--sets", "tones:dev", "--data-dir", str(place / "data")]
-    monkeypatch.setattr(CodeWriter, "write", stopping)
+    monkeypatch.setattr(UnitIdWriter, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
         cli.main(label)
     assert not is_labelled(part, units)
     again = []
-    monkeypatch.setattr(CodeWriter, "write", lambda self, row, codes: again.append(row) or write(self, row, codes))
+    monkeypatch.setattr(UnitIdWriter, "write", lambda self, row, codes: again.append(row) or write(self, row, codes))
     assert cli.main(label) == 0
     assert sorted(written + again) == [0, 1, 2, 3, 4, 6, 7]  # 5 cannot be read
-    assert [open_codes(index, place / "mfcc").read(row, 0, 10**6).tolist() for row in range(8)] == whole
+    assert [open_unit_ids(index, place / "mfcc").read(row, 0, 10**6).tolist() for row in range(8)] == whole
     assert cli.main(label) == 0
     assert "(kept)" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ from unit_sets import label, make_units
 from data_pipelines.batching.plan import FILLER, make_eval_plan, make_plan
 from data_pipelines.batching.speech import open_batches
 from data_pipelines.storage.index import read_index
-from data_pipelines.storage.units import CodeWriter, open_codes
+from data_pipelines.storage.units import UnitIdWriter, open_unit_ids
 
 CLIPS = [(noise(i, 3000 + 731 * (i * 7 % 29)), "") for i in range(30)]
 FRAME, CONTEXT = 320, 240
@@ -22,7 +22,7 @@ def labelled(request, tmp_path_factory):
     index = read_index([write_prepared(root / name, {"train": clips}) for name, clips in sets.items()], "train")
     units = make_units(root / "units", num_units=500, frame_samples=FRAME, context=request.param)
     codes = label(index, units)
-    return index, open_codes(index, units.path), codes
+    return index, open_unit_ids(index, units.path), codes
 
 
 def test_every_row_has_its_codes_and_nothing_behind_them(labelled):
@@ -71,12 +71,12 @@ def test_hosts_change_nothing(labelled):
 def test_a_record_without_codes_has_none_in_its_batch(labelled, tmp_path):
     units = labelled[1].units
     index = read_index(write_prepared(tmp_path / "set", {"train": CLIPS[:3]}), "train")
-    writer = CodeWriter(index.parts[0], units)
+    writer = UnitIdWriter(index.parts[0], units)
     for row in (0, 2):
         writer.write(row, np.zeros(units.num_frames(len(CLIPS[row][0])), int))
     writer.finish(unreadable=[1])
     plan = make_eval_plan(index.num_samples, seconds_per_batch=6, num_buckets=1)
-    (batch,) = open_batches(index, plan, frame_labels=open_codes(index, units.path), num_steps=1)
+    (batch,) = open_batches(index, plan, frame_labels=open_unit_ids(index, units.path), num_steps=1)
     used = {int(row): (codes >= 0).any() for row, codes in zip(batch["example_id"], batch["frame_labels"], strict=True)}
     assert (used[0], used[1], used[2]) == (True, False, True)
 
