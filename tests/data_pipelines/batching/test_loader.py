@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from prepared import noise, write_prepared
 
 from data_pipelines.audio.speed import change_speed, perturbed_length, with_speeds
 from data_pipelines.batching.noise import NoiseReader
@@ -15,6 +14,7 @@ from data_pipelines.batching.speech import open_batches
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage.index import IndexMismatchError, read_index, token_lengths
 from data_pipelines.tokenizers.base import CharTokenizer
+from tests.data_pipelines.prepared import noise, write_prepared
 
 TOKENIZER = CharTokenizer("clip 0123456789")
 CLIPS = [(noise(i, 3000 + 731 * (i * 7 % 29)), "clip " * (1 + i % 3) + str(i)) for i in range(45)]

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from prepared import noise, write_prepared
-from unit_sets import label, make_units
 
 from data_pipelines.batching.plan import FILLER, make_eval_plan, make_plan
 from data_pipelines.batching.speech import open_batches
 from data_pipelines.storage.index import read_index
 from data_pipelines.storage.units import UnitIdWriter, open_unit_ids
+from tests.data_pipelines.prepared import noise, write_prepared
+from tests.data_pipelines.unit_sets import label, make_units
 
 CLIPS = [(noise(i, 3000 + 731 * (i * 7 % 29)), "") for i in range(30)]
 FRAME, CONTEXT = 320, 240

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_sets import write_text_set
 
 from data_pipelines.batching.packing import make_text_eval_plan, make_text_plan
 from data_pipelines.batching.text import open_text_batches
@@ -16,6 +15,7 @@ from data_pipelines.storage.index import read_index, read_sets, sample_texts
 from data_pipelines.storage.records import RecordReader
 from data_pipelines.storage.tokens import open_tokens
 from data_pipelines.tokenizers.base import CharTokenizer
+from tests.data_pipelines.text_sets import write_text_set
 
 TOKENIZER = CharTokenizer("abcdefghij ")
 BOUNDARY = TOKENIZER.vocab_size

@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spoken_sets import align_evenly, write_spoken_set
-from text_sets import write_text_set
-from unit_sets import label, make_units
 
 from data_pipelines.batching.packing import make_text_eval_plan, make_text_plan
 from data_pipelines.batching.text import open_text_batches
@@ -25,6 +22,9 @@ from data_pipelines.storage.index import read_index, read_sets
 from data_pipelines.storage.tokens import TokenStore, open_tokens
 from data_pipelines.storage.word_times import find_word_times, read_word_times
 from data_pipelines.tokenizers.base import CharTokenizer
+from tests.data_pipelines.spoken_sets import align_evenly, write_spoken_set
+from tests.data_pipelines.text_sets import write_text_set
+from tests.data_pipelines.unit_sets import label, make_units
 
 TOKENIZER = CharTokenizer("abcdefgh ")
 BOUNDARY, MARKERS = 10, Markers(speech=12, text=13, first_unit=14)

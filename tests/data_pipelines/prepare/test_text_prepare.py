@@ -7,9 +7,7 @@ import itertools
 import json
 
 import pytest
-from prepared import noise, write_prepared
 from rich.console import Console
-from text_sets import write_text_set
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import job as preparation
@@ -19,6 +17,8 @@ from data_pipelines.prepare.report import PreparationReport, TextReport
 from data_pipelines.storage.index import read_index, read_sets, splits_of
 from data_pipelines.text.cleaning import Cleaning
 from data_pipelines.text.normalize import split_key, split_of, text_split_of
+from tests.data_pipelines.prepared import noise, write_prepared
+from tests.data_pipelines.text_sets import write_text_set
 
 PLAIN = Cleaning(steps=("unicode", "length", "exact"))
 

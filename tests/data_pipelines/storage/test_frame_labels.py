@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spoken_sets import align_evenly, write_spoken_set
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage import frame_labels
 from data_pipelines.storage.index import read_index
 from data_pipelines.storage.units import FrameGrid
 from data_pipelines.storage.word_times import write_word_times
+from tests.data_pipelines.spoken_sets import align_evenly, write_spoken_set
 
 GRID = FrameGrid(frame_samples=320, context_samples=240)
 ROWS = [("one two", 9_000), ("", 5_000), ("three", 4_000), ("four five six", 30_000)]

@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prepared import flac, noise, write_prepared
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage.index import IndexMismatchError, read_index, splits_of, token_lengths
 from data_pipelines.storage.records import RecordReader
 from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
+from tests.data_pipelines.prepared import flac, noise, write_prepared
 
 FIRST = [(noise(i, 1000 + i), f"first {i}") for i in range(5)]
 SECOND = [(noise(i, 2000 + i), f"second {i}") for i in range(3)]

@@ -6,12 +6,12 @@ import os
 
 import numpy as np
 import pytest
-from prepared import noise, write_prepared
-from unit_sets import label, make_units
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage.index import read_index
 from data_pipelines.storage.units import UnitIdWriter, is_labelled, open_unit_ids, read_units
+from tests.data_pipelines.prepared import noise, write_prepared
+from tests.data_pipelines.unit_sets import label, make_units
 
 LENGTHS = [3000 + 731 * (i * 7 % 29) for i in range(20)] + [100]  # the last is shorter than a frame
 
