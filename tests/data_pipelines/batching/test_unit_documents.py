@@ -197,13 +197,13 @@ def test_what_is_not_there_is_named(prepared, tmp_path):
     with pytest.raises(DataError, match=r"three/train is not labelled .* jax-speechlm units label"):
         spoken_documents(index, units.path, MARKERS)
     label(index, units)
-    with pytest.raises(DataError, match=r"three/train: when its words are said.*align RUN --sets three --split train"):
+    with pytest.raises(DataError, match=r"three/train: its words have no times.*align RUN --sets three --split train"):
         interleave((index, units, None, None))
     align_evenly(index.parts[0])
     path = next((tmp_path / "three" / "index").glob("train.words-*.npz"))
     path.write_bytes(path.read_bytes()[:100])
     assert find_word_times(index.parts[0]) is None
-    with pytest.raises(DataError, match="when its words are said"):
+    with pytest.raises(DataError, match="its words have no times"):
         read_word_times(index.parts[0])
 
 

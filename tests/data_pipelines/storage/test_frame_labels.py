@@ -45,7 +45,7 @@ def test_of_rows_without_times_nothing_is_known_unless_they_are_said_to_be_silen
     spans = [np.array([[1000, 3000], [3200, 6000]]), None, None, np.array([[0, 100], [9_000, 9_500], [20_000, 21_000]])]
     store, found = labels_of(tmp_path, spans, min_pause=0.3)
     assert (store.not_aligned, store.without_transcript) == (1, 1)
-    assert "1 of 4 rows are without a transcript: nothing is known" in caplog.text
+    assert "1 of 4 rows are without a transcript: their frames have no labels" in caplog.text
     assert len(found[1]) == 0
     silent, found = labels_of(tmp_path, spans, min_pause=0.3, empty_is_silence=True)
     assert (silent.not_aligned, silent.without_transcript) == (1, 0)

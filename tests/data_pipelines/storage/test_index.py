@@ -65,7 +65,7 @@ def test_a_changed_index_is_refused(sets):
     path = sets[0] / "index" / "train.parquet"
     table = pq.read_table(path)
     pq.write_table(table.set_column(1, "num_samples", pa.array([1] * 5)), path)
-    with pytest.raises(IndexMismatchError, match=r"train\.parquet is not the index that meta\.json .*prepare one"):
+    with pytest.raises(IndexMismatchError, match=r"train\.parquet is not the index that its meta\.json .*prepare one"):
         read_index(sets, "train")
 
 
