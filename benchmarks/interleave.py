@@ -17,10 +17,13 @@ def pin(threads: int) -> None:
 def medians(programs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Measures the median wall seconds of programs, run alternately, so that other load affects all alike.
 
-    Each runs twice before it counts, to compile and to settle.
+    Two uncounted runs come first, to compile and to settle.
+
+    Args:
+      rounds: counted runs of a program.
 
     Returns:
-      Seconds of each program.
+      Seconds by program.
     """
     for run in programs.values():
         run(), run()

@@ -1,4 +1,4 @@
-"""What a run will be fed: the static shapes of its batches, from its data where that is prepared, else assumed."""
+"""Static batch shapes of a run, from its data if prepared on this machine, otherwise from assumed lengths."""
 
 import dataclasses
 import re
@@ -26,8 +26,8 @@ from jax_speechlm.training.source import (
 )
 
 ASSUMED_UTTERANCES = 50_000
-CHARACTERS, PIECES = 64, 1024  # ids of a tokenizer that is not there
-TOKENS_PER_SECOND = 15.0  # characters of read English, to size transcripts that are not there yet
+CHARACTERS, PIECES = 64, 1024  # ids of an absent tokenizer
+TOKENS_PER_SECOND = 15.0  # characters of read English, to size absent transcripts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Shape:
       length: samples or tokens of a padded row.
       tokens: length of the padded transcripts; 0 for audio alone and for text.
       share: of an epoch's steps; in a mixture, of all steps.
-      unit: what `length` counts, "samples" or "tokens".
+      unit: of `length`, "samples" or "tokens".
       stream: of a mixture, else "".
     """
 
@@ -57,10 +57,10 @@ class Workload:
 
     Attributes:
       shapes: by ascending length.
-      unit: what useful amounts are counted in, "samples" or "tokens"; of a mixture of both, samples.
+      unit: of useful amounts, "samples" or "tokens"; in a mixture of both, samples.
       useful: share of the padded positions that hold data.
-      tokenizer: the run's, or one of the assumed size; None where the objective needs none.
-      assumed: what is assumed about the data in place of a prepared set, for the user to read; empty if nothing.
+      tokenizer: the run's, or one of the assumed size; None if the objective needs none.
+      assumed: description of the assumptions that replace unprepared data; empty without assumptions.
     """
 
     shapes: tuple[Shape, ...]
@@ -88,11 +88,14 @@ class Workload:
 
 
 def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
-    """The batches of an experiment: its own where its sets are prepared on this machine, else of assumed lengths.
+    """Computes the batch shapes of an experiment, from its prepared sets or from assumed lengths.
 
     Args:
-      vocab_size: ids of the tokenizer, where the one that the experiment names is not there; None takes the number
-        that its folder's name ends with, "data/bpe-2048", and else few for characters and many for pieces.
+      vocab_size: ids of the tokenizer, if the one that the experiment names is absent; None takes the number at the end
+        of its folder's name, "data/bpe-2048", or else a few for characters and more for pieces.
+
+    Returns:
+      The shapes.
     """
     data = experiment.data
     if isinstance(data, Mixture):
@@ -142,7 +145,7 @@ def _text_shape(data: PackedRows) -> Shape:
 
 
 def _of_streams(experiment: Experiment, vocab_size: int | None) -> Workload:
-    """The batches of a mixture's streams, those with the longest rows for the model last."""
+    """Computes the shapes of a mixture's streams, with the longest rows for the model last."""
     data, streams = experiment.data, stream_experiments(experiment)
     if all((as_path(data.data_dir) / name.partition(":")[0]).is_dir() for name in data.sets):
         source = open_source(experiment)
@@ -179,7 +182,7 @@ def _of_plan(plan: plans.BatchPlan, tokenizer: Tokenizer | None, assumed: str) -
 
 
 def _tokenizer(path: str | None, vocab_size: int | None) -> tuple[Tokenizer, str]:
-    """The tokenizer of a folder, or one of as many ids, and what is to be said about that."""
+    """Returns the tokenizer of a folder, or one with as many ids and a note on the assumption."""
     if path is not None and as_path(path).is_dir():
         return read_tokenizer(path), ""
     if vocab_size is None:
