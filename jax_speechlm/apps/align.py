@@ -143,7 +143,7 @@ def align_part(recognizer: Recognizer, name: str, split: str, data_dir: Path, se
 
 
 def _fingerprint(recognizer: Recognizer) -> str:
-    """Returns a hex digest of what decides the times: parameters, front end, tokenizer."""
+    """Returns a hex digest of parameters, front end and tokenizer, which decide the times."""
     digest = hashlib.sha256(recognizer.experiment.frontend.model_dump_json().encode())
     digest.update(recognizer.tokenizer.fingerprint.encode())
     for leaf in jax.tree.leaves(jax.device_get(recognizer.params)):

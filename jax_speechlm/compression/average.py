@@ -26,7 +26,7 @@ _FOR_TRAINING = ("dropout", "attention_dropout", "chunk_lengths", "remat", "atte
 """Model settings under which the same parameters compute the same function, but for dropout and rounding."""
 
 _OF_OBJECTIVE = ("kind", "task", "prompts", "num_units", "sentinels")
-"""Objective settings that decide what parameters compute."""
+"""Objective settings that change the function of the parameters."""
 
 
 def average_runs(
@@ -58,8 +58,8 @@ def choose(run: Path, last: int | None, best: int | None, *, alone: bool) -> lis
     """Selects the checkpoints of a run to average.
 
     Args:
-      last, best: number of the newest, or of those with the lowest dev loss; without either, all checkpoints if
-        `alone`, otherwise the newest.
+      last, best: number of the newest checkpoints, or of the checkpoints with the lowest dev loss; without either, all
+        checkpoints if `alone`, otherwise the newest.
 
     Returns:
       Checkpoint folders.
@@ -134,7 +134,7 @@ def _check_same(
 
 
 def _meaning(meta: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings, besides shapes, that decide what parameters compute, by dotted names."""
+    """Returns the settings, besides shapes, that decide the function of the parameters, by dotted names."""
     experiment, tokenizer = meta["experiment"], saved_tokenizer(meta)
     settings = {
         "tokenizer": tokenizer and f"{tokenizer.kind} of {tokenizer.vocab_size} ids ({tokenizer.fingerprint})",

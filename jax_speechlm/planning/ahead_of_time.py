@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of a run's train step for devices that are not present, by those devices' own compiler."""
+"""Ahead-of-time compilation of a run's train step for devices that are not present, by the devices' own compiler."""
 
 import contextlib
 import math
@@ -117,7 +117,7 @@ class Compiler:
         )
 
     def lower(self, shape: Shape) -> jax.stages.Lowered:
-        """Lowers the step for one batch shape to what JAX passes to the compiler."""
+        """Lowers the step for one batch shape to the input of the compiler."""
         batch = self._load.abstract(shape, self._experiment)
         rows = meshes.batch_sharding(self.mesh)
         batch = {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows) for name, array in batch.items()}

@@ -21,7 +21,7 @@ class Memory(NamedTuple):
       activations: saved by the forward pass for the backward pass, layer by layer; a part of `temporary`.
       temporary: all that the step allocates while it runs.
       program: the machine code.
-      total: the peak. If the program does not fit, the compiler's figure of what it needs.
+      total: the peak. If the program does not fit, the compiler's estimate of its needs.
     """
 
     params: float
@@ -65,7 +65,7 @@ def fingerprint(lowered: jax.stages.Lowered, devices: Sequence[jax.Device]) -> s
 
 
 def recall(name: str) -> Compiled | None:
-    """Reads the result with a fingerprint; None if there is no such result."""
+    """Reads the result with a fingerprint; None if absent."""
     try:
         kept = json.loads(_file(name).read_text())
     except (OSError, ValueError):

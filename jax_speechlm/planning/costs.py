@@ -67,7 +67,7 @@ def count(module: Module, mesh: Mapping[str, int]) -> Costs:
 
     Args:
       module: from `hlo.parse`, compiled for a mesh.
-      mesh: size of each axis, in order; device i of the program is the i-th of the mesh.
+      mesh: sizes of its axes, in order; device i of the program is the i-th of the mesh.
 
     Returns:
       Costs per device.
@@ -245,7 +245,7 @@ def replica_groups(text: str, attributes: str, num_devices: int) -> list[list[in
     devices.
 
     Returns:
-      Device numbers of each group.
+      Device numbers by group.
     """
     if text.startswith("mesh["):
         order = rf"(?:, device_ids=\(({_ORDER}|[\d,]+)\))?"
@@ -286,7 +286,7 @@ def dot_flops(op: Instruction, computation: Computation) -> float:
 
 
 def convolution_flops(op: Instruction, computation: Computation) -> float:
-    """Returns 2 * multiply-adds, without those on padding and on the holes of a dilation.
+    """Returns 2 * multiply-adds, without products with padding and with the holes of a dilation.
 
     On TPU every matrix product is a convolution, batched ones with the batch as a dilated spatial dimension, of which
     only the diagonal is real.

@@ -48,7 +48,7 @@ def fit(
       max_compiles: most candidates to compile.
 
     Returns:
-      Every candidate, the fastest that fits first, those that do not fit last.
+      Every candidate, the fastest that fits first, candidates that do not fit last.
     """
     trials: dict[str, Trial] = {}
     params, compiles = None, 0

@@ -180,7 +180,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Returns the position of the bracket that closes the one at `opening`."""
+    """Returns the position of the bracket that matches the bracket at `opening`."""
     depth, quoted = 0, False
     for position in range(opening, len(text)):
         character = text[position]

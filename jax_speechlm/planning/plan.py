@@ -68,7 +68,7 @@ def make_plan(
     """Compiles an experiment's train step for a topology, batch shape by batch shape.
 
     Args:
-      vocab_size: ids of the tokenizer, if the one that the experiment names is not on this machine; see `workload`.
+      vocab_size: ids of the tokenizer, if the experiment's own is not on this machine; see `workload`.
       longest_only: compile only the shape with the longest rows, which usually needs most memory.
       progress: called with a description of each compilation.
 
