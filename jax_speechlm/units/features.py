@@ -101,7 +101,7 @@ class Hidden(Config):
         experiment = Experiment.model_validate(meta["experiment"])
         if isinstance(experiment.model, FastConformerConfig):
             raise ckpt.CheckpointError(
-                f"{path}: units need a frame for each feature vector, and a {experiment.model.kind} has fewer: "
+                f"{path}: units need a frame for each feature vector, and a {experiment.model.kind} has fewer frames: "
                 "name a run with a conformer"
             )
         if "encoder" not in params or not isinstance(experiment.model, ConformerConfig):

@@ -86,7 +86,7 @@ def test_last_and_best_choose(tmp_path):
     assert names(None, None, alone=False) == {"4"}
     assert names(2, None, alone=True) == {"3", "4"}
     assert names(None, 2, alone=False) == {"2", "4"}
-    with pytest.raises(ckpt.CheckpointError, match=r"has 3 checkpoints with a validation, 4 were asked for"):
+    with pytest.raises(ckpt.CheckpointError, match=r"has 3 checkpoints with a validation, 4 were requested"):
         choose(run, None, 4, alone=True)
     with pytest.raises(ckpt.CheckpointError, match=r"greater --loop.keep_last"):
         choose(run, 5, None, alone=True)
@@ -119,7 +119,7 @@ DIFFERENT = tiny.experiment("ctc")
                     model=DIFFERENT.model.replace(input_dim=80),
                 ).model_dump(mode="json")
             },
-            r"its model.input_dim is 80, that of .*a/checkpoints/1 is 40",
+            r"its model.input_dim is 80, .*a/checkpoints/1 has 40",
         ),
         ({"experiment": tiny.experiment("best_rq").model_dump(mode="json")}, r"its objective.kind is best_rq"),
     ],
@@ -136,7 +136,7 @@ def test_other_shapes_are_refused_by_name(tmp_path, monkeypatch):
     narrow = params_of(0) | {"count": np.zeros(3, np.int32)}
     monkeypatch.setitem(globals(), "params_of", lambda seed: narrow)
     runs.append(save(tmp_path / "b", (0,)))
-    with pytest.raises(ckpt.CheckpointError, match=r"its count is \(\(3,\), 'int32'\), that of"):
+    with pytest.raises(ckpt.CheckpointError, match=r"its count is \(\(3,\), 'int32'\), .* has"):
         average_runs(tuple(runs), tmp_path / "mean")
 
 
