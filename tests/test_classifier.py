@@ -77,13 +77,13 @@ def test_the_evaluation_gives_the_same_classes(runs, tmp_path):
 
 def test_no_more_is_computed_than_the_texts_need(runs):
     classifier, shapes = Classifier.load(runs / "text"), []
-    compute = classifier._compute
+    compute = classifier._probabilities
 
     def counted(params, batch):
         shapes.append(batch["tokens"].shape)
         return compute(params, batch)
 
-    object.__setattr__(classifier, "_compute", counted)
+    object.__setattr__(classifier, "_probabilities", counted)
     classifier.probabilities(["a"])
     classifier.probabilities(["a" * 100] * 17)
     assert shapes == [(1, 16), (16, 32), (1, 32)]

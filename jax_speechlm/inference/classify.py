@@ -1,9 +1,7 @@
 """What a trained classifier takes recordings, or texts, for."""
 
-import dataclasses
 import functools
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,32 +15,19 @@ from tyro.conf import Positional
 from data_pipelines.audio.decode import AudioError
 from data_pipelines.core.errors import DataError
 from jax_speechlm.core.vocabulary import Vocabulary, pad
-from jax_speechlm.inference.checkpoint import LoadedRun
-from jax_speechlm.inference.segmentation import Recording, Samples, in_batches, in_groups, name_of
+from jax_speechlm.inference.predictor import Row, RunPredictor, rows_of_recordings
+from jax_speechlm.inference.segmentation import Recording, name_of
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.heads.classification import Classification
 
 _TEXTS, _SECONDS = 16, 60.0  # in a batch: texts, and seconds of padded audio
 
 
-@dataclasses.dataclass(frozen=True)
-class Classifier:
-    """A model that was trained by `classification`.
+class Classifier(RunPredictor):
+    """Classifies recordings or texts, with a model that was trained by `classification`."""
 
-    Attributes:
-      run: the checkpoint that it was read from.
-    """
-
-    run: LoadedRun
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "Classifier":
-        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
-
-        Raises:
-          CheckpointError: there is no readable checkpoint, or it was not trained by classification.
-        """
-        return cls(LoadedRun.load(path, Classification, "tell classes apart"))
+    objective = Classification
+    purpose = "tell classes apart"
 
     @property
     def abilities(self) -> tuple[str, ...]:
@@ -73,26 +58,19 @@ class Classifier:
         if self.reads_texts:
             found = list(self._of_texts(inputs))
         else:
-            groups = in_groups(inputs, max_seconds, _SECONDS)
-            found = [row for group in groups for row in self._of_group(group)]
+            compute = functools.partial(self._compute, self.run.params)
+            found = [
+                self._mean(recording, rows)
+                for recording, rows in rows_of_recordings(compute, inputs, max_seconds, _SECONDS)
+            ]
         return np.array(found, np.float32).reshape(-1, len(self.classes))
 
-    def _of_group(self, group: Sequence[tuple[Recording, list[Samples]]]) -> Iterator[Float[np.ndarray, " classes"]]:
-        model, mel = self.run.experiment.model, self.run.experiment.frontend.mel
-        parts = [part for _, each in group for part in each]
-        of_part = np.repeat(np.arange(len(group)), [len(each) for _, each in group])
-        frames = np.array([int(model.num_frames(mel.num_frames(len(part)))) for part in parts])
-        total = np.zeros((len(group), len(self.classes)))
-        for batch in in_batches(parts, _SECONDS):
-            real = batch["example_id"] >= 0
-            numbers = batch["example_id"][real]
-            found = np.asarray(self._compute(self.run.params, batch))[real]
-            np.add.at(total, of_part[numbers], frames[numbers, None] * found)
-        counts = np.bincount(of_part, frames, len(group))
-        for (recording, _), row, count in zip(group, total, counts, strict=True):
-            if not count:
-                raise AudioError(name_of(recording), "too short for a single frame", "leave it out")
-            yield row / count
+    def _mean(self, recording: Recording, rows: Sequence[Row]) -> Float[np.ndarray, " classes"]:
+        """Returns the mean of a recording's parts, weighted by their frames."""
+        count = sum(int(frames) for _, frames in rows)
+        if not count:
+            raise AudioError(name_of(recording), "too short for a single frame", "leave it out")
+        return sum(int(frames) * shares.astype(np.float64) for shares, frames in rows) / count
 
     def _of_texts(self, texts: Sequence[str]) -> Iterator[Float[np.ndarray, " classes"]]:
         tokenizer, context = self.run.tokenizer, self.run.experiment.data.context
@@ -106,13 +84,18 @@ class Classifier:
             place = np.broadcast_to(np.arange(width, dtype=np.int32), (count, width))
             batch = {"tokens": pad(rows, width, count), "position": place}
             batch["segment"] = (place < lengths[:, None]).astype(np.int32)
-            yield from np.asarray(self._compute(self.run.params, batch))[: len(rows)]
+            yield from np.asarray(self._probabilities(self.run.params, batch))[: len(rows)]
 
     @functools.cached_property
-    def _compute(self):
+    def _probabilities(self):
         experiment, tokenizer = self.run.experiment, self.run.tokenizer if self.reads_texts else None
         _, logits, _ = experiment.objective.classifier(experiment.model, experiment.frontend, tokenizer)
         return jax.jit(lambda params, batch: jax.nn.softmax(logits(params, batch, None).astype(jnp.float32)))
+
+    def _compute(self, params, batch):
+        model, mel = self.run.experiment.model, self.run.experiment.frontend.mel
+        frames_B = model.num_frames(mel.num_frames(np.asarray(batch["audio_length"])))
+        return self._probabilities(params, batch), frames_B
 
 
 def classify(checkpoint: Positional[Path], inputs: Positional[tuple[str, ...]], max_seconds: float = 30.0) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,11 +14,13 @@ from jaxtyping import Array, Float, Int
 from tyro.conf import Positional
 
 from data_pipelines.audio.decode import AudioError
+from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.core.batch import Batch, seed_key
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.inference.checkpoint import task_of_run
-from jax_speechlm.inference.segmentation import Recording, Samples, in_batches, in_groups, name_of
+from jax_speechlm.inference.predictor import rows_by_id, rows_of_recordings
+from jax_speechlm.inference.segmentation import Recording, name_of
 from jax_speechlm.inference.speaker import SpeakerVectors
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.nn import functional
@@ -82,13 +84,8 @@ class SpeechEncoder:
 
     def frames(self, batches: Iterable[Batch], layer: int) -> dict[int, Float[np.ndarray, "time dim"]]:
         """One layer's hidden states of every row, by `example_id`."""
-        found = {}
-        for batch in batches:
-            hidden_BxTxD, length_B = jax.device_get(self._layer(self.params, batch, layer))
-            for row, example in enumerate(batch["example_id"]):
-                if example >= 0:
-                    found[int(example)] = hidden_BxTxD[row, : length_B[row]].copy()  # not a view of the whole batch
-        return found
+        rows = rows_by_id(lambda batch: self._layer(self.params, batch, layer), batches)
+        return {row: hidden_TxD[:frames] for row, (hidden_TxD, frames) in rows.items()}
 
     def embed(
         self,
@@ -116,20 +113,15 @@ class SpeechEncoder:
         layer = depth if layer is None else layer
         if not 0 <= layer <= depth:
             raise ValueError(f"layer must lie between 0 (the input) and {depth} (the output), got {layer}")
-        for group in in_groups(recordings, max_seconds, seconds_per_batch):
-            yield from self._embedded(group, layer, seconds_per_batch)
-
-    def _embedded(
-        self, recordings: Sequence[tuple[Recording, list[Samples]]], layer: int, seconds_per_batch: float
-    ) -> Iterator[Float[np.ndarray, "time dim"]]:
-        parts = [part for _, cut in recordings for part in cut]
-        found = self.frames(in_batches(parts, seconds_per_batch), layer)
-        numbers = iter(range(len(parts)))
-        for recording, cut in recordings:
-            hidden_TxD = np.concatenate([found[next(numbers)] for _ in cut])
+        compute = functools.partial(self._compute, layer)
+        for recording, rows in rows_of_recordings(compute, recordings, max_seconds, seconds_per_batch):
+            hidden_TxD = np.concatenate([hidden[:frames] for hidden, frames in rows])
             if not len(hidden_TxD):
                 raise AudioError(name_of(recording), "too short for a single frame", "leave it out")
             yield hidden_TxD
+
+    def _compute(self, layer: int, batch: HostBatch):
+        return self._layer(self.params, batch, layer)
 
     def all_layers(
         self, params: functional.Params, batch: Batch

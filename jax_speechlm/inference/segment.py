@@ -1,13 +1,10 @@
 """When speech is heard in recordings, by a model that was trained to tell it from silence (`frame_classification`)."""
 
-import dataclasses
 import functools
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,34 +15,20 @@ from tyro.conf import Positional
 from data_pipelines.audio.decode import AudioError
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
-from jax_speechlm.inference.checkpoint import LoadedRun
-from jax_speechlm.inference.segmentation import Recording, blocks_of, in_batches, samples_in, windows
+from jax_speechlm.inference.predictor import RunPredictor, rows_of_parts
+from jax_speechlm.inference.segmentation import Recording, blocks_of, samples_in, windows
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 
 _MAX_SECONDS = 30.0
 _WINDOWS = 32  # that wait to be heard together
 
 
-@dataclasses.dataclass(frozen=True)
-class VoiceActivity:
-    """A voice activity detector.
+class VoiceActivity(RunPredictor):
+    """Finds speech in recordings, with a model that was trained by `frame_classification`."""
 
-    Attributes:
-      run: the checkpoint that it was read from.
-    """
-
-    abilities: ClassVar[tuple[str, ...]] = ("speech_times", "embed")
-
-    run: LoadedRun
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "VoiceActivity":
-        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
-
-        Raises:
-          CheckpointError: there is no readable checkpoint, or it was not trained by frame_classification.
-        """
-        return cls(LoadedRun.load(path, FrameClassification, "tell speech from silence"))
+    objective = FrameClassification
+    purpose = "tell speech from silence"
+    abilities = ("speech_times", "embed")
 
     @property
     def frame_samples(self) -> int:
@@ -71,15 +54,15 @@ class VoiceActivity:
 
     def _heard(self, parts: Sequence) -> list[Float[np.ndarray, " _"]]:
         """The frames of each window, as many as its samples; what no whole feature covers has its neighbour's."""
-        found: dict[int, np.ndarray] = {}
-        for batch in in_batches([part.samples for part in parts]):
-            speech_BxT, frames_B = jax.device_get(self._speech(self.run.params, batch))
-            for number, speech_T, frames in zip(batch["example_id"].tolist(), speech_BxT, frames_B, strict=True):
-                if number >= 0:
-                    want = (parts[number].end - parts[number].start) // self.frame_samples
-                    known = speech_T[:frames] if frames else np.zeros(1, np.float32)
-                    found[number] = np.pad(known[:want], (0, max(0, want - len(known))), mode="edge")
-        return [found[number] for number in range(len(parts))]
+        compute = functools.partial(self._speech, self.run.params)
+        probabilities = []
+        for part, (speech_T, frames) in zip(
+            parts, rows_of_parts(compute, [each.samples for each in parts]), strict=True
+        ):
+            want = (part.end - part.start) // self.frame_samples
+            known = speech_T[:frames] if frames else np.zeros(1, np.float32)
+            probabilities.append(np.pad(known[:want], (0, max(0, want - len(known))), mode="edge"))
+        return probabilities
 
     def speech_times(
         self, recording: Recording, threshold: float = 0.5, max_seconds: float = _MAX_SECONDS

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int16, Integer
 from data_pipelines.audio.decode import decode
 from data_pipelines.storage.units import Units, read_units
 from jax_speechlm.core.batch import Batch
-from jax_speechlm.inference.segmentation import in_batches
+from jax_speechlm.inference.predictor import rows_of_parts
 from jax_speechlm.units.features import read_features
 from jax_speechlm.units.kmeans import nearest
 
@@ -47,12 +47,7 @@ class UnitEncoder:
 
     def encode(self, recordings: Sequence[Int16[np.ndarray, "..."]]) -> list[Integer[np.ndarray, "..."]]:
         """The unit of each frame of each recording, at 16 kHz; none of one that is shorter than a frame."""
-        found = [np.zeros(0, np.uint16)] * len(recordings)
-        for batch in in_batches(recordings):
-            codes, lengths = jax.device_get(self._codes(batch))
-            for place in np.flatnonzero(batch["weight"]):
-                found[batch["example_id"][place]] = codes[place, : lengths[place]].astype(np.uint16)
-        return found
+        return [codes[:frames].astype(np.uint16) for codes, frames in rows_of_parts(self._codes, recordings)]
 
     def encode_files(self, files: Sequence[str | Path]) -> list[Integer[np.ndarray, "..."]]:
         """The same of audio files of any format, rate and number of channels.
