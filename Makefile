@@ -48,7 +48,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/.tests
-	$(BIN)/pytest -m "not parity and not slow" -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not parity and not slow" -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations=15 $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.tests
 	$(BIN)/pytest -m slow --durations=0 $(PYTEST_ARGS)
