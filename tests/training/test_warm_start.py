@@ -131,7 +131,7 @@ def test_a_group_may_have_another_name_there(language_model):
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        (("encodr",), r"start\.groups: nothing in this model lies below 'encodr': \['adapter', 'transformer'\]"),
+        (("encodr",), r"init_from\.groups: nothing lies below 'encodr' in this model: \['adapter', 'transformer'\]"),
         (("adapter",), r"has no adapter; it has transformer"),
         (("transformer", "adapter=transformer/nrom"), r"has no transformer/nrom; it has transformer"),
         ((), r"has no adapter; it has transformer"),
@@ -167,9 +167,10 @@ def test_a_transformer_is_not_taken_over_under_another_tokenizer(language_model)
 
 def test_checkpoints_of_earlier_versions_say_start_otherwise():
     experiment = tiny.experiment("ctc").model_dump(mode="json")
-    assert Experiment.model_validate(experiment | {"start": None}).start == ()
+    del experiment["init_from"]
+    assert Experiment.model_validate(experiment | {"start": None}).init_from == ()
     one = Experiment.model_validate(experiment | {"start": {"checkpoint": "runs/a", "groups": ["encoder"]}})
-    assert one.start == (InitFrom(checkpoint="runs/a", groups=("encoder",)),)
+    assert one.init_from == (InitFrom(checkpoint="runs/a", groups=("encoder",)),)
 
 
 class TestGrowth:
