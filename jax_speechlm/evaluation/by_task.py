@@ -1,4 +1,4 @@
-"""Evaluation of a run as it was trained for: what `jax_speechlm.evaluate` and `jax-speechlm eval` share."""
+"""Selects the evaluation that suits a run's task, for `jax_speechlm.evaluate` and `jax-speechlm eval`."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,10 +14,11 @@ def evaluator(task: Task, run: str | os.PathLike) -> Callable[..., Any]:
     """Returns the function that evaluates the runs of a task.
 
     Args:
-      run: for the message.
+      task: the task of the run.
+      run: path of the run, for the error message.
 
     Raises:
-      CheckpointError: there is none; the message names the tasks that have one.
+      CheckpointError: the task has no evaluation; the message names the tasks that have one.
     """
     if task.evaluator is None:
         able = ", ".join(name for name, each in TASKS.items() if each.evaluator)
@@ -29,20 +30,20 @@ def evaluator(task: Task, run: str | os.PathLike) -> Callable[..., Any]:
 
 
 def evaluate(run: str | os.PathLike, sets: Sequence[str], **options: Any) -> Any:
-    """Evaluates a run on prepared sets, and writes the report into its folder.
+    """Evaluates a run on prepared sets and writes the report into its folder.
 
         report = jax_speechlm.evaluate("runs/finetune", ["asterisk-en"], split="test")
 
     Args:
       run: its directory or URL, or one of its checkpoints/<step> folders.
       sets: names of prepared data sets.
-      options: those of `jax-speechlm eval RUN --help`, with underscores.
+      options: the options of `jax-speechlm eval RUN --help`, with underscores.
 
     Returns:
-      The report, or the reports, that the task's evaluator makes.
+      The report of the task's evaluator.
 
     Raises:
-      CheckpointError: there is no readable checkpoint, or its task has no evaluation.
+      CheckpointError: the checkpoint is missing or unreadable, or its task has no evaluation.
     """
     path = as_path(run)
     return evaluator(task_of_run(path), path)(path, tuple(sets), **options)

@@ -1,4 +1,4 @@
-"""From predicted classes to a report: accuracy, precision, recall and F1 of each class, the confusion matrix."""
+"""Evaluates classifiers: accuracy, precision, recall and F1 per class, confusion matrix."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,13 +31,13 @@ from jax_speechlm.tasks.inputs import class_ids
 
 _TOKENS_PER_BATCH = 8192
 FRAME = "frame"
-"""The `label` of a report whose rows are frames."""
+"""The `label` of a report on frames."""
 
-_WIDEST_MATRIX = 20  # classes that a terminal has room for
+_WIDEST_MATRIX = 20  # number of classes that fit on a terminal
 
 
 class ClassScore(Config):
-    """How well one class is told from the others; 0 where a figure has nothing to be computed from."""
+    """Precision, recall and F1 of one class; 0 where the denominator is 0."""
 
     precision: float
     recall: float
@@ -46,17 +46,17 @@ class ClassScore(Config):
 
 
 class ClassificationReport(Config):
-    """The evaluation of one classifier on one data set.
+    """The evaluation of one classifier.
 
     Attributes:
-      checkpoint, sets, split: what was evaluated, and on what.
+      checkpoint, sets, split: the run and its test data.
       label: the column that was predicted.
-      accuracy: share of the rows whose class is right.
-      precision, recall, f1: means over the classes (macro), each class counting alike.
-      majority: accuracy of the answer that is right most often.
-      skipped: rows without any audio or text, or, of frames, utterances without labels; they count nowhere.
-      classes: each class by itself, in the objective's order.
-      confusion: rows of the matrix are true classes, columns predicted ones.
+      accuracy: share of the rows with the correct class.
+      precision, recall, f1: unweighted (macro) means over the classes.
+      majority: accuracy of always predicting the most frequent class.
+      skipped: rows without audio or text, or utterances without frame labels; excluded from all figures.
+      classes: score per class, in the objective's order.
+      confusion: counts; rows are true classes, columns predicted ones.
     """
 
     checkpoint: str = ""
@@ -73,7 +73,7 @@ class ClassificationReport(Config):
     confusion: tuple[tuple[int, ...], ...]
 
     def tables(self) -> Iterator[Table]:
-        """What to print: the figures of each class, then the confusion matrix where it is not too wide."""
+        """Yields the table of scores, then the confusion matrix unless it is too wide for a terminal."""
         table = Table(title=f"{', '.join(self.sets)} {self.split}", title_justify="left")
         for column in (self.label, "precision", "recall", "F1", "rows"):
             table.add_column(column, justify="left" if column == self.label else "right")
@@ -100,14 +100,17 @@ class ClassificationReport(Config):
 def score(
     true: Int[np.ndarray, " rows"], predicted: Int[np.ndarray, " rows"], classes: Sequence[str]
 ) -> ClassificationReport:
-    """Compares class numbers, row by row.
+    """Compares predicted with true classes, row by row.
 
     Args:
-      true, predicted: from 0; a prediction of -1 is none, and the row is skipped.
-      classes: their names.
+      true, predicted: class ids from 0; rows with a prediction of -1 are skipped.
+      classes: names of the classes.
+
+    Returns:
+      The report, without the fields that describe the run and its data.
 
     Raises:
-      ValueError: there are no rows.
+      ValueError: no rows are left.
     """
     skipped = int((predicted < 0).sum())
     true, predicted = true[predicted >= 0], predicted[predicted >= 0]
@@ -147,11 +150,14 @@ def evaluate_run(
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      sets: names of prepared data sets; "name:split" takes another split than --split.
+      sets: names of prepared data sets; "name:split" selects another split than --split.
       split: "test", "dev" or "train".
       data_dir: folder of the prepared data sets.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
-      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+      seconds_per_batch: padded audio per batch, in seconds; affects memory and speed only.
+
+    Returns:
+      The report, as written to `report.json`.
     """
     run = LoadedRun.load(checkpoint, Classification, "tell classes apart")
     objective, label = run.experiment.objective, run.experiment.data.label
@@ -169,7 +175,7 @@ def evaluate_run(
 
 
 def publish(report: ClassificationReport, out: AnyPath) -> None:
-    """Writes a report into a folder, and prints it."""
+    """Writes a report into a folder and prints it."""
     save_report(report, out)
     console = Console(highlight=False)
     for table in report.tables():
@@ -178,7 +184,11 @@ def publish(report: ClassificationReport, out: AnyPath) -> None:
 
 
 def predict(run: LoadedRun, batches: Iterator[Batch], num_rows: int) -> Int[np.ndarray, " rows"]:
-    """The likeliest class of every row, by `example_id`; -1 for a row that is in no batch."""
+    """Predicts the class of every row.
+
+    Returns:
+      Class ids, indexed by `example_id`; -1 for rows in no batch.
+    """
     tokenizer = run.tokenizer if isinstance(run.experiment.model, TransformerConfig) else None
     _, class_logits, _ = run.experiment.objective.classifier(run.experiment.model, run.experiment.frontend, tokenizer)
     best = jax.jit(lambda params, batch: jnp.argmax(class_logits(params, batch, None), axis=-1))
@@ -192,7 +202,16 @@ def predict(run: LoadedRun, batches: Iterator[Batch], num_rows: int) -> Int[np.n
 def speech_batches(
     run: LoadedRun, index: indexes.Index, seconds_per_batch: float, codes: FrameLabels | None = None
 ) -> Iterator[Batch]:
-    """Every utterance of an index once, in batches of so much padded audio, with the classes of its frames if given."""
+    """Reads every utterance of an index once.
+
+    Args:
+      run: determines the frame rate.
+      seconds_per_batch: padded audio per batch, in seconds.
+      codes: classes of the frames, added to the batches as `frame_labels`; None for none.
+
+    Returns:
+      An iterator over the batches.
+    """
     frame_samples = run.experiment.frame_samples
     shape = {"seconds_per_batch": seconds_per_batch, "frame_samples": frame_samples, "batch_multiple": 1}
     plan = plans.make_eval_plan(index.num_samples, **shape)
@@ -200,7 +219,7 @@ def speech_batches(
 
 
 def text_batches(run: LoadedRun, index: indexes.Index) -> Iterator[Batch]:
-    """Every text of an index once that is not empty, cut off at the context."""
+    """Reads every non-empty text of an index once, truncated to the model's context."""
     tokens, context = open_tokens(index, run.tokenizer), run.experiment.data.context
     rows = max(1, _TOKENS_PER_BATCH // context)
     plan = packing.make_text_eval_plan(tokens.lengths, context=context, sequences_per_batch=rows, is_packed=False)

@@ -1,7 +1,7 @@
-"""CTC probes: what each layer of a frozen encoder tells one linear map of the characters that are said.
+"""CTC probes: linear maps from each layer of a frozen encoder to characters.
 
-All layers learn at once, each its own map to characters, by CTC on frozen hidden states that are standardised; the
-encoder runs once a batch. SUPERB (Yang et al. 2021) probes so for phones, with a weighted sum of the layers.
+One map per layer is trained with CTC on the frozen, standardised hidden states; all are trained at once, so the encoder
+runs once per batch. SUPERB (Yang et al. 2021) probes phones in the same way, with a weighted sum of the layers.
 """
 
 import itertools
@@ -20,19 +20,21 @@ from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.asr.ctc import ctc_loss
 
 Layers = Callable[[Params, Batch], tuple[Float[Array, "layers batch time dim"], Int[Array, " batch"]]]
-"""From an encoder's parameters and a batch to the hidden states of every layer, and the frames of each row."""
+"""Computes, from an encoder's parameters and a batch, the hidden states of all layers and the lengths in frames."""
 
-_PEAK, _WARMUP_SHARE = 1e-2, 0.1  # of Adam's learning rate, on standardised features
-_MEASURED = 16  # batches that the standardisation is taken from
+_PEAK, _WARMUP_SHARE = 1e-2, 0.1  # Adam's peak learning rate, for standardised features
+_MEASURED = 16  # batches used for the standardisation
 
 
 def fit(layers: Layers, frozen: Params, batches: Iterator[Batch], num_steps: int, num_ids: int) -> Params:
-    """Trains the maps, a step a batch.
+    """Trains the probes, one step per batch.
 
     Args:
+      layers: computes the hidden states of a batch.
       frozen: the encoder's parameters.
-      batches: of speech with tokens, `num_steps` of them; the first also say how features are standardised.
-      num_ids: of the tokenizer.
+      batches: speech with tokens, `num_steps` batches; the first 16 also determine the standardisation.
+      num_steps: number of optimizer steps.
+      num_ids: vocabulary size of the tokenizer.
 
     Returns:
       `mean` and `scale` [layers, dim], `kernel` [layers, dim, ids], `bias` [layers, ids].
@@ -48,7 +50,7 @@ def fit(layers: Layers, frozen: Params, batches: Iterator[Batch], num_steps: int
         logits_LxBxTxV = ctc_logits(standard | learnt, hidden_LxBxTxD)
         tokens, token_length_B = batch["tokens"], batch["token_length"]
         nats_LxB, feasible_LxB = jax.vmap(lambda x: ctc_loss(x, length_B, tokens, token_length_B))(logits_LxBxTxV)
-        weight_LxB = feasible_LxB * batch["weight"]  # of layers that share nothing: their losses only add up
+        weight_LxB = feasible_LxB * batch["weight"]  # layers share no parameters: each is trained by its own loss
         return jnp.sum(weight_LxB * nats_LxB) / jnp.maximum(jnp.sum(weight_LxB[0] * token_length_B), 1)
 
     @jax.jit
@@ -65,7 +67,7 @@ def fit(layers: Layers, frozen: Params, batches: Iterator[Batch], num_steps: int
 def ctc_logits(
     probe: Params, hidden_LxBxTxD: Float[Array, "layers batch time dim"]
 ) -> Float[Array, "layers batch time ids"]:
-    """Logits of each layer's own map."""
+    """Computes the logits of every probe."""
     x = (hidden_LxBxTxD - probe["mean"][:, None, None]) * probe["scale"][:, None, None]
     return jnp.einsum("lbtd,ldv->lbtv", x, probe["kernel"]) + probe["bias"][:, None, None]
 
@@ -73,7 +75,11 @@ def ctc_logits(
 def texts(
     layers: Layers, frozen: Params, probe: Params, batches: Iterator[Batch], num_rows: int, tokenizer: Tokenizer
 ) -> list[list[str]]:
-    """Of each layer the greedy transcript of every row, by `example_id`; "" for a row that is in no batch."""
+    """Decodes utterances greedily with each layer's probe.
+
+    Returns:
+      A list per layer of transcripts indexed by `example_id`; "" for rows in no batch.
+    """
 
     @jax.jit
     def paths(frozen: Params, batch: Batch) -> Int[Array, "layers batch time"]:
@@ -90,7 +96,7 @@ def texts(
 
 
 def _standardisation(layers: Layers, frozen: Params, batches: tuple) -> Params:
-    """Mean and inverse deviation of each dimension of each layer over the frames of some batches."""
+    """Computes the mean and inverse standard deviation of each layer's dimensions over the frames of some batches."""
 
     @jax.jit
     def sums(frozen: Params, batch: Batch, mean: Array) -> tuple[Array, Array, Array]:
@@ -100,7 +106,7 @@ def _standardisation(layers: Layers, frozen: Params, batches: tuple) -> Params:
         return inside_BxT.sum(), x.sum((1, 2)), jnp.square(x).sum((1, 2))
 
     mean = jnp.zeros((1, 1))
-    for _ in range(2):  # the second time around the mean, so that no digits cancel
+    for _ in range(2):  # the second pass is centred on the mean, which avoids cancellation
         each = [jax.device_get(sums(frozen, batch, mean)) for batch in batches]
         count, total, square = (sum(part) for part in zip(*each, strict=True))
         mean = mean + total / max(count, 1)

@@ -1,4 +1,4 @@
-"""From the classes of frames to a report: how many are right, and how often speech is missed or heard in silence."""
+"""Evaluates classifiers of frames: accuracy, missed speech and false alarms."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,19 +25,22 @@ def evaluate_run(
     out: Path | None = None,
     seconds_per_batch: float = 120.0,
 ) -> ClassificationReport:
-    """Measures a voice activity detector on prepared data sets whose words have times: every frame is a row.
+    """Measures a voice activity detector on prepared data sets with word times; every frame counts as a row.
 
-    What it is measured by are the times that `jax-speechlm align --format index` found, not a person's: it cannot be
-    seen to be better than those. The recall of speech is what it does not miss, that of silence what is no false alarm.
-    Utterances are heard whole, however long.
+    The reference is the forced alignment of `jax-speechlm align --format index`, not human annotation, and its errors
+    limit the score. 1 - recall of speech is the miss rate, 1 - recall of silence the false alarm rate. Utterances are
+    processed whole, whatever their length.
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      sets: names of prepared data sets; "name:split" takes another split than --split.
+      sets: names of prepared data sets; "name:split" selects another split than --split.
       split: "test", "dev" or "train".
       data_dir: folder of the prepared data sets.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
-      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+      seconds_per_batch: padded audio per batch, in seconds; affects memory and speed only.
+
+    Returns:
+      The report, as written to `report.json`.
     """
     run = LoadedRun.load(checkpoint, FrameClassification, "tell speech from silence")
     experiment, mel = run.experiment, run.experiment.frontend.mel
@@ -57,7 +60,7 @@ def evaluate_run(
 
 
 def _frames(run: LoadedRun, batches: Iterator[Batch]) -> Iterator[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]:
-    """The class of each frame that has one, and what it is taken for, batch by batch."""
+    """Yields the true and the predicted classes of the labelled frames, batch by batch."""
     _, logits = run.experiment.objective.classifier(run.experiment.model, run.experiment.frontend)
     best = jax.jit(lambda params, batch: logits(params, batch, None)[0].argmax(-1))
     for batch in batches:

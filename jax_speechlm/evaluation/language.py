@@ -1,4 +1,4 @@
-"""How well a language model predicts text: bits per byte and perplexity, beside n-gram models on the same bytes."""
+"""Evaluates language models: bits per byte and perplexity, compared with n-gram models on the same bytes."""
 
 import math
 from collections import Counter
@@ -20,16 +20,16 @@ from jax_speechlm.inference.lm.ensemble import LanguageEnsemble
 
 
 class Prediction(Config):
-    """How well one model predicts some documents.
+    """The log-likelihood of some documents under one model.
 
     Attributes:
-      nats: minus the log-probability of all of them, the end of each included.
-      units: what the model predicts, one at a time: tokens, words or characters, and ends.
-      bytes: of the documents as UTF-8, whatever the model splits them into.
-      words: of the documents, parted by white space.
-      documents: how many.
-      unknown: characters or units that the model does not know. A language model leaves such characters out, an n-gram
-        model puts one symbol in their place: its figures are that much too good.
+      nats: negative log-probability of the documents, their ends included.
+      units: number of predictions: tokens, words or characters, and ends.
+      bytes: size of the documents in UTF-8, independent of tokenization.
+      words: number of words, separated by white space.
+      documents: number of documents.
+      unknown: out-of-vocabulary characters or units. A language model drops these characters and an n-gram model
+        replaces them by one symbol, so the figures are optimistic by their cost.
     """
 
     nats: float
@@ -45,26 +45,26 @@ class Prediction(Config):
 
     @property
     def perplexity(self) -> float:
-        """Of a unit: comparable between models of the same units only."""
+        """Perplexity per unit; comparable only between models with the same units."""
         return math.exp(self.nats / max(1, self.units))
 
     @property
     def word_perplexity(self) -> float:
-        """The same for a word, from the probability of all that the text holds."""
+        """Perplexity per word: the probability of the whole text, ends and spaces included, divided among its words."""
         return _exp(self.nats / max(1, self.words))
 
 
 class LanguageReport(Config):
-    """The evaluation of one language model on one text.
+    """The evaluation of one language model.
 
     Attributes:
-      checkpoint: what was evaluated.
-      sets, split: on what.
-      context, stride: a document longer than `context` tokens is scored in windows that lie `stride` apart, so every
-        token but the first of a document is predicted from at least `context - stride` before it.
+      checkpoint: the model.
+      sets, split: the test data.
+      context, stride: documents longer than `context` tokens are scored in windows that start `stride` tokens apart, so
+        that every token after the first window has at least `context - stride` tokens of history.
       total: over all documents.
-      sources: of each source, where the sets name any.
-      ngrams: of n-gram models, by file, on the same documents.
+      sources: per source, where the sets name several.
+      ngrams: n-gram models on the same documents, by file.
     """
 
     checkpoint: str
@@ -77,7 +77,7 @@ class LanguageReport(Config):
     ngrams: dict[str, Prediction]
 
     def table(self) -> Table:
-        """What to print."""
+        """Returns the report as a table for the terminal."""
         table = Table(title=f"{', '.join(self.sets)} {self.split}", title_justify="left")
         for column in ("", "bits/byte", "perplexity", "per word", "units", "MB", "texts", "unknown"):
             table.add_column(column, justify="right" if column else "left")
@@ -91,7 +91,16 @@ class LanguageReport(Config):
 
 
 def predict(lm: LanguageModel | LanguageEnsemble, texts: Sequence[str], stride: int | None = None) -> list[Prediction]:
-    """How well a language model predicts each text. `stride` as in `LanguageModel.token_nll`."""
+    """Scores texts with a language model.
+
+    Args:
+      lm: the model.
+      texts: documents.
+      stride: as in `LanguageModel.token_nll`.
+
+    Returns:
+      One prediction per text.
+    """
     nats = text_nats(lm, texts, stride)
     return [
         _prediction(text, float(each.sum(dtype=np.float64)), len(each), _count_unknown(lm, text))
@@ -100,11 +109,14 @@ def predict(lm: LanguageModel | LanguageEnsemble, texts: Sequence[str], stride: 
 
 
 def predict_by_ngram(ngram: NGram, texts: Sequence[str]) -> list[Prediction]:
-    """How well an n-gram model predicts each text, line by line.
+    """Scores texts line by line with an n-gram model.
 
-    White space is one space to it, and blank lines are nothing, so it has a little less to predict.
+    White space is reduced to single spaces and blank lines are skipped, so the model has slightly less to predict.
+
+    Returns:
+      One prediction per text.
     """
-    units = [sum(len(line) + 1 for line in sentences(text, ngram.unit)) for text in texts]  # and the line's end
+    units = [sum(len(line) + 1 for line in sentences(text, ngram.unit)) for text in texts]  # + 1: the end of the line
     return [
         _prediction(text, -ngram.score(text), count, ngram.count_unknown(text))
         for text, count in zip(texts, units, strict=True)
@@ -112,7 +124,7 @@ def predict_by_ngram(ngram: NGram, texts: Sequence[str]) -> list[Prediction]:
 
 
 def total(predictions: Sequence[Prediction]) -> Prediction:
-    """All of them as one."""
+    """Returns the sum of predictions."""
     sums: Counter[str] = Counter()
     for each in predictions:
         sums.update(each.model_dump())
@@ -131,17 +143,21 @@ def evaluate_run(
 ) -> LanguageReport:
     """Measures bits per byte and perplexity of a language model on prepared sets of text, or on transcripts of speech.
 
-    Every token of every document counts, from its first to its end. Writes `report.json`.
+    Every token of every document counts, its end included. Writes `report.json`.
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      sets: names of prepared data sets; "name:split" takes another split than --split.
+      sets: names of prepared data sets; "name:split" selects another split than --split.
       split: "test", "dev" or "train".
-      ensemble: further runs of the same vocabulary; the mean of all their probabilities is measured.
+      ensemble: further runs with the same vocabulary; probabilities are averaged over all models.
       ngram: n-gram models (`jax-speechlm train-ngram`) to measure on the same bytes.
-      stride: tokens between the windows in which documents longer than the context are scored; by default half of it.
+      stride: tokens between the starts of the windows in which documents longer than the context are scored; by default
+        half of the context.
       data_dir: folder of the prepared data sets.
-      out: folder of the report; by default <checkpoint>/eval/<sets>-<split>, and the ensemble's names behind it.
+      out: folder of the report; by default <checkpoint>/eval/<sets>-<split>, plus the names of the ensemble.
+
+    Returns:
+      The report.
     """
     lm = LanguageEnsemble.load((checkpoint, *ensemble)) if ensemble else LanguageModel.load(checkpoint)
     index = indexes.read_sets(data_dir, sets, split)
@@ -187,7 +203,7 @@ def _count_unknown(lm: LanguageModel | LanguageEnsemble, text: str) -> int:
 
 
 def _sources(index: indexes.Index) -> dict[str, list[int]]:
-    """Rows by the set and the source that they come from; empty where that is one."""
+    """Groups rows by set and source; empty if all rows have the same."""
     rows: dict[str, list[int]] = {}
     for part, first in zip(index.parts, index.first_row, strict=False):
         names = part.column("source").to_pylist() if part.records_dir is None else [""] * part.num_rows

@@ -1,4 +1,4 @@
-"""How often a masked language model guesses right, beside what guessing the most frequent token comes to."""
+"""Evaluates masked language models: accuracy and loss, compared with unigram frequencies."""
 
 from collections import Counter
 from pathlib import Path
@@ -27,12 +27,12 @@ class MaskedReport(Config):
     """The evaluation of one masked language model.
 
     Attributes:
-      checkpoint, sets, split: what was evaluated, and on what.
-      tokens: masked, one draw of masks for each row, which is the same in every evaluation.
-      accuracy: share of them that the model guesses right.
-      loss: its cross-entropy in nats.
-      unigram_accuracy, unigram_loss: the same of the training text's token frequencies (plus one each), expected over
-        all masks: what is to be had without looking at anything.
+      checkpoint, sets, split: the run and its test data.
+      tokens: number of masked tokens; each row has one draw of masks, identical in every evaluation.
+      accuracy: share of the masked tokens predicted correctly.
+      loss: cross-entropy in nats.
+      unigram_accuracy, unigram_loss: expected values over all masks for the add-one smoothed token frequencies of the
+        training text: the baseline that ignores the context.
     """
 
     checkpoint: str
@@ -45,7 +45,7 @@ class MaskedReport(Config):
     unigram_loss: float
 
     def table(self) -> Table:
-        """What to print."""
+        """Returns the report as a table for the terminal."""
         title = f"{', '.join(self.sets)} {self.split}: {self.tokens:,} masked tokens"
         table = Table("", "accuracy", "loss", title=title, title_justify="left")
         table.add_row("masked language model", f"{self.accuracy:.2%}", f"{self.loss:.3f}")
@@ -60,14 +60,17 @@ def evaluate_run(
     data_dir: Path = Path("data"),
     out: Path | None = None,
 ) -> MaskedReport:
-    """Measures masked accuracy on prepared sets of text, beside the token frequencies of the run's training text.
+    """Measures masked accuracy on prepared sets of text, and the unigram baseline of the run's training text.
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      sets: names of prepared data sets; "name:split" takes another split than --split.
+      sets: names of prepared data sets; "name:split" selects another split than --split.
       split: "test", "dev" or "train".
-      data_dir: folder of the prepared data sets, those of the run's training too.
+      data_dir: folder of the prepared data sets, including the training sets of the run.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
+
+    Returns:
+      The report, as written to `report.json`.
     """
     run = LoadedRun.load(checkpoint, MaskedLM, "fill gaps from both sides")
     data = run.experiment.data
@@ -84,7 +87,7 @@ def evaluate_run(
         metrics = jax.device_get(evaluate(run.params, batch))
         sums.update({name: float(total) for name, (total, _) in metrics.items()})
         sums["tokens"] += round(float(metrics["loss"][1]))
-    # of a model from elsewhere it is not known what it was trained on
+    # imported models do not record their training sets
     training = open_tokens(indexes.read_sets(data_dir, data.sets or sets, "train"), run.tokenizer)
     accuracy, loss = unigram(count_tokens(training, boundary), count_tokens(tokens, boundary))
     report = MaskedReport(
@@ -106,7 +109,7 @@ def evaluate_run(
 
 
 def count_tokens(tokens: TokenStore, vocab_size: int) -> np.ndarray:
-    """How often each id occurs: int64 [vocab]."""
+    """Counts the occurrences per id; returns int64 [vocab]."""
     counts = np.zeros(vocab_size, np.int64)
     for row, length in enumerate(tokens.lengths.tolist()):
         counts += np.bincount(tokens.read(row, 0, length), minlength=vocab_size)
@@ -114,10 +117,13 @@ def count_tokens(tokens: TokenStore, vocab_size: int) -> np.ndarray:
 
 
 def unigram(training: np.ndarray, evaluated: np.ndarray) -> tuple[float, float]:
-    """(accuracy, cross-entropy in nats) of predicting every token by the frequencies of training, plus one each.
+    """Computes the unigram baseline with add-one smoothing.
 
     Args:
-      training, evaluated: how often each id occurs; id 0 is padding and never does.
+      training, evaluated: occurrences per id; id 0 is padding and has none.
+
+    Returns:
+      Accuracy of always predicting the most frequent token, and cross-entropy in nats.
     """
     share = (training[1:] + 1) / (training[1:] + 1).sum()
     count = max(1, evaluated.sum())

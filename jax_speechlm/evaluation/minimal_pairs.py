@@ -1,4 +1,4 @@
-"""Minimal pairs: whether a language model, untrained for it, finds the acceptable one of two sentences likelier.
+"""Evaluates language models on minimal pairs, without training: is the acceptable sentence the more probable one?
 
 Reference: Warstadt et al. 2020 (BLiMP); Nguyen et al. 2020 (sBLIMP, the syntactic task of ZeroSpeech 2021).
 """
@@ -23,7 +23,7 @@ from jax_speechlm.inference.lm.causal import LanguageModel
 
 
 class Pair(NamedTuple):
-    """Two sentences that differ in one point, of which the first is acceptable; `group` is the phenomenon."""
+    """An acceptable sentence and its unacceptable counterpart; `group` is the linguistic phenomenon."""
 
     good: str
     bad: str
@@ -31,11 +31,13 @@ class Pair(NamedTuple):
 
 
 class Accuracy(Config):
-    """Share of pairs whose good sentence is the likelier; a tie counts half.
+    """Share of the pairs in which the good sentence is more probable; a tie counts half.
 
     Attributes:
-      interval: 95 % interval: of independent pairs Wilson's (1927), which holds for few too; else a bootstrap's,
-        and None where it would resample fewer than `wer.MIN_UTTERANCES`.
+      accuracy: the share.
+      interval: 95 % interval: Wilson's (1927) for independent pairs, valid for small samples; else by bootstrap, and
+        None for fewer than `wer.MIN_UTTERANCES` samples.
+      pairs: number of pairs, or of items.
     """
 
     accuracy: float
@@ -51,7 +53,7 @@ class PairReport(Config):
     groups: dict[str, Accuracy]
 
     def table(self) -> Table:
-        """What to print: chance is 50 %."""
+        """Returns the report as a table for the terminal."""
         table = Table(title="minimal pairs (chance is 50 %)", title_justify="left")
         for column in ("", "accuracy [95 %]", "pairs"):
             table.add_column(column, justify="right" if column else "left")
@@ -62,15 +64,18 @@ class PairReport(Config):
 
 
 def read_pairs(paths: Sequence[Path]) -> list[Pair]:
-    """Reads files of pairs.
+    """Reads files of minimal pairs.
 
-    - `.jsonl`, as BLiMP has it: objects with `sentence_good` and `sentence_bad`; the group is `UID`, else the file's
-      name.
-    - `.csv`, as sBLIMP's `gold.csv`: lines with `id`, `transcription` and `correct` (1 or 0), two of an id; the group
-      is `type`. A pair spoken by several voices counts once.
+    - `.jsonl`, the format of BLiMP: objects with `sentence_good` and `sentence_bad`; the group is `UID`, or else the
+      name of the file.
+    - `.csv`, the format of sBLIMP's `gold.csv`: lines with `id`, `transcription` and `correct` (1 or 0), two per id;
+      the group is `type`. A pair spoken in several voices counts once.
+
+    Returns:
+      The pairs of all files, in order.
 
     Raises:
-      DataError: a file cannot be read, or holds something else; the message names file and line.
+      DataError: a file is missing or malformed; the message names file and line.
     """
     pairs = []
     for path in paths:
@@ -88,8 +93,12 @@ def compare(pairs: Sequence[Pair], score: Callable[[list[str]], Iterable[float]]
     """Scores both sentences of every pair.
 
     Args:
-      score: texts to log-probabilities, such as `LanguageModel.score`.
-      checkpoint: for the report.
+      pairs: minimal pairs.
+      score: computes log-probabilities of texts, such as `LanguageModel.score`.
+      checkpoint: name of the model, for the report.
+
+    Returns:
+      The accuracy over all pairs, and per group if there are several.
     """
     scores = np.array(list(score([sentence for pair in pairs for sentence in pair[:2]]))).reshape(-1, 2)
     wins = np.where(scores[:, 0] == scores[:, 1], 0.5, scores[:, 0] > scores[:, 1])
@@ -103,13 +112,16 @@ def compare(pairs: Sequence[Pair], score: Callable[[list[str]], Iterable[float]]
 def score_pairs(
     checkpoint: Positional[Path], files: Positional[tuple[Path, ...]], out: Path | None = None
 ) -> PairReport:
-    """Measures how often a language model finds the acceptable sentence of a minimal pair likelier.
+    """Measures how often a language model assigns the acceptable sentence of a minimal pair the higher probability.
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      files: pairs: JSON lines with `sentence_good` and `sentence_bad` (BLiMP), or a `gold.csv` of sBLIMP, whose
-        transcriptions are compared.
+      files: JSON lines with `sentence_good` and `sentence_bad` (BLiMP), or sBLIMP's `gold.csv`, whose transcriptions
+        are compared.
       out: folder of report.json; by default <checkpoint>/eval/pairs.
+
+    Returns:
+      The report.
     """
     pairs = read_pairs(files)
     lm = LanguageModel.load(checkpoint)
@@ -144,7 +156,7 @@ def _from_gold_csv(path: Path) -> Iterable[Pair]:
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for number, row in csv_rows(path):
         try:
-            # Ids begin anew in each type and subtype.
+            # Ids are unique only within a type and subtype.
             identity = row["id"], row.get("type") or "", row.get("subtype") or ""
             correct, sentence = row["correct"].strip(), row["transcription"]
             if correct not in ("0", "1"):
@@ -165,7 +177,7 @@ _READERS = {".csv": _from_gold_csv}
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of so many independent trials. Wilson 1927."""
+    """Returns the 95 % interval of a proportion from `count` independent trials (Wilson 1927)."""
     z = 1.959964
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))

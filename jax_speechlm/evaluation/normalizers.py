@@ -1,4 +1,4 @@
-"""Text normalisation before scoring: a word error rate means little without the name of the normaliser."""
+"""Normalises texts before scoring. A word error rate is meaningful only together with its normalizer."""
 
 import functools
 import unicodedata
@@ -12,17 +12,17 @@ NormalizerName = Literal["none", "basic", "whisper-english"]
 
 
 Normalizer = Callable[..., str]
-"""(text, language="") -> the text that is compared; the language is '' where unknown."""
+"""`(text, language="") -> normalised text`; the language is '' if unknown."""
 
 
 def normalizer(name: NormalizerName) -> Normalizer:
-    """The function of that name.
+    """Returns the normalizer of a name.
 
-    - `none`: NFKC and single spaces only, since two encodings of a character are not a recognition error.
-    - `basic`: also lower case; punctuation and symbols become spaces, apostrophes inside a word stay. Any script.
-      What transcripts are brought to by `prepare --normalise-text basic`, but for their numbers, which are spelled.
-    - `whisper-english`: OpenAI Whisper's, from the `whisper-normalizer` package: spells numbers as digits, expands
-      contractions, turns British into American spelling. English only.
+    - `none`: NFKC and single spaces only, because the encoding of a character is not a recognition error.
+    - `basic`: also lower case, and spaces for punctuation and symbols, except apostrophes inside a word. For any
+      script. Equals `prepare --normalise-text basic` without the expansion of numbers.
+    - `whisper-english`: OpenAI Whisper's, from the `whisper-normalizer` package: writes numbers in digits, expands
+      contractions and converts British English to American. English only.
     """
     if name == "none":
         return lambda text, language="": _fold_spaces(unicodedata.normalize("NFKC", text))
@@ -32,9 +32,9 @@ def normalizer(name: NormalizerName) -> Normalizer:
 
 
 def written_without_spaces(texts: Iterable[str]) -> bool:
-    """Whether most letters belong to a script that puts no spaces between words, such as Han, kana or Thai.
+    """Returns whether most letters belong to a script without spaces between words, such as Han, kana or Thai.
 
-    Words cannot be counted there without a segmenter, so the character error rate is the one to quote.
+    Counting words would need a segmenter there, so report the character error rate.
     """
     letters = unspaced = 0
     for text in texts:
@@ -51,6 +51,6 @@ def _fold_spaces(text: str) -> str:
 
 @functools.cache
 def _whisper_english() -> Callable[[str], str]:
-    from whisper_normalizer.english import EnglishTextNormalizer  # loads a spelling table of 60 kB
+    from whisper_normalizer.english import EnglishTextNormalizer  # deferred: loads a table of 60 kB
 
     return EnglishTextNormalizer()
