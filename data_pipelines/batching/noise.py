@@ -42,7 +42,10 @@ class NoiseReader:
         Raises:
           DataError: the record cannot be read; the message names it.
         """
-        drawn = lambda stream: uniform(np.array([place]), derive_key(self._seed, step, stream)).item()  # noqa: E731
+
+        def drawn(stream):
+            return uniform(np.array([place]), derive_key(self._seed, step, stream)).item()
+
         row = int(drawn(_CLIP) * len(self._index))
         try:
             clip = decode_flac(self._reader.read(row)[0])

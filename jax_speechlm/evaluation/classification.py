@@ -119,7 +119,10 @@ def score(
     count = len(classes)
     confusion = np.bincount(true * count + predicted, minlength=count * count).reshape(count, count)
     hits, actual, guessed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    divide = lambda a, b: np.divide(a, b, out=np.zeros(count), where=b > 0)  # noqa: E731
+
+    def divide(a, b):
+        return np.divide(a, b, out=np.zeros(count), where=b > 0)
+
     precision, recall, f1 = divide(hits, guessed), divide(hits, actual), divide(2 * hits, actual + guessed)
     return ClassificationReport(
         accuracy=float(hits.sum() / len(true)),

@@ -106,8 +106,13 @@ class ProbeReport(Config):
     def page(self) -> str:
         """A page of its own with the plot; needs no network and no script."""
         depth = max(1, *(probe.layer for probe in self.probes))
-        x = lambda layer: 60 + 620 * layer / depth  # noqa: E731
-        y = lambda share: 330 - 300 * max(0.0, share)  # noqa: E731
+
+        def x(layer):
+            return 60 + 620 * layer / depth
+
+        def y(share):
+            return 330 - 300 * max(0.0, share)
+
         drawn = [
             f'<line x1="60" x2="680" y1="{y(tenth / 5)}" y2="{y(tenth / 5)}" stroke="#ddd"/>'
             f'<text x="50" y="{y(tenth / 5) + 5}" text-anchor="end">{20 * tenth} %</text>'
@@ -189,7 +194,10 @@ def probe_run(
     splits = [_index(data_dir, sets, split) for split in ("train", test_split)]
     if leave_out is not None:
         splits = [index for name in ("train", "dev", "test") if (index := _index(data_dir, sets, name, needed=False))]
-    column = lambda name: np.array([value for part in splits for value in part.column(name).to_pylist()])  # noqa: E731
+
+    def column(name):
+        return np.array([value for part in splits for value in part.column(name).to_pylist()])
+
     labels = column(target)
     if leave_out is None:
         first = len(splits[0])

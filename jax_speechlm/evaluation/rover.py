@@ -115,8 +115,11 @@ def combine(
                 sure = confidences[each][spoken[each]] if confidences else 0.0
                 spoken[each] += 1
             votes.setdefault(word, []).append(sure)
+
         # Rounded, so that what ties on paper ties here; `max` takes the first, and dicts keep the order of voting.
-        score = lambda sure: round(alpha * len(sure) / len(slot) + (1 - alpha) * sum(sure) / len(sure), 9)  # noqa: B023, E731
+        def score(sure):
+            return round(alpha * len(sure) / len(slot) + (1 - alpha) * sum(sure) / len(sure), 9)  # noqa: B023
+
         winner = max(votes, key=lambda word: score(votes[word]))
         if winner != NOTHING:
             chosen.append(winner)

@@ -85,7 +85,10 @@ def compare_spoken(pairs: Sequence[SpokenPair], scores: Sequence[float], checkpo
     for row, pair in enumerate(pairs):
         for name, value in pair.groups.items():
             groups[f"{name} {value}"].append(row)
-    of = lambda rows: _accuracy(wins[rows], [pairs[row].item for row in rows])  # noqa: E731
+
+    def of(rows):
+        return _accuracy(wins[rows], [pairs[row].item for row in rows])
+
     by_group = {name: of(rows) for name, rows in sorted(groups.items()) if len(rows) < len(pairs)}
     return PairReport(checkpoint=checkpoint, total=of(list(range(len(pairs)))), groups=by_group)
 

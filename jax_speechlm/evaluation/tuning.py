@@ -71,7 +71,9 @@ def _tune_search(decoder: Decoder, heard: Sequence[Posteriors], errors: "_Errors
 
 
 def _fewest_errors(costs: Mapping[Weights, tuple[int, int]], before: Weights) -> Weights:
-    distance = lambda weights: sum(abs(a - b) for a, b in zip(weights, before, strict=True))  # noqa: E731
+    def distance(weights):
+        return sum(abs(a - b) for a, b in zip(weights, before, strict=True))
+
     return min(costs, key=lambda weights: (*costs[weights], distance(weights)))
 
 

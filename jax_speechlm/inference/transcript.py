@@ -168,7 +168,10 @@ def to_srt(segments: Sequence[Segment]) -> str:
 
 def to_vtt(segments: Sequence[Segment]) -> str:
     """WebVTT subtitles (W3C)."""
-    escape = lambda text: text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")  # noqa: E731
+
+    def escape(text):
+        return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
     blocks = [f"{_clock(start, '.')} --> {_clock(end, '.')}\n{escape(text)}\n" for start, end, text in _cues(segments)]
     return "\n".join(["WEBVTT\n", *blocks])
 

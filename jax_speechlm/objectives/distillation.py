@@ -171,9 +171,11 @@ class Distillation(ObjectiveConfig):
             _Speech(self.student, frontend) if isinstance(self.student, CTC) else _Text(self.student),
         )
         logits = own.logits and (lambda params, batch: own.logits(student_part(params), batch))
-        flops = lambda length, rows: sum(  # noqa: E731  a teacher's is a third of what training it would cost
-            [own.forward_flops(length, rows), *(each.forward_flops(length, rows) / 3 for each in built)]
-        )
+
+        def flops(length, rows):
+            # A teacher runs forward only: a third of what training it would cost.
+            return sum([own.forward_flops(length, rows), *(each.forward_flops(length, rows) / 3 for each in built)])
+
         teachers = f"{GROUP}/teachers"
         return Objective(
             make,
@@ -394,9 +396,10 @@ def divergences(student: View, teachers: list[View], temperature: float) -> Floa
     if places >= time:
         return part(states)
     fill = -time % places
-    cut = lambda x: jnp.moveaxis(  # noqa: E731
-        jnp.pad(x, ((0, 0), (0, fill), (0, 0))).reshape(rows, -1, places, x.shape[-1]), 1, 0
-    )
+
+    def cut(x):
+        return jnp.moveaxis(jnp.pad(x, ((0, 0), (0, fill), (0, 0))).reshape(rows, -1, places, x.shape[-1]), 1, 0)
+
     found = jax.lax.map(jax.checkpoint(part), [cut(x) for x in states])
     return jnp.moveaxis(found, 0, 1).reshape(rows, -1)[:, :time]
 

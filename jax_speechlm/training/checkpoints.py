@@ -71,7 +71,10 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keep_best, self._best_metric = keep_best, best_metric
         self._newest: int | None = None  # saved or restored by this object, and so known to be good
-        rank = lambda metrics: goodness(metrics, best_metric)  # noqa: E731
+
+        def rank(metrics):
+            return goodness(metrics, best_metric)
+
         best = preservation_policy.BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False)
         self._manager = _Manager(
             self.directory,

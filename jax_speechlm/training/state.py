@@ -191,7 +191,9 @@ def _with_shardings(
     def attach(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    scalar = lambda leaf: attach(leaf, everywhere)  # noqa: E731
+    def scalar(leaf):
+        return attach(leaf, everywhere)
+
     return TrainState(
         step=scalar(state.step),
         params=jax.tree.map(attach, state.params, param_shardings),

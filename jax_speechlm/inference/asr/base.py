@@ -130,7 +130,10 @@ class Transcriber(abc.ABC):
           progress: is told, as it goes, how many seconds of audio have been heard.
         """
         recordings = list(recordings)
-        encode = lambda parts: self.encode_audio(parts, seconds_per_batch)  # noqa: E731
+
+        def encode(parts):
+            return self.encode_audio(parts, seconds_per_batch)
+
         pieces = itertools.chain.from_iterable(
             self._pieces(number, recording, max_seconds) for number, recording in enumerate(recordings)
         )

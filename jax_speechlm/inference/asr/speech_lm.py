@@ -207,7 +207,10 @@ class SpeechLanguageModel(Transcriber):
     def _answer(self):
         experiment = self.experiment
         config = experiment.model.replace(lora=LoRA())
-        make = lambda rngs: SpeechTransformer(config, self.vocabulary.size, rngs=rngs)  # noqa: E731
+
+        def make(rngs):
+            return SpeechTransformer(config, self.vocabulary.size, rngs=rngs)
+
         graphdef = functional.declare(make).graphdef
         before, behind = experiment.objective.prompt_ids(self.tokenizer)
 
@@ -216,7 +219,10 @@ class SpeechLanguageModel(Transcriber):
             speech, length_B = model.encode_speech(*features(batch, experiment.frontend, None))
             nothing = jnp.zeros((len(length_B), 0), jnp.int32)
             sequence = model.lay_out(before, speech, length_B, behind, nothing, jnp.zeros_like(length_B))
-            room_of = lambda samples: samples * TOKENS_PER_SECOND // _SAMPLE_RATE + SPARE_TOKENS  # noqa: E731
+
+            def room_of(samples):
+                return samples * TOKENS_PER_SECOND // _SAMPLE_RATE + SPARE_TOKENS
+
             limits = {"max_new": room_of(batch["audio"].shape[1]), "context": None}
             limits["context"] = sequence.start + room_of(batch["audio_length"])
             prompt = model.transformer, self.vocabulary, sequence.vectors, sequence.start

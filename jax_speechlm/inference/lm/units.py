@@ -161,7 +161,10 @@ class UnitModel:
         # Text that goes on from the prompt's may begin inside a word: it is read together with it.
         before = list(itertools.takewhile(lambda number: number < vocabulary.boundary, reversed(start)))[::-1]
         parts: list[dict[str, str | list[int]]] = []
-        kind = lambda number: "switch" if number in switches else "units" if vocabulary.is_unit(number) else "text"  # noqa: E731
+
+        def kind(number):
+            return "switch" if number in switches else "units" if vocabulary.is_unit(number) else "text"
+
         for name, group in itertools.groupby(ids[: len(ids) - ended], kind):
             run = list(group)
             if name == "units":

@@ -145,7 +145,10 @@ class CTC(ObjectiveConfig):
             raise ValueError(
                 "objective.consistency compares two SpecAugment views: set frontend.augment's masks, or it to 0"
             )
-        make = lambda rngs: CTCModel(model, vocab_size, rngs=rngs)  # noqa: E731
+
+        def make(rngs):
+            return CTCModel(model, vocab_size, rngs=rngs)
+
         graphdef = functional.declare(make).graphdef
 
         def logits(params: functional.Params, batch: Batch) -> tuple[Array, Array]:
@@ -211,7 +214,10 @@ def forward(
       taps: layer counts after which hidden states are wanted.
     """
     views = 1 if key is None or not config.consistency else 2
-    repeat = lambda x: jnp.repeat(x, views, axis=0)  # noqa: E731
+
+    def repeat(x):
+        return jnp.repeat(x, views, axis=0)
+
     if key is None:
         x_BxTxF, length_B = features(batch, frontend, None)
         keys, chunk = None, None

@@ -84,7 +84,10 @@ class TextClassifier(nnx.Module):
 
 def _of_utterances(num_classes: int, model: EncoderConfig, frontend: FrontEnd):
     check_features(model, frontend.mel)
-    make = lambda rngs: UtteranceClassifier(model, num_classes, rngs=rngs)  # noqa: E731
+
+    def make(rngs):
+        return UtteranceClassifier(model, num_classes, rngs=rngs)
+
     graphdef = functional.declare(make).graphdef
 
     def logits(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> Array:
@@ -99,7 +102,9 @@ def _of_utterances(num_classes: int, model: EncoderConfig, frontend: FrontEnd):
 
 
 def _of_texts(num_classes: int, model: TransformerConfig, vocabulary: Vocabulary):
-    make = lambda rngs: TextClassifier(model, vocabulary.size, num_classes, rngs=rngs)  # noqa: E731
+    def make(rngs):
+        return TextClassifier(model, vocabulary.size, num_classes, rngs=rngs)
+
     graphdef = functional.declare(make).graphdef
 
     def logits(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> Array:

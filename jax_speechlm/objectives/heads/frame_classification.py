@@ -96,7 +96,10 @@ class FrameClassification(ObjectiveConfig):
 
     def classifier(self, model: ConformerConfig, frontend: FrontEnd) -> tuple[functional.MakeModule, FrameLogits]:
         """The model to make, and `(params, batch, key) -> (logits [batch, time, classes], frames of each row)`."""
-        make = lambda rngs: FrameClassifier(model, len(self.classes), rngs=rngs)  # noqa: E731
+
+        def make(rngs):
+            return FrameClassifier(model, len(self.classes), rngs=rngs)
+
         graphdef = functional.declare(make).graphdef
 
         def logits(params: functional.Params, batch: Batch, key: PRNGKeyArray | None):

@@ -64,7 +64,10 @@ class CausalLM(ObjectiveConfig):
         del frontend
         vocabulary = Vocabulary.of(tokenizer)
         require_transformer(model, causal=True, objective=self.kind)
-        make = lambda rngs: TextModel(model, vocabulary.size, rngs=rngs)  # noqa: E731
+
+        def make(rngs):
+            return TextModel(model, vocabulary.size, rngs=rngs)
+
         graphdef = functional.declare(make).graphdef
 
         def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
@@ -94,7 +97,10 @@ def next_tokens(
     tokens_BxT: Int[Array, "batch time"], segment_BxT: Int[Array, "batch time"]
 ) -> tuple[Int[Array, "batch time"], Float[Array, "batch time"]]:
     """What each position has to predict, and 1 where it has to: where the next token is of the same segment."""
-    shift = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731
+
+    def shift(x):
+        return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+
     same = (shift(segment_BxT) == segment_BxT) & (segment_BxT > 0)
     return shift(tokens_BxT), same.astype(jnp.float32)
 

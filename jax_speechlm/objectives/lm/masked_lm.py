@@ -53,7 +53,10 @@ class MaskedLM(ObjectiveConfig):
         vocabulary = Vocabulary.of(tokenizer)
         require_transformer(model, causal=False, objective=self.kind)
         starts_V = self.starts(tokenizer)
-        make = lambda rngs: TextModel(model, vocabulary.size, rngs=rngs)  # noqa: E731
+
+        def make(rngs):
+            return TextModel(model, vocabulary.size, rngs=rngs)
+
         graphdef = functional.declare(make).graphdef
 
         def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:

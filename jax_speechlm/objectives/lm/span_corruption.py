@@ -54,7 +54,10 @@ class SpanCorruption(ObjectiveConfig):
         del frontend
         vocabulary = Vocabulary.of(tokenizer, self.sentinels)
         require_transformer(model, causal=True, objective=self.kind)
-        make = lambda rngs: TextModel(model, vocabulary.size, rngs=rngs)  # noqa: E731
+
+        def make(rngs):
+            return TextModel(model, vocabulary.size, rngs=rngs)
+
         graphdef = functional.declare(make).graphdef
 
         def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:

@@ -107,7 +107,10 @@ class Joint(ObjectiveConfig):
         if not isinstance(model, ConformerConfig):
             raise ValueError(f"joint trains a conformer, not a {model.kind}: set model to a ConformerConfig")
         vocabulary = Vocabulary.of(tokenizer)
-        make = lambda rngs: JointModel(model, self, vocabulary, rngs=rngs)  # noqa: E731
+
+        def make(rngs):
+            return JointModel(model, self, vocabulary, rngs=rngs)
+
         losses = _Losses(
             self,
             model,
@@ -317,7 +320,10 @@ def append(
 ) -> Float[Array, "batch joined dim"]:
     """Each row of y behind the valid frames of the same row of x, wherever those end; undefined behind that."""
     room = jnp.pad(x_BxTxD, ((0, 0), (0, y_BxUxD.shape[1]), (0, 0)))
-    put = lambda row, more, start: jax.lax.dynamic_update_slice_in_dim(row, more, start, axis=0)  # noqa: E731
+
+    def put(row, more, start):
+        return jax.lax.dynamic_update_slice_in_dim(row, more, start, axis=0)
+
     return shard_batch_dim(jax.vmap(put)(room, y_BxUxD, length_B))
 
 
@@ -325,7 +331,10 @@ def take_behind(
     x_BxTxD: Float[Array, "batch time dim"], length_B: Int[Array, " batch"], count: int
 ) -> Float[Array, "batch {count} dim"]:
     """The `count` frames behind the first `length_B` of each row: what `append` put there."""
-    take = lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, count, axis=0)  # noqa: E731
+
+    def take(row, start):
+        return jax.lax.dynamic_slice_in_dim(row, start, count, axis=0)
+
     return shard_batch_dim(jax.vmap(take)(x_BxTxD, length_B))
 
 

@@ -98,7 +98,10 @@ class SpeechLM(ObjectiveConfig):
             raise ValueError(f"speech_lm trains an encoder, an adapter and a transformer, not a {model.kind}")
         check_features(model.encoder, frontend.mel)
         check_no_crop(frontend, "text")
-        make = lambda rngs: SpeechTransformer(model, vocabulary.size, rngs=rngs)  # noqa: E731
+
+        def make(rngs):
+            return SpeechTransformer(model, vocabulary.size, rngs=rngs)
+
         loss = functools.partial(
             _loss,
             graphdef=functional.declare(make).graphdef,
@@ -174,7 +177,9 @@ def _loss(
     target_BxA = jnp.where(place_A == token_length_B[:, None], boundary, jnp.pad(tokens_BxU, ((0, 0), (0, 1))))
     answered_B = batch["weight"] * (token_length_B > 0)
     weight_BxA = (place_A <= token_length_B[:, None]) * answered_B[:, None]
-    probe = lambda q, k: speech_attention(q, k, sequence, before_BxA)  # noqa: E731
+
+    def probe(q, k):
+        return speech_attention(q, k, sequence, before_BxA)
 
     def answer(vectors: Array) -> Metrics:
         keys = keys_of("transformer", transformer_key)
@@ -198,7 +203,10 @@ def _adapter_scale(sequence: Sequence, weight_B: Array) -> tuple[Array, Array]:
     """Each row's mean length of the speech's vectors over that of the tokens' embeddings, summed."""
     length_BxL = jnp.linalg.norm(jax.lax.stop_gradient(sequence.vectors).astype(jnp.float32), axis=-1)
     is_token_BxL = (sequence.segment > 0) & ~sequence.is_speech
-    average = lambda where: jnp.sum(length_BxL, axis=1, where=where) / jnp.maximum(jnp.sum(where, axis=1), 1)  # noqa: E731
+
+    def average(where):
+        return jnp.sum(length_BxL, axis=1, where=where) / jnp.maximum(jnp.sum(where, axis=1), 1)
+
     scale_B = average(sequence.is_speech) / jnp.maximum(average(is_token_BxL), 1e-9)
     return jnp.sum(weight_B * scale_B), jnp.sum(weight_B)
 

@@ -73,7 +73,10 @@ class BestRQ(ObjectiveConfig):
                 "BEST-RQ's codes and masking noise need normalised features: set frontend.mel.normalize to True"
             )
         span = span_frames(self.mask_span, frontend)
-        make = lambda rngs: BestRQModel(model, self, rngs=rngs)  # noqa: E731
+
+        def make(rngs):
+            return BestRQModel(model, self, rngs=rngs)
+
         loss = functools.partial(
             _loss, config=self, frontend=frontend, span=span, graphdef=functional.declare(make).graphdef
         )

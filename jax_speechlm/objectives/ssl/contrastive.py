@@ -216,7 +216,10 @@ def contrastive_loss(
     Returns:
       The loss in nats, 0 where no negative counts; and whether the own target was nearer than every negative that does.
     """
-    unit = lambda x: x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-16))  # noqa: E731
+
+    def unit(x):
+        return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-16))
+
     context = unit(context_BxMxP)
     own_BxM = jnp.sum(context * unit(positive[0]), axis=-1) / temperature
     other_BxMxN = jnp.einsum("bmp,bnp->bmn", context, unit(pool[0])) / temperature
@@ -262,7 +265,10 @@ def contrast(
     """
     views, masked, probed = encoded.views, encoded.masked, encoded.probed
     noise_keys, masked_keys, probed_keys = split_keys(views.keys_B, 3)
-    targets_of = lambda frames: take_frames(encoded.target_BxTxD, frames.places)  # noqa: E731
+
+    def targets_of(frames):
+        return take_frames(encoded.target_BxTxD, frames.places)
+
     if views.dropout_keys is None:  # evaluation
         pool = model.quantizer(targets_of(masked))
     else:

@@ -60,7 +60,10 @@ class HuBERT(ObjectiveConfig):
         """
         check_input_dim(model.input_dim, frontend.mel.input_dim)
         check_no_crop(frontend, "units")
-        make = lambda rngs: HuBERTModel(model, self, rngs=rngs)  # noqa: E731
+
+        def make(rngs):
+            return HuBERTModel(model, self, rngs=rngs)
+
         span = span_frames(self.mask_span, frontend)
         loss = functools.partial(
             _loss, config=self, frontend=frontend, span=span, graphdef=functional.declare(make).graphdef

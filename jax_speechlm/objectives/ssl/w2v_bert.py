@@ -67,7 +67,10 @@ class W2vBert(ContrastiveConfig):
                 f"w2v-BERT needs layers above the {layers} of the contrastive task, and the model has "
                 f"{model.num_layers}: set objective.contrastive_layers below that, or model.num_layers to more"
             )
-        make = lambda rngs: W2vBertModel(model, self, rngs=rngs)  # noqa: E731
+
+        def make(rngs):
+            return W2vBertModel(model, self, rngs=rngs)
+
         graphdef = functional.declare(make).graphdef
         loss = functools.partial(_loss, config=self, frontend=frontend, contrastive_layers=layers, graphdef=graphdef)
 

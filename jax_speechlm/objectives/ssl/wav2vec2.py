@@ -46,7 +46,10 @@ class Wav2Vec2(ContrastiveConfig):
           ValueError: the front end's features do not fit the model.
         """
         check_input_dim(model.input_dim, frontend.mel.input_dim)
-        make = lambda rngs: Wav2Vec2Model(model, self, rngs=rngs)  # noqa: E731
+
+        def make(rngs):
+            return Wav2Vec2Model(model, self, rngs=rngs)
+
         loss = functools.partial(_loss, config=self, frontend=frontend, graphdef=functional.declare(make).graphdef)
 
         def flops(num_samples: int, batch_size: int) -> float:
