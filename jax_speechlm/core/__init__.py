@@ -1,1 +1,1 @@
-"""Configuration base, batches, vocabularies and exit statuses, which every other package here uses."""
+"""Configuration base class, batches, vocabularies and exit statuses, used by every other package here."""

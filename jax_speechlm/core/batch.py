@@ -1,4 +1,4 @@
-"""What a step is given: a batch, and the keys that its randomness is drawn from."""
+"""Batches, and the random keys of a step and of its rows."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -10,18 +10,18 @@ import pydantic
 from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray, Shaped
 
 Batch = Mapping[str, Shaped[Array, "..."]]
-"""A flat dict of fixed-shape arrays: those of `data_pipelines.batching.fields.BatchSpec`.
+"""A flat dict of fixed-shape arrays, as declared by `data_pipelines.batching.fields.BatchSpec`.
 
-To what a source yields the train step adds `step` int32 []: the steps taken before it, for what changes as training
-goes on, such as a temperature. So a loss stays a pure function, and a resumed run continues exactly."""
+The train step adds `step` int32 []: the number of steps taken before it, for quantities that change during training,
+such as a temperature. The loss stays a pure function, and a resumed run continues exactly."""
 
 
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**64)]
-"""A setting that names random draws; all of its bits count."""
+"""Seed of random draws; all 64 bits are significant."""
 
 
 def seed_key(seed: int) -> PRNGKeyArray:
-    """The key of a seed: below 2^32 the one that `jax.random.key` gives, which knows no more bits.
+    """Returns the key of a seed; below 2^32 it equals `jax.random.key(seed)`, which takes 32 bits only.
 
     Raises:
       ValueError: the seed is negative, or has more than 64 bits.
@@ -34,15 +34,15 @@ def seed_key(seed: int) -> PRNGKeyArray:
 
 
 def step_key(seed: int, step: int | Int[Array, ""]) -> PRNGKeyArray:
-    """The key of one training step: all of a step's randomness comes from the seed and the step's number."""
+    """Returns the key of a training step, from which all randomness of the step derives."""
     return jax.random.fold_in(seed_key(seed), step)
 
 
 def example_keys(key: PRNGKeyArray, example_id: Int[Array, " batch"]) -> Key[Array, " batch"]:
-    """One key a row, drawn from the row's identity: what it draws depends on neither batch layout nor host count."""
+    """Returns one key per row, derived from its example_id: independent of batch layout and host count."""
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(example_id)
 
 
 def frame_mask(length: Int[Array, " batch"], num_frames: int) -> Bool[Array, "batch time"]:
-    """Returns True where a frame belongs to its utterance, False where it is padding."""
+    """Returns True at valid frames, False at padding."""
     return jnp.arange(num_frames) < length[:, None]

@@ -1,4 +1,4 @@
-"""The base of every configuration: frozen, validated, and the same after a round trip through JSON."""
+"""Base class of all configurations: frozen, validated, and preserved by a round trip through JSON."""
 
 import difflib
 import json
@@ -13,19 +13,19 @@ Self = TypeVar("Self", bound="Config")  # typing.Self cannot be checked at run t
 class Config(pydantic.BaseModel):
     """A frozen record of settings.
 
-    Unknown keys are errors that name the nearest known one. Two configs compare equal, and hash equal, when
-    their values do. A config becomes JSON with `model_dump_json` and comes back with `from_json`.
+    Unknown keys are errors that suggest the nearest known key. Configs with equal values are equal and hash equally.
+    `model_dump_json` writes a config and `from_json` reads it.
     """
 
     OLD_NAMES: ClassVar[dict[str, str]] = {}
-    """What settings were called in earlier versions, whose checkpoints and `config.json` files still open."""
+    """Maps names of earlier versions to current names, so that their checkpoints and `config.json` files still open."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _known_keys(cls, values: Any) -> Any:
-        """Renames settings of earlier versions; an unknown one is an error that names the nearest."""
+        """Renames settings of earlier versions and rejects unknown keys, suggesting the nearest known one."""
         if isinstance(values, dict):
             for old in values.keys() & cls.OLD_NAMES.keys():
                 if (new := cls.OLD_NAMES[old]) in values:
@@ -40,24 +40,24 @@ class Config(pydantic.BaseModel):
 
     @classmethod
     def from_json(cls: type[Self], text: str | bytes) -> Self:
-        """The config that `model_dump_json` wrote.
+        """Parses the output of `model_dump_json`.
 
         Raises:
           pydantic.ValidationError: a value is of the wrong type or out of range, or a key is unknown.
-          ValueError: the text is not JSON, or gives a setting twice.
+          ValueError: the text is not JSON, or contains a setting twice.
         """
         return cls.model_validate(json.loads(text, object_pairs_hook=_distinct))
 
     @classmethod
     def read(cls: type[Self], path: Path) -> Self:
-        """The config of a JSON file. Raises `ValueError`, naming the file, where `from_json` would."""
+        """Reads a JSON file. Raises the errors of `from_json` as `ValueError` with the file's name."""
         try:
             return cls.from_json(path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def replace(self: Self, **changes: Any) -> Self:
-        """A copy with some settings changed, validated like a new one."""
+        """Returns a validated copy with some settings changed."""
         return type(self).model_validate({name: getattr(self, name) for name in type(self).model_fields} | changes)
 
 

@@ -1,6 +1,6 @@
-"""Exit statuses of `jax-speechlm`, and which error has which. Launchers decide by them what to start again.
+"""Exit statuses of `jax-speechlm` and the errors they represent. Launchers restart a job depending on them.
 
-`launch/slurm.sbatch` and `launch/local.py`, which run without this package, hold the same numbers.
+`launch/slurm.sbatch` and `launch/local.py` run without this package and contain the same numbers.
 """
 
 import errno
@@ -8,18 +8,18 @@ import errno
 from data_pipelines.core.errors import UserError
 
 FAILED = 1
-"""An error of the program or of the machine, which may not come back: launchers start the same command again."""
+"""An error of the program or the machine, possibly transient: launchers restart the same command."""
 WRONG_COMMAND_LINE = 2
-"""An option or a value of the command line is wrong (argparse's and tyro's status)."""
+"""An option or a value of the command line is wrong (the status of argparse and tyro)."""
 DOES_NOT_FIT = 3
 """`plan` found that a run does not fit its accelerators."""
 USER_ERROR = 64
-"""A name, a file or a setting is wrong, and the message says what to change."""
+"""A name, a file or a setting is wrong; the message explains the correction."""
 STOPPED = 75
-"""A run was told to stop before its end, where a launcher would take 0 for done (`JAX_SPEECHLM_STOPPED_STATUS`)."""
+"""A run was stopped before its end, where a launcher would take 0 as completed (`JAX_SPEECHLM_STOPPED_STATUS`)."""
 
 FINAL = (WRONG_COMMAND_LINE, DOES_NOT_FIT, USER_ERROR)
-"""The same command would end in the same way: no launcher starts it again."""
+"""The same command would fail in the same way; launchers do not restart it."""
 
 SUMMARY = """exit status:
   0   done
@@ -35,13 +35,13 @@ _MACHINE = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ENOMEM, e
 _FILES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError)
 
 USER_ERRORS: tuple[type[Exception], ...] = (UserError, ValueError, *_FILES)
-"""Errors whose message tells a user what to do; any other is a fault of the program and keeps its traceback."""
+"""Errors whose message suffices for the user; all others indicate a bug and keep their traceback."""
 
 
 def status_of(error: BaseException) -> int:
-    """Returns the status with which an error ends the program.
+    """Returns the exit status of an error.
 
-    A user error that was caused by the machine (a full disk, a lost connection) counts as the machine's.
+    A user error caused by the machine (full disk, lost connection) counts as a failure of the machine.
     """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else FAILED

@@ -1,4 +1,4 @@
-"""Nested dicts of arrays ("pytrees"), by the paths of their leaves: "encoder/layers/norm/scale"."""
+"""Nested dicts of arrays ("pytrees"), addressed by the paths of their leaves: "encoder/layers/norm/scale"."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,12 +19,12 @@ def paths(tree: Tree) -> list[str]:
 
 
 def is_below(path: str, prefix: str) -> bool:
-    """Returns whether a path is `prefix` or lies below it: "encoder" does not cover "encoder_norm/scale"."""
+    """Returns whether a path equals `prefix` or is below it; "encoder" does not match "encoder_norm/scale"."""
     return path == prefix or path.startswith(prefix.rstrip("/") + "/")
 
 
 def select(tree: Tree, prefixes: tuple[str, ...], *, complement: bool = False) -> Tree:
-    """Returns the part of a tree that lies below any of the prefixes, or (`complement`) the part that does not."""
+    """Returns the part of a tree below any of the prefixes, or with `complement` the remaining part."""
 
     def take(tree: Tree, parent: str) -> Tree:
         taken = {}
@@ -41,14 +41,14 @@ def select(tree: Tree, prefixes: tuple[str, ...], *, complement: bool = False) -
 
 
 def overlay(base: Tree, part: Tree) -> Tree:
-    """Returns `base` with the leaves of `part` in place of its own and beside them; copies only the dicts."""
+    """Returns `base` with the leaves of `part` added or replacing its own; copies only the dicts."""
     return base | {
         name: overlay(base.get(name, {}), child) if isinstance(child, dict) else child for name, child in part.items()
     }
 
 
 def at(tree: Any, names: Sequence[str]) -> Any:
-    """Returns the subtree or leaf at a path, or None where there is none."""
+    """Returns the subtree or leaf at a path, or None if absent."""
     for name in names:
         if not isinstance(tree, dict) or name not in tree:
             return None
@@ -57,13 +57,13 @@ def at(tree: Any, names: Sequence[str]) -> Any:
 
 
 def replace(tree: Tree, names: Sequence[str], leaf: Any) -> Tree:
-    """Returns a copy of a tree with another leaf at a path that exists."""
+    """Returns a copy of a tree with the leaf at an existing path replaced."""
     first, *rest = names
     return tree | {first: replace(tree[first], rest, leaf) if rest else leaf}
 
 
 def insert(tree: Tree, names: Sequence[str], leaf: Any) -> None:
-    """Puts a leaf at a path of a tree that is being built, with the dicts that lead there."""
+    """Inserts a leaf into a tree in place, creating missing parent dicts."""
     *parents, last = names
     for name in parents:
         tree = tree.setdefault(name, {})

@@ -1,4 +1,4 @@
-"""The ids of a language model: a tokenizer's, and a few of its own behind them."""
+"""Token ids of a language model: the tokenizer's, followed by special tokens and speech units."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -10,24 +10,27 @@ from jaxtyping import Bool, Int
 from data_pipelines.tokenizers.base import Tokenizer
 
 PADDING = 0
-"""The id that fills a row up: the tokenizer's blank."""
+"""Id of padding: the tokenizer's blank."""
 
 Modality = Literal["text", "units"]
 
-_MULTIPLE = 8  # of the table's rows, so that the usual numbers of devices divide it
+_MULTIPLE = 8  # the embedding table's rows are a multiple of it, so that common device counts divide them
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """Which id means what.
+    """Layout of the token ids.
 
-    0 is padding and 1 to V - 1 are the tokenizer's, of whose V = `tokenizer_size` ids 0 is the blank. Behind them stand
-    V, the boundary before and after every document; V + 1, the mask of masked language modelling; and from V + 2 the
-    sentinels of span corruption. Where there are units of speech, the two tokens after which speech and text begin
-    follow (Spirit-LM, Nguyen et al. 2024), and then the units. The table is rounded up to a multiple of 8 rows, whose
-    last ids stand for nothing. Models from elsewhere may begin a document with another id than ends it, `opening`,
-    which is one of their tokenizer's; stop at further ids of it, `other_ends`; and, without `has_prefix`, have nothing
-    at all before a text.
+    With V = `tokenizer_size`, in order:
+
+    - 0: padding (the tokenizer's blank); 1 to V - 1: the tokenizer's ids;
+    - V: boundary before and after every document; V + 1: mask of masked language modelling;
+    - from V + 2: `num_sentinels` sentinels of span corruption;
+    - if `num_units` > 0: the tokens that switch to speech and to text (Spirit-LM, Nguyen et al. 2024), then the units.
+
+    The embedding table is padded to a multiple of 8 rows with unused ids. Imported models may start a document with
+    another
+    id of their tokenizer, `opening`, end it at further ids, `other_ends`, and use no prefix (`has_prefix` False).
     """
 
     tokenizer_size: int
@@ -39,10 +42,10 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer | None, num_sentinels: int = 0, num_units: int = 0) -> "Vocabulary":
-        """The vocabulary over a tokenizer.
+        """Returns the vocabulary of a tokenizer.
 
         Raises:
-          ValueError: there is no tokenizer.
+          ValueError: the tokenizer is None.
         """
         if tokenizer is None:
             raise ValueError(
@@ -57,17 +60,17 @@ class Vocabulary:
 
     @property
     def begin(self) -> int:
-        """What parts documents in a row: the boundary, unless the tokenizer has an id for it."""
+        """The id that separates documents in a row: `opening`, by default the boundary."""
         return self.boundary if self.opening is None else self.opening
 
     @property
     def prefix(self) -> list[int]:
-        """What stands before a text or a prompt: `begin`, or nothing."""
+        """Ids before a text or a prompt: `begin`, or empty."""
         return [self.begin] if self.has_prefix else []
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The ids that end a text where the model puts one of them; the boundary first."""
+        """Ids that end a generated text; the boundary first."""
         return (self.boundary, *self.other_ends)
 
     @property
@@ -76,44 +79,44 @@ class Vocabulary:
 
     @property
     def sentinel(self) -> int:
-        """The first sentinel; the others follow it."""
+        """The first sentinel's id."""
         return self.tokenizer_size + 2
 
     @property
     def speech(self) -> int:
-        """The token behind which units stand; there is one where there are units."""
+        """The id that precedes units; valid if `num_units` > 0."""
         return self.sentinel + self.num_sentinels
 
     @property
     def text(self) -> int:
-        """The token behind which text goes on after units. A document begins in text, without it."""
+        """The id that precedes text after units. A document starts in text mode without it."""
         return self.speech + 1
 
     @property
     def first_unit(self) -> int:
-        """The id of unit 0; the others follow it."""
+        """The id of unit 0."""
         return self.speech + 2
 
     @property
     def size(self) -> int:
-        """Rows of the table of embeddings."""
+        """Rows of the embedding table."""
         used = self.first_unit + self.num_units if self.num_units else self.speech
         return -(-used // _MULTIPLE) * _MULTIPLE
 
     def enclose(self, ids: Iterable[int]) -> list[int]:
-        """A document's ids between its prefix and the boundary."""
+        """Returns a document's ids with prefix and boundary."""
         return [*self.prefix, *ids, self.boundary]
 
     def prompt(self, ids: Iterable[int]) -> list[int]:
-        """What a text that begins with these ids is continued from; there has to be something."""
+        """Returns the ids to condition on for a continuation of `ids`; never empty."""
         return [*self.prefix, *ids] or [self.begin]
 
     def may_follow(self, modality: Modality | None = None) -> Bool[np.ndarray, " vocab"]:
-        """True for the ids that a document can go on with.
+        """Returns a mask of the ids that may be generated next.
 
         Args:
-          modality: "text" leaves the tokenizer's ids and the boundary, "units" the units and the boundary; None leaves
-            both, and the tokens between them.
+          modality: "text" allows the tokenizer's ids and the ends, "units" the units and the ends; None allows both,
+            and the tokens that switch between them.
         """
         ids = np.arange(self.size)
         text = (ids != PADDING) & (ids != self.begin) & (ids < self.boundary)
@@ -123,11 +126,11 @@ class Vocabulary:
         return chosen | np.isin(ids, self.ends)
 
     def is_unit(self, ids: Any) -> Any:
-        """Whether an id, or each of an array of NumPy or JAX, is a unit."""
+        """Returns whether ids (a number, or a NumPy or JAX array) are units."""
         return (ids >= self.first_unit) & (ids < self.first_unit + self.num_units)
 
     def shared_with(self, other: "Vocabulary") -> tuple[Int[np.ndarray, " shared"], Int[np.ndarray, " shared"]]:
-        """The ids that mean the same here and in another vocabulary, of the same tokenizer and units: (here, there)."""
+        """Returns the ids shared with a vocabulary over the same tokenizer and units, as (here, there)."""
 
         def kinds(vocabulary: "Vocabulary") -> list[tuple[int, int]]:
             units = 2 + vocabulary.num_units if vocabulary.num_units else 0
@@ -145,7 +148,7 @@ class Vocabulary:
 
 
 def pad(rows: Sequence[Sequence[int]], length: int, num_rows: int | None = None) -> np.ndarray:
-    """Rows of ids as one int32 array [num_rows, length], filled up with `PADDING`."""
+    """Returns rows of ids as an int32 array [num_rows, length], right-padded with `PADDING`."""
     padded = np.full((len(rows) if num_rows is None else num_rows, length), PADDING, np.int32)
     for place, row in enumerate(rows):
         padded[place, : len(row)] = row

@@ -1,6 +1,6 @@
-"""Tasks, one module each: a capability is declared once, and every table in the code derives from its declaration.
+"""Tasks, one module each: every capability is declared once, and all tables in the code derive from the declarations.
 
-A new task is a new module here with a `TASK`; docs/extending.md walks through one.
+A new task is a new module here with a `TASK`; see docs/extending.md.
 """
 
 import importlib
@@ -21,14 +21,14 @@ def _declared() -> dict[str, Task]:
 
 
 TASKS = _declared()
-"""Every task by its name, which is the `kind` of its objective."""
+"""All tasks by name, which is the `kind` of the objective."""
 
 
 def task_of(objective: ObjectiveConfig) -> Task:
-    """Returns the task of a trained model: a distillation's is that of its student."""
+    """Returns the task of a trained model; for distillation, the student's task."""
     return TASKS[objective.model_kind]
 
 
 def with_ability(ability: str) -> list[str]:
-    """Returns the names of the tasks whose checkpoints may have an ability, such as "transcribe"."""
+    """Returns the names of tasks whose checkpoints may have an ability, such as "transcribe"."""
     return [name for name, task in TASKS.items() if ability in task.abilities]

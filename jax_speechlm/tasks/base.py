@@ -1,4 +1,4 @@
-"""The declaration of a task: the one place where objective, models, data, predictor, evaluator and exports meet."""
+"""Declaration of a task: objective, models, data, predictor, evaluator and exports in one place."""
 
 import dataclasses
 import importlib
@@ -20,12 +20,12 @@ Reader = Callable[[ObjectiveConfig, Config, LogMel, Index, bool], np.ndarray | U
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """Arrays of a batch that a task needs, and where they are read from.
+    """Batch arrays that a task needs, and their source.
 
     Attributes:
       fields: the arrays.
-      read: `(objective, data, mel, index, training) -> values` of the rows of an index; None where the loader itself
-        reads them (audio, tokens).
+      read: `(objective, data, mel, index, training) -> values` for the rows of an index; None if the loader reads them
+        itself (audio, tokens).
     """
 
     fields: tuple[Field, ...]
@@ -34,20 +34,20 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One capability, declared once.
+    """One capability.
 
-    Functions and classes are named as "module:name" and imported when they are used.
+    Functions and classes are given as "module:name" and imported on first use.
 
     Attributes:
-      name: the objective's `kind`, which checkpoints and recipes name.
-      objective: its settings; `objective.build(...)` makes the model and the loss.
-      models: the models that it trains.
-      inputs: what it reads of each kind of data ("speech", "text", "unit_text", "mixture").
-      predictor: the class whose `load(path)` opens a trained checkpoint.
+      name: the objective's `kind`, used by checkpoints and recipes.
+      objective: settings class; `objective.build(...)` returns the model and the loss.
+      models: configs of the models that it trains.
+      inputs: inputs per kind of data ("speech", "text", "unit_text", "mixture").
+      predictor: class whose `load(path)` opens a trained checkpoint.
       abilities: methods of `jax_speechlm.load(path)` that such a checkpoint may have.
-      evaluator: the function that `jax-speechlm eval` calls.
-      commands: functions of other commands that depend on the task, by the command's name.
-      hugging_face: the `HuggingFaceForm` that exports it; None where transformers has no such model.
+      evaluator: function that `jax-speechlm eval` calls.
+      commands: functions of other commands that depend on the task, by command name.
+      hugging_face: the `HuggingFaceForm` for export; None if transformers has no such model.
       runtimes: whether StableHLO, SavedModel, LiteRT and ONNX exports exist.
     """
 
@@ -63,7 +63,7 @@ class Task:
     runtimes: bool = False
 
     def __post_init__(self):
-        """Raises TypeError where a part is missing or contradicts another."""
+        """Raises TypeError if a part is missing or contradicts another."""
         kind = getattr(self.objective, "model_fields", {}).get("kind")
         wrong = None
         if kind is None or "build" not in vars(self.objective):
@@ -82,12 +82,12 @@ class Task:
             raise TypeError(f"the task {self.name!r} is incomplete: {wrong}")
 
     def paths(self) -> Sequence[str]:
-        """Returns every function and class that is named as "module:name"."""
+        """Returns all functions and classes given as "module:name"."""
         named = (self.predictor, self.evaluator, self.hugging_face, *self.commands.values())
         return [path for path in named if path is not None]
 
     def check_model(self, model: Config) -> None:
-        """Raises ValueError where the task cannot train a model."""
+        """Raises ValueError if the task cannot train the model."""
         if isinstance(model, self.models):
             return
         names = " or a ".join(each.__name__ for each in self.models)
@@ -96,10 +96,10 @@ class Task:
         raise ValueError(f"{self.name} does not train a {model.kind}{why}: set model to a {names}")
 
     def inputs_of(self, data: Config) -> tuple[Input, ...]:
-        """Returns what the task reads of data of this kind.
+        """Returns the inputs that the task reads from data of this kind.
 
         Raises:
-          ValueError: such data cannot train it.
+          ValueError: the task cannot be trained on such data.
         """
         if data.kind not in self.inputs:
             raise ValueError(f"data of kind {data.kind} do not train {self.name}: it takes {' or '.join(self.inputs)}")
@@ -107,6 +107,6 @@ class Task:
 
 
 def resolve(path: str) -> Any:
-    """Imports what a declaration names as "module:name"."""
+    """Imports a function or class given as "module:name"."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)

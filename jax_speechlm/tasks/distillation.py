@@ -1,4 +1,4 @@
-"""Distillation of trained models; what comes out is a model of the student's task."""
+"""Distillation of trained models; the result is a model of the student's task."""
 
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig

@@ -1,4 +1,4 @@
-"""A speech encoder that was imported, for other runs to start from."""
+"""An imported speech encoder, to initialise other runs from."""
 
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives.encoder_only import EncoderOnly

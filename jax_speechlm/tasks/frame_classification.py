@@ -1,4 +1,4 @@
-"""Voice activity: speech or silence in each frame."""
+"""Voice activity detection: speech or silence per frame."""
 
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification

@@ -1,4 +1,4 @@
-"""What tasks read of prepared data: the arrays of a batch, and how they come from an index."""
+"""Inputs of tasks: the arrays of a batch, and how they are read from an index."""
 
 from collections.abc import Iterable, Sequence
 
@@ -20,13 +20,13 @@ UNKNOWN = -1
 
 
 def class_ids(labels: Iterable[str], classes: Sequence[str], *, strict: bool = True) -> Int[np.ndarray, " rows"]:
-    """Returns the class of each label: its place in `classes`.
+    """Returns the index of each label in `classes`.
 
     Args:
-      strict: whether a label that is none of them is an error; else its class is UNKNOWN.
+      strict: whether an unknown label is an error; otherwise its id is UNKNOWN.
 
     Raises:
-      DataError: a label is none of the classes.
+      DataError: a label is not among the classes.
     """
     known = {label: place for place, label in enumerate(classes)}
     labels = list(labels)
@@ -48,7 +48,7 @@ def _row_classes(
 def _row_speakers(
     objective: ObjectiveConfig, data: Config, mel: LogMel, index: Index, training: bool
 ) -> Int[np.ndarray, " rows"]:
-    """Speakers of the dev split may be others than those of training; they validate nothing."""
+    """Returns speaker ids. Unknown speakers are allowed in validation only, where they are not scored."""
     del data, mel
     return class_ids(index.column("speaker").to_pylist(), objective.classes, strict=training)
 
@@ -78,10 +78,10 @@ def _frame_units(objective: ObjectiveConfig, data: Config, mel: LogMel, index: I
 
 
 def speech_or_silence(objective: ObjectiveConfig, mel: LogMel, index: Index) -> FrameLabels:
-    """Returns the class of every frame of prepared utterances, from the times of their words.
+    """Returns the class of every frame of prepared utterances, from word times.
 
     Raises:
-      DataError: the times are not known, or the objective's classes are others than silence and speech.
+      DataError: word times are missing, or the objective's classes differ from silence and speech.
     """
     if objective.classes != KNOWN:
         raise DataError(
@@ -100,12 +100,12 @@ def _frame_classes(objective: ObjectiveConfig, data: Config, mel: LogMel, index:
 
 AUDIO = Input(fields.AUDIO)
 TRANSCRIPT = Input(fields.TRANSCRIPT)
-"""Tokens of the text that `objective.text_column` names."""
+"""Tokens of the column `objective.text_column`."""
 ROW_CLASS = Input((fields.ROW_LABEL,), _row_classes)
-"""The class of the text in the index's column `data.label`."""
+"""Class id of the index's column `data.label`."""
 ROW_SPEAKER = Input((fields.ROW_LABEL,), _row_speakers)
 FRAME_UNITS = Input((fields.FRAME_LABELS,), _frame_units)
-"""The k-means unit of each frame, from `data.units`."""
+"""K-means unit of each frame, from `data.units`."""
 SPEECH_OR_SILENCE = Input((fields.FRAME_LABELS,), _frame_classes)
 PACKED_TEXT = Input(fields.PACKED_TEXT)
 DURATION = Input((fields.DURATION,))

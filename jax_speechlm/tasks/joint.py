@@ -1,4 +1,4 @@
-"""Joint pretraining on speech, text and pairs of both, in the form of mSLAM."""
+"""Joint pretraining on speech, text and speech-text pairs, as in mSLAM."""
 
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives.speech_text.joint import Joint

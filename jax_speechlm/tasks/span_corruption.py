@@ -1,4 +1,4 @@
-"""Span corruption of text, for a decoder alone."""
+"""Span corruption of text with a decoder-only model."""
 
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.lm.span_corruption import SpanCorruption

@@ -1,4 +1,4 @@
-"""Speaker verification by x-vectors."""
+"""Speaker verification with x-vectors."""
 
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig

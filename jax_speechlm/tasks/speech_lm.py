@@ -1,4 +1,4 @@
-"""Answers to speech by a continuous speech-language model: transcripts, translations, continuations."""
+"""Text responses to speech by a continuous speech-language model: transcripts, translations, continuations."""
 
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
