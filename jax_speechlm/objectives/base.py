@@ -1,4 +1,4 @@
-"""What an objective is to the rest of the code: a model to make, and a pure loss over it."""
+"""Interface of an objective: a model to build and a pure loss over its parameters."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,17 +15,17 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.nn import functional
 
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
-"""Each metric is a (sum, weight) pair, so that it adds up exactly over shards, micro-batches and steps."""
+"""Each metric is a (sum, weight) pair and so adds up exactly over shards, micro-batches and steps."""
 
 Loss = Callable[[functional.Params, Batch, PRNGKeyArray | None], tuple[Float[Array, ""], Metrics]]
 
 
 @runtime_checkable
 class Runs(Protocol):
-    """Other runs, for an objective that reads their checkpoints before training begins."""
+    """Access to other runs, for an objective that reads their checkpoints before training starts."""
 
     def find(self, path: str) -> str:
-        """Returns the newest checkpoint of a run, or the checkpoint that is named. Raises `CheckpointError`."""
+        """Returns the newest checkpoint of a run, or the given checkpoint. Raises `CheckpointError`."""
 
     def experiment(self, checkpoint: str) -> Any:
         """Returns the experiment of a checkpoint."""
@@ -35,7 +35,7 @@ class Runs(Protocol):
 
 
 class ObjectiveConfig(Config):
-    """Settings of an objective. What it reads of its data is declared by its task (`jax_speechlm.tasks`)."""
+    """Settings of an objective. Its task (`jax_speechlm.tasks`) declares the inputs that it reads."""
 
     @property
     def model_kind(self) -> str:
@@ -44,49 +44,48 @@ class ObjectiveConfig(Config):
 
     @property
     def couples_rows(self) -> bool:
-        """Whether the loss is more than a mean over a batch's targets, so that micro-batches change the gradient."""
+        """Whether the loss is not a plain mean over a batch's targets, so that micro-batches change the gradient."""
         return False
 
     @property
     def text_column(self) -> str:
-        """The column of an index whose texts are the transcripts."""
+        """The index column of the transcripts."""
         return "text"
 
     def check_data(self, data: Config) -> None:
-        """Raises ValueError where settings of the data contradict the objective."""
+        """Raises ValueError if settings of the data contradict the objective."""
 
     def of_stream(self, name: str) -> "ObjectiveConfig":
-        """Returns the objective whose inputs one stream of a mixture provides; this one, if all streams are alike."""
+        """Returns the objective whose inputs a stream of a mixture provides; this one if all streams are alike."""
         del name
         return self
 
     def resolve(self, runs: Runs) -> "ObjectiveConfig":
-        """Returns the objective with all that it reads from other runs' settings filled in."""
+        """Returns the objective with the settings that it takes from other runs filled in."""
         del runs
         return self
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A model and the loss that trains it.
+    """A model and its training loss.
 
     Attributes:
       make: declares the model's parameters.
-      loss: `(params, batch, key) -> (loss, metrics)`, pure and jittable. The loss is the mean over the valid targets
-        of the batch; `metrics["loss"]` holds the same as (sum, number of targets). `key` drives augmentation, masking
-        and dropout; None is evaluation: nothing random but what the objective itself needs (BEST-RQ's masks).
-      frozen: top-level groups of parameters that no optimizer may touch, such as BEST-RQ's quantizer.
-      borrowed: the frozen among them that are other runs' parameters: read by `load_borrowed` at every start, never
-        saved.
-      training_only: groups that no use of the trained model needs: `checkpoints.read_params` leaves them out.
+      loss: `(params, batch, key) -> (loss, metrics)`, pure and jittable. The loss is the mean over the batch's valid
+        targets; `metrics["loss"]` is the same as (sum, number of targets). `key` drives augmentation, masking and
+        dropout; None means evaluation, deterministic (BEST-RQ's masks then use fixed keys).
+      frozen: parameter groups excluded from optimization, such as BEST-RQ's quantizer.
+      borrowed: frozen groups with other runs' parameters: read by `load_borrowed` at every start, never saved.
+      training_only: groups not needed by the trained model; `checkpoints.read_params` omits them.
       forward_flops: `(samples or tokens of a row, batch_size) -> FLOPs` of one forward pass, analytic, for MFU.
-      batch_flops: `batch -> FLOPs` instead, where batches differ in more than their length; it sees shapes alone. Where
-        parts of a model do not learn it is a third of what a training step costs.
-      logits: `(params, batch) -> (logits [B, T, V], lengths [B])` where the objective gives token posteriors, or None.
+      batch_flops: `batch -> FLOPs`, used instead if batches differ in more than length; depends on shapes only. With
+        frozen parts it is a third of a training step's FLOPs.
+      logits: `(params, batch) -> (logits [B, T, V], lengths [B])` if the objective has token posteriors, or None.
       load_borrowed: `(shapes of all parameters, tokenizer, runs) -> parameters` of the groups in `borrowed`.
-      health_check: `(metrics averaged over steps, after_warmup) -> what is wrong and what to do, or None`, which the
-        loop prints as a warning. Metrics of the last validation are there too, as "dev_<name>"; `after_warmup` is
-        True once training is long past its warm-up.
+      health_check: `(metrics averaged over steps, after_warmup) -> warning with a remedy, or None`; the loop prints it.
+        Metrics of the last validation are included as "dev_<name>"; `after_warmup` is True once training is long past
+        its warm-up.
     """
 
     make: functional.MakeModule
@@ -101,7 +100,7 @@ class Objective:
     health_check: Callable[[Mapping[str, float], bool], str | None] | None = None
 
     def flops(self, batch: Mapping[str, Any]) -> float:
-        """FLOPs of one forward pass over a batch of arrays, or of their shapes; 0 where the objective does not say."""
+        """Returns the FLOPs of a forward pass over a batch of arrays or shapes; 0 if the objective defines none."""
         if self.batch_flops is not None:
             return self.batch_flops(batch)
         if self.forward_flops is None:
@@ -111,12 +110,12 @@ class Objective:
 
 
 def mean(total: Float[Array, ""], weight: Float[Array, ""]) -> Float[Array, ""]:
-    """total / weight, and 0 where there is nothing to average."""
+    """Returns total / weight, or 0 if both are 0."""
     return total / jnp.maximum(weight, 1e-9)
 
 
 def check_input_dim(model: int, frontend: int) -> None:
-    """Raises ValueError unless the model takes as many features a frame as the front end gives."""
+    """Raises ValueError unless the model's input dimension equals the front end's."""
     if model != frontend:
         raise ValueError(
             f"the front end gives {frontend} features, model.input_dim is {model}; set --model.input_dim {frontend}"
@@ -124,7 +123,7 @@ def check_input_dim(model: int, frontend: int) -> None:
 
 
 def check_no_crop(frontend: FrontEnd, what: str) -> None:
-    """Raises ValueError where augmentation would leave a row's labels without their audio."""
+    """Raises ValueError if augmentation may crop the audio that a row's labels refer to."""
     if frontend.augment.crop_seconds is not None:
         raise ValueError(
             f"frontend.augment.crop_seconds would cut audio away from under its {what}: set it to None; where labels "
@@ -133,12 +132,12 @@ def check_no_crop(frontend: FrontEnd, what: str) -> None:
 
 
 def frame_grid(model: Config, mel: LogMel) -> str:
-    """Where a speech encoder's frames lie, in words: two that say the same give as many frames of the same audio."""
+    """Describes a speech encoder's frames; equal descriptions imply equal frame counts for the same audio."""
     return f"a {model.kind}'s frame every {mel.frame_samples * model.subsampling} samples, {mel.variant}"
 
 
 def check_features(model: Config, mel: LogMel) -> None:
-    """Raises ValueError unless the front end gives what a speech encoder takes."""
+    """Raises ValueError unless the front end's features fit the speech encoder."""
     if model.subsampling > 1 and mel.stack > 1:
         raise ValueError(
             f"a {model.kind} subsamples log-mel frames itself, and the front end stacks {mel.stack} of them: set "

@@ -1,4 +1,4 @@
-"""What a speech encoder makes of a batch: the step that objectives over whole hidden states begin with."""
+"""The encoder's forward pass on a batch, shared by objectives over hidden states of whole utterances."""
 
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -18,11 +18,14 @@ def encode(
     frontend: FrontEnd,
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, "batch time dim"], Int[Array, " batch"]]:
-    """Hidden states of the last layer, and how many frames each row has.
+    """Computes the last layer's hidden states of a batch.
 
     Args:
       config: the encoder's.
-      key: augmentation, dropout and the chunk are drawn from it; None is evaluation.
+      key: for augmentation, dropout and the attention chunk; None for evaluation.
+
+    Returns:
+      Hidden states [B, T, D] and frames per row.
     """
     keys, chunk = None, None
     if key is not None:

@@ -1,4 +1,4 @@
-"""No objective: a speech encoder from elsewhere, for other runs to start from, to embed and to probe."""
+"""Placeholder objective of an imported speech encoder, for initialising other runs, embedding and probing."""
 
 from typing import Literal
 
@@ -11,15 +11,15 @@ from jax_speechlm.objectives.base import Objective, ObjectiveConfig, check_input
 
 
 class EncoderOnly(ObjectiveConfig):
-    """An encoder without anything to train it by; what `jax-speechlm import` makes of a folder that holds no more."""
+    """An encoder without a loss, as created by `jax-speechlm import` from a folder with an encoder only."""
 
     kind: Literal["encoder"] = "encoder"
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """The model alone.
+        """Builds the model, with a loss that raises ValueError.
 
         Raises:
-          ValueError: features that do not fit the model, or, when its loss is asked for, that there is none.
+          ValueError: the features do not fit the model.
         """
         del tokenizer
         check_input_dim(model.input_dim, frontend.mel.input_dim)

@@ -1,4 +1,4 @@
-"""What masked prediction is given of a batch: the frames it hides, what it shows, and what its targets come from."""
+"""Masked prediction: span masks, and augmented and clean features of a batch."""
 
 import math
 from typing import NamedTuple
@@ -16,18 +16,18 @@ from jax_speechlm.nn.attention.relative import Chunk
 from jax_speechlm.parallel.mesh import shard_batch_and_time
 
 PROBE_STRIDE = 16
-"""Accuracy on unmasked frames is measured on every 16th: often enough for a gauge, cheap enough for every step."""
+"""Accuracy on unmasked frames uses every 16th frame, which is cheap enough for every step."""
 
 
 class Views(NamedTuple):
-    """Two views of a batch, and what else a masked prediction draws for it.
+    """Two views of a batch, with the mask and keys of a masked prediction.
 
     Attributes:
-      x_BxTxF: augmented features, which the encoder is shown where they are not masked.
-      clean_BxTxF: the features that targets are made from: cropped as `x` is, and otherwise as they were.
-      length_B: frames of each row.
-      mask_BxT: the frames to hide, none of them padding.
-      keys_B: one a row, for whatever the objective draws itself; there in evaluation too, always the same ones.
+      x_BxTxF: augmented features, the encoder's input at unmasked frames.
+      clean_BxTxF: features for the targets: cropped like `x`, otherwise not augmented.
+      length_B: frames per row.
+      mask_BxT: frames to hide; never padding.
+      keys_B: one per row, for the objective's own draws; fixed in evaluation.
       dropout_keys: for the encoder; None in evaluation.
       chunk: for the encoder; None for full attention.
     """
@@ -44,10 +44,11 @@ class Views(NamedTuple):
 def draw_views(
     batch: Batch, key: PRNGKeyArray | None, frontend: FrontEnd, encoder: ConformerConfig, span: int, ratio: float
 ) -> Views:
-    """The views of a batch under the step's key, or for evaluation: then a row's mask is the same every time.
+    """Draws the views and masks of a batch.
 
     Args:
-      span, ratio: as `draw_mask` takes them.
+      key: the step's; None for evaluation, in which a row's mask is always the same.
+      span, ratio: as for `draw_mask`.
     """
     if key is None:
         x_BxTxF, length_B = clean_BxTxF, _ = features(batch, frontend, None)
@@ -65,48 +66,59 @@ def draw_views(
 
 
 def masked_places(mask_BxT: Bool[Array, "batch time"], most: int) -> Int[Array, "batch {most}"]:
-    """`most` frames of each row: the masked ones in order of time, then others. A shape that no mask changes."""
+    """Returns the indices of `most` frames per row: the masked ones in order of time, then others.
+
+    The fixed shape does not depend on the mask.
+    """
     return jnp.argsort(~mask_BxT, axis=1)[:, :most]
 
 
 def take_frames(
     x: Shaped[Array, "batch time *shape"], places_BxN: Int[Array, "batch places"]
 ) -> Shaped[Array, "batch places *shape"]:
-    """The frames of each row at its places."""
+    """Gathers the frames of every row at the given indices."""
     return shard_batch_and_time(
         jnp.take_along_axis(x, places_BxN.reshape(*places_BxN.shape, *(1,) * (x.ndim - 2)), axis=1)
     )
 
 
 def span_frames(seconds: float, frontend: FrontEnd) -> int:
-    """The whole frames of a front end nearest to so many seconds; at least one."""
+    """Returns the number of front-end frames closest to a duration in seconds; at least 1."""
     return max(1, round(seconds * SAMPLE_RATE / frontend.mel.frame_samples))
 
 
 def most_spans(num_frames: int, span: int, ratio: float) -> int:
-    """The most spans that `draw_mask` draws for an utterance of `num_frames`."""
+    """Returns the maximum number of spans that `draw_mask` draws for an utterance of `num_frames`."""
     return math.floor(_span_density(span, ratio) * num_frames) + 1
 
 
 def most_masked(num_frames: int, span: int, ratio: float) -> int:
-    """The most frames that `draw_mask` masks in an utterance of `num_frames`."""
+    """Returns the maximum number of frames that `draw_mask` masks in an utterance of `num_frames`."""
     return min(num_frames, most_spans(num_frames, span, ratio) * span)
 
 
 def _span_density(span: int, ratio: float) -> float:
-    """Spans a frame for which the spans, which may overlap, cover `ratio` of the frames on average."""
+    """Returns the number of spans per frame whose union covers `ratio` of the frames on average."""
     return -math.log1p(-ratio) / span
 
 
 def draw_mask(
     keys_B: Key[Array, " batch"], length_B: Int[Array, " batch"], num_frames: int, span: int, ratio: float
 ) -> Bool[Array, "batch {num_frames}"]:
-    """Masks whole spans of frames: about `ratio` of each utterance, and at least one span.
+    """Masks spans of frames: about `ratio` of each utterance, and at least one span.
 
-    The number of spans is rounded up or down at random, their starts are independent. So many spans at most fit into
-    `num_frames` that the loss can gather the masked frames into a fixed shape (`most_masked`). In an utterance shorter
-    than two spans a span is half the utterance, so that something stays to predict from; one of a single frame has no
-    masked frame. What a row draws depends on its key and length only.
+    The number of spans is rounded up or down at random; starts are independent, so spans may overlap. The number is
+    bounded, so that the loss can gather the masked frames into a fixed shape (`most_masked`). In an utterance shorter
+    than two spans the span is half the utterance, which leaves context; a single frame is never masked.
+
+    Args:
+      keys_B: one per row; a row's mask depends on its key and length only, not on padding.
+      length_B: frames per row.
+      span: frames of a span.
+      ratio: average share of masked frames.
+
+    Returns:
+      True at masked frames.
     """
 
     def draw(key: PRNGKeyArray, length: Int[Array, ""]) -> Bool[Array, " time"]:
@@ -114,7 +126,7 @@ def draw_mask(
         width = jnp.minimum(span, length // 2)
         count = jnp.maximum(1, jnp.floor(_span_density(span, ratio) * length + jax.random.uniform(count_key)))
         slots = jnp.arange(most_spans(num_frames, span, ratio))
-        # One key a slot, not one draw for all: the slots that padding adds must not change the others.
+        # One key per slot: additional slots due to padding must not change the others.
         chance = jax.vmap(lambda slot: jax.random.uniform(jax.random.fold_in(start_key, slot)))(slots)
         offset = jnp.arange(num_frames) - jnp.floor(chance * (length - width + 1))[:, None]
         return jnp.any((slots < count)[:, None] & (offset >= 0) & (offset < width), axis=0)

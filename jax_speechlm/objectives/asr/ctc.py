@@ -1,4 +1,4 @@
-"""Connectionist temporal classification (CTC), with intermediate losses and CR-CTC consistency between two views."""
+"""Connectionist temporal classification (CTC) with intermediate losses and CR-CTC consistency between two views."""
 
 import functools
 from typing import Annotated, Literal, NamedTuple
@@ -28,23 +28,23 @@ def ctc_loss(
     tokens_BxU: Int[Array, "batch tokens"],
     token_length_B: Int[Array, " batch"],
 ) -> tuple[Float[Array, " batch"], Bool[Array, " batch"]]:
-    """Negative log-likelihood of each row's tokens, summed over all alignments. Graves et al. 2006.
+    """Computes the negative log-likelihood of each row's tokens, summed over all alignments. Graves et al. 2006.
 
     Args:
       logits_BxTxV: unnormalised; id 0 is the blank.
-      length_B: valid frames of each row; what lies behind them is ignored.
-      tokens_BxU: ids 1..V-1; what lies behind `token_length_B` is ignored.
-      token_length_B: 0 is allowed: the one alignment is then all blanks.
+      length_B: valid frames per row; later frames are ignored.
+      tokens_BxU: ids 1..V-1; ids from `token_length_B` on are ignored.
+      token_length_B: 0 is allowed; the only alignment is then all blanks.
 
     Returns:
-      The loss in nats, never negative; and which rows are feasible. A row that has too few frames for its tokens and
-      the blanks between equal neighbours, or no frame at all, has no alignment: its loss and gradient are 0.
+      The loss in nats, never negative, and a mask of feasible rows. A row with too few frames for its tokens and the
+      blanks between equal neighbours, or without frames, has no alignment: its loss and gradient are 0.
     """
     num_frames, num_tokens = logits_BxTxV.shape[1], tokens_BxU.shape[1]
     no_frame = jnp.arange(num_frames) >= length_B[:, None]
     no_token = jnp.arange(num_tokens) >= token_length_B[:, None]
     feasible_B = is_feasible(length_B, tokens_BxU, token_length_B)
-    # Replaced before the loss, not after it: the gradient of a selected value still flows through the branch not taken.
+    # Masked before the loss: gradients of jnp.where also flow through the branch not taken, where they may be NaN.
     logits = jnp.where(feasible_B[:, None, None] & ~no_frame[..., None], logits_BxTxV.astype(jnp.float32), 0)
     loss_B = optax.ctc_loss(
         logits, no_frame.astype(jnp.float32), tokens_BxU, no_token.astype(jnp.float32), blank_id=BLANK
@@ -55,7 +55,7 @@ def ctc_loss(
 def is_feasible(
     length_B: Int[Array, " batch"], tokens_BxU: Int[Array, "batch tokens"], token_length_B: Int[Array, " batch"]
 ) -> Bool[Array, " batch"]:
-    """Whether a row has an alignment: a frame for each token and for each blank between equal neighbours, and any."""
+    """Returns whether a row has frames for all tokens and the blanks between equal neighbours, and at least one."""
     inside = jnp.arange(1, tokens_BxU.shape[1]) < token_length_B[:, None]
     repeats_B = jnp.sum((tokens_BxU[:, 1:] == tokens_BxU[:, :-1]) & inside, axis=-1)
     return (length_B > 0) & (length_B >= token_length_B + repeats_B)
@@ -66,9 +66,9 @@ def consistency_loss(
     two_BxTxV: Float[Array, "batch time vocab"],
     length_B: Int[Array, " batch"],
 ) -> Float[Array, " batch"]:
-    """Symmetric KL divergence between two views' frame posteriors, summed over frames. Yao et al. 2024.
+    """Computes the symmetric KL divergence of two views' frame posteriors, summed over frames. Yao et al. 2024.
 
-    Each view learns from the other, which is held fixed. Takes logits; returns nats per row.
+    Each view is trained towards the other, without gradient through the target. Takes logits; returns nats per row.
     """
     valid_BxT = jnp.arange(one_BxTxV.shape[1]) < length_B[:, None]
     one, two = (jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (one_BxTxV, two_BxTxV))
@@ -80,7 +80,7 @@ def consistency_loss(
 
 
 class CTCModel(nnx.Module):
-    """A speech encoder and one linear layer to the vocabulary, which intermediate layers share."""
+    """A speech encoder with a linear output layer, shared by the intermediate losses."""
 
     def __init__(self, config: EncoderConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.encoder = make_encoder(config, rngs=rngs)
@@ -95,12 +95,12 @@ class CTCModel(nnx.Module):
         chunk: Chunk | None = None,
         taps: tuple[int, ...] = (),
     ) -> list[Float[Array, "batch frames vocab"]]:
-        """Logits of the encoder's frames after the last layer, then those after each of `taps` layers."""
+        """Returns logits of the last layer, then of each layer in `taps`."""
         hidden, tapped = self.encoder(features_BxTxF, length_B, keys=keys, chunk=chunk, taps=taps)
         return [self.ctc_logits(x) for x in (hidden, *tapped.values())]
 
     def ctc_logits(self, hidden_BxTxD: Float[Array, "batch time dim"]) -> Float[Array, "batch time vocab"]:
-        """Logits of hidden states: whole rows again, because an alignment goes through all of time."""
+        """Computes logits of hidden states, sharded over the batch only: an alignment covers the whole time axis."""
         return shard_batch_dim(self.head(hidden_BxTxD))
 
 
@@ -108,11 +108,11 @@ class CTC(ObjectiveConfig):
     """Settings of the CTC objective.
 
     Attributes:
-      intermediate: layer counts: the output after so many layers also has to spell the transcript, through the same
-        head (Lee and Watanabe 2021).
-      intermediate_weight: share of the loss that falls to the mean of the intermediate losses.
+      intermediate: layer counts after which an additional CTC loss is computed through the same head (Lee and Watanabe
+        2021).
+      intermediate_weight: share of the mean intermediate loss in the total.
       consistency: weight of CR-CTC's consistency loss between two SpecAugment views (0.2 in Yao et al. 2024); 0 is
-        plain CTC on one view. A step costs twice as much with it.
+        plain CTC on one view. It doubles the cost of a step.
     """
 
     kind: Literal["ctc"] = "ctc"
@@ -121,15 +121,15 @@ class CTC(ObjectiveConfig):
     consistency: Annotated[float, Field(ge=0)] = 0.0
 
     def build(self, model: EncoderConfig, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
-        """The objective for one model, front end and tokenizer.
+        """Builds the objective for a model, front end and tokenizer.
 
-        The loss is a mean over target tokens; an empty transcript counts as one target. Metrics: `loss` (also its parts
+        The loss is a mean over target tokens; an empty transcript counts as one target. Metrics: `loss` (and its parts
         `ctc`, `intermediate` and `consistency` where they differ), `infeasible` (share of rows too short for their
-        transcript) and `blank` (share of frames whose best token is the blank: 1 on the plateau where training starts).
+        transcript) and `blank` (share of frames whose best token is the blank: 1 on the initial plateau).
 
         Raises:
           ValueError: no tokenizer, a layer that the model does not have, features that do not fit the model, or
-            augmentation that loses part of the transcript.
+            augmentation that may crop transcribed audio.
         """
         check_features(model, frontend.mel)
         if tokenizer is None:
@@ -179,14 +179,14 @@ def _loss(
 
 
 class CTCOutput(NamedTuple):
-    """What a model makes of a batch: each row once for every view, side by side, so that sharded rows stay put.
+    """Output of a CTC model for a batch. Views of a row are adjacent, so that sharded rows are not moved.
 
     Attributes:
       logits: after the last layer.
-      tapped: hidden states after so many layers, of every layer that was asked for.
+      tapped: hidden states by layer count, for the requested layers.
       intermediate: logits after the layers of `CTC.intermediate`.
       length: valid frames.
-      views: of each row.
+      views: views per row of the batch.
     """
 
     logits: Float[Array, "rows time vocab"]
@@ -196,7 +196,7 @@ class CTCOutput(NamedTuple):
     views: int
 
     def repeat(self, x: Array) -> Array:
-        """Something of each row of the batch, for each of its views."""
+        """Repeats a per-row array for the views of every row."""
         return jnp.repeat(x, self.views, axis=0)
 
 
@@ -208,10 +208,10 @@ def forward(
     frontend: FrontEnd,
     taps: tuple[int, ...] = (),
 ) -> CTCOutput:
-    """The forward pass of training, or of evaluation where `key` is None.
+    """Runs the forward pass of training, or of evaluation if `key` is None.
 
     Args:
-      taps: layer counts after which hidden states are wanted.
+      taps: layer counts after which to return hidden states.
     """
     views = 1 if key is None or not config.consistency else 2
 
@@ -222,7 +222,7 @@ def forward(
         x_BxTxF, length_B = features(batch, frontend, None)
         keys, chunk = None, None
     else:
-        # Views share what changes the waveform, so that their frames correspond; SpecAugment and dropout are their own.
+        # Views share waveform augmentation, so that their frames correspond, but not SpecAugment and dropout.
         augment_key, spec_key, dropout_key, chunk_key = jax.random.split(key, 4)
         x_BxTxF, length_B = features(batch, frontend.waveform_only(), augment_key)
         x_BxTxF, length_B = repeat(x_BxTxF), repeat(length_B)
@@ -237,11 +237,11 @@ def forward(
 
 
 def score(spelled: CTCOutput, batch: Batch, config: CTC) -> Metrics:
-    """The loss of what was spelled, its parts and its gauges; all that is averaged by targets has their number."""
+    """Computes the loss, its parts and gauges from a forward pass; losses are weighted by the number of targets."""
     logits, intermediate, length_B, views = spelled.logits, spelled.intermediate, spelled.length, spelled.views
     tokens_BxU, token_length_B = spelled.repeat(batch["tokens"]), spelled.repeat(batch["token_length"])
     loss_B, feasible_B = ctc_loss(logits, length_B, tokens_BxU, token_length_B)
-    weight_B = spelled.repeat(batch["weight"]) / views  # an utterance counts once, however many views it has
+    weight_B = spelled.repeat(batch["weight"]) / views  # an utterance counts once, whatever its number of views
     learnt_B = weight_B * feasible_B
     frames_BxT = frame_mask(length_B, logits.shape[1]) * weight_B[:, None]
     sums = {"loss": jnp.sum(learnt_B * loss_B)}
@@ -265,5 +265,5 @@ def score(spelled: CTCOutput, batch: Batch, config: CTC) -> Metrics:
 
 
 def _view_keys(key: PRNGKeyArray, batch: Batch, views: int) -> Key[Array, " rows"]:
-    """A key for each view of each row: the views of one row lie side by side."""
+    """Returns a key per view of every row; views of a row are adjacent."""
     return jax.vmap(lambda row: jax.random.split(row, views))(example_keys(key, batch["example_id"])).reshape(-1)

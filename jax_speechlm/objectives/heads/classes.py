@@ -1,4 +1,4 @@
-"""Names of classes, for objectives over labelled rows or frames."""
+"""Class names of objectives over labelled rows or frames."""
 
 from typing import Annotated
 
@@ -12,4 +12,4 @@ def _differ(classes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Classes = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_differ)]
-"""Names of classes, in the order of their numbers."""
+"""Class names in the order of their ids."""

@@ -1,4 +1,4 @@
-"""Classification of utterances or texts: one label for each, from the mean of its hidden states."""
+"""Classification of utterances or texts, from the mean of the hidden states."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -34,9 +34,9 @@ class Classification(ObjectiveConfig):
     def build(
         self, model: EncoderConfig | TransformerConfig, frontend: FrontEnd | None, tokenizer: Tokenizer | None
     ) -> Objective:
-        """The objective for one model: with its front end for utterances, with its tokenizer for texts.
+        """Builds the objective for a model, with a front end for utterances or a tokenizer for texts.
 
-        The loss is a mean over rows (nats); the metric `accuracy` counts those whose likeliest class is right.
+        The loss is a mean over rows (nats); the metric `accuracy` is the share of rows classified correctly.
 
         Raises:
           ValueError: features that do not fit the model, or texts without a tokenizer.
@@ -55,7 +55,10 @@ class Classification(ObjectiveConfig):
     def classifier(
         self, model: EncoderConfig | TransformerConfig, frontend: FrontEnd | None, tokenizer: Tokenizer | None
     ) -> tuple[functional.MakeModule, ClassLogits, Callable[[int, int], float]]:
-        """The model to make, `(params, batch, key) -> logits [batch, classes]`, and FLOPs as `Objective` counts them.
+        """Builds the classifier.
+
+        Returns:
+          The module's constructor, `(params, batch, key) -> logits [batch, classes]`, and FLOPs as for `Objective`.
 
         Raises: as `build`.
         """
@@ -67,7 +70,7 @@ class Classification(ObjectiveConfig):
 
 
 class UtteranceClassifier(nnx.Module):
-    """A speech encoder and one linear layer to the classes."""
+    """A speech encoder with a linear layer to the classes."""
 
     def __init__(self, config: EncoderConfig, num_classes: int, *, rngs: nnx.Rngs):
         self.encoder = encoders.make_encoder(config, rngs=rngs)
@@ -75,7 +78,7 @@ class UtteranceClassifier(nnx.Module):
 
 
 class TextClassifier(nnx.Module):
-    """A transformer and one linear layer to the classes."""
+    """A transformer with a linear layer to the classes."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int, num_classes: int, *, rngs: nnx.Rngs):
         self.transformer = Transformer(config, vocab_size, rngs=rngs)
@@ -111,7 +114,7 @@ def _of_texts(num_classes: int, model: TransformerConfig, vocabulary: Vocabulary
         classifier = functional.bind(graphdef, params)
         keys = None if key is None else example_keys(key, batch["example_id"])
         hidden_BxTxD = classifier.transformer(batch["tokens"], batch["segment"], batch["position"], keys)
-        # A masked LM's prediction head is part of what it has learnt (Warner et al. 2024 classify through it too).
+        # Uses the masked LM's pretrained prediction head, as in Warner et al. 2024.
         return classifier.head(classifier.transformer.head(_mean(hidden_BxTxD, batch["segment"] > 0)))
 
     def flops(num_tokens: int, batch_size: int) -> float:
@@ -122,6 +125,6 @@ def _of_texts(num_classes: int, model: TransformerConfig, vocabulary: Vocabulary
 
 
 def _mean(hidden_BxTxD: Array, inside_BxT: Array) -> Array:
-    """The mean of each row's hidden states; 0 where it has none."""
+    """Averages each row's hidden states; 0 for a row without any."""
     total = jnp.sum(jnp.where(inside_BxT[..., None], hidden_BxTxD, 0), axis=1)
     return total / jnp.maximum(inside_BxT.sum(1), 1)[:, None]

@@ -1,8 +1,7 @@
-"""Frame classification: voice activity, from the times at which the words of transcripts are said.
+"""Frame classification for voice activity detection, trained on word times of transcripts.
 
-Frames in words are speech, and so are those of pauses too short to matter; the others are silence, or noise where
-training mixes that in. `jax-speechlm align --format index` finds the times; a row that could not be aligned says
-nothing about its frames, nor does one without a transcript.
+Frames in words and in pauses shorter than `min_pause` are speech; the others are silence, or noise if training adds it.
+`jax-speechlm align --format index` computes the times. Rows without alignment or transcript have no frame labels.
 """
 
 from collections.abc import Callable
@@ -32,18 +31,17 @@ FrameLogits = Callable[
 
 
 KNOWN = ("silence", "speech")
-"""What the times of words tell apart."""
+"""Classes that word times distinguish."""
 
 
 class FrameClassification(ObjectiveConfig):
     """Settings of frame classification.
 
     Attributes:
-      classes: what a frame may be, in the order of their numbers. Training knows silence and speech; a model that was
-        imported may tell other things apart.
+      classes: frame classes in the order of their ids. Training supports silence and speech; imported models may have
+        others.
       min_pause: seconds; a shorter pause between words is speech.
-      empty_is_silence: whether a row with an empty transcript is known to have nobody speak in it, and not merely not
-        transcribed.
+      empty_is_silence: whether an empty transcript means that nobody speaks, rather than that it is missing.
     """
 
     kind: Literal["frame_classification"] = "frame_classification"
@@ -52,13 +50,13 @@ class FrameClassification(ObjectiveConfig):
     empty_is_silence: bool = False
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """The objective for one model and front end; it needs no tokenizer.
+        """Builds the objective for a model and front end; the tokenizer is unused.
 
         The loss is a mean over frames (nats). Metrics: `accuracy`, and `speech` and `speech_predicted` (shares of the
         frames).
 
         Raises:
-          ValueError: features that do not fit the model, or augmentation that would make labels untrue.
+          ValueError: features that do not fit the model, or augmentation that would invalidate the labels.
         """
         del tokenizer
         check_input_dim(model.input_dim, frontend.mel.input_dim)
@@ -95,7 +93,7 @@ class FrameClassification(ObjectiveConfig):
         return Objective(make, loss, forward_flops=flops)
 
     def classifier(self, model: ConformerConfig, frontend: FrontEnd) -> tuple[functional.MakeModule, FrameLogits]:
-        """The model to make, and `(params, batch, key) -> (logits [batch, time, classes], frames of each row)`."""
+        """Returns the module's constructor and `(params, batch, key) -> (logits [B, T, classes], frames per row)`."""
 
         def make(rngs):
             return FrameClassifier(model, len(self.classes), rngs=rngs)
@@ -111,7 +109,7 @@ class FrameClassification(ObjectiveConfig):
 
 
 class FrameClassifier(nnx.Module):
-    """A conformer and one linear layer to the classes of a frame."""
+    """A conformer with a linear layer to the frame classes."""
 
     def __init__(self, config: ConformerConfig, num_classes: int, *, rngs: nnx.Rngs):
         self.encoder = Conformer(config, rngs=rngs)

@@ -1,7 +1,7 @@
-"""Speaker verification: x-vectors that are alike where the same person speaks, learnt by telling speakers apart.
+"""Speaker verification with x-vectors, trained by speaker classification with an additive margin.
 
-The margin is Wang et al.'s (2018, "Additive margin softmax for face verification"). Who is heard in use need not be
-among those of the training data: vectors of two recordings are compared by their cosine.
+Wang et al. 2018, "Additive margin softmax for face verification". Speakers at test time may be new: the vectors of two
+recordings are compared by their cosine.
 """
 
 from collections.abc import Callable
@@ -32,11 +32,11 @@ class SpeakerVerification(ObjectiveConfig):
     """Settings of speaker verification.
 
     Attributes:
-      classes: the speakers of the training data, whatever `data.label` is. Those of the dev split may be others: what
-        they say then validates nothing.
-      head: what stands between the encoder and the vector.
-      scale: cosines are multiplied by it to give logits.
-      margin: what a row's own speaker loses of the cosine before that.
+      classes: speakers of the training data; `data.label` is ignored. Rows of other speakers in the dev split are not
+        scored.
+      head: settings of the x-vector head.
+      scale: factor from cosines to logits.
+      margin: subtracted from the cosine of a row's own speaker before scaling.
     """
 
     classes: Classes
@@ -46,11 +46,11 @@ class SpeakerVerification(ObjectiveConfig):
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.4
 
     def build(self, model: EncoderConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """The objective for one model and front end; it needs no tokenizer.
+        """Builds the objective for a model and front end; the tokenizer is unused.
 
-        The loss is a mean over rows (nats); a row of fewer frames than a vector takes, or whose number is -1, has
-        none. Metrics: `accuracy`
-        (the likeliest speaker is right, without the margin) and `too_short` (share of rows).
+        The loss is a mean over rows (nats), without rows shorter than `head.shortest` frames or with label -1. Metrics:
+        `accuracy` (share of rows whose speaker has the highest cosine, without the margin) and `too_short` (share of
+        rows).
 
         Raises:
           ValueError: features that do not fit the model.
@@ -81,7 +81,7 @@ class SpeakerVerification(ObjectiveConfig):
         return Objective(make, loss, forward_flops=flops)
 
     def vectors(self, model: EncoderConfig, frontend: FrontEnd) -> Vectors:
-        """`(params, batch) -> (x-vector of each row, its frames)`; one of too few frames (`head.shortest`) has none."""
+        """Returns `(params, batch) -> (x-vectors, frames per row)`; invalid below `head.shortest` frames."""
         graphdef = functional.declare(self._maker(model)).graphdef
 
         def vectors(params: functional.Params, batch: Batch):
@@ -96,7 +96,7 @@ class SpeakerVerification(ObjectiveConfig):
 
 
 class SpeakerModel(nnx.Module):
-    """A speech encoder and an x-vector head."""
+    """A speech encoder with an x-vector head."""
 
     def __init__(self, config: EncoderConfig, head: XVectorConfig, num_speakers: int, *, rngs: nnx.Rngs):
         self.encoder = encoders.make_encoder(config, rngs=rngs)

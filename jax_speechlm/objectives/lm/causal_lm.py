@@ -1,4 +1,4 @@
-"""Causal language modelling: each token from those before it in its document."""
+"""Causal language modelling: predicts each token from the preceding tokens of its document."""
 
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
@@ -20,7 +20,7 @@ from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, me
 
 
 class TextModel(nnx.Module):
-    """A transformer under the name by which other runs take it over."""
+    """A transformer in the parameter group "transformer", from which other runs load it."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.transformer = Transformer(config, vocab_size, rngs=rngs)
@@ -28,9 +28,9 @@ class TextModel(nnx.Module):
 
 @runtime_checkable
 class NamesTokens(Protocol):
-    """What turns hidden states into logits over a vocabulary, `head(hidden) @ head_kernel.T + head_bias`.
+    """A module that computes logits over a vocabulary as `head(hidden) @ head_kernel.T + head_bias`.
 
-    A transformer does, and so does the text side of a joint model.
+    Implemented by the transformer and by the text side of a joint model.
     """
 
     config: Config
@@ -38,14 +38,14 @@ class NamesTokens(Protocol):
     head_bias: Float[Array, " vocab"] | None
 
     def head(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-        """Hidden states as the vocabulary map takes them."""
+        """Transforms hidden states before the output projection."""
 
 
 class CausalLM(ObjectiveConfig):
     """Settings of causal language modelling.
 
     Attributes:
-      z_weight: weight of the z-loss, which keeps the softmax's normaliser near 1 and so large models stable in
+      z_weight: weight of the z-loss, which keeps the softmax's normaliser near 1 and thereby stabilises large models in
         bfloat16; 1e-4 in Chowdhery et al. 2022.
     """
 
@@ -53,13 +53,13 @@ class CausalLM(ObjectiveConfig):
     z_weight: Annotated[float, Field(ge=0)] = 1e-4
 
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
-        """The objective for one model and tokenizer; it has no use for the front end.
+        """Builds the objective for a model and tokenizer; the front end is unused.
 
-        The loss is a mean over the tokens that have one before them in their document. Metrics: `loss`,
-        `cross_entropy` (the same without the z-loss, where there is one; nats), `accuracy`.
+        The loss is a mean over all tokens but the first of every document. Metrics: `loss`, `cross_entropy` (nats,
+        without the z-loss; absent if `z_weight` is 0), `accuracy`.
 
         Raises:
-          ValueError: no tokenizer, or a model that looks ahead.
+          ValueError: no tokenizer, or a bidirectional model.
         """
         del frontend
         vocabulary = Vocabulary.of(tokenizer)
@@ -85,7 +85,7 @@ class CausalLM(ObjectiveConfig):
 
 
 def require_transformer(model: Config, *, causal: bool, objective: str) -> None:
-    """Raises ValueError unless the model is a transformer that looks the way the objective needs."""
+    """Raises ValueError unless the model is a transformer with the required attention direction."""
     if not isinstance(model, TransformerConfig):
         raise ValueError(f"{objective} trains a transformer, not a {model.kind}: set model to a TransformerConfig")
     if model.causal != causal:
@@ -96,7 +96,7 @@ def require_transformer(model: Config, *, causal: bool, objective: str) -> None:
 def next_tokens(
     tokens_BxT: Int[Array, "batch time"], segment_BxT: Int[Array, "batch time"]
 ) -> tuple[Int[Array, "batch time"], Float[Array, "batch time"]]:
-    """What each position has to predict, and 1 where it has to: where the next token is of the same segment."""
+    """Returns the target at each position, and weights: 1 where the next token is in the same segment, else 0."""
 
     def shift(x):
         return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
@@ -112,7 +112,7 @@ def scored(
     weight_BxT: Float[Array, "batch time"],
     z_weight: float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Mean loss and metrics of hidden states that have to name their targets."""
+    """Computes mean loss and metrics of predicting the targets from hidden states."""
     total, scores = token_losses(model, hidden_BxTxD, target_BxT, weight_BxT, z_weight)
     count = jnp.sum(weight_BxT)
     metrics = {"loss": (total, count), "accuracy": (jnp.sum(weight_BxT * scores.correct), count)}
@@ -128,7 +128,7 @@ def token_losses(
     weight_BxT: Float[Array, "batch time"],
     z_weight: float = 0.0,
 ) -> tuple[Float[Array, ""], TokenScores]:
-    """`vocabulary_loss` through a model's own head."""
+    """Computes `vocabulary_loss` with a model's output layer."""
     hidden_BxTxD = model.head(hidden_BxTxD).astype(model.config.dtype)
     kernel, bias = model.head_kernel, model.head_bias
     return vocabulary_loss(hidden_BxTxD, kernel, target_BxT, weight_BxT, bias_V=bias, z_weight=z_weight)

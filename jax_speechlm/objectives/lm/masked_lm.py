@@ -1,7 +1,7 @@
-"""Masked language modelling: hidden tokens from what stands on both sides of them.
+"""Masked language modelling: predicts masked tokens from context on both sides.
 
-Reference: Liu et al. 2019 (RoBERTa), with the 80/10/10 rule of Devlin et al. 2019 (BERT, section 3.1). A row's masks
-are drawn anew at every step.
+Reference: Liu et al. 2019 (RoBERTa), with the 80/10/10 rule of Devlin et al. 2019 (BERT, section 3.1). Masks are
+dynamic: a row is masked differently at every step.
 """
 
 from typing import Annotated, Literal, NamedTuple
@@ -25,15 +25,15 @@ from jax_speechlm.objectives.masking import masked_places, take_frames
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import shard_batch_and_time
 
-_SHOWN_AS_MASK, _SHOWN_AS_RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
+_SHOWN_AS_MASK, _SHOWN_AS_RANDOM = 0.8, 0.1  # shares of the chosen tokens; the rest are unchanged
 
 
 class MaskedLM(ObjectiveConfig):
     """Settings of masked language modelling.
 
     Attributes:
-      ratio: share of each row's tokens that are chosen, boundaries and padding aside.
-      whole_words: whether a word is chosen with all of its tokens or not at all.
+      ratio: share of each row's tokens that are chosen, without boundaries and padding.
+      whole_words: whether all tokens of a word are chosen together.
     """
 
     kind: Literal["masked_lm"] = "masked_lm"
@@ -41,13 +41,13 @@ class MaskedLM(ObjectiveConfig):
     whole_words: bool = False
 
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
-        """The objective for one model and tokenizer; it has no use for the front end.
+        """Builds the objective for a model and tokenizer; the front end is unused.
 
-        The loss is a mean over the chosen tokens, of which the metric `masked_accuracy` is the share that is guessed
-        right. In evaluation a row's masks are the same every time.
+        The loss is a mean over the chosen tokens; the metric `masked_accuracy` is the share of them predicted
+        correctly. In evaluation a row's masks are always the same.
 
         Raises:
-          ValueError: no tokenizer, or a model that does not look ahead.
+          ValueError: no tokenizer, or a causal model.
         """
         del frontend
         vocabulary = Vocabulary.of(tokenizer)
@@ -84,34 +84,34 @@ class MaskedLM(ObjectiveConfig):
         return Objective(make, loss, forward_flops=flops)
 
     def starts(self, tokenizer: Tokenizer) -> Bool[np.ndarray, " vocab"]:
-        """True for the ids that begin what is chosen together: those that begin a word, or all."""
+        """Returns True for ids that start a unit of masking: word starts with `whole_words`, otherwise all."""
         return word_starts(tokenizer) if self.whole_words else np.ones(tokenizer.vocab_size, bool)
 
 
 class Masked(NamedTuple):
-    """Rows with some tokens hidden: what the model sees, and where it has to say what stood there."""
+    """Rows with masked tokens, the model's input, and the positions to predict."""
 
     tokens: Int[Array, "batch time"]
     chosen: Bool[Array, "batch time"]
 
 
 def word_starts(tokenizer: Tokenizer) -> Bool[np.ndarray, " vocab"]:
-    """True for the ids that begin a word: those that begin with white space."""
+    """Returns True for ids that start a word: their piece starts with white space."""
     return np.array([piece[:1] == "\u2581" or piece[:1].isspace() for piece in tokenizer.pieces])
 
 
 def most_masked(num_tokens: int, ratio: float) -> int:
-    """The most tokens that `mask_tokens` chooses in a row."""
+    """Returns the maximum number of tokens that `mask_tokens` chooses in a row."""
     return min(num_tokens, int(ratio * num_tokens) + 1)
 
 
 class Targets(NamedTuple):
-    """The chosen tokens of each row, in as many slots as can be chosen.
+    """The chosen tokens of every row, in a fixed number of slots.
 
     Attributes:
-      hidden: what the model made of each.
-      token: what has to be said of it.
-      weight: 0 in the slots that no chosen token fills.
+      hidden: hidden states at the chosen tokens.
+      token: the original tokens.
+      weight: 0 in unused slots.
     """
 
     hidden: Float[Array, "batch slots dim"]
@@ -126,11 +126,11 @@ def take_chosen(
     weight_B: Float[Array, " batch"],
     ratio: float,
 ) -> Targets:
-    """Hidden states and targets of the chosen tokens alone: the vocabulary map costs as much as several layers.
+    """Gathers hidden states and targets of the chosen tokens, which saves most of the output layer's cost.
 
     Args:
-      tokens_BxT: what stood there.
-      ratio: as `mask_tokens` was given it.
+      tokens_BxT: the original tokens.
+      ratio: as for `mask_tokens`.
     """
     slots_BxN = masked_places(masked.chosen, sequence.padded_time(most_masked(tokens_BxT.shape[1], ratio)))
     hidden, token, chosen = (take_frames(x, slots_BxN) for x in (hidden_BxTxD, tokens_BxT, masked.chosen))
@@ -145,33 +145,36 @@ def mask_tokens(
     starts_V: Bool[np.ndarray, " tokenizer"],
     ratio: float,
 ) -> Masked:
-    """Chooses `ratio` of each row's tokens and hides them.
+    """Chooses `ratio` of each row's tokens and masks them.
 
     The number of tokens is rounded up or down at random. Words are taken in random order while they fit into it; a word
-    is a token of `starts_V` with those behind it that are not, and does not reach over a boundary. Of the words chosen
-    80 % are shown as masks, 10 % as random tokens, 10 % as they are.
+    is a token of `starts_V` with the following tokens that are not, and does not cross a boundary. Of the words chosen
+    80 % are replaced by masks, 10 % by random tokens, and 10 % are kept.
 
     Args:
-      keys_B: one a row; what a token draws depends on its row's key and its place alone.
-      starts_V: which of the tokenizer's ids begin a word; all of them: every token for itself.
+      keys_B: one per row; a token's draws depend on its row's key and its position only, not on padding.
+      starts_V: tokenizer ids that start a word; if all True, tokens are chosen independently.
+
+    Returns:
+      The masked rows and the chosen positions.
     """
     num_tokens = tokens_BxT.shape[1]
-    starts_V = jnp.append(starts_V, True)  # and of all others
+    starts_V = jnp.append(starts_V, True)  # for all other ids
 
     def mask(tokens: Array, segment: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
         place = jnp.arange(num_tokens)
         count_key, place_key = jax.random.split(key)
-        # One key a place, not one draw for all: the places that padding adds must not change the others.
+        # One key per position: additional positions due to padding must not change the others.
         draws = jax.vmap(lambda place: jax.random.uniform(jax.random.fold_in(place_key, place), (3,)))(place)
         order, shown, other = draws.T
 
         real = (segment > 0) & (tokens < vocabulary.boundary) & (tokens != vocabulary.begin)
         begins = starts_V[jnp.minimum(tokens, vocabulary.tokenizer_size)] | ~real
         begins |= jnp.pad(~real, (1, 0), constant_values=True)[:-1]
-        head = jax.lax.cummax(jnp.where(begins, place, 0))  # where each token's word begins
+        head = jax.lax.cummax(jnp.where(begins, place, 0))  # start of each token's word
         size = jnp.zeros(num_tokens, jnp.int32).at[head].add(1)
 
-        # All of a word draw what its first token draws, so that sorting leaves words whole.
+        # All tokens of a word use the draw of its first token, so that sorting keeps words together.
         ranking = jnp.argsort(jnp.where(real, order[head], 2.0))
         rank = jnp.zeros(num_tokens, jnp.int32).at[ranking].set(place)
         count = jnp.floor(ratio * real.sum() + jax.random.uniform(count_key))

@@ -1,12 +1,12 @@
-"""Span corruption, in the form for a decoder alone: a text with gaps, then what stood in them.
+"""Span corruption for decoder-only models: a text with gaps, followed by the missing spans.
 
-Reference: Raffel et al. 2020 (T5, sections 3.1.4 and 3.3.4) for gaps and their markers. T5 reads the gapped text with
-an encoder; here both parts are one causal sequence, as in Aghajanyan et al. 2022 (CM3), and the loss is on the second:
+Reference: Raffel et al. 2020 (T5, sections 3.1.4 and 3.3.4) for gaps and sentinels. T5 encodes the gapped text; here
+both parts form a causal sequence, as in Aghajanyan et al. 2022 (CM3), with the loss on the second part:
 
     A1 A2 B1 B2 B3 C1 C2 D1  ->  A1 A2 <0> C1 C2 <1> | <0> B1 B2 B3 <1> D1 <boundary>
 
-As in T5's own data a row is one text, whatever documents it was packed from: attention crosses their boundaries, which
-are tokens like others.
+As in T5's data a row is a single text, even if packed from several documents: attention crosses their boundaries, which
+are ordinary tokens.
 """
 
 from typing import Annotated, Literal, NamedTuple
@@ -32,9 +32,9 @@ class SpanCorruption(ObjectiveConfig):
     """Settings of span corruption; the defaults are T5's.
 
     Attributes:
-      ratio: share of each row's tokens that fall into gaps.
+      ratio: share of each row's tokens in gaps.
       mean_span: mean length of a gap in tokens.
-      sentinels: markers in the vocabulary, hence the most gaps of a row.
+      sentinels: sentinels in the vocabulary, which limits the gaps per row.
     """
 
     kind: Literal["span_corruption"] = "span_corruption"
@@ -43,13 +43,14 @@ class SpanCorruption(ObjectiveConfig):
     sentinels: PositiveInt = 100
 
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
-        """The objective for one model and tokenizer; it has no use for the front end.
+        """Builds the objective for a model and tokenizer; the front end is unused.
 
-        The loss is a mean over the tokens of the second part behind its first marker, which tells where it begins.
-        Metrics: `loss`, `accuracy`. In evaluation a row's gaps are the same every time.
+        The loss is a mean over the second part without its first sentinel, which marks its start. Metrics: `loss`,
+        `accuracy`. In evaluation a row's gaps are always the same.
 
         Raises:
-          ValueError: no tokenizer, or a model that looks ahead; later, rows that may have more gaps than `sentinels`.
+          ValueError: no tokenizer, or a bidirectional model; when traced, rows that may have more gaps than
+            `sentinels`.
         """
         del frontend
         vocabulary = Vocabulary.of(tokenizer, self.sentinels)
@@ -94,12 +95,12 @@ class SpanCorruption(ObjectiveConfig):
 
 
 class Corrupted(NamedTuple):
-    """Rows with gaps, followed by their answers.
+    """Rows with gaps, followed by the missing spans.
 
     Attributes:
-      tokens: both parts, padding behind.
+      tokens: both parts, right-padded.
       length: tokens of both parts.
-      answer: where the second part begins.
+      answer: start of the second part.
     """
 
     tokens: Int[Array, "batch corrupted"]
@@ -108,12 +109,12 @@ class Corrupted(NamedTuple):
 
 
 def most_spans(num_tokens: int, ratio: float, mean_span: float) -> int:
-    """The most gaps that `draw_gaps` makes in a row of `num_tokens`."""
+    """Returns the maximum number of gaps that `draw_gaps` makes in a row of `num_tokens`."""
     return max(1, round(max(1, round(ratio * num_tokens)) / mean_span))
 
 
 def corrupted_length(num_tokens: int, num_spans: int) -> int:
-    """Room for a row of `num_tokens` with `num_spans` gaps: two markers a gap, and the boundary."""
+    """Returns the length for `num_tokens` tokens and `num_spans` gaps: two sentinels per gap, and the boundary."""
     return num_tokens + 2 * num_spans + 1
 
 
@@ -125,15 +126,18 @@ def draw_gaps(
     mean_span: float,
     num_spans: int,
 ) -> Bool[Array, "batch {num_tokens}"]:
-    """True in gaps: round(ratio * length) tokens, at least one, in round(that / mean_span) gaps, at least one.
+    """Draws gaps: round(ratio * length) tokens in round(tokens / mean_span) gaps, at least one of either.
 
-    Gaps and what lies between them are drawn evenly from all ways to cut so many tokens into so many parts. A row
-    begins with text and ends with a gap, as in the reference implementation of Raffel et al. 2020. A row of a single
-    token has none. What a row draws depends on its key and length only.
+    All partitions of the gap tokens into gaps, and of the other tokens into the texts between, are equally likely. A
+    row starts with text and ends with a gap, as in the reference implementation of Raffel et al. 2020. A row of a
+    single token has no gap. A row's draws depend on its key and length only.
 
     Args:
-      length_B: tokens in each row, of `num_tokens` places.
-      num_spans: `most_spans` of `num_tokens`: the shapes are of that size.
+      length_B: tokens per row, at most `num_tokens`.
+      num_spans: `most_spans` of `num_tokens`, the static number of gaps.
+
+    Returns:
+      True in gaps.
     """
 
     def draw(key: PRNGKeyArray, length: Array) -> Array:
@@ -152,10 +156,10 @@ def draw_gaps(
 
 
 def _cut_evenly(key: Array, total: Array, parts: Array, most: int, most_parts: int) -> Int[Array, " parts"]:
-    """Lengths of `parts` parts, none empty, that add up to `total`; 0 for the rest of `most_parts`."""
+    """Returns lengths of `parts` non-empty parts that sum to `total`, padded with 0 to `most_parts`."""
     place = jnp.arange(most)
     chance = jax.vmap(lambda place: jax.random.uniform(jax.random.fold_in(key, place)))(place)
-    # A cut behind a token is one of total - 1 places; the parts - 1 least chances are cuts.
+    # Of the total - 1 positions between tokens, the parts - 1 with the lowest draws become cuts.
     chance = jnp.where(place < total - 1, chance, 2.0)
     rank = jnp.zeros(most, jnp.int32).at[jnp.argsort(chance)].set(place)
     part = jnp.cumsum(rank < parts - 1) - (rank < parts - 1)
@@ -169,13 +173,13 @@ def corrupt(
     vocabulary: Vocabulary,
     num_spans: int,
 ) -> Corrupted:
-    """Puts a marker in the place of each gap, and gaps behind their markers at the end. Shapes: `corrupted_length`."""
+    """Replaces gaps by sentinels and appends the gaps' tokens, each after its sentinel. Shapes: `corrupted_length`."""
     num_tokens = tokens_BxT.shape[1]
 
     def rearrange(tokens: Array, length: Array, gaps: Array) -> tuple[Array, Array, Array]:
         place = jnp.arange(num_tokens)
         starts = gaps & ~jnp.pad(gaps, (1, 0))[:-1]
-        span = jnp.cumsum(starts)  # gaps that began here or before
+        span = jnp.cumsum(starts)  # gaps started up to here
         hidden = jnp.cumsum(gaps)
         shown = place + 1 - hidden
         answer = length - hidden[-1] + span[-1]

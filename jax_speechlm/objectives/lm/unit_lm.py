@@ -1,7 +1,7 @@
-"""Unit language modelling: a causal language model of text and of discrete units of speech, in one vocabulary.
+"""Unit language modelling: a causal language model over text and discrete speech units in one vocabulary.
 
-References: Hassid et al. 2023 (TWIST: a unit model that starts from a text model); Nguyen et al. 2024 (Spirit-LM: text
-and units in one stream, interleaved at words).
+References: Hassid et al. 2023 (TWIST: initialisation from a text model); Nguyen et al. 2024 (Spirit-LM: text and units
+in one stream, interleaved at words).
 """
 
 import math
@@ -24,14 +24,14 @@ from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
 from jax_speechlm.objectives.lm.causal_lm import TextModel, next_tokens, require_transformer, token_losses
 
-_FEWEST_NATS = 0.5  # of the units' frequencies; k-means of speech gives 3 and more
+_FEWEST_NATS = 0.5  # minimum entropy of the unit distribution; k-means of speech has 3 and more
 
 
 class UnitLM(ObjectiveConfig):
     """Settings of unit language modelling.
 
     Attributes:
-      num_units: units of speech in the vocabulary: the clusters of the k-means model that `data.units` names.
+      num_units: speech units in the vocabulary, the clusters of the k-means model in `data.units`.
       z_weight: weight of the z-loss, as in causal_lm.
     """
 
@@ -40,21 +40,23 @@ class UnitLM(ObjectiveConfig):
     z_weight: Annotated[float, Field(ge=0)] = 1e-4
 
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
-        """The objective for one model and tokenizer; it has no use for the front end.
+        """Builds the objective for a model and tokenizer; the front end is unused.
 
-        The loss is a mean over the tokens that have one before them in their document, of text and of speech alike.
+        The loss is a mean over all tokens but the first of every document, of text and of speech.
         Metrics:
 
-        - `loss`, `cross_entropy` (without the z-loss, where there is one; nats), `accuracy`: over all of these tokens;
-        - `unit_loss`, `unit_accuracy`: over those that are units; nats a unit;
-        - `text_loss`: over text, with the boundary where text ends there; nats a token. What is left are the tokens
-          that switch between the two, and the boundaries behind speech;
-        - `bits_per_second`: of the units, over the seconds that they stand for. Unlike `unit_loss` it compares models
-          of different units: a unit that is one of few, or that is short, is easier to predict (arXiv 2601.06329);
-        - `unit_entropy`: of the batch's units by their frequencies, nats: what knowing these alone comes to.
+        - `loss`, `cross_entropy` (nats, without the z-loss; absent if `z_weight` is 0), `accuracy`: over all of these
+          tokens;
+        - `unit_loss`, `unit_accuracy`: over units; nats per unit;
+        - `text_loss`: over text, including boundaries after text; nats per token. The remaining tokens are modality
+          switches and boundaries after speech;
+        - `bits_per_second`: of the units, per second of their audio. Unlike `unit_loss` it is comparable between unit
+          inventories: fewer or shorter units are easier to predict (arXiv 2601.06329);
+        - `unit_entropy`: unigram entropy of the batch's units in nats, the loss of a model that knows unit frequencies
+          only.
 
         Raises:
-          ValueError: no tokenizer, or a model that looks ahead.
+          ValueError: no tokenizer, or a bidirectional model.
         """
         del frontend
         vocabulary = Vocabulary.of(tokenizer, num_units=self.num_units)
@@ -98,14 +100,18 @@ class UnitLM(ObjectiveConfig):
 def kinds_of(
     target_BxT: Int[Array, "batch time"], before_BxT: Int[Array, "batch time"], vocabulary: Vocabulary
 ) -> tuple[Bool[Array, "batch time"], Bool[Array, "batch time"]]:
-    """Which targets are units, and which are text: the tokenizer's, and boundaries that stand behind text."""
+    """Classifies targets by modality.
+
+    Returns:
+      Masks of units and of text: the tokenizer's ids, and boundaries after text.
+    """
     before_is_speech = vocabulary.is_unit(before_BxT) | (before_BxT == vocabulary.speech)
     ends_text = (target_BxT == vocabulary.boundary) & ~before_is_speech
     return vocabulary.is_unit(target_BxT), (target_BxT < vocabulary.boundary) | ends_text
 
 
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
-    """What is wrong with a run's units or with what it makes of them, or None."""
+    """Returns a warning if the units have collapsed or are not learnt, else None."""
     entropy = metrics["unit_entropy"]
     if 0 < entropy < _FEWEST_NATS:
         return (
