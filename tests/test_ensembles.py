@@ -69,7 +69,10 @@ def test_posteriors_are_the_mean_of_the_members(runs, batches):
     assert found.keys() == Recognizer.load(runs["one"]).posteriors(batches()).keys()
     texts = together.recognize(batches())
     assert texts == {row: LETTERS.decode(collapse(found[row].argmax(-1)[None])[0]) for row in found}
-    assert together.how == f"greedy, ensemble of {runs['one']}/checkpoints/0, {runs['wide']}/checkpoints/0"
+    assert (
+        together.decoding_description
+        == f"greedy, ensemble of {runs['one']}/checkpoints/0, {runs['wide']}/checkpoints/0"
+    )
 
 
 def test_the_order_of_members_does_not_matter_and_one_alone_is_itself():

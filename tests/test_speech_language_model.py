@@ -164,8 +164,8 @@ def test_a_loaded_run_writes_text(run, tmp_path, capsys):
         file.writeframes(np.random.default_rng(0).normal(0, 1000, 6000).astype(np.int16).tobytes())
     loaded = open_transcriber(run)
     assert set(loaded.params) == {"encoder", "adapter", "transformer"}  # LoRA is merged
-    assert (loaded.how, loaded.task) == ("greedy", "transcribe")
-    assert open_transcriber(run, Decoding(decoder="beam", beam_size=3)).how == "beam 3"
+    assert (loaded.decoding_description, loaded.task) == ("greedy", "transcribe")
+    assert open_transcriber(run, Decoding(decoder="beam", beam_size=3)).decoding_description == "beam 3"
     (heard,) = loaded.transcribe([clip])
     assert cli.main(["transcribe", str(run), str(clip)]) == 0
     assert capsys.readouterr().out.split() == heard.text.split()

@@ -105,7 +105,7 @@ def evaluate_run(
     speech = EvaluationSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
     measure = translation.evaluate if recognizer.task == "translate" else reports.evaluate
     utterances = speech.utterances(recognizer.recognize(speech.batches()))
-    report = measure(utterances, normalizer, decoder=recognizer.how + tuned_on)
+    report = measure(utterances, normalizer, decoder=recognizer.decoding_description + tuned_on)
     helped = "+".join((decoding.name, *(f"with-{run.name}" for run in ensemble)))
     out = as_path(out or checkpoint / "eval" / "-".join(("+".join(sets), split, helped)))
     report.save(out)

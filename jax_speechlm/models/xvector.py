@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.nn.functional import parameter
-from jax_speechlm.nn.layers import Linear
+from jax_speechlm.nn.layers import Linear, unit_length
 from jax_speechlm.parallel.mesh import shard_batch_dim
 
 
@@ -96,8 +96,8 @@ class XVector(nnx.Module):
 
     def cosines(self, vector_BxE: Float[Array, "batch dim"]) -> Float[Array, "batch speakers"]:
         """Returns the cosine similarity of every row and speaker."""
-        out_BxE = _unit_length(self.output(vector_BxE).astype(jnp.float32), axis=1)
-        return out_BxE @ _unit_length(self.speakers[...].astype(jnp.float32), axis=0)
+        out_BxE = unit_length(self.output(vector_BxE).astype(jnp.float32), axis=1)
+        return out_BxE @ unit_length(self.speakers[...].astype(jnp.float32), axis=0)
 
 
 def _mean_and_deviation(x_BxTxC: Array, inside_BxT: Array) -> Float[Array, "batch twice_channels"]:
@@ -110,7 +110,3 @@ def _mean_and_deviation(x_BxTxC: Array, inside_BxT: Array) -> Float[Array, "batc
     varies = variance_BxC > 0  # the gradient of a root is infinite at 0, the variance of inactive channels
     deviation_BxC = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance_BxC, 1)), 0)
     return jnp.concatenate([mean_BxC, deviation_BxC], axis=-1)
-
-
-def _unit_length(x: Array, axis: int) -> Array:
-    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=True) + 1e-12)

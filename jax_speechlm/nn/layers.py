@@ -205,3 +205,9 @@ def centred_depthwise(x: Float[Array, "batch time dim"], kernel: Float[Array, "t
     """
     ahead = kernel.shape[0] // 2
     return causal_depthwise(jnp.pad(x, ((0, 0), (0, ahead), (0, 0))), kernel)[:, ahead:]
+
+
+def unit_length(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+    """Scales vectors along an axis to length 1, in float32; a vector of zeros (a frame of padding) stays 0."""
+    square = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axis, keepdims=True)
+    return (x * jax.lax.rsqrt(square + 1e-12)).astype(x.dtype)

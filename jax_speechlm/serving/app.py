@@ -268,7 +268,7 @@ class Service:
             "steps": self.transcriber.step,
             "parameters": sum(math.prod(leaf.shape) for leaf in leaves),
             "tokens": f"{self.transcriber.tokenizer.vocab_size} ({self.transcriber.tokenizer.kind})",
-            "decoding": self.transcriber.how,
+            "decoding": self.transcriber.decoding_description,
             "checkpoint": "/".join(self.transcriber.checkpoint.parts[-3:]),
         }
 

@@ -98,7 +98,7 @@ class Transcriber(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def how(self) -> str:
+    def decoding_description(self) -> str:
         """How texts are found, for reports."""
 
     @property

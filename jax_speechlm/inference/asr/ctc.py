@@ -117,7 +117,7 @@ class Recognizer(Transcriber):
         )
 
     @property
-    def how(self) -> str:
+    def decoding_description(self) -> str:
         how = "greedy" if self.decoder is None else str(self.decoder.decoding)
         return how if len(self.members) == 1 else f"{how}, ensemble of {', '.join(map(str, self.members))}"
 

@@ -105,7 +105,7 @@ class SpeechLanguageModel(Transcriber):
         return self.experiment.objective.task
 
     @property
-    def how(self) -> str:
+    def decoding_description(self) -> str:
         return f"beam {self.method.size}" if isinstance(self.method, Beam) else "greedy"
 
     def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:

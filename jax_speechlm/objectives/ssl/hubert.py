@@ -20,7 +20,7 @@ from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
 from jax_speechlm.nn import functional
-from jax_speechlm.nn.layers import Linear
+from jax_speechlm.nn.layers import Linear, unit_length
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, check_no_crop, mean
 from jax_speechlm.objectives.masking import draw_views, span_frames
@@ -89,14 +89,9 @@ class Units(nnx.Module):
         )
 
     def __call__(self, hidden_BxTxD: Float[Array, "batch time dim"]) -> Float[Array, "batch time units"]:
-        frames = _unit_length(self.projection(hidden_BxTxD))
-        units = _unit_length(self.embedding[...]).astype(frames.dtype)
+        frames = unit_length(self.projection(hidden_BxTxD))
+        units = unit_length(self.embedding[...]).astype(frames.dtype)
         return jnp.einsum("btc,kc->btk", frames, units, preferred_element_type=jnp.float32) / self.temperature
-
-
-def _unit_length(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-    square = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
-    return (x * jax.lax.rsqrt(square + 1e-12)).astype(x.dtype)  # a frame of padding is all zeros
 
 
 class HuBERTModel(nnx.Module):
