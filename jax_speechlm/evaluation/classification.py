@@ -106,9 +106,6 @@ def score(
       true, predicted: class ids from 0; rows with a prediction of -1 are skipped.
       classes: names of the classes.
 
-    Returns:
-      The report, without the fields that describe the run and its data.
-
     Raises:
       ValueError: no rows are left.
     """
@@ -158,9 +155,6 @@ def evaluate_run(
       data_dir: folder of the prepared data sets.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
       seconds_per_batch: padded audio per batch, in seconds; affects memory and speed only.
-
-    Returns:
-      The report, as written to `report.json`.
     """
     run = LoadedRun.load(checkpoint, Classification, "tell classes apart")
     objective, label = run.experiment.objective, run.experiment.data.label
@@ -187,11 +181,7 @@ def publish(report: ClassificationReport, out: AnyPath) -> None:
 
 
 def predict(run: LoadedRun, batches: Iterator[Batch], num_rows: int) -> Int[np.ndarray, " rows"]:
-    """Predicts the class of every row.
-
-    Returns:
-      Class ids, indexed by `example_id`; -1 for rows in no batch.
-    """
+    """Predicts the class id of every row, indexed by `example_id`; -1 for rows in no batch."""
     tokenizer = run.tokenizer if isinstance(run.experiment.model, TransformerConfig) else None
     _, class_logits, _ = run.experiment.objective.classifier(run.experiment.model, run.experiment.frontend, tokenizer)
     best = jax.jit(lambda params, batch: jnp.argmax(class_logits(params, batch, None), axis=-1))
@@ -205,16 +195,7 @@ def predict(run: LoadedRun, batches: Iterator[Batch], num_rows: int) -> Int[np.n
 def speech_batches(
     run: LoadedRun, index: indexes.Index, seconds_per_batch: float, codes: FrameLabels | None = None
 ) -> Iterator[Batch]:
-    """Reads every utterance of an index once.
-
-    Args:
-      run: determines the frame rate.
-      seconds_per_batch: padded audio per batch, in seconds.
-      codes: classes of the frames, added to the batches as `frame_labels`; None for none.
-
-    Returns:
-      An iterator over the batches.
-    """
+    """Reads every utterance of an index once, with the classes of the frames (`codes`) if given."""
     frame_samples = run.experiment.frame_samples
     shape = {"seconds_per_batch": seconds_per_batch, "frame_samples": frame_samples, "batch_multiple": 1}
     plan = plans.make_eval_plan(index.num_samples, **shape)

@@ -38,9 +38,6 @@ def evaluate_run(
       data_dir: folder of the prepared data sets.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
       seconds_per_batch: padded audio per batch, in seconds; affects memory and speed only.
-
-    Returns:
-      The report, as written to `report.json`.
     """
     run = LoadedRun.load(checkpoint, FrameClassification, "tell speech from silence")
     experiment, mel = run.experiment, run.experiment.frontend.mel

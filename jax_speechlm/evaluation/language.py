@@ -91,16 +91,7 @@ class LanguageReport(Config):
 
 
 def predict(lm: LanguageModel | LanguageEnsemble, texts: Sequence[str], stride: int | None = None) -> list[Prediction]:
-    """Scores texts with a language model.
-
-    Args:
-      lm: the model.
-      texts: documents.
-      stride: as in `LanguageModel.token_nll`.
-
-    Returns:
-      One prediction per text.
-    """
+    """Scores each text with a language model. `stride` as in `LanguageModel.token_nll`."""
     nats = text_nats(lm, texts, stride)
     return [
         _prediction(text, float(each.sum(dtype=np.float64)), len(each), _count_unknown(lm, text))
@@ -109,12 +100,9 @@ def predict(lm: LanguageModel | LanguageEnsemble, texts: Sequence[str], stride: 
 
 
 def predict_by_ngram(ngram: NGram, texts: Sequence[str]) -> list[Prediction]:
-    """Scores texts line by line with an n-gram model.
+    """Scores each text line by line with an n-gram model.
 
     White space is reduced to single spaces and blank lines are skipped, so the model has slightly less to predict.
-
-    Returns:
-      One prediction per text.
     """
     units = [sum(len(line) + 1 for line in sentences(text, ngram.unit)) for text in texts]  # + 1: the end of the line
     return [
@@ -155,9 +143,6 @@ def evaluate_run(
         half of the context.
       data_dir: folder of the prepared data sets.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>, plus the names of the ensemble.
-
-    Returns:
-      The report.
     """
     lm = LanguageEnsemble.load((checkpoint, *ensemble)) if ensemble else LanguageModel.load(checkpoint)
     index = indexes.read_sets(data_dir, sets, split)

@@ -68,9 +68,6 @@ def evaluate_run(
       split: "test", "dev" or "train".
       data_dir: folder of the prepared data sets, including the training sets of the run.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
-
-    Returns:
-      The report, as written to `report.json`.
     """
     run = LoadedRun.load(checkpoint, MaskedLM, "fill gaps from both sides")
     data = run.experiment.data

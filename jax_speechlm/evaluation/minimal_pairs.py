@@ -71,9 +71,6 @@ def read_pairs(paths: Sequence[Path]) -> list[Pair]:
     - `.csv`, the format of sBLIMP's `gold.csv`: lines with `id`, `transcription` and `correct` (1 or 0), two per id;
       the group is `type`. A pair spoken in several voices counts once.
 
-    Returns:
-      The pairs of all files, in order.
-
     Raises:
       DataError: a file is missing or malformed; the message names file and line.
     """
@@ -119,9 +116,6 @@ def score_pairs(
       files: JSON lines with `sentence_good` and `sentence_bad` (BLiMP), or sBLIMP's `gold.csv`, whose transcriptions
         are compared.
       out: folder of report.json; by default <checkpoint>/eval/pairs.
-
-    Returns:
-      The report.
     """
     pairs = read_pairs(files)
     lm = LanguageModel.load(checkpoint)
