@@ -14,8 +14,7 @@ def evaluator(task: Task, run: str | os.PathLike) -> Callable[..., Any]:
     """Returns the function that evaluates the runs of a task.
 
     Args:
-      task: the task of the run.
-      run: path of the run, for the error message.
+      run: for the error message.
 
     Raises:
       CheckpointError: the task has no evaluation; the message names the tasks that have one.

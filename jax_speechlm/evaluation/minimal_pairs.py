@@ -34,7 +34,6 @@ class Accuracy(Config):
     """Share of the pairs in which the good sentence is more probable; a tie counts half.
 
     Attributes:
-      accuracy: the share.
       interval: 95 % interval: Wilson's (1927) for independent pairs, valid for small samples; else by bootstrap, and
         None for fewer than `wer.MIN_UTTERANCES` samples.
       pairs: number of pairs, or of items.
@@ -90,7 +89,6 @@ def compare(pairs: Sequence[Pair], score: Callable[[list[str]], Iterable[float]]
     """Scores both sentences of every pair.
 
     Args:
-      pairs: minimal pairs.
       score: computes log-probabilities of texts, such as `LanguageModel.score`.
       checkpoint: name of the model, for the report.
 

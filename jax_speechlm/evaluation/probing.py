@@ -1,8 +1,7 @@
-"""Linear probes: what each layer of a frozen encoder tells a linear map of speaker, language, words or characters.
+"""Linear probes: prediction of speaker, language, text or characters from single layers of a frozen encoder.
 
-For classes all layers come from one pass over the audio, as means over each utterance's frames; characters are spelled
-frame by frame (`ctc_probe`). Beside the encoder stand what it has to beat: the same encoder before training, log-mel
-features, and the most frequent class.
+Class probes use the mean over an utterance's frames, computed for all layers in one pass; characters are predicted per
+frame (`ctc_probe`). Baselines: the encoder before training, log-mel features, and the most frequent class.
 """
 
 import functools
@@ -38,23 +37,22 @@ from jax_speechlm.nn.functional import Params
 
 CHARACTERS = "characters"
 _MOST_ITERATIONS = 1000
-_MOST_STEPS, _EPOCHS = 1000, 30  # of a CTC probe
+_MOST_STEPS, _EPOCHS = 1000, 30  # for CTC probes
 _CTC_BATCHES = {"seconds_per_batch": 48, "num_buckets": 4, "batch_multiple": 1, "seed": 0}
 _COLORS = ("#4269d0", "#9498a0", "#efb118")
 Features = Float[np.ndarray, "rows layers dim"]
-Fold = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]  # rows to train on, rows to test; each fold its own sizes
+Fold = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]  # rows to train on, rows to test; sizes vary by fold
 
 
 class Probe(Config):
-    """One linear classifier.
+    """The accuracy of one linear probe.
 
     Attributes:
-      source: whose features it was given: "encoder", "random encoder" or "log-mel".
-      layer: 0 is the encoder's input projection; log-mel has layer 0 alone.
-      accuracy: share of the test utterances whose class is right, all folds together; of characters, one less their
-        error rate.
-      interval: its 95 % interval (Wilson 1927; of characters the bootstrap's, None where utterances are fewer than
-        `wer.MIN_UTTERANCES`), as if utterances were independent; those of one speaker are not quite.
+      source: its features: "encoder", "random encoder" or "log-mel".
+      layer: 0 is the encoder's input projection; log-mel has only layer 0.
+      accuracy: share of the test utterances classified correctly, over all folds; for characters, 1 - CER.
+      interval: 95 % interval (Wilson 1927; for characters by bootstrap, None below `wer.MIN_UTTERANCES`). It treats
+        utterances as independent, which is not quite true within a speaker.
     """
 
     source: str
@@ -67,13 +65,14 @@ class ProbeReport(Config):
     """The linear probes of one encoder for one label.
 
     Attributes:
-      checkpoint, sets, target: whose features told what apart, and on what.
+      checkpoint, sets, target: the encoder, the data and the label.
       folds: "train -> test", or "leave one <column> out".
-      classes: how many; of characters, how many there are.
-      utterances: that were tested; each once.
-      majority: accuracy of the most frequent class of each fold's training part; of characters, of writing nothing.
-      unspellable: test utterances with fewer frames than characters, which no CTC of this encoder can spell.
-      probes: all of them.
+      classes: number of classes or of characters.
+      utterances: number of test utterances; each is tested once.
+      majority: accuracy of the most frequent class in a fold's training part; for characters, of an empty
+        transcript.
+      unspellable: test utterances with fewer frames than characters, which CTC cannot emit at this frame rate.
+      probes: all probes.
     """
 
     checkpoint: str
@@ -87,7 +86,7 @@ class ProbeReport(Config):
     probes: tuple[Probe, ...]
 
     def table(self) -> Table:
-        """What to print: a row a layer, a column a source."""
+        """Returns a table for the terminal with a row per layer and a column per source."""
         sources = list(dict.fromkeys(probe.source for probe in self.probes))
         what = f"{self.classes} of them" if self.target == CHARACTERS else f"{self.classes} classes"
         title = f"{self.target}: {what}, {self.utterances:,} utterances, {self.folds}"
@@ -104,7 +103,7 @@ class ProbeReport(Config):
         return table
 
     def page(self) -> str:
-        """A page of its own with the plot; needs no network and no script."""
+        """Returns a self-contained HTML page with the plot."""
         depth = max(1, *(probe.layer for probe in self.probes))
 
         def x(layer):
@@ -159,24 +158,24 @@ def probe_run(
     out: Path | None = None,
     seconds_per_batch: float = 120.0,
 ) -> ProbeReport:
-    """Trains a linear classifier on each frozen layer of an encoder, and measures it on other utterances.
+    """Trains a linear classifier on each frozen layer of an encoder and tests it on other utterances.
 
-    Features are means over an utterance's frames, standardised; the classifier is scikit-learn's logistic regression
-    with its default penalty (C = 1). Characters are spelled frame by frame, by CTC, from standardised features; log-mel
-    then has the encoder's frame rate.
+    Features are standardised means over an utterance's frames; the classifier is scikit-learn's logistic regression
+    with its default penalty (C = 1). Characters are predicted per frame with CTC, from standardised features; log-mel
+    is then stacked to the encoder's frame rate.
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders; any run with a speech encoder.
       sets: names of prepared data sets.
-      target: column of the index to tell apart: speaker, language, or text (FSDD's digits); or "characters", which a
-        linear map of each layer learns to spell by CTC, some minutes on a CPU.
-      test_split: trained on "train", measured on this.
-      leave_out: column, such as speaker: each of its values is tested once by a classifier trained on all others, over
-        the train, dev and test splits together.
-      random: also probe the same encoder with fresh parameters.
+      target: column of the index to predict: speaker, language, or text (FSDD's digits); or "characters", which a
+        linear map per layer predicts with CTC (some minutes on a CPU).
+      test_split: the classifiers are trained on "train" and tested on this split.
+      leave_out: column, such as speaker, for cross-validation over the train, dev and test splits together: each value
+        is tested by a classifier trained on all others.
+      random: also probe the same encoder with random parameters.
       data_dir: folder of the prepared data sets.
       out: folder of report.json and report.html; by default <checkpoint>/probe/<sets>-<target>.
-      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+      seconds_per_batch: padded audio per batch, in seconds; affects memory and speed only.
     """
     encoder = SpeechEncoder.load(checkpoint)
     out = out or checkpoint / "probe" / f"{'+'.join(sets)}-{target}"
@@ -246,11 +245,11 @@ def _published(report: ProbeReport, out: Path) -> ProbeReport:
 def _characters(
     sources: Mapping[str, SpeechEncoder], train: indexes.Index, test: indexes.Index, seconds_per_batch: float
 ) -> ProbeReport:
-    """CTC probes of every layer of each encoder, and of the features that enter them."""
+    """Trains and tests CTC probes of all layers of the encoders, and of the features."""
     if not all(any(text.strip() for part in index.parts for text in part.texts()) for index in (train, test)):
         raise DataError("characters need transcripts to learn from and to be measured on: name sets that have both")
     tokenizer = train_tokenizer((text for part in train.parts for text in part.texts()), "char")
-    # As the tokenizer writes them, which is all that can be spelled, in NFKC.
+    # In NFKC, as the tokenizer encodes them.
     references = [unicodedata.normalize("NFKC", text).strip() for text in test.column("text").to_pylist()]
     spoken = [row for row, text in enumerate(references) if text]
     (encoder, *_) = sources.values()
@@ -298,7 +297,7 @@ def _characters(
 def _features(
     frontend: FrontEnd, stacked: int, params: Params, batch: Batch
 ) -> tuple[Float[Array, "layers batch time dim"], Int[Array, " batch"]]:
-    """What enters an encoder, as its only layer: as many vectors side by side as one of its frames is made of."""
+    """Returns the encoder's input as its only layer: features stacked to the encoder's frame rate."""
     del params
     x_BxTxF, length_B = features(batch, frontend, None)
     x_BxTxF = jnp.pad(x_BxTxF, ((0, 0), (0, -x_BxTxF.shape[1] % stacked), (0, 0)))
@@ -306,7 +305,7 @@ def _features(
 
 
 def check_folds(labels: np.ndarray, folds: Sequence[Fold], target: str) -> None:
-    """Raises `DataError` where there is nothing to learn, or nothing to test."""
+    """Raises `DataError` if a fold has fewer than two classes to train on, or nothing to test."""
     for train, test in folds:
         if len(np.unique(labels[train])) < 2 or not len(test):
             raise DataError(
@@ -316,7 +315,7 @@ def check_folds(labels: np.ndarray, folds: Sequence[Fold], target: str) -> None:
 
 
 def fit_layers(features: Features, labels: np.ndarray, folds: Sequence[Fold]) -> Iterator[np.ndarray]:
-    """For each layer whether each test utterance, fold by fold, is classified right."""
+    """Trains a classifier per layer; yields for each whether the test utterances, fold by fold, are correct."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -326,14 +325,14 @@ def fit_layers(features: Features, labels: np.ndarray, folds: Sequence[Fold]) ->
         for train, test in folds:
             model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_MOST_ITERATIONS))
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a solver that stops early is a slightly stronger penalty
+                warnings.simplefilter("ignore")  # stopping early acts as a slightly stronger penalty
                 model.fit(features[train, layer], labels[train])
             right.append(model.predict(features[test, layer]) == labels[test])
         yield np.concatenate(right)
 
 
 def log_mel_statistics(batches: Batches, num_rows: int, frontend: FrontEnd) -> Features:
-    """Mean and standard deviation of each row's log-mel bins, not normalised; by `example_id`, as one layer."""
+    """Computes `statistics` of log-mel features without normalisation or stacking."""
     mel = frontend.mel.replace(normalize=False, stack=1)
     return statistics(batches, num_rows, lambda batch: log_mel(batch["audio"], batch["audio_length"], mel))
 
@@ -343,7 +342,11 @@ def statistics(
     num_rows: int,
     features: Callable[[Batch], tuple[Float[Array, "batch time features"], Int[Array, " batch"]]],
 ) -> Features:
-    """Mean and standard deviation of each row's features over its frames; by `example_id`, as one layer."""
+    """Computes statistics of features over the frames of each row.
+
+    Returns:
+      Mean and standard deviation [rows, 1, 2 * features], indexed by `example_id`.
+    """
 
     @jax.jit
     def compute(batch: Batch) -> Float[Array, "batch dim"]:

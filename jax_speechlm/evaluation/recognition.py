@@ -1,4 +1,4 @@
-"""From a checkpoint and prepared data sets to a report: what `jax-speechlm eval` runs."""
+"""Evaluates recognizers and translators on prepared data sets."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from jax_speechlm.inference.load import open_transcriber
 
 
 class EvaluationSpeech:
-    """One split of prepared sets, in the batches that a recognizer takes."""
+    """One split of prepared sets, batched for a recognizer."""
 
     def __init__(
         self, recognizer: Transcriber, sets: tuple[str, ...], split: str, data_dir: Path, seconds_per_batch: float
@@ -40,10 +40,11 @@ class EvaluationSpeech:
         )
 
     def batches(self) -> Batches:
+        """Reads every utterance once, in batches of similar length."""
         return open_batches(self.index, self._plan, num_steps=self._plan.steps_per_epoch)
 
     def utterances(self, texts: Mapping[int, str]) -> list[Utterance]:
-        """Every utterance with its reference and what was recognised in its row, in the sets' order."""
+        """Returns every utterance with its reference and its hypothesis (`texts`, by row), in the order of the sets."""
         index = self.index
         names = "id", self._references, "speaker", "language"
         ids, references, speakers, languages = (index.column(name).to_pylist() for name in names)
@@ -75,21 +76,21 @@ def evaluate_run(
 ) -> EvaluationReport | TranslationReport:
     """Measures WER and CER of a checkpoint on prepared data sets, with 95 % bootstrap intervals.
 
-    Writes `report.json`, which `jax-speechlm compare` reads, and `alignments.txt`, every utterance's alignment with the
-    most errors first. Of a run that was trained to translate it measures BLEU and chrF instead.
+    Writes `report.json`, the input of `jax-speechlm compare`, and `alignments.txt`: the alignments of all utterances,
+    most errors first. For runs trained to translate it measures BLEU and chrF instead.
 
     Args:
       checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
-      sets: names of prepared data sets; "name:split" takes another split than --split.
+      sets: names of prepared data sets; "name:split" selects another split than --split.
       split: "test", "dev" or "train".
-      decoding: how the text is found.
-      ensemble: further runs with its tokenizer and frame rate; the mean of all their probabilities is decoded.
-      tune: choose the weights of the language models on the sets' dev splits first. This also happens where a language
-        model is named without its weights.
-      normalizer: what reference and hypothesis go through before they are compared.
+      decoding: how to decode.
+      ensemble: further runs with the same tokenizer and frame rate; probabilities are averaged over all models.
+      tune: first choose the weights of the language models on the sets' dev splits. Also done if a language model is
+        given without weights.
+      normalizer: applied to reference and hypothesis before they are compared.
       data_dir: folder of the prepared data sets.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>-<decoder, language models, ensemble>.
-      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+      seconds_per_batch: padded audio per batch, in seconds; affects memory and speed only.
     """
     if tune and not (decoding.lm or decoding.rescore):
         raise DataError("--tune chooses the weights of language models: name one with --lm or --rescore")
@@ -120,7 +121,7 @@ def compare_reports(first: Positional[Path], second: Positional[Path]) -> None:
     """Compares two evaluations of the same utterances by paired bootstrap.
 
     Args:
-      first: a report.json that `jax-speechlm eval` wrote.
-      second: another; the difference is second minus first, so below zero the second is better.
+      first: a report.json of `jax-speechlm eval`.
+      second: another; the difference is second minus first, so a negative value favours the second.
     """
     print(reports.compare(EvaluationReport.load(as_path(first)), EvaluationReport.load(as_path(second))))

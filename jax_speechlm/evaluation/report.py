@@ -1,4 +1,4 @@
-"""From hypotheses to a report: JSON for programs, a table for the terminal, alignments for reading."""
+"""Scores hypotheses and reports error rates: JSON for programs, a table for the terminal, readable alignments."""
 
 import bisect
 import collections
@@ -22,7 +22,7 @@ _LENGTH_NAMES = ("under 2 s", "2 to 5 s", "5 to 10 s", "10 to 20 s", "20 s and o
 _LINE_WIDTH = 100  # columns of the alignment file
 
 TOO_FEW = f"no interval: fewer than {wer.MIN_UTTERANCES} utterances have a reference"
-"""Why a rate stands without an interval."""
+"""Explains a missing interval."""
 
 
 class Utterance(Config):
@@ -30,11 +30,11 @@ class Utterance(Config):
 
     Attributes:
       id: unique in the corpus.
-      reference: what was said; may be empty.
-      hypothesis: what was recognised; may be empty.
-      speaker: None where unknown.
-      duration: seconds; None where unknown.
-      language: its code, for normalisation; '' where unknown.
+      reference: correct transcript; may be empty.
+      hypothesis: recognised text; may be empty.
+      speaker: None if unknown.
+      duration: seconds; None if unknown.
+      language: its code, for normalisation; '' if unknown.
     """
 
     id: str
@@ -49,11 +49,11 @@ class Score(Config):
     """Errors of a set of utterances.
 
     Attributes:
-      rate: all errors over `tokens`, as a share (0.25 is 25 %); may exceed 1; None where `tokens` is 0.
-      interval: 95 % bootstrap interval of the rate; None where none was asked for, or utterances are too few
-        (`wer.MIN_UTTERANCES`).
+      rate: errors / `tokens`, as a share (0.25 is 25 %); may exceed 1; None if `tokens` is 0.
+      interval: 95 % bootstrap interval of the rate; None if not requested or below `wer.MIN_UTTERANCES`.
+      substitutions, deletions, insertions: numbers of errors.
       tokens: words or characters of the references.
-      utterances: how many, empty references included.
+      utterances: number of utterances, empty references included.
     """
 
     rate: float | None
@@ -67,7 +67,7 @@ class Score(Config):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _of_few_no_interval(cls, values: Any) -> Any:
-        """Reports of earlier versions have intervals of any number of utterances."""
+        """Drops the interval of few utterances, which reports of earlier versions have."""
         few = isinstance(values, dict) and values.get("utterances", 0) < wer.MIN_UTTERANCES
         return values | {"interval": None} if few else values
 
@@ -84,15 +84,15 @@ class EvaluationReport(Config):
     """The evaluation of one system on one corpus.
 
     Attributes:
-      headline: the rate to quote: "cer" where the references are written without spaces between words, else "wer".
-      normalizer: what both texts went through before scoring.
-      decoder: how the hypotheses were found, language models and weights included.
-      wer: in words, over the corpus.
-      cer: in characters; spaces count as characters, but are removed where `headline` is "cer".
-      speakers: `headline`'s score of each speaker; empty where none is known.
-      lengths: the same by duration in seconds; empty where none is known.
+      headline: the rate to report: "cer" if the references are written without spaces between words, else "wer".
+      normalizer: applied to both texts before scoring.
+      decoder: description of the decoding, language models and weights included.
+      wer: word errors over the corpus.
+      cer: character errors; spaces count as characters, but are removed if `headline` is "cer".
+      speakers: the score of `headline` per speaker; empty if none is known.
+      lengths: the same by duration in seconds; empty if none is known.
       resamples, seed: of the bootstrap intervals.
-      utterances: what was scored, as given.
+      utterances: the scored utterances, as given.
     """
 
     headline: Metric
@@ -107,14 +107,14 @@ class EvaluationReport(Config):
     utterances: tuple[Utterance, ...]
 
     def save(self, directory: AnyPath) -> None:
-        """Writes `report.json`, from which `load` restores the report, and `alignments.txt`, for reading."""
+        """Writes `report.json`, which `load` reads, and `alignments.txt` for reading."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "report.json").write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (directory / "alignments.txt").write_text(self.alignments(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: AnyPath) -> "EvaluationReport":
-        """The report in a `report.json`.
+        """Reads a report from a `report.json`.
 
         Raises:
           ValueError: the file is missing or is not a report; the message names it.
@@ -129,7 +129,7 @@ class EvaluationReport(Config):
             raise ValueError(f"{path} is not a report of `jax-speechlm eval`: {error}") from error
 
     def table(self) -> Table:
-        """What to print: both rates over the corpus, then the headline's by speaker and by length."""
+        """Returns a table for the terminal: both rates over the corpus, then `headline` by speaker and by length."""
         caption = TOO_FEW if self.wer.interval is None else None
         table = Table(title=f"normalizer: {self.normalizer}", title_justify="left", caption=caption)
         for column in ("", "rate [95 %]", "S", "D", "I", "tokens", "utterances"):
@@ -145,7 +145,7 @@ class EvaluationReport(Config):
         return table
 
     def alignments(self) -> str:
-        """Every utterance's alignment, most errors first, with the edits marked below: S, D and I."""
+        """Returns the alignments of all utterances, most errors first, with the edits S, D and I marked below."""
         aligned = _align(self.utterances, self.normalizer, self.headline, self.headline)
         errors = [sum(alignment.count()[:3]) for alignment in aligned]
         order = sorted(range(len(aligned)), key=lambda row: -errors[row])
@@ -156,11 +156,11 @@ class Comparison(Config):
     """Two systems on the same utterances, by paired bootstrap.
 
     Attributes:
-      metric: which rate was compared.
+      metric: the compared rate.
       first, second: the two rates.
-      difference: second minus first; below 0 the second is better.
-      interval: 95 % interval of the difference; None where utterances are too few (`wer.MIN_UTTERANCES`).
-      p_value: two-sided; or None too.
+      difference: second minus first; negative if the second is better.
+      interval: 95 % interval of the difference; None below `wer.MIN_UTTERANCES`.
+      p_value: two-sided; None likewise.
     """
 
     metric: Metric
@@ -187,10 +187,15 @@ def evaluate(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> EvaluationReport:
-    """Scores hypotheses against references; `decoder` says how they were found.
+    """Scores hypotheses against references.
+
+    Args:
+      normalizer: applied to both.
+      decoder: description of the decoding, for the report.
+      resamples, seed: of the bootstrap.
 
     Raises:
-      ValueError: no utterance, or two with one id.
+      ValueError: the list is empty, or an id occurs twice.
     """
     if not utterances:
         raise ValueError("there is nothing to evaluate: no utterance was given")
@@ -230,10 +235,10 @@ def evaluate(
 
 
 def compare(first: EvaluationReport, second: EvaluationReport, *, resamples: int = 10_000, seed: int = 0) -> Comparison:
-    """Tests the headline rates of two systems on the same utterances, in whatever order each report has them.
+    """Tests the difference in the headline rate of two systems on the same utterances, which may be in any order.
 
     Raises:
-      ValueError: the reports differ in normaliser, utterances or references.
+      ValueError: the reports differ in normalizer, utterances or references.
     """
     if first.normalizer != second.normalizer:
         raise ValueError(
@@ -275,7 +280,7 @@ def _align(
     hypotheses = [clean(utterance.hypothesis, utterance.language) for utterance in utterances]
     if metric == "wer":
         return wer.align(references, hypotheses, "word")
-    if headline == "cer":  # spaces say nothing in such a script, and transcribers put them where they like
+    if headline == "cer":  # spaces carry no information there and vary between transcribers
         references, hypotheses = ([text.replace(" ", "") for text in texts] for texts in (references, hypotheses))
     return wer.align(references, hypotheses, "character")
 
@@ -285,7 +290,7 @@ def _length_class(utterance: Utterance) -> int | None:
 
 
 def _group(utterances: Sequence[Utterance], key: Callable[[Utterance], Any]) -> dict[Any, list[int]]:
-    """Rows by key, in the key's order; rows whose key is None are in no group."""
+    """Groups rows by key, sorted by key; rows whose key is None are left out."""
     groups = collections.defaultdict(list)
     for row, utterance in enumerate(utterances):
         groups[key(utterance)].append(row)
@@ -313,7 +318,7 @@ def _render(utterance: Utterance, alignment: wer.Alignment) -> str:
 
 
 def _lines(edits: Sequence[tuple[str, str, str]]) -> Iterator[list[tuple[str, str, str]]]:
-    """The edits in runs that fit on a line."""
+    """Splits the edits into runs that fit on a line."""
     line, used = [], 0
     for edit in edits:
         width = max(map(cell_len, edit)) + 1

@@ -1,12 +1,12 @@
-"""ROVER: several recognisers' transcripts of one utterance, aligned word by word and put to the vote (Fiscus 1997).
+"""ROVER: combines several recognizers' transcripts of an utterance by word alignment and voting (Fiscus 1997).
 
-Hypotheses are laid one after the other into a network of slots. A slot holds one word of each, or nothing; a hypothesis
-is laid so that it disagrees with as few entries of those before it as can be, which for the second is the edit distance
-to the first. Then each slot takes what most of them have there.
+Hypotheses are aligned one at a time to a network of slots. A slot has one entry per hypothesis, a word or nothing. Each
+hypothesis is aligned so that it disagrees with as few entries of its predecessors as possible; for the second this is
+the edit distance to the first. The most frequent entry of a slot wins.
 
-What is laid first matters to such a network, so the order is drawn from the hypotheses themselves: the one that is
-nearest to all others begins. The result depends on the order of the systems only where votes tie, and then the one that
-was named first decides: of two systems without confidences that is always the first.
+The network depends on the order of alignment, which is therefore derived from the hypotheses: ascending total distance
+to all others. So the order of the systems only breaks ties, in favour of the first; between two systems without
+confidences the first always wins.
 """
 
 from collections import Counter
@@ -26,10 +26,10 @@ from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, writ
 from jax_speechlm.evaluation.report import EvaluationReport, Utterance
 
 NOTHING = ""
-"""What a hypothesis without a word in a slot has there."""
+"""The entry of a hypothesis without a word in a slot."""
 
 Slot = tuple[str, ...]
-"""What each hypothesis has at one place: a word, or `NOTHING`."""
+"""One entry per hypothesis: a word, or `NOTHING`."""
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
@@ -38,14 +38,21 @@ class Hypothesis(Utterance):
     """One system's transcript of an utterance.
 
     Attributes:
-      confidences: how sure it is of each word of the normalised hypothesis, from 0 to 1; None where it does not say.
+      confidences: confidence from 0 to 1 per word of the normalised hypothesis; None if unknown.
     """
 
     confidences: tuple[Share, ...] | None = None
 
 
 def network(hypotheses: Sequence[Sequence[str]]) -> list[Slot]:
-    """The slots of several hypotheses, whose words are no empty strings; a slot's entries are in the order given."""
+    """Aligns several hypotheses.
+
+    Args:
+      hypotheses: non-empty words.
+
+    Returns:
+      The slots; their entries are in the order of `hypotheses`.
+    """
     distance = [sum(_lay([(word,) for word in one], other)[0] for other in hypotheses) for one in hypotheses]
     order = sorted(range(len(hypotheses)), key=lambda each: (distance[each], tuple(hypotheses[each])))
     slots: list[Slot] = []
@@ -61,10 +68,12 @@ def network(hypotheses: Sequence[Sequence[str]]) -> list[Slot]:
 
 
 def _lay(slots: Sequence[Slot], words: Sequence[str], laid: int = 1) -> tuple[int, list[tuple[int | None, int | None]]]:
-    """(disagreements, moves) of the best way to lay a hypothesis into slots of `laid` others.
+    """Aligns a hypothesis to the slots of `laid` others by dynamic programming.
 
-    A move is (slot, word), with None for a new slot, or for no word. Of equally good ways the one is taken that, from
-    the end, joins word and slot where it can, and leaves a slot empty before it makes a new one.
+    Ties are resolved from the end: match word and slot if possible, else leave a slot empty, else insert a slot.
+
+    Returns:
+      The number of disagreements, and the moves (slot, word), with None for a new slot or for no word.
     """
     counts = [Counter(slot) for slot in slots]
     costs = [[laid * number for number in range(len(words) + 1)]]
@@ -96,14 +105,15 @@ def combine(
     alpha: float = 1.0,
     null_confidence: float = 0.7,
 ) -> list[str]:
-    """The words that win the vote. Where votes tie, what the hypothesis named first among the tied has.
+    """Returns the words that win the vote; ties go to the entry of the hypothesis given first.
 
-    A word's score in a slot is alpha * (share of the hypotheses that have it) + (1 - alpha) * (mean of their
-    confidences in it): Fiscus's "average confidence"; alpha 1 is the vote by frequency.
+    The score of a word is alpha * (share of the hypotheses with the word) + (1 - alpha) * (mean of their confidences):
+    Fiscus's "average confidence"; alpha 1 is voting by frequency.
 
     Args:
-      confidences: of each word of each hypothesis; needed where alpha is below 1.
-      null_confidence: the confidence of having no word in a slot.
+      confidences: one per word and hypothesis; required for alpha below 1.
+      alpha: weight of the frequency.
+      null_confidence: confidence of having no word in a slot.
     """
     chosen = []
     spoken = [0] * len(hypotheses)  # words of each hypothesis so far
@@ -116,7 +126,7 @@ def combine(
                 spoken[each] += 1
             votes.setdefault(word, []).append(sure)
 
-        # Rounded, so that what ties on paper ties here; `max` takes the first, and dicts keep the order of voting.
+        # Rounded, so that rounding errors do not break ties; `max` then returns the entry that was voted for first.
         def score(sure):
             return round(alpha * len(sure) / len(slot) + (1 - alpha) * sum(sure) / len(sure), 9)  # noqa: B023
 
@@ -133,18 +143,19 @@ def rover_reports(
     null_confidence: Share = 0.7,
     normalizer: NormalizerName | None = None,
 ) -> EvaluationReport:
-    """Joins the transcripts of several evaluations of the same utterances by a vote on every word (ROVER).
+    """Combines the transcripts of several evaluations of the same utterances by voting on every word (ROVER).
 
-    Writes a report as `jax-speechlm eval` does, which `jax-speechlm compare` takes. Where votes tie, the system that is
-    named first decides: name the best first. References of a script without spaces are voted on by character.
+    Writes a report like `jax-speechlm eval`, which `jax-speechlm compare` reads. Ties go to the system given first, so
+    give the best first. References in a script without spaces are voted on by character.
 
     Args:
-      systems: what to join: report.json files of `jax-speechlm eval`, or .jsonl files with a line for each utterance:
-        id, reference, hypothesis, and confidences, one from 0 to 1 for each word.
+      systems: report.json files of `jax-speechlm eval`, or .jsonl files with a line per utterance: id, reference,
+        hypothesis, and confidences, one from 0 to 1 per word.
       out: folder of the report.
-      alpha: weight of the number of votes; the rest is that of the mean confidence, which every system must then give.
+      alpha: weight of the number of votes; 1 - alpha is the weight of the mean confidence, which every system must then
+        provide.
       null_confidence: confidence of a system in having no word where others have one.
-      normalizer: what the texts go through before they are aligned; by default what the reports say, else "basic".
+      normalizer: applied to the texts before the alignment; by default as in the reports, or "basic".
     """
     read = [_read(as_path(path)) for path in systems]
     named = {name for name, _ in read if name} if normalizer is None else {normalizer}
@@ -168,7 +179,10 @@ def join(
     alpha: float = 1.0,
     null_confidence: float = 0.7,
 ) -> list[Utterance]:
-    """Each utterance with what the systems' votes make of it, normalised, in the first system's order.
+    """Combines the transcripts of several systems, utterance by utterance.
+
+    Returns:
+      Utterances with the normalised, combined hypothesis, in the order of the first system.
 
     Raises:
       ValueError: fewer than two systems, systems that differ in utterances or references, or confidences that are
@@ -218,7 +232,7 @@ def _confidences(voice: Hypothesis, words: Sequence[str]) -> tuple[float, ...]:
 
 
 def _read(path: AnyPath) -> tuple[NormalizerName | None, list[Hypothesis]]:
-    """The normaliser that a file names, and its transcripts."""
+    """Reads the transcripts of a file, and its normalizer if it is a report."""
     if path.suffix != ".jsonl":
         report = EvaluationReport.load(path)
         return report.normalizer, [Hypothesis(**each.model_dump()) for each in report.utterances]

@@ -1,4 +1,4 @@
-"""Speaker verification measured: x-vectors of two recordings, and whether the same person speaks in both."""
+"""Evaluates speaker verification: compares the x-vectors of pairs of recordings."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -20,24 +20,23 @@ from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
 
-_MOST_ROWS = 4000  # whose pairs are all looked at: eight million
-_TARGET_PRIOR = 0.01  # of the detection cost, as papers on VoxCeleb have it
+_MOST_ROWS = 4000  # limit for comparing all pairs: eight million
+_TARGET_PRIOR = 0.01  # of the detection cost; usual on VoxCeleb
 
 
 class SpeakerReport(Config):
-    """How well a model tells whether two recordings are of one speaker.
+    """The evaluation of one speaker verification model.
 
     Attributes:
-      checkpoint, sets, split: what was evaluated, and on what.
-      trials: the file that named the pairs; "" for all pairs.
-      equal_error_rate: at the threshold where as many pairs of one speaker are missed, in share, as others are taken
-        for one.
-      min_cost: the least detection cost over all thresholds, at a prior of 0.01 and with equal costs; 1 is what saying
-        no to every pair costs.
+      checkpoint, sets, split: the run and its test data.
+      trials: the file of pairs; "" for all pairs.
+      equal_error_rate: at the threshold where the miss rate equals the false alarm rate.
+      min_cost: minimum detection cost over all thresholds, at a target prior of 0.01 and equal costs, normalised so
+        that rejecting every pair costs 1.
       threshold: the cosine at the equal error rate.
-      speakers, recordings: that are compared.
-      targets, others: pairs of one speaker, and of two.
-      skipped: recordings too short for a vector, or, where all pairs are compared, without a speaker.
+      speakers, recordings: numbers of speakers and recordings compared.
+      targets, others: numbers of pairs of one speaker, and of two.
+      skipped: recordings too short for a vector or, if all pairs are compared, without a speaker.
       skipped_trials: listed pairs with such a recording.
     """
 
@@ -56,7 +55,7 @@ class SpeakerReport(Config):
     skipped_trials: int = 0
 
     def table(self) -> Table:
-        """What to print."""
+        """Returns the report as a table for the terminal."""
         table = Table("", "", title=f"{', '.join(self.sets)} {self.split}", title_justify="left", show_header=False)
         table.add_row("equal error rate", f"{self.equal_error_rate:.2%} (cosine {self.threshold:.3f})")
         table.add_row(f"least cost at a prior of {_TARGET_PRIOR:g}", f"{self.min_cost:.3f}")
@@ -70,33 +69,33 @@ class SpeakerReport(Config):
 
 
 class Pairs(NamedTuple):
-    """Rows to compare, and whether one speaker is heard in both."""
+    """Rows to compare, and whether both are of one speaker."""
 
     one: Int[np.ndarray, " pairs"]
     other: Int[np.ndarray, " pairs"]
     is_target: Bool[np.ndarray, " pairs"]
 
     def among(self, usable: Bool[np.ndarray, " rows"]) -> "Pairs":
-        """The pairs of which both rows are usable."""
+        """Returns the pairs with two usable rows."""
         kept = usable[self.one] & usable[self.other]
         return Pairs(self.one[kept], self.other[kept], self.is_target[kept])
 
 
 def score(cosine: Float[np.ndarray, " pairs"], is_target: Bool[np.ndarray, " pairs"]) -> SpeakerReport:
-    """Error rates over all thresholds.
+    """Computes the error rates over all thresholds.
 
     Raises:
-      ValueError: there is no pair of one speaker, or none of two.
+      ValueError: pairs of one speaker or of two are missing.
     """
     targets, others = int(is_target.sum()), int((~is_target).sum())
     if not targets or not others:
         raise ValueError(f"{targets} pairs of one speaker and {others} of two: there must be some of both")
     order = np.argsort(-cosine, kind="stable")
     cosine, is_target = cosine[order], is_target[order]
-    last = np.r_[cosine[1:] != cosine[:-1], True]  # a threshold takes all pairs that are as alike
+    last = np.r_[cosine[1:] != cosine[:-1], True]  # pairs of equal score share a threshold
     misses = 1 - np.r_[0, np.cumsum(is_target)[last]] / targets
     alarms = np.r_[0, np.cumsum(~is_target)[last]] / others
-    place = int(np.argmax(alarms >= misses))  # at least 1: nothing accepted is no alarm and all misses
+    place = int(np.argmax(alarms >= misses))  # at least 1: at 0, everything is rejected
     gap, before = alarms[place] - misses[place], misses[place - 1] - alarms[place - 1]
     share = before / (gap + before)
     cost = _TARGET_PRIOR * misses + (1 - _TARGET_PRIOR) * alarms
@@ -118,19 +117,19 @@ def evaluate_run(
     out: Path | None = None,
     seconds_per_batch: float = 120.0,
 ) -> SpeakerReport:
-    """Measures speaker verification on prepared data sets: equal error rate and least detection cost.
+    """Measures speaker verification on prepared data sets: equal error rate and minimum detection cost.
 
-    The speakers need not be those of the training data, and to say anything they should not be.
+    Test speakers should differ from the training speakers, or the result is too optimistic.
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      sets: names of prepared data sets; "name:split" takes another split than --split.
+      sets: names of prepared data sets; "name:split" selects another split than --split.
       split: "test", "dev" or "train".
-      trials: lines "1 ID ID" for one speaker and "0 ID ID" for two, as VoxCeleb's lists have them, with the ids of
-        the prepared rows; by default every pair of recordings, of at most 4,000 that are drawn if there are more.
+      trials: lines "1 ID ID" for one speaker and "0 ID ID" for two, the format of VoxCeleb's lists, with the ids of the
+        prepared rows; by default all pairs of recordings, of a random 4,000 if there are more.
       data_dir: folder of the prepared data sets.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
-      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+      seconds_per_batch: padded audio per batch, in seconds; affects memory and speed only.
     """
     run = LoadedRun.load(checkpoint, SpeakerVerification, "compare speakers")
     index = indexes.read_sets(data_dir, sets, split)
@@ -168,7 +167,11 @@ def evaluate_run(
 def x_vectors(
     run: LoadedRun, index: indexes.Index, seconds_per_batch: float = 120.0
 ) -> tuple[Float[np.ndarray, "rows dim"], Bool[np.ndarray, " rows"]]:
-    """Every row's x-vector at unit length, and which rows have one: those of enough frames."""
+    """Computes the x-vectors of all rows.
+
+    Returns:
+      Vectors of unit length, and which rows have one, because they have enough frames.
+    """
     experiment, objective = run.experiment, run.experiment.objective
     compute = jax.jit(objective.vectors(experiment.model, experiment.frontend))
     vectors, has_vector = np.zeros((len(index), objective.head.dim), np.float32), np.zeros(len(index), bool)
@@ -213,5 +216,5 @@ def _listed(file: Path, index: indexes.Index) -> Pairs:
 
 
 def _chunks(*arrays: np.ndarray, size: int = 1 << 14) -> list[tuple[np.ndarray, ...]]:
-    """Arrays cut alike, so that no gathered copy of all vectors is held."""
+    """Splits arrays into chunks, to avoid a gathered copy of all vectors."""
     return [tuple(each[start : start + size] for each in arrays) for start in range(0, len(arrays[0]), size)]

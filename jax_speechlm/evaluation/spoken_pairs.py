@@ -1,12 +1,12 @@
-"""Spoken minimal pairs: whether a unit language model finds the better one of two recordings likelier.
+"""Evaluates unit language models on spoken minimal pairs: is the correct recording the more probable one?
 
-It reads the sets as they are handed out:
+It reads the sets as distributed:
 
 - sWUGGY and sBLIMP (Nguyen et al. 2020, ZeroSpeech 2021): a folder `lexical/dev`, `syntactic/test` ... with `gold.csv`
-  and the recordings that it names. A pair is said by several voices: its score is their mean, as in the challenge.
-- spoken StoryCloze (Hassid et al. 2023): a folder of `<number>_<story>_correct.wav` and, the number being another,
+  and its recordings. A pair is recorded in several voices: its score is their mean, as in the challenge.
+- spoken StoryCloze (Hassid et al. 2023): a folder of `<number>_<story>_correct.wav` and, with another number,
   `<number>_<story>_incorrect.wav`; or of `<story>_correct.wav` and `<story>_incorrect.wav`.
-- SALMon (Maimon et al. 2025): folders of `sample_<n>_0.wav`, the recording as it should be, and `sample_<n>_1.wav`.
+- SALMon (Maimon et al. 2025): folders of `sample_<n>_0.wav`, the correct recording, and `sample_<n>_1.wav`.
 """
 
 import re
@@ -34,12 +34,12 @@ _FILES_AT_A_TIME = 256
 
 
 class SpokenPair(NamedTuple):
-    """Two recordings, of which the first is the better.
+    """A correct and an incorrect recording.
 
     Attributes:
       good, bad: audio files.
       item: pairs of one item, which differ in the voice, count as one.
-      groups: what the pair is counted under besides the whole, by the name of the property: "voice", "type" ...
+      groups: properties by which pairs are also counted separately: "voice", "type" ...
     """
 
     good: Path
@@ -49,10 +49,10 @@ class SpokenPair(NamedTuple):
 
 
 def read_spoken_pairs(folders: Sequence[Path]) -> list[SpokenPair]:
-    """The pairs of folders, each in the form of one of the sets above, or holding folders that are.
+    """Reads folders in the format of one of the sets above, or of such folders.
 
     Raises:
-      DataError: a folder holds none, a recording is missing, or one has no partner; the message names it.
+      DataError: a folder has no pairs, a recording is missing, or one has no partner; the message names it.
     """
     pairs = []
     for folder in folders:
@@ -73,11 +73,13 @@ def read_spoken_pairs(folders: Sequence[Path]) -> list[SpokenPair]:
 
 
 def compare_spoken(pairs: Sequence[SpokenPair], scores: Sequence[float], checkpoint: str) -> PairReport:
-    """How often the better recording is the likelier; a tie counts half, the pairs of an item count as one.
+    """Computes the share of the pairs in which the correct recording is more probable.
+
+    A tie counts half; the pairs of an item count as one.
 
     Args:
-      scores: of the good and the bad recording of every pair, one behind the other.
-      checkpoint: for the report.
+      scores: log-probabilities of the good and the bad recording of every pair, alternating.
+      checkpoint: name of the model, for the report.
     """
     good, bad = np.asarray(scores, np.float64).reshape(-1, 2).T
     wins = np.where(good == bad, 0.5, good > bad)
@@ -100,13 +102,13 @@ def score_spoken_pairs(
     per_unit: bool = False,
     out: Path | None = None,
 ) -> PairReport:
-    """Measures how often a unit language model finds the better recording of a spoken minimal pair likelier.
+    """Measures how often a unit language model assigns the correct recording of a pair the higher probability.
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      folders: of sWUGGY, sBLIMP (those with gold.csv), spoken StoryCloze or SALMon.
-      units: folder of the k-means that the model was trained on; by default where the run had it.
-      per_unit: compare the mean log-probability of a unit, not that of the whole recording, which favours short ones.
+      folders: folders of sWUGGY, sBLIMP (with gold.csv), spoken StoryCloze or SALMon.
+      units: folder of the k-means the model was trained on; by default as in the run.
+      per_unit: compare the mean log-probability per unit; the default, the sum, favours short recordings.
       out: folder of report.json; by default <checkpoint>/eval/spoken-pairs.
     """
     pairs = read_spoken_pairs(folders)
@@ -127,10 +129,14 @@ def score_recordings(
     files: Sequence[Path],
     per_unit: bool = False,
 ) -> list[float]:
-    """The log-probability of each recording's units, in nats; of a unit on average where `per_unit`.
+    """Scores recordings by the log-probability of their units.
 
     Args:
-      encode: audio files to the codes of their frames.
+      encode: computes the unit ids per frame of audio files.
+      per_unit: return the mean per unit instead of the sum.
+
+    Returns:
+      A score per recording, in nats.
     """
     scores: list[float] = []
     for start in range(0, len(files), _FILES_AT_A_TIME):
@@ -159,7 +165,7 @@ def _read_folder(folder: Path) -> list[SpokenPair]:
 
 
 def _from_gold(gold: Path) -> list[SpokenPair]:
-    """Lines with filename, id, voice, correct, and frequency (sWUGGY) or type and subtype (sBLIMP)."""
+    """Reads lines with filename, id, voice, correct, and frequency (sWUGGY) or type and subtype (sBLIMP)."""
     sides: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = defaultdict(lambda: {"1": [], "0": []})
     for number, row in csv_rows(gold):
         try:
@@ -198,7 +204,7 @@ def _groups(row: dict[str, str]) -> dict[str, str]:
 
 
 def _accuracy(wins: np.ndarray, items: Sequence[str]) -> Accuracy:
-    """The mean over items of the mean over their pairs, with the interval of a bootstrap over items, if not too few."""
+    """Averages over the pairs of an item, then over items; with a bootstrap interval over items if they suffice."""
     _, item = np.unique(items, return_inverse=True)
     means = np.bincount(item, wins) / np.bincount(item)
     if len(means) < MIN_UTTERANCES:

@@ -1,4 +1,4 @@
-"""BLEU and chrF of translations, by sacrebleu, with bootstrap intervals."""
+"""Scores translations with sacrebleu's BLEU and chrF, with bootstrap intervals."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +17,9 @@ class TranslationScore(Config):
     """One metric over a corpus.
 
     Attributes:
-      score: of the corpus, 0 to 100.
-      mean, half_width: of its 95 % bootstrap interval over utterances; None where they are fewer than
-        `wer.MIN_UTTERANCES`.
-      signature: sacrebleu's account of how it was computed.
+      score: corpus score, 0 to 100.
+      mean, half_width: of the 95 % bootstrap interval over utterances; None below `wer.MIN_UTTERANCES`.
+      signature: sacrebleu's description of the metric.
     """
 
     score: float
@@ -39,11 +38,11 @@ class TranslationReport(Config):
     """The evaluation of one system's translations of one corpus.
 
     Attributes:
-      normalizer: what both texts went through before scoring.
-      decoder: how the hypotheses were found.
+      normalizer: applied to both texts before scoring.
+      decoder: description of the decoding.
       bleu, chrf: the scores; utterances without a reference are left out.
-      scored: utterances that have a reference.
-      utterances: all, as given.
+      scored: number of utterances with a reference.
+      utterances: all utterances, as given.
     """
 
     normalizer: NormalizerName
@@ -54,14 +53,14 @@ class TranslationReport(Config):
     utterances: tuple[Utterance, ...]
 
     def save(self, directory: Path) -> None:
-        """Writes `report.json`, and `translations.txt`, for reading."""
+        """Writes `report.json`, and `translations.txt` for reading."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "report.json").write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         texts = (f"{each.id}\nref  {each.reference}\nhyp  {each.hypothesis}\n" for each in self.utterances)
         (directory / "translations.txt").write_text("\n".join(texts), encoding="utf-8")
 
     def table(self) -> Table:
-        """What to print."""
+        """Returns the report as a table for the terminal."""
         caption = TOO_FEW if self.bleu.mean is None else None
         table = Table(title=f"normalizer: {self.normalizer}", title_justify="left", caption=caption)
         for column in ("", "score [95 %]", "utterances"):
@@ -74,7 +73,7 @@ class TranslationReport(Config):
 def evaluate(
     utterances: Sequence[Utterance], normalizer_name: NormalizerName = "basic", *, decoder: str = "greedy"
 ) -> TranslationReport:
-    """Scores translations against one reference each; `decoder` says how they were found.
+    """Scores translations against one reference each; `decoder` describes the decoding.
 
     Raises:
       ValueError: no utterance has a reference.
@@ -88,7 +87,7 @@ def evaluate(
     references = [clean(utterance.reference) for utterance in referenced]
     hypotheses = [clean(utterance.hypothesis) for utterance in referenced]
 
-    resamples = 1000 if len(referenced) >= MIN_UTTERANCES else 1  # one is none
+    resamples = 1000 if len(referenced) >= MIN_UTTERANCES else 1  # 1 disables the bootstrap
 
     def score(metric: BLEU | CHRF) -> TranslationScore:
         found = metric.corpus_score(hypotheses, [references], n_bootstrap=resamples)

@@ -1,8 +1,8 @@
-"""Weights of language models, chosen on a dev split.
+"""Tunes the weights of language models on a dev split.
 
-A search costs seconds to minutes, and ranking what it found costs nothing. So a few searches, from weights far apart,
-fill a pool of candidates for each utterance; the weights under which the pool's best candidates have fewest errors are
-searched with next, and add to the pool; until they come up again (the outer loop of Och 2003, with a grid inside).
+Searching takes seconds to minutes, ranking the candidates of a search no time. So a few searches with different weights
+fill a pool of candidates per utterance; the weights that minimise the errors of the pool's best candidates are searched
+with next, and add to the pool, until the weights repeat (the outer loop of Och 2003, around a grid search).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, writ
 from jax_speechlm.inference.asr.decoder import Candidate, Decoder, Posteriors
 
 Weights = tuple[float, float]
-"""Of a model's log probabilities, and the bonus for each of its units."""
+"""Weight of a model's log-probabilities, and bonus per unit."""
 
 _GRID = [
     (alpha, beta)
@@ -29,16 +29,19 @@ _MOST_SEARCHES = 9
 def tune_weights(
     decoder: Decoder, posteriors: Mapping[int, Posteriors], references: Sequence[str], normalizer_name: NormalizerName
 ) -> Decoder:
-    """The decoder with the weights that make fewest errors: first those of the search, then those that rank anew.
+    """Chooses the weights with the fewest errors: first for the search, then for rescoring.
 
-    Posteriors are computed once, by the caller. Errors are words, or characters where the references are written
-    without spaces; of equal ones the fewer characters decide, then the weights nearer to where it began.
+    The unit of errors is the word, or the character if the references are written without spaces; ties are broken by
+    the errors in the other unit, then by the distance from the initial weights.
 
     Args:
-      decoder: its weights are where it begins; those that it has no use for are left alone.
-      posteriors: log probabilities of utterances, by their place among the references.
+      decoder: has the initial weights; weights that it does not use stay unchanged.
+      posteriors: log-probabilities of utterances, by row of `references`.
       references: transcripts.
-      normalizer_name: what both sides go through.
+      normalizer_name: applied to both sides.
+
+    Returns:
+      The decoder with the chosen weights.
     """
     errors = _Errors([references[row] for row in posteriors], normalizer_name)
     heard = list(posteriors.values())
@@ -78,18 +81,18 @@ def _fewest_errors(costs: Mapping[Weights, tuple[int, int]], before: Weights) ->
 
 
 class _Errors:
-    """Errors of texts against the references of their utterances, each counted once."""
+    """Counts errors of texts against the references of their utterances; caches the counts."""
 
     def __init__(self, references: Sequence[str], normalizer_name: NormalizerName):
         self._clean = normalizer(normalizer_name)
         self._references = [self._clean(text) for text in references]
         self._by_character = written_without_spaces(self._references)
-        if self._by_character:  # as the report counts
+        if self._by_character:  # as in the report
             self._references = [text.replace(" ", "") for text in self._references]
         self._known: dict[tuple[int, str], tuple[int, int]] = {}
 
     def of(self, texts: Sequence[tuple[int, str]]) -> Int[np.ndarray, "texts 2"]:
-        """(errors that decide, errors that decide between equals) of each (utterance, text)."""
+        """Returns the errors of (utterance, text) pairs: in the deciding unit, and in the unit that breaks ties."""
         new = list(dict.fromkeys(each for each in texts if each not in self._known))
         said = [self._references[utterance] for utterance, _ in new]
         heard = [self._clean(text) for _, text in new]
@@ -105,7 +108,7 @@ class _Errors:
 
 
 class _Pool:
-    """All candidates that searches found for each utterance."""
+    """All candidates of the searches, by utterance."""
 
     def __init__(self, errors: _Errors):
         self._errors = errors
@@ -114,7 +117,7 @@ class _Pool:
     def add(self, found: Sequence[Sequence[Candidate]]) -> None:
         self._candidates = self._candidates or [{} for _ in found]
         for known, row in zip(self._candidates, found, strict=True):
-            for each in row:  # of one transcript, the search that kept most of its alignments
+            for each in row:  # keep the search with most alignments of a transcript
                 if each.tokens not in known or known[each.tokens].rest < each.rest:
                     known[each.tokens] = each
         width = max(map(len, self._candidates), default=0)
@@ -127,7 +130,7 @@ class _Pool:
             self._counts[utterance, : len(rows)] = self._errors.of([(utterance, c.text) for c in rows])
 
     def cost(self, weights: Weights) -> tuple[int, int]:
-        """Errors of the candidates that these weights rank first."""
+        """Returns the errors of the candidates that these weights rank first."""
         rest, log_prob, units = self._parts
         best: Float[np.ndarray, " utterances"] = (rest + weights[0] * log_prob + weights[1] * units).argmax(1)
         return tuple(self._counts[np.arange(len(best)), best].sum(0).tolist())

@@ -1,4 +1,4 @@
-"""How well a model of text and speech units predicts both: speech by the second, text by the byte."""
+"""Evaluates language models of speech units and text: bits per second of speech, bits per byte of text."""
 
 import math
 from collections.abc import Iterable
@@ -21,13 +21,13 @@ _NO_NAME = "(no name)"  # of a speaker
 
 
 class SpokenPrediction(Config):
-    """How well a model predicts the units of some utterances, each given the units before it.
+    """The log-likelihood of the units of some utterances under one model.
 
     Attributes:
-      nats: minus the log-probability of all units; where utterances end does not count.
-      units: how many, without repeats.
-      seconds: of speech that they stand for.
-      utterances: how many.
+      nats: negative log-probability of all units given their predecessors, without the ends of utterances.
+      units: number of units, after merging runs.
+      seconds: duration of the speech.
+      utterances: number of utterances.
       without_units: utterances left out because they have no units.
     """
 
@@ -39,12 +39,12 @@ class SpokenPrediction(Config):
 
     @property
     def perplexity(self) -> float:
-        """Of a unit: comparable between models of the same units only."""
+        """Perplexity per unit; comparable only between models with the same units."""
         return math.exp(self.nats / max(1, self.units))
 
     @property
     def bits_per_second(self) -> float:
-        """Comparable between models of different units, as perplexity is not (arXiv 2601.06329)."""
+        """Comparable between models with different units, unlike perplexity (arXiv 2601.06329)."""
         return self.nats / math.log(2) / max(1e-9, self.seconds)
 
     @property
@@ -56,13 +56,13 @@ class UnitReport(Config):
     """The evaluation of one unit language model.
 
     Attributes:
-      checkpoint: what was evaluated.
-      sets, text_sets, split: on what.
+      checkpoint: the model.
+      sets, text_sets, split: the test data.
       units: fingerprint of the k-means.
-      context, stride: a document longer than `context` tokens is scored in windows that lie `stride` apart.
-      speech: over all utterances, or None where no sets of speech were named.
-      speakers: of each speaker, where the sets name several.
-      text: over all texts, or None where no sets of text were named.
+      context, stride: documents longer than `context` tokens are scored in windows that start `stride` tokens apart.
+      speech: over all utterances; None without sets of speech.
+      speakers: per speaker, if there are several.
+      text: over all texts; None without sets of text.
     """
 
     checkpoint: str
@@ -77,7 +77,7 @@ class UnitReport(Config):
     text: Prediction | None
 
     def tables(self) -> list[Table]:
-        """What to print."""
+        """Returns the report as tables for the terminal."""
         tables = []
         if self.speech:
             table = Table(title=f"{', '.join(self.sets)} {self.split}: speech", title_justify="left")
@@ -111,17 +111,18 @@ def evaluate_run(
     data_dir: Path = Path("data"),
     out: Path | None = None,
 ) -> UnitReport:
-    """Measures how well a unit language model predicts prepared speech, in bits a second, and text, in bits a byte.
+    """Measures a unit language model on prepared speech, in bits per second, and on text, in bits per byte.
 
     Writes `report.json`.
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      sets: names of sets of speech that `units label` has labelled; "name:split" takes another split than --split.
+      sets: names of sets of speech labelled by `units label`; "name:split" selects another split than --split.
       text_sets: names of sets of text, or of speech, whose transcripts are then the texts.
       split: "test", "dev" or "train".
-      units: folder of the k-means that the model was trained on; by default where the run had it.
-      stride: tokens between the windows in which documents longer than the context are scored; by default half of it.
+      units: folder of the k-means the model was trained on; by default as in the run.
+      stride: tokens between the starts of the windows in which documents longer than the context are scored; by default
+        half of the context.
       data_dir: folder of the prepared data sets.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
     """
@@ -161,7 +162,7 @@ def evaluate_run(
 def predict_speech(
     model: UnitModel, index: indexes.Index, units: Path, stride: int | None = None
 ) -> dict[str, SpokenPrediction]:
-    """How well a model predicts the utterances of each speaker."""
+    """Scores the utterances of an index and adds up the figures per speaker."""
     codes, frame_samples = open_unit_ids(index, units), read_units(units).frame_samples
     speakers = index.column("speaker").to_pylist()
     rows = np.flatnonzero(codes.lengths)
@@ -182,6 +183,6 @@ def predict_speech(
 
 
 def add_up(predictions: Iterable[SpokenPrediction]) -> SpokenPrediction:
-    """All of them as one."""
+    """Returns the sum of predictions."""
     rows = [each.model_dump() for each in predictions]
     return SpokenPrediction(**{name: sum(row[name] for row in rows) for name in SpokenPrediction.model_fields})

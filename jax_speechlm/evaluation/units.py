@@ -1,4 +1,4 @@
-"""What the units of labelled sets are: a report of their usage, purity and speaker leakage."""
+"""Reports on the units of labelled sets: usage, purity and speaker leakage."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,20 +17,20 @@ from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.units.measures import Agreement, Leakage, Usage, agreement, speaker_leakage, usage
 
 MOST_CLASSES = 200
-"""A column of the index with more different values names utterances, not kinds of them; it is left out."""
+"""A column of the index with more distinct values is left out: it names utterances, not classes."""
 
 
 class UnitsReport(Config):
     """The units of some labelled sets.
 
     Attributes:
-      units, fingerprint, num_units: what was reported on.
-      sets, split: and over what.
-      usage: how they are spread.
-      labels: what they tell of the labels that an utterance has, by the index's column: speaker, language, text.
-      characters: what they tell of the character that is said in a frame, where a recognizer aligned them.
-      unaligned: utterances that the recognizer could not align.
-      speakers: how well an utterance's units tell its speaker; None where there are too few.
+      units, fingerprint, num_units: the k-means.
+      sets, split: the data.
+      usage: distribution of the units.
+      labels: agreement with the utterances' labels, by column of the index: speaker, language, text.
+      characters: agreement with the characters of the frames, as aligned by a recognizer.
+      unaligned: utterances that could not be aligned.
+      speakers: accuracy of identifying the speaker from an utterance's units; None with too few utterances.
     """
 
     units: str
@@ -45,7 +45,7 @@ class UnitsReport(Config):
     speakers: Leakage | None = None
 
     def tables(self) -> Iterator[Table]:
-        """What to print."""
+        """Yields the report as tables for the terminal."""
         table = Table(
             title=f"{self.num_units} units of {self.units} on {', '.join(self.sets)} {self.split}", title_justify="left"
         )
@@ -84,11 +84,17 @@ class UnitsReport(Config):
 def measure(
     units: Path, sets: tuple[str, ...], split: str, data_dir: Path, ctc: Path | None, seconds_per_batch: float
 ) -> UnitsReport:
-    """Reports on labelled sets. Arguments as `command.report` takes them.
+    """Computes the report on labelled sets.
+
+    Args:
+      units: folder of the k-means.
+      sets, split, data_dir: the labelled sets.
+      ctc: run of a CTC recognizer that aligns characters; None leaves them out.
+      seconds_per_batch: padded audio per batch of the recognizer, in seconds.
 
     Raises:
       DataError: a set is not labelled with these units.
-      CheckpointError: `ctc` is not a run that spells.
+      CheckpointError: `ctc` is not a CTC recognizer.
     """
     index = indexes.read_sets(data_dir, sets, split)
     store = open_unit_ids(index, units)
@@ -132,10 +138,12 @@ def _characters(
     num_units: int,
     frame_samples: int,
 ) -> tuple[Int[np.ndarray, "units tokens"], int]:
-    """Frames of each unit and token by forced alignment, and how many utterances could not be aligned.
+    """Counts co-occurrences of units and characters by forced alignment.
 
-    A unit's frame belongs to the token whose span its middle lies in. Frames between spans, where the recognizer hears
-    its blank, count nowhere.
+    A unit's frame belongs to the token whose span contains its centre. Frames between spans (blanks) are not counted.
+
+    Returns:
+      Frames per unit and token, and the number of utterances that could not be aligned.
     """
     ratio = recognizer.experiment.frame_samples / frame_samples
     tokens = [recognizer.tokenizer.encode(text) for text in speech.index.column("text").to_pylist()]

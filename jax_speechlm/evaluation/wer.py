@@ -1,7 +1,7 @@
 """Error rates of a corpus, with bootstrap intervals and a paired test between two systems.
 
-A corpus's rate is its total errors over its total reference tokens, never the mean of its utterances' rates, so an
-utterance with an empty reference counts with the words that were inserted.
+A corpus's rate is its total errors over its total reference tokens, not the mean of the utterances' rates, so an
+utterance with an empty reference contributes its insertions.
 """
 
 import dataclasses
@@ -14,35 +14,35 @@ from jaxtyping import Float, Int
 
 Unit = Literal["word", "character"]
 Counts = Int[np.ndarray, "utterances 4"]
-"""Substitutions, deletions, insertions and reference tokens of each utterance."""
+"""Substitutions, deletions, insertions and reference tokens per utterance."""
 
 MIN_UTTERANCES = 30
-"""Fewer utterances with a reference have no interval and no p-value: their resamples say too little of others."""
+"""With fewer referenced utterances, intervals and p-values are unreliable and left out."""
 
 _DRAWS_AT_ONCE = 1 << 22  # bounds the bootstrap's memory to some 100 MB
 
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """A reference and a hypothesis, token by token, along a path of fewest edits.
+    """A minimum edit alignment of a reference and a hypothesis.
 
     Attributes:
       edits: (operation, reference token, hypothesis token). The operation is "=" (equal), "S" (substituted), "D"
-        (deleted: no hypothesis token) or "I" (inserted: no reference token); the token that is not there is "".
+        (deleted: no hypothesis token) or "I" (inserted: no reference token); a missing token is "".
     """
 
     edits: tuple[tuple[str, str, str], ...]
 
     def count(self) -> tuple[int, int, int, int]:
-        """Substitutions, deletions, insertions, reference tokens."""
+        """Returns the numbers of substitutions, deletions, insertions and reference tokens."""
         operations = "".join(edit[0] for edit in self.edits)
         return *(operations.count(kind) for kind in "SDI"), len(operations) - operations.count("I")
 
 
 def align(references: Sequence[str], hypotheses: Sequence[str], unit: Unit) -> list[Alignment]:
-    """One alignment for each pair of texts, found by jiwer. Words are what single spaces separate.
+    """Aligns pairs of texts with jiwer. Words are separated by single spaces.
 
-    As in jiwer, spaces are characters like any other. Remove them first where a script does not use them.
+    As in jiwer, spaces are ordinary characters. Remove them first for scripts that do not use them.
     """
     if not references:
         return []
@@ -67,21 +67,24 @@ def _edits(reference: list[str], hypothesis: list[str], chunks: list[jiwer.Align
 
 
 def count(alignments: Sequence[Alignment]) -> Counts:
-    """The counts of each utterance; sum over the first axis for the corpus."""
+    """Returns the counts per utterance; sum over the first axis for the corpus."""
     return np.array([alignment.count() for alignment in alignments], np.int64).reshape(-1, 4)
 
 
 def rate(counts: Counts) -> float | None:
-    """Total errors over total reference tokens; may exceed 1. None where there is no reference token."""
+    """Returns total errors / total reference tokens, which may exceed 1; None without reference tokens."""
     substitutions, deletions, insertions, tokens = counts.sum(0).tolist()
     return (substitutions + deletions + insertions) / tokens if tokens else None
 
 
 def bootstrap(counts: Counts, resamples: int = 10_000, seed: int = 0) -> tuple[float, float] | None:
-    """The 95 % interval of the rate, from resampling utterances with replacement (Bisani and Ney 2004).
+    """Computes the 95 % interval of the rate by resampling utterances with replacement (Bisani and Ney 2004).
 
-    Utterances are taken as independent; those of one speaker are not quite, so with few speakers the truth is wider.
-    None where fewer than `MIN_UTTERANCES` have a reference token.
+    Utterances are treated as independent; within a speaker they are not quite, so with few speakers the interval is too
+    narrow.
+
+    Returns:
+      The interval; None if fewer than `MIN_UTTERANCES` have a reference token.
     """
     if np.count_nonzero(counts[:, 3]) < MIN_UTTERANCES:
         return None
@@ -91,12 +94,12 @@ def bootstrap(counts: Counts, resamples: int = 10_000, seed: int = 0) -> tuple[f
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Rate of the second system minus rate of the first.
+    """The rate of the second system minus the rate of the first.
 
     Attributes:
       value: the difference on the corpus itself.
-      interval: 95 % interval; None where fewer than `MIN_UTTERANCES` have a reference token.
-      p_value: two-sided: twice the share of resamples on the less frequent side of zero, zero included; or None too.
+      interval: 95 % interval; None if fewer than `MIN_UTTERANCES` have a reference token.
+      p_value: two-sided: twice the share of resamples on the less frequent side of zero, zero included; None likewise.
     """
 
     value: float
@@ -105,10 +108,10 @@ class Difference:
 
 
 def paired_bootstrap(first: Counts, second: Counts, resamples: int = 10_000, seed: int = 0) -> Difference:
-    """Compares two systems on the same utterances, drawing the same resamples for both (Bisani and Ney 2004).
+    """Compares two systems on the same utterances, with the same resamples for both (Bisani and Ney 2004).
 
     Raises:
-      ValueError: the two do not have the same number of reference tokens in each utterance, or there is none.
+      ValueError: the numbers of reference tokens differ in an utterance, or are all 0.
     """
     if first.shape != second.shape or (first[:, 3] != second[:, 3]).any():
         raise ValueError("a paired comparison needs the same references, normalised in the same way, on both sides")
@@ -120,7 +123,7 @@ def paired_bootstrap(first: Counts, second: Counts, resamples: int = 10_000, see
     before, after = _resampled_rates([first, second], resamples, seed)
     differences = after - before
     contradicting = min((differences <= 0).sum(), (differences >= 0).sum())
-    p_value = min(1.0, 2 * (contradicting + 1) / (len(differences) + 1))  # the sample itself counts as one: never 0
+    p_value = min(1.0, 2 * (contradicting + 1) / (len(differences) + 1))  # + 1: the sample itself; never 0
     return Difference(value, _interval(differences), float(p_value))
 
 
@@ -130,7 +133,7 @@ def _interval(values: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
 
 
 def _resampled_rates(systems: Sequence[Counts], resamples: int, seed: int) -> list[Float[np.ndarray, " resamples"]]:
-    """Each system's rate on the same resamples; those that drew no reference token are left out."""
+    """Computes each system's rate on the same resamples, except resamples without reference tokens."""
     num_utterances, tokens = len(systems[0]), systems[0][:, 3]
     errors = np.stack([tokens, *(counts[:, :3].sum(1) for counts in systems)])
     rng, totals = np.random.default_rng(seed), []
