@@ -1,8 +1,8 @@
-"""From audio to text, by whatever kind of trained model: what recognizers have in common.
+"""Base class of models that transcribe recordings.
 
-A recording goes through in a stream, so that hours of it take no more memory than minutes: it is decoded block by
-block, cut into windows (`windows.py`), windows of one or many recordings are heard together, what was heard is cut into
-utterances and these are spelled.
+Recordings are streamed, so memory does not grow with their length: audio is decoded block by block and cut into windows
+(`segmentation.windows`), windows of one or several recordings are encoded as a batch, and the outputs are cut into
+utterances, which are decoded to text.
 """
 
 import abc
@@ -29,20 +29,20 @@ from jax_speechlm.inference.segmentation import (
 from jax_speechlm.inference.transcript import Segment, Transcript
 from jax_speechlm.recipes.experiment import Experiment
 
-_SPELLED_AT_ONCE = 16  # utterances: beam searches go through them in lockstep
-_CONTEXT_SECONDS = 2.0  # that a window hears beyond either end of its stretch, where the model can make use of them
+_SPELLED_AT_ONCE = 16  # utterances, whose beam searches run in lockstep
+_CONTEXT_SECONDS = 2.0  # context on either side of a window, for models that join windows
 
 Encode = Callable[[list[Samples]], list[Any]]
-"""Gives for each window what the model makes of it; its kind is the transcriber's own."""
+"""Returns the model's output for each window, of a type that depends on the transcriber."""
 
 T = TypeVar("T")
 
 
 class Transcription(NamedTuple):
-    """What was recognised in one utterance.
+    """The text of one utterance.
 
     Attributes:
-      avg_logprob: the model's log-probability of it (of the best CTC path, or of the text), in nats a token.
+      avg_logprob: log-probability of the best CTC path, or of the text, in nats per token.
     """
 
     text: str
@@ -50,7 +50,7 @@ class Transcription(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """A window of one of several recordings, or the error behind its last; and what was made of it."""
+    """A window of one of several recordings and its encoding, or the error that ended the recording."""
 
     recording: int
     window: AudioWindow | AudioError
@@ -58,11 +58,11 @@ class _Piece(NamedTuple):
 
 
 class Transcriber(abc.ABC):
-    """A trained model that writes what it hears.
+    """A trained model that transcribes audio.
 
     Attributes:
       checkpoint: its folder.
-      experiment: the run that it is from.
+      experiment: the run's configuration.
     """
 
     checkpoint: Path
@@ -70,45 +70,53 @@ class Transcriber(abc.ABC):
 
     @abc.abstractmethod
     def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
-        """The text of every row of the batches, by `example_id`; filler rows are left out."""
+        """Transcribes batches.
+
+        Returns:
+          The text of each row by `example_id`, without filler rows.
+        """
 
     @abc.abstractmethod
     def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
-        """The same, with how sure the model is of each text."""
+        """Transcribes batches as `recognize` does, with the log-probability of each text."""
 
     @abc.abstractmethod
     def encode(self, batches: Iterable[Batch]) -> dict[int, Any]:
-        """What `utterances` goes on with of every row, by `example_id`: all that the model itself has to do."""
+        """Runs the model on batches.
+
+        Returns:
+          The input of `utterances` for each row by `example_id`, without filler rows.
+        """
 
     @abc.abstractmethod
     def utterances(self, heard: Iterable[tuple[AudioWindow, Any]]) -> Iterator[Any]:
-        """What `decode` takes, from the windows of one recording in order and what `encode` found in each.
+        """Cuts one recording into utterances, the inputs of `decode`.
 
-        Of a window of silence that is None.
+        Takes its windows in order, each with the output of `encode`, or None for silence.
         """
 
     @abc.abstractmethod
     def decode(self, utterances: Sequence[Any]) -> list[Segment]:
-        """The text of each utterance."""
+        """Decodes each utterance to text."""
 
     @property
     def task(self) -> str:
-        """What it was trained for (`objectives.speech_lm.Task`)."""
+        """Task that the model was trained for (`objectives.speech_text.speech_lm.Task`)."""
         return "transcribe"
 
     @property
     @abc.abstractmethod
     def decoding_description(self) -> str:
-        """How texts are found, for reports."""
+        """Description of the decoding method, for reports."""
 
     @property
     def joins_windows(self) -> bool:
-        """Whether what is heard in overlapping windows can be put together; else each window is an utterance."""
+        """Whether the outputs of overlapping windows can be joined; else each window is an utterance."""
         return False
 
     @property
     def separator(self) -> str:
-        """What stands between the texts of segments."""
+        """String between the texts of segments."""
         return " "
 
     def transcribe(
@@ -119,15 +127,16 @@ class Transcriber(abc.ABC):
         seconds_per_batch: float = 60.0,
         progress: Callable[[float], None] | None = None,
     ) -> Iterator[Transcript]:
-        """Transcribes audio of any format, rate, length and number of channels, in order.
-
-        What a recording gives does not depend on the others. One that cannot be read gives a `Transcript` with an error
-        and does not stop the others.
+        """Transcribes audio of any format, rate, length and number of channels.
 
         Args:
-          max_seconds: a longer recording is heard in windows of at most this length, cut at quiet places.
-          seconds_per_batch: padded audio at a time: memory and speed, never the result.
-          progress: is told, as it goes, how many seconds of audio have been heard.
+          max_seconds: longer recordings are cut at quiet places into windows of at most this length.
+          seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
+          progress: called with the seconds of audio processed so far.
+
+        Yields:
+          A transcript of each recording in order, independent of the other recordings. For a recording that cannot be
+          read the transcript has an error.
         """
         recordings = list(recordings)
 
@@ -157,15 +166,17 @@ class Transcriber(abc.ABC):
         seconds_per_batch: float = 60.0,
         at_once: int = _SPELLED_AT_ONCE,
     ) -> Iterator[Segment]:
-        """The segments of one recording, as soon as they are found.
+        """Transcribes one recording and yields its segments as they are decoded.
 
         Args:
           blocks: its samples at 16 kHz.
-          listen: what hears windows; by default this model, here and now.
-          at_once: utterances that are decoded together: speed, and how soon the first is there; never the result.
+          encode: encodes windows; by default `encode_audio`.
+          max_seconds: longest window.
+          seconds_per_batch: padded audio per batch.
+          at_once: utterances decoded together; affects speed and latency, not the result.
 
         Raises:
-          AudioError: as the blocks raise it.
+          AudioError: the blocks raise it.
         """
         encode = encode or (lambda parts: self.encode_audio(parts, seconds_per_batch))
         pieces = (_Piece(0, window) for window in self._windows(blocks, max_seconds))
@@ -174,12 +185,12 @@ class Transcriber(abc.ABC):
             yield from self.decode(group)
 
     def encode_audio(self, parts: Sequence[Samples], seconds_per_batch: float = 60.0) -> list[Any]:
-        """`encode`, to windows."""
+        """Encodes windows of audio; returns one output per window."""
         found = self.encode(in_batches(parts, seconds_per_batch))
         return [found[number] for number in range(len(parts))]
 
     def text_of(self, segments: Sequence[Segment]) -> str:
-        """The whole text of a recording's segments."""
+        """Returns the joined text of a recording's segments."""
         return join((" ".join(segment.text.split()) for segment in segments), self.separator)
 
     def _windows(self, blocks: Iterable[Samples], max_seconds: float) -> Iterator[AudioWindow]:
@@ -200,7 +211,7 @@ class Transcriber(abc.ABC):
             yield _Piece(number, error)
 
     def _utterances(self, pieces: Iterable[_Piece]) -> Iterator[Any]:
-        """The utterances of each recording, then its last piece."""
+        """Yields the utterances of each recording, then its last piece."""
         for _, group in itertools.groupby(pieces, key=lambda piece: piece.recording):
             end: list[_Piece] = []
             yield from self.utterances(_windows_of(group, end))
@@ -219,7 +230,7 @@ def _heard(
     seconds_per_batch: float,
     progress: Callable[[float], None] | None = None,
 ) -> Iterator[_Piece]:
-    """The same pieces with what was found in each, heard as many at a time as fill a batch."""
+    """Yields the pieces with their encodings, computed a batch of windows at a time."""
     waiting: list[_Piece] = []
     samples = seconds = 0
 
@@ -245,7 +256,7 @@ def _heard(
 
 
 def _windows_of(pieces: Iterable[_Piece], end: list[_Piece]) -> Iterator[tuple[AudioWindow, Any]]:
-    """A recording's windows and what was found in them; leaves its last piece in `end`."""
+    """Yields a recording's windows and their encodings; stores its last piece in `end`."""
     for piece in pieces:
         end[:] = [piece]
         if isinstance(piece.window, AudioWindow):

@@ -1,4 +1,4 @@
-"""A trained checkpoint, or an ensemble of them, ready to turn audio into text."""
+"""Recognizers from CTC checkpoints, single or as an ensemble."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
 
 _LONGEST_UTTERANCE = 30.0  # seconds that are decoded at once
-_IMPOSSIBLE = -30.0  # log-probability of a token where nothing sounds
+_IMPOSSIBLE = -30.0  # log-probability of a token in silence
 
 
 class _Member(NamedTuple):
@@ -47,15 +47,14 @@ class _Member(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recognizer(Transcriber):
-    """A checkpoint's model, front end and tokenizer. All that `load` needs is the checkpoint's path.
+    """A CTC checkpoint's model, front end and tokenizer.
 
     An ensemble's posteriors are the mean of its members' probabilities, frame by frame; checkpoint, step and experiment
-    are the first one's. So it is a mixture: what it gives sums to one, and no member can veto what others hear by a
-    probability near zero.
+    are the first member's. In such a mixture no member can veto a token by a probability near zero.
 
     Attributes:
-      params: of each member.
-      members: the checkpoints.
+      params: parameters of the members.
+      members: checkpoints of the members.
     """
 
     abilities: ClassVar[tuple[str, ...]] = ("transcribe", "embed")
@@ -82,11 +81,11 @@ class Recognizer(Transcriber):
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, and the language models of `decoding`.
 
         Args:
-          ensemble: further runs, of any size, with the first one's tokenizer and frame rate.
+          ensemble: further runs, of any size, with the same tokenizer and frame rate.
 
         Raises:
-          CheckpointError: there is no readable checkpoint, its model was not trained to spell, or an ensemble's
-            members do not fit together.
+          CheckpointError: no checkpoint can be read, its model has no CTC output, or an ensemble's members differ in
+            tokenizer or frame rate.
           DataError: a language model cannot be read, or does not fit the checkpoint's tokenizer.
         """
         members = [_read(each) for each in (path, *ensemble)]
@@ -122,7 +121,7 @@ class Recognizer(Transcriber):
         return how if len(self.members) == 1 else f"{how}, ensemble of {', '.join(map(str, self.members))}"
 
     def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
-        """The text of every row of the batches, by `example_id`; filler rows are left out."""
+        """Transcribes batches with the decoder, greedily if there is none; returns texts by `example_id`."""
         texts = {}
         for batch in batches:
             if self.decoder is not None:
@@ -136,7 +135,11 @@ class Recognizer(Transcriber):
         return texts
 
     def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
-        """The text of every row's best path, and the path's log-probability over the number of tokens."""
+        """Decodes the best path of each row.
+
+        Returns:
+          Its text, and its log-probability over the number of tokens, by `example_id`.
+        """
         found = {}
         for row, log_probs in self.posteriors(batches).items():
             (ids,) = collapse(log_probs.argmax(-1)[None])
@@ -144,7 +147,11 @@ class Recognizer(Transcriber):
         return found
 
     def posteriors(self, batches: Iterable[Batch]) -> dict[int, Posteriors]:
-        """The log probabilities float32 [frames, ids] of every row of the batches, by `example_id`, without fillers."""
+        """Computes CTC posteriors.
+
+        Returns:
+          Log-probabilities float32 [frames, ids] of each row by `example_id`, without filler rows.
+        """
         return {row: log_probs for batch in batches for row, log_probs in self._posteriors_by_row(batch).items()}
 
     def _posteriors_by_row(self, batch: HostBatch) -> dict[int, Posteriors]:
@@ -157,14 +164,14 @@ class Recognizer(Transcriber):
 
     @property
     def joins_windows(self) -> bool:
-        return True  # frames from the one side of a cut go on with those from the other
+        return True  # CTC frames of adjacent windows can be concatenated
 
     @functools.cached_property
     def separator(self) -> str:
         return " " if any(SPACE in piece for piece in self.tokenizer.pieces) else ""
 
     def encode(self, batches: Iterable[Batch]) -> dict[int, Frames]:
-        """The frames of every row: the best path alone for greedy decoding, all posteriors for a beam."""
+        """Computes the frames of each row: the best path for greedy decoding, all posteriors for a beam search."""
         if self.decoder is not None:
             return {row: Frames.of(log_probs) for row, log_probs in self.posteriors(batches).items()}
         found = {}
@@ -176,13 +183,17 @@ class Recognizer(Transcriber):
         return found
 
     def utterances(self, heard: Iterable[tuple[AudioWindow, Frames | None]]) -> Iterator[tuple[int, Frames]]:
-        """Utterances as `decoding.spelling.utterances` cuts them: their first frames, and their frames."""
+        """Cuts frames into utterances (`decoding.ctc.posteriors.utterances`).
+
+        Yields:
+          First frame and frames of each utterance.
+        """
         most = int(_LONGEST_UTTERANCE / self._frame_seconds)
         begins_word = np.array([piece.startswith(SPACE) for piece in self.tokenizer.pieces])
         return utterances(self._stretches(heard), most, begins_word)
 
     def _stretches(self, heard: Iterable[tuple[AudioWindow, Frames | None]]) -> Iterator[Frames]:
-        """The frames of each window's own stretch, of which there are as many as the whole recording has."""
+        """Yields each window's frames without those of its overlaps; together they cover the recording once."""
         frame = self.experiment.frame_samples
         for window, frames in heard:
             first, last = (window.start - window.begin) // frame, (window.end - window.begin) // frame
@@ -201,7 +212,7 @@ class Recognizer(Transcriber):
         return Frames(ids, log_probs, posteriors)
 
     def decode(self, utterances: Sequence[tuple[int, Frames]]) -> list[Segment]:
-        """Each utterance's text; its words with the times at which the likeliest alignment has them."""
+        """Decodes each utterance; words have the times of the most likely alignment."""
         if self.decoder is None:
             return [self._segment(start, frames, path_spans(frames)) for start, frames in utterances]
         segments = []
@@ -231,7 +242,7 @@ class Recognizer(Transcriber):
 
 
 def mean_probability(log_probs: Sequence[Float[Array, "*each"]]) -> Float[Array, "*each"]:
-    """log of the mean of exp; one alone comes back as it is."""
+    """Returns the logarithm of the mean probability; a single array is returned unchanged."""
     if len(log_probs) == 1:
         return log_probs[0]
     return jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - jnp.log(len(log_probs))

@@ -1,4 +1,4 @@
-"""From CTC posteriors to text by any of the ways that `eval` and `transcribe` take by name."""
+"""Decodes CTC posteriors: greedily or by beam search, with language models, boosted phrases and rescoring."""
 
 import copy
 from collections.abc import Sequence
@@ -27,22 +27,22 @@ Posteriors = Float[np.ndarray, "_ vocab"]  # utterances differ in frames
 
 
 class Decoding(Config):
-    """How posteriors become text.
+    """Settings of CTC decoding.
 
     A transcript's score is log P(CTC) + alpha * log P(lm) + beta * units + boosts, in nats; with `rescore`, the best
-    `beam_size` transcripts are ranked anew by this + rescore_alpha * log P(rescore) + rescore_beta * words.
+    `beam_size` transcripts are re-ranked by this + rescore_alpha * log P(rescore) + rescore_beta * words.
 
     Attributes:
-      decoder: "greedy" takes each frame's likeliest token; "beam" searches prefixes. By default beam where a language
-        model or a list of words is named, else greedy.
+      decoder: "greedy" takes each frame's most likely token; "beam" searches prefixes. By default beam if a language
+        model or a list of phrases is given, else greedy.
       lm: language model for fusion: an n-gram (ARPA, .gz or KenLM's binary), or a text run's folder.
-      lm_ensemble: further text runs of the same vocabulary: the mean of their probabilities and lm's is what scores.
-      alpha: its weight.
-      beta: bonus for each of its units: words, or tokens where it scores those.
-      boost: a file of words and phrases to expect, one a line, with a bonus of their own behind a tab if need be.
-      rescore: language model that ranks the best transcripts anew, with whatever tokenizer.
-      rescore_alpha: its weight.
-      rescore_beta: bonus for each word.
+      lm_ensemble: further text runs with the vocabulary of lm; their probabilities and lm's are averaged.
+      alpha: weight of lm.
+      beta: bonus per unit of lm, a word or a token.
+      boost: a file of words and phrases to boost, one per line, optionally followed by a tab and a bonus.
+      rescore: language model that re-ranks the best transcripts, with any tokenizer.
+      rescore_alpha: weight of rescore.
+      rescore_beta: bonus per word.
       beam_size: prefixes that the search keeps.
     """
 
@@ -63,7 +63,7 @@ class Decoding(Config):
 
     @property
     def name(self) -> str:
-        """A short name for folders: "greedy", "beam", or what the beam is helped by."""
+        """A short name for folders: "greedy", or "beam" and the names of the files that it uses."""
         if self.is_greedy:
             return "greedy"
         helped = [path.stem for path in (self.lm, *self.lm_ensemble, self.boost) if path]
@@ -71,12 +71,12 @@ class Decoding(Config):
 
     @property
     def untuned(self) -> tuple[str, ...]:
-        """The weights that a named language model needs and that nobody gave."""
+        """Weights of the language models in use that are not set."""
         wanted = ("alpha", "beta") * bool(self.lm) + ("rescore_alpha", "rescore_beta") * bool(self.rescore)
         return tuple(name for name in wanted if getattr(self, name) is None)
 
     def with_defaults(self) -> "Decoding":
-        """The same with middling weights where none are given: better than none, worse than tuned."""
+        """Returns these settings with default weights for the `untuned` ones."""
         return self.replace(**{name: _UNTUNED[name] for name in self.untuned})
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ class Decoding(Config):
 
 
 class Candidate(NamedTuple):
-    """A transcript that a search found. Its score is rest + weight * log_prob + bonus * units of one language model."""
+    """A transcript of a search, with score rest + weight * log_prob + bonus * units of one language model."""
 
     tokens: tuple[int, ...]
     text: str
@@ -112,14 +112,14 @@ class Candidate(NamedTuple):
 
 
 class Decoder:
-    """A beam search and its language models, loaded.
+    """Runs a beam search with its language models.
 
     Attributes:
-      decoding: what it does, weights included.
+      decoding: the settings, including weights.
     """
 
     def __init__(self, decoding: Decoding, tokenizer: Tokenizer):
-        """Loads what `decoding` names.
+        """Loads the language models and phrases of `decoding`.
 
         Raises:
           DataError, CheckpointError: a file is missing or unreadable, or a language model does not fit the tokenizer.
@@ -134,13 +134,17 @@ class Decoder:
         self._text_scores: dict[str, float] = {}
 
     def with_weights(self, **weights: float) -> "Decoder":
-        """The same models with other weights; what the models have worked out is shared."""
+        """Returns a decoder with other weights that shares the models and their cached scores."""
         other = copy.copy(self)
         other.decoding = self.decoding.replace(**weights)
         return other
 
     def search(self, posteriors: Sequence[Posteriors]) -> list[list[Hypothesis]]:
-        """The best `beam_size` transcripts of each utterance before any is ranked anew, from its log probabilities."""
+        """Runs the beam search on log-probabilities.
+
+        Returns:
+          The best `beam_size` hypotheses of each utterance, before rescoring.
+        """
         if self._lm is not None:
             self._lm.alpha, self._lm.beta = self.decoding.alpha, self.decoding.beta
         scorers = [scorer for scorer in (self._lm, self._boost) if scorer is not None]
@@ -160,7 +164,7 @@ class Decoder:
         return found
 
     def fusion_candidates(self, posteriors: Sequence[Posteriors]) -> list[list[Candidate]]:
-        """What `search` finds, best first, with the part that `decoding.lm` has in each score."""
+        """Returns the hypotheses of `search`, best first, with the unweighted scores of `decoding.lm`."""
         found = self.search(posteriors)
         flat = [each for row in found for each in row]
         log_probs, units = unweighted(self._lm, [each.tokens for each in flat])
@@ -172,7 +176,7 @@ class Decoder:
         return Candidate(hypothesis.tokens, self._tokenizer.decode(hypothesis.tokens), rest, log_prob, units)
 
     def ranking_candidates(self, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[list[Candidate]]:
-        """Transcripts with what `decoding.rescore` says of each."""
+        """Returns the hypotheses with their scores by `decoding.rescore`."""
         spelled = [[self._tokenizer.decode(each.tokens) for each in row] for row in hypotheses]
         new = list(dict.fromkeys(text for row in spelled for text in row if text not in self._text_scores))
         self._text_scores.update(zip(new, _score(self._rescore, new), strict=True))
@@ -185,7 +189,7 @@ class Decoder:
         ]
 
     def rank(self, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[list[Candidate]]:
-        """Each utterance's transcripts, the best first: ranked anew where a model for that is named."""
+        """Sorts each utterance's hypotheses, best first, after rescoring if `decoding.rescore` is set."""
         if self._rescore is None:
             return [
                 [Candidate(each.tokens, self._tokenizer.decode(each.tokens), each.score, 0.0, 0.0) for each in row]
@@ -198,11 +202,11 @@ class Decoder:
         ]
 
     def choose(self, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[str]:
-        """The text of each utterance's best hypothesis, ranked anew where a model for that is named."""
+        """Returns the text of each utterance's best hypothesis, after rescoring if set."""
         return [row[0].text for row in self.rank(hypotheses)]
 
     def decode(self, posteriors: Sequence[Posteriors]) -> list[str]:
-        """The text of each utterance."""
+        """Decodes log-probabilities to the text of each utterance."""
         return self.choose(self.search(posteriors))
 
 
@@ -230,6 +234,6 @@ def _scorer(path: Path, ensemble: Sequence[Path], tokenizer: Tokenizer) -> Score
 
 def _score(model: NGram | LanguageModel, texts: Sequence[str]) -> Sequence[float]:
     if isinstance(model, NGram):
-        # A transcript without a word is an empty sentence, not no sentence: its end costs something too.
+        # An empty transcript is scored as an empty sentence: the end of sentence has a probability too.
         return [model.score(text) if text.strip() else model.extend(model.begin(), END)[0] for text in texts]
     return model.score(texts).tolist()

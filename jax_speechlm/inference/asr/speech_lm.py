@@ -1,4 +1,4 @@
-"""A trained speech-language model: what it writes to audio, greedily, by a beam, or drawn."""
+"""Text generation from audio by a trained speech-language model: greedy, beam search or sampling."""
 
 import dataclasses
 import functools
@@ -45,20 +45,20 @@ from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.recipes.experiment import Experiment
 
 TOKENS_PER_SECOND = 25
-"""An answer that goes on for longer than its audio has room for, at the fastest speech by letters, is cut."""
+"""Limit on generated tokens per second of audio: the fastest speech in characters."""
 
 SPARE_TOKENS = 16
-"""That the shortest clip may have besides."""
+"""Tokens allowed in addition, for short clips."""
 
 _SAMPLE_RATE = SAMPLE_RATE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpeechLanguageModel(Transcriber):
-    """A checkpoint's encoder, adapter and language model, LoRA merged. All that `load` needs is the checkpoint's path.
+    """A checkpoint's encoder, adapter and language model, with LoRA merged.
 
     Attributes:
-      method: how answers are found.
+      method: the search, greedy or beam.
     """
 
     checkpoint: Path
@@ -78,12 +78,12 @@ class SpeechLanguageModel(Transcriber):
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
 
         Args:
-          decoding: greedy, or a beam of so many answers.
-          ensemble: must be empty: only runs with CTC posteriors make an ensemble.
+          decoding: greedy, or a beam search of `beam_size`.
+          ensemble: must be empty; only CTC runs can form an ensemble.
 
         Raises:
-          CheckpointError: there is no readable checkpoint, or it is not one of a speech-language model.
-          ValueError: `decoding` names a language model or phrases, which only CTC posteriors are joined with.
+          CheckpointError: no checkpoint can be read, or it is not of a speech-language model.
+          ValueError: `decoding` names a language model or phrases, which only CTC decoding uses.
         """
         if decoding.lm or decoding.boost or decoding.rescore:
             raise ValueError(
@@ -109,26 +109,26 @@ class SpeechLanguageModel(Transcriber):
         return f"beam {self.method.size}" if isinstance(self.method, Beam) else "greedy"
 
     def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
-        """The likeliest answer found to every row of the batches, by `example_id`; filler rows are left out."""
+        """Generates the best text for each row; returns texts by `example_id`, without filler rows."""
         return {row: found[0].text for batch in batches for row, found in self.answers(batch).items()}
 
     def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
-        """The same, with the text's log-probability over the number of its tokens."""
+        """Transcribes as `recognize`, with the log-probability per token."""
         found = ((row, answers[0]) for batch in batches for row, answers in self.answers(batch).items())
         return {row: Transcription(best.text, best.log_prob / best.num_tokens) for row, best in found}
 
     def encode(self, batches: Iterable[Batch]) -> dict[int, list[Continuation]]:
-        """All answers found to every row."""
+        """Generates all answers for each row; returns them by `example_id`."""
         return {row: found for batch in batches for row, found in self.answers(batch).items()}
 
     def utterances(
         self, heard: Iterable[tuple[AudioWindow, list[Continuation] | None]]
     ) -> Iterator[tuple[AudioWindow, list[Continuation]]]:
-        """The windows that are not silent."""
+        """Returns the windows that are not silent, each one utterance."""
         return ((window, answers) for window, answers in heard if answers is not None)
 
     def decode(self, utterances: Sequence[tuple[AudioWindow, list[Continuation]]]) -> list[Segment]:
-        """The best answer to each window; no model of this kind tells when a word is said."""
+        """Returns the best answer to each window as a segment, without word times."""
         return [
             Segment(
                 window.start / _SAMPLE_RATE,
@@ -143,18 +143,19 @@ class SpeechLanguageModel(Transcriber):
     def answers(
         self, batch: HostBatch, keys: Key[Array, " batch"] | None = None, method: Sampling | Beam | None = None
     ) -> dict[int, list[Continuation]]:
-        """What is written to each row, by `example_id`: those of a beam, the best first, or one.
-
-        What a row gives does not depend on the other rows, nor on padding.
+        """Generates answers to the rows of a batch, independent of the other rows and of padding.
 
         Args:
-          batch: audio, as a recognizer is given it.
-          keys: one a row, for a method that draws.
-          method: other than the model's own.
+          batch: audio.
+          keys: random keys [rows], for sampling.
+          method: replaces the model's own method.
+
+        Returns:
+          Answers by `example_id`: one, or the hypotheses of a beam, best first.
         """
         rows = len(batch["example_id"])
         if keys is None:
-            keys = jax.random.split(jax.random.key(0), rows)  # greedy search and beams draw nothing
+            keys = jax.random.split(jax.random.key(0), rows)  # unused by greedy and beam search
         found = jax.device_get(self._answer(self.params, dict(batch), keys, method=method or self.method))
         texts = {}
         for row, example in enumerate(batch["example_id"]):
@@ -173,13 +174,18 @@ class SpeechLanguageModel(Transcriber):
         samples: int = 1,
         seed: int = 0,
     ) -> list[list[Continuation]]:
-        """Answers to recordings: those of a beam, the best first, or as many as are drawn.
+        """Generates answers to recordings. Each depends on its recording, the method and the seed alone.
 
-        What a recording gives depends on it, the method and the seed, not on the others.
+        Args:
+          samples: answers drawn for each recording; a beam search returns its hypotheses instead.
+          seed: seed of the random numbers.
+
+        Returns:
+          The answers to each recording: the samples, or the hypotheses of a beam, best first.
 
         Raises:
-          AudioError: one cannot be read.
-          ValueError: no sample was asked for.
+          AudioError: a recording cannot be read.
+          ValueError: `samples` is below 1.
         """
         check_counts(samples=samples)
         heard = [np.concatenate(list(blocks_of(each))) for each in recordings]
@@ -243,17 +249,18 @@ def answer_files(
     seed: int = 0,
     format: Literal["text", "json"] = "text",
 ) -> None:
-    """Writes what a speech-language model was trained to say to audio files: the text, what follows, an answer.
+    """Generates text from audio files by the model's task: a transcript, a translation, a continuation or an answer.
 
     Args:
       checkpoint: a speech_lm run's directory, or one of its checkpoints/<step> folders.
-      files: audio files of any format; what is found for one does not depend on the others.
+      files: audio files of any format; the result of one does not depend on the others.
       samples: texts drawn for each file.
-      sampling: how tokens are drawn; --temperature 0 takes the likeliest each time.
-      beam_size: above 0: no drawing, but a search for the likeliest texts, this many of which are kept and printed.
+      sampling: sampling of tokens; --temperature 0 always takes the most likely.
+      beam_size: above 0: beam search instead of sampling, with this many hypotheses, all of which are printed.
       length_penalty: of the beam search: 0 compares texts by probability, 1 by its geometric mean over tokens.
-      seed: of what is drawn.
-      format: "text" prints a line a text; "json" prints JSON lines with file, text, log_prob (nats), num_tokens, ended.
+      seed: seed of sampling.
+      format: "text" prints one text per line; "json" prints JSON lines with file, text, log_prob (nats), num_tokens,
+        ended.
     """
     method = method_of(sampling, beam_size, length_penalty)
     check_counts(samples=samples)

@@ -1,4 +1,4 @@
-"""A trained causal language model: probabilities of texts, continuations, and the step-by-step view a search needs."""
+"""Predictor of a causal language model: scores and continues texts, and scores prefixes token by token for a search."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.lm.causal_lm import CausalLM, TextModel, token_losses
 
-_TOKENS_PER_BATCH = 8192  # speed and memory, never the result
+_TOKENS_PER_BATCH = 8192  # affects speed and memory, not the result
 _SHORTEST_ROW = 16
 
 
@@ -46,9 +46,9 @@ class Continuation(NamedTuple):
 
     Attributes:
       text: what follows the prompt.
-      log_prob: natural logarithm of its probability given the prompt, its end included where it ended.
-      num_tokens: how many tokens it has, the end included where it ended.
-      ended: whether the model ended the text; else it was cut.
+      log_prob: log-probability given the prompt, in nats, including the end if it ended.
+      num_tokens: number of tokens, including the end if it ended.
+      ended: whether the model ended the text; else it was cut off.
     """
 
     text: str
@@ -58,9 +58,9 @@ class Continuation(NamedTuple):
 
 
 class ScoringWindow(NamedTuple):
-    """A stretch of a document that is scored in one row: predictions `first` to `end` - 1, seen from `start` on.
+    """Part of a document that is scored in one row: predictions `first` to `end` - 1, with context from `start` on.
 
-    Prediction i is that of token i + 1 from tokens `start` to i.
+    Prediction i is of token i + 1, given tokens `start` to i.
     """
 
     document: int
@@ -71,15 +71,15 @@ class ScoringWindow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A causal model and its tokenizer. All that `load` needs is the checkpoint's path.
+    """A causal language model and its tokenizer.
 
     Attributes:
-      model: its shape.
-      tokenizer: text to ids.
+      model: configuration of the model.
+      tokenizer: encodes text.
       params: its parameters: {"transformer": ...}.
-      context: tokens of the rows that it was trained on; it is given no more history than that.
+      context: length of its training rows in tokens; the longest history that it is given.
       checkpoint: where it was read from, for messages.
-      num_units: units of speech in its vocabulary (`unit_model.py`).
+      num_units: speech units in its vocabulary (`UnitModel`).
     """
 
     abilities: ClassVar[tuple[str, ...]] = ("generate", "score")
@@ -96,7 +96,7 @@ class LanguageModel:
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
 
         Raises:
-          CheckpointError: there is no readable checkpoint, or it is not one of a causal language model.
+          CheckpointError: no checkpoint can be read, or it is not of a causal language model.
         """
         run = LoadedRun.load(path, CausalLM, "tell how likely a text is")
         return cls(run.experiment.model, run.tokenizer, run.params, run.experiment.data.context, run.checkpoint)
@@ -106,34 +106,41 @@ class LanguageModel:
         return Vocabulary.of(self.tokenizer, num_units=self.num_units)
 
     def encode(self, text: str) -> list[int]:
-        """A text's ids, the boundary behind them, and what the tokenizer puts before them: its own begin, or nothing.
+        """Encodes a text as a document: the vocabulary's prefix, if any, the text's ids, the boundary.
 
         Characters that the tokenizer does not know are dropped.
         """
         return self.vocabulary.enclose(self.tokenizer.encode(text))
 
     def prompt(self, text: str) -> list[int]:
-        """The ids that a text is continued from: as `encode`, without the boundary; `begin` where that is nothing."""
+        """Encodes a prompt: as `encode` without the boundary, or `begin` if nothing is left."""
         return self.vocabulary.prompt(self.tokenizer.encode(text))
 
     def score(self, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
-        """Log-probability of each text with its end, in nats: float64, below 0.
+        """Scores texts as whole documents; texts longer than the context are scored in windows (`token_nll`).
 
-        A text is all that a document holds: its end counts. Long ones are scored as `token_nll` says.
+        Returns:
+          float64 [texts], log-probability including the end, in nats.
         """
         return np.array([-document.sum(dtype=np.float64) for document in text_nats(self, texts)])
 
     def token_nll(
         self, documents: Sequence[Sequence[int]], *, stride: int | None = None
     ) -> list[Float[np.ndarray, " predictions"]]:
-        """Minus the log-probability of each token behind the first, given those before it, for each document.
+        """Computes the negative log-likelihood of the tokens of documents after the first, given the preceding ones.
 
-        A document longer than the context is scored in windows of that length, each `stride` tokens further than the
-        last: every token is scored once, from at least `context - stride` tokens before it.
+        Documents longer than the context are scored in windows of that length, `stride` tokens apart. Every token is
+        scored once, with a history of at least `context - stride` tokens where the document has them.
 
         Args:
           documents: ids with their boundaries.
-          stride: tokens; None takes half of the context.
+          stride: in tokens; half of the context by default.
+
+        Returns:
+          For each document float32 [tokens - 1], in nats.
+
+        Raises:
+          ValueError: the stride is below 1 or above the context.
         """
         stride = max(1, self.context // 2) if stride is None else stride
         if not 1 <= stride <= self.context:
@@ -161,20 +168,20 @@ class LanguageModel:
         samples: int = 1,
         seed: int = 0,
     ) -> list[list[Continuation]]:
-        """Continues texts. What a prompt gives does not depend on the other prompts, nor on their order.
+        """Continues texts. Results do not depend on the other prompts or their order.
 
         Args:
-          prompts: beginnings of texts; an empty one begins a text anew.
-          method: how tokens are chosen (`decoding.generate`); `GREEDY` takes the likeliest.
-          max_tokens: the most tokens added; a full context ends a text too.
-          samples: continuations of each prompt, each drawn with a key of its own; a beam gives as many as it is wide.
-          seed: of the random numbers.
+          prompts: beginnings of texts; an empty one generates from the start.
+          method: sampling or beam search (`decoding.lm.generate`); `GREEDY` takes the most likely token.
+          max_tokens: most tokens added; a full context ends a text too.
+          samples: continuations drawn per prompt; a beam search returns its hypotheses instead.
+          seed: seed of the random numbers.
 
         Returns:
-          For each prompt its continuations; those of a beam are sorted, the best first.
+          The continuations for each prompt; by beam search sorted, best first.
 
         Raises:
-          ValueError: a prompt leaves no room in the context, or nothing was asked for.
+          ValueError: a prompt fills the context, or `max_tokens` or `samples` is below 1.
         """
         told = [self.tokenizer.encode(prompt) for prompt in prompts]
         ids = [self.vocabulary.prompt(row) for row in told]
@@ -191,13 +198,16 @@ class LanguageModel:
         seed: int = 0,
         modality: Modality | None = None,
     ) -> list[Continuations]:
-        """What `generate` finds for prompts that are ids (`Vocabulary.prompt`): arrays [samples or beam, ...].
+        """Continues prompts given as ids (`Vocabulary.prompt`).
 
         Args:
-          modality: what may be added: text or units of speech alone, or None for whatever the model knows.
+          modality: allow only text or only speech units; None allows all tokens.
+
+        Returns:
+          For each prompt arrays [samples or beam, ...].
 
         Raises:
-          ValueError: a prompt leaves no room in the context, or nothing was asked for.
+          ValueError: a prompt fills the context, or `max_tokens` or `samples` is below 1.
         """
         check_counts(max_tokens=max_tokens, samples=samples)
         if not ids:
@@ -219,7 +229,7 @@ class LanguageModel:
         return [Continuations(*each) for each in zip(*found, strict=True)]
 
     def session(self, slots: int, length: int, width: int) -> "DecodeState":
-        """Room to score prefixes token by token; see `DecodeState`."""
+        """Returns a state that scores prefixes token by token."""
         return DecodeState(self, slots, length, width)
 
     def _continue(
@@ -249,7 +259,7 @@ class LanguageModel:
         continuations = []
         for row, length, log_prob in zip(tokens, lengths.tolist(), log_probs.tolist(), strict=True):
             if not math.isfinite(log_prob):
-                continue  # a beam wider than there are continuations
+                continue  # fewer continuations than the beam size
             ids = row[:length].tolist()
             ended = bool(ids) and ids[-1] in self.vocabulary.ends
             text = self.tokenizer.decode(start + ids[: length - ended])
@@ -285,7 +295,7 @@ class LanguageModel:
     @functools.cached_property
     def _step(self):
         def step(params: Params, cache, parents, slots, tokens, positions):
-            """Puts cached row parents[i] with a token behind it into row slots[i]; gives what may follow."""
+            """Writes cached row parents[i] extended by tokens[i] to row slots[i]; returns next-token scores."""
             transformer = functional.bind(self.graphdef, params).transformer
             rows = jax.tree.map(lambda x: x[:, parents], cache)
             hidden, rows = transformer.decode(tokens[:, None], positions[:, None], rows)
@@ -297,11 +307,10 @@ class LanguageModel:
 
 
 class DecodeState:
-    """Prefixes of texts that grow token by token, for searches that ask a model what may come next.
+    """Key-value cache of text prefixes that a search extends token by token.
 
-    A prefix lives in a slot; its keys and values are kept there, so that one more token costs one token. Shapes are
-    fixed: `slots` prefixes at a time, at most `width` of them extended in one call, each of at most `length` tokens.
-    Every prefix has `Vocabulary.begin` before it, without which nothing would tell what comes first.
+    Each prefix occupies a slot. Shapes are fixed: `slots` prefixes, at most `width` of them extended in one call, at
+    most `length` tokens per prefix. Every prefix starts with `Vocabulary.begin`, which predicts its first token.
     """
 
     def __init__(self, lm: LanguageModel, slots: int, length: int, width: int):
@@ -310,23 +319,23 @@ class DecodeState:
         self._filled = np.zeros(slots, np.int64)  # tokens in each slot, the boundary included
 
     def start(self, slot: int) -> Float[np.ndarray, " vocab"]:
-        """Puts the empty prefix into a slot. Returns what `extend` does, of one row."""
+        """Puts the empty prefix into a slot; returns its row of next-token log-probabilities, as `extend`."""
         self._filled[slot] = 0
         return self._run([slot], [self.lm.vocabulary.begin], [slot])[0]
 
     def extend(
         self, parents: Sequence[int], tokens: Sequence[int], slots: Sequence[int]
     ) -> Float[np.ndarray, "prefixes vocab"]:
-        """Puts the prefix of slot `parents[i]` with `tokens[i]` behind it into slot `slots[i]`, for every i at once.
+        """Writes the prefix of slot `parents[i]` extended by `tokens[i]` to slot `slots[i]`, for all i at once.
 
-        Parents stay as they are, unless their slot is written; it is read before.
+        All parents are read before any slot is written.
 
         Args:
           tokens: the tokenizer's ids.
 
         Returns:
-          float32 natural log-probabilities of what comes next: ids 0 (never), 1 ... V - 1 (the tokenizer's), and V: the
-          text ends.
+          float32 [prefixes, V + 1], next-token log-probabilities in nats: id 0 is -inf, 1 to V - 1 are the tokenizer's,
+          V ends the text.
 
         Raises:
           ValueError: more prefixes than `width`, or one longer than `length`.
@@ -363,17 +372,17 @@ def generate_texts(
     seed: int = 0,
     format: Literal["text", "json"] = "text",
 ) -> None:
-    """Continues texts. What a prompt gives depends on the prompt, the settings and the seed, not on the other prompts.
+    """Continues texts. A continuation depends on its prompt, the settings and the seed, not on the other prompts.
 
     Args:
       checkpoint: a language model's run directory, or one of its checkpoints/<step> folders.
-      prompts: beginnings of texts; "" begins a text anew.
-      max_tokens: the most tokens added; the model may end the text before.
-      samples: continuations of each prompt.
-      sampling: how tokens are drawn; --temperature 0 takes the likeliest each time.
-      beam_size: above 0: no drawing, but a search for the likeliest texts, this many of which are kept and printed.
+      prompts: beginnings of texts; "" generates from the start.
+      max_tokens: most tokens added; the model may end the text before.
+      samples: continuations per prompt.
+      sampling: sampling of tokens; --temperature 0 always takes the most likely.
+      beam_size: above 0: beam search instead of sampling, with this many hypotheses, all of which are printed.
       length_penalty: of the beam search: 0 compares texts by probability, 1 by its geometric mean over tokens.
-      seed: of what is drawn.
+      seed: seed of sampling.
       format: "text" prints prompt and continuation; "json" prints JSON lines with prompt, text, log_prob (nats),
         num_tokens and ended.
     """
@@ -390,14 +399,17 @@ def generate_texts(
 
 
 def text_nats(lm: Any, texts: Sequence[str], stride: int | None = None) -> list[Float[np.ndarray, " predictions"]]:
-    """Minus the log-probability of each token of each text and of its end, in nats; each text has one at least.
+    """Computes the negative log-likelihood of every token of texts, including their ends.
 
-    Where the tokenizer puts nothing before a text, its first token is predicted from `Vocabulary.begin` alone, and the
-    others from those before them, without it: so a text's probability is that of all its tokens.
+    If the vocabulary has no prefix before a text, its first token is predicted from `Vocabulary.begin` alone and the
+    others without it, so that all tokens are scored.
 
     Args:
       lm: a `LanguageModel` or `LanguageEnsemble`.
       stride: as in `LanguageModel.token_nll`.
+
+    Returns:
+      For each text [tokens + 1], in nats.
     """
     documents = [lm.encode(text) for text in texts]
     nats = lm.token_nll(documents, stride=stride)
@@ -408,13 +420,13 @@ def text_nats(lm: Any, texts: Sequence[str], stride: int | None = None) -> list[
 
 
 def _sample_keys(seed: int, ids: Sequence[int], samples: int) -> Key[Array, " samples"]:
-    """Keys that depend on the prompt itself, not on its place among others, and differ between prompts."""
+    """Derives keys from the seed and the prompt's ids, not from its position in the list."""
     key = jax.random.fold_in(seed_key(seed), zlib.crc32(np.array(ids, np.int32).tobytes()))
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(samples))
 
 
 def windows_of(documents: Sequence[Sequence[int]], context: int, stride: int) -> Iterator[ScoringWindow]:
-    """Windows that score every prediction of every document once."""
+    """Yields windows that together score every prediction of every document once."""
     for number, ids in enumerate(documents):
         done, start = 0, 0
         while done < len(ids) - 1:
@@ -424,7 +436,7 @@ def windows_of(documents: Sequence[Sequence[int]], context: int, stride: int) ->
 
 
 def _by_width(windows: Iterator[ScoringWindow], context: int) -> Iterator[tuple[int, list[ScoringWindow]]]:
-    """Windows by the length of the row that they are put into: the context, or it halved again and again."""
+    """Groups windows by the padded length of their row: the context divided by a power of two."""
     groups: dict[int, list[ScoringWindow]] = defaultdict(list)
     for window in windows:
         width = context

@@ -1,4 +1,4 @@
-"""Several language models of one vocabulary as one: the mean of their probabilities, token by token."""
+"""Ensembles of language models with one vocabulary: the mean of their probabilities, token by token."""
 
 import os
 from collections.abc import Sequence
@@ -14,17 +14,16 @@ from jax_speechlm.training.checkpoints import CheckpointError
 
 
 class LanguageEnsemble:
-    """What scoring and fusion ask of a `LanguageModel`, answered by their mixture: P(token) is the mean of P.
+    """Mixture of language models: P(token) is the mean over the members. Has the interface that scoring and fusion use.
 
-    A mixture is a language model itself: its probabilities sum to one, and a text's is the product of its tokens'. Any
-    number and size of members; each is given as much history as it was trained on.
+    Each member is given as much history as it was trained on; members may differ in size.
 
     Attributes:
       members: the models.
     """
 
     def __init__(self, members: Sequence[LanguageModel]):
-        """Raises `CheckpointError` where the members do not have one tokenizer."""
+        """Raises `CheckpointError` if the members' tokenizers differ."""
         first = members[0]
         for other in members[1:]:
             if other.tokenizer.fingerprint != first.tokenizer.fingerprint:
@@ -40,7 +39,7 @@ class LanguageEnsemble:
         """Reads each run's newest checkpoint, or a `checkpoints/<step>` folder.
 
         Raises:
-          CheckpointError: one cannot be read, is no causal language model, or has another tokenizer.
+          CheckpointError: a checkpoint cannot be read, is not of a causal language model, or has another tokenizer.
         """
         return cls([LanguageModel.load(path) for path in paths])
 
@@ -54,7 +53,7 @@ class LanguageEnsemble:
 
     @property
     def context(self) -> int:
-        """Tokens of the shortest history that a member was trained on."""
+        """Shortest context of the members, in tokens."""
         return min(member.context for member in self.members)
 
     @property
@@ -67,41 +66,38 @@ class LanguageEnsemble:
         return self.members[0].encode(text)
 
     def score(self, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
-        """Log-probability of each text with its end, in nats: float64, below 0."""
+        """Scores texts; returns float64 log-probabilities including the end, in nats."""
         return np.array([-document.sum(dtype=np.float64) for document in text_nats(self, texts)])
 
     def token_nll(
         self, documents: Sequence[Sequence[int]], *, stride: int | None = None
     ) -> list[Float[np.ndarray, " predictions"]]:
-        """Minus the log-probability of each token behind the first, given those before it, for each document.
-
-        Args: as `LanguageModel.token_nll`, of whose windows each member has its own.
-        """
+        """Computes the mixture's `LanguageModel.token_nll`; each member uses windows of its own context."""
         each = [member.token_nll(documents, stride=stride) for member in self.members]
         return [-mean_probability([-nats for nats in document]) for document in zip(*each, strict=True)]
 
     def session(self, slots: int, length: int, width: int) -> "EnsembleSession":
-        """Room to score prefixes token by token; see `language_model.Session`."""
+        """Returns a state that scores prefixes token by token, as `LanguageModel.session`."""
         return EnsembleSession([member.session(slots, length, width) for member in self.members])
 
 
 class EnsembleSession:
-    """The same prefixes in a session of each member."""
+    """Keeps the same prefixes in one `DecodeState` per member."""
 
     def __init__(self, sessions: Sequence[Any]):
         self._sessions = sessions
 
     def start(self, slot: int) -> Float[np.ndarray, " vocab"]:
-        """As `language_model.Session.start`."""
+        """As `DecodeState.start`."""
         return mean_probability([session.start(slot) for session in self._sessions])
 
     def extend(
         self, parents: Sequence[int], tokens: Sequence[int], slots: Sequence[int]
     ) -> Float[np.ndarray, "prefixes vocab"]:
-        """As `language_model.Session.extend`."""
+        """As `DecodeState.extend`."""
         return mean_probability([session.extend(parents, tokens, slots) for session in self._sessions])
 
 
 def mean_probability(log_probs: Sequence[Float[np.ndarray, "*each"]]) -> Float[np.ndarray, "*each"]:
-    """log of the mean of exp, by elements, in the arrays' type; -inf where all are."""
+    """Returns the elementwise logarithm of the mean probability, in the arrays' dtype; -inf where all are -inf."""
     return np.logaddexp.reduce(np.stack(log_probs), axis=0) - np.log(np.float32(len(log_probs)))

@@ -1,7 +1,6 @@
-"""A trained model of text and speech units: probabilities of speech, and continuations of text and of speech.
+"""Predictor of a language model of text and speech units: scores speech, continues text and speech.
 
-There is no vocoder here: what comes out as speech is the numbers of its units, which the k-means that made them does
-not turn back into sound.
+Speech is generated as unit ids; a vocoder is not included.
 """
 
 import dataclasses
@@ -26,7 +25,7 @@ from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.training import checkpoints as ckpt
 
 Part = str | Integer[np.ndarray, "..."]
-"""A stretch of a document: text, or units without repeats."""
+"""Part of a document: text, or deduplicated units."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +33,10 @@ class UnitContinuation:
     """One continuation of a prompt.
 
     Attributes:
-      parts: what follows the prompt, text and units by turns, as JSON has it: {"text": ...} or {"units": [...]}.
-      log_prob: natural logarithm of its probability given the prompt, its end included where it ended.
-      num_tokens: how many tokens it has, those that change between text and speech and the end included.
-      ended: whether the model ended the document; else it was cut.
+      parts: the continuation as JSON objects, {"text": ...} or {"units": [...]}.
+      log_prob: log-probability given the prompt, in nats, including the end if it ended.
+      num_tokens: number of tokens, including modality switches and the end.
+      ended: whether the model ended the document; else it was cut off.
     """
 
     parts: tuple[dict[str, str | list[int]], ...]
@@ -48,12 +47,12 @@ class UnitContinuation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnitModel:
-    """A model of text and speech, and the k-means whose units it knows.
+    """A language model of text and speech units.
 
     Attributes:
       lm: the model.
-      units: folder of the k-means, as the run's data named it.
-      fingerprint: of the k-means; no other's units mean anything to the model.
+      units: folder of the k-means in the run's data settings.
+      fingerprint: fingerprint of the k-means; the model accepts only its units.
     """
 
     abilities: ClassVar[tuple[str, ...]] = ("generate", "score")
@@ -67,7 +66,7 @@ class UnitModel:
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
 
         Raises:
-          CheckpointError: there is no readable checkpoint, or it is not one of a unit language model.
+          CheckpointError: no checkpoint can be read, or it is not of a unit language model.
         """
         run = LoadedRun.load(path, UnitLM, "tell how likely speech is")
         data, model, num_units = run.experiment.data, run.experiment.model, run.experiment.objective.num_units
@@ -75,11 +74,17 @@ class UnitModel:
         return cls(lm, data.units, run.units)
 
     def check(self, units: str | Path | None = None) -> Path:
-        """The folder of the k-means: the given one, or the one that the run's data named.
+        """Checks that a k-means is the one that the model was trained on.
+
+        Args:
+          units: its folder; by default the one in the run's data settings.
+
+        Returns:
+          The folder.
 
         Raises:
-          DataError: it cannot be read.
-          CheckpointError: it is not the k-means that the model was trained on.
+          DataError: the folder cannot be read.
+          CheckpointError: it is another k-means.
         """
         folder = Path(units or self.units)
         found = read_units(folder)
@@ -91,7 +96,7 @@ class UnitModel:
         return folder
 
     def prompt(self, parts: Sequence[Part], then: Modality | None = None) -> list[int]:
-        """The ids that begin a document of these parts, and go on in a modality where one is given."""
+        """Encodes the beginning of a document, followed by a switch to the modality `then` if needed."""
         vocabulary = self.lm.vocabulary
         ids, modality = [vocabulary.begin], "text"
         for part in parts:
@@ -106,22 +111,23 @@ class UnitModel:
         return ids + (self._change(modality, then) if then else [])
 
     def document(self, units: Integer[np.ndarray, "..."]) -> list[int]:
-        """The ids of an utterance's document, from boundary to boundary."""
+        """Encodes an utterance as a document with its boundaries."""
         return [*self.prompt([units]), self.lm.vocabulary.boundary]
 
     def unit_nats(
         self, utterances: Sequence[Integer[np.ndarray, "..."]], *, stride: int | None = None
     ) -> list[Float[np.ndarray, "..."]]:
-        """Minus the log-probability of each unit of utterances, given the units before it; nats.
-
-        Where an utterance ends does not count: that is the corpus's doing.
+        """Computes the negative log-likelihood of units given the preceding ones; the end is not scored.
 
         Args:
-          utterances: units without repeats.
+          utterances: deduplicated units.
           stride: as in `LanguageModel.token_nll`.
+
+        Returns:
+          For each utterance [units], in nats.
         """
         nats = self.lm.token_nll([self.document(each) for each in utterances], stride=stride)
-        return [each[1:-1] for each in nats]  # behind the token that begins speech, and before the end
+        return [each[1:-1] for each in nats]  # without the speech token and the end
 
     def generate(
         self,
@@ -133,11 +139,11 @@ class UnitModel:
         samples: int = 1,
         seed: int = 0,
     ) -> list[list[UnitContinuation]]:
-        """Continues documents; as `LanguageModel.generate`.
+        """Continues documents, as `LanguageModel.generate`.
 
         Args:
-          prompts: of each document the parts that it begins with.
-          modality: "text" or "units" lets nothing else be added; None leaves it to the model.
+          prompts: the parts that each document begins with.
+          modality: allow only "text" or only "units"; None allows both.
         """
         ids = [self.prompt(parts, modality) for parts in prompts]
         found = self.lm.continue_ids(ids, method, modality=modality, max_tokens=max_tokens, samples=samples, seed=seed)
@@ -145,7 +151,7 @@ class UnitModel:
             [
                 self._read(start, row[:length].tolist(), float(log_prob))
                 for row, length, log_prob in zip(*each, strict=True)
-                if np.isfinite(log_prob)  # a beam wider than there are continuations
+                if np.isfinite(log_prob)  # fewer continuations than the beam size
             ]
             for start, each in zip(ids, found, strict=True)
         ]
@@ -158,7 +164,7 @@ class UnitModel:
         vocabulary = self.lm.vocabulary
         ended = bool(ids) and ids[-1] in vocabulary.ends
         switches = (vocabulary.speech, vocabulary.text)
-        # Text that goes on from the prompt's may begin inside a word: it is read together with it.
+        # Generated text may begin inside a word of the prompt, so both are decoded together.
         before = list(itertools.takewhile(lambda number: number < vocabulary.boundary, reversed(start)))[::-1]
         parts: list[dict[str, str | list[int]]] = []
 
@@ -189,23 +195,23 @@ def generate_units(
     length_penalty: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Continues text and speech. Speech comes out as the numbers of its units: there is no vocoder here to sound them.
+    """Continues text and speech. Speech is generated as unit ids, without a vocoder.
 
-    Prints JSON lines with prompt, audio, parts (each has text, or units), log_prob (nats), num_tokens and ended. What a
-    prompt gives depends on the prompt, the settings and the seed, not on the other prompts.
+    Prints JSON lines with prompt, audio, parts (text or units), log_prob (nats), num_tokens and ended. A continuation
+    depends on its prompt, the settings and the seed, not on the other prompts.
 
     Args:
       checkpoint: a unit language model's run directory, or one of its checkpoints/<step> folders.
-      prompts: beginnings of texts; none, and no audio, begins a document anew.
-      audio_prompts: audio files; as many as there are prompts go on behind their text, else each begins a document.
-      units: folder of the k-means that the model was trained on; by default where the run had it.
-      modality: what may be added: text alone, units alone, or, as the model likes, both.
-      max_tokens: the most tokens added; the model may end the document before.
-      samples: continuations of each prompt.
-      sampling: how tokens are drawn; --temperature 0 takes the likeliest each time.
-      beam_size: above 0: no drawing, but a search for the likeliest, this many of which are kept and printed.
+      prompts: beginnings of texts; without prompts and audio a document is generated from the start.
+      audio_prompts: audio files. With prompts, give one per prompt, to follow its text; else each begins a document.
+      units: folder of the k-means that the model was trained on; by default the one in the run's data settings.
+      modality: generate text only, units only, or freely both.
+      max_tokens: most tokens added; the model may end the document before.
+      samples: continuations per prompt.
+      sampling: sampling of tokens; --temperature 0 always takes the most likely.
+      beam_size: above 0: beam search instead of sampling, with this many hypotheses, all of which are printed.
       length_penalty: of the beam search: 0 compares by probability, 1 by its geometric mean over tokens.
-      seed: of what is drawn.
+      seed: seed of sampling.
     """
     method = method_of(sampling, beam_size, length_penalty)
     check_counts(max_tokens=max_tokens, samples=samples)
