@@ -1,4 +1,4 @@
-"""A run's checkpoint, read back: what every use of a trained model begins with."""
+"""Reads a run's checkpoint for inference."""
 
 import dataclasses
 import os
@@ -17,14 +17,14 @@ from jax_speechlm.training.source import saved_tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
-    """A checkpoint's parameters and all that is needed to use them.
+    """A checkpoint's parameters and the settings needed to use them.
 
     Attributes:
       checkpoint: its folder.
-      step: steps of training behind it.
-      experiment: the run that it is from.
-      tokenizer: None where the run had none.
-      params: on the device; the moving average where the run kept one.
+      step: training steps before it.
+      experiment: the run's configuration.
+      tokenizer: None if the run had none.
+      params: on the device; the moving average if the run kept one.
       units: fingerprint of the k-means whose units it was trained on, or None.
     """
 
@@ -40,11 +40,11 @@ class LoadedRun:
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
 
         Args:
-          objective: what it has to be trained by.
-          purpose: what for; ends the sentence "... which cannot".
+          objective: objective that the run must be trained by.
+          purpose: the intended use; completes the error "was trained by ..., which cannot ...".
 
         Raises:
-          CheckpointError: there is no readable checkpoint, or its objective is another.
+          CheckpointError: no checkpoint can be read, or it was trained by another objective.
         """
         checkpoint = ckpt.find(path)
         if (task := task_of_run(checkpoint)).objective is not objective:
@@ -56,13 +56,13 @@ class LoadedRun:
 
     @classmethod
     def read(cls, path: str | os.PathLike, *, quantized: bool = False) -> "LoadedRun":
-        """The same, whatever the checkpoint was trained by.
+        """Reads a checkpoint of any objective.
 
         Args:
-          quantized: leave kernels that were rounded to integers as they are; else they are the arrays they stand for.
+          quantized: keep quantised kernels as integers instead of converting them back to floats.
 
         Raises:
-          CheckpointError: there is no readable checkpoint.
+          CheckpointError: no checkpoint can be read.
         """
         checkpoint = ckpt.find(path)
         params, meta = ckpt.read_params(checkpoint, quantized=quantized)
@@ -72,9 +72,9 @@ class LoadedRun:
 
 
 def task_of_run(path: str | os.PathLike) -> Task:
-    """Returns the task that a run was trained for; a distillation's is that of its student.
+    """Returns the task that a run was trained for; for a distillation its student's.
 
     Raises:
-      CheckpointError: there is no readable checkpoint.
+      CheckpointError: no checkpoint can be read.
     """
     return task_of(Experiment.model_validate(ckpt.read_meta(ckpt.find(path))["experiment"]).objective)

@@ -1,4 +1,4 @@
-"""What a trained classifier takes recordings, or texts, for."""
+"""Classification of recordings or texts by a trained classifier."""
 
 import functools
 import json
@@ -20,11 +20,11 @@ from jax_speechlm.inference.segmentation import Recording, name_of
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.heads.classification import Classification
 
-_TEXTS, _SECONDS = 16, 60.0  # in a batch: texts, and seconds of padded audio
+_TEXTS, _SECONDS = 16, 60.0  # per batch: texts; seconds of padded audio
 
 
 class Classifier(RunPredictor):
-    """Classifies recordings or texts, with a model that was trained by `classification`."""
+    """Classifies recordings or texts with a model trained by `classification`."""
 
     objective = Classification
     purpose = "tell classes apart"
@@ -40,17 +40,18 @@ class Classifier(RunPredictor):
 
     @property
     def reads_texts(self) -> bool:
-        """Whether it classifies texts, and not recordings."""
+        """Whether it classifies texts instead of recordings."""
         return isinstance(self.run.experiment.model, TransformerConfig)
 
     def probabilities(
         self, inputs: Sequence[Recording] | Sequence[str], *, max_seconds: float = 30.0
     ) -> Float[np.ndarray, "inputs classes"]:
-        """How probable each class is for each recording, or text. What an input gives does not depend on the others.
+        """Computes class probabilities of recordings or texts, each independent of the others.
 
         Args:
-          inputs: recordings of any length, or texts, of which the first `data.context` tokens are read.
-          max_seconds: a longer recording is cut at pauses: the mean over its parts, by their length.
+          inputs: recordings of any length, or texts, of which the first `data.context` tokens are used.
+          max_seconds: longer recordings are cut at pauses; their probabilities are the mean over the parts, weighted by
+            length.
 
         Raises:
           AudioError: a recording cannot be read, or is too short for a single frame.
@@ -77,7 +78,7 @@ class Classifier(RunPredictor):
         vocabulary = Vocabulary.of(tokenizer)
         for start in range(0, len(texts), _TEXTS):
             rows = [vocabulary.enclose(tokenizer.encode(text))[:context] for text in texts[start : start + _TEXTS]]
-            # Few shapes, so few programs; and no more of them than the texts need.
+            # Few shapes, hence few compiled programs.
             width = min(context, max(16, 1 << (max(map(len, rows)) - 1).bit_length()))
             count = 1 if len(rows) == 1 else _TEXTS
             lengths = np.array([*map(len, rows), *[0] * (count - len(rows))])
@@ -99,11 +100,11 @@ class Classifier(RunPredictor):
 
 
 def classify(checkpoint: Positional[Path], inputs: Positional[tuple[str, ...]], max_seconds: float = 30.0) -> None:
-    """Prints what a classifier takes audio files, or texts, for: a line of JSON for each, the likeliest class first.
+    """Classifies audio files or texts; prints one line of JSON for each, with the most probable class first.
 
     Args:
-      checkpoint: a run that was trained by classification: its directory, or a checkpoints/<step> folder.
-      inputs: audio files of any format, rate, length and number of channels; or texts, to a classifier of texts.
+      checkpoint: a run trained by classification: its directory, or one of its checkpoints/<step> folders.
+      inputs: audio files of any format, rate, length and number of channels; or texts, for a classifier of texts.
       max_seconds: longer recordings are cut at pauses into parts of at most this length.
     """
     classifier, failed = Classifier.load(checkpoint), 0

@@ -1,4 +1,4 @@
-"""The speech encoder of any run that has one: what its layers make of recordings."""
+"""Hidden states of recordings by a run's speech encoder."""
 
 import dataclasses
 import functools
@@ -30,13 +30,13 @@ from jax_speechlm.training import checkpoints as ckpt
 
 @dataclasses.dataclass(frozen=True)
 class SpeechEncoder:
-    """A speech encoder and its front end, frozen.
+    """A frozen speech encoder and its front end.
 
-    Layer 0 is what enters the layers; layer `num_layers` the encoder's output.
+    Layer 0 is the input of the first layer, layer `num_layers` the encoder's output.
 
     Attributes:
-      model: the encoder's shape.
-      frontend: what makes its features.
+      model: configuration of the encoder.
+      frontend: front end that computes its features.
       params: its parameters.
       checkpoint: where they were read from; None for random ones.
     """
@@ -53,7 +53,7 @@ class SpeechEncoder:
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
 
         Raises:
-          CheckpointError: there is no readable checkpoint, or its model has no speech encoder.
+          CheckpointError: no checkpoint can be read, or its model has no speech encoder.
         """
         checkpoint = ckpt.find(path)
         params, meta = ckpt.read_params(checkpoint)
@@ -67,15 +67,22 @@ class SpeechEncoder:
 
     @property
     def frame_samples(self) -> int:
-        """Samples of 16 kHz from one frame to the next."""
+        """Distance of frames in samples at 16 kHz."""
         return self.frontend.mel.frame_samples * self.model.subsampling
 
     def random(self, seed: int = 0) -> "SpeechEncoder":
-        """The same encoder with fresh parameters, as a run would begin with: what to compare a trained one with."""
+        """Returns the encoder with freshly initialised parameters, as a baseline."""
         return dataclasses.replace(self, params=functional.init(self._make, seed_key(seed)), checkpoint=None)
 
     def pooled(self, batches: Iterable[Batch], num_rows: int) -> Float[np.ndarray, "rows layers dim"]:
-        """Every layer's mean over the frames of each row, by `example_id`, in one pass; 0 for a row without frames."""
+        """Computes the mean over frames of all layers in one pass.
+
+        Args:
+          batches: batches whose `example_id` is below `num_rows`.
+
+        Returns:
+          float32 [num_rows, layers, dim], indexed by `example_id`; 0 for a row without frames.
+        """
         pooled = np.zeros((num_rows, self.model.num_layers + 1, self.model.dim), np.float32)
         for batch in batches:
             real = batch["example_id"] >= 0
@@ -83,7 +90,7 @@ class SpeechEncoder:
         return pooled
 
     def frames(self, batches: Iterable[Batch], layer: int) -> dict[int, Float[np.ndarray, "time dim"]]:
-        """One layer's hidden states of every row, by `example_id`."""
+        """Computes one layer's hidden states; returns them by `example_id`."""
         rows = rows_by_id(lambda batch: self._layer(self.params, batch, layer), batches)
         return {row: hidden_TxD[:frames] for row, (hidden_TxD, frames) in rows.items()}
 
@@ -95,19 +102,20 @@ class SpeechEncoder:
         max_seconds: float = 30.0,
         seconds_per_batch: float = 60.0,
     ) -> Iterator[Float[np.ndarray, "time dim"]]:
-        """One layer's hidden states of audio of any format, rate, length and number of channels, in order.
-
-        A vector every `frame_samples` samples of 16 kHz; `mean(axis=0)` of them is an utterance's
-        embedding. What a recording gives does not depend on the others.
+        """Computes one layer's hidden states of audio of any format, rate, length and number of channels.
 
         Args:
-          layer: 0 to `model.num_layers`; None takes the last.
-          max_seconds: a longer recording is cut at pauses, and its parts are encoded each by itself.
-          seconds_per_batch: padded audio at a time: memory and speed, never the result.
+          layer: 0 to `model.num_layers`; by default the last.
+          max_seconds: longer recordings are cut at pauses and their parts encoded separately.
+          seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
+
+        Yields:
+          For each recording in order its hidden states, one vector every `frame_samples` samples at 16 kHz, independent
+          of other recordings; `mean(axis=0)` is an utterance embedding.
 
         Raises:
           AudioError: a recording cannot be read, or is too short for a single frame.
-          ValueError: there is no such layer.
+          ValueError: the layer does not exist.
         """
         depth = self.model.num_layers
         layer = depth if layer is None else layer
@@ -126,7 +134,7 @@ class SpeechEncoder:
     def all_layers(
         self, params: functional.Params, batch: Batch
     ) -> tuple[Float[Array, "layers batch time dim"], Int[Array, " batch"]]:
-        """Hidden states of the input and after every layer, float32 and 0 in padding; and frames of each row. Pure."""
+        """Computes the hidden states of all layers, float32 and 0 in padding, and the frames per row. Pure."""
         x_BxTxF, length_B = features(batch, self.frontend, None)
         encoder = functional.bind(self._graphdef, params)
         _, hidden = encoder(x_BxTxF, length_B, taps=tuple(range(self.model.num_layers + 1)))
@@ -164,18 +172,18 @@ def embed_files(
     frames: bool = False,
     max_seconds: float = 30.0,
 ) -> None:
-    """Writes what a run's speech encoder makes of audio files: a vector a file, or one a frame.
+    """Writes embeddings of audio files: one vector per file, or one per frame.
 
-    The file is numpy's: `files` names them, `embeddings` is float32 [files, dim]. With --frames the frames of all files
-    follow each other, [frames, dim], and `lengths` says how many each file has; `frame_seconds` lie between them.
-    Of a run that was trained by speaker_verification a file's vector is its x-vector, unless a layer is named.
+    The NumPy file has `files`, their names, and `embeddings`, float32 [files, dim]. With --frames `embeddings` has the
+    frames of all files concatenated, [frames, dim], `lengths` the frames per file, and `frame_seconds` the distance of
+    frames. For a run trained by speaker_verification the vectors are x-vectors, unless a layer is given.
 
     Args:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders.
       files: audio of any format, sample rate, length and number of channels.
       out: the .npz file to write.
-      layer: 0 is what enters the first layer; by default the last.
-      frames: every frame's vector instead of their mean.
+      layer: 0 is the input of the first layer; by default the last.
+      frames: write a vector per frame instead of the mean.
       max_seconds: longer recordings are cut at pauses into parts of at most this length.
     """
     arrays = {"files": np.array([str(file) for file in files])}

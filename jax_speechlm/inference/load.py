@@ -1,4 +1,4 @@
-"""Any trained run, opened by its path: `jax_speechlm.load`."""
+"""`jax_speechlm.load`: opens any trained run by its path."""
 
 import dataclasses
 import functools
@@ -35,16 +35,15 @@ _HINTS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A checkpoint and what it can do: `transcribe`, `embed`, `generate`, `score`, `classify`, `speech_times`,
-    `speaker_vectors`, as far as it was trained for them.
+    """A checkpoint with the methods that it was trained for, listed by `abilities`.
 
-    Inputs are batched, in few fixed shapes: those of like length share their compiled programs, whatever the call. What
-    an input gives does not depend on the others.
+    Inputs are batched in few fixed shapes, so inputs of similar length share compiled programs across calls. The result
+    of an input does not depend on the others.
 
     Attributes:
       checkpoint: its folder.
       kind: the objective that it was trained by.
-      model: the object that does the work, for all that it can do besides.
+      model: the predictor, for its further methods.
     """
 
     checkpoint: AnyPath
@@ -53,7 +52,7 @@ class TrainedModel:
 
     @property
     def abilities(self) -> tuple[str, ...]:
-        """The names of the methods that this checkpoint has."""
+        """Names of the methods that this checkpoint has."""
         return self.model.abilities
 
     def transcribe(
@@ -63,15 +62,15 @@ class TrainedModel:
         max_seconds: float = 30.0,
         seconds_per_batch: float = 60.0,
     ) -> list[Transcript]:
-        """The text of recordings, with the times of their words where the model tells them.
+        """Transcribes recordings, with word times if the model has them.
 
         Args:
-          recordings: one or many: paths, bytes of audio files, or int16 [samples] at 16 kHz; of any length.
-          max_seconds: a longer recording is heard in windows of at most this length, cut at quiet places.
-          seconds_per_batch: padded audio at a time: memory and speed, never the result.
+          recordings: one or several: paths, bytes of audio files, or int16 [samples] at 16 kHz; of any length.
+          max_seconds: longer recordings are cut at quiet places into windows of at most this length.
+          seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
 
         Returns:
-          One for each recording; of one that cannot be read `error` says why.
+          A transcript for each recording; its `error` is set if the recording cannot be read.
 
         Raises:
           CheckpointError: the checkpoint was not trained to transcribe.
@@ -83,7 +82,10 @@ class TrainedModel:
     def embed(
         self, recordings: Recording | Sequence[Recording], *, layer: int | None = None, max_seconds: float = 30.0
     ) -> list[Float[np.ndarray, "_ dim"]]:
-        """Hidden states of the speech encoder, [time, dim] of each recording; see `SpeechEncoder.embed`.
+        """Computes hidden states of the speech encoder (`SpeechEncoder.embed`).
+
+        Returns:
+          [time, dim] for each recording.
 
         Raises:
           CheckpointError: the checkpoint has no speech encoder of its own.
@@ -101,18 +103,21 @@ class TrainedModel:
         samples: int = 1,
         seed: int = 0,
     ) -> list[list[Continuation]] | list[list[UnitContinuation]]:
-        """What follows each prompt.
+        """Generates continuations of prompts.
 
         Args:
-          prompts: texts to a language model, documents of text and units to a unit model, recordings to a
+          prompts: texts for a language model, documents of text and units for a unit model, recordings for a
             speech-language model.
-          method: how tokens are chosen (`decoding.generate`).
-          max_tokens: the most tokens added; a speech-language model's limit is how much its audio can hold.
-          samples: continuations of each prompt that are drawn; a beam gives as many as it is wide.
-          seed: of what is drawn.
+          method: sampling or beam search (`decoding.lm.generate`).
+          max_tokens: most tokens added; for a speech-language model the limit is the length of the audio instead.
+          samples: continuations drawn per prompt; a beam search returns its hypotheses instead.
+          seed: seed of sampling.
+
+        Returns:
+          The continuations for each prompt; by beam search sorted, best first.
 
         Raises:
-          CheckpointError: the checkpoint was not trained to go on from anything.
+          CheckpointError: the checkpoint was not trained to generate.
         """
         self._check("generate")
         prompts = [prompts] if isinstance(prompts, str | bytes | os.PathLike) else prompts
@@ -122,10 +127,10 @@ class TrainedModel:
         return self.model.generate(prompts, method, max_tokens=max_tokens, **options)
 
     def score(self, texts: Sequence[str] | Sequence[Integer[np.ndarray, "..."]]) -> Float[np.ndarray, " texts"]:
-        """Log-probability of each text, from its beginning to its end, in nats; or of units of speech, without the end.
+        """Computes the log-probability of texts including their ends, or of speech units without the end, in nats.
 
         Raises:
-          CheckpointError: the checkpoint gives texts no probability.
+          CheckpointError: the checkpoint cannot score texts.
         """
         self._check("score")
         if isinstance(self.model, LanguageModel):
@@ -137,10 +142,10 @@ class TrainedModel:
     def classify(
         self, inputs: Recording | Sequence[Recording] | Sequence[str], *, max_seconds: float = 30.0
     ) -> list[dict[str, float]]:
-        """The probability of each class for each recording, or text, by the classes' names.
+        """Classifies recordings or texts; returns class probabilities by class name.
 
         Raises:
-          CheckpointError: the checkpoint was not trained to tell classes apart.
+          CheckpointError: the checkpoint has no classifier.
           AudioError: a recording cannot be read, or is too short for a single frame.
         """
         self._check("classify")
@@ -150,10 +155,13 @@ class TrainedModel:
     def speech_times(
         self, recordings: Recording | Sequence[Recording], *, threshold: float = 0.5, max_seconds: float = 30.0
     ) -> list[list[tuple[float, float]]]:
-        """Seconds at which speech begins and ends in each recording; see `VoiceActivity.speech_times`.
+        """Finds speech in recordings (`VoiceActivity.speech_times`).
+
+        Returns:
+          Start and end of the spans of speech in each recording, in seconds.
 
         Raises:
-          CheckpointError: the checkpoint was not trained to tell speech from silence.
+          CheckpointError: the checkpoint was not trained to detect speech.
           AudioError: a recording cannot be read.
         """
         self._check("speech_times")
@@ -162,7 +170,7 @@ class TrainedModel:
     def speaker_vectors(
         self, recordings: Recording | Sequence[Recording], *, max_seconds: float = 30.0
     ) -> Float[np.ndarray, "recordings dim"]:
-        """A vector of unit length for each recording: the product of two says how alike the voices are.
+        """Computes a vector of unit length per recording; the dot product of two is their cosine similarity.
 
         Raises:
           CheckpointError: the checkpoint was not trained to compare speakers.
@@ -193,15 +201,15 @@ def open_transcriber(
     decoding: Decoding = Decoding(),  # noqa: B008  frozen
     ensemble: Sequence[str | Path] = (),
 ) -> Transcriber:
-    """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, of any objective that writes what it hears.
+    """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, of any objective that transcribes.
 
     Args:
-      ensemble: further runs that hear with it, where it spells by CTC.
+      ensemble: further CTC runs whose probabilities are averaged with it.
 
     Raises:
-      CheckpointError: there is no readable checkpoint, its model was not trained to spell, or an ensemble's members do
-        not fit together.
-      DataError, ValueError: `decoding` does not fit it.
+      CheckpointError: no checkpoint can be read, its model does not transcribe, or an ensemble's members differ in
+        tokenizer or frame rate.
+      DataError, ValueError: `decoding` does not fit the checkpoint.
     """
     task = task_of_run(path)
     transcribes = "transcribe" in task.abilities
@@ -215,11 +223,11 @@ def load(path: str | os.PathLike, decoding: Decoding = Decoding()) -> TrainedMod
         model.transcribe(["interview.mp3"])[0].text
 
     Args:
-      decoding: how a recognizer finds its text; of no other kind.
+      decoding: decoding of a model that transcribes; ignored for others.
 
     Raises:
-      CheckpointError: there is no readable checkpoint, or nothing is done with such a one.
-      DataError, ValueError: `decoding` does not fit it.
+      CheckpointError: no checkpoint can be read, or its objective has no predictor.
+      DataError, ValueError: `decoding` does not fit the checkpoint.
     """
     checkpoint, task = ckpt.find(path), task_of_run(path)
     if task.predictor is None:

@@ -1,4 +1,4 @@
-"""The base of predictors of recordings: cut, group by shape, batch, run, and give each recording its rows."""
+"""Base of predictors of recordings: cuts recordings into parts, batches them by shape, runs a function."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from jax_speechlm.inference.segmentation import Recording, Samples, in_batches, 
 from jax_speechlm.objectives.base import ObjectiveConfig
 
 Row = tuple[np.ndarray, ...]
-"""What a compiled function computes for one row of a batch: an element of each of its output arrays."""
+"""Outputs of a compiled function for one row of a batch, one element per output array."""
 
 Self = TypeVar("Self", bound="RunPredictor")
 
@@ -26,7 +26,7 @@ def rows_by_id(compute: Callable[[Batch], tuple[Any, ...]], batches: Iterable[Ba
       compute: `batch -> arrays` with a row for each row of the batch.
 
     Returns:
-      Each row's outputs by its `example_id`; filler rows are left out. They are copies, not views of a whole batch.
+      The rows' outputs by `example_id`, without filler rows; copies, not views of a whole batch.
     """
     rows = {}
     for batch in batches:
@@ -54,8 +54,8 @@ def rows_of_recordings(
     """Runs a function over recordings of any length.
 
     Args:
-      max_seconds: a longer recording is cut at pauses into parts of at most this length.
-      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+      max_seconds: longer recordings are cut at pauses into parts of at most this length.
+      seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
 
     Yields:
       Each recording in order, with the rows of its parts.
@@ -71,12 +71,12 @@ def rows_of_recordings(
 
 @dataclasses.dataclass(frozen=True)
 class RunPredictor:
-    """A predictor that is a run's checkpoint and nothing else.
+    """A predictor whose only state is a run's checkpoint.
 
     Attributes:
       run: the checkpoint.
-      objective: what the run has to be trained by.
-      purpose: what the predictor does; completes the error "was trained by ..., which cannot ...".
+      objective: objective that the run must be trained by.
+      purpose: use of the predictor; completes the error "was trained by ..., which cannot ...".
       abilities: methods of `jax_speechlm.load` that it has.
     """
 
@@ -91,6 +91,6 @@ class RunPredictor:
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
 
         Raises:
-          CheckpointError: there is no readable checkpoint, or it was trained by another objective.
+          CheckpointError: no checkpoint can be read, or it was trained by another objective.
         """
         return cls(LoadedRun.load(path, cls.objective, cls.purpose))

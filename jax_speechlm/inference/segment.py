@@ -1,4 +1,4 @@
-"""When speech is heard in recordings, by a model that was trained to tell it from silence (`frame_classification`)."""
+"""Voice activity detection by a model trained by `frame_classification`."""
 
 import functools
 import json
@@ -20,11 +20,11 @@ from jax_speechlm.inference.segmentation import Recording, blocks_of, samples_in
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 
 _MAX_SECONDS = 30.0
-_WINDOWS = 32  # that wait to be heard together
+_WINDOWS = 32  # encoded together
 
 
 class VoiceActivity(RunPredictor):
-    """Finds speech in recordings, with a model that was trained by `frame_classification`."""
+    """Finds speech in recordings with a model trained by `frame_classification`."""
 
     objective = FrameClassification
     purpose = "tell speech from silence"
@@ -32,14 +32,17 @@ class VoiceActivity(RunPredictor):
 
     @property
     def frame_samples(self) -> int:
-        """Samples of 16 kHz from one frame to the next."""
+        """Distance of frames in samples at 16 kHz."""
         return self.run.experiment.frame_samples
 
     def probabilities(self, recording: Recording, max_seconds: float = _MAX_SECONDS) -> Float[np.ndarray, " time"]:
-        """Of each frame of a recording, how probable it is that speech is heard: that it is not of the first class.
+        """Computes the probability of speech, that is of any class but the first, per frame.
 
         Args:
-          max_seconds: a longer recording is cut at quiet places, and its parts are heard each by itself.
+          max_seconds: longer recordings are cut at quiet places and their parts encoded separately.
+
+        Returns:
+          float32 [time].
 
         Raises:
           AudioError: the recording cannot be read.
@@ -53,7 +56,7 @@ class VoiceActivity(RunPredictor):
         return np.concatenate([*found, *self._heard(waiting), np.zeros(0, np.float32)])
 
     def _heard(self, parts: Sequence) -> list[Float[np.ndarray, " _"]]:
-        """The frames of each window, as many as its samples; what no whole feature covers has its neighbour's."""
+        """Returns the probabilities per window, padded with the last value to the frames in the window's samples."""
         compute = functools.partial(self._speech, self.run.params)
         probabilities = []
         for part, (speech_T, frames) in zip(
@@ -67,13 +70,14 @@ class VoiceActivity(RunPredictor):
     def speech_times(
         self, recording: Recording, threshold: float = 0.5, max_seconds: float = _MAX_SECONDS
     ) -> list[tuple[float, float]]:
-        """Seconds at which speech begins and ends, in order.
-
-        A pause shorter than the one that training took for silence (`objective.min_pause`) parts nothing.
+        """Finds the spans of speech; pauses shorter than `objective.min_pause` do not split a span.
 
         Args:
-          threshold: the probability from which a frame is speech.
+          threshold: least probability of a frame of speech.
           max_seconds: see `probabilities`.
+
+        Returns:
+          Start and end of the spans in seconds, in order.
 
         Raises:
           AudioError: the recording cannot be read.
@@ -107,12 +111,12 @@ def segment_files(
     threshold: float = 0.5,
     max_seconds: float = _MAX_SECONDS,
 ) -> None:
-    """Prints when speech is heard in audio files: for each a line of JSON, {"file": ..., "speech": [[0.2, 1.7], ...]}.
+    """Finds speech in audio files; prints one line of JSON per file, {"file": ..., "speech": [[0.2, 1.7], ...]}.
 
     Args:
-      checkpoint: a run that was trained by frame_classification: its directory, or a checkpoints/<step> folder.
+      checkpoint: a run trained by frame_classification: its directory, or one of its checkpoints/<step> folders.
       files: audio of any format, sample rate, length and number of channels.
-      threshold: the probability from which a frame is speech.
+      threshold: least probability of a frame of speech.
       max_seconds: longer recordings are cut at quiet places into parts of at most this length.
     """
     detector, failed = VoiceActivity.load(checkpoint), 0

@@ -1,4 +1,4 @@
-"""Recordings of any length as what a model takes: windows cut where it is quiet, laid into batches of few shapes."""
+"""Cuts recordings of any length into windows at quiet places and batches them in few shapes."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,30 +12,29 @@ from data_pipelines.audio.decode import AudioError, stream
 from data_pipelines.batching.speech import Batch
 from data_pipelines.core.audio_format import SAMPLE_RATE
 
-_PAUSE = SAMPLE_RATE // 5  # samples: the length of the place that a cut looks for
-_LEVEL_FRAME = SAMPLE_RATE * 30 // 1000  # samples over which a level is taken
+_PAUSE = SAMPLE_RATE // 5  # samples, length of the quiet place at a cut
+_LEVEL_FRAME = SAMPLE_RATE * 30 // 1000  # samples per level
 _SILENCE = 32.0  # RMS, of 32,768: -60 dB of full scale
-_LONG_SILENCE, _MARGIN = 2 * SAMPLE_RATE, SAMPLE_RATE // 2  # what is left out, and what of it is kept
+_LONG_SILENCE, _MARGIN = 2 * SAMPLE_RATE, SAMPLE_RATE // 2  # shortest silence left out; part of it that is kept
 
 _LONGEST = 30 * SAMPLE_RATE
 _EDGES = sorted(int(_LONGEST * share / 2**halvings) for share in (1.0, 0.75) for halvings in range(5))
-_ENDLESS = 10**6  # seconds, of a window or a batch: no setting is meant to be longer
+_ENDLESS = 10**6  # seconds, upper limit of settings
 
 Samples = Int16[np.ndarray, "..."]
 
 Recording = str | os.PathLike | bytes | np.ndarray
-"""A file, the bytes of one, or int16 [samples] at 16 kHz."""
+"""A path of an audio file, its bytes, or int16 [samples] at 16 kHz."""
 
 
 class AudioWindow(NamedTuple):
-    """A stretch of a recording that a model hears at once. The stretches from `start` to `end` tile the recording.
+    """Part of a recording that a model encodes at once. The stretches from `start` to `end` tile the recording.
 
     Attributes:
-      samples: what is heard: the stretch, and what lies around it, which a model may need to understand the stretch's
-        ends; None for a stretch of silence, which nobody has to hear.
-      begin: the sample of the recording that `samples` begin with.
-      start: the first sample of the stretch.
-      end: the one behind its last.
+      samples: audio of the stretch and of the overlaps around it; None for silence, which is not encoded.
+      begin: position of `samples` in the recording.
+      start: first sample of the stretch.
+      end: one past its last sample.
     """
 
     samples: Samples | None
@@ -45,7 +44,7 @@ class AudioWindow(NamedTuple):
 
 
 def blocks_of(recording: Recording) -> Iterable[Samples]:
-    """A recording's samples at 16 kHz, block by block. Raises `AudioError`, at once or as it is read."""
+    """Returns a recording's samples at 16 kHz in blocks. Raises `AudioError`, at once or during iteration."""
     if not isinstance(recording, np.ndarray):
         return stream(recording if isinstance(recording, bytes) else Path(recording))
     if recording.ndim != 1 or recording.dtype != np.int16 or not len(recording):
@@ -65,19 +64,19 @@ def windows(
     multiple: int = 1,
     skip_silence: bool = False,
 ) -> Iterator[AudioWindow]:
-    """Cuts a recording at the quietest 0.2 s between half and the whole of what a window may hold.
+    """Cuts a recording at the quietest 0.2 s in the second half of each window.
 
-    The windows depend on the samples, not on the blocks in which they come; no more than a window and a block are held.
+    The windows depend on the samples, not on the division into blocks; at most a window and a block are in memory.
 
     Args:
       blocks: the recording's samples at 16 kHz.
-      max_samples: of one window, what overlaps included. A recording of at most as many is one window.
-      overlap: samples that a window hears beyond either end of its stretch.
-      multiple: of samples, in which stretches begin and overlaps are measured: a feature vector's worth.
-      skip_silence: leave out stretches of over two seconds under -60 dB of full scale, but for half a second of them.
+      max_samples: longest window, including overlaps. A recording of at most this length is one window.
+      overlap: samples added on either side of a stretch.
+      multiple: starts of stretches and overlaps are multiples of it, in samples: one frame.
+      skip_silence: leave out all but half a second of silence (below -60 dB of full scale) of two seconds or more.
 
     Raises:
-      ValueError: a window has no room for what overlaps.
+      ValueError: windows are too short for the overlap.
     """
     overlap = overlap // multiple * multiple
     most = (max_samples - 2 * overlap) // multiple * multiple
@@ -108,41 +107,40 @@ def windows(
 
 
 def _quietest(samples: Samples) -> int:
-    """The middle of the quietest pause in the second half."""
+    """Returns the middle of the quietest pause in the second half."""
     half = len(samples) // 2
     energy = np.cumsum(samples[half:].astype(np.float64) ** 2)
     return half + int((energy[_PAUSE:] - energy[:-_PAUSE]).argmin()) + _PAUSE // 2
 
 
 def _leading_silence(samples: Samples) -> int:
-    """Samples before the first frame that is louder than silence."""
+    """Returns the number of samples before the first frame above the silence level."""
     frames = samples[: len(samples) // _LEVEL_FRAME * _LEVEL_FRAME].reshape(-1, _LEVEL_FRAME).astype(np.float32)
     loud = np.flatnonzero(np.sqrt(np.mean(frames**2, axis=1)) > _SILENCE)
     return int(loud[0]) * _LEVEL_FRAME if len(loud) else len(frames) * _LEVEL_FRAME
 
 
 def samples_in(max_seconds: float) -> int:
-    """The samples of a window.
-
-    Raises:
-      ValueError: it is no length.
-    """
+    """Converts --max-seconds to samples; raises `ValueError` if it is out of range."""
     if not 0 < max_seconds < _ENDLESS:
         raise ValueError(f"--max-seconds must be above 0 and below {_ENDLESS:,}, got {max_seconds:g}")
     return int(max_seconds * SAMPLE_RATE)
 
 
 def cut_at_pauses(recording: Recording, max_seconds: float) -> list[Samples]:
-    """Cuts a recording into parts of at most `max_seconds`, each at the quietest place of its second half."""
+    """Cuts a recording into parts of at most `max_seconds` at quiet places."""
     return [window.samples for window in windows(blocks_of(recording), samples_in(max_seconds))]
 
 
 def in_groups(
     recordings: Iterable[Recording], max_seconds: float, seconds_per_batch: float
 ) -> Iterator[list[tuple[Recording, list[Samples]]]]:
-    """Recordings, each with its parts of at most `max_seconds`, as many at a time as fill a batch.
+    """Cuts recordings into parts of at most `max_seconds` and groups as many as fill a batch.
 
-    So that those of a batch are heard together, and no more than a batch and a recording is held.
+    At most a batch and a recording are in memory.
+
+    Yields:
+      Groups of recordings with their parts.
 
     Raises:
       AudioError: a recording cannot be read.
@@ -160,12 +158,12 @@ def in_groups(
 
 
 def name_of(recording: Recording) -> str:
-    """What an error calls a recording."""
+    """Returns a recording's name for error messages."""
     return str(recording) if isinstance(recording, str | os.PathLike) else "audio"
 
 
 def shape_of(num_samples: int) -> int:
-    """The padded length of a row that holds so many samples: of ten lengths up to 30 s, and then 30 s doubled."""
+    """Returns the padded length of a row: one of ten lengths up to 30 s, beyond that 30 s times a power of two."""
     for edge in _EDGES:
         if num_samples <= edge:
             return edge
@@ -173,7 +171,7 @@ def shape_of(num_samples: int) -> int:
 
 
 def row_counts(num_samples: int, seconds_per_batch: float) -> list[int]:
-    """The numbers of rows that batches of so long rows have, ascending: 1, 4, 16, ... while they fit, and always 1."""
+    """Returns the possible batch sizes for rows of a padded length: 1, and 4, 16, ... while they fit."""
     if not 0 < seconds_per_batch < _ENDLESS:
         raise ValueError(f"--seconds-per-batch must be above 0 and below {_ENDLESS:,}, got {seconds_per_batch:g}")
     counts = [1]
@@ -183,7 +181,7 @@ def row_counts(num_samples: int, seconds_per_batch: float) -> list[int]:
 
 
 def shapes(max_seconds: float, seconds_per_batch: float) -> list[tuple[int, int]]:
-    """Every shape (rows, samples) that `in_batches` gives to parts of at most `max_seconds`."""
+    """Returns all batch shapes (rows, samples) of `in_batches` for parts of at most `max_seconds`."""
     longest = shape_of(samples_in(max_seconds))
     lengths = [edge for edge in _EDGES if edge < longest]
     while lengths and (following := shape_of(lengths[-1] + 1)) < longest:
@@ -192,10 +190,13 @@ def shapes(max_seconds: float, seconds_per_batch: float) -> list[tuple[int, int]
 
 
 def in_batches(parts: Sequence[Samples], seconds_per_batch: float = 60.0) -> Iterator[Batch]:
-    """Recordings as batches of at most so much padded audio; `example_id` is the place among them, -1 in filler rows.
+    """Batches recordings by padded length; `example_id` is the position in `parts`, -1 in filler rows.
 
-    The length of a row depends on its recording alone, and there are few lengths and numbers of rows, so few programs
-    are compiled however many calls there are. No batch is more than a quarter filler rows.
+    A row's length depends on its recording alone, and lengths and batch sizes are few, so few programs are compiled. At
+    most a quarter of a batch is filler rows.
+
+    Args:
+      seconds_per_batch: limit on the padded audio of a batch; a single row may be longer.
     """
     by_shape: dict[int, list[int]] = {}
     for number, part in enumerate(parts):
@@ -210,7 +211,7 @@ def in_batches(parts: Sequence[Samples], seconds_per_batch: float = 60.0) -> Ite
 
 
 def empty_batch(rows: int, num_samples: int) -> Batch:
-    """A batch of filler rows: what a program of that shape is compiled with."""
+    """Returns a batch of filler rows, to compile a program for that shape."""
     return _batch([], [], rows, num_samples)
 
 

@@ -1,4 +1,4 @@
-"""Who speaks in recordings, as vectors to compare, by a model that was trained by `speaker_verification`."""
+"""Speaker embeddings of recordings by a model trained by `speaker_verification`."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerificati
 
 
 class SpeakerVectors(RunPredictor):
-    """Computes x-vectors of recordings, with a model that was trained by `speaker_verification`."""
+    """Computes x-vectors of recordings with a model trained by `speaker_verification`."""
 
     objective = SpeakerVerification
     purpose = "compare speakers"
@@ -23,11 +23,11 @@ class SpeakerVectors(RunPredictor):
     def vectors(
         self, recordings: Iterable[Recording], max_seconds: float = 30.0, seconds_per_batch: float = 60.0
     ) -> Float[np.ndarray, "recordings dim"]:
-        """One vector of unit length for each recording: the product of two is their cosine.
+        """Computes one vector of unit length per recording; the dot product of two is their cosine similarity.
 
         Args:
-          max_seconds: a longer recording is cut at pauses, and its vector is the mean of its parts'.
-          seconds_per_batch: padded audio at a time: memory and speed, never the result.
+          max_seconds: longer recordings are cut at pauses; their vector is the normalised mean over the parts.
+          seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
 
         Raises:
           AudioError: a recording cannot be read, or is too short.

@@ -1,4 +1,4 @@
-"""What was heard in a recording, with times; and as lines of text, JSON, and subtitles."""
+"""Transcripts with times, and their conversion to JSON and subtitles."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ from jax_speechlm.decoding.ctc.alignment import Word
 
 Format = Literal["text", "json", "srt", "vtt"]
 
-# What subtitles hold: two lines of 42 characters for at most seven seconds, and for a second at least.
+# Limits of a subtitle: two lines of 42 characters, one to seven seconds.
 _LINE, _LINES = 42, 2
 _LONGEST, _SHORTEST = 7.0, 1.0
 _PAUSE = 0.6  # seconds without a word that end a phrase
@@ -21,13 +21,13 @@ _PAUSE = 0.6  # seconds without a word that end a phrase
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """What was heard in a stretch of a recording.
+    """The text of a stretch of a recording.
 
     Attributes:
       start, end: seconds.
-      avg_logprob: the model's log-probability of the text (by CTC: of its best path), in nats a token.
-      words: each with its times, in scripts without spaces each character; none where the model does not tell them.
-      alternatives: the texts that the search kept, the best first; of a beam search alone.
+      avg_logprob: log-probability of the text (for CTC of its best path), in nats per token.
+      words: words with times, in scripts without spaces characters; empty if the model has no word times.
+      alternatives: hypotheses of a beam search, best first.
     """
 
     start: float
@@ -39,13 +39,13 @@ class Segment:
 
     @property
     def confidence(self) -> float:
-        """A probability: the geometric mean of the tokens'."""
+        """Geometric mean of the token probabilities."""
         return math.exp(self.avg_logprob)
 
 
 @dataclasses.dataclass(frozen=True)
 class Transcript:
-    """What was heard in one file; `error` says why nothing could be, and is None otherwise."""
+    """The transcript of one file; `error` is a message if it cannot be read, else None."""
 
     file: str
     text: str
@@ -58,13 +58,13 @@ class Transcript:
         return tuple(word for segment in self.segments for word in segment.words)
 
     def to_json(self) -> str:
-        """One line: file, text, seconds, error, and segments with their words; times to a millisecond."""
+        """Returns one line of JSON: file, text, seconds, error, segments with words; times rounded to 1 ms."""
         line = {"file": self.file, "text": self.text, "seconds": self.seconds, "error": self.error}
         return json.dumps(line | {"segments": [segment_dict(each) for each in self.segments]}, ensure_ascii=False)
 
 
 def segment_dict(segment: Segment) -> dict:
-    """A segment as JSON has it."""
+    """Converts a segment to a JSON object."""
     fields = dataclasses.asdict(segment) | {"confidence": segment.confidence}
     fields["avg_logprob"] = round(segment.avg_logprob, 4)
     for timed in (fields, *fields["words"]):
@@ -74,9 +74,9 @@ def segment_dict(segment: Segment) -> dict:
 
 
 def phrases(segments: Sequence[Segment]) -> Iterator[Segment]:
-    """Segments parted at pauses, and where they would not fit a subtitle.
+    """Splits segments at pauses and to the limits of a subtitle.
 
-    Of a segment whose words have no times these are taken to be spread evenly over it.
+    Words without times are spread over their segment in proportion to their length.
     """
     for segment in segments:
         fits = segment.end - segment.start <= _LONGEST and len(_lines(segment.text)) <= _LINES
@@ -116,7 +116,7 @@ def _spread(segment: Segment) -> list[Word]:
 
 
 def _places(text: str, words: Sequence[Word]) -> list[tuple[int, int]]:
-    """Where each word stands in a text; nothing where the text does not hold them all."""
+    """Returns the spans of words in a text; empty if the text does not contain them all in order."""
     places, reached = [], 0
     for word in words:
         start = text.find(word.word, reached)
@@ -128,14 +128,14 @@ def _places(text: str, words: Sequence[Word]) -> list[tuple[int, int]]:
 
 
 def _cut(words: Sequence[Word], places: Sequence[tuple[int, int]], first: int, last: int, segment: Segment) -> str:
-    """The text of the words from `first` to `last`."""
+    """Returns the text of the words from `first` to `last`."""
     if places:
         return segment.text[places[first][0] : places[last][1]]
     return scripts.join(word.word for word in words[first : last + 1])
 
 
 def _lines(text: str) -> list[str]:
-    """A text as lines that a subtitle has room for, cut between words."""
+    """Splits a text into subtitle lines, between words where possible."""
     lines, line = [], ""
     for chunk in text.split():
         for place, word in enumerate(scripts.words(chunk)):
@@ -144,7 +144,7 @@ def _lines(text: str) -> list[str]:
                 lines.append(line)
                 line = space = ""
             line += space + word
-            while _width(line) > _LINE:  # a word that is longer than a line
+            while _width(line) > _LINE:  # a word longer than a line
                 end = max(end for end in range(1, len(line)) if _width(line[:end]) <= _LINE)
                 lines.append(line[:end])
                 line = line[end:]
@@ -152,13 +152,13 @@ def _lines(text: str) -> list[str]:
 
 
 def _width(text: str) -> int:
-    """Columns: two for a wide character such as Han, none for a combining mark."""
+    """Returns the width in columns: two for a wide character such as Han, none for a combining mark."""
     narrow = sum(unicodedata.category(character) not in ("Mn", "Me", "Cf") for character in text)
     return narrow + sum(unicodedata.east_asian_width(character) in "WF" for character in text)
 
 
 def to_srt(segments: Sequence[Segment]) -> str:
-    """SubRip subtitles: number, times, one or two lines, an empty line."""
+    """Formats SubRip subtitles."""
     blocks = [
         f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n"
         for number, (start, end, text) in enumerate(_cues(segments), start=1)
@@ -167,7 +167,7 @@ def to_srt(segments: Sequence[Segment]) -> str:
 
 
 def to_vtt(segments: Sequence[Segment]) -> str:
-    """WebVTT subtitles (W3C)."""
+    """Formats WebVTT subtitles (W3C)."""
 
     def escape(text):
         return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -180,7 +180,7 @@ SUBTITLES: dict[str, Callable[[Sequence[Segment]], str]] = {"srt": to_srt, "vtt"
 
 
 def _cues(segments: Sequence[Segment]) -> Iterator[tuple[float, float, str]]:
-    """Start, end and lines of each subtitle: none overlaps the next, and none is empty."""
+    """Yields start, end and text of subtitles, without overlaps and empty ones."""
     shown = [phrase for phrase in phrases(segments) if phrase.text.strip()]
     for place, phrase in enumerate(shown):
         following = shown[place + 1].start if place + 1 < len(shown) else math.inf

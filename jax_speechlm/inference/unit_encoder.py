@@ -1,4 +1,4 @@
-"""Recordings of any kind as speech units: what a model of units is prompted and measured with."""
+"""Encodes recordings as speech units, for prompts and scoring of unit models."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from jax_speechlm.units.kmeans import nearest
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnitEncoder:
-    """A k-means and the features that it clusters, ready for audio.
+    """A k-means with the features that it clusters.
 
     Attributes:
       units: the k-means.
@@ -29,10 +29,10 @@ class UnitEncoder:
 
     @classmethod
     def load(cls, folder: str | Path) -> "UnitEncoder":
-        """Reads a folder that `jax-speechlm units fit` wrote, and the checkpoint that its features come from, if any.
+        """Reads a folder of `jax-speechlm units fit`, and the checkpoint of its features, if any.
 
         Raises:
-          DataError: there is none, or its files do not belong together.
+          DataError: the folder is missing, or its files do not belong together.
           CheckpointError: the checkpoint of its features cannot be read, or has changed.
         """
         units = read_units(folder)
@@ -46,11 +46,11 @@ class UnitEncoder:
         return cls(units, lambda batch: codes(extractor.params, units.centroids, batch))
 
     def encode(self, recordings: Sequence[Int16[np.ndarray, "..."]]) -> list[Integer[np.ndarray, "..."]]:
-        """The unit of each frame of each recording, at 16 kHz; none of one that is shorter than a frame."""
+        """Encodes recordings at 16 kHz; returns uint16 [frames] for each, empty if shorter than a frame."""
         return [codes[:frames].astype(np.uint16) for codes, frames in rows_of_parts(self._codes, recordings)]
 
     def encode_files(self, files: Sequence[str | Path]) -> list[Integer[np.ndarray, "..."]]:
-        """The same of audio files of any format, rate and number of channels.
+        """Encodes audio files of any format, rate and number of channels.
 
         Raises:
           DataError: a file cannot be read.

@@ -73,19 +73,19 @@ class Transcriber(abc.ABC):
         """Transcribes batches.
 
         Returns:
-          The text of each row by `example_id`, without filler rows.
+          The texts by `example_id`, without filler rows.
         """
 
     @abc.abstractmethod
     def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
-        """Transcribes batches as `recognize` does, with the log-probability of each text."""
+        """Transcribes batches as `recognize` does, with the texts' log-probabilities."""
 
     @abc.abstractmethod
     def encode(self, batches: Iterable[Batch]) -> dict[int, Any]:
         """Runs the model on batches.
 
         Returns:
-          The input of `utterances` for each row by `example_id`, without filler rows.
+          The inputs of `utterances` by `example_id`, without filler rows.
         """
 
     @abc.abstractmethod
@@ -135,8 +135,8 @@ class Transcriber(abc.ABC):
           progress: called with the seconds of audio processed so far.
 
         Yields:
-          A transcript of each recording in order, independent of the other recordings. For a recording that cannot be
-          read the transcript has an error.
+          The transcripts in order, each independent of other recordings. If a recording cannot be read, its transcript
+          has an error.
         """
         recordings = list(recordings)
 
@@ -211,7 +211,7 @@ class Transcriber(abc.ABC):
             yield _Piece(number, error)
 
     def _utterances(self, pieces: Iterable[_Piece]) -> Iterator[Any]:
-        """Yields the utterances of each recording, then its last piece."""
+        """Yields the utterances of a recording, then its last piece, for each recording."""
         for _, group in itertools.groupby(pieces, key=lambda piece: piece.recording):
             end: list[_Piece] = []
             yield from self.utterances(_windows_of(group, end))

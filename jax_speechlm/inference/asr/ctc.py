@@ -135,7 +135,7 @@ class Recognizer(Transcriber):
         return texts
 
     def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
-        """Decodes the best path of each row.
+        """Decodes the best path of every row.
 
         Returns:
           Its text, and its log-probability over the number of tokens, by `example_id`.
@@ -150,7 +150,7 @@ class Recognizer(Transcriber):
         """Computes CTC posteriors.
 
         Returns:
-          Log-probabilities float32 [frames, ids] of each row by `example_id`, without filler rows.
+          Log-probabilities float32 [frames, ids] by `example_id`, without filler rows.
         """
         return {row: log_probs for batch in batches for row, log_probs in self._posteriors_by_row(batch).items()}
 
@@ -171,7 +171,7 @@ class Recognizer(Transcriber):
         return " " if any(SPACE in piece for piece in self.tokenizer.pieces) else ""
 
     def encode(self, batches: Iterable[Batch]) -> dict[int, Frames]:
-        """Computes the frames of each row: the best path for greedy decoding, all posteriors for a beam search."""
+        """Computes the frames per row: the best path for greedy decoding, all posteriors for a beam search."""
         if self.decoder is not None:
             return {row: Frames.of(log_probs) for row, log_probs in self.posteriors(batches).items()}
         found = {}
@@ -186,7 +186,7 @@ class Recognizer(Transcriber):
         """Cuts frames into utterances (`decoding.ctc.posteriors.utterances`).
 
         Yields:
-          First frame and frames of each utterance.
+          First frame and frames of the utterances.
         """
         most = int(_LONGEST_UTTERANCE / self._frame_seconds)
         begins_word = np.array([piece.startswith(SPACE) for piece in self.tokenizer.pieces])

@@ -143,7 +143,7 @@ class Decoder:
         """Runs the beam search on log-probabilities.
 
         Returns:
-          The best `beam_size` hypotheses of each utterance, before rescoring.
+          The best `beam_size` hypotheses for each utterance, before rescoring.
         """
         if self._lm is not None:
             self._lm.alpha, self._lm.beta = self.decoding.alpha, self.decoding.beta
@@ -202,7 +202,7 @@ class Decoder:
         ]
 
     def choose(self, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[str]:
-        """Returns the text of each utterance's best hypothesis, after rescoring if set."""
+        """Returns the text of the best hypothesis for each utterance, after rescoring if set."""
         return [row[0].text for row in self.rank(hypotheses)]
 
     def decode(self, posteriors: Sequence[Posteriors]) -> list[str]:

@@ -45,7 +45,7 @@ class Continuation(NamedTuple):
     """One continuation of a prompt.
 
     Attributes:
-      text: what follows the prompt.
+      text: without the prompt.
       log_prob: log-probability given the prompt, in nats, including the end if it ended.
       num_tokens: number of tokens, including the end if it ended.
       ended: whether the model ended the text; else it was cut off.
@@ -168,7 +168,7 @@ class LanguageModel:
         samples: int = 1,
         seed: int = 0,
     ) -> list[list[Continuation]]:
-        """Continues texts. Results do not depend on the other prompts or their order.
+        """Continues texts. Results do not depend on other prompts or their order.
 
         Args:
           prompts: beginnings of texts; an empty one generates from the start.
@@ -372,7 +372,7 @@ def generate_texts(
     seed: int = 0,
     format: Literal["text", "json"] = "text",
 ) -> None:
-    """Continues texts. A continuation depends on its prompt, the settings and the seed, not on the other prompts.
+    """Continues texts. A continuation depends on its prompt, the settings and the seed, not on other prompts.
 
     Args:
       checkpoint: a language model's run directory, or one of its checkpoints/<step> folders.

@@ -77,7 +77,7 @@ class UnitModel:
         """Checks that a k-means is the one that the model was trained on.
 
         Args:
-          units: its folder; by default the one in the run's data settings.
+          units: its folder; by default `data.units` of the run.
 
         Returns:
           The folder.
@@ -198,13 +198,13 @@ def generate_units(
     """Continues text and speech. Speech is generated as unit ids, without a vocoder.
 
     Prints JSON lines with prompt, audio, parts (text or units), log_prob (nats), num_tokens and ended. A continuation
-    depends on its prompt, the settings and the seed, not on the other prompts.
+    depends on its prompt, the settings and the seed, not on other prompts.
 
     Args:
       checkpoint: a unit language model's run directory, or one of its checkpoints/<step> folders.
       prompts: beginnings of texts; without prompts and audio a document is generated from the start.
       audio_prompts: audio files. With prompts, give one per prompt, to follow its text; else each begins a document.
-      units: folder of the k-means that the model was trained on; by default the one in the run's data settings.
+      units: folder of the k-means that the model was trained on; by default `data.units` of the run.
       modality: generate text only, units only, or freely both.
       max_tokens: most tokens added; the model may end the document before.
       samples: continuations per prompt.
