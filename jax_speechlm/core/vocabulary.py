@@ -130,7 +130,11 @@ class Vocabulary:
         return (ids >= self.first_unit) & (ids < self.first_unit + self.num_units)
 
     def shared_with(self, other: "Vocabulary") -> tuple[Int[np.ndarray, " shared"], Int[np.ndarray, " shared"]]:
-        """Returns the ids shared with a vocabulary over the same tokenizer and units, as (here, there)."""
+        """Matches ids with a vocabulary over the same tokenizer and units.
+
+        Returns:
+          Ids here, and the ids of the same tokens in `other`.
+        """
 
         def kinds(vocabulary: "Vocabulary") -> list[tuple[int, int]]:
             units = 2 + vocabulary.num_units if vocabulary.num_units else 0

@@ -1,13 +1,13 @@
-"""Distillation: a student learns its targets and, beside them, what trained models make of the same input.
+"""Distillation: a student is trained on its targets and on the outputs of trained models for the same input.
 
-Frozen teachers give, for every frame or token, a distribution over the vocabulary that the student's is drawn to, at a
-temperature (Hinton et al. 2015), and hidden states that chosen layers of the student's are drawn to, through a linear
-map where the widths differ (FitNets, Romero et al. 2015; the cosine is that of DistilBERT, Sanh et al. 2019). Teachers
-hear and read what is in the batch as it is: nothing of the student's dropout and augmentation reaches them.
+For every frame or token, frozen teachers provide a distribution over the vocabulary as a soft target at a temperature
+(Hinton et al. 2015), and hidden states of chosen layers as regression targets, through a linear map where the widths
+differ (FitNets, Romero et al. 2015; the cosine distance is DistilBERT's, Sanh et al. 2019). Teachers receive the batch
+without the student's dropout and augmentation.
 
-Their parameters are a group of the model's, "distillation/teachers": arguments of the compiled step, laid out over the
-mesh by the same table as all others, without gradient and without moments. A checkpoint names the teachers and leaves
-their parameters out; a restart reads them again.
+Their parameters are the model's group "distillation/teachers": arguments of the compiled step, sharded over the mesh by
+the same rules as all others, without gradients and optimizer state. A checkpoint contains references to the teachers
+instead of their parameters; a restart reads them again.
 """
 
 import dataclasses
@@ -40,20 +40,20 @@ from jax_speechlm.objectives.lm import causal_lm
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 
 GROUP = "distillation"
-"""The group of parameters that training alone needs: the teachers', and the maps between widths."""
+"""Parameter group used in training only: the teachers, and the maps between widths."""
 
 Distance = Literal["cosine", "l2"]
 
-_SMALL = 1e-12  # squared lengths below it have no direction
+_SMALL = 1e-12  # squared norms below it count as zero
 
 
 class Teacher(Config):
-    """A trained model, and what the student takes from it besides its distributions.
+    """A trained model, and the layers whose hidden states are distilled.
 
     Attributes:
       checkpoint: a run's directory, or one of its checkpoints/<step> folders; of the student's kind and tokenizer.
-      layers: pairs (layers of the student, layers of the teacher): after so many, hidden states are to agree.
-      model, frontend: its shape, and what it hears through; read from the checkpoint where they are None.
+      layers: pairs (layers of the student, layers of the teacher): layer counts after which hidden states should agree.
+      model, frontend: its model and front end; None reads them from the checkpoint.
     """
 
     checkpoint: str
@@ -69,12 +69,12 @@ class Distillation(ObjectiveConfig):
     temperature, + hidden_weight * the distance of hidden states.
 
     Attributes:
-      student: the objective that it would be trained by alone.
-      teachers: of several, the mean of their distributions is the target.
-      share: of the loss that falls to the teachers' distributions.
-      temperature: divides the logits of both sides; above 1 what is unlikely counts for more.
+      student: the student's own objective.
+      teachers: with several, the mean of their distributions is the target.
+      share: share of the divergence from the teachers in the loss.
+      temperature: divides the logits of student and teachers; higher values emphasise unlikely tokens.
       hidden_weight: weight of the mean distance over all pairs of layers.
-      hidden_distance: 1 - cosine, or the mean square of the difference.
+      hidden_distance: "cosine" for 1 - cosine, "l2" for the mean squared difference.
     """
 
     kind: Literal["distillation"] = "distillation"
@@ -90,13 +90,13 @@ class Distillation(ObjectiveConfig):
         return self.student.model_kind
 
     def resolve(self, runs: Runs) -> "Distillation":
-        """Returns the objective with each teacher's shape, and with the very checkpoint in place of a run's directory.
+        """Returns the objective with each teacher's model, front end and exact checkpoint filled in.
 
-        So a checkpoint of the student is complete without its teachers' folders, and a restart meets the same teachers.
-        A teacher whose shape is given need not be there: a run can be planned without it.
+        A checkpoint of the student is thereby complete without its teachers' folders, and a restart uses the same
+        teachers. A teacher with given model and front end may be missing, so that a run can be planned without it.
 
         Raises:
-          CheckpointError: a teacher's checkpoint cannot be read, or was trained for another task than the student.
+          CheckpointError: a teacher's checkpoint cannot be read, or was trained for a task other than the student's.
         """
         return self.replace(teachers=tuple(self._resolved(teacher, runs) for teacher in self.teachers))
 
@@ -124,7 +124,7 @@ class Distillation(ObjectiveConfig):
           tokenizer: the student's.
 
         Returns:
-          The part of the parameters that is the teachers', sharded as `shapes` says.
+          The teachers' part of the parameters, sharded as in `shapes`.
 
         Raises:
           CheckpointError: a checkpoint cannot be read, or has another tokenizer or other parameters than expected.
@@ -137,15 +137,15 @@ class Distillation(ObjectiveConfig):
         return {GROUP: {"teachers": params}}
 
     def build(self, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
-        """The objective for one student, front end and tokenizer.
+        """Builds the objective for a student, front end and tokenizer.
 
-        The loss is a mean over the student's targets, tokens for both kinds: of CTC, divergence and distance are summed
-        over frames and divided by the number of tokens as its own loss is. Metrics: `loss`, its parts `own`,
+        The loss is a mean over the student's targets, which are tokens: for CTC, divergence and distance are summed
+        over frames and divided by the number of tokens, like its own loss. Metrics: `loss`, its parts `own`,
         `divergence` (temperature^2 * KL, nats) and `distance`, and the student's other metrics.
 
         Raises:
-          ValueError: what the student's objective refuses; a teacher whose shape is not known, of another kind, with
-            other frames, or without a layer that is named.
+          ValueError: an error of the student's objective; or a teacher whose model is unknown, of another kind, with
+            other frames, or without a given layer.
         """
         own = self.student.build(model, frontend, tokenizer)
         built = [self._build(teacher, model, frontend, tokenizer) for teacher in self.teachers]
@@ -189,7 +189,7 @@ class Distillation(ObjectiveConfig):
         )
 
     def _build(self, teacher: Teacher, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
-        """A teacher's objective, for its module and its FLOPs."""
+        """Builds a teacher's objective, used for its module and FLOPs."""
         if teacher.model is None or teacher.frontend is None:
             raise ValueError(
                 f"objective.teachers: the shape of {teacher.checkpoint} is not known yet: it is read from the "
@@ -213,7 +213,7 @@ class Distillation(ObjectiveConfig):
                     f"objective.teachers: the pair of layers ({here}, {there}) goes beyond the student's "
                     f"{model.num_layers} or the {teacher.model.num_layers} of {teacher.checkpoint}"
                 )
-        own = type(self.student)()  # what trained it does not matter, only the module
+        own = type(self.student)()  # default settings: only the module is used, not the loss
         plain = teacher.frontend.replace(augment=type(teacher.frontend.augment)())
         return own.build(teacher.model, plain, tokenizer)
 
@@ -241,17 +241,17 @@ def _teacher_params(teacher: Teacher, shapes: Params, tokenizer: Tokenizer | Non
 
 
 def student_part(params: Params) -> Params:
-    """The parameters without what training alone needs."""
+    """Returns the parameters without the training-only group."""
     return {name: group for name, group in params.items() if name != GROUP}
 
 
 class View(NamedTuple):
-    """What one model makes of a batch.
+    """Outputs of a model for a batch.
 
     Attributes:
-      states: what `logits` is computed from, for each place.
-      logits: `(states of some places) -> logits [..., V]`.
-      tapped: hidden states after so many layers.
+      states: inputs of `logits` at every position.
+      logits: `states of some positions -> logits [..., V]`.
+      tapped: hidden states by layer count.
     """
 
     states: Float[Array, "rows time _"]
@@ -260,13 +260,13 @@ class View(NamedTuple):
 
 
 class Lesson(NamedTuple):
-    """A student's view of a batch, its own metrics, and where it is to be like its teachers.
+    """A student's outputs for a batch, its own metrics, and the weights of the distillation losses.
 
     Attributes:
-      view: of the student.
-      metrics: of its objective; `loss` holds the number of targets.
-      weight: what each place counts; 0 leaves it out.
-      repeat: gives something of each row of the batch to each of the student's rows.
+      view: the student's outputs.
+      metrics: metrics of its objective; `loss` contains the number of targets.
+      weight: weight per position, 0 to exclude it.
+      repeat: repeats a per-row array of the batch for the student's rows (views).
     """
 
     view: View
@@ -277,7 +277,7 @@ class Lesson(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Speech:
-    """How models that spell by CTC hear a batch."""
+    """Forward passes of CTC models."""
 
     config: CTC
     frontend: FrontEnd
@@ -297,7 +297,7 @@ class _Speech:
 
 @dataclasses.dataclass(frozen=True)
 class _Text:
-    """How language models read a batch."""
+    """Forward passes of causal language models."""
 
     config: CausalLM
 
@@ -323,7 +323,7 @@ class _Text:
 
 
 class _Sides(NamedTuple):
-    """Both sides of a distillation: what binds their parameters, and how they see a batch."""
+    """Graph definitions of student and teachers, and the forward passes of their kind of model."""
 
     student: nnx.GraphDef
     scaffold: nnx.GraphDef
@@ -332,7 +332,7 @@ class _Sides(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Loss:
-    """`(params, batch, key) -> (loss, metrics)`."""
+    """The loss function `(params, batch, key) -> (loss, metrics)`."""
 
     config: Distillation
     sides: _Sides
@@ -375,10 +375,10 @@ class _Loss:
 
 
 def divergences(student: View, teachers: list[View], temperature: float) -> Float[Array, "rows time"]:
-    """temperature^2 * KL(mean of the teachers' distributions || the student's) at every place, in nats.
+    """Computes temperature^2 * KL(mean of the teachers' distributions || the student's) at every position, in nats.
 
-    The factor keeps the gradient's size when the temperature changes (Hinton et al. 2015, section 2). Logits of a large
-    vocabulary exist for a part of the places at a time, and are computed again for the gradient.
+    The factor keeps the gradient's scale independent of the temperature (Hinton et al. 2015, section 2). Logits of a
+    large vocabulary are computed in chunks of positions, and recomputed for the gradient.
     """
 
     def part(states: list[Array]) -> Array:
@@ -407,7 +407,7 @@ def divergences(student: View, teachers: list[View], temperature: float) -> Floa
 def distance(
     here: Float[Array, "rows time dim"], there: Float[Array, "rows time dim"], kind: Distance
 ) -> Float[Array, "rows time"]:
-    """1 - the cosine of two vectors, or the mean square of their difference, at every place."""
+    """Computes 1 - cosine, or the mean squared difference, of two vectors at every position."""
     here, there = here.astype(jnp.float32), there.astype(jnp.float32)
     if kind == "l2":
         return jnp.mean(jnp.square(here - there), axis=-1)

@@ -96,7 +96,11 @@ def require_transformer(model: Config, *, causal: bool, objective: str) -> None:
 def next_tokens(
     tokens_BxT: Int[Array, "batch time"], segment_BxT: Int[Array, "batch time"]
 ) -> tuple[Int[Array, "batch time"], Float[Array, "batch time"]]:
-    """Returns the target at each position, and weights: 1 where the next token is in the same segment, else 0."""
+    """Shifts tokens to training targets.
+
+    Returns:
+      The next token at each position, and weights: 1 where it is in the same segment, else 0.
+    """
 
     def shift(x):
         return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))

@@ -1,1 +1,1 @@
-"""Objectives that join speech and text."""
+"""Objectives over speech and text."""

@@ -1,14 +1,14 @@
-"""Joint pretraining of one conformer on speech, text, and pairs of both, in the form of mSLAM.
+"""Joint pretraining of a conformer on speech, text, and speech-text pairs, as in mSLAM.
 
-A step's batch is of one stream, which its arrays tell:
+A batch belongs to one stream, determined by its arrays:
 
-- `speech`, audio alone: BEST-RQ;
-- `text`, documents: masked language modelling, of tokens that enter the same layers through a table of embeddings;
+- `speech`, audio only: BEST-RQ;
+- `text`, documents: masked language modelling; token embeddings enter the same layers as speech;
 - `pairs`, audio and transcripts: CTC on the audio alone, and translation language modelling (TLM): audio and transcript
-  in one row, parts of either hidden, to be filled from both.
+  concatenated in a row, partly masked and predicted from both.
 
-References: Bapna et al. 2022 (mSLAM) and 2021 (SLAM), with BEST-RQ in the place of w2v-BERT and masked words in that of
-masked spans of text; TLM is that of Conneau and Lample 2019.
+References: Bapna et al. 2022 (mSLAM) and 2021 (SLAM), with BEST-RQ instead of w2v-BERT and masked words instead of
+masked text spans; TLM: Conneau and Lample 2019.
 """
 
 import dataclasses
@@ -42,25 +42,25 @@ from jax_speechlm.objectives.ssl.best_rq import BestRQ, Heads, Quantizer
 from jax_speechlm.parallel.mesh import shard_batch_dim
 
 STREAMS = {"speech": "speech", "text": "text", "pairs": "speech"}
-"""The streams, and the kind of data that each has."""
+"""The streams, and the kind of data of either."""
 
 BARELY_BETTER = 1.1
-"""Masked tokens are not learnt from context while fewer than so many times the most frequent token's are right."""
+"""Masked tokens are not learnt from context if accuracy is below this multiple of the most frequent token's share."""
 
 ALL_BLANK = 0.99
-"""A CTC head is on its plateau while so many of the frames are blank."""
+"""A CTC head is still on its initial plateau if a larger share of frames is blank."""
 
 
 class Joint(ObjectiveConfig):
-    """Settings of joint pretraining. How often each stream is taken is a matter of `data`, a mixture.
+    """Settings of joint pretraining. The streams' sampling weights are settings of `data`, a mixture.
 
     Attributes:
-      speech: on audio alone; its masks and codes are those of the audio in TLM too.
-      text: on text alone.
-      ctc: on the audio of pairs.
-      tlm_ratio: share of a transcript's tokens that are hidden in TLM.
-      speech_weight, text_weight: factors of these streams' losses.
-      ctc_weight, tlm_weight: factors of the two losses on pairs; a `tlm_weight` of 0 saves TLM's forward pass.
+      speech: objective of the speech stream; its masks and codes are also used for the audio in TLM.
+      text: objective of the text stream.
+      ctc: CTC objective of the pairs.
+      tlm_ratio: share of a transcript's tokens masked in TLM.
+      speech_weight, text_weight: weights of the losses of these streams.
+      ctc_weight, tlm_weight: weights of the two losses on pairs; a `tlm_weight` of 0 skips TLM's forward pass.
     """
 
     kind: Literal["joint"] = "joint"
@@ -93,16 +93,16 @@ class Joint(ObjectiveConfig):
         return {"speech": self.speech, "text": self.text, "pairs": self.ctc}[name]
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
-        """The objective for one model, front end and tokenizer.
+        """Builds the objective for a model, front end and tokenizer.
 
-        The loss of a batch is the mean over its stream's valid targets, times its weight. On pairs these are the
-        transcripts' tokens, and TLM's masked frames and tokens, each counted by its weight. Metrics, by stream:
-        `speech` those of BEST-RQ; `text` those of masked language modelling and `majority`, what always guessing the
-        batch's most frequent masked token would get right; `pairs` `ctc_loss` and CTC's others, `tlm_codes` and
-        `tlm_tokens` (nats a masked frame and token), `tlm_code_accuracy` and `tlm_token_accuracy`.
+        A batch's loss is the mean over its stream's valid targets, times the stream's weight. The targets of pairs are
+        the transcripts' tokens, and TLM's masked frames and tokens, with their losses weighted. Metrics by stream:
+        `speech`: as for BEST-RQ; `text`: as for masked language modelling, and `majority`, the share of the batch's
+        most frequent masked token; `pairs`: `ctc_loss` and CTC's others, `tlm_codes` and `tlm_tokens` (nats per masked
+        frame and token), `tlm_code_accuracy` and `tlm_token_accuracy`.
 
         Raises:
-          ValueError: no tokenizer, another model than a conformer, or what `BestRQ.build` and `CTC.build` refuse.
+          ValueError: no tokenizer, a model other than a conformer, or an error of `BestRQ.build` or `CTC.build`.
         """
         if not isinstance(model, ConformerConfig):
             raise ValueError(f"joint trains a conformer, not a {model.kind}: set model to a ConformerConfig")
@@ -132,11 +132,11 @@ class Joint(ObjectiveConfig):
 
 
 class TextSide(nnx.Module):
-    """How tokens enter the layers, and how hidden states name them: one table for both (Press and Wolf 2017)."""
+    """Token embedding and output layer with a shared table (Press and Wolf 2017)."""
 
     def __init__(self, config: ConformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.config = config
-        # Scaled up on the way in: as large there as what speech comes in as, and logits of order 1 on the way out.
+        # Small values give logits of order 1; `embed` scales them up to the magnitude of embedded speech.
         small = jax.nn.initializers.normal(config.dim**-0.5)
         self.table = functional.parameter(rngs.params(), (vocab_size, config.dim), ("vocab", "embed"), small)
         self.bias = functional.parameter(
@@ -144,7 +144,7 @@ class TextSide(nnx.Module):
         )
 
     def embed(self, tokens_BxT: Int[Array, "batch time"]) -> Float[Array, "batch time dim"]:
-        """Tokens as the layers take them, in the compute type."""
+        """Embeds tokens in the compute dtype."""
         return shard_batch_dim((self.config.dim**0.5 * self.table[...][tokens_BxT]).astype(self.config.dtype))
 
     @property
@@ -156,14 +156,14 @@ class TextSide(nnx.Module):
         return self.bias[...]
 
     def head(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-        return hidden  # the last layer's norm is all that the table needs
+        return hidden  # already normalised by the last layer
 
 
 class JointModel(nnx.Module):
-    """A conformer, and beside it what each stream needs.
+    """A conformer with the modules of all streams.
 
-    `encoder` and `head` are those of a CTC model, so that either takes the other's over; `encoder` and `quantizer` are
-    those of BEST-RQ.
+    `encoder` and `head` form a CTC model, `encoder` and `quantizer` belong to a BEST-RQ model, so that parameters can
+    be loaded from and into these models.
     """
 
     def __init__(self, model: ConformerConfig, config: Joint, vocabulary: Vocabulary, *, rngs: nnx.Rngs):
@@ -176,7 +176,7 @@ class JointModel(nnx.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Losses:
-    """The loss of each stream. Two of them are those of `speech` and `ctc`, over the parameters that are theirs."""
+    """The loss of each stream; `speech` and `ctc` are computed by their objectives on their part of the parameters."""
 
     config: Joint
     model: ConformerConfig
@@ -264,7 +264,7 @@ class _Losses:
         return mask_tokens(tokens_BxT, segment_BxT, keys, self.vocabulary, self.starts_V, ratio)
 
     def flops(self, batch: Mapping[str, Any]) -> float:
-        """FLOPs of one forward pass over a batch of such shapes, analytic."""
+        """Returns the FLOPs of a forward pass over a batch of such shapes, analytic."""
         config = self.config
         if (stream := stream_of(batch)) == "text":
             rows, num_tokens = batch["tokens"].shape
@@ -281,26 +281,26 @@ class _Losses:
         return spelling + coding + longer + rows * self._naming(num_tokens, config.tlm_ratio)
 
     def _layers(self, length: int, rows: int) -> float:
-        """Of the conformer without the projection of features."""
+        """Returns FLOPs of the conformer without the input projection."""
         return forward_flops(self.model, length, rows) - 2.0 * rows * length * self.model.input_dim * self.model.dim
 
     def _naming(self, num_tokens: int, ratio: float) -> float:
-        """Of one row's chosen tokens through the vocabulary map."""
+        """Returns FLOPs of the output layer for a row's chosen tokens."""
         return 2.0 * most_masked(num_tokens, ratio) * self.model.dim * self.vocabulary.size
 
 
 def _spelling(params: functional.Params) -> functional.Params:
-    """The part of the parameters that is a CTC model."""
+    """Selects the parameters of the CTC model."""
     return {name: params[name] for name in ("encoder", "head")}
 
 
 def _coding(params: functional.Params) -> functional.Params:
-    """The part of the parameters that is a BEST-RQ model."""
+    """Selects the parameters of the BEST-RQ model."""
     return {"encoder": params["encoder"], "head": params["codes"], "quantizer": params["quantizer"]}
 
 
 def stream_of(batch: Mapping[str, Any]) -> str:
-    """The stream that a batch belongs to, which its arrays' names and shapes tell: static under jit."""
+    """Returns the stream of a batch from names and shapes of its arrays, which are static under jit."""
     if "segment" in batch:
         return "text"
     return "pairs" if "tokens" in batch and batch["tokens"].shape[1] else "speech"
@@ -309,7 +309,11 @@ def stream_of(batch: Mapping[str, Any]) -> str:
 def enclose(
     tokens_BxU: Int[Array, "batch tokens"], length_B: Int[Array, " batch"], boundary: int
 ) -> tuple[Int[Array, "batch enclosed"], Int[Array, " batch"]]:
-    """Transcripts as documents, between two boundaries, and their lengths with these."""
+    """Adds a boundary before and after each transcript.
+
+    Returns:
+      The tokens [B, U + 2], and their lengths.
+    """
     tokens = jnp.pad(tokens_BxU, ((0, 0), (1, 1)), constant_values=boundary)
     place = jnp.arange(tokens.shape[1])
     return jnp.where(place == length_B[:, None] + 1, boundary, tokens), length_B + 2
@@ -318,7 +322,7 @@ def enclose(
 def append(
     x_BxTxD: Float[Array, "batch time dim"], length_B: Int[Array, " batch"], y_BxUxD: Float[Array, "batch more dim"]
 ) -> Float[Array, "batch joined dim"]:
-    """Each row of y behind the valid frames of the same row of x, wherever those end; undefined behind that."""
+    """Inserts each row of y directly after the valid frames of the same row of x; later frames are undefined."""
     room = jnp.pad(x_BxTxD, ((0, 0), (0, y_BxUxD.shape[1]), (0, 0)))
 
     def put(row, more, start):
@@ -330,7 +334,7 @@ def append(
 def take_behind(
     x_BxTxD: Float[Array, "batch time dim"], length_B: Int[Array, " batch"], count: int
 ) -> Float[Array, "batch {count} dim"]:
-    """The `count` frames behind the first `length_B` of each row: what `append` put there."""
+    """Returns the `count` frames after the first `length_B` per row, which `append` has inserted."""
 
     def take(row, start):
         return jax.lax.dynamic_slice_in_dim(row, start, count, axis=0)
@@ -339,10 +343,10 @@ def take_behind(
 
 
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
-    """What is wrong when a stream teaches the model nothing; else None.
+    """Returns a warning if a stream does not contribute to learning, else None.
 
     Args:
-      metrics: averaged over steps, those of each stream under its name.
+      metrics: averaged over steps, prefixed by their stream's name.
       after_warmup: whether training is long past its warm-up.
     """
 

@@ -1,8 +1,8 @@
-"""Answers to speech: a causal language model reads a speech encoder's frames through an adapter, and writes.
+"""Text responses to speech: a causal language model conditioned on a speech encoder's frames through an adapter.
 
-By default encoder and language model stay as they were taken over and the adapter alone learns, with LoRA where the
-model has it (Ma et al. 2024, SLAM-ASR). Such training knows a plateau on which the model writes plausible text without
-regard to the speech, until, within a few steps, it begins to listen; the gauges tell the two states apart.
+By default the pretrained encoder and language model are frozen and only the adapter is trained, with LoRA if the model
+has it (Ma et al. 2024, SLAM-ASR). Such training has a plateau on which the model generates plausible text independent
+of the speech, until it starts to use the speech within a few steps; the gauges distinguish the two states.
 """
 
 import functools
@@ -31,12 +31,12 @@ Task = Literal["transcribe", "translate", "extend", "answer"]
 
 DEAF_ATTENTION = 0.01
 DEAF_GAIN = 0.01
-"""Once settled, a model does not listen whose answers give less than this share of their attention to the speech, or
-whose loss rises by less than this share when the speech is taken away."""
+"""After the warm-up, answers count as independent of the speech if their attention to it is below DEAF_ATTENTION, or if
+their loss is lower with it by less than DEAF_GAIN of the loss without it."""
 
 
 class Prompt(Config):
-    """What the language model reads before and behind the speech. Characters that its tokenizer lacks are dropped."""
+    """Text before and after the speech in the language model's input. Characters unknown to its tokenizer are dropped."""
 
     before: str = ""
     behind: str = ""
@@ -58,10 +58,10 @@ class SpeechLM(ObjectiveConfig):
     """Settings of the speech-language model's objective.
 
     Attributes:
-      task: what is trained: "transcribe", "extend" and "answer" learn to write each utterance's text (a set's `text` is
-        then what is said, what follows, or the answer to what is asked), "translate" its English translation.
-      prompts: what frames the speech, by task.
-      freeze: groups of parameters that stay as they are: they have no dropout, and no gradient.
+      task: "transcribe", "extend" and "answer" train on each utterance's `text` (the data set's transcript,
+        continuation or answer, respectively), "translate" on its English translation.
+      prompts: text around the speech, by task.
+      freeze: parameter groups that are not trained; they have no gradient and no dropout.
     """
 
     kind: Literal["speech_lm"] = "speech_lm"
@@ -74,24 +74,23 @@ class SpeechLM(ObjectiveConfig):
         return "translation" if self.task == "translate" else "text"
 
     def prompt_ids(self, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-        """int32 ids before the speech, what stands before a text first, and those behind it."""
+        """Returns int32 ids before the speech, including the text prefix, and after it."""
         prompt = self.prompts.of(self.task)
         before = [*Vocabulary.of(tokenizer).prefix, *tokenizer.encode(prompt.before)]
         return np.array(before, np.int32), np.array(tokenizer.encode(prompt.behind), np.int32)
 
     def build(self, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
-        """The objective for one model, front end and tokenizer, which is the language model's.
+        """Builds the objective for a model, a front end and the language model's tokenizer.
 
-        The loss is a mean over the tokens of the answers and the boundary behind each; rows without a text have none.
-        Metrics: `loss`; `accuracy`, of the likeliest token given those before it; `unanswered`, the share of rows
-        without text; `adapter_scale`, the length of the speech's vectors over that of tokens' embeddings;
-        `speech_attention`, the share of their attention that the places before the answer's tokens give to speech, over
-        layers and heads. In evaluation also `loss_without_speech`, with zeros in the place of the speech, and
-        `speech_gain`, how much lower the loss is with it.
+        The loss is a mean over the answers' tokens, with the boundary after each; rows without text are excluded.
+        Metrics: `loss`; `accuracy` (teacher-forced); `unanswered`, the share of rows without text; `adapter_scale`, the
+        norm of speech vectors relative to token embeddings; `speech_attention`, the share of attention to speech when
+        predicting answer tokens, averaged over layers and heads. In evaluation also `loss_without_speech`, with speech
+        vectors set to zero, and `speech_gain`, the resulting increase of the loss.
 
         Raises:
-          ValueError: no tokenizer, another kind of model, features that do not fit it, or augmentation that loses part
-            of what is to be written.
+          ValueError: no tokenizer, another type of model, features that do not fit it, or augmentation that may crop
+            the audio of the target text.
         """
         vocabulary = Vocabulary.of(tokenizer)
         if not isinstance(model, SpeechLMConfig):
@@ -124,13 +123,13 @@ class SpeechLM(ObjectiveConfig):
         vocab_size: int,
         tokenizer: Tokenizer,
     ) -> float:
-        """A third of a training step's, which is a forward pass's where everything learns.
+        """Returns a third of a training step's FLOPs, which is a forward pass's if all parameters are trained.
 
-        A part that stays as it is costs no gradient of its parameters; an encoder that does also costs none of what it
-        reads, unless LoRA changes it.
+        Frozen groups save the gradient of their parameters; a frozen encoder also saves the gradient of its
+        activations, unless it has LoRA.
         """
         rows, num_samples = batch["audio"].shape
-        num_answers = batch["tokens"].shape[1] + 1  # the boundary behind each
+        num_answers = batch["tokens"].shape[1] + 1  # including the boundary
         num_vectors = frontend.mel.num_frames(num_samples)
         num_frames = model.encoder.num_frames(num_vectors)
         num_prompt = sum(len(part) for part in self.prompt_ids(tokenizer))
@@ -172,8 +171,8 @@ def _loss(
 
     tokens_BxU, token_length_B = batch["tokens"], batch["token_length"]
     sequence = model.lay_out(prompt[0], speech_BxNxD, speech_length_B, prompt[1], tokens_BxU, token_length_B)
-    place_A = jnp.arange(tokens_BxU.shape[1] + 1)  # of the answer's tokens, the boundary among them
-    before_BxA = sequence.start[:, None] - 1 + place_A  # from where each is predicted
+    place_A = jnp.arange(tokens_BxU.shape[1] + 1)  # of the answer's tokens, including the boundary
+    before_BxA = sequence.start[:, None] - 1 + place_A  # positions from which they are predicted
     target_BxA = jnp.where(place_A == token_length_B[:, None], boundary, jnp.pad(tokens_BxU, ((0, 0), (0, 1))))
     answered_B = batch["weight"] * (token_length_B > 0)
     weight_BxA = (place_A <= token_length_B[:, None]) * answered_B[:, None]
@@ -200,7 +199,7 @@ def _loss(
 
 
 def _adapter_scale(sequence: Sequence, weight_B: Array) -> tuple[Array, Array]:
-    """Each row's mean length of the speech's vectors over that of the tokens' embeddings, summed."""
+    """Sums each row's ratio of mean norms, speech vectors to token embeddings, as (sum, weight)."""
     length_BxL = jnp.linalg.norm(jax.lax.stop_gradient(sequence.vectors).astype(jnp.float32), axis=-1)
     is_token_BxL = (sequence.segment > 0) & ~sequence.is_speech
 
@@ -212,11 +211,11 @@ def _adapter_scale(sequence: Sequence, weight_B: Array) -> tuple[Array, Array]:
 
 
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
-    """What is wrong when the answers do not depend on the speech; else None.
+    """Returns a warning if the answers do not depend on the speech, else None.
 
     Args:
-      metrics: averaged over steps; those of the last validation, where there was one, as "dev_<name>".
-      after_warmup: whether training is long past its warm-up. On the plateau before that every model is deaf.
+      metrics: averaged over steps; metrics of the last validation, if any, as "dev_<name>".
+      after_warmup: whether training is long past its warm-up; before, every model is on the plateau.
     """
     if not after_warmup:
         return None

@@ -1,7 +1,7 @@
-"""BEST-RQ: the encoder learns to name, behind a mask, the codes that a frozen random quantizer gives to the input.
+"""BEST-RQ: predicts the codes of masked frames, which a frozen random quantizer computes from the input.
 
-Reference: Chiu et al. 2022, "Self-supervised learning with random-projection quantizer for speech recognition";
-several codebooks as in Zhang et al. 2023 (USM).
+Reference: Chiu et al. 2022, "Self-supervised learning with random-projection quantizer for speech recognition"; several
+codebooks as in Zhang et al. 2023 (USM).
 """
 
 import functools
@@ -41,9 +41,9 @@ class BestRQ(ObjectiveConfig):
       codes: entries of each codebook.
       books: independent quantizers, each with its own softmax; the loss is their mean.
       code_dim: dimension in which frames and codes are compared.
-      mask_ratio: share of frames masked, on average. The paper's 1 % of 10 ms frames starting a span of 400 ms is 0.33.
+      mask_ratio: average share of masked frames. The paper's 1 % of 10 ms frames starting a span of 400 ms is 0.33.
       mask_span: length of a span in seconds.
-      noise_std: standard deviation of the noise that replaces masked features, which have unit variance themselves.
+      noise_std: standard deviation of the noise that replaces masked features, which have unit variance.
     """
 
     kind: Literal["best_rq"] = "best_rq"
@@ -55,14 +55,11 @@ class BestRQ(ObjectiveConfig):
     noise_std: Annotated[float, Field(ge=0)] = 0.1
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """The objective for one model and front end; it needs no tokenizer.
+        """Builds the objective for a model and front end; the tokenizer is unused.
 
-        The loss is the mean over masked frames and books. Metrics, all without unit but the entropies (nats):
-        `masked_accuracy` and `unmasked_accuracy` (the latter on every 16th frame); and, of one batch's masked frames,
-        `code_entropy`, `code_entropy_ratio` (to the most that so many frames and codes can have) and `codes_used`
-        (share of the codebook), and of the best guesses `predicted_code_entropy` and `predicted_codes_used`; and of all
-        frames' hidden states `representation_rank` and `representation_spread` (see `gauges`). All but the accuracies
-        do not add up over batches as a sum does: their average over steps is the average batch's value.
+        The loss is the mean over masked frames and books. Metrics: `masked_accuracy`, `unmasked_accuracy` (on every
+        16th frame); over a batch's masked frames the metrics of `gauges.of_codes`, and over all frames the metrics of
+        `gauges.representation`.
 
         Raises:
           ValueError: the front end's features do not fit the model, or are not normalised.
@@ -91,7 +88,7 @@ class BestRQ(ObjectiveConfig):
 
 
 class Quantizer(nnx.Module):
-    """Random projections and codebooks, drawn once and never trained; parameters, so that checkpoints hold them."""
+    """Random projections and codebooks, never trained; stored as parameters so that checkpoints contain them."""
 
     def __init__(self, config: BestRQ, input_dim: int, *, rngs: nnx.Rngs):
         xavier = jax.nn.initializers.xavier_uniform(batch_axis=0)
@@ -100,7 +97,7 @@ class Quantizer(nnx.Module):
             codes = jax.random.normal(key, shape, dtype)
             return codes / jnp.linalg.norm(codes, axis=-1, keepdims=True)
 
-        axes = (None, None, None)  # small, and used whole by every device
+        axes = (None, None, None)  # small; replicated on all devices
         self.projection = functional.parameter(rngs.params(), (config.books, input_dim, config.code_dim), axes, xavier)
         self.codebook = functional.parameter(
             rngs.params(), (config.books, config.codes, config.code_dim), axes, on_sphere
@@ -108,10 +105,10 @@ class Quantizer(nnx.Module):
 
 
 class Heads(nnx.Module):
-    """One linear layer a book from the encoder's output to logits over the codes."""
+    """A linear layer per book from the encoder's output to logits over the codes."""
 
     def __init__(self, config: BestRQ, dim: int, *, rngs: nnx.Rngs):
-        small, zeros = jax.nn.initializers.normal(0.02), jax.nn.initializers.zeros  # starts near a uniform guess
+        small, zeros = jax.nn.initializers.normal(0.02), jax.nn.initializers.zeros  # near uniform predictions
         self.kernel = functional.parameter(
             rngs.params(), (config.books, dim, config.codes), (None, "embed", "vocab"), small
         )
@@ -121,7 +118,7 @@ class Heads(nnx.Module):
 
 
 class BestRQModel(nnx.Module):
-    """A conformer, the heads that are dropped after pretraining, and the quantizer that makes the targets."""
+    """A conformer, the heads, which are dropped after pretraining, and the quantizer that computes the targets."""
 
     def __init__(self, model: ConformerConfig, config: BestRQ, *, rngs: nnx.Rngs):
         self.encoder = Conformer(model, rngs=rngs)
@@ -134,10 +131,10 @@ def nearest_codes(
     projection_FxK: Float[Array, "feature code_dim"],
     codebook_CxK: Float[Array, "codes code_dim"],
 ) -> Int[Array, "batch time"]:
-    """The code nearest to each projected frame on the unit sphere. Chiu et al. 2022, equation 1.
+    """Returns the code nearest to each projected frame on the unit sphere. Chiu et al. 2022, equation 1.
 
-    Codes have unit length, so the nearest has the largest dot product, whatever the frame's own length. In full float32
-    on every backend, so that a model's targets do not change when it moves to another machine.
+    Codes have unit length, so the nearest has the largest dot product regardless of the frame's norm. Computed in full
+    float32 on every backend, so that targets do not depend on the machine.
     """
     highest = jax.lax.Precision.HIGHEST
     projected = jnp.einsum("btf,fk->btk", x_BxTxF, projection_FxK, precision=highest)
@@ -164,7 +161,7 @@ def _loss(
 
 
 def hide_frames(views: Views, config: BestRQ) -> Float[Array, "batch time feature"]:
-    """What the encoder is shown: noise where a frame is masked."""
+    """Returns the encoder's input: features with masked frames replaced by noise."""
     noise = jax.vmap(lambda row: jax.random.normal(row, views.x_BxTxF.shape[1:]))(views.keys_B)
     return jnp.where(views.mask_BxT[..., None], config.noise_std * noise, views.x_BxTxF)
 
@@ -178,13 +175,13 @@ def score_frames(
     config: BestRQ,
     span: int,
 ) -> Metrics:
-    """Loss and gauges of hidden states, in the compute type, that have to name the codes of masked frames.
+    """Computes loss and gauges of predicting the masked frames' codes from hidden states in the compute dtype.
 
     Args:
-      span: frames of a span, as the views were drawn with.
+      span: frames of a span, as used for drawing the views.
     """
     num_frames, mask_BxT, clean_BxTxF = hidden_BxTxD.shape[1], views.mask_BxT, views.clean_BxTxF
-    # The softmax over the codes costs as much as several layers, so only masked frames are scored.
+    # Only masked frames are scored: the softmax over the codes costs as much as several layers.
     places_BxN = masked_places(mask_BxT, sequence.padded_time(most_masked(num_frames, span, config.mask_ratio)))
     inside_BxT = frame_mask(views.length_B, num_frames) * weight_B[:, None]
     masked = tuple(take_frames(x, places_BxN) for x in (hidden_BxTxD, clean_BxTxF, inside_BxT * mask_BxT))
@@ -193,7 +190,7 @@ def score_frames(
 
     score = functools.partial(_score_book, masked=masked, probed=probed)
     if config.books > 1:
-        score = jax.checkpoint(score)  # the logits of one book at a time in memory
+        score = jax.checkpoint(score)  # keeps logits of a single book in memory
     books = {
         "kernel": head.kernel[...],
         "bias": head.bias[...],
@@ -216,7 +213,7 @@ def _score_book(
     masked: tuple[Array, Array, Array],
     probed: tuple[Array, Array, Array],
 ) -> dict[str, Float[Array, ""]]:
-    """One book's metrics as weighted sums, from (hidden, clean features, weight) of masked and of probed frames."""
+    """Returns a book's metrics as weighted sums, from (hidden, clean features, weight) of masked and probed frames."""
 
     def score(hidden: Array, clean: Array) -> tuple[Array, Array, Array]:
         logits = jnp.einsum("btd,dc->btc", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
@@ -236,7 +233,7 @@ def _score_book(
 
 
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
-    """What is wrong when targets or predictions have collapsed to a few codes, or hidden states; else None.
+    """Returns a warning if codes, predictions or hidden states have collapsed, else None.
 
     Args:
       metrics: averaged over steps.

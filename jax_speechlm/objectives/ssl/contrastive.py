@@ -1,10 +1,10 @@
-"""The contrastive task that wav2vec 2.0 and w2v-BERT share: to tell a masked frame's quantized target from others.
+"""The contrastive task of wav2vec 2.0 and w2v-BERT: identifying a masked frame's quantized target.
 
-A frame's target is its own input after the encoder's input projection, quantized by a codebook that learns with the
-model. The context that the encoder gives behind the mask has to be nearer to it, by cosine similarity, than to the
-targets of other masked frames of the same utterance. A second loss keeps all codes in use.
+A frame's target is its embedding after the encoder's input projection, quantized by a codebook trained with the model.
+The encoder's output at a masked frame has to be closer (cosine similarity) to the frame's target than to targets of
+other masked frames of the same utterance. A diversity loss keeps all codes in use.
 
-The front end gives log-mel frames, so the input projection stands where wav2vec 2.0 has convolutions over samples.
+The input projection of log-mel frames replaces the convolutions over samples of wav2vec 2.0.
 
 Reference: Baevski et al. 2020, "wav2vec 2.0: a framework for self-supervised learning of speech representations".
 """
@@ -38,22 +38,23 @@ from jax_speechlm.objectives.masking import (
 )
 
 _Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]
-"""Bounded so that what is divided by it stays within float32."""
+"""Bounded so that logits divided by it stay within float32."""
 
 
 class ContrastiveConfig(ObjectiveConfig):
     """Settings of the contrastive task.
 
     Attributes:
-      groups: codebooks that share a frame's target, each giving a part of its vector.
-      codes: entries of each.
-      code_dim: dimension in which contexts and targets are compared, and of the targets' vectors.
-      negatives: targets of other masked frames, drawn for each masked frame with replacement.
+      groups: codebooks per target, each providing a part of its vector.
+      codes: entries of each codebook.
+      code_dim: dimension of the targets' vectors, and in which contexts and targets are compared.
+      negatives: targets of other masked frames, drawn with replacement for each masked frame.
       temperature: divides the cosine similarities.
-      gumbel_temperature: of the Gumbel softmax at the first step, and the lowest.
-      gumbel_decay: factor on it a step. The default suits hundreds of thousands of steps.
-      diversity_weight: of the loss that is 0 when all codes are equally frequent, and nearly 1 when one is used.
-      mask_ratio: share of frames masked, on average. The paper's 6.5 % of frames starting a span of 10 is 0.49.
+      gumbel_temperature: first and lowest temperature of the Gumbel softmax.
+      gumbel_decay: its factor per step. The default suits hundreds of thousands of steps.
+      diversity_weight: weight of the diversity loss, which is 0 if all codes are equally frequent and nearly 1 if a
+        single one is used.
+      mask_ratio: average share of masked frames. The paper's 6.5 % of frames starting a span of 10 is 0.49.
       mask_span: length of a span in seconds.
     """
 
@@ -76,19 +77,19 @@ class ContrastiveConfig(ObjectiveConfig):
 
     @property
     def couples_rows(self) -> bool:
-        return self.diversity_weight > 0  # diversity is that of the whole batch's codes
+        return self.diversity_weight > 0  # diversity is a property of the whole batch
 
     def temperature_at(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """The Gumbel softmax's temperature after so many steps."""
+        """Returns the Gumbel softmax's temperature after `step` steps."""
         first, lowest = self.gumbel_temperature
         return jnp.maximum(first * self.gumbel_decay ** step.astype(jnp.float32), lowest)
 
     def most_masked(self, num_frames: int, frontend: FrontEnd) -> int:
-        """The most frames that are masked in a row of so many."""
+        """Returns the maximum number of masked frames in a row of `num_frames`."""
         return most_masked(num_frames, span_frames(self.mask_span, frontend), self.mask_ratio)
 
     def contrast_flops(self, dim: int, num_frames: int, frontend: FrontEnd) -> float:
-        """FLOPs of the task for one row of frames of width `dim`, encoder excluded."""
+        """Returns the task's FLOPs for a row of frames of width `dim`, without the encoder."""
         scored = self.most_masked(num_frames, frontend)
         probed = -(-num_frames // PROBE_STRIDE)
         frame = (dim + self.code_dim // self.groups) * self.groups * self.codes  # choice and vector
@@ -97,10 +98,10 @@ class ContrastiveConfig(ObjectiveConfig):
 
 
 class Contrast(nnx.Module):
-    """What the task adds to an encoder, and finetuning drops.
+    """Modules that the task adds to an encoder; dropped for finetuning.
 
-    Parameters: `mask`, what the encoder's layers are given in place of a masked frame; the quantizer; and a linear map
-    of contexts and one of targets into the space where they are compared.
+    Parameters: `mask`, the embedding that replaces masked frames; the quantizer; linear maps of contexts and of targets
+    into the space in which they are compared.
     """
 
     def __init__(self, config: ContrastiveConfig, dim: int, *, rngs: nnx.Rngs):
@@ -111,22 +112,22 @@ class Contrast(nnx.Module):
 
 
 class Frames(NamedTuple):
-    """Some frames of a batch: where they lie in their rows, and how much each counts."""
+    """A subset of a batch's frames: their positions in the rows, and their weights."""
 
     places: Int[Array, "batch places"]
     weight: Float[Array, "batch places"]
 
 
 class Encoded(NamedTuple):
-    """A batch whose masked frames the encoder did not see, and what the losses need of it.
+    """A batch encoded with masked frames, and the inputs of the losses.
 
     Attributes:
-      views: what was drawn for it.
-      hidden: the encoder's output, and that of layers below it by their number.
-      target_BxTxD: the embedded frames without any mask.
-      masked: the masked frames, as many as there can be in a row.
-      probed: every `PROBE_STRIDE`-th frame, which counts where it is not masked.
-      inside_BxT: what each frame counts, 0 in padding.
+      views: features, masks and keys.
+      hidden: the encoder's output by layer number, for the last layer and the requested lower ones.
+      target_BxTxD: embedded frames without masking.
+      masked: the masked frames, padded to their maximum number per row.
+      probed: every `PROBE_STRIDE`-th frame, with weight 0 if masked.
+      inside_BxT: weight per frame, 0 in padding.
     """
 
     views: Views
@@ -146,12 +147,12 @@ def encode_masked(
     frontend: FrontEnd,
     taps: tuple[int, ...] = (),
 ) -> Encoded:
-    """Hides spans of a batch's frames, whose embeddings one vector replaces, and encodes the rest.
+    """Replaces masked frames' embeddings by one vector and encodes the batch.
 
     Args:
-      mask: that vector.
+      mask: the vector.
       key: the step's, or None for evaluation.
-      taps: layers whose output is wanted besides the last's.
+      taps: layers whose output is needed in addition to the last.
     """
     span = span_frames(config.mask_span, frontend)
     views = draw_views(batch, key, frontend, encoder.config, span, config.mask_ratio)
@@ -176,13 +177,16 @@ def encode_masked(
 def draw_negatives(
     keys_B: Key[Array, " batch"], num_B: Int[Array, " batch"], rows: int, pool: int, negatives: int, *, own: bool
 ) -> Float[Array, "batch rows pool"]:
-    """How often each of a row's masked frames is drawn as a negative, for each of `rows` frames.
+    """Draws negatives among a row's masked frames for each of `rows` frames.
 
     Args:
-      keys_B: one a row; what a frame draws depends on it, the frame's number and `num` alone, not on padding.
-      num_B: masked frames of each row: the first so many of the pool. Each frame draws `negatives` of them; none where
-        there is none to draw.
-      own: whether frame i of the rows is frame i of the pool, and so must not be drawn for itself.
+      keys_B: one per row; a frame's draws depend on it, the frame's index and `num_B` only, not on padding.
+      num_B: masked frames per row, the first entries of the pool. Each frame draws `negatives` of them, or none if no
+        candidate exists.
+      own: whether frame i of the rows is frame i of the pool, which is then excluded.
+
+    Returns:
+      How often each frame of the pool was drawn.
     """
 
     def draw(key, num, number):
@@ -202,19 +206,19 @@ def contrastive_loss(
     count_BxMxN: Float[Array, "batch rows pool"],
     temperature: float,
 ) -> tuple[Float[Array, "batch rows"], Bool[Array, "batch rows"]]:
-    """-log of the softmax, over a frame's own target and its negatives, of the own one. Equation 3 of the paper.
+    """Computes -log softmax of a frame's own target among it and its negatives. Equation 3 of the paper.
 
-    All similarities within a row are one matrix product, and a frame's negatives are how often it counts each of them,
-    so no target is copied for each time it is drawn.
+    All similarities within a row are a single matrix product; negatives are given as counts, so that no target is
+    copied.
 
     Args:
-      context_BxMxP: what the encoder says of each frame.
-      positive: (target, codes) of each frame.
-      pool: (target, codes) of the frames that negatives come from.
-      count_BxMxN: how often each counts. Those with the frame's own codes do not count: they are its target.
+      context_BxMxP: the encoder's projected output at each frame.
+      positive: (target, codes) per frame.
+      pool: (target, codes) of the frames from which negatives are drawn.
+      count_BxMxN: how often each is drawn. Negatives with the frame's own codes are ignored, as they equal its target.
 
     Returns:
-      The loss in nats, 0 where no negative counts; and whether the own target was nearer than every negative that does.
+      The loss in nats, 0 without negatives, and whether the own target was closer than all negatives (at least one).
     """
 
     def unit(x):
@@ -234,14 +238,14 @@ def contrastive_loss(
 def diversity_loss(
     probs_BxNxGxC: Float[Array, "batch places groups codes"], weight_BxN: Float[Array, "batch places"]
 ) -> Float[Array, ""]:
-    """The share of the codes that stay unused, were those in use equally frequent: 1 - mean perplexity / codes.
+    """Computes the diversity loss 1 - mean perplexity / codes, the effective share of unused codes.
 
-    Of the mean softmax over all frames of the batch, so it is a property of the batch and no sum over its rows. The
-    paper's equation 4 has the entropy where its code, and all that followed, have the perplexity.
+    Uses the mean softmax over all frames of the batch, so it is not a sum over rows. The paper's equation 4 has the
+    entropy; its code and later implementations use the perplexity, as here.
     """
     total = jnp.maximum(jnp.sum(weight_BxN), 1e-9)
     share_GxC = jnp.einsum("bngc,bn->gc", probs_BxNxGxC, weight_BxN) / total
-    # A probability that has underflown to 0 has an infinite logarithm, whose gradient would be no number.
+    # A probability that underflows to 0 would have a NaN gradient.
     return 1 - jnp.mean(gauges.perplexity(jnp.maximum(share_GxC, 1e-9))) / share_GxC.shape[-1]
 
 
@@ -252,16 +256,17 @@ def contrast(
     hidden_BxTxD: Float[Array, "batch time dim"],
     batch: Batch,
 ) -> tuple[dict[str, Float[Array, ""]], Quantized, Quantized]:
-    """The task's metrics as weighted sums, and the targets of the masked and of the probed frames.
+    """Computes the task's metrics as weighted sums.
 
     Args:
-      hidden_BxTxD: what has to tell the targets apart.
-      batch: `step` says how far the Gumbel softmax's temperature has fallen; evaluation, without noise, needs none.
+      hidden_BxTxD: the hidden states from which targets are identified.
+      batch: `step` determines the Gumbel softmax's temperature; unused in evaluation, which has no noise.
 
     Returns:
-      Sums over the masked frames but for `unmasked_accuracy`: `contrastive` and `diversity` (losses), both accuracies,
-      and of the chosen codes `code_entropy` and `code_perplexity` (means over groups), `code_entropy_ratio` (of the
-      group whose entropy is lowest, to the most there can be) and `codes_used_0`, ... (share, of each group).
+      Sums, and the targets of masked and of probed frames. Sums over masked frames: `contrastive` and `diversity`
+      (losses), `masked_accuracy`, `code_entropy` and `code_perplexity` (means over groups), `code_entropy_ratio`
+      (lowest group's entropy relative to the maximum) and `codes_used_0`, ... (share per group). Over probed frames:
+      `unmasked_accuracy`.
     """
     views, masked, probed = encoded.views, encoded.masked, encoded.probed
     noise_keys, masked_keys, probed_keys = split_keys(views.keys_B, 3)
@@ -307,18 +312,18 @@ def contrast(
 def averaged(
     sums: dict[str, Float[Array, ""]], encoded: Encoded, hidden_BxTxD: Float[Array, "batch time dim"]
 ) -> Metrics:
-    """Metrics from `contrast`'s sums and an objective's own, with the gauges of the encoder's output."""
+    """Returns metrics from sums of `contrast` and of an objective, with gauges of the encoder's output."""
     masked, probed = jnp.sum(encoded.masked.weight), jnp.sum(encoded.probed.weight)
     sums |= {name: masked * value for name, value in gauges.representation(hidden_BxTxD, encoded.inside_BxT).items()}
     return {name: (total, probed if name == "unmasked_accuracy" else masked) for name, total in sums.items()}
 
 
 def check_code_usage(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
-    """What is wrong when the learnt codes have collapsed to a few; else None.
+    """Returns a warning if the learnt codes have collapsed to a few, else None.
 
     Args:
       metrics: averaged over steps.
-      after_warmup: whether training is long past its warm-up; the codebook takes its time.
+      after_warmup: whether training is long past its warm-up; before, few codes are normal.
     """
     ratio = metrics["code_entropy_ratio"]
     if after_warmup and ratio < gauges.LOW_ENTROPY:

@@ -1,7 +1,8 @@
-"""HuBERT: the encoder learns to name, behind a mask, the k-means unit that the audio of each frame belongs to.
+"""HuBERT: predicts the k-means units of masked frames.
 
 Reference: Hsu et al. 2021, "HuBERT: self-supervised speech representation learning by masked prediction of hidden
-units". These are made beforehand by `jax-speechlm units`: first from MFCCs, then from a trained layer's hidden states.
+units". `jax-speechlm units` computes the units beforehand: first from MFCCs, later from hidden states of a trained
+layer.
 """
 
 import functools
@@ -31,12 +32,12 @@ class HuBERT(ObjectiveConfig):
     """Settings of the HuBERT objective.
 
     Attributes:
-      num_units: of the k-means in `data.units`.
+      num_units: number of k-means units in `data.units`.
       code_dim: dimension in which frames and units are compared.
-      temperature: cosines are divided by it to give logits.
-      mask_ratio: share of frames masked, on average. The paper's 8 % of frames starting a span of ten is 0.57.
+      temperature: divides the cosines to give logits.
+      mask_ratio: average share of masked frames. The paper's 8 % of frames starting a span of ten is 0.57.
       mask_span: length of a span in seconds.
-      unmasked_weight: weight in the loss of a frame that is not masked, where a masked one has 1; 0 in the paper.
+      unmasked_weight: weight of unmasked frames in the loss, relative to masked ones; 0 in the paper.
     """
 
     kind: Literal["hubert"] = "hubert"
@@ -48,15 +49,14 @@ class HuBERT(ObjectiveConfig):
     unmasked_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """The objective for one model and front end; it needs no tokenizer.
+        """Builds the objective for a model and front end; the tokenizer is unused.
 
-        The loss is the weighted mean over frames of their cross-entropy, in nats. Metrics: `masked_accuracy` and
-        `unmasked_accuracy`; and, of one batch's masked frames, those of `gauges.of_codes`; and of all frames' hidden
-        states those of `gauges.representation`. All but the accuracies do not add up over batches as a sum does: their
-        average over steps is the average batch's value.
+        The loss is the weighted mean over frames of the cross-entropy in nats. Metrics: `masked_accuracy`,
+        `unmasked_accuracy`; over a batch's masked frames the metrics of `gauges.of_codes`, and over all frames the
+        metrics of `gauges.representation`.
 
         Raises:
-          ValueError: the front end's features do not fit the model, or it crops the audio away from under its units.
+          ValueError: the front end's features do not fit the model, or it crops the audio that units refer to.
         """
         check_input_dim(model.input_dim, frontend.mel.input_dim)
         check_no_crop(frontend, "units")
@@ -78,12 +78,12 @@ class HuBERT(ObjectiveConfig):
 
 
 class Units(nnx.Module):
-    """Logits of each frame over the units: cosines of its projection and a vector a unit, over the temperature."""
+    """Computes logits over the units: cosines of projected frames and unit embeddings, divided by the temperature."""
 
     def __init__(self, config: HuBERT, dim: int, *, rngs: nnx.Rngs):
         self.temperature = config.temperature
         self.projection = Linear((dim,), (config.code_dim,), ("embed", None), rngs=rngs)
-        sphere = jax.nn.initializers.normal(1.0)  # directions alone matter
+        sphere = jax.nn.initializers.normal(1.0)  # only directions matter
         self.embedding = functional.parameter(
             rngs.params(), (config.num_units, config.code_dim), ("vocab", None), sphere
         )
@@ -95,7 +95,7 @@ class Units(nnx.Module):
 
 
 class HuBERTModel(nnx.Module):
-    """A conformer, what it is shown in place of a masked frame, and the head that is dropped after pretraining."""
+    """A conformer, the embedding of masked frames, and the output layer, which is dropped after pretraining."""
 
     def __init__(self, model: ConformerConfig, config: HuBERT, *, rngs: nnx.Rngs):
         self.encoder = Conformer(model, rngs=rngs)
@@ -129,7 +129,7 @@ def _loss(
     logits_BxTxK = model.units(hidden_BxTxD.astype(model.encoder.config.dtype))
 
     inside_BxT = frame_mask(views.length_B, mask_BxT.shape[1]) * batch["weight"][:, None]
-    known_BxT = inside_BxT * (code_BxT >= 0)  # a record that could not be read when it was labelled has no codes
+    known_BxT = inside_BxT * (code_BxT >= 0)  # records that were unreadable when units were computed have none
     masked_BxT, unmasked_BxT = known_BxT * mask_BxT, known_BxT * ~mask_BxT
     weight_BxT = masked_BxT + config.unmasked_weight * unmasked_BxT
     code_BxT = jnp.maximum(code_BxT, 0)
@@ -148,7 +148,7 @@ def _loss(
 
 
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
-    """What is wrong when targets or predictions have collapsed to a few units, or hidden states; else None.
+    """Returns a warning if units, predictions or hidden states have collapsed, else None.
 
     Args:
       metrics: averaged over steps.

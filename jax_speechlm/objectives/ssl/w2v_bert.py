@@ -1,4 +1,4 @@
-"""w2v-BERT: lower layers learn wav2vec 2.0's contrastive task, the layers above to name the codes that it makes.
+"""w2v-BERT: lower layers learn the contrastive task of wav2vec 2.0, upper layers predict its codes.
 
 Reference: Chung et al. 2021, "w2v-BERT: combining contrastive learning and masked language modeling for self-supervised
 speech pre-training".
@@ -36,11 +36,11 @@ from jax_speechlm.objectives.ssl.contrastive import (
 
 
 class W2vBert(ContrastiveConfig):
-    """Settings of the w2v-BERT objective: those of the contrastive task, and these.
+    """Settings of the w2v-BERT objective, in addition to the contrastive task's.
 
     Attributes:
-      contrastive_layers: layers below the output that the contrastive task is learnt from; None for half of them.
-      contrastive_weight: of the contrastive task's loss, where that of naming codes counts 1.
+      contrastive_layers: layers from the input to the contrastive task's output; None for half of the model.
+      contrastive_weight: weight of the contrastive task's loss relative to code prediction.
     """
 
     kind: Literal["w2v_bert"] = "w2v_bert"
@@ -50,15 +50,16 @@ class W2vBert(ContrastiveConfig):
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """The objective for one model and front end; it needs no tokenizer.
+        """Builds the objective for a model and front end; the tokenizer is unused.
 
-        The loss is `prediction`, the mean over masked frames and groups of naming the code, plus `contrastive_weight`
-        times (`contrastive` + `diversity_weight` times `diversity`). No gradient of `prediction` reaches the quantizer.
-        The metrics are those of wav2vec2, except that `masked_accuracy` and `unmasked_accuracy` are of naming codes and
-        that of the contrastive task is `contrastive_accuracy`; and of the best guesses `predicted_code_entropy`.
+        The loss is `prediction`, the mean cross-entropy of the codes over masked frames and groups, plus
+        `contrastive_weight` * (`contrastive` + `diversity_weight` * `diversity`). No gradient of `prediction` reaches
+        the quantizer. Metrics are as for wav2vec2, except that `masked_accuracy` and `unmasked_accuracy` refer to code
+        prediction; additionally `contrastive_accuracy` and `predicted_code_entropy`.
 
         Raises:
-          ValueError: the front end's features do not fit the model, or the model has no layers above the contrastive.
+          ValueError: the front end's features do not fit the model, or the model has no layers above the contrastive
+            ones.
         """
         check_input_dim(model.input_dim, frontend.mel.input_dim)
         layers = self.contrastive_layers or model.num_layers // 2
@@ -84,12 +85,12 @@ class W2vBert(ContrastiveConfig):
 
 
 class W2vBertModel(nnx.Module):
-    """A conformer, and what is dropped after pretraining."""
+    """A conformer with the contrastive modules and the output layer, which are dropped after pretraining."""
 
     def __init__(self, model: ConformerConfig, config: W2vBert, *, rngs: nnx.Rngs):
         self.encoder = Conformer(model, rngs=rngs)
         self.contrast = Contrast(config, model.dim, rngs=rngs)
-        small = 0.02 * model.dim**0.5  # starts near a uniform guess
+        small = 0.02 * model.dim**0.5  # near uniform predictions
         self.head = Linear((model.dim,), (config.groups, config.codes), ("embed", None, "vocab"), gain=small, rngs=rngs)
 
 
@@ -132,7 +133,7 @@ def _loss(
 
 
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
-    """What is wrong when codes, guesses or hidden states have collapsed; else None. Arguments as in `gauges`."""
+    """Returns a warning if codes, predictions or hidden states have collapsed, else None. Arguments as in `gauges`."""
     return (
         check_code_usage(metrics, after_warmup)
         or gauges.check_predictions(metrics, after_warmup, "w2v-BERT")

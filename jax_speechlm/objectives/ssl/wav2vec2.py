@@ -1,6 +1,6 @@
-"""wav2vec 2.0: the encoder learns to tell a masked frame's quantized input from that of other masked frames.
+"""wav2vec 2.0: identifies a masked frame's quantized target among targets of other masked frames.
 
-Reference: Baevski et al. 2020; `contrastive` has the task itself.
+Reference: Baevski et al. 2020; the task is in `contrastive`.
 """
 
 import functools
@@ -28,19 +28,17 @@ from jax_speechlm.objectives.ssl.contrastive import (
 
 
 class Wav2Vec2(ContrastiveConfig):
-    """Settings of the wav2vec 2.0 objective: those of the contrastive task."""
+    """Settings of the wav2vec 2.0 objective, which are the contrastive task's."""
 
     kind: Literal["wav2vec2"] = "wav2vec2"
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """The objective for one model and front end; it needs no tokenizer.
+        """Builds the objective for a model and front end; the tokenizer is unused.
 
-        The loss is `contrastive`, a mean over masked frames, plus `diversity_weight` times `diversity`, which is one of
-        the whole batch: micro-batches (`optimizer.accumulate`) each have their own. The other metrics are gauges:
-        `masked_accuracy`, and `unmasked_accuracy` on every 16th frame: how often a frame's own target is nearer than
-        all its negatives; of the codes as `contrastive.contrast` gives them; and of all frames' hidden states
-        `representation_rank` and `representation_spread` (see `gauges`). But for the accuracies their average over
-        steps is the average batch's value.
+        The loss is `contrastive`, a mean over masked frames, plus `diversity_weight` * `diversity`, computed over the
+        whole batch (per micro-batch with `optimizer.accumulate`). Other metrics: `masked_accuracy` and
+        `unmasked_accuracy` (on every 16th frame), the share of frames closer to their own target than to all negatives;
+        code usage as in `contrastive.contrast`; and over all frames the metrics of `gauges.representation`.
 
         Raises:
           ValueError: the front end's features do not fit the model.
@@ -61,7 +59,7 @@ class Wav2Vec2(ContrastiveConfig):
 
 
 class Wav2Vec2Model(nnx.Module):
-    """A conformer, and what is dropped after pretraining."""
+    """A conformer with the contrastive modules, which are dropped after pretraining."""
 
     def __init__(self, model: ConformerConfig, config: Wav2Vec2, *, rngs: nnx.Rngs):
         self.encoder = Conformer(model, rngs=rngs)
@@ -87,5 +85,5 @@ def _loss(
 
 
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
-    """What is wrong when codes or hidden states have collapsed; else None. Arguments as in `gauges`."""
+    """Returns a warning if codes or hidden states have collapsed, else None. Arguments as in `gauges`."""
     return check_code_usage(metrics, after_warmup) or gauges.check_representation(metrics, after_warmup)
