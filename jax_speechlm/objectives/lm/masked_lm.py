@@ -147,7 +147,7 @@ def mask_tokens(
 ) -> Masked:
     """Chooses `ratio` of each row's tokens and masks them.
 
-    The number of tokens is rounded up or down at random. Words are taken in random order while they fit into it; a word
+    The number of tokens is rounded up or down at random. Words are added in random order while they fit into it; a word
     is a token of `starts_V` with the following tokens that are not, and does not cross a boundary. Of the words chosen
     80 % are replaced by masks, 10 % by random tokens, and 10 % are kept.
 

@@ -36,7 +36,7 @@ their loss is lower with it by less than DEAF_GAIN of the loss without it."""
 
 
 class Prompt(Config):
-    """Text before and after the speech in the language model's input. Characters unknown to its tokenizer are dropped."""
+    """Text before and after the speech in the language model's input. Characters not in its tokenizer are dropped."""
 
     before: str = ""
     behind: str = ""
