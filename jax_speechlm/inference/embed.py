@@ -17,15 +17,14 @@ from data_pipelines.audio.decode import AudioError
 from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.core.batch import Batch, seed_key
+from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.inference.checkpoint import task_of_run
+from jax_speechlm.inference.checkpoint import LoadedRun, task_of_run
 from jax_speechlm.inference.predictor import rows_by_id, rows_of_recordings
 from jax_speechlm.inference.segmentation import Recording, name_of
 from jax_speechlm.inference.speaker import SpeakerVectors
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.nn import functional
-from jax_speechlm.recipes.experiment import Experiment
-from jax_speechlm.training import checkpoints as ckpt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +54,14 @@ class SpeechEncoder:
         Raises:
           CheckpointError: no checkpoint can be read, or its model has no speech encoder.
         """
-        checkpoint = ckpt.find(path)
-        params, meta = ckpt.read_params(checkpoint)
-        experiment = Experiment.model_validate(meta["experiment"])
+        run = LoadedRun.read(path)
+        experiment = run.experiment
         if not isinstance(experiment.model, EncoderConfig):
-            raise ckpt.CheckpointError(
-                f"{checkpoint}: was trained by {experiment.objective.kind}, whose model has no speech encoder: name a "
-                "run that was pretrained or finetuned on speech"
+            raise CheckpointError(
+                f"{run.checkpoint}: was trained by {experiment.objective.kind}, whose model has no speech encoder: name "
+                "a run that was pretrained or finetuned on speech"
             )
-        return cls(experiment.model, experiment.frontend, jax.device_put(params["encoder"]), checkpoint)
+        return cls(experiment.model, experiment.frontend, run.params["encoder"], run.checkpoint)
 
     @property
     def frame_samples(self) -> int:

@@ -16,19 +16,19 @@ from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.decoding.ctc.alignment import Span, Word, force_align, words_of
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.decoding.ctc.posteriors import Frames, path_spans, utterances
 from jax_speechlm.decoding.lm.ngram import SPACE
 from jax_speechlm.inference.asr.base import Transcriber, Transcription
 from jax_speechlm.inference.asr.decoder import Decoder, Decoding, Posteriors
+from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.segmentation import AudioWindow
 from jax_speechlm.inference.transcript import Segment
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.base import Objective, frame_grid
 from jax_speechlm.recipes.experiment import Experiment
-from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.source import saved_tokenizer
 
 _LONGEST_UTTERANCE = 30.0  # seconds that are decoded at once
 _IMPOSSIBLE = -30.0  # log-probability of a token in silence
@@ -249,29 +249,26 @@ def mean_probability(log_probs: Sequence[Float[Array, "*each"]]) -> Float[Array,
 
 
 def _read(path: str | os.PathLike) -> _Member:
-    checkpoint = ckpt.find(path)
-    params, meta = ckpt.read_params(checkpoint, quantized=True)
-    experiment = Experiment.model_validate(meta["experiment"])
-    tokenizer = saved_tokenizer(meta)
-    objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
+    run = LoadedRun.read(path, quantized=True)
+    objective = run.experiment.objective.build(run.experiment.model, run.experiment.frontend, run.tokenizer)
     if objective.logits is None:
-        raise ckpt.CheckpointError(
-            f"{checkpoint}: was trained by {experiment.objective.kind}, which does not spell speech. Name a run "
-            f"that was trained by ctc; from a pretrained encoder: jax-speechlm finetune --from {path}"
+        raise CheckpointError(
+            f"{run.checkpoint}: was trained by {run.experiment.objective.kind}, which does not spell speech. Name a "
+            f"run that was trained by ctc; from a pretrained encoder: jax-speechlm finetune --from {path}"
         )
-    return _Member(checkpoint, meta["step"], experiment, tokenizer, jax.device_put(params), objective)
+    return _Member(run.checkpoint, run.step, run.experiment, run.tokenizer, run.params, objective)
 
 
 def _check_fits(first: _Member, other: _Member) -> None:
     if first.tokenizer.fingerprint != other.tokenizer.fingerprint:
-        raise ckpt.CheckpointError(
+        raise CheckpointError(
             f"{other.checkpoint}: has another tokenizer ({other.tokenizer.kind}, {other.tokenizer.vocab_size} ids) "
             f"than {first.checkpoint} ({first.tokenizer.kind}, {first.tokenizer.vocab_size} ids): it needs one; "
             "reports of different tokenizers can be joined by jax-speechlm rover"
         )
     ours, theirs = (frame_grid(each.experiment.model, each.experiment.frontend.mel) for each in (first, other))
     if ours != theirs:
-        raise ckpt.CheckpointError(
+        raise CheckpointError(
             f"{other.checkpoint}: has {theirs}; {first.checkpoint} has {ours}. An ensemble needs frames in common; "
             "reports can be joined by jax-speechlm rover"
         )
