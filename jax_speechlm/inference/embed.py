@@ -58,8 +58,8 @@ class SpeechEncoder:
         experiment = run.experiment
         if not isinstance(experiment.model, EncoderConfig):
             raise CheckpointError(
-                f"{run.checkpoint}: was trained by {experiment.objective.kind}, whose model has no speech encoder: name "
-                "a run that was pretrained or finetuned on speech"
+                f"{run.checkpoint}: was trained by {experiment.objective.kind}, whose model has no speech encoder: "
+                "name a run that was pretrained or finetuned on speech"
             )
         return cls(experiment.model, experiment.frontend, run.params["encoder"], run.checkpoint)
 
