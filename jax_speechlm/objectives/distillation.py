@@ -173,7 +173,7 @@ class Distillation(ObjectiveConfig):
         logits = own.logits and (lambda params, batch: own.logits(student_part(params), batch))
 
         def flops(length, rows):
-            # A teacher runs forward only: a third of what training it would cost.
+            # A teacher's forward pass costs a third of a training step.
             return sum([own.forward_flops(length, rows), *(each.forward_flops(length, rows) / 3 for each in built)])
 
         teachers = f"{GROUP}/teachers"

@@ -42,7 +42,7 @@ from jax_speechlm.objectives.ssl.best_rq import BestRQ, Heads, Quantizer
 from jax_speechlm.parallel.mesh import shard_batch_dim
 
 STREAMS = {"speech": "speech", "text": "text", "pairs": "speech"}
-"""The streams, and the kind of data of either."""
+"""Kind of data per stream."""
 
 BARELY_BETTER = 1.1
 """Masked tokens are not learnt from context if accuracy is below this multiple of the most frequent token's share."""
