@@ -1,8 +1,8 @@
-"""Checkpoints: the one thin module that knows Orbax.
+"""Checkpoints: the only module that depends on Orbax.
 
-A run's directory, a folder or a URL, holds `checkpoints/<step>/` with two items: `state`, the arrays of a `TrainState`,
-and `meta`, a JSON of everything else that eval, export, transcribe and resume need: the experiment's config, the
-tokenizer's files, the data seed and step. Each `<step>` folder is complete in itself and may be copied away alone.
+A run's directory (folder or URL) has `checkpoints/<step>/` with two items: `state`, the arrays of a `TrainState`, and
+`meta`, the JSON with everything else that eval, export, transcribe and resume need: the experiment's config, the
+tokenizer's files, the data seed and step. A `<step>` folder is self-contained and may be copied alone.
 """
 
 import base64
@@ -35,16 +35,15 @@ from jax_speechlm.training import orbax_s3
 from jax_speechlm.training.state import TrainState
 
 log = logging.getLogger(__name__)
-# What Orbax misses on every read (a file beside an item, which its manager writes one folder up), and on saves without
-# a validation.
+# Orbax warns on every read, because its manager writes an item's metadata one folder up, and on saves without metrics.
 _IDLE_WARNINGS = ("Metadata file does not exist", "did not provide metrics")
 logging.getLogger("absl").addFilter(lambda record: not any(each in record.getMessage() for each in _IDLE_WARNINGS))
 
-_SPARE_BYTES = 64 << 20  # what metadata and the file system's own needs may add to a checkpoint
+_SPARE_BYTES = 64 << 20  # allowance for metadata and file system overhead
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read: its step, its arrays and its `meta` JSON."""
+    """A checkpoint in memory: its step, its arrays and its `meta` JSON."""
 
     step: int
     state: Any
@@ -54,23 +53,23 @@ class Restored(NamedTuple):
 class Checkpoints:
     """Writes and reads the checkpoints of one run.
 
-    Saving is asynchronous: `save` blocks only while arrays are copied to host memory. A folder appears under its final
-    name only when it is complete, so a killed save leaves no half checkpoint behind.
+    Saving is asynchronous: `save` blocks only while arrays are copied to host memory. A folder gets its final name only
+    once it is complete, so an interrupted save leaves no incomplete checkpoint.
     """
 
     def __init__(
         self, run_dir: str | os.PathLike, *, keep_last: int = 2, keep_best: int = 1, best_metric: str = "loss"
     ):
-        """
-        Args:
-          run_dir: the run's directory; `checkpoints/` is made in it.
-          keep_last: how many of the newest checkpoints are kept.
-          keep_best: how many of those with the lowest validation `best_metric` are kept besides.
+        """Args:
+        run_dir: the run's directory; `checkpoints/` is created in it.
+        keep_last: number of newest checkpoints to keep.
+        keep_best: number of further checkpoints to keep, with the lowest validation `best_metric`.
+        best_metric: name of a validation metric.
         """
         self.directory = _place(run_dir) / "checkpoints"
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keep_best, self._best_metric = keep_best, best_metric
-        self._newest: int | None = None  # saved or restored by this object, and so known to be good
+        self._newest: int | None = None  # saved or restored by this object, so known to be readable
 
         def rank(metrics):
             return goodness(metrics, best_metric)
@@ -83,7 +82,7 @@ class Checkpoints:
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
                     [preservation_policy.LatestN(keep_last), best]
                 ),
-                best_fn=rank,  # decides nothing beside the policy, but without it metrics are not written
+                best_fn=rank,  # the policy decides, but without this no metrics are written
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             ),
@@ -92,7 +91,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that have a complete checkpoint, oldest first."""
+        """The steps with a complete checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(
@@ -102,13 +101,15 @@ class Checkpoints:
         meta: dict[str, Any],
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """Starts to save, once the save before is on the disk; the step saved or restored last is left as it is.
+        """Waits for the previous save and starts the next; does nothing for the step last saved or restored.
 
         Args:
-          metrics: validation results at this step, from which the best checkpoints are known.
+          step: names the folder.
+          state, meta: as described in the module.
+          metrics: validation results at this step; they determine the best checkpoints.
 
         Raises:
-          CheckpointError: there is no room on the disk, this save was declined, or the one before failed.
+          CheckpointError: the disk is full, Orbax declined this save, or the previous one failed.
         """
         if step == self._newest:
             return
@@ -131,13 +132,13 @@ class Checkpoints:
         self._goodness[step] = goodness(metrics or {}, self._best_metric)
 
     def wait(self) -> None:
-        """Blocks until every save is on the disk. Raises `CheckpointError` if one failed."""
+        """Blocks until all saves have finished. Raises `CheckpointError` if one failed."""
         step, self._newest = self._newest, None
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(_save_failed(self.directory, error)) from error
-        # Process 0 alone, which renamed the folder: others may see that later.
+        # Only process 0, which renamed the folder: the others may see the new name later.
         if step is not None and jax.process_index() == 0 and not _is_whole(self.directory / str(step)):
             raise CheckpointError(
                 f"{self.directory / str(step)}: is not there although it was saved. Was it removed, or the disk "
@@ -146,26 +147,33 @@ class Checkpoints:
         self._newest = step
 
     def is_among_best(self, metrics: dict[str, float]) -> bool:
-        """Whether a checkpoint with this validation would be one of the `keep_best`. All processes learn the same."""
+        """Returns whether a checkpoint with these validation results would be among the `keep_best`.
+
+        Every process calls it and gets the same result.
+        """
         value = goodness(metrics, self._best_metric)
         better = sum(self._goodness.get(step, -math.inf) >= value for step in self.steps)
         return bool(distributed.processes_where(value > -math.inf and better < self._keep_best))
 
     def dev_metrics(self, step: int) -> dict[str, float]:
-        """Returns the validation results that were saved with a step; empty where there are none."""
+        """Returns the validation results saved with a step; empty if it has none."""
         return self._manager.metrics(step) or {}
 
     def restore(self, shapes: TrainState, check: Callable[[dict[str, Any]], None]) -> Restored | None:
-        """The newest checkpoint that can be read, laid out as `shapes` says; None where there is none.
+        """Restores the newest readable checkpoint.
 
-        A checkpoint that cannot be read, by this process or by another of the run, is reported and all take the one
-        before it. What was passed over is then set aside under another name, so that its step can be saved again.
+        A checkpoint that any process of the run cannot read is logged, and all processes try the previous one.
+        Unreadable checkpoints are then renamed, so that their steps can be saved again.
 
         Args:
-          check: called with a checkpoint's `meta` before its arrays are read; raises where it is not to be continued.
+          shapes: abstract arrays with shardings.
+          check: called with the `meta` of a checkpoint before its arrays are read; raises if it must not be continued.
+
+        Returns:
+          The checkpoint, or None if the run has no complete one.
 
         Raises:
-          CheckpointError: there are checkpoints, but none of them can be read; they stay as they are.
+          CheckpointError: none of the existing checkpoints can be read; they are not renamed.
         """
         steps, passed_over = self.steps, []
         for step in reversed(steps):
@@ -188,11 +196,11 @@ class Checkpoints:
                 f"{self.directory}: none of the checkpoints {steps} can be read. They may belong to a run with another "
                 "model: give this run another directory, or remove the folder to start afresh."
             )
-        self._set_aside(passed_over)  # folders in which hardly anything is
+        self._set_aside(passed_over)  # incomplete folders
         return None
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Renames the folders of unreadable checkpoints, in process 0; none of the others goes on before."""
+        """Renames the folders of unreadable checkpoints in process 0; the other processes wait for it."""
         if not steps:
             return
         if jax.process_index() == 0:
@@ -218,25 +226,25 @@ class Checkpoints:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, but that it opens a folder in which validation results are damaged."""
+    """Orbax's manager, except that it tolerates damaged validation results."""
 
     def metrics(self, step: int) -> dict[str, float] | None:
         return dev_metrics(self.directory / str(step)) or None
 
 
 def goodness(metrics: dict[str, Any], name: str) -> float:
-    """Ranks validation results, the best highest; what is missing or not finite is the worst."""
+    """Returns the rank of validation results, higher is better; -inf for a missing or non-finite metric."""
     value = metrics.get(name)
     return -float(value) if isinstance(value, Real) and math.isfinite(value) else -math.inf
 
 
 def _rename(folder: AnyPath) -> tuple[AnyPath, AnyPath]:
-    """Gives an unreadable checkpoint's folder a name that is no step's; returns the old and the new one."""
+    """Renames an unreadable checkpoint's folder to a name that is not a step; returns the old and the new path."""
     names = (f"{folder.name}.unreadable" + (f"-{number}" if number else "") for number in itertools.count())
     target = next(target for target in (folder.parent / name for name in names) if not target.exists())
     try:
         move_folder(folder, target)
-    except Exception as error:  # each bucket raises its own
+    except Exception as error:  # exception types differ between buckets
         raise CheckpointError(
             f"{folder}: cannot be read, and cannot be renamed to {target.name} ({_first_line(error)}). Move it "
             "elsewhere, or permit that, and start again."
@@ -245,17 +253,18 @@ def _rename(folder: AnyPath) -> tuple[AnyPath, AnyPath]:
 
 
 def write(run_dir: str | os.PathLike, params: Params, meta: dict[str, Any]) -> AnyPath:
-    """Makes a run's directory of parameters alone, which every use of a trained model takes: one checkpoint of them.
+    """Creates a run's directory with parameters only: one checkpoint, which can be used like a trained run's.
 
     Args:
-      params: as `read_params` gives them.
-      meta: as a run's checkpoints hold it; its "step" names the folder.
+      run_dir: a new directory.
+      params: as returned by `read_params`.
+      meta: as in a run's checkpoints; its "step" names the folder.
 
     Returns:
       The checkpoint's folder.
 
     Raises:
-      CheckpointError: there are checkpoints already, or they cannot be written.
+      CheckpointError: the directory has checkpoints already, or they cannot be written.
     """
     place = _place(run_dir)
     folder = place / "checkpoints"
@@ -272,19 +281,23 @@ def read(checkpoint: str | os.PathLike, shapes: Any = None, only: tuple[str, ...
     """Reads one `<step>` folder.
 
     Args:
-      shapes: abstract arrays with shardings to restore into, on any mesh; None reads plain numpy arrays in nested
-        dicts. Where it is a part of the saved tree (only "params", say), only that part is read.
-      only: without `shapes`: the fields of the state to read, where they are there; None for all.
+      checkpoint: the folder.
+      shapes: abstract arrays with shardings to restore into, on any mesh; None reads numpy arrays in nested dicts. Only
+        the part of the saved tree that is in `shapes` is read (only "params", say).
+      only: without `shapes`: the fields of the state to read, if they exist; None for all.
+
+    Returns:
+      The step, the arrays and `meta`.
 
     Raises:
-      CheckpointError: the folder is not a complete checkpoint, or its arrays are not those of `shapes`.
-      DeviceError: JAX finds no device of the platform that was asked for.
+      CheckpointError: the folder is not a complete checkpoint, or its arrays do not match `shapes`.
+      DeviceError: JAX has no device of the requested platform.
     """
     checkpoint = _place(checkpoint)
     meta = read_meta(checkpoint)
-    hardware.devices()  # a missing device must not pass for a damaged checkpoint
+    hardware.devices()  # so that a missing device is not reported as a damaged checkpoint
     try:
-        # By the handler itself: a `Checkpointer` would wait for all processes, of which one may have failed.
+        # Calls the handler directly: a `Checkpointer` would wait for all processes, and one may have failed.
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             if shapes is None:
                 tree = handler.metadata(checkpoint / "state").tree
@@ -297,13 +310,13 @@ def read(checkpoint: str | os.PathLike, shapes: Any = None, only: tuple[str, ...
             state = handler.restore(checkpoint / "state", args=args)
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
             raise ValueError("some of the model's arrays are not in it")
-    except Exception as error:  # Orbax, tensorstore and json each raise their own
+    except Exception as error:  # Orbax, tensorstore and json raise different types
         raise CheckpointError(_unreadable(checkpoint, error)) from error
     return Restored(meta["step"], state, meta)
 
 
 def read_meta(checkpoint: str | os.PathLike) -> dict[str, Any]:
-    """The `meta` JSON of one `<step>` folder. Raises `CheckpointError` where it cannot be read."""
+    """Reads the `meta` JSON of one `<step>` folder. Raises `CheckpointError` if it cannot be read."""
     checkpoint = _place(checkpoint)
     try:
         with contextlib.closing(ocp.JsonCheckpointHandler()) as handler:
@@ -316,19 +329,19 @@ def read_meta(checkpoint: str | os.PathLike) -> dict[str, Any]:
 
 
 def find(path: str | os.PathLike) -> AnyPath:
-    """The newest `<step>` folder of a run's directory; a `<step>` folder itself is taken as it is.
+    """Finds the newest `<step>` folder of a run's directory; a `<step>` folder is returned unchanged.
 
     Raises:
-      CheckpointError: there is no checkpoint at that path.
+      CheckpointError: the path has no checkpoint.
     """
     return find_all(path)[-1]
 
 
 def find_all(path: str | os.PathLike) -> list[AnyPath]:
-    """Every `<step>` folder of a run's directory, oldest first; a `<step>` folder itself is taken as it is.
+    """Finds all `<step>` folders of a run's directory, oldest first; a `<step>` folder is returned alone.
 
     Raises:
-      CheckpointError: there is no checkpoint at that path.
+      CheckpointError: the path has no checkpoint.
     """
     path = reach(path)
     if _is_whole(path):
@@ -344,7 +357,7 @@ def find_all(path: str | os.PathLike) -> list[AnyPath]:
 
 
 def dev_metrics(checkpoint: AnyPath) -> dict[str, float]:
-    """What the validation at a `<step>` folder came to; empty where there was none, or where it cannot be read."""
+    """Reads the validation results of a `<step>` folder; empty if they are missing or unreadable."""
     file = checkpoint / "metrics" / "metrics"
     try:
         found = json.loads(file.read_bytes())
@@ -359,12 +372,16 @@ def dev_metrics(checkpoint: AnyPath) -> dict[str, float]:
 
 
 def read_params(path: str | os.PathLike, *, quantized: bool = False) -> tuple[Params, dict[str, Any]]:
-    """(parameters to use, meta) of a run's newest checkpoint, or of a `<step>` folder: numpy, in nested dicts.
+    """Reads the parameters for inference from a run's newest checkpoint, or from a `<step>` folder.
 
-    Where the run keeps a moving average of its parameters, that is what is read; what training alone needs is left out.
+    Parameters with a moving average are replaced by it; groups that only training needs are left out.
 
     Args:
-      quantized: give kernels that were rounded to integers as `QuantizedKernel`s; else as the arrays they stand for.
+      path: the run or the folder.
+      quantized: return integer kernels as `QuantizedKernel`; otherwise they are dequantised.
+
+    Returns:
+      The parameters, numpy arrays in nested dicts, and `meta`.
     """
     restored = read(find(path), only=("params", "ema"))
     params = overlay(restored.state["params"], restored.state.get("ema") or {})
@@ -375,12 +392,12 @@ def read_params(path: str | os.PathLike, *, quantized: bool = False) -> tuple[Pa
 
 
 def pack_files(directory: str | Path) -> dict[str, str]:
-    """A folder's files as JSON can hold them: name -> base64."""
+    """Encodes the files of a folder for JSON: name -> base64."""
     return {file.name: base64.b64encode(file.read_bytes()).decode() for file in sorted(Path(directory).iterdir())}
 
 
 def unpack_files(files: dict[str, str], directory: str | Path) -> None:
-    """Writes what `pack_files` read. Names with a path in them are refused."""
+    """Writes files encoded by `pack_files`. Raises `CheckpointError` for names that contain a path."""
     for name, content in files.items():
         if Path(name).name != name:
             raise CheckpointError(f"a checkpoint's tokenizer holds a file named {name!r}: refused")
@@ -388,7 +405,7 @@ def unpack_files(files: dict[str, str], directory: str | Path) -> None:
 
 
 def _place(path: str | os.PathLike) -> AnyPath:
-    """A path as Orbax wants it: absolute, or a URL."""
+    """Converts a path to Orbax's requirements: absolute, or a URL."""
     place = absolute(path)
     if str(place).startswith("s3://"):
         orbax_s3.enable()
@@ -396,7 +413,7 @@ def _place(path: str | os.PathLike) -> AnyPath:
 
 
 def _is_whole(checkpoint: AnyPath) -> bool:
-    """Whether a folder is a complete checkpoint. Buckets cannot rename it when it is: there Orbax adds a file."""
+    """Returns whether a folder is a complete checkpoint; in buckets, Orbax marks it by a file, not by renaming."""
     if not all((checkpoint / item).is_dir() for item in ("meta", "state")):
         return False
     return not is_url(checkpoint) or (checkpoint / "commit_success.txt").exists()

@@ -1,4 +1,4 @@
-"""What a user has to know of a run before it begins: data that are left out, settings that do not do what they say."""
+"""Warnings before a run: data that are left out, and settings without the intended effect."""
 
 from collections.abc import Iterator
 
@@ -10,14 +10,17 @@ from jax_speechlm.recipes.experiment import Data, Experiment, Mixture, Speech
 from jax_speechlm.training.source import BatchSource
 
 NOTABLE_SHARE = 0.1
-"""Share of the audio, or of the tokens, from which on it is a concern that they are left out."""
+"""Smallest share of the audio, or of the tokens, whose omission causes a warning."""
 
 
 def concerns(experiment: Experiment, source: BatchSource) -> tuple[str, ...]:
-    """Warnings about a run, each with its remedy.
+    """Checks a run's settings and data.
+
+    Returns:
+      Warnings, each with its remedy.
 
     Raises:
-      DataError: more of the audio is left out than `data.max_dropped`.
+      DataError: the share of the audio that is left out exceeds `data.max_dropped`.
     """
     found = list(_of_optimizer(experiment.optimizer, experiment.num_steps))
     if experiment.optimizer.accumulate > 1 and experiment.objective.couples_rows:
@@ -59,7 +62,7 @@ def _of_optimizer(optimizer: Optimizer, num_steps: int) -> Iterator[str]:
 
 
 def _of_data(data: Data, source: BatchSource, option: str) -> Iterator[str]:
-    """Warnings about the data of a run, or of one stream, whose command-line options begin with `option`."""
+    """Yields warnings about the data of a run or of a stream; `option` is the prefix of its command-line options."""
     plans = {"training": source.plan} | ({"validation": source.dev_plan} if source.dev_plan is not None else {})
     if source.dev_plan is None:
         yield (
@@ -82,7 +85,7 @@ def _of_data(data: Data, source: BatchSource, option: str) -> Iterator[str]:
 
 
 def _drops(data: Speech, plan: BatchPlan, option: str) -> str:
-    """What a plan leaves out, why, and the option that keeps it."""
+    """Describes the utterances that a plan leaves out, the reasons, and the options that keep them."""
     said = {
         "too_long": f"longer than {data.max_seconds:g} s (raise {option}.max-seconds to keep them)",
         "too_short": f"shorter than {data.min_seconds:g} s (lower {option}.min-seconds to keep them)",

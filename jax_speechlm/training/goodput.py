@@ -1,4 +1,4 @@
-"""Where a run's wall time goes, over all its restarts: what is left for steps that count is its goodput."""
+"""Accounts for a run's wall time over all its restarts; the share of productive steps is its goodput."""
 
 import json
 import time
@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Any
 
 KINDS = ("start", "compile", "input", "step", "validate", "checkpoint", "lost")
-"""start: from the call to the first batch, and restoring; compile: steps that had to be compiled first; input: waiting
-for a batch; step: everything else in the loop, which is waiting for the device; validate, checkpoint: as they say;
-lost: steps that had to be done again after a restart, and the time between."""
+"""start: until the first batch, with restoring; compile: steps that were compiled first; input: waiting for batches;
+step: the rest of the loop, which is waiting for the device; validate, checkpoint: validating and saving; lost: steps
+repeated after a restart, and the time between the starts."""
 
 
 class GoodputTracker:
-    """Seconds of wall time by kind, from the first start of a run on.
+    """Seconds of wall time by kind since the first start of a run.
 
-    At every moment exactly one kind is being paid for, so the kinds add up to the wall time.
+    Exactly one kind is active at any time, so the kinds add up to the wall time.
     """
 
     def __init__(self, began: float, log: Path, clock: Callable[[], float] = time.time):
-        """Takes up the account of earlier starts of the same run, if there are any.
+        """Continues the account of earlier starts of the same run, if any.
 
         Args:
-          began: when this start began, in the clock's seconds.
-          log: the run's metrics.jsonl, where `figures` have been written as the part "goodput".
-          clock: seconds that go on between processes.
+          began: time of this start, by `clock`.
+          log: the run's metrics.jsonl, with `figures` logged as the part "goodput".
+          clock: seconds, continuous across processes.
         """
         self._clock = clock
         self._spent = dict.fromkeys(KINDS, 0.0)
@@ -36,7 +36,7 @@ class GoodputTracker:
         self._kind, self._since = "start", began
 
     def resume(self, step: int) -> None:
-        """The run goes on at this step: what was done beyond it has been lost. Its steps begin."""
+        """Starts the steps at `step`: moves the time of later steps, which are repeated, to `lost`."""
         if self._earlier and self._earlier["step"] > step:
             again = self._spent["step"] * (1 - step / self._earlier["step"])
             self._spent["step"] -= again
@@ -45,14 +45,14 @@ class GoodputTracker:
 
     @contextmanager
     def paying_for(self, kind: str) -> Iterator[None]:
-        """The time spent in here is of this kind."""
+        """Attributes the time in this context to a kind."""
         before = self._switch(kind)
         yield
         self._switch(before)
 
     @contextmanager
     def stepping(self, programs: Callable[[], int]) -> Iterator[None]:
-        """A step is called in here; where it leaves more compiled `programs` than there were, it was compiled first."""
+        """Attributes a step to `compile` if it increases the number of compiled `programs`."""
         known = programs()
         self._switch("step")
         yield
@@ -61,7 +61,7 @@ class GoodputTracker:
             self._switch("step")
 
     def figures(self) -> dict[str, float]:
-        """Seconds of each kind so far, and the share of `step`."""
+        """Returns the seconds per kind so far, and the share of `step`."""
         self._switch(self._kind)
         total = sum(self._spent.values())
         return {f"{kind}_seconds": self._spent[kind] for kind in KINDS} | {
@@ -76,7 +76,7 @@ class GoodputTracker:
 
 
 def describe(figures: dict[str, float]) -> str:
-    """One line for people: the shares of a run's wall time."""
+    """Formats the shares of a run's wall time as one line."""
     total = max(sum(figures[f"{kind}_seconds"] for kind in KINDS), 1e-9)
     others = [kind for kind in KINDS if kind != "step" and figures[f"{kind}_seconds"] / total >= 0.0005]
     parts = ", ".join(f"{kind} {figures[f'{kind}_seconds'] / total:.1%}" for kind in others)
@@ -84,7 +84,7 @@ def describe(figures: dict[str, float]) -> str:
 
 
 def _last(log: Path) -> dict[str, Any] | None:
-    """The newest account in a run's log, or None. A line cut short by a kill is passed over."""
+    """Returns the newest account in a run's log, or None. Ignores incomplete lines."""
     if not log.exists():
         return None
     found = None

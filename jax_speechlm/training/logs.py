@@ -1,4 +1,4 @@
-"""A run's logs, which grow, where files cannot: written to the local disk, copied to the bucket."""
+"""A run's logs. They grow, which files in buckets cannot: they are written to the local disk and copied."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ _PARTIAL = ".partial"
 
 
 def drop_later(file: Path, step: int) -> None:
-    """Rewrites a log without the lines of later steps, which are done again, and what a kill left of a last line."""
+    """Removes lines of steps after `step`, which will be repeated, and an incomplete last line from a log."""
     if not file.exists():
         return
     kept = [line for line in file.read_text(errors="replace").splitlines() if _step_of(line) <= step]
@@ -43,16 +43,16 @@ def _version(file: Path) -> tuple[int, int]:
 
 
 class LogFolder:
-    """A local folder for `metrics.jsonl` and `tensorboard/`: the run's directory itself, unless that is in a bucket.
+    """A local folder for `metrics.jsonl` and `tensorboard/`: the run's directory, unless that is in a bucket.
 
-    In that case a thread copies what has changed every half minute, and the rest when the run ends, so that no step
-    waits for the bucket; a kill loses the lines of the last half minute.
+    For a bucket, a thread copies changed files every 30 s, and the rest when the run ends, so that steps do not wait
+    for the bucket; a killed run loses the lines of the last 30 s.
     """
 
     def __init__(self, run_dir: AnyPath, is_writer: bool = True):
-        """
-        Args:
-          is_writer: whether this process writes logs; the others read those of earlier starts.
+        """Args:
+        run_dir: the run's directory or URL.
+        is_writer: whether this process writes logs; the others only read the logs of earlier starts.
         """
         self._remote = run_dir if is_url(run_dir) else None
         if self._remote is None:
@@ -60,7 +60,7 @@ class LogFolder:
             return
         self._temporary = tempfile.TemporaryDirectory(prefix="jax-speechlm-logs-")
         self.folder = Path(self._temporary.name)
-        self._copied: dict[Path, tuple[int, int]] = {}  # size and time of a file as it was copied
+        self._copied: dict[Path, tuple[int, int]] = {}  # size and modification time when copied
         if (self._remote / METRICS).exists():
             copy(self._remote / METRICS, self.folder / METRICS)
             self._copied[self.folder / METRICS] = _version(self.folder / METRICS)
@@ -98,5 +98,5 @@ class LogFolder:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 copy(file, target)
                 self._copied[file] = version
-            except Exception as error:  # each bucket raises its own; logs are no reason to end a run
+            except Exception as error:  # types differ between buckets; a lost log must not end the run
                 log.warning("%s: cannot be copied to %s (%s); tried again later", file.name, self._remote, error)

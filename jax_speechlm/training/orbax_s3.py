@@ -1,9 +1,9 @@
-"""Lets Orbax keep checkpoints in s3:// buckets.
+"""Enables Orbax checkpoints in s3:// buckets.
 
-TensorStore, which writes Orbax's arrays, speaks S3, but Orbax 0.12 asks it for gs:// and disks alone
-(google/orbax#359). S3 is to Orbax what gs:// is: no renames, so that a file `commit_success.txt` tells a whole
-checkpoint; no folders. The four private names below are all that tells them apart; setup.cfg caps Orbax for their sake,
-and `tests/training/test_buckets.py` holds save, resume and cleaning up to an S3 server.
+TensorStore, which writes Orbax's arrays, supports S3, but Orbax 0.12 uses it only for gs:// and disks
+(google/orbax#359). For Orbax, S3 behaves like gs://: a file `commit_success.txt` marks a complete checkpoint, because
+folders cannot be renamed. The patch replaces the four private names below; setup.cfg therefore limits Orbax's version,
+and `tests/training/test_buckets.py` tests saving, resuming and cleaning up against an S3 server.
 """
 
 import functools
@@ -18,7 +18,7 @@ _S3 = "s3://"
 
 @functools.cache
 def enable() -> None:
-    """Changes Orbax in this process; what it does with other paths stays as it is."""
+    """Patches Orbax in this process; other paths are unaffected."""
     use_gcs, normalize = tensorstore_utils._use_gcs_driver, tensorstore_utils._normalize_path
     kvstore = gcs_utils.get_kvstore_for_gcs
     gcs_utils._GCS_PATH_PREFIX = (*gcs_utils._GCS_PATH_PREFIX, _S3)
@@ -28,7 +28,7 @@ def enable() -> None:
 
 
 def _kvstore(path: str) -> dict[str, Any]:
-    """TensorStore's spec of a URL, with the endpoint and region of the variables that every S3 client reads."""
+    """Returns TensorStore's spec of a URL, with endpoint and region from the standard S3 environment variables."""
     bucket, _, key = path.removeprefix(_S3).partition("/")
     spec = {"driver": "s3", "bucket": bucket, "path": key}
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):

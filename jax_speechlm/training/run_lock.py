@@ -1,4 +1,4 @@
-"""One process writes a run's folder at a time: a second one would mix its checkpoints and metrics with the first's."""
+"""Locks a run's folder: a second process would mix its checkpoints and metrics with the first's."""
 
 import contextlib
 import errno
@@ -13,12 +13,12 @@ _NAME = ".training"
 
 @contextlib.contextmanager
 def held(run_dir: AnyPath) -> Iterator[None]:
-    """Holds a run's folder until the block, or the process, ends, however that does; a folder in a bucket is not held.
+    """Locks a run's folder until the block or the process ends; a folder in a bucket is not locked.
 
-    The lock is POSIX's (fcntl), which a child does not inherit: what a killed process leaves running holds nothing.
+    A POSIX lock (fcntl) is not inherited: children of a killed process do not keep it.
 
     Raises:
-      CheckpointError: another process has it.
+      CheckpointError: another process has the lock.
     """
     if is_url(run_dir):
         yield
@@ -36,6 +36,6 @@ def held(run_dir: AnyPath) -> Iterator[None]:
                 errno.ENOTSUP,
                 errno.ENOSYS,
                 errno.EINVAL,
-            ):  # a file system without locks
+            ):  # the file system has no locks
                 raise
         yield

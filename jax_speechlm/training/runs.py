@@ -1,4 +1,4 @@
-"""Other runs, as objectives read them (`objectives.base.Runs`)."""
+"""Reads other runs for objectives (`objectives.base.Runs`)."""
 
 from data_pipelines.tokenizers.base import Tokenizer
 from jax_speechlm.nn.functional import Params
@@ -8,7 +8,7 @@ from jax_speechlm.training.source import saved_tokenizer
 
 
 class SavedRuns:
-    """Runs by their folders or URLs."""
+    """Reads runs by their folders or URLs."""
 
     def find(self, path: str) -> str:
         return str(ckpt.find(path))
@@ -22,7 +22,7 @@ class SavedRuns:
 
 
 def resolve(experiment: Experiment) -> Experiment:
-    """Returns an experiment whose objective has read what it needs to know of other runs.
+    """Returns a copy of an experiment whose objective has read the settings it needs from other runs.
 
     Raises:
       CheckpointError: a run's checkpoint cannot be read, or does not suit the objective.

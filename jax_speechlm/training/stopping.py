@@ -1,4 +1,4 @@
-"""How a run is told to stop: SIGTERM and SIGINT end it at a whole step, a second SIGINT at once."""
+"""Stops a run on signals: SIGTERM and SIGINT after the current step, a second SIGINT immediately."""
 
 import contextlib
 import os
@@ -11,16 +11,16 @@ import jax
 
 from jax_speechlm.parallel import distributed
 
-_SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
+_SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
 
 class Stop(NamedTuple):
-    """Whether a run has been told to stop. All processes of a run ask alike, and get the same answer.
+    """Whether a run has to stop. All processes of a run call it at the same points and get the same answer.
 
     Attributes:
-      before_step: called before each step with its number: name of the signal that ends the run here, or None.
-      meanwhile: whether a signal has come, asked at any other time.
-      name: of the signal that `meanwhile` says has come.
+      before_step: called before each step with its number; name of the signal that ends the run here, or None.
+      meanwhile: returns whether a signal was received; called at any other time.
+      name: name of the signal reported by `meanwhile`.
     """
 
     before_step: Callable[[int], str | None]
@@ -30,11 +30,12 @@ class Stop(NamedTuple):
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Stop]:
-    """Takes note of the signals that end a run, while it trains.
+    """Records the signals that end a run while it trains.
 
-    In a run of several processes that is SIGTERM, sent to any of them: they agree on the step. Alone, SIGINT too.
+    In a run of several processes that is SIGTERM, sent to any of them: they agree on the step. A single process also
+    handles SIGINT.
     """
-    is_main = threading.current_thread() is threading.main_thread()  # else whoever runs that one handles its signals
+    is_main = threading.current_thread() is threading.main_thread()  # otherwise the caller handles signals
     second_interrupt = _second_interrupt_ends() if is_main else contextlib.nullcontext()
     if jax.process_count() > 1:
         with second_interrupt:
@@ -61,10 +62,10 @@ def catch_signals() -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def _second_interrupt_ends() -> Iterator[None]:
-    """Ends this process at the second SIGINT, with status 130, even where its step never ends.
+    """Ends this process at the second SIGINT with status 130, even during a step that never ends.
 
-    Python's handlers run in the main thread once that is back from what it waits for. The numbers that the interpreter
-    writes into its wakeup descriptor do not wait for that, and are read by a thread.
+    Python's signal handlers run in the main thread only once it returns from a blocking call. The interpreter writes
+    signal numbers to its wakeup descriptor at once; a thread reads them.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

@@ -1,4 +1,4 @@
-"""Validation inside a run: the loss over the dev split, and the error rate where the objective spells."""
+"""Validation during training: the metrics over the dev split, and error rates for CTC objectives."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,14 +20,17 @@ from jax_speechlm.training.state import Trainer
 def validate(
     trainer: Trainer, params: Params, source: BatchSource, mesh: Mesh, stop_requested: Callable[[], bool]
 ) -> dict[str, float] | None:
-    """Means over the whole dev split, whatever its batches; an empty dict where there is no dev split.
+    """Evaluates parameters on the whole dev split.
 
-    In a mixture each stream's figures begin with its name; `loss` is then the mean of theirs, by their shares of steps.
-    `wer` and `cer` are corpus rates of greedy decoding against the transcripts as the tokenizer spells them, without a
-    normaliser: a gauge for the run. `jax-speechlm eval` gives the figures to report.
+    In a mixture each stream's metrics are prefixed with its name; `loss` is the mean of their losses weighted by their
+    shares of the steps. `wer` and `cer` are corpus rates of greedy decoding against the transcripts as tokenized,
+    without a normalizer, to monitor the run. `jax-speechlm eval` computes the rates to report.
 
     Args:
-      stop_requested: asked before every batch; where it says yes, validation ends and returns None.
+      stop_requested: checked before every batch; if it returns True, validation stops.
+
+    Returns:
+      Weighted means; empty without a dev split, None if stopped.
     """
     if isinstance(source, MixtureSource):
         return _validate_streams(trainer, params, source, mesh, stop_requested)
@@ -46,7 +49,7 @@ def validate(
         if trainer.greedy_decode is not None and _has_transcripts(batch):
             spelled = collapse(jax.device_get(trainer.greedy_decode(params, sharded)))
             said = {name: batch[name] for name in ("weight", "tokens", "token_length")}
-            said = multihost_utils.process_allgather(said, tiled=True)  # `spelled` holds the rows of all hosts
+            said = multihost_utils.process_allgather(said, tiled=True)  # as `spelled`, the rows of all hosts
             for row in np.flatnonzero(said["weight"]):
                 references.append(source.tokenizer.decode(said["tokens"][row, : said["token_length"][row]]))
                 hypotheses.append(source.tokenizer.decode(spelled[row]))

@@ -1,4 +1,4 @@
-"""Initial parameters that are taken over from other runs."""
+"""Loads initial parameters from other runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,26 +17,32 @@ from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.source import saved_tokenizer
 
 SHARED = ("encoder", "transformer")
-"""The groups of parameters that models have in common."""
+"""The parameter groups that models share."""
 
 PER_TOKEN = ("transformer/embedding", "transformer/untied", "transformer/prediction/bias")
-"""The parameters that have a row for each id of the vocabulary."""
+"""The parameters with a row per vocabulary id."""
 
 
 def take_over(
     start: InitFrom, params: Params, tokenizer: Tokenizer | None, own: Mapping[str, Any] | None = None
 ) -> Params:
-    """`params` with the groups that `start` names read from its checkpoint, resharded to this mesh.
+    """Replaces groups of parameters with the parameters of another run.
 
-    Where the vocabularies differ, as those of a text model and of the unit model that starts from it, the rows of the
-    ids that mean the same in both are taken over, and the others stay as they are in `params`.
+    If the vocabularies differ, as between a text model and the unit model initialised from it, only the rows of ids
+    with the same meaning are replaced.
 
     Args:
-      own: what this run's own checkpoints say of it, for its objective and speech units; None knows of no units.
+      start: the checkpoint and its groups.
+      params: this run's parameters; the result has their shardings.
+      tokenizer: this run's tokenizer.
+      own: the `meta` of this run's own checkpoints, for its objective and speech units; None without units.
+
+    Returns:
+      The parameters with the groups replaced.
 
     Raises:
-      CheckpointError: there is no readable checkpoint, a group is missing in it or in this model or has another shape,
-        or its transformer or its head has another tokenizer or other speech units.
+      CheckpointError: the checkpoint cannot be read, a group is missing in it or in this model or has another shape, or
+        its transformer or its head has another tokenizer or other speech units.
     """
     path = ckpt.find(start.checkpoint)
     loaded, meta = ckpt.read_params(path)
@@ -91,10 +97,10 @@ def take_over(
 def take_over_all(
     starts: Sequence[InitFrom], params: Params, tokenizer: Tokenizer | None, own: Mapping[str, Any]
 ) -> tuple[Params, list[str]]:
-    """Takes over what each of `starts` names, one after the other.
+    """Applies `take_over` to all of `starts`, in order.
 
     Returns:
-      The parameters, and for the user: which groups came from which checkpoint, and which are new.
+      The parameters, and messages for the user: the groups taken from every checkpoint, and the new groups.
 
     Raises:
       CheckpointError: as `take_over` does.
@@ -110,7 +116,7 @@ def take_over_all(
 
 
 def _groups(params: Params, names: set[str]) -> str:
-    """The largest groups that hold none but these parameters, with their sizes."""
+    """Lists the largest groups that consist of these parameters only, with their sizes."""
 
     def walk(tree: Params, prefix: str) -> Iterator[str]:
         for key, child in tree.items():
@@ -124,19 +130,19 @@ def _groups(params: Params, names: set[str]) -> str:
 
 
 def _names(group: str) -> tuple[str, str]:
-    """A group's path prefix in this model and in the checkpoint."""
+    """Returns a group's path prefix in this model and in the checkpoint."""
     ours, _, theirs = group.partition("=")
     return ours, theirs or ours
 
 
 def _vocabulary(meta: Mapping[str, Any], tokenizer: Tokenizer | None) -> Vocabulary | None:
-    """The ids of a run by what its checkpoints say of it; None where it has no tokenizer."""
+    """Returns the vocabulary described by a checkpoint's `meta`; None without a tokenizer."""
     objective = meta.get("experiment", {}).get("objective", {})
     return tokenizer and Vocabulary.of(tokenizer, objective.get("sentinels", 0), objective.get("num_units", 0))
 
 
 def _grown(there: np.ndarray, here: jax.Array, our_ids: np.ndarray, their_ids: np.ndarray) -> np.ndarray:
-    """The rows here with those of the shared ids as they are there; what cannot be is left for `_placed` to refuse."""
+    """Returns this model's rows with shared ids replaced by the checkpoint's; on a width mismatch `_placed` raises."""
     if there.shape[1:] != here.shape[1:]:
         return there
     rows = np.array(here if here.is_fully_addressable else multihost_utils.process_allgather(here, tiled=True))
