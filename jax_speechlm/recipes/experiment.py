@@ -83,7 +83,7 @@ class PackedRows(Config):
 
     @property
     def sequences_per_batch(self) -> int:
-        """Rows of a global batch."""
+        """Number of rows of a global batch."""
         return self.tokens_per_batch // self.context
 
     @property
@@ -260,7 +260,7 @@ class LoopConfig(Config):
     Attributes:
       log_every: between lines of the JSONL and TensorBoard logs.
       eval_every: between validations; the last step always validates.
-      checkpoint_every: between checkpoints; the last step always saves, and one that validates among the best.
+      checkpoint_every: between checkpoints; the last step and new best steps always save.
       keep_last, keep_best: checkpoints kept: the newest, and the best in validation (NaN is the worst).
       hung_after_seconds: time without the end of a step after which every thread's stack is written to stderr, to
         distinguish a stuck reader from a stuck device; None for never. Includes compilation, so allow large models
@@ -283,9 +283,9 @@ class Experiment(Config):
     Attributes:
       num_steps: optimizer steps.
       seed: of the batches, the augmentation and the initial parameters.
-      init_from: other runs to load parameters from, in order; empty starts from scratch.
-      max_bad_steps: number of consecutive steps with a loss or gradient that is not finite after which a run stops.
-      topology: the target it was sized for, "v5e-16", "2xv5p-512" or "cpu-1", for `jax-speechlm plan`; or None.
+      init_from: other runs to load parameters from, in order; empty trains from scratch.
+      max_bad_steps: number of consecutive steps with a non-finite loss or gradient after which a run stops.
+      topology: the hardware it was sized for, "v5e-16", "2xv5p-512" or "cpu-1", for `jax-speechlm plan`; or None.
     """
 
     OLD_NAMES: ClassVar[dict[str, str]] = {"start": "init_from", "cadence": "loop"}
@@ -306,7 +306,7 @@ class Experiment(Config):
     @pydantic.field_validator("init_from", mode="before")
     @classmethod
     def _one_start_or_none(cls, value: Any) -> Any:
-        """Checkpoints of earlier versions hold one start, or null."""
+        """Accepts a single start or null, as in checkpoints of earlier versions."""
         return () if value is None else (value,) if isinstance(value, dict | InitFrom) else value
 
     @pydantic.model_validator(mode="after")
@@ -319,7 +319,7 @@ class Experiment(Config):
 
     @property
     def frame_samples(self) -> int:
-        """Samples from one frame of the speech encoder to the next."""
+        """Hop of the speech encoder's frames, in samples."""
         return self.frontend.mel.frame_samples * self.model.subsampling
 
 
@@ -327,9 +327,9 @@ def differences(first: Experiment, second: Experiment) -> list[str]:
     """Compares two experiments.
 
     Returns:
-      The dotted names of settings that differ and affect a run's result; `loop`, `mesh`, `topology` do not.
+      Dotted names of the settings that differ and affect the result; `loop`, `mesh` and `topology` do not.
     """
-    limits = {"max_dropped": True}  # refuses data, changes none
+    limits = {"max_dropped": True}  # only raises errors
     streams = {"streams": {"__all__": {"data": limits}}}
     ignored = {"loop": True, "mesh": True, "topology": True, "data": limits | streams}
 

@@ -1,4 +1,4 @@
-"""The one training loop: it serves every objective."""
+"""The training loop of all objectives."""
 
 import contextlib
 import dataclasses
@@ -46,23 +46,23 @@ _TRAIN_TO_FORWARD = 3.0  # a backward pass costs two forward passes
 
 
 class TrainingStopped(UserError):
-    """Training cannot go on; the message says why and what is kept."""
+    """Training cannot continue; the message gives the reason and the checkpoint that is kept."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """The outcome of a run.
 
     Attributes:
-      step: steps done; fewer than the experiment's where a signal stopped the run.
+      step: completed steps; fewer than the experiment's if a signal stopped the run.
       minutes: wall time of this call.
-      audio_hours: audio that this call trained on; padding excluded, repeats included.
-      tokens: the same for a run on text.
-      train: the last logged training figures.
-      dev: the last validation figures.
+      audio_hours: audio trained on in this call, without padding, with repetitions.
+      tokens: the same for text.
+      train: the last logged training metrics.
+      dev: the last validation metrics.
       compiles: programs compiled for the train step.
-      warnings: what a user should know of its data and settings (`concerns`).
-      stopped_by: name of the signal that stopped the run, maybe in its last validation; None where it was not.
+      warnings: warnings about data and settings (`concerns`).
+      stopped_by: name of the signal that stopped the run, possibly in its last validation; None if it was not stopped.
     """
 
     step: int
@@ -77,26 +77,26 @@ class Result:
 
     @property
     def seen(self) -> str:
-        """What it trained on, in words."""
+        """Describes the amount of training data, such as "1.20 h of audio"."""
         audio = [f"{self.audio_hours:.2f} h of audio"] if self.audio_hours or not self.tokens else []
         return ", ".join(audio + ([f"{self.tokens / 1e6:.2f} M tokens"] if self.tokens else []))
 
 
 def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSource | None = None) -> Result:
-    """Runs an experiment to its end, from its newest checkpoint where there is one.
+    """Trains an experiment to its end, starting from its newest checkpoint if it has one.
 
-    `run_dir`, a folder or a URL, receives `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`. SIGTERM and
-    SIGINT save a checkpoint and return early; the same call continues the run exactly, and one with more `num_steps`
-    makes it longer. In a run of several processes (`parallel.distributed.session`) each makes this call; `run_dir` is
-    one place that all of them see.
+    `run_dir`, a folder or a URL, receives `config.json`, `checkpoints/`, `metrics.jsonl` and `tensorboard/`. SIGTERM
+    and SIGINT save a checkpoint and return early; the same call continues the run exactly, and with larger `num_steps`
+    it extends the run. In a run of several processes (`parallel.distributed.session`) each makes this call, with a
+    `run_dir` that all can access.
 
     Args:
-      source: where batches come from; None opens `experiment.data`.
+      source: source of the batches; None opens `experiment.data`.
 
     Raises:
       TrainingStopped: `max_bad_steps` steps in a row were not finite, or the run's directory belongs to another run.
       CheckpointError: a checkpoint cannot be read or written, or another process trains in `run_dir`.
-      DataError: the data cannot be read, or limits leave out more of them than `data.max_dropped`.
+      DataError: the data cannot be read, or limits leave out more of it than `data.max_dropped`.
     """
     began = time.perf_counter()
     began_at = time.time()
@@ -127,7 +127,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
         state, first_step, said = _initial_state(
             experiment, trainer, checkpoints, meta, source.tokenizer, own, borrowed
         )
-        del borrowed  # the first step gives its buffers up
+        del borrowed  # the first step donates its buffers
         if jax.process_index() == 0:
             (run_dir / "config.json").write_text(experiment.model_dump_json(indent=1))
         reporter = stack.enter_context(Reporter(logs, run_dir.name, first_step, experiment.num_steps))
@@ -161,7 +161,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
             extent = BatchSize.of(batch, jax.process_count())
             meter.count(extent, _TRAIN_TO_FORWARD * objective.flops(batch) * jax.process_count())
             seen[extent.unit] += extent.real
-            # The step before this one has finished or is finishing; reading it does not hold this one up.
+            # Reads the metrics of the previous step, so that the device does not wait.
             if pending is not None:
                 _watch(experiment, meter.add(*pending), reporter, checkpoints)
             pending = metrics, stream
@@ -190,11 +190,11 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
                 if step % loop.checkpoint_every == 0 or last or is_best:
                     with account.paying_for("checkpoint"):
                         checkpoints.save(step, own(state), meta | {"step": step}, dev_figures if evaluated else None)
-        if first_step == experiment.num_steps:  # the run was finished already
+        if first_step == experiment.num_steps:  # the run was already complete
             dev_figures = validate(trainer, eval_params(state), source, mesh, stop.meanwhile)
             if dev_figures is None:
                 stopped_by, dev_figures = stop.name(), {}
-            elif not checkpoints.dev_metrics(step):  # its last validation was cut short
+            elif not checkpoints.dev_metrics(step):  # its last validation was interrupted
                 reporter.write(step, "dev", dev_figures)
         with account.paying_for("checkpoint"):
             if stopped_by:
@@ -202,7 +202,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
             checkpoints.wait()
         if stopped_by:
             reporter.say(f"{stopped_by} received: saved step {step}. The same command goes on from there.")
-        if first_step < experiment.num_steps:  # a look at a finished run costs it nothing
+        if first_step < experiment.num_steps:  # opening a complete run adds no time to its account
             reporter.write(step, "goodput", account.figures())
             reporter.say(describe(account.figures()))
         compiles = trainer.step._cache_size()
@@ -221,7 +221,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
 
 @contextlib.contextmanager
 def _run_folder(run_dir: AnyPath) -> Iterator[None]:
-    """Makes a run's folder. Where the block fails before the run begins (`config.json`), a new folder is removed."""
+    """Creates a run's folder. If the block fails before it writes `config.json`, a new folder is removed."""
     is_new = not run_dir.exists()
     made = [parent for parent in run_dir.parents if not parent.exists()] if is_new and not is_url(run_dir) else []
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -231,13 +231,13 @@ def _run_folder(run_dir: AnyPath) -> Iterator[None]:
         if is_new and jax.process_index() == 0 and not (run_dir / "config.json").exists():
             run_dir.rmtree() if is_url(run_dir) else shutil.rmtree(run_dir)
             for parent in made:
-                with contextlib.suppress(OSError):  # others write there
+                with contextlib.suppress(OSError):  # not empty: other runs write there
                     parent.rmdir()
         raise
 
 
 def _without(borrowed: tuple[str, ...], state: TrainState) -> TrainState:
-    """What a checkpoint holds of a state: all but the parameters that are other runs'."""
+    """Returns the part of a state that checkpoints save: without the parameters borrowed from other runs."""
     return state._replace(params=select(state.params, borrowed, complement=True)) if borrowed else state
 
 
@@ -250,14 +250,14 @@ def _initial_state(
     own: Callable[[TrainState], TrainState],
     borrowed: Params,
 ) -> tuple[TrainState, int, list[str]]:
-    """The newest checkpoint, or fresh parameters with what `experiment.init_from` takes over.
+    """Restores the newest checkpoint, or initialises parameters and applies `experiment.init_from`.
 
     Args:
-      own: the part of a state that checkpoints hold.
-      borrowed: the parameters that they do not.
+      own: selects the part of a state that checkpoints save.
+      borrowed: the other parameters.
 
     Returns:
-      The state, the first step, and what to tell the user of them.
+      The state, the first step, and messages for the user.
     """
     begun = experiment
 
@@ -300,14 +300,14 @@ def _initial_state(
     said = []
     if experiment.init_from:
         params, said = take_over_all(experiment.init_from, state.params, tokenizer, meta)
-        # A copy: the step gives the buffers of params and of their average up, and must not meet one twice.
+        # A copy, because the step donates the buffers of params and of their average, each only once.
         ema = jax.tree.map(jnp.copy, overlay(state.ema, select(params, tuple(paths(state.ema))))) if state.ema else {}
         state = state._replace(params=params, ema=ema)
     return state, 0, said
 
 
 def _describe_longer(begun: Experiment, experiment: Experiment, step: int) -> list[str]:
-    """What it means for the schedule that a run is given more steps than it began with; nothing where it is not."""
+    """Describes how extending a run changes its schedule; empty if `num_steps` is unchanged."""
     if experiment.num_steps == begun.num_steps:
         return []
     before, now = (float(each.optimizer.schedule.build(each.num_steps)(step)) for each in (begun, experiment))
@@ -321,7 +321,7 @@ def _describe_longer(begun: Experiment, experiment: Experiment, step: int) -> li
 def _watch(
     experiment: Experiment, step_means: dict[str, float], reporter: Reporter, checkpoints: ckpt.Checkpoints
 ) -> None:
-    """Stops a run whose steps are no longer finite, keeping what is saved."""
+    """Raises `TrainingStopped` after too many steps in a row that are not finite."""
     in_a_row = int(step_means["skipped_in_a_row"])
     if in_a_row:
         reporter.say(f"[yellow]skipped a step whose loss or gradient is not finite ({in_a_row} in a row)")
@@ -335,7 +335,7 @@ def _watch(
 
 
 def _settled(experiment: Experiment, step: int) -> bool:
-    """Whether a model should by now have learnt more than averages: five warm-ups and a quarter of the run are over."""
+    """Returns whether training is past its initial phase: five warm-ups and a quarter of the run."""
     return step >= max(5 * experiment.optimizer.schedule.warmup_steps, experiment.num_steps / 4)
 
 
@@ -351,7 +351,7 @@ def _describe(experiment: Experiment, params: Params, source: BatchSource, mesh,
 
 @contextlib.contextmanager
 def _profiler(profile_steps: tuple[int, int] | None, logs: Path) -> Iterator[Callable[[int], None]]:
-    """A function to call before each step with its number: traces the steps from the first up to the last."""
+    """Yields a function to call before each step with its number, which traces the steps of `profile_steps`."""
     first, last = profile_steps or (0, 0)
     tracing = False
 
@@ -370,7 +370,7 @@ def _profiler(profile_steps: tuple[int, int] | None, logs: Path) -> Iterator[Cal
 
 @contextlib.contextmanager
 def _stacks_if_hung(seconds: float | None) -> Iterator[None]:
-    """Writes every thread's stack to stderr, again and again, while no step has ended for so long."""
+    """Writes the stacks of all threads to stderr, repeatedly, while no step has ended for `seconds`."""
     _expect_next_step(seconds)
     try:
         yield
@@ -384,5 +384,5 @@ def _expect_next_step(seconds: float | None) -> None:
 
 
 def load_experiment(run_dir: str | os.PathLike) -> Experiment:
-    """The experiment of a run's directory."""
+    """Reads the experiment of a run's directory."""
     return Experiment.model_validate(json.loads((as_path(run_dir) / "config.json").read_text()))

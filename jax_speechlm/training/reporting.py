@@ -1,4 +1,4 @@
-"""What a run tells its user: a progress bar, `metrics.jsonl` and TensorBoard, from the same numbers."""
+"""Reports a run's progress: a progress bar, `metrics.jsonl` and TensorBoard, from the same numbers."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ from jax_speechlm.objectives.base import Metrics
 from jax_speechlm.training.logs import METRICS, drop_later
 from jax_speechlm.training.state import STEP_METRICS
 
-# TensorBoard's own switch: without a module of this name it imports TensorFlow, for ten seconds, to open a file.
+# Without a module of this name, TensorBoard imports TensorFlow (10 s) to open a file.
 sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # noqa: E402
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb  # noqa: E402
@@ -29,14 +29,14 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa
 
 
 class BatchSize(NamedTuple):
-    """How much a batch holds of what it is measured in.
+    """The size of a batch in its unit.
 
     Attributes:
       unit: "audio_seconds", or "tokens" for text.
-      real: without padding.
-      padded: with it.
+      real: size without padding.
+      padded: size with padding.
       length: samples or tokens of a padded row.
-      rows: rows, fillers included.
+      rows: number of rows, including filler rows.
     """
 
     unit: str
@@ -47,7 +47,7 @@ class BatchSize(NamedTuple):
 
     @classmethod
     def of(cls, batch: Mapping[str, np.ndarray], num_hosts: int) -> "BatchSize":
-        """The extent of a global batch, taken from one host's rows: hosts are as large as each other."""
+        """Computes the size of a global batch from one host's rows, assuming that all hosts have the same size."""
         if "audio" in batch:
             rows, length = batch["audio"].shape
             unit, per_unit, real = "audio_seconds", SAMPLE_RATE, int(batch["audio_length"].sum())
@@ -59,9 +59,9 @@ class BatchSize(NamedTuple):
 
 
 class IntervalMetrics:
-    """Adds up one logging interval: metrics, audio or text, arithmetic, and where the time went.
+    """Aggregates one logging interval: metrics, amount of data, FLOPs and times.
 
-    Metrics stay on the device until a later step has been dispatched, so that reading them never makes it wait.
+    Metrics stay on the device until a later step has been dispatched, so that reading them does not stall the device.
     """
 
     def __init__(self, peak_flops: float):
@@ -75,29 +75,34 @@ class IntervalMetrics:
     def _reset(self) -> None:
         self._totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._began = time.perf_counter()
-        self._real: Counter[str] = Counter()  # by unit, as a mixture has batches of either
+        self._real: Counter[str] = Counter()  # by unit, because a mixture may have both
         self._padded: Counter[str] = Counter()
         self._steps: Counter[str] = Counter()
         self._waited = self._flops = self._useful_flops = 0.0
 
     @contextmanager
     def waiting_for_input(self) -> Iterator[None]:
+        """Counts the time in this context as waiting for input."""
         began = time.perf_counter()
         yield
         self._waited += time.perf_counter() - began
 
     @contextmanager
     def outside(self) -> Iterator[None]:
-        """Time spent in here is none of the interval's: validating, saving."""
+        """Excludes the time in this context, such as validating or saving, from the interval."""
         began = time.perf_counter()
         yield
         self._began += time.perf_counter() - began
 
     def add(self, metrics: Metrics, stream: str = "") -> dict[str, float]:
-        """Reads one step's metrics from the device and adds them up; returns this step's means.
+        """Reads one step's metrics from the device and adds them to the interval.
 
         Args:
-          stream: of a mixture: the name under which they are added up; `loss` is then the mean of the steps' losses.
+          metrics: (sum, weight) pairs.
+          stream: for mixtures: prefix of the metrics' names; `loss` is then averaged over steps instead of targets.
+
+        Returns:
+          The means of this step.
         """
         values = jax.device_get(metrics)
         for name, (total, weight) in _in_the_name_of(stream, values).items():
@@ -106,7 +111,7 @@ class IntervalMetrics:
         return means(values)
 
     def count(self, extent: BatchSize, flops: float) -> None:
-        """One batch, and the FLOPs of its training step at its padded shape."""
+        """Adds a batch, and the FLOPs of its training step at its padded shape."""
         self._real[extent.unit] += extent.real
         self._padded[extent.unit] += extent.padded
         self._steps[extent.unit] += 1
@@ -114,7 +119,7 @@ class IntervalMetrics:
         self._useful_flops += flops * extent.real / extent.padded
 
     def take(self) -> dict[str, float]:
-        """The interval's figures; the next interval begins."""
+        """Returns the interval's metrics and starts the next interval."""
         seconds = time.perf_counter() - self._began
         figures = means(self._totals) | {f"{unit}_per_second": real / seconds for unit, real in self._real.items()}
         padding = {unit: 1 - real / self._padded[unit] for unit, real in self._real.items()}
@@ -133,22 +138,25 @@ def _in_the_name_of(stream: str, metrics: Mapping[str, tuple]) -> Mapping[str, t
         return metrics
     named = {name if name in STEP_METRICS else f"{stream}_{name}": pair for name, pair in metrics.items()}
     total, weight = metrics["loss"]
-    return named | {"loss": (total / max(weight, 1e-9), float(weight > 0))}  # a step's, however many its targets
+    return named | {"loss": (total / max(weight, 1e-9), float(weight > 0))}  # weight 1 per step, not per target
 
 
 def means(metrics) -> dict[str, float]:
-    """(sum, weight) pairs as means; a metric whose weight is zero is left out."""
+    """Computes the means of (sum, weight) pairs; metrics with weight 0 are left out."""
     return {name: float(total) / float(weight) for name, (total, weight) in metrics.items() if float(weight) > 0}
 
 
 class Reporter:
-    """Shows progress and writes logs into a folder. Only process 0 of a multi-host run writes."""
+    """Shows progress and writes logs to a folder. Only process 0 of a multi-host run writes."""
 
     def __init__(self, logs: Path, title: str, start_step: int, num_steps: int):
-        """Takes up the logs of earlier starts; what they hold of steps after `start_step`, which were lost, goes.
+        """Continues the logs of earlier starts, without their lines of steps after `start_step`, which are repeated.
 
         Args:
-          start_step: steps done; the next one is the first that is logged now.
+          logs: the folder.
+          title: name of the run.
+          start_step: steps already completed.
+          num_steps: steps of the whole run.
         """
         self._active = jax.process_index() == 0
         self.console = Console(quiet=not self._active, highlight=False, soft_wrap=True)
@@ -171,7 +179,7 @@ class Reporter:
             drop_later(logs / METRICS, start_step)
             self._lines = (logs / METRICS).open("a", buffering=1)
             self._tensorboard = EventFileWriter(str(self.tensorboard_dir))
-            # TensorBoard forgets what earlier files of a run hold from this step on.
+            # Makes TensorBoard drop the events of earlier files from this step on.
             self._tensorboard.add_event(
                 Event(
                     wall_time=time.time(),
@@ -191,11 +199,11 @@ class Reporter:
             self._tensorboard.close()
 
     def advance(self, step: int) -> None:
-        """Moves the bar to `step` steps done."""
+        """Moves the bar to `step` completed steps."""
         self._progress.update(self._task, completed=step)
 
     def write(self, step: int, part: str, figures: dict[str, float]) -> None:
-        """Logs the figures of one part ("train", "dev") after `step` steps, and shows the ones a user watches."""
+        """Logs the metrics of one part ("train", "dev") after `step` steps, and prints the important ones."""
         if not self._active:
             return
         if part == "train":
@@ -215,7 +223,7 @@ class Reporter:
             self.console.print(f"step {step:>6}  {part:<5}  {status}")
 
     def say(self, text: str) -> None:
-        """One line for the user, above the bar."""
+        """Prints a message above the bar."""
         self.console.print(text)
 
 
@@ -235,5 +243,5 @@ _SHOWN = {
 
 
 def _is_of_stream(name: str, key: str) -> bool:
-    """Whether a figure is what users watch of a mixture's stream: its loss or its error rate."""
+    """Returns whether a metric is the loss or the error rate of a mixture's stream."""
     return key in ("loss", "wer") and name.endswith(f"_{key}")

@@ -1,4 +1,4 @@
-"""Where a run's batches come from: prepared data sets, planned and read by `data_pipelines`."""
+"""Sources of a run's batches: prepared data sets, planned and read by `data_pipelines`."""
 
 import dataclasses
 import logging
@@ -36,39 +36,43 @@ from jax_speechlm.training import checkpoints as ckpt
 log = logging.getLogger(__name__)
 
 RowLabels = Int[np.ndarray, " rows"] | None
-"""The class of each row of an index, for classification."""
+"""Class id per row of an index, for classification."""
 
 
 @runtime_checkable
 class BatchSource(Protocol):
-    """What the training loop needs of its data."""
+    """The interface between the training loop and its data."""
 
     plan: plans.BatchPlan | packing.TextPlan | MixturePlan
     dev_plan: plans.BatchPlan | packing.TextPlan | None
     tokenizer: base.Tokenizer | None
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """This host's rows of the training batches of steps `first_step` to `num_steps` - 1."""
+        """Yields this host's rows of the training batches of steps `first_step` to `num_steps` - 1."""
 
     def dev_batches(self) -> Iterator[Batch]:
-        """This host's rows of every validation batch, once."""
+        """Yields this host's rows of every validation batch, once."""
 
     def fingerprints(self) -> dict[str, str | None]:
-        """What a checkpoint is tied to besides its plan: "units", the k-means; "labels", the classes of frames."""
+        """Returns further fingerprints, in addition to the plan's, that a resumed run must match.
+
+        Returns:
+          "units": of the k-means; "labels": of the frame labels; None if not used.
+        """
         return {"units": None, "labels": None}
 
     def stream(self, step: int) -> str:
-        """The stream of a mixture that a step's batch comes from; "" where there are no streams."""
+        """Returns the stream of a mixture that provides a step's batch; "" without streams."""
         del step
         return ""
 
 
 def open_source(experiment: Experiment) -> BatchSource:
-    """The prepared data sets that an experiment names, planned.
+    """Opens and plans the prepared data sets of an experiment.
 
     Raises:
-      DataError: a set is not prepared, or its index does not belong to its records; the message names the remedy.
-      ValueError: settings that do not fit together.
+      DataError: a set is not prepared, or its index does not match its records; the message gives the remedy.
+      ValueError: the settings are inconsistent.
     """
     return _SOURCES[type(experiment.data)].open(experiment)
 
@@ -76,7 +80,7 @@ def open_source(experiment: Experiment) -> BatchSource:
 def plan_speech(
     experiment: Experiment, num_samples: Int[np.ndarray, " items"], tokens: Int[np.ndarray, " items"] | None
 ) -> plans.BatchPlan:
-    """The training batches of an experiment over utterances of these lengths, speed perturbation included."""
+    """Plans the training batches of an experiment for utterances of these lengths, with speed perturbation."""
     data = experiment.data
     return plans.make_plan(
         *with_speeds(num_samples, tokens, data.speeds),
@@ -90,7 +94,7 @@ def plan_speech(
 
 
 def _shapes(experiment: Experiment) -> dict[str, Any]:
-    """What training and validation batches of speech have in common."""
+    """Returns the arguments that the plans of training and validation batches share."""
     data = experiment.data
     return {
         "seconds_per_batch": data.seconds_per_batch,
@@ -101,10 +105,10 @@ def _shapes(experiment: Experiment) -> dict[str, Any]:
 
 
 def read_tokenizer(path: str) -> base.Tokenizer:
-    """The tokenizer of a folder that `train-tokenizer` wrote, or of a run's directory.
+    """Reads a tokenizer from a folder written by `train-tokenizer`, or from a run's directory.
 
     Raises:
-      CheckpointError, DataError: there is none, or it cannot be read.
+      CheckpointError, DataError: the tokenizer is missing or cannot be read.
     """
     if (as_path(path) / "checkpoints").is_dir():
         if tokenizer := saved_tokenizer(ckpt.read_meta(ckpt.find(path))):
@@ -114,7 +118,7 @@ def read_tokenizer(path: str) -> base.Tokenizer:
 
 
 def tokenizer_files(tokenizer: base.Tokenizer | None) -> dict[str, str]:
-    """A tokenizer as a checkpoint's JSON holds it; empty where there is none."""
+    """Encodes a tokenizer for a checkpoint's JSON; empty for None."""
     if tokenizer is None:
         return {}
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +127,7 @@ def tokenizer_files(tokenizer: base.Tokenizer | None) -> dict[str, str]:
 
 
 def saved_tokenizer(meta: Mapping[str, Any]) -> base.Tokenizer | None:
-    """The tokenizer that a checkpoint's JSON holds, or None."""
+    """Decodes the tokenizer of a checkpoint's JSON; None if it has none."""
     if not meta["tokenizer"]:
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -133,17 +137,16 @@ def saved_tokenizer(meta: Mapping[str, Any]) -> base.Tokenizer | None:
 
 @dataclasses.dataclass(frozen=True)
 class SpeechSource(BatchSource):
-    """Prepared utterances, in batches of like length.
+    """Prepared utterances, in batches of similar length.
 
     Attributes:
-      train, dev: indexes of the utterances; `dev` is None where no set has a dev split.
+      train, dev: indexes of the utterances; `dev` is None if no set has a dev split.
       plan, dev_plan: their batches.
-      tokenizer: None for objectives that need no text.
+      tokenizer: None for objectives without text.
       speeds: factors of speed perturbation in training.
-      noise: what training mixes in, or None.
-      labels: classes of the rows of `train` and of `dev`; None where the task does not read them.
-      frame_labels: speech units, or classes, of the frames of `train` and of `dev`; None where the task does not read
-        them.
+      noise: noise to mix in for training, or None.
+      labels: classes of the rows of `train` and of `dev`; None if the task does not use them.
+      frame_labels: speech units, or classes, of the frames of `train` and of `dev`; None if the task does not use them.
       text_column: column of the indexes with the transcripts.
     """
 
@@ -167,10 +170,10 @@ class SpeechSource(BatchSource):
 
     @classmethod
     def open(cls, experiment: Experiment, tokenizer: base.Tokenizer | None = None) -> "SpeechSource":
-        """Plans an experiment's data sets; see `open_source`.
+        """Opens and plans an experiment's data sets; see `open_source`.
 
         Args:
-          tokenizer: of the mixture that this is a stream of.
+          tokenizer: the mixture's, if this is one of its streams.
         """
         data = experiment.data
         train, dev = read_indexes(data)
@@ -238,10 +241,10 @@ class TextSource(BatchSource):
     """Prepared documents, packed into rows of one length.
 
     Attributes:
-      train, dev: tokens of the documents; `dev` is None where no set has a dev split.
+      train, dev: tokens of the documents; `dev` is None if no set has a dev split.
       plan, dev_plan: their batches.
-      tokenizer: what made the tokens.
-      labels: classes of the documents of `train` and of `dev`; None where the task does not read them.
+      tokenizer: the tokenizer of the documents.
+      labels: classes of the documents of `train` and of `dev`; None if the task does not use them.
     """
 
     train: token_store.TokenStore
@@ -256,7 +259,7 @@ class TextSource(BatchSource):
         """Encodes and plans an experiment's data sets; see `open_source`.
 
         Args:
-          tokenizer: of the mixture that this is a stream of.
+          tokenizer: the mixture's, if this is one of its streams.
         """
         data = experiment.data
         train, dev = read_indexes(data)
@@ -301,14 +304,14 @@ class TextSource(BatchSource):
 
 @dataclasses.dataclass(frozen=True)
 class UnitSource(BatchSource):
-    """Utterances as units, texts, and utterances interleaved, packed into rows of one length.
+    """Utterances as units, texts, and both interleaved, packed into rows of one length.
 
     Attributes:
-      train, dev: tokens of the documents; `dev` is None where no set has a dev split.
+      train, dev: tokens of the documents; `dev` is None if no set has a dev split.
       plan, dev_plan: their batches; each kind of document is a source of the plan.
-      tokenizer: what made the tokens of text.
-      units: what made the units.
-      boundary: the id that documents stand between.
+      tokenizer: the tokenizer of the text.
+      units: the k-means of the units.
+      boundary: the id between documents.
     """
 
     train: token_store.TokenStore
@@ -321,7 +324,7 @@ class UnitSource(BatchSource):
 
     @classmethod
     def open(cls, experiment: Experiment) -> "UnitSource":
-        """Makes and plans an experiment's documents; see `open_source`."""
+        """Creates and plans an experiment's documents; see `open_source`."""
         data, units = experiment.data, read_units(experiment.data.units)
         if units.num_units != experiment.objective.num_units:
             raise ValueError(
@@ -391,13 +394,13 @@ class UnitSource(BatchSource):
 
 @dataclasses.dataclass(frozen=True)
 class MixtureSource(BatchSource):
-    """Several sources, of which each step takes the next batch of one.
+    """Several sources; each step takes the next batch of one of them.
 
     Attributes:
-      parts: the sources by their streams' names.
-      plan: which stream takes which step.
-      dev_plan: None; each part has its own, and is validated by itself.
-      tokenizer: of all that read text; None where none does.
+      parts: the sources by stream.
+      plan: assigns the steps to streams.
+      dev_plan: None; each part has its own, and is validated separately.
+      tokenizer: shared by all parts that read text; None if none does.
     """
 
     parts: Mapping[str, BatchSource]
@@ -415,14 +418,13 @@ class MixtureSource(BatchSource):
 
     @classmethod
     def of(cls, parts: Mapping[str, BatchSource], experiment: Experiment) -> "MixtureSource":
-        """Mixes the streams of an experiment, which are open."""
+        """Combines the open sources of an experiment's streams."""
         weights = [stream.weight for stream in experiment.data.streams]
         plan = make_mixture_plan(tuple(parts), [part.plan for part in parts.values()], weights, experiment.seed)
         tokenizer = next((part.tokenizer for part in parts.values() if part.tokenizer), None)
         return cls(parts, plan, tokenizer)
 
     def fingerprints(self) -> dict[str, str | None]:
-        """What a checkpoint is tied to besides its plan: "units", the k-means; "labels", the classes of frames."""
         return {"units": None, "labels": None}
 
     def stream(self, step: int) -> str:
@@ -436,9 +438,9 @@ class MixtureSource(BatchSource):
 
 
 def stream_experiments(experiment: Experiment) -> dict[str, Experiment]:
-    """Each stream of a mixture as an experiment: its data, what they are read for, and a seed of its own."""
+    """Returns every stream of a mixture as an experiment, with its data, objective and seed."""
     return {
-        name: experiment.model_copy(  # not validated: no task of its own trains the mixture's model on a stream
+        name: experiment.model_copy(  # not validated: no task trains the mixture's model on one stream
             update={
                 "data": data,
                 "objective": experiment.objective.of_stream(name),
@@ -465,7 +467,7 @@ _SOURCES = {Speech: SpeechSource, Text: TextSource, UnitText: UnitSource, Mixtur
 
 
 def read_indexes(data: Data) -> tuple[indexes.Index, indexes.Index | None]:
-    """The training utterances or documents, and those that validate where a set has any."""
+    """Reads the indexes of the training rows and of the validation rows; the latter may be None."""
     train = indexes.read_sets(data.data_dir, data.sets, "train")
     dev_sets = data.dev_sets or _with_dev_split(data.data_dir, data.sets)
     return train, indexes.read_sets(data.data_dir, dev_sets, "dev") if dev_sets else None
@@ -477,14 +479,14 @@ def _with_dev_split(data_dir: str, sets: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def inputs_of(experiment: Experiment, stream: str = "") -> tuple[Input, ...]:
-    """Returns what an experiment's task reads of its data, or of one stream of its mixture."""
+    """Returns the inputs that an experiment's task reads from its data, or from one stream of its mixture."""
     if stream:
         experiment = stream_experiments(experiment)[stream]
     return TASKS[experiment.objective.kind].inputs_of(experiment.data)
 
 
 def _read(experiment: Experiment, field: str, train: indexes.Index, dev: indexes.Index | None) -> tuple[Any, Any]:
-    """Reads what a field holds of the training and the validation rows; None where the task has no such input."""
+    """Reads a field of the training and the validation rows; None if the task has no such input."""
     objective, data, mel = experiment.objective, experiment.data, experiment.frontend.mel
     for each in inputs_of(experiment):
         if each.read is not None and field in [of_input.name for of_input in each.fields]:

@@ -1,4 +1,4 @@
-"""The train state and the step: everything that happens to parameters, as pure functions."""
+"""The train state and the train step, as pure functions."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,19 +19,19 @@ from jax_speechlm.optim.optimizers import Optimizer
 from jax_speechlm.parallel import mesh as meshes
 
 STEP_METRICS = ("grad_norm", "learning_rate", "skipped_in_a_row")
-"""Metrics of the step itself, whatever its objective."""
+"""Metrics of the step itself, common to all objectives."""
 
 
 class TrainState(NamedTuple):
-    """All that a run carries from step to step, and all that a checkpoint must hold besides its config.
+    """The state that a run carries from step to step. A checkpoint adds only its `meta`.
 
     Attributes:
-      step: steps taken, skipped ones included; with the seed it names the next batch and the next key.
-      params: nested dict of every parameter, frozen ones included.
-      opt_state: Optax's state over the trainable parameters.
-      ema: moving average of the trainable parameters, or an empty dict where it is off.
-      skipped: steps whose loss or gradient was not finite, in all.
-      skipped_in_a_row: the same, since the last good step.
+      step: steps taken, skipped ones included; with the seed it determines the next batch and the next key.
+      params: nested dict of all parameters, frozen ones included.
+      opt_state: Optax's state of the trainable parameters.
+      ema: moving average of the trainable parameters; an empty dict if it is off.
+      skipped: total number of steps whose loss or gradient was not finite.
+      skipped_in_a_row: the same since the last finite step.
     """
 
     step: Int[Array, ""]
@@ -43,13 +43,13 @@ class TrainState(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """The pure functions of one experiment on one mesh, and where their state lies.
+    """The pure functions of one experiment on one mesh, and the shardings of their state.
 
     Attributes:
       init: `key -> TrainState`, already sharded.
-      step: `(state, batch) -> (state, metrics)`; compiled once for each batch shape; gives up its state argument.
-      evaluate: `(params, batch) -> metrics`; compiled once for each batch shape.
-      spell: `(params, batch) -> ids [B, T]`, the best CTC path, where the objective spells; else None.
+      step: `(state, batch) -> (state, metrics)`; compiled once per batch shape; donates its state argument.
+      evaluate: `(params, batch) -> metrics`; compiled once per batch shape.
+      greedy_decode: `(params, batch) -> ids [B, T]`, the best CTC path; None if the objective has no CTC logits.
       shapes: abstract TrainState with shardings: the target of a restore, and the input of planning.
     """
 
@@ -64,7 +64,7 @@ def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, see
     """Builds the train and evaluation steps of an objective.
 
     Raises:
-      ValueError: `optimizer.frozen` or a group names no parameter.
+      ValueError: `optimizer.frozen` or a group matches no parameter.
     """
     declaration = functional.declare(objective.make)
     frozen_paths = objective.frozen + optimizer.frozen
@@ -108,7 +108,7 @@ def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, see
         updates, opt_state = transform.update(grads, state.opt_state, trainable)
         updated = optax.apply_updates(trainable, updates)
         ema = optax.incremental_update(updated, state.ema, 1 - optimizer.ema_decay) if optimizer.ema_decay else {}
-        # A step that is not finite leaves no trace but its count.
+        # A step that is not finite changes only the counters.
         trainable, opt_state, ema = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
             (updated, opt_state, ema),
@@ -120,7 +120,7 @@ def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, see
         metrics = jax.tree.map(lambda value: jnp.where(good, value, jnp.zeros_like(value)), metrics)
         metrics |= {
             "grad_norm": (jnp.where(good, grad_norm, 0.0), good.astype(jnp.float32)),
-            # Optax counts the steps it took, which skipped ones are not.
+            # Optax does not count skipped steps.
             "learning_rate": (jnp.asarray(schedule(state.step - state.skipped), jnp.float32), one),
             "skipped_in_a_row": (in_a_row.astype(jnp.float32), one),
         }
@@ -148,17 +148,17 @@ def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, see
 
 
 def eval_params(state: TrainState) -> Params:
-    """The parameters to evaluate and export: the moving average where there is one."""
+    """Returns the parameters to evaluate and export: the moving average, if enabled."""
     return overlay(state.params, state.ema)
 
 
 def _accumulate(gradients: Callable, batch: Batch, parts: int) -> tuple[Params, Metrics]:
-    """Gradient of the mean over the whole batch from `parts` micro-batches, each weighted by its valid targets."""
+    """Computes the gradient of the batch mean from `parts` micro-batches, weighted by their valid targets."""
 
     def cut(rows: Array) -> Array:
         if rows.shape[0] % parts:
             raise ValueError(f"optimizer.accumulate={parts} does not divide a batch of {rows.shape[0]} rows")
-        # Every device keeps a share of each micro-batch: cut the rows with a stride.
+        # Strided, so that every device keeps a share of each micro-batch.
         return jnp.swapaxes(rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:]), 0, 1)
 
     def weighted(part: Batch) -> tuple[Params, Metrics]:
@@ -183,7 +183,7 @@ def _with_shardings(
     transform: optax.GradientTransformation,
     mesh: Mesh,
 ) -> TrainState:
-    """Attaches a sharding to every abstract array: moments and averages lie exactly as their parameters do."""
+    """Adds shardings to the abstract state: moments and averages are sharded like their parameters."""
     everywhere = meshes.replicated(mesh)
     param_shardings = meshes.param_shardings(mesh, declaration.axes, declaration.shapes)
     trainable_shardings = trainable_part(param_shardings)
