@@ -4,19 +4,29 @@ VENV ?= $(if $(filter $(PYTHON),python3),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 # A CPU build of this version runs the comparisons; any torch >= 2.9 does.
 TORCH ?= torch==2.13.0
-# Of what a new Python or JAX changes: layers and gradients, the front end, optimizers, checkpoints, other runtimes.
-QUICK := $(addprefix tests/models/test_,layers.py lora.py dot_attention.py) tests/frontend tests/decoding/test_greedy.py \
+# Tests of what a new Python or JAX changes: layers and gradients, front end, optimizers, checkpoints, other runtimes.
+PORTABLE := $(addprefix tests/models/test_,layers.py lora.py dot_attention.py) tests/frontend tests/decoding/test_greedy.py \
 	$(addprefix tests/training/test_,optimizers.py checkpoints.py) \
 	$(addprefix tests/interop/test_,stablehlo.py saved_model.py litert.py)
+# Unit tests that neither compile big programs nor start processes.
+QUICK := $(addprefix tests/data_pipelines/,batching core storage text tokenizers) \
+	$(addprefix tests/decoding/test_,alignment.py boosting.py greedy.py kneser_ney.py ngram.py prefix_beam.py spelling.py) \
+	$(addprefix tests/evaluation/test_,minimal_pairs.py normalizers.py report.py spoken_pairs.py translation.py wer.py) \
+	$(addprefix tests/interop/test_,parakeet.py tokenizer_files.py transformer_interop.py wav2vec2_bert.py weight_files.py) \
+	$(addprefix tests/launch/test_,final_statuses.py job.py manifests.py slurm_job.py stopped_status.py tpu_pod.py) \
+	$(addprefix tests/planning/test_,chips.py costs.py) tests/parallel/test_mesh.py tests/serving/test_batcher.py \
+	$(addprefix tests/training/test_,concerns.py goodput.py logs.py) tests/units/test_measures.py \
+	$(addprefix tests/test_,config.py impossible_options.py kinds.py names_of_tasks.py self_training.py transcript.py windows.py)
 
-.PHONY: help demo test test-slow test-parity test-quick test-newest lint format golden clean
+.PHONY: help demo test test-slow test-parity test-quick test-portable test-newest lint format golden clean
 
 help:
 	@echo "make demo         fetch speech and text, pretrain, finetune, evaluate: one table at the end (20 to 35 minutes on 2 cores)"
 	@echo "make test         set up and run the tests (20 to 35 minutes on 2 cores)"
 	@echo "make test-slow    a soak of twenty kills, four processes, the largest plan by the real TPU compiler"
 	@echo "make test-parity  install torch and transformers, run the live comparisons"
-	@echo "make test-quick   a few minutes of tests, of what a new Python or JAX changes, with few packages installed"
+	@echo "make test-quick   unit tests without big programs or processes (a minute and a half on 2 cores)"
+	@echo "make test-portable  tests of what a new Python or JAX changes, with few packages installed (a few minutes)"
 	@echo "make test-newest  the same on the newest Python found on PATH or in pyenv, and the newest packages for it"
 	@echo "make lint         ruff and the floors of the packages, check only;  make format  ruff, fix"
 	@echo "make golden       write the golden arrays again (needs what test-parity installs; make_ngram.py needs KenLM's tools)"
@@ -40,8 +50,8 @@ $(VENV)/.parity: $(VENV)/.tests
 	$(BIN)/pip install --quiet --editable '.[dev,parity]'
 	@touch $@
 
-$(VENV)/.quick: $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable '.[quick,litert]'
+$(VENV)/.portable: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[portable,litert]'
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -56,11 +66,14 @@ test-slow: $(VENV)/.tests
 test-parity: $(VENV)/.parity
 	$(BIN)/pytest -m parity -n auto --dist loadfile $(PYTEST_ARGS)
 
-test-quick: $(VENV)/.quick
-	$(BIN)/pytest -m "not slow" -n auto --dist loadfile $(QUICK) $(PYTEST_ARGS)
+test-quick: $(VENV)/.tests
+	$(BIN)/pytest -m "not parity and not slow" -n auto --dist loadfile $(QUICK) $(PYTEST_ARGS)
+
+test-portable: $(VENV)/.portable
+	$(BIN)/pytest -m "not slow" -n auto --dist loadfile $(PORTABLE) $(PYTEST_ARGS)
 
 test-newest:
-	scripts/newest_python.sh $(MAKE) test-quick
+	scripts/newest_python.sh $(MAKE) test-portable
 
 golden: $(VENV)/.parity
 	for script in $(filter-out tests/golden/make_ngram.py,$(wildcard tests/golden/make_*.py)); do $(BIN)/python $$script; done
