@@ -104,7 +104,6 @@ def score(
 
     Args:
       true, predicted: class ids from 0; rows with a prediction of -1 are skipped.
-      classes: names of the classes.
 
     Raises:
       ValueError: no rows are left.

@@ -30,10 +30,8 @@ def fit(layers: Layers, frozen: Params, batches: Iterator[Batch], num_steps: int
     """Trains the probes, one step per batch.
 
     Args:
-      layers: computes the hidden states of a batch.
       frozen: the encoder's parameters.
       batches: speech with tokens, `num_steps` batches; the first 16 also determine the standardisation.
-      num_steps: number of optimizer steps.
       num_ids: vocabulary size of the tokenizer.
 
     Returns:
@@ -75,11 +73,7 @@ def ctc_logits(
 def texts(
     layers: Layers, frozen: Params, probe: Params, batches: Iterator[Batch], num_rows: int, tokenizer: Tokenizer
 ) -> list[list[str]]:
-    """Decodes utterances greedily with each layer's probe.
-
-    Returns:
-      A list per layer of transcripts indexed by `example_id`; "" for rows in no batch.
-    """
+    """Decodes utterances greedily with every probe: lists per layer, by `example_id`; "" for rows in no batch."""
 
     @jax.jit
     def paths(frozen: Params, batch: Batch) -> Int[Array, "layers batch time"]:

@@ -91,9 +91,6 @@ def compare(pairs: Sequence[Pair], score: Callable[[list[str]], Iterable[float]]
     Args:
       score: computes log-probabilities of texts, such as `LanguageModel.score`.
       checkpoint: name of the model, for the report.
-
-    Returns:
-      The accuracy over all pairs, and per group if there are several.
     """
     scores = np.array(list(score([sentence for pair in pairs for sentence in pair[:2]]))).reshape(-1, 2)
     wins = np.where(scores[:, 0] == scores[:, 1], 0.5, scores[:, 0] > scores[:, 1])

@@ -69,8 +69,7 @@ class ProbeReport(Config):
       folds: "train -> test", or "leave one <column> out".
       classes: number of classes or of characters.
       utterances: number of test utterances; each is tested once.
-      majority: accuracy of the most frequent class in a fold's training part; for characters, of an empty
-        transcript.
+      majority: accuracy of the most frequent class in a fold's training part; for characters, of an empty transcript.
       unspellable: test utterances with fewer frames than characters, which CTC cannot emit at this frame rate.
       probes: all probes.
     """

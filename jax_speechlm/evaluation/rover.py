@@ -45,14 +45,7 @@ class Hypothesis(Utterance):
 
 
 def network(hypotheses: Sequence[Sequence[str]]) -> list[Slot]:
-    """Aligns several hypotheses.
-
-    Args:
-      hypotheses: non-empty words.
-
-    Returns:
-      The slots; their entries are in the order of `hypotheses`.
-    """
+    """Aligns hypotheses, whose words are not empty; a slot's entries are in the order given."""
     distance = [sum(_lay([(word,) for word in one], other)[0] for other in hypotheses) for one in hypotheses]
     order = sorted(range(len(hypotheses)), key=lambda each: (distance[each], tuple(hypotheses[each])))
     slots: list[Slot] = []

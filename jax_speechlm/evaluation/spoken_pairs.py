@@ -129,14 +129,11 @@ def score_recordings(
     files: Sequence[Path],
     per_unit: bool = False,
 ) -> list[float]:
-    """Scores recordings by the log-probability of their units.
+    """Computes the log-probability of every recording's units, in nats.
 
     Args:
       encode: computes the unit ids per frame of audio files.
       per_unit: return the mean per unit instead of the sum.
-
-    Returns:
-      A score per recording, in nats.
     """
     scores: list[float] = []
     for start in range(0, len(files), _FILES_AT_A_TIME):

@@ -29,7 +29,7 @@ _MOST_SEARCHES = 9
 def tune_weights(
     decoder: Decoder, posteriors: Mapping[int, Posteriors], references: Sequence[str], normalizer_name: NormalizerName
 ) -> Decoder:
-    """Chooses the weights with the fewest errors: first for the search, then for rescoring.
+    """Returns the decoder with the weights that make the fewest errors: first in the search, then in rescoring.
 
     The unit of errors is the word, or the character if the references are written without spaces; ties are broken by
     the errors in the other unit, then by the distance from the initial weights.
@@ -39,9 +39,6 @@ def tune_weights(
       posteriors: log-probabilities of utterances, by row of `references`.
       references: transcripts.
       normalizer_name: applied to both sides.
-
-    Returns:
-      The decoder with the chosen weights.
     """
     errors = _Errors([references[row] for row in posteriors], normalizer_name)
     heard = list(posteriors.values())

@@ -87,8 +87,6 @@ def measure(
     """Computes the report on labelled sets.
 
     Args:
-      units: folder of the k-means.
-      sets, split, data_dir: the labelled sets.
       ctc: run of a CTC recognizer that aligns characters; None leaves them out.
       seconds_per_batch: padded audio per batch of the recognizer, in seconds.
 

@@ -60,11 +60,12 @@ class Checkpoints:
     def __init__(
         self, run_dir: str | os.PathLike, *, keep_last: int = 2, keep_best: int = 1, best_metric: str = "loss"
     ):
-        """Args:
-        run_dir: the run's directory; `checkpoints/` is created in it.
-        keep_last: number of newest checkpoints to keep.
-        keep_best: number of further checkpoints to keep, with the lowest validation `best_metric`.
-        best_metric: name of a validation metric.
+        """Opens the checkpoints of a run.
+
+        Args:
+          run_dir: the run's directory; `checkpoints/` is created in it.
+          keep_last: number of newest checkpoints to keep.
+          keep_best: number of further checkpoints to keep, with the lowest validation `best_metric`.
         """
         self.directory = _place(run_dir) / "checkpoints"
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -104,8 +105,6 @@ class Checkpoints:
         """Waits for the previous save and starts the next; does nothing for the step last saved or restored.
 
         Args:
-          step: names the folder.
-          state, meta: as described in the module.
           metrics: validation results at this step; they determine the best checkpoints.
 
         Raises:
@@ -256,7 +255,6 @@ def write(run_dir: str | os.PathLike, params: Params, meta: dict[str, Any]) -> A
     """Creates a run's directory with parameters only: one checkpoint, which can be used like a trained run's.
 
     Args:
-      run_dir: a new directory.
       params: as returned by `read_params`.
       meta: as in a run's checkpoints; its "step" names the folder.
 
@@ -281,13 +279,9 @@ def read(checkpoint: str | os.PathLike, shapes: Any = None, only: tuple[str, ...
     """Reads one `<step>` folder.
 
     Args:
-      checkpoint: the folder.
       shapes: abstract arrays with shardings to restore into, on any mesh; None reads numpy arrays in nested dicts. Only
         the part of the saved tree that is in `shapes` is read (only "params", say).
       only: without `shapes`: the fields of the state to read, if they exist; None for all.
-
-    Returns:
-      The step, the arrays and `meta`.
 
     Raises:
       CheckpointError: the folder is not a complete checkpoint, or its arrays do not match `shapes`.
@@ -377,7 +371,6 @@ def read_params(path: str | os.PathLike, *, quantized: bool = False) -> tuple[Pa
     Parameters with a moving average are replaced by it; groups that only training needs are left out.
 
     Args:
-      path: the run or the folder.
       quantized: return integer kernels as `QuantizedKernel`; otherwise they are dequantised.
 
     Returns:

@@ -14,10 +14,7 @@ NOTABLE_SHARE = 0.1
 
 
 def concerns(experiment: Experiment, source: BatchSource) -> tuple[str, ...]:
-    """Checks a run's settings and data.
-
-    Returns:
-      Warnings, each with its remedy.
+    """Returns warnings about a run's settings and data, each with its remedy.
 
     Raises:
       DataError: the share of the audio that is left out exceeds `data.max_dropped`.

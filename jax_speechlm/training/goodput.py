@@ -36,7 +36,7 @@ class GoodputTracker:
         self._kind, self._since = "start", began
 
     def resume(self, step: int) -> None:
-        """Starts the steps at `step`: moves the time of later steps, which are repeated, to `lost`."""
+        """Starts the steps at `step`: moves the estimated time of later steps, which are repeated, to `lost`."""
         if self._earlier and self._earlier["step"] > step:
             again = self._spent["step"] * (1 - step / self._earlier["step"])
             self._spent["step"] -= again

@@ -50,9 +50,10 @@ class LogFolder:
     """
 
     def __init__(self, run_dir: AnyPath, is_writer: bool = True):
-        """Args:
-        run_dir: the run's directory or URL.
-        is_writer: whether this process writes logs; the others only read the logs of earlier starts.
+        """Creates the folder, with the metrics of earlier starts.
+
+        Args:
+          is_writer: whether this process writes logs; the others only read the logs of earlier starts.
         """
         self._remote = run_dir if is_url(run_dir) else None
         if self._remote is None:

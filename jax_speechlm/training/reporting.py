@@ -98,7 +98,6 @@ class IntervalMetrics:
         """Reads one step's metrics from the device and adds them to the interval.
 
         Args:
-          metrics: (sum, weight) pairs.
           stream: for mixtures: prefix of the metrics' names; `loss` is then averaged over steps instead of targets.
 
         Returns:
@@ -153,10 +152,7 @@ class Reporter:
         """Continues the logs of earlier starts, without their lines of steps after `start_step`, which are repeated.
 
         Args:
-          logs: the folder.
-          title: name of the run.
           start_step: steps already completed.
-          num_steps: steps of the whole run.
         """
         self._active = jax.process_index() == 0
         self.console = Console(quiet=not self._active, highlight=False, soft_wrap=True)

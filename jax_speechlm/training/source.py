@@ -54,11 +54,7 @@ class BatchSource(Protocol):
         """Yields this host's rows of every validation batch, once."""
 
     def fingerprints(self) -> dict[str, str | None]:
-        """Returns further fingerprints, in addition to the plan's, that a resumed run must match.
-
-        Returns:
-          "units": of the k-means; "labels": of the frame labels; None if not used.
-        """
+        """Returns fingerprints that a resumed run must match: "units" of the k-means, "labels" of frame classes."""
         return {"units": None, "labels": None}
 
     def stream(self, step: int) -> str:

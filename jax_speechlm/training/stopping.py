@@ -35,7 +35,7 @@ def catch_signals() -> Iterator[Stop]:
     In a run of several processes that is SIGTERM, sent to any of them: they agree on the step. A single process also
     handles SIGINT.
     """
-    is_main = threading.current_thread() is threading.main_thread()  # otherwise the caller handles signals
+    is_main = threading.current_thread() is threading.main_thread()  # otherwise the main thread handles signals
     second_interrupt = _second_interrupt_ends() if is_main else contextlib.nullcontext()
     if jax.process_count() > 1:
         with second_interrupt:

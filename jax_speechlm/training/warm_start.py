@@ -32,13 +32,8 @@ def take_over(
     with the same meaning are replaced.
 
     Args:
-      start: the checkpoint and its groups.
       params: this run's parameters; the result has their shardings.
-      tokenizer: this run's tokenizer.
       own: the `meta` of this run's own checkpoints, for its objective and speech units; None without units.
-
-    Returns:
-      The parameters with the groups replaced.
 
     Raises:
       CheckpointError: the checkpoint cannot be read, a group is missing in it or in this model or has another shape, or
