@@ -1,1 +1,1 @@
-"""Batch plans as pure functions of (seed, step), and the loaders that read what a plan names."""
+"""Batch plans as pure functions of (seed, step), and the loaders that read the planned records."""

@@ -1,7 +1,7 @@
-"""The batch schema: every array that a batch may hold, said once.
+"""The batch schema: every array that a batch may hold.
 
-Loaders allocate from it, the planner's abstract batches and the table in docs/architecture.md are made of it, and tests
-check batches against it.
+Loaders allocate from it, the planner's abstract batches and the table in docs/architecture.md are made from it, and
+tests check batches against it.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ class Field:
 
     Attributes:
       name: key of the batch.
-      dtype: of its elements.
+      dtype: type of its elements.
       shape: a symbol for each dimension: "rows"; "samples" or "context" of a padded row; "tokens" of a padded
         transcript; "frames" that the front end computes from "samples".
-      unit: what an element is.
-      filler: value after a row's end, in rows without data and where a record could not be read.
+      unit: meaning of an element.
+      filler: value after a row's end, in filler rows and for unreadable records.
     """
 
     name: str
@@ -60,7 +60,7 @@ class BatchSpec:
     """The arrays of one kind of batch.
 
     Attributes:
-      fields: in the order in which a loader returns them.
+      fields: the arrays in the order of the loader.
     """
 
     fields: tuple[Field, ...]
@@ -92,12 +92,12 @@ class BatchSpec:
         """Returns the shape of each array.
 
         Args:
-          sizes: a number for each symbol that the fields use.
+          sizes: size for each symbol that the fields use.
         """
         return {field.name: tuple(sizes[symbol] for symbol in field.shape) for field in self.fields}
 
     def empty(self, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-        """Returns a batch of fillers, for a loader to fill in."""
+        """Allocates a batch of filler values."""
         shapes = self.shapes(sizes)
         return {field.name: np.full(shapes[field.name], field.filler, field.dtype) for field in self.fields}
 
@@ -105,10 +105,10 @@ class BatchSpec:
         """Checks names, dtypes and shapes of a batch.
 
         Returns:
-          The number that each symbol stands for.
+          The size of each symbol.
 
         Raises:
-          ValueError: an array is missing, unknown, or of another dtype or shape; the message names it.
+          ValueError: an array is missing, unknown, or of another dtype or shape.
         """
         if differing := set(self.names) ^ set(batch):
             raise ValueError(f"the batch has {sorted(batch)} and should have {sorted(self.names)}: {sorted(differing)}")

@@ -1,10 +1,9 @@
-"""Which stream each step of a mixture takes, as a pure function of (seed, step).
+"""Assigns the steps of a mixture to its streams, as a pure function of (seed, step).
 
-The shares are cut one after another: the first stream takes of n steps floor(n * share + phase), the next takes in the
-same way of the steps that are left, and so on. Of any n first steps a stream so has its share to within one step where
-there are two streams, and to within `streams - 1` steps in general. The seed draws the phases, hence where in the
-pattern a run begins. Nothing is replayed: how often each stream was taken before any step is a product and a division
-for each, so a resume costs O(1).
+The first stream takes floor(n * share + phase) of n steps, the second takes its share of the remaining steps in the
+same way, and so on. After n steps a stream has its share to within one step for two streams, and within `streams - 1`
+steps in general. The seed draws the phases. The steps that a stream took before any step are computed directly, so a
+resume costs O(1).
 """
 
 import dataclasses
@@ -24,10 +23,10 @@ class MixturePlan:
     """The steps of several plans, interleaved; made by `make_mixture_plan`.
 
     Attributes:
-      names: of the streams.
-      plans: what each stream's own steps hold.
-      quotas: steps of each stream among `PERIOD`.
-      seed: draws where the pattern begins.
+      names: names of the streams.
+      plans: plans of the streams.
+      quotas: steps per stream in `PERIOD` steps.
+      seed: seed of the phases.
     """
 
     names: tuple[str, ...]
@@ -37,7 +36,7 @@ class MixturePlan:
 
     @functools.cached_property
     def _cuts(self) -> tuple[tuple[int, int, int], ...]:
-        """Of each stream its quota, the phase, and the steps that its quota is out of."""
+        """(quota, phase, steps left for this and later streams) for each stream."""
         cuts, rest = [], PERIOD
         for number, quota in enumerate(self.quotas):
             cuts.append((quota, derive_key(self.seed, _PHASE, number) % rest, rest))
@@ -45,7 +44,7 @@ class MixturePlan:
         return tuple(cuts)
 
     def taken(self, step: int) -> tuple[int, ...]:
-        """How many of the steps before `step` each stream took."""
+        """Returns the number of steps before `step` that each stream took."""
         counts = []
         for quota, phase, rest in self._cuts:
             counts.append((step * quota + phase) // rest)
@@ -53,7 +52,7 @@ class MixturePlan:
         return tuple(counts)
 
     def place(self, step: int) -> tuple[int, int]:
-        """The number of the stream that takes a step, and which of its own steps that is."""
+        """Returns the stream that takes a step and the step within that stream's plan."""
         if step < 0:
             raise ValueError(f"step must not be negative, got {step}")
         before, after = self.taken(step), self.taken(step + 1)
@@ -62,12 +61,12 @@ class MixturePlan:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest that two plans share only if they give the same batch at every step."""
+        """Hex digest of the plan; equal only for plans with the same batch at every step."""
         parts = (self.names, self.quotas, self.seed, [plan.fingerprint for plan in self.plans])
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def describe(self) -> str:
-        """Each stream's share of the steps, and its own plan."""
+        """Formats each stream's share of the steps and its plan."""
         parts = zip(self.names, self.quotas, self.plans, strict=True)
         return "\n".join(f"{name}: {quota / PERIOD:.2%} of the steps\n{plan.describe()}" for name, quota, plan in parts)
 
@@ -78,13 +77,13 @@ def make_mixture_plan(
     """Mixes the steps of several plans.
 
     Args:
-      names: of the streams.
-      plans: one a stream; each is taken from its step 0 on.
-      weights: share of the steps that each has, in any unit, rounded to 1 in 10,000 and at least that.
-      seed: draws where the pattern begins.
+      names: names of the streams.
+      plans: one per stream, read from step 0.
+      weights: relative shares of the steps, rounded to 1 in 10,000 and at least that.
+      seed: seed of the phases.
 
     Raises:
-      ValueError: weights that are not positive, or not as many as streams.
+      ValueError: weights are not positive, or the numbers of names, plans and weights differ.
     """
     if not len(names) == len(plans) == len(weights):
         raise ValueError(f"{len(names)} streams need as many plans and weights; got {len(plans)} and {len(weights)}")

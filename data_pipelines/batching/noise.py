@@ -1,4 +1,4 @@
-"""Stretches of a noise set to mix into utterances: which one a row gets is a pure function of (seed, step, place)."""
+"""Noise to mix into utterances: a row's noise is a pure function of (seed, step, row of the batch)."""
 
 import numpy as np
 
@@ -12,20 +12,20 @@ _CLIP, _START = 0, 1  # streams of randomness
 
 
 class NoiseReader:
-    """Reads random stretches of a prepared set; threads may share one reader.
+    """Reads random stretches of a prepared set. Thread-safe.
 
-    Noise travels with the batch and not as one array to every device, so a noise set may be of any size, and each host
-    reads what its own rows need.
+    Noise is part of the batch instead of an array on every device, so a noise set may have any size and each host reads
+    only the noise of its rows.
     """
 
     def __init__(self, index: Index, seed: int):
         """
         Args:
           index: the noise clips.
-          seed: names the draws; the training run's.
+          seed: seed of the draws, the training run's.
 
         Raises:
-          DataError: as `RecordReader`; or there is no clip.
+          DataError: as `RecordReader`; or the set is empty.
         """
         if not len(index):
             raise DataError(f"the noise set {' + '.join(map(str, index.parts))} holds no clips")
@@ -33,14 +33,18 @@ class NoiseReader:
         self._reader = RecordReader(index)
 
     def stretch(self, step: int, place: int, num_samples: int) -> np.ndarray:
-        """int16 [num_samples] of a clip drawn uniformly, from a random sample on; a shorter clip is looped.
+        """Reads a random stretch of a clip drawn uniformly; a shorter clip is looped.
 
         Args:
-          step: of the batch that the stretch goes into.
+          step: step of the batch.
           place: row of the global batch.
+          num_samples: length of the stretch.
+
+        Returns:
+          int16 [num_samples].
 
         Raises:
-          DataError: the record cannot be read; the message names it.
+          DataError: the record cannot be read.
         """
 
         def drawn(stream):
@@ -49,7 +53,7 @@ class NoiseReader:
         row = int(drawn(_CLIP) * len(self._index))
         try:
             clip = decode_flac(self._reader.read(row)[0])
-        except Exception as error:  # the checksums' and the decoder's kinds alike
+        except Exception as error:  # checksum and decoder errors have no common type
             part, number = self._index.locate(row)
             raise DataError(f"noise: record {number} of {part} cannot be read ({error}); {part.remedy}") from error
         start = int(drawn(_START) * (max(len(clip) - num_samples, 0) + 1))

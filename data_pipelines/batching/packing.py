@@ -1,14 +1,13 @@
-"""The plan of text batches: which pieces of which documents lie in each row, a pure function of (seed, step).
+"""Plans text batches: packs pieces of documents into rows, as a pure function of (seed, step).
 
-A document of n tokens stands between two boundary tokens, so it has n + 2 positions. One longer than the context is cut
-into pieces that share a token: the last of one is the first of the next, so that each token but the first boundary is
-predicted exactly once an epoch. Several pieces share a row, each with a segment number of its own:
+A document of n tokens is enclosed in two boundary tokens, so it has n + 2 positions. Documents longer than the context
+are cut into pieces; the last token of a piece is the first of the next, so every token but the first boundary is
+predicted exactly once per epoch. Several pieces share a row, each with its own segment number:
 
 1. pieces are counted by length, and the histogram is packed, the longest first, each into the fullest row that still
    has room (histogram packing: Krell et al. 2021, "Efficient sequence packing without cross-contamination");
-2. an epoch has these rows in an order drawn by (seed, epoch), and a permutation for each length draws which piece of
-   that length stands where;
-3. with weights, every source is packed by itself, and a fixed share of each `PERIOD` rows belongs to it.
+2. (seed, epoch) permutes the rows of an epoch, and the pieces of each length among the slots of that length;
+3. with weights, every source is packed separately and has a fixed share of each `PERIOD` rows.
 
 Epochs follow one another within a batch, so training has no filler rows. All permutations are evaluated per index
 (`shuffle.permute`): a resume at any step costs O(1), and hosts share no state.
@@ -25,22 +24,21 @@ import numpy as np
 from data_pipelines.core.shuffle import derive_key, mix, permute
 
 PERIOD = 10_000  # rows in which each source has its exact share
-BOUNDARIES = 2  # tokens that a document has besides its own
+BOUNDARIES = 2  # boundary tokens per document
 
 _ORDER, _PIECES, _MIXTURE = 0, 1, 2  # streams of randomness
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlannedText:
-    """What some rows of a global batch hold: arrays over the segments in them, row after row.
+    """Segments in one host's rows of a global batch, row by row.
 
     Attributes:
       place: int32 [segments], row of the batch, counted from the first of this host.
       row: int64 [segments], document.
-      start: int64 [segments], first position in the document: 0 is its leading boundary.
+      start: int64 [segments], first position in the document; 0 is its leading boundary.
       length: int32 [segments], positions.
-      example_id: int32 [rows], number of the packed row within an epoch (without packing, of the document); -1 in a
-        filler row.
+      example_id: int32 [rows], index of the packed row in an epoch (without packing, of the document); -1 for filler.
     """
 
     place: np.ndarray
@@ -54,9 +52,8 @@ class PlannedText:
 class Packing:
     """One epoch of one source: patterns of piece lengths, and the pieces by length.
 
-    Pattern p is a row that holds pieces of the lengths `slot_length[first_slot[p] : first_slot[p + 1]]`; an epoch has
-    it `copies[p]` times. The copies of a slot take consecutive places, from `slot_base` on, among the pieces of its
-    length.
+    Pattern p is a row of pieces with lengths `slot_length[first_slot[p] : first_slot[p + 1]]`; an epoch has it
+    `copies[p]` times. The copies of a slot take consecutive ranks, from `slot_base` on, among the pieces of its length.
     """
 
     copies: np.ndarray
@@ -68,7 +65,7 @@ class Packing:
 
     @functools.cached_property
     def first_row(self) -> np.ndarray:
-        """int64 [patterns + 1]: pattern p has the rows from first_row[p] up to first_row[p + 1]."""
+        """int64 [patterns + 1]: pattern p has the rows first_row[p] to first_row[p + 1] - 1."""
         return np.cumsum(np.concatenate([[0], self.copies]))
 
     @property
@@ -77,11 +74,15 @@ class Packing:
 
     @property
     def num_positions(self) -> int:
-        """Positions that hold a token, in an epoch."""
+        """Positions with a token, per epoch."""
         return int(np.diff(self.first_of_length) @ np.arange(len(self.first_of_length) - 1))
 
     def slots(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For all slots of some rows: place of the row in `rows`, length, and rank among the pieces of that length."""
+        """Looks up the slots of rows.
+
+        Returns:
+          Arrays over the slots: index into `rows`, length, and rank among the pieces of that length.
+        """
         pattern = np.searchsorted(self.first_row, rows, side="right") - 1
         counts = self.first_slot[pattern + 1] - self.first_slot[pattern]
         place = np.repeat(np.arange(len(rows)), counts)
@@ -92,19 +93,19 @@ class Packing:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextPlan:
-    """A laid-out epoch and the rule that shuffles it; made by `make_text_plan` or `make_text_eval_plan`.
+    """A packed epoch and its shuffle; made by `make_text_plan` or `make_text_eval_plan`.
 
     Attributes:
-      context: positions of a row.
+      context: positions per row.
       sequences_per_batch: rows of a global batch.
-      seed: names the shuffle; None keeps the order of lengths, one epoch, and fills the last batch up.
-      packings: one a source.
-      quotas: rows of each source among `PERIOD`.
-      lengths: int64 [documents], tokens of each without boundaries.
+      seed: seed of the shuffle; None keeps the order of lengths for one epoch, with filler rows in the last batch.
+      packings: one per source.
+      quotas: rows per source in `PERIOD` rows.
+      lengths: int64 [documents], tokens without boundaries.
       is_packed: whether rows hold several pieces; else each holds the beginning of one document.
       dropped: documents left out, by reason.
-      num_cut: documents longer than the context: cut into pieces, or without packing cut off.
-      names: of the sources, for `describe`; empty numbers them.
+      num_cut: documents longer than the context: cut into pieces, or truncated without packing.
+      names: names of the sources for `describe`; numbers by default.
     """
 
     context: int
@@ -128,29 +129,29 @@ class TextPlan:
 
     @property
     def num_rows(self) -> int:
-        """Rows that hold every piece once."""
+        """Rows of one pass over all pieces."""
         return int(self._first_id[-1])
 
     @property
     def cut_off_share(self) -> float:
-        """Share of the tokens that lie beyond the context, which rows of one document each leave out."""
+        """Share of the tokens beyond the context, which are left out without packing."""
         beyond = np.maximum(self.lengths + BOUNDARIES - self.context, 0).sum()
         return 0.0 if self.is_packed else float(beyond / max(self.lengths.sum(), 1))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps after which every document was met; with weights, after which the slowest source was."""
+        """Steps of one pass over all documents; with weights, over the slowest source."""
         rows = max(p.num_rows * sum(self.quotas) / quota for p, quota in zip(self.packings, self.quotas, strict=True))
         return -int(-rows // self.sequences_per_batch)
 
     @property
     def fill_share(self) -> float:
-        """Share of the positions of training rows that hold a token."""
+        """Share of the positions of training rows with a token."""
         shares = (packing.num_positions / (packing.num_rows * self.context) for packing in self.packings)
         return sum(share * quota for share, quota in zip(shares, self.quotas, strict=True)) / sum(self.quotas)
 
     def epochs(self, step: int) -> tuple[Fraction, ...]:
-        """Passes over each source, exactly, in the batches before `step`."""
+        """Returns the exact number of passes over each source in the batches before `step`."""
         total = step * self.sequences_per_batch
         if len(self.packings) == 1:
             return (Fraction(total, self.packings[0].num_rows),)
@@ -163,7 +164,7 @@ class TextPlan:
         )
 
     def _sources(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The source of rows counted over the whole run, and their number within the stream of that source."""
+        """Maps rows, counted over the run, to (source, row counted over that source's epochs)."""
         if len(self.packings) == 1:
             return np.zeros(len(numbers), np.int64), numbers
         period, place = np.divmod(numbers, PERIOD)
@@ -173,7 +174,7 @@ class TextPlan:
         return source, period * np.array(self.quotas)[source] + place - first[source]
 
     def batch(self, step: int, host: int = 0, num_hosts: int = 1) -> PlannedText:
-        """This host's rows of the global batch of a step, counted from 0 over all epochs."""
+        """Plans this host's rows of the global batch of a step, counted from 0 over all epochs."""
         size, rest = divmod(self.sequences_per_batch, num_hosts)
         if step < 0 or rest or not 0 <= host < num_hosts:
             raise ValueError(
@@ -209,14 +210,14 @@ class TextPlan:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest that two plans share only if they give the same batch at every step."""
+        """Hex digest of the plan; equal only for plans with the same batch at every step."""
         settings = (self.context, self.sequences_per_batch, self.seed, self.quotas, self.is_packed)
         digest = hashlib.sha256(repr((settings, [packing.num_rows for packing in self.packings])).encode())
         digest.update(np.ascontiguousarray(self.lengths))
         return digest.hexdigest()[:16]
 
     def describe(self) -> str:
-        """A readable account of rows, fill and mixture."""
+        """Formats rows, fill and mixture as a table."""
         names = self.names or tuple(map(str, range(len(self.packings))))
         width = max(6, *map(len, names))
         lines = [f"{'source':>{width}} {'share':>7} {'tokens':>13} {'rows':>9} {'filled':>7}"]
@@ -244,17 +245,16 @@ def make_text_plan(
     weights: Sequence[float] | None = None,
     is_packed: bool = True,
 ) -> TextPlan:
-    """Plans training batches: each piece of each document exactly once an epoch of its source, shuffled anew in each.
+    """Plans training batches: each piece of a document exactly once per epoch of its source, shuffled by (seed, epoch).
 
     Args:
       lengths: integers [documents], tokens without boundaries.
-      context: positions of a row.
-      sequences_per_batch: rows of a global batch; devices and hosts must divide it.
-      seed: names the shuffle.
-      source_rows: how many consecutive documents each source has; with `weights` only.
-      weights: share of the rows that each source has, in any unit, rounded to 1 in 10,000; None packs all documents
-        together, each once an epoch.
-      is_packed: False gives each document a row of its own, and cuts off what is beyond the context.
+      context: positions per row.
+      sequences_per_batch: rows of a global batch, a multiple of the numbers of devices and hosts.
+      seed: seed of the shuffle.
+      source_rows: number of consecutive documents of each source; with `weights` only.
+      weights: relative shares of the rows by source, rounded to 1 in 10,000; None packs all documents together.
+      is_packed: False gives each document its own row and truncates it to the context.
 
     Raises:
       ValueError: an option is out of range, or a source has no document with text.
@@ -274,8 +274,7 @@ def make_text_eval_plan(
 ) -> TextPlan:
     """Plans evaluation batches: each piece once, in `steps_per_epoch` steps; the last may have filler rows.
 
-    As pieces share a token, every token behind the leading boundary is predicted exactly once. Arguments as in
-    `make_text_plan`.
+    Every token after the leading boundary is predicted exactly once. Arguments as in `make_text_plan`.
     """
     lengths = np.asarray(lengths, np.int64)
     return _lay_out(lengths, context, sequences_per_batch, None, [len(lengths)], (PERIOD,), is_packed)
@@ -287,7 +286,7 @@ def _piece_counts(lengths: np.ndarray, context: int) -> np.ndarray:
 
 
 def to_quotas(weights: Sequence[float]) -> tuple[int, ...]:
-    """Whole rows among PERIOD by largest remainder, at least one a source."""
+    """Rounds weights to rows in PERIOD by largest remainder, at least one per source."""
     shares = np.asarray(weights, np.float64)
     if not len(shares) or not np.isfinite(shares).all() or (shares <= 0).any():
         raise ValueError(f"weights must be positive numbers, got {list(weights)}")
@@ -366,10 +365,10 @@ def pack_histogram(histogram: Sequence[int] | np.ndarray) -> list[tuple[tuple[in
     """Packs pieces, counted by length, into rows: best fit, the longest first, many equal rows at a time.
 
     Args:
-      histogram: integers [context + 1], pieces of each length; none of length 0.
+      histogram: integers [context + 1], number of pieces by length; 0 for length 0.
 
     Returns:
-      Patterns, the lengths in a row and the number of such rows; every piece is in exactly one.
+      Patterns as (lengths in a row, number of such rows); every piece is in exactly one row.
     """
     context = len(histogram) - 1
     open_rows: dict[int, list[tuple[tuple[int, ...], int]]] = {}  # by room left
@@ -402,5 +401,5 @@ def pack_histogram(histogram: Sequence[int] | np.ndarray) -> list[tuple[tuple[in
 
 
 def _keys(key: int, numbers: np.ndarray) -> np.ndarray:
-    """One key for each of `numbers`, below the key of their stream."""
+    """Derives one key per element of `numbers` from the key of their stream."""
     return mix(mix(np.asarray(numbers, np.uint64)) + np.full(np.shape(numbers), key, np.uint64))

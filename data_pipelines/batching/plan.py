@@ -1,6 +1,6 @@
-"""The batch plan: every batch of a run is a pure function of (seed, step).
+"""Plans speech batches: every batch of a run is a pure function of (seed, step).
 
-Durations stand in the index, so a whole epoch is laid out before the first record is read:
+The index contains durations, so a whole epoch is planned before the first record is read:
 
 1. items outside the limits are dropped and counted;
 2. lengths are rounded up to whole frames and dynamic programming picks the bucket edges that minimise the frames an
@@ -24,22 +24,22 @@ import numpy as np
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.shuffle import derive_key, permute, uniform
 
-FILLER = -1  # stands in `PlannedBatch.rows` where the last batch of a bucket has no item left
+FILLER = -1  # value in `PlannedBatch.rows` for filler rows of a bucket's last batch
 
 _TOKEN_MULTIPLE = 8
-_MAX_EDGES = 2048  # candidate edges of the dynamic programme, which is quadratic in them
+_MAX_EDGES = 2048  # candidate edges of the dynamic programme, whose cost is quadratic in them
 _ROWS, _ORDER, _CROP = 0, 1, 2  # streams of randomness
 
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """One static shape of batches, and how much of an epoch it holds.
+    """One static batch shape and its items.
 
     Attributes:
       num_samples: padded length of the audio, in samples.
       num_tokens: padded length of the tokens; 0 in a plan without tokens.
       batch_size: rows of a global batch.
-      num_rows: items of an epoch that fall into this bucket.
+      num_rows: items per epoch in this bucket.
     """
 
     num_samples: int
@@ -49,20 +49,20 @@ class Bucket:
 
     @property
     def num_batches(self) -> int:
-        """Batches in an epoch; the last may hold filler rows."""
+        """Batches per epoch; the last may have filler rows."""
         return -(-self.num_rows // self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlannedBatch:
-    """What one global batch holds.
+    """The items of one global batch.
 
     Attributes:
-      epoch: pass over the items that the batch belongs to.
-      bucket: position in `BatchPlan.buckets`.
-      rows: int32 [batch_size], item numbers, or FILLER.
-      crop_at: float64 [batch_size] in [0, 1): an item longer than the bucket loses this part of its surplus at the
-        front and the rest at the end.
+      epoch: epoch of the batch.
+      bucket: index into `BatchPlan.buckets`.
+      rows: int32 [batch_size], items, or FILLER.
+      crop_at: float64 [batch_size] in [0, 1), share of the surplus that an item longer than the bucket loses at its
+        start; the rest is cropped at its end.
     """
 
     epoch: int
@@ -71,7 +71,7 @@ class PlannedBatch:
     crop_at: np.ndarray
 
     def host_slice(self, host: int, num_hosts: int) -> slice:
-        """The contiguous range of rows that one of `num_hosts` hosts reads."""
+        """Returns the contiguous range of rows that a host reads."""
         size, rest = divmod(len(self.rows), num_hosts)
         if rest or not 0 <= host < num_hosts:
             raise ValueError(
@@ -83,18 +83,18 @@ class PlannedBatch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """A laid-out epoch and the rule that shuffles it; made by `make_plan` or `make_eval_plan`.
+    """A bucketed epoch and its shuffle; made by `make_plan` or `make_eval_plan`.
 
     Attributes:
       buckets: static shapes by ascending length.
-      items: int32 [kept], item numbers by ascending length, so that each bucket is one contiguous range.
-      seed: names the shuffle; None keeps the order of length in every epoch.
-      shortest_first_epochs: epochs whose batches come in the order of bucket length instead of a shuffled one.
+      items: int32 [kept], items by ascending length, so that each bucket is one contiguous range.
+      seed: seed of the shuffle; None keeps the order of length in every epoch.
+      shortest_first_epochs: number of first epochs with batches in the order of bucket length instead of shuffled.
       dropped: number of items left out, by reason.
-      dropped_seconds: their audio, by reason.
-      dropped_share: share of all audio that they are.
-      padding_share: share of an epoch's padded samples that carry no audio (filler rows included).
-      cropped_share: share of the kept items' audio that a pass leaves out; 0 unless `max_crop` was given.
+      dropped_seconds: their audio in seconds, by reason.
+      dropped_share: their share of all audio.
+      padding_share: share of an epoch's padded samples without audio, including filler rows.
+      cropped_share: share of the kept items' audio that is cropped per epoch; 0 without `max_crop`.
     """
 
     buckets: tuple[Bucket, ...]
@@ -121,15 +121,15 @@ class BatchPlan:
 
     @property
     def num_items(self) -> int:
-        """Items that the plan was made from, the dropped ones included."""
+        """Items that the plan was made from, including dropped ones."""
         return len(self.items) + sum(self.dropped.values())
 
     def epoch(self, step: int) -> int:
-        """The epoch that a step belongs to."""
+        """Returns the epoch of a step."""
         return step // self.steps_per_epoch
 
     def batch(self, step: int) -> PlannedBatch:
-        """The global batch of a step, counted from 0 over all epochs."""
+        """Plans the global batch of a step, counted from 0 over all epochs."""
         if step < 0:
             raise ValueError(f"step must not be negative, got {step}")
         epoch, number = divmod(step, self.steps_per_epoch)
@@ -153,14 +153,14 @@ class BatchPlan:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest that two plans share only if they give the same batch at every step."""
+        """Hex digest of the plan; equal only for plans with the same batch at every step."""
         text = repr((self.buckets, self.seed, self.shortest_first_epochs))
         digest = hashlib.sha256(text.encode())
         digest.update(np.ascontiguousarray(self.items))
         return digest.hexdigest()[:16]
 
     def describe(self) -> str:
-        """A readable table of the buckets, the padding share and the drops."""
+        """Formats buckets, padding and dropped items as a table."""
         lines = [f"{'seconds':>8} {'tokens':>7} {'batch':>6} {'items':>9} {'batches':>8}"]
         for bucket in self.buckets:
             lines.append(
@@ -178,7 +178,7 @@ class BatchPlan:
 
 
 def hours(seconds: float) -> str:
-    """A duration in words: "3.60 h", "0.025 h"."""
+    """Formats a duration in hours: "3.60 h", "0.025 h"."""
     return f"{seconds / 3600:,.2f} h" if seconds >= 3600 else f"{seconds / 3600:.2g} h"
 
 
@@ -197,29 +197,29 @@ def make_plan(
     max_crop: float = 0.0,
     shortest_first_epochs: int = 0,
 ) -> BatchPlan:
-    """Plans training batches: each kept item exactly once an epoch, shuffled by (seed, epoch).
+    """Plans training batches: each kept item exactly once per epoch, shuffled by (seed, epoch).
 
-    One static shape a bucket bounds from below what padding alone can reach: a few per cent with 24 buckets, 13 % with
-    8 on short clips. Where there are no tokens to keep in step with the audio, `max_crop` gets under that bound.
+    With one static shape per bucket some padding remains: a few per cent with 24 buckets, 13 % with 8 on short clips.
+    Without tokens, which must match the audio, `max_crop` reduces it further.
 
     Args:
       num_samples: integers [items], lengths of the audio in samples at 16 kHz.
       token_lengths: integers [items], or None for training on audio alone.
-      seconds_per_batch: padded audio of a global batch; a batch has more only where `batch_multiple` rows are longer.
-      seed: names the shuffle.
-      num_buckets: at most this many static shapes, hence compiled programs; fewer where fewer pad less.
-      batch_multiple: every global batch size is a multiple of it, so that hosts and devices divide it.
+      seconds_per_batch: padded audio of a global batch; exceeded only if `batch_multiple` rows are longer.
+      seed: seed of the shuffle.
+      num_buckets: most static shapes, hence compiled programs.
+      batch_multiple: divisor of every global batch size, a multiple of the numbers of hosts and devices.
       min_seconds: shorter items are dropped.
       max_seconds: longer items are dropped.
       max_tokens: items with more tokens are dropped; None keeps them.
-      frame_samples: padded lengths are multiples of it; one frame after subsampling is a natural choice.
-      max_crop: largest share of an item's audio that one pass may leave out, at a place drawn from (seed, epoch, item),
-        to fit a shorter bucket; only without tokens.
-      shortest_first_epochs: so many first epochs take their batches by ascending length (rows still shuffled within a
-        bucket): a curriculum for CTC from scratch.
+      frame_samples: divisor of padded lengths, usually one frame after subsampling.
+      max_crop: largest share of an item's audio that may be cropped per epoch to fit a shorter bucket, at a position
+        drawn from (seed, epoch, item); only without tokens.
+      shortest_first_epochs: number of first epochs with batches by ascending length (rows still shuffled within a
+        bucket), a curriculum for CTC from scratch.
 
     Raises:
-      ValueError: where an option is out of range, the arrays disagree or no item is kept.
+      ValueError: an option is out of range, the arrays differ in shape, or no item is kept.
     """
     num_samples, token_lengths = _checked(num_samples, token_lengths)
     if not 0 <= max_crop < 1 or (max_crop and token_lengths is not None):
@@ -257,10 +257,10 @@ def make_eval_plan(
     max_seconds: float | None = None,
     frame_samples: int = 640,
 ) -> BatchPlan:
-    """Plans evaluation batches: every item once an epoch by ascending length, nothing dropped unless too long.
+    """Plans evaluation batches: every item once per epoch by ascending length; drops only items that are too long.
 
-    Empty audio and empty transcripts stay, because corpus error rates count them. The arguments are those of
-    `make_plan`; `max_seconds` None sets no limit, so that the longest item decides the largest shape.
+    Empty audio and empty transcripts are kept, because corpus error rates count them. Arguments as in `make_plan`;
+    `max_seconds` None sets no limit.
     """
     num_samples, token_lengths = _checked(num_samples, token_lengths)
     too_long = num_samples > (math.inf if max_seconds is None else max_seconds * SAMPLE_RATE)
@@ -285,22 +285,22 @@ def make_eval_plan(
 def bucket_edges(lengths: np.ndarray, counts: np.ndarray, batch_sizes: np.ndarray, num_buckets: int) -> list[int]:
     """Chooses at most `num_buckets` of the lengths as bucket edges so that an epoch computes the fewest frames.
 
-    A bucket with edge j holds the items longer than the edge before it, and costs its number of batches times
-    `batch_sizes[j] * lengths[j]`: what the device computes, padding of items and filler rows alike. The minimum over
-    all partitions is found exactly, in O(num_buckets * candidates^2) element operations.
+    A bucket with edge j holds the items longer than the previous edge, and costs its number of batches times
+    `batch_sizes[j] * lengths[j]`, including padding and filler rows. The minimum over all partitions is found exactly,
+    by dynamic programming in O(num_buckets * candidates^2).
 
     Args:
       lengths: ascending distinct lengths [candidates], in any unit.
-      counts: items of each length [candidates].
-      batch_sizes: rows of a batch padded to each length [candidates].
+      counts: items by length [candidates].
+      batch_sizes: rows of a batch by padded length [candidates].
       num_buckets: most edges to choose.
 
     Returns:
-      Ascending positions in `lengths`; the last is the last candidate.
+      Ascending indices into `lengths`; the last is the last candidate.
     """
     total = len(lengths)
     items_before = np.concatenate([[0], np.cumsum(counts)])
-    # best[k, j]: least cost of the first j candidates in at most k buckets; came_from holds where the last one starts
+    # best[k, j]: least cost of the first j candidates in at most k buckets; came_from: start of the last bucket
     best = np.full((num_buckets + 1, total + 1), np.inf)
     best[:, 0] = 0
     came_from = np.zeros((num_buckets + 1, total + 1), np.int32)
@@ -343,7 +343,7 @@ def _lay_out(
     seed: int | None,
     shortest_first_epochs: int,
 ) -> BatchPlan:
-    """Drops, sorts by length, chooses the buckets; the work behind both kinds of plan."""
+    """Drops items, sorts them by length and chooses the buckets, for both kinds of plan."""
     for name, value in {
         "seconds_per_batch": seconds_per_batch,
         "num_buckets": num_buckets,
@@ -354,7 +354,7 @@ def _lay_out(
             raise ValueError(f"{name} must be positive, got {value}")
 
     dropped, seconds, keep = {}, {}, np.ones(len(num_samples), bool)
-    for reason, fails in drop_tests.items():  # an item counts under the first reason that applies
+    for reason, fails in drop_tests.items():  # an item is counted under the first reason that applies
         dropped[reason] = int(np.count_nonzero(fails & keep))
         seconds[reason] = int(num_samples[fails & keep].sum(dtype=np.int64)) / SAMPLE_RATE
         keep &= ~fails

@@ -1,4 +1,4 @@
-"""From a plan to batches: tf.data reads, decodes and pads what the plan names, in parallel and ahead of the step."""
+"""Loads the batches of a plan: tf.data reads, decodes and pads records in parallel and ahead of the step."""
 
 import logging
 import os
@@ -48,26 +48,25 @@ def open_batches(
 
     Args:
       index: rows that the plan was made from.
-      plan: what each step's batch holds.
-      tokenizer: makes `tokens` from the records' texts; None for audio alone.
-      host: number of this host; it reads its contiguous share of every batch's rows.
+      plan: the plan.
+      tokenizer: encodes the texts as `tokens`; None for audio alone.
+      host: number of this host, which reads a contiguous share of every batch's rows.
       num_hosts: number of hosts.
-      start_step: first step; nothing before it is read.
-      num_steps: number of batches; None goes on without end.
-      speeds: speed factors that the plan was made with, see `speed.with_speeds`.
-      noise: where each row's `noise` comes from.
+      start_step: first step.
+      num_steps: number of batches; None is unlimited.
+      speeds: speed factors that the plan was made with (`speed.with_speeds`).
+      noise: reader of the array `noise`.
       labels: class of each row of the index.
-      column: of the index, whose texts `tokens` spell.
-      frame_labels: speech units, or classes, of the frames of each row of the index; a crop then begins at a whole
-        frame, so that they stay aligned.
-      parallel: batches made at a time, each in a thread; the number of cores (8 at most) by default.
-      prefetch: finished batches that wait in memory.
-      max_bad: damaged records to skip and count before the run stops.
+      column: text column of the index to encode.
+      frame_labels: speech units or classes per frame for the rows of the index; crops then start at frame boundaries.
+      parallel: batches assembled at a time, one per thread; by default the number of cores, at most 8.
+      prefetch: finished batches held in memory.
+      max_bad: damaged records that are skipped before the run stops.
 
     Raises:
-      IndexMismatchError: where the records do not belong to the index.
-      ValueError: where the plan was made from other lengths, or does not divide among the hosts; or frame labels
-        would have to follow a change of speed.
+      IndexMismatchError: the records do not match the index.
+      ValueError: the plan was made from other lengths, its batches do not divide among the hosts, or frame labels are
+        combined with a change of speed.
     """
     if plan.num_items != len(index) * len(speeds):
         raise ValueError(
@@ -103,10 +102,10 @@ def open_batches(
 
 
 class Batches:
-    """Iterator of `Batch`; made by `open_batches`. `close()` ends it early; the end of the program does so too."""
+    """Iterator of `Batch`; made by `open_batches`, ended early by `close()` or the end of the program."""
 
     def __init__(self, assembler: "_Assembler", start_step: int, num_steps: int | None, parallel: int, prefetch: int):
-        import tensorflow as tf  # takes seconds: only those who read batches pay
+        import tensorflow as tf  # slow import, needed only to read batches
 
         tf.config.set_visible_devices([], "GPU")  # the accelerators belong to JAX
         steps = tf.data.Dataset.range(start_step, tf.int64.max if num_steps is None else start_step + num_steps)
@@ -121,21 +120,21 @@ class Batches:
         options.threading.private_threadpool_size = parallel + 1
         self._assembler = assembler
         self._iterator = [dataset.with_options(options).as_numpy_iterator()]
-        # Taking a finished batch from tf.data costs a turn of its threads, milliseconds where all cores work on a step.
-        # So the next is always being taken while the step runs.
+        # Taking a finished batch from tf.data waits for its threads, milliseconds if all cores are busy with a step, so
+        # the next batch is taken while the step runs.
         self._taker = ThreadPoolExecutor(1, "next-batch")
         self._taken = self._taker.submit(next, self._iterator[0], None)
-        # tf.data's threads run Python: they must be gone before the interpreter is, or the process aborts at exit
+        # tf.data's threads run Python: they must end before the interpreter does, or the process aborts at exit
         self.close = weakref.finalize(self, _close, self._taker, self._iterator)
 
     @property
     def bad(self) -> int:
-        """Records skipped so far because they could not be read or decoded (those of batches read ahead included)."""
+        """Number of unreadable records skipped so far, including batches read ahead."""
         return len(self._assembler.bad)
 
     @property
     def bad_records(self) -> list[str]:
-        """What each of them was, and why."""
+        """Names of the skipped records, with reasons."""
         return list(self._assembler.bad.values())
 
     def __iter__(self) -> "Batches":
@@ -159,7 +158,7 @@ def _close(taker: ThreadPoolExecutor, iterator: list) -> None:
 
 
 class _Assembler:
-    """Makes one host's share of the batch of any step; called from many threads."""
+    """Assembles one host's share of the batch of any step. Thread-safe."""
 
     def __init__(
         self,
@@ -180,19 +179,19 @@ class _Assembler:
         self._index, self._plan, self.spec = index, plan, spec
         self._host, self._num_hosts, self._speeds = host, num_hosts, speeds
         self._reader, self._tokenizer = RecordReader(index), tokenizer
-        # The records have the transcripts beside the audio; what they do not have stays in memory.
+        # Records contain the transcripts; other columns are kept in memory.
         self._texts = None if tokenizer is None or index.is_in_records(column) else index.column(column)
         self._noise, self._frame_labels = noise, frame_labels
         self._labels = None if labels is None else np.asarray(labels, np.int32)
         self._max_bad = max_bad
         self._lock = threading.Lock()
-        self.bad: dict[int, str] = {}  # by row, so that a record met again in a later epoch counts once
+        self.bad: dict[int, str] = {}  # by row, so that a record counts once over all epochs
         self.error: Exception | None = None
 
     def arrays(self, step: np.int64) -> list[np.ndarray]:
-        """The batch's arrays in the order of the fields; without rows where it failed, and `error` says why.
+        """Returns the batch's arrays in the order of the fields; after an exception empty arrays, with `error` set.
 
-        An exception that went through tf.data would come out as a graph error with our message deep inside.
+        tf.data would wrap an exception in a graph error that hides its message.
         """
         try:
             batch = self._batch(int(step))
@@ -215,7 +214,7 @@ class _Assembler:
             if item != FILLER:
                 self._fill(batch, place, int(item), crop_at[place])
         if self._noise is not None:
-            places = range(mine.start, mine.stop)  # of the global batch, so that the number of hosts changes nothing
+            places = range(mine.start, mine.stop)  # of the global batch: independent of the number of hosts
             batch["noise"] = np.stack([self._noise.stretch(step, place, bucket.num_samples) for place in places])
         if self._labels is not None:
             batch["label"] = np.where(items == FILLER, 0, self._labels[batch["example_id"]]).astype(np.int32)
@@ -226,7 +225,7 @@ class _Assembler:
         try:
             flac, text = self._reader.read(row)
             samples = decode_flac(flac)
-        except Exception as error:  # the checksums' and the decoder's kinds alike: the record is bad, not the run
+        except Exception as error:  # checksum and decoder errors: skip the record
             self._skip(row, error)
             return
         if len(samples) != self._index.num_samples[row]:
@@ -260,7 +259,7 @@ class _Assembler:
 
     def _skip(self, row: int, error: Exception) -> None:
         part, number = self._index.locate(row)
-        reason = getattr(error, "error_string", error)  # libsndfile's own words, without the address of a buffer
+        reason = getattr(error, "error_string", error)  # libsndfile's message without a buffer address
         with self._lock:
             if row not in self.bad:
                 self.bad[row] = f"record {number} of {part} in {part.records_dir}: {reason}"

@@ -1,7 +1,7 @@
-"""From a text plan to batches, ahead of the step.
+"""Loads the batches of a text plan, ahead of the step.
 
-A batch is some hundred copies out of memory-mapped arrays, about a millisecond, so a thread of plain numpy keeps far
-ahead of any step; tf.data, which speech needs to decode in parallel, would only add its ten seconds of start-up.
+A batch takes some hundred copies from memory-mapped arrays, about a millisecond, so one NumPy thread is enough.
+tf.data, which speech needs for parallel decoding, would add ten seconds of start-up.
 """
 
 import collections
@@ -36,20 +36,21 @@ def open_text_batches(
     """Opens the batches of a plan from any step on.
 
     Args:
-      tokens: of the documents that the plan was made from.
-      plan: what each step's batch holds.
-      boundary: id that stands before and after each document.
-      begin: id that stands before it instead, where that is another.
-      host: number of this host; it reads its contiguous share of every batch's rows.
+      tokens: tokens of the documents that the plan was made from.
+      plan: the plan.
+      boundary: id before and after each document.
+      begin: id before each document, if it differs from the boundary.
+      host: number of this host, which reads a contiguous share of every batch's rows.
       num_hosts: number of hosts.
-      start_step: first step; nothing before it is read.
-      num_steps: number of batches; None goes on without end.
+      start_step: first step.
+      num_steps: number of batches; None is unlimited.
       labels: class of each document, for a plan without packing.
-      frame_samples: audio of a frame of speech, where documents may hold some.
-      prefetch: batches made ahead.
+      frame_samples: samples per frame of speech, for documents with speech units.
+      prefetch: batches prepared in advance.
 
     Raises:
-      ValueError: the plan was made from other documents, does not divide among the hosts, or packs what has labels.
+      ValueError: the plan was made from other documents, its batches do not divide among the hosts, or labels are given
+        for a packed plan.
     """
     if not np.array_equal(plan.lengths, tokens.lengths):
         raise ValueError(
@@ -73,7 +74,7 @@ def open_text_batches(
 
 
 class TextBatches:
-    """Iterator of `TextBatch`; made by `open_text_batches`. `close()` ends it early."""
+    """Iterator of `TextBatch`; made by `open_text_batches`."""
 
     def __init__(self, make: Callable[[int], TextBatch], start_step: int, num_steps: int | None, prefetch: int):
         self._make = make
@@ -101,7 +102,7 @@ class TextBatches:
         return batch
 
     def close(self) -> None:
-        """Ends the iteration; what is being made is thrown away."""
+        """Ends the iteration; discards pending batches."""
         self._end = self._next
         self._pending.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -148,7 +149,7 @@ def _piece(
     start: int,
     length: int,
 ) -> np.ndarray:
-    """Positions `start` to `start + length` of what `read` gives of a document between its two ends."""
+    """Returns positions `start` to `start + length` of a document with its two ends; `read` reads its inside."""
     last = int(lengths[row]) + BOUNDARIES - 1
     piece = np.full(length, ends[1], np.int32)
     piece[: max(0, 1 - start)] = ends[0]

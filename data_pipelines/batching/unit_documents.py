@@ -1,10 +1,9 @@
-"""Documents that hold speech, as units, for language models of text and speech: utterances alone, and interleaved.
+"""Documents of speech units for language models of text and speech: single utterances, and interleaved with text.
 
-A stretch of speech is its codes without repeats (Lakhotia et al. 2021): each unit stands for one or more frames, whose
-number is kept beside it. An utterance's own document is the speech token and its units. An interleaved document holds
-an utterance once, some of its words as text and the others as units, and changes from one to the other where a word
-ends (Nguyen et al. 2024, Spirit-LM): behind the speech token stand units, behind the text token stands text. A document
-begins in text, so a document of text is what it is to a model of text alone.
+Speech is a sequence of deduplicated units (Lakhotia et al. 2021), each stored with its number of frames. The document
+of an utterance is the speech token and its units. An interleaved document holds an utterance once, some words as text
+and others as units, with switches at word ends (Nguyen et al. 2024, Spirit-LM): units follow the speech token, text
+follows the text token. Documents begin in text, so a document of text is the same as for a model of text alone.
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ _WITHOUT_TIMES = "; or train without interleaved documents: --data.interleaved 0
 
 
 class Markers(NamedTuple):
-    """The ids that the vocabulary has for speech: the tokens behind which speech and text begin, and unit 0."""
+    """Ids of the speech token, the text token and unit 0 in the vocabulary."""
 
     speech: int
     text: int
@@ -38,7 +37,7 @@ class Markers(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Consecutive words of an utterance, `first` to `stop` - 1, that are spoken or written."""
+    """Consecutive words of an utterance, `first` to `stop` - 1, as speech or text."""
 
     spoken: bool
     first: int
@@ -46,20 +45,21 @@ class Stretch(NamedTuple):
 
 
 def deduplicate(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(units, frames of each): the codes of consecutive frames, equal neighbours as one."""
+    """Merges equal units of consecutive frames; returns (units, number of frames of the units)."""
     starts = np.flatnonzero(np.diff(codes.astype(np.int64), prepend=-1))
     return codes[starts], np.diff(starts, append=len(codes))
 
 
 def draw_stretches(num_words: int, mean_words: float, key: int) -> list[Stretch]:
-    """Cuts an utterance into stretches that are spoken and written by turns; each word is in exactly one.
+    """Cuts an utterance into alternating stretches of speech and text that contain each word once.
 
-    Behind each word the stretch ends with probability 1 / mean_words, and at one drawn word where none ended. Which
-    kind begins is drawn too.
+    A stretch ends after a word with probability 1 / mean_words; if none does, one cut is drawn. The kind of the first
+    stretch is drawn too.
 
     Args:
       num_words: at least 2.
-      key: decides all.
+      mean_words: mean words per stretch.
+      key: random key.
     """
     draws = uniform(np.arange(num_words + 1), key)
     cuts = np.flatnonzero(draws[1:num_words] < 1 / mean_words) + 1
@@ -71,12 +71,13 @@ def draw_stretches(num_words: int, mean_words: float, key: int) -> list[Stretch]
 
 
 def word_frames(spans: np.ndarray, num_frames: int, frame_samples: int) -> np.ndarray:
-    """Where each word's frames begin, int64 [words + 1]: they are parted in the middle of the time between two words.
-
-    The first word has all frames before it too, the last all behind it.
+    """Assigns all frames of an utterance to its words, with boundaries in the middle between adjacent words.
 
     Args:
-      spans: integers [words, 2], first sample of each word and the one behind its last.
+      spans: integers [words, 2], first sample of the words and one past their last.
+
+    Returns:
+      int64 [words + 1], first frames of the words, then the number of frames.
     """
     middle = (spans[:-1, 1].astype(np.int64) + spans[1:, 0]) / 2
     inner = np.clip(np.rint(middle / frame_samples), 0, num_frames).astype(np.int64)
@@ -84,7 +85,7 @@ def word_frames(spans: np.ndarray, num_frames: int, frame_samples: int) -> np.nd
 
 
 def spoken_document(codes: np.ndarray, markers: Markers) -> np.ndarray:
-    """The speech token and the units, as `UNIT_TOKEN`."""
+    """Returns the speech token and the units, as `UNIT_TOKEN`."""
     units, frames = deduplicate(codes)
     document = np.zeros(len(units) + 1, UNIT_TOKEN)
     document["id"][0], document["id"][1:], document["frames"][1:] = markers.speech, units + markers.first_unit, frames
@@ -99,7 +100,7 @@ def interleaved_document(
     tokenizer: Tokenizer,
     markers: Markers,
 ) -> np.ndarray:
-    """An utterance, units and text by turns, as `UNIT_TOKEN`; empty where a spoken stretch has no frame."""
+    """Returns an utterance as alternating units and text, `UNIT_TOKEN`; empty if a spoken stretch has no frame."""
     parts = []
     for number, (spoken, first, stop) in enumerate(stretches):
         if spoken:
@@ -120,8 +121,8 @@ class UnitDocuments:
     """Documents of one kind, for `packing`.
 
     Attributes:
-      store: their tokens; one without any is not there.
-      missing: documents that are not there, by reason.
+      store: their tokens; missing documents have length 0.
+      missing: number of missing documents, by reason.
     """
 
     store: TokenStore
@@ -129,7 +130,7 @@ class UnitDocuments:
 
 
 def spoken_documents(index: Index, units: Path | str, markers: Markers) -> UnitDocuments:
-    """A document of units for every utterance.
+    """Makes a document of units for every utterance.
 
     Raises:
       DataError: a part is not labelled with these units.
@@ -149,9 +150,9 @@ def spoken_documents(index: Index, units: Path | str, markers: Markers) -> UnitD
 def interleaved_documents(
     index: Index, units: Path | str, tokenizer: Tokenizer, markers: Markers, *, mean_words: float, draws: int, seed: int
 ) -> UnitDocuments:
-    """For every utterance whose words have times, `draws` documents that hold it interleaved, each differently.
+    """Makes `draws` interleaved documents for every utterance with word times.
 
-    Which words are spoken is a pure function of (seed, row of the part, draw).
+    The choice of spoken words is a pure function of (seed, row of the part, draw).
 
     Raises:
       DataError: a part is not labelled with these units, or has no word times.
@@ -194,5 +195,5 @@ def _first_row(index: Index, part: Part) -> int:
 
 
 def _name(kind: str, *settings: object) -> str:
-    """A file's name that says all that decides its content besides the index."""
+    """Returns a file name with a digest of all settings that determine the content, except the index."""
     return f"{kind}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-"""`jax-speechlm COMMAND`: each command is a thin layer over a function that also runs from Python."""
+"""Entry point of `jax-speechlm COMMAND`; each command calls a function that can also be used from Python."""
 
 import importlib
 import importlib.metadata
@@ -13,13 +13,13 @@ from jax_speechlm.core import exit_status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns its exit status, one of `jax_speechlm.core.exit_status`."""
+    """Runs one command; returns its exit status (`jax_speechlm.core.exit_status`)."""
     if argv is None:
         use_utf8()
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what TensorFlow says as it is imported
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and it announces itself
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no messages of TensorFlow's import
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused, and it logs a message
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = 0
     try:
         status = _run(command, argv[1:], prog=f"jax-speechlm {argv[0]}")
-    except BrokenPipeError:  # whoever read our output, `head` say, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UnicodeError as error:
         print(

@@ -1,4 +1,4 @@
-"""Commands that differ with the task that a run was trained for: eval, generate, score-pairs."""
+"""Commands whose function depends on the task of a run: eval, generate, score-pairs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,16 +12,16 @@ from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.tasks import TASKS, Task, resolve
 
 _SHOWN = {"eval": "ctc", "generate": "causal_lm", "score-pairs": "causal_lm"}
-"""The task whose options --help shows where no run is named."""
+"""Task whose options --help shows if no run is given."""
 
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
-    """Runs `jax-speechlm eval`: measures a run as it was trained for."""
+    """Runs `jax-speechlm eval`: evaluates a run by its task."""
     _run("eval", argv, prog)
 
 
 def generate(argv: Sequence[str], prog: str) -> None:
-    """Runs `jax-speechlm generate`: continues texts, units, or answers speech."""
+    """Runs `jax-speechlm generate`: continues texts or units, or answers speech."""
     _run("generate", argv, prog)
 
 

@@ -1,4 +1,4 @@
-"""The commands of `jax-speechlm`: what runs each, a summary, an example."""
+"""The commands of `jax-speechlm`: function, summary, example."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,10 @@ class Command(NamedTuple):
     """One command.
 
     Attributes:
-      run: the function that runs it, as "module:name", imported when the command is called.
-      summary: what it does, in one line.
+      run: its function as "module:name", imported when the command is called.
+      summary: one line of help.
       example: one or two command lines.
-      typed: whether the command line is read into the function's own arguments (tyro); else it takes (argv, prog).
+      typed: whether tyro parses the command line into the function's arguments; else the function takes (argv, prog).
     """
 
     run: str
@@ -171,4 +171,4 @@ COMMANDS = {
 }
 
 OLD_COMMANDS = {"configs": "recipes"}
-"""Earlier names of commands, which work for one version."""
+"""Earlier names of commands, accepted for one version."""

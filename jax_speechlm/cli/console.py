@@ -1,4 +1,4 @@
-"""Prepares a process for a command: the text encoding, and options that are given twice."""
+"""Sets the text encoding of a process and finds repeated options."""
 
 import codecs
 import locale
@@ -10,18 +10,17 @@ _REPEATABLE = ("--from",)
 
 
 def repeated_option(argv: Sequence[str]) -> str | None:
-    """Returns an option that a command line names twice, of those that may stand there once; None if there is none.
-
-    What follows a bare `--` is another command's.
-    """
+    """Returns an option that is repeated and may not be, or None. Words after a bare `--` are not checked."""
     own = argv[: argv.index("--")] if "--" in argv else argv
     names = [word.split("=")[0].replace("_", "-") for word in own if word.startswith("--")]
     return next((name for name in names if names.count(name) > 1 and name not in _REPEATABLE), None)
 
 
 def use_utf8() -> None:
-    """Starts Python again in UTF-8 mode where the locale's encoding is another, so that arguments, files and output
-    hold any text; what a terminal's own encoding lacks is written as an escape."""
+    """Restarts Python in UTF-8 mode if the locale's encoding is another.
+
+    Characters that the output encoding lacks are written as escapes.
+    """
     if not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

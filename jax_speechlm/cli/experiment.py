@@ -1,4 +1,4 @@
-"""Reads an experiment from a command line: --config, and every setting as an option."""
+"""Parses an experiment from a command line: --config, and every setting as an option."""
 
 import argparse
 import functools
@@ -12,6 +12,7 @@ from jax_speechlm.recipes.experiment import Experiment, InitFrom
 
 
 def experiment_parser(prog: str, default_config: str) -> argparse.ArgumentParser:
+    """Returns a parser with the option --config, to which a command adds its own."""
     parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     parser.add_argument(
         "--config", default=default_config, help="a shipped experiment, or a .py or .json file (default: %(default)s)"
@@ -22,7 +23,11 @@ def experiment_parser(prog: str, default_config: str) -> argparse.ArgumentParser
 def parse_experiment(
     parser: argparse.ArgumentParser, argv: Sequence[str], prog: str
 ) -> tuple[Experiment, argparse.Namespace]:
-    """The experiment that a command line names, with every setting that it changes, and the command's own options."""
+    """Parses a command line.
+
+    Returns:
+      The experiment of --config with the settings that the command line changes, and the command's own options.
+    """
     import tyro
 
     known, rest = parser.parse_known_args(argv)
@@ -45,14 +50,13 @@ def parse_experiment(
 def choose_kinds(experiment: Experiment, argv: Sequence[str]) -> tuple[Experiment, list[str]]:
     """Applies the options that choose a kind: --objective.kind, --model.kind, --optimizer.schedule.kind, ...
 
-    A part of another kind keeps the settings that both kinds have. What the new kind requires besides is read from the
-    options that set it.
+    Settings that both kinds have are kept. Further settings that the new kind requires are read from their options.
 
     Returns:
-      The experiment, and the options that are left.
+      The experiment and the remaining options.
 
     Raises:
-      ValueError: there is no such part or kind, or the new kind requires settings that are not given.
+      ValueError: a part or kind does not exist, or the new kind requires settings that are not given.
     """
     given = _options(argv)
     chosen = {name.removesuffix(".kind"): values for name, values in given.items() if name.endswith(".kind")}

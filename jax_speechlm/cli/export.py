@@ -1,7 +1,6 @@
-"""`jax-speechlm export RUN --to TARGET`: which targets there are, and the function that makes each.
+"""`jax-speechlm export RUN --to TARGET`: the targets and their functions.
 
-A target's function takes what is left of the command line, so each has options of its own; it is imported when it is
-asked for, with whatever it needs.
+A target's function parses the rest of the command line, so each target has its own options. It is imported on use.
 """
 
 import argparse
@@ -13,7 +12,7 @@ Target = Literal["hf", "stablehlo", "saved_model", "litert", "onnx"]
 
 
 class ExportTarget(NamedTuple):
-    """What makes a target: the function, as "module:name", and a line about it."""
+    """The function that exports to a target, as "module:name", and one line of help."""
 
     run: str
     summary: str

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def import_folder(argv: Sequence[str], prog: str) -> None:
-    """Reads the command line of `import_run` and runs it."""
+    """Runs `import_run` with a command line."""
     import tyro
 
     from jax_speechlm.interop.hf.import_ import import_run

@@ -1,4 +1,4 @@
-"""`jax-speechlm launch`: one job for any launcher."""
+"""`jax-speechlm launch`: runs one job on any launcher."""
 
 import argparse
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ plan that does not fit, an error that the user has to correct (jax-speechlm --he
 
 
 def launch(argv: Sequence[str], prog: str) -> int:
-    """Reads the command line, then prints or does what it says; returns the exit status."""
+    """Runs a launcher's action, or prints its shell script; returns the exit status."""
     import tyro
 
     parser = argparse.ArgumentParser(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def plan(argv: Sequence[str], prog: str) -> int:
-    # Compiling for a TPU must not look for one.
+    """Runs `jax-speechlm plan`; returns the exit status."""
+    # Compiling for a TPU must not search for one on this machine.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from jax_speechlm.cli.experiment import experiment_parser, parse_experiment
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def serve(argv: Sequence[str], prog: str) -> None:
-    """The command. Raises `ValueError` where what it needs besides the package is not installed."""
+    """Runs `serve_run` with a command line. Raises `ValueError` if the serve extra is not installed."""
     import tyro
 
     from jax_speechlm.parallel.hardware import cache_compilations

@@ -6,6 +6,8 @@ from typing import Literal
 
 
 def train_tokenizer(argv: Sequence[str], prog: str) -> None:
+    """Runs `jax-speechlm train-tokenizer`."""
+
     import tyro
 
     def run(
@@ -20,12 +22,12 @@ def train_tokenizer(argv: Sequence[str], prog: str) -> None:
         """Trains a tokenizer on the transcripts or documents of prepared training splits.
 
         Args:
-          sets: names of prepared data sets; "name:split" takes another split than "train".
+          sets: names of prepared data sets; "name:split" selects another split than "train".
           out: folder to write; give it to training as --data.tokenizer.
-          kind: single characters, or SentencePiece pieces by a unigram model or byte pairs.
-          vocab_size: number of tokens, the CTC blank included; characters take what the text has.
-          byte_fallback: spell what has no piece in bytes, so that every text comes back whole; for language models.
-          max_characters: SentencePiece learns from rows drawn at random, as many as have so many characters.
+          kind: characters, or SentencePiece by a unigram model or byte-pair encoding.
+          vocab_size: number of tokens including the CTC blank; ignored for characters.
+          byte_fallback: encode characters without a piece as bytes, so that decoding is lossless; for language models.
+          max_characters: characters of the rows drawn at random that SentencePiece is trained on.
           data_dir: folder of the prepared data sets.
         """
         from data_pipelines.storage import index

@@ -7,10 +7,12 @@ from pathlib import Path
 
 
 def pretrain(argv: Sequence[str], prog: str) -> int:
+    """Runs `jax-speechlm pretrain`; returns the exit status."""
     return _train(argv, prog, "demo/pretrain")
 
 
 def finetune(argv: Sequence[str], prog: str) -> int:
+    """Runs `jax-speechlm finetune`; returns the exit status."""
     return _train(argv, prog, "demo/finetune")
 
 
@@ -44,7 +46,7 @@ def _train(argv: Sequence[str], prog: str, default_config: str) -> int:
         if not known.force:
             check_fits(experiment)
         result = train(experiment, run_dir)
-        # A launcher that starts again only what fails must not take a run that a signal stopped for done.
+        # A launcher that restarts only failed jobs must not take a run stopped by a signal for finished.
         stopped = result.stopped_by or result.step < experiment.num_steps
         status = int(os.environ.get("JAX_SPEECHLM_STOPPED_STATUS", 0)) if stopped else 0
         if jax.process_index():

@@ -1,4 +1,4 @@
-"""Audio files as text, JSON and subtitles: what `jax-speechlm transcribe` and `translate` run."""
+"""`jax-speechlm transcribe` and `translate`: transcribe audio files to text, JSON or subtitles."""
 
 import contextlib
 import sys
@@ -27,18 +27,18 @@ def transcribe_files(
     max_seconds: float = 30.0,
     seconds_per_batch: float = 60.0,
 ) -> None:
-    """Turns audio files into text. Any format, sample rate, length and number of channels.
+    """Transcribes audio files of any format, sample rate, length and number of channels.
 
     Args:
       checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
       files: the audio files.
-      decoding: how the text is found; weights that `eval` tuned are in its report.
-      ensemble: further runs with its tokenizer and frame rate; the mean of all their probabilities is decoded.
-      format: "text" prints a line a file; "json" prints JSON lines with the file, its seconds, text, error, and its
-        segments with the times of their words; "srt" and "vtt" are subtitles.
-      out: folder to write a file to for each audio file, talk.srt for talk.mp3, instead of printing.
-      max_seconds: longer recordings are heard in overlapping windows of at most this length, cut at quiet places.
-      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+      decoding: decoding settings; weights that `eval` tuned are in its report.
+      ensemble: further runs with the same tokenizer and frame rate; the mean of their probabilities is decoded.
+      format: "text" prints one line per file; "json" prints JSON lines with file, seconds, text, error, and segments
+        with word times; "srt" and "vtt" are subtitles.
+      out: folder to write one file per audio file to, talk.srt for talk.mp3, instead of printing.
+      max_seconds: longer recordings are cut at quiet places into overlapping windows of at most this length.
+      seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
     """
     transcriber = _checked(open_transcriber(checkpoint, decoding, ensemble), "transcribe")
     _write(transcriber, files, format, out, max_seconds, seconds_per_batch)
@@ -53,17 +53,17 @@ def translate_files(
     max_seconds: float = 30.0,
     seconds_per_batch: float = 60.0,
 ) -> None:
-    """Turns audio files into English text. Any format, sample rate, length and number of channels.
+    """Translates audio files of any format, sample rate, length and number of channels into English text.
 
     Args:
       checkpoint: directory of a speech_lm run with objective.task translate, or one of its checkpoints/<step> folders.
       files: the audio files.
-      beam_size: above 1: a beam search that keeps this many texts; else the likeliest token is taken each time.
-      format: "text" prints a line a file; "json" prints JSON lines with the file, its seconds, text, error and its
-        segments; "srt" and "vtt" are subtitles.
-      out: folder to write a file to for each audio file, talk.srt for talk.mp3, instead of printing.
+      beam_size: above 1: beam search with this many hypotheses; else greedy search.
+      format: "text" prints one line per file; "json" prints JSON lines with file, seconds, text, error and segments;
+        "srt" and "vtt" are subtitles.
+      out: folder to write one file per audio file to, talk.srt for talk.mp3, instead of printing.
       max_seconds: longer recordings are cut at pauses into parts of at most this length.
-      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+      seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
     """
     decoding = Decoding(decoder="beam", beam_size=beam_size) if beam_size > 1 else Decoding()
     transcriber = _checked(open_transcriber(checkpoint, decoding), "translate")
@@ -122,7 +122,7 @@ def _formatted(transcript: Transcript, format: Format, is_one: bool) -> str:
 
 @contextlib.contextmanager
 def _progress(files: Sequence[Path]) -> Iterator[Callable[[float], None]]:
-    """A bar over the audio of all files, where someone looks at it."""
+    """Shows a progress bar over the audio of all files on a terminal; yields the function that updates it."""
     console = Console(stderr=True)
     total = sum(decode.length(file) for file in files) if console.is_terminal else 0.0
     columns = (

@@ -1,4 +1,4 @@
-"""What `jax-speechlm units` runs: fit a k-means, label sets with it, look at what its units are."""
+"""`jax-speechlm units`: fits a k-means, labels sets with its units, reports on the units."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,19 +38,19 @@ def fit(
 ) -> Units:
     """Fits speech units: a k-means over the frames of prepared training splits.
 
-    The frames are MFCCs of the front end `mel`, which has to be that of the model to be trained; or hidden states of a
-    trained encoder.
+    The features are MFCCs of the front end `mel`, which must be the front end of the model to train, or hidden states
+    of a trained encoder.
 
     Args:
-      sets: names of prepared data sets; "name:split" takes another split than "train".
+      sets: names of prepared data sets; "name:split" selects another split than "train".
       out: folder to write; label sets with it, then give it to training as --data.units.
-      kmeans: how to fit.
-      mel: the front end whose frames get a unit each.
-      checkpoint: take hidden states of this run's encoder instead: its directory, or a checkpoints/<step> folder.
-      layer: after so many layers; a middle one is a good first try.
-      max_frames: frames to fit on, of utterances drawn at random; all of them are held in memory.
+      kmeans: settings of the fit.
+      mel: the front end; every frame gets one unit.
+      checkpoint: use hidden states of this run's encoder instead: its directory, or a checkpoints/<step> folder.
+      layer: number of layers before the hidden states; try a middle layer first.
+      max_frames: frames to fit on, of utterances drawn at random; all are held in memory.
       data_dir: folder of the prepared data sets.
-      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+      seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
     """
     if (checkpoint is None) != (layer is None):
         raise ValueError("--checkpoint and --layer go together: hidden states are those of a layer")
@@ -82,13 +82,13 @@ def label(
     data_dir: Path = Path("data"),
     seconds_per_batch: float = 120.0,
 ) -> None:
-    """Gives every frame of prepared sets its unit. What was labelled before is kept, half a set too.
+    """Labels every frame of prepared sets with its unit. Existing labels are kept, also of partly labelled sets.
 
     Args:
-      units: folder that `units fit` wrote.
-      sets: names of prepared data sets, of which every split is labelled; "name:split" takes that split alone.
-      data_dir: folder of the prepared data sets; the codes are written beside each set's index.
-      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+      units: folder of `units fit`.
+      sets: names of prepared data sets, with all splits; "name:split" selects one split.
+      data_dir: folder of the prepared data sets; the units are written next to each set's index.
+      seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
     """
     known = read_units(units)
     mesh, extractor = make_mesh(MeshShape()), read_features(known.about["features"]).open()
@@ -115,16 +115,16 @@ def report(
     data_dir: Path = Path("data"),
     seconds_per_batch: float = 120.0,
 ) -> UnitsReport:
-    """Reports what units are: how many are in use, how long they last, what they tell of labels and of speakers.
+    """Reports statistics of units: how many are in use, their durations, their relation to labels and speakers.
 
     Args:
-      units: folder that `units fit` wrote.
-      sets: names of prepared data sets that `units label` labelled; "name:split" takes another split than --split.
+      units: folder of `units fit`.
+      sets: names of data sets labelled by `units label`; "name:split" selects another split than --split.
       split: "test", "dev" or "train".
-      ctc: a finetuned run, whose forced alignment says which character is said in each frame.
+      ctc: a finetuned run, for a forced alignment of characters to frames.
       out: folder of the report; by default <units>/report/<sets>-<split>.
       data_dir: folder of the prepared data sets.
-      seconds_per_batch: padded audio at a time: memory and speed, never the result.
+      seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
     """
     found = measure(units, sets, split, data_dir, ctc, seconds_per_batch)
     out = out or units / "report" / f"{'+'.join(sets)}-{split}"
