@@ -114,11 +114,7 @@ class EvaluationReport(Config):
 
     @classmethod
     def load(cls, path: AnyPath) -> "EvaluationReport":
-        """Reads a report from a `report.json`.
-
-        Raises:
-          ValueError: the file is missing or is not a report; the message names it.
-        """
+        """Reads a `report.json`. Raises `ValueError` if the file is missing or is not a report."""
         try:
             return cls.from_json(path.read_bytes())
         except FileNotFoundError:

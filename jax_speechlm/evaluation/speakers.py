@@ -82,11 +82,7 @@ class Pairs(NamedTuple):
 
 
 def score(cosine: Float[np.ndarray, " pairs"], is_target: Bool[np.ndarray, " pairs"]) -> SpeakerReport:
-    """Computes the error rates over all thresholds.
-
-    Raises:
-      ValueError: pairs of one speaker or of two are missing.
-    """
+    """Computes error rates over all thresholds. Raises `ValueError` unless there are pairs of both kinds."""
     targets, others = int(is_target.sum()), int((~is_target).sum())
     if not targets or not others:
         raise ValueError(f"{targets} pairs of one speaker and {others} of two: there must be some of both")

@@ -73,11 +73,7 @@ class TranslationReport(Config):
 def evaluate(
     utterances: Sequence[Utterance], normalizer_name: NormalizerName = "basic", *, decoder: str = "greedy"
 ) -> TranslationReport:
-    """Scores translations against one reference each; `decoder` describes the decoding.
-
-    Raises:
-      ValueError: no utterance has a reference.
-    """
+    """Scores translations against one reference each. Raises `ValueError` if no utterance has a reference."""
     from sacrebleu.metrics import BLEU, CHRF
 
     referenced = [utterance for utterance in utterances if utterance.reference.strip()]

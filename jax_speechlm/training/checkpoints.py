@@ -146,10 +146,7 @@ class Checkpoints:
         self._newest = step
 
     def is_among_best(self, metrics: dict[str, float]) -> bool:
-        """Returns whether a checkpoint with these validation results would be among the `keep_best`.
-
-        Every process calls it and gets the same result.
-        """
+        """Returns whether these validation results would be among the `keep_best`. Called by all processes."""
         value = goodness(metrics, self._best_metric)
         better = sum(self._goodness.get(step, -math.inf) >= value for step in self.steps)
         return bool(distributed.processes_where(value > -math.inf and better < self._keep_best))
@@ -323,11 +320,7 @@ def read_meta(checkpoint: str | os.PathLike) -> dict[str, Any]:
 
 
 def find(path: str | os.PathLike) -> AnyPath:
-    """Finds the newest `<step>` folder of a run's directory; a `<step>` folder is returned unchanged.
-
-    Raises:
-      CheckpointError: the path has no checkpoint.
-    """
+    """Finds the newest `<step>` folder of a run; a `<step>` folder is returned unchanged. Raises as `find_all` does."""
     return find_all(path)[-1]
 
 

@@ -50,11 +50,7 @@ class LogFolder:
     """
 
     def __init__(self, run_dir: AnyPath, is_writer: bool = True):
-        """Creates the folder, with the metrics of earlier starts.
-
-        Args:
-          is_writer: whether this process writes logs; the others only read the logs of earlier starts.
-        """
+        """Fetches the metrics of earlier starts. Only the process with `is_writer` copies files to a bucket."""
         self._remote = run_dir if is_url(run_dir) else None
         if self._remote is None:
             self.folder = Path(run_dir)

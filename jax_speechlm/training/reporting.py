@@ -65,10 +65,7 @@ class IntervalMetrics:
     """
 
     def __init__(self, peak_flops: float):
-        """
-        Args:
-          peak_flops: FLOP/s of all devices together, the reference of MFU.
-        """
+        """`peak_flops` is the FLOP/s of all devices together, the reference of MFU."""
         self._peak_flops = peak_flops
         self._reset()
 
@@ -149,11 +146,7 @@ class Reporter:
     """Shows progress and writes logs to a folder. Only process 0 of a multi-host run writes."""
 
     def __init__(self, logs: Path, title: str, start_step: int, num_steps: int):
-        """Continues the logs of earlier starts, without their lines of steps after `start_step`, which are repeated.
-
-        Args:
-          start_step: steps already completed.
-        """
+        """Continues the logs of earlier starts, without the lines of steps after `start_step`, which are repeated."""
         self._active = jax.process_index() == 0
         self.console = Console(quiet=not self._active, highlight=False, soft_wrap=True)
         self._num_steps = num_steps

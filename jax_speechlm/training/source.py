@@ -101,11 +101,7 @@ def _shapes(experiment: Experiment) -> dict[str, Any]:
 
 
 def read_tokenizer(path: str) -> base.Tokenizer:
-    """Reads a tokenizer from a folder written by `train-tokenizer`, or from a run's directory.
-
-    Raises:
-      CheckpointError, DataError: the tokenizer is missing or cannot be read.
-    """
+    """Reads a tokenizer from a folder of `train-tokenizer`, or from a run. Raises `CheckpointError` or `DataError`."""
     if (as_path(path) / "checkpoints").is_dir():
         if tokenizer := saved_tokenizer(ckpt.read_meta(ckpt.find(path))):
             return tokenizer
@@ -166,11 +162,7 @@ class SpeechSource(BatchSource):
 
     @classmethod
     def open(cls, experiment: Experiment, tokenizer: base.Tokenizer | None = None) -> "SpeechSource":
-        """Opens and plans an experiment's data sets; see `open_source`.
-
-        Args:
-          tokenizer: the mixture's, if this is one of its streams.
-        """
+        """Opens and plans data sets, with the tokenizer of the mixture, if any; see `open_source`."""
         data = experiment.data
         train, dev = read_indexes(data)
         if TRANSCRIPT not in inputs_of(experiment):
@@ -252,11 +244,7 @@ class TextSource(BatchSource):
 
     @classmethod
     def open(cls, experiment: Experiment, tokenizer: base.Tokenizer | None = None) -> "TextSource":
-        """Encodes and plans an experiment's data sets; see `open_source`.
-
-        Args:
-          tokenizer: the mixture's, if this is one of its streams.
-        """
+        """Encodes and plans data sets, with the tokenizer of the mixture, if any; see `open_source`."""
         data = experiment.data
         train, dev = read_indexes(data)
         tokenizer = tokenizer or _tokenizer(data.tokenizer, train)

@@ -61,11 +61,7 @@ class Trainer(NamedTuple):
 
 
 def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, seed: int, mesh: Mesh) -> Trainer:
-    """Builds the train and evaluation steps of an objective.
-
-    Raises:
-      ValueError: `optimizer.frozen` or a group matches no parameter.
-    """
+    """Builds the train and evaluation steps. Raises `ValueError` if a frozen path or a group matches no parameter."""
     declaration = functional.declare(objective.make)
     frozen_paths = objective.frozen + optimizer.frozen
     for path in frozen_paths:

@@ -96,9 +96,6 @@ def take_over_all(
 
     Returns:
       The parameters, and messages for the user: the groups taken from every checkpoint, and the new groups.
-
-    Raises:
-      CheckpointError: as `take_over` does.
     """
     new, said = set(paths(params)), []
     for start in starts:
