@@ -3,7 +3,7 @@
 TensorStore, which writes Orbax's arrays, supports S3, but Orbax 0.12 uses it only for gs:// and disks
 (google/orbax#359). For Orbax, S3 behaves like gs://: a file `commit_success.txt` marks a complete checkpoint, because
 folders cannot be renamed. The patch replaces the four private names below; setup.cfg therefore limits Orbax's version,
-and `tests/training/test_buckets.py` tests saving, resuming and cleaning up against an S3 server.
+and `tests/test_buckets.py` tests saving, resuming and cleaning up against an S3 server.
 """
 
 import functools
