@@ -33,15 +33,11 @@ class NoiseReader:
         self._reader = RecordReader(index)
 
     def stretch(self, step: int, place: int, num_samples: int) -> np.ndarray:
-        """Reads a random stretch of a clip drawn uniformly; a shorter clip is looped.
+        """Returns int16 [num_samples] from a random position of a clip drawn uniformly; a shorter clip is looped.
 
         Args:
           step: step of the batch.
           place: row of the global batch.
-          num_samples: length of the stretch.
-
-        Returns:
-          int16 [num_samples].
 
         Raises:
           DataError: the record cannot be read.

@@ -58,8 +58,6 @@ def draw_stretches(num_words: int, mean_words: float, key: int) -> list[Stretch]
 
     Args:
       num_words: at least 2.
-      mean_words: mean words per stretch.
-      key: random key.
     """
     draws = uniform(np.arange(num_words + 1), key)
     cuts = np.flatnonzero(draws[1:num_words] < 1 / mean_words) + 1
@@ -77,7 +75,7 @@ def word_frames(spans: np.ndarray, num_frames: int, frame_samples: int) -> np.nd
       spans: integers [words, 2], first sample of the words and one past their last.
 
     Returns:
-      int64 [words + 1], first frames of the words, then the number of frames.
+      int64 [words + 1], first frame of each word, then the number of frames.
     """
     middle = (spans[:-1, 1].astype(np.int64) + spans[1:, 0]) / 2
     inner = np.clip(np.rint(middle / frame_samples), 0, num_frames).astype(np.int64)

@@ -17,10 +17,7 @@ def repeated_option(argv: Sequence[str]) -> str | None:
 
 
 def use_utf8() -> None:
-    """Restarts Python in UTF-8 mode if the locale's encoding is another.
-
-    Characters that the output encoding lacks are written as escapes.
-    """
+    """Restarts Python in UTF-8 mode if the locale differs; characters that the output lacks become escapes."""
     if not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

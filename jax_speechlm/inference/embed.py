@@ -73,14 +73,7 @@ class SpeechEncoder:
         return dataclasses.replace(self, params=functional.init(self._make, seed_key(seed)), checkpoint=None)
 
     def pooled(self, batches: Iterable[Batch], num_rows: int) -> Float[np.ndarray, "rows layers dim"]:
-        """Computes the mean over frames of all layers in one pass.
-
-        Args:
-          batches: batches whose `example_id` is below `num_rows`.
-
-        Returns:
-          float32 [num_rows, layers, dim], indexed by `example_id`; 0 for a row without frames.
-        """
+        """Computes the means of all layers over a row's frames, by `example_id`; 0 for a row without frames."""
         pooled = np.zeros((num_rows, self.model.num_layers + 1, self.model.dim), np.float32)
         for batch in batches:
             real = batch["example_id"] >= 0

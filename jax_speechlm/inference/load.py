@@ -82,10 +82,7 @@ class TrainedModel:
     def embed(
         self, recordings: Recording | Sequence[Recording], *, layer: int | None = None, max_seconds: float = 30.0
     ) -> list[Float[np.ndarray, "_ dim"]]:
-        """Computes hidden states of the speech encoder (`SpeechEncoder.embed`).
-
-        Returns:
-          [time, dim] for each recording.
+        """Returns hidden states of the speech encoder [time, dim] for each recording (`SpeechEncoder.embed`).
 
         Raises:
           CheckpointError: the checkpoint has no speech encoder of its own.
@@ -110,11 +107,7 @@ class TrainedModel:
             speech-language model.
           method: sampling or beam search (`decoding.lm.generate`).
           max_tokens: most tokens added; for a speech-language model the limit is the length of the audio instead.
-          samples: continuations drawn per prompt; a beam search returns its hypotheses instead.
-          seed: seed of sampling.
-
-        Returns:
-          The continuations for each prompt; by beam search sorted, best first.
+          samples: continuations drawn per prompt; a beam search returns its hypotheses instead, best first.
 
         Raises:
           CheckpointError: the checkpoint was not trained to generate.
@@ -155,10 +148,7 @@ class TrainedModel:
     def speech_times(
         self, recordings: Recording | Sequence[Recording], *, threshold: float = 0.5, max_seconds: float = 30.0
     ) -> list[list[tuple[float, float]]]:
-        """Finds speech in recordings (`VoiceActivity.speech_times`).
-
-        Returns:
-          Start and end of the spans of speech in each recording, in seconds.
+        """Returns the spans of speech in each recording, (start, end) in seconds (`VoiceActivity.speech_times`).
 
         Raises:
           CheckpointError: the checkpoint was not trained to detect speech.

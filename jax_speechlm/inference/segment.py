@@ -41,9 +41,6 @@ class VoiceActivity(RunPredictor):
         Args:
           max_seconds: longer recordings are cut at quiet places and their parts encoded separately.
 
-        Returns:
-          float32 [time].
-
         Raises:
           AudioError: the recording cannot be read.
         """

@@ -135,12 +135,9 @@ def cut_at_pauses(recording: Recording, max_seconds: float) -> list[Samples]:
 def in_groups(
     recordings: Iterable[Recording], max_seconds: float, seconds_per_batch: float
 ) -> Iterator[list[tuple[Recording, list[Samples]]]]:
-    """Cuts recordings into parts of at most `max_seconds` and groups as many as fill a batch.
+    """Cuts recordings into parts of at most `max_seconds`; yields groups of recordings that fill a batch.
 
     At most a batch and a recording are in memory.
-
-    Yields:
-      Groups of recordings with their parts.
 
     Raises:
       AudioError: a recording cannot be read.
@@ -193,10 +190,7 @@ def in_batches(parts: Sequence[Samples], seconds_per_batch: float = 60.0) -> Ite
     """Batches recordings by padded length; `example_id` is the position in `parts`, -1 in filler rows.
 
     A row's length depends on its recording alone, and lengths and batch sizes are few, so few programs are compiled. At
-    most a quarter of a batch is filler rows.
-
-    Args:
-      seconds_per_batch: limit on the padded audio of a batch; a single row may be longer.
+    most a quarter of a batch is filler rows. A batch of several rows has at most `seconds_per_batch` of padded audio.
     """
     by_shape: dict[int, list[int]] = {}
     for number, part in enumerate(parts):

@@ -70,11 +70,7 @@ class Transcriber(abc.ABC):
 
     @abc.abstractmethod
     def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
-        """Transcribes batches.
-
-        Returns:
-          The texts by `example_id`, without filler rows.
-        """
+        """Transcribes batches; returns texts by `example_id`, without filler rows."""
 
     @abc.abstractmethod
     def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
@@ -82,18 +78,11 @@ class Transcriber(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, batches: Iterable[Batch]) -> dict[int, Any]:
-        """Runs the model on batches.
-
-        Returns:
-          The inputs of `utterances` by `example_id`, without filler rows.
-        """
+        """Runs the model on batches; returns the inputs of `utterances` by `example_id`, without filler rows."""
 
     @abc.abstractmethod
     def utterances(self, heard: Iterable[tuple[AudioWindow, Any]]) -> Iterator[Any]:
-        """Cuts one recording into utterances, the inputs of `decode`.
-
-        Takes its windows in order, each with the output of `encode`, or None for silence.
-        """
+        """Cuts a recording's windows, with outputs of `encode` or None for silence, into the inputs of `decode`."""
 
     @abc.abstractmethod
     def decode(self, utterances: Sequence[Any]) -> list[Segment]:
@@ -171,8 +160,6 @@ class Transcriber(abc.ABC):
         Args:
           blocks: its samples at 16 kHz.
           encode: encodes windows; by default `encode_audio`.
-          max_seconds: longest window.
-          seconds_per_batch: padded audio per batch.
           at_once: utterances decoded together; affects speed and latency, not the result.
 
         Raises:

@@ -135,11 +135,7 @@ class Recognizer(Transcriber):
         return texts
 
     def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
-        """Decodes the best path of every row.
-
-        Returns:
-          Its text, and its log-probability over the number of tokens, by `example_id`.
-        """
+        """Decodes the best path of every row; its log-probability is divided by the number of tokens."""
         found = {}
         for row, log_probs in self.posteriors(batches).items():
             (ids,) = collapse(log_probs.argmax(-1)[None])
@@ -147,11 +143,7 @@ class Recognizer(Transcriber):
         return found
 
     def posteriors(self, batches: Iterable[Batch]) -> dict[int, Posteriors]:
-        """Computes CTC posteriors.
-
-        Returns:
-          Log-probabilities float32 [frames, ids] by `example_id`, without filler rows.
-        """
+        """Computes log-probabilities float32 [frames, ids] by `example_id`, without filler rows."""
         return {row: log_probs for batch in batches for row, log_probs in self._posteriors_by_row(batch).items()}
 
     def _posteriors_by_row(self, batch: HostBatch) -> dict[int, Posteriors]:
@@ -183,11 +175,7 @@ class Recognizer(Transcriber):
         return found
 
     def utterances(self, heard: Iterable[tuple[AudioWindow, Frames | None]]) -> Iterator[tuple[int, Frames]]:
-        """Cuts frames into utterances (`decoding.ctc.posteriors.utterances`).
-
-        Yields:
-          First frame and frames of the utterances.
-        """
+        """Cuts frames into utterances (`decoding.ctc.posteriors.utterances`), as (first frame, frames)."""
         most = int(_LONGEST_UTTERANCE / self._frame_seconds)
         begins_word = np.array([piece.startswith(SPACE) for piece in self.tokenizer.pieces])
         return utterances(self._stretches(heard), most, begins_word)

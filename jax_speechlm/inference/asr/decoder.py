@@ -140,11 +140,7 @@ class Decoder:
         return other
 
     def search(self, posteriors: Sequence[Posteriors]) -> list[list[Hypothesis]]:
-        """Runs the beam search on log-probabilities.
-
-        Returns:
-          The best `beam_size` hypotheses for each utterance, before rescoring.
-        """
+        """Searches log-probabilities; returns the best `beam_size` hypotheses per utterance, before rescoring."""
         if self._lm is not None:
             self._lm.alpha, self._lm.beta = self.decoding.alpha, self.decoding.beta
         scorers = [scorer for scorer in (self._lm, self._boost) if scorer is not None]

@@ -146,7 +146,6 @@ class SpeechLanguageModel(Transcriber):
         """Generates answers to the rows of a batch, independent of the other rows and of padding.
 
         Args:
-          batch: audio.
           keys: random keys [rows], for sampling.
           method: replaces the model's own method.
 
@@ -177,11 +176,7 @@ class SpeechLanguageModel(Transcriber):
         """Generates answers to recordings. Each depends on its recording, the method and the seed alone.
 
         Args:
-          samples: answers drawn for each recording; a beam search returns its hypotheses instead.
-          seed: seed of the random numbers.
-
-        Returns:
-          The answers to each recording: the samples, or the hypotheses of a beam, best first.
+          samples: answers drawn per recording; a beam search returns its hypotheses instead, best first.
 
         Raises:
           AudioError: a recording cannot be read.

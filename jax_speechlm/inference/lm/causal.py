@@ -117,11 +117,7 @@ class LanguageModel:
         return self.vocabulary.prompt(self.tokenizer.encode(text))
 
     def score(self, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
-        """Scores texts as whole documents; texts longer than the context are scored in windows (`token_nll`).
-
-        Returns:
-          float64 [texts], log-probability including the end, in nats.
-        """
+        """Returns float64 log-probabilities of texts including their ends, in nats; long texts as in `token_nll`."""
         return np.array([-document.sum(dtype=np.float64) for document in text_nats(self, texts)])
 
     def token_nll(
@@ -138,9 +134,6 @@ class LanguageModel:
 
         Returns:
           For each document float32 [tokens - 1], in nats.
-
-        Raises:
-          ValueError: the stride is below 1 or above the context.
         """
         stride = max(1, self.context // 2) if stride is None else stride
         if not 1 <= stride <= self.context:
@@ -174,11 +167,7 @@ class LanguageModel:
           prompts: beginnings of texts; an empty one generates from the start.
           method: sampling or beam search (`decoding.lm.generate`); `GREEDY` takes the most likely token.
           max_tokens: most tokens added; a full context ends a text too.
-          samples: continuations drawn per prompt; a beam search returns its hypotheses instead.
-          seed: seed of the random numbers.
-
-        Returns:
-          The continuations for each prompt; by beam search sorted, best first.
+          samples: continuations drawn per prompt; a beam search returns its hypotheses instead, best first.
 
         Raises:
           ValueError: a prompt fills the context, or `max_tokens` or `samples` is below 1.
@@ -198,16 +187,13 @@ class LanguageModel:
         seed: int = 0,
         modality: Modality | None = None,
     ) -> list[Continuations]:
-        """Continues prompts given as ids (`Vocabulary.prompt`).
+        """Continues prompts given as ids (`Vocabulary.prompt`) as `generate` does.
 
         Args:
           modality: allow only text or only speech units; None allows all tokens.
 
         Returns:
           For each prompt arrays [samples or beam, ...].
-
-        Raises:
-          ValueError: a prompt fills the context, or `max_tokens` or `samples` is below 1.
         """
         check_counts(max_tokens=max_tokens, samples=samples)
         if not ids:
@@ -406,7 +392,6 @@ def text_nats(lm: Any, texts: Sequence[str], stride: int | None = None) -> list[
 
     Args:
       lm: a `LanguageModel` or `LanguageEnsemble`.
-      stride: as in `LanguageModel.token_nll`.
 
     Returns:
       For each text [tokens + 1], in nats.

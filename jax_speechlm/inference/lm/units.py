@@ -74,13 +74,10 @@ class UnitModel:
         return cls(lm, data.units, run.units)
 
     def check(self, units: str | Path | None = None) -> Path:
-        """Checks that a k-means is the one that the model was trained on.
+        """Checks that a k-means is the one that the model was trained on; returns its folder.
 
         Args:
           units: its folder; by default `data.units` of the run.
-
-        Returns:
-          The folder.
 
         Raises:
           DataError: the folder cannot be read.
@@ -117,11 +114,7 @@ class UnitModel:
     def unit_nats(
         self, utterances: Sequence[Integer[np.ndarray, "..."]], *, stride: int | None = None
     ) -> list[Float[np.ndarray, "..."]]:
-        """Computes the negative log-likelihood of units given the preceding ones; the end is not scored.
-
-        Args:
-          utterances: deduplicated units.
-          stride: as in `LanguageModel.token_nll`.
+        """Computes the negative log-likelihood of deduplicated units given the preceding ones, without the end.
 
         Returns:
           For each utterance [units], in nats.
