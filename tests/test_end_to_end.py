@@ -92,7 +92,7 @@ def test_transcribe_reads_any_rate_and_goes_on_after_a_bad_file(workplace, capsy
 
 def test_a_pretrained_run_cannot_transcribe(workplace, capsys):
     assert cli.main(["transcribe", str(workplace / "pretrain"), "x.wav"]) == USER_ERROR
-    assert "which does not spell speech" in capsys.readouterr().err
+    assert "which does not transcribe" in capsys.readouterr().err
 
 
 def test_a_long_recording_is_cut_into_parts_whose_texts_are_joined(workplace):

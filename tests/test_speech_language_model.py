@@ -180,5 +180,5 @@ def test_a_loaded_run_writes_text(run, tmp_path, capsys):
 def test_other_runs_write_nothing(tmp_path):
     experiment = tiny.experiment("best_rq", num_steps=1)
     train(experiment, tmp_path, tiny.MemorySource.make(experiment))
-    with pytest.raises(ckpt.CheckpointError, match="was trained by best_rq, which does not spell speech"):
+    with pytest.raises(ckpt.CheckpointError, match="was trained by best_rq, which does not transcribe"):
         open_transcriber(tmp_path)

@@ -110,19 +110,19 @@ COMMANDS = {
     ),
     "embed": Command(
         "jax_speechlm.inference.embed:embed_files",
-        "write what an encoder's layers make of audio files: a vector a file, or one a frame",
+        "write an encoder's hidden states of audio files: a vector per file, or per frame",
         "jax-speechlm embed runs/pretrain *.wav --out embeddings.npz",
         typed=True,
     ),
     "classify": Command(
         "jax_speechlm.inference.classify:classify",
-        "say what a classifier takes audio files, or texts, for",
+        "classify audio files or texts",
         "jax-speechlm classify runs/digits *.wav    |    jax-speechlm classify runs/sources 'In the beginning'",
         typed=True,
     ),
     "segment": Command(
         "jax_speechlm.inference.segment:segment_files",
-        "say when speech is heard in audio files, with a model that was trained to tell",
+        "detect speech in audio files, with a voice activity model",
         "jax-speechlm segment runs/voice meeting.mp3",
         typed=True,
     ),
@@ -134,7 +134,7 @@ COMMANDS = {
     ),
     "align": Command(
         "jax_speechlm.apps.align:align_run",
-        "find when each word of known transcripts is said",
+        "find the times of the words of known transcripts",
         "jax-speechlm align runs/finetune --sets asterisk-en --split test --format ctm",
         typed=True,
     ),

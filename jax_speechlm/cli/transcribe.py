@@ -126,12 +126,12 @@ def _progress(files: Sequence[Path]) -> Iterator[Callable[[float], None]]:
     console = Console(stderr=True)
     total = sum(decode.length(file) for file in files) if console.is_terminal else 0.0
     columns = (
-        TextColumn("heard"),
+        TextColumn("transcribed"),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[minutes]} of audio"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("heard", total=total or None, minutes="0 min")
+        task = bar.add_task("transcribed", total=total or None, minutes="0 min")
         yield lambda seconds: bar.update(task, completed=seconds, minutes=f"{seconds / 60:.1f} min")

@@ -155,7 +155,7 @@ def evaluate_run(
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
       seconds_per_batch: padded audio per batch, in seconds; affects memory and speed only.
     """
-    run = LoadedRun.load(checkpoint, Classification, "tell classes apart")
+    run = LoadedRun.load(checkpoint, Classification, "classify")
     objective, label = run.experiment.objective, run.experiment.data.label
     index = indexes.read_sets(data_dir, sets, split)
     actual = class_ids(index.column(label).to_pylist(), objective.classes)

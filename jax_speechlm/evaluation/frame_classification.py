@@ -39,7 +39,7 @@ def evaluate_run(
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
       seconds_per_batch: padded audio per batch, in seconds; affects memory and speed only.
     """
-    run = LoadedRun.load(checkpoint, FrameClassification, "tell speech from silence")
+    run = LoadedRun.load(checkpoint, FrameClassification, "detect speech")
     experiment, mel = run.experiment, run.experiment.frontend.mel
     index = indexes.read_sets(data_dir, sets, split)
     labels = speech_or_silence(experiment.objective, mel, index)

@@ -27,7 +27,7 @@ class Classifier(RunPredictor):
     """Classifies recordings or texts with a model trained by `classification`."""
 
     objective = Classification
-    purpose = "tell classes apart"
+    purpose = "classify"
 
     @property
     def abilities(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ class VoiceActivity(RunPredictor):
     """Finds speech in recordings with a model trained by `frame_classification`."""
 
     objective = FrameClassification
-    purpose = "tell speech from silence"
+    purpose = "detect speech"
     abilities = ("speech_times", "embed")
 
     @property

@@ -108,7 +108,7 @@ def test_frequencies_of_the_training_text_are_the_baseline():
 def test_a_run_without_a_measure_says_so(work, capsys):
     assert cli.main(["eval", str(work / "span_corruption"), "--sets", "pets"]) == USER_ERROR
     assert "trained by span_corruption" in capsys.readouterr().err
-    with pytest.raises(Exception, match="trained by masked_lm, which cannot tell how likely a text is"):
+    with pytest.raises(Exception, match="trained by masked_lm, which cannot score text"):
         LanguageModel.load(work / "masked_lm")
 
 

@@ -241,7 +241,7 @@ def _read(path: str | os.PathLike) -> _Member:
     objective = run.experiment.objective.build(run.experiment.model, run.experiment.frontend, run.tokenizer)
     if objective.logits is None:
         raise CheckpointError(
-            f"{run.checkpoint}: was trained by {run.experiment.objective.kind}, which does not spell speech. Name a "
+            f"{run.checkpoint}: was trained by {run.experiment.objective.kind}, which does not transcribe. Name a "
             f"run that was trained by ctc; from a pretrained encoder: jax-speechlm finetune --from {path}"
         )
     return _Member(run.checkpoint, run.step, run.experiment, run.tokenizer, run.params, objective)

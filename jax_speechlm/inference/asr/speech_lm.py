@@ -90,7 +90,7 @@ class SpeechLanguageModel(Transcriber):
                 f"{path}: is a language model itself: --lm, --boost and --rescore are for runs that were trained by ctc"
             )
         if ensemble:
-            raise ValueError(f"{path}: was trained by speech_lm; only runs that spell by CTC make an ensemble")
+            raise ValueError(f"{path}: was trained by speech_lm; only runs with CTC posteriors make an ensemble")
         run = LoadedRun.load(path, SpeechLM, "answer to speech")
         params, _ = merge(run.params, run.experiment.model.lora)
         method = GREEDY if decoding.is_greedy else Beam(size=decoding.beam_size)

@@ -98,7 +98,7 @@ class LanguageModel:
         Raises:
           CheckpointError: no checkpoint can be read, or it is not of a causal language model.
         """
-        run = LoadedRun.load(path, CausalLM, "tell how likely a text is")
+        run = LoadedRun.load(path, CausalLM, "score text")
         return cls(run.experiment.model, run.tokenizer, run.params, run.experiment.data.context, run.checkpoint)
 
     @functools.cached_property

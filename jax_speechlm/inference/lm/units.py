@@ -68,7 +68,7 @@ class UnitModel:
         Raises:
           CheckpointError: no checkpoint can be read, or it is not of a unit language model.
         """
-        run = LoadedRun.load(path, UnitLM, "tell how likely speech is")
+        run = LoadedRun.load(path, UnitLM, "score speech")
         data, model, num_units = run.experiment.data, run.experiment.model, run.experiment.objective.num_units
         lm = LanguageModel(model, run.tokenizer, run.params, data.context, run.checkpoint, num_units)
         return cls(lm, data.units, run.units)

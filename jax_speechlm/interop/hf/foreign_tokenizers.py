@@ -110,7 +110,7 @@ def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int) -
         names = _vocabulary(folder, files)
         description = json.dumps(_characters(names, config), ensure_ascii=False)
     else:
-        raise ExportError(f"{folder} has neither {_DESCRIPTION} nor {_VOCAB}: nothing says what its ids spell")
+        raise ExportError(f"{folder} has neither {_DESCRIPTION} nor {_VOCAB}: no tokenizer gives its ids a text")
     # No file need list the blank as added, but no letter is one, as a class's default would have it.
     ids = _Ids(folder, values, files, names, {number for name, number in names.items() if len(name) == 1})
     blank = ids.of("pad")
