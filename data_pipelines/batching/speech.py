@@ -16,11 +16,11 @@ from data_pipelines.batching.fields import BatchSpec
 from data_pipelines.batching.noise import NoiseReader
 from data_pipelines.batching.plan import FILLER, BatchPlan
 from data_pipelines.core.errors import DataError
+from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.index import Index, IndexMismatchError
 from data_pipelines.storage.records import RecordReader
 from data_pipelines.storage.units import UnitIdStore
-from data_pipelines.tokenizers.base import Tokenizer
 
 Batch: TypeAlias = dict[str, np.ndarray]
 """One host's rows of a batch: the arrays of `BatchSpec.speech`, of the shape of the plan's bucket."""

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.core.shuffle import derive_key, uniform
+from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage import tokens
 from data_pipelines.storage.index import Index, Part
 from data_pipelines.storage.tokens import UNIT_TOKEN, TokenStore
 from data_pipelines.storage.units import UnitIdStore, open_unit_ids, read_units
 from data_pipelines.storage.word_times import read_word_times
-from data_pipelines.tokenizers.base import Tokenizer
 
 _INTERLEAVING = 3  # stream of randomness
 _WITHOUT_TIMES = "; or train without interleaved documents: --data.interleaved 0"

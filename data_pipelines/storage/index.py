@@ -30,7 +30,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.files import file_sha256, replacing, short_digest
 from data_pipelines.core.paths import AnyPath, as_path, cache_dir, fetch, is_url
 from data_pipelines.core.shuffle import derive_key, permute
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 
 META = "meta.json"
 _STRING_COLUMNS = ("id", "text", "speaker", "language", "translation", "source", "label")

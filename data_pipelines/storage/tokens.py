@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data_pipelines.core.errors import disk_full_as_data_error
 from data_pipelines.core.files import replacing
 from data_pipelines.core.grouping import group_by_size
+from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage.index import Index, Part
-from data_pipelines.tokenizers.base import Tokenizer
 
 UNIT_TOKEN = np.dtype([("id", np.uint32), ("frames", np.uint32)])
 """A token of a document with speech: its id, and the number of frames of a unit (0 for every other token)."""

@@ -21,82 +21,19 @@ import json
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar
 
 import sentencepiece
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.files import short_digest
 from data_pipelines.core.paths import as_path
+from data_pipelines.core.tokenizer import BLANK, Kind, Tokenizer
 
-BLANK = 0
-"""The id of the CTC blank and of padding; it is not in any text."""
 _FILE = "tokenizer.json"
 _MODEL_FILE = "tokenizer.model"
 _SENTENCE_CHARACTERS = 1000
 _SPACE = "\u2581"  # SentencePiece's notation of a space inside a piece
-
-Kind = Literal["char", "unigram", "bpe", "hugging_face"]
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """Interface of all tokenizers."""
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of pieces that have ids."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, including the blank."""
-        ...
-
-    @property
-    def begin(self) -> int | None:
-        """The id that begins a text, in imported tokenizers that have one; None if the boundary begins it."""
-        ...
-
-    @property
-    def has_prefix(self) -> bool:
-        """Whether an id precedes a text: `begin` or the boundary. False for some imported tokenizers."""
-        ...
-
-    @property
-    def other_ends(self) -> tuple[int, ...]:
-        """Ids in addition to the boundary at which generation stops; only imported tokenizers have some."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest of all settings that decide the ids."""
-        ...
-
-    @property
-    def pieces(self) -> tuple[str, ...]:
-        """Text of every id, with "\u2581" for a space; the blank's is empty."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """Returns the ids, in [1, vocab_size), of a text; unknown characters are dropped."""
-        ...
-
-    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """Returns `encode` of every text; SentencePiece uses `num_threads`."""
-        ...
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of ids; blanks are skipped, repeated ids are not merged (which is a task of CTC)."""
-        ...
-
-    def unknown(self, text: str) -> list[str]:
-        """Returns the characters of a text that `encode` drops, in order."""
-        ...
-
-    def save(self, directory: Path | str) -> None:
-        """Writes the tokenizer to an existing or new directory."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,9 @@ from tyro.conf import Positional
 from data_pipelines.audio import decode
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
+from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage.word_times import find_word_times, write_word_times
-from data_pipelines.tokenizers.base import Tokenizer, find_unknown
+from data_pipelines.tokenizers.base import find_unknown
 from jax_speechlm.decoding.ctc.alignment import (
     AlignedUtterance,
     Format,

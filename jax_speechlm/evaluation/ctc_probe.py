@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.nn.functional import Params

@@ -6,7 +6,7 @@ import os
 import jax
 
 from data_pipelines.core.paths import AnyPath
-from data_pipelines.tokenizers import base
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.base import ObjectiveConfig
 from jax_speechlm.recipes.experiment import Experiment
@@ -31,7 +31,7 @@ class LoadedRun:
     checkpoint: AnyPath
     step: int
     experiment: Experiment = dataclasses.field(repr=False)
-    tokenizer: base.Tokenizer | None = dataclasses.field(repr=False)
+    tokenizer: Tokenizer | None = dataclasses.field(repr=False)
     params: Params = dataclasses.field(repr=False)
     units: str | None = None
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, example_keys, frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.errors import CheckpointError

@@ -4,7 +4,7 @@ from typing import Literal
 
 from flax import nnx
 
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.objectives.base import Objective, ObjectiveConfig, check_input_dim

@@ -11,8 +11,9 @@ from data_pipelines.batching import plan as plans
 from data_pipelines.batching.fields import BatchSpec
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.paths import as_path
+from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage.word_times import find_word_times
-from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.recipes.experiment import Experiment, Mixture, PackedRows, UnitText
 from jax_speechlm.tasks.inputs import DURATION, FRAME_UNITS, SPEECH_OR_SILENCE, TRANSCRIPT
 from jax_speechlm.training.source import (

@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from data_pipelines.core.errors import UserError
 from data_pipelines.core.paths import AnyPath, as_path, is_url, reach
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import seed_key
 from jax_speechlm.core.tree import overlay, paths, select
 from jax_speechlm.nn.functional import Params

@@ -1,6 +1,6 @@
 """Reads other runs for objectives (`objectives.base.Runs`)."""
 
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training import checkpoints as ckpt

@@ -21,6 +21,7 @@ from data_pipelines.batching.text import TextBatches, open_text_batches
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
 from data_pipelines.core.shuffle import derive_key
+from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage import tokens as token_store
 from data_pipelines.storage.frame_labels import FrameLabels
@@ -45,7 +46,7 @@ class BatchSource(Protocol):
 
     plan: plans.BatchPlan | packing.TextPlan | MixturePlan
     dev_plan: plans.BatchPlan | packing.TextPlan | None
-    tokenizer: base.Tokenizer | None
+    tokenizer: Tokenizer | None
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Yields this host's rows of the training batches of steps `first_step` to `num_steps` - 1."""
@@ -100,7 +101,7 @@ def _shapes(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def read_tokenizer(path: str) -> base.Tokenizer:
+def read_tokenizer(path: str) -> Tokenizer:
     """Reads a tokenizer from a folder of `train-tokenizer`, or from a run. Raises `CheckpointError` or `DataError`."""
     if (as_path(path) / "checkpoints").is_dir():
         if tokenizer := saved_tokenizer(ckpt.read_meta(ckpt.find(path))):
@@ -109,7 +110,7 @@ def read_tokenizer(path: str) -> base.Tokenizer:
     return base.load_tokenizer(path)
 
 
-def tokenizer_files(tokenizer: base.Tokenizer | None) -> dict[str, str]:
+def tokenizer_files(tokenizer: Tokenizer | None) -> dict[str, str]:
     """Encodes a tokenizer for a checkpoint's JSON; empty for None."""
     if tokenizer is None:
         return {}
@@ -118,7 +119,7 @@ def tokenizer_files(tokenizer: base.Tokenizer | None) -> dict[str, str]:
         return ckpt.pack_files(folder)
 
 
-def saved_tokenizer(meta: Mapping[str, Any]) -> base.Tokenizer | None:
+def saved_tokenizer(meta: Mapping[str, Any]) -> Tokenizer | None:
     """Decodes the tokenizer of a checkpoint's JSON; None if it has none."""
     if not meta["tokenizer"]:
         return None
@@ -146,7 +147,7 @@ class SpeechSource(BatchSource):
     dev: indexes.Index | None
     plan: plans.BatchPlan
     dev_plan: plans.BatchPlan | None
-    tokenizer: base.Tokenizer | None
+    tokenizer: Tokenizer | None
     speeds: tuple[float, ...] = (1.0,)
     noise: NoiseReader | None = None
     labels: tuple[RowLabels, RowLabels] = (None, None)
@@ -161,7 +162,7 @@ class SpeechSource(BatchSource):
         }
 
     @classmethod
-    def open(cls, experiment: Experiment, tokenizer: base.Tokenizer | None = None) -> "SpeechSource":
+    def open(cls, experiment: Experiment, tokenizer: Tokenizer | None = None) -> "SpeechSource":
         """Opens and plans data sets, with the tokenizer of the mixture, if any; see `open_source`."""
         data = experiment.data
         train, dev = read_indexes(data)
@@ -239,11 +240,11 @@ class TextSource(BatchSource):
     dev: token_store.TokenStore | None
     plan: packing.TextPlan
     dev_plan: packing.TextPlan | None
-    tokenizer: base.Tokenizer
+    tokenizer: Tokenizer
     labels: tuple[RowLabels, RowLabels] = (None, None)
 
     @classmethod
-    def open(cls, experiment: Experiment, tokenizer: base.Tokenizer | None = None) -> "TextSource":
+    def open(cls, experiment: Experiment, tokenizer: Tokenizer | None = None) -> "TextSource":
         """Encodes and plans data sets, with the tokenizer of the mixture, if any; see `open_source`."""
         data = experiment.data
         train, dev = read_indexes(data)
@@ -302,7 +303,7 @@ class UnitSource(BatchSource):
     dev: token_store.TokenStore | None
     plan: packing.TextPlan
     dev_plan: packing.TextPlan | None
-    tokenizer: base.Tokenizer
+    tokenizer: Tokenizer
     units: Units
     boundary: int
 
@@ -389,7 +390,7 @@ class MixtureSource(BatchSource):
 
     parts: Mapping[str, BatchSource]
     plan: MixturePlan
-    tokenizer: base.Tokenizer | None
+    tokenizer: Tokenizer | None
     dev_plan: None = None
 
     @classmethod
@@ -439,7 +440,7 @@ def _reads_text(experiment: Experiment) -> bool:
     return isinstance(experiment.data, Text) or TRANSCRIPT in inputs_of(experiment)
 
 
-def _open_stream(name: str, experiment: Experiment, tokenizer: base.Tokenizer | None) -> BatchSource:
+def _open_stream(name: str, experiment: Experiment, tokenizer: Tokenizer | None) -> BatchSource:
     try:
         return _SOURCES[type(experiment.data)].open(experiment, tokenizer)
     except (DataError, ValueError) as error:
@@ -491,7 +492,7 @@ def _noise(experiment: Experiment) -> NoiseReader | None:
     return NoiseReader(indexes.read_sets(data.data_dir, (data.noise_set,), "train"), experiment.seed)
 
 
-def _tokenizer(path: str | None, *train: indexes.Index) -> base.Tokenizer:
+def _tokenizer(path: str | None, *train: indexes.Index) -> Tokenizer:
     if path is None:
         texts = (text for index in train for part in index.parts for text in part.texts())
         return base.train_tokenizer(texts, "char")

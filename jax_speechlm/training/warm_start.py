@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipelines.core.paths import AnyPath
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.tree import overlay, paths, select
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.nn.functional import Params

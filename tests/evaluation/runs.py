@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.nn import functional
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh
 from jax_speechlm.recipes.experiment import Experiment

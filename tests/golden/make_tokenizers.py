@@ -8,7 +8,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from data_pipelines.tokenizers.base import Tokenizer, train_tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
+from data_pipelines.tokenizers.base import train_tokenizer
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.interop.hf.tokenizer_files import ctc_files, text_files
 

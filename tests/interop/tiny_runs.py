@@ -5,7 +5,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.inference.checkpoint import LoadedRun

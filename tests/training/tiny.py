@@ -8,8 +8,9 @@ import numpy as np
 from data_pipelines.batching.fields import BatchSpec
 from data_pipelines.batching.packing import make_text_eval_plan, make_text_plan
 from data_pipelines.batching.plan import BatchPlan, make_eval_plan, make_plan
+from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage.tokens import TokenStore
-from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel

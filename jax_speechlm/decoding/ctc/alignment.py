@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from data_pipelines.core.tokenizer import BLANK
 from data_pipelines.text import scripts
-from data_pipelines.tokenizers.base import BLANK
 from jax_speechlm.decoding.lm.ngram import SPACE
 
 Format = Literal["ctm", "textgrid", "json", "index"]

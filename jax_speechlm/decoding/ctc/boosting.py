@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import text_lines
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.decoding.lm.fusion import StepScorer
 from jax_speechlm.decoding.lm.ngram import SPACE
 

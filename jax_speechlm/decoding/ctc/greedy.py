@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from data_pipelines.tokenizers.base import BLANK
+from data_pipelines.core.tokenizer import BLANK
 
 
 def best_path(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from data_pipelines.tokenizers.base import BLANK
+from data_pipelines.core.tokenizer import BLANK
 from jax_speechlm.decoding.ctc.alignment import Span
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from data_pipelines.tokenizers.base import BLANK
+from data_pipelines.core.tokenizer import BLANK
 from jax_speechlm.decoding.lm.fusion import Scorer
 
 _DEAD, _NO_PARENT = -1, -2  # not numbers of prefixes; they differ, so that an empty slot never matches a root's parent

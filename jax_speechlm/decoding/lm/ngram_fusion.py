@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.decoding.lm.fusion import MEMORY, Numbers, StepScorer
 from jax_speechlm.decoding.lm.ngram import END, SPACE, NGram
 

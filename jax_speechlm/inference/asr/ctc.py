@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.paths import AnyPath
-from data_pipelines.tokenizers import base
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.decoding.ctc.alignment import Span, Word, force_align, words_of
@@ -40,7 +40,7 @@ class _Member(NamedTuple):
     checkpoint: AnyPath
     step: int
     experiment: Experiment
-    tokenizer: base.Tokenizer
+    tokenizer: Tokenizer
     params: Params
     objective: Objective
 
@@ -62,7 +62,7 @@ class Recognizer(Transcriber):
     checkpoint: AnyPath
     step: int
     experiment: Experiment = dataclasses.field(repr=False)
-    tokenizer: base.Tokenizer = dataclasses.field(repr=False)
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
     params: tuple[Params, ...] = dataclasses.field(repr=False)
     decoder: Decoder | None = dataclasses.field(repr=False)
     members: tuple[AnyPath, ...]

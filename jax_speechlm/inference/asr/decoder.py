@@ -10,7 +10,7 @@ import pydantic
 from jaxtyping import Float
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.config import Config
 from jax_speechlm.decoding.ctc.boosting import Boost, read_phrases
 from jax_speechlm.decoding.ctc.prefix_beam import BeamSettings, Hypothesis, prefix_beam_search

@@ -17,7 +17,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.core.audio_format import SAMPLE_RATE
-from data_pipelines.tokenizers import base
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, seed_key
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoding.lm.generate import (
@@ -64,7 +64,7 @@ class SpeechLanguageModel(Transcriber):
     checkpoint: Path
     step: int
     experiment: Experiment = dataclasses.field(repr=False)
-    tokenizer: base.Tokenizer = dataclasses.field(repr=False)
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
     params: Params = dataclasses.field(repr=False)
     method: Sampling | Beam = GREEDY
 

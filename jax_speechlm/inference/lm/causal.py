@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.core.paths import AnyPath
-from data_pipelines.tokenizers import base
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import seed_key
 from jax_speechlm.core.vocabulary import PADDING, Modality, Vocabulary, pad
 from jax_speechlm.decoding.lm.generate import (
@@ -85,7 +85,7 @@ class LanguageModel:
     abilities: ClassVar[tuple[str, ...]] = ("generate", "score")
 
     model: TransformerConfig
-    tokenizer: base.Tokenizer = dataclasses.field(repr=False)
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
     params: Params = dataclasses.field(repr=False)
     context: int
     checkpoint: AnyPath | None = None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.inference.lm.causal import LanguageModel, text_nats
 from jax_speechlm.training.checkpoints import CheckpointError

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.tokenizers.base import CharTokenizer, Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
+from data_pipelines.tokenizers.base import CharTokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, IdMap, ids_around, open_description
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError

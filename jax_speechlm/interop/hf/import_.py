@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from tyro.conf import Positional
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.tree import name_of
 from jax_speechlm.frontend.frontend import FrontEnd

@@ -15,7 +15,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from data_pipelines.tokenizers.base import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
+from data_pipelines.tokenizers.base import CharTokenizer, SentencePieceTokenizer
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.interop.folders import ExportError
 

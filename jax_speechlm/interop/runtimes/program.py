@@ -26,7 +26,7 @@ from jaxtyping import Array, Float32, Int, Int16, Int32
 
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.paths import AnyPath
-from data_pipelines.tokenizers.base import BLANK, Tokenizer
+from data_pipelines.core.tokenizer import BLANK, Tokenizer
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.frontend.logmel import HOP, WINDOW, LogMel
 from jax_speechlm.inference.checkpoint import LoadedRun

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field, PositiveInt
 
-from data_pipelines.tokenizers.base import BLANK, Tokenizer
+from data_pipelines.core.tokenizer import BLANK, Tokenizer
 from jax_speechlm.core.batch import Batch, example_keys, frame_mask
 from jax_speechlm.frontend.augment import spec_augment
 from jax_speechlm.frontend.frontend import FrontEnd, features

@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, example_keys, frame_mask
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field, PositiveInt
 
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from pydantic import Field, PositiveInt
 
 from data_pipelines.core.audio_format import SAMPLE_RATE
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary

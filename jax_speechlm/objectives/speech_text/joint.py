@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.batching.packing import BOUNDARIES
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, example_keys, frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary

@@ -10,7 +10,7 @@ from typing import Literal
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from data_pipelines.tokenizers.base import Tokenizer
+from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops

@@ -5,13 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.tokenizers.base import (
-    BLANK,
-    CharTokenizer,
-    find_unknown,
-    load_tokenizer,
-    train_tokenizer,
-)
+from data_pipelines.core.tokenizer import BLANK
+from data_pipelines.tokenizers.base import CharTokenizer, find_unknown, load_tokenizer, train_tokenizer
 
 TEXTS = [
     "press one for sales or press two for support",
