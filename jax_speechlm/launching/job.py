@@ -195,7 +195,7 @@ def until_final(command: str) -> str:
     """
     final = "|".join(map(str, FINAL))
     return (
-        f"""set +e; trap 'kill -TERM "$run" 2> /dev/null' TERM; {command} & run=$!; wait "$run"; status=$?; """
+        f"""set +e; trap 'kill -TERM $! 2> /dev/null' TERM; {command} & run=$!; wait "$run"; status=$?; """
         'while kill -0 "$run" 2> /dev/null; do wait "$run"; status=$?; done; '  # the signal ends a wait
         f'case $status in {final}) echo "status $status: correct the error above, then start again"; exit 0;; esac; '
         'exit "$status"'

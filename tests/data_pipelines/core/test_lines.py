@@ -165,7 +165,7 @@ def test_minimal_pairs_trials_phrases_and_hypotheses_name_the_line(tmp_path):
     assert _read(path)[1][0].id == "a"
 
     path.write_text("ab\t1\nba\tnan\n")
-    with pytest.raises(DataError, match=r"a\.jsonl, line 2: 'nan' is no number"):
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: 'nan' is not a number"):
         read_phrases(path, CharTokenizer(" ab"))
     path.write_bytes("\ufeffab\nb\0\n".encode())
     with pytest.raises(DataError, match=r"a\.jsonl, line 2: holds a NUL"):
