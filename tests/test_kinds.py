@@ -33,6 +33,8 @@ def test_what_the_new_kind_requires_is_read_from_its_own_option():
     [
         (["--objective.kind", "ctx"], "--objective.kind ctx: choose one of best_rq, "),
         (["--data.nothing.kind", "x"], "Speech has no setting 'nothing'"),
+        (["--nothing.here.kind", "x"], "nothing is no single part of an experiment"),
+        (["--data.sets.0.kind", "x"], "data.sets.0 is no single part|data.sets is no single part"),
         (["--objective.kind", "classification"], "classes"),
         (["--model.kind", "transformer"], "ctc does not train a transformer: set model to a ConformerConfig"),
     ],

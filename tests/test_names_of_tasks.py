@@ -40,7 +40,7 @@ class Toy(ObjectiveConfig):
     kind: str = "toy"
 
     def build(self, model, frontend, tokenizer) -> Objective:
-        raise NotImplementedError
+        raise NotImplementedError  # only declared here, never built
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,9 @@ def choose_kinds(experiment: Experiment, argv: Sequence[str]) -> tuple[Experimen
     for path, option in chosen.items():
         names = path.split(".")
         *parents, last = names
-        parent = functools.reduce(getattr, parents, experiment)
+        parent = functools.reduce(lambda part, name: getattr(part, name, None), parents, experiment)
+        if not isinstance(parent, Config):  # of several parts, such as streams, a recipe chooses the kinds
+            raise ValueError(f"--{path}.kind: {'.'.join(parents)} is no single part of an experiment: write a recipe")
         if last not in type(parent).model_fields:
             raise ValueError(f"--{path}.kind: {type(parent).__name__} has no setting {last!r}")
         kinds = {
@@ -74,7 +76,7 @@ def choose_kinds(experiment: Experiment, argv: Sequence[str]) -> tuple[Experimen
         kind = option.values[-1] if option.values else ""
         if kind not in kinds:
             raise ValueError(f"--{path}.kind {kind}: choose one of {', '.join(kinds)}")
-        old = at(values, names)
+        old = at(values, names) or {}  # a part may be unset
         part = {"kind": kind}
         for field in kinds[kind].model_fields:
             if field != "kind" and field in old:

@@ -25,10 +25,12 @@ class ApiError(Exception):
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: int | None = None
     ):
-        """Args:
-        param: the invalid field.
-        code: machine-readable reason.
-        retry: seconds after which the same request may succeed.
+        """Describes an error.
+
+        Args:
+          param: the invalid field.
+          code: machine-readable reason.
+          retry: seconds after which the same request may succeed.
         """
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.retry = status, message, param, code, retry

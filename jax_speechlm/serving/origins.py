@@ -20,8 +20,10 @@ class SameOrigin:
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str] = ()):
-        """Args:
-        names: further host names (or host:port) to accept.
+        """Wraps an application.
+
+        Args:
+          names: further host names (or host:port) to accept.
         """
         self.app, self.names = app, {name.lower() for name in names}
 

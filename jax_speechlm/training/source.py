@@ -409,9 +409,6 @@ class MixtureSource(BatchSource):
         tokenizer = next((part.tokenizer for part in parts.values() if part.tokenizer), None)
         return cls(parts, plan, tokenizer)
 
-    def fingerprints(self) -> dict[str, str | None]:
-        return {"units": None, "labels": None}
-
     def stream(self, step: int) -> str:
         return self.plan.names[self.plan.place(step)[0]]
 

@@ -50,8 +50,6 @@ TOKENS_PER_SECOND = 25
 SPARE_TOKENS = 16
 """Tokens allowed in addition, for short clips."""
 
-_SAMPLE_RATE = SAMPLE_RATE
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpeechLanguageModel(Transcriber):
@@ -131,8 +129,8 @@ class SpeechLanguageModel(Transcriber):
         """Returns the best answer to each window as a segment, without word times."""
         return [
             Segment(
-                window.start / _SAMPLE_RATE,
-                window.end / _SAMPLE_RATE,
+                window.start / SAMPLE_RATE,
+                window.end / SAMPLE_RATE,
                 answers[0].text,
                 answers[0].log_prob / answers[0].num_tokens,
                 alternatives=tuple(each.text for each in answers) if isinstance(self.method, Beam) else (),
@@ -222,7 +220,7 @@ class SpeechLanguageModel(Transcriber):
             sequence = model.lay_out(before, speech, length_B, behind, nothing, jnp.zeros_like(length_B))
 
             def room_of(samples):
-                return samples * TOKENS_PER_SECOND // _SAMPLE_RATE + SPARE_TOKENS
+                return samples * TOKENS_PER_SECOND // SAMPLE_RATE + SPARE_TOKENS
 
             limits = {"max_new": room_of(batch["audio"].shape[1]), "context": None}
             limits["context"] = sequence.start + room_of(batch["audio_length"])
