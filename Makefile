@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 # A CPU build of this version runs the comparisons; any torch >= 2.9 does.
 TORCH ?= torch==2.13.0
 # Tests of what a new Python or JAX changes: layers and gradients, front end, optimizers, checkpoints, other runtimes.
-PORTABLE := $(addprefix tests/models/test_,layers.py lora.py dot_attention.py) tests/frontend tests/decoding/test_greedy.py \
-	$(addprefix tests/training/test_,optimizers.py checkpoints.py) \
+PORTABLE := $(addprefix tests/nn/test_,layers.py lora.py dot_attention.py) tests/frontend tests/decoding/test_greedy.py \
+	tests/optim tests/training/test_checkpoints.py \
 	$(addprefix tests/interop/test_,stablehlo.py saved_model.py litert.py)
 # Unit tests that neither compile big programs nor start processes.
 QUICK := $(addprefix tests/data_pipelines/,batching core storage text tokenizers) \
@@ -16,7 +16,8 @@ QUICK := $(addprefix tests/data_pipelines/,batching core storage text tokenizers
 	$(addprefix tests/launch/test_,final_statuses.py job.py manifests.py slurm_job.py stopped_status.py tpu_pod.py) \
 	$(addprefix tests/planning/test_,chips.py costs.py) tests/parallel/test_mesh.py tests/serving/test_batcher.py \
 	$(addprefix tests/training/test_,concerns.py goodput.py logs.py) tests/units/test_measures.py \
-	$(addprefix tests/test_,config.py impossible_options.py kinds.py names_of_tasks.py self_training.py transcript.py windows.py)
+	$(addprefix tests/cli/test_,impossible_options.py kinds.py) $(addprefix tests/inference/test_,transcript.py windows.py) \
+	tests/core tests/apps/test_self_training.py tests/test_names_of_tasks.py
 
 .PHONY: help demo test test-slow test-parity test-quick test-portable test-newest lint format golden clean
 
