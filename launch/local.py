@@ -13,7 +13,6 @@ Exit status: 0 if all processes exited with 0; else the status of a user error, 
 the shell's convention (128 + signal).
 """
 
-import argparse
 import os
 import shlex
 import signal
@@ -23,58 +22,67 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
 
 FINAL = (2, 3, 64)
 """Statuses after which the same command would fail again: `jax_speechlm.core.exit_status.FINAL`."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, required=True, help="how many")
-    parser.add_argument("--cpu-devices", type=int, help="run on the CPU, as this number of devices per process")
-    parser.add_argument("--restarts", type=int, default=0, help="most restarts after failures (default: 0)")
-    parser.add_argument("--grace", type=float, default=90.0, help="seconds from a failure to the kill (default: 90)")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="after `--`: the command of each process")
-    args = parser.parse_args(argv)
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    if not command or args.processes < 1:
-        parser.error("give the number of processes, at least 1, and after `--` a command")
+@dataclass(frozen=True)
+class Options:
+    """Options of the launcher.
 
-    if args.dry_run:
-        for process in range(args.processes):
-            added = _environment(args.processes, process, "PORT", args.cpu_devices)
-            print(" ".join((*(f"{name}={_quoted(value)}" for name, value in added.items()), shlex.join(command))))
+    Attributes:
+      processes: how many.
+      cpu_devices: run on the CPU, as this number of devices per process.
+      restarts: most restarts after failures.
+      grace: seconds from a failure to the kill.
+      dry_run: print the commands without running them.
+    """
+
+    processes: int
+    cpu_devices: int | None = None
+    restarts: int = 0
+    grace: float = 90.0
+    dry_run: bool = False
+
+
+def main() -> int:
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options, command = tyro.cli(Options, description=__doc__, args=sys.argv[1:end]), sys.argv[end + 1 :]
+    if not command or options.processes < 1:
+        print("give the number of processes, at least 1, and after `--` a command", file=sys.stderr)
+        return 2
+    if options.dry_run:
+        for process in range(options.processes):
+            added = _environment(options, process, "PORT")
+            print(shlex.join(("env", *(f"{name}={value}" for name, value in added.items()), *command)))
         return 0
     stopping = threading.Event()
-    for attempt in range(args.restarts + 1):
-        status = _run(command, args.processes, args.cpu_devices, args.grace, stopping)
-        if status == 0 or status in FINAL or stopping.is_set() or attempt == args.restarts:
+    for attempt in range(options.restarts + 1):
+        status = _run(command, options, stopping)
+        if status == 0 or status in FINAL or stopping.is_set() or attempt == options.restarts:
             break
-        print(f"[local] status {status}; restarting, {args.restarts - attempt} restarts left", flush=True)
+        print(f"[local] status {status}; restarting, {options.restarts - attempt} restarts left", flush=True)
     return status
 
 
-def _quoted(value: str) -> str:
-    return "'" + value.replace("'", "'\\''") + "'"
-
-
-def _environment(processes: int, process: int, port: int | str, cpu_devices: int | None) -> dict[str, str]:
+def _environment(options: Options, process: int, port: int | str) -> dict[str, str]:
     """Returns the variables that make a process one of several."""
     added = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_NUM_PROCESSES": str(options.processes),
         "JAX_PROCESS_ID": str(process),
     }
-    if cpu_devices:
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={cpu_devices}"
+    if options.cpu_devices:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={options.cpu_devices}"
         added |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
     return added
 
 
-def _run(
-    command: Sequence[str], processes: int, cpu_devices: int | None, grace: float, stopping: threading.Event
-) -> int:
+def _run(command: Sequence[str], options: Options, stopping: threading.Event) -> int:
     """Runs all processes once, to the end.
 
     Returns:
@@ -84,8 +92,8 @@ def _run(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     children, readers = [], []
-    for process in range(processes):
-        environment = os.environ | _environment(processes, process, port, cpu_devices) | {"PYTHONUNBUFFERED": "1"}
+    for process in range(options.processes):
+        environment = os.environ | _environment(options, process, port) | {"PYTHONUNBUFFERED": "1"}
         child = subprocess.Popen(
             command,
             env=environment,
@@ -112,7 +120,7 @@ def _run(
         while any([child.poll() is None for child in children]):  # a list: polls every child
             failed = [child.returncode for child in children if child.returncode]
             if failed and deadline is None:
-                status, deadline = failed[0], time.monotonic() + grace
+                status, deadline = failed[0], time.monotonic() + options.grace
             if deadline is not None and time.monotonic() > deadline:
                 for child in children:
                     child.kill()

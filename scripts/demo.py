@@ -8,7 +8,6 @@ decoding with either language model, whose weights are tuned on dev. At last the
 Face's transformers, and the export is checked.
 """
 
-import argparse
 import importlib.util
 import os
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's messages at import
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here; it prints a message
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +34,7 @@ from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf.export import write_checked
-from jax_speechlm.parallel.hardware import cache_compilations
+from jax_speechlm.parallel.platforms import cache_compilations
 from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment, InitFrom
 from jax_speechlm.training.checkpoints import CheckpointError
@@ -47,14 +47,14 @@ TEST_SET = "asterisk-en"
 SPOKEN = Cleaning(steps=("unicode", "sentences", "spoken", "exact"), held_out=SETS)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="prepared data (default: %(default)s)")
-    parser.add_argument(
-        "--run-dir", type=Path, default=Path("runs/demo"), help="folder of the runs (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of every run (default: %(default)s)")
-    args = parser.parse_args()
+def main(data_dir: Path = Path("data"), run_dir: Path = Path("runs/demo"), seed: int = 0) -> None:
+    """Runs all stages.
+
+    Args:
+      data_dir: prepared data.
+      run_dir: folder of the runs.
+      seed: of every run.
+    """
     cache_compilations()
 
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
@@ -64,46 +64,46 @@ def main() -> None:
 
     def experiment(name: str, start: tuple[InitFrom, ...] = (), **data_changes: str) -> Experiment:
         loaded = registry.load(name)
-        data = loaded.data.replace(data_dir=str(args.data_dir), **data_changes)
-        return loaded.replace(data=data, seed=args.seed, init_from=start)
+        data = loaded.data.replace(data_dir=str(data_dir), **data_changes)
+        return loaded.replace(data=data, seed=seed, init_from=start)
 
     began = time.perf_counter()
     console.rule("prepare")
-    reports = [prepare(name, data_dir=args.data_dir) for name in SETS]
-    reports.append(prepare(TEXT_SET, debian="text-en", cleaning=SPOKEN, data_dir=args.data_dir))
+    reports = [prepare(name, data_dir=data_dir) for name in SETS]
+    reports.append(prepare(TEXT_SET, debian="text-en", cleaning=SPOKEN, data_dir=data_dir))
     for report in reports:
         report.print(console)
     hours = sum(report.hours for report in reports[:-1])
     table.add_row("prepare", _minutes(began), f"{hours:.2f} h", "", "", "")
 
     console.rule("pretrain on audio alone (BEST-RQ)")
-    result = finish(experiment("demo/pretrain"), args.run_dir / "pretrain")
+    result = finish(experiment("demo/pretrain"), run_dir / "pretrain")
     table.add_row("pretrain", f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}", "", "")
 
-    finetuned, pretrained = args.run_dir / "finetune", (InitFrom(checkpoint=str(args.run_dir / "pretrain")),)
+    finetuned, pretrained = run_dir / "finetune", (InitFrom(checkpoint=str(run_dir / "pretrain")),)
     both = (
-        InitFrom(checkpoint=str(args.run_dir / "pretrain"), groups=("quantizer", "codes=head")),
+        InitFrom(checkpoint=str(run_dir / "pretrain"), groups=("quantizer", "codes=head")),
         InitFrom(checkpoint=str(finetuned), groups=("encoder", "head")),
     )
     for folder, title, chosen in (
-        (args.run_dir / "scratch", "finetune, not pretrained", experiment("demo/finetune")),
+        (run_dir / "scratch", "finetune, not pretrained", experiment("demo/finetune")),
         (finetuned, "finetune, pretrained", experiment("demo/finetune", pretrained)),
-        (args.run_dir / "joint", "  then jointly", experiment("demo/joint", both, tokenizer=str(finetuned))),
+        (run_dir / "joint", "  then jointly", experiment("demo/joint", both, tokenizer=str(finetuned))),
     ):
         console.rule(title.strip())
         result = finish(chosen, folder)
-        report = evaluate_run(folder, (TEST_SET,), data_dir=args.data_dir)
+        report = evaluate_run(folder, (TEST_SET,), data_dir=data_dir)
         figures = f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}"
         table.add_row(title, *figures, str(report.wer), str(report.cer))
 
     console.rule("train language models on text and transcripts")
-    result = finish(experiment("demo/lm", tokenizer=str(finetuned)), args.run_dir / "lm")
+    result = finish(experiment("demo/lm", tokenizer=str(finetuned)), run_dir / "lm")
     table.add_row("language model", f"{result.minutes:.1f}", result.seen, f"{result.dev['loss']:.3f}", "", "")
-    lm, ngram = args.run_dir / "lm", args.run_dir / "characters-6.arpa"
+    lm, ngram = run_dir / "lm", run_dir / "characters-6.arpa"
     decodings = {"  + ranked by the language model": Decoding(rescore=lm)}
     if importlib.util.find_spec("kenlm"):
         ngram_began = time.perf_counter()
-        train_ngram(ngram, (TEXT_SET, *SETS), order=6, unit="char", data_dir=args.data_dir)
+        train_ngram(ngram, (TEXT_SET, *SETS), order=6, unit="char", data_dir=data_dir)
         table.add_row("character 6-gram", _minutes(ngram_began), "", "", "", "")
         decodings["  + character 6-gram"] = Decoding(lm=ngram)
         decodings["  + both"] = Decoding(lm=ngram, rescore=lm)
@@ -114,25 +114,25 @@ def main() -> None:
     for title, decoding in decodings.items():
         console.rule(f"decode{title}")
         decode_began = time.perf_counter()
-        report = evaluate_run(finetuned, (TEST_SET,), decoding=decoding, data_dir=args.data_dir)
+        report = evaluate_run(finetuned, (TEST_SET,), decoding=decoding, data_dir=data_dir)
         table.add_row(title, _minutes(decode_began), "", "", str(report.wer), str(report.cer))
 
     console.rule("transcribe one clip of the test split")
-    clip, reference = _one_clip(args.data_dir, args.run_dir)
+    clip, reference = _one_clip(data_dir, run_dir)
     for transcript in Recognizer.load(finetuned, decoding.with_defaults()).transcribe([clip]):
         console.print(f"{clip}\nreference:  {reference}\ntranscript: {transcript.text}\n")
 
     console.rule("export the recognizer")
-    export_began, exported = time.perf_counter(), args.run_dir / "exported"
+    export_began, exported = time.perf_counter(), run_dir / "exported"
     verdict = write_checked(LoadedRun.read(finetuned), exported, audio=(clip,))
     table.add_row("export", _minutes(export_began), "", "", "", "")
 
     console.print(table)
     console.print(
-        f"{_minutes(began)} minutes in all. Test: {TEST_SET}, seed {args.seed}; greedy, but for the rows with a +."
+        f"{_minutes(began)} minutes in all. Test: {TEST_SET}, seed {seed}; greedy, but for the rows with a +."
     )
     for run in ("pretrain", "scratch", "finetune", "joint", "lm"):
-        folder = args.run_dir / run
+        folder = run_dir / run
         console.print(f"{run:<9} checkpoints {folder / 'checkpoints'}   TensorBoard logs {folder / 'tensorboard'}")
     console.print(f"exported  {exported}   {verdict.line}", markup=False)
 
@@ -161,6 +161,6 @@ def _one_clip(data_dir: Path, run_dir: Path) -> tuple[Path, str]:
 
 if __name__ == "__main__":
     try:
-        main()
+        tyro.cli(main, description=__doc__)
     except (DataError, CheckpointError, ExportError, TrainingStopped) as error:
         sys.exit(f"error: {error}")

@@ -6,7 +6,6 @@ the recognizer's transcript; the same from the true transcript isolates the erro
 test split. Takes an hour on one core; the same command continues after an interruption.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's messages at import
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here; it prints a message
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 from run_queue import RunQueue, Task, train_to_end
@@ -31,7 +31,7 @@ from jax_speechlm.evaluation.report import Utterance
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.objectives.speech_text.speech_lm import Prompts
-from jax_speechlm.parallel.hardware import cache_compilations
+from jax_speechlm.parallel.platforms import cache_compilations
 from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import InitFrom
 from jax_speechlm.training.checkpoints import CheckpointError
@@ -136,25 +136,26 @@ def prepare_pairs(data_dir: Path) -> None:
     prepare(PAIRS, text=(str(path),), cleaning=Cleaning(steps=("unicode",)), data_dir=data_dir)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="prepared data (default: %(default)s)")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/translation"), help="runs (default: %(default)s)")
-    args = parser.parse_args()
-    cache_compilations()
+def main(data_dir: Path = Path("data"), run_dir: Path = Path("runs/translation")) -> None:
+    """Trains and measures the runs that are left, and prints the table.
 
+    Args:
+      data_dir: prepared data.
+      run_dir: folder of the runs.
+    """
+    cache_compilations()
     for name in SETS:
-        prepare(name, data_dir=args.data_dir)
-    prepare(PROSE, debian="text-en", cleaning=Cleaning(steps=("unicode", "sentences", "exact")), data_dir=args.data_dir)
-    prepare_pairs(args.data_dir)
-    experiment = Translation(args.run_dir, args.data_dir)
-    for name in RunQueue(args.run_dir, experiment.tasks()).work():
+        prepare(name, data_dir=data_dir)
+    prepare(PROSE, debian="text-en", cleaning=Cleaning(steps=("unicode", "sentences", "exact")), data_dir=data_dir)
+    prepare_pairs(data_dir)
+    experiment = Translation(run_dir, data_dir)
+    for name in RunQueue(run_dir, experiment.tasks()).work():
         print(f"--- {name} is done", flush=True)
     Console(width=100).print(experiment.table())
 
 
 if __name__ == "__main__":
     try:
-        main()
+        tyro.cli(main, description=__doc__)
     except (DataError, CheckpointError, TrainingStopped) as error:
         sys.exit(f"error: {error}")

@@ -8,7 +8,6 @@ command continues. Several processes share the runs, for example one on each cor
 `taskset -c 0 python scripts/four_way.py`.
 """
 
-import argparse
 import itertools
 import os
 import statistics
@@ -22,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's message
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here; it prints a message
 
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.table import Table
 from run_queue import RunQueue, Task, train_to_end
@@ -30,7 +30,7 @@ from scipy import stats
 from data_pipelines.core.errors import DataError
 from jax_speechlm.evaluation.recognition import evaluate_run
 from jax_speechlm.evaluation.report import EvaluationReport
-from jax_speechlm.parallel.hardware import cache_compilations
+from jax_speechlm.parallel.platforms import cache_compilations
 from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment, InitFrom
 from jax_speechlm.training.checkpoints import CheckpointError
@@ -108,19 +108,22 @@ def _report(run: Path, test_set: str) -> Path:
     return run / "eval" / f"{test_set}-test"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="prepared data (default: %(default)s)")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/four_way"), help="runs (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    args = parser.parse_args()
-    cache_compilations()
+def main(
+    data_dir: Path = Path("data"), run_dir: Path = Path("runs/four_way"), seeds: tuple[int, ...] = (0, 1, 2)
+) -> None:
+    """Trains the runs that are left and prints the tables of the seeds that are complete.
 
-    four_way = FourWay(args.run_dir, args.data_dir, args.seeds)
-    queue, printed = RunQueue(args.run_dir, four_way.tasks()), []
+    Args:
+      data_dir: prepared data.
+      run_dir: folder of the runs.
+      seeds: of the runs after pretraining.
+    """
+    cache_compilations()
+    four_way = FourWay(run_dir, data_dir, seeds)
+    queue, printed = RunQueue(run_dir, four_way.tasks()), []
     for _ in itertools.chain(queue.work(), (None,)):
-        names = {seed: [f"{route}-{arm}-{seed}" for route in ROUTES for arm in ARMS] for seed in args.seeds}
-        done = [seed for seed in args.seeds if all(map(queue.finished, names[seed]))]
+        names = {seed: [f"{route}-{arm}-{seed}" for route in ROUTES for arm in ARMS] for seed in seeds}
+        done = [seed for seed in seeds if all(map(queue.finished, names[seed]))]
         if done != printed:
             Console(width=140).print(_table(four_way, done))
             if len(done) > 1:
@@ -170,6 +173,6 @@ def _gain(four_way: FourWay, route: str, arm: str, test_set: str, seed: int) -> 
 
 if __name__ == "__main__":
     try:
-        main()
+        tyro.cli(main, description=__doc__)
     except (DataError, CheckpointError, TrainingStopped) as error:
         sys.exit(f"error: {error}")

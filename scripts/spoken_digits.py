@@ -8,20 +8,20 @@ continues. Several processes share the runs, for example one on each core:
 `taskset -c 0 python scripts/spoken_digits.py fsdd/manifest.jsonl`.
 """
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's messages at import
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here; it prints a message
 
 import jax
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.table import Table
 from run_queue import RunQueue, Task, train_to_end
@@ -39,7 +39,7 @@ from jax_speechlm.evaluation.minimal_pairs import wilson_interval
 from jax_speechlm.evaluation.probing import ProbeReport, probe_run, statistics
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
-from jax_speechlm.parallel.hardware import cache_compilations
+from jax_speechlm.parallel.platforms import cache_compilations
 from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.debian.best_rq import SETS
 from jax_speechlm.recipes.experiment import Experiment, InitFrom
@@ -47,7 +47,8 @@ from jax_speechlm.recipes.fsdd.digits import SPEAKERS
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import TrainingStopped
 
-STARTS = {
+Start = Literal["random", "BEST-RQ", "HuBERT", "wav2vec 2.0", "w2v-BERT"]
+STARTS: dict[Start, str] = {
     "random": "",
     "BEST-RQ": "debian/best_rq",
     "HuBERT": "debian/hubert",
@@ -206,22 +207,29 @@ def _share(accuracy: float, count: int) -> str:
     return f"{accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("manifest", type=Path, help="of the digits, as `prepare --manifest` takes it, with speakers")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="prepared data (default: %(default)s)")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/digits"), help="runs (default: %(default)s)")
-    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS), help="some of them (default: all)")
-    args = parser.parse_args()
-    if args.starts == ["random"]:
-        parser.error("--starts: name a pretraining as well; random parameters are probed with it")
-    cache_compilations()
+def main(
+    manifest: tyro.conf.Positional[Path],
+    data_dir: Path = Path("data"),
+    run_dir: Path = Path("runs/digits"),
+    starts: tuple[Start, ...] = get_args(Start),
+) -> None:
+    """Trains and measures the runs that are left, and prints the tables.
 
+    Args:
+      manifest: of the digits, as `prepare --manifest` takes it, with speakers.
+      data_dir: prepared data.
+      run_dir: folder of the runs.
+      starts: some of the parameters to start from.
+    """
+    if starts == ("random",):
+        print("--starts: name a pretraining as well; random parameters are probed with it", file=sys.stderr)
+        sys.exit(2)
+    cache_compilations()
     for name in SETS:
-        prepare(name, data_dir=args.data_dir)
-    prepare_digits(args.manifest, args.data_dir)
-    digits = Digits(args.run_dir, args.data_dir, args.starts)
-    queue = RunQueue(args.run_dir, digits.tasks())
+        prepare(name, data_dir=data_dir)
+    prepare_digits(manifest, data_dir)
+    digits = Digits(run_dir, data_dir, starts)
+    queue = RunQueue(run_dir, digits.tasks())
     for name in queue.work():
         print(f"--- {name} is done", flush=True)
     Console(width=120).print(digits.digits(), digits.languages())
@@ -229,6 +237,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        tyro.cli(main, description=__doc__)
     except (DataError, CheckpointError, TrainingStopped) as error:
         sys.exit(f"error: {error}")

@@ -1,15 +1,16 @@
 """Entry point of `jax-speechlm COMMAND`; each command calls a function that can also be used from Python."""
 
-import importlib
 import importlib.metadata
 import logging
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
 
 from jax_speechlm.cli.commands import COMMANDS, OLD_COMMANDS, Command
 from jax_speechlm.cli.console import repeated_option, use_utf8
 from jax_speechlm.core import exit_status
+from jax_speechlm.parallel.platforms import cache_compilations
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,17 +51,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Command, argv: Sequence[str], prog: str) -> int | None:
-    module, name = command.run.split(":")
-    function = getattr(importlib.import_module(module), name)
-    if not command.typed:
+    cache_compilations()
+    try:
+        function = pkgutil.resolve_name(command.run)
+    except ModuleNotFoundError as error:
+        if not command.extra:
+            raise
+        raise ValueError(f"{error.name} is missing: pip install 'jax_speechlm[{command.extra}]'") from error
+    if command.parses:
         return function(argv, prog=prog)
     import tyro
 
-    from jax_speechlm.parallel.hardware import cache_compilations
+    if command.config:
+        from jax_speechlm.cli.experiment import bind_experiment
 
-    cache_compilations()
-    tyro.cli(function, prog=prog, args=argv)
-    return 0
+        function, argv = bind_experiment(function, argv, command.config)
+    status = tyro.cli(function, prog=prog, args=argv)
+    return status if isinstance(status, int) else 0
 
 
 def _help() -> str:

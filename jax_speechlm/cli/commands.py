@@ -10,13 +10,17 @@ class Command(NamedTuple):
       run: its function as "module:name", imported when the command is called.
       summary: one line of help.
       example: one or two command lines.
-      typed: whether tyro parses the command line into the function's arguments; else the function takes (argv, prog).
+      config: the default of --config, for functions of an experiment.
+      parses: whether the function takes (argv, prog); otherwise tyro parses the command line into its arguments.
+      extra: the extra of the package that the function needs.
     """
 
     run: str
     summary: str
     example: str
-    typed: bool = False
+    config: str = ""
+    parses: bool = False
+    extra: str = ""
 
 
 COMMANDS = {
@@ -24,6 +28,7 @@ COMMANDS = {
         "data_pipelines.prepare.job:main",
         "fetch or read speech and write it as a data set",
         "jax-speechlm prepare asterisk-en queen-en    |    jax-speechlm prepare --manifest my.jsonl",
+        parses=True,
     ),
     "train-tokenizer": Command(
         "jax_speechlm.cli.tokenizer:train_tokenizer",
@@ -34,122 +39,117 @@ COMMANDS = {
         "jax_speechlm.decoding.lm.train_ngram:train_ngram",
         "estimate an n-gram language model for decoding",
         "jax-speechlm train-ngram --sets text-en asterisk-en --order 4 --unit word --out data/en-4.arpa.gz",
-        typed=True,
     ),
     "pretrain": Command(
-        "jax_speechlm.cli.train:pretrain",
+        "jax_speechlm.cli.train:train",
         "train an encoder on audio alone",
         "jax-speechlm pretrain --config demo/pretrain --run-dir runs/pretrain --num-steps 2000",
+        config="demo/pretrain",
     ),
     "finetune": Command(
-        "jax_speechlm.cli.train:finetune",
+        "jax_speechlm.cli.train:train",
         "train on transcripts, from a pretrained encoder or from scratch",
         "jax-speechlm finetune --config demo/finetune --from runs/pretrain --run-dir runs/finetune",
+        config="demo/finetune",
     ),
     "eval": Command(
-        "jax_speechlm.cli.by_task:evaluate",
+        "jax_speechlm.cli.by_task:run",
         "measure a checkpoint as it was trained for: WER, bits per byte or per second, masked accuracy, or classes",
         "jax-speechlm eval runs/finetune --sets asterisk-en --split test",
+        parses=True,
     ),
     "score-pairs": Command(
-        "jax_speechlm.cli.by_task:score_pairs",
+        "jax_speechlm.cli.by_task:run",
         "ask a language model which of a minimal pair is the good one: of sentences (BLiMP), or recordings (sWUGGY)",
         "jax-speechlm score-pairs runs/lm blimp/*.jsonl    |    jax-speechlm score-pairs runs/units lexical/dev",
+        parses=True,
     ),
     "generate": Command(
-        "jax_speechlm.cli.by_task:generate",
+        "jax_speechlm.cli.by_task:run",
         "continue texts, or speech as units, with a language model; answer audio files with a speech-language model",
         'jax-speechlm generate runs/lm "In the beginning" --temperature 0.8 --top-p 0.95',
+        parses=True,
     ),
     "compare": Command(
         "jax_speechlm.evaluation.recognition:compare_reports",
         "paired bootstrap between two evaluations",
         "jax-speechlm compare runs/a/eval/*/report.json runs/b/eval/*/report.json",
-        typed=True,
     ),
     "rover": Command(
         "jax_speechlm.evaluation.rover:rover_reports",
         "join the transcripts of several evaluations by a vote on every word",
         "jax-speechlm rover runs/*/eval/asterisk-en-test-greedy/report.json --out runs/rover",
-        typed=True,
     ),
     "average": Command(
         "jax_speechlm.compression.average:average_runs",
         "average checkpoints of one run, or of several, into one",
         "jax-speechlm average runs/finetune --last 5 --out runs/average    |    average runs/a runs/b --out runs/soup",
-        typed=True,
     ),
     "quantize": Command(
         "jax_speechlm.compression.quantize:quantize_run",
         "round a trained model's weights to 8 or 4 bits",
         "jax-speechlm quantize runs/finetune --kind int8 --out runs/int8",
-        typed=True,
     ),
     "transcribe": Command(
         "jax_speechlm.cli.transcribe:transcribe_files",
         "turn audio files into text",
         "jax-speechlm transcribe runs/finetune interview.mp3 --format srt",
-        typed=True,
     ),
     "serve": Command(
-        "jax_speechlm.cli.serve:serve",
+        "jax_speechlm.serving.run:serve_run",
         "answer requests for transcripts over HTTP, in OpenAI's form, and show a page to try a run on",
         "jax-speechlm serve runs/finetune --port 8000",
+        extra="serve",
     ),
     "translate": Command(
         "jax_speechlm.cli.transcribe:translate_files",
         "turn audio files of other languages into English text, with a speech-language model",
         "jax-speechlm translate runs/translate interview.mp3",
-        typed=True,
     ),
     "self-train": Command(
         "jax_speechlm.apps.self_training:self_train",
         "transcribe untranscribed audio, keep what the model is sure of, and train on it",
         "jax-speechlm self-train runs/finetune --sets queen-en --out pseudo --run-dir runs/self",
-        typed=True,
     ),
     "embed": Command(
         "jax_speechlm.inference.embed:embed_files",
         "write an encoder's hidden states of audio files: a vector per file, or per frame",
         "jax-speechlm embed runs/pretrain *.wav --out embeddings.npz",
-        typed=True,
     ),
     "classify": Command(
         "jax_speechlm.inference.classify:classify",
         "classify audio files or texts",
         "jax-speechlm classify runs/digits *.wav    |    jax-speechlm classify runs/sources 'In the beginning'",
-        typed=True,
     ),
     "segment": Command(
         "jax_speechlm.inference.segment:segment_files",
         "detect speech in audio files, with a voice activity model",
         "jax-speechlm segment runs/voice meeting.mp3",
-        typed=True,
     ),
     "probe": Command(
         "jax_speechlm.evaluation.probing:probe_run",
         "train linear maps of an encoder's frozen layers to speaker, language, words or characters",
         "jax-speechlm probe runs/pretrain --sets fsdd --target text --leave-out speaker",
-        typed=True,
     ),
     "align": Command(
         "jax_speechlm.apps.align:align_run",
         "find the times of the words of known transcripts",
         "jax-speechlm align runs/finetune --sets asterisk-en --split test --format ctm",
-        typed=True,
     ),
     "units": Command(
         "jax_speechlm.cli.units:units",
         "fit speech units (k-means), label data sets with them, report what they are",
         "jax-speechlm units fit --sets queen-en --out data/units/mfcc-100 --num-units 100",
+        parses=True,
     ),
     "export": Command(
         "jax_speechlm.cli.export:export",
         "turn a checkpoint into a format that others read, and prove it equal",
         "jax-speechlm export runs/finetune --to hf --out exported/finetune",
+        parses=True,
     ),
     "import": Command(
-        "jax_speechlm.cli.import_:import_folder",
+        "jax_speechlm.interop.hf.import_:import_run",
         "make a run of a folder of Hugging Face's, and prove it equal",
         "jax-speechlm import downloads/qwen3-0.6b --out runs/qwen3",
     ),
@@ -157,11 +157,13 @@ COMMANDS = {
         "jax_speechlm.cli.plan:plan",
         "compile a run for accelerators that are not here: what it needs, what it costs, whether it fits",
         "jax-speechlm plan --config librispeech/best_rq_960_v5e16 --topology v5e-16 --price 1.2",
+        config="librispeech/best_rq_960_v5e16",
     ),
     "launch": Command(
         "jax_speechlm.cli.launch:launch",
         "start, watch and stop a job on Cloud TPU, GKE, Slurm, SkyPilot's clouds or this machine",
         "jax-speechlm launch gke --job job.json --dry-run -- pretrain --config librispeech/best_rq_960_v5e16",
+        parses=True,
     ),
     "recipes": Command(
         "jax_speechlm.cli.recipes:list_recipes",

@@ -1,18 +1,40 @@
-"""Sets the text encoding of a process and finds repeated options."""
+"""Sets the text encoding of a process and splits command lines into options."""
 
 import codecs
 import locale
 import os
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 _REPEATABLE = ("--from",)
+
+
+class Option(NamedTuple):
+    """An option of a command line: its name with underscores, its words, and the values among them."""
+
+    name: str
+    words: list[str]
+    values: list[str]
+
+
+def options(argv: Sequence[str]) -> list[Option]:
+    """Splits a command line into its options, without knowing which exist; words before the first are named ""."""
+    options = [Option("", [], [])]
+    for word in argv:
+        if word.startswith("--"):
+            name, _, value = word[2:].partition("=")
+            options.append(Option(name.replace("-", "_"), [word], [value] if value else []))
+        else:
+            options[-1].words.append(word)
+            options[-1].values.append(word)
+    return options
 
 
 def repeated_option(argv: Sequence[str]) -> str | None:
     """Returns an option that is repeated and may not be, or None. Words after a bare `--` are not checked."""
     own = argv[: argv.index("--")] if "--" in argv else argv
-    names = [word.split("=")[0].replace("_", "-") for word in own if word.startswith("--")]
+    names = [f"--{option.name.replace('_', '-')}" for option in options(own)[1:]]
     return next((name for name in names if names.count(name) > 1 and name not in _REPEATABLE), None)
 
 

@@ -1,50 +1,45 @@
-"""Parses an experiment from a command line: --config, and every setting as an option."""
+"""Commands of an experiment: --config and --from choose it, and every setting is an option."""
 
-import argparse
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, get_args
 
+from tyro.conf import AvoidSubcommands, FlagConversionOff, UseAppendAction, arg
+
+from jax_speechlm.cli.console import options
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.tree import at, replace
 from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment, InitFrom
 
+ExperimentOptions = Annotated[Experiment, arg(name=""), AvoidSubcommands, FlagConversionOff]
+"""Type of the argument `experiment` of a command's function: the settings become options without a prefix."""
 
-def experiment_parser(prog: str, default_config: str) -> argparse.ArgumentParser:
-    """Returns a parser with the option --config, to which a command adds its own."""
-    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    parser.add_argument(
-        "--config", default=default_config, help="a shipped experiment, or a .py or .json file (default: %(default)s)"
-    )
-    return parser
+From = Annotated[tuple[str, ...], arg(name="from"), UseAppendAction]
+"""Type of the argument `start` of a command's function, which `bind_experiment` applies."""
 
 
-def parse_experiment(
-    parser: argparse.ArgumentParser, argv: Sequence[str], prog: str
-) -> tuple[Experiment, argparse.Namespace]:
-    """Parses a command line.
+def bind_experiment(
+    function: Callable[..., Any], argv: Sequence[str], config: str
+) -> tuple[Callable[..., Any], list[str]]:
+    """Binds the arguments `experiment` and `config` of a command's function, as defaults that tyro can change.
+
+    tyro derives the options from their defaults, so it cannot itself parse the ones that select the defaults: --config,
+    --from and the kinds.
+
+    Args:
+      function: of `experiment: ExperimentOptions`, `config: str` and options of the command.
+      config: the default of --config.
 
     Returns:
-      The experiment of --config with the settings that the command line changes, and the command's own options.
+      The function to call by tyro, and its command line: `argv` without the options that choose a kind.
     """
-    import tyro
-
-    known, rest = parser.parse_known_args(argv)
-    if {"-h", "--help"} & set(rest):
-        print(parser.format_help(), "\nEvery setting of the experiment is an option too:\n")
-    experiment = registry.load(known.config)
-    if getattr(known, "start", None):
-        experiment = experiment.replace(init_from=tuple(InitFrom(checkpoint=path) for path in known.start))
-    experiment, rest = choose_kinds(experiment, rest)
-    experiment = tyro.cli(
-        Experiment,
-        prog=prog,
-        default=experiment,
-        args=rest,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-    )
-    return experiment, known
+    config = next((option.values[0] for option in options(argv) if option.name == "config" and option.values), config)
+    experiment = registry.load(config)
+    if start := [path for option in options(argv) if option.name == "from" for path in option.values]:
+        experiment = experiment.replace(init_from=tuple(InitFrom(checkpoint=path) for path in start))
+    experiment, argv = choose_kinds(experiment, argv)
+    return functools.partial(function, experiment=experiment, config=config), argv
 
 
 def choose_kinds(experiment: Experiment, argv: Sequence[str]) -> tuple[Experiment, list[str]]:
@@ -58,57 +53,35 @@ def choose_kinds(experiment: Experiment, argv: Sequence[str]) -> tuple[Experimen
     Raises:
       ValueError: a part or kind does not exist, or the new kind requires settings that are not given.
     """
-    given = _options(argv)
-    chosen = {name.removesuffix(".kind"): values for name, values in given.items() if name.endswith(".kind")}
-    left = [word for name, values in given.items() if not name.endswith(".kind") for word in values.words]
+    given = {option.name: option.values for option in options(argv)}
+    chosen = {name.removesuffix(".kind"): words for name, words in given.items() if name.endswith(".kind")}
+    left = [word for option in options(argv) if not option.name.endswith(".kind") for word in option.words]
     values = experiment.model_dump()
-    for path, option in chosen.items():
-        names = path.split(".")
-        *parents, last = names
+    for path, words in chosen.items():
+        *parents, last = names = path.split(".")
         parent = functools.reduce(lambda part, name: getattr(part, name, None), parents, experiment)
         if not isinstance(parent, Config):  # of several parts, such as streams, a recipe chooses the kinds
             raise ValueError(f"--{path}.kind: {'.'.join(parents)} is no single part of an experiment: write a recipe")
         if last not in type(parent).model_fields:
             raise ValueError(f"--{path}.kind: {type(parent).__name__} has no setting {last!r}")
-        kinds = {
-            each.model_fields["kind"].default: each for each in _classes(type(parent).model_fields[last].annotation)
-        }
-        kind = option.values[-1] if option.values else ""
+        configs = _classes(type(parent).model_fields[last].annotation)
+        kinds = {config.model_fields["kind"].default: config for config in configs}
+        kind = words[-1] if words else ""
         if kind not in kinds:
             raise ValueError(f"--{path}.kind {kind}: choose one of {', '.join(kinds)}")
         old = at(values, names) or {}  # a part may be unset
         part = {"kind": kind}
-        for field in kinds[kind].model_fields:
-            if field != "kind" and field in old:
-                part[field] = old[field]
-            elif kinds[kind].model_fields[field].is_required() and (own := given.get(f"{path}.{field}")):
-                part[field] = own.values if len(own.values) > 1 else own.values[0]
+        for name, field in kinds[kind].model_fields.items():
+            if name != "kind" and name in old:
+                part[name] = old[name]
+            elif field.is_required() and (own := given.get(f"{path}.{name}")):
+                part[name] = own if len(own) > 1 else own[0]
         values = replace(values, names, part)
     return (Experiment.model_validate(values) if chosen else experiment), left
-
-
-class _Option(NamedTuple):
-    words: list[str]
-    values: list[str]
-
-
-def _options(argv: Sequence[str]) -> dict[str, _Option]:
-    """Groups a command line by option, the name with underscores; words before the first option are under ""."""
-    options = {"": _Option([], [])}
-    name = ""
-    for word in argv:
-        if word.startswith("--"):
-            name, _, value = word[2:].partition("=")
-            name = name.replace("-", "_")
-            options[name] = _Option([word], [value] if value else [])
-        else:
-            options[name].words.append(word)
-            options[name].values.append(word)
-    return options
 
 
 def _classes(annotation: Any) -> list[type[Config]]:
     """Returns the configs that an annotation allows."""
     if isinstance(annotation, type):
         return [annotation] if issubclass(annotation, Config) and "kind" in annotation.model_fields else []
-    return [each for part in get_args(annotation) for each in _classes(part)]
+    return [config for part in get_args(annotation) for config in _classes(part)]

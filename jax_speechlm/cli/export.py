@@ -3,10 +3,11 @@
 A target's function parses the rest of the command line, so each target has its own options. It is imported on use.
 """
 
-import argparse
-import importlib
+import pkgutil
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
+
+import tyro
 
 Target = Literal["hf", "stablehlo", "saved_model", "litert", "onnx"]
 
@@ -37,22 +38,13 @@ EXPORT_TARGETS: dict[Target, ExportTarget] = {
 
 def export(argv: Sequence[str], prog: str) -> None:
     """Runs one target's function on the rest of a command line."""
-    import tyro
-
-    from jax_speechlm.parallel.hardware import cache_compilations
-
-    cache_compilations()
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        add_help=False,
-        allow_abbrev=False,
-        description="Turns a trained checkpoint into a format that others read.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="targets:\n" + "\n".join(f"  {target:<12} {maker.summary}" for target, maker in EXPORT_TARGETS.items()),
-    )
-    parser.add_argument("--to", choices=get_args(Target), default="hf", help="the target (default: %(default)s)")
-    known, rest = parser.parse_known_args(argv)
+    target, rest = tyro.cli(_target, prog=prog, args=argv, add_help=False, return_unknown_args=True)
     if {"-h", "--help"} & set(rest):
-        print(parser.format_help(), f"\nThe options of --to {known.to}:\n")
-    module, function = EXPORT_TARGETS[known.to].run.split(":")
-    tyro.cli(getattr(importlib.import_module(module), function), prog=f"{prog} --to {known.to}", args=rest)
+        print("Turns a trained checkpoint into a format that others read.\n\n--to TARGET (default: hf) chooses it:")
+        print("\n".join(f"  {name:<12} {summary}" for name, (_, summary) in EXPORT_TARGETS.items()))
+        print(f"\nThe options of --to {target}:\n")
+    tyro.cli(pkgutil.resolve_name(EXPORT_TARGETS[target].run), prog=f"{prog} --to {target}", args=rest)
+
+
+def _target(to: Target = "hf") -> Target:
+    return to

@@ -2,45 +2,52 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+os.environ["JAX_PLATFORMS"] = "cpu"  # compiling for a TPU must not search for one on this machine
 
-def plan(argv: Sequence[str], prog: str) -> int:
-    """Runs `jax-speechlm plan`; returns the exit status."""
-    # Compiling for a TPU must not search for one on this machine.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    from jax_speechlm.cli.experiment import experiment_parser, parse_experiment
+from jax_speechlm.cli.experiment import ExperimentOptions
+from jax_speechlm.planning.run import plan_shipped, run_plan
+from jax_speechlm.recipes import registry
 
-    parser = experiment_parser(prog, "librispeech/best_rq_960_v5e16")
-    parser.description = "Compiles a run's train step for accelerators that are not here. Exit status 3: does not fit."
-    parser.add_argument("--topology", help="v5e-256, v5p-512, v6e-64, h100-64, ... (default: the experiment's own)")
-    parser.add_argument("--slices", type=int, help="TPU slices that the network joins; sets mesh.replica")
-    parser.add_argument("--all", action="store_true", help="plan every shipped experiment; prints a table in Markdown")
-    parser.add_argument("--fit", action="store_true", help="search mesh, remat and batch for the fastest that fits")
-    parser.add_argument("--max-compiles", type=int, default=12, help="of --fit (default: %(default)s)")
-    parser.add_argument("--longest-only", action="store_true", help="compile the longest batch shape alone")
-    parser.add_argument("--price", type=float, help="of one chip for one hour, in any currency")
-    parser.add_argument(
-        "--vocab-size", type=int, help="where the tokenizer is not here (default: by its folder's name)"
-    )
-    parser.add_argument("--out", type=Path, help="folder of plan.html and plan.json (default: plans/CONFIG-TOPOLOGY)")
-    experiment, known = parse_experiment(parser, argv, prog)
 
-    from jax_speechlm.planning.run import plan_shipped, run_plan
-    from jax_speechlm.recipes import registry
+def plan(
+    experiment: ExperimentOptions,
+    config: str,
+    slices: int | None = None,
+    all: bool = False,
+    fit: bool = False,
+    max_compiles: int = 12,
+    longest_only: bool = False,
+    price: float | None = None,
+    vocab_size: int | None = None,
+    out: Path | None = None,
+) -> int:
+    """Compiles a run's train step for accelerators that are not here. Exit status 3: does not fit.
 
-    if known.all:
-        print(plan_shipped(known.out or Path("plans"), lambda text: print(text, file=sys.stderr)))
+    The accelerators are --topology v5e-256, v5p-512, v6e-64, h100-64, ... Every setting of the experiment is an option.
+
+    Args:
+      config: a shipped experiment, or a .py or .json file.
+      slices: TPU slices that the network joins; sets mesh.replica.
+      all: plan every shipped experiment; prints a table in Markdown.
+      fit: search mesh, remat and batch for the fastest that fits.
+      max_compiles: of --fit.
+      longest_only: compile the longest batch shape alone.
+      price: of one chip for one hour, in any currency.
+      vocab_size: where the tokenizer is not here; by default from its folder's name.
+      out: folder of plan.html and plan.json. By default plans/CONFIG-TOPOLOGY.
+    """
+    if all:
+        print(plan_shipped(out or Path("plans"), lambda text: print(text, file=sys.stderr)))
         return 0
     return run_plan(
         experiment,
-        known.topology,
-        known.slices,
-        known.out or Path("plans") / f"{registry.run_name(known.config)}-{known.topology or experiment.topology}",
-        longest_only=known.longest_only,
-        search=known.fit,
-        max_compiles=known.max_compiles,
-        price=known.price,
-        vocab_size=known.vocab_size,
+        slices,
+        out or Path("plans") / f"{registry.run_name(config)}-{experiment.topology}",
+        longest_only=longest_only,
+        search=fit,
+        max_compiles=max_compiles,
+        price=price,
+        vocab_size=vocab_size,
     )

@@ -1,47 +1,37 @@
 """`jax-speechlm train-tokenizer`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from data_pipelines.storage import index
+from data_pipelines.tokenizers import base
 
-def train_tokenizer(argv: Sequence[str], prog: str) -> None:
-    """Runs `jax-speechlm train-tokenizer`."""
 
-    import tyro
+def train_tokenizer(
+    sets: tuple[str, ...],
+    out: Path,
+    kind: Literal["char", "unigram", "bpe"] = "unigram",
+    vocab_size: int = 500,
+    byte_fallback: bool = False,
+    max_characters: int = 20_000_000,
+    data_dir: Path = Path("data"),
+) -> None:
+    """Trains a tokenizer on the transcripts or documents of prepared training splits.
 
-    def run(
-        sets: tuple[str, ...],
-        out: Path,
-        kind: Literal["char", "unigram", "bpe"] = "unigram",
-        vocab_size: int = 500,
-        byte_fallback: bool = False,
-        max_characters: int = 20_000_000,
-        data_dir: Path = Path("data"),
-    ) -> None:
-        """Trains a tokenizer on the transcripts or documents of prepared training splits.
-
-        Args:
-          sets: names of prepared data sets; "name:split" selects another split than "train".
-          out: folder to write; give it to training as --data.tokenizer.
-          kind: characters, or SentencePiece by a unigram model or byte-pair encoding.
-          vocab_size: number of tokens including the CTC blank; ignored for characters.
-          byte_fallback: encode characters without a piece as bytes, so that decoding is lossless; for language models.
-          max_characters: characters of the rows drawn at random that SentencePiece is trained on.
-          data_dir: folder of the prepared data sets.
-        """
-        from data_pipelines.storage import index
-        from data_pipelines.tokenizers import base
-
-        rows = index.read_sets(data_dir, sets, "train")
-        if kind == "char":
-            texts = [text for part in rows.parts for text in part.texts()]
-            tokenizer = base.train_tokenizer(texts, kind, None, out)
-        else:
-            texts = index.sample_texts(rows, max_characters)
-            tokenizer = base.train_tokenizer(texts, kind, vocab_size, out, byte_fallback=byte_fallback)
-        print(
-            f"{out}: {tokenizer.kind} tokenizer with {tokenizer.vocab_size} ids from {len(texts)} of {len(rows)} texts"
-        )
-
-    tyro.cli(run, prog=prog, args=argv)
+    Args:
+      sets: names of prepared data sets; "name:split" selects another split than "train".
+      out: folder to write; give it to training as --data.tokenizer.
+      kind: characters, or SentencePiece by a unigram model or byte-pair encoding.
+      vocab_size: number of tokens including the CTC blank; ignored for characters.
+      byte_fallback: encode characters without a piece as bytes, so that decoding is lossless; for language models.
+      max_characters: characters of the rows drawn at random that SentencePiece is trained on.
+      data_dir: folder of the prepared data sets.
+    """
+    rows = index.read_sets(data_dir, sets, "train")
+    if kind == "char":
+        texts = [text for part in rows.parts for text in part.texts()]
+        tokenizer = base.train_tokenizer(texts, kind, None, out)
+    else:
+        texts = index.sample_texts(rows, max_characters)
+        tokenizer = base.train_tokenizer(texts, kind, vocab_size, out, byte_fallback=byte_fallback)
+    print(f"{out}: {tokenizer.kind} tokenizer with {tokenizer.vocab_size} ids from {len(texts)} of {len(rows)} texts")

@@ -12,7 +12,6 @@ from data_pipelines.storage.units import Units, is_labelled, open_unit_ids, read
 from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.evaluation.units import UnitsReport, measure
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.parallel.hardware import cache_compilations
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh
 from jax_speechlm.units.features import MFCC, Hidden, read_features
 from jax_speechlm.units.kmeans import KMeans, fit_kmeans, inertia
@@ -21,7 +20,6 @@ from jax_speechlm.units.labelling import label_part, sample_frames
 
 def units(argv: Sequence[str], prog: str) -> None:
     """Runs one of the actions: fit, label, report."""
-    cache_compilations()
     subcommand_cli_from_dict({"fit": fit, "label": label, "report": report}, prog=prog, args=argv)
 
 

@@ -10,7 +10,7 @@ from data_pipelines.core.errors import UserError
 FAILED = 1
 """An error of the program or the machine, possibly transient: launchers restart the same command."""
 WRONG_COMMAND_LINE = 2
-"""An option or a value of the command line is wrong (the status of argparse and tyro)."""
+"""An option or a value of the command line is wrong (the status of tyro)."""
 DOES_NOT_FIT = 3
 """`plan` found that a run does not fit its accelerators."""
 USER_ERROR = 64

@@ -1,4 +1,4 @@
-"""The devices of this machine, their peak performance, and the cache of compiled programs."""
+"""The devices of this machine and their peak performance."""
 
 import functools
 import os
@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.core.errors import UserError
-from data_pipelines.core.paths import cache_dir
 from jax_speechlm.parallel.chips import find_chip
 
 
@@ -51,12 +50,3 @@ def matmul_flops(size: int = 1536, repeats: int = 3) -> float:
         multiply(a, a).block_until_ready()
         seconds.append(time.perf_counter() - began)
     return 2 * size**3 / min(seconds)
-
-
-def cache_compilations() -> None:
-    """Caches compiled programs on disk, so that later runs of the same model start in seconds.
-
-    The folder is `$JAX_COMPILATION_CACHE_DIR`, by default `compiled` in `data_pipelines.core.paths.cache_dir`.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))

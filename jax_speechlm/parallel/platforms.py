@@ -1,4 +1,4 @@
-"""Detects, before JAX starts and without importing it, whether this machine may have a TPU."""
+"""Settings of JAX, made before it starts and without importing it: its platforms, and its cache of programs."""
 
 import importlib.util
 import os
@@ -18,14 +18,28 @@ def skip_absent_tpu() -> None:
     """
     if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None or tpu_is_attached():
         return
-    platforms = "cuda,cpu" if _has_cuda() else "cpu"
+    _set("jax_platforms", "cuda,cpu" if _has_cuda() else "cpu")
+
+
+def cache_compilations() -> None:
+    """Caches compiled programs on disk, so that later runs of the same model start in seconds.
+
+    The folder is `$JAX_COMPILATION_CACHE_DIR`, by default `compiled` in `data_pipelines.core.paths.cache_dir`.
+    """
+    from data_pipelines.core.paths import cache_dir  # late: it imports fsspec, which `jax-speechlm --help` needs not
+
+    _set("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+
+
+def _set(name: str, value: str) -> None:
+    """Sets a setting of JAX, unless it is set: in the environment, which JAX reads at its import, or in its config."""
     if "jax" not in sys.modules:
-        os.environ["JAX_PLATFORMS"] = platforms
+        os.environ.setdefault(name.upper(), value)
         return
     import jax
 
-    if jax.config.jax_platforms is None:
-        jax.config.update("jax_platforms", platforms)
+    if getattr(jax.config, name) is None:
+        jax.config.update(name, value)
 
 
 def tpu_is_attached(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> bool:

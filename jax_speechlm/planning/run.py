@@ -20,7 +20,6 @@ from jax_speechlm.recipes.experiment import Experiment
 
 def run_plan(
     experiment: Experiment,
-    topology: str | None,
     slices: int | None,
     out: Path,
     *,
@@ -31,10 +30,9 @@ def run_plan(
     vocab_size: int | None = None,
 ) -> int:
     """Plans, prints, writes `plan.json` and `plan.html`. Returns the exit status: 0 if the run fits, otherwise 3."""
-    name = topology or experiment.topology
-    if name is None:
+    if experiment.topology is None:
         raise ValueError("this experiment names no topology: add --topology v5e-256, v5p-512, h100-64, ...")
-    target = find_topology(name, slices)
+    target = find_topology(experiment.topology, slices)
     if slices is not None:
         experiment = experiment.replace(mesh=experiment.mesh.replace(replica=target.slices))
     console = Console(highlight=False)

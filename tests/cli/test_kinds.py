@@ -1,13 +1,21 @@
 """Kinds of objective, model and schedule are chosen on the command line as any other setting."""
 
 import pytest
+import tyro
 
-from jax_speechlm.cli.experiment import choose_kinds, experiment_parser, parse_experiment
+from jax_speechlm.cli.experiment import ExperimentOptions, bind_experiment, choose_kinds
 from jax_speechlm.recipes import registry
+from jax_speechlm.recipes.experiment import Experiment
 
 
-def parse(*options: str):
-    return parse_experiment(experiment_parser("jax-speechlm", "demo/finetune"), options, "jax-speechlm")[0]
+def chosen(experiment: ExperimentOptions, config: str) -> Experiment:
+    del config
+    return experiment
+
+
+def parse(*options: str) -> Experiment:
+    function, argv = bind_experiment(chosen, options, "demo/finetune")
+    return tyro.cli(function, args=argv)
 
 
 def test_another_kind_keeps_the_settings_that_both_have():

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from jax_speechlm import cli
-from jax_speechlm.cli.experiment import experiment_parser, parse_experiment
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.inference.checkpoint import LoadedRun
@@ -22,6 +21,7 @@ from jax_speechlm.interop.hf.registry import read_model
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.nn import functional
 from jax_speechlm.training.loop import load_experiment
+from tests.cli.test_kinds import parse
 from tests.interop.foreign_folders import SPECIAL, TABLES, TEXTS, change_json, load, write_json, write_text_model
 
 
@@ -140,9 +140,7 @@ def test_an_imported_run_has_the_config_that_every_run_has(tmp_path):
     write_text_model(tmp_path / "theirs", "llama", **SPECIAL["llama"])
     import_run(tmp_path / "theirs", tmp_path / "run")
     assert load_experiment(tmp_path / "run") == LoadedRun.read(tmp_path / "run").experiment
-    parser = experiment_parser("jax-speechlm finetune", "demo/lm")
-    argv = ["--config", str(tmp_path / "run" / "config.json"), "--data.sets", "mine"]
-    experiment, _ = parse_experiment(parser, argv, "jax-speechlm finetune")
+    experiment = parse("--config", str(tmp_path / "run" / "config.json"), "--data.sets", "mine")
     assert experiment.data.sets == ("mine",)
     assert experiment.model == LoadedRun.read(tmp_path / "run").experiment.model
 

@@ -127,7 +127,7 @@ def test_dry_run_shows_what_each_process_gets():
     )
     lines = done.stdout.splitlines()
     assert len(lines) == 2
-    assert all(line.endswith(f"JAX_PROCESS_ID='{number}' echo a") for number, line in enumerate(lines))
+    assert all(line.endswith(f"JAX_PROCESS_ID={number} echo a") for number, line in enumerate(lines))
 
 
 def test_the_first_failure_decides_the_status_and_others_end_after_the_grace():

@@ -24,7 +24,7 @@ import os, sys, time
 os.environ["JAX_PLATFORMS"] = "cpu"
 from tests.training import tiny
 from jax_speechlm.recipes.experiment import LoopConfig
-from jax_speechlm.parallel.hardware import cache_compilations
+from jax_speechlm.parallel.platforms import cache_compilations
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.loop import train
 cache_compilations()

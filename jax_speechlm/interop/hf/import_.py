@@ -5,6 +5,7 @@ shard by shard. The import of a folder that `jax-speechlm export` wrote gives th
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,6 +103,7 @@ def import_run(
       audio: files to compare on, in addition to synthetic clips.
       text: texts to compare on, in addition to built-in ones.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns after every fork
     folders.require_free(out)
     if not folder.is_dir():
         raise ExportError(f"{folder} is no folder: give one with config.json and safetensors in it, on this machine")
