@@ -1,10 +1,27 @@
-"""Front ends and small models that several recipes share; no recipe by itself."""
+"""Front ends, small models and training settings that several recipes share; no recipe by itself."""
+
+from typing import Any
 
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.experiment import LoopConfig, Speech
+
+CLIPS = Speech(
+    sets=("asterisk-en", "queen-en"),
+    seconds_per_batch=48,
+    num_buckets=3,
+    batch_multiple=1,
+    max_seconds=8.0,
+    max_crop=0.15,
+)
+"""Crops of up to 8 s of the English speech in Debian packages, for training on audio alone or on frame labels."""
+
+SPEEDS = (0.9, 1.0, 1.1)
+"""Factors of speed perturbation."""
 
 MEL = LogMel(stack=4)
 """80 bins, four 10 ms frames stacked: one encoder frame every 40 ms."""
@@ -20,3 +37,19 @@ MASKED_MEL = FrontEnd(mel=MEL, augment=Augment(time_masks=2, time_mask_ratio=0.0
 
 CHARACTER_LM = TransformerConfig(dim=192, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=48, ffn_dim=512)
 """1.8 M parameters."""
+
+
+def on_cpu(
+    num_steps: int, *, peak: float, warmup_steps: int, log_every: int = 50, eval_every: int, checkpoint_every: int = 0
+) -> dict[str, Any]:
+    """Returns the settings of an `Experiment` for a run on one or two CPU cores: a warmed-up cosine, and intervals.
+
+    Args:
+      checkpoint_every: 0 for `eval_every`.
+    """
+    return {
+        "optimizer": Optimizer(schedule=WarmupCosine(peak=peak, warmup_steps=warmup_steps)),
+        "num_steps": num_steps,
+        "topology": "cpu-1",
+        "loop": LoopConfig(log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every or eval_every),
+    }

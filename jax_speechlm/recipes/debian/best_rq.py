@@ -13,9 +13,8 @@ Result: digits of held-out speakers 68.9 % [67.2, 70.5] after full finetuning
 
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CONFORMER_XS, MEL
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
+from jax_speechlm.recipes.common import CLIPS, CONFORMER_XS, MEL, on_cpu
+from jax_speechlm.recipes.experiment import Experiment
 
 SETS = (
     *(f"asterisk-{language}" for language in ("en", "es", "fr", "it", "ru")),
@@ -27,12 +26,9 @@ SETS = (
 
 def config() -> Experiment:
     return Experiment(
-        data=Speech(sets=SETS, seconds_per_batch=48, num_buckets=3, batch_multiple=1, max_seconds=8.0, max_crop=0.15),
+        data=CLIPS.replace(sets=SETS),
         objective=BestRQ(codes=128, mask_span=0.16),
         frontend=FrontEnd(mel=MEL),
         model=CONFORMER_XS.replace(dropout=0.0),  # under three passes over the data do not overfit
-        optimizer=Optimizer(schedule=WarmupCosine(peak=8e-4, warmup_steps=200)),
-        num_steps=2400,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=100, eval_every=800, checkpoint_every=400),
+        **on_cpu(2400, peak=8e-4, warmup_steps=200, log_every=100, eval_every=800, checkpoint_every=400),
     )

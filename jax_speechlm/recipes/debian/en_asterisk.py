@@ -13,27 +13,12 @@ has 34.4 % on the same clips.
 Result: asterisk-en test WER 45.2 % [29.0, 61.1]; with a word 3-gram 33.0 % [18.0, 48.2]
 """
 
-from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CONFORMER_144, MASKED_MEL
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
+from jax_speechlm.recipes.common import on_cpu
+from jax_speechlm.recipes.debian import en_joint
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:
-    return Experiment(
-        data=Speech(
-            sets=("asterisk-en",),
-            seconds_per_batch=48,
-            num_buckets=6,
-            batch_multiple=1,
-            max_seconds=24.0,
-            speeds=(0.9, 1.0, 1.1),
-        ),
-        objective=CTC(intermediate=(3,)),
-        frontend=MASKED_MEL,
-        model=CONFORMER_144,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
-        num_steps=800,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=50, eval_every=200, checkpoint_every=200),
-    )
+    joint = en_joint.config()
+    changes = {"sets": ("asterisk-en",), "seconds_per_batch": 48, "max_seconds": 24.0, "shortest_first_epochs": 0}
+    return joint.replace(data=joint.data.replace(**changes), **on_cpu(800, peak=1e-3, warmup_steps=50, eval_every=200))

@@ -12,9 +12,8 @@ Result: queen-en test WER 78.9 % [77.1, 80.7]; with a word 3-gram 61.8 % [59.6, 
 """
 
 from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CONFORMER_144, MASKED_MEL
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
+from jax_speechlm.recipes.common import CONFORMER_144, MASKED_MEL, SPEEDS, on_cpu
+from jax_speechlm.recipes.experiment import Experiment, Speech
 
 
 def config() -> Experiment:
@@ -26,13 +25,10 @@ def config() -> Experiment:
             batch_multiple=1,
             max_seconds=16.0,
             shortest_first_epochs=1,
-            speeds=(0.9, 1.0, 1.1),
+            speeds=SPEEDS,
         ),
         objective=CTC(intermediate=(3,)),
         frontend=MASKED_MEL,
         model=CONFORMER_144,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=2.5e-3, warmup_steps=300)),
-        num_steps=6000,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=50, eval_every=1000, checkpoint_every=1000),
+        **on_cpu(6000, peak=2.5e-3, warmup_steps=300, eval_every=1000),
     )

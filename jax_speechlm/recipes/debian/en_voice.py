@@ -14,26 +14,15 @@ Result: 91.2 % of the test frames right, where 84.8 % are speech
 """
 
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CONFORMER_144, MASKED_MEL
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
+from jax_speechlm.recipes.common import CLIPS, CONFORMER_144, MASKED_MEL, on_cpu
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:
     return Experiment(
-        data=Speech(
-            sets=("asterisk-en", "queen-en"),
-            seconds_per_batch=48,
-            num_buckets=3,
-            batch_multiple=1,
-            max_seconds=8.0,
-            max_crop=0.15,
-        ),
+        data=CLIPS,
         objective=FrameClassification(),
         frontend=MASKED_MEL,
         model=CONFORMER_144,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
-        num_steps=300,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=50, eval_every=150, checkpoint_every=300),
+        **on_cpu(300, peak=1e-3, warmup_steps=50, eval_every=150, checkpoint_every=300),
     )

@@ -17,31 +17,22 @@ from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CHARACTER_LM, CONFORMER_144, MASKED_MEL
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
+from jax_speechlm.recipes.common import CHARACTER_LM, on_cpu
+from jax_speechlm.recipes.debian import en_joint
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:
-    return Experiment(
-        data=Speech(
-            sets=("asterisk-en", "queen-en"),
-            seconds_per_batch=64,
-            num_buckets=6,
-            batch_multiple=1,
-            max_seconds=16.0,
-            speeds=(0.9, 1.0, 1.1),
-        ),
+    recognizer = en_joint.config()
+    encoder = recognizer.model
+    return recognizer.replace(
+        data=recognizer.data.replace(shortest_first_epochs=0),
         objective=SpeechLM(),
-        frontend=MASKED_MEL,
         model=SpeechLMConfig(
-            encoder=CONFORMER_144,
-            adapter=Stacking(frames=CONFORMER_144.ffn_multiple, hidden_dim=CHARACTER_LM.dim, bias=False),
+            encoder=encoder,
+            adapter=Stacking(frames=encoder.ffn_multiple, hidden_dim=CHARACTER_LM.dim, bias=False),
             transformer=CHARACTER_LM,
             lora=LoRA(rank=8, targets=("transformer/layers/attention",)),
         ),
-        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=200)),
-        num_steps=3000,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=50, eval_every=500, checkpoint_every=500),
+        **on_cpu(3000, peak=1e-3, warmup_steps=200, eval_every=500),
     )

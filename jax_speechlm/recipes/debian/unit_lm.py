@@ -15,9 +15,8 @@ Result: test, seeds 0 and 1: perplexity 13.65 and 13.68 a unit, 2.03 bits a byte
 """
 
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CHARACTER_LM
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, UnitText
+from jax_speechlm.recipes.common import CHARACTER_LM, on_cpu
+from jax_speechlm.recipes.experiment import Experiment, UnitText
 
 
 def config() -> Experiment:
@@ -35,8 +34,5 @@ def config() -> Experiment:
         ),
         objective=UnitLM(num_units=100),
         model=CHARACTER_LM,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=100)),
-        num_steps=800,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=50, eval_every=400, checkpoint_every=400),
+        **on_cpu(800, peak=1e-3, warmup_steps=100, eval_every=400),
     )

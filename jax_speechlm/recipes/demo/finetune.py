@@ -10,9 +10,8 @@ Result: asterisk-en test WER 93.8 % [89.0, 99.3], CER 46.6 % [41.6, 51.3]
 """
 
 from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
+from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL, on_cpu
+from jax_speechlm.recipes.experiment import Experiment, Speech
 
 
 def config() -> Experiment:
@@ -28,8 +27,5 @@ def config() -> Experiment:
         objective=CTC(intermediate=(3,)),
         frontend=MASKED_MEL,
         model=CONFORMER_XS,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=100)),
-        num_steps=650,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=50, eval_every=325, checkpoint_every=325),
+        **on_cpu(650, peak=4e-3, warmup_steps=100, eval_every=325),
     )

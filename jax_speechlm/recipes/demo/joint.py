@@ -17,21 +17,19 @@ from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.joint import Joint
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Mixture, Speech, Stream, Text
-
-AUDIO = Speech(sets=("asterisk-en", "queen-en"), seconds_per_batch=48, num_buckets=2, batch_multiple=1, max_seconds=8.0)
-PAIRS = AUDIO.replace(sets=("asterisk-en",))
+from jax_speechlm.recipes.common import CLIPS, CONFORMER_XS, MASKED_MEL, on_cpu
+from jax_speechlm.recipes.experiment import Experiment, Mixture, Stream, Text
 
 
 def config() -> Experiment:
+    audio = CLIPS.replace(num_buckets=2)
+    pairs = audio.replace(sets=("asterisk-en",), max_crop=0.0)
     return Experiment(
         data=Mixture(
             streams=(
-                Stream(name="speech", data=AUDIO.replace(max_crop=0.15)),
+                Stream(name="speech", data=audio),
                 Stream(name="text", data=Text(sets=("spoken-en",), packed=False, context=128, tokens_per_batch=2048)),
-                Stream(name="pairs", data=PAIRS, weight=2),
+                Stream(name="pairs", data=pairs, weight=2),
             )
         ),
         objective=Joint(
@@ -39,8 +37,5 @@ def config() -> Experiment:
         ),
         frontend=MASKED_MEL,
         model=CONFORMER_XS,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=30)),
-        num_steps=120,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=20, eval_every=120, checkpoint_every=120),
+        **on_cpu(120, peak=1e-3, warmup_steps=30, log_every=20, eval_every=120),
     )

@@ -10,9 +10,8 @@ Result: dev loss on the transcripts of asterisk-en 1.216 nats a character
 """
 
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CHARACTER_LM
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Text
+from jax_speechlm.recipes.common import CHARACTER_LM, on_cpu
+from jax_speechlm.recipes.experiment import Experiment, Text
 
 
 def config() -> Experiment:
@@ -26,8 +25,5 @@ def config() -> Experiment:
         ),
         objective=CausalLM(),
         model=CHARACTER_LM,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=2e-3, warmup_steps=100)),
-        num_steps=250,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=50, eval_every=125, checkpoint_every=125),
+        **on_cpu(250, peak=2e-3, warmup_steps=100, eval_every=125),
     )

@@ -10,26 +10,15 @@ Result: dev loss 3.832, masked accuracy 11.8 % over 128 codes
 
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CONFORMER_XS, MEL
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
+from jax_speechlm.recipes.common import CLIPS, CONFORMER_XS, MEL, on_cpu
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:
     return Experiment(
-        data=Speech(
-            sets=("asterisk-en", "queen-en"),
-            seconds_per_batch=48,
-            num_buckets=3,
-            batch_multiple=1,
-            max_seconds=8.0,
-            max_crop=0.15,
-        ),
+        data=CLIPS,
         objective=BestRQ(codes=128, mask_span=0.16),
         frontend=FrontEnd(mel=MEL),
         model=CONFORMER_XS.replace(dropout=0.0),  # two passes over the data do not overfit
-        optimizer=Optimizer(schedule=WarmupCosine(peak=8e-4, warmup_steps=100)),
-        num_steps=500,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=50, eval_every=250, checkpoint_every=250),
+        **on_cpu(500, peak=8e-4, warmup_steps=100, eval_every=250),
     )

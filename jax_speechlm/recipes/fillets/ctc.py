@@ -11,9 +11,8 @@ Result: test CER 84.5 % in Czech, 80.9 % in Dutch
 """
 
 from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
+from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL, on_cpu
+from jax_speechlm.recipes.experiment import Experiment, Speech
 
 
 def config() -> Experiment:
@@ -29,8 +28,5 @@ def config() -> Experiment:
         objective=CTC(intermediate=(3,)),
         frontend=MASKED_MEL,
         model=CONFORMER_XS,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=300)),
-        num_steps=2500,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=100, eval_every=1250, checkpoint_every=500),
+        **on_cpu(2500, peak=4e-3, warmup_steps=300, log_every=100, eval_every=1250, checkpoint_every=500),
     )

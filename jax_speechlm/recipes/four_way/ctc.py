@@ -9,9 +9,8 @@ Result: asterisk-en test CER, means of seeds 0 to 2: 42.9 % from scratch, 34.8 %
 """
 
 from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
+from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL, SPEEDS, on_cpu
+from jax_speechlm.recipes.experiment import Experiment, Speech
 
 
 def config() -> Experiment:
@@ -23,13 +22,10 @@ def config() -> Experiment:
             batch_multiple=1,
             max_seconds=24.0,
             shortest_first_epochs=4,
-            speeds=(0.9, 1.0, 1.1),
+            speeds=SPEEDS,
         ),
         objective=CTC(intermediate=(3,)),
         frontend=MASKED_MEL,
         model=CONFORMER_XS,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=4e-3, warmup_steps=100)),
-        num_steps=1000,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=100, eval_every=500, checkpoint_every=500),
+        **on_cpu(1000, peak=4e-3, warmup_steps=100, log_every=100, eval_every=500),
     )

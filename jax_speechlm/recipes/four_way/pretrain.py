@@ -12,33 +12,16 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.joint import Joint
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CONFORMER_XS, MEL
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Mixture, Speech, Stream, Text
-
-AUDIO = Speech(
-    sets=("asterisk-en", "queen-en"),
-    seconds_per_batch=48,
-    num_buckets=3,
-    batch_multiple=1,
-    max_seconds=8.0,
-    max_crop=0.15,
-)
+from jax_speechlm.recipes.common import CLIPS, CONFORMER_XS, MEL, on_cpu
+from jax_speechlm.recipes.experiment import Experiment, Mixture, Stream, Text
 
 
 def config() -> Experiment:
+    text = Text(sets=("spoken-en",), packed=False, context=128, tokens_per_batch=2048)
     return Experiment(
-        data=Mixture(
-            streams=(
-                Stream(name="speech", data=AUDIO),
-                Stream(name="text", data=Text(sets=("spoken-en",), packed=False, context=128, tokens_per_batch=2048)),
-            )
-        ),
+        data=Mixture(streams=(Stream(name="speech", data=CLIPS), Stream(name="text", data=text))),
         objective=Joint(speech=BestRQ(codes=128, mask_span=0.16), text=MaskedLM(whole_words=True)),
         frontend=FrontEnd(mel=MEL),
         model=CONFORMER_XS.replace(dropout=0.0),
-        optimizer=Optimizer(schedule=WarmupCosine(peak=8e-4, warmup_steps=200)),
-        num_steps=3000,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=100, eval_every=1500, checkpoint_every=500),
+        **on_cpu(3000, peak=8e-4, warmup_steps=200, log_every=100, eval_every=1500, checkpoint_every=500),
     )

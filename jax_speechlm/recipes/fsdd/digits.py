@@ -13,9 +13,8 @@ Result: accuracy over the six speakers 68.9 % [67.2, 70.5]
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.heads.classification import Classification
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CONFORMER_XS, MEL
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
+from jax_speechlm.recipes.common import CONFORMER_XS, MEL, SPEEDS, on_cpu
+from jax_speechlm.recipes.experiment import Experiment, Speech
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
@@ -30,13 +29,10 @@ def config() -> Experiment:
             batch_multiple=1,
             min_seconds=0.1,
             max_seconds=3.0,
-            speeds=(0.9, 1.0, 1.1),
+            speeds=SPEEDS,
         ),
         objective=Classification(classes=DIGITS),
         frontend=FrontEnd(mel=MEL, augment=Augment(freq_masks=2, freq_mask_bins=15)),
         model=CONFORMER_XS,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
-        num_steps=500,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=100, eval_every=500, checkpoint_every=500),
+        **on_cpu(500, peak=1e-3, warmup_steps=50, log_every=100, eval_every=500),
     )

@@ -11,36 +11,24 @@ differ: the recipe shows the commands. With thousands of speakers name them in `
 Result: equal error rate 44.5 % on the two held-out speakers
 """
 
-from jax_speechlm.frontend.augment import Augment
-from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CONFORMER_XS, MEL
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
-from jax_speechlm.recipes.fsdd.digits import SPEAKERS
+from jax_speechlm.recipes.common import on_cpu
+from jax_speechlm.recipes.experiment import Experiment
+from jax_speechlm.recipes.fsdd import digits
+
+SPEAKERS = digits.SPEAKERS[:4]
 
 
 def config() -> Experiment:
-    return Experiment(
-        data=Speech(
-            sets=tuple(f"fsdd-speakers:{speaker}" for speaker in SPEAKERS[:4]),
-            seconds_per_batch=12,
-            num_buckets=4,
-            batch_multiple=1,
-            min_seconds=0.1,
-            max_seconds=3.0,
-        ),
+    parent = digits.config()
+    return parent.replace(
+        data=parent.data.replace(sets=tuple(f"fsdd-speakers:{speaker}" for speaker in SPEAKERS), speeds=(1.0,)),
         objective=SpeakerVerification(
-            classes=SPEAKERS[:4],
+            classes=SPEAKERS,
             # a digit has ten frames of 40 ms
             head=XVectorConfig(channels=(96, 96, 192), kernels=(1, 1, 1), dilations=(1, 1, 1), dim=64),
             margin=0.2,
         ),
-        frontend=FrontEnd(mel=MEL, augment=Augment(freq_masks=2, freq_mask_bins=15)),
-        model=CONFORMER_XS,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=50)),
-        num_steps=300,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=100, eval_every=300, checkpoint_every=300),
+        **on_cpu(300, peak=1e-3, warmup_steps=50, log_every=100, eval_every=300),
     )

@@ -13,22 +13,18 @@ Result: not yet measured
 """
 
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import SIZES
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.optim.optimizers import Noam, Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.recipes.common import MEL
 from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
-
-LIBRISPEECH_960 = tuple(f"librispeech:train_{part}" for part in ("clean100", "clean360", "other500"))
-MEL = LogMel(stack=4)
-MODEL = SIZES["L"].replace(input_dim=MEL.input_dim, dtype="bfloat16", remat="dots")
 
 
 def config() -> Experiment:
     return Experiment(
         data=Speech(
-            sets=LIBRISPEECH_960,
+            sets=tuple(f"librispeech:train_{part}" for part in ("clean100", "clean360", "other500")),
             dev_sets=("librispeech:dev_clean",),
             seconds_per_batch=16 * 800,
             num_buckets=8,
@@ -39,7 +35,7 @@ def config() -> Experiment:
         ),
         objective=BestRQ(codes=8192),
         frontend=FrontEnd(mel=MEL),
-        model=MODEL,
+        model=SIZES["L"].replace(input_dim=MEL.input_dim, dtype="bfloat16", remat="dots"),
         optimizer=Optimizer(schedule=Noam(peak=4e-3, warmup_steps=25_000), weight_decay=1e-3),
         num_steps=200_000,
         mesh=MeshShape(data=4, fsdp=4),

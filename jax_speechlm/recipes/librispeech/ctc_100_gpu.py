@@ -15,13 +15,11 @@ Result: not yet measured
 
 from jax_speechlm.frontend.augment import SPEC_AUGMENT
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import SIZES
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.recipes.common import MEL, SPEEDS
 from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
-
-MEL = LogMel(stack=4)
 
 
 def config() -> Experiment:
@@ -34,7 +32,7 @@ def config() -> Experiment:
             num_buckets=12,
             min_seconds=1.0,
             max_seconds=20.0,
-            speeds=(0.9, 1.0, 1.1),
+            speeds=SPEEDS,
         ),
         objective=CTC(intermediate=(8,), consistency=0.2),
         frontend=FrontEnd(mel=MEL, augment=SPEC_AUGMENT),

@@ -10,37 +10,31 @@ Result: not yet measured
 """
 
 from jax_speechlm.frontend.augment import SPEC_AUGMENT
-from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.optim.optimizers import Group, Noam, Optimizer
-from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
-from jax_speechlm.recipes.librispeech.best_rq_960_v5e16 import LIBRISPEECH_960, MEL, MODEL
+from jax_speechlm.recipes.common import SPEEDS
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig
+from jax_speechlm.recipes.librispeech import best_rq_960_v5e16
 
 
 def config() -> Experiment:
-    return Experiment(
-        data=Speech(
-            sets=LIBRISPEECH_960,
-            dev_sets=("librispeech:dev_clean",),
+    pretraining = best_rq_960_v5e16.config()
+    return pretraining.replace(
+        data=pretraining.data.replace(
             tokenizer="data/unigram1024",
             seconds_per_batch=16 * 400,
             num_buckets=12,
-            batch_multiple=16,
             min_seconds=1.0,
-            max_seconds=24.0,
-            speeds=(0.9, 1.0, 1.1),
+            max_crop=0.0,
+            speeds=SPEEDS,
         ),
         objective=CTC(intermediate=(9,)),
-        frontend=FrontEnd(mel=MEL, augment=SPEC_AUGMENT),
-        model=MODEL,
+        frontend=pretraining.frontend.replace(augment=SPEC_AUGMENT),
         optimizer=Optimizer(
             schedule=Noam(peak=1e-3, warmup_steps=5000),
             groups=(Group(prefix="encoder", learning_rate_scale=0.3),),
             ema_decay=0.9999,
         ),
         num_steps=80_000,
-        mesh=MeshShape(data=4, fsdp=4),
-        topology="v5e-16",
         loop=LoopConfig(log_every=100, eval_every=2000, checkpoint_every=2000),
     )

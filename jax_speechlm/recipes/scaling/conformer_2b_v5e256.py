@@ -10,14 +10,12 @@ Result: planned only, never run: sized with `jax-speechlm plan`
 """
 
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import SIZES
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.optim.optimizers import Noam, Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.recipes.common import MEL
 from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
-
-MEL = LogMel(stack=4)
 
 
 def config() -> Experiment:

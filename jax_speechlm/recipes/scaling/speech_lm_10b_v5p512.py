@@ -10,34 +10,25 @@ make one vector: 375 vectors for 30 s of speech.
 Result: planned only, never run: sized with `jax-speechlm plan`
 """
 
-from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models import conformer, transformer_config
+from jax_speechlm.models import transformer_config
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.recipes.common import MEL
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
-
-ENCODER = conformer.SIZES["2B"].replace(input_dim=MEL.input_dim, dtype="bfloat16", remat="full")
-LANGUAGE_MODEL = transformer_config.SIZES["8B"].replace(dtype="bfloat16", remat="full")
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig
+from jax_speechlm.recipes.scaling import conformer_2b_v5e256
 
 
 def config() -> Experiment:
-    return Experiment(
-        data=Speech(
-            sets=("transcribed",),
-            tokenizer="data/bpe-128000",
-            seconds_per_batch=256 * 120,
-            num_buckets=4,
-            batch_multiple=256,
-            min_seconds=2.0,
-            max_seconds=30.0,
-        ),
+    conformer = conformer_2b_v5e256.config()
+    language_model = transformer_config.SIZES["8B"].replace(dtype="bfloat16", remat="full")
+    return conformer.replace(
+        data=conformer.data.replace(sets=("transcribed",), tokenizer="data/bpe-128000", max_crop=0.0),
         objective=SpeechLM(freeze=()),
-        frontend=FrontEnd(mel=MEL),
-        model=SpeechLMConfig(encoder=ENCODER, adapter=Stacking(frames=2, hidden_dim=4096), transformer=LANGUAGE_MODEL),
+        model=SpeechLMConfig(
+            encoder=conformer.model, adapter=Stacking(frames=2, hidden_dim=4096), transformer=language_model
+        ),
         optimizer=Optimizer(schedule=WarmupCosine(peak=5e-5, warmup_steps=2000), weight_decay=0.1),
         num_steps=50_000,
         mesh=MeshShape(data=4, fsdp=64),

@@ -15,8 +15,8 @@ Result: text-en test 1.514 bits per byte
 
 from jax_speechlm.models.transformer_config import SIZES
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Text
+from jax_speechlm.recipes.common import on_cpu
+from jax_speechlm.recipes.experiment import Experiment, Text
 
 
 def config() -> Experiment:
@@ -24,8 +24,5 @@ def config() -> Experiment:
         data=Text(sets=("text-en",), tokenizer="data/bpe-2048", context=256, tokens_per_batch=4096),
         objective=CausalLM(),
         model=SIZES["5M"],
-        optimizer=Optimizer(schedule=WarmupCosine(peak=1.5e-3, warmup_steps=200)),
-        num_steps=2000,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=50, eval_every=500, checkpoint_every=500),
+        **on_cpu(2000, peak=1.5e-3, warmup_steps=200, eval_every=500),
     )

@@ -11,19 +11,15 @@ Result: text-en test 30.5 % of the masked tokens right, 3.740 nats each
 
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Text
-
-MODEL = TransformerConfig.modernbert()
+from jax_speechlm.recipes.experiment import Experiment
+from jax_speechlm.recipes.text_en import lm
 
 
 def config() -> Experiment:
-    return Experiment(
-        data=Text(sets=("text-en",), tokenizer="data/bpe-2048", context=128, tokens_per_batch=4096),
+    causal = lm.config()
+    return causal.replace(
+        data=causal.data.replace(context=128),
         objective=MaskedLM(),
-        model=MODEL,
-        optimizer=Optimizer(schedule=WarmupCosine(peak=1.5e-3, warmup_steps=200)),
+        model=TransformerConfig.modernbert(),
         num_steps=700,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=50, eval_every=500, checkpoint_every=500),
     )

@@ -12,18 +12,15 @@ Result: spoken-en test 89.3 % right, macro F1 88.1 %
 """
 
 from jax_speechlm.objectives.heads.classification import Classification
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Text
-from jax_speechlm.recipes.text_en.mlm import MODEL
+from jax_speechlm.recipes.common import on_cpu
+from jax_speechlm.recipes.experiment import Experiment, Text
+from jax_speechlm.recipes.text_en import mlm
 
 
 def config() -> Experiment:
     return Experiment(
         data=Text(sets=("spoken-en",), tokenizer="data/bpe-2048", label="source", context=48, tokens_per_batch=32 * 48),
         objective=Classification(classes=("anarchism", "bible", "fortunes", "postgresql")),
-        model=MODEL.replace(dropout=0.1),
-        optimizer=Optimizer(schedule=WarmupCosine(peak=3e-4, warmup_steps=50)),
-        num_steps=300,
-        topology="cpu-1",
-        loop=LoopConfig(log_every=50, eval_every=150, checkpoint_every=150),
+        model=mlm.config().model.replace(dropout=0.1),
+        **on_cpu(300, peak=3e-4, warmup_steps=50, eval_every=150),
     )
