@@ -30,16 +30,8 @@ def start(job: Job) -> list[Step]:
 
     A queued resource that already exists is used. One that is SUSPENDED after a preemption never recovers and is
     deleted first.
-
-    Returns:
-      The steps, in order.
-
-    Raises:
-      ValueError: the job lacks a setting, or its accelerators or bucket do not suit Cloud TPU.
     """
-    job.need_platform("tpu-vm", "tpu")
-    job.need("tpu-vm", "project", "zone", "image")
-    job.need_bucket("tpu-vm", "gs://")
+    job.require("tpu-vm", "project", "zone", "image", platform="tpu", schemes=("gs://",))
     node = [f"--node-id={job.name}"]
     if job.accelerators.slices > 1:
         node = [f"--node-count={job.accelerators.slices}", f"--node-prefix={job.name}"]
@@ -78,7 +70,7 @@ def stop(job: Job) -> list[Step]:
 
 
 def _gcloud(job: Job, verb: str) -> tuple[str, ...]:
-    job.need("tpu-vm", "project", "zone")
+    job.require("tpu-vm", "project", "zone")
     where = f"--project={job.project}", f"--zone={job.zone}"
     return ("gcloud", "compute", "tpus", "queued-resources", verb, job.name, *where)
 

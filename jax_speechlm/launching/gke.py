@@ -53,17 +53,12 @@ def stop(job: Job) -> list[Step]:
 
 
 def jobset(job: Job) -> dict[str, Any]:
-    """Builds the JobSet, jobset.x-k8s.io/v1alpha2.
+    """Returns the manifest of the JobSet, jobset.x-k8s.io/v1alpha2.
 
     A run stopped by SIGTERM exits with a nonzero status: Kubernetes would take 0 after a preemption for completed
     training.
-
-    Returns:
-      The manifest as nested dicts.
     """
-    job.need_platform("gke", "tpu")
-    job.need("gke", "image")
-    job.need_bucket("gke", "gs://")
+    job.require("gke", "image", platform="tpu", schemes=("gs://",))
     slices, hosts = job.accelerators.slices, job.hosts_per_slice
     environment = {"JAX_SPEECHLM_STOPPED_STATUS": str(STOPPED)}
     if slices * hosts > 1:
@@ -153,6 +148,6 @@ def _credentials(job: Job) -> list[Step]:
     """Lets kubectl find the cluster, where the job names one; else kubectl's current one serves."""
     if not job.cluster:
         return []
-    job.need("gke with a cluster", "project", "zone")
+    job.require("gke with a cluster", "project", "zone")
     words = "gcloud", "container", "clusters", "get-credentials", job.cluster
     return [Run((*words, f"--project={job.project}", f"--location={job.zone}"))]

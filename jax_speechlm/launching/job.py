@@ -113,9 +113,8 @@ class Job(Config):
     def hosts_per_slice(self) -> int:
         """Hosts of a TPU slice, or all nodes of a GPU job."""
         topology = self.accelerators
-        if topology.spec.platform == "cuda":
-            return topology.shape[0]
-        return max(topology.devices_per_slice // topology.spec.node, 1)
+        is_gpu = topology.spec.platform == "cuda"
+        return topology.shape[0] if is_gpu else max(topology.devices_per_slice // topology.spec.node, 1)
 
     @property
     def devices_per_host(self) -> int:
@@ -126,11 +125,7 @@ class Job(Config):
         return added | dict(setting.split("=", 1) for setting in self.env)
 
     def grace_seconds(self, reclaimed: int) -> int:
-        """Returns the seconds that the run may take to save after SIGTERM.
-
-        Args:
-          reclaimed: the target's limit when a spot machine is reclaimed.
-        """
+        """Returns the seconds to save after SIGTERM; `reclaimed`: the target's limit for spot machines."""
         return min(GRACE_SECONDS, reclaimed) if self.spot else GRACE_SECONDS
 
     @property
@@ -151,21 +146,24 @@ class Job(Config):
         run_dir = BUCKET_FOLDER + self.run_dir.removeprefix(self.bucket) if self.bucket else self.run_dir
         return (*words, f"--run-dir={run_dir or f'runs/{self.name}'}")
 
-    def need(self, target: str, *settings: str) -> None:
-        """Raises ValueError if the job lacks settings that a target needs."""
+    def require(self, target: str, *settings: str, platform: str = "", schemes: tuple[str, ...] | None = None) -> None:
+        """Raises ValueError if the job does not suit a target.
+
+        Args:
+          settings: those that the target needs.
+          platform: of the accelerators that the target offers, "tpu" or "cuda".
+          schemes: of the buckets that the run directory may be in, because hosts lose their disks with the job; if
+            empty, it has to be a folder.
+        """
+        if platform and self.accelerators.spec.platform != platform:
+            raise ValueError(f"{target} runs on {'TPUs' if platform == 'tpu' else 'GPUs'} only, not on {self.topology}")
         if missing := [name for name in settings if not getattr(self, name)]:
             raise ValueError(f"{target} needs {' and '.join(missing)}")
-
-    def need_bucket(self, target: str, *schemes: str) -> None:
-        """Raises ValueError if the run directory is not in a bucket, where it would be lost with the hosts."""
-        if not self.bucket.startswith(schemes):
+        if schemes and not self.bucket.startswith(schemes):
             forms = " or ".join(f"{scheme}bucket/folder" for scheme in schemes)
             raise ValueError(f"{target}: hosts lose their disks with the job: run_dir has to be {forms}")
-
-    def need_platform(self, target: str, platform: str) -> None:
-        """Raises ValueError if a target does not offer the job's accelerators."""
-        if self.accelerators.spec.platform != platform:
-            raise ValueError(f"{target} runs on {'TPUs' if platform == 'tpu' else 'GPUs'} only, not on {self.topology}")
+        if schemes == () and self.bucket:
+            raise ValueError(f"{target} mounts no buckets: run_dir has to be a folder, not {self.run_dir}")
 
 
 class Run(NamedTuple):
@@ -186,12 +184,9 @@ Step = Run | Write
 
 
 def until_final(command: str) -> str:
-    """Wraps a command in a shell script that ends with 0 after statuses for which a restart would not help.
+    """Returns a shell script that runs a command and ends with 0 after statuses for which a restart would not help.
 
     For launchers that restart after any nonzero status. SIGTERM is passed on to the command.
-
-    Returns:
-      The script.
     """
     final = "|".join(map(str, FINAL))
     return (
@@ -202,24 +197,21 @@ def until_final(command: str) -> str:
     )
 
 
-def manifest(document: dict[str, Any]) -> str:
-    """Converts a document to YAML, with multi-line strings as literal blocks.
+class _Dumper(yaml.SafeDumper):
+    def represent_str(self, text: str) -> yaml.Node:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
-    Returns:
-      The YAML text.
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def manifest(document: dict[str, Any]) -> str:
+    """Returns a document as YAML, with multi-line strings as literal blocks.
 
     Raises:
       ValueError: YAML does not reproduce the document.
     """
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    def represent(dumper: Dumper, text: str) -> yaml.Node:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-    Dumper.add_representer(str, represent)
-    text = yaml.dump(document, Dumper=Dumper, sort_keys=False, width=120)
+    text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=120)
     if yaml.safe_load(text) != document:
         raise ValueError(f"YAML cannot hold this job:\n{text}")
     return text
@@ -231,25 +223,18 @@ def script(steps: Sequence[Step]) -> str:
     for step in steps:
         if isinstance(step, Write):
             text = step.text if step.text.endswith("\n") else step.text + "\n"
-            lines += [f"mkdir -p {shlex.quote(str(step.path.parent))}"]
             end = "END-OF-FILE"
             while end in text.splitlines():
                 end += "-"
-            lines += [f"cat > {shlex.quote(str(step.path))} << '{end}'\n{text}{end}"]
+            lines.append(f"mkdir -p {shlex.quote(str(step.path.parent))}")
+            lines.append(f"cat > {shlex.quote(str(step.path))} << '{end}'\n{text}{end}")
         else:
             lines.append(shlex.join(step.words) + (" || true" if step.may_fail else ""))
     return "\n".join(lines) + "\n"
 
 
 def execute(steps: Sequence[Step]) -> int:
-    """Runs the steps in order, up to the first that fails.
-
-    Returns:
-      The exit status of the step that failed, or 0.
-
-    Raises:
-      ValueError: a program is not installed.
-    """
+    """Runs the steps in order, up to the first that fails; returns its exit status, or 0."""
     for step in steps:
         if isinstance(step, Write):
             step.path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,18 +40,12 @@ def stop(job: Job) -> list[Step]:
 
 
 def task(job: Job) -> dict[str, Any]:
-    """Builds the task: one process a GPU node, or one on every host of a TPU slice.
+    """Returns the task's YAML document: one process a GPU node, or one on every host of a TPU slice.
 
     A run stopped by SIGTERM exits with a status that makes SkyPilot restart it. SkyPilot restarts after every nonzero
     status, so the job exits with 0 after an error that the user has to correct.
-
-    Returns:
-      The task's YAML document as nested dicts.
-
-    Raises:
-      ValueError: the job has no bucket, or several TPU slices.
     """
-    job.need_bucket("skypilot", "gs://", "s3://")
+    job.require("skypilot", schemes=("gs://", "s3://"))
     target = job.accelerators
     if target.slices > 1:
         raise ValueError(f"skypilot: a job has one TPU slice, not {target.slices}; gke and tpu-vm join several")
@@ -74,16 +68,18 @@ def task(job: Job) -> dict[str, Any]:
         code = {}
         hardware["image_id"] = f"docker:{job.image}"
     else:
-        setup = (
-            f"conda create --yes --name jax-speechlm python=3.11\nconda activate jax-speechlm\npip install '.[{extra}]'"
-        )
+        activate = "conda activate jax-speechlm"
+        setup = f"conda create --yes --name jax-speechlm python=3.11\n{activate}\npip install '.[{extra}]'"
         code = {"workdir": ".", "setup": setup}
-        lines.append("conda activate jax-speechlm")
+        lines.append(activate)
+    infra = job.zone or ("gcp" if target.spec.platform == "tpu" else "")
+    if re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", job.zone):
+        infra = f"gcp/{job.zone.rsplit('-', 1)[0]}/{job.zone}"
     return {
         "name": job.name,
         "num_nodes": nodes,
         "resources": {
-            **_infra(job),
+            **({"infra": infra} if infra else {}),
             **hardware,
             "use_spot": job.spot,
             "job_recovery": {"max_restarts_on_errors": job.max_restarts, "recover_on_exit_codes": [STOPPED]},
@@ -93,11 +89,3 @@ def task(job: Job) -> dict[str, Any]:
         **code,
         "run": "\n".join([*lines, until_final(shlex.join(job.words))]),
     }
-
-
-def _infra(job: Job) -> dict[str, str]:
-    if re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", job.zone):
-        return {"infra": f"gcp/{job.zone.rsplit('-', 1)[0]}/{job.zone}"}
-    if job.zone:
-        return {"infra": job.zone}
-    return {"infra": "gcp"} if job.accelerators.spec.platform == "tpu" else {}

@@ -12,12 +12,8 @@ def start(job: Job) -> list[Step]:
     """Builds the command that submits the batch script, which requeues itself and so continues.
 
     All nodes have to share the run directory and the current folder.
-
-    Returns:
-      One step.
     """
-    job.need_platform("slurm", "cuda")
-    _need_folder(job, "slurm")
+    job.require("slurm", platform="cuda", schemes=())
     environment = job.environment(MAX_RESTARTS=str(job.max_restarts))
     words = (
         *("env", *(f"{name}={value}" for name, value in environment.items())),
@@ -46,13 +42,8 @@ def stop(job: Job) -> list[Step]:
 
 def start_here(job: Job) -> list[Step]:
     """Builds the command that runs the job in processes of this machine, whatever its topology."""
-    _need_folder(job, "local")
+    job.require("local", schemes=())
     launcher = (sys.executable, str(SCRIPTS / "local.py"))
     options = (f"--processes={job.processes}", f"--restarts={job.max_restarts}")
     environment = ("env", *job.env) if job.env else ()
     return [Run((*environment, *launcher, *options, "--", *job.words))]
-
-
-def _need_folder(job: Job, target: str) -> None:
-    if job.bucket:
-        raise ValueError(f"{target} mounts no buckets: run_dir has to be a folder, not {job.run_dir}")
