@@ -29,8 +29,7 @@ class Vocabulary:
     - if `num_units` > 0: the tokens that switch to speech and to text (Spirit-LM, Nguyen et al. 2024), then the units.
 
     The embedding table is padded to a multiple of 8 rows with unused ids. Imported models may start a document with
-    another
-    id of their tokenizer, `opening`, end it at further ids, `other_ends`, and use no prefix (`has_prefix` False).
+    another id of their tokenizer, `opening`, end it at further ids, `other_ends`, and have no prefix.
     """
 
     tokenizer_size: int
@@ -42,17 +41,13 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer | None, num_sentinels: int = 0, num_units: int = 0) -> "Vocabulary":
-        """Returns the vocabulary of a tokenizer.
-
-        Raises:
-          ValueError: the tokenizer is None.
-        """
+        """Returns the vocabulary of a tokenizer; None is a ValueError."""
         if tokenizer is None:
             raise ValueError(
                 "a model of text needs a tokenizer: make one with jax-speechlm train-tokenizer, and set data.tokenizer"
             )
-        theirs = tokenizer.begin, tokenizer.other_ends, tokenizer.has_prefix
-        return cls(tokenizer.vocab_size, num_sentinels, num_units, *theirs)
+        documents = tokenizer.begin, tokenizer.other_ends, tokenizer.has_prefix
+        return cls(tokenizer.vocab_size, num_sentinels, num_units, *documents)
 
     @property
     def boundary(self) -> int:
@@ -112,11 +107,9 @@ class Vocabulary:
         return [*self.prefix, *ids] or [self.begin]
 
     def may_follow(self, modality: Modality | None = None) -> Bool[np.ndarray, " vocab"]:
-        """Returns a mask of the ids that may be generated next.
+        """Returns a mask of the ids that may be generated next: the ends, and the tokenizer's ids or the units.
 
-        Args:
-          modality: "text" allows the tokenizer's ids and the ends, "units" the units and the ends; None allows both,
-            and the tokens that switch between them.
+        None allows both, and the tokens that switch between them.
         """
         ids = np.arange(self.size)
         text = (ids != PADDING) & (ids != self.begin) & (ids < self.boundary)
@@ -135,25 +128,22 @@ class Vocabulary:
         Returns:
           Ids here, and the ids of the same tokens in `other`.
         """
-
-        def kinds(vocabulary: "Vocabulary") -> list[tuple[int, int]]:
-            units = 2 + vocabulary.num_units if vocabulary.num_units else 0
-            return [
-                (0, vocabulary.sentinel),
-                (vocabulary.sentinel, vocabulary.num_sentinels),
-                (vocabulary.speech, units),
-            ]
-
+        ranges = zip(self._ranges(), other._ranges(), strict=True)
         pairs = [
-            (here + np.arange(min(count, other_count)), there + np.arange(min(count, other_count)))
-            for (here, count), (there, other_count) in zip(kinds(self), kinds(other), strict=True)
+            (start + np.arange(min(count, other_count)), other_start + np.arange(min(count, other_count)))
+            for (start, count), (other_start, other_count) in ranges
         ]
         return tuple(np.concatenate(ids) for ids in zip(*pairs, strict=True))
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        """Returns (first id, count) of the tokens of text, the sentinels, and the units with their switches."""
+        units = 2 + self.num_units if self.num_units else 0
+        return [(0, self.sentinel), (self.sentinel, self.num_sentinels), (self.speech, units)]
 
 
 def pad(rows: Sequence[Sequence[int]], length: int, num_rows: int | None = None) -> np.ndarray:
     """Returns rows of ids as an int32 array [num_rows, length], right-padded with `PADDING`."""
     padded = np.full((len(rows) if num_rows is None else num_rows, length), PADDING, np.int32)
-    for place, row in enumerate(rows):
-        padded[place, : len(row)] = row
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
     return padded

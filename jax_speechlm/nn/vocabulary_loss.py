@@ -116,7 +116,7 @@ def _on_own_tokens(own_loss, by_token, kernel, bias):
     chunks.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    shards = 1 if mesh.empty else sequence.num_devices(TOKEN_AXES)
+    shards = sequence.num_devices(TOKEN_AXES)
     if shards == 1 or by_token[0].shape[0] % sequence.num_devices(BATCH_AXES):
         return own_loss(*by_token, kernel, bias, lambda x: x)
     tokens, whole = PartitionSpec(BATCH_AXES, sequence.AXIS), PartitionSpec()

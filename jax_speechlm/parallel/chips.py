@@ -53,7 +53,7 @@ CHIPS = {
 }
 
 # Slices of the two-dimensional torus of v5e and v6e, by number of chips.
-_PLANES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_PLANES = {math.prod(shape): shape for shape in ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))}
 
 
 class Topology(NamedTuple):
@@ -73,17 +73,14 @@ class Topology(NamedTuple):
 
     @property
     def spec(self) -> Chip:
-        """Specification of a device."""
         return CHIPS[self.chip]
 
     @property
     def devices_per_slice(self) -> int:
-        """Devices of one slice."""
         return math.prod(self.shape)
 
     @property
     def num_devices(self) -> int:
-        """Devices of all slices."""
         return self.devices_per_slice * self.slices
 
 
@@ -101,11 +98,7 @@ def topology(name: str, slices: int | None = None) -> Topology:
     chips, GPUs, or the devices that a CPU is divided into.
 
     Args:
-      name: of the topology.
       slices: number of slices, instead of a prefix of the name.
-
-    Returns:
-      The topology.
 
     Raises:
       ValueError: the name is unknown, or the size is not available; the message lists what is.
@@ -131,7 +124,7 @@ def _shape(name: str, chip: str, count: int) -> tuple[int, ...]:
     if chip in ("v5e", "v6e"):
         if count not in _PLANES:
             raise ValueError(f"{name}: slices of {chip} have {', '.join(map(str, _PLANES))} chips")
-        return tuple(int(side) for side in _PLANES[count].split("x"))
+        return _PLANES[count]
     chips = count // 2
     if count < 8 or chips & (chips - 1) or count % 2:
         raise ValueError(f"{name}: {chip} is counted in TensorCores, two a chip: use 8, 16, 32, ...")

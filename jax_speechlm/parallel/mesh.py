@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,9 +10,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from jax_speechlm.core.config import Config
+from jax_speechlm.core.tree import Tree
 from jax_speechlm.parallel import hardware
-
-Tree = dict[str, Any]  # a nested dict
 
 MESH_AXES = ("replica", "data", "fsdp", "sequence", "tensor")
 
@@ -44,14 +42,7 @@ class MeshShape(Config):
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Builds the mesh with axes `MESH_AXES`.
-
-    Args:
-      shape: devices along each axis.
-      devices: devices to use; None for all.
-
-    Returns:
-      The mesh.
+    """Returns the mesh with axes `MESH_AXES` over `devices`, by default all.
 
     Raises:
       ValueError: the product of the axes is not the number of devices, or `sequence` x `tensor` spans hosts: each host
@@ -106,11 +97,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def shard_batch_dim(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
-    """Constrains x to the sharding of a batch: rows over `BATCH_AXES`, other dimensions whole.
-
-    Without a mesh it returns x unchanged.
-    """
-    return constrain(x, 1)
+    """Constrains x to the sharding of a batch: rows over `BATCH_AXES`, the rest whole; identity without a mesh."""
+    return _constrain(x, None)
 
 
 def shard_batch_and_time(x: Shaped[Array, "batch time ..."]) -> Shaped[Array, "batch time ..."]:
@@ -120,16 +108,15 @@ def shard_batch_and_time(x: Shaped[Array, "batch time ..."]) -> Shaped[Array, "b
     compiler shards hidden states over that axis as parameters are, and reduces activations over devices, which for
     usual batches are many times larger than parameters.
     """
-    return constrain(x, 2)
+    return _constrain(x, "sequence")
 
 
-def constrain(x: Array, dims: int) -> Array:
-    """Constrains the sharding of the first `dims` dimensions: rows (1), or rows and time (2)."""
+def _constrain(x: Array, time: str | None) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % prod(mesh.shape[axis] for axis in BATCH_AXES):
         return x
-    divides = dims > 1 and x.shape[1] % mesh.shape["sequence"] == 0
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *(["sequence"] if divides else [])))
+    divides = time and x.shape[1] % mesh.shape[time] == 0
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *([time] if divides else [])))
 
 
 def platform() -> str:
@@ -139,14 +126,6 @@ def platform() -> str:
 
 
 def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Transfers this host's rows of a global batch to its devices.
-
-    Args:
-      mesh: of all devices.
-      batch: arrays [rows of this host, ...]; the global batch concatenates the rows of all hosts in host order.
-
-    Returns:
-      The global batch.
-    """
+    """Returns the global batch of this host's arrays [rows of this host, ...]: the rows of all hosts in host order."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -43,12 +43,7 @@ def _set(name: str, value: str) -> None:
 
 
 def tpu_is_attached(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> bool:
-    """Returns whether device files, the PCI bus or the variables of a TPU host show a TPU.
-
-    Args:
-      root: the file system's root.
-      environment: the process's environment variables.
-    """
+    """Returns whether device files, the PCI bus or the variables of a TPU host show a TPU."""
     if any(environment.get(name) for name in _TPU_VARIABLES):
         return True
     if any(root.glob("dev/accel*")) or any(root.glob("dev/vfio/[0-9]*")):

@@ -24,8 +24,7 @@ AXIS = "sequence"
 
 def num_shards() -> int:
     """Returns the number of devices that the time of a row is sharded over; 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape[AXIS]
+    return num_devices((AXIS,))
 
 
 def padded_time(num: int) -> int:
@@ -45,10 +44,9 @@ def head_axes(num_heads: int) -> tuple[str, ...]:
     Raises:
       ValueError: "sequence" does not divide the heads.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if num_heads % mesh.shape[AXIS]:
+    if num_heads % num_shards():
         raise ValueError(
-            f"mesh.sequence={mesh.shape[AXIS]} does not divide the model's {num_heads} attention heads, which it "
+            f"mesh.sequence={num_shards()} does not divide the model's {num_heads} attention heads, which it "
             "shards over devices: choose a divisor"
         )
     both = "tensor", AXIS
@@ -56,8 +54,9 @@ def head_axes(num_heads: int) -> tuple[str, ...]:
 
 
 def num_devices(axes: tuple[str, ...]) -> int:
-    """Returns the number of devices along mesh axes."""
-    return prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
+    """Returns the number of devices along mesh axes; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else prod(mesh.shape[axis] for axis in axes)
 
 
 def by_heads(
@@ -69,10 +68,8 @@ def by_heads(
 ) -> Float[Array, "batch time heads dim"]:
     """Runs `attention(q, k, v, *by_row)` over all of time, with the heads sharded over devices.
 
-    Args:
-      attention: returns the mixed values. Query head h reads key and value head h * kv_heads // heads.
-      q, k, v: their time is a multiple of the devices.
-      by_row: small arrays, which every device gets whole.
+    Query head h reads key and value head h * kv_heads // heads. Time is a multiple of the devices; every device gets
+    the small arrays `by_row` whole.
 
     Returns:
       The mixed values, with time sharded.
@@ -80,9 +77,7 @@ def by_heads(
     if num_shards() == 1:
         return attention(q, k, v, *by_row)
     axes = head_axes(q.shape[2])
-    copies = num_devices(axes) // gcd(
-        k.shape[2], num_devices(axes)
-    )  # copies of keys and values for devices that share them
+    copies = num_devices(axes) // gcd(k.shape[2], num_devices(axes))  # for devices that share keys and values
     k, v = (jnp.repeat(x, copies, axis=2) if copies > 1 else x for x in (k, v))
     # Both ends of the all-to-all are constrained, because XLA would otherwise choose a gather.
     own_time, own_heads = (AXIS, axes[:-1]), (None, axes)
@@ -107,7 +102,6 @@ def with_context(
     """Runs `function(x, *operands)`, a map over time with context, on each device's own frames.
 
     Args:
-      function: computes a frame from a number of past and future frames.
       x: its time is a multiple of the devices.
       operands: pytrees of arrays that every device holds whole.
       past, future: frames of context; zeros before the first frame and after the last.
