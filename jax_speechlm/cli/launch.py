@@ -14,11 +14,9 @@ from jax_speechlm.launching.job import Job, execute, script
 Action = Literal["start", "status", "logs", "stop"]
 Target = Literal["tpu-vm", "gke", "skypilot", "slurm", "local"]
 ACTIONS = get_args(Action)
+_LAUNCHERS = {"tpu-vm": cloud_tpu, "gke": gke, "skypilot": skypilot, "slurm": slurm}
 TARGETS = {
-    "tpu-vm": {name: getattr(cloud_tpu, name) for name in ACTIONS},
-    "gke": {name: getattr(gke, name) for name in ACTIONS},
-    "skypilot": {name: getattr(skypilot, name) for name in ACTIONS},
-    "slurm": {name: getattr(slurm, name) for name in ACTIONS},
+    **{name: {action: getattr(launcher, action) for action in ACTIONS} for name, launcher in _LAUNCHERS.items()},
     "local": {"start": slurm.start_here},
 }
 

@@ -13,7 +13,7 @@ from data_pipelines.audio import decode
 from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.load import open_transcriber
-from jax_speechlm.inference.transcript import SUBTITLES, Format, Transcript
+from jax_speechlm.inference.transcript import SUBTITLES, Format
 from jax_speechlm.training.checkpoints import CheckpointError
 
 
@@ -40,8 +40,8 @@ def transcribe_files(
       max_seconds: longer recordings are cut at quiet places into overlapping windows of at most this length.
       seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
     """
-    transcriber = _checked(open_transcriber(checkpoint, decoding, ensemble), "transcribe")
-    _write(transcriber, files, format, out, max_seconds, seconds_per_batch)
+    options = {"max_seconds": max_seconds, "seconds_per_batch": seconds_per_batch}
+    _write(open_transcriber(checkpoint, decoding, ensemble), "transcribe", files, format, out, **options)
 
 
 def translate_files(
@@ -66,58 +66,46 @@ def translate_files(
       seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
     """
     decoding = Decoding(decoder="beam", beam_size=beam_size) if beam_size > 1 else Decoding()
-    transcriber = _checked(open_transcriber(checkpoint, decoding), "translate")
-    _write(transcriber, files, format, out, max_seconds, seconds_per_batch)
+    options = {"max_seconds": max_seconds, "seconds_per_batch": seconds_per_batch}
+    _write(open_transcriber(checkpoint, decoding), "translate", files, format, out, **options)
 
 
-def _checked(transcriber: Transcriber, task: str) -> Transcriber:
+def _write(
+    transcriber: Transcriber, task: str, files: Sequence[Path], format: Format, out: Path | None, **options: float
+) -> None:
+    """Prints or writes the transcripts of a run that was trained for `task`; `options` are those of `transcribe`."""
     if transcriber.task != task:
         verb = "generate" if transcriber.task in ("extend", "answer") else transcriber.task
         raise CheckpointError(
             f"{transcriber.checkpoint}: was trained to {transcriber.task}, not to {task}: use jax-speechlm {verb}"
         )
-    return transcriber
-
-
-def _write(
-    transcriber: Transcriber,
-    files: Sequence[Path],
-    format: Format,
-    out: Path | None,
-    max_seconds: float,
-    seconds_per_batch: float,
-) -> None:
-    names = [file.stem for file in files]
     if out is None and format in SUBTITLES and len(files) > 1:
         raise ValueError(f"subtitles of {len(files)} files would run into each other: name a folder with --out")
     if out is not None:
-        if len(set(names)) < len(names):
+        if len({file.stem for file in files}) < len(files):
             raise ValueError(f"files of one name would overwrite each other in {out}: transcribe them one by one")
         out.mkdir(parents=True, exist_ok=True)
     failed = 0
     with _progress(files) as progress:
-        options = {"max_seconds": max_seconds, "seconds_per_batch": seconds_per_batch, "progress": progress}
-        for name, transcript in zip(names, transcriber.transcribe(files, **options), strict=True):
+        for file, transcript in zip(files, transcriber.transcribe(files, progress=progress, **options), strict=True):
             if transcript.error is not None:
                 failed += 1
                 print(f"error: {transcript.error}", file=sys.stderr)
                 if format != "json":
                     continue
-            text = _formatted(transcript, format, is_one=out is not None or len(files) == 1)
+            if format in SUBTITLES:
+                text = SUBTITLES[format](transcript.segments)
+            elif format == "json":
+                text = transcript.to_json() + "\n"
+            else:
+                prefix = "" if out is not None or len(files) == 1 else f"{transcript.file}\t"
+                text = f"{prefix}{transcript.text}\n"
             if out is not None:
-                (out / f"{name}.{'txt' if format == 'text' else format}").write_text(text, encoding="utf-8")
+                (out / f"{file.stem}.{'txt' if format == 'text' else format}").write_text(text, encoding="utf-8")
             else:
                 print(text, end="", flush=True)
     if failed:
         raise decode.DataError(f"{failed} of {len(files)} files could not be transcribed")
-
-
-def _formatted(transcript: Transcript, format: Format, is_one: bool) -> str:
-    if format in SUBTITLES:
-        return SUBTITLES[format](transcript.segments)
-    if format == "json":
-        return transcript.to_json() + "\n"
-    return (transcript.text if is_one else f"{transcript.file}\t{transcript.text}") + "\n"
 
 
 @contextlib.contextmanager

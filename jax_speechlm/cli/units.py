@@ -88,20 +88,18 @@ def label(
       data_dir: folder of the prepared data sets; the units are written next to each set's index.
       seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
     """
-    known = read_units(units)
-    mesh, extractor = make_mesh(MeshShape()), read_features(known.about["features"]).open()
+    kmeans = read_units(units)
+    mesh, extractor = make_mesh(MeshShape()), read_features(kmeans.about["features"]).open()
     for name in sets:
-        of_set, _, split = name.partition(":")
-        for each in (split,) if split else indexes.splits_of(data_dir / of_set):
-            index = indexes.read_sets(data_dir, (of_set,), each)
+        of_set, _, own_split = name.partition(":")
+        for split in (own_split,) if own_split else indexes.splits_of(data_dir / of_set):
+            index = indexes.read_sets(data_dir, (of_set,), split)
             (part,) = index.parts
-            if was := is_labelled(part, known):
-                unreadable = 0
-            else:
-                unreadable = label_part(part, known, extractor, mesh, seconds_per_batch)
-            codes = open_unit_ids(index, units).lengths
+            kept = is_labelled(part, kmeans)
+            unreadable = 0 if kept else label_part(part, kmeans, extractor, mesh, seconds_per_batch)
+            lengths = open_unit_ids(index, units).lengths
             bad = f", {unreadable} could not be read and have none" if unreadable else ""
-            print(f"{part}: {codes.sum():,} codes of {len(codes):,} utterances{bad}{' (kept)' if was else ''}")
+            print(f"{part}: {lengths.sum():,} codes of {len(lengths):,} utterances{bad}{' (kept)' if kept else ''}")
 
 
 def report(
@@ -124,11 +122,11 @@ def report(
       data_dir: folder of the prepared data sets.
       seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
     """
-    found = measure(units, sets, split, data_dir, ctc, seconds_per_batch)
+    measured = measure(units, sets, split, data_dir, ctc, seconds_per_batch)
     out = out or units / "report" / f"{'+'.join(sets)}-{split}"
-    save_report(found, out)
+    save_report(measured, out)
     console = Console(highlight=False)
-    for table in found.tables():
+    for table in measured.tables():
         console.print(table)
     console.print(str(out / "report.json"), soft_wrap=True)
-    return found
+    return measured
