@@ -3,8 +3,7 @@
 A program only needs `session`. It finds the other processes from the environment:
 
 - `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`, as `launch/local` sets them. The two numbers may
-also
-  come from Slurm or Open MPI, and the process id from the index of a Kubernetes job, as in a JobSet;
+  also come from Slurm or Open MPI, and the process id from the index of a Kubernetes job, as in a JobSet;
 - the variables of Slurm (inside `srun`), Open MPI 4 and TPU pods on GKE (a JobSet);
 - `JAX_SPEECHLM_DISTRIBUTED=1` without these variables if JAX can query the machine, as on Cloud TPU virtual machines.
 """
@@ -37,29 +36,23 @@ _LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE": "O
 
 
 def arguments(environment: Mapping[str, str]) -> dict[str, str | int] | None:
-    """Reads the arguments of `jax.distributed.initialize` from the environment.
-
-    Returns:
-      Arguments, empty if JAX finds them itself; None for a single process.
+    """Returns the arguments of `jax.distributed.initialize`: empty if JAX finds them itself, None for one process.
 
     Raises:
       ValueError: some of JAX's three variables are set, and others are missing without a substitute; or Open MPI does
         not provide the address of process 0.
     """
     sizes = [name for name in _LAUNCHERS if int(environment.get(name, 1)) > 1]
-    names = {
-        "coordinator_address": ("JAX_COORDINATOR_ADDRESS",),
-        "num_processes": ("JAX_NUM_PROCESSES", *sizes),
-        "process_id": ("JAX_PROCESS_ID", *(_LAUNCHERS[name] for name in sizes), "JOB_COMPLETION_INDEX"),
-    }
-    if any(jax_name in environment for jax_name, *_ in names.values()):
-        values = {
-            argument: [environment[name] for name in variables if name in environment]
-            for argument, variables in names.items()
-        }
-        if missing := [names[argument][0] for argument, candidates in values.items() if not candidates]:
+    variables = (
+        ("JAX_COORDINATOR_ADDRESS",),
+        ("JAX_NUM_PROCESSES", *sizes),
+        ("JAX_PROCESS_ID", *(_LAUNCHERS[name] for name in sizes), "JOB_COMPLETION_INDEX"),
+    )
+    if any(jax_name in environment for jax_name, *_ in variables):
+        values = [next((environment[name] for name in names if name in environment), "") for names in variables]
+        if missing := [jax_name for (jax_name, *_), value in zip(variables, values, strict=True) if not value]:
             raise ValueError(f"a run of several processes needs {', '.join(missing)} in the environment too")
-        address, count, process = (candidates[0] for candidates in values.values())
+        address, count, process = values
         settings = {"coordinator_address": address, "num_processes": int(count), "process_id": int(process)}
         return settings if settings["num_processes"] > 1 else None
     if "OMPI_COMM_WORLD_SIZE" in sizes and "OMPI_MCA_orte_hnp_uri" not in environment:

@@ -1,23 +1,22 @@
 """Front ends, small models and training settings that several recipes share; no recipe by itself."""
 
+import functools
 from typing import Any
 
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.recipes.experiment import LoopConfig, Speech
 
-CLIPS = Speech(
-    sets=("asterisk-en", "queen-en"),
-    seconds_per_batch=48,
-    num_buckets=3,
-    batch_multiple=1,
-    max_seconds=8.0,
-    max_crop=0.15,
-)
+small_batches = functools.partial(Speech, seconds_per_batch=48, batch_multiple=1)
+"""Speech in batches that suit one or two CPU cores."""
+
+CLIPS = small_batches(sets=("asterisk-en", "queen-en"), num_buckets=3, max_seconds=8.0, max_crop=0.15)
 """Crops of up to 8 s of the English speech in Debian packages, for training on audio alone or on frame labels."""
 
 SPEEDS = (0.9, 1.0, 1.1)
@@ -37,6 +36,11 @@ MASKED_MEL = FrontEnd(mel=MEL, augment=Augment(time_masks=2, time_mask_ratio=0.0
 
 CHARACTER_LM = TransformerConfig(dim=192, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=48, ffn_dim=512)
 """1.8 M parameters."""
+
+SPEECH_LM_XS = SpeechLMConfig(
+    encoder=CONFORMER_XS, adapter=Stacking(frames=2, hidden_dim=384), transformer=CHARACTER_LM
+)
+"""`CONFORMER_XS` before `CHARACTER_LM`, a vector every 80 ms."""
 
 
 def on_cpu(

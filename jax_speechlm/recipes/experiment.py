@@ -324,11 +324,7 @@ class Experiment(Config):
 
 
 def differences(first: Experiment, second: Experiment) -> list[str]:
-    """Compares two experiments.
-
-    Returns:
-      Dotted names of the settings that differ and affect the result; `loop`, `mesh` and `topology` do not.
-    """
+    """Returns the dotted names of the settings that differ and affect the result; `loop`, `mesh`, `topology` do not."""
     limits = {"max_dropped": True}  # only raises errors
     streams = {"streams": {"__all__": {"data": limits}}}
     ignored = {"loop": True, "mesh": True, "topology": True, "data": limits | streams}

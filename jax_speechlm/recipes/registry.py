@@ -41,12 +41,9 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Experiment:
-    """Opens an experiment by its name, or from a user's file: `.py` with a `config()`, or `.json`.
+    """Returns an experiment by its name, or from a user's file: `.py` with a `config()`, or `.json`.
 
     An old name prints a note with the new one to stderr.
-
-    Returns:
-      The experiment.
 
     Raises:
       ValueError: no experiment has this name (the message suggests the nearest), or a user's file fails.
@@ -77,21 +74,13 @@ def title(name: str) -> str:
 
 
 def result(name: str) -> str:
-    """Reads the result of an experiment from its docstring.
-
-    Returns:
-      The paragraph after "Result:", as one line.
-    """
+    """Returns the result of an experiment: the paragraph after "Result:" of its docstring, as one line."""
     _, _, rest = docstring(name).partition("\nResult: ")
     return " ".join(rest.split("\n\n")[0].split())
 
 
 def run_name(name: str) -> str:
-    """Converts the argument of --config to the name of a run's folder.
-
-    Returns:
-      `debian_best_rq` for "debian/best_rq", `mine` for "a/mine.py".
-    """
+    """Returns the name of a run's folder: `debian_best_rq` for --config debian/best_rq, `mine` for a/mine.py."""
     return Path(name).stem if name.endswith((".py", ".json")) else name.replace("/", "_")
 
 
@@ -112,9 +101,6 @@ def _line(name: str, error: Exception) -> str:
     """Returns ", line N" for the last line of a user's file in an error's traceback; empty where there is none."""
     if isinstance(error, SyntaxError):
         return ""  # its own message has the line
-    numbers = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename) == Path(name).absolute()
-    ]
-    return f", line {numbers[-1]}" if numbers else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == Path(name).absolute()]
+    return f", line {lines[-1]}" if lines else ""

@@ -10,20 +10,13 @@ Result: asterisk-en test WER 93.8 % [89.0, 99.3], CER 46.6 % [41.6, 51.3]
 """
 
 from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL, on_cpu
-from jax_speechlm.recipes.experiment import Experiment, Speech
+from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL, on_cpu, small_batches
+from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:
     return Experiment(
-        data=Speech(
-            sets=("asterisk-en",),
-            seconds_per_batch=48,
-            num_buckets=4,
-            batch_multiple=1,
-            max_seconds=24.0,
-            shortest_first_epochs=4,
-        ),
+        data=small_batches(sets=("asterisk-en",), num_buckets=4, max_seconds=24.0, shortest_first_epochs=4),
         objective=CTC(intermediate=(3,)),
         frontend=MASKED_MEL,
         model=CONFORMER_XS,

@@ -9,12 +9,9 @@ jax-speechlm finetune --config fillets/translation --data.tokenizer runs/transla
 Result: test BLEU 0.2; chrF 14.7 from Czech, 15.3 from Dutch
 """
 
-from jax_speechlm.models.adapter import Stacking
-from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CHARACTER_LM
-from jax_speechlm.recipes.experiment import Experiment, LoopConfig
+from jax_speechlm.recipes.common import SPEECH_LM_XS, on_cpu
+from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.recipes.fillets import ctc
 
 
@@ -23,12 +20,6 @@ def config() -> Experiment:
     return recognizer.replace(
         data=recognizer.data.replace(shortest_first_epochs=0),
         objective=SpeechLM(task="translate", freeze=("encoder",)),
-        model=SpeechLMConfig(
-            encoder=recognizer.model,
-            adapter=Stacking(frames=2, hidden_dim=384),
-            transformer=CHARACTER_LM,
-        ),
-        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=100)),
-        num_steps=1500,
-        loop=LoopConfig(log_every=100, eval_every=500, checkpoint_every=500),
+        model=SPEECH_LM_XS,
+        **on_cpu(1500, peak=1e-3, warmup_steps=100, log_every=100, eval_every=500),
     )

@@ -10,11 +10,8 @@ every case. One CPU core: 6 minutes. Greedy; docs/results.md has the table.
 Result: asterisk-en test CER, means of seeds 0 to 2: 54.1 % without pretraining, 62.5 % from audio and prose
 """
 
-from jax_speechlm.models.adapter import Stacking
-from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.common import CHARACTER_LM
+from jax_speechlm.recipes.common import SPEECH_LM_XS, on_cpu
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.recipes.four_way import ctc
 
@@ -24,11 +21,6 @@ def config() -> Experiment:
     return recognizer.replace(
         data=recognizer.data.replace(shortest_first_epochs=0),
         objective=SpeechLM(freeze=("encoder",)),
-        model=SpeechLMConfig(
-            encoder=recognizer.model,
-            adapter=Stacking(frames=2, hidden_dim=384),
-            transformer=CHARACTER_LM,
-        ),
-        optimizer=Optimizer(schedule=WarmupCosine(peak=1e-3, warmup_steps=100)),
-        num_steps=1000,
+        model=SPEECH_LM_XS,
+        **on_cpu(1000, peak=1e-3, warmup_steps=100, log_every=100, eval_every=500),
     )

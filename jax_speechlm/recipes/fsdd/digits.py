@@ -13,8 +13,8 @@ Result: accuracy over the six speakers 68.9 % [67.2, 70.5]
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.heads.classification import Classification
-from jax_speechlm.recipes.common import CONFORMER_XS, MEL, SPEEDS, on_cpu
-from jax_speechlm.recipes.experiment import Experiment, Speech
+from jax_speechlm.recipes.common import CONFORMER_XS, MEL, SPEEDS, on_cpu, small_batches
+from jax_speechlm.recipes.experiment import Experiment
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
@@ -22,11 +22,10 @@ SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
 def config() -> Experiment:
     return Experiment(
-        data=Speech(
+        data=small_batches(
             sets=tuple(f"fsdd-speakers:{speaker}" for speaker in SPEAKERS if speaker != "theo"),
             seconds_per_batch=12,
             num_buckets=4,
-            batch_multiple=1,
             min_seconds=0.1,
             max_seconds=3.0,
             speeds=SPEEDS,
