@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.audio import decode
+from jax_speechlm.core.config import Config
 from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.load import open_transcriber
@@ -17,15 +18,30 @@ from jax_speechlm.inference.transcript import SUBTITLES, Format
 from jax_speechlm.training.checkpoints import CheckpointError
 
 
+class Output(Config):
+    """Windows of long recordings, and the form of the transcripts.
+
+    Attributes:
+      format: "text" prints one line per file; "json" prints JSON lines with file, seconds, text, error, and segments,
+        with word times in transcripts; "srt" and "vtt" are subtitles.
+      out: folder to write one file per audio file to, talk.srt for talk.mp3, instead of printing.
+      max_seconds: longer recordings are cut at quiet places into windows of at most this length, which overlap for
+        transcripts.
+      seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
+    """
+
+    format: Format = "text"
+    out: Path | None = None
+    max_seconds: float = 30.0
+    seconds_per_batch: float = 60.0
+
+
 def transcribe_files(
     checkpoint: Positional[Path],
     files: Positional[tuple[Path, ...]],
     decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
     ensemble: tuple[Path, ...] = (),
-    format: Format = "text",
-    out: Path | None = None,
-    max_seconds: float = 30.0,
-    seconds_per_batch: float = 60.0,
+    output: OmitArgPrefixes[Output] = Output(),  # noqa: B008  frozen
 ) -> None:
     """Transcribes audio files of any format, sample rate, length and number of channels.
 
@@ -34,24 +50,15 @@ def transcribe_files(
       files: the audio files.
       decoding: decoding settings; weights that `eval` tuned are in its report.
       ensemble: further runs with the same tokenizer and frame rate; the mean of their probabilities is decoded.
-      format: "text" prints one line per file; "json" prints JSON lines with file, seconds, text, error, and segments
-        with word times; "srt" and "vtt" are subtitles.
-      out: folder to write one file per audio file to, talk.srt for talk.mp3, instead of printing.
-      max_seconds: longer recordings are cut at quiet places into overlapping windows of at most this length.
-      seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
     """
-    options = {"max_seconds": max_seconds, "seconds_per_batch": seconds_per_batch}
-    _write(open_transcriber(checkpoint, decoding, ensemble), "transcribe", files, format, out, **options)
+    _write(open_transcriber(checkpoint, decoding, ensemble), "transcribe", files, output)
 
 
 def translate_files(
     checkpoint: Positional[Path],
     files: Positional[tuple[Path, ...]],
     beam_size: int = 1,
-    format: Format = "text",
-    out: Path | None = None,
-    max_seconds: float = 30.0,
-    seconds_per_batch: float = 60.0,
+    output: OmitArgPrefixes[Output] = Output(),  # noqa: B008  frozen
 ) -> None:
     """Translates audio files of any format, sample rate, length and number of channels into English text.
 
@@ -59,21 +66,14 @@ def translate_files(
       checkpoint: directory of a speech_lm run with objective.task translate, or one of its checkpoints/<step> folders.
       files: the audio files.
       beam_size: above 1: beam search with this many hypotheses; else greedy search.
-      format: "text" prints one line per file; "json" prints JSON lines with file, seconds, text, error and segments;
-        "srt" and "vtt" are subtitles.
-      out: folder to write one file per audio file to, talk.srt for talk.mp3, instead of printing.
-      max_seconds: longer recordings are cut at pauses into parts of at most this length.
-      seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
     """
     decoding = Decoding(decoder="beam", beam_size=beam_size) if beam_size > 1 else Decoding()
-    options = {"max_seconds": max_seconds, "seconds_per_batch": seconds_per_batch}
-    _write(open_transcriber(checkpoint, decoding), "translate", files, format, out, **options)
+    _write(open_transcriber(checkpoint, decoding), "translate", files, output)
 
 
-def _write(
-    transcriber: Transcriber, task: str, files: Sequence[Path], format: Format, out: Path | None, **options: float
-) -> None:
-    """Prints or writes the transcripts of a run that was trained for `task`; `options` are those of `transcribe`."""
+def _write(transcriber: Transcriber, task: str, files: Sequence[Path], output: Output) -> None:
+    """Prints or writes the transcripts of a run that was trained for `task`."""
+    format, out = output.format, output.out
     if transcriber.task != task:
         verb = "generate" if transcriber.task in ("extend", "answer") else transcriber.task
         raise CheckpointError(
@@ -86,6 +86,7 @@ def _write(
             raise ValueError(f"files of one name would overwrite each other in {out}: transcribe them one by one")
         out.mkdir(parents=True, exist_ok=True)
     failed = 0
+    options = {"max_seconds": output.max_seconds, "seconds_per_batch": output.seconds_per_batch}
     with _progress(files) as progress:
         for file, transcript in zip(files, transcriber.transcribe(files, progress=progress, **options), strict=True):
             if transcript.error is not None:

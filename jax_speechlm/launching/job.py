@@ -27,9 +27,13 @@ _PATTERNS = {
     "project": (r"([a-z][a-z0-9.:-]*)?", "letters a to z, digits and . : -, a letter first"),
     "zone": (r"([a-zA-Z0-9][\w.:/@*-]*)?", "letters, digits and . : / @ * _ -, a letter or digit first"),
     "cluster": (r"([a-z][-a-z0-9]*)?", "letters a to z, digits and hyphens, a letter first"),
+    "run_dir": (
+        r"(?!.*://).*|(gs|s3)://[a-z0-9]([a-z0-9._-]*[a-z0-9])?(/(?!\.\.(/|$))[^/]*)*",
+        "a folder, gs://bucket/folder or s3://bucket/folder, in a bucket without ..",
+    ),
+    "env": (r"[A-Za-z_]\w*=.*", "NAME=value"),
 }
 """Pattern of each setting that gcloud, kubectl or a shell reads, and its description for error messages."""
-_BUCKET = r"(gs|s3)://[a-z0-9]([a-z0-9._-]*[a-z0-9])?(/.*)?"
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # line ends, other control characters, surrogates
 
 
@@ -65,30 +69,16 @@ class Job(Config):
     env: tuple[str, ...] = ()
     processes: pydantic.PositiveInt = 1
 
-    @pydantic.field_validator("command", "env", "run_dir", *_PATTERNS)
+    @pydantic.field_validator("command", *_PATTERNS)
     @classmethod
-    def _check_characters(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _check_text(cls, value: str | tuple[str, ...], info: Any) -> str | tuple[str, ...]:
+        pattern, description = _PATTERNS.get(info.field_name, (".*", ""))
         for text in (value,) if isinstance(value, str) else value:
             if any(unicodedata.category(character) in _CONTROLS for character in text):
                 raise ValueError(f"{text!r}: line ends and other control characters are not passed to launchers")
+            if not re.fullmatch(pattern, text, re.ASCII):
+                raise ValueError(f"{text!r}: {info.field_name} takes {description}")
         return value
-
-    @pydantic.field_validator(*_PATTERNS)
-    @classmethod
-    def _check_pattern(cls, value: str, info: Any) -> str:
-        pattern, description = _PATTERNS[info.field_name]
-        if not re.fullmatch(pattern, value, re.ASCII):
-            raise ValueError(f"{value!r}: {info.field_name} takes {description}")
-        return value
-
-    @pydantic.field_validator("run_dir")
-    @classmethod
-    def _check_run_dir(cls, run_dir: str) -> str:
-        if "://" in run_dir and (not re.fullmatch(_BUCKET, run_dir) or ".." in run_dir.split("/")):
-            raise ValueError(
-                f"{run_dir!r}: in a bucket, run_dir is gs://bucket/folder or s3://bucket/folder, without .."
-            )
-        return run_dir
 
     @pydantic.field_validator("topology")
     @classmethod
@@ -96,14 +86,6 @@ class Job(Config):
         if chips.topology(name).spec.platform == "cpu":
             raise ValueError(f"{name}: a job needs TPUs or GPUs; the target local uses this machine's devices")
         return name
-
-    @pydantic.field_validator("env")
-    @classmethod
-    def _check_env(cls, env: tuple[str, ...]) -> tuple[str, ...]:
-        for setting in env:
-            if not re.match(r"[A-Za-z_]\w*=", setting, re.ASCII):
-                raise ValueError(f"{setting!r}: an environment variable is given as NAME=value")
-        return env
 
     @property
     def accelerators(self) -> chips.Topology:
