@@ -4,7 +4,7 @@ import re
 import shlex
 import subprocess
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -163,6 +163,11 @@ class Write(NamedTuple):
 
 
 Step = Run | Write
+
+
+def by_name(line: str) -> Callable[[Job], list[Step]]:
+    """Returns an action of a launcher that runs one command line, in which {name} is the job's name."""
+    return lambda job: [Run(tuple(word.format(name=job.name) for word in line.split()))]
 
 
 def until_final(command: str) -> str:

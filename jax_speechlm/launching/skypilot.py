@@ -10,7 +10,7 @@ from typing import Any
 
 from jax_speechlm.core.exit_status import STOPPED
 from jax_speechlm.launching.cloud_tpu import RUNTIMES, accelerator_type
-from jax_speechlm.launching.job import BUCKET_FOLDER, Job, Run, Step, Write, manifest, until_final
+from jax_speechlm.launching.job import BUCKET_FOLDER, Job, Run, Step, Write, by_name, manifest, until_final
 
 GPUS = {"a100": "A100-80GB", "h100": "H100", "h200": "H200", "b200": "B200"}
 PORT = 8476
@@ -23,20 +23,9 @@ def start(job: Job) -> list[Step]:
     return [Write(path, text), Run(("sky", "jobs", "launch", "--detach-run", "--yes", str(path)))]
 
 
-def status(job: Job) -> list[Step]:
-    """Shows the managed jobs; SkyPilot has no list of one."""
-    del job
-    return [Run(("sky", "jobs", "queue"))]
-
-
-def logs(job: Job) -> list[Step]:
-    """Follows the output of all hosts."""
-    return [Run(("sky", "jobs", "logs", f"--name={job.name}"))]
-
-
-def stop(job: Job) -> list[Step]:
-    """Ends the job and releases its machines."""
-    return [Run(("sky", "jobs", "cancel", "--yes", f"--name={job.name}"))]
+status = by_name("sky jobs queue")  # SkyPilot has no list of one job
+logs = by_name("sky jobs logs --name={name}")
+stop = by_name("sky jobs cancel --yes --name={name}")
 
 
 def task(job: Job) -> dict[str, Any]:

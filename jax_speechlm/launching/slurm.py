@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from jax_speechlm.launching.job import Job, Run, Step
+from jax_speechlm.launching.job import Job, Run, Step, by_name
 
 SCRIPTS = Path(__file__).parents[2] / "launch"
 
@@ -25,19 +25,9 @@ def start(job: Job) -> list[Step]:
     return [Run(words)]
 
 
-def status(job: Job) -> list[Step]:
-    """Shows the job while it waits or runs."""
-    return [Run(("squeue", "--me", f"--name={job.name}"))]
-
-
-def logs(job: Job) -> list[Step]:
-    """Shows the last lines of the output."""
-    return [Run(("tail", "--lines=50", f"{job.name}.log"))]
-
-
-def stop(job: Job) -> list[Step]:
-    """Ends the job for good."""
-    return [Run(("scancel", "--me", f"--name={job.name}"))]
+status = by_name("squeue --me --name={name}")
+logs = by_name("tail --lines=50 {name}.log")
+stop = by_name("scancel --me --name={name}")
 
 
 def start_here(job: Job) -> list[Step]:
