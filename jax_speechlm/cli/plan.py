@@ -25,13 +25,16 @@ def plan(
 ) -> int:
     """Compiles a run's train step for accelerators that are not here. Exit status 3: does not fit.
 
+    In its tables, best is a bound that no step goes below: compute, memory and links at their peaks, all at once.
+    Estimate is the compiled program in its order, with the compiler's cycles and the collectives that nothing hides.
+
     The accelerators are --topology v5e-256, v5p-512, v6e-64, h100-64, ... Every setting of the experiment is an option.
 
     Args:
       config: a shipped experiment, or a .py or .json file.
       slices: TPU slices that the network joins; sets mesh.replica.
       all: plan every shipped experiment; prints a table in Markdown.
-      fit: search mesh, remat and batch for the fastest that fits.
+      fit: search mesh, remat and batch for the fastest that fits, by the estimate.
       max_compiles: of --fit.
       longest_only: compile the longest batch shape alone.
       price: of one chip for one hour, in any currency.

@@ -33,9 +33,14 @@ def devices() -> list[jax.Device]:
 
 
 def peak_flops(devices: list[jax.Device]) -> float:
-    """Returns the dense bf16 FLOP/s of all devices together; unknown kinds are measured with a float32 matmul."""
-    chip = find_chip(devices[0].device_kind)
-    return chip.flops * len(devices) if chip else matmul_flops()
+    """Returns the dense bf16 FLOP/s of all devices together.
+
+    A device of unknown kind is measured with a float32 matmul. The CPU devices of a process share its cores.
+    """
+    if chip := find_chip(devices[0].device_kind):
+        return chip.flops * len(devices)
+    on_cpu = devices[0].platform == "cpu"
+    return matmul_flops() * len({device.process_index if on_cpu else device.id for device in devices})
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.chips import Topology
 from jax_speechlm.planning import compiled, costs, hlo
 from jax_speechlm.planning.compiled import Compiled, Memory
+from jax_speechlm.planning.loops import trip_count
 from jax_speechlm.planning.workload import Shape, Workload
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training.runs import resolve
@@ -35,13 +36,15 @@ class Step(NamedTuple):
     Attributes:
       shape: of the batch.
       memory: per device.
-      costs: of one step, per device; None if compilation ran out of memory.
+      program: its instructions; None if compilation ran out of memory.
+      costs: of one step, per device; None without a program.
       model_flops: of one step over all devices by the model alone: padding included, recomputation excluded.
       compile_seconds: duration of the compilation when it was run.
     """
 
     shape: Shape
     memory: Memory
+    program: hlo.Module | None
     costs: costs.Costs | None
     model_flops: float
     compile_seconds: float
@@ -75,9 +78,11 @@ def devices_of(topology: Topology) -> Sequence[jax.Device]:
             os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not query cloud metadata
             os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # uses no chip: several plans may run at a time
             name = f"{topology.chip}:{'x'.join(map(str, topology.shape))}"
-            slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
+            options = {"num_slices": topology.slices} if topology.slices > 1 else {}
+            if topology.chip == "v4":
+                options["chip_config_name"] = "megacore"  # one device a chip, as on a v4 machine
             with _quiet():  # it warns that it finds no TPU machine
-                return topologies.get_topology_desc(topology_name=name, platform="tpu", **slices).devices
+                return topologies.get_topology_desc(topology_name=name, platform="tpu", **options).devices
         from jax_speechlm.planning import gpu
 
         return gpu.devices(topology)
@@ -135,7 +140,7 @@ class Compiler:
         return float(_total(stats))
 
     def compile(self, shape: Shape) -> Step:
-        """Compiles the step for one batch shape and counts its costs, or reads both from the cache.
+        """Compiles the step for one batch shape, or reads the program from the cache, and counts its costs.
 
         Returns:
           The step.
@@ -155,7 +160,9 @@ class Compiler:
         if result is None:
             result = self._compiled(lowered)
             compiled.keep(name, result)
-        return Step(shape, result.memory, result.costs, self._model_flops(shape), result.seconds)
+        program = None if result.text is None else hlo.parse(result.text)
+        counted = program and costs.count(program, dict(self.mesh.shape))
+        return Step(shape, result.memory, program, counted, self._model_flops(shape), result.seconds)
 
     def _compiled(self, lowered: jax.stages.Lowered) -> Compiled:
         state = self.trainer.shapes
@@ -164,7 +171,7 @@ class Compiler:
         began = time.perf_counter()
         try:
             with _quiet():
-                program, text = self._compile(lowered)
+                program, text = compile_lowered(lowered, self.mesh.devices.flat[0].platform)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 reason = str(error).splitlines()[0]
@@ -173,39 +180,36 @@ class Compiler:
             memory = Memory(params, optimizer, 0, 0, needed, 0, params + optimizer + needed)
             return Compiled(memory, None, time.perf_counter() - began)
         seconds = time.perf_counter() - began
-        module = hlo.parse(text)
         stats = program.memory_analysis()
         memory = Memory(
             params=params,
             optimizer=optimizer,
             batch=stats.argument_size_in_bytes - params - optimizer,
-            activations=kept_for_backward(module),
+            activations=kept_for_backward(hlo.parse(text)),
             temporary=stats.temp_size_in_bytes,
             program=stats.generated_code_size_in_bytes,
             total=_total(stats),
         )
-        return Compiled(memory, costs.count(module, dict(self.mesh.shape)), seconds)
-
-    def _compile(self, lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
-        """Returns the program, and its instructions as text."""
-        if not self._is_on("tpu"):
-            program = lowered.compile(compiler_options=_UNTUNED if self._is_on("gpu") else {})
-            return program, program.as_text()
-        # `as_text` of a TPU program goes through a format that loses some asynchronous operations and then fails
-        # (libtpu 0.0.52, large vocabularies); the compiler's own dump does not.
-        with tempfile.TemporaryDirectory() as folder:
-            options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-            program = lowered.compile(compiler_options=options)
-            (text,) = Path(folder).glob("*jit_step*.after_codegen.txt")
-            return program, text.read_text()
-
-    def _is_on(self, platform: str) -> bool:
-        return self.mesh.devices.flat[0].platform == platform
+        return Compiled(memory, text, seconds)
 
     def _model_flops(self, shape: Shape) -> float:
         return 3 * self._objective.flops(
             self._load.abstract(shape, self._experiment)
         )  # a backward pass costs two forward passes
+
+
+def compile_lowered(lowered: jax.stages.Lowered, platform: str) -> tuple[jax.stages.Compiled, str]:
+    """Returns the program for a platform, and its instructions as text."""
+    if platform != "tpu":
+        program = lowered.compile(compiler_options=_UNTUNED if platform == "gpu" else {})
+        return program, program.as_text()
+    # `as_text` of a TPU program goes through a format that loses some asynchronous operations and then fails
+    # (libtpu 0.0.52, large vocabularies); the compiler's own dump does not.
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        program = lowered.compile(compiler_options=options)
+        (text,) = Path(folder).glob("*after_codegen.txt")
+        return program, text.read_text()
 
 
 def kept_for_backward(module: hlo.Module) -> float:
@@ -214,8 +218,8 @@ def kept_for_backward(module: hlo.Module) -> float:
     for loop in entry:
         if loop.opcode != "while" or "transpose(" in loop.attributes or "jvp" not in loop.attributes:
             continue
-        trips = costs.trip_count(module, loop)
-        body = module.computations[loop.attribute("body").lstrip("%")]
+        trips = trip_count(module, loop, entry)
+        body = module.called(loop, "body")
         root = body.instructions[body.root]
         if root.opcode != "tuple" or len(root.operands) != len(loop.shapes):
             continue

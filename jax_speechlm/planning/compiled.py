@@ -1,8 +1,9 @@
-"""A cache on disk of compilation results, so that repeated and interrupted plans compile nothing twice."""
+"""A cache on disk of compiled programs as text, so that repeated and interrupted plans compile nothing twice."""
 
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,6 @@ from typing import NamedTuple
 import jax
 
 from data_pipelines.core.paths import cache_dir
-from jax_speechlm.planning.costs import Collective, Costs
 
 
 class Memory(NamedTuple):
@@ -38,28 +38,24 @@ class Compiled(NamedTuple):
 
     Attributes:
       memory: per device.
-      costs: of one step, per device; None if compilation ran out of memory.
+      text: the program's instructions; None if compilation ran out of memory.
       seconds: duration of the compilation.
     """
 
     memory: Memory
-    costs: Costs | None
+    text: str | None
     seconds: float
 
 
-# Code that compiles and counts; a change invalidates the cache.
-_SOURCES = ("ahead_of_time.py", "compiled.py", "costs.py", "gpu.py", "hlo.py")
-
-
 def fingerprint(lowered: jax.stages.Lowered, devices: Sequence[jax.Device]) -> str:
-    """Returns a digest of all that decides a compilation: program, devices, compiler, and this code."""
+    """Returns a digest of all that decides a compilation: program, devices, compiler, and the code that calls it."""
     first, last = devices[0], devices[-1]
     parts = [
         lowered.as_text(),
         f"{len(devices)} {first.device_kind} to {getattr(last, 'coords', last.id)} {getattr(last, 'slice_index', 0)}",
         first.client.platform_version,
         jax.__version__,
-        *(Path(__file__).with_name(name).read_text() for name in _SOURCES),
+        *(Path(__file__).with_name(name).read_text() for name in ("ahead_of_time.py", "compiled.py", "gpu.py")),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -67,16 +63,11 @@ def fingerprint(lowered: jax.stages.Lowered, devices: Sequence[jax.Device]) -> s
 def recall(name: str) -> Compiled | None:
     """Reads the result with a fingerprint; None if absent."""
     try:
-        kept = json.loads(_file(name).read_text())
-    except (OSError, ValueError):
+        head, _, text = _file(name).read_bytes().partition(b"\n")
+        memory, seconds = json.loads(head)
+        return Compiled(Memory(*memory), zlib.decompress(text).decode() if text else None, seconds)
+    except (OSError, ValueError, zlib.error):
         return None
-    costs = kept["costs"]
-    if costs is not None:
-        flops, moved, collectives, loops, calls = costs
-        costs = Costs(
-            flops, moved, tuple(Collective(*fields) for fields in collectives), tuple(loops), tuple(map(tuple, calls))
-        )
-    return Compiled(Memory(*kept["memory"]), costs, kept["seconds"])
 
 
 def keep(name: str, compiled: Compiled) -> None:
@@ -84,9 +75,10 @@ def keep(name: str, compiled: Compiled) -> None:
     file = _file(name)
     file.parent.mkdir(parents=True, exist_ok=True)
     half = file.with_suffix(f".{os.getpid()}")
-    half.write_text(json.dumps(compiled._asdict()))
+    head = json.dumps([compiled.memory, compiled.seconds]).encode()
+    half.write_bytes(head + b"\n" + (b"" if compiled.text is None else zlib.compress(compiled.text.encode())))
     half.rename(file)
 
 
 def _file(name: str) -> Path:
-    return cache_dir() / "plans" / f"{name}.json"
+    return cache_dir() / "plans" / f"{name}.program"

@@ -7,41 +7,23 @@ the costs are counted from the program's instructions here, each times the trip 
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jax_speechlm.planning.hlo import Computation, Instruction, Module, Shape
-
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+from jax_speechlm.nn.attention.dot import VISIBLE_SHARE
+from jax_speechlm.planning import collectives
+from jax_speechlm.planning.collectives import Collective
+from jax_speechlm.planning.hlo import Computation, Instruction, Module, Shape, numbers
+from jax_speechlm.planning.loops import trip_count
 
 # Without traffic of their own: names for existing arrays, or the second half of an instruction already counted.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "opt-barrier", "optimization-barrier", "copy-done", "slice-done", "async-done", "async-update", "send", "recv",
     "send-done", "recv-done",
-} | {f"{name}-done" for name in COLLECTIVES}  # fmt: skip
-
-_ORDER = r"\[[\d,]+\](?:T\([\d,]+\))?"  # an iota, reshaped and transposed
-
-
-class Collective(NamedTuple):
-    """Collectives of one kind along one part of the mesh, over one run of the program.
-
-    Attributes:
-      kind: "all-gather", ...
-      axes: mesh axes along which the devices of a group differ, "data" or "data+fsdp"; "?" for groups of another form.
-      size: devices of a group.
-      times: number of runs.
-      sent: bytes that each device sends, by the ring algorithms.
-    """
-
-    kind: str
-    axes: str
-    size: int
-    times: float
-    sent: float
+} | {f"{name}-done" for name in collectives.KINDS}  # fmt: skip
 
 
 class Costs(NamedTuple):
@@ -72,96 +54,72 @@ def count(module: Module, mesh: Mapping[str, int]) -> Costs:
     Returns:
       Costs per device.
     """
-    return _Counter(module, mesh).count()
+    counter = _Counter(module, mesh)
+    counter.walk(module.computations[module.entry], 1.0, fused=False)
+    return counter.costs()
 
 
-def trip_count(module: Module, loop: Instruction) -> int | None:
-    """Returns how often a `while` runs its body; None unless its condition compares with a constant."""
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
-    if known:
-        return int(known.group(1))
-    condition = module.computations[loop.attribute("condition").lstrip("%")]
-    compare = condition.instructions[condition.root]
-    arguments = list(compare.operands)
-    scope = condition
-    if compare.opcode == "fusion":
-        inner = module.computations[compare.attribute("calls").lstrip("%")]
-        outer = {op.name: arguments[int(op.argument)] for op in inner if op.opcode == "parameter"}
-        compare, scope = inner.instructions[inner.root], inner
-        arguments = list(compare.operands)
-    else:
-        outer = {}
-    if compare.opcode != "compare" or compare.attribute("direction") not in ("LT", "GT"):
-        return None
-    for name in arguments:
-        op = scope.instructions.get(name)
-        if op is not None and op.opcode == "parameter" and name in outer:
-            op = condition.instructions.get(outer[name])
-        if op is not None and op.opcode == "constant" and re.fullmatch(r"-?\d+", op.argument.strip()):
-            return max(int(op.argument), 0)  # JAX counts from 0 by 1
-    return None
+def of_instruction(op: Instruction, computation: Computation, module: Module, mesh: Mapping[str, int]) -> Costs:
+    """Counts the costs of one instruction, with all that it calls."""
+    counter = _Counter(module, mesh)
+    counter.visit(op, computation, 1.0, fused=False)
+    return counter.costs()
 
 
 class _Counter:
     def __init__(self, module: Module, mesh: Mapping[str, int]):
         self._module = module
-        self._mesh = {axis: size for axis, size in mesh.items() if size > 1}
-        self._devices = np.arange(math.prod(self._mesh.values())).reshape(tuple(self._mesh.values()))
+        self._mesh = {axis: size for axis, size in mesh.items() if size > 1} or {"": 1}
         self._flops = self._bytes = 0.0
-        self._collectives: dict[tuple[str, str, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._collectives: dict[tuple[str, str, int], Collective] = {}
         self._loops: list[str] = []
         self._calls: dict[str, float] = defaultdict(float)
         self._channels: set[tuple[str, str, str | None, float]] = set()
 
-    def count(self) -> Costs:
-        self._walk(self._module.computations[self._module.entry], 1.0, fused=False)
-        collectives = [Collective(*key, *values) for key, values in self._collectives.items()]
-        collectives.sort(key=lambda collective: -collective.sent)
-        return Costs(self._flops, self._bytes, tuple(collectives), tuple(self._loops), tuple(self._calls.items()))
+    def costs(self) -> Costs:
+        found = sorted(self._collectives.values(), key=lambda collective: -collective.sent)
+        return Costs(self._flops, self._bytes, tuple(found), tuple(self._loops), tuple(self._calls.items()))
 
-    def _walk(self, computation: Computation, times: float, fused: bool) -> None:
+    def walk(self, computation: Computation, times: float, fused: bool) -> None:
         for op in computation:
-            opcode = op.opcode
-            if opcode == "while":
-                trips = trip_count(self._module, op)
-                if trips is None:
-                    self._loops.append(op.name)
-                self._walk(self._called(op, "body"), times * (1 if trips is None else trips), fused)
-                continue
-            if opcode == "conditional":
-                self._dearest_branch(op, times, fused)
-                continue
-            if opcode == "dot":
-                self._flops += times * dot_flops(op, computation)
-            elif opcode == "convolution":
-                self._flops += times * convolution_flops(op, computation)
-            elif opcode == "custom-call":
-                self._custom_call(op, computation, times)
-            elif opcode == "send" and "_xla_megascale_transfer_type" in op.attributes:
-                self._between_slices(op, computation, times)
-            elif (kind := opcode.removesuffix("-start")) in COLLECTIVES:
-                self._collective(kind, op, computation, times, fused)
-            if opcode in ("call", "async-start"):
-                self._walk(self._called(op, "calls" if op.attribute("calls") else "to_apply"), times, fused)
-            elif opcode == "fusion":
-                inner = self._called(op, "calls")
-                self._walk(inner, times, fused=True)
-                if not fused:
-                    self._bytes += times * _fusion_bytes(op, computation, inner)
-            elif not fused and opcode not in _FREE:
-                self._bytes += times * _bytes(op, computation)
+            self.visit(op, computation, times, fused)
 
-    def _called(self, op: Instruction, attribute: str) -> Computation:
-        return self._module.computations[op.attribute(attribute).lstrip("%")]
+    def visit(self, op: Instruction, computation: Computation, times: float, fused: bool) -> None:
+        opcode, module = op.opcode, self._module
+        if opcode == "while":
+            trips = trip_count(module, op, computation)
+            if trips is None:
+                self._loops.append(op.name)
+            self.walk(module.called(op, "body"), times * (1 if trips is None else trips), fused)
+            return
+        if opcode == "conditional":
+            self._dearest_branch(op, times, fused)
+            return
+        if opcode == "dot":
+            self._flops += times * dot_flops(op, computation)
+        elif opcode == "convolution":
+            self._flops += times * convolution_flops(op, computation)
+        elif opcode == "custom-call":
+            self._custom_call(op, computation, times)
+        elif opcode == "send" and "_xla_megascale_transfer_type" in op.attributes:
+            self._add(collectives.between_slices(op, computation, self._mesh), times)
+        elif opcode.removesuffix("-start") in collectives.KINDS:
+            self._collective(op, computation, times, fused)
+        if opcode in ("call", "async-start"):
+            self.walk(module.called(op, "calls" if op.attribute("calls") else "to_apply"), times, fused)
+        elif opcode == "fusion":
+            inner = module.called(op, "calls")
+            self.walk(inner, times, fused=True)
+            if not fused:
+                self._bytes += times * _fusion_bytes(op, computation, inner)
+        elif not fused and opcode not in _FREE:
+            self._bytes += times * _bytes(op, computation)
 
     def _dearest_branch(self, op: Instruction, times: float, fused: bool) -> None:
-        names = re.findall(r"%([\w.\-]+)", op.attribute("branch_computations") or "")
-        either = (op.attribute("true_computation"), op.attribute("false_computation"))
-        names += [name.lstrip("%") for name in either if name]
         counted = []
-        for name in names:
+        for branch in branches(op, self._module):
             other = _Counter(self._module, self._mesh)
-            other._walk(self._module.computations[name], times, fused)
+            other.walk(branch, times, fused)
             counted.append(other)
         if not counted:
             return
@@ -169,14 +127,16 @@ class _Counter:
         self._flops += dearest._flops
         self._bytes += dearest._bytes
         self._loops += dearest._loops
-        for key, (often, sent) in dearest._collectives.items():
-            self._collectives[key][0] += often
-            self._collectives[key][1] += sent
+        for collective in dearest._collectives.values():
+            self._add(collective, 1)
         for target, often in dearest._calls.items():
             self._calls[target] += often
 
     def _custom_call(self, op: Instruction, computation: Computation, times: float) -> None:
         target = (op.attribute("custom_call_target") or "").strip('"')
+        # A collective that the TPU's SparseCores run is in a computation that a custom call names.
+        for name in re.findall(r"%([\w.\-]+)", op.attribute("called_computations") or ""):
+            self.walk(self._module.computations[name], times, fused=True)
         if "gemm" in target or "matmul" in target:
             self._flops += times * _gemm_flops(op, computation)
         elif known := re.search(r'"flops":"?(\d+)', op.attributes):  # a Pallas kernel that states its cost
@@ -186,102 +146,35 @@ class _Counter:
         elif target == "tpu_custom_call" or "cudnn" in target or "fmha" in target:
             self._calls[target] += times
 
-    def _between_slices(self, op: Instruction, computation: Computation, times: float) -> None:
-        """Counts a TPU program's transfer over the network: a `send` to the host of a named collective."""
-        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', op.attributes).group(1).lower().replace("_", "-")
-        size, operand = self._mesh.get("replica", 1), _operand(op.operands[0], computation)
-        share = 2 * (size - 1) / size if kind == "all-reduce" else (size - 1) / size
-        entry = self._collectives[kind, "replica", size]
-        entry[0] += times
-        entry[1] += times * operand.bytes * share
-
-    def _collective(self, kind: str, op: Instruction, computation: Computation, times: float, fused: bool) -> None:
-        axes, size = self._group(kind, op)
+    def _collective(self, op: Instruction, computation: Computation, times: float, fused: bool) -> None:
         # The parts of one asynchronous collective are in several fusions and share a channel. Elsewhere the channel
         # identifies nothing: all collectives of `shard_map` share one.
-        part = kind, axes, op.attribute("channel_id"), times
+        part = op.opcode, op.attribute("replica_groups"), op.attribute("channel_id"), times
         if fused and part in self._channels:
             return
         self._channels.add(part)
-        if size == 1:
-            return
-        into = sum(_operand(name, computation).bytes for name in op.operands if name in computation.instructions)
-        out = op.bytes - into if op.opcode.endswith("-start") and kind != "all-reduce" else op.bytes
-        sent = {
-            "all-reduce": 2 * into * (size - 1) / size,
-            "all-gather": out * (size - 1) / size,
-            "reduce-scatter": into * (size - 1) / size,
-            "collective-permute": into,
-        }.get(kind, into * (size - 1) / size)
-        entry = self._collectives[kind, axes, size]
-        entry[0] += times
-        entry[1] += times * sent
+        if (collective := collectives.read(op, computation, self._mesh, fused)) is not None:
+            self._add(collective, times)
 
-    def _group(self, kind: str, op: Instruction) -> tuple[str, int]:
-        """Returns (mesh axes along which the devices of a group differ, devices of a group)."""
-        if kind == "collective-permute":
-            pairs = re.findall(r"\{(\d+),(\d+)\}", op.attribute("source_target_pairs") or "")
-            shape = self._devices.shape
-            coordinates = [np.unravel_index((int(a), int(b)), shape) for a, b in pairs if a != b]
-            differ = [any(np.ptp(pair[axis]) for pair in coordinates) for axis in range(len(shape))]
-            size = math.prod(size for size, used in zip(shape, differ, strict=True) if used)
-            return "+".join(np.array(list(self._mesh))[differ]) or "?", size if coordinates else 1
-        groups = replica_groups(op.attribute("replica_groups") or "", op.attributes, self._devices.size)
-        group = groups[0]
-        if len(group) == 1:
-            return "", 1
-        coordinates = np.stack(np.unravel_index(np.asarray(group), self._devices.shape), axis=1)
-        differ = [len(set(column)) > 1 for column in coordinates.T]
-        whole = math.prod(size for size, used in zip(self._devices.shape, differ, strict=True) if used)
-        names = "+".join(name for name, used in zip(self._mesh, differ, strict=True) if used)
-        return names if whole == len(group) else f"part of {names}", len(group)
+    def _add(self, collective: Collective, times: float) -> None:
+        key = collective[:3]
+        so_far = self._collectives.get(key, collective._replace(times=0, sent=0))
+        self._collectives[key] = so_far._replace(
+            times=so_far.times + times * collective.times, sent=so_far.sent + times * collective.sent
+        )
 
 
-def replica_groups(text: str, attributes: str, num_devices: int) -> list[list[int]]:
-    """Parses the device groups of a collective, from any of XLA's three forms.
-
-    `{{0,1},{2,3}}` lists them; `[2,4]<=[4,2]T(1,0)` reshapes and transposes an iota; `mesh['a'=2,'b'=4] {'b'}` names
-    axes of a mesh, whose devices may be in another order, `device_ids=([4,2]T(1,0))`. An empty list is one group of all
-    devices.
-
-    Returns:
-      Device numbers by group.
-    """
-    if text.startswith("mesh["):
-        order = rf"(?:, device_ids=\(({_ORDER}|[\d,]+)\))?"
-        match = re.search(rf"replica_groups=mesh\[([^\]]*)\]{order} \{{([^}}]*)\}}", attributes)
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match.group(1))}
-        along = set(re.findall(r"'(\w+)'", match.group(3)))
-        devices = np.arange(num_devices) if match.group(2) is None else _device_list(match.group(2))
-        devices = devices.reshape(tuple(sizes.values()))
-        kept = [axis for axis, name in enumerate(sizes) if name not in along]
-        moved = [axis for axis, name in enumerate(sizes) if name in along]
-        size = math.prod(devices.shape[axis] for axis in moved)
-        return devices.transpose(kept + moved).reshape(-1, size).tolist()
-    if text.startswith("["):
-        match = re.search(rf"replica_groups=\[([\d,]+)\]<=({_ORDER})", attributes)
-        return _device_list(match.group(2)).reshape(_numbers(match.group(1))).tolist()
-    listed = [_numbers(group) for group in re.findall(r"\{([\d,\s]+)\}", text)]
-    return listed or [list(range(num_devices))]
-
-
-def _device_list(text: str) -> np.ndarray:
-    """Parses device numbers: `[4,2]T(1,0)`, an iota reshaped and transposed, or `3,1,0,2`."""
-    if not text.startswith("["):
-        return np.array(_numbers(text))
-    shape, order = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
-    devices = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
-    return (devices.transpose(_numbers(order)) if order else devices).reshape(-1)
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(digits) for digits in re.findall(r"\d+", text)]
+def branches(op: Instruction, module: Module) -> list[Computation]:
+    """Returns the computations among which a `conditional` chooses."""
+    names = re.findall(r"%([\w.\-]+)", op.attribute("branch_computations") or "")
+    either = (op.attribute("true_computation"), op.attribute("false_computation"))
+    return [module.computations[name] for name in (*names, *(name.lstrip("%") for name in either if name))]
 
 
 def dot_flops(op: Instruction, computation: Computation) -> float:
     """Returns 2 * elements of the result * elements summed over."""
     left = _operand(op.operands[0], computation).shapes[0]
-    summed = _numbers(op.attribute("lhs_contracting_dims") or "")
+    summed = numbers(op.attribute("lhs_contracting_dims") or "")
     return 2.0 * op.shapes[0].size * math.prod(left.dims[dim] for dim in summed)
 
 
@@ -331,26 +224,33 @@ _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 
 def attention_flops(op: Instruction, computation: Computation) -> float | None:
-    """Returns the FLOPs of a fused attention kernel (splash on TPU, cuDNN's), over all pairs; None for anything else.
+    """Returns the FLOPs of a fused attention kernel (splash on TPU, cuDNN's); None for anything else.
 
-    Such kernels are opaque to XLA, and their masks are data, so causal attention counts twice its actual arithmetic.
+    Such kernels are opaque to XLA. Splash computes the blocks of which `nn.attention.dot` states the share in the name
+    of the call, cuDNN's those of 128 x 128 that a causal mask leaves.
     """
     shapes = [_operand(name, computation).shapes[0] for name in op.operands]
     if "__cudnn$fmha" in op.attributes:
         products = 5 if "Backward" in (op.attribute("custom_call_target") or "") else 2
         scores = re.search(r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([^\]]*)\]', op.attributes)
-        return 2.0 * products * math.prod(_numbers(scores.group(1))) * shapes[0].dims[-1] if scores else None
+        if scores is None:
+            return None
+        dims = numbers(scores.group(1))
+        blocks = -(-dims[-1] // 128)
+        share = (blocks + 1) / (2 * blocks) if re.search(r'"mask_type": ?"\w*CAUSAL', op.attributes) else 1.0
+        return 2.0 * products * math.prod(dims) * shapes[0].dims[-1] * share
     products = next((count for name, count in _SPLASH.items() if op.name.startswith(name)), None)
     if products is None:
         return None
     queries, keys = [shape.dims for shape in shapes if shape.dtype in ("bf16", "f32") and len(shape.dims) > 2][:2]
-    return 2.0 * products * math.prod(queries) * keys[-2]
+    share = re.search(rf"{VISIBLE_SHARE}([\d.]+)", op.attributes)
+    return 2.0 * products * math.prod(queries) * keys[-2] * (float(share.group(1)) if share else 1.0)
 
 
 def _gemm_flops(op: Instruction, computation: Computation) -> float:
     left = _operand(op.operands[0], computation).shapes[0]
     match = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', op.attributes)
-    summed = _numbers(match.group(1)) if match else [len(left.dims) - 1]
+    summed = numbers(match.group(1)) if match else [len(left.dims) - 1]
     return 2.0 * op.shapes[0].size * math.prod(left.dims[dim] for dim in summed)
 
 
@@ -385,7 +285,7 @@ def _fusion_bytes(op: Instruction, computation: Computation, inner: Computation)
         if parameter.opcode != "parameter":
             continue
         operand = _operand(op.operands[int(parameter.argument)], computation)
-        users = list(_through_bitcasts(parameter, inner))
+        users = list(inner.uses(parameter.name))
         if users and all(user.opcode in ("dynamic-slice", "slice") for _, user in users):
             total += sum(user.bytes for _, user in users) if all(s.in_hbm for s in operand.shapes) else 0
         elif users and all(user.opcode == "dynamic-update-slice" and user.operands[0] == name for name, user in users):
@@ -403,12 +303,3 @@ def _fusion_bytes(op: Instruction, computation: Computation, inner: Computation)
             updates = result.opcode == "dynamic-update-slice"
             total += inner.instructions[result.operands[1]].bytes if updates else shape.bytes
     return total
-
-
-def _through_bitcasts(op: Instruction, computation: Computation) -> Iterator[tuple[str, Instruction]]:
-    """Yields (name, user) for every use of a value, also under the names of its bitcasts."""
-    for user in computation.users(op.name):
-        if user.opcode == "bitcast":
-            yield from _through_bitcasts(user, computation)
-        else:
-            yield op.name, user

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jax_speechlm.parallel.chips import GIB, Topology
 from jax_speechlm.parallel.mesh import MESH_AXES, MeshShape
 from jax_speechlm.planning.ahead_of_time import CompilerError
-from jax_speechlm.planning.plan import RESERVE, RunPlan, make_plan
+from jax_speechlm.planning.plan import RunPlan, make_plan
 from jax_speechlm.recipes.experiment import Experiment
 
 REMATS = ("none", "dots", "full")
@@ -21,7 +21,7 @@ class Trial(NamedTuple):
       settings: its settings as command line options.
       experiment: the whole experiment.
       plan: of its longest batch shape; None if it was not compiled.
-      seconds_per_unit: chip-seconds at best for a second of audio or a token; infinite if it does not fit.
+      seconds_per_unit: estimated chip-seconds for a second of audio or a token; infinite if it does not fit.
       why: the reason for its exclusion, or empty.
     """
 
@@ -75,10 +75,10 @@ def fit(
         step, estimate = plan.steps[0], plan.estimates[0]
         if plan.fits:
             amount = step.shape.rows * step.shape.length
-            trials[name] = Trial(name, candidate, plan, estimate.best * topology.num_devices / amount, "")
+            trials[name] = Trial(name, candidate, plan, estimate.seconds * topology.num_devices / amount, "")
         else:
             need = "more than there is" if math.isinf(step.memory.total) else f"{step.memory.total / GIB:.1f} GiB"
-            why = f"needs {need} of {topology.spec.hbm / GIB:.0f} GiB a chip"
+            why = f"needs {need} of {topology.spec.usable / GIB:.0f} GiB a chip"
             trials[name] = Trial(name, candidate, plan, math.inf, why)
         return trials[name]
 
@@ -118,9 +118,9 @@ def _too_large(params: int, experiment: Experiment, topology: Topology) -> str:
     """Returns why the state alone cannot fit, or nothing. Parameters are at best spread evenly over fsdp and tensor."""
     spread = experiment.mesh.fsdp * experiment.mesh.tensor
     state = params * _STATE_BYTES / spread
-    if state <= topology.spec.hbm * (1 - RESERVE):
+    if state <= topology.spec.usable:
         return ""
-    return f"parameters, gradients and Adam alone need {state / GIB:.0f} of {topology.spec.hbm / GIB:.0f} GiB a chip"
+    return f"parameters, gradients and Adam alone need {state / GIB:.0f} of {topology.spec.usable / GIB:.0f} GiB a chip"
 
 
 def _settings(experiment: Experiment) -> str:

@@ -8,13 +8,17 @@ import jax
 from jax_speechlm.parallel.chips import CHIPS, Topology
 
 # Properties that XLA uses for tiling and its cost model. Sources: NVIDIA's architecture white papers (A100,
-# H100, Blackwell) and the table of technical specifications by compute capability in the CUDA C++ programming guide.
+# H100, Blackwell), the table of technical specifications by compute capability in the CUDA C++ programming guide, and
+# for H100 PCIe and GB200 openxla/xla, xla/backends/gpu/target_config/specs.
 # (streaming multiprocessors, compute capability, clock in GHz, L2 in MiB, shared memory of a multiprocessor in KiB)
 _SPECS = {
     "a100": (108, (8, 0), 1.41, 40, 164),
     "h100": (132, (9, 0), 1.98, 50, 228),
+    "h100pcie": (114, (9, 0), 1.755, 50, 228),
+    "h100nvl": (132, (9, 0), 1.785, 60, 228),
     "h200": (132, (9, 0), 1.98, 50, 228),
     "b200": (148, (10, 0), 1.965, 126, 228),
+    "gb200": (152, (10, 0), 2.062, 129, 228),
 }
 _BLOCK_RESERVE = 1024  # bytes of shared memory per block that the driver reserves
 

@@ -94,6 +94,14 @@ class Computation:
         """Returns the instructions that take `name` as an operand."""
         return [instruction for instruction in self if name in instruction.operands]
 
+    def uses(self, name: str) -> Iterator[tuple[str, Instruction]]:
+        """Yields (name, user) for every use of a value, also under the names of its bitcasts."""
+        for user in self.users(name):
+            if user.opcode == "bitcast":
+                yield from self.uses(user.name)
+            else:
+                yield name, user
+
 
 @dataclasses.dataclass(frozen=True)
 class Module:
@@ -106,6 +114,15 @@ class Module:
 
     computations: dict[str, Computation]
     entry: str
+
+    def called(self, op: Instruction, attribute: str) -> Computation:
+        """Returns the computation that an attribute of an instruction names."""
+        return self.computations[op.attribute(attribute).lstrip("%")]
+
+
+def numbers(text: str) -> list[int]:
+    """Returns the non-negative integers in a text."""
+    return [int(digits) for digits in re.findall(r"\d+", text)]
 
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")

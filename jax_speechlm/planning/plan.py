@@ -1,4 +1,4 @@
-"""`jax-speechlm plan`: memory needs and a bound on the speed of a run, before renting the hardware."""
+"""`jax-speechlm plan`: memory needs, a bound and an estimate of the speed of a run, before renting the hardware."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,9 +14,6 @@ from jax_speechlm.planning.roofline import Estimate, Rate
 from jax_speechlm.planning.workload import Shape, Workload, workload
 from jax_speechlm.recipes.experiment import Experiment
 
-RESERVE = 0.02
-"""Share of a chip's main memory reserved for the runtime; the compilers reserve about as much."""
-
 
 class RunPlan(NamedTuple):
     """Memory and speed of an experiment on a topology.
@@ -28,7 +25,7 @@ class RunPlan(NamedTuple):
       params: number of parameters of the model.
       load: the batches.
       steps: one for each compiled batch shape.
-      estimates: their rooflines; None for a step that does not fit.
+      estimates: bound and estimate of their time; None for a step that does not fit.
       rate: the average over an epoch; None if a step does not fit or not every shape was compiled.
     """
 
@@ -54,7 +51,7 @@ class RunPlan(NamedTuple):
 
 def fits(step: Step, topology: Topology) -> bool:
     """Returns whether a step fits into the main memory of every device."""
-    return step.costs is not None and step.memory.total <= topology.spec.hbm * (1 - RESERVE)
+    return step.costs is not None and step.memory.total <= topology.spec.usable
 
 
 def make_plan(

@@ -9,12 +9,18 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from jax_speechlm.parallel.chips import GIB
+from jax_speechlm.planning import links
 from jax_speechlm.planning.ahead_of_time import Step
 from jax_speechlm.planning.plan import RunPlan, describe_shape, fits
-from jax_speechlm.planning.roofline import bandwidth
+from jax_speechlm.planning.roofline import Estimate
 
 PARTS = ("params", "optimizer", "batch", "activations", "temporary", "program")
 _COLORS = ("#4269d0", "#6cc5b0", "#efb118", "#ff725c", "#9c6b4e", "#9498a0")
+BEST = "best: a bound no step goes below; compute, memory and links at their peaks, all at the same time"
+ESTIMATE = (
+    "estimate: the compiled program in its order, with the compiler's cycles and the collectives that nothing hides"
+)
+
 _RESOURCES = (("compute", "#4269d0"), ("memory", "#efb118"), ("links", "#ff725c"))
 
 
@@ -37,25 +43,27 @@ def verdict(plan: RunPlan, price: float | None) -> list[str]:
     """Returns the conclusions of a plan, a sentence a line."""
     spec, step = plan.topology.spec, plan.fullest
     shape = describe_shape(step.shape, plan.load)
-    need, have = step.memory.total / GIB, spec.hbm / GIB
+    need, have = step.memory.total / GIB, spec.usable / GIB
     lines = []
     if plan.fits:
-        lines.append(f"Fits: {need:.1f} of {have:.1f} GiB a chip at {shape}.")
+        lines.append(f"Fits: {need:.1f} of {have:.1f} usable GiB a chip at {shape}.")
     elif math.isinf(need):
         lines.append(f"Does not fit: the compiler ran out of memory at {shape}.")
     else:
-        lines.append(f"Does not fit: {shape} needs {need:.1f} GiB a chip, which has {have:.1f}. {_remedy(plan)}")
+        lines.append(
+            f"Does not fit: {shape} needs {need:.1f} GiB a chip, of which {have:.1f} are usable. {_remedy(plan)}"
+        )
     if plan.rate:
         rate, unit = plan.rate, "tokens" if plan.load.unit == "tokens" else "audio-hours"
         amount = f"{rate.per_hour:,.0f} {unit}" if unit == "audio-hours" else f"{rate.per_hour / 1e9:,.2f} G {unit}"
         lines.append(
-            f"At best {rate.step_seconds * 1e3:,.1f} ms a step, {rate.mfu:.0%} MFU, {amount} an hour; "
-            f"{rate.serial_seconds * 1e3:,.1f} ms if nothing overlapped."
+            f"Estimate: {rate.step_seconds * 1e3:,.1f} ms a step, {rate.mfu:.0%} MFU, {amount} an hour; "
+            f"at best {rate.best_seconds * 1e3:,.1f} ms a step."
         )
         if price is not None:
             cost = plan.topology.num_devices * price / rate.per_hour
             per, what = (1000, "1,000 audio-hours") if unit == "audio-hours" else (1e9, "1 G tokens")
-            lines.append(f"At {price:g} a chip-hour: {cost * per:,.2f} for {what}, at best.")
+            lines.append(f"At {price:g} a chip-hour: {cost * per:,.2f} for {what}, by the estimate.")
     if plan.load.assumed:
         lines.append(f"Assumed: {plan.load.assumed}.")
     for step in plan.steps:
@@ -67,7 +75,7 @@ def verdict(plan: RunPlan, price: float | None) -> list[str]:
 
 
 def _remedy(plan: RunPlan) -> str:
-    memory, room = plan.fullest.memory, plan.topology.spec.hbm
+    memory, room = plan.fullest.memory, plan.topology.spec.usable
     if memory.params + memory.optimizer > 0.8 * room:
         return "Parameters and optimizer alone fill it: raise mesh.fsdp, or mesh.tensor."
     size = " and ".join(f"data.{name}" for name in plan.experiment.data.sizes)
@@ -90,12 +98,16 @@ def show(plan: RunPlan, price: float | None = None, console: Console | None = No
     """Prints a plan."""
     console = console or Console(highlight=False)
     memory = Table(title="GiB of memory per chip", title_justify="left")
-    times = Table(title="One step at best, milliseconds", title_justify="left")
-    links = Table(title="Collectives of one step, per chip", title_justify="left")
+    times = Table(title="One step, milliseconds", caption=f"{BEST}\n{ESTIMATE}", title_justify="left")
+    times.caption_justify = "left"
+    exchanges = Table(title="Collectives of one step, per chip", title_justify="left")
     for table, columns in (
         (memory, ("shape", *PARTS, "total", "")),
-        (times, ("shape", "TFLOP", "GB moved", "compute", "memory", "links", "bound by", "MFU", "compiled in s")),
-        (links, ("shape", "collective", "along", "devices", "times", "MB sent", "ms")),
+        (
+            times,
+            ("shape", "TFLOP", "GB moved", "compute", "memory", "links", "best", "estimate", "MFU", "compiled in s"),
+        ),
+        (exchanges, ("shape", "collective", "along", "devices", "times", "MB sent", "ms")),
     ):
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if not index or column in ("collective", "along") else "right")
@@ -113,15 +125,16 @@ def show(plan: RunPlan, price: float | None = None, console: Console | None = No
             f"{step.costs.flops / 1e12:,.1f}",
             f"{step.costs.bytes / 1e9:,.1f}",
             *(f"{seconds * 1e3:.2f}" for seconds in (estimate.compute, estimate.memory, sum(estimate.links.values()))),
-            estimate.bound,
+            f"{estimate.best * 1e3:.2f} ({estimate.bound})",
+            f"{estimate.seconds * 1e3:.2f}",
             f"{estimate.mfu:.0%}",
             f"{step.compile_seconds:.0f}",
         )
     largest = plan.steps[-1]
     if largest.costs:
         for collective in largest.costs.collectives[:12]:
-            seconds = collective.sent / bandwidth(collective, plan.topology, plan.mesh)
-            links.add_row(
+            seconds = links.seconds(collective, plan.topology)
+            exchanges.add_row(
                 describe_shape(largest.shape, plan.load),
                 collective.kind,
                 collective.axes,
@@ -130,7 +143,7 @@ def show(plan: RunPlan, price: float | None = None, console: Console | None = No
                 f"{collective.sent / 1e6:,.1f}",
                 f"{seconds * 1e3:.2f}",
             )
-    tables = [memory] + [table for table in (times, links) if table.row_count]
+    tables = [memory] + [table for table in (times, exchanges) if table.row_count]
     console.print(heading(plan), Group(*tables), *verdict(plan, price), sep="\n")
 
 
@@ -157,6 +170,7 @@ def as_json(plan: RunPlan, price: float | None = None) -> str:
             "slices": plan.topology.slices,
             "chips": plan.topology.num_devices,
             "hbm_bytes": plan.topology.spec.hbm,
+            "usable_bytes": plan.topology.spec.usable,
             "mesh": plan.mesh,
             "params": plan.params,
             "fits": plan.fits,
@@ -172,7 +186,7 @@ def as_json(plan: RunPlan, price: float | None = None) -> str:
 
 def as_html(plan: RunPlan, price: float | None = None) -> str:
     """Returns a self-contained page with the plan's plots, without scripts."""
-    room = plan.topology.spec.hbm
+    room = plan.topology.spec.usable
     widest = max([room, *(step.memory.total for step in plan.steps if math.isfinite(step.memory.total))])
     rows = []
     for step in plan.steps:
@@ -182,14 +196,17 @@ def as_html(plan: RunPlan, price: float | None = None) -> str:
             bars = [("needed", min(step.memory.total, widest), "#d03b3b")]
         label = f"{describe_shape(step.shape, plan.load)}"
         rows.append(_bar(label, bars, widest, GIB, "GiB", f"{step.memory.total / GIB:.1f} GiB", room / widest))
-    slowest = max((estimate.serial for estimate in plan.estimates if estimate), default=1.0)
+    slowest = max((max(estimate.seconds, _serial(estimate)) for estimate in plan.estimates if estimate), default=1.0)
     times = []
     for step, estimate in zip(plan.steps, plan.estimates, strict=True):
         if estimate:
             values = (estimate.compute, estimate.memory, sum(estimate.links.values()))
             bars = [(name, value, color) for (name, color), value in zip(_RESOURCES, values, strict=True)]
-            note = f"{estimate.best * 1e3:.1f} ms at best, {estimate.mfu:.0%} MFU"
-            times.append(_bar(describe_shape(step.shape, plan.load), bars, slowest, 1e-3, "ms", note))
+            note = (
+                f"estimate {estimate.seconds * 1e3:.1f} ms, {estimate.mfu:.0%} MFU; best {estimate.best * 1e3:.1f} ms"
+            )
+            label, mark = describe_shape(step.shape, plan.load), estimate.seconds / slowest
+            times.append(_bar(label, bars, slowest, 1e-3, "ms", note, mark))
     legend = [_legend(zip(PARTS, _COLORS, strict=True)), _legend(_RESOURCES)]
     conclusions = "".join(f"<p>{html.escape(line)}</p>" for line in verdict(plan, price))
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(heading(plan))}</title>
@@ -202,8 +219,12 @@ def as_html(plan: RunPlan, price: float | None = None) -> str:
 <h2>Memory per chip</h2><div class="key">{legend[0]}<span style="background:#d03b3b;width:2px"></span>capacity</div>
 {"".join(rows)}
 <h2>One step, resource by resource</h2><div class="key">{legend[1]}</div>{"".join(times) or "<p>Nothing fits.</p>"}
-<p>Resources work at the same time at best, so the longest part bounds a step from below.</p></html>
+<p>{BEST} (the longest part).</p><p>{ESTIMATE} (the red line).</p></html>
 """
+
+
+def _serial(estimate: Estimate) -> float:
+    return estimate.compute + estimate.memory + sum(estimate.links.values())
 
 
 def _legend(pairs) -> str:

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.planning import costs, hlo
+from jax_speechlm.planning import collectives, costs, hlo
 
 LAYERS, ROWS, DIM = 7, 16, 32
 
@@ -89,7 +89,8 @@ def test_everything_that_a_shard_map_exchanges_counts():
     counted = {
         each.kind: each for each in costs.count(*compiled(exchange, (4, 80), mesh=mesh, specs=[spec])).collectives
     }
-    assert counted["collective-permute"] == ("collective-permute", "sequence", 8, 2, 2 * 4 * 10 * 4)
+    ring = counted["collective-permute"]
+    assert ring == ("collective-permute", "sequence", 8, 2, 2 * 4 * 10 * 4, (0, 1, 2, 3, 4, 5, 6, 7, 0))
     assert counted["all-reduce"].axes == "sequence"
 
 
@@ -146,7 +147,7 @@ def test_convolutions_count_what_meets_the_input(padding, lhs_dilation, rhs_dila
 )
 def test_groups_are_read_in_every_form(attributes, groups):
     text = attributes.partition("=")[2]
-    assert costs.replica_groups(text, attributes, 4) == groups
+    assert collectives.replica_groups(text, attributes, 4) == groups
 
 
 def test_shapes_have_bytes_and_a_place():

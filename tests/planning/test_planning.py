@@ -18,10 +18,8 @@ from jax_speechlm.planning import ahead_of_time, compiled, report
 from jax_speechlm.planning.ahead_of_time import PlanningError
 from jax_speechlm.planning.check import check_fits
 from jax_speechlm.planning.compiled import Compiled, Memory
-from jax_speechlm.planning.costs import Collective
 from jax_speechlm.planning.fit import fit
 from jax_speechlm.planning.plan import fits, make_plan
-from jax_speechlm.planning.roofline import bandwidth
 from jax_speechlm.planning.workload import workload
 from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment
@@ -59,7 +57,7 @@ def test_a_plan_has_the_models_arithmetic(virtual):
     # Attention on CPU computes its scores once more for the backward pass.
     assert step.costs.flops * 8 == analytic_flops(small_lm(), more_products=1)
     assert plan.params == sum(leaf.size for leaf in jax.tree.leaves(_params(small_lm(), 100)))
-    assert plan.rate.mfu <= step.model_flops / (step.costs.flops * 8)
+    assert plan.rate.mfu <= plan.estimates[0].best_mfu <= step.model_flops / (step.costs.flops * 8)
     assert "absent not prepared here" in plan.load.assumed
 
 
@@ -72,8 +70,8 @@ def test_nothing_is_compiled_twice(virtual, monkeypatch):
     changed = small_lm(num_steps=123)
     first = make_plan(changed, virtual, vocab_size=100)
     compiled = []
-    compile_ = ahead_of_time.Compiler._compile
-    monkeypatch.setattr(ahead_of_time.Compiler, "_compile", lambda self, low: compiled.append(1) or compile_(self, low))
+    compile_ = ahead_of_time.compile_lowered
+    monkeypatch.setattr(ahead_of_time, "compile_lowered", lambda *program: compiled.append(1) or compile_(*program))
     assert make_plan(changed, virtual, vocab_size=100).steps == first.steps
     assert not compiled
     # A change that the program knows of is another compilation; one that it does not know of is none.
@@ -89,10 +87,10 @@ def test_nothing_is_compiled_twice(virtual, monkeypatch):
 def test_a_compiler_that_gives_up_ends_no_search(virtual, monkeypatch):
     """XLA for GPUs has no tile for some products when it may not time kernels."""
 
-    def give_up(self, lowered):
+    def give_up(lowered, platform):
         raise jax.errors.JaxRuntimeError("INTERNAL: Couldn't find output tile sizes\nand much more")
 
-    monkeypatch.setattr(ahead_of_time.Compiler, "_compile", give_up)
+    monkeypatch.setattr(ahead_of_time, "compile_lowered", give_up)
     experiment = small_lm(num_steps=321)
     with pytest.raises(PlanningError, match=r"not for lack of memory: INTERNAL: Couldn't find output tile sizes$"):
         make_plan(experiment, virtual, vocab_size=100)
@@ -105,6 +103,8 @@ def test_what_did_not_fit_is_remembered_too():
     memory = Memory(1.0, 2.0, 0.0, 0.0, math.inf, 0.0, math.inf)
     compiled.keep("too large", Compiled(memory, None, 3.0))
     assert compiled.recall("too large") == Compiled(memory, None, 3.0)
+    compiled.keep("small", Compiled(memory, "HloModule µ", 3.0))
+    assert compiled.recall("small") == Compiled(memory, "HloModule µ", 3.0)
     assert compiled.recall("never seen") is None
 
 
@@ -236,18 +236,6 @@ def test_the_oom_messages_of_the_compiler_are_read():
     assert ahead_of_time._needed("something else") == math.inf
 
 
-def test_bandwidth_is_the_networks_beyond_a_slice_or_node():
-    slices, nodes = chips.topology("2xv5p-512"), chips.topology("h100-64")
-    mesh = {"replica": 2, "data": 4, "fsdp": 64, "tensor": 1}
-    inside, across = (Collective("all-reduce", axes, 2, 1, 1) for axes in ("data+fsdp", "replica"))
-    assert bandwidth(inside, slices, mesh) == slices.spec.link_bandwidth
-    assert bandwidth(across, slices, mesh) == slices.spec.network_bandwidth
-    mesh = {"replica": 1, "data": 8, "fsdp": 1, "tensor": 8}
-    by_tensor, by_data = (Collective("all-reduce", axes, 8, 1, 1) for axes in ("tensor", "data"))
-    assert bandwidth(by_tensor, nodes, mesh) == nodes.spec.link_bandwidth
-    assert bandwidth(by_data, nodes, mesh) == nodes.spec.network_bandwidth
-
-
 def test_every_experiment_names_a_target_that_its_mesh_fits():
     for name in registry.names():
         experiment = registry.load(name)
@@ -269,7 +257,7 @@ def test_a_small_lm_for_a_real_v5e_16():
     # Splash attention has two kernels for the backward pass: four products become seven.
     assert step.costs.flops * 16 == analytic_flops(experiment, more_products=3)
     assert {each.axes for each in step.costs.collectives} <= {"data", "fsdp", "data+fsdp"}
-    assert estimate.best <= estimate.serial
+    assert 0 < estimate.best <= estimate.seconds
     # The same step on a chip with less memory would be refused.
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(chips.CHIPS, "v5e", chips.CHIPS["v5e"]._replace(hbm=step.memory.total - 1))
@@ -339,7 +327,8 @@ def test_the_largest_for_two_real_slices_of_v5p():
     assert along["fsdp"] < 100e9
     assert 0 < along["replica"] < 1e9
     assert estimate.bound == "compute"
-    assert estimate.mfu > 0.6
+    assert 0.3 < estimate.mfu < estimate.best_mfu
+    assert estimate.best_mfu > 0.6
 
 
 @pytest.mark.slow
@@ -348,7 +337,8 @@ def test_the_largest_for_64_h100():
     plan = make_plan(registry.load("scaling/lm_8b_h100x64"), chips.topology("h100-64"), vocab_size=128_000)
     assert plan.fits
     assert not plan.steps[0].costs.unknown_calls
-    assert plan.estimates[0].mfu > 0.5
+    assert 0.3 < plan.estimates[0].mfu < plan.estimates[0].best_mfu
+    assert plan.estimates[0].best_mfu > 0.5
 
 
 @gpu

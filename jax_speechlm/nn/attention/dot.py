@@ -11,6 +11,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -25,6 +26,10 @@ Kernel = Literal["auto", "reference", "blocked", "xla", "cudnn", "splash"]
 (`blocked_attention`), "xla" is `jax.nn.dot_product_attention`, "cudnn" the same with cuDNN's flash attention (GPU,
 bfloat16), "splash" the Pallas kernel for TPUs (interpreted elsewhere, for tests). "auto" selects one of the last two on
 the hardware that they are for, else "blocked"."""
+
+VISIBLE_SHARE = "visible_share_"
+"""Prefix of a name in the compiled program: the share of the blocks of scores that splash attention computes follows.
+The plan of a run counts attention by it."""
 
 _LANES = 128  # splash needs blocks of a multiple of this many tokens
 _LARGEST_BLOCK = 512
@@ -105,14 +110,16 @@ def _splash(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT, causal, window):
     heads, groups = q_BxTxHxK.shape[2], k_BxTxGxK.shape[2]
 
     def local(q, k, v, segment):
-        kernel, length = _splash_kernel(q.shape[1], q.shape[2], causal, window)
+        kernel, length, share = _splash_kernel(q.shape[1], q.shape[2], causal, window)
 
         def pad(x):
             return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
         q, k, v = (pad(x).swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
         segment = pad(segment + 1)  # the padding of the last block is a segment of its own
-        return jax.vmap(kernel)(q, k, v, _segment_ids(segment)).swapaxes(1, 2)[:, : q_BxTxHxK.shape[1]]
+        with jax.named_scope(f"{VISIBLE_SHARE}{share:.6f}"):
+            mixed = jax.vmap(kernel)(q, k, v, _segment_ids(segment))
+        return mixed.swapaxes(1, 2)[:, : q_BxTxHxK.shape[1]]
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -125,7 +132,7 @@ def _splash(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_BxT, causal, window):
 
 
 def _splash_kernel(num_tokens, num_heads, causal, window):
-    """Returns the kernel for rows of `num_tokens`, and the length that they must be padded to."""
+    """Returns the kernel for rows of `num_tokens`, the length that they must be padded to, the share it computes."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -144,7 +151,12 @@ def _splash_kernel(num_tokens, num_heads, causal, window):
         block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=SAVED_ACTIVATION,
         interpret=platform() != "tpu",
     )  # fmt: skip
-    return kernel, length
+    first = block * np.arange(length // block)  # token of each block
+    ahead = first[None, :] - first[:, None] - block + 1  # least distance from a query block forward to a key block
+    computed = np.ones_like(ahead, bool) if not causal else ahead <= 0
+    if window is not None:
+        computed &= (ahead <= window) & (-ahead - 2 * (block - 1) <= window)
+    return kernel, length, computed.mean()
 
 
 def _segment_ids(segment):
