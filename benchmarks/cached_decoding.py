@@ -51,12 +51,13 @@ def ours(model, args: argparse.Namespace):
     from jax_speechlm.core.vocabulary import Vocabulary
     from jax_speechlm.decoding.lm.generate import GREEDY, sample
     from jax_speechlm.interop.hf import transformer as interop
+    from jax_speechlm.interop.hf.mapping import read
     from jax_speechlm.models.transformer import Transformer
     from jax_speechlm.nn import functional
 
     config = interop.config_from_hugging_face(model.config.to_dict())
     state_dict = {name: value.numpy() for name, value in model.state_dict().items()}
-    params = jax.device_put(interop.from_hugging_face(state_dict, config))
+    params = jax.device_put(read(interop.sources(state_dict, config)))
     vocabulary = Vocabulary(args.vocab - 2)
     graphdef = functional.declare(lambda rngs: Transformer(config, vocabulary.size, rngs=rngs)).graphdef
 

@@ -51,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs, sizes, absent = {}, {}, {}
         for target in args.targets:
-            module = importlib.import_module(f"jax_speechlm.interop.{target}")
+            module = importlib.import_module(f"jax_speechlm.interop.runtimes.{target}")
             out = (args.exports or Path(folder)) / target
             try:
                 if not out.exists():

@@ -126,7 +126,7 @@ def write_recognizer(folder: Path, vocab: dict[str, int], **special: str) -> dic
     rng = np.random.default_rng(1)
     head = {"kernel": rng.normal(size=(former.dim, len(vocab))), "bias": rng.normal(size=len(vocab))}
     head = {name: value.astype(np.float32) for name, value in head.items()}
-    arrays = wav2vec2_bert.to_hugging_face(encoder, former, head)
+    arrays = wav2vec2_bert.to_hugging_face({"encoder": encoder, "head": head}, former)
     values = wav2vec2_bert.config_to_hugging_face(former, len(vocab))
     values |= {f"{name}_token_id": vocab[token] for name, token in special.items() if name != "unk"}
     folder.mkdir()

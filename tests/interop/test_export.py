@@ -16,6 +16,7 @@ from jax_speechlm.interop.hf import export, wav2vec2_bert, weights
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.feature_extractor import front_end_from_hugging_face, front_end_to_hugging_face
 from jax_speechlm.interop.hf.import_ import import_run
+from jax_speechlm.interop.hf.mapping import read
 from jax_speechlm.interop.hf.registry import package, read_model
 from jax_speechlm.models.adapter import QFormer, Stacking
 from jax_speechlm.objectives.asr.ctc import CTC
@@ -92,16 +93,16 @@ def test_a_tied_head_is_stored_once(tmp_path):
 def test_a_classifiers_projection_goes_into_its_head():
     rng = np.random.default_rng(0)
     run = tiny_run("classification")
-    arrays = wav2vec2_bert.classifier_to_hugging_face(run.params["encoder"], FORMER, run.params["head"])
+    arrays = wav2vec2_bert.to_hugging_face(run.params, FORMER, wav2vec2_bert.CLASSIFIER)
     projection, bias = rng.normal(size=(5, 16)), rng.normal(size=5)
     classes, class_bias = rng.normal(size=(3, 5)), rng.normal(size=3)
     arrays |= {"projector.weight": projection, "projector.bias": bias}
     arrays |= {"classifier.weight": classes, "classifier.bias": class_bias}
-    encoder, head = wav2vec2_bert.classifier_from_hugging_face(arrays, FORMER)
-    jax.tree.map(np.testing.assert_array_equal, encoder, run.params["encoder"])
+    again = read(wav2vec2_bert.sources(arrays, FORMER, wav2vec2_bert.CLASSIFIER))
+    jax.tree.map(np.testing.assert_array_equal, again["encoder"], run.params["encoder"])
     hidden = rng.normal(size=(11, 16))
     expected = classes @ (projection @ hidden.T + bias[:, None]).mean(1) + class_bias
-    np.testing.assert_allclose(hidden.mean(0) @ head["kernel"] + head["bias"], expected, rtol=1e-12)
+    np.testing.assert_allclose(hidden.mean(0) @ again["head"]["kernel"] + again["head"]["bias"], expected, rtol=1e-12)
     values = package(run).config
     assert [values["id2label"][str(number)] for number in range(3)] == list(CLASSES)
 

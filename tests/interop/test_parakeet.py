@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.interop.hf import parakeet
+from jax_speechlm.interop.hf.mapping import read
 from jax_speechlm.models.fast_conformer import FastConformer, FastConformerConfig
 from jax_speechlm.nn import functional
 
@@ -26,20 +27,17 @@ def random_params(config):
     def values(x):
         return (rng.standard_normal(x.shape) * 10.0 ** rng.integers(-4, 4)).astype(np.float32)
 
-    return jax.tree.map(values, functional.declare(lambda rngs: FastConformer(config, rngs=rngs)).shapes)
+    shapes = functional.declare(lambda rngs: FastConformer(config, rngs=rngs)).shapes
+    return {"encoder": jax.tree.map(values, shapes)}
 
 
 @pytest.mark.parametrize("config", [CONFIG, BARE], ids=["full", "bare"])
 def test_there_and_back_is_exact(config):
     params = random_params(config)
     head = {"kernel": np.ones((8, 5), np.float32), "bias": np.arange(5, dtype=np.float32)}
-    encoder, same_head = parakeet.from_hugging_face(parakeet.to_hugging_face(params, config, head), config)
-    jax.tree.map(np.testing.assert_array_equal, encoder, params)
-    jax.tree.map(np.testing.assert_array_equal, same_head, head)
-
-    encoder, no_head = parakeet.from_hugging_face(parakeet.to_hugging_face(params, config), config)
-    jax.tree.map(np.testing.assert_array_equal, encoder, params)
-    assert no_head is None
+    for whole in (params | {"head": head}, params):
+        again = read(parakeet.sources(parakeet.to_hugging_face(whole, config), config))
+        jax.tree.map(np.testing.assert_array_equal, again, whole)
 
 
 STATE_DICT = parakeet.to_hugging_face(random_params(CONFIG), CONFIG)
@@ -48,7 +46,7 @@ STATE_DICT = parakeet.to_hugging_face(random_params(CONFIG), CONFIG)
 @given(arrays.arrays(np.float32, (2, 8), elements=st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)))
 def test_any_scale_and_offset_survive_as_a_batch_norm(values):
     state_dict = STATE_DICT | {f"{NORM}.weight": values[0], f"{NORM}.bias": values[1]}
-    encoder, _ = parakeet.from_hugging_face(state_dict, CONFIG)
+    encoder = read(parakeet.sources(state_dict, CONFIG))["encoder"]
     np.testing.assert_array_equal(encoder["layers"]["convolution"]["scale"][0], values[0])
     np.testing.assert_array_equal(encoder["layers"]["convolution"]["offset"][0], values[1])
 
@@ -60,18 +58,10 @@ def test_a_batch_norm_folds_as_it_is_defined():
     named = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
     state_dict |= {f"{NORM}.{name}": value for name, value in named.items()}
     state_dict["layers.0.conv.depthwise_conv.bias"] = conv_bias
-    convolution = parakeet.from_hugging_face(state_dict, CONFIG)[0]["layers"]["convolution"]
+    convolution = read(parakeet.sources(state_dict, CONFIG))["encoder"]["layers"]["convolution"]
     x = rng.standard_normal(8)  # what the convolution gives without its bias
     expected = (x + conv_bias - mean) / np.sqrt(variance + 1e-5) * weight + bias
     np.testing.assert_allclose(x * convolution["scale"][0] + convolution["offset"][0], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_the_blank_moves_to_the_front():
-    params = random_params(CONFIG)
-    head = {"kernel": np.tile(np.arange(5, dtype=np.float32), (8, 1)), "bias": np.arange(5, dtype=np.float32)}
-    _, moved = parakeet.from_hugging_face(parakeet.to_hugging_face(params, CONFIG, head), CONFIG, blank_id=3)
-    assert moved["bias"].tolist() == [3, 0, 1, 2, 4]
-    np.testing.assert_array_equal(moved["kernel"], np.tile(moved["bias"], (8, 1)))
 
 
 @pytest.mark.parametrize("form", ["full", "bare"])
@@ -79,8 +69,7 @@ def test_exports_the_names_and_arrays_that_hugging_face_has(form):
     prefix = f"{form}/weights/"
     theirs = {name.removeprefix(prefix): GOLDEN[name] for name in GOLDEN.files if name.startswith(prefix)}
     config = parakeet.config_from_hugging_face(json.loads(str(GOLDEN[f"{form}/config"])))
-    encoder, head = parakeet.from_hugging_face(theirs, config)
-    ours = parakeet.to_hugging_face(encoder, config, head)
+    ours = parakeet.to_hugging_face(read(parakeet.sources(theirs, config)), config)
     assert {name: (x.shape, x.dtype) for name, x in ours.items()} == {
         name: (x.shape, x.dtype) for name, x in theirs.items()
     }
@@ -123,14 +112,14 @@ def test_another_head_is_refused_and_a_missing_setting_is_the_class_default():
 def test_state_dicts_that_do_not_fit_are_refused():
     state_dict = dict(STATE_DICT)
     with pytest.raises(ValueError, match=r"no place for, such as 'layers\.2"):
-        parakeet.from_hugging_face(state_dict, CONFIG.replace(num_layers=2))
+        parakeet.sources(state_dict, CONFIG.replace(num_layers=2))
     with pytest.raises(ValueError, match=r"has no 'layers\.3.*a Parakeet of 4 layers"):
-        parakeet.from_hugging_face(state_dict, CONFIG.replace(num_layers=4))
+        parakeet.sources(state_dict, CONFIG.replace(num_layers=4))
     with pytest.raises(ValueError, match="does not fit dim=16"):
-        parakeet.from_hugging_face(state_dict, CONFIG.replace(dim=16))
+        parakeet.sources(state_dict, CONFIG.replace(dim=16))
     del state_dict[f"{NORM}.running_mean"]
     with pytest.raises(ValueError, match=r"layers\.0\.conv\.norm lacks"):
-        parakeet.from_hugging_face(state_dict, CONFIG)
+        parakeet.sources(state_dict, CONFIG)
 
 
 def test_the_front_end_there_and_back():

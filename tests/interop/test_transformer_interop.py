@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm.interop.hf import transformer as interop
+from jax_speechlm.interop.hf.mapping import read
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import LearnedPositions, TransformerConfig
 from jax_speechlm.nn import functional
@@ -43,7 +44,7 @@ def logits(graphdef, params, tokens, segment, position):
 def test_logits_are_those_of_hugging_face(kind):
     values, weights = golden(kind)
     config, vocab_size = interop.config_from_hugging_face(values), values["vocab_size"]
-    params = interop.from_hugging_face(weights, config)
+    params = read(interop.sources(weights, config))
     declared = functional.declare(lambda rngs: Transformer(config, vocab_size, rngs=rngs))
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, declared.shapes)
 
@@ -56,7 +57,7 @@ def test_logits_are_those_of_hugging_face(kind):
 def test_exports_the_names_and_arrays_that_hugging_face_has(kind):
     values, weights = golden(kind)
     config = interop.config_from_hugging_face(values)
-    exported = interop.to_hugging_face(interop.from_hugging_face(weights, config), config)
+    exported = interop.to_hugging_face(read(interop.sources(weights, config)), config)
     assert exported.keys() == weights.keys()
     for name, value in weights.items():
         np.testing.assert_array_equal(exported[name], value)
@@ -143,17 +144,17 @@ def test_a_bias_that_is_there_twice_must_be_one():
     values, weights = golden("bert")
     config, name = interop.config_from_hugging_face(values), "cls.predictions.decoder.bias"
     with pytest.raises(ValueError, match=r"they are one array in the model"):
-        interop.from_hugging_face(weights | {name: weights[name] + 1}, config)
+        interop.sources(weights | {name: weights[name] + 1}, config)
 
 
 def test_state_dicts_that_do_not_fit_are_refused():
     values, weights = golden("modernbert")
     config = interop.config_from_hugging_face(values)
     with pytest.raises(ValueError, match=r"no place for, such as 'model\.layers\.5"):
-        interop.from_hugging_face(weights, config.replace(num_layers=5))
+        interop.sources(weights, config.replace(num_layers=5))
     with pytest.raises(ValueError, match=r"has no 'model\.layers\.6.*a ModernBertForMaskedLM of 7 layers"):
-        interop.from_hugging_face(weights, config.replace(num_layers=7))
+        interop.sources(weights, config.replace(num_layers=7))
     with pytest.raises(ValueError, match="does not fit dim=32"):
-        interop.from_hugging_face(weights, config.replace(dim=32, head_dim=8))
+        interop.sources(weights, config.replace(dim=32, head_dim=8))
     with pytest.raises(ValueError, match=r"'decoder\.weight' is not .* set tie_word_embeddings to false"):
-        interop.from_hugging_face(weights | {"decoder.weight": weights["decoder.weight"] + 1}, config)
+        interop.sources(weights | {"decoder.weight": weights["decoder.weight"] + 1}, config)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.interop.hf import wav2vec2_bert
+from jax_speechlm.interop.hf.mapping import read
 from jax_speechlm.models.conformer import SIZES, Conformer, ConformerConfig, ConformerLayer, draw_chunk, forward_flops
 from jax_speechlm.nn import functional
 
@@ -55,7 +56,8 @@ def test_hidden_states_and_logits_are_those_of_hugging_face():
     golden = np.load(GOLDEN)
     weights = {name[8:]: golden[name] for name in golden.files if name.startswith("weights/")}
     config = wav2vec2_bert.config_from_hugging_face(json.loads(str(golden["config"])))
-    encoder, head = wav2vec2_bert.from_hugging_face(weights, config)
+    params = read(wav2vec2_bert.sources(weights, config))
+    encoder, head = params["encoder"], params["head"]
     graphdef, params = model(config)
     assert jax.tree.map(np.shape, encoder) == jax.tree.map(np.shape, params)
 

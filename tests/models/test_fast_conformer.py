@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.interop.hf import parakeet
+from jax_speechlm.interop.hf.mapping import read
 from jax_speechlm.models.fast_conformer import SIZES, FastConformer, FastConformerConfig, forward_flops
 from jax_speechlm.nn import functional
 
@@ -59,7 +60,8 @@ def test_hidden_states_and_logits_are_those_of_hugging_face(form):
     prefix = f"{form}/weights/"
     weights = {name.removeprefix(prefix): GOLDEN[name] for name in GOLDEN.files if name.startswith(prefix)}
     config = parakeet.config_from_hugging_face(json.loads(str(GOLDEN[f"{form}/config"])))
-    encoder, head = parakeet.from_hugging_face(weights, config)
+    params = read(parakeet.sources(weights, config))
+    encoder, head = params["encoder"], params["head"]
     graphdef, shapes, *_ = declared(config)
     assert jax.tree.map(np.shape, encoder) == jax.tree.map(np.shape, shapes)
 

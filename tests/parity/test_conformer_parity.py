@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm.interop.hf import wav2vec2_bert
+from jax_speechlm.interop.hf.mapping import read
 from jax_speechlm.models.conformer import Conformer
 from jax_speechlm.nn import functional
 
@@ -29,7 +30,8 @@ def test_hidden_states_and_logits(reference):
     """Longer than the distance table's reach, lengths mixed, right-padded as the feature extractor does."""
     config = wav2vec2_bert.config_from_hugging_face(reference.config.to_dict())
     state_dict = {name: value.numpy() for name, value in reference.state_dict().items()}
-    encoder, head = wav2vec2_bert.from_hugging_face(state_dict, config)
+    params = read(wav2vec2_bert.sources(state_dict, config))
+    encoder, head = params["encoder"], params["head"]
     graphdef = functional.declare(lambda rngs: Conformer(config, rngs=rngs)).graphdef
 
     lengths = np.array([150, 97, 64, 2], np.int32)
@@ -52,7 +54,7 @@ def test_hidden_states_and_logits(reference):
 def test_what_we_export_loads_strictly_and_computes_the_same(reference):
     config = wav2vec2_bert.config_from_hugging_face(reference.config.to_dict())
     state_dict = {name: value.numpy() for name, value in reference.state_dict().items()}
-    exported = wav2vec2_bert.to_hugging_face(*_params(state_dict, config))
+    exported = wav2vec2_bert.to_hugging_face(read(wav2vec2_bert.sources(state_dict, config)), config)
     values = wav2vec2_bert.config_to_hugging_face(config, vocab_size=32)
     model = transformers.Wav2Vec2BertForCTC(transformers.Wav2Vec2BertConfig(**values)).eval()
     model.load_state_dict({name: torch.tensor(value) for name, value in exported.items()}, strict=True)
@@ -63,8 +65,3 @@ def test_what_we_export_loads_strictly_and_computes_the_same(reference):
 
 def _encode(graphdef, params, features, lengths, taps):
     return functional.bind(graphdef, params)(features, lengths, taps=taps)
-
-
-def _params(state_dict, config):
-    encoder, head = wav2vec2_bert.from_hugging_face(state_dict, config)
-    return encoder, config, head

@@ -9,6 +9,7 @@ import pytest
 
 from jax_speechlm.frontend.logmel import LogMel, log_mel
 from jax_speechlm.interop.hf import parakeet
+from jax_speechlm.interop.hf.mapping import read
 from jax_speechlm.models.fast_conformer import FastConformer
 from jax_speechlm.nn import functional
 
@@ -85,7 +86,8 @@ def test_hidden_states_and_logits_from_audio(reference):
     """From samples to logits, lengths mixed, right-padded as the feature extractor does."""
     config = parakeet.config_from_hugging_face(reference.config.to_dict())
     state_dict = {name: value.numpy() for name, value in reference.state_dict().items()}
-    encoder, head = parakeet.from_hugging_face(state_dict, config)
+    params = read(parakeet.sources(state_dict, config))
+    encoder, head = params["encoder"], params["head"]
     rows, mel = audio(LENGTHS), _mel(config.input_dim)
     extractor = transformers.ParakeetFeatureExtractor(**parakeet.features_to_hugging_face(mel))
     inputs = extractor([row / np.float32(32768) for row in rows], sampling_rate=16_000, return_tensors="pt")
@@ -107,16 +109,16 @@ def test_hidden_states_and_logits_from_audio(reference):
 def test_what_we_export_loads_strictly_and_computes_the_same(reference):
     config = parakeet.config_from_hugging_face(reference.config.to_dict())
     state_dict = {name: value.numpy() for name, value in reference.state_dict().items()}
-    encoder, head = parakeet.from_hugging_face(state_dict, config)
+    params = read(parakeet.sources(state_dict, config))
     values = parakeet.config_to_hugging_face(config, vocab_size=32)
     model = transformers.ParakeetForCTC(transformers.ParakeetCTCConfig(**values)).eval()
-    exported = parakeet.to_hugging_face(encoder, config, head)
+    exported = parakeet.to_hugging_face(params, config)
     model.load_state_dict({name: torch.tensor(value) for name, value in exported.items()}, strict=True)
     features = torch.randn(2, 140, config.input_dim)
     with torch.no_grad():
         np.testing.assert_allclose(model(features).logits, reference(features).logits, atol=2e-5)
-    again, _ = parakeet.from_hugging_face({name: x.numpy() for name, x in model.state_dict().items()}, config)
-    jax.tree.map(np.testing.assert_array_equal, again, encoder)
+    again = read(parakeet.sources({name: x.numpy() for name, x in model.state_dict().items()}, config))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 def _mel(bins):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm.interop.hf import transformer as interop
+from jax_speechlm.interop.hf.mapping import read
 from jax_speechlm.models.adapter import Convolutional
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig, SpeechTransformer
@@ -26,7 +27,7 @@ import make_transformer  # noqa: E402
 def test_speech_among_tokens_is_what_inputs_embeds_is(kind):
     reference = make_transformer.random_model(kind)
     config = interop.config_from_hugging_face(reference.config.to_dict())
-    taken = interop.from_hugging_face({name: value.numpy() for name, value in reference.state_dict().items()}, config)
+    taken = read(interop.sources({name: value.numpy() for name, value in reference.state_dict().items()}, config))
     encoder = ConformerConfig(input_dim=4, dim=4, num_layers=1, num_heads=1, kernel_size=3)
     shape = SpeechLMConfig(encoder=encoder, transformer=config)
 

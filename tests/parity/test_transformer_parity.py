@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm.interop.hf import transformer as interop
+from jax_speechlm.interop.hf.mapping import read
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.nn import functional
 
@@ -31,7 +32,7 @@ def reference(request):
 def ours(reference, tokens, segment, position):
     config = interop.config_from_hugging_face(reference.config.to_dict())
     state_dict = {name: value.numpy() for name, value in reference.state_dict().items()}
-    params = interop.from_hugging_face(state_dict, config)
+    params = read(interop.sources(state_dict, config))
 
     def make(rngs):
         return Transformer(config, make_transformer.VOCAB, rngs=rngs)

@@ -23,14 +23,13 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck
-from jax_speechlm.interop.hf import feature_extractor, voxtral
+from jax_speechlm.interop.hf import feature_extractor, voxtral, wav2vec2_bert
 from jax_speechlm.interop.hf.foreign_tokenizers import read_ctc_tokenizer, read_text_tokenizer
 from jax_speechlm.interop.hf.mapping import TensorSource, place
 from jax_speechlm.interop.hf.registry import TEXT_MODELS, Model, id_axis, read_model, settings
 from jax_speechlm.interop.hf.transformer import CLASSIFIER
 from jax_speechlm.interop.hf.verify.check import check_import
 from jax_speechlm.interop.hf.verify.verdict import Check, Verdict
-from jax_speechlm.interop.hf.wav2vec2_bert import x_vector_config_from_hugging_face
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import LoRA
@@ -51,8 +50,6 @@ from jax_speechlm.training.source import saved_tokenizer, tokenizer_files
 
 _PROCESSOR = "processor_config.json"  # where transformers 5 saves a front end together with a tokenizer
 _SPEECH = Speech(sets=())  # its training data is not known
-_WHOLE = tuple(f"Wav2Vec2BertFor{use}" for use in ("SequenceClassification", "AudioFrameClassification", "XVector"))
-"""Speech encoders whose exports keep all parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +174,7 @@ def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | No
         experiment = experiment.replace(objective=experiment.objective.student)
     if model.architecture == voxtral.ARCHITECTURE:  # LoRA is merged into its weights
         experiment = experiment.replace(model=experiment.model.replace(lora=LoRA()))
-    if "transformer" in model.sources or model.architecture in _WHOLE:
+    if "transformer" in model.sources or model.architecture in wav2vec2_bert.HEADED:
         return experiment, tokenizer, record.get("units")
     objective = CTC() if "head" in model.sources else EncoderOnly()  # the only parts that an export keeps
     if experiment.objective.kind == objective.kind:
@@ -208,7 +205,7 @@ def _frame_classifier(folder: Path, model: Model) -> tuple[Experiment, None]:
 
 
 def _speaker_model(folder: Path, model: Model) -> tuple[Experiment, None]:
-    classes, head = _class_names(folder, model), x_vector_config_from_hugging_face(model.settings)
+    classes, head = _class_names(folder, model), wav2vec2_bert.x_vector_config_from_hugging_face(model.settings)
     return _of_speech(folder, model, SpeakerVerification(classes=classes, head=head)), None
 
 

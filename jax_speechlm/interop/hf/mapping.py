@@ -8,6 +8,7 @@ Every layout is a change of strides, so the parameters of a file that is mapped 
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,6 +63,28 @@ def linear(ours: str, theirs: str, kernel: Layout = TRANSPOSED, bias: Layout | N
     return rows if bias is None else [*rows, Row(f"{ours}.bias", f"{theirs}.bias", bias)]
 
 
+def attention(query: str, key: str, value: str, out: str, has_bias: bool = True) -> list[Row]:
+    """Returns the rows of the linear maps of a speech encoder's attention."""
+    heads = {"query": query, "key": key, "value": value}
+    rows = [
+        linear(f"layers.attention.{name}", hf, INTO_HEADS, HEADS_BIAS if has_bias else None)
+        for name, hf in heads.items()
+    ]
+    return [*itertools.chain(*rows), *linear("layers.attention.out", out, OUT_OF_HEADS, SAME if has_bias else None)]
+
+
+def feed_forward(ours: str, norm_name: str, inner: str, outer: str, has_bias: bool = True) -> list[Row]:
+    """Returns the rows of a Conformer's feed-forward and its norm."""
+    bias = SAME if has_bias else None
+    maps = linear(f"{ours}.expand", inner, bias=bias) + linear(f"{ours}.contract", outer, bias=bias)
+    return norm(f"{ours}.norm", norm_name) + maps
+
+
+def prefixed(rows: Iterable[Row], ours: str, theirs: str = "") -> list[Row]:
+    """Returns rows with prefixes of their names on both sides."""
+    return [Row(ours + row.ours, theirs + row.theirs, row.layout) for row in rows]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TensorSource:
     """The place that one of our parameters is read from.
@@ -102,10 +125,10 @@ class TensorSource:
             layers, index = layers[index[0]], index[1:]
         parts = [self._part(layer, index) for layer in layers]
         shape = (len(parts), *parts[0].shape) if self.is_stacked else parts[0].shape
-        found = np.empty(shape, dtype or layers[0].dtype)
-        for place, part in zip(found if self.is_stacked else [found], parts, strict=True):
-            place[...] = part
-        return found
+        array = np.empty(shape, dtype or layers[0].dtype)
+        for layer, part in zip(array if self.is_stacked else [array], parts, strict=True):
+            layer[...] = part
+        return array
 
     def _part(self, layer: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
         if self.ids is None:
@@ -116,9 +139,9 @@ class TensorSource:
         return part
 
 
-def read(state_dict: StateDict, rows: Iterable[Row], config: Any, kind: str) -> Params:
-    """Reads our parameters from a state dict, as arrays. Arguments and errors as in `sources`."""
-    return jax.tree.map(TensorSource.read, sources(state_dict, rows, config, kind))
+def read(tree: Params) -> Params:
+    """Reads a nested dict of `TensorSource` as arrays of the files' types."""
+    return jax.tree.map(TensorSource.read, tree)
 
 
 def place(tree: Params, shardings: Any, dtype: Any = jnp.float32) -> Params:

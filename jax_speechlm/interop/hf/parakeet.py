@@ -7,31 +7,13 @@ convolution before it are folded. On export these have values that change no bit
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.frontend.logmel import HOP, WINDOW, LogMel
+from jax_speechlm.interop.hf import mapping
 from jax_speechlm.interop.hf.class_settings import FEATURES, completed
-from jax_speechlm.interop.hf.mapping import (
-    DEPTHWISE,
-    GATED,
-    HEADS_BIAS,
-    INTO_HEADS,
-    OUT_OF_HEADS,
-    POINTWISE,
-    SAME,
-    Layout,
-    Row,
-    StateDict,
-    TensorSource,
-    ffn_multiple,
-    linear,
-    norm,
-    require_fixed,
-    write,
-)
-from jax_speechlm.interop.hf.mapping import sources as sources_of
+from jax_speechlm.interop.hf.mapping import INTO_HEADS, SAME, Layout, Row, StateDict, linear, norm
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn.functional import Params
 
@@ -63,67 +45,42 @@ def _separable(name: str, first: int) -> list[Row]:
     ]
 
 
-def _feed_forward(ours: str, theirs: str, bias: Layout | None) -> list[Row]:
-    return [
-        *norm(f"layers.{ours}.norm", f"layers.{{}}.norm_{theirs}"),
-        *linear(f"layers.{ours}.expand", f"layers.{{}}.{theirs}.linear1", bias=bias),
-        *linear(f"layers.{ours}.contract", f"layers.{{}}.{theirs}.linear2", bias=bias),
-    ]
-
-
 def _encoder(config: FastConformerConfig) -> list[Row]:
-    attention, convolution = "layers.{}.self_attn", "layers.{}.conv"
-    bias, heads_bias, gated_bias = (SAME, HEADS_BIAS, _GATED_BIAS) if config.bias else (None, None, None)
-    return [
+    layer, attention, convolution = "layers.{}.", "layers.{}.self_attn", "layers.{}.conv"
+    has_bias, ffn = config.bias, f"{layer}feed_forward"
+    bias, gated_bias = (SAME, _GATED_BIAS) if has_bias else (None, None)
+    rows = [
         *linear("subsampling.convolutions.first", "subsampling.layers.0", _THREE_BY_THREE),
         *_separable("second", 2),
         *(_separable("third", 5) if config.subsampling == 8 else []),
         *linear("subsampling.out", "subsampling.linear", _FRAME),
-        *_feed_forward("ffn1", "feed_forward1", bias),
-        *norm("layers.attention_norm", "layers.{}.norm_self_att"),
-        *linear("layers.attention.query", f"{attention}.q_proj", INTO_HEADS, heads_bias),
-        *linear("layers.attention.key", f"{attention}.k_proj", INTO_HEADS, heads_bias),
-        *linear("layers.attention.value", f"{attention}.v_proj", INTO_HEADS, heads_bias),
-        *linear("layers.attention.out", f"{attention}.o_proj", OUT_OF_HEADS, bias),
+        *mapping.feed_forward(
+            "layers.ffn1", f"{layer}norm_feed_forward1", f"{ffn}1.linear1", f"{ffn}1.linear2", has_bias
+        ),
+        *norm("layers.attention_norm", f"{layer}norm_self_att"),
+        *mapping.attention(*(f"{attention}.{name}_proj" for name in "qkvo"), has_bias),
         Row("layers.attention.position.kernel", f"{attention}.relative_k_proj.weight", INTO_HEADS),
         Row("layers.attention.content_bias", f"{attention}.bias_u", SAME),
         Row("layers.attention.position_bias", f"{attention}.bias_v", SAME),
-        *norm("layers.convolution.norm", "layers.{}.norm_conv"),
-        *linear("layers.convolution.expand", f"{convolution}.pointwise_conv1", GATED, gated_bias),
-        Row("layers.convolution.depthwise", f"{convolution}.depthwise_conv.weight", DEPTHWISE),
+        *norm("layers.convolution.norm", f"{layer}norm_conv"),
+        *linear("layers.convolution.expand", f"{convolution}.pointwise_conv1", mapping.GATED, gated_bias),
+        Row("layers.convolution.depthwise", f"{convolution}.depthwise_conv.weight", mapping.DEPTHWISE),
         Row("layers.convolution.scale", f"{convolution}.norm.weight", SAME),
         Row("layers.convolution.offset", f"{convolution}.norm.bias", SAME),
-        *linear("layers.convolution.contract", f"{convolution}.pointwise_conv2", POINTWISE, bias),
-        *_feed_forward("ffn2", "feed_forward2", bias),
-        *norm("layers.norm", "layers.{}.norm_out"),
+        *linear("layers.convolution.contract", f"{convolution}.pointwise_conv2", mapping.POINTWISE, bias),
+        *mapping.feed_forward(
+            "layers.ffn2", f"{layer}norm_feed_forward2", f"{ffn}2.linear1", f"{ffn}2.linear2", has_bias
+        ),
+        *norm("layers.norm", f"{layer}norm_out"),
     ]
+    return mapping.prefixed(rows, "encoder.")
 
 
-_HEAD = linear("head", "ctc_head", POINTWISE)
-
-
-def from_hugging_face(
-    state_dict: StateDict, config: FastConformerConfig, blank_id: int = 0
-) -> tuple[Params, Params | None]:
-    """Reads the parameters of our `FastConformer`, as arrays, from the state dict that `sources` takes.
-
-    Args:
-      blank_id: their id of the blank, `pad_token_id`; ours is 0, and the ids below theirs move up by one.
-
-    Returns:
-      Parameters of the encoder, layers stacked, and of the CTC head (`Linear`: kernel [dim, vocab], bias), or None
-      if the state dict has no head.
-    """
-    params = jax.tree.map(TensorSource.read, sources(state_dict, config))
-    head = params.get("head")
-    if head is not None and blank_id:
-        blank_first = np.r_[blank_id, np.delete(np.arange(len(head["bias"])), blank_id)]
-        head = {name: value[..., blank_first] for name, value in head.items()}
-    return params["encoder"], head
+_HEAD = linear("head", "ctc_head", mapping.POINTWISE)
 
 
 def sources(state_dict: StateDict, config: FastConformerConfig) -> Params:
-    """Finds the places of our `FastConformer`'s parameters in a `ParakeetEncoder` or `ParakeetForCTC`.
+    """Finds the places of our parameters in the state dict of a `ParakeetEncoder` or `ParakeetForCTC`.
 
     Returns:
       `encoder`, and `head` of the latter.
@@ -133,21 +90,20 @@ def sources(state_dict: StateDict, config: FastConformerConfig) -> Params:
     """
     arrays = {name.removeprefix(_PREFIX): value for name, value in folded(state_dict).items()}
     head = _HEAD if "ctc_head.weight" in arrays else []
-    tree = sources_of(arrays, _encoder(config) + head, config, "Parakeet")
-    return {"head": tree.pop("head"), "encoder": tree} if head else {"encoder": tree}
+    return mapping.sources(arrays, _encoder(config) + head, config, "Parakeet")
 
 
-def to_hugging_face(encoder: Params, config: FastConformerConfig, head: Params | None = None) -> dict[str, np.ndarray]:
-    """Returns the state dict of a `ParakeetForCTC` whose blank is 0 if `head` is given, else of a `ParakeetEncoder`.
+def to_hugging_face(params: Params, config: FastConformerConfig) -> dict[str, np.ndarray]:
+    """Returns the state dict of a `ParakeetForCTC` whose blank is 0 if there is a `head`, else of a `ParakeetEncoder`.
 
-    float32, except batch norm's count of batches, int64. `from_hugging_face` returns the same parameters from it.
+    float32, except batch norm's count of batches, int64. `sources` returns the same parameters from it.
     """
-    arrays = write(encoder, _encoder(config), config)
+    arrays = mapping.write(params, _encoder(config), config)
     for layer in range(config.num_layers):
         _unfold_batch_norm(arrays, f"layers.{layer}.conv", config)
-    if head is None:
+    if "head" not in params:
         return arrays
-    return {_PREFIX + name: value for name, value in arrays.items()} | write({"head": head}, _HEAD, config)
+    return {_PREFIX + name: value for name, value in arrays.items()} | mapping.write(params, _HEAD, config)
 
 
 def folded(state_dict: StateDict) -> dict[str, np.ndarray]:
@@ -216,14 +172,13 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> FastConformerConfig:
     """
     values = completed(values)
     if "encoder_config" in values:
-        require_fixed(values, {"model_type": "parakeet_ctc"})
+        mapping.require_fixed(values, {"model_type": "parakeet_ctc"})
         values = values["encoder_config"]
         if not isinstance(values, dict):
             raise ValueError("config.json: encoder_config must be the settings of an encoder")
-    require_fixed(values, _FIXED | {"convolution_bias": values.get("attention_bias")})
-    return FastConformerConfig(
-        ffn_multiple=ffn_multiple(values), **{ours: values[theirs] for theirs, ours in _RENAMED.items()}
-    )
+    mapping.require_fixed(values, _FIXED | {"convolution_bias": values.get("attention_bias")})
+    renamed = {ours: values[theirs] for theirs, ours in _RENAMED.items()}
+    return FastConformerConfig(ffn_multiple=mapping.ffn_multiple(values), **renamed)
 
 
 def config_to_hugging_face(config: FastConformerConfig, vocab_size: int | None = None) -> dict[str, Any]:
@@ -262,7 +217,7 @@ def features_from_hugging_face(values: Mapping[str, Any]) -> LogMel:
       ValueError: it computes other features than ours.
     """
     values = FEATURES[EXTRACTOR] | dict(values)
-    require_fixed(values, _FEATURES)
+    mapping.require_fixed(values, _FEATURES)
     return LogMel(variant="nemo", num_mel_bins=values["feature_size"], stack=1)
 
 

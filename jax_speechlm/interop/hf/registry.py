@@ -5,6 +5,7 @@ moved there after `verify` has checked it, with transformers if that is installe
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,10 @@ from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf import feature_extractor, parakeet, transformer, voxtral, wav2vec2_bert, weights
 from jax_speechlm.interop.hf.class_settings import completed
 from jax_speechlm.interop.hf.config_limits import checked_settings
-from jax_speechlm.interop.hf.mapping import StateDict, TensorSource, class_names
+from jax_speechlm.interop.hf.mapping import StateDict, class_names, read
 from jax_speechlm.interop.hf.tokenizer_files import Files, ctc_files, text_files
-from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import merge
@@ -86,7 +87,7 @@ class Model(NamedTuple):
     @property
     def params(self) -> Params:
         """Our parameters, as arrays of the files' types."""
-        return jax.tree.map(TensorSource.read, self.sources)
+        return read(self.sources)
 
 
 Settings = tuple[dict[str, Any], Files]
@@ -99,12 +100,18 @@ def package(run: LoadedRun) -> Package:
     Raises:
       ExportError: no class of transformers computes the same; the message names the reason.
     """
+    form, model, params = _form(run.experiment), run.experiment.model, run.params
     try:
         config, files = settings(run.experiment, run.tokenizer)
-        params, arrays = _form(run.experiment).arrays(run)
+        if isinstance(model, SpeechLMConfig):
+            params, _ = merge(params, model.lora)
+        params = jax.device_get({name: params[name] for name in form.groups if name in params})
+        params = with_their_ids(params, run.tokenizer)
+        if config["architectures"] == [transformer.CLASSIFIER]:
+            params["transformer"] = transformer.without_vocabulary_map(params["transformer"])
+        return Package(config, params, form.arrays(params, model), files)
     except ValueError as error:
         raise ExportError(f"{run.checkpoint}: {error}") from error
-    return Package(config, params, arrays, files)
 
 
 def settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
@@ -195,29 +202,22 @@ def _recognizer_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settin
 
 
 def _classifier_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
-    if isinstance(experiment.model, FastConformerConfig):
+    if not isinstance(experiment.model, TransformerConfig):
+        return _headed_settings(wav2vec2_bert.CLASSIFIER, experiment, tokenizer)
+    form = transformer.classifier_config_to_hugging_face(experiment.model)
+    config, files = _text_settings(experiment, tokenizer)
+    return config | form | class_names(experiment.objective.classes), files
+
+
+def _headed_settings(architecture: str, experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
+    model, objective = experiment.model, experiment.objective
+    if isinstance(model, FastConformerConfig):
         raise ExportError(
-            "it classifies by the mean of a FastConformer's hidden states, which no class of transformers does"
+            f"its head for {objective.kind} is on a FastConformer's hidden states, which no class of transformers does"
         )
-    if not isinstance(experiment.model, ConformerConfig):
-        form, names = transformer.classifier_config_to_hugging_face(experiment.model), experiment.objective.classes
-        config, files = _text_settings(experiment, tokenizer)
-        return config | form | class_names(names), files
     _, files = _encoder_settings(experiment, tokenizer)
-    return wav2vec2_bert.classifier_config_to_hugging_face(experiment.model, experiment.objective.classes), files
-
-
-def _frames_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
-    _, files = _encoder_settings(experiment, tokenizer)
-    return wav2vec2_bert.frames_config_to_hugging_face(experiment.model, experiment.objective.classes), files
-
-
-def _speaker_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
-    if isinstance(experiment.model, FastConformerConfig):
-        raise ExportError("its x-vectors are of a FastConformer's hidden states, which no class of transformers has")
-    _, files = _encoder_settings(experiment, tokenizer)
-    classes, head = experiment.objective.classes, experiment.objective.head
-    return wav2vec2_bert.x_vector_config_to_hugging_face(experiment.model, classes, head), files
+    x_vector = objective.head if architecture == wav2vec2_bert.X_VECTOR else None
+    return wav2vec2_bert.headed_config_to_hugging_face(model, architecture, objective.classes, x_vector), files
 
 
 def _text_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
@@ -296,57 +296,22 @@ def _transformer_settings(
     return config, files | {GENERATION: ends | generation}
 
 
-def _groups(run: LoadedRun, *names: str) -> Params:
-    """Returns some groups of a run's parameters, on the host."""
-    return jax.device_get({name: run.params[name] for name in names})
-
-
-def _encoder_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
-    params = _groups(run, "encoder")
-    return params, wav2vec2_bert.to_hugging_face(params["encoder"], run.experiment.model)
-
-
-def _recognizer_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
-    params, model = with_their_ids(_groups(run, "encoder", "head"), run.tokenizer), run.experiment.model
+def _speech_arrays(params: Params, model: Config) -> StateDict:
     form = parakeet if isinstance(model, FastConformerConfig) else wav2vec2_bert
-    return params, form.to_hugging_face(params["encoder"], model, params["head"])
+    return form.to_hugging_face(params, model)
 
 
-def _classifier_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
-    if isinstance(run.experiment.model, TransformerConfig):
-        params = with_their_ids(_groups(run, "transformer", "head"), run.tokenizer)
-        params["transformer"] = transformer.without_vocabulary_map(params["transformer"])
-        return params, transformer.classifier_to_hugging_face(
-            params["transformer"], run.experiment.model, params["head"]
-        )
-    params = _groups(run, "encoder", "head")
-    arrays = wav2vec2_bert.classifier_to_hugging_face(params["encoder"], run.experiment.model, params["head"])
-    return params, arrays
+def _classifier_arrays(params: Params, model: Config) -> StateDict:
+    if isinstance(model, TransformerConfig):
+        return transformer.classifier_to_hugging_face(params, model)
+    return wav2vec2_bert.to_hugging_face(params, model, wav2vec2_bert.CLASSIFIER)
 
 
-def _frames_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
-    params = _groups(run, "encoder", "head")
-    return params, wav2vec2_bert.frames_to_hugging_face(params["encoder"], run.experiment.model, params["head"])
-
-
-def _speaker_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
-    params = _groups(run, "encoder", "speaker")
-    return params, wav2vec2_bert.x_vector_to_hugging_face(params["encoder"], run.experiment.model, params["speaker"])
-
-
-def _text_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
-    model, params = run.experiment.model, with_their_ids(_groups(run, "transformer"), run.tokenizer)
+def _text_arrays(params: Params, model: TransformerConfig) -> StateDict:
     arrays = transformer.to_hugging_face(params["transformer"], model)
     if model.tied:  # the head is the embedding, which the file holds once
         arrays = {name: value for name, value in arrays.items() if name not in transformer.TIED}
-    return params, arrays
-
-
-def _speech_lm_arrays(run: LoadedRun) -> tuple[Params, StateDict]:
-    model = run.experiment.model
-    merged, _ = merge(run.params, model.lora)
-    params = with_their_ids(jax.device_get(merged), run.tokenizer)
-    return params, voxtral.to_hugging_face(params, model)
+    return arrays
 
 
 def with_their_ids(params: Params, tokenizer: Tokenizer | None) -> Params:
@@ -370,19 +335,31 @@ def id_axis(params: Params, path: tuple) -> int | None:
 
 
 class HuggingFaceForm(NamedTuple):
-    """Conversion of runs of a task to a class of transformers; tasks name theirs (`Task.hugging_face`)."""
+    """Conversion of runs of a task to a class of transformers; tasks name theirs (`Task.hugging_face`).
+
+    Attributes:
+      settings: converts a run's config and tokenizer to `config.json` and other files.
+      arrays: converts parameters, given the model's shape, to a state dict.
+      groups: the groups of a run's parameters that `arrays` takes, where the run has them.
+    """
 
     settings: Callable[[Experiment, Tokenizer | None], Settings]
-    arrays: Callable[[LoadedRun], tuple[Params, StateDict]]
+    arrays: Callable[[Params, Any], StateDict]
+    groups: tuple[str, ...] = ("encoder", "head")
 
 
-ENCODER = HuggingFaceForm(_encoder_settings, _encoder_arrays)
-RECOGNIZER = HuggingFaceForm(_recognizer_settings, _recognizer_arrays)
-TEXT = HuggingFaceForm(_text_settings, _text_arrays)
-CLASSIFIER_FORM = HuggingFaceForm(_classifier_settings, _classifier_arrays)
-FRAMES = HuggingFaceForm(_frames_settings, _frames_arrays)
-SPEAKERS = HuggingFaceForm(_speaker_settings, _speaker_arrays)
-SPEECH_LM = HuggingFaceForm(_speech_lm_settings, _speech_lm_arrays)
+def _headed(architecture: str, *groups: str) -> HuggingFaceForm:
+    arrays = partial(wav2vec2_bert.to_hugging_face, architecture=architecture)
+    return HuggingFaceForm(partial(_headed_settings, architecture), arrays, groups)
+
+
+ENCODER = HuggingFaceForm(_encoder_settings, _speech_arrays, ("encoder",))
+RECOGNIZER = HuggingFaceForm(_recognizer_settings, _speech_arrays)
+TEXT = HuggingFaceForm(_text_settings, _text_arrays, ("transformer",))
+CLASSIFIER_FORM = HuggingFaceForm(_classifier_settings, _classifier_arrays, ("encoder", "transformer", "head"))
+FRAMES = _headed(wav2vec2_bert.FRAME_CLASSIFIER, "encoder", "head")
+SPEAKERS = _headed(wav2vec2_bert.X_VECTOR, "encoder", "speaker")
+SPEECH_LM = HuggingFaceForm(_speech_lm_settings, voxtral.to_hugging_face, ("encoder", "adapter", "transformer"))
 
 
 def _form(experiment: Experiment) -> HuggingFaceForm:
@@ -409,15 +386,12 @@ def _text_sources(arrays: StateDict, config: TransformerConfig) -> Params:
 
 READERS = {
     transformer.CLASSIFIER: Reader(transformer.config_from_hugging_face, transformer.classifier_sources),
-    "Wav2Vec2BertModel": Reader(wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
-    "Wav2Vec2BertForCTC": Reader(wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
-    "Wav2Vec2BertForSequenceClassification": Reader(
-        wav2vec2_bert.headed_config_from_hugging_face, wav2vec2_bert.classifier_sources
-    ),
-    "Wav2Vec2BertForAudioFrameClassification": Reader(
-        wav2vec2_bert.headed_config_from_hugging_face, wav2vec2_bert.frames_sources
-    ),
-    "Wav2Vec2BertForXVector": Reader(wav2vec2_bert.headed_config_from_hugging_face, wav2vec2_bert.x_vector_sources),
+    wav2vec2_bert.MODEL: Reader(wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
+    wav2vec2_bert.CTC: Reader(wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
+    **{
+        name: Reader(wav2vec2_bert.headed_config_from_hugging_face, partial(wav2vec2_bert.sources, architecture=name))
+        for name in wav2vec2_bert.HEADED
+    },
     "ParakeetForCTC": Reader(parakeet.config_from_hugging_face, parakeet.sources),
     voxtral.ARCHITECTURE: Reader(voxtral.config_from_hugging_face, voxtral.sources),
     **dict.fromkeys(TEXT_MODELS, Reader(transformer.config_from_hugging_face, _text_sources)),

@@ -7,69 +7,52 @@ ways, with rotary positions or learnt ones. Dropout rates are left out: Hugging 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from jax_speechlm.interop.hf import bert
+from jax_speechlm.interop.hf import bert, mapping
 from jax_speechlm.interop.hf.class_settings import completed
-from jax_speechlm.interop.hf.mapping import (
-    SAME,
-    TRANSPOSED,
-    Layout,
-    Row,
-    StateDict,
-    TensorSource,
-    linear,
-    require_fixed,
-    write,
-)
-from jax_speechlm.interop.hf.mapping import sources as sources_of
+from jax_speechlm.interop.hf.mapping import SAME, TRANSPOSED, Layout, Row, StateDict
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
 from jax_speechlm.nn.functional import Params
 
-_INTO_HEADS = Layout(
-    lambda x, c: x.reshape(c.dim, -1).T,
-    lambda x, c: x.T.reshape(c.dim, -1, c.head_dim),
-)
-_OUT_OF_HEADS = Layout(
-    lambda x, c: x.reshape(-1, c.dim).T,
-    lambda x, c: x.T.reshape(c.num_heads, c.head_dim, c.dim),
-)
+_INTO_HEADS = Layout(lambda x, c: x.reshape(c.dim, -1).T, lambda x, c: x.T.reshape(c.dim, -1, c.head_dim))
+_OUT_OF_HEADS = Layout(lambda x, c: x.reshape(-1, c.dim).T, lambda x, c: x.T.reshape(c.num_heads, c.head_dim, c.dim))
 
-_CAUSAL = [
-    Row("embedding", "model.embed_tokens.weight", SAME),
-    Row("layers.attention_norm.scale", "model.layers.{}.input_layernorm.weight", SAME),
-    Row("layers.attention.query.kernel", "model.layers.{}.self_attn.q_proj.weight", _INTO_HEADS),
-    Row("layers.attention.key.kernel", "model.layers.{}.self_attn.k_proj.weight", _INTO_HEADS),
-    Row("layers.attention.value.kernel", "model.layers.{}.self_attn.v_proj.weight", _INTO_HEADS),
-    Row("layers.attention.out.kernel", "model.layers.{}.self_attn.o_proj.weight", _OUT_OF_HEADS),
-    Row("layers.ffn_norm.scale", "model.layers.{}.post_attention_layernorm.weight", SAME),
-    Row("layers.ffn.gate.kernel", "model.layers.{}.mlp.gate_proj.weight", TRANSPOSED),
-    Row("layers.ffn.up.kernel", "model.layers.{}.mlp.up_proj.weight", TRANSPOSED),
-    Row("layers.ffn.down.kernel", "model.layers.{}.mlp.down_proj.weight", TRANSPOSED),
-    Row("norm.scale", "model.norm.weight", SAME),
-]
+_LAYERS = "model.layers.{}"
+_ROWS = (  # our name, the layout, the names in Llama and Qwen3 and in ModernBERT
+    ("embedding", SAME, "model.embed_tokens.weight", "model.embeddings.tok_embeddings.weight"),
+    ("layers.attention_norm.scale", SAME, f"{_LAYERS}.input_layernorm.weight", f"{_LAYERS}.attn_norm.weight"),
+    (
+        "layers.attention.query.kernel",
+        _INTO_HEADS,
+        f"{_LAYERS}.self_attn.q_proj.weight",
+        f"{_LAYERS}.attn.Wqkv.weight/0",
+    ),
+    ("layers.attention.key.kernel", _INTO_HEADS, f"{_LAYERS}.self_attn.k_proj.weight", f"{_LAYERS}.attn.Wqkv.weight/1"),
+    (
+        "layers.attention.value.kernel",
+        _INTO_HEADS,
+        f"{_LAYERS}.self_attn.v_proj.weight",
+        f"{_LAYERS}.attn.Wqkv.weight/2",
+    ),
+    ("layers.attention.out.kernel", _OUT_OF_HEADS, f"{_LAYERS}.self_attn.o_proj.weight", f"{_LAYERS}.attn.Wo.weight"),
+    ("layers.ffn_norm.scale", SAME, f"{_LAYERS}.post_attention_layernorm.weight", f"{_LAYERS}.mlp_norm.weight"),
+    ("layers.ffn.gate.kernel", TRANSPOSED, f"{_LAYERS}.mlp.gate_proj.weight", f"{_LAYERS}.mlp.Wi.weight/0"),
+    ("layers.ffn.up.kernel", TRANSPOSED, f"{_LAYERS}.mlp.up_proj.weight", f"{_LAYERS}.mlp.Wi.weight/1"),
+    ("layers.ffn.down.kernel", TRANSPOSED, f"{_LAYERS}.mlp.down_proj.weight", f"{_LAYERS}.mlp.Wo.weight"),
+    ("norm.scale", SAME, "model.norm.weight", "model.final_norm.weight"),
+)
+_CAUSAL = [Row(ours, causal, layout) for ours, layout, causal, _ in _ROWS]
 _QUERY_KEY_NORM = [
-    Row("layers.attention.query_norm.scale", "model.layers.{}.self_attn.q_norm.weight", SAME),
-    Row("layers.attention.key_norm.scale", "model.layers.{}.self_attn.k_norm.weight", SAME),
+    Row("layers.attention.query_norm.scale", f"{_LAYERS}.self_attn.q_norm.weight", SAME),
+    Row("layers.attention.key_norm.scale", f"{_LAYERS}.self_attn.k_norm.weight", SAME),
 ]
-_BOTH_WAYS = [
-    Row("embedding", "model.embeddings.tok_embeddings.weight", SAME),
-    Row("layers.attention_norm.scale", "model.layers.{}.attn_norm.weight", SAME),
-    Row("layers.attention.query.kernel", "model.layers.{}.attn.Wqkv.weight/0", _INTO_HEADS),
-    Row("layers.attention.key.kernel", "model.layers.{}.attn.Wqkv.weight/1", _INTO_HEADS),
-    Row("layers.attention.value.kernel", "model.layers.{}.attn.Wqkv.weight/2", _INTO_HEADS),
-    Row("layers.attention.out.kernel", "model.layers.{}.attn.Wo.weight", _OUT_OF_HEADS),
-    Row("layers.ffn_norm.scale", "model.layers.{}.mlp_norm.weight", SAME),
-    Row("layers.ffn.gate.kernel", "model.layers.{}.mlp.Wi.weight/0", TRANSPOSED),
-    Row("layers.ffn.up.kernel", "model.layers.{}.mlp.Wi.weight/1", TRANSPOSED),
-    Row("layers.ffn.down.kernel", "model.layers.{}.mlp.Wo.weight", TRANSPOSED),
-    Row("norm.scale", "model.final_norm.weight", SAME),
+_BOTH_WAYS = [Row(ours, both_ways, layout) for ours, layout, _, both_ways in _ROWS] + [
     Row("prediction.linear.kernel", "head.dense.weight", TRANSPOSED),
     Row("prediction.norm.scale", "head.norm.weight", SAME),
     Row("prediction.bias", "decoder.bias", SAME),
 ]
-_CLASSIFIER = linear("head", "classifier")
+_CLASSIFIER = mapping.linear("head", "classifier")
 _VOCABULARY_MAP = "decoder.weight", "decoder.bias"
 _FUSED = {"Wqkv.weight": 3, "Wi.weight": 2}  # name -> number of our arrays that are concatenated in it
 # Our first layer's attention norm is theirs on the embeddings.
@@ -88,11 +71,6 @@ TIED = {"lm_head.weight", "decoder.weight"} | {
     name for kind in _LEARNT for name in (bert.head(kind), bert.head(kind).replace("weight", "bias"))
 }
 """Names of arrays that are other arrays of a tied model once more; a file holds them once."""
-
-
-def from_hugging_face(state_dict: StateDict, config: TransformerConfig) -> Params:
-    """Reads the parameters of our `Transformer`, as arrays, from the state dict that `sources` takes."""
-    return jax.tree.map(TensorSource.read, sources(state_dict, config))
 
 
 def sources(state_dict: StateDict, config: TransformerConfig) -> Params:
@@ -118,7 +96,7 @@ def sources(state_dict: StateDict, config: TransformerConfig) -> Params:
             )
     if model_type == "modernbert":
         arrays = _split(arrays)
-    return sources_of(arrays, rows, config, _ARCHITECTURES[model_type])
+    return mapping.sources(arrays, rows, config, _ARCHITECTURES[model_type])
 
 
 def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.ndarray]:
@@ -129,7 +107,7 @@ def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.n
     """
     model_type = _model_type(config)
     rows, head = _rows(config, model_type)
-    arrays = write(params, rows, config)
+    arrays = mapping.write(params, rows, config)
     if model_type == "modernbert":
         arrays = _join(arrays)
     elif model_type in _LEARNT:
@@ -139,15 +117,18 @@ def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.n
     return arrays
 
 
-def classifier_to_hugging_face(params: Params, config: TransformerConfig, head: Params) -> dict[str, np.ndarray]:
+def classifier_to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.ndarray]:
     """Returns the float32 state dict of a `ModernBertForSequenceClassification`, which has no vocabulary map.
+
+    Args:
+      params: `transformer` and `head`.
 
     Raises:
       ValueError: the config has another form.
     """
-    arrays = to_hugging_face(params, config)
+    arrays = to_hugging_face(params["transformer"], config)
     arrays = {name: value for name, value in arrays.items() if name not in _VOCABULARY_MAP}
-    return arrays | write({"head": head}, _CLASSIFIER, config)
+    return arrays | mapping.write(params, _CLASSIFIER, config)
 
 
 def without_vocabulary_map(params: Params) -> Params:
@@ -176,7 +157,7 @@ def classifier_sources(state_dict: StateDict, config: TransformerConfig) -> Para
     arrays["decoder.bias"] = np.zeros(len(table), table.dtype)
     if not config.tied:
         arrays["decoder.weight"] = np.zeros_like(table)
-    return {"transformer": sources(arrays, config)} | sources_of(head, _CLASSIFIER, config, CLASSIFIER)
+    return {"transformer": sources(arrays, config)} | mapping.sources(head, _CLASSIFIER, config, CLASSIFIER)
 
 
 def classifier_config_to_hugging_face(config: TransformerConfig) -> dict[str, Any]:
@@ -281,7 +262,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> TransformerConfig:
     model_type = values.get("model_type")
     if model_type not in _FORM:
         raise ValueError(f"config.json: model_type={model_type!r} has no counterpart here; {', '.join(_FORM)} have")
-    require_fixed(values, _FIXED[model_type])
+    mapping.require_fixed(values, _FIXED[model_type])
     settings = _FORM[model_type] | {ours: values[theirs] for theirs, ours in _RENAMED.items()}
     settings |= {"norm_epsilon": values[_EPSILON.get(model_type, "rms_norm_eps")]} | _heads(values, model_type)
     places = _learnt_positions(values, model_type) if model_type in _LEARNT else _attention_from(values, model_type)

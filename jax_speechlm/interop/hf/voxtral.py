@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.hf import transformer, wav2vec2_bert
+from jax_speechlm.interop.hf import mapping, transformer, wav2vec2_bert
 from jax_speechlm.interop.hf.class_settings import completed
-from jax_speechlm.interop.hf.mapping import TRANSPOSED, Row, StateDict, require_fixed, write
-from jax_speechlm.interop.hf.mapping import sources as sources_of
+from jax_speechlm.interop.hf.mapping import StateDict, linear
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
@@ -29,8 +28,8 @@ _FIXED = {"model_type": "voxtral", "projector_hidden_act": "relu"}
 _PARTS = "audio_config", "text_config"
 _TOWER, _LANGUAGE_MODEL = "audio_tower.", "language_model."
 _PROJECTOR = [
-    Row("expand.kernel", "multi_modal_projector.linear_1.weight", TRANSPOSED),
-    Row("contract.kernel", "multi_modal_projector.linear_2.weight", TRANSPOSED),
+    *linear("adapter.expand", "multi_modal_projector.linear_1", bias=None),
+    *linear("adapter.contract", "multi_modal_projector.linear_2", bias=None),
 ]
 
 
@@ -72,7 +71,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> SpeechLMConfig:
       ValueError: a part is of another class or form, such as the Whisper tower of Mistral's own models.
     """
     values = completed(values)
-    require_fixed(values, _FIXED)
+    mapping.require_fixed(values, _FIXED)
     if not all(isinstance(values[name], dict) and "model_type" in values[name] for name in _PARTS):
         raise ValueError(f"config.json: {' and '.join(_PARTS)} must each be the settings of a model, with a model_type")
     tower, text = (values[name] for name in _PARTS)
@@ -87,11 +86,11 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> SpeechLMConfig:
 
 def to_hugging_face(params: Params, model: SpeechLMConfig) -> dict[str, np.ndarray]:
     """Returns the float32 state dict of a model whose LoRA has been merged."""
-    tower = wav2vec2_bert.to_hugging_face(params["encoder"], model.encoder)
+    tower = wav2vec2_bert.to_hugging_face(params, model.encoder)
     text = transformer.to_hugging_face(params["transformer"], model.transformer)
     arrays = {_TOWER + name: value for name, value in tower.items()}
     arrays |= {_LANGUAGE_MODEL + name: value for name, value in text.items()}
-    return arrays | write(params["adapter"], _PROJECTOR, model.transformer)
+    return arrays | mapping.write(params, _PROJECTOR, model.transformer)
 
 
 def sources(state_dict: StateDict, config: SpeechLMConfig) -> Params:
@@ -110,7 +109,7 @@ def sources(state_dict: StateDict, config: SpeechLMConfig) -> Params:
     rest = {name: value for name, value in state_dict.items() if not name.startswith((_TOWER, _LANGUAGE_MODEL))}
     return {
         **wav2vec2_bert.sources(part(_TOWER), config.encoder),
-        "adapter": sources_of(rest, _PROJECTOR, config.transformer, "Voxtral projector"),
+        **mapping.sources(rest, _PROJECTOR, config.transformer, "Voxtral projector"),
         "transformer": transformer.sources(part(_LANGUAGE_MODEL), config.transformer),
     }
 

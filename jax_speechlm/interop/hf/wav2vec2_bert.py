@@ -1,146 +1,115 @@
 """Conversion of Conformer parameters to and from Hugging Face's Wav2Vec2-BERT (see `mapping`)."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
+from jax_speechlm.interop.hf import mapping
 from jax_speechlm.interop.hf.class_settings import completed
-from jax_speechlm.interop.hf.mapping import (
-    DEPTHWISE,
-    GATED,
-    HEADS_BIAS,
-    INTO_HEADS,
-    OUT_OF_HEADS,
-    POINTWISE,
-    SAME,
-    Row,
-    StateDict,
-    TensorSource,
-    class_names,
-    ffn_multiple,
-    linear,
-    norm,
-    require_fixed,
-    write,
-)
-from jax_speechlm.interop.hf.mapping import sources as sources_of
+from jax_speechlm.interop.hf.mapping import Row, StateDict, TensorSource, linear, norm
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.nn.functional import Params
 
-_PREFIX = "wav2vec2_bert."
+MODEL, CTC = "Wav2Vec2BertModel", "Wav2Vec2BertForCTC"
+CLASSIFIER, FRAME_CLASSIFIER = "Wav2Vec2BertForSequenceClassification", "Wav2Vec2BertForAudioFrameClassification"
+X_VECTOR = "Wav2Vec2BertForXVector"
+HEADED = CLASSIFIER, FRAME_CLASSIFIER, X_VECTOR
+"""Classes with a head for classes, frames or speakers, whose exports keep all parameters."""
+
+_PREFIX = "wav2vec2_bert."  # of an encoder with a head
 _MOST_CLASSES = 1 << 16  # of a head that the projection is multiplied into
 _DEAD = "masked_spec_embed"  # the filler of Hugging Face's own SpecAugment, which is off
 
-
-def _feed_forward(name: str) -> list[Row]:
-    return [
-        *norm(f"layers.{name}.norm", f"encoder.layers.{{}}.{name}_layer_norm"),
-        *linear(f"layers.{name}.expand", f"encoder.layers.{{}}.{name}.intermediate_dense"),
-        *linear(f"layers.{name}.contract", f"encoder.layers.{{}}.{name}.output_dense"),
-    ]
-
-
-_ATTENTION, _CONVOLUTION = "encoder.layers.{}.self_attn", "encoder.layers.{}.conv_module"
-_ENCODER = [
-    *norm("input_norm", "feature_projection.layer_norm"),
-    *linear("input", "feature_projection.projection"),
-    *_feed_forward("ffn1"),
-    *norm("layers.attention_norm", f"{_ATTENTION}_layer_norm"),
-    *linear("layers.attention.query", f"{_ATTENTION}.linear_q", INTO_HEADS, HEADS_BIAS),
-    *linear("layers.attention.key", f"{_ATTENTION}.linear_k", INTO_HEADS, HEADS_BIAS),
-    *linear("layers.attention.value", f"{_ATTENTION}.linear_v", INTO_HEADS, HEADS_BIAS),
-    *linear("layers.attention.out", f"{_ATTENTION}.linear_out", OUT_OF_HEADS),
-    Row("layers.attention.distance", f"{_ATTENTION}.distance_embedding.weight", SAME),
-    *norm("layers.convolution.norm_in", f"{_CONVOLUTION}.layer_norm"),
-    Row("layers.convolution.expand.kernel", f"{_CONVOLUTION}.pointwise_conv1.weight", GATED),
-    Row("layers.convolution.depthwise", f"{_CONVOLUTION}.depthwise_conv.weight", DEPTHWISE),
-    *norm("layers.convolution.norm_mid", f"{_CONVOLUTION}.depthwise_layer_norm"),
-    Row("layers.convolution.contract.kernel", f"{_CONVOLUTION}.pointwise_conv2.weight", POINTWISE),
-    *_feed_forward("ffn2"),
-    *norm("layers.norm", "encoder.layers.{}.final_layer_norm"),
-]
-_HEAD = linear("head", "lm_head")
-_CLASSIFIER = [*linear("projector", "projector"), *linear("head", "classifier")]
-_OF_FRAMES = linear("head", "classifier")
-
-
-def _x_vector(num_layers: int) -> list[Row]:
-    layers = (linear(f"speaker.tdnn.layer{i}", f"tdnn.{i}.kernel") for i in range(num_layers))
-    return [
-        *linear("speaker.projector", "projector"),
-        *itertools.chain.from_iterable(layers),
-        *linear("speaker.embedding", "feature_extractor"),
-        *linear("speaker.output", "classifier"),
-        Row("speaker.speakers", "objective.weight", SAME),
-    ]
+_LAYER = "encoder.layers.{}."
+_ATTENTION, _CONVOLUTION, _FFN = f"{_LAYER}self_attn", f"{_LAYER}conv_module", f"{_LAYER}ffn"
+_ENCODER = mapping.prefixed(
+    [
+        *norm("input_norm", "feature_projection.layer_norm"),
+        *linear("input", "feature_projection.projection"),
+        *mapping.feed_forward(
+            "layers.ffn1", f"{_FFN}1_layer_norm", f"{_FFN}1.intermediate_dense", f"{_FFN}1.output_dense"
+        ),
+        *norm("layers.attention_norm", f"{_ATTENTION}_layer_norm"),
+        *mapping.attention(*(f"{_ATTENTION}.linear_{name}" for name in ("q", "k", "v", "out"))),
+        Row("layers.attention.distance", f"{_ATTENTION}.distance_embedding.weight", mapping.SAME),
+        *norm("layers.convolution.norm_in", f"{_CONVOLUTION}.layer_norm"),
+        Row("layers.convolution.expand.kernel", f"{_CONVOLUTION}.pointwise_conv1.weight", mapping.GATED),
+        Row("layers.convolution.depthwise", f"{_CONVOLUTION}.depthwise_conv.weight", mapping.DEPTHWISE),
+        *norm("layers.convolution.norm_mid", f"{_CONVOLUTION}.depthwise_layer_norm"),
+        Row("layers.convolution.contract.kernel", f"{_CONVOLUTION}.pointwise_conv2.weight", mapping.POINTWISE),
+        *mapping.feed_forward(
+            "layers.ffn2", f"{_FFN}2_layer_norm", f"{_FFN}2.intermediate_dense", f"{_FFN}2.output_dense"
+        ),
+        *norm("layers.norm", f"{_LAYER}final_layer_norm"),
+    ],
+    "encoder.",
+)
+_HEADS = {
+    MODEL: [],
+    CTC: linear("head", "lm_head"),
+    CLASSIFIER: linear("projector", "projector") + linear("head", "classifier"),
+    FRAME_CLASSIFIER: linear("head", "classifier"),
+}
 
 
-def from_hugging_face(state_dict: StateDict, config: ConformerConfig) -> tuple[Params, Params | None]:
-    """Reads the parameters of our `Conformer`, as arrays, from the state dict that `sources` takes.
+def sources(state_dict: StateDict, config: ConformerConfig, architecture: str | None = None) -> Params:
+    """Finds the places of our parameters in the state dict of a class of Hugging Face's.
+
+    A classifier's linear map before the mean is multiplied into its head, which gives the same logits.
+
+    Args:
+      architecture: by default the class with a CTC head if that is there, else the one without a head.
 
     Returns:
-      Parameters of the encoder, layers stacked, and of the CTC head (`Linear`: kernel [dim, vocab], bias), or None
-      if the state dict has no head.
-    """
-    params = jax.tree.map(TensorSource.read, sources(state_dict, config))
-    return params["encoder"], params.get("head")
-
-
-def sources(state_dict: StateDict, config: ConformerConfig) -> Params:
-    """Finds the places of our `Conformer`'s parameters in a `Wav2Vec2BertModel` or `Wav2Vec2BertForCTC`.
-
-    Returns:
-      `encoder`, and `head` of the latter.
+      `encoder`, and `head` or `speaker` where the class has one.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.
     """
     arrays = {name.removeprefix(_PREFIX): value for name, value in state_dict.items()}
     arrays.pop(_DEAD, None)
-    head = _HEAD if "lm_head.weight" in arrays else []
-    tree = sources_of(arrays, _ENCODER + head, config, "Wav2Vec2-BERT")
-    return {"head": tree.pop("head"), "encoder": tree} if head else {"encoder": tree}
+    architecture = architecture or (CTC if "lm_head.weight" in arrays else MODEL)
+    num_layers = sum(name.startswith("tdnn.") and name.endswith(".kernel.weight") for name in arrays)
+    tree = mapping.sources(arrays, _ENCODER + _head(architecture, num_layers), config, architecture)
+    return _with_projected_head(tree, config) if architecture == CLASSIFIER else tree
 
 
-def to_hugging_face(encoder: Params, config: ConformerConfig, head: Params | None = None) -> dict[str, np.ndarray]:
-    """Returns the float32 state dict of a `Wav2Vec2BertForCTC` if `head` is given, else of a `Wav2Vec2BertModel`."""
-    arrays = {_DEAD: np.zeros(config.dim, np.float32)} | write(encoder, _ENCODER, config)
-    if head is None:
+def to_hugging_face(params: Params, config: ConformerConfig, architecture: str | None = None) -> dict[str, np.ndarray]:
+    """Returns the float32 state dict of a class of Hugging Face's.
+
+    A classifier's linear map between encoder and mean, which ours does not have, is the identity.
+
+    Args:
+      params: `encoder`, and `head` or `speaker` where the class has one.
+      architecture: by default the class with a CTC head if there is a `head`, else the one without a head.
+    """
+    architecture = architecture or (CTC if "head" in params else MODEL)
+    arrays = {_DEAD: np.zeros(config.dim, np.float32)} | mapping.write(params, _ENCODER, config)
+    if architecture == MODEL:
         return arrays
-    return {_PREFIX + name: value for name, value in arrays.items()} | write({"head": head}, _HEAD, config)
+    identity = {"kernel": np.eye(config.dim, dtype=np.float32), "bias": np.zeros(config.dim, np.float32)}
+    rows = _head(architecture, len(params["speaker"]["tdnn"]) if "speaker" in params else 0)
+    heads = mapping.write(params | {"projector": identity}, rows, config)
+    return {_PREFIX + name: value for name, value in arrays.items()} | heads
 
 
-def classifier_to_hugging_face(encoder: Params, config: ConformerConfig, head: Params) -> dict[str, np.ndarray]:
-    """Returns the float32 state dict of a `Wav2Vec2BertForSequenceClassification`.
-
-    Its linear map between encoder and mean, which ours does not have, is the identity.
-    """
-    projector = {"kernel": np.eye(config.dim, dtype=np.float32), "bias": np.zeros(config.dim, np.float32)}
-    return _beside_encoder(encoder, {"projector": projector, "head": head}, _CLASSIFIER, config)
-
-
-def classifier_from_hugging_face(state_dict: StateDict, config: ConformerConfig) -> tuple[Params, Params]:
-    """Reads the encoder and head of our `UtteranceClassifier`; arguments and errors as in `classifier_sources`."""
-    params = jax.tree.map(TensorSource.read, classifier_sources(state_dict, config))
-    return params["encoder"], params["head"]
+def _head(architecture: str, num_layers: int) -> list[Row]:
+    """Returns the rows of a class's head, which has `num_layers` layers over time if it is an x-vector's."""
+    if architecture != X_VECTOR:
+        return _HEADS[architecture]
+    return [
+        *linear("speaker.projector", "projector"),
+        *(row for i in range(num_layers) for row in linear(f"speaker.tdnn.layer{i}", f"tdnn.{i}.kernel")),
+        *linear("speaker.embedding", "feature_extractor"),
+        *linear("speaker.output", "classifier"),
+        Row("speaker.speakers", "objective.weight", mapping.SAME),
+    ]
 
 
-def classifier_sources(state_dict: StateDict, config: ConformerConfig) -> Params:
-    """Finds the places of our `UtteranceClassifier`'s parameters in a `Wav2Vec2BertForSequenceClassification`.
-
-    The linear map before the mean is multiplied into the head, which gives the same logits.
-
-    Returns:
-      `encoder` and `head`.
-
-    Raises:
-      ValueError: an array is missing, left over, or of another shape than `config` implies.
-    """
-    tree = _sources_beside_encoder(state_dict, ("projector", "head"), _CLASSIFIER, config)
+def _with_projected_head(tree: Params, config: ConformerConfig) -> Params:
+    """Returns a classifier's sources with the projector multiplied into the head."""
     shapes = {name: tree[name]["kernel"].shape for name in ("projector", "head")}
     inner = shapes["projector"][-1]
     if shapes["projector"] != (config.dim, inner) or shapes["head"] != (inner, shapes["head"][-1]) or not inner:
@@ -149,49 +118,9 @@ def classifier_sources(state_dict: StateDict, config: ConformerConfig) -> Params
         raise ValueError(
             f"'classifier.weight' is of {shapes['head'][-1]:,} classes; at most {_MOST_CLASSES:,} are read"
         )
-    projector, head = jax.tree.map(TensorSource.read, (tree.pop("projector"), tree.pop("head")))
-    bias = projector["bias"] @ head["kernel"] + head["bias"]
-    return tree | {
-        "head": {"kernel": TensorSource((projector["kernel"] @ head["kernel"],)), "bias": TensorSource((bias,))}
-    }
-
-
-def frames_to_hugging_face(encoder: Params, config: ConformerConfig, head: Params) -> dict[str, np.ndarray]:
-    """Returns the float32 state dict of a `Wav2Vec2BertForAudioFrameClassification`."""
-    return _beside_encoder(encoder, {"head": head}, _OF_FRAMES, config)
-
-
-def frames_sources(state_dict: StateDict, config: ConformerConfig) -> Params:
-    """Finds the places of our `FrameClassifier`, `encoder` and `head`, in that class. Errors as in `sources`."""
-    return _sources_beside_encoder(state_dict, ("head",), _OF_FRAMES, config)
-
-
-def x_vector_to_hugging_face(encoder: Params, config: ConformerConfig, speaker: Params) -> dict[str, np.ndarray]:
-    """Returns the float32 state dict of a `Wav2Vec2BertForXVector`."""
-    return _beside_encoder(encoder, {"speaker": speaker}, _x_vector(len(speaker["tdnn"])), config)
-
-
-def x_vector_sources(state_dict: StateDict, config: ConformerConfig) -> Params:
-    """Finds the places of our `SpeakerModel`, `encoder` and `speaker`, in that class. Errors as in `sources`."""
-    num_layers = sum(name.startswith("tdnn.") and name.endswith(".kernel.weight") for name in state_dict)
-    return _sources_beside_encoder(state_dict, ("speaker",), _x_vector(num_layers), config)
-
-
-def _beside_encoder(
-    encoder: Params, heads: Params, rows: Sequence[Row], config: ConformerConfig
-) -> dict[str, np.ndarray]:
-    arrays = {_PREFIX + name: value for name, value in to_hugging_face(encoder, config).items()}
-    return arrays | write(heads, rows, config)
-
-
-def _sources_beside_encoder(
-    state_dict: StateDict, groups: Sequence[str], rows: Sequence[Row], config: ConformerConfig
-) -> Params:
-    arrays = {name.removeprefix(_PREFIX): value for name, value in state_dict.items()}
-    arrays.pop(_DEAD, None)
-    tree = sources_of(arrays, [*_ENCODER, *rows], config, "Wav2Vec2-BERT with such a head")
-    heads = {name: tree.pop(name) for name in groups if name in tree}
-    return {"encoder": tree} | heads
+    projector, head = mapping.read(tree["projector"]), mapping.read(tree["head"])
+    kernel, bias = projector["kernel"] @ head["kernel"], projector["bias"] @ head["kernel"] + head["bias"]
+    return {"encoder": tree["encoder"], "head": {"kernel": TensorSource((kernel,)), "bias": TensorSource((bias,))}}
 
 
 # Settings of a Wav2Vec2BertConfig with a name of our own, and settings that are constant in our form.
@@ -224,15 +153,14 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> ConformerConfig:
       ValueError: the model has a form that ours does not have, such as rotary positions or an adapter.
     """
     values = completed(values)
-    require_fixed(values, _FIXED | {"hidden_act": "silu"})  # the same function
-    return ConformerConfig(
-        ffn_multiple=ffn_multiple(values), **{ours: values[theirs] for theirs, ours in _RENAMED.items()}
-    )
+    mapping.require_fixed(values, _FIXED | {"hidden_act": "silu"})  # the same function
+    renamed = {ours: values[theirs] for theirs, ours in _RENAMED.items()}
+    return ConformerConfig(ffn_multiple=mapping.ffn_multiple(values), **renamed)
 
 
 def headed_config_from_hugging_face(values: Mapping[str, Any]) -> ConformerConfig:
     """Converts the `config.json` of a model with a head for classes, frames or speakers on the last layer alone."""
-    require_fixed(values, {"use_weighted_layer_sum": False})
+    mapping.require_fixed(values, {"use_weighted_layer_sum": False})
     return config_from_hugging_face(values)
 
 
@@ -241,28 +169,23 @@ def config_to_hugging_face(config: ConformerConfig, vocab_size: int | None = Non
     renamed = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()}
     rates = dict.fromkeys(("activation_dropout", "feat_proj_dropout", "conformer_conv_dropout"), config.dropout)
     only_here = {"intermediate_size": config.ffn_dim, "layerdrop": 0.0, "apply_spec_augment": False}
-    head = {"architectures": ["Wav2Vec2BertModel"]}
+    head = {"architectures": [MODEL]}
     if vocab_size is not None:
-        head = {"architectures": ["Wav2Vec2BertForCTC"], "vocab_size": vocab_size, "final_dropout": 0.0}
+        head = {"architectures": [CTC], "vocab_size": vocab_size, "final_dropout": 0.0}
     return _FIXED | renamed | rates | only_here | head
 
 
-def classifier_config_to_hugging_face(config: ConformerConfig, classes: Sequence[str]) -> dict[str, Any]:
-    """Returns the settings of the `config.json` of a `Wav2Vec2BertForSequenceClassification`."""
-    return _headed_config(config, classes, "SequenceClassification", classifier_proj_size=config.dim)
-
-
-def frames_config_to_hugging_face(config: ConformerConfig, classes: Sequence[str]) -> dict[str, Any]:
-    """Returns the settings of the `config.json` of a `Wav2Vec2BertForAudioFrameClassification`."""
-    return _headed_config(config, classes, "AudioFrameClassification")
-
-
-def x_vector_config_to_hugging_face(
-    config: ConformerConfig, speakers: Sequence[str], head: XVectorConfig
+def headed_config_to_hugging_face(
+    config: ConformerConfig, architecture: str, classes: Sequence[str], x_vector: XVectorConfig | None = None
 ) -> dict[str, Any]:
-    """Returns the settings of the `config.json` of a `Wav2Vec2BertForXVector`."""
-    sizes = {theirs: list(getattr(head, ours)) for theirs, ours in _TDNN.items()}
-    return _headed_config(config, speakers, "XVector", **sizes, xvector_output_dim=head.dim)
+    """Returns the settings of the `config.json` of a model with a head for classes, frames or speakers."""
+    settings: dict[str, Any] = {"architectures": [architecture], "use_weighted_layer_sum": False}
+    if architecture == CLASSIFIER:
+        settings["classifier_proj_size"] = config.dim
+    if x_vector is not None:
+        settings |= {theirs: list(getattr(x_vector, ours)) for theirs, ours in _TDNN.items()}
+        settings["xvector_output_dim"] = x_vector.dim
+    return config_to_hugging_face(config) | settings | mapping.class_names(classes)
 
 
 def x_vector_config_from_hugging_face(values: Mapping[str, Any]) -> XVectorConfig:
@@ -274,8 +197,3 @@ def x_vector_config_from_hugging_face(values: Mapping[str, Any]) -> XVectorConfi
     values = completed(values)
     sizes = {ours: tuple(values[theirs]) for theirs, ours in _TDNN.items()}
     return XVectorConfig(**sizes, dim=values["xvector_output_dim"])
-
-
-def _headed_config(config: ConformerConfig, classes: Sequence[str], head: str, **settings: Any) -> dict[str, Any]:
-    form = {"architectures": [f"Wav2Vec2BertFor{head}"], "use_weighted_layer_sum": False}
-    return config_to_hugging_face(config) | form | settings | class_names(classes)
