@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.interop.folders import ExportError, FailedCheck, read_record
-from jax_speechlm.interop.runtimes.program import Program, Target, check, export, id_texts, in_samples
+from jax_speechlm.interop.runtimes.program import Program, Target, check, export, id_texts
 from tests.interop.tiny_runs import save, tiny_run
 
 TEXTS = ["the cat sat on the mat", "a dog ate the hat", "that cat had a bad day at the zoo"] * 3
@@ -78,7 +78,7 @@ def test_settings_of_lengths_beyond_the_model_are_refused(program, seconds, tmp_
     monkeypatch.setattr("jax_speechlm.interop.runtimes.program.LoadedRun.read", lambda run: None)
     monkeypatch.setattr("jax_speechlm.interop.runtimes.program.Program.of", lambda run: program)
     with pytest.raises(ExportError, match=r"--seconds must lie within 0\.\d+ to \d+ for this model"):
-        export(tmp_path / "run", tmp_path / "out", target(program, None, in_samples([5.0, seconds])))
+        export(tmp_path / "run", tmp_path / "out", target(program, None), [5.0, seconds])
 
 
 def test_only_recognizers_are_exported():
@@ -97,9 +97,9 @@ def damaged(program, change):
     return run
 
 
-def target(program, change, lengths):
+def target(program, change):
     """Writes nothing, and reads the program itself with changed outputs."""
-    return Target("test", lambda program, folder: {}, lambda folder: damaged(program, change), ["numpy"], lengths)
+    return Target("test", lambda *arguments: {}, lambda folder: damaged(program, change), ["numpy"])
 
 
 def test_the_check_passes_the_original_and_counts(program):
@@ -123,9 +123,9 @@ def test_what_differs_does_not_appear(program, change, message, tmp_path, monkey
     monkeypatch.setattr(Program, "of", lambda run: program)
     run, out = save(tmp_path / "run", tiny_run("ctc")), tmp_path / "out"
     with pytest.raises(FailedCheck, match=message):
-        export(run, out, target(program, change, [2_000]))
+        export(run, out, target(program, change), [0.125])
     assert not out.exists()
-    export(run, out, target(program, lambda outputs: None, [2_000]))
+    export(run, out, target(program, lambda outputs: None), [0.125])
     assert "5 utterances, 15 frames: log-probabilities differ by at most " in capsys.readouterr().out
     assert read_record(out)["read_by"] == {"numpy": np.__version__}
 

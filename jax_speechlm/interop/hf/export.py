@@ -1,6 +1,5 @@
 """`jax-speechlm export RUN --to hf`: writes a checkpoint as a Hugging Face folder and checks it."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hf.model_card import model_card
 from jax_speechlm.interop.hf.registry import Package, package, write_model
 from jax_speechlm.interop.hf.verify.check import check_export
-from jax_speechlm.interop.hf.verify.verdict import Check, Verdict
+from jax_speechlm.interop.hf.verify.verdict import Verdict
 from jax_speechlm.training.source import tokenizer_files
 
 CARD = "README.md"
@@ -48,7 +47,7 @@ def export_run(
         raise ExportError(f"{check} was exported to {record.get('target')}: --to hf cannot check it")
     trained = LoadedRun.read(run)
     made = package(trained)
-    verdict = check_export(check, trained, made, audio, text, _report)
+    verdict = check_export(check, trained, made, audio, text)
     _describe(check, trained, made, record | {"check": verdict.to_json()})
     if verdict.failed:
         raise FailedCheck(f"{check}: {verdict.line}\nThe folder is marked as failed; do not use it.")
@@ -76,7 +75,7 @@ def write_checked(trained: LoadedRun, out: Path, audio: tuple[Path, ...] = (), t
     }
     with folders.written(out, record) as folder:
         write_model(folder, made)
-        verdict = check_export(folder, trained, made, audio, text, _report)
+        verdict = check_export(folder, trained, made, audio, text)
         _describe(folder, trained, made, record | {"check": verdict.to_json()})
         if verdict.failed:
             raise FailedCheck(f"{trained.checkpoint}: {verdict.line}")
@@ -93,7 +92,3 @@ def write_checked(trained: LoadedRun, out: Path, audio: tuple[Path, ...] = (), t
 def _describe(folder: Path, trained: LoadedRun, made: Package, record: dict[str, Any]) -> None:
     (folder / CARD).write_text(model_card(trained, made, record), encoding="utf-8")
     folders.write_json(folder, folders.RECORD, record)
-
-
-def _report(check: Check) -> None:
-    print(check.line, file=sys.stderr, flush=True)

@@ -29,7 +29,7 @@ from jax_speechlm.interop.hf.mapping import TensorSource, place
 from jax_speechlm.interop.hf.registry import TEXT_MODELS, Model, id_axis, read_model, settings
 from jax_speechlm.interop.hf.transformer import CLASSIFIER
 from jax_speechlm.interop.hf.verify.check import check_import
-from jax_speechlm.interop.hf.verify.verdict import Check, Verdict
+from jax_speechlm.interop.hf.verify.verdict import Verdict
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import LoRA
@@ -112,7 +112,7 @@ def import_run(
         _save(run, imported, experiment, params)
         del params
         loaded = LoadedRun.read(run)
-        verdict = check_import(folder, loaded, imported.sources, jnp.dtype(dtype), audio, text, _report)
+        verdict = check_import(folder, loaded, imported.sources, jnp.dtype(dtype), audio, text)
         folders.write_json(run, RECORD, record | {"check": verdict.to_json()})
         if verdict.failed:
             raise FailedCheck(f"{folder}: {verdict.line}")
@@ -123,10 +123,6 @@ def import_run(
             "'jax_speechlm[parity]'). Where they are, import it again to have that done"
         )
     return verdict
-
-
-def _report(check: Check) -> None:
-    print(check.line, file=sys.stderr, flush=True)
 
 
 def read_folder(folder: Path) -> Imported:

@@ -12,27 +12,24 @@ from data_pipelines.core.paths import AnyPath, as_path
 from jax_speechlm.evaluation.report import TOO_FEW, EvaluationReport
 from jax_speechlm.inference.asr.speech_lm import SPARE_TOKENS, TOKENS_PER_SECOND
 from jax_speechlm.inference.checkpoint import LoadedRun
-from jax_speechlm.interop.hf.registry import Package, audio_token, ids_in_folder
+from jax_speechlm.interop.hf.registry import AUTO_CLASSES, Package, audio_token, ids_in_folder
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.recipes.experiment import Experiment, Mixture, UnitText
 
-_ANSWERS, _FRAMES, _SPEAKER = "audio-text-to-text", "voice-activity-detection", "speaker-verification"
-_PIPELINES = {
-    "Wav2Vec2BertForCTC": "automatic-speech-recognition",
-    "ParakeetForCTC": "automatic-speech-recognition",
-    "Wav2Vec2BertForSequenceClassification": "audio-classification",
-    "Wav2Vec2BertForAudioFrameClassification": _FRAMES,
-    "Wav2Vec2BertForXVector": _SPEAKER,
-    "Wav2Vec2BertModel": "feature-extraction",
-    "LlamaForCausalLM": "text-generation",
-    "Qwen3ForCausalLM": "text-generation",
-    "ModernBertForMaskedLM": "fill-mask",
-    "BertForMaskedLM": "fill-mask",
-    "ModernBertForSequenceClassification": "text-classification",
-    "RobertaForMaskedLM": "fill-mask",
-    "VoxtralForConditionalGeneration": _ANSWERS,
+_TASKS = {
+    "AutoModel": "feature-extraction",
+    "AutoModelForCTC": "automatic-speech-recognition",
+    "AutoModelForAudioClassification": "audio-classification",
+    "AutoModelForAudioFrameClassification": "voice-activity-detection",
+    "AutoModelForAudioXVector": "speaker-verification",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForSpeechSeq2Seq": "audio-text-to-text",
 }
+"""The hub's name of a task (`pipeline_tag`) by the class of transformers that opens the model."""
+
 _RATE = f"{SAMPLE_RATE:_}"  # Hz, as Python code
 _AUDIO_MODEL = """\
 from transformers import AutoFeatureExtractor, {auto}
@@ -58,26 +55,20 @@ _PIPELINE = """\
 from transformers import pipeline
 
 print(pipeline("{task}", model="FOLDER")({argument}))"""
-_USES = {
-    "automatic-speech-recognition": _PIPELINE.format(task="automatic-speech-recognition", argument='"clip.wav"'),
-    "audio-classification": _PIPELINE.format(task="audio-classification", argument='"clip.wav"'),
-    "text-generation": _PIPELINE.format(task="text-generation", argument='"In the", max_new_tokens=50'),
-    "text-classification": _PIPELINE.format(task="text-classification", argument='"In the beginning"'),
-    "fill-mask": _PIPELINE.format(task="fill-mask", argument='"In the <mask>"'),
-    "feature-extraction": _AUDIO_MODEL.format(
-        rate=_RATE, auto="AutoModel", options="", what="hidden = model(**inputs).last_hidden_state"
+_ARGUMENTS = {
+    "automatic-speech-recognition": '"clip.wav"',
+    "audio-classification": '"clip.wav"',
+    "text-generation": '"In the", max_new_tokens=50',
+    "text-classification": '"In the beginning"',
+    "fill-mask": '"In the <mask>"',
+}
+_OUTPUTS = {
+    "feature-extraction": "hidden = model(**inputs).last_hidden_state",
+    "voice-activity-detection": (
+        "classes = [model.config.id2label[int(frame)] for frame in model(**inputs).logits[0].argmax(-1)]"
     ),
-    _FRAMES: _AUDIO_MODEL.format(
-        rate=_RATE,
-        auto="AutoModelForAudioFrameClassification",
-        options=", pad_to_multiple_of=1",
-        what="classes = [model.config.id2label[int(frame)] for frame in model(**inputs).logits[0].argmax(-1)]",
-    ),
-    _SPEAKER: _AUDIO_MODEL.format(
-        rate=_RATE,
-        auto="AutoModelForAudioXVector",
-        options=", pad_to_multiple_of=1",
-        what="vector = model(**inputs).embeddings[0]  # torch.cosine_similarity of two says how alike they are",
+    "speaker-verification": (
+        "vector = model(**inputs).embeddings[0]  # torch.cosine_similarity of two says how alike they are"
     ),
 }
 
@@ -89,7 +80,8 @@ def model_card(run: LoadedRun, made: Package, record: Mapping[str, Any]) -> str:
       made: the run in Hugging Face's terms.
       record: `jax_speechlm.json`, with the verdict of the check under "check".
     """
-    task, experiment = _PIPELINES[made.architecture], run.experiment
+    auto, experiment = AUTO_CLASSES[made.architecture], run.experiment
+    task = _TASKS[auto]
     head = {"library_name": "transformers", "pipeline_tag": task, "tags": ["jax_speechlm"]}
     size = sum(array.size for array in jax.tree.leaves(made.params))
     parts = [
@@ -97,7 +89,7 @@ def model_card(run: LoadedRun, made: Package, record: Mapping[str, Any]) -> str:
         f"# {made.architecture} by jax_speechlm",
         f"Trained by the objective `{experiment.objective.kind}`; {size:,} parameters, float32; checkpoint of step "
         f"{run.step:,}.",
-        f"```python\n{_spoken(run) if task == _ANSWERS else _USES[task]}\n```",
+        f"```python\n{_program(run, auto, task)}\n```",
         *_notes(run),
         "## Check\n\n" + _check(record["check"]),
         "## Training data\n\n" + "\n".join(_data(experiment)),
@@ -107,7 +99,13 @@ def model_card(run: LoadedRun, made: Package, record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _spoken(run: LoadedRun) -> str:
+def _program(run: LoadedRun, auto: str, task: str) -> str:
+    """Returns an example program that uses the folder."""
+    if task in _ARGUMENTS:
+        return _PIPELINE.format(task=task, argument=_ARGUMENTS[task])
+    if task in _OUTPUTS:
+        options = "" if task == "feature-extraction" else ", pad_to_multiple_of=1"
+        return _AUDIO_MODEL.format(rate=_RATE, auto=auto, options=options, what=_OUTPUTS[task])
     before, behind = run.experiment.objective.prompt_ids(run.tokenizer)
     window, stack = run.experiment.model.adapter.frames, run.experiment.frontend.mel.stack
     return _SPOKEN.format(

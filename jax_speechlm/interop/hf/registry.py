@@ -37,6 +37,23 @@ from jax_speechlm.training.warm_start import PER_TOKEN
 
 GENERATION = "generation_config.json"
 _MOST_VECTORS = 4096  # of a speech-language model's rows: rotary positions have no end, but transformers wants one
+AUTO_CLASSES = {
+    wav2vec2_bert.MODEL: "AutoModel",
+    wav2vec2_bert.CTC: "AutoModelForCTC",
+    "ParakeetForCTC": "AutoModelForCTC",
+    wav2vec2_bert.CLASSIFIER: "AutoModelForAudioClassification",
+    wav2vec2_bert.FRAME_CLASSIFIER: "AutoModelForAudioFrameClassification",
+    wav2vec2_bert.X_VECTOR: "AutoModelForAudioXVector",
+    "LlamaForCausalLM": "AutoModelForCausalLM",
+    "Qwen3ForCausalLM": "AutoModelForCausalLM",
+    "ModernBertForMaskedLM": "AutoModelForMaskedLM",
+    "BertForMaskedLM": "AutoModelForMaskedLM",
+    "RobertaForMaskedLM": "AutoModelForMaskedLM",
+    transformer.CLASSIFIER: "AutoModelForSequenceClassification",
+    voxtral.ARCHITECTURE: "AutoModelForSpeechSeq2Seq",
+}
+"""The class of transformers that opens each class of model."""
+
 TEXT_MODELS = (
     "LlamaForCausalLM", "Qwen3ForCausalLM", "ModernBertForMaskedLM", "BertForMaskedLM", "RobertaForMaskedLM"
 )  # fmt: skip
@@ -127,11 +144,6 @@ def settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
     return config | {"dtype": "float32"}, files
 
 
-def vocabulary_of(run: LoadedRun) -> Vocabulary:
-    """Returns the vocabulary of a run's language model."""
-    return _vocabulary(run.experiment, run.tokenizer)
-
-
 def write_model(folder: Path, made: Package) -> None:
     """Writes weights and all other files into an existing folder."""
     weights.write_weights(folder, made.arrays)
@@ -171,7 +183,8 @@ def read_model(folder: Path) -> Model:
     return Model(architecture, values, config, sources)
 
 
-def _vocabulary(experiment: Experiment, tokenizer: Tokenizer | None) -> Vocabulary:
+def vocabulary_of(experiment: Experiment, tokenizer: Tokenizer | None) -> Vocabulary:
+    """Returns the vocabulary of a run's language model."""
     sentinels, units = (getattr(experiment.objective, name, 0) for name in ("sentinels", "num_units"))
     return Vocabulary.of(tokenizer, sentinels, units)
 
@@ -221,12 +234,12 @@ def _headed_settings(architecture: str, experiment: Experiment, tokenizer: Token
 
 
 def _text_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
-    vocabulary = _vocabulary(experiment, tokenizer)
+    vocabulary = vocabulary_of(experiment, tokenizer)
     return _transformer_settings(experiment.model, vocabulary, experiment.data.context, tokenizer)
 
 
 def _speech_lm_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
-    model, vocabulary = experiment.model, _vocabulary(experiment, tokenizer)
+    model, vocabulary = experiment.model, vocabulary_of(experiment, tokenizer)
     text, files = _transformer_settings(model.transformer, vocabulary, _MOST_VECTORS, tokenizer)
     config = voxtral.config_to_hugging_face(model, text, audio_token(tokenizer))
     front_end = feature_extractor.front_end_to_hugging_face(experiment.frontend.mel)

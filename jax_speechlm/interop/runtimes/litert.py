@@ -4,51 +4,33 @@ TensorFlow's converter makes it from a SavedModel of fixed shapes; LiteRT's smal
 """
 
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tyro.conf import Positional
-
 from jax_speechlm.interop.folders import read_record
+from jax_speechlm.interop.runtimes import program as programs
 from jax_speechlm.interop.runtimes.portable import STABLEHLO, lowered
-from jax_speechlm.interop.runtimes.program import (
-    Program,
-    Recognize,
-    Target,
-    export,
-    in_samples,
-    num_threads,
-    padded,
-    require_installed,
-)
+from jax_speechlm.interop.runtimes.program import Out, Program, Recognize, Run, Seconds, Target
 from jax_speechlm.interop.runtimes.saved_model import in_tensorflow, module_of, signature
 
 _FILE = "recognizer.tflite"
 
 
-def export_run(run: Positional[Path], out: Path, seconds: tuple[float, ...] = (5.0, 15.0, 30.0)) -> None:
-    """Writes a recognizer as a LiteRT model. It has a signature for each length of audio, which takes one row.
-
-    Args:
-      run: a run's directory, or one of its checkpoints/<step> folders.
-      out: the folder to write; an earlier export there is replaced.
-      seconds: lengths of audio, as short clips waste time in a long one.
-    """
-    lengths = in_samples(seconds)
-    export(run, out, Target("litert", partial(write, lengths=lengths), read, ("ai_edge_litert",), lengths))
+def export_run(run: Run, out: Out, seconds: Seconds = programs.LENGTHS) -> None:
+    """Writes a recognizer as a LiteRT model. It has a signature for each length of audio, which takes one row."""
+    programs.export(run, out, Target("litert", write, read, ("ai_edge_litert",)), seconds)
 
 
 def write(program: Program, folder: Path, lengths: list[int]) -> dict[str, Any]:
-    """Writes a recognizer into an empty folder. Returns this target's entries of the record.
+    """Writes a recognizer with a signature for each number of samples, named "samples_80000" and so on.
 
-    Args:
-      lengths: numbers of samples; each gets a signature of its own, named "samples_80000" and so on.
+    Returns:
+      This target's entries of the record.
 
     Raises:
       ExportError: LiteRT's runtime is not installed.
     """
-    require_installed("litert", ai_edge_litert="ai-edge-litert")
+    programs.require_installed("litert", ai_edge_litert="ai-edge-litert")
     import tensorflow as tf
 
     model = module_of(program)
@@ -70,10 +52,10 @@ def read(folder: Path) -> Recognize:
     from ai_edge_litert.interpreter import Interpreter
 
     record = read_record(folder)
-    interpreter = Interpreter(str(folder / record["program"]), num_threads=num_threads())
+    interpreter = Interpreter(str(folder / record["program"]), num_threads=programs.num_threads())
 
     def runner(name: str) -> Recognize:
         recognize = interpreter.get_signature_runner(name)
         return lambda audio, audio_length: recognize(audio=audio, audio_length=audio_length)
 
-    return padded({samples: runner(name) for name, samples in record["signatures"].items()})
+    return programs.padded({samples: runner(name) for name, samples in record["signatures"].items()})

@@ -6,7 +6,6 @@ Shapes are fixed, one file per shape: jax2onnx 0.13.0 to 0.17.1 cannot lower `pa
 import contextlib
 import logging
 from collections.abc import Iterator
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
-from tyro.conf import Positional
 
 from jax_speechlm.interop.folders import ExportError, read_record, readable
-from jax_speechlm.interop.runtimes.program import (
-    Outputs,
-    Program,
-    Recognize,
-    Target,
-    export,
-    in_samples,
-    num_threads,
-    padded,
-    require_installed,
-)
+from jax_speechlm.interop.runtimes import program as programs
+from jax_speechlm.interop.runtimes.program import Out, Outputs, Program, Recognize, Run, Seconds, Target
 
 _INSIDE = 1 << 30
 """Most bytes of weights in the file itself: a protobuf ends at 2 GiB. More are written to a second file."""
@@ -39,28 +28,18 @@ _OPSET, _IR_VERSION = 21, 10
 _OUTPUTS = ("log_probs", "num_frames", "tokens")
 
 
-def export_run(run: Positional[Path], out: Path, seconds: tuple[float, ...] = (5.0, 15.0, 30.0)) -> None:
-    """Writes a recognizer as ONNX: a file for each length of audio, which takes one row and holds the weights.
-
-    Args:
-      run: a run's directory, or one of its checkpoints/<step> folders.
-      out: the folder to write; an earlier export there is replaced.
-      seconds: lengths of audio, as short clips waste time in a long one.
-    """
-    lengths = in_samples(seconds)
-    export(run, out, Target("onnx", partial(write, lengths=lengths), read, ("onnxruntime",), lengths))
+def export_run(run: Run, out: Out, seconds: Seconds = programs.LENGTHS) -> None:
+    """Writes a recognizer as ONNX: a file for each length of audio, which takes one row and holds the weights."""
+    programs.export(run, out, Target("onnx", write, read, ("onnxruntime",)), seconds)
 
 
 def write(program: Program, folder: Path, lengths: list[int]) -> dict[str, Any]:
-    """Writes a recognizer into an empty folder. Returns this target's entries of the record.
-
-    Args:
-      lengths: numbers of samples; each gets a file of its own.
+    """Writes a recognizer, a file for each number of samples. Returns this target's entries of the record.
 
     Raises:
       ExportError: jax2onnx or onnxruntime is not installed, or jax2onnx does not know the installed JAX.
     """
-    require_installed("onnx", jax2onnx="jax2onnx", onnxruntime="onnxruntime")
+    programs.require_installed("onnx", jax2onnx="jax2onnx", onnxruntime="onnxruntime")
     import onnx
     from jax2onnx import to_onnx
 
@@ -71,8 +50,8 @@ def write(program: Program, folder: Path, lengths: list[int]) -> dict[str, Any]:
         outputs = program.run(weights, audio, audio_length)
         return tuple(outputs[name] for name in _OUTPUTS)
 
-    programs = {f"recognizer_{samples}.onnx": samples for samples in lengths}
-    for name, samples in programs.items():
+    files = {f"recognizer_{samples}.onnx": samples for samples in lengths}
+    for name, samples in files.items():
         arguments = program.arguments(samples)
         # Traced here because jax2onnx replaces functions of jax.numpy by its own while it traces.
         primitives = jaxpr_as_fun(jax.make_jaxpr(recognize)(*arguments))
@@ -90,20 +69,19 @@ def write(program: Program, folder: Path, lengths: list[int]) -> dict[str, Any]:
         onnx.save_model(model, folder / name, save_as_external_data=is_large, location=f"{name}.data")
     for file in folder.iterdir():
         readable(file)
-    return {"programs": programs, "opset": _OPSET, "ir_version": _IR_VERSION}
+    return {"programs": files, "opset": _OPSET, "ir_version": _IR_VERSION}
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Turns off warnings about parts of jax2onnx that these models do not use."""
-    loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("jax2onnx", "onnx_ir"))}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 
@@ -112,7 +90,7 @@ def read(folder: Path) -> Recognize:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads()
+    options.intra_op_num_threads = programs.num_threads()
     options.log_severity_level = 3  # it warns of constants that jax2onnx left unused
 
     def runner(name: str) -> Recognize:
@@ -124,4 +102,4 @@ def read(folder: Path) -> Recognize:
 
         return recognize
 
-    return padded({samples: runner(name) for name, samples in read_record(folder)["programs"].items()})
+    return programs.padded({samples: runner(name) for name, samples in read_record(folder)["programs"].items()})

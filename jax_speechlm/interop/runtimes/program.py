@@ -15,12 +15,13 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float32, Int, Int16, Int32
 
@@ -30,15 +31,8 @@ from data_pipelines.core.tokenizer import BLANK, Tokenizer
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.frontend.logmel import HOP, WINDOW, LogMel
 from jax_speechlm.inference.checkpoint import LoadedRun
-from jax_speechlm.interop.folders import (
-    RECORD,
-    ExportError,
-    FailedCheck,
-    require_free,
-    versions,
-    write_json,
-    written,
-)
+from jax_speechlm.interop import folders
+from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn.attention.relative import MAX_FULL_SCORES
 from jax_speechlm.tasks import TASKS, task_of
@@ -48,6 +42,13 @@ VERSION = 1
 
 TOLERANCE = 1e-4
 """Largest allowed difference of log-probabilities from the original's, in nats."""
+
+LENGTHS = (5.0, 15.0, 30.0)  # seconds
+Run = Annotated[
+    Path, tyro.conf.Positional, tyro.conf.arg(help="a run's directory, or one of its checkpoints/<step> folders.")
+]
+Out = Annotated[Path, tyro.conf.arg(help="the folder to write; an earlier export there is replaced.")]
+Seconds = Annotated[tuple[float, ...], tyro.conf.arg(help="lengths of audio, as short clips waste time in a long one.")]
 
 Weights = Mapping[str, Any]
 Outputs = Mapping[str, Any]
@@ -183,9 +184,7 @@ class Agreement(NamedTuple):
     """Result of comparing an exported recognizer with the original.
 
     Attributes:
-      rows: number of utterances compared, over all batches.
-      frames: number of their frames.
-      tokens: number of their greedy tokens.
+      rows, frames, tokens: numbers of utterances, of their frames and of their greedy tokens.
       difference: largest difference of two log-probabilities, in nats.
     """
 
@@ -206,42 +205,46 @@ class Target(NamedTuple):
 
     Attributes:
       name: its name in the record.
-      write: writes a recognizer into an empty folder; returns the target's entries of the record.
+      write: writes a recognizer into an empty folder; returns the target's entries of the record. It takes the program
+        and the folder, and if there is one program per length of audio, the lengths in samples.
       read: opens the recognizer of such a folder, record included.
       consumers: modules that `read` uses; the record holds their versions as `read_by`.
-      lengths: where there is one program per length of audio, the lengths in samples.
     """
 
     name: str
-    write: Callable[[Program, Path], dict[str, Any]]
+    write: Callable[..., dict[str, Any]]
     read: Callable[[Path], Recognize]
     consumers: Sequence[str]
-    lengths: Sequence[int] = ()
 
 
-def export(run: Path, out: Path, target: Target) -> Agreement:
+def export(run: Path, out: Path, target: Target, seconds: Sequence[float] | None = None) -> Agreement:
     """Exports a run's recognizer. `out` appears after the exported one gave the results of the original.
 
+    Args:
+      seconds: lengths of audio, for a target with one program per length.
+
     Raises:
-      CheckpointError, ExportError: the run or `out` cannot be used, or the recognizer cannot be exported.
+      CheckpointError, ExportError: the run, `out` or `seconds` cannot be used, or the recognizer cannot be exported.
       FailedCheck: the written program gives other results.
     """
-    require_free(out)
+    lengths = [] if seconds is None else in_samples(seconds)
+    folders.require_free(out)
     program = Program.of(LoadedRun.read(run))
-    (fewest, most), lengths = program.samples, target.lengths
-    if lengths and not fewest <= min(lengths) <= max(lengths) <= most:
+    fewest, most = program.samples
+    if lengths and not fewest <= lengths[0] <= lengths[-1] <= most:
         limits = f"{fewest / SAMPLE_RATE:.3f} to {most / SAMPLE_RATE:.0f}"
         raise ExportError(f"{program.checkpoint}: --seconds must lie within {limits} for this model")
     count = sum(value.size for value in program.weights.values())
     print(f"{program.checkpoint}: exporting {count:,} parameters", file=sys.stderr, flush=True)
-    with written(out, {}) as folder:
-        record = program.record(target.name, **target.write(program, folder))
-        write_json(folder, RECORD, record)
+    with folders.written(out, {}) as folder:
+        entries = target.write(program, folder, lengths) if lengths else target.write(program, folder)
+        record = program.record(target.name, **entries)
+        folders.write_json(folder, RECORD, record)
         exported = target.read(folder)
         print("comparing with the original", file=sys.stderr, flush=True)
         agreement = check(program, exported, [(_ROWS, samples) for samples in lengths] or _SHAPES)
-        read_by = versions(target.consumers)
-        write_json(folder, RECORD, record | {"check": agreement._asdict(), "read_by": read_by})
+        read_by = folders.versions(target.consumers)
+        folders.write_json(folder, RECORD, record | {"check": agreement._asdict(), "read_by": read_by})
     print(f"{out}: equal, read by {', '.join(map(' '.join, read_by.items()))}; {agreement}")
     return agreement
 

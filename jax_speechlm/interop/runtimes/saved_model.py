@@ -10,30 +10,24 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.export
 import numpy as np
-from tyro.conf import Positional
 
 from jax_speechlm.interop.runtimes.portable import PLATFORMS, lowered, written_in
-from jax_speechlm.interop.runtimes.program import Program, Recognize, Target, export, id_texts
+from jax_speechlm.interop.runtimes.program import Out, Program, Recognize, Run, Target, export, id_texts
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 
-def export_run(run: Positional[Path], out: Path) -> None:
-    """Writes a recognizer as a TensorFlow SavedModel; its signature takes audio and gives text too.
-
-    Args:
-      run: a run's directory, or one of its checkpoints/<step> folders.
-      out: the folder to write; an earlier export there is replaced.
-    """
-    export(run, out, Target("saved_model", write, read, consumers=("tensorflow",)))
+def export_run(run: Run, out: Out) -> None:
+    """Writes a recognizer as a TensorFlow SavedModel; its signature takes audio and gives text too."""
+    export(run, out, Target("saved_model", write, read, ("tensorflow",)))
 
 
 def write(program: Program, folder: Path) -> dict[str, Any]:
-    """Writes a recognizer into an empty folder. Returns this target's entries of the record.
+    """Writes a recognizer, its weights as variables. Returns this target's entries of the record.
 
     The signature "serving_default" takes any number of rows of the lengths that `Program.samples` gives, and returns
-    `text` too: UTF-8, one string per row. Weights are variables of the model.
+    `text` too: UTF-8, one string per row.
     """
     import tensorflow as tf
 

@@ -10,27 +10,21 @@ from typing import Any
 import jax
 import jax.export
 from safetensors.numpy import load_file, save
-from tyro.conf import Positional
 
 from jax_speechlm.interop.folders import read_record
 from jax_speechlm.interop.runtimes.portable import PLATFORMS, lowered, written_in
-from jax_speechlm.interop.runtimes.program import Program, Recognize, Target, export
+from jax_speechlm.interop.runtimes.program import Out, Program, Recognize, Run, Target, export
 
 _PROGRAM, _WEIGHTS = "recognizer.stablehlo", "weights.safetensors"
 
 
-def export_run(run: Positional[Path], out: Path) -> None:
-    """Writes a recognizer as StableHLO, its weights as safetensors; plain JAX runs it, on CPU, GPU and TPU.
-
-    Args:
-      run: a run's directory, or one of its checkpoints/<step> folders.
-      out: the folder to write; an earlier export there is replaced.
-    """
-    export(run, out, Target("stablehlo", write, read, consumers=("jax", "jaxlib")))
+def export_run(run: Run, out: Out) -> None:
+    """Writes a recognizer as StableHLO, its weights as safetensors; plain JAX runs it, on CPU, GPU and TPU."""
+    export(run, out, Target("stablehlo", write, read, ("jax", "jaxlib")))
 
 
 def write(program: Program, folder: Path) -> dict[str, Any]:
-    """Writes a recognizer into an empty folder. Returns this target's entries of the record."""
+    """Writes a recognizer. Returns this target's entries of the record."""
     exported = lowered(program, PLATFORMS)
     (folder / _PROGRAM).write_bytes(exported.serialize())
     (folder / _WEIGHTS).write_bytes(save(program.weights))

@@ -5,7 +5,9 @@ transformers are installed, `table.compare` then runs the folder in transformers
 """
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +16,45 @@ import numpy as np
 
 from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
-from jax_speechlm.interop.hf import bert, parakeet, registry, transformer, weights
+from jax_speechlm.interop.hf import bert, parakeet, registry, transformer, wav2vec2_bert, weights
 from jax_speechlm.interop.hf.mapping import TensorSource
 from jax_speechlm.interop.hf.registry import Package
 from jax_speechlm.interop.hf.verify.verdict import Check, Differs, Verdict, guarded
 from jax_speechlm.nn.functional import Params
 
-Report = Callable[[Check], None]
-"""Called with each result as soon as it is there."""
-
 _TRAINING_ONLY = "masked_spec_embed"  # Hugging Face's filler of masked frames
 
 
-def check_export(
-    folder: Path, run: LoadedRun, made: Package, audio: Sequence[Path], texts: Sequence[str], report: Report
-) -> Verdict:
-    """Checks an exported folder against its checkpoint.
+def check_export(folder: Path, run: LoadedRun, made: Package, *inputs: Sequence[Any]) -> Verdict:
+    """Checks an exported folder against its checkpoint, and prints every result.
 
     Args:
       made: `run` in Hugging Face's terms.
-      audio, texts: inputs of the comparison with transformers, in addition to built-in ones.
+      inputs: audio files and texts of the comparison with transformers, in addition to built-in ones.
 
     Raises:
-      AudioError: a file of `audio` cannot be read.
+      AudioError: an audio file cannot be read.
     """
-    own = {"parameters": lambda: _same_parameters(folder, made), "settings": lambda: _same_settings(folder, made)}
-    return _check("our own reading of the folder", own, report, folder, run, made, audio, texts)
+    own = {"parameters": partial(_same_parameters, folder, made), "settings": partial(_same_settings, folder, made)}
+    return _check("our own reading of the folder", own, folder, run, made, *inputs)
 
 
-def check_import(
-    folder: Path, run: LoadedRun, sources: Params, dtype: Any, audio: Sequence[Path], texts: Sequence[str],
-    report: Report,
-) -> Verdict:  # fmt: skip
-    """Checks a run, as read from its checkpoint, against the folder that it was imported from.
+def check_import(folder: Path, run: LoadedRun, sources: Params, dtype: Any, *inputs: Sequence[Any]) -> Verdict:
+    """Checks a run, as read from its checkpoint, against the folder that it was imported from; prints every result.
 
     Args:
       sources: nested dict of `TensorSource`, where the parameters were read from.
       dtype: type of the stored parameters.
-      audio, texts: inputs of the comparison with transformers, in addition to built-in ones.
+      inputs: audio files and texts of the comparison with transformers, in addition to built-in ones.
 
     Raises:
-      AudioError: a file of `audio` cannot be read.
+      AudioError: an audio file cannot be read.
     """
     own = {
-        "checkpoint": lambda: _same_checkpoint(run, sources, dtype),
-        "parameters": lambda: _same_when_exported(folder, run, dtype),
+        "checkpoint": lambda: f"{_require_same(run.params, sources, dtype):,} parameters as they were read",
+        "parameters": partial(_same_when_exported, folder, run, dtype),
     }
-    return _check("the folder's own arrays", own, report, folder, run, None, audio, texts, np.dtype(dtype).name)
+    return _check("the folder's own arrays", own, folder, run, None, *inputs, np.dtype(dtype).name)
 
 
 def transformers_is_installed() -> bool:
@@ -69,13 +63,12 @@ def transformers_is_installed() -> bool:
 
 
 def _check(
-    reader: str, own: dict[str, Callable[[], str]], report: Report, folder: Path, run: LoadedRun, made: Package | None,
-    *inputs: Any,
-) -> Verdict:  # fmt: skip
-    checks = []
+    reader: str, own: dict[str, Callable[[], str]], folder: Path, run: LoadedRun, made: Package | None, *inputs: Any
+) -> Verdict:
+    checks: list[Check] = []
 
     def add(check: Check) -> None:
-        report(check)
+        print(check.line, file=sys.stderr, flush=True)
         checks.append(check)
 
     for name, comparison in own.items():
@@ -92,8 +85,8 @@ def _check(
 
 
 def _same_parameters(folder: Path, made: Package) -> str:
-    arrays = {path: np.asarray(array, np.float32) for path, array in jax.tree.leaves_with_path(made.params)}
-    return f"{_require_same(arrays, registry.read_model(folder).params, np.float32):,}, bit for bit"
+    params = jax.tree.map(lambda array: np.asarray(array, np.float32), made.params)
+    return f"{_require_same(params, registry.read_model(folder).params, np.float32):,}, bit for bit"
 
 
 def _same_settings(folder: Path, made: Package) -> str:
@@ -104,19 +97,13 @@ def _same_settings(folder: Path, made: Package) -> str:
     return f"{len(files)} files"
 
 
-def _same_checkpoint(run: LoadedRun, sources: Params, dtype: Any) -> str:
-    arrays = dict(jax.tree.leaves_with_path(run.params))
-    return f"{_require_same(arrays, sources, dtype):,} parameters as they were read"
-
-
-def _require_same(arrays: dict[tuple, Any], tree: Params, dtype: Any) -> int:
+def _require_same(params: Params, expected: Params, dtype: Any) -> int:
     """Requires equal parameters, read one at a time. Returns their number.
 
     Args:
-      arrays: parameters by path.
-      tree: nested dict of arrays or `TensorSource`; converted to `dtype`.
+      expected: nested dict of arrays or `TensorSource`; converted to `dtype`.
     """
-    others = dict(jax.tree.leaves_with_path(tree))
+    arrays, others = (dict(jax.tree.leaves_with_path(tree)) for tree in (params, expected))
     if arrays.keys() != others.keys():
         differing = min(map(jax.tree_util.keystr, arrays.keys() ^ others.keys()))
         raise Differs(f"{differing} is on one side only")
@@ -129,21 +116,21 @@ def _require_same(arrays: dict[tuple, Any], tree: Params, dtype: Any) -> int:
 
 
 def _same_when_exported(folder: Path, run: LoadedRun, dtype: Any) -> str:
-    """Exports the run again, which returns every id to its old place, and compares with the folder's arrays."""
-    theirs, made = weights.read_weights(folder), registry.package(run)
-    ours = made.arrays
+    """Exports the run again, which returns every id to its old row, and compares with the folder's arrays."""
+    in_folder, made = weights.read_weights(folder), registry.package(run)
+    exported = made.arrays
     if made.architecture.startswith("Parakeet"):  # its batch norms became scales and offsets
-        theirs, ours = parakeet.folded(theirs), parakeet.folded(ours)
-    if made.architecture == "Wav2Vec2BertForSequenceClassification":  # its projection became a part of the head
-        theirs = {name: value for name, value in theirs.items() if not name.startswith(("projector", "classifier"))}
+        in_folder, exported = parakeet.folded(in_folder), parakeet.folded(exported)
+    if made.architecture == wav2vec2_bert.CLASSIFIER:  # its projection became a part of the head
+        in_folder = {name: x for name, x in in_folder.items() if not name.startswith(("projector", "classifier"))}
     if made.architecture.startswith(("Bert", "Roberta")):  # old names, and parts for other uses
-        theirs = bert.used(theirs)
-    tied = transformer.TIED - ours.keys()
-    compared = {name: x for name, x in theirs.items() if name not in tied and not name.endswith(_TRAINING_ONLY)}
+        in_folder = bert.used(in_folder)
+    tied = transformer.TIED - exported.keys()
+    compared = {name: x for name, x in in_folder.items() if name not in tied and not name.endswith(_TRAINING_ONLY)}
     for name, value in compared.items():
-        if name not in ours:
+        if name not in exported:
             raise Differs(f"{name} is missing from what would be exported")
-        if not _same_bits(value.astype(dtype).astype(np.float32), ours[name]):
+        if not _same_bits(value.astype(dtype).astype(np.float32), exported[name]):
             raise Differs(f"{name} would be exported with other values")
     return f"{sum(x.size for x in compared.values()):,} would be exported bit for bit, under the same ids"
 

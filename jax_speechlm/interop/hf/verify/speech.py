@@ -1,7 +1,8 @@
 """Comparisons of speech encoders with and without a head: features, outputs, transcripts, classes and x-vectors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,26 +45,25 @@ def encoder_outputs(subject: Subject) -> str:
     frames of padding into the mean and deviation of the shorter rows of a batch, and of a clip whose features are
     filled up. Such a head is compared on whole clips alone, and should be used so in transformers.
     """
-    experiment, forward = subject.run.experiment, _forward(subject)
-    batches, has_batch = [subject.extract(wave) for wave in subject.waves], True
-    waves, num_frames = subject.waves, experiment.model.num_frames
+    experiment, forward, has_batch = subject.run.experiment, _forward(subject), True
+    alone, num_frames = [(wave, subject.extract(wave)) for wave in subject.waves], experiment.model.num_frames
     if experiment.objective.model_kind == "speaker_verification":
-        head, whole = experiment.objective.head, [subject.whole(clip) for clip in subject.clips]
+        head = experiment.objective.head
         has_batch = not any(dilation > 1 and kernel > 1 for _, _, kernel, dilation in head.layers)
-        batches = [features for features in whole if features["input_features"].shape[1] >= head.shortest]
-        waves = [wave for wave, x in zip(waves, whole, strict=True) if x["input_features"].shape[1] >= head.shortest]
-        if not waves:
+        whole = zip(subject.waves, map(subject.whole, subject.clips), strict=True)
+        alone = [(wave, features) for wave, features in whole if features["input_features"].shape[1] >= head.shortest]
+        if not alone:
             raise Differs(f"no clip has the {head.shortest} frames that a vector takes")
-    batches += [subject.extract(waves)] * has_batch
+    batches = [features for _, features in alone] + [subject.extract([wave for wave, _ in alone])] * has_batch
     worst, longest = 0.0, max(batch["input_features"].shape[1] for batch in batches)
     for batch in batches:
         features, lengths = batch["input_features"], batch["attention_mask"].sum(-1).astype(np.int32)
         features = np.pad(features, ((0, 0), (0, longest - features.shape[1]), (0, 0)))  # one length: one program
-        for theirs, ours in zip(outputs(subject.model, batch), forward(features, lengths), strict=True):
+        for output, expected in zip(outputs(subject.model, batch), forward(features, lengths), strict=True):
             for row, length in enumerate(lengths.tolist()):
-                real = slice(num_frames(length)) if theirs.ndim == 3 else slice(None)
-                worst = max(worst, distance(theirs[row, real], ours[row, real]))
-    return within(worst, f"{len(waves)} clips alone" + ", and a batch" * has_batch)
+                real = slice(num_frames(length)) if output.ndim == 3 else slice(None)
+                worst = max(worst, distance(output[row, real], expected[row, real]))
+    return within(worst, f"{len(alone)} clips alone" + ", and a batch" * has_batch)
 
 
 def _forward(subject: Subject) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]:
@@ -91,20 +91,22 @@ def _forward(subject: Subject) -> Callable[[np.ndarray, np.ndarray], tuple[np.nd
 
 def ctc_ids(subject: Subject) -> str:
     """Compares the blank, the number of ids and the text of every id; if imported, also the ids of letters."""
-    ours, tokenizer, config = subject.run.tokenizer, subject.tokenizer, subject.model.config
-    ids = subject.theirs(range(ours.vocab_size))
-    sizes = {config.vocab_size, ours.vocab_size, ours.places.num_rows if subject.is_foreign else len(tokenizer)}
+    ctc_tokenizer, tokenizer, config = subject.run.tokenizer, subject.tokenizer, subject.model.config
+    ids = subject.to_folder_ids(range(ctc_tokenizer.vocab_size))
+    num_rows = ctc_tokenizer.places.num_rows if subject.is_foreign else len(tokenizer)
+    sizes = {config.vocab_size, ctc_tokenizer.vocab_size, num_rows}
     blanks = {tokenizer.pad_token_id, config.pad_token_id, ids[PADDING]}
     if len(blanks) > 1 or len(sizes) > 1:
         raise Differs(f"blanks {blanks}, vocabularies {sizes}")
-    for here, there in enumerate(ids):
-        found, expected = _without_special(subject, tokenizer.decode([there])), ours.decode([here])
-        expect_equal(f"the text of {there}, {here} here,", found.split(), expected.split())
+    for local_id, folder_id in enumerate(ids):
+        text, expected = _without_special(subject, tokenizer.decode([folder_id])), ctc_tokenizer.decode([local_id])
+        expect_equal(f"the text of {folder_id}, {local_id} here,", text.split(), expected.split())
     if subject.is_foreign:
-        text = " ".join(piece.strip("\u2581") for piece in ours.pieces if len(piece.strip("\u2581")) == 1)
-        found = tokenizer(text, add_special_tokens=False)["input_ids"]
-        expect_equal(repr(text), found, subject.theirs(ours.encode(text)))
-    return f"{ours.vocab_size}; the blank is {PADDING}" + f", and {ids[PADDING]} there" * subject.is_foreign
+        letters = (piece.strip("\u2581") for piece in ctc_tokenizer.pieces)
+        text = " ".join(letter for letter in letters if len(letter) == 1)
+        text_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        expect_equal(repr(text), text_ids, subject.to_folder_ids(ctc_tokenizer.encode(text)))
+    return f"{ctc_tokenizer.vocab_size}; the blank is {PADDING}" + f", and {ids[PADDING]} there" * subject.is_foreign
 
 
 def _without_special(subject: Subject, text: str) -> str:
@@ -126,15 +128,46 @@ def _greedy_texts(subject: Subject) -> list[str]:
     return [tokenizer.decode(collapse(path[None])[0]) for path in paths]
 
 
+def _compare_whole_clips(subject: Subject, what: str, expected: Sequence[Any], read: Callable[..., Any]) -> str:
+    """Compares what `read(logits, num_frames)` takes from the folder's logits of whole clips with the run's."""
+    for clip, value in zip(subject.clips, expected, strict=True):
+        inputs = subject.whole(clip)
+        num_frames = subject.run.experiment.model.num_frames(int(inputs["attention_mask"].sum()))
+        logits = outputs(subject.model, inputs)[0][0]
+        expect_equal(f"the {what} of {len(clip)} samples", read(logits, num_frames), value)
+    return f"equal on {len(subject.clips)} clips"
+
+
 def greedy_text(subject: Subject) -> str:
     """Compares transcripts from samples, in transformers by extractor, model and tokenizer, of whole clips."""
-    num_frames = subject.run.experiment.model.num_frames
-    for clip, expected in zip(subject.clips, _greedy_texts(subject), strict=True):
-        inputs = subject.whole(clip)
-        path = outputs(subject.model, inputs)[0][0, : num_frames(int(inputs["attention_mask"].sum()))].argmax(-1)
-        text = _without_special(subject, subject.tokenizer.decode(path))
-        expect_equal(f"the transcript of {len(clip)} samples", text.split(), expected.split())
-    return f"equal on {len(subject.clips)} clips"
+
+    def words(logits: np.ndarray, num_frames: int) -> list[str]:
+        return _without_special(subject, subject.tokenizer.decode(logits[:num_frames].argmax(-1))).split()
+
+    return _compare_whole_clips(subject, "transcript", [text.split() for text in _greedy_texts(subject)], words)
+
+
+def utterance_classes(subject: Subject) -> str:
+    """Compares the likeliest class of whole clips by name, from samples."""
+    experiment, names = subject.run.experiment, subject.model.config.id2label
+    _, logits, _ = experiment.objective.classifier(experiment.model, experiment.frontend, subject.run.tokenizer)
+    ids = subject.by_clip(lambda params, batch: logits(params, batch, None).argmax(-1))
+    expected = [experiment.objective.classes[int(label)] for label in ids]
+    return _compare_whole_clips(subject, "class", expected, lambda logits, _: names[int(logits.argmax())])
+
+
+def frame_classes(subject: Subject) -> str:
+    """Compares the likeliest class of every frame of whole clips by name, from samples."""
+    experiment, names = subject.run.experiment, subject.model.config.id2label
+    _, logits = experiment.objective.classifier(experiment.model, experiment.frontend)
+    rows = subject.by_clip(lambda params, batch: logits(params, batch, None))
+    expected = [[experiment.objective.classes[label] for label in row[:count].argmax(-1)] for row, count in rows]
+    return _compare_whole_clips(
+        subject,
+        "classes of the frames",
+        expected,
+        lambda logits, num_frames: [names[label] for label in logits[:num_frames].argmax(-1).tolist()],
+    )
 
 
 def pipeline(subject: Subject) -> str:
@@ -152,29 +185,3 @@ def pipeline(subject: Subject) -> str:
             others.append(text.split() == expected.split())
     result = f"equal on {len(subject.clips) - len(others)} clips"
     return result + (f"; of {len(others)} whose last vector is not full, on {sum(others)}" if others else "")
-
-
-def utterance_classes(subject: Subject) -> str:
-    """Compares the likeliest class of whole clips by name, from samples."""
-    experiment = subject.run.experiment
-    _, logits, _ = experiment.objective.classifier(experiment.model, experiment.frontend, subject.run.tokenizer)
-    classes = subject.by_clip(lambda params, batch: logits(params, batch, None).argmax(-1))
-    for clip, expected in zip(subject.clips, classes, strict=True):
-        found = subject.model.config.id2label[int(outputs(subject.model, subject.whole(clip))[0][0].argmax())]
-        expect_equal(f"the class of {len(clip)} samples", found, experiment.objective.classes[int(expected)])
-    return f"equal on {len(subject.clips)} clips"
-
-
-def frame_classes(subject: Subject) -> str:
-    """Compares the likeliest class of every frame of whole clips by name, from samples."""
-    experiment, count = subject.run.experiment, 0
-    _, logits = experiment.objective.classifier(experiment.model, experiment.frontend)
-    for clip, (logits_TxC, frames) in zip(
-        subject.clips, subject.by_clip(lambda params, batch: logits(params, batch, None)), strict=True
-    ):
-        found = outputs(subject.model, subject.whole(clip))[0][0, :frames].argmax(-1).tolist()
-        expected = [experiment.objective.classes[place] for place in logits_TxC[:frames].argmax(-1)]
-        named = [subject.model.config.id2label[place] for place in found]
-        expect_equal(f"the classes of the frames of {len(clip)} samples", named, expected)
-        count += len(named)
-    return f"equal in {count} frames of {len(subject.clips)} clips"

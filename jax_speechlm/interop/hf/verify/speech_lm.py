@@ -44,12 +44,12 @@ def ids(subject: Subject) -> str:
     prompt = subject.run.experiment.objective.prompts.of(subject.run.experiment.objective.task)
     for text in (prompt.before, prompt.behind, *subject.texts):
         text_ids = tokenizer.encode(text)
-        compare_text(subject, text, text_ids, subject.theirs(text_ids))
-    before = subject.theirs([*vocabulary.prefix, *tokenizer.encode(prompt.before)])
+        compare_text(subject, text, text_ids, subject.to_folder_ids(text_ids))
+    before = subject.to_folder_ids([*vocabulary.prefix, *tokenizer.encode(prompt.before)])
     expect_equal("the begin of the prompt", subject.tokenizer(prompt.before)["input_ids"][: len(before)], before)
     speech = audio_token(tokenizer)
     expect_equal("the id that stands for speech", config.audio_token_id, speech)
-    (end,) = subject.theirs([vocabulary.boundary])
+    (end,) = subject.to_folder_ids([vocabulary.boundary])
     ends = config.text_config.eos_token_id
     if ends is not None and end not in (ends if isinstance(ends, list) else [ends]):
         expect_equal("eos", ends, end)
@@ -59,7 +59,7 @@ def ids(subject: Subject) -> str:
 def _inputs(subject: Subject) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields per clip the folder's features float32 [1, time, bins] and its prompt int64 [1, length]."""
     experiment, tokenizer = subject.run.experiment, subject.run.tokenizer
-    before, behind = map(subject.theirs, experiment.objective.prompt_ids(tokenizer))
+    before, behind = map(subject.to_folder_ids, experiment.objective.prompt_ids(tokenizer))
     for clip in _whole_windows(subject):
         features = subject.whole(clip)["input_features"]
         speech = [audio_token(tokenizer)] * (features.shape[1] // experiment.model.adapter.frames)
@@ -82,7 +82,7 @@ def logits(subject: Subject) -> str:
     for features, prompt in _inputs(subject):
         answer = run.tokenizer.encode(subject.texts[clips % len(subject.texts)])[:_MOST_TOKENS]
         ours = compute(features, np.array([answer], np.int32))
-        row = np.concatenate([prompt, np.array([subject.theirs(answer)], np.int64)], axis=1)
+        row = np.concatenate([prompt, np.array([subject.to_folder_ids(answer)], np.int64)], axis=1)
         (theirs,) = outputs(subject.model, {"input_ids": row, "input_features": features})
         worst = max(worst, distance(ours[..., subject.columns], theirs))
         clips, places = clips + 1, places + ours.shape[1]

@@ -41,12 +41,10 @@ class Subject:
     """A folder opened by transformers and the run that it is compared with.
 
     Attributes:
-      folder: the folder.
       run: the run, in float32.
       made: `run` in Hugging Face's terms.
       model: the folder's model, of transformers.
-      clips: audio to compare on, int16.
-      texts: texts to compare on.
+      clips, texts: what to compare on.
     """
 
     folder: Path
@@ -66,7 +64,7 @@ class Subject:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return vocabulary_of(self.run)
+        return vocabulary_of(self.run.experiment, self.run.tokenizer)
 
     @cached_property
     def is_foreign(self) -> bool:
@@ -94,11 +92,11 @@ class Subject:
                 rows[clip] = jax.tree.map(lambda array, row=row: array[row], outputs)
         return [rows[clip] for clip in range(len(self.clips))]
 
-    def theirs(self, ids: Sequence[int] | Int[np.ndarray, " count"]) -> list[int]:
+    def to_folder_ids(self, ids: Sequence[int] | Int[np.ndarray, " count"]) -> list[int]:
         """Returns the folder's ids for ids of the run."""
         return ids_in_folder(self.run.tokenizer, ids)
 
-    def batch_of_theirs(self, tokens: Int[np.ndarray, "row time"]) -> Int[np.ndarray, "row time"]:
+    def to_folder_rows(self, tokens: Int[np.ndarray, "row time"]) -> Int[np.ndarray, "row time"]:
         """Returns the folder's ids of padded rows; padding, which is masked, may be any of them."""
         if self.is_foreign:
             places = self.run.tokenizer.places
@@ -142,7 +140,6 @@ def open_model(folder: Path, auto: str, architecture: str, rounded_to: str = "fl
 
     Args:
       auto: the class of transformers that opens it.
-      architecture: the class that it should become.
       rounded_to: a type that its parameters pass through.
 
     Raises:

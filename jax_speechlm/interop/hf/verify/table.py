@@ -13,7 +13,7 @@ import torch
 from data_pipelines.audio import decode as audio_files
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.inference.checkpoint import LoadedRun
-from jax_speechlm.interop.hf.registry import Package
+from jax_speechlm.interop.hf.registry import AUTO_CLASSES, TEXT_MODELS, Package
 from jax_speechlm.interop.hf.verify import speech, speech_lm, text
 from jax_speechlm.interop.hf.verify.subject import TEXTS, Subject, in_float32, open_model, quiet, synthetic_clips
 from jax_speechlm.interop.hf.verify.verdict import Check, guarded
@@ -24,42 +24,27 @@ Comparison = Callable[[Subject], str]
 """Returns a summary, "" where it does not apply to the run; raises `verdict.Differs` at a difference."""
 
 _SPEECH = {"front end": speech.front_end}
-_RECOGNIZER = _SPEECH | {"logits": speech.encoder_outputs, "ids": speech.ctc_ids, "greedy text": speech.greedy_text}
-_RECOGNIZER |= {"pipeline": speech.pipeline}
-_TEXT = {"ids": text.ids, "logits": text.logits}
-_CAUSAL = _TEXT | {"continuation": text.continuations}
+_LOGITS = _SPEECH | {"logits": speech.encoder_outputs}
+_RECOGNIZER = _LOGITS | {"ids": speech.ctc_ids, "greedy text": speech.greedy_text, "pipeline": speech.pipeline}
+_MASKED = {"ids": text.ids, "logits": text.logits}
+_CAUSAL = _MASKED | {"continuation": text.continuations}
 
-COMPARISONS: dict[str, tuple[str, dict[str, Comparison]]] = {
-    "Wav2Vec2BertModel": ("AutoModel", _SPEECH | {"hidden states": speech.encoder_outputs}),
-    "Wav2Vec2BertForCTC": ("AutoModelForCTC", _RECOGNIZER),
-    "ParakeetForCTC": ("AutoModelForCTC", _RECOGNIZER),
-    "Wav2Vec2BertForSequenceClassification": (
-        "AutoModelForAudioClassification",
-        _SPEECH | {"logits": speech.encoder_outputs, "class": speech.utterance_classes},
-    ),
-    "Wav2Vec2BertForAudioFrameClassification": (
-        "AutoModelForAudioFrameClassification",
-        _SPEECH | {"logits": speech.encoder_outputs, "classes": speech.frame_classes},
-    ),
-    "Wav2Vec2BertForXVector": (
-        "AutoModelForAudioXVector",
-        _SPEECH | {"speakers": text.class_names, "vectors": speech.encoder_outputs},
-    ),
-    "LlamaForCausalLM": ("AutoModelForCausalLM", _CAUSAL),
-    "Qwen3ForCausalLM": ("AutoModelForCausalLM", _CAUSAL),
-    "ModernBertForMaskedLM": ("AutoModelForMaskedLM", _TEXT),
-    "BertForMaskedLM": ("AutoModelForMaskedLM", _TEXT),
-    "RobertaForMaskedLM": ("AutoModelForMaskedLM", _TEXT),
+COMPARISONS: dict[str, dict[str, Comparison]] = {
+    "Wav2Vec2BertModel": _SPEECH | {"hidden states": speech.encoder_outputs},
+    "Wav2Vec2BertForCTC": _RECOGNIZER,
+    "ParakeetForCTC": _RECOGNIZER,
+    "Wav2Vec2BertForSequenceClassification": _LOGITS | {"class": speech.utterance_classes},
+    "Wav2Vec2BertForAudioFrameClassification": _LOGITS | {"classes": speech.frame_classes},
+    "Wav2Vec2BertForXVector": _SPEECH | {"speakers": text.class_names, "vectors": speech.encoder_outputs},
+    **{name: _CAUSAL if name.endswith("CausalLM") else _MASKED for name in TEXT_MODELS},
     "ModernBertForSequenceClassification": (
-        "AutoModelForSequenceClassification",
-        {"ids": text.ids, "classes": text.class_names, "logits": text.logits, "pipeline": text.pipeline},
+        {"ids": text.ids, "classes": text.class_names, "logits": text.logits, "pipeline": text.pipeline}
     ),
     "VoxtralForConditionalGeneration": (
-        "AutoModelForSpeechSeq2Seq",
-        _SPEECH | {"ids": speech_lm.ids, "logits": speech_lm.logits, "answer": speech_lm.answers},
+        _SPEECH | {"ids": speech_lm.ids, "logits": speech_lm.logits, "answer": speech_lm.answers}
     ),
 }
-"""The Auto class that opens each class, and its comparisons by name, in order."""
+"""The comparisons of each class by name, in order."""
 
 
 def compare(
@@ -81,16 +66,15 @@ def compare(
       AudioError: a file of `audio` cannot be read.
     """
     clips = [*synthetic_clips(), *(audio_files.decode(file)[: _MOST_SECONDS * SAMPLE_RATE] for file in audio)]
-    auto, comparisons = COMPARISONS[made.architecture]
     with quiet(), torch.no_grad():
         try:
-            model = open_model(folder, auto, made.architecture, rounded_to)
+            model = open_model(folder, AUTO_CLASSES[made.architecture], made.architecture, rounded_to)
         except Exception as error:  # settings that no class has end in errors of every kind
             yield Check("opens", f"{type(error).__name__}: {error}", False)
             return
         yield Check("opens", f"{type(model).__name__}, every array in its place", True)
         subject = Subject(folder, in_float32(run), made, model, clips, [*TEXTS, *texts])
-        for name, comparison in comparisons.items():
+        for name, comparison in COMPARISONS[made.architecture].items():
             check = guarded(name, partial(comparison, subject))
             if check.result:
                 yield check

@@ -50,11 +50,11 @@ def ids(subject: Subject) -> str:
     pairs, foreign = _texts_and_ids(subject), subject.is_foreign
     if foreign:
         pairs.append((LONG_TEXT, subject.run.tokenizer.encode(LONG_TEXT)))
-    prefix, end = subject.theirs(vocabulary.prefix), subject.theirs([vocabulary.boundary])
+    prefix, end = subject.to_folder_ids(vocabulary.prefix), subject.to_folder_ids([vocabulary.boundary])
     prefixes = [prefix, []] if foreign and not causal else [prefix]
     suffixes = [[], end] if foreign else [[] if causal else end]
     for text, text_ids in pairs:
-        found, inside = tokenizer(text)["input_ids"], subject.theirs(text_ids)
+        found, inside = tokenizer(text)["input_ids"], subject.to_folder_ids(text_ids)
         compare_text(subject, text, text_ids, inside if foreign else found)
         allowed = [before + inside + after for before, after in itertools.product(prefixes, suffixes)]
         if found not in allowed and (inside or not foreign):
@@ -64,7 +64,7 @@ def ids(subject: Subject) -> str:
     places = subject.run.tokenizer.places if foreign else None
     special |= {"pad": PADDING} if places is None or places.padding is not None else {}
     special |= {"mask": vocabulary.mask} if places is None or places.mask is not None else {}
-    config, named = subject.model.config, {name: subject.theirs([here])[0] for name, here in special.items()}
+    config, named = subject.model.config, {name: subject.to_folder_ids([here])[0] for name, here in special.items()}
     for name, expected in named.items():
         holders = (tokenizer,) if name == "mask" and not foreign else (tokenizer, config)
         found = [getattr(holder, f"{name}_token_id", None) for holder in holders]
@@ -86,7 +86,7 @@ def _bare_note(subject: Subject) -> str:
 def compare_text(subject: Subject, text: str, text_ids: list[int], row: list[int]) -> None:
     """Compares the ids of a text alone, and the text that the folder's ids `row` are decoded to."""
     found = subject.tokenizer(text, add_special_tokens=False)["input_ids"]
-    expect_equal(repr(text[:60]), found, subject.theirs(text_ids))
+    expect_equal(repr(text[:60]), found, subject.to_folder_ids(text_ids))
     if not np.any(subject.vocabulary.is_unit(np.array(text_ids))):
         expect_equal(f"the text of {row[:20]}", decode(subject, row), subject.run.tokenizer.decode(text_ids))
 
@@ -101,7 +101,7 @@ def logits(subject: Subject) -> str:
     """Compares the logits of every token, or of every text where the model classifies, on the texts in one batch."""
     rows = [row[:_MOST_TOKENS] for row in _rows(subject)]
     tokens, inside, ours = _our_logits(subject, rows)
-    inputs = {"input_ids": subject.batch_of_theirs(tokens), "attention_mask": inside.astype(np.int64)}
+    inputs = {"input_ids": subject.to_folder_rows(tokens), "attention_mask": inside.astype(np.int64)}
     (theirs,) = outputs(subject.model, inputs)
     if theirs.ndim == 2:
         return within(distance(ours, theirs), f"{len(rows)} texts in a batch")
@@ -161,8 +161,8 @@ def continuations(subject: Subject) -> str:
         raise Differs(f"no half of a text has {most} tokens or fewer: name a shorter --text")
     new = min(_NEW_TOKENS, context - max(map(len, prompts.values())))
     if subject.is_foreign:
-        places, end = run.tokenizer.places, subject.theirs([vocabulary.boundary])
-        never = subject.theirs(np.flatnonzero(~vocabulary.may_follow()))
+        places, end = run.tokenizer.places, subject.to_folder_ids([vocabulary.boundary])
+        never = subject.to_folder_ids(np.flatnonzero(~vocabulary.may_follow()))
         model.generation_config = transformers.GenerationConfig(  # one given to `generate` is filled up by the folder's
             do_sample=False,
             max_new_tokens=new,
@@ -172,7 +172,7 @@ def continuations(subject: Subject) -> str:
         )
         found = []
         for half, ids in prompts.items():
-            given, expected = tokenizer(half)["input_ids"], subject.theirs(ids)
+            given, expected = tokenizer(half)["input_ids"], subject.to_folder_ids(ids)
             if given not in (expected, expected + end):
                 expect_equal(repr(half), given, expected)
             inputs = torch.tensor([expected])
@@ -185,7 +185,7 @@ def continuations(subject: Subject) -> str:
     for (name, prompt), row, continuation in zip(prompts.items(), found, ours, strict=True):
         (ids,), (length,) = continuation.tokens.tolist(), continuation.length.tolist()
         filler = [] if subject.is_foreign else [PADDING] * (len(row) - length)
-        expect_equal(f"the continuation of {name}, {prompt},", row, subject.theirs(ids[:length]) + filler)
+        expect_equal(f"the continuation of {name}, {prompt},", row, subject.to_folder_ids(ids[:length]) + filler)
     return f"{len(prompts)} prompts, up to {new} tokens each, greedy"
 
 

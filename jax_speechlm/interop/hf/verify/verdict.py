@@ -14,13 +14,7 @@ class Differs(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """The result of one comparison.
-
-    Attributes:
-      name: name of the comparison.
-      result: summary of the comparison, or the first difference or error.
-      passed: whether both sides agree.
-    """
+    """The result of one comparison: a summary, or the first difference or error."""
 
     name: str
     result: str
@@ -84,10 +78,10 @@ def guarded(name: str, compare: Callable[[], str]) -> Check:
         return Check(name, f"{type(error).__name__}: {error}", False)
 
 
-def expect_equal(subject: str, found: Any, expected: Any) -> None:
-    """Raises `Differs` unless the folder's value `found` equals the checkpoint's, `expected`."""
-    if found != expected:
-        raise Differs(f"{subject} is {_short(found)}, not {_short(expected)}")
+def expect_equal(subject: str, value: Any, expected: Any) -> None:
+    """Raises `Differs` unless the folder's value equals the checkpoint's, `expected`."""
+    if value != expected:
+        raise Differs(f"{subject} is {_short(value)}, not {_short(expected)}")
 
 
 def _short(value: Any) -> str:
