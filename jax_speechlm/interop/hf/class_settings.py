@@ -8,116 +8,52 @@ left as they are in the files: a default id may be an ordinary token of another 
 from collections.abc import Mapping
 from typing import Any
 
+# fmt: off
 _CAUSAL = {
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "rope_theta": 10_000.0,
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "hidden_act": "silu", "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False, "attention_bias": False, "rope_theta": 10_000.0,
 }
 _BERT = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "tie_word_embeddings": True,
-    "is_decoder": False,
-    "add_cross_attention": False,
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+    "hidden_act": "gelu", "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "type_vocab_size": 2,
+    "tie_word_embeddings": True, "is_decoder": False, "add_cross_attention": False,
 }
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": _CAUSAL
-    | {
-        "vocab_size": 32_000,
-        "intermediate_size": 11_008,
-        "num_key_value_heads": None,
-        "head_dim": None,
-        "max_position_embeddings": 2048,
-        "mlp_bias": False,
+    "llama": _CAUSAL | {
+        "vocab_size": 32_000, "intermediate_size": 11_008, "num_key_value_heads": None, "head_dim": None,
+        "max_position_embeddings": 2048, "mlp_bias": False,
     },
-    "qwen3": _CAUSAL
-    | {
-        "vocab_size": 151_936,
-        "intermediate_size": 22_016,
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-        "max_position_embeddings": 32_768,
-        "use_sliding_window": False,
-        "sliding_window": 4096,
-        "max_window_layers": 28,
-        "layer_types": None,
+    "qwen3": _CAUSAL | {
+        "vocab_size": 151_936, "intermediate_size": 22_016, "num_key_value_heads": 32, "head_dim": 128,
+        "max_position_embeddings": 32_768, "use_sliding_window": False, "sliding_window": 4096,
+        "max_window_layers": 28, "layer_types": None,
     },
     "modernbert": {
-        "vocab_size": 50_368,
-        "hidden_size": 768,
-        "intermediate_size": 1152,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 12,
-        "hidden_activation": "gelu",
-        "max_position_embeddings": 8192,
-        "norm_eps": 1e-5,
-        "norm_bias": False,
-        "attention_bias": False,
-        "layer_types": None,
-        "global_attn_every_n_layers": 3,
-        "local_attention": 128,
-        "global_rope_theta": 160_000.0,
-        "local_rope_theta": 10_000.0,
-        "mlp_bias": False,
-        "decoder_bias": True,
-        "classifier_pooling": "cls",
-        "classifier_bias": False,
-        "classifier_activation": "gelu",
+        "vocab_size": 50_368, "hidden_size": 768, "intermediate_size": 1152, "num_hidden_layers": 22,
+        "num_attention_heads": 12, "hidden_activation": "gelu", "max_position_embeddings": 8192, "norm_eps": 1e-5,
+        "norm_bias": False, "attention_bias": False, "layer_types": None, "global_attn_every_n_layers": 3,
+        "local_attention": 128, "global_rope_theta": 160_000.0, "local_rope_theta": 10_000.0, "mlp_bias": False,
+        "decoder_bias": True, "classifier_pooling": "cls", "classifier_bias": False, "classifier_activation": "gelu",
         "tie_word_embeddings": True,
     },
     "bert": _BERT | {"vocab_size": 30_522},
     "roberta": _BERT | {"vocab_size": 50_265, "pad_token_id": 1},  # its positions begin after that id
     "wav2vec2-bert": {
-        "vocab_size": None,
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "intermediate_size": 4096,
-        "feature_projection_input_dim": 160,
+        "vocab_size": None, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "intermediate_size": 4096, "feature_projection_input_dim": 160,
         "hidden_act": "silu",  # which the class calls swish
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "layer_norm_eps": 1e-5,
-        "use_weighted_layer_sum": False,
-        "tdnn_dim": [512, 512, 512, 512, 1500],
-        "tdnn_kernel": [5, 3, 3, 1, 1],
-        "tdnn_dilation": [1, 2, 3, 1, 1],
-        "xvector_output_dim": 512,
-        "add_adapter": False,
-        "use_intermediate_ffn_before_adapter": False,
-        "position_embeddings_type": "relative_key",
-        "left_max_position_embeddings": 64,
-        "right_max_position_embeddings": 8,
-        "conv_depthwise_kernel_size": 31,
+        "hidden_dropout": 0.0, "attention_dropout": 0.0, "layer_norm_eps": 1e-5, "use_weighted_layer_sum": False,
+        "tdnn_dim": [512, 512, 512, 512, 1500], "tdnn_kernel": [5, 3, 3, 1, 1], "tdnn_dilation": [1, 2, 3, 1, 1],
+        "xvector_output_dim": 512, "add_adapter": False, "use_intermediate_ffn_before_adapter": False,
+        "position_embeddings_type": "relative_key", "left_max_position_embeddings": 64,
+        "right_max_position_embeddings": 8, "conv_depthwise_kernel_size": 31,
     },
     "parakeet_encoder": {
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 8,
-        "intermediate_size": 4096,
-        "hidden_act": "silu",
-        "attention_bias": True,
-        "convolution_bias": True,
-        "conv_kernel_size": 9,
-        "subsampling_factor": 8,
-        "subsampling_conv_channels": 256,
-        "num_mel_bins": 80,
-        "subsampling_conv_kernel_size": 3,
-        "subsampling_conv_stride": 2,
-        "dropout": 0.1,
-        "attention_dropout": 0.1,
+        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8, "intermediate_size": 4096,
+        "hidden_act": "silu", "attention_bias": True, "convolution_bias": True, "conv_kernel_size": 9,
+        "subsampling_factor": 8, "subsampling_conv_channels": 256, "num_mel_bins": 80,
+        "subsampling_conv_kernel_size": 3, "subsampling_conv_stride": 2, "dropout": 0.1, "attention_dropout": 0.1,
         "scale_input": True,
     },
     "parakeet_ctc": {"vocab_size": 1025},
@@ -126,18 +62,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """By `model_type`: what a setting is that a `config.json` does not have."""
 
 VOXTRAL_TEXT = {
-    "model_type": "llama",
-    "vocab_size": 131_072,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 30,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131_072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 100_000_000.0,
-    "head_dim": 128,
+    "model_type": "llama", "vocab_size": 131_072, "hidden_size": 3072, "intermediate_size": 8192,
+    "num_hidden_layers": 30, "num_key_value_heads": 8, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5,
+    "rope_theta": 100_000_000.0, "head_dim": 128,
 }
 """Voxtral's defaults of its language model, which come before those of that model's own class."""
+# fmt: on
 
 _PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "voxtral": {"audio_config": {"model_type": "voxtral_encoder"}, "text_config": VOXTRAL_TEXT},
@@ -147,15 +77,10 @@ _PARTS: dict[str, dict[str, dict[str, Any]]] = {
 FEATURES: dict[str, dict[str, Any]] = {
     "SeamlessM4TFeatureExtractor": {"sampling_rate": 16_000, "num_mel_bins": 80, "stride": 2},
     "ParakeetFeatureExtractor": {
-        "feature_size": 80,
-        "sampling_rate": 16_000,
-        "hop_length": 160,
-        "n_fft": 512,
-        "win_length": 400,
-        "preemphasis": 0.97,
-        "padding_value": 0.0,
+        "feature_size": 80, "sampling_rate": 16_000, "hop_length": 160, "n_fft": 512, "win_length": 400,
+        "preemphasis": 0.97, "padding_value": 0.0,
     },
-}
+}  # fmt: skip
 """The same of feature extractors, by the name of the class."""
 
 ACTIVATIONS = {"swish": "silu", "gelu_python": "gelu"}

@@ -1,7 +1,7 @@
 """Conversion of parameters to and from Hugging Face's state dicts, as dicts of numpy arrays, by a table; without torch.
 
-A row names one parameter on both sides and the layout of its array; both directions use the same rows. `{}` in
-Hugging Face's name is replaced by a layer's number: our side stacks the layers of such a row.
+A row names one parameter on both sides and the layout of its array; both directions use the same rows. Our side stacks
+the layers of a row whose name on Hugging Face's side has `{}` for a layer's number, or which has a name per layer.
 
 Every layout is a change of strides, so the parameters of a file that is mapped into memory are views of the file
 (`sources`), of which only a device's shard is read.
@@ -30,23 +30,34 @@ class Layout(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One parameter: dotted path on our side, name on theirs."""
+    """One parameter: dotted path on our side, and Hugging Face's name or its names by layer."""
 
     ours: str
-    theirs: str
+    theirs: str | Sequence[str]
     layout: Layout
 
+    def names(self, num_layers: int) -> list[str]:
+        """Returns Hugging Face's names."""
+        if isinstance(self.theirs, str):
+            return [self.theirs.format(layer) for layer in range(num_layers)] if self.is_stacked else [self.theirs]
+        return list(self.theirs)
 
-def _heads(config: Any) -> tuple[int, int]:
-    return config.num_heads, config.dim // config.num_heads
+    @property
+    def is_stacked(self) -> bool:
+        return not isinstance(self.theirs, str) or "{}" in self.theirs
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", config.dim // config.num_heads)
 
 
 SAME = Layout(lambda x, c: x, lambda x, c: x)
 TRANSPOSED = Layout(lambda x, c: x.T, lambda x, c: x.T)
-# Of speech encoders: attention's kernels [dim, heads, dim / heads], and convolutions, theirs [out, in, taps].
-INTO_HEADS = Layout(lambda x, c: x.reshape(c.dim, c.dim).T, lambda x, c: x.T.reshape(c.dim, *_heads(c)))
-HEADS_BIAS = Layout(lambda x, c: x.reshape(c.dim), lambda x, c: x.reshape(_heads(c)))
-OUT_OF_HEADS = Layout(lambda x, c: x.reshape(c.dim, c.dim).T, lambda x, c: x.T.reshape(*_heads(c), c.dim))
+# Kernels before attention [dim, heads, head_dim] and behind it [heads, head_dim, dim].
+INTO_HEADS = Layout(lambda x, c: x.reshape(c.dim, -1).T, lambda x, c: x.T.reshape(c.dim, -1, _head_dim(c)))
+HEADS_BIAS = Layout(lambda x, c: x.reshape(-1), lambda x, c: x.reshape(-1, _head_dim(c)))
+OUT_OF_HEADS = Layout(lambda x, c: x.reshape(-1, c.dim).T, lambda x, c: x.T.reshape(c.num_heads, _head_dim(c), c.dim))
+# Convolutions, theirs [out, in, taps].
 POINTWISE = Layout(lambda x, c: x.T[..., None], lambda x, c: x[..., 0].T)
 DEPTHWISE = Layout(lambda x, c: x.T[:, None, :], lambda x, c: x[:, 0, :].T)
 GATED = Layout(lambda x, c: x.reshape(c.dim, 2 * c.dim).T[..., None], lambda x, c: x[..., 0].T.reshape(c.dim, 2, c.dim))
@@ -199,13 +210,10 @@ def sources(state_dict: StateDict, rows: Iterable[Row], config: Any, kind: str) 
 
     tree: Params = {}
     for row in rows:
-        if "{}" in row.theirs:
-            layers = tuple(take(row.theirs.format(i), row.layout) for i in range(config.num_layers))
-            if len({layer.shape for layer in layers}) > 1:
-                raise ValueError(f"{row.theirs.format('*')!r} has other shapes in some layers than in others")
-            insert(tree, row.ours.split("."), TensorSource(layers, is_stacked=True))
-        else:
-            insert(tree, row.ours.split("."), TensorSource((take(row.theirs, row.layout),)))
+        layers = tuple(take(name, row.layout) for name in row.names(config.num_layers))
+        if len({layer.shape for layer in layers}) > 1:
+            raise ValueError(f"{row.names(1)[0]!r} has another shape than the same parameter of other layers")
+        insert(tree, row.ours.split("."), TensorSource(layers, row.is_stacked))
     if rest:
         raise ValueError(f"the state dict holds arrays that the config has no place for, such as {min(rest)!r}")
     return tree
@@ -215,9 +223,8 @@ def write(params: Params, rows: Iterable[Row], config: Any) -> dict[str, np.ndar
     """Returns the float32 state dict of our parameters."""
     arrays = {}
     for row in rows:
-        ours = np.asarray(at(params, row.ours.split(".")))
-        named = {row.theirs.format(i): x for i, x in enumerate(ours)} if "{}" in row.theirs else {row.theirs: ours}
-        for name, value in named.items():
+        array = np.asarray(at(params, row.ours.split(".")))
+        for name, value in zip(row.names(config.num_layers), array if row.is_stacked else [array], strict=True):
             arrays[name] = np.ascontiguousarray(row.layout.to_hf(value, config), np.float32)
     return arrays
 

@@ -11,43 +11,29 @@ import numpy as np
 
 from jax_speechlm.interop.hf import bert, mapping
 from jax_speechlm.interop.hf.class_settings import completed
-from jax_speechlm.interop.hf.mapping import SAME, TRANSPOSED, Layout, Row, StateDict
+from jax_speechlm.interop.hf.mapping import INTO_HEADS, OUT_OF_HEADS, SAME, TRANSPOSED, Row, StateDict
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
 from jax_speechlm.nn.functional import Params
 
-_INTO_HEADS = Layout(lambda x, c: x.reshape(c.dim, -1).T, lambda x, c: x.T.reshape(c.dim, -1, c.head_dim))
-_OUT_OF_HEADS = Layout(lambda x, c: x.reshape(-1, c.dim).T, lambda x, c: x.T.reshape(c.num_heads, c.head_dim, c.dim))
-
-_LAYERS = "model.layers.{}"
 _ROWS = (  # our name, the layout, the names in Llama and Qwen3 and in ModernBERT
-    ("embedding", SAME, "model.embed_tokens.weight", "model.embeddings.tok_embeddings.weight"),
-    ("layers.attention_norm.scale", SAME, f"{_LAYERS}.input_layernorm.weight", f"{_LAYERS}.attn_norm.weight"),
-    (
-        "layers.attention.query.kernel",
-        _INTO_HEADS,
-        f"{_LAYERS}.self_attn.q_proj.weight",
-        f"{_LAYERS}.attn.Wqkv.weight/0",
-    ),
-    ("layers.attention.key.kernel", _INTO_HEADS, f"{_LAYERS}.self_attn.k_proj.weight", f"{_LAYERS}.attn.Wqkv.weight/1"),
-    (
-        "layers.attention.value.kernel",
-        _INTO_HEADS,
-        f"{_LAYERS}.self_attn.v_proj.weight",
-        f"{_LAYERS}.attn.Wqkv.weight/2",
-    ),
-    ("layers.attention.out.kernel", _OUT_OF_HEADS, f"{_LAYERS}.self_attn.o_proj.weight", f"{_LAYERS}.attn.Wo.weight"),
-    ("layers.ffn_norm.scale", SAME, f"{_LAYERS}.post_attention_layernorm.weight", f"{_LAYERS}.mlp_norm.weight"),
-    ("layers.ffn.gate.kernel", TRANSPOSED, f"{_LAYERS}.mlp.gate_proj.weight", f"{_LAYERS}.mlp.Wi.weight/0"),
-    ("layers.ffn.up.kernel", TRANSPOSED, f"{_LAYERS}.mlp.up_proj.weight", f"{_LAYERS}.mlp.Wi.weight/1"),
-    ("layers.ffn.down.kernel", TRANSPOSED, f"{_LAYERS}.mlp.down_proj.weight", f"{_LAYERS}.mlp.Wo.weight"),
-    ("norm.scale", SAME, "model.norm.weight", "model.final_norm.weight"),
+    ("embedding", SAME, "embed_tokens", "embeddings.tok_embeddings.weight"),
+    ("layers.attention_norm.scale", SAME, "layers.{}.input_layernorm", "layers.{}.attn_norm.weight"),
+    ("layers.attention.query.kernel", INTO_HEADS, "layers.{}.self_attn.q_proj", "layers.{}.attn.Wqkv.weight/0"),
+    ("layers.attention.key.kernel", INTO_HEADS, "layers.{}.self_attn.k_proj", "layers.{}.attn.Wqkv.weight/1"),
+    ("layers.attention.value.kernel", INTO_HEADS, "layers.{}.self_attn.v_proj", "layers.{}.attn.Wqkv.weight/2"),
+    ("layers.attention.out.kernel", OUT_OF_HEADS, "layers.{}.self_attn.o_proj", "layers.{}.attn.Wo.weight"),
+    ("layers.ffn_norm.scale", SAME, "layers.{}.post_attention_layernorm", "layers.{}.mlp_norm.weight"),
+    ("layers.ffn.gate.kernel", TRANSPOSED, "layers.{}.mlp.gate_proj", "layers.{}.mlp.Wi.weight/0"),
+    ("layers.ffn.up.kernel", TRANSPOSED, "layers.{}.mlp.up_proj", "layers.{}.mlp.Wi.weight/1"),
+    ("layers.ffn.down.kernel", TRANSPOSED, "layers.{}.mlp.down_proj", "layers.{}.mlp.Wo.weight"),
+    ("norm.scale", SAME, "norm", "final_norm.weight"),
 )
-_CAUSAL = [Row(ours, causal, layout) for ours, layout, causal, _ in _ROWS]
+_CAUSAL = [Row(ours, f"model.{causal}.weight", layout) for ours, layout, causal, _ in _ROWS]
 _QUERY_KEY_NORM = [
-    Row("layers.attention.query_norm.scale", f"{_LAYERS}.self_attn.q_norm.weight", SAME),
-    Row("layers.attention.key_norm.scale", f"{_LAYERS}.self_attn.k_norm.weight", SAME),
+    Row("layers.attention.query_norm.scale", "model.layers.{}.self_attn.q_norm.weight", SAME),
+    Row("layers.attention.key_norm.scale", "model.layers.{}.self_attn.k_norm.weight", SAME),
 ]
-_BOTH_WAYS = [Row(ours, both_ways, layout) for ours, layout, _, both_ways in _ROWS] + [
+_BOTH_WAYS = [Row(ours, f"model.{both_ways}", layout) for ours, layout, _, both_ways in _ROWS] + [
     Row("prediction.linear.kernel", "head.dense.weight", TRANSPOSED),
     Row("prediction.norm.scale", "head.norm.weight", SAME),
     Row("prediction.bias", "decoder.bias", SAME),
@@ -55,8 +41,6 @@ _BOTH_WAYS = [Row(ours, both_ways, layout) for ours, layout, _, both_ways in _RO
 _CLASSIFIER = mapping.linear("head", "classifier")
 _VOCABULARY_MAP = "decoder.weight", "decoder.bias"
 _FUSED = {"Wqkv.weight": 3, "Wi.weight": 2}  # name -> number of our arrays that are concatenated in it
-# Our first layer's attention norm is theirs on the embeddings.
-_FIRST_NORM = "model.layers.0.attn_norm.weight", "model.embeddings.norm.weight"
 
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -66,10 +50,8 @@ _ARCHITECTURES = {
     "roberta": "RobertaForMaskedLM",
 }
 CLASSIFIER = "ModernBertForSequenceClassification"
-_LEARNT = ("bert", "roberta")  # positions
-TIED = {"lm_head.weight", "decoder.weight"} | {
-    name for kind in _LEARNT for name in (bert.head(kind), bert.head(kind).replace("weight", "bias"))
-}
+TIED = {"lm_head.weight", "decoder.weight"}
+TIED |= {f"{prefix}decoder.{part}" for prefix in bert.HEAD.values() for part in ("weight", "bias")}
 """Names of arrays that are other arrays of a tied model once more; a file holds them once."""
 
 
@@ -86,8 +68,8 @@ def sources(state_dict: StateDict, config: TransformerConfig) -> Params:
     rows, head = _rows(config, model_type)
     arrays = {name: np.asarray(value) for name, value in state_dict.items()}
     embedding = rows[0].theirs
-    if model_type in _LEARNT:
-        arrays = bert.named(bert.used(arrays), model_type, config.num_layers)
+    if model_type in bert.HEAD:
+        arrays = bert.used(arrays)
     if config.tied and head in arrays:  # the two are one array, saved under either name or both
         table = arrays.pop(head)
         if not np.array_equal(arrays.setdefault(embedding, table), table):
@@ -110,8 +92,8 @@ def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.n
     arrays = mapping.write(params, rows, config)
     if model_type == "modernbert":
         arrays = _join(arrays)
-    elif model_type in _LEARNT:
-        arrays = bert.saved(arrays, model_type, config.num_layers)
+    elif model_type in bert.HEAD:
+        arrays[f"{bert.HEAD[model_type]}decoder.bias"] = arrays[f"{bert.HEAD[model_type]}bias"]
     if config.tied:
         arrays[head] = arrays[rows[0].theirs]
     return arrays
@@ -176,33 +158,32 @@ def classifier_config_to_hugging_face(config: TransformerConfig) -> dict[str, An
 
 def _rows(config: TransformerConfig, model_type: str) -> tuple[list[Row], str]:
     """Returns the table, and the name of the vocabulary map, which only an untied model has a row for."""
-    if model_type in _LEARNT:
-        rows, head = bert.rows(model_type, _INTO_HEADS, _OUT_OF_HEADS), bert.head(model_type)
+    if model_type in bert.HEAD:
+        rows, head = bert.rows(model_type, config.num_layers), f"{bert.HEAD[model_type]}decoder.weight"
     elif model_type == "modernbert":
-        rows, head = _BOTH_WAYS, "decoder.weight"
+        # Our first layer's attention norm is theirs on the embeddings.
+        norms = [f"model.layers.{i}.attn_norm.weight" for i in range(1, config.num_layers)]
+        first_norm = Row(_BOTH_WAYS[1].ours, ["model.embeddings.norm.weight", *norms], SAME)
+        rows, head = [_BOTH_WAYS[0], first_norm, *_BOTH_WAYS[2:]], "decoder.weight"
     else:
         rows, head = _CAUSAL + (_QUERY_KEY_NORM if model_type == "qwen3" else []), "lm_head.weight"
     return rows if config.tied else [*rows, Row("untied", head, SAME)], head
 
 
 def _split(arrays: StateDict) -> dict[str, np.ndarray]:
-    """Splits fused arrays, into "name/part", and renames the norm of the embeddings to the first layer's."""
-    ours, theirs = _FIRST_NORM
+    """Splits fused arrays, into "name/part"."""
     parts: dict[str, np.ndarray] = {}
     for name, value in arrays.items():
         num = next((num for fused, num in _FUSED.items() if name.endswith(fused)), 1)
-        if num > 1 and value.ndim and len(value) % num == 0:
-            parts |= {f"{name}/{i}": part for i, part in enumerate(np.split(value, num))}
-        else:
-            parts[ours if name == theirs else name] = value
+        fits = num > 1 and value.ndim and len(value) % num == 0
+        parts |= {f"{name}/{i}": part for i, part in enumerate(np.split(value, num))} if fits else {name: value}
     return parts
 
 
 def _join(parts: StateDict) -> dict[str, np.ndarray]:
-    ours, theirs = _FIRST_NORM
     arrays: dict[str, list[np.ndarray]] = {}
     for name, value in parts.items():
-        arrays.setdefault(theirs if name == ours else name.partition("/")[0], []).append(value)
+        arrays.setdefault(name.partition("/")[0], []).append(value)
     return {name: np.concatenate(values) if len(values) > 1 else values[0] for name, values in arrays.items()}
 
 
@@ -244,7 +225,7 @@ _NEVER = {
     "bert": ("window",),
     "roberta": ("window",),
 }
-_EPSILON = {"modernbert": "norm_eps"} | dict.fromkeys(_LEARNT, "layer_norm_eps")  # of the others: rms_norm_eps
+_EPSILON = {"modernbert": "norm_eps"} | dict.fromkeys(bert.HEAD, "layer_norm_eps")  # of the others: rms_norm_eps
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -265,7 +246,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> TransformerConfig:
     mapping.require_fixed(values, _FIXED[model_type])
     settings = _FORM[model_type] | {ours: values[theirs] for theirs, ours in _RENAMED.items()}
     settings |= {"norm_epsilon": values[_EPSILON.get(model_type, "rms_norm_eps")]} | _heads(values, model_type)
-    places = _learnt_positions(values, model_type) if model_type in _LEARNT else _attention_from(values, model_type)
+    places = _learnt_positions(values, model_type) if model_type in bert.HEAD else _attention_from(values, model_type)
     return TransformerConfig(**settings, **places)
 
 
@@ -281,7 +262,7 @@ def config_to_hugging_face(config: TransformerConfig, vocab_size: int) -> dict[s
     settings = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()} | _FIXED[model_type]
     settings |= {"model_type": model_type, "architectures": [_ARCHITECTURES[model_type]], "vocab_size": vocab_size}
     settings |= dict.fromkeys(("bos_token_id", "eos_token_id"), None) | {"pad_token_id": 0}
-    if model_type in _LEARNT:
+    if model_type in bert.HEAD:
         learnt = config.positions
         settings |= {"layer_norm_eps": config.norm_epsilon, "max_position_embeddings": learnt.size}
         settings |= {"type_vocab_size": learnt.token_types}
@@ -321,7 +302,7 @@ def _model_type(config: TransformerConfig) -> str:
         if getattr(config, name) != only:
             what = _ARCHITECTURES[model_type]
             raise ValueError(f"{what} has {name}={only!r} only; this model has {name}={getattr(config, name)!r}")
-    if model_type in _LEARNT and not config.positions.token_types:
+    if model_type in bert.HEAD and not config.positions.token_types:
         raise ValueError(f"{_ARCHITECTURES[model_type]} has token types; this model has positions.token_types=0")
     return model_type
 
