@@ -14,6 +14,9 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.paths import AnyPath
+
 RECORD = "jax_speechlm.json"
 _LARGEST_FILE = 128 << 20  # the largest tokenizers have some 30 MB, and twice that inside a record
 _LARGEST_SETTINGS = 16 << 20  # any other
@@ -27,6 +30,17 @@ class ExportError(ValueError):
 
 class FailedCheck(ExportError):
     """The written model does not compute the checkpoint's results."""
+
+
+@contextlib.contextmanager
+def errors_of(place: AnyPath) -> Iterator[None]:
+    """Raises errors of what is read or converted as `ExportError`s that name a file, folder or checkpoint."""
+    try:
+        yield
+    except (ValueError, DataError) as error:
+        if isinstance(error, ExportError) and str(place) in str(error):
+            raise
+        raise ExportError(f"{place}: {error}") from error
 
 
 def inside(folder: Path, name: str) -> Path:

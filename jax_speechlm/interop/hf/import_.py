@@ -18,16 +18,15 @@ from tyro.conf import Positional
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
-from jax_speechlm.core.tree import name_of
+from jax_speechlm.core.tree import at, name_of
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
-from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck
-from jax_speechlm.interop.hf import feature_extractor, voxtral, wav2vec2_bert
+from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck, errors_of
+from jax_speechlm.interop.hf import feature_extractor, transformer, voxtral, wav2vec2_bert
 from jax_speechlm.interop.hf.foreign_tokenizers import read_ctc_tokenizer, read_text_tokenizer
 from jax_speechlm.interop.hf.mapping import TensorSource, place
 from jax_speechlm.interop.hf.registry import TEXT_MODELS, Model, id_axis, read_model, settings
-from jax_speechlm.interop.hf.transformer import CLASSIFIER
 from jax_speechlm.interop.hf.verify.check import check_import
 from jax_speechlm.interop.hf.verify.verdict import Verdict
 from jax_speechlm.nn import functional
@@ -108,8 +107,9 @@ def import_run(
     experiment = imported.experiment.replace(mesh=mesh)
     params = imported.place(make_mesh(mesh), jnp.dtype(dtype))
     record = {"imported": str(folder), "architecture": imported.architecture, "dtype": dtype}
+    meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(imported.tokenizer)}
     with folders.written(out, record) as run:
-        _save(run, imported, experiment, params)
+        ckpt.write(run, params, meta | {"plan": None, "units": imported.units, "step": 0})
         del params
         loaded = LoadedRun.read(run)
         verdict = check_import(folder, loaded, imported.sources, jnp.dtype(dtype), audio, text)
@@ -126,31 +126,25 @@ def import_run(
 
 
 def read_folder(folder: Path) -> Imported:
-    """Reads a folder as a run; its arrays are not read yet.
-
-    Returns:
-      The run, with the places in the files of all parameters.
+    """Reads a folder as a run, with the places in the files of all parameters; its arrays are not read yet.
 
     Raises:
       ExportError: it cannot become a run; the message names the reason.
     """
     model = read_model(folder)
-    try:
-        exported = _as_exported(folder, model)
-        experiment, tokenizer, units = exported or (*EXPERIMENTS[model.architecture](folder, model), None)
+    with errors_of(folder):
+        exported = _as_exported(model)
+        experiment, tokenizer, units = exported or (*EXPERIMENTS[model.architecture](model), None)
         objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
         declaration = functional.declare(objective.make)
-    except ExportError:
-        raise
-    except (ValueError, DataError) as error:
-        raise ExportError(f"{folder}: {error}") from error
-    sources = _with_our_ids(model.sources, tokenizer, declaration.shapes)
+    sources = _with_local_ids(model.sources, tokenizer, declaration.shapes)
     _require_shapes(folder, sources, declaration.shapes)
     return Imported(model.architecture, experiment, tokenizer, units, sources, declaration)
 
 
-def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | None, str | None] | None:
+def _as_exported(model: Model) -> tuple[Experiment, Tokenizer | None, str | None] | None:
     """Returns the run that the folder was exported from; None if it is not an export, or was changed since."""
+    folder = model.folder
     if not (folder / RECORD).is_file():
         return None
     record = folders.read_json(folder, RECORD)
@@ -162,8 +156,8 @@ def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | No
         config, files = settings(experiment, tokenizer)
     except (KeyError, TypeError, AttributeError, ValueError, DataError, ckpt.CheckpointError, OSError) as error:
         raise ExportError(f"{folder / RECORD} is damaged ({error}): remove it, or export the model anew") from error
-    there = {name: folders.read_file(folder, name) for name in files if (folder / name).exists()}
-    if config != model.values or files != there:
+    present = {name: folders.read_file(folder, name) for name in files if (folder / name).exists()}
+    if config != model.values or files != present:
         print(f"{folder / RECORD} is not of the files beside it, and left aside", file=sys.stderr)
         return None
     if isinstance(experiment.objective, Distillation):  # the student alone was exported
@@ -179,59 +173,48 @@ def _as_exported(folder: Path, model: Model) -> tuple[Experiment, Tokenizer | No
     return experiment.replace(objective=objective, data=data), tokenizer, None
 
 
-def _of_speech(folder: Path, model: Model, objective: ObjectiveConfig) -> Experiment:
-    return Experiment(objective=objective, model=model.config, frontend=_front_end(folder), data=_SPEECH)
+def _of_speech(
+    model: Model, objective: ObjectiveConfig, tokenizer: Tokenizer | None = None
+) -> tuple[Experiment, Tokenizer | None]:
+    front_end = _front_end(model.folder)
+    return Experiment(objective=objective, model=model.config, frontend=front_end, data=_SPEECH), tokenizer
 
 
-def _encoder(folder: Path, model: Model) -> tuple[Experiment, None]:
-    return _of_speech(folder, model, EncoderOnly()), None
+def _recognizer(model: Model) -> tuple[Experiment, Tokenizer | None]:
+    tokenizer = read_ctc_tokenizer(model.folder, model.values, _num_rows(model, model.settings, ("head", "bias")))
+    return _of_speech(model, CTC(), tokenizer)
 
 
-def _recognizer(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
-    tokenizer = read_ctc_tokenizer(folder, model.values, _num_rows(folder, model, model.settings, ("head", "bias")))
-    return _of_speech(folder, model, CTC()), tokenizer
+def _speaker_model(model: Model) -> tuple[Experiment, Tokenizer | None]:
+    classes, head = _class_names(model), wav2vec2_bert.x_vector_config_from_hugging_face(model.settings)
+    return _of_speech(model, SpeakerVerification(classes=classes, head=head))
 
 
-def _classifier(folder: Path, model: Model) -> tuple[Experiment, None]:
-    return _of_speech(folder, model, Classification(classes=_class_names(folder, model))), None
-
-
-def _frame_classifier(folder: Path, model: Model) -> tuple[Experiment, None]:
-    return _of_speech(folder, model, FrameClassification(classes=_class_names(folder, model))), None
-
-
-def _speaker_model(folder: Path, model: Model) -> tuple[Experiment, None]:
-    classes, head = _class_names(folder, model), wav2vec2_bert.x_vector_config_from_hugging_face(model.settings)
-    return _of_speech(folder, model, SpeakerVerification(classes=classes, head=head)), None
-
-
-def _class_names(folder: Path, model: Model) -> tuple[str, ...]:
+def _class_names(model: Model) -> tuple[str, ...]:
     names, sources = model.settings["id2label"], model.sources
     array, rank = (sources["head"]["bias"], 1) if "head" in sources else (sources["speaker"]["speakers"], 2)
     if len(array.shape) != rank:
-        raise ExportError(f"{folder}: the array of its classes has {len(array.shape)} dimensions, and not {rank}")
-    count = array.shape[-1]
-    if not isinstance(names, dict) or names.keys() != {str(number) for number in range(count)}:
-        raise ExportError(f"{folder / 'config.json'}: id2label does not name the {count} classes of the head")
-    return tuple(names[str(number)] for number in range(count))
+        raise ExportError(f"{model.folder}: the array of its classes has {len(array.shape)} dimensions, and not {rank}")
+    labels = [str(label) for label in range(array.shape[-1])]
+    if not isinstance(names, dict) or names.keys() != set(labels):
+        raise ExportError(f"{model.file}: id2label does not name the {len(labels)} classes of the head")
+    return tuple(names[label] for label in labels)
 
 
-def _text_classifier(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
+def _text_classifier(model: Model) -> tuple[Experiment, Tokenizer]:
     if (pooling := model.settings["classifier_pooling"]) != "mean":
-        raise ExportError(
-            f"{folder / 'config.json'}: classifier_pooling={pooling!r}: here it is the mean of all tokens"
-        )
-    experiment, tokenizer = _text_model(folder, model)
-    return experiment.replace(objective=Classification(classes=_class_names(folder, model))), tokenizer
+        raise ExportError(f"{model.file}: classifier_pooling={pooling!r}: here it is the mean of all tokens")
+    experiment, tokenizer = _text_model(model)
+    return experiment.replace(objective=Classification(classes=_class_names(model))), tokenizer
 
 
-def _speech_language_model(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
-    text, speech = model.settings["text_config"], model.values.get("audio_token_id")
-    if type(speech) is not int:
-        raise ExportError(f"{folder / 'config.json'} has no audio_token_id: nothing says which id stands for speech")
-    rows = _num_rows(folder, model, text, ("transformer", "embedding"))
-    tokenizer = read_text_tokenizer(folder, text, rows, causal=True, mask=speech)
-    return _of_speech(folder, model, _prompted(folder)), tokenizer
+def _speech_language_model(model: Model) -> tuple[Experiment, Tokenizer | None]:
+    text, speech_id = model.settings["text_config"], model.values.get("audio_token_id")
+    if type(speech_id) is not int:
+        raise ExportError(f"{model.file} has no audio_token_id: nothing says which id stands for speech")
+    num_rows = _num_rows(model, text, ("transformer", "embedding"))
+    tokenizer = read_text_tokenizer(model.folder, text, num_rows, causal=True, mask=speech_id)
+    return _of_speech(model, _prompted(model.folder), tokenizer)
 
 
 def _prompted(folder: Path) -> SpeechLM:
@@ -242,70 +225,66 @@ def _prompted(folder: Path) -> SpeechLM:
             f'{file} is missing: nothing says how the model is asked. Write {{"task": "transcribe", "before": "...", '
             '"behind": "..."}, the texts before and behind the speech that it was trained with'
         )
-    said = folders.read_json(folder, voxtral.PROMPT)
+    values = folders.read_json(folder, voxtral.PROMPT)
     try:
-        task, prompt = said["task"], {name: said[name] for name in ("before", "behind")}
-        return SpeechLM(task=task, prompts={task: prompt})
+        prompt = {name: values[name] for name in ("before", "behind")}
+        return SpeechLM(task=values["task"], prompts={values["task"]: prompt})
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{file} does not give a task and the texts before and behind the speech: {error}") from error
 
 
-def _text_model(folder: Path, model: Model) -> tuple[Experiment, Tokenizer]:
-    causal = model.config.causal
-    num_rows = _num_rows(folder, model, model.settings, ("transformer", "embedding"))
-    tokenizer = read_text_tokenizer(folder, model.values, num_rows, causal=causal)
-    learnt = model.config.positions
+def _text_model(model: Model) -> tuple[Experiment, Tokenizer]:
+    causal, learnt = model.config.causal, model.config.positions
+    num_rows = _num_rows(model, model.settings, ("transformer", "embedding"))
+    tokenizer = read_text_tokenizer(model.folder, model.values, num_rows, causal=causal)
     context = learnt.longest if learnt else model.settings["max_position_embeddings"]
     data = Text(sets=(), context=context, tokens_per_batch=context, packed=causal)
     return Experiment(objective=CausalLM() if causal else MaskedLM(), model=model.config, data=data), tokenizer
 
 
-EXPERIMENTS: dict[str, Callable[[Path, Model], tuple[Experiment, Tokenizer | None]]] = {
-    "Wav2Vec2BertModel": _encoder,
-    "Wav2Vec2BertForCTC": _recognizer,
+EXPERIMENTS: dict[str, Callable[[Model], tuple[Experiment, Tokenizer | None]]] = {
+    wav2vec2_bert.MODEL: lambda model: _of_speech(model, EncoderOnly()),
+    wav2vec2_bert.CTC: _recognizer,
     "ParakeetForCTC": _recognizer,
-    "Wav2Vec2BertForSequenceClassification": _classifier,
-    "Wav2Vec2BertForAudioFrameClassification": _frame_classifier,
-    "Wav2Vec2BertForXVector": _speaker_model,
+    wav2vec2_bert.CLASSIFIER: lambda model: _of_speech(model, Classification(classes=_class_names(model))),
+    wav2vec2_bert.FRAMES: lambda model: _of_speech(model, FrameClassification(classes=_class_names(model))),
+    wav2vec2_bert.X_VECTOR: _speaker_model,
     **dict.fromkeys(TEXT_MODELS, _text_model),
-    CLASSIFIER: _text_classifier,
+    transformer.CLASSIFIER: _text_classifier,
     voxtral.ARCHITECTURE: _speech_language_model,
 }
 """The run that each class of transformers becomes; `registry.READERS` has the readers of the classes."""
 
 
 def _front_end(folder: Path) -> FrontEnd:
-    file = next(
-        (name for name in (feature_extractor.FILE, _PROCESSOR) if (folder / name).exists()), feature_extractor.FILE
-    )
+    in_processor = not (folder / feature_extractor.FILE).exists() and (folder / _PROCESSOR).exists()
+    file = _PROCESSOR if in_processor else feature_extractor.FILE
     values = folders.read_json(folder, file)
-    if file == _PROCESSOR and isinstance(values, dict) and not values.get("auto_map"):
+    if in_processor and isinstance(values, dict) and not values.get("auto_map"):
         values = values.get("feature_extractor")
     if not isinstance(values, dict) or values.get("auto_map"):
         raise ExportError(f"{folder / file} names code of the folder's own, or no feature extractor: refused")
-    try:
+    with errors_of(folder / file):
         return FrontEnd(mel=feature_extractor.front_end_from_hugging_face(values))
-    except ValueError as error:
-        raise ExportError(f"{folder / file}: {error}") from error
 
 
-def _num_rows(folder: Path, model: Model, values: dict[str, Any], path: Sequence[str]) -> int:
-    source = model.sources
-    for name in path:
-        if name not in source:
-            raise ExportError(f"{folder} has no {'/'.join(path)} among its arrays: it is no whole {model.architecture}")
-        source = source[name]
-    found = source.shape[0] if source.shape else 0
-    if (said := values.get("vocab_size")) != found:
-        raise ExportError(f"{folder / 'config.json'}: vocab_size is {said}, and the model's table has {found} rows")
-    return found
+def _num_rows(model: Model, values: dict[str, Any], path: Sequence[str]) -> int:
+    """Returns the rows of the table of ids at a path of the parameters, which have to be as many as `values` says."""
+    if (source := at(model.sources, path)) is None:
+        raise ExportError(
+            f"{model.folder} has no {'/'.join(path)} among its arrays: it is no whole {model.architecture}"
+        )
+    num_rows = source.shape[0] if source.shape else 0
+    if (expected := values.get("vocab_size")) != num_rows:
+        raise ExportError(f"{model.file}: vocab_size is {expected}, and the model's table has {num_rows} rows")
+    return num_rows
 
 
-def _with_our_ids(sources: Params, tokenizer: Tokenizer | None, shapes: Params) -> Params:
+def _with_local_ids(sources: Params, tokenizer: Tokenizer | None, shapes: Params) -> Params:
     """Returns sources whose rows are in the order of our ids; a row without a counterpart is zeros."""
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return sources
-    sizes = {name_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
+    sizes = _shapes(shapes)
 
     def move(path: tuple, source: TensorSource) -> TensorSource:
         axis, shape = id_axis(sources, path), sizes.get(name_of(path))
@@ -317,17 +296,14 @@ def _with_our_ids(sources: Params, tokenizer: Tokenizer | None, shapes: Params) 
 
 
 def _require_shapes(folder: Path, sources: Params, shapes: Params) -> None:
-    ours = {name_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
-    theirs = {name_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(sources)}
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
+    in_files, declared = _shapes(sources), _shapes(shapes)
+    for name in sorted(declared.keys() | in_files.keys()):
+        if declared.get(name) != in_files.get(name):
             raise ExportError(
-                f"{folder}: the arrays of {name} give {theirs.get(name)}, and config.json a model with "
-                f"{ours.get(name)}: they are not of one model; copy both anew"
+                f"{folder}: the arrays of {name} give {in_files.get(name)}, and config.json a model with "
+                f"{declared.get(name)}: they are not of one model; copy both anew"
             )
 
 
-def _save(run: Path, imported: Imported, experiment: Experiment, params: Params) -> None:
-    meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(imported.tokenizer)}
-    meta |= {"plan": None, "units": imported.units, "step": 0}
-    ckpt.write(run, params, meta)
+def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+    return {name_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}

@@ -12,7 +12,7 @@ from data_pipelines.core.paths import AnyPath, as_path
 from jax_speechlm.evaluation.report import TOO_FEW, EvaluationReport
 from jax_speechlm.inference.asr.speech_lm import SPARE_TOKENS, TOKENS_PER_SECOND
 from jax_speechlm.inference.checkpoint import LoadedRun
-from jax_speechlm.interop.hf.registry import AUTO_CLASSES, Package, audio_token, ids_in_folder
+from jax_speechlm.interop.hf.registry import READERS, Package, audio_token, ids_in_folder
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.recipes.experiment import Experiment, Mixture, UnitText
@@ -80,7 +80,7 @@ def model_card(run: LoadedRun, made: Package, record: Mapping[str, Any]) -> str:
       made: the run in Hugging Face's terms.
       record: `jax_speechlm.json`, with the verdict of the check under "check".
     """
-    auto, experiment = AUTO_CLASSES[made.architecture], run.experiment
+    auto, experiment = READERS[made.architecture].auto_class, run.experiment
     task = _TASKS[auto]
     head = {"library_name": "transformers", "pipeline_tag": task, "tags": ["jax_speechlm"]}
     size = sum(array.size for array in jax.tree.leaves(made.params))

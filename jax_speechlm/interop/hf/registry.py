@@ -20,7 +20,7 @@ from jax_speechlm.core.tree import name_of
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
-from jax_speechlm.interop.folders import ExportError
+from jax_speechlm.interop.folders import ExportError, errors_of
 from jax_speechlm.interop.hf import feature_extractor, parakeet, transformer, voxtral, wav2vec2_bert, weights
 from jax_speechlm.interop.hf.class_settings import completed
 from jax_speechlm.interop.hf.config_limits import checked_settings
@@ -37,26 +37,6 @@ from jax_speechlm.training.warm_start import PER_TOKEN
 
 GENERATION = "generation_config.json"
 _MOST_VECTORS = 4096  # of a speech-language model's rows: rotary positions have no end, but transformers wants one
-AUTO_CLASSES = {
-    wav2vec2_bert.MODEL: "AutoModel",
-    wav2vec2_bert.CTC: "AutoModelForCTC",
-    "ParakeetForCTC": "AutoModelForCTC",
-    wav2vec2_bert.CLASSIFIER: "AutoModelForAudioClassification",
-    wav2vec2_bert.FRAME_CLASSIFIER: "AutoModelForAudioFrameClassification",
-    wav2vec2_bert.X_VECTOR: "AutoModelForAudioXVector",
-    "LlamaForCausalLM": "AutoModelForCausalLM",
-    "Qwen3ForCausalLM": "AutoModelForCausalLM",
-    "ModernBertForMaskedLM": "AutoModelForMaskedLM",
-    "BertForMaskedLM": "AutoModelForMaskedLM",
-    "RobertaForMaskedLM": "AutoModelForMaskedLM",
-    transformer.CLASSIFIER: "AutoModelForSequenceClassification",
-    voxtral.ARCHITECTURE: "AutoModelForSpeechSeq2Seq",
-}
-"""The class of transformers that opens each class of model."""
-
-TEXT_MODELS = (
-    "LlamaForCausalLM", "Qwen3ForCausalLM", "ModernBertForMaskedLM", "BertForMaskedLM", "RobertaForMaskedLM"
-)  # fmt: skip
 
 
 class Package(NamedTuple):
@@ -85,6 +65,7 @@ class Model(NamedTuple):
 
     Attributes:
       architecture: the class in transformers.
+      folder: where it was read from.
       values: `config.json`.
       config: the model's shape.
       sources: where our parameters are read from (`mapping.TensorSource`): `encoder`, and `head` or `speaker` where
@@ -92,9 +73,15 @@ class Model(NamedTuple):
     """
 
     architecture: str
+    folder: Path
     values: dict[str, Any]
     config: Config
     sources: Params
+
+    @property
+    def file(self) -> Path:
+        """The file that the settings are from."""
+        return self.folder / "config.json"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -117,18 +104,17 @@ def package(run: LoadedRun) -> Package:
     Raises:
       ExportError: no class of transformers computes the same; the message names the reason.
     """
-    form, model, params = _form(run.experiment), run.experiment.model, run.params
-    try:
+    model, params = run.experiment.model, run.params
+    with errors_of(run.checkpoint):
         config, files = settings(run.experiment, run.tokenizer)
         if isinstance(model, SpeechLMConfig):
             params, _ = merge(params, model.lora)
+        form = _form(run.experiment)
         params = jax.device_get({name: params[name] for name in form.groups if name in params})
-        params = with_their_ids(params, run.tokenizer)
+        params = with_folder_ids(params, run.tokenizer)
         if config["architectures"] == [transformer.CLASSIFIER]:
             params["transformer"] = transformer.without_vocabulary_map(params["transformer"])
         return Package(config, params, form.arrays(params, model), files)
-    except ValueError as error:
-        raise ExportError(f"{run.checkpoint}: {error}") from error
 
 
 def settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
@@ -161,8 +147,7 @@ def read_model(folder: Path) -> Model:
       The model's settings, and the places of its parameters in the files.
 
     Raises:
-      ExportError: its class has no counterpart here, or a file is missing.
-      ValueError: its settings or arrays have a form that ours does not have.
+      ExportError: its class, settings or arrays have no counterpart here, or a file is missing.
     """
     if (folder / "adapter_config.json").exists():
         raise ExportError(f"{folder} is an adapter: merge it into its model first (merge_and_unload of peft)")
@@ -173,14 +158,9 @@ def read_model(folder: Path) -> Model:
             f"{folder / 'config.json'}: {architecture} has no counterpart here; {', '.join(READERS)} have"
         )
     reader = READERS[architecture]
-    try:
+    with errors_of(folder):
         config = reader.config(values)
-        sources = reader.sources(weights.read_weights(folder), config)
-    except ExportError:
-        raise
-    except ValueError as error:
-        raise ExportError(f"{folder}: {error}") from error
-    return Model(architecture, values, config, sources)
+        return Model(architecture, folder, values, config, reader.sources(weights.read_weights(folder), config))
 
 
 def vocabulary_of(experiment: Experiment, tokenizer: Tokenizer | None) -> Vocabulary:
@@ -253,10 +233,9 @@ def _speech_lm_settings(experiment: Experiment, tokenizer: Tokenizer) -> Setting
         "max_length": _MOST_VECTORS,
         "eos_token_id": [end, *others] if others else end,
         "pad_token_id": end,
-        "suppress_tokens": [each for each in never if each >= 0],
+        "suppress_tokens": [id_ for id_ in never if id_ >= 0],
     }
-    ours = {feature_extractor.FILE: front_end, voxtral.PROMPT: prompt, GENERATION: generation}
-    return config, files | ours
+    return config, files | {feature_extractor.FILE: front_end, voxtral.PROMPT: prompt, GENERATION: generation}
 
 
 def ids_in_folder(tokenizer: Tokenizer, ids: Sequence[int] | Int[np.ndarray, " count"]) -> list[int]:
@@ -266,9 +245,9 @@ def ids_in_folder(tokenizer: Tokenizer, ids: Sequence[int] | Int[np.ndarray, " c
       The folder's ids; -1 for an id that the folder does not have.
     """
     if not isinstance(tokenizer, HuggingFaceTokenizer):
-        return [int(each) for each in ids]
-    theirs = tokenizer.places.theirs
-    return [int(theirs[each]) if each < len(theirs) else -1 for each in ids]
+        return [int(id_) for id_ in ids]
+    imported = tokenizer.places.theirs
+    return [int(imported[id_]) if id_ < len(imported) else -1 for id_ in ids]
 
 
 def audio_token(tokenizer: Tokenizer) -> int:
@@ -277,13 +256,13 @@ def audio_token(tokenizer: Tokenizer) -> int:
     Raises:
       ExportError: an imported model's table has no row for it.
     """
-    (found,) = ids_in_folder(tokenizer, [Vocabulary.of(tokenizer).mask])
-    if found < 0:
+    (mask,) = ids_in_folder(tokenizer, [Vocabulary.of(tokenizer).mask])
+    if mask < 0:
         raise ExportError(
             "its language model's table has no free row for the positions of speech: widen it in transformers by two "
             "(model.resize_token_embeddings), import that, and train the adapter with it"
         )
-    return found
+    return mask
 
 
 def _transformer_settings(
@@ -327,15 +306,14 @@ def _text_arrays(params: Params, model: TransformerConfig) -> StateDict:
     return arrays
 
 
-def with_their_ids(params: Params, tokenizer: Tokenizer | None) -> Params:
-    """Returns the parameters with rows in the order of the tokenizer's own table."""
+def with_folder_ids(params: Params, tokenizer: Tokenizer | None) -> Params:
+    """Returns the parameters with rows in the order of the folder's ids."""
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return params
-    ours = tokenizer.places.ours
 
     def move(path: tuple, array: np.ndarray) -> np.ndarray:
         axis = id_axis(params, path)
-        return array if axis is None else np.take(array, ours, axis)
+        return array if axis is None else np.take(array, tokenizer.places.ours, axis)
 
     return jax.tree.map_with_path(move, params)
 
@@ -370,7 +348,7 @@ ENCODER = HuggingFaceForm(_encoder_settings, _speech_arrays, ("encoder",))
 RECOGNIZER = HuggingFaceForm(_recognizer_settings, _speech_arrays)
 TEXT = HuggingFaceForm(_text_settings, _text_arrays, ("transformer",))
 CLASSIFIER_FORM = HuggingFaceForm(_classifier_settings, _classifier_arrays, ("encoder", "transformer", "head"))
-FRAMES = _headed(wav2vec2_bert.FRAME_CLASSIFIER, "encoder", "head")
+FRAMES = _headed(wav2vec2_bert.FRAMES, "encoder", "head")
 SPEAKERS = _headed(wav2vec2_bert.X_VECTOR, "encoder", "speaker")
 SPEECH_LM = HuggingFaceForm(_speech_lm_settings, voxtral.to_hugging_face, ("encoder", "adapter", "transformer"))
 
@@ -383,30 +361,44 @@ def _form(experiment: Experiment) -> HuggingFaceForm:
 
 
 class Reader(NamedTuple):
-    """Conversion of a class of transformers: shape from `config.json`, and places of our parameters in its arrays.
+    """Conversion of a class of transformers; a new one has an entry in `READERS`, and one in `import_.EXPERIMENTS`.
 
-    Either raises ValueError where a form is not ours. A new class has an entry in `READERS`, and one in
-    `import_.EXPERIMENTS` that makes it a run.
+    Attributes:
+      auto_class: the class of transformers that opens it.
+      config: converts `config.json` to the model's shape; raises ValueError for a form that ours does not have.
+      sources: finds the places of our parameters in its arrays, given the model's shape; raises ValueError likewise.
     """
 
+    auto_class: str
     config: Callable[[Mapping[str, Any]], Config]
     sources: Callable[[StateDict, Any], Params]
+
+
+def _headed_reader(auto_class: str, architecture: str) -> Reader:
+    sources = partial(wav2vec2_bert.sources, architecture=architecture)
+    return Reader(auto_class, wav2vec2_bert.headed_config_from_hugging_face, sources)
 
 
 def _text_sources(arrays: StateDict, config: TransformerConfig) -> Params:
     return {"transformer": transformer.sources(arrays, config)}
 
 
+TEXT_MODELS = tuple(transformer.ARCHITECTURES.values())
+_TEXT_CLASSIFIER = Reader(
+    "AutoModelForSequenceClassification", transformer.config_from_hugging_face, transformer.classifier_sources
+)
 READERS = {
-    transformer.CLASSIFIER: Reader(transformer.config_from_hugging_face, transformer.classifier_sources),
-    wav2vec2_bert.MODEL: Reader(wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
-    wav2vec2_bert.CTC: Reader(wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
+    transformer.CLASSIFIER: _TEXT_CLASSIFIER,
+    wav2vec2_bert.MODEL: Reader("AutoModel", wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
+    wav2vec2_bert.CTC: Reader("AutoModelForCTC", wav2vec2_bert.config_from_hugging_face, wav2vec2_bert.sources),
+    wav2vec2_bert.CLASSIFIER: _headed_reader("AutoModelForAudioClassification", wav2vec2_bert.CLASSIFIER),
+    wav2vec2_bert.FRAMES: _headed_reader("AutoModelForAudioFrameClassification", wav2vec2_bert.FRAMES),
+    wav2vec2_bert.X_VECTOR: _headed_reader("AutoModelForAudioXVector", wav2vec2_bert.X_VECTOR),
+    "ParakeetForCTC": Reader("AutoModelForCTC", parakeet.config_from_hugging_face, parakeet.sources),
+    voxtral.ARCHITECTURE: Reader("AutoModelForSpeechSeq2Seq", voxtral.config_from_hugging_face, voxtral.sources),
     **{
-        name: Reader(wav2vec2_bert.headed_config_from_hugging_face, partial(wav2vec2_bert.sources, architecture=name))
-        for name in wav2vec2_bert.HEADED
+        name: Reader(f"AutoModelFor{name.partition('For')[2]}", transformer.config_from_hugging_face, _text_sources)
+        for name in TEXT_MODELS
     },
-    "ParakeetForCTC": Reader(parakeet.config_from_hugging_face, parakeet.sources),
-    voxtral.ARCHITECTURE: Reader(voxtral.config_from_hugging_face, voxtral.sources),
-    **dict.fromkeys(TEXT_MODELS, Reader(transformer.config_from_hugging_face, _text_sources)),
 }
 """The classes that are read."""

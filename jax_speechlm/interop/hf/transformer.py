@@ -42,7 +42,7 @@ _CLASSIFIER = mapping.linear("head", "classifier")
 _VOCABULARY_MAP = "decoder.weight", "decoder.bias"
 _FUSED = {"Wqkv.weight": 3, "Wi.weight": 2}  # name -> number of our arrays that are concatenated in it
 
-_ARCHITECTURES = {
+ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "modernbert": "ModernBertForMaskedLM",
@@ -78,7 +78,7 @@ def sources(state_dict: StateDict, config: TransformerConfig) -> Params:
             )
     if model_type == "modernbert":
         arrays = _split(arrays)
-    return mapping.sources(arrays, rows, config, _ARCHITECTURES[model_type])
+    return mapping.sources(arrays, rows, config, ARCHITECTURES[model_type])
 
 
 def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.ndarray]:
@@ -151,7 +151,7 @@ def classifier_config_to_hugging_face(config: TransformerConfig) -> dict[str, An
     if (model_type := _model_type(config)) != "modernbert":
         raise ValueError(
             f"it classifies texts by the mean of its hidden states, as only {CLASSIFIER} does; this transformer "
-            f"has the form of {_ARCHITECTURES[model_type]}. Export the language model that it was started from"
+            f"has the form of {ARCHITECTURES[model_type]}. Export the language model that it was started from"
         )
     return {"architectures": [CLASSIFIER], "classifier_pooling": "mean"}
 
@@ -260,7 +260,7 @@ def config_to_hugging_face(config: TransformerConfig, vocab_size: int) -> dict[s
     """
     model_type = _model_type(config)
     settings = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()} | _FIXED[model_type]
-    settings |= {"model_type": model_type, "architectures": [_ARCHITECTURES[model_type]], "vocab_size": vocab_size}
+    settings |= {"model_type": model_type, "architectures": [ARCHITECTURES[model_type]], "vocab_size": vocab_size}
     settings |= dict.fromkeys(("bos_token_id", "eos_token_id"), None) | {"pad_token_id": 0}
     if model_type in bert.HEAD:
         learnt = config.positions
@@ -300,10 +300,10 @@ def _model_type(config: TransformerConfig) -> str:
     form |= dict.fromkeys(_NEVER[model_type])
     for name, only in form.items():
         if getattr(config, name) != only:
-            what = _ARCHITECTURES[model_type]
+            what = ARCHITECTURES[model_type]
             raise ValueError(f"{what} has {name}={only!r} only; this model has {name}={getattr(config, name)!r}")
     if model_type in bert.HEAD and not config.positions.token_types:
-        raise ValueError(f"{_ARCHITECTURES[model_type]} has token types; this model has positions.token_types=0")
+        raise ValueError(f"{ARCHITECTURES[model_type]} has token types; this model has positions.token_types=0")
     return model_type
 
 

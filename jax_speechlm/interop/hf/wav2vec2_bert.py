@@ -13,9 +13,9 @@ from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.nn.functional import Params
 
 MODEL, CTC = "Wav2Vec2BertModel", "Wav2Vec2BertForCTC"
-CLASSIFIER, FRAME_CLASSIFIER = "Wav2Vec2BertForSequenceClassification", "Wav2Vec2BertForAudioFrameClassification"
+CLASSIFIER, FRAMES = "Wav2Vec2BertForSequenceClassification", "Wav2Vec2BertForAudioFrameClassification"
 X_VECTOR = "Wav2Vec2BertForXVector"
-HEADED = CLASSIFIER, FRAME_CLASSIFIER, X_VECTOR
+HEADED = CLASSIFIER, FRAMES, X_VECTOR
 """Classes with a head for classes, frames or speakers, whose exports keep all parameters."""
 
 _PREFIX = "wav2vec2_bert."  # of an encoder with a head
@@ -50,7 +50,7 @@ _HEADS = {
     MODEL: [],
     CTC: linear("head", "lm_head"),
     CLASSIFIER: linear("projector", "projector") + linear("head", "classifier"),
-    FRAME_CLASSIFIER: linear("head", "classifier"),
+    FRAMES: linear("head", "classifier"),
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from data_pipelines.audio import decode as audio_files
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.inference.checkpoint import LoadedRun
-from jax_speechlm.interop.hf.registry import AUTO_CLASSES, TEXT_MODELS, Package
+from jax_speechlm.interop.hf.registry import READERS, TEXT_MODELS, Package
 from jax_speechlm.interop.hf.verify import speech, speech_lm, text
 from jax_speechlm.interop.hf.verify.subject import TEXTS, Subject, in_float32, open_model, quiet, synthetic_clips
 from jax_speechlm.interop.hf.verify.verdict import Check, guarded
@@ -68,7 +68,7 @@ def compare(
     clips = [*synthetic_clips(), *(audio_files.decode(file)[: _MOST_SECONDS * SAMPLE_RATE] for file in audio)]
     with quiet(), torch.no_grad():
         try:
-            model = open_model(folder, AUTO_CLASSES[made.architecture], made.architecture, rounded_to)
+            model = open_model(folder, READERS[made.architecture].auto_class, made.architecture, rounded_to)
         except Exception as error:  # settings that no class has end in errors of every kind
             yield Check("opens", f"{type(error).__name__}: {error}", False)
             return
