@@ -4,17 +4,17 @@ An id that is off by one spoils a model silently. So the special ids of `config.
 must agree, and every id has to be a row of the table.
 """
 
+import dataclasses
 import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.core.errors import DataError
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.tokenizers.base import CharTokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, IdMap, ids_around, open_description
 from jax_speechlm.interop import folders
-from jax_speechlm.interop.folders import ExportError
+from jax_speechlm.interop.folders import ExportError, errors_of
 
 _CONFIG, _DESCRIPTION, _VOCAB = "tokenizer_config.json", "tokenizer.json", "vocab.json"
 _SPECIAL = "bos", "eos", "pad", "unk", "mask", "cls", "sep"
@@ -73,17 +73,9 @@ def read_text_tokenizer(
         begin = None
     begin = None if begin == end else begin
     mask = ids.of("mask") if mask is None else mask
-    places = _places(
-        folder,
-        num_rows,
-        names,
-        padding=ids.of("pad"),
-        end=end,
-        mask=mask,
-        begin=begin,
-        other_ends=ids.other_ends(num_rows, {end, mask}) if causal else (),
-        has_prefix=bool(before) or not causal,
-    )
+    roles = {"end": end, "mask": mask, "begin": begin, "has_prefix": bool(before) or not causal}
+    roles["other_ends"] = ids.other_ends(num_rows, {end, mask}) if causal else ()
+    places = _places(folder, num_rows, names, ids.of("pad"), **roles)
     return _tokenizer(folder, json.dumps(files[_DESCRIPTION], ensure_ascii=False), places, files, values)
 
 
@@ -113,7 +105,7 @@ def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int) -
     else:
         raise ExportError(f"{folder} has neither {_DESCRIPTION} nor {_VOCAB}: no tokenizer gives its ids a text")
     # No file need list the blank as added, but no letter is one, as a class's default would have it.
-    ids = _Ids(folder, values, files, names, {number for name, number in names.items() if len(name) == 1})
+    ids = _Ids(folder, values, files, names, {id_ for name, id_ in names.items() if len(name) == 1})
     blank = ids.of("pad")
     if blank is None:
         raise ExportError(
@@ -122,7 +114,7 @@ def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int) -
         )
     if _DESCRIPTION not in files and blank == 0 and (alphabet := _alphabet(names, config, num_rows)):
         return CharTokenizer(alphabet)
-    places = _places(folder, num_rows, names, padding=blank)
+    places = _places(folder, num_rows, names, blank)
     return _tokenizer(folder, description, places, files, values)
 
 
@@ -137,7 +129,7 @@ def _files(folder: Path) -> dict[str, Any]:
         raise ExportError(f"{folder / _CONFIG}: auto_map names code of the folder's own, which is never run here")
     _require_possible(folder / _CONFIG, files.get(_CONFIG, {}))
     _require_possible(folder / _MAP, files.get(_MAP, {}))
-    if not all(type(number) is int for number in _listed(files.get(_GENERATION, {}).get("eos_token_id"))):
+    if not all(type(id_) is int for id_ in _listed(files.get(_GENERATION, {}).get("eos_token_id"))):
         raise ExportError(f"{folder / _GENERATION}: eos_token_id is not possible: it is damaged; copy it anew")
     return files | texts
 
@@ -154,8 +146,8 @@ def _require_possible(file: Path, config: Mapping[str, Any]) -> None:
     bad += [f"{name}_token" for name in _SPECIAL if not isinstance(_content(config, name), str | None)]
     added = config.get("added_tokens_decoder") or {}
     if not isinstance(added, dict) or not all(
-        number.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)
-        for number, token in added.items()
+        id_.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)
+        for id_, token in added.items()
     ):
         bad.append("added_tokens_decoder")
     if bad:
@@ -170,42 +162,37 @@ def _content(config: Mapping[str, Any], name: str) -> Any:
 
 def _names_and_prefix(folder: Path, description: dict[str, Any]) -> tuple[dict[str, int], list[int]]:
     """Returns the ids by token of a `tokenizer.json`, and the ids that it puts before a text."""
-    try:
+    with errors_of(folder):
         tokenizer = open_description(json.dumps(description, ensure_ascii=False))
         return tokenizer.get_vocab(with_added_tokens=True), ids_around(tokenizer)[0]
-    except (ValueError, DataError) as error:
-        raise ExportError(f"{folder}: {error}") from error
 
 
+@dataclasses.dataclass(frozen=True)
 class _Ids:
     """Special ids from the files of the folder.
 
     If no file of the tokenizer names a token, the id of `config.json` is used unless it is an ordinary token's: a
     class's default is written there too, and is an arbitrary id in another vocabulary.
+
+    Attributes:
+      values: `config.json`.
+      files: further files, by name.
+      names: the tokenizer's ids, by token.
+      ordinary: ids of tokens that are part of texts, as far as the tokenizer's files show.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        values: Mapping[str, Any],
-        files: Mapping[str, Any],
-        names: Mapping[str, int],
-        ordinary: Collection[int],
-    ):
-        """
-        Args:
-          values: `config.json`.
-          files: further files, by name.
-          names: the tokenizer's ids, by token.
-          ordinary: ids of tokens that are part of texts, as far as the tokenizer's files show.
-        """
-        self._folder, self._values, self._names, self._ordinary = folder, values, names, ordinary
-        self._config, self._map = files.get(_CONFIG, {}), files.get(_MAP, {})
-        self._generation = files.get(_GENERATION, {})
+    folder: Path
+    values: Mapping[str, Any]
+    files: Mapping[str, Any]
+    names: Mapping[str, int]
+    ordinary: Collection[int]
 
     def _token(self, name: str) -> str | None:
-        named = self._config if f"{name}_token" in self._config else self._map
-        return _content(named, name)
+        config = self.files.get(_CONFIG, {})
+        return _content(config if f"{name}_token" in config else self.files.get(_MAP, {}), name)
+
+    def _in_config(self, name: str) -> list[int]:
+        return _listed(self.values.get(f"{name}_token_id"))
 
     def is_named(self, name: str) -> bool:
         """Returns whether a file of the tokenizer names the token."""
@@ -213,61 +200,53 @@ class _Ids:
 
     def of(self, name: str) -> int | None:
         """Returns the id of "bos", "eos", "pad", ...; None if no file names it."""
-        token, said = self._token(name), _listed(self._values.get(f"{name}_token_id"))
+        token, in_config = self._token(name), self._in_config(name)
         if token is None:
-            return next((number for number in said if number not in self._ordinary), None)
-        if token not in self._names:
-            raise ExportError(f"{self._folder / _CONFIG} names {name}_token {token!r}, which the tokenizer has not")
-        number = self._names[token]
-        if said and number not in said:
+            return next((id_ for id_ in in_config if id_ not in self.ordinary), None)
+        if token not in self.names:
+            raise ExportError(f"{self.folder / _CONFIG} names {name}_token {token!r}, which the tokenizer has not")
+        if in_config and self.names[token] not in in_config:
             raise ExportError(
-                f"{self._folder}: {name}_token_id of config.json is {said}, and {_CONFIG} names {token!r}, which is "
-                f"{number}. One of them is wrong, and the model would be too: find out which, and mend it there"
+                f"{self.folder}: {name}_token_id of config.json is {in_config}, and {_CONFIG} names {token!r}, which "
+                f"is {self.names[token]}. One of them is wrong, and the model would be too: find out which, and mend "
+                "it there"
             )
-        return number
+        return self.names[token]
 
     def why_not(self, name: str) -> str:
         """Returns the reason why `of` gave None, to append to a message."""
-        said = _listed(self._values.get(f"{name}_token_id"))
-        spelled = [repr(token) for token, number in self._names.items() if number in said]
-        return f" ({name}_token_id of config.json is {said}: {', '.join(spelled)}, ordinary tokens)" if spelled else ""
+        in_config = self._in_config(name)
+        tokens = ", ".join(repr(token) for token, id_ in self.names.items() if id_ in in_config)
+        return f" ({name}_token_id of config.json is {in_config}: {tokens}, ordinary tokens)" if tokens else ""
 
     def other_ends(self, num_rows: int, known: Collection[int | None]) -> tuple[int, ...]:
         """Returns the ids at which generation ends, except the known ones.
 
         An ordinary token is one only if `generation_config.json` lists it and does not just repeat `config.json`.
         """
-        stops, of_config = (_listed(each.get("eos_token_id")) for each in (self._generation, self._values))
-        believed = [number for number in of_config if number not in self._ordinary]
-        believed += [number for number in stops if number not in self._ordinary or number not in of_config]
-        return tuple(sorted({number for number in believed if 0 <= number < num_rows} - set(known)))
+        stops, in_config = _listed(self.files.get(_GENERATION, {}).get("eos_token_id")), self._in_config("eos")
+        ends = [id_ for id_ in in_config if id_ not in self.ordinary]
+        ends += [id_ for id_ in stops if id_ not in self.ordinary or id_ not in in_config]
+        return tuple(sorted({id_ for id_ in ends if 0 <= id_ < num_rows} - set(known)))
 
     def first(self, *names: str) -> int | None:
-        return next((number for name in names if (number := self.of(name)) is not None), None)
+        return next((id_ for name in names if (id_ := self.of(name)) is not None), None)
 
 
-def _places(
-    folder: Path,
-    num_rows: int,
-    names: Mapping[str, int],
-    *,
-    padding: int | None,
-    end: int | None = None,
-    mask: int | None = None,
-    begin: int | None = None,
-    other_ends: tuple[int, ...] = (),
-    has_prefix: bool = True,
-) -> IdMap:
+def _places(folder: Path, num_rows: int, names: Mapping[str, int], padding: int | None, **roles: Any) -> IdMap:
+    """Returns the map of ids, without padding where that has another role: nothing has it for its meaning there.
+
+    Args:
+      names: the tokenizer's ids, by token.
+      roles: further fields of `IdMap`.
+    """
     if len(set(names.values())) != len(names):
         raise ExportError(f"{folder}: two tokens of the tokenizer have one id: it is damaged; copy it anew")
-    if padding in (end, mask, begin, *other_ends):  # nothing has padding for its meaning there: it is masked
-        padding = None
-    used = {padding, end, mask, begin, *other_ends}
-    spare = tuple(sorted(set(range(num_rows)) - set(names.values()) - used))
-    try:
-        return IdMap(num_rows, padding, end, mask, begin, spare, other_ends, has_prefix)
-    except ValueError as error:
-        raise ExportError(f"{folder}: {error}") from error
+    used = {*(roles.get(name) for name in ("end", "mask", "begin")), *roles.get("other_ends", ())}
+    padding = None if padding in used else padding
+    spare = tuple(sorted(set(range(num_rows)) - set(names.values()) - used - {padding}))
+    with errors_of(folder):
+        return IdMap(num_rows, padding, spare=spare, **roles)
 
 
 def _tokenizer(
@@ -275,18 +254,16 @@ def _tokenizer(
 ) -> HuggingFaceTokenizer:
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     special |= {name: value for name, value in values.items() if name.endswith("_token_id")}
-    try:
+    with errors_of(folder):
         return HuggingFaceTokenizer(description, places, files, special)
-    except ValueError as error:
-        raise ExportError(f"{folder}: {error}") from error
 
 
 def _vocabulary(folder: Path, files: Mapping[str, Any]) -> dict[str, int]:
     """Returns the ids by token, from `vocab.json` and the files that add tokens to it."""
     names = dict(files[_VOCAB]) | files.get("added_tokens.json", {})
     added = files.get(_CONFIG, {}).get("added_tokens_decoder") or {}
-    names |= {token["content"]: int(number) for number, token in added.items()}
-    if not names or not all(name and type(number) is int and number >= 0 for name, number in names.items()):
+    names |= {token["content"]: int(id_) for id_, token in added.items()}
+    if not names or not all(name and type(id_) is int and id_ >= 0 for name, id_ in names.items()):
         raise ExportError(f"{folder / _VOCAB} does not give each token an id: it is damaged; copy it anew")
     return names
 
@@ -301,16 +278,11 @@ def _special_names(names: Iterable[str], config: Mapping[str, Any]) -> set[str]:
 
 def _alphabet(names: Mapping[str, int], config: Mapping[str, Any], num_rows: int) -> str | None:
     """Returns the characters of ids 1, 2, ...; None if there are other tokens."""
-    spelled = {number: _spelled(name, config) for name, number in names.items() if number}
-    alphabet = [spelled.get(number, "") for number in range(1, num_rows)]
-    if len(spelled) != len(alphabet) or any(len(letter) != 1 for letter in alphabet):
+    delimiter, space = config.get("word_delimiter_token", "|"), config.get("replace_word_delimiter_char") or " "
+    letters = {id_: space if name == delimiter else name for name, id_ in names.items() if id_}
+    if letters.keys() != set(range(1, num_rows)) or any(len(letter) != 1 for letter in letters.values()):
         return None
-    return "".join(alphabet) if len(set(alphabet)) == len(alphabet) else None
-
-
-def _spelled(name: str, config: Mapping[str, Any]) -> str:
-    delimiter = config.get("word_delimiter_token", "|")
-    return (config.get("replace_word_delimiter_char") or " ") if name == delimiter else name
+    return "".join(letters[id_] for id_ in sorted(letters)) if len(set(letters.values())) == len(letters) else None
 
 
 def _characters(names: Mapping[str, int], config: Mapping[str, Any]) -> dict[str, Any]:
