@@ -44,11 +44,7 @@ def errors_of(place: AnyPath) -> Iterator[None]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Returns the path of a file of a folder.
-
-    Raises:
-      ExportError: it is missing, is not a regular file, or is a link to a place outside the folder.
-    """
+    """Returns the path of a file of a folder; refuses one that is missing, not regular, or a link out of the folder."""
     path = folder / name
     if not path.exists():
         raise ExportError(f"{path} is missing: {folder} is not a whole exported folder")
@@ -63,11 +59,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_json(folder: Path, name: str) -> Any:
-    """Reads a JSON file of a folder, in little more memory than the file has bytes.
-
-    Raises:
-      ExportError: it is missing, is not JSON, is outside the folder, or is too large.
-    """
+    """Reads a JSON file of a folder, in little more memory than the file has bytes; errors as of `read_bytes`."""
     path, content = inside(folder, name), read_bytes(folder, name)
     lists, items = content.count(b"[") + content.count(b"{"), content.count(b",")
     if lists > _MOST_LISTS or items > _MOST_ITEMS:  # empty ones take thirty times their length of memory
@@ -79,14 +71,7 @@ def read_json(folder: Path, name: str) -> Any:
 
 
 def read_file(folder: Path, name: str) -> Any:
-    """Reads a file of a folder.
-
-    Returns:
-      The value of a .json file; the text of any other, character for character.
-
-    Raises:
-      ExportError: as of `read_json`, or the text is not UTF-8.
-    """
+    """Reads a file of a folder: the value of a .json file, the text of any other, character for character."""
     if name.endswith(".json"):
         return read_json(folder, name)
     try:
@@ -96,11 +81,7 @@ def read_file(folder: Path, name: str) -> Any:
 
 
 def read_bytes(folder: Path, name: str) -> bytes:
-    """Reads a file of a folder, other than weights.
-
-    Raises:
-      ExportError: it is missing, is outside the folder, or is too large.
-    """
+    """Reads a file of a folder, other than weights; refuses one that is too large, and what `inside` refuses."""
     path = inside(folder, name)
     most = _LARGEST_FILE if path.name in _TOKENIZERS else _LARGEST_SETTINGS
     if (size := path.stat().st_size) > most:
@@ -116,8 +97,7 @@ def write_json(folder: Path, name: str, value: Any) -> None:
 def write_text(folder: Path, name: str, text: str) -> None:
     """Writes a file of a folder, and the folders in `name`; the old file stays until the new one is complete.
 
-    Raises:
-      ExportError: `name`, which may come from a run of another user, leaves the folder.
+    `name`, which may come from a run of another user, must not leave the folder.
     """
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()):
@@ -129,11 +109,7 @@ def write_text(folder: Path, name: str, text: str) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Reads the record of a folder that an export wrote.
-
-    Raises:
-      ExportError: no export wrote the folder.
-    """
+    """Reads the record of a folder; raises `ExportError` if no export wrote the folder."""
     if not (folder / RECORD).is_file():
         raise ExportError(f"{folder} holds no {RECORD}: no export of jax_speechlm wrote it")
     return read_json(folder, RECORD)
@@ -211,11 +187,7 @@ def _seal(folder: Path) -> None:
 
 
 def _take_place(folder: Path, out: Path) -> Path:
-    """Renames a folder to `out`; an earlier export there is removed after that.
-
-    Returns:
-      `out`.
-    """
+    """Renames a folder to `out`, and returns that; an earlier export there is removed afterwards."""
     require_free(out)
     if not out.exists():
         return folder.rename(out)

@@ -56,11 +56,7 @@ def rows(model_type: str, num_layers: int) -> list[Row]:
 
 
 def used(arrays: StateDict) -> dict[str, np.ndarray]:
-    """Returns a saved model's arrays under today's names, without the arrays that a masked LM does not use.
-
-    Raises:
-      ValueError: the vocabulary map's bias is there twice, and the two differ.
-    """
+    """Returns a saved model's arrays under today's names, without the arrays that a masked LM does not use."""
     renamed = {}
     unused = tuple(prefix.format(model_type) for prefix in _UNUSED for model_type in HEAD)
     for name, value in arrays.items():

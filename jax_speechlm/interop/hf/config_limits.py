@@ -26,14 +26,7 @@ _PARTS = ("audio_config", "text_config", "encoder_config")  # settings that are 
 
 
 def checked_settings(file: Path, values: Any) -> dict[str, Any]:
-    """Checks the settings of a `config.json`.
-
-    Returns:
-      The same settings.
-
-    Raises:
-      ExportError: one is not possible; the message names the file and the setting.
-    """
+    """Returns the settings of a `config.json`; an `ExportError` names the file and a setting that is not possible."""
     if not isinstance(values, dict):
         raise ExportError(f"{file} is no JSON object: it is not the config.json of a model")
     _require_possible(file, values)

@@ -1,10 +1,9 @@
 """Log-mel settings as Hugging Face's `SeamlessM4TFeatureExtractor` has them (Parakeet's are in `parakeet`).
 
-The extractor computes Kaldi's log-mel, normalises each bin over the utterance and concatenates `stride` frames to a
-vector, as ours does. They differ at the end of a clip, where frames do not fill a vector. Ours drops them. The
-extractor first pads the longest clip of its batch to an even number of frames, and so may give one vector more
-(`Ending`), which depends on the batch. With `pad_to_multiple_of=1`, an argument of its call, it drops them too for a
-clip by itself.
+The extractor computes Kaldi's log-mel, normalises each bin over the utterance and concatenates `stride` frames, as ours
+does. At the end of a clip, ours drops frames that do not fill a vector. The extractor first pads the longest clip of
+its batch to an even number of frames, and so may give one vector more (`Ending`), which depends on the batch. With
+`pad_to_multiple_of=1`, an argument of its call, it drops them too for a clip by itself.
 """
 
 from typing import Any, Literal
@@ -24,11 +23,7 @@ outputs of the model do not depend on it, but the speech recognition pipeline de
 
 
 def front_end_to_hugging_face(mel: LogMel) -> dict[str, Any]:
-    """Returns the settings of a `preprocessor_config.json`.
-
-    Raises:
-      ExportError: the extractor has no such features; the message names the setting.
-    """
+    """Returns the settings of a `preprocessor_config.json`; an `ExportError` names a setting that it does not have."""
     stands = {
         f"frontend.mel.variant={mel.variant!r}": mel.variant != "kaldi",
         f"frontend.mel.normalize={mel.normalize}": not mel.normalize,
@@ -54,11 +49,7 @@ def front_end_to_hugging_face(mel: LogMel) -> dict[str, Any]:
 
 
 def front_end_from_hugging_face(values: dict[str, Any]) -> LogMel:
-    """Converts a `preprocessor_config.json`.
-
-    Raises:
-      ExportError: it is of another extractor, or has settings that ours does not have.
-    """
+    """Converts a `preprocessor_config.json`; refuses other extractors, and settings that ours does not have."""
     kind = values.get("feature_extractor_type")
     if kind == parakeet.EXTRACTOR:
         return parakeet.features_from_hugging_face(values)

@@ -27,7 +27,7 @@ _TEMPLATE, _TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 def read_text_tokenizer(
     folder: Path, values: Mapping[str, Any], num_rows: int, *, causal: bool, mask: int | None = None
 ) -> Tokenizer:
-    """Reads the tokenizer of a language model.
+    """Reads the tokenizer of a language model, with the map between its ids and ours.
 
     The prefix of a text is added by the tokenizer's post-processor, whatever `bos_token_id` of `config.json`
     is; for a model that is not causal it is `cls` if the post-processor adds nothing. A text ends with `eos`;
@@ -38,9 +38,6 @@ def read_text_tokenizer(
       num_rows: number of rows of the table of embeddings.
       causal: whether the model is causal; otherwise texts are enclosed in `cls` and `sep`.
       mask: an id that occurs in no text, to use as the mask instead of the tokenizer's.
-
-    Returns:
-      The tokenizer, with the map between its ids and ours.
 
     Raises:
       ExportError: a file is missing, or two of them do not agree about an id.
@@ -80,17 +77,10 @@ def read_text_tokenizer(
 
 
 def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int) -> Tokenizer:
-    """Reads the tokenizer of a recognizer.
-
-    Args:
-      values: `config.json`.
-      num_rows: number of rows of the CTC head.
+    """Reads the tokenizer of a recognizer; arguments and errors as of `read_text_tokenizer`.
 
     Returns:
       A `CharTokenizer` if its ids are characters with the blank at 0, else the tokenizer with a map of ids.
-
-    Raises:
-      ExportError: a file is missing, no blank is named, or two files do not agree about an id.
     """
     files = _files(folder)
     config = files.get(_CONFIG, {})
@@ -169,16 +159,11 @@ def _names_and_prefix(folder: Path, description: dict[str, Any]) -> tuple[dict[s
 
 @dataclasses.dataclass(frozen=True)
 class _Ids:
-    """Special ids from the files of the folder.
+    """Special ids from the files of the folder: `config.json`, and `files` by name.
 
-    If no file of the tokenizer names a token, the id of `config.json` is used unless it is an ordinary token's: a
-    class's default is written there too, and is an arbitrary id in another vocabulary.
-
-    Attributes:
-      values: `config.json`.
-      files: further files, by name.
-      names: the tokenizer's ids, by token.
-      ordinary: ids of tokens that are part of texts, as far as the tokenizer's files show.
+    If no file of the tokenizer names a token, the id of `config.json` is used unless it is an `ordinary` token's, which
+    is a part of texts: a class's default is written there too, and is an arbitrary id in another vocabulary. `names`
+    are the tokenizer's ids by token.
     """
 
     folder: Path
@@ -234,12 +219,7 @@ class _Ids:
 
 
 def _places(folder: Path, num_rows: int, names: Mapping[str, int], padding: int | None, **roles: Any) -> IdMap:
-    """Returns the map of ids, without padding where that has another role: nothing has it for its meaning there.
-
-    Args:
-      names: the tokenizer's ids, by token.
-      roles: further fields of `IdMap`.
-    """
+    """Returns the map of ids, without padding where that has another of the roles: nothing has its meaning there."""
     if len(set(names.values())) != len(names):
         raise ExportError(f"{folder}: two tokens of the tokenizer have one id: it is damaged; copy it anew")
     used = {*(roles.get(name) for name in ("end", "mask", "begin")), *roles.get("other_ends", ())}

@@ -126,11 +126,7 @@ def import_run(
 
 
 def read_folder(folder: Path) -> Imported:
-    """Reads a folder as a run, with the places in the files of all parameters; its arrays are not read yet.
-
-    Raises:
-      ExportError: it cannot become a run; the message names the reason.
-    """
+    """Reads a folder as a run, or raises an `ExportError` with the reason; the parameters are not read yet."""
     model = read_model(folder)
     with errors_of(folder):
         exported = _as_exported(model)

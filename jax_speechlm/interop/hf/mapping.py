@@ -121,14 +121,11 @@ class TensorSource:
         return (len(self.layers), *one) if self.is_stacked else tuple(one)
 
     def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
-        """Reads a part of the parameter, and nothing else of it.
+        """Reads a part of the parameter, and nothing else of it, as a new array.
 
         Args:
           index: slices of our axes; missing ones are taken whole.
           dtype: None keeps the file's type.
-
-        Returns:
-          A new array.
         """
         index = (*index, *[slice(None)] * (len(self.shape) - len(index)))
         layers = self.layers
@@ -156,14 +153,9 @@ def read(tree: Params) -> Params:
 
 
 def place(tree: Params, shardings: Any, dtype: Any = jnp.float32) -> Params:
-    """Puts parameters on devices one at a time; only the shards of this host's devices are read.
+    """Puts parameters (nested dict of `TensorSource`) on devices one at a time, as nested dict of `jax.Array`.
 
-    Args:
-      tree: nested dict of `TensorSource`.
-      shardings: nested dict of the same structure.
-
-    Returns:
-      Nested dict of `jax.Array`.
+    Only the shards of this host's devices are read.
     """
 
     def put(source: TensorSource, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -181,14 +173,11 @@ def place(tree: Params, shardings: Any, dtype: Any = jnp.float32) -> Params:
 
 
 def sources(state_dict: StateDict, rows: Iterable[Row], config: Any, kind: str) -> Params:
-    """Finds the places in a state dict of our parameters.
+    """Finds the places of our parameters in a state dict, as nested dict of `TensorSource`.
 
     Args:
       config: the model's config: `num_layers` and the sizes that the layouts use.
       kind: the kind of model, for messages.
-
-    Returns:
-      Nested dict of `TensorSource`.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.

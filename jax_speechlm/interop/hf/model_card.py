@@ -74,12 +74,7 @@ _OUTPUTS = {
 
 
 def model_card(run: LoadedRun, made: Package, record: Mapping[str, Any]) -> str:
-    """Returns the text of the README.md.
-
-    Args:
-      made: the run in Hugging Face's terms.
-      record: `jax_speechlm.json`, with the verdict of the check under "check".
-    """
+    """Returns the text of the README.md, given the run's form and `jax_speechlm.json` with the verdict of the check."""
     auto, experiment = READERS[made.architecture].auto_class, run.experiment
     task = _TASKS[auto]
     head = {"library_name": "transformers", "pipeline_tag": task, "tags": ["jax_speechlm"]}

@@ -80,10 +80,7 @@ _HEAD = linear("head", "ctc_head", mapping.POINTWISE)
 
 
 def sources(state_dict: StateDict, config: FastConformerConfig) -> Params:
-    """Finds the places of our parameters in the state dict of a `ParakeetEncoder` or `ParakeetForCTC`.
-
-    Returns:
-      `encoder`, and `head` of the latter.
+    """Finds the places of our parameters, `encoder` and perhaps `head`, in a `ParakeetEncoder` or `ParakeetForCTC`.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.
@@ -107,11 +104,7 @@ def to_hugging_face(params: Params, config: FastConformerConfig) -> dict[str, np
 
 
 def folded(state_dict: StateDict) -> dict[str, np.ndarray]:
-    """Folds each batch norm, and the bias of the convolution before it, into a scale and an offset, float32.
-
-    Raises:
-      ValueError: a batch norm lacks an array, or its arrays differ in shape.
-    """
+    """Folds each batch norm, and the bias of the convolution before it, into a scale and an offset, float32."""
     arrays = {name: np.asarray(value) for name, value in state_dict.items()}
     for name in [name for name in arrays if name.endswith(".conv.norm.running_var")]:
         conv = name.removesuffix(".norm.running_var")
@@ -165,11 +158,7 @@ _FIXED = {
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> FastConformerConfig:
-    """Converts the `config.json` of a `ParakeetForCTC` or `ParakeetEncoder`.
-
-    Raises:
-      ValueError: the model has a form that ours does not have.
-    """
+    """Converts the `config.json` of a `ParakeetForCTC` or `ParakeetEncoder`; raises ValueError for other forms."""
     values = completed(values)
     if "encoder_config" in values:
         mapping.require_fixed(values, {"model_type": "parakeet_ctc"})
@@ -211,11 +200,7 @@ _FEATURES = {
 
 
 def features_from_hugging_face(values: Mapping[str, Any]) -> LogMel:
-    """Converts a `ParakeetFeatureExtractor`'s `preprocessor_config.json`.
-
-    Raises:
-      ValueError: it computes other features than ours.
-    """
+    """Converts a `ParakeetFeatureExtractor`'s `preprocessor_config.json`; raises ValueError for other features."""
     values = FEATURES[EXTRACTOR] | dict(values)
     mapping.require_fixed(values, _FEATURES)
     return LogMel(variant="nemo", num_mel_bins=values["feature_size"], stack=1)

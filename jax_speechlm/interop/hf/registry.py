@@ -99,11 +99,7 @@ Settings = tuple[dict[str, Any], Files]
 
 
 def package(run: LoadedRun) -> Package:
-    """Converts a run to Hugging Face's terms.
-
-    Raises:
-      ExportError: no class of transformers computes the same; the message names the reason.
-    """
+    """Converts a run to Hugging Face's terms; an `ExportError` says why no class of transformers computes the same."""
     model, params = run.experiment.model, run.params
     with errors_of(run.checkpoint):
         config, files = settings(run.experiment, run.tokenizer)
@@ -118,10 +114,7 @@ def package(run: LoadedRun) -> Package:
 
 
 def settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
-    """Converts a run's config to `config.json` and other JSON files; no parameter is needed.
-
-    Returns:
-      `config.json`, and further files by name.
+    """Converts a run's config to `config.json` and further files by name; no parameter is needed.
 
     Raises:
       ValueError: no class of transformers computes the same.
@@ -141,10 +134,7 @@ def write_model(folder: Path, made: Package) -> None:
 
 
 def read_model(folder: Path) -> Model:
-    """Reads the model in a folder, from `config.json` and safetensors; no code of the folder is run.
-
-    Returns:
-      The model's settings, and the places of its parameters in the files.
+    """Reads the settings of a model in a folder, and finds its parameters in the files; runs no code of the folder.
 
     Raises:
       ExportError: its class, settings or arrays have no counterpart here, or a file is missing.
@@ -239,11 +229,7 @@ def _speech_lm_settings(experiment: Experiment, tokenizer: Tokenizer) -> Setting
 
 
 def ids_in_folder(tokenizer: Tokenizer, ids: Sequence[int] | Int[np.ndarray, " count"]) -> list[int]:
-    """Maps ids of a language model to the ids of its folder.
-
-    Returns:
-      The folder's ids; -1 for an id that the folder does not have.
-    """
+    """Maps ids of a language model to the ids of its folder; -1 for an id that the folder does not have."""
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return [int(id_) for id_ in ids]
     imported = tokenizer.places.theirs
@@ -251,11 +237,7 @@ def ids_in_folder(tokenizer: Tokenizer, ids: Sequence[int] | Int[np.ndarray, " c
 
 
 def audio_token(tokenizer: Tokenizer) -> int:
-    """Returns the folder's id at the positions of speech, in a speech-language model: the mask, which is in no text.
-
-    Raises:
-      ExportError: an imported model's table has no row for it.
-    """
+    """Returns the folder's id at the positions of speech, in a speech-language model: the mask, which is in no text."""
     (mask,) = ids_in_folder(tokenizer, [Vocabulary.of(tokenizer).mask])
     if mask < 0:
         raise ExportError(
@@ -328,10 +310,8 @@ def id_axis(params: Params, path: tuple) -> int | None:
 class HuggingFaceForm(NamedTuple):
     """Conversion of runs of a task to a class of transformers; tasks name theirs (`Task.hugging_face`).
 
-    Attributes:
-      settings: converts a run's config and tokenizer to `config.json` and other files.
-      arrays: converts parameters, given the model's shape, to a state dict.
-      groups: the groups of a run's parameters that `arrays` takes, where the run has them.
+    `settings` gives `config.json` and other files, and `arrays` the state dict of parameters of the named `groups`, as
+    far as the run has them.
     """
 
     settings: Callable[[Experiment, Tokenizer | None], Settings]

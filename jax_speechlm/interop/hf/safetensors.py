@@ -1,14 +1,13 @@
 """Reader of safetensors files: each array is a read-only view of its file, and no byte is read before it is used.
 
-A file holds eight bytes with the length of the header, a JSON header of that length, and the arrays' bytes. A header
-comes from whoever made the file, so every value in it is checked against the file before any of it is used: no array
-reaches outside the file, none overlaps another, and nothing is allocated for it. The header is decoded one array at a
-time, because JSON decoded as a whole can take thirty times its length in memory.
+A file holds eight bytes with the length of the header, a JSON header of that length, and the arrays' bytes. Every value
+of a header is checked against the file before any of it is used: no array reaches outside the file, none overlaps
+another, and nothing is allocated for it. The header is decoded one array at a time, because JSON decoded as a whole can
+take thirty times its length in memory. Format: https://github.com/huggingface/safetensors, "Format".
 
 The library `safetensors` (0.8) writes the files but does not read them here. `safe_open` holds the checks of offsets
 and gaps, but it accepts a name twice, shapes such as [0, 2**59, 2**59], any number of axes, and headers of up to
 100 MB (a malformed one of 6 MiB took 250 MB of memory before it was refused), and its `get_tensor` copies.
-Format: https://github.com/huggingface/safetensors, "Format".
 """
 
 import json
@@ -52,9 +51,6 @@ class Entry(NamedTuple):
 def open_arrays(file: Path) -> dict[str, np.ndarray]:
     """Opens the arrays of a file: read-only views of it, mapped into memory page by page as they are used.
 
-    Returns:
-      The arrays by name.
-
     Raises:
       ExportError: the file is not safetensors, is cut short, contradicts itself, or holds other types than `DTYPES`.
     """
@@ -82,13 +78,10 @@ def _dtype(name: str, entry: Entry) -> np.dtype | None:
 
 
 def read_header(file: Path) -> tuple[dict[str, Entry], int]:
-    """Reads a file's header and checks every value in it.
+    """Reads a file's header and checks every value in it against the file.
 
     Returns:
       The entries by name, and the offset of the arrays' bytes.
-
-    Raises:
-      ExportError: the header contradicts the file.
     """
     try:
         size = file.stat().st_size

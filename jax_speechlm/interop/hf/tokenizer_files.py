@@ -34,9 +34,6 @@ def ctc_files(tokenizer: Tokenizer) -> Files:
     Characters become a `Wav2Vec2CTCTokenizer`, which trims the text and gives the times of letters. Pieces become a
     `ParakeetTokenizer`, and so do characters that join when they are decoded (a letter and its accent) or that are the
     former's own signs.
-
-    Raises:
-      ExportError: the tokenizer cannot be expressed.
     """
     names = [PAD, *_pieces(tokenizer)[1:]]
     config = {"pad_token": PAD, "bos_token": None, "eos_token": None, "clean_up_tokenization_spaces": False}
@@ -50,15 +47,9 @@ def ctc_files(tokenizer: Tokenizer) -> Files:
 
 
 def text_files(tokenizer: Tokenizer, vocabulary: Vocabulary, context: int, *, causal: bool) -> Files:
-    """Returns the files of a language model's tokenizer.
+    """Returns the files of the tokenizer of a language model that was trained on rows of `context` tokens.
 
     The boundary precedes a text; for a model that is not causal it also follows it. It is both bos and eos.
-
-    Args:
-      context: number of tokens of the rows that the model was trained on.
-
-    Raises:
-      ExportError: the tokenizer cannot be expressed.
     """
     special = {PAD: PADDING, BOUNDARY: vocabulary.boundary, MASK: vocabulary.mask}
     special |= {f"<extra_id_{n}>": vocabulary.sentinel + n for n in range(vocabulary.num_sentinels)}
@@ -106,8 +97,7 @@ def _tokenizer_json(
 
     Args:
       names: the tokens in the order of ids.
-      special: tokens that `skip_special_tokens` leaves out of a text.
-      plain: tokens that it keeps; either kind is found in a text before anything else.
+      special, plain: tokens that `skip_special_tokens` leaves out of a text, and that it keeps.
     """
     added = {name: (number, True) for name, number in special.items()}
     added |= {name: (number, False) for name, number in (plain or {}).items()}
@@ -221,10 +211,8 @@ def _any_of(characters: Iterable[str], *, negated: bool = False) -> str:
 def _compositions(alphabet: str) -> list[tuple[str, str]]:
     """Returns pairs of the alphabet's characters that NFKC in `CharTokenizer.decode` joins or swaps, and their results.
 
-    They are to be replaced in this order. Exact for up to three characters of a letter.
-
-    Raises:
-      ExportError: pairs are not enough: NFKC changes three characters in another way than a pair at a time.
+    They are to be replaced in this order. Exact for up to three characters of a letter; refused where NFKC changes
+    three characters in another way than a pair at a time.
     """
     seconds = [character for character in alphabet if character in _second_parts() or _is_jamo(character)]
     pairs = {}

@@ -58,9 +58,6 @@ TIED |= {f"{prefix}decoder.{part}" for prefix in bert.HEAD.values() for part in 
 def sources(state_dict: StateDict, config: TransformerConfig) -> Params:
     """Finds the places of our `Transformer`'s parameters in the state dict of one of Hugging Face's.
 
-    Returns:
-      Nested dict of `TensorSource`.
-
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies, or no class has this form.
     """
@@ -82,11 +79,7 @@ def sources(state_dict: StateDict, config: TransformerConfig) -> Params:
 
 
 def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.ndarray]:
-    """Returns the float32 state dict of the class of Hugging Face's that has this form.
-
-    Raises:
-      ValueError: no class has.
-    """
+    """Returns the float32 state dict of the class of Hugging Face's that has this form; a ValueError if none has."""
     model_type = _model_type(config)
     rows, head = _rows(config, model_type)
     arrays = mapping.write(params, rows, config)
@@ -100,14 +93,7 @@ def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.n
 
 
 def classifier_to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.ndarray]:
-    """Returns the float32 state dict of a `ModernBertForSequenceClassification`, which has no vocabulary map.
-
-    Args:
-      params: `transformer` and `head`.
-
-    Raises:
-      ValueError: the config has another form.
-    """
+    """Returns the float32 state dict of a `ModernBertForSequenceClassification`, which has no vocabulary map."""
     arrays = to_hugging_face(params["transformer"], config)
     arrays = {name: value for name, value in arrays.items() if name not in _VOCABULARY_MAP}
     return arrays | mapping.write(params, _CLASSIFIER, config)
@@ -121,15 +107,10 @@ def without_vocabulary_map(params: Params) -> Params:
 
 
 def classifier_sources(state_dict: StateDict, config: TransformerConfig) -> Params:
-    """Finds the places of our `TextClassifier`'s parameters in a `ModernBertForSequenceClassification`.
+    """Finds our parameters, `transformer` and `head`, in a `ModernBertForSequenceClassification`.
 
-    Ours has a vocabulary map, which it does not use; apart from a tied embedding its parameters are zeros.
-
-    Returns:
-      `transformer` and `head`.
-
-    Raises:
-      ValueError: an array is missing, left over, or of another shape than `config` implies.
+    Ours has a vocabulary map, which it does not use; apart from a tied embedding its parameters are zeros. Raises
+    ValueError as `sources` does.
     """
     arrays = {name: np.asarray(value) for name, value in state_dict.items()}
     head = {row.theirs: arrays.pop(row.theirs) for row in _CLASSIFIER if row.theirs in arrays}
@@ -143,11 +124,7 @@ def classifier_sources(state_dict: StateDict, config: TransformerConfig) -> Para
 
 
 def classifier_config_to_hugging_face(config: TransformerConfig) -> dict[str, Any]:
-    """Returns the settings in which the `config.json` of a `ModernBertForSequenceClassification` differs.
-
-    Raises:
-      ValueError: the config has another form.
-    """
+    """Returns the settings in which the `config.json` of a `ModernBertForSequenceClassification` differs."""
     if (model_type := _model_type(config)) != "modernbert":
         raise ValueError(
             f"it classifies texts by the mean of its hidden states, as only {CLASSIFIER} does; this transformer "
@@ -232,12 +209,8 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 def config_from_hugging_face(values: Mapping[str, Any]) -> TransformerConfig:
     """Converts a `config.json`.
 
-    Returns:
-      The model's shape.
-
     Raises:
-      ValueError: the model is of none of the types here or has a form that ours does not have, such as scaled rotary
-        positions.
+      ValueError: the model has another type or a form that ours does not have, such as scaled rotary positions.
     """
     values = completed(values)
     model_type = values.get("model_type")
@@ -251,12 +224,9 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> TransformerConfig:
 
 
 def config_to_hugging_face(config: TransformerConfig, vocab_size: int) -> dict[str, Any]:
-    """Returns the settings of the `config.json` of the class of Hugging Face's that has this form.
+    """Returns the settings of the `config.json` of the class that has this form; raises ValueError if none has.
 
     Token 0 is padding, unless learnt positions imply another; the caller adds the tokens that begin and end a text.
-
-    Raises:
-      ValueError: no class has this form.
     """
     model_type = _model_type(config)
     settings = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()} | _FIXED[model_type]
@@ -283,11 +253,7 @@ def config_to_hugging_face(config: TransformerConfig, vocab_size: int) -> dict[s
 
 
 def _model_type(config: TransformerConfig) -> str:
-    """Returns the `model_type` that has the form of a config.
-
-    Raises:
-      ValueError: none has; the message names the setting.
-    """
+    """Returns the `model_type` that has the form of a config; a ValueError names a setting that none has."""
     if config.causal:
         model_type = "qwen3" if config.query_key_norm else "llama"
     elif config.positions is None:

@@ -34,14 +34,11 @@ _PROJECTOR = [
 
 
 def config_to_hugging_face(model: SpeechLMConfig, text: Mapping[str, Any], audio_token: int) -> dict[str, Any]:
-    """Returns the settings of a Voxtral `config.json`.
+    """Returns the settings of a Voxtral `config.json`; an `ExportError` names the settings that Voxtral has.
 
     Args:
       text: settings of the language model.
       audio_token: an id that occurs in no text: it marks the positions of speech, once for each vector.
-
-    Raises:
-      ExportError: the adapter or the encoder has another form; the message names the settings that Voxtral has.
     """
     encoder = model.encoder
     if not isinstance(encoder, ConformerConfig):
@@ -65,11 +62,7 @@ def config_to_hugging_face(model: SpeechLMConfig, text: Mapping[str, Any], audio
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> SpeechLMConfig:
-    """Converts a Voxtral `config.json`.
-
-    Raises:
-      ValueError: a part is of another class or form, such as the Whisper tower of Mistral's own models.
-    """
+    """Converts a Voxtral `config.json`; raises ValueError for other parts, such as the Whisper tower of Mistral's."""
     values = completed(values)
     mapping.require_fixed(values, _FIXED)
     if not all(isinstance(values[name], dict) and "model_type" in values[name] for name in _PARTS):
@@ -94,10 +87,7 @@ def to_hugging_face(params: Params, model: SpeechLMConfig) -> dict[str, np.ndarr
 
 
 def sources(state_dict: StateDict, config: SpeechLMConfig) -> Params:
-    """Finds the places of our `SpeechTransformer`'s parameters.
-
-    Returns:
-      `encoder`, `adapter` and `transformer`.
+    """Finds the places of our `SpeechTransformer`'s parameters: `encoder`, `adapter` and `transformer`.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.

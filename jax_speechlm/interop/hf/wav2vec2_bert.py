@@ -55,15 +55,12 @@ _HEADS = {
 
 
 def sources(state_dict: StateDict, config: ConformerConfig, architecture: str | None = None) -> Params:
-    """Finds the places of our parameters in the state dict of a class of Hugging Face's.
+    """Finds the places of our parameters, `encoder` and perhaps `head` or `speaker`, in a class's state dict.
 
     A classifier's linear map before the mean is multiplied into its head, which gives the same logits.
 
     Args:
       architecture: by default the class with a CTC head if that is there, else the one without a head.
-
-    Returns:
-      `encoder`, and `head` or `speaker` where the class has one.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.
@@ -77,13 +74,9 @@ def sources(state_dict: StateDict, config: ConformerConfig, architecture: str | 
 
 
 def to_hugging_face(params: Params, config: ConformerConfig, architecture: str | None = None) -> dict[str, np.ndarray]:
-    """Returns the float32 state dict of a class of Hugging Face's.
+    """Returns the float32 state dict of a class of Hugging Face's, by default with a CTC head if there is a `head`.
 
     A classifier's linear map between encoder and mean, which ours does not have, is the identity.
-
-    Args:
-      params: `encoder`, and `head` or `speaker` where the class has one.
-      architecture: by default the class with a CTC head if there is a `head`, else the one without a head.
     """
     architecture = architecture or (CTC if "head" in params else MODEL)
     arrays = {_DEAD: np.zeros(config.dim, np.float32)} | mapping.write(params, _ENCODER, config)
@@ -147,11 +140,7 @@ _FIXED = {
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> ConformerConfig:
-    """Converts a Wav2Vec2-BERT `config.json`.
-
-    Raises:
-      ValueError: the model has a form that ours does not have, such as rotary positions or an adapter.
-    """
+    """Converts a `config.json`; raises ValueError for forms that ours does not have, such as rotary positions."""
     values = completed(values)
     mapping.require_fixed(values, _FIXED | {"hidden_act": "silu"})  # the same function
     renamed = {ours: values[theirs] for theirs, ours in _RENAMED.items()}
@@ -189,11 +178,7 @@ def headed_config_to_hugging_face(
 
 
 def x_vector_config_from_hugging_face(values: Mapping[str, Any]) -> XVectorConfig:
-    """Converts the settings of the head in the `config.json` of a `Wav2Vec2BertForXVector`.
-
-    Raises:
-      ValueError: the layers have different numbers of a setting.
-    """
+    """Converts the settings of the head in the `config.json` of a `Wav2Vec2BertForXVector`."""
     values = completed(values)
     sizes = {ours: tuple(values[theirs]) for theirs, ours in _TDNN.items()}
     return XVectorConfig(**sizes, dim=values["xvector_output_dim"])

@@ -46,9 +46,6 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
 
     Returns:
       Read-only views of the files, by name: nothing is read before it is used.
-
-    Raises:
-      ExportError: no safetensors are there, or they are damaged or differ from the index.
     """
     if (folder / FILE).is_file():
         return _parameters(open_arrays(inside(folder, FILE)))

@@ -26,9 +26,6 @@ def write(program: Program, folder: Path, lengths: list[int]) -> dict[str, Any]:
 
     Returns:
       This target's entries of the record.
-
-    Raises:
-      ExportError: LiteRT's runtime is not installed.
     """
     programs.require_installed("litert", ai_edge_litert="ai-edge-litert")
     import tensorflow as tf

@@ -34,11 +34,7 @@ def export_run(run: Run, out: Out, seconds: Seconds = programs.LENGTHS) -> None:
 
 
 def write(program: Program, folder: Path, lengths: list[int]) -> dict[str, Any]:
-    """Writes a recognizer, a file for each number of samples. Returns this target's entries of the record.
-
-    Raises:
-      ExportError: jax2onnx or onnxruntime is not installed, or jax2onnx does not know the installed JAX.
-    """
+    """Writes a recognizer, a file for each number of samples. Returns this target's entries of the record."""
     programs.require_installed("onnx", jax2onnx="jax2onnx", onnxruntime="onnxruntime")
     import onnx
     from jax2onnx import to_onnx

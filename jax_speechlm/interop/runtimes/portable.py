@@ -26,10 +26,10 @@ CALLING_CONVENTION = 10
 
 
 def lowered(program: Program, platforms: Iterable[str], samples: int | None = None) -> jax.export.Exported:
-    """Lowers a recognizer to a program of (weights, audio, audio_length).
+    """Lowers a recognizer of one row of `samples`, or of any number of rows and samples, to a program of its inputs.
 
-    Args:
-      samples: number of samples of its single row; None for any number of rows of any number of samples.
+    Returns:
+      The program of (weights, audio, audio_length), for the platforms.
     """
     shapes = jax.eval_shape(lambda: program.weights)
     with _calling_convention(min(CALLING_CONVENTION, jax.export.maximum_supported_calling_convention_version)):

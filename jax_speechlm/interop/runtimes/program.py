@@ -78,11 +78,7 @@ class Program:
 
     @classmethod
     def of(cls, run: LoadedRun) -> "Program":
-        """Returns a run's recognizer.
-
-        Raises:
-          ExportError: the run was not trained by CTC.
-        """
+        """Returns a run's recognizer; an `ExportError` says why there is none."""
         experiment, task = run.experiment, task_of(run.experiment.objective)
         if not task.runtimes:
             able = " or ".join(name for name, each in TASKS.items() if each.runtimes)
@@ -250,11 +246,7 @@ def export(run: Path, out: Path, target: Target, seconds: Sequence[float] | None
 
 
 def in_samples(seconds: Sequence[float]) -> list[int]:
-    """Converts lengths of audio to samples, the shortest first.
-
-    Raises:
-      ExportError: none is given, or one is not a positive number.
-    """
+    """Converts lengths of audio to samples, the shortest first."""
     wrong = [length for length in seconds if not (math.isfinite(length) and length > 0)]
     if wrong or not seconds:
         raise ExportError(f"--seconds takes lengths above 0, got {wrong[0] if wrong else 'none'}")
@@ -262,12 +254,7 @@ def in_samples(seconds: Sequence[float]) -> list[int]:
 
 
 def require_installed(extra: str, **packages: str) -> None:
-    """Raises `ExportError` unless modules are importable.
-
-    Args:
-      extra: the extra of this package that installs them.
-      packages: by module, the name of the package that holds it.
-    """
+    """Raises `ExportError` unless modules are importable: package by module, and the extra that installs them."""
     if missing := [package for module, package in packages.items() if importlib.util.find_spec(module) is None]:
         raise ExportError(f"not installed: {', '.join(missing)}. Try pip install -e '.[{extra}]'")
 

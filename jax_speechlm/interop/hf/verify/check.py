@@ -31,9 +31,6 @@ def check_export(folder: Path, run: LoadedRun, made: Package, *inputs: Sequence[
     Args:
       made: `run` in Hugging Face's terms.
       inputs: audio files and texts of the comparison with transformers, in addition to built-in ones.
-
-    Raises:
-      AudioError: an audio file cannot be read.
     """
     own = {"parameters": partial(_same_parameters, folder, made), "settings": partial(_same_settings, folder, made)}
     return _check("our own reading of the folder", own, folder, run, made, *inputs)
@@ -45,10 +42,7 @@ def check_import(folder: Path, run: LoadedRun, sources: Params, dtype: Any, *inp
     Args:
       sources: nested dict of `TensorSource`, where the parameters were read from.
       dtype: type of the stored parameters.
-      inputs: audio files and texts of the comparison with transformers, in addition to built-in ones.
-
-    Raises:
-      AudioError: an audio file cannot be read.
+      inputs: as of `check_export`.
     """
     own = {
         "checkpoint": lambda: f"{_require_same(run.params, sources, dtype):,} parameters as they were read",
@@ -98,11 +92,7 @@ def _same_settings(folder: Path, made: Package) -> str:
 
 
 def _require_same(params: Params, expected: Params, dtype: Any) -> int:
-    """Requires equal parameters, read one at a time. Returns their number.
-
-    Args:
-      expected: nested dict of arrays or `TensorSource`; converted to `dtype`.
-    """
+    """Requires equal parameters, read one at a time; `expected` is converted to `dtype`. Returns their number."""
     arrays, others = (dict(jax.tree.leaves_with_path(tree)) for tree in (params, expected))
     if arrays.keys() != others.keys():
         differing = min(map(jax.tree_util.keystr, arrays.keys() ^ others.keys()))

@@ -139,11 +139,8 @@ def open_model(folder: Path, auto: str, architecture: str, rounded_to: str = "fl
     """Opens a folder's model in float32, from safetensors alone and without any code of the folder's.
 
     Args:
-      auto: the class of transformers that opens it.
+      auto: the class of transformers that opens it; `architecture` is what it should become.
       rounded_to: a type that its parameters pass through.
-
-    Raises:
-      ValueError: it is of another class, or has other arrays.
     """
     options = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     opener = getattr(transformers, auto)

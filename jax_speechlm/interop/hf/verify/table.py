@@ -61,9 +61,6 @@ def compare(
       made: `run` in Hugging Face's terms.
       audio, texts: inputs in addition to the built-in ones.
       rounded_to: type that the parameters were rounded to on import; those of transformers are rounded alike.
-
-    Raises:
-      AudioError: a file of `audio` cannot be read.
     """
     clips = [*synthetic_clips(), *(audio_files.decode(file)[: _MOST_SECONDS * SAMPLE_RATE] for file in audio)]
     with quiet(), torch.no_grad():

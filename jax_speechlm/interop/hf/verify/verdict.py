@@ -28,13 +28,7 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The results of all comparisons of a folder.
-
-    Attributes:
-      against: the reader of the folder.
-      is_full: whether that reader was transformers.
-      checks: the results, in order.
-    """
+    """The results of all comparisons of a folder, in order, against a reader: transformers if `is_full`."""
 
     against: str
     is_full: bool
