@@ -15,6 +15,7 @@ from data_pipelines.tokenizers.base import CharTokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, IdMap, ids_around, open_description
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, errors_of
+from jax_speechlm.interop.hf.tokenizer_files import description, replacement
 
 _CONFIG, _DESCRIPTION, _VOCAB = "tokenizer_config.json", "tokenizer.json", "vocab.json"
 _SPECIAL = "bos", "eos", "pad", "unk", "mask", "cls", "sep"
@@ -73,7 +74,7 @@ def read_text_tokenizer(
     roles = {"end": end, "mask": mask, "begin": begin, "has_prefix": bool(before) or not causal}
     roles["other_ends"] = ids.other_ends(num_rows, {end, mask}) if causal else ()
     places = _places(folder, num_rows, names, ids.of("pad"), **roles)
-    return _tokenizer(folder, json.dumps(files[_DESCRIPTION], ensure_ascii=False), places, files, values)
+    return _tokenizer(folder, files[_DESCRIPTION], places, files, values)
 
 
 def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int) -> Tokenizer:
@@ -85,13 +86,13 @@ def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int) -
     files = _files(folder)
     config = files.get(_CONFIG, {})
     if _DESCRIPTION in files:
-        description = json.dumps(files[_DESCRIPTION], ensure_ascii=False)
+        tokenizer_json = files[_DESCRIPTION]
         names, _ = _names_and_prefix(folder, files[_DESCRIPTION])
     elif _VOCAB in files:
         if config.get("do_lower_case"):
             raise ExportError(f"{folder / _CONFIG}: do_lower_case=true has no counterpart here, where case is kept")
         names = _vocabulary(folder, files)
-        description = json.dumps(_characters(names, config), ensure_ascii=False)
+        tokenizer_json = _characters(names, config)
     else:
         raise ExportError(f"{folder} has neither {_DESCRIPTION} nor {_VOCAB}: no tokenizer gives its ids a text")
     # No file need list the blank as added, but no letter is one, as a class's default would have it.
@@ -105,7 +106,7 @@ def read_ctc_tokenizer(folder: Path, values: Mapping[str, Any], num_rows: int) -
     if _DESCRIPTION not in files and blank == 0 and (alphabet := _alphabet(names, config, num_rows)):
         return CharTokenizer(alphabet)
     places = _places(folder, num_rows, names, blank)
-    return _tokenizer(folder, description, places, files, values)
+    return _tokenizer(folder, tokenizer_json, places, files, values)
 
 
 def _files(folder: Path) -> dict[str, Any]:
@@ -150,10 +151,10 @@ def _content(config: Mapping[str, Any], name: str) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _names_and_prefix(folder: Path, description: dict[str, Any]) -> tuple[dict[str, int], list[int]]:
+def _names_and_prefix(folder: Path, tokenizer_json: dict[str, Any]) -> tuple[dict[str, int], list[int]]:
     """Returns the ids by token of a `tokenizer.json`, and the ids that it puts before a text."""
     with errors_of(folder):
-        tokenizer = open_description(json.dumps(description, ensure_ascii=False))
+        tokenizer = open_description(json.dumps(tokenizer_json, ensure_ascii=False))
         return tokenizer.get_vocab(with_added_tokens=True), ids_around(tokenizer)[0]
 
 
@@ -230,12 +231,12 @@ def _places(folder: Path, num_rows: int, names: Mapping[str, int], padding: int 
 
 
 def _tokenizer(
-    folder: Path, description: str, places: IdMap, files: Mapping[str, Any], values: Mapping[str, Any]
+    folder: Path, tokenizer_json: dict[str, Any], places: IdMap, files: Mapping[str, Any], values: Mapping[str, Any]
 ) -> HuggingFaceTokenizer:
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     special |= {name: value for name, value in values.items() if name.endswith("_token_id")}
     with errors_of(folder):
-        return HuggingFaceTokenizer(description, places, files, special)
+        return HuggingFaceTokenizer(json.dumps(tokenizer_json, ensure_ascii=False), places, files, special)
 
 
 def _vocabulary(folder: Path, files: Mapping[str, Any]) -> dict[str, int]:
@@ -268,20 +269,11 @@ def _alphabet(names: Mapping[str, int], config: Mapping[str, Any], num_rows: int
 def _characters(names: Mapping[str, int], config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a `Wav2Vec2CTCTokenizer` as a `tokenizer.json`: one id per character, unknown ones left out."""
     delimiter = config.get("word_delimiter_token", "|")
-    there, back = [], [{"type": "Fuse"}]
+    normalizers, decoders = [], [{"type": "Fuse"}]
     if delimiter in names:
-        there = [{"type": "Replace", "pattern": {"String": " "}, "content": delimiter}]
-        back = [{"type": "Replace", "pattern": {"String": delimiter}, "content": " "}, *back]
-    special = sorted(_special_names(names, config), key=names.__getitem__)
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": names[name], "content": name, **flags, "special": True} for name in special],
-        "normalizer": {"type": "Sequence", "normalizers": there},
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": back},
-        "model": {"type": "BPE", "unk_token": None, "vocab": dict(names), "merges": []},
-    }
+        normalizers = [replacement(" ", delimiter)]
+        decoders = [replacement(delimiter, " "), *decoders]
+    added = {name: (names[name], True) for name in _special_names(names, config)}
+    return description(
+        added, normalizers, decoders, {"type": "BPE", "unk_token": None, "vocab": dict(names), "merges": []}
+    )

@@ -12,7 +12,7 @@ transformers has a class that also gives timestamps. In terms of that format:
 import collections
 import functools
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.core.tokenizer import Tokenizer
@@ -39,9 +39,9 @@ def ctc_files(tokenizer: Tokenizer) -> Files:
     config = {"pad_token": PAD, "bos_token": None, "eos_token": None, "clean_up_tokenization_spaces": False}
     if isinstance(tokenizer, CharTokenizer) and "|" not in names and not _compositions(tokenizer.characters):
         config |= {"tokenizer_class": "Wav2Vec2CTCTokenizer", "unk_token": PAD, "do_lower_case": False}
-        spelled = {name.replace(" ", "|"): number for number, name in enumerate(names)}
-        config |= {"word_delimiter_token": "|" if "|" in spelled else None, "replace_word_delimiter_char": " "}
-        return {"tokenizer_config.json": config, "vocab.json": spelled}
+        vocab = {name.replace(" ", "|"): id_ for id_, name in enumerate(names)}
+        config |= {"word_delimiter_token": "|" if "|" in vocab else None, "replace_word_delimiter_char": " "}
+        return {"tokenizer_config.json": config, "vocab.json": vocab}
     config |= {"tokenizer_class": "ParakeetTokenizer"}
     return {"tokenizer_config.json": config, "tokenizer.json": _tokenizer_json(tokenizer, names, {PAD: PADDING}, None)}
 
@@ -99,12 +99,12 @@ def _tokenizer_json(
       names: the tokens in the order of ids.
       special, plain: tokens that `skip_special_tokens` leaves out of a text, and that it keeps.
     """
-    added = {name: (number, True) for name, number in special.items()}
-    added |= {name: (number, False) for name, number in (plain or {}).items()}
+    added = {name: (id_, True) for name, id_ in special.items()}
+    added |= {name: (id_, False) for name, id_ in (plain or {}).items()}
     if isinstance(tokenizer, CharTokenizer):
         normalizers = _readable(tokenizer.characters)
         model = _byte_pairs(names, [], byte_fallback=False)
-        decoders = [{"type": "Fuse"}, *(_replace(pair, one) for pair, one in _compositions(tokenizer.characters))]
+        decoders = [{"type": "Fuse"}, *(replacement(pair, one) for pair, one in _compositions(tokenizer.characters))]
     elif isinstance(tokenizer, SentencePieceTokenizer):
         if tokenizer.newline != PADDING:
             added["\n"] = (tokenizer.newline, False)
@@ -112,14 +112,25 @@ def _tokenizer_json(
         model = _sentencepiece_model(tokenizer, names, set(added))
     else:
         raise ExportError(f"a tokenizer of kind {tokenizer.kind!r} has no counterpart in Hugging Face's tokenizers")
+    return description(added, normalizers, decoders, model, post_processor)
+
+
+def description(
+    added: Mapping[str, tuple[int, bool]],
+    normalizers: Sequence[dict[str, Any]],
+    decoders: Sequence[dict[str, Any]],
+    model: dict[str, Any],
+    post_processor: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns a `tokenizer.json`, with the id of each added token and whether it is special."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": number, "content": name, **flags, "special": is_special}
-            for name, (number, is_special) in sorted(added.items(), key=lambda item: item[1][0])
+            {"id": id_, "content": name, **flags, "special": is_special}
+            for name, (id_, is_special) in sorted(added.items(), key=lambda item: item[1][0])
         ],
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
@@ -151,31 +162,31 @@ def _readable(known: Iterable[str]) -> list[dict[str, Any]]:
             parts[left].append(chr(code))
     return [
         {"type": "NFKC"},
-        *([] if "\n" in known else [_replace("\n", " ")]),
-        *(_replace(_any_of(characters), left, is_regex=True) for left, characters in sorted(parts.items())),
-        _replace(_any_of(known, negated=True), "", is_regex=True),
+        *([] if "\n" in known else [replacement("\n", " ")]),
+        *(replacement(_any_of(characters), left, is_regex=True) for left, characters in sorted(parts.items())),
+        replacement(_any_of(known, negated=True), "", is_regex=True),
     ]
 
 
 def _sentencepiece_text(tokenizer: SentencePieceTokenizer) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Returns normalisers of one line of text, and decoders to text."""
-    prefix = [{"type": "Prepend", "prepend": _SPACE}, _replace(" ", _SPACE)]
-    back = [_replace(_SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+    prefix = [{"type": "Prepend", "prepend": _SPACE}, replacement(" ", _SPACE)]
+    back = [replacement(_SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
     if tokenizer.has_bytes:  # and keeps every space
-        spaces = [_replace("\n ", "\n"), {"type": "Strip", "content": " ", "start": 1, "stop": 0}]
+        spaces = [replacement("\n ", "\n"), {"type": "Strip", "content": " ", "start": 1, "stop": 0}]
         return [{"type": "NFKC"}, *prefix], [*back, *spaces]
-    trimmed = [_replace("^ +| +$", "", is_regex=True), _replace(" +", " ", is_regex=True)]
-    spaces = [_replace("\n +", "\n", is_regex=True), {"type": "Strip", "content": " ", "start": 2**16, "stop": 0}]
+    trimmed = [replacement("^ +| +$", "", is_regex=True), replacement(" +", " ", is_regex=True)]
+    spaces = [replacement("\n +", "\n", is_regex=True), {"type": "Strip", "content": " ", "start": 2**16, "stop": 0}]
     return [*_readable(tokenizer.known), *trimmed, *prefix], [*back, *spaces]
 
 
 def _sentencepiece_model(tokenizer: SentencePieceTokenizer, names: Sequence[str], added: set[str]) -> dict[str, Any]:
-    spells = [name not in added and not tokenizer.is_byte(number) for number, name in enumerate(names)]
+    is_text = [name not in added and not tokenizer.is_byte(id_) for id_, name in enumerate(names)]
     if tokenizer.kind == "unigram":
-        scores = [tokenizer.score(number) if spells[number] else _NEVER for number in range(len(names))]
+        scores = [tokenizer.score(id_) if is_text[id_] else _NEVER for id_ in range(len(names))]
         vocab = [list(entry) for entry in zip(names, scores, strict=True)]
         return {"type": "Unigram", "unk_id": PADDING, "vocab": vocab, "byte_fallback": tokenizer.has_bytes}
-    pieces = {name: number for number, name in enumerate(names) if spells[number]}
+    pieces = {name: id_ for id_, name in enumerate(names) if is_text[id_]}
     merges = []
     for piece in sorted((name for name in pieces if len(name) > 1), key=lambda name: -tokenizer.score(pieces[name])):
         halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
@@ -194,12 +205,13 @@ def _byte_pairs(names: Sequence[str], merges: Sequence[tuple[str, str]], *, byte
         "fuse_unk": False,
         "byte_fallback": byte_fallback,
         "ignore_merges": False,
-        "vocab": {name: number for number, name in enumerate(names)},
+        "vocab": {name: id_ for id_, name in enumerate(names)},
         "merges": [list(pair) for pair in merges],
     }
 
 
-def _replace(pattern: str, content: str, *, is_regex: bool = False) -> dict[str, Any]:
+def replacement(pattern: str, content: str, *, is_regex: bool = False) -> dict[str, Any]:
+    """Returns a normaliser or decoder that replaces a text."""
     return {"type": "Replace", "pattern": {"Regex" if is_regex else "String": pattern}, "content": content}
 
 

@@ -78,22 +78,22 @@ def logits(subject: Subject) -> str:
         return module.transformer.logits(hidden).astype(jnp.float32)
 
     compute = compiled(lambda rngs: SpeechTransformer(config, size, rngs=rngs), run.params, row_logits)
-    worst, clips, places = 0.0, 0, 0
+    worst, clips, positions = 0.0, 0, 0
     for features, prompt in _inputs(subject):
         answer = run.tokenizer.encode(subject.texts[clips % len(subject.texts)])[:_MOST_TOKENS]
-        ours = compute(features, np.array([answer], np.int32))
+        expected = compute(features, np.array([answer], np.int32))
         row = np.concatenate([prompt, np.array([subject.to_folder_ids(answer)], np.int64)], axis=1)
-        (theirs,) = outputs(subject.model, {"input_ids": row, "input_features": features})
-        worst = max(worst, distance(ours[..., subject.columns], theirs))
-        clips, places = clips + 1, places + ours.shape[1]
-    return within(worst, f"{places} positions of {clips} clips")
+        (computed,) = outputs(subject.model, {"input_ids": row, "input_features": features})
+        worst = max(worst, distance(expected[..., subject.columns], computed))
+        clips, positions = clips + 1, positions + expected.shape[1]
+    return within(worst, f"{positions} positions of {clips} clips")
 
 
 def answers(subject: Subject) -> str:
     """Compares greedy answers from samples; `generate` of transformers gets the settings that the folder has."""
     run, clips = subject.run, _whole_windows(subject)
-    ours = SpeechLanguageModel(run.checkpoint, run.step, run.experiment, run.tokenizer, run.params, GREEDY)
-    answer_of = {clip: texts for batch in in_batches(clips) for clip, texts in ours.answers(batch).items()}
+    predictor = SpeechLanguageModel(run.checkpoint, run.step, run.experiment, run.tokenizer, run.params, GREEDY)
+    answer_of = {clip: texts for batch in in_batches(clips) for clip, texts in predictor.answers(batch).items()}
     settings = {name: value for name, value in subject.made.files[GENERATION].items() if name != "max_length"}
     ends = settings["eos_token_id"] if isinstance(settings["eos_token_id"], list) else [settings["eos_token_id"]]
     # one given to `generate` would be filled up by the folder's
@@ -102,6 +102,6 @@ def answers(subject: Subject) -> str:
         (answer,) = answer_of[clip]
         inputs = {"input_ids": torch.tensor(prompt), "input_features": torch.tensor(features)}
         row = subject.model.generate(**inputs, max_new_tokens=answer.num_tokens)[0, prompt.shape[1] :].tolist()
-        found = decode(subject, row), not set(ends).isdisjoint(row)
-        expect_equal(f"the answer to clip {clip}, and whether it ends,", found, (answer.text, answer.ended))
+        generated = decode(subject, row), not set(ends).isdisjoint(row)
+        expect_equal(f"the answer to clip {clip}, and whether it ends,", generated, (answer.text, answer.ended))
     return f"to {len(clips)} clips, greedy"

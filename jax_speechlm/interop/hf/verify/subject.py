@@ -170,8 +170,7 @@ def compiled(make: functional.MakeModule, params: functional.Params, function: C
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
     """Returns the largest absolute difference; infinite where a number is NaN."""
-    difference = np.abs(one - other)
-    return float(np.where(np.isnan(difference), np.inf, difference).max(initial=0))
+    return float(np.nan_to_num(np.abs(one - other), nan=np.inf, posinf=np.inf).max(initial=0))
 
 
 def within(worst: float, of_what: str) -> str:

@@ -54,27 +54,27 @@ def ids(subject: Subject) -> str:
     prefixes = [prefix, []] if foreign and not causal else [prefix]
     suffixes = [[], end] if foreign else [[] if causal else end]
     for text, text_ids in pairs:
-        found, inside = tokenizer(text)["input_ids"], subject.to_folder_ids(text_ids)
-        compare_text(subject, text, text_ids, inside if foreign else found)
+        row, inside = tokenizer(text)["input_ids"], subject.to_folder_ids(text_ids)
+        compare_text(subject, text, text_ids, inside if foreign else row)
         allowed = [before + inside + after for before, after in itertools.product(prefixes, suffixes)]
-        if found not in allowed and (inside or not foreign):
-            expect_equal(f"{text[:60]!r} with what the tokenizer adds around it", found, allowed[0])
+        if row not in allowed and (inside or not foreign):
+            expect_equal(f"{text[:60]!r} with what the tokenizer adds around it", row, allowed[0])
     begin, stop = ("bos", "eos") if causal or not foreign else ("cls", "sep")
     special = {stop: vocabulary.boundary} | ({begin: vocabulary.begin} if vocabulary.has_prefix else {})
     places = subject.run.tokenizer.places if foreign else None
     special |= {"pad": PADDING} if places is None or places.padding is not None else {}
     special |= {"mask": vocabulary.mask} if places is None or places.mask is not None else {}
-    config, named = subject.model.config, {name: subject.to_folder_ids([here])[0] for name, here in special.items()}
-    for name, expected in named.items():
+    config, folder_ids = subject.model.config, {name: subject.to_folder_ids([id_])[0] for name, id_ in special.items()}
+    for name, expected in folder_ids.items():
         holders = (tokenizer,) if name == "mask" and not foreign else (tokenizer, config)
-        found = [getattr(holder, f"{name}_token_id", None) for holder in holders]
+        values = [getattr(holder, f"{name}_token_id", None) for holder in holders]
         if not foreign:
-            expect_equal(name, found, [expected] * len(found))
-        found = [x for value in found if value is not None for x in (value if isinstance(value, list) else [value])]
-        if found and expected not in found:
-            expect_equal(name, found, expected)
+            expect_equal(name, values, [expected] * len(values))
+        in_folder = {id_ for value in values for id_ in (value if isinstance(value, list) else [value])} - {None}
+        if in_folder and expected not in in_folder:
+            expect_equal(name, values, expected)
     expect_equal("the size of the vocabulary", config.vocab_size, places.num_rows if foreign else vocabulary.size)
-    listed = ", ".join(f"{name} {there}" + f" is {special[name]} here" * foreign for name, there in named.items())
+    listed = ", ".join(f"{name} {id_}" + f" is {special[name]} here" * foreign for name, id_ in folder_ids.items())
     return f"of {len(pairs)} texts; {listed}{_bare_note(subject)}"
 
 
@@ -85,35 +85,35 @@ def _bare_note(subject: Subject) -> str:
 
 def compare_text(subject: Subject, text: str, text_ids: list[int], row: list[int]) -> None:
     """Compares the ids of a text alone, and the text that the folder's ids `row` are decoded to."""
-    found = subject.tokenizer(text, add_special_tokens=False)["input_ids"]
-    expect_equal(repr(text[:60]), found, subject.to_folder_ids(text_ids))
+    alone = subject.tokenizer(text, add_special_tokens=False)["input_ids"]
+    expect_equal(repr(text[:60]), alone, subject.to_folder_ids(text_ids))
     if not np.any(subject.vocabulary.is_unit(np.array(text_ids))):
         expect_equal(f"the text of {row[:20]}", decode(subject, row), subject.run.tokenizer.decode(text_ids))
 
 
-def decode(subject: Subject, their_ids: list[int]) -> str:
+def decode(subject: Subject, folder_ids: list[int]) -> str:
     """Returns the text of the folder's ids without special tokens."""
     options = {"clean_up_tokenization_spaces": False} if subject.is_foreign else {}
-    return subject.tokenizer.decode(their_ids, skip_special_tokens=True, **options)
+    return subject.tokenizer.decode(folder_ids, skip_special_tokens=True, **options)
 
 
 def logits(subject: Subject) -> str:
     """Compares the logits of every token, or of every text where the model classifies, on the texts in one batch."""
     rows = [row[:_MOST_TOKENS] for row in _rows(subject)]
-    tokens, inside, ours = _our_logits(subject, rows)
+    tokens, inside, expected = _run_logits(subject, rows)
     inputs = {"input_ids": subject.to_folder_rows(tokens), "attention_mask": inside.astype(np.int64)}
-    (theirs,) = outputs(subject.model, inputs)
-    if theirs.ndim == 2:
-        return within(distance(ours, theirs), f"{len(rows)} texts in a batch")
-    ours, theirs = ours[inside], theirs[inside]
-    result = within(distance(ours[:, subject.columns], theirs), f"{inside.sum()} positions")
-    if ours.shape == theirs.shape:
+    (computed,) = outputs(subject.model, inputs)
+    if computed.ndim == 2:
+        return within(distance(expected, computed), f"{len(rows)} texts in a batch")
+    expected, computed = expected[inside], computed[inside]
+    result = within(distance(expected[:, subject.columns], computed), f"{inside.sum()} positions")
+    if expected.shape == computed.shape:
         return result
-    sums = [np.logaddexp.reduce(x.astype(np.float64), axis=-1) for x in (ours, theirs)]
+    sums = [np.logaddexp.reduce(x.astype(np.float64), axis=-1) for x in (expected, computed)]
     return f"{result}; rows that are ours alone take {distance(*sums):.1e} nats at most"
 
 
-def _our_logits(
+def _run_logits(
     subject: Subject, rows: list[list[int]]
 ) -> tuple[Int32[np.ndarray, "row time"], Bool[np.ndarray, "row time"], Float[np.ndarray, "row ..."]]:
     """Returns rows as one batch of tokens, which of these are no padding, and the run's logits.
@@ -124,7 +124,7 @@ def _our_logits(
     classifies = experiment.objective.kind == "classification"
     has_mask = not subject.is_foreign or run.tokenizer.places.mask is not None
     if has_mask and not classifies and not experiment.model.causal:
-        rows = [[vocabulary.mask if place % 5 == 2 else token for place, token in enumerate(row)] for row in rows]
+        rows = [[vocabulary.mask if i % 5 == 2 else token for i, token in enumerate(row)] for row in rows]
     tokens, lengths = pad(rows, max(map(len, rows))), np.array([len(row) for row in rows])
     position = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     inside = position < lengths[:, None]
@@ -156,7 +156,7 @@ def continuations(subject: Subject) -> str:
         prompts = {half: lm.prompt(half) for half in halves if half and run.tokenizer.encode(half)}
         prompts = {half: ids for half, ids in prompts.items() if len(ids) <= most}
     else:
-        prompts = {str(place): row[: max(1, min(most, len(row) // 2))] for place, row in enumerate(_rows(subject))}
+        prompts = {str(i): row[: max(1, min(most, len(row) // 2))] for i, row in enumerate(_rows(subject))}
     if not prompts:
         raise Differs(f"no half of a text has {most} tokens or fewer: name a shorter --text")
     new = min(_NEW_TOKENS, context - max(map(len, prompts.values())))
@@ -170,19 +170,19 @@ def continuations(subject: Subject) -> str:
             pad_token_id=places.end,
             suppress_tokens=[token for token in never if token >= 0],
         )
-        found = []
+        rows = []
         for half, ids in prompts.items():
             given, expected = tokenizer(half)["input_ids"], subject.to_folder_ids(ids)
             if given not in (expected, expected + end):
                 expect_equal(repr(half), given, expected)
             inputs = torch.tensor([expected])
             row = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs))[0]
-            found.append(row[len(ids) :].tolist())
+            rows.append(row[len(ids) :].tolist())
     else:
         batch = tokenizer.pad({"input_ids": list(prompts.values())}, return_tensors="pt")
-        found = model.generate(**batch, max_new_tokens=new)[:, batch["input_ids"].shape[1] :].tolist()
-    ours = lm.continue_ids(list(prompts.values()), GREEDY, max_tokens=new)
-    for (name, prompt), row, continuation in zip(prompts.items(), found, ours, strict=True):
+        rows = model.generate(**batch, max_new_tokens=new)[:, batch["input_ids"].shape[1] :].tolist()
+    generated = lm.continue_ids(list(prompts.values()), GREEDY, max_tokens=new)
+    for (name, prompt), row, continuation in zip(prompts.items(), rows, generated, strict=True):
         (ids,), (length,) = continuation.tokens.tolist(), continuation.length.tolist()
         filler = [] if subject.is_foreign else [PADDING] * (len(row) - length)
         expect_equal(f"the continuation of {name}, {prompt},", row, subject.to_folder_ids(ids[:length]) + filler)
@@ -192,7 +192,7 @@ def continuations(subject: Subject) -> str:
 def class_names(subject: Subject) -> str:
     """Compares the names of the classes, or of the speakers, and their order."""
     classes = subject.run.experiment.objective.classes
-    names = [subject.model.config.id2label[place] for place in range(len(classes))]
+    names = [subject.model.config.id2label[label] for label in range(len(classes))]
     expect_equal("id2label", names, list(classes))
     return f"{len(names)}, in their order"
 
@@ -203,7 +203,7 @@ def pipeline(subject: Subject) -> str:
         return ""
     rows, classes = _rows(subject), subject.run.experiment.objective.classes
     short = [(text, row) for text, row in zip(subject.texts, rows, strict=True) if len(row) < _MOST_TOKENS]
-    _, _, scores = _our_logits(subject, [row for _, row in short])
+    _, _, scores = _run_logits(subject, [row for _, row in short])
     classifier = transformers.pipeline("text-classification", model=str(subject.folder), device="cpu")
     for (text, _), expected in zip(short, scores.argmax(-1).tolist(), strict=True):
         expect_equal(f"the class of {text!r}", classifier(text)[0]["label"], classes[expected])
