@@ -88,7 +88,7 @@ def logits_by(config, size, params, row):
 
 def test_what_looks_like_a_special_token_in_a_text_is_text(tmp_path):
     write_text_model(tmp_path / "theirs", "llama", **SPECIAL["llama"])
-    _, tokenizer = import_.EXPERIMENTS["LlamaForCausalLM"](tmp_path / "theirs", read_model(tmp_path / "theirs"))
+    _, tokenizer = import_.EXPERIMENTS["LlamaForCausalLM"](read_model(tmp_path / "theirs"))
     text = "a<|end_of_text|>b"
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert max(tokenizer.encode(text)) < tokenizer.vocab_size

@@ -4,7 +4,7 @@ from importlib.metadata import packages_distributions, version
 
 from jax_speechlm import cli
 from jax_speechlm.interop.folders import read_record
-from jax_speechlm.interop.runtimes.portable import STABLEHLO
+from jax_speechlm.interop.runtimes.stablehlo import STABLEHLO
 from tests.interop.docs_programs import run_docs, save_audio, symbols_for_sizes, transcript
 from tests.interop.tiny_runs import save, tiny_run
 

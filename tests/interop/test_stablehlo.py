@@ -8,8 +8,8 @@ import pytest
 from jax_speechlm import cli
 from jax_speechlm.interop.folders import read_record
 from jax_speechlm.interop.runtimes import stablehlo
-from jax_speechlm.interop.runtimes.portable import CALLING_CONVENTION, STABLEHLO, lowered
 from jax_speechlm.interop.runtimes.program import Program
+from jax_speechlm.interop.runtimes.stablehlo import CALLING_CONVENTION, STABLEHLO, lowered
 from tests.interop.docs_programs import run_docs, save_audio, symbols_for_sizes, transcript
 from tests.interop.tiny_runs import save, tiny_run
 
@@ -47,7 +47,7 @@ def test_the_calling_convention_is_one_that_the_consumer_knows(monkeypatch):
     """It is set for the export alone; the setting of the process stays as it was."""
     before = jax.config.jax_export_calling_convention_version
     oldest = jax.export.minimum_supported_calling_convention_version
-    monkeypatch.setattr("jax_speechlm.interop.runtimes.portable.CALLING_CONVENTION", oldest)
+    monkeypatch.setattr("jax_speechlm.interop.runtimes.stablehlo.CALLING_CONVENTION", oldest)
     program = Program.of(tiny_run("ctc"))
     assert lowered(program, ("cpu",), program.samples[0]).calling_convention_version == oldest
     assert jax.config.jax_export_calling_convention_version == before

@@ -167,15 +167,15 @@ def _encoder_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Se
 
 def _recognizer_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
     if isinstance(experiment.model, FastConformerConfig):
-        files = {feature_extractor.FILE: parakeet.features_to_hugging_face(experiment.frontend.mel)}
+        features = parakeet.features_to_hugging_face(experiment.frontend.mel)
         processor, to_config = {"processor_class": "ParakeetProcessor"}, parakeet.config_to_hugging_face
     else:
-        _, files = _encoder_settings(experiment, None)
+        features = feature_extractor.front_end_to_hugging_face(experiment.frontend.mel)
         processor, to_config = {"processor_class": "Wav2Vec2BertProcessor"}, wav2vec2_bert.config_to_hugging_face
+    files = {feature_extractor.FILE: features | processor}
     # for further training: a row too short for its transcript has no loss here either
     rest = {"pad_token_id": PADDING, "ctc_loss_reduction": "mean", "ctc_zero_infinity": True}
     rest |= {"bos_token_id": None, "eos_token_id": None}
-    files = {name: value | processor for name, value in files.items()}
     if isinstance(tokenizer, HuggingFaceTokenizer):
         config = to_config(experiment.model, tokenizer.places.num_rows)
         return config | rest | tokenizer.special, files | tokenizer.files

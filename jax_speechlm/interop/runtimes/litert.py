@@ -9,9 +9,9 @@ from typing import Any
 
 from jax_speechlm.interop.folders import read_record
 from jax_speechlm.interop.runtimes import program as programs
-from jax_speechlm.interop.runtimes.portable import STABLEHLO, lowered
 from jax_speechlm.interop.runtimes.program import Out, Program, Recognize, Run, Seconds, Target
 from jax_speechlm.interop.runtimes.saved_model import in_tensorflow, module_of, signature
+from jax_speechlm.interop.runtimes.stablehlo import STABLEHLO, lowered
 
 _FILE = "recognizer.tflite"
 

@@ -11,8 +11,8 @@ import jax
 import jax.export
 import numpy as np
 
-from jax_speechlm.interop.runtimes.portable import PLATFORMS, lowered, written_in
 from jax_speechlm.interop.runtimes.program import Out, Program, Recognize, Run, Target, export, id_texts
+from jax_speechlm.interop.runtimes.stablehlo import PLATFORMS, lowered, written_in
 
 if TYPE_CHECKING:
     import tensorflow as tf
