@@ -32,19 +32,19 @@ class Layout(NamedTuple):
 class Row(NamedTuple):
     """One parameter: dotted path on our side, and Hugging Face's name or its names by layer."""
 
-    ours: str
-    theirs: str | Sequence[str]
+    path: str
+    name: str | Sequence[str]
     layout: Layout
 
     def names(self, num_layers: int) -> list[str]:
         """Returns Hugging Face's names."""
-        if isinstance(self.theirs, str):
-            return [self.theirs.format(layer) for layer in range(num_layers)] if self.is_stacked else [self.theirs]
-        return list(self.theirs)
+        if isinstance(self.name, str):
+            return [self.name.format(layer) for layer in range(num_layers)] if self.is_stacked else [self.name]
+        return list(self.name)
 
     @property
     def is_stacked(self) -> bool:
-        return not isinstance(self.theirs, str) or "{}" in self.theirs
+        return not isinstance(self.name, str) or "{}" in self.name
 
 
 def _head_dim(config: Any) -> int:
@@ -63,15 +63,15 @@ DEPTHWISE = Layout(lambda x, c: x.T[:, None, :], lambda x, c: x[:, 0, :].T)
 GATED = Layout(lambda x, c: x.reshape(c.dim, 2 * c.dim).T[..., None], lambda x, c: x[..., 0].T.reshape(c.dim, 2, c.dim))
 
 
-def norm(ours: str, theirs: str) -> list[Row]:
+def norm(path: str, name: str) -> list[Row]:
     """Returns the rows of a layer norm."""
-    return [Row(f"{ours}.scale", f"{theirs}.weight", SAME), Row(f"{ours}.bias", f"{theirs}.bias", SAME)]
+    return [Row(f"{path}.scale", f"{name}.weight", SAME), Row(f"{path}.bias", f"{name}.bias", SAME)]
 
 
-def linear(ours: str, theirs: str, kernel: Layout = TRANSPOSED, bias: Layout | None = SAME) -> list[Row]:
+def linear(path: str, name: str, kernel: Layout = TRANSPOSED, bias: Layout | None = SAME) -> list[Row]:
     """Returns the rows of a linear map or convolution; `bias` None for one without biases."""
-    rows = [Row(f"{ours}.kernel", f"{theirs}.weight", kernel)]
-    return rows if bias is None else [*rows, Row(f"{ours}.bias", f"{theirs}.bias", bias)]
+    rows = [Row(f"{path}.kernel", f"{name}.weight", kernel)]
+    return rows if bias is None else [*rows, Row(f"{path}.bias", f"{name}.bias", bias)]
 
 
 def attention(query: str, key: str, value: str, out: str, has_bias: bool = True) -> list[Row]:
@@ -84,16 +84,16 @@ def attention(query: str, key: str, value: str, out: str, has_bias: bool = True)
     return [*itertools.chain(*rows), *linear("layers.attention.out", out, OUT_OF_HEADS, SAME if has_bias else None)]
 
 
-def feed_forward(ours: str, norm_name: str, inner: str, outer: str, has_bias: bool = True) -> list[Row]:
+def feed_forward(path: str, norm_name: str, inner: str, outer: str, has_bias: bool = True) -> list[Row]:
     """Returns the rows of a Conformer's feed-forward and its norm."""
     bias = SAME if has_bias else None
-    maps = linear(f"{ours}.expand", inner, bias=bias) + linear(f"{ours}.contract", outer, bias=bias)
-    return norm(f"{ours}.norm", norm_name) + maps
+    maps = linear(f"{path}.expand", inner, bias=bias) + linear(f"{path}.contract", outer, bias=bias)
+    return norm(f"{path}.norm", norm_name) + maps
 
 
-def prefixed(rows: Iterable[Row], ours: str, theirs: str = "") -> list[Row]:
-    """Returns rows with prefixes of their names on both sides."""
-    return [Row(ours + row.ours, theirs + row.theirs, row.layout) for row in rows]
+def below(group: str, rows: Iterable[Row]) -> list[Row]:
+    """Returns rows of parameters that are in a group."""
+    return [row._replace(path=f"{group}.{row.path}") for row in rows]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,20 +189,20 @@ def sources(state_dict: StateDict, rows: Iterable[Row], config: Any, kind: str) 
             raise ValueError(f"the state dict has no {name!r}: is it a {kind} of {config.num_layers} layers?")
         value = rest.pop(name)
         try:
-            ours = layout.from_hf(value, config)
-            matches = layout.to_hf(ours, config).shape == value.shape
+            view = layout.from_hf(value, config)
+            matches = layout.to_hf(view, config).shape == value.shape
         except (ValueError, IndexError):
             matches = False
         if not matches:
             raise ValueError(f"{name!r} has shape {value.shape}, which does not fit dim={config.dim} of the config")
-        return ours
+        return view
 
     tree: Params = {}
     for row in rows:
         layers = tuple(take(name, row.layout) for name in row.names(config.num_layers))
         if len({layer.shape for layer in layers}) > 1:
             raise ValueError(f"{row.names(1)[0]!r} has another shape than the same parameter of other layers")
-        insert(tree, row.ours.split("."), TensorSource(layers, row.is_stacked))
+        insert(tree, row.path.split("."), TensorSource(layers, row.is_stacked))
     if rest:
         raise ValueError(f"the state dict holds arrays that the config has no place for, such as {min(rest)!r}")
     return tree
@@ -212,7 +212,7 @@ def write(params: Params, rows: Iterable[Row], config: Any) -> dict[str, np.ndar
     """Returns the float32 state dict of our parameters."""
     arrays = {}
     for row in rows:
-        array = np.asarray(at(params, row.ours.split(".")))
+        array = np.asarray(at(params, row.path.split(".")))
         for name, value in zip(row.names(config.num_layers), array if row.is_stacked else [array], strict=True):
             arrays[name] = np.ascontiguousarray(row.layout.to_hf(value, config), np.float32)
     return arrays
@@ -222,8 +222,8 @@ def class_names(classes: Sequence[str]) -> dict[str, Any]:
     """Returns the settings of a `config.json` that name the classes of one label."""
     return {
         "problem_type": "single_label_classification",
-        "id2label": {str(number): name for number, name in enumerate(classes)},
-        "label2id": {name: number for number, name in enumerate(classes)},
+        "id2label": {str(label): name for label, name in enumerate(classes)},
+        "label2id": {name: label for label, name in enumerate(classes)},
     }
 
 

@@ -17,18 +17,25 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.recipes.experiment import Experiment, Mixture, UnitText
 
-_TASKS = {
-    "AutoModel": "feature-extraction",
-    "AutoModelForCTC": "automatic-speech-recognition",
-    "AutoModelForAudioClassification": "audio-classification",
-    "AutoModelForAudioFrameClassification": "voice-activity-detection",
-    "AutoModelForAudioXVector": "speaker-verification",
-    "AutoModelForCausalLM": "text-generation",
-    "AutoModelForMaskedLM": "fill-mask",
-    "AutoModelForSequenceClassification": "text-classification",
-    "AutoModelForSpeechSeq2Seq": "audio-text-to-text",
+_USES = {
+    "AutoModel": ("feature-extraction", "hidden = model(**inputs).last_hidden_state"),
+    "AutoModelForCTC": ("automatic-speech-recognition", '"clip.wav"'),
+    "AutoModelForAudioClassification": ("audio-classification", '"clip.wav"'),
+    "AutoModelForAudioFrameClassification": (
+        "voice-activity-detection",
+        "classes = [model.config.id2label[int(frame)] for frame in model(**inputs).logits[0].argmax(-1)]",
+    ),
+    "AutoModelForAudioXVector": (
+        "speaker-verification",
+        "vector = model(**inputs).embeddings[0]  # torch.cosine_similarity of two says how alike they are",
+    ),
+    "AutoModelForCausalLM": ("text-generation", '"In the", max_new_tokens=50'),
+    "AutoModelForMaskedLM": ("fill-mask", '"In the <mask>"'),
+    "AutoModelForSequenceClassification": ("text-classification", '"In the beginning"'),
+    "AutoModelForSpeechSeq2Seq": ("audio-text-to-text", None),
 }
-"""The hub's name of a task (`pipeline_tag`) by the class of transformers that opens the model."""
+"""By the class of transformers that opens a model: the hub's name of its task (`pipeline_tag`), and the arguments of
+its pipeline or the line that computes its output."""
 
 _RATE = f"{SAMPLE_RATE:_}"  # Hz, as Python code
 _AUDIO_MODEL = """\
@@ -55,36 +62,19 @@ _PIPELINE = """\
 from transformers import pipeline
 
 print(pipeline("{task}", model="FOLDER")({argument}))"""
-_ARGUMENTS = {
-    "automatic-speech-recognition": '"clip.wav"',
-    "audio-classification": '"clip.wav"',
-    "text-generation": '"In the", max_new_tokens=50',
-    "text-classification": '"In the beginning"',
-    "fill-mask": '"In the <mask>"',
-}
-_OUTPUTS = {
-    "feature-extraction": "hidden = model(**inputs).last_hidden_state",
-    "voice-activity-detection": (
-        "classes = [model.config.id2label[int(frame)] for frame in model(**inputs).logits[0].argmax(-1)]"
-    ),
-    "speaker-verification": (
-        "vector = model(**inputs).embeddings[0]  # torch.cosine_similarity of two says how alike they are"
-    ),
-}
 
 
 def model_card(run: LoadedRun, made: Package, record: Mapping[str, Any]) -> str:
     """Returns the text of the README.md, given the run's form and `jax_speechlm.json` with the verdict of the check."""
     auto, experiment = READERS[made.architecture].auto_class, run.experiment
-    task = _TASKS[auto]
-    head = {"library_name": "transformers", "pipeline_tag": task, "tags": ["jax_speechlm"]}
+    head = {"library_name": "transformers", "pipeline_tag": _USES[auto][0], "tags": ["jax_speechlm"]}
     size = sum(array.size for array in jax.tree.leaves(made.params))
     parts = [
         "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items()) + "\n---",
         f"# {made.architecture} by jax_speechlm",
         f"Trained by the objective `{experiment.objective.kind}`; {size:,} parameters, float32; checkpoint of step "
         f"{run.step:,}.",
-        f"```python\n{_program(run, auto, task)}\n```",
+        f"```python\n{_program(run, auto)}\n```",
         *_notes(run),
         "## Check\n\n" + _check(record["check"]),
         "## Training data\n\n" + "\n".join(_data(experiment)),
@@ -94,13 +84,14 @@ def model_card(run: LoadedRun, made: Package, record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _program(run: LoadedRun, auto: str, task: str) -> str:
+def _program(run: LoadedRun, auto: str) -> str:
     """Returns an example program that uses the folder."""
-    if task in _ARGUMENTS:
-        return _PIPELINE.format(task=task, argument=_ARGUMENTS[task])
-    if task in _OUTPUTS:
-        options = "" if task == "feature-extraction" else ", pad_to_multiple_of=1"
-        return _AUDIO_MODEL.format(rate=_RATE, auto=auto, options=options, what=_OUTPUTS[task])
+    task, use = _USES[auto]
+    if use is not None and use.startswith('"'):
+        return _PIPELINE.format(task=task, argument=use)
+    if use is not None:
+        options = "" if auto == "AutoModel" else ", pad_to_multiple_of=1"
+        return _AUDIO_MODEL.format(rate=_RATE, auto=auto, options=options, what=use)
     before, behind = run.experiment.objective.prompt_ids(run.tokenizer)
     window, stack = run.experiment.model.adapter.frames, run.experiment.frontend.mel.stack
     return _SPOKEN.format(
@@ -147,18 +138,18 @@ def data_sets(experiment: Experiment) -> list[tuple[str, dict[str, Any]]]:
     parts = data.parts.values() if isinstance(data, Mixture) else [data]
     names = [name for part in parts for name in part.sets]
     names += [name for name in data.text_sets if name not in names] if isinstance(data, UnitText) else []
-    found = {}
+    sets = {}
     for name in names:
         bare = name.partition(":")[0]
         try:
-            found[bare] = json.loads((as_path(data.data_dir) / bare / "meta.json").read_text(encoding="utf-8"))
+            sets[bare] = json.loads((as_path(data.data_dir) / bare / "meta.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, DataError):
-            found[bare] = {}
-    return list(found.items())
+            sets[bare] = {}
+    return list(sets.items())
 
 
 def _check(check: Mapping[str, Any]) -> str:
-    rows = "\n".join(f"- {each['name']}: {each['result']}" for each in check["checks"])
+    rows = "\n".join(f"- {one['name']}: {one['result']}" for one in check["checks"])
     if not check["passed"]:
         return f"**FAILED** against {check['against']}; do not use this folder.\n\n{rows}"
     if check["is_full"]:

@@ -37,11 +37,11 @@ _FRAME = Layout(
 
 
 def _separable(name: str, first: int) -> list[Row]:
-    ours, theirs = f"subsampling.convolutions.{name}", "subsampling.layers"
+    path, layers = f"subsampling.convolutions.{name}", "subsampling.layers"
     return [
-        Row(f"{ours}.depthwise", f"{theirs}.{first}.weight", _THREE_BY_THREE),
-        Row(f"{ours}.bias", f"{theirs}.{first}.bias", SAME),
-        *linear(f"{ours}.pointwise", f"{theirs}.{first + 1}", _POINTWISE_2D),
+        Row(f"{path}.depthwise", f"{layers}.{first}.weight", _THREE_BY_THREE),
+        Row(f"{path}.bias", f"{layers}.{first}.bias", SAME),
+        *linear(f"{path}.pointwise", f"{layers}.{first + 1}", _POINTWISE_2D),
     ]
 
 
@@ -73,7 +73,7 @@ def _encoder(config: FastConformerConfig) -> list[Row]:
         ),
         *norm("layers.norm", f"{layer}norm_out"),
     ]
-    return mapping.prefixed(rows, "encoder.")
+    return mapping.below("encoder", rows)
 
 
 _HEAD = linear("head", "ctc_head", mapping.POINTWISE)
@@ -166,13 +166,13 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> FastConformerConfig:
         if not isinstance(values, dict):
             raise ValueError("config.json: encoder_config must be the settings of an encoder")
     mapping.require_fixed(values, _FIXED | {"convolution_bias": values.get("attention_bias")})
-    renamed = {ours: values[theirs] for theirs, ours in _RENAMED.items()}
+    renamed = {setting: values[name] for name, setting in _RENAMED.items()}
     return FastConformerConfig(ffn_multiple=mapping.ffn_multiple(values), **renamed)
 
 
 def config_to_hugging_face(config: FastConformerConfig, vocab_size: int | None = None) -> dict[str, Any]:
     """Returns the `config.json` of a `ParakeetEncoder`; with `vocab_size`, of a `ParakeetForCTC` with blank 0."""
-    renamed = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()}
+    renamed = {name: getattr(config, setting) for name, setting in _RENAMED.items()}
     only_here = {
         "convolution_bias": config.bias,
         "intermediate_size": config.ffn_dim,

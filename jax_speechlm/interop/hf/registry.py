@@ -44,8 +44,7 @@ class Package(NamedTuple):
 
     Attributes:
       config: `config.json`.
-      params: our parameters, in the groups of `Model`, with rows in the order of the folder's ids.
-      arrays: the state dict.
+      params, arrays: our parameters, with rows in the order of the folder's ids, and the state dict.
       files: further files by name: the value of a .json, the text of a chat template.
     """
 
@@ -65,9 +64,7 @@ class Model(NamedTuple):
 
     Attributes:
       architecture: the class in transformers.
-      folder: where it was read from.
-      values: `config.json`.
-      config: the model's shape.
+      values, config: `config.json`, and the model's shape.
       sources: where our parameters are read from (`mapping.TensorSource`): `encoder`, and `head` or `speaker` where
         there is one; or `transformer`; or `encoder`, `adapter` and `transformer`.
     """

@@ -73,8 +73,8 @@ def open_arrays(file: Path) -> dict[str, np.ndarray]:
 
 def _dtype(name: str, entry: Entry) -> np.dtype | None:
     """Returns an array's type; None if neither parameters nor buffers of that name have it."""
-    found = _INTEGERS.get(entry.dtype) if name.rpartition(".")[2] in _BUFFERS else None
-    return DTYPES.get(entry.dtype) if found is None else found
+    is_buffer = name.rpartition(".")[2] in _BUFFERS
+    return (DTYPES | _INTEGERS if is_buffer else DTYPES).get(entry.dtype)
 
 
 def read_header(file: Path) -> tuple[dict[str, Entry], int]:
@@ -159,9 +159,9 @@ class _Header:
     def _has(self, sign: str) -> bool:
         """Returns whether the next character is `sign`, and skips it if so."""
         self._skip_space()
-        found = self._text.startswith(sign, self._at)
-        self._at += found
-        return found
+        is_next = self._text.startswith(sign, self._at)
+        self._at += is_next
+        return is_next
 
     def _require(self, sign: str) -> None:
         if not self._has(sign):

@@ -28,12 +28,12 @@ _ROWS = (  # our name, the layout, the names in Llama and Qwen3 and in ModernBER
     ("layers.ffn.down.kernel", TRANSPOSED, "layers.{}.mlp.down_proj", "layers.{}.mlp.Wo.weight"),
     ("norm.scale", SAME, "norm", "final_norm.weight"),
 )
-_CAUSAL = [Row(ours, f"model.{causal}.weight", layout) for ours, layout, causal, _ in _ROWS]
+_CAUSAL = [Row(path, f"model.{causal}.weight", layout) for path, layout, causal, _ in _ROWS]
 _QUERY_KEY_NORM = [
     Row("layers.attention.query_norm.scale", "model.layers.{}.self_attn.q_norm.weight", SAME),
     Row("layers.attention.key_norm.scale", "model.layers.{}.self_attn.k_norm.weight", SAME),
 ]
-_BOTH_WAYS = [Row(ours, f"model.{both_ways}", layout) for ours, layout, _, both_ways in _ROWS] + [
+_BOTH_WAYS = [Row(path, f"model.{both_ways}", layout) for path, layout, _, both_ways in _ROWS] + [
     Row("prediction.linear.kernel", "head.dense.weight", TRANSPOSED),
     Row("prediction.norm.scale", "head.norm.weight", SAME),
     Row("prediction.bias", "decoder.bias", SAME),
@@ -64,7 +64,7 @@ def sources(state_dict: StateDict, config: TransformerConfig) -> Params:
     model_type = _model_type(config)
     rows, head = _rows(config, model_type)
     arrays = {name: np.asarray(value) for name, value in state_dict.items()}
-    embedding = rows[0].theirs
+    embedding = rows[0].name
     if model_type in bert.HEAD:
         arrays = bert.used(arrays)
     if config.tied and head in arrays:  # the two are one array, saved under either name or both
@@ -88,7 +88,7 @@ def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.n
     elif model_type in bert.HEAD:
         arrays[f"{bert.HEAD[model_type]}decoder.bias"] = arrays[f"{bert.HEAD[model_type]}bias"]
     if config.tied:
-        arrays[head] = arrays[rows[0].theirs]
+        arrays[head] = arrays[rows[0].name]
     return arrays
 
 
@@ -113,10 +113,10 @@ def classifier_sources(state_dict: StateDict, config: TransformerConfig) -> Para
     ValueError as `sources` does.
     """
     arrays = {name: np.asarray(value) for name, value in state_dict.items()}
-    head = {row.theirs: arrays.pop(row.theirs) for row in _CLASSIFIER if row.theirs in arrays}
-    table = arrays.get(_BOTH_WAYS[0].theirs, np.zeros((0, 0), np.float32))
+    head = {row.name: arrays.pop(row.name) for row in _CLASSIFIER if row.name in arrays}
+    table = arrays.get(_BOTH_WAYS[0].name, np.zeros((0, 0), np.float32))
     if table.ndim != 2 or table.shape != (len(table), config.dim):
-        raise ValueError(f"{_BOTH_WAYS[0].theirs!r} is missing, or has another shape than [ids, {config.dim}]")
+        raise ValueError(f"{_BOTH_WAYS[0].name!r} is missing, or has another shape than [ids, {config.dim}]")
     arrays["decoder.bias"] = np.zeros(len(table), table.dtype)
     if not config.tied:
         arrays["decoder.weight"] = np.zeros_like(table)
@@ -140,7 +140,7 @@ def _rows(config: TransformerConfig, model_type: str) -> tuple[list[Row], str]:
     elif model_type == "modernbert":
         # Our first layer's attention norm is theirs on the embeddings.
         norms = [f"model.layers.{i}.attn_norm.weight" for i in range(1, config.num_layers)]
-        first_norm = Row(_BOTH_WAYS[1].ours, ["model.embeddings.norm.weight", *norms], SAME)
+        first_norm = Row(_BOTH_WAYS[1].path, ["model.embeddings.norm.weight", *norms], SAME)
         rows, head = [_BOTH_WAYS[0], first_norm, *_BOTH_WAYS[2:]], "decoder.weight"
     else:
         rows, head = _CAUSAL + (_QUERY_KEY_NORM if model_type == "qwen3" else []), "lm_head.weight"
@@ -217,7 +217,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> TransformerConfig:
     if model_type not in _FORM:
         raise ValueError(f"config.json: model_type={model_type!r} has no counterpart here; {', '.join(_FORM)} have")
     mapping.require_fixed(values, _FIXED[model_type])
-    settings = _FORM[model_type] | {ours: values[theirs] for theirs, ours in _RENAMED.items()}
+    settings = _FORM[model_type] | {setting: values[name] for name, setting in _RENAMED.items()}
     settings |= {"norm_epsilon": values[_EPSILON.get(model_type, "rms_norm_eps")]} | _heads(values, model_type)
     places = _learnt_positions(values, model_type) if model_type in bert.HEAD else _attention_from(values, model_type)
     return TransformerConfig(**settings, **places)
@@ -229,7 +229,7 @@ def config_to_hugging_face(config: TransformerConfig, vocab_size: int) -> dict[s
     Token 0 is padding, unless learnt positions imply another; the caller adds the tokens that begin and end a text.
     """
     model_type = _model_type(config)
-    settings = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()} | _FIXED[model_type]
+    settings = {name: getattr(config, setting) for name, setting in _RENAMED.items()} | _FIXED[model_type]
     settings |= {"model_type": model_type, "architectures": [ARCHITECTURES[model_type]], "vocab_size": vocab_size}
     settings |= dict.fromkeys(("bos_token_id", "eos_token_id"), None) | {"pad_token_id": 0}
     if model_type in bert.HEAD:

@@ -24,7 +24,8 @@ _DEAD = "masked_spec_embed"  # the filler of Hugging Face's own SpecAugment, whi
 
 _LAYER = "encoder.layers.{}."
 _ATTENTION, _CONVOLUTION, _FFN = f"{_LAYER}self_attn", f"{_LAYER}conv_module", f"{_LAYER}ffn"
-_ENCODER = mapping.prefixed(
+_ENCODER = mapping.below(
+    "encoder",
     [
         *norm("input_norm", "feature_projection.layer_norm"),
         *linear("input", "feature_projection.projection"),
@@ -44,7 +45,6 @@ _ENCODER = mapping.prefixed(
         ),
         *norm("layers.norm", f"{_LAYER}final_layer_norm"),
     ],
-    "encoder.",
 )
 _HEADS = {
     MODEL: [],
@@ -143,7 +143,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> ConformerConfig:
     """Converts a `config.json`; raises ValueError for forms that ours does not have, such as rotary positions."""
     values = completed(values)
     mapping.require_fixed(values, _FIXED | {"hidden_act": "silu"})  # the same function
-    renamed = {ours: values[theirs] for theirs, ours in _RENAMED.items()}
+    renamed = {setting: values[name] for name, setting in _RENAMED.items()}
     return ConformerConfig(ffn_multiple=mapping.ffn_multiple(values), **renamed)
 
 
@@ -155,7 +155,7 @@ def headed_config_from_hugging_face(values: Mapping[str, Any]) -> ConformerConfi
 
 def config_to_hugging_face(config: ConformerConfig, vocab_size: int | None = None) -> dict[str, Any]:
     """Returns the settings of a Wav2Vec2-BERT `config.json`; with `vocab_size`, of a `Wav2Vec2BertForCTC`."""
-    renamed = {theirs: getattr(config, ours) for theirs, ours in _RENAMED.items()}
+    renamed = {name: getattr(config, setting) for name, setting in _RENAMED.items()}
     rates = dict.fromkeys(("activation_dropout", "feat_proj_dropout", "conformer_conv_dropout"), config.dropout)
     only_here = {"intermediate_size": config.ffn_dim, "layerdrop": 0.0, "apply_spec_augment": False}
     head = {"architectures": [MODEL]}
@@ -172,7 +172,7 @@ def headed_config_to_hugging_face(
     if architecture == CLASSIFIER:
         settings["classifier_proj_size"] = config.dim
     if x_vector is not None:
-        settings |= {theirs: list(getattr(x_vector, ours)) for theirs, ours in _TDNN.items()}
+        settings |= {name: list(getattr(x_vector, setting)) for name, setting in _TDNN.items()}
         settings["xvector_output_dim"] = x_vector.dim
     return config_to_hugging_face(config) | settings | mapping.class_names(classes)
 
@@ -180,5 +180,5 @@ def headed_config_to_hugging_face(
 def x_vector_config_from_hugging_face(values: Mapping[str, Any]) -> XVectorConfig:
     """Converts the settings of the head in the `config.json` of a `Wav2Vec2BertForXVector`."""
     values = completed(values)
-    sizes = {ours: tuple(values[theirs]) for theirs, ours in _TDNN.items()}
+    sizes = {setting: tuple(values[name]) for name, setting in _TDNN.items()}
     return XVectorConfig(**sizes, dim=values["xvector_output_dim"])

@@ -32,13 +32,13 @@ def write_weights(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: i
     if len(shards) == 1:
         _save(folder / FILE, arrays)
         return
-    place = {}
-    for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+    file_of = {}
+    for shard, names in enumerate(shards, start=1):
+        file = f"model-{shard:05}-of-{len(shards):05}.safetensors"
         _save(folder / file, {name: arrays[name] for name in names})
-        place |= dict.fromkeys(names, file)
+        file_of |= dict.fromkeys(names, file)
     total = sum(array.nbytes for array in arrays.values())
-    write_json(folder, INDEX, {"metadata": {"total_size": total}, "weight_map": place})
+    write_json(folder, INDEX, {"metadata": {"total_size": total}, "weight_map": file_of})
 
 
 def read_weights(folder: Path) -> dict[str, np.ndarray]:
@@ -57,20 +57,20 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
             "is trusted, open it with transformers and write it with save_pretrained, which makes them"
         )
     index = read_json(folder, INDEX)
-    place = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(place, dict) or not place or not all(isinstance(file, str) for file in place.values()):
+    file_of = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(file_of, dict) or not file_of or not all(isinstance(file, str) for file in file_of.values()):
         raise ExportError(f"{folder / INDEX} has no weight_map from names to files: it is damaged; copy it anew")
     arrays: dict[str, np.ndarray] = {}
-    for file in sorted(set(place.values())):
+    for file in sorted(set(file_of.values())):
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise ExportError(f"{folder / INDEX} names {file!r}, which is no safetensors of the folder: refused")
-        found = open_arrays(inside(folder, file))
-        if twice := found.keys() & arrays.keys():
+        shard = open_arrays(inside(folder, file))
+        if twice := shard.keys() & arrays.keys():
             raise ExportError(f"{folder / file} holds {min(twice)!r}, which another file has too: save the model anew")
-        if misplaced := [name for name in found if place.get(name) != file]:
+        if misplaced := [name for name in shard if file_of.get(name) != file]:
             raise ExportError(f"{folder / INDEX} and {file} disagree about {min(misplaced)!r}: copy the model anew")
-        arrays |= found
-    if missing := place.keys() - arrays.keys():
+        arrays |= shard
+    if missing := file_of.keys() - arrays.keys():
         raise ExportError(f"{folder / INDEX} and the files that it names disagree about {min(missing)!r}")
     return _parameters(arrays)
 

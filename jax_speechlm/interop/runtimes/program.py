@@ -61,10 +61,6 @@ class Program:
     """A recognizer that was trained by CTC, alone or with other objectives.
 
     Attributes:
-      checkpoint: its folder.
-      step: number of training steps.
-      mel: settings of its features.
-      tokenizer: maps ids to text.
       weights: numpy float32 by dotted name: the parameters that recognition needs.
       logits: the objective's `logits(nested parameters, batch) -> (logits, lengths)`.
     """
@@ -81,7 +77,7 @@ class Program:
         """Returns a run's recognizer; an `ExportError` says why there is none."""
         experiment, task = run.experiment, task_of(run.experiment.objective)
         if not task.runtimes:
-            able = " or ".join(name for name, each in TASKS.items() if each.runtimes)
+            able = " or ".join(name for name, other in TASKS.items() if other.runtimes)
             raise ExportError(
                 f"{run.checkpoint}: was trained by {task.name}; only recognizers that were trained by {able} are "
                 "exported to other runtimes: name such a run"

@@ -26,15 +26,15 @@ def front_end(subject: Subject) -> str:
     mel, clips = subject.run.experiment.frontend.mel, subject.clips
     lengths = np.array([len(clip) for clip in clips], np.int32)
     padded = np.stack([np.pad(clip, (0, lengths.max() - len(clip))) for clip in clips])
-    ours, frames = jax.device_get(log_mel(jnp.asarray(padded), jnp.asarray(lengths), mel))
+    expected, frames = jax.device_get(log_mel(jnp.asarray(padded), jnp.asarray(lengths), mel))
     batch, worst = subject.extract(subject.waves), 0.0
     for row, (wave, num) in enumerate(zip(subject.waves, frames.tolist(), strict=True)):
         alone = subject.extract(wave)
         for features in (alone["input_features"][0], batch["input_features"][row]):
-            worst = max(worst, distance(features[:num], ours[row, :num]))
-        expected = {"same": (num, num), "masked": (num + 1, num), "kept": (num + 1, num + 1)}[ending(mel, len(wave))]
+            worst = max(worst, distance(features[:num], expected[row, :num]))
+        predicted = {"same": (num, num), "masked": (num + 1, num), "kept": (num + 1, num + 1)}[ending(mel, len(wave))]
         counts = alone["input_features"].shape[1], int(alone["attention_mask"].sum())
-        expect_equal(f"the number of vectors, and of those in the mask, of {len(wave)} samples", counts, expected)
+        expect_equal(f"the number of vectors, and of those in the mask, of {len(wave)} samples", counts, predicted)
     return within(worst, f"{len(clips)} clips, alone and as a batch")
 
 
