@@ -58,9 +58,6 @@ def export_run(
 def write_checked(trained: LoadedRun, out: Path, audio: tuple[Path, ...] = (), text: tuple[str, ...] = ()) -> Verdict:
     """Writes a model's folder and checks it; the folder appears at `out` only if nothing differs.
 
-    Returns:
-      The results of the check.
-
     Raises:
       ExportError: the model cannot be exported, or `out` holds something that no export wrote.
       FailedCheck: the written model differs; it is kept as `<out>.rejected`.

@@ -35,8 +35,7 @@ def read_text_tokenizer(
     generation also ends at the other ids that `config.json` or `generation_config.json` lists as `eos`.
 
     Args:
-      values: `config.json`.
-      num_rows: number of rows of the table of embeddings.
+      values, num_rows: `config.json`, and the number of rows of the table of embeddings.
       causal: whether the model is causal; otherwise texts are enclosed in `cls` and `sep`.
       mask: an id that occurs in no text, to use as the mask instead of the tokenizer's.
 

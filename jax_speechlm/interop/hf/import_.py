@@ -56,12 +56,10 @@ class Imported:
     """A folder as a run, with parameters that are still in its files.
 
     Attributes:
-      architecture: the class in transformers.
       experiment: the run's config; its data and objective are for further training, not a record of the past one.
       tokenizer: None for an encoder alone.
       units: fingerprint of the k-means whose units it was trained on, if the folder is an export that recorded it.
       sources: where each parameter is read from, with rows in the order of this project's ids.
-      declaration: shapes of the model's parameters, and the names of their axes.
     """
 
     architecture: str

@@ -102,10 +102,8 @@ class TensorSource:
 
     Attributes:
       layers: views of Hugging Face's arrays in our shape: one per layer if our side stacks them, else a single one.
-      is_stacked: whether our side stacks them.
-      ids: for a parameter with a row per id, the index of their row for each of ours, -1 for a row of zeros; None if
-        the rows are in the same order.
-      id_axis: the axis that is indexed by ids.
+      ids: for a parameter with a row per id (on `id_axis`), the index of their row for each of ours, -1 for a row of
+        zeros; None if the rows are in the same order.
     """
 
     layers: tuple[np.ndarray, ...]
@@ -123,9 +121,7 @@ class TensorSource:
     def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
         """Reads a part of the parameter, and nothing else of it, as a new array.
 
-        Args:
-          index: slices of our axes; missing ones are taken whole.
-          dtype: None keeps the file's type.
+        `index` has slices of our axes; missing ones are taken whole. Without a `dtype` the file's type is kept.
         """
         index = (*index, *[slice(None)] * (len(self.shape) - len(index)))
         layers = self.layers

@@ -40,12 +40,9 @@ _MOST_VECTORS = 4096  # of a speech-language model's rows: rotary positions have
 
 
 class Package(NamedTuple):
-    """A run in Hugging Face's terms.
+    """A run in Hugging Face's terms: `config.json`, further files by name, and the state dict.
 
-    Attributes:
-      config: `config.json`.
-      params, arrays: our parameters, with rows in the order of the folder's ids, and the state dict.
-      files: further files by name: the value of a .json, the text of a chat template.
+    `params` are our parameters, in the groups of `Model`, with rows in the order of the folder's ids.
     """
 
     config: dict[str, Any]
@@ -63,7 +60,6 @@ class Model(NamedTuple):
     """A model in a folder, of which only the settings have been read.
 
     Attributes:
-      architecture: the class in transformers.
       values, config: `config.json`, and the model's shape.
       sources: where our parameters are read from (`mapping.TensorSource`): `encoder`, and `head` or `speaker` where
         there is one; or `transformer`; or `encoder`, `adapter` and `transformer`.
@@ -111,11 +107,7 @@ def package(run: LoadedRun) -> Package:
 
 
 def settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
-    """Converts a run's config to `config.json` and further files by name; no parameter is needed.
-
-    Raises:
-      ValueError: no class of transformers computes the same.
-    """
+    """Converts a run's config to `config.json` and further files by name; no parameter is needed."""
     config, files = _form(experiment).settings(experiment, tokenizer)
     return config | {"dtype": "float32"}, files
 
@@ -340,10 +332,8 @@ def _form(experiment: Experiment) -> HuggingFaceForm:
 class Reader(NamedTuple):
     """Conversion of a class of transformers; a new one has an entry in `READERS`, and one in `import_.EXPERIMENTS`.
 
-    Attributes:
-      auto_class: the class of transformers that opens it.
-      config: converts `config.json` to the model's shape; raises ValueError for a form that ours does not have.
-      sources: finds the places of our parameters in its arrays, given the model's shape; raises ValueError likewise.
+    `auto_class` opens it; `config` converts `config.json` to the model's shape, and `sources` finds our parameters in
+    its arrays, given that shape. Both raise ValueError for a form that ours does not have.
     """
 
     auto_class: str

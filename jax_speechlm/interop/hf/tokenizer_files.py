@@ -93,11 +93,9 @@ def _tokenizer_json(
     post_processor: dict[str, Any] | None,
     plain: dict[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Returns a `tokenizer.json`.
+    """Returns a `tokenizer.json` of the tokens `names`, in the order of ids.
 
-    Args:
-      names: the tokens in the order of ids.
-      special, plain: tokens that `skip_special_tokens` leaves out of a text, and that it keeps.
+    `skip_special_tokens` leaves `special` tokens out of a text, and keeps `plain` ones.
     """
     added = {name: (id_, True) for name, id_ in special.items()}
     added |= {name: (id_, False) for name, id_ in (plain or {}).items()}

@@ -36,9 +36,8 @@ _PROJECTOR = [
 def config_to_hugging_face(model: SpeechLMConfig, text: Mapping[str, Any], audio_token: int) -> dict[str, Any]:
     """Returns the settings of a Voxtral `config.json`; an `ExportError` names the settings that Voxtral has.
 
-    Args:
-      text: settings of the language model.
-      audio_token: an id that occurs in no text: it marks the positions of speech, once for each vector.
+    `text` are the settings of the language model. `audio_token`, an id that occurs in no text, marks the positions of
+    speech, once for each vector.
     """
     encoder = model.encoder
     if not isinstance(encoder, ConformerConfig):

@@ -173,12 +173,7 @@ class Program:
 
 
 class Agreement(NamedTuple):
-    """Result of comparing an exported recognizer with the original.
-
-    Attributes:
-      rows, frames, tokens: numbers of utterances, of their frames and of their greedy tokens.
-      difference: largest difference of two log-probabilities, in nats.
-    """
+    """Result of comparing an exported recognizer with the original: numbers of what was compared, and nats."""
 
     rows: int
     frames: int
@@ -193,14 +188,10 @@ class Agreement(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A runtime that recognizers are exported to.
+    """A runtime that recognizers are exported to; `consumers` are the modules that `read` uses.
 
-    Attributes:
-      name: its name in the record.
-      write: writes a recognizer into an empty folder; returns the target's entries of the record. It takes the program
-        and the folder, and if there is one program per length of audio, the lengths in samples.
-      read: opens the recognizer of such a folder, record included.
-      consumers: modules that `read` uses; the record holds their versions as `read_by`.
+    `write` takes the program, an empty folder and, if there is one program per length of audio, the lengths in samples;
+    it returns the target's entries of the record. `read` opens the recognizer of such a folder, record included.
     """
 
     name: str
@@ -216,7 +207,6 @@ def export(run: Path, out: Path, target: Target, seconds: Sequence[float] | None
       seconds: lengths of audio, for a target with one program per length.
 
     Raises:
-      CheckpointError, ExportError: the run, `out` or `seconds` cannot be used, or the recognizer cannot be exported.
       FailedCheck: the written program gives other results.
     """
     lengths = [] if seconds is None else in_samples(seconds)
@@ -303,10 +293,11 @@ _SHAPES = ((1, 17_567), (_ROWS, 28_000))
 def check(program: Program, recognize: Recognize, shapes: Sequence[tuple[int, int]] = _SHAPES) -> Agreement:
     """Compares an exported recognizer with the original on synthetic speech.
 
+    By default the batches are one row of odd length, and rows of odd and even lengths together, padded with noise, one
+    of them empty.
+
     Args:
-      recognize: the exported one.
-      shapes: rows and samples of the batches. By default one row of odd length, and rows of odd and even lengths
-        together, padded with noise, one of them empty.
+      shapes: rows and samples of the batches.
 
     Raises:
       FailedCheck: log-probabilities differ by more than `TOLERANCE`, or anything else differs at all.

@@ -26,11 +26,9 @@ _TRAINING_ONLY = "masked_spec_embed"  # Hugging Face's filler of masked frames
 
 
 def check_export(folder: Path, run: LoadedRun, made: Package, *inputs: Sequence[Any]) -> Verdict:
-    """Checks an exported folder against its checkpoint, and prints every result.
+    """Checks an exported folder against its checkpoint, which is `made` in Hugging Face's terms; prints every result.
 
-    Args:
-      made: `run` in Hugging Face's terms.
-      inputs: audio files and texts of the comparison with transformers, in addition to built-in ones.
+    `inputs` are audio files and texts of the comparison with transformers, in addition to built-in ones.
     """
     own = {"parameters": partial(_same_parameters, folder, made), "settings": partial(_same_settings, folder, made)}
     return _check("our own reading of the folder", own, folder, run, made, *inputs)
@@ -39,10 +37,8 @@ def check_export(folder: Path, run: LoadedRun, made: Package, *inputs: Sequence[
 def check_import(folder: Path, run: LoadedRun, sources: Params, dtype: Any, *inputs: Sequence[Any]) -> Verdict:
     """Checks a run, as read from its checkpoint, against the folder that it was imported from; prints every result.
 
-    Args:
-      sources: nested dict of `TensorSource`, where the parameters were read from.
-      dtype: type of the stored parameters.
-      inputs: as of `check_export`.
+    The parameters were read from `sources` (nested dict of `TensorSource`) and stored in `dtype`. For `inputs` see
+    `check_export`.
     """
     own = {
         "checkpoint": lambda: f"{_require_same(run.params, sources, dtype):,} parameters as they were read",

@@ -38,13 +38,9 @@ TEXTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A folder opened by transformers and the run that it is compared with.
+    """A folder opened by transformers (`model`), and the run that it is compared with, in float32.
 
-    Attributes:
-      run: the run, in float32.
-      made: `run` in Hugging Face's terms.
-      model: the folder's model, of transformers.
-      clips, texts: what to compare on.
+    `made` is the run in Hugging Face's terms; `clips` and `texts` are what to compare on.
     """
 
     folder: Path
@@ -138,9 +134,8 @@ def in_float32(run: LoadedRun) -> LoadedRun:
 def open_model(folder: Path, auto: str, architecture: str, rounded_to: str = "float32") -> Any:
     """Opens a folder's model in float32, from safetensors alone and without any code of the folder's.
 
-    Args:
-      auto: the class of transformers that opens it; `architecture` is what it should become.
-      rounded_to: a type that its parameters pass through.
+    `auto` is the class that opens it, `architecture` the class that it should become. Its parameters are rounded to the
+    type `rounded_to`.
     """
     options = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     opener = getattr(transformers, auto)

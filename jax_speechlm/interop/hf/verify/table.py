@@ -55,12 +55,9 @@ def compare(
     texts: Sequence[str],
     rounded_to: str = "float32",
 ) -> Iterator[Check]:
-    """Opens a folder with transformers and runs its comparisons.
+    """Opens a folder with transformers and runs its comparisons on built-in and given audio and texts.
 
-    Args:
-      made: `run` in Hugging Face's terms.
-      audio, texts: inputs in addition to the built-in ones.
-      rounded_to: type that the parameters were rounded to on import; those of transformers are rounded alike.
+    `made` is `run` in Hugging Face's terms. Parameters of transformers are rounded to the type of the imported ones.
     """
     clips = [*synthetic_clips(), *(audio_files.decode(file)[: _MOST_SECONDS * SAMPLE_RATE] for file in audio)]
     with quiet(), torch.no_grad():
