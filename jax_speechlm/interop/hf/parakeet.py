@@ -21,18 +21,13 @@ _PREFIX = "encoder."  # of an encoder with a CTC head
 _EPSILON = 1e-5  # that batch norm adds to a variance
 
 
-def _values(config: FastConformerConfig) -> tuple[int, int]:
-    """Returns the numbers of bins and of channels of a subsampled frame; theirs are in the order channels, bins."""
-    return config.input_dim // config.subsampling, config.channels
-
-
 # Weights of convolutions there are [out, in, taps], in two dimensions [out, in, time, bins].
 _POINTWISE_2D = Layout(lambda x, c: x.T[..., None, None], lambda x, c: x[..., 0, 0].T)
 _THREE_BY_THREE = Layout(lambda x, c: x.T.reshape(c.channels, 1, 3, 3), lambda x, c: x.reshape(c.channels, 9).T)
 _GATED_BIAS = Layout(lambda x, c: x.reshape(2 * c.dim), lambda x, c: x.reshape(2, c.dim))
-_FRAME = Layout(
+_FRAME = Layout(  # a subsampled frame's values: ours [bins, channels], theirs in the order channels, bins
     lambda x, c: x.transpose(2, 1, 0).reshape(c.dim, -1),
-    lambda x, c: x.reshape(c.dim, *_values(c)[::-1]).transpose(2, 1, 0),
+    lambda x, c: x.reshape(c.dim, c.channels, c.input_dim // c.subsampling).transpose(2, 1, 0),
 )
 
 
@@ -95,9 +90,15 @@ def to_hugging_face(params: Params, config: FastConformerConfig) -> dict[str, np
 
     float32, except batch norm's count of batches, int64. `sources` returns the same parameters from it.
     """
-    arrays = mapping.write(params, _encoder(config), config)
-    for layer in range(config.num_layers):
-        _unfold_batch_norm(arrays, f"layers.{layer}.conv", config)
+    arrays, zeros = mapping.write(params, _encoder(config), config), np.zeros(config.dim, np.float32)
+    # Batch norms and biases that are folded into a scale and an offset without changing a bit of them. With epsilon the
+    # variance is 1 but for float32's rounding, too little to round any scale to another.
+    variance = np.full(config.dim, 1 - _EPSILON, np.float32)
+    for conv in (f"layers.{layer}.conv" for layer in range(config.num_layers)):
+        arrays |= {f"{conv}.norm.running_mean": zeros, f"{conv}.norm.running_var": variance}
+        arrays[f"{conv}.norm.num_batches_tracked"] = np.zeros((), np.int64)
+        if config.bias:
+            arrays[f"{conv}.depthwise_conv.bias"] = zeros
     if "head" not in params:
         return arrays
     return {_PREFIX + name: value for name, value in arrays.items()} | mapping.write(params, _HEAD, config)
@@ -122,17 +123,6 @@ def folded(state_dict: StateDict) -> dict[str, np.ndarray]:
         arrays[f"{conv}.norm.weight"] = scale.astype(np.float32)
         arrays[f"{conv}.norm.bias"] = offset.astype(np.float32)
     return arrays
-
-
-def _unfold_batch_norm(arrays: dict[str, np.ndarray], conv: str, config: FastConformerConfig) -> None:
-    """Adds arrays that `folded` folds into a scale and an offset without changing a bit of them."""
-    zeros = np.zeros(config.dim, np.float32)
-    # With epsilon it is 1 but for float32's rounding, too little to round any scale to another.
-    variance = np.full(config.dim, 1 - _EPSILON, np.float32)
-    arrays |= {f"{conv}.norm.running_mean": zeros, f"{conv}.norm.running_var": variance}
-    arrays[f"{conv}.norm.num_batches_tracked"] = np.zeros((), np.int64)
-    if config.bias:
-        arrays[f"{conv}.depthwise_conv.bias"] = zeros
 
 
 # Settings of a ParakeetEncoderConfig with a name of our own, and settings that are constant in our form.

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jax_speechlm.interop.hf import bert, mapping
+from jax_speechlm.interop.hf import mapping
 from jax_speechlm.interop.hf.class_settings import completed
-from jax_speechlm.interop.hf.mapping import INTO_HEADS, OUT_OF_HEADS, SAME, TRANSPOSED, Row, StateDict
+from jax_speechlm.interop.hf.mapping import HEADS_BIAS, INTO_HEADS, OUT_OF_HEADS, SAME, TRANSPOSED, Row, StateDict
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
 from jax_speechlm.nn.functional import Params
 
@@ -38,6 +38,16 @@ _BOTH_WAYS = [Row(path, f"model.{both_ways}", layout) for path, layout, _, both_
     Row("prediction.norm.scale", "head.norm.weight", SAME),
     Row("prediction.bias", "decoder.bias", SAME),
 ]
+_HEAD = {"bert": "cls.predictions.", "roberta": "lm_head."}
+"""Prefixes of the arrays of the head, by `model_type`."""
+
+_PREDICTION = {
+    "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"),
+    "roberta": ("lm_head.dense", "lm_head.layer_norm"),
+}
+# Parts of a pretrained model that its masked LM has no use for, and buffers that older versions saved.
+_UNUSED = "{}.pooler.", "cls.seq_relationship.", "{}.embeddings.position_ids", "{}.embeddings.token_type_ids"
+_OLD = {".gamma": ".weight", ".beta": ".bias"}  # as the first releases called them
 _CLASSIFIER = mapping.linear("head", "classifier")
 _VOCABULARY_MAP = "decoder.weight", "decoder.bias"
 _FUSED = {"Wqkv.weight": 3, "Wi.weight": 2}  # name -> number of our arrays that are concatenated in it
@@ -51,7 +61,7 @@ ARCHITECTURES = {
 }
 CLASSIFIER = "ModernBertForSequenceClassification"
 TIED = {"lm_head.weight", "decoder.weight"}
-TIED |= {f"{prefix}decoder.{part}" for prefix in bert.HEAD.values() for part in ("weight", "bias")}
+TIED |= {f"{prefix}decoder.{part}" for prefix in _HEAD.values() for part in ("weight", "bias")}
 """Names of arrays that are other arrays of a tied model once more; a file holds them once."""
 
 
@@ -65,8 +75,8 @@ def sources(state_dict: StateDict, config: TransformerConfig) -> Params:
     rows, head = _rows(config, model_type)
     arrays = {name: np.asarray(value) for name, value in state_dict.items()}
     embedding = rows[0].name
-    if model_type in bert.HEAD:
-        arrays = bert.used(arrays)
+    if model_type in _HEAD:
+        arrays = without_unused(arrays)
     if config.tied and head in arrays:  # the two are one array, saved under either name or both
         table = arrays.pop(head)
         if not np.array_equal(arrays.setdefault(embedding, table), table):
@@ -85,8 +95,8 @@ def to_hugging_face(params: Params, config: TransformerConfig) -> dict[str, np.n
     arrays = mapping.write(params, rows, config)
     if model_type == "modernbert":
         arrays = _join(arrays)
-    elif model_type in bert.HEAD:
-        arrays[f"{bert.HEAD[model_type]}decoder.bias"] = arrays[f"{bert.HEAD[model_type]}bias"]
+    elif model_type in _HEAD:
+        arrays[f"{_HEAD[model_type]}decoder.bias"] = arrays[f"{_HEAD[model_type]}bias"]
     if config.tied:
         arrays[head] = arrays[rows[0].name]
     return arrays
@@ -135,8 +145,8 @@ def classifier_config_to_hugging_face(config: TransformerConfig) -> dict[str, An
 
 def _rows(config: TransformerConfig, model_type: str) -> tuple[list[Row], str]:
     """Returns the table, and the name of the vocabulary map, which only an untied model has a row for."""
-    if model_type in bert.HEAD:
-        rows, head = bert.rows(model_type, config.num_layers), f"{bert.HEAD[model_type]}decoder.weight"
+    if model_type in _HEAD:
+        rows, head = _learnt_rows(model_type, config.num_layers), f"{_HEAD[model_type]}decoder.weight"
     elif model_type == "modernbert":
         # Our first layer's attention norm is theirs on the embeddings.
         norms = [f"model.layers.{i}.attn_norm.weight" for i in range(1, config.num_layers)]
@@ -145,6 +155,52 @@ def _rows(config: TransformerConfig, model_type: str) -> tuple[list[Row], str]:
     else:
         rows, head = _CAUSAL + (_QUERY_KEY_NORM if model_type == "qwen3" else []), "lm_head.weight"
     return rows if config.tied else [*rows, Row("untied", head, SAME)], head
+
+
+def _learnt_rows(model_type: str, num_layers: int) -> list[Row]:
+    """Returns the table of "bert" or "roberta", whose positions are learnt, the embedding first.
+
+    Their norms follow attention and feed-forward, and the embeddings; ours precede these, on the same residual stream.
+    So our first attention norm is their norm of the embeddings, our other attention norms are the final norms of the
+    layers before, and our last norm is the final norm of their last layer.
+    """
+    layer, (dense, prediction_norm) = f"{model_type}.encoder.layer.{{}}.", _PREDICTION[model_type]
+    norms = [f"{model_type}.embeddings.LayerNorm"]
+    norms += [f"{layer.format(i)}output.LayerNorm" for i in range(num_layers)]
+    return [
+        Row("embedding", f"{model_type}.embeddings.word_embeddings.weight", SAME),
+        Row("position", f"{model_type}.embeddings.position_embeddings.weight", SAME),
+        Row("token_type", f"{model_type}.embeddings.token_type_embeddings.weight", SAME),
+        Row("prediction.bias", f"{_HEAD[model_type]}bias", SAME),
+        *mapping.linear("layers.attention.query", f"{layer}attention.self.query", INTO_HEADS, HEADS_BIAS),
+        *mapping.linear("layers.attention.key", f"{layer}attention.self.key", INTO_HEADS, HEADS_BIAS),
+        *mapping.linear("layers.attention.value", f"{layer}attention.self.value", INTO_HEADS, HEADS_BIAS),
+        *mapping.linear("layers.attention.out", f"{layer}attention.output.dense", OUT_OF_HEADS),
+        *mapping.linear("layers.ffn.up", f"{layer}intermediate.dense"),
+        *mapping.linear("layers.ffn.down", f"{layer}output.dense"),
+        *mapping.linear("prediction.linear", dense),
+        Row("layers.attention_norm.scale", [f"{name}.weight" for name in norms[:-1]], SAME),
+        Row("layers.attention_norm.bias", [f"{name}.bias" for name in norms[:-1]], SAME),
+        *mapping.norm("layers.ffn_norm", f"{layer}attention.output.LayerNorm"),
+        *mapping.norm("norm", norms[-1]),
+        *mapping.norm("prediction.norm", prediction_norm),
+    ]
+
+
+def without_unused(arrays: StateDict) -> dict[str, np.ndarray]:
+    """Returns a saved model's arrays under today's names, without the arrays that a masked LM does not use."""
+    renamed = {}
+    unused = tuple(prefix.format(model_type) for prefix in _UNUSED for model_type in _HEAD)
+    for name, value in arrays.items():
+        for old, new in _OLD.items():
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        if not name.startswith(unused):
+            renamed[name] = value
+    for prefix in _HEAD.values():
+        again = renamed.pop(f"{prefix}decoder.bias", None)
+        if again is not None and not np.array_equal(renamed.setdefault(f"{prefix}bias", again), again):
+            raise ValueError(f"{prefix}bias is not {prefix}decoder.bias: they are one array in the model")
+    return renamed
 
 
 def _split(arrays: StateDict) -> dict[str, np.ndarray]:
@@ -202,7 +258,7 @@ _NEVER = {
     "bert": ("window",),
     "roberta": ("window",),
 }
-_EPSILON = {"modernbert": "norm_eps"} | dict.fromkeys(bert.HEAD, "layer_norm_eps")  # of the others: rms_norm_eps
+_EPSILON = {"modernbert": "norm_eps"} | dict.fromkeys(_HEAD, "layer_norm_eps")  # of the others: rms_norm_eps
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -219,7 +275,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> TransformerConfig:
     mapping.require_fixed(values, _FIXED[model_type])
     settings = _FORM[model_type] | {setting: values[name] for name, setting in _RENAMED.items()}
     settings |= {"norm_epsilon": values[_EPSILON.get(model_type, "rms_norm_eps")]} | _heads(values, model_type)
-    places = _learnt_positions(values, model_type) if model_type in bert.HEAD else _attention_from(values, model_type)
+    places = _learnt_positions(values, model_type) if model_type in _HEAD else _attention_from(values, model_type)
     return TransformerConfig(**settings, **places)
 
 
@@ -232,7 +288,7 @@ def config_to_hugging_face(config: TransformerConfig, vocab_size: int) -> dict[s
     settings = {name: getattr(config, setting) for name, setting in _RENAMED.items()} | _FIXED[model_type]
     settings |= {"model_type": model_type, "architectures": [ARCHITECTURES[model_type]], "vocab_size": vocab_size}
     settings |= dict.fromkeys(("bos_token_id", "eos_token_id"), None) | {"pad_token_id": 0}
-    if model_type in bert.HEAD:
+    if model_type in _HEAD:
         learnt = config.positions
         settings |= {"layer_norm_eps": config.norm_epsilon, "max_position_embeddings": learnt.size}
         settings |= {"type_vocab_size": learnt.token_types}
@@ -268,7 +324,7 @@ def _model_type(config: TransformerConfig) -> str:
         if getattr(config, name) != only:
             what = ARCHITECTURES[model_type]
             raise ValueError(f"{what} has {name}={only!r} only; this model has {name}={getattr(config, name)!r}")
-    if model_type in bert.HEAD and not config.positions.token_types:
+    if model_type in _HEAD and not config.positions.token_types:
         raise ValueError(f"{ARCHITECTURES[model_type]} has token types; this model has positions.token_types=0")
     return model_type
 

@@ -147,7 +147,10 @@ class Program:
     def record(self, target: str, **entries: Any) -> dict[str, Any]:
         """Returns the record, `jax_speechlm.json`: the entries of every target, and `entries` of this one."""
         fewest, most = self.samples
-        rows, frames = ["batch"], ["batch", "frames"]
+
+        def array(dtype: str, *shape: str | int) -> dict[str, Any]:
+            return {"dtype": dtype, "shape": list(shape)}
+
         return {
             "format": "jax_speechlm recognizer",
             "version": VERSION,
@@ -158,14 +161,11 @@ class Program:
             "sample_rate": SAMPLE_RATE,
             "samples": {"fewest": fewest, "most": most},
             "frame_seconds": self.mel.frame_samples / SAMPLE_RATE,
-            "inputs": {
-                "audio": {"dtype": "int16", "shape": ["batch", "samples"]},
-                "audio_length": {"dtype": "int32", "shape": rows},
-            },
+            "inputs": {"audio": array("int16", "batch", "samples"), "audio_length": array("int32", "batch")},
             "outputs": {
-                "log_probs": {"dtype": "float32", "shape": [*frames, self.tokenizer.vocab_size]},
-                "num_frames": {"dtype": "int32", "shape": rows},
-                "tokens": {"dtype": "int32", "shape": frames},
+                "log_probs": array("float32", "batch", "frames", self.tokenizer.vocab_size),
+                "num_frames": array("int32", "batch"),
+                "tokens": array("int32", "batch", "frames"),
             },
             "tokenizer": {"kind": self.tokenizer.kind, "pieces": id_texts(self.tokenizer)},
             **entries,

@@ -16,7 +16,7 @@ import numpy as np
 
 from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
-from jax_speechlm.interop.hf import bert, parakeet, registry, transformer, wav2vec2_bert, weights
+from jax_speechlm.interop.hf import parakeet, registry, transformer, wav2vec2_bert, weights
 from jax_speechlm.interop.hf.mapping import TensorSource
 from jax_speechlm.interop.hf.registry import Package
 from jax_speechlm.interop.hf.verify.verdict import Check, Differs, Verdict, guarded
@@ -110,7 +110,7 @@ def _same_when_exported(folder: Path, run: LoadedRun, dtype: Any) -> str:
     if made.architecture == wav2vec2_bert.CLASSIFIER:  # its projection became a part of the head
         in_folder = {name: x for name, x in in_folder.items() if not name.startswith(("projector", "classifier"))}
     if made.architecture.startswith(("Bert", "Roberta")):  # old names, and parts for other uses
-        in_folder = bert.used(in_folder)
+        in_folder = transformer.without_unused(in_folder)
     tied = transformer.TIED - exported.keys()
     compared = {name: x for name, x in in_folder.items() if name not in tied and not name.endswith(_TRAINING_ONLY)}
     for name, value in compared.items():
