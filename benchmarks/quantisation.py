@@ -33,6 +33,7 @@ def main() -> None:
     from jax_speechlm.evaluation.recognition import EvaluationSpeech
     from jax_speechlm.inference.asr.ctc import Recognizer
     from jax_speechlm.training import checkpoints as ckpt
+    from jax_speechlm.training.runs import LoadedRun
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     table = Table(title=f"{args.checkpoint} on {', '.join(args.sets)} {args.split}", title_justify="left")
@@ -43,8 +44,8 @@ def main() -> None:
         for kind in ("float32", "int8", "int8_dynamic", "int4"):
             out = Path(folder) / kind
             if kind == "float32":
-                params, meta = ckpt.read_params(args.checkpoint)
-                ckpt.write(out, params, meta)
+                run = LoadedRun.read(args.checkpoint, on_host=True)
+                ckpt.write(out, run.params, run.meta)
             else:
                 quantize_run(args.checkpoint, out, kind)
             recognizer = Recognizer.load(out)

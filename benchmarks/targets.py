@@ -35,9 +35,9 @@ def main() -> None:
     from jax_speechlm.evaluation import report
     from jax_speechlm.evaluation.recognition import EvaluationSpeech
     from jax_speechlm.inference.asr.ctc import Recognizer
-    from jax_speechlm.inference.checkpoint import LoadedRun
     from jax_speechlm.interop.folders import ExportError
     from jax_speechlm.interop.runtimes.program import Program
+    from jax_speechlm.training.runs import LoadedRun
 
     recognizer = Recognizer.load(args.run)
     speech = EvaluationSpeech(recognizer, tuple(args.sets), args.split, args.data_dir, 60.0)

@@ -31,7 +31,6 @@ from jax_speechlm.decoding.lm.train_ngram import train_ngram
 from jax_speechlm.evaluation.recognition import evaluate_run
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.parallel.platforms import cache_compilations
@@ -39,6 +38,7 @@ from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment, InitFrom
 from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import Result, TrainingStopped, train
+from jax_speechlm.training.runs import LoadedRun
 
 SETS = ("asterisk-en", "queen-en")
 TEXT_SET = "spoken-en"

@@ -13,8 +13,8 @@ from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.evaluation.recognition import EvaluationSpeech
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.segmentation import cut_at_pauses
+from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.loop import load_experiment
 
 RATE = 16_000
 TONES = {"a": 300.0, "b": 800.0, "c": 1900.0}
@@ -222,7 +222,7 @@ def test_self_training_goes_on_from_its_own_transcripts(workplace, capsys):
     heard = EvaluationSpeech(texts, ("tones",), "test", data, 60.0)
     spelled = texts.recognize(heard.batches())
     assert all(text in ("", spelled[row]) for row, text in enumerate(written))
-    experiment = load_experiment(workplace / "self")
+    experiment = Experiment.read(workplace / "self" / "config.json")
     assert experiment.data.sets == ("tones", "pseudo-tones:test")
     assert experiment.init_from[0].checkpoint.startswith(str(run / "checkpoints"))
 

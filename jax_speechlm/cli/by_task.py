@@ -7,8 +7,8 @@ import tyro
 
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.evaluation.by_task import evaluator
-from jax_speechlm.inference.checkpoint import task_of_run
 from jax_speechlm.tasks import TASKS, Task, resolve
+from jax_speechlm.training.runs import task_of_run
 
 _SHOWN = {"eval": "ctc", "generate": "causal_lm", "score-pairs": "causal_lm"}
 """Task whose options --help shows if no run is given."""

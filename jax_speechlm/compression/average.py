@@ -17,10 +17,11 @@ import pydantic
 from tyro.conf import Positional
 
 from data_pipelines.core.paths import AnyPath
+from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.core.tree import paths
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.source import saved_tokenizer
+from jax_speechlm.training.runs import LoadedRun
 
 _FOR_TRAINING = ("dropout", "attention_dropout", "chunk_lengths", "remat", "attention", "dtype")
 """Model settings under which the same parameters compute the same function, but for dropout and rounding."""
@@ -78,7 +79,7 @@ def choose(run: Path, last: int | None, best: int | None, *, alone: bool) -> lis
     if len(checkpoints) < wanted:
         which = "with a validation" if best else "in all"
         keep = "keep_best" if best else "keep_last"
-        raise ckpt.CheckpointError(
+        raise CheckpointError(
             f"{run}: has {len(checkpoints)} checkpoints {which}, {wanted} were requested: request fewer, or train with "
             f"a greater --loop.{keep}"
         )
@@ -96,49 +97,34 @@ def average(checkpoints: Sequence[AnyPath]) -> tuple[Params, dict[str, Any]]:
     Raises:
       CheckpointError: one cannot be read, or differs from the first in model, front end, vocabulary or objective.
     """
-    totals: list[np.ndarray] = []
-    first, structure, step = {}, None, 0
+    totals, first, expected, step = None, {}, {}, 0
     for checkpoint in checkpoints:
         print(f"  {checkpoint}", flush=True)
-        params, meta = ckpt.read_params(checkpoint)
-        if not totals:
-            first, structure, shapes = meta, jax.tree.structure(params), _shapes(params)
-            kinds = [leaf.dtype for leaf in jax.tree.leaves(params)]
-            totals = [np.zeros(leaf.shape, np.float64) for leaf in jax.tree.leaves(params)]
-        _check_same(checkpoints[0], first, shapes, checkpoint, meta, _shapes(params))
-        step = max(step, meta["step"])
-        for total, leaf in zip(totals, jax.tree.leaves(params), strict=True):
-            total += leaf
-        del params, leaf  # before the next is read
-    means = [(total / len(checkpoints)).astype(kind) for total, kind in zip(totals, kinds, strict=True)]
-    meta = first | {"step": step, "averaged": [str(checkpoint) for checkpoint in checkpoints]}
-    return jax.tree.unflatten(structure, means), meta
+        run = LoadedRun.read(checkpoint, on_host=True)
+        meaning = _meaning(run)
+        if totals is None:
+            first, expected = run.meta, meaning
+            dtypes = jax.tree.map(lambda leaf: leaf.dtype, run.params)
+            totals = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float64), run.params)
+        for name in expected | meaning:
+            if expected.get(name) != meaning.get(name):
+                raise CheckpointError(
+                    f"{checkpoint}: its {name} is {meaning.get(name, 'absent')}, {checkpoints[0]} has "
+                    f"{expected.get(name, 'absent')}: average only checkpoints of one model, front end and tokenizer"
+                )
+        step = max(step, run.step)
+        jax.tree.map(lambda total, leaf: np.add(total, leaf, out=total), totals, run.params)
+        del run  # before the next is read
+    means = jax.tree.map(lambda total, dtype: (total / len(checkpoints)).astype(dtype), totals, dtypes)
+    return means, first | {"step": step, "averaged": [str(checkpoint) for checkpoint in checkpoints]}
 
 
-def _shapes(params: Params) -> dict[str, tuple]:
-    return {
-        name: (leaf.shape, str(leaf.dtype)) for name, leaf in zip(paths(params), jax.tree.leaves(params), strict=True)
-    }
-
-
-def _check_same(
-    first: AnyPath, meta: dict, shapes: dict[str, tuple], other: AnyPath, other_meta: dict, other_shapes: dict
-) -> None:
-    expected, actual = ({**_meaning(own), **flat} for own, flat in ((meta, shapes), (other_meta, other_shapes)))
-    for name in expected | actual:
-        if expected.get(name) != actual.get(name):
-            raise ckpt.CheckpointError(
-                f"{other}: its {name} is {actual.get(name, 'absent')}, {first} has "
-                f"{expected.get(name, 'absent')}: average only checkpoints of one model, front end and tokenizer"
-            )
-
-
-def _meaning(meta: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings, besides shapes, that decide the function of the parameters, by dotted names."""
-    experiment, tokenizer = meta["experiment"], saved_tokenizer(meta)
+def _meaning(run: LoadedRun) -> dict[str, Any]:
+    """Returns what decides the function of the parameters: settings by dotted names, shapes and dtypes by paths."""
+    experiment, tokenizer = run.experiment.model_dump(mode="json"), run.tokenizer
     settings = {
         "tokenizer": tokenizer and f"{tokenizer.kind} of {tokenizer.vocab_size} ids ({tokenizer.fingerprint})",
-        "units": meta.get("units"),
+        "units": run.units,
     }
 
     def walk(tree: Any, name: str) -> None:
@@ -152,4 +138,5 @@ def _meaning(meta: dict[str, Any]) -> dict[str, Any]:
     walk({name: value for name, value in experiment["objective"].items() if name in _OF_OBJECTIVE}, "objective")
     walk(experiment["model"], "model")
     walk(experiment["frontend"]["mel"], "frontend.mel")
-    return settings
+    leaves = zip(paths(run.params), jax.tree.leaves(run.params), strict=True)
+    return settings | {name: (leaf.shape, str(leaf.dtype)) for name, leaf in leaves}

@@ -6,15 +6,15 @@ import jax
 from tyro.conf import Positional
 
 from data_pipelines.core.files import folder_bytes
+from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.core.tree import at, replace
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.int_weights import Kind, quantize_kernel, to_plain
 from jax_speechlm.nn.layers import linear_maps
 from jax_speechlm.nn.lora import merge
-from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.source import saved_tokenizer
+from jax_speechlm.training.runs import LoadedRun
 
 GROUP = 32
 """Default number of inputs that share a scale in 4 bits."""
@@ -36,17 +36,16 @@ def quantize_run(checkpoint: Positional[Path], out: Path, kind: Kind = "int8", g
     """
     if group < 2 or group % 2:
         raise ValueError(f"--group {group}: a byte holds two weights, so it must be even")
-    source = ckpt.find(checkpoint)
-    params, meta = ckpt.read_params(source)
-    if "quantized" in meta:
-        raise ckpt.CheckpointError(f"{source}: is already quantized: name the run that it was made from")
-    experiment = Experiment.model_validate(meta["experiment"])
+    run = LoadedRun.read(checkpoint, on_host=True)
+    source, experiment, params = run.checkpoint, run.experiment, run.params
+    if "quantized" in run.meta:
+        raise CheckpointError(f"{source}: is already quantized: name the run that it was made from")
     if lora := getattr(experiment.model, "lora", None):
         params, _ = merge(params, lora)
-    objective = experiment.objective.build(experiment.model, experiment.frontend, saved_tokenizer(meta))
+    objective = experiment.objective.build(experiment.model, experiment.frontend, run.tokenizer)
     rounded = quantize(objective.make, params, kind, group)
     plain, kernels = to_plain(rounded)
-    written = ckpt.write(out, plain, meta | {"quantized": kernels, "quantized_from": str(source)})
+    written = ckpt.write(out, plain, run.meta | {"quantized": kernels, "quantized_from": str(source)})
     sizes = (sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6 for tree in (params, plain))
     print("{}: {} kernels as {}, parameters {:.2f} MB -> {:.2f} MB".format(written, len(kernels), kind, *sizes))
     print(

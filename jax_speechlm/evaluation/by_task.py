@@ -6,8 +6,8 @@ from typing import Any
 
 from data_pipelines.core.paths import as_path
 from jax_speechlm.core.errors import CheckpointError
-from jax_speechlm.inference.checkpoint import task_of_run
 from jax_speechlm.tasks import TASKS, Task, resolve
+from jax_speechlm.training.runs import task_of_run
 
 
 def evaluator(task: Task, run: str | os.PathLike) -> Callable[..., Any]:

@@ -24,10 +24,10 @@ from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.evaluation.language import save_report
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.tasks.inputs import class_ids
+from jax_speechlm.training.runs import LoadedRun
 
 _TOKENS_PER_BATCH = 8192
 FRAME = "frame"

@@ -12,9 +12,9 @@ from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.evaluation.classification import FRAME, ClassificationReport, publish, score, speech_batches
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 from jax_speechlm.tasks.inputs import speech_or_silence
+from jax_speechlm.training.runs import LoadedRun
 
 
 def evaluate_run(

@@ -15,7 +15,7 @@ from data_pipelines.storage import index as indexes
 from data_pipelines.tokenizers.base import find_unknown
 from jax_speechlm.core.config import Config
 from jax_speechlm.decoding.lm.ngram import NGram, sentences
-from jax_speechlm.inference.lm.causal import LanguageModel, text_nats
+from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.ensemble import LanguageEnsemble
 
 
@@ -92,7 +92,7 @@ class LanguageReport(Config):
 
 def predict(lm: LanguageModel | LanguageEnsemble, texts: Sequence[str], stride: int | None = None) -> list[Prediction]:
     """Scores each text with a language model. `stride` as in `LanguageModel.token_nll`."""
-    nats = text_nats(lm, texts, stride)
+    nats = lm.text_nll(texts, stride)
     return [
         _prediction(text, float(each.sum(dtype=np.float64)), len(each), _count_unknown(lm, text))
         for text, each in zip(texts, nats, strict=True)

@@ -17,8 +17,8 @@ from data_pipelines.storage.tokens import TokenStore, open_tokens
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.evaluation.language import save_report
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
+from jax_speechlm.training.runs import LoadedRun
 
 _TOKENS_PER_BATCH = 8192
 

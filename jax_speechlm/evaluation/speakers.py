@@ -17,8 +17,8 @@ from data_pipelines.storage import index as indexes
 from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation.classification import speech_batches
 from jax_speechlm.evaluation.language import save_report
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
+from jax_speechlm.training.runs import LoadedRun
 
 _MOST_ROWS = 4000  # limit for comparing all pairs: eight million
 _TARGET_PRIOR = 0.01  # of the detection cost; usual on VoxCeleb

@@ -1,10 +1,9 @@
 """Classification of recordings or texts by a trained classifier."""
 
 import functools
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,8 @@ from jaxtyping import Float
 from tyro.conf import Positional
 
 from data_pipelines.audio.decode import AudioError
-from data_pipelines.core.errors import DataError
 from jax_speechlm.core.vocabulary import Vocabulary, pad
-from jax_speechlm.inference.predictor import Row, RunPredictor, rows_of_recordings
+from jax_speechlm.inference.predictor import Row, RunPredictor, print_lines, rows_of_recordings
 from jax_speechlm.inference.segmentation import Recording, name_of
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.heads.classification import Classification
@@ -57,14 +55,11 @@ class Classifier(RunPredictor):
           AudioError: a recording cannot be read, or is too short for a single frame.
         """
         if self.reads_texts:
-            found = list(self._of_texts(inputs))
+            rows = list(self._of_texts(inputs))
         else:
-            compute = functools.partial(self._compute, self.run.params)
-            found = [
-                self._mean(recording, rows)
-                for recording, rows in rows_of_recordings(compute, inputs, max_seconds, _SECONDS)
-            ]
-        return np.array(found, np.float32).reshape(-1, len(self.classes))
+            parts = rows_of_recordings(self._compute, inputs, max_seconds, _SECONDS)
+            rows = [self._mean(recording, outputs) for recording, outputs in parts]
+        return np.array(rows, np.float32).reshape(-1, len(self.classes))
 
     def _mean(self, recording: Recording, rows: Sequence[Row]) -> Float[np.ndarray, " classes"]:
         """Returns the mean of a recording's parts, weighted by their frames."""
@@ -82,9 +77,9 @@ class Classifier(RunPredictor):
             width = min(context, max(16, 1 << (max(map(len, rows)) - 1).bit_length()))
             count = 1 if len(rows) == 1 else _TEXTS
             lengths = np.array([*map(len, rows), *[0] * (count - len(rows))])
-            place = np.broadcast_to(np.arange(width, dtype=np.int32), (count, width))
-            batch = {"tokens": pad(rows, width, count), "position": place}
-            batch["segment"] = (place < lengths[:, None]).astype(np.int32)
+            position = np.broadcast_to(np.arange(width, dtype=np.int32), (count, width))
+            segment = (position < lengths[:, None]).astype(np.int32)
+            batch = {"tokens": pad(rows, width, count), "position": position, "segment": segment}
             yield from np.asarray(self._probabilities(self.run.params, batch))[: len(rows)]
 
     @functools.cached_property
@@ -93,10 +88,10 @@ class Classifier(RunPredictor):
         _, logits, _ = experiment.objective.classifier(experiment.model, experiment.frontend, tokenizer)
         return jax.jit(lambda params, batch: jax.nn.softmax(logits(params, batch, None).astype(jnp.float32)))
 
-    def _compute(self, params, batch):
+    def _compute(self, batch):
         model, mel = self.run.experiment.model, self.run.experiment.frontend.mel
         frames_B = model.num_frames(mel.num_frames(np.asarray(batch["audio_length"])))
-        return self._probabilities(params, batch), frames_B
+        return self._probabilities(self.run.params, batch), frames_B
 
 
 def classify(checkpoint: Positional[Path], inputs: Positional[tuple[str, ...]], max_seconds: float = 30.0) -> None:
@@ -107,17 +102,12 @@ def classify(checkpoint: Positional[Path], inputs: Positional[tuple[str, ...]], 
       inputs: audio files of any format, rate, length and number of channels; or texts, for a classifier of texts.
       max_seconds: longer recordings are cut at pauses into parts of at most this length.
     """
-    classifier, failed = Classifier.load(checkpoint), 0
-    for each in inputs:
-        try:
-            (shares,) = classifier.probabilities([each], max_seconds=max_seconds).tolist()
-        except AudioError as error:
-            failed += 1
-            print(f"error: {error}", file=sys.stderr)
-            continue
+    classifier = Classifier.load(checkpoint)
+
+    def describe(each: str) -> dict[str, Any]:
+        (shares,) = classifier.probabilities([each], max_seconds=max_seconds).tolist()
         ranked = sorted(zip(classifier.classes, shares, strict=True), key=lambda pair: -pair[1])
         line = {"text" if classifier.reads_texts else "file": each, "class": ranked[0][0]}
-        line |= {"probabilities": {name: round(share, 4) for name, share in ranked}}
-        print(json.dumps(line, ensure_ascii=False), flush=True)
-    if failed:
-        raise DataError(f"{failed} of {len(inputs)} files could not be classified")
+        return line | {"probabilities": {name: round(share, 4) for name, share in ranked}}
+
+    print_lines(inputs, describe)

@@ -14,17 +14,16 @@ from jaxtyping import Array, Float, Int
 from tyro.conf import Positional
 
 from data_pipelines.audio.decode import AudioError
-from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.core.batch import Batch, seed_key
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.inference.checkpoint import LoadedRun, task_of_run
 from jax_speechlm.inference.predictor import rows_by_id, rows_of_recordings
 from jax_speechlm.inference.segmentation import Recording, name_of
 from jax_speechlm.inference.speaker import SpeakerVectors
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.nn import functional
+from jax_speechlm.training.runs import LoadedRun, task_of_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,7 @@ class SpeechEncoder:
 
     def frames(self, batches: Iterable[Batch], layer: int) -> dict[int, Float[np.ndarray, "time dim"]]:
         """Computes one layer's hidden states; returns them by `example_id`."""
-        rows = rows_by_id(lambda batch: self._layer(self.params, batch, layer), batches)
+        rows = rows_by_id(functools.partial(self._layer, self.params, layer=layer), batches)
         return {row: hidden_TxD[:frames] for row, (hidden_TxD, frames) in rows.items()}
 
     def embed(
@@ -112,15 +111,12 @@ class SpeechEncoder:
         layer = depth if layer is None else layer
         if not 0 <= layer <= depth:
             raise ValueError(f"layer must lie between 0 (the input) and {depth} (the output), got {layer}")
-        compute = functools.partial(self._compute, layer)
+        compute = functools.partial(self._layer, self.params, layer=layer)
         for recording, rows in rows_of_recordings(compute, recordings, max_seconds, seconds_per_batch):
             hidden_TxD = np.concatenate([hidden[:frames] for hidden, frames in rows])
             if not len(hidden_TxD):
                 raise AudioError(name_of(recording), "too short for a single frame", "leave it out")
             yield hidden_TxD
-
-    def _compute(self, layer: int, batch: HostBatch):
-        return self._layer(self.params, batch, layer)
 
     def all_layers(
         self, params: functional.Params, batch: Batch
@@ -152,7 +148,7 @@ class SpeechEncoder:
             hidden_LxBxTxD, length_B = self.all_layers(params, batch)
             return hidden_LxBxTxD[layer], length_B
 
-        return jax.jit(one, static_argnums=2)
+        return jax.jit(one, static_argnames="layer")
 
 
 def embed_files(

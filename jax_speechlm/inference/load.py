@@ -17,14 +17,15 @@ from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.asr.speech_lm import SpeechLanguageModel
-from jax_speechlm.inference.checkpoint import task_of_run
 from jax_speechlm.inference.embed import SpeechEncoder
-from jax_speechlm.inference.lm.causal import Continuation, LanguageModel
-from jax_speechlm.inference.lm.units import Part, UnitContinuation
+from jax_speechlm.inference.lm.causal import LanguageModel
+from jax_speechlm.inference.lm.generation import Continuation, UnitContinuation
+from jax_speechlm.inference.lm.units import Part
 from jax_speechlm.inference.segmentation import Recording
 from jax_speechlm.inference.transcript import Transcript
 from jax_speechlm.tasks import TASKS, resolve, with_ability
 from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.runs import task_of_run
 
 _HINTS = {
     "transcribe": "; an encoder learns to transcribe by jax-speechlm finetune --from {path}",

@@ -1,17 +1,21 @@
 """Base of predictors of recordings: cuts recordings into parts, batches them by shape, runs a function."""
 
 import dataclasses
+import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import jax
 import numpy as np
 
+from data_pipelines.audio.decode import AudioError
 from data_pipelines.batching.speech import Batch
-from jax_speechlm.inference.checkpoint import LoadedRun
+from data_pipelines.core.errors import DataError
 from jax_speechlm.inference.segmentation import Recording, Samples, in_batches, in_groups
 from jax_speechlm.objectives.base import ObjectiveConfig
+from jax_speechlm.training.runs import LoadedRun
 
 Row = tuple[np.ndarray, ...]
 """Outputs of a compiled function for one row of a batch, one element per output array."""
@@ -31,9 +35,9 @@ def rows_by_id(compute: Callable[[Batch], tuple[Any, ...]], batches: Iterable[Ba
     rows = {}
     for batch in batches:
         arrays = jax.device_get(compute(batch))
-        for place, example_id in enumerate(np.asarray(batch["example_id"]).tolist()):
+        for row, example_id in enumerate(np.asarray(batch["example_id"]).tolist()):
             if example_id >= 0:
-                rows[example_id] = tuple(np.copy(array[place]) for array in arrays)
+                rows[example_id] = tuple(np.copy(array[row]) for array in arrays)
     return rows
 
 
@@ -42,7 +46,7 @@ def rows_of_parts(
 ) -> list[Row]:
     """Runs a function over parts of recordings, batched in few shapes; returns their rows in order."""
     rows = rows_by_id(compute, in_batches(parts, seconds_per_batch))
-    return [rows[place] for place in range(len(parts))]
+    return [rows[part] for part in range(len(parts))]
 
 
 def rows_of_recordings(
@@ -74,9 +78,8 @@ class RunPredictor:
     """A predictor whose only state is a run's checkpoint.
 
     Attributes:
-      run: the checkpoint.
       objective: objective that the run must be trained by.
-      purpose: use of the predictor; completes the error "was trained by ..., which cannot ...".
+      purpose: completes the error "was trained by ..., which cannot ...".
       abilities: methods of `jax_speechlm.load` that it has.
     """
 
@@ -94,3 +97,22 @@ class RunPredictor:
           CheckpointError: no checkpoint can be read, or it was trained by another objective.
         """
         return cls(LoadedRun.load(path, cls.objective, cls.purpose))
+
+
+def print_lines(inputs: Sequence[Any], describe: Callable[[Any], dict[str, Any]]) -> None:
+    """Prints a line of JSON for each file of a command; those that cannot be read are named on stderr.
+
+    Raises:
+      DataError: some could not be read.
+    """
+    failed = 0
+    for each in inputs:
+        try:
+            line = describe(each)
+        except AudioError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+    if failed:
+        raise DataError(f"{failed} of {len(inputs)} files could not be read")

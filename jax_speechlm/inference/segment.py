@@ -1,10 +1,10 @@
 """Voice activity detection by a model trained by `frame_classification`."""
 
 import functools
-import json
-import sys
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,9 @@ import numpy as np
 from jaxtyping import Float
 from tyro.conf import Positional
 
-from data_pipelines.audio.decode import AudioError
 from data_pipelines.core.audio_format import SAMPLE_RATE
-from data_pipelines.core.errors import DataError
-from jax_speechlm.inference.predictor import RunPredictor, rows_of_parts
-from jax_speechlm.inference.segmentation import Recording, blocks_of, samples_in, windows
+from jax_speechlm.inference.predictor import RunPredictor, print_lines, rows_of_parts
+from jax_speechlm.inference.segmentation import AudioWindow, Recording, blocks_of, samples_in, windows
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 
 _MAX_SECONDS = 30.0
@@ -44,24 +42,20 @@ class VoiceActivity(RunPredictor):
         Raises:
           AudioError: the recording cannot be read.
         """
-        found, waiting = [], []
-        for window in windows(blocks_of(recording), samples_in(max_seconds), multiple=self.frame_samples):
-            waiting.append(window)
-            if len(waiting) == _WINDOWS:
-                found += self._heard(waiting)
-                waiting = []
-        return np.concatenate([*found, *self._heard(waiting), np.zeros(0, np.float32)])
+        waiting = windows(blocks_of(recording), samples_in(max_seconds), multiple=self.frame_samples)
+        probabilities = [np.zeros(0, np.float32)]
+        while group := list(itertools.islice(waiting, _WINDOWS)):
+            probabilities += self._of_windows(group)
+        return np.concatenate(probabilities)
 
-    def _heard(self, parts: Sequence) -> list[Float[np.ndarray, " _"]]:
+    def _of_windows(self, group: Sequence[AudioWindow]) -> list[Float[np.ndarray, " _"]]:
         """Returns the probabilities per window, padded with the last value to the frames in the window's samples."""
-        compute = functools.partial(self._speech, self.run.params)
+        rows = rows_of_parts(functools.partial(self._speech, self.run.params), [window.samples for window in group])
         probabilities = []
-        for part, (speech_T, frames) in zip(
-            parts, rows_of_parts(compute, [each.samples for each in parts]), strict=True
-        ):
-            want = (part.end - part.start) // self.frame_samples
+        for window, (speech_T, frames) in zip(group, rows, strict=True):
+            wanted = (window.end - window.start) // self.frame_samples
             known = speech_T[:frames] if frames else np.zeros(1, np.float32)
-            probabilities.append(np.pad(known[:want], (0, max(0, want - len(known))), mode="edge"))
+            probabilities.append(np.pad(known[:wanted], (0, max(0, wanted - len(known))), mode="edge"))
         return probabilities
 
     def speech_times(
@@ -80,9 +74,8 @@ class VoiceActivity(RunPredictor):
           AudioError: the recording cannot be read.
         """
         is_speech = self.probabilities(recording, max_seconds) >= threshold
-        edges = (
-            np.flatnonzero(np.diff(is_speech.astype(np.int8), prepend=0, append=0)) * self.frame_samples / SAMPLE_RATE
-        )
+        changes = np.diff(is_speech.astype(np.int8), prepend=0, append=0)
+        edges = np.flatnonzero(changes) * self.frame_samples / SAMPLE_RATE
         spans: list[tuple[float, float]] = []
         for start, end in edges.reshape(-1, 2).tolist():
             if spans and start - spans[-1][1] < self.run.experiment.objective.min_pause:
@@ -116,15 +109,10 @@ def segment_files(
       threshold: least probability of a frame of speech.
       max_seconds: longer recordings are cut at quiet places into parts of at most this length.
     """
-    detector, failed = VoiceActivity.load(checkpoint), 0
-    for file in files:
-        try:
-            spans = detector.speech_times(file, threshold, max_seconds)
-        except AudioError as error:
-            failed += 1
-            print(f"error: {error}", file=sys.stderr)
-            continue
-        line = {"file": str(file), "speech": [[round(time, 3) for time in span] for span in spans]}
-        print(json.dumps(line, ensure_ascii=False), flush=True)
-    if failed:
-        raise DataError(f"{failed} of {len(files)} files could not be read")
+    detector = VoiceActivity.load(checkpoint)
+
+    def describe(file: Path) -> dict[str, Any]:
+        spans = detector.speech_times(file, threshold, max_seconds)
+        return {"file": str(file), "speech": [[round(time, 3) for time in span] for span in spans]}
+
+    print_lines(files, describe)

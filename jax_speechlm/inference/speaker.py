@@ -33,11 +33,9 @@ class SpeakerVectors(RunPredictor):
           AudioError: a recording cannot be read, or is too short.
         """
         compute = functools.partial(self._compute, self.run.params)
-        found = [
-            self._mean(recording, rows)
-            for recording, rows in rows_of_recordings(compute, recordings, max_seconds, seconds_per_batch)
-        ]
-        return np.array(found, np.float32).reshape(-1, self.run.experiment.objective.head.dim)
+        parts = rows_of_recordings(compute, recordings, max_seconds, seconds_per_batch)
+        vectors = [self._mean(recording, rows) for recording, rows in parts]
+        return np.array(vectors, np.float32).reshape(-1, self.run.experiment.objective.head.dim)
 
     def _mean(self, recording: Recording, rows: Sequence[Row]) -> Float[np.ndarray, " dim"]:
         """Returns the direction of the mean of the parts' unit vectors."""

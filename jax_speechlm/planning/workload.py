@@ -16,13 +16,13 @@ from data_pipelines.storage.word_times import find_word_times
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.recipes.experiment import Experiment, Mixture, PackedRows, UnitText
 from jax_speechlm.tasks.inputs import DURATION, FRAME_UNITS, SPEECH_OR_SILENCE, TRANSCRIPT
+from jax_speechlm.training.runs import read_tokenizer
 from jax_speechlm.training.source import (
     BatchSource,
     inputs_of,
     open_source,
     plan_speech,
     read_indexes,
-    read_tokenizer,
     stream_experiments,
 )
 

@@ -5,7 +5,6 @@ A run's directory (folder or URL) has `checkpoints/<step>/` with two items: `sta
 tokenizer's files, the data seed and step. A `<step>` folder is self-contained and may be copied alone.
 """
 
-import base64
 import contextlib
 import itertools
 import json
@@ -15,7 +14,6 @@ import os
 import shutil
 from collections.abc import Callable
 from numbers import Real
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -375,19 +373,6 @@ def read_params(path: str | os.PathLike, *, quantized: bool = False) -> tuple[Pa
     params = {name: group for name, group in params.items() if name not in unused}
     params = from_plain(params, restored.meta.get("quantized", {}))
     return params if quantized else dequantize(params), restored.meta
-
-
-def pack_files(directory: str | Path) -> dict[str, str]:
-    """Encodes the files of a folder for JSON: name -> base64."""
-    return {file.name: base64.b64encode(file.read_bytes()).decode() for file in sorted(Path(directory).iterdir())}
-
-
-def unpack_files(files: dict[str, str], directory: str | Path) -> None:
-    """Writes files encoded by `pack_files`. Raises `CheckpointError` for names that contain a path."""
-    for name, content in files.items():
-        if Path(name).name != name:
-            raise CheckpointError(f"a checkpoint's tokenizer holds a file named {name!r}: refused")
-        (Path(directory) / name).write_bytes(base64.b64decode(content))
 
 
 def _place(path: str | os.PathLike) -> AnyPath:

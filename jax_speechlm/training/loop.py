@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import faulthandler
 import functools
-import json
 import logging
 import os
 import shutil
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from rich.markup import escape
 
 from data_pipelines.core.errors import UserError
-from data_pipelines.core.paths import AnyPath, as_path, is_url, reach
+from data_pipelines.core.paths import AnyPath, is_url, reach
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import seed_key
 from jax_speechlm.core.tree import overlay, paths, select
@@ -33,8 +32,8 @@ from jax_speechlm.training.concerns import concerns
 from jax_speechlm.training.goodput import GoodputTracker, describe
 from jax_speechlm.training.logs import METRICS, LogFolder
 from jax_speechlm.training.reporting import BatchSize, IntervalMetrics, Reporter
-from jax_speechlm.training.runs import SavedRuns, resolve
-from jax_speechlm.training.source import BatchSource, open_source, tokenizer_files
+from jax_speechlm.training.runs import SavedRuns, resolve, tokenizer_files
+from jax_speechlm.training.source import BatchSource, open_source
 from jax_speechlm.training.state import Trainer, TrainState, eval_params, make_trainer
 from jax_speechlm.training.stopping import catch_signals
 from jax_speechlm.training.validation import validate
@@ -299,7 +298,7 @@ def _initial_state(
     state = state._replace(params=overlay(state.params, borrowed))
     said = []
     if experiment.init_from:
-        params, said = take_over_all(experiment.init_from, state.params, tokenizer, meta)
+        params, said = take_over_all(experiment.init_from, state.params, tokenizer, experiment.objective, meta["units"])
         # A copy, because the step donates the buffers of params and of their average, each only once.
         ema = jax.tree.map(jnp.copy, overlay(state.ema, select(params, tuple(paths(state.ema))))) if state.ema else {}
         state = state._replace(params=params, ema=ema)
@@ -381,8 +380,3 @@ def _stacks_if_hung(seconds: float | None) -> Iterator[None]:
 def _expect_next_step(seconds: float | None) -> None:
     if seconds is not None:
         faulthandler.dump_traceback_later(seconds, repeat=True, file=sys.__stderr__)
-
-
-def load_experiment(run_dir: str | os.PathLike) -> Experiment:
-    """Reads the experiment of a run's directory."""
-    return Experiment.model_validate(json.loads((as_path(run_dir) / "config.json").read_text()))

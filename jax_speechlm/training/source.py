@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -32,7 +31,7 @@ from jax_speechlm.recipes.experiment import Data, Experiment, Mixture, Speech, T
 from jax_speechlm.tasks import TASKS
 from jax_speechlm.tasks.base import Input
 from jax_speechlm.tasks.inputs import TRANSCRIPT
-from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.runs import read_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -101,35 +100,22 @@ def _shapes(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def read_tokenizer(path: str) -> Tokenizer:
-    """Reads a tokenizer from a folder of `train-tokenizer`, or from a run. Raises `CheckpointError` or `DataError`."""
-    if (as_path(path) / "checkpoints").is_dir():
-        if tokenizer := saved_tokenizer(ckpt.read_meta(ckpt.find(path))):
-            return tokenizer
-        raise ckpt.CheckpointError(f"{path}: this run has no tokenizer to share; set data.tokenizer to one that has")
-    return base.load_tokenizer(path)
+class _PlannedSource(BatchSource):
+    """A source with one plan for training and one for validation, whose batches `_open` reads."""
+
+    def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
+        return self._open(0, self.train, self.plan, start_step=first_step, num_steps=num_steps - first_step, **_host())
+
+    def dev_batches(self) -> Iterator[Batch]:
+        return self._open(1, self.dev, self.dev_plan, num_steps=self.dev_plan.steps_per_epoch, **_host())
 
 
-def tokenizer_files(tokenizer: Tokenizer | None) -> dict[str, str]:
-    """Encodes a tokenizer for a checkpoint's JSON; empty for None."""
-    if tokenizer is None:
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(folder)
-        return ckpt.pack_files(folder)
-
-
-def saved_tokenizer(meta: Mapping[str, Any]) -> Tokenizer | None:
-    """Decodes the tokenizer of a checkpoint's JSON; None if it has none."""
-    if not meta["tokenizer"]:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        ckpt.unpack_files(meta["tokenizer"], folder)
-        return base.load_tokenizer(folder)
+def _host() -> dict[str, int]:
+    return {"host": jax.process_index(), "num_hosts": jax.process_count()}
 
 
 @dataclasses.dataclass(frozen=True)
-class SpeechSource(BatchSource):
+class SpeechSource(_PlannedSource):
     """Prepared utterances, in batches of similar length.
 
     Attributes:
@@ -171,62 +157,37 @@ class SpeechSource(BatchSource):
         elif tokenizer is None:
             tokenizer = _tokenizer(data.tokenizer, train)
         column = experiment.objective.text_column
-        tokens = indexes.token_lengths(train, tokenizer, column) if tokenizer else None
-        plan = plan_speech(experiment, train.num_samples, tokens)
-        labels, dev_plan = _read(experiment, "label", train, dev), None
+
+        def lengths(index: indexes.Index) -> Int[np.ndarray, " items"] | None:
+            return indexes.token_lengths(index, tokenizer, column) if tokenizer else None
+
+        plan, dev_plan = plan_speech(experiment, train.num_samples, lengths(train)), None
+        labels = _read(experiment, "label", train, dev)
         if labels[1] is not None and (labels[1] < 0).all():
             log.warning("nothing validates: of the dev split's speakers none is of the training data")
             dev, labels = None, (labels[0], None)
         if dev is not None:
-            dev_tokens = indexes.token_lengths(dev, tokenizer, column) if tokenizer else None
-            dev_plan = plans.make_eval_plan(
-                dev.num_samples, dev_tokens, max_seconds=data.max_seconds, **_shapes(experiment)
-            )
-        return cls(
-            train,
-            dev,
+            shapes = {"max_seconds": data.max_seconds} | _shapes(experiment)
+            dev_plan = plans.make_eval_plan(dev.num_samples, lengths(dev), **shapes)
+        frame_labels = _read(experiment, "frame_labels", train, dev)
+        return cls(train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment), labels, frame_labels, column)
+
+    def _open(self, split: int, index: indexes.Index, plan: plans.BatchPlan, **options: int) -> Batches:
+        augmentation = {"speeds": self.speeds, "noise": self.noise} if split == 0 else {}
+        return open_batches(
+            index,
             plan,
-            dev_plan,
-            tokenizer,
-            data.speeds,
-            _noise(experiment),
-            labels,
-            _read(experiment, "frame_labels", train, dev),
-            column,
-        )
-
-    def batches(self, first_step: int, num_steps: int) -> Batches:
-        return open_batches(
-            self.train,
-            self.plan,
             self.tokenizer,
-            host=jax.process_index(),
-            num_hosts=jax.process_count(),
-            start_step=first_step,
-            num_steps=num_steps - first_step,
-            speeds=self.speeds,
-            noise=self.noise,
-            labels=self.labels[0],
-            frame_labels=self.frame_labels[0],
+            labels=self.labels[split],
+            frame_labels=self.frame_labels[split],
             column=self.text_column,
-        )
-
-    def dev_batches(self) -> Batches:
-        return open_batches(
-            self.dev,
-            self.dev_plan,
-            self.tokenizer,
-            host=jax.process_index(),
-            num_hosts=jax.process_count(),
-            num_steps=self.dev_plan.steps_per_epoch,
-            labels=self.labels[1],
-            frame_labels=self.frame_labels[1],
-            column=self.text_column,
+            **augmentation,
+            **options,
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class TextSource(BatchSource):
+class TextSource(_PlannedSource):
     """Prepared documents, packed into rows of one length.
 
     Attributes:
@@ -234,6 +195,7 @@ class TextSource(BatchSource):
       plan, dev_plan: their batches.
       tokenizer: the tokenizer of the documents.
       labels: classes of the documents of `train` and of `dev`; None if the task does not use them.
+      units: k-means of the speech units among the tokens, or None.
     """
 
     train: token_store.TokenStore
@@ -242,6 +204,10 @@ class TextSource(BatchSource):
     dev_plan: packing.TextPlan | None
     tokenizer: Tokenizer
     labels: tuple[RowLabels, RowLabels] = (None, None)
+    units: Units | None = None
+
+    def fingerprints(self) -> dict[str, str | None]:
+        return {"units": self.units and self.units.fingerprint, "labels": None}
 
     @classmethod
     def open(cls, experiment: Experiment, tokenizer: Tokenizer | None = None) -> "TextSource":
@@ -261,51 +227,24 @@ class TextSource(BatchSource):
         dev_plan = packing.make_text_eval_plan(dev_tokens.lengths, **shape) if dev is not None else None
         return cls(tokens, dev_tokens, plan, dev_plan, tokenizer, labels)
 
-    def batches(self, first_step: int, num_steps: int) -> TextBatches:
+    def _open(self, split: int, tokens: token_store.TokenStore, plan: packing.TextPlan, **options: int) -> TextBatches:
         return open_text_batches(
-            self.train,
-            self.plan,
+            tokens,
+            plan,
             boundary=Vocabulary.of(self.tokenizer).boundary,
             begin=self.tokenizer.begin,
-            host=jax.process_index(),
-            num_hosts=jax.process_count(),
-            start_step=first_step,
-            num_steps=num_steps - first_step,
-            labels=self.labels[0],
-        )
-
-    def dev_batches(self) -> TextBatches:
-        return open_text_batches(
-            self.dev,
-            self.dev_plan,
-            boundary=Vocabulary.of(self.tokenizer).boundary,
-            begin=self.tokenizer.begin,
-            host=jax.process_index(),
-            num_hosts=jax.process_count(),
-            num_steps=self.dev_plan.steps_per_epoch,
-            labels=self.labels[1],
+            labels=self.labels[split],
+            frame_samples=self.units and self.units.frame_samples,
+            **options,
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class UnitSource(BatchSource):
+class UnitSource(TextSource):
     """Utterances as units, texts, and both interleaved, packed into rows of one length.
 
-    Attributes:
-      train, dev: tokens of the documents; `dev` is None if no set has a dev split.
-      plan, dev_plan: their batches; each kind of document is a source of the plan.
-      tokenizer: the tokenizer of the text.
-      units: the k-means of the units.
-      boundary: the id between documents.
+    Each kind of document is a source of the plan; `tokenizer` is the text's.
     """
-
-    train: token_store.TokenStore
-    dev: token_store.TokenStore | None
-    plan: packing.TextPlan
-    dev_plan: packing.TextPlan | None
-    tokenizer: Tokenizer
-    units: Units
-    boundary: int
 
     @classmethod
     def open(cls, experiment: Experiment) -> "UnitSource":
@@ -352,29 +291,7 @@ class UnitSource(BatchSource):
             dev_stores.append(read_texts(indexes.read_sets(data.data_dir, dev_texts, "dev")).store)
         dev_tokens = token_store.TokenStore.join(dev_stores) if dev_stores else None
         dev_plan = packing.make_text_eval_plan(dev_tokens.lengths, **shape) if dev_stores else None
-        return cls(tokens, dev_tokens, plan, dev_plan, tokenizer, units, vocabulary.boundary)
-
-    def fingerprints(self) -> dict[str, str | None]:
-        return {"units": self.units.fingerprint, "labels": None}
-
-    def batches(self, first_step: int, num_steps: int) -> TextBatches:
-        return self._open(self.train, self.plan, start_step=first_step, num_steps=num_steps - first_step)
-
-    def dev_batches(self) -> TextBatches:
-        return self._open(self.dev, self.dev_plan, num_steps=self.dev_plan.steps_per_epoch)
-
-    def _open(self, tokens: token_store.TokenStore, plan: packing.TextPlan, **steps: int) -> TextBatches:
-        host = {"host": jax.process_index(), "num_hosts": jax.process_count()}
-        frame_samples = self.units.frame_samples
-        return open_text_batches(
-            tokens,
-            plan,
-            boundary=self.boundary,
-            begin=self.tokenizer.begin,
-            frame_samples=frame_samples,
-            **host,
-            **steps,
-        )
+        return cls(tokens, dev_tokens, plan, dev_plan, tokenizer, units=units)
 
 
 @dataclasses.dataclass(frozen=True)

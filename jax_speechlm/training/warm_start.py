@@ -1,7 +1,6 @@
 """Loads initial parameters from other runs."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -9,12 +8,13 @@ from jax.experimental import multihost_utils
 
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.core.tokenizer import Tokenizer
+from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.core.tree import overlay, paths, select
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.nn.functional import Params
+from jax_speechlm.objectives.base import ObjectiveConfig
 from jax_speechlm.recipes.experiment import InitFrom
-from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.source import saved_tokenizer
+from jax_speechlm.training.runs import LoadedRun
 
 SHARED = ("encoder", "transformer")
 """The parameter groups that models share."""
@@ -24,7 +24,11 @@ PER_TOKEN = ("transformer/embedding", "transformer/untied", "transformer/predict
 
 
 def take_over(
-    start: InitFrom, params: Params, tokenizer: Tokenizer | None, own: Mapping[str, Any] | None = None
+    start: InitFrom,
+    params: Params,
+    tokenizer: Tokenizer | None,
+    objective: ObjectiveConfig | None = None,
+    units: str | None = None,
 ) -> Params:
     """Replaces groups of parameters with the parameters of another run.
 
@@ -33,54 +37,51 @@ def take_over(
 
     Args:
       params: this run's parameters; the result has their shardings.
-      own: the `meta` of this run's own checkpoints, for its objective and speech units; None without units.
+      objective: this run's.
+      units: fingerprint of this run's speech units.
 
     Raises:
       CheckpointError: the checkpoint cannot be read, a group is missing in it or in this model or has another shape, or
         its transformer or its head has another tokenizer or other speech units.
     """
-    path = ckpt.find(start.checkpoint)
-    loaded, meta = ckpt.read_params(path)
+    run = LoadedRun.read(start.checkpoint, on_host=True)
+    path, loaded = run.checkpoint, run.params
     if start.groups is None:
         groups = [(name, name) for name in SHARED if name in params and name in loaded]
         if not groups:
-            raise ckpt.CheckpointError(
+            raise CheckpointError(
                 f"{path}: neither encoder nor transformer is both there ({', '.join(sorted(loaded))}) and in this "
                 f"model ({', '.join(sorted(params))}): name what to take over in init_from.groups"
             )
     else:
         groups = [_names(group) for group in start.groups or params]
-    saved = saved_tokenizer(meta)
     takes_transformer = ("transformer", "transformer") in groups
-    if takes_transformer and saved and tokenizer and saved.fingerprint != tokenizer.fingerprint:
-        raise ckpt.CheckpointError(
+    if takes_transformer and run.tokenizer and tokenizer and run.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(
             f"{path}: its transformer was trained with another tokenizer: set --data.tokenizer {start.checkpoint}"
         )
-    named = meta.get("units"), (own or {}).get("units")
-    if named[0] != named[1] and any(group.partition("/")[0] == "units" for group, _ in groups):
-        raise ckpt.CheckpointError(
-            f"{path}: its head names the speech units of another k-means ({named[0]}) than this run's ({named[1]}): "
+    if run.units != units and any(group.partition("/")[0] == "units" for group, _ in groups):
+        raise CheckpointError(
+            f"{path}: its head names the speech units of another k-means ({run.units}) than this run's ({units}): "
             "set --data.units to the folder of the former, or take over the encoder alone"
         )
-    theirs, ours = _vocabulary(meta, saved), _vocabulary(own or {}, tokenizer)
     shared = None
-    if takes_transformer and theirs and ours:
-        if theirs.num_units and ours.num_units and meta.get("units") != own.get("units"):
-            raise ckpt.CheckpointError(
-                f"{path}: its transformer was trained on other speech units ({meta.get('units')}) than this run's "
-                f"({own.get('units')}): set --data.units to the folder of the former"
+    if takes_transformer and run.tokenizer and tokenizer:
+        saved, own = _vocabulary(run.experiment.objective, run.tokenizer), _vocabulary(objective, tokenizer)
+        if saved.num_units and own.num_units and run.units != units:
+            raise CheckpointError(
+                f"{path}: its transformer was trained on other speech units ({run.units}) than this run's "
+                f"({units}): set --data.units to the folder of the former"
             )
-        shared = ours.shared_with(theirs) if theirs != ours else None
+        shared = own.shared_with(saved) if saved != own else None
     there = dict(zip(paths(loaded), jax.tree.leaves(loaded), strict=True))
     for group, source in groups:
         wanted = select(params, (group,))
         if not wanted:
-            raise ckpt.CheckpointError(
-                f"init_from.groups: nothing lies below {group!r} in this model: {sorted(params)}"
-            )
+            raise CheckpointError(f"init_from.groups: nothing lies below {group!r} in this model: {sorted(params)}")
         sources = [source + name[len(group) :] for name in paths(wanted)]
         if missing := [name for name in sources if name not in there]:
-            raise ckpt.CheckpointError(f"{path}: has no {', '.join(missing[:5])}; it has {', '.join(sorted(loaded))}")
+            raise CheckpointError(f"{path}: has no {', '.join(missing[:5])}; it has {', '.join(sorted(loaded))}")
         found = []
         for name, here in zip(sources, jax.tree.leaves(wanted), strict=True):
             value = _grown(there[name], here, *shared) if shared and name in PER_TOKEN else there[name]
@@ -90,7 +91,11 @@ def take_over(
 
 
 def take_over_all(
-    starts: Sequence[InitFrom], params: Params, tokenizer: Tokenizer | None, own: Mapping[str, Any]
+    starts: Sequence[InitFrom],
+    params: Params,
+    tokenizer: Tokenizer | None,
+    objective: ObjectiveConfig | None = None,
+    units: str | None = None,
 ) -> tuple[Params, list[str]]:
     """Applies `take_over` to all of `starts`, in order.
 
@@ -99,7 +104,7 @@ def take_over_all(
     """
     new, said = set(paths(params)), []
     for start in starts:
-        before, params = params, take_over(start, params, tokenizer, own)
+        before, params = params, take_over(start, params, tokenizer, objective, units)
         leaves = zip(paths(params), jax.tree.leaves(before), jax.tree.leaves(params), strict=True)
         taken = {name for name, old, now in leaves if now is not old}
         new -= taken
@@ -127,10 +132,8 @@ def _names(group: str) -> tuple[str, str]:
     return ours, theirs or ours
 
 
-def _vocabulary(meta: Mapping[str, Any], tokenizer: Tokenizer | None) -> Vocabulary | None:
-    """Returns the vocabulary described by a checkpoint's `meta`; None without a tokenizer."""
-    objective = meta.get("experiment", {}).get("objective", {})
-    return tokenizer and Vocabulary.of(tokenizer, objective.get("sentinels", 0), objective.get("num_units", 0))
+def _vocabulary(objective: ObjectiveConfig | None, tokenizer: Tokenizer) -> Vocabulary:
+    return Vocabulary.of(tokenizer, getattr(objective, "sentinels", 0), getattr(objective, "num_units", 0))
 
 
 def _grown(there: np.ndarray, here: jax.Array, our_ids: np.ndarray, their_ids: np.ndarray) -> np.ndarray:
@@ -144,7 +147,7 @@ def _grown(there: np.ndarray, here: jax.Array, our_ids: np.ndarray, their_ids: n
 
 def _placed(checkpoint: AnyPath, name: str, here: jax.Array, there: np.ndarray) -> jax.Array:
     if here.shape != there.shape:
-        raise ckpt.CheckpointError(
+        raise CheckpointError(
             f"{checkpoint}: {name} has shape {there.shape}, this model needs {here.shape}. Use the model and front end "
             "of that checkpoint, or take over fewer init_from.groups."
         )

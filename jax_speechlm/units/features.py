@@ -12,14 +12,14 @@ from jaxtyping import Array, Float, Int
 
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
-from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.core.errors import CheckpointError
+from jax_speechlm.frontend.frontend import features
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.recipes.experiment import Experiment
-from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.runs import LoadedRun
 
 Extract = Callable[[Any, Batch], tuple[Float[Array, "batch time features"], Int[Array, " batch"]]]
 
@@ -76,9 +76,10 @@ class Hidden(Config):
         Raises:
           CheckpointError: the checkpoint cannot be read, has no conformer with this many layers, or has changed.
         """
-        config, frontend, params = self._read()
+        run, config, params = self._read()
+        frontend = run.experiment.frontend
         if self.digest and self.digest != _digest(params):
-            raise ckpt.CheckpointError(
+            raise CheckpointError(
                 f"{self.checkpoint}: its encoder has changed since the units were fitted. Name a checkpoints/<step> "
                 "folder that does not change, or fit them again: jax-speechlm units fit"
             )
@@ -92,28 +93,26 @@ class Hidden(Config):
 
     def pinned(self) -> "Hidden":
         """Returns these features with the run's newest `<step>` folder as checkpoint, and its digest."""
-        return self.replace(checkpoint=str(ckpt.find(self.checkpoint)), digest=_digest(self._read()[2]))
+        run, _, params = self._read()
+        return self.replace(checkpoint=str(run.checkpoint), digest=_digest(params))
 
-    def _read(self) -> tuple[ConformerConfig, FrontEnd, functional.Params]:
-        """Reads the encoder up to `layer`: its config, front end and parameters."""
-        path = ckpt.find(self.checkpoint)
-        params, meta = ckpt.read_params(path)
-        experiment = Experiment.model_validate(meta["experiment"])
+    def _read(self) -> tuple[LoadedRun, ConformerConfig, functional.Params]:
+        """Reads the run, and returns the config and the parameters of its encoder up to `layer`."""
+        run = LoadedRun.read(self.checkpoint, on_host=True)
+        path, experiment, params = run.checkpoint, run.experiment, run.params
         if isinstance(experiment.model, FastConformerConfig):
-            raise ckpt.CheckpointError(
+            raise CheckpointError(
                 f"{path}: units need a frame for each feature vector, and a {experiment.model.kind} has fewer frames: "
                 "name a run with a conformer"
             )
         if "encoder" not in params or not isinstance(experiment.model, ConformerConfig):
-            raise ckpt.CheckpointError(
-                f"{path}: was trained by {experiment.objective.kind}, which has no speech encoder"
-            )
+            raise CheckpointError(f"{path}: was trained by {experiment.objective.kind}, which has no speech encoder")
         if self.layer > experiment.model.num_layers:
-            raise ckpt.CheckpointError(
+            raise CheckpointError(
                 f"{path}: its encoder has {experiment.model.num_layers} layers; layer {self.layer} does not exist"
             )
         encoder = params["encoder"] | {"layers": jax.tree.map(lambda x: x[: self.layer], params["encoder"]["layers"])}
-        return experiment.model.replace(num_layers=self.layer), experiment.frontend, encoder
+        return run, experiment.model.replace(num_layers=self.layer), encoder
 
 
 Features = Annotated[MFCC | Hidden, pydantic.Field(discriminator="kind")]

@@ -8,7 +8,7 @@ import pytest
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.compression.average import average, average_runs, choose
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.source import tokenizer_files
+from jax_speechlm.training.runs import tokenizer_files
 from jax_speechlm.training.state import TrainState
 from tests.training import tiny
 
@@ -153,10 +153,10 @@ def test_one_checkpoint_is_in_memory_at_a_time(tmp_path, monkeypatch):
 
     run, read, alive = save(tmp_path / "run", (0, 1, 2)), ckpt.read_params, []
 
-    def watched(path):
+    def watched(path, **options):
         gc.collect()
         assert not any(each() is not None for each in alive)
-        params, meta = read(path)
+        params, meta = read(path, **options)
         alive.append(weakref.ref(params["head"]["kernel"]))
         return params, meta
 

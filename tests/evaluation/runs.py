@@ -9,7 +9,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training.checkpoints import Checkpoints, write
-from jax_speechlm.training.source import tokenizer_files
+from jax_speechlm.training.runs import tokenizer_files
 from jax_speechlm.training.state import make_trainer
 
 

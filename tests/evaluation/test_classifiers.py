@@ -18,11 +18,11 @@ from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.evaluation.classification import score
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.recipes.experiment import Experiment, Speech, Text
+from jax_speechlm.training.runs import LoadedRun
 from tests.data_pipelines.prepared import noise, write_prepared
 from tests.data_pipelines.text_sets import write_text_set
 from tests.evaluation.runs import save_run

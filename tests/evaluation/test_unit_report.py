@@ -9,6 +9,7 @@ from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.evaluation.recognition import EvaluationSpeech
 from jax_speechlm.evaluation.units import _characters
 from jax_speechlm.inference.asr.ctc import Recognizer
+from jax_speechlm.training.runs import LoadedRun
 from tests.data_pipelines.prepared import noise, write_prepared
 from tests.training import tiny
 
@@ -30,8 +31,9 @@ def recognizer():
         return log_probs, np.full(len(log_probs), FRAMES)
 
     experiment = tiny.experiment("ctc")
-    run = Path("run")
-    return Recognizer(run, 1, experiment, tokenizer, ({},), None, (run,), lambda *_: None, posteriors)
+    recognizer = Recognizer((LoadedRun(Path("run"), 1, experiment, tokenizer, {}),))
+    recognizer.__dict__["_posteriors"] = posteriors
+    return recognizer
 
 
 @pytest.mark.parametrize("frame_samples", [320, 160, 640])

@@ -111,7 +111,7 @@ def test_the_command_says_it_in_lines(runs, tmp_path, capsys):
     shares = line["probabilities"]
     assert line["class"] == next(iter(shares)) == max(shares, key=shares.get)
     assert "short.wav: too short for a single frame" in err
-    assert "1 of 2 files could not be classified" in err
+    assert "1 of 2 files could not be read" in err
     assert cli.main(["classify", str(runs / "text"), "a bad cab"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == "a bad cab"
 

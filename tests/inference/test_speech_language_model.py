@@ -25,6 +25,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import train
+from jax_speechlm.training.runs import LoadedRun
 from tests.training import tiny
 
 MODEL = tiny.MODELS["speech_lm"].replace(lora=LoRA(rank=2))
@@ -51,7 +52,7 @@ def model():
     objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
     params = functional.init(objective.make, jax.random.key(5))
     params["transformer"] = jax.tree.map(lambda leaf: 3 * leaf, params["transformer"])
-    return SpeechLanguageModel(Path(), 0, experiment, tokenizer, params)
+    return SpeechLanguageModel(LoadedRun(Path(), 0, experiment, tokenizer, params))
 
 
 def batch_of(lengths, num_samples=7000):
@@ -126,6 +127,16 @@ def test_what_stands_in_the_padding_changes_no_bit(model):
     for row, length in enumerate(LENGTHS):
         batch["audio"][row, length:] = np.random.default_rng(0).integers(-30_000, 30_000, 7000 - length)
     assert model.answers(batch) == clean
+
+
+def test_a_model_whose_probabilities_are_not_finite_answers_nothing(model):
+    broken = dataclasses.replace(model.run, params=jax.tree.map(lambda leaf: leaf * np.nan, model.params))
+    for method in (Sampling(temperature=0.0), Beam(size=2)):
+        silent = SpeechLanguageModel(broken, method)
+        assert set(silent.recognize(iter([batch_of(LENGTHS)])).values()) == {""}
+        assert silent.transcribe_batches(iter([batch_of(LENGTHS)]))[LENGTHS[0]] == ("", -np.inf)
+        (transcript,) = silent.transcribe([np.full(8000, 1000, np.int16)])
+        assert (transcript.text, transcript.error) == ("", None)
 
 
 def test_a_run_with_frozen_parts_and_lora_resumes_bit_for_bit(run, tmp_path):

@@ -14,7 +14,6 @@ from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.segment import VoiceActivity
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
@@ -22,6 +21,7 @@ from jax_speechlm.planning.workload import workload
 from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech
 from jax_speechlm.tasks.inputs import speech_or_silence
 from jax_speechlm.training.loop import TrainingStopped, train
+from jax_speechlm.training.runs import LoadedRun
 from tests.data_pipelines.prepared import write_prepared
 from tests.data_pipelines.spoken_sets import write_spoken_set
 from tests.trained_tones import FRAME, MEL, MODEL, RATE, random_text, speak

@@ -17,7 +17,7 @@ from jax_speechlm.interop.hf.import_ import Imported, read_folder
 from jax_speechlm.interop.hf.registry import package, write_model
 from jax_speechlm.interop.hf.safetensors import open_arrays
 from jax_speechlm.interop.hf.weights import INDEX, read_weights, write_weights
-from jax_speechlm.training.source import tokenizer_files
+from jax_speechlm.training.runs import tokenizer_files
 from tests.interop.foreign_folders import write_recognizer, write_text_model
 from tests.interop.tiny_runs import tiny_run
 

@@ -9,7 +9,6 @@ import pytest
 
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hf import export, wav2vec2_bert, weights
@@ -23,6 +22,7 @@ from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation, Teacher
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
+from jax_speechlm.training.runs import LoadedRun
 from tests.interop.tiny_runs import CHARACTERS, CLASSES, FAST, FORMER, QWEN, RUNS, TEXT, save, tiny_run
 
 

@@ -10,7 +10,6 @@ from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer, IdMap
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoding.lm.generate import GREEDY, Beam
 from jax_speechlm.evaluation.language import predict
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.ensemble import LanguageEnsemble
 from jax_speechlm.interop.folders import ExportError
@@ -20,6 +19,7 @@ from jax_speechlm.interop.hf.import_ import import_run, read_folder
 from jax_speechlm.interop.hf.verify import check as folder_check
 from jax_speechlm.interop.hf.verify import verdict
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
+from jax_speechlm.training.runs import LoadedRun
 from tests.interop.foreign_folders import write_json, write_text_model
 from tests.interop.tiny_runs import tiny_run
 

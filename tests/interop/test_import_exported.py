@@ -7,7 +7,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.embed import SpeechEncoder
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.interop import folders
@@ -18,7 +17,8 @@ from jax_speechlm.interop.hf.import_ import import_run, read_folder
 from jax_speechlm.interop.hf.transformer import without_vocabulary_map
 from jax_speechlm.nn.lora import LoRA, merge
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
-from jax_speechlm.training.loop import load_experiment
+from jax_speechlm.recipes.experiment import Experiment
+from jax_speechlm.training.runs import LoadedRun
 from tests.interop.foreign_folders import load, write_json
 from tests.interop.tiny_runs import FORMER, RUNS, tiny_run
 
@@ -47,7 +47,7 @@ def test_an_exported_run_comes_back_and_goes_out_again_byte_for_byte(tmp_path, n
         assert again.tokenizer.fingerprint == run.tokenizer.fingerprint
     assert again.experiment.model == run.experiment.model
     assert again.experiment.frontend == run.experiment.frontend
-    assert load_experiment(tmp_path / "run") == again.experiment
+    assert Experiment.read(tmp_path / "run" / "config.json") == again.experiment
     kinds = {"joint": "ctc", "best_rq": "encoder"}
     assert again.experiment.objective.kind == kinds.get(run.experiment.objective.kind, run.experiment.objective.kind)
     write_checked(again, tmp_path / "again")

@@ -7,13 +7,12 @@ import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.inference.asr.ctc import Recognizer
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf import weights
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.import_ import import_run, read_folder
 from jax_speechlm.recipes.experiment import InitFrom
-from jax_speechlm.training.source import read_tokenizer
+from jax_speechlm.training.runs import LoadedRun, read_tokenizer
 from jax_speechlm.training.warm_start import take_over
 from tests.interop.foreign_folders import CTC_SPECIAL, VOCAB, change_json, load, write_json, write_recognizer
 from tests.interop.tiny_runs import tiny_run
@@ -70,7 +69,7 @@ def test_another_run_starts_from_an_imported_one(tmp_path):
     fresh = tiny_run("ctc")
     params = jax.tree.map(jnp.asarray, fresh.params)
     start = InitFrom(checkpoint=str(tmp_path / "run"))
-    found = take_over(start, params, fresh.tokenizer, {"units": None})
+    found = take_over(start, params, fresh.tokenizer)
     name = "wav2vec2_bert.feature_projection.projection.weight"
     np.testing.assert_array_equal(found["encoder"]["input"]["kernel"], arrays[name].T)
     np.testing.assert_array_equal(found["head"]["bias"], params["head"]["bias"])

@@ -11,7 +11,6 @@ import pytest
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf import import_, weights
@@ -20,7 +19,8 @@ from jax_speechlm.interop.hf.import_ import import_run, read_folder
 from jax_speechlm.interop.hf.registry import read_model
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.nn import functional
-from jax_speechlm.training.loop import load_experiment
+from jax_speechlm.recipes.experiment import Experiment
+from jax_speechlm.training.runs import LoadedRun
 from tests.cli.test_kinds import parse
 from tests.interop.foreign_folders import SPECIAL, TABLES, TEXTS, change_json, load, write_json, write_text_model
 
@@ -139,7 +139,7 @@ def test_an_imported_run_has_the_config_that_every_run_has(tmp_path):
     """It is one that `--config` takes, beside sets to train on."""
     write_text_model(tmp_path / "theirs", "llama", **SPECIAL["llama"])
     import_run(tmp_path / "theirs", tmp_path / "run")
-    assert load_experiment(tmp_path / "run") == LoadedRun.read(tmp_path / "run").experiment
+    assert Experiment.read(tmp_path / "run" / "config.json") == LoadedRun.read(tmp_path / "run").experiment
     experiment = parse("--config", str(tmp_path / "run" / "config.json"), "--data.sets", "mine")
     assert experiment.data.sets == ("mine",)
     assert experiment.model == LoadedRun.read(tmp_path / "run").experiment.model

@@ -9,7 +9,7 @@ from data_pipelines.tokenizers.base import CharTokenizer, load_tokenizer
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf.tokenizer_files import ctc_files, text_files
-from jax_speechlm.training.checkpoints import unpack_files
+from jax_speechlm.training.runs import unpack_files
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "tokenizers.json").read_text(encoding="utf-8"))
 

@@ -9,7 +9,6 @@ from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoders import EncoderConfig
@@ -32,7 +31,7 @@ from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.recipes.experiment import Experiment, Mixture, Speech, Stream, Text, UnitText
 from jax_speechlm.training.checkpoints import Checkpoints
-from jax_speechlm.training.source import tokenizer_files
+from jax_speechlm.training.runs import LoadedRun, tokenizer_files
 from jax_speechlm.training.state import TrainState
 
 CHARACTERS = CharTokenizer("\n 'abcdefghijklmnopqrstuvwxyz")

@@ -7,12 +7,12 @@ import pytest
 import tokenizers
 
 from jax_speechlm.decoding.lm.generate import GREEDY
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.interop.folders import FailedCheck
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.import_ import import_run
 from jax_speechlm.objectives.speech_text.speech_lm import Prompt
+from jax_speechlm.training.runs import LoadedRun
 from tests.interop.foreign_folders import TEXTS, byte_level, enclose
 
 torch = pytest.importorskip("torch")

@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent, go to any mesh, and say what is wrong with them."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.runs import tokenizer_files, unpack_files
 from jax_speechlm.training.state import TrainState
 from tests.training import tiny
 from tests.training.test_state import ONE, trainer_on
@@ -118,13 +120,14 @@ def test_a_full_disk_is_noticed_before_anything_is_written(saved, tmp_path, monk
 
 
 def test_files_travel_in_json_and_never_leave_their_folder(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "tokenizer.json").write_bytes(b"\x00\xff")
-    (tmp_path / "b").mkdir()
-    ckpt.unpack_files(ckpt.pack_files(tmp_path / "a"), tmp_path / "b")
-    assert (tmp_path / "b" / "tokenizer.json").read_bytes() == b"\x00\xff"
+    class Binary:
+        def save(self, folder):
+            (Path(folder) / "tokenizer.json").write_bytes(b"\x00\xff")
+
+    unpack_files(tokenizer_files(Binary()), tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == b"\x00\xff"
     with pytest.raises(ckpt.CheckpointError, match="refused"):
-        ckpt.unpack_files({"../evil": ""}, tmp_path / "b")
+        unpack_files({"../evil": ""}, tmp_path)
 
 
 STATE = TrainState(np.int32(1), {"weight": np.arange(64, dtype=np.float32)}, (), {}, np.int32(0), np.int32(0))

@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.batching.packing import make_text_plan
 from data_pipelines.core.errors import DataError
 from jax_speechlm.core.batch import seed_key, step_key
-from jax_speechlm.inference.lm.causal import _sample_keys
+from jax_speechlm.inference.lm.generation import prompt_keys
 from jax_speechlm.optim.optimizers import WSD, Group, Noam, Optimizer, WarmupCosine
 from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment, Speech, differences
@@ -126,7 +126,7 @@ def test_every_bit_of_a_seed_counts():
     assert len(keys) == 2 * len(seeds)
     for seed in seeds[:4]:  # those of before have the keys of before
         np.testing.assert_array_equal(jax.random.key_data(seed_key(seed)), jax.random.key_data(jax.random.key(seed)))
-    drawn = [jax.random.key_data(_sample_keys(seed, [1, 2], 1)).tobytes() for seed in (0, 2**32)]
+    drawn = [jax.random.key_data(prompt_keys(seed, b"prompt", 1)).tobytes() for seed in (0, 2**32)]
     assert drawn[0] != drawn[1]
 
 

@@ -12,14 +12,13 @@ import pytest
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.core.tree import paths
 from jax_speechlm.inference.asr.ctc import Recognizer
-from jax_speechlm.inference.checkpoint import task_of_run
 from jax_speechlm.objectives.distillation import GROUP, Distillation, Teacher
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import TrainingStopped, train
-from jax_speechlm.training.runs import SavedRuns, resolve
+from jax_speechlm.training.runs import SavedRuns, resolve, task_of_run
 from jax_speechlm.training.state import make_trainer
 from tests.evaluation.runs import write_run
 from tests.training import tiny

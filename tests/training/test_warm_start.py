@@ -13,10 +13,10 @@ from jax_speechlm.nn import functional
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.parallel import mesh as meshes
-from jax_speechlm.recipes.experiment import Experiment, InitFrom
+from jax_speechlm.recipes.experiment import Experiment, InitFrom, Text, UnitText
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.loop import _initial_state, train
-from jax_speechlm.training.source import tokenizer_files
+from jax_speechlm.training.runs import tokenizer_files
 from jax_speechlm.training.state import make_trainer
 from jax_speechlm.training.warm_start import PER_TOKEN, take_over, take_over_all
 from tests.training import tiny
@@ -47,7 +47,11 @@ def language_model(tmp_path_factory):
     with jax.set_mesh(mesh):
         state = make_trainer(objective, experiment.optimizer, 1, 0, mesh).init(jax.random.key(0))
     run = ckpt.Checkpoints(folder)
-    run.save(1, state, {"experiment": {}, "tokenizer": tokenizer_files(ABC), "plan": "", "step": 1})
+    run.save(
+        1,
+        state,
+        {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(ABC), "plan": "", "step": 1},
+    )
     run.wait()
     run.close()
     return folder, state.params
@@ -71,12 +75,12 @@ def test_finetuning_takes_the_encoder_over_and_nothing_else(pretrained, tmp_path
 def test_what_is_taken_over_and_what_is_new_is_said(pretrained):
     theirs, _ = ckpt.read_params(pretrained)
     params = {"encoder": jax.tree.map(jnp.zeros_like, theirs["encoder"]), "head": {"kernel": jnp.zeros((2, 3))}}
-    _, (taken, new) = take_over_all([InitFrom(checkpoint=str(pretrained))], params, None, {})
+    _, (taken, new) = take_over_all([InitFrom(checkpoint=str(pretrained))], params, None)
     size = sum(leaf.size for leaf in jax.tree.leaves(theirs["encoder"]))
     assert taken == f"taken over from {pretrained}: encoder ({size:,} parameters)"
     assert new == "new: head (6 parameters)"
     layer = "encoder/layers/ffn1" if "ffn1" in theirs["encoder"]["layers"] else "encoder/layers"
-    _, (taken, new) = take_over_all([InitFrom(checkpoint=str(pretrained), groups=(layer,))], params, None, {})
+    _, (taken, new) = take_over_all([InitFrom(checkpoint=str(pretrained), groups=(layer,))], params, None)
     assert taken.startswith(f"taken over from {pretrained}: {layer} (")
     assert layer not in new.replace(f"{layer}_", "")
     assert "head (6 parameters)" in new
@@ -101,7 +105,9 @@ def test_the_average_of_a_run_that_takes_over_has_buffers_of_its_own(pretrained,
     objective = experiment.objective.build(experiment.model, experiment.frontend, None)
     with jax.set_mesh(mesh):
         trainer = make_trainer(objective, experiment.optimizer, 8, 0, mesh)
-        state, _, _ = _initial_state(experiment, trainer, ckpt.Checkpoints(tmp_path), {}, None, lambda state: state, {})
+        state, _, _ = _initial_state(
+            experiment, trainer, ckpt.Checkpoints(tmp_path), {"units": None}, None, lambda state: state, {}
+        )
     params, average = (
         {leaf.addressable_data(0).unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}
         for tree in (state.params, state.ema)
@@ -183,9 +189,11 @@ class TestGrowth:
         return TransformerConfig(dim=8, num_layers=1, num_heads=1, num_kv_heads=1).replace(**changes)
 
     def saved(self, folder, objective, model, units=None):
-        """Saves fresh parameters, and gives them and what the checkpoint says."""
+        """Saves fresh parameters, and gives them, the objective and the units."""
         mesh = meshes.make_mesh(tiny.experiment("ctc").mesh)
-        meta = {"experiment": {"objective": objective.model_dump()}, "tokenizer": tokenizer_files(ABC), "plan": ""}
+        data = UnitText(sets=("letters",), units="units") if units else Text(sets=("letters",))
+        experiment = Experiment(data=data, objective=objective, model=model)
+        meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(ABC), "plan": ""}
         meta |= {"units": units, "step": 1}
         built = objective.build(model, None, ABC)
         with jax.set_mesh(mesh):
@@ -194,7 +202,7 @@ class TestGrowth:
         run.save(1, state, meta)
         run.wait()
         run.close()
-        return state.params, meta
+        return state.params, (objective, units)
 
     @pytest.mark.parametrize("changes", [{}, {"tied": False}, {"head": "transform", "tied": False}])
     def test_rows_of_known_ids_are_copied_and_the_others_stay_fresh(self, tmp_path, changes):
@@ -202,7 +210,7 @@ class TestGrowth:
         theirs, _ = self.saved(tmp_path / "text", CausalLM(), model)
         ours, own = self.saved(tmp_path / "units", UnitLM(num_units=self.UNITS), model, "k")
         ours = jax.tree.map(lambda leaf: leaf * 0 - 7, ours)
-        taken = take_over(InitFrom(checkpoint=str(tmp_path / "text")), ours, ABC, own)["transformer"]
+        taken = take_over(InitFrom(checkpoint=str(tmp_path / "text")), ours, ABC, *own)["transformer"]
         known = Vocabulary.of(ABC).sentinel  # the tokenizer's, the boundary, the mask
         assert known < Vocabulary.of(ABC).size < Vocabulary.of(ABC, num_units=self.UNITS).size
         leaves = dict(zip(paths(taken), jax.tree.leaves(taken), strict=True))
@@ -226,7 +234,7 @@ class TestGrowth:
     def test_at_the_start_text_costs_what_it_cost_where_units_are_masked_out(self, tmp_path):
         theirs, _ = self.saved(tmp_path / "text", CausalLM(), self.model())
         ours, own = self.saved(tmp_path / "units", UnitLM(num_units=self.UNITS), self.model(), "k")
-        taken = take_over(InitFrom(checkpoint=str(tmp_path / "text")), ours, ABC, own)
+        taken = take_over(InitFrom(checkpoint=str(tmp_path / "text")), ours, ABC, *own)
         tokens = jnp.array([[5, 1, 2, 3, 4, 5]])
         place = jnp.arange(6)[None]
         found = []
@@ -243,13 +251,13 @@ class TestGrowth:
         ours, own = self.saved(tmp_path / "other", UnitLM(num_units=self.UNITS), self.model(), "other")
         start = InitFrom(checkpoint=str(tmp_path / "one"))
         with pytest.raises(ckpt.CheckpointError, match=r"other speech units \(one\) than this run's \(other\)"):
-            take_over(start, ours, ABC, own)
-        assert_same(take_over(start, fresh(ours), ABC, own | {"units": "one"}), theirs)
+            take_over(start, ours, ABC, *own)
+        assert_same(take_over(start, fresh(ours), ABC, own[0], "one"), theirs)
         with pytest.raises(ckpt.CheckpointError, match="another tokenizer"):
-            take_over(start, ours, CharTokenizer("xyz "), own)
+            take_over(start, ours, CharTokenizer("xyz "), *own)
         wider, own = self.saved(tmp_path / "wide", UnitLM(num_units=9), self.model(dim=16), "one")
         with pytest.raises(ckpt.CheckpointError, match=r"embedding has shape \(\d+, 8\), this model needs \(\d+, 16\)"):
-            take_over(start, wider, ABC, own)
+            take_over(start, wider, ABC, *own)
 
 
 def test_a_head_over_other_speech_units_is_not_taken_over(tmp_path):
@@ -265,8 +273,8 @@ def test_a_head_over_other_speech_units_is_not_taken_over(tmp_path):
     run.close()
     everything, encoder = InitFrom(checkpoint=str(tmp_path), groups=()), InitFrom(checkpoint=str(tmp_path))
     theirs, _ = ckpt.read_params(tmp_path)
-    assert_same(take_over(everything, params, None, meta), theirs)
-    other = meta | {"units": "two"}
-    assert_same(take_over(encoder, params, None, other), params | {"encoder": theirs["encoder"]})
+    assert_same(take_over(everything, params, None, experiment.objective, "one"), theirs)
+    other = experiment.objective, "two"
+    assert_same(take_over(encoder, params, None, *other), params | {"encoder": theirs["encoder"]})
     with pytest.raises(ckpt.CheckpointError, match=r"units of another k-means \(one\) than this run's \(two\)"):
-        take_over(everything, params, None, other)
+        take_over(everything, params, None, *other)

@@ -6,14 +6,15 @@ utterances, which are decoded to text.
 """
 
 import abc
+import functools
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from data_pipelines.audio.decode import AudioError
 from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.paths import AnyPath
+from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.text.scripts import join
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.inference.segmentation import (
@@ -22,14 +23,16 @@ from jax_speechlm.inference.segmentation import (
     Samples,
     blocks_of,
     in_batches,
+    name_of,
     samples_in,
     shape_of,
     windows,
 )
 from jax_speechlm.inference.transcript import Segment, Transcript
 from jax_speechlm.recipes.experiment import Experiment
+from jax_speechlm.training.runs import LoadedRun
 
-_SPELLED_AT_ONCE = 16  # utterances, whose beam searches run in lockstep
+_DECODED_AT_ONCE = 16  # utterances, whose beam searches run in lockstep
 _CONTEXT_SECONDS = 2.0  # context on either side of a window, for models that join windows
 
 Encode = Callable[[list[Samples]], list[Any]]
@@ -54,19 +57,37 @@ class _Piece(NamedTuple):
 
     recording: int
     window: AudioWindow | AudioError
-    found: Any = None
+    output: Any = None
 
 
 class Transcriber(abc.ABC):
     """A trained model that transcribes audio.
 
     Attributes:
-      checkpoint: its folder.
-      experiment: the run's configuration.
+      run: its checkpoint.
     """
 
-    checkpoint: Path
-    experiment: Experiment
+    run: LoadedRun
+
+    @property
+    def checkpoint(self) -> AnyPath:
+        return self.run.checkpoint
+
+    @property
+    def step(self) -> int:
+        return self.run.step
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.run.experiment
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.run.tokenizer
+
+    @property
+    def params(self) -> Any:
+        return self.run.params
 
     @abc.abstractmethod
     def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
@@ -81,7 +102,7 @@ class Transcriber(abc.ABC):
         """Runs the model on batches; returns the inputs of `utterances` by `example_id`, without filler rows."""
 
     @abc.abstractmethod
-    def utterances(self, heard: Iterable[tuple[AudioWindow, Any]]) -> Iterator[Any]:
+    def utterances(self, windows: Iterable[tuple[AudioWindow, Any]]) -> Iterator[Any]:
         """Cuts a recording's windows, with outputs of `encode` or None for silence, into the inputs of `decode`."""
 
     @abc.abstractmethod
@@ -128,23 +149,22 @@ class Transcriber(abc.ABC):
           has an error.
         """
         recordings = list(recordings)
-
-        def encode(parts):
-            return self.encode_audio(parts, seconds_per_batch)
-
-        pieces = itertools.chain.from_iterable(
-            self._pieces(number, recording, max_seconds) for number, recording in enumerate(recordings)
+        encode = functools.partial(self.encode_audio, seconds_per_batch=seconds_per_batch)
+        pieces = (
+            piece
+            for number, recording in enumerate(recordings)
+            for piece in self._pieces(number, recording, max_seconds)
         )
         segments: list[Segment] = []
-        said = self._utterances(_heard(pieces, encode, seconds_per_batch, progress))
-        for group in _in_groups(said, _SPELLED_AT_ONCE):
-            spelled = iter(self.decode([each for each in group if not isinstance(each, _Piece)]))
+        utterances = self._utterances(_encoded(pieces, encode, seconds_per_batch, progress))
+        for group in _in_groups(utterances, _DECODED_AT_ONCE):
+            decoded = iter(self.decode([each for each in group if not isinstance(each, _Piece)]))
             for each in group:
                 if isinstance(each, _Piece):
                     yield self._transcript(recordings[each.recording], each.window, segments)
                     segments = []
                 else:
-                    segments.append(next(spelled))
+                    segments.append(next(decoded))
 
     def segments(
         self,
@@ -153,7 +173,7 @@ class Transcriber(abc.ABC):
         *,
         max_seconds: float = 30.0,
         seconds_per_batch: float = 60.0,
-        at_once: int = _SPELLED_AT_ONCE,
+        at_once: int = _DECODED_AT_ONCE,
     ) -> Iterator[Segment]:
         """Transcribes one recording and yields its segments as they are decoded.
 
@@ -165,16 +185,16 @@ class Transcriber(abc.ABC):
         Raises:
           AudioError: the blocks raise it.
         """
-        encode = encode or (lambda parts: self.encode_audio(parts, seconds_per_batch))
+        encode = encode or functools.partial(self.encode_audio, seconds_per_batch=seconds_per_batch)
         pieces = (_Piece(0, window) for window in self._windows(blocks, max_seconds))
-        heard = ((piece.window, piece.found) for piece in _heard(pieces, encode, seconds_per_batch))
-        for group in _in_groups(self.utterances(heard), at_once):
+        encoded = ((piece.window, piece.output) for piece in _encoded(pieces, encode, seconds_per_batch))
+        for group in _in_groups(self.utterances(encoded), at_once):
             yield from self.decode(group)
 
     def encode_audio(self, parts: Sequence[Samples], seconds_per_batch: float = 60.0) -> list[Any]:
         """Encodes windows of audio; returns one output per window."""
-        found = self.encode(in_batches(parts, seconds_per_batch))
-        return [found[number] for number in range(len(parts))]
+        outputs = self.encode(in_batches(parts, seconds_per_batch))
+        return [outputs[number] for number in range(len(parts))]
 
     def text_of(self, segments: Sequence[Segment]) -> str:
         """Returns the joined text of a recording's segments."""
@@ -205,13 +225,13 @@ class Transcriber(abc.ABC):
             yield end[0]
 
     def _transcript(self, recording: Recording, end: AudioWindow | AudioError, segments: list[Segment]) -> Transcript:
-        name = str(recording) if isinstance(recording, str | os.PathLike) else "audio"
+        name = name_of(recording)
         if isinstance(end, AudioError):
             return Transcript(name, "", 0.0, str(end))
         return Transcript(name, self.text_of(segments), end.end / SAMPLE_RATE, None, tuple(segments))
 
 
-def _heard(
+def _encoded(
     pieces: Iterable[_Piece],
     encode: Encode,
     seconds_per_batch: float,
@@ -221,14 +241,14 @@ def _heard(
     waiting: list[_Piece] = []
     samples = seconds = 0
 
-    def listened() -> Iterator[_Piece]:
+    def flush() -> Iterator[_Piece]:
         nonlocal seconds
-        audible = [part for each in waiting if (part := _samples(each)) is not None]
-        found = iter(encode(audible) if audible else [])
-        for each in waiting:
-            if isinstance(each.window, AudioWindow):
-                seconds += (each.window.end - each.window.start) / SAMPLE_RATE
-            yield each if _samples(each) is None else each._replace(found=next(found))
+        parts = [part for piece in waiting if (part := _samples(piece)) is not None]
+        outputs = iter(encode(parts) if parts else [])
+        for piece in waiting:
+            if isinstance(piece.window, AudioWindow):
+                seconds += (piece.window.end - piece.window.start) / SAMPLE_RATE
+            yield piece if _samples(piece) is None else piece._replace(output=next(outputs))
         if progress is not None:
             progress(seconds)
 
@@ -237,9 +257,9 @@ def _heard(
         part = _samples(piece)
         samples += 0 if part is None else shape_of(len(part))
         if samples >= seconds_per_batch * SAMPLE_RATE:
-            yield from listened()
+            yield from flush()
             waiting, samples = [], 0
-    yield from listened()
+    yield from flush()
 
 
 def _windows_of(pieces: Iterable[_Piece], end: list[_Piece]) -> Iterator[tuple[AudioWindow, Any]]:
@@ -247,7 +267,7 @@ def _windows_of(pieces: Iterable[_Piece], end: list[_Piece]) -> Iterator[tuple[A
     for piece in pieces:
         end[:] = [piece]
         if isinstance(piece.window, AudioWindow):
-            yield piece.window, piece.found
+            yield piece.window, piece.output
 
 
 def _samples(piece: _Piece) -> Samples | None:

@@ -4,17 +4,14 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.core.audio_format import SAMPLE_RATE
-from data_pipelines.core.paths import AnyPath
-from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.decoding.ctc.alignment import Span, Word, force_align, words_of
@@ -23,53 +20,33 @@ from jax_speechlm.decoding.ctc.posteriors import Frames, path_spans, utterances
 from jax_speechlm.decoding.lm.ngram import SPACE
 from jax_speechlm.inference.asr.base import Transcriber, Transcription
 from jax_speechlm.inference.asr.decoder import Decoder, Decoding, Posteriors
-from jax_speechlm.inference.checkpoint import LoadedRun
+from jax_speechlm.inference.predictor import Row, rows_by_id
 from jax_speechlm.inference.segmentation import AudioWindow
 from jax_speechlm.inference.transcript import Segment
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.base import Objective, frame_grid
-from jax_speechlm.recipes.experiment import Experiment
+from jax_speechlm.training.runs import LoadedRun
 
 _LONGEST_UTTERANCE = 30.0  # seconds that are decoded at once
 _IMPOSSIBLE = -30.0  # log-probability of a token in silence
 
 
-class _Member(NamedTuple):
-    """One checkpoint of an ensemble."""
-
-    checkpoint: AnyPath
-    step: int
-    experiment: Experiment
-    tokenizer: Tokenizer
-    params: Params
-    objective: Objective
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Recognizer(Transcriber):
     """A CTC checkpoint's model, front end and tokenizer.
 
-    An ensemble's posteriors are the mean of its members' probabilities, frame by frame; checkpoint, step and experiment
-    are the first member's. In such a mixture no member can veto a token by a probability near zero.
+    An ensemble's posteriors are the mean of its members' probabilities, frame by frame; `run` is the first member. In
+    such a mixture no member can veto a token by a probability near zero.
 
     Attributes:
-      params: parameters of the members.
-      members: checkpoints of the members.
+      members: the checkpoints; one unless it is an ensemble.
+      decoder: None for greedy decoding.
     """
 
     abilities: ClassVar[tuple[str, ...]] = ("transcribe", "embed")
 
-    checkpoint: AnyPath
-    step: int
-    experiment: Experiment = dataclasses.field(repr=False)
-    tokenizer: Tokenizer = dataclasses.field(repr=False)
-    params: tuple[Params, ...] = dataclasses.field(repr=False)
-    decoder: Decoder | None = dataclasses.field(repr=False)
-    members: tuple[AnyPath, ...]
-    _greedy: Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array, jax.Array]] = dataclasses.field(
-        repr=False
-    )
-    _posteriors: Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array]] = dataclasses.field(repr=False)
+    members: tuple[LoadedRun, ...]
+    decoder: Decoder | None = None
 
     @classmethod
     def load(
@@ -88,71 +65,74 @@ class Recognizer(Transcriber):
             tokenizer or frame rate.
           DataError: a language model cannot be read, or does not fit the checkpoint's tokenizer.
         """
-        members = [_read(each) for each in (path, *ensemble)]
-        first = members[0]
-        for other in members[1:]:
+        first, *others = members = tuple(_read(member) for member in (path, *ensemble))
+        for other in others:
             _check_fits(first, other)
-        decoder = None if decoding.is_greedy else Decoder(decoding, first.tokenizer)
+        return cls(members, None if decoding.is_greedy else Decoder(decoding, first.tokenizer))
+
+    @property
+    def run(self) -> LoadedRun:
+        return self.members[0]
+
+    @functools.cached_property
+    def params(self) -> tuple[Params, ...]:
+        """Parameters of the members."""
+        return tuple(member.params for member in self.members)
+
+    @functools.cached_property
+    def _posteriors(self) -> Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array]]:
+        logits = [_objective(member).logits for member in self.members]
 
         def posteriors(params: tuple[Params, ...], batch: Batch) -> tuple[jax.Array, jax.Array]:
-            heard = [member.objective.logits(own, batch) for member, own in zip(members, params, strict=True)]
-            log_probs = [jax.nn.log_softmax(logits_BxTxV.astype(jnp.float32)) for logits_BxTxV, _ in heard]
-            return mean_probability(log_probs), heard[0][1]
+            outputs = [compute(own, batch) for compute, own in zip(logits, params, strict=True)]
+            log_probs = [jax.nn.log_softmax(logits_BxTxV.astype(jnp.float32)) for logits_BxTxV, _ in outputs]
+            return mean_probability(log_probs), outputs[0][1]
 
+        return jax.jit(posteriors)
+
+    @functools.cached_property
+    def _greedy(self) -> Callable[[tuple[Params, ...], Batch], tuple[jax.Array, jax.Array, jax.Array]]:
         def greedy(params: tuple[Params, ...], batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-            log_probs_BxTxV, length_B = posteriors(params, batch)
+            log_probs_BxTxV, length_B = self._posteriors(params, batch)
             return best_path(log_probs_BxTxV, length_B), log_probs_BxTxV.max(-1), length_B
 
-        return cls(
-            first.checkpoint,
-            first.step,
-            first.experiment,
-            first.tokenizer,
-            tuple(member.params for member in members),
-            decoder,
-            tuple(member.checkpoint for member in members),
-            jax.jit(greedy),
-            jax.jit(posteriors),
-        )
+        return jax.jit(greedy)
 
     @property
     def decoding_description(self) -> str:
-        how = "greedy" if self.decoder is None else str(self.decoder.decoding)
-        return how if len(self.members) == 1 else f"{how}, ensemble of {', '.join(map(str, self.members))}"
+        method = "greedy" if self.decoder is None else str(self.decoder.decoding)
+        names = ", ".join(str(member.checkpoint) for member in self.members)
+        return method if len(self.members) == 1 else f"{method}, ensemble of {names}"
 
     def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
         """Transcribes batches with the decoder, greedily if there is none; returns texts by `example_id`."""
+        if self.decoder is None:
+            return {
+                row: self.tokenizer.decode(collapse(ids[None])[0])
+                for row, (ids, _, _) in self._rows(self._greedy, batches).items()
+            }
         texts = {}
         for batch in batches:
-            if self.decoder is not None:
-                heard = self._posteriors_by_row(batch)
-                texts.update(zip(heard, self.decoder.decode(list(heard.values())), strict=True))
-                continue
-            spelled = collapse(jax.device_get(self._greedy(self.params, batch)[0]))
-            for row, example in enumerate(batch["example_id"]):
-                if example >= 0:
-                    texts[int(example)] = self.tokenizer.decode(spelled[row])
+            posteriors = self.posteriors(iter((batch,)))
+            texts.update(zip(posteriors, self.decoder.decode(list(posteriors.values())), strict=True))
         return texts
 
     def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
         """Decodes the best path of every row; its log-probability is divided by the number of tokens."""
-        found = {}
+        transcriptions = {}
         for row, log_probs in self.posteriors(batches).items():
             (ids,) = collapse(log_probs.argmax(-1)[None])
-            found[row] = Transcription(self.tokenizer.decode(ids), float(log_probs.max(-1).sum()) / max(1, len(ids)))
-        return found
+            log_prob = float(log_probs.max(-1).sum()) / max(1, len(ids))
+            transcriptions[row] = Transcription(self.tokenizer.decode(ids), log_prob)
+        return transcriptions
 
     def posteriors(self, batches: Iterable[Batch]) -> dict[int, Posteriors]:
         """Computes log-probabilities float32 [frames, ids] by `example_id`, without filler rows."""
-        return {row: log_probs for batch in batches for row, log_probs in self._posteriors_by_row(batch).items()}
+        rows = self._rows(self._posteriors, batches)
+        return {row: log_probs[:length] for row, (log_probs, length) in rows.items()}
 
-    def _posteriors_by_row(self, batch: HostBatch) -> dict[int, Posteriors]:
-        log_probs, lengths = jax.device_get(self._posteriors(self.params, batch))
-        return {
-            int(example): log_probs[row, : lengths[row]].copy()  # not a view of the whole batch
-            for row, example in enumerate(batch["example_id"])
-            if example >= 0
-        }
+    def _rows(self, compute: Callable[..., tuple[jax.Array, ...]], batches: Iterable[Batch]) -> dict[int, Row]:
+        return rows_by_id(functools.partial(compute, self.params), batches)
 
     @property
     def joins_windows(self) -> bool:
@@ -166,24 +146,19 @@ class Recognizer(Transcriber):
         """Computes the frames per row: the best path for greedy decoding, all posteriors for a beam search."""
         if self.decoder is not None:
             return {row: Frames.of(log_probs) for row, log_probs in self.posteriors(batches).items()}
-        found = {}
-        for batch in batches:
-            ids, log_probs, lengths = jax.device_get(self._greedy(self.params, batch))
-            for row, example in enumerate(batch["example_id"]):
-                if example >= 0:
-                    found[int(example)] = Frames(ids[row], log_probs[row]).part(0, int(lengths[row]))
-        return found
+        rows = self._rows(self._greedy, batches)
+        return {row: Frames(ids, log_probs).part(0, int(length)) for row, (ids, log_probs, length) in rows.items()}
 
-    def utterances(self, heard: Iterable[tuple[AudioWindow, Frames | None]]) -> Iterator[tuple[int, Frames]]:
+    def utterances(self, windows: Iterable[tuple[AudioWindow, Frames | None]]) -> Iterator[tuple[int, Frames]]:
         """Cuts frames into utterances (`decoding.ctc.posteriors.utterances`), as (first frame, frames)."""
         most = int(_LONGEST_UTTERANCE / self._frame_seconds)
         begins_word = np.array([piece.startswith(SPACE) for piece in self.tokenizer.pieces])
-        return utterances(self._stretches(heard), most, begins_word)
+        return utterances(self._stretches(windows), most, begins_word)
 
-    def _stretches(self, heard: Iterable[tuple[AudioWindow, Frames | None]]) -> Iterator[Frames]:
+    def _stretches(self, windows: Iterable[tuple[AudioWindow, Frames | None]]) -> Iterator[Frames]:
         """Yields each window's frames without those of its overlaps; together they cover the recording once."""
         frame = self.experiment.frame_samples
-        for window, frames in heard:
+        for window, frames in windows:
             first, last = (window.start - window.begin) // frame, (window.end - window.begin) // frame
             if frames is None:
                 yield self._silence(last - first)
@@ -236,27 +211,30 @@ def mean_probability(log_probs: Sequence[Float[Array, "*each"]]) -> Float[Array,
     return jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - jnp.log(len(log_probs))
 
 
-def _read(path: str | os.PathLike) -> _Member:
+def _objective(run: LoadedRun) -> Objective:
+    return run.experiment.objective.build(run.experiment.model, run.experiment.frontend, run.tokenizer)
+
+
+def _read(path: str | os.PathLike) -> LoadedRun:
     run = LoadedRun.read(path, quantized=True)
-    objective = run.experiment.objective.build(run.experiment.model, run.experiment.frontend, run.tokenizer)
-    if objective.logits is None:
+    if _objective(run).logits is None:
         raise CheckpointError(
             f"{run.checkpoint}: was trained by {run.experiment.objective.kind}, which does not transcribe. Name a "
             f"run that was trained by ctc; from a pretrained encoder: jax-speechlm finetune --from {path}"
         )
-    return _Member(run.checkpoint, run.step, run.experiment, run.tokenizer, run.params, objective)
+    return run
 
 
-def _check_fits(first: _Member, other: _Member) -> None:
+def _check_fits(first: LoadedRun, other: LoadedRun) -> None:
     if first.tokenizer.fingerprint != other.tokenizer.fingerprint:
         raise CheckpointError(
             f"{other.checkpoint}: has another tokenizer ({other.tokenizer.kind}, {other.tokenizer.vocab_size} ids) "
             f"than {first.checkpoint} ({first.tokenizer.kind}, {first.tokenizer.vocab_size} ids): it needs one; "
             "reports of different tokenizers can be joined by jax-speechlm rover"
         )
-    ours, theirs = (frame_grid(each.experiment.model, each.experiment.frontend.mel) for each in (first, other))
-    if ours != theirs:
+    expected, actual = (frame_grid(run.experiment.model, run.experiment.frontend.mel) for run in (first, other))
+    if expected != actual:
         raise CheckpointError(
-            f"{other.checkpoint}: has {theirs}; {first.checkpoint} has {ours}. An ensemble needs frames in common; "
+            f"{other.checkpoint}: has {actual}; {first.checkpoint} has {expected}. An ensemble needs frames in common; "
             "reports can be joined by jax-speechlm rover"
         )

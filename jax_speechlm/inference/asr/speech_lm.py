@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import math
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,29 +11,19 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.batching.speech import Batch as HostBatch
 from data_pipelines.core.audio_format import SAMPLE_RATE
-from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, seed_key
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.decoding.lm.generate import (
-    GREEDY,
-    Beam,
-    Continuations,
-    Sampling,
-    beam_search,
-    check_counts,
-    method_of,
-    sample,
-)
+from jax_speechlm.decoding.lm.generate import GREEDY, Beam, Continuations, Sampling, check_counts, method_of
 from jax_speechlm.frontend.frontend import features
 from jax_speechlm.inference.asr.base import Transcriber, Transcription
 from jax_speechlm.inference.asr.decoder import Decoding
-from jax_speechlm.inference.checkpoint import LoadedRun
-from jax_speechlm.inference.lm.causal import Continuation
+from jax_speechlm.inference.lm.generation import Continuation, generate, prompt_keys, read_continuations
+from jax_speechlm.inference.predictor import rows_by_id
 from jax_speechlm.inference.segmentation import AudioWindow, Recording, blocks_of, in_batches
 from jax_speechlm.inference.transcript import Segment
 from jax_speechlm.models.speech_lm import SpeechTransformer
@@ -42,7 +31,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import LoRA, merge
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
-from jax_speechlm.recipes.experiment import Experiment
+from jax_speechlm.training.runs import LoadedRun
 
 TOKENS_PER_SECOND = 25
 """Limit on generated tokens per second of audio: the fastest speech in characters."""
@@ -53,17 +42,14 @@ SPARE_TOKENS = 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpeechLanguageModel(Transcriber):
-    """A checkpoint's encoder, adapter and language model, with LoRA merged.
+    """A checkpoint's encoder, adapter and language model.
 
     Attributes:
+      run: the checkpoint, with LoRA merged.
       method: the search, greedy or beam.
     """
 
-    checkpoint: Path
-    step: int
-    experiment: Experiment = dataclasses.field(repr=False)
-    tokenizer: Tokenizer = dataclasses.field(repr=False)
-    params: Params = dataclasses.field(repr=False)
+    run: LoadedRun
     method: Sampling | Beam = GREEDY
 
     @classmethod
@@ -92,7 +78,7 @@ class SpeechLanguageModel(Transcriber):
         run = LoadedRun.load(path, SpeechLM, "answer to speech")
         params, _ = merge(run.params, run.experiment.model.lora)
         method = GREEDY if decoding.is_greedy else Beam(size=decoding.beam_size)
-        return cls(run.checkpoint, run.step, run.experiment, run.tokenizer, params, method)
+        return cls(dataclasses.replace(run, params=params), method)
 
     @property
     def abilities(self) -> tuple[str, ...]:
@@ -108,22 +94,21 @@ class SpeechLanguageModel(Transcriber):
 
     def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
         """Generates the best text for each row; returns texts by `example_id`, without filler rows."""
-        return {row: found[0].text for batch in batches for row, found in self.answers(batch).items()}
+        return {row: best.text for row, (best, *_) in self.encode(batches).items()}
 
     def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
         """Transcribes as `recognize`, with the log-probability per token."""
-        found = ((row, answers[0]) for batch in batches for row, answers in self.answers(batch).items())
-        return {row: Transcription(best.text, best.log_prob / best.num_tokens) for row, best in found}
+        return {row: Transcription(best.text, _per_token(best)) for row, (best, *_) in self.encode(batches).items()}
 
     def encode(self, batches: Iterable[Batch]) -> dict[int, list[Continuation]]:
         """Generates all answers for each row; returns them by `example_id`."""
-        return {row: found for batch in batches for row, found in self.answers(batch).items()}
+        return {row: answers for batch in batches for row, answers in self.answers(batch).items()}
 
     def utterances(
-        self, heard: Iterable[tuple[AudioWindow, list[Continuation] | None]]
+        self, windows: Iterable[tuple[AudioWindow, list[Continuation] | None]]
     ) -> Iterator[tuple[AudioWindow, list[Continuation]]]:
         """Returns the windows that are not silent, each one utterance."""
-        return ((window, answers) for window, answers in heard if answers is not None)
+        return ((window, answers) for window, answers in windows if answers is not None)
 
     def decode(self, utterances: Sequence[tuple[AudioWindow, list[Continuation]]]) -> list[Segment]:
         """Returns the best answer to each window as a segment, without word times."""
@@ -132,7 +117,7 @@ class SpeechLanguageModel(Transcriber):
                 window.start / SAMPLE_RATE,
                 window.end / SAMPLE_RATE,
                 answers[0].text,
-                answers[0].log_prob / answers[0].num_tokens,
+                _per_token(answers[0]),
                 alternatives=tuple(each.text for each in answers) if isinstance(self.method, Beam) else (),
             )
             for window, answers in utterances
@@ -148,20 +133,19 @@ class SpeechLanguageModel(Transcriber):
           method: replaces the model's own method.
 
         Returns:
-          Answers by `example_id`: one, or the hypotheses of a beam, best first.
+          Answers by `example_id`: one, or the hypotheses of a beam, best first. If the model's probabilities are not
+          finite, one empty text of log-probability -inf.
         """
         rows = len(batch["example_id"])
         if keys is None:
             keys = jax.random.split(jax.random.key(0), rows)  # unused by greedy and beam search
-        found = jax.device_get(self._answer(self.params, dict(batch), keys, method=method or self.method))
-        texts = {}
-        for row, example in enumerate(batch["example_id"]):
-            if example >= 0:
-                alternatives = (np.atleast_1d(part[row]) for part in found[1:])
-                ids = found.tokens[row].reshape(-1, found.tokens.shape[-1])
-                texts[int(example)] = [self._read(*each) for each in zip(ids, *alternatives, strict=True)]
-                texts[int(example)] = [each for each in texts[int(example)] if math.isfinite(each.log_prob)]
-        return texts
+        run = functools.partial(self._answer, self.params, keys=keys, method=method or self.method)
+        rows = rows_by_id(lambda batch: run(dict(batch)), [batch])
+        nothing = [Continuation("", -math.inf, 0, False)]
+        return {
+            row: read_continuations(Continuations(*arrays), self.vocabulary, self.tokenizer.decode) or nothing
+            for row, arrays in rows.items()
+        }
 
     def generate(
         self,
@@ -181,22 +165,16 @@ class SpeechLanguageModel(Transcriber):
           ValueError: `samples` is below 1.
         """
         check_counts(samples=samples)
-        heard = [np.concatenate(list(blocks_of(each))) for each in recordings]
-        found: list[list[Continuation]] = [[] for _ in heard]
-        roots = [jax.random.fold_in(seed_key(seed), zlib.crc32(each.tobytes())) for each in heard]
-        for number in range(1 if isinstance(method, Beam) else samples):
-            keys = [jax.random.fold_in(root, number) for root in roots]
-            for batch in in_batches(heard):
-                answers = self.answers(batch, jnp.stack([keys[row] for row in batch["example_id"]]), method)
-                for row, each in answers.items():
-                    found[row] += each
-        return found
-
-    def _read(self, ids: Int[np.ndarray, " new"], length: np.integer, log_prob: np.floating) -> Continuation:
-        found = ids[:length].tolist()
-        ended = bool(found) and found[-1] in self.vocabulary.ends
-        text = self.tokenizer.decode(found[: len(found) - ended])
-        return Continuation(text, float(log_prob), len(found), ended)
+        audio = [np.concatenate(list(blocks_of(recording))) for recording in recordings]
+        draws = 1 if isinstance(method, Beam) else samples
+        keys = [prompt_keys(seed, part.tobytes(), draws) for part in audio]
+        results: list[list[Continuation]] = [[] for _ in audio]
+        for number in range(draws):
+            for batch in in_batches(audio):
+                batch_keys = jnp.stack([keys[row][number] for row in batch["example_id"]])
+                for row, answers in self.answers(batch, batch_keys, method).items():
+                    results[row] += answers
+        return results
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
@@ -207,29 +185,28 @@ class SpeechLanguageModel(Transcriber):
         experiment = self.experiment
         config = experiment.model.replace(lora=LoRA())
 
-        def make(rngs):
-            return SpeechTransformer(config, self.vocabulary.size, rngs=rngs)
-
-        graphdef = functional.declare(make).graphdef
-        before, behind = experiment.objective.prompt_ids(self.tokenizer)
+        graphdef = functional.declare(lambda rngs: SpeechTransformer(config, self.vocabulary.size, rngs=rngs)).graphdef
+        before, after = experiment.objective.prompt_ids(self.tokenizer)
 
         def run(params: Params, batch: Batch, keys: Array, *, method: Sampling | Beam) -> Continuations:
             model = functional.bind(graphdef, params)
             speech, length_B = model.encode_speech(*features(batch, experiment.frontend, None))
             nothing = jnp.zeros((len(length_B), 0), jnp.int32)
-            sequence = model.lay_out(before, speech, length_B, behind, nothing, jnp.zeros_like(length_B))
+            sequence = model.lay_out(before, speech, length_B, after, nothing, jnp.zeros_like(length_B))
 
-            def room_of(samples):
+            def most_tokens(samples):
                 return samples * TOKENS_PER_SECOND // SAMPLE_RATE + SPARE_TOKENS
 
-            limits = {"max_new": room_of(batch["audio"].shape[1]), "context": None}
-            limits["context"] = sequence.start + room_of(batch["audio_length"])
+            context = sequence.start + most_tokens(batch["audio_length"])
+            limits = {"max_new": most_tokens(batch["audio"].shape[1]), "context": context}
             prompt = model.transformer, self.vocabulary, sequence.vectors, sequence.start
-            if isinstance(method, Beam):
-                return beam_search(*prompt, method, **limits)
-            return sample(*prompt, keys, method, **limits)
+            return generate(*prompt, keys, method, **limits)
 
         return jax.jit(run, static_argnames="method")
+
+
+def _per_token(answer: Continuation) -> float:
+    return answer.log_prob / max(1, answer.num_tokens)
 
 
 def answer_files(
@@ -260,5 +237,5 @@ def answer_files(
     model = SpeechLanguageModel.load(checkpoint)
     for file in files:
         for each in model.generate([file], method, samples=samples, seed=seed)[0]:
-            said = {"file": str(file), **each._asdict()}
-            print(json.dumps(said, ensure_ascii=False) if format == "json" else each.text, flush=True)
+            line = {"file": str(file), **each._asdict()}
+            print(json.dumps(line, ensure_ascii=False) if format == "json" else each.text, flush=True)

@@ -1,60 +1,35 @@
 """Predictor of a causal language model: scores and continues texts, and scores prefixes token by token for a search."""
 
+import abc
 import dataclasses
 import functools
 import json
-import math
 import os
-import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Float, Int
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import seed_key
 from jax_speechlm.core.vocabulary import PADDING, Modality, Vocabulary, pad
-from jax_speechlm.decoding.lm.generate import (
-    Beam,
-    Continuations,
-    Sampling,
-    beam_search,
-    check_counts,
-    method_of,
-    sample,
-)
-from jax_speechlm.inference.checkpoint import LoadedRun
+from jax_speechlm.decoding.lm.generate import Beam, Continuations, Sampling, check_counts, method_of
+from jax_speechlm.inference.lm.generation import Continuation, generate, prompt_keys, read_continuations
 from jax_speechlm.models.transformer import init_cache
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.lm.causal_lm import CausalLM, TextModel, token_losses
+from jax_speechlm.training.runs import LoadedRun
 
 _TOKENS_PER_BATCH = 8192  # affects speed and memory, not the result
 _SHORTEST_ROW = 16
-
-
-class Continuation(NamedTuple):
-    """One continuation of a prompt.
-
-    Attributes:
-      text: without the prompt.
-      log_prob: log-probability given the prompt, in nats, including the end if it ended.
-      num_tokens: number of tokens, including the end if it ended.
-      ended: whether the model ended the text; else it was cut off.
-    """
-
-    text: str
-    log_prob: float
-    num_tokens: int
-    ended: bool
 
 
 class ScoringWindow(NamedTuple):
@@ -69,8 +44,59 @@ class ScoringWindow(NamedTuple):
     end: int
 
 
+class TextScorer(abc.ABC):
+    """Scores texts by the tokens' negative log-likelihoods."""
+
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+
+    @abc.abstractmethod
+    def token_nll(
+        self, documents: Sequence[Sequence[int]], *, stride: int | None = None
+    ) -> list[Float[np.ndarray, " predictions"]]:
+        """Computes the negative log-likelihood of the tokens of documents after the first, given the preceding ones.
+
+        Documents longer than the context are scored in windows of that length, `stride` tokens apart. Every token is
+        scored once, with a history of at least `context - stride` tokens where the document has them.
+
+        Args:
+          documents: ids with their boundaries.
+          stride: in tokens; half of the context by default.
+
+        Returns:
+          For each document float32 [tokens - 1], in nats.
+        """
+
+    def encode(self, text: str) -> list[int]:
+        """Encodes a text as a document: the vocabulary's prefix, if any, the text's ids, the boundary.
+
+        Characters that the tokenizer does not know are dropped.
+        """
+        return self.vocabulary.enclose(self.tokenizer.encode(text))
+
+    def text_nll(self, texts: Sequence[str], stride: int | None = None) -> list[Float[np.ndarray, " predictions"]]:
+        """Computes the negative log-likelihood of every token of texts, including their ends.
+
+        If the vocabulary has no prefix before a text, its first token is predicted from `Vocabulary.begin` alone and
+        the others without it, so that all tokens are scored.
+
+        Returns:
+          For each text [tokens + 1], in nats.
+        """
+        documents = [self.encode(text) for text in texts]
+        nats = self.token_nll(documents, stride=stride)
+        if self.vocabulary.has_prefix:
+            return nats
+        first = self.token_nll([[self.vocabulary.begin, ids[0]] for ids in documents])
+        return [np.concatenate(parts) for parts in zip(first, nats, strict=True)]
+
+    def score(self, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
+        """Returns float64 log-probabilities of texts including their ends, in nats; long texts as in `token_nll`."""
+        return np.array([-nats.sum(dtype=np.float64) for nats in self.text_nll(texts)])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class LanguageModel:
+class LanguageModel(TextScorer):
     """A causal language model and its tokenizer.
 
     Attributes:
@@ -105,36 +131,13 @@ class LanguageModel:
     def vocabulary(self) -> Vocabulary:
         return Vocabulary.of(self.tokenizer, num_units=self.num_units)
 
-    def encode(self, text: str) -> list[int]:
-        """Encodes a text as a document: the vocabulary's prefix, if any, the text's ids, the boundary.
-
-        Characters that the tokenizer does not know are dropped.
-        """
-        return self.vocabulary.enclose(self.tokenizer.encode(text))
-
     def prompt(self, text: str) -> list[int]:
         """Encodes a prompt: as `encode` without the boundary, or `begin` if nothing is left."""
         return self.vocabulary.prompt(self.tokenizer.encode(text))
 
-    def score(self, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
-        """Returns float64 log-probabilities of texts including their ends, in nats; long texts as in `token_nll`."""
-        return np.array([-document.sum(dtype=np.float64) for document in text_nats(self, texts)])
-
     def token_nll(
         self, documents: Sequence[Sequence[int]], *, stride: int | None = None
     ) -> list[Float[np.ndarray, " predictions"]]:
-        """Computes the negative log-likelihood of the tokens of documents after the first, given the preceding ones.
-
-        Documents longer than the context are scored in windows of that length, `stride` tokens apart. Every token is
-        scored once, with a history of at least `context - stride` tokens where the document has them.
-
-        Args:
-          documents: ids with their boundaries.
-          stride: in tokens; half of the context by default.
-
-        Returns:
-          For each document float32 [tokens - 1], in nats.
-        """
         stride = max(1, self.context // 2) if stride is None else stride
         if not 1 <= stride <= self.context:
             raise ValueError(f"stride must lie between 1 and the context ({self.context}), got {stride}")
@@ -172,10 +175,18 @@ class LanguageModel:
         Raises:
           ValueError: a prompt fills the context, or `max_tokens` or `samples` is below 1.
         """
-        told = [self.tokenizer.encode(prompt) for prompt in prompts]
-        ids = [self.vocabulary.prompt(row) for row in told]
-        found = self.continue_ids(ids, method, max_tokens=max_tokens, samples=samples, seed=seed)
-        return [self._read(start, *each) for start, each in zip(told, found, strict=True)]
+        starts = [self.tokenizer.encode(prompt) for prompt in prompts]
+        ids = [self.vocabulary.prompt(start) for start in starts]
+        continuations = self.continue_ids(ids, method, max_tokens=max_tokens, samples=samples, seed=seed)
+
+        def reader(start: list[int]) -> Callable[[list[int]], str]:
+            begin = len(self.tokenizer.decode(start))  # a token may continue a word, so both are decoded together
+            return lambda ids: self.tokenizer.decode(start + ids)[begin:]
+
+        return [
+            read_continuations(found, self.vocabulary, reader(start))
+            for start, found in zip(starts, continuations, strict=True)
+        ]
 
     def continue_ids(
         self,
@@ -205,52 +216,22 @@ class LanguageModel:
                     f"trained on {self.context} tokens. Shorten the prompt, which begins "
                     f"{self.tokenizer.decode(n for n in row[:60] if n < self.vocabulary.boundary)[:60]!r}"
                 )
-        keys, rows = None, [list(row) for row in ids]
+        keys, rows, shape = None, list(ids), ()
         if isinstance(method, Sampling):
-            keys = jnp.concatenate([_sample_keys(seed, row, samples) for row in rows])
-            rows = [row for row in rows for _ in range(samples)]
-        found = self._continue(rows, keys, method, max_tokens, modality)
-        if isinstance(method, Sampling):
-            found = jax.tree.map(lambda x: x.reshape(len(ids), samples, *x.shape[1:]), found)
-        return [Continuations(*each) for each in zip(*found, strict=True)]
+            prompts = [np.array(row, np.int32).tobytes() for row in ids]
+            keys = jnp.concatenate([prompt_keys(seed, prompt, samples) for prompt in prompts])
+            rows, shape = [row for row in ids for _ in range(samples)], (len(ids), samples)
+        lengths = np.array([len(row) for row in rows], np.int32)
+        width = -(-int(lengths.max()) // _SHORTEST_ROW) * _SHORTEST_ROW
+        options = {"method": method, "max_new": min(max_tokens, self.context), "modality": modality}
+        found = jax.device_get(self._generate(self.params, pad(rows, width), lengths, keys, **options))
+        if shape:
+            found = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
+        return [Continuations(*arrays) for arrays in zip(*found, strict=True)]
 
     def session(self, slots: int, length: int, width: int) -> "DecodeState":
         """Returns a state that scores prefixes token by token."""
         return DecodeState(self, slots, length, width)
-
-    def _continue(
-        self,
-        ids: list[list[int]],
-        keys: jax.Array | None,
-        method: Sampling | Beam,
-        max_tokens: int,
-        modality: Modality | None,
-    ) -> Continuations:
-        lengths = np.array([len(row) for row in ids], np.int32)
-        width = -(-int(lengths.max()) // _SHORTEST_ROW) * _SHORTEST_ROW
-        return jax.device_get(
-            self._generate(
-                self.params,
-                pad(ids, width),
-                lengths,
-                keys,
-                method=method,
-                max_new=min(max_tokens, self.context),
-                modality=modality,
-            )
-        )
-
-    def _read(self, start: list[int], tokens: np.ndarray, lengths: np.ndarray, log_probs: np.ndarray):
-        before = self.tokenizer.decode(start)
-        continuations = []
-        for row, length, log_prob in zip(tokens, lengths.tolist(), log_probs.tolist(), strict=True):
-            if not math.isfinite(log_prob):
-                continue  # fewer continuations than the beam size
-            ids = row[:length].tolist()
-            ended = bool(ids) and ids[-1] in self.vocabulary.ends
-            text = self.tokenizer.decode(start + ids[: length - ended])
-            continuations.append(Continuation(text[len(before) :], log_prob, length, ended))
-        return continuations
 
     @functools.cached_property
     def graphdef(self):
@@ -272,9 +253,7 @@ class LanguageModel:
         def run(params: Params, prompt, lengths, keys, *, method, max_new, modality) -> Continuations:
             transformer = functional.bind(self.graphdef, params).transformer
             limits = {"max_new": max_new, "context": self.context, "modality": modality}
-            if isinstance(method, Beam):
-                return beam_search(transformer, self.vocabulary, prompt, lengths, method, **limits)
-            return sample(transformer, self.vocabulary, prompt, lengths, keys, method, **limits)
+            return generate(transformer, self.vocabulary, prompt, lengths, keys, method, **limits)
 
         return jax.jit(run, static_argnames=("method", "max_new", "modality"))
 
@@ -382,32 +361,6 @@ def generate_texts(
                 print(json.dumps({"prompt": prompt, **each._asdict()}, ensure_ascii=False), flush=True)
             else:
                 print(prompt + each.text, flush=True)
-
-
-def text_nats(lm: Any, texts: Sequence[str], stride: int | None = None) -> list[Float[np.ndarray, " predictions"]]:
-    """Computes the negative log-likelihood of every token of texts, including their ends.
-
-    If the vocabulary has no prefix before a text, its first token is predicted from `Vocabulary.begin` alone and the
-    others without it, so that all tokens are scored.
-
-    Args:
-      lm: a `LanguageModel` or `LanguageEnsemble`.
-
-    Returns:
-      For each text [tokens + 1], in nats.
-    """
-    documents = [lm.encode(text) for text in texts]
-    nats = lm.token_nll(documents, stride=stride)
-    if lm.vocabulary.has_prefix:
-        return nats
-    first = lm.token_nll([[lm.vocabulary.begin, ids[0]] for ids in documents])
-    return [np.concatenate(each) for each in zip(first, nats, strict=True)]
-
-
-def _sample_keys(seed: int, ids: Sequence[int], samples: int) -> Key[Array, " samples"]:
-    """Derives keys from the seed and the prompt's ids, not from its position in the list."""
-    key = jax.random.fold_in(seed_key(seed), zlib.crc32(np.array(ids, np.int32).tobytes()))
-    return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(samples))
 
 
 def windows_of(documents: Sequence[Sequence[int]], context: int, stride: int) -> Iterator[ScoringWindow]:

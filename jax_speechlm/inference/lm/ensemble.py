@@ -9,11 +9,11 @@ from jaxtyping import Float
 
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.inference.lm.causal import LanguageModel, text_nats
+from jax_speechlm.inference.lm.causal import LanguageModel, TextScorer
 from jax_speechlm.training.checkpoints import CheckpointError
 
 
-class LanguageEnsemble:
+class LanguageEnsemble(TextScorer):
     """Mixture of language models: P(token) is the mean over the members. Has the interface that scoring and fusion use.
 
     Each member is given as much history as it was trained on; members may differ in size.
@@ -60,14 +60,6 @@ class LanguageEnsemble:
     def checkpoint(self) -> str:
         """The members' folders, for messages."""
         return " + ".join(str(member.checkpoint) for member in self.members)
-
-    def encode(self, text: str) -> list[int]:
-        """As `LanguageModel.encode`."""
-        return self.members[0].encode(text)
-
-    def score(self, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
-        """Scores texts; returns float64 log-probabilities including the end, in nats."""
-        return np.array([-document.sum(dtype=np.float64) for document in text_nats(self, texts)])
 
     def token_nll(
         self, documents: Sequence[Sequence[int]], *, stride: int | None = None

@@ -4,6 +4,7 @@ Speech is generated as unit ids; a vocoder is not included.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Sequence
@@ -16,33 +17,17 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.storage.units import read_units
+from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.core.vocabulary import Modality
 from jax_speechlm.decoding.lm.generate import Beam, Sampling, check_counts, method_of
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.lm.causal import LanguageModel
+from jax_speechlm.inference.lm.generation import UnitContinuation, read_continuations
 from jax_speechlm.inference.unit_encoder import UnitEncoder
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
-from jax_speechlm.training import checkpoints as ckpt
+from jax_speechlm.training.runs import LoadedRun
 
 Part = str | Integer[np.ndarray, "..."]
 """Part of a document: text, or deduplicated units."""
-
-
-@dataclasses.dataclass(frozen=True)
-class UnitContinuation:
-    """One continuation of a prompt.
-
-    Attributes:
-      parts: the continuation as JSON objects, {"text": ...} or {"units": [...]}.
-      log_prob: log-probability given the prompt, in nats, including the end if it ended.
-      num_tokens: number of tokens, including modality switches and the end.
-      ended: whether the model ended the document; else it was cut off.
-    """
-
-    parts: tuple[dict[str, str | list[int]], ...]
-    log_prob: float
-    num_tokens: int
-    ended: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,11 +69,10 @@ class UnitModel:
           CheckpointError: it is another k-means.
         """
         folder = Path(units or self.units)
-        found = read_units(folder)
-        if found.fingerprint != self.fingerprint:
-            raise ckpt.CheckpointError(
+        if (fingerprint := read_units(folder).fingerprint) != self.fingerprint:
+            raise CheckpointError(
                 f"{self.lm.checkpoint}: was trained on the units {self.fingerprint}, and those of {folder} are "
-                f"{found.fingerprint}: name the folder of the former with --units"
+                f"{fingerprint}: name the folder of the former with --units"
             )
         return folder
 
@@ -99,11 +83,8 @@ class UnitModel:
         for part in parts:
             here = "text" if isinstance(part, str) else "units"
             ids += self._change(modality, here)
-            ids += (
-                self.lm.tokenizer.encode(part)
-                if here == "text"
-                else (part.astype(int) + vocabulary.first_unit).tolist()
-            )
+            is_text = here == "text"
+            ids += self.lm.tokenizer.encode(part) if is_text else (part.astype(int) + vocabulary.first_unit).tolist()
             modality = here
         return ids + (self._change(modality, then) if then else [])
 
@@ -139,23 +120,20 @@ class UnitModel:
           modality: allow only "text" or only "units"; None allows both.
         """
         ids = [self.prompt(parts, modality) for parts in prompts]
-        found = self.lm.continue_ids(ids, method, modality=modality, max_tokens=max_tokens, samples=samples, seed=seed)
+        continuations = self.lm.continue_ids(
+            ids, method, modality=modality, max_tokens=max_tokens, samples=samples, seed=seed
+        )
         return [
-            [
-                self._read(start, row[:length].tolist(), float(log_prob))
-                for row, length, log_prob in zip(*each, strict=True)
-                if np.isfinite(log_prob)  # fewer continuations than the beam size
-            ]
-            for start, each in zip(ids, found, strict=True)
+            read_continuations(found, self.lm.vocabulary, functools.partial(self._read, start), UnitContinuation)
+            for start, found in zip(ids, continuations, strict=True)
         ]
 
     def _change(self, before: Modality, now: Modality) -> list[int]:
         vocabulary = self.lm.vocabulary
         return [] if before == now else [vocabulary.text if now == "text" else vocabulary.speech]
 
-    def _read(self, start: list[int], ids: list[int], log_prob: float) -> UnitContinuation:
+    def _read(self, start: list[int], ids: list[int]) -> tuple[dict[str, str | list[int]], ...]:
         vocabulary = self.lm.vocabulary
-        ended = bool(ids) and ids[-1] in vocabulary.ends
         switches = (vocabulary.speech, vocabulary.text)
         # Generated text may begin inside a word of the prompt, so both are decoded together.
         before = list(itertools.takewhile(lambda number: number < vocabulary.boundary, reversed(start)))[::-1]
@@ -164,15 +142,15 @@ class UnitModel:
         def kind(number):
             return "switch" if number in switches else "units" if vocabulary.is_unit(number) else "text"
 
-        for name, group in itertools.groupby(ids[: len(ids) - ended], kind):
+        for name, group in itertools.groupby(ids, kind):
             run = list(group)
             if name == "units":
                 parts.append({"units": [number - vocabulary.first_unit for number in run]})
             elif name == "text":
-                said = self.lm.tokenizer.decode(before)
-                parts.append({"text": self.lm.tokenizer.decode(before + run)[len(said) :]})
+                begin = len(self.lm.tokenizer.decode(before))
+                parts.append({"text": self.lm.tokenizer.decode(before + run)[begin:]})
             before = []
-        return UnitContinuation(tuple(parts), log_prob, len(ids), ended)
+        return tuple(parts)
 
 
 def generate_units(
@@ -209,18 +187,18 @@ def generate_units(
     method = method_of(sampling, beam_size, length_penalty)
     check_counts(max_tokens=max_tokens, samples=samples)
     model = UnitModel.load(checkpoint)
-    heard = UnitEncoder.load(model.check(units)).encode_files(audio_prompts) if audio_prompts else []
+    spoken_units = UnitEncoder.load(model.check(units)).encode_files(audio_prompts) if audio_prompts else []
     if prompts and audio_prompts and len(prompts) != len(audio_prompts):
         raise ValueError(
             f"{len(prompts)} texts and {len(audio_prompts)} audio files: give one for each, or only one kind"
         )
-    count = max(len(prompts), len(heard), 1)
+    count = max(len(prompts), len(spoken_units), 1)
     texts, files = prompts or ("",) * count, audio_prompts or (None,) * count
-    spoken = [[deduplicate(codes)[0]] for codes in heard] or [[]] * count
+    spoken = [[deduplicate(codes)[0]] for codes in spoken_units] or [[]] * count
     parts = [[*([text] if text else []), *speech] for text, speech in zip(texts, spoken, strict=True)]
     options = {"max_tokens": max_tokens, "samples": samples, "seed": seed}
     found = model.generate(parts, method, modality=None if modality == "free" else modality, **options)
     for text, file, continuations in zip(texts, files, found, strict=True):
         for each in continuations:
-            line = {"prompt": text, "audio": file and str(file), **dataclasses.asdict(each)}
+            line = {"prompt": text, "audio": file and str(file), **each._asdict()}
             print(json.dumps(line, ensure_ascii=False), flush=True)

@@ -5,14 +5,13 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, FailedCheck
 from jax_speechlm.interop.hf.model_card import model_card
 from jax_speechlm.interop.hf.registry import Package, package, write_model
 from jax_speechlm.interop.hf.verify.check import check_export
 from jax_speechlm.interop.hf.verify.verdict import Verdict
-from jax_speechlm.training.source import tokenizer_files
+from jax_speechlm.training.runs import LoadedRun, tokenizer_files
 
 CARD = "README.md"
 

@@ -20,7 +20,6 @@ from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.tree import at, name_of
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck, errors_of
 from jax_speechlm.interop.hf import feature_extractor, transformer, voxtral, wav2vec2_bert
@@ -45,7 +44,7 @@ from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
 from jax_speechlm.recipes.experiment import Experiment, Speech, Text
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.source import saved_tokenizer, tokenizer_files
+from jax_speechlm.training.runs import LoadedRun, saved_tokenizer, tokenizer_files
 
 _PROCESSOR = "processor_config.json"  # where transformers 5 saves a front end together with a tokenizer
 _SPEECH = Speech(sets=())  # its training data is not known

@@ -11,11 +11,11 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath, as_path
 from jax_speechlm.evaluation.report import TOO_FEW, EvaluationReport
 from jax_speechlm.inference.asr.speech_lm import SPARE_TOKENS, TOKENS_PER_SECOND
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop.hf.registry import READERS, Package, audio_token, ids_in_folder
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.recipes.experiment import Experiment, Mixture, UnitText
+from jax_speechlm.training.runs import LoadedRun
 
 _USES = {
     "AutoModel": ("feature-extraction", "hidden = model(**inputs).last_hidden_state"),

@@ -18,7 +18,6 @@ from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.tree import name_of
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, errors_of
 from jax_speechlm.interop.hf import feature_extractor, parakeet, transformer, voxtral, wav2vec2_bert, weights
@@ -33,6 +32,7 @@ from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import merge
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.tasks import resolve, task_of
+from jax_speechlm.training.runs import LoadedRun
 from jax_speechlm.training.warm_start import PER_TOKEN
 
 GENERATION = "generation_config.json"

@@ -30,12 +30,12 @@ from data_pipelines.core.paths import AnyPath
 from data_pipelines.core.tokenizer import BLANK, Tokenizer
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.frontend.logmel import HOP, WINDOW, LogMel
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn.attention.relative import MAX_FULL_SCORES
 from jax_speechlm.tasks import TASKS, task_of
+from jax_speechlm.training.runs import LoadedRun
 
 VERSION = 1
 """Version of the record and of the function that it describes; readers refuse higher ones."""

@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.hf import parakeet, registry, transformer, wav2vec2_bert, weights
 from jax_speechlm.interop.hf.mapping import TensorSource
 from jax_speechlm.interop.hf.registry import Package
 from jax_speechlm.interop.hf.verify.verdict import Check, Differs, Verdict, guarded
 from jax_speechlm.nn.functional import Params
+from jax_speechlm.training.runs import LoadedRun
 
 _TRAINING_ONLY = "masked_spec_embed"  # Hugging Face's filler of masked frames
 

@@ -92,7 +92,7 @@ def logits(subject: Subject) -> str:
 def answers(subject: Subject) -> str:
     """Compares greedy answers from samples; `generate` of transformers gets the settings that the folder has."""
     run, clips = subject.run, _whole_windows(subject)
-    predictor = SpeechLanguageModel(run.checkpoint, run.step, run.experiment, run.tokenizer, run.params, GREEDY)
+    predictor = SpeechLanguageModel(run, GREEDY)
     answer_of = {clip: texts for batch in in_batches(clips) for clip, texts in predictor.answers(batch).items()}
     settings = {name: value for name, value in subject.made.files[GENERATION].items() if name != "max_length"}
     ends = settings["eos_token_id"] if isinstance(settings["eos_token_id"], list) else [settings["eos_token_id"]]

@@ -16,13 +16,13 @@ from jaxtyping import Int, Int16
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.inference.segmentation import in_batches
 from jax_speechlm.interop.hf.registry import Package, ids_in_folder, vocabulary_of
 from jax_speechlm.interop.hf.verify.verdict import Differs
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA, merge
+from jax_speechlm.training.runs import LoadedRun
 
 TOLERANCE = 1e-4  # of features and of a model's outputs, absolute
 

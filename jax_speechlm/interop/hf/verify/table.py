@@ -12,11 +12,11 @@ import torch
 
 from data_pipelines.audio import decode as audio_files
 from data_pipelines.core.audio_format import SAMPLE_RATE
-from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop.hf.registry import READERS, TEXT_MODELS, Package
 from jax_speechlm.interop.hf.verify import speech, speech_lm, text
 from jax_speechlm.interop.hf.verify.subject import TEXTS, Subject, in_float32, open_model, quiet, synthetic_clips
 from jax_speechlm.interop.hf.verify.verdict import Check, guarded
+from jax_speechlm.training.runs import LoadedRun
 
 _MOST_SECONDS = 30  # of a clip; transcription cuts longer ones too
 
