@@ -59,15 +59,11 @@ def choose(run: Path, last: int | None, best: int | None, *, alone: bool) -> lis
     """Selects the checkpoints of a run to average.
 
     Args:
-      last, best: number of the newest checkpoints, or of the checkpoints with the lowest dev loss; without either, all
-        checkpoints if `alone`, otherwise the newest.
-
-    Returns:
-      Checkpoint folders.
+      last, best: number of the newest, or of those with the lowest dev loss; without either, all if `alone`, otherwise
+        the newest.
 
     Raises:
       CheckpointError: the run has fewer than requested.
-      ValueError: both numbers are given.
     """
     if last and best:
         raise ValueError("--last and --best exclude each other: give one of them")

@@ -54,14 +54,7 @@ def quantize_run(checkpoint: Positional[Path], out: Path, kind: Kind = "int8", g
 
 
 def quantize(make: functional.MakeModule, params: Params, kind: Kind, group: int = GROUP) -> Params:
-    """Quantises every linear map's kernel of a module.
-
-    Args:
-      params: of the module or a part of it; absent kernels are skipped.
-
-    Returns:
-      The parameters with quantised kernels; all other leaves are the same arrays.
-    """
+    """Quantises every linear map's kernel of a module; absent kernels are skipped, other leaves are the same arrays."""
     declared = functional.declare(make)
     module = functional.bind(declared.graphdef, declared.shapes)
     for path, linear in linear_maps(module):

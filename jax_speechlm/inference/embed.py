@@ -28,15 +28,9 @@ from jax_speechlm.training.runs import LoadedRun, task_of_run
 
 @dataclasses.dataclass(frozen=True)
 class SpeechEncoder:
-    """A frozen speech encoder and its front end.
+    """A frozen speech encoder and its front end; `checkpoint` is None for random parameters.
 
     Layer 0 is the input of the first layer, layer `num_layers` the encoder's output.
-
-    Attributes:
-      model: configuration of the encoder.
-      frontend: front end that computes its features.
-      params: its parameters.
-      checkpoint: where they were read from; None for random ones.
     """
 
     abilities: ClassVar[tuple[str, ...]] = ("embed",)
@@ -48,11 +42,7 @@ class SpeechEncoder:
 
     @classmethod
     def load(cls, path: str | Path) -> "SpeechEncoder":
-        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
-
-        Raises:
-          CheckpointError: no checkpoint can be read, or its model has no speech encoder.
-        """
+        """Reads a run's newest checkpoint; raises `CheckpointError` if its model has no speech encoder."""
         run = LoadedRun.read(path)
         experiment = run.experiment
         if not isinstance(experiment.model, EncoderConfig):
@@ -97,11 +87,10 @@ class SpeechEncoder:
         Args:
           layer: 0 to `model.num_layers`; by default the last.
           max_seconds: longer recordings are cut at pauses and their parts encoded separately.
-          seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
 
         Yields:
-          For each recording in order its hidden states, one vector every `frame_samples` samples at 16 kHz, independent
-          of other recordings; `mean(axis=0)` is an utterance embedding.
+          For each recording in order its hidden states, one every `frame_samples` samples at 16 kHz; the mean over
+          time is an utterance embedding.
 
         Raises:
           AudioError: a recording cannot be read, or is too short for a single frame.

@@ -36,13 +36,11 @@ _HINTS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A checkpoint with the methods that it was trained for, listed by `abilities`.
+    """A checkpoint with the methods that it was trained for, listed by `abilities`; others raise `CheckpointError`.
 
-    Inputs are batched in few fixed shapes, so inputs of similar length share compiled programs across calls. The result
-    of an input does not depend on the others.
+    The result of an input does not depend on the others; inputs of similar length share compiled programs across calls.
 
     Attributes:
-      checkpoint: its folder.
       kind: the objective that it was trained by.
       model: the predictor, for its further methods.
     """
@@ -72,9 +70,6 @@ class TrainedModel:
 
         Returns:
           A transcript for each recording; its `error` is set if the recording cannot be read.
-
-        Raises:
-          CheckpointError: the checkpoint was not trained to transcribe.
         """
         self._check("transcribe")
         options = {"max_seconds": max_seconds, "seconds_per_batch": seconds_per_batch}
@@ -83,12 +78,7 @@ class TrainedModel:
     def embed(
         self, recordings: Recording | Sequence[Recording], *, layer: int | None = None, max_seconds: float = 30.0
     ) -> list[Float[np.ndarray, "_ dim"]]:
-        """Returns hidden states of the speech encoder [time, dim] for each recording (`SpeechEncoder.embed`).
-
-        Raises:
-          CheckpointError: the checkpoint has no speech encoder of its own.
-          AudioError: a recording cannot be read, or is too short for a single frame.
-        """
+        """Returns hidden states of the speech encoder [time, dim] for each recording (`SpeechEncoder.embed`)."""
         self._check("embed")
         return list(self._encoder.embed(_listed(recordings), layer=layer, max_seconds=max_seconds))
 
@@ -106,12 +96,8 @@ class TrainedModel:
         Args:
           prompts: texts for a language model, documents of text and units for a unit model, recordings for a
             speech-language model.
-          method: sampling or beam search (`decoding.lm.generate`).
           max_tokens: most tokens added; for a speech-language model the limit is the length of the audio instead.
           samples: continuations drawn per prompt; a beam search returns its hypotheses instead, best first.
-
-        Raises:
-          CheckpointError: the checkpoint was not trained to generate.
         """
         self._check("generate")
         prompts = [prompts] if isinstance(prompts, str | bytes | os.PathLike) else prompts
@@ -121,11 +107,7 @@ class TrainedModel:
         return self.model.generate(prompts, method, max_tokens=max_tokens, **options)
 
     def score(self, texts: Sequence[str] | Sequence[Integer[np.ndarray, "..."]]) -> Float[np.ndarray, " texts"]:
-        """Computes the log-probability of texts including their ends, or of speech units without the end, in nats.
-
-        Raises:
-          CheckpointError: the checkpoint cannot score texts.
-        """
+        """Returns the log-probability of texts including their ends, or of speech units without the end, in nats."""
         self._check("score")
         if isinstance(self.model, LanguageModel):
             return self.model.score(texts)
@@ -136,12 +118,7 @@ class TrainedModel:
     def classify(
         self, inputs: Recording | Sequence[Recording] | Sequence[str], *, max_seconds: float = 30.0
     ) -> list[dict[str, float]]:
-        """Classifies recordings or texts; returns class probabilities by class name.
-
-        Raises:
-          CheckpointError: the checkpoint has no classifier.
-          AudioError: a recording cannot be read, or is too short for a single frame.
-        """
+        """Classifies recordings or texts; returns class probabilities by class name."""
         self._check("classify")
         rows = self.model.probabilities(_listed(inputs), max_seconds=max_seconds)
         return [dict(zip(self.model.classes, row, strict=True)) for row in rows.tolist()]
@@ -149,24 +126,14 @@ class TrainedModel:
     def speech_times(
         self, recordings: Recording | Sequence[Recording], *, threshold: float = 0.5, max_seconds: float = 30.0
     ) -> list[list[tuple[float, float]]]:
-        """Returns the spans of speech in each recording, (start, end) in seconds (`VoiceActivity.speech_times`).
-
-        Raises:
-          CheckpointError: the checkpoint was not trained to detect speech.
-          AudioError: a recording cannot be read.
-        """
+        """Returns the spans of speech in each recording, (start, end) in seconds (`VoiceActivity.speech_times`)."""
         self._check("speech_times")
         return [self.model.speech_times(each, threshold, max_seconds) for each in _listed(recordings)]
 
     def speaker_vectors(
         self, recordings: Recording | Sequence[Recording], *, max_seconds: float = 30.0
     ) -> Float[np.ndarray, "recordings dim"]:
-        """Computes a vector of unit length per recording; the dot product of two is their cosine similarity.
-
-        Raises:
-          CheckpointError: the checkpoint was not trained to compare speakers.
-          AudioError: a recording cannot be read, or is too short.
-        """
+        """Computes a vector of unit length per recording; the dot product of two is their cosine similarity."""
         self._check("speaker_vectors")
         return self.model.vectors(_listed(recordings), max_seconds)
 

@@ -24,10 +24,7 @@ Self = TypeVar("Self", bound="RunPredictor")
 
 
 def rows_by_id(compute: Callable[[Batch], tuple[Any, ...]], batches: Iterable[Batch]) -> dict[int, Row]:
-    """Runs a function over batches.
-
-    Args:
-      compute: `batch -> arrays` with a row for each row of the batch.
+    """Runs `batch -> arrays` over batches.
 
     Returns:
       The rows' outputs by `example_id`, without filler rows; copies, not views of a whole batch.
@@ -55,17 +52,10 @@ def rows_of_recordings(
     max_seconds: float = 30.0,
     seconds_per_batch: float = 60.0,
 ) -> Iterator[tuple[Recording, list[Row]]]:
-    """Runs a function over recordings of any length.
-
-    Args:
-      max_seconds: longer recordings are cut at pauses into parts of at most this length.
-      seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
+    """Runs a function over recordings, cut at pauses into parts of at most `max_seconds`.
 
     Yields:
-      Each recording in order, with the rows of its parts.
-
-    Raises:
-      AudioError: a recording cannot be read.
+      Each recording in order, with the rows of its parts. Raises `AudioError` if one cannot be read.
     """
     for group in in_groups(recordings, max_seconds, seconds_per_batch):
         rows = iter(rows_of_parts(compute, [part for _, parts in group for part in parts], seconds_per_batch))
@@ -91,11 +81,7 @@ class RunPredictor:
 
     @classmethod
     def load(cls: type[Self], path: str | os.PathLike) -> Self:
-        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
-
-        Raises:
-          CheckpointError: no checkpoint can be read, or it was trained by another objective.
-        """
+        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder; raises as `LoadedRun.load` does."""
         return cls(LoadedRun.load(path, cls.objective, cls.purpose))
 
 

@@ -36,11 +36,7 @@ class VoiceActivity(RunPredictor):
     def probabilities(self, recording: Recording, max_seconds: float = _MAX_SECONDS) -> Float[np.ndarray, " time"]:
         """Computes the probability of speech, that is of any class but the first, per frame.
 
-        Args:
-          max_seconds: longer recordings are cut at quiet places and their parts encoded separately.
-
-        Raises:
-          AudioError: the recording cannot be read.
+        Recordings longer than `max_seconds` are cut at quiet places. Raises `AudioError` if it cannot be read.
         """
         waiting = windows(blocks_of(recording), samples_in(max_seconds), multiple=self.frame_samples)
         probabilities = [np.zeros(0, np.float32)]
@@ -63,15 +59,8 @@ class VoiceActivity(RunPredictor):
     ) -> list[tuple[float, float]]:
         """Finds the spans of speech; pauses shorter than `objective.min_pause` do not split a span.
 
-        Args:
-          threshold: least probability of a frame of speech.
-          max_seconds: see `probabilities`.
-
         Returns:
           Start and end of the spans in seconds, in order.
-
-        Raises:
-          AudioError: the recording cannot be read.
         """
         is_speech = self.probabilities(recording, max_seconds) >= threshold
         changes = np.diff(is_speech.astype(np.int8), prepend=0, append=0)

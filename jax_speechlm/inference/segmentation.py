@@ -69,14 +69,10 @@ def windows(
     The windows depend on the samples, not on the division into blocks; at most a window and a block are in memory.
 
     Args:
-      blocks: the recording's samples at 16 kHz.
       max_samples: longest window, including overlaps. A recording of at most this length is one window.
       overlap: samples added on either side of a stretch.
       multiple: starts of stretches and overlaps are multiples of it, in samples: one frame.
       skip_silence: leave out all but half a second of silence (below -60 dB of full scale) of two seconds or more.
-
-    Raises:
-      ValueError: windows are too short for the overlap.
     """
     overlap = overlap // multiple * multiple
     most = (max_samples - 2 * overlap) // multiple * multiple
@@ -137,10 +133,7 @@ def in_groups(
 ) -> Iterator[list[tuple[Recording, list[Samples]]]]:
     """Cuts recordings into parts of at most `max_seconds`; yields groups of recordings that fill a batch.
 
-    At most a batch and a recording are in memory.
-
-    Raises:
-      AudioError: a recording cannot be read.
+    At most a batch and a recording are in memory. Raises `AudioError` if a recording cannot be read.
     """
     waiting: list[tuple[Recording, list[Samples]]] = []
     samples = 0

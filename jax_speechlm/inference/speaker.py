@@ -25,9 +25,7 @@ class SpeakerVectors(RunPredictor):
     ) -> Float[np.ndarray, "recordings dim"]:
         """Computes one vector of unit length per recording; the dot product of two is their cosine similarity.
 
-        Args:
-          max_seconds: longer recordings are cut at pauses; their vector is the normalised mean over the parts.
-          seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
+        The vector of a recording longer than `max_seconds`, cut at pauses, is the normalised mean over the parts.
 
         Raises:
           AudioError: a recording cannot be read, or is too short.

@@ -74,10 +74,7 @@ def segment_dict(segment: Segment) -> dict:
 
 
 def phrases(segments: Sequence[Segment]) -> Iterator[Segment]:
-    """Splits segments at pauses and to the limits of a subtitle.
-
-    Words without times are spread over their segment in proportion to their length.
-    """
+    """Splits segments at pauses and to the limits of a subtitle; words without times get times by their lengths."""
     for segment in segments:
         fits = segment.end - segment.start <= _LONGEST and len(_lines(segment.text)) <= _LINES
         if not segment.words and (fits or not segment.text.strip()):

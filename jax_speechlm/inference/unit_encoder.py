@@ -18,11 +18,7 @@ from jax_speechlm.units.kmeans import nearest
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnitEncoder:
-    """A k-means with the features that it clusters.
-
-    Attributes:
-      units: the k-means.
-    """
+    """A k-means with the features that it clusters."""
 
     units: Units
     _codes: Callable[[Batch], tuple[Array, Array]]
@@ -50,9 +46,5 @@ class UnitEncoder:
         return [codes[:frames].astype(np.uint16) for codes, frames in rows_of_parts(self._codes, recordings)]
 
     def encode_files(self, files: Sequence[str | Path]) -> list[Integer[np.ndarray, "..."]]:
-        """Encodes audio files of any format, rate and number of channels.
-
-        Raises:
-          DataError: a file cannot be read.
-        """
+        """Encodes audio files of any format, rate and number of channels; raises `DataError` if one cannot be read."""
         return self.encode([decode(file) for file in files])

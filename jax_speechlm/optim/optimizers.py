@@ -122,11 +122,7 @@ class Optimizer(Config):
         """Builds the Optax transformation.
 
         Args:
-          num_steps: of the run, for the schedule.
           decays: nested dict of the trainable parameters: whether weight decay applies to each.
-
-        Returns:
-          The chain of clipping, moments, weight decay, group scales and learning rate.
 
         Raises:
           ValueError: no parameter is in one of the groups.

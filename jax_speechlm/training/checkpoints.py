@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -58,14 +58,13 @@ class Checkpoints:
     def __init__(
         self, run_dir: str | os.PathLike, *, keep_last: int = 2, keep_best: int = 1, best_metric: str = "loss"
     ):
-        """Opens the checkpoints of a run.
+        """Opens the checkpoints of a run and creates the folder `checkpoints/`.
 
         Args:
-          run_dir: the run's directory; `checkpoints/` is created in it.
           keep_last: number of newest checkpoints to keep.
           keep_best: number of further checkpoints to keep, with the lowest validation `best_metric`.
         """
-        self.directory = _place(run_dir) / "checkpoints"
+        self.directory = _orbax_path(run_dir) / "checkpoints"
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keep_best, self._best_metric = keep_best, best_metric
         self._newest: int | None = None  # saved or restored by this object, so known to be readable
@@ -102,8 +101,7 @@ class Checkpoints:
     ) -> None:
         """Waits for the previous save and starts the next; does nothing for the step last saved or restored.
 
-        Args:
-          metrics: validation results at this step; they determine the best checkpoints.
+        The validation results `metrics` determine the best checkpoints.
 
         Raises:
           CheckpointError: the disk is full, Orbax declined this save, or the previous one failed.
@@ -112,14 +110,9 @@ class Checkpoints:
             return
         self.wait()
         self._check_room(state)
-        try:
-            started = self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
-                metrics=metrics or None,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(_save_failed(self.directory, error)) from error
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        with _save_errors(self.directory):
+            started = self._manager.save(step, args=items, metrics=metrics or None)
         if not started:
             raise CheckpointError(
                 f"{self.directory / str(step)}: was not saved, since the folder holds the steps {self.steps}. Move "
@@ -131,10 +124,8 @@ class Checkpoints:
     def wait(self) -> None:
         """Blocks until all saves have finished. Raises `CheckpointError` if one failed."""
         step, self._newest = self._newest, None
-        try:
+        with _save_errors(self.directory):
             self._manager.wait_until_finished()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(_save_failed(self.directory, error)) from error
         # Only process 0, which renamed the folder: the others may see the new name later.
         if step is not None and jax.process_index() == 0 and not _is_whole(self.directory / str(step)):
             raise CheckpointError(
@@ -154,7 +145,7 @@ class Checkpoints:
         return self._manager.metrics(step) or {}
 
     def restore(self, shapes: TrainState, check: Callable[[dict[str, Any]], None]) -> Restored | None:
-        """Restores the newest readable checkpoint.
+        """Restores the newest readable checkpoint; None if the run has no complete one.
 
         A checkpoint that any process of the run cannot read is logged, and all processes try the previous one.
         Unreadable checkpoints are then renamed, so that their steps can be saved again.
@@ -162,9 +153,6 @@ class Checkpoints:
         Args:
           shapes: abstract arrays with shardings.
           check: called with the `meta` of a checkpoint before its arrays are read; raises if it must not be continued.
-
-        Returns:
-          The checkpoint, or None if the run has no complete one.
 
         Raises:
           CheckpointError: none of the existing checkpoints can be read; they are not renamed.
@@ -198,8 +186,8 @@ class Checkpoints:
         if not steps:
             return
         if jax.process_index() == 0:
-            for step in steps:
-                log.error("%s is kept as %s and not used.", *_rename(self.directory / str(step)))
+            for folder in (self.directory / str(step) for step in steps):
+                log.error("%s is kept as %s and not used.", folder, _rename(folder))
         multihost_utils.sync_global_devices("unreadable checkpoints are set aside")
         self._manager.reload()
 
@@ -232,10 +220,11 @@ def goodness(metrics: dict[str, Any], name: str) -> float:
     return -float(value) if isinstance(value, Real) and math.isfinite(value) else -math.inf
 
 
-def _rename(folder: AnyPath) -> tuple[AnyPath, AnyPath]:
-    """Renames an unreadable checkpoint's folder to a name that is not a step; returns the old and the new path."""
-    names = (f"{folder.name}.unreadable" + (f"-{number}" if number else "") for number in itertools.count())
-    target = next(target for target in (folder.parent / name for name in names) if not target.exists())
+def _rename(folder: AnyPath) -> AnyPath:
+    """Renames an unreadable checkpoint's folder to a name that is not a step, which is returned."""
+    endings = itertools.chain([""], (f"-{number}" for number in itertools.count(1)))
+    targets = (folder.parent / f"{folder.name}.unreadable{ending}" for ending in endings)
+    target = next(target for target in targets if not target.exists())
     try:
         move_folder(folder, target)
     except Exception as error:  # exception types differ between buckets
@@ -243,7 +232,7 @@ def _rename(folder: AnyPath) -> tuple[AnyPath, AnyPath]:
             f"{folder}: cannot be read, and cannot be renamed to {target.name} ({_first_line(error)}). Move it "
             "elsewhere, or permit that, and start again."
         ) from error
-    return folder, target
+    return target
 
 
 def write(run_dir: str | os.PathLike, params: Params, meta: dict[str, Any]) -> AnyPath:
@@ -259,15 +248,14 @@ def write(run_dir: str | os.PathLike, params: Params, meta: dict[str, Any]) -> A
     Raises:
       CheckpointError: the directory has checkpoints already, or they cannot be written.
     """
-    place = _place(run_dir)
-    folder = place / "checkpoints"
+    folder = _orbax_path(run_dir) / "checkpoints"
     if folder.exists() and any(child.name.isdecimal() for child in folder.iterdir()):
         raise CheckpointError(f"{run_dir}: holds checkpoints already: name a folder that does not exist yet")
-    checkpoints = Checkpoints(place)
-    (place / "config.json").write_text(json.dumps(meta["experiment"], indent=1))
+    checkpoints = Checkpoints(run_dir)
+    (folder.parent / "config.json").write_text(json.dumps(meta["experiment"], indent=1))
     checkpoints.save(meta["step"], {"params": params}, meta)
     checkpoints.close()
-    return place / "checkpoints" / str(meta["step"])
+    return folder / str(meta["step"])
 
 
 def read(checkpoint: str | os.PathLike, shapes: Any = None, only: tuple[str, ...] | None = None) -> Restored:
@@ -282,39 +270,32 @@ def read(checkpoint: str | os.PathLike, shapes: Any = None, only: tuple[str, ...
       CheckpointError: the folder is not a complete checkpoint, or its arrays do not match `shapes`.
       DeviceError: JAX has no device of the requested platform.
     """
-    checkpoint = _place(checkpoint)
+    checkpoint = _orbax_path(checkpoint)
     meta = read_meta(checkpoint)
     hardware.devices()  # so that a missing device is not reported as a damaged checkpoint
-    try:
-        # Calls the handler directly: a `Checkpointer` would wait for all processes, and one may have failed.
-        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-            if shapes is None:
-                tree = handler.metadata(checkpoint / "state").tree
-                tree = {name: part for name, part in tree.items() if only is None or name in only}
-                restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-                args = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
-            else:
-                restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
-                args = ocp.args.PyTreeRestore(item=shapes, restore_args=restore_args, partial_restore=True)
-            state = handler.restore(checkpoint / "state", args=args)
+    # Calls the handler directly: a `Checkpointer` would wait for all processes, and one may have failed.
+    with _read_errors(checkpoint), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        if shapes is None:
+            tree = handler.metadata(checkpoint / "state").tree
+            shapes = {name: part for name, part in tree.items() if only is None or name in only}
+            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        else:
+            restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
+        args = ocp.args.PyTreeRestore(item=shapes, restore_args=restore_args, partial_restore=True)
+        state = handler.restore(checkpoint / "state", args=args)
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
             raise ValueError("some of the model's arrays are not in it")
-    except Exception as error:  # Orbax, tensorstore and json raise different types
-        raise CheckpointError(_unreadable(checkpoint, error)) from error
     return Restored(meta["step"], state, meta)
 
 
 def read_meta(checkpoint: str | os.PathLike) -> dict[str, Any]:
     """Reads the `meta` JSON of one `<step>` folder. Raises `CheckpointError` if it cannot be read."""
-    checkpoint = _place(checkpoint)
-    try:
-        with contextlib.closing(ocp.JsonCheckpointHandler()) as handler:
-            meta = handler.restore(checkpoint / "meta")
+    checkpoint = _orbax_path(checkpoint)
+    with _read_errors(checkpoint), contextlib.closing(ocp.JsonCheckpointHandler()) as handler:
+        meta = handler.restore(checkpoint / "meta")
         if not isinstance(meta, dict) or type(meta.get("step")) is not int:
             raise ValueError("its meta names no step")
-        return meta
-    except Exception as error:  # as in read
-        raise CheckpointError(_unreadable(checkpoint, error)) from error
+    return meta
 
 
 def find(path: str | os.PathLike) -> AnyPath:
@@ -345,27 +326,24 @@ def dev_metrics(checkpoint: AnyPath) -> dict[str, float]:
     """Reads the validation results of a `<step>` folder; empty if they are missing or unreadable."""
     file = checkpoint / "metrics" / "metrics"
     try:
-        found = json.loads(file.read_bytes())
+        metrics = json.loads(file.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         log.warning("%s: cannot be read (%s); the step counts as not validated", file, _first_line(error))
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(metrics, dict):
         return {}
-    return {name: float(value) for name, value in found.items() if isinstance(value, Real)}
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, Real)}
 
 
 def read_params(path: str | os.PathLike, *, quantized: bool = False) -> tuple[Params, dict[str, Any]]:
-    """Reads the parameters for inference from a run's newest checkpoint, or from a `<step>` folder.
+    """Reads the parameters for inference from a run's newest checkpoint, or from a `<step>` folder, and its `meta`.
 
     Parameters with a moving average are replaced by it; groups that only training needs are left out.
 
-    Args:
-      quantized: return integer kernels as `QuantizedKernel`; otherwise they are dequantised.
-
     Returns:
-      The parameters, numpy arrays in nested dicts, and `meta`.
+      Numpy arrays in nested dicts, integer kernels as `QuantizedKernel` if `quantized` and else dequantised; `meta`.
     """
     restored = read(find(path), only=("params", "ema"))
     params = overlay(restored.state["params"], restored.state.get("ema") or {})
@@ -375,12 +353,12 @@ def read_params(path: str | os.PathLike, *, quantized: bool = False) -> tuple[Pa
     return params if quantized else dequantize(params), restored.meta
 
 
-def _place(path: str | os.PathLike) -> AnyPath:
+def _orbax_path(path: str | os.PathLike) -> AnyPath:
     """Converts a path to Orbax's requirements: absolute, or a URL."""
-    place = absolute(path)
-    if str(place).startswith("s3://"):
+    path = absolute(path)
+    if str(path).startswith("s3://"):
         orbax_s3.enable()
-    return place
+    return path
 
 
 def _is_whole(checkpoint: AnyPath) -> bool:
@@ -390,24 +368,33 @@ def _is_whole(checkpoint: AnyPath) -> bool:
     return not is_url(checkpoint) or (checkpoint / "commit_success.txt").exists()
 
 
-def _unreadable(checkpoint: AnyPath, error: Exception) -> str:
-    return (
-        f"{checkpoint}: cannot be read as a checkpoint ({type(error).__name__}: {_first_line(error)}). It is damaged, "
-        "half copied, or of another model. Training again in its run sets it aside; a run's other checkpoints/<step> "
-        "folders can be given in its place."
-    )
+@contextlib.contextmanager
+def _read_errors(checkpoint: AnyPath) -> Iterator[None]:
+    """Raises `CheckpointError` for any error: Orbax, tensorstore and json have different types."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(
+            f"{checkpoint}: cannot be read as a checkpoint ({type(error).__name__}: {_first_line(error)}). It is "
+            "damaged, half copied, or of another model. Training again in its run sets it aside; a run's other "
+            "checkpoints/<step> folders can be given in its place."
+        ) from error
 
 
-def _save_failed(directory: AnyPath, error: Exception) -> str:
-    if is_disk_full(error):
-        return (
-            f"{directory}: the disk became full while a checkpoint was written. Make room and start again: training "
-            "goes on from the last complete checkpoint."
-        )
-    return (
-        f"{directory}: a checkpoint could not be saved ({type(error).__name__}: {_first_line(error)}). Check the room "
-        "on the disk and the folder's permissions; checkpoints saved before are whole."
-    )
+@contextlib.contextmanager
+def _save_errors(directory: AnyPath) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        if is_disk_full(error):
+            raise CheckpointError(
+                f"{directory}: the disk became full while a checkpoint was written. Make room and start again: "
+                "training goes on from the last complete checkpoint."
+            ) from error
+        raise CheckpointError(
+            f"{directory}: a checkpoint could not be saved ({type(error).__name__}: {_first_line(error)}). Check the "
+            "room on the disk and the folder's permissions; checkpoints saved before are whole."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

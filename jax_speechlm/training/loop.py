@@ -21,6 +21,7 @@ from data_pipelines.core.errors import UserError
 from data_pipelines.core.paths import AnyPath, is_url, reach
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import seed_key
+from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.core.tree import overlay, paths, select
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.parallel import hardware
@@ -55,10 +56,8 @@ class Result:
     Attributes:
       step: completed steps; fewer than the experiment's if a signal stopped the run.
       minutes: wall time of this call.
-      audio_hours: audio trained on in this call, without padding, with repetitions.
-      tokens: the same for text.
-      train: the last logged training metrics.
-      dev: the last validation metrics.
+      audio_hours, tokens: data trained on in this call, without padding, with repetitions.
+      train, dev: the last logged metrics.
       compiles: programs compiled for the train step.
       warnings: warnings about data and settings (`concerns`).
       stopped_by: name of the signal that stopped the run, possibly in its last validation; None if it was not stopped.
@@ -122,19 +121,21 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
         stack.callback(checkpoints.close)
         own = functools.partial(_without, objective.borrowed)
         load_borrowed = objective.load_borrowed or (lambda *_: {})
-        borrowed = load_borrowed(trainer.shapes.params, source.tokenizer, SavedRuns())
-        state, first_step, said = _initial_state(
-            experiment, trainer, checkpoints, meta, source.tokenizer, own, borrowed
+        state, first_step, messages = _initial_state(
+            experiment,
+            trainer,
+            checkpoints,
+            meta,
+            source.tokenizer,
+            own,
+            load_borrowed(trainer.shapes.params, source.tokenizer, SavedRuns()),  # the first step donates its buffers
         )
-        del borrowed  # the first step donates its buffers
         if jax.process_index() == 0:
             (run_dir / "config.json").write_text(experiment.model_dump_json(indent=1))
         reporter = stack.enter_context(Reporter(logs, run_dir.name, first_step, experiment.num_steps))
         reporter.say(_describe(experiment, own(trainer.shapes).params, source, mesh, first_step))
-        for text in said:
-            reporter.say(escape(text))
-        for text in warnings:
-            reporter.say(f"[bold red]warning: {escape(text)}")
+        for text in [*map(escape, messages), *(f"[bold red]warning: {escape(warning)}" for warning in warnings)]:
+            reporter.say(text)
         stop = stack.enter_context(catch_signals())
         profile = stack.enter_context(_profiler(loop.profile_steps, logs))
 
@@ -179,11 +180,11 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
             with meter.outside():
                 if evaluated:
                     with account.paying_for("validate"):
-                        found = validate(trainer, eval_params(state), source, mesh, stop.meanwhile)
-                    if found is None:
+                        figures = validate(trainer, eval_params(state), source, mesh, stop.meanwhile)
+                    if figures is None:
                         stopped_by = stop.name()
                         break
-                    dev_figures = found
+                    dev_figures = figures
                     reporter.write(step, "dev", dev_figures)
                 is_best = evaluated and checkpoints.is_among_best(dev_figures)
                 if step % loop.checkpoint_every == 0 or last or is_best:
@@ -258,51 +259,54 @@ def _initial_state(
     Returns:
       The state, the first step, and messages for the user.
     """
-    begun = experiment
-
-    def check(saved: dict) -> None:
-        nonlocal begun
-        try:
-            begun = Experiment.model_validate(saved["experiment"])
-        except (KeyError, ValueError) as error:
-            raise ckpt.CheckpointError(
-                f"{checkpoints.directory}: the settings in a checkpoint's meta cannot be read ({error})."
-            ) from error
-        other = [
-            name if name != "num_steps" else f"num_steps, which may only grow from its {begun.num_steps}"
-            for name in differences(begun, experiment)
-            if name != "num_steps" or experiment.num_steps < begun.num_steps
-        ]
-        if other:
-            raise TrainingStopped(
-                f"{checkpoints.directory.parent} holds a run with other settings ({', '.join(other)}). Give this "
-                "experiment another --run-dir, or continue that run with its own settings."
-            )
-        if saved.get("units") != meta["units"]:
-            raise TrainingStopped(
-                f"{checkpoints.directory.parent}: this run began on other speech units ({saved.get('units')}) than "
-                f"those of its data ({meta['units']}). Name the former, or start again in another --run-dir."
-            )
-        if saved.get("plan") != meta["plan"] or saved.get("labels") != meta["labels"]:
-            raise TrainingStopped(
-                f"{checkpoints.directory.parent}: the data sets have changed since this run began (their rows, or the "
-                "times of their words where frames have classes), so its batches "
-                "cannot be continued. Restore the data, or start again in another --run-dir."
-            )
-
+    check = functools.partial(_check_continues, experiment, meta, checkpoints.directory.parent)
     restored = checkpoints.restore(own(trainer.shapes), check)
     if restored:
         state = restored.state._replace(params=overlay(restored.state.params, borrowed))
+        begun = Experiment.model_validate(restored.meta["experiment"])
         return state, restored.step, _describe_longer(begun, experiment, restored.step)
     state = trainer.init(seed_key(experiment.seed))
     state = state._replace(params=overlay(state.params, borrowed))
-    said = []
+    messages = []
     if experiment.init_from:
-        params, said = take_over_all(experiment.init_from, state.params, tokenizer, experiment.objective, meta["units"])
+        params, messages = take_over_all(
+            experiment.init_from, state.params, tokenizer, experiment.objective, meta["units"]
+        )
         # A copy, because the step donates the buffers of params and of their average, each only once.
         ema = jax.tree.map(jnp.copy, overlay(state.ema, select(params, tuple(paths(state.ema))))) if state.ema else {}
         state = state._replace(params=params, ema=ema)
-    return state, 0, said
+    return state, 0, messages
+
+
+def _check_continues(experiment: Experiment, meta: dict, run_dir: AnyPath, saved: dict) -> None:
+    """Raises unless an experiment, with its `meta`, continues the run of a checkpoint's `meta`."""
+    try:
+        begun = Experiment.model_validate(saved["experiment"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{run_dir / 'checkpoints'}: the settings in a checkpoint's meta cannot be read ({error})."
+        ) from error
+    other = [
+        name if name != "num_steps" else f"num_steps, which may only grow from its {begun.num_steps}"
+        for name in differences(begun, experiment)
+        if name != "num_steps" or experiment.num_steps < begun.num_steps
+    ]
+    if other:
+        raise TrainingStopped(
+            f"{run_dir} holds a run with other settings ({', '.join(other)}). Give this "
+            "experiment another --run-dir, or continue that run with its own settings."
+        )
+    if saved.get("units") != meta["units"]:
+        raise TrainingStopped(
+            f"{run_dir}: this run began on other speech units ({saved.get('units')}) than "
+            f"those of its data ({meta['units']}). Name the former, or start again in another --run-dir."
+        )
+    if saved.get("plan") != meta["plan"] or saved.get("labels") != meta["labels"]:
+        raise TrainingStopped(
+            f"{run_dir}: the data sets have changed since this run began (their rows, or the times of their words "
+            "where frames have classes), so its batches cannot be continued. Restore the data, or start again in "
+            "another --run-dir."
+        )
 
 
 def _describe_longer(begun: Experiment, experiment: Experiment, step: int) -> list[str]:

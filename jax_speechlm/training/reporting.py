@@ -29,14 +29,9 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa
 
 
 class BatchSize(NamedTuple):
-    """The size of a batch in its unit.
+    """The size of a batch, without and with padding, in its unit: "audio_seconds", or "tokens" for text.
 
-    Attributes:
-      unit: "audio_seconds", or "tokens" for text.
-      real: size without padding.
-      padded: size with padding.
-      length: samples or tokens of a padded row.
-      rows: number of rows, including filler rows.
+    `length` is of a padded row, in samples or tokens; `rows` includes filler rows.
     """
 
     unit: str
@@ -92,13 +87,9 @@ class IntervalMetrics:
         self._began += time.perf_counter() - began
 
     def add(self, metrics: Metrics, stream: str = "") -> dict[str, float]:
-        """Reads one step's metrics from the device and adds them to the interval.
+        """Reads one step's metrics from the device, adds them to the interval and returns their means.
 
-        Args:
-          stream: for mixtures: prefix of the metrics' names; `loss` is then averaged over steps instead of targets.
-
-        Returns:
-          The means of this step.
+        In a mixture, `stream` prefixes their names, and `loss` is averaged over steps instead of targets.
         """
         values = jax.device_get(metrics)
         for name, (total, weight) in _in_the_name_of(stream, values).items():

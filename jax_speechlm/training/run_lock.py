@@ -6,7 +6,7 @@ import fcntl
 from collections.abc import Iterator
 
 from data_pipelines.core.paths import AnyPath, is_url
-from jax_speechlm.training.checkpoints import CheckpointError
+from jax_speechlm.core.errors import CheckpointError
 
 _NAME = ".training"
 
@@ -15,7 +15,8 @@ _NAME = ".training"
 def held(run_dir: AnyPath) -> Iterator[None]:
     """Locks a run's folder until the block or the process ends; a folder in a bucket is not locked.
 
-    A POSIX lock (fcntl) is not inherited: children of a killed process do not keep it.
+    A POSIX lock (fcntl) is not inherited by children, which would keep that of a killed process; the package filelock
+    takes a flock, which is inherited.
 
     Raises:
       CheckpointError: another process has the lock.
@@ -31,11 +32,6 @@ def held(run_dir: AnyPath) -> Iterator[None]:
                 raise CheckpointError(
                     f"{run_dir}: another process trains here: wait for it, stop it, or name another --run-dir"
                 ) from error
-            if error.errno not in (
-                errno.ENOLCK,
-                errno.ENOTSUP,
-                errno.ENOSYS,
-                errno.EINVAL,
-            ):  # the file system has no locks
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):  # no locks on this disk
                 raise
         yield

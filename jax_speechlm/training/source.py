@@ -120,12 +120,10 @@ class SpeechSource(_PlannedSource):
 
     Attributes:
       train, dev: indexes of the utterances; `dev` is None if no set has a dev split.
-      plan, dev_plan: their batches.
       tokenizer: None for objectives without text.
-      speeds: factors of speed perturbation in training.
-      noise: noise to mix in for training, or None.
-      labels: classes of the rows of `train` and of `dev`; None if the task does not use them.
-      frame_labels: speech units, or classes, of the frames of `train` and of `dev`; None if the task does not use them.
+      speeds, noise: of speed perturbation, and to mix in, in training.
+      labels, frame_labels: classes of the rows, and units or classes of their frames, of `train` and of `dev`; None if
+        the task does not use them.
       text_column: column of the indexes with the transcripts.
     """
 
@@ -192,8 +190,6 @@ class TextSource(_PlannedSource):
 
     Attributes:
       train, dev: tokens of the documents; `dev` is None if no set has a dev split.
-      plan, dev_plan: their batches.
-      tokenizer: the tokenizer of the documents.
       labels: classes of the documents of `train` and of `dev`; None if the task does not use them.
       units: k-means of the speech units among the tokens, or None.
     """
@@ -296,14 +292,7 @@ class UnitSource(TextSource):
 
 @dataclasses.dataclass(frozen=True)
 class MixtureSource(BatchSource):
-    """Several sources; each step takes the next batch of one of them.
-
-    Attributes:
-      parts: the sources by stream.
-      plan: assigns the steps to streams.
-      dev_plan: None; each part has its own, and is validated separately.
-      tokenizer: shared by all parts that read text; None if none does.
-    """
+    """Several sources by stream; each step takes the next batch of one of them. Each is validated separately."""
 
     parts: Mapping[str, BatchSource]
     plan: MixturePlan

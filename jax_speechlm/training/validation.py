@@ -26,11 +26,8 @@ def validate(
     shares of the steps. `wer` and `cer` are corpus rates of greedy decoding against the transcripts as tokenized,
     without a normalizer, to monitor the run. `jax-speechlm eval` computes the rates to report.
 
-    Args:
-      stop_requested: checked before every batch; if it returns True, validation stops.
-
     Returns:
-      Weighted means; empty without a dev split, None if stopped.
+      Weighted means; empty without a dev split, None if `stop_requested`, checked before every batch, returns True.
     """
     if isinstance(source, MixtureSource):
         return _validate_streams(trainer, params, source, mesh, stop_requested)

@@ -97,11 +97,7 @@ def take_over_all(
     objective: ObjectiveConfig | None = None,
     units: str | None = None,
 ) -> tuple[Params, list[str]]:
-    """Applies `take_over` to all of `starts`, in order.
-
-    Returns:
-      The parameters, and messages for the user: the groups taken from every checkpoint, and the new groups.
-    """
+    """Applies `take_over` to all of `starts`, in order; also returns messages on what is taken over and what is new."""
     new, said = set(paths(params)), []
     for start in starts:
         before, params = params, take_over(start, params, tokenizer, objective, units)

@@ -40,11 +40,7 @@ class Extractor:
 
 
 class MFCC(Config):
-    """Cepstra of a front end's frames.
-
-    Attributes:
-      mel: the frames, and the mel bins that the cepstra are made from.
-    """
+    """Cepstra of a front end's frames, made from its mel bins."""
 
     kind: Literal["mfcc"] = "mfcc"
     mel: LogMel = LogMel()
@@ -68,10 +64,7 @@ class Hidden(Config):
     digest: str = ""
 
     def open(self) -> Extractor:
-        """Reads the checkpoint.
-
-        Returns:
-          The extractor of this layer's output.
+        """Reads the checkpoint and returns the extractor of this layer's output.
 
         Raises:
           CheckpointError: the checkpoint cannot be read, has no conformer with this many layers, or has changed.

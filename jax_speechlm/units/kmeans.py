@@ -57,15 +57,9 @@ class State(NamedTuple):
 def fit_kmeans(
     frames_NxD: Float[np.ndarray, "rows features"], config: KMeans, mesh: Mesh
 ) -> Float[np.ndarray, "units features"]:
-    """Fits centroids to rows; deterministic for a seed, and equal on other meshes up to rounding.
+    """Fits centroids to float32 rows in host memory; equal on other meshes up to rounding.
 
     A centroid that stays empty is moved to a row drawn in proportion to its squared distance from the nearest centroid.
-
-    Args:
-      frames_NxD: float32, in host memory.
-
-    Returns:
-      Centroids, float32.
 
     Raises:
       DataError: there are fewer rows than units.

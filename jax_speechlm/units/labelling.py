@@ -31,10 +31,7 @@ def sample_frames(
     """Computes the frames of all utterances, or of utterances drawn without replacement up to `max_frames`.
 
     Returns:
-      At most `max_frames` feature vectors, float32.
-
-    Raises:
-      DataError: every utterance is shorter than a frame.
+      At most `max_frames` feature vectors, float32. Raises `DataError` if every utterance is shorter than a frame.
     """
     frames = extractor.mel.num_frames(index.num_samples)
     order = permute(np.arange(len(index)), len(index), derive_key(seed))
@@ -57,9 +54,6 @@ def label_part(part: Part, units: Units, extractor: Extractor, mesh: Mesh, secon
 
     Returns:
       The number of unreadable records, which get no units.
-
-    Raises:
-      DataError: the units cannot be written, or the records do not belong to the index.
     """
     writer, index = UnitIdWriter(part, units), Index((part,))
     rows, num_features = PartitionSpec(meshes.BATCH_AXES), units.centroids.shape[1]

@@ -42,11 +42,7 @@ T = TypeVar("T")
 
 
 class Transcription(NamedTuple):
-    """The text of one utterance.
-
-    Attributes:
-      avg_logprob: log-probability of the best CTC path, or of the text, in nats per token.
-    """
+    """The text of one utterance, and the log-probability per token of its best CTC path, or of the text, in nats."""
 
     text: str
     avg_logprob: float
@@ -61,11 +57,7 @@ class _Piece(NamedTuple):
 
 
 class Transcriber(abc.ABC):
-    """A trained model that transcribes audio.
-
-    Attributes:
-      run: its checkpoint.
-    """
+    """A trained model that transcribes audio; `run` is its checkpoint."""
 
     run: LoadedRun
 
@@ -178,12 +170,9 @@ class Transcriber(abc.ABC):
         """Transcribes one recording and yields its segments as they are decoded.
 
         Args:
-          blocks: its samples at 16 kHz.
+          blocks: its samples at 16 kHz, which may raise `AudioError`.
           encode: encodes windows; by default `encode_audio`.
           at_once: utterances decoded together; affects speed and latency, not the result.
-
-        Raises:
-          AudioError: the blocks raise it.
         """
         encode = encode or functools.partial(self.encode_audio, seconds_per_batch=seconds_per_batch)
         pieces = (_Piece(0, window) for window in self._windows(blocks, max_seconds))

@@ -55,15 +55,14 @@ class Recognizer(Transcriber):
         decoding: Decoding = Decoding(),  # noqa: B008  frozen
         ensemble: Sequence[str | os.PathLike] = (),
     ) -> "Recognizer":
-        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, and the language models of `decoding`.
+        """Reads runs' newest checkpoints, or `checkpoints/<step>` folders, and the language models of `decoding`.
 
         Args:
           ensemble: further runs, of any size, with the same tokenizer and frame rate.
 
         Raises:
-          CheckpointError: no checkpoint can be read, its model has no CTC output, or an ensemble's members differ in
-            tokenizer or frame rate.
-          DataError: a language model cannot be read, or does not fit the checkpoint's tokenizer.
+          CheckpointError: a checkpoint cannot be read, its model has no CTC output, or tokenizer or frame rate differ.
+          DataError: a language model cannot be read, or does not fit the tokenizer.
         """
         first, *others = members = tuple(_read(member) for member in (path, *ensemble))
         for other in others:

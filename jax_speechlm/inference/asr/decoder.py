@@ -112,11 +112,7 @@ class Candidate(NamedTuple):
 
 
 class Decoder:
-    """Runs a beam search with its language models.
-
-    Attributes:
-      decoding: the settings, including weights.
-    """
+    """Runs a beam search with its language models, by the settings and weights `decoding`."""
 
     def __init__(self, decoding: Decoding, tokenizer: Tokenizer):
         """Loads the language models and phrases of `decoding`.

@@ -61,13 +61,9 @@ class SpeechLanguageModel(Transcriber):
     ) -> "SpeechLanguageModel":
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
 
-        Args:
-          decoding: greedy, or a beam search of `beam_size`.
-          ensemble: must be empty; only CTC runs can form an ensemble.
-
         Raises:
           CheckpointError: no checkpoint can be read, or it is not of a speech-language model.
-          ValueError: `decoding` names a language model or phrases, which only CTC decoding uses.
+          ValueError: `decoding` has a language model or phrases, or `ensemble` members, which only CTC decoding uses.
         """
         if decoding.lm or decoding.boost or decoding.rescore:
             raise ValueError(
@@ -162,7 +158,6 @@ class SpeechLanguageModel(Transcriber):
 
         Raises:
           AudioError: a recording cannot be read.
-          ValueError: `samples` is below 1.
         """
         check_counts(samples=samples)
         audio = [np.concatenate(list(blocks_of(recording))) for recording in recordings]

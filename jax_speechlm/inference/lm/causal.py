@@ -100,9 +100,7 @@ class LanguageModel(TextScorer):
     """A causal language model and its tokenizer.
 
     Attributes:
-      model: configuration of the model.
-      tokenizer: encodes text.
-      params: its parameters: {"transformer": ...}.
+      params: {"transformer": ...}.
       context: length of its training rows in tokens; the longest history that it is given.
       checkpoint: where it was read from, for messages.
       num_units: speech units in its vocabulary (`UnitModel`).
@@ -119,11 +117,7 @@ class LanguageModel(TextScorer):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "LanguageModel":
-        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
-
-        Raises:
-          CheckpointError: no checkpoint can be read, or it is not of a causal language model.
-        """
+        """Reads a run's newest checkpoint, which a causal language model's training wrote; else `CheckpointError`."""
         run = LoadedRun.load(path, CausalLM, "score text")
         return cls(run.experiment.model, run.tokenizer, run.params, run.experiment.data.context, run.checkpoint)
 
@@ -168,7 +162,6 @@ class LanguageModel(TextScorer):
 
         Args:
           prompts: beginnings of texts; an empty one generates from the start.
-          method: sampling or beam search (`decoding.lm.generate`); `GREEDY` takes the most likely token.
           max_tokens: most tokens added; a full context ends a text too.
           samples: continuations drawn per prompt; a beam search returns its hypotheses instead, best first.
 
@@ -198,10 +191,7 @@ class LanguageModel(TextScorer):
         seed: int = 0,
         modality: Modality | None = None,
     ) -> list[Continuations]:
-        """Continues prompts given as ids (`Vocabulary.prompt`) as `generate` does.
-
-        Args:
-          modality: allow only text or only speech units; None allows all tokens.
+        """Continues prompts given as ids (`Vocabulary.prompt`) as `generate` does; `modality` restricts new tokens.
 
         Returns:
           For each prompt arrays [samples or beam, ...].
@@ -294,9 +284,6 @@ class DecodeState:
         """Writes the prefix of slot `parents[i]` extended by `tokens[i]` to slot `slots[i]`, for all i at once.
 
         All parents are read before any slot is written.
-
-        Args:
-          tokens: the tokenizer's ids.
 
         Returns:
           float32 [prefixes, V + 1], next-token log-probabilities in nats: id 0 is -inf, 1 to V - 1 are the tokenizer's,

@@ -17,9 +17,6 @@ class LanguageEnsemble(TextScorer):
     """Mixture of language models: P(token) is the mean over the members. Has the interface that scoring and fusion use.
 
     Each member is given as much history as it was trained on; members may differ in size.
-
-    Attributes:
-      members: the models.
     """
 
     def __init__(self, members: Sequence[LanguageModel]):
@@ -36,11 +33,7 @@ class LanguageEnsemble(TextScorer):
 
     @classmethod
     def load(cls, paths: Sequence[str | os.PathLike]) -> "LanguageEnsemble":
-        """Reads each run's newest checkpoint, or a `checkpoints/<step>` folder.
-
-        Raises:
-          CheckpointError: a checkpoint cannot be read, is not of a causal language model, or has another tokenizer.
-        """
+        """Reads runs of causal language models; raises `CheckpointError` as `LanguageModel.load` and `__init__` do."""
         return cls([LanguageModel.load(path) for path in paths])
 
     @property

@@ -35,9 +35,8 @@ class UnitModel:
     """A language model of text and speech units.
 
     Attributes:
-      lm: the model.
       units: folder of the k-means in the run's data settings.
-      fingerprint: fingerprint of the k-means; the model accepts only its units.
+      fingerprint: of the k-means; the model accepts only its units.
     """
 
     abilities: ClassVar[tuple[str, ...]] = ("generate", "score")
@@ -48,21 +47,17 @@ class UnitModel:
 
     @classmethod
     def load(cls, path: str | Path) -> "UnitModel":
-        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
-
-        Raises:
-          CheckpointError: no checkpoint can be read, or it is not of a unit language model.
-        """
+        """Reads a run's newest checkpoint, which a unit language model's training wrote; else `CheckpointError`."""
         run = LoadedRun.load(path, UnitLM, "score speech")
         data, model, num_units = run.experiment.data, run.experiment.model, run.experiment.objective.num_units
         lm = LanguageModel(model, run.tokenizer, run.params, data.context, run.checkpoint, num_units)
         return cls(lm, data.units, run.units)
 
     def check(self, units: str | Path | None = None) -> Path:
-        """Checks that a k-means is the one that the model was trained on; returns its folder.
+        """Checks that a k-means (by default the run's `data.units`) is the one that the model was trained on.
 
-        Args:
-          units: its folder; by default `data.units` of the run.
+        Returns:
+          Its folder.
 
         Raises:
           DataError: the folder cannot be read.
@@ -113,12 +108,7 @@ class UnitModel:
         samples: int = 1,
         seed: int = 0,
     ) -> list[list[UnitContinuation]]:
-        """Continues documents, as `LanguageModel.generate`.
-
-        Args:
-          prompts: the parts that each document begins with.
-          modality: allow only "text" or only "units"; None allows both.
-        """
+        """Continues documents from their first parts, as `LanguageModel.generate`; `modality` restricts new tokens."""
         ids = [self.prompt(parts, modality) for parts in prompts]
         continuations = self.lm.continue_ids(
             ids, method, modality=modality, max_tokens=max_tokens, samples=samples, seed=seed
