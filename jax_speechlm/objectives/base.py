@@ -77,7 +77,7 @@ class Objective:
         dropout; None means evaluation, deterministic (BEST-RQ's masks then use fixed keys).
       frozen: parameter groups excluded from optimization, such as BEST-RQ's quantizer.
       borrowed: frozen groups with other runs' parameters: read by `load_borrowed` at every start, never saved.
-      training_only: groups not needed by the trained model; `checkpoints.read_params` omits them.
+      training_only: groups not needed by the trained model; `training.runs.LoadedRun` omits them.
       forward_flops: `(samples or tokens of a row, batch_size) -> FLOPs` of one forward pass, analytic, for MFU.
       batch_flops: `batch -> FLOPs`, used instead if batches differ in more than length; depends on shapes only. With
         frozen parts it is a third of a training step's FLOPs.

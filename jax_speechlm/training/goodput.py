@@ -1,9 +1,9 @@
 """Accounts for a run's wall time over all its restarts; the share of productive steps is its goodput."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,14 @@ class GoodputTracker:
             self._spent["lost"] += again
         self._switch("step")
 
-    @contextmanager
+    @contextlib.contextmanager
     def paying_for(self, kind: str) -> Iterator[None]:
         """Attributes the time in this context to a kind."""
         before = self._switch(kind)
         yield
         self._switch(before)
 
-    @contextmanager
+    @contextlib.contextmanager
     def stepping(self, programs: Callable[[], int]) -> Iterator[None]:
         """Attributes a step to `compile` if it increases the number of compiled `programs`."""
         known = programs()
@@ -87,11 +87,8 @@ def _last(log: Path) -> dict[str, Any] | None:
     """Returns the newest account in a run's log, or None. Ignores incomplete lines."""
     if not log.exists():
         return None
-    found = None
-    for line in log.read_text(errors="replace").splitlines():
+    for line in reversed(log.read_text(errors="replace").splitlines()):
         if '"part": "goodput"' in line:
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue
-    return found
+            with contextlib.suppress(ValueError):
+                return json.loads(line)
+    return None

@@ -136,7 +136,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
         reporter.say(_describe(experiment, own(trainer.shapes).params, source, mesh, first_step))
         for text in [*map(escape, messages), *(f"[bold red]warning: {escape(warning)}" for warning in warnings)]:
             reporter.say(text)
-        stop = stack.enter_context(catch_signals())
+        signal_received = stack.enter_context(catch_signals())
         profile = stack.enter_context(_profiler(loop.profile_steps, logs))
 
         meter = IntervalMetrics(hardware.peak_flops(jax.devices()))
@@ -146,7 +146,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
         account.resume(first_step)
         stack.enter_context(_stacks_if_hung(loop.hung_after_seconds))
         stopped_by = None
-        while step < experiment.num_steps and not (stopped_by := stop.before_step(step)):
+        while step < experiment.num_steps and not (stopped_by := signal_received(step)):
             profile(step)
             with meter.waiting_for_input(), account.paying_for("input"):
                 batch = next(batches)
@@ -180,9 +180,9 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
             with meter.outside():
                 if evaluated:
                     with account.paying_for("validate"):
-                        figures = validate(trainer, eval_params(state), source, mesh, stop.meanwhile)
+                        figures = validate(trainer, eval_params(state), source, mesh, signal_received)
                     if figures is None:
-                        stopped_by = stop.name()
+                        stopped_by = signal_received()
                         break
                     dev_figures = figures
                     reporter.write(step, "dev", dev_figures)
@@ -191,9 +191,9 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
                     with account.paying_for("checkpoint"):
                         checkpoints.save(step, own(state), meta | {"step": step}, dev_figures if evaluated else None)
         if first_step == experiment.num_steps:  # the run was already complete
-            dev_figures = validate(trainer, eval_params(state), source, mesh, stop.meanwhile)
+            dev_figures = validate(trainer, eval_params(state), source, mesh, signal_received)
             if dev_figures is None:
-                stopped_by, dev_figures = stop.name(), {}
+                stopped_by, dev_figures = signal_received(), {}
             elif not checkpoints.dev_metrics(step):  # its last validation was interrupted
                 reporter.write(step, "dev", dev_figures)
         with account.paying_for("checkpoint"):

@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import jax
 
@@ -14,36 +13,19 @@ from jax_speechlm.parallel import distributed
 _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
 
-class Stop(NamedTuple):
-    """Whether a run has to stop. All processes of a run call it at the same points and get the same answer.
-
-    Attributes:
-      before_step: called before each step with its number; name of the signal that ends the run here, or None.
-      meanwhile: returns whether a signal was received; called at any other time.
-      name: name of the signal reported by `meanwhile`.
-    """
-
-    before_step: Callable[[int], str | None]
-    meanwhile: Callable[[], bool]
-    name: Callable[[], str]
-
-
 @contextlib.contextmanager
-def catch_signals() -> Iterator[Stop]:
-    """Records the signals that end a run while it trains.
+def catch_signals() -> Iterator[Callable[..., str | None]]:
+    """Yields a function that returns the name of the signal that ends the run, or None.
 
-    In a run of several processes that is SIGTERM, sent to any of them: they agree on the step. A single process also
-    handles SIGINT.
+    All processes of a run call it at the same points and get the same answer: with a step's number before that step,
+    and without one at any other time. In a run of several processes the signal is SIGTERM, sent to any of them: they
+    agree on the step. A single process also handles SIGINT.
     """
     is_main = threading.current_thread() is threading.main_thread()  # otherwise the main thread handles signals
     second_interrupt = _second_interrupt_ends() if is_main else contextlib.nullcontext()
     if jax.process_count() > 1:
         with second_interrupt:
-            yield Stop(
-                lambda step: "SIGTERM" if distributed.stop_requested(step) else None,
-                distributed.stop_announced,
-                lambda: "SIGTERM",
-            )
+            yield _agreed
         return
     received: list[str] = []
 
@@ -54,10 +36,15 @@ def catch_signals() -> Iterator[Stop]:
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT) if is_main}
     try:
         with second_interrupt:
-            yield Stop(lambda step: received[0] if received else None, lambda: bool(received), lambda: received[0])
+            yield lambda step=None: received[0] if received else None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _agreed(step: int | None = None) -> str | None:
+    requested = distributed.stop_announced() if step is None else distributed.stop_requested(step)
+    return "SIGTERM" if requested else None
 
 
 @contextlib.contextmanager

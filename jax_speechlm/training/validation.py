@@ -1,7 +1,8 @@
 """Validation during training: the metrics over the dev split, and error rates for CTC objectives."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jiwer
@@ -18,7 +19,7 @@ from jax_speechlm.training.state import Trainer
 
 
 def validate(
-    trainer: Trainer, params: Params, source: BatchSource, mesh: Mesh, stop_requested: Callable[[], bool]
+    trainer: Trainer, params: Params, source: BatchSource, mesh: Mesh, stop_requested: Callable[[], Any]
 ) -> dict[str, float] | None:
     """Evaluates parameters on the whole dev split.
 
@@ -27,12 +28,25 @@ def validate(
     without a normalizer, to monitor the run. `jax-speechlm eval` computes the rates to report.
 
     Returns:
-      Weighted means; empty without a dev split, None if `stop_requested`, checked before every batch, returns True.
+      Weighted means; empty without a dev split, None if `stop_requested`, called before every batch, returns a value.
     """
-    if isinstance(source, MixtureSource):
-        return _validate_streams(trainer, params, source, mesh, stop_requested)
-    if source.dev_plan is None:
-        return {}
+    if not isinstance(source, MixtureSource):
+        return {} if source.dev_plan is None else _means(trainer, params, source, mesh, stop_requested)
+    figures, losses, quotas = {}, [], []
+    for (name, part), quota in zip(source.parts.items(), source.plan.quotas, strict=True):
+        of_stream = validate(trainer, params, part, mesh, stop_requested)
+        if of_stream is None:
+            return None
+        figures |= {f"{name}_{figure}": value for figure, value in of_stream.items()}
+        if "loss" in of_stream:
+            losses.append(of_stream["loss"] * quota)
+            quotas.append(quota)
+    return figures | ({"loss": sum(losses) / sum(quotas)} if losses else {})
+
+
+def _means(
+    trainer: Trainer, params: Params, source: BatchSource, mesh: Mesh, stop_requested: Callable[[], Any]
+) -> dict[str, float] | None:
     totals: Counter[str] = Counter()
     weights: Counter[str] = Counter()
     references, hypotheses = [], []
@@ -43,34 +57,15 @@ def validate(
         for name, (total, weight) in jax.device_get(trainer.evaluate(params, sharded)).items():
             totals[name] += float(total)
             weights[name] += float(weight)
-        if trainer.greedy_decode is not None and _has_transcripts(batch):
-            spelled = collapse(jax.device_get(trainer.greedy_decode(params, sharded)))
-            said = {name: batch[name] for name in ("weight", "tokens", "token_length")}
-            said = multihost_utils.process_allgather(said, tiled=True)  # as `spelled`, the rows of all hosts
-            for row in np.flatnonzero(said["weight"]):
-                references.append(source.tokenizer.decode(said["tokens"][row, : said["token_length"][row]]))
-                hypotheses.append(source.tokenizer.decode(spelled[row]))
+        if trainer.greedy_decode is not None and "audio" in batch and batch["tokens"].shape[1]:
+            decoded = collapse(jax.device_get(trainer.greedy_decode(params, sharded)))
+            labels = {name: batch[name] for name in ("weight", "tokens", "token_length")}
+            labels = multihost_utils.process_allgather(labels, tiled=True)  # as `decoded`, the rows of all hosts
+            for row in np.flatnonzero(labels["weight"]):
+                references.append(source.tokenizer.decode(labels["tokens"][row, : labels["token_length"][row]]))
+                hypotheses.append(source.tokenizer.decode(decoded[row]))
     figures = means({name: (totals[name], weights[name]) for name in totals})
     if references:
         figures["wer"] = jiwer.wer(references, hypotheses)
         figures["cer"] = jiwer.cer(references, hypotheses)
-    return figures
-
-
-def _has_transcripts(batch: Mapping[str, np.ndarray]) -> bool:
-    return "audio" in batch and batch["tokens"].shape[1] > 0
-
-
-def _validate_streams(
-    trainer: Trainer, params: Params, source: MixtureSource, mesh: Mesh, stop_requested: Callable[[], bool]
-) -> dict[str, float] | None:
-    each = {}
-    for name, part in source.parts.items():
-        each[name] = validate(trainer, params, part, mesh, stop_requested)
-        if each[name] is None:
-            return None
-    figures = {f"{name}_{figure}": value for name, found in each.items() for figure, value in found.items()}
-    shares = {name: quota for name, quota in zip(each, source.plan.quotas, strict=True) if "loss" in each[name]}
-    if shares:
-        figures["loss"] = sum(each[name]["loss"] * share for name, share in shares.items()) / sum(shares.values())
     return figures
