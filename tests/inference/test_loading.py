@@ -99,7 +99,8 @@ def test_speech_language_models_transcribe_and_generate(runs):
     drawn = model.generate(SOUNDS, samples=2, seed=3)
     assert drawn[1][1].text == model.generate(SOUNDS[1:2], samples=2, seed=3)[0][1].text
     to_translate = model.model.experiment.replace(objective=SpeechLM(task="translate"))
-    translator = dataclasses.replace(model, model=dataclasses.replace(model.model, experiment=to_translate))
+    run = dataclasses.replace(model.model.run, experiment=to_translate)
+    translator = dataclasses.replace(model, model=dataclasses.replace(model.model, run=run))
     assert translator.abilities == ("generate",)
     with pytest.raises(
         CheckpointError, match="trained by speech_lm to translate, which has generate but no transcribe"
