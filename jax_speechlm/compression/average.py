@@ -69,7 +69,7 @@ def choose(run: Path, last: int | None, best: int | None, *, alone: bool) -> lis
         raise ValueError("--last and --best exclude each other: give one of them")
     checkpoints = ckpt.find_all(run)
     if best:
-        ranks = {checkpoint: ckpt.goodness(ckpt.dev_metrics(checkpoint), "loss") for checkpoint in checkpoints}
+        ranks = {checkpoint: ckpt.goodness(ckpt.dev_metrics(checkpoint)) for checkpoint in checkpoints}
         checkpoints = sorted((path for path in checkpoints if ranks[path] > -math.inf), key=ranks.get)
     wanted = best or last or (len(checkpoints) if alone else 1)
     if len(checkpoints) < wanted:

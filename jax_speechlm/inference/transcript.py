@@ -83,16 +83,14 @@ def phrases(segments: Sequence[Segment]) -> Iterator[Segment]:
         timed = segment.words or _spread(segment)
         places = _places(segment.text, timed)
         first = 0
-        for last, word in enumerate(timed):
-            following = timed[last + 1] if last + 1 < len(timed) else None
-            if following is not None and _fits(
-                timed[first], word, following, _cut(timed, places, first, last + 1, segment)
-            ):
+        for last, (word, following) in enumerate(itertools.zip_longest(timed, timed[1:])):
+            text = _cut(timed, places, first, min(last + 1, len(timed) - 1), segment)
+            if following is not None and _fits(timed[first], word, following, text):
                 continue
-            said = timed[first : last + 1]
-            logprob = sum(math.log(max(each.confidence, 1e-30)) for each in said) / len(said)
-            words = tuple(said) if segment.words else ()
-            yield Segment(said[0].start, word.end, _cut(timed, places, first, last, segment), logprob, words)
+            words = timed[first : last + 1]
+            logprob = sum(math.log(max(each.confidence, 1e-30)) for each in words) / len(words)
+            words = tuple(words) if segment.words else ()
+            yield Segment(timed[first].start, word.end, _cut(timed, places, first, last, segment), logprob, words)
             first = last + 1
 
 
@@ -179,9 +177,9 @@ SUBTITLES: dict[str, Callable[[Sequence[Segment]], str]] = {"srt": to_srt, "vtt"
 def _cues(segments: Sequence[Segment]) -> Iterator[tuple[float, float, str]]:
     """Yields start, end and text of subtitles, without overlaps and empty ones."""
     shown = [phrase for phrase in phrases(segments) if phrase.text.strip()]
-    for place, phrase in enumerate(shown):
-        following = shown[place + 1].start if place + 1 < len(shown) else math.inf
-        end = min(max(phrase.end, phrase.start + _SHORTEST), phrase.start + _LONGEST, max(following, phrase.start))
+    for phrase, following in itertools.zip_longest(shown, shown[1:]):
+        limit = max(following.start, phrase.start) if following else math.inf
+        end = min(max(phrase.end, phrase.start + _SHORTEST), phrase.start + _LONGEST, limit)
         yield phrase.start, end, "\n".join(_lines(phrase.text))
 
 

@@ -55,24 +55,19 @@ class Checkpoints:
     once it is complete, so an interrupted save leaves no incomplete checkpoint.
     """
 
-    def __init__(
-        self, run_dir: str | os.PathLike, *, keep_last: int = 2, keep_best: int = 1, best_metric: str = "loss"
-    ):
+    def __init__(self, run_dir: str | os.PathLike, *, keep_last: int = 2, keep_best: int = 1):
         """Opens the checkpoints of a run and creates the folder `checkpoints/`.
 
         Args:
           keep_last: number of newest checkpoints to keep.
-          keep_best: number of further checkpoints to keep, with the lowest validation `best_metric`.
+          keep_best: number of further checkpoints to keep, with the lowest validation loss.
         """
         self.directory = _orbax_path(run_dir) / "checkpoints"
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._keep_best, self._best_metric = keep_best, best_metric
+        self._keep_best = keep_best
         self._newest: int | None = None  # saved or restored by this object, so known to be readable
 
-        def rank(metrics):
-            return goodness(metrics, best_metric)
-
-        best = preservation_policy.BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False)
+        best = preservation_policy.BestN(get_metric_fn=goodness, n=keep_best, keep_checkpoints_without_metrics=False)
         self._manager = _Manager(
             self.directory,
             item_names=("state", "meta"),
@@ -80,12 +75,12 @@ class Checkpoints:
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
                     [preservation_policy.LatestN(keep_last), best]
                 ),
-                best_fn=rank,  # the policy decides, but without this no metrics are written
+                best_fn=goodness,  # the policy decides, but without this no metrics are written
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             ),
         )
-        self._goodness = {step: rank(self._manager.metrics(step) or {}) for step in self._manager.all_steps()}
+        self._goodness = {step: goodness(self.dev_metrics(step)) for step in self._manager.all_steps()}
 
     @property
     def steps(self) -> list[int]:
@@ -119,7 +114,7 @@ class Checkpoints:
                 "what is not older than this step elsewhere and start again."
             )
         self._newest = step
-        self._goodness[step] = goodness(metrics or {}, self._best_metric)
+        self._goodness[step] = goodness(metrics or {})
 
     def wait(self) -> None:
         """Blocks until all saves have finished. Raises `CheckpointError` if one failed."""
@@ -136,7 +131,7 @@ class Checkpoints:
 
     def is_among_best(self, metrics: dict[str, float]) -> bool:
         """Returns whether these validation results would be among the `keep_best`. Called by all processes."""
-        value = goodness(metrics, self._best_metric)
+        value = goodness(metrics)
         better = sum(self._goodness.get(step, -math.inf) >= value for step in self.steps)
         return bool(distributed.processes_where(value > -math.inf and better < self._keep_best))
 
@@ -214,9 +209,9 @@ class _Manager(ocp.CheckpointManager):
         return dev_metrics(self.directory / str(step)) or None
 
 
-def goodness(metrics: dict[str, Any], name: str) -> float:
-    """Returns the rank of validation results, higher is better; -inf for a missing or non-finite metric."""
-    value = metrics.get(name)
+def goodness(metrics: dict[str, Any]) -> float:
+    """Returns the rank of validation results, higher is better; -inf for a missing or non-finite loss."""
+    value = metrics.get("loss")
     return -float(value) if isinstance(value, Real) and math.isfinite(value) else -math.inf
 
 

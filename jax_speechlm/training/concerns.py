@@ -19,9 +19,9 @@ def concerns(experiment: Experiment, source: BatchSource) -> tuple[str, ...]:
     Raises:
       DataError: the share of the audio that is left out exceeds `data.max_dropped`.
     """
-    found = list(_of_optimizer(experiment.optimizer, experiment.num_steps))
+    warnings = list(_of_optimizer(experiment.optimizer, experiment.num_steps))
     if experiment.optimizer.accumulate > 1 and experiment.objective.couples_rows:
-        found.append(
+        warnings.append(
             f"optimizer.accumulate is {experiment.optimizer.accumulate}: {experiment.objective.kind} measures the "
             "diversity of codes over each micro-batch instead of the whole batch, so the result is not that of "
             "accumulate 1"
@@ -29,10 +29,10 @@ def concerns(experiment: Experiment, source: BatchSource) -> tuple[str, ...]:
     if isinstance(experiment.data, Mixture):
         parts = zip(experiment.data.streams, source.parts.values(), strict=True)
         for number, (stream, part) in enumerate(parts):
-            found += _of_data(stream.data, part, f"--data.streams.{number}.data")
+            warnings += _of_data(stream.data, part, f"--data.streams.{number}.data")
     else:
-        found += _of_data(experiment.data, source, "--data")
-    return tuple(found)
+        warnings += _of_data(experiment.data, source, "--data")
+    return tuple(warnings)
 
 
 def _of_optimizer(optimizer: Optimizer, num_steps: int) -> Iterator[str]:
@@ -83,13 +83,13 @@ def _of_data(data: Data, source: BatchSource, option: str) -> Iterator[str]:
 
 def _drops(data: Speech, plan: BatchPlan, option: str) -> str:
     """Describes the utterances that a plan leaves out, the reasons, and the options that keep them."""
-    said = {
+    reasons = {
         "too_long": f"longer than {data.max_seconds:g} s (raise {option}.max-seconds to keep them)",
         "too_short": f"shorter than {data.min_seconds:g} s (lower {option}.min-seconds to keep them)",
         "no_tokens": "without a transcript (prepare them with one, or leave their sets out)",
     }
     return "; ".join(
-        f"{count:,} utterances, {hours(plan.dropped_seconds[reason])}, {said.get(reason, reason)}"
+        f"{count:,} utterances, {hours(plan.dropped_seconds[reason])}, {reasons.get(reason, reason)}"
         for reason, count in plan.dropped.items()
         if plan.dropped_seconds[reason]
     )

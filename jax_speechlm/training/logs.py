@@ -38,8 +38,8 @@ def _step_of(line: str) -> float:
 
 
 def _version(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 class LogFolder:

@@ -54,7 +54,9 @@ def take_over(
                 f"model ({', '.join(sorted(params))}): name what to take over in init_from.groups"
             )
     else:
-        groups = [_names(group) for group in start.groups or params]
+        # "group", or "group=its path in the checkpoint"
+        named = [group.partition("=") for group in start.groups or params]
+        groups = [(group, source or group) for group, _, source in named]
     takes_transformer = ("transformer", "transformer") in groups
     if takes_transformer and run.tokenizer and tokenizer and run.tokenizer.fingerprint != tokenizer.fingerprint:
         raise CheckpointError(
@@ -82,11 +84,11 @@ def take_over(
         sources = [source + name[len(group) :] for name in paths(wanted)]
         if missing := [name for name in sources if name not in there]:
             raise CheckpointError(f"{path}: has no {', '.join(missing[:5])}; it has {', '.join(sorted(loaded))}")
-        found = []
+        taken = []
         for name, here in zip(sources, jax.tree.leaves(wanted), strict=True):
             value = _grown(there[name], here, *shared) if shared and name in PER_TOKEN else there[name]
-            found.append(_placed(path, name, here, value))
-        params = overlay(params, jax.tree.unflatten(jax.tree.structure(wanted), found))
+            taken.append(_placed(path, name, here, value))
+        params = overlay(params, jax.tree.unflatten(jax.tree.structure(wanted), taken))
     return params
 
 
@@ -98,14 +100,14 @@ def take_over_all(
     units: str | None = None,
 ) -> tuple[Params, list[str]]:
     """Applies `take_over` to all of `starts`, in order; also returns messages on what is taken over and what is new."""
-    new, said = set(paths(params)), []
+    new, messages = set(paths(params)), []
     for start in starts:
         before, params = params, take_over(start, params, tokenizer, objective, units)
         leaves = zip(paths(params), jax.tree.leaves(before), jax.tree.leaves(params), strict=True)
         taken = {name for name, old, now in leaves if now is not old}
         new -= taken
-        said.append(f"taken over from {start.checkpoint}: {_groups(params, taken)}")
-    return params, [*said, f"new: {_groups(params, new)}"]
+        messages.append(f"taken over from {start.checkpoint}: {_groups(params, taken)}")
+    return params, [*messages, f"new: {_groups(params, new)}"]
 
 
 def _groups(params: Params, names: set[str]) -> str:
@@ -120,12 +122,6 @@ def _groups(params: Params, names: set[str]) -> str:
                 yield from walk(child, f"{prefix}{key}/")
 
     return ", ".join(walk(params, "")) or "nothing"
-
-
-def _names(group: str) -> tuple[str, str]:
-    """Returns a group's path prefix in this model and in the checkpoint."""
-    ours, _, theirs = group.partition("=")
-    return ours, theirs or ours
 
 
 def _vocabulary(objective: ObjectiveConfig | None, tokenizer: Tokenizer) -> Vocabulary:

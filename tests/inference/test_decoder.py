@@ -100,7 +100,7 @@ def test_ranking_anew_adds_the_models_score_and_a_bonus_for_words(files, kind):
         text: score + 0.6 * model.score(text) + 1.5 * len(text.split())
         for text, score in zip(texts, scores, strict=True)
     }
-    assert decoder.choose([row]) == [max(totals, key=totals.__getitem__)]
+    assert [best.text for best, *_ in decoder.rank([row])] == [max(totals, key=totals.__getitem__)]
 
 
 def test_silence_is_ranked_as_an_empty_sentence_not_as_a_certainty(files):
@@ -109,7 +109,7 @@ def test_silence_is_ranked_as_an_empty_sentence_not_as_a_certainty(files):
     model = NGram(files["word"])
     end, _ = model.extend(model.begin(), "</s>")
     assert -6.0 + end < -4.5 + model.score("the mat") < -6.0  # else this shows nothing
-    assert decoder.choose([row]) == ["the mat"]
+    assert [best.text for best, *_ in decoder.rank([row])] == ["the mat"]
 
 
 def test_a_neural_model_ranks_whatever_its_tokenizer(monkeypatch, files):
@@ -118,7 +118,7 @@ def test_a_neural_model_ranks_whatever_its_tokenizer(monkeypatch, files):
     decoder = Decoder(Decoding(rescore=files["word"].parent, rescore_alpha=1.0, rescore_beta=0.0), CHARACTERS)
     texts = ["the cat", "a cat"]
     row = [Hypothesis(tuple(CHARACTERS.encode(text)), 0.0, 0.0) for text in texts]
-    assert decoder.choose([row]) == [texts[int(lm.score(texts).argmax())]]
+    assert [best.text for best, *_ in decoder.rank([row])] == [texts[int(lm.score(texts).argmax())]]
 
 
 def test_fusion_needs_the_same_tokens(monkeypatch, files):

@@ -143,42 +143,42 @@ class Decoder:
         rows_at_once = min((scorer.rows_at_once for scorer in scorers), default=StepScorer.rows_at_once)
         size = self.decoding.beam_size
         lengths = np.array([len(each) for each in posteriors], np.int64)
-        found: list[list[Hypothesis]] = [[]] * len(posteriors)
+        results: list[list[Hypothesis]] = [[]] * len(posteriors)
         order = np.argsort(lengths, kind="stable")
         for first in range(0, len(order), rows_at_once):
             rows = order[first : first + rows_at_once]
             padded = np.zeros((len(rows), lengths[rows[-1]], self._tokenizer.vocab_size), np.float32)
-            for place, row in enumerate(rows):
-                padded[place, : lengths[row]] = posteriors[row]
+            for padded_TxV, row in zip(padded, rows, strict=True):
+                padded_TxV[: lengths[row]] = posteriors[row]
             hypotheses = prefix_beam_search(padded, lengths[rows], scorers, BeamSettings(size), size)
             for row, each in zip(rows, hypotheses, strict=True):
-                found[row] = each
-        return found
+                results[row] = each
+        return results
 
     def fusion_candidates(self, posteriors: Sequence[Posteriors]) -> list[list[Candidate]]:
         """Returns the hypotheses of `search`, best first, with the unweighted scores of `decoding.lm`."""
-        found = self.search(posteriors)
-        flat = [each for row in found for each in row]
-        log_probs, units = unweighted(self._lm, [each.tokens for each in flat])
-        parts = iter(zip(log_probs.tolist(), units.tolist(), strict=True))
-        return [[self._candidate(each, *next(parts)) for each in row] for row in found]
+        hypotheses = self.search(posteriors)
+        scores = unweighted(self._lm, [each.tokens for row in hypotheses for each in row])
+        scores = zip(*(score.tolist() for score in scores), strict=True)
 
-    def _candidate(self, hypothesis: Hypothesis, log_prob: float, units: float) -> Candidate:
-        rest = hypothesis.score - self.decoding.alpha * log_prob - self.decoding.beta * units
-        return Candidate(hypothesis.tokens, self._tokenizer.decode(hypothesis.tokens), rest, log_prob, units)
+        def candidate(hypothesis: Hypothesis) -> Candidate:
+            log_prob, units = next(scores)
+            rest = hypothesis.score - self.decoding.alpha * log_prob - self.decoding.beta * units
+            return Candidate(hypothesis.tokens, self._tokenizer.decode(hypothesis.tokens), rest, log_prob, units)
+
+        return [[candidate(each) for each in row] for row in hypotheses]
 
     def ranking_candidates(self, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[list[Candidate]]:
         """Returns the hypotheses with their scores by `decoding.rescore`."""
-        spelled = [[self._tokenizer.decode(each.tokens) for each in row] for row in hypotheses]
-        new = list(dict.fromkeys(text for row in spelled for text in row if text not in self._text_scores))
+        texts = {each.tokens: self._tokenizer.decode(each.tokens) for row in hypotheses for each in row}
+        new = list(dict.fromkeys(text for text in texts.values() if text not in self._text_scores))
         self._text_scores.update(zip(new, _score(self._rescore, new), strict=True))
-        return [
-            [
-                Candidate(each.tokens, text, each.score, self._text_scores[text], len(text.split()))
-                for each, text in zip(row, texts, strict=True)
-            ]
-            for row, texts in zip(hypotheses, spelled, strict=True)
-        ]
+
+        def candidate(hypothesis: Hypothesis) -> Candidate:
+            text = texts[hypothesis.tokens]
+            return Candidate(hypothesis.tokens, text, hypothesis.score, self._text_scores[text], len(text.split()))
+
+        return [[candidate(each) for each in row] for row in hypotheses]
 
     def rank(self, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[list[Candidate]]:
         """Sorts each utterance's hypotheses, best first, after rescoring if `decoding.rescore` is set."""
@@ -193,13 +193,9 @@ class Decoder:
             for row in self.ranking_candidates(hypotheses)
         ]
 
-    def choose(self, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[str]:
-        """Returns the text of the best hypothesis for each utterance, after rescoring if set."""
-        return [row[0].text for row in self.rank(hypotheses)]
-
     def decode(self, posteriors: Sequence[Posteriors]) -> list[str]:
         """Decodes log-probabilities to the text of each utterance."""
-        return self.choose(self.search(posteriors))
+        return [row[0].text for row in self.rank(self.search(posteriors))]
 
 
 def _load(path: Path) -> NGram | LanguageModel:
@@ -210,14 +206,14 @@ def _scorer(path: Path, ensemble: Sequence[Path], tokenizer: Tokenizer) -> Score
     lm = LanguageEnsemble.load((path, *ensemble)) if ensemble else _load(path)
     if isinstance(lm, NGram):
         return ngram_scorer(lm, tokenizer)
-    theirs = lm.tokenizer
-    if theirs.fingerprint == tokenizer.fingerprint:
+    own = lm.tokenizer
+    if own.fingerprint == tokenizer.fingerprint:
         ids = np.arange(tokenizer.vocab_size)
-    elif theirs.kind == tokenizer.kind == "char" and set(tokenizer.pieces) <= set(theirs.pieces):
-        ids = np.array([theirs.pieces.index(piece) for piece in tokenizer.pieces])
+    elif own.kind == tokenizer.kind == "char" and set(tokenizer.pieces) <= set(own.pieces):
+        ids = np.array([own.pieces.index(piece) for piece in tokenizer.pieces])
     else:
         raise DataError(
-            f"{path} was trained with another tokenizer ({theirs.kind}, {theirs.vocab_size} ids) than the recognizer "
+            f"{path} was trained with another tokenizer ({own.kind}, {own.vocab_size} ids) than the recognizer "
             f"({tokenizer.kind}, {tokenizer.vocab_size} ids): train one with the recognizer's (--data.tokenizer), or "
             "name it as --rescore, which takes any"
         )

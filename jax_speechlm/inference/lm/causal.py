@@ -177,8 +177,8 @@ class LanguageModel(TextScorer):
             return lambda ids: self.tokenizer.decode(start + ids)[begin:]
 
         return [
-            read_continuations(found, self.vocabulary, reader(start))
-            for start, found in zip(starts, continuations, strict=True)
+            read_continuations(arrays, self.vocabulary, reader(start))
+            for start, arrays in zip(starts, continuations, strict=True)
         ]
 
     def continue_ids(
@@ -214,10 +214,10 @@ class LanguageModel(TextScorer):
         lengths = np.array([len(row) for row in rows], np.int32)
         width = -(-int(lengths.max()) // _SHORTEST_ROW) * _SHORTEST_ROW
         options = {"method": method, "max_new": min(max_tokens, self.context), "modality": modality}
-        found = jax.device_get(self._generate(self.params, pad(rows, width), lengths, keys, **options))
+        continuations = jax.device_get(self._generate(self.params, pad(rows, width), lengths, keys, **options))
         if shape:
-            found = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
-        return [Continuations(*arrays) for arrays in zip(*found, strict=True)]
+            continuations = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), continuations)
+        return [Continuations(*arrays) for arrays in zip(*continuations, strict=True)]
 
     def session(self, slots: int, length: int, width: int) -> "DecodeState":
         """Returns a state that scores prefixes token by token."""
@@ -231,9 +231,9 @@ class LanguageModel(TextScorer):
     def _nats(self):
         def nats(params: Params, tokens, targets, lengths):
             transformer = functional.bind(self.graphdef, params).transformer
-            place = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-            inside = place < lengths[:, None]
-            hidden = transformer(tokens, inside.astype(jnp.int32), place)
+            position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+            inside = position < lengths[:, None]
+            hidden = transformer(tokens, inside.astype(jnp.int32), position)
             return token_losses(transformer, hidden, targets, inside.astype(jnp.float32))[1].nll
 
         return jax.jit(nats)
@@ -341,8 +341,8 @@ def generate_texts(
     method = method_of(sampling, beam_size, length_penalty)
     check_counts(max_tokens=max_tokens, samples=samples)
     lm = LanguageModel.load(checkpoint)
-    found = lm.generate(prompts, method, max_tokens=max_tokens, samples=samples, seed=seed)
-    for prompt, continuations in zip(prompts, found, strict=True):
+    results = lm.generate(prompts, method, max_tokens=max_tokens, samples=samples, seed=seed)
+    for prompt, continuations in zip(prompts, results, strict=True):
         for each in continuations:
             if format == "json":
                 print(json.dumps({"prompt": prompt, **each._asdict()}, ensure_ascii=False), flush=True)

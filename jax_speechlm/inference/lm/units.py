@@ -114,8 +114,8 @@ class UnitModel:
             ids, method, modality=modality, max_tokens=max_tokens, samples=samples, seed=seed
         )
         return [
-            read_continuations(found, self.lm.vocabulary, functools.partial(self._read, start), UnitContinuation)
-            for start, found in zip(ids, continuations, strict=True)
+            read_continuations(arrays, self.lm.vocabulary, functools.partial(self._read, start), UnitContinuation)
+            for start, arrays in zip(ids, continuations, strict=True)
         ]
 
     def _change(self, before: Modality, now: Modality) -> list[int]:
@@ -187,8 +187,8 @@ def generate_units(
     spoken = [[deduplicate(codes)[0]] for codes in spoken_units] or [[]] * count
     parts = [[*([text] if text else []), *speech] for text, speech in zip(texts, spoken, strict=True)]
     options = {"max_tokens": max_tokens, "samples": samples, "seed": seed}
-    found = model.generate(parts, method, modality=None if modality == "free" else modality, **options)
-    for text, file, continuations in zip(texts, files, found, strict=True):
+    results = model.generate(parts, method, modality=None if modality == "free" else modality, **options)
+    for text, file, continuations in zip(texts, files, results, strict=True):
         for each in continuations:
             line = {"prompt": text, "audio": file and str(file), **each._asdict()}
             print(json.dumps(line, ensure_ascii=False), flush=True)
