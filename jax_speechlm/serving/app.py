@@ -265,7 +265,7 @@ class Service:
             "trained by": experiment.objective.kind,
             "to": self.transcriber.task,
             "on": ", ".join(getattr(experiment.data, "sets", ())) or experiment.data.kind,
-            "steps": self.transcriber.step,
+            "steps": self.transcriber.run.step,
             "parameters": sum(math.prod(leaf.shape) for leaf in leaves),
             "tokens": f"{self.transcriber.tokenizer.vocab_size} ({self.transcriber.tokenizer.kind})",
             "decoding": self.transcriber.decoding_description,

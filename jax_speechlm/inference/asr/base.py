@@ -9,7 +9,7 @@ import abc
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from data_pipelines.audio.decode import AudioError
 from data_pipelines.core.audio_format import SAMPLE_RATE
@@ -60,14 +60,16 @@ class Transcriber(abc.ABC):
     """A trained model that transcribes audio; `run` is its checkpoint."""
 
     run: LoadedRun
+    joins_windows: ClassVar[bool] = False
+    """Whether the outputs of overlapping windows can be joined; else each window is an utterance."""
+    task: str = "transcribe"
+    """Task that the model was trained for (`objectives.speech_text.speech_lm.Task`)."""
+    separator: str = " "
+    """String between the texts of segments."""
 
     @property
     def checkpoint(self) -> AnyPath:
         return self.run.checkpoint
-
-    @property
-    def step(self) -> int:
-        return self.run.step
 
     @property
     def experiment(self) -> Experiment:
@@ -82,12 +84,12 @@ class Transcriber(abc.ABC):
         return self.run.params
 
     @abc.abstractmethod
+    def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
+        """Transcribes batches; returns texts and log-probabilities by `example_id`, without filler rows."""
+
     def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
         """Transcribes batches; returns texts by `example_id`, without filler rows."""
-
-    @abc.abstractmethod
-    def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
-        """Transcribes batches as `recognize` does, with the texts' log-probabilities."""
+        return {row: result.text for row, result in self.transcribe_batches(batches).items()}
 
     @abc.abstractmethod
     def encode(self, batches: Iterable[Batch]) -> dict[int, Any]:
@@ -102,24 +104,9 @@ class Transcriber(abc.ABC):
         """Decodes each utterance to text."""
 
     @property
-    def task(self) -> str:
-        """Task that the model was trained for (`objectives.speech_text.speech_lm.Task`)."""
-        return "transcribe"
-
-    @property
     @abc.abstractmethod
     def decoding_description(self) -> str:
         """Description of the decoding method, for reports."""
-
-    @property
-    def joins_windows(self) -> bool:
-        """Whether the outputs of overlapping windows can be joined; else each window is an utterance."""
-        return False
-
-    @property
-    def separator(self) -> str:
-        """String between the texts of segments."""
-        return " "
 
     def transcribe(
         self,
@@ -161,7 +148,7 @@ class Transcriber(abc.ABC):
     def segments(
         self,
         blocks: Iterable[Samples],
-        encode: Encode | None = None,
+        encode: Encode,
         *,
         max_seconds: float = 30.0,
         seconds_per_batch: float = 60.0,
@@ -171,10 +158,9 @@ class Transcriber(abc.ABC):
 
         Args:
           blocks: its samples at 16 kHz, which may raise `AudioError`.
-          encode: encodes windows; by default `encode_audio`.
+          encode: encodes windows, as `encode_audio` does.
           at_once: utterances decoded together; affects speed and latency, not the result.
         """
-        encode = encode or functools.partial(self.encode_audio, seconds_per_batch=seconds_per_batch)
         pieces = (_Piece(0, window) for window in self._windows(blocks, max_seconds))
         encoded = ((piece.window, piece.output) for piece in _encoded(pieces, encode, seconds_per_batch))
         for group in _in_groups(self.utterances(encoded), at_once):

@@ -44,6 +44,7 @@ class Recognizer(Transcriber):
     """
 
     abilities: ClassVar[tuple[str, ...]] = ("transcribe", "embed")
+    joins_windows: ClassVar[bool] = True  # CTC frames of adjacent windows can be concatenated
 
     members: tuple[LoadedRun, ...]
     decoder: Decoder | None = None
@@ -132,10 +133,6 @@ class Recognizer(Transcriber):
 
     def _rows(self, compute: Callable[..., tuple[jax.Array, ...]], batches: Iterable[Batch]) -> dict[int, Row]:
         return rows_by_id(functools.partial(compute, self.params), batches)
-
-    @property
-    def joins_windows(self) -> bool:
-        return True  # CTC frames of adjacent windows can be concatenated
 
     @functools.cached_property
     def separator(self) -> str:

@@ -88,12 +88,8 @@ class SpeechLanguageModel(Transcriber):
     def decoding_description(self) -> str:
         return f"beam {self.method.size}" if isinstance(self.method, Beam) else "greedy"
 
-    def recognize(self, batches: Iterable[Batch]) -> dict[int, str]:
-        """Generates the best text for each row; returns texts by `example_id`, without filler rows."""
-        return {row: best.text for row, (best, *_) in self.encode(batches).items()}
-
     def transcribe_batches(self, batches: Iterable[Batch]) -> dict[int, Transcription]:
-        """Transcribes as `recognize`, with the log-probability per token."""
+        """Generates the best text for each row; returns it with its log-probability per token."""
         return {row: Transcription(best.text, _per_token(best)) for row, (best, *_) in self.encode(batches).items()}
 
     def encode(self, batches: Iterable[Batch]) -> dict[int, list[Continuation]]:
