@@ -92,7 +92,12 @@ class IntervalMetrics:
         In a mixture, `stream` prefixes their names, and `loss` is averaged over steps instead of targets.
         """
         values = jax.device_get(metrics)
-        for name, (total, weight) in _in_the_name_of(stream, values).items():
+        named = values
+        if stream:
+            named = {name if name in STEP_METRICS else f"{stream}_{name}": pair for name, pair in values.items()}
+            total, weight = values["loss"]
+            named["loss"] = total / max(weight, 1e-9), float(weight > 0)  # weight 1 per step, not per target
+        for name, (total, weight) in named.items():
             self._totals[name][0] += float(total)
             self._totals[name][1] += float(weight)
         return means(values)
@@ -118,14 +123,6 @@ class IntervalMetrics:
         }
         self._reset()
         return figures
-
-
-def _in_the_name_of(stream: str, metrics: Mapping[str, tuple]) -> Mapping[str, tuple]:
-    if not stream:
-        return metrics
-    named = {name if name in STEP_METRICS else f"{stream}_{name}": pair for name, pair in metrics.items()}
-    total, weight = metrics["loss"]
-    return named | {"loss": (total / max(weight, 1e-9), float(weight > 0))}  # weight 1 per step, not per target
 
 
 def means(metrics) -> dict[str, float]:
@@ -155,18 +152,12 @@ class Reporter:
         )
         self._task = self._progress.add_task(title, total=num_steps, completed=start_step, status="compiling")
         if self._active:
-            self.tensorboard_dir = logs / "tensorboard"
             drop_later(logs / METRICS, start_step)
             self._lines = (logs / METRICS).open("a", buffering=1)
-            self._tensorboard = EventFileWriter(str(self.tensorboard_dir))
+            self._tensorboard = EventFileWriter(str(logs / "tensorboard"))
             # Makes TensorBoard drop the events of earlier files from this step on.
-            self._tensorboard.add_event(
-                Event(
-                    wall_time=time.time(),
-                    step=start_step + 1,
-                    session_log=SessionLog(status=SessionLog.SessionStatus.START),
-                )
-            )
+            started = SessionLog(status=SessionLog.SessionStatus.START)
+            self._tensorboard.add_event(Event(wall_time=time.time(), step=start_step + 1, session_log=started))
 
     def __enter__(self) -> "Reporter":
         self._progress.start()
@@ -194,9 +185,7 @@ class Reporter:
         for name, value in figures.items():
             self._tensorboard.add_event(Event(wall_time=now, step=step, summary=scalar_pb(f"{part}/{name}", value)))
         self._tensorboard.flush()
-        shown = [
-            (name, form) for key, form in _SHOWN.items() for name in figures if name == key or _is_of_stream(name, key)
-        ]
+        shown = [(name, form) for key, form in _SHOWN.items() for name in figures if _is_shown_as(name, key)]
         status = "  ".join(f"{name.replace('_', ' ')} {figures[name]:{form}}" for name, form in shown)
         self._progress.update(self._task, status=status)
         if status and (part != "train" or not self.console.is_terminal):
@@ -222,6 +211,6 @@ _SHOWN = {
 }
 
 
-def _is_of_stream(name: str, key: str) -> bool:
-    """Returns whether a metric is the loss or the error rate of a mixture's stream."""
-    return key in ("loss", "wer") and name.endswith(f"_{key}")
+def _is_shown_as(name: str, key: str) -> bool:
+    """Returns whether a metric is `key`, or the same of a mixture's stream for loss and error rate."""
+    return name == key or (key in ("loss", "wer") and name.endswith(f"_{key}"))
