@@ -82,15 +82,13 @@ class SpeechEncoder:
         max_seconds: float = 30.0,
         seconds_per_batch: float = 60.0,
     ) -> Iterator[Float[np.ndarray, "time dim"]]:
-        """Computes one layer's hidden states of audio of any format, rate, length and number of channels.
+        """Computes hidden states of recordings of a layer, 0 to `model.num_layers`, by default the last.
 
-        Args:
-          layer: 0 to `model.num_layers`; by default the last.
-          max_seconds: longer recordings are cut at pauses and their parts encoded separately.
+        Recordings longer than `max_seconds` are cut at pauses and their parts encoded separately.
 
         Yields:
-          For each recording in order its hidden states, one every `frame_samples` samples at 16 kHz; the mean over
-          time is an utterance embedding.
+          For each recording in order its hidden states, one every `frame_samples` samples at 16 kHz; their mean is an
+          utterance embedding.
 
         Raises:
           AudioError: a recording cannot be read, or is too short for a single frame.

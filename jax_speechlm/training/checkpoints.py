@@ -56,12 +56,7 @@ class Checkpoints:
     """
 
     def __init__(self, run_dir: str | os.PathLike, *, keep_last: int = 2, keep_best: int = 1):
-        """Opens the checkpoints of a run and creates the folder `checkpoints/`.
-
-        Args:
-          keep_last: number of newest checkpoints to keep.
-          keep_best: number of further checkpoints to keep, with the lowest validation loss.
-        """
+        """Opens a run's checkpoints; keeps the newest, and `keep_best` further ones with the lowest validation loss."""
         self.directory = _orbax_path(run_dir) / "checkpoints"
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keep_best = keep_best
@@ -231,10 +226,9 @@ def _rename(folder: AnyPath) -> AnyPath:
 
 
 def write(run_dir: str | os.PathLike, params: Params, meta: dict[str, Any]) -> AnyPath:
-    """Creates a run's directory with parameters only: one checkpoint, which can be used like a trained run's.
+    """Creates a run's directory with one checkpoint of parameters only, which can be used like a trained run's.
 
     Args:
-      params: as returned by `read_params`.
       meta: as in a run's checkpoints; its "step" names the folder.
 
     Returns:
@@ -299,11 +293,7 @@ def find(path: str | os.PathLike) -> AnyPath:
 
 
 def find_all(path: str | os.PathLike) -> list[AnyPath]:
-    """Finds all `<step>` folders of a run's directory, oldest first; a `<step>` folder is returned alone.
-
-    Raises:
-      CheckpointError: the path has no checkpoint.
-    """
+    """Finds all `<step>` folders of a run, oldest first; a `<step>` folder is itself one. Raises `CheckpointError`."""
     path = reach(path)
     if _is_whole(path):
         return [path]

@@ -14,11 +14,7 @@ NOTABLE_SHARE = 0.1
 
 
 def concerns(experiment: Experiment, source: BatchSource) -> tuple[str, ...]:
-    """Returns warnings about a run's settings and data, each with its remedy.
-
-    Raises:
-      DataError: the share of the audio that is left out exceeds `data.max_dropped`.
-    """
+    """Returns warnings about a run's settings and data; raises `DataError` above `data.max_dropped`."""
     warnings = list(_of_optimizer(experiment.optimizer, experiment.num_steps))
     if experiment.optimizer.accumulate > 1 and experiment.objective.couples_rows:
         warnings.append(

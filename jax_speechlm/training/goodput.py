@@ -20,12 +20,9 @@ class GoodputTracker:
     """
 
     def __init__(self, began: float, log: Path, clock: Callable[[], float] = time.time):
-        """Continues the account of earlier starts of the same run, if any.
+        """Continues the account of earlier starts, logged as the part "goodput" in `log`, the run's metrics.jsonl.
 
-        Args:
-          began: time of this start, by `clock`.
-          log: the run's metrics.jsonl, with `figures` logged as the part "goodput".
-          clock: seconds, continuous across processes.
+        `began` is the time of this start by `clock`, which counts seconds continuously across processes.
         """
         self._clock = clock
         self._spent = dict.fromkeys(KINDS, 0.0)

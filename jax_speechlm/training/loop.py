@@ -252,9 +252,7 @@ def _initial_state(
 ) -> tuple[TrainState, int, list[str]]:
     """Restores the newest checkpoint, or initialises parameters and applies `experiment.init_from`.
 
-    Args:
-      own: selects the part of a state that checkpoints save.
-      borrowed: the other parameters.
+    `own` selects the part of a state that checkpoints save, `borrowed` are the other parameters.
 
     Returns:
       The state, the first step, and messages for the user.

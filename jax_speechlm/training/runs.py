@@ -26,9 +26,7 @@ class LoadedRun:
     """A checkpoint's parameters and the settings needed to use them.
 
     Attributes:
-      checkpoint: its folder.
       step: training steps before it.
-      experiment: the run's configuration.
       tokenizer: None if the run had none.
       params: the moving average if the run kept one.
       units: fingerprint of the k-means whose units it was trained on, or None.
@@ -47,12 +45,8 @@ class LoadedRun:
     def load(cls, path: str | os.PathLike, objective: type[ObjectiveConfig], purpose: str) -> "LoadedRun":
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, to the device.
 
-        Args:
-          objective: objective that the run must be trained by.
-          purpose: the intended use; completes the error "was trained by ..., which cannot ...".
-
         Raises:
-          CheckpointError: no checkpoint can be read, or it was trained by another objective.
+          CheckpointError: no checkpoint can be read, or it was trained by another objective, "which cannot" `purpose`.
         """
         checkpoint = ckpt.find(path)
         if (task := task_of_run(checkpoint)).objective is not objective:
@@ -64,14 +58,11 @@ class LoadedRun:
 
     @classmethod
     def read(cls, path: str | os.PathLike, *, quantized: bool = False, on_host: bool = False) -> "LoadedRun":
-        """Reads a checkpoint of any objective.
+        """Reads a checkpoint of any objective. Raises `CheckpointError` if none can be read.
 
         Args:
           quantized: keep quantised kernels as integers instead of converting them back to floats.
           on_host: leave the parameters in host memory, as numpy arrays.
-
-        Raises:
-          CheckpointError: no checkpoint can be read.
         """
         checkpoint = ckpt.find(path)
         params, meta = ckpt.read_params(checkpoint, quantized=quantized)
@@ -143,9 +134,5 @@ class SavedRuns:
 
 
 def resolve(experiment: Experiment) -> Experiment:
-    """Returns a copy of an experiment whose objective has read the settings it needs from other runs.
-
-    Raises:
-      CheckpointError: a run's checkpoint cannot be read, or does not suit the objective.
-    """
+    """Returns a copy of an experiment whose objective has read the settings it needs from other runs."""
     return experiment.replace(objective=experiment.objective.resolve(SavedRuns()))

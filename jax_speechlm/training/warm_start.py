@@ -30,15 +30,10 @@ def take_over(
     objective: ObjectiveConfig | None = None,
     units: str | None = None,
 ) -> Params:
-    """Replaces groups of parameters with the parameters of another run.
+    """Replaces groups of parameters with those of another run; the result has the shardings of `params`.
 
     If the vocabularies differ, as between a text model and the unit model initialised from it, only the rows of ids
-    with the same meaning are replaced.
-
-    Args:
-      params: this run's parameters; the result has their shardings.
-      objective: this run's.
-      units: fingerprint of this run's speech units.
+    with the same meaning are replaced. `objective` and `units`, the fingerprint of speech units, are this run's.
 
     Raises:
       CheckpointError: the checkpoint cannot be read, a group is missing in it or in this model or has another shape, or

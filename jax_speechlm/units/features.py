@@ -64,11 +64,7 @@ class Hidden(Config):
     digest: str = ""
 
     def open(self) -> Extractor:
-        """Reads the checkpoint and returns the extractor of this layer's output.
-
-        Raises:
-          CheckpointError: the checkpoint cannot be read, has no conformer with this many layers, or has changed.
-        """
+        """Reads the checkpoint; returns its extractor. Raises `CheckpointError` if it has changed, or no such layer."""
         run, config, params = self._read()
         frontend = run.experiment.frontend
         if self.digest and self.digest != _digest(params):

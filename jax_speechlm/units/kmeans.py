@@ -94,12 +94,9 @@ def nearest(
     centroids_KxD: Float[Array, "units features"],
     scores_per_block: int | None = None,
 ) -> tuple[Int32[Array, " rows"], Float[Array, " rows"]]:
-    """Assigns rows to their nearest centroids.
+    """Assigns rows to their nearest centroids, in blocks of at most `scores_per_block` rows times centroids.
 
     Computed in full float32 on every backend, so that units do not change when a model moves to another machine.
-
-    Args:
-      scores_per_block: rows times centroids of a block; by default it depends on the platform.
 
     Returns:
       The index of the nearest centroid (the first of ties), and the squared distance to it, per row.

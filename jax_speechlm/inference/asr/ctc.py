@@ -33,14 +33,10 @@ _IMPOSSIBLE = -30.0  # log-probability of a token in silence
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recognizer(Transcriber):
-    """A CTC checkpoint's model, front end and tokenizer.
+    """A CTC checkpoint's model, front end and tokenizer; `decoder` is None for greedy decoding.
 
     An ensemble's posteriors are the mean of its members' probabilities, frame by frame; `run` is the first member. In
     such a mixture no member can veto a token by a probability near zero.
-
-    Attributes:
-      members: the checkpoints; one unless it is an ensemble.
-      decoder: None for greedy decoding.
     """
 
     abilities: ClassVar[tuple[str, ...]] = ("transcribe", "embed")
@@ -56,10 +52,7 @@ class Recognizer(Transcriber):
         decoding: Decoding = Decoding(),  # noqa: B008  frozen
         ensemble: Sequence[str | os.PathLike] = (),
     ) -> "Recognizer":
-        """Reads runs' newest checkpoints, or `checkpoints/<step>` folders, and the language models of `decoding`.
-
-        Args:
-          ensemble: further runs, of any size, with the same tokenizer and frame rate.
+        """Reads checkpoints and the language models of `decoding`; an `ensemble` shares tokenizer and frame rate.
 
         Raises:
           CheckpointError: a checkpoint cannot be read, its model has no CTC output, or tokenizer or frame rate differ.

@@ -115,11 +115,7 @@ class Decoder:
     """Runs a beam search with its language models, by the settings and weights `decoding`."""
 
     def __init__(self, decoding: Decoding, tokenizer: Tokenizer):
-        """Loads the language models and phrases of `decoding`.
-
-        Raises:
-          DataError, CheckpointError: a file is missing or unreadable, or a language model does not fit the tokenizer.
-        """
+        """Loads language models and phrases; raises `DataError` or `CheckpointError` if one cannot be read or used."""
         self.decoding = decoding.with_defaults()
         self._tokenizer = tokenizer
         self._lm = _scorer(decoding.lm, decoding.lm_ensemble, tokenizer) if decoding.lm else None

@@ -42,12 +42,7 @@ SPARE_TOKENS = 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpeechLanguageModel(Transcriber):
-    """A checkpoint's encoder, adapter and language model.
-
-    Attributes:
-      run: the checkpoint, with LoRA merged.
-      method: the search, greedy or beam.
-    """
+    """A checkpoint's encoder, adapter and language model, with LoRA merged, and the search `method`."""
 
     run: LoadedRun
     method: Sampling | Beam = GREEDY
@@ -149,11 +144,7 @@ class SpeechLanguageModel(Transcriber):
     ) -> list[list[Continuation]]:
         """Generates answers to recordings. Each depends on its recording, the method and the seed alone.
 
-        Args:
-          samples: answers drawn per recording; a beam search returns its hypotheses instead, best first.
-
-        Raises:
-          AudioError: a recording cannot be read.
+        A beam search returns its hypotheses, best first, instead of `samples`. Raises `AudioError` for an unreadable file.
         """
         check_counts(samples=samples)
         audio = [np.concatenate(list(blocks_of(recording))) for recording in recordings]

@@ -33,11 +33,10 @@ class Continuation(NamedTuple):
 
 
 class UnitContinuation(NamedTuple):
-    """One continuation of a document of text and speech units.
+    """One continuation of a document of text and speech units, otherwise as `Continuation`.
 
     Attributes:
       parts: the continuation as JSON objects, {"text": ...} or {"units": [...]}.
-      log_prob, ended: as of `Continuation`.
       num_tokens: number of tokens, including modality switches and the end.
     """
 
@@ -76,10 +75,8 @@ def read_continuations(
 ) -> list[Any]:
     """Converts one prompt's arrays [samples or beam, ...] to continuations.
 
-    Those without a finite log-probability are left out: a search found fewer than the beam size.
-
-    Args:
-      read: converts ids without an end to the first field of `kind`.
+    Entries without a finite log-probability, of a search with too few hypotheses, are left out. `read` converts ids
+    without an end to the first field of `kind`.
     """
     results = []
     tokens, *others = jax.tree.map(np.asarray, continuations)

@@ -54,14 +54,11 @@ class UnitModel:
         return cls(lm, data.units, run.units)
 
     def check(self, units: str | Path | None = None) -> Path:
-        """Checks that a k-means (by default the run's `data.units`) is the one that the model was trained on.
-
-        Returns:
-          Its folder.
+        """Returns the folder of a k-means, by default the run's `data.units`.
 
         Raises:
           DataError: the folder cannot be read.
-          CheckpointError: it is another k-means.
+          CheckpointError: it is not the k-means that the model was trained on.
         """
         folder = Path(units or self.units)
         if (fingerprint := read_units(folder).fingerprint) != self.fingerprint:
