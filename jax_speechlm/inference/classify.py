@@ -46,8 +46,8 @@ class Classifier(RunPredictor):
     ) -> Float[np.ndarray, "inputs classes"]:
         """Computes class probabilities of recordings or texts, each independent of the others.
 
-        Of a text the first `data.context` tokens are used. Recordings longer than `max_seconds` are cut at pauses and have
-        the mean over the parts, weighted by length.
+        Of a text the first `data.context` tokens are used. Recordings longer than `max_seconds` are cut at pauses; the
+        result is the mean over the parts, weighted by length.
 
         Raises:
           AudioError: a recording cannot be read, or is too short for a single frame.

@@ -144,7 +144,7 @@ class SpeechLanguageModel(Transcriber):
     ) -> list[list[Continuation]]:
         """Generates answers to recordings. Each depends on its recording, the method and the seed alone.
 
-        A beam search returns its hypotheses, best first, instead of `samples`. Raises `AudioError` for an unreadable file.
+        A beam search returns its hypotheses, best first, instead of `samples`. Unreadable files raise `AudioError`.
         """
         check_counts(samples=samples)
         audio = [np.concatenate(list(blocks_of(recording))) for recording in recordings]
