@@ -193,11 +193,8 @@ def load(path: str | os.PathLike, decoding: Decoding = Decoding()) -> TrainedMod
         raise CheckpointError(
             f"{checkpoint}: was trained by {task.name}, for which there is no predictor; there is one for {able}"
         )
-    if "transcribe" in task.abilities:
-        model = open_transcriber(checkpoint, decoding)
-    else:
-        model = resolve(task.predictor).load(checkpoint)
-    return TrainedModel(checkpoint, task.name, model)
+    options = [decoding] if "transcribe" in task.abilities else []
+    return TrainedModel(checkpoint, task.name, resolve(task.predictor).load(checkpoint, *options))
 
 
 def _listed(recordings: Recording | Sequence[Recording]) -> Sequence[Recording]:

@@ -127,11 +127,7 @@ class Optimizer(Config):
         Raises:
           ValueError: no parameter is in one of the groups.
         """
-        inner = {
-            "adamw": optax.scale_by_adam(self.b1, self.b2, self.eps),
-            "adam": optax.scale_by_adam(self.b1, self.b2, self.eps),
-            "sgd": optax.trace(self.b1),
-        }[self.kind]
+        inner = optax.trace(self.b1) if self.kind == "sgd" else optax.scale_by_adam(self.b1, self.b2, self.eps)
         decay = 0.0 if self.kind == "adam" else self.weight_decay
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
