@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.runs import tokenizer_files, unpack_files
@@ -120,11 +121,11 @@ def test_a_full_disk_is_noticed_before_anything_is_written(saved, tmp_path, monk
 
 
 def test_files_travel_in_json_and_never_leave_their_folder(tmp_path):
-    class Binary:
+    class Binary(CharTokenizer):
         def save(self, folder):
             (Path(folder) / "tokenizer.json").write_bytes(b"\x00\xff")
 
-    unpack_files(tokenizer_files(Binary()), tmp_path)
+    unpack_files(tokenizer_files(Binary("ab")), tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == b"\x00\xff"
     with pytest.raises(ckpt.CheckpointError, match="refused"):
         unpack_files({"../evil": ""}, tmp_path)
