@@ -123,11 +123,10 @@ class SpeechLanguageModel(Transcriber):
           Answers by `example_id`: one, or the hypotheses of a beam, best first. If the model's probabilities are not
           finite, one empty text of log-probability -inf.
         """
-        rows = len(batch["example_id"])
         if keys is None:
-            keys = jax.random.split(jax.random.key(0), rows)  # unused by greedy and beam search
-        run = functools.partial(self._answer, self.params, keys=keys, method=method or self.method)
-        rows = rows_by_id(lambda batch: run(dict(batch)), [batch])
+            keys = jax.random.split(jax.random.key(0), len(batch["example_id"]))  # unused by greedy and beam search
+        method = method or self.method
+        rows = rows_by_id(lambda batch: self._answer(self.params, dict(batch), keys, method=method), [batch])
         nothing = [Continuation("", -math.inf, 0, False)]
         return {
             row: read_continuations(Continuations(*arrays), self.vocabulary, self.tokenizer.decode) or nothing
@@ -166,7 +165,6 @@ class SpeechLanguageModel(Transcriber):
     def _answer(self):
         experiment = self.experiment
         config = experiment.model.replace(lora=LoRA())
-
         graphdef = functional.declare(lambda rngs: SpeechTransformer(config, self.vocabulary.size, rngs=rngs)).graphdef
         before, after = experiment.objective.prompt_ids(self.tokenizer)
 
