@@ -188,8 +188,6 @@ def resample(
 
     Args:
       blocks: pairs of a rate in Hz, the same in all, and float32 [samples] or [samples, channels] in -1..1.
-      name: of the audio in errors.
-      max_seconds: limit of the duration.
 
     Returns:
       int16 [samples].
@@ -215,9 +213,6 @@ def resampled(
 
     Args:
       blocks: as in `resample`.
-      name: of the audio in errors.
-      max_seconds: limit of the duration.
-      rate: of the output, in Hz.
       mix: whether to average the channels.
 
     Yields:

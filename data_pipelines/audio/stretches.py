@@ -17,7 +17,6 @@ class Stretch:
     """A part of a sound file.
 
     Attributes:
-      path: of the file.
       start: seconds from the beginning of the file.
       end: seconds from the beginning; None for the rest of the file.
       channels: to average, counted from 0; empty for all.
@@ -55,10 +54,6 @@ def decode_stretches(
     """Decodes stretches of one recording in one pass, up to the end of the last.
 
     Memory use is one block of the recording and the stretches that are being read.
-
-    Args:
-      stretches: of the same file.
-      max_seconds: longer stretches are errors.
 
     Yields:
       Pairs of an index into `stretches` and its int16 [samples] at 16 kHz mono, or its error, in the order of their

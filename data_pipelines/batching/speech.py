@@ -47,20 +47,17 @@ def open_batches(
     """Opens the batches of a plan from any step on.
 
     Args:
-      index: rows that the plan was made from.
       plan: the plan.
       tokenizer: encodes the texts as `tokens`; None for audio alone.
       host: number of this host, which reads a contiguous share of every batch's rows.
       num_hosts: number of hosts.
       start_step: first step.
-      num_steps: number of batches; None is unlimited.
       speeds: speed factors that the plan was made with (`speed.with_speeds`).
       noise: reader of the array `noise`.
       labels: class of each row of the index.
       column: text column of the index to encode.
       frame_labels: speech units or classes per frame for the rows of the index; crops then start at frame boundaries.
       parallel: batches assembled at a time, one per thread; by default the number of cores, at most 8.
-      prefetch: finished batches held in memory.
       max_bad: damaged records that are skipped before the run stops.
 
     Raises:

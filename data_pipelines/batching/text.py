@@ -43,10 +43,8 @@ def open_text_batches(
       host: number of this host, which reads a contiguous share of every batch's rows.
       num_hosts: number of hosts.
       start_step: first step.
-      num_steps: number of batches; None is unlimited.
       labels: class of each document, for a plan without packing.
       frame_samples: samples per frame of speech, for documents with speech units.
-      prefetch: batches prepared in advance.
 
     Raises:
       ValueError: the plan was made from other documents, its batches do not divide among the hosts, or labels are given

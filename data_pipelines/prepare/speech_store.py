@@ -62,10 +62,7 @@ def store(
     of `tfds.data_source`, and `meta.json`.
 
     Args:
-      source: the corpus.
       converted: its clips, ordered by split.
-      report: about `converted`.
-      folder: of the prepared set.
       work: the folder that the `file`s of `converted` are relative to.
       request: the arguments that decide the content of the set, so that the same call later finds it.
 

@@ -31,12 +31,8 @@ class TfdsAudio:
     """The audio feature of one record: a whole file if the set decodes lazily, otherwise its samples.
 
     Attributes:
-      folder: of the prepared TFDS set.
-      split: of the TFDS set.
       row: number of the record in its split.
-      feature: name of the audio feature.
       rate: of stored samples, in Hz.
-      name: for messages.
     """
 
     folder: Path
@@ -71,7 +67,6 @@ def tfds_source(
 
     Args:
       tfds_name: its name in TFDS, with a config if it has several: `common_voice/en`.
-      name: of the prepared set.
       text_form: of transcripts: `none` keeps them as they are (Unicode NFC); `basic` applies `normalise`.
       tfds_data_dir: folder of TFDS's sets; default: `$TFDS_DATA_DIR`, or TFDS's own default.
 

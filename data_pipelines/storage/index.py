@@ -47,9 +47,7 @@ class Part:
 
     Attributes:
       set_dir: folder of the prepared set; for a set in a bucket, the local folder that its index is copied to.
-      split: name of the split.
       records_dir: folder or URL of the TFDS records; None for text, whose documents are in the index itself.
-      num_rows: number of records.
       sha256: digest of the index file.
       is_relabelled: whether its texts differ from the texts in the records.
     """
@@ -161,9 +159,6 @@ def read_index(set_dirs: os.PathLike | str | Sequence[os.PathLike | str], split:
       set_dirs: folder or URL of a prepared set, or several to concatenate in this order.
       split: "train", "dev" or "test".
 
-    Returns:
-      The index.
-
     Raises:
       DataError: a set or its split is missing.
       IndexMismatchError: an index file differs from its description in `meta.json`.
@@ -177,9 +172,6 @@ def read_index(set_dirs: os.PathLike | str | Sequence[os.PathLike | str], split:
 
 def read_sets(data_dir: os.PathLike | str, names: Sequence[str], split: str) -> Index:
     """Reads sets by name and concatenates them: `name` is its split `split`, `name:other` its split `other`.
-
-    Returns:
-      The index.
 
     Raises:
       DataError, IndexMismatchError: as `read_index`.

@@ -64,9 +64,6 @@ def augment_audio(
 
     Args:
       audio: samples at 16 kHz.
-      audio_length: samples per row.
-      keys: one key a row.
-      config: settings.
       noise: a segment of the noise set for each row; required if `noise_probability` is not 0.
 
     Returns:
@@ -109,13 +106,7 @@ def spec_augment(
 
     Args:
       features: normalised log-mel features, whose mean is 0; frames may be stacked.
-      length: valid feature vectors per row.
-      keys: one key a row.
-      config: settings.
       num_mel_bins: mel bins of one frame. A band covers the same bins in all frames stacked in a vector.
-
-    Returns:
-      The masked features.
     """
     _, num_frames, dim = features.shape
     time, frequency = split_keys(keys, 2)

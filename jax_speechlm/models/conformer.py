@@ -154,7 +154,6 @@ class MacaronLayer(nnx.Module):
     Half a feed-forward, attention, convolution, half a feed-forward, each residual; then LayerNorm.
 
     Args:
-      config: of any conformer.
       make_attention: `rngs -> (x, mask [B, T], context, keys) -> x`.
       make_convolution: `rngs -> (x, mask [B, T], keys) -> x`.
       bias: whether the linear maps of the feed-forwards have one.
@@ -228,7 +227,6 @@ class Conformer(nnx.Module):
         """Encodes a batch.
 
         Args:
-          x_BxTxF: features.
           length_B: valid frames per row; may be 0.
           keys: one key a row (`jax_speechlm.core.batch.example_keys`) for dropout, or None for evaluation.
           chunk: limits attention (see `chunk_mask`); None for the whole utterance.
@@ -271,7 +269,6 @@ def run_layers(
     Args:
       layers: a stack of `MacaronLayer`.
       context: passed to the attention of every layer, which gets rows padded to `sequence.padded_time`.
-      config: of any conformer.
     """
     if not all(0 <= tap <= config.num_layers for tap in taps):
         raise ValueError(f"taps must be between 0 and num_layers ({config.num_layers}); got {taps}")

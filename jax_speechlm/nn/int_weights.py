@@ -35,9 +35,7 @@ class QuantizedKernel:
         low bits of a byte hold an input of the group's first half and the high bits one of its second. The last group
         is padded with zeros; in 8 bits there is one group.
       scale: float32 [*stack, groups, 1, outputs].
-      shape: of one kernel.
       num_in: number of its leading dimensions that are inputs.
-      kind: of quantisation.
     """
 
     values: Any  # arrays; tree transformations may put other leaves here
@@ -85,8 +83,6 @@ def quantize_kernel(
     Args:
       kernel: the kernel; with `stacked` its first dimension counts layers.
       num_in: number of input dimensions, not counting layers.
-      kind: of quantisation.
-      stacked: whether the kernel belongs to a stack of layers.
       group: inputs that share a scale in 4 bits; even.
 
     Returns:
