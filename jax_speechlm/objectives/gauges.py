@@ -71,6 +71,11 @@ def of_codes(
     }
 
 
+def per_batch(values: Mapping[str, Float[Array, ""]], weight: Float[Array, ""]) -> dict[str, tuple[Array, Array]]:
+    """Returns gauges of a batch as metrics with the batch's weight."""
+    return {name: (weight * value, weight) for name, value in values.items()}
+
+
 def check_code_usage(metrics: Mapping[str, float], after_warmup: bool, objective: str, cause: str) -> str | None:
     """Returns a warning if targets or predictions have collapsed to a few codes, else None.
 

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped
 
 from data_pipelines.core.audio_format import SAMPLE_RATE
-from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.batch import Batch, example_keys, frame_mask
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.models.conformer import ConformerConfig, draw_chunk
+from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk
 from jax_speechlm.nn.attention.relative import Chunk
+from jax_speechlm.objectives.base import ObjectiveConfig
 from jax_speechlm.parallel.mesh import shard_batch_and_time
 
 PROBE_STRIDE = 16
@@ -39,6 +40,34 @@ class Views(NamedTuple):
     keys_B: Key[Array, " batch"]
     dropout_keys: Key[Array, " batch"] | None
     chunk: Chunk | None
+
+    def weight(self, weight_B: Float[Array, " batch"]) -> Float[Array, "batch time"]:
+        """Returns the weight of each frame, 0 in padding."""
+        return frame_mask(self.length_B, self.mask_BxT.shape[1]) * weight_B[:, None]
+
+    def encode(
+        self, encoder: Conformer, mask_D: Float[Array, " dim"], taps: tuple[int, ...] = ()
+    ) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
+        """Encodes `x` with one vector in place of masked frames' embeddings; returns the encoder's output."""
+        x_BxTxD = encoder.embed(self.x_BxTxF)
+        x_BxTxD = jnp.where(self.mask_BxT[..., None], mask_D.astype(x_BxTxD.dtype), x_BxTxD)
+        return encoder.encode(x_BxTxD, self.length_B, keys=self.dropout_keys, chunk=self.chunk, taps=taps)
+
+
+class MaskedPrediction(ObjectiveConfig):
+    """Base of objectives with the settings `mask_ratio`, average share of masked frames, and `mask_span` in seconds."""
+
+    def span(self, frontend: FrontEnd) -> int:
+        """Returns the front end's frames of a span."""
+        return span_frames(self.mask_span, frontend)
+
+    def most_masked(self, num_frames: int, frontend: FrontEnd) -> int:
+        """Returns the maximum number of masked frames in a row of `num_frames`."""
+        return most_masked(num_frames, self.span(frontend), self.mask_ratio)
+
+    def views(self, batch: Batch, key: PRNGKeyArray | None, frontend: FrontEnd, encoder: ConformerConfig) -> Views:
+        """Draws the views and masks of a batch, as `draw_views`."""
+        return draw_views(batch, key, frontend, encoder, self.span(frontend), self.mask_ratio)
 
 
 def draw_views(

@@ -14,7 +14,8 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.heads.classification import Classification, TextClassifier, UtteranceClassifier
+from jax_speechlm.objectives.heads.base import SpeechClassifier
+from jax_speechlm.objectives.heads.classification import Classification, TextClassifier
 from jax_speechlm.tasks.inputs import class_ids
 from tests.objectives.text import MODEL, TOKENIZER, VOCABULARY, documents, pack, reorder
 
@@ -58,7 +59,7 @@ def objective(kind: str):
 def encoder(kind: str):
     """What a classifier's model gives for a batch, and what stands between it and the last layer."""
     size = (TRANSFORMER, VOCABULARY.size) if kind == "text" else (MODELS[kind],)
-    make = lambda rngs: (TextClassifier if kind == "text" else UtteranceClassifier)(*size, 3, rngs=rngs)  # noqa: E731
+    make = lambda rngs: (TextClassifier if kind == "text" else SpeechClassifier)(*size, 3, rngs=rngs)  # noqa: E731
     graphdef = functional.declare(make).graphdef
     if kind == "text":
         hidden = lambda params, *batch: functional.bind(graphdef, params).transformer(*batch)  # noqa: E731

@@ -42,7 +42,7 @@ def test_equals_the_cross_entropy_of_each_frame():
     _, params, run = objective()
     batch = batch_with_codes()
     loss, metrics = run(params, batch, None)
-    _, frame_logits = CONFIG.classifier(MODEL, FRONTEND)
+    frame_logits = CONFIG.classifier(MODEL, FRONTEND)
     alone, nats, hits, said = jax.jit(lambda params, one: frame_logits(params, one, None)), [], [], []
     for row in (0, 3, 4, 5):
         logits, (frames,) = alone(params, {name: jnp.asarray(value[row : row + 1]) for name, value in batch.items()})

@@ -13,14 +13,14 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import forward_flops, head_flops
-from jax_speechlm.nn import functional
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig
-from jax_speechlm.objectives.lm.causal_lm import TextModel, require_transformer, scored
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, split_row_keys
+from jax_speechlm.objectives.lm.causal_lm import require_transformer, text_objective, token_metrics
 from jax_speechlm.objectives.masking import masked_places, take_frames
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import shard_batch_and_time
@@ -54,34 +54,21 @@ class MaskedLM(ObjectiveConfig):
         require_transformer(model, causal=False, objective=self.kind)
         starts_V = self.starts(tokenizer)
 
-        def make(rngs):
-            return TextModel(model, vocabulary.size, rngs=rngs)
-
-        graphdef = functional.declare(make).graphdef
-
-        def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
-            transformer = functional.bind(graphdef, params).transformer
-            mask_key, dropout_key = (jax.random.key(0), None) if key is None else jax.random.split(key)
-            keys = None if key is None else example_keys(dropout_key, batch["example_id"])
-            masked = mask_tokens(
-                batch["tokens"],
-                batch["segment"],
-                example_keys(mask_key, batch["example_id"]),
-                vocabulary,
-                starts_V,
-                self.ratio,
-            )
-            hidden_BxTxD = transformer(masked.tokens, batch["segment"], batch["position"], keys)
+        def score(transformer: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+            mask_keys, dropout_keys = split_row_keys(key, batch)
+            row = batch["tokens"], batch["segment"]
+            masked = mask_tokens(*row, mask_keys, vocabulary, starts_V, self.ratio)
+            hidden_BxTxD = transformer(masked.tokens, batch["segment"], batch["position"], dropout_keys)
             targets = take_chosen(masked, hidden_BxTxD, batch["tokens"], batch["weight"], self.ratio)
-            loss, metrics = scored(transformer, *targets)
-            return loss, {"loss": metrics["loss"], "masked_accuracy": metrics["accuracy"]}
+            metrics = token_metrics(transformer, *targets)
+            return {"loss": metrics["loss"], "masked_accuracy": metrics["accuracy"]}
 
         def flops(num_tokens: int, batch_size: int) -> float:
             unscored = num_tokens - most_masked(num_tokens, self.ratio)
             head = head_flops(model, vocabulary.size)
             return forward_flops(model, vocabulary.size, num_tokens, batch_size) - batch_size * unscored * head
 
-        return Objective(make, loss, forward_flops=flops)
+        return text_objective(model, vocabulary, score, forward_flops=flops)
 
     def starts(self, tokenizer: Tokenizer) -> Bool[np.ndarray, " vocab"]:
         """Returns True for ids that start a unit of masking: word starts with `whole_words`, otherwise all."""

@@ -19,29 +19,21 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field
 
-from jax_speechlm.core.batch import Batch, frame_mask
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models.conformer import Conformer
+from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.nn.functional import parameter
 from jax_speechlm.nn.layers import Linear, split_keys
 from jax_speechlm.nn.vector_quantizer import GumbelQuantizer, Quantized
 from jax_speechlm.objectives import gauges
-from jax_speechlm.objectives.base import Metrics, ObjectiveConfig
-from jax_speechlm.objectives.masking import (
-    PROBE_STRIDE,
-    Views,
-    draw_views,
-    masked_places,
-    most_masked,
-    span_frames,
-    take_frames,
-)
+from jax_speechlm.objectives.base import Metrics
+from jax_speechlm.objectives.masking import PROBE_STRIDE, MaskedPrediction, Views, masked_places, take_frames
 
 _Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]
 """Bounded so that logits divided by it stay within float32."""
 
 
-class ContrastiveConfig(ObjectiveConfig):
+class ContrastiveConfig(MaskedPrediction):
     """Settings of the contrastive task.
 
     Attributes:
@@ -84,10 +76,6 @@ class ContrastiveConfig(ObjectiveConfig):
         first, lowest = self.gumbel_temperature
         return jnp.maximum(first * self.gumbel_decay ** step.astype(jnp.float32), lowest)
 
-    def most_masked(self, num_frames: int, frontend: FrontEnd) -> int:
-        """Returns the maximum number of masked frames in a row of `num_frames`."""
-        return most_masked(num_frames, span_frames(self.mask_span, frontend), self.mask_ratio)
-
     def contrast_flops(self, dim: int, num_frames: int, frontend: FrontEnd) -> float:
         """Returns the task's FLOPs for a row of frames of width `dim`, without the encoder."""
         scored = self.most_masked(num_frames, frontend)
@@ -109,6 +97,14 @@ class Contrast(nnx.Module):
         self.quantizer = GumbelQuantizer(dim, config.groups, config.codes, config.code_dim, rngs=rngs)
         self.context = Linear((dim,), (config.code_dim,), ("embed", None), rngs=rngs)
         self.target = Linear((config.code_dim,), (config.code_dim,), (None, None), rngs=rngs)
+
+
+class ContrastiveModel(nnx.Module):
+    """A conformer with the contrastive modules, which are dropped after pretraining."""
+
+    def __init__(self, model: ConformerConfig, config: ContrastiveConfig, *, rngs: nnx.Rngs):
+        self.encoder = Conformer(model, rngs=rngs)
+        self.contrast = Contrast(config, model.dim, rngs=rngs)
 
 
 class Frames(NamedTuple):
@@ -154,14 +150,10 @@ def encode_masked(
       key: the step's, or None for evaluation.
       taps: layers whose output is needed in addition to the last.
     """
-    span = span_frames(config.mask_span, frontend)
-    views = draw_views(batch, key, frontend, encoder.config, span, config.mask_ratio)
+    views = config.views(batch, key, frontend, encoder.config)
     mask_BxT = views.mask_BxT
-    x_BxTxD = encoder.embed(views.x_BxTxF)
-    x_BxTxD = jnp.where(mask_BxT[..., None], mask.astype(x_BxTxD.dtype), x_BxTxD)
-    hidden, tapped = encoder.encode(x_BxTxD, views.length_B, keys=views.dropout_keys, chunk=views.chunk, taps=taps)
-
-    inside_BxT = frame_mask(views.length_B, mask_BxT.shape[1]) * batch["weight"][:, None]
+    hidden, tapped = views.encode(encoder, mask, taps)
+    inside_BxT = views.weight(batch["weight"])
     places_BxN = masked_places(mask_BxT, config.most_masked(mask_BxT.shape[1], frontend))
     every = jnp.arange(0, mask_BxT.shape[1], PROBE_STRIDE)
     return Encoded(
@@ -189,14 +181,14 @@ def draw_negatives(
       How often each frame of the pool was drawn.
     """
 
-    def draw(key, num, number):
+    def draw(key, num, frame):
         limit = num - own
-        drawn = jnp.floor(jax.random.uniform(jax.random.fold_in(key, number), (negatives,)) * limit).astype(jnp.int32)
-        drawn = drawn + (own & (drawn >= number))
+        drawn = jnp.floor(jax.random.uniform(jax.random.fold_in(key, frame), (negatives,)) * limit).astype(jnp.int32)
+        drawn = drawn + (own & (drawn >= frame))
         return jnp.zeros(pool).at[drawn].add(limit > 0)
 
-    numbers = jnp.arange(rows)
-    return jax.vmap(lambda key, num: jax.vmap(lambda number: draw(key, num, number))(numbers))(keys_B, num_B)
+    frames = jnp.arange(rows)
+    return jax.vmap(lambda key, num: jax.vmap(lambda frame: draw(key, num, frame))(frames))(keys_B, num_B)
 
 
 def contrastive_loss(
@@ -321,9 +313,7 @@ def averaged(
 def check_code_usage(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
     """Returns a warning if the learnt codes have collapsed to a few, else None.
 
-    Args:
-      metrics: averaged over steps.
-      after_warmup: whether training is long past its warm-up; before, few codes are normal.
+    Before the end of the warm-up few codes are normal.
     """
     ratio = metrics["code_entropy_ratio"]
     if after_warmup and ratio < gauges.LOW_ENTROPY:
