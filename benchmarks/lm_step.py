@@ -44,7 +44,7 @@ def ours(rows: int, tokens: int, **settings):
         def loss(params):
             model = functional.bind(graphdef, params)
             hidden = model(tokens_BxT, segment_BxT, position_BxT)
-            total, count = token_metrics(model, hidden, *next_tokens(tokens_BxT, segment_BxT))["loss"]
+            total, count = token_metrics(model, hidden, *next_tokens(tokens_BxT, segment_BxT))[0]["loss"]
             return total / count
 
         updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state, params)

@@ -56,6 +56,18 @@ class ObjectiveConfig(Config):
         """The index column of the transcripts."""
         return "text"
 
+    def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> "Objective":
+        """Builds the objective for a model.
+
+        Args:
+          frontend: None if the inputs are texts.
+          tokenizer: None if the objective needs none.
+
+        Raises:
+          ValueError: the settings, model, front end and tokenizer do not fit together.
+        """
+        raise NotImplementedError
+
     def check_data(self, data: Config) -> None:
         """Raises ValueError if settings of the data contradict the objective."""
 
@@ -105,11 +117,7 @@ class Objective:
 
     @classmethod
     def of(cls, make: functional.MakeModule, score: Score, **parts: Any) -> "Objective":
-        """Builds an objective from `(module with the parameters, batch, key) -> metrics`.
-
-        Args:
-          parts: the other attributes.
-        """
+        """Builds an objective from `(module, batch, key) -> metrics` and, in `parts`, the other attributes."""
         metrics_of = on_params(make, score)
 
         def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
@@ -129,7 +137,7 @@ class Objective:
 
 
 def on_params(make: functional.MakeModule, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function of a module and other arguments as one of the module's parameters and these arguments."""
+    """Turns `(module, *args) -> result` into `(params, *args) -> result`."""
     graphdef = functional.declare(make).graphdef
     return lambda params, *args: function(functional.bind(graphdef, params), *args)
 
@@ -157,25 +165,13 @@ def mean(total: Float[Array, ""], weight: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def speech_flops(model: EncoderConfig, frontend: FrontEnd, head: Callable[[int], float]) -> Callable[[int, int], float]:
-    """Returns `(samples of a row, rows) -> FLOPs` of a speech encoder and a head.
-
-    Args:
-      head: `feature vectors of a row -> FLOPs` of the head.
-    """
+    """Returns `forward_flops` of a speech encoder with a head, given as `feature vectors of a row -> FLOPs`."""
 
     def flops(num_samples: int, batch_size: int) -> float:
         num_vectors = frontend.mel.num_frames(num_samples)
         return forward_flops(model, num_vectors, batch_size) + batch_size * head(num_vectors)
 
     return flops
-
-
-def check_input_dim(model: int, frontend: int) -> None:
-    """Raises ValueError unless the model's input dimension equals the front end's."""
-    if model != frontend:
-        raise ValueError(
-            f"the front end gives {frontend} features, model.input_dim is {model}; set --model.input_dim {frontend}"
-        )
 
 
 def check_no_crop(frontend: FrontEnd, what: str) -> None:
@@ -199,4 +195,8 @@ def check_features(model: Config, mel: LogMel) -> None:
             f"a {model.kind} subsamples log-mel frames itself, and the front end stacks {mel.stack} of them: set "
             "--frontend.mel.stack 1"
         )
-    check_input_dim(model.input_dim, mel.input_dim)
+    if model.input_dim != mel.input_dim:
+        raise ValueError(
+            f"the front end gives {mel.input_dim} features, model.input_dim is {model.input_dim}; set "
+            f"--model.input_dim {mel.input_dim}"
+        )

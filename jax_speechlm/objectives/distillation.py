@@ -136,15 +136,9 @@ class Distillation(ObjectiveConfig):
         return {GROUP: {"teachers": params}}
 
     def build(self, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a student, front end and tokenizer.
-
-        The loss is a mean over the student's targets, which are tokens: for CTC, divergence and distance are summed
-        over frames and divided by the number of tokens, like its own loss. Metrics: `loss`, its parts `own`,
-        `divergence` (temperature^2 * KL, nats) and `distance`, and the student's other metrics.
-
-        Raises:
-          ValueError: an error of the student's objective; or a teacher whose model is unknown, of another kind, with
-            other frames, or without a given layer.
+        """Builds the objective. The loss is a mean over the student's targets, which are tokens: for CTC, divergence
+        and distance are summed over frames and divided by the number of tokens, like its own loss. Metrics: `loss`, its
+        parts `own`, `divergence` (temperature^2 * KL, nats) and `distance`, and the student's other metrics.
         """
         own = self.student.build(model, frontend, tokenizer)
         built = [self._build(teacher, model, frontend, tokenizer) for teacher in self.teachers]
@@ -191,30 +185,32 @@ class Distillation(ObjectiveConfig):
     def _score(
         self, student: nnx.Module, scaffold: nnx.Dict, batch: Batch, key: PRNGKeyArray | None, frontend: FrontEnd
     ) -> Metrics:
-        taps = _unique(layer for teacher in self.teachers for layer, _ in teacher.layers)
-        lesson = _learn(student, self.student, batch, key, frontend, taps)
+        layers = [layer for teacher in self.teachers for layer, _ in teacher.layers]
+        view = _view(student, self.student, batch, key, frontend, layers)
+        metrics, weight_BxT = view.score()
         maps = getattr(scaffold, "maps", {})
-        views, distances = [], []
+        teacher_views, distances = [], []
         for index, teacher in enumerate(self.teachers):
-            taps = _unique(layer for _, layer in teacher.layers)
-            view = _run(scaffold["teachers"][str(index)], type(self.student)(), batch, None, teacher.frontend, taps)
-            states, tapped = jax.lax.stop_gradient((view.states, view.tapped))
-            states, tapped = jax.tree.map(lesson.repeat, (states, tapped))
-            views.append(View(states, lambda x, logits=view.logits: jax.lax.stop_gradient(logits(x)), tapped))
-        for index, teacher in enumerate(self.teachers):
+            module, layers = scaffold["teachers"][str(index)], [layer for _, layer in teacher.layers]
+            taught = _view(module, type(self.student)(), batch, None, teacher.frontend, layers)
+            states, tapped = jax.lax.stop_gradient((taught.states, taught.tapped))
+            states, tapped = jax.tree.map(view.repeat, (states, tapped))
+            teacher_views.append(View(states, lambda x, f=taught.logits: jax.lax.stop_gradient(f(x)), tapped))
             for pair, (student_layer, teacher_layer) in enumerate(teacher.layers):
-                hidden, name = lesson.view.tapped[student_layer], f"{index}_{pair}"
+                hidden, name = view.tapped[student_layer], f"{index}_{pair}"
                 hidden = maps[name](hidden) if name in maps else hidden
-                distances.append(distance(hidden, views[index].tapped[teacher_layer], self.hidden_distance))
+                distances.append(distance(hidden, tapped[teacher_layer], self.hidden_distance))
 
-        own, targets = lesson.metrics["loss"]
-        divergence_BxT = divergences(lesson.view, views, self.temperature)
-        sums = {"own": own, "divergence": _total(lesson.weight, divergence_BxT)}
+        def total_of(values_BxT: Array) -> Array:
+            return jnp.sum(jnp.where(weight_BxT > 0, weight_BxT * values_BxT, 0))
+
+        own, targets = metrics["loss"]
+        sums = {"own": own, "divergence": total_of(divergences(view, teacher_views, self.temperature))}
         total = (1 - self.share) * sums["own"] + self.share * sums["divergence"]
         if distances:
-            sums["distance"] = _total(lesson.weight, sum(distances) / len(distances))
+            sums["distance"] = total_of(sum(distances) / len(distances))
             total = total + self.hidden_weight * sums["distance"]
-        return lesson.metrics | {name: (part, targets) for name, part in {**sums, "loss": total}.items()}
+        return metrics | {name: (part, targets) for name, part in {**sums, "loss": total}.items()}
 
     def _build(self, teacher: Teacher, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
         """Builds a teacher's objective, used for its module and FLOPs."""
@@ -274,75 +270,54 @@ def student_part(params: Params) -> Params:
 
 
 class View(NamedTuple):
-    """Outputs of a model for a batch.
+    """Outputs of a student or teacher for a batch.
 
     Attributes:
       states: inputs of `logits` at every position.
       logits: `states of some positions -> logits [..., V]`.
       tapped: hidden states by layer count.
+      score: returns the metrics of the model's objective, whose `loss` contains the number of targets, and the weight
+        of each position in the distillation losses.
+      repeat: repeats a per-row array of the batch for the rows of `states`.
     """
 
     states: Float[Array, "rows time _"]
     logits: Callable[[Array], Array]
     tapped: dict[int, Float[Array, "rows time _"]]
+    score: Callable[[], tuple[Metrics, Float[Array, "rows time"]]] | None = None
+    repeat: Callable[[Array], Array] = lambda x: x
 
 
-class Lesson(NamedTuple):
-    """A student's outputs for a batch, its own metrics, and the weights of the distillation losses.
-
-    Attributes:
-      view: the student's outputs.
-      metrics: metrics of its objective; `loss` contains the number of targets.
-      weight: weight per position, 0 to exclude it.
-      repeat: repeats a per-row array of the batch for the student's rows (views).
-    """
-
-    view: View
-    metrics: Metrics
-    weight: Float[Array, "rows time"]
-    repeat: Callable[[Array], Array]
-
-
-def _run(
+def _view(
     model: ctc.CTCModel | causal_lm.TextModel,
     config: CTC | CausalLM,
     batch: Batch,
     key: PRNGKeyArray | None,
     frontend: FrontEnd,
-    taps: tuple[int, ...],
+    layers: Iterable[int],
 ) -> View:
-    """Runs a model that `config` trains."""
-    if isinstance(config, CTC):
-        return _ctc_view(config.forward(model, batch, key, frontend, taps))
-    row = batch["tokens"], batch["segment"], batch["position"]
-    hidden, tapped = model.transformer.hidden_states(*row, row_keys(key, batch), taps)
-    return View(hidden, model.transformer.logits, tapped)
-
-
-def _ctc_view(output: ctc.CTCOutput) -> View:
-    return View(output.logits, lambda logits: logits, output.tapped)
-
-
-def _learn(
-    model: ctc.CTCModel | causal_lm.TextModel,
-    config: CTC | CausalLM,
-    batch: Batch,
-    key: PRNGKeyArray | None,
-    frontend: FrontEnd,
-    taps: tuple[int, ...],
-) -> Lesson:
-    """Runs the student."""
+    """Runs a model of the student's kind, with hidden states of some layers."""
+    taps = tuple(sorted(set(layers)))
     if isinstance(config, CTC):
         output = config.forward(model, batch, key, frontend, taps)
-        feasible_B = ctc.is_feasible(output.length, *map(output.repeat, (batch["tokens"], batch["token_length"])))
-        weight_B = output.repeat(batch["weight"]) / output.views * feasible_B
-        weight_BxT = frame_mask(output.length, output.logits.shape[1]) * weight_B[:, None]
-        return Lesson(_ctc_view(output), config.score(output, batch), weight_BxT, output.repeat)
-    view = _run(model, config, batch, key, frontend, taps)
-    target_BxT, weight_BxT = causal_lm.next_tokens(batch["tokens"], batch["segment"])
-    weight_BxT = weight_BxT * batch["weight"][:, None]
-    metrics = causal_lm.token_metrics(model.transformer, view.states, target_BxT, weight_BxT, config.z_weight)
-    return Lesson(view, metrics, weight_BxT, lambda x: x)
+
+        def score():
+            feasible_B = ctc.is_feasible(output.length, *map(output.repeat, (batch["tokens"], batch["token_length"])))
+            weight_B = output.repeat(batch["weight"]) / output.views * feasible_B
+            weight_BxT = frame_mask(output.length, output.logits.shape[1]) * weight_B[:, None]
+            return config.score(output, batch), weight_BxT
+
+        return View(output.logits, lambda logits: logits, output.tapped, score, output.repeat)
+
+    transformer = model.transformer
+    row = batch["tokens"], batch["segment"], batch["position"]
+    hidden, tapped = transformer.hidden_states(*row, row_keys(key, batch), taps)
+
+    def score():
+        targets = causal_lm.weighted_targets(batch)
+        return causal_lm.token_metrics(transformer, hidden, *targets, config.z_weight)[0], targets[1]
+
+    return View(hidden, transformer.logits, tapped, score)
 
 
 def divergences(
@@ -386,11 +361,3 @@ def distance(
         return jnp.mean(jnp.square(x - y), axis=-1)
     scales = [jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(vector), axis=-1), _SMALL)) for vector in (x, y)]
     return 1 - jnp.sum(x * y, axis=-1) * scales[0] * scales[1]
-
-
-def _total(weight: Array, values: Array) -> Array:
-    return jnp.sum(jnp.where(weight > 0, weight * values, 0))
-
-
-def _unique(layers: Iterable[int]) -> tuple[int, ...]:
-    return tuple(sorted(set(layers)))

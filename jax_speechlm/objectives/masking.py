@@ -21,23 +21,13 @@ PROBE_STRIDE = 16
 
 
 class Views(NamedTuple):
-    """Two views of a batch, with the mask and keys of a masked prediction.
+    """Two views of a batch, with the mask and keys of a masked prediction."""
 
-    Attributes:
-      x_BxTxF: augmented features, the encoder's input at unmasked frames.
-      clean_BxTxF: features for the targets: cropped like `x`, otherwise not augmented.
-      length_B: frames per row.
-      mask_BxT: frames to hide; never padding.
-      keys_B: one per row, for the objective's own draws; fixed in evaluation.
-      dropout_keys: for the encoder; None in evaluation.
-      chunk: for the encoder; None for full attention.
-    """
-
-    x_BxTxF: Float[Array, "batch time features"]
-    clean_BxTxF: Float[Array, "batch time features"]
+    x_BxTxF: Float[Array, "batch time features"]  # augmented: the encoder's input at unmasked frames
+    clean_BxTxF: Float[Array, "batch time features"]  # for the targets: cropped like `x`, otherwise not augmented
     length_B: Int[Array, " batch"]
-    mask_BxT: Bool[Array, "batch time"]
-    keys_B: Key[Array, " batch"]
+    mask_BxT: Bool[Array, "batch time"]  # frames to hide; never padding
+    keys_B: Key[Array, " batch"]  # for the objective's own draws; fixed in evaluation
     dropout_keys: Key[Array, " batch"] | None
     chunk: Chunk | None
 
@@ -116,19 +106,14 @@ def span_frames(seconds: float, frontend: FrontEnd) -> int:
     return max(1, round(seconds * SAMPLE_RATE / frontend.mel.frame_samples))
 
 
-def most_spans(num_frames: int, span: int, ratio: float) -> int:
-    """Returns the maximum number of spans that `draw_mask` draws for an utterance of `num_frames`."""
-    return math.floor(_span_density(span, ratio) * num_frames) + 1
+def span_density(span: int, ratio: float) -> float:
+    """Returns the number of spans per frame whose union covers `ratio` of the frames on average."""
+    return -math.log1p(-ratio) / span
 
 
 def most_masked(num_frames: int, span: int, ratio: float) -> int:
     """Returns the maximum number of frames that `draw_mask` masks in an utterance of `num_frames`."""
-    return min(num_frames, most_spans(num_frames, span, ratio) * span)
-
-
-def _span_density(span: int, ratio: float) -> float:
-    """Returns the number of spans per frame whose union covers `ratio` of the frames on average."""
-    return -math.log1p(-ratio) / span
+    return min(num_frames, (math.floor(span_density(span, ratio) * num_frames) + 1) * span)
 
 
 def draw_mask(
@@ -140,21 +125,22 @@ def draw_mask(
     bounded, so that the loss can gather the masked frames into a fixed shape (`most_masked`). In an utterance shorter
     than two spans the span is half the utterance, which leaves context; a single frame is never masked.
 
+    A row's mask depends on its key and length only, not on padding.
+
     Args:
-      keys_B: one per row; a row's mask depends on its key and length only, not on padding.
-      length_B: frames per row.
       span: frames of a span.
       ratio: average share of masked frames.
 
     Returns:
       True at masked frames.
     """
+    density = span_density(span, ratio)
 
     def draw(key: PRNGKeyArray, length: Int[Array, ""]) -> Bool[Array, " time"]:
         count_key, start_key = jax.random.split(key)
         width = jnp.minimum(span, length // 2)
-        count = jnp.maximum(1, jnp.floor(_span_density(span, ratio) * length + jax.random.uniform(count_key)))
-        slots = jnp.arange(most_spans(num_frames, span, ratio))
+        count = jnp.maximum(1, jnp.floor(density * length + jax.random.uniform(count_key)))
+        slots = jnp.arange(math.floor(density * num_frames) + 1)
         # One key per slot: additional slots due to padding must not change the others.
         chance = jax.vmap(lambda slot: jax.random.uniform(jax.random.fold_in(start_key, slot)))(slots)
         offset = jnp.arange(num_frames) - jnp.floor(chance * (length - width + 1))[:, None]

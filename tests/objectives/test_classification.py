@@ -17,7 +17,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.objectives.heads.base import SpeechClassifier
 from jax_speechlm.objectives.heads.classification import Classification, TextClassifier
 from jax_speechlm.tasks.inputs import class_ids
-from tests.objectives.text import MODEL, TOKENIZER, VOCABULARY, documents, pack, reorder
+from tests.objectives.text import MODEL, TOKENIZER, VOCABULARY, documents, pack
 
 CONFIG = Classification(classes=("low", "middle", "high"))
 FRONTEND = FrontEnd(mel=LogMel(num_mel_bins=8, stack=2), augment=SPEC_AUGMENT.replace(freq_mask_bins=3))
@@ -98,23 +98,6 @@ def test_equals_the_cross_entropy_of_each_row_alone(kind):
     np.testing.assert_allclose(metrics["loss"], (sum(nll), 5), rtol=1e-4)
     np.testing.assert_allclose(metrics["accuracy"], (sum(hits), 5))
     np.testing.assert_allclose(loss, np.mean(nll), rtol=1e-4)
-
-
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("key", [None, 3])
-def test_does_not_depend_on_padding_batch_size_or_row_order(kind, key):
-    key, order = key and jax.random.key(key), [4, 2, 5, 0, 3, 1]
-    _, params, run = objective(kind)
-    batch = BATCHES[kind]()
-    whole = run(params, batch, key)[1]
-    if kind == "text":
-        moved = reorder(batch, order, 8)
-    else:
-        moved = {name: value[np.array(order)] for name, value in batch.items()}
-        moved["audio"] = np.pad(moved["audio"], ((0, 0), (0, 3_200)), constant_values=999)
-    halves = [run(params, {name: x[rows] for name, x in moved.items()}, key)[1] for rows in np.split(np.arange(6), 2)]
-    for name, pair in whole.items():
-        np.testing.assert_allclose(np.sum([half[name] for half in halves], 0), pair, rtol=1e-5, err_msg=name)
 
 
 def test_what_pretraining_trained_keeps_its_name():

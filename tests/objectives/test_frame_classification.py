@@ -58,21 +58,6 @@ def test_equals_the_cross_entropy_of_each_frame():
     np.testing.assert_allclose(loss, np.mean(nats), rtol=1e-4)
 
 
-@pytest.mark.parametrize("key", [None, 3])
-def test_does_not_depend_on_padding_batch_size_or_row_order(key):
-    key, order = key and jax.random.key(key), np.array([4, 2, 5, 0, 3, 1])
-    _, params, run = objective()
-    batch = batch_with_codes()
-    whole = run(params, batch, key)[1]
-    moved = {name: value[order] for name, value in batch.items()}
-    moved["audio"] = np.pad(moved["audio"], ((0, 0), (0, 3_200)), constant_values=999)
-    more = int(FRONTEND.mel.num_frames(19_200)) - moved["frame_labels"].shape[1]
-    moved["frame_labels"] = np.pad(moved["frame_labels"], ((0, 0), (0, more)), constant_values=-1)
-    halves = [run(params, {name: x[rows] for name, x in moved.items()}, key)[1] for rows in np.split(np.arange(6), 2)]
-    for name, pair in whole.items():
-        np.testing.assert_allclose(np.sum([half[name] for half in halves], 0), pair, rtol=1e-5, err_msg=name)
-
-
 def test_what_would_part_frames_from_their_words_is_refused():
     cropped = FRONTEND.replace(augment=FRONTEND.augment.replace(crop_seconds=1.0))
     with pytest.raises(ValueError, match="from under its words"):

@@ -119,15 +119,10 @@ class CTC(ObjectiveConfig):
     consistency: Annotated[float, Field(ge=0)] = 0.0
 
     def build(self, model: EncoderConfig, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a model, front end and tokenizer.
-
-        The loss is a mean over target tokens; an empty transcript counts as one target. Metrics: `loss` (and its parts
-        `ctc`, `intermediate` and `consistency` where they differ), `infeasible` (share of rows too short for their
-        transcript) and `blank` (share of frames whose best token is the blank: 1 on the initial plateau).
-
-        Raises:
-          ValueError: no tokenizer, a layer that the model does not have, features that do not fit the model, or
-            augmentation that may crop transcribed audio.
+        """Builds the objective. The loss is a mean over target tokens; an empty transcript counts as one target.
+        Metrics: `loss` (and its parts `ctc`, `intermediate` and `consistency` where they differ), `infeasible` (share
+        of rows too short for their transcript) and `blank` (share of frames whose best token is the blank: 1 on the
+        initial plateau).
         """
         check_features(model, frontend.mel)
         if tokenizer is None:
@@ -219,21 +214,13 @@ class CTC(ObjectiveConfig):
 
 
 class CTCOutput(NamedTuple):
-    """Output of a CTC model for a batch. Views of a row are adjacent, so that sharded rows are not moved.
-
-    Attributes:
-      logits: after the last layer.
-      tapped: hidden states by layer count, for the requested layers.
-      intermediate: logits after the layers of `CTC.intermediate`.
-      length: valid frames.
-      views: views per row of the batch.
-    """
+    """Output of a CTC model for a batch. Views of a row are adjacent, so that sharded rows are not moved."""
 
     logits: Float[Array, "rows time vocab"]
-    tapped: dict[int, Float[Array, "rows time dim"]]
-    intermediate: list[Float[Array, "rows time vocab"]]
-    length: Int[Array, " rows"]
-    views: int
+    tapped: dict[int, Float[Array, "rows time dim"]]  # hidden states by layer count, for the requested layers
+    intermediate: list[Float[Array, "rows time vocab"]]  # logits after the layers of `CTC.intermediate`
+    length: Int[Array, " rows"]  # valid frames
+    views: int  # of a row of the batch
 
     def repeat(self, x: Array) -> Array:
         """Repeats a per-row array for the views of every row."""

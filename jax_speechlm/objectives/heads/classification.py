@@ -42,12 +42,8 @@ class Classification(ObjectiveConfig):
     def build(
         self, model: EncoderConfig | TransformerConfig, frontend: FrontEnd | None, tokenizer: Tokenizer | None
     ) -> Objective:
-        """Builds the objective for a model, with a front end for utterances or a tokenizer for texts.
-
-        The loss is a mean over rows (nats); the metric `accuracy` is the share of rows classified correctly.
-
-        Raises:
-          ValueError: features that do not fit the model, or texts without a tokenizer.
+        """Builds the objective. The loss is a mean over rows (nats); the metric `accuracy` is the share of rows
+        classified correctly.
         """
         make, logits, flops = self._parts(model, frontend, tokenizer)
 

@@ -21,7 +21,7 @@ from jax_speechlm.objectives.base import (
     Metrics,
     Objective,
     ObjectiveConfig,
-    check_input_dim,
+    check_features,
     check_no_crop,
     on_params,
     speech_flops,
@@ -56,16 +56,10 @@ class FrameClassification(ObjectiveConfig):
     empty_is_silence: bool = False
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """Builds the objective for a model and front end; the tokenizer is unused.
-
-        The loss is a mean over frames (nats). Metrics: `accuracy`, and `speech` and `speech_predicted` (shares of the
-        frames).
-
-        Raises:
-          ValueError: features that do not fit the model, or augmentation that would invalidate the labels.
+        """Builds the objective. The loss is a mean over frames (nats). Metrics: `accuracy`, and `speech` and
+        `speech_predicted` (shares of the frames).
         """
-        del tokenizer
-        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        check_features(model, frontend.mel)
         check_no_crop(frontend, "words")
         if frontend.augment.mix_probability:
             raise ValueError(

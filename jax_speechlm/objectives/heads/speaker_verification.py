@@ -53,16 +53,10 @@ class SpeakerVerification(ObjectiveConfig):
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.4
 
     def build(self, model: EncoderConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """Builds the objective for a model and front end; the tokenizer is unused.
-
-        The loss is a mean over rows (nats), without rows shorter than `head.shortest` frames or with label -1. Metrics:
-        `accuracy` (share of rows whose speaker has the highest cosine, without the margin) and `too_short` (share of
-        rows).
-
-        Raises:
-          ValueError: features that do not fit the model.
+        """Builds the objective. The loss is a mean over rows (nats), without rows shorter than `head.shortest` frames
+        or with label -1. Metrics: `accuracy` (share of rows whose speaker has the highest cosine, without the margin)
+        and `too_short` (share of rows).
         """
-        del tokenizer
         check_features(model, frontend.mel)
 
         def score(module: SpeakerModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:

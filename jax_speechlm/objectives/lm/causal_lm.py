@@ -53,19 +53,13 @@ class CausalLM(ObjectiveConfig):
     z_weight: Annotated[float, Field(ge=0)] = 1e-4
 
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a model and tokenizer; the front end is unused.
-
-        The loss is a mean over all tokens but the first of every document. Metrics: `loss`, `cross_entropy` (nats,
-        without the z-loss; absent if `z_weight` is 0), `accuracy`.
-
-        Raises:
-          ValueError: no tokenizer, or a bidirectional model.
+        """Builds the objective. The loss is a mean over all tokens but the first of every document. Metrics: `loss`,
+        `cross_entropy` (nats, without the z-loss; absent if `z_weight` is 0), `accuracy`.
         """
-        del frontend
         require_transformer(model, causal=True, objective=self.kind)
 
         def score(transformer: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
-            return token_metrics(transformer, *next_token_states(transformer, batch, key), self.z_weight)
+            return token_metrics(transformer, *next_token_states(transformer, batch, key), self.z_weight)[0]
 
         return text_objective(model, Vocabulary.of(tokenizer), score)
 
@@ -120,9 +114,14 @@ def next_token_states(
     transformer: Transformer, batch: Batch, key: PRNGKeyArray | None
 ) -> tuple[Float[Array, "batch time dim"], Int[Array, "batch time"], Float[Array, "batch time"]]:
     """Returns hidden states of packed documents, the next token at each position, and its weight."""
-    target_BxT, weight_BxT = next_tokens(batch["tokens"], batch["segment"])
     hidden_BxTxD = transformer(batch["tokens"], batch["segment"], batch["position"], row_keys(key, batch))
-    return hidden_BxTxD, target_BxT, weight_BxT * batch["weight"][:, None]
+    return hidden_BxTxD, *weighted_targets(batch)
+
+
+def weighted_targets(batch: Batch) -> tuple[Int[Array, "batch time"], Float[Array, "batch time"]]:
+    """Returns `next_tokens` of a batch, with weight 0 in filler rows."""
+    target_BxT, weight_BxT = next_tokens(batch["tokens"], batch["segment"])
+    return target_BxT, weight_BxT * batch["weight"][:, None]
 
 
 def token_metrics(
@@ -131,20 +130,18 @@ def token_metrics(
     target_BxT: Int[Array, "batch time"],
     weight_BxT: Float[Array, "batch time"],
     z_weight: float = 0.0,
-) -> Metrics:
-    """Computes loss and accuracy of predicting the targets from hidden states."""
-    return metrics_of(*token_losses(model, hidden_BxTxD, target_BxT, weight_BxT, z_weight), weight_BxT, z_weight)
+) -> tuple[Metrics, TokenScores]:
+    """Scores the targets as predicted from hidden states.
 
-
-def metrics_of(
-    total: Float[Array, ""], scores: TokenScores, weight_BxT: Float[Array, "batch time"], z_weight: float
-) -> Metrics:
-    """Returns the metrics of `token_losses`; with a z-loss also the cross-entropy without it."""
+    Returns:
+      Metrics `loss`, `accuracy` and, with a z-loss, `cross_entropy` without it; and the scores of each token.
+    """
+    total, scores = token_losses(model, hidden_BxTxD, target_BxT, weight_BxT, z_weight)
     count = jnp.sum(weight_BxT)
     metrics = {"loss": (total, count), "accuracy": (jnp.sum(weight_BxT * scores.correct), count)}
     if z_weight:
         metrics["cross_entropy"] = jnp.sum(weight_BxT * scores.nll), count
-    return metrics
+    return metrics, scores
 
 
 def token_losses(

@@ -41,15 +41,9 @@ class MaskedLM(ObjectiveConfig):
     whole_words: bool = False
 
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a model and tokenizer; the front end is unused.
-
-        The loss is a mean over the chosen tokens; the metric `masked_accuracy` is the share of them predicted
-        correctly. In evaluation a row's masks are always the same.
-
-        Raises:
-          ValueError: no tokenizer, or a causal model.
+        """Builds the objective. The loss is a mean over the chosen tokens; the metric `masked_accuracy` is the share of
+        them predicted correctly. In evaluation a row's masks are always the same.
         """
-        del frontend
         vocabulary = Vocabulary.of(tokenizer)
         require_transformer(model, causal=False, objective=self.kind)
         starts_V = self.starts(tokenizer)
@@ -60,7 +54,7 @@ class MaskedLM(ObjectiveConfig):
             masked = mask_tokens(*row, mask_keys, vocabulary, starts_V, self.ratio)
             hidden_BxTxD = transformer(masked.tokens, batch["segment"], batch["position"], dropout_keys)
             targets = take_chosen(masked, hidden_BxTxD, batch["tokens"], batch["weight"], self.ratio)
-            metrics = token_metrics(transformer, *targets)
+            metrics, _ = token_metrics(transformer, *targets)
             return {"loss": metrics["loss"], "masked_accuracy": metrics["accuracy"]}
 
         def flops(num_tokens: int, batch_size: int) -> float:
@@ -93,17 +87,11 @@ def most_masked(num_tokens: int, ratio: float) -> int:
 
 
 class Targets(NamedTuple):
-    """The chosen tokens of every row, in a fixed number of slots.
-
-    Attributes:
-      hidden: hidden states at the chosen tokens.
-      token: the original tokens.
-      weight: 0 in unused slots.
-    """
+    """The chosen tokens of every row, in a fixed number of slots: hidden states, original tokens, and weights."""
 
     hidden: Float[Array, "batch slots dim"]
     token: Int[Array, "batch slots"]
-    weight: Float[Array, "batch slots"]
+    weight: Float[Array, "batch slots"]  # 0 in unused slots
 
 
 def take_chosen(
@@ -113,12 +101,7 @@ def take_chosen(
     weight_B: Float[Array, " batch"],
     ratio: float,
 ) -> Targets:
-    """Gathers hidden states and targets of the chosen tokens, which saves most of the output layer's cost.
-
-    Args:
-      tokens_BxT: the original tokens.
-      ratio: as for `mask_tokens`.
-    """
+    """Gathers hidden states and original tokens of the chosen ones, which saves most of the output layer's cost."""
     slots_BxN = masked_places(masked.chosen, sequence.padded_time(most_masked(tokens_BxT.shape[1], ratio)))
     hidden, token, chosen = (take_frames(x, slots_BxN) for x in (hidden_BxTxD, tokens_BxT, masked.chosen))
     return Targets(shard_batch_and_time(hidden), token, chosen * weight_B[:, None])

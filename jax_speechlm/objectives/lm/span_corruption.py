@@ -43,16 +43,9 @@ class SpanCorruption(ObjectiveConfig):
     sentinels: PositiveInt = 100
 
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a model and tokenizer; the front end is unused.
-
-        The loss is a mean over the second part without its first sentinel, which marks its start. Metrics: `loss`,
-        `accuracy`. In evaluation a row's gaps are always the same.
-
-        Raises:
-          ValueError: no tokenizer, or a bidirectional model; when traced, rows that may have more gaps than
-            `sentinels`.
+        """Builds the objective. The loss is a mean over the second part without its first sentinel, which marks its
+        start. Metrics: `loss`, `accuracy`. In evaluation a row's gaps are always the same.
         """
-        del frontend
         vocabulary = Vocabulary.of(tokenizer, self.sentinels)
         require_transformer(model, causal=True, objective=self.kind)
 
@@ -69,7 +62,7 @@ class SpanCorruption(ObjectiveConfig):
             hidden_BxTxD = transformer(tokens_BxT, inside.astype(jnp.int32), place, dropout_keys)
             target_BxT = jnp.pad(tokens_BxT[:, 1:], ((0, 0), (0, 1)))
             asked = (place >= row.answer[:, None]) & (place < row.length[:, None] - 1)
-            return token_metrics(transformer, hidden_BxTxD, target_BxT, asked * batch["weight"][:, None])
+            return token_metrics(transformer, hidden_BxTxD, target_BxT, asked * batch["weight"][:, None])[0]
 
         def flops(num_tokens: int, batch_size: int) -> float:
             length = corrupted_length(num_tokens, self._most_spans(num_tokens))
@@ -88,13 +81,7 @@ class SpanCorruption(ObjectiveConfig):
 
 
 class Corrupted(NamedTuple):
-    """Rows with gaps, followed by the missing spans.
-
-    Attributes:
-      tokens: both parts, right-padded.
-      length: tokens of both parts.
-      answer: start of the second part.
-    """
+    """Rows with gaps, followed by the missing spans: tokens of both parts, their number, start of the second part."""
 
     tokens: Int[Array, "batch corrupted"]
     length: Int[Array, " batch"]
@@ -126,7 +113,6 @@ def draw_gaps(
     single token has no gap. A row's draws depend on its key and length only.
 
     Args:
-      length_B: tokens per row, at most `num_tokens`.
       num_spans: `most_spans` of `num_tokens`, the static number of gaps.
 
     Returns:

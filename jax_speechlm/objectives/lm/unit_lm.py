@@ -21,13 +21,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig
-from jax_speechlm.objectives.lm.causal_lm import (
-    metrics_of,
-    next_token_states,
-    require_transformer,
-    text_objective,
-    token_losses,
-)
+from jax_speechlm.objectives.lm.causal_lm import next_token_states, require_transformer, text_objective, token_metrics
 
 _FEWEST_NATS = 0.5  # minimum entropy of the unit distribution; k-means of speech has 3 and more
 
@@ -45,10 +39,8 @@ class UnitLM(ObjectiveConfig):
     z_weight: Annotated[float, Field(ge=0)] = 1e-4
 
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a model and tokenizer; the front end is unused.
-
-        The loss is a mean over all tokens but the first of every document, of text and of speech.
-        Metrics:
+        """Builds the objective. The loss is a mean over all tokens but the first of every document, of text and of
+        speech. Metrics:
 
         - `loss`, `cross_entropy` (nats, without the z-loss; absent if `z_weight` is 0), `accuracy`: over all of these
           tokens;
@@ -59,23 +51,19 @@ class UnitLM(ObjectiveConfig):
           inventories: fewer or shorter units are easier to predict (arXiv 2601.06329);
         - `unit_entropy`: unigram entropy of the batch's units in nats, the loss of a model that knows unit frequencies
           only.
-
-        Raises:
-          ValueError: no tokenizer, or a bidirectional model.
         """
-        del frontend
         vocabulary = Vocabulary.of(tokenizer, num_units=self.num_units)
         require_transformer(model, causal=True, objective=self.kind)
 
         def score(transformer: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
             hidden_BxTxD, target_BxT, weight_BxT = next_token_states(transformer, batch, key)
-            total, scores = token_losses(transformer, hidden_BxTxD, target_BxT, weight_BxT, self.z_weight)
+            metrics, scores = token_metrics(transformer, hidden_BxTxD, target_BxT, weight_BxT, self.z_weight)
             unit_BxT, text_BxT = kinds_of(target_BxT, batch["tokens"], vocabulary)
             unit_BxT, text_BxT = weight_BxT * unit_BxT, weight_BxT * text_BxT
             units, nats = jnp.sum(unit_BxT), jnp.sum(unit_BxT * scores.nll)
             seconds_BxT = jnp.pad(batch["samples"][:, 1:], ((0, 0), (0, 1))) / SAMPLE_RATE  # of the targets
             share_K = gauges.code_shares(target_BxT - vocabulary.first_unit, unit_BxT, self.num_units)
-            return metrics_of(total, scores, weight_BxT, self.z_weight) | {
+            return metrics | {
                 "unit_loss": (nats, units),
                 "unit_accuracy": (jnp.sum(unit_BxT * scores.correct), units),
                 "text_loss": (jnp.sum(text_BxT * scores.nll), jnp.sum(text_BxT)),

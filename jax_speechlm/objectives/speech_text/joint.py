@@ -92,16 +92,11 @@ class Joint(ObjectiveConfig):
         return {"speech": self.speech, "text": self.text, "pairs": self.ctc}[name]
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a model, front end and tokenizer.
-
-        A batch's loss is the mean over its stream's valid targets, times the stream's weight. The targets of pairs are
-        the transcripts' tokens, and TLM's masked frames and tokens, with their losses weighted. Metrics by stream:
-        `speech`: as for BEST-RQ; `text`: as for masked language modelling, and `majority`, the share of the batch's
-        most frequent masked token; `pairs`: `ctc_loss` and CTC's others, `tlm_codes` and `tlm_tokens` (nats per masked
-        frame and token), `tlm_code_accuracy` and `tlm_token_accuracy`.
-
-        Raises:
-          ValueError: no tokenizer, a model other than a conformer, or an error of `BestRQ.build` or `CTC.build`.
+        """Builds the objective. A batch's loss is the mean over its stream's valid targets, times the stream's weight.
+        The targets of pairs are the transcripts' tokens, and TLM's masked frames and tokens, with their losses
+        weighted. Metrics by stream: `speech`: as for BEST-RQ; `text`: as for masked language modelling, and `majority`,
+        the share of the batch's most frequent masked token; `pairs`: `ctc_loss` and CTC's others, `tlm_codes` and
+        `tlm_tokens` (nats per masked frame and token), `tlm_code_accuracy` and `tlm_token_accuracy`.
         """
         if not isinstance(model, ConformerConfig):
             raise ValueError(f"joint trains a conformer, not a {model.kind}: set model to a ConformerConfig")
@@ -206,7 +201,7 @@ class _Losses:
         # No attention chunk, here and in TLM: chunks are of frames, and masked tokens are predicted from both sides.
         hidden_BxTxD, _ = joint.encoder.encode(joint.text.embed(masked.tokens), length_B, keys=dropout_keys)
         targets = take_chosen(masked, hidden_BxTxD, batch["tokens"], batch["weight"], ratio)
-        metrics, count = token_metrics(joint.text, *targets), jnp.sum(targets.weight)
+        (metrics, _), count = token_metrics(joint.text, *targets), jnp.sum(targets.weight)
         frequent = jnp.max(gauges.code_shares(targets.token, targets.weight, self.vocabulary.size))
         named = {"loss": metrics["loss"], "masked_accuracy": metrics["accuracy"]}
         return named | {"majority": (count * frequent, count)}
@@ -240,7 +235,7 @@ class _Losses:
         codes = best_rq.score_frames(joint.codes, joint.quantizer, views, frames_BxTxD, batch["weight"], most)
         text_BxUxD = take_behind(hidden_BxTxD, views.length_B, num_tokens)
         targets = take_chosen(masked, text_BxUxD, tokens_BxU, batch["weight"], config.tlm_ratio)
-        tokens = token_metrics(joint.text, *targets)
+        tokens, _ = token_metrics(joint.text, *targets)
         return {
             "tlm_codes": codes["loss"],
             "tlm_tokens": tokens["loss"],

@@ -77,17 +77,11 @@ class SpeechLM(ObjectiveConfig):
         return np.array(before, np.int32), np.array(tokenizer.encode(prompt.behind), np.int32)
 
     def build(self, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a model, a front end and the language model's tokenizer.
-
-        The loss is a mean over the answers' tokens, with the boundary after each; rows without text are excluded.
-        Metrics: `loss`; `accuracy` (teacher-forced); `unanswered`, the share of rows without text; `adapter_scale`, the
-        norm of speech vectors relative to token embeddings; `speech_attention`, the share of attention to speech when
-        predicting answer tokens, averaged over layers and heads. In evaluation also `loss_without_speech`, with speech
-        vectors set to zero, and `speech_gain`, the resulting increase of the loss.
-
-        Raises:
-          ValueError: no tokenizer, another type of model, features that do not fit it, or augmentation that may crop
-            the audio of the target text.
+        """Builds the objective. The loss is a mean over the answers' tokens, with the boundary after each; rows without
+        text are excluded. Metrics: `loss`; `accuracy` (teacher-forced); `unanswered`, the share of rows without text;
+        `adapter_scale`, the norm of speech vectors relative to token embeddings; `speech_attention`, the share of
+        attention to speech when predicting answer tokens, averaged over layers and heads. In evaluation also
+        `loss_without_speech`, with speech vectors set to zero, and `speech_gain`, the resulting increase of the loss.
         """
         vocabulary = Vocabulary.of(tokenizer)
         if not isinstance(model, SpeechLMConfig):
@@ -168,7 +162,7 @@ class SpeechLM(ObjectiveConfig):
             encoded = model.transformer.encode(vectors, sequence.segment, sequence.position, keys, probe)
             hidden, attention_LxBxA = encoded
             hidden_BxAxD = jnp.take_along_axis(hidden, before_BxA[..., None], axis=1)
-            metrics = token_metrics(model.transformer, hidden_BxAxD, target_BxA, weight_BxA)
+            metrics, _ = token_metrics(model.transformer, hidden_BxAxD, target_BxA, weight_BxA)
             attention = jnp.sum(weight_BxA * attention_LxBxA.mean(0))
             return metrics | {"speech_attention": (attention, metrics["loss"][1])}
 

@@ -21,7 +21,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives import gauges
-from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, speech_flops
+from jax_speechlm.objectives.base import Metrics, Objective, check_features, speech_flops
 from jax_speechlm.objectives.masking import PROBE_STRIDE, MaskedPrediction, Views, masked_places, take_frames
 from jax_speechlm.parallel import sequence
 
@@ -47,16 +47,11 @@ class BestRQ(MaskedPrediction):
     noise_std: Annotated[float, Field(ge=0)] = 0.1
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """Builds the objective for a model and front end; the tokenizer is unused.
-
-        The loss is the mean over masked frames and books. Metrics: `masked_accuracy`, `unmasked_accuracy` (on every
-        16th frame); over a batch's masked frames the metrics of `gauges.of_codes`, and over all frames the metrics of
-        `gauges.representation`.
-
-        Raises:
-          ValueError: the front end's features do not fit the model, or are not normalised.
+        """Builds the objective. The loss is the mean over masked frames and books. Metrics: `masked_accuracy`,
+        `unmasked_accuracy` (on every 16th frame); over a batch's masked frames the metrics of `gauges.of_codes`, and
+        over all frames the metrics of `gauges.representation`.
         """
-        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        check_features(model, frontend.mel)
         if not frontend.mel.normalize:
             raise ValueError(
                 "BEST-RQ's codes and masking noise need normalised features: set frontend.mel.normalize to True"

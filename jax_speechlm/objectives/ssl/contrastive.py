@@ -115,23 +115,14 @@ class Frames(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A batch encoded with masked frames, and the inputs of the losses.
-
-    Attributes:
-      views: features, masks and keys.
-      hidden: the encoder's output by layer number, for the last layer and the requested lower ones.
-      target_BxTxD: embedded frames without masking.
-      masked: the masked frames, padded to their maximum number per row.
-      probed: every `PROBE_STRIDE`-th frame, with weight 0 if masked.
-      inside_BxT: weight per frame, 0 in padding.
-    """
+    """A batch encoded with masked frames, and the inputs of the losses."""
 
     views: Views
-    hidden: dict[int, Float[Array, "batch time dim"]]
-    target_BxTxD: Float[Array, "batch time dim"]
-    masked: Frames
-    probed: Frames
-    inside_BxT: Float[Array, "batch time"]
+    hidden: dict[int, Float[Array, "batch time dim"]]  # by layer number: the last layer and the requested lower ones
+    target_BxTxD: Float[Array, "batch time dim"]  # embedded frames without masking
+    masked: Frames  # padded to their maximum number per row
+    probed: Frames  # every `PROBE_STRIDE`-th frame, with weight 0 if masked
+    inside_BxT: Float[Array, "batch time"]  # weight per frame, 0 in padding
 
 
 def encode_masked(

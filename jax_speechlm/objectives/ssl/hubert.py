@@ -22,7 +22,7 @@ from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import Linear, unit_length
 from jax_speechlm.objectives import gauges
-from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, check_no_crop, speech_flops
+from jax_speechlm.objectives.base import Metrics, Objective, check_features, check_no_crop, speech_flops
 from jax_speechlm.objectives.masking import MaskedPrediction, Views
 from jax_speechlm.parallel import sequence
 
@@ -48,16 +48,11 @@ class HuBERT(MaskedPrediction):
     unmasked_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """Builds the objective for a model and front end; the tokenizer is unused.
-
-        The loss is the weighted mean over frames of the cross-entropy in nats. Metrics: `masked_accuracy`,
-        `unmasked_accuracy`; over a batch's masked frames the metrics of `gauges.of_codes`, and over all frames the
-        metrics of `gauges.representation`.
-
-        Raises:
-          ValueError: the front end's features do not fit the model, or it crops the audio that units refer to.
+        """Builds the objective. The loss is the weighted mean over frames of the cross-entropy in nats. Metrics:
+        `masked_accuracy`, `unmasked_accuracy`; over a batch's masked frames the metrics of `gauges.of_codes`, and over
+        all frames the metrics of `gauges.representation`.
         """
-        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        check_features(model, frontend.mel)
         check_no_crop(frontend, "units")
 
         def make(rngs):

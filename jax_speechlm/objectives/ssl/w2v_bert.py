@@ -20,7 +20,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn.layers import Linear
 from jax_speechlm.nn.vector_quantizer import Quantized
 from jax_speechlm.objectives import gauges
-from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, speech_flops
+from jax_speechlm.objectives.base import Metrics, Objective, check_features, speech_flops
 from jax_speechlm.objectives.masking import take_frames
 from jax_speechlm.objectives.ssl.contrastive import (
     ContrastiveConfig,
@@ -49,18 +49,12 @@ class W2vBert(ContrastiveConfig):
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """Builds the objective for a model and front end; the tokenizer is unused.
-
-        The loss is `prediction`, the mean cross-entropy of the codes over masked frames and groups, plus
-        `contrastive_weight` * (`contrastive` + `diversity_weight` * `diversity`). No gradient of `prediction` reaches
-        the quantizer. Metrics are as for wav2vec2, except that `masked_accuracy` and `unmasked_accuracy` refer to code
-        prediction; additionally `contrastive_accuracy` and `predicted_code_entropy`.
-
-        Raises:
-          ValueError: the front end's features do not fit the model, or the model has no layers above the contrastive
-            ones.
+        """Builds the objective. The loss is `prediction`, the mean cross-entropy of the codes over masked frames and
+        groups, plus `contrastive_weight` * (`contrastive` + `diversity_weight` * `diversity`). No gradient of
+        `prediction` reaches the quantizer. Metrics are as for wav2vec2, except that `masked_accuracy` and
+        `unmasked_accuracy` refer to code prediction; additionally `contrastive_accuracy` and `predicted_code_entropy`.
         """
-        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        check_features(model, frontend.mel)
         layers = self.contrastive_layers or model.num_layers // 2
         if not 1 <= layers < model.num_layers:
             raise ValueError(

@@ -13,7 +13,7 @@ from jax_speechlm.core.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.objectives import gauges
-from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, speech_flops
+from jax_speechlm.objectives.base import Metrics, Objective, check_features, speech_flops
 from jax_speechlm.objectives.ssl.contrastive import (
     ContrastiveConfig,
     ContrastiveModel,
@@ -30,17 +30,13 @@ class Wav2Vec2(ContrastiveConfig):
     kind: Literal["wav2vec2"] = "wav2vec2"
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """Builds the objective for a model and front end; the tokenizer is unused.
-
-        The loss is `contrastive`, a mean over masked frames, plus `diversity_weight` * `diversity`, computed over the
-        whole batch (per micro-batch with `optimizer.accumulate`). Other metrics: `masked_accuracy` and
-        `unmasked_accuracy` (on every 16th frame), the share of frames closer to their own target than to all negatives;
-        code usage as in `contrastive.contrast`; and over all frames the metrics of `gauges.representation`.
-
-        Raises:
-          ValueError: the front end's features do not fit the model.
+        """Builds the objective. The loss is `contrastive`, a mean over masked frames, plus `diversity_weight` *
+        `diversity`, computed over the whole batch (per micro-batch with `optimizer.accumulate`). Other metrics:
+        `masked_accuracy` and `unmasked_accuracy` (on every 16th frame), the share of frames closer to their own target
+        than to all negatives; code usage as in `contrastive.contrast`; and over all frames the metrics of
+        `gauges.representation`.
         """
-        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        check_features(model, frontend.mel)
 
         def make(rngs):
             return ContrastiveModel(model, self, rngs=rngs)
