@@ -13,7 +13,6 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives import masking
-from jax_speechlm.objectives.ssl import hubert
 from jax_speechlm.objectives.ssl.hubert import HuBERT, health_check
 
 MODEL = ConformerConfig(input_dim=16, dim=8, num_layers=1, num_heads=2, kernel_size=3, left_max=4, right_max=2)
@@ -106,11 +105,13 @@ def test_only_masked_frames_count_unless_asked(monkeypatch):
     assert (same, count) == (total, weight)
     assert weight == (mask & (batch["frame_labels"] >= 0) & (batch["weight"] > 0)[:, None]).sum()
 
+    draw_views = masking.draw_views
+
     def blind(batch, *inputs):
-        views = masking.draw_views(batch, *inputs)
+        views = draw_views(batch, *inputs)
         return views._replace(x_BxTxF=jnp.where(mask[..., None] & batch["blind"], 1e3, views.x_BxTxF))
 
-    monkeypatch.setattr(hubert, "draw_views", blind)
+    monkeypatch.setattr(masking, "draw_views", blind)
     loss = jax.jit(OBJECTIVE.replace(unmasked_weight=0.0).build(MODEL, FRONTEND).loss)  # traced anew
     # In one program, which rounds alike: another need not.
     seen, unseen = (loss(params, batch | {"blind": jnp.array(each)}, None)[1]["loss"] for each in (False, True))

@@ -4,7 +4,6 @@ Reference: Chiu et al. 2022, "Self-supervised learning with random-projection qu
 codebooks as in Zhang et al. 2023 (USM).
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -145,11 +144,7 @@ def score_frames(
     weight_B: Float[Array, " batch"],
     most_masked: int,
 ) -> Metrics:
-    """Computes loss and gauges of predicting the masked frames' codes from hidden states in the compute dtype.
-
-    Args:
-      most_masked: maximum number of masked frames per row.
-    """
+    """Scores the codes of the masked frames, at most `most_masked` a row, from hidden states in the compute dtype."""
     mask_BxT, clean_BxTxF = views.mask_BxT, views.clean_BxTxF
     # Only masked frames are scored: the softmax over the codes costs as much as several layers.
     places_BxN = masked_places(mask_BxT, sequence.padded_time(most_masked))
@@ -158,47 +153,37 @@ def score_frames(
     probed = hidden_BxTxD, clean_BxTxF, inside_BxT * ~mask_BxT
     probed = tuple(jax.lax.stop_gradient(x[:, ::PROBE_STRIDE]) for x in probed)
 
-    score = functools.partial(_score_book, masked=masked, probed=probed)
+    def score_book(book: dict[str, Array]) -> dict[str, Float[Array, ""]]:
+        """Returns a book's metrics as weighted sums."""
+        kernel, bias, codebook = book["kernel"], book["bias"], (book["projection"], book["codebook"])
+
+        def score(hidden: Array, clean: Array, _: Array) -> tuple[Array, Array, Array]:
+            logits = jnp.einsum("btd,dc->btc", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+            return logits + bias, jnp.argmax(logits + bias, axis=-1), nearest_codes(clean, *codebook)
+
+        weight, probed_weight = masked[-1], probed[-1]
+        _, probed_guess, probed_code = score(*probed)
+        logits, guess, code = score(*masked)
+        total, num_codes = jnp.sum(weight), bias.shape[0]
+        spread = gauges.of_codes(code, guess, weight, num_codes)
+        return {
+            "loss": jnp.sum(weight * optax.softmax_cross_entropy_with_integer_labels(logits, code)),
+            "masked_accuracy": jnp.sum(weight * (guess == code)),
+            "unmasked_accuracy": jnp.sum(probed_weight * (probed_guess == probed_code)),
+        } | {name: total * value for name, value in spread.items()}
+
     if len(head.bias) > 1:
-        score = jax.checkpoint(score)  # keeps logits of a single book in memory
+        score_book = jax.checkpoint(score_book)  # keeps logits of a single book in memory
     books = {
         "kernel": head.kernel[...],
         "bias": head.bias[...],
         "projection": jax.lax.stop_gradient(quantizer.projection[...]),
         "codebook": jax.lax.stop_gradient(quantizer.codebook[...]),
     }
-    sums = jax.tree.map(functools.partial(jnp.mean, axis=0), jax.lax.map(lambda book: score(**book), books))
+    sums = jax.tree.map(lambda values: jnp.mean(values, axis=0), jax.lax.map(score_book, books))
     targets, probes = jnp.sum(masked[-1]), jnp.sum(probed[-1])
     metrics = {name: (total, probes if name == "unmasked_accuracy" else targets) for name, total in sums.items()}
     return metrics | gauges.per_batch(gauges.representation(hidden_BxTxD, inside_BxT), targets)
-
-
-def _score_book(
-    kernel: Float[Array, "dim codes"],
-    bias: Float[Array, " codes"],
-    projection: Float[Array, "feature code_dim"],
-    codebook: Float[Array, "codes code_dim"],
-    *,
-    masked: tuple[Array, Array, Array],
-    probed: tuple[Array, Array, Array],
-) -> dict[str, Float[Array, ""]]:
-    """Returns a book's metrics as weighted sums, from (hidden, clean features, weight) of masked and probed frames."""
-
-    def score(hidden: Array, clean: Array) -> tuple[Array, Array, Array]:
-        logits = jnp.einsum("btd,dc->btc", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        return logits + bias, jnp.argmax(logits + bias, axis=-1), nearest_codes(clean, projection, codebook)
-
-    *probed, probed_weight = probed
-    *masked, weight = masked
-    _, probed_guess, probed_code = score(*probed)
-    logits, guess, code = score(*masked)
-    total, num_codes = jnp.sum(weight), bias.shape[0]
-    spread = gauges.of_codes(code, guess, weight, num_codes)
-    return {
-        "loss": jnp.sum(weight * optax.softmax_cross_entropy_with_integer_labels(logits, code)),
-        "masked_accuracy": jnp.sum(weight * (guess == code)),
-        "unmasked_accuracy": jnp.sum(probed_weight * (probed_guess == probed_code)),
-    } | {name: total * value for name, value in spread.items()}
 
 
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:

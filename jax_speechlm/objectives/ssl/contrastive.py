@@ -76,6 +76,29 @@ class ContrastiveConfig(MaskedPrediction):
         first, lowest = self.gumbel_temperature
         return jnp.maximum(first * self.gumbel_decay ** step.astype(jnp.float32), lowest)
 
+    def encode(
+        self,
+        model: "ContrastiveModel",
+        batch: Batch,
+        key: PRNGKeyArray | None,
+        frontend: FrontEnd,
+        taps: tuple[int, ...] = (),
+    ) -> "Encoded":
+        """Encodes a batch with masked frames; `taps` are layers whose output is needed in addition to the last."""
+        views = self.views(batch, key, frontend, model.encoder.config)
+        mask_BxT, inside_BxT = views.mask_BxT, views.weight(batch["weight"])
+        hidden, tapped = views.encode(model.encoder, model.contrast.mask[...], taps)
+        places_BxN = masked_places(mask_BxT, self.most_masked(mask_BxT.shape[1], frontend))
+        every = jnp.arange(0, mask_BxT.shape[1], PROBE_STRIDE)
+        return Encoded(
+            views,
+            {**tapped, model.encoder.config.num_layers: hidden},
+            model.encoder.embed(views.clean_BxTxF),
+            Frames(places_BxN, take_frames(inside_BxT * mask_BxT, places_BxN)),
+            Frames(jnp.broadcast_to(every, (len(mask_BxT), len(every))), (inside_BxT * ~mask_BxT)[:, every]),
+            inside_BxT,
+        )
+
     def contrast_flops(self, dim: int, num_frames: int, frontend: FrontEnd) -> float:
         """Returns the task's FLOPs for a row of frames of width `dim`, without the encoder."""
         scored = self.most_masked(num_frames, frontend)
@@ -123,38 +146,6 @@ class Encoded(NamedTuple):
     masked: Frames  # padded to their maximum number per row
     probed: Frames  # every `PROBE_STRIDE`-th frame, with weight 0 if masked
     inside_BxT: Float[Array, "batch time"]  # weight per frame, 0 in padding
-
-
-def encode_masked(
-    encoder: Conformer,
-    mask: Float[Array, " dim"],
-    batch: Batch,
-    key: PRNGKeyArray | None,
-    config: ContrastiveConfig,
-    frontend: FrontEnd,
-    taps: tuple[int, ...] = (),
-) -> Encoded:
-    """Replaces masked frames' embeddings by one vector and encodes the batch.
-
-    Args:
-      mask: the vector.
-      key: the step's, or None for evaluation.
-      taps: layers whose output is needed in addition to the last.
-    """
-    views = config.views(batch, key, frontend, encoder.config)
-    mask_BxT = views.mask_BxT
-    hidden, tapped = views.encode(encoder, mask, taps)
-    inside_BxT = views.weight(batch["weight"])
-    places_BxN = masked_places(mask_BxT, config.most_masked(mask_BxT.shape[1], frontend))
-    every = jnp.arange(0, mask_BxT.shape[1], PROBE_STRIDE)
-    return Encoded(
-        views,
-        {**tapped, encoder.config.num_layers: hidden},
-        encoder.embed(views.clean_BxTxF),
-        Frames(places_BxN, take_frames(inside_BxT * mask_BxT, places_BxN)),
-        Frames(jnp.broadcast_to(every, (len(mask_BxT), len(every))), (inside_BxT * ~mask_BxT)[:, every]),
-        inside_BxT,
-    )
 
 
 def draw_negatives(
@@ -265,16 +256,16 @@ def contrast(
         pool = model.quantizer(targets_of(masked), keys_BxN, config.temperature_at(batch["step"]))
     probe = model.quantizer(targets_of(probed))
 
-    def tell(frames: Frames, own: Quantized, count_BxMxN: Array) -> tuple[Array, Array]:
+    def compare(frames: Frames, own: Quantized, count_BxMxN: Array) -> tuple[Array, Array]:
         context = model.context(take_frames(hidden_BxTxD, frames.places).astype(jnp.float32))
-        targets = [(model.target(each.vectors), each.codes) for each in (own, pool)]
+        targets = [(model.target(quantized.vectors), quantized.codes) for quantized in (own, pool)]
         return contrastive_loss(context, *targets, count_BxMxN, config.temperature)
 
-    num_B, sizes = jnp.sum(views.mask_BxT, axis=-1), [each.places.shape[1] for each in (masked, probed)]
+    num_B, sizes = jnp.sum(views.mask_BxT, axis=-1), [frames.places.shape[1] for frames in (masked, probed)]
     count = draw_negatives(masked_keys, num_B, sizes[0], sizes[0], config.negatives, own=True)
-    nll_BxN, right_BxN = tell(masked, pool, count)
+    nll_BxN, right_BxN = compare(masked, pool, count)
     count = draw_negatives(probed_keys, num_B, sizes[1], sizes[0], config.negatives, own=False)
-    _, probed_right = tell(probed, probe, count)
+    _, probed_right = compare(probed, probe, count)
 
     total = jnp.sum(masked.weight)
     shares = [gauges.code_shares(pool.codes[..., g], masked.weight, config.codes) for g in range(config.groups)]

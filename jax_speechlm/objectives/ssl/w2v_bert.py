@@ -30,7 +30,6 @@ from jax_speechlm.objectives.ssl.contrastive import (
     averaged,
     check_code_usage,
     contrast,
-    encode_masked,
 )
 
 
@@ -66,10 +65,7 @@ class W2vBert(ContrastiveConfig):
             return W2vBertModel(model, self, rngs=rngs)
 
         def score(module: W2vBertModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
-            encoded = encode_masked(
-                module.encoder, module.contrast.mask[...], batch, key, self, frontend, taps=(layers,)
-            )
-            return self._score(module, encoded, layers, batch)
+            return self._score(module, self.encode(module, batch, key, frontend, taps=(layers,)), layers, batch)
 
         def head_flops(num_frames: int) -> float:
             head = 2.0 * self.most_masked(num_frames, frontend) * model.dim * self.groups * self.codes

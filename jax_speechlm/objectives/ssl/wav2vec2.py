@@ -20,7 +20,6 @@ from jax_speechlm.objectives.ssl.contrastive import (
     averaged,
     check_code_usage,
     contrast,
-    encode_masked,
 )
 
 
@@ -42,7 +41,7 @@ class Wav2Vec2(ContrastiveConfig):
             return ContrastiveModel(model, self, rngs=rngs)
 
         def score(module: ContrastiveModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
-            encoded = encode_masked(module.encoder, module.contrast.mask[...], batch, key, self, frontend)
+            encoded = self.encode(module, batch, key, frontend)
             hidden_BxTxD = encoded.hidden[model.num_layers]
             sums, _, _ = contrast(module.contrast, self, encoded, hidden_BxTxD, batch)
             sums["loss"] = sums["contrastive"] + self.diversity_weight * sums["diversity"]
