@@ -116,14 +116,7 @@ class Distillation(ObjectiveConfig):
         return teacher.replace(checkpoint=checkpoint, **shape)
 
     def load_teachers(self, shapes: Params, tokenizer: Tokenizer | None, runs: Runs) -> Params:
-        """Reads the teachers' parameters.
-
-        Args:
-          shapes: of all parameters of the run, with their shardings.
-          tokenizer: the student's.
-
-        Returns:
-          The teachers' part of the parameters, sharded as in `shapes`.
+        """Reads the teachers' part of the parameters, sharded as in `shapes`, which are of the whole run.
 
         Raises:
           CheckpointError: a checkpoint cannot be read, or has another tokenizer or other parameters than expected.
@@ -273,17 +266,14 @@ class View(NamedTuple):
     """Outputs of a student or teacher for a batch.
 
     Attributes:
-      states: inputs of `logits` at every position.
-      logits: `states of some positions -> logits [..., V]`.
-      tapped: hidden states by layer count.
       score: returns the metrics of the model's objective, whose `loss` contains the number of targets, and the weight
         of each position in the distillation losses.
       repeat: repeats a per-row array of the batch for the rows of `states`.
     """
 
-    states: Float[Array, "rows time _"]
-    logits: Callable[[Array], Array]
-    tapped: dict[int, Float[Array, "rows time _"]]
+    states: Float[Array, "rows time _"]  # inputs of `logits`
+    logits: Callable[[Array], Array]  # of states of some positions
+    tapped: dict[int, Float[Array, "rows time _"]]  # hidden states by layer count
     score: Callable[[], tuple[Metrics, Float[Array, "rows time"]]] | None = None
     repeat: Callable[[Array], Array] = lambda x: x
 

@@ -63,12 +63,7 @@ class MaskedPrediction(ObjectiveConfig):
 def draw_views(
     batch: Batch, key: PRNGKeyArray | None, frontend: FrontEnd, encoder: ConformerConfig, span: int, ratio: float
 ) -> Views:
-    """Draws the views and masks of a batch.
-
-    Args:
-      key: the step's; None for evaluation, in which a row's mask is always the same.
-      span, ratio: as for `draw_mask`.
-    """
+    """Draws the views and masks of a batch. In evaluation (no key) a row's mask is always the same."""
     if key is None:
         x_BxTxF, length_B = clean_BxTxF, _ = features(batch, frontend, None)
         mask_key, dropout_keys, chunk = jax.random.key(0), None, None
@@ -85,10 +80,7 @@ def draw_views(
 
 
 def masked_places(mask_BxT: Bool[Array, "batch time"], most: int) -> Int[Array, "batch {most}"]:
-    """Returns the indices of `most` frames per row: the masked ones in order of time, then others.
-
-    The fixed shape does not depend on the mask.
-    """
+    """Returns the indices of `most` frames per row, a fixed number: masked ones in order of time, then others."""
     return jnp.argsort(~mask_BxT, axis=1)[:, :most]
 
 

@@ -30,8 +30,7 @@ def ctc_loss(
 
     Args:
       logits_BxTxV: unnormalised; id 0 is the blank.
-      length_B: valid frames per row; later frames are ignored.
-      tokens_BxU: ids 1..V-1; ids from `token_length_B` on are ignored.
+      tokens_BxU: ids 1..V-1.
       token_length_B: 0 is allowed; the only alignment is then all blanks.
 
     Returns:
@@ -164,11 +163,7 @@ class CTC(ObjectiveConfig):
         frontend: FrontEnd,
         taps: tuple[int, ...] = (),
     ) -> "CTCOutput":
-        """Runs the forward pass of training, or of evaluation if `key` is None.
-
-        Args:
-          taps: layer counts after which to return hidden states.
-        """
+        """Runs the forward pass of training, or of evaluation without a key; `taps` are layer counts to return."""
         views = 1 if key is None or not self.consistency else 2
         if key is None:
             x_BxTxF, length_B = features(batch, frontend, None)

@@ -38,11 +38,7 @@ class SpeechClassifier(nnx.Module):
 def encode(
     encoder: Conformer | FastConformer, batch: Batch, frontend: FrontEnd, key: PRNGKeyArray | None
 ) -> tuple[Float[Array, "batch time dim"], Int[Array, " batch"]]:
-    """Computes the last layer's hidden states of a batch [B, T, D], and the frames per row.
-
-    Args:
-      key: for augmentation, dropout and the attention chunk; None for evaluation.
-    """
+    """Computes the last layer's hidden states of a batch, with augmentation if there is a key; and frames per row."""
     dropout_keys, chunk = None, None
     if key is not None:
         key, dropout_key, chunk_key = jax.random.split(key, 3)

@@ -154,8 +154,7 @@ class TextSide(nnx.Module):
 class JointModel(nnx.Module):
     """A conformer with the modules of all streams.
 
-    `encoder` and `head` form a CTC model, `encoder` and `quantizer` belong to a BEST-RQ model, so that parameters can
-    be loaded from and into these models.
+    `encoder` and `head` are those of a CTC model, `encoder` and `quantizer` of a BEST-RQ model, to share parameters.
     """
 
     def __init__(self, model: ConformerConfig, config: Joint, vocabulary: Vocabulary, *, rngs: nnx.Rngs):
@@ -292,11 +291,7 @@ def stream_of(batch: Mapping[str, Any]) -> str:
 def enclose(
     tokens_BxU: Int[Array, "batch tokens"], length_B: Int[Array, " batch"], boundary: int
 ) -> tuple[Int[Array, "batch enclosed"], Int[Array, " batch"]]:
-    """Adds a boundary before and after each transcript.
-
-    Returns:
-      The tokens [B, U + 2], and their lengths.
-    """
+    """Adds a boundary before and after each transcript; returns tokens and lengths."""
     tokens = jnp.pad(tokens_BxU, ((0, 0), (1, 1)), constant_values=boundary)
     place = jnp.arange(tokens.shape[1])
     return jnp.where(place == length_B[:, None] + 1, boundary, tokens), length_B + 2

@@ -109,10 +109,8 @@ class ContrastiveConfig(MaskedPrediction):
 
 
 class Contrast(nnx.Module):
-    """Modules that the task adds to an encoder; dropped for finetuning.
-
-    Parameters: `mask`, the embedding that replaces masked frames; the quantizer; linear maps of contexts and of targets
-    into the space in which they are compared.
+    """Modules that the task adds to an encoder: `mask`, the embedding that replaces masked frames; the quantizer; maps
+    of contexts and of targets into the space in which they are compared. Dropped for finetuning.
     """
 
     def __init__(self, config: ContrastiveConfig, dim: int, *, rngs: nnx.Rngs):
@@ -182,8 +180,7 @@ def contrastive_loss(
 ) -> tuple[Float[Array, "batch rows"], Bool[Array, "batch rows"]]:
     """Computes -log softmax of a frame's own target among it and its negatives. Equation 3 of the paper.
 
-    All similarities within a row are a single matrix product; negatives are given as counts, so that no target is
-    copied.
+    All similarities within a row are a single matrix product: negatives are counts, so that no target is copied.
 
     Args:
       context_BxMxP: the encoder's projected output at each frame.
@@ -293,10 +290,7 @@ def averaged(
 
 
 def check_code_usage(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
-    """Returns a warning if the learnt codes have collapsed to a few, else None.
-
-    Before the end of the warm-up few codes are normal.
-    """
+    """Returns a warning if the learnt codes have collapsed to a few, which is normal before the warm-up ends."""
     ratio = metrics["code_entropy_ratio"]
     if after_warmup and ratio < gauges.LOW_ENTROPY:
         return (
