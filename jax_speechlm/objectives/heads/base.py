@@ -38,7 +38,11 @@ class SpeechClassifier(nnx.Module):
 def encode(
     encoder: Conformer | FastConformer, batch: Batch, frontend: FrontEnd, key: PRNGKeyArray | None
 ) -> tuple[Float[Array, "batch time dim"], Int[Array, " batch"]]:
-    """Computes the last layer's hidden states of a batch, with augmentation if there is a key; and frames per row."""
+    """Runs the encoder on a batch, with augmentation and dropout if there is a key.
+
+    Returns:
+      The last layer's hidden states, and frames per row.
+    """
     dropout_keys, chunk = None, None
     if key is not None:
         key, dropout_key, chunk_key = jax.random.split(key, 3)

@@ -77,7 +77,11 @@ class UnitLM(ObjectiveConfig):
 def kinds_of(
     target_BxT: Int[Array, "batch time"], before_BxT: Int[Array, "batch time"], vocabulary: Vocabulary
 ) -> tuple[Bool[Array, "batch time"], Bool[Array, "batch time"]]:
-    """Returns masks of the targets that are units, and of those that are text: with boundaries after text."""
+    """Classifies targets by modality.
+
+    Returns:
+      Masks of units and of text, which includes boundaries after text.
+    """
     before_is_speech = vocabulary.is_unit(before_BxT) | (before_BxT == vocabulary.speech)
     ends_text = (target_BxT == vocabulary.boundary) & ~before_is_speech
     return vocabulary.is_unit(target_BxT), (target_BxT < vocabulary.boundary) | ends_text

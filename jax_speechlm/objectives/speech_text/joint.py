@@ -154,7 +154,7 @@ class TextSide(nnx.Module):
 class JointModel(nnx.Module):
     """A conformer with the modules of all streams.
 
-    `encoder` and `head` are those of a CTC model, `encoder` and `quantizer` of a BEST-RQ model, to share parameters.
+    `encoder` and `head` form a CTC model, `encoder` and `quantizer` of a BEST-RQ model, to share parameters.
     """
 
     def __init__(self, model: ConformerConfig, config: Joint, vocabulary: Vocabulary, *, rngs: nnx.Rngs):
