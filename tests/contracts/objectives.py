@@ -241,7 +241,7 @@ TOYS = dict(toys())
 UNTOUCHED = {
     "classification transformer": ("transformer/prediction/bias",),
     "joint speech": ("text", "head"),
-    "joint text": ("codes", "head", "encoder/input"),
+    "joint text": ("codes", "head", "encoder/input", "encoder/input_norm"),
 }
 """Parameters that the loss does not use: of vocabulary logits, and of a mixture's other streams."""
 
