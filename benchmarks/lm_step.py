@@ -25,7 +25,7 @@ def ours(rows: int, tokens: int, **settings):
     from jax_speechlm.models.transformer import Transformer
     from jax_speechlm.models.transformer_config import TransformerConfig, forward_flops
     from jax_speechlm.nn import functional
-    from jax_speechlm.objectives.lm.causal_lm import next_tokens, scored
+    from jax_speechlm.objectives.lm.causal_lm import next_tokens, token_metrics
 
     config = TransformerConfig.llama(
         dim=DIM, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, head_dim=DIM // HEADS, ffn_dim=INNER,
@@ -44,7 +44,8 @@ def ours(rows: int, tokens: int, **settings):
         def loss(params):
             model = functional.bind(graphdef, params)
             hidden = model(tokens_BxT, segment_BxT, position_BxT)
-            return scored(model, hidden, *next_tokens(tokens_BxT, segment_BxT))[0]
+            total, count = token_metrics(model, hidden, *next_tokens(tokens_BxT, segment_BxT))[0]["loss"]
+            return total / count
 
         updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state, params)
         return optax.apply_updates(params, updates), opt_state

@@ -182,7 +182,7 @@ def publish(report: ClassificationReport, out: AnyPath) -> None:
 def predict(run: LoadedRun, batches: Iterator[Batch], num_rows: int) -> Int[np.ndarray, " rows"]:
     """Predicts the class id of every row, indexed by `example_id`; -1 for rows in no batch."""
     tokenizer = run.tokenizer if isinstance(run.experiment.model, TransformerConfig) else None
-    _, class_logits, _ = run.experiment.objective.classifier(run.experiment.model, run.experiment.frontend, tokenizer)
+    class_logits = run.experiment.objective.classifier(run.experiment.model, run.experiment.frontend, tokenizer)
     best = jax.jit(lambda params, batch: jnp.argmax(class_logits(params, batch, None), axis=-1))
     predicted = np.full(num_rows, -1)
     for batch in batches:

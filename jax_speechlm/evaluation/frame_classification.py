@@ -58,7 +58,7 @@ def evaluate_run(
 
 def _frames(run: LoadedRun, batches: Iterator[Batch]) -> Iterator[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]:
     """Yields the true and the predicted classes of the labelled frames, batch by batch."""
-    _, logits = run.experiment.objective.classifier(run.experiment.model, run.experiment.frontend)
+    logits = run.experiment.objective.classifier(run.experiment.model, run.experiment.frontend)
     best = jax.jit(lambda params, batch: logits(params, batch, None)[0].argmax(-1))
     for batch in batches:
         guess, known = np.asarray(best(run.params, batch)), batch["frame_labels"] >= 0

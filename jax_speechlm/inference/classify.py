@@ -83,7 +83,7 @@ class Classifier(RunPredictor):
     @functools.cached_property
     def _probabilities(self):
         experiment, tokenizer = self.run.experiment, self.run.tokenizer if self.reads_texts else None
-        _, logits, _ = experiment.objective.classifier(experiment.model, experiment.frontend, tokenizer)
+        logits = experiment.objective.classifier(experiment.model, experiment.frontend, tokenizer)
         return jax.jit(lambda params, batch: jax.nn.softmax(logits(params, batch, None).astype(jnp.float32)))
 
     def _compute(self, batch):

@@ -75,7 +75,7 @@ class VoiceActivity(RunPredictor):
     @functools.cached_property
     def _speech(self):
         experiment = self.run.experiment
-        _, logits = experiment.objective.classifier(experiment.model, experiment.frontend)
+        logits = experiment.objective.classifier(experiment.model, experiment.frontend)
 
         def speech(params, batch):
             logits_BxTxC, frames_B = logits(params, batch, None)

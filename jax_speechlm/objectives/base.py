@@ -4,20 +4,24 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.models.encoders import EncoderConfig, forward_flops
 from jax_speechlm.nn import functional
 
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 """Each metric is a (sum, weight) pair and so adds up exactly over shards, micro-batches and steps."""
 
 Loss = Callable[[functional.Params, Batch, PRNGKeyArray | None], tuple[Float[Array, ""], Metrics]]
+Score = Callable[[nnx.Module, Batch, PRNGKeyArray | None], Metrics]
 
 
 @runtime_checkable
@@ -51,6 +55,18 @@ class ObjectiveConfig(Config):
     def text_column(self) -> str:
         """The index column of the transcripts."""
         return "text"
+
+    def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> "Objective":
+        """Builds the objective for a model.
+
+        Args:
+          frontend: None if the inputs are texts.
+          tokenizer: None if the objective needs none.
+
+        Raises:
+          ValueError: the settings, model, front end and tokenizer do not fit together.
+        """
+        raise NotImplementedError
 
     def check_data(self, data: Config) -> None:
         """Raises ValueError if settings of the data contradict the objective."""
@@ -99,6 +115,17 @@ class Objective:
     load_borrowed: Callable[[functional.Params, Tokenizer | None, Runs], functional.Params] | None = None
     health_check: Callable[[Mapping[str, float], bool], str | None] | None = None
 
+    @classmethod
+    def of(cls, make: functional.MakeModule, score: Score, **parts: Any) -> "Objective":
+        """Builds an objective from `(module, batch, key) -> metrics` and, in `parts`, the other attributes."""
+        metrics_of = on_params(make, score)
+
+        def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
+            metrics = metrics_of(params, batch, key)
+            return mean(*metrics["loss"]), metrics
+
+        return cls(make, loss, **parts)
+
     def flops(self, batch: Mapping[str, Any]) -> float:
         """Returns the FLOPs of a forward pass over a batch of arrays or shapes; 0 if the objective defines none."""
         if self.batch_flops is not None:
@@ -109,17 +136,42 @@ class Objective:
         return self.forward_flops(length, rows)
 
 
+def on_params(make: functional.MakeModule, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turns `(module, *args) -> result` into `(params, *args) -> result`."""
+    graphdef = functional.declare(make).graphdef
+    return lambda params, *args: function(functional.bind(graphdef, params), *args)
+
+
+def row_keys(key: PRNGKeyArray | None, batch: Batch) -> Key[Array, " batch"] | None:
+    """Returns a key per row, or None in evaluation."""
+    return None if key is None else example_keys(key, batch["example_id"])
+
+
+def split_row_keys(key: PRNGKeyArray | None, batch: Batch) -> tuple[Key[Array, " batch"], Key[Array, " batch"] | None]:
+    """Returns keys per row for the objective's own draws, fixed in evaluation, and for dropout, None in evaluation."""
+    own_key, dropout_key = (jax.random.key(0), None) if key is None else jax.random.split(key)
+    return example_keys(own_key, batch["example_id"]), row_keys(dropout_key, batch)
+
+
+def weighted(weight: Float[Array, "*places"], values: Mapping[str, Float[Array, "*places"] | Bool[Array, "*places"]]):
+    """Returns metrics from values with one weight for all."""
+    total = jnp.sum(weight)
+    return {name: (jnp.sum(weight * value), total) for name, value in values.items()}
+
+
 def mean(total: Float[Array, ""], weight: Float[Array, ""]) -> Float[Array, ""]:
     """Returns total / weight, or 0 if both are 0."""
     return total / jnp.maximum(weight, 1e-9)
 
 
-def check_input_dim(model: int, frontend: int) -> None:
-    """Raises ValueError unless the model's input dimension equals the front end's."""
-    if model != frontend:
-        raise ValueError(
-            f"the front end gives {frontend} features, model.input_dim is {model}; set --model.input_dim {frontend}"
-        )
+def speech_flops(model: EncoderConfig, frontend: FrontEnd, head: Callable[[int], float]) -> Callable[[int, int], float]:
+    """Returns `forward_flops` of a speech encoder with a head, given as `feature vectors of a row -> FLOPs`."""
+
+    def flops(num_samples: int, batch_size: int) -> float:
+        num_vectors = frontend.mel.num_frames(num_samples)
+        return forward_flops(model, num_vectors, batch_size) + batch_size * head(num_vectors)
+
+    return flops
 
 
 def check_no_crop(frontend: FrontEnd, what: str) -> None:
@@ -143,4 +195,8 @@ def check_features(model: Config, mel: LogMel) -> None:
             f"a {model.kind} subsamples log-mel frames itself, and the front end stacks {mel.stack} of them: set "
             "--frontend.mel.stack 1"
         )
-    check_input_dim(model.input_dim, mel.input_dim)
+    if model.input_dim != mel.input_dim:
+        raise ValueError(
+            f"the front end gives {mel.input_dim} features, model.input_dim is {model.input_dim}; set "
+            f"--model.input_dim {mel.input_dim}"
+        )

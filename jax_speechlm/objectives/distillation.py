@@ -10,9 +10,8 @@ the same rules as all others, without gradients and optimizer state. A checkpoin
 instead of their parameters; a restart reads them again.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, example_keys, frame_mask
+from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.core.tree import paths
@@ -35,7 +34,7 @@ from jax_speechlm.nn.layers import Linear
 from jax_speechlm.nn.vocabulary_loss import CHUNK_LOGITS
 from jax_speechlm.objectives.asr import ctc
 from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, Runs, frame_grid, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, Runs, frame_grid, mean, row_keys
 from jax_speechlm.objectives.lm import causal_lm
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 
@@ -117,47 +116,34 @@ class Distillation(ObjectiveConfig):
         return teacher.replace(checkpoint=checkpoint, **shape)
 
     def load_teachers(self, shapes: Params, tokenizer: Tokenizer | None, runs: Runs) -> Params:
-        """Reads the teachers' parameters.
-
-        Args:
-          shapes: of all parameters of the run, with their shardings.
-          tokenizer: the student's.
-
-        Returns:
-          The teachers' part of the parameters, sharded as in `shapes`.
+        """Reads the teachers' part of the parameters, sharded as in `shapes`, which are of the whole run.
 
         Raises:
           CheckpointError: a checkpoint cannot be read, or has another tokenizer or other parameters than expected.
         """
         expected = shapes[GROUP]["teachers"]
         params = {
-            str(place): _teacher_params(teacher, expected[str(place)], tokenizer, runs)
-            for place, teacher in enumerate(self.teachers)
+            str(index): _teacher_params(teacher, expected[str(index)], tokenizer, runs)
+            for index, teacher in enumerate(self.teachers)
         }
         return {GROUP: {"teachers": params}}
 
     def build(self, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a student, front end and tokenizer.
-
-        The loss is a mean over the student's targets, which are tokens: for CTC, divergence and distance are summed
-        over frames and divided by the number of tokens, like its own loss. Metrics: `loss`, its parts `own`,
-        `divergence` (temperature^2 * KL, nats) and `distance`, and the student's other metrics.
-
-        Raises:
-          ValueError: an error of the student's objective; or a teacher whose model is unknown, of another kind, with
-            other frames, or without a given layer.
+        """Builds the objective. The loss is a mean over the student's targets, which are tokens: for CTC, divergence
+        and distance are summed over frames and divided by the number of tokens, like its own loss. Metrics: `loss`, its
+        parts `own`, `divergence` (temperature^2 * KL, nats) and `distance`, and the student's other metrics.
         """
         own = self.student.build(model, frontend, tokenizer)
         built = [self._build(teacher, model, frontend, tokenizer) for teacher in self.teachers]
 
         def scaffold(rngs: nnx.Rngs) -> nnx.Dict:
             maps = {
-                f"{number}_{pair}": Linear((model.dim,), (teacher.model.dim,), ("embed", None), rngs=rngs)
-                for number, teacher in enumerate(self.teachers)
+                f"{index}_{pair}": Linear((model.dim,), (teacher.model.dim,), ("embed", None), rngs=rngs)
+                for index, teacher in enumerate(self.teachers)
                 for pair in range(len(teacher.layers))
                 if teacher.model.dim != model.dim
             }
-            teachers = {str(number): each.make(rngs) for number, each in enumerate(built)}
+            teachers = {str(index): teacher.make(rngs) for index, teacher in enumerate(built)}
             return nnx.Dict({"teachers": nnx.Dict(teachers)} | ({"maps": nnx.Dict(maps)} if maps else {}))
 
         def make(rngs: nnx.Rngs) -> nnx.Module:
@@ -165,28 +151,59 @@ class Distillation(ObjectiveConfig):
             setattr(module, GROUP, scaffold(rngs))
             return module
 
-        sides = _Sides(
-            functional.declare(own.make).graphdef,
-            functional.declare(scaffold).graphdef,
-            _Speech(self.student, frontend) if isinstance(self.student, CTC) else _Text(self.student),
-        )
-        logits = own.logits and (lambda params, batch: own.logits(student_part(params), batch))
+        student_graph, scaffold_graph = (functional.declare(part).graphdef for part in (own.make, scaffold))
+
+        def loss(params: Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
+            student = functional.bind(student_graph, student_part(params))
+            metrics = self._score(student, functional.bind(scaffold_graph, params[GROUP]), batch, key, frontend)
+            return mean(*metrics["loss"]), metrics
 
         def flops(length, rows):
             # A teacher's forward pass costs a third of a training step.
-            return sum([own.forward_flops(length, rows), *(each.forward_flops(length, rows) / 3 for each in built)])
+            teachers = (teacher.forward_flops(length, rows) / 3 for teacher in built)
+            return sum([own.forward_flops(length, rows), *teachers])
 
         teachers = f"{GROUP}/teachers"
         return Objective(
             make,
-            _Loss(self, sides),
+            loss,
             frozen=(teachers,),
             borrowed=(teachers,),
             load_borrowed=self.load_teachers,
             training_only=(GROUP,),
             forward_flops=flops,
-            logits=logits,
+            logits=own.logits and (lambda params, batch: own.logits(student_part(params), batch)),
         )
+
+    def _score(
+        self, student: nnx.Module, scaffold: nnx.Dict, batch: Batch, key: PRNGKeyArray | None, frontend: FrontEnd
+    ) -> Metrics:
+        layers = [layer for teacher in self.teachers for layer, _ in teacher.layers]
+        view = _view(student, self.student, batch, key, frontend, layers)
+        metrics, weight_BxT = view.score()
+        maps = getattr(scaffold, "maps", {})
+        teacher_views, distances = [], []
+        for index, teacher in enumerate(self.teachers):
+            module, layers = scaffold["teachers"][str(index)], [layer for _, layer in teacher.layers]
+            taught = _view(module, type(self.student)(), batch, None, teacher.frontend, layers)
+            states, tapped = jax.lax.stop_gradient((taught.states, taught.tapped))
+            states, tapped = jax.tree.map(view.repeat, (states, tapped))
+            teacher_views.append(View(states, lambda x, f=taught.logits: jax.lax.stop_gradient(f(x)), tapped))
+            for pair, (student_layer, teacher_layer) in enumerate(teacher.layers):
+                hidden, name = view.tapped[student_layer], f"{index}_{pair}"
+                hidden = maps[name](hidden) if name in maps else hidden
+                distances.append(distance(hidden, tapped[teacher_layer], self.hidden_distance))
+
+        def total_of(values_BxT: Array) -> Array:
+            return jnp.sum(jnp.where(weight_BxT > 0, weight_BxT * values_BxT, 0))
+
+        own, targets = metrics["loss"]
+        sums = {"own": own, "divergence": total_of(divergences(view, teacher_views, self.temperature))}
+        total = (1 - self.share) * sums["own"] + self.share * sums["divergence"]
+        if distances:
+            sums["distance"] = total_of(sum(distances) / len(distances))
+            total = total + self.hidden_weight * sums["distance"]
+        return metrics | {name: (part, targets) for name, part in {**sums, "loss": total}.items()}
 
     def _build(self, teacher: Teacher, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
         """Builds a teacher's objective, used for its module and FLOPs."""
@@ -201,16 +218,16 @@ class Distillation(ObjectiveConfig):
                 f"one that was trained by {self.student.kind}"
             )
         if self.student.kind == "ctc":
-            ours, theirs = frame_grid(model, frontend.mel), frame_grid(teacher.model, teacher.frontend.mel)
-            if ours != theirs:
+            grid, teacher_grid = frame_grid(model, frontend.mel), frame_grid(teacher.model, teacher.frontend.mel)
+            if grid != teacher_grid:
                 raise ValueError(
-                    f"objective.teachers: {teacher.checkpoint} has {theirs}; the student has {ours}. They need frames "
-                    "in common"
+                    f"objective.teachers: {teacher.checkpoint} has {teacher_grid}; the student has {grid}. They need "
+                    "frames in common"
                 )
-        for here, there in teacher.layers:
-            if here > model.num_layers or there > teacher.model.num_layers:
+        for pair in teacher.layers:
+            if pair[0] > model.num_layers or pair[1] > teacher.model.num_layers:
                 raise ValueError(
-                    f"objective.teachers: the pair of layers ({here}, {there}) goes beyond the student's "
+                    f"objective.teachers: the pair of layers {pair} goes beyond the student's "
                     f"{model.num_layers} or the {teacher.model.num_layers} of {teacher.checkpoint}"
                 )
         own = type(self.student)()  # default settings: only the module is used, not the loss
@@ -225,14 +242,14 @@ def _teacher_params(teacher: Teacher, shapes: Params, tokenizer: Tokenizer | Non
             f"{teacher.checkpoint}: this teacher has another tokenizer than its student: set --data.tokenizer "
             f"{teacher.checkpoint}"
         )
-    found, expected = (
+    stored, expected = (
         {name: leaf.shape for name, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True)}
         for tree in (params, shapes)
     )
-    for name in found | expected:
-        if found.get(name) != expected.get(name):
+    for name in stored | expected:
+        if stored.get(name) != expected.get(name):
             raise CheckpointError(
-                f"{teacher.checkpoint}: {name} is {found.get(name, 'not there')}, objective.teachers says "
+                f"{teacher.checkpoint}: {name} is {stored.get(name, 'not there')}, objective.teachers says "
                 f"{expected.get(name, 'it is not there')}: leave model and frontend out, and they are read from it"
             )
     return jax.tree.map(
@@ -246,153 +263,74 @@ def student_part(params: Params) -> Params:
 
 
 class View(NamedTuple):
-    """Outputs of a model for a batch.
+    """Outputs of a student or teacher for a batch.
 
     Attributes:
-      states: inputs of `logits` at every position.
-      logits: `states of some positions -> logits [..., V]`.
-      tapped: hidden states by layer count.
+      score: returns the metrics of the model's objective, whose `loss` contains the number of targets, and the weight
+        of each position in the distillation losses.
+      repeat: repeats a per-row array of the batch for the rows of `states`.
     """
 
-    states: Float[Array, "rows time _"]
-    logits: Callable[[Array], Array]
-    tapped: dict[int, Float[Array, "rows time _"]]
+    states: Float[Array, "rows time _"]  # inputs of `logits`
+    logits: Callable[[Array], Array]  # of states of some positions
+    tapped: dict[int, Float[Array, "rows time _"]]  # hidden states by layer count
+    score: Callable[[], tuple[Metrics, Float[Array, "rows time"]]] | None = None
+    repeat: Callable[[Array], Array] = lambda x: x
 
 
-class Lesson(NamedTuple):
-    """A student's outputs for a batch, its own metrics, and the weights of the distillation losses.
+def _view(
+    model: ctc.CTCModel | causal_lm.TextModel,
+    config: CTC | CausalLM,
+    batch: Batch,
+    key: PRNGKeyArray | None,
+    frontend: FrontEnd,
+    layers: Iterable[int],
+) -> View:
+    """Runs a model of the student's kind, with hidden states of some layers."""
+    taps = tuple(sorted(set(layers)))
+    if isinstance(config, CTC):
+        output = config.forward(model, batch, key, frontend, taps)
 
-    Attributes:
-      view: the student's outputs.
-      metrics: metrics of its objective; `loss` contains the number of targets.
-      weight: weight per position, 0 to exclude it.
-      repeat: repeats a per-row array of the batch for the student's rows (views).
-    """
+        def score():
+            feasible_B = ctc.is_feasible(output.length, *map(output.repeat, (batch["tokens"], batch["token_length"])))
+            weight_B = output.repeat(batch["weight"]) / output.views * feasible_B
+            weight_BxT = frame_mask(output.length, output.logits.shape[1]) * weight_B[:, None]
+            return config.score(output, batch), weight_BxT
 
-    view: View
-    metrics: Metrics
-    weight: Float[Array, "rows time"]
-    repeat: Callable[[Array], Array]
+        return View(output.logits, lambda logits: logits, output.tapped, score, output.repeat)
 
+    transformer = model.transformer
+    row = batch["tokens"], batch["segment"], batch["position"]
+    hidden, tapped = transformer.hidden_states(*row, row_keys(key, batch), taps)
 
-@dataclasses.dataclass(frozen=True)
-class _Speech:
-    """Forward passes of CTC models."""
+    def score():
+        targets = causal_lm.weighted_targets(batch)
+        return causal_lm.token_metrics(transformer, hidden, *targets, config.z_weight)[0], targets[1]
 
-    config: CTC
-    frontend: FrontEnd
-
-    def learn(self, model: ctc.CTCModel, batch: Batch, key: PRNGKeyArray | None, taps: tuple[int, ...]) -> Lesson:
-        spelled = ctc.forward(model, batch, key, self.config, self.frontend, taps)
-        feasible_B = ctc.is_feasible(spelled.length, *map(spelled.repeat, (batch["tokens"], batch["token_length"])))
-        weight_B = spelled.repeat(batch["weight"]) / spelled.views * feasible_B
-        weight_BxT = frame_mask(spelled.length, spelled.logits.shape[1]) * weight_B[:, None]
-        view = View(spelled.logits, lambda logits: logits, spelled.tapped)
-        return Lesson(view, ctc.score(spelled, batch, self.config), weight_BxT, spelled.repeat)
-
-    def teach(self, model: ctc.CTCModel, teacher: Teacher, batch: Batch, taps: tuple[int, ...]) -> View:
-        spelled = ctc.forward(model, batch, None, CTC(), teacher.frontend, taps)
-        return View(spelled.logits, lambda logits: logits, spelled.tapped)
+    return View(hidden, transformer.logits, tapped, score)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Text:
-    """Forward passes of causal language models."""
-
-    config: CausalLM
-
-    def learn(
-        self, model: causal_lm.TextModel, batch: Batch, key: PRNGKeyArray | None, taps: tuple[int, ...]
-    ) -> Lesson:
-        keys = None if key is None else example_keys(key, batch["example_id"])
-        view = self._read(model, batch, keys, taps)
-        target_BxT, weight_BxT = causal_lm.next_tokens(batch["tokens"], batch["segment"])
-        weight_BxT = weight_BxT * batch["weight"][:, None]
-        _, metrics = causal_lm.scored(model.transformer, view.states, target_BxT, weight_BxT, self.config.z_weight)
-        return Lesson(view, metrics, weight_BxT, lambda x: x)
-
-    def teach(self, model: causal_lm.TextModel, teacher: Teacher, batch: Batch, taps: tuple[int, ...]) -> View:
-        del teacher
-        return self._read(model, batch, None, taps)
-
-    def _read(self, model: causal_lm.TextModel, batch: Batch, keys: Array | None, taps: tuple[int, ...]) -> View:
-        transformer = model.transformer
-        row = batch["tokens"], batch["segment"], batch["position"]
-        hidden, tapped = transformer.hidden_states(*row, keys, taps)
-        return View(hidden, transformer.logits, tapped)
-
-
-class _Sides(NamedTuple):
-    """Graph definitions of student and teachers, and the forward passes of their kind of model."""
-
-    student: nnx.GraphDef
-    scaffold: nnx.GraphDef
-    senses: _Speech | _Text
-
-
-@dataclasses.dataclass(frozen=True)
-class _Loss:
-    """The loss function `(params, batch, key) -> (loss, metrics)`."""
-
-    config: Distillation
-    sides: _Sides
-
-    def __call__(self, params: Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
-        config, senses = self.config, self.sides.senses
-        student = functional.bind(self.sides.student, student_part(params))
-        scaffold = functional.bind(self.sides.scaffold, params[GROUP])
-        taps = _unique(here for teacher in config.teachers for here, _ in teacher.layers)
-        lesson = senses.learn(student, batch, key, taps)
-
-        views = []
-        for number, teacher in enumerate(config.teachers):
-            taps = _unique(there for _, there in teacher.layers)
-            view = senses.teach(scaffold["teachers"][str(number)], teacher, batch, taps)
-            states, tapped = jax.lax.stop_gradient((view.states, view.tapped))
-            states, tapped = jax.tree.map(lesson.repeat, (states, tapped))
-            views.append(View(states, lambda x, logits=view.logits: jax.lax.stop_gradient(logits(x)), tapped))
-
-        own, targets = lesson.metrics["loss"]
-        divergence_BxT = divergences(lesson.view, views, config.temperature)
-        sums = {"own": own, "divergence": _total(lesson.weight, divergence_BxT)}
-        total = (1 - config.share) * sums["own"] + config.share * sums["divergence"]
-        distances = [
-            distance(self._mapped(scaffold, number, pair, lesson.view.tapped[here]), views[number].tapped[there],
-                     config.hidden_distance)
-            for number, teacher in enumerate(config.teachers)
-            for pair, (here, there) in enumerate(teacher.layers)
-        ]  # fmt: skip
-        if distances:
-            sums["distance"] = _total(lesson.weight, sum(distances) / len(distances))
-            total = total + config.hidden_weight * sums["distance"]
-        metrics = lesson.metrics | {name: (each, targets) for name, each in sums.items()} | {"loss": (total, targets)}
-        return mean(total, targets), metrics
-
-    def _mapped(self, scaffold: Any, number: int, pair: int, hidden: Array) -> Array:
-        name = f"{number}_{pair}"
-        maps = getattr(scaffold, "maps", {})
-        return maps[name](hidden) if name in maps else hidden
-
-
-def divergences(student: View, teachers: list[View], temperature: float) -> Float[Array, "rows time"]:
+def divergences(
+    student: View, teachers: list[View], temperature: float, chunk_logits: int = CHUNK_LOGITS
+) -> Float[Array, "rows time"]:
     """Computes temperature^2 * KL(mean of the teachers' distributions || the student's) at every position, in nats.
 
     The factor keeps the gradient's scale independent of the temperature (Hinton et al. 2015, section 2). Logits of a
-    large vocabulary are computed in chunks of positions, and recomputed for the gradient.
+    large vocabulary are computed in chunks of at most `chunk_logits` per row, and recomputed for the gradient.
     """
 
     def part(states: list[Array]) -> Array:
-        here, *there = (
+        own, *others = (
             jax.nn.log_softmax(view.logits(x).astype(jnp.float32) / temperature)
             for view, x in zip((student, *teachers), states, strict=True)
         )
-        target = there[0] if len(there) == 1 else jax.nn.logsumexp(jnp.stack(there), axis=0) - jnp.log(len(there))
-        return temperature**2 * jnp.sum(jnp.exp(target) * (target - here), axis=-1)
+        target = others[0] if len(others) == 1 else jax.nn.logsumexp(jnp.stack(others), axis=0) - jnp.log(len(others))
+        return temperature**2 * jnp.sum(jnp.exp(target) * (target - own), axis=-1)
 
     states = [view.states for view in (student, *teachers)]
     rows, time = states[0].shape[:2]
     vocab = jax.eval_shape(student.logits, states[0]).shape[-1]
-    places = max(1, CHUNK_LOGITS // vocab)  # of a row
+    places = max(1, chunk_logits // vocab)  # of a row
     if places >= time:
         return part(states)
     fill = -time % places
@@ -400,24 +338,16 @@ def divergences(student: View, teachers: list[View], temperature: float) -> Floa
     def cut(x):
         return jnp.moveaxis(jnp.pad(x, ((0, 0), (0, fill), (0, 0))).reshape(rows, -1, places, x.shape[-1]), 1, 0)
 
-    found = jax.lax.map(jax.checkpoint(part), [cut(x) for x in states])
-    return jnp.moveaxis(found, 0, 1).reshape(rows, -1)[:, :time]
+    chunks = jax.lax.map(jax.checkpoint(part), [cut(x) for x in states])
+    return jnp.moveaxis(chunks, 0, 1).reshape(rows, -1)[:, :time]
 
 
 def distance(
-    here: Float[Array, "rows time dim"], there: Float[Array, "rows time dim"], kind: Distance
+    x: Float[Array, "rows time dim"], y: Float[Array, "rows time dim"], kind: Distance
 ) -> Float[Array, "rows time"]:
     """Computes 1 - cosine, or the mean squared difference, of two vectors at every position."""
-    here, there = here.astype(jnp.float32), there.astype(jnp.float32)
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     if kind == "l2":
-        return jnp.mean(jnp.square(here - there), axis=-1)
-    lengths = [jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1), _SMALL)) for x in (here, there)]
-    return 1 - jnp.sum(here * there, axis=-1) * lengths[0] * lengths[1]
-
-
-def _total(weight: Array, each: Array) -> Array:
-    return jnp.sum(jnp.where(weight > 0, weight * each, 0))
-
-
-def _unique(numbers: Any) -> tuple[int, ...]:
-    return tuple(sorted(set(numbers)))
+        return jnp.mean(jnp.square(x - y), axis=-1)
+    scales = [jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(vector), axis=-1), _SMALL)) for vector in (x, y)]
+    return 1 - jnp.sum(x * y, axis=-1) * scales[0] * scales[1]

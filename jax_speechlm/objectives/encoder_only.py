@@ -7,7 +7,7 @@ from flax import nnx
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
-from jax_speechlm.objectives.base import Objective, ObjectiveConfig, check_input_dim
+from jax_speechlm.objectives.base import Objective, ObjectiveConfig, check_features
 
 
 class EncoderOnly(ObjectiveConfig):
@@ -16,13 +16,8 @@ class EncoderOnly(ObjectiveConfig):
     kind: Literal["encoder"] = "encoder"
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """Builds the model, with a loss that raises ValueError.
-
-        Raises:
-          ValueError: the features do not fit the model.
-        """
-        del tokenizer
-        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        """Builds the model, with a loss that raises ValueError; so do features that do not fit the model."""
+        check_features(model, frontend.mel)
 
         def loss(params, batch, key):
             raise ValueError(

@@ -51,11 +51,7 @@ def most_entropy(num_targets: Float[Array, ""], num_codes: int) -> Float[Array, 
 def of_codes(
     code: Int[Array, "..."], guess: Int[Array, "..."], weight: Float[Array, "..."], num_codes: int
 ) -> dict[str, Float[Array, ""]]:
-    """Computes usage metrics of target and predicted codes.
-
-    Args:
-      code, guess: target and predicted code per frame.
-      weight: weight per frame.
+    """Computes usage metrics of the target and predicted code (`guess`) of each frame.
 
     Returns:
       `code_entropy` in nats, `code_entropy_ratio` (to the maximum for this number of frames and codes) and `codes_used`
@@ -71,13 +67,17 @@ def of_codes(
     }
 
 
+def per_batch(values: Mapping[str, Float[Array, ""]], weight: Float[Array, ""]) -> dict[str, tuple[Array, Array]]:
+    """Returns gauges of a batch as metrics with the batch's weight."""
+    return {name: (weight * value, weight) for name, value in values.items()}
+
+
 def check_code_usage(metrics: Mapping[str, float], after_warmup: bool, objective: str, cause: str) -> str | None:
     """Returns a warning if targets or predictions have collapsed to a few codes, else None.
 
     Args:
       metrics: metrics of `of_codes`, averaged over steps.
       after_warmup: whether training is long past its warm-up. Before, every model predicts few codes.
-      objective: its name.
       cause: likely cause of collapsed targets, for the message.
     """
     ratio = metrics["code_entropy_ratio"]
@@ -102,11 +102,7 @@ def check_predictions(metrics: Mapping[str, float], after_warmup: bool, objectiv
 def representation(
     hidden_BxTxD: Float[Array, "batch time dim"], weight_BxT: Float[Array, "batch time"]
 ) -> dict[str, Float[Array, ""]]:
-    """Measures effective dimension and spread of hidden states.
-
-    Args:
-      hidden_BxTxD: hidden states of any dtype.
-      weight_BxT: weight per frame, 0 in padding.
+    """Measures effective dimension and spread of hidden states of any dtype; the weight is 0 in padding.
 
     Returns:
       `representation_rank`: the participation ratio (sum s)^2 / sum s^2 of the eigenvalues s of their covariance, from
@@ -129,12 +125,7 @@ def representation(
 
 
 def check_representation(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
-    """Returns a warning if hidden states have collapsed to a point or a line, else None.
-
-    Args:
-      metrics: metrics of `representation`, averaged over steps.
-      after_warmup: whether training is long past its warm-up.
-    """
+    """Returns a warning if hidden states have collapsed to a point or a line, from averages of `representation`."""
     rank, spread = metrics["representation_rank"], metrics["representation_spread"]
     if not after_warmup or (rank >= LOW_RANK and spread >= LOW_SPREAD):
         return None

@@ -10,11 +10,7 @@ from jax_speechlm.tasks.inputs import AUDIO, PACKED_TEXT, ROW_CLASS
 TASK = Task(
     name="classification",
     objective=Classification,
-    models=(
-        ConformerConfig,
-        FastConformerConfig,
-        TransformerConfig,
-    ),
+    models=(ConformerConfig, FastConformerConfig, TransformerConfig),
     inputs={"speech": (AUDIO, ROW_CLASS), "text": (PACKED_TEXT, ROW_CLASS)},
     predictor="jax_speechlm.inference.classify:Classifier",
     abilities=("classify", "embed"),

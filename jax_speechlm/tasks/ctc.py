@@ -9,10 +9,7 @@ from jax_speechlm.tasks.inputs import AUDIO, TRANSCRIPT
 TASK = Task(
     name="ctc",
     objective=CTC,
-    models=(
-        ConformerConfig,
-        FastConformerConfig,
-    ),
+    models=(ConformerConfig, FastConformerConfig),
     inputs={"speech": (AUDIO, TRANSCRIPT)},
     predictor="jax_speechlm.inference.asr.ctc:Recognizer",
     abilities=("transcribe", "embed"),

@@ -10,10 +10,6 @@ from jax_speechlm.tasks.inputs import AUDIO, PACKED_TEXT, TRANSCRIPT
 TASK = Task(
     name="distillation",
     objective=Distillation,
-    models=(
-        ConformerConfig,
-        FastConformerConfig,
-        TransformerConfig,
-    ),
+    models=(ConformerConfig, FastConformerConfig, TransformerConfig),
     inputs={"speech": (AUDIO, TRANSCRIPT), "text": (PACKED_TEXT,)},
 )

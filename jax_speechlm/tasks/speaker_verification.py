@@ -9,10 +9,7 @@ from jax_speechlm.tasks.inputs import AUDIO, ROW_SPEAKER
 TASK = Task(
     name="speaker_verification",
     objective=SpeakerVerification,
-    models=(
-        ConformerConfig,
-        FastConformerConfig,
-    ),
+    models=(ConformerConfig, FastConformerConfig),
     inputs={"speech": (AUDIO, ROW_SPEAKER)},
     predictor="jax_speechlm.inference.speaker:SpeakerVectors",
     abilities=("speaker_vectors", "embed"),

@@ -73,7 +73,7 @@ def evaluate(folder: Path, *options: str) -> dict:
 
 def alone(run: LoadedRun, batch: dict[str, np.ndarray]) -> int:
     """The class of one row in a batch of its own."""
-    _, logits, _ = OBJECTIVE.classifier(run.experiment.model, run.experiment.frontend, run.tokenizer)
+    logits = OBJECTIVE.classifier(run.experiment.model, run.experiment.frontend, run.tokenizer)
     batch = {name: jnp.asarray(value)[None] for name, value in batch.items()}
     return int(jax.jit(lambda params, batch: logits(params, batch, None))(run.params, batch)[0].argmax())
 

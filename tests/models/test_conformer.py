@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pydantic
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jax_speechlm.interop.hf import wav2vec2_bert
 from jax_speechlm.interop.hf.mapping import read
@@ -40,14 +38,6 @@ def forward(x, length, keys=None, chunk=None):
     return apply(GRAPHDEF, PARAMS, x, length, keys, chunk)[0]
 
 
-@jax.jit
-def gradients(x, length, keys):
-    def loss(params, x):
-        return jnp.sum(jnp.sin(apply(GRAPHDEF, params, x, length, keys)[0]))
-
-    return jax.grad(loss, (0, 1))(PARAMS, x)
-
-
 def normal(seed, shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
@@ -69,43 +59,6 @@ def test_hidden_states_and_logits_are_those_of_hugging_face():
             np.testing.assert_allclose(tapped[layers][row, :length], expected, atol=1e-4)
         np.testing.assert_allclose(logits[row, :length], golden["logits"][row, :length], atol=1e-4)
     np.testing.assert_array_equal(hidden, tapped[2])
-
-
-@settings(max_examples=25)
-@given(length=st.integers(1, FRAMES), rows=st.permutations(range(4)), seed=st.integers(0, 99))
-def test_an_utterance_depends_on_its_own_frames_and_key_only(length, rows, seed):
-    """Not on padding, whatever it holds, nor on batch size, nor on the order of rows."""
-    keys = jax.random.split(jax.random.key(seed), 4)
-    x, lengths = normal(seed, (4, FRAMES, 6)), np.array([length, FRAMES, 1, 0], np.int32)
-    together = forward(x, lengths, keys)
-
-    junk = np.where(np.arange(FRAMES)[:, None] < lengths[:, None, None], x, 1e4)[list(rows)]
-    shuffled = forward(junk, lengths[list(rows)], keys[jnp.array(rows)])
-    np.testing.assert_allclose(shuffled, together[jnp.array(rows)], atol=1e-5)
-
-    alone = forward(x[:1], lengths[:1], keys[:1])
-    np.testing.assert_allclose(alone[0], together[0], atol=1e-5)
-    assert not np.any(together[0, length:])
-
-
-def test_a_longer_row_of_padding_changes_nothing():
-    keys = jax.random.split(jax.random.key(0), 4)
-    x, lengths = normal(0, (4, FRAMES, 6)), np.array([FRAMES, 9, 1, 0], np.int32)
-    longer = np.pad(x, ((0, 0), (0, 17), (0, 0)), constant_values=1e4)
-    np.testing.assert_allclose(forward(longer, lengths, keys)[:, :FRAMES], forward(x, lengths, keys), atol=1e-5)
-
-
-@pytest.mark.parametrize("first", range(0, FRAMES + 1, 5))
-def test_gradients_are_finite_at_every_length(first):
-    """All lengths from none to the longest, five to a batch, with junk as padding."""
-    lengths = np.minimum(np.arange(first, first + 5), FRAMES).astype(np.int32)
-    x = np.where(np.arange(FRAMES)[:, None] < lengths[:, None, None], normal(first, (5, FRAMES, 6)), 1e4)
-    to_params, to_x = gradients(x.astype(np.float32), lengths, jax.random.split(jax.random.key(first), 5))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(to_params))
-    assert np.isfinite(to_x).all()
-    for row, length in enumerate(lengths):
-        assert np.any(to_x[row, :length]) == (length > 0)
-        assert not np.any(to_x[row, length:])
 
 
 class TestChunks:

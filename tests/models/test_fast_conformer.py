@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pydantic
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jax_speechlm.interop.hf import parakeet
 from jax_speechlm.interop.hf.mapping import read
@@ -75,52 +73,6 @@ def test_hidden_states_and_logits_are_those_of_hugging_face(form):
         np.testing.assert_allclose(logits[row, :length], GOLDEN[f"{form}/logits"][row, :length], atol=1e-4)
         assert not np.any(hidden[row, length:])
     np.testing.assert_array_equal(hidden, tapped[2])
-
-
-@settings(max_examples=15)
-@given(length=st.integers(1, VECTORS), rows=st.permutations(range(4)), seed=st.integers(0, 99))
-def test_an_utterance_depends_on_its_own_vectors_and_key_only(length, rows, seed):
-    """Not on padding, whatever it holds, nor on batch size, nor on the order of rows."""
-    keys = jax.random.split(jax.random.key(seed), 4)
-    x, lengths = normal(seed, (4, VECTORS, 8)), np.array([length, VECTORS, 1, 0], np.int32)
-    together = forward(x, lengths, keys)
-
-    junk = np.where(np.arange(VECTORS)[:, None] < lengths[:, None, None], x, 1e4)[list(rows)]
-    shuffled = forward(junk, lengths[list(rows)], keys[jnp.array(rows)])
-    np.testing.assert_allclose(shuffled, together[jnp.array(rows)], atol=1e-5)
-
-    alone = forward(x[:1], lengths[:1], keys[:1])
-    np.testing.assert_allclose(alone[0], together[0], atol=1e-5)
-    assert np.any(together[0, CONFIG.num_frames(length) - 1])
-    assert not np.any(together[0, CONFIG.num_frames(length) :])
-
-
-@pytest.mark.parametrize("lengths", [(VECTORS, 9, 1, 0), (71, 66, 65, 64)])
-def test_a_longer_row_of_padding_changes_nothing(lengths):
-    """Nor does it matter whether the last vectors fill a frame."""
-    keys, lengths = jax.random.split(jax.random.key(0), 4), np.array(lengths, np.int32)
-    x = normal(0, (4, VECTORS, 8))
-    longer = np.pad(x, ((0, 0), (0, 29), (0, 0)), constant_values=1e4)
-    assert longer.shape[1] % 8
-    np.testing.assert_allclose(forward(longer, lengths, keys)[:, :9], forward(x, lengths, keys), atol=1e-5)
-
-
-@pytest.mark.parametrize("first", range(0, 26, 5))
-def test_gradients_are_finite_at_every_length(first):
-    lengths = np.arange(first, first + 5).astype(np.int32)
-    x = np.where(np.arange(VECTORS)[:, None] < lengths[:, None, None], normal(first, (5, VECTORS, 8)), 1e4)
-    to_params, to_x = gradients(x.astype(np.float32), lengths, jax.random.split(jax.random.key(first), 5))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(to_params))
-    assert np.isfinite(to_x).all()
-    for row, length in enumerate(lengths):
-        assert np.any(to_x[row, :length]) == (length > 0)
-        assert not np.any(to_x[row, length:])
-
-
-def test_every_parameter_learns():
-    x, lengths = normal(0, (5, VECTORS, 8)), np.array([VECTORS, 40, 17, 1, 0], np.int32)
-    to_params, _ = gradients(x, lengths, jax.random.split(jax.random.key(0), 5))
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(to_params))
 
 
 def test_remat_changes_memory_only():

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from jax_speechlm.models.transformer import Transformer, init_cache
 from jax_speechlm.models.transformer_config import FORMS, SIZES, LearnedPositions, TransformerConfig, forward_flops
 from jax_speechlm.nn import functional
-from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings, shard_batch
 
 VOCAB, TIME = 24, 16
 CAUSAL = TransformerConfig(
@@ -74,20 +73,6 @@ def test_a_document_depends_on_its_own_tokens_only(form, lengths, order, seed):
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(packed[start : start + length], alone[row, :length], atol=1e-5)
         start += length
-
-
-@pytest.mark.parametrize("form", CONFIGS)
-def test_batch_size_and_more_padding_change_nothing(form):
-    """Dropout included, because each row has its own key."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    rows = [documents((5, 6), 0), documents((TIME,), 1), documents((2,), 2)]
-    together = apply(*MODELS[form], *pack(rows), keys)
-    longer = apply(*MODELS[form], *pack(rows, time=TIME + 7, seed=1), keys)
-    alone = apply(*MODELS[form], *pack(rows[:1]), keys[:1])
-    for row, length in enumerate((11, TIME, 2)):
-        np.testing.assert_allclose(longer[row, :length], together[row, :length], atol=1e-5)
-    np.testing.assert_allclose(alone[0, :11], together[0, :11], atol=1e-5)
-    assert np.abs(apply(*MODELS[form], *pack(rows)) - together).max() > 0.1  # there was dropout
 
 
 @pytest.mark.parametrize("form", CONFIGS)
@@ -178,37 +163,6 @@ def next_token_loss(graphdef, params, tokens, segment, position, keys):
 @partial(jax.jit, static_argnames="graphdef")
 def loss_and_gradients(graphdef, params, *batch):
     return jax.value_and_grad(partial(next_token_loss, graphdef))(params, *batch)
-
-
-@pytest.mark.parametrize("form", CONFIGS)
-def test_gradients_are_finite_whatever_the_row_holds(form):
-    rows = [[], documents((1,), 0), documents((1,) * TIME, 1), documents((TIME,), 2), documents((7, 3), 3)]
-    keys = jax.random.split(jax.random.key(0), len(rows))
-    for batch in (rows, [[]] * len(rows)):
-        loss, gradients = loss_and_gradients(*MODELS[form], *pack(batch), keys)
-        assert np.isfinite(loss)
-        assert all(np.all(np.isfinite(gradient)) for gradient in jax.tree.leaves(gradients))
-    assert not any(np.any(gradient) for gradient in jax.tree.leaves(gradients))  # nothing but padding
-
-
-@pytest.mark.parametrize("form", CONFIGS)
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=["8x1x1", "1x8x1", "2x2x2"])
-def test_every_mesh_gives_the_loss_and_gradients_of_one_device(form, shape):
-    graphdef, params = MODELS[form]
-    axes = functional.declare(lambda rngs: Transformer(CONFIGS[form], VOCAB, rngs=rngs)).axes
-    batch = *pack([documents((9, 5), seed) for seed in range(8)]), jax.random.split(jax.random.key(0), 8)
-    expected_loss, expected = loss_and_gradients(graphdef, params, *batch)
-
-    data, fsdp, tensor = shape
-    mesh = make_mesh(MeshShape(data=data, fsdp=fsdp, tensor=tensor))
-    with jax.set_mesh(mesh):
-        shardings = param_shardings(mesh, axes, params)
-        split = [leaf for leaf in jax.tree.leaves(shardings) if not leaf.is_fully_replicated]
-        assert bool(split) == (fsdp * tensor > 1)
-        sharded = shard_batch(mesh, dict(zip("tsp", batch, strict=False)))
-        loss, gradients = loss_and_gradients(graphdef, jax.device_put(params, shardings), *sharded.values(), batch[3])
-    np.testing.assert_allclose(loss, expected_loss, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, expected)
 
 
 def test_remat_changes_memory_only():

@@ -183,31 +183,6 @@ def test_parts_add_up_to_the_loss():
     np.testing.assert_allclose(part["loss"], expected, rtol=1e-5)
 
 
-@BOTH
-@pytest.mark.parametrize("key", [None, 3])
-def test_objective_does_not_depend_on_padding_batch_size_or_row_order(key, encoder):
-    key, batch = key and jax.random.key(key), make_batch(6)
-    _, params, run = objective(*encoder, **FULL)
-    whole = run(params, batch, key)[1]
-    order = np.array([4, 2, 5, 0, 3, 1])
-    batch = {name: value[order] for name, value in batch.items()}
-    batch["audio"] = np.pad(batch["audio"], ((0, 0), (0, 3_200)), constant_values=999)
-    batch["tokens"] = np.pad(batch["tokens"], ((0, 0), (0, 3)), constant_values=5)
-    halves = [
-        run(params, {name: value[rows] for name, value in batch.items()}, key)[1] for rows in np.split(np.arange(6), 2)
-    ]
-    for name, pair in whole.items():
-        np.testing.assert_allclose(np.sum([half[name] for half in halves], 0), pair, rtol=1e-5, err_msg=name)
-
-
-def test_a_batch_of_nothing_has_no_loss_and_no_gradient():
-    batch = make_batch(6) | {"weight": np.zeros(6, np.float32), "audio_length": np.zeros(6, np.int32)}
-    built, params, _ = objective(**FULL)
-    (loss, _), gradient = jax.jit(jax.value_and_grad(built.loss, has_aux=True))(params, batch, jax.random.key(0))
-    assert loss == 0
-    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradient))
-
-
 @pytest.mark.parametrize(
     ("config", "model", "frontend", "tokenizer", "message"),
     [

@@ -13,7 +13,6 @@ from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives import masking
-from jax_speechlm.objectives.ssl import hubert
 from jax_speechlm.objectives.ssl.hubert import HuBERT, health_check
 
 MODEL = ConformerConfig(input_dim=16, dim=8, num_layers=1, num_heads=2, kernel_size=3, left_max=4, right_max=2)
@@ -93,28 +92,6 @@ def test_loss_and_gauges_equal_a_plain_computation():
     assert all(metrics[f"representation_{name}"][0] > 0 for name in ("rank", "spread"))
 
 
-@pytest.mark.parametrize("key", [None, 3])
-def test_does_not_depend_on_padding_batch_size_or_row_order(key):
-    key, batch = key and jax.random.key(key), make_batch()
-    _, params, run = compiled()
-    whole = run(params, batch, key)[1]
-    order = np.array([4, 2, 5, 0, 3, 1])
-    batch = {name: value[order] for name, value in batch.items()}
-    batch["audio"] = np.pad(batch["audio"], ((0, 0), (0, 3_200)), constant_values=999)
-    batch["frame_labels"] = np.pad(batch["frame_labels"], ((0, 0), (0, 10)), constant_values=-1)
-    halves = [
-        run(params, {name: value[rows] for name, value in batch.items()}, key)[1] for rows in np.split(np.arange(6), 2)
-    ]
-    for name in ("loss", "masked_accuracy", "unmasked_accuracy"):
-        np.testing.assert_allclose(np.sum([half[name] for half in halves], 0), whole[name], rtol=1e-5, err_msg=name)
-
-
-def test_gradient_reaches_everything_and_is_finite():
-    built, params, _ = compiled()
-    gradient = jax.jit(jax.grad(lambda *inputs: built.loss(*inputs)[0]))(params, make_batch(), jax.random.key(0))
-    assert all(np.isfinite(leaf).all() and np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
-
-
 def test_only_masked_frames_count_unless_asked(monkeypatch):
     """And what lies behind a mask is not seen."""
     built = OBJECTIVE.replace(unmasked_weight=0.0).build(MODEL, FRONTEND)
@@ -128,11 +105,13 @@ def test_only_masked_frames_count_unless_asked(monkeypatch):
     assert (same, count) == (total, weight)
     assert weight == (mask & (batch["frame_labels"] >= 0) & (batch["weight"] > 0)[:, None]).sum()
 
+    draw_views = masking.draw_views
+
     def blind(batch, *inputs):
-        views = masking.draw_views(batch, *inputs)
+        views = draw_views(batch, *inputs)
         return views._replace(x_BxTxF=jnp.where(mask[..., None] & batch["blind"], 1e3, views.x_BxTxF))
 
-    monkeypatch.setattr(hubert, "draw_views", blind)
+    monkeypatch.setattr(masking, "draw_views", blind)
     loss = jax.jit(OBJECTIVE.replace(unmasked_weight=0.0).build(MODEL, FRONTEND).loss)  # traced anew
     # In one program, which rounds alike: another need not.
     seen, unseen = (loss(params, batch | {"blind": jnp.array(each)}, None)[1]["loss"] for each in (False, True))

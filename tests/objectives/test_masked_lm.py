@@ -144,24 +144,6 @@ def test_the_loss_is_that_of_the_chosen_tokens():
     np.testing.assert_allclose(loss, nll[chosen].mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("whole_words", [False, True])
-def test_does_not_depend_on_padding_batch_size_or_row_order(whole_words):
-    _, params, run = objective(whole_words)
-    batch, key = pack(ROWS, TIME), jax.random.key(4)
-    whole = run(params, batch, key)[1]
-    moved = reorder(batch, [4, 2, 5, 0, 3, 1], 8)
-    halves = [run(params, {name: x[rows] for name, x in moved.items()}, key)[1] for rows in np.split(np.arange(6), 2)]
-    for name, pair in whole.items():
-        np.testing.assert_allclose(np.sum([half[name] for half in halves], 0), pair, rtol=1e-5, err_msg=name)
-
-
-def test_a_batch_without_targets_has_no_loss_and_no_gradient():
-    built, params, _ = objective()
-    (loss, _), gradient = jax.jit(jax.value_and_grad(built.loss, has_aux=True))(params, pack([[]] * 2, 16), None)
-    assert loss == 0
-    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradient))
-
-
 def test_a_causal_model_is_refused():
     with pytest.raises(ValueError, match=r"--model\.causal False"):
         MaskedLM().build(MODEL, None, TOKENIZER)

@@ -78,20 +78,6 @@ def test_equals_each_row_alone_in_numpy(kind):
     np.testing.assert_allclose(loss, np.mean(nll), rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("key", [None, 3])
-def test_does_not_depend_on_padding_batch_size_or_row_order(kind, key):
-    key, order = key and jax.random.key(key), np.array([4, 2, 5, 0, 3, 1])
-    _, params, run = objective(kind)
-    batch = speech_batch()
-    whole = run(params, batch, key)[1]
-    moved = {name: value[order] for name, value in batch.items()}
-    moved["audio"] = np.pad(moved["audio"], ((0, 0), (0, 3_200)), constant_values=999)
-    halves = [run(params, {name: x[rows] for name, x in moved.items()}, key)[1] for rows in np.split(np.arange(6), 2)]
-    for name, pair in whole.items():
-        np.testing.assert_allclose(np.sum([half[name] for half in halves], 0), pair, rtol=1e-5, err_msg=name)
-
-
 def test_more_than_ten_layers_come_one_after_the_other():
     head = XVectorConfig(channels=(3,) * 12, kernels=(1,) * 12, dilations=(1,) * 12, dim=4)
     make = lambda rngs: XVector(head, 8, 2, rngs=rngs)  # noqa: E731

@@ -16,14 +16,15 @@ for shape in (MeshShape(data=2, fsdp=2, sequence=2, tensor=2), MeshShape(data=4,
     test_state.check_same(experiment, *one, shape=shape, devices=16, steps=(0,))
 """
 TEXT = """
-from tests.objectives import test_text_meshes as text
+from tests.contracts.objectives import verify_on_mesh
 shapes = [
     MeshShape(replica=2, data=1, fsdp=2, sequence=4),
     MeshShape(data=2, fsdp=2, sequence=2, tensor=2),
     MeshShape(fsdp=8, tensor=2),
 ]
-for name in ("causal_lm", "masked_lm, window"):
-    text.check_same(*text.CASES[name][:3], shapes, devices=16)
+for name in ("causal_lm transformer", "masked_lm transformer"):
+    for shape in shapes:
+        verify_on_mesh(name, shape, devices=16)
 """
 
 

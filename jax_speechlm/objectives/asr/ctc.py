@@ -1,6 +1,5 @@
 """Connectionist temporal classification (CTC) with intermediate losses and CR-CTC consistency between two views."""
 
-import functools
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -15,10 +14,9 @@ from jax_speechlm.core.batch import Batch, example_keys, frame_mask
 from jax_speechlm.frontend.augment import spec_augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models.encoders import EncoderConfig, draw_chunk, forward_flops, make_encoder
-from jax_speechlm.nn import functional
 from jax_speechlm.nn.attention.relative import Chunk
 from jax_speechlm.nn.layers import Linear
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, check_no_crop, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, check_no_crop, on_params
 from jax_speechlm.parallel.mesh import shard_batch_dim
 
 
@@ -32,8 +30,7 @@ def ctc_loss(
 
     Args:
       logits_BxTxV: unnormalised; id 0 is the blank.
-      length_B: valid frames per row; later frames are ignored.
-      tokens_BxU: ids 1..V-1; ids from `token_length_B` on are ignored.
+      tokens_BxU: ids 1..V-1.
       token_length_B: 0 is allowed; the only alignment is then all blanks.
 
     Returns:
@@ -121,15 +118,10 @@ class CTC(ObjectiveConfig):
     consistency: Annotated[float, Field(ge=0)] = 0.0
 
     def build(self, model: EncoderConfig, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a model, front end and tokenizer.
-
-        The loss is a mean over target tokens; an empty transcript counts as one target. Metrics: `loss` (and its parts
-        `ctc`, `intermediate` and `consistency` where they differ), `infeasible` (share of rows too short for their
-        transcript) and `blank` (share of frames whose best token is the blank: 1 on the initial plateau).
-
-        Raises:
-          ValueError: no tokenizer, a layer that the model does not have, features that do not fit the model, or
-            augmentation that may crop transcribed audio.
+        """Builds the objective. The loss is a mean over target tokens; an empty transcript counts as one target.
+        Metrics: `loss` (and its parts `ctc`, `intermediate` and `consistency` where they differ), `infeasible` (share
+        of rows too short for their transcript) and `blank` (share of frames whose best token is the blank: 1 on the
+        initial plateau).
         """
         check_features(model, frontend.mel)
         if tokenizer is None:
@@ -149,119 +141,85 @@ class CTC(ObjectiveConfig):
         def make(rngs):
             return CTCModel(model, vocab_size, rngs=rngs)
 
-        graphdef = functional.declare(make).graphdef
+        def score(module: CTCModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+            return self.score(self.forward(module, batch, key, frontend), batch)
 
-        def logits(params: functional.Params, batch: Batch) -> tuple[Array, Array]:
+        def logits(module: CTCModel, batch: Batch) -> tuple[Array, Array]:
             x_BxTxF, length_B = features(batch, frontend, None)
-            return functional.bind(graphdef, params)(x_BxTxF, length_B)[0], model.num_frames(length_B)
+            return module(x_BxTxF, length_B)[0], model.num_frames(length_B)
 
         def flops(num_samples: int, batch_size: int) -> float:
             num_vectors, views = frontend.mel.num_frames(num_samples), 2 if self.consistency else 1
             head = 2.0 * batch_size * model.num_frames(num_vectors) * model.dim * vocab_size
             return views * (forward_flops(model, num_vectors, batch_size) + head * (1 + len(self.intermediate)))
 
-        loss = functools.partial(_loss, graphdef=graphdef, config=self, frontend=frontend)
-        return Objective(make, loss, forward_flops=flops, logits=logits)
+        return Objective.of(make, score, forward_flops=flops, logits=on_params(make, logits))
 
+    def forward(
+        self,
+        model: CTCModel,
+        batch: Batch,
+        key: PRNGKeyArray | None,
+        frontend: FrontEnd,
+        taps: tuple[int, ...] = (),
+    ) -> "CTCOutput":
+        """Runs the forward pass of training, or of evaluation without a key; `taps` are layer counts to return."""
+        views = 1 if key is None or not self.consistency else 2
+        if key is None:
+            x_BxTxF, length_B = features(batch, frontend, None)
+            keys, chunk = None, None
+        else:
+            # Views share waveform augmentation, so that their frames correspond, but not SpecAugment and dropout.
+            augment_key, spec_key, dropout_key, chunk_key = jax.random.split(key, 4)
+            x_BxTxF, length_B = features(batch, frontend.waveform_only(), augment_key)
+            x_BxTxF, length_B = (jnp.repeat(x, views, axis=0) for x in (x_BxTxF, length_B))
+            spec_keys = _view_keys(spec_key, batch, views)
+            x_BxTxF = spec_augment(x_BxTxF, length_B, spec_keys, frontend.augment, frontend.mel.num_mel_bins)
+            keys, chunk = _view_keys(dropout_key, batch, views), draw_chunk(model.encoder.config, chunk_key)
+        wanted = tuple(dict.fromkeys((*self.intermediate, *taps)))
+        hidden, tapped = model.encoder(x_BxTxF, length_B, keys=keys, chunk=chunk, taps=wanted)
+        intermediate = [model.ctc_logits(tapped[layers]) for layers in self.intermediate]
+        length_B = model.encoder.config.num_frames(length_B)
+        return CTCOutput(model.ctc_logits(hidden), {tap: tapped[tap] for tap in taps}, intermediate, length_B, views)
 
-def _loss(
-    params: functional.Params,
-    batch: Batch,
-    key: PRNGKeyArray | None,
-    *,
-    graphdef: nnx.GraphDef,
-    config: CTC,
-    frontend: FrontEnd,
-) -> tuple[Float[Array, ""], Metrics]:
-    spelled = forward(functional.bind(graphdef, params), batch, key, config, frontend)
-    metrics = score(spelled, batch, config)
-    return mean(*metrics["loss"]), metrics
+    def score(self, output: "CTCOutput", batch: Batch) -> Metrics:
+        """Computes the loss, its parts and gauges of a forward pass; losses are weighted by the number of targets."""
+        logits, length_B, views = output.logits, output.length, output.views
+        tokens_BxU, token_length_B = output.repeat(batch["tokens"]), output.repeat(batch["token_length"])
+        loss_B, feasible_B = ctc_loss(logits, length_B, tokens_BxU, token_length_B)
+        weight_B = output.repeat(batch["weight"]) / views  # an utterance counts once, whatever its number of views
+        learnt_B = weight_B * feasible_B
+        frames_BxT = frame_mask(length_B, logits.shape[1]) * weight_B[:, None]
+        sums = {"loss": jnp.sum(learnt_B * loss_B)}
+        targets = jnp.sum(learnt_B * jnp.maximum(token_length_B, 1))
+        if self.intermediate:
+            losses = [ctc_loss(x, length_B, tokens_BxU, token_length_B)[0] for x in output.intermediate]
+            sums |= {"ctc": sums["loss"], "intermediate": jnp.sum(learnt_B * sum(losses)) / len(losses)}
+            share = self.intermediate_weight
+            sums["loss"] = (1 - share) * sums["ctc"] + share * sums["intermediate"]
+        if views == 2:
+            consistency_B = consistency_loss(logits[0::2], logits[1::2], length_B[0::2])
+            sums.setdefault("ctc", sums["loss"])
+            sums["consistency"] = jnp.sum(learnt_B * output.repeat(consistency_B))
+            sums["loss"] += self.consistency * sums["consistency"]
+        metrics = {name: (total, targets) for name, total in sums.items()}
+        metrics["infeasible"] = jnp.sum(weight_B * ~feasible_B), jnp.sum(weight_B)
+        metrics["blank"] = jnp.sum(frames_BxT * (jnp.argmax(logits, axis=-1) == BLANK)), jnp.sum(frames_BxT)
+        return metrics
 
 
 class CTCOutput(NamedTuple):
-    """Output of a CTC model for a batch. Views of a row are adjacent, so that sharded rows are not moved.
-
-    Attributes:
-      logits: after the last layer.
-      tapped: hidden states by layer count, for the requested layers.
-      intermediate: logits after the layers of `CTC.intermediate`.
-      length: valid frames.
-      views: views per row of the batch.
-    """
+    """Output of a CTC model for a batch. Views of a row are adjacent, so that sharded rows are not moved."""
 
     logits: Float[Array, "rows time vocab"]
-    tapped: dict[int, Float[Array, "rows time dim"]]
-    intermediate: list[Float[Array, "rows time vocab"]]
-    length: Int[Array, " rows"]
-    views: int
+    tapped: dict[int, Float[Array, "rows time dim"]]  # hidden states by layer count, for the requested layers
+    intermediate: list[Float[Array, "rows time vocab"]]  # logits after the layers of `CTC.intermediate`
+    length: Int[Array, " rows"]  # valid frames
+    views: int  # of a row of the batch
 
     def repeat(self, x: Array) -> Array:
         """Repeats a per-row array for the views of every row."""
         return jnp.repeat(x, self.views, axis=0)
-
-
-def forward(
-    model: CTCModel,
-    batch: Batch,
-    key: PRNGKeyArray | None,
-    config: CTC,
-    frontend: FrontEnd,
-    taps: tuple[int, ...] = (),
-) -> CTCOutput:
-    """Runs the forward pass of training, or of evaluation if `key` is None.
-
-    Args:
-      taps: layer counts after which to return hidden states.
-    """
-    views = 1 if key is None or not config.consistency else 2
-
-    def repeat(x):
-        return jnp.repeat(x, views, axis=0)
-
-    if key is None:
-        x_BxTxF, length_B = features(batch, frontend, None)
-        keys, chunk = None, None
-    else:
-        # Views share waveform augmentation, so that their frames correspond, but not SpecAugment and dropout.
-        augment_key, spec_key, dropout_key, chunk_key = jax.random.split(key, 4)
-        x_BxTxF, length_B = features(batch, frontend.waveform_only(), augment_key)
-        x_BxTxF, length_B = repeat(x_BxTxF), repeat(length_B)
-        spec_keys = _view_keys(spec_key, batch, views)
-        x_BxTxF = spec_augment(x_BxTxF, length_B, spec_keys, frontend.augment, frontend.mel.num_mel_bins)
-        keys, chunk = _view_keys(dropout_key, batch, views), draw_chunk(model.encoder.config, chunk_key)
-    wanted = tuple(dict.fromkeys((*config.intermediate, *taps)))
-    hidden, tapped = model.encoder(x_BxTxF, length_B, keys=keys, chunk=chunk, taps=wanted)
-    intermediate = [model.ctc_logits(tapped[layers]) for layers in config.intermediate]
-    length_B = model.encoder.config.num_frames(length_B)
-    return CTCOutput(model.ctc_logits(hidden), {tap: tapped[tap] for tap in taps}, intermediate, length_B, views)
-
-
-def score(spelled: CTCOutput, batch: Batch, config: CTC) -> Metrics:
-    """Computes the loss, its parts and gauges from a forward pass; losses are weighted by the number of targets."""
-    logits, intermediate, length_B, views = spelled.logits, spelled.intermediate, spelled.length, spelled.views
-    tokens_BxU, token_length_B = spelled.repeat(batch["tokens"]), spelled.repeat(batch["token_length"])
-    loss_B, feasible_B = ctc_loss(logits, length_B, tokens_BxU, token_length_B)
-    weight_B = spelled.repeat(batch["weight"]) / views  # an utterance counts once, whatever its number of views
-    learnt_B = weight_B * feasible_B
-    frames_BxT = frame_mask(length_B, logits.shape[1]) * weight_B[:, None]
-    sums = {"loss": jnp.sum(learnt_B * loss_B)}
-    targets = jnp.sum(learnt_B * jnp.maximum(token_length_B, 1))
-    if intermediate:
-        losses = [ctc_loss(each, length_B, tokens_BxU, token_length_B)[0] for each in intermediate]
-        sums |= {"ctc": sums["loss"], "intermediate": jnp.sum(learnt_B * sum(losses)) / len(losses)}
-        share = config.intermediate_weight
-        sums["loss"] = (1 - share) * sums["ctc"] + share * sums["intermediate"]
-    if views == 2:
-        consistency_B = consistency_loss(logits[0::2], logits[1::2], length_B[0::2])
-        sums |= {
-            "ctc": sums.get("ctc", sums["loss"]),
-            "consistency": jnp.sum(learnt_B * spelled.repeat(consistency_B)),
-        }
-        sums["loss"] += config.consistency * sums["consistency"]
-    metrics = {name: (total, targets) for name, total in sums.items()}
-    metrics["infeasible"] = jnp.sum(weight_B * ~feasible_B), jnp.sum(weight_B)
-    metrics["blank"] = jnp.sum(frames_BxT * (jnp.argmax(logits, axis=-1) == BLANK)), jnp.sum(frames_BxT)
-    return metrics
 
 
 def _view_keys(key: PRNGKeyArray, batch: Batch, views: int) -> Key[Array, " rows"]:

@@ -21,9 +21,16 @@ from jax_speechlm.models import encoders
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.xvector import XVector, XVectorConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, mean
-from jax_speechlm.objectives.encode import encode
-from jax_speechlm.objectives.heads.classes import Classes
+from jax_speechlm.objectives.base import (
+    Metrics,
+    Objective,
+    ObjectiveConfig,
+    check_features,
+    on_params,
+    speech_flops,
+    weighted,
+)
+from jax_speechlm.objectives.heads.base import Classes, encode
 
 Vectors = Callable[[functional.Params, Batch], tuple[Float[Array, "batch dim"], Int[Array, " batch"]]]
 
@@ -46,50 +53,37 @@ class SpeakerVerification(ObjectiveConfig):
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.4
 
     def build(self, model: EncoderConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """Builds the objective for a model and front end; the tokenizer is unused.
-
-        The loss is a mean over rows (nats), without rows shorter than `head.shortest` frames or with label -1. Metrics:
-        `accuracy` (share of rows whose speaker has the highest cosine, without the margin) and `too_short` (share of
-        rows).
-
-        Raises:
-          ValueError: features that do not fit the model.
+        """Builds the objective. The loss is a mean over rows (nats), without rows shorter than `head.shortest` frames
+        or with label -1. Metrics: `accuracy` (share of rows whose speaker has the highest cosine, without the margin)
+        and `too_short` (share of rows).
         """
-        del tokenizer
         check_features(model, frontend.mel)
-        make = self._maker(model)
-        graphdef = functional.declare(make).graphdef
 
-        def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
-            module = functional.bind(graphdef, params)
-            hidden_BxTxD, frames_B = encode(module.encoder, model, batch, frontend, key)
+        def score(module: SpeakerModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+            hidden_BxTxD, frames_B = encode(module.encoder, batch, frontend, key)
             cosine_BxC = module.speaker.cosines(module.speaker(hidden_BxTxD, frames_B))
             own_BxC = jax.nn.one_hot(batch["label"], len(self.classes))
             nll_B = optax.softmax_cross_entropy(self.scale * (cosine_BxC - self.margin * own_BxC), own_BxC)
             long_enough_B = batch["weight"] * (frames_B >= self.head.shortest)
-            weight_B, rows = long_enough_B * (batch["label"] >= 0), jnp.sum(batch["weight"])
-            sums = {"loss": nll_B, "accuracy": jnp.argmax(cosine_BxC, axis=-1) == batch["label"]}
-            metrics = {name: (jnp.sum(weight_B * values), jnp.sum(weight_B)) for name, values in sums.items()}
-            metrics["too_short"] = (rows - jnp.sum(long_enough_B), rows)
-            return mean(*metrics["loss"]), metrics
+            rows = jnp.sum(batch["weight"])
+            values = {"loss": nll_B, "accuracy": jnp.argmax(cosine_BxC, axis=-1) == batch["label"]}
+            metrics = weighted(long_enough_B * (batch["label"] >= 0), values)
+            return metrics | {"too_short": (rows - jnp.sum(long_enough_B), rows)}
 
-        def flops(num_samples: int, batch_size: int) -> float:
-            vectors = frontend.mel.num_frames(num_samples)
-            head = self.head.forward_flops(model.dim, model.num_frames(vectors), batch_size)
-            return encoders.forward_flops(model, vectors, batch_size) + head
+        def head_flops(num_vectors: int) -> float:
+            return self.head.forward_flops(model.dim, model.num_frames(num_vectors), 1)
 
-        return Objective(make, loss, forward_flops=flops)
+        flops = speech_flops(model, frontend, head_flops)
+        return Objective.of(self._maker(model), score, forward_flops=flops)
 
     def vectors(self, model: EncoderConfig, frontend: FrontEnd) -> Vectors:
         """Returns `(params, batch) -> (x-vectors, frames per row)`; invalid below `head.shortest` frames."""
-        graphdef = functional.declare(self._maker(model)).graphdef
 
-        def vectors(params: functional.Params, batch: Batch):
-            module = functional.bind(graphdef, params)
-            hidden_BxTxD, frames_B = encode(module.encoder, model, batch, frontend, None)
+        def vectors(module: SpeakerModel, batch: Batch):
+            hidden_BxTxD, frames_B = encode(module.encoder, batch, frontend, None)
             return module.speaker(hidden_BxTxD, frames_B).astype(jnp.float32), frames_B
 
-        return vectors
+        return on_params(self._maker(model), vectors)
 
     def _maker(self, model: EncoderConfig) -> functional.MakeModule:
         return lambda rngs: SpeakerModel(model, self.head, len(self.classes), rngs=rngs)

@@ -1,6 +1,7 @@
 """Causal language modelling: predicts each token from the preceding tokens of its document."""
 
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -8,15 +9,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig, forward_flops
-from jax_speechlm.nn import functional
 from jax_speechlm.nn.vocabulary_loss import TokenScores, vocabulary_loss
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, row_keys
 
 
 class TextModel(nnx.Module):
@@ -53,35 +53,36 @@ class CausalLM(ObjectiveConfig):
     z_weight: Annotated[float, Field(ge=0)] = 1e-4
 
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a model and tokenizer; the front end is unused.
-
-        The loss is a mean over all tokens but the first of every document. Metrics: `loss`, `cross_entropy` (nats,
-        without the z-loss; absent if `z_weight` is 0), `accuracy`.
-
-        Raises:
-          ValueError: no tokenizer, or a bidirectional model.
+        """Builds the objective. The loss is a mean over all tokens but the first of every document. Metrics: `loss`,
+        `cross_entropy` (nats, without the z-loss; absent if `z_weight` is 0), `accuracy`.
         """
-        del frontend
-        vocabulary = Vocabulary.of(tokenizer)
         require_transformer(model, causal=True, objective=self.kind)
 
-        def make(rngs):
-            return TextModel(model, vocabulary.size, rngs=rngs)
+        def score(transformer: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+            return token_metrics(transformer, *next_token_states(transformer, batch, key), self.z_weight)[0]
 
-        graphdef = functional.declare(make).graphdef
+        return text_objective(model, Vocabulary.of(tokenizer), score)
 
-        def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
-            transformer = functional.bind(graphdef, params).transformer
-            target_BxT, weight_BxT = next_tokens(batch["tokens"], batch["segment"])
-            keys = None if key is None else example_keys(key, batch["example_id"])
-            hidden_BxTxD = transformer(batch["tokens"], batch["segment"], batch["position"], keys)
-            weight_BxT = weight_BxT * batch["weight"][:, None]
-            return scored(transformer, hidden_BxTxD, target_BxT, weight_BxT, self.z_weight)
 
-        def flops(num_tokens: int, batch_size: int) -> float:
-            return forward_flops(model, vocabulary.size, num_tokens, batch_size)
+def text_objective(
+    model: TransformerConfig,
+    vocabulary: Vocabulary,
+    score: Callable[[Transformer, Batch, PRNGKeyArray | None], Metrics],
+    **parts: Any,
+) -> Objective:
+    """Builds the objective of a `TextModel` from the metrics of its transformer; `parts` as for `Objective.of`."""
 
-        return Objective(make, loss, forward_flops=flops)
+    def make(rngs):
+        return TextModel(model, vocabulary.size, rngs=rngs)
+
+    def flops(num_tokens: int, batch_size: int) -> float:
+        return forward_flops(model, vocabulary.size, num_tokens, batch_size)
+
+    return Objective.of(
+        make,
+        lambda module, batch, key: score(module.transformer, batch, key),
+        **{"forward_flops": flops, **parts},
+    )
 
 
 def require_transformer(model: Config, *, causal: bool, objective: str) -> None:
@@ -109,20 +110,38 @@ def next_tokens(
     return shift(tokens_BxT), same.astype(jnp.float32)
 
 
-def scored(
+def next_token_states(
+    transformer: Transformer, batch: Batch, key: PRNGKeyArray | None
+) -> tuple[Float[Array, "batch time dim"], Int[Array, "batch time"], Float[Array, "batch time"]]:
+    """Returns hidden states of packed documents, the next token at each position, and its weight."""
+    hidden_BxTxD = transformer(batch["tokens"], batch["segment"], batch["position"], row_keys(key, batch))
+    return hidden_BxTxD, *weighted_targets(batch)
+
+
+def weighted_targets(batch: Batch) -> tuple[Int[Array, "batch time"], Float[Array, "batch time"]]:
+    """Returns `next_tokens` of a batch, with weight 0 in filler rows."""
+    target_BxT, weight_BxT = next_tokens(batch["tokens"], batch["segment"])
+    return target_BxT, weight_BxT * batch["weight"][:, None]
+
+
+def token_metrics(
     model: NamesTokens,
     hidden_BxTxD: Float[Array, "batch time dim"],
     target_BxT: Int[Array, "batch time"],
     weight_BxT: Float[Array, "batch time"],
     z_weight: float = 0.0,
-) -> tuple[Float[Array, ""], Metrics]:
-    """Computes mean loss and metrics of predicting the targets from hidden states."""
+) -> tuple[Metrics, TokenScores]:
+    """Scores the targets as predicted from hidden states.
+
+    Returns:
+      Metrics `loss`, `accuracy` and, with a z-loss, `cross_entropy` without it; and the scores of each token.
+    """
     total, scores = token_losses(model, hidden_BxTxD, target_BxT, weight_BxT, z_weight)
     count = jnp.sum(weight_BxT)
     metrics = {"loss": (total, count), "accuracy": (jnp.sum(weight_BxT * scores.correct), count)}
     if z_weight:
         metrics["cross_entropy"] = jnp.sum(weight_BxT * scores.nll), count
-    return mean(total, count), metrics
+    return metrics, scores
 
 
 def token_losses(

@@ -13,14 +13,14 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import forward_flops, head_flops
-from jax_speechlm.nn import functional
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig
-from jax_speechlm.objectives.lm.causal_lm import TextModel, require_transformer, scored
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, split_row_keys
+from jax_speechlm.objectives.lm.causal_lm import require_transformer, text_objective, token_metrics
 from jax_speechlm.objectives.masking import masked_places, take_frames
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import shard_batch_and_time
@@ -41,47 +41,28 @@ class MaskedLM(ObjectiveConfig):
     whole_words: bool = False
 
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a model and tokenizer; the front end is unused.
-
-        The loss is a mean over the chosen tokens; the metric `masked_accuracy` is the share of them predicted
-        correctly. In evaluation a row's masks are always the same.
-
-        Raises:
-          ValueError: no tokenizer, or a causal model.
+        """Builds the objective. The loss is a mean over the chosen tokens; the metric `masked_accuracy` is the share of
+        them predicted correctly. In evaluation a row's masks are always the same.
         """
-        del frontend
         vocabulary = Vocabulary.of(tokenizer)
         require_transformer(model, causal=False, objective=self.kind)
         starts_V = self.starts(tokenizer)
 
-        def make(rngs):
-            return TextModel(model, vocabulary.size, rngs=rngs)
-
-        graphdef = functional.declare(make).graphdef
-
-        def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
-            transformer = functional.bind(graphdef, params).transformer
-            mask_key, dropout_key = (jax.random.key(0), None) if key is None else jax.random.split(key)
-            keys = None if key is None else example_keys(dropout_key, batch["example_id"])
-            masked = mask_tokens(
-                batch["tokens"],
-                batch["segment"],
-                example_keys(mask_key, batch["example_id"]),
-                vocabulary,
-                starts_V,
-                self.ratio,
-            )
-            hidden_BxTxD = transformer(masked.tokens, batch["segment"], batch["position"], keys)
+        def score(transformer: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+            mask_keys, dropout_keys = split_row_keys(key, batch)
+            row = batch["tokens"], batch["segment"]
+            masked = mask_tokens(*row, mask_keys, vocabulary, starts_V, self.ratio)
+            hidden_BxTxD = transformer(masked.tokens, batch["segment"], batch["position"], dropout_keys)
             targets = take_chosen(masked, hidden_BxTxD, batch["tokens"], batch["weight"], self.ratio)
-            loss, metrics = scored(transformer, *targets)
-            return loss, {"loss": metrics["loss"], "masked_accuracy": metrics["accuracy"]}
+            metrics, _ = token_metrics(transformer, *targets)
+            return {"loss": metrics["loss"], "masked_accuracy": metrics["accuracy"]}
 
         def flops(num_tokens: int, batch_size: int) -> float:
             unscored = num_tokens - most_masked(num_tokens, self.ratio)
             head = head_flops(model, vocabulary.size)
             return forward_flops(model, vocabulary.size, num_tokens, batch_size) - batch_size * unscored * head
 
-        return Objective(make, loss, forward_flops=flops)
+        return text_objective(model, vocabulary, score, forward_flops=flops)
 
     def starts(self, tokenizer: Tokenizer) -> Bool[np.ndarray, " vocab"]:
         """Returns True for ids that start a unit of masking: word starts with `whole_words`, otherwise all."""
@@ -106,17 +87,11 @@ def most_masked(num_tokens: int, ratio: float) -> int:
 
 
 class Targets(NamedTuple):
-    """The chosen tokens of every row, in a fixed number of slots.
-
-    Attributes:
-      hidden: hidden states at the chosen tokens.
-      token: the original tokens.
-      weight: 0 in unused slots.
-    """
+    """The chosen tokens of every row, in a fixed number of slots: hidden states, original tokens, and weights."""
 
     hidden: Float[Array, "batch slots dim"]
     token: Int[Array, "batch slots"]
-    weight: Float[Array, "batch slots"]
+    weight: Float[Array, "batch slots"]  # 0 in unused slots
 
 
 def take_chosen(
@@ -126,12 +101,7 @@ def take_chosen(
     weight_B: Float[Array, " batch"],
     ratio: float,
 ) -> Targets:
-    """Gathers hidden states and targets of the chosen tokens, which saves most of the output layer's cost.
-
-    Args:
-      tokens_BxT: the original tokens.
-      ratio: as for `mask_tokens`.
-    """
+    """Gathers hidden states and original tokens of the chosen ones, which saves most of the output layer's cost."""
     slots_BxN = masked_places(masked.chosen, sequence.padded_time(most_masked(tokens_BxT.shape[1], ratio)))
     hidden, token, chosen = (take_frames(x, slots_BxN) for x in (hidden_BxTxD, tokens_BxT, masked.chosen))
     return Targets(shard_batch_and_time(hidden), token, chosen * weight_B[:, None])

@@ -13,18 +13,18 @@ from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 from pydantic import Field, PositiveInt
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import forward_flops
-from jax_speechlm.nn import functional
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig
-from jax_speechlm.objectives.lm.causal_lm import TextModel, require_transformer, scored
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, split_row_keys
+from jax_speechlm.objectives.lm.causal_lm import require_transformer, text_objective, token_metrics
 from jax_speechlm.parallel import sequence
 
 
@@ -43,46 +43,32 @@ class SpanCorruption(ObjectiveConfig):
     sentinels: PositiveInt = 100
 
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a model and tokenizer; the front end is unused.
-
-        The loss is a mean over the second part without its first sentinel, which marks its start. Metrics: `loss`,
-        `accuracy`. In evaluation a row's gaps are always the same.
-
-        Raises:
-          ValueError: no tokenizer, or a bidirectional model; when traced, rows that may have more gaps than
-            `sentinels`.
+        """Builds the objective. The loss is a mean over the second part without its first sentinel, which marks its
+        start. Metrics: `loss`, `accuracy`. In evaluation a row's gaps are always the same.
         """
-        del frontend
         vocabulary = Vocabulary.of(tokenizer, self.sentinels)
         require_transformer(model, causal=True, objective=self.kind)
 
-        def make(rngs):
-            return TextModel(model, vocabulary.size, rngs=rngs)
-
-        graphdef = functional.declare(make).graphdef
-
-        def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
-            transformer = functional.bind(graphdef, params).transformer
-            gap_key, dropout_key = (jax.random.key(0), None) if key is None else jax.random.split(key)
-            keys = None if key is None else example_keys(dropout_key, batch["example_id"])
+        def score(transformer: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+            gap_keys, dropout_keys = split_row_keys(key, batch)
             length_B = (batch["segment"] > 0).sum(1)
-            num_spans = self._most_spans(batch["tokens"].shape[1])
-            gap_keys = example_keys(gap_key, batch["example_id"])
-            gaps_BxT = draw_gaps(gap_keys, length_B, batch["tokens"].shape[1], self.ratio, self.mean_span, num_spans)
+            num_tokens = batch["tokens"].shape[1]
+            num_spans = self._most_spans(num_tokens)
+            gaps_BxT = draw_gaps(gap_keys, length_B, num_tokens, self.ratio, self.mean_span, num_spans)
             row = corrupt(batch["tokens"], length_B, gaps_BxT, vocabulary, num_spans)
             tokens_BxT = sequence.pad_time(row.tokens)
             place = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
             inside = place < row.length[:, None]
-            hidden_BxTxD = transformer(tokens_BxT, inside.astype(jnp.int32), place, keys)
+            hidden_BxTxD = transformer(tokens_BxT, inside.astype(jnp.int32), place, dropout_keys)
             target_BxT = jnp.pad(tokens_BxT[:, 1:], ((0, 0), (0, 1)))
             asked = (place >= row.answer[:, None]) & (place < row.length[:, None] - 1)
-            return scored(transformer, hidden_BxTxD, target_BxT, asked * batch["weight"][:, None])
+            return token_metrics(transformer, hidden_BxTxD, target_BxT, asked * batch["weight"][:, None])[0]
 
         def flops(num_tokens: int, batch_size: int) -> float:
             length = corrupted_length(num_tokens, self._most_spans(num_tokens))
             return forward_flops(model, vocabulary.size, length, batch_size)
 
-        return Objective(make, loss, forward_flops=flops)
+        return text_objective(model, vocabulary, score, forward_flops=flops)
 
     def _most_spans(self, num_tokens: int) -> int:
         most = most_spans(num_tokens, self.ratio, self.mean_span)
@@ -95,13 +81,7 @@ class SpanCorruption(ObjectiveConfig):
 
 
 class Corrupted(NamedTuple):
-    """Rows with gaps, followed by the missing spans.
-
-    Attributes:
-      tokens: both parts, right-padded.
-      length: tokens of both parts.
-      answer: start of the second part.
-    """
+    """Rows with gaps, followed by the missing spans: tokens of both parts, their number, start of the second part."""
 
     tokens: Int[Array, "batch corrupted"]
     length: Int[Array, " batch"]
@@ -133,7 +113,6 @@ def draw_gaps(
     single token has no gap. A row's draws depend on its key and length only.
 
     Args:
-      length_B: tokens per row, at most `num_tokens`.
       num_spans: `most_spans` of `num_tokens`, the static number of gaps.
 
     Returns:

@@ -9,20 +9,19 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from pydantic import Field, PositiveInt
 
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models.transformer_config import forward_flops
-from jax_speechlm.nn import functional
+from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.objectives import gauges
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
-from jax_speechlm.objectives.lm.causal_lm import TextModel, next_tokens, require_transformer, token_losses
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig
+from jax_speechlm.objectives.lm.causal_lm import next_token_states, require_transformer, text_objective, token_metrics
 
 _FEWEST_NATS = 0.5  # minimum entropy of the unit distribution; k-means of speech has 3 and more
 
@@ -40,10 +39,8 @@ class UnitLM(ObjectiveConfig):
     z_weight: Annotated[float, Field(ge=0)] = 1e-4
 
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a model and tokenizer; the front end is unused.
-
-        The loss is a mean over all tokens but the first of every document, of text and of speech.
-        Metrics:
+        """Builds the objective. The loss is a mean over all tokens but the first of every document, of text and of
+        speech. Metrics:
 
         - `loss`, `cross_entropy` (nats, without the z-loss; absent if `z_weight` is 0), `accuracy`: over all of these
           tokens;
@@ -54,36 +51,19 @@ class UnitLM(ObjectiveConfig):
           inventories: fewer or shorter units are easier to predict (arXiv 2601.06329);
         - `unit_entropy`: unigram entropy of the batch's units in nats, the loss of a model that knows unit frequencies
           only.
-
-        Raises:
-          ValueError: no tokenizer, or a bidirectional model.
         """
-        del frontend
         vocabulary = Vocabulary.of(tokenizer, num_units=self.num_units)
         require_transformer(model, causal=True, objective=self.kind)
 
-        def make(rngs):
-            return TextModel(model, vocabulary.size, rngs=rngs)
-
-        graphdef = functional.declare(make).graphdef
-
-        def loss(params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> tuple[Float[Array, ""], Metrics]:
-            transformer = functional.bind(graphdef, params).transformer
-            target_BxT, weight_BxT = next_tokens(batch["tokens"], batch["segment"])
-            weight_BxT = weight_BxT * batch["weight"][:, None]
-            keys = None if key is None else example_keys(key, batch["example_id"])
-            hidden_BxTxD = transformer(batch["tokens"], batch["segment"], batch["position"], keys)
-            total, scores = token_losses(transformer, hidden_BxTxD, target_BxT, weight_BxT, self.z_weight)
-            count = jnp.sum(weight_BxT)
-            metrics = {"loss": (total, count), "accuracy": (jnp.sum(weight_BxT * scores.correct), count)}
-            if self.z_weight:
-                metrics["cross_entropy"] = jnp.sum(weight_BxT * scores.nll), count
+        def score(transformer: Transformer, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+            hidden_BxTxD, target_BxT, weight_BxT = next_token_states(transformer, batch, key)
+            metrics, scores = token_metrics(transformer, hidden_BxTxD, target_BxT, weight_BxT, self.z_weight)
             unit_BxT, text_BxT = kinds_of(target_BxT, batch["tokens"], vocabulary)
             unit_BxT, text_BxT = weight_BxT * unit_BxT, weight_BxT * text_BxT
             units, nats = jnp.sum(unit_BxT), jnp.sum(unit_BxT * scores.nll)
             seconds_BxT = jnp.pad(batch["samples"][:, 1:], ((0, 0), (0, 1))) / SAMPLE_RATE  # of the targets
             share_K = gauges.code_shares(target_BxT - vocabulary.first_unit, unit_BxT, self.num_units)
-            return mean(total, count), metrics | {
+            return metrics | {
                 "unit_loss": (nats, units),
                 "unit_accuracy": (jnp.sum(unit_BxT * scores.correct), units),
                 "text_loss": (jnp.sum(text_BxT * scores.nll), jnp.sum(text_BxT)),
@@ -91,10 +71,7 @@ class UnitLM(ObjectiveConfig):
                 "unit_entropy": (units * gauges.entropy(share_K), units),
             }
 
-        def flops(num_tokens: int, batch_size: int) -> float:
-            return forward_flops(model, vocabulary.size, num_tokens, batch_size)
-
-        return Objective(make, loss, forward_flops=flops, health_check=health_check)
+        return text_objective(model, vocabulary, score, health_check=health_check)
 
 
 def kinds_of(
@@ -103,7 +80,7 @@ def kinds_of(
     """Classifies targets by modality.
 
     Returns:
-      Masks of units and of text: the tokenizer's ids, and boundaries after text.
+      Masks of units and of text, which includes boundaries after text.
     """
     before_is_speech = vocabulary.is_unit(before_BxT) | (before_BxT == vocabulary.speech)
     ends_text = (target_BxT == vocabulary.boundary) & ~before_is_speech

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from data_pipelines.batching.packing import BOUNDARIES
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, example_keys, frame_mask
+from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
@@ -33,10 +33,9 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import Linear
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean
-from jax_speechlm.objectives.lm.causal_lm import scored
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, mean, row_keys, split_row_keys
+from jax_speechlm.objectives.lm.causal_lm import token_metrics
 from jax_speechlm.objectives.lm.masked_lm import Masked, MaskedLM, mask_tokens, most_masked, take_chosen
-from jax_speechlm.objectives.masking import draw_views, span_frames
 from jax_speechlm.objectives.ssl import best_rq
 from jax_speechlm.objectives.ssl.best_rq import BestRQ, Heads, Quantizer
 from jax_speechlm.parallel.mesh import shard_batch_dim
@@ -93,16 +92,11 @@ class Joint(ObjectiveConfig):
         return {"speech": self.speech, "text": self.text, "pairs": self.ctc}[name]
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a model, front end and tokenizer.
-
-        A batch's loss is the mean over its stream's valid targets, times the stream's weight. The targets of pairs are
-        the transcripts' tokens, and TLM's masked frames and tokens, with their losses weighted. Metrics by stream:
-        `speech`: as for BEST-RQ; `text`: as for masked language modelling, and `majority`, the share of the batch's
-        most frequent masked token; `pairs`: `ctc_loss` and CTC's others, `tlm_codes` and `tlm_tokens` (nats per masked
-        frame and token), `tlm_code_accuracy` and `tlm_token_accuracy`.
-
-        Raises:
-          ValueError: no tokenizer, a model other than a conformer, or an error of `BestRQ.build` or `CTC.build`.
+        """Builds the objective. A batch's loss is the mean over its stream's valid targets, times the stream's weight.
+        The targets of pairs are the transcripts' tokens, and TLM's masked frames and tokens, with their losses
+        weighted. Metrics by stream: `speech`: as for BEST-RQ; `text`: as for masked language modelling, and `majority`,
+        the share of the batch's most frequent masked token; `pairs`: `ctc_loss` and CTC's others, `tlm_codes` and
+        `tlm_tokens` (nats per masked frame and token), `tlm_code_accuracy` and `tlm_token_accuracy`.
         """
         if not isinstance(model, ConformerConfig):
             raise ValueError(f"joint trains a conformer, not a {model.kind}: set model to a ConformerConfig")
@@ -121,14 +115,12 @@ class Joint(ObjectiveConfig):
             ctc=self.ctc.build(model, frontend, tokenizer),
             graphdef=functional.declare(make).graphdef,
         )
-        return Objective(
-            make,
-            losses,
-            frozen=("quantizer",),
-            batch_flops=losses.flops,
-            logits=losses.logits,
-            health_check=health_check,
-        )
+
+        def logits(params: functional.Params, batch: Batch) -> tuple[Array, Array]:
+            return losses.ctc.logits(_ctc_params(params), batch)
+
+        parts = {"batch_flops": losses.flops, "logits": logits, "health_check": health_check}
+        return Objective(make, losses, frozen=("quantizer",), **parts)
 
 
 class TextSide(nnx.Module):
@@ -162,8 +154,7 @@ class TextSide(nnx.Module):
 class JointModel(nnx.Module):
     """A conformer with the modules of all streams.
 
-    `encoder` and `head` form a CTC model, `encoder` and `quantizer` belong to a BEST-RQ model, so that parameters can
-    be loaded from and into these models.
+    `encoder` and `head` form a CTC model, `encoder` and `quantizer` of a BEST-RQ model, to share parameters.
     """
 
     def __init__(self, model: ConformerConfig, config: Joint, vocabulary: Vocabulary, *, rngs: nnx.Rngs):
@@ -192,62 +183,58 @@ class _Losses:
     ) -> tuple[Float[Array, ""], Metrics]:
         config, stream = self.config, stream_of(batch)
         if stream == "speech":
-            metrics, weight = self.speech.loss(_coding(params), batch, key)[1], config.speech_weight
+            metrics, weight = self.speech.loss(_best_rq_params(params), batch, key)[1], config.speech_weight
         elif stream == "text":
-            metrics, weight = self._text(params, batch, key), config.text_weight
+            metrics, weight = self._text(functional.bind(self.graphdef, params), batch, key), config.text_weight
         else:
             metrics, weight = self._pairs(params, batch, key), 1.0
         total, count = metrics["loss"]
         metrics = metrics | {"loss": (weight * total, count)}
         return mean(*metrics["loss"]), metrics
 
-    def logits(self, params: functional.Params, batch: Batch) -> tuple[Array, Array]:
-        return self.ctc.logits(_spelling(params), batch)
-
-    def _text(self, params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
-        joint, ratio = functional.bind(self.graphdef, params), self.config.text.ratio
-        mask_key, dropout_key = (jax.random.key(0), None) if key is None else jax.random.split(key)
-        keys = None if key is None else example_keys(dropout_key, batch["example_id"])
-        masked = self._hide(batch["tokens"], batch["segment"], mask_key, batch, ratio)
+    def _text(self, joint: JointModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+        ratio = self.config.text.ratio
+        mask_keys, dropout_keys = split_row_keys(key, batch)
+        masked = self._mask(batch["tokens"], batch["segment"], mask_keys, ratio)
         length_B = jnp.sum(batch["segment"] > 0, axis=1)
-        hidden_BxTxD, _ = joint.encoder.encode(joint.text.embed(masked.tokens), length_B, keys=keys)
+        # No attention chunk, here and in TLM: chunks are of frames, and masked tokens are predicted from both sides.
+        hidden_BxTxD, _ = joint.encoder.encode(joint.text.embed(masked.tokens), length_B, keys=dropout_keys)
         targets = take_chosen(masked, hidden_BxTxD, batch["tokens"], batch["weight"], ratio)
-        _, metrics = scored(joint.text, *targets)
-        count = jnp.sum(targets.weight)
+        (metrics, _), count = token_metrics(joint.text, *targets), jnp.sum(targets.weight)
         frequent = jnp.max(gauges.code_shares(targets.token, targets.weight, self.vocabulary.size))
         named = {"loss": metrics["loss"], "masked_accuracy": metrics["accuracy"]}
         return named | {"majority": (count * frequent, count)}
 
     def _pairs(self, params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
         ctc_key, tlm_key = (None, None) if key is None else jax.random.split(key)
-        metrics = self.ctc.loss(_spelling(params), batch, ctc_key)[1]
+        metrics = self.ctc.loss(_ctc_params(params), batch, ctc_key)[1]
         metrics = metrics | {"ctc_loss": metrics["loss"]}
         weights = {"ctc_loss": self.config.ctc_weight}
         if self.config.tlm_weight:
-            metrics = metrics | self._tlm(params, batch, tlm_key)
+            metrics = metrics | self._tlm(functional.bind(self.graphdef, params), batch, tlm_key)
             weights |= dict.fromkeys(("tlm_codes", "tlm_tokens"), self.config.tlm_weight)
         total = sum(weight * metrics[name][0] for name, weight in weights.items())
         return metrics | {"loss": (total, sum(metrics[name][1] for name in weights))}
 
-    def _tlm(self, params: functional.Params, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
-        joint, config = functional.bind(self.graphdef, params), self.config
+    def _tlm(self, joint: JointModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+        config, speech = self.config, self.config.speech
         text_key, key = (jax.random.key(0), None) if key is None else jax.random.split(key)
-        views = draw_views(batch, key, self.frontend, self.model, self._span, config.speech.mask_ratio)
+        views = speech.views(batch, key, self.frontend, self.model)
         tokens_BxU, token_length_B = enclose(batch["tokens"], batch["token_length"], self.vocabulary.boundary)
         num_frames, num_tokens = views.mask_BxT.shape[1], tokens_BxU.shape[1]
         segment_BxU = frame_mask(token_length_B, num_tokens).astype(jnp.int32)
-        masked = self._hide(tokens_BxU, segment_BxU, text_key, batch, config.tlm_ratio)
+        masked = self._mask(tokens_BxU, segment_BxU, row_keys(text_key, batch), config.tlm_ratio)
 
-        x_BxTxD = joint.encoder.embed(best_rq.hide_frames(views, config.speech))
+        x_BxTxD = joint.encoder.embed(best_rq.hide_frames(views, speech))
         x_BxTxD = append(x_BxTxD, views.length_B, joint.text.embed(masked.tokens))
         hidden_BxTxD, _ = joint.encoder.encode(x_BxTxD, views.length_B + token_length_B, keys=views.dropout_keys)
 
-        spoken_BxTxD = hidden_BxTxD[:, :num_frames].astype(self.model.dtype)
-        about = batch["weight"], config.speech, self._span
-        codes = best_rq.score_frames(joint.codes, joint.quantizer, views, spoken_BxTxD, *about)
-        written_BxUxD = take_behind(hidden_BxTxD, views.length_B, num_tokens)
-        targets = take_chosen(masked, written_BxUxD, tokens_BxU, batch["weight"], config.tlm_ratio)
-        _, tokens = scored(joint.text, *targets)
+        frames_BxTxD = hidden_BxTxD[:, :num_frames].astype(self.model.dtype)
+        most = speech.most_masked(num_frames, self.frontend)
+        codes = best_rq.score_frames(joint.codes, joint.quantizer, views, frames_BxTxD, batch["weight"], most)
+        text_BxUxD = take_behind(hidden_BxTxD, views.length_B, num_tokens)
+        targets = take_chosen(masked, text_BxUxD, tokens_BxU, batch["weight"], config.tlm_ratio)
+        tokens, _ = token_metrics(joint.text, *targets)
         return {
             "tlm_codes": codes["loss"],
             "tlm_tokens": tokens["loss"],
@@ -255,46 +242,41 @@ class _Losses:
             "tlm_token_accuracy": tokens["accuracy"],
         }
 
-    @property
-    def _span(self) -> int:
-        return span_frames(self.config.speech.mask_span, self.frontend)
-
-    def _hide(self, tokens_BxT: Array, segment_BxT: Array, key: PRNGKeyArray, batch: Batch, ratio: float) -> Masked:
-        keys = example_keys(key, batch["example_id"])
-        return mask_tokens(tokens_BxT, segment_BxT, keys, self.vocabulary, self.starts_V, ratio)
+    def _mask(self, tokens_BxT: Array, segment_BxT: Array, keys_B: Array, ratio: float) -> Masked:
+        return mask_tokens(tokens_BxT, segment_BxT, keys_B, self.vocabulary, self.starts_V, ratio)
 
     def flops(self, batch: Mapping[str, Any]) -> float:
         """Returns the FLOPs of a forward pass over a batch of such shapes, analytic."""
         config = self.config
         if (stream := stream_of(batch)) == "text":
             rows, num_tokens = batch["tokens"].shape
-            return self._layers(num_tokens, rows) + rows * self._naming(num_tokens, config.text.ratio)
+            return self._layers(num_tokens, rows) + rows * self._output_layer(num_tokens, config.text.ratio)
         rows, num_samples = batch["audio"].shape
-        coding = self.speech.forward_flops(num_samples, rows)
+        speech = self.speech.forward_flops(num_samples, rows)
         if stream == "speech":
-            return coding
-        spelling = self.ctc.forward_flops(num_samples, rows)
+            return speech
+        ctc = self.ctc.forward_flops(num_samples, rows)
         if not config.tlm_weight:
-            return spelling
+            return ctc
         num_frames, num_tokens = self.frontend.mel.num_frames(num_samples), batch["tokens"].shape[1] + BOUNDARIES
         longer = self._layers(num_frames + num_tokens, rows) - self._layers(num_frames, rows)
-        return spelling + coding + longer + rows * self._naming(num_tokens, config.tlm_ratio)
+        return ctc + speech + longer + rows * self._output_layer(num_tokens, config.tlm_ratio)
 
     def _layers(self, length: int, rows: int) -> float:
         """Returns FLOPs of the conformer without the input projection."""
         return forward_flops(self.model, length, rows) - 2.0 * rows * length * self.model.input_dim * self.model.dim
 
-    def _naming(self, num_tokens: int, ratio: float) -> float:
+    def _output_layer(self, num_tokens: int, ratio: float) -> float:
         """Returns FLOPs of the output layer for a row's chosen tokens."""
         return 2.0 * most_masked(num_tokens, ratio) * self.model.dim * self.vocabulary.size
 
 
-def _spelling(params: functional.Params) -> functional.Params:
+def _ctc_params(params: functional.Params) -> functional.Params:
     """Selects the parameters of the CTC model."""
     return {name: params[name] for name in ("encoder", "head")}
 
 
-def _coding(params: functional.Params) -> functional.Params:
+def _best_rq_params(params: functional.Params) -> functional.Params:
     """Selects the parameters of the BEST-RQ model."""
     return {"encoder": params["encoder"], "head": params["codes"], "quantizer": params["quantizer"]}
 
@@ -309,11 +291,7 @@ def stream_of(batch: Mapping[str, Any]) -> str:
 def enclose(
     tokens_BxU: Int[Array, "batch tokens"], length_B: Int[Array, " batch"], boundary: int
 ) -> tuple[Int[Array, "batch enclosed"], Int[Array, " batch"]]:
-    """Adds a boundary before and after each transcript.
-
-    Returns:
-      The tokens [B, U + 2], and their lengths.
-    """
+    """Adds a boundary before and after each transcript; returns tokens and lengths."""
     tokens = jnp.pad(tokens_BxU, ((0, 0), (1, 1)), constant_values=boundary)
     place = jnp.arange(tokens.shape[1])
     return jnp.where(place == length_B[:, None] + 1, boundary, tokens), length_B + 2
@@ -343,20 +321,15 @@ def take_behind(
 
 
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
-    """Returns a warning if a stream does not contribute to learning, else None.
-
-    Args:
-      metrics: averaged over steps, prefixed by their stream's name.
-      after_warmup: whether training is long past its warm-up.
-    """
+    """Returns a warning if a stream does not contribute to learning, else None. Metrics are prefixed by the stream."""
 
     def of(stream: str) -> dict[str, float]:
         prefix = f"{stream}_"
         return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
     speech, text, pairs = map(of, STREAMS)
-    if speech and (said := best_rq.health_check(speech, after_warmup)):
-        return said
+    if speech and (warning := best_rq.health_check(speech, after_warmup)):
+        return warning
     if after_warmup and text and text["masked_accuracy"] < BARELY_BETTER * text["majority"]:
         return (
             f"text: {text['masked_accuracy']:.1%} of the masked tokens are right where guessing the most frequent one "

@@ -5,27 +5,24 @@ has it (Ma et al. 2024, SLAM-ASR). Such training has a plateau on which the mode
 of the speech, until it starts to use the speech within a few steps; the gauges distinguish the two states.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, example_keys
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import encoders, transformer_config
 from jax_speechlm.models.speech_lm import Sequence, SpeechLMConfig, SpeechTransformer, speech_attention
-from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import Keys
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, check_no_crop, mean
-from jax_speechlm.objectives.lm.causal_lm import token_losses
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, check_no_crop, row_keys
+from jax_speechlm.objectives.lm.causal_lm import token_metrics
 
 Task = Literal["transcribe", "translate", "extend", "answer"]
 
@@ -80,17 +77,11 @@ class SpeechLM(ObjectiveConfig):
         return np.array(before, np.int32), np.array(tokenizer.encode(prompt.behind), np.int32)
 
     def build(self, model: Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
-        """Builds the objective for a model, a front end and the language model's tokenizer.
-
-        The loss is a mean over the answers' tokens, with the boundary after each; rows without text are excluded.
-        Metrics: `loss`; `accuracy` (teacher-forced); `unanswered`, the share of rows without text; `adapter_scale`, the
-        norm of speech vectors relative to token embeddings; `speech_attention`, the share of attention to speech when
-        predicting answer tokens, averaged over layers and heads. In evaluation also `loss_without_speech`, with speech
-        vectors set to zero, and `speech_gain`, the resulting increase of the loss.
-
-        Raises:
-          ValueError: no tokenizer, another type of model, features that do not fit it, or augmentation that may crop
-            the audio of the target text.
+        """Builds the objective. The loss is a mean over the answers' tokens, with the boundary after each; rows without
+        text are excluded. Metrics: `loss`; `accuracy` (teacher-forced); `unanswered`, the share of rows without text;
+        `adapter_scale`, the norm of speech vectors relative to token embeddings; `speech_attention`, the share of
+        attention to speech when predicting answer tokens, averaged over layers and heads. In evaluation also
+        `loss_without_speech`, with speech vectors set to zero, and `speech_gain`, the resulting increase of the loss.
         """
         vocabulary = Vocabulary.of(tokenizer)
         if not isinstance(model, SpeechLMConfig):
@@ -101,27 +92,18 @@ class SpeechLM(ObjectiveConfig):
         def make(rngs):
             return SpeechTransformer(model, vocabulary.size, rngs=rngs)
 
-        loss = functools.partial(
-            _loss,
-            graphdef=functional.declare(make).graphdef,
-            config=self,
-            frontend=frontend,
-            boundary=vocabulary.boundary,
-            prompt=self.prompt_ids(tokenizer),
-        )
-        flops = functools.partial(
-            self._flops, model=model, frontend=frontend, vocab_size=vocabulary.size, tokenizer=tokenizer
-        )
-        return Objective(make, loss, frozen=self.freeze, batch_flops=flops, health_check=health_check)
+        vocab_size, prompt = vocabulary.size, self.prompt_ids(tokenizer)
+
+        def score(module: SpeechTransformer, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+            return self._score(module.with_lora(), batch, key, frontend, vocabulary.boundary, prompt)
+
+        def flops(batch: Mapping[str, Any]) -> float:
+            return self._flops(batch, model, frontend, vocab_size, sum(map(len, prompt)))
+
+        return Objective.of(make, score, frozen=self.freeze, batch_flops=flops, health_check=health_check)
 
     def _flops(
-        self,
-        batch: Mapping[str, Any],
-        *,
-        model: SpeechLMConfig,
-        frontend: FrontEnd,
-        vocab_size: int,
-        tokenizer: Tokenizer,
+        self, batch: Mapping[str, Any], model: SpeechLMConfig, frontend: FrontEnd, vocab_size: int, num_prompt: int
     ) -> float:
         """Returns a third of a training step's FLOPs, which is a forward pass's if all parameters are trained.
 
@@ -132,70 +114,65 @@ class SpeechLM(ObjectiveConfig):
         num_answers = batch["tokens"].shape[1] + 1  # including the boundary
         num_vectors = frontend.mel.num_frames(num_samples)
         num_frames = model.encoder.num_frames(num_vectors)
-        num_prompt = sum(len(part) for part in self.prompt_ids(tokenizer))
         length = num_prompt + model.adapter.num_outputs(num_frames) + num_answers - 1
         unread = 2.0 * rows * (length - num_answers) * model.transformer.dim * vocab_size
-        reading = transformer_config.forward_flops(model.transformer, vocab_size, length, rows) - unread
-        hearing = encoders.forward_flops(model.encoder, num_vectors, rows)
-        adapting = rows * model.adapter.forward_flops(num_frames, model.encoder.dim, model.transformer.dim)
+        transformer = transformer_config.forward_flops(model.transformer, vocab_size, length, rows) - unread
+        encoder = encoders.forward_flops(model.encoder, num_vectors, rows)
+        adapter = rows * model.adapter.forward_flops(num_frames, model.encoder.dim, model.transformer.dim)
         if "transformer" in self.freeze:
-            reading = (2 * reading + transformer_config.attention_flops(model.transformer, length, rows)) / 3
+            attention = transformer_config.attention_flops(model.transformer, length, rows)
+            transformer = (2 * transformer + attention) / 3
         if "encoder" in self.freeze:
             changed = model.lora.rank and any(target.startswith("encoder") for target in model.lora.targets)
-            hearing *= (2 if changed else 1) / 3
-        return hearing + adapting + reading
+            encoder *= (2 if changed else 1) / 3
+        return encoder + adapter + transformer
 
+    def _score(
+        self,
+        model: SpeechTransformer,
+        batch: Batch,
+        key: PRNGKeyArray | None,
+        frontend: FrontEnd,
+        boundary: int,
+        prompt: tuple[np.ndarray, np.ndarray],
+    ) -> Metrics:
+        augment_key, encoder_key, transformer_key, chunk_key = (None,) * 4 if key is None else jax.random.split(key, 4)
 
-def _loss(
-    params: functional.Params,
-    batch: Batch,
-    key: PRNGKeyArray | None,
-    *,
-    graphdef: nnx.GraphDef,
-    config: SpeechLM,
-    frontend: FrontEnd,
-    boundary: int,
-    prompt: tuple[np.ndarray, np.ndarray],
-) -> tuple[Float[Array, ""], Metrics]:
-    model = functional.bind(graphdef, params).with_lora()
-    transformer = model.transformer
-    augment_key, encoder_key, transformer_key, chunk_key = (None,) * 4 if key is None else jax.random.split(key, 4)
+        def keys_of(group: str, key: PRNGKeyArray | None) -> Keys | None:
+            return None if group in self.freeze else row_keys(key, batch)
 
-    def keys_of(group: str, key: PRNGKeyArray | None) -> Keys | None:
-        return None if key is None or group in config.freeze else example_keys(key, batch["example_id"])
+        x_BxTxF, length_B = features(batch, frontend, augment_key)
+        encoder_keys = keys_of("encoder", encoder_key)
+        chunk = None if encoder_keys is None else encoders.draw_chunk(model.config.encoder, chunk_key)
+        speech_BxNxD, speech_length_B = model.encode_speech(x_BxTxF, length_B, keys=encoder_keys, chunk=chunk)
 
-    x_BxTxF, length_B = features(batch, frontend, augment_key)
-    encoder_keys = keys_of("encoder", encoder_key)
-    chunk = None if encoder_keys is None else encoders.draw_chunk(model.config.encoder, chunk_key)
-    speech_BxNxD, speech_length_B = model.encode_speech(x_BxTxF, length_B, keys=encoder_keys, chunk=chunk)
+        tokens_BxU, token_length_B = batch["tokens"], batch["token_length"]
+        sequence = model.lay_out(prompt[0], speech_BxNxD, speech_length_B, prompt[1], tokens_BxU, token_length_B)
+        place_A = jnp.arange(tokens_BxU.shape[1] + 1)  # of the answer's tokens, including the boundary
+        before_BxA = sequence.start[:, None] - 1 + place_A  # positions from which they are predicted
+        target_BxA = jnp.where(place_A == token_length_B[:, None], boundary, jnp.pad(tokens_BxU, ((0, 0), (0, 1))))
+        answered_B = batch["weight"] * (token_length_B > 0)
+        weight_BxA = (place_A <= token_length_B[:, None]) * answered_B[:, None]
 
-    tokens_BxU, token_length_B = batch["tokens"], batch["token_length"]
-    sequence = model.lay_out(prompt[0], speech_BxNxD, speech_length_B, prompt[1], tokens_BxU, token_length_B)
-    place_A = jnp.arange(tokens_BxU.shape[1] + 1)  # of the answer's tokens, including the boundary
-    before_BxA = sequence.start[:, None] - 1 + place_A  # positions from which they are predicted
-    target_BxA = jnp.where(place_A == token_length_B[:, None], boundary, jnp.pad(tokens_BxU, ((0, 0), (0, 1))))
-    answered_B = batch["weight"] * (token_length_B > 0)
-    weight_BxA = (place_A <= token_length_B[:, None]) * answered_B[:, None]
+        def probe(q, k):
+            return speech_attention(q, k, sequence, before_BxA)
 
-    def probe(q, k):
-        return speech_attention(q, k, sequence, before_BxA)
+        def answer(vectors: Array) -> Metrics:
+            keys = keys_of("transformer", transformer_key)
+            encoded = model.transformer.encode(vectors, sequence.segment, sequence.position, keys, probe)
+            hidden, attention_LxBxA = encoded
+            hidden_BxAxD = jnp.take_along_axis(hidden, before_BxA[..., None], axis=1)
+            metrics, _ = token_metrics(model.transformer, hidden_BxAxD, target_BxA, weight_BxA)
+            attention = jnp.sum(weight_BxA * attention_LxBxA.mean(0))
+            return metrics | {"speech_attention": (attention, metrics["loss"][1])}
 
-    def answer(vectors: Array) -> Metrics:
-        keys = keys_of("transformer", transformer_key)
-        hidden, attention_LxBxA = transformer.encode(vectors, sequence.segment, sequence.position, keys, probe)
-        hidden_BxAxD = jnp.take_along_axis(hidden, before_BxA[..., None], axis=1)
-        total, scores = token_losses(transformer, hidden_BxAxD, target_BxA, weight_BxA)
-        sums = total, jnp.sum(weight_BxA * scores.correct), jnp.sum(weight_BxA * attention_LxBxA.mean(0))
-        count = jnp.sum(weight_BxA)
-        return dict(zip(("loss", "accuracy", "speech_attention"), ((each, count) for each in sums), strict=True))
-
-    metrics = answer(sequence.vectors)
-    if key is None:
-        deaf, count = answer(jnp.where(sequence.is_speech[..., None], 0, sequence.vectors))["loss"]
-        metrics |= {"loss_without_speech": (deaf, count), "speech_gain": (deaf - metrics["loss"][0], count)}
-    metrics["unanswered"] = jnp.sum(batch["weight"] - answered_B), jnp.sum(batch["weight"])
-    metrics["adapter_scale"] = _adapter_scale(sequence, answered_B)
-    return mean(*metrics["loss"]), metrics
+        metrics = answer(sequence.vectors)
+        if key is None:
+            silent, count = answer(jnp.where(sequence.is_speech[..., None], 0, sequence.vectors))["loss"]
+            metrics |= {"loss_without_speech": (silent, count), "speech_gain": (silent - metrics["loss"][0], count)}
+        metrics["unanswered"] = jnp.sum(batch["weight"] - answered_B), jnp.sum(batch["weight"])
+        metrics["adapter_scale"] = _adapter_scale(sequence, answered_B)
+        return metrics
 
 
 def _adapter_scale(sequence: Sequence, weight_B: Array) -> tuple[Array, Array]:
@@ -213,22 +190,20 @@ def _adapter_scale(sequence: Sequence, weight_B: Array) -> tuple[Array, Array]:
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
     """Returns a warning if the answers do not depend on the speech, else None.
 
-    Args:
-      metrics: averaged over steps; metrics of the last validation, if any, as "dev_<name>".
-      after_warmup: whether training is long past its warm-up; before, every model is on the plateau.
+    Before the end of the warm-up every model is on the plateau.
     """
     if not after_warmup:
         return None
     attention, gain = metrics["speech_attention"], metrics.get("dev_speech_gain")
-    deaf = None
+    reason = None
     if attention < DEAF_ATTENTION:
-        deaf = f"they give {attention:.1%} of their attention to it"
+        reason = f"they give {attention:.1%} of their attention to it"
     elif gain is not None and gain < DEAF_GAIN * metrics["dev_loss_without_speech"]:
-        deaf = f"without it the dev loss is only {gain:.4f} nats a token higher, as if the language model were alone"
-    if deaf is None:
+        reason = f"without it the dev loss is only {gain:.4f} nats a token higher, as if the language model were alone"
+    if reason is None:
         return None
     return (
-        f"the answers do not depend on the speech: {deaf} (accuracy {metrics['accuracy']:.0%}, speech vectors "
+        f"the answers do not depend on the speech: {reason} (accuracy {metrics['accuracy']:.0%}, speech vectors "
         f"{metrics['adapter_scale']:.2g} times as long as tokens'). See that encoder and transformer were taken over "
         "(--from); else train longer, with a lower optimizer.schedule.peak, with LoRA (model.lora.rank), or with fewer "
         "groups in objective.freeze"

@@ -4,7 +4,6 @@ Reference: Chiu et al. 2022, "Self-supervised learning with random-projection qu
 codebooks as in Zhang et al. 2023 (USM).
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -16,25 +15,17 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, frame_mask
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
+from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives import gauges
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, mean
-from jax_speechlm.objectives.masking import (
-    PROBE_STRIDE,
-    Views,
-    draw_views,
-    masked_places,
-    most_masked,
-    span_frames,
-    take_frames,
-)
+from jax_speechlm.objectives.base import Metrics, Objective, check_features, speech_flops
+from jax_speechlm.objectives.masking import PROBE_STRIDE, MaskedPrediction, Views, masked_places, take_frames
 from jax_speechlm.parallel import sequence
 
 
-class BestRQ(ObjectiveConfig):
+class BestRQ(MaskedPrediction):
     """Settings of the BEST-RQ objective.
 
     Attributes:
@@ -55,36 +46,34 @@ class BestRQ(ObjectiveConfig):
     noise_std: Annotated[float, Field(ge=0)] = 0.1
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """Builds the objective for a model and front end; the tokenizer is unused.
-
-        The loss is the mean over masked frames and books. Metrics: `masked_accuracy`, `unmasked_accuracy` (on every
-        16th frame); over a batch's masked frames the metrics of `gauges.of_codes`, and over all frames the metrics of
-        `gauges.representation`.
-
-        Raises:
-          ValueError: the front end's features do not fit the model, or are not normalised.
+        """Builds the objective. The loss is the mean over masked frames and books. Metrics: `masked_accuracy`,
+        `unmasked_accuracy` (on every 16th frame); over a batch's masked frames the metrics of `gauges.of_codes`, and
+        over all frames the metrics of `gauges.representation`.
         """
-        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        check_features(model, frontend.mel)
         if not frontend.mel.normalize:
             raise ValueError(
                 "BEST-RQ's codes and masking noise need normalised features: set frontend.mel.normalize to True"
             )
-        span = span_frames(self.mask_span, frontend)
 
         def make(rngs):
             return BestRQModel(model, self, rngs=rngs)
 
-        loss = functools.partial(
-            _loss, config=self, frontend=frontend, span=span, graphdef=functional.declare(make).graphdef
-        )
+        def score(module: BestRQModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+            views = self.views(batch, key, frontend, model)
+            masked_BxTxF = hide_frames(views, self)
+            hidden_BxTxD, _ = module.encoder(masked_BxTxF, views.length_B, keys=views.dropout_keys, chunk=views.chunk)
+            hidden_BxTxD = hidden_BxTxD.astype(model.dtype)
+            most = self.most_masked(hidden_BxTxD.shape[1], frontend)
+            return score_frames(module.head, module.quantizer, views, hidden_BxTxD, batch["weight"], most)
 
-        def flops(num_samples: int, batch_size: int) -> float:
-            num_frames = frontend.mel.num_frames(num_samples)
-            scored = most_masked(num_frames, span, self.mask_ratio) + num_frames / PROBE_STRIDE
+        def head_flops(num_frames: int) -> float:
+            scored = self.most_masked(num_frames, frontend) + num_frames / PROBE_STRIDE
             frame = model.dim * self.codes + self.code_dim * (model.input_dim + self.codes)  # head and quantizer
-            return forward_flops(model, num_frames, batch_size) + 2.0 * batch_size * scored * self.books * frame
+            return 2.0 * scored * self.books * frame
 
-        return Objective(make, loss, frozen=("quantizer",), forward_flops=flops, health_check=health_check)
+        flops = speech_flops(model, frontend, head_flops)
+        return Objective.of(make, score, frozen=("quantizer",), forward_flops=flops, health_check=health_check)
 
 
 class Quantizer(nnx.Module):
@@ -141,25 +130,6 @@ def nearest_codes(
     return jnp.argmax(jnp.einsum("btk,ck->btc", projected, codebook_CxK, precision=highest), axis=-1)
 
 
-def _loss(
-    params: functional.Params,
-    batch: Batch,
-    key: PRNGKeyArray | None,
-    *,
-    graphdef: nnx.GraphDef,
-    config: BestRQ,
-    frontend: FrontEnd,
-    span: int,
-) -> tuple[Float[Array, ""], Metrics]:
-    model = functional.bind(graphdef, params)
-    views = draw_views(batch, key, frontend, model.encoder.config, span, config.mask_ratio)
-    masked_BxTxF = hide_frames(views, config)
-    hidden_BxTxD, _ = model.encoder(masked_BxTxF, views.length_B, keys=views.dropout_keys, chunk=views.chunk)
-    hidden_BxTxD = hidden_BxTxD.astype(model.encoder.config.dtype)
-    metrics = score_frames(model.head, model.quantizer, views, hidden_BxTxD, batch["weight"], config, span)
-    return mean(*metrics["loss"]), metrics
-
-
 def hide_frames(views: Views, config: BestRQ) -> Float[Array, "batch time feature"]:
     """Returns the encoder's input: features with masked frames replaced by noise."""
     noise = jax.vmap(lambda row: jax.random.normal(row, views.x_BxTxF.shape[1:]))(views.keys_B)
@@ -172,73 +142,52 @@ def score_frames(
     views: Views,
     hidden_BxTxD: Float[Array, "batch time dim"],
     weight_B: Float[Array, " batch"],
-    config: BestRQ,
-    span: int,
+    most_masked: int,
 ) -> Metrics:
-    """Computes loss and gauges of predicting the masked frames' codes from hidden states in the compute dtype.
-
-    Args:
-      span: frames of a span, as used for drawing the views.
-    """
-    num_frames, mask_BxT, clean_BxTxF = hidden_BxTxD.shape[1], views.mask_BxT, views.clean_BxTxF
+    """Scores the codes of the masked frames, at most `most_masked` a row, from hidden states in the compute dtype."""
+    mask_BxT, clean_BxTxF = views.mask_BxT, views.clean_BxTxF
     # Only masked frames are scored: the softmax over the codes costs as much as several layers.
-    places_BxN = masked_places(mask_BxT, sequence.padded_time(most_masked(num_frames, span, config.mask_ratio)))
-    inside_BxT = frame_mask(views.length_B, num_frames) * weight_B[:, None]
+    places_BxN = masked_places(mask_BxT, sequence.padded_time(most_masked))
+    inside_BxT = views.weight(weight_B)
     masked = tuple(take_frames(x, places_BxN) for x in (hidden_BxTxD, clean_BxTxF, inside_BxT * mask_BxT))
     probed = hidden_BxTxD, clean_BxTxF, inside_BxT * ~mask_BxT
     probed = tuple(jax.lax.stop_gradient(x[:, ::PROBE_STRIDE]) for x in probed)
 
-    score = functools.partial(_score_book, masked=masked, probed=probed)
-    if config.books > 1:
-        score = jax.checkpoint(score)  # keeps logits of a single book in memory
+    def score_book(book: dict[str, Array]) -> dict[str, Float[Array, ""]]:
+        """Returns a book's metrics as weighted sums."""
+        kernel, bias, codebook = book["kernel"], book["bias"], (book["projection"], book["codebook"])
+
+        def score(hidden: Array, clean: Array, _: Array) -> tuple[Array, Array, Array]:
+            logits = jnp.einsum("btd,dc->btc", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+            return logits + bias, jnp.argmax(logits + bias, axis=-1), nearest_codes(clean, *codebook)
+
+        weight, probed_weight = masked[-1], probed[-1]
+        _, probed_guess, probed_code = score(*probed)
+        logits, guess, code = score(*masked)
+        total, num_codes = jnp.sum(weight), bias.shape[0]
+        spread = gauges.of_codes(code, guess, weight, num_codes)
+        return {
+            "loss": jnp.sum(weight * optax.softmax_cross_entropy_with_integer_labels(logits, code)),
+            "masked_accuracy": jnp.sum(weight * (guess == code)),
+            "unmasked_accuracy": jnp.sum(probed_weight * (probed_guess == probed_code)),
+        } | {name: total * value for name, value in spread.items()}
+
+    if len(head.bias) > 1:
+        score_book = jax.checkpoint(score_book)  # keeps logits of a single book in memory
     books = {
         "kernel": head.kernel[...],
         "bias": head.bias[...],
         "projection": jax.lax.stop_gradient(quantizer.projection[...]),
         "codebook": jax.lax.stop_gradient(quantizer.codebook[...]),
     }
-    sums = jax.tree.map(functools.partial(jnp.mean, axis=0), jax.lax.map(lambda book: score(**book), books))
+    sums = jax.tree.map(lambda values: jnp.mean(values, axis=0), jax.lax.map(score_book, books))
     targets, probes = jnp.sum(masked[-1]), jnp.sum(probed[-1])
     metrics = {name: (total, probes if name == "unmasked_accuracy" else targets) for name, total in sums.items()}
-    shape = gauges.representation(hidden_BxTxD, inside_BxT)
-    return metrics | {name: (targets * value, targets) for name, value in shape.items()}
-
-
-def _score_book(
-    kernel: Float[Array, "dim codes"],
-    bias: Float[Array, " codes"],
-    projection: Float[Array, "feature code_dim"],
-    codebook: Float[Array, "codes code_dim"],
-    *,
-    masked: tuple[Array, Array, Array],
-    probed: tuple[Array, Array, Array],
-) -> dict[str, Float[Array, ""]]:
-    """Returns a book's metrics as weighted sums, from (hidden, clean features, weight) of masked and probed frames."""
-
-    def score(hidden: Array, clean: Array) -> tuple[Array, Array, Array]:
-        logits = jnp.einsum("btd,dc->btc", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        return logits + bias, jnp.argmax(logits + bias, axis=-1), nearest_codes(clean, projection, codebook)
-
-    *probed, probed_weight = probed
-    *masked, weight = masked
-    _, probed_guess, probed_code = score(*probed)
-    logits, guess, code = score(*masked)
-    total, num_codes = jnp.sum(weight), bias.shape[0]
-    spread = gauges.of_codes(code, guess, weight, num_codes)
-    return {
-        "loss": jnp.sum(weight * optax.softmax_cross_entropy_with_integer_labels(logits, code)),
-        "masked_accuracy": jnp.sum(weight * (guess == code)),
-        "unmasked_accuracy": jnp.sum(probed_weight * (probed_guess == probed_code)),
-    } | {name: total * value for name, value in spread.items()}
+    return metrics | gauges.per_batch(gauges.representation(hidden_BxTxD, inside_BxT), targets)
 
 
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
-    """Returns a warning if codes, predictions or hidden states have collapsed, else None.
-
-    Args:
-      metrics: averaged over steps.
-      after_warmup: whether training is long past its warm-up.
-    """
+    """Returns a warning if codes, predictions or hidden states have collapsed, else None. Arguments as in `gauges`."""
     cause = (
         "The targets come from the audio alone: look for silent or constant clips, or features that are not normalised"
     )

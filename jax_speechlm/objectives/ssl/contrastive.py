@@ -19,29 +19,21 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field
 
-from jax_speechlm.core.batch import Batch, frame_mask
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models.conformer import Conformer
+from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.nn.functional import parameter
 from jax_speechlm.nn.layers import Linear, split_keys
 from jax_speechlm.nn.vector_quantizer import GumbelQuantizer, Quantized
 from jax_speechlm.objectives import gauges
-from jax_speechlm.objectives.base import Metrics, ObjectiveConfig
-from jax_speechlm.objectives.masking import (
-    PROBE_STRIDE,
-    Views,
-    draw_views,
-    masked_places,
-    most_masked,
-    span_frames,
-    take_frames,
-)
+from jax_speechlm.objectives.base import Metrics
+from jax_speechlm.objectives.masking import PROBE_STRIDE, MaskedPrediction, Views, masked_places, take_frames
 
 _Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]
 """Bounded so that logits divided by it stay within float32."""
 
 
-class ContrastiveConfig(ObjectiveConfig):
+class ContrastiveConfig(MaskedPrediction):
     """Settings of the contrastive task.
 
     Attributes:
@@ -84,9 +76,28 @@ class ContrastiveConfig(ObjectiveConfig):
         first, lowest = self.gumbel_temperature
         return jnp.maximum(first * self.gumbel_decay ** step.astype(jnp.float32), lowest)
 
-    def most_masked(self, num_frames: int, frontend: FrontEnd) -> int:
-        """Returns the maximum number of masked frames in a row of `num_frames`."""
-        return most_masked(num_frames, span_frames(self.mask_span, frontend), self.mask_ratio)
+    def encode(
+        self,
+        model: "ContrastiveModel",
+        batch: Batch,
+        key: PRNGKeyArray | None,
+        frontend: FrontEnd,
+        taps: tuple[int, ...] = (),
+    ) -> "Encoded":
+        """Encodes a batch with masked frames; `taps` are layers whose output is needed in addition to the last."""
+        views = self.views(batch, key, frontend, model.encoder.config)
+        mask_BxT, inside_BxT = views.mask_BxT, views.weight(batch["weight"])
+        hidden, tapped = views.encode(model.encoder, model.contrast.mask[...], taps)
+        places_BxN = masked_places(mask_BxT, self.most_masked(mask_BxT.shape[1], frontend))
+        every = jnp.arange(0, mask_BxT.shape[1], PROBE_STRIDE)
+        return Encoded(
+            views,
+            {**tapped, model.encoder.config.num_layers: hidden},
+            model.encoder.embed(views.clean_BxTxF),
+            Frames(places_BxN, take_frames(inside_BxT * mask_BxT, places_BxN)),
+            Frames(jnp.broadcast_to(every, (len(mask_BxT), len(every))), (inside_BxT * ~mask_BxT)[:, every]),
+            inside_BxT,
+        )
 
     def contrast_flops(self, dim: int, num_frames: int, frontend: FrontEnd) -> float:
         """Returns the task's FLOPs for a row of frames of width `dim`, without the encoder."""
@@ -98,10 +109,8 @@ class ContrastiveConfig(ObjectiveConfig):
 
 
 class Contrast(nnx.Module):
-    """Modules that the task adds to an encoder; dropped for finetuning.
-
-    Parameters: `mask`, the embedding that replaces masked frames; the quantizer; linear maps of contexts and of targets
-    into the space in which they are compared.
+    """Modules that the task adds to an encoder: `mask`, the embedding that replaces masked frames; the quantizer; maps
+    of contexts and of targets into the space in which they are compared. Dropped for finetuning.
     """
 
     def __init__(self, config: ContrastiveConfig, dim: int, *, rngs: nnx.Rngs):
@@ -109,6 +118,14 @@ class Contrast(nnx.Module):
         self.quantizer = GumbelQuantizer(dim, config.groups, config.codes, config.code_dim, rngs=rngs)
         self.context = Linear((dim,), (config.code_dim,), ("embed", None), rngs=rngs)
         self.target = Linear((config.code_dim,), (config.code_dim,), (None, None), rngs=rngs)
+
+
+class ContrastiveModel(nnx.Module):
+    """A conformer with the contrastive modules, which are dropped after pretraining."""
+
+    def __init__(self, model: ConformerConfig, config: ContrastiveConfig, *, rngs: nnx.Rngs):
+        self.encoder = Conformer(model, rngs=rngs)
+        self.contrast = Contrast(config, model.dim, rngs=rngs)
 
 
 class Frames(NamedTuple):
@@ -119,59 +136,14 @@ class Frames(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A batch encoded with masked frames, and the inputs of the losses.
-
-    Attributes:
-      views: features, masks and keys.
-      hidden: the encoder's output by layer number, for the last layer and the requested lower ones.
-      target_BxTxD: embedded frames without masking.
-      masked: the masked frames, padded to their maximum number per row.
-      probed: every `PROBE_STRIDE`-th frame, with weight 0 if masked.
-      inside_BxT: weight per frame, 0 in padding.
-    """
+    """A batch encoded with masked frames, and the inputs of the losses."""
 
     views: Views
-    hidden: dict[int, Float[Array, "batch time dim"]]
-    target_BxTxD: Float[Array, "batch time dim"]
-    masked: Frames
-    probed: Frames
-    inside_BxT: Float[Array, "batch time"]
-
-
-def encode_masked(
-    encoder: Conformer,
-    mask: Float[Array, " dim"],
-    batch: Batch,
-    key: PRNGKeyArray | None,
-    config: ContrastiveConfig,
-    frontend: FrontEnd,
-    taps: tuple[int, ...] = (),
-) -> Encoded:
-    """Replaces masked frames' embeddings by one vector and encodes the batch.
-
-    Args:
-      mask: the vector.
-      key: the step's, or None for evaluation.
-      taps: layers whose output is needed in addition to the last.
-    """
-    span = span_frames(config.mask_span, frontend)
-    views = draw_views(batch, key, frontend, encoder.config, span, config.mask_ratio)
-    mask_BxT = views.mask_BxT
-    x_BxTxD = encoder.embed(views.x_BxTxF)
-    x_BxTxD = jnp.where(mask_BxT[..., None], mask.astype(x_BxTxD.dtype), x_BxTxD)
-    hidden, tapped = encoder.encode(x_BxTxD, views.length_B, keys=views.dropout_keys, chunk=views.chunk, taps=taps)
-
-    inside_BxT = frame_mask(views.length_B, mask_BxT.shape[1]) * batch["weight"][:, None]
-    places_BxN = masked_places(mask_BxT, config.most_masked(mask_BxT.shape[1], frontend))
-    every = jnp.arange(0, mask_BxT.shape[1], PROBE_STRIDE)
-    return Encoded(
-        views,
-        {**tapped, encoder.config.num_layers: hidden},
-        encoder.embed(views.clean_BxTxF),
-        Frames(places_BxN, take_frames(inside_BxT * mask_BxT, places_BxN)),
-        Frames(jnp.broadcast_to(every, (len(mask_BxT), len(every))), (inside_BxT * ~mask_BxT)[:, every]),
-        inside_BxT,
-    )
+    hidden: dict[int, Float[Array, "batch time dim"]]  # by layer number: the last layer and the requested lower ones
+    target_BxTxD: Float[Array, "batch time dim"]  # embedded frames without masking
+    masked: Frames  # padded to their maximum number per row
+    probed: Frames  # every `PROBE_STRIDE`-th frame, with weight 0 if masked
+    inside_BxT: Float[Array, "batch time"]  # weight per frame, 0 in padding
 
 
 def draw_negatives(
@@ -189,14 +161,14 @@ def draw_negatives(
       How often each frame of the pool was drawn.
     """
 
-    def draw(key, num, number):
+    def draw(key, num, frame):
         limit = num - own
-        drawn = jnp.floor(jax.random.uniform(jax.random.fold_in(key, number), (negatives,)) * limit).astype(jnp.int32)
-        drawn = drawn + (own & (drawn >= number))
+        drawn = jnp.floor(jax.random.uniform(jax.random.fold_in(key, frame), (negatives,)) * limit).astype(jnp.int32)
+        drawn = drawn + (own & (drawn >= frame))
         return jnp.zeros(pool).at[drawn].add(limit > 0)
 
-    numbers = jnp.arange(rows)
-    return jax.vmap(lambda key, num: jax.vmap(lambda number: draw(key, num, number))(numbers))(keys_B, num_B)
+    frames = jnp.arange(rows)
+    return jax.vmap(lambda key, num: jax.vmap(lambda frame: draw(key, num, frame))(frames))(keys_B, num_B)
 
 
 def contrastive_loss(
@@ -208,8 +180,7 @@ def contrastive_loss(
 ) -> tuple[Float[Array, "batch rows"], Bool[Array, "batch rows"]]:
     """Computes -log softmax of a frame's own target among it and its negatives. Equation 3 of the paper.
 
-    All similarities within a row are a single matrix product; negatives are given as counts, so that no target is
-    copied.
+    All similarities within a row are a single matrix product: negatives are counts, so that no target is copied.
 
     Args:
       context_BxMxP: the encoder's projected output at each frame.
@@ -282,16 +253,16 @@ def contrast(
         pool = model.quantizer(targets_of(masked), keys_BxN, config.temperature_at(batch["step"]))
     probe = model.quantizer(targets_of(probed))
 
-    def tell(frames: Frames, own: Quantized, count_BxMxN: Array) -> tuple[Array, Array]:
+    def compare(frames: Frames, own: Quantized, count_BxMxN: Array) -> tuple[Array, Array]:
         context = model.context(take_frames(hidden_BxTxD, frames.places).astype(jnp.float32))
-        targets = [(model.target(each.vectors), each.codes) for each in (own, pool)]
+        targets = [(model.target(quantized.vectors), quantized.codes) for quantized in (own, pool)]
         return contrastive_loss(context, *targets, count_BxMxN, config.temperature)
 
-    num_B, sizes = jnp.sum(views.mask_BxT, axis=-1), [each.places.shape[1] for each in (masked, probed)]
+    num_B, sizes = jnp.sum(views.mask_BxT, axis=-1), [frames.places.shape[1] for frames in (masked, probed)]
     count = draw_negatives(masked_keys, num_B, sizes[0], sizes[0], config.negatives, own=True)
-    nll_BxN, right_BxN = tell(masked, pool, count)
+    nll_BxN, right_BxN = compare(masked, pool, count)
     count = draw_negatives(probed_keys, num_B, sizes[1], sizes[0], config.negatives, own=False)
-    _, probed_right = tell(probed, probe, count)
+    _, probed_right = compare(probed, probe, count)
 
     total = jnp.sum(masked.weight)
     shares = [gauges.code_shares(pool.codes[..., g], masked.weight, config.codes) for g in range(config.groups)]
@@ -319,12 +290,7 @@ def averaged(
 
 
 def check_code_usage(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
-    """Returns a warning if the learnt codes have collapsed to a few, else None.
-
-    Args:
-      metrics: averaged over steps.
-      after_warmup: whether training is long past its warm-up; before, few codes are normal.
-    """
+    """Returns a warning if the learnt codes have collapsed to a few, which is normal before the warm-up ends."""
     ratio = metrics["code_entropy_ratio"]
     if after_warmup and ratio < gauges.LOW_ENTROPY:
         return (

@@ -5,7 +5,6 @@ units". `jax-speechlm units` computes the units beforehand: first from MFCCs, la
 layer.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -17,18 +16,18 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, frame_mask
+from jax_speechlm.core.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
+from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.layers import Linear, unit_length
 from jax_speechlm.objectives import gauges
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_input_dim, check_no_crop, mean
-from jax_speechlm.objectives.masking import draw_views, span_frames
+from jax_speechlm.objectives.base import Metrics, Objective, check_features, check_no_crop, speech_flops
+from jax_speechlm.objectives.masking import MaskedPrediction, Views
 from jax_speechlm.parallel import sequence
 
 
-class HuBERT(ObjectiveConfig):
+class HuBERT(MaskedPrediction):
     """Settings of the HuBERT objective.
 
     Attributes:
@@ -49,32 +48,51 @@ class HuBERT(ObjectiveConfig):
     unmasked_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """Builds the objective for a model and front end; the tokenizer is unused.
-
-        The loss is the weighted mean over frames of the cross-entropy in nats. Metrics: `masked_accuracy`,
-        `unmasked_accuracy`; over a batch's masked frames the metrics of `gauges.of_codes`, and over all frames the
-        metrics of `gauges.representation`.
-
-        Raises:
-          ValueError: the front end's features do not fit the model, or it crops the audio that units refer to.
+        """Builds the objective. The loss is the weighted mean over frames of the cross-entropy in nats. Metrics:
+        `masked_accuracy`, `unmasked_accuracy`; over a batch's masked frames the metrics of `gauges.of_codes`, and over
+        all frames the metrics of `gauges.representation`.
         """
-        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        check_features(model, frontend.mel)
         check_no_crop(frontend, "units")
 
         def make(rngs):
             return HuBERTModel(model, self, rngs=rngs)
 
-        span = span_frames(self.mask_span, frontend)
-        loss = functools.partial(
-            _loss, config=self, frontend=frontend, span=span, graphdef=functional.declare(make).graphdef
-        )
+        def score(module: HuBERTModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+            return self._score(module, self.views(batch, key, frontend, model), batch)
 
-        def flops(num_samples: int, batch_size: int) -> float:
-            num_frames = frontend.mel.num_frames(num_samples)
-            head = 2.0 * batch_size * num_frames * self.code_dim * (model.dim + self.num_units)
-            return forward_flops(model, num_frames, batch_size) + head
+        def head_flops(num_frames: int) -> float:
+            return 2.0 * num_frames * self.code_dim * (model.dim + self.num_units)
 
-        return Objective(make, loss, forward_flops=flops, health_check=health_check)
+        flops = speech_flops(model, frontend, head_flops)
+        return Objective.of(make, score, forward_flops=flops, health_check=health_check)
+
+    def _score(self, model: "HuBERTModel", views: Views, batch: Batch) -> Metrics:
+        code_BxT, mask_BxT = sequence.pad_time(batch["frame_labels"]), views.mask_BxT
+        if code_BxT.shape != mask_BxT.shape:
+            raise ValueError(
+                f"a batch has codes of shape {code_BxT.shape} and frames of shape {mask_BxT.shape}: data.units were "
+                "made with another front end than this one"
+            )
+        hidden_BxTxD, _ = views.encode(model.encoder, model.mask[...])
+        logits_BxTxK = model.units(hidden_BxTxD.astype(model.encoder.config.dtype))
+
+        inside_BxT = views.weight(batch["weight"])
+        known_BxT = inside_BxT * (code_BxT >= 0)  # records that were unreadable when units were computed have none
+        masked_BxT, unmasked_BxT = known_BxT * mask_BxT, known_BxT * ~mask_BxT
+        weight_BxT = masked_BxT + self.unmasked_weight * unmasked_BxT
+        code_BxT = jnp.maximum(code_BxT, 0)
+        guess_BxT = jnp.argmax(logits_BxTxK, axis=-1)
+        nats_BxT = optax.softmax_cross_entropy_with_integer_labels(logits_BxTxK, code_BxT)
+        hits_BxT, masked = guess_BxT == code_BxT, jnp.sum(masked_BxT)
+        metrics = {
+            "loss": (jnp.sum(weight_BxT * nats_BxT), jnp.sum(weight_BxT)),
+            "masked_accuracy": (jnp.sum(masked_BxT * hits_BxT), masked),
+            "unmasked_accuracy": (jnp.sum(unmasked_BxT * hits_BxT), jnp.sum(unmasked_BxT)),
+        }
+        shape = gauges.of_codes(code_BxT, guess_BxT, masked_BxT, self.num_units)
+        shape |= gauges.representation(hidden_BxTxD, inside_BxT)
+        return metrics | gauges.per_batch(shape, masked)
 
 
 class Units(nnx.Module):
@@ -105,55 +123,8 @@ class HuBERTModel(nnx.Module):
         self.units = Units(config, model.dim, rngs=rngs)
 
 
-def _loss(
-    params: functional.Params,
-    batch: Batch,
-    key: PRNGKeyArray | None,
-    *,
-    graphdef: nnx.GraphDef,
-    config: HuBERT,
-    frontend: FrontEnd,
-    span: int,
-) -> tuple[Float[Array, ""], Metrics]:
-    model = functional.bind(graphdef, params)
-    views = draw_views(batch, key, frontend, model.encoder.config, span, config.mask_ratio)
-    code_BxT, mask_BxT = sequence.pad_time(batch["frame_labels"]), views.mask_BxT
-    if code_BxT.shape != mask_BxT.shape:
-        raise ValueError(
-            f"a batch has codes of shape {code_BxT.shape} and frames of shape {mask_BxT.shape}: data.units were made "
-            "with another front end than this one"
-        )
-    x_BxTxD = model.encoder.embed(views.x_BxTxF)
-    x_BxTxD = jnp.where(mask_BxT[..., None], model.mask[...].astype(x_BxTxD.dtype), x_BxTxD)
-    hidden_BxTxD, _ = model.encoder.encode(x_BxTxD, views.length_B, keys=views.dropout_keys, chunk=views.chunk)
-    logits_BxTxK = model.units(hidden_BxTxD.astype(model.encoder.config.dtype))
-
-    inside_BxT = frame_mask(views.length_B, mask_BxT.shape[1]) * batch["weight"][:, None]
-    known_BxT = inside_BxT * (code_BxT >= 0)  # records that were unreadable when units were computed have none
-    masked_BxT, unmasked_BxT = known_BxT * mask_BxT, known_BxT * ~mask_BxT
-    weight_BxT = masked_BxT + config.unmasked_weight * unmasked_BxT
-    code_BxT = jnp.maximum(code_BxT, 0)
-    guess_BxT = jnp.argmax(logits_BxTxK, axis=-1)
-    nats_BxT = optax.softmax_cross_entropy_with_integer_labels(logits_BxTxK, code_BxT)
-    hits_BxT, masked = guess_BxT == code_BxT, jnp.sum(masked_BxT)
-    metrics = {
-        "loss": (jnp.sum(weight_BxT * nats_BxT), jnp.sum(weight_BxT)),
-        "masked_accuracy": (jnp.sum(masked_BxT * hits_BxT), masked),
-        "unmasked_accuracy": (jnp.sum(unmasked_BxT * hits_BxT), jnp.sum(unmasked_BxT)),
-    }
-    shape = gauges.of_codes(code_BxT, guess_BxT, masked_BxT, config.num_units)
-    shape |= gauges.representation(hidden_BxTxD, inside_BxT)
-    metrics |= {name: (masked * value, masked) for name, value in shape.items()}
-    return mean(*metrics["loss"]), metrics
-
-
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:
-    """Returns a warning if units, predictions or hidden states have collapsed, else None.
-
-    Args:
-      metrics: averaged over steps.
-      after_warmup: whether training is long past its warm-up.
-    """
+    """Returns a warning if units, predictions or hidden states have collapsed, else None. Arguments as in `gauges`."""
     cause = "Look at them with `jax-speechlm units report`, and fit others: from more audio, or from another layer"
     wrong = gauges.check_code_usage(metrics, after_warmup, "HuBERT", cause)
     return wrong or gauges.check_representation(metrics, after_warmup)

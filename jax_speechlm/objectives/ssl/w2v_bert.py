@@ -4,34 +4,32 @@ Reference: Chung et al. 2021, "w2v-BERT: combining contrastive learning and mask
 speech pre-training".
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 from pydantic import Field, PositiveInt
 
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.frontend.frontend import FrontEnd
-from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
-from jax_speechlm.nn import functional
+from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn.layers import Linear
 from jax_speechlm.nn.vector_quantizer import Quantized
 from jax_speechlm.objectives import gauges
-from jax_speechlm.objectives.base import Metrics, Objective, check_input_dim, mean
+from jax_speechlm.objectives.base import Metrics, Objective, check_features, speech_flops
 from jax_speechlm.objectives.masking import take_frames
 from jax_speechlm.objectives.ssl.contrastive import (
-    Contrast,
     ContrastiveConfig,
+    ContrastiveModel,
+    Encoded,
     Frames,
     averaged,
     check_code_usage,
     contrast,
-    encode_masked,
 )
 
 
@@ -50,18 +48,12 @@ class W2vBert(ContrastiveConfig):
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None = None) -> Objective:
-        """Builds the objective for a model and front end; the tokenizer is unused.
-
-        The loss is `prediction`, the mean cross-entropy of the codes over masked frames and groups, plus
-        `contrastive_weight` * (`contrastive` + `diversity_weight` * `diversity`). No gradient of `prediction` reaches
-        the quantizer. Metrics are as for wav2vec2, except that `masked_accuracy` and `unmasked_accuracy` refer to code
-        prediction; additionally `contrastive_accuracy` and `predicted_code_entropy`.
-
-        Raises:
-          ValueError: the front end's features do not fit the model, or the model has no layers above the contrastive
-            ones.
+        """Builds the objective. The loss is `prediction`, the mean cross-entropy of the codes over masked frames and
+        groups, plus `contrastive_weight` * (`contrastive` + `diversity_weight` * `diversity`). No gradient of
+        `prediction` reaches the quantizer. Metrics are as for wav2vec2, except that `masked_accuracy` and
+        `unmasked_accuracy` refer to code prediction; additionally `contrastive_accuracy` and `predicted_code_entropy`.
         """
-        check_input_dim(model.input_dim, frontend.mel.input_dim)
+        check_features(model, frontend.mel)
         layers = self.contrastive_layers or model.num_layers // 2
         if not 1 <= layers < model.num_layers:
             raise ValueError(
@@ -72,64 +64,47 @@ class W2vBert(ContrastiveConfig):
         def make(rngs):
             return W2vBertModel(model, self, rngs=rngs)
 
-        graphdef = functional.declare(make).graphdef
-        loss = functools.partial(_loss, config=self, frontend=frontend, contrastive_layers=layers, graphdef=graphdef)
+        def score(module: W2vBertModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+            return self._score(module, self.encode(module, batch, key, frontend, taps=(layers,)), layers, batch)
 
-        def flops(num_samples: int, batch_size: int) -> float:
-            num_frames = frontend.mel.num_frames(num_samples)
+        def head_flops(num_frames: int) -> float:
             head = 2.0 * self.most_masked(num_frames, frontend) * model.dim * self.groups * self.codes
-            task = batch_size * (self.contrast_flops(model.dim, num_frames, frontend) + head)
-            return forward_flops(model, num_frames, batch_size) + task
+            return self.contrast_flops(model.dim, num_frames, frontend) + head
 
-        return Objective(make, loss, forward_flops=flops, health_check=health_check)
+        flops = speech_flops(model, frontend, head_flops)
+        return Objective.of(make, score, forward_flops=flops, health_check=health_check)
+
+    def _score(self, model: "W2vBertModel", encoded: Encoded, contrastive_layers: int, batch: Batch) -> Metrics:
+        hidden_BxTxD = encoded.hidden[model.encoder.config.num_layers]
+        sums, *targets = contrast(model.contrast, self, encoded, encoded.hidden[contrastive_layers], batch)
+        sums["contrastive_accuracy"] = sums["masked_accuracy"]
+
+        def name_codes(frames: Frames, target: Quantized) -> tuple[Array, Array]:
+            logits = model.head(take_frames(hidden_BxTxD, frames.places).astype(model.encoder.config.dtype))
+            nll = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), target.codes)
+            return jnp.mean(nll, axis=-1), jnp.argmax(logits, axis=-1)
+
+        (nll_BxN, guess), (_, probed_guess) = map(name_codes, (encoded.masked, encoded.probed), targets)
+        weight, probed_weight = encoded.masked.weight, encoded.probed.weight
+        shares = [gauges.code_shares(guess[..., g], weight, self.codes) for g in range(self.groups)]
+        sums |= {
+            "prediction": jnp.sum(weight * nll_BxN),
+            "masked_accuracy": jnp.sum(weight * jnp.mean(guess == targets[0].codes, axis=-1)),
+            "unmasked_accuracy": jnp.sum(probed_weight * jnp.mean(probed_guess == targets[1].codes, axis=-1)),
+            "predicted_code_entropy": jnp.sum(weight) * jnp.mean(gauges.entropy(jnp.stack(shares))),
+        }
+        task = sums["contrastive"] + self.diversity_weight * sums["diversity"]
+        sums["loss"] = sums["prediction"] + self.contrastive_weight * task
+        return averaged(sums, encoded, hidden_BxTxD)
 
 
-class W2vBertModel(nnx.Module):
-    """A conformer with the contrastive modules and the output layer, which are dropped after pretraining."""
+class W2vBertModel(ContrastiveModel):
+    """The contrastive model with an output layer for the codes, dropped after pretraining too."""
 
     def __init__(self, model: ConformerConfig, config: W2vBert, *, rngs: nnx.Rngs):
-        self.encoder = Conformer(model, rngs=rngs)
-        self.contrast = Contrast(config, model.dim, rngs=rngs)
+        super().__init__(model, config, rngs=rngs)
         small = 0.02 * model.dim**0.5  # near uniform predictions
         self.head = Linear((model.dim,), (config.groups, config.codes), ("embed", None, "vocab"), gain=small, rngs=rngs)
-
-
-def _loss(
-    params: functional.Params,
-    batch: Batch,
-    key: PRNGKeyArray | None,
-    *,
-    graphdef: nnx.GraphDef,
-    config: W2vBert,
-    frontend: FrontEnd,
-    contrastive_layers: int,
-) -> tuple[Float[Array, ""], Metrics]:
-    model = functional.bind(graphdef, params)
-    encoded = encode_masked(
-        model.encoder, model.contrast.mask[...], batch, key, config, frontend, taps=(contrastive_layers,)
-    )
-    hidden_BxTxD = encoded.hidden[model.encoder.config.num_layers]
-    sums, *targets = contrast(model.contrast, config, encoded, encoded.hidden[contrastive_layers], batch)
-    sums["contrastive_accuracy"] = sums["masked_accuracy"]
-
-    def name_codes(frames: Frames, target: Quantized) -> tuple[Array, Array]:
-        logits = model.head(take_frames(hidden_BxTxD, frames.places).astype(model.encoder.config.dtype))
-        nll = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), target.codes)
-        return jnp.mean(nll, axis=-1), jnp.argmax(logits, axis=-1)
-
-    (nll_BxN, guess), (_, probed_guess) = map(name_codes, (encoded.masked, encoded.probed), targets)
-    weight, probed_weight = encoded.masked.weight, encoded.probed.weight
-    shares = [gauges.code_shares(guess[..., g], weight, config.codes) for g in range(config.groups)]
-    sums |= {
-        "prediction": jnp.sum(weight * nll_BxN),
-        "masked_accuracy": jnp.sum(weight * jnp.mean(guess == targets[0].codes, axis=-1)),
-        "unmasked_accuracy": jnp.sum(probed_weight * jnp.mean(probed_guess == targets[1].codes, axis=-1)),
-        "predicted_code_entropy": jnp.sum(weight) * jnp.mean(gauges.entropy(jnp.stack(shares))),
-    }
-    task = sums["contrastive"] + config.diversity_weight * sums["diversity"]
-    sums["loss"] = sums["prediction"] + config.contrastive_weight * task
-    metrics = averaged(sums, encoded, hidden_BxTxD)
-    return mean(*metrics["loss"]), metrics
 
 
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:

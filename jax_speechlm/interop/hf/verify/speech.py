@@ -150,7 +150,7 @@ def greedy_text(subject: Subject) -> str:
 def utterance_classes(subject: Subject) -> str:
     """Compares the likeliest class of whole clips by name, from samples."""
     experiment, names = subject.run.experiment, subject.model.config.id2label
-    _, logits, _ = experiment.objective.classifier(experiment.model, experiment.frontend, subject.run.tokenizer)
+    logits = experiment.objective.classifier(experiment.model, experiment.frontend, subject.run.tokenizer)
     ids = subject.by_clip(lambda params, batch: logits(params, batch, None).argmax(-1))
     expected = [experiment.objective.classes[int(label)] for label in ids]
     return _compare_whole_clips(subject, "class", expected, lambda logits, _: names[int(logits.argmax())])
@@ -159,7 +159,7 @@ def utterance_classes(subject: Subject) -> str:
 def frame_classes(subject: Subject) -> str:
     """Compares the likeliest class of every frame of whole clips by name, from samples."""
     experiment, names = subject.run.experiment, subject.model.config.id2label
-    _, logits = experiment.objective.classifier(experiment.model, experiment.frontend)
+    logits = experiment.objective.classifier(experiment.model, experiment.frontend)
     rows = subject.by_clip(lambda params, batch: logits(params, batch, None))
     expected = [[experiment.objective.classes[label] for label in row[:count].argmax(-1)] for row, count in rows]
     return _compare_whole_clips(

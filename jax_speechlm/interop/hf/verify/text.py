@@ -130,7 +130,7 @@ def _run_logits(
     inside = position < lengths[:, None]
     batch = {"tokens": tokens, "segment": inside.astype(np.int32), "position": position}
     if classifies:
-        _, classify, _ = experiment.objective.classifier(experiment.model, experiment.frontend, run.tokenizer)
+        classify = experiment.objective.classifier(experiment.model, experiment.frontend, run.tokenizer)
         return tokens, inside, np.asarray(jax.jit(partial(classify, key=None))(run.params, batch))
 
     def text_logits(module, tokens, segment, position):

@@ -1,0 +1,52 @@
+"""Parts shared by objectives with a head on a speech encoder."""
+
+from typing import Annotated
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+from pydantic import AfterValidator, Field
+
+from jax_speechlm.core.batch import Batch
+from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.models import encoders
+from jax_speechlm.models.conformer import Conformer
+from jax_speechlm.models.encoders import EncoderConfig
+from jax_speechlm.models.fast_conformer import FastConformer
+from jax_speechlm.nn.layers import Linear
+from jax_speechlm.objectives.base import row_keys
+
+
+def _differ(classes: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(classes)) != len(classes):
+        raise ValueError(f"classes must be distinct, got {', '.join(classes)}")
+    return classes
+
+
+Classes = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_differ)]
+"""Class names in the order of their ids."""
+
+
+class SpeechClassifier(nnx.Module):
+    """A speech encoder with a linear layer to the classes of utterances or frames."""
+
+    def __init__(self, config: EncoderConfig, num_classes: int, *, rngs: nnx.Rngs):
+        self.encoder = encoders.make_encoder(config, rngs=rngs)
+        self.head = Linear((config.dim,), (num_classes,), ("embed", None), rngs=rngs)
+
+
+def encode(
+    encoder: Conformer | FastConformer, batch: Batch, frontend: FrontEnd, key: PRNGKeyArray | None
+) -> tuple[Float[Array, "batch time dim"], Int[Array, " batch"]]:
+    """Runs the encoder on a batch, with augmentation and dropout if there is a key.
+
+    Returns:
+      The last layer's hidden states, and frames per row.
+    """
+    dropout_keys, chunk = None, None
+    if key is not None:
+        key, dropout_key, chunk_key = jax.random.split(key, 3)
+        dropout_keys, chunk = row_keys(dropout_key, batch), encoders.draw_chunk(encoder.config, chunk_key)
+    x_BxTxF, length_B = features(batch, frontend, key)
+    hidden_BxTxD, _ = encoder(x_BxTxF, length_B, keys=dropout_keys, chunk=chunk)
+    return hidden_BxTxD, encoder.config.num_frames(length_B)

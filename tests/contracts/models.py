@@ -1,0 +1,182 @@
+"""The properties that every model has, checked on a toy of each."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_speechlm.core.batch import frame_mask
+from jax_speechlm.models.adapter import Convolutional, QFormer, Stacking
+from jax_speechlm.models.encoders import EncoderConfig, make_encoder
+from jax_speechlm.models.speech_lm import SpeechLMConfig, SpeechTransformer
+from jax_speechlm.models.transformer import Transformer
+from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.models.xvector import XVector, XVectorConfig
+from jax_speechlm.nn import functional
+from tests.contracts import objectives
+
+WIDTH, VOCAB = 8, 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """A small model.
+
+    Attributes:
+      make: declares its parameters.
+      call: `(module, x [B, T, ...], length [B], keys [B]) -> outputs [B, N, ...]`, 0 behind a row's last output.
+      num_outputs: number of outputs of a row of that length.
+      width: values of an input, or 0 for tokens.
+      longest: inputs of the longest row.
+      unreached: parts of the names of parameters that may have no gradient.
+    """
+
+    make: Callable[[Any], Any]
+    call: Callable[..., Any]
+    num_outputs: Callable[[int], int]
+    width: int = WIDTH
+    longest: int = 24
+    unreached: tuple[str, ...] = ()
+
+    def inputs(self, seed: int, rows: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        if self.width:
+            return rng.standard_normal((rows, self.longest, self.width)).astype(np.float32)
+        return rng.integers(0, VOCAB, (rows, self.longest)).astype(np.int32)
+
+    @functools.cached_property
+    def params(self):
+        """Parameters that are nowhere 0 or 1."""
+        rng = np.random.default_rng(0)
+        params = jax.device_get(functional.init(self.make, jax.random.key(0)))
+        return jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), params)
+
+    @functools.cached_property
+    def _programs(self):
+        graphdef = functional.declare(self.make).graphdef
+
+        def run(params, *inputs):
+            return self.call(functional.bind(graphdef, params), *inputs)
+
+        def total(params, *inputs):
+            y = run(params, *inputs)
+            return jnp.sum(jnp.sin(y) * jnp.cos(jnp.arange(y[0].size)).reshape(y.shape[1:]))
+
+        return jax.jit(run), jax.jit(jax.grad(total, argnums=(0, 1) if self.width else (0,)))
+
+    def forward(self, x, lengths, keys) -> np.ndarray:
+        return np.asarray(self._programs[0](self.params, x, np.array(lengths, np.int32), keys))
+
+    def gradients(self, x, lengths, keys):
+        """Returns gradients of a sum over the outputs to parameters and, but for tokens, to the inputs."""
+        return jax.device_get(self._programs[1](self.params, x, np.array(lengths, np.int32), keys))
+
+
+def _encoder(config: EncoderConfig, longest: int) -> Toy:
+    def make(rngs):
+        return make_encoder(config, rngs=rngs)
+
+    def call(module, x, length, keys):
+        return module(x, length, keys=keys)[0]
+
+    return Toy(make, call, config.num_frames, config.input_dim, longest)
+
+
+def _transformer(config: TransformerConfig) -> Toy:
+    def call(module, tokens, length, keys):
+        inside = frame_mask(length, tokens.shape[1])
+        position = jnp.where(inside, jnp.arange(tokens.shape[1]), 0)
+        hidden = module(tokens, inside.astype(jnp.int32), position, keys)
+        return jnp.where(inside[..., None], module.logits(hidden), 0)
+
+    return Toy(lambda rngs: Transformer(config, VOCAB, rngs=rngs), call, lambda length: length, width=0)
+
+
+def _adapter(config: Stacking | Convolutional | QFormer) -> Toy:
+    def call(module, x, length, keys):
+        return module(x, length)[0]
+
+    # A softmax over keys does not depend on their bias.
+    unreached = ("key']['bias", "self_key']['bias") if config.kind == "qformer" else ()
+    return Toy(lambda rngs: config.build(WIDTH, 10, rngs), call, config.num_outputs, longest=13, unreached=unreached)
+
+
+def _speech_lm(config: SpeechLMConfig) -> Toy:
+    def call(module, x, length, keys):
+        return module.with_lora().encode_speech(x, length, keys=keys)[0]
+
+    def num_outputs(length):
+        return config.adapter.num_outputs(config.encoder.num_frames(length))
+
+    def make(rngs):
+        return SpeechTransformer(config, VOCAB, rngs=rngs)
+
+    return Toy(make, call, num_outputs, config.encoder.input_dim, unreached=("transformer",))
+
+
+def _xvector(config: XVectorConfig) -> Toy:
+    def call(module, x, length, keys):
+        return module.cosines(module(x, length))[:, None] * (length >= config.shortest)[:, None, None]
+
+    return Toy(lambda rngs: XVector(config, WIDTH, 3, rngs=rngs), call, lambda length: int(length >= config.shortest))
+
+
+CONFORMER, FAST_CONFORMER, *_ = objectives.MODELS.values()
+TOYS = {
+    "conformer": _encoder(CONFORMER.replace(left_max=6, right_max=3, dropout=0.2), 24),
+    "fast_conformer": _encoder(FAST_CONFORMER.replace(dropout=0.2), 72),
+    "transformer, causal": _transformer(objectives.CAUSAL),
+    "transformer, both ways": _transformer(objectives.BOTH_WAYS),
+    "transformer, learnt positions": _transformer(objectives.BERT),
+    "adapter, stacking": _adapter(Stacking(frames=3, hidden_dim=8)),
+    "adapter, convolution": _adapter(Convolutional(num_layers=2, stride=2, kernel_size=3, hidden_dim=8)),
+    "adapter, qformer": _adapter(QFormer(window=4, queries=2, num_layers=2, num_heads=2, dim=8)),
+    "speech_lm": _speech_lm(objectives.SPEECH_LM),
+    "xvector": _xvector(XVectorConfig(channels=(6, 5, 9), kernels=(3, 2, 1), dilations=(2, 3, 1), dim=4)),
+}
+
+
+def verify_model(name: str) -> None:
+    """Checks that outputs depend on a row's own inputs and key only, and that gradients are finite at every length."""
+    toy, rows, order = TOYS[name], 5, [3, 0, 4, 2, 1]
+    keys = jax.random.split(jax.random.key(1), rows)
+    for first in (2, toy.longest // 2 + 1, toy.longest - 1):
+        lengths = np.array([first, toy.longest, 1, 0, toy.longest // 3])
+        x = toy.inputs(first, rows)
+        together = toy.forward(x, lengths, keys)
+        for row, length in enumerate(lengths):
+            count = toy.num_outputs(int(length))
+            assert not together[row, count:].any()
+            assert count == 0 or together[row, count - 1].any()
+
+        with_junk = _with_junk(x, lengths)[order]
+        np.testing.assert_allclose(
+            toy.forward(with_junk, lengths[order], keys[np.array(order)]), together[order], atol=1e-5
+        )
+
+        padding = [(0, 0), (0, 9), (0, 0)][: x.ndim]
+        longer = np.pad(_with_junk(x, lengths), padding, constant_values=3)
+        for row in range(rows):
+            alone = toy.forward(longer[row : row + 1], lengths[row : row + 1], keys[row : row + 1])[0]
+            count = toy.num_outputs(int(lengths[row]))
+            np.testing.assert_allclose(alone[:count], together[row, :count], atol=1e-5)
+
+    for first in (*range(0, 26, rows), toy.longest - rows + 1):
+        lengths = np.minimum(np.arange(first, first + rows), toy.longest)
+        to_params, *to_x = toy.gradients(_with_junk(toy.inputs(first, rows), lengths), lengths, keys)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((to_params, to_x)))
+        for row, length in enumerate(lengths if to_x else ()):
+            assert to_x[0][row, :length].any() == (toy.num_outputs(int(length)) > 0)
+            assert not to_x[0][row, length:].any()
+    unreached = [jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(to_params) if not leaf.any()]
+    assert all(any(part in path for part in toy.unreached) for path in unreached), unreached
+
+
+def _with_junk(x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Returns inputs whose padding holds junk."""
+    inside = np.arange(x.shape[1]) < lengths[:, None]
+    return np.where(inside.reshape(*inside.shape, *[1] * (x.ndim - 2)), x, 1e4 if x.ndim == 3 else 3).astype(x.dtype)

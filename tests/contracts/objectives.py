@@ -1,0 +1,326 @@
+"""The properties that every objective has, checked on a toy of each task with each of its models."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.batching import fields
+from data_pipelines.batching.fields import BatchSpec
+from data_pipelines.core.tokenizer import Tokenizer
+from jax_speechlm.core.config import Config
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.fast_conformer import FastConformerConfig
+from jax_speechlm.models.speech_lm import SpeechLMConfig
+from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
+from jax_speechlm.nn import functional
+from jax_speechlm.nn.lora import LoRA
+from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.objectives.base import Objective, ObjectiveConfig
+from jax_speechlm.objectives.distillation import Teacher
+from jax_speechlm.objectives.heads.classification import Classification
+from jax_speechlm.objectives.lm.causal_lm import CausalLM
+from jax_speechlm.objectives.lm.masked_lm import MaskedLM
+from jax_speechlm.objectives.lm.span_corruption import SpanCorruption
+from jax_speechlm.objectives.lm.unit_lm import UnitLM
+from jax_speechlm.objectives.speech_text.joint import STREAMS
+from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
+from jax_speechlm.parallel import mesh as meshes
+from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.tasks import TASKS
+from tests.objectives import text
+from tests.training import tiny
+
+Batch = dict[str, np.ndarray]
+
+SECOND, TOKENS, CONTEXT = 16_000, 6, 26  # a row of text divides among two devices, and not among four or eight
+FILLER = 5
+"""The row of a toy batch that has no data."""
+JUNK = {"audio": 999, "tokens": 3, "samples": 777}
+"""Values of the padding, which no result may depend on."""
+PER_BATCH = ("code_", "codes_used", "predicted_code", "representation_", "majority", "unit_entropy", "diversity")
+"""First parts of the names of metrics that describe a batch as a whole, so that those of parts do not add up to it."""
+
+WINDOW = {"window": 3, "global_every": 2, "local_rope_theta": 100.0}
+CAUSAL = text.MODEL.replace(num_heads=8, num_kv_heads=2, head_dim=4, **WINDOW)
+BOTH_WAYS = CAUSAL.replace(causal=False, head="transform")
+BERT = BOTH_WAYS.replace(
+    **FORMS["bert"], num_kv_heads=8, positions=LearnedPositions(size=64, first=2, token_types=2), tied=False
+)
+SPEECH_LM = tiny.MODELS["speech_lm"].replace(lora=LoRA(rank=2, targets=("transformer/layers", "encoder/layers")))
+MODELS = {
+    ConformerConfig: tiny.MODEL.replace(attention_dropout=0.1, chunk_lengths=(4,)),
+    FastConformerConfig: tiny.FAST.replace(attention_dropout=0.1),
+    TransformerConfig: CAUSAL,
+    SpeechLMConfig: SPEECH_LM,
+}
+"""A toy of each model, every random part of it on."""
+TRANSFORMERS = {"masked_lm": BERT, "classification": BOTH_WAYS}
+
+SETTINGS = {config.kind: config for config in tiny.OBJECTIVES.values()} | {
+    "causal_lm": CausalLM(z_weight=1e-3),
+    "classification": Classification(classes=("low", "middle", "high")),
+    "ctc": CTC(intermediate=(1,), consistency=0.2),
+    "masked_lm": MaskedLM(ratio=0.3),
+    "span_corruption": SpanCorruption(ratio=0.3, sentinels=8),
+    "speech_lm": SpeechLM(freeze=()),
+    "unit_lm": UnitLM(num_units=9),
+}
+"""Small settings of each objective."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """A small objective with a batch for it: eight rows of several lengths, of which one is a filler.
+
+    Attributes:
+      config, model: settings of the objective and of its model.
+      data: kind of data: "speech" or "text".
+      stream: stream of a mixture, or "".
+    """
+
+    config: ObjectiveConfig
+    model: Config
+    data: str
+    stream: str = ""
+
+    @property
+    def frontend(self) -> FrontEnd:
+        name = "fast_conformer" if self.model.kind == "fast_conformer" else "ctc"
+        return tiny.experiment(name).frontend
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return text.TOKENIZER
+
+    @functools.cached_property
+    def fields(self) -> frozenset[fields.Field]:
+        """The arrays that the task reads."""
+        config = self.config.of_stream(self.stream)
+        return frozenset(field for part in TASKS[config.kind].inputs[self.kind] for field in part.fields)
+
+    @property
+    def kind(self) -> str:
+        return "unit_text" if self.config.kind == "unit_lm" else self.data
+
+    @property
+    def spec(self) -> BatchSpec:
+        if self.data == "speech":
+            has = {"row_label": fields.ROW_LABEL, "frame_labels": fields.FRAME_LABELS}
+            return BatchSpec.speech(**{name: field in self.fields for name, field in has.items()})
+        has = {"row_label": fields.ROW_LABEL, "duration": fields.DURATION}
+        return BatchSpec.text(**{name: field in self.fields for name, field in has.items()})
+
+    def sizes(self, rows: int, more: int = 0) -> dict[str, int]:
+        """Returns the size of each dimension of a batch with `more` steps of 80 ms, or tokens, of padding."""
+        samples = SECOND + 1280 * more
+        tokens = TOKENS + more if fields.TRANSCRIPT_TOKENS in self.fields else 0
+        frames = self.frontend.mel.num_frames(samples)
+        return {"rows": rows, "samples": samples, "frames": frames, "tokens": tokens, "context": CONTEXT + more}
+
+    @functools.cached_property
+    def batch(self) -> Batch:
+        batch = self._speech() if self.data == "speech" else self._text()
+        if "label" in batch:
+            batch["label"][:] = np.arange(8) % 3
+        return batch
+
+    def _speech(self) -> Batch:
+        rng, batch = np.random.default_rng(0), self.spec.empty(self.sizes(8))
+        shares = np.array([1.0, 0.6, 0.8, 0.3, 0.03, 0.0, 0.5, 0.9])
+        batch["audio"][:] = rng.normal(0, 3000, batch["audio"].shape)  # the padding too
+        batch["audio_length"][:] = shares * SECOND
+        batch["example_id"][:], batch["weight"][:] = np.arange(8) + 7, shares > 0
+        if batch["tokens"].size:
+            batch["tokens"][:] = rng.integers(1, self.tokenizer.vocab_size, batch["tokens"].shape)
+            batch["token_length"][:] = [6, 3, 0, 6, 2, 0, 4, 5]
+        if "frame_labels" in batch:
+            labels = batch["frame_labels"]
+            most = getattr(self.config, "num_units", 2)
+            labels[:] = rng.integers(0, most, labels.shape)
+            labels[np.arange(labels.shape[1]) >= self.frontend.mel.num_frames(batch["audio_length"])[:, None]] = -1
+            labels[6] = -1  # a record whose labels are missing
+        return batch
+
+    def _text(self) -> Batch:
+        lengths = [[9, 4], [14], [0, 7], [1], [12, 3], [], [20], [5, 5]]
+        if self.stream:  # a conformer attends over all of a row
+            lengths = [documents[:1] for documents in lengths]
+        batch = self.spec.empty(self.sizes(8))
+        return batch | self._with_units(
+            text.pack([text.documents(seed, row) for seed, row in enumerate(lengths)], CONTEXT)
+        )
+
+    def _with_units(self, batch: Batch) -> Batch:
+        """Makes every other row speech, if the objective is of units."""
+        if self.config.kind != "unit_lm":
+            return batch
+        tokens, first = batch["tokens"].copy(), text.TOKENIZER.vocab_size + 4
+        tokens[::2] = np.where(tokens[::2] > 0, first + tokens[::2] % 9, 0)
+        return batch | {"tokens": tokens, "samples": np.where(tokens >= first, 320, 0).astype(np.int32)}
+
+    def rows(self, rows: list[int], sizes: dict[str, int]) -> Batch:
+        """Returns these rows in a larger batch, whose padding holds junk."""
+        batch = self.spec.empty(sizes)
+        for name, array in batch.items():
+            if name in JUNK:
+                array[:] = JUNK[name]
+            part = self.batch[name][rows]
+            array[tuple(map(slice, part.shape))] = part
+        return batch
+
+    def shortest(self) -> Batch:
+        """Returns a batch of rows with hardly any data, all of them counted."""
+        batch = {name: array.copy() for name, array in self.batch.items()}
+        if self.data == "speech":
+            batch["audio_length"][:] = [0, 1, 100, 400, 700, 1100, 2000, 0]
+        else:
+            boundary = text.VOCABULARY.boundary
+            rows = [[[boundary]], [[boundary] * 2], [[1]], [], [[boundary, 1, boundary]], [[1], [1]], [], [[1, 2]]]
+            batch |= self._with_units(text.pack(rows, CONTEXT))
+        batch["weight"][:] = 1
+        return batch
+
+    def nothing(self) -> Batch:
+        """Returns a batch of filler rows."""
+        return self.rows([FILLER], self.sizes(8)) | {"example_id": np.full(8, -1, np.int32)}
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        return self.config.build(self.model, self.frontend, self.tokenizer)
+
+    @functools.cached_property
+    def params(self) -> functional.Params:
+        """Initial parameters with noise, so that none is 0 or 1."""
+        rng = np.random.default_rng(0)
+        params = jax.device_get(functional.init(self.objective.make, jax.random.key(0)))
+        return jax.tree.map(lambda leaf: leaf + 0.05 * rng.standard_normal(leaf.shape, np.float32), params)
+
+    @functools.cached_property
+    def _losses(self):
+        def loss(params, batch, key):
+            return self.objective.loss(params, batch | {"step": jnp.int32(3)}, key)
+
+        return jax.jit(loss), jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+    def evaluate(self, batch: Batch):
+        """Returns metrics of evaluation."""
+        return jax.device_get(self._losses[0](self.params, batch, None)[1])
+
+    def train(self, batch: Batch, params: functional.Params | None = None):
+        """Returns ((loss, metrics), gradients) of training."""
+        return jax.device_get(self._losses[1](params or self.params, batch, jax.random.key(3)))
+
+
+def toys() -> Iterator[tuple[str, Toy]]:
+    """Yields a toy for each task and model. An imported encoder has no loss."""
+    for name, task in TASKS.items():
+        for model in task.models if name != "encoder" else ():
+            config, toy = SETTINGS[name], MODELS[model]
+            data = "text" if model is TransformerConfig else "speech"
+            if data == "text":
+                toy = TRANSFORMERS.get(name, toy)
+            if name == "distillation":
+                teacher = toy.replace(
+                    dim=2 * toy.dim, num_layers=1, **({} if data == "speech" else {"global_every": 1})
+                )
+                frontend = Toy(config, toy, data).frontend
+                teacher = Teacher(checkpoint="runs/teacher", layers=((2, 1),), model=teacher, frontend=frontend)
+                config = config.replace(student=CTC() if data == "speech" else CausalLM(), teachers=(teacher,))
+            if name == "joint":
+                yield from ((f"joint {stream}", Toy(config, toy, STREAMS[stream], stream)) for stream in STREAMS)
+            else:
+                yield f"{name} {toy.kind}", Toy(config, toy, data)
+
+
+TOYS = dict(toys())
+UNTOUCHED = {
+    "classification transformer": ("transformer/prediction/bias",),
+    "joint speech": ("text", "head"),
+    "joint text": ("codes", "head", "encoder/input", "encoder/input_norm"),
+}
+"""Parameters that the loss does not use: of vocabulary logits, and of a mixture's other streams."""
+
+
+def verify_objective(name: str) -> None:
+    """Checks that neither padding nor other rows reach a row's loss, and that losses and gradients are finite."""
+    toy = TOYS[name]
+    order, sizes = [4, 2, 5, 0, 7, 3, 6, 1], toy.sizes(12, more=4)
+    moved, parts = toy.rows(order, sizes), [toy.rows(order[:3], sizes), toy.rows(order[3:], sizes)]
+
+    metrics = toy.evaluate(toy.batch)
+    check_metrics(toy.evaluate(moved), metrics)
+    check_sums([toy.evaluate(part) for part in parts], metrics, toy.config.couples_rows)
+
+    (loss, metrics), gradients = toy.train(toy.batch)
+    assert loss > 0
+    (moved_loss, moved_metrics), moved_gradients = toy.train(moved)
+    np.testing.assert_allclose(moved_loss, loss, rtol=1e-5)
+    check_metrics(moved_metrics, metrics)
+    check_gradients(moved_gradients, gradients)
+    part_results = [toy.train(part) for part in parts]
+    check_sums([part_metrics for (_, part_metrics), _ in part_results], metrics, toy.config.couples_rows)
+    if not toy.config.couples_rows:
+        shares = [part_metrics["loss"][1] / metrics["loss"][1] for (_, part_metrics), _ in part_results]
+        summed = jax.tree.map(
+            lambda *leaves: sum(share * leaf for share, leaf in zip(shares, leaves, strict=True)),
+            *(part_gradients for _, part_gradients in part_results),
+        )
+        check_gradients(summed, gradients)
+
+    check_reached(name, gradients)
+    for batch in (toy.shortest(), toy.nothing()):
+        (loss, metrics), gradients = toy.train(batch)
+        assert np.isfinite(jax.tree.leaves((loss, metrics))).all()
+        assert np.isfinite(jax.tree.leaves(toy.evaluate(batch))).all()
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    assert loss == 0
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradients))
+
+
+def verify_on_mesh(name: str, shape: MeshShape, devices: int = 8) -> None:
+    """Checks that loss and gradients on a mesh equal those on one device."""
+    toy = TOYS[name]
+    (loss, metrics), gradients = toy.train(toy.batch)
+    mesh, declaration = meshes.make_mesh(shape, jax.devices()[:devices]), functional.declare(toy.objective.make)
+    with jax.set_mesh(mesh):
+        shardings = meshes.param_shardings(mesh, declaration.axes, declaration.shapes)
+        placed = jax.device_put(toy.params, shardings)
+        (mesh_loss, mesh_metrics), mesh_gradients = toy.train(meshes.shard_batch(mesh, toy.batch), placed)
+    np.testing.assert_allclose(mesh_loss, loss, rtol=1e-5)
+    check_metrics(mesh_metrics, metrics)
+    check_gradients(mesh_gradients, gradients)
+
+
+def check_metrics(actual, expected) -> None:
+    assert actual.keys() == expected.keys()
+    for name, pair in expected.items():
+        np.testing.assert_allclose(actual[name], pair, rtol=3e-5, atol=1e-5, err_msg=name)
+
+
+def check_sums(parts, whole, couples_rows: bool) -> None:
+    """Checks that metrics of parts of a batch add up, but for those of a batch as a whole."""
+    for name, pair in whole.items():
+        sums = np.sum([part[name] for part in parts], axis=0)
+        np.testing.assert_allclose(sums[1], pair[1], rtol=1e-6, err_msg=name)
+        if not name.startswith(PER_BATCH) and not (couples_rows and name == "loss"):
+            np.testing.assert_allclose(sums, pair, rtol=3e-5, atol=1e-5, err_msg=name)
+
+
+def check_gradients(actual, expected) -> None:
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(actual), strict=True):
+        # An element is a sum over frames: float32 rounds it by the size of its terms, not by its own.
+        tolerance = 1e-5 * max(1, np.abs(leaf).max())
+        np.testing.assert_allclose(other, leaf, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+def check_reached(name: str, gradients) -> None:
+    """Checks that gradients reach all trained parameters and no others."""
+    untouched = (*TOYS[name].objective.frozen, *UNTOUCHED.get(name, ()))
+    for path, leaf in jax.tree.leaves_with_path(gradients):
+        where = "/".join(key.key for key in path)
+        assert leaf.any() != any(f"{where}/".startswith(f"{part}/") for part in untouched), where

@@ -1,0 +1,22 @@
+"""Every model has the properties that `verify_model` lists."""
+
+from pathlib import Path
+
+import pytest
+
+from jax_speechlm import models
+from jax_speechlm.nn import functional
+from tests.contracts.models import TOYS, verify_model
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_model(name):
+    verify_model(name)
+
+
+def test_every_file_of_models_has_a_toy():
+    made = []
+    for toy in TOYS.values():
+        functional.declare(lambda rngs, toy=toy: made.append(toy.make(rngs)) or made[-1])
+    files = {path.stem for path in Path(models.__path__[0]).glob("*.py") if "(nnx.Module)" in path.read_text()}
+    assert {type(module).__module__.rpartition(".")[2] for module in made} == files
