@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,22 +17,9 @@ from data_pipelines.core.paths import as_path
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage.word_times import find_word_times, write_word_times
 from data_pipelines.tokenizers.base import find_unknown
-from jax_speechlm.decoding.ctc.alignment import (
-    AlignedUtterance,
-    Format,
-    Span,
-    Word,
-    ctm_name,
-    file_name,
-    force_align,
-    frames_needed,
-    joined_word,
-    time_word,
-    to_ctm,
-    to_json,
-    to_textgrid,
-)
+from jax_speechlm.decoding.ctc import alignment
 from jax_speechlm.decoding.lm.ngram import SPACE
+from jax_speechlm.evaluation import base
 from jax_speechlm.evaluation.recognition import EvaluationSpeech
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Posteriors
@@ -42,14 +30,14 @@ _UNKNOWN = "\ufffd"  # label of unknown characters
 
 
 def align_run(
-    checkpoint: Positional[Path],
+    checkpoint: base.Checkpoint,
     files: Positional[tuple[Path, ...]] = (),
     sets: tuple[str, ...] = (),
-    split: str = "test",
-    format: Format = "ctm",
+    split: base.Split = "test",
+    format: alignment.Format = "ctm",
     out: Path | None = None,
-    data_dir: Path = Path("data"),
-    seconds_per_batch: float = 120.0,
+    data_dir: base.DataDir = Path("data"),
+    seconds_per_batch: base.BatchSeconds = 120.0,
 ) -> None:
     """Finds the time of each word of known transcripts by the likeliest CTC alignment.
 
@@ -58,15 +46,11 @@ def align_run(
     named and counted.
 
     Args:
-      checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
       files: audio files; the transcript of speech.wav is read from speech.txt in the same folder.
       sets: names of prepared data sets to align instead; "name:split" takes another split than --split.
-      split: "test", "dev" or "train".
       format: "ctm" writes words.ctm, "json" words.jsonl, "textgrid" a Praat TextGrid for each utterance; "index" stores
         the times in prepared sets, where training on interleaved speech and text reads them.
       out: folder to write to; by default <checkpoint>/alignments. Not for "index".
-      data_dir: folder of the prepared data sets.
-      seconds_per_batch: padded audio of a batch; affects memory and speed only.
     """
     recognizer = Recognizer.load(checkpoint)
     if format == "index":
@@ -93,24 +77,18 @@ def align_run(
         print(f"left out: {reason}", file=sys.stderr)
     out = as_path(out or checkpoint / "alignments")
     out.mkdir(parents=True, exist_ok=True)
-    if format == "textgrid":
-        for utterance in aligned:
-            (out / f"{file_name(utterance.id)}.TextGrid").write_text(to_textgrid(utterance), encoding="utf-8")
-        print(f"{out}: {len(aligned)} TextGrid files, {len(skipped)} utterances left out")
-        return
-    name, text = ("words.ctm", to_ctm(aligned)) if format == "ctm" else ("words.jsonl", to_json(aligned))
-    (out / name).write_text(text, encoding="utf-8")
-    print(f"{out / name}: {len(aligned)} utterances, {len(skipped)} left out")
+    files = alignment.to_files(format, aligned)
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8")
+    target, kind = (out, "TextGrid files") if format == "textgrid" else (out / next(iter(files)), "utterances")
+    print(f"{target}: {len(aligned)} {kind}, {len(skipped)} left out")
 
 
 def align_part(recognizer: Recognizer, name: str, split: str, data_dir: Path, seconds_per_batch: float) -> Path | None:
     """Stores the word times of a prepared set next to its index, unless this recognizer's are there already.
 
     Utterances are left out, and counted, that cannot be aligned or have a word without any character that the
-    recognizer knows. Words are separated by white space.
-
-    Returns:
-      The file, or None if the times were there already.
+    recognizer knows. Words are separated by white space. Returns the file, or None if the times were there already.
     """
     speech = EvaluationSpeech(recognizer, (name,), split, data_dir, seconds_per_batch)
     (part,) = speech.index.parts
@@ -122,14 +100,11 @@ def align_part(recognizer: Recognizer, name: str, split: str, data_dir: Path, se
     texts = list(part.texts())
     spans: list[np.ndarray | None] = [None] * len(texts)
     other_words = 0
+    seconds = (speech.index.num_samples / decode.SAMPLE_RATE).tolist()
     for batch in speech.batches():
         posteriors = recognizer.posteriors([batch])
-        seconds = speech.index.num_samples / decode.SAMPLE_RATE
-        aligned, _ = align_utterances(
-            recognizer,
-            [(str(row), texts[row], float(seconds[row]), posteriors[row]) for row in posteriors],
-            by_character=False,
-        )
+        utterances = [(str(row), texts[row], seconds[row], posteriors[row]) for row in posteriors]
+        aligned, _ = align_utterances(recognizer, utterances, by_character=False)
         for utterance in aligned:
             row, times = int(utterance.id), [(word.start, word.end) for word in utterance.words]
             if not all(_has_known_character(recognizer.tokenizer, word) for word in texts[row].split()):
@@ -154,7 +129,7 @@ def _fingerprint(recognizer: Recognizer) -> str:
 
 def align_utterances(
     recognizer: Recognizer, utterances: Sequence[tuple[str, str, float, Posteriors]], *, by_character: bool = True
-) -> tuple[list[AlignedUtterance], list[str]]:
+) -> tuple[list[alignment.AlignedUtterance], list[str]]:
     """Aligns utterances, each (id, transcript, seconds, log probabilities), in order.
 
     Words are those of the transcript. Characters unknown to the recognizer match any sound.
@@ -167,37 +142,33 @@ def align_utterances(
     """
     tokenizer, frame = recognizer.tokenizer, recognizer.experiment.frame_samples / decode.SAMPLE_RATE
     pieces = (*tokenizer.pieces, _UNKNOWN)
-    token_ids = [_token_ids(tokenizer, text) for _, text, _, _ in utterances]
+    labelled = [_token_ids(tokenizer, text) for _, text, _, _ in utterances]
+    tokens = [[token for token, _ in pairs] for pairs in labelled]
     order = sorted(range(len(utterances)), key=lambda row: len(utterances[row][3]))
     aligned, skipped = {}, {}
     for first in range(0, len(order), _ROWS):
         rows = order[first : first + _ROWS]
         posteriors = [_with_unknown(utterances[row][3]) for row in rows]
-        lengths = np.array([len(log_probs) for log_probs in posteriors])
-        padded = np.zeros((len(rows), lengths.max(), tokenizer.vocab_size + 1), np.float32)
-        for row, log_probs in enumerate(posteriors):
-            padded[row, : len(log_probs)] = log_probs
-        tokens = [[token for token, _ in token_ids[row]] for row in rows]
-        for row, ids, spans in zip(rows, tokens, force_align(padded, lengths, tokens), strict=True):
+        for row, spans in zip(rows, alignment.force_align(posteriors, [tokens[row] for row in rows]), strict=True):
             name, text, seconds, log_probs = utterances[row]
-            if not any(token < tokenizer.vocab_size for token in ids):
+            if not any(token < tokenizer.vocab_size for token in tokens[row]):
                 skipped[row] = f"{name}: its transcript is empty, or has no character that the recognizer knows"
                 continue
             if spans is None:
                 skipped[row] = (
-                    f"{name}: {len(log_probs)} frames of {frame * 1000:g} ms cannot hold the {frames_needed(ids)} that "
+                    f"{name}: {len(log_probs)} frames of {frame * 1000:g} ms cannot hold the "
+                    f"{alignment.frames_needed(tokens[row])} that "
                     "its transcript needs; check that text and audio belong together"
                 )
                 continue
-            of_word: dict[int, list[Span]] = {}
-            for span, (_, word) in zip(spans, token_ids[row], strict=True):
-                if word is not None:
-                    of_word.setdefault(word, []).append(span)
-            words: list[Word] = []
-            for label, parts in zip(text.split(), (of_word[word] for word in sorted(of_word)), strict=True):
-                timed = time_word(label, parts, pieces, frame)
-                words += timed if by_character else [joined_word(label, timed)]
-            aligned[row] = AlignedUtterance(name, seconds, tuple(words))
+            of_word: dict[int | None, list[alignment.Span]] = defaultdict(list)
+            for span, (_, word) in zip(spans, labelled[row], strict=True):
+                of_word[word].append(span)
+            words: list[alignment.Word] = []
+            for word, label in enumerate(text.split()):
+                timed = alignment.time_word(label, of_word[word], pieces, frame)
+                words += timed if by_character else [alignment.joined_word(label, timed)]
+            aligned[row] = alignment.AlignedUtterance(name, seconds, tuple(words))
     return [aligned[row] for row in sorted(aligned)], [skipped[row] for row in sorted(skipped)]
 
 
@@ -243,11 +214,11 @@ def _with_unknown(log_probs: Posteriors) -> np.ndarray:
     return np.concatenate([log_probs, something], axis=1).astype(np.float32)
 
 
-def _check_names(names: Sequence[str], format: Format) -> None:
+def _check_names(names: Sequence[str], format: alignment.Format) -> None:
     """Raises `DataError` if two utterances would get the same label in the output."""
     written: dict[str, str] = {}
     for name in names:
-        label = file_name(name) if format == "textgrid" else ctm_name(name) if format == "ctm" else name
+        label = alignment.name_in(format, name)
         if label in written:
             raise DataError(
                 f"{written[label]!r} and {name!r} would both be called {label!r}: rename one, or align them with an "

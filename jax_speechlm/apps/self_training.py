@@ -10,16 +10,17 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes
 
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare.relabel import relabel
 from jax_speechlm.core.config import Config
+from jax_speechlm.evaluation import base
 from jax_speechlm.evaluation.recognition import EvaluationSpeech
-from jax_speechlm.inference.asr.base import Transcriber, Transcription
+from jax_speechlm.inference.asr.base import Transcription
 from jax_speechlm.inference.load import open_transcriber
-from jax_speechlm.recipes.experiment import Experiment, InitFrom
+from jax_speechlm.recipes.experiment import InitFrom
 from jax_speechlm.training.loop import train
 
 
@@ -47,32 +48,27 @@ class Filter(Config):
 
 
 def self_train(
-    checkpoint: Positional[Path],
+    checkpoint: base.Checkpoint,
     sets: tuple[str, ...],
     out: str,
     filter: OmitArgPrefixes[Filter] = Filter(),  # noqa: B008  frozen
     split: str = "train",
     run_dir: Path | None = None,
-    data_dir: Path = Path("data"),
-    seconds_per_batch: float = 120.0,
+    data_dir: base.DataDir = Path("data"),
+    seconds_per_batch: base.BatchSeconds = 120.0,
 ) -> tuple[str, ...]:
     """Transcribes audio, stores the most confident transcripts as sets, and trains on these and the run's own sets.
 
     For each set X it writes the prepared set OUT-X, which refers to X's audio and has the selected transcripts.
-    Training then continues from the checkpoint with the run's settings, on that run's sets and the new ones.
+    Training then continues from the checkpoint, of a run trained by ctc or speech_lm, with the run's settings, on that
+    run's sets and the new ones.
 
     Args:
-      checkpoint: a run's directory, trained by ctc or speech_lm, or one of its checkpoints/<step> folders.
       sets: names of prepared data sets; their own transcripts are ignored.
       out: prefix of the new sets' names.
       filter: selection of transcripts.
       split: the split to transcribe.
       run_dir: directory of the new run; without it the command to start it is printed.
-      data_dir: folder of the prepared data sets.
-      seconds_per_batch: padded audio of a batch; affects memory and speed only.
-
-    Returns:
-      Names of the new sets.
     """
     transcriber = open_transcriber(checkpoint)
     if transcriber.task != "transcribe":
@@ -94,7 +90,11 @@ def self_train(
         hours = speech.index.num_samples[rows.start : rows.stop][sure].sum() / SAMPLE_RATE / 3600
         print(f"{data_dir / names[-1]}: {sure.sum()} of {len(rows)} transcripts, {hours:.2f} hours")
     chosen = tuple(name if split == "train" else f"{name}:{split}" for name in names)
-    experiment = _continued(transcriber, chosen, data_dir)
+    source, experiment = transcriber.checkpoint, transcriber.experiment
+    own = tuple(name for name in experiment.data.sets if name not in chosen)
+    run_of_source = str(source.parent.parent)
+    data = experiment.data.replace(sets=own + chosen, data_dir=str(data_dir), tokenizer=run_of_source)
+    experiment = experiment.replace(data=data, init_from=(InitFrom(checkpoint=str(source), groups=()),))
     if run_dir is not None:
         result = train(experiment, run_dir)
         print(f"{run_dir}: {result.step} steps; dev: " + json.dumps(result.dev))
@@ -103,11 +103,3 @@ def self_train(
         file.write_text(experiment.model_dump_json(indent=1))
         print(f"To train on them:\njax-speechlm finetune --config {file} --run-dir runs/{out}")
     return chosen
-
-
-def _continued(transcriber: Transcriber, chosen: tuple[str, ...], data_dir: Path) -> Experiment:
-    """Returns the experiment that starts from all parameters of the checkpoint, on its own sets and the new ones."""
-    experiment, run_dir = transcriber.experiment, transcriber.checkpoint.parent.parent
-    own = tuple(name for name in experiment.data.sets if name not in chosen)
-    data = experiment.data.replace(sets=own + chosen, data_dir=str(data_dir), tokenizer=str(run_dir))
-    return experiment.replace(data=data, init_from=(InitFrom(checkpoint=str(transcriber.checkpoint), groups=()),))

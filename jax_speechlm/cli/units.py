@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import subcommand_cli_from_dict
 
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import Units, is_labelled, open_unit_ids, read_units, write_units
-from jax_speechlm.evaluation.language import save_report
 from jax_speechlm.evaluation.units import UnitsReport, measure
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh
@@ -122,11 +120,5 @@ def report(
       data_dir: folder of the prepared data sets.
       seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
     """
-    measured = measure(units, sets, split, data_dir, ctc, seconds_per_batch)
-    out = out or units / "report" / f"{'+'.join(sets)}-{split}"
-    save_report(measured, out)
-    console = Console(highlight=False)
-    for table in measured.tables():
-        console.print(table)
-    console.print(str(out / "report.json"), soft_wrap=True)
-    return measured
+    unit_report = measure(units, sets, split, data_dir, ctc, seconds_per_batch)
+    return unit_report.publish(out or units / "report" / f"{'+'.join(sets)}-{split}", str(units))

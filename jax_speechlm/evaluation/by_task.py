@@ -11,16 +11,9 @@ from jax_speechlm.training.runs import task_of_run
 
 
 def evaluator(task: Task, run: str | os.PathLike) -> Callable[..., Any]:
-    """Returns the function that evaluates the runs of a task.
-
-    Args:
-      run: for the error message.
-
-    Raises:
-      CheckpointError: the task has no evaluation; the message names the tasks that have one.
-    """
+    """Returns the function that evaluates the runs of a task; `run` is for the error that there is none."""
     if task.evaluator is None:
-        able = ", ".join(name for name, each in TASKS.items() if each.evaluator)
+        able = ", ".join(name for name, other in TASKS.items() if other.evaluator)
         raise CheckpointError(
             f"{run} was trained by {task.name}, whose only measure is its loss, which training logs; there is an "
             f"evaluation for {able}"
@@ -35,7 +28,6 @@ def evaluate(run: str | os.PathLike, sets: Sequence[str], **options: Any) -> Any
 
     Args:
       run: its directory or URL, or one of its checkpoints/<step> folders.
-      sets: names of prepared data sets.
       options: the options of `jax-speechlm eval RUN --help`, with underscores.
 
     Returns:

@@ -1,5 +1,6 @@
 """Evaluates classifiers: accuracy, precision, recall and F1 per class, confusion matrix."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -7,29 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from tyro.conf import Positional
 
-from data_pipelines.batching import packing
-from data_pipelines.batching import plan as plans
-from data_pipelines.batching.speech import open_batches
-from data_pipelines.batching.text import open_text_batches
-from data_pipelines.core.paths import AnyPath, as_path
 from data_pipelines.storage import index as indexes
-from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.tokens import open_tokens
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
-from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.evaluation.language import save_report
+from jax_speechlm.evaluation import base
+from jax_speechlm.evaluation.batches import speech_batches, text_batches
+from jax_speechlm.inference.predictor import rows_by_id
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.tasks.inputs import class_ids
 from jax_speechlm.training.runs import LoadedRun
 
-_TOKENS_PER_BATCH = 8192
 FRAME = "frame"
 """The `label` of a report on frames."""
 
@@ -45,11 +38,10 @@ class ClassScore(Config):
     rows: int
 
 
-class ClassificationReport(Config):
+class ClassificationReport(base.SetReport):
     """The evaluation of one classifier.
 
     Attributes:
-      checkpoint, sets, split: the run and its test data.
       label: the column that was predicted.
       accuracy: share of the rows with the correct class.
       precision, recall, f1: unweighted (macro) means over the classes.
@@ -59,9 +51,6 @@ class ClassificationReport(Config):
       confusion: counts; rows are true classes, columns predicted ones.
     """
 
-    checkpoint: str = ""
-    sets: tuple[str, ...] = ()
-    split: str = ""
     label: str = ""
     accuracy: float
     precision: float
@@ -74,9 +63,7 @@ class ClassificationReport(Config):
 
     def tables(self) -> Iterator[Table]:
         """Yields the table of scores, then the confusion matrix unless it is too wide for a terminal."""
-        table = Table(title=f"{', '.join(self.sets)} {self.split}", title_justify="left")
-        for column in (self.label, "precision", "recall", "F1", "rows"):
-            table.add_column(column, justify="left" if column == self.label else "right")
+        table = base.new_table(self.label, "precision", "recall", "F1", "rows", title=self.title)
         for name, each in self.classes.items():
             table.add_row(escape(name), *(f"{x:.1%}" for x in (each.precision, each.recall, each.f1)), f"{each.rows:,}")
         table.add_section()
@@ -89,9 +76,7 @@ class ClassificationReport(Config):
             table.add_row(what, "", "", "", f"{self.skipped:,}")
         yield table
         if len(self.classes) <= _WIDEST_MATRIX:
-            matrix = Table("true, by predicted")
-            for name in self.classes:
-                matrix.add_column(escape(name), justify="right")
+            matrix = base.new_table("true, by predicted", *self.classes)
             for name, counts in zip(self.classes, self.confusion, strict=True):
                 matrix.add_row(escape(name), *(f"{count:,}" for count in counts))
             yield matrix
@@ -112,16 +97,14 @@ def score(
     true, predicted = true[predicted >= 0], predicted[predicted >= 0]
     if not len(true):
         raise ValueError("there is nothing to evaluate: the data set has no rows with any audio or text")
-    count = len(classes)
-    confusion = np.bincount(true * count + predicted, minlength=count * count).reshape(count, count)
-    hits, actual, guessed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    from sklearn import metrics  # slow import
 
-    def divide(a, b):
-        return np.divide(a, b, out=np.zeros(count), where=b > 0)
-
-    precision, recall, f1 = divide(hits, guessed), divide(hits, actual), divide(2 * hits, actual + guessed)
+    labels = range(len(classes))
+    confusion = metrics.confusion_matrix(true, predicted, labels=labels)
+    figures = metrics.precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
+    precision, recall, f1, actual = figures
     return ClassificationReport(
-        accuracy=float(hits.sum() / len(true)),
+        accuracy=float(confusion.trace() / len(true)),
         precision=float(precision.mean()),
         recall=float(recall.mean()),
         f1=float(f1.mean()),
@@ -129,82 +112,38 @@ def score(
         skipped=skipped,
         classes={
             name: ClassScore(precision=p, recall=r, f1=f, rows=n)
-            for name, p, r, f, n in zip(
-                classes, precision.tolist(), recall.tolist(), f1.tolist(), actual.tolist(), strict=True
-            )
+            for name, p, r, f, n in zip(classes, *(figure.tolist() for figure in figures), strict=True)
         },
         confusion=tuple(map(tuple, confusion.tolist())),
     )
 
 
 def evaluate_run(
-    checkpoint: Positional[Path],
-    sets: tuple[str, ...],
-    split: str = "test",
-    data_dir: Path = Path("data"),
-    out: Path | None = None,
-    seconds_per_batch: float = 120.0,
+    checkpoint: base.Checkpoint,
+    sets: base.Sets,
+    split: base.Split = "test",
+    data_dir: base.DataDir = Path("data"),
+    out: base.Out = None,
+    seconds_per_batch: base.BatchSeconds = 120.0,
 ) -> ClassificationReport:
-    """Measures a classifier on prepared data sets: accuracy, precision, recall, F1 and the confusion matrix.
-
-    Args:
-      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      sets: names of prepared data sets; "name:split" selects another split than --split.
-      split: "test", "dev" or "train".
-      data_dir: folder of the prepared data sets.
-      out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
-      seconds_per_batch: padded audio per batch, in seconds; affects memory and speed only.
-    """
+    """Measures a classifier on prepared data sets: accuracy, precision, recall, F1 and the confusion matrix."""
     run = LoadedRun.load(checkpoint, Classification, "classify")
     objective, label = run.experiment.objective, run.experiment.data.label
     index = indexes.read_sets(data_dir, sets, split)
     actual = class_ids(index.column(label).to_pylist(), objective.classes)
-    batches = (
-        text_batches(run, index)
-        if isinstance(run.experiment.model, TransformerConfig)
-        else speech_batches(run, index, seconds_per_batch)
-    )
+    if isinstance(run.experiment.model, TransformerConfig):
+        batches = text_batches(run, open_tokens(index, run.tokenizer), is_packed=False)
+    else:
+        batches = speech_batches(index, run.experiment.frame_samples, seconds_per_batch)
     report = score(actual, predict(run, batches, len(index)), objective.classes)
     report = report.replace(checkpoint=str(run.checkpoint), sets=sets, split=split, label=label)
-    publish(report, as_path(out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}"))
-    return report
-
-
-def publish(report: ClassificationReport, out: AnyPath) -> None:
-    """Writes a report into a folder and prints it."""
-    save_report(report, out)
-    console = Console(highlight=False)
-    for table in report.tables():
-        console.print(table)
-    console.print(f"{report.checkpoint}; {out / 'report.json'}", soft_wrap=True)
+    return report.publish(out or base.report_folder(checkpoint, sets, split), report.checkpoint)
 
 
 def predict(run: LoadedRun, batches: Iterator[Batch], num_rows: int) -> Int[np.ndarray, " rows"]:
     """Predicts the class id of every row, indexed by `example_id`; -1 for rows in no batch."""
     tokenizer = run.tokenizer if isinstance(run.experiment.model, TransformerConfig) else None
     class_logits = run.experiment.objective.classifier(run.experiment.model, run.experiment.frontend, tokenizer)
-    best = jax.jit(lambda params, batch: jnp.argmax(class_logits(params, batch, None), axis=-1))
-    predicted = np.full(num_rows, -1)
-    for batch in batches:
-        real = batch["example_id"] >= 0
-        predicted[batch["example_id"][real]] = np.asarray(best(run.params, batch))[real]
-    return predicted
-
-
-def speech_batches(
-    run: LoadedRun, index: indexes.Index, seconds_per_batch: float, codes: FrameLabels | None = None
-) -> Iterator[Batch]:
-    """Reads every utterance of an index once, with the classes of the frames (`codes`) if given."""
-    frame_samples = run.experiment.frame_samples
-    shape = {"seconds_per_batch": seconds_per_batch, "frame_samples": frame_samples, "batch_multiple": 1}
-    plan = plans.make_eval_plan(index.num_samples, **shape)
-    return open_batches(index, plan, num_steps=plan.steps_per_epoch, frame_labels=codes)
-
-
-def text_batches(run: LoadedRun, index: indexes.Index) -> Iterator[Batch]:
-    """Reads every non-empty text of an index once, truncated to the model's context."""
-    tokens, context = open_tokens(index, run.tokenizer), run.experiment.data.context
-    rows = max(1, _TOKENS_PER_BATCH // context)
-    plan = packing.make_text_eval_plan(tokens.lengths, context=context, sequences_per_batch=rows, is_packed=False)
-    boundary = Vocabulary.of(run.tokenizer).boundary
-    return open_text_batches(tokens, plan, boundary=boundary, begin=run.tokenizer.begin, num_steps=plan.steps_per_epoch)
+    best = jax.jit(lambda params, batch: (jnp.argmax(class_logits(params, batch, None), axis=-1),))
+    rows = rows_by_id(functools.partial(best, run.params), batches)
+    return np.array([rows[row][0] if row in rows else -1 for row in range(num_rows)])

@@ -80,13 +80,13 @@ def texts(
         hidden_LxBxTxD, length_B = layers(frozen, batch)
         return jax.vmap(lambda logits: best_path(logits, length_B))(ctc_logits(probe, hidden_LxBxTxD))
 
-    found = [[""] * num_rows for _ in range(len(probe["bias"]))]
+    of_layers = [[""] * num_rows for _ in range(len(probe["bias"]))]
     for batch in batches:
-        for layer, path_BxT in zip(found, np.asarray(paths(frozen, batch)), strict=True):
+        for of_layer, path_BxT in zip(of_layers, np.asarray(paths(frozen, batch)), strict=True):
             for row, ids in zip(batch["example_id"].tolist(), collapse(path_BxT), strict=True):
                 if row >= 0:
-                    layer[row] = tokenizer.decode(ids)
-    return found
+                    of_layer[row] = tokenizer.decode(ids)
+    return of_layers
 
 
 def _standardisation(layers: Layers, frozen: Params, batches: tuple) -> Params:
@@ -101,7 +101,7 @@ def _standardisation(layers: Layers, frozen: Params, batches: tuple) -> Params:
 
     mean = jnp.zeros((1, 1))
     for _ in range(2):  # the second pass is centred on the mean, which avoids cancellation
-        each = [jax.device_get(sums(frozen, batch, mean)) for batch in batches]
-        count, total, square = (sum(part) for part in zip(*each, strict=True))
+        of_batches = [jax.device_get(sums(frozen, batch, mean)) for batch in batches]
+        count, total, square = map(sum, zip(*of_batches, strict=True))
         mean = mean + total / max(count, 1)
     return {"mean": mean, "scale": jnp.asarray(1 / np.sqrt(square / max(count, 1) + 1e-5))}

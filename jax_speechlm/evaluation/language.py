@@ -1,30 +1,61 @@
 """Evaluates language models: bits per byte and perplexity, compared with n-gram models on the same bytes."""
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional
+from tyro.conf import arg
 
-from data_pipelines.core.paths import AnyPath, as_path
 from data_pipelines.storage import index as indexes
 from data_pipelines.tokenizers.base import find_unknown
 from jax_speechlm.core.config import Config
 from jax_speechlm.decoding.lm.ngram import NGram, sentences
+from jax_speechlm.evaluation import base
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.ensemble import LanguageEnsemble
 
+Stride = Annotated[
+    int | None,
+    arg(
+        help="tokens between the starts of the windows in which documents longer than the context are scored; by "
+        "default half of the context."
+    ),
+]
 
-class Prediction(Config):
-    """The log-likelihood of some documents under one model.
+Self = TypeVar("Self", bound="LogLikelihood")
+
+
+class LogLikelihood(Config):
+    """The log-likelihood of some data under one model.
 
     Attributes:
-      nats: negative log-probability of the documents, their ends included.
-      units: number of predictions: tokens, words or characters, and ends.
+      nats: negative log-probability.
+      units: number of predictions.
+    """
+
+    nats: float
+    units: int
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity per unit; comparable only between models with the same units."""
+        return math.exp(self.nats / max(1, self.units))
+
+    @classmethod
+    def total(cls: type[Self], parts: Iterable[Self]) -> Self:
+        """Returns the sums over several parts of the data."""
+        parts = list(parts)
+        return cls(**{name: sum(getattr(part, name) for part in parts) for name in cls.model_fields})
+
+
+class Prediction(LogLikelihood):
+    """The log-likelihood of some documents, their ends included; units are tokens, words or characters, and ends.
+
+    Attributes:
       bytes: size of the documents in UTF-8, independent of tokenization.
       words: number of words, separated by white space.
       documents: number of documents.
@@ -32,8 +63,6 @@ class Prediction(Config):
         replaces them by one symbol, so the figures are optimistic by their cost.
     """
 
-    nats: float
-    units: int
     bytes: int
     words: int
     documents: int
@@ -44,22 +73,22 @@ class Prediction(Config):
         return self.nats / math.log(2) / max(1, self.bytes)
 
     @property
-    def perplexity(self) -> float:
-        """Perplexity per unit; comparable only between models with the same units."""
-        return math.exp(self.nats / max(1, self.units))
-
-    @property
     def word_perplexity(self) -> float:
         """Perplexity per word: the probability of the whole text, ends and spaces included, divided among its words."""
-        return _exp(self.nats / max(1, self.words))
+        exponent = self.nats / max(1, self.words)
+        return math.exp(exponent) if exponent < 700 else math.inf
+
+    def cells(self) -> tuple[str, ...]:
+        """Formats bits per byte, perplexity, word perplexity, units, megabytes, documents and unknown units."""
+        perplexities = f"{self.perplexity:.2f}", f"{self.word_perplexity:.4g}"
+        counts = f"{self.units:,}", f"{self.bytes / 1e6:.3f}", f"{self.documents:,}", f"{self.unknown:,}"
+        return f"{self.bits_per_byte:.4f}", *perplexities, *counts
 
 
-class LanguageReport(Config):
+class LanguageReport(base.SetReport):
     """The evaluation of one language model.
 
     Attributes:
-      checkpoint: the model.
-      sets, split: the test data.
       context, stride: documents longer than `context` tokens are scored in windows that start `stride` tokens apart, so
         that every token after the first window has at least `context - stride` tokens of history.
       total: over all documents.
@@ -67,35 +96,28 @@ class LanguageReport(Config):
       ngrams: n-gram models on the same documents, by file.
     """
 
-    checkpoint: str
-    sets: tuple[str, ...]
-    split: str
     context: int
     stride: int
     total: Prediction
     sources: dict[str, Prediction]
     ngrams: dict[str, Prediction]
 
-    def table(self) -> Table:
-        """Returns the report as a table for the terminal."""
-        table = Table(title=f"{', '.join(self.sets)} {self.split}", title_justify="left")
-        for column in ("", "bits/byte", "perplexity", "per word", "units", "MB", "texts", "unknown"):
-            table.add_column(column, justify="right" if column else "left")
+    def tables(self) -> Iterator[Table]:
+        """Yields the figures of the model, of the n-gram models, and of the model by source."""
+        columns = "", "bits/byte", "perplexity", "per word", "units", "MB", "texts", "unknown"
+        table = base.new_table(*columns, title=self.title)
         for rows in ({"this model": self.total} | self.ngrams, self.sources):
-            for name, each in rows.items():
-                perplexities = f"{each.perplexity:.2f}", f"{each.word_perplexity:.4g}"
-                counts = f"{each.units:,}", f"{each.bytes / 1e6:.3f}", f"{each.documents:,}", f"{each.unknown:,}"
-                table.add_row(name, f"{each.bits_per_byte:.4f}", *perplexities, *counts)
+            for name, prediction in rows.items():
+                table.add_row(name, *prediction.cells())
             table.add_section()
-        return table
+        yield table
 
 
 def predict(lm: LanguageModel | LanguageEnsemble, texts: Sequence[str], stride: int | None = None) -> list[Prediction]:
     """Scores each text with a language model. `stride` as in `LanguageModel.token_nll`."""
-    nats = lm.text_nll(texts, stride)
     return [
-        _prediction(text, float(each.sum(dtype=np.float64)), len(each), _count_unknown(lm, text))
-        for text, each in zip(texts, nats, strict=True)
+        _prediction(text, float(nats.sum(dtype=np.float64)), len(nats), len(lm.tokenizer.unknown(text)))
+        for text, nats in zip(texts, lm.text_nll(texts, stride), strict=True)
     ]
 
 
@@ -111,22 +133,19 @@ def predict_by_ngram(ngram: NGram, texts: Sequence[str]) -> list[Prediction]:
     ]
 
 
-def total(predictions: Sequence[Prediction]) -> Prediction:
-    """Returns the sum of predictions."""
-    sums: Counter[str] = Counter()
-    for each in predictions:
-        sums.update(each.model_dump())
-    return Prediction.model_validate({name: sums[name] for name in Prediction.model_fields})
+def _prediction(text: str, nats: float, units: int, unknown: int) -> Prediction:
+    num_bytes, num_words = len(text.encode()), len(text.split())
+    return Prediction(nats=nats, units=units, bytes=num_bytes, words=num_words, documents=1, unknown=unknown)
 
 
 def evaluate_run(
-    checkpoint: Positional[Path],
-    sets: tuple[str, ...],
-    split: str = "test",
+    checkpoint: base.Checkpoint,
+    sets: base.Sets,
+    split: base.Split = "test",
     ensemble: tuple[Path, ...] = (),
     ngram: tuple[Path, ...] = (),
-    stride: int | None = None,
-    data_dir: Path = Path("data"),
+    stride: Stride = None,
+    data_dir: base.DataDir = Path("data"),
     out: Path | None = None,
 ) -> LanguageReport:
     """Measures bits per byte and perplexity of a language model on prepared sets of text, or on transcripts of speech.
@@ -134,14 +153,8 @@ def evaluate_run(
     Every token of every document counts, its end included. Writes `report.json`.
 
     Args:
-      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      sets: names of prepared data sets; "name:split" selects another split than --split.
-      split: "test", "dev" or "train".
       ensemble: further runs with the same vocabulary; probabilities are averaged over all models.
       ngram: n-gram models (`jax-speechlm train-ngram`) to measure on the same bytes.
-      stride: tokens between the starts of the windows in which documents longer than the context are scored; by default
-        half of the context.
-      data_dir: folder of the prepared data sets.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>, plus the names of the ensemble.
     """
     lm = LanguageEnsemble.load((checkpoint, *ensemble)) if ensemble else LanguageModel.load(checkpoint)
@@ -154,49 +167,21 @@ def evaluate_run(
         split=split,
         context=lm.context,
         stride=stride or max(1, lm.context // 2),
-        total=total(predictions),
-        sources={name: total([predictions[row] for row in rows]) for name, rows in _sources(index).items()},
-        ngrams={str(path): total(predict_by_ngram(NGram(path), texts)) for path in ngram},
+        total=Prediction.total(predictions),
+        sources={name: Prediction.total([predictions[row] for row in rows]) for name, rows in _sources(index).items()},
+        ngrams={str(path): Prediction.total(predict_by_ngram(NGram(path), texts)) for path in ngram},
     )
-    out = as_path(
-        out or checkpoint / "eval" / "+with-".join((f"{'+'.join(sets)}-{split}", *(run.name for run in ensemble)))
-    )
-    save_report(report, out)
-    console = Console(highlight=False)
-    console.print(report.table())
-    if report.total.unknown:
-        console.print(f"[yellow]{find_unknown(lm.tokenizer, texts)}", soft_wrap=True)
-    console.print(
-        f"{lm.checkpoint}: windows of {lm.context} tokens, {report.stride} apart; {out / 'report.json'}", soft_wrap=True
-    )
-    return report
-
-
-def save_report(report: Config, out: AnyPath) -> None:
-    """Writes `report.json` into a folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def _prediction(text: str, nats: float, units: int, unknown: int) -> Prediction:
-    num_bytes, num_words = len(text.encode()), len(text.split())
-    return Prediction(nats=nats, units=units, bytes=num_bytes, words=num_words, documents=1, unknown=unknown)
-
-
-def _count_unknown(lm: LanguageModel | LanguageEnsemble, text: str) -> int:
-    return len(lm.tokenizer.unknown(text))
+    warning = str(find_unknown(lm.tokenizer, texts)) if report.total.unknown else ""
+    folder = base.report_folder(checkpoint, sets, "+with-".join((split, *(run.name for run in ensemble))))
+    source = f"{lm.checkpoint}: windows of {lm.context} tokens, {report.stride} apart"
+    return report.publish(out or folder, source, warning=warning)
 
 
 def _sources(index: indexes.Index) -> dict[str, list[int]]:
     """Groups rows by set and source; empty if all rows have the same."""
-    rows: dict[str, list[int]] = {}
+    rows: dict[str, list[int]] = defaultdict(list)
     for part, first in zip(index.parts, index.first_row, strict=False):
         names = part.column("source").to_pylist() if part.records_dir is None else [""] * part.num_rows
         for row, name in enumerate(names, start=int(first)):
-            title = f"{part.set_dir.name} {name}".strip()
-            rows.setdefault(title, []).append(row)
+            rows[f"{part.set_dir.name} {name}".strip()].append(row)
     return rows if len(rows) > 1 else {}
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf

@@ -1,33 +1,26 @@
 """Evaluates masked language models: accuracy and loss, compared with unigram frequencies."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional
 
-from data_pipelines.batching import packing
-from data_pipelines.batching.text import open_text_batches
-from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.tokens import TokenStore, open_tokens
-from jax_speechlm.core.config import Config
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.evaluation.language import save_report
+from jax_speechlm.evaluation import base
+from jax_speechlm.evaluation.batches import text_batches
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.training.runs import LoadedRun
 
-_TOKENS_PER_BATCH = 8192
 
-
-class MaskedReport(Config):
+class MaskedReport(base.SetReport):
     """The evaluation of one masked language model.
 
     Attributes:
-      checkpoint, sets, split: the run and its test data.
       tokens: number of masked tokens; each row has one draw of masks, identical in every evaluation.
       accuracy: share of the masked tokens predicted correctly.
       loss: cross-entropy in nats.
@@ -35,57 +28,44 @@ class MaskedReport(Config):
         training text: the baseline that ignores the context.
     """
 
-    checkpoint: str
-    sets: tuple[str, ...]
-    split: str
     tokens: int
     accuracy: float
     loss: float
     unigram_accuracy: float
     unigram_loss: float
 
-    def table(self) -> Table:
-        """Returns the report as a table for the terminal."""
-        title = f"{', '.join(self.sets)} {self.split}: {self.tokens:,} masked tokens"
-        table = Table("", "accuracy", "loss", title=title, title_justify="left")
+    def tables(self) -> Iterator[Table]:
+        """Yields the accuracies and losses of the model and of the baseline."""
+        table = base.new_table("", "accuracy", "loss", title=f"{self.title}: {self.tokens:,} masked tokens")
         table.add_row("masked language model", f"{self.accuracy:.2%}", f"{self.loss:.3f}")
         table.add_row("token frequencies", f"{self.unigram_accuracy:.2%}", f"{self.unigram_loss:.3f}")
-        return table
+        yield table
 
 
 def evaluate_run(
-    checkpoint: Positional[Path],
-    sets: tuple[str, ...],
-    split: str = "test",
+    checkpoint: base.Checkpoint,
+    sets: base.Sets,
+    split: base.Split = "test",
     data_dir: Path = Path("data"),
-    out: Path | None = None,
+    out: base.Out = None,
 ) -> MaskedReport:
     """Measures masked accuracy on prepared sets of text, and the unigram baseline of the run's training text.
 
     Args:
-      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
-      sets: names of prepared data sets; "name:split" selects another split than --split.
-      split: "test", "dev" or "train".
       data_dir: folder of the prepared data sets, including the training sets of the run.
-      out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
     """
     run = LoadedRun.load(checkpoint, MaskedLM, "fill gaps from both sides")
-    data = run.experiment.data
     tokens = open_tokens(indexes.read_sets(data_dir, sets, split), run.tokenizer)
     objective = run.experiment.objective.build(run.experiment.model, run.experiment.frontend, run.tokenizer)
     evaluate = jax.jit(lambda params, batch: objective.loss(params, batch, None)[1])
-    rows = max(1, _TOKENS_PER_BATCH // data.context)
-    plan = packing.make_text_eval_plan(tokens.lengths, context=data.context, sequences_per_batch=rows)
-    boundary = Vocabulary.of(run.tokenizer).boundary
     sums: Counter[str] = Counter()
-    for batch in open_text_batches(
-        tokens, plan, boundary=boundary, begin=run.tokenizer.begin, num_steps=plan.steps_per_epoch
-    ):
+    for batch in text_batches(run, tokens, is_packed=True):
         metrics = jax.device_get(evaluate(run.params, batch))
         sums.update({name: float(total) for name, (total, _) in metrics.items()})
         sums["tokens"] += round(float(metrics["loss"][1]))
     # imported models do not record their training sets
-    training = open_tokens(indexes.read_sets(data_dir, data.sets or sets, "train"), run.tokenizer)
+    training = open_tokens(indexes.read_sets(data_dir, run.experiment.data.sets or sets, "train"), run.tokenizer)
+    boundary = Vocabulary.of(run.tokenizer).boundary
     accuracy, loss = unigram(count_tokens(training, boundary), count_tokens(tokens, boundary))
     report = MaskedReport(
         checkpoint=str(run.checkpoint),
@@ -97,12 +77,7 @@ def evaluate_run(
         unigram_accuracy=accuracy,
         unigram_loss=loss,
     )
-    out = as_path(out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}")
-    save_report(report, out)
-    console = Console(highlight=False)
-    console.print(report.table())
-    console.print(f"{run.checkpoint}; {out / 'report.json'}", soft_wrap=True)
-    return report
+    return report.publish(out or base.report_folder(checkpoint, sets, split), report.checkpoint)
 
 
 def count_tokens(tokens: TokenStore, vocab_size: int) -> np.ndarray:

@@ -4,21 +4,20 @@ Reference: Warstadt et al. 2020 (BLiMP); Nguyen et al. 2020 (sBLIMP, the syntact
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import check_storable, csv_rows, parse_object, text_lines
-from data_pipelines.core.paths import as_path
 from jax_speechlm.core.config import Config
-from jax_speechlm.evaluation.language import save_report
+from jax_speechlm.evaluation import base
 from jax_speechlm.inference.lm.causal import LanguageModel
 
 
@@ -44,22 +43,19 @@ class Accuracy(Config):
     pairs: int
 
 
-class PairReport(Config):
+class PairReport(base.Report):
     """The evaluation of one language model on minimal pairs."""
 
     checkpoint: str
     total: Accuracy
     groups: dict[str, Accuracy]
 
-    def table(self) -> Table:
-        """Returns the report as a table for the terminal."""
-        table = Table(title="minimal pairs (chance is 50 %)", title_justify="left")
-        for column in ("", "accuracy [95 %]", "pairs"):
-            table.add_column(column, justify="right" if column else "left")
+    def tables(self) -> Iterator[Table]:
+        """Yields the accuracies by group and over all pairs."""
+        table = base.new_table("", "accuracy [95 %]", "pairs", title="minimal pairs (chance is 50 %)")
         for name, each in (self.groups | {"all": self.total}).items():
-            bounds = "" if each.interval is None else " [{:.1f}, {:.1f}]".format(*(100 * end for end in each.interval))
-            table.add_row(escape(name), f"{each.accuracy:.1%}{bounds}", f"{each.pairs:,}")
-        return table
+            table.add_row(escape(name), base.percent(each.accuracy, each.interval), f"{each.pairs:,}")
+        yield table
 
 
 def read_pairs(paths: Sequence[Path]) -> list[Pair]:
@@ -76,38 +72,49 @@ def read_pairs(paths: Sequence[Path]) -> list[Pair]:
     pairs = []
     for path in paths:
         try:
-            found = list(_READERS.get(path.suffix.lower(), _from_json_lines)(path))
+            of_file = list((_from_gold_csv if path.suffix.lower() == ".csv" else _from_json_lines)(path))
         except FileNotFoundError:
             raise DataError(f"{path} does not exist: name .jsonl or .csv files of minimal pairs") from None
-        if not found:
+        if not of_file:
             raise DataError(f"{path} holds no pairs")
-        pairs += found
+        pairs += of_file
     return pairs
 
 
 def compare(pairs: Sequence[Pair], score: Callable[[list[str]], Iterable[float]], checkpoint: str) -> PairReport:
-    """Scores both sentences of every pair.
+    """Scores both sentences of every pair by a function such as `LanguageModel.score`."""
+    scores = score([sentence for pair in pairs for sentence in pair[:2]])
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row, pair in enumerate(pairs):
+        groups[pair.group].append(row)
+    return report_of(checkpoint, scores, groups, lambda wins, rows: _accuracy(wins[rows]))
+
+
+def report_of(
+    checkpoint: str,
+    scores: Iterable[float],
+    groups: Mapping[str, list[int]],
+    accuracy: Callable[[np.ndarray, list[int]], Accuracy],
+) -> PairReport:
+    """Builds the report of scored pairs.
 
     Args:
-      score: computes log-probabilities of texts, such as `LanguageModel.score`.
-      checkpoint: name of the model, for the report.
+      scores: log-probabilities of the good and the bad side of every pair, alternating.
+      groups: pairs by group; groups of all pairs are left out.
+      accuracy: computes the accuracy of some pairs from the wins of all: 1, 0, or 0.5 for a tie.
     """
-    scores = np.array(list(score([sentence for pair in pairs for sentence in pair[:2]]))).reshape(-1, 2)
-    wins = np.where(scores[:, 0] == scores[:, 1], 0.5, scores[:, 0] > scores[:, 1])
-    groups: dict[str, list[int]] = {}
-    for row, pair in enumerate(pairs):
-        groups.setdefault(pair.group, []).append(row)
-    by_group = {name: _accuracy(wins[rows]) for name, rows in groups.items()} if len(groups) > 1 else {}
-    return PairReport(checkpoint=checkpoint, total=_accuracy(wins), groups=by_group)
+    good, bad = np.array(list(scores), np.float64).reshape(-1, 2).T
+    wins = np.where(good == bad, 0.5, good > bad)
+    by_group = {name: accuracy(wins, rows) for name, rows in groups.items() if len(rows) < len(wins)}
+    return PairReport(checkpoint=checkpoint, total=accuracy(wins, list(range(len(wins)))), groups=by_group)
 
 
 def score_pairs(
-    checkpoint: Positional[Path], files: Positional[tuple[Path, ...]], out: Path | None = None
+    checkpoint: base.Checkpoint, files: Positional[tuple[Path, ...]], out: Path | None = None
 ) -> PairReport:
     """Measures how often a language model assigns the acceptable sentence of a minimal pair the higher probability.
 
     Args:
-      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
       files: JSON lines with `sentence_good` and `sentence_bad` (BLiMP), or sBLIMP's `gold.csv`, whose transcriptions
         are compared.
       out: folder of report.json; by default <checkpoint>/eval/pairs.
@@ -115,15 +122,11 @@ def score_pairs(
     pairs = read_pairs(files)
     lm = LanguageModel.load(checkpoint)
     report = compare(pairs, lm.score, str(lm.checkpoint))
-    save_report(report, out := as_path(out or checkpoint / "eval" / "pairs"))
-    console = Console(highlight=False)
-    console.print(report.table())
-    console.print(f"{lm.checkpoint}; {out / 'report.json'}", soft_wrap=True)
-    return report
+    return report.publish(out or checkpoint / "eval" / "pairs", report.checkpoint)
 
 
 def _from_json_lines(path: Path) -> Iterable[Pair]:
-    for number, line in text_lines(path):
+    for line_number, line in text_lines(path):
         if not line.strip():
             continue
         try:
@@ -136,14 +139,14 @@ def _from_json_lines(path: Path) -> Iterable[Pair]:
         except (ValueError, KeyError, TypeError) as error:
             hint = "; pairs of audio need a model of speech" if "audio" in line or ".wav" in line else ""
             raise DataError(
-                f"{path}, line {number}: not a pair ({error!r}); it needs sentence_good and sentence_bad{hint}"
+                f"{path}, line {line_number}: not a pair ({error!r}); it needs sentence_good and sentence_bad{hint}"
             ) from error
         yield Pair(good, bad, str(group))
 
 
 def _from_gold_csv(path: Path) -> Iterable[Pair]:
     rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for number, row in csv_rows(path):
+    for line_number, row in csv_rows(path):
         try:
             # Ids are unique only within a type and subtype.
             identity = row["id"], row.get("type") or "", row.get("subtype") or ""
@@ -152,17 +155,14 @@ def _from_gold_csv(path: Path) -> Iterable[Pair]:
                 raise ValueError(f"correct is {correct!r}")
         except (KeyError, ValueError, AttributeError) as error:
             raise DataError(
-                f"{path}, line {number}: not a line of pairs ({error!r}); it needs the columns id, transcription and "
-                "correct (1 or 0); pairs of audio alone need a model of speech"
+                f"{path}, line {line_number}: not a line of pairs ({error!r}); it needs the columns id, transcription "
+                "and correct (1 or 0); pairs of audio alone need a model of speech"
             ) from error
         rows.setdefault(identity, {})[correct] = sentence
     for (name, group, _), sentences in rows.items():
         if len(sentences) != 2:
             raise DataError(f"{path}: id {name!r} has no sentence with correct {'0' if '1' in sentences else '1'}")
         yield Pair(sentences["1"], sentences["0"], group or path.stem)
-
-
-_READERS = {".csv": _from_gold_csv}
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:

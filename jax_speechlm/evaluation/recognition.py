@@ -4,17 +4,16 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional
 
-from data_pipelines.batching import plan as plans
-from data_pipelines.batching.speech import Batches, open_batches
+from data_pipelines.batching.speech import Batches
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
+from jax_speechlm.evaluation import base, translation
 from jax_speechlm.evaluation import report as reports
-from jax_speechlm.evaluation import translation
+from jax_speechlm.evaluation.batches import speech_batches
 from jax_speechlm.evaluation.normalizers import NormalizerName
 from jax_speechlm.evaluation.report import EvaluationReport, Utterance
 from jax_speechlm.evaluation.translation import TranslationReport
@@ -33,15 +32,11 @@ class EvaluationSpeech:
     ):
         self.sets, self._references = sets, "translation" if recognizer.task == "translate" else "text"
         self.index = indexes.read_sets(data_dir, sets, split)
-        self._plan = plans.make_eval_plan(
-            self.index.num_samples,
-            seconds_per_batch=seconds_per_batch,
-            frame_samples=recognizer.experiment.frame_samples,
-        )
+        self._batching = recognizer.experiment.frame_samples, seconds_per_batch
 
     def batches(self) -> Batches:
         """Reads every utterance once, in batches of similar length."""
-        return open_batches(self.index, self._plan, num_steps=self._plan.steps_per_epoch)
+        return speech_batches(self.index, *self._batching, batch_multiple=8)
 
     def utterances(self, texts: Mapping[int, str]) -> list[Utterance]:
         """Returns every utterance with its reference and its hypothesis (`texts`, by row), in the order of the sets."""
@@ -63,16 +58,16 @@ class EvaluationSpeech:
 
 
 def evaluate_run(
-    checkpoint: Positional[Path],
-    sets: tuple[str, ...],
-    split: str = "test",
+    checkpoint: base.Checkpoint,
+    sets: base.Sets,
+    split: base.Split = "test",
     decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
     ensemble: tuple[Path, ...] = (),
     tune: bool = False,
     normalizer: NormalizerName = "basic",
-    data_dir: Path = Path("data"),
+    data_dir: base.DataDir = Path("data"),
     out: Path | None = None,
-    seconds_per_batch: float = 120.0,
+    seconds_per_batch: base.BatchSeconds = 120.0,
 ) -> EvaluationReport | TranslationReport:
     """Measures WER and CER of a checkpoint on prepared data sets, with 95 % bootstrap intervals.
 
@@ -80,17 +75,12 @@ def evaluate_run(
     most errors first. For runs trained to translate it measures BLEU and chrF instead.
 
     Args:
-      checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
-      sets: names of prepared data sets; "name:split" selects another split than --split.
-      split: "test", "dev" or "train".
       decoding: how to decode.
       ensemble: further runs with the same tokenizer and frame rate; probabilities are averaged over all models.
       tune: first choose the weights of the language models on the sets' dev splits. Also done if a language model is
         given without weights.
       normalizer: applied to reference and hypothesis before they are compared.
-      data_dir: folder of the prepared data sets.
       out: folder of the report; by default <checkpoint>/eval/<sets>-<split>-<decoder, language models, ensemble>.
-      seconds_per_batch: padded audio per batch, in seconds; affects memory and speed only.
     """
     if tune and not (decoding.lm or decoding.rescore):
         raise DataError("--tune chooses the weights of language models: name one with --lm or --rescore")
@@ -107,14 +97,9 @@ def evaluate_run(
     measure = translation.evaluate if recognizer.task == "translate" else reports.evaluate
     utterances = speech.utterances(recognizer.recognize(speech.batches()))
     report = measure(utterances, normalizer, decoder=recognizer.decoding_description + tuned_on)
-    helped = "+".join((decoding.name, *(f"with-{run.name}" for run in ensemble)))
-    out = as_path(out or checkpoint / "eval" / "-".join(("+".join(sets), split, helped)))
-    report.save(out)
-    console = Console(highlight=False)
-    console.print(report.table())
-    console.print(f"decoder: {report.decoder}", markup=False, soft_wrap=True)
-    console.print(f"{recognizer.checkpoint} on {', '.join(sets)} {split}; {out / 'report.json'}")
-    return report
+    used = "+".join((decoding.name, *(f"with-{run.name}" for run in ensemble)))
+    source = f"decoder: {report.decoder}\n{recognizer.checkpoint} on {', '.join(sets)} {split}"
+    return report.publish(out or base.report_folder(checkpoint, sets, split, used), source)
 
 
 def compare_reports(first: Positional[Path], second: Positional[Path]) -> None:

@@ -2,8 +2,8 @@
 
 import bisect
 import collections
-from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 from rich.cells import cell_len
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from data_pipelines.core.paths import AnyPath
 from jax_speechlm.core.config import Config
-from jax_speechlm.evaluation import wer
+from jax_speechlm.evaluation import base, wer
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer, written_without_spaces
 
 Metric = Literal["wer", "cer"]
@@ -30,10 +30,8 @@ class Utterance(Config):
 
     Attributes:
       id: unique in the corpus.
-      reference: correct transcript; may be empty.
-      hypothesis: recognised text; may be empty.
-      speaker: None if unknown.
-      duration: seconds; None if unknown.
+      reference, hypothesis: correct and recognised text; may be empty.
+      duration: seconds; None if unknown, like the speaker.
       language: its code, for normalisation; '' if unknown.
     """
 
@@ -45,13 +43,15 @@ class Utterance(Config):
     language: str = ""
 
 
+UtteranceT = TypeVar("UtteranceT", bound=Utterance)
+
+
 class Score(Config):
     """Errors of a set of utterances.
 
     Attributes:
       rate: errors / `tokens`, as a share (0.25 is 25 %); may exceed 1; None if `tokens` is 0.
       interval: 95 % bootstrap interval of the rate; None if not requested or below `wer.MIN_UTTERANCES`.
-      substitutions, deletions, insertions: numbers of errors.
       tokens: words or characters of the references.
       utterances: number of utterances, empty references included.
     """
@@ -74,13 +74,10 @@ class Score(Config):
     def __str__(self) -> str:
         if self.rate is None:
             return f"- ({self.insertions} insertions, no reference)"
-        if self.interval is None:
-            return f"{100 * self.rate:.1f} %"
-        low, high = self.interval
-        return f"{100 * self.rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        return base.percent(self.rate, self.interval)
 
 
-class EvaluationReport(Config):
+class EvaluationReport(base.Report):
     """The evaluation of one system on one corpus.
 
     Attributes:
@@ -89,10 +86,8 @@ class EvaluationReport(Config):
       decoder: description of the decoding, language models and weights included.
       wer: word errors over the corpus.
       cer: character errors; spaces count as characters, but are removed if `headline` is "cer".
-      speakers: the score of `headline` per speaker; empty if none is known.
-      lengths: the same by duration in seconds; empty if none is known.
+      speakers, lengths: the score of `headline` per speaker, and by duration; empty if none is known.
       resamples, seed: of the bootstrap intervals.
-      utterances: the scored utterances, as given.
     """
 
     headline: Metric
@@ -106,15 +101,9 @@ class EvaluationReport(Config):
     seed: int
     utterances: tuple[Utterance, ...]
 
-    def save(self, directory: AnyPath) -> None:
-        """Writes `report.json`, which `load` reads, and `alignments.txt` for reading."""
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "report.json").write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (directory / "alignments.txt").write_text(self.alignments(), encoding="utf-8")
-
     @classmethod
     def load(cls, path: AnyPath) -> "EvaluationReport":
-        """Reads a `report.json`. Raises `ValueError` if the file is missing or is not a report."""
+        """Reads `report.json`. Raises `ValueError` if the file is missing or is not a report."""
         try:
             return cls.from_json(path.read_bytes())
         except FileNotFoundError:
@@ -124,12 +113,11 @@ class EvaluationReport(Config):
         except pydantic.ValidationError as error:
             raise ValueError(f"{path} is not a report of `jax-speechlm eval`: {error}") from error
 
-    def table(self) -> Table:
-        """Returns a table for the terminal: both rates over the corpus, then `headline` by speaker and by length."""
+    def tables(self) -> Iterator[Table]:
+        """Yields both rates over the corpus, then `headline` by length and by speaker."""
         caption = TOO_FEW if self.wer.interval is None else None
-        table = Table(title=f"normalizer: {self.normalizer}", title_justify="left", caption=caption)
-        for column in ("", "rate [95 %]", "S", "D", "I", "tokens", "utterances"):
-            table.add_column(column, justify="right" if column else "left")
+        columns = "", "rate [95 %]", "S", "D", "I", "tokens", "utterances"
+        table = base.new_table(*columns, title=f"normalizer: {self.normalizer}", caption=caption)
         rates = {"WER": self.wer, "CER": self.cer}
         if self.headline == "cer":
             rates = dict(reversed(rates.items()))
@@ -138,22 +126,22 @@ class EvaluationReport(Config):
                 counts = score.substitutions, score.deletions, score.insertions, score.tokens, score.utterances
                 table.add_row(escape(name), str(score), *(f"{n:,}" for n in counts))
             table.add_section()
-        return table
+        yield table
+
+    def texts(self) -> dict[str, str]:
+        return {"alignments.txt": self.alignments()}
 
     def alignments(self) -> str:
         """Returns the alignments of all utterances, most errors first, with the edits S, D and I marked below."""
         aligned = _align(self.utterances, self.normalizer, self.headline, self.headline)
-        errors = [sum(alignment.count()[:3]) for alignment in aligned]
-        order = sorted(range(len(aligned)), key=lambda row: -errors[row])
-        return "\n".join(_render(self.utterances[row], aligned[row]) for row in order)
+        pairs = sorted(zip(aligned, self.utterances, strict=True), key=lambda pair: -sum(pair[0].count()[:3]))
+        return "\n".join(_render(utterance, alignment) for alignment, utterance in pairs)
 
 
 class Comparison(Config):
     """Two systems on the same utterances, by paired bootstrap.
 
     Attributes:
-      metric: the compared rate.
-      first, second: the two rates.
       difference: second minus first; negative if the second is better.
       interval: 95 % interval of the difference; None below `wer.MIN_UTTERANCES`.
       p_value: two-sided; None likewise.
@@ -185,11 +173,6 @@ def evaluate(
 ) -> EvaluationReport:
     """Scores hypotheses against references.
 
-    Args:
-      normalizer: applied to both.
-      decoder: description of the decoding, for the report.
-      resamples, seed: of the bootstrap.
-
     Raises:
       ValueError: the list is empty, or an id occurs twice.
     """
@@ -203,19 +186,13 @@ def evaluate(
 
     def score(metric: Metric, rows: Sequence[int] | slice = slice(None), *, interval: bool = False) -> Score:
         chosen = counts[metric][rows]
-        substitutions, deletions, insertions, tokens = chosen.sum(0).tolist()
-        return Score(
-            rate=wer.rate(chosen),
-            interval=wer.bootstrap(chosen, resamples, seed) if interval else None,
-            substitutions=substitutions,
-            deletions=deletions,
-            insertions=insertions,
-            tokens=tokens,
-            utterances=len(chosen),
-        )
+        totals = zip(("substitutions", "deletions", "insertions", "tokens"), chosen.sum(0).tolist(), strict=True)
+        bounds = wer.bootstrap(chosen, resamples, seed) if interval else None
+        return Score(rate=wer.rate(chosen), interval=bounds, utterances=len(chosen), **dict(totals))
 
-    by_speaker = _group(utterances, lambda utterance: utterance.speaker)
-    by_length = _group(utterances, _length_class)
+    by_speaker = _group([utterance.speaker for utterance in utterances])
+    durations = [utterance.duration for utterance in utterances]
+    by_length = _group([None if each is None else bisect.bisect(_LENGTH_EDGES, each) for each in durations])
     return EvaluationReport(
         headline=headline,
         normalizer=normalizer,
@@ -241,22 +218,8 @@ def compare(first: EvaluationReport, second: EvaluationReport, *, resamples: int
             f"one report was normalised with {first.normalizer!r}, the other with {second.normalizer!r}: "
             "evaluate both with the same --normalizer"
         )
-    others = {utterance.id: utterance for utterance in second.utterances}
-    here = {utterance.id for utterance in first.utterances}
-    if only := sorted(here ^ others.keys()):
-        raise ValueError(
-            f"{len(only)} utterances are in one report only, such as {only[0]!r}: evaluate both on the same data set"
-        )
-    pairs = [(utterance, others[utterance.id]) for utterance in first.utterances]
-    for one, other in pairs:
-        if one.reference != other.reference:
-            raise ValueError(
-                f"the reference of utterance {one.id!r} is {one.reference!r} in one report, {other.reference!r} in the "
-                "other: evaluate both on the same version of the data set"
-            )
-    counts = [
-        wer.count(_align(side, first.normalizer, first.headline, first.headline)) for side in zip(*pairs, strict=True)
-    ]
+    systems = zip(*matched([first.utterances, second.utterances]), strict=True)
+    counts = [wer.count(_align(system, first.normalizer, first.headline, first.headline)) for system in systems]
     difference = wer.paired_bootstrap(*counts, resamples, seed)
     return Comparison(
         metric=first.headline,
@@ -266,6 +229,32 @@ def compare(first: EvaluationReport, second: EvaluationReport, *, resamples: int
         interval=difference.interval,
         p_value=difference.p_value,
     )
+
+
+def matched(systems: Sequence[Sequence[UtteranceT]]) -> list[tuple[UtteranceT, ...]]:
+    """Matches the utterances of several systems by id.
+
+    Returns:
+      One tuple per utterance, in the order of the first system.
+
+    Raises:
+      ValueError: the systems differ in utterances or references.
+    """
+    by_id = [{utterance.id: utterance for utterance in system} for system in systems]
+    for others in by_id[1:]:
+        if only := sorted(others.keys() ^ by_id[0].keys()):
+            raise ValueError(
+                f"{len(only)} utterances are in one report only, such as {only[0]!r}: evaluate all on the same data set"
+            )
+    rows = [tuple(system[name] for system in by_id) for name in by_id[0]]
+    for first, *others in rows:
+        for other in others:
+            if other.reference != first.reference:
+                raise ValueError(
+                    f"the references of utterance {first.id!r} differ, {first.reference!r} and {other.reference!r}: "
+                    "evaluate all on the same version of the data set"
+                )
+    return rows
 
 
 def _align(
@@ -281,22 +270,17 @@ def _align(
     return wer.align(references, hypotheses, "character")
 
 
-def _length_class(utterance: Utterance) -> int | None:
-    return None if utterance.duration is None else bisect.bisect(_LENGTH_EDGES, utterance.duration)
-
-
-def _group(utterances: Sequence[Utterance], key: Callable[[Utterance], Any]) -> dict[Any, list[int]]:
+def _group(keys: Sequence[Any]) -> dict[Any, list[int]]:
     """Groups rows by key, sorted by key; rows whose key is None are left out."""
     groups = collections.defaultdict(list)
-    for row, utterance in enumerate(utterances):
-        groups[key(utterance)].append(row)
+    for row, key in enumerate(keys):
+        groups[key].append(row)
     groups.pop(None, None)
     return dict(sorted(groups.items()))
 
 
 def _render(utterance: Utterance, alignment: wer.Alignment) -> str:
-    substitutions, deletions, insertions, tokens = alignment.count()
-    head = [utterance.id, f"S {substitutions} D {deletions} I {insertions} of {tokens}"]
+    head = [utterance.id, "S {} D {} I {} of {}".format(*alignment.count())]
     if utterance.speaker is not None:
         head.append(utterance.speaker)
     if utterance.duration is not None:

@@ -9,13 +9,13 @@ to all others. So the order of the systems only breaks ties, in favour of the fi
 confidences the first always wins.
 """
 
-from collections import Counter
+import itertools
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import pydantic
-from rich.console import Console
 from rich.progress import track
 from tyro.conf import Positional
 
@@ -46,22 +46,23 @@ class Hypothesis(Utterance):
 
 def network(hypotheses: Sequence[Sequence[str]]) -> list[Slot]:
     """Aligns hypotheses, whose words are not empty; a slot's entries are in the order given."""
-    distance = [sum(_lay([(word,) for word in one], other)[0] for other in hypotheses) for one in hypotheses]
-    order = sorted(range(len(hypotheses)), key=lambda each: (distance[each], tuple(hypotheses[each])))
+    distance = [sum(_align([(word,) for word in one], other)[0] for other in hypotheses) for one in hypotheses]
+    order = sorted(range(len(hypotheses)), key=lambda system: (distance[system], tuple(hypotheses[system])))
     slots: list[Slot] = []
-    for laid, each in enumerate(order):
-        words = hypotheses[each]
-        _, moves = _lay(slots, words, laid)
+    for aligned, system in enumerate(order):
+        words = hypotheses[system]
+        _, moves = _align(slots, words, aligned)
         slots = [
-            (slots[slot] if slot is not None else (NOTHING,) * laid) + (NOTHING if word is None else words[word],)
+            (slots[slot] if slot is not None else (NOTHING,) * aligned) + (NOTHING if word is None else words[word],)
             for slot, word in moves
         ]
-    place = {each: laid for laid, each in enumerate(order)}
-    return [tuple(slot[place[each]] for each in range(len(hypotheses))) for slot in slots]
+    return [tuple(slot[order.index(system)] for system in range(len(hypotheses))) for slot in slots]
 
 
-def _lay(slots: Sequence[Slot], words: Sequence[str], laid: int = 1) -> tuple[int, list[tuple[int | None, int | None]]]:
-    """Aligns a hypothesis to the slots of `laid` others by dynamic programming.
+def _align(
+    slots: Sequence[Slot], words: Sequence[str], aligned: int = 1
+) -> tuple[int, list[tuple[int | None, int | None]]]:
+    """Aligns a hypothesis to the slots of `aligned` others by dynamic programming.
 
     Ties are resolved from the end: match word and slot if possible, else leave a slot empty, else insert a slot.
 
@@ -69,20 +70,20 @@ def _lay(slots: Sequence[Slot], words: Sequence[str], laid: int = 1) -> tuple[in
       The number of disagreements, and the moves (slot, word), with None for a new slot or for no word.
     """
     counts = [Counter(slot) for slot in slots]
-    costs = [[laid * number for number in range(len(words) + 1)]]
+    costs = [[aligned * index for index in range(len(words) + 1)]]
     for count in counts:
-        above, without = costs[-1], laid - count[NOTHING]
+        above, without = costs[-1], aligned - count[NOTHING]
         row = [above[0] + without]
-        for number, word in enumerate(words):
-            row.append(min(above[number] + laid - count[word], above[number + 1] + without, row[number] + laid))
+        for index, word in enumerate(words):
+            row.append(min(above[index] + aligned - count[word], above[index + 1] + without, row[index] + aligned))
         costs.append(row)
     moves, slot, word = [], len(slots), len(words)
     while slot or word:
-        here = costs[slot][word]
-        if slot and word and here == costs[slot - 1][word - 1] + laid - counts[slot - 1][words[word - 1]]:
+        cost = costs[slot][word]
+        if slot and word and cost == costs[slot - 1][word - 1] + aligned - counts[slot - 1][words[word - 1]]:
             slot, word = slot - 1, word - 1
             moves.append((slot, word))
-        elif slot and here == costs[slot - 1][word] + laid - counts[slot - 1][NOTHING]:
+        elif slot and cost == costs[slot - 1][word] + aligned - counts[slot - 1][NOTHING]:
             slot -= 1
             moves.append((slot, None))
         else:
@@ -105,28 +106,21 @@ def combine(
 
     Args:
       confidences: one per word and hypothesis; required for alpha below 1.
-      alpha: weight of the frequency.
       null_confidence: confidence of having no word in a slot.
     """
-    chosen = []
-    spoken = [0] * len(hypotheses)  # words of each hypothesis so far
+    winners = []
+    of_words = [iter(system) for system in confidences or [itertools.repeat(0.0)] * len(hypotheses)]
     for slot in network(hypotheses):
-        votes: dict[str, list[float]] = {}
-        for each, word in enumerate(slot):
-            sure = null_confidence
-            if word != NOTHING:
-                sure = confidences[each][spoken[each]] if confidences else 0.0
-                spoken[each] += 1
-            votes.setdefault(word, []).append(sure)
-
+        votes: dict[str, list[float]] = defaultdict(list)
+        for word, confidence in zip(slot, of_words, strict=True):
+            votes[word].append(null_confidence if word == NOTHING else next(confidence))
         # Rounded, so that rounding errors do not break ties; `max` then returns the entry that was voted for first.
-        def score(sure):
-            return round(alpha * len(sure) / len(slot) + (1 - alpha) * sum(sure) / len(sure), 9)  # noqa: B023
-
-        winner = max(votes, key=lambda word: score(votes[word]))
-        if winner != NOTHING:
-            chosen.append(winner)
-    return chosen
+        scores = {
+            word: round(alpha * len(votes_of) / len(slot) + (1 - alpha) * sum(votes_of) / len(votes_of), 9)
+            for word, votes_of in votes.items()
+        }
+        winners.append(max(scores, key=scores.get))
+    return [word for word in winners if word != NOTHING]
 
 
 def rover_reports(
@@ -150,19 +144,17 @@ def rover_reports(
       null_confidence: confidence of a system in having no word where others have one.
       normalizer: applied to the texts before the alignment; by default as in the reports, or "basic".
     """
-    read = [_read(as_path(path)) for path in systems]
-    named = {name for name, _ in read if name} if normalizer is None else {normalizer}
-    if len(named) > 1:
-        raise ValueError(f"the reports are normalised in different ways ({', '.join(sorted(named))}): say --normalizer")
-    name: NormalizerName = named.pop() if named else "basic"
-    how = "by frequency" if alpha == 1 else f"by frequency ({alpha:g}) and confidence, {null_confidence:g} for no word"
-    joined = join([each for _, each in read], name, alpha=alpha, null_confidence=null_confidence)
-    report = reports.evaluate(joined, name, decoder=f"ROVER of {', '.join(map(str, systems))}, {how}")
-    report.save(as_path(out))
-    console = Console(highlight=False)
-    console.print(report.table())
-    console.print(f"{report.decoder}; {as_path(out) / 'report.json'}", markup=False, soft_wrap=True)
-    return report
+    names, hypotheses = zip(*(_read(as_path(path)) for path in systems), strict=True)
+    different = {name for name in names if name} if normalizer is None else {normalizer}
+    if len(different) > 1:
+        raise ValueError(
+            f"the reports are normalised in different ways ({', '.join(sorted(different))}): say --normalizer"
+        )
+    name: NormalizerName = different.pop() if different else "basic"
+    votes = "frequency" if alpha == 1 else f"frequency ({alpha:g}) and confidence, {null_confidence:g} for no word"
+    joined = join(hypotheses, name, alpha=alpha, null_confidence=null_confidence)
+    report = reports.evaluate(joined, name, decoder=f"ROVER of {', '.join(map(str, systems))}, by {votes}")
+    return report.publish(out, report.decoder)
 
 
 def join(
@@ -183,45 +175,32 @@ def join(
     """
     if len(systems) < 2:
         raise ValueError("a vote needs two systems at least; it is worth something from three on")
-    by_id = [{each.id: each for each in system} for system in systems]
-    for others in by_id[1:]:
-        if only := sorted(others.keys() ^ by_id[0].keys()):
-            raise ValueError(
-                f"{len(only)} utterances are in one system's transcripts only, such as {only[0]!r}: evaluate all on "
-                "the same data set"
-            )
     clean = normalizer(normalizer_name)
-    by_character = written_without_spaces(each.reference for each in systems[0])
+    by_character = written_without_spaces(hypothesis.reference for hypothesis in systems[0])
     joined = []
-    for first in track(systems[0], description="voting", transient=True):
-        voices = [others[first.id] for others in by_id]
-        if len({voice.reference for voice in voices}) > 1:
-            raise ValueError(
-                f"the references of utterance {first.id!r} differ: evaluate all on the same version of the data set"
-            )
-        words = [_units(clean(voice.hypothesis, voice.language), by_character) for voice in voices]
-        confidences = None if alpha == 1 else [_confidences(*each) for each in zip(voices, words, strict=True)]
-        chosen = combine(words, confidences, alpha=alpha, null_confidence=null_confidence)
-        joined.append(Utterance(**{**_common(first), "hypothesis": ("" if by_character else " ").join(chosen)}))
+    for hypotheses in track(reports.matched(systems), description="voting", transient=True):
+        texts = [clean(hypothesis.hypothesis, hypothesis.language) for hypothesis in hypotheses]
+        words = [list(text.replace(" ", "")) if by_character else text.split() for text in texts]
+        confidences = None
+        if alpha != 1:
+            confidences = [_confidences(*pair) for pair in zip(hypotheses, words, strict=True)]
+        text = ("" if by_character else " ").join(
+            combine(words, confidences, alpha=alpha, null_confidence=null_confidence)
+        )
+        first = hypotheses[0].model_dump(exclude={"confidences", "hypothesis"})
+        joined.append(Utterance(**first, hypothesis=text))
     return joined
 
 
-def _units(text: str, by_character: bool) -> list[str]:
-    return list(text.replace(" ", "")) if by_character else text.split()
-
-
-def _common(voice: Hypothesis) -> dict:
-    return voice.model_dump(exclude={"confidences"})
-
-
-def _confidences(voice: Hypothesis, words: Sequence[str]) -> tuple[float, ...]:
-    if voice.confidences is None or len(voice.confidences) != len(words):
-        has = "none" if voice.confidences is None else str(len(voice.confidences))
+def _confidences(hypothesis: Hypothesis, words: Sequence[str]) -> tuple[float, ...]:
+    """Returns the confidences of a hypothesis. Raises ValueError unless there is one for each word."""
+    if hypothesis.confidences is None or len(hypothesis.confidences) != len(words):
+        count = "none" if hypothesis.confidences is None else str(len(hypothesis.confidences))
         raise ValueError(
-            f"utterance {voice.id!r} has {has} confidences for the {len(words)} words {' '.join(words)[:60]!r}: give "
-            "one for each word of the normalised text, or leave --alpha at 1"
+            f"utterance {hypothesis.id!r} has {count} confidences for the {len(words)} words "
+            f"{' '.join(words)[:60]!r}: give one for each word of the normalised text, or leave --alpha at 1"
         )
-    return voice.confidences
+    return hypothesis.confidences
 
 
 def _read(path: AnyPath) -> tuple[NormalizerName | None, list[Hypothesis]]:

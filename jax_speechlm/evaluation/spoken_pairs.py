@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
 from tyro.conf import Positional
 
 from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import csv_rows
-from jax_speechlm.evaluation.language import save_report
-from jax_speechlm.evaluation.minimal_pairs import Accuracy, PairReport
+from jax_speechlm.evaluation import base
+from jax_speechlm.evaluation.minimal_pairs import Accuracy, PairReport, report_of
 from jax_speechlm.evaluation.wer import MIN_UTTERANCES
 from jax_speechlm.inference.lm.units import UnitModel
 from jax_speechlm.inference.unit_encoder import UnitEncoder
@@ -37,7 +36,6 @@ class SpokenPair(NamedTuple):
     """A correct and an incorrect recording.
 
     Attributes:
-      good, bad: audio files.
       item: pairs of one item, which differ in the voice, count as one.
       groups: properties by which pairs are also counted separately: "voice", "type" ...
     """
@@ -59,16 +57,17 @@ def read_spoken_pairs(folders: Sequence[Path]) -> list[SpokenPair]:
         folder = folder.parent if folder.name == "gold.csv" else folder
         if not folder.is_dir():
             raise DataError(f"{folder} is not a folder: name folders of sWUGGY, sBLIMP, StoryCloze or SALMon")
-        found = _read_folder(folder)
-        if not found:
-            for each in sorted(path for path in folder.iterdir() if path.is_dir()):
-                found += [pair._replace(groups=pair.groups | {"folder": each.name}) for pair in _read_folder(each)]
-        if not found:
+        of_folder = _read_folder(folder)
+        if not of_folder:
+            for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+                of_inner = _read_folder(inner)
+                of_folder += [pair._replace(groups=pair.groups | {"folder": inner.name}) for pair in of_inner]
+        if not of_folder:
             raise DataError(
                 f"{folder} holds no spoken pairs: it needs a gold.csv (sWUGGY, sBLIMP), *_correct.wav and "
                 "*_incorrect.wav (StoryCloze), or sample_<n>_0.wav and sample_<n>_1.wav (SALMon)"
             )
-        pairs += [pair._replace(item=f"{folder}/{pair.item}") for pair in found]
+        pairs += [pair._replace(item=f"{folder}/{pair.item}") for pair in of_folder]
     return pairs
 
 
@@ -79,24 +78,20 @@ def compare_spoken(pairs: Sequence[SpokenPair], scores: Sequence[float], checkpo
 
     Args:
       scores: log-probabilities of the good and the bad recording of every pair, alternating.
-      checkpoint: name of the model, for the report.
     """
-    good, bad = np.asarray(scores, np.float64).reshape(-1, 2).T
-    wins = np.where(good == bad, 0.5, good > bad)
     groups: dict[str, list[int]] = defaultdict(list)
     for row, pair in enumerate(pairs):
         for name, value in pair.groups.items():
             groups[f"{name} {value}"].append(row)
 
-    def of(rows):
+    def accuracy(wins: np.ndarray, rows: list[int]) -> Accuracy:
         return _accuracy(wins[rows], [pairs[row].item for row in rows])
 
-    by_group = {name: of(rows) for name, rows in sorted(groups.items()) if len(rows) < len(pairs)}
-    return PairReport(checkpoint=checkpoint, total=of(list(range(len(pairs)))), groups=by_group)
+    return report_of(checkpoint, scores, dict(sorted(groups.items())), accuracy)
 
 
 def score_spoken_pairs(
-    checkpoint: Positional[Path],
+    checkpoint: base.Checkpoint,
     folders: Positional[tuple[Path, ...]],
     units: Path | None = None,
     per_unit: bool = False,
@@ -105,7 +100,6 @@ def score_spoken_pairs(
     """Measures how often a unit language model assigns the correct recording of a pair the higher probability.
 
     Args:
-      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
       folders: folders of sWUGGY, sBLIMP (with gold.csv), spoken StoryCloze or SALMon.
       units: folder of the k-means the model was trained on; by default as in the run.
       per_unit: compare the mean log-probability per unit; the default, the sum, favours short recordings.
@@ -116,11 +110,7 @@ def score_spoken_pairs(
     encoder = UnitEncoder.load(model.check(units))
     scores = score_recordings(model, encoder.encode_files, [file for pair in pairs for file in pair[:2]], per_unit)
     report = compare_spoken(pairs, scores, str(model.lm.checkpoint))
-    save_report(report, out := out or checkpoint / "eval" / "spoken-pairs")
-    console = Console(highlight=False)
-    console.print(report.table())
-    console.print(f"{report.checkpoint}; {out / 'report.json'}", soft_wrap=True)
-    return report
+    return report.publish(out or checkpoint / "eval" / "spoken-pairs", report.checkpoint)
 
 
 def score_recordings(
@@ -137,8 +127,8 @@ def score_recordings(
     """
     scores: list[float] = []
     for start in range(0, len(files), _FILES_AT_A_TIME):
-        said = [deduplicate(codes)[0] for codes in encode(files[start : start + _FILES_AT_A_TIME])]
-        for nats in model.unit_nats(said):
+        units = [deduplicate(ids)[0] for ids in encode(files[start : start + _FILES_AT_A_TIME])]
+        for nats in model.unit_nats(units):
             score = -float(nats.sum(dtype=np.float64))
             scores.append(score / max(1, len(nats)) if per_unit else score)
     return scores
@@ -164,15 +154,18 @@ def _read_folder(folder: Path) -> list[SpokenPair]:
 def _from_gold(gold: Path) -> list[SpokenPair]:
     """Reads lines with filename, id, voice, correct, and frequency (sWUGGY) or type and subtype (sBLIMP)."""
     sides: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = defaultdict(lambda: {"1": [], "0": []})
-    for number, row in csv_rows(gold):
+    for line_number, row in csv_rows(gold):
         try:
             identity = *(row.get(name) or "" for name in ("type", "subtype")), row["id"], row["voice"]
-            sides[identity][row["correct"].strip()].append(row | {"path": _recording(gold, row["filename"])})
+            path = gold.parent / f"{row['filename'].removesuffix('.wav')}.wav"
+            sides[identity][row["correct"].strip()].append(row | {"path": path})
         except (KeyError, AttributeError, TypeError) as error:
             raise DataError(
-                f"{gold}, line {number}: not a line of spoken pairs ({error!r}); it needs the columns id, "
+                f"{gold}, line {line_number}: not a line of spoken pairs ({error!r}); it needs the columns id, "
                 "filename, voice and correct (1 or 0)"
             ) from error
+        if not path.is_file():
+            raise DataError(f"{path}, which {gold} names, does not exist: keep the recordings beside gold.csv")
     pairs = []
     for identity, side in sides.items():
         if len(side["1"]) != len(side["0"]):
@@ -181,23 +174,12 @@ def _from_gold(gold: Path) -> list[SpokenPair]:
                 f"and {len(side['0'])} with 0"
             )
         for good, bad in zip(side["1"], side["0"], strict=True):
+            groups = {name: good[name] for name in ("voice", "type") if good.get(name)}
+            if frequency := good.get("frequency"):
+                groups["frequency"] = [name for least, name in _FREQUENCIES if int(float(frequency)) >= least][-1]
             item = "/".join((gold.parent.name, *identity[:3]))
-            pairs.append(SpokenPair(good["path"], bad["path"], item, _groups(good)))
+            pairs.append(SpokenPair(good["path"], bad["path"], item, groups))
     return pairs
-
-
-def _recording(gold: Path, name: str) -> Path:
-    path = gold.parent / (name if name.endswith(".wav") else f"{name}.wav")
-    if not path.is_file():
-        raise DataError(f"{path}, which {gold} names, does not exist: keep the recordings beside gold.csv")
-    return path
-
-
-def _groups(row: dict[str, str]) -> dict[str, str]:
-    groups = {name: row[name] for name in ("voice", "type") if row.get(name)}
-    if frequency := row.get("frequency"):
-        groups["frequency"] = [name for least, name in _FREQUENCIES if int(float(frequency)) >= least][-1]
-    return groups
 
 
 def _accuracy(wins: np.ndarray, items: Sequence[str]) -> Accuracy:

@@ -1,16 +1,14 @@
 """Scores translations with sacrebleu's BLEU and chrF, with bootstrap intervals."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
 from jax_speechlm.core.config import Config
+from jax_speechlm.evaluation import base
 from jax_speechlm.evaluation.normalizers import NormalizerName, normalizer
 from jax_speechlm.evaluation.report import TOO_FEW, Utterance
 from jax_speechlm.evaluation.wer import MIN_UTTERANCES
-
-METRICS = ("BLEU", "chrF")
 
 
 class TranslationScore(Config):
@@ -34,15 +32,13 @@ class TranslationScore(Config):
         return f"{self.score:.1f} [{low:.1f}, {high:.1f}]"
 
 
-class TranslationReport(Config):
+class TranslationReport(base.Report):
     """The evaluation of one system's translations of one corpus.
 
     Attributes:
       normalizer: applied to both texts before scoring.
-      decoder: description of the decoding.
       bleu, chrf: the scores; utterances without a reference are left out.
       scored: number of utterances with a reference.
-      utterances: all utterances, as given.
     """
 
     normalizer: NormalizerName
@@ -52,22 +48,19 @@ class TranslationReport(Config):
     scored: int
     utterances: tuple[Utterance, ...]
 
-    def save(self, directory: Path) -> None:
-        """Writes `report.json`, and `translations.txt` for reading."""
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "report.json").write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        texts = (f"{each.id}\nref  {each.reference}\nhyp  {each.hypothesis}\n" for each in self.utterances)
-        (directory / "translations.txt").write_text("\n".join(texts), encoding="utf-8")
+    def texts(self) -> dict[str, str]:
+        """Returns `translations.txt`, for reading."""
+        pairs = (f"{each.id}\nref  {each.reference}\nhyp  {each.hypothesis}\n" for each in self.utterances)
+        return {"translations.txt": "\n".join(pairs)}
 
-    def table(self) -> Table:
-        """Returns the report as a table for the terminal."""
+    def tables(self) -> Iterator[Table]:
+        """Yields the scores."""
         caption = TOO_FEW if self.bleu.mean is None else None
-        table = Table(title=f"normalizer: {self.normalizer}", title_justify="left", caption=caption)
-        for column in ("", "score [95 %]", "utterances"):
-            table.add_column(column, justify="right" if column else "left")
-        for name, score in zip(METRICS, (self.bleu, self.chrf), strict=True):
+        columns = "", "score [95 %]", "utterances"
+        table = base.new_table(*columns, title=f"normalizer: {self.normalizer}", caption=caption)
+        for name, score in (("BLEU", self.bleu), ("chrF", self.chrf)):
             table.add_row(name, str(score), f"{self.scored:,}")
-        return table
+        yield table
 
 
 def evaluate(
@@ -86,10 +79,10 @@ def evaluate(
     resamples = 1000 if len(referenced) >= MIN_UTTERANCES else 1  # 1 disables the bootstrap
 
     def score(metric: BLEU | CHRF) -> TranslationScore:
-        found = metric.corpus_score(hypotheses, [references], n_bootstrap=resamples)
-        mean, half_width = (found._mean, found._ci) if resamples > 1 else (None, None)
+        of_corpus = metric.corpus_score(hypotheses, [references], n_bootstrap=resamples)
+        mean, half_width = (of_corpus._mean, of_corpus._ci) if resamples > 1 else (None, None)
         return TranslationScore(
-            score=found.score, mean=mean, half_width=half_width, signature=str(metric.get_signature())
+            score=of_corpus.score, mean=mean, half_width=half_width, signature=str(metric.get_signature())
         )
 
     return TranslationReport(

@@ -37,35 +37,37 @@ def tune_weights(
     Args:
       decoder: has the initial weights; weights that it does not use stay unchanged.
       posteriors: log-probabilities of utterances, by row of `references`.
-      references: transcripts.
-      normalizer_name: applied to both sides.
     """
     errors = _Errors([references[row] for row in posteriors], normalizer_name)
-    heard = list(posteriors.values())
+    of_utterances = list(posteriors.values())
     if decoder.decoding.lm:
-        decoder = _tune_search(decoder, heard, errors)
+        decoder = _tune_search(decoder, of_utterances, errors)
     if decoder.decoding.rescore:
         pool = _Pool(errors)
-        pool.add(decoder.ranking_candidates(decoder.search(heard)))
+        pool.add(decoder.ranking_candidates(decoder.search(of_utterances)))
         before = decoder.decoding.rescore_alpha, decoder.decoding.rescore_beta
         alpha, beta = _fewest_errors({weights: pool.cost(weights) for weights in [before, *_GRID]}, before)
         decoder = decoder.with_weights(rescore_alpha=alpha, rescore_beta=beta)
     return decoder
 
 
-def _tune_search(decoder: Decoder, heard: Sequence[Posteriors], errors: "_Errors") -> Decoder:
+def _tune_search(decoder: Decoder, posteriors: Sequence[Posteriors], errors: "_Errors") -> Decoder:
     before = decoder.decoding.alpha, decoder.decoding.beta
     pool, known = _Pool(errors), {}
-    trials = dict.fromkeys([before, *_FAR_APART])
+    trials = list(dict.fromkeys([before, *_FAR_APART]))
     while len(known) < _MOST_SEARCHES:
-        left = [weights for weights in trials if weights not in known]
-        weights = left[0] if left else _fewest_errors({weights: pool.cost(weights) for weights in _GRID}, before)
+        if len(known) < len(trials):
+            weights = trials[len(known)]
+        else:
+            weights = _fewest_errors({weights: pool.cost(weights) for weights in _GRID}, before)
         if weights in known:
             break
         alpha, beta = weights
-        found = decoder.with_weights(alpha=alpha, beta=beta).fusion_candidates(heard)
-        known[weights] = errors.total(enumerate(row[0].text for row in found))
-        pool.add(found)
+        candidates = decoder.with_weights(alpha=alpha, beta=beta).fusion_candidates(posteriors)
+        known[weights] = tuple(
+            errors.of([(row, ranked[0].text) for row, ranked in enumerate(candidates)]).sum(0).tolist()
+        )
+        pool.add(candidates)
     alpha, beta = _fewest_errors(known, before)
     return decoder.with_weights(alpha=alpha, beta=beta)
 
@@ -91,17 +93,14 @@ class _Errors:
     def of(self, texts: Sequence[tuple[int, str]]) -> Int[np.ndarray, "texts 2"]:
         """Returns the errors of (utterance, text) pairs: in the deciding unit, and in the unit that breaks ties."""
         new = list(dict.fromkeys(each for each in texts if each not in self._known))
-        said = [self._references[utterance] for utterance, _ in new]
-        heard = [self._clean(text) for _, text in new]
+        references = [self._references[utterance] for utterance, _ in new]
+        hypotheses = [self._clean(text) for _, text in new]
         if self._by_character:
-            heard = [text.replace(" ", "") for text in heard]
+            hypotheses = [text.replace(" ", "") for text in hypotheses]
         units = ("character", "word") if self._by_character else ("word", "character")
-        counts = [wer.count(wer.align(said, heard, unit))[:, :3].sum(1).tolist() for unit in units]
+        counts = [wer.count(wer.align(references, hypotheses, unit))[:, :3].sum(1).tolist() for unit in units]
         self._known.update(zip(new, zip(*counts, strict=True), strict=True))
         return np.array([self._known[each] for each in texts], np.int64).reshape(-1, 2)
-
-    def total(self, texts) -> tuple[int, int]:
-        return tuple(self.of(list(texts)).sum(0).tolist())
 
 
 class _Pool:
@@ -111,12 +110,12 @@ class _Pool:
         self._errors = errors
         self._candidates: list[dict[tuple[int, ...], Candidate]] = []
 
-    def add(self, found: Sequence[Sequence[Candidate]]) -> None:
-        self._candidates = self._candidates or [{} for _ in found]
-        for known, row in zip(self._candidates, found, strict=True):
-            for each in row:  # keep the search with most alignments of a transcript
-                if each.tokens not in known or known[each.tokens].rest < each.rest:
-                    known[each.tokens] = each
+    def add(self, candidates: Sequence[Sequence[Candidate]]) -> None:
+        self._candidates = self._candidates or [{} for _ in candidates]
+        for known, of_utterance in zip(self._candidates, candidates, strict=True):
+            for candidate in of_utterance:  # keep the search with most alignments of a transcript
+                if candidate.tokens not in known or known[candidate.tokens].rest < candidate.rest:
+                    known[candidate.tokens] = candidate
         width = max(map(len, self._candidates), default=0)
         self._parts = np.zeros((3, len(self._candidates), width))
         self._parts[0] = -np.inf

@@ -1,46 +1,35 @@
 """Evaluates language models of speech units and text: bits per second of speech, bits per byte of text."""
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional
 
 from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import open_unit_ids, read_units
-from jax_speechlm.core.config import Config
-from jax_speechlm.evaluation.language import Prediction, predict, save_report, total
+from jax_speechlm.evaluation import base
+from jax_speechlm.evaluation.language import LogLikelihood, Prediction, Stride, predict
 from jax_speechlm.inference.lm.units import UnitModel
 
 _NO_NAME = "(no name)"  # of a speaker
 
 
-class SpokenPrediction(Config):
-    """The log-likelihood of the units of some utterances under one model.
+class SpokenPrediction(LogLikelihood):
+    """The log-likelihood of the units of some utterances, runs merged, without the ends of utterances.
 
     Attributes:
-      nats: negative log-probability of all units given their predecessors, without the ends of utterances.
-      units: number of units, after merging runs.
       seconds: duration of the speech.
-      utterances: number of utterances.
       without_units: utterances left out because they have no units.
     """
 
-    nats: float
-    units: int
     seconds: float
     utterances: int
     without_units: int = 0
-
-    @property
-    def perplexity(self) -> float:
-        """Perplexity per unit; comparable only between models with the same units."""
-        return math.exp(self.nats / max(1, self.units))
 
     @property
     def bits_per_second(self) -> float:
@@ -52,17 +41,13 @@ class SpokenPrediction(Config):
         return self.units / max(1e-9, self.seconds)
 
 
-class UnitReport(Config):
+class UnitReport(base.Report):
     """The evaluation of one unit language model.
 
     Attributes:
-      checkpoint: the model.
-      sets, text_sets, split: the test data.
       units: fingerprint of the k-means.
       context, stride: documents longer than `context` tokens are scored in windows that start `stride` tokens apart.
-      speech: over all utterances; None without sets of speech.
       speakers: per speaker, if there are several.
-      text: over all texts; None without sets of text.
     """
 
     checkpoint: str
@@ -76,66 +61,48 @@ class UnitReport(Config):
     speakers: dict[str, SpokenPrediction]
     text: Prediction | None
 
-    def tables(self) -> list[Table]:
-        """Returns the report as tables for the terminal."""
-        tables = []
+    def tables(self) -> Iterator[Table]:
+        """Yields the figures of speech, in all and by speaker, and of text."""
         if self.speech:
-            table = Table(title=f"{', '.join(self.sets)} {self.split}: speech", title_justify="left")
-            for column in ("", "bits/second", "perplexity", "units", "units/second", "minutes", "utterances"):
-                table.add_column(column, justify="right" if column else "left")
+            columns = "", "bits/second", "perplexity", "units", "units/second", "minutes", "utterances"
+            table = base.new_table(*columns, title=f"{', '.join(self.sets)} {self.split}: speech")
             for name, each in ({"all": self.speech} | self.speakers).items():
                 figures = f"{each.bits_per_second:.2f}", f"{each.perplexity:.2f}", f"{each.units:,}"
                 extent = f"{each.units_per_second:.1f}", f"{each.seconds / 60:.1f}", f"{each.utterances:,}"
                 table.add_row(name, *figures, *extent)
-            tables.append(table)
+            yield table
         if self.text:
-            table = Table(title=f"{', '.join(self.text_sets)} {self.split}: text", title_justify="left")
-            for column in ("bits/byte", "perplexity", "per word", "tokens", "MB", "texts", "unknown"):
-                table.add_column(column, justify="right")
-            each = self.text
-            figures = f"{each.bits_per_byte:.4f}", f"{each.perplexity:.2f}", f"{each.word_perplexity:.4g}"
-            table.add_row(
-                *figures, f"{each.units:,}", f"{each.bytes / 1e6:.3f}", f"{each.documents:,}", f"{each.unknown:,}"
-            )
-            tables.append(table)
-        return tables
+            columns = "bits/byte", "perplexity", "per word", "tokens", "MB", "texts", "unknown"
+            table = base.new_table(*columns, left=0, title=f"{', '.join(self.text_sets)} {self.split}: text")
+            table.add_row(*self.text.cells())
+            yield table
 
 
 def evaluate_run(
-    checkpoint: Positional[Path],
+    checkpoint: base.Checkpoint,
     sets: tuple[str, ...] = (),
     text_sets: tuple[str, ...] = (),
-    split: str = "test",
+    split: base.Split = "test",
     units: Path | None = None,
-    stride: int | None = None,
-    data_dir: Path = Path("data"),
-    out: Path | None = None,
+    stride: Stride = None,
+    data_dir: base.DataDir = Path("data"),
+    out: base.Out = None,
 ) -> UnitReport:
     """Measures a unit language model on prepared speech, in bits per second, and on text, in bits per byte.
 
     Writes `report.json`.
 
     Args:
-      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
       sets: names of sets of speech labelled by `units label`; "name:split" selects another split than --split.
       text_sets: names of sets of text, or of speech, whose transcripts are then the texts.
-      split: "test", "dev" or "train".
       units: folder of the k-means the model was trained on; by default as in the run.
-      stride: tokens between the starts of the windows in which documents longer than the context are scored; by default
-        half of the context.
-      data_dir: folder of the prepared data sets.
-      out: folder of the report; by default <checkpoint>/eval/<sets>-<split>.
     """
     if not sets and not text_sets:
         raise ValueError("there is nothing to measure: name sets of speech with --sets, of text with --text-sets")
     model = UnitModel.load(checkpoint)
     folder = model.check(units) if sets else None
     speakers = predict_speech(model, indexes.read_sets(data_dir, sets, split), folder, stride) if sets else {}
-    text = None
-    if text_sets:
-        text = total(
-            predict(model.lm, indexes.read_sets(data_dir, text_sets, split).column("text").to_pylist(), stride)
-        )
+    texts = indexes.read_sets(data_dir, text_sets, split).column("text").to_pylist() if text_sets else []
     report = UnitReport(
         checkpoint=str(model.lm.checkpoint),
         sets=sets,
@@ -144,45 +111,34 @@ def evaluate_run(
         units=model.fingerprint,
         context=model.lm.context,
         stride=stride or max(1, model.lm.context // 2),
-        speech=add_up(speakers.values()) if sets else None,
+        speech=SpokenPrediction.total(speakers.values()) if sets else None,
         speakers=speakers if len(speakers) > 1 else {},
-        text=text,
+        text=Prediction.total(predict(model.lm, texts, stride)) if text_sets else None,
     )
-    out = out or checkpoint / "eval" / f"{'+'.join(dict.fromkeys(sets + text_sets))}-{split}"
-    save_report(report, out)
-    console = Console(highlight=False)
-    for table in report.tables():
-        console.print(table)
-    if report.speech and report.speech.without_units:
-        console.print(f"[yellow]{report.speech.without_units} utterances have no units and are left out")
-    console.print(f"{report.checkpoint}; {out / 'report.json'}", soft_wrap=True)
-    return report
+    without = report.speech.without_units if report.speech else 0
+    warning = f"{without} utterances have no units and are left out" if without else ""
+    folder = base.report_folder(checkpoint, tuple(dict.fromkeys(sets + text_sets)), split)
+    return report.publish(out or folder, report.checkpoint, warning=warning)
 
 
 def predict_speech(
     model: UnitModel, index: indexes.Index, units: Path, stride: int | None = None
 ) -> dict[str, SpokenPrediction]:
     """Scores the utterances of an index and adds up the figures per speaker."""
-    codes, frame_samples = open_unit_ids(index, units), read_units(units).frame_samples
+    unit_ids, frame_samples = open_unit_ids(index, units), read_units(units).frame_samples
+    rows = np.flatnonzero(unit_ids.lengths).tolist()
+    deduplicated = [deduplicate(unit_ids.read(row, 0, int(unit_ids.lengths[row])))[0] for row in rows]
+    nats_of = dict(zip(rows, model.unit_nats(deduplicated, stride=stride), strict=True))
+    by_speaker: dict[str, list[SpokenPrediction]] = defaultdict(list)
     speakers = index.column("speaker").to_pylist()
-    rows = np.flatnonzero(codes.lengths)
-    said = [deduplicate(codes.read(row, 0, int(codes.lengths[row])))[0] for row in rows.tolist()]
-    nats = dict(zip(rows.tolist(), model.unit_nats(said, stride=stride), strict=True))
-    found: dict[str, list[SpokenPrediction]] = {}
-    for row, (speaker, length) in enumerate(zip(speakers, codes.lengths.tolist(), strict=True)):
-        each = nats.get(row, np.zeros(0))
+    for row, (speaker, length) in enumerate(zip(speakers, unit_ids.lengths.tolist(), strict=True)):
+        nats = nats_of.get(row, np.zeros(0))
         prediction = SpokenPrediction(
-            nats=float(each.sum(dtype=np.float64)),
-            units=len(each),
+            nats=float(nats.sum(dtype=np.float64)),
+            units=len(nats),
             seconds=length * frame_samples / SAMPLE_RATE,
             utterances=int(length > 0),
             without_units=int(length == 0),
         )
-        found.setdefault(speaker or _NO_NAME, []).append(prediction)
-    return {speaker: add_up(each) for speaker, each in sorted(found.items())}
-
-
-def add_up(predictions: Iterable[SpokenPrediction]) -> SpokenPrediction:
-    """Returns the sum of predictions."""
-    rows = [each.model_dump() for each in predictions]
-    return SpokenPrediction(**{name: sum(row[name] for row in rows) for name in SpokenPrediction.model_fields})
+        by_speaker[speaker or _NO_NAME].append(prediction)
+    return {speaker: SpokenPrediction.total(predictions) for speaker, predictions in sorted(by_speaker.items())}

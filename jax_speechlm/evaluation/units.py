@@ -10,8 +10,8 @@ from rich.table import Table
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import open_unit_ids
-from jax_speechlm.core.config import Config
 from jax_speechlm.decoding.ctc.alignment import force_align
+from jax_speechlm.evaluation import base
 from jax_speechlm.evaluation.recognition import EvaluationSpeech
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.units.measures import Agreement, Leakage, Usage, agreement, speaker_leakage, usage
@@ -20,13 +20,11 @@ MOST_CLASSES = 200
 """A column of the index with more distinct values is left out: it names utterances, not classes."""
 
 
-class UnitsReport(Config):
+class UnitsReport(base.Report):
     """The units of some labelled sets.
 
     Attributes:
       units, fingerprint, num_units: the k-means.
-      sets, split: the data.
-      usage: distribution of the units.
       labels: agreement with the utterances' labels, by column of the index: speaker, language, text.
       characters: agreement with the characters of the frames, as aligned by a recognizer.
       unaligned: utterances that could not be aligned.
@@ -46,35 +44,29 @@ class UnitsReport(Config):
 
     def tables(self) -> Iterator[Table]:
         """Yields the report as tables for the terminal."""
-        table = Table(
-            title=f"{self.num_units} units of {self.units} on {', '.join(self.sets)} {self.split}", title_justify="left"
-        )
-        table.add_column("usage")
-        table.add_column("", justify="right")
-        each = self.usage
-        for name, value in {
-            "frames": f"{each.frames:,}",
-            "units used": f"{each.used:.1%}",
-            "entropy, nats": f"{each.entropy:.3f}",
-            "perplexity": f"{each.perplexity:.1f}",
-            "frames a second": f"{each.frames_per_second:.1f}",
-            "units a second, deduplicated": f"{each.units_per_second:.1f}",
-            "frames of a run": f"{each.run_frames:.2f}",
-        }.items():
+        title = f"{self.num_units} units of {self.units} on {', '.join(self.sets)} {self.split}"
+        table = base.new_table("usage", "", title=title)
+        for name, value in (
+            ("frames", f"{self.usage.frames:,}"),
+            ("units used", f"{self.usage.used:.1%}"),
+            ("entropy, nats", f"{self.usage.entropy:.3f}"),
+            ("perplexity", f"{self.usage.perplexity:.1f}"),
+            ("frames a second", f"{self.usage.frames_per_second:.1f}"),
+            ("units a second, deduplicated", f"{self.usage.units_per_second:.1f}"),
+            ("frames of a run", f"{self.usage.run_frames:.2f}"),
+        ):
             table.add_row(name, value)
         if self.speakers:
-            told = f"{self.speakers.accuracy:.1%} of {self.speakers.utterances:,} utterances"
-            table.add_row(f"speaker told, of {self.speakers.speakers}", told)
+            identified = f"{self.speakers.accuracy:.1%} of {self.speakers.utterances:,} utterances"
+            table.add_row(f"speaker identified, of {self.speakers.speakers}", identified)
             table.add_row("  the commonest speaker", f"{self.speakers.majority:.1%}")
         yield table
-        table = Table()
-        for name in ("label", "classes", "frames", "label purity", "one unit", "unit purity", "MI, nats", "PNMI"):
-            table.add_column(name, justify="left" if name == "label" else "right")
+        columns = "label", "classes", "frames", "label purity", "one unit", "unit purity", "MI, nats", "PNMI"
+        table = base.new_table(*columns)
         for name, each in (self.labels | ({"character": self.characters} if self.characters else {})).items():
-            shares = (f"{x:.1%}" for x in (each.label_purity, each.majority, each.unit_purity))
-            table.add_row(
-                name, str(each.classes), f"{each.frames:,}", *shares, f"{each.information:.3f}", f"{each.pnmi:.3f}"
-            )
+            shares = (f"{share:.1%}" for share in (each.label_purity, each.majority, each.unit_purity))
+            information = f"{each.information:.3f}", f"{each.pnmi:.3f}"
+            table.add_row(name, str(each.classes), f"{each.frames:,}", *shares, *information)
         if self.unaligned:
             table.caption = f"{self.unaligned} utterances could not be aligned"
         if table.row_count:
@@ -88,7 +80,6 @@ def measure(
 
     Args:
       ctc: run of a CTC recognizer that aligns characters; None leaves them out.
-      seconds_per_batch: padded audio per batch of the recognizer, in seconds.
 
     Raises:
       DataError: a set is not labelled with these units.
@@ -96,24 +87,24 @@ def measure(
     """
     index = indexes.read_sets(data_dir, sets, split)
     store = open_unit_ids(index, units)
-    codes = [store.read(row, 0, int(length)).astype(np.int64) for row, length in enumerate(store.lengths)]
-    num_units, heard = store.units.num_units, np.flatnonzero(store.lengths)
-    if not len(heard):
-        raise ValueError(f"{', '.join(sets)} {split}: no utterance has any codes")
-    histograms = np.stack([np.bincount(codes[row], minlength=num_units) for row in heard])
+    unit_ids = [store.read(row, 0, int(length)).astype(np.int64) for row, length in enumerate(store.lengths)]
+    num_units, labelled = store.units.num_units, np.flatnonzero(store.lengths)
+    if not len(labelled):
+        raise ValueError(f"{', '.join(sets)} {split}: no utterance has any units")
+    histograms = np.stack([np.bincount(unit_ids[row], minlength=num_units) for row in labelled])
     labels, leakage = {}, None
     for column in ("speaker", "language", "text"):
         names, classes = np.unique(np.array(index.column(column).to_pylist(), str), return_inverse=True)
         if 2 <= len(names) <= MOST_CLASSES:
             counts = np.zeros((len(names), num_units), np.int64)
-            np.add.at(counts, classes[heard], histograms)
+            np.add.at(counts, classes[labelled], histograms)
             labels[column] = agreement(counts.T)
-            leakage = speaker_leakage(histograms, classes[heard]) if column == "speaker" else leakage
+            leakage = speaker_leakage(histograms, classes[labelled]) if column == "speaker" else leakage
     characters, unaligned = None, 0
     if ctc is not None:
         recognizer = Recognizer.load(ctc)
         speech = EvaluationSpeech(recognizer, sets, split, data_dir, seconds_per_batch)
-        counts, unaligned = _characters(recognizer, speech, codes, num_units, store.units.frame_samples)
+        counts, unaligned = _characters(recognizer, speech, unit_ids, num_units, store.units.frame_samples)
         characters = agreement(counts) if counts.any() else None
     return UnitsReport(
         units=str(units),
@@ -121,7 +112,7 @@ def measure(
         num_units=num_units,
         sets=sets,
         split=split,
-        usage=usage([codes[row] for row in heard], num_units, store.units.frame_samples / SAMPLE_RATE),
+        usage=usage([unit_ids[row] for row in labelled], num_units, store.units.frame_samples / SAMPLE_RATE),
         labels=labels,
         characters=characters,
         unaligned=unaligned,
@@ -132,7 +123,7 @@ def measure(
 def _characters(
     recognizer: Recognizer,
     speech: EvaluationSpeech,
-    codes: list[Int[np.ndarray, "..."]],
+    unit_ids: list[Int[np.ndarray, "..."]],
     num_units: int,
     frame_samples: int,
 ) -> tuple[Int[np.ndarray, "units tokens"], int]:
@@ -147,15 +138,11 @@ def _characters(
     tokens = [recognizer.tokenizer.encode(text) for text in speech.index.column("text").to_pylist()]
     counts, unaligned = np.zeros((num_units, recognizer.tokenizer.vocab_size), np.int64), 0
     for batch in speech.batches():
-        heard = recognizer.posteriors(iter((batch,)))
-        rows = list(heard)
-        lengths = np.array([len(heard[row]) for row in rows])
-        padded = np.zeros((len(rows), lengths.max(initial=1), counts.shape[1]), np.float32)
-        for place, row in enumerate(rows):
-            padded[place, : lengths[place]] = heard[row]
-        for row, spans in zip(rows, force_align(padded, lengths, [tokens[row] for row in rows]), strict=True):
+        posteriors = recognizer.posteriors(iter((batch,)))
+        alignments = force_align(list(posteriors.values()), [tokens[row] for row in posteriors])
+        for row, spans in zip(posteriors, alignments, strict=True):
             unaligned += not spans
             for span in spans or ():
                 first, end = (int(np.ceil(edge * ratio - 0.5)) for edge in (span.start, span.end))
-                np.add.at(counts[:, span.token], codes[row][first:end], 1)
+                np.add.at(counts[:, span.token], unit_ids[row][first:end], 1)
     return counts, unaligned

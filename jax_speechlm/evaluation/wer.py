@@ -5,6 +5,7 @@ utterance with an empty reference contributes its insertions.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -54,16 +55,11 @@ def align(references: Sequence[str], hypotheses: Sequence[str], unit: Unit) -> l
 
 def _edits(reference: list[str], hypothesis: list[str], chunks: list[jiwer.AlignmentChunk]) -> Iterator[tuple]:
     for chunk in chunks:
-        said = reference[chunk.ref_start_idx : chunk.ref_end_idx]
-        heard = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        match chunk.type:
-            case "equal" | "substitute":
-                operation = "=" if chunk.type == "equal" else "S"
-                yield from ((operation, *pair) for pair in zip(said, heard, strict=True))
-            case "delete":
-                yield from (("D", token, "") for token in said)
-            case "insert":
-                yield from (("I", "", token) for token in heard)
+        references = reference[chunk.ref_start_idx : chunk.ref_end_idx]
+        hypotheses = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        operation = {"equal": "=", "substitute": "S", "delete": "D", "insert": "I"}[chunk.type]
+        for pair in itertools.zip_longest(references, hypotheses, fillvalue=""):
+            yield operation, *pair
 
 
 def count(alignments: Sequence[Alignment]) -> Counts:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from jax_speechlm.decoding.ctc.alignment import Word
 from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.transcript import SUBTITLES, Segment, phrases
 from jax_speechlm.serving.forms import INTERNAL, ApiError, Upload
@@ -21,52 +22,25 @@ _STREAMED = ("json", "text")  # formats that can be sent as events
 
 
 class Wish:
-    """The response that a form requests.
-
-    Attributes:
-      format: one of `FORMATS`.
-      stream: whether to send the text as events while it is decoded.
-    """
+    """The response that a form requests: its format, and whether the text is sent as events while it is decoded."""
 
     def __init__(self, upload: Upload):
-        """Reads the form's fields.
-
-        Raises:
-          ApiError: a field has an unsupported value.
-        """
+        """Reads the form's fields. Raises `ApiError` if one has an unsupported value."""
         self.format = upload.one("response_format", FORMATS)
         self.stream = upload.one("stream", ("false", "true", "0", "1", "False", "True")).lower() in ("true", "1")
         if self.stream and self.format not in _STREAMED:
-            raise ApiError(
-                400,
-                f"stream sends text: response_format must be {' or '.join(_STREAMED)}, not {self.format}",
-                param="stream",
-                code="invalid_value",
-            )
+            formats = " or ".join(_STREAMED)
+            raise ApiError.invalid("stream", f"stream sends text: response_format must be {formats}, not {self.format}")
         if included := upload.values("include"):
-            raise ApiError(
-                400,
-                f"include[]: {included[0][:80]!r} is not supported",
-                param="include[]",
-                code="invalid_value",
-            )
-        granularities = upload.values("timestamp_granularities")
+            raise ApiError.invalid("include[]", f"include[]: {included[0][:80]!r} is not supported")
+        name, granularities = "timestamp_granularities[]", upload.values("timestamp_granularities")
         if unknown := set(granularities) - {"word", "segment"}:
-            raise ApiError(
-                400,
-                f"timestamp_granularities[] may be word and segment; got {min(unknown)[:80]!r}",
-                param="timestamp_granularities[]",
-                code="invalid_value",
-            )
+            raise ApiError.invalid(name, f"{name} may be word and segment; got {min(unknown)[:80]!r}")
         self._words = "word" in granularities
         self._language = (upload.fields.get("language") or [""])[-1]
 
     def answer(self, transcriber: Transcriber, segments: Sequence[Segment], seconds: float) -> Response:
-        """Builds the response in the requested format.
-
-        Args:
-          seconds: duration of the audio.
-        """
+        """Builds the response in the requested format; `seconds` is the duration of the audio."""
         text = transcriber.text_of(segments)
         if self.format in SUBTITLES:
             return PlainTextResponse(
@@ -87,10 +61,10 @@ class Wish:
         }
         if self._words:
             words = (word for segment in segments for word in segment.words)
-            body["words"] = [
-                {"word": word.word, "start": _round(word.start), "end": _round(word.end)} for word in words
-            ]
-        if alternatives := [_alternatives(segment) for segment in segments if segment.alternatives]:
+            body["words"] = [{"word": word.word, **_times(word)} for word in words]
+        if alternatives := [
+            {**_times(segment), "texts": list(segment.alternatives)} for segment in segments if segment.alternatives
+        ]:
             body["alternatives"] = alternatives
         return JSONResponse(body)
 
@@ -117,16 +91,6 @@ class EventStream(StreamingResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def delta(text: str) -> dict[str, Any]:
-    """Returns the event of text decoded since the previous event."""
-    return {"type": "transcript.text.delta", "delta": text}
-
-
-def done(text: str) -> dict[str, Any]:
-    """Returns the event of the complete text."""
-    return {"type": "transcript.text.done", "text": text}
-
-
 def _event(data: str) -> dict[str, Any]:
     return {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True}
 
@@ -137,8 +101,7 @@ def _phrase(transcriber: Transcriber, index: int, segment: Segment, phrase: Segm
     return {
         "id": index,
         "seek": int(100 * segment.start),  # Whisper's frames of 10 ms
-        "start": _round(phrase.start),
-        "end": _round(phrase.end),
+        **_times(phrase),
         "text": phrase.text,
         "tokens": transcriber.tokenizer.encode(phrase.text),
         "temperature": 0.0,
@@ -148,9 +111,5 @@ def _phrase(transcriber: Transcriber, index: int, segment: Segment, phrase: Segm
     }
 
 
-def _alternatives(segment: Segment) -> dict[str, Any]:
-    return {"start": _round(segment.start), "end": _round(segment.end), "texts": list(segment.alternatives)}
-
-
-def _round(seconds: float) -> float:
-    return round(seconds, 3)
+def _times(part: Segment | Word) -> dict[str, float]:
+    return {"start": round(part.start, 3), "end": round(part.end, 3)}

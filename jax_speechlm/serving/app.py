@@ -22,7 +22,6 @@ from jax_speechlm.frontend.logmel import log_mel
 from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.segmentation import Samples, shape_of
 from jax_speechlm.inference.transcript import Segment
-from jax_speechlm.serving import answers
 from jax_speechlm.serving.answers import FORMATS, EventStream, Wish
 from jax_speechlm.serving.batcher import Batcher, Caller, GivenUpError
 from jax_speechlm.serving.forms import CLOSED, INTERNAL, ApiError, Body, Upload, read_upload
@@ -33,33 +32,25 @@ T = TypeVar("T")
 _ROUTES = {"transcribe": "/v1/audio/transcriptions", "translate": "/v1/audio/translations"}
 _PICTURE_SECONDS = 30.0
 _ANSWER_SECONDS = 2.0
-_PAGE = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript")}
-_PAGE |= {"/recorder.js": ("recorder.js", "text/javascript")}
+_PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/recorder.js": ("recorder.js", "text/javascript"),
+}
 _SECURITY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; connect-src 'self'; "
     "media-src blob:; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "model": {"type": "string"},
-                        "response_format": {"type": "string", "enum": list(FORMATS)},
-                        "stream": {"type": "boolean"},
-                        "timestamp_granularities[]": {"type": "array", "items": {"enum": ["word", "segment"]}},
-                    },
-                }
-            }
-        },
-    }
+_FIELDS = {
+    "file": {"type": "string", "format": "binary"},
+    "model": {"type": "string"},
+    "response_format": {"type": "string", "enum": list(FORMATS)},
+    "stream": {"type": "boolean"},
+    "timestamp_granularities[]": {"type": "array", "items": {"enum": ["word", "segment"]}},
 }
+_SCHEMA = {"type": "object", "required": ["file"], "properties": _FIELDS}
+_FORM = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _SCHEMA}}}}
 
 
 class Limits(Config):
@@ -105,11 +96,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def admitted(self, request: Request) -> AsyncIterator[None]:
-        """Counts a request as in progress within the context.
-
-        Raises:
-          ApiError: `max_requests` are in progress.
-        """
+        """Counts a request as in progress within the context. Raises `ApiError` if `max_requests` already are."""
         if self.in_flight >= self.limits.max_requests:
             await Body(request).drain()
             raise ApiError(503, f"{self.limits.max_requests} requests are in progress", code="queue_full", retry=1)
@@ -124,9 +111,6 @@ class Service:
 
     async def run(self, request: Request, work: Callable[[Caller], Any]) -> Any:
         """Runs a request's work in a thread, until it finishes, times out or the client disconnects.
-
-        Returns:
-          The result of `work`.
 
         Raises:
           ApiError: the audio cannot be read or is too long; or the time is up.
@@ -146,14 +130,11 @@ class Service:
                 raise ApiError(504, f"not done after {self.limits.timeout:g} s", code="timeout")
             return working.result()
         except decode.AudioTooLongError as error:
-            minutes = f"{self.limits.max_minutes:g} minutes"
-            raise ApiError(
-                400, f"the audio is longer than the limit of {minutes}", param="file", code="audio_too_long"
-            ) from error
+            limit = f"the audio is longer than the limit of {self.limits.max_minutes:g} minutes"
+            raise ApiError.invalid("file", limit, "audio_too_long") from error
         except decode.AudioError as error:
-            raise ApiError(
-                400, f"the file cannot be decoded as audio: {error.reason}", param="file", code="bad_audio"
-            ) from error
+            message = f"the file cannot be decoded as audio: {error.reason}"
+            raise ApiError.invalid("file", message, "bad_audio") from error
         except GivenUpError as error:
             raise _stopping() from error
         finally:
@@ -169,14 +150,7 @@ class Service:
             work.exception()  # retrieves the exception, or asyncio logs it as never retrieved
 
     def blocks(self, upload: Upload, caller: Caller) -> Iterator[Samples]:
-        """Decodes an upload, until the caller is cancelled.
-
-        Yields:
-          Blocks of samples.
-
-        Raises:
-          AudioError: the upload cannot be decoded.
-        """
+        """Decodes an upload, until the caller is cancelled. Raises `AudioError` if it cannot be decoded."""
         name = "upload.g722" if upload.filename.lower().endswith(".g722") else "upload"  # G.722 has no header
         max_seconds = 60 * self.limits.max_minutes
         yield from decode.stream(upload.content, name=name, max_seconds=max_seconds, check=caller.check)
@@ -208,13 +182,7 @@ class Service:
         return segments, num_samples / decode.SAMPLE_RATE
 
     async def events(self, request: Request, upload: Upload) -> AsyncGenerator[dict[str, Any], None]:
-        """Transcribes an upload as a stream of events: text as it is decoded, then the complete text.
-
-        Raises the errors of `run`.
-
-        Yields:
-          Events.
-        """
+        """Transcribes an upload as events: text as it is decoded, then the complete text. Raises as `run`."""
         loop, segments, text = asyncio.get_running_loop(), [], ""
         queue: asyncio.Queue[Segment | None] = asyncio.Queue()
 
@@ -228,32 +196,30 @@ class Service:
                 segments.append(segment)
                 before, text = text, self.transcriber.text_of(segments)
                 if text != before:
-                    yield answers.delta(text.removeprefix(before))
+                    yield {"type": "transcript.text.delta", "delta": text.removeprefix(before)}
             await working
-            yield answers.done(text)
+            yield {"type": "transcript.text.done", "text": text}
         finally:
             working.cancel()
 
     def picture(self, upload: Upload, caller: Caller) -> dict[str, Any]:
         """Returns log-mel features of the first 30 s as grey levels: a byte a bin, low bins first, frame by frame."""
-        most, held, parts = int(_PICTURE_SECONDS * decode.SAMPLE_RATE), 0, []
+        most, blocks = int(_PICTURE_SECONDS * decode.SAMPLE_RATE), []
         for block in self.blocks(upload, caller):
-            parts.append(block[: most - held])
-            held += len(parts[-1])
-            if held >= most:
+            blocks.append(block)
+            if sum(map(len, blocks)) >= most:
                 break
-        samples = np.concatenate(parts)
-        padded = np.zeros((1, shape_of(held)), np.int16)
-        padded[0, :held] = samples
+        samples = np.concatenate(blocks)[:most]
+        padded = np.pad(samples, (0, shape_of(len(samples)) - len(samples)))[None]
         mel = self.transcriber.experiment.frontend.mel
-        features, length = jax.device_get(self._mel(padded, np.array([held], np.int32), mel))
+        features, length = jax.device_get(self._mel(padded, np.array([len(samples)], np.int32), mel))
         frames = features[0, : length[0]].reshape(-1, mel.num_mel_bins)
         low, high = np.percentile(frames, (1, 99.5)) if len(frames) else (0.0, 1.0)
         shades = np.clip((frames - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
         return {
             "frames": len(shades),
             "bins": mel.num_mel_bins,
-            "seconds": held / decode.SAMPLE_RATE,
+            "seconds": len(samples) / decode.SAMPLE_RATE,
             "shades": base64.b64encode(shades.tobytes()).decode(),
         }
 
@@ -283,14 +249,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def make_app(service: Service, names: Sequence[str] = ()) -> FastAPI:
-    """Builds the app, which closes the service when it shuts down.
-
-    Args:
-      names: host names that requests may use besides the service's own (`SameOrigin`).
-
-    Returns:
-      The FastAPI app.
-    """
+    """Builds the app, which closes the service when it shuts down; `names` as in `SameOrigin`."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -312,8 +271,8 @@ def make_app(service: Service, names: Sequence[str] = ()) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        method, path = request.method, request.url.path
-        return ApiError(error.status_code, f"{method} {path}: {error.detail}", code="unknown_url").response()
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return ApiError(error.status_code, message, code="unknown_url").response()
 
     @app.exception_handler(Exception)
     async def failure(request: Request, error: Exception) -> JSONResponse:
@@ -375,16 +334,9 @@ def make_app(service: Service, names: Sequence[str] = ()) -> FastAPI:
 
     files = importlib.resources.files("jax_speechlm.serving") / "page"
     for path, (name, kind) in _PAGE.items():
-        content = (files / name).read_bytes()
-        app.get(path, include_in_schema=False)(_constant(content, kind))
+        page = Response((files / name).read_bytes(), media_type=kind, headers=_SECURITY)
+        app.add_route(path, lambda request, page=page: page, include_in_schema=False)
     return app
-
-
-def _constant(content: bytes, kind: str) -> Callable[[], Any]:
-    async def page() -> Response:
-        return Response(content, media_type=kind, headers=_SECURITY)
-
-    return page
 
 
 async def _chain(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

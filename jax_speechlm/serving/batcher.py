@@ -48,14 +48,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, samples: Samples) -> Future:
-        """Queues a window.
-
-        Returns:
-          A future of the model's output.
-
-        Raises:
-          GivenUpError: the batcher is closed.
-        """
+        """Queues a window; returns a future of its output. Raises `GivenUpError` if the batcher is closed."""
         output: Future = Future()
         with self._changed:
             if self._closed:
@@ -103,11 +96,7 @@ class Batcher:
 
 
 class Caller:
-    """One request's access to the batcher, which another thread may cancel.
-
-    Attributes:
-      cancelled: set by `cancel`; the request's work checks it.
-    """
+    """One request's access to the batcher, which another thread may cancel."""
 
     def __init__(self, batcher: Batcher):
         self._batcher = batcher
@@ -116,14 +105,7 @@ class Caller:
         self.cancelled = threading.Event()
 
     def encode(self, parts: list[Samples]) -> list[Any]:
-        """Encodes windows.
-
-        Returns:
-          The model's output for each window.
-
-        Raises:
-          GivenUpError: `cancel` was called.
-        """
+        """Returns the model's output for each window. Raises `GivenUpError` once `cancel` was called."""
         outputs: list[Any] = []
         for first in range(0, len(parts), _AT_ONCE):
             with self._lock:

@@ -25,15 +25,14 @@ class ApiError(Exception):
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: int | None = None
     ):
-        """Describes an error.
-
-        Args:
-          param: the invalid field.
-          code: machine-readable reason.
-          retry: seconds after which the same request may succeed.
-        """
+        """Describes an error; `param` is the invalid field, `retry` the seconds to wait before the next attempt."""
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.retry = status, message, param, code, retry
+
+    @classmethod
+    def invalid(cls, param: str, message: str, code: str = "invalid_value") -> "ApiError":
+        """Returns the error of a field's value."""
+        return cls(400, message, param=param, code=code)
 
     def response(self) -> JSONResponse:
         kind = "invalid_request_error" if self.status < 500 else "server_error"
@@ -48,13 +47,7 @@ INTERNAL = ApiError(500, "internal error; the log of the service has the details
 
 @dataclasses.dataclass(frozen=True)
 class Upload:
-    """A parsed form.
-
-    Attributes:
-      content: the bytes of its file.
-      filename: the client's name of the file; only its suffix is used.
-      fields: values of every other field.
-    """
+    """A parsed form: the file, the client's name of it, of which only the suffix is used, and all other fields."""
 
     content: bytes
     filename: str
@@ -65,16 +58,10 @@ class Upload:
         return self.fields.get(f"{name}[]", []) + self.fields.get(name, [])
 
     def one(self, name: str, allowed: tuple[str, ...]) -> str:
-        """Returns a field's value, by default the first allowed one.
-
-        Raises:
-          ApiError: the value is not allowed.
-        """
+        """Returns a field's value, by default the first allowed one. Raises `ApiError` if it is not allowed."""
         value = (self.fields.get(name) or [allowed[0]])[-1]
         if value not in allowed:
-            raise ApiError(
-                400, f"{name} must be one of {', '.join(allowed)}; got {value[:80]!r}", param=name, code="invalid_value"
-            )
+            raise ApiError.invalid(name, f"{name} must be one of {', '.join(allowed)}; got {value[:80]!r}")
         return value
 
 
@@ -89,14 +76,7 @@ class Body:
         self.request, self.ended = request, False
 
     async def chunks(self, max_bytes: float = math.inf) -> AsyncGenerator[bytes, None]:
-        """Reads the rest of the body.
-
-        Yields:
-          Chunks of bytes as they arrive.
-
-        Raises:
-          ApiError: the body is, or declares to be, larger than `max_bytes`.
-        """
+        """Yields the rest of the body as it arrives. Raises `ApiError` if it is, or declares to be, too large."""
         declared, read = self.request.headers.get("content-length", "0"), 0
         too_large = ApiError(413, "the file is too large", param="file", code="file_too_large")
         if int(declared) > max_bytes:
@@ -156,11 +136,11 @@ async def _parse(body: Body, max_bytes: int) -> Upload:
             fields.setdefault(name, []).append(value)
     file = form.get("file")
     if not isinstance(file, UploadFile):
-        raise ApiError(400, "the form has no file in the field `file`", param="file", code="missing_file")
+        raise ApiError.invalid("file", "the form has no file in the field `file`", "missing_file")
     content = await file.read()
     await form.close()
     if len(content) > max_bytes:
         raise ApiError(413, f"the file is larger than {max_bytes} bytes", param="file", code="file_too_large")
     if not content:
-        raise ApiError(400, "the file is empty", param="file", code="empty_file")
+        raise ApiError.invalid("file", "the file is empty", "empty_file")
     return Upload(content, file.filename or "", fields)

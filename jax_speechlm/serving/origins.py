@@ -20,11 +20,7 @@ class SameOrigin:
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str] = ()):
-        """Wraps an application.
-
-        Args:
-          names: further host names (or host:port) to accept.
-        """
+        """Wraps an application; `names` are further host names (or host:port) to accept."""
         self.app, self.names = app, {name.lower() for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,7 +30,9 @@ class SameOrigin:
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "").lower()
-        if host and _is_loopback((scope.get("server") or ("",))[0]) and not self._is_local(host):
+        name = _name(host)
+        is_local = name == "localhost" or _is_loopback(name) or not self.names.isdisjoint((host, name))
+        if host and not is_local and _is_loopback((scope.get("server") or ("",))[0]):
             return ApiError(403, f"Host {host[:80]!r} is not this machine; allow it with --names", code="foreign_host")
         for origin in headers.getlist("origin"):
             if not self._is_own(origin.lower(), host):
@@ -42,10 +40,6 @@ class SameOrigin:
                     403, f"Origin {origin[:80]!r} is another site; allow it with --names", code="foreign_origin"
                 )
         return None
-
-    def _is_local(self, host: str) -> bool:
-        name = _name(host)
-        return name == "localhost" or _is_loopback(name) or not self.names.isdisjoint((host, name))
 
     def _is_own(self, origin: str, host: str) -> bool:
         try:

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import track
 from tyro.conf import OmitArgPrefixes, Positional
 
-from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.load import open_transcriber
 from jax_speechlm.inference.segmentation import empty_batch, shapes
@@ -60,7 +59,9 @@ def serve_run(
     except OSError as error:
         raise ValueError(f"cannot listen at {host}:{port} ({error.strerror}): choose another --port") from error
     if warm_up:
-        compile_all(transcriber, max_seconds, seconds_per_batch)
+        console, every = Console(stderr=True), shapes(max_seconds, seconds_per_batch)
+        for shape in track(every, "compiling", console=console, transient=True, disable=not console.is_terminal):
+            transcriber.encode([empty_batch(*shape)])
     name = transcriber.checkpoint.parent.parent.name or "model"  # of RUN/checkpoints/STEP
     service = Service(transcriber, name, limits, max_seconds, seconds_per_batch)
     server = make_server(make_app(service, names))
@@ -70,11 +71,3 @@ def serve_run(
         print("warning: no password protects this address: anyone who can reach this machine can use it", flush=True)
     with contextlib.suppress(KeyboardInterrupt):  # the server raises it again once it has stopped
         server.run(sockets=[listener])
-
-
-def compile_all(transcriber: Transcriber, max_seconds: float, seconds_per_batch: float) -> None:
-    """Compiles the model for every shape of a window and of a batch of windows."""
-    console = Console(stderr=True)
-    every = shapes(max_seconds, seconds_per_batch)
-    for rows, samples in track(every, "compiling", console=console, transient=True, disable=not console.is_terminal):
-        transcriber.encode([empty_batch(rows, samples)])

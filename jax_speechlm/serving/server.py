@@ -89,15 +89,7 @@ def make_server(
     write_seconds: float = Protocol.write_seconds,
     log_level: int = logging.WARNING,
 ) -> uvicorn.Server:
-    """Builds a server for an app.
-
-    Args:
-      stop_seconds: time for requests in progress after SIGTERM.
-      idle_seconds, write_seconds: as in `Protocol`.
-
-    Returns:
-      A uvicorn server, not yet running.
-    """
+    """Builds a server for an app, not yet running; `stop_seconds` is for requests in progress after SIGTERM."""
     limits = {"idle_seconds": idle_seconds, "write_seconds": write_seconds}
     config = uvicorn.Config(
         app,

@@ -53,7 +53,8 @@ def runs(path: tuple[int, ...]) -> list[tuple[int, int, int]]:
 )
 def test_it_is_the_likeliest_of_all_paths_whatever_the_batch(seed, rows):
     log_probs = posteriors(seed, (len(rows), 8, 3))
-    found = force_align(log_probs, np.array([length for length, _ in rows]), [tokens for _, tokens in rows])
+    valid = [frames[:length] for frames, (length, _) in zip(log_probs, rows, strict=True)]
+    found = force_align(valid, [tokens for _, tokens in rows])
     for spans, (length, tokens), row in zip(found, rows, log_probs, strict=True):
         expected = best_path(row[:length], tokens)
         assert (spans is None) == (expected is None) == (length < frames_needed(tokens))
@@ -67,7 +68,7 @@ def test_words_of_a_constructed_utterance():
     path = [0, 2, 2, 0, 3, 1, 0, 0, 3, 0]  # "ab b"
     log_probs = np.full((1, 10, 4), math.log(0.1), np.float32)
     log_probs[0, range(10), path] = math.log(0.7)
-    (spans,) = force_align(log_probs, np.array([10]), [[2, 3, 1, 3]])
+    (spans,) = force_align(list(log_probs), [[2, 3, 1, 3]])
     words = words_of(spans, PIECES, 0.04)
     assert [(word.word, word.start, word.end) for word in words] == [
         ("ab", pytest.approx(0.04), pytest.approx(0.20)),
@@ -79,7 +80,7 @@ def test_words_of_a_constructed_utterance():
 def test_pieces_that_begin_words_part_them():
     log_probs = np.full((1, 6, 4), math.log(0.02), np.float32)
     log_probs[0, range(6), [1, 2, 0, 1, 3, 3]] = math.log(0.9)
-    (spans,) = force_align(log_probs, np.array([6]), [[1, 2, 1, 3]])
+    (spans,) = force_align(list(log_probs), [[1, 2, 1, 3]])
     words = words_of(spans, ("", "▁the", "re", "y"), 1.0)
     assert [(word.word, word.start, word.end) for word in words] == [("there", 0, 2), ("they", 3, 6)]
 

@@ -101,7 +101,9 @@ def contexts(sentences, order):
 
 
 def prob_after(ngram: NGram, context: tuple[str, ...], word: str) -> float:
-    state = ngram.begin() if context[:1] == (BEGIN,) else ngram.nowhere()
+    state = ngram.begin()
+    if context[:1] != (BEGIN,):
+        ngram._model.NullContextWrite(state)
     for each in context:
         if each != BEGIN:
             _, state = ngram.extend(state, each)

@@ -68,7 +68,7 @@ def test_a_binary_file_says_what_its_text_form_says(tmp_path):
     write_arpa(estimate(map(str.split, lines), 4, golden["pruned_prune"].tolist()), tmp_path / "x.arpa")
     binary, text = NGram(GOLDEN / "ngram.binary"), NGram(tmp_path / "x.arpa")
     assert binary.vocabulary is None
-    assert binary.order == text.order == 4
+    assert binary._model.order == text._model.order == 4
     assert binary.score("\n".join(lines[:20])) == pytest.approx(text.score("\n".join(lines[:20])), rel=1e-5)
 
 

@@ -65,7 +65,7 @@ def test_a_short_recording_stays_whole_and_silence_is_nothing():
 def test_spans_of_the_best_path_are_those_of_its_forced_alignment(seed, length):
     frames = frames_of(seed, length)
     (tokens,) = collapse(frames.ids[None])
-    (aligned,) = force_align(frames.posteriors[None], np.array([length]), [tokens])
+    (aligned,) = force_align([frames.posteriors], [tokens])
     found = path_spans(frames)
     assert [(span.token, span.start, span.end) for span in found] == [
         (span.token, span.start, span.end) for span in aligned

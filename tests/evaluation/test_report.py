@@ -25,7 +25,7 @@ def test_few_utterances_have_no_interval_in_report_table_and_comparison():
     assert str(one.wer) == "100.0 %"
     few = evaluate(many(UTTERANCES)[:40])  # 27 of which have a reference
     out = io.StringIO()
-    Console(file=out, width=120).print(few.table())
+    Console(file=out, width=120).print(*few.tables())
     assert "[" not in out.getvalue().replace("[95 %]", "")
     assert TOO_FEW in out.getvalue()
     assert "30" in TOO_FEW
@@ -87,7 +87,7 @@ def test_files_round_trip(tmp_path):
 
 def test_table_names_the_normalizer_and_both_rates():
     out = io.StringIO()
-    Console(file=out, width=120).print(evaluate(UTTERANCES, "whisper-english").table())
+    Console(file=out, width=120).print(*evaluate(UTTERANCES, "whisper-english").tables())
     assert "whisper-english" in out.getvalue()
     assert "WER" in out.getvalue()
     assert "CER" in out.getvalue()

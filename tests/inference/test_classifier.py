@@ -8,10 +8,12 @@ import soundfile
 
 import jax_speechlm
 from data_pipelines.storage.index import read_index
+from data_pipelines.storage.tokens import open_tokens
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
-from jax_speechlm.evaluation.classification import predict, speech_batches, text_batches
+from jax_speechlm.evaluation.batches import speech_batches, text_batches
+from jax_speechlm.evaluation.classification import predict
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.inference.classify import Classifier
@@ -63,12 +65,13 @@ def test_the_evaluation_gives_the_same_classes(runs, tmp_path):
     """In its own batches, from prepared sets; the empty text it leaves out."""
     write_prepared(tmp_path / "sounds", {"test": [(samples, "") for samples in SOUNDS]})
     classifier = Classifier.load(runs / "speech")
-    batches = speech_batches(classifier.run, read_index(tmp_path / "sounds", "test"), 3.0)
+    batches = speech_batches(read_index(tmp_path / "sounds", "test"), classifier.run.experiment.frame_samples, 3.0)
     expected = predict(classifier.run, batches, len(SOUNDS))
     np.testing.assert_array_equal(classifier.probabilities(SOUNDS).argmax(1), expected)
     write_text_set(tmp_path / "texts", {"test": TEXTS}, label=["low"] * len(TEXTS))
     classifier = Classifier.load(runs / "text")
-    batches = text_batches(classifier.run, read_index(tmp_path / "texts", "test"))
+    tokens = open_tokens(read_index(tmp_path / "texts", "test"), classifier.run.tokenizer)
+    batches = text_batches(classifier.run, tokens, is_packed=False)
     expected = predict(classifier.run, batches, len(TEXTS))
     found = classifier.probabilities(TEXTS).argmax(1)
     assert (expected >= 0).sum() == sum(map(bool, TEXTS))

@@ -10,7 +10,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.decoding.ctc.greedy import collapse
 from jax_speechlm.decoding.lm.neural_fusion import NeuralScorer
-from jax_speechlm.evaluation.language import predict, total
+from jax_speechlm.evaluation.language import Prediction, predict
 from jax_speechlm.inference.asr.ctc import Recognizer, mean_probability
 from jax_speechlm.inference.asr.decoder import Decoder, Decoding
 from jax_speechlm.inference.lm.causal import LanguageModel
@@ -140,7 +140,7 @@ def test_fusion_and_evaluation_take_several_runs(tmp_path):
     log_probs = np.log(np.full((6, LETTERS.vocab_size), 1 / LETTERS.vocab_size, np.float32))
     assert len(Decoder(decoding, LETTERS).decode([log_probs])) == 1
     found = predict(LanguageEnsemble.load(runs), ["abc", "a cab"])
-    assert total(found).units == 10
+    assert Prediction.total(found).units == 10
     with pytest.raises(DataError, match="trained with another tokenizer"):
         Decoder(decoding, CharTokenizer("xyz"))
     with pytest.raises(ValueError, match="name one with --lm"):

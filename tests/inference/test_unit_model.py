@@ -12,7 +12,7 @@ import pytest
 from data_pipelines.storage.index import read_index
 from jax_speechlm.decoding.lm.generate import GREEDY, Beam, Sampling
 from jax_speechlm.evaluation.spoken_pairs import score_recordings
-from jax_speechlm.evaluation.unit_language import SpokenPrediction, add_up, predict_speech
+from jax_speechlm.evaluation.unit_language import SpokenPrediction, predict_speech
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.units import UnitModel
 from jax_speechlm.nn import functional
@@ -113,7 +113,7 @@ def test_speech_is_measured_by_the_second(tmp_path):
     index = read_index(write_spoken_set(tmp_path / "set", {"test": rows}), "test")
     units = make_units(tmp_path / "units", UNITS)
     codes = label(index, units)
-    total = add_up(predict_speech(model(), index, units.path).values())
+    total = SpokenPrediction.total(predict_speech(model(), index, units.path).values())
     nats = sum(plain_nats(ids_of(_runs(each)))[1:-1].sum() for each in codes if len(each))
     seconds = sum(map(len, codes)) * units.frame_samples / 16_000
     assert total.nats == pytest.approx(nats, rel=1e-5)

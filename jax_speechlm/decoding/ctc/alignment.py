@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from data_pipelines.core.tokenizer import BLANK
 from data_pipelines.text import scripts
@@ -16,13 +16,35 @@ from jax_speechlm.decoding.lm.ngram import SPACE
 
 Format = Literal["ctm", "textgrid", "json", "index"]
 
+_TEXTGRID = """\
+File type = "ooTextFile"
+Object class = "TextGrid"
+
+xmin = 0
+xmax = {end:.6f}
+tiers? <exists>
+size = 1
+item []:
+    item [1]:
+        class = "IntervalTier"
+        name = "words"
+        xmin = 0
+        xmax = {end:.6f}
+        intervals: size = {count}
+"""
+_INTERVAL = """\
+        intervals [{index}]:
+            xmin = {start:.6f}
+            xmax = {stop:.6f}
+            text = "{label}"
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Span:
     """The frames of a token in an alignment.
 
     Attributes:
-      token: its id.
       start, end: first frame, and the frame after the last.
       log_prob: sum over these frames in nats.
     """
@@ -38,7 +60,6 @@ class Word:
     """A word with its times; in scripts without spaces, a character.
 
     Attributes:
-      word: its text.
       start, end: seconds, from the first frame of its first token to the end of the last frame of its last one. CTC
         models emit a token in one or two frames, with blanks between tokens, so words are rather short than long.
       confidence: geometric mean of the probabilities of its frames.
@@ -52,13 +73,7 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class AlignedUtterance:
-    """The aligned words of an utterance.
-
-    Attributes:
-      id: of the utterance; formats with a file name or an id field use it.
-      seconds: duration.
-      words: in order.
-    """
+    """The aligned words of an utterance, in order; `seconds` is its duration."""
 
     id: str
     seconds: float
@@ -71,24 +86,27 @@ def frames_needed(tokens: Sequence[int]) -> int:
 
 
 def force_align(
-    log_probs_BxTxV: Float[np.ndarray, "batch time vocab"],
-    length_B: Int[np.ndarray, " batch"],
-    tokens: Sequence[Sequence[int]],
+    log_probs: Sequence[Float[np.ndarray, "_ vocab"]], tokens: Sequence[Sequence[int]]
 ) -> list[list[Span] | None]:
     """Finds the most probable alignment of tokens: Viterbi over blank, token, blank, ... (Graves et al. 2006).
 
-    All rows are searched in lockstep. The result of a row depends only on its valid frames; among equally probable
+    All rows are searched in lockstep. The result of a row depends only on its own frames; among equally probable
     alignments it stays longest in a state.
 
     Args:
-      log_probs_BxTxV: normalised log-probabilities; id 0 is the blank.
-      length_B: valid frames.
+      log_probs: normalised log-probabilities of the frames of each row; id 0 is the blank.
       tokens: ids of the transcripts by row; may be empty.
 
     Returns:
       By row, a span for every token; None for a row with fewer frames than `frames_needed`.
     """
-    batch, num_frames, _ = log_probs_BxTxV.shape
+    if not log_probs:
+        return []
+    length_B = np.array([len(row) for row in log_probs])
+    batch, num_frames = len(log_probs), int(length_B.max())
+    log_probs_BxTxV = np.zeros((batch, num_frames, log_probs[0].shape[1]), log_probs[0].dtype)
+    for row, frames in enumerate(log_probs):
+        log_probs_BxTxV[row, : len(frames)] = frames
     num_states = 2 * max((len(row) for row in tokens), default=0) + 1
     labels_BxS = np.full((batch, num_states), BLANK)
     for row, ids in enumerate(tokens):
@@ -116,22 +134,18 @@ def force_align(
         if length_B[row] < frames_needed(ids) or (length_B[row] and not ends):
             alignments.append(None)
             continue
-        path = []
+        path = np.zeros(length_B[row], np.int64)
         state = max(ends, key=lambda state: score[row, state + 2]) if ends else 0
-        for frame in range(int(length_B[row]) - 1, -1, -1):
-            path.append(state)
+        for frame in range(len(path) - 1, -1, -1):
+            path[frame] = state
             state -= int(steps[frame, row, state])
-        alignments.append(_spans(np.array(path[::-1], np.int64), ids, log_probs_BxTxV[row]))
+        spans = []
+        for index, token in enumerate(ids):
+            frames = np.flatnonzero(path == 2 * index + 1)
+            log_prob = float(log_probs[row][frames, token].sum(dtype=np.float64))
+            spans.append(Span(int(token), int(frames[0]), int(frames[-1]) + 1, log_prob))
+        alignments.append(spans)
     return alignments
-
-
-def _spans(path: Int[np.ndarray, " time"], tokens: Sequence[int], log_probs: np.ndarray) -> list[Span]:
-    spans = []
-    for index, token in enumerate(tokens):
-        frames = np.flatnonzero(path == 2 * index + 1)
-        log_prob = float(log_probs[frames, token].sum(dtype=np.float64))
-        spans.append(Span(int(token), int(frames[0]), int(frames[-1]) + 1, log_prob))
-    return spans
 
 
 def words_of(
@@ -140,13 +154,8 @@ def words_of(
     """Joins tokens to words at spaces; in scripts without spaces, a character is a word.
 
     Args:
-      spans: of the tokens.
       pieces: text by id, with "\u2581" for a space.
-      frame_seconds: duration of a frame.
       text: text of all tokens, if pieces represent it differently (as bytes, or decomposed).
-
-    Returns:
-      Words with their times.
     """
     words: list[tuple[str, list[Span]]] = [("", [])]
     for span in spans:
@@ -168,28 +177,22 @@ def words_of(
 def time_word(label: str, spans: Sequence[Span], pieces: Sequence[str], frame_seconds: float) -> list[Word]:
     """Returns a word between white space with its times; in scripts without spaces, its characters.
 
-    The characters of a token share its frames evenly.
-
-    Args:
-      label: text of the word.
-      spans: of its tokens, at least one.
-      pieces: text by id.
-      frame_seconds: duration of a frame.
+    The characters of a token share its frames evenly. `spans` are those of its tokens, at least one.
     """
     parts = scripts.words(label)
-    places: list[tuple[float, float, Span]] = []  # start and end of every character of the tokens, in frames
+    characters: list[tuple[float, float, Span]] = []  # start and end in frames, and token
     for span in spans:
         count = max(len(pieces[span.token].replace(SPACE, "")), 1)
         width = (span.end - span.start) / count
-        places += [(span.start + width * i, span.start + width * (i + 1), span) for i in range(count)]
+        characters += [(span.start + width * i, span.start + width * (i + 1), span) for i in range(count)]
     timed, end, length = [], 0, sum(map(len, parts))
     for part in parts:
         first, end = end, end + len(part)
-        last = max(-(-end * len(places) // length), 1) - 1
-        first = min(first * len(places) // length, last)
-        chosen = list(dict.fromkeys(span for _, _, span in places[first : last + 1]))
+        last = max(-(-end * len(characters) // length), 1) - 1
+        first = min(first * len(characters) // length, last)
+        chosen = list(dict.fromkeys(span for _, _, span in characters[first : last + 1]))
         confidence = math.exp(sum(s.log_prob for s in chosen) / sum(s.end - s.start for s in chosen))
-        timed.append(Word(part, places[first][0] * frame_seconds, places[last][1] * frame_seconds, confidence))
+        timed.append(Word(part, characters[first][0] * frame_seconds, characters[last][1] * frame_seconds, confidence))
     return timed
 
 
@@ -200,24 +203,25 @@ def joined_word(label: str, parts: Sequence[Word]) -> Word:
     return Word(label, parts[0].start, parts[-1].end, math.exp(log_prob / sum(seconds)))
 
 
-def ctm_name(id: str) -> str:
-    """Returns the name of an utterance in a CTM, where names have no spaces."""
-    return "_".join(id.split())
+def name_in(format: Format, id: str) -> str:
+    """Returns the name of an utterance in a format: a CTM has no spaces in names, and TextGrids are named by it."""
+    return {"ctm": "_".join(id.split()), "textgrid": id.replace("/", "_")}.get(format, id)
 
 
-def file_name(id: str) -> str:
-    """Returns the file name of an utterance, without suffix."""
-    return id.replace("/", "_")
+def to_files(format: Format, utterances: Sequence[AlignedUtterance]) -> dict[str, str]:
+    """Formats utterances as "ctm", "json" or "textgrid"; returns the texts by file name."""
+    if format == "textgrid":
+        return {f"{name_in(format, utterance.id)}.TextGrid": to_textgrid(utterance) for utterance in utterances}
+    return {"words.ctm": to_ctm(utterances)} if format == "ctm" else {"words.jsonl": to_json(utterances)}
 
 
 def to_ctm(utterances: Sequence[AlignedUtterance]) -> str:
     """Formats NIST's CTM: one line a word with utterance, channel, start and duration in seconds, word, confidence."""
-    lines = [
-        f"{ctm_name(utterance.id)} 1 {word.start:.3f} {word.end - word.start:.3f} {word.word} {word.confidence:.4f}\n"
-        for utterance in utterances
-        for word in utterance.words
-    ]
-    return "".join(lines)
+    words = ((name_in("ctm", utterance.id), word) for utterance in utterances for word in utterance.words)
+    return "".join(
+        f"{name} 1 {word.start:.3f} {word.end - word.start:.3f} {word.word} {word.confidence:.4f}\n"
+        for name, word in words
+    )
 
 
 def to_textgrid(utterance: AlignedUtterance) -> str:
@@ -231,31 +235,11 @@ def to_textgrid(utterance: AlignedUtterance) -> str:
         previous = word.end
     if end > previous or not intervals:
         intervals.append((previous, end, ""))
-    lines = [
-        'File type = "ooTextFile"',
-        'Object class = "TextGrid"',
-        "",
-        "xmin = 0",
-        f"xmax = {end:.6f}",
-        "tiers? <exists>",
-        "size = 1",
-        "item []:",
-        "    item [1]:",
-        '        class = "IntervalTier"',
-        '        name = "words"',
-        "        xmin = 0",
-        f"        xmax = {end:.6f}",
-        f"        intervals: size = {len(intervals)}",
-    ]
-    for number, (start, stop, text) in enumerate(intervals, start=1):
-        quoted = text.replace('"', '""')
-        lines += [
-            f"        intervals [{number}]:",
-            f"            xmin = {start:.6f}",
-            f"            xmax = {stop:.6f}",
-            f'            text = "{quoted}"',
-        ]
-    return "\n".join(lines) + "\n"
+    text = _TEXTGRID.format(end=end, count=len(intervals))
+    for index, (start, stop, label) in enumerate(intervals, start=1):
+        quoted = label.replace('"', '""')
+        text += _INTERVAL.format(index=index, start=start, stop=stop, label=quoted)
+    return text
 
 
 def to_json(utterances: Sequence[AlignedUtterance]) -> str:

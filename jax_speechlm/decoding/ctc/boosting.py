@@ -23,10 +23,6 @@ _BONUS_PER_WORD = 5.0  # nats
 def read_phrases(path: Path | str, tokenizer: Tokenizer) -> dict[str, float]:
     """Reads phrases from a text file: one phrase a line, optionally followed by a tab and its bonus.
 
-    Args:
-      path: the file.
-      tokenizer: of the recognizer.
-
     Returns:
       The bonus of every phrase in nats.
 
@@ -38,15 +34,15 @@ def read_phrases(path: Path | str, tokenizer: Tokenizer) -> dict[str, float]:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: create it with one word or phrase to boost per line") from None
     phrases = {}
-    for number, line in lines:
+    for line_number, line in lines:
         phrase, _, bonus = line.partition("\t")
         phrase = " ".join(unicodedata.normalize("NFKC", phrase).split())
         if not phrase:
             continue
         if unknown := set(tokenizer.unknown(phrase)) - {" "}:
             raise DataError(
-                f"{path}, line {number}: the recognizer has no token for {''.join(sorted(unknown))!r} in {phrase!r}; "
-                "write the phrase as in the transcripts that it was trained on"
+                f"{path}, line {line_number}: the recognizer has no token for {''.join(sorted(unknown))!r} in "
+                f"{phrase!r}; write the phrase as in the transcripts that it was trained on"
             )
         try:
             phrases[phrase] = float(bonus) if bonus.strip() else _BONUS_PER_WORD * len(phrase.split())
@@ -54,7 +50,7 @@ def read_phrases(path: Path | str, tokenizer: Tokenizer) -> dict[str, float]:
                 raise ValueError("not finite")
         except ValueError:
             raise DataError(
-                f"{path}, line {number}: {bonus!r} is not a number; after the tab write the bonus in nats"
+                f"{path}, line {line_number}: {bonus!r} is not a number; after the tab write the bonus in nats"
             ) from None
     if not phrases:
         raise DataError(f"{path} has no phrase: write one word or phrase to boost per line")
@@ -73,7 +69,13 @@ class Boost(StepScorer):
         self._fail, self._partial, self._done = [0], [0.0], [0.0]
         for phrase, bonus in phrases.items():
             self._insert(SPACE + phrase.replace(" ", SPACE) + SPACE, bonus)
-        self._link()
+        queue = collections.deque(self._next[0].values())
+        while queue:  # in order of depth
+            node = queue.popleft()
+            for character, child in self._next[node].items():
+                self._fail[child] = self._follow(self._fail[node], character)
+                self._done[child] += self._done[self._fail[child]]
+                queue.append(child)
 
     def initial(self) -> int:
         return self._follow(0, SPACE)
@@ -93,23 +95,12 @@ class Boost(StepScorer):
         for position, character in enumerate(text):
             if character not in self._next[node]:
                 self._next[node][character] = len(self._next)
-                self._next.append({})
-                self._fail.append(0)
-                self._partial.append(0.0)
-                self._done.append(0.0)
+                for values, new in ((self._next, {}), (self._fail, 0), (self._partial, 0.0), (self._done, 0.0)):
+                    values.append(new)
             node = self._next[node][character]
             if position < len(text) - 1:
                 self._partial[node] = max(self._partial[node], bonus * position / (len(text) - 1))
         self._done[node] += bonus
-
-    def _link(self) -> None:
-        queue = collections.deque(self._next[0].values())
-        while queue:  # in order of depth
-            node = queue.popleft()
-            for character, child in self._next[node].items():
-                self._fail[child] = self._follow(self._fail[node], character)
-                self._done[child] += self._done[self._fail[child]]
-                queue.append(child)
 
     def _follow(self, node: int, character: str) -> int:
         while node and character not in self._next[node]:

@@ -21,8 +21,3 @@ def collapse(path_BxT: Int[np.ndarray, "batch time"]) -> list[list[int]]:
     starts = np.ones(path.shape, bool)
     starts[:, 1:] = path[:, 1:] != path[:, :-1]
     return [row[kept].tolist() for row, kept in zip(path, starts & (path != BLANK), strict=True)]
-
-
-def greedy(logits_BxTxV: Float[Array, "batch time vocab"], length_B: Int[Array, " batch"]) -> list[list[int]]:
-    """Returns token ids per row along the most probable path, which depends only on the row's valid frames."""
-    return collapse(np.asarray(best_path(logits_BxTxV, length_B)))

@@ -63,8 +63,6 @@ def utterances(
     parts as whole. Cuts depend on the frames, not on the parts in which they arrive.
 
     Args:
-      parts: consecutive frames.
-      most: greatest number of frames of an utterance.
       begins_word: by id, whether the piece begins a word.
 
     Yields:

@@ -20,10 +20,9 @@ _DEAD, _NO_PARENT = -1, -2  # not numbers of prefixes; they differ, so that an e
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-    """A result of the search.
+    """A transcript that was found.
 
     Attributes:
-      tokens: ids of the transcript.
       acoustic: log-probability in nats, summed over the alignments that the beam kept.
       fusion: weighted sum of the scorers in nats.
     """
@@ -66,8 +65,6 @@ def prefix_beam_search(
       log_probs_BxTxV: normalised log-probabilities; id 0 is the blank.
       length_B: valid frames; others are ignored.
       scorers: add to the score of a prefix when it grows and at its end.
-      settings: width of the search.
-      num_best: greatest number of hypotheses a row.
 
     Returns:
       Hypotheses by row, best first, at least one. They depend on the row only, not on the batch or the padding. If the
@@ -98,16 +95,11 @@ class _Beams:
         # negative. A dropped prefix that returns gets its old number, so that its extensions still merge.
         self.numbers = {-1 - row: row for row in range(batch)}
         self.states = [np.full(shape, scorer.start(batch * settings.size, num_frames), np.int64) for scorer in scorers]
-        self._list_candidates()
-
-    def _list_candidates(self) -> None:
-        """Lists the tokens above the floor by frame and row."""
-        floor = np.minimum(self.log_probs.max(-1, initial=-np.inf), self.settings.token_floor)
-        keep = self.log_probs >= floor[..., None]
+        # The tokens above the floor, by frame and row.
+        keep = log_probs >= np.minimum(log_probs.max(-1, initial=-np.inf), settings.token_floor)[..., None]
         keep[..., BLANK] = False
-        keep &= (np.arange(keep.shape[1]) < self.length[:, None])[..., None]
+        keep &= (np.arange(num_frames) < length[:, None])[..., None]
         frame, row, self.candidates = np.nonzero(keep.transpose(1, 0, 2))
-        batch, num_frames = floor.shape
         counts = np.bincount(frame * batch + row, minlength=num_frames * batch)
         self.first = np.concatenate([[0], np.cumsum(counts)])
 
@@ -154,7 +146,7 @@ class _Beams:
             gains, fused = self._fuse(grows, tokens, scores.max(1))
             scores = np.concatenate([scores, fused.reshape(rows, -1)], axis=1)
 
-        chosen = _largest(scores, beam)
+        chosen = np.argsort(-scores, axis=1, kind="stable")[:, :beam]  # ties go to the first column
         kept = scores[row_index, chosen]
         alive = kept > kept[:, :1] - self.settings.gap
         grew = np.nonzero(alive & (chosen >= beam))
@@ -229,8 +221,3 @@ class _Beams:
             node, token = divmod(key, self.vocab_size)
             tokens.append(token)
         return tuple(reversed(tokens))
-
-
-def _largest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Returns the indices of a row's largest values, best first; ties go to the first column."""
-    return np.argsort(-scores, axis=1, kind="stable")[:, :count]

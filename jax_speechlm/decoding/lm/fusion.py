@@ -107,14 +107,13 @@ class StepScorer(abc.ABC):
 
     def score(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         steps = self._steps
-        numbers = [steps[key] for key in (states * self._vocab_size + tokens).tolist()]
-        return self.alpha * np.frombuffer(self._log_prob)[numbers] + self.beta * np.frombuffer(self._units)[numbers]
+        index = [steps[key] for key in (states * self._vocab_size + tokens).tolist()]
+        return self.alpha * np.frombuffer(self._log_prob)[index] + self.beta * np.frombuffer(self._units)[index]
 
     def advance(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         states, grown = states.copy(), np.flatnonzero(tokens)
-        steps, after = self._steps, self._after
         keys = (states[grown] * self._vocab_size + tokens[grown]).tolist()
-        states[grown] = [after[steps[key]] for key in keys]
+        states[grown] = [self._after[self._steps[key]] for key in keys]
         return states
 
     def final(self, states: np.ndarray) -> np.ndarray:
@@ -144,9 +143,9 @@ class Numbers(dict):
         self.values_by_number = []
 
     def __missing__(self, value: Any) -> int:
-        self[value] = number = len(self.values_by_number)
+        self[value] = len(self.values_by_number)
         self.values_by_number.append(value)
-        return number
+        return self[value]
 
 
 class _Memory(dict):

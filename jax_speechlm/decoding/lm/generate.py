@@ -58,11 +58,7 @@ class Beam(Config):
 
 
 def method_of(sampling: Sampling, beam_size: int, length_penalty: float) -> Sampling | Beam:
-    """Returns the decoding method of a command's options: beam search if the size is above 0, else sampling.
-
-    Raises:
-      ValueError: the size is negative, or the penalty out of range.
-    """
+    """Returns the decoding method of a command's options: beam search if the size is above 0, else sampling."""
     if beam_size < 0:
         raise ValueError(f"--beam-size must be 0 (no beam) or more, got {beam_size}")
     return Beam(size=beam_size, length_penalty=length_penalty) if beam_size else sampling
@@ -104,18 +100,11 @@ def sample(
     """Continues every prompt by at most `max_new` tokens, until an end token or a full context.
 
     Args:
-      transformer: the model.
-      vocabulary: of the model.
       prompt_BxP: prompts, starting with the boundary before a text; arbitrary beyond `length_B`.
       length_B: tokens of the prompts; at least 1.
       keys_B: one key a row; token n is drawn with fold_in(key, n).
-      settings: of sampling.
-      max_new: greatest number of new tokens.
       context: greatest number of tokens a row, with its prompt.
       modality: restricts new tokens to text or to units of speech; None for both.
-
-    Returns:
-      One continuation a row.
     """
     limit_B = jnp.minimum(max_new, context - length_B)
     hidden_BxD, cache = _read_prompt(transformer, prompt_BxP, length_B, max_new)
@@ -149,14 +138,13 @@ def sample(
         hidden, cache = transformer.decode(state["token"][:, None], position_B[:, None], state["cache"])
         return choose(state | {"hidden": hidden[:, 0], "cache": cache})
 
-    rows = len(length_B)
     state = {
         "step": jnp.int32(0),
         "hidden": hidden_BxD,
         "cache": cache,
-        "tokens": jnp.full((rows, max_new), PADDING, jnp.int32),
-        "length": jnp.zeros(rows, jnp.int32),
-        "log_prob": jnp.zeros(rows),
+        "tokens": jnp.full((len(length_B), max_new), PADDING, jnp.int32),
+        "length": jnp.zeros_like(length_B, jnp.int32),
+        "log_prob": jnp.zeros(len(length_B)),
         "seen": seen,
         "done": limit_B <= 0,
     }
@@ -178,12 +166,7 @@ def choose_tokens(
 
     Args:
       logits_BxV: logits, -inf for excluded tokens.
-      keys_B: one key a row.
-      settings: of sampling.
       seen_BxV: True for tokens that are already in the row; required for a repetition penalty.
-
-    Returns:
-      Token ids.
     """
     if settings.repetition_penalty != 1:
         penalty = settings.repetition_penalty
@@ -238,20 +221,27 @@ def beam_search(
         log_probs = open_BxK[..., None] + jnp.where(vocabulary.may_follow(modality), log_probs, -jnp.inf)
         length = step + 1
 
+        def keep(kept: dict[str, Array], log_prob: Array, tokens: Array) -> dict[str, Array]:
+            """Returns the best of the kept texts and of new ones of this length."""
+            new = {"score": score_of(log_prob, length), "log_prob": log_prob, "tokens": tokens}
+            new["length"] = jnp.full(log_prob.shape, length)
+            both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), kept, new)
+            _, best = jax.lax.top_k(both["score"], size)
+            return jax.tree.map(lambda x: jax.vmap(lambda row, index: row[index])(x, best), both)
+
         kept = state["kept"]
         for end in vocabulary.ends:
-            ended, log_prob = state["tokens"].at[:, :, step].set(end), log_probs[..., end]
-            kept = _keep_best(kept, (score_of(log_prob, length), log_prob, ended), length)
+            kept = keep(kept, log_probs[..., end], state["tokens"].at[:, :, step].set(end))
 
         continued = log_probs.at[..., np.array(vocabulary.ends)].set(-jnp.inf).reshape(batch, -1)
         open_BxK, index_BxK = jax.lax.top_k(continued, size)
         parent_BxK, token_BxK = jnp.divmod(index_BxK, log_probs.shape[-1])
         tokens = jnp.take_along_axis(state["tokens"], parent_BxK[..., None], axis=1).at[:, :, step].set(token_BxK)
-        cut_BxK = jnp.where((length >= limit_B)[:, None], open_BxK, -jnp.inf)
-        kept = _keep_best(kept, (score_of(cut_BxK, length), cut_BxK, tokens), length)
+        is_full = (length >= limit_B)[:, None]
+        kept = keep(kept, jnp.where(is_full, open_BxK, -jnp.inf), tokens)
         return state | {
             "step": length,
-            "open": jnp.where((length >= limit_B)[:, None], -jnp.inf, open_BxK),
+            "open": jnp.where(is_full, -jnp.inf, open_BxK),
             "tokens": tokens,
             "parent": parent_BxK,
             "token": token_BxK,
@@ -291,19 +281,6 @@ def beam_search(
     }
     kept = jax.lax.while_loop(unfinished, advance, extend(state))["kept"]
     return Continuations(kept["tokens"], kept["length"], kept["log_prob"])
-
-
-def _keep_best(kept: dict[str, Array], new: tuple[Array, Array, Array], length: Array) -> dict[str, Array]:
-    """Returns the best of the kept texts and of new (scores, log-probabilities, tokens) of one length."""
-    score, log_prob, tokens = new
-    new = {"score": score, "log_prob": log_prob, "tokens": tokens, "length": jnp.full(score.shape, length)}
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), kept, new)
-    _, best = jax.lax.top_k(both["score"], score.shape[1])
-    return {name: _take(both[name], best) for name in both}
-
-
-def _take(x: Array, index_BxK: Array) -> Array:
-    return jnp.take_along_axis(x, index_BxK.reshape(*index_BxK.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 def _read_prompt(transformer: Transformer, prompt_BxP: Array, length_B: Array, max_new: int) -> tuple[Array, Cache]:

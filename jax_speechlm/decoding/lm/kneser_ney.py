@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from data_pipelines.core.errors import DataError
+from data_pipelines.core.files import replacing
 from jax_speechlm.decoding.lm.fusion import Numbers
 from jax_speechlm.decoding.lm.ngram import BEGIN, END, UNKNOWN
 
@@ -25,7 +26,7 @@ _FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # for counts 1, 2 and 3 or more, if they 
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class _Grams:
     """The distinct n-grams of one length.
 
     Attributes:
@@ -33,16 +34,25 @@ class Order:
       word: id of the last word.
       suffix: row of the trailing (n-1)-gram in the order below; 0 for single words.
       count: occurrences; 0 for the words "<unk>" and "<s>".
-      log10_prob: of the word after the context.
-      log10_backoff: weight of the order below after this n-gram; 0 if no n-gram continues it.
     """
 
     context: Int[np.ndarray, " ngrams"]
     word: Int[np.ndarray, " ngrams"]
     suffix: Int[np.ndarray, " ngrams"]
     count: Int[np.ndarray, " ngrams"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counted(_Grams):
+    begins: Bool[np.ndarray, " ngrams"]  # whether they start a sentence
+
+
+@dataclasses.dataclass(frozen=True)
+class Order(_Grams):
+    """N-grams with the probability of the word after the context, and the weight of the order below after them."""
+
     log10_prob: Float[np.ndarray, " ngrams"]
-    log10_backoff: Float[np.ndarray, " ngrams"]
+    log10_backoff: Float[np.ndarray, " ngrams"]  # 0 if no n-gram continues it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +77,9 @@ def estimate(sentences: Iterable[Sequence[str]], order: int, prune: Sequence[int
 
     Args:
       sentences: lists of units, read once. None of the units may be a control word.
-      order: n of the longest n-grams.
       prune: n-grams of order n that occur at most prune[n - 1] times are dropped; the last value applies to all longer
         ones. Discounts are estimated from the full counts, and the probability of dropped n-grams goes to the order
         below.
-
-    Returns:
-      The model.
 
     Raises:
       DataError: the text has no sentence.
@@ -108,28 +114,17 @@ def estimate(sentences: Iterable[Sequence[str]], order: int, prune: Sequence[int
 
 def _read(sentences: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], Int[np.ndarray, " tokens"]]:
     """Returns the words by id, and the ids of all sentences between "<s>" and "</s>"."""
-    numbers = Numbers()
+    ids = Numbers()
     for control in (UNKNOWN, BEGIN, END):
-        numbers[control]
+        ids[control]
     tokens = array.array("i")
     for units in sentences:
         tokens.append(_BEGIN)
-        tokens.extend(map(numbers.__getitem__, units))
+        tokens.extend(map(ids.__getitem__, units))
         tokens.append(_END)
     if not tokens:
         raise DataError("the text has no sentence: check the files, or name other sets")
-    return tuple(numbers.values_by_number), np.frombuffer(tokens, np.int32).astype(np.int64)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Counted:
-    """Distinct n-grams as in `Order`, their occurrences, and whether they start a sentence."""
-
-    context: np.ndarray
-    word: np.ndarray
-    suffix: np.ndarray
-    count: np.ndarray
-    begins: np.ndarray
+    return tuple(ids.values_by_number), np.frombuffer(tokens, np.int32).astype(np.int64)
 
 
 def _count(tokens: np.ndarray, vocab_size: int, order: int) -> list[_Counted]:
@@ -187,24 +182,15 @@ def write_arpa(model: Estimate, path: str | Path) -> None:
     """Writes a model as an ARPA file, compressed if the name ends in .gz."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with (
-        gzip.open(partial, "wt", encoding="utf-8")
-        if path.suffix == ".gz"
-        else partial.open("w", encoding="utf-8") as file
-    ):
+    open_text = gzip.open if path.suffix == ".gz" else open
+    with replacing(path) as partial, open_text(partial, "wt", encoding="utf-8") as file:
         file.write("\\data\\\n")
         file.writelines(f"ngram {n}={len(grams.word)}\n" for n, grams in enumerate(model.orders, start=1))
         words = np.array(model.words, object)
-        texts = None
+        texts = np.array([""], object)
         for n, grams in enumerate(model.orders, start=1):
             file.write(f"\n\\{n}-grams:\n")
-            last = words[grams.word]
-            texts = last if texts is None else texts[grams.context] + " " + last
-            if n == len(model.orders):
-                file.writelines(map("{:.7f}\t{}\n".format, grams.log10_prob.tolist(), texts))
-            else:
-                columns = grams.log10_prob.tolist(), texts, grams.log10_backoff.tolist()
-                file.writelines(map("{:.7f}\t{}\t{:.7f}\n".format, *columns))
+            texts = texts[grams.context] + (" " if n > 1 else "") + words[grams.word]
+            line = "{:.7f}\t{}\n" if n == len(model.orders) else "{:.7f}\t{}\t{:.7f}\n"
+            file.writelines(map(line.format, grams.log10_prob.tolist(), texts, grams.log10_backoff.tolist()))
         file.write("\n\\end\\\n")
-    partial.replace(path)

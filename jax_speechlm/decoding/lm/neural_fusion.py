@@ -3,7 +3,7 @@
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 _WIDTH = 32  # prefixes extended in a call of the model
 _SHORTEST = 64  # least length of the cache in tokens
@@ -28,7 +28,6 @@ class NeuralScorer:
     A prefix longer than the context restarts from its last half, as if the text began there.
 
     Args:
-      lm: the language model.
       ids: the model's id of every token of the recognizer.
       boundary: id that ends a text.
     """
@@ -42,7 +41,8 @@ class NeuralScorer:
 
     def start(self, prefixes: int, max_tokens: int) -> int:
         # Twice as many slots, because extended prefixes are written before old ones become free.
-        shape = _power_of_two(2 * prefixes), min(self._lm.context, _power_of_two(max(max_tokens, _SHORTEST)))
+        length = 1 << (max(max_tokens, _SHORTEST) - 1).bit_length()
+        shape = 1 << (2 * prefixes - 1).bit_length(), min(self._lm.context, length)
         if shape != self._shape:
             self._shape, self._length = shape, shape[1]
             self._session = self._lm.session(*shape, _WIDTH)
@@ -51,14 +51,10 @@ class NeuralScorer:
         self._log_probs[0], self._history[0] = self._session.start(0), ()
         return 0
 
-    def score(
-        self, states: Int[np.ndarray, " extensions"], tokens: Int[np.ndarray, " extensions"]
-    ) -> Float[np.ndarray, " extensions"]:
+    def score(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         return self.alpha * self._log_probs[states, self._ids[tokens]].astype(np.float64) + self.beta
 
-    def advance(
-        self, states: Int[np.ndarray, " prefixes"], tokens: Int[np.ndarray, " prefixes"]
-    ) -> Int[np.ndarray, " prefixes"]:
+    def advance(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         after, grown = states.copy(), np.flatnonzero(tokens)
         # Rows may share a state, as at the start, and extend it by the same token.
         extensions, which = np.unique(np.stack([states[grown], tokens[grown]]), axis=1, return_inverse=True)
@@ -67,7 +63,7 @@ class NeuralScorer:
         after[grown] = free[which.reshape(-1)]
         return after
 
-    def final(self, states: Int[np.ndarray, " prefixes"]) -> Float[np.ndarray, " prefixes"]:
+    def final(self, states: np.ndarray) -> np.ndarray:
         return self.alpha * self._log_probs[states, self._boundary].astype(np.float64)
 
     def _extend(self, parents: list[int], tokens: list[int], slots: list[int]) -> None:
@@ -87,7 +83,3 @@ class NeuralScorer:
         self._log_probs[slots] = self._session.extend(parents, tokens, slots)
         for parent, token, slot in zip(parents, tokens, slots, strict=True):
             self._history[slot] = (*self._history[parent], token)
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()

@@ -5,6 +5,7 @@ of characters a space is "▁", as in SentencePiece, because the units of an ARP
 """
 
 import gzip
+import itertools
 import math
 import shutil
 import tempfile
@@ -33,8 +34,6 @@ class NGram:
     """An n-gram model.
 
     Attributes:
-      path: the file.
-      order: n.
       unit: "char" if the space is a unit of the model, else "word".
       vocabulary: units of the model; None for a binary file, which does not list them.
       is_over_pieces: whether the units are a tokenizer's pieces, so that only the tokenizer can find them in a text.
@@ -59,14 +58,16 @@ class NGram:
                     with gzip.open(self.path) as packed, plain.open("wb") as unpacked:
                         shutil.copyfileobj(packed, unpacked)
                 self.vocabulary = _read_vocabulary(plain)
-                self._model = _open(plain)
+                config = _kenlm().Config()
+                config.show_progress = False
+                config.arpa_complain = _kenlm().ARPALoadComplain.NONE
+                self._model = _kenlm().Model(str(plain), config)
         except (OSError, EOFError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise DataError(
                 f"{path} is not a readable n-gram model ({reason}); train it again with `jax-speechlm train-ngram`, or "
                 "with KenLM's lmplz and build_binary"
             ) from error
-        self.order: int = self._model.order
         self.unit: Unit = "char" if SPACE in self else "word"
         self.is_over_pieces = any(SPACE in unit and len(unit) > 1 for unit in self.vocabulary or ())
 
@@ -77,12 +78,6 @@ class NGram:
         """Returns the state at the start of a sentence. States are hashable; equal states give equal scores."""
         state = _kenlm().State()
         self._model.BeginSentenceWrite(state)
-        return state
-
-    def nowhere(self) -> Any:
-        """Returns the state without context."""
-        state = _kenlm().State()
-        self._model.NullContextWrite(state)
         return state
 
     def extend(self, state: Any, unit: str) -> tuple[float, Any]:
@@ -122,26 +117,13 @@ def _kenlm():
     return kenlm
 
 
-def _open(path: Path) -> Any:
-    kenlm = _kenlm()
-    config = kenlm.Config()
-    config.show_progress = False
-    config.arpa_complain = kenlm.ARPALoadComplain.NONE
-    return kenlm.Model(str(path), config)
-
-
 def _read_vocabulary(path: Path) -> frozenset[str] | None:
     """Reads the units of an ARPA file from its unigrams; returns None for a binary file."""
     with path.open("rb") as file:
         if file.read(6) == b"mmap l":  # first bytes of KenLM's binary files
             return None
-    units = []
-    with path.open(encoding="utf-8") as lines:
-        inside = False
-        for line in lines:
-            if inside and (not line.strip() or line.startswith("\\")):
-                break
-            if inside:
-                units.append(line.split("\t", 2)[1].rstrip("\n"))
-            inside = inside or line.startswith("\\1-grams:")
-    return frozenset(units)
+    with path.open(encoding="utf-8") as file:
+        section = itertools.dropwhile(lambda line: not line.startswith("\\1-grams:"), file)
+        next(section, None)
+        unigrams = itertools.takewhile(lambda line: line.strip() and not line.startswith("\\"), section)
+        return frozenset(line.split("\t", 2)[1].rstrip("\n") for line in unigrams)

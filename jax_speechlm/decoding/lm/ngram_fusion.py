@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.tokenizer import Tokenizer
@@ -73,9 +72,7 @@ class WordNGram:
             self._forget()
         return self._state(self._contexts[self._ngram.begin()], "", False)
 
-    def score(
-        self, states: Int[np.ndarray, " extensions"], tokens: Int[np.ndarray, " extensions"]
-    ) -> Float[np.ndarray, " extensions"]:
+    def score(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         starts = self._starts_word[tokens]
         for state in np.unique(states[starts]).tolist():
             self._finish(state)
@@ -84,15 +81,12 @@ class WordNGram:
         log_prob[continues] = self._penalties_of(states[continues].tolist(), tokens[continues].tolist())
         return self.alpha * log_prob + self.beta * np.where(starts, np.frombuffer(self._words)[states], 0.0)
 
-    def advance(
-        self, states: Int[np.ndarray, " prefixes"], tokens: Int[np.ndarray, " prefixes"]
-    ) -> Int[np.ndarray, " prefixes"]:
+    def advance(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         states, grown = states.copy(), np.flatnonzero(tokens)
-        pairs = zip(states[grown].tolist(), tokens[grown].tolist(), strict=True)
-        states[grown] = [self._extend(state, token) for state, token in pairs]
+        states[grown] = list(map(self._extend, states[grown].tolist(), tokens[grown].tolist()))
         return states
 
-    def final(self, states: Int[np.ndarray, " prefixes"]) -> Float[np.ndarray, " prefixes"]:
+    def final(self, states: np.ndarray) -> np.ndarray:
         scores = np.zeros(len(states))
         for index, state in enumerate(states.tolist()):
             self._finish(state)
@@ -126,7 +120,7 @@ class WordNGram:
             self._log_prob[state] = 0.0
             return
         if "<0x" in word:
-            word = _BYTES.sub(_join_bytes, word)
+            word = _BYTES.sub(lambda run: bytes.fromhex(re.sub("<0x|>", "", run[0])).decode(errors="replace"), word)
         log_prob, after = self._ngram.extend(self._contexts.values_by_number[context], word)
         self._log_prob[state] = log_prob + (0.0 if charged or word in self._ngram else OOV_PENALTY)
         self._after[state] = self._contexts[after]
@@ -172,7 +166,3 @@ class TokenNGram(StepScorer):
 
     def end(self, value: Any) -> tuple[float, int]:
         return self._ngram.extend(value[0], END)[0], 0
-
-
-def _join_bytes(run: re.Match) -> str:
-    return bytes.fromhex(run[0].replace("<0x", "").replace(">", "")).decode(errors="replace")

@@ -9,7 +9,6 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.core.batch import Batch
@@ -17,6 +16,7 @@ from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.decoding.ctc.alignment import Span, Word, force_align, words_of
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.decoding.ctc.posteriors import Frames, path_spans, utterances
+from jax_speechlm.decoding.ensemble import mean_probability
 from jax_speechlm.decoding.lm.ngram import SPACE
 from jax_speechlm.inference.asr.base import Transcriber, Transcription
 from jax_speechlm.inference.asr.decoder import Decoder, Decoding, Posteriors
@@ -170,7 +170,7 @@ class Recognizer(Transcriber):
         segments = []
         ranked = self.decoder.rank(self.decoder.search([frames.posteriors for _, frames in utterances]))
         for (start, frames), candidates in zip(utterances, ranked, strict=True):
-            (spans,) = force_align(frames.posteriors[None], np.array([len(frames.ids)]), [candidates[0].tokens])
+            (spans,) = force_align([frames.posteriors], [candidates[0].tokens])
             segment = self._segment(start, frames, spans or [])
             texts = dict.fromkeys(" ".join(each.text.split()) for each in candidates)
             segments.append(dataclasses.replace(segment, alternatives=tuple(texts)))
@@ -191,13 +191,6 @@ class Recognizer(Transcriber):
     @property
     def _frame_seconds(self) -> float:
         return self.experiment.frame_samples / SAMPLE_RATE
-
-
-def mean_probability(log_probs: Sequence[Float[Array, "*each"]]) -> Float[Array, "*each"]:
-    """Returns the logarithm of the mean probability; a single array is returned unchanged."""
-    if len(log_probs) == 1:
-        return log_probs[0]
-    return jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - jnp.log(len(log_probs))
 
 
 def _objective(run: LoadedRun) -> Objective:

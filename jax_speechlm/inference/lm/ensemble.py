@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.vocabulary import Vocabulary
+from jax_speechlm.decoding.ensemble import mean_probability
 from jax_speechlm.inference.lm.causal import LanguageModel, TextScorer
 from jax_speechlm.training.checkpoints import CheckpointError
 
@@ -81,8 +82,3 @@ class EnsembleSession:
     ) -> Float[np.ndarray, "prefixes vocab"]:
         """As `DecodeState.extend`."""
         return mean_probability([session.extend(parents, tokens, slots) for session in self._sessions])
-
-
-def mean_probability(log_probs: Sequence[Float[np.ndarray, "*each"]]) -> Float[np.ndarray, "*each"]:
-    """Returns the elementwise logarithm of the mean probability, in the arrays' dtype; -inf where all are -inf."""
-    return np.logaddexp.reduce(np.stack(log_probs), axis=0) - np.log(np.float32(len(log_probs)))
