@@ -26,7 +26,7 @@ from rich.console import Console
 
 from data_pipelines.audio.clips import Audio, Clip, Corpus
 from data_pipelines.audio.decode import decode_flac
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE as SAMPLE_RATE
 from data_pipelines.core.files import folder_bytes
 from data_pipelines.prepare import beam
 from data_pipelines.prepare.job import prepare

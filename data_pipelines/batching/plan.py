@@ -21,7 +21,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.shuffle import derive_key, permute, uniform
 
 FILLER = -1  # value in `PlannedBatch.rows` for filler rows of a bucket's last batch
@@ -95,6 +95,7 @@ class BatchPlan:
       dropped_share: their share of all audio.
       padding_share: share of an epoch's padded samples without audio, including filler rows.
       cropped_share: share of the kept items' audio that is cropped per epoch; 0 without `max_crop`.
+      sample_rate: of the audio, in Hz.
     """
 
     buckets: tuple[Bucket, ...]
@@ -106,6 +107,7 @@ class BatchPlan:
     dropped_share: float
     padding_share: float
     cropped_share: float
+    sample_rate: int
 
     @functools.cached_property
     def _first_row(self) -> np.ndarray:
@@ -164,7 +166,7 @@ class BatchPlan:
         lines = [f"{'seconds':>8} {'tokens':>7} {'batch':>6} {'items':>9} {'batches':>8}"]
         for bucket in self.buckets:
             lines.append(
-                f"{bucket.num_samples / SAMPLE_RATE:8.2f} {bucket.num_tokens:7d} {bucket.batch_size:6d} "
+                f"{bucket.num_samples / self.sample_rate:8.2f} {bucket.num_tokens:7d} {bucket.batch_size:6d} "
                 f"{bucket.num_rows:9d} {bucket.num_batches:8d}"
             )
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count) or "none"
@@ -194,6 +196,7 @@ def make_plan(
     max_seconds: float = 30.0,
     max_tokens: int | None = None,
     frame_samples: int = 640,
+    sample_rate: int = DEFAULT_SAMPLE_RATE,
     max_crop: float = 0.0,
     shortest_first_epochs: int = 0,
 ) -> BatchPlan:
@@ -203,7 +206,7 @@ def make_plan(
     Without tokens, which must match the audio, `max_crop` reduces it further.
 
     Args:
-      num_samples: integers [items], lengths of the audio in samples at 16 kHz.
+      num_samples: integers [items], lengths of the audio in samples.
       token_lengths: integers [items], or None for training on audio alone.
       seconds_per_batch: padded audio of a global batch; exceeded only if `batch_multiple` rows are longer.
       seed: seed of the shuffle.
@@ -213,6 +216,7 @@ def make_plan(
       max_seconds: longer items are dropped.
       max_tokens: items with more tokens are dropped; None keeps them.
       frame_samples: divisor of padded lengths, usually one frame after subsampling.
+      sample_rate: of the audio, in Hz.
       max_crop: largest share of an item's audio that may be cropped per epoch to fit a shorter bucket, at a position
         drawn from (seed, epoch, item); only without tokens.
       shortest_first_epochs: number of first epochs with batches by ascending length (rows still shuffled within a
@@ -226,8 +230,8 @@ def make_plan(
         raise ValueError(f"max_crop must be in [0, 1), and 0 in a plan with tokens; got {max_crop}")
     tests = {
         "empty": num_samples <= 0,
-        "too_short": num_samples < min_seconds * SAMPLE_RATE,
-        "too_long": num_samples > max_seconds * SAMPLE_RATE,
+        "too_short": num_samples < min_seconds * sample_rate,
+        "too_long": num_samples > max_seconds * sample_rate,
     }
     if token_lengths is not None:
         tests["no_tokens"] = token_lengths <= 0
@@ -241,6 +245,7 @@ def make_plan(
         num_buckets=num_buckets,
         batch_multiple=batch_multiple,
         frame_samples=frame_samples,
+        sample_rate=sample_rate,
         max_crop=max_crop,
         seed=seed,
         shortest_first_epochs=shortest_first_epochs,
@@ -256,6 +261,7 @@ def make_eval_plan(
     batch_multiple: int = 8,
     max_seconds: float | None = None,
     frame_samples: int = 640,
+    sample_rate: int = DEFAULT_SAMPLE_RATE,
 ) -> BatchPlan:
     """Plans evaluation batches: every item once per epoch by ascending length; drops only items that are too long.
 
@@ -263,7 +269,7 @@ def make_eval_plan(
     `max_seconds` None sets no limit.
     """
     num_samples, token_lengths = _checked(num_samples, token_lengths)
-    too_long = num_samples > (math.inf if max_seconds is None else max_seconds * SAMPLE_RATE)
+    too_long = num_samples > (math.inf if max_seconds is None else max_seconds * sample_rate)
     if too_long.any():
         logging.getLogger(__name__).warning(
             "%d of %d items are longer than %g s and will not be evaluated", too_long.sum(), len(too_long), max_seconds
@@ -276,6 +282,7 @@ def make_eval_plan(
         num_buckets=num_buckets,
         batch_multiple=batch_multiple,
         frame_samples=frame_samples,
+        sample_rate=sample_rate,
         max_crop=0.0,
         seed=None,
         shortest_first_epochs=0,
@@ -339,6 +346,7 @@ def _lay_out(
     num_buckets: int,
     batch_multiple: int,
     frame_samples: int,
+    sample_rate: int,
     max_crop: float,
     seed: int | None,
     shortest_first_epochs: int,
@@ -356,7 +364,7 @@ def _lay_out(
     dropped, seconds, keep = {}, {}, np.ones(len(num_samples), bool)
     for reason, fails in drop_tests.items():  # an item is counted under the first reason that applies
         dropped[reason] = int(np.count_nonzero(fails & keep))
-        seconds[reason] = int(num_samples[fails & keep].sum(dtype=np.int64)) / SAMPLE_RATE
+        seconds[reason] = int(num_samples[fails & keep].sum(dtype=np.int64)) / sample_rate
         keep &= ~fails
     items = np.flatnonzero(keep).astype(np.int32)
     if not len(items):
@@ -378,7 +386,7 @@ def _lay_out(
     if len(lengths) > _MAX_EDGES:
         lengths = lengths[np.linspace(0, len(lengths) - 1, _MAX_EDGES).astype(int)]
     ends = np.searchsorted(frames, lengths, side="right")
-    multiples = seconds_per_batch * SAMPLE_RATE // (lengths * frame_samples * batch_multiple)
+    multiples = seconds_per_batch * sample_rate // (lengths * frame_samples * batch_multiple)
     batch_sizes = np.maximum(multiples, 1).astype(np.int64) * batch_multiple
 
     buckets, start, real = [], 0, 0
@@ -400,7 +408,8 @@ def _lay_out(
         shortest_first_epochs=shortest_first_epochs,
         dropped=dropped,
         dropped_seconds=seconds,
-        dropped_share=sum(seconds.values()) * SAMPLE_RATE / max(int(num_samples.sum(dtype=np.int64)), 1),
+        dropped_share=sum(seconds.values()) * sample_rate / max(int(num_samples.sum(dtype=np.int64)), 1),
         padding_share=1 - real / computed,
         cropped_share=1 - real / max(whole, 1),
+        sample_rate=sample_rate,
     )

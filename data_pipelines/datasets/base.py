@@ -35,7 +35,7 @@ class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             features=tfds.features.FeaturesDict(
                 {
                     "id": text(),
-                    # FLAC, 16 kHz mono 16-bit. As a list of integers it would be five times larger.
+                    # FLAC, mono 16-bit. As a list of integers it would be five times larger.
                     "audio": tfds.features.Tensor(shape=(), dtype=np.object_),
                     "text": text(),
                     "speaker": text(),

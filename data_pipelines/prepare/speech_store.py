@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import pyarrow
 
 from data_pipelines.audio.clips import Corpus
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError, disk_full
 from data_pipelines.core.files import folder_bytes
 from data_pipelines.prepare.convert import Converted
@@ -55,6 +54,7 @@ def store(
     folder: Path,
     work: Path,
     request: dict[str, Any],
+    sample_rate: int,
 ) -> None:
     """Writes the prepared set into `folder`; `meta.json` is written last, so that it exists only in complete sets.
 
@@ -68,6 +68,7 @@ def store(
       folder: of the prepared set.
       work: the folder that the `file`s of `converted` are relative to.
       request: the arguments that decide the content of the set, so that the same call later finds it.
+      sample_rate: of the FLAC files, in Hz.
 
     Raises:
       DataError: the disk is full, or the stored records do not match the index.
@@ -87,7 +88,7 @@ def store(
             write_row(writers, item)
     for split in report.splits:
         _check_records(tfds_dir, split, [item for item in converted if item.clip.split == split])
-    describe_set(source, report, folder, tfds_dir, request)
+    describe_set(source, report, folder, tfds_dir, request, sample_rate)
 
 
 def index_writers(folder: Path) -> IndexWriters:
@@ -115,7 +116,7 @@ def record_fields(item: Converted) -> dict[str, Any]:
 
 
 def describe_set(
-    source: Corpus, report: PreparationReport, folder: Path, tfds_dir: Path, request: dict[str, Any]
+    source: Corpus, report: PreparationReport, folder: Path, tfds_dir: Path, request: dict[str, Any], sample_rate: int
 ) -> None:
     """Writes `meta.json` of a set of speech whose records and indexes are complete."""
     splits = [(split, {"num_clips": row["clips"], "hours": row["hours"]}) for split, row in report.splits.items()]
@@ -126,7 +127,7 @@ def describe_set(
         "version": tfds_dir.name,
         "licence": source.licence,
         "source": source.origin,
-        "sample_rate": SAMPLE_RATE,
+        "sample_rate": sample_rate,
         "tfds_dir": str(tfds_dir.relative_to(folder)),
         "num_bytes": folder_bytes(tfds_dir),
     }

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.audio.clips import Clip, Corpus, Dropped
 from data_pipelines.audio.decode import AudioError, decode, resample, stream_channels
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.sources.manifest import TextForm, transcript
 from data_pipelines.text.documents import Document, TextSource
@@ -46,16 +47,17 @@ class TfdsAudio:
     rate: int
     name: str
 
-    def decode(self, max_seconds: float) -> NDArray[np.int16]:
+    def decode(self, max_seconds: float, rate: int = DEFAULT_SAMPLE_RATE) -> NDArray[np.int16]:
         stored = _undecoded(self.folder, self.split, self.feature)[self.row][self.feature]
         if isinstance(stored, bytes):
-            return decode(stored, name=self.name, max_seconds=max_seconds)
+            return decode(stored, name=self.name, rate=rate, max_seconds=max_seconds)
         samples = np.asarray(stored)
         if np.issubdtype(samples.dtype, np.integer):
             if samples.size and np.abs(samples).max() > 2**15:
                 raise AudioError(self.name, "samples beyond 16 bits", "convert the set to 16-bit audio")
             samples = samples / 2**15
-        return resample(iter([(self.rate, samples.astype(np.float32))]), name=self.name, max_seconds=max_seconds)
+        blocks = iter([(self.rate, samples.astype(np.float32))])
+        return resample(blocks, name=self.name, rate=rate, max_seconds=max_seconds)
 
     def fingerprint(self) -> str:
         return self.name

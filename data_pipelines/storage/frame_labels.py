@@ -8,7 +8,6 @@ from collections import Counter
 
 import numpy as np
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage.index import Index
 from data_pipelines.storage.tokens import TokenStore
@@ -58,7 +57,7 @@ def speech_frames(index: Index, grid: FrameGrid, min_pause: float, empty_is_sile
     Raises:
       DataError: a part has no word times, or no row has any; the message has the command that makes them.
     """
-    shortest = round(min_pause * SAMPLE_RATE)
+    shortest = round(min_pause * index.sample_rate)
     ids, ends, missing = [], [], Counter()
     for part in index.parts:
         times, num_frames = read_word_times(part), grid.num_frames(part.lengths("num_samples"))

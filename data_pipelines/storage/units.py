@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError, disk_full_as_data_error
 from data_pipelines.core.files import write_json
 from data_pipelines.storage.index import Index, Part
@@ -28,6 +29,7 @@ UNLABELLED = np.iinfo(np.uint16).max
 """Marks, in an unfinished file, a frame without a unit id."""
 
 _DTYPE = np.dtype(np.uint16)
+_ABOUT = ("fingerprint", "num_units", "frame_samples", "context_samples", "sample_rate")
 _FILL = 2**20  # ids written at a time
 
 Count = TypeVar("Count", int, np.ndarray)
@@ -60,6 +62,7 @@ class Units:
       frame_samples: samples from one frame to the next.
       context_samples: further samples that a frame needs; negative if the front end pads the ends.
       about: origin of the centroids.
+      sample_rate: of the speech, in Hz.
     """
 
     path: Path
@@ -67,6 +70,7 @@ class Units:
     frame_samples: int
     context_samples: int
     about: Mapping[str, Any]
+    sample_rate: int = DEFAULT_SAMPLE_RATE
 
     @property
     def num_units(self) -> int:
@@ -99,7 +103,7 @@ def write_units(units: Units) -> None:
         raise DataError(f"{units.path}: {units.num_units} units; there may be 1 to {UNLABELLED}")
     units.path.mkdir(parents=True, exist_ok=True)
     np.save(units.path / "centroids.npy", units.centroids.astype("<f4"), allow_pickle=False)
-    about = {name: getattr(units, name) for name in ("fingerprint", "num_units", "frame_samples", "context_samples")}
+    about = {name: getattr(units, name) for name in _ABOUT}
     write_json(units.path / "units.json", about | {"about": dict(units.about)})
 
 
@@ -116,7 +120,8 @@ def read_units(units: Path | str) -> Units:
     try:
         meta = json.loads((folder / "units.json").read_text(encoding="utf-8"))
         centroids = np.load(folder / "centroids.npy", allow_pickle=False)
-        loaded = Units(folder, centroids, meta["frame_samples"], meta["context_samples"], meta["about"])
+        rate = meta.get("sample_rate", DEFAULT_SAMPLE_RATE)
+        loaded = Units(folder, centroids, meta["frame_samples"], meta["context_samples"], meta["about"], rate)
         belongs = loaded.fingerprint == meta["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise DataError(f"{folder}: its files are damaged ({error!r}); {remedy}") from error

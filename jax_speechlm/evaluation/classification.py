@@ -157,13 +157,10 @@ def evaluate_run(
     """
     run = LoadedRun.load(checkpoint, Classification, "classify")
     objective, label = run.experiment.objective, run.experiment.data.label
-    index = indexes.read_sets(data_dir, sets, split)
+    is_text = isinstance(run.experiment.model, TransformerConfig)
+    index = indexes.read_sets(data_dir, sets, split, None if is_text else run.experiment.sample_rate)
     actual = class_ids(index.column(label).to_pylist(), objective.classes)
-    batches = (
-        text_batches(run, index)
-        if isinstance(run.experiment.model, TransformerConfig)
-        else speech_batches(run, index, seconds_per_batch)
-    )
+    batches = text_batches(run, index) if is_text else speech_batches(run, index, seconds_per_batch)
     report = score(actual, predict(run, batches, len(index)), objective.classes)
     report = report.replace(checkpoint=str(run.checkpoint), sets=sets, split=split, label=label)
     publish(report, as_path(out or checkpoint / "eval" / f"{'+'.join(sets)}-{split}"))
@@ -197,6 +194,7 @@ def speech_batches(
     """Reads every utterance of an index once, with the classes of the frames (`codes`) if given."""
     frame_samples = run.experiment.frame_samples
     shape = {"seconds_per_batch": seconds_per_batch, "frame_samples": frame_samples, "batch_multiple": 1}
+    shape["sample_rate"] = index.sample_rate
     plan = plans.make_eval_plan(index.num_samples, **shape)
     return open_batches(index, plan, num_steps=plan.steps_per_epoch, frame_labels=codes)
 

@@ -41,7 +41,7 @@ def evaluate_run(
     """
     run = LoadedRun.load(checkpoint, FrameClassification, "detect speech")
     experiment, mel = run.experiment, run.experiment.frontend.mel
-    index = indexes.read_sets(data_dir, sets, split)
+    index = indexes.read_sets(data_dir, sets, split, mel.sample_rate)
     labels = speech_or_silence(experiment.objective, mel, index)
     batches = speech_batches(run, index, seconds_per_batch, labels)
     true, predicted = (np.concatenate(each) for each in zip(*_frames(run, batches), strict=True))

@@ -178,20 +178,23 @@ def probe_run(
     """
     encoder = SpeechEncoder.load(checkpoint)
     out = out or checkpoint / "probe" / f"{'+'.join(sets)}-{target}"
+    rate = encoder.frontend.mel.sample_rate
     sources = {"encoder": encoder} | ({"random encoder": encoder.random()} if random else {})
     if target == CHARACTERS:
         if leave_out is not None:
             raise DataError(
                 f"--leave-out is for classes; {CHARACTERS} are learnt on train and measured on {test_split}"
             )
-        parts = [_index(data_dir, sets, split) for split in ("train", test_split)]
+        parts = [_index(data_dir, sets, split, rate) for split in ("train", test_split)]
         report = _characters(sources, *parts, seconds_per_batch).replace(
             checkpoint=str(encoder.checkpoint), sets=sets, folds=f"train -> {test_split}"
         )
         return _published(report, out)
-    splits = [_index(data_dir, sets, split) for split in ("train", test_split)]
+    splits = [_index(data_dir, sets, split, rate) for split in ("train", test_split)]
     if leave_out is not None:
-        splits = [index for name in ("train", "dev", "test") if (index := _index(data_dir, sets, name, needed=False))]
+        splits = [
+            index for name in ("train", "dev", "test") if (index := _index(data_dir, sets, name, rate, needed=False))
+        ]
 
     def column(name):
         return np.array([value for part in splits for value in part.column(name).to_pylist()])
@@ -209,6 +212,7 @@ def probe_run(
     def batches() -> Iterator[tuple[Batches, int]]:
         for part in splits:
             shape = {"seconds_per_batch": seconds_per_batch, "frame_samples": encoder.frame_samples}
+            shape["sample_rate"] = rate
             plan = plans.make_eval_plan(part.num_samples, batch_multiple=1, **shape)
             yield open_batches(part, plan, num_steps=plan.steps_per_epoch), len(part)
 
@@ -253,7 +257,8 @@ def _characters(
     spoken = [row for row, text in enumerate(references) if text]
     (encoder, *_) = sources.values()
     tokens = indexes.token_lengths(train, tokenizer)
-    plan = plans.make_plan(train.num_samples, tokens, **_CTC_BATCHES, frame_samples=encoder.frame_samples)
+    shape = {"frame_samples": encoder.frame_samples, "sample_rate": encoder.frontend.mel.sample_rate}
+    plan = plans.make_plan(train.num_samples, tokens, **_CTC_BATCHES, **shape)
     if plan.dropped_share:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in plan.dropped.items() if count)
         warning = f"warning: training leaves out {plan.dropped_share:.1%} of its audio ({counts})"
@@ -262,7 +267,7 @@ def _characters(
         test.num_samples,
         seconds_per_batch=seconds_per_batch,
         batch_multiple=1,
-        frame_samples=encoder.frame_samples,
+        **shape,
     )
     frames = encoder.model.num_frames(encoder.frontend.mel.num_frames(test.num_samples))
     lengths = indexes.token_lengths(test, tokenizer)
@@ -364,9 +369,11 @@ def statistics(
     return found
 
 
-def _index(data_dir: Path, sets: tuple[str, ...], split: str, needed: bool = True) -> indexes.Index | None:
+def _index(
+    data_dir: Path, sets: tuple[str, ...], split: str, sample_rate: int, needed: bool = True
+) -> indexes.Index | None:
     if needed or all(split in indexes.splits_of(data_dir / name.partition(":")[0]) for name in sets):
-        return indexes.read_sets(data_dir, sets, split)
+        return indexes.read_sets(data_dir, sets, split, sample_rate)
     return None
 
 

@@ -9,7 +9,6 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.batching import plan as plans
 from data_pipelines.batching.speech import Batches, open_batches
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
@@ -32,11 +31,13 @@ class EvaluationSpeech:
         self, recognizer: Transcriber, sets: tuple[str, ...], split: str, data_dir: Path, seconds_per_batch: float
     ):
         self.sets, self._references = sets, "translation" if recognizer.task == "translate" else "text"
-        self.index = indexes.read_sets(data_dir, sets, split)
+        rate = recognizer.experiment.sample_rate
+        self.index = indexes.read_sets(data_dir, sets, split, rate)
         self._plan = plans.make_eval_plan(
             self.index.num_samples,
             seconds_per_batch=seconds_per_batch,
             frame_samples=recognizer.experiment.frame_samples,
+            sample_rate=rate,
         )
 
     def batches(self) -> Batches:
@@ -55,7 +56,7 @@ class EvaluationSpeech:
                 reference=references[row],
                 hypothesis=texts[row],
                 speaker=speakers[row] or None,
-                duration=index.num_samples[row] / SAMPLE_RATE,
+                duration=index.num_samples[row] / index.sample_rate,
                 language=languages[row] if self._references == "text" else "en",
             )
             for row in range(len(index))

@@ -128,7 +128,7 @@ def evaluate_run(
       seconds_per_batch: padded audio per batch, in seconds; affects memory and speed only.
     """
     run = LoadedRun.load(checkpoint, SpeakerVerification, "compare speakers")
-    index = indexes.read_sets(data_dir, sets, split)
+    index = indexes.read_sets(data_dir, sets, split, run.experiment.sample_rate)
     speakers = np.array(index.column("speaker").to_pylist(), object)
     listed = None if trials is None else _listed(trials, index)
     vectors, has_vector = x_vectors(run, index, seconds_per_batch)

@@ -10,7 +10,6 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from data_pipelines.batching.unit_documents import deduplicate
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import open_unit_ids, read_units
 from jax_speechlm.core.config import Config
@@ -163,7 +162,7 @@ def predict_speech(
     model: UnitModel, index: indexes.Index, units: Path, stride: int | None = None
 ) -> dict[str, SpokenPrediction]:
     """Scores the utterances of an index and adds up the figures per speaker."""
-    codes, frame_samples = open_unit_ids(index, units), read_units(units).frame_samples
+    codes, units = open_unit_ids(index, units), read_units(units)
     speakers = index.column("speaker").to_pylist()
     rows = np.flatnonzero(codes.lengths)
     said = [deduplicate(codes.read(row, 0, int(codes.lengths[row])))[0] for row in rows.tolist()]
@@ -174,7 +173,7 @@ def predict_speech(
         prediction = SpokenPrediction(
             nats=float(each.sum(dtype=np.float64)),
             units=len(each),
-            seconds=length * frame_samples / SAMPLE_RATE,
+            seconds=length * units.frame_samples / units.sample_rate,
             utterances=int(length > 0),
             without_units=int(length == 0),
         )

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Int
 from rich.table import Table
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import open_unit_ids
 from jax_speechlm.core.config import Config
@@ -121,7 +120,7 @@ def measure(
         num_units=num_units,
         sets=sets,
         split=split,
-        usage=usage([codes[row] for row in heard], num_units, store.units.frame_samples / SAMPLE_RATE),
+        usage=usage([codes[row] for row in heard], num_units, store.units.frame_samples / store.units.sample_rate),
         labels=labels,
         characters=characters,
         unaligned=unaligned,

@@ -71,10 +71,19 @@ class LoadedRun:
         return cls(checkpoint, meta["step"], experiment, saved_tokenizer(meta), jax.device_put(params), units)
 
 
+def experiment_of_run(path: str | os.PathLike) -> Experiment:
+    """Reads the experiment of a run's newest checkpoint, or of a `checkpoints/<step>` folder, without its arrays.
+
+    Raises:
+      CheckpointError: no checkpoint can be read.
+    """
+    return Experiment.model_validate(ckpt.read_meta(ckpt.find(path))["experiment"])
+
+
 def task_of_run(path: str | os.PathLike) -> Task:
     """Returns the task that a run was trained for; for a distillation its student's.
 
     Raises:
       CheckpointError: no checkpoint can be read.
     """
-    return task_of(Experiment.model_validate(ckpt.read_meta(ckpt.find(path))["experiment"]).objective)
+    return task_of(experiment_of_run(path).objective)

@@ -62,7 +62,9 @@ class Classifier(RunPredictor):
             compute = functools.partial(self._compute, self.run.params)
             found = [
                 self._mean(recording, rows)
-                for recording, rows in rows_of_recordings(compute, inputs, max_seconds, _SECONDS)
+                for recording, rows in rows_of_recordings(
+                    compute, inputs, self.run.experiment.sample_rate, max_seconds, _SECONDS
+                )
             ]
         return np.array(found, np.float32).reshape(-1, len(self.classes))
 

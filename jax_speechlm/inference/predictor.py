@@ -48,12 +48,14 @@ def rows_of_parts(
 def rows_of_recordings(
     compute: Callable[[Batch], tuple[Any, ...]],
     recordings: Iterable[Recording],
+    sample_rate: int,
     max_seconds: float = 30.0,
     seconds_per_batch: float = 60.0,
 ) -> Iterator[tuple[Recording, list[Row]]]:
     """Runs a function over recordings of any length.
 
     Args:
+      sample_rate: of the front end, in Hz.
       max_seconds: longer recordings are cut at pauses into parts of at most this length.
       seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
 
@@ -63,7 +65,7 @@ def rows_of_recordings(
     Raises:
       AudioError: a recording cannot be read.
     """
-    for group in in_groups(recordings, max_seconds, seconds_per_batch):
+    for group in in_groups(recordings, sample_rate, max_seconds, seconds_per_batch):
         rows = iter(rows_of_parts(compute, [part for _, parts in group for part in parts], seconds_per_batch))
         for recording, parts in group:
             yield recording, [next(rows) for _ in parts]

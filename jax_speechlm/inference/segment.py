@@ -13,7 +13,6 @@ from jaxtyping import Float
 from tyro.conf import Positional
 
 from data_pipelines.audio.decode import AudioError
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from jax_speechlm.inference.predictor import RunPredictor, rows_of_parts
 from jax_speechlm.inference.segmentation import Recording, blocks_of, samples_in, windows
@@ -32,7 +31,7 @@ class VoiceActivity(RunPredictor):
 
     @property
     def frame_samples(self) -> int:
-        """Distance of frames in samples at 16 kHz."""
+        """Distance of frames in samples."""
         return self.run.experiment.frame_samples
 
     def probabilities(self, recording: Recording, max_seconds: float = _MAX_SECONDS) -> Float[np.ndarray, " time"]:
@@ -45,7 +44,9 @@ class VoiceActivity(RunPredictor):
           AudioError: the recording cannot be read.
         """
         found, waiting = [], []
-        for window in windows(blocks_of(recording), samples_in(max_seconds), multiple=self.frame_samples):
+        rate = self.run.experiment.sample_rate
+        blocks, longest = blocks_of(recording, rate), samples_in(max_seconds, rate)
+        for window in windows(blocks, longest, sample_rate=rate, multiple=self.frame_samples):
             waiting.append(window)
             if len(waiting) == _WINDOWS:
                 found += self._heard(waiting)
@@ -80,9 +81,8 @@ class VoiceActivity(RunPredictor):
           AudioError: the recording cannot be read.
         """
         is_speech = self.probabilities(recording, max_seconds) >= threshold
-        edges = (
-            np.flatnonzero(np.diff(is_speech.astype(np.int8), prepend=0, append=0)) * self.frame_samples / SAMPLE_RATE
-        )
+        edges = np.flatnonzero(np.diff(is_speech.astype(np.int8), prepend=0, append=0)) * self.frame_samples
+        edges = edges / self.run.experiment.sample_rate
         spans: list[tuple[float, float]] = []
         for start, end in edges.reshape(-1, 2).tolist():
             if spans and start - spans[-1][1] < self.run.experiment.objective.min_pause:

@@ -35,7 +35,9 @@ class SpeakerVectors(RunPredictor):
         compute = functools.partial(self._compute, self.run.params)
         found = [
             self._mean(recording, rows)
-            for recording, rows in rows_of_recordings(compute, recordings, max_seconds, seconds_per_batch)
+            for recording, rows in rows_of_recordings(
+                compute, recordings, self.run.experiment.sample_rate, max_seconds, seconds_per_batch
+            )
         ]
         return np.array(found, np.float32).reshape(-1, self.run.experiment.objective.head.dim)
 

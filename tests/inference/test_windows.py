@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.audio.decode import AudioError
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE as SAMPLE_RATE
 from jax_speechlm.inference.segmentation import (
     blocks_of,
     cut_at_pauses,
@@ -147,7 +147,7 @@ def test_shapes_are_few_and_pad_little():
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), 1e300])
 def test_settings_of_lengths_that_are_none_are_refused(seconds):
     for call in (
-        lambda: list(in_groups([np.zeros(16_000, np.int16)], seconds, 60.0)),
+        lambda: list(in_groups([np.zeros(16_000, np.int16)], 16_000, seconds, 60.0)),
         lambda: shapes(seconds, 60.0),
     ):
         with pytest.raises(ValueError, match="--max-seconds must be above 0"):

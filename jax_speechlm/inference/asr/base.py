@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from data_pipelines.audio.decode import AudioError
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.text.scripts import join
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.inference.segmentation import (
@@ -132,11 +132,15 @@ class Transcriber(abc.ABC):
         def encode(parts):
             return self.encode_audio(parts, seconds_per_batch)
 
+        def counted(samples):
+            if progress is not None:
+                progress(samples / self.experiment.sample_rate)
+
         pieces = itertools.chain.from_iterable(
             self._pieces(number, recording, max_seconds) for number, recording in enumerate(recordings)
         )
         segments: list[Segment] = []
-        said = self._utterances(_heard(pieces, encode, seconds_per_batch, progress))
+        said = self._utterances(_heard(pieces, encode, seconds_per_batch, counted))
         for group in _in_groups(said, _SPELLED_AT_ONCE):
             spelled = iter(self.decode([each for each in group if not isinstance(each, _Piece)]))
             for each in group:
@@ -158,7 +162,7 @@ class Transcriber(abc.ABC):
         """Transcribes one recording and yields its segments as they are decoded.
 
         Args:
-          blocks: its samples at 16 kHz.
+          blocks: its samples, at the front end's rate.
           encode: encodes windows; by default `encode_audio`.
           at_once: utterances decoded together; affects speed and latency, not the result.
 
@@ -181,18 +185,19 @@ class Transcriber(abc.ABC):
         return join((" ".join(segment.text.split()) for segment in segments), self.separator)
 
     def _windows(self, blocks: Iterable[Samples], max_seconds: float) -> Iterator[AudioWindow]:
-        overlap = min(_CONTEXT_SECONDS, max_seconds / 8) if self.joins_windows else 0.0
+        rate, overlap = self.experiment.sample_rate, min(_CONTEXT_SECONDS, max_seconds / 8)
         return windows(
             blocks,
-            samples_in(max_seconds),
-            overlap=int(overlap * SAMPLE_RATE),
+            samples_in(max_seconds, rate),
+            sample_rate=rate,
+            overlap=int(overlap * rate) if self.joins_windows else 0,
             multiple=self.experiment.frame_samples if self.joins_windows else 1,
             skip_silence=True,
         )
 
     def _pieces(self, number: int, recording: Recording, max_seconds: float) -> Iterator[_Piece]:
         try:
-            for window in self._windows(blocks_of(recording), max_seconds):
+            for window in self._windows(blocks_of(recording, self.experiment.sample_rate), max_seconds):
                 yield _Piece(number, window)
         except AudioError as error:
             yield _Piece(number, error)
@@ -208,35 +213,35 @@ class Transcriber(abc.ABC):
         name = str(recording) if isinstance(recording, str | os.PathLike) else "audio"
         if isinstance(end, AudioError):
             return Transcript(name, "", 0.0, str(end))
-        return Transcript(name, self.text_of(segments), end.end / SAMPLE_RATE, None, tuple(segments))
+        return Transcript(name, self.text_of(segments), end.end / self.experiment.sample_rate, None, tuple(segments))
 
 
 def _heard(
     pieces: Iterable[_Piece],
     encode: Encode,
     seconds_per_batch: float,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Iterator[_Piece]:
     """Yields the pieces with their encodings, computed a batch of windows at a time."""
     waiting: list[_Piece] = []
-    samples = seconds = 0
+    samples = encoded = 0
 
     def listened() -> Iterator[_Piece]:
-        nonlocal seconds
+        nonlocal encoded
         audible = [part for each in waiting if (part := _samples(each)) is not None]
         found = iter(encode(audible) if audible else [])
         for each in waiting:
             if isinstance(each.window, AudioWindow):
-                seconds += (each.window.end - each.window.start) / SAMPLE_RATE
+                encoded += each.window.end - each.window.start
             yield each if _samples(each) is None else each._replace(found=next(found))
         if progress is not None:
-            progress(seconds)
+            progress(encoded)
 
     for piece in pieces:
         waiting.append(piece)
         part = _samples(piece)
         samples += 0 if part is None else shape_of(len(part))
-        if samples >= seconds_per_batch * SAMPLE_RATE:
+        if samples >= seconds_per_batch * DEFAULT_SAMPLE_RATE:
             yield from listened()
             waiting, samples = [], 0
     yield from listened()

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from data_pipelines.batching.speech import Batch as HostBatch
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch
@@ -226,7 +225,7 @@ class Recognizer(Transcriber):
 
     @property
     def _frame_seconds(self) -> float:
-        return self.experiment.frame_samples / SAMPLE_RATE
+        return self.experiment.frame_samples / self.experiment.sample_rate
 
 
 def mean_probability(log_probs: Sequence[Float[Array, "*each"]]) -> Float[Array, "*each"]:

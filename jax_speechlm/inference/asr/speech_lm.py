@@ -16,7 +16,6 @@ from jaxtyping import Array, Int, Key
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.batching.speech import Batch as HostBatch
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, seed_key
 from jax_speechlm.core.vocabulary import Vocabulary
@@ -129,8 +128,8 @@ class SpeechLanguageModel(Transcriber):
         """Returns the best answer to each window as a segment, without word times."""
         return [
             Segment(
-                window.start / SAMPLE_RATE,
-                window.end / SAMPLE_RATE,
+                window.start / self.experiment.sample_rate,
+                window.end / self.experiment.sample_rate,
                 answers[0].text,
                 answers[0].log_prob / answers[0].num_tokens,
                 alternatives=tuple(each.text for each in answers) if isinstance(self.method, Beam) else (),
@@ -181,7 +180,7 @@ class SpeechLanguageModel(Transcriber):
           ValueError: `samples` is below 1.
         """
         check_counts(samples=samples)
-        heard = [np.concatenate(list(blocks_of(each))) for each in recordings]
+        heard = [np.concatenate(list(blocks_of(each, self.experiment.sample_rate))) for each in recordings]
         found: list[list[Continuation]] = [[] for _ in heard]
         roots = [jax.random.fold_in(seed_key(seed), zlib.crc32(each.tobytes())) for each in heard]
         for number in range(1 if isinstance(method, Beam) else samples):
@@ -220,7 +219,7 @@ class SpeechLanguageModel(Transcriber):
             sequence = model.lay_out(before, speech, length_B, behind, nothing, jnp.zeros_like(length_B))
 
             def room_of(samples):
-                return samples * TOKENS_PER_SECOND // SAMPLE_RATE + SPARE_TOKENS
+                return samples * TOKENS_PER_SECOND // experiment.sample_rate + SPARE_TOKENS
 
             limits = {"max_new": room_of(batch["audio"].shape[1]), "context": None}
             limits["context"] = sequence.start + room_of(batch["audio_length"])

@@ -8,6 +8,8 @@ left as they are in the files: a default id may be an ordinary token of another 
 from collections.abc import Mapping
 from typing import Any
 
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
+
 _CAUSAL = {
     "hidden_size": 4096,
     "num_hidden_layers": 32,
@@ -145,10 +147,10 @@ _PARTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 FEATURES: dict[str, dict[str, Any]] = {
-    "SeamlessM4TFeatureExtractor": {"sampling_rate": 16_000, "num_mel_bins": 80, "stride": 2},
+    "SeamlessM4TFeatureExtractor": {"sampling_rate": DEFAULT_SAMPLE_RATE, "num_mel_bins": 80, "stride": 2},
     "ParakeetFeatureExtractor": {
         "feature_size": 80,
-        "sampling_rate": 16_000,
+        "sampling_rate": DEFAULT_SAMPLE_RATE,
         "hop_length": 160,
         "n_fft": 512,
         "win_length": 400,

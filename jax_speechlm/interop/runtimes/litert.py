@@ -10,6 +10,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from jax_speechlm.inference.checkpoint import experiment_of_run
 from jax_speechlm.interop.folders import read_record
 from jax_speechlm.interop.runtimes.portable import STABLEHLO, lowered
 from jax_speechlm.interop.runtimes.program import (
@@ -35,7 +36,7 @@ def export_run(run: Positional[Path], out: Path, seconds: tuple[float, ...] = (5
       out: the folder to write; an earlier export there is replaced.
       seconds: lengths of audio, as short clips waste time in a long one.
     """
-    lengths = in_samples(seconds)
+    lengths = in_samples(seconds, experiment_of_run(run).sample_rate)
     export(run, out, Target("litert", partial(write, lengths=lengths), read, ("ai_edge_litert",), lengths))
 
 

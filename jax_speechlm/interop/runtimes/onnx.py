@@ -17,6 +17,7 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 from tyro.conf import Positional
 
+from jax_speechlm.inference.checkpoint import experiment_of_run
 from jax_speechlm.interop.folders import ExportError, read_record, readable
 from jax_speechlm.interop.runtimes.program import (
     Outputs,
@@ -47,7 +48,7 @@ def export_run(run: Positional[Path], out: Path, seconds: tuple[float, ...] = (5
       out: the folder to write; an earlier export there is replaced.
       seconds: lengths of audio, as short clips waste time in a long one.
     """
-    lengths = in_samples(seconds)
+    lengths = in_samples(seconds, experiment_of_run(run).sample_rate)
     export(run, out, Target("onnx", partial(write, lengths=lengths), read, ("onnxruntime",), lengths))
 
 

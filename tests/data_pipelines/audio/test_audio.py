@@ -15,7 +15,7 @@ from data_pipelines.audio import decode as audio
 from data_pipelines.audio import formats
 from data_pipelines.audio.decode import AudioError, AudioTooLongError, decode, decode_flac, encode_flac, measure
 
-RATE = audio.SAMPLE_RATE
+RATE = audio.DEFAULT_SAMPLE_RATE
 
 
 def tone(rate: int, seconds: float = 1.0, hertz: float = 440.0, channels: int = 1) -> np.ndarray:

@@ -273,7 +273,7 @@ def test_threads_give_the_order_of_the_manifest(tmp_path):
         path = tmp_path / f"{number}.wav"
         soundfile.write(path, speech(number, 0.05 if number % 2 else 0.5), 16_000)
         clips.append(Clip(str(number), AudioFile(path), "", "", "", "train"))
-    workshop = convert.ConversionFolder(tmp_path / "work")
-    arguments = {"max_seconds": 9.0, "max_bad": 0, "console": Console(quiet=True)}
+    workshop = convert.ConversionFolder(tmp_path / "work", convert.Format(9.0))
+    arguments = {"max_bad": 0, "console": Console(quiet=True)}
     outcomes = [item.clip.id for item in workshop.convert(clips, num_workers=4, **arguments)]
     assert outcomes == [clip.id for clip in clips]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from data_pipelines.audio import decode as audio_files
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.inference.checkpoint import LoadedRun
 from jax_speechlm.interop.hf.registry import Package
 from jax_speechlm.interop.hf.verify import speech, speech_lm, text
@@ -80,7 +80,7 @@ def compare(
     Raises:
       AudioError: a file of `audio` cannot be read.
     """
-    clips = [*synthetic_clips(), *(audio_files.decode(file)[: _MOST_SECONDS * SAMPLE_RATE] for file in audio)]
+    clips = [*synthetic_clips(), *(audio_files.decode(file)[: _MOST_SECONDS * DEFAULT_SAMPLE_RATE] for file in audio)]
     auto, comparisons = COMPARISONS[made.architecture]
     with quiet(), torch.no_grad():
         try:
