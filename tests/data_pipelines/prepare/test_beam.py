@@ -75,11 +75,11 @@ def test_a_killed_preparation_converts_no_chunk_twice(manifest, tmp_path, monkey
     decoded = []
     decode = AudioFile.decode
 
-    def killed_at_the_tenth(self, max_seconds):
+    def killed_at_the_tenth(self, *limits):
         decoded.append(self.path.name)
         if len(decoded) == 10:
             raise ValueError("killed")
-        return decode(self, max_seconds)
+        return decode(self, *limits)
 
     monkeypatch.setattr(AudioFile, "decode", killed_at_the_tenth)
     options = {"manifest": manifest, "data_dir": tmp_path / "data", "max_bad": 0.5, **DIRECT}
@@ -88,7 +88,9 @@ def test_a_killed_preparation_converts_no_chunk_twice(manifest, tmp_path, monkey
     finished = {path.stem for path in (tmp_path / "data/my/work/sounds").glob("*.jsonl")}
     assert len(finished) == 2
     first, decoded[:] = set(decoded), []
-    monkeypatch.setattr(AudioFile, "decode", lambda self, limit: decoded.append(self.path.name) or decode(self, limit))
+    monkeypatch.setattr(
+        AudioFile, "decode", lambda self, *limits: decoded.append(self.path.name) or decode(self, *limits)
+    )
     again = next(name for name in sorted(first) if int(name.removesuffix(".wav")) // 4 == int(min(finished)))
     soundfile.write(tmp_path / again, np.random.default_rng(1).normal(0, 0.1, 4000), 16_000)  # replaced in between
     assert prepare(**options).clips == 15

@@ -135,11 +135,11 @@ def test_a_killed_preparation_goes_on_where_it_was(manifest, tmp_path, monkeypat
     decoded = []
     decode = AudioFile.decode
 
-    def killed_at_the_seventh(self, max_seconds):
+    def killed_at_the_seventh(self, *limits):
         if len(decoded) == 6:
             raise KeyboardInterrupt
         decoded.append(self.path.name)
-        return decode(self, max_seconds)
+        return decode(self, *limits)
 
     monkeypatch.setattr(AudioFile, "decode", killed_at_the_seventh)
     with pytest.raises(KeyboardInterrupt):
@@ -147,7 +147,9 @@ def test_a_killed_preparation_goes_on_where_it_was(manifest, tmp_path, monkeypat
     journal = tmp_path / "data/my/work/journal.jsonl"
     journal.write_text(journal.read_text("utf-8")[:-10], "utf-8")  # the kill came in the middle of a line
     first, decoded[:] = list(decoded), []
-    monkeypatch.setattr(AudioFile, "decode", lambda self, limit: decoded.append(self.path.name) or decode(self, limit))
+    monkeypatch.setattr(
+        AudioFile, "decode", lambda self, *limits: decoded.append(self.path.name) or decode(self, *limits)
+    )
     soundfile.write(tmp_path / "1.wav", speech(99, 0.7), 16_000)  # one recording was replaced in between
     report = prepare(manifest=manifest, data_dir=tmp_path / "data", num_workers=1)
     assert report.clips == 12
