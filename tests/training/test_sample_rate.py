@@ -12,7 +12,7 @@ from data_pipelines.prepare.job import prepare
 from data_pipelines.storage.index import read_index, read_sets
 from data_pipelines.storage.records import RecordReader
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.inference.load import load
+from jax_speechlm.inference.load import open_transcriber
 from jax_speechlm.training.loop import train
 from jax_speechlm.training.source import open_source
 from tests.training import tiny
@@ -38,7 +38,7 @@ def data_dir(tmp_path_factory):
 
 
 def experiment(data_dir, **changes):
-    whole = tiny.experiment("ctc", num_steps=2, mesh=tiny.experiment().mesh.replace(data=1), **changes)
+    whole = tiny.experiment("ctc", num_steps=2, **changes)
     return whole.replace(data=whole.data.replace(sets=("low",), data_dir=str(data_dir), seconds_per_batch=4.0))
 
 
@@ -57,12 +57,10 @@ def test_a_toy_trains_and_transcribes_files_at_any_rate(data_dir, tmp_path):
     seconds = [bucket.num_samples / RATE for bucket in source.plan.buckets]
     assert max(SECONDS) <= max(seconds) < max(SECONDS) + 0.1
     train(low, tmp_path / "run", source)
-    recognizer = load(tmp_path / "run")
+    recognizer = open_transcriber(tmp_path / "run")
     assert recognizer.experiment.sample_rate == RATE
     (transcript,) = recognizer.transcribe([data_dir.parent / "3.wav"])
     assert transcript.seconds == pytest.approx(SECONDS[3])
-    last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
-    assert "audio_seconds" in last
 
 
 def test_a_front_end_of_another_rate_is_refused(data_dir):
