@@ -82,48 +82,23 @@ def stream(
     *,
     name: str = "",
     rate: int = DEFAULT_SAMPLE_RATE,
+    mix: bool = True,
     max_seconds: float = math.inf,
     check: Callable[[], None] | None = None,
 ) -> Iterator[NDArray[np.int16]]:
     """Decodes as `decode` does, block by block, for recordings that should not be in memory as a whole.
 
+    Args:
+      mix: whether to average the channels.
+
     Yields:
-      int16 blocks [samples].
+      int16 [samples], or [samples, channels] without `mix`.
 
     Raises:
       AudioError: as `decode`; it may follow valid blocks.
     """
-    yield from _stream({"mix": True, "rate": rate}, source, name, max_seconds, check)
-
-
-def stream_channels(
-    source: str | Path | bytes, *, name: str = "", rate: int = DEFAULT_SAMPLE_RATE
-) -> Iterator[NDArray[np.int16]]:
-    """Decodes a file block by block, without mixing its channels.
-
-    Args:
-      source: as in `decode`.
-      name: as in `decode`.
-      rate: of the blocks, in Hz; audio of another rate is resampled.
-
-    Returns:
-      int16 blocks [samples, channels].
-
-    Raises:
-      AudioError: as `stream`.
-    """
-    yield from _stream({"mix": False, "rate": rate}, source, name, math.inf, None)
-
-
-def _stream(
-    request: dict[str, Any],
-    source: str | Path | bytes,
-    name: str,
-    max_seconds: float,
-    check: Callable[[], None] | None,
-) -> Iterator[NDArray[np.int16]]:
     name = name or (str(source) if isinstance(source, str | Path) else "audio")
-    request |= {"do": "decode", "suffix": Path(name).suffix}
+    request: dict[str, Any] = {"do": "decode", "suffix": Path(name).suffix, "rate": rate, "mix": mix}
     if math.isfinite(max_seconds):
         request["max_seconds"] = max_seconds
     with contextlib.closing(_answers(request, source, name, check)) as answers:
@@ -184,31 +159,6 @@ def _opened(source: str | Path | bytes, name: str) -> int:
     return fd
 
 
-def resample(
-    blocks: Iterator[tuple[int, NDArray[np.float32]]],
-    *,
-    name: str = "audio",
-    rate: int = DEFAULT_SAMPLE_RATE,
-    max_seconds: float = math.inf,
-) -> NDArray[np.int16]:
-    """Joins the blocks of one recording into int16 [samples], mono.
-
-    Args:
-      blocks: pairs of a rate in Hz, the same in all, and float32 [samples] or [samples, channels] in -1..1.
-      name: of the audio in errors.
-      rate: of the output, in Hz.
-      max_seconds: limit of the duration.
-
-    Returns:
-      int16 [samples].
-
-    Raises:
-      AudioError: the blocks have no samples, or some samples are not finite.
-      AudioTooLongError: the blocks last longer than `max_seconds`.
-    """
-    return np.concatenate(list(resampled(blocks, name, max_seconds, rate=rate)))
-
-
 def resampled(
     blocks: Iterator[tuple[int, NDArray[np.float32]]],
     name: str,
@@ -217,12 +167,12 @@ def resampled(
     rate: int = DEFAULT_SAMPLE_RATE,
     mix: bool = True,
 ) -> Iterator[NDArray[np.int16]]:
-    """Resamples as `resample` does, block by block.
+    """Resamples the blocks of one recording to int16.
 
     Rate and number of channels may change between blocks, as in a file of several joined streams.
 
     Args:
-      blocks: as in `resample`.
+      blocks: pairs of a rate in Hz and float32 [samples] or [samples, channels] in -1..1.
       name: of the audio in errors.
       max_seconds: limit of the duration.
       rate: of the output, in Hz.
@@ -230,6 +180,10 @@ def resampled(
 
     Yields:
       int16 [samples], or [samples, channels] without `mix`.
+
+    Raises:
+      AudioError: the blocks have no samples, or some samples are not finite.
+      AudioTooLongError: the blocks last longer than `max_seconds`.
     """
     resampler, last, seconds, num_samples = None, None, 0.0, 0
     for source_rate, block in blocks:

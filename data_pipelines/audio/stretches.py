@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.audio.clips import check_path, file_stamp, tolerance, wrong_length
-from data_pipelines.audio.decode import AudioError, AudioTooLongError, stream_channels
+from data_pipelines.audio.decode import AudioError, AudioTooLongError, stream
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 
 
@@ -76,7 +76,7 @@ def decode_stretches(
     position = 0
     try:
         check_path(path := readers[0].stretch.path)
-        for block in stream_channels(path, rate=rate):
+        for block in stream(path, rate=rate, mix=False):
             for reader in readers:
                 reader.read(block, position)
             position += len(block)

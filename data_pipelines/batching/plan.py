@@ -18,6 +18,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -189,7 +190,7 @@ def make_plan(
     token_lengths: np.ndarray | None = None,
     *,
     seconds_per_batch: float,
-    seed: int,
+    seed: int | None,
     num_buckets: int = 8,
     batch_multiple: int = 8,
     min_seconds: float = 0.1,
@@ -199,6 +200,7 @@ def make_plan(
     sample_rate: int = DEFAULT_SAMPLE_RATE,
     max_crop: float = 0.0,
     shortest_first_epochs: int = 0,
+    keep_empty: bool = False,
 ) -> BatchPlan:
     """Plans training batches: each kept item exactly once per epoch, shuffled by (seed, epoch).
 
@@ -209,124 +211,21 @@ def make_plan(
       num_samples: integers [items], lengths of the audio in samples.
       token_lengths: integers [items], or None for training on audio alone.
       seconds_per_batch: padded audio of a global batch; exceeded only if `batch_multiple` rows are longer.
-      seed: seed of the shuffle.
+      seed: seed of the shuffle; None for the order of length.
       num_buckets: most static shapes, hence compiled programs.
       batch_multiple: divisor of every global batch size, a multiple of the numbers of hosts and devices.
-      min_seconds: shorter items are dropped.
-      max_seconds: longer items are dropped.
+      min_seconds, max_seconds: shorter and longer items are dropped.
       max_tokens: items with more tokens are dropped; None keeps them.
       frame_samples: divisor of padded lengths, usually one frame after subsampling.
-      sample_rate: of the audio, in Hz.
       max_crop: largest share of an item's audio that may be cropped per epoch to fit a shorter bucket, at a position
         drawn from (seed, epoch, item); only without tokens.
       shortest_first_epochs: number of first epochs with batches by ascending length (rows still shuffled within a
         bucket), a curriculum for CTC from scratch.
+      keep_empty: keep items shorter than `min_seconds` and items without tokens.
 
     Raises:
       ValueError: an option is out of range, the arrays differ in shape, or no item is kept.
     """
-    num_samples, token_lengths = _checked(num_samples, token_lengths)
-    if not 0 <= max_crop < 1 or (max_crop and token_lengths is not None):
-        raise ValueError(f"max_crop must be in [0, 1), and 0 in a plan with tokens; got {max_crop}")
-    tests = {
-        "empty": num_samples <= 0,
-        "too_short": num_samples < min_seconds * sample_rate,
-        "too_long": num_samples > max_seconds * sample_rate,
-    }
-    if token_lengths is not None:
-        tests["no_tokens"] = token_lengths <= 0
-        if max_tokens is not None:
-            tests["too_many_tokens"] = token_lengths > max_tokens
-    return _lay_out(
-        num_samples,
-        token_lengths,
-        tests,
-        seconds_per_batch=seconds_per_batch,
-        num_buckets=num_buckets,
-        batch_multiple=batch_multiple,
-        frame_samples=frame_samples,
-        sample_rate=sample_rate,
-        max_crop=max_crop,
-        seed=seed,
-        shortest_first_epochs=shortest_first_epochs,
-    )
-
-
-def make_eval_plan(
-    num_samples: np.ndarray,
-    token_lengths: np.ndarray | None = None,
-    *,
-    seconds_per_batch: float,
-    num_buckets: int = 8,
-    batch_multiple: int = 8,
-    max_seconds: float | None = None,
-    frame_samples: int = 640,
-    sample_rate: int = DEFAULT_SAMPLE_RATE,
-) -> BatchPlan:
-    """Plans evaluation batches: every item once per epoch by ascending length; drops only items that are too long.
-
-    Empty audio and empty transcripts are kept, because corpus error rates count them. Arguments as in `make_plan`;
-    `max_seconds` None sets no limit.
-    """
-    num_samples, token_lengths = _checked(num_samples, token_lengths)
-    too_long = num_samples > (math.inf if max_seconds is None else max_seconds * sample_rate)
-    if too_long.any():
-        logging.getLogger(__name__).warning(
-            "%d of %d items are longer than %g s and will not be evaluated", too_long.sum(), len(too_long), max_seconds
-        )
-    return _lay_out(
-        num_samples,
-        token_lengths,
-        {"too_long": too_long},
-        seconds_per_batch=seconds_per_batch,
-        num_buckets=num_buckets,
-        batch_multiple=batch_multiple,
-        frame_samples=frame_samples,
-        sample_rate=sample_rate,
-        max_crop=0.0,
-        seed=None,
-        shortest_first_epochs=0,
-    )
-
-
-def bucket_edges(lengths: np.ndarray, counts: np.ndarray, batch_sizes: np.ndarray, num_buckets: int) -> list[int]:
-    """Chooses at most `num_buckets` of the lengths as bucket edges so that an epoch computes the fewest frames.
-
-    A bucket with edge j holds the items longer than the previous edge, and costs its number of batches times
-    `batch_sizes[j] * lengths[j]`, including padding and filler rows. The minimum over all partitions is found exactly,
-    by dynamic programming in O(num_buckets * candidates^2).
-
-    Args:
-      lengths: ascending distinct lengths [candidates], in any unit.
-      counts: items by length [candidates].
-      batch_sizes: rows of a batch by padded length [candidates].
-      num_buckets: most edges to choose.
-
-    Returns:
-      Ascending indices into `lengths`; the last is the last candidate.
-    """
-    total = len(lengths)
-    items_before = np.concatenate([[0], np.cumsum(counts)])
-    # best[k, j]: least cost of the first j candidates in at most k buckets; came_from: start of the last bucket
-    best = np.full((num_buckets + 1, total + 1), np.inf)
-    best[:, 0] = 0
-    came_from = np.zeros((num_buckets + 1, total + 1), np.int32)
-    rows = np.arange(num_buckets)
-    for end in range(1, total + 1):
-        size = batch_sizes[end - 1]
-        num_batches = -(-(items_before[end] - items_before[:end]) // size)
-        costs = best[:-1, :end] + (num_batches * size * lengths[end - 1])[None, :]
-        came_from[1:, end] = costs.argmin(axis=1)
-        best[1:, end] = costs[rows, came_from[1:, end]]
-    edges, end, buckets_left = [], total, num_buckets
-    while end:
-        edges.append(end - 1)
-        end = int(came_from[buckets_left, end])
-        buckets_left -= 1
-    return edges[::-1]
-
-
-def _checked(num_samples: np.ndarray, token_lengths: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
     num_samples = np.asarray(num_samples)
     if num_samples.ndim != 1 or len(num_samples) >= 2**31:
         raise ValueError(f"num_samples must be one row of fewer than 2^31 lengths, got shape {num_samples.shape}")
@@ -334,35 +233,21 @@ def _checked(num_samples: np.ndarray, token_lengths: np.ndarray | None) -> tuple
         token_lengths = np.asarray(token_lengths)
         if token_lengths.shape != num_samples.shape:
             raise ValueError(f"{token_lengths.shape} token lengths do not match {num_samples.shape} audio lengths")
-    return num_samples, token_lengths
-
-
-def _lay_out(
-    num_samples: np.ndarray,
-    token_lengths: np.ndarray | None,
-    drop_tests: dict[str, np.ndarray],
-    *,
-    seconds_per_batch: float,
-    num_buckets: int,
-    batch_multiple: int,
-    frame_samples: int,
-    sample_rate: int,
-    max_crop: float,
-    seed: int | None,
-    shortest_first_epochs: int,
-) -> BatchPlan:
-    """Drops items, sorts them by length and chooses the buckets, for both kinds of plan."""
-    for name, value in {
-        "seconds_per_batch": seconds_per_batch,
-        "num_buckets": num_buckets,
-        "batch_multiple": batch_multiple,
-        "frame_samples": frame_samples,
-    }.items():
+    if not 0 <= max_crop < 1 or (max_crop and token_lengths is not None):
+        raise ValueError(f"max_crop must be in [0, 1), and 0 in a plan with tokens; got {max_crop}")
+    sizes = {"seconds_per_batch": seconds_per_batch, "num_buckets": num_buckets}
+    for name, value in (sizes | {"batch_multiple": batch_multiple, "frame_samples": frame_samples}).items():
         if value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
 
+    drops = {"empty": num_samples <= 0, "too_short": num_samples < min_seconds * sample_rate}
+    drops = ({} if keep_empty else drops) | {"too_long": num_samples > max_seconds * sample_rate}
+    if token_lengths is not None and not keep_empty:
+        drops["no_tokens"] = token_lengths <= 0
+        if max_tokens is not None:
+            drops["too_many_tokens"] = token_lengths > max_tokens
     dropped, seconds, keep = {}, {}, np.ones(len(num_samples), bool)
-    for reason, fails in drop_tests.items():  # an item is counted under the first reason that applies
+    for reason, fails in drops.items():  # an item is counted under the first reason that applies
         dropped[reason] = int(np.count_nonzero(fails & keep))
         seconds[reason] = int(num_samples[fails & keep].sum(dtype=np.int64)) / sample_rate
         keep &= ~fails
@@ -413,3 +298,61 @@ def _lay_out(
         cropped_share=1 - real / max(whole, 1),
         sample_rate=sample_rate,
     )
+
+
+def make_eval_plan(
+    num_samples: np.ndarray,
+    token_lengths: np.ndarray | None = None,
+    *,
+    max_seconds: float | None = None,
+    **shape: Any,
+) -> BatchPlan:
+    """Plans evaluation batches: every item once per epoch by ascending length; drops only items that are too long.
+
+    Empty audio and empty transcripts are kept, because corpus error rates count them. Arguments as in `make_plan`
+    (`shape` are those that decide the shapes of batches); `max_seconds` None sets no limit.
+    """
+    longest = math.inf if max_seconds is None else max_seconds
+    plan = make_plan(num_samples, token_lengths, seed=None, max_seconds=longest, keep_empty=True, **shape)
+    if too_long := plan.dropped["too_long"]:
+        logging.getLogger(__name__).warning(
+            "%d of %d items are longer than %g s and will not be evaluated", too_long, plan.num_items, max_seconds
+        )
+    return plan
+
+
+def bucket_edges(lengths: np.ndarray, counts: np.ndarray, batch_sizes: np.ndarray, num_buckets: int) -> list[int]:
+    """Chooses at most `num_buckets` of the lengths as bucket edges so that an epoch computes the fewest frames.
+
+    A bucket with edge j holds the items longer than the previous edge, and costs its number of batches times
+    `batch_sizes[j] * lengths[j]`, including padding and filler rows. The minimum over all partitions is found exactly,
+    by dynamic programming in O(num_buckets * candidates^2).
+
+    Args:
+      lengths: ascending distinct lengths [candidates], in any unit.
+      counts: items by length [candidates].
+      batch_sizes: rows of a batch by padded length [candidates].
+      num_buckets: most edges to choose.
+
+    Returns:
+      Ascending indices into `lengths`; the last is the last candidate.
+    """
+    total = len(lengths)
+    items_before = np.concatenate([[0], np.cumsum(counts)])
+    # best[k, j]: least cost of the first j candidates in at most k buckets; came_from: start of the last bucket
+    best = np.full((num_buckets + 1, total + 1), np.inf)
+    best[:, 0] = 0
+    came_from = np.zeros((num_buckets + 1, total + 1), np.int32)
+    rows = np.arange(num_buckets)
+    for end in range(1, total + 1):
+        size = batch_sizes[end - 1]
+        num_batches = -(-(items_before[end] - items_before[:end]) // size)
+        costs = best[:-1, :end] + (num_batches * size * lengths[end - 1])[None, :]
+        came_from[1:, end] = costs.argmin(axis=1)
+        best[1:, end] = costs[rows, came_from[1:, end]]
+    edges, end, buckets_left = [], total, num_buckets
+    while end:
+        edges.append(end - 1)
+        end = int(came_from[buckets_left, end])
+        buckets_left -= 1
+    return edges[::-1]

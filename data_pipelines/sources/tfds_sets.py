@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.audio.clips import Clip, Corpus, Dropped
-from data_pipelines.audio.decode import AudioError, decode, resample, stream_channels
+from data_pipelines.audio.decode import AudioError, decode, resampled, stream
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.sources.manifest import TextForm, transcript
@@ -57,7 +57,7 @@ class TfdsAudio:
                 raise AudioError(self.name, "samples beyond 16 bits", "convert the set to 16-bit audio")
             samples = samples / 2**15
         blocks = iter([(self.rate, samples.astype(np.float32))])
-        return resample(blocks, name=self.name, rate=rate, max_seconds=max_seconds)
+        return np.concatenate(list(resampled(blocks, self.name, max_seconds, rate=rate)))
 
     def fingerprint(self) -> str:
         return self.name
@@ -173,7 +173,7 @@ class _Decoder:
             return audio
         is_path = isinstance(audio, str | os.PathLike)
         source, name = (Path(audio), str(audio)) if is_path else (audio.read(), getattr(audio, "name", "audio"))
-        samples = np.concatenate(list(stream_channels(source, name=str(name), rate=self.rate)))
+        samples = np.concatenate(list(stream(source, name=str(name), rate=self.rate, mix=False)))
         if samples.shape[1] != self.num_channels:
             mono = np.rint(samples.mean(axis=1, keepdims=True))
             samples = np.repeat(mono, self.num_channels, axis=1)

@@ -106,10 +106,8 @@ def test_stretches_of_one_recording_are_read_once_a_chunk(tmp_path, monkeypatch)
     path = tmp_path / "my.jsonl"
     path.write_text("".join(json.dumps(row | {"split": "train"}) + "\n" for row in rows))
     passes = []
-    stream = stretches.stream_channels
-    monkeypatch.setattr(
-        stretches, "stream_channels", lambda path, **rate: passes.append(path.name) or stream(path, **rate)
-    )
+    stream = stretches.stream
+    monkeypatch.setattr(stretches, "stream", lambda path, **rate: passes.append(path.name) or stream(path, **rate))
     prepare(manifest=path, data_dir=tmp_path / "many", **DIRECT)
     assert sorted(passes) == ["a.wav", "b.wav", "c.wav"]
     prepare(manifest=path, data_dir=tmp_path / "one")
