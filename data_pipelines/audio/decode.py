@@ -173,9 +173,6 @@ def resampled(
 
     Args:
       blocks: pairs of a rate in Hz and float32 [samples] or [samples, channels] in -1..1.
-      name: of the audio in errors.
-      max_seconds: limit of the duration.
-      rate: of the output, in Hz.
       mix: whether to average the channels.
 
     Yields:

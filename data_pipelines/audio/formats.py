@@ -71,7 +71,6 @@ def blocks(fd: int, suffix: str, damage: Damage, *, block_samples: int = BLOCK_S
     Args:
       fd: file descriptor of a regular file at its beginning.
       suffix: of the file's name; identifies formats without a header.
-      damage: receives the duration of skipped audio.
       block_samples: about the number of samples per block, over all channels.
 
     Yields:

@@ -180,8 +180,6 @@ def run(
     """Yields the answers of a decoding process to a request about an open file; see `data_pipelines.audio.worker`.
 
     Args:
-      request: JSON object.
-      fd: descriptor of the file.
       check: called several times a second while waiting; an exception that it raises ends the process.
 
     Raises:

@@ -56,11 +56,6 @@ def decode_stretches(
 
     Memory use is one block of the recording and the stretches that are being read.
 
-    Args:
-      stretches: of the same file.
-      max_seconds: longer stretches are errors.
-      rate: of the result, in Hz.
-
     Yields:
       Pairs of an index into `stretches` and its int16 [samples], mono, or its error, in the order of their
       ends.

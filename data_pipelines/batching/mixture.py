@@ -26,7 +26,6 @@ class MixturePlan:
       names: names of the streams.
       plans: plans of the streams.
       quotas: steps per stream in `PERIOD` steps.
-      seed: seed of the phases.
     """
 
     names: tuple[str, ...]
@@ -78,9 +77,7 @@ def make_mixture_plan(
 
     Args:
       names: names of the streams.
-      plans: one per stream, read from step 0.
       weights: relative shares of the steps, rounded to 1 in 10,000 and at least that.
-      seed: seed of the phases.
 
     Raises:
       ValueError: weights are not positive, or the numbers of names, plans and weights differ.

@@ -20,10 +20,6 @@ class NoiseReader:
 
     def __init__(self, index: Index, seed: int):
         """
-        Args:
-          index: the noise clips.
-          seed: seed of the draws, the training run's.
-
         Raises:
           DataError: as `RecordReader`; or the set is empty.
         """
@@ -36,7 +32,6 @@ class NoiseReader:
         """Returns int16 [num_samples] from a random position of a clip drawn uniformly; a shorter clip is looped.
 
         Args:
-          step: step of the batch.
           place: row of the global batch.
 
         Raises:

@@ -251,7 +251,6 @@ def make_text_plan(
       lengths: integers [documents], tokens without boundaries.
       context: positions per row.
       sequences_per_batch: rows of a global batch, a multiple of the numbers of devices and hosts.
-      seed: seed of the shuffle.
       source_rows: number of consecutive documents of each source; with `weights` only.
       weights: relative shares of the rows by source, rounded to 1 in 10,000; None packs all documents together.
       is_packed: False gives each document its own row and truncates it to the context.

@@ -49,16 +49,13 @@ def open_batches(
     """Opens the batches of a plan from any step on.
 
     Args:
-      index: rows that the plan was made from.
       tokenizer: encodes the texts as `tokens`; None for audio alone.
       host, num_hosts: number of this host, and of all; it reads a contiguous share of every batch's rows.
-      num_steps: number of batches; None is unlimited.
       speeds: speed factors that the plan was made with (`speed.with_speeds`).
       labels: class of each row of the index.
       column: text column of the index to encode.
       frame_labels: speech units or classes per frame for the rows of the index; crops then start at frame boundaries.
       parallel: batches assembled at a time, one per thread; by default the number of cores, at most 8.
-      prefetch: finished batches held in memory.
       max_bad: damaged records that are skipped before the run stops.
 
     Raises:

@@ -41,10 +41,8 @@ def open_text_batches(
       boundary: id before and after each document.
       begin: id before each document, if it differs from the boundary.
       host, num_hosts: number of this host, and of all; it reads a contiguous share of every batch's rows.
-      num_steps: number of batches; None is unlimited.
       labels: class of each document, for a plan without packing.
       frame_samples: samples per frame of speech, for documents with speech units.
-      prefetch: batches prepared in advance.
 
     Raises:
       ValueError: the plan was made from other documents, its batches do not divide among the hosts, or labels are given

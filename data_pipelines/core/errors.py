@@ -34,7 +34,6 @@ def disk_full_as_data_error(folder: Path, missing: Callable[[], float]) -> Itera
     """Raises `disk_full` in place of an error that a full disk caused within the block.
 
     Args:
-      folder: on the disk that is written to.
       missing: estimates the bytes that are still to be written; called when the disk is full.
 
     Raises:

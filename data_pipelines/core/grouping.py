@@ -11,7 +11,6 @@ def group_by_size(items: Iterable[Item], size: Callable[[Item], int], min_size: 
 
     Args:
       items: read lazily; one list is in memory.
-      size: the size of an item, such as its number of characters.
       min_size: total size of every list except the last.
     """
     group: list[Item] = []

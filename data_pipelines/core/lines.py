@@ -35,7 +35,6 @@ def byte_lines(blocks: Iterable[bytes], max_line: int = MAX_LINE) -> Iterator[Li
     """Yields the lines, ended by line feeds, of a file's blocks.
 
     Args:
-      blocks: consecutive parts of the file, of any lengths.
       max_line: bytes; the content of a longer line is None, and is not held in memory.
     """
     number, offset, length = 1, 0, 0
@@ -62,7 +61,6 @@ def text_lines(path: AnyPath, max_line: int = MAX_LINE) -> Iterator[tuple[int, s
     Only line feeds end lines: JSON may contain the other line separators of Unicode.
 
     Args:
-      path: of the file.
       max_line: longest line that is accepted, in bytes.
 
     Returns:

@@ -81,10 +81,7 @@ class ConversionFolder:
         takes 13 s with two threads and 21 s with two processes.
 
         Args:
-          clips: to convert.
-          num_workers: number of threads.
           max_bad: number of bad clips after which the run stops.
-          console: shows the progress.
 
         Raises:
           DataError: more bad clips than `max_bad`.

@@ -24,7 +24,6 @@ class IndexWriters:
           folder: of the indexes; its previous content is removed.
           schema: columns, in the order of the values of a row.
           row_group: a row group ends at the row with which the sizes of its rows reach this sum.
-          compression: of the columns.
         """
         self._folder, self._schema = folder, schema
         self._row_group, self._compression = row_group, compression
@@ -70,8 +69,6 @@ def write_meta(
     """Writes `meta.json` of a prepared set, whose records and indexes must be complete.
 
     Args:
-      folder: of the set.
-      description: name, licence, source and other fields.
       splits: pairs of a split's name and its counts.
       request: the arguments that decide the content of the set, so that the same call later finds it.
     """

@@ -21,10 +21,8 @@ def relabel(part: Part, texts: Sequence[str], folder: Path, origin: dict[str, An
     for training on text drop and count it.
 
     Args:
-      part: split of a prepared set of speech.
       texts: one per row of the part.
       folder: of the new set; an earlier set of this kind is replaced.
-      origin: of the texts, for `meta.json`.
 
     Raises:
       DataError: the part has no records, or `folder` contains another kind of set.

@@ -62,13 +62,9 @@ def store(
     of `tfds.data_source`, and `meta.json`.
 
     Args:
-      source: the corpus.
       converted: its clips, ordered by split.
-      report: about `converted`.
-      folder: of the prepared set.
       work: the folder that the `file`s of `converted` are relative to.
       request: the arguments that decide the content of the set, so that the same call later finds it.
-      sample_rate: of the FLAC files, in Hz.
 
     Raises:
       DataError: the disk is full, or the stored records do not match the index.

@@ -48,13 +48,9 @@ def prepare_text(
     of the cleaning steps: a tenth is test, 2 % dev. The parts into which a step divides a document stay in its split.
 
     Args:
-      source: the documents.
-      folder: of the prepared set.
       request: the arguments that decide the content of the set, so that the same call later finds it.
-      cleaning: the steps and their settings.
       sentences: the texts of the sets in `cleaning.held_out`.
       max_bad: share of items that may be bad before the run stops.
-      num_workers: processes that clean.
 
     Returns:
       Counts of kept and dropped documents.

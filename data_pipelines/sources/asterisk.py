@@ -24,7 +24,6 @@ def clips(language: str, text_root: Path, audio_root: Path) -> Iterator[Clip | D
     The speaker is the voice after which the audio folder is named.
 
     Args:
-      language: two-letter code.
       text_root: folder of the unpacked package with the transcripts.
       audio_root: folder of the unpacked package with the audio.
     """

@@ -27,7 +27,6 @@ def clips(language: str, text_root: Path, audio_root: Path) -> Iterator[Clip | D
     `small` and `big` are the two fish.
 
     Args:
-      language: two-letter code.
       text_root: folder of the unpacked package with the texts.
       audio_root: folder of the unpacked package with the audio.
     """

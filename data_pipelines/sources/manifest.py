@@ -38,8 +38,6 @@ def manifest_source(manifest: Path, name: str, text_form: TextForm) -> Corpus:
     """Describes a manifest as a set called `name`.
 
     Args:
-      manifest: JSONL file.
-      name: of the set.
       text_form: `none` keeps transcripts as they are (Unicode NFC); `basic` applies `text.normalize.normalise`.
 
     Returns:
@@ -74,11 +72,6 @@ def clips(manifest: Path, text_form: TextForm, max_line: int = MAX_LINE) -> Iter
     """Yields the clips of a manifest; an unusable line is a bad item, named by file and line.
 
     Stretches of one recording follow each other, at the position of the first, so that it can be read once.
-
-    Args:
-      manifest: JSONL file.
-      text_form: as in `manifest_source`.
-      max_line: longest line that is accepted, in bytes.
     """
     with manifest.open("rb") as file:
         for number, _, line in _by_recording(file, max_line):

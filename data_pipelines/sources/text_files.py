@@ -52,10 +52,8 @@ def text_files(
 
     Args:
       patterns: paths or glob patterns; `**` matches any number of folders.
-      name: of the set.
       unit: the part of a .txt file that is a document.
       encoding: of .txt and .jsonl files, by its Python name.
-      max_line: longest line that is accepted, in bytes.
 
     Returns:
       The set, whose documents are read when they are needed.

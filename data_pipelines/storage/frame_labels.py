@@ -25,7 +25,6 @@ class FrameLabels(TokenStore):
 
     Attributes:
       lengths: int64 [rows], frames per utterance.
-      grid: position of the frames.
       not_aligned, without_transcript: numbers of rows without labels, by reason.
     """
 
@@ -46,13 +45,8 @@ def speech_frames(index: Index, grid: FrameGrid, min_pause: float, empty_is_sile
     """Computes the labels of an index; rows without labels are counted and logged.
 
     Args:
-      index: rows of sets with word times.
-      grid: position of the frames.
       min_pause: seconds; a shorter pause between two words is speech.
       empty_is_silence: whether a row with an empty transcript is all silence; otherwise it has no labels.
-
-    Returns:
-      The labels.
 
     Raises:
       DataError: a part has no word times, or no row has any; the message has the command that makes them.

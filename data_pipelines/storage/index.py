@@ -176,9 +176,6 @@ def read_index(set_dirs: os.PathLike | str | Sequence[os.PathLike | str], split:
       set_dirs: folder or URL of a prepared set, or several to concatenate in this order.
       split: "train", "dev" or "test".
 
-    Returns:
-      The index.
-
     Raises:
       DataError: a set or its split is missing.
       IndexMismatchError: an index file differs from its description in `meta.json`.
@@ -195,9 +192,6 @@ def read_sets(data_dir: os.PathLike | str, names: Sequence[str], split: str, sam
 
     Args:
       sample_rate: of the front end that computes features of the audio, in Hz; None if the audio is not used.
-
-    Returns:
-      The index.
 
     Raises:
       DataError, IndexMismatchError: as `read_index`, or the audio has another rate.

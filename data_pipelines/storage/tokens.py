@@ -72,12 +72,7 @@ def open_tokens(index: Index, tokenizer: Tokenizer, *, num_threads: int | None =
     New files are kept next to the index, or in this process only if that folder cannot be written.
 
     Args:
-      index: the texts.
-      tokenizer: encodes them.
       num_threads: for encoding; default: one per core. A character tokenizer uses one.
-
-    Returns:
-      The tokens, mapped into memory.
 
     Raises:
       DataError: the disk is full.
@@ -102,14 +97,10 @@ def open_documents(
     """Opens the tokenized documents of an index under a name; makes them unless they exist.
 
     Args:
-      index: the rows.
       name: identifies all settings that decide the documents, apart from the index.
       dtype: of a token: an unsigned integer, or `UNIT_TOKEN`.
       make: returns the documents of all rows of a part, in order.
       each: documents per row.
-
-    Returns:
-      The tokens, mapped into memory.
 
     Raises:
       DataError: the disk is full.

@@ -60,10 +60,6 @@ def find_word_times(part: Part) -> WordTimes | None:
 def read_word_times(part: Part, instead: str = "") -> WordTimes:
     """Reads the times next to a part's index.
 
-    Args:
-      part: split of a prepared set.
-      instead: an alternative remedy, for the message.
-
     Raises:
       DataError: the times are absent; the message has the command that makes them.
     """
@@ -80,12 +76,8 @@ def write_word_times(part: Part, spans: Sequence[np.ndarray | None], aligner: st
     """Writes the times of every row of a part, completely or not at all.
 
     Args:
-      part: split of a prepared set.
       spans: for every row integers [words, 2], or None if its alignment failed.
       aligner: fingerprint of the recogniser that aligned them.
-
-    Returns:
-      The path of the file.
 
     Raises:
       DataError: the disk is full, or the folder of the index cannot be written.

@@ -95,14 +95,8 @@ def clean(
     """Applies the steps of `cleaning` to documents.
 
     Args:
-      items: documents and dropped items.
-      cleaning: the steps and their settings.
       sentences: the texts of the sets in `cleaning.held_out`.
-      num_workers: processes for expensive steps.
       chunk_characters: characters that a process receives at a time.
-
-    Yields:
-      Documents and dropped items.
 
     Raises:
       DataError: a step is unknown or does not support the language of a document.

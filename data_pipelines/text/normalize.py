@@ -20,7 +20,6 @@ def usual_split(split: str, others: Collection[str] = ()) -> str:
     """Returns train, dev or test for another usual name of it, in any case; a split of another name is unchanged.
 
     Args:
-      split: its name.
       others: names of all splits of the set; if one of them is the usual name, `split` is unchanged.
     """
     usual = _OTHER_NAMES.get(split.lower(), split.lower())
@@ -49,7 +48,6 @@ def normalise(text: str, language: str) -> str:
     words; see `words_only`, which the scoring of recognisers uses too.
 
     Args:
-      text: a transcript in the form of its source.
       language: two-letter code; selects the words for numbers and keys, and lower case in Turkish and Azerbaijani.
 
     Raises:
@@ -100,7 +98,6 @@ def words_only(text: str, language: str = "") -> str:
     form. Format characters (joiners, soft hyphens, direction marks) are removed, all other characters separate words.
 
     Args:
-      text: any text.
       language: two-letter code; in Turkish and Azerbaijani, I is the capital of dotless ı.
     """
     text = unicodedata.normalize("NFKC", _without_format_characters(text))

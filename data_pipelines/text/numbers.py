@@ -100,10 +100,6 @@ def say_numbers(text: str, language: str) -> str:
 
     Args:
       text: in Unicode NFKC.
-      language: its code.
-
-    Returns:
-      The text without numerals.
 
     Raises:
       UnspeakableError: the spoken form of a numeral is unknown: an ordinal, time, date, fraction, range, unusual

@@ -103,10 +103,6 @@ class SentencePieceTokenizer:
 
     def __init__(self, kind: Kind, model: bytes):
         """
-        Args:
-          kind: "unigram" or "bpe".
-          model: a serialised SentencePiece model.
-
         Raises:
           ValueError: its control ids differ from the convention of `train_tokenizer`.
         """
@@ -210,13 +206,9 @@ def train_tokenizer(
       texts: transcripts; read once.
       kind: "char" takes every character that occurs; "unigram" and "bpe" learn `vocab_size` pieces.
       vocab_size: number of ids including the blank, for SentencePiece. A small corpus may result in fewer.
-      out: directory to save to, or None.
       byte_fallback: adds 256 pieces for bytes to SentencePiece: then every character is known (the rarest, 0.05 % of
         the characters in the texts, are encoded as bytes too) and spaces are kept, so that every text is decoded to its
         NFKC form.
-
-    Returns:
-      The tokenizer.
 
     Raises:
       ValueError: the texts contain no character, or `vocab_size` does not fit the kind.
@@ -242,9 +234,6 @@ def train_tokenizer(
 
 def load_tokenizer(directory: Path | str) -> Tokenizer:
     """Reads a directory that `Tokenizer.save` wrote.
-
-    Returns:
-      The tokenizer.
 
     Raises:
       DataError: the directory has no tokenizer, or its files are damaged or belong to different tokenizers.

@@ -119,7 +119,6 @@ class HuggingFaceTokenizer:
     padding and dropout in the file are ignored.
 
     Attributes:
-      places: map between its ids and local ids.
       files: JSON files of its folder, by name, which are written again when a model is exported.
       special: settings of the folder's `config.json` that name ids, for the same purpose.
     """
@@ -130,9 +129,6 @@ class HuggingFaceTokenizer:
         """
         Args:
           description: the text of a `tokenizer.json`.
-          places: map between its ids and local ids.
-          files: JSON files of its folder, by name.
-          special: settings of `config.json` that name ids.
 
         Raises:
           DataError: `tokenizers` is not installed.

@@ -64,12 +64,7 @@ def augment_audio(
     global batch, which depends on the plan's seed and step, not on the number of hosts.
 
     Args:
-      audio: int16 samples.
-      audio_length: samples per row.
-      keys: one key a row.
-      config: settings.
       noise: a segment of the noise set for each row; required if `noise_probability` is not 0.
-      sample_rate: in Hz.
 
     Returns:
       float32 samples on the int16 scale, not clipped, 0 at padding; and samples per row.
@@ -111,13 +106,7 @@ def spec_augment(
 
     Args:
       features: normalised log-mel features, whose mean is 0; frames may be stacked.
-      length: valid feature vectors per row.
-      keys: one key a row.
-      config: settings.
       num_mel_bins: mel bins of one frame. A band covers the same bins in all frames stacked in a vector.
-
-    Returns:
-      The masked features.
     """
     _, num_frames, dim = features.shape
     time, frequency = split_keys(keys, 2)

@@ -33,7 +33,6 @@ def features(
 
     Args:
       batch: has `audio`, `audio_length` and, with a key, `example_id`; also `noise` if the config adds it.
-      config: settings of the front end.
       key: the step's key for augmentation; None for no augmentation.
 
     Returns:

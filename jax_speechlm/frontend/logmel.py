@@ -113,7 +113,6 @@ def log_mel(
     Args:
       audio: samples at `config.sample_rate`: int16, or float32 on the same scale (-32768 to 32767).
       audio_length: samples per row; may be 0.
-      config: settings of the features.
 
     Returns:
       Features, 0 at padding, and the number of feature vectors per row.
@@ -176,9 +175,6 @@ def normalize(
     """Normalises bins to zero mean and unit variance over the utterance.
 
     Args:
-      features: log-mel or other features.
-      mask: True at real windows.
-      count: windows per row.
       variant: selects the epsilon of the corresponding extractor of Hugging Face.
 
     Returns:

@@ -27,10 +27,6 @@ def mfcc(
     repeated), and the slopes of the slopes. With `config.normalize` all 39 values are normalised to zero mean and unit
     variance over the utterance.
 
-    Args:
-      audio, audio_length: as in `log_mel`.
-      config: log-mel features to start from.
-
     Returns:
       The vectors, 0 at padding, and the number of vectors per row.
     """

@@ -158,7 +158,6 @@ class MacaronLayer(nnx.Module):
     Half a feed-forward, attention, convolution, half a feed-forward, each residual; then LayerNorm.
 
     Args:
-      config: of any conformer.
       make_attention: `(rngs=) -> (x, mask [B, T], context, keys) -> x`.
       make_convolution: `(rngs=) -> (x, mask [B, T], keys) -> x`.
       bias: whether the linear maps of the feed-forwards have one.
@@ -218,7 +217,6 @@ class Encoder(nnx.Module):
         """Encodes a batch.
 
         Args:
-          x_BxTxF: features.
           length_B: valid feature vectors per row; may be 0. They become `config.num_frames(length_B)` frames.
           keys: one key a row (`jax_speechlm.core.batch.example_keys`) for dropout, or None for evaluation.
           chunk: limits attention (see `chunk_mask`); None for the whole utterance. A FastConformer ignores it.

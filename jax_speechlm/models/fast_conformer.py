@@ -248,12 +248,7 @@ class FastConformer(Encoder):
 
 
 def forward_flops(config: FastConformerConfig, num_vectors: int, batch_size: int) -> float:
-    """Returns the FLOPs of the products of one forward pass, padding included; a multiply-add is two.
-
-    Args:
-      num_vectors: feature vectors a row.
-      batch_size: rows.
-    """
+    """Returns the FLOPs of the products of one forward pass, padding included; a multiply-add is two."""
     dim, channels, frames = config.dim, config.channels, config.num_frames(num_vectors)
     linear = (4 * config.ffn_dim + (4 + 3) * dim) * dim  # two feed-forwards, attention's four maps, pointwise 2 + 1
     distances = 2 * frames - 1

@@ -136,8 +136,6 @@ class SpeechTransformer(nnx.Module):
 
         Args:
           before_P, after_Q: token ids of the prompt, the same for all rows.
-          speech_BxNxD: speech vectors.
-          speech_length_B: number of them per row.
           answer_BxU: token ids; arbitrary beyond `answer_length_B`.
 
         Returns:
@@ -173,8 +171,6 @@ def speech_attention(
     It evaluates the formula, whatever the model's kernel, because kernels do not return weights. Windows are ignored.
 
     Args:
-      q_BxTxHxK, k_BxTxGxK: queries and keys of a layer.
-      sequence: the input of the transformer.
       rows_BxU: indices of vectors in the sequence.
 
     Returns:

@@ -91,7 +91,6 @@ class Block(nnx.Module):
 
         Args:
           mix: `(q, k, v) -> (mixed values, state)`, the attention.
-          is_first: whether this is the first block.
 
         Returns:
           The residual stream after the block, and the state that `mix` returned.
@@ -152,7 +151,6 @@ class Transformer(nnx.Module):
         """Encodes packed rows.
 
         Args:
-          tokens_BxT: token ids below the vocabulary's size.
           segment_BxT: 1, 2, ... for the documents of a row, each contiguous; 0 for padding.
           position_BxT: index of a token in its segment.
           keys: one key a row for dropout, or None for evaluation.
@@ -255,10 +253,8 @@ class Transformer(nnx.Module):
         replaces its entry, so a row is rewound by passing earlier positions.
 
         Args:
-          tokens_BxT: token ids below the vocabulary's size.
           position_BxT: below the cache's length, or -1 at padding. All earlier positions are in the cache or in this
             call. Positions beyond the cache are dropped silently; the caller has to avoid them.
-          cache: from `init_cache`, or from the previous call.
 
         Returns:
           float32 hidden states after the final norm, 0 at padding; the cache with these tokens added.
@@ -365,7 +361,6 @@ def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype: s
 
     Args:
       length: greatest number of tokens a row.
-      dtype: of the entries; None for the model's compute type.
     """
     shape = config.num_layers, batch_size, length, config.num_kv_heads, config.head_dim
     return {name: jnp.zeros(shape, dtype or config.dtype) for name in ("key", "value")}

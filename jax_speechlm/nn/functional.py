@@ -88,8 +88,6 @@ def parameter(
     """Declares one float32 parameter.
 
     Args:
-      key: for the initial values.
-      shape: dimensions.
       axes: logical axis name, or None, for each dimension.
       initializer: `(key, shape, dtype) -> initial values`.
       decays: whether weight decay applies: False for biases, scales of norms and single learnt vectors, of any number
@@ -115,11 +113,9 @@ def scan_layers(
     """Runs the layers of a `stack` in sequence.
 
     Args:
-      layers: result of `stack`.
       call: `(layer, x, input) -> (x, y)`.
       x: pytree of arrays, the input of the first layer.
       inputs: pytree of arrays with a leading "layers" axis; each layer gets its slice.
-      remat: activations to keep for the backward pass.
 
     Returns:
       x after the last layer, and the y of all layers, stacked.

@@ -37,7 +37,6 @@ class QuantizedKernel:
       scale: float32 [*stack, groups, 1, outputs].
       shape: of one kernel.
       num_in: number of its leading dimensions that are inputs.
-      kind: of quantisation.
     """
 
     values: Any  # arrays; tree transformations may put other leaves here
@@ -85,8 +84,6 @@ def quantize_kernel(
     Args:
       kernel: the kernel; with `stacked` its first dimension counts layers.
       num_in: number of input dimensions, not counting layers.
-      kind: of quantisation.
-      stacked: whether the kernel belongs to a stack of layers.
       group: inputs that share a scale in 4 bits; even.
 
     Returns:

@@ -31,7 +31,6 @@ class Linear(nnx.Module):
       shape_in: sizes of the dimensions that are summed over.
       shape_out: sizes of the dimensions that replace them, such as (heads, head_dim).
       axes: logical names of all of these dimensions, inputs first.
-      bias: whether to add a bias.
       bias_scale: standard deviation of the bias's initial values.
       gain: factor on the kernel's initial values, which have the standard deviation fan_in^-0.5 without it.
     """
@@ -126,8 +125,6 @@ def dropout(
     generator costs three times as much on CPU.
 
     Args:
-      x: up to three dimensions after the batch.
-      rate: probability of 0.
       keys: one key a row, or None for evaluation.
       first: index of x's first element along each dimension after the batch, where x is a slice of a larger array.
     """

@@ -48,11 +48,8 @@ def vocabulary_loss(
 
     Args:
       hidden_BxTxD: hidden states in the compute type of the products; sums and softmax are float32.
-      kernel_VxD: the vocabulary map.
       target_BxT: ids below V.
       weight_BxT: weight per token; 0 excludes it.
-      bias_V: added to the logits.
-      z_weight: weight of the z-loss.
       chunk: positions of a row computed at a time; None for as many as give `CHUNK_LOGITS` logits.
 
     Returns:

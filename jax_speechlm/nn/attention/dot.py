@@ -44,8 +44,6 @@ def attend(
 
     Args:
       segment_BxT: segment number for each token; a segment is contiguous, and tokens attend only within it.
-      causal: whether a token attends only to itself and earlier tokens.
-      window: greatest distance between a query and a key; None for no limit.
       kernel: implementation; results agree up to rounding.
 
     Returns:

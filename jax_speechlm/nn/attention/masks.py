@@ -15,10 +15,7 @@ def visible(
     """Returns the mask of packed rows.
 
     Args:
-      segment_BxT: segment number for each token; tokens attend within their segment.
-      causal: whether later tokens are masked.
       window: greatest distance between a query and a key; None for no limit.
-      queries, keys: stretches of the row to compute the mask for.
 
     Returns:
       True where a query may attend to a key.

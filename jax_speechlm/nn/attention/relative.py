@@ -56,7 +56,6 @@ def chunk_mask(
     """Returns the mask of chunked attention: True for keys of the query's chunk and of its left context.
 
     Args:
-      query, key: frame numbers.
       chunk: chunk length and left context; None for no limit.
     """
     if chunk is None:
@@ -86,7 +85,6 @@ def relative_shift(
     Args:
       scores: `left_max + 1 + right_max` distances for each query.
       first: frame number of the first query.
-      num_keys: frames of the row.
     """
     *batch, queries, distance = scores.shape
     rows = jnp.pad(scores, [(0, 0)] * (len(batch) + 1) + [(0, queries)]).reshape(*batch, -1)
