@@ -158,7 +158,7 @@ class Corpus:
 
     Attributes:
       name: of the prepared set, and of its folder.
-      builder: the TFDS builder below `data_pipelines/datasets` that stores it.
+      builder: the TFDS builder of `data_pipelines/datasets/builders.py` that stores it.
       config: the builder's config, or '' for a builder without configs.
       licence: of audio and text.
       origin: packages with versions, or files; kept in the prepared set.

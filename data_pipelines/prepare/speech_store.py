@@ -24,7 +24,7 @@ from data_pipelines.storage.index import META
 
 _ROW_GROUP = 65_536  # rows
 _STRING = pyarrow.string()
-_SCHEMA = pyarrow.schema(
+SCHEMA = pyarrow.schema(
     [
         ("id", _STRING),
         ("num_samples", pyarrow.int64()),
@@ -89,26 +89,17 @@ def store(
 
 def index_writers(folder: Path) -> IndexWriters:
     """Returns the writers of the indexes of a prepared set of speech."""
-    return IndexWriters(folder / "index", _SCHEMA, row_group=_ROW_GROUP)
+    return IndexWriters(folder / "index", SCHEMA, row_group=_ROW_GROUP)
 
 
 def write_row(writers: IndexWriters, item: Converted) -> None:
     """Writes a clip's row of the index."""
-    fields = record_fields(item)
-    writers.write(item.clip.split, tuple(fields[name] for name in _SCHEMA.names))
+    writers.write(item.clip.split, tuple(record_fields(item).values()))
 
 
 def record_fields(item: Converted) -> dict[str, Any]:
-    """Returns the fields of a clip's record, except the audio."""
-    clip = item.clip
-    return {
-        "id": clip.id,
-        "text": clip.text,
-        "speaker": clip.speaker,
-        "language": clip.language,
-        "num_samples": item.num_samples,
-        "translation": clip.translation,
-    }
+    """Returns the fields of a clip's record, except the audio, in the order of the index's columns."""
+    return {name: getattr(item if name == "num_samples" else item.clip, name) for name in SCHEMA.names}
 
 
 def describe_set(
@@ -157,14 +148,12 @@ def make_builder(source: Corpus, records: Records, folder: Path) -> Any:
     tfds.disable_progress_bar()
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns about every config that its code does not list
     shutil.rmtree(folder / source.builder, ignore_errors=True)
-    module = importlib.import_module(f"data_pipelines.datasets.{source.builder}.{source.builder}_dataset_builder")
+    builder = importlib.import_module("data_pipelines.datasets.builders").BUILDERS[source.builder]
     config = None
     if source.config:
-        known = {config.name: config for config in module.Builder.BUILDER_CONFIGS}
+        known = {config.name: config for config in builder.BUILDER_CONFIGS}
         config = known.get(source.config) or tfds.core.BuilderConfig(name=source.config)
-    return module.Builder(
-        records=records, licence=source.licence, data_dir=folder, config=config, file_format="array_record"
-    )
+    return builder(records=records, licence=source.licence, data_dir=folder, config=config, file_format="array_record")
 
 
 def generate(builder: Any, work: Path, config: Any = None) -> None:
