@@ -104,7 +104,7 @@ def test_windows_that_cannot_be_cut_are_refused():
 def test_arrays_are_checked():
     assert blocks_of(np.ones(3, np.int16))[0].tolist() == [1, 1, 1]
     for wrong in (np.ones(3, np.float32), np.ones((3, 1), np.int16), np.ones(0, np.int16)):
-        with pytest.raises(AudioError, match=r"give int16 \[samples\] at 16 kHz"):
+        with pytest.raises(AudioError, match=r"give int16 \[samples\] at 16000 Hz"):
             blocks_of(wrong)
     assert len(cut_at_pauses(recording(0, 100_000), 2.0)) > 3
 
