@@ -32,7 +32,6 @@ class AudioFile:
     """A sound file.
 
     Attributes:
-      path: of the file.
       seconds: its stated length; another length is an error. None where no length is stated.
     """
 
@@ -118,11 +117,9 @@ class Clip:
 
     Attributes:
       id: unique within the set.
-      audio: location of its audio.
       text: the transcript in the form that training uses; '' where unknown.
       speaker: '' where unknown.
       language: two-letter code, or ''.
-      split: name of its split.
       translation: into English; '' where unknown.
     """
 
@@ -143,7 +140,6 @@ class Dropped:
       id: of the clip, or file and line where it has no id.
       reason: short, and the same for all items of its kind: reports count by it.
       is_bad: the data is at fault (missing, corrupt, duplicate), not merely unsuitable.
-      detail: the full message.
     """
 
     id: str

@@ -15,16 +15,7 @@ import soxr
 def with_speeds(
     num_samples: np.ndarray, token_lengths: np.ndarray | None, speeds: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Computes the lengths of all items, [len(speeds) * rows], for the plan.
-
-    Args:
-      num_samples: [rows], in samples.
-      token_lengths: [rows], or None.
-      speeds: factors.
-
-    Returns:
-      num_samples and token_lengths of the items.
-    """
+    """Computes the lengths of all items, [len(speeds) * rows], for the plan."""
     lengths = np.concatenate([perturbed_length(num_samples, speed) for speed in speeds])
     return lengths, None if token_lengths is None else np.tile(token_lengths, len(speeds))
 

@@ -17,7 +17,6 @@ class Stretch:
     """A part of a sound file.
 
     Attributes:
-      path: of the file.
       start: seconds from the beginning of the file.
       end: seconds from the beginning; None for the rest of the file.
       channels: to average, counted from 0; empty for all.

@@ -15,8 +15,6 @@ class Field:
     """One array of a batch.
 
     Attributes:
-      name: key of the batch.
-      dtype: type of its elements.
       shape: a symbol for each dimension: "rows"; "samples" or "context" of a padded row; "tokens" of a padded
         transcript; "frames" that the front end computes from "samples".
       unit: meaning of an element.

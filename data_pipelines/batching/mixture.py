@@ -23,8 +23,6 @@ class MixturePlan:
     """The steps of several plans, interleaved; made by `make_mixture_plan`.
 
     Attributes:
-      names: names of the streams.
-      plans: plans of the streams.
       quotas: steps per stream in `PERIOD` steps.
     """
 
@@ -76,7 +74,6 @@ def make_mixture_plan(
     """Mixes the steps of several plans.
 
     Args:
-      names: names of the streams.
       weights: relative shares of the steps, rounded to 1 in 10,000 and at least that.
 
     Raises:

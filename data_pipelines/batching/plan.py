@@ -59,8 +59,6 @@ class PlannedBatch:
     """The items of one global batch.
 
     Attributes:
-      epoch: epoch of the batch.
-      bucket: index into `BatchPlan.buckets`.
       rows: int32 [batch_size], items, or FILLER.
       crop_at: float64 [batch_size] in [0, 1), share of the surplus that an item longer than the bucket loses at its
         start; the rest is cropped at its end.

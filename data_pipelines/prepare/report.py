@@ -68,7 +68,6 @@ class PreparationReport(_Report):
     """The outcome of one preparation of speech.
 
     Attributes:
-      name: of the prepared set.
       splits: by name: clips, hours, words.
       dropped: by reason: count, first ids, whether the data is at fault, one full message.
       clips, hours, speakers: totals of kept items; unknown speakers are not counted.
@@ -120,7 +119,6 @@ class TextReport(_Report):
     """The outcome of one preparation of text.
 
     Attributes:
-      name: of the prepared set.
       splits, sources: by name: documents, words and bytes (UTF-8) kept; for sources also documents read.
       dropped: by reason: count, first ids, whether the data is at fault, one full message.
     """

@@ -34,7 +34,6 @@ class Segment:
     """One spoken segment.
 
     Attributes:
-      clip: name of its clip.
       text: as the game displays it.
       speaker: '' where unknown.
     """

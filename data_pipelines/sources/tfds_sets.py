@@ -32,12 +32,8 @@ class TfdsAudio:
     """The audio feature of one record: a whole file if the set decodes lazily, otherwise its samples.
 
     Attributes:
-      folder: of the prepared TFDS set.
-      split: of the TFDS set.
       row: number of the record in its split.
-      feature: name of the audio feature.
       rate: of stored samples, in Hz.
-      name: for messages.
     """
 
     folder: Path

@@ -48,9 +48,7 @@ class Part:
 
     Attributes:
       set_dir: folder of the prepared set; for a set in a bucket, the local folder that its index is copied to.
-      split: name of the split.
       records_dir: folder or URL of the TFDS records; None for text, whose documents are in the index itself.
-      num_rows: number of records.
       sha256: digest of the index file.
       is_relabelled: whether its texts differ from the texts in the records.
       sample_rate: of its audio, in Hz.

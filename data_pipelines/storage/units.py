@@ -57,7 +57,6 @@ class Units:
     """A k-means over frames of speech.
 
     Attributes:
-      path: its folder.
       centroids: float32 [units, features].
       frame_samples: samples from one frame to the next.
       context_samples: further samples that a frame needs; negative if the front end pads the ends.

@@ -33,7 +33,6 @@ class TextSource:
 
     Attributes:
       name: of the prepared set, and of its folder.
-      licence: of the text.
       origin: packages with versions, or files with digests; kept in the prepared set.
       documents: yields documents and dropped items; every call starts from the beginning.
       languages: of the set; `Cleaning.languages` overrides them.

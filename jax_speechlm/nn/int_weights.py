@@ -35,7 +35,6 @@ class QuantizedKernel:
         low bits of a byte hold an input of the group's first half and the high bits one of its second. The last group
         is padded with zeros; in 8 bits there is one group.
       scale: float32 [*stack, groups, 1, outputs].
-      shape: of one kernel.
       num_in: number of its leading dimensions that are inputs.
     """
 
