@@ -34,9 +34,9 @@ from data_pipelines.prepare.convert import (
     Format,
     Sound,
     by_recording,
+    check_bad,
     convert_clips,
     nothing_left,
-    too_many_bad,
 )
 from data_pipelines.prepare.report import PreparationReport, summarise
 from data_pipelines.prepare.speech_store import (
@@ -96,7 +96,7 @@ def prepare_on_beam(
     with console.status(f"{source.name}: listing clips"):
         num_chunks, num_clips, dropped = _list_clips(source, work, runner.chunk_clips)
     allowed = int(max_bad * (num_clips + len(dropped)))
-    _check_bad(dropped, allowed)
+    check_bad(dropped, allowed)
     with (
         console.status(f"{source.name}: {runner.name} converts {num_clips:,} clips"),
         beam.Pipeline(runner.name, runner.pipeline_options()) as pipeline,
@@ -104,7 +104,7 @@ def prepare_on_beam(
         chunks = pipeline | beam.Create(range(num_chunks)) | beam.Reshuffle()
         _ = chunks | beam.Map(_convert_chunk, str(work), form)
     report = _index(source, work, num_chunks, dropped, folder, console)
-    _check_bad(dropped, allowed)
+    check_bad(dropped, allowed)
     if not report.clips:
         report.print(console)
         raise nothing_left(source.name, f"{len(dropped)} items")
@@ -115,12 +115,6 @@ def prepare_on_beam(
     describe_set(source, report, folder, tfds_dir, request, form.sample_rate)
     shutil.rmtree(work)
     return report
-
-
-def _check_bad(dropped: list[Dropped], allowed: int) -> None:
-    bad = [item for item in dropped if item.is_bad]
-    if len(bad) > allowed:
-        raise too_many_bad(bad, allowed)
 
 
 def _list_clips(source: Corpus, work: Path, chunk_clips: int) -> tuple[int, int, list[Dropped]]:

@@ -103,8 +103,7 @@ class ConversionFolder:
                             self._remember(outcome, journal)
                         elif outcome.is_bad:
                             bad.append(outcome)
-                            if len(bad) > max_bad:
-                                raise too_many_bad(bad, max_bad)
+                            check_bad(bad, max_bad)
                         progress.advance(task)
                         yield outcome
             except BaseException:
@@ -214,10 +213,17 @@ def nothing_left(name: str, items: str) -> DataError:
     return DataError(f"{name}: nothing is left of {items}; see the reasons in the table above.")
 
 
-def too_many_bad(bad: Sequence[Dropped], max_bad: int) -> DataError:
-    """Returns the error that stops a run, with the first bad items and the remedy."""
+def check_bad(dropped: Sequence[Dropped], max_bad: int) -> list[Dropped]:
+    """Returns the bad ones of some dropped items.
+
+    Raises:
+      DataError: they are more than `max_bad`; the message has the first of them and the remedy.
+    """
+    bad = [item for item in dropped if item.is_bad]
+    if len(bad) <= max_bad:
+        return bad
     first = "\n".join(f"  {item.detail or f'{item.id}: {item.reason}'}" for item in bad[:10])
-    return DataError(
+    raise DataError(
         f"{len(bad)} bad items, more than the {max_bad} allowed; the first of them:\n{first}\n"
         "Correct the source or raise --max-bad; converted clips are kept, and the same command continues from there."
     )

@@ -28,7 +28,7 @@ from data_pipelines.core.errors import DataError, disk_full_as_data_error
 from data_pipelines.core.files import short_digest
 from data_pipelines.core.paths import AnyPath, as_path, cache_dir, is_url, reach
 from data_pipelines.prepare.beam import CHUNK_CLIPS, Runner, prepare_on_beam
-from data_pipelines.prepare.convert import ConversionFolder, Converted, Format, nothing_left, too_many_bad
+from data_pipelines.prepare.convert import ConversionFolder, Converted, Format, check_bad, nothing_left
 from data_pipelines.prepare.prepared_set import find_prepared, has_older_texts, publish
 from data_pipelines.prepare.report import PreparationReport, TextReport, summarise
 from data_pipelines.prepare.speech_store import store
@@ -231,9 +231,7 @@ def prepare_source(
     for item in source.unique_items():
         clips.append(item) if isinstance(item, Clip) else dropped.append(item)
     allowed = int(max_bad * (len(clips) + len(dropped)))
-    bad = [item for item in dropped if item.is_bad]
-    if len(bad) > allowed:
-        raise too_many_bad(bad, allowed)
+    bad = check_bad(dropped, allowed)
     converted: list[Converted] = []
 
     def missing_bytes() -> float:

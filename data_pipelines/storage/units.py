@@ -155,9 +155,7 @@ def open_unit_ids(index: Index, units: Path | str) -> UnitIdStore:
       DataError: a part is not labelled with these units; the message has the command for it.
     """
     known = read_units(units)
-    ids, ends = zip(*(_open_part(part, known) for part in index.parts), strict=True)
-    lengths = np.concatenate([np.diff(part_ends, prepend=0) for part_ends in ends])
-    return UnitIdStore(lengths, index.first_row, ids, ends, known)
+    return UnitIdStore.of(index.first_row, (_open_part(part, known) for part in index.parts), known)
 
 
 def is_labelled(part: Part, units: Units) -> bool:
