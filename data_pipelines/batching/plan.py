@@ -145,12 +145,10 @@ class BatchPlan:
             places = permute(places, bucket.num_rows, derive_key(self.seed, epoch, _ROWS, index))
         rows = np.full(bucket.batch_size, FILLER, np.int32)
         rows[: len(places)] = self.items[self._first_row[index] + places]
-        return PlannedBatch(epoch, index, rows, self._crop_at(epoch, rows))
-
-    def _crop_at(self, epoch: int, rows: np.ndarray) -> np.ndarray:
-        if self.seed is None:
-            return np.zeros(len(rows))
-        return uniform(rows.astype(np.int64) + 1, derive_key(self.seed, epoch, _CROP))
+        crop_at = np.zeros(len(rows))
+        if self.seed is not None:
+            crop_at = uniform(rows.astype(np.int64) + 1, derive_key(self.seed, epoch, _CROP))
+        return PlannedBatch(epoch, index, rows, crop_at)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -133,7 +133,8 @@ class ConversionFolder:
 
     def _kept(self, clip: Clip, file: str) -> Converted | Dropped | None:
         """Returns the clip as an earlier call converted it, or None."""
-        if (entry := self._done.get(file)) is None or not _has_size(self.folder / file, entry["num_bytes"]):
+        entry, path = self._done.get(file), self.folder / file
+        if entry is None or not path.is_file() or path.stat().st_size != entry["num_bytes"]:
             return None
         seconds = entry["num_samples"] / self._form.sample_rate
         if seconds > self._form.max_seconds:
@@ -146,10 +147,6 @@ class ConversionFolder:
         path.parent.mkdir(exist_ok=True)
         write_bytes(path, sound.flac)
         return Converted(clip, file, len(sound.flac), sound.num_samples, sound.seconds, sound.levels)
-
-
-def _has_size(path: Path, num_bytes: int) -> bool:
-    return path.is_file() and path.stat().st_size == num_bytes
 
 
 class Sound(NamedTuple):
