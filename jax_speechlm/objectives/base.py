@@ -133,7 +133,7 @@ def check_no_crop(frontend: FrontEnd, what: str) -> None:
 
 def frame_grid(model: Config, mel: LogMel) -> str:
     """Describes a speech encoder's frames; equal descriptions imply equal frame counts for the same audio."""
-    return f"a {model.kind}'s frame every {mel.frame_samples * model.subsampling} samples, {mel.variant}"
+    return f"a {model.kind}'s frame every {mel.frame_samples * model.subsampling} samples at {mel.sample_rate} Hz, {mel.variant}"
 
 
 def check_features(model: Config, mel: LogMel) -> None:

@@ -13,6 +13,7 @@ from data_pipelines.storage.index import read_index, read_sets
 from data_pipelines.storage.records import RecordReader
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.inference.load import open_transcriber
+from jax_speechlm.objectives.base import frame_grid
 from jax_speechlm.training.loop import train
 from jax_speechlm.training.source import open_source
 from tests.training import tiny
@@ -85,6 +86,11 @@ def test_sets_of_two_rates_are_refused_and_old_sets_are_at_16_khz(data_dir, tmp_
 def test_impossible_rates_are_refused(rate, tmp_path):
     with pytest.raises(DataError, match="--sample-rate"):
         prepare(manifest=tmp_path / "any.jsonl", data_dir=tmp_path, sample_rate=rate)
+
+
+def test_frames_at_two_rates_are_not_the_same():
+    one, other = (frame_grid(tiny.MODEL, LogMel(sample_rate=rate, stack=32_000 // rate)) for rate in (8_000, 16_000))
+    assert one != other
 
 
 def test_windows_must_be_whole_samples():
