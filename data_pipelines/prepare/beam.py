@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 from rich.console import Console
 
 from data_pipelines.audio.clips import AudioFile, Clip, Corpus, Dropped
@@ -40,11 +39,13 @@ from data_pipelines.prepare.convert import (
 )
 from data_pipelines.prepare.report import PreparationReport, summarise
 from data_pipelines.prepare.speech_store import (
+    check_shard,
     describe_set,
     generate,
     index_writers,
     make_builder,
     record_fields,
+    shards,
     write_row,
 )
 from data_pipelines.storage.index import META
@@ -250,40 +251,6 @@ def _write_records(source: Corpus, chunks: Chunks, folder: Path, runner: Runner)
     builder = make_builder(source, chunks, folder)
     config = tfds.download.DownloadConfig(beam_runner=runner.name, beam_options=runner.pipeline_options())
     generate(builder, chunks.work, config)
-    shards: list[tuple[str, str, int, int]] = []
-    for split in chunks.splits:
-        info, first = builder.info.splits[split], 0
-        for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
-            shards.append((str(path), str(folder / "index" / f"{split}.parquet"), first, length))
-            first += length
     with beam.Pipeline(runner.name, runner.pipeline_options()) as pipeline:
-        _ = pipeline | beam.Create(shards) | beam.Reshuffle() | beam.MapTuple(_check_shard)
+        _ = pipeline | beam.Create(list(shards(builder, folder))) | beam.Reshuffle() | beam.MapTuple(check_shard)
     return Path(builder.data_dir)
-
-
-def _check_shard(path: str, index: str, first: int, length: int) -> None:
-    """Compares id and length of the records of a shard with its rows of the index.
-
-    Raises:
-      DataError: they differ.
-    """
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    with ArrayRecordDataSource([path]) as records:
-        stored = []
-        for record in records:
-            feature = tf_example_pb2.Example.FromString(record).features.feature
-            id_, num_samples = feature["id"].bytes_list.value[0], feature["num_samples"].int64_list.value[0]
-            stored.append((id_.decode(), num_samples))
-    rows: list[tuple[str, int]] = []
-    skip = first
-    with pyarrow.parquet.ParquetFile(index) as file:
-        for group in range(file.num_row_groups):
-            size = file.metadata.row_group(group).num_rows
-            if skip < size and len(rows) < length:
-                table = file.read_row_group(group, columns=["id", "num_samples"]).slice(skip, length - len(rows))
-                rows += zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
-            skip = max(0, skip - size)
-    if stored != rows:
-        raise DataError(f"{path} differs from rows {first} to {first + length} of {index}: prepare with --force.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow
+import pyarrow.parquet
 
 from data_pipelines.audio.clips import Corpus
 from data_pipelines.core.errors import DataError, disk_full
@@ -78,13 +79,12 @@ def store(
             file.write(json.dumps({"audio": item.file, "split": item.clip.split, "fields": record_fields(item)}) + "\n")
     builder = make_builder(source, StoredFiles(records), folder)
     generate(builder, work)
-    tfds_dir = Path(builder.data_dir)
     with index_writers(folder) as writers:
         for item in converted:
             write_row(writers, item)
-    for split in report.splits:
-        _check_records(tfds_dir, split, [item for item in converted if item.clip.split == split])
-    describe_set(source, report, folder, tfds_dir, request, sample_rate)
+    for shard in shards(builder, folder):
+        check_shard(*shard)
+    describe_set(source, report, folder, Path(builder.data_dir), request, sample_rate)
 
 
 def index_writers(folder: Path) -> IndexWriters:
@@ -162,11 +162,38 @@ def generate(builder: Any, work: Path, config: Any = None) -> None:
         builder.download_and_prepare(download_dir=work / "downloads", download_config=config)
 
 
-def _check_records(tfds_dir: Path, split: str, rows: Sequence[Converted]) -> None:
-    """Reads back id and length of all records: row i of the index must describe record i."""
-    import tensorflow_datasets as tfds
+def shards(builder: Any, folder: Path) -> Iterator[tuple[str, str, int, int]]:
+    """Yields the arguments of `check_shard` for every shard that a builder wrote below `folder`."""
+    for split, info in builder.info.splits.items():
+        first = 0
+        for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
+            yield str(path), str(folder / "index" / f"{split}.parquet"), first, length
+            first += length
 
-    records = tfds.builder_from_directory(tfds_dir).as_data_source(split)
-    stored = [(record["id"].decode(), int(record["num_samples"])) for record in records]
-    if stored != [(item.clip.id, item.num_samples) for item in rows]:
-        raise DataError(f"{tfds_dir}: split {split!r} does not hold what was written: prepare again with --force.")
+
+def check_shard(path: str, index: str, first: int, length: int) -> None:
+    """Compares id and length of the records of a shard with its rows of the index.
+
+    Raises:
+      DataError: they differ.
+    """
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    with ArrayRecordDataSource([path]) as records:
+        stored = []
+        for record in records:
+            feature = tf_example_pb2.Example.FromString(record).features.feature
+            id_, num_samples = feature["id"].bytes_list.value[0], feature["num_samples"].int64_list.value[0]
+            stored.append((id_.decode(), num_samples))
+    rows: list[tuple[str, int]] = []
+    skip = first
+    with pyarrow.parquet.ParquetFile(index) as file:
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if skip < size and len(rows) < length:
+                table = file.read_row_group(group, columns=["id", "num_samples"]).slice(skip, length - len(rows))
+                rows += zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
+            skip = max(0, skip - size)
+    if stored != rows:
+        raise DataError(f"{path} differs from rows {first} to {first + length} of {index}: prepare with --force.")

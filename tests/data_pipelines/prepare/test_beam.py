@@ -14,6 +14,7 @@ from data_pipelines.audio.clips import AudioFile
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import beam as on_beam
 from data_pipelines.prepare.job import prepare
+from data_pipelines.prepare.speech_store import check_shard
 from data_pipelines.storage import index
 from data_pipelines.storage.records import RecordReader
 
@@ -142,9 +143,9 @@ def test_records_that_do_not_match_the_index_are_found(manifest, tmp_path):
     prepare(manifest=manifest, data_dir=tmp_path / "data", max_bad=0.5, **DIRECT)
     folder = tmp_path / "data/my"
     (shard,) = folder.glob("manifest/my/1.0.0/*-train.*")
-    on_beam._check_shard(str(shard), str(folder / "index/train.parquet"), 0, 10)
+    check_shard(str(shard), str(folder / "index/train.parquet"), 0, 10)
     with pytest.raises(DataError, match="differs from rows 1 to 11"):
-        on_beam._check_shard(str(shard), str(folder / "index/train.parquet"), 1, 10)
+        check_shard(str(shard), str(folder / "index/train.parquet"), 1, 10)
 
 
 def test_what_beam_cannot_do_is_said_before_anything_is_done(manifest, tmp_path):
