@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.heads.classification import Classification
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
@@ -45,7 +46,7 @@ def check_same(config, model, num_tokens: int, shapes: Iterable[MeshShape], devi
     if config.kind == "unit_lm":  # half of the rows are speech
         batch["tokens"][::2] = np.where(batch["tokens"][::2] > 0, 26 + batch["tokens"][::2] % 9, 0)
         batch["samples"] = np.where(batch["tokens"] >= 26, 320, 0).astype(np.int32)
-    objective = config.build(model, None, TOKENIZER)
+    objective = config.build(model, FrontEnd(), TOKENIZER)
     declaration = functional.declare(objective.make)
     # Half as large as training begins with: larger parameters magnify rounding, classification's up to the bound below.
     params = jax.tree.map(lambda leaf: leaf / 2, jax.device_get(functional.init(objective.make, jax.random.key(0))))
