@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from data_pipelines.batching.plan import make_plan
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE as SAMPLE_RATE
 
 
 def main() -> None:

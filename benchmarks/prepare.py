@@ -26,9 +26,10 @@ from rich.console import Console
 
 from data_pipelines.audio.clips import Audio, Clip, Corpus
 from data_pipelines.audio.decode import decode_flac
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE as SAMPLE_RATE
 from data_pipelines.core.files import folder_bytes
 from data_pipelines.prepare import beam
+from data_pipelines.prepare.convert import Format
 from data_pipelines.prepare.job import prepare
 from data_pipelines.storage import index
 from data_pipelines.storage.records import RecordReader
@@ -113,7 +114,7 @@ def row_costs(rows: int, folder: Path) -> None:
     num_chunks, _, dropped = beam._list_clips(source, work, beam.CHUNK_CLIPS)
     listed, grown = time.process_time() - before - made, peak_bytes() - peak
     for chunk in range(num_chunks):
-        beam._convert_chunk(chunk, str(work), beam.Limits(1.0, None))
+        beam._convert_chunk(chunk, str(work), Format(1.0))
     before = time.process_time()
     beam._index(source, work, num_chunks, dropped, folder, Console(stderr=True))
     written = time.process_time() - before

@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE as SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare.job import prepare
 from data_pipelines.storage.index import read_index

@@ -176,7 +176,7 @@ def neighbours(data_dir: Path) -> float:
         return mfcc(batch["audio"], batch["audio_length"], mel)
 
     for speaker in SPEAKERS:
-        index = indexes.read_sets(data_dir, (LEFT_OUT,), speaker)
+        index = indexes.read_sets(data_dir, (LEFT_OUT,), speaker, mel.sample_rate)
         plan = plans.make_eval_plan(index.num_samples, seconds_per_batch=60.0, frame_samples=mel.frame_samples)
         batches = open_batches(index, plan, num_steps=plan.steps_per_epoch)
         x.append(statistics(batches, len(index), cepstra)[:, 0])

@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.audio.decode import AudioError, decode
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 
 
 class Audio(Protocol):
     """Location of a clip's audio, and how it is read."""
 
-    def decode(self, max_seconds: float) -> NDArray[np.int16]:
+    def decode(self, max_seconds: float, rate: int = DEFAULT_SAMPLE_RATE) -> NDArray[np.int16]:
         """Decodes the audio; see `data_pipelines.audio.decode.decode`.
 
         Returns:
-          int16 [samples], mono, at `SAMPLE_RATE`.
+          int16 [samples], mono, at `rate`.
         """
 
     def fingerprint(self) -> str:
@@ -38,10 +38,10 @@ class AudioFile:
     path: Path
     seconds: float | None = None
 
-    def decode(self, max_seconds: float) -> NDArray[np.int16]:
+    def decode(self, max_seconds: float, rate: int = DEFAULT_SAMPLE_RATE) -> NDArray[np.int16]:
         check_path(self.path)
-        samples = decode(self.path, max_seconds=max_seconds)
-        if (wrong := wrong_length(self.path, len(samples) / SAMPLE_RATE, self.seconds)) is not None:
+        samples = decode(self.path, rate=rate, max_seconds=max_seconds)
+        if (wrong := wrong_length(self.path, len(samples) / rate, self.seconds)) is not None:
             raise wrong
         return samples
 
@@ -99,13 +99,13 @@ class AudioSlice:
     offset: int
     size: int
 
-    def decode(self, max_seconds: float) -> NDArray[np.int16]:
+    def decode(self, max_seconds: float, rate: int = DEFAULT_SAMPLE_RATE) -> NDArray[np.int16]:
         with self.path.open("rb") as archive:
             archive.seek(self.offset)
             content = archive.read(self.size)
         if len(content) < self.size:
             raise AudioError(f"{self.path}:{self.name}", "truncated archive", "delete it and prepare again")
-        return decode(content, name=f"{self.path}:{self.name}", max_seconds=max_seconds)
+        return decode(content, name=f"{self.path}:{self.name}", rate=rate, max_seconds=max_seconds)
 
     def fingerprint(self) -> str:
         return f"{self.path}:{self.name} {self.offset} {self.size}"
@@ -154,7 +154,7 @@ class Corpus:
 
     Attributes:
       name: of the prepared set, and of its folder.
-      builder: the TFDS builder below `data_pipelines/datasets` that stores it.
+      builder: the TFDS builder of `data_pipelines/datasets/builders.py` that stores it.
       config: the builder's config, or '' for a builder without configs.
       licence: of audio and text.
       origin: packages with versions, or files; kept in the prepared set.

@@ -1,4 +1,4 @@
-"""Decoding of audio files in any format to 16 kHz mono int16, and measurement of levels.
+"""Decoding of audio files in any format to mono int16 at any rate, and measurement of levels.
 
 Files are decoded and resampled in separate processes (`data_pipelines.audio.process`) with limits on memory and
 processor time, because a file from an unknown source may crash or exhaust a decoder. A file is decoded block by block:
@@ -22,7 +22,7 @@ import soxr
 from numpy.typing import NDArray
 
 from data_pipelines.audio import process
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 
 _FULL_SCALE = 32_768
@@ -51,76 +51,54 @@ def decode(
     source: str | Path | bytes,
     *,
     name: str = "",
+    rate: int = DEFAULT_SAMPLE_RATE,
     max_seconds: float = math.inf,
     check: Callable[[], None] | None = None,
 ) -> NDArray[np.int16]:
     """Decodes a file, or its bytes, of any common format, rate and channel count.
 
-    Channels are averaged. Samples of a 16 kHz mono 16-bit file are returned unchanged. If there are several audio
-    streams, the first is decoded. Silence replaces gaps, late starts and damaged packets, whose duration is logged as a
-    warning.
+    Channels are averaged. Samples of a mono 16-bit file of the same rate are returned unchanged. If there are several
+    audio streams, the first is decoded. Silence replaces gaps, late starts and damaged packets, whose duration is
+    logged as a warning.
 
     Args:
       source: a path, or the bytes of a file. No other file that it refers to is opened.
       name: of the audio in errors; its suffix identifies headerless formats (`.g722`). Default: the path.
+      rate: of the result, in Hz; audio of another rate is resampled.
       max_seconds: longer audio raises `AudioTooLongError` as soon as the limit is passed.
       check: called several times a second while decoding; an exception that it raises ends the decoding.
 
     Returns:
-      int16 [samples] at 16 kHz, at least one sample.
+      int16 [samples], at least one sample.
 
     Raises:
       AudioError: the file is missing, empty, corrupt, has no samples, or exceeds the decoder's limits.
     """
-    return np.concatenate(list(stream(source, name=name, max_seconds=max_seconds, check=check)))
+    return np.concatenate(list(stream(source, name=name, rate=rate, max_seconds=max_seconds, check=check)))
 
 
 def stream(
     source: str | Path | bytes,
     *,
     name: str = "",
+    rate: int = DEFAULT_SAMPLE_RATE,
+    mix: bool = True,
     max_seconds: float = math.inf,
     check: Callable[[], None] | None = None,
 ) -> Iterator[NDArray[np.int16]]:
     """Decodes as `decode` does, block by block, for recordings that should not be in memory as a whole.
 
+    Args:
+      mix: whether to average the channels.
+
     Yields:
-      int16 blocks [samples] at 16 kHz.
+      int16 [samples], or [samples, channels] without `mix`.
 
     Raises:
       AudioError: as `decode`; it may follow valid blocks.
     """
-    yield from _stream({"mix": True, "rate": SAMPLE_RATE}, source, name, max_seconds, check)
-
-
-def stream_channels(
-    source: str | Path | bytes, *, name: str = "", rate: int = SAMPLE_RATE
-) -> Iterator[NDArray[np.int16]]:
-    """Decodes a file block by block, without mixing its channels.
-
-    Args:
-      source: as in `decode`.
-      name: as in `decode`.
-      rate: of the blocks, in Hz; audio of another rate is resampled.
-
-    Returns:
-      int16 blocks [samples, channels].
-
-    Raises:
-      AudioError: as `stream`.
-    """
-    yield from _stream({"mix": False, "rate": rate}, source, name, math.inf, None)
-
-
-def _stream(
-    request: dict[str, Any],
-    source: str | Path | bytes,
-    name: str,
-    max_seconds: float,
-    check: Callable[[], None] | None,
-) -> Iterator[NDArray[np.int16]]:
     name = name or (str(source) if isinstance(source, str | Path) else "audio")
-    request |= {"do": "decode", "suffix": Path(name).suffix}
+    request: dict[str, Any] = {"do": "decode", "suffix": Path(name).suffix, "rate": rate, "mix": mix}
     if math.isfinite(max_seconds):
         request["max_seconds"] = max_seconds
     with contextlib.closing(_answers(request, source, name, check)) as answers:
@@ -181,42 +159,28 @@ def _opened(source: str | Path | bytes, name: str) -> int:
     return fd
 
 
-def resample(
-    blocks: Iterator[tuple[int, NDArray[np.float32]]], *, name: str = "audio", max_seconds: float = math.inf
-) -> NDArray[np.int16]:
-    """Joins the blocks of one recording into int16 [samples] at 16 kHz, mono.
-
-    Args:
-      blocks: pairs of a rate in Hz, the same in all, and float32 [samples] or [samples, channels] in -1..1.
-
-    Returns:
-      int16 [samples].
-
-    Raises:
-      AudioError: the blocks have no samples, or some samples are not finite.
-      AudioTooLongError: the blocks last longer than `max_seconds`.
-    """
-    return np.concatenate(list(resampled(blocks, name, max_seconds)))
-
-
 def resampled(
     blocks: Iterator[tuple[int, NDArray[np.float32]]],
     name: str,
     max_seconds: float,
     *,
-    rate: int = SAMPLE_RATE,
+    rate: int = DEFAULT_SAMPLE_RATE,
     mix: bool = True,
 ) -> Iterator[NDArray[np.int16]]:
-    """Resamples as `resample` does, block by block.
+    """Resamples the blocks of one recording to int16.
 
     Rate and number of channels may change between blocks, as in a file of several joined streams.
 
     Args:
-      blocks: as in `resample`.
+      blocks: pairs of a rate in Hz and float32 [samples] or [samples, channels] in -1..1.
       mix: whether to average the channels.
 
     Yields:
       int16 [samples], or [samples, channels] without `mix`.
+
+    Raises:
+      AudioError: the blocks have no samples, or some samples are not finite.
+      AudioTooLongError: the blocks last longer than `max_seconds`.
     """
     resampler, last, seconds, num_samples = None, None, 0.0, 0
     for source_rate, block in blocks:
@@ -262,10 +226,10 @@ def _to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
     return np.clip(np.rint(samples * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
 
 
-def encode_flac(samples: NDArray[np.int16]) -> bytes:
-    """Returns the FLAC bytes (lossless) of int16 [samples] at 16 kHz."""
+def encode_flac(samples: NDArray[np.int16], rate: int = DEFAULT_SAMPLE_RATE) -> bytes:
+    """Returns the FLAC bytes (lossless) of int16 [samples]."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(buffer, samples, rate, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
 
 
@@ -304,11 +268,11 @@ class Levels:
         return self.silence_share > 0.8
 
 
-def measure(samples: NDArray[np.int16]) -> Levels:
-    """Computes the levels of int16 [samples] at 16 kHz."""
+def measure(samples: NDArray[np.int16], rate: int = DEFAULT_SAMPLE_RATE) -> Levels:
+    """Computes the levels of int16 [samples]."""
     signal = samples.astype(np.float32) / _FULL_SCALE
     magnitude = np.abs(signal)
-    frame = SAMPLE_RATE // 40
+    frame = rate // 40
     starts = np.arange(0, len(signal), frame)
     power = np.add.reduceat(signal * signal, starts) / np.minimum(frame, len(signal) - starts)
     return Levels(

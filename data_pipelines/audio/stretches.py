@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.audio.clips import check_path, file_stamp, tolerance, wrong_length
-from data_pipelines.audio.decode import AudioError, AudioTooLongError, stream_channels
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.audio.decode import AudioError, AudioTooLongError, stream
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Stretch:
     channels: tuple[int, ...] = ()
     seconds: float | None = None
 
-    def decode(self, max_seconds: float) -> NDArray[np.int16]:
-        ((_, outcome),) = decode_stretches([self], max_seconds)
+    def decode(self, max_seconds: float, rate: int = DEFAULT_SAMPLE_RATE) -> NDArray[np.int16]:
+        ((_, outcome),) = decode_stretches([self], max_seconds, rate)
         if isinstance(outcome, AudioError):
             raise outcome
         return outcome
@@ -49,14 +49,14 @@ class Stretch:
 
 
 def decode_stretches(
-    stretches: Sequence[Stretch], max_seconds: float
+    stretches: Sequence[Stretch], max_seconds: float, rate: int = DEFAULT_SAMPLE_RATE
 ) -> Iterator[tuple[int, NDArray[np.int16] | AudioError]]:
     """Decodes stretches of one recording in one pass, up to the end of the last.
 
     Memory use is one block of the recording and the stretches that are being read.
 
     Yields:
-      Pairs of an index into `stretches` and its int16 [samples] at 16 kHz mono, or its error, in the order of their
+      Pairs of an index into `stretches` and its int16 [samples], mono, or its error, in the order of their
       ends.
     """
     readers: list[_Reader] = []
@@ -64,13 +64,13 @@ def decode_stretches(
         if stretch.end is not None and stretch.end - stretch.start > max_seconds:
             yield index, AudioTooLongError(str(stretch), max_seconds)
         else:
-            readers.append(_Reader(index, stretch, max_seconds))
+            readers.append(_Reader(index, stretch, max_seconds, rate))
     if not readers:
         return
     position = 0
     try:
         check_path(path := readers[0].stretch.path)
-        for block in stream_channels(path):
+        for block in stream(path, rate=rate, mix=False):
             for reader in readers:
                 reader.read(block, position)
             position += len(block)
@@ -87,11 +87,12 @@ def decode_stretches(
 class _Reader:
     """Collects the samples of one stretch; `outcome` is set when it is complete."""
 
-    def __init__(self, index: int, stretch: Stretch, max_seconds: float):
+    def __init__(self, index: int, stretch: Stretch, max_seconds: float, rate: int):
         self.index, self.stretch = index, stretch
         self.outcome: NDArray[np.int16] | AudioError | None = None
-        self._start = round(stretch.start * SAMPLE_RATE)
-        self._end = None if stretch.end is None else round(stretch.end * SAMPLE_RATE)
+        self._rate = rate
+        self._start = round(stretch.start * rate)
+        self._end = None if stretch.end is None else round(stretch.end * rate)
         self._max_seconds = max_seconds
         self._parts: list[NDArray[np.int16]] = []
         self._num_samples = 0
@@ -106,14 +107,14 @@ class _Reader:
         if first < min(last, len(block)):
             self._parts.append(_mono(block[first:last], self.stretch.channels))
             self._num_samples += len(self._parts[-1])
-        if self._num_samples > self._max_seconds * SAMPLE_RATE:
+        if self._num_samples > self._max_seconds * self._rate:
             self.outcome = AudioTooLongError(str(self.stretch), self._max_seconds)
         elif self._end is not None and last <= len(block):
             self.outcome = np.concatenate(self._parts)
 
     def close(self, num_samples: int) -> NDArray[np.int16] | AudioError:
         """Returns the stretch if the recording ended, after `num_samples`, before the stretch did."""
-        length = num_samples / SAMPLE_RATE
+        length = num_samples / self._rate
         end = self.stretch.start if self.stretch.end is None else self.stretch.end
         if not self._num_samples or end - length > tolerance(end - self.stretch.start):
             remedy = f"the recording lasts {length:.2f} s: correct the times, which are in seconds"

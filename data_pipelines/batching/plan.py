@@ -18,10 +18,11 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.shuffle import derive_key, permute, uniform
 
 FILLER = -1  # value in `PlannedBatch.rows` for filler rows of a bucket's last batch
@@ -93,6 +94,7 @@ class BatchPlan:
       dropped_share: their share of all audio.
       padding_share: share of an epoch's padded samples without audio, including filler rows.
       cropped_share: share of the kept items' audio that is cropped per epoch; 0 without `max_crop`.
+      sample_rate: of the audio, in Hz.
     """
 
     buckets: tuple[Bucket, ...]
@@ -104,6 +106,7 @@ class BatchPlan:
     dropped_share: float
     padding_share: float
     cropped_share: float
+    sample_rate: int
 
     @functools.cached_property
     def _first_row(self) -> np.ndarray:
@@ -142,12 +145,10 @@ class BatchPlan:
             places = permute(places, bucket.num_rows, derive_key(self.seed, epoch, _ROWS, index))
         rows = np.full(bucket.batch_size, FILLER, np.int32)
         rows[: len(places)] = self.items[self._first_row[index] + places]
-        return PlannedBatch(epoch, index, rows, self._crop_at(epoch, rows))
-
-    def _crop_at(self, epoch: int, rows: np.ndarray) -> np.ndarray:
-        if self.seed is None:
-            return np.zeros(len(rows))
-        return uniform(rows.astype(np.int64) + 1, derive_key(self.seed, epoch, _CROP))
+        crop_at = np.zeros(len(rows))
+        if self.seed is not None:
+            crop_at = uniform(rows.astype(np.int64) + 1, derive_key(self.seed, epoch, _CROP))
+        return PlannedBatch(epoch, index, rows, crop_at)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -162,7 +163,7 @@ class BatchPlan:
         lines = [f"{'seconds':>8} {'tokens':>7} {'batch':>6} {'items':>9} {'batches':>8}"]
         for bucket in self.buckets:
             lines.append(
-                f"{bucket.num_samples / SAMPLE_RATE:8.2f} {bucket.num_tokens:7d} {bucket.batch_size:6d} "
+                f"{bucket.num_samples / self.sample_rate:8.2f} {bucket.num_tokens:7d} {bucket.batch_size:6d} "
                 f"{bucket.num_rows:9d} {bucket.num_batches:8d}"
             )
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count) or "none"
@@ -185,15 +186,17 @@ def make_plan(
     token_lengths: np.ndarray | None = None,
     *,
     seconds_per_batch: float,
-    seed: int,
+    seed: int | None,
     num_buckets: int = 8,
     batch_multiple: int = 8,
     min_seconds: float = 0.1,
     max_seconds: float = 30.0,
     max_tokens: int | None = None,
     frame_samples: int = 640,
+    sample_rate: int = DEFAULT_SAMPLE_RATE,
     max_crop: float = 0.0,
     shortest_first_epochs: int = 0,
+    keep_empty: bool = False,
 ) -> BatchPlan:
     """Plans training batches: each kept item exactly once per epoch, shuffled by (seed, epoch).
 
@@ -201,47 +204,95 @@ def make_plan(
     Without tokens, which must match the audio, `max_crop` reduces it further.
 
     Args:
-      num_samples: integers [items], lengths of the audio in samples at 16 kHz.
+      num_samples: integers [items], lengths of the audio in samples.
       token_lengths: integers [items], or None for training on audio alone.
       seconds_per_batch: padded audio of a global batch; exceeded only if `batch_multiple` rows are longer.
-      seed: seed of the shuffle.
+      seed: seed of the shuffle; None for the order of length.
       num_buckets: most static shapes, hence compiled programs.
       batch_multiple: divisor of every global batch size, a multiple of the numbers of hosts and devices.
-      min_seconds: shorter items are dropped.
-      max_seconds: longer items are dropped.
+      min_seconds, max_seconds: shorter and longer items are dropped.
       max_tokens: items with more tokens are dropped; None keeps them.
       frame_samples: divisor of padded lengths, usually one frame after subsampling.
       max_crop: largest share of an item's audio that may be cropped per epoch to fit a shorter bucket, at a position
         drawn from (seed, epoch, item); only without tokens.
       shortest_first_epochs: number of first epochs with batches by ascending length (rows still shuffled within a
         bucket), a curriculum for CTC from scratch.
+      keep_empty: keep items shorter than `min_seconds` and items without tokens.
 
     Raises:
       ValueError: an option is out of range, the arrays differ in shape, or no item is kept.
     """
-    num_samples, token_lengths = _checked(num_samples, token_lengths)
+    num_samples = np.asarray(num_samples)
+    if num_samples.ndim != 1 or len(num_samples) >= 2**31:
+        raise ValueError(f"num_samples must be one row of fewer than 2^31 lengths, got shape {num_samples.shape}")
+    if token_lengths is not None:
+        token_lengths = np.asarray(token_lengths)
+        if token_lengths.shape != num_samples.shape:
+            raise ValueError(f"{token_lengths.shape} token lengths do not match {num_samples.shape} audio lengths")
     if not 0 <= max_crop < 1 or (max_crop and token_lengths is not None):
         raise ValueError(f"max_crop must be in [0, 1), and 0 in a plan with tokens; got {max_crop}")
-    tests = {
-        "empty": num_samples <= 0,
-        "too_short": num_samples < min_seconds * SAMPLE_RATE,
-        "too_long": num_samples > max_seconds * SAMPLE_RATE,
-    }
-    if token_lengths is not None:
-        tests["no_tokens"] = token_lengths <= 0
+    sizes = {"seconds_per_batch": seconds_per_batch, "num_buckets": num_buckets}
+    for name, value in (sizes | {"batch_multiple": batch_multiple, "frame_samples": frame_samples}).items():
+        if value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+    drops = {"empty": num_samples <= 0, "too_short": num_samples < min_seconds * sample_rate}
+    drops = ({} if keep_empty else drops) | {"too_long": num_samples > max_seconds * sample_rate}
+    if token_lengths is not None and not keep_empty:
+        drops["no_tokens"] = token_lengths <= 0
         if max_tokens is not None:
-            tests["too_many_tokens"] = token_lengths > max_tokens
-    return _lay_out(
-        num_samples,
-        token_lengths,
-        tests,
-        seconds_per_batch=seconds_per_batch,
-        num_buckets=num_buckets,
-        batch_multiple=batch_multiple,
-        frame_samples=frame_samples,
-        max_crop=max_crop,
+            drops["too_many_tokens"] = token_lengths > max_tokens
+    dropped, seconds, keep = {}, {}, np.ones(len(num_samples), bool)
+    for reason, fails in drops.items():  # an item is counted under the first reason that applies
+        dropped[reason] = int(np.count_nonzero(fails & keep))
+        seconds[reason] = int(num_samples[fails & keep].sum(dtype=np.int64)) / sample_rate
+        keep &= ~fails
+    items = np.flatnonzero(keep).astype(np.int32)
+    if not len(items):
+        raise ValueError(
+            f"no item of {len(num_samples)} is left for the plan (dropped: {dropped}, "
+            f"{hours(sum(seconds.values()))} of audio); relax its limits (data.min_seconds, data.max_seconds) or check "
+            "the prepared data set"
+        )
+
+    shortest = num_samples[items] if not max_crop else np.ceil(num_samples[items] * (1 - max_crop)).astype(np.int64)
+    frames = -(-shortest // frame_samples)
+    np.maximum(frames, 1, out=frames)  # an empty clip still needs a shape
+    if frames.max() < 2**16:
+        frames = frames.astype(np.uint16)  # numpy sorts 16-bit integers by radix
+    order = np.argsort(frames, kind="stable")
+    items, frames = items[order], frames[order].astype(np.int64)
+
+    lengths = np.unique(frames)
+    if len(lengths) > _MAX_EDGES:
+        lengths = lengths[np.linspace(0, len(lengths) - 1, _MAX_EDGES).astype(int)]
+    ends = np.searchsorted(frames, lengths, side="right")
+    multiples = seconds_per_batch * sample_rate // (lengths * frame_samples * batch_multiple)
+    batch_sizes = np.maximum(multiples, 1).astype(np.int64) * batch_multiple
+
+    buckets, start, real = [], 0, 0
+    for edge in bucket_edges(lengths, np.diff(ends, prepend=0), batch_sizes, num_buckets):
+        rows = items[start : ends[edge]]
+        num_tokens = 0
+        if token_lengths is not None:
+            num_tokens = -(-max(int(token_lengths[rows].max()), 1) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE
+        buckets.append(Bucket(int(lengths[edge]) * frame_samples, num_tokens, int(batch_sizes[edge]), len(rows)))
+        real += int(np.minimum(num_samples[rows], buckets[-1].num_samples).sum(dtype=np.int64))
+        start = int(ends[edge])
+
+    computed = sum(bucket.num_batches * bucket.batch_size * bucket.num_samples for bucket in buckets)
+    whole = int(num_samples[items].sum(dtype=np.int64))
+    return BatchPlan(
+        buckets=tuple(buckets),
+        items=items,
         seed=seed,
         shortest_first_epochs=shortest_first_epochs,
+        dropped=dropped,
+        dropped_seconds=seconds,
+        dropped_share=sum(seconds.values()) * sample_rate / max(int(num_samples.sum(dtype=np.int64)), 1),
+        padding_share=1 - real / computed,
+        cropped_share=1 - real / max(whole, 1),
+        sample_rate=sample_rate,
     )
 
 
@@ -249,35 +300,21 @@ def make_eval_plan(
     num_samples: np.ndarray,
     token_lengths: np.ndarray | None = None,
     *,
-    seconds_per_batch: float,
-    num_buckets: int = 8,
-    batch_multiple: int = 8,
     max_seconds: float | None = None,
-    frame_samples: int = 640,
+    **shape: Any,
 ) -> BatchPlan:
     """Plans evaluation batches: every item once per epoch by ascending length; drops only items that are too long.
 
-    Empty audio and empty transcripts are kept, because corpus error rates count them. Arguments as in `make_plan`;
-    `max_seconds` None sets no limit.
+    Empty audio and empty transcripts are kept, because corpus error rates count them. Arguments as in `make_plan`
+    (`shape` are those that decide the shapes of batches); `max_seconds` None sets no limit.
     """
-    num_samples, token_lengths = _checked(num_samples, token_lengths)
-    too_long = num_samples > (math.inf if max_seconds is None else max_seconds * SAMPLE_RATE)
-    if too_long.any():
+    longest = math.inf if max_seconds is None else max_seconds
+    plan = make_plan(num_samples, token_lengths, seed=None, max_seconds=longest, keep_empty=True, **shape)
+    if too_long := plan.dropped["too_long"]:
         logging.getLogger(__name__).warning(
-            "%d of %d items are longer than %g s and will not be evaluated", too_long.sum(), len(too_long), max_seconds
+            "%d of %d items are longer than %g s and will not be evaluated", too_long, plan.num_items, max_seconds
         )
-    return _lay_out(
-        num_samples,
-        token_lengths,
-        {"too_long": too_long},
-        seconds_per_batch=seconds_per_batch,
-        num_buckets=num_buckets,
-        batch_multiple=batch_multiple,
-        frame_samples=frame_samples,
-        max_crop=0.0,
-        seed=None,
-        shortest_first_epochs=0,
-    )
+    return plan
 
 
 def bucket_edges(lengths: np.ndarray, counts: np.ndarray, batch_sizes: np.ndarray, num_buckets: int) -> list[int]:
@@ -315,90 +352,3 @@ def bucket_edges(lengths: np.ndarray, counts: np.ndarray, batch_sizes: np.ndarra
         end = int(came_from[buckets_left, end])
         buckets_left -= 1
     return edges[::-1]
-
-
-def _checked(num_samples: np.ndarray, token_lengths: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    num_samples = np.asarray(num_samples)
-    if num_samples.ndim != 1 or len(num_samples) >= 2**31:
-        raise ValueError(f"num_samples must be one row of fewer than 2^31 lengths, got shape {num_samples.shape}")
-    if token_lengths is not None:
-        token_lengths = np.asarray(token_lengths)
-        if token_lengths.shape != num_samples.shape:
-            raise ValueError(f"{token_lengths.shape} token lengths do not match {num_samples.shape} audio lengths")
-    return num_samples, token_lengths
-
-
-def _lay_out(
-    num_samples: np.ndarray,
-    token_lengths: np.ndarray | None,
-    drop_tests: dict[str, np.ndarray],
-    *,
-    seconds_per_batch: float,
-    num_buckets: int,
-    batch_multiple: int,
-    frame_samples: int,
-    max_crop: float,
-    seed: int | None,
-    shortest_first_epochs: int,
-) -> BatchPlan:
-    """Drops items, sorts them by length and chooses the buckets, for both kinds of plan."""
-    for name, value in {
-        "seconds_per_batch": seconds_per_batch,
-        "num_buckets": num_buckets,
-        "batch_multiple": batch_multiple,
-        "frame_samples": frame_samples,
-    }.items():
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-
-    dropped, seconds, keep = {}, {}, np.ones(len(num_samples), bool)
-    for reason, fails in drop_tests.items():  # an item is counted under the first reason that applies
-        dropped[reason] = int(np.count_nonzero(fails & keep))
-        seconds[reason] = int(num_samples[fails & keep].sum(dtype=np.int64)) / SAMPLE_RATE
-        keep &= ~fails
-    items = np.flatnonzero(keep).astype(np.int32)
-    if not len(items):
-        raise ValueError(
-            f"no item of {len(num_samples)} is left for the plan (dropped: {dropped}, "
-            f"{hours(sum(seconds.values()))} of audio); relax its limits (data.min_seconds, data.max_seconds) or check "
-            "the prepared data set"
-        )
-
-    shortest = num_samples[items] if not max_crop else np.ceil(num_samples[items] * (1 - max_crop)).astype(np.int64)
-    frames = -(-shortest // frame_samples)
-    np.maximum(frames, 1, out=frames)  # an empty clip still needs a shape
-    if frames.max() < 2**16:
-        frames = frames.astype(np.uint16)  # numpy sorts 16-bit integers by radix
-    order = np.argsort(frames, kind="stable")
-    items, frames = items[order], frames[order].astype(np.int64)
-
-    lengths = np.unique(frames)
-    if len(lengths) > _MAX_EDGES:
-        lengths = lengths[np.linspace(0, len(lengths) - 1, _MAX_EDGES).astype(int)]
-    ends = np.searchsorted(frames, lengths, side="right")
-    multiples = seconds_per_batch * SAMPLE_RATE // (lengths * frame_samples * batch_multiple)
-    batch_sizes = np.maximum(multiples, 1).astype(np.int64) * batch_multiple
-
-    buckets, start, real = [], 0, 0
-    for edge in bucket_edges(lengths, np.diff(ends, prepend=0), batch_sizes, num_buckets):
-        rows = items[start : ends[edge]]
-        num_tokens = 0
-        if token_lengths is not None:
-            num_tokens = -(-max(int(token_lengths[rows].max()), 1) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE
-        buckets.append(Bucket(int(lengths[edge]) * frame_samples, num_tokens, int(batch_sizes[edge]), len(rows)))
-        real += int(np.minimum(num_samples[rows], buckets[-1].num_samples).sum(dtype=np.int64))
-        start = int(ends[edge])
-
-    computed = sum(bucket.num_batches * bucket.batch_size * bucket.num_samples for bucket in buckets)
-    whole = int(num_samples[items].sum(dtype=np.int64))
-    return BatchPlan(
-        buckets=tuple(buckets),
-        items=items,
-        seed=seed,
-        shortest_first_epochs=shortest_first_epochs,
-        dropped=dropped,
-        dropped_seconds=seconds,
-        dropped_share=sum(seconds.values()) * SAMPLE_RATE / max(int(num_samples.sum(dtype=np.int64)), 1),
-        padding_share=1 - real / computed,
-        cropped_share=1 - real / max(whole, 1),
-    )

@@ -1,5 +1,6 @@
 """Loads the batches of a plan: tf.data reads, decodes and pads records in parallel and ahead of the step."""
 
+import dataclasses
 import logging
 import os
 import threading
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 import numpy as np
+import pyarrow as pa
 
 from data_pipelines.audio.decode import decode_flac
 from data_pipelines.audio.speed import change_speed
@@ -47,13 +49,9 @@ def open_batches(
     """Opens the batches of a plan from any step on.
 
     Args:
-      plan: the plan.
       tokenizer: encodes the texts as `tokens`; None for audio alone.
-      host: number of this host, which reads a contiguous share of every batch's rows.
-      num_hosts: number of hosts.
-      start_step: first step.
+      host, num_hosts: number of this host, and of all; it reads a contiguous share of every batch's rows.
       speeds: speed factors that the plan was made with (`speed.with_speeds`).
-      noise: reader of the array `noise`.
       labels: class of each row of the index.
       column: text column of the index to encode.
       frame_labels: speech units or classes per frame for the rows of the index; crops then start at frame boundaries.
@@ -81,19 +79,9 @@ def open_batches(
     spec = BatchSpec.speech(
         noise=noise is not None, row_label=labels is not None, frame_labels=frame_labels is not None
     )
+    texts = None if tokenizer is None or index.is_in_records(column) else index.column(column)
     assembler = _Assembler(
-        index,
-        plan,
-        spec,
-        tokenizer=tokenizer,
-        column=column,
-        host=host,
-        num_hosts=num_hosts,
-        speeds=tuple(speeds),
-        noise=noise,
-        labels=labels,
-        frame_labels=frame_labels,
-        max_bad=max_bad,
+        index, plan, spec, host, num_hosts, tuple(speeds), tokenizer, texts, noise, labels, frame_labels, max_bad
     )
     return Batches(assembler, start_step, num_steps, parallel or min(os.cpu_count() or 1, 8), prefetch)
 
@@ -154,36 +142,28 @@ def _close(taker: ThreadPoolExecutor, iterator: list) -> None:
     iterator.clear()
 
 
+@dataclasses.dataclass
 class _Assembler:
     """Assembles one host's share of the batch of any step. Thread-safe."""
 
-    def __init__(
-        self,
-        index: Index,
-        plan: BatchPlan,
-        spec: BatchSpec,
-        *,
-        tokenizer: Tokenizer | None,
-        column: str,
-        host: int,
-        num_hosts: int,
-        speeds: tuple[float, ...],
-        noise: NoiseReader | None,
-        labels: Sequence[int] | np.ndarray | None,
-        frame_labels: UnitIdStore | FrameLabels | None,
-        max_bad: int,
-    ):
-        self._index, self._plan, self.spec = index, plan, spec
-        self._host, self._num_hosts, self._speeds = host, num_hosts, speeds
-        self._reader, self._tokenizer = RecordReader(index), tokenizer
-        # Records contain the transcripts; other columns are kept in memory.
-        self._texts = None if tokenizer is None or index.is_in_records(column) else index.column(column)
-        self._noise, self._frame_labels = noise, frame_labels
-        self._labels = None if labels is None else np.asarray(labels, np.int32)
-        self._max_bad = max_bad
-        self._lock = threading.Lock()
-        self.bad: dict[int, str] = {}  # by row, so that a record counts once over all epochs
-        self.error: Exception | None = None
+    index: Index
+    plan: BatchPlan
+    spec: BatchSpec
+    host: int
+    num_hosts: int
+    speeds: tuple[float, ...]
+    tokenizer: Tokenizer | None
+    texts: pa.ChunkedArray | None  # of a column that the records do not contain
+    noise: NoiseReader | None
+    labels: Sequence[int] | np.ndarray | None
+    frame_labels: UnitIdStore | FrameLabels | None
+    max_bad: int
+    bad: dict[int, str] = dataclasses.field(default_factory=dict)
+    """By row, so that a record counts once over all epochs."""
+    error: Exception | None = None
+
+    def __post_init__(self):
+        self._reader, self._lock = RecordReader(self.index), threading.Lock()
 
     def arrays(self, step: np.int64) -> list[np.ndarray]:
         """Returns the batch's arrays in the order of the fields; after an exception empty arrays, with `error` set.
@@ -198,55 +178,55 @@ class _Assembler:
             return [np.zeros(0, dtype) for dtype in self.spec.dtypes]
 
     def _batch(self, step: int) -> Batch:
-        planned = self._plan.batch(step)
-        bucket = self._plan.buckets[planned.bucket]
-        mine = planned.host_slice(self._host, self._num_hosts)
+        planned = self.plan.batch(step)
+        bucket = self.plan.buckets[planned.bucket]
+        mine = planned.host_slice(self.host, self.num_hosts)
         items, crop_at = planned.rows[mine], planned.crop_at[mine]
         sizes = {"rows": len(items), "samples": bucket.num_samples, "tokens": bucket.num_tokens}
-        if self._frame_labels is not None:
-            sizes["frames"] = self._frame_labels.grid.num_frames(bucket.num_samples)
+        if self.frame_labels is not None:
+            sizes["frames"] = self.frame_labels.grid.num_frames(bucket.num_samples)
         batch = self.spec.empty(sizes)
-        batch["example_id"][:] = np.where(items == FILLER, -1, items % len(self._index))
+        batch["example_id"][:] = np.where(items == FILLER, -1, items % len(self.index))
         for place, item in enumerate(items):
             if item != FILLER:
                 self._fill(batch, place, int(item), crop_at[place])
-        if self._noise is not None:
+        if self.noise is not None:
             places = range(mine.start, mine.stop)  # of the global batch: independent of the number of hosts
-            batch["noise"] = np.stack([self._noise.stretch(step, place, bucket.num_samples) for place in places])
-        if self._labels is not None:
-            batch["label"] = np.where(items == FILLER, 0, self._labels[batch["example_id"]]).astype(np.int32)
+            batch["noise"] = np.stack([self.noise.stretch(step, place, bucket.num_samples) for place in places])
+        if self.labels is not None:
+            batch["label"] = np.where(items == FILLER, 0, np.asarray(self.labels)[batch["example_id"]]).astype(np.int32)
         return batch
 
     def _fill(self, batch: Batch, place: int, item: int, crop_at: float) -> None:
-        speed_number, row = divmod(item, len(self._index))
+        speed_number, row = divmod(item, len(self.index))
         try:
             flac, text = self._reader.read(row)
             samples = decode_flac(flac)
         except Exception as error:  # checksum and decoder errors: skip the record
             self._skip(row, error)
             return
-        if len(samples) != self._index.num_samples[row]:
-            part, number = self._index.locate(row)
+        if len(samples) != self.index.num_samples[row]:
+            part, number = self.index.locate(row)
             raise IndexMismatchError(
                 f"record {number} of {part} has {len(samples)} samples, but {part.index_path} says "
-                f"{self._index.num_samples[row]}: the index does not match its records; {part.remedy}"
+                f"{self.index.num_samples[row]}: the index does not match its records; {part.remedy}"
             )
-        samples = change_speed(samples, self._speeds[speed_number])
+        samples = change_speed(samples, self.speeds[speed_number])
         length = min(len(samples), batch["audio"].shape[1])
         start = int(crop_at * (len(samples) - length + 1))
-        if self._frame_labels is not None:
-            grid = self._frame_labels.grid
+        if self.frame_labels is not None:
+            grid = self.frame_labels.grid
             first = start // grid.frame_samples
             start = first * grid.frame_samples
-            labels = self._frame_labels.read(row, first, first + grid.num_frames(length))
+            labels = self.frame_labels.read(row, first, first + grid.num_frames(length))
             batch["frame_labels"][place, : len(labels)] = labels
         batch["audio"][place, :length] = samples[start : start + length]
         batch["audio_length"][place] = length
         batch["weight"][place] = 1
-        if self._tokenizer is not None:
-            tokens = self._tokenizer.encode(text if self._texts is None else self._texts[row].as_py())
+        if self.tokenizer is not None:
+            tokens = self.tokenizer.encode(text if self.texts is None else self.texts[row].as_py())
             if len(tokens) > batch["tokens"].shape[1]:
-                part, number = self._index.locate(row)
+                part, number = self.index.locate(row)
                 raise IndexMismatchError(
                     f"record {number} of {part} has {len(tokens)} tokens, more than the {batch['tokens'].shape[1]} of "
                     "its bucket; make the plan from token_lengths(index, tokenizer) with this tokenizer"
@@ -255,14 +235,14 @@ class _Assembler:
             batch["token_length"][place] = len(tokens)
 
     def _skip(self, row: int, error: Exception) -> None:
-        part, number = self._index.locate(row)
+        part, number = self.index.locate(row)
         reason = getattr(error, "error_string", error)  # libsndfile's message without a buffer address
         with self._lock:
             if row not in self.bad:
                 self.bad[row] = f"record {number} of {part} in {part.records_dir}: {reason}"
                 logging.getLogger(__name__).warning("skipped %s", self.bad[row])
-            if len(self.bad) > self._max_bad:
+            if len(self.bad) > self.max_bad:
                 raise DataError(
-                    f"{len(self.bad)} records could not be read, more than max_bad={self._max_bad} allows; "
+                    f"{len(self.bad)} records could not be read, more than max_bad={self.max_bad} allows; "
                     f"the first: {next(iter(self.bad.values()))}; {part.remedy}"
                 )

@@ -15,6 +15,7 @@ from data_pipelines.batching.fields import BatchSpec
 from data_pipelines.batching.packing import BOUNDARIES, TextPlan
 from data_pipelines.storage.tokens import TokenStore
 
+Read = Callable[[int, int, int], np.ndarray]
 TextBatch: TypeAlias = dict[str, np.ndarray]
 """One host's rows of a batch: the arrays of `BatchSpec.text`."""
 
@@ -37,12 +38,9 @@ def open_text_batches(
 
     Args:
       tokens: tokens of the documents that the plan was made from.
-      plan: the plan.
       boundary: id before and after each document.
       begin: id before each document, if it differs from the boundary.
-      host: number of this host, which reads a contiguous share of every batch's rows.
-      num_hosts: number of hosts.
-      start_step: first step.
+      host, num_hosts: number of this host, and of all; it reads a contiguous share of every batch's rows.
       labels: class of each document, for a plan without packing.
       frame_samples: samples per frame of speech, for documents with speech units.
 
@@ -61,12 +59,29 @@ def open_text_batches(
             f"batches of {plan.sequences_per_batch} rows do not divide among {num_hosts} hosts; "
             "make the plan with sequences_per_batch a multiple of the number of hosts"
         )
-    classes = None if labels is None else np.asarray(labels, np.int32)
     spec = BatchSpec.text(row_label=labels is not None, duration=frame_samples is not None)
     ends = boundary if begin is None else begin, boundary
 
     def make(step: int) -> TextBatch:
-        return _assemble(spec, tokens, plan, ends, step, host, num_hosts, classes, frame_samples)
+        planned = plan.batch(step, host, num_hosts)
+        rows = len(planned.example_id)
+        batch = spec.empty({"rows": rows, "context": plan.context})
+        num_segments, filled = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+        for place, row, start, length in zip(planned.place, planned.row, planned.start, planned.length, strict=True):
+            span = slice(filled[place], filled[place] + length)
+            num_segments[place] += 1
+            filled[place] += length
+            piece = int(tokens.lengths[row]), int(row), int(start), int(length)
+            batch["tokens"][place, span] = _piece(tokens.read, ends, *piece)
+            if frame_samples is not None:
+                batch["samples"][place, span] = _piece(tokens.frames, (0, 0), *piece) * frame_samples
+            batch["segment"][place, span] = num_segments[place]
+            batch["position"][place, span] = np.arange(length)
+        is_real = planned.example_id >= 0
+        batch |= {"example_id": planned.example_id, "weight": is_real.astype(np.float32)}
+        if labels is not None:
+            batch["label"] = np.where(is_real, np.asarray(labels)[planned.example_id], 0).astype(np.int32)
+        return batch
 
     return TextBatches(make, start_step, num_steps, prefetch)
 
@@ -106,49 +121,16 @@ class TextBatches:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _assemble(
-    spec: BatchSpec,
-    tokens: TokenStore,
-    plan: TextPlan,
-    markers: tuple[int, int],
-    step: int,
-    host: int,
-    num_hosts: int,
-    labels: np.ndarray | None,
-    frame_samples: int | None,
-) -> TextBatch:
-    planned = plan.batch(step, host, num_hosts)
-    rows = len(planned.example_id)
-    batch = spec.empty({"rows": rows, "context": plan.context})
-    counts = np.zeros(rows, np.int64)  # segments and positions filled so far, by row
-    ends = np.zeros(rows, np.int64)
-    for place, row, start, length in zip(planned.place, planned.row, planned.start, planned.length, strict=True):
-        first, counts[place] = ends[place], counts[place] + 1
-        ends[place] += length
-        span = slice(first, first + length)
-        piece = int(row), int(start), int(length)
-        batch["tokens"][place, span] = _piece(tokens.lengths, tokens.read, markers, *piece)
-        if frame_samples is not None:
-            batch["samples"][place, span] = _piece(tokens.lengths, tokens.frames, (0, 0), *piece) * frame_samples
-        batch["segment"][place, span] = counts[place]
-        batch["position"][place, span] = np.arange(length)
-    batch["example_id"] = planned.example_id
-    batch["weight"] = (planned.example_id >= 0).astype(np.float32)
-    if labels is not None:
-        batch["label"] = np.where(planned.example_id >= 0, labels[planned.example_id], 0).astype(np.int32)
-    return batch
-
-
 def _piece(
-    lengths: np.ndarray,
     read: Callable[[int, int, int], np.ndarray],
     ends: tuple[int, int],
+    num_tokens: int,
     row: int,
     start: int,
     length: int,
 ) -> np.ndarray:
     """Returns positions `start` to `start + length` of a document with its two ends; `read` reads its inside."""
-    last = int(lengths[row]) + BOUNDARIES - 1
+    last = num_tokens + BOUNDARIES - 1
     piece = np.full(length, ends[1], np.int32)
     piece[: max(0, 1 - start)] = ends[0]
     first, stop = max(start, 1), min(start + length, last)

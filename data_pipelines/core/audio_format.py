@@ -1,3 +1,3 @@
-"""The format of the audio that prepared sets store and models are trained on: mono, 16-bit, `SAMPLE_RATE`."""
+"""The format of the audio of prepared sets and models: mono, 16-bit, by default at this rate."""
 
-SAMPLE_RATE = 16_000  # Hz
+DEFAULT_SAMPLE_RATE = 16_000  # Hz

@@ -146,6 +146,18 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
+def storable(key: str, value: Any) -> str:
+    """Returns a string or an integer of a user's row as a string.
+
+    Raises:
+      ValueError: it is of another type, or cannot be stored (`check_storable`).
+    """
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ValueError(f'"{key}" must be a string, found {value!r}')
+    check_storable(key, str(value))
+    return str(value)
+
+
 def check_storable(key: str, value: str) -> None:
     """Checks that a string can be stored and used as a path.
 

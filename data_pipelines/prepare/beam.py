@@ -18,9 +18,8 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyarrow.parquet
 from rich.console import Console
 
 from data_pipelines.audio.clips import AudioFile, Clip, Corpus, Dropped
@@ -31,20 +30,22 @@ from data_pipelines.core.grouping import group_by_size
 from data_pipelines.prepare.clip_files import clip_fields, read_clips, write_clips
 from data_pipelines.prepare.convert import (
     Converted,
+    Format,
     Sound,
     by_recording,
-    check_rate,
+    check_bad,
     convert_clips,
     nothing_left,
-    too_many_bad,
 )
 from data_pipelines.prepare.report import PreparationReport, summarise
 from data_pipelines.prepare.speech_store import (
+    check_shard,
     describe_set,
     generate,
     index_writers,
     make_builder,
     record_fields,
+    shards,
     write_row,
 )
 from data_pipelines.storage.index import META
@@ -73,15 +74,8 @@ class Runner:
         return PipelineOptions([f"--{option.lstrip('-')}" for option in self.options])
 
 
-class Limits(NamedTuple):
-    """Limits on a clip: see `convert_clips` and `check_rate`."""
-
-    max_seconds: float
-    characters_per_second: tuple[float, float] | None
-
-
 def prepare_on_beam(
-    source: Corpus, folder: Path, request: dict[str, Any], runner: Runner, *, max_seconds: float, max_bad: float
+    source: Corpus, folder: Path, request: dict[str, Any], runner: Runner, form: Format, *, max_bad: float
 ) -> PreparationReport:
     """Converts the clips of `source` and stores them in `folder`; arguments as in `prepare`.
 
@@ -103,14 +97,15 @@ def prepare_on_beam(
     with console.status(f"{source.name}: listing clips"):
         num_chunks, num_clips, dropped = _list_clips(source, work, runner.chunk_clips)
     allowed = int(max_bad * (num_clips + len(dropped)))
-    _check_bad(dropped, allowed)
-    with console.status(f"{source.name}: {runner.name} converts {num_clips:,} clips"):
-        limits = Limits(max_seconds, source.characters_per_second)
-        with beam.Pipeline(runner.name, runner.pipeline_options()) as pipeline:
-            chunks = pipeline | beam.Create(range(num_chunks)) | beam.Reshuffle()
-            _ = chunks | beam.Map(_convert_chunk, str(work), limits)
+    check_bad(dropped, allowed)
+    with (
+        console.status(f"{source.name}: {runner.name} converts {num_clips:,} clips"),
+        beam.Pipeline(runner.name, runner.pipeline_options()) as pipeline,
+    ):
+        chunks = pipeline | beam.Create(range(num_chunks)) | beam.Reshuffle()
+        _ = chunks | beam.Map(_convert_chunk, str(work), form)
     report = _index(source, work, num_chunks, dropped, folder, console)
-    _check_bad(dropped, allowed)
+    check_bad(dropped, allowed)
     if not report.clips:
         report.print(console)
         raise nothing_left(source.name, f"{len(dropped)} items")
@@ -118,15 +113,9 @@ def prepare_on_beam(
         chunks = Chunks(work, num_chunks, runner.chunk_clips, tuple(report.splits))
         tfds_dir = _write_records(source, chunks, folder, runner)
     report.save(folder / "report.json")
-    describe_set(source, report, folder, tfds_dir, request)
+    describe_set(source, report, folder, tfds_dir, request, form.sample_rate)
     shutil.rmtree(work)
     return report
-
-
-def _check_bad(dropped: list[Dropped], allowed: int) -> None:
-    bad = [item for item in dropped if item.is_bad]
-    if len(bad) > allowed:
-        raise too_many_bad(bad, allowed)
 
 
 def _list_clips(source: Corpus, work: Path, chunk_clips: int) -> tuple[int, int, list[Dropped]]:
@@ -149,12 +138,12 @@ def _list_clips(source: Corpus, work: Path, chunk_clips: int) -> tuple[int, int,
     return num_chunks, num_clips, dropped
 
 
-def _convert_chunk(chunk: int, work: str, limits: Limits) -> None:
-    """Converts the clips of one chunk, unless that was done from the same audio with the same limits."""
+def _convert_chunk(chunk: int, work: str, form: Format) -> None:
+    """Converts the clips of one chunk, unless that was done from the same audio in the same form."""
     clips = read_clips(_clips_path(Path(work), chunk))
     outcomes_path = _outcomes_path(Path(work), chunk)
     inputs = [[clip_fields(clip), clip.audio.fingerprint()] for clip in clips]
-    digest = hashlib.sha256(json.dumps([inputs, limits]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([inputs, form]).encode()).hexdigest()
     if outcomes_path.exists():
         with outcomes_path.open(encoding="utf-8") as lines:
             if json.loads(next(lines)) == digest:
@@ -162,28 +151,23 @@ def _convert_chunk(chunk: int, work: str, limits: Limits) -> None:
     rows: list[Any] = [digest]
     sounds: list[bytes] = []
     start = 0
-    for clip, sound in _converted(clips, limits.max_seconds):
-        if not isinstance(sound, Dropped):
-            item = Converted(clip, outcomes_path.stem, len(sound.flac), sound.num_samples, sound.levels)
-            item = check_rate(item, limits.characters_per_second)
-        else:
-            item = sound
-        if isinstance(item, Dropped):
-            rows.append({"dropped": dataclasses.asdict(item)})
+    for clip, sound in _converted(clips, form):
+        if isinstance(sound, Dropped):
+            rows.append({"dropped": dataclasses.asdict(sound)})
             continue
-        levels = dataclasses.asdict(item.levels)
-        rows.append({"clip": clip_fields(clip), "num_samples": item.num_samples, "levels": levels})
-        rows[-1] |= {"start": start, "num_bytes": item.num_bytes}
+        row = {"clip": clip_fields(clip), "start": start, "num_bytes": len(sound.flac)}
+        row |= {"num_samples": sound.num_samples, "seconds": sound.seconds, "levels": dataclasses.asdict(sound.levels)}
+        rows.append(row)
         sounds.append(sound.flac)
-        start += item.num_bytes
+        start += len(sound.flac)
     write_bytes(outcomes_path.with_suffix(".flac"), b"".join(sounds))
     write_bytes(outcomes_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def _converted(clips: Sequence[Clip], max_seconds: float) -> Iterator[tuple[Clip, Sound | Dropped]]:
+def _converted(clips: Sequence[Clip], form: Format) -> Iterator[tuple[Clip, Sound | Dropped]]:
     """Yields clips in order, each with its sound or the reason why it is dropped."""
     for group in by_recording(clips):
-        sounds = dict(convert_clips(group, max_seconds))
+        sounds = dict(convert_clips(group, form))
         yield from ((clip, sounds[index]) for index, clip in enumerate(group))
 
 
@@ -207,8 +191,9 @@ def _outcomes(work: Path, chunk: int) -> Iterator[Dropped | tuple[Converted, int
                 yield Dropped(**row["dropped"])
                 continue
             clip = Clip(audio=AudioFile(work), **row["clip"])  # a placeholder: it is not decoded again
-            levels = Levels(**row["levels"])
-            yield Converted(clip, f"{chunk:08d}.flac", row["num_bytes"], row["num_samples"], levels), row["start"]
+            length = row["num_samples"], row["seconds"]
+            item = Converted(clip, f"{chunk:08d}.flac", row["num_bytes"], *length, Levels(**row["levels"]))
+            yield item, row["start"]
 
 
 def _index(
@@ -266,40 +251,6 @@ def _write_records(source: Corpus, chunks: Chunks, folder: Path, runner: Runner)
     builder = make_builder(source, chunks, folder)
     config = tfds.download.DownloadConfig(beam_runner=runner.name, beam_options=runner.pipeline_options())
     generate(builder, chunks.work, config)
-    shards: list[tuple[str, str, int, int]] = []
-    for split in chunks.splits:
-        info, first = builder.info.splits[split], 0
-        for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
-            shards.append((str(path), str(folder / "index" / f"{split}.parquet"), first, length))
-            first += length
     with beam.Pipeline(runner.name, runner.pipeline_options()) as pipeline:
-        _ = pipeline | beam.Create(shards) | beam.Reshuffle() | beam.MapTuple(_check_shard)
+        _ = pipeline | beam.Create(list(shards(builder, folder))) | beam.Reshuffle() | beam.MapTuple(check_shard)
     return Path(builder.data_dir)
-
-
-def _check_shard(path: str, index: str, first: int, length: int) -> None:
-    """Compares id and length of the records of a shard with its rows of the index.
-
-    Raises:
-      DataError: they differ.
-    """
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    with ArrayRecordDataSource([path]) as records:
-        stored = []
-        for record in records:
-            feature = tf_example_pb2.Example.FromString(record).features.feature
-            id_, num_samples = feature["id"].bytes_list.value[0], feature["num_samples"].int64_list.value[0]
-            stored.append((id_.decode(), num_samples))
-    rows: list[tuple[str, int]] = []
-    skip = first
-    with pyarrow.parquet.ParquetFile(index) as file:
-        for group in range(file.num_row_groups):
-            size = file.metadata.row_group(group).num_rows
-            if skip < size and len(rows) < length:
-                table = file.read_row_group(group, columns=["id", "num_samples"]).slice(skip, length - len(rows))
-                rows += zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
-            skip = max(0, skip - size)
-    if stored != rows:
-        raise DataError(f"{path} differs from rows {first} to {first + length} of {index}: prepare with --force.")

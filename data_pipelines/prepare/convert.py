@@ -5,6 +5,7 @@ kill.
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,11 +20,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data_pipelines.audio.clips import Clip, Dropped
 from data_pipelines.audio.decode import AudioError, AudioTooLongError, Levels, encode_flac, measure
 from data_pipelines.audio.stretches import Stretch, decode_stretches
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.files import write_bytes
 
 _BATCH = 1024  # clips in flight; bounds memory for sets of millions
+
+
+class Format(NamedTuple):
+    """The form of stored clips.
+
+    Attributes:
+      max_seconds: longer clips are dropped.
+      characters_per_second: lowest and highest plausible rate; clips outside are dropped.
+      sample_rate: in Hz.
+    """
+
+    max_seconds: float
+    characters_per_second: tuple[float, float] | None = None
+    sample_rate: int = DEFAULT_SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -34,11 +49,8 @@ class Converted:
     file: str
     num_bytes: int
     num_samples: int
+    seconds: float
     levels: Levels
-
-    @property
-    def seconds(self) -> float:
-        return self.num_samples / SAMPLE_RATE
 
 
 class ConversionFolder:
@@ -48,8 +60,8 @@ class ConversionFolder:
     kill the same call continues after the last line. A changed source has another file name and is converted again.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, form: Format):
+        self.folder, self._form = folder, form
         self._journal = folder / "journal.jsonl"
         self._done: dict[str, dict] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,15 +73,14 @@ class ConversionFolder:
             self._done = {entry["file"]: entry for entry in map(json.loads, whole.splitlines())}
 
     def convert(
-        self, clips: Sequence[Clip], *, num_workers: int, max_seconds: float, max_bad: int, console: Console
+        self, clips: Sequence[Clip], *, num_workers: int, max_bad: int, console: Console
     ) -> Iterator[Converted | Dropped]:
-        """Converts clips, in order; clips whose audio is missing, corrupt or silent become `Dropped`.
+        """Converts clips, in order; clips whose audio is missing, corrupt, silent or unsuitable become `Dropped`.
 
         Uses threads, because decoding, resampling and encoding release the interpreter lock: on two busy cores queen-en
         takes 13 s with two threads and 21 s with two processes.
 
         Args:
-          max_seconds: longer clips are dropped.
           max_bad: number of bad clips after which the run stops.
 
         Raises:
@@ -86,14 +97,13 @@ class ConversionFolder:
             try:
                 groups = by_recording(clips)
                 while batch := list(itertools.islice(groups, _BATCH)):
-                    done = pool.map(lambda group: self._convert_group(group, max_seconds), batch)
+                    done = pool.map(self._convert_group, batch)
                     for outcome in itertools.chain.from_iterable(done):
                         if isinstance(outcome, Converted):
                             self._remember(outcome, journal)
                         elif outcome.is_bad:
                             bad.append(outcome)
-                            if len(bad) > max_bad:
-                                raise too_many_bad(bad, max_bad)
+                            check_bad(bad, max_bad)
                         progress.advance(task)
                         yield outcome
             except BaseException:
@@ -106,43 +116,45 @@ class ConversionFolder:
             journal.write(json.dumps(sizes | {"levels": asdict(item.levels)}) + "\n")
             journal.flush()
 
-    def _convert_group(self, clips: Sequence[Clip], max_seconds: float) -> list[Converted | Dropped]:
+    def _convert_group(self, clips: Sequence[Clip]) -> list[Converted | Dropped]:
         """Converts the clips of a group of `by_recording`, except clips that are already converted."""
         files = [self._file(clip) for clip in clips]
-        outcomes = [self._kept(clip, file, max_seconds) for clip, file in zip(clips, files, strict=True)]
+        outcomes = [self._kept(clip, file) for clip, file in zip(clips, files, strict=True)]
         missing = [index for index, outcome in enumerate(outcomes) if outcome is None]
-        for number, sound in convert_clips([clips[index] for index in missing], max_seconds):
+        for number, sound in convert_clips([clips[index] for index in missing], self._form):
             index = missing[number]
             outcomes[index] = sound if isinstance(sound, Dropped) else self._write(clips[index], files[index], sound)
         return outcomes
 
     def _file(self, clip: Clip) -> str:
-        digest = hashlib.sha1(f"{clip.id}\n{clip.audio.fingerprint()}".encode(errors="surrogateescape")).hexdigest()
+        inputs = f"{clip.id}\n{clip.audio.fingerprint()}\n{self._form.sample_rate}"
+        digest = hashlib.sha1(inputs.encode(errors="surrogateescape")).hexdigest()
         return f"{digest[:2]}/{digest}.flac"
 
-    def _kept(self, clip: Clip, file: str, max_seconds: float) -> Converted | None:
+    def _kept(self, clip: Clip, file: str) -> Converted | Dropped | None:
         """Returns the clip as an earlier call converted it, or None."""
-        if (entry := self._done.get(file)) is None or not _has_size(self.folder / file, entry["num_bytes"]):
+        entry, path = self._done.get(file), self.folder / file
+        if entry is None or not path.is_file() or path.stat().st_size != entry["num_bytes"]:
             return None
-        converted = Converted(clip, file, entry["num_bytes"], entry["num_samples"], Levels(**entry["levels"]))
-        return converted if converted.seconds <= max_seconds else None
+        seconds = entry["num_samples"] / self._form.sample_rate
+        if seconds > self._form.max_seconds:
+            return None
+        kept = Converted(clip, file, entry["num_bytes"], entry["num_samples"], seconds, Levels(**entry["levels"]))
+        return _misfit(clip, seconds, self._form) or kept
 
     def _write(self, clip: Clip, file: str, sound: "Sound") -> Converted:
         path = self.folder / file
         path.parent.mkdir(exist_ok=True)
         write_bytes(path, sound.flac)
-        return Converted(clip, file, len(sound.flac), sound.num_samples, sound.levels)
-
-
-def _has_size(path: Path, num_bytes: int) -> bool:
-    return path.is_file() and path.stat().st_size == num_bytes
+        return Converted(clip, file, len(sound.flac), sound.num_samples, sound.seconds, sound.levels)
 
 
 class Sound(NamedTuple):
-    """A clip's audio as it is stored: FLAC, mono, 16-bit, at `SAMPLE_RATE`."""
+    """A clip's audio as it is stored: FLAC, mono, 16-bit."""
 
     flac: bytes
     num_samples: int
+    seconds: float
     levels: Levels
 
 
@@ -154,44 +166,43 @@ def by_recording(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
     return (list(group) for _, group in groups)
 
 
-def convert_clips(clips: Sequence[Clip], max_seconds: float) -> Iterator[tuple[int, Sound | Dropped]]:
+def convert_clips(clips: Sequence[Clip], form: Format) -> Iterator[tuple[int, Sound | Dropped]]:
     """Decodes, resamples and encodes the clips of a group of `by_recording`.
 
     Yields:
-      Pairs of an index into `clips` and its sound, or `Dropped` if its audio is missing, corrupt, silent or too long;
-      in any order.
+      Pairs of an index into `clips` and its sound, or `Dropped` if its audio is missing, corrupt, silent, too long
+      or does not match its text; in any order.
     """
     if all(isinstance(clip.audio, Stretch) for clip in clips):
-        for index, samples in decode_stretches([clip.audio for clip in clips], max_seconds):
-            yield index, _sound(clips[index], samples)
+        for index, samples in decode_stretches([clip.audio for clip in clips], form.max_seconds, form.sample_rate):
+            yield index, _sound(clips[index], samples, form)
         return
     for index, clip in enumerate(clips):
         try:
-            samples = clip.audio.decode(max_seconds)
+            samples = clip.audio.decode(form.max_seconds, form.sample_rate)
         except AudioError as error:
             samples = error
-        yield index, _sound(clip, samples)
+        yield index, _sound(clip, samples, form)
 
 
-def _sound(clip: Clip, samples: NDArray[np.int16] | AudioError) -> Sound | Dropped:
+def _sound(clip: Clip, samples: NDArray[np.int16] | AudioError, form: Format) -> Sound | Dropped:
     if isinstance(samples, AudioError):
         return Dropped(clip.id, samples.reason, not isinstance(samples, AudioTooLongError), str(samples))
-    levels = measure(samples)
+    levels = measure(samples, form.sample_rate)
     if levels.is_silent:
         detail = f"{clip.id}: nothing but silence; record it again or remove its entry"
         return Dropped(clip.id, "silent", True, detail)
-    return Sound(encode_flac(samples), len(samples), levels)
+    seconds = len(samples) / form.sample_rate
+    sound = Sound(encode_flac(samples, form.sample_rate), len(samples), seconds, levels)
+    return _misfit(clip, seconds, form) or sound
 
 
-def check_rate(item: Converted, characters_per_second: tuple[float, float] | None) -> Converted | Dropped:
-    """Returns the clip, or `Dropped` if the rate of its text, in characters per second, is implausible."""
-    if characters_per_second is not None:
-        slowest, fastest = characters_per_second
-        if not slowest <= len(item.clip.text) / item.seconds <= fastest:
-            return Dropped(
-                item.clip.id, f"text does not fit audio (outside {slowest:g}-{fastest:g} characters a second)"
-            )
-    return item
+def _misfit(clip: Clip, seconds: float, form: Format) -> Dropped | None:
+    """Returns `Dropped` if the rate of a clip's text is implausible."""
+    slowest, fastest = form.characters_per_second or (0, math.inf)
+    if slowest <= len(clip.text) / seconds <= fastest:
+        return None
+    return Dropped(clip.id, f"text does not fit audio (outside {slowest:g}-{fastest:g} characters a second)")
 
 
 def nothing_left(name: str, items: str) -> DataError:
@@ -199,10 +210,17 @@ def nothing_left(name: str, items: str) -> DataError:
     return DataError(f"{name}: nothing is left of {items}; see the reasons in the table above.")
 
 
-def too_many_bad(bad: Sequence[Dropped], max_bad: int) -> DataError:
-    """Returns the error that stops a run, with the first bad items and the remedy."""
+def check_bad(dropped: Sequence[Dropped], max_bad: int) -> list[Dropped]:
+    """Returns the bad ones of some dropped items.
+
+    Raises:
+      DataError: they are more than `max_bad`; the message has the first of them and the remedy.
+    """
+    bad = [item for item in dropped if item.is_bad]
+    if len(bad) <= max_bad:
+        return bad
     first = "\n".join(f"  {item.detail or f'{item.id}: {item.reason}'}" for item in bad[:10])
-    return DataError(
+    raise DataError(
         f"{len(bad)} bad items, more than the {max_bad} allowed; the first of them:\n{first}\n"
         "Correct the source or raise --max-bad; converted clips are kept, and the same command continues from there."
     )

@@ -23,11 +23,12 @@ from typing import Any
 from rich.console import Console
 
 from data_pipelines.audio.clips import Clip, Corpus, Dropped
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError, disk_full_as_data_error
 from data_pipelines.core.files import short_digest
 from data_pipelines.core.paths import AnyPath, as_path, cache_dir, is_url, reach
 from data_pipelines.prepare.beam import CHUNK_CLIPS, Runner, prepare_on_beam
-from data_pipelines.prepare.convert import ConversionFolder, Converted, check_rate, nothing_left, too_many_bad
+from data_pipelines.prepare.convert import ConversionFolder, Converted, Format, check_bad, nothing_left
 from data_pipelines.prepare.prepared_set import find_prepared, has_older_texts, publish
 from data_pipelines.prepare.report import PreparationReport, TextReport, summarise
 from data_pipelines.prepare.speech_store import store
@@ -41,6 +42,8 @@ from data_pipelines.text.cleaning import Cleaning
 from data_pipelines.text.documents import TextSource
 from data_pipelines.text.normalize import split_order
 
+_RATES = 1_000, 192_000  # Hz, of stored audio
+
 
 def prepare(
     name: str = "",
@@ -52,6 +55,7 @@ def prepare(
     data_dir: Path = Path("data"),
     num_workers: int | None = None,
     max_seconds: float = 120.0,
+    sample_rate: int = DEFAULT_SAMPLE_RATE,
     max_bad: float = 0.05,
     normalise_text: TextForm = "none",
     unit: Unit = "line",
@@ -81,6 +85,7 @@ def prepare(
       num_workers: threads that decode and resample audio, by default one per core; processes that clean text, by
         default one, and useful from gigabytes on.
       max_seconds: longer clips are dropped and counted.
+      sample_rate: of the stored audio, in Hz; the front end of a run (`frontend.mel.sample_rate`) must have the same.
       max_bad: share of items that may be bad (missing, corrupt, silent, duplicate, malformed) before the run stops.
       normalise_text: of transcripts in manifests and TFDS sets: `none` keeps them as they are; `basic` makes them
         lower-case words without punctuation, with numbers in words, as in all Debian sets; a text with a number or sign
@@ -108,6 +113,8 @@ def prepare(
         raise DataError("A set of text files needs a name: --name my-text.")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise DataError(f"{name!r} cannot be the name of a data set: use letters, digits, '-', '_' and '.'.")
+    if not _RATES[0] <= sample_rate <= _RATES[1]:
+        raise DataError(f"--sample-rate {sample_rate}: give {_RATES[0]} to {_RATES[1]} Hz, such as 8000 or 16000.")
     if beam_runner is not None:
         if is_url(as_path(data_dir)):
             raise DataError(
@@ -122,6 +129,8 @@ def prepare(
     about_speech["manifest_sha256"] = digest(manifest) if manifest else None
     if debian and debian != name:
         about_speech["debian"] = debian
+    if sample_rate != DEFAULT_SAMPLE_RATE:  # absent in the requests of sets that earlier versions prepared
+        about_speech["sample_rate"] = sample_rate
     files = text_files(text, name, unit=unit, encoding=encoding) if text else None
     held_out = _held_out(as_path(data_dir), cleaning.held_out)
     about_text = {"tfds": tfds, "cleaning": asdict(cleaning), "held_out": held_out and held_out.fingerprint}
@@ -157,18 +166,14 @@ def prepare(
             report = prepare_text(
                 source, folder, about_text, cleaning, sentences, max_bad=max_bad, num_workers=num_workers or 1
             )
-        elif beam_runner is not None:
-            runner = Runner(beam_runner, beam_options, beam_chunk)
-            report = prepare_on_beam(source, folder, about_speech, runner, max_seconds=max_seconds, max_bad=max_bad)
         else:
-            report = prepare_source(
-                source,
-                folder,
-                about_speech,
-                num_workers=num_workers or os.cpu_count() or 1,
-                max_seconds=max_seconds,
-                max_bad=max_bad,
-            )
+            form = Format(max_seconds, source.characters_per_second, sample_rate)
+            if beam_runner is not None:
+                runner = Runner(beam_runner, beam_options, beam_chunk)
+                report = prepare_on_beam(source, folder, about_speech, runner, form, max_bad=max_bad)
+            else:
+                workers = num_workers or os.cpu_count() or 1
+                report = prepare_source(source, folder, about_speech, form, num_workers=workers, max_bad=max_bad)
         if is_url(target):
             publish(folder, target)
         return report
@@ -213,7 +218,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def prepare_source(
-    source: Corpus, folder: Path, request: dict[str, Any], *, num_workers: int, max_seconds: float, max_bad: float
+    source: Corpus, folder: Path, request: dict[str, Any], form: Format, *, num_workers: int, max_bad: float
 ) -> PreparationReport:
     """Converts the clips of `source` on this machine and stores them in `folder`; arguments as in `prepare`.
 
@@ -226,9 +231,7 @@ def prepare_source(
     for item in source.unique_items():
         clips.append(item) if isinstance(item, Clip) else dropped.append(item)
     allowed = int(max_bad * (len(clips) + len(dropped)))
-    bad = [item for item in dropped if item.is_bad]
-    if len(bad) > allowed:
-        raise too_many_bad(bad, allowed)
+    bad = check_bad(dropped, allowed)
     converted: list[Converted] = []
 
     def missing_bytes() -> float:
@@ -236,12 +239,8 @@ def prepare_source(
         return clip_bytes * (2 * len(clips) - len(converted))  # FLAC files, and as much again for the records
 
     with disk_full_as_data_error(folder, missing_bytes):
-        conversion = ConversionFolder(folder / "work")
-        outcomes = conversion.convert(
-            clips, num_workers=num_workers, max_seconds=max_seconds, max_bad=allowed - len(bad), console=console
-        )
-        for outcome in outcomes:
-            item = check_rate(outcome, source.characters_per_second) if isinstance(outcome, Converted) else outcome
+        conversion = ConversionFolder(folder / "work", form)
+        for item in conversion.convert(clips, num_workers=num_workers, max_bad=allowed - len(bad), console=console):
             converted.append(item) if isinstance(item, Converted) else dropped.append(item)
         converted.sort(key=lambda item: split_order(item.clip.split))
         report = summarise(source.name, converted, dropped)
@@ -250,7 +249,7 @@ def prepare_source(
             raise nothing_left(source.name, f"{len(dropped)} items")
         with console.status(f"{source.name}: writing {len(converted):,} records"):
             report.save(folder / "report.json")
-            store(source, converted, report, folder, conversion.folder, request)
+            store(source, converted, report, folder, conversion.folder, request, form.sample_rate)
     shutil.rmtree(conversion.folder)
     return report
 

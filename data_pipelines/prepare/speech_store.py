@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow
+import pyarrow.parquet
 
 from data_pipelines.audio.clips import Corpus
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError, disk_full
 from data_pipelines.core.files import folder_bytes
 from data_pipelines.prepare.convert import Converted
@@ -25,7 +25,7 @@ from data_pipelines.storage.index import META
 
 _ROW_GROUP = 65_536  # rows
 _STRING = pyarrow.string()
-_SCHEMA = pyarrow.schema(
+SCHEMA = pyarrow.schema(
     [
         ("id", _STRING),
         ("num_samples", pyarrow.int64()),
@@ -55,6 +55,7 @@ def store(
     folder: Path,
     work: Path,
     request: dict[str, Any],
+    sample_rate: int,
 ) -> None:
     """Writes the prepared set into `folder`; `meta.json` is written last, so that it exists only in complete sets.
 
@@ -78,41 +79,31 @@ def store(
             file.write(json.dumps({"audio": item.file, "split": item.clip.split, "fields": record_fields(item)}) + "\n")
     builder = make_builder(source, StoredFiles(records), folder)
     generate(builder, work)
-    tfds_dir = Path(builder.data_dir)
     with index_writers(folder) as writers:
         for item in converted:
             write_row(writers, item)
-    for split in report.splits:
-        _check_records(tfds_dir, split, [item for item in converted if item.clip.split == split])
-    describe_set(source, report, folder, tfds_dir, request)
+    for shard in shards(builder, folder):
+        check_shard(*shard)
+    describe_set(source, report, folder, Path(builder.data_dir), request, sample_rate)
 
 
 def index_writers(folder: Path) -> IndexWriters:
     """Returns the writers of the indexes of a prepared set of speech."""
-    return IndexWriters(folder / "index", _SCHEMA, row_group=_ROW_GROUP)
+    return IndexWriters(folder / "index", SCHEMA, row_group=_ROW_GROUP)
 
 
 def write_row(writers: IndexWriters, item: Converted) -> None:
     """Writes a clip's row of the index."""
-    fields = record_fields(item)
-    writers.write(item.clip.split, tuple(fields[name] for name in _SCHEMA.names))
+    writers.write(item.clip.split, tuple(record_fields(item).values()))
 
 
 def record_fields(item: Converted) -> dict[str, Any]:
-    """Returns the fields of a clip's record, except the audio."""
-    clip = item.clip
-    return {
-        "id": clip.id,
-        "text": clip.text,
-        "speaker": clip.speaker,
-        "language": clip.language,
-        "num_samples": item.num_samples,
-        "translation": clip.translation,
-    }
+    """Returns the fields of a clip's record, except the audio, in the order of the index's columns."""
+    return {name: getattr(item if name == "num_samples" else item.clip, name) for name in SCHEMA.names}
 
 
 def describe_set(
-    source: Corpus, report: PreparationReport, folder: Path, tfds_dir: Path, request: dict[str, Any]
+    source: Corpus, report: PreparationReport, folder: Path, tfds_dir: Path, request: dict[str, Any], sample_rate: int
 ) -> None:
     """Writes `meta.json` of a set of speech whose records and indexes are complete."""
     splits = [(split, {"num_clips": row["clips"], "hours": row["hours"]}) for split, row in report.splits.items()]
@@ -123,7 +114,7 @@ def describe_set(
         "version": tfds_dir.name,
         "licence": source.licence,
         "source": source.origin,
-        "sample_rate": SAMPLE_RATE,
+        "sample_rate": sample_rate,
         "tfds_dir": str(tfds_dir.relative_to(folder)),
         "num_bytes": folder_bytes(tfds_dir),
     }
@@ -157,14 +148,12 @@ def make_builder(source: Corpus, records: Records, folder: Path) -> Any:
     tfds.disable_progress_bar()
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns about every config that its code does not list
     shutil.rmtree(folder / source.builder, ignore_errors=True)
-    module = importlib.import_module(f"data_pipelines.datasets.{source.builder}.{source.builder}_dataset_builder")
+    builder = importlib.import_module("data_pipelines.datasets.builders").BUILDERS[source.builder]
     config = None
     if source.config:
-        known = {config.name: config for config in module.Builder.BUILDER_CONFIGS}
+        known = {config.name: config for config in builder.BUILDER_CONFIGS}
         config = known.get(source.config) or tfds.core.BuilderConfig(name=source.config)
-    return module.Builder(
-        records=records, licence=source.licence, data_dir=folder, config=config, file_format="array_record"
-    )
+    return builder(records=records, licence=source.licence, data_dir=folder, config=config, file_format="array_record")
 
 
 def generate(builder: Any, work: Path, config: Any = None) -> None:
@@ -173,11 +162,38 @@ def generate(builder: Any, work: Path, config: Any = None) -> None:
         builder.download_and_prepare(download_dir=work / "downloads", download_config=config)
 
 
-def _check_records(tfds_dir: Path, split: str, rows: Sequence[Converted]) -> None:
-    """Reads back id and length of all records: row i of the index must describe record i."""
-    import tensorflow_datasets as tfds
+def shards(builder: Any, folder: Path) -> Iterator[tuple[str, str, int, int]]:
+    """Yields the arguments of `check_shard` for every shard that a builder wrote below `folder`."""
+    for split, info in builder.info.splits.items():
+        first = 0
+        for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
+            yield str(path), str(folder / "index" / f"{split}.parquet"), first, length
+            first += length
 
-    records = tfds.builder_from_directory(tfds_dir).as_data_source(split)
-    stored = [(record["id"].decode(), int(record["num_samples"])) for record in records]
-    if stored != [(item.clip.id, item.num_samples) for item in rows]:
-        raise DataError(f"{tfds_dir}: split {split!r} does not hold what was written: prepare again with --force.")
+
+def check_shard(path: str, index: str, first: int, length: int) -> None:
+    """Compares id and length of the records of a shard with its rows of the index.
+
+    Raises:
+      DataError: they differ.
+    """
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    with ArrayRecordDataSource([path]) as records:
+        stored = []
+        for record in records:
+            feature = tf_example_pb2.Example.FromString(record).features.feature
+            id_, num_samples = feature["id"].bytes_list.value[0], feature["num_samples"].int64_list.value[0]
+            stored.append((id_.decode(), num_samples))
+    rows: list[tuple[str, int]] = []
+    skip = first
+    with pyarrow.parquet.ParquetFile(index) as file:
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if skip < size and len(rows) < length:
+                table = file.read_row_group(group, columns=["id", "num_samples"]).slice(skip, length - len(rows))
+                rows += zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
+            skip = max(0, skip - size)
+    if stored != rows:
+        raise DataError(f"{path} differs from rows {first} to {first + length} of {index}: prepare with --force.")

@@ -18,7 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.errors import disk_full_as_data_error
-from data_pipelines.prepare.convert import nothing_left, too_many_bad
+from data_pipelines.prepare.convert import check_bad, nothing_left
 from data_pipelines.prepare.prepared_set import IndexWriters, write_meta
 from data_pipelines.prepare.report import DocumentCounts, TextReport
 from data_pipelines.storage.index import META
@@ -99,10 +99,6 @@ def _watched(
     """Yields the kept documents; counts all items, shows the progress, and stops at too many bad items."""
     bad: list[Dropped] = []
 
-    def check(num_read: int) -> None:
-        if len(bad) > max_bad * num_read:
-            raise too_many_bad(bad, int(max_bad * num_read))
-
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"{name}: clean text", total=None)
@@ -114,8 +110,8 @@ def _watched(
                 counts.drop(item)
                 if item.is_bad:
                     bad.append(item)
-                    check(max(counts.num_read, _MIN_READ))
+                    check_bad(bad, int(max_bad * max(counts.num_read, _MIN_READ)))
             if number % 500 == 0:
                 kept = f"{counts.num_kept:,} documents kept, {counts.num_bytes / 1e6:,.1f} MB"
                 progress.update(task, description=f"{name}: {kept}")
-    check(counts.num_read)
+    check_bad(bad, int(max_bad * counts.num_read))

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.audio.clips import AudioFile, Clip, Dropped
-from data_pipelines.text.normalize import normalise, split_key, split_of
-from data_pipelines.text.numbers import UnspeakableError
+from data_pipelines.sources.spoken import spoken_clip
+from data_pipelines.text.normalize import split_key
 
 LICENCES = {"en": "CC-BY-SA-3.0", "es": "CC-BY-SA-3.0", "fr": "CC-BY-SA-3.0", "it": "CC-BY-3.0", "ru": "CC-BY-3.0"}
 _ENTRY = re.compile(r"(?P<key>[\w./-]+):\s*(?P<text>.*)")
@@ -45,12 +45,7 @@ def clips(language: str, text_root: Path, audio_root: Path) -> Iterator[Clip | D
         elif "[" in text:  # tones, symbols as signs, and words that may or may not be spoken
             yield Dropped(key, "text in square brackets")
         else:
-            try:
-                words = normalise(text, language)
-            except UnspeakableError as error:
-                yield Dropped(key, "number or sign without spoken form", detail=str(error))
-                continue
-            if words:
-                yield Clip(key, AudioFile(path), words, voice.name, language, split_of(split_key(text)))
-            else:
-                yield Dropped(key, "remark without words")
+            reason = "remark without words"
+            yield spoken_clip(
+                key, AudioFile(path), text, language, split_key(text), speaker=voice.name, without_words=reason
+            )

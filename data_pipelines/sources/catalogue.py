@@ -1,11 +1,10 @@
 """Sets of speech that `prepare` knows by name, and the Debian packages that contain them."""
 
 import functools
-from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from data_pipelines.audio.clips import Clip, Corpus, Dropped
+from data_pipelines.audio.clips import Corpus
 from data_pipelines.core.errors import DataError
 from data_pipelines.sources import asterisk, debian, fillets, queen, tuxpaint
 
@@ -34,51 +33,30 @@ def debian_source(name: str, cache: Path) -> Corpus:
     if name not in NAMES:
         near = "".join(f" Did you mean {match}?" for match in get_close_matches(name, NAMES, n=1))
         raise DataError(f"no data set is called {name!r}.{near} Known: {', '.join(NAMES)}; your own needs --manifest.")
-    family, _, language = name.partition("-")
-    match family:
+    builder, _, config = name.partition("-")
+    rates = _CHARACTERS_PER_SECOND
+    match builder:
         case "asterisk":
-            packages = asterisk.packages(language)
-            return _source(
-                name,
-                cache,
-                packages,
-                functools.partial(asterisk.clips, language),
-                config=language,
-                licence=asterisk.LICENCES[language],
-                characters_per_second=_PROMPT_CHARACTERS_PER_SECOND,
-            )
+            packages, licence = asterisk.packages(config), asterisk.LICENCES[config]
+            parse, rates = functools.partial(asterisk.clips, config), _PROMPT_CHARACTERS_PER_SECOND
         case "queen":
-            return _source(name, cache, (queen.PACKAGE,), queen.clips, builder="queen_en", licence=queen.LICENCE)
+            packages, parse, licence = (queen.PACKAGE,), queen.clips, queen.LICENCE
+            builder, config = "queen_en", ""
         case "fillets":
-            packages = fillets.TEXT_PACKAGE, fillets.audio_package(language)
-            parse = functools.partial(fillets.clips, language)
-            return _source(name, cache, packages, parse, config=language, licence=fillets.LICENCE)
-        case _ if language == "sounds":
-            parse, rates = tuxpaint.sounds, None  # without speech
+            packages, licence = (fillets.TEXT_PACKAGE, fillets.audio_package(config)), fillets.LICENCE
+            parse = functools.partial(fillets.clips, config)
         case _:
-            parse, rates = functools.partial(tuxpaint.clips, language), _CHARACTERS_PER_SECOND
-    packages = (tuxpaint.PACKAGE,)
-    return _source(name, cache, packages, parse, config=language, licence=tuxpaint.LICENCE, characters_per_second=rates)
-
-
-def _source(
-    name: str,
-    cache: Path,
-    packages: tuple[str, ...],
-    parse: Callable[..., Iterator[Clip | Dropped]],
-    *,
-    licence: str,
-    builder: str = "",
-    config: str = "",
-    characters_per_second: tuple[float, float] | None = _CHARACTERS_PER_SECOND,
-) -> Corpus:
+            packages, licence = (tuxpaint.PACKAGE,), tuxpaint.LICENCE
+            parse = functools.partial(tuxpaint.clips, config)
+            if config == "sounds":
+                parse, rates = tuxpaint.sounds, None  # without speech
     fetched = [debian.fetch(package, cache) for package in packages]
     return Corpus(
         name=name,
-        builder=builder or name.partition("-")[0],
+        builder=builder,
         config=config,
         licence=licence,
         origin={package.name: package.version for package in fetched},
         items=lambda: parse(*(package.root for package in fetched)),
-        characters_per_second=characters_per_second,
+        characters_per_second=rates,
     )

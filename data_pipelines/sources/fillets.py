@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.audio.clips import AudioFile, Clip, Dropped
-from data_pipelines.text.normalize import normalise, split_of
-from data_pipelines.text.numbers import UnspeakableError, check_no_numerals
+from data_pipelines.sources.spoken import spoken_clip
 
 LICENCE = "GPL-2.0-or-later"
 LANGUAGES = ("cs", "nl")
@@ -43,13 +42,5 @@ def clips(language: str, text_root: Path, audio_root: Path) -> Iterator[Clip | D
             yield Dropped(clip_id, "audio without transcript")
             continue
         speaker, english, text = texts[level, name]
-        try:
-            check_no_numerals(text)
-            words = normalise(text, language)
-        except UnspeakableError as error:
-            yield Dropped(clip_id, "number or sign without spoken form", detail=str(error))
-            continue
-        if words:
-            yield Clip(clip_id, AudioFile(audio), words, speaker, language, split_of(level), english)
-        else:
-            yield Dropped(clip_id, "noise or remark without words")
+        about = {"speaker": speaker, "translation": english, "numerals": False}
+        yield spoken_clip(clip_id, AudioFile(audio), text, language, level, **about)

@@ -24,7 +24,16 @@ from data_pipelines.audio.clips import AudioFile, Clip, Corpus, Dropped, toleran
 from data_pipelines.audio.stretches import Stretch
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.files import file_sha256
-from data_pipelines.core.lines import MAX_LINE, Line, byte_blocks, byte_lines, check_storable, parse_object, too_long
+from data_pipelines.core.lines import (
+    MAX_LINE,
+    Line,
+    byte_blocks,
+    byte_lines,
+    check_storable,
+    parse_object,
+    storable,
+    too_long,
+)
 from data_pipelines.sources import manifest_keys as keys
 from data_pipelines.text.normalize import normalise, normalised_split_key, split_key, split_of, usual_split
 from data_pipelines.text.numbers import UnspeakableError
@@ -151,12 +160,7 @@ def _clip(row: dict[str, Any], folder: Path, text_form: TextForm) -> Clip:
 
 def _string(row: dict[str, Any], field: str) -> str:
     key, value = keys.pick(row, field)
-    if value is None:
-        return ""
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        raise ValueError(f'"{key}" must be a string, found {value!r}')
-    check_storable(key, str(value))
-    return str(value)
+    return "" if value is None else storable(key, value)
 
 
 def _audio(row: dict[str, Any], folder: Path) -> AudioFile | Stretch:

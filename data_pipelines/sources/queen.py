@@ -12,8 +12,8 @@ from pathlib import Path
 
 from data_pipelines.audio.clips import AudioSlice, Clip, Dropped
 from data_pipelines.core.errors import DataError
-from data_pipelines.text.normalize import normalise, split_key, split_of
-from data_pipelines.text.numbers import UnspeakableError
+from data_pipelines.sources.spoken import spoken_clip
+from data_pipelines.text.normalize import split_key
 
 LICENCE = (
     "Flight of the Amazon Queen licence: free to pass on and to change with its notice, not to be sold by itself; "
@@ -68,16 +68,8 @@ def clips(root: Path) -> Iterator[Clip | Dropped]:
         elif (segment := texts[name]) is None:
             yield Dropped(clip_id, "two transcripts for one clip")
         else:
-            try:
-                words = normalise(_SCORE.sub("", segment.text), "en")
-            except UnspeakableError as error:
-                yield Dropped(clip_id, "number or sign without spoken form", detail=str(error))
-                continue
-            if words:
-                audio = AudioSlice(path, name, offset, size)
-                yield Clip(clip_id, audio, words, segment.speaker, "en", split_of(split_key(segment.text)))
-            else:
-                yield Dropped(clip_id, "noise or remark without words")
+            audio, text = AudioSlice(path, name, offset, size), _SCORE.sub("", segment.text)
+            yield spoken_clip(clip_id, audio, text, "en", split_key(segment.text), speaker=segment.speaker)
 
 
 def read_table(archive: bytes, path: Path) -> dict[str, tuple[int, int]]:

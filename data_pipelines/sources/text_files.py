@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.errors import DataError
-from data_pipelines.core.lines import MAX_LINE, byte_blocks, byte_lines, check_storable, parse_json, too_long
+from data_pipelines.core.lines import MAX_LINE, byte_blocks, byte_lines, check_storable, parse_json, storable, too_long
 from data_pipelines.text.documents import Document, TextSource
 from data_pipelines.text.normalize import usual_split
 
@@ -132,12 +132,7 @@ def _document(row: Any, path: Path, location: str, given_ids: set[str]) -> Docum
             raise ValueError(f'expected a string "text", found {row.get("text")!r}; the row has {others}')
         if not row["text"].isascii():
             check_storable("text", row["text"].replace("\0", ""))  # cleaning removes control characters
-        fields = {key: row[key] for key in _OPTIONAL if row.get(key) is not None}
-        for key, value in fields.items():
-            if not isinstance(value, str | int) or isinstance(value, bool):
-                raise ValueError(f'"{key}" must be a string, found {value!r}')
-            check_storable(key, str(value))
-        fields = {key: str(value) for key, value in fields.items()}
+        fields = {key: storable(key, row[key]) for key in _OPTIONAL if row.get(key) is not None}
         if "split" in fields and not _SPLIT_NAME.fullmatch(fields["split"]):
             raise ValueError(f'"split" must be letters, digits and underscores, found {fields["split"]!r}')
         fields |= {"split": usual_split(fields["split"])} if "split" in fields else {}

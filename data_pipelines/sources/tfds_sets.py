@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.audio.clips import Clip, Corpus, Dropped
-from data_pipelines.audio.decode import AudioError, decode, resample, stream_channels
+from data_pipelines.audio.decode import AudioError, decode, resampled, stream
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.sources.manifest import TextForm, transcript
 from data_pipelines.text.documents import Document, TextSource
@@ -42,16 +43,17 @@ class TfdsAudio:
     rate: int
     name: str
 
-    def decode(self, max_seconds: float) -> NDArray[np.int16]:
+    def decode(self, max_seconds: float, rate: int = DEFAULT_SAMPLE_RATE) -> NDArray[np.int16]:
         stored = _undecoded(self.folder, self.split, self.feature)[self.row][self.feature]
         if isinstance(stored, bytes):
-            return decode(stored, name=self.name, max_seconds=max_seconds)
+            return decode(stored, name=self.name, rate=rate, max_seconds=max_seconds)
         samples = np.asarray(stored)
         if np.issubdtype(samples.dtype, np.integer):
             if samples.size and np.abs(samples).max() > 2**15:
                 raise AudioError(self.name, "samples beyond 16 bits", "convert the set to 16-bit audio")
             samples = samples / 2**15
-        return resample(iter([(self.rate, samples.astype(np.float32))]), name=self.name, max_seconds=max_seconds)
+        blocks = iter([(self.rate, samples.astype(np.float32))])
+        return np.concatenate(list(resampled(blocks, self.name, max_seconds, rate=rate)))
 
     def fingerprint(self) -> str:
         return self.name
@@ -166,7 +168,7 @@ class _Decoder:
             return audio
         is_path = isinstance(audio, str | os.PathLike)
         source, name = (Path(audio), str(audio)) if is_path else (audio.read(), getattr(audio, "name", "audio"))
-        samples = np.concatenate(list(stream_channels(source, name=str(name), rate=self.rate)))
+        samples = np.concatenate(list(stream(source, name=str(name), rate=self.rate, mix=False)))
         if samples.shape[1] != self.num_channels:
             mono = np.rint(samples.mean(axis=1, keepdims=True))
             samples = np.repeat(mono, self.num_channels, axis=1)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.audio.clips import AudioFile, Clip, Dropped
-from data_pipelines.text.normalize import normalise, split_key, split_of
-from data_pipelines.text.numbers import UnspeakableError, check_no_numerals
+from data_pipelines.sources.spoken import spoken_clip
+from data_pipelines.text.normalize import split_key, split_of
 
 LICENCE = "GPL-2.0-or-later"
 PACKAGE = "tuxpaint-stamps-default"
@@ -25,16 +25,8 @@ def clips(language: str, root: Path) -> Iterator[Clip | Dropped]:
         clip_id = str(audio.relative_to(stamps)).removesuffix(suffix)
         english, translations = read_description(description) if description.is_file() else ("", {})
         text = english if language == "en" else translations.get(language, "")
-        try:
-            check_no_numerals(text)
-            words = normalise(text, language)
-        except UnspeakableError as error:
-            yield Dropped(clip_id, "number or sign without spoken form", detail=str(error))
-            continue
-        if words:
-            yield Clip(clip_id, AudioFile(audio), words, "", language, split_of(split_key(english)), english)
-        else:
-            yield Dropped(clip_id, "audio without transcript")
+        about = {"translation": english, "numerals": False, "without_words": "audio without transcript"}
+        yield spoken_clip(clip_id, AudioFile(audio), text, language, split_key(english), **about)
 
 
 def sounds(root: Path) -> Iterator[Clip]:

@@ -8,7 +8,6 @@ from collections import Counter
 
 import numpy as np
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage.index import Index
 from data_pipelines.storage.tokens import TokenStore
@@ -52,8 +51,8 @@ def speech_frames(index: Index, grid: FrameGrid, min_pause: float, empty_is_sile
     Raises:
       DataError: a part has no word times, or no row has any; the message has the command that makes them.
     """
-    shortest = round(min_pause * SAMPLE_RATE)
-    ids, ends, missing = [], [], Counter()
+    shortest = round(min_pause * index.sample_rate)
+    parts, missing = [], Counter()
     for part in index.parts:
         times, num_frames = read_word_times(part), grid.num_frames(part.lengths("num_samples"))
         rows = [np.zeros(0, np.uint16)] * part.num_rows
@@ -62,18 +61,18 @@ def speech_frames(index: Index, grid: FrameGrid, min_pause: float, empty_is_sile
                 rows[row] = _labels(times.of(row), int(num_frames[row]), grid.frame_samples, shortest)
             else:
                 missing["not aligned" if text.strip() else "without a transcript"] += 1
-        ids.append(np.concatenate([np.zeros(0, np.uint16), *rows]))
-        ends.append(np.cumsum([len(row) for row in rows], dtype=np.int64))
-    lengths = np.concatenate([np.diff(part_ends, prepend=0) for part_ends in ends])
+        ids = np.concatenate([np.zeros(0, np.uint16), *rows])
+        parts.append((ids, np.cumsum([len(row) for row in rows], dtype=np.int64)))
     for why, count in missing.items():
         log.warning("%d of %d rows are %s: their frames have no labels", count, len(index), why)
-    if not lengths.any():
+    counts = missing["not aligned"], missing["without a transcript"]
+    labels = FrameLabels.of(index.first_row, parts, grid, *counts)
+    if not labels.lengths.any():
         remedy = "align them with a more accurate run"
         if not missing["not aligned"]:
             remedy = "if they contain no speech, add --objective.empty-is-silence"
         raise DataError(f"{', '.join(map(str, index.parts))}: no row has words with times: {remedy}")
-    counts = missing["not aligned"], missing["without a transcript"]
-    return FrameLabels(lengths, index.first_row, tuple(ids), tuple(ends), grid, *counts)
+    return labels
 
 
 def _labels(spans: np.ndarray, num_frames: int, frame_samples: int, shortest_pause: int) -> np.ndarray:

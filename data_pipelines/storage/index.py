@@ -3,7 +3,7 @@
 A prepared set is a folder:
 
     <set>/meta.json              description of the set: location of its records, a sha256 of each index file
-    <set>/index/<split>.parquet  of speech, row i describes record i: id, num_samples (16 kHz), text, speaker, language,
+    <set>/index/<split>.parquet  of speech, row i describes record i: id, num_samples, text, speaker, language,
                                  translation (English);
                                  of text, row i is document i: id, text, language, source, label, num_bytes (UTF-8)
     <set>/<tfds_dir>/            the records of speech, as TFDS writes them (ArrayRecord)
@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.files import file_sha256, replacing, short_digest
 from data_pipelines.core.paths import AnyPath, as_path, cache_dir, fetch, is_url
@@ -50,6 +51,7 @@ class Part:
       records_dir: folder or URL of the TFDS records; None for text, whose documents are in the index itself.
       sha256: digest of the index file.
       is_relabelled: whether its texts differ from the texts in the records.
+      sample_rate: of its audio, in Hz.
     """
 
     set_dir: Path
@@ -58,6 +60,7 @@ class Part:
     num_rows: int
     sha256: str
     is_relabelled: bool = False
+    sample_rate: int = DEFAULT_SAMPLE_RATE
 
     @property
     def index_path(self) -> Path:
@@ -110,8 +113,20 @@ class Index:
 
     @functools.cached_property
     def num_samples(self) -> np.ndarray:
-        """int64 [rows], lengths of the audio in samples at 16 kHz; DataError if a part is text."""
+        """int64 [rows], lengths of the audio in samples; DataError if a part is text."""
         return np.concatenate([part.lengths("num_samples") for part in self.parts])
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate of the audio in Hz; DataError if parts differ in it."""
+        speech = [part for part in self.parts if part.records_dir is not None]
+        for part in speech:
+            if part.sample_rate != (rate := speech[0].sample_rate):
+                raise DataError(
+                    f"{speech[0]} is sampled at {rate} Hz and {part} at {part.sample_rate} Hz: prepare both with the "
+                    "same --sample-rate"
+                )
+        return speech[0].sample_rate if speech else DEFAULT_SAMPLE_RATE
 
     @functools.cached_property
     def first_row(self) -> np.ndarray:
@@ -170,17 +185,27 @@ def read_index(set_dirs: os.PathLike | str | Sequence[os.PathLike | str], split:
     return Index(tuple(_read_part(as_path(set_dir), split) for set_dir in set_dirs))
 
 
-def read_sets(data_dir: os.PathLike | str, names: Sequence[str], split: str) -> Index:
+def read_sets(data_dir: os.PathLike | str, names: Sequence[str], split: str, sample_rate: int | None = None) -> Index:
     """Reads sets by name and concatenates them: `name` is its split `split`, `name:other` its split `other`.
 
+    Args:
+      sample_rate: of the front end that computes features of the audio, in Hz; None if the audio is not used.
+
     Raises:
-      DataError, IndexMismatchError: as `read_index`.
+      DataError, IndexMismatchError: as `read_index`, or the audio has another rate.
     """
     named = [name.partition(":") for name in names]
     indexes = [read_index(as_path(data_dir) / name, chosen or split) for name, _, chosen in named]
     if not indexes:
         raise ValueError("an index needs at least one prepared set")
-    return Index(tuple(part for index in indexes for part in index.parts))
+    index = Index(tuple(part for index in indexes for part in index.parts))
+    if sample_rate is not None and index.sample_rate != sample_rate:
+        raise DataError(
+            f"{' + '.join(map(str, index.parts))} is sampled at {index.sample_rate} Hz and the front end at "
+            f"{sample_rate} Hz: prepare it again with --sample-rate {sample_rate}, or train with "
+            f"--frontend.mel.sample-rate {index.sample_rate}"
+        )
+    return index
 
 
 def sample_texts(index: Index, max_characters: int, seed: int = 0) -> list[str]:
@@ -238,6 +263,7 @@ def _read_meta(set_dir: AnyPath) -> dict:
         return {
             "records_dir": set_dir / meta["tfds_dir"] if "tfds_dir" in meta else None,
             "is_relabelled": meta.get("is_relabelled", False),
+            "sample_rate": int(meta.get("sample_rate", DEFAULT_SAMPLE_RATE)),
             "sha256": {name: split["index_sha256"] for name, split in meta["splits"].items()},
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -258,4 +284,5 @@ def _read_part(set_dir: AnyPath, split: str) -> Part:
     digest = file_sha256(path)
     if digest != meta["sha256"][split]:
         raise IndexMismatchError(f"{path} is not the index that its meta.json describes; {_remedy(set_dir)}")
-    return Part(set_dir, split, meta["records_dir"], pq.read_metadata(path).num_rows, digest, meta["is_relabelled"])
+    num_rows = pq.read_metadata(path).num_rows
+    return Part(set_dir, split, meta["records_dir"], num_rows, digest, meta["is_relabelled"], meta["sample_rate"])

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -39,6 +40,12 @@ class TokenStore:
     _first_row: np.ndarray
     _ids: tuple[np.ndarray, ...]
     _ends: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, first_row: np.ndarray, parts: Iterable[tuple[np.ndarray, np.ndarray]], *fields: Any) -> "TokenStore":
+        """Makes a store from the ids and the ends of every part, and the further fields of a subclass."""
+        ids, ends = zip(*parts, strict=True)
+        return cls(np.concatenate([np.diff(part, prepend=0) for part in ends]), first_row, ids, ends, *fields)
 
     def read(self, row: int, start: int, stop: int) -> np.ndarray:
         """Returns the tokens from `start` up to `stop` of a row's document, in their stored type (uint16 or
@@ -105,9 +112,8 @@ def open_documents(
     Raises:
       DataError: the disk is full.
     """
-    ids, ends = zip(*(_open_part(part, name, dtype, make, each) for part in index.parts), strict=True)
-    lengths = np.concatenate([np.diff(part_ends, prepend=0) for part_ends in ends])
-    return TokenStore(lengths, index.first_row * each, ids, ends)
+    parts = (_open_part(part, name, dtype, make, each) for part in index.parts)
+    return TokenStore.of(index.first_row * each, parts)
 
 
 def _open_part(

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError, disk_full_as_data_error
 from data_pipelines.core.files import write_json
 from data_pipelines.storage.index import Index, Part
@@ -28,6 +29,7 @@ UNLABELLED = np.iinfo(np.uint16).max
 """Marks, in an unfinished file, a frame without a unit id."""
 
 _DTYPE = np.dtype(np.uint16)
+_ABOUT = ("fingerprint", "num_units", "frame_samples", "context_samples", "sample_rate")
 _FILL = 2**20  # ids written at a time
 
 Count = TypeVar("Count", int, np.ndarray)
@@ -59,6 +61,7 @@ class Units:
       frame_samples: samples from one frame to the next.
       context_samples: further samples that a frame needs; negative if the front end pads the ends.
       about: origin of the centroids.
+      sample_rate: of the speech, in Hz.
     """
 
     path: Path
@@ -66,6 +69,7 @@ class Units:
     frame_samples: int
     context_samples: int
     about: Mapping[str, Any]
+    sample_rate: int = DEFAULT_SAMPLE_RATE
 
     @property
     def num_units(self) -> int:
@@ -98,7 +102,7 @@ def write_units(units: Units) -> None:
         raise DataError(f"{units.path}: {units.num_units} units; there may be 1 to {UNLABELLED}")
     units.path.mkdir(parents=True, exist_ok=True)
     np.save(units.path / "centroids.npy", units.centroids.astype("<f4"), allow_pickle=False)
-    about = {name: getattr(units, name) for name in ("fingerprint", "num_units", "frame_samples", "context_samples")}
+    about = {name: getattr(units, name) for name in _ABOUT}
     write_json(units.path / "units.json", about | {"about": dict(units.about)})
 
 
@@ -115,7 +119,8 @@ def read_units(units: Path | str) -> Units:
     try:
         meta = json.loads((folder / "units.json").read_text(encoding="utf-8"))
         centroids = np.load(folder / "centroids.npy", allow_pickle=False)
-        loaded = Units(folder, centroids, meta["frame_samples"], meta["context_samples"], meta["about"])
+        rate = meta.get("sample_rate", DEFAULT_SAMPLE_RATE)
+        loaded = Units(folder, centroids, meta["frame_samples"], meta["context_samples"], meta["about"], rate)
         belongs = loaded.fingerprint == meta["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise DataError(f"{folder}: its files are damaged ({error!r}); {remedy}") from error
@@ -150,9 +155,7 @@ def open_unit_ids(index: Index, units: Path | str) -> UnitIdStore:
       DataError: a part is not labelled with these units; the message has the command for it.
     """
     known = read_units(units)
-    ids, ends = zip(*(_open_part(part, known) for part in index.parts), strict=True)
-    lengths = np.concatenate([np.diff(part_ends, prepend=0) for part_ends in ends])
-    return UnitIdStore(lengths, index.first_row, ids, ends, known)
+    return UnitIdStore.of(index.first_row, (_open_part(part, known) for part in index.parts), known)
 
 
 def is_labelled(part: Part, units: Units) -> bool:

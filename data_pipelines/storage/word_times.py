@@ -1,7 +1,7 @@
 """Times of the words of prepared utterances, stored next to their index by `jax-speechlm align --format index`.
 
 The file `<split>.words-<index>.npz` next to `index/<split>.parquet` contains the end of each row's words among all
-words, the first and last sample of every word at 16 kHz, and the fingerprint of the aligning recogniser. The words of a
+words, the first and last sample of every word, and the fingerprint of the aligning recogniser. The words of a
 row are its transcript, split at white space; a row whose alignment failed has no words.
 """
 

@@ -131,9 +131,11 @@ def _rewrite(
 ) -> Iterator[Document | Dropped]:
     """Applies `function(text, language)`; a document with an empty result is dropped for `reason`."""
     for item, text in workers.map(function, items):
-        if isinstance(item, Document):
-            item = dataclasses.replace(item, text=text) if text else Dropped(item.id, reason)
-        yield item
+        yield _with_text(item, text, reason) if isinstance(item, Document) else item
+
+
+def _with_text(document: Document, text: str, reason: str) -> Document | Dropped:
+    return dataclasses.replace(document, text=text) if text else Dropped(document.id, reason)
 
 
 def tidy(text: str, language: str = "") -> str:
@@ -252,7 +254,7 @@ def _speak(workers: Workers, items: Items) -> Iterator[Document | Dropped]:
                 reason = "line with a number or sign without spoken form"
                 yield Dropped(f"{item.id}, line {number}", reason, detail=str(line))
         text = "\n".join(line for line in lines if isinstance(line, str) and line)
-        yield dataclasses.replace(item, text=text) if text else Dropped(item.id, "nothing to say")
+        yield _with_text(item, text, "nothing to say")
 
 
 def spoken_lines(text: str, language: str) -> list[str | UnspeakableError]:
@@ -332,7 +334,7 @@ def _take_out(held_out: "_HeldOut", items: Items) -> Iterator[Document | Dropped
         for number in sorted(held):
             yield Dropped(f"{item.id}, line {number}", "line with a held-out sentence", detail=lines[number][:200])
         text = "\n".join(line for number, line in enumerate(lines) if number not in held).strip("\n")
-        yield dataclasses.replace(item, text=text) if text else Dropped(item.id, "nothing but held-out sentences")
+        yield _with_text(item, text, "nothing but held-out sentences")
 
 
 class _HeldOut:

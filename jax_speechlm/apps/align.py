@@ -100,7 +100,7 @@ def align_part(recognizer: Recognizer, name: str, split: str, data_dir: Path, se
     texts = list(part.texts())
     spans: list[np.ndarray | None] = [None] * len(texts)
     other_words = 0
-    seconds = (speech.index.num_samples / decode.SAMPLE_RATE).tolist()
+    seconds = (speech.index.num_samples / speech.index.sample_rate).tolist()
     for batch in speech.batches():
         posteriors = recognizer.posteriors([batch])
         utterances = [(str(row), texts[row], seconds[row], posteriors[row]) for row in posteriors]
@@ -110,7 +110,7 @@ def align_part(recognizer: Recognizer, name: str, split: str, data_dir: Path, se
             if not all(_has_known_character(recognizer.tokenizer, word) for word in texts[row].split()):
                 other_words += 1
                 continue
-            spans[row] = np.rint(np.array(times) * decode.SAMPLE_RATE).astype(np.int32)
+            spans[row] = np.rint(np.array(times) * speech.index.sample_rate).astype(np.int32)
     path = write_word_times(part, spans, aligner)
     failed = sum(span is None for span in spans)
     other = f", {other_words} of them because a word has no character that the recognizer knows" if other_words else ""
@@ -140,7 +140,7 @@ def align_utterances(
     Returns:
       The aligned utterances, and a message for each that could not be aligned.
     """
-    tokenizer, frame = recognizer.tokenizer, recognizer.experiment.frame_samples / decode.SAMPLE_RATE
+    tokenizer, frame = recognizer.tokenizer, recognizer.experiment.frame_samples / recognizer.experiment.sample_rate
     pieces = (*tokenizer.pieces, _UNKNOWN)
     labelled = [_token_ids(tokenizer, text) for _, text, _, _ in utterances]
     tokens = [[token for token, _ in pairs] for pairs in labelled]
@@ -232,7 +232,8 @@ def _read(recognizer: Recognizer, files: Sequence[Path]) -> Iterator[tuple[str, 
         transcript = file.with_suffix(".txt")
         if not transcript.is_file():
             raise DataError(f"{transcript} does not exist: it must contain the transcript of {file.name}")
-        samples = decode.decode(file)
+        rate = recognizer.experiment.sample_rate
+        samples = decode.decode(file, rate=rate)
         (log_probs,) = recognizer.posteriors(in_batches([samples])).values()
         text = " ".join(transcript.read_text(encoding="utf-8").split())
-        yield file.stem, text, len(samples) / decode.SAMPLE_RATE, log_probs
+        yield file.stem, text, len(samples) / rate, log_probs

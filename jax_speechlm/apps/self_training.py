@@ -12,7 +12,6 @@ import numpy as np
 from pydantic import Field
 from tyro.conf import OmitArgPrefixes
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare.relabel import relabel
 from jax_speechlm.core.config import Config
@@ -87,7 +86,7 @@ def self_train(
         origin = {"transcribed_by": str(transcriber.checkpoint), "filter": filter.model_dump()}
         relabel(part, texts, data_dir / names[-1], origin)
         sure = kept[rows.start : rows.stop]
-        hours = speech.index.num_samples[rows.start : rows.stop][sure].sum() / SAMPLE_RATE / 3600
+        hours = speech.index.num_samples[rows.start : rows.stop][sure].sum() / speech.index.sample_rate / 3600
         print(f"{data_dir / names[-1]}: {sure.sum()} of {len(rows)} transcripts, {hours:.2f} hours")
     chosen = tuple(name if split == "train" else f"{name}:{split}" for name in names)
     source, experiment = transcriber.checkpoint, transcriber.experiment

@@ -52,7 +52,7 @@ def fit(
         raise ValueError("--checkpoint and --layer go together: hidden states are those of a layer")
     features = MFCC(mel=mel) if checkpoint is None else Hidden(checkpoint=checkpoint, layer=layer).pinned()
     mesh, extractor = make_mesh(MeshShape()), features.open()
-    index = indexes.read_sets(data_dir, sets, "train")
+    index = indexes.read_sets(data_dir, sets, "train", extractor.mel.sample_rate)
     frames = sample_frames(index, extractor, max_frames, kmeans.seed, mesh, seconds_per_batch)
     centroids = fit_kmeans(frames, kmeans, mesh)
     distance = inertia(frames, centroids)
@@ -63,7 +63,8 @@ def fit(
         "frames": len(frames),
         "mean_squared_distance": distance,
     }
-    units = Units(out, centroids, extractor.mel.frame_samples, extractor.mel.context_samples, about)
+    mel = extractor.mel
+    units = Units(out, centroids, mel.frame_samples, mel.context_samples, about, mel.sample_rate)
     write_units(units)
     print(
         f"{out}: {units.num_units} units of {len(frames):,} frames, mean squared distance {distance:.4g}. Next: "
@@ -91,7 +92,7 @@ def label(
     for name in sets:
         of_set, _, own_split = name.partition(":")
         for split in (own_split,) if own_split else indexes.splits_of(data_dir / of_set):
-            index = indexes.read_sets(data_dir, (of_set,), split)
+            index = indexes.read_sets(data_dir, (of_set,), split, kmeans.sample_rate)
             (part,) = index.parts
             kept = is_labelled(part, kmeans)
             unreadable = 0 if kept else label_part(part, kmeans, extractor, mesh, seconds_per_batch)

@@ -27,6 +27,7 @@ def speech_batches(
         seconds_per_batch=seconds_per_batch,
         batch_multiple=batch_multiple,
         frame_samples=frame_samples,
+        sample_rate=index.sample_rate,
     )
     return open_batches(index, plan, num_steps=plan.steps_per_epoch, frame_labels=frame_labels)
 

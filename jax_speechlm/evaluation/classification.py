@@ -129,9 +129,10 @@ def evaluate_run(
     """Measures a classifier on prepared data sets: accuracy, precision, recall, F1 and the confusion matrix."""
     run = LoadedRun.load(checkpoint, Classification, "classify")
     objective, label = run.experiment.objective, run.experiment.data.label
-    index = indexes.read_sets(data_dir, sets, split)
+    is_text = isinstance(run.experiment.model, TransformerConfig)
+    index = indexes.read_sets(data_dir, sets, split, None if is_text else run.experiment.sample_rate)
     actual = class_ids(index.column(label).to_pylist(), objective.classes)
-    if isinstance(run.experiment.model, TransformerConfig):
+    if is_text:
         batches = text_batches(run, open_tokens(index, run.tokenizer), is_packed=False)
     else:
         batches = speech_batches(index, run.experiment.frame_samples, seconds_per_batch)

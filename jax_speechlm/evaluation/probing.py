@@ -187,7 +187,8 @@ def probe_run(
     else:
         folders = [data_dir / name.partition(":")[0] for name in sets]
         names = [name for name in ("train", "dev", "test") if all(name in indexes.splits_of(path) for path in folders)]
-    splits = [indexes.read_sets(data_dir, sets, name) for name in names]
+    rate = encoder.frontend.mel.sample_rate
+    splits = [indexes.read_sets(data_dir, sets, name, rate) for name in names]
     if target == CHARACTERS:
         report = _characters(sources, *splits, seconds_per_batch)
     else:
@@ -251,7 +252,8 @@ def _characters(
     spoken = [row for row, text in enumerate(references) if text]
     (encoder, *_) = sources.values()
     tokens = indexes.token_lengths(train, tokenizer)
-    plan = plans.make_plan(train.num_samples, tokens, **_CTC_BATCHES, frame_samples=encoder.frame_samples)
+    shape = {"frame_samples": encoder.frame_samples, "sample_rate": encoder.frontend.mel.sample_rate}
+    plan = plans.make_plan(train.num_samples, tokens, **_CTC_BATCHES, **shape)
     if plan.dropped_share:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in plan.dropped.items() if count)
         warning = f"warning: training leaves out {plan.dropped_share:.1%} of its audio ({counts})"

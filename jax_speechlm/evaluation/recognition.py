@@ -7,7 +7,6 @@ from pathlib import Path
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.batching.speech import Batches
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import as_path
 from data_pipelines.storage import index as indexes
@@ -31,7 +30,7 @@ class EvaluationSpeech:
         self, recognizer: Transcriber, sets: tuple[str, ...], split: str, data_dir: Path, seconds_per_batch: float
     ):
         self.sets, self._references = sets, "translation" if recognizer.task == "translate" else "text"
-        self.index = indexes.read_sets(data_dir, sets, split)
+        self.index = indexes.read_sets(data_dir, sets, split, recognizer.experiment.sample_rate)
         self._batching = recognizer.experiment.frame_samples, seconds_per_batch
 
     def batches(self) -> Batches:
@@ -50,7 +49,7 @@ class EvaluationSpeech:
                 reference=references[row],
                 hypothesis=texts[row],
                 speaker=speakers[row] or None,
-                duration=index.num_samples[row] / SAMPLE_RATE,
+                duration=index.num_samples[row] / index.sample_rate,
                 language=languages[row] if self._references == "text" else "en",
             )
             for row in range(len(index))

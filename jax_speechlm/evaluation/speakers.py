@@ -111,7 +111,7 @@ def evaluate_run(
         prepared rows; by default all pairs of recordings, of a random 4,000 if there are more.
     """
     run = LoadedRun.load(checkpoint, SpeakerVerification, "compare speakers")
-    index = indexes.read_sets(data_dir, sets, split)
+    index = indexes.read_sets(data_dir, sets, split, run.experiment.sample_rate)
     speakers = np.array(index.column("speaker").to_pylist(), object)
     listed = None if trials is None else _listed(trials, index)
     vectors, usable = x_vectors(run, index, seconds_per_batch)

@@ -9,9 +9,8 @@ import numpy as np
 from rich.table import Table
 
 from data_pipelines.batching.unit_documents import deduplicate
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.storage import index as indexes
-from data_pipelines.storage.units import open_unit_ids, read_units
+from data_pipelines.storage.units import open_unit_ids
 from jax_speechlm.evaluation import base
 from jax_speechlm.evaluation.language import LogLikelihood, Prediction, Stride, predict
 from jax_speechlm.inference.lm.units import UnitModel
@@ -125,8 +124,8 @@ def predict_speech(
     model: UnitModel, index: indexes.Index, units: Path, stride: int | None = None
 ) -> dict[str, SpokenPrediction]:
     """Scores the utterances of an index and adds up the figures per speaker."""
-    unit_ids, frame_samples = open_unit_ids(index, units), read_units(units).frame_samples
-    rows = np.flatnonzero(unit_ids.lengths).tolist()
+    unit_ids = open_unit_ids(index, units)
+    kmeans, rows = unit_ids.units, np.flatnonzero(unit_ids.lengths).tolist()
     deduplicated = [deduplicate(unit_ids.read(row, 0, int(unit_ids.lengths[row])))[0] for row in rows]
     nats_of = dict(zip(rows, model.unit_nats(deduplicated, stride=stride), strict=True))
     by_speaker: dict[str, list[SpokenPrediction]] = defaultdict(list)
@@ -136,7 +135,7 @@ def predict_speech(
         prediction = SpokenPrediction(
             nats=float(nats.sum(dtype=np.float64)),
             units=len(nats),
-            seconds=length * frame_samples / SAMPLE_RATE,
+            seconds=length * kmeans.frame_samples / kmeans.sample_rate,
             utterances=int(length > 0),
             without_units=int(length == 0),
         )

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Int
 from rich.table import Table
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import open_unit_ids
 from jax_speechlm.decoding.ctc.alignment import force_align
@@ -112,7 +111,9 @@ def measure(
         num_units=num_units,
         sets=sets,
         split=split,
-        usage=usage([unit_ids[row] for row in labelled], num_units, store.units.frame_samples / SAMPLE_RATE),
+        usage=usage(
+            [unit_ids[row] for row in labelled], num_units, store.units.frame_samples / store.units.sample_rate
+        ),
         labels=labels,
         characters=characters,
         unaligned=unaligned,

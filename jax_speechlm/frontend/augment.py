@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pydantic
 from jaxtyping import Array, Bool, Float, Float32, Int, Int16, Int32, Key
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.nn.layers import split_keys
@@ -56,6 +56,7 @@ def augment_audio(
     keys: Keys,
     config: Augment,
     noise: Int16[Array, "batch samples"] | None = None,
+    sample_rate: int = DEFAULT_SAMPLE_RATE,
 ) -> tuple[Float32[Array, "batch kept_samples"], Int32[Array, " batch"]]:
     """Crops utterances, adds noise and changes the level, in this order.
 
@@ -63,7 +64,6 @@ def augment_audio(
     global batch, which depends on the plan's seed and step, not on the number of hosts.
 
     Args:
-      audio: samples at 16 kHz.
       noise: a segment of the noise set for each row; required if `noise_probability` is not 0.
 
     Returns:
@@ -75,7 +75,7 @@ def augment_audio(
     crop, mix, background, gain = split_keys(keys, 4)
     audio = jnp.where(frame_mask(audio_length, audio.shape[1]), audio.astype(jnp.float32), 0)
     if config.crop_seconds is not None:
-        audio, audio_length = _crop(audio, audio_length, crop, round(config.crop_seconds * SAMPLE_RATE))
+        audio, audio_length = _crop(audio, audio_length, crop, round(config.crop_seconds * sample_rate))
     if config.mix_probability:
         clean, length = audio, audio_length
         audio = _add_noise(

@@ -44,7 +44,9 @@ def features(
         return sequence.pad_time(x_BxTxF), length_B
     wave_key, spec_key = jax.random.split(key)
     keys = example_keys(wave_key, batch["example_id"])
-    audio, audio_length = augment_audio(audio, audio_length, keys, config.augment, batch.get("noise"))
+    audio, audio_length = augment_audio(
+        audio, audio_length, keys, config.augment, batch.get("noise"), config.mel.sample_rate
+    )
     x_BxTxF, length_B = log_mel(audio, audio_length, config.mel)
     x_BxTxF = sequence.pad_time(x_BxTxF)
     keys = example_keys(spec_key, batch["example_id"])

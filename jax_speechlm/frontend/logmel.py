@@ -1,4 +1,4 @@
-"""Log-mel filter banks from 16 kHz samples, on device, as two matrix products.
+"""Log-mel filter banks, on device, as two matrix products.
 
 A frame's spectrum is `frame @ dft`. The matrix includes, in double precision, all linear operations before the Fourier
 transform: the window, and Kaldi's DC removal and pre-emphasis. A matrix product replaces the FFT because XLA gathers a
@@ -15,13 +15,10 @@ import numpy as np
 import pydantic
 from jaxtyping import Array, Float, Float32, Int, Int16, Int32
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.nn.layers import Count
-
-WINDOW = 400  # samples: 25 ms
-HOP = 160  # samples: 10 ms
 
 # Lower bound of the power of a mel bin, and the offset added to it. The samples of librosa and NeMo are in [-1, 1), so
 # their unit of power is 2^30 of the unit here.
@@ -29,8 +26,6 @@ _FLOOR = {"kaldi": 1.192092955078125e-07, "librosa": 1e-10 * 2.0**30, "nemo": 0.
 _GUARD = {"kaldi": 0.0, "librosa": 0.0, "nemo": 2.0**-24 * 2.0**30}
 _LOG_UNIT = {"kaldi": 0.0, "librosa": 30 * math.log(2), "nemo": 30 * math.log(2)}
 _PRE_EMPHASIS = 0.97
-
-_SPAN = {"kaldi": WINDOW, "librosa": WINDOW, "nemo": WINDOW + 1}  # samples of a window
 
 # With a loud low tone, float32 rounding would change the power of quiet bins by a tenth. Two measures prevent that.
 # Samples enter as differences, which are small where speech is loud (the matrix accumulates them again). And the matrix
@@ -49,6 +44,7 @@ class LogMel(Config):
         `ParakeetFeatureExtractor`: librosa's mel scale on pre-emphasised samples, centred windows, one for each whole
         hop. All logarithms are natural.
       num_mel_bins: mel bins of a frame.
+      sample_rate: of the audio, in Hz; a multiple of 200, so that windows and hops are whole samples.
       stack: frames concatenated to one feature vector; 2 gives one vector every 20 ms, 4 every 40 ms. Frames that do
         not fill the last vector are dropped.
       normalize: whether mel bins are normalised to zero mean and unit variance over the utterance.
@@ -57,9 +53,27 @@ class LogMel(Config):
     OLD_NAMES: ClassVar[dict[str, str]] = {"flavour": "variant"}
 
     variant: Literal["kaldi", "librosa", "nemo"] = "kaldi"
+    sample_rate: pydantic.PositiveInt = DEFAULT_SAMPLE_RATE
     num_mel_bins: pydantic.PositiveInt = 80
     stack: pydantic.PositiveInt = 2
     normalize: bool = True
+
+    @pydantic.field_validator("sample_rate")
+    @classmethod
+    def _has_whole_windows(cls, value: int) -> int:
+        if value % 200:
+            raise ValueError(f"sample_rate ({value}) must be a multiple of 200 Hz, such as 8000, 16000 or 24000")
+        return value
+
+    @property
+    def window(self) -> int:
+        """Samples of a window: 25 ms."""
+        return self.sample_rate // 40
+
+    @property
+    def hop(self) -> int:
+        """Samples from one window to the next: 10 ms."""
+        return self.sample_rate // 100
 
     @property
     def input_dim(self) -> int:
@@ -69,24 +83,24 @@ class LogMel(Config):
     @property
     def frame_samples(self) -> int:
         """Hop length in samples between feature vectors."""
-        return HOP * self.stack
+        return self.hop * self.stack
 
     @property
     def context_samples(self) -> int:
         """Samples of a feature vector beyond its hop length; negative if the ends are padded."""
-        return {"kaldi": WINDOW - HOP, "librosa": -HOP, "nemo": 0}[self.variant]
+        return {"kaldi": self.window - self.hop, "librosa": -self.hop, "nemo": 0}[self.variant]
 
     def num_frames(self, num_samples: Count) -> Count:
         """Returns the number of feature vectors of `num_samples` samples."""
-        return _num_windows(num_samples, self.variant) // self.stack
+        return _num_windows(num_samples, self) // self.stack
 
 
-def _num_windows(num_samples: Count, variant: str) -> Count:
-    if variant == "nemo":
-        return num_samples // HOP
-    windows = (num_samples - WINDOW) // HOP + 1 if variant == "kaldi" else num_samples // HOP + 1
-    enough = num_samples >= (WINDOW if variant == "kaldi" else 1)
-    return windows * enough
+def _num_windows(num_samples: Count, config: LogMel) -> Count:
+    if config.variant == "nemo":
+        return num_samples // config.hop
+    shortest = config.window if config.variant == "kaldi" else 1
+    outside = config.window if config.variant == "kaldi" else 0
+    return ((num_samples - outside) // config.hop + 1) * (num_samples >= shortest)
 
 
 def log_mel(
@@ -97,22 +111,22 @@ def log_mel(
     """Computes log-mel features, which do not depend on the padding of a row.
 
     Args:
-      audio: samples at 16 kHz: int16, or float32 on the same scale (-32768 to 32767).
+      audio: samples at `config.sample_rate`: int16, or float32 on the same scale (-32768 to 32767).
       audio_length: samples per row; may be 0.
 
     Returns:
       Features, 0 at padding, and the number of feature vectors per row.
     """
-    num_windows = _num_windows(audio.shape[1], config.variant)
-    windows = _num_windows(audio_length, config.variant)
+    num_windows = _num_windows(audio.shape[1], config)
+    windows = _num_windows(audio_length, config)
     audio = jnp.where(frame_mask(audio_length, audio.shape[1]), audio.astype(jnp.float32), 0)
     if config.variant == "nemo":
-        audio = _let_decay(jnp.pad(audio, ((0, 0), (0, HOP))), audio_length)
-    dft, filters = _matrices(config.variant, config.num_mel_bins)
+        audio = _let_decay(jnp.pad(audio, ((0, 0), (0, config.hop))), audio_length)
+    dft, filters = _matrices(config.variant, config.num_mel_bins, config.sample_rate)
     # Samples and spectra need more bits than bfloat16 products, the default of accelerators, keep.
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-    frames = _frames(audio, num_windows, config.variant)
+    frames = _frames(audio, num_windows, config)
     coarse, fine = jnp.split(product(jnp.diff(frames, prepend=0), dft), 2, axis=-1)
     real, imaginary = jnp.split(coarse + fine, 2, axis=-1)
     power = product(jnp.square(real) + jnp.square(imaginary), filters)
@@ -137,14 +151,21 @@ def _let_decay(audio: Float[Array, "batch samples"], length: Int[Array, " batch"
     return jnp.where(after > 0, last * _PRE_EMPHASIS ** jnp.maximum(after, 0), audio)
 
 
-def _frames(audio: Float[Array, "batch samples"], num_windows: int, variant: str) -> Float[Array, "batch windows span"]:
+def _span(variant: str, window: int) -> int:
+    """Returns the samples that a window's features depend on."""
+    return window + (variant == "nemo")
+
+
+def _frames(
+    audio: Float[Array, "batch samples"], num_windows: int, config: LogMel
+) -> Float[Array, "batch windows span"]:
     """Returns overlapping windows, concatenated from slices of whole hops, which is faster than a gather."""
-    span = _SPAN[variant]
-    before = {"kaldi": 0, "librosa": WINDOW // 2, "nemo": WINDOW // 2 + 1}[variant]
-    hops = -(-span // HOP)
+    hop, span = config.hop, _span(config.variant, config.window)
+    before = {"kaldi": 0, "librosa": config.window // 2, "nemo": config.window // 2 + 1}[config.variant]
+    hops = -(-span // hop)
     # Padding by the largest amount needed and cutting the excess keeps sizes symbolic (`jax.export`).
-    audio = jnp.pad(audio, ((0, 0), (before, hops * HOP)))[:, : (num_windows + hops - 1) * HOP]
-    blocks = audio.reshape(audio.shape[0], num_windows + hops - 1, HOP)
+    audio = jnp.pad(audio, ((0, 0), (before, hops * hop)))[:, : (num_windows + hops - 1) * hop]
+    blocks = audio.reshape(audio.shape[0], num_windows + hops - 1, hop)
     return jnp.concatenate([blocks[:, i : i + num_windows] for i in range(hops)], axis=-1)[..., :span]
 
 
@@ -173,24 +194,23 @@ def normalize(
 
 
 @functools.cache
-def _matrices(variant: str, num_mel_bins: int) -> tuple[np.ndarray, np.ndarray]:
+def _matrices(variant: str, num_mel_bins: int, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the DFT matrix [span, 2 x frequencies] and the mel filters [frequencies, bins] of used frequencies."""
-    n, span = np.arange(WINDOW), _SPAN[variant]
+    size = sample_rate // 40
+    n, span = np.arange(size), _span(variant, size)
+    fft = size if variant == "librosa" else 2 ** math.ceil(math.log2(size))
     if variant == "kaldi":
-        fft = 512
-        remove_mean = np.eye(WINDOW) - 1 / WINDOW
-        pre_emphasis = np.eye(WINDOW) - _PRE_EMPHASIS * np.eye(WINDOW, k=-1)
+        remove_mean = np.eye(size) - 1 / size
+        pre_emphasis = np.eye(size) - _PRE_EMPHASIS * np.eye(size, k=-1)
         pre_emphasis[0, 0] -= _PRE_EMPHASIS  # the first sample is its own predecessor
-        window = np.sin(np.pi * n / (WINDOW - 1)) ** 1.7  # Povey's: a Hann window to the power 0.85
+        window = np.sin(np.pi * n / (size - 1)) ** 1.7  # Povey's: a Hann window to the power 0.85
         linear = window[:, None] * (pre_emphasis @ remove_mean)
     elif variant == "nemo":
-        fft = 512
-        pre_emphasis = np.eye(WINDOW, span, k=1) - _PRE_EMPHASIS * np.eye(WINDOW, span)
-        linear = np.sin(np.pi * n / (WINDOW - 1))[:, None] ** 2 * pre_emphasis  # Hann, symmetric
+        pre_emphasis = np.eye(size, span, k=1) - _PRE_EMPHASIS * np.eye(size, span)
+        linear = np.sin(np.pi * n / (size - 1))[:, None] ** 2 * pre_emphasis  # Hann, symmetric
     else:
-        fft = WINDOW
-        linear = np.diag(np.sin(np.pi * n / WINDOW) ** 2)  # Hann, periodic
-    filters = _mel_filters(variant, num_mel_bins, np.arange(fft // 2 + 1) * SAMPLE_RATE / fft)
+        linear = np.diag(np.sin(np.pi * n / size) ** 2)  # Hann, periodic
+    filters = _mel_filters(variant, num_mel_bins, np.arange(fft // 2 + 1) * sample_rate / fft, sample_rate)
     used = np.flatnonzero(filters.any(axis=1))
     angle = 2 * np.pi * np.outer(used, n) / fft
     dft = np.concatenate([np.cos(angle), np.sin(angle)]) @ linear
@@ -200,21 +220,21 @@ def _matrices(variant: str, num_mel_bins: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([coarse, dft - coarse]).T.astype(np.float32), filters[used].astype(np.float32)
 
 
-def _mel_filters(variant: str, num_mel_bins: int, hertz: np.ndarray) -> np.ndarray:
-    """Returns triangular filters [frequencies, bins], edges equally spaced in mel from 20 (librosa: 0) to 8000 Hz.
+def _mel_filters(variant: str, num_mel_bins: int, hertz: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Returns triangular filters [frequencies, bins], edges equally spaced in mel, up to half the rate.
 
-    Kaldi: mel = 1127 ln(1 + f / 700), triangles linear in mel, of height 1. Librosa: Slaney's mel (linear to 1 kHz,
-    then logarithmic), triangles linear in hertz, of area 1.
+    Kaldi: from 20 Hz; mel = 1127 ln(1 + f / 700), triangles linear in mel, of height 1. Librosa: from 0 Hz; Slaney's
+    mel (linear to 1 kHz, then logarithmic), triangles linear in hertz, of area 1.
     """
     if variant == "kaldi":
 
         def mel(hertz: np.ndarray | int | float) -> np.ndarray | float:
             return 1127 * np.log1p(np.asarray(hertz) / 700)
 
-        edges, at = np.linspace(mel(20), mel(SAMPLE_RATE / 2), num_mel_bins + 2), mel(hertz)
+        edges, at = np.linspace(mel(20), mel(sample_rate / 2), num_mel_bins + 2), mel(hertz)
         height = np.ones(num_mel_bins)
     else:
-        top = 15 + 27 * np.log(SAMPLE_RATE / 2 / 1000) / np.log(6.4)  # 15 mel is 1 kHz, 27 mel a factor of 6.4
+        top = 15 + 27 * np.log(sample_rate / 2 / 1000) / np.log(6.4)  # 15 mel is 1 kHz, 27 mel a factor of 6.4
         mels = np.linspace(0, top, num_mel_bins + 2)
         edges, at = np.where(mels < 15, mels * 200 / 3, 1000 * 6.4 ** ((mels - 15) / 27)), hertz
         height = 2 / (edges[2:] - edges[:-2])

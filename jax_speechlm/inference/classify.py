@@ -55,7 +55,8 @@ class Classifier(RunPredictor):
         if self.reads_texts:
             rows = list(self._of_texts(inputs))
         else:
-            parts = rows_of_recordings(self._compute, inputs, max_seconds, _SECONDS)
+            rate = self.run.experiment.sample_rate
+            parts = rows_of_recordings(self._compute, inputs, rate, max_seconds, _SECONDS)
             rows = [self._mean(recording, outputs) for recording, outputs in parts]
         return np.array(rows, np.float32).reshape(-1, len(self.classes))
 

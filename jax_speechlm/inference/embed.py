@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int
 from tyro.conf import Positional
 
 from data_pipelines.audio.decode import AudioError
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.core.batch import Batch, seed_key
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.frontend.frontend import FrontEnd, features
@@ -54,7 +53,7 @@ class SpeechEncoder:
 
     @property
     def frame_samples(self) -> int:
-        """Distance of frames in samples at 16 kHz."""
+        """Distance of frames in samples."""
         return self.frontend.mel.frame_samples * self.model.subsampling
 
     def random(self, seed: int = 0) -> "SpeechEncoder":
@@ -87,8 +86,8 @@ class SpeechEncoder:
         Recordings longer than `max_seconds` are cut at pauses and their parts encoded separately.
 
         Yields:
-          For each recording in order its hidden states, one every `frame_samples` samples at 16 kHz; their mean is an
-          utterance embedding.
+          For each recording in order its hidden states, one every `frame_samples` samples; their mean is an utterance
+          embedding.
 
         Raises:
           AudioError: a recording cannot be read, or is too short for a single frame.
@@ -98,8 +97,8 @@ class SpeechEncoder:
         layer = depth if layer is None else layer
         if not 0 <= layer <= depth:
             raise ValueError(f"layer must lie between 0 (the input) and {depth} (the output), got {layer}")
-        compute = functools.partial(self._layer, self.params, layer=layer)
-        for recording, rows in rows_of_recordings(compute, recordings, max_seconds, seconds_per_batch):
+        compute, rate = functools.partial(self._layer, self.params, layer=layer), self.frontend.mel.sample_rate
+        for recording, rows in rows_of_recordings(compute, recordings, rate, max_seconds, seconds_per_batch):
             hidden_TxD = np.concatenate([hidden[:frames] for hidden, frames in rows])
             if not len(hidden_TxD):
                 raise AudioError(name_of(recording), "too short for a single frame", "leave it out")
@@ -168,7 +167,7 @@ def embed_files(
         embeddings = list(encoder.embed(files, layer=layer, max_seconds=max_seconds))
     if frames:
         arrays |= {"embeddings": np.concatenate(embeddings), "lengths": np.array([len(x) for x in embeddings])}
-        arrays |= {"frame_seconds": np.float64(encoder.frame_samples / SAMPLE_RATE)}
+        arrays |= {"frame_seconds": np.float64(encoder.frame_samples / encoder.frontend.mel.sample_rate)}
     else:
         arrays |= {"embeddings": np.stack([x.mean(axis=0) if x.ndim > 1 else x for x in embeddings])}
     out.parent.mkdir(parents=True, exist_ok=True)

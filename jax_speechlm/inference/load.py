@@ -64,7 +64,7 @@ class TrainedModel:
         """Transcribes recordings, with word times if the model has them.
 
         Args:
-          recordings: one or several: paths, bytes of audio files, or int16 [samples] at 16 kHz; of any length.
+          recordings: one or several: paths, bytes of audio files, or int16 [samples] at the run's rate; of any length.
           max_seconds: longer recordings are cut at quiet places into windows of at most this length.
           seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
 

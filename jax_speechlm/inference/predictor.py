@@ -49,15 +49,19 @@ def rows_of_parts(
 def rows_of_recordings(
     compute: Callable[[Batch], tuple[Any, ...]],
     recordings: Iterable[Recording],
+    sample_rate: int,
     max_seconds: float = 30.0,
     seconds_per_batch: float = 60.0,
 ) -> Iterator[tuple[Recording, list[Row]]]:
     """Runs a function over recordings, cut at pauses into parts of at most `max_seconds`.
 
+    Args:
+      sample_rate: of the front end, in Hz.
+
     Yields:
       Each recording in order, with the rows of its parts. Raises `AudioError` if one cannot be read.
     """
-    for group in in_groups(recordings, max_seconds, seconds_per_batch):
+    for group in in_groups(recordings, sample_rate, max_seconds, seconds_per_batch):
         rows = iter(rows_of_parts(compute, [part for _, parts in group for part in parts], seconds_per_batch))
         for recording, parts in group:
             yield recording, [next(rows) for _ in parts]

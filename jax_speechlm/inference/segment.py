@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float
 from tyro.conf import Positional
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.inference.predictor import RunPredictor, print_lines, rows_of_parts
 from jax_speechlm.inference.segmentation import AudioWindow, Recording, blocks_of, samples_in, windows
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
@@ -30,7 +29,7 @@ class VoiceActivity(RunPredictor):
 
     @property
     def frame_samples(self) -> int:
-        """Distance of frames in samples at 16 kHz."""
+        """Distance of frames in samples."""
         return self.run.experiment.frame_samples
 
     def probabilities(self, recording: Recording, max_seconds: float = _MAX_SECONDS) -> Float[np.ndarray, " time"]:
@@ -38,7 +37,9 @@ class VoiceActivity(RunPredictor):
 
         Recordings longer than `max_seconds` are cut at quiet places. Raises `AudioError` if it cannot be read.
         """
-        waiting = windows(blocks_of(recording), samples_in(max_seconds), multiple=self.frame_samples)
+        rate = self.run.experiment.sample_rate
+        blocks, longest = blocks_of(recording, rate), samples_in(max_seconds, rate)
+        waiting = windows(blocks, longest, sample_rate=rate, multiple=self.frame_samples)
         probabilities = [np.zeros(0, np.float32)]
         while group := list(itertools.islice(waiting, _WINDOWS)):
             probabilities += self._of_windows(group)
@@ -64,7 +65,7 @@ class VoiceActivity(RunPredictor):
         """
         is_speech = self.probabilities(recording, max_seconds) >= threshold
         changes = np.diff(is_speech.astype(np.int8), prepend=0, append=0)
-        edges = np.flatnonzero(changes) * self.frame_samples / SAMPLE_RATE
+        edges = np.flatnonzero(changes) * self.frame_samples / self.run.experiment.sample_rate
         spans: list[tuple[float, float]] = []
         for start, end in edges.reshape(-1, 2).tolist():
             if spans and start - spans[-1][1] < self.run.experiment.objective.min_pause:

@@ -10,21 +10,19 @@ from jaxtyping import Int16
 
 from data_pipelines.audio.decode import AudioError, stream
 from data_pipelines.batching.speech import Batch
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 
-_PAUSE = SAMPLE_RATE // 5  # samples, length of the quiet place at a cut
-_LEVEL_FRAME = SAMPLE_RATE * 30 // 1000  # samples per level
 _SILENCE = 32.0  # RMS, of 32,768: -60 dB of full scale
-_LONG_SILENCE, _MARGIN = 2 * SAMPLE_RATE, SAMPLE_RATE // 2  # shortest silence left out; part of it that is kept
 
-_LONGEST = 30 * SAMPLE_RATE
+# Shapes and sizes of batches count samples; at another rate they last longer or shorter, with the same results.
+_LONGEST = 30 * DEFAULT_SAMPLE_RATE
 _EDGES = sorted(int(_LONGEST * share / 2**halvings) for share in (1.0, 0.75) for halvings in range(5))
 _ENDLESS = 10**6  # seconds, upper limit of settings
 
 Samples = Int16[np.ndarray, "..."]
 
 Recording = str | os.PathLike | bytes | np.ndarray
-"""A path of an audio file, its bytes, or int16 [samples] at 16 kHz."""
+"""A path of an audio file, its bytes, or int16 [samples] at the front end's rate."""
 
 
 class AudioWindow(NamedTuple):
@@ -43,15 +41,15 @@ class AudioWindow(NamedTuple):
     end: int
 
 
-def blocks_of(recording: Recording) -> Iterable[Samples]:
-    """Returns a recording's samples at 16 kHz in blocks. Raises `AudioError`, at once or during iteration."""
+def blocks_of(recording: Recording, sample_rate: int = DEFAULT_SAMPLE_RATE) -> Iterable[Samples]:
+    """Returns a recording's samples in blocks, of files at `sample_rate`. Raises `AudioError`, at once or later."""
     if not isinstance(recording, np.ndarray):
-        return stream(recording if isinstance(recording, bytes) else Path(recording))
+        return stream(recording if isinstance(recording, bytes) else Path(recording), rate=sample_rate)
     if recording.ndim != 1 or recording.dtype != np.int16 or not len(recording):
         raise AudioError(
             "audio",
             f"an array of {recording.dtype} {list(recording.shape)}",
-            "give int16 [samples] at 16 kHz, at least one, or the bytes of a file",
+            f"give int16 [samples] at {sample_rate} Hz, at least one, or the bytes of a file",
         )
     return [recording]
 
@@ -60,6 +58,7 @@ def windows(
     blocks: Iterable[Samples],
     max_samples: int,
     *,
+    sample_rate: int = DEFAULT_SAMPLE_RATE,
     overlap: int = 0,
     multiple: int = 1,
     skip_silence: bool = False,
@@ -74,11 +73,12 @@ def windows(
       multiple: starts of stretches and overlaps are multiples of it, in samples: one frame.
       skip_silence: leave out all but half a second of silence (below -60 dB of full scale) of two seconds or more.
     """
+    pause, long_silence, margin = sample_rate // 5, 2 * sample_rate, sample_rate // 2
     overlap = overlap // multiple * multiple
     most = (max_samples - 2 * overlap) // multiple * multiple
-    if most < 2 * max(_PAUSE, multiple):
+    if most < 2 * max(pause, multiple):
         raise ValueError(
-            f"windows of {max_samples / SAMPLE_RATE:g} s are too short to be cut: make --max-seconds 2 or more"
+            f"windows of {max_samples / sample_rate:g} s are too short to be cut: make --max-seconds 2 or more"
         )
     blocks = iter(blocks)
     pending, begin, start = np.zeros(0, np.int16), 0, 0
@@ -92,44 +92,45 @@ def windows(
             yield AudioWindow(pending, begin, start, begin + len(pending))
             return
         ahead = pending[start - begin :][:most]
-        if skip_silence and (quiet := _leading_silence(ahead)) >= _LONG_SILENCE:
-            end = start + (quiet - _MARGIN) // multiple * multiple
+        if skip_silence and (quiet := _leading_silence(ahead, sample_rate * 30 // 1000)) >= long_silence:
+            end = start + (quiet - margin) // multiple * multiple
             yield AudioWindow(None, start, start, end)
         else:
-            end = start + max(_quietest(ahead) // multiple, 1) * multiple
+            end = start + max(_quietest(ahead, pause) // multiple, 1) * multiple
             yield AudioWindow(pending[: end + overlap - begin], begin, start, end)
         pending = pending[max(end - overlap - begin, 0) :]
         begin, start = max(end - overlap, begin), end
 
 
-def _quietest(samples: Samples) -> int:
-    """Returns the middle of the quietest pause in the second half."""
+def _quietest(samples: Samples, pause: int) -> int:
+    """Returns the middle of the quietest `pause` samples in the second half."""
     half = len(samples) // 2
     energy = np.cumsum(samples[half:].astype(np.float64) ** 2)
-    return half + int((energy[_PAUSE:] - energy[:-_PAUSE]).argmin()) + _PAUSE // 2
+    return half + int((energy[pause:] - energy[:-pause]).argmin()) + pause // 2
 
 
-def _leading_silence(samples: Samples) -> int:
-    """Returns the number of samples before the first frame above the silence level."""
-    frames = samples[: len(samples) // _LEVEL_FRAME * _LEVEL_FRAME].reshape(-1, _LEVEL_FRAME).astype(np.float32)
+def _leading_silence(samples: Samples, frame: int) -> int:
+    """Returns the number of samples before the first `frame` samples above the silence level."""
+    frames = samples[: len(samples) // frame * frame].reshape(-1, frame).astype(np.float32)
     loud = np.flatnonzero(np.sqrt(np.mean(frames**2, axis=1)) > _SILENCE)
-    return int(loud[0]) * _LEVEL_FRAME if len(loud) else len(frames) * _LEVEL_FRAME
+    return (int(loud[0]) if len(loud) else len(frames)) * frame
 
 
-def samples_in(max_seconds: float) -> int:
+def samples_in(max_seconds: float, sample_rate: int = DEFAULT_SAMPLE_RATE) -> int:
     """Converts --max-seconds to samples; raises `ValueError` if it is out of range."""
     if not 0 < max_seconds < _ENDLESS:
         raise ValueError(f"--max-seconds must be above 0 and below {_ENDLESS:,}, got {max_seconds:g}")
-    return int(max_seconds * SAMPLE_RATE)
+    return int(max_seconds * sample_rate)
 
 
-def cut_at_pauses(recording: Recording, max_seconds: float) -> list[Samples]:
+def cut_at_pauses(recording: Recording, max_seconds: float, sample_rate: int = DEFAULT_SAMPLE_RATE) -> list[Samples]:
     """Cuts a recording into parts of at most `max_seconds` at quiet places."""
-    return [window.samples for window in windows(blocks_of(recording), samples_in(max_seconds))]
+    blocks, longest = blocks_of(recording, sample_rate), samples_in(max_seconds, sample_rate)
+    return [window.samples for window in windows(blocks, longest, sample_rate=sample_rate)]
 
 
 def in_groups(
-    recordings: Iterable[Recording], max_seconds: float, seconds_per_batch: float
+    recordings: Iterable[Recording], sample_rate: int, max_seconds: float, seconds_per_batch: float
 ) -> Iterator[list[tuple[Recording, list[Samples]]]]:
     """Cuts recordings into parts of at most `max_seconds`; yields groups of recordings that fill a batch.
 
@@ -138,9 +139,9 @@ def in_groups(
     waiting: list[tuple[Recording, list[Samples]]] = []
     samples = 0
     for recording in recordings:
-        waiting.append((recording, cut_at_pauses(recording, max_seconds)))
+        waiting.append((recording, cut_at_pauses(recording, max_seconds, sample_rate)))
         samples += sum(shape_of(len(part)) for part in waiting[-1][1])
-        if samples >= seconds_per_batch * SAMPLE_RATE:
+        if samples >= seconds_per_batch * DEFAULT_SAMPLE_RATE:
             yield waiting
             waiting, samples = [], 0
     if waiting:
@@ -165,7 +166,7 @@ def row_counts(num_samples: int, seconds_per_batch: float) -> list[int]:
     if not 0 < seconds_per_batch < _ENDLESS:
         raise ValueError(f"--seconds-per-batch must be above 0 and below {_ENDLESS:,}, got {seconds_per_batch:g}")
     counts = [1]
-    while 4 * counts[-1] * num_samples <= seconds_per_batch * SAMPLE_RATE:
+    while 4 * counts[-1] * num_samples <= seconds_per_batch * DEFAULT_SAMPLE_RATE:
         counts.append(4 * counts[-1])
     return counts
 

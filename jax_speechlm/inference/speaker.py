@@ -31,7 +31,8 @@ class SpeakerVectors(RunPredictor):
           AudioError: a recording cannot be read, or is too short.
         """
         compute = functools.partial(self._compute, self.run.params)
-        parts = rows_of_recordings(compute, recordings, max_seconds, seconds_per_batch)
+        rate = self.run.experiment.sample_rate
+        parts = rows_of_recordings(compute, recordings, rate, max_seconds, seconds_per_batch)
         vectors = [self._mean(recording, rows) for recording, rows in parts]
         return np.array(vectors, np.float32).reshape(-1, self.run.experiment.objective.head.dim)
 

@@ -42,9 +42,9 @@ class UnitEncoder:
         return cls(units, lambda batch: codes(extractor.params, units.centroids, batch))
 
     def encode(self, recordings: Sequence[Int16[np.ndarray, "..."]]) -> list[Integer[np.ndarray, "..."]]:
-        """Encodes recordings at 16 kHz; returns uint16 [frames] for each, empty if shorter than a frame."""
+        """Encodes recordings at the units' rate; returns uint16 [frames] for each, empty if shorter than a frame."""
         return [codes[:frames].astype(np.uint16) for codes, frames in rows_of_parts(self._codes, recordings)]
 
     def encode_files(self, files: Sequence[str | Path]) -> list[Integer[np.ndarray, "..."]]:
         """Encodes audio files of any format, rate and number of channels; raises `DataError` if one cannot be read."""
-        return self.encode([decode(file) for file in files])
+        return self.encode([decode(file, rate=self.units.sample_rate) for file in files])

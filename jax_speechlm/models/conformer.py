@@ -18,6 +18,8 @@ Parameters at 160 inputs (two stacked frames of 80 mel bins):
 XL is the shape of w2v-BERT 2.0; 2B has the width of the larger encoder of Google USM (arXiv:2303.01037).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal
 
 import jax
@@ -29,10 +31,12 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
 from jax_speechlm.nn.attention.relative import Chunk, RelativeAttention
-from jax_speechlm.nn.functional import MakeModule, Remat, parameter, scan_layers, stack
+from jax_speechlm.nn.functional import Remat, parameter, scan_layers, stack
 from jax_speechlm.nn.layers import Count, Keys, LayerNorm, Linear, causal_depthwise, dropout, split_keys
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import shard_batch_and_time
+
+Make = Callable[..., nnx.Module]
 
 
 class ConformerConfig(Config):
@@ -154,19 +158,17 @@ class MacaronLayer(nnx.Module):
     Half a feed-forward, attention, convolution, half a feed-forward, each residual; then LayerNorm.
 
     Args:
-      make_attention: `rngs -> (x, mask [B, T], context, keys) -> x`.
-      make_convolution: `rngs -> (x, mask [B, T], keys) -> x`.
+      make_attention: `(rngs=) -> (x, mask [B, T], context, keys) -> x`.
+      make_convolution: `(rngs=) -> (x, mask [B, T], keys) -> x`.
       bias: whether the linear maps of the feed-forwards have one.
     """
 
-    def __init__(
-        self, config: Config, make_attention: MakeModule, make_convolution: MakeModule, *, bias: bool, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: Config, make_attention: Make, make_convolution: Make, *, bias: bool, rngs: nnx.Rngs):
         self.rate = config.dropout
         self.ffn1 = FeedForward(config, bias=bias, rngs=rngs)
         self.attention_norm = LayerNorm(config.dim, rngs=rngs)
-        self.attention = make_attention(rngs)
-        self.convolution = make_convolution(rngs)
+        self.attention = make_attention(rngs=rngs)
+        self.convolution = make_convolution(rngs=rngs)
         self.ffn2 = FeedForward(config, bias=bias, rngs=rngs)
         self.norm = LayerNorm(config.dim, rngs=rngs)
 
@@ -191,33 +193,21 @@ class ConformerLayer(MacaronLayer):
     """Layer of `Conformer`."""
 
     def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
-        def make_attention(rngs: nnx.Rngs) -> RelativeAttention:
-            left, right = config.left_max, config.right_max
-            return RelativeAttention(config.dim, config.num_heads, left, right, config.attention_dropout, rngs=rngs)
-
-        def make_convolution(rngs: nnx.Rngs) -> CausalConvolution:
-            return CausalConvolution(config, rngs=rngs)
-
-        super().__init__(config, make_attention, make_convolution, bias=True, rngs=rngs)
+        reach = config.left_max, config.right_max
+        attention = partial(RelativeAttention, config.dim, config.num_heads, *reach, config.attention_dropout)
+        super().__init__(config, attention, partial(CausalConvolution, config), bias=True, rngs=rngs)
 
 
-class Conformer(nnx.Module):
-    """Encodes stacked log-mel frames to one hidden state a frame.
+class Encoder(nnx.Module):
+    """Base of all conformers: encodes features to one hidden state a frame.
 
     The output of a frame depends only on the frames of its utterance, not on padding, batch size or row order.
+    Subclasses set `config` and `layers`, a stack of `MacaronLayer`.
     """
-
-    def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        self.input_norm = LayerNorm(config.input_dim, axis=None, rngs=rngs)
-        # A frame that SpecAugment masks is 0 and becomes this bias. If the bias were 0 too, the first layer's norms
-        # would divide by nearly 0 and their gradient would exceed all others.
-        self.input = Linear((config.input_dim,), (config.dim,), (None, "embed"), bias_scale=0.5, rngs=rngs)
-        self.layers = stack(lambda rngs: ConformerLayer(config, rngs=rngs), config.num_layers, rngs)
 
     def __call__(
         self,
-        x_BxTxF: Float[Array, "batch time features"],
+        x_BxTxF: Float[Array, "batch vectors features"],
         length_B: Int[Array, " batch"],
         *,
         keys: Key[Array, " batch"] | None = None,
@@ -227,19 +217,16 @@ class Conformer(nnx.Module):
         """Encodes a batch.
 
         Args:
-          length_B: valid frames per row; may be 0.
+          length_B: valid feature vectors per row; may be 0. They become `config.num_frames(length_B)` frames.
           keys: one key a row (`jax_speechlm.core.batch.example_keys`) for dropout, or None for evaluation.
-          chunk: limits attention (see `chunk_mask`); None for the whole utterance.
+          chunk: limits attention (see `chunk_mask`); None for the whole utterance. A FastConformer ignores it.
           taps: layers whose output is returned too, counted from 1; 0 is the input of the first layer.
 
         Returns:
           float32 hidden states after the last layer, and after each tap. Both are 0 at padding.
         """
-        return self.encode(self.embed(x_BxTxF), length_B, keys=keys, chunk=chunk, taps=taps)
-
-    def embed(self, x_BxTxF: Float[Array, "batch time features"]) -> Float[Array, "batch time dim"]:
-        """Returns the input of the layers: features normalised and projected, in the compute type."""
-        return shard_batch_and_time(self.input(self.input_norm(x_BxTxF).astype(self.config.dtype)))
+        x_BxTxD = self.embed(x_BxTxF, length_B)
+        return self.encode(x_BxTxD, self.config.num_frames(length_B), keys=keys, chunk=chunk, taps=taps)
 
     def encode(
         self,
@@ -250,47 +237,53 @@ class Conformer(nnx.Module):
         chunk: Chunk | None = None,
         taps: tuple[int, ...] = (),
     ) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
-        """Runs the layers on `embed`'s output or other vectors of width `dim`; arguments and result as of the call."""
-        return run_layers(self.layers, chunk, self.config, x_BxTxD, length_B, keys=keys, taps=taps)
+        """Runs dropout and the layers on `embed`'s output or other vectors of width `dim`.
+
+        `length_B` counts frames; other arguments and result as of the call.
+        """
+        config, num_frames = self.config, x_BxTxD.shape[1]
+        if not all(0 <= tap <= config.num_layers for tap in taps):
+            raise ValueError(f"taps must be between 0 and num_layers ({config.num_layers}); got {taps}")
+        context = self._context(chunk, sequence.padded_time(num_frames))
+        x_BxTxD = shard_batch_and_time(sequence.pad_time(x_BxTxD))
+        mask_BxT = frame_mask(length_B, x_BxTxD.shape[1])
+
+        *keys_L, key_in = split_keys(keys, config.num_layers + 1)
+        x = jnp.where(mask_BxT[..., None], dropout(x_BxTxD, config.dropout, key_in), 0)
+        inner = any(tap > 0 for tap in taps)
+
+        def run(layer: nnx.Module, x: Array, keys: Keys | None) -> tuple[Array, Array | None]:
+            x = layer(x, mask_BxT, context, keys)
+            return x, x if inner else None
+
+        x, every_x = scan_layers(self.layers, run, x, None if keys is None else jnp.stack(keys_L), config.remat)
+
+        def finish(x: Array) -> Array:
+            return jnp.where(mask_BxT[..., None], x.astype(jnp.float32), 0)[:, :num_frames]
+
+        return finish(x), {tap: finish(every_x[tap - 1] if tap else x_BxTxD) for tap in taps}
+
+    def _context(self, chunk: Chunk | None, num_frames: int) -> Chunk | Float[Array, "distances dim"] | None:
+        """Returns the context of each layer's attention, for rows of `num_frames`."""
+        return chunk
 
 
-def run_layers(
-    layers: nnx.Module,
-    context: Chunk | Float[Array, "distances dim"] | None,
-    config: Config,
-    x_BxTxD: Float[Array, "batch time dim"],
-    length_B: Int[Array, " batch"],
-    *,
-    keys: Key[Array, " batch"] | None,
-    taps: tuple[int, ...],
-) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
-    """Applies dropout, then a conformer's stacked layers; other arguments and result as of `Conformer`.
+class Conformer(Encoder):
+    """Encodes stacked log-mel frames; a feature vector is a frame."""
 
-    Args:
-      layers: a stack of `MacaronLayer`.
-      context: passed to the attention of every layer, which gets rows padded to `sequence.padded_time`.
-    """
-    if not all(0 <= tap <= config.num_layers for tap in taps):
-        raise ValueError(f"taps must be between 0 and num_layers ({config.num_layers}); got {taps}")
-    num_frames = x_BxTxD.shape[1]
-    x_BxTxD = shard_batch_and_time(sequence.pad_time(x_BxTxD))
-    mask_BxT = frame_mask(length_B, x_BxTxD.shape[1])
+    def __init__(self, config: ConformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.input_norm = LayerNorm(config.input_dim, axis=None, rngs=rngs)
+        # A frame that SpecAugment masks is 0 and becomes this bias. If the bias were 0 too, the first layer's norms
+        # would divide by nearly 0 and their gradient would exceed all others.
+        self.input = Linear((config.input_dim,), (config.dim,), (None, "embed"), bias_scale=0.5, rngs=rngs)
+        self.layers = stack(lambda rngs: ConformerLayer(config, rngs=rngs), config.num_layers, rngs)
 
-    *keys_L, key_in = split_keys(keys, config.num_layers + 1)
-    x = jnp.where(mask_BxT[..., None], dropout(x_BxTxD, config.dropout, key_in), 0)
-    inner = any(tap > 0 for tap in taps)
-
-    def run(layer: nnx.Module, x: Array, keys: Keys | None) -> tuple[Array, Array | None]:
-        x = layer(x, mask_BxT, context, keys)
-        return x, x if inner else None
-
-    keys_L = None if keys is None else jnp.stack(keys_L)
-    x, every_x = scan_layers(layers, run, x, keys_L, config.remat)
-
-    def finish(x: Array) -> Array:
-        return jnp.where(mask_BxT[..., None], x.astype(jnp.float32), 0)[:, :num_frames]
-
-    return finish(x), {tap: finish(every_x[tap - 1] if tap else x_BxTxD) for tap in taps}
+    def embed(
+        self, x_BxTxF: Float[Array, "batch time features"], length_B: Int[Array, " batch"] | None = None
+    ) -> Float[Array, "batch time dim"]:
+        """Returns the input of the layers: features normalised and projected, in the compute type."""
+        return shard_batch_and_time(self.input(self.input_norm(x_BxTxF).astype(self.config.dtype)))
 
 
 def draw_chunk(config: ConformerConfig, key: PRNGKeyArray) -> Chunk | None:

@@ -17,18 +17,19 @@ Parameters at 80 mel bins:
 0.6B and 1.1B are the shapes of parakeet-ctc-0.6b and parakeet-ctc-1.1b; XS is for laptops.
 """
 
+from functools import partial
 from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import pydantic
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
-from jax_speechlm.models.conformer import MacaronLayer, run_layers
-from jax_speechlm.nn.attention.relative import PositionalAttention, distance_sinusoids
+from jax_speechlm.models.conformer import Encoder, MacaronLayer
+from jax_speechlm.nn.attention.relative import Chunk, PositionalAttention, distance_sinusoids
 from jax_speechlm.nn.functional import Remat, bind, parameter, stack
 from jax_speechlm.nn.layers import Count, Keys, LayerNorm, Linear, centred_depthwise, dropout
 from jax_speechlm.parallel import sequence
@@ -219,51 +220,21 @@ class FastConformerLayer(MacaronLayer):
     """Layer of `FastConformer`."""
 
     def __init__(self, config: FastConformerConfig, *, rngs: nnx.Rngs):
-        def make_attention(rngs: nnx.Rngs) -> PositionalAttention:
-            rate, bias = config.attention_dropout, config.bias
-            return PositionalAttention(config.dim, config.num_heads, rate, bias=bias, rngs=rngs)
-
-        def make_convolution(rngs: nnx.Rngs) -> Convolution:
-            return Convolution(config, rngs=rngs)
-
-        super().__init__(config, make_attention, make_convolution, bias=config.bias, rngs=rngs)
+        rate, bias = config.attention_dropout, config.bias
+        attention = partial(PositionalAttention, config.dim, config.num_heads, rate, bias=bias)
+        super().__init__(config, attention, partial(Convolution, config), bias=bias, rngs=rngs)
 
 
-class FastConformer(nnx.Module):
+class FastConformer(Encoder):
     """Encodes log-mel frames to one hidden state for every `subsampling` of them, rounded up.
 
-    The output of a frame depends only on its utterance, not on padding, batch size or row order.
+    Its convolutions look ahead, so chunked attention would not make it causal.
     """
 
     def __init__(self, config: FastConformerConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.subsampling = Subsampling(config, rngs=rngs)
         self.layers = stack(lambda rngs: FastConformerLayer(config, rngs=rngs), config.num_layers, rngs)
-
-    def __call__(
-        self,
-        x_BxTxF: Float[Array, "batch time features"],
-        length_B: Int[Array, " batch"],
-        *,
-        keys: Key[Array, " batch"] | None = None,
-        chunk: None = None,
-        taps: tuple[int, ...] = (),
-    ) -> tuple[Float[Array, "batch frames dim"], dict[int, Float[Array, "batch frames dim"]]]:
-        """Encodes a batch.
-
-        Args:
-          x_BxTxF: features, `input_dim` mel bins each 10 ms.
-          length_B: valid feature vectors per row; may be 0. They become `config.num_frames(length_B)` frames.
-          keys: one key a row (`jax_speechlm.core.batch.example_keys`) for dropout, or None for evaluation.
-          chunk: always None: the convolutions look ahead, so chunked attention would not make the encoder causal.
-          taps: layers whose output is returned too, counted from 1; 0 is the input of the first layer.
-
-        Returns:
-          float32 hidden states after the last layer, and after each tap. Both are 0 at padding.
-        """
-        del chunk
-        x_BxTxD = self.embed(x_BxTxF, length_B)
-        return self.encode(x_BxTxD, self.config.num_frames(length_B), keys=keys, taps=taps)
 
     def embed(
         self, x_BxTxF: Float[Array, "batch time features"], length_B: Int[Array, " batch"]
@@ -272,18 +243,8 @@ class FastConformer(nnx.Module):
         x = self.subsampling(x_BxTxF, length_B)
         return shard_batch_and_time(x * self.config.dim**0.5 if self.config.scale_input else x)
 
-    def encode(
-        self,
-        x_BxTxD: Float[Array, "batch frames dim"],
-        length_B: Int[Array, " batch"],
-        *,
-        keys: Key[Array, " batch"] | None = None,
-        taps: tuple[int, ...] = (),
-    ) -> tuple[Float[Array, "batch frames dim"], dict[int, Float[Array, "batch frames dim"]]]:
-        """Runs the layers on `embed`'s output; `length_B` counts frames. Other arguments and result as of the call."""
-        config = self.config
-        sinusoids_RxD = distance_sinusoids(sequence.padded_time(x_BxTxD.shape[1]), config.dim).astype(config.dtype)
-        return run_layers(self.layers, sinusoids_RxD, config, x_BxTxD, length_B, keys=keys, taps=taps)
+    def _context(self, chunk: Chunk | None, num_frames: int) -> Float[Array, "distances dim"]:
+        return distance_sinusoids(num_frames, self.config.dim).astype(self.config.dtype)
 
 
 def forward_flops(config: FastConformerConfig, num_vectors: int, batch_size: int) -> float:

@@ -185,7 +185,8 @@ def check_no_crop(frontend: FrontEnd, what: str) -> None:
 
 def frame_grid(model: Config, mel: LogMel) -> str:
     """Describes a speech encoder's frames; equal descriptions imply equal frame counts for the same audio."""
-    return f"a {model.kind}'s frame every {mel.frame_samples * model.subsampling} samples, {mel.variant}"
+    distance = mel.frame_samples * model.subsampling
+    return f"a {model.kind}'s frame every {distance} samples, {mel.variant} at {mel.sample_rate} Hz"
 
 
 def check_features(model: Config, mel: LogMel) -> None:

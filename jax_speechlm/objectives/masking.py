@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.core.batch import Batch, example_keys, frame_mask
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
@@ -95,7 +94,7 @@ def take_frames(
 
 def span_frames(seconds: float, frontend: FrontEnd) -> int:
     """Returns the number of front-end frames closest to a duration in seconds; at least 1."""
-    return max(1, round(seconds * SAMPLE_RATE / frontend.mel.frame_samples))
+    return max(1, round(seconds * frontend.mel.sample_rate / frontend.mel.frame_samples))
 
 
 def span_density(span: int, ratio: float) -> float:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.parallel.chips import Topology
 from jax_speechlm.planning import ahead_of_time, roofline
 from jax_speechlm.planning.ahead_of_time import Compiler, PlanningError, Step
@@ -102,5 +101,5 @@ def _with_rates(
 
 def describe_shape(shape: Shape, load: Workload) -> str:
     """Returns a batch shape as text, such as "7 x 6.80 s"."""
-    length = f"{shape.length} tokens" if shape.unit == "tokens" else f"{shape.length / SAMPLE_RATE:.2f} s"
+    length = f"{shape.length} tokens" if shape.unit == "tokens" else f"{shape.length / load.sample_rate:.2f} s"
     return f"{shape.stream} {shape.rows} x {length}".strip()

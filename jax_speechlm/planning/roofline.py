@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.parallel.chips import Topology
 from jax_speechlm.planning import links, schedule
 from jax_speechlm.planning.ahead_of_time import Step
@@ -79,6 +78,6 @@ def average(steps: Sequence[Step], estimates: Sequence[Estimate], load: Workload
     flops = sum(share * step.model_flops for share, step in zip(shares, steps, strict=True))
     counted = [step.shape for step in steps if step.shape.unit == load.unit]
     padded = sum(shape.share * shape.rows * shape.length for shape in counted)
-    useful = padded * load.useful / (SAMPLE_RATE * 3600 if load.unit == "samples" else 1)
+    useful = padded * load.useful / (load.sample_rate * 3600 if load.unit == "samples" else 1)
     mfu = flops / (seconds * topology.num_devices * topology.spec.flops)
     return Rate(best, seconds, mfu, useful / seconds * 3600)

@@ -6,7 +6,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from jax_speechlm.parallel.chips import GIB
 from jax_speechlm.parallel.chips import topology as find_topology
@@ -110,6 +109,6 @@ def _row(name: str, target: str, plan: RunPlan) -> str:
         return f"{start}{memory}| **does not fit** | | | |"
     amount = step.shape.rows * step.shape.length / estimate.seconds
     is_audio = plan.load.unit == "samples"
-    hour = f"{amount / SAMPLE_RATE:,.0f} h of audio" if is_audio else f"{amount * 3.6e-6:,.2f} G tokens"
+    hour = f"{amount / plan.load.sample_rate:,.0f} h of audio" if is_audio else f"{amount * 3.6e-6:,.2f} G tokens"
     times = f"| {estimate.best * 1e3:,.0f} ({estimate.bound}) | {estimate.seconds * 1e3:,.0f} | {estimate.mfu:.0%} "
     return f"{start}{memory}{times}| {hour} |"

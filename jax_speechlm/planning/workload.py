@@ -9,7 +9,7 @@ import numpy as np
 from data_pipelines.batching import fields
 from data_pipelines.batching import plan as plans
 from data_pipelines.batching.fields import BatchSpec
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.paths import as_path
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage.word_times import find_word_times
@@ -62,6 +62,7 @@ class Workload:
       useful: share of the padded positions that hold data.
       tokenizer: the run's, or one of the assumed size; None if the objective needs none.
       assumed: description of the assumptions that replace unprepared data; empty without assumptions.
+      sample_rate: of audio, in Hz.
     """
 
     shapes: tuple[Shape, ...]
@@ -69,6 +70,7 @@ class Workload:
     useful: float
     tokenizer: Tokenizer | None
     assumed: str = ""
+    sample_rate: int = DEFAULT_SAMPLE_RATE
 
     def abstract(self, shape: Shape, experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns a batch of a shape, as abstract arrays without sharding."""
@@ -108,7 +110,7 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
     if reads_units and data.units and not as_path(data.units).is_dir():
         missing.append(data.units)
     if not missing and SPEECH_OR_SILENCE in inputs:
-        parts = [part for index in read_indexes(data) if index is not None for part in index.parts]
+        parts = [part for index in read_indexes(experiment) if index is not None for part in index.parts]
         missing = [f"the times of words of {part}" for part in parts if find_word_times(part) is None]
     if not missing:
         return _prepared(experiment)
@@ -119,7 +121,7 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
     reads_text = TRANSCRIPT in inputs
     # Uniform durations: real sets have their peak somewhere between, and buckets wherever it is.
     seconds = np.linspace(data.min_seconds, data.max_seconds, ASSUMED_UTTERANCES)
-    samples = (seconds * SAMPLE_RATE).astype(np.int64)
+    samples = (seconds * experiment.sample_rate).astype(np.int64)
     rate = TOKENS_PER_SECOND if tokenizer.vocab_size < 200 else TOKENS_PER_SECOND / 4
     tokens = np.maximum((seconds * rate).astype(np.int64), 1) if reads_text else None
     plan = plan_speech(experiment, samples, tokens)
@@ -171,6 +173,7 @@ def _of_streams(experiment: Experiment, vocab_size: int | None) -> Workload:
         "; ".join(
             f"{stream.name}: {load.assumed}" for stream, load in zip(data.streams, loads, strict=True) if load.assumed
         ),
+        experiment.sample_rate,
     )
 
 
@@ -179,7 +182,7 @@ def _of_plan(plan: plans.BatchPlan, tokenizer: Tokenizer | None, assumed: str) -
         Shape(bucket.batch_size, bucket.num_samples, bucket.num_tokens, bucket.num_batches / plan.steps_per_epoch)
         for bucket in plan.buckets
     )
-    return Workload(shapes, "samples", 1 - plan.padding_share, tokenizer, assumed)
+    return Workload(shapes, "samples", 1 - plan.padding_share, tokenizer, assumed, plan.sample_rate)
 
 
 def _tokenizer(path: str | None, vocab_size: int | None) -> tuple[Tokenizer, str]:

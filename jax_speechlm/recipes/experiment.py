@@ -318,6 +318,11 @@ class Experiment(Config):
         return self
 
     @property
+    def sample_rate(self) -> int:
+        """Rate of the audio in Hz, the front end's."""
+        return self.frontend.mel.sample_rate
+
+    @property
     def frame_samples(self) -> int:
         """Hop of the speech encoder's frames, in samples."""
         return self.frontend.mel.frame_samples * self.model.subsampling

@@ -82,6 +82,7 @@ class Service:
     ):
         self.transcriber, self.name, self.limits, self.max_seconds = transcriber, name, limits, max_seconds
         self.batcher = Batcher(lambda parts: transcriber.encode_audio(parts, seconds_per_batch), seconds_per_batch)
+        self.sample_rate = transcriber.experiment.sample_rate
         self.in_flight = 0
         self._callers: set[Caller] = set()
         self._threads = ThreadPoolExecutor(limits.max_requests, "request")
@@ -153,7 +154,9 @@ class Service:
         """Decodes an upload, until the caller is cancelled. Raises `AudioError` if it cannot be decoded."""
         name = "upload.g722" if upload.filename.lower().endswith(".g722") else "upload"  # G.722 has no header
         max_seconds = 60 * self.limits.max_minutes
-        yield from decode.stream(upload.content, name=name, max_seconds=max_seconds, check=caller.check)
+        yield from decode.stream(
+            upload.content, name=name, rate=self.sample_rate, max_seconds=max_seconds, check=caller.check
+        )
 
     def transcribe(
         self, upload: Upload, caller: Caller, on_segment: Callable[[Segment], Any] | None = None
@@ -179,7 +182,7 @@ class Service:
             segments.append(segment)
             if on_segment:
                 on_segment(segment)
-        return segments, num_samples / decode.SAMPLE_RATE
+        return segments, num_samples / self.sample_rate
 
     async def events(self, request: Request, upload: Upload) -> AsyncGenerator[dict[str, Any], None]:
         """Transcribes an upload as events: text as it is decoded, then the complete text. Raises as `run`."""
@@ -204,7 +207,7 @@ class Service:
 
     def picture(self, upload: Upload, caller: Caller) -> dict[str, Any]:
         """Returns log-mel features of the first 30 s as grey levels: a byte a bin, low bins first, frame by frame."""
-        most, blocks = int(_PICTURE_SECONDS * decode.SAMPLE_RATE), []
+        most, blocks = int(_PICTURE_SECONDS * self.sample_rate), []
         for block in self.blocks(upload, caller):
             blocks.append(block)
             if sum(map(len, blocks)) >= most:
@@ -219,7 +222,7 @@ class Service:
         return {
             "frames": len(shades),
             "bins": mel.num_mel_bins,
-            "seconds": len(samples) / decode.SAMPLE_RATE,
+            "seconds": len(samples) / self.sample_rate,
             "shades": base64.b64encode(shades.tobytes()).decode(),
         }
 

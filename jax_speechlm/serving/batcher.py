@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple
 
-from data_pipelines.audio import decode
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.inference.segmentation import Samples, shape_of
 
 _AT_ONCE = 4  # queued windows of one request, so that an hour of audio does not delay a short clip
@@ -39,7 +39,7 @@ class Batcher:
           encode: returns the model's output for each window (`Transcriber.encode_audio`).
           seconds_per_batch: most padded audio of a batch; a batch has at least one window.
         """
-        self._encode, self._limit = encode, seconds_per_batch * decode.SAMPLE_RATE
+        self._encode, self._limit = encode, seconds_per_batch * DEFAULT_SAMPLE_RATE
         self._waiting: collections.deque[_Waiting] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False

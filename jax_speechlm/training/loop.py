@@ -158,7 +158,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 reporter.write(step, "start", {"seconds_to_first_step": time.perf_counter() - began})
-            extent = BatchSize.of(batch, jax.process_count())
+            extent = BatchSize.of(batch, jax.process_count(), experiment.sample_rate)
             meter.count(extent, _TRAIN_TO_FORWARD * objective.flops(batch) * jax.process_count())
             seen[extent.unit] += extent.real
             # Reads the metrics of the previous step, so that the device does not wait.

@@ -16,7 +16,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.objectives.base import Metrics
 from jax_speechlm.training.logs import METRICS, drop_later
 from jax_speechlm.training.state import STEP_METRICS
@@ -41,11 +40,11 @@ class BatchSize(NamedTuple):
     rows: int
 
     @classmethod
-    def of(cls, batch: Mapping[str, np.ndarray], num_hosts: int) -> "BatchSize":
+    def of(cls, batch: Mapping[str, np.ndarray], num_hosts: int, sample_rate: int) -> "BatchSize":
         """Computes the size of a global batch from one host's rows, assuming that all hosts have the same size."""
         if "audio" in batch:
             rows, length = batch["audio"].shape
-            unit, per_unit, real = "audio_seconds", SAMPLE_RATE, int(batch["audio_length"].sum())
+            unit, per_unit, real = "audio_seconds", sample_rate, int(batch["audio_length"].sum())
         else:
             rows, length = batch["tokens"].shape
             unit, per_unit, real = "tokens", 1, int((batch["segment"] > 0).sum())

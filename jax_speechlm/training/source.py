@@ -27,7 +27,7 @@ from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.units import UnitIdStore, Units, read_units
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.vocabulary import Vocabulary
-from jax_speechlm.recipes.experiment import Data, Experiment, Mixture, Speech, Text, UnitText
+from jax_speechlm.recipes.experiment import Experiment, Mixture, Speech, Text, UnitText
 from jax_speechlm.tasks import TASKS
 from jax_speechlm.tasks.base import Input
 from jax_speechlm.tasks.inputs import TRANSCRIPT
@@ -97,6 +97,7 @@ def _shapes(experiment: Experiment) -> dict[str, Any]:
         "num_buckets": data.num_buckets,
         "batch_multiple": data.batch_multiple,
         "frame_samples": experiment.frame_samples,
+        "sample_rate": experiment.sample_rate,
     }
 
 
@@ -149,7 +150,7 @@ class SpeechSource(_PlannedSource):
     def open(cls, experiment: Experiment, tokenizer: Tokenizer | None = None) -> "SpeechSource":
         """Opens and plans data sets, with the tokenizer of the mixture, if any; see `open_source`."""
         data = experiment.data
-        train, dev = read_indexes(data)
+        train, dev = read_indexes(experiment)
         if TRANSCRIPT not in inputs_of(experiment):
             tokenizer = None
         elif tokenizer is None:
@@ -209,7 +210,7 @@ class TextSource(_PlannedSource):
     def open(cls, experiment: Experiment, tokenizer: Tokenizer | None = None) -> "TextSource":
         """Encodes and plans data sets, with the tokenizer of the mixture, if any; see `open_source`."""
         data = experiment.data
-        train, dev = read_indexes(data)
+        train, dev = read_indexes(experiment)
         tokenizer = tokenizer or _tokenizer(data.tokenizer, train)
         tokens = token_store.open_tokens(train, tokenizer)
         labels = _read(experiment, "label", train, dev)
@@ -251,7 +252,12 @@ class UnitSource(TextSource):
                 f"{data.units} has {units.num_units} units and the model's vocabulary "
                 f"{experiment.objective.num_units}: set --objective.num_units {units.num_units}"
             )
-        train, dev = read_indexes(data)
+        if units.sample_rate != experiment.sample_rate:
+            raise DataError(
+                f"{data.units} has units of speech at {units.sample_rate} Hz, and the front end is at "
+                f"{experiment.sample_rate} Hz: set --frontend.mel.sample-rate {units.sample_rate}"
+            )
+        train, dev = read_indexes(experiment)
         text_sets = data.text_sets or data.sets
         texts = indexes.read_sets(data.data_dir, text_sets, "train")
         tokenizer = _tokenizer(data.tokenizer, texts)
@@ -303,7 +309,7 @@ class MixtureSource(BatchSource):
     def open(cls, experiment: Experiment) -> "MixtureSource":
         """Opens the streams of an experiment's mixture; see `open_source`."""
         streams = stream_experiments(experiment)
-        readers = [read_indexes(each.data)[0] for each in streams.values() if _reads_text(each)]
+        readers = [read_indexes(each)[0] for each in streams.values() if _reads_text(each)]
         tokenizer = _tokenizer(experiment.data.tokenizer, *readers) if readers else None
         return cls.of({name: _open_stream(name, each, tokenizer) for name, each in streams.items()}, experiment)
 
@@ -354,11 +360,13 @@ def _open_stream(name: str, experiment: Experiment, tokenizer: Tokenizer | None)
 _SOURCES = {Speech: SpeechSource, Text: TextSource, UnitText: UnitSource, Mixture: MixtureSource}
 
 
-def read_indexes(data: Data) -> tuple[indexes.Index, indexes.Index | None]:
+def read_indexes(experiment: Experiment) -> tuple[indexes.Index, indexes.Index | None]:
     """Reads the indexes of the training rows and of the validation rows; the latter may be None."""
-    train = indexes.read_sets(data.data_dir, data.sets, "train")
+    data = experiment.data
+    rate = None if isinstance(data, Text) else experiment.sample_rate
+    train = indexes.read_sets(data.data_dir, data.sets, "train", rate)
     dev_sets = data.dev_sets or _with_dev_split(data.data_dir, data.sets)
-    return train, indexes.read_sets(data.data_dir, dev_sets, "dev") if dev_sets else None
+    return train, indexes.read_sets(data.data_dir, dev_sets, "dev", rate) if dev_sets else None
 
 
 def _with_dev_split(data_dir: str, sets: tuple[str, ...]) -> tuple[str, ...]:
@@ -392,7 +400,8 @@ def _noise(experiment: Experiment) -> NoiseReader | None:
         )
     if data.noise_set is None:
         return None
-    return NoiseReader(indexes.read_sets(data.data_dir, (data.noise_set,), "train"), experiment.seed)
+    index = indexes.read_sets(data.data_dir, (data.noise_set,), "train", experiment.sample_rate)
+    return NoiseReader(index, experiment.seed)
 
 
 def _tokenizer(path: str | None, *train: indexes.Index) -> Tokenizer:

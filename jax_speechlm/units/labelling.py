@@ -91,6 +91,7 @@ def _each_row(
         seconds_per_batch=seconds_per_batch,
         batch_multiple=mesh.size,
         frame_samples=extractor.mel.frame_samples,
+        sample_rate=index.sample_rate,
     )
     items = rows[plan.items].astype(np.int32)
     plan = dataclasses.replace(plan, items=items, dropped={"not asked for": len(index) - len(items)})

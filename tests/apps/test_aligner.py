@@ -28,7 +28,7 @@ FRAMES = 30
 class Said(Recognizer):
     """A recogniser that hears each character of one text for two frames, unknown ones as an `a`."""
 
-    experiment = types.SimpleNamespace(frontend=FRONT_END, frame_samples=FRAME)
+    experiment = types.SimpleNamespace(frontend=FRONT_END, frame_samples=FRAME, sample_rate=FRONT_END.mel.sample_rate)
 
     def __init__(self, alphabet: str):
         object.__setattr__(self, "tokenizer", CharTokenizer(alphabet))
@@ -134,7 +134,7 @@ class Heard(Recognizer):
     """A recogniser that hears each character of a row for two frames, from frame 3 + row on."""
 
     tokenizer = TOKENIZER
-    experiment = types.SimpleNamespace(frontend=FRONT_END, frame_samples=FRAME)
+    experiment = types.SimpleNamespace(frontend=FRONT_END, frame_samples=FRAME, sample_rate=FRONT_END.mel.sample_rate)
 
     def __init__(self, seed: int = 0):
         object.__setattr__(self, "params", {"head": np.full(3, seed, np.float32)})

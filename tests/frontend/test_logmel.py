@@ -66,6 +66,29 @@ class TestLibrosa:
             assert np.mean(audible) > 0.3
 
 
+class TestOtherRates:
+    @pytest.mark.parametrize("rate", [8_000, 24_000])
+    def test_features(self, rate):
+        audio = speech_like(0, 3 * rate // 2)
+        config = LogMel(variant="librosa", stack=1, normalize=False, num_mel_bins=40, sample_rate=rate)
+        features, length = compute(audio[None], np.array([len(audio)]), config=config)
+        power = librosa.feature.melspectrogram(
+            y=audio / 2.0**15, sr=rate, n_fft=rate // 40, hop_length=rate // 100, n_mels=40, pad_mode="constant"
+        )
+        assert length[0] == config.num_frames(len(audio)) == power.shape[1]
+        np.testing.assert_allclose(features[0], np.log(np.maximum(power, 1e-10)).T, rtol=0, atol=2e-3)
+
+    @pytest.mark.parametrize("variant", ["kaldi", "librosa", "nemo"])
+    def test_frames_are_as_frequent_at_every_rate(self, variant):
+        at = {rate: LogMel(variant=variant, sample_rate=rate) for rate in (8_000, 16_000, 48_000)}
+        assert len({mel.frame_samples / rate for rate, mel in at.items()}) == 1
+        assert len({mel.num_frames(rate) for rate, mel in at.items()}) == 1
+        for rate, mel in at.items():
+            features, length = compute(speech_like(0, rate)[None], np.array([rate]), config=mel)
+            assert features.shape[1] == length[0] == mel.num_frames(rate)
+            assert np.isfinite(features).all()
+
+
 class TestNeMo:
     """Against `ParakeetFeatureExtractor`, padding full of junk."""
 

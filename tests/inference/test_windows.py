@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.audio.decode import AudioError
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE as SAMPLE_RATE
 from jax_speechlm.inference.segmentation import (
     blocks_of,
     cut_at_pauses,
@@ -104,7 +104,7 @@ def test_windows_that_cannot_be_cut_are_refused():
 def test_arrays_are_checked():
     assert blocks_of(np.ones(3, np.int16))[0].tolist() == [1, 1, 1]
     for wrong in (np.ones(3, np.float32), np.ones((3, 1), np.int16), np.ones(0, np.int16)):
-        with pytest.raises(AudioError, match=r"give int16 \[samples\] at 16 kHz"):
+        with pytest.raises(AudioError, match=r"give int16 \[samples\] at 16000 Hz"):
             blocks_of(wrong)
     assert len(cut_at_pauses(recording(0, 100_000), 2.0)) > 3
 
@@ -147,7 +147,7 @@ def test_shapes_are_few_and_pad_little():
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), 1e300])
 def test_settings_of_lengths_that_are_none_are_refused(seconds):
     for call in (
-        lambda: list(in_groups([np.zeros(16_000, np.int16)], seconds, 60.0)),
+        lambda: list(in_groups([np.zeros(16_000, np.int16)], 16_000, seconds, 60.0)),
         lambda: shapes(seconds, 60.0),
     ):
         with pytest.raises(ValueError, match="--max-seconds must be above 0"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from data_pipelines.audio.decode import AudioError
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.text.scripts import join
@@ -134,8 +134,13 @@ class Transcriber(abc.ABC):
             for number, recording in enumerate(recordings)
             for piece in self._pieces(number, recording, max_seconds)
         )
+
+        def on_samples(num_samples: int) -> None:
+            if progress is not None:
+                progress(num_samples / self.experiment.sample_rate)
+
         segments: list[Segment] = []
-        utterances = self._utterances(_encoded(pieces, encode, seconds_per_batch, progress))
+        utterances = self._utterances(_encoded(pieces, encode, seconds_per_batch, on_samples))
         for group in _in_groups(utterances, _DECODED_AT_ONCE):
             decoded = iter(self.decode([each for each in group if not isinstance(each, _Piece)]))
             for each in group:
@@ -157,7 +162,7 @@ class Transcriber(abc.ABC):
         """Transcribes one recording and yields its segments as they are decoded.
 
         Args:
-          blocks: its samples at 16 kHz, which may raise `AudioError`.
+          blocks: its samples at the front end's rate, which may raise `AudioError`.
           encode: encodes windows, as `encode_audio` does.
           at_once: utterances decoded together; affects speed and latency, not the result.
         """
@@ -176,18 +181,19 @@ class Transcriber(abc.ABC):
         return join((" ".join(segment.text.split()) for segment in segments), self.separator)
 
     def _windows(self, blocks: Iterable[Samples], max_seconds: float) -> Iterator[AudioWindow]:
-        overlap = min(_CONTEXT_SECONDS, max_seconds / 8) if self.joins_windows else 0.0
+        rate, overlap = self.experiment.sample_rate, min(_CONTEXT_SECONDS, max_seconds / 8)
         return windows(
             blocks,
-            samples_in(max_seconds),
-            overlap=int(overlap * SAMPLE_RATE),
+            samples_in(max_seconds, rate),
+            sample_rate=rate,
+            overlap=int(overlap * rate) if self.joins_windows else 0,
             multiple=self.experiment.frame_samples if self.joins_windows else 1,
             skip_silence=True,
         )
 
     def _pieces(self, number: int, recording: Recording, max_seconds: float) -> Iterator[_Piece]:
         try:
-            for window in self._windows(blocks_of(recording), max_seconds):
+            for window in self._windows(blocks_of(recording, self.experiment.sample_rate), max_seconds):
                 yield _Piece(number, window)
         except AudioError as error:
             yield _Piece(number, error)
@@ -203,35 +209,35 @@ class Transcriber(abc.ABC):
         name = name_of(recording)
         if isinstance(end, AudioError):
             return Transcript(name, "", 0.0, str(end))
-        return Transcript(name, self.text_of(segments), end.end / SAMPLE_RATE, None, tuple(segments))
+        return Transcript(name, self.text_of(segments), end.end / self.experiment.sample_rate, None, tuple(segments))
 
 
 def _encoded(
     pieces: Iterable[_Piece],
     encode: Encode,
     seconds_per_batch: float,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Iterator[_Piece]:
     """Yields the pieces with their encodings, computed a batch of windows at a time."""
     waiting: list[_Piece] = []
-    samples = seconds = 0
+    samples = encoded = 0
 
     def flush() -> Iterator[_Piece]:
-        nonlocal seconds
+        nonlocal encoded
         parts = [part for piece in waiting if (part := _samples(piece)) is not None]
         outputs = iter(encode(parts) if parts else [])
         for piece in waiting:
             if isinstance(piece.window, AudioWindow):
-                seconds += (piece.window.end - piece.window.start) / SAMPLE_RATE
+                encoded += piece.window.end - piece.window.start
             yield piece if _samples(piece) is None else piece._replace(output=next(outputs))
         if progress is not None:
-            progress(seconds)
+            progress(encoded)
 
     for piece in pieces:
         waiting.append(piece)
         part = _samples(piece)
         samples += 0 if part is None else shape_of(len(part))
-        if samples >= seconds_per_batch * SAMPLE_RATE:
+        if samples >= seconds_per_batch * DEFAULT_SAMPLE_RATE:
             yield from flush()
             waiting, samples = [], 0
     yield from flush()

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.decoding.ctc.alignment import Span, Word, force_align, words_of
@@ -190,7 +189,7 @@ class Recognizer(Transcriber):
 
     @property
     def _frame_seconds(self) -> float:
-        return self.experiment.frame_samples / SAMPLE_RATE
+        return self.experiment.frame_samples / self.experiment.sample_rate
 
 
 def _objective(run: LoadedRun) -> Objective:

@@ -15,7 +15,6 @@ from jaxtyping import Array, Key
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.batching.speech import Batch as HostBatch
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.decoding.lm.generate import GREEDY, Beam, Continuations, Sampling, check_counts, method_of
@@ -101,8 +100,8 @@ class SpeechLanguageModel(Transcriber):
         """Returns the best answer to each window as a segment, without word times."""
         return [
             Segment(
-                window.start / SAMPLE_RATE,
-                window.end / SAMPLE_RATE,
+                window.start / self.experiment.sample_rate,
+                window.end / self.experiment.sample_rate,
                 answers[0].text,
                 _per_token(answers[0]),
                 alternatives=tuple(each.text for each in answers) if isinstance(self.method, Beam) else (),
@@ -146,7 +145,7 @@ class SpeechLanguageModel(Transcriber):
         A beam search returns its hypotheses, best first, instead of `samples`. Unreadable files raise `AudioError`.
         """
         check_counts(samples=samples)
-        audio = [np.concatenate(list(blocks_of(recording))) for recording in recordings]
+        audio = [np.concatenate(list(blocks_of(recording, self.experiment.sample_rate))) for recording in recordings]
         draws = 1 if isinstance(method, Beam) else samples
         keys = [prompt_keys(seed, part.tobytes(), draws) for part in audio]
         results: list[list[Continuation]] = [[] for _ in audio]
@@ -175,7 +174,7 @@ class SpeechLanguageModel(Transcriber):
             sequence = model.lay_out(before, speech, length_B, after, nothing, jnp.zeros_like(length_B))
 
             def most_tokens(samples):
-                return samples * TOKENS_PER_SECOND // SAMPLE_RATE + SPARE_TOKENS
+                return samples * TOKENS_PER_SECOND // experiment.sample_rate + SPARE_TOKENS
 
             context = sequence.start + most_tokens(batch["audio_length"])
             limits = {"max_new": most_tokens(batch["audio"].shape[1]), "context": context}

@@ -8,6 +8,8 @@ left as they are in the files: a default id may be an ordinary token of another 
 from collections.abc import Mapping
 from typing import Any
 
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
+
 # fmt: off
 _CAUSAL = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "hidden_act": "silu", "rms_norm_eps": 1e-6,
@@ -75,9 +77,9 @@ _PARTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 FEATURES: dict[str, dict[str, Any]] = {
-    "SeamlessM4TFeatureExtractor": {"sampling_rate": 16_000, "num_mel_bins": 80, "stride": 2},
+    "SeamlessM4TFeatureExtractor": {"sampling_rate": DEFAULT_SAMPLE_RATE, "num_mel_bins": 80, "stride": 2},
     "ParakeetFeatureExtractor": {
-        "feature_size": 80, "sampling_rate": 16_000, "hop_length": 160, "n_fft": 512, "win_length": 400,
+        "feature_size": 80, "sampling_rate": DEFAULT_SAMPLE_RATE, "hop_length": 160, "n_fft": 512, "win_length": 400,
         "preemphasis": 0.97, "padding_value": 0.0,
     },
 }  # fmt: skip

@@ -8,7 +8,7 @@ its batch to an even number of frames, and so may give one vector more (`Ending`
 
 from typing import Any, Literal
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf import parakeet
@@ -29,6 +29,7 @@ def front_end_to_hugging_face(mel: LogMel) -> dict[str, Any]:
         f"frontend.mel.normalize={mel.normalize}": not mel.normalize,
         # The extractor's mask takes every second frame of `stride`: of one there is none.
         f"frontend.mel.stack={mel.stack}": mel.stack < 2,
+        f"frontend.mel.sample_rate={mel.sample_rate}": mel.sample_rate != DEFAULT_SAMPLE_RATE,
     }
     for setting, stands_in_the_way in stands.items():
         if stands_in_the_way:
@@ -43,7 +44,7 @@ def front_end_to_hugging_face(mel: LogMel) -> dict[str, Any]:
         "padding_side": "right",
         "padding_value": 0.0,
         "return_attention_mask": True,
-        "sampling_rate": SAMPLE_RATE,
+        "sampling_rate": DEFAULT_SAMPLE_RATE,
         "stride": mel.stack,
     }
 
@@ -53,9 +54,9 @@ def front_end_from_hugging_face(values: dict[str, Any]) -> LogMel:
     kind = values.get("feature_extractor_type")
     if kind == parakeet.EXTRACTOR:
         return parakeet.features_from_hugging_face(values)
-    if kind != "SeamlessM4TFeatureExtractor" or values.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
+    if kind != "SeamlessM4TFeatureExtractor" or values.get("sampling_rate", DEFAULT_SAMPLE_RATE) != DEFAULT_SAMPLE_RATE:
         raise ExportError(
-            f"{FILE}: only a SeamlessM4TFeatureExtractor at {SAMPLE_RATE} Hz has a counterpart here, not {kind}"
+            f"{FILE}: only a SeamlessM4TFeatureExtractor at {DEFAULT_SAMPLE_RATE} Hz has a counterpart here, not {kind}"
         )
     values = FEATURES[kind] | values
     return LogMel(num_mel_bins=values["num_mel_bins"], stack=values["stride"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath, as_path
 from jax_speechlm.evaluation.report import TOO_FEW, EvaluationReport
@@ -37,7 +37,7 @@ _USES = {
 """By the class of transformers that opens a model: the hub's name of its task (`pipeline_tag`), and the arguments of
 its pipeline or the line that computes its output."""
 
-_RATE = f"{SAMPLE_RATE:_}"  # Hz, as Python code
+_RATE = f"{DEFAULT_SAMPLE_RATE:_}"  # Hz, as Python code
 _AUDIO_MODEL = """\
 from transformers import AutoFeatureExtractor, {auto}
 
@@ -112,10 +112,10 @@ def _notes(run: LoadedRun) -> Iterator[str]:
     if isinstance(experiment.model, ConformerConfig):
         mel = experiment.frontend.mel
         yield (
-            f"Input: 16 kHz mono, a vector every {1000 * mel.frame_samples // SAMPLE_RATE} ms. Frames at the end that "
-            "do not fill a vector were dropped in training; transformers' feature extractor may fill the last vector "
-            "up instead, and the pipeline then decodes it too. One clip at a time, "
-            f"`extractor(samples, sampling_rate={SAMPLE_RATE:_}, pad_to_multiple_of=1)` drops them as well."
+            f"Input: 16 kHz mono, a vector every {1000 * mel.frame_samples // mel.sample_rate} ms. Frames at the end "
+            "that do not fill a vector were dropped in training; transformers' feature extractor may fill the last "
+            "vector up instead, and the pipeline then decodes it too. One clip at a time, "
+            f"`extractor(samples, sampling_rate={DEFAULT_SAMPLE_RATE:_}, pad_to_multiple_of=1)` drops them as well."
         )
     if isinstance(experiment.model, SpeechLMConfig):
         prompt = experiment.objective.prompts.of(experiment.objective.task)

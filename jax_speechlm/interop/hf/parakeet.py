@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
-from jax_speechlm.frontend.logmel import HOP, WINDOW, LogMel
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
+from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.interop.hf import mapping
 from jax_speechlm.interop.hf.class_settings import FEATURES, completed
 from jax_speechlm.interop.hf.mapping import INTO_HEADS, SAME, Layout, Row, StateDict, linear, norm
@@ -180,9 +180,9 @@ def config_to_hugging_face(config: FastConformerConfig, vocab_size: int | None =
 EXTRACTOR = "ParakeetFeatureExtractor"
 _FEATURES = {
     "feature_extractor_type": EXTRACTOR,
-    "sampling_rate": SAMPLE_RATE,
-    "hop_length": HOP,
-    "win_length": WINDOW,
+    "sampling_rate": DEFAULT_SAMPLE_RATE,
+    "hop_length": 160,
+    "win_length": 400,
     "n_fft": 512,
     "preemphasis": 0.97,
     "padding_value": 0.0,
@@ -205,6 +205,7 @@ def features_to_hugging_face(mel: LogMel) -> dict[str, Any]:
     if mel != LogMel(variant="nemo", num_mel_bins=mel.num_mel_bins, stack=1):
         raise ValueError(
             f"ParakeetFeatureExtractor does not compute log-mel of variant {mel.variant}, stack {mel.stack}, normalize "
-            f"{mel.normalize}: export a run that was trained with variant nemo, stack 1 and normalize"
+            f"{mel.normalize} at {mel.sample_rate} Hz: export a run that was trained with variant nemo, stack 1 and "
+            "normalize"
         )
     return _FEATURES | {"feature_size": mel.num_mel_bins, "padding_side": "right", "return_attention_mask": True}

@@ -25,11 +25,11 @@ import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float32, Int, Int16, Int32
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.core.tokenizer import BLANK, Tokenizer
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
-from jax_speechlm.frontend.logmel import HOP, WINDOW, LogMel
+from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck
 from jax_speechlm.models.fast_conformer import FastConformerConfig
@@ -102,7 +102,8 @@ class Program:
     @property
     def samples(self) -> tuple[int, int]:
         """Fewest and most samples of a padded row: of one frame, and of the frames that attention takes at once."""
-        return WINDOW + (self.mel.stack - 1) * HOP, (MAX_FULL_SCORES * self.mel.stack - 1) * HOP
+        mel = self.mel
+        return mel.window + (mel.stack - 1) * mel.hop, (MAX_FULL_SCORES * mel.stack - 1) * mel.hop
 
     def arguments(self, samples: int | None = None) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Returns the shapes of audio and lengths: of one row of `samples`, or with symbols for both sizes."""
@@ -122,7 +123,7 @@ class Program:
         """Recognizes speech; this is the function that is exported.
 
         Args:
-          audio: at 16 kHz, the rows padded with anything to a length within `samples`.
+          audio: at the front end's rate, the rows padded with anything to a length within `samples`.
           audio_length: number of samples per row; may be 0.
 
         Returns:
@@ -158,9 +159,9 @@ class Program:
             "checkpoint": str(self.checkpoint),
             "made_by": {name: version(name) for name in ("jax_speechlm", "jax", "jaxlib")},
             "step": self.step,
-            "sample_rate": SAMPLE_RATE,
+            "sample_rate": self.mel.sample_rate,
             "samples": {"fewest": fewest, "most": most},
-            "frame_seconds": self.mel.frame_samples / SAMPLE_RATE,
+            "frame_seconds": self.mel.frame_samples / self.mel.sample_rate,
             "inputs": {"audio": array("int16", "batch", "samples"), "audio_length": array("int32", "batch")},
             "outputs": {
                 "log_probs": array("float32", "batch", "frames", self.tokenizer.vocab_size),
@@ -209,12 +210,14 @@ def export(run: Path, out: Path, target: Target, seconds: Sequence[float] | None
     Raises:
       FailedCheck: the written program gives other results.
     """
-    lengths = [] if seconds is None else in_samples(seconds)
+    if seconds is not None:
+        _check_positive(seconds)
     folders.require_free(out)
     program = Program.of(LoadedRun.read(run))
-    fewest, most = program.samples
+    rate, (fewest, most) = program.mel.sample_rate, program.samples
+    lengths = sorted({round(length * rate) for length in seconds or ()})
     if lengths and not fewest <= lengths[0] <= lengths[-1] <= most:
-        limits = f"{fewest / SAMPLE_RATE:.3f} to {most / SAMPLE_RATE:.0f}"
+        limits = f"{fewest / rate:.3f} to {most / rate:.0f}"
         raise ExportError(f"{program.checkpoint}: --seconds must lie within {limits} for this model")
     count = sum(value.size for value in program.weights.values())
     print(f"{program.checkpoint}: exporting {count:,} parameters", file=sys.stderr, flush=True)
@@ -231,12 +234,10 @@ def export(run: Path, out: Path, target: Target, seconds: Sequence[float] | None
     return agreement
 
 
-def in_samples(seconds: Sequence[float]) -> list[int]:
-    """Converts lengths of audio to samples, the shortest first."""
+def _check_positive(seconds: Sequence[float]) -> None:
     wrong = [length for length in seconds if not (math.isfinite(length) and length > 0)]
     if wrong or not seconds:
         raise ExportError(f"--seconds takes lengths above 0, got {wrong[0] if wrong else 'none'}")
-    return sorted({round(length * SAMPLE_RATE) for length in seconds})
 
 
 def require_installed(extra: str, **packages: str) -> None:
@@ -336,7 +337,7 @@ def check(program: Program, recognize: Recognize, shapes: Sequence[tuple[int, in
 
 def _clips(rows: int, samples: int) -> tuple[Int16[np.ndarray, "batch samples"], Int32[np.ndarray, " batch"]]:
     rng = np.random.default_rng(0)
-    lengths = np.minimum([samples, 0, WINDOW, 15_999, 11_111], samples)[:rows].astype(np.int32)
+    lengths = np.minimum([samples, 0, 400, 15_999, 11_111], samples)[:rows].astype(np.int32)
     audio = rng.integers(-3000, 3000, (rows, samples))
     for row, length in enumerate(lengths):
         audio[row, :length] = _babble(int(length), rng)
@@ -348,8 +349,8 @@ def _babble(length: int, rng: np.random.Generator) -> Float32[np.ndarray, " samp
 
     Not digital silence, on which a correct model can magnify the rounding of float32 a hundredfold.
     """
-    seconds = np.arange(length) / SAMPLE_RATE
-    phase = 2 * np.pi * np.cumsum(180 - 30 * seconds + 25 * np.sin(9 * seconds)) / SAMPLE_RATE
+    seconds = np.arange(length) / DEFAULT_SAMPLE_RATE
+    phase = 2 * np.pi * np.cumsum(180 - 30 * seconds + 25 * np.sin(9 * seconds)) / DEFAULT_SAMPLE_RATE
     harmonics = rng.uniform(0, 1, 30) / np.arange(1, 31)
     voice = sum(weight * np.sin(n * phase) for n, weight in enumerate(harmonics, start=1))
     is_pause = np.abs(np.arange(length) - length / 2) < length / 16

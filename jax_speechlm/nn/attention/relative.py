@@ -47,6 +47,8 @@ class QueryBlocks:
 
 BLOCKS = QueryBlocks()
 
+_INTO = ("embed", "heads", "head_dim")
+
 
 def chunk_mask(
     query: Int[Array, " query"], key: Int[Array, " key"], chunk: Chunk | None
@@ -175,7 +177,26 @@ def _attend_block(scores, q_BxQxHxK, first, k_BxTxHxK, v_BxTxHxK, mask_BxT, *, c
     return jnp.einsum("bhts,bshk->bthk", weights, v_BxTxHxK)
 
 
-class RelativeAttention(nnx.Module):
+class DistanceAttention(nnx.Module):
+    """Base of multi-head self-attention whose scores depend on distance: linear maps and the mixing of values."""
+
+    def __init__(
+        self, dim: int, num_heads: int, dropout_rate: float, *, bias: bool, blocks: QueryBlocks, rngs: nnx.Rngs
+    ):
+        """`dropout_rate` is of the attention weights; `blocks` as of `attend`."""
+        heads = num_heads, dim // num_heads
+        self.scale, self.dropout_rate, self.blocks = heads[1] ** -0.5, dropout_rate, blocks
+        self.query, self.key, self.value = (Linear((dim,), heads, _INTO, bias=bias, rngs=rngs) for _ in range(3))
+        self.out = Linear(heads, (dim,), ("heads", "head_dim", "embed"), bias=bias, rngs=rngs)
+
+    def _mix(
+        self, scores: Scores, x_BxTxD: Array, q_BxTxHxK: Array, mask_BxT: Array, chunk: Chunk | None, keys: Keys | None
+    ) -> Float[Array, "batch time dim"]:
+        mix = partial(attend, scores, chunk=chunk, rate=self.dropout_rate, keys=keys, blocks=self.blocks)
+        return self.out(sequence.by_heads(mix, q_BxTxHxK, self.key(x_BxTxD), self.value(x_BxTxD), mask_BxT))
+
+
+class RelativeAttention(DistanceAttention):
     """Multi-head self-attention with scores (q·k + q·distance[clip(key - query)]) / sqrt(head_dim).
 
     This is `position_embeddings_type="relative_key"` of Hugging Face's Wav2Vec2-BERT: one table of distances a layer,
@@ -183,8 +204,6 @@ class RelativeAttention(nnx.Module):
 
     Args:
       left_max, right_max: distance in frames before and after the query beyond which distances are clipped.
-      dropout_rate: of the attention weights.
-      blocks: see `attend`.
     """
 
     def __init__(
@@ -198,13 +217,10 @@ class RelativeAttention(nnx.Module):
         blocks: QueryBlocks = BLOCKS,
         rngs: nnx.Rngs,
     ):
-        head_dim = dim // num_heads
-        self.left_max, self.right_max, self.blocks = left_max, right_max, blocks
-        self.scale, self.dropout_rate = head_dim**-0.5, dropout_rate
-        self.query, self.key, self.value, self.out = _projections(dim, num_heads, True, rngs)
-        self.distance = parameter(
-            rngs.params(), (left_max + 1 + right_max, head_dim), (None, "head_dim"), jax.nn.initializers.normal(0.02)
-        )
+        super().__init__(dim, num_heads, dropout_rate, bias=True, blocks=blocks, rngs=rngs)
+        self.left_max, self.right_max = left_max, right_max
+        shape = left_max + 1 + right_max, dim // num_heads
+        self.distance = parameter(rngs.params(), shape, (None, "head_dim"), jax.nn.initializers.normal(0.02))
 
     def __call__(
         self,
@@ -214,9 +230,7 @@ class RelativeAttention(nnx.Module):
         keys: Keys | None,
     ) -> Float[Array, "batch time dim"]:
         """Computes attention to the frames that are not padding (`mask_BxT`) and that `chunk_mask` allows."""
-        q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = self.query(x_BxTxD) * self.scale, self.key(x_BxTxD), self.value(x_BxTxD)
-        mix = partial(attend, self._scores, chunk=chunk, rate=self.dropout_rate, keys=keys, blocks=self.blocks)
-        return self.out(sequence.by_heads(mix, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask_BxT))
+        return self._mix(self._scores, x_BxTxD, self.query(x_BxTxD) * self.scale, mask_BxT, chunk, keys)
 
     def _scores(self, q_BxQxHxK, first, k_BxTxHxK):
         scores = jnp.einsum("bthk,bshk->bhts", q_BxQxHxK, k_BxTxHxK)
@@ -224,7 +238,7 @@ class RelativeAttention(nnx.Module):
         return scores + relative_shift(by_distance, first, k_BxTxHxK.shape[1], self.left_max, self.right_max)
 
 
-class PositionalAttention(nnx.Module):
+class PositionalAttention(DistanceAttention):
     """Multi-head self-attention with scores ((q + u)·k + (q + v)·W r) / sqrt(head_dim), r the sinusoids of a distance.
 
     This is the form of Transformer-XL (Dai et al. 2019, section 3.3), of the conformer's paper and of Hugging Face's
@@ -241,13 +255,11 @@ class PositionalAttention(nnx.Module):
         blocks: QueryBlocks = BLOCKS,
         rngs: nnx.Rngs,
     ):
-        head_dim, self.blocks = dim // num_heads, blocks
-        self.scale, self.dropout_rate = head_dim**-0.5, dropout_rate
-        self.query, self.key, self.value, self.out = _projections(dim, num_heads, bias, rngs)
-        self.position = Linear((dim,), (num_heads, head_dim), _INTO, bias=False, rngs=rngs)
-        zeros = jax.nn.initializers.zeros
-        self.content_bias = parameter(rngs.params(), (num_heads, head_dim), _INTO[1:], zeros, decays=False)  # u
-        self.position_bias = parameter(rngs.params(), (num_heads, head_dim), _INTO[1:], zeros, decays=False)  # v
+        super().__init__(dim, num_heads, dropout_rate, bias=bias, blocks=blocks, rngs=rngs)
+        heads, zeros = (num_heads, dim // num_heads), jax.nn.initializers.zeros
+        self.position = Linear((dim,), heads, _INTO, bias=False, rngs=rngs)
+        self.content_bias = parameter(rngs.params(), heads, _INTO[1:], zeros, decays=False)  # u
+        self.position_bias = parameter(rngs.params(), heads, _INTO[1:], zeros, decays=False)  # v
 
     def __call__(
         self,
@@ -261,10 +273,8 @@ class PositionalAttention(nnx.Module):
         Args:
           sinusoids_RxD: `distance_sinusoids` of the same number of frames.
         """
-        q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = self.query(x_BxTxD), self.key(x_BxTxD), self.value(x_BxTxD)
         scores = partial(self._scores, self.position(sinusoids_RxD))
-        mix = partial(attend, scores, rate=self.dropout_rate, keys=keys, blocks=self.blocks)
-        return self.out(sequence.by_heads(mix, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask_BxT))
+        return self._mix(scores, x_BxTxD, self.query(x_BxTxD), mask_BxT, None, keys)
 
     def _scores(self, r_RxHxK, q_BxQxHxK, first, k_BxTxHxK):
         dtype, (queries, time) = q_BxQxHxK.dtype, (q_BxQxHxK.shape[1], k_BxTxHxK.shape[1])
@@ -275,16 +285,6 @@ class PositionalAttention(nnx.Module):
         r_RxHxK = jax.lax.dynamic_slice_in_dim(r_RxHxK, start, size)
         by_distance = jnp.einsum("bthk,rhk->bhtr", (q_BxQxHxK + position) * self.scale, r_RxHxK)
         return scores + skew(by_distance)
-
-
-_INTO, _OUT_OF = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
-
-
-def _projections(dim: int, num_heads: int, bias: bool, rngs: nnx.Rngs) -> tuple[Linear, Linear, Linear, Linear]:
-    """Declares the linear maps of queries, keys, values and of the output."""
-    heads = num_heads, dim // num_heads
-    into = (Linear((dim,), heads, _INTO, bias=bias, rngs=rngs) for _ in range(3))
-    return *into, Linear(heads, (dim,), _OUT_OF, bias=bias, rngs=rngs)
 
 
 def distance_sinusoids(num_frames: int, dim: int, blocks: QueryBlocks = BLOCKS) -> Float[Array, "distances {dim}"]:

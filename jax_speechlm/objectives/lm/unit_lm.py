@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from pydantic import Field, PositiveInt
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
@@ -61,7 +60,8 @@ class UnitLM(ObjectiveConfig):
             unit_BxT, text_BxT = kinds_of(target_BxT, batch["tokens"], vocabulary)
             unit_BxT, text_BxT = weight_BxT * unit_BxT, weight_BxT * text_BxT
             units, nats = jnp.sum(unit_BxT), jnp.sum(unit_BxT * scores.nll)
-            seconds_BxT = jnp.pad(batch["samples"][:, 1:], ((0, 0), (0, 1))) / SAMPLE_RATE  # of the targets
+            # Durations of the targets.
+            seconds_BxT = jnp.pad(batch["samples"][:, 1:], ((0, 0), (0, 1))) / frontend.mel.sample_rate
             share_K = gauges.code_shares(target_BxT - vocabulary.first_unit, unit_BxT, self.num_units)
             return metrics | {
                 "unit_loss": (nats, units),

@@ -15,7 +15,7 @@ from data_pipelines.audio import decode as audio
 from data_pipelines.audio import formats
 from data_pipelines.audio.decode import AudioError, AudioTooLongError, decode, decode_flac, encode_flac, measure
 
-RATE = audio.SAMPLE_RATE
+RATE = audio.DEFAULT_SAMPLE_RATE
 
 
 def tone(rate: int, seconds: float = 1.0, hertz: float = 440.0, channels: int = 1) -> np.ndarray:
@@ -151,7 +151,7 @@ def test_hour_long_audio_is_refused_early():
             yield RATE, np.full(RATE, 0.1, np.float32)
 
     with pytest.raises(AudioTooLongError, match="over 10 s"):
-        audio.resample(endless(), max_seconds=10)
+        list(audio.resampled(endless(), "", 10))
 
 
 @settings(max_examples=60)
@@ -184,10 +184,10 @@ def test_channels_stay_apart(tmp_path, rate):
     times = np.arange(rate // 2) / rate
     both = np.stack([0.5 * np.sin(2 * np.pi * pitch * times) for pitch in (300, 700)], axis=1)
     soundfile.write(tmp_path / "a.wav", both, rate)
-    apart = np.concatenate(list(audio.stream_channels(tmp_path / "a.wav")))
+    apart = np.concatenate(list(audio.stream(tmp_path / "a.wav", mix=False)))
     assert apart.shape == (8_000, 2)
     np.testing.assert_allclose(apart.mean(axis=1), audio.decode(tmp_path / "a.wav"), atol=1)
     spectra = np.abs(np.fft.rfft(apart.astype(float), axis=0))
     assert (2 * np.argmax(spectra, axis=0)).tolist() == [300, 700]
-    kept = np.concatenate(list(audio.stream_channels(tmp_path / "a.wav", rate=rate)))
+    kept = np.concatenate(list(audio.stream(tmp_path / "a.wav", rate=rate, mix=False)))
     np.testing.assert_array_equal(kept, soundfile.read(tmp_path / "a.wav", dtype="int16")[0])

@@ -19,7 +19,7 @@ from data_pipelines.audio import process as audio_process
 from data_pipelines.audio.decode import AudioError, AudioTooLongError, decode, encode_flac
 from tests.data_pipelines.audio.foreign_audio import claiming, muxed, tone, written
 
-RATE = audio.SAMPLE_RATE
+RATE = audio.DEFAULT_SAMPLE_RATE
 
 
 def loudest_hertz(samples: np.ndarray) -> float:

@@ -8,7 +8,7 @@ import soundfile
 
 from data_pipelines.audio import stretches
 from data_pipelines.audio.clips import AudioFile, AudioSlice, Clip, Dropped
-from data_pipelines.audio.decode import AudioError, decode, decode_flac, stream_channels
+from data_pipelines.audio.decode import AudioError, decode, decode_flac, stream
 from data_pipelines.audio.stretches import Stretch, decode_stretches
 from data_pipelines.prepare.clip_files import read_clips, write_clips
 from data_pipelines.prepare.job import prepare
@@ -47,9 +47,9 @@ def decoded(monkeypatch):
 
     def counted(path, **options):
         files.append(path.name)
-        return stream_channels(path, **options)
+        return stream(path, **options)
 
-    monkeypatch.setattr(stretches, "stream_channels", counted)
+    monkeypatch.setattr(stretches, "stream", counted)
     return files
 
 
@@ -221,10 +221,10 @@ def test_a_damaged_session_keeps_the_stretches_before_the_damage(tmp_path, monke
     session(tmp_path / "a.wav", 16_000)
 
     def damaged(path, **options):
-        yield next(stream_channels(path))[:32_000]
+        yield next(stream(path, mix=False))[:32_000]
         raise AudioError(str(path), "cannot be decoded", "try to play it")
 
-    monkeypatch.setattr(stretches, "stream_channels", damaged)
+    monkeypatch.setattr(stretches, "stream", damaged)
     spans = [Stretch(tmp_path / "a.wav", start, start + 1) for start in range(4)]
     outcomes = dict(decode_stretches(spans, 9))
     assert [isinstance(outcomes[place], AudioError) for place in range(4)] == [False, False, True, True]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.batching.plan import FILLER, bucket_edges, make_eval_plan, make_plan
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE as SAMPLE_RATE
 from data_pipelines.core.shuffle import derive_key, permute, uniform
 
 quick = settings(max_examples=25)

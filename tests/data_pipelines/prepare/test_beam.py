@@ -14,6 +14,7 @@ from data_pipelines.audio.clips import AudioFile
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import beam as on_beam
 from data_pipelines.prepare.job import prepare
+from data_pipelines.prepare.speech_store import check_shard
 from data_pipelines.storage import index
 from data_pipelines.storage.records import RecordReader
 
@@ -75,11 +76,11 @@ def test_a_killed_preparation_converts_no_chunk_twice(manifest, tmp_path, monkey
     decoded = []
     decode = AudioFile.decode
 
-    def killed_at_the_tenth(self, max_seconds):
+    def killed_at_the_tenth(self, *limits):
         decoded.append(self.path.name)
         if len(decoded) == 10:
             raise ValueError("killed")
-        return decode(self, max_seconds)
+        return decode(self, *limits)
 
     monkeypatch.setattr(AudioFile, "decode", killed_at_the_tenth)
     options = {"manifest": manifest, "data_dir": tmp_path / "data", "max_bad": 0.5, **DIRECT}
@@ -88,7 +89,9 @@ def test_a_killed_preparation_converts_no_chunk_twice(manifest, tmp_path, monkey
     finished = {path.stem for path in (tmp_path / "data/my/work/sounds").glob("*.jsonl")}
     assert len(finished) == 2
     first, decoded[:] = set(decoded), []
-    monkeypatch.setattr(AudioFile, "decode", lambda self, limit: decoded.append(self.path.name) or decode(self, limit))
+    monkeypatch.setattr(
+        AudioFile, "decode", lambda self, *limits: decoded.append(self.path.name) or decode(self, *limits)
+    )
     again = next(name for name in sorted(first) if int(name.removesuffix(".wav")) // 4 == int(min(finished)))
     soundfile.write(tmp_path / again, np.random.default_rng(1).normal(0, 0.1, 4000), 16_000)  # replaced in between
     assert prepare(**options).clips == 15
@@ -104,8 +107,8 @@ def test_stretches_of_one_recording_are_read_once_a_chunk(tmp_path, monkeypatch)
     path = tmp_path / "my.jsonl"
     path.write_text("".join(json.dumps(row | {"split": "train"}) + "\n" for row in rows))
     passes = []
-    stream = stretches.stream_channels
-    monkeypatch.setattr(stretches, "stream_channels", lambda path: passes.append(path.name) or stream(path))
+    stream = stretches.stream
+    monkeypatch.setattr(stretches, "stream", lambda path, **rate: passes.append(path.name) or stream(path, **rate))
     prepare(manifest=path, data_dir=tmp_path / "many", **DIRECT)
     assert sorted(passes) == ["a.wav", "b.wav", "c.wav"]
     prepare(manifest=path, data_dir=tmp_path / "one")
@@ -140,9 +143,9 @@ def test_records_that_do_not_match_the_index_are_found(manifest, tmp_path):
     prepare(manifest=manifest, data_dir=tmp_path / "data", max_bad=0.5, **DIRECT)
     folder = tmp_path / "data/my"
     (shard,) = folder.glob("manifest/my/1.0.0/*-train.*")
-    on_beam._check_shard(str(shard), str(folder / "index/train.parquet"), 0, 10)
+    check_shard(str(shard), str(folder / "index/train.parquet"), 0, 10)
     with pytest.raises(DataError, match="differs from rows 1 to 11"):
-        on_beam._check_shard(str(shard), str(folder / "index/train.parquet"), 1, 10)
+        check_shard(str(shard), str(folder / "index/train.parquet"), 1, 10)
 
 
 def test_what_beam_cannot_do_is_said_before_anything_is_done(manifest, tmp_path):

@@ -135,11 +135,11 @@ def test_a_killed_preparation_goes_on_where_it_was(manifest, tmp_path, monkeypat
     decoded = []
     decode = AudioFile.decode
 
-    def killed_at_the_seventh(self, max_seconds):
+    def killed_at_the_seventh(self, *limits):
         if len(decoded) == 6:
             raise KeyboardInterrupt
         decoded.append(self.path.name)
-        return decode(self, max_seconds)
+        return decode(self, *limits)
 
     monkeypatch.setattr(AudioFile, "decode", killed_at_the_seventh)
     with pytest.raises(KeyboardInterrupt):
@@ -147,7 +147,9 @@ def test_a_killed_preparation_goes_on_where_it_was(manifest, tmp_path, monkeypat
     journal = tmp_path / "data/my/work/journal.jsonl"
     journal.write_text(journal.read_text("utf-8")[:-10], "utf-8")  # the kill came in the middle of a line
     first, decoded[:] = list(decoded), []
-    monkeypatch.setattr(AudioFile, "decode", lambda self, limit: decoded.append(self.path.name) or decode(self, limit))
+    monkeypatch.setattr(
+        AudioFile, "decode", lambda self, *limits: decoded.append(self.path.name) or decode(self, *limits)
+    )
     soundfile.write(tmp_path / "1.wav", speech(99, 0.7), 16_000)  # one recording was replaced in between
     report = prepare(manifest=manifest, data_dir=tmp_path / "data", num_workers=1)
     assert report.clips == 12
@@ -273,7 +275,7 @@ def test_threads_give_the_order_of_the_manifest(tmp_path):
         path = tmp_path / f"{number}.wav"
         soundfile.write(path, speech(number, 0.05 if number % 2 else 0.5), 16_000)
         clips.append(Clip(str(number), AudioFile(path), "", "", "", "train"))
-    workshop = convert.ConversionFolder(tmp_path / "work")
-    arguments = {"max_seconds": 9.0, "max_bad": 0, "console": Console(quiet=True)}
+    workshop = convert.ConversionFolder(tmp_path / "work", convert.Format(9.0))
+    arguments = {"max_bad": 0, "console": Console(quiet=True)}
     outcomes = [item.clip.id for item in workshop.convert(clips, num_workers=4, **arguments)]
     assert outcomes == [clip.id for clip in clips]

@@ -16,6 +16,7 @@ from etils import epath
 
 from data_pipelines.audio.decode import decode_flac
 from data_pipelines.core.errors import DataError
+from data_pipelines.prepare.convert import Format
 from data_pipelines.prepare.job import prepare_source
 from data_pipelines.prepare.text_store import prepare_text
 from data_pipelines.sources import tfds_sets
@@ -59,7 +60,7 @@ def stand_in(data_dir, name, version, features, example, *, texts=TEXTS, config=
 
 
 def prepared(source, folder):
-    prepare_source(source, folder, {}, num_workers=2, max_seconds=60, max_bad=0.0)
+    prepare_source(source, folder, {}, Format(60), num_workers=2, max_bad=0.0)
     meta_dir = next(folder.glob("manifest/*/1.0.0"))
     builder = tfds.builder_from_directory(meta_dir)
     return {split: list(builder.as_data_source(split)) for split in builder.info.splits}
@@ -199,7 +200,7 @@ def test_plain_installation_prepares_librispeech(tmp_path, downloads):
         },
     )
     source = tfds_sets.tfds_source("librispeech", "libri", "none", tmp_path / "tfds")
-    prepare_source(source, tmp_path / "out", {}, num_workers=1, max_seconds=60, max_bad=0.5)
+    prepare_source(source, tmp_path / "out", {}, Format(60), num_workers=1, max_bad=0.5)
     split, text, speaker, samples = rows_of(tmp_path / "out")["88-7-0000"]
     assert (split, text, speaker) == ("train_clean100", "HELLO THERE", "88")
     np.testing.assert_array_equal(samples, sine(16_000, 4))
@@ -210,7 +211,7 @@ def test_plain_installation_prepares_ljspeech(tmp_path, downloads):
     files["LJSpeech-1.1/wavs/LJ001-0001.wav"] = encoded(sine(22_050, 1), 22_050, "WAV")
     downloads["LJSpeech-1.1.tar.bz2"] = archive(tmp_path / "LJSpeech-1.1.tar.bz2", files)
     source = tfds_sets.tfds_source("ljspeech", "lj", "none", tmp_path / "tfds")
-    prepare_source(source, tmp_path / "out", {}, num_workers=1, max_seconds=60, max_bad=0.0)
+    prepare_source(source, tmp_path / "out", {}, Format(60), num_workers=1, max_bad=0.0)
     _, text, _, samples = rows_of(tmp_path / "out")["LJ001-0001"]
     assert (text, len(samples)) == ("in nineteen hundred", 8_000)
     assert np.argmax(np.abs(np.fft.rfft(samples.astype(float)))) * 2 == 600  # Hz
@@ -238,7 +239,7 @@ def test_plain_installation_prepares_common_voice(tmp_path, downloads):
         files[f"{root}/clips/{split}.mp3"] = encoded(sine(rate, number), rate, "MP3")
     downloads["/fr.tar.gz"] = archive(tmp_path / "fr.tar.gz", files)
     source = tfds_sets.tfds_source("common_voice/fr", "cv", "none", tmp_path / "tfds")
-    prepare_source(source, tmp_path / "out", {}, num_workers=1, max_seconds=60, max_bad=0.0)
+    prepare_source(source, tmp_path / "out", {}, Format(60), num_workers=1, max_bad=0.0)
     rows = {split: row for split, *row in rows_of(tmp_path / "out").values()}
     assert {split: row[:2] for split, row in rows.items()} == {
         split: [f"Bonjour {split}.", f"user{number}"] for number, split in enumerate(("train", "dev", "test"))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.vocabulary import PADDING
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
@@ -178,7 +178,8 @@ def pipeline(subject: Subject) -> str:
     recognize = transformers.pipeline("automatic-speech-recognition", model=str(subject.folder), device="cpu")
     others = []
     for clip, wave, expected in zip(subject.clips, subject.waves, _greedy_texts(subject), strict=True):
-        text, vectors = recognize({"raw": wave, "sampling_rate": SAMPLE_RATE})["text"], mel.num_frames(len(clip))
+        text = recognize({"raw": wave, "sampling_rate": DEFAULT_SAMPLE_RATE})["text"]
+        vectors = mel.num_frames(len(clip))
         if ending(mel, len(clip)) == "same" or num_frames(vectors) == num_frames(vectors + 1):
             expect_equal(f"the transcript of {len(clip)} samples", text.split(), expected.split())
         else:

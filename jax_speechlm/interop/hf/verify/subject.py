@@ -13,7 +13,7 @@ import torch
 import transformers
 from jaxtyping import Int, Int16
 
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.inference.segmentation import in_batches
@@ -73,7 +73,7 @@ class Subject:
 
     def extract(self, waves: np.ndarray | Sequence[np.ndarray], **options: Any) -> Any:
         """Returns the folder's features of one clip or of a batch, and their attention mask."""
-        return self._extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="np", **options)
+        return self._extractor(waves, sampling_rate=DEFAULT_SAMPLE_RATE, return_tensors="np", **options)
 
     def whole(self, clip: Clip) -> Any:
         """Returns the folder's features of a clip by itself, without filler at its end."""
@@ -109,7 +109,7 @@ def synthetic_clips() -> list[Clip]:
     """A gliding tone in noise: every number of windows modulo 4, odd and even numbers of samples, one vector alone."""
     rng, clips = np.random.default_rng(0), []
     for windows, more in ((96, 0), (97, 1), (98, 77), (99, 159), (61, 3), (42, 80), (4, 11)):
-        seconds = np.arange(400 + 160 * (windows - 1) + more) / SAMPLE_RATE
+        seconds = np.arange(400 + 160 * (windows - 1) + more) / DEFAULT_SAMPLE_RATE
         tone = np.sin(2 * np.pi * (150 + 900 * seconds) * seconds) * (1 + np.sin(20 * seconds))
         clips.append((5000 * tone + 400 * rng.standard_normal(len(seconds))).astype(np.int16))
     return clips

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from data_pipelines.audio import decode as audio_files
-from data_pipelines.core.audio_format import SAMPLE_RATE
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.interop.hf.registry import READERS, TEXT_MODELS, Package
 from jax_speechlm.interop.hf.verify import speech, speech_lm, text
 from jax_speechlm.interop.hf.verify.subject import TEXTS, Subject, in_float32, open_model, quiet, synthetic_clips
@@ -59,7 +59,7 @@ def compare(
 
     `made` is `run` in Hugging Face's terms. Parameters of transformers are rounded to the type of the imported ones.
     """
-    clips = [*synthetic_clips(), *(audio_files.decode(file)[: _MOST_SECONDS * SAMPLE_RATE] for file in audio)]
+    clips = [*synthetic_clips(), *(audio_files.decode(file)[: _MOST_SECONDS * DEFAULT_SAMPLE_RATE] for file in audio)]
     with quiet(), torch.no_grad():
         try:
             model = open_model(folder, READERS[made.architecture].auto_class, made.architecture, rounded_to)
