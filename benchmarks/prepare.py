@@ -88,7 +88,7 @@ def audio_costs(manifest: Path, hours: float, rounds: int) -> None:
 class Click(Audio):
     """A sound of a hundredth of a second, at no cost."""
 
-    def decode(self, max_seconds: float) -> np.ndarray:
+    def decode(self, max_seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:
         return np.arange(-80, 80, dtype=np.int16) * 100
 
     def fingerprint(self) -> str:
