@@ -29,6 +29,7 @@ class Said(Recognizer):
     """A recogniser that hears each character of one text for two frames, unknown ones as an `a`."""
 
     experiment = types.SimpleNamespace(frontend=FRONT_END, frame_samples=FRAME, sample_rate=FRONT_END.mel.sample_rate)
+    tokenizer = None  # set by the instance
 
     def __init__(self, alphabet: str):
         object.__setattr__(self, "tokenizer", CharTokenizer(alphabet))
