@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 import re
 from typing import NamedTuple
 
@@ -41,11 +42,15 @@ class Chip(NamedTuple):
     @property
     def usable(self) -> float:
         """Bytes of main memory that a program may use."""
-        return self.hbm * _USABLE[self.platform]
+        share = _USABLE[self.platform]
+        if self.platform == "cuda":
+            share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", share))
+        return self.hbm * share
 
 
-# The share of main memory that JAX's allocator gives a program. On GPUs it is JAX's default; the CUDA context and
-# NCCL's buffers take the rest (docs.jax.dev, "GPU memory allocation"). The TPU compiler reserves about as much as here.
+# The share of main memory that JAX's allocator gives a program. On GPUs it is JAX's default, which
+# XLA_PYTHON_CLIENT_MEM_FRACTION replaces; the CUDA context and NCCL's buffers take the rest (docs.jax.dev, "GPU memory
+# allocation"). The TPU compiler reserves about as much as here.
 _USABLE = {"tpu": 0.98, "cuda": 0.75, "cpu": 0.98}
 
 # TPU: peak, HBM and its bandwidth from cloud.google.com/tpu/docs (one page a version); a ring along a torus axis and

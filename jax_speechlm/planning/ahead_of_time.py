@@ -7,9 +7,10 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -139,8 +140,12 @@ class Compiler:
             return _needed(str(error))
         return float(_total(stats))
 
-    def compile(self, shape: Shape) -> Step:
+    def compile(self, shape: Shape, options: Mapping[str, Any] | None = None) -> Step:
         """Compiles the step for one batch shape, or reads the program from the cache, and counts its costs.
+
+        Args:
+          shape: of the batch.
+          options: of the compiler, `{"xla_tpu_scoped_vmem_limit_kib": 98304}`.
 
         Returns:
           The step.
@@ -155,23 +160,23 @@ class Compiler:
                 f"{shape.rows} rows of a batch do not divide among {spread} data shards: set data.batch_multiple to it"
             )
         lowered = self.lower(shape)
-        name = compiled.fingerprint(lowered, list(self.mesh.devices.flat))
+        name = compiled.fingerprint(lowered, list(self.mesh.devices.flat), options or {})
         result = compiled.recall(name)
         if result is None:
-            result = self._compiled(lowered)
+            result = self._compiled(lowered, options or {})
             compiled.keep(name, result)
         program = None if result.text is None else hlo.parse(result.text)
         counted = program and costs.count(program, dict(self.mesh.shape))
         return Step(shape, result.memory, program, counted, self._model_flops(shape), result.seconds)
 
-    def _compiled(self, lowered: jax.stages.Lowered) -> Compiled:
+    def _compiled(self, lowered: jax.stages.Lowered, options: Mapping[str, Any]) -> Compiled:
         state = self.trainer.shapes
         params = _bytes_per_device(state.params)
         optimizer = _bytes_per_device((state.opt_state, state.ema))
         began = time.perf_counter()
         try:
             with _quiet():
-                program, text = compile_lowered(lowered, self.mesh.devices.flat[0].platform)
+                program, text = compile_lowered(lowered, self.mesh.devices.flat[0].platform, options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 reason = str(error).splitlines()[0]
@@ -198,16 +203,17 @@ class Compiler:
         )  # a backward pass costs two forward passes
 
 
-def compile_lowered(lowered: jax.stages.Lowered, platform: str) -> tuple[jax.stages.Compiled, str]:
+def compile_lowered(
+    lowered: jax.stages.Lowered, platform: str, options: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[jax.stages.Compiled, str]:
     """Returns the program for a platform, and its instructions as text."""
     if platform != "tpu":
-        program = lowered.compile(compiler_options=_UNTUNED if platform == "gpu" else {})
+        program = lowered.compile(compiler_options={**(_UNTUNED if platform == "gpu" else {}), **options})
         return program, program.as_text()
     # `as_text` of a TPU program goes through a format that loses some asynchronous operations and then fails
     # (libtpu 0.0.52, large vocabularies); the compiler's own dump does not.
     with tempfile.TemporaryDirectory() as folder:
-        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        program = lowered.compile(compiler_options=options)
+        program = lowered.compile(compiler_options={**options, "xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         (text,) = Path(folder).glob("*after_codegen.txt")
         return program, text.read_text()
 

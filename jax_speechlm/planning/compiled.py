@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -47,11 +47,12 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def fingerprint(lowered: jax.stages.Lowered, devices: Sequence[jax.Device]) -> str:
+def fingerprint(lowered: jax.stages.Lowered, devices: Sequence[jax.Device], options: Mapping[str, Any]) -> str:
     """Returns a digest of all that decides a compilation: program, devices, compiler, and the code that calls it."""
     first, last = devices[0], devices[-1]
     parts = [
         lowered.as_text(),
+        json.dumps(dict(options), sort_keys=True),
         f"{len(devices)} {first.device_kind} to {getattr(last, 'coords', last.id)} {getattr(last, 'slice_index', 0)}",
         first.client.platform_version,
         jax.__version__,

@@ -24,6 +24,7 @@ _FREE = {
     "opt-barrier", "optimization-barrier", "copy-done", "slice-done", "async-done", "async-update", "send", "recv",
     "send-done", "recv-done",
 } | {f"{name}-done" for name in collectives.KINDS}  # fmt: skip
+_FREE_CALLS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast")  # of the TPU compiler
 
 
 class Costs(NamedTuple):
@@ -112,7 +113,7 @@ class _Counter:
             self.walk(inner, times, fused=True)
             if not fused:
                 self._bytes += times * _fusion_bytes(op, computation, inner)
-        elif not fused and opcode not in _FREE:
+        elif not fused and opcode not in _FREE and _target(op) not in _FREE_CALLS:
             self._bytes += times * _bytes(op, computation)
 
     def _dearest_branch(self, op: Instruction, times: float, fused: bool) -> None:
@@ -133,7 +134,7 @@ class _Counter:
             self._calls[target] += often
 
     def _custom_call(self, op: Instruction, computation: Computation, times: float) -> None:
-        target = (op.attribute("custom_call_target") or "").strip('"')
+        target = _target(op)
         # A collective that the TPU's SparseCores run is in a computation that a custom call names.
         for name in re.findall(r"%([\w.\-]+)", op.attribute("called_computations") or ""):
             self.walk(self._module.computations[name], times, fused=True)
@@ -162,6 +163,10 @@ class _Counter:
         self._collectives[key] = so_far._replace(
             times=so_far.times + times * collective.times, sent=so_far.sent + times * collective.sent
         )
+
+
+def _target(op: Instruction) -> str:
+    return (op.attribute("custom_call_target") or "").strip('"') if op.opcode == "custom-call" else ""
 
 
 def branches(op: Instruction, module: Module) -> list[Computation]:

@@ -1,8 +1,8 @@
 """`jax-speechlm plan`: memory needs, a bound and an estimate of the speed of a run, before renting the hardware."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -59,6 +59,7 @@ def make_plan(
     *,
     vocab_size: int | None = None,
     longest_only: bool = False,
+    compiler_options: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> RunPlan:
     """Compiles an experiment's train step for a topology, batch shape by batch shape.
@@ -66,6 +67,7 @@ def make_plan(
     Args:
       vocab_size: ids of the tokenizer, if the experiment's own is not on this machine; see `workload`.
       longest_only: compile only the shape with the longest rows, which usually needs most memory.
+      compiler_options: other than a run's own, by name.
       progress: called with a description of each compilation.
 
     Returns:
@@ -84,7 +86,7 @@ def make_plan(
     steps = []
     for count, shape in enumerate(shapes, 1):
         progress(f"compiling for {topology.name}, shape {count} of {len(shapes)}: {describe_shape(shape, load)}")
-        steps.append(compiler.compile(shape))
+        steps.append(compiler.compile(shape, compiler_options))
     return _with_rates(experiment, topology, compiler, load, steps)
 
 

@@ -166,6 +166,17 @@ ENTRY %main (p: f32[2,3]) -> (bf16[8], s4[3]) {
     assert main.instructions["t"].operands == ("q", "q")
 
 
+def test_an_allocation_moves_nothing():
+    text = """HloModule m
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %room = f32[8]{0} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %n = f32[8]{0} negate(%p)
+}
+"""
+    assert costs.count(hlo.parse(text), {"data": 1}).bytes == 2 * 8 * 4
+
+
 def test_what_is_no_hlo_is_an_error():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.parse("module @jit_step {}")

@@ -82,12 +82,14 @@ def test_nothing_is_compiled_twice(virtual, monkeypatch):
     monkeypatch.setattr("jax.__version__", "99")
     make_plan(changed, virtual, vocab_size=100)
     assert compiled == [1, 1]
+    make_plan(changed, virtual, vocab_size=100, compiler_options={"xla_llvm_disable_expensive_passes": True})
+    assert compiled == [1, 1, 1]
 
 
 def test_a_compiler_that_gives_up_ends_no_search(virtual, monkeypatch):
     """XLA for GPUs has no tile for some products when it may not time kernels."""
 
-    def give_up(lowered, platform):
+    def give_up(lowered, platform, options):
         raise jax.errors.JaxRuntimeError("INTERNAL: Couldn't find output tile sizes\nand much more")
 
     monkeypatch.setattr(ahead_of_time, "compile_lowered", give_up)
