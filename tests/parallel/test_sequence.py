@@ -15,7 +15,7 @@ from jax_speechlm.nn.layers import causal_depthwise, centred_depthwise
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import MeshShape
-from jax_speechlm.planning import costs, hlo
+from jax_speechlm.planning import collectives, costs, hlo
 
 ROWS, TIME = 4, 64
 
@@ -70,7 +70,9 @@ def test_layers_exchange_heads_and_halos_and_gather_no_time(model, halos, shape)
     def loss(params, *arrays):
         return jnp.sum(jnp.sin(jax.tree.leaves(functional.bind(declared.graphdef, params)(*arrays))[0]))
 
-    abstract = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+    def abstract(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
     params = jax.tree.map(abstract, declared.shapes, meshes.param_shardings(mesh, declared.axes, declared.shapes))
     arrays = [jax.ShapeDtypeStruct(*array, sharding=meshes.batch_sharding(mesh)) for array in arrays]
     with jax.set_mesh(mesh):
@@ -78,8 +80,11 @@ def test_layers_exchange_heads_and_halos_and_gather_no_time(model, halos, shape)
 
     loops = [each for computation in module.computations.values() for each in computation if each.opcode == "while"]
     layers = [module.computations[loop.attribute("body").lstrip("%")] for loop in loops]
-    inside = [each for layer in layers for each in layer if each.opcode.removesuffix("-start") in costs.COLLECTIVES]
-    count = lambda kind: sum(each.opcode.startswith(kind) for each in inside)  # noqa: E731
+    inside = [op for layer in layers for op in layer if op.opcode.removesuffix("-start") in collectives.KINDS]
+
+    def count(kind):
+        return sum(op.opcode.startswith(kind) for op in inside)
+
     # Forward: queries, keys, values there, their mean back. Backward: the same once more, and all four gradients.
     assert count("all-to-all") == 4 + 8
     assert count("collective-permute") == halos
