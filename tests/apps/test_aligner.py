@@ -175,7 +175,10 @@ def test_times_are_those_of_the_words_of_the_transcript(part, capsys):
     assert align(part, Heard()).parent == part.index_path.parent
     times = read_word_times(part)
     assert times.counts.tolist() == [2, 0, 1, 0, 0, 3]
-    word = lambda row, first, letters: [(3 + row + first) * FRAME, (3 + row + first + 2 * letters) * FRAME]  # noqa: E731
+
+    def word(row, first, letters):
+        return [(3 + row + first) * FRAME, (3 + row + first + 2 * letters) * FRAME]
+
     assert times.of(0).tolist() == [word(0, 0, 2), word(0, 6, 1)]
     assert times.of(2).tolist() == [word(2, 0, 3)]
     assert times.of(5).tolist() == [word(5, 0, 1), word(5, 4, 1), word(5, 8, 1)]

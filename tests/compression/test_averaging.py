@@ -81,7 +81,10 @@ def test_the_moving_average_enters_where_there_is_one(tmp_path):
 
 def test_last_and_best_choose(tmp_path):
     run = save(tmp_path / "run", (0, 1, 2, 3), losses=(0.5, 0.1, None, 0.3))
-    names = lambda *args, **kwargs: {each.name for each in choose(run, *args, **kwargs)}  # noqa: E731
+
+    def names(*args, **kwargs):
+        return {each.name for each in choose(run, *args, **kwargs)}
+
     assert names(None, None, alone=True) == {"1", "2", "3", "4"}
     assert names(None, None, alone=False) == {"4"}
     assert names(2, None, alone=True) == {"3", "4"}

@@ -86,7 +86,10 @@ def test_zeros_stay_zeros_and_a_stack_is_rounded_layer_by_layer():
 def test_a_linear_map_multiplies_by_what_its_integers_stand_for(shape_in, shape_out, kind):
     rng = np.random.default_rng(0)
     axes = (None,) * (len(shape_in) + len(shape_out))
-    make = lambda rngs: Linear(shape_in, shape_out, axes, bias_scale=1.0, rngs=rngs)  # noqa: E731
+
+    def make(rngs):
+        return Linear(shape_in, shape_out, axes, bias_scale=1.0, rngs=rngs)
+
     params = functional.init(make, jax.random.key(0))
     graphdef = functional.declare(make).graphdef
     rounded = quantize(lambda rngs: nnx.Dict(a=make(rngs)), {"a": params}, kind, group=4)["a"]
@@ -108,7 +111,10 @@ def test_a_linear_map_multiplies_by_what_its_integers_stand_for(shape_in, shape_
 def model():
     """A conformer with a head, its parameters, its jitted logits of one batch with padding."""
     config = ConformerConfig(input_dim=40, dim=32, num_layers=2, num_heads=4, kernel_size=5)
-    make = lambda rngs: CTCModel(config, 7, rngs=rngs)  # noqa: E731
+
+    def make(rngs):
+        return CTCModel(config, 7, rngs=rngs)
+
     graphdef = functional.declare(make).graphdef
     x, length = jax.random.normal(jax.random.key(1), (2, 12, 40)), jnp.array([12, 7])
     return make, functional.init(make, jax.random.key(0)), jax.jit(

@@ -213,7 +213,10 @@ def test_a_token_is_drawn_from_the_narrowed_distribution(method):
     logits = np.array([1.2, -0.4, 0.3, 2.0, -2.5, 0.9, -np.inf], np.float32)
     seen = np.array([True, True, False, True, False, False, False])
     draws = 20_000
-    tile = lambda x: jnp.tile(x, (draws, 1))  # noqa: E731
+
+    def tile(x):
+        return jnp.tile(x, (draws, 1))
+
     keys = jax.random.split(jax.random.key(7), draws)
     tokens = jax.jit(choose_tokens, static_argnums=2)(tile(logits), keys, method, tile(seen))
     expected = narrowed(np.where(np.isfinite(logits), logits, -1e9), seen, method)
@@ -234,7 +237,10 @@ def test_whole_texts_are_drawn_with_their_probability():
     assert share.sum() == pytest.approx(1, abs=1e-4)
     counts = np.array([drawn.count(text) for text in texts])
     frequent = share * rows >= 5
-    pool = lambda x: np.append(x[frequent], x[~frequent].sum())  # noqa: E731
+
+    def pool(x):
+        return np.append(x[frequent], x[~frequent].sum())
+
     assert_drawn_from(pool(counts), pool(share))
 
 

@@ -35,7 +35,10 @@ NAMES = ("a", "b", "c", "d")
 def test_figures_are_those_of_counting(rows):
     true, predicted = np.array(rows).T
     report = score(true, predicted, NAMES)
-    share = lambda part, whole: len(part) / len(whole) if whole else 0.0  # noqa: E731
+
+    def share(part, whole):
+        return len(part) / len(whole) if whole else 0.0
+
     f1s = []
     for number, name in enumerate(NAMES):
         actual = [row for row in rows if row[0] == number]

@@ -67,7 +67,10 @@ def test_two_are_laid_at_their_edit_distance(one, other):
 @given(hypotheses=st.lists(WORDS, min_size=3, max_size=3))
 def test_the_last_is_laid_with_the_fewest_disagreements(hypotheses):
     """By enumeration of every way to lay it into the network of the others."""
-    distance = lambda one, other: least([(word,) for word in one], other, 1)  # noqa: E731
+
+    def distance(one, other):
+        return least([(word,) for word in one], other, 1)
+
     order = sorted(range(3), key=lambda i: (sum(distance(hypotheses[i], each) for each in hypotheses), hypotheses[i]))
     slots = network(hypotheses)
     base = without(slots, order[-1])

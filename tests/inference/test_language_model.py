@@ -115,8 +115,13 @@ def test_a_continuation_and_its_prompt_are_one_text():
 
 def test_samples_depend_on_the_seed_and_on_nothing_else():
     method = Sampling(temperature=2.0)
-    draw = lambda prompts, seed, samples=3: model().generate(prompts, method, max_tokens=8, samples=samples, seed=seed)  # noqa: E731
-    texts = lambda found: [[each.text for each in row] for row in found]  # noqa: E731
+
+    def draw(prompts, seed, samples=3):
+        return model().generate(prompts, method, max_tokens=8, samples=samples, seed=seed)
+
+    def texts(found):
+        return [[each.text for each in row] for row in found]
+
     both = draw(["ab", "a cab"], 0)
     assert texts(draw(["a cab"], 0)) == texts(both[1:])
     assert texts(draw(["a cab", "ab"], 0)) == texts(both[::-1])

@@ -63,7 +63,9 @@ def test_speech_counts_as_its_units_alone():
 
 
 def test_a_recording_s_score_is_the_sum_or_the_mean():
-    repeat = lambda files: [np.repeat(SAID[int(file.name)], 3) for file in files]  # noqa: E731  three frames a unit
+    def repeat(files):
+        return [np.repeat(SAID[int(file.name)], 3) for file in files]
+
     files = [Path(str(number)) for number in range(3)]
     sums = [-plain_nats(ids_of(units))[1:-1].sum() for units in SAID]
     np.testing.assert_allclose(score_recordings(model(), repeat, files), sums, rtol=1e-5)

@@ -23,7 +23,10 @@ EACH = pytest.mark.parametrize("name", CONFIGS)
 @functools.cache
 def made(name):
     """(parameters, the compiled adapter)."""
-    make = lambda rngs: CONFIGS[name].build(DIM, WIDTH, rngs)  # noqa: E731
+
+    def make(rngs):
+        return CONFIGS[name].build(DIM, WIDTH, rngs)
+
     graphdef = functional.declare(make).graphdef
     params = functional.init(make, jax.random.key(1))
     noise = jax.random.normal(jax.random.key(2), (64,))

@@ -22,7 +22,9 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "conformer.npz"
 
 
 def model(config):
-    make = lambda rngs: Conformer(config, rngs=rngs)  # noqa: E731
+    def make(rngs):
+        return Conformer(config, rngs=rngs)
+
     return functional.declare(make).graphdef, functional.init(make, jax.random.key(0))
 
 
@@ -99,7 +101,10 @@ def test_remat_changes_memory_only():
 
     def grad(remat):
         graphdef, params = model(CONFIG.replace(remat=remat))
-        loss = lambda params: jnp.sum(jnp.sin(apply(graphdef, params, x, lengths, keys)[0]))  # noqa: E731
+
+        def loss(params):
+            return jnp.sum(jnp.sin(apply(graphdef, params, x, lengths, keys)[0]))
+
         return jax.jit(jax.grad(loss))(params)
 
     def check(found, expected):
@@ -133,7 +138,10 @@ def test_heads_must_divide_the_width():
 def test_flops_are_what_xla_counts():
     """On one layer, because XLA counts a scanned body once; wide enough for the matrix products to dominate."""
     config = ConformerConfig(dim=128, num_layers=1, num_heads=4)
-    make = lambda rngs: ConformerLayer(config, rngs=rngs)  # noqa: E731
+
+    def make(rngs):
+        return ConformerLayer(config, rngs=rngs)
+
     declared = functional.declare(make)
     batch, frames = 2, 60
 

@@ -24,7 +24,10 @@ CONFIGS = {"causal": CAUSAL, "both ways": BOTH_WAYS, "learnt positions": LEARNT}
 
 def model(config, vocab_size=VOCAB):
     """The graph of a model and parameters that are nowhere 0 or 1."""
-    make = lambda rngs: Transformer(config, vocab_size, rngs=rngs)  # noqa: E731
+
+    def make(rngs):
+        return Transformer(config, vocab_size, rngs=rngs)
+
     params, rng = functional.init(make, jax.random.key(0)), np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape, np.float32), params)
     return functional.declare(make).graphdef, params
@@ -188,7 +191,10 @@ def test_bfloat16_computes_close_to_float32_and_returns_float32(form):
 def test_initial_logits_are_near_uniform_and_the_stream_does_not_grow_with_depth():
     def spread(num_layers):
         config = TransformerConfig(dim=128, num_layers=num_layers, num_heads=4, num_kv_heads=4, head_dim=32)
-        make = lambda rngs: Transformer(config, VOCAB, rngs=rngs)  # noqa: E731
+
+        def make(rngs):
+            return Transformer(config, VOCAB, rngs=rngs)
+
         params = functional.init(make, jax.random.key(0))
         layers = params["layers"]
         scale = sum(jnp.var(layers[a][b]["kernel"]) for a, b in (("attention", "out"), ("ffn", "down"))) * num_layers
@@ -261,7 +267,9 @@ def test_flops_count_the_pairs_that_attention_may_see():
     def flops(**changes):
         return forward_flops(CAUSAL.replace(**changes), VOCAB, TIME, 3)
 
-    pairs = lambda reach: sum(min(t, reach) + 1 for t in range(TIME))  # noqa: E731
+    def pairs(reach):
+        return sum(min(t, reach) + 1 for t in range(TIME))
+
     a_pair = 3 * 2 * 2 * CAUSAL.num_heads * CAUSAL.head_dim
     assert flops(global_every=1) - flops(global_every=None) == pytest.approx(3 * a_pair * (pairs(TIME) - pairs(4)))
     assert flops(global_every=2) - flops(global_every=None) == pytest.approx(2 * a_pair * (pairs(TIME) - pairs(4)))

@@ -21,7 +21,9 @@ def test_depthwise_convolution_and_its_gradients_are_those_of_the_definition(num
         past = jnp.pad(x, ((0, 0), (taps - 1, 0), (0, 0)))
         return jnp.stack([jnp.sum(past[:, t : t + taps] * kernel, axis=1) for t in range(num_frames)], axis=1)
 
-    total = lambda convolve: lambda x, kernel: jnp.vdot(convolve(x, kernel), weight)  # noqa: E731
+    def total(convolve):
+        return lambda x, kernel: jnp.vdot(convolve(x, kernel), weight)
+
     np.testing.assert_allclose(jax.jit(causal_depthwise)(x, kernel), by_definition(x, kernel), atol=1e-5)
     ours = jax.jit(jax.grad(total(causal_depthwise), (0, 1)))(x, kernel)
     theirs = jax.grad(total(by_definition), (0, 1))(x, kernel)
@@ -46,7 +48,10 @@ def test_scores_are_spread_by_clipped_distance(num_frames, left, right, parts):
     distance = np.arange(num_frames)[None, :] - (first + np.arange(queries))[:, None]
     index = np.clip(distance, -left, right) + left
     expected = np.take_along_axis(scores, np.broadcast_to(index, (2, 3, *index.shape)), axis=-1)
-    spread = lambda scores: relative_shift(scores, first, num_frames, left, right)  # noqa: E731
+
+    def spread(scores):
+        return relative_shift(scores, first, num_frames, left, right)
+
     np.testing.assert_array_equal(spread(scores), expected)
 
     weight = np.asarray(normal(1, expected.shape))
@@ -67,7 +72,9 @@ def test_a_chunk_sees_itself_and_the_chunks_to_its_left():
 
 
 def test_linear_sums_over_several_dimensions_and_starts_with_unit_gain():
-    make = lambda rngs: Linear((4, 64), (512,), ("heads", "head_dim", "embed"), rngs=rngs)  # noqa: E731
+    def make(rngs):
+        return Linear((4, 64), (512,), ("heads", "head_dim", "embed"), rngs=rngs)
+
     declared, params = functional.declare(make), functional.init(make, jax.random.key(0))
     assert declared.axes == {"kernel": ("heads", "head_dim", "embed"), "bias": ("embed",)}
     x = normal(0, (50, 4, 64))
@@ -77,7 +84,9 @@ def test_linear_sums_over_several_dimensions_and_starts_with_unit_gain():
 
 
 def test_layer_norm_keeps_statistics_in_float32():
-    make = lambda rngs: LayerNorm(64, rngs=rngs)  # noqa: E731
+    def make(rngs):
+        return LayerNorm(64, rngs=rngs)
+
     graphdef, params = functional.declare(make).graphdef, functional.init(make, jax.random.key(0))
     x = 1000 + normal(0, (3, 64))
     y = functional.bind(graphdef, params)(x)

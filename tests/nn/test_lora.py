@@ -26,7 +26,10 @@ VOCAB = 24
 @functools.cache
 def made(config):
     """(initial parameters, compiled hidden states)."""
-    make = lambda rngs: SpeechTransformer(config, VOCAB, rngs=rngs)  # noqa: E731
+
+    def make(rngs):
+        return SpeechTransformer(config, VOCAB, rngs=rngs)
+
     graphdef = functional.declare(make).graphdef
 
     def run(params, x, length, tokens):
@@ -43,7 +46,10 @@ def made(config):
 def trained():
     """Adapted parameters whose changes are not 0."""
     params, _ = made(ADAPTED)
-    noise = lambda leaf: np.random.default_rng(leaf.size).normal(0, 0.3, leaf.shape).astype(np.float32)  # noqa: E731
+
+    def noise(leaf):
+        return np.random.default_rng(leaf.size).normal(0, 0.3, leaf.shape).astype(np.float32)
+
     return params | {"lora": jax.tree.map(noise, params["lora"])}
 
 

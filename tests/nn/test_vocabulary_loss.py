@@ -20,7 +20,10 @@ BATCH, TIME, DIM, VOCAB = 2, 13, 8, 40
 
 def inputs(seed: int, batch: int = BATCH, time: int = TIME, dim: int = DIM, vocab: int = VOCAB):
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: rng.normal(0, 1, shape).astype(np.float32)  # noqa: E731
+
+    def draw(*shape):
+        return rng.normal(0, 1, shape).astype(np.float32)
+
     target = rng.integers(0, vocab, (batch, time)).astype(np.int32)
     weight = (rng.random((batch, time)) * (rng.random((batch, time)) < 0.7)).astype(np.float32)
     return draw(batch, time, dim), draw(vocab, dim), draw(vocab), target, weight
@@ -102,10 +105,16 @@ def sizes(hlo: str) -> set[int]:
 
 def test_a_large_vocabulary_never_has_all_its_logits_in_memory():
     batch, time, dim, vocab = 2, 256, 16, 128_000
-    shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)  # noqa: E731
+
+    def shape(*dims):
+        return jax.ShapeDtypeStruct(dims, jnp.float32)
+
     target = jax.ShapeDtypeStruct((batch, time), jnp.int32)
     arrays = shape(batch, time, dim), shape(vocab, dim), target, shape(batch, time)
-    run = lambda hidden, kernel, target, weight: vocabulary_loss(hidden, kernel, target, weight)[0]  # noqa: E731
+
+    def run(hidden, kernel, target, weight):
+        return vocabulary_loss(hidden, kernel, target, weight)[0]
+
     both = jax.jit(jax.value_and_grad(run, argnums=(0, 1))).lower(*arrays).compile()
     largest = max(batch * CHUNK_LOGITS, vocab * dim)
     assert max(sizes(both.as_text())) <= largest < batch * time * vocab / 7
@@ -119,7 +128,10 @@ def test_devices_share_the_vocabulary():
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     hidden, kernel, bias, target, weight = inputs(2, batch=8, time=12, dim=8, vocab=64)
     expected_loss, *_, expected = oracle(hidden, kernel, bias, target, weight, 0.1)
-    place = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
+
+    def place(x, *spec):
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
     with jax.set_mesh(mesh):
         arrays = (
             place(hidden, BATCH_AXES),

@@ -59,13 +59,24 @@ def objective(kind: str):
 def encoder(kind: str):
     """What a classifier's model gives for a batch, and what stands between it and the last layer."""
     size = (TRANSFORMER, VOCABULARY.size) if kind == "text" else (MODELS[kind],)
-    make = lambda rngs: (TextClassifier if kind == "text" else SpeechClassifier)(*size, 3, rngs=rngs)  # noqa: E731
+
+    def make(rngs):
+        return (TextClassifier if kind == "text" else SpeechClassifier)(*size, 3, rngs=rngs)
+
     graphdef = functional.declare(make).graphdef
     if kind == "text":
-        hidden = lambda params, *batch: functional.bind(graphdef, params).transformer(*batch)  # noqa: E731
+
+        def hidden(params, *batch):
+            return functional.bind(graphdef, params).transformer(*batch)
+
         return jax.jit(hidden), jax.jit(lambda params, x: functional.bind(graphdef, params).transformer.head(x))
-    hear = lambda batch: features(batch, FRONTENDS[kind], None)  # noqa: E731
-    hidden = lambda params, batch: functional.bind(graphdef, params).encoder(*hear(batch))[0]  # noqa: E731
+
+    def hear(batch):
+        return features(batch, FRONTENDS[kind], None)
+
+    def hidden(params, batch):
+        return functional.bind(graphdef, params).encoder(*hear(batch))[0]
+
     return jax.jit(hidden), lambda params, x: x
 
 

@@ -18,7 +18,9 @@ from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 
 @functools.cache
 def quantizer():
-    make = lambda rngs: GumbelQuantizer(6, 2, 5, 8, rngs=rngs)  # noqa: E731
+    def make(rngs):
+        return GumbelQuantizer(6, 2, 5, 8, rngs=rngs)
+
     return functional.declare(make).graphdef, functional.init(make, jax.random.key(0))
 
 
@@ -60,7 +62,9 @@ def test_gradients_go_through_the_softmax_at_its_temperature():
         mixed = jnp.einsum("btgc,gcd->btgd", jax.nn.softmax(logits / 0.7), params["codebook"])
         return jnp.sum(mixed.reshape(2, 7, 8) * weight)
 
-    hard = lambda params: jnp.sum(quantize(params, x, keys, 0.7).vectors * weight)  # noqa: E731
+    def hard(params):
+        return jnp.sum(quantize(params, x, keys, 0.7).vectors * weight)
+
     gradient = jax.grad(hard)(params)
     np.testing.assert_allclose(
         gradient["logits"]["kernel"], jax.grad(soft)(params["logits"]["kernel"]), rtol=1e-4, atol=1e-5
@@ -108,7 +112,9 @@ def test_loss_equals_a_loop_over_drawn_negatives():
     count = np.stack([[np.bincount(frame, minlength=6) for frame in row] for row in drawn]).astype(np.float32)
     assert (own_codes[:, :, None] == pool_codes[:, None]).all(-1).any()  # some negatives are the frame's own target
 
-    cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b) / 0.1  # noqa: E731
+    def cosine(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b) / 0.1
+
     loss, right = np.zeros((2, 4)), np.zeros((2, 4), bool)
     for b, m in np.ndindex(2, 4):
         positive = cosine(context[b, m], own[b, m])

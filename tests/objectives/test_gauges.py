@@ -68,7 +68,10 @@ def test_alarm_when_hidden_states_collapse_to_a_point_or_a_line():
     noise = rng.normal(size=(4, 50, 16)).astype(np.float32)
     line = noise[..., :1] * rng.normal(size=16).astype(np.float32)
     point = 1 + 1e-3 * noise
-    measure = lambda x: {name: float(value) for name, value in gauges.representation(jnp.asarray(x), weight).items()}  # noqa: E731
+
+    def measure(x):
+        return {name: float(value) for name, value in gauges.representation(jnp.asarray(x), weight).items()}
+
     assert gauges.check_representation(measure(noise), True) is None
     for collapsed in (line, point, np.ones_like(noise)):
         assert "have collapsed" in gauges.check_representation(measure(collapsed), True)

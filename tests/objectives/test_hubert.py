@@ -73,7 +73,10 @@ def test_loss_and_gauges_equal_a_plain_computation():
                 masked_codes.append(code)
                 guesses.append(odds.argmax())
     share, predicted = (np.bincount(codes, minlength=7) / len(codes) for codes in (masked_codes, guesses))
-    entropy = lambda p: -(p[p > 0] * np.log(p[p > 0])).sum()  # noqa: E731
+
+    def entropy(p):
+        return -(p[p > 0] * np.log(p[p > 0])).sum()
+
     expected = {
         "loss": loss / weights,
         "masked_accuracy": np.mean(hits[True]),

@@ -212,8 +212,13 @@ def test_in_tlm_a_transcript_is_filled_from_its_own_audio_and_no_other():
 
 def test_flops_are_those_of_the_passes_that_a_stream_makes():
     built, _, _ = compiled()
-    layers = lambda n: conformer.forward_flops(MODEL, n, 6) - 2 * 6 * n * MODEL.input_dim * MODEL.dim  # noqa: E731
-    naming = lambda count: 2 * 6 * count * MODEL.dim * VOCABULARY.size  # noqa: E731
+
+    def layers(n):
+        return conformer.forward_flops(MODEL, n, 6) - 2 * 6 * n * MODEL.input_dim * MODEL.dim
+
+    def naming(count):
+        return 2 * 6 * count * MODEL.dim * VOCABULARY.size
+
     coding = JOINT.speech.build(MODEL, FRONTEND).forward_flops(16_000, 6)
     spelling = JOINT.ctc.build(MODEL, FRONTEND, TOKENIZER).forward_flops(16_000, 6)
     assert built.flops(speech()) == pytest.approx(coding)

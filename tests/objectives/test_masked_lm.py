@@ -25,7 +25,10 @@ ROWS = [documents(0, [9, 14]), documents(1, [7, 4, 11]), documents(2, [30]), [],
 @functools.cache
 def masker(whole_words: bool, ratio: float = RATIO):
     starts = word_starts(TOKENIZER) if whole_words else EVERY
-    run = lambda tokens, segment, keys: mask_tokens(tokens, segment, keys, VOCABULARY, starts, ratio)  # noqa: E731
+
+    def run(tokens, segment, keys):
+        return mask_tokens(tokens, segment, keys, VOCABULARY, starts, ratio)
+
     return jax.jit(run)
 
 
@@ -94,9 +97,12 @@ def test_words_are_taken_in_random_order_while_they_fit():
 def test_masks_do_not_depend_on_padding_or_row_order(seed, order, whole_words):
     batch = pack(ROWS, TIME)
     moved = reorder(batch, order, 8)
-    mask = lambda batch: masker(whole_words)(  # noqa: E731
-        batch["tokens"], batch["segment"], example_keys(jax.random.key(seed), jnp.asarray(batch["example_id"]))
-    )
+
+    def mask(batch):
+        return masker(whole_words)(
+            batch["tokens"], batch["segment"], example_keys(jax.random.key(seed), jnp.asarray(batch["example_id"]))
+        )
+
     (shown, chosen), (moved_shown, moved_chosen) = mask(batch), mask(moved)
     np.testing.assert_array_equal(np.asarray(moved_shown)[:, :TIME], np.asarray(shown)[np.array(order)])
     np.testing.assert_array_equal(np.asarray(moved_chosen)[:, :TIME], np.asarray(chosen)[np.array(order)])

@@ -80,9 +80,15 @@ def test_equals_each_row_alone_in_numpy(kind):
 
 def test_more_than_ten_layers_come_one_after_the_other():
     head = XVectorConfig(channels=(3,) * 12, kernels=(1,) * 12, dilations=(1,) * 12, dim=4)
-    make = lambda rngs: XVector(head, 8, 2, rngs=rngs)  # noqa: E731
+
+    def make(rngs):
+        return XVector(head, 8, 2, rngs=rngs)
+
     rng = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(rng.uniform(0.1, 0.9, leaf.shape), jnp.float32)  # noqa: E731  no channel dies
+
+    def draw(leaf):
+        return jnp.asarray(rng.uniform(0.1, 0.9, leaf.shape), jnp.float32)
+
     params = jax.tree.map(draw, functional.declare(make).shapes)
     hidden = rng.uniform(size=(1, 5, 8)).astype(np.float32)
     found = functional.bind(functional.declare(make).graphdef, params)(jnp.asarray(hidden), jnp.array([5]))

@@ -173,10 +173,16 @@ def test_flops_are_a_third_of_a_compiled_steps(freeze):
     objective = CONFIG.replace(freeze=freeze).build(MODEL, FRONT_END, TOKENIZER)
     params = functional.init(objective.make, jax.random.key(0))
     kept = {name: params[name] for name in freeze}
-    loss = lambda learnt, batch: objective.loss(learnt | kept, batch, jax.random.key(1))  # noqa: E731
+
+    def loss(learnt, batch):
+        return objective.loss(learnt | kept, batch, jax.random.key(1))
+
     learnt = {name: group for name, group in params.items() if name not in freeze}
     batch = batch_of(ROWS)
-    heard = lambda batch: features(batch, FRONT_END, jax.random.key(1))  # noqa: E731
+
+    def heard(batch):
+        return features(batch, FRONT_END, jax.random.key(1))
+
     whole, front_end = (
         costs.count(hlo.parse(jax.jit(function).lower(*inputs).compile().as_text()), {}).flops
         for function, inputs in ((jax.grad(loss, has_aux=True), (learnt, batch)), (heard, (batch,)))

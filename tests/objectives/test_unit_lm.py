@@ -68,7 +68,9 @@ def test_ids_of_a_model_of_text_stay_and_the_rest_follows():
 
 
 def test_what_may_follow():
-    of = lambda *args: np.flatnonzero(VOCABULARY.may_follow(*args)).tolist()  # noqa: E731
+    def of(*args):
+        return np.flatnonzero(VOCABULARY.may_follow(*args)).tolist()
+
     written, units = list(range(1, VOCABULARY.boundary + 1)), list(range(UNIT, UNIT + UNITS))
     assert of("text") == written
     assert of("units") == [VOCABULARY.boundary, *units]

@@ -142,10 +142,14 @@ def test_the_step_changes_the_temperature_of_gradients_and_nothing_else():
 def test_a_healthy_model_raises_no_alarm_and_a_collapsed_one_does(kind):
     """The figures come from the loss itself, of models that are made to collapse."""
     _, params, run, _ = compiled(kind)
-    measure = lambda params: means(run(params, make_batch(), jax.random.key(0))[1])  # noqa: E731
-    edit = lambda path, value: functools.reduce(  # noqa: E731
-        lambda leaf, name: {name: leaf}, reversed(path), value
-    )
+
+    def measure(params):
+        return means(run(params, make_batch(), jax.random.key(0))[1])
+
+    def edit(path, value):
+        return functools.reduce(
+            lambda leaf, name: {name: leaf}, reversed(path), value
+        )
 
     def merged(tree, change):
         return tree | {

@@ -21,7 +21,10 @@ def documents(seed: int, lengths: Sequence[int], letters: str = TOKENIZER.charac
 
 def pack(rows: Sequence[Sequence[list[int]]], time: int, first_id: int = 0) -> dict[str, np.ndarray]:
     """The batch whose rows hold these documents one behind the other; a row without documents is a filler."""
-    zeros = lambda: np.zeros((len(rows), time), np.int32)  # noqa: E731
+
+    def zeros():
+        return np.zeros((len(rows), time), np.int32)
+
     batch = {"tokens": zeros(), "segment": zeros(), "position": zeros()}
     for place, row in enumerate(rows):
         start = 0

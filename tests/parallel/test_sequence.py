@@ -30,7 +30,9 @@ def test_a_convolution_sees_over_as_many_devices_as_it_must(num_frames, taps, co
     )
 
     def both(convolve):
-        total = lambda x, kernel: jnp.vdot(convolve(x, kernel), weight)  # noqa: E731
+        def total(x, kernel):
+            return jnp.vdot(convolve(x, kernel), weight)
+
         return jax.jit(jax.value_and_grad(total, (0, 1)))
 
     ahead = 0 if convolve is causal_depthwise else taps // 2

@@ -121,7 +121,10 @@ def test_streams_on_the_same_sets_are_shuffled_apart():
 def test_a_metric_is_the_mean_over_the_steps_that_have_it():
     meter = IntervalMetrics(1.0)
     own = {"grad_norm": (2.0, 1.0), "skipped_in_a_row": (0.0, 1.0)}
-    add = lambda stream, **metrics: meter.add(jax.tree.map(jnp.asarray, own | metrics), stream)  # noqa: E731
+
+    def add(stream, **metrics):
+        return meter.add(jax.tree.map(jnp.asarray, own | metrics), stream)
+
     add("speech", loss=(30.0, 10.0), accuracy=(5.0, 10.0))
     add("pairs", loss=(8.0, 2.0), blank=(1.0, 4.0), grad_norm=(4.0, 1.0))
     add("pairs", loss=(0.0, 0.0))  # skipped

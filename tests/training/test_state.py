@@ -84,7 +84,10 @@ def test_training_starts_from_the_same_parameters_on_every_mesh():
 @pytest.mark.parametrize("shape", MESHES.values(), ids=MESHES)
 def test_moments_and_averages_lie_as_their_parameters(shape):
     trainer, _, _ = trainer_on(shape, 8, tiny.experiment("best_rq"))
-    sharding = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)  # noqa: E731
+
+    def sharding(tree):
+        return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
     adam = next(part for part in trainer.shapes.opt_state if hasattr(part, "mu"))
     params = sharding(trainer.shapes.params)
     del params["quantizer"]  # frozen: the optimizer keeps nothing for it

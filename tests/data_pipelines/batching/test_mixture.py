@@ -54,7 +54,8 @@ def test_the_seed_moves_the_pattern():
 
 
 def test_fingerprints_tell_what_changes_a_batch():
-    text = lambda seed: make_text_plan(np.arange(1, 9), context=8, sequences_per_batch=2, seed=seed)  # noqa: E731
+    def text(seed):
+        return make_text_plan(np.arange(1, 9), context=8, sequences_per_batch=2, seed=seed)
 
     def made(names=("a", "b"), weights=(1, 1), seed=0, text_seed=0):
         return make_mixture_plan(names, [text(text_seed), text(1)], weights, seed)

@@ -56,7 +56,9 @@ def test_every_kept_item_stands_once_in_an_epoch(plan, epoch):
 @given(seed=st.integers(0, 2**31), step=st.integers(0, 10_000))
 @quick
 def test_a_batch_is_a_pure_function_of_seed_and_step(seed, step):
-    make = lambda: make_plan(durations(1, 200), seconds_per_batch=20, seed=seed)  # noqa: E731
+    def make():
+        return make_plan(durations(1, 200), seconds_per_batch=20, seed=seed)
+
     used, fresh = make(), make()
     for earlier in range(0, step, max(step // 5, 1)):  # a history, which must leave no trace
         used.batch(earlier)

@@ -147,7 +147,9 @@ def test_an_interleaved_document_holds_its_utterance_once(prepared):
 
 
 def test_interleaving_is_a_pure_function_of_its_settings(prepared, tmp_path):
-    everything = lambda made: [read(made.store, row)[0] for row in range(len(made.store.lengths))]  # noqa: E731
+    def everything(made):
+        return [read(made.store, row)[0] for row in range(len(made.store.lengths))]
+
     first = everything(interleave(prepared))
     for part in prepared[0].parts:
         for path in part.index_path.parent.glob("*interleaved*"):
