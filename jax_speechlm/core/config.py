@@ -2,10 +2,11 @@
 
 import difflib
 import json
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pydantic
+
+from data_pipelines.core.paths import AnyPath
 
 Self = TypeVar("Self", bound="Config")  # typing.Self cannot be checked at run time, as the tests do
 
@@ -49,7 +50,7 @@ class Config(pydantic.BaseModel):
         return cls.model_validate(json.loads(text, object_pairs_hook=_distinct))
 
     @classmethod
-    def read(cls: type[Self], path: Path) -> Self:
+    def read(cls: type[Self], path: AnyPath) -> Self:
         """Reads a JSON file. Raises the errors of `from_json` as `ValueError` with the file's name."""
         try:
             return cls.from_json(path.read_bytes())

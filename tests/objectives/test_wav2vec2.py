@@ -147,9 +147,7 @@ def test_a_healthy_model_raises_no_alarm_and_a_collapsed_one_does(kind):
         return means(run(params, make_batch(), jax.random.key(0))[1])
 
     def edit(path, value):
-        return functools.reduce(
-            lambda leaf, name: {name: leaf}, reversed(path), value
-        )
+        return functools.reduce(lambda leaf, name: {name: leaf}, reversed(path), value)
 
     def merged(tree, change):
         return tree | {
