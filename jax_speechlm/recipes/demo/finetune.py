@@ -3,10 +3,10 @@
 jax-speechlm finetune --config demo/finetune --from runs/pretrain --run-dir runs/finetune
 
 2 CPU cores: 3.6 minutes, 5.4 hours of audio seen (18 passes), seed 0. Test: 60 clips, 352 words, greedy, normalizer
-basic. Without --from: WER 96.3 % [89.7, 103.5], CER 46.2 % [40.2, 51.8]. With 800 steps in 6 shapes, after 900 steps of
+basic. Without --from: WER 95.2 % [89.6, 100.6], CER 45.9 % [40.1, 51.5]. With 800 steps in 6 shapes, after 900 steps of
 pretraining: 85.2 % and 39.9 %; without pretraining 82.4 %.
 
-Result: asterisk-en test WER 93.8 % [89.0, 99.3], CER 46.6 % [41.6, 51.3]
+Result: asterisk-en test WER 97.7 % [92.7, 103.5], CER 46.9 % [41.4, 52.2]
 """
 
 from jax_speechlm.objectives.asr.ctc import CTC
