@@ -10,8 +10,10 @@ from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
-from jax_speechlm.recipes.experiment import LoopConfig, Speech
+from jax_speechlm.parallel.mesh import MeshShape
+from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Speech, Text
 
 small_batches = functools.partial(Speech, seconds_per_batch=48, batch_multiple=1)
 """Speech in batches that suit one or two CPU cores."""
@@ -57,3 +59,12 @@ def on_cpu(
         "topology": "cpu-1",
         "loop": LoopConfig(log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every or eval_every),
     }
+
+
+def language_model(
+    model: TransformerConfig, *, vocab_size: int, rows: int, context: int, mesh: MeshShape, topology: str
+) -> Experiment:
+    """Returns a language model's training on full rows, to plan runs that others have measured."""
+    data = Text(sets=("text",), tokenizer=f"data/bpe-{vocab_size}", context=context, tokens_per_batch=rows * context)
+    objective = CausalLM(z_weight=0.0)
+    return Experiment(data=data, objective=objective, model=model, num_steps=1000, mesh=mesh, topology=topology)
