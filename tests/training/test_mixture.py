@@ -23,7 +23,6 @@ from jax_speechlm.training.source import MixtureSource, open_source
 from tests.data_pipelines.text_sets import write_text_set
 from tests.training import tiny
 from tests.training.test_loop import assert_same, lines_of, params_of
-from tests.training.test_state import MESHES, ONE, check_same, run
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +82,6 @@ def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(whole, tmp_path):
     assert stopped.step == 6
     assert train(experiment, tmp_path, tiny.source(experiment)).step == 24
     assert_same(params_of(run_dir), params_of(tmp_path))
-
-
-def test_a_mesh_gives_the_single_device_loss_and_gradients_of_every_stream():
-    experiment = tiny.experiment("joint")
-    source = tiny.source(experiment)
-    steps = [step for step in (0, 1, 2) if source.stream(step) != "speech"]  # whose losses pairs have too
-    assert {source.stream(step) for step in steps} == {"text", "pairs"}
-    for step in steps:
-        one = run(*ONE, experiment, (step,))
-        check_same(experiment, *one, shape=MESHES["mixed"], devices=8, steps=(step,))
 
 
 def test_batches_are_the_same_from_whichever_step_they_are_begun():
