@@ -131,7 +131,11 @@ def _run_logits(
     batch = {"tokens": tokens, "segment": inside.astype(np.int32), "position": position}
     if classifies:
         classify = experiment.objective.classifier(experiment.model, experiment.frontend, run.tokenizer)
-        return tokens, inside, np.asarray(jax.jit(partial(classify, key=None))(run.params, batch))
+        return (
+            tokens,
+            inside,
+            np.asarray(jax.jit(lambda params, batch: classify(params, batch, None))(run.params, batch)),
+        )
 
     def text_logits(module, tokens, segment, position):
         return module.transformer.logits(module.transformer(tokens, segment, position)).astype(jnp.float32)
