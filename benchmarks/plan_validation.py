@@ -2,8 +2,8 @@
 
     python benchmarks/plan_validation.py [RECIPE ...]
 
-Compiles each recipe for its topology (one to two minutes each on one core; the compiled programs are kept) and prints a
-table in Markdown. Needs the extra `plan`, and `cuda` for the H100.
+Compiles each recipe for its topology (from seconds to eight minutes on a core; the compiled programs are kept) and
+prints a table in Markdown. Needs the extra `plan`, and `cuda` for the H100.
 """
 
 import importlib
@@ -49,23 +49,20 @@ def compare(name: str) -> Comparison:
     (estimate,) = make_plan(experiment, topology(experiment.topology), compiler_options=options).estimates
     if estimate is None:
         raise PlanningError(f"{name} does not fit into the memory of {experiment.topology}")
-    return Comparison(
-        recipe.SECONDS,
-        estimate.best,
-        estimate.seconds,
-    )
+    return Comparison(recipe.SECONDS, estimate.best, estimate.seconds)
 
 
 def main() -> None:
     print("| recipe | published, s | best, s | estimate, s | error of the estimate |\n|---|---:|---:|---:|---:|")
     for name in sys.argv[1:] or recipes():
         try:
-            found = compare(name)
+            comparison = compare(name)
         except PlanningError as error:
             print(f"{name}: {error}", file=sys.stderr)
             continue
         print(
-            f"| `{name}` | {found.measured:.2f} | {found.best:.2f} | {found.estimate:.2f} | {found.error:+.0%} |",
+            f"| `{name}` | {comparison.measured:.2f} | {comparison.best:.2f} | {comparison.estimate:.2f} "
+            f"| {comparison.error:+.0%} |",
             flush=True,
         )
 

@@ -1,5 +1,6 @@
 """What all evaluators share: options of their commands, and reports."""
 
+import abc
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -28,9 +29,9 @@ Self = TypeVar("Self", bound="Report")
 class Report(Config):
     """The result of an evaluation: values, which are saved as JSON, and their presentation."""
 
+    @abc.abstractmethod
     def tables(self) -> Iterable[Table]:
         """Yields the report as tables for the terminal."""
-        raise NotImplementedError
 
     def texts(self) -> dict[str, str]:
         """Returns further files to save, by name."""
