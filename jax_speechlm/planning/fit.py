@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from jax_speechlm.core.config import Config
+from jax_speechlm.nn.functional import Remat
 from jax_speechlm.parallel.chips import GIB, Topology
 from jax_speechlm.parallel.mesh import MESH_AXES, MeshShape
 from jax_speechlm.planning.ahead_of_time import CompilerError
 from jax_speechlm.planning.plan import RunPlan, make_plan
 from jax_speechlm.recipes.experiment import Experiment
 
-REMATS = ("none", "dots", "full")
+REMATS: tuple[Remat, ...] = ("none", "dots", "full")
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 _STATE_BYTES = 16  # a float32 parameter, its gradient and Adam's moments
 
 
@@ -40,9 +43,10 @@ def fit(
     max_compiles: int = 12,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Trial]:
-    """Tries meshes, then remat policies, then batch sizes, each with the best of the previous stage.
+    """Tries remat policies, then meshes, the policies again on the best mesh, then batch sizes.
 
-    Only the longest batch shape of a candidate is compiled: it needs most memory and most time.
+    Each stage starts from the best of the previous ones. Only the longest batch shape of a candidate is compiled: it
+    needs most memory and most time. Where `max_compiles` is too few for all, stages leave two to each later one.
 
     Args:
       max_compiles: most candidates to compile.
@@ -51,7 +55,7 @@ def fit(
       Every candidate, the fastest that fits first, candidates that do not fit last.
     """
     trials: dict[str, Trial] = {}
-    params, compiles = None, 0
+    params, compiles, allowed = None, 0, max_compiles
 
     def attempt(candidate: Experiment) -> Trial:
         nonlocal params, compiles
@@ -61,7 +65,7 @@ def fit(
         if params is not None and (why := _too_large(params, candidate, topology)):
             trials[name] = Trial(name, candidate, None, math.inf, why)
             return trials[name]
-        if compiles >= max_compiles:
+        if compiles >= allowed:
             return Trial(name, candidate, None, math.inf, "not tried: --max-compiles reached")
         progress(f"trying {name}")
         try:
@@ -83,7 +87,10 @@ def fit(
         return trials[name]
 
     best = attempt(experiment)
-    for candidates in (_meshes, _remats, _batches):
+    stages = (_remats, _meshes, _remats, _batches)
+    for stage, candidates in enumerate(stages, 1):
+        later = 2 * (len(stages) - stage) if stage > 1 else 0
+        allowed = min(max(max_compiles - later, compiles + 1), max_compiles)
         for candidate in candidates(best.experiment, topology):
             best = min(best, attempt(candidate), key=lambda trial: trial.seconds_per_unit)
     return sorted(trials.values(), key=lambda trial: trial.seconds_per_unit)
@@ -104,7 +111,23 @@ def _meshes(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
 def _remats(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
     del topology
     for remat in REMATS:
-        yield experiment.replace(model=experiment.model.replace(remat=remat))
+        yield experiment.replace(model=with_remat(experiment.model, remat))
+
+
+def with_remat(config: AnyConfig, remat: Remat) -> AnyConfig:
+    """Returns the config of a model with a remat policy for all stacks of layers in it."""
+    parts = {name: getattr(config, name) for name in type(config).model_fields}
+    changes = {name: with_remat(part, remat) for name, part in parts.items() if isinstance(part, Config)}
+    return config.replace(**changes, **({"remat": remat} if "remat" in parts else {}))
+
+
+def _remat_options(config: Config, path: str = "--model") -> Iterator[str]:
+    for name in type(config).model_fields:
+        part = getattr(config, name)
+        if name == "remat":
+            yield f"{path}.remat {part}"
+        elif isinstance(part, Config):
+            yield from _remat_options(part, f"{path}.{name}")
 
 
 def _batches(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
@@ -130,4 +153,4 @@ def _settings(experiment: Experiment) -> str:
         f"--data.{name} {size if isinstance(size, int) else f'{size:g}'}"
         for name, size in experiment.data.sizes.items()
     )
-    return f"{axes} --model.remat {experiment.model.remat} {' '.join(sizes)}"
+    return " ".join((axes, *_remat_options(experiment.model), *sizes))
