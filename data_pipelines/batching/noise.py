@@ -1,5 +1,8 @@
 """Noise to mix into utterances: a row's noise is a pure function of (seed, step, row of the batch)."""
 
+import os
+import threading
+
 import numpy as np
 
 from data_pipelines.audio.decode import decode_flac
@@ -27,6 +30,8 @@ class NoiseReader:
             raise DataError(f"the noise set {' + '.join(map(str, index.parts))} holds no clips")
         self._index, self._seed = index, seed
         self._reader = RecordReader(index)
+        # Many threads may read clips at a time; decoded ones may be long, so few are in memory.
+        self._decoding = threading.BoundedSemaphore(os.cpu_count() or 1)
 
     def stretch(self, step: int, place: int, num_samples: int) -> np.ndarray:
         """Returns int16 [num_samples] from a random position of a clip drawn uniformly; a shorter clip is looped.
@@ -43,9 +48,11 @@ class NoiseReader:
 
         row = int(drawn(_CLIP) * len(self._index))
         try:
-            clip = decode_flac(self._reader.read(row)[0])
+            flac = self._reader.read(row)[0]
+            with self._decoding:
+                clip = decode_flac(flac)
+                start = int(drawn(_START) * (max(len(clip) - num_samples, 0) + 1))
+                return np.resize(clip[start : start + num_samples], num_samples)
         except Exception as error:  # checksum and decoder errors have no common type
             part, number = self._index.locate(row)
             raise DataError(f"noise: record {number} of {part} cannot be read ({error}); {part.remedy}") from error
-        start = int(drawn(_START) * (max(len(clip) - num_samples, 0) + 1))
-        return np.resize(clip[start : start + num_samples], num_samples)
