@@ -15,8 +15,8 @@ class Field:
     """One array of a batch.
 
     Attributes:
-      shape: a symbol for each dimension: "rows"; "samples" or "context" of a padded row; "tokens" of a padded
-        transcript; "frames" that the front end computes from "samples".
+      shape: a symbol for each dimension: "rows"; "samples" or "context" of a padded row; "utterances" of a packed row;
+        "tokens" of a padded transcript; "frames" that the front end computes from "samples".
       unit: meaning of an element.
       filler: value after a row's end, in filler rows and for unreadable records.
     """
@@ -27,6 +27,12 @@ class Field:
     unit: str
     filler: int = 0
 
+    def packed(self) -> "Field":
+        """Returns the field of packed rows: with an entry for each utterance, unless it is along the row's time."""
+        if {"samples", "frames", "utterances"} & set(self.shape):
+            return self
+        return dataclasses.replace(self, shape=("rows", "utterances", *self.shape[1:]))
+
 
 EXAMPLE_ID = Field("example_id", np.int32, ("rows",), "row of the data set", -1)
 WEIGHT = Field("weight", np.float32, ("rows",), "1, or 0 in a row that has no data")
@@ -36,6 +42,8 @@ ROW = (EXAMPLE_ID, WEIGHT)
 SAMPLES = Field("audio", np.int16, ("rows", "samples"), "PCM sample")
 NUM_SAMPLES = Field("audio_length", np.int32, ("rows",), "samples before the padding")
 AUDIO = (SAMPLES, NUM_SAMPLES)
+START = Field("audio_start", np.int32, ("rows", "utterances"), "first sample of the utterance; whole output frames")
+"""Of packed rows only. Utterances are in ascending order from 0 on; entries without one follow the last."""
 
 TRANSCRIPT_TOKENS = Field("tokens", np.int32, ("rows", "tokens"), "token id; none without a tokenizer")
 NUM_TOKENS = Field("token_length", np.int32, ("rows",), "tokens before the padding")
@@ -64,10 +72,15 @@ class BatchSpec:
     fields: tuple[Field, ...]
 
     @classmethod
-    def speech(cls, *, noise: bool = False, row_label: bool = False, frame_labels: bool = False) -> "BatchSpec":
-        """Returns the schema of batches of utterances."""
+    def speech(
+        cls, *, packed: bool = False, noise: bool = False, row_label: bool = False, frame_labels: bool = False
+    ) -> "BatchSpec":
+        """Returns the schema of batches of utterances: of one a row, or of several in packed rows."""
         optional = {NOISE: noise, ROW_LABEL: row_label, FRAME_LABELS: frame_labels}
-        return cls((*AUDIO, *TRANSCRIPT, *ROW, *(field for field, wanted in optional.items() if wanted)))
+        fields = (*AUDIO, *TRANSCRIPT, *ROW, *(field for field, wanted in optional.items() if wanted))
+        if packed:
+            fields = tuple(field.packed() for field in (SAMPLES, START, *fields[1:]))
+        return cls(fields)
 
     @classmethod
     def text(cls, *, row_label: bool = False, duration: bool = False) -> "BatchSpec":
@@ -134,6 +147,11 @@ def table(fields: Iterable[Field]) -> str:
 
 
 def every_field() -> tuple[Field, ...]:
-    """Returns all fields that a batch may hold."""
+    """Returns all fields that a batch of other than packed utterances may hold."""
     every = BatchSpec.speech(noise=True, row_label=True, frame_labels=True).fields
     return tuple(dict.fromkeys((*every, *BatchSpec.text(duration=True).fields)))
+
+
+def every_packed_field() -> tuple[Field, ...]:
+    """Returns all fields that a batch of packed utterances may hold."""
+    return BatchSpec.speech(packed=True, noise=True, row_label=True, frame_labels=True).fields

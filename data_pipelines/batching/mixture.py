@@ -1,21 +1,13 @@
-"""Assigns the steps of a mixture to its streams, as a pure function of (seed, step).
-
-The first stream takes floor(n * share + phase) of n steps, the second takes its share of the remaining steps in the
-same way, and so on. After n steps a stream has its share to within one step for two streams, and within `streams - 1`
-steps in general. The seed draws the phases. The steps that a stream took before any step are computed directly, so a
-resume costs O(1).
-"""
+"""Assigns the steps of a mixture to its streams, as a pure function of (seed, step); see `interleaving`."""
 
 import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
 
+from data_pipelines.batching.interleaving import Interleaving
 from data_pipelines.batching.packing import PERIOD, TextPlan, to_quotas
-from data_pipelines.batching.plan import BatchPlan
-from data_pipelines.core.shuffle import derive_key
-
-_PHASE = 0  # stream of randomness
+from data_pipelines.batching.plan import SpeechPlan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,34 +19,21 @@ class MixturePlan:
     """
 
     names: tuple[str, ...]
-    plans: tuple[BatchPlan | TextPlan, ...]
+    plans: tuple[SpeechPlan | TextPlan, ...]
     quotas: tuple[int, ...]
     seed: int
 
     @functools.cached_property
-    def _cuts(self) -> tuple[tuple[int, int, int], ...]:
-        """(quota, phase, steps left for this and later streams) for each stream."""
-        cuts, rest = [], PERIOD
-        for number, quota in enumerate(self.quotas):
-            cuts.append((quota, derive_key(self.seed, _PHASE, number) % rest, rest))
-            rest -= quota
-        return tuple(cuts)
+    def _interleaving(self) -> Interleaving:
+        return Interleaving(self.quotas, self.seed)
 
     def taken(self, step: int) -> tuple[int, ...]:
         """Returns the number of steps before `step` that each stream took."""
-        counts = []
-        for quota, phase, rest in self._cuts:
-            counts.append((step * quota + phase) // rest)
-            step -= counts[-1]
-        return tuple(counts)
+        return self._interleaving.taken(step)
 
     def place(self, step: int) -> tuple[int, int]:
         """Returns the stream that takes a step and the step within that stream's plan."""
-        if step < 0:
-            raise ValueError(f"step must not be negative, got {step}")
-        before, after = self.taken(step), self.taken(step + 1)
-        stream = next(number for number in range(len(before)) if after[number] > before[number])
-        return stream, before[stream]
+        return self._interleaving.place(step)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -69,7 +48,7 @@ class MixturePlan:
 
 
 def make_mixture_plan(
-    names: Sequence[str], plans: Sequence[BatchPlan | TextPlan], weights: Sequence[float], seed: int
+    names: Sequence[str], plans: Sequence[SpeechPlan | TextPlan], weights: Sequence[float], seed: int
 ) -> MixturePlan:
     """Mixes the steps of several plans.
 

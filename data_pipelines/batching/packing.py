@@ -21,7 +21,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from data_pipelines.core.shuffle import derive_key, mix, permute
+from data_pipelines.batching.histogram_packing import Packing, pack_histogram
+from data_pipelines.core.shuffle import derive_key, keys_of, permute
 
 PERIOD = 10_000  # rows in which each source has its exact share
 BOUNDARIES = 2  # boundary tokens per document
@@ -46,49 +47,6 @@ class PlannedText:
     start: np.ndarray
     length: np.ndarray
     example_id: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Packing:
-    """One epoch of one source: patterns of piece lengths, and the pieces by length.
-
-    Pattern p is a row of pieces with lengths `slot_length[first_slot[p] : first_slot[p + 1]]`; an epoch has it
-    `copies[p]` times. The copies of a slot take consecutive ranks, from `slot_base` on, among the pieces of its length.
-    """
-
-    copies: np.ndarray
-    first_slot: np.ndarray
-    slot_length: np.ndarray
-    slot_base: np.ndarray
-    pieces: np.ndarray  # piece numbers by ascending length, those of length n from first_of_length[n] on
-    first_of_length: np.ndarray
-
-    @functools.cached_property
-    def first_row(self) -> np.ndarray:
-        """int64 [patterns + 1]: pattern p has the rows first_row[p] to first_row[p + 1] - 1."""
-        return np.cumsum(np.concatenate([[0], self.copies]))
-
-    @property
-    def num_rows(self) -> int:
-        return int(self.first_row[-1])
-
-    @property
-    def num_positions(self) -> int:
-        """Positions with a token, per epoch."""
-        return int(np.diff(self.first_of_length) @ np.arange(len(self.first_of_length) - 1))
-
-    def slots(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Looks up the slots of rows.
-
-        Returns:
-          Arrays over the slots: index into `rows`, length, and rank among the pieces of that length.
-        """
-        pattern = np.searchsorted(self.first_row, rows, side="right") - 1
-        counts = self.first_slot[pattern + 1] - self.first_slot[pattern]
-        place = np.repeat(np.arange(len(rows)), counts)
-        within = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
-        slot = self.first_slot[pattern][place] + within
-        return place, self.slot_length[slot], self.slot_base[slot] + (rows - self.first_row[pattern])[place]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,7 +126,7 @@ class TextPlan:
         if len(self.packings) == 1:
             return np.zeros(len(numbers), np.int64), numbers
         period, place = np.divmod(numbers, PERIOD)
-        place = permute(place, PERIOD, _keys(derive_key(self.seed, _MIXTURE), period))
+        place = permute(place, PERIOD, keys_of(derive_key(self.seed, _MIXTURE), period))
         first = np.cumsum((0, *self.quotas))
         source = np.searchsorted(first, place, side="right") - 1
         return source, period * np.array(self.quotas)[source] + place - first[source]
@@ -191,10 +149,10 @@ class TextPlan:
             places = np.flatnonzero(source == index)
             epoch, rows = np.divmod(number[places], packing.num_rows)
             if self.seed is not None:
-                rows = permute(rows, packing.num_rows, _keys(derive_key(self.seed, index, _ORDER), epoch))
+                rows = permute(rows, packing.num_rows, keys_of(derive_key(self.seed, index, _ORDER), epoch))
             within, length, rank = packing.slots(rows)
             if self.seed is not None:
-                keys = _keys(derive_key(self.seed, index, _PIECES), epoch[within] * (self.context + 1) + length)
+                keys = keys_of(derive_key(self.seed, index, _PIECES), epoch[within] * (self.context + 1) + length)
                 rank = permute(rank, np.diff(packing.first_of_length)[length], keys)
             piece = packing.pieces[packing.first_of_length[length] + rank]
             example_id[places] = self._first_id[index] + rows
@@ -343,62 +301,4 @@ def _pack(pieces: np.ndarray, lengths: np.ndarray, context: int, is_packed: bool
         patterns = pack_histogram(histogram)
     else:
         patterns = [((int(length),), int(histogram[length])) for length in np.flatnonzero(histogram)]
-    slot_length = np.concatenate([pattern for pattern, _ in patterns]).astype(np.int64)
-    slot_copies = np.repeat([copies for _, copies in patterns], [len(pattern) for pattern, _ in patterns])
-    order = np.argsort(slot_length, kind="stable")
-    before = np.cumsum(slot_copies[order]) - slot_copies[order]
-    first_of_length = np.concatenate([[0], np.cumsum(histogram)])
-    slot_base = np.empty_like(slot_length)
-    slot_base[order] = before - first_of_length[slot_length[order]]
-    return Packing(
-        copies=np.array([copies for _, copies in patterns], np.int64),
-        first_slot=np.cumsum([0] + [len(pattern) for pattern, _ in patterns]),
-        slot_length=slot_length,
-        slot_base=slot_base,
-        pieces=pieces[np.argsort(lengths, kind="stable")],
-        first_of_length=first_of_length,
-    )
-
-
-def pack_histogram(histogram: Sequence[int] | np.ndarray) -> list[tuple[tuple[int, ...], int]]:
-    """Packs pieces, counted by length, into rows: best fit, the longest first, many equal rows at a time.
-
-    Args:
-      histogram: integers [context + 1], number of pieces by length; 0 for length 0.
-
-    Returns:
-      Patterns as (lengths in a row, number of such rows); every piece is in exactly one row.
-    """
-    context = len(histogram) - 1
-    open_rows: dict[int, list[tuple[tuple[int, ...], int]]] = {}  # by room left
-    patterns: list[tuple[tuple[int, ...], int]] = []
-
-    def put(pattern: tuple[int, ...], copies: int, room: int) -> None:
-        if copies:
-            patterns.append((pattern, copies)) if room == 0 else open_rows.setdefault(room, []).append(
-                (pattern, copies)
-            )
-
-    for length in range(context, 0, -1):
-        left = int(histogram[length])
-        while left:
-            room = min((room for room in open_rows if room >= length), default=0)
-            if room:
-                pattern, copies = open_rows[room].pop()
-                if not open_rows[room]:
-                    del open_rows[room]
-                used = min(copies, left)
-                put(pattern, copies - used, room)
-                put((*pattern, length), used, room - length)
-                left -= used
-            else:
-                each = min(context // length, left)
-                used = left // each
-                put((length,) * each, used, context - each * length)
-                left -= used * each
-    return patterns + [row for rows in open_rows.values() for row in rows]
-
-
-def _keys(key: int, numbers: np.ndarray) -> np.ndarray:
-    """Derives one key per element of `numbers` from the key of their stream."""
-    return mix(mix(np.asarray(numbers, np.uint64)) + np.full(np.shape(numbers), key, np.uint64))
+    return Packing.of(pieces[np.argsort(lengths, kind="stable")], histogram, patterns)

@@ -1,6 +1,7 @@
-"""Plans speech batches: every batch of a run is a pure function of (seed, step).
+"""Plans speech batches of one utterance a row: every batch of a run is a pure function of (seed, step).
 
-The index contains durations, so a whole epoch is planned before the first record is read:
+Evaluation and inference take these plans, and training where its rows are not packed (`rows`). The index contains
+durations, so a whole epoch is planned before the first record is read:
 
 1. items outside the limits are dropped and counted;
 2. lengths are rounded up to whole frames and dynamic programming picks the bucket edges that minimise the frames an
@@ -12,6 +13,7 @@ Both permutations are evaluated per index (`shuffle.permute`), so that a resume 
 hosts share no state, and the data state of a checkpoint is the seed and the step.
 """
 
+import abc
 import dataclasses
 import functools
 import hashlib
@@ -27,7 +29,6 @@ from data_pipelines.core.shuffle import derive_key, permute, uniform
 
 FILLER = -1  # value in `PlannedBatch.rows` for filler rows of a bucket's last batch
 
-_TOKEN_MULTIPLE = 8
 _MAX_EDGES = 2048  # candidate edges of the dynamic programme, whose cost is quadratic in them
 _ROWS, _ORDER, _CROP = 0, 1, 2  # streams of randomness
 
@@ -38,15 +39,17 @@ class Bucket:
 
     Attributes:
       num_samples: padded length of the audio, in samples.
-      num_tokens: padded length of the tokens; 0 in a plan without tokens.
+      num_tokens: padded length of an item's tokens; 0 in a plan without tokens.
       batch_size: rows of a global batch.
-      num_rows: items per epoch in this bucket.
+      num_rows: rows per epoch in this bucket, one for each item unless they are packed.
+      num_utterances: most items of a packed row; 0 if a row is one item.
     """
 
     num_samples: int
     num_tokens: int
     batch_size: int
     num_rows: int
+    num_utterances: int = dataclasses.field(default=0, repr=False)  # no part of the fingerprint of `BatchPlan`
 
     @property
     def num_batches(self) -> int:
@@ -59,15 +62,16 @@ class PlannedBatch:
     """The items of one global batch.
 
     Attributes:
-      rows: int32 [batch_size], items, or FILLER.
-      crop_at: float64 [batch_size] in [0, 1), share of the surplus that an item longer than the bucket loses at its
-        start; the rest is cropped at its end.
+      rows: int32 [batch_size], or [batch_size, utterances] if rows are packed: items, or FILLER.
+      crop_at: float64, of the shape of `rows`, in [0, 1): share of the surplus that an item longer than the bucket
+        loses at its start; the rest is cropped at its end.
+      start: int32, of the shape of `rows`: first sample of each item within its row; 0 of fillers.
     """
 
-    epoch: int
     bucket: int
     rows: np.ndarray
     crop_at: np.ndarray
+    start: np.ndarray
 
     def host_slice(self, host: int, num_hosts: int) -> slice:
         """Returns the contiguous range of rows that a host reads."""
@@ -80,20 +84,19 @@ class PlannedBatch:
         return slice(host * size, (host + 1) * size)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class BatchPlan:
-    """A bucketed epoch and its shuffle; made by `make_plan` or `make_eval_plan`.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SpeechPlan(abc.ABC):
+    """What plans of speech batches have in common.
 
     Attributes:
       buckets: static shapes by ascending length.
-      items: int32 [kept], items by ascending length, so that each bucket is one contiguous range.
+      items: int32 [kept], items by ascending length.
       seed: seed of the shuffle; None keeps the order of length in every epoch.
-      shortest_first_epochs: number of first epochs with batches in the order of bucket length instead of shuffled.
+      shortest_first_epochs: number of first epochs with batches in the order of length instead of shuffled.
       dropped: number of items left out, by reason.
       dropped_seconds: their audio in seconds, by reason.
       dropped_share: their share of all audio.
       padding_share: share of an epoch's padded samples without audio, including filler rows.
-      cropped_share: share of the kept items' audio that is cropped per epoch; 0 without `max_crop`.
       sample_rate: of the audio, in Hz.
     """
 
@@ -105,8 +108,55 @@ class BatchPlan:
     dropped_seconds: Mapping[str, float]
     dropped_share: float
     padding_share: float
-    cropped_share: float
     sample_rate: int
+
+    @property
+    def num_items(self) -> int:
+        """Items that the plan was made from, including dropped ones."""
+        return len(self.items) + sum(self.dropped.values())
+
+    @property
+    @abc.abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Steps of one pass over all items."""
+
+    @property
+    @abc.abstractmethod
+    def step_shares(self) -> tuple[float, ...]:
+        """Share of each bucket in the steps."""
+
+    @abc.abstractmethod
+    def batch(self, step: int) -> PlannedBatch:
+        """Plans the global batch of a step, counted from 0 over all epochs."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digest of the plan; equal only for plans with the same batch at every step."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """Formats buckets, padding and dropped items as a table."""
+
+    def describe_dropped(self) -> str:
+        """Formats the dropped items."""
+        text = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count) or "none"
+        if self.dropped_share:
+            text += f" ({hours(sum(self.dropped_seconds.values()))}, {self.dropped_share:.1%} of the audio)"
+        return text
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class BatchPlan(SpeechPlan):
+    """A bucketed epoch and its shuffle; made by `make_plan` or `make_eval_plan`.
+
+    The items of each bucket are one contiguous range of `items`.
+
+    Attributes:
+      cropped_share: share of the kept items' audio that is cropped per epoch; 0 without `max_crop`.
+    """
+
+    cropped_share: float
 
     @functools.cached_property
     def _first_row(self) -> np.ndarray:
@@ -121,16 +171,10 @@ class BatchPlan:
         return int(self._first_batch[-1])
 
     @property
-    def num_items(self) -> int:
-        """Items that the plan was made from, including dropped ones."""
-        return len(self.items) + sum(self.dropped.values())
-
-    def epoch(self, step: int) -> int:
-        """Returns the epoch of a step."""
-        return step // self.steps_per_epoch
+    def step_shares(self) -> tuple[float, ...]:
+        return tuple(bucket.num_batches / self.steps_per_epoch for bucket in self.buckets)
 
     def batch(self, step: int) -> PlannedBatch:
-        """Plans the global batch of a step, counted from 0 over all epochs."""
         if step < 0:
             raise ValueError(f"step must not be negative, got {step}")
         epoch, number = divmod(step, self.steps_per_epoch)
@@ -148,30 +192,25 @@ class BatchPlan:
         crop_at = np.zeros(len(rows))
         if self.seed is not None:
             crop_at = uniform(rows.astype(np.int64) + 1, derive_key(self.seed, epoch, _CROP))
-        return PlannedBatch(epoch, index, rows, crop_at)
+        return PlannedBatch(index, rows, crop_at, np.zeros_like(rows))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest of the plan; equal only for plans with the same batch at every step."""
         text = repr((self.buckets, self.seed, self.shortest_first_epochs))
         digest = hashlib.sha256(text.encode())
         digest.update(np.ascontiguousarray(self.items))
         return digest.hexdigest()[:16]
 
     def describe(self) -> str:
-        """Formats buckets, padding and dropped items as a table."""
         lines = [f"{'seconds':>8} {'tokens':>7} {'batch':>6} {'items':>9} {'batches':>8}"]
         for bucket in self.buckets:
             lines.append(
                 f"{bucket.num_samples / self.sample_rate:8.2f} {bucket.num_tokens:7d} {bucket.batch_size:6d} "
                 f"{bucket.num_rows:9d} {bucket.num_batches:8d}"
             )
-        dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count) or "none"
-        if self.dropped_share:
-            dropped += f" ({hours(sum(self.dropped_seconds.values()))}, {self.dropped_share:.1%} of the audio)"
         lines.append(
             f"{self.steps_per_epoch} steps an epoch, padding {self.padding_share:.1%}, "
-            f"cropped {self.cropped_share:.1%}, dropped: {dropped}"
+            f"cropped {self.cropped_share:.1%}, dropped: {self.describe_dropped()}"
         )
         return "\n".join(lines)
 
@@ -179,6 +218,76 @@ class BatchPlan:
 def hours(seconds: float) -> str:
     """Formats a duration in hours: "3.60 h", "0.025 h"."""
     return f"{seconds / 3600:,.2f} h" if seconds >= 3600 else f"{seconds / 3600:.2g} h"
+
+
+def check_lengths(num_samples: np.ndarray, token_lengths: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the lengths of a plan's items as arrays; raises `ValueError` for other shapes than [items]."""
+    num_samples = np.asarray(num_samples)
+    if num_samples.ndim != 1 or len(num_samples) >= 2**31:
+        raise ValueError(f"num_samples must be one row of fewer than 2^31 lengths, got shape {num_samples.shape}")
+    if token_lengths is None:
+        return num_samples, None
+    token_lengths = np.asarray(token_lengths)
+    if token_lengths.shape != num_samples.shape:
+        raise ValueError(f"{token_lengths.shape} token lengths do not match {num_samples.shape} audio lengths")
+    return num_samples, token_lengths
+
+
+def select_items(
+    num_samples: np.ndarray,
+    token_lengths: np.ndarray | None,
+    *,
+    min_samples: float,
+    max_samples: float,
+    sample_rate: int,
+    max_tokens: int | None = None,
+    keep_empty: bool = False,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Selects the items within the limits, and counts the others under the first reason that applies.
+
+    Returns:
+      int32 [kept], items in their order; and `dropped`, `dropped_seconds` and `dropped_share` of `SpeechPlan`.
+
+    Raises:
+      ValueError: no item is kept.
+    """
+    drops = {"empty": num_samples <= 0, "too_short": num_samples < min_samples}
+    drops = ({} if keep_empty else drops) | {"too_long": num_samples > max_samples}
+    if token_lengths is not None and not keep_empty:
+        drops["no_tokens"] = token_lengths <= 0
+        if max_tokens is not None:
+            drops["too_many_tokens"] = token_lengths > max_tokens
+    dropped, seconds, keep = {}, {}, np.ones(len(num_samples), bool)
+    for reason, fails in drops.items():
+        dropped[reason] = int(np.count_nonzero(fails & keep))
+        seconds[reason] = int(num_samples[fails & keep].sum(dtype=np.int64)) / sample_rate
+        keep &= ~fails
+    items = np.flatnonzero(keep).astype(np.int32)
+    if not len(items):
+        raise ValueError(
+            f"no item of {len(num_samples)} is left for the plan (dropped: {dropped}, "
+            f"{hours(sum(seconds.values()))} of audio); relax its limits (data.min_seconds, data.max_seconds) or check "
+            "the prepared data set"
+        )
+    share = sum(seconds.values()) * sample_rate / max(int(num_samples.sum(dtype=np.int64)), 1)
+    return items, {"dropped": dropped, "dropped_seconds": seconds, "dropped_share": share}
+
+
+def argsort_lengths(lengths: np.ndarray) -> np.ndarray:
+    """Returns the stable order of positive lengths."""
+    if lengths.max() < 2**16:
+        lengths = lengths.astype(np.uint16)  # numpy sorts 16-bit integers by radix
+    return np.argsort(lengths, kind="stable")
+
+
+def rows_of_batch(row_samples: np.ndarray | int, batch_samples: float, batch_multiple: int) -> np.ndarray:
+    """Returns int64, the rows of a batch by their length: as many multiples as a batch's samples hold, at least one."""
+    return np.maximum(batch_samples // (row_samples * batch_multiple), 1).astype(np.int64) * batch_multiple
+
+
+def padded_tokens(most: int) -> int:
+    """Returns the padded length of transcripts of at most `most` tokens."""
+    return -(-max(most, 1) // 8) * 8
 
 
 def make_plan(
@@ -222,13 +331,7 @@ def make_plan(
     Raises:
       ValueError: an option is out of range, the arrays differ in shape, or no item is kept.
     """
-    num_samples = np.asarray(num_samples)
-    if num_samples.ndim != 1 or len(num_samples) >= 2**31:
-        raise ValueError(f"num_samples must be one row of fewer than 2^31 lengths, got shape {num_samples.shape}")
-    if token_lengths is not None:
-        token_lengths = np.asarray(token_lengths)
-        if token_lengths.shape != num_samples.shape:
-            raise ValueError(f"{token_lengths.shape} token lengths do not match {num_samples.shape} audio lengths")
+    num_samples, token_lengths = check_lengths(num_samples, token_lengths)
     if not 0 <= max_crop < 1 or (max_crop and token_lengths is not None):
         raise ValueError(f"max_crop must be in [0, 1), and 0 in a plan with tokens; got {max_crop}")
     sizes = {"seconds_per_batch": seconds_per_batch, "num_buckets": num_buckets}
@@ -236,46 +339,30 @@ def make_plan(
         if value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
 
-    drops = {"empty": num_samples <= 0, "too_short": num_samples < min_seconds * sample_rate}
-    drops = ({} if keep_empty else drops) | {"too_long": num_samples > max_seconds * sample_rate}
-    if token_lengths is not None and not keep_empty:
-        drops["no_tokens"] = token_lengths <= 0
-        if max_tokens is not None:
-            drops["too_many_tokens"] = token_lengths > max_tokens
-    dropped, seconds, keep = {}, {}, np.ones(len(num_samples), bool)
-    for reason, fails in drops.items():  # an item is counted under the first reason that applies
-        dropped[reason] = int(np.count_nonzero(fails & keep))
-        seconds[reason] = int(num_samples[fails & keep].sum(dtype=np.int64)) / sample_rate
-        keep &= ~fails
-    items = np.flatnonzero(keep).astype(np.int32)
-    if not len(items):
-        raise ValueError(
-            f"no item of {len(num_samples)} is left for the plan (dropped: {dropped}, "
-            f"{hours(sum(seconds.values()))} of audio); relax its limits (data.min_seconds, data.max_seconds) or check "
-            "the prepared data set"
-        )
-
+    items, account = select_items(
+        num_samples,
+        token_lengths,
+        min_samples=min_seconds * sample_rate,
+        max_samples=max_seconds * sample_rate,
+        max_tokens=max_tokens,
+        sample_rate=sample_rate,
+        keep_empty=keep_empty,
+    )
     shortest = num_samples[items] if not max_crop else np.ceil(num_samples[items] * (1 - max_crop)).astype(np.int64)
-    frames = -(-shortest // frame_samples)
-    np.maximum(frames, 1, out=frames)  # an empty clip still needs a shape
-    if frames.max() < 2**16:
-        frames = frames.astype(np.uint16)  # numpy sorts 16-bit integers by radix
-    order = np.argsort(frames, kind="stable")
-    items, frames = items[order], frames[order].astype(np.int64)
+    frames = np.maximum(-(-shortest // frame_samples), 1)  # an empty clip still needs a shape
+    order = argsort_lengths(frames)
+    items, frames = items[order], frames[order]
 
     lengths = np.unique(frames)
     if len(lengths) > _MAX_EDGES:
         lengths = lengths[np.linspace(0, len(lengths) - 1, _MAX_EDGES).astype(int)]
     ends = np.searchsorted(frames, lengths, side="right")
-    multiples = seconds_per_batch * sample_rate // (lengths * frame_samples * batch_multiple)
-    batch_sizes = np.maximum(multiples, 1).astype(np.int64) * batch_multiple
+    batch_sizes = rows_of_batch(lengths * frame_samples, seconds_per_batch * sample_rate, batch_multiple)
 
     buckets, start, real = [], 0, 0
     for edge in bucket_edges(lengths, np.diff(ends, prepend=0), batch_sizes, num_buckets):
         rows = items[start : ends[edge]]
-        num_tokens = 0
-        if token_lengths is not None:
-            num_tokens = -(-max(int(token_lengths[rows].max()), 1) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE
+        num_tokens = 0 if token_lengths is None else padded_tokens(int(token_lengths[rows].max()))
         buckets.append(Bucket(int(lengths[edge]) * frame_samples, num_tokens, int(batch_sizes[edge]), len(rows)))
         real += int(np.minimum(num_samples[rows], buckets[-1].num_samples).sum(dtype=np.int64))
         start = int(ends[edge])
@@ -287,12 +374,10 @@ def make_plan(
         items=items,
         seed=seed,
         shortest_first_epochs=shortest_first_epochs,
-        dropped=dropped,
-        dropped_seconds=seconds,
-        dropped_share=sum(seconds.values()) * sample_rate / max(int(num_samples.sum(dtype=np.int64)), 1),
         padding_share=1 - real / computed,
         cropped_share=1 - real / max(whole, 1),
         sample_rate=sample_rate,
+        **account,
     )
 
 

@@ -50,13 +50,19 @@ class ReadAhead(Generic[Item, Value]):
             while self._next <= step:
                 self._request_next()
             reads = self._requested.pop(step)
-            self._num_requested -= max(len(reads), 1)
+            self._num_requested -= _count(reads)
             while self._next < self._stop and self._num_requested < self._ahead:
                 self._request_next()
             return reads
 
     def _request_next(self) -> None:
         items = self._items(self._next)
-        self._requested[self._next] = [None if item is None else self._pool.submit(self._read, item) for item in items]
-        self._num_requested += max(len(items), 1)  # a step without items counts too: their number has no bound
+        reads = [None if item is None else self._pool.submit(self._read, item) for item in items]
+        self._requested[self._next] = reads
+        self._num_requested += _count(reads)
         self._next += 1
+
+
+def _count(reads: Sequence[Future | None]) -> int:
+    """Returns the number of items; a step without any counts too, as the number of such steps has no bound."""
+    return max(sum(read is not None for read in reads), 1)

@@ -14,10 +14,12 @@ import pyarrow as pa
 
 from data_pipelines.audio.decode import decode_flac
 from data_pipelines.audio.speed import change_speed
+from data_pipelines.batching import fields
 from data_pipelines.batching.fields import BatchSpec
 from data_pipelines.batching.noise import NoiseReader
-from data_pipelines.batching.plan import FILLER, BatchPlan
+from data_pipelines.batching.plan import FILLER, SpeechPlan
 from data_pipelines.batching.read_ahead import ReadAhead
+from data_pipelines.batching.rows import RowPlan
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage.frame_labels import FrameLabels
@@ -26,12 +28,12 @@ from data_pipelines.storage.records import RecordReader
 from data_pipelines.storage.units import UnitIdStore
 
 Batch: TypeAlias = dict[str, np.ndarray]
-"""One host's rows of a batch: the arrays of `BatchSpec.speech`, of the shape of the plan's bucket."""
+"""One host's rows of a batch: the arrays of `BatchSpec.speech`, packed if the plan is, of the shape of its bucket."""
 
 
 def open_batches(
     index: Index,
-    plan: BatchPlan,
+    plan: SpeechPlan,
     tokenizer: Tokenizer | None = None,
     *,
     host: int = 0,
@@ -64,7 +66,7 @@ def open_batches(
     Raises:
       IndexMismatchError: the records do not match the index.
       ValueError: the plan was made from other lengths, its batches do not divide among the hosts, or frame labels are
-        combined with a change of speed.
+        combined with a change of speed, or have frames of which those of the packed rows are no multiple.
     """
     if plan.num_items != len(index) * len(speeds):
         raise ValueError(
@@ -73,15 +75,20 @@ def open_batches(
         )
     if frame_labels is not None and tuple(speeds) != (1.0,):
         raise ValueError("frame labels are of audio at its own speed: set data.speeds to 1.0")
+    packed = isinstance(plan, RowPlan)
+    if packed and frame_labels is not None and plan.frame_samples % frame_labels.grid.frame_samples:
+        raise ValueError(
+            f"utterances start at multiples of {plan.frame_samples} samples in packed rows, and frame labels are every "
+            f"{frame_labels.grid.frame_samples}: set data.packed to false"
+        )
     for bucket in plan.buckets:
         if bucket.batch_size % num_hosts:
             raise ValueError(
                 f"batches of {bucket.batch_size} rows do not divide among {num_hosts} hosts; "
                 "make the plan with batch_multiple a multiple of the number of hosts"
             )
-    spec = BatchSpec.speech(
-        noise=noise is not None, row_label=labels is not None, frame_labels=frame_labels is not None
-    )
+    optional = {"noise": noise, "row_label": labels, "frame_labels": frame_labels}
+    spec = BatchSpec.speech(packed=packed, **{name: value is not None for name, value in optional.items()})
     texts = None if tokenizer is None or index.is_in_records(column) else index.column(column)
     assembler = _Assembler(
         index, plan, spec, host, num_hosts, tuple(speeds), tokenizer, texts, noise, labels, frame_labels, max_bad
@@ -162,7 +169,7 @@ class _Assembler:
     """Assembles one host's share of the batch of any step. Thread-safe."""
 
     index: Index
-    plan: BatchPlan
+    plan: SpeechPlan
     spec: BatchSpec
     host: int
     num_hosts: int
@@ -193,7 +200,7 @@ class _Assembler:
     def _rows(self, step: int) -> list[int | None]:
         planned = self.plan.batch(step)
         items = planned.rows[planned.host_slice(self.host, self.num_hosts)]
-        return [None if item == FILLER else int(item) % len(self.index) for item in items]
+        return [None if item == FILLER else int(item) % len(self.index) for item in items.ravel()]
 
     def _noise_rows(self, step: int) -> list[tuple[int, int, int]]:
         planned = self.plan.batch(step)
@@ -220,22 +227,34 @@ class _Assembler:
         planned = self.plan.batch(step)
         bucket = self.plan.buckets[planned.bucket]
         mine = planned.host_slice(self.host, self.num_hosts)
-        items, crop_at = planned.rows[mine], planned.crop_at[mine]
+        items, crop_at, start = planned.rows[mine], planned.crop_at[mine], planned.start[mine]
         sizes = {"rows": len(items), "samples": bucket.num_samples, "tokens": bucket.num_tokens}
+        sizes["utterances"] = bucket.num_utterances
         if self.frame_labels is not None:
             sizes["frames"] = self.frame_labels.grid.num_frames(bucket.num_samples)
         batch = self.spec.empty(sizes)
         batch["example_id"][:] = np.where(items == FILLER, -1, items % len(self.index))
-        for place, read in enumerate(self._record_reads.take(step)):
+        if fields.START in self.spec:
+            batch["audio_start"][:] = start
+        for place, read in zip(np.ndindex(items.shape), self._record_reads.take(step), strict=True):
             if read is not None:
-                self._fill(batch, place, int(items[place]), crop_at[place], read)
+                self._fill(batch, place, int(items[place]), crop_at[place], int(start[place]), read)
         if self.noise is not None:
             batch["noise"] = np.stack([read.result() for read in self._noise_reads.take(step)])
         if self.labels is not None:
             batch["label"] = np.where(items == FILLER, 0, np.asarray(self.labels)[batch["example_id"]]).astype(np.int32)
         return batch
 
-    def _fill(self, batch: Batch, place: int, item: int, crop_at: float, record: Future[tuple[bytes, str]]) -> None:
+    def _fill(
+        self,
+        batch: Batch,
+        place: tuple[int, ...],
+        item: int,
+        crop_at: float,
+        at: int,
+        record: Future[tuple[bytes, str]],
+    ) -> None:
+        """Stores an item at (row,), or (row, utterance) of a packed row; its first sample is sample `at` of the row."""
         speed_number, row = divmod(item, len(self.index))
         try:
             flac, text = record.result()
@@ -250,26 +269,27 @@ class _Assembler:
                 f"{self.index.num_samples[row]}: the index does not match its records; {part.remedy}"
             )
         samples = change_speed(samples, self.speeds[speed_number])
-        length = min(len(samples), batch["audio"].shape[1])
+        length = min(len(samples), batch["audio"].shape[1] - at)
         start = int(crop_at * (len(samples) - length + 1))
         if self.frame_labels is not None:
             grid = self.frame_labels.grid
             first = start // grid.frame_samples
             start = first * grid.frame_samples
             labels = self.frame_labels.read(row, first, first + grid.num_frames(length))
-            batch["frame_labels"][place, : len(labels)] = labels
-        batch["audio"][place, :length] = samples[start : start + length]
+            label_at = at // grid.frame_samples
+            batch["frame_labels"][place[0], label_at : label_at + len(labels)] = labels
+        batch["audio"][place[0], at : at + length] = samples[start : start + length]
         batch["audio_length"][place] = length
         batch["weight"][place] = 1
         if self.tokenizer is not None:
             tokens = self.tokenizer.encode(text if self.texts is None else self.texts[row].as_py())
-            if len(tokens) > batch["tokens"].shape[1]:
+            if len(tokens) > batch["tokens"].shape[-1]:
                 part, number = self.index.locate(row)
                 raise IndexMismatchError(
-                    f"record {number} of {part} has {len(tokens)} tokens, more than the {batch['tokens'].shape[1]} of "
+                    f"record {number} of {part} has {len(tokens)} tokens, more than the {batch['tokens'].shape[-1]} of "
                     "its bucket; make the plan from token_lengths(index, tokenizer) with this tokenizer"
                 )
-            batch["tokens"][place, : len(tokens)] = tokens
+            batch["tokens"][place][: len(tokens)] = tokens
             batch["token_length"][place] = len(tokens)
 
     def _skip(self, row: int, error: Exception) -> None:

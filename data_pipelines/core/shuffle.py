@@ -28,6 +28,11 @@ def derive_key(*parts: int) -> int:
     return int(key[0])
 
 
+def keys_of(key: int, numbers: np.ndarray) -> np.ndarray:
+    """Derives one key, uint64, for each of `numbers` from the key of their stream."""
+    return mix(mix(np.asarray(numbers, np.uint64)) + np.full(np.shape(numbers), key, np.uint64))
+
+
 def permute(indices: np.ndarray, size: int | np.ndarray, key: int | np.ndarray) -> np.ndarray:
     """Computes the images of `indices` under the permutation of range(size) that belongs to `key`.
 

@@ -90,6 +90,16 @@ class LogMel(Config):
         """Samples of a feature vector beyond its hop length; negative if the ends are padded."""
         return {"kaldi": self.window - self.hop, "librosa": -self.hop, "nemo": 0}[self.variant]
 
+    @property
+    def gap_samples(self) -> int:
+        """Samples between two utterances of a row, so that the windows of each do not read the other.
+
+        NeMo's windows read the decay of pre-emphasis after an utterance, and zeros before the next.
+        """
+        if self.variant == "nemo":
+            return (self.window // 2 - self.hop + 1) + (self.window // 2 + 1)
+        return {"kaldi": 0, "librosa": self.window // 2}[self.variant]
+
     def num_frames(self, num_samples: Count) -> Count:
         """Returns the number of feature vectors of `num_samples` samples."""
         return _num_windows(num_samples, self) // self.stack

@@ -38,10 +38,11 @@ class Shape:
     Attributes:
       rows: of a global batch.
       length: samples or tokens of a padded row.
-      tokens: length of the padded transcripts; 0 for audio alone and for text.
+      tokens: length of a padded transcript; 0 for audio alone and for text.
       share: of an epoch's steps; in a mixture, of all steps.
       unit: of `length`, "samples" or "tokens".
       stream: of a mixture, else "".
+      utterances: most utterances of a packed row of speech; 0 if a row is one utterance, and for text.
     """
 
     rows: int
@@ -50,6 +51,7 @@ class Shape:
     share: float
     unit: str = "samples"
     stream: str = ""
+    utterances: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +82,14 @@ class Workload:
             sizes = {"rows": shape.rows, "context": shape.length}
         else:
             spec = BatchSpec.speech(
+                packed=shape.utterances > 0,
                 noise=experiment.frontend.augment.noise_probability > 0,
                 row_label=fields.ROW_LABEL in wanted,
                 frame_labels=fields.FRAME_LABELS in wanted,
             )
             frames = experiment.frontend.mel.num_frames(shape.length)
             sizes = {"rows": shape.rows, "samples": shape.length, "tokens": shape.tokens, "frames": frames}
+            sizes["utterances"] = shape.utterances
         shapes = spec.shapes(sizes)
         return {field.name: jax.ShapeDtypeStruct(shapes[field.name], field.dtype) for field in spec.fields}
 
@@ -177,10 +181,10 @@ def _of_streams(experiment: Experiment, vocab_size: int | None) -> Workload:
     )
 
 
-def _of_plan(plan: plans.BatchPlan, tokenizer: Tokenizer | None, assumed: str) -> Workload:
+def _of_plan(plan: plans.SpeechPlan, tokenizer: Tokenizer | None, assumed: str) -> Workload:
     shapes = tuple(
-        Shape(bucket.batch_size, bucket.num_samples, bucket.num_tokens, bucket.num_batches / plan.steps_per_epoch)
-        for bucket in plan.buckets
+        Shape(bucket.batch_size, bucket.num_samples, bucket.num_tokens, share, utterances=bucket.num_utterances)
+        for bucket, share in zip(plan.buckets, plan.step_shares, strict=True)
     )
     return Workload(shapes, "samples", 1 - plan.padding_share, tokenizer, assumed, plan.sample_rate)
 

@@ -33,11 +33,17 @@ class Speech(Config):
       tokenizer: folder of a trained tokenizer, or of a run that has one; None takes the characters of the transcripts.
       label: column of the index with the classes of a classification: "text", "speaker", "language".
       seconds_per_batch: padded audio of one global batch.
-      num_buckets: static batch shapes, hence compiled programs.
+      packed: whether several utterances share a row in training; otherwise a row is one utterance, padded to the length
+        of its bucket. Evaluation has one utterance a row.
+      row_seconds: lengths of packed rows, each a static batch shape; empty for the longest utterance that is kept.
+        Utterances longer than the longest are dropped, and counted.
+      max_utterances: most utterances of a packed row.
+      num_buckets: static batch shapes of rows that are not packed, hence compiled programs.
       batch_multiple: every global batch size is a multiple of it: the data shards must divide it.
       min_seconds, max_seconds: utterances outside are dropped, and counted.
       max_dropped: largest share of the audio that training or validation may leave out; more is an error.
-      max_crop: share of an utterance that a pass may leave out to fit a shorter bucket; training on audio alone only.
+      max_crop: share of an utterance that a pass may leave out to fit a shorter bucket; training on audio alone only,
+        and not for packed rows.
       shortest_first_epochs: epochs in order of length, before shuffling begins.
       speeds: factors of speed perturbation; one is drawn for each utterance and epoch.
       noise_set: the prepared set that `frontend.augment` mixes in as noise: its "train" split, or "name:split".
@@ -51,6 +57,9 @@ class Speech(Config):
     tokenizer: str | None = None
     label: str = "text"
     seconds_per_batch: pydantic.PositiveFloat = 120.0
+    packed: bool = False
+    row_seconds: tuple[pydantic.PositiveFloat, ...] = ()
+    max_utterances: pydantic.PositiveInt = 32
     num_buckets: pydantic.PositiveInt = 8
     batch_multiple: pydantic.PositiveInt = 8
     min_seconds: pydantic.NonNegativeFloat = 0.3

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from data_pipelines.batching.packing import TextPlan
-from data_pipelines.batching.plan import BatchPlan, hours
+from data_pipelines.batching.plan import SpeechPlan, hours
+from data_pipelines.batching.rows import RowPlan
 from data_pipelines.core.errors import DataError
 from jax_speechlm.optim.optimizers import WSD, Optimizer
 from jax_speechlm.recipes.experiment import Data, Experiment, Mixture, Speech
@@ -63,7 +64,7 @@ def _of_data(data: Data, source: BatchSource, option: str) -> Iterator[str]:
             f"has a dev split with {option}.dev-sets"
         )
     for use, plan in plans.items():
-        if isinstance(plan, BatchPlan) and isinstance(data, Speech):
+        if isinstance(plan, SpeechPlan) and isinstance(data, Speech):
             share = plan.dropped_share
             text = f"{use} leaves out {share:.0%} of its audio: {_drops(data, plan, option)}"
             if share > data.max_dropped:
@@ -77,10 +78,13 @@ def _of_data(data: Data, source: BatchSource, option: str) -> Iterator[str]:
             )
 
 
-def _drops(data: Speech, plan: BatchPlan, option: str) -> str:
+def _drops(data: Speech, plan: SpeechPlan, option: str) -> str:
     """Describes the utterances that a plan leaves out, the reasons, and the options that keep them."""
+    longest, limit = data.max_seconds, "max-seconds"
+    if isinstance(plan, RowPlan) and max(data.row_seconds, default=longest) < longest:
+        longest, limit = max(data.row_seconds), "row-seconds"
     reasons = {
-        "too_long": f"longer than {data.max_seconds:g} s (raise {option}.max-seconds to keep them)",
+        "too_long": f"longer than {longest:g} s (raise {option}.{limit} to keep them)",
         "too_short": f"shorter than {data.min_seconds:g} s (lower {option}.min-seconds to keep them)",
         "no_tokens": "without a transcript (prepare them with one, or leave their sets out)",
     }

@@ -41,7 +41,10 @@ class BatchSize(NamedTuple):
 
     @classmethod
     def of(cls, batch: Mapping[str, np.ndarray], num_hosts: int, sample_rate: int) -> "BatchSize":
-        """Computes the size of a global batch from one host's rows, assuming that all hosts have the same size."""
+        """Computes the size of a global batch from one host's rows, assuming that all hosts have the same size.
+
+        Rows of audio may be packed.
+        """
         if "audio" in batch:
             rows, length = batch["audio"].shape
             unit, per_unit, real = "audio_seconds", sample_rate, int(batch["audio_length"].sum())

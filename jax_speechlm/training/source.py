@@ -15,6 +15,7 @@ from data_pipelines.batching import packing, unit_documents
 from data_pipelines.batching import plan as plans
 from data_pipelines.batching.mixture import MixturePlan, make_mixture_plan
 from data_pipelines.batching.noise import NoiseReader
+from data_pipelines.batching.rows import make_row_plan
 from data_pipelines.batching.speech import Batch, Batches, open_batches
 from data_pipelines.batching.text import TextBatches, open_text_batches
 from data_pipelines.core.errors import DataError
@@ -43,7 +44,7 @@ RowLabels = Int[np.ndarray, " rows"] | None
 class BatchSource(Protocol):
     """The interface between the training loop and its data."""
 
-    plan: plans.BatchPlan | packing.TextPlan | MixturePlan
+    plan: plans.SpeechPlan | packing.TextPlan | MixturePlan
     dev_plan: plans.BatchPlan | packing.TextPlan | None
     tokenizer: Tokenizer | None
 
@@ -75,18 +76,26 @@ def open_source(experiment: Experiment) -> BatchSource:
 
 def plan_speech(
     experiment: Experiment, num_samples: Int[np.ndarray, " items"], tokens: Int[np.ndarray, " items"] | None
-) -> plans.BatchPlan:
-    """Plans the training batches of an experiment for utterances of these lengths, with speed perturbation."""
+) -> plans.SpeechPlan:
+    """Plans the training batches of an experiment for utterances of these lengths, with speed perturbation.
+
+    Raises:
+      ValueError: the settings are inconsistent, or no utterance is left.
+    """
     data = experiment.data
-    return plans.make_plan(
-        *with_speeds(num_samples, tokens, data.speeds),
-        seed=experiment.seed,
-        min_seconds=data.min_seconds,
-        max_seconds=data.max_seconds,
-        max_crop=data.max_crop,
-        shortest_first_epochs=data.shortest_first_epochs,
-        **_shapes(experiment),
-    )
+    lengths = with_speeds(num_samples, tokens, data.speeds)
+    limits = {"min_seconds": data.min_seconds, "max_seconds": data.max_seconds}
+    shared = limits | {"seed": experiment.seed, "shortest_first_epochs": data.shortest_first_epochs}
+    shared |= _shapes(experiment)
+    if not data.packed:
+        return plans.make_plan(*lengths, num_buckets=data.num_buckets, max_crop=data.max_crop, **shared)
+    if data.max_crop:
+        raise ValueError(
+            f"data.max_crop is {data.max_crop:g}, and packed rows have hardly any padding that crops could save: set "
+            "--data.max-crop 0, or --data.packed false"
+        )
+    rows = {"row_seconds": data.row_seconds, "max_utterances": data.max_utterances}
+    return make_row_plan(*lengths, gap_samples=experiment.frontend.mel.gap_samples, **rows, **shared)
 
 
 def _shapes(experiment: Experiment) -> dict[str, Any]:
@@ -94,7 +103,6 @@ def _shapes(experiment: Experiment) -> dict[str, Any]:
     data = experiment.data
     return {
         "seconds_per_batch": data.seconds_per_batch,
-        "num_buckets": data.num_buckets,
         "batch_multiple": data.batch_multiple,
         "frame_samples": experiment.frame_samples,
         "sample_rate": experiment.sample_rate,
@@ -117,7 +125,7 @@ def _host() -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class SpeechSource(_PlannedSource):
-    """Prepared utterances, in batches of similar length.
+    """Prepared utterances, packed into rows or in batches of similar length.
 
     Attributes:
       train, dev: indexes of the utterances; `dev` is None if no set has a dev split.
@@ -130,7 +138,7 @@ class SpeechSource(_PlannedSource):
 
     train: indexes.Index
     dev: indexes.Index | None
-    plan: plans.BatchPlan
+    plan: plans.SpeechPlan
     dev_plan: plans.BatchPlan | None
     tokenizer: Tokenizer | None
     speeds: tuple[float, ...] = (1.0,)
@@ -166,12 +174,12 @@ class SpeechSource(_PlannedSource):
             log.warning("nothing validates: of the dev split's speakers none is of the training data")
             dev, labels = None, (labels[0], None)
         if dev is not None:
-            shapes = {"max_seconds": data.max_seconds} | _shapes(experiment)
+            shapes = {"max_seconds": data.max_seconds, "num_buckets": data.num_buckets} | _shapes(experiment)
             dev_plan = plans.make_eval_plan(dev.num_samples, lengths(dev), **shapes)
         frame_labels = _read(experiment, "frame_labels", train, dev)
         return cls(train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment), labels, frame_labels, column)
 
-    def _open(self, split: int, index: indexes.Index, plan: plans.BatchPlan, **options: int) -> Batches:
+    def _open(self, split: int, index: indexes.Index, plan: plans.SpeechPlan, **options: int) -> Batches:
         augmentation = {"speeds": self.speeds, "noise": self.noise} if split == 0 else {}
         return open_batches(
             index,

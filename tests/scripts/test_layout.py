@@ -16,5 +16,7 @@ def test_the_drawing_shows_the_present_floors():
     assert len(script["boxes"]()) + 1 <= 10
 
 
-def test_the_table_of_batches_is_the_schema():
-    assert fields.table(fields.every_field()) in (DOCS / "architecture.md").read_text()
+def test_the_tables_of_batches_are_the_schema():
+    page = (DOCS / "architecture.md").read_text()
+    assert fields.table(fields.every_field()) in page
+    assert fields.table(fields.every_packed_field()) in page

@@ -1,0 +1,294 @@
+"""Plans packed speech batches: several utterances a row, as a pure function of (seed, step).
+
+An utterance takes whole output frames of the speech encoder, one utterance after the other from the row's start, with
+the gap between two that the front end needs. Nearly nothing is padded, and a run has one static shape for each length
+of rows, usually one.
+
+1. utterances are counted by length in frames, and the histogram is packed (`histogram_packing`): best fit, the longest
+   first. Several lengths of rows make an utterance that no begun row has room for begin a row of the shortest length
+   that it fits, so short utterances fill the room in long rows first;
+2. (seed, epoch) permutes the rows of an epoch, and the utterances of each length among the slots of that length;
+3. epochs follow one another within a batch, so that there are no filler rows. With several lengths of rows, their
+   batches are interleaved by their numbers.
+
+In the first epochs of a curriculum rows are packed in ascending order of length instead, and batches come in that
+order; the last of each length of rows may have filler rows. All permutations are evaluated per index
+(`shuffle.permute`): a resume at any step costs O(1), and hosts share no state.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipelines.batching.histogram_packing import Packing, Patterns, pack_ascending, pack_histogram
+from data_pipelines.batching.interleaving import Interleaving
+from data_pipelines.batching.plan import (
+    FILLER,
+    Bucket,
+    PlannedBatch,
+    SpeechPlan,
+    argsort_lengths,
+    check_lengths,
+    padded_tokens,
+    rows_of_batch,
+    select_items,
+)
+from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
+from data_pipelines.core.shuffle import derive_key, keys_of, permute
+
+_ORDER, _ITEMS, _BUCKETS = 0, 1, 2  # streams of randomness
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowLayout:
+    """Rows of an epoch; those of each bucket follow one another in the packing.
+
+    Attributes:
+      num_rows: rows of each bucket.
+    """
+
+    packing: Packing
+    num_rows: tuple[int, ...]
+
+    @classmethod
+    def of(cls, items: np.ndarray, histogram: np.ndarray, patterns: Patterns, row_frames: Sequence[int]) -> "RowLayout":
+        """Orders the rows of patterns by their length, one of `row_frames`; `items` are by ascending length."""
+        bucket = [_bucket_of(pattern, row_frames) for pattern, _ in patterns]
+        order = np.argsort(bucket, kind="stable")
+        copies = [copies for _, copies in patterns]
+        num_rows = np.bincount(bucket, copies, minlength=len(row_frames)).astype(int)
+        return cls(Packing.of(items, histogram, [patterns[at] for at in order]), tuple(num_rows.tolist()))
+
+    @functools.cached_property
+    def first_row(self) -> np.ndarray:
+        return np.cumsum((0, *self.num_rows))
+
+
+def _bucket_of(pattern: Sequence[int], row_frames: Sequence[int]) -> int:
+    return bisect_left(row_frames, max(pattern))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class RowPlan(SpeechPlan):
+    """A packed epoch and its shuffle; made by `make_row_plan`.
+
+    Attributes:
+      seed: seed of the shuffle.
+      layout: rows of a shuffled epoch.
+      ascending: rows of the epochs of the curriculum; None without one.
+      frame_samples: slots of utterances are multiples of it.
+    """
+
+    seed: int
+    layout: RowLayout
+    ascending: RowLayout | None
+    frame_samples: int
+
+    @functools.cached_property
+    def _quotas(self) -> tuple[int, ...]:
+        """Steps of each bucket in `_period` epochs."""
+        return tuple(bucket.num_rows * (self._period // bucket.batch_size) for bucket in self.buckets)
+
+    @property
+    def _period(self) -> int:
+        return math.lcm(*(bucket.batch_size for bucket in self.buckets))
+
+    @functools.cached_property
+    def _interleaving(self) -> Interleaving:
+        return Interleaving(self._quotas, derive_key(self.seed, _BUCKETS))
+
+    @functools.cached_property
+    def _first_ascending(self) -> np.ndarray:
+        """First step of each bucket in an epoch of the curriculum, and its number of steps."""
+        rows = self.ascending.num_rows if self.ascending else ()
+        sizes = [bucket.batch_size for bucket in self.buckets[: len(rows)]]
+        return np.cumsum([0] + [-(-num // size) for num, size in zip(rows, sizes, strict=True)])
+
+    @property
+    def curriculum_steps(self) -> int:
+        """Steps of the epochs in ascending order, before shuffled ones."""
+        return self.shortest_first_epochs * int(self._first_ascending[-1])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-sum(self._quotas) // self._period)
+
+    @property
+    def step_shares(self) -> tuple[float, ...]:
+        return tuple(quota / sum(self._quotas) for quota in self._quotas)
+
+    @property
+    def curriculum_padding_share(self) -> float:
+        """As `padding_share`, in the epochs of the curriculum."""
+        steps = np.diff(self._first_ascending)
+        computed = sum(
+            int(count) * bucket.batch_size * bucket.num_samples
+            for count, bucket in zip(steps, self.buckets, strict=True)
+        )
+        shuffled = sum(bucket.num_rows * bucket.num_samples for bucket in self.buckets)
+        return 1 - (1 - self.padding_share) * shuffled / computed
+
+    def batch(self, step: int) -> PlannedBatch:
+        if step < 0:
+            raise ValueError(f"step must not be negative, got {step}")
+        if step < self.curriculum_steps:
+            epoch, number = divmod(step, int(self._first_ascending[-1]))
+            index = int(np.searchsorted(self._first_ascending, number, side="right")) - 1
+            size = self.buckets[index].batch_size
+            start = (number - int(self._first_ascending[index])) * size
+            rows = np.arange(start, min(start + size, self.ascending.num_rows[index]))
+            return self._planned(self.ascending, index, rows, np.full(len(rows), epoch))
+        index, number = self._interleaving.place(step - self.curriculum_steps)
+        bucket = self.buckets[index]
+        epoch, rows = np.divmod(number * bucket.batch_size + np.arange(bucket.batch_size), bucket.num_rows)
+        epoch += self.shortest_first_epochs
+        rows = permute(rows, bucket.num_rows, keys_of(derive_key(self.seed, _ORDER, index), epoch))
+        return self._planned(self.layout, index, rows, epoch)
+
+    def _planned(self, layout: RowLayout, index: int, rows: np.ndarray, epoch: np.ndarray) -> PlannedBatch:
+        """Returns the batch of some rows of a bucket, each of an epoch."""
+        bucket, packing = self.buckets[index], layout.packing
+        place, length, rank = packing.slots(layout.first_row[index] + rows)
+        counts = np.diff(packing.first_of_length)
+        keys = keys_of(derive_key(self.seed, _ITEMS), epoch[place] * len(counts) + length)
+        rank = permute(rank, counts[length], keys)
+        first_slot = np.searchsorted(place, place)  # of the slot's row
+        before = np.cumsum(length) - length
+        at = place, np.arange(len(place)) - first_slot
+        items = np.full((bucket.batch_size, bucket.num_utterances), FILLER, np.int32)
+        items[at] = packing.pieces[packing.first_of_length[length] + rank]
+        start = np.zeros_like(items)
+        start[at] = (before - before[first_slot]) * self.frame_samples
+        return PlannedBatch(index, items, np.zeros(items.shape), start)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        utterances = [bucket.num_utterances for bucket in self.buckets]
+        settings = (self.buckets, utterances, self.seed, self.shortest_first_epochs, self.frame_samples)
+        digest = hashlib.sha256(repr(settings).encode())
+        for layout in (self.layout, self.ascending) if self.ascending else (self.layout,):
+            packing = layout.packing
+            for array in (packing.copies, packing.first_slot, packing.slot_length, packing.first_of_length):
+                digest.update(np.ascontiguousarray(array, np.int64))
+        digest.update(np.ascontiguousarray(self.items))
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> str:
+        lines = [f"{'seconds':>8} {'tokens':>7} {'utterances':>10} {'batch':>6} {'rows':>9} {'batches':>8}"]
+        for bucket in self.buckets:
+            lines.append(
+                f"{bucket.num_samples / self.sample_rate:8.2f} {bucket.num_tokens:7d} {bucket.num_utterances:10d} "
+                f"{bucket.batch_size:6d} {bucket.num_rows:9d} {bucket.num_rows / bucket.batch_size:8.1f}"
+            )
+        num_rows = sum(bucket.num_rows for bucket in self.buckets)
+        lines.append(
+            f"{self.steps_per_epoch} steps an epoch, {len(self.items)} utterances, {len(self.items) / num_rows:.1f} a "
+            f"row, padding {self.padding_share:.1%}, dropped: {self.describe_dropped()}"
+        )
+        if self.ascending:
+            lines.append(
+                f"by ascending length at first: {self.shortest_first_epochs} epochs, {self.curriculum_steps} steps, "
+                f"padding {self.curriculum_padding_share:.1%}"
+            )
+        return "\n".join(lines)
+
+
+def make_row_plan(
+    num_samples: np.ndarray,
+    token_lengths: np.ndarray | None = None,
+    *,
+    seconds_per_batch: float,
+    seed: int,
+    row_seconds: Sequence[float] = (),
+    max_utterances: int = 32,
+    batch_multiple: int = 8,
+    min_seconds: float = 0.1,
+    max_seconds: float = 30.0,
+    frame_samples: int = 640,
+    gap_samples: int = 0,
+    sample_rate: int = DEFAULT_SAMPLE_RATE,
+    shortest_first_epochs: int = 0,
+) -> RowPlan:
+    """Plans training batches of packed rows: each kept item exactly once per epoch, shuffled by (seed, epoch).
+
+    Args:
+      num_samples: integers [items], lengths of the audio in samples.
+      token_lengths: integers [items], or None for training on audio alone.
+      seconds_per_batch: audio of a global batch; exceeded only if `batch_multiple` rows are longer.
+      seed: seed of the shuffle.
+      row_seconds: lengths of rows, rounded up to whole frames; empty for the longest item that is kept.
+      max_utterances: most items of a row, whose arrays have so many entries if any row has.
+      batch_multiple: divisor of every global batch size, a multiple of the numbers of hosts and devices.
+      min_seconds, max_seconds: shorter and longer items are dropped, and items longer than the longest row.
+      frame_samples: one frame after subsampling; every item starts at a multiple of it.
+      gap_samples: samples without audio between two items of a row.
+      shortest_first_epochs: number of first epochs in ascending order of length, a curriculum for CTC from scratch.
+
+    Raises:
+      ValueError: an option is out of range, the arrays differ in shape, or no item is kept.
+    """
+    num_samples, token_lengths = check_lengths(num_samples, token_lengths)
+    sizes = {"seconds_per_batch": seconds_per_batch, "max_utterances": max_utterances, "frame_samples": frame_samples}
+    sizes |= {"batch_multiple": batch_multiple, "row_seconds": min(row_seconds, default=1)}
+    for name, value in sizes.items():
+        if value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if gap_samples < 0:
+        raise ValueError(f"gap_samples must not be negative, got {gap_samples}")
+
+    row_frames = sorted({-(-round(seconds * sample_rate) // frame_samples) for seconds in row_seconds})
+    longest = row_frames[-1] * frame_samples if row_frames else math.inf
+    items, account = select_items(
+        num_samples,
+        token_lengths,
+        min_samples=min_seconds * sample_rate,
+        max_samples=min(max_seconds * sample_rate, longest),
+        sample_rate=sample_rate,
+    )
+    row_frames = row_frames or [-(-int(num_samples[items].max()) // frame_samples)]
+    # An item that fits the longest row without the gap only is alone in it, and its gap may lie beyond the row.
+    lengths = -(-(num_samples[items].astype(np.int64) + gap_samples) // frame_samples)
+    lengths = np.minimum(lengths, row_frames[-1])
+    order = argsort_lengths(lengths)
+    items, lengths = items[order], lengths[order]
+    histogram = np.bincount(lengths)
+
+    patterns = pack_histogram(histogram, row_frames, max_utterances)
+    row_frames = [row_frames[index] for index in sorted({_bucket_of(pattern, row_frames) for pattern, _ in patterns})]
+    layout, ascending = RowLayout.of(items, histogram, patterns, row_frames), None
+    if shortest_first_epochs:
+        most = max(len(pattern) for pattern, _ in patterns)
+        rising = pack_ascending(histogram, row_frames, most)
+        ascending = RowLayout.of(items, histogram, rising, row_frames)
+        patterns = patterns + rising
+    most_tokens = _by_length(token_lengths[items], histogram) if token_lengths is not None else None
+    buckets = []
+    for index, frames in enumerate(row_frames):
+        held = [pattern for pattern, _ in patterns if _bucket_of(pattern, row_frames) == index]
+        tokens = 0 if most_tokens is None else padded_tokens(int(most_tokens[max(map(max, held))]))
+        size = int(rows_of_batch(frames * frame_samples, seconds_per_batch * sample_rate, batch_multiple))
+        buckets.append(Bucket(frames * frame_samples, tokens, size, layout.num_rows[index], max(map(len, held))))
+    real = int(num_samples[items].sum(dtype=np.int64))
+    return RowPlan(
+        buckets=tuple(buckets),
+        items=items,
+        seed=seed,
+        shortest_first_epochs=shortest_first_epochs,
+        padding_share=1 - real / sum(bucket.num_rows * bucket.num_samples for bucket in buckets),
+        sample_rate=sample_rate,
+        layout=layout,
+        ascending=ascending,
+        frame_samples=frame_samples,
+        **account,
+    )
+
+
+def _by_length(token_lengths: np.ndarray, histogram: np.ndarray) -> np.ndarray:
+    """Returns the most tokens of an item of at most each length [lengths]; items are by ascending length."""
+    most = np.maximum.accumulate(token_lengths)
+    return most[np.maximum(np.cumsum(histogram) - 1, 0)]
