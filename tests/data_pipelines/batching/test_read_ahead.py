@@ -65,7 +65,7 @@ class TestReadAhead:
             ahead = reader(pool, storage, lambda step: requested.append(step) or three_items(step), ahead=7)
             for step in range(5):
                 ahead.take(step)
-                assert requested == list(range(step + 1 + 3))  # 3 steps have 9 items, the fewest over 7
+                assert requested == list(range(step + 1 + 4))  # 4 steps have 8 items to read, the fewest over 7
 
     def test_the_next_step_is_requested_whatever_its_size(self):
         requested = []
