@@ -1,6 +1,6 @@
 """Seconds and memory to plan the batches of millions of utterances, and the cost of one batch at any step.
 
-    python benchmarks/batch_plan.py --items 10000000
+    python benchmarks/batch_plan.py --items 10000000 [--packed]
 
 The durations are drawn from a log-normal around 8 seconds. lhotse's sampler, for comparison, has no plan: it streams
 the cuts in every epoch and, to resume, replays the epoch up to the step.
@@ -13,12 +13,14 @@ import time
 import numpy as np
 
 from data_pipelines.batching.plan import make_plan
+from data_pipelines.batching.rows import make_row_plan
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE as SAMPLE_RATE
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=10_000_000)
+    parser.add_argument("--packed", action="store_true", help="packed rows instead of buckets")
     parser.add_argument("--num-buckets", type=int, default=8)
     parser.add_argument("--seconds-per-batch", type=float, default=1000.0)
     args = parser.parse_args()
@@ -29,9 +31,11 @@ def main() -> None:
     del seconds
 
     start = time.perf_counter()
-    plan = make_plan(
-        num_samples, token_lengths, seconds_per_batch=args.seconds_per_batch, seed=0, num_buckets=args.num_buckets
-    )
+    options = {"seconds_per_batch": args.seconds_per_batch, "seed": 0}
+    if args.packed:
+        plan = make_row_plan(num_samples, token_lengths, **options)
+    else:
+        plan = make_plan(num_samples, token_lengths, num_buckets=args.num_buckets, **options)
     planned = time.perf_counter() - start
 
     steps = np.random.default_rng(1).integers(0, 100 * plan.steps_per_epoch, 1000).tolist()

@@ -35,8 +35,8 @@ class Speech(Config):
       seconds_per_batch: padded audio of one global batch.
       packed: whether several utterances share a row in training; otherwise a row is one utterance, padded to the length
         of its bucket. Evaluation has one utterance a row.
-      row_seconds: lengths of packed rows, each a static batch shape; empty for the longest utterance that is kept.
-        Utterances longer than the longest are dropped, and counted.
+      row_seconds: lengths of packed rows, each a static batch shape; utterances longer than the longest are dropped,
+        and counted. Empty chooses one from the longest utterance that is kept to twice its length.
       max_utterances: most utterances of a packed row.
       num_buckets: static batch shapes of rows that are not packed, hence compiled programs.
       batch_multiple: every global batch size is a multiple of it: the data shards must divide it.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_pipelines.batching.histogram_packing import pack_ascending, pack_histogram
 from data_pipelines.batching.packing import make_text_plan
 from data_pipelines.batching.plan import FILLER, make_plan
-from data_pipelines.batching.rows import make_row_plan
+from data_pipelines.batching.rows import choose_row_frames, make_row_plan
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE as SAMPLE_RATE
 from tests.data_pipelines.batching.test_plan import durations
 
@@ -322,3 +322,26 @@ def _digest(plan, names) -> str:
         for name in names:
             digest.update(np.ascontiguousarray(getattr(planned, name)).astype(np.int64).tobytes())
     return digest.hexdigest()[:16]
+
+
+def test_rows_are_long_enough_for_two_utterances_of_the_usual_length():
+    lengths = np.concatenate(
+        [np.full(900, 14 * SAMPLE_RATE), np.full(100, 24 * SAMPLE_RATE), np.full(1500, SAMPLE_RATE)]
+    )
+    options = {"seconds_per_batch": 240, "seed": 0, "batch_multiple": 1}
+    plan = make_row_plan(lengths, **options)
+    assert [bucket.num_samples / SAMPLE_RATE for bucket in plan.buckets] == [30]  # of 24, 24, 26.67, 30, ... 48
+    assert plan.buckets[0].batch_size == 8
+    assert plan.padding_share < 0.02 < make_row_plan(lengths, row_seconds=(24,), **options).padding_share
+
+
+@given(
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=40).filter(lambda counts: counts[-1] > 0),
+    batch_frames=st.integers(1, 500),
+)
+@quick
+def test_the_chosen_row_is_of_a_length_that_a_batch_holds_a_whole_number_of(counts, batch_frames):
+    longest = len(counts)
+    frames = choose_row_frames(np.array([0, *counts]), batch_frames, 32)
+    assert longest <= frames <= 2 * longest
+    assert frames == longest or batch_frames // (batch_frames // frames) == frames
