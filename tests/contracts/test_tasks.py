@@ -21,25 +21,29 @@ def verify_task(experiment: Experiment, batch: dict[str, np.ndarray], stream: st
     wanted = {field for each in inputs_of(experiment, stream) for field in each.fields}
     optional = {"row_label": fields.ROW_LABEL in wanted}
     if "audio" in batch:
-        spec = BatchSpec.speech(**optional, frame_labels=fields.FRAME_LABELS in wanted)
+        packed = "audio_start" in batch
+        spec = BatchSpec.speech(packed=packed, **optional, frame_labels=fields.FRAME_LABELS in wanted)
         length, unit = batch["audio"].shape[1], "samples"
-        assert (batch["tokens"].shape[1] > 0) == (fields.TRANSCRIPT_TOKENS in wanted)
+        assert (batch["tokens"].shape[-1] > 0) == (fields.TRANSCRIPT_TOKENS in wanted)
     else:
         spec = BatchSpec.text(**optional, duration=fields.DURATION in wanted)
         length, unit = batch["tokens"].shape[1], "tokens"
     sizes = spec.check(batch)
-    shape = Shape(sizes["rows"], length, sizes.get("tokens", 0), 1.0, unit, stream)
+    shape = Shape(sizes["rows"], length, sizes.get("tokens", 0), 1.0, unit, stream, sizes.get("utterances", 0))
     abstract = Workload((shape,), unit, 1.0, None).abstract(shape, experiment)
     assert {name: (x.shape, x.dtype) for name, x in abstract.items()} == {
         name: (x.shape, x.dtype) for name, x in batch.items()
     }
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", [name for name in tiny.OBJECTIVES if name != "joint"])
-def test_batches_of_speech_are_as_declared(name):
-    experiment = tiny.experiment(name)
+def test_batches_of_speech_are_as_declared(name, packed):
+    experiment = tiny.experiment(name, data=tiny.NOISE.replace(packed=packed))
     source = tiny.source(experiment)
-    verify_task(experiment, next(iter(source.batches(0, 1))))
+    batch = next(iter(source.batches(0, 1)))
+    assert ("audio_start" in batch) == packed
+    verify_task(experiment, batch)
     verify_task(experiment, next(iter(source.dev_batches())))
 
 

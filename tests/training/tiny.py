@@ -7,7 +7,8 @@ import numpy as np
 
 from data_pipelines.batching.fields import BatchSpec
 from data_pipelines.batching.packing import make_text_eval_plan, make_text_plan
-from data_pipelines.batching.plan import BatchPlan, make_eval_plan, make_plan
+from data_pipelines.batching.plan import BatchPlan, SpeechPlan, make_eval_plan, make_plan
+from data_pipelines.batching.rows import RowPlan, make_row_plan
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage.tokens import TokenStore
 from data_pipelines.tokenizers.base import CharTokenizer
@@ -123,7 +124,7 @@ def text_source(experiment: Experiment, documents: int = 24) -> TextSource:
 class MemorySource(BatchSource):
     """Has the attributes of `training.source.BatchSource`; utterances are random, of two lengths or nearly."""
 
-    plan: BatchPlan
+    plan: SpeechPlan
     dev_plan: BatchPlan
     samples: list[np.ndarray]
     texts: list[str]
@@ -142,13 +143,18 @@ class MemorySource(BatchSource):
         tokenizer = CharTokenizer(LETTERS) if TRANSCRIPT in inputs else None
         tokens = np.array([len(text) for text in texts]) if tokenizer else None
         options = {"batch_multiple": 8, "frame_samples": MEL.frame_samples, "seconds_per_batch": 8.0}
-        options["num_buckets"] = experiment.data.num_buckets
+        buckets = {"num_buckets": experiment.data.num_buckets}
         objective = experiment.objective
         num_classes = len(getattr(objective, "classes", ()))
         num_units = (num_classes or objective.num_units) if {FRAME_UNITS, SPEECH_OR_SILENCE} & set(inputs) else 0
         num_labels = num_classes if {ROW_CLASS, ROW_SPEAKER} & set(inputs) else 0
-        plan = make_plan(lengths, tokens, seed=experiment.seed, **options)
-        dev_plan = make_eval_plan(lengths, tokens, **options)
+        if experiment.data.packed:
+            options["frame_samples"] = experiment.frame_samples
+            rows = {"gap_samples": experiment.frontend.mel.gap_samples, "row_seconds": experiment.data.row_seconds}
+            plan = make_row_plan(lengths, tokens, seed=experiment.seed, **rows, **options)
+        else:
+            plan = make_plan(lengths, tokens, seed=experiment.seed, **buckets, **options)
+        dev_plan = make_eval_plan(lengths, tokens, **buckets, **options)
         return cls(plan, dev_plan, samples, texts, tokenizer, num_units, num_labels)
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[dict[str, np.ndarray]]:
@@ -157,25 +163,29 @@ class MemorySource(BatchSource):
     def dev_batches(self) -> Iterator[dict[str, np.ndarray]]:
         return (self.batch(self.dev_plan, step) for step in range(self.dev_plan.steps_per_epoch))
 
-    def batch(self, plan: BatchPlan, step: int) -> dict[str, np.ndarray]:
-        planned = plan.batch(step)
-        bucket, rows = plan.buckets[planned.bucket], planned.rows
-        spec = BatchSpec.speech(row_label=self.num_labels > 0, frame_labels=self.num_units > 0)
-        sizes = {"rows": len(rows), "samples": bucket.num_samples, "tokens": bucket.num_tokens}
-        batch = spec.empty(sizes | {"frames": MEL.num_frames(bucket.num_samples)})
-        batch["example_id"][:], batch["weight"][:] = rows, rows >= 0
+    def batch(self, plan: SpeechPlan, step: int) -> dict[str, np.ndarray]:
+        planned, packed = plan.batch(step), isinstance(plan, RowPlan)
+        bucket, items = plan.buckets[planned.bucket], planned.rows
+        spec = BatchSpec.speech(packed=packed, row_label=self.num_labels > 0, frame_labels=self.num_units > 0)
+        sizes = {"rows": len(items), "samples": bucket.num_samples, "tokens": bucket.num_tokens}
+        sizes |= {"frames": MEL.num_frames(bucket.num_samples), "utterances": bucket.num_utterances}
+        batch = spec.empty(sizes)
+        batch["example_id"][:], batch["weight"][:] = items, items >= 0
+        if packed:
+            batch["audio_start"][:] = planned.start
         if self.num_labels:
-            batch["label"][:] = rows % self.num_labels
-        for place, row in enumerate(rows):
-            if row < 0:
-                continue
+            batch["label"][:] = items % self.num_labels
+        for place in map(tuple, np.argwhere(items >= 0)):
+            item, start = items[place], planned.start[place]
+            samples = self.samples[item]
             if self.num_units:
-                frames = MEL.num_frames(len(self.samples[row]))
-                batch["frame_labels"][place, :frames] = np.random.default_rng(row).integers(self.num_units, size=frames)
-            batch["audio"][place, : len(self.samples[row])] = self.samples[row]
-            batch["audio_length"][place] = len(self.samples[row])
+                frames, first = MEL.num_frames(len(samples)), start // MEL.frame_samples
+                units = np.random.default_rng(item).integers(self.num_units, size=frames)
+                batch["frame_labels"][place[0], first : first + frames] = units
+            batch["audio"][place[0], start : start + len(samples)] = samples
+            batch["audio_length"][place] = len(samples)
             if self.tokenizer:
-                ids = self.tokenizer.encode(self.texts[row])
-                batch["tokens"][place, : len(ids)] = ids
+                ids = self.tokenizer.encode(self.texts[item])
+                batch["tokens"][place][: len(ids)] = ids
                 batch["token_length"][place] = len(ids)
         return batch
