@@ -41,7 +41,7 @@ from data_pipelines.batching.plan import (
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.shuffle import derive_key, keys_of, permute
 
-ROOM_LEFT = 0.015  # largest share of frames outside utterances with which a length of rows is long enough
+ROOM_LEFT = 0.01  # largest share of frames outside utterances with which a length of rows is long enough
 
 _ORDER, _ITEMS, _BUCKETS = 0, 1, 2  # streams of randomness
 _MAX_CANDIDATES = 24  # lengths of rows to try; packing for one takes some 50 ms
@@ -298,8 +298,9 @@ def choose_row_frames(histogram: np.ndarray, batch_frames: int, max_utterances: 
     """Chooses a length of rows: the shortest that leaves hardly any room, as attention costs less in shorter rows.
 
     Rows as long as the longest item may leave much room: LibriSpeech's items are at most 24 s long, but most of them 11
-    to 17 s, so that two do not fit. Candidates are the length of the longest item, and up to twice that the lengths of
-    which a batch holds a whole number.
+    to 17 s, so that two do not fit. Or their number is small, and the last one partly empty. Candidates are the length
+    of the longest item, up to 3 % more if a batch still has as many rows, and up to twice that the lengths of which a
+    batch holds a whole number.
 
     Args:
       histogram: items by length in frames.
@@ -310,11 +311,12 @@ def choose_row_frames(histogram: np.ndarray, batch_frames: int, max_utterances: 
       room left.
     """
     longest = len(histogram) - 1
-    numbers = range(max(batch_frames // (2 * longest), 1), batch_frames // longest + 1)
-    candidates = sorted({longest, *(batch_frames // number for number in numbers)})
-    candidates = [frames for frames in candidates if frames <= 2 * longest]
-    if len(candidates) > _MAX_CANDIDATES:
-        candidates = [candidates[at] for at in np.linspace(0, len(candidates) - 1, _MAX_CANDIDATES).astype(int)]
+    num_rows = batch_frames // longest
+    near = min(round(1.03 * longest), batch_frames // num_rows) if num_rows else longest
+    whole = [batch_frames // number for number in range(num_rows, 0, -1) if batch_frames // number <= 2 * longest]
+    if len(whole) > _MAX_CANDIDATES:
+        whole = [whole[at] for at in np.linspace(0, len(whole) - 1, _MAX_CANDIDATES).astype(int)]
+    candidates = sorted({*range(longest, near + 1, max(longest // 200, 1)), *whole})
     used = int(histogram @ np.arange(longest + 1))
     room = {}
     for frames in candidates:

@@ -335,13 +335,26 @@ def test_rows_are_long_enough_for_two_utterances_of_the_usual_length():
     assert plan.padding_share < 0.02 < make_row_plan(lengths, row_seconds=(24,), **options).padding_share
 
 
+def test_rows_are_a_little_longer_if_that_saves_a_row_that_is_nearly_empty():
+    lengths = np.array([100 * FRAME] + [50 * FRAME] * 9 + [51 * FRAME])
+    options = {"seed": 0, "batch_multiple": 1}
+    for batch_frames, expected in (
+        (220, (101, 6)),
+        (201, (100, 7)),
+    ):  # with 101 frames, 201 hold one row instead of two
+        plan = make_row_plan(lengths, seconds_per_batch=batch_frames * FRAME / SAMPLE_RATE, **options)
+        assert [(bucket.num_samples // FRAME, bucket.num_rows) for bucket in plan.buckets] == [expected]
+        assert plan.buckets[0].batch_size == 2
+
+
 @given(
     counts=st.lists(st.integers(0, 9), min_size=1, max_size=40).filter(lambda counts: counts[-1] > 0),
     batch_frames=st.integers(1, 500),
 )
 @quick
-def test_the_chosen_row_is_of_a_length_that_a_batch_holds_a_whole_number_of(counts, batch_frames):
+def test_a_longer_row_fills_the_batch_or_takes_no_row_from_it(counts, batch_frames):
     longest = len(counts)
     frames = choose_row_frames(np.array([0, *counts]), batch_frames, 32)
     assert longest <= frames <= 2 * longest
-    assert frames == longest or batch_frames // (batch_frames // frames) == frames
+    num_rows = batch_frames // frames
+    assert frames == longest or batch_frames // num_rows == frames or num_rows == batch_frames // longest
