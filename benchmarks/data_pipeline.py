@@ -5,13 +5,15 @@
 Both read one epoch of the same FLAC bytes, in shuffled batches of about the same padded audio, with the same number of
 buckets, in a process of their own with one worker and one thread; the runs are interleaved and the table holds medians.
 The peer reads one file a clip, its usual form, and pads each batch to its longest row, so that its batches come in many
-shapes; ours come in one a bucket, and the number of shapes is the number of programs that XLA compiles.
+shapes; ours come in one a bucket, or in one if rows are packed, and the number of shapes is the number of programs that
+XLA compiles.
 `--peer-python` is an interpreter that has lhotse and torch; without it the table has our rows alone.
 
 CPU seconds are user plus system time of the whole process over the epoch, imports and planning excluded.
 """
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -21,7 +23,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROWS = {  # name: (loader, options of make_plan)
+ROWS = {  # name: (loader, options of make_plan; packed rows have none)
+    "ours, packed rows": ("ours", None),
     "ours, 8 buckets": ("ours", {"num_buckets": 8}),
     "ours, 8 buckets, crops of 15 % at most": ("ours", {"num_buckets": 8, "max_crop": 0.15}),
     "ours, 24 buckets": ("ours", {"num_buckets": 24}),
@@ -100,13 +103,15 @@ class Meter:
         }
 
 
-def run_ours(set_dir: str, split: str, seconds_per_batch: float, options: dict) -> dict:
+def run_ours(set_dir: str, split: str, seconds_per_batch: float, options: dict | None) -> dict:
     from data_pipelines.batching.plan import make_plan
+    from data_pipelines.batching.rows import make_row_plan
     from data_pipelines.batching.speech import open_batches
     from data_pipelines.storage.index import read_index
 
     index = read_index(set_dir, split)
-    plan = make_plan(index.num_samples, seconds_per_batch=seconds_per_batch, seed=0, **options)
+    make = make_row_plan if options is None else functools.partial(make_plan, **options)
+    plan = make(index.num_samples, seconds_per_batch=seconds_per_batch, seed=0)
     batches = open_batches(index, plan, num_steps=1, parallel=1)
     list(batches)  # TensorFlow is loaded and the record files are open
     meter = Meter()
