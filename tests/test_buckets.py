@@ -7,12 +7,14 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from data_pipelines.core import paths
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage import index, records
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
+from jax_speechlm.parallel.compilation_cache import compilation_cache_of
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.recipes.experiment import Experiment, Speech
 from jax_speechlm.training import checkpoints as ckpt
@@ -92,6 +94,31 @@ def test_an_unreadable_checkpoint_in_a_bucket_is_set_aside(bucket):
     again.save(2, state, {"step": 2})
     again.close()
     assert ckpt.read(ckpt.find(f"{bucket}/aside")).step == 2
+
+
+def test_compiled_programs_of_a_run_are_in_its_bucket(bucket, monkeypatch):
+    chosen = jax.config.jax_compilation_cache_dir
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    events = []
+
+    def record(name, **_):
+        events.append(name)
+
+    jax.monitoring.register_event_listener(record)
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        for _ in range(2):
+            events.clear()
+            with compilation_cache_of(paths.as_path(f"{bucket}/compiling")):
+                assert float(jax.jit(lambda x: x * 2.75 + 19)(2.0)) == 24.5
+    finally:
+        jax.config.update("jax_compilation_cache_dir", chosen)
+        reset_cache()
+        jax.monitoring.unregister_event_listener(record)
+    assert events.count("/jax/compilation_cache/compile_requests_use_cache") == 1
+    assert events.count("/jax/compilation_cache/cache_hits") == 1
+    (file,) = (paths.as_path(bucket) / "compiling" / "compiled").iterdir()
+    assert file.name.startswith("jit__lambda")
 
 
 def test_prepare_train_and_eval_by_url_alone(bucket, in_bucket, tmp_path, capsys):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import jax
 
-from data_pipelines.core.paths import as_path
+from data_pipelines.core.paths import reach
 from jax_speechlm.cli.experiment import ExperimentOptions, From
 from jax_speechlm.parallel import distributed
+from jax_speechlm.parallel.compilation_cache import compilation_cache_of
 from jax_speechlm.planning.check import check_fits
 from jax_speechlm.recipes import registry
 from jax_speechlm.training import loop
@@ -26,8 +27,9 @@ def train(
       force: start even if the longest batch cannot fit into memory.
     """
     del start  # in experiment.init_from
-    folder = as_path(run_dir or Path("runs") / registry.run_name(config))
-    with distributed.session():
+    folder = reach(run_dir or Path("runs") / registry.run_name(config))
+    # The check compiles the step, for the run to find in its cache.
+    with distributed.session(), loop.run_folder(folder), compilation_cache_of(folder):
         if not force:
             check_fits(experiment)
         result = loop.train(experiment, folder)

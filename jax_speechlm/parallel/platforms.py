@@ -24,11 +24,17 @@ def skip_absent_tpu() -> None:
 def cache_compilations() -> None:
     """Caches compiled programs on disk, so that later runs of the same model start in seconds.
 
-    The folder is `$JAX_COMPILATION_CACHE_DIR`, by default `compiled` in `data_pipelines.core.paths.cache_dir`.
+    The folder is `$JAX_COMPILATION_CACHE_DIR`, or `default_compilation_cache`; for some runs that of the run
+    (`compilation_cache.compilation_cache_of`).
     """
+    _set("jax_compilation_cache_dir", str(default_compilation_cache()))
+
+
+def default_compilation_cache() -> Path:
+    """Returns the user's folder of compiled programs: `compiled` in `data_pipelines.core.paths.cache_dir`."""
     from data_pipelines.core.paths import cache_dir  # late: it imports fsspec, which `jax-speechlm --help` needs not
 
-    _set("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+    return cache_dir() / "compiled"
 
 
 def _set(name: str, value: str) -> None:

@@ -26,6 +26,7 @@ from jax_speechlm.core.tree import overlay, paths, select
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.parallel import hardware
 from jax_speechlm.parallel import mesh as meshes
+from jax_speechlm.parallel.compilation_cache import compilation_cache_of
 from jax_speechlm.recipes.experiment import Experiment, differences
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training import run_lock
@@ -110,7 +111,8 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
     meta |= {"training_only": objective.training_only} if objective.training_only else {}
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_run_folder(run_dir))
+        stack.enter_context(run_folder(run_dir))
+        stack.enter_context(compilation_cache_of(run_dir))
         if jax.process_index() == 0:
             stack.enter_context(run_lock.held(run_dir))
         stack.enter_context(jax.set_mesh(mesh))
@@ -220,7 +222,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
 
 
 @contextlib.contextmanager
-def _run_folder(run_dir: AnyPath) -> Iterator[None]:
+def run_folder(run_dir: AnyPath) -> Iterator[None]:
     """Creates a run's folder. If the block fails before it writes `config.json`, a new folder is removed."""
     is_new = not run_dir.exists()
     made = [parent for parent in run_dir.parents if not parent.exists()] if is_new and not is_url(run_dir) else []

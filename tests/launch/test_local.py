@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,38 @@ def test_two_processes_train_what_one_trains_through_stop_kill_and_restart(optio
     first, second = (ckpt.read(ckpt.find(run_dir)) for run_dir in (one, two))
     assert first.step == second.step == 40
     jax.tree.map(np.testing.assert_array_equal, first.state, second.state)
+
+
+def test_a_restart_of_two_processes_compiles_nothing(options, tmp_path):
+    """All programs are found in the run's folder, also by the process that is not the first."""
+    script = (
+        "import collections, jax, sys; counts = collections.Counter()\n"
+        "jax.monitoring.register_event_listener(lambda name, **_: counts.update([name.rsplit('/')[-1]]))\n"
+        "from jax_speechlm import cli; status = cli.main()\n"
+        "print('programs', counts['compile_requests_use_cache'], counts['cache_hits'])\n"
+        "sys.exit(status)"
+    )
+    run = ["finetune", f"--run-dir={tmp_path / 'run'}", *options, "--num-steps=4", "--loop.checkpoint-every=2"]
+    run = [option for option in run if option not in LONGER]
+    command = [sys.executable, LAUNCHER, "--processes=2", "--cpu-devices=1", "--", sys.executable, "-c", script, *run]
+    environment = os.environ | {"XLA_FLAGS": FLAGS, "JAX_SPEECHLM_CACHE": str(tmp_path / "user")}
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        environment.pop(name)
+
+    def programs() -> dict[str, list[int]]:
+        """By process: programs needed, and programs found in the cache."""
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout
+        lines = [line.split() for line in done.stdout.splitlines() if "] programs " in line]
+        return {process: [int(needed), int(found)] for process, _, needed, found in lines}
+
+    first = programs()
+    assert all(needed > 20 and found == 0 for needed, found in first.values())
+    shutil.rmtree(ckpt.find(tmp_path / "run"))  # of step 4: the run goes on from step 2
+    again = programs()
+    assert again.keys() == first.keys() == {"[0]", "[1]"}
+    assert all(needed == found > 20 for needed, found in again.values())
+    assert list(figures(tmp_path / "run", "train")) == [1, 2, 3, 4]
 
 
 def test_a_process_that_fails_ends_the_others_and_says_why(tmp_path, options):
