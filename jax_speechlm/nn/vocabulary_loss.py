@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import BATCH_AXES, TOKEN_AXES
 
-CHUNK_LOGITS = 1 << 22
-"""Logits computed at a time for one row: 16 MB of float32, and as much again for their gradient."""
+CHUNK_LOGITS = 1 << 27
+"""Logits that a device computes at a time: 0.5 GiB of float32. Each chunk reads and writes the kernel's gradient, so that
+many small ones are bound by memory; larger ones gain little."""
 
 
 class TokenScores(NamedTuple):
@@ -42,26 +43,30 @@ def vocabulary_loss(
 ) -> tuple[Float[Array, ""], TokenScores]:
     """Computes the sum over tokens of weight * (-log softmax(hidden @ kernel.T + bias)[target] + z_weight * log_z^2).
 
-    The z-loss follows Chowdhery et al. 2022 (PaLM, section 5). Logits exist for `chunk` positions per row at a time.
+    The z-loss follows Chowdhery et al. 2022 (PaLM, section 5). On each device, logits exist for `chunk` tokens at a time.
     Under differentiation the gradient of a chunk is computed together with its loss, from the same logits: this takes
-      three matrix products, as the direct form does, and neither stores nor recomputes the logits.
+    three matrix products, as the direct form does, and neither stores nor recomputes the logits.
 
     Args:
       hidden_BxTxD: hidden states in the compute type of the products; sums and softmax are float32.
       target_BxT: ids below V.
       weight_BxT: weight per token; 0 excludes it.
-      chunk: positions of a row computed at a time; None for as many as give `CHUNK_LOGITS` logits.
+      chunk: tokens that a device computes at a time; None for as many as give `CHUNK_LOGITS` logits.
 
     Returns:
       The loss, and the statistics per token.
     """
-    time, vocab = hidden_BxTxD.shape[1], kernel_VxD.shape[0]
+    time = hidden_BxTxD.shape[1]
     hidden, target, weight = map(sequence.pad_time, (hidden_BxTxD, target_BxT, weight_BxT))
-    own = hidden.shape[1] // sequence.num_shards()
-    chunk = min(own, max(1, CHUNK_LOGITS // vocab) if chunk is None else chunk)
-    chunk = math.ceil(own / math.ceil(own / chunk))  # equal chunks
+    chunk = _tokens_at_a_time(kernel_VxD.shape[0]) if chunk is None else chunk
     total, scores = _loss(hidden, kernel_VxD, bias_V, target, weight, z_weight, chunk)
     return total, jax.tree.map(lambda x: jax.lax.stop_gradient(x)[:, :time], scores)
+
+
+def _tokens_at_a_time(vocab_size):
+    """Returns the number of tokens whose logits on one device, of its shard of the vocabulary, are `CHUNK_LOGITS`."""
+    tensor = sequence.num_devices(("tensor",))
+    return max(1, CHUNK_LOGITS // (vocab_size // tensor if vocab_size % tensor == 0 else vocab_size))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -73,7 +78,7 @@ def _loss(hidden, kernel, bias, target, weight, z_weight, chunk):
             hidden, target = part
             return None, _score(_logits(hidden, kernel, bias), target)
 
-        return _join(jax.lax.scan(step, None, _cut((hidden, target), chunk))[1], target.shape[1]), ()
+        return _join(jax.lax.scan(step, None, _cut((hidden, target), chunk))[1], target.shape), ()
 
     scores, _ = _on_own_tokens(own_loss, (hidden, target, weight), kernel.astype(hidden.dtype), bias)
     return jnp.sum(weight * _with_z(scores, z_weight)), scores
@@ -88,14 +93,14 @@ def _forward(hidden, kernel, bias, target, weight, z_weight, chunk):
             share = jnp.exp(logits - scores.log_z[..., None])
             share = share * (1 + 2 * z_weight * scores.log_z)[..., None] - _is_target(logits, target)
             by_logits = (share * weight[..., None]).astype(hidden.dtype)
-            to_kernel = jnp.einsum("btv,btd->vd", by_logits, hidden, preferred_element_type=jnp.float32)
-            to_bias = None if bias is None else by_logits.astype(jnp.float32).sum((0, 1))
+            to_kernel = jnp.einsum("nv,nd->vd", by_logits, hidden, preferred_element_type=jnp.float32)
+            to_bias = None if bias is None else by_logits.astype(jnp.float32).sum(0)
             gradients = jax.tree.map(jnp.add, gradients, (to_kernel, to_bias))
-            return gradients, (scores, jnp.einsum("btv,vd->btd", by_logits, kernel))
+            return gradients, (scores, jnp.einsum("nv,vd->nd", by_logits, kernel))
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), (kernel, bias))
         gradients, chunks = jax.lax.scan(step, zeros, _cut((hidden, target, weight), chunk))
-        return _join(chunks, target.shape[1]), jax.tree.map(total, gradients)
+        return _join(chunks, target.shape), jax.tree.map(total, gradients)
 
     (scores, to_hidden), (to_kernel, to_bias) = _on_own_tokens(
         own_loss, (hidden, target, weight), kernel.astype(hidden.dtype), bias
@@ -148,13 +153,13 @@ _loss.defvjp(_forward, _backward)
 
 
 def _logits(hidden, kernel, bias):
-    logits = jnp.einsum("btd,vd->btv", hidden, kernel, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("nd,vd->nv", hidden, kernel, preferred_element_type=jnp.float32)
     return logits if bias is None else logits + bias
 
 
 def _is_target(logits, target):
     # A comparison instead of a gather: with a sharded vocabulary each device compares its own shard.
-    return jax.lax.broadcasted_iota(target.dtype, logits.shape, 2) == target[..., None]
+    return jax.lax.broadcasted_iota(target.dtype, logits.shape, 1) == target[..., None]
 
 
 def _score(logits, target):
@@ -169,15 +174,19 @@ def _with_z(scores, z_weight):
 
 
 def _cut(arrays, chunk):
-    """[batch, time, ...] -> [chunks, batch, chunk, ...], the last chunk padded with zeros of weight 0."""
+    """[batch, time, ...] -> [chunks, tokens, ...]: equal chunks of at most `chunk`, the last padded with weight 0."""
+    num_tokens = math.prod(arrays[-1].shape)
+    chunks = math.ceil(num_tokens / chunk)
+    size = math.ceil(num_tokens / chunks)
 
     def cut(x):
-        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.swapaxes(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 0, 1)
+        x = x.reshape(num_tokens, *x.shape[2:])
+        x = jnp.pad(x, [(0, chunks * size - num_tokens)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(chunks, size, *x.shape[1:])
 
     return jax.tree.map(cut, arrays)
 
 
-def _join(chunks, time):
-    """Inverts `_cut`."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :time], chunks)
+def _join(chunks, shape):
+    """Inverts `_cut`; `shape` is (batch, time)."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: math.prod(shape)].reshape(*shape, *x.shape[2:]), chunks)

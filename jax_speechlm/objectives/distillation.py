@@ -32,6 +32,8 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.layers import Linear
 from jax_speechlm.nn.vocabulary_loss import CHUNK_LOGITS
+from jax_speechlm.parallel import sequence
+from jax_speechlm.parallel.mesh import BATCH_AXES
 from jax_speechlm.objectives.asr import ctc
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, Runs, frame_grid, mean, row_keys
@@ -316,7 +318,7 @@ def divergences(
     """Computes temperature^2 * KL(mean of the teachers' distributions || the student's) at every position, in nats.
 
     The factor keeps the gradient's scale independent of the temperature (Hinton et al. 2015, section 2). Logits of a
-    large vocabulary are computed in chunks of at most `chunk_logits` per row, and recomputed for the gradient.
+    large vocabulary are computed in chunks of at most `chunk_logits` per device, and recomputed for the gradient.
     """
 
     def part(states: list[Array]) -> Array:
@@ -330,7 +332,9 @@ def divergences(
     states = [view.states for view in (student, *teachers)]
     rows, time = states[0].shape[:2]
     vocab = jax.eval_shape(student.logits, states[0]).shape[-1]
-    places = max(1, chunk_logits // vocab)  # of a row
+    shards = sequence.num_devices(BATCH_AXES)
+    own_rows = rows // shards if rows % shards == 0 else rows
+    places = max(1, chunk_logits // (vocab * own_rows))  # of a row
     if places >= time:
         return part(states)
     fill = -time % places

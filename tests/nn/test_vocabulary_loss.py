@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jax_speechlm.nn import vocabulary_loss as vocabulary_losses
 from jax_speechlm.nn.vocabulary_loss import CHUNK_LOGITS, vocabulary_loss
 from jax_speechlm.parallel.mesh import BATCH_AXES, MeshShape, make_mesh
 
@@ -56,7 +57,7 @@ def compiled(chunk, z_weight, with_bias=True):
     return jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2, 3), has_aux=True)), jax.jit(run)
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 13, None])
+@pytest.mark.parametrize("chunk", [1, 5, 26, None])
 @pytest.mark.parametrize("z_weight", [0.0, 0.1])
 def test_equals_the_plain_loss_and_its_gradient(chunk, z_weight):
     hidden, kernel, bias, target, weight = inputs(0)
@@ -104,7 +105,7 @@ def sizes(hlo: str) -> set[int]:
 
 
 def test_a_large_vocabulary_never_has_all_its_logits_in_memory():
-    batch, time, dim, vocab = 2, 256, 16, 128_000
+    batch, time, dim, vocab = 2, 4096, 16, 128_000
 
     def shape(*dims):
         return jax.ShapeDtypeStruct(dims, jnp.float32)
@@ -116,12 +117,32 @@ def test_a_large_vocabulary_never_has_all_its_logits_in_memory():
         return vocabulary_loss(hidden, kernel, target, weight)[0]
 
     both = jax.jit(jax.value_and_grad(run, argnums=(0, 1))).lower(*arrays).compile()
-    largest = max(batch * CHUNK_LOGITS, vocab * dim)
+    largest = max(CHUNK_LOGITS, vocab * dim)
     assert max(sizes(both.as_text())) <= largest < batch * time * vocab / 7
     kernels = 4 * vocab * dim
-    assert both.memory_analysis().temp_size_in_bytes < 3 * 4 * batch * CHUNK_LOGITS + 3 * kernels
+    assert both.memory_analysis().temp_size_in_bytes < 3 * 4 * CHUNK_LOGITS + 3 * kernels
     alone = jax.jit(run).lower(*arrays).compile()
-    assert alone.memory_analysis().temp_size_in_bytes < 2 * 4 * batch * CHUNK_LOGITS + 3 * kernels
+    assert alone.memory_analysis().temp_size_in_bytes < 2 * 4 * CHUNK_LOGITS + 3 * kernels
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 7, 100])
+def test_the_size_of_a_chunk_changes_no_result(monkeypatch, tokens):
+    """Chunks are sized by the logits of a device: of its rows, its part of their time and its shard of the vocabulary."""
+    mesh, vocab = make_mesh(MeshShape(data=2, sequence=2, tensor=2)), 64
+    hidden, kernel, bias, target, weight = inputs(3, batch=4, time=13, vocab=vocab)
+    expected_loss, nll, *_, expected = oracle(hidden, kernel, bias, target, weight, 0.1)
+    monkeypatch.setattr(vocabulary_losses, "CHUNK_LOGITS", tokens * vocab // 2)
+    with jax.set_mesh(mesh):
+        run = jax.jit(compiled.__wrapped__(None, 0.1)[0])
+        (loss, scores), gradients = run(hidden, kernel, bias, weight, target)
+        trips = re.findall(
+            r"scan\[.*?length=(\d+)", str(jax.make_jaxpr(run)(hidden, kernel, bias, weight, target)), re.S
+        )
+    assert set(trips) == {str(math.ceil(2 * 7 / tokens))}  # a device has two rows of seven tokens
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    np.testing.assert_allclose(scores.nll, nll, atol=1e-5)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, wanted, atol=1e-5)
 
 
 def test_devices_share_the_vocabulary():
