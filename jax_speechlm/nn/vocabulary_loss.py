@@ -13,8 +13,8 @@ from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import BATCH_AXES, TOKEN_AXES
 
 CHUNK_LOGITS = 1 << 27
-"""Logits that a device computes at a time: 0.5 GiB of float32. Each chunk reads and writes the kernel's gradient, so that
-many small ones are bound by memory; larger ones gain little."""
+"""Logits that a device computes at a time: 0.5 GiB of float32. Each chunk reads and writes the kernel's gradient, which
+bounds small chunks by memory."""
 
 
 class TokenScores(NamedTuple):
@@ -43,9 +43,9 @@ def vocabulary_loss(
 ) -> tuple[Float[Array, ""], TokenScores]:
     """Computes the sum over tokens of weight * (-log softmax(hidden @ kernel.T + bias)[target] + z_weight * log_z^2).
 
-    The z-loss follows Chowdhery et al. 2022 (PaLM, section 5). On each device, logits exist for `chunk` tokens at a time.
-    Under differentiation the gradient of a chunk is computed together with its loss, from the same logits: this takes
-    three matrix products, as the direct form does, and neither stores nor recomputes the logits.
+    The z-loss follows Chowdhery et al. 2022 (PaLM, section 5). On each device, logits exist for `chunk` tokens at a
+    time. Under differentiation the gradient of a chunk is computed together with its loss, from the same logits: this
+    takes three matrix products, as the direct form does, and neither stores nor recomputes the logits.
 
     Args:
       hidden_BxTxD: hidden states in the compute type of the products; sums and softmax are float32.

@@ -32,13 +32,13 @@ from jax_speechlm.nn import functional
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.layers import Linear
 from jax_speechlm.nn.vocabulary_loss import CHUNK_LOGITS
-from jax_speechlm.parallel import sequence
-from jax_speechlm.parallel.mesh import BATCH_AXES
 from jax_speechlm.objectives.asr import ctc
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, Runs, frame_grid, mean, row_keys
 from jax_speechlm.objectives.lm import causal_lm
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
+from jax_speechlm.parallel import sequence
+from jax_speechlm.parallel.mesh import BATCH_AXES
 
 GROUP = "distillation"
 """Parameter group used in training only: the teachers, and the maps between widths."""

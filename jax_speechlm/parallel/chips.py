@@ -92,12 +92,14 @@ class Topology(NamedTuple):
       chip: key in `CHIPS`.
       shape: chips along each axis of a slice's torus, or (nodes, devices per node).
       slices: TPU slices, connected by the network.
+      order: the devices in the order of a program's mesh; None for host after host.
     """
 
     name: str
     chip: str
     shape: tuple[int, ...]
     slices: int = 1
+    order: tuple[int, ...] | None = None
 
     @property
     def spec(self) -> Chip:
@@ -124,8 +126,9 @@ class Topology(NamedTuple):
     def place(self, device: int) -> tuple[int, ...]:
         """Returns (slice, coordinates in its torus, core) of a TPU, (node, number in it) of any other device.
 
-        Devices are numbered host after host; a TPU host holds 2 x 2 chips.
+        Devices are numbered in `order`, which counts them host after host; a TPU host holds 2 x 2 chips.
         """
+        device = device if self.order is None else self.order[device]
         if self.spec.platform != "tpu":
             return divmod(device, self.shape[1])
         slice_index, device = divmod(device, self.devices_per_slice)

@@ -1,11 +1,12 @@
 """The device mesh and the table from logical axis names to mesh axes, from which all shardings derive."""
 
 from collections.abc import Sequence
-from math import prod
+from math import gcd, prod
 
 import jax
 import numpy as np
 import pydantic
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -44,9 +45,11 @@ class MeshShape(Config):
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh with axes `MESH_AXES` over `devices`, by default all.
 
+    On TPUs the axes follow those of the slice's torus as far as their sizes allow, the last ones first. Between slices,
+    and between nodes of GPUs, lie the first axes. Processes of one node may share rows.
+
     Raises:
-      ValueError: the product of the axes is not the number of devices, or `sequence` x `tensor` spans hosts: each host
-        reads its own rows, while the devices along these axes process the same rows.
+      ValueError: the product of the axes is not the number of devices, or `sequence` x `tensor` spans nodes or slices.
       DeviceError: JAX finds no device of the requested platform.
     """
     devices = hardware.devices() if devices is None else devices
@@ -57,16 +60,75 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
     if prod(sizes) != len(devices):
         named = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
         raise ValueError(f"a mesh of {named} does not use exactly the {len(devices)} available devices; set mesh.*")
-    per_host = len(devices) // _num_hosts(devices)
-    if per_host % same_rows:
+    nodes = _nodes(devices)
+    arranged = _arranged(sizes, nodes)
+    if any(len({_node(device) for device in group}) > 1 for group in arranged.reshape(-1, same_rows)):
+        smallest = min(map(len, nodes))
+        kind = "slice" if devices[0].platform == "tpu" else "node"
         raise ValueError(
-            f"mesh.sequence={shape.sequence} x mesh.tensor={shape.tensor} must divide the {per_host} devices of a host"
+            f"mesh.sequence={shape.sequence} x mesh.tensor={shape.tensor} must divide the {smallest} devices of "
+            f"a {kind}"
         )
-    return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    mesh = Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    groups = set(_row_shards(mesh).values())
+    if len({len(group) for group in groups}) > 1 or sum(map(len, groups)) != len(arranged.reshape(-1, same_rows)):
+        raise ValueError(
+            f"mesh.sequence={shape.sequence} x mesh.tensor={shape.tensor}: processes would share a part of their rows "
+            "only; choose sizes that divide the devices of a process, or are multiples of them"
+        )
+    return mesh
 
 
-def _num_hosts(devices: Sequence[jax.Device]) -> int:
-    return len({device.process_index for device in devices})
+def _node(device: jax.Device) -> int:
+    """Returns the number of a device's node, or slice of TPUs."""
+    if device.platform == "gpu" and device.client.runtime_type == "compile_only_runtime":  # described, for a plan
+        return device.process_index
+    return getattr(device, "slice_index", 0)  # JAX tells nodes apart by the boot id of their kernel
+
+
+def _nodes(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    by_node: dict[int, list[jax.Device]] = {}
+    for device in devices:  # launchers may number the processes of a node one after the other, or of all nodes in turn
+        by_node.setdefault(_node(device), []).append(device)
+    return [by_node[node] for node in sorted(by_node)]
+
+
+def _arranged(sizes: list[int], nodes: list[list[jax.Device]]) -> np.ndarray:
+    """Returns the devices in the shape of the mesh, so that neighbours along an axis are near each other."""
+    devices = [device for node in nodes for device in node]
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(sizes)
+    if len(nodes) == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    across, left = [], len(nodes)
+    for size in sizes:
+        across.append(gcd(size, left))
+        left //= across[-1]
+    within = [size // slices for size, slices in zip(sizes, across, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+
+
+def _row_shards(mesh: Mesh) -> dict[int, tuple[int, ...]]:
+    """Returns for each process the numbers of the shards of a batch, of `BATCH_AXES`, that its devices have."""
+    shards: dict[int, set[int]] = {}
+    for number, group in enumerate(mesh.devices.reshape(prod(mesh.shape[axis] for axis in BATCH_AXES), -1)):
+        for device in group:
+            shards.setdefault(device.process_index, set()).add(number)
+    return {process: tuple(sorted(numbers)) for process, numbers in shards.items()}
+
+
+def row_group() -> tuple[int, int]:
+    """Returns the number of this process's group in the current mesh, and how many groups there are.
+
+    The processes of a group share the rows of a batch, because `sequence` or `tensor` extends over them: each of them
+    reads the same rows. Without a mesh every process is a group.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.process_index(), jax.process_count()
+    shards = _row_shards(mesh)
+    groups = sorted(set(shards.values()))
+    return groups.index(shards[jax.process_index()]), len(groups)
 
 
 def partition_spec(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
@@ -98,7 +160,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def shard_batch_dim(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
     """Constrains x to the sharding of a batch: rows over `BATCH_AXES`, the rest whole; identity without a mesh."""
-    return _constrain(x, None)
+    return _constrain(x)
 
 
 def shard_batch_and_time(x: Shaped[Array, "batch time ..."]) -> Shaped[Array, "batch time ..."]:
@@ -111,12 +173,14 @@ def shard_batch_and_time(x: Shaped[Array, "batch time ..."]) -> Shaped[Array, "b
     return _constrain(x, "sequence")
 
 
-def _constrain(x: Array, time: str | None) -> Array:
+def _constrain(x: Array, *time: str) -> Array:
+    """Shards rows over `BATCH_AXES`, and time over as many of the axes `time`, from the first, as divide it."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % prod(mesh.shape[axis] for axis in BATCH_AXES):
         return x
-    divides = time and x.shape[1] % mesh.shape[time] == 0
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *([time] if divides else [])))
+    while time and x.shape[1] % prod(mesh.shape[axis] for axis in time):
+        time = time[:-1]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *([time] if time else [])))
 
 
 def platform() -> str:
@@ -126,6 +190,9 @@ def platform() -> str:
 
 
 def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Returns the global batch of this host's arrays [rows of this host, ...]: the rows of all hosts in host order."""
+    """Returns the global batch of this process's arrays [rows of its group, ...] (see `row_group`).
+
+    The order of the global batch's rows depends on the mesh.
+    """
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -105,6 +105,12 @@ def _cpus(count: int) -> Sequence[jax.Device]:
     return devices[:count]
 
 
+def in_mesh_order(topology: Topology, devices: Sequence[jax.Device], mesh: Mesh) -> Topology:
+    """Returns a topology whose devices, `devices_of` it, are numbered as in the programs of a mesh."""
+    number = {device.id: number for number, device in enumerate(devices)}
+    return topology._replace(order=tuple(number[device.id] for device in mesh.devices.flat))
+
+
 class Compiler:
     """Compiles the train step of an experiment on a mesh of devices that need not exist.
 

@@ -49,11 +49,11 @@ class Compiled(NamedTuple):
 
 def fingerprint(lowered: jax.stages.Lowered, devices: Sequence[jax.Device], options: Mapping[str, Any]) -> str:
     """Returns a digest of all that decides a compilation: program, devices, compiler, and the code that calls it."""
-    first, last = devices[0], devices[-1]
+    first = devices[0]
     parts = [
         lowered.as_text(),
         json.dumps(dict(options), sort_keys=True),
-        f"{len(devices)} {first.device_kind} to {getattr(last, 'coords', last.id)} {getattr(last, 'slice_index', 0)}",
+        f"{first.device_kind} {[device.id for device in devices]}",
         first.client.platform_version,
         jax.__version__,
         *(Path(__file__).with_name(name).read_text() for name in ("ahead_of_time.py", "compiled.py", "gpu.py")),

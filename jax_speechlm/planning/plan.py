@@ -87,7 +87,8 @@ def make_plan(
     for count, shape in enumerate(shapes, 1):
         progress(f"compiling for {topology.name}, shape {count} of {len(shapes)}: {describe_shape(shape, load)}")
         steps.append(compiler.compile(shape, compiler_options))
-    return _with_rates(experiment, topology, compiler, load, steps)
+    target = ahead_of_time.in_mesh_order(topology, devices, compiler.mesh)
+    return _with_rates(experiment, target, compiler, load, steps)
 
 
 def _with_rates(

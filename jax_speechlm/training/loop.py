@@ -142,7 +142,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
         profile = stack.enter_context(_profiler(loop.profile_steps, logs))
 
         meter = IntervalMetrics(hardware.peak_flops(jax.devices()))
-        batches = source.batches(first_step, experiment.num_steps)
+        batches, (_, num_readers) = source.batches(first_step, experiment.num_steps), meshes.row_group()
         seen, train_figures, dev_figures = Counter(), {}, {}
         pending, step = None, first_step
         account.resume(first_step)
@@ -160,8 +160,8 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 reporter.write(step, "start", {"seconds_to_first_step": time.perf_counter() - began})
-            extent = BatchSize.of(batch, jax.process_count(), experiment.sample_rate)
-            meter.count(extent, _TRAIN_TO_FORWARD * objective.flops(batch) * jax.process_count())
+            extent = BatchSize.of(batch, num_readers, experiment.sample_rate)
+            meter.count(extent, _TRAIN_TO_FORWARD * objective.flops(batch) * num_readers)
             seen[extent.unit] += extent.real
             # Reads the metrics of the previous step, so that the device does not wait.
             if pending is not None:

@@ -40,8 +40,8 @@ class BatchSize(NamedTuple):
     rows: int
 
     @classmethod
-    def of(cls, batch: Mapping[str, np.ndarray], num_hosts: int, sample_rate: int) -> "BatchSize":
-        """Computes the size of a global batch from one host's rows, assuming that all hosts have the same size.
+    def of(cls, batch: Mapping[str, np.ndarray], num_readers: int, sample_rate: int) -> "BatchSize":
+        """Computes the size of a global batch from the rows of one of the processes that read different rows.
 
         Rows of audio may be packed.
         """
@@ -51,8 +51,8 @@ class BatchSize(NamedTuple):
         else:
             rows, length = batch["tokens"].shape
             unit, per_unit, real = "tokens", 1, int((batch["segment"] > 0).sum())
-        rows *= num_hosts
-        return cls(unit, real * num_hosts / per_unit, rows * length / per_unit, length, rows)
+        rows *= num_readers
+        return cls(unit, real * num_readers / per_unit, rows * length / per_unit, length, rows)
 
 
 class IntervalMetrics:

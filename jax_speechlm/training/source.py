@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -28,6 +27,7 @@ from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.units import UnitIdStore, Units, read_units
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.vocabulary import Vocabulary
+from jax_speechlm.parallel.mesh import row_group
 from jax_speechlm.recipes.experiment import Experiment, Mixture, Speech, Text, UnitText
 from jax_speechlm.tasks import TASKS
 from jax_speechlm.tasks.base import Input
@@ -49,10 +49,13 @@ class BatchSource(Protocol):
     tokenizer: Tokenizer | None
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """Yields this host's rows of the training batches of steps `first_step` to `num_steps` - 1."""
+        """Yields this process's rows of the training batches of steps `first_step` to `num_steps` - 1.
+
+        By the current mesh several processes may have the same rows (`parallel.mesh.row_group`).
+        """
 
     def dev_batches(self) -> Iterator[Batch]:
-        """Yields this host's rows of every validation batch, once."""
+        """Yields this process's rows of every validation batch, once."""
 
     def fingerprints(self) -> dict[str, str | None]:
         """Returns fingerprints that a resumed run must match: "units" of the k-means, "labels" of frame classes."""
@@ -120,7 +123,8 @@ class _PlannedSource(BatchSource):
 
 
 def _host() -> dict[str, int]:
-    return {"host": jax.process_index(), "num_hosts": jax.process_count()}
+    host, num_hosts = row_group()
+    return {"host": host, "num_hosts": num_hosts}
 
 
 @dataclasses.dataclass(frozen=True)

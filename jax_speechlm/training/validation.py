@@ -59,8 +59,8 @@ def _means(
             weights[name] += float(weight)
         if trainer.greedy_decode is not None and "audio" in batch and batch["tokens"].shape[1]:
             decoded = collapse(jax.device_get(trainer.greedy_decode(params, sharded)))
-            labels = {name: batch[name] for name in ("weight", "tokens", "token_length")}
-            labels = multihost_utils.process_allgather(labels, tiled=True)  # as `decoded`, the rows of all hosts
+            labels = {name: sharded[name] for name in ("weight", "tokens", "token_length")}
+            labels = multihost_utils.process_allgather(labels, tiled=True)  # all rows, in the order of `decoded`
             for row in np.flatnonzero(labels["weight"]):
                 references.append(source.tokenizer.decode(labels["tokens"][row, : labels["token_length"][row]]))
                 hypotheses.append(source.tokenizer.decode(decoded[row]))

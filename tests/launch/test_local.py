@@ -136,6 +136,36 @@ def test_a_restart_of_two_processes_compiles_nothing(options, tmp_path):
     assert list(figures(tmp_path / "run", "train")) == [1, 2, 3, 4]
 
 
+def trained(run_dir: Path, options: list[str], mesh: str, processes: int, node: str) -> dict[str, dict[int, dict]]:
+    """Figures of a run of four steps, by part; `node` is bash's arithmetic on the number of a process."""
+    short = [option for option in options if option not in LONGER] + ["--num-steps=4"]
+    named = "bash", "-c", f'JAX_PARTITION_INDEX=$(({node})) exec "$@"', "-", *COMMAND
+    shape = f"--processes={processes}", f"--cpu-devices={2 // processes}"
+    command = [sys.executable, LAUNCHER, *shape, "--", *named, f"--run-dir={run_dir}", *short, mesh]
+    run = subprocess.run(command, env=os.environ | {"XLA_FLAGS": FLAGS}, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return {part: figures(run_dir, part) for part in ("train", "dev")}
+
+
+@pytest.fixture(scope="module")
+def by_one(options, tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("one") / "run", options, "--mesh.data=2", 1, "0")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "node"),
+    [("--mesh.tensor=2", "0"), ("--mesh.sequence=2", "0"), ("--mesh.data=2", "1 - JAX_PROCESS_ID")],
+    ids=["tensor", "sequence", "nodes-in-another-order"],
+)
+def test_processes_of_one_node_may_share_rows_and_nodes_come_in_any_order(options, by_one, mesh, node, tmp_path):
+    by_two = trained(tmp_path / "run", options, mesh, 2, node)
+    for part, names in (("train", ("loss", "grad_norm")), ("dev", ("loss", "wer", "cer"))):
+        assert by_two[part].keys() == by_one[part].keys()
+        for step, line in by_two[part].items():
+            for name in names:
+                assert line[name] == pytest.approx(by_one[part][step][name], rel=1e-4), (step, name)
+
+
 def test_a_process_that_fails_ends_the_others_and_says_why(tmp_path, options):
     """Only process 1 is told of a data set that does not exist; process 0 would wait for it for ever."""
     script = "import os, sys; sys.argv[1:] = [a + (os.environ['JAX_PROCESS_ID'] == '1') * 'x' if a == 'tones' else a"

@@ -127,7 +127,7 @@ def test_a_large_vocabulary_never_has_all_its_logits_in_memory():
 
 @pytest.mark.parametrize("tokens", [1, 3, 7, 100])
 def test_the_size_of_a_chunk_changes_no_result(monkeypatch, tokens):
-    """Chunks are sized by the logits of a device: of its rows, its part of their time and its shard of the vocabulary."""
+    """Chunks are sized by a device's logits: of its rows, its part of their time and its shard of the vocabulary."""
     mesh, vocab = make_mesh(MeshShape(data=2, sequence=2, tensor=2)), 64
     hidden, kernel, bias, target, weight = inputs(3, batch=4, time=13, vocab=vocab)
     expected_loss, nll, *_, expected = oracle(hidden, kernel, bias, target, weight, 0.1)

@@ -1,11 +1,17 @@
 """Names become placements by one table."""
 
+import importlib.util
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
+from jax_speechlm.parallel import mesh as meshes
+from jax_speechlm.parallel.chips import topology
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, partition_spec, shard_batch
+from jax_speechlm.planning.ahead_of_time import devices_of
 
 
 def test_data_takes_the_devices_that_are_left():
@@ -19,11 +25,89 @@ def test_a_mesh_must_use_every_device():
         make_mesh(MeshShape(data=3))
 
 
-def test_devices_that_share_rows_lie_in_one_host(monkeypatch):
-    monkeypatch.setattr("jax_speechlm.parallel.mesh._num_hosts", lambda devices: 2)
-    make_mesh(MeshShape(sequence=2, tensor=2))
-    with pytest.raises(ValueError, match=r"mesh.sequence=4 x mesh.tensor=2 must divide the 4 devices of a host"):
-        make_mesh(MeshShape(sequence=4, tensor=2))
+def described(nodes, per_process=1, platform="gpu"):
+    """Devices of processes, each of the node in the list."""
+    return [
+        mock.Mock(jax.Device, id=number, process_index=number // per_process, slice_index=node, platform=platform)
+        for number, node in enumerate(node for node in nodes for _ in range(per_process))
+    ]
+
+
+@pytest.fixture
+def any_mesh(monkeypatch):
+    """Replaces JAX's class, which takes real devices only."""
+    monkeypatch.setattr(meshes, "Mesh", lambda devices, axes, **_: mock.Mock(
+        Mesh, devices=devices, shape=dict(zip(axes, devices.shape, strict=True)), empty=False
+    ))  # fmt: skip
+
+
+def test_devices_that_share_rows_lie_in_one_node(any_mesh):
+    eight = described([0] * 4 + [1] * 4)
+    make_mesh(MeshShape(sequence=2, tensor=2), eight)
+    with pytest.raises(ValueError, match=r"mesh.sequence=4 x mesh.tensor=2 must divide the 4 devices of a node"):
+        make_mesh(MeshShape(sequence=4, tensor=2), eight)
+
+
+def test_a_node_is_a_node_however_its_processes_are_numbered(any_mesh):
+    """As by Slurm with one process a GPU, numbered over the nodes in turn."""
+    mesh = make_mesh(MeshShape(fsdp=2, tensor=4), described([0, 1] * 4))
+    assert [{device.slice_index for device in group} for group in mesh.devices.reshape(2, 4)] == [{0}, {1}]
+
+
+def test_processes_read_the_rows_of_their_devices(any_mesh, monkeypatch):
+    def groups(shape, devices):
+        monkeypatch.setattr(jax.sharding, "get_mesh", lambda: make_mesh(shape, devices))
+        found = {}
+        for device in devices:
+            monkeypatch.setattr(jax, "process_index", lambda process=device.process_index: process)
+            found[device.process_index] = meshes.row_group()
+        return [found[process] for process in sorted(found)]
+
+    assert groups(MeshShape(fsdp=4), described([0, 0, 1, 1])) == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert groups(MeshShape(tensor=2), described([0, 1, 0, 1])) == [(0, 2), (1, 2), (0, 2), (1, 2)]
+    assert groups(MeshShape(tensor=4), described([0, 0, 1, 1], per_process=2)) == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert groups(MeshShape(tensor=2), described([0, 1], per_process=4)) == [(0, 2), (1, 2)]
+    with pytest.raises(ValueError, match="a part of their rows only"):
+        groups(MeshShape(tensor=3), described([0, 0, 0], per_process=2))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.parametrize(
+    ("name", "shape", "axis", "sides"),
+    [
+        ("v5p-512", MeshShape(data=4, fsdp=64), "fsdp", (1, 8, 8)),  # host after host it would be 4 x 8 x 2
+        ("v5p-512", MeshShape(data=4, fsdp=64), "data", (4, 1, 1)),
+        ("v5e-16", MeshShape(data=4, fsdp=4), "fsdp", (4, 1)),
+        ("v5p-128", MeshShape(fsdp=16, tensor=4), "tensor", (4, 1, 1)),
+        ("v5p-128", MeshShape(fsdp=16, tensor=4), "fsdp", (1, 4, 4)),
+        ("v5p-128", MeshShape(fsdp=8, tensor=8), "tensor", (4, 2, 1)),  # a part of an axis
+        ("2xv5p-128", MeshShape(replica=2, fsdp=16, tensor=4), "fsdp", (1, 4, 4)),
+        ("2xv5p-128", MeshShape(data=8, fsdp=16), "fsdp", (4, 4, 1)),
+    ],
+)
+def test_axes_follow_the_torus(name, shape, axis, sides):
+    mesh = make_mesh(shape, devices_of(topology(name)))
+    groups = np.moveaxis(mesh.devices, meshes.MESH_AXES.index(axis), -1)
+    for group in groups.reshape(-1, mesh.shape[axis]):
+        places = np.array([device.coords[: len(sides)] for device in group])
+        assert tuple(len(set(column)) for column in places.T) == sides
+        assert len({getattr(device, "slice_index", 0) for device in group}) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_one_axis_over_a_small_slice_is_a_ring():
+    devices = make_mesh(MeshShape(fsdp=16), devices_of(topology("v5e-16"))).devices.reshape(-1)
+    places = np.array([device.coords for device in [*devices, devices[0]]])
+    assert (np.abs(np.diff(places, axis=0)).sum(1) == 1).all()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_replicas_are_slices_and_tensor_stays_in_one():
+    slices = devices_of(topology("2xv5p-128"))
+    mesh = make_mesh(MeshShape(replica=2, fsdp=64), slices)
+    assert [{device.slice_index for device in replica.flat} for replica in mesh.devices] == [{0}, {1}]
+    with pytest.raises(ValueError, match=r"mesh\.sequence=1 x mesh.tensor=128 must divide the 64 devices of a slice"):
+        make_mesh(MeshShape(data=1, tensor=128), slices)
 
 
 def test_rules_place_names_and_replicate_what_does_not_divide():
