@@ -19,7 +19,7 @@ from jax_speechlm.nn.attention.dot import attend, masked_attention
 from jax_speechlm.nn.functional import parameter, scan_layers, stack
 from jax_speechlm.nn.layers import Keys, LayerNorm, Linear, RMSNorm, dropout, split_keys
 from jax_speechlm.parallel import sequence
-from jax_speechlm.parallel.mesh import shard_batch_and_time
+from jax_speechlm.parallel.mesh import gather_residual, scatter_residual, shard_batch_and_time, shard_residual
 
 Cache = dict[str, Array]
 """Keys and values of past tokens: {"key", "value"}, each [layers, batch, position, kv_heads, head_dim]."""
@@ -101,11 +101,12 @@ class Block(nnx.Module):
             x = normed
         elif self.norm_placement == "pre_embedding":  # the first attention norm belongs to the embeddings
             x = jnp.where(is_first, normed, x)
-        mixed, state = mix(*self.attention.project(normed, rotation))
-        x = shard_batch_and_time(x + dropout(self.attention.out(mixed), self.rate, mixed_key))
+        mixed, state = mix(*self.attention.project(gather_residual(normed), rotation))
+        x = shard_residual(x + dropout(scatter_residual(self.attention.out(mixed)), self.rate, mixed_key))
         normed = self.ffn_norm(x)
         x = normed if self.norm_placement == "post" else x
-        return shard_batch_and_time(x + dropout(self.ffn(normed), self.rate, ffn_key)), state
+        out = scatter_residual(self.ffn(gather_residual(normed)))
+        return shard_residual(x + dropout(out, self.rate, ffn_key)), state
 
 
 class PredictionHead(nnx.Module):
@@ -223,7 +224,7 @@ class Transformer(nnx.Module):
         x_BxTxD = self._add_positions(x_BxTxD, position_BxT)
         x_BxTxD, segment_BxT, position_BxT = map(sequence.pad_time, (x_BxTxD, segment_BxT, position_BxT))
         *keys_L, key_in = split_keys(keys, config.num_layers + 1)
-        x = dropout(x_BxTxD, config.dropout, key_in)
+        x = shard_residual(dropout(x_BxTxD, config.dropout, key_in))
         rotations = self._rotations(position_BxT)
 
         def mix(is_global: Bool[Array, ""], q: Array, k: Array, v: Array) -> tuple[Array, Array | None]:

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_speechlm.parallel import sequence
-from jax_speechlm.parallel.mesh import BATCH_AXES, TOKEN_AXES
+from jax_speechlm.parallel.mesh import BATCH_AXES, TOKEN_AXES, gather_residual
 
 CHUNK_LOGITS = 1 << 27
 """Logits that a device computes at a time: 0.5 GiB of float32. Each chunk reads and writes the kernel's gradient, which
@@ -58,6 +58,7 @@ def vocabulary_loss(
     """
     time = hidden_BxTxD.shape[1]
     hidden, target, weight = map(sequence.pad_time, (hidden_BxTxD, target_BxT, weight_BxT))
+    hidden = gather_residual(hidden)
     chunk = _tokens_at_a_time(kernel_VxD.shape[0]) if chunk is None else chunk
     total, scores = _loss(hidden, kernel_VxD, bias_V, target, weight, z_weight, chunk)
     return total, jax.tree.map(lambda x: jax.lax.stop_gradient(x)[:, :time], scores)

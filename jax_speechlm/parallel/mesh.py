@@ -173,6 +173,33 @@ def shard_batch_and_time(x: Shaped[Array, "batch time ..."]) -> Shaped[Array, "b
     return _constrain(x, "sequence")
 
 
+def shard_residual(x: Shaped[Array, "batch time ..."]) -> Shaped[Array, "batch time ..."]:
+    """Constrains a residual stream like `shard_batch_and_time`, with time sharded over "tensor" too if that divides it.
+
+    Between the pairs of linear maps whose inner width is sharded over "tensor", each device then keeps and normalises
+    its part of time only (Korthikanti et al. 2022, section 4.2). `gather_residual` leads into such a pair, and
+    `scatter_residual` out of it.
+    """
+    return _constrain(x, "sequence", "tensor")
+
+
+@jax.custom_vjp
+def gather_residual(x: Shaped[Array, "batch time ..."]) -> Shaped[Array, "batch time ..."]:
+    """Undoes `shard_residual`'s sharding over "tensor"; the gradient, partial sums, is summed in that sharding."""
+    return shard_batch_and_time(x)
+
+
+@jax.custom_vjp
+def scatter_residual(x: Shaped[Array, "batch time ..."]) -> Shaped[Array, "batch time ..."]:
+    """Sums x, partial sums over "tensor", in `shard_residual`'s sharding; its gradient is gathered."""
+    return shard_residual(x)
+
+
+# Constraints alone leave gradients as they are, and the compiler then gathers parameters over "tensor" instead.
+gather_residual.defvjp(lambda x: (shard_batch_and_time(x), None), lambda _, gradient: (shard_residual(gradient),))
+scatter_residual.defvjp(lambda x: (shard_residual(x), None), lambda _, gradient: (shard_batch_and_time(gradient),))
+
+
 def _constrain(x: Array, *time: str) -> Array:
     """Shards rows over `BATCH_AXES`, and time over as many of the axes `time`, from the first, as divide it."""
     mesh = jax.sharding.get_abstract_mesh()

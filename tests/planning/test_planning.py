@@ -163,6 +163,20 @@ def test_activations_are_what_the_layers_keep(virtual):
     assert none.total > none.params + none.optimizer + none.activations
 
 
+def test_devices_along_tensor_keep_their_part_of_time(virtual):
+    model = small_lm().model.replace(num_heads=4, num_kv_heads=4, head_dim=16)
+
+    def kept(remat, mesh):
+        experiment = small_lm(model=model.replace(remat=remat), mesh=mesh)
+        return make_plan(experiment, virtual, vocab_size=100).steps[0].memory.activations
+
+    rows, layers, positions, dim = 8, 3, 128, 64  # of two devices
+    spread = MeshShape(data=2, tensor=4)
+    assert kept("full", spread) == layers * rows * positions // 4 * dim * 4
+    # What "dots" keeps is sharded by heads, inner width or time: the same share as if each device had its own rows.
+    assert kept("dots", spread) == kept("dots", MeshShape(data=8))
+
+
 def test_speech_is_planned_by_buckets(virtual):
     experiment = registry.load("librispeech/ctc_100_gpu")
     model = experiment.model.replace(dim=32, num_layers=2, num_heads=2, left_max=8, right_max=2)
@@ -277,6 +291,20 @@ def test_long_rows_for_a_real_v5e_16():
     assert along["all-to-all"].times == model.num_layers * 8
     assert "all-gather" not in along
     assert step.costs.flops * 16 == analytic_flops(experiment, more_products=3)
+
+
+@tpu
+def test_tensor_parallel_blocks_for_a_real_v5e_16():
+    """A pair of linear maps gathers its input and sums its output by time, forwards; for gradients the reverse."""
+    model = small_lm().model.replace(dtype="bfloat16", num_heads=4, num_kv_heads=4, head_dim=16, dim=256, ffn_dim=512)
+    experiment = small_lm(mesh=MeshShape(data=4, tensor=4), model=model.replace(remat="dots"))
+    step = make_plan(experiment, chips.topology("v5e-16"), vocab_size=100).steps[0]
+    along = {each.kind: each for each in step.costs.collectives if each.axes == "tensor"}
+    piece = 4 * 128 * model.dim * 2 * 3 / 4  # bytes sent for the residual stream of a device's rows
+    # Gradients of the maps need their inputs gathered again. Before the first and after the last layer a few more.
+    for kind, times in (("all-gather", 2 + 4), ("reduce-scatter", 2 + 2)):
+        assert 0 <= along[kind].sent / piece - model.num_layers * times <= 4
+    assert "all-to-all" not in along
 
 
 @pytest.mark.slow
