@@ -1,7 +1,6 @@
-"""Packs pieces, counted by length, into rows: an epoch's rows as a few patterns of lengths, looked up in O(1) a row.
+"""Packs a histogram of piece lengths into rows: an epoch is a list of patterns of lengths with their counts.
 
-Which pieces of a length stand in which slots of that length is a permutation of the plan that uses the packing
-(`packing.TextPlan`, `rows.RowPlan`).
+Plans (`packing.TextPlan`, `rows.RowPlan`) assign pieces to slots of equal length by a permutation.
 """
 
 import dataclasses
@@ -83,17 +82,17 @@ def pack_histogram(
 ) -> Patterns:
     """Packs pieces, counted by length, into rows: best fit, the longest first, many equal rows at a time.
 
-    A piece that no begun row has room for begins a row of the shortest length that it fits, so that with several
-    lengths short pieces fill the room in long rows first.
+    A piece that fits into no open row opens a row of the shortest sufficient length. With several row lengths, short
+    pieces therefore fill long rows first.
 
     Args:
       histogram: integers [longest + 1], number of pieces by length; 0 for length 0.
-      row_lengths: lengths of rows, ascending, the last at least `longest`; empty for `longest` alone.
-      max_pieces: most pieces of a row; None for no limit.
+      row_lengths: row lengths, ascending, the last at least `longest`; empty for `longest` alone.
+      max_pieces: maximum number of pieces per row; None for no limit.
 
     Returns:
-      Patterns, their lengths descending; every piece is in exactly one row. The length of a row is the shortest that
-      its longest piece fits.
+      Patterns in descending order of length; every piece is in exactly one row. A row has the shortest of the row
+      lengths that its longest piece fits into.
     """
     longest = len(histogram) - 1
     row_lengths = row_lengths or (longest,)
@@ -130,7 +129,7 @@ def pack_histogram(
 def pack_ascending(
     histogram: Sequence[int] | np.ndarray, row_lengths: Sequence[int], max_pieces: int | None = None
 ) -> Patterns:
-    """Packs pieces, counted by length, into rows in ascending order of length, a row after the other.
+    """Packs pieces, counted by length, into rows in ascending order of length, filling one row at a time.
 
     Arguments as in `pack_histogram`.
 
@@ -139,7 +138,7 @@ def pack_ascending(
     """
     most = max_pieces or row_lengths[-1]
     patterns: Patterns = []
-    begun: list[int] = []  # the last row, if more may follow in it
+    begun: list[int] = []  # the open row
     room = 0
     for length in range(1, len(histogram)):
         left = int(histogram[length])

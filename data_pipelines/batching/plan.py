@@ -1,7 +1,7 @@
 """Plans speech batches of one utterance a row: every batch of a run is a pure function of (seed, step).
 
-Evaluation and inference take these plans, and training where its rows are not packed (`rows`). The index contains
-durations, so a whole epoch is planned before the first record is read:
+Evaluation and inference use these plans, and training if rows are not packed (`rows`). The index contains durations,
+so a whole epoch is planned before the first record is read:
 
 1. items outside the limits are dropped and counted;
 2. lengths are rounded up to whole frames and dynamic programming picks the bucket edges that minimise the frames an
@@ -86,7 +86,7 @@ class PlannedBatch:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class SpeechPlan(abc.ABC):
-    """What plans of speech batches have in common.
+    """Base of plans of speech batches.
 
     Attributes:
       buckets: static shapes by ascending length.
@@ -281,7 +281,7 @@ def argsort_lengths(lengths: np.ndarray) -> np.ndarray:
 
 
 def rows_of_batch(row_samples: np.ndarray | int, batch_samples: float, batch_multiple: int) -> np.ndarray:
-    """Returns int64, the rows of a batch by their length: as many multiples as a batch's samples hold, at least one."""
+    """Returns the rows per batch by row length: as many multiples as the samples of a batch allow, at least one."""
     return np.maximum(batch_samples // (row_samples * batch_multiple), 1).astype(np.int64) * batch_multiple
 
 

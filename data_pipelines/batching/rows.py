@@ -1,19 +1,18 @@
-"""Plans packed speech batches: several utterances a row, as a pure function of (seed, step).
+"""Plans packed speech batches: several utterances per row, as a pure function of (seed, step).
 
-An utterance takes whole output frames of the speech encoder, one utterance after the other from the row's start, with
-the gap between two that the front end needs. Nearly nothing is padded, and a run has one static shape for each length
-of rows, usually one.
+Utterances follow one another from the start of a row. Each starts at an output frame of the speech encoder, after the
+gap that the front end needs. Padding is small, and a run has one static shape per row length, usually one.
 
-1. utterances are counted by length in frames, and the histogram is packed (`histogram_packing`): best fit, the longest
-   first. Several lengths of rows make an utterance that no begun row has room for begin a row of the shortest length
-   that it fits, so short utterances fill the room in long rows first;
-2. (seed, epoch) permutes the rows of an epoch, and the utterances of each length among the slots of that length;
-3. epochs follow one another within a batch, so that there are no filler rows. With several lengths of rows, their
-   batches are interleaved by their numbers.
+1. A histogram of utterance lengths, in frames, is packed (`histogram_packing`): best fit, longest first. With several
+   row lengths, an utterance that fits into no open row opens a row of the shortest sufficient length; short
+   utterances therefore fill long rows first.
+2. Permutations keyed by (seed, epoch) shuffle the rows of an epoch, and assign utterances to slots of their length.
+3. Epochs follow one another within a batch, without filler rows. With several row lengths, their batches are
+   interleaved in proportion.
 
-In the first epochs of a curriculum rows are packed in ascending order of length instead, and batches come in that
-order; the last of each length of rows may have filler rows. All permutations are evaluated per index
-(`shuffle.permute`): a resume at any step costs O(1), and hosts share no state.
+The first epochs of a curriculum pack rows in ascending order of length, and batches keep that order; the last batch
+of a row length may have filler rows. Permutations are evaluated per index (`shuffle.permute`): a resume at any step
+costs O(1), and hosts share no state.
 """
 
 import dataclasses
@@ -41,18 +40,18 @@ from data_pipelines.batching.plan import (
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.shuffle import derive_key, keys_of, permute
 
-ROOM_LEFT = 0.01  # largest share of frames outside utterances with which a length of rows is long enough
+ROOM_LEFT = 0.01  # acceptable share of unused frames when the row length is chosen
 
 _ORDER, _ITEMS, _BUCKETS = 0, 1, 2  # streams of randomness
-_MAX_CANDIDATES = 24  # lengths of rows to try; packing for one takes some 50 ms
+_MAX_CANDIDATES = 24  # row lengths that divide a batch; packing takes about 50 ms per candidate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RowLayout:
-    """Rows of an epoch; those of each bucket follow one another in the packing.
+    """Rows of an epoch, ordered by bucket.
 
     Attributes:
-      num_rows: rows of each bucket.
+      num_rows: number of rows by bucket.
     """
 
     packing: Packing
@@ -60,7 +59,7 @@ class RowLayout:
 
     @classmethod
     def of(cls, items: np.ndarray, histogram: np.ndarray, patterns: Patterns, row_frames: Sequence[int]) -> "RowLayout":
-        """Orders the rows of patterns by their length, one of `row_frames`; `items` are by ascending length."""
+        """Orders patterns by row length, one of `row_frames`; `items` are by ascending length."""
         bucket = [_bucket_of(pattern, row_frames) for pattern, _ in patterns]
         order = np.argsort(bucket, kind="stable")
         copies = [copies for _, copies in patterns]
@@ -83,8 +82,8 @@ class RowPlan(SpeechPlan):
     Attributes:
       seed: seed of the shuffle.
       layout: rows of a shuffled epoch.
-      ascending: rows of the epochs of the curriculum; None without one.
-      frame_samples: slots of utterances are multiples of it.
+      ascending: rows of an epoch of the curriculum; None without a curriculum.
+      frame_samples: unit of utterance starts, in samples.
     """
 
     seed: int
@@ -94,7 +93,7 @@ class RowPlan(SpeechPlan):
 
     @functools.cached_property
     def _quotas(self) -> tuple[int, ...]:
-        """Steps of each bucket in `_period` epochs."""
+        """Steps by bucket in `_period` epochs."""
         return tuple(bucket.num_rows * (self._period // bucket.batch_size) for bucket in self.buckets)
 
     @property
@@ -107,14 +106,14 @@ class RowPlan(SpeechPlan):
 
     @functools.cached_property
     def _first_ascending(self) -> np.ndarray:
-        """First step of each bucket in an epoch of the curriculum, and its number of steps."""
+        """First step by bucket in an epoch of the curriculum, followed by the steps of that epoch."""
         rows = self.ascending.num_rows if self.ascending else ()
         sizes = [bucket.batch_size for bucket in self.buckets[: len(rows)]]
         return np.cumsum([0] + [-(-num // size) for num, size in zip(rows, sizes, strict=True)])
 
     @property
     def curriculum_steps(self) -> int:
-        """Steps of the epochs in ascending order, before shuffled ones."""
+        """Steps of the curriculum, before the shuffled epochs."""
         return self.shortest_first_epochs * int(self._first_ascending[-1])
 
     @property
@@ -127,7 +126,7 @@ class RowPlan(SpeechPlan):
 
     @property
     def curriculum_padding_share(self) -> float:
-        """As `padding_share`, in the epochs of the curriculum."""
+        """Like `padding_share`, for an epoch of the curriculum."""
         steps = np.diff(self._first_ascending)
         computed = sum(
             int(count) * bucket.batch_size * bucket.num_samples
@@ -154,7 +153,7 @@ class RowPlan(SpeechPlan):
         return self._planned(self.layout, index, rows, epoch)
 
     def _planned(self, layout: RowLayout, index: int, rows: np.ndarray, epoch: np.ndarray) -> PlannedBatch:
-        """Returns the batch of some rows of a bucket, each of an epoch."""
+        """Returns the batch of rows of a bucket; `epoch` has the epoch of every row."""
         bucket, packing = self.buckets[index], layout.packing
         place, length, rank = packing.slots(layout.first_row[index] + rows)
         counts = np.diff(packing.first_of_length)
@@ -224,13 +223,13 @@ def make_row_plan(
       token_lengths: integers [items], or None for training on audio alone.
       seconds_per_batch: audio of a global batch; exceeded only if `batch_multiple` rows are longer.
       seed: seed of the shuffle.
-      row_seconds: lengths of rows, rounded up to whole frames; empty for one, chosen by `choose_row_frames`.
-      max_utterances: most items of a row, whose arrays have so many entries if any row has.
+      row_seconds: row lengths, rounded up to whole frames; empty for one, chosen by `choose_row_frames`.
+      max_utterances: maximum number of items per row; bounds the size of per-utterance arrays.
       batch_multiple: divisor of every global batch size, a multiple of the numbers of hosts and devices.
-      min_seconds, max_seconds: shorter and longer items are dropped, and items longer than the longest row.
-      frame_samples: one frame after subsampling; every item starts at a multiple of it.
-      gap_samples: samples without audio between two items of a row.
-      shortest_first_epochs: number of first epochs in ascending order of length, a curriculum for CTC from scratch.
+      min_seconds, max_seconds: shorter and longer items are dropped, as are items longer than the longest row.
+      frame_samples: one frame after subsampling; items start at multiples of it.
+      gap_samples: minimum distance between two items of a row.
+      shortest_first_epochs: number of initial epochs in ascending order of length, a curriculum for CTC from scratch.
 
     Raises:
       ValueError: an option is out of range, the arrays differ in shape, or no item is kept.
@@ -258,7 +257,7 @@ def make_row_plan(
         histogram = np.bincount(np.minimum(slots, -(-int(num_samples[items].max()) // frame_samples)))
         batch_frames = int(seconds_per_batch * sample_rate / (frame_samples * batch_multiple))
         row_frames = [choose_row_frames(histogram, batch_frames, max_utterances)]
-    # An item that fits the longest row without the gap only is alone in it, and its gap may lie beyond the row.
+    # An item that fits the longest row only without its gap has the row to itself: no neighbour needs the gap.
     lengths = np.minimum(slots, row_frames[-1])
     order = argsort_lengths(lengths)
     items, lengths = items[order], lengths[order]
@@ -295,20 +294,18 @@ def make_row_plan(
 
 
 def choose_row_frames(histogram: np.ndarray, batch_frames: int, max_utterances: int) -> int:
-    """Chooses a length of rows: the shortest that leaves hardly any room, as attention costs less in shorter rows.
+    """Chooses the row length: the shortest with little unused space, because attention costs less in shorter rows.
 
-    Rows as long as the longest item may leave much room: LibriSpeech's items are at most 24 s long, but most of them 11
-    to 17 s, so that two do not fit. Or their number is small, and the last one partly empty. Candidates are the length
-    of the longest item, up to 3 % more if a batch still has as many rows, and up to twice that the lengths of which a
-    batch holds a whole number.
+    Rows as long as the longest item can waste space. In LibriSpeech the longest item has 24 s but most have 11 to 17 s,
+    so two do not fit; in a small set the last row may be nearly empty. Candidates are the longest item, lengths up to
+    3 % above it that keep the number of rows per batch, and lengths up to twice as long that divide a batch evenly.
 
     Args:
-      histogram: items by length in frames.
-      batch_frames: frames of a batch for each of `batch_multiple`.
+      histogram: number of items by length in frames.
+      batch_frames: frames per batch, divided by `batch_multiple`.
 
     Returns:
-      Frames of a row: of the candidates the shortest that leaves at most `ROOM_LEFT`, or else the one with the least
-      room left.
+      Frames per row: the shortest candidate with at most `ROOM_LEFT` unused, or else the candidate with the least.
     """
     longest = len(histogram) - 1
     num_rows = batch_frames // longest
@@ -328,6 +325,6 @@ def choose_row_frames(histogram: np.ndarray, batch_frames: int, max_utterances: 
 
 
 def _by_length(token_lengths: np.ndarray, histogram: np.ndarray) -> np.ndarray:
-    """Returns the most tokens of an item of at most each length [lengths]; items are by ascending length."""
+    """Returns, by length, the maximum number of tokens of items up to that length; items are by ascending length."""
     most = np.maximum.accumulate(token_lengths)
     return most[np.maximum(np.cumsum(histogram) - 1, 0)]
