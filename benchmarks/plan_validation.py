@@ -45,7 +45,7 @@ def compare(name: str) -> Comparison:
     """
     experiment = registry.load(name)
     recipe = importlib.import_module(f"jax_speechlm.recipes.{name.replace('/', '.')}")
-    options = getattr(recipe, "COMPILER_OPTIONS", None)
+    options = getattr(recipe, "COMPILER_OPTIONS", {})  # the published run's, not those that a run here would have
     (estimate,) = make_plan(experiment, topology(experiment.topology), compiler_options=options).estimates
     if estimate is None:
         raise PlanningError(f"{name} does not fit into the memory of {experiment.topology}")

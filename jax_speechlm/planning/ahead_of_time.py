@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -114,18 +113,32 @@ def in_mesh_order(topology: Topology, devices: Sequence[jax.Device], mesh: Mesh)
 class Compiler:
     """Compiles the train step of an experiment on a mesh of devices that need not exist.
 
+    Args:
+      options: of the compiler, such as `{"xla_tpu_scoped_vmem_limit_kib": 98304}`; by default a run's own.
+
     Attributes:
       trainer: its functions and the abstract state.
       mesh: of the devices.
     """
 
-    def __init__(self, experiment: Experiment, load: Workload, devices: Sequence[jax.Device]):
+    def __init__(
+        self,
+        experiment: Experiment,
+        load: Workload,
+        devices: Sequence[jax.Device],
+        options: Mapping[str, Any] | None = None,
+    ):
         experiment = resolve(experiment)
         self._experiment, self._load = experiment, load
         self._objective: Objective = experiment.objective.build(experiment.model, experiment.frontend, load.tokenizer)
         self.mesh: Mesh = meshes.make_mesh(experiment.mesh, devices)
         self.trainer: Trainer = make_trainer(
-            self._objective, experiment.optimizer, experiment.num_steps, experiment.seed, self.mesh
+            self._objective,
+            experiment.optimizer,
+            experiment.num_steps,
+            experiment.seed,
+            self.mesh,
+            compiler_options=options,
         )
 
     def lower(self, shape: Shape) -> jax.stages.Lowered:
@@ -146,15 +159,8 @@ class Compiler:
             return _needed(str(error))
         return float(_total(stats))
 
-    def compile(self, shape: Shape, options: Mapping[str, Any] | None = None) -> Step:
+    def compile(self, shape: Shape) -> Step:
         """Compiles the step for one batch shape, or reads the program from the cache, and counts its costs.
-
-        Args:
-          shape: of the batch.
-          options: of the compiler, `{"xla_tpu_scoped_vmem_limit_kib": 98304}`.
-
-        Returns:
-          The step.
 
         Raises:
           ValueError: the rows do not divide among the devices.
@@ -166,23 +172,23 @@ class Compiler:
                 f"{shape.rows} rows of a batch do not divide among {spread} data shards: set data.batch_multiple to it"
             )
         lowered = self.lower(shape)
-        name = compiled.fingerprint(lowered, list(self.mesh.devices.flat), options or {})
+        name = compiled.fingerprint(lowered, list(self.mesh.devices.flat), self.trainer.compiler_options)
         result = compiled.recall(name)
         if result is None:
-            result = self._compiled(lowered, options or {})
+            result = self._compiled(lowered)
             compiled.keep(name, result)
         program = None if result.text is None else hlo.parse(result.text)
         counted = program and costs.count(program, dict(self.mesh.shape))
         return Step(shape, result.memory, program, counted, self._model_flops(shape), result.seconds)
 
-    def _compiled(self, lowered: jax.stages.Lowered, options: Mapping[str, Any]) -> Compiled:
+    def _compiled(self, lowered: jax.stages.Lowered) -> Compiled:
         state = self.trainer.shapes
         params = _bytes_per_device(state.params)
         optimizer = _bytes_per_device((state.opt_state, state.ema))
         began = time.perf_counter()
         try:
             with _quiet():
-                program, text = compile_lowered(lowered, self.mesh.devices.flat[0].platform, options)
+                program, text = compile_lowered(lowered, self.mesh.devices.flat[0].platform)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 reason = str(error).splitlines()[0]
@@ -209,17 +215,15 @@ class Compiler:
         )  # a backward pass costs two forward passes
 
 
-def compile_lowered(
-    lowered: jax.stages.Lowered, platform: str, options: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[jax.stages.Compiled, str]:
+def compile_lowered(lowered: jax.stages.Lowered, platform: str) -> tuple[jax.stages.Compiled, str]:
     """Returns the program for a platform, and its instructions as text."""
     if platform != "tpu":
-        program = lowered.compile(compiler_options={**(_UNTUNED if platform == "gpu" else {}), **options})
+        program = lowered.compile(compiler_options=_UNTUNED if platform == "gpu" else {})
         return program, program.as_text()
     # `as_text` of a TPU program goes through a format that loses some asynchronous operations and then fails
     # (libtpu 0.0.52, large vocabularies); the compiler's own dump does not.
     with tempfile.TemporaryDirectory() as folder:
-        program = lowered.compile(compiler_options={**options, "xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        program = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         (text,) = Path(folder).glob("*after_codegen.txt")
         return program, text.read_text()
 

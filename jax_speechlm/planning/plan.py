@@ -67,7 +67,7 @@ def make_plan(
     Args:
       vocab_size: ids of the tokenizer, if the experiment's own is not on this machine; see `workload`.
       longest_only: compile only the shape with the longest rows, which usually needs most memory.
-      compiler_options: other than a run's own, by name.
+      compiler_options: instead of a run's own, which are `parallel.compiler_options`.
       progress: called with a description of each compilation.
 
     Returns:
@@ -81,12 +81,12 @@ def make_plan(
     devices = ahead_of_time.devices_of(topology)
     if len(devices) != topology.num_devices:
         raise PlanningError(f"{topology.name}: the compiler knows {len(devices)} devices, not {topology.num_devices}")
-    compiler = Compiler(experiment, load, devices)
+    compiler = Compiler(experiment, load, devices, compiler_options)
     shapes = load.shapes[-1:] if longest_only else load.shapes
     steps = []
     for count, shape in enumerate(shapes, 1):
         progress(f"compiling for {topology.name}, shape {count} of {len(shapes)}: {describe_shape(shape, load)}")
-        steps.append(compiler.compile(shape, compiler_options))
+        steps.append(compiler.compile(shape))
     target = ahead_of_time.in_mesh_order(topology, devices, compiler.mesh)
     return _with_rates(experiment, target, compiler, load, steps)
 

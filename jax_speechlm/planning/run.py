@@ -76,6 +76,9 @@ def _trials(trials: Sequence[Trial]) -> Table:
 def plan_shipped(out: Path, progress: Callable[[str], None]) -> str:
     """Plans every shipped experiment that names a target, at its longest batch shape.
 
+    Those of `validation/` are left out: benchmarks/plan_validation.py plans them, with the published runs' compiler
+    options.
+
     Returns:
       A table in Markdown.
     """
@@ -85,7 +88,7 @@ def plan_shipped(out: Path, progress: Callable[[str], None]) -> str:
     ]
     for name in registry.names():
         experiment = registry.load(name)
-        if experiment.topology is None:
+        if experiment.topology is None or name.startswith("validation/"):
             continue
         target = find_topology(experiment.topology)
         try:

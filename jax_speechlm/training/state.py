@@ -1,7 +1,7 @@
 """The train state and the train step, as pure functions."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax_speechlm.nn.functional import Params
 from jax_speechlm.objectives.base import Metrics, Objective
 from jax_speechlm.optim.optimizers import Optimizer
 from jax_speechlm.parallel import mesh as meshes
+from jax_speechlm.parallel.compiler_options import options_for
 
 STEP_METRICS = ("grad_norm", "learning_rate", "skipped_in_a_row")
 """Metrics of the step itself, common to all objectives."""
@@ -51,6 +52,7 @@ class Trainer(NamedTuple):
       evaluate: `(params, batch) -> metrics`; compiled once per batch shape.
       greedy_decode: `(params, batch) -> ids [B, T]`, the best CTC path; None if the objective has no CTC logits.
       shapes: abstract TrainState with shardings: the target of a restore, and the input of planning.
+      compiler_options: of `step`.
     """
 
     init: Callable[[jax.Array], TrainState]
@@ -58,10 +60,26 @@ class Trainer(NamedTuple):
     evaluate: Callable[[Params, Batch], Metrics]
     greedy_decode: Callable[[Params, Batch], Array] | None
     shapes: TrainState
+    compiler_options: Mapping[str, Any]
 
 
-def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, seed: int, mesh: Mesh) -> Trainer:
-    """Builds the train and evaluation steps. Raises `ValueError` if a frozen path or a group matches no parameter."""
+def make_trainer(
+    objective: Objective,
+    optimizer: Optimizer,
+    num_steps: int,
+    seed: int,
+    mesh: Mesh,
+    *,
+    compiler_options: Mapping[str, Any] | None = None,
+) -> Trainer:
+    """Builds the train and evaluation steps.
+
+    Args:
+      compiler_options: of the train step; by default those of the mesh's chips, `options_for`.
+
+    Raises:
+      ValueError: a frozen path or a group matches no parameter.
+    """
     declaration = functional.declare(objective.make)
     frozen_paths = objective.frozen + optimizer.frozen
     for path in frozen_paths:
@@ -133,13 +151,21 @@ def make_trainer(objective: Objective, optimizer: Optimizer, num_steps: int, see
     shapes = _with_shardings(jax.eval_shape(init, jax.random.key(0)), declaration, trainable_part, transform, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     rows, everywhere = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+    options = dict(options_for(mesh.devices.flat[0].device_kind) if compiler_options is None else compiler_options)
     return Trainer(
         init=jax.jit(init, out_shardings=shardings),
-        step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, everywhere), donate_argnums=0),
+        step=jax.jit(
+            step,
+            in_shardings=(shardings, rows),
+            out_shardings=(shardings, everywhere),
+            donate_argnums=0,
+            compiler_options=options,
+        ),
         evaluate=jax.jit(evaluate, in_shardings=(shardings.params, rows), out_shardings=everywhere),
         greedy_decode=objective.logits
         and jax.jit(greedy_decode, in_shardings=(shardings.params, rows), out_shardings=everywhere),
         shapes=shapes,
+        compiler_options=options,
     )
 
 

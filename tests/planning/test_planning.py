@@ -86,10 +86,23 @@ def test_nothing_is_compiled_twice(virtual, monkeypatch):
     assert compiled == [1, 1, 1]
 
 
+def test_plan_and_run_have_the_compiler_options_of_the_chip(virtual, monkeypatch):
+    """An option that no compiler has, so that it fails wherever the option arrives."""
+    monkeypatch.setattr("jax_speechlm.training.state.options_for", lambda device_kind: {"xla_no_such_option": True})
+    experiment = small_lm()
+    with pytest.raises(PlanningError, match="No such compile option: 'xla_no_such_option'"):
+        make_plan(experiment, virtual, vocab_size=100)
+    assert make_plan(experiment, virtual, vocab_size=100, compiler_options={}).fits
+    load = workload(experiment, 100)
+    as_in_a_run = ahead_of_time.Compiler(experiment, load, jax.devices())
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'xla_no_such_option'"):
+        as_in_a_run.memory_needed(load.shapes[-1])
+
+
 def test_a_compiler_that_gives_up_ends_no_search(virtual, monkeypatch):
     """XLA for GPUs has no tile for some products when it may not time kernels."""
 
-    def give_up(lowered, platform, options):
+    def give_up(lowered, platform):
         raise jax.errors.JaxRuntimeError("INTERNAL: Couldn't find output tile sizes\nand much more")
 
     monkeypatch.setattr(ahead_of_time, "compile_lowered", give_up)
@@ -350,14 +363,14 @@ def test_the_largest_for_two_real_slices_of_v5p():
     step, estimate = plan.steps[0], plan.estimates[0]
     assert plan.fits
     assert plan.params == pytest.approx(8e9, rel=0.02)
-    assert 5 * 2**30 < step.memory.total < 20 * 2**30
+    assert 20 * 2**30 < step.memory.total < 45 * 2**30
     # Parameters are gathered for the forward pass, its repetition and the backward pass, and their gradients summed:
     # some tens of GB. An activation that moved would be hundreds.
     along = {axes: sum(c.sent for c in step.costs.collectives if c.axes == axes) for axes in ("fsdp", "replica")}
     assert along["fsdp"] < 100e9
     assert 0 < along["replica"] < 1e9
-    assert estimate.bound == "compute"
-    assert 0.3 < estimate.mfu < estimate.best_mfu
+    assert estimate.bound != "links"
+    assert 0.4 < estimate.mfu < estimate.best_mfu
     assert estimate.best_mfu > 0.6
 
 

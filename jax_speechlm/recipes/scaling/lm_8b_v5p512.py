@@ -21,7 +21,7 @@ def config() -> Experiment:
     return Experiment(
         data=Text(sets=("web",), tokenizer="data/bpe-128000", context=4096, tokens_per_batch=1024 * 4096),
         objective=CausalLM(),
-        model=SIZES["8B"].replace(dtype="bfloat16", remat="full"),
+        model=SIZES["8B"].replace(dtype="bfloat16", remat="dots"),
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-4, warmup_steps=8000), weight_decay=0.1),
         num_steps=250_000,
         mesh=MeshShape(replica=2, data=4, fsdp=64),
