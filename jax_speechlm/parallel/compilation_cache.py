@@ -71,8 +71,9 @@ def _own_programs_written() -> Iterator[None]:
     alone, such as the slices that a process saves, have a key of their own; not so on GPUs, where the number of the
     device is left out and two processes would write one file. On CPUs every key contains the process.
     """
-    compile_and_write = compiler._compile_and_write_cache
-    if jax.process_index() == 0 or tuple(inspect.signature(compile_and_write).parameters) != _PARAMETERS:
+    compile_and_write = getattr(compiler, "_compile_and_write_cache", None)  # private: other versions may lack it
+    is_known = compile_and_write and tuple(inspect.signature(compile_and_write).parameters) == _PARAMETERS
+    if jax.process_index() == 0 or not is_known:
         yield
         return
 

@@ -94,3 +94,6 @@ def test_a_jax_that_compiles_differently_is_left_alone(tmp_path, two_processes, 
     monkeypatch.setattr(compiler, "_compile_and_write_cache", compile_and_write)
     with compilation_cache_of(tmp_path):
         assert compiler._compile_and_write_cache is compile_and_write
+    monkeypatch.delattr(compiler, "_compile_and_write_cache")
+    with compilation_cache_of(tmp_path):
+        assert not hasattr(compiler, "_compile_and_write_cache")
