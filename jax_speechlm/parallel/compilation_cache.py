@@ -6,11 +6,13 @@ programs, on any machine on which the run is started again.
 """
 
 import contextlib
+import functools
 import inspect
 import os
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +20,8 @@ from jax._src import compilation_cache as programs
 from jax._src import compiler
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from data_pipelines.core.paths import AnyPath, absolute, is_url
+from data_pipelines.core.files import write_bytes
+from data_pipelines.core.paths import AnyPath, absolute, as_path, is_url
 from jax_speechlm.parallel.platforms import default_compilation_cache
 
 COMPILED = "compiled"
@@ -51,7 +54,7 @@ def compilation_cache_of(run_dir: AnyPath) -> Iterator[None]:
     before = {name: getattr(jax.config, name) for name in settings}
     _configure(settings)
     try:
-        with _own_programs_written():
+        with _own_programs_written(), _whole_files():
             yield
     finally:
         _configure(before)
@@ -95,3 +98,35 @@ def _own_programs_written() -> Iterator[None]:
         yield
     finally:
         compiler._compile_and_write_cache = compile_and_write
+
+
+@contextlib.contextmanager
+def _whole_files() -> Iterator[None]:
+    """Lets the files of a local folder be written completely or not at all.
+
+    JAX writes them in place, and never again: a kill meanwhile would leave a program that every restart compiles.
+    """
+    open_cache = getattr(programs, "get_file_cache", None)  # private, as above
+
+    def open_whole(path: str) -> tuple[Any, str] | None:
+        opened = open_cache(path)
+        folder = as_path(path)
+        # Files in buckets are whole anyway, and with a limit of its size a cache has further files.
+        if opened and not is_url(folder) and not getattr(opened[0], "eviction_enabled", True):
+            opened[0].put = functools.partial(_put_whole, folder)
+        return opened
+
+    if open_cache is None:
+        yield
+        return
+    programs.get_file_cache = open_whole
+    try:
+        yield
+    finally:
+        programs.get_file_cache = open_cache
+
+
+def _put_whole(folder: Path, key: str, program: bytes) -> None:
+    file = folder / f"{key}-cache"
+    if not file.exists():
+        write_bytes(file, program)

@@ -87,6 +87,23 @@ def test_another_process_writes_what_only_it_compiles(tmp_path, two_processes):
     assert list((tmp_path / "compiled").glob("jit__lambda*"))
 
 
+def test_a_kill_leaves_no_cut_program(tmp_path, monkeypatch):
+    """What is killed is the rename that ends a write: no file of the program's name is there before."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+    def killed(self, target):
+        raise OSError("killed")
+
+    with compilation_cache_of(tmp_path):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed)
+            with pytest.warns(UserWarning, match="killed"):
+                jax.jit(lambda x: x * 4.25 + 18)(1.0)
+        assert not list((tmp_path / "compiled").iterdir())
+        jax.jit(lambda x: x * 5.25 + 18)(1.0)
+    assert len(list((tmp_path / "compiled").glob("jit__lambda*"))) == 1
+
+
 def test_a_jax_that_compiles_differently_is_left_alone(tmp_path, two_processes, monkeypatch):
     def compile_and_write(backend, something_new):
         raise AssertionError
