@@ -9,6 +9,8 @@ import numpy as np
 import pydantic
 from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray, Shaped
 
+from jax_speechlm.core.segments import Lengths, Segments
+
 Batch = Mapping[str, Shaped[Array, "..."]]
 """A flat dict of fixed-shape arrays, as declared by `data_pipelines.batching.fields.BatchSpec`.
 
@@ -38,9 +40,29 @@ def step_key(seed: int, step: int | Int[Array, ""]) -> PRNGKeyArray:
     return jax.random.fold_in(seed_key(seed), step)
 
 
-def example_keys(key: PRNGKeyArray, example_id: Int[Array, " batch"]) -> Key[Array, " batch"]:
-    """Returns one key per row, derived from its example_id: independent of batch layout and host count."""
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(example_id)
+def example_keys(key: PRNGKeyArray, example_id: Int[Array, "*rows"]) -> Key[Array, "*rows"]:
+    """Returns one key per example, derived from its example_id: independent of batch layout and host count."""
+    keys = jax.vmap(lambda example: jax.random.fold_in(key, example))(example_id.reshape(-1))
+    return keys.reshape(example_id.shape)
+
+
+_PER_UTTERANCE = ("audio_length", "example_id", "weight", "label", "tokens", "token_length")
+
+
+def by_utterance(batch: Batch) -> Batch:
+    """Returns a batch of speech with a dimension for the utterances of a row, of size 1 if each row is an utterance.
+
+    Other batches are returned as they are.
+    """
+    if "audio" not in batch or "audio_start" in batch:
+        return batch
+    expanded = {name: batch[name][:, None] for name in _PER_UTTERANCE if name in batch}
+    return {**batch, **expanded, "audio_start": jnp.zeros_like(expanded["audio_length"])}
+
+
+def lengths_of(batch: Batch) -> Lengths:
+    """Returns the segments of packed rows in samples, or the lengths of rows with one utterance each."""
+    return Segments(batch["audio_start"], batch["audio_length"]) if "audio_start" in batch else batch["audio_length"]
 
 
 def frame_mask(length: Int[Array, " batch"], num_frames: int) -> Bool[Array, "batch time"]:

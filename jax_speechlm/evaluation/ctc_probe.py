@@ -17,7 +17,7 @@ from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, frame_mask
 from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.nn.functional import Params
-from jax_speechlm.objectives.asr.ctc import ctc_loss
+from jax_speechlm.objectives.asr.ctc_loss import ctc_loss
 
 Layers = Callable[[Params, Batch], tuple[Float[Array, "layers batch time dim"], Int[Array, " batch"]]]
 """Computes, from an encoder's parameters and a batch, the hidden states of all layers and the lengths in frames."""

@@ -4,17 +4,20 @@ It runs on device, inside the compiled step. Speed perturbation changes duration
 is part of the data pipeline instead.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import pydantic
-from jaxtyping import Array, Bool, Float, Float32, Int, Int16, Int32, Key
+from jaxtyping import Array, Bool, Float, Float32, Int, Int16, Key, PRNGKeyArray
 
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
-from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
+from jax_speechlm.core.segments import Lengths, Segments
 from jax_speechlm.nn.layers import split_keys
 
-Keys = Key[Array, " batch"]
+Keys = Key[Array, "*utterances"]
+"""One key for each utterance: [batch], or in packed rows [batch, utterances]."""
 Probability = pydantic.confloat(ge=0, le=1)
 
 
@@ -31,7 +34,7 @@ class Augment(Config):
       snr_db: range of the signal-to-noise ratio in dB, for both kinds of noise.
       gain_db: greatest change of the level in dB, up or down.
       crop_seconds: longer utterances are cropped to a random segment of this length, for objectives without
-        transcripts.
+        transcripts; not in packed rows, whose layout it would change.
     """
 
     time_masks: pydantic.NonNegativeInt = 0
@@ -52,110 +55,132 @@ SPEC_AUGMENT = Augment(time_masks=10, time_mask_ratio=0.05, freq_masks=2, freq_m
 
 def augment_audio(
     audio: Int16[Array, "batch samples"],
-    audio_length: Int[Array, " batch"],
+    lengths: Lengths,
     keys: Keys,
     config: Augment,
     noise: Int16[Array, "batch samples"] | None = None,
     sample_rate: int = DEFAULT_SAMPLE_RATE,
-) -> tuple[Float32[Array, "batch kept_samples"], Int32[Array, " batch"]]:
+) -> tuple[Float32[Array, "batch kept_samples"], Lengths]:
     """Crops utterances, adds noise and changes the level, in this order.
 
-    All draws come from a row's own key. Only the utterance that is mixed in comes from another row: the next one of the
-    global batch, which depends on the plan's seed and step, not on the number of hosts.
+    All draws come from an utterance's own key. Only what is mixed in comes from elsewhere: the next row of the global
+    batch, which depends on the plan's seed and step, not on the number of hosts.
 
     Args:
+      lengths: samples per row, or the utterances of packed rows.
       noise: a segment of the noise set for each row; required if `noise_probability` is not 0.
 
     Returns:
-      float32 samples on the int16 scale, not clipped, 0 at padding; and samples per row.
+      float32 samples on the int16 scale, not clipped, 0 at padding; and the lengths.
 
     Raises:
-      ValueError: the config has a noise probability and the batch has no noise.
+      ValueError: the config has a noise probability and the batch has no noise, or crops packed rows.
     """
-    crop, mix, background, gain = split_keys(keys, 4)
-    audio = jnp.where(frame_mask(audio_length, audio.shape[1]), audio.astype(jnp.float32), 0)
+    segments = Segments.of(lengths)
+    crop, mix, background, gain = split_keys(keys.reshape(segments.length.shape), 4)
+    audio = jnp.where(segments.mask(audio.shape[1]), audio.astype(jnp.float32), 0)
     if config.crop_seconds is not None:
-        audio, audio_length = _crop(audio, audio_length, crop, round(config.crop_seconds * sample_rate))
+        if isinstance(lengths, Segments) and lengths.num > 1:
+            raise ValueError(
+                "frontend.augment.crop_seconds would change the layout of packed rows: set it to None, or data.packed "
+                "to False"
+            )
+        audio, segments = _crop(audio, segments, crop, round(config.crop_seconds * sample_rate))
     if config.mix_probability:
-        clean, length = audio, audio_length
-        audio = _add_noise(
-            audio, length, jnp.roll(clean, -1, axis=0), jnp.roll(length, -1), mix, config.mix_probability, config.snr_db
-        )
+        ends = jnp.max(segments.start + segments.length, axis=1)
+        other = jnp.roll(audio, -1, axis=0), jnp.roll(ends, -1)
+        audio = _add_noise(audio, segments, *other, mix, config.mix_probability, config.snr_db)
     if config.noise_probability:
         if noise is None:
             raise ValueError(
                 "frontend.augment.noise_probability is not 0, but the batch has no noise: set data.noise_set to the "
                 "name of a prepared set"
             )
-        length = jnp.full(len(audio), noise.shape[1])
-        audio = _add_noise(audio, audio_length, noise, length, background, config.noise_probability, config.snr_db)
+        whole = jnp.full(len(audio), noise.shape[1])
+        audio = _add_noise(audio, segments, noise, whole, background, config.noise_probability, config.snr_db)
     if config.gain_db:
         decibels = _uniform(gain, -config.gain_db, config.gain_db)
-        audio = audio * 10 ** (decibels[:, None] / 20)
-    return audio, audio_length.astype(jnp.int32)
+        audio = audio * segments.spread(10 ** (decibels / 20), audio.shape[1])
+    segments = Segments(segments.start, segments.length.astype(jnp.int32))
+    return audio, segments if isinstance(lengths, Segments) else segments.length[:, 0]
 
 
 def spec_augment(
-    features: Float[Array, "batch time features"],
-    length: Int[Array, " batch"],
-    keys: Keys,
-    config: Augment,
-    num_mel_bins: int,
+    features: Float[Array, "batch time features"], lengths: Lengths, keys: Keys, config: Augment, num_mel_bins: int
 ) -> Float[Array, "batch time features"]:
     """Sets random spans of time and bands of frequency to 0: SpecAugment without warping (Park et al. 2019).
 
     Args:
       features: normalised log-mel features, whose mean is 0; frames may be stacked.
+      lengths: feature vectors per row, or the utterances of packed rows.
       num_mel_bins: mel bins of one frame. A band covers the same bins in all frames stacked in a vector.
     """
     _, num_frames, dim = features.shape
-    time, frequency = split_keys(keys, 2)
-    longest = jnp.floor(length * config.time_mask_ratio)
-    in_span = _spans(time, config.time_masks, longest, length, num_frames)
-    widest = jnp.full(len(features), min(config.freq_mask_bins, num_mel_bins))
-    in_band = _spans(frequency, config.freq_masks, widest, jnp.full(len(features), num_mel_bins), num_mel_bins)
-    in_band = jnp.tile(in_band, dim // num_mel_bins)
-    return jnp.where(in_span[:, :, None] | in_band[:, None, :], 0, features)
+    segments = Segments.of(lengths)
+    time, frequency = split_keys(keys.reshape(segments.length.shape), 2)
+    longest = jnp.floor(segments.length * config.time_mask_ratio)
+    start_BxNxM, width_BxNxM = _spans(time, config.time_masks, longest, segments.length)
+    start_BxNxM = segments.start[..., None] + start_BxNxM
+    in_span = in_spans(jnp.arange(num_frames), *(x.reshape(len(x), -1) for x in (start_BxNxM, width_BxNxM)))
+    widest = jnp.full(segments.length.shape, min(config.freq_mask_bins, num_mel_bins))
+    bands = _spans(frequency, config.freq_masks, widest, jnp.full(widest.shape, num_mel_bins))
+    in_band_BxNxF = jnp.tile(in_spans(jnp.arange(num_mel_bins), *bands), dim // num_mel_bins)
+    in_band = segments.spread(in_band_BxNxF.astype(features.dtype), num_frames) > 0
+    return jnp.where(in_span[:, :, None] | in_band, 0, features)
 
 
-def _spans(keys: Keys, num: int, longest: Array, size: Array, positions: int) -> Bool[Array, "batch positions"]:
-    """Returns True inside any of `num` spans of 0 to `longest` positions within the first `size` positions."""
-    draws = jax.vmap(lambda key: jax.random.uniform(key, (2, num, 1)))(keys)
-    width = jnp.floor(draws[:, 0] * (longest[:, None, None] + 1))
-    start = jnp.floor(draws[:, 1] * (size[:, None, None] - width + 1))
-    position = jnp.arange(positions)
-    return jnp.any((position >= start) & (position < start + width), axis=1)
+def _spans(
+    keys: Keys, num: int, longest: Array, size: Array
+) -> tuple[Float[Array, "batch utterances num"], Float[Array, "batch utterances num"]]:
+    """Draws start and width of `num` spans of 0 to `longest` positions within the first `size` positions."""
+    draws = _per_utterance(lambda key: jax.random.uniform(key, (2, num)), keys)
+    width = jnp.floor(draws[..., 0, :] * (longest[..., None] + 1))
+    return jnp.floor(draws[..., 1, :] * (size[..., None] - width + 1)), width
 
 
-def _uniform(keys: Keys, low: float = 0.0, high: float = 1.0) -> Float[Array, " batch"]:
-    return jax.vmap(lambda key: jax.random.uniform(key, (), minval=low, maxval=high))(keys)
+def in_spans(
+    position: Int[Array, " positions"], start: Float[Array, "*batch num"], width: Float[Array, "*batch num"]
+) -> Bool[Array, "*batch positions"]:
+    """Returns True at positions inside any of the spans."""
+    after = position[:, None] - start[..., None, :]
+    return jnp.any((after >= 0) & (after < width[..., None, :]), axis=-1)
 
 
-def _crop(audio: Array, length: Array, keys: Keys, samples: int) -> tuple[Array, Array]:
+def _per_utterance(draw: Callable[[PRNGKeyArray], Array], keys: Keys) -> Array:
+    """Returns the draws of keys [batch, utterances], with these two dimensions first."""
+    return jax.vmap(jax.vmap(draw))(keys)
+
+
+def _uniform(keys: Keys, low: float = 0.0, high: float = 1.0) -> Float[Array, "batch utterances"]:
+    return _per_utterance(lambda key: jax.random.uniform(key, (), minval=low, maxval=high), keys)
+
+
+def _crop(audio: Array, segments: Segments, keys: Keys, samples: int) -> tuple[Array, Segments]:
     if samples >= audio.shape[1]:
-        return audio, length
-    start = jnp.floor(_uniform(keys) * (jnp.maximum(length - samples, 0) + 1)).astype(jnp.int32)
+        return audio, segments
+    start = jnp.floor(_uniform(keys) * (jnp.maximum(segments.length - samples, 0) + 1)).astype(jnp.int32)
     cut = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, samples))
-    return cut(audio, start), jnp.minimum(length, samples)
+    return cut(audio, start[:, 0]), Segments(segments.start, jnp.minimum(segments.length, samples))
 
 
 def _add_noise(
     audio: Float[Array, "batch samples"],
-    length: Int[Array, " batch"],
+    segments: Segments,
     noise: Array,
     noise_length: Int[Array, " batch"],
     keys: Keys,
     probability: float,
     snr_db: tuple[float, float],
 ) -> Float[Array, "batch samples"]:
-    """Adds noise from a random offset on, looped, at a random ratio of mean powers over the utterance."""
+    """Adds a row's noise from a random offset on, looped, at a random ratio of mean powers over the utterance."""
     applies, offset, ratio = split_keys(keys, 3)
-    mask = frame_mask(length, audio.shape[1])
+    num_samples, noise_length = audio.shape[1], noise_length[:, None]
     start = jnp.floor(_uniform(offset) * noise_length).astype(jnp.int32)
-    index = (start[:, None] + jnp.arange(audio.shape[1])) % jnp.maximum(noise_length, 1)[:, None]
-    noise = jnp.where(mask, jnp.take_along_axis(noise, index, axis=1).astype(jnp.float32), 0)
-    signal_power, noise_power = (jnp.square(x).sum(1) for x in (audio, noise))
+    index = segments.spread(start, num_samples) + segments.position(num_samples)
+    noise = jnp.take_along_axis(noise, index % jnp.maximum(noise_length, 1), axis=1).astype(jnp.float32)
+    noise = jnp.where(segments.mask(num_samples), noise, 0)
+    signal_power, noise_power = (segments.sum(jnp.square(x)) for x in (audio, noise))
     target_power = signal_power / 10 ** (_uniform(ratio, *snr_db) / 10)
     scale = jnp.where(noise_power > 0, jnp.sqrt(target_power / jnp.maximum(noise_power, 1)), 0)
     scale = jnp.where((_uniform(applies) < probability) & (noise_length > 0), scale, 0)
-    return audio + scale[:, None] * noise
+    return audio + segments.spread(scale, num_samples) * noise

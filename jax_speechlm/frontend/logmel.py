@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pydantic
-from jaxtyping import Array, Float, Float32, Int, Int16, Int32
+from jaxtyping import Array, Float, Float32, Int16
 
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
-from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
+from jax_speechlm.core.segments import Lengths, Segments, at_rate
 from jax_speechlm.nn.layers import Count
 
 # Lower bound of the power of a mel bin, and the offset added to it. The samples of librosa and NeMo are in [-1, 1), so
@@ -114,24 +114,24 @@ def _num_windows(num_samples: Count, config: LogMel) -> Count:
 
 
 def log_mel(
-    audio: Int16[Array, "batch samples"] | Float32[Array, "batch samples"],
-    audio_length: Int[Array, " batch"],
-    config: LogMel,
-) -> tuple[Float32[Array, "batch time features"], Int32[Array, " batch"]]:
-    """Computes log-mel features, which do not depend on the padding of a row.
+    audio: Int16[Array, "batch samples"] | Float32[Array, "batch samples"], lengths: Lengths, config: LogMel
+) -> tuple[Float32[Array, "batch time features"], Lengths]:
+    """Computes log-mel features, which depend neither on the padding of a row nor on its other utterances.
 
     Args:
       audio: samples at `config.sample_rate`: int16, or float32 on the same scale (-32768 to 32767).
-      audio_length: samples per row; may be 0.
+      lengths: samples per row, or the utterances of packed rows, which start at whole feature vectors and leave
+        `config.gap_samples` between each other; lengths may be 0.
 
     Returns:
-      Features, 0 at padding, and the number of feature vectors per row.
+      Features, 0 at padding, and the number of feature vectors per row, or the utterances in feature vectors.
     """
+    segments = Segments.of(lengths)
     num_windows = _num_windows(audio.shape[1], config)
-    windows = _num_windows(audio_length, config)
-    audio = jnp.where(frame_mask(audio_length, audio.shape[1]), audio.astype(jnp.float32), 0)
+    windows = segments.at_rate(config.hop, lambda length: _num_windows(length, config))
+    audio = jnp.where(segments.mask(audio.shape[1]), audio.astype(jnp.float32), 0)
     if config.variant == "nemo":
-        audio = _let_decay(jnp.pad(audio, ((0, 0), (0, config.hop))), audio_length)
+        audio = _let_decay(jnp.pad(audio, ((0, 0), (0, config.hop))), segments, config.window // 2 - config.hop + 1)
     dft, filters = _matrices(config.variant, config.num_mel_bins, config.sample_rate)
     # Samples and spectra need more bits than bfloat16 products, the default of accelerators, keep.
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -143,22 +143,21 @@ def log_mel(
     power = jnp.maximum(power, _FLOOR[config.variant]) + _GUARD[config.variant]
     features = jnp.log(power)
 
-    mask = frame_mask(windows, num_windows)[..., None]
     if config.normalize:
-        features = normalize(features, mask, windows, config.variant)
+        features = normalize(features, windows, config.variant)
     else:
         features = features - _LOG_UNIT[config.variant]  # normalisation removes this constant, rounding would not
-    length = windows // config.stack
-    vectors = num_windows // config.stack
-    features = features[:, : vectors * config.stack].reshape(features.shape[0], vectors, config.input_dim)
-    return jnp.where(frame_mask(length, vectors)[..., None], features, 0), length.astype(jnp.int32)
+    vectors, num_vectors = at_rate(lengths, config.frame_samples, config.num_frames), num_windows // config.stack
+    features = features[:, : num_vectors * config.stack].reshape(features.shape[0], num_vectors, config.input_dim)
+    return jnp.where(Segments.of(vectors).mask(num_vectors)[..., None], features, 0), vectors
 
 
-def _let_decay(audio: Float[Array, "batch samples"], length: Int[Array, " batch"]) -> Float[Array, "batch samples"]:
-    """Continues rows after their last sample by the decay that pre-emphasis maps to zeros."""
-    after = jnp.arange(audio.shape[1]) - (length - 1)[:, None]
-    last = jnp.sum(jnp.where(after == 0, audio, 0), axis=1, keepdims=True)
-    return jnp.where(after > 0, last * _PRE_EMPHASIS ** jnp.maximum(after, 0), audio)
+def _let_decay(audio: Float[Array, "batch samples"], segments: Segments, num: int) -> Float[Array, "batch samples"]:
+    """Continues utterances after their last sample by `num` samples of the decay that pre-emphasis maps to zeros."""
+    after = jnp.arange(audio.shape[1])[:, None] - (segments.start + segments.length - 1)[:, None]
+    last = jnp.sum(jnp.where(after == 0, audio[..., None], 0), axis=1, keepdims=True)
+    decays = (after > 0) & (after <= num) & (segments.length > 0)[:, None]
+    return audio + jnp.sum(jnp.where(decays, last * _PRE_EMPHASIS ** jnp.maximum(after, 0), 0), axis=-1)
 
 
 def _span(variant: str, window: int) -> int:
@@ -180,27 +179,28 @@ def _frames(
 
 
 def normalize(
-    features: Float[Array, "batch windows bins"], mask: Array, count: Int[Array, " batch"], variant: str = "kaldi"
+    features: Float[Array, "batch windows bins"], lengths: Lengths, variant: str = "kaldi"
 ) -> Float[Array, "batch windows bins"]:
     """Normalises bins to zero mean and unit variance over the utterance.
 
     Args:
+      lengths: windows per row, or the utterances of packed rows in windows.
       variant: selects the epsilon of the corresponding extractor of Hugging Face.
 
     Returns:
       Normalised features; the variance is the sample variance (divided by count - 1).
     """
-    count = count[:, None, None]
+    segments, num_windows = Segments.of(lengths), features.shape[1]
 
-    def mean(x: Array) -> Array:
-        return jnp.sum(x, axis=1, keepdims=True, where=mask) / jnp.maximum(count, 1)
+    def centre(x: Array) -> Array:
+        return x - segments.spread(segments.mean(x), num_windows)
 
-    centred = features - mean(features)
     # Centred twice, because float32 rounds a long sum of values far from 0, differently in each runtime, and models are
     # most sensitive to a constant offset of a bin.
-    centred = centred - mean(centred)
-    variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True, where=mask) / jnp.maximum(count - 1, 1)
-    return centred / (jnp.sqrt(variance) + 1e-5) if variant == "nemo" else centred * jax.lax.rsqrt(variance + 1e-7)
+    centred = centre(centre(features))
+    variance = segments.sum(jnp.square(centred)) / jnp.maximum(segments.length - 1, 1)[..., None]
+    scale = 1 / (jnp.sqrt(variance) + 1e-5) if variant == "nemo" else jax.lax.rsqrt(variance + 1e-7)
+    return centred * segments.spread(scale, num_windows)
 
 
 @functools.cache

@@ -36,7 +36,7 @@ def mfcc(
     slopes = _slopes(cepstra, length_B)
     x = jnp.concatenate([cepstra, slopes, _slopes(slopes, length_B)], axis=-1)
     if config.normalize:
-        x = normalize(x, frame_mask(length_B, x.shape[1])[..., None], length_B)
+        x = normalize(x, length_B)
     frames, num_frames = length_B // config.stack, x.shape[1] // config.stack
     x = x[:, : num_frames * config.stack].reshape(len(x), num_frames, config.stack, x.shape[2]).mean(2)
     return jnp.where(frame_mask(frames, num_frames)[..., None], x, 0), frames

@@ -1,7 +1,8 @@
 """Adapters: map an encoder's frames to fewer vectors of a language model's width.
 
 `num_outputs(frames)` is the number of vectors for a number of frames. It does not depend on their values, so shapes are
-known in advance, and the vectors of an utterance do not depend on its padding. `forward_flops(frames, dim, width)`
+known in advance, and the vectors of an utterance depend neither on padding nor on the other utterances of its row,
+which start at multiples of `alignment` frames. `forward_flops(frames, dim, width)`
 counts the matrix products for one row, from frames of width `dim` to vectors of width `width`.
 """
 
@@ -15,16 +16,16 @@ import pydantic
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
+from jax_speechlm.core.segments import Lengths, Segments, at_rate
 from jax_speechlm.nn.attention.dot import masked_attention
 from jax_speechlm.nn.functional import parameter, scan_layers, stack
 from jax_speechlm.nn.layers import LayerNorm, Linear
 from jax_speechlm.parallel.mesh import shard_batch_dim
 
-Frames = TypeVar("Frames", int, Int[Array, " batch"])
-Adapted = tuple[Float[Array, "batch outputs width"], Int[Array, " batch"]]
-"""Vectors, 0 at padding, and the number of each utterance's vectors."""
+Frames = TypeVar("Frames", int, Int[Array, "*utterances"])
+Adapted = tuple[Float[Array, "batch outputs width"], Lengths]
+"""Vectors, 0 at padding, and the utterances of packed rows in vectors, or vectors per row."""
 
 
 _OUT_GAIN = 0.1
@@ -45,6 +46,11 @@ class Stacking(Config):
     frames: pydantic.PositiveInt = 4
     hidden_dim: pydantic.PositiveInt = 512
     bias: bool = True
+
+    @property
+    def alignment(self) -> int:
+        """Divisor of the frame at which an utterance of a packed row starts."""
+        return self.frames
 
     def num_outputs(self, frames: Frames) -> Frames:
         """Returns the number of vectors for `frames` frames."""
@@ -81,6 +87,11 @@ class Convolutional(Config):
         if value % 2 == 0:
             raise ValueError(f"kernel_size ({value}) must be odd: the kernel is centred on its frame")
         return value
+
+    @property
+    def alignment(self) -> int:
+        """Divisor of the frame at which an utterance of a packed row starts."""
+        return self.stride**self.num_layers
 
     def num_outputs(self, frames: Frames) -> Frames:
         """Returns the number of vectors for `frames` frames."""
@@ -126,6 +137,11 @@ class QFormer(Config):
             raise ValueError(f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads})")
         return self
 
+    @property
+    def alignment(self) -> int:
+        """Divisor of the frame at which an utterance of a packed row starts."""
+        return self.window
+
     def num_outputs(self, frames: Frames) -> Frames:
         """Returns the number of vectors for `frames` frames."""
         return -(-frames // self.window) * self.queries
@@ -154,10 +170,10 @@ class StackingAdapter(nnx.Module):
         self.expand = Linear((config.frames * dim,), hidden, ("embed", "mlp"), bias=bias, rngs=rngs)
         self.contract = Linear(hidden, (width,), ("mlp", "embed"), bias=bias, gain=_OUT_GAIN, rngs=rngs)
 
-    def __call__(self, x_BxTxD: Float[Array, "batch time dim"], length_B: Int[Array, " batch"]) -> Adapted:
-        x = _windows(_masked(x_BxTxD, length_B), self.config.frames)
+    def __call__(self, x_BxTxD: Float[Array, "batch time dim"], lengths: Lengths) -> Adapted:
+        x = _windows(_masked(x_BxTxD, lengths), self.config.frames)
         x = self.contract(jax.nn.relu(self.expand(x.reshape(*x.shape[:2], -1))))
-        return _finish(x, self.config.num_outputs(length_B))
+        return _finish(x, at_rate(lengths, self.config.alignment, self.config.num_outputs))
 
 
 class ConvolutionalAdapter(nnx.Module):
@@ -174,12 +190,12 @@ class ConvolutionalAdapter(nnx.Module):
         )
         self.out = Linear((config.hidden_dim,), (width,), ("mlp", "embed"), gain=_OUT_GAIN, rngs=rngs)
 
-    def __call__(self, x_BxTxD: Float[Array, "batch time dim"], length_B: Int[Array, " batch"]) -> Adapted:
-        x, stride = x_BxTxD, self.config.stride
+    def __call__(self, x_BxTxD: Float[Array, "batch time dim"], lengths: Lengths) -> Adapted:
+        x, step = x_BxTxD, self.config.stride
         for layer in self.layers.values():
-            x = jax.nn.gelu(layer(_around(_masked(x, length_B), self.config.kernel_size, stride)))
-            length_B = -(-length_B // stride)
-        return _finish(self.out(x), length_B)
+            x = jax.nn.gelu(layer(_around(_masked(x, lengths), lengths, self.config.kernel_size, step)))
+            lengths = at_rate(lengths, step, lambda length: -(-length // step))
+        return _finish(self.out(x), lengths)
 
 
 class QFormerBlock(nnx.Module):
@@ -227,19 +243,22 @@ class QFormerAdapter(nnx.Module):
         self.norm = LayerNorm(config.dim, rngs=rngs)
         self.out = Linear((config.dim,), (width,), (None, "embed"), gain=_OUT_GAIN, rngs=rngs)
 
-    def __call__(self, x_BxTxD: Float[Array, "batch time dim"], length_B: Int[Array, " batch"]) -> Adapted:
-        config, batch = self.config, len(length_B)
+    def __call__(self, x_BxTxD: Float[Array, "batch time dim"], lengths: Lengths) -> Adapted:
+        config, batch = self.config, len(x_BxTxD)
         frames = _windows(x_BxTxD, config.window) + self.places[...].astype(x_BxTxD.dtype)
-        mask = _windows(frame_mask(length_B, x_BxTxD.shape[1])[..., None], config.window)[..., 0]
+        mask = _windows(Segments.of(lengths).mask(x_BxTxD.shape[1])[..., None], config.window)[..., 0]
         frames, mask = (x.reshape(-1, *x.shape[2:]) for x in (frames, mask))
         x = jnp.broadcast_to(self.queries[...].astype(frames.dtype), (len(frames), config.queries, config.dim))
         x, _ = scan_layers(self.layers, lambda block, x, _: (block(x, frames, mask), None), x, None, "none")
         x = self.out(self.norm(x))
-        return _finish(x.reshape(batch, -1, x.shape[-1]), config.num_outputs(length_B))
+        windows = at_rate(lengths, config.alignment, config.num_outputs)
+        if isinstance(windows, Segments):
+            windows = Segments(windows.start * config.queries, windows.length)
+        return _finish(x.reshape(batch, -1, x.shape[-1]), windows)
 
 
-def _masked(x: Array, length_B: Array) -> Array:
-    return jnp.where(frame_mask(length_B, x.shape[1])[..., None], x, 0)
+def _masked(x: Array, lengths: Lengths) -> Array:
+    return jnp.where(Segments.of(lengths).mask(x.shape[1])[..., None], x, 0)
 
 
 def _windows(x_BxTxD: Array, size: int) -> Array:
@@ -249,12 +268,20 @@ def _windows(x_BxTxD: Array, size: int) -> Array:
     return jnp.pad(x_BxTxD, ((0, 0), (0, count * size - time), (0, 0))).reshape(batch, count, size, dim)
 
 
-def _around(x_BxTxD: Array, size: int, stride: int) -> Array:
-    """Returns [batch, ceil(time / stride), size, dim]: the frames around every stride-th frame, padded with zeros."""
-    count = -(-x_BxTxD.shape[1] // stride)
-    x = jnp.pad(x_BxTxD, ((0, 0), (size // 2, size // 2 + stride), (0, 0)))
-    return jnp.stack([x[:, k : k + count * stride : stride] for k in range(size)], axis=2)
+def _around(x_BxTxD: Array, lengths: Lengths, size: int, step: int) -> Array:
+    """Returns [batch, ceil(time / step), size, dim]: the frames around every step-th frame, 0 beyond its utterance."""
+    count = -(-x_BxTxD.shape[1] // step)
+
+    def shifted(x: Array, k: int) -> Array:
+        padded = jnp.pad(x, [(0, 0), (size // 2, size // 2 + step)] + [(0, 0)] * (x.ndim - 2))
+        return padded[:, k : k + count * step : step]
+
+    segment_BxT = Segments.of(lengths).segment(x_BxTxD.shape[1])
+    own = shifted(segment_BxT, size // 2)
+    return jnp.stack(
+        [jnp.where((shifted(segment_BxT, k) == own)[..., None], shifted(x_BxTxD, k), 0) for k in range(size)], axis=2
+    )
 
 
-def _finish(x: Array, length_B: Array) -> Adapted:
-    return shard_batch_dim(_masked(x.astype(jnp.float32), length_B)), length_B
+def _finish(x: Array, lengths: Lengths) -> Adapted:
+    return shard_batch_dim(_masked(x.astype(jnp.float32), lengths)), lengths

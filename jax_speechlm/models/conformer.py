@@ -26,13 +26,13 @@ import jax
 import jax.numpy as jnp
 import pydantic
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
+from jax_speechlm.core.segments import Lengths, Segments, at_rate
 from jax_speechlm.nn.attention.relative import Chunk, RelativeAttention
 from jax_speechlm.nn.functional import Remat, parameter, scan_layers, stack
-from jax_speechlm.nn.layers import Count, Keys, LayerNorm, Linear, causal_depthwise, dropout, split_keys
+from jax_speechlm.nn.layers import Count, FrameKeys, LayerNorm, Linear, depthwise, dropout, split_keys
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import shard_batch_and_time
 
@@ -114,7 +114,7 @@ class FeedForward(nnx.Module):
         self.expand = Linear((dim,), (inner,), ("embed", "mlp"), bias=bias, rngs=rngs)
         self.contract = Linear((inner,), (dim,), ("mlp", "embed"), bias=bias, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch time dim"], keys: Keys | None) -> Float[Array, "batch time dim"]:
+    def __call__(self, x: Float[Array, "batch time dim"], keys: FrameKeys | None) -> Float[Array, "batch time dim"]:
         inner, outer = split_keys(keys, 2)
         x = dropout(jax.nn.silu(self.expand(self.norm(x))), self.rate, inner)
         return dropout(self.contract(x), self.rate, outer)
@@ -140,16 +140,28 @@ class CausalConvolution(nnx.Module):
         self.contract = Linear((dim,), (dim,), ("mlp", "embed"), bias=False, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch time dim"], mask_BxT: Bool[Array, "batch time"], keys: Keys | None
+        self, x: Float[Array, "batch time dim"], segments: Segments, keys: FrameKeys | None
     ) -> Float[Array, "batch time dim"]:
-        # Padding must not affect a real frame. A causal convolution over padding at the end ensures that already; the
-        # mask is free, keeps the reference's order of operations and would hold for another layout of the row.
-        x = jnp.where(mask_BxT[..., None], self.norm_in(x), 0)
+        # A causal convolution over padding at the end of a row needs no mask; it keeps the reference's order of
+        # operations.
+        x = jnp.where(segments.mask(x.shape[1])[..., None], self.norm_in(x), 0)
         x = self.expand(x)
         x = x[..., 0, :] * jax.nn.sigmoid(x[..., 1, :])
-        kernel = self.depthwise[...].astype(x.dtype)
-        x = sequence.with_context(causal_depthwise, x, (kernel,), past=len(kernel) - 1)
+        x = convolve(x, self.depthwise[...].astype(x.dtype), segments, ahead=0)
         return dropout(self.contract(jax.nn.silu(self.norm_mid(x))), self.rate, keys)
+
+
+def convolve(
+    x: Float[Array, "batch time dim"], kernel: Float[Array, "taps dim"], segments: Segments, *, ahead: int
+) -> Float[Array, "batch time dim"]:
+    """Computes `layers.depthwise` of each utterance by itself, with time sharded."""
+    context = {"past": len(kernel) - 1 - ahead, "future": ahead}
+    if segments.num == 1:
+        return sequence.with_context(lambda x, kernel: depthwise(x, kernel, None, ahead), x, (kernel,), **context)
+    segment = segments.segment(x.shape[1])
+    return sequence.with_context(
+        lambda x, kernel: depthwise(x[0], kernel, x[1], ahead), (x, segment), (kernel,), **context
+    )
 
 
 class MacaronLayer(nnx.Module):
@@ -158,8 +170,8 @@ class MacaronLayer(nnx.Module):
     Half a feed-forward, attention, convolution, half a feed-forward, each residual; then LayerNorm.
 
     Args:
-      make_attention: `(rngs=) -> (x, mask [B, T], context, keys) -> x`.
-      make_convolution: `(rngs=) -> (x, mask [B, T], keys) -> x`.
+      make_attention: `(rngs=) -> (x, segments, context, keys) -> x`.
+      make_convolution: `(rngs=) -> (x, segments, keys) -> x`.
       bias: whether the linear maps of the feed-forwards have one.
     """
 
@@ -175,16 +187,16 @@ class MacaronLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch time dim"],
-        mask_BxT: Bool[Array, "batch time"],
+        segments: Segments,
         context: Chunk | Float[Array, "distances dim"] | None,
-        keys: Keys | None,
+        keys: FrameKeys | None,
     ) -> Float[Array, "batch time dim"]:
         """Returns the residual stream after the layer. `context` is passed to attention."""
         ffn1, weights, attention, convolution, ffn2 = split_keys(keys, 5)
         x = shard_batch_and_time(x + 0.5 * self.ffn1(x, ffn1))
-        x = x + dropout(self.attention(self.attention_norm(x), mask_BxT, context, weights), self.rate, attention)
+        x = x + dropout(self.attention(self.attention_norm(x), segments, context, weights), self.rate, attention)
         x = shard_batch_and_time(x)
-        x = shard_batch_and_time(x + self.convolution(x, mask_BxT, convolution))
+        x = shard_batch_and_time(x + self.convolution(x, segments, convolution))
         x = shard_batch_and_time(x + 0.5 * self.ffn2(x, ffn2))
         return shard_batch_and_time(self.norm(x))
 
@@ -198,62 +210,71 @@ class ConformerLayer(MacaronLayer):
         super().__init__(config, attention, partial(CausalConvolution, config), bias=True, rngs=rngs)
 
 
+def frames_of(config: Config, lengths: Lengths) -> Lengths:
+    """Returns lengths in frames of the encoder from lengths in feature vectors."""
+    return at_rate(lengths, config.subsampling, config.num_frames)
+
+
 class Encoder(nnx.Module):
     """Base of all conformers: encodes features to one hidden state a frame.
 
-    The output of a frame depends only on the frames of its utterance, not on padding, batch size or row order.
-    Subclasses set `config` and `layers`, a stack of `MacaronLayer`.
+    The output of a frame depends only on the frames of its utterance, not on padding, batch size, row order or other
+    utterances of its row. Subclasses set `config` and `layers`, a stack of `MacaronLayer`.
     """
 
     def __call__(
         self,
         x_BxTxF: Float[Array, "batch vectors features"],
-        length_B: Int[Array, " batch"],
+        lengths: Lengths,
         *,
-        keys: Key[Array, " batch"] | None = None,
+        keys: Key[Array, "*utterances"] | None = None,
         chunk: Chunk | None = None,
         taps: tuple[int, ...] = (),
     ) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
         """Encodes a batch.
 
         Args:
-          length_B: valid feature vectors per row; may be 0. They become `config.num_frames(length_B)` frames.
-          keys: one key a row (`jax_speechlm.core.batch.example_keys`) for dropout, or None for evaluation.
+          lengths: valid feature vectors per row, or the utterances of packed rows; may be 0. They become
+            `frames_of(config, lengths)`.
+          keys: one key an utterance (`jax_speechlm.core.batch.example_keys`) for dropout, or None for evaluation.
           chunk: limits attention (see `chunk_mask`); None for the whole utterance. A FastConformer ignores it.
           taps: layers whose output is returned too, counted from 1; 0 is the input of the first layer.
 
         Returns:
           float32 hidden states after the last layer, and after each tap. Both are 0 at padding.
         """
-        x_BxTxD = self.embed(x_BxTxF, length_B)
-        return self.encode(x_BxTxD, self.config.num_frames(length_B), keys=keys, chunk=chunk, taps=taps)
+        x_BxTxD = self.embed(x_BxTxF, lengths)
+        return self.encode(x_BxTxD, frames_of(self.config, lengths), keys=keys, chunk=chunk, taps=taps)
 
     def encode(
         self,
         x_BxTxD: Float[Array, "batch time dim"],
-        length_B: Int[Array, " batch"],
+        lengths: Lengths,
         *,
-        keys: Key[Array, " batch"] | None = None,
+        keys: Key[Array, "*utterances"] | None = None,
         chunk: Chunk | None = None,
         taps: tuple[int, ...] = (),
     ) -> tuple[Float[Array, "batch time dim"], dict[int, Float[Array, "batch time dim"]]]:
         """Runs dropout and the layers on `embed`'s output or other vectors of width `dim`.
 
-        `length_B` counts frames; other arguments and result as of the call.
+        `lengths` are in frames; other arguments and result as of the call.
         """
-        config, num_frames = self.config, x_BxTxD.shape[1]
+        config, num_frames, segments = self.config, x_BxTxD.shape[1], Segments.of(lengths)
         if not all(0 <= tap <= config.num_layers for tap in taps):
             raise ValueError(f"taps must be between 0 and num_layers ({config.num_layers}); got {taps}")
         context = self._context(chunk, sequence.padded_time(num_frames))
         x_BxTxD = shard_batch_and_time(sequence.pad_time(x_BxTxD))
-        mask_BxT = frame_mask(length_B, x_BxTxD.shape[1])
+        mask_BxT = segments.mask(x_BxTxD.shape[1])
+
+        def frame_keys(keys: Key[Array, "*utterances"] | None) -> FrameKeys | None:
+            return None if keys is None else FrameKeys(keys.reshape(segments.length.shape), segments)
 
         *keys_L, key_in = split_keys(keys, config.num_layers + 1)
-        x = jnp.where(mask_BxT[..., None], dropout(x_BxTxD, config.dropout, key_in), 0)
+        x = jnp.where(mask_BxT[..., None], dropout(x_BxTxD, config.dropout, frame_keys(key_in)), 0)
         inner = any(tap > 0 for tap in taps)
 
-        def run(layer: nnx.Module, x: Array, keys: Keys | None) -> tuple[Array, Array | None]:
-            x = layer(x, mask_BxT, context, keys)
+        def run(layer: nnx.Module, x: Array, keys: Key[Array, "*utterances"] | None) -> tuple[Array, Array | None]:
+            x = layer(x, segments, context, frame_keys(keys))
             return x, x if inner else None
 
         x, every_x = scan_layers(self.layers, run, x, None if keys is None else jnp.stack(keys_L), config.remat)
@@ -280,7 +301,7 @@ class Conformer(Encoder):
         self.layers = stack(lambda rngs: ConformerLayer(config, rngs=rngs), config.num_layers, rngs)
 
     def embed(
-        self, x_BxTxF: Float[Array, "batch time features"], length_B: Int[Array, " batch"] | None = None
+        self, x_BxTxF: Float[Array, "batch time features"], lengths: Lengths | None = None
     ) -> Float[Array, "batch time dim"]:
         """Returns the input of the layers: features normalised and projected, in the compute type."""
         return shard_batch_and_time(self.input(self.input_norm(x_BxTxF).astype(self.config.dtype)))

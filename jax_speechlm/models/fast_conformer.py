@@ -24,14 +24,14 @@ import jax
 import jax.numpy as jnp
 import pydantic
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
-from jax_speechlm.models.conformer import Encoder, MacaronLayer
+from jax_speechlm.core.segments import Lengths, Segments
+from jax_speechlm.models.conformer import Encoder, MacaronLayer, convolve
 from jax_speechlm.nn.attention.relative import Chunk, PositionalAttention, distance_sinusoids
 from jax_speechlm.nn.functional import Remat, bind, parameter, stack
-from jax_speechlm.nn.layers import Count, Keys, LayerNorm, Linear, centred_depthwise, dropout
+from jax_speechlm.nn.layers import Count, FrameKeys, LayerNorm, Linear, dropout
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import shard_batch_and_time
 
@@ -111,10 +111,12 @@ class Separable(nnx.Module):
         self.bias = parameter(rngs.params(), (channels,), (None,), jax.nn.initializers.zeros, decays=False)
         self.pointwise = Linear((channels,), (channels,), (None, None), gain=2**0.5, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch time bins channels"]) -> Float[Array, "batch half less_bins channels"]:
-        # A sum of shifted products is faster than a grouped convolution (see `layers.causal_depthwise`).
+    def __call__(
+        self, x: Float[Array, "batch time bins channels"], segment_BxT: Float[Array, "batch time"]
+    ) -> Float[Array, "batch half less_bins channels"]:
+        # A sum of shifted products is faster than a grouped convolution (see `layers.depthwise`).
         kernel, bias = (array[...].astype(x.dtype) for array in (self.depthwise, self.bias))
-        x = sum(part * taps for part, taps in zip(_neighbours(x), kernel, strict=True)) + bias
+        x = sum(part * taps for part, taps in zip(_neighbours(x, segment_BxT), kernel, strict=True)) + bias
         return jax.nn.relu(self.pointwise(x))
 
 
@@ -131,27 +133,36 @@ class Convolutions(nnx.Module):
         """Returns the values per frame, over all remaining bins and channels.
 
         Args:
-          groups: concatenated feature vectors of a frame, each followed by 1, or by 0 if it is padding.
+          groups: concatenated feature vectors of a frame, each followed by the number of its utterance in the row,
+            from 1, or by 0 if it is padding.
         """
         vectors = groups.reshape(len(groups), groups.shape[1] * self.subsampling, -1)
-        x, mask_BxT = vectors[..., :-1, None], vectors[..., -1] > 0
-        convolutions = [lambda x: jax.nn.relu(self.first(jnp.concatenate(_neighbours(x), axis=-1))), self.second]
-        for convolve in convolutions + ([] if self.third is None else [self.third]):
+        x, segment_BxT = vectors[..., :-1, None], vectors[..., -1]
+
+        def first(x: Array, segment_BxT: Array) -> Array:
+            return jax.nn.relu(self.first(jnp.concatenate(_neighbours(x, segment_BxT), axis=-1)))
+
+        for layer in [first, self.second] + ([] if self.third is None else [self.third]):
+            x = layer(x, segment_BxT)
             # The bias makes padding nonzero, and the next convolution would mix it into real frames. Each convolution
-            # keeps the frames at even positions, so half of the real ones, rounded up.
-            mask_BxT = mask_BxT[:, ::2]
-            x = jnp.where(mask_BxT[..., None, None], convolve(x), 0)
+            # keeps the frames at even positions, so half of an utterance's, rounded up.
+            segment_BxT = segment_BxT[:, ::2]
+            x = jnp.where((segment_BxT > 0)[..., None, None], x, 0)
         return x.reshape(*groups.shape[:2], -1)
 
 
-def _neighbours(x: Float[Array, "batch time bins channels"]) -> list[Float[Array, "batch half less_bins channels"]]:
-    """Returns the nine shifted views of a 3 by 3 window with stride 2, padded with zeros before the first value.
+def _neighbours(
+    x: Float[Array, "batch time bins channels"], segment_BxT: Float[Array, "batch time"]
+) -> list[Float[Array, "batch half less_bins channels"]]:
+    """Returns the nine shifted views of a 3 by 3 window with stride 2, with zeros before the first value.
 
-    Time and bins are even.
+    Time and bins are even. An utterance starts at an even position, so its first window alone reaches beyond it.
     """
     _, time, bins, _ = x.shape
     x = jnp.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)))
-    return [x[:, i : i + time - 1 : 2, j : j + bins - 1 : 2] for i in range(3) for j in range(3)]
+    earlier = jnp.pad(segment_BxT, ((0, 0), (1, 0)))[:, : time - 1 : 2] == segment_BxT[:, ::2]
+    views = [x[:, i : i + time - 1 : 2, j : j + bins - 1 : 2] for i in range(3) for j in range(3)]
+    return [jnp.where(earlier[..., None, None], view, 0) if i < 3 else view for i, view in enumerate(views)]
 
 
 class Subsampling(nnx.Module):
@@ -165,11 +176,12 @@ class Subsampling(nnx.Module):
         self.out = Linear(values, (config.dim,), (None, None, "embed"), bias_scale=0.5, rngs=rngs)
 
     def __call__(
-        self, x_BxTxF: Float[Array, "batch time features"], length_B: Int[Array, " batch"]
+        self, x_BxTxF: Float[Array, "batch time features"], lengths: Lengths
     ) -> Float[Array, "batch frames dim"]:
         config, num_vectors = self.config, x_BxTxF.shape[1]
-        mask_BxTx1 = frame_mask(length_B, num_vectors)[..., None]
-        vectors = jnp.concatenate([jnp.where(mask_BxTx1, x_BxTxF, 0), mask_BxTx1], axis=-1).astype(config.dtype)
+        segment_BxTx1 = Segments.of(lengths).segment(num_vectors)[..., None]
+        vectors = jnp.where(segment_BxTx1 > 0, x_BxTxF, 0)
+        vectors = jnp.concatenate([vectors, segment_BxTx1], axis=-1).astype(config.dtype)
         num_frames = config.num_frames(num_vectors)
         vectors = jnp.pad(vectors, ((0, 0), (0, num_frames * config.subsampling - num_vectors), (0, 0)))
         groups = shard_batch_and_time(sequence.pad_time(vectors.reshape(len(vectors), num_frames, -1)))
@@ -205,14 +217,13 @@ class Convolution(nnx.Module):
         self.contract = Linear((dim,), (dim,), ("mlp", "embed"), bias=config.bias, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch time dim"], mask_BxT: Bool[Array, "batch time"], keys: Keys | None
+        self, x: Float[Array, "batch time dim"], segments: Segments, keys: FrameKeys | None
     ) -> Float[Array, "batch time dim"]:
         x = self.expand(self.norm(x))
         x = x[..., 0, :] * jax.nn.sigmoid(x[..., 1, :])
-        x = jnp.where(mask_BxT[..., None], x, 0)  # padding must not affect a real frame
+        x = jnp.where(segments.mask(x.shape[1])[..., None], x, 0)  # padding must not affect a real frame
         kernel, scale, offset = (array[...].astype(x.dtype) for array in (self.depthwise, self.scale, self.offset))
-        half = len(kernel) // 2
-        x = sequence.with_context(centred_depthwise, x, (kernel,), past=half, future=half)
+        x = convolve(x, kernel, segments, ahead=len(kernel) // 2)
         return dropout(self.contract(jax.nn.silu(x * scale + offset)), self.rate, keys)
 
 
@@ -236,11 +247,9 @@ class FastConformer(Encoder):
         self.subsampling = Subsampling(config, rngs=rngs)
         self.layers = stack(lambda rngs: FastConformerLayer(config, rngs=rngs), config.num_layers, rngs)
 
-    def embed(
-        self, x_BxTxF: Float[Array, "batch time features"], length_B: Int[Array, " batch"]
-    ) -> Float[Array, "batch frames dim"]:
+    def embed(self, x_BxTxF: Float[Array, "batch time features"], lengths: Lengths) -> Float[Array, "batch frames dim"]:
         """Returns the input of the layers, in the compute type; values at padding are arbitrary."""
-        x = self.subsampling(x_BxTxF, length_B)
+        x = self.subsampling(x_BxTxF, lengths)
         return shard_batch_and_time(x * self.config.dim**0.5 if self.config.scale_input else x)
 
     def _context(self, chunk: Chunk | None, num_frames: int) -> Float[Array, "distances dim"]:

@@ -15,18 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 import pydantic
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_speechlm.core.config import Config
+from jax_speechlm.core.segments import Lengths
 from jax_speechlm.models.adapter import AdapterConfig, Stacking
-from jax_speechlm.models.conformer import ConformerConfig
+from jax_speechlm.models.conformer import ConformerConfig, frames_of
 from jax_speechlm.models.encoders import AnyEncoder, make_encoder
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn.attention.masks import masked_scores
 from jax_speechlm.nn.attention.relative import Chunk
 from jax_speechlm.nn.functional import Remat
-from jax_speechlm.nn.layers import Keys
 from jax_speechlm.nn.lora import LoRA, adapt, make_updates
 from jax_speechlm.parallel.mesh import shard_batch_dim
 
@@ -110,18 +110,21 @@ class SpeechTransformer(nnx.Module):
     def encode_speech(
         self,
         features_BxTxF: Float[Array, "batch time feature"],
-        length_B: Int[Array, " batch"],
+        lengths: Lengths,
         *,
-        keys: Keys | None = None,
+        keys: Key[Array, "*utterances"] | None = None,
         chunk: Chunk | None = None,
-    ) -> tuple[Float[Array, "batch outputs dim"], Int[Array, " batch"]]:
+    ) -> tuple[Float[Array, "batch outputs dim"], Lengths]:
         """Encodes speech.
 
+        Args:
+          lengths: feature vectors per row, or the utterances of packed rows.
+
         Returns:
-          The adapter's vectors, and their number per row.
+          The adapter's vectors, and their number per row, or the utterances in vectors.
         """
-        frames_BxTxD, _ = self.encoder(features_BxTxF, length_B, keys=keys, chunk=chunk)
-        return self.adapter(frames_BxTxD, self.config.encoder.num_frames(length_B))
+        frames_BxTxD, _ = self.encoder(features_BxTxF, lengths, keys=keys, chunk=chunk)
+        return self.adapter(frames_BxTxD, frames_of(self.config.encoder, lengths))
 
     def lay_out(
         self,

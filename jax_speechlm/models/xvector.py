@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import pydantic
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.config import Config
+from jax_speechlm.core.segments import Lengths, Segments
 from jax_speechlm.nn.functional import parameter
 from jax_speechlm.nn.layers import Linear, unit_length
 from jax_speechlm.parallel.mesh import shard_batch_dim
@@ -77,12 +77,12 @@ class XVector(nnx.Module):
         self.speakers = parameter(rngs.params(), (config.dim, num_speakers), ("embed", None), directions)
 
     def __call__(
-        self, x_BxTxD: Float[Array, "batch time dim"], length_B: Int[Array, " batch"]
-    ) -> Float[Array, "batch out"]:
-        """Computes one embedding per row.
+        self, x_BxTxD: Float[Array, "batch time dim"], lengths: Lengths
+    ) -> Float[Array, "batch utterances out"]:
+        """Computes one embedding per utterance; a row whose length is given has one.
 
-        Rows of fewer than `config.shortest` frames all get the same, meaningless embedding; the caller has to exclude
-        them.
+        Utterances of fewer than `config.shortest` frames all get the same, meaningless embedding; the caller has to
+        exclude them.
         """
         missing = max(0, self.config.shortest - x_BxTxD.shape[1])
         x = self.projector(jnp.pad(shard_batch_dim(x_BxTxD), ((0, 0), (0, missing), (0, 0))))
@@ -91,22 +91,25 @@ class XVector(nnx.Module):
             taps = [x[:, tap * dilation : tap * dilation + span] for tap in range(kernel)]
             # by name, because the dict sorts layer10 before layer2
             x = jax.nn.relu(self.tdnn[f"layer{number}"](jnp.concatenate(taps, axis=-1)))
-        inside_BxT = frame_mask(length_B - (self.config.shortest - 2), x.shape[1])
-        return self.embedding(_mean_and_deviation(x, inside_BxT).astype(x_BxTxD.dtype))
+        # The layers look ahead only, so those before an utterance's last outputs have all their inputs inside it.
+        segments = Segments.of(lengths)
+        outputs = Segments(segments.start, jnp.maximum(segments.length - (self.config.shortest - 2), 0))
+        return self.embedding(_mean_and_deviation(x, outputs).astype(x_BxTxD.dtype))
 
-    def cosines(self, vector_BxE: Float[Array, "batch dim"]) -> Float[Array, "batch speakers"]:
-        """Returns the cosine similarity of every row and speaker."""
-        out_BxE = unit_length(self.output(vector_BxE).astype(jnp.float32), axis=1)
-        return out_BxE @ unit_length(self.speakers[...].astype(jnp.float32), axis=0)
+    def cosines(self, vectors: Float[Array, "*utterances dim"]) -> Float[Array, "*utterances speakers"]:
+        """Returns the cosine similarity of every embedding and speaker."""
+        out = unit_length(self.output(vectors).astype(jnp.float32))
+        return out @ unit_length(self.speakers[...].astype(jnp.float32), axis=0)
 
 
-def _mean_and_deviation(x_BxTxC: Array, inside_BxT: Array) -> Float[Array, "batch twice_channels"]:
-    """Returns mean and sample standard deviation per channel over a row's frames; 0 without frames."""
-    inside, x = inside_BxT[..., None], x_BxTxC.astype(jnp.float32)
-    count_B = inside_BxT.sum(1)[:, None]
-    mean_BxC = jnp.sum(jnp.where(inside, x, 0), axis=1) / jnp.maximum(count_B, 1)
-    square_BxC = jnp.sum(jnp.where(inside, jnp.square(x - mean_BxC[:, None]), 0), axis=1)
-    variance_BxC = square_BxC / jnp.maximum(count_B - 1, 1)
-    varies = variance_BxC > 0  # the gradient of a root is infinite at 0, the variance of inactive channels
-    deviation_BxC = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance_BxC, 1)), 0)
-    return jnp.concatenate([mean_BxC, deviation_BxC], axis=-1)
+def _mean_and_deviation(
+    x_BxTxC: Float[Array, "batch time channels"], segments: Segments
+) -> Float[Array, "batch utterances twice_channels"]:
+    """Returns mean and sample standard deviation per channel over an utterance's frames; 0 without frames."""
+    x_BxTxC = x_BxTxC.astype(jnp.float32)
+    mean_BxNxC = segments.mean(x_BxTxC)
+    square_BxNxC = segments.sum(jnp.square(x_BxTxC - segments.spread(mean_BxNxC, x_BxTxC.shape[1])))
+    variance_BxNxC = square_BxNxC / jnp.maximum(segments.length - 1, 1)[..., None]
+    varies = variance_BxNxC > 0  # the gradient of a root is infinite at 0, the variance of inactive channels
+    deviation_BxNxC = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance_BxNxC, 1)), 0)
+    return jnp.concatenate([mean_BxNxC, deviation_BxNxC], axis=-1)

@@ -4,16 +4,18 @@ Parameters are float32. A layer computes in the type of its input, except that n
 a model sets its compute type by casting its input once.
 """
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Integer, Key, UInt32
 
+from jax_speechlm.core.segments import Segments
 from jax_speechlm.nn.functional import parameter
 from jax_speechlm.nn.int_weights import QuantizedKernel
 from jax_speechlm.parallel import mesh as meshes
@@ -22,6 +24,30 @@ Count = TypeVar("Count", int, Array, np.ndarray)
 
 Keys = Key[Array, " batch"]
 """One random key for each row of a batch, so that a row's draws depend only on its own key."""
+
+
+class FrameKeys(NamedTuple):
+    """Random keys of packed rows: an utterance's draws depend only on its own key and its frames' positions in it.
+
+    Attributes:
+      keys: one for each utterance of a row.
+      segments: where the utterances lie, in frames.
+    """
+
+    keys: Key[Array, "batch utterances"]
+    segments: Segments
+
+    def frames(self, num_frames: int) -> Key[Array, "batch time"]:
+        """Returns one key for each frame."""
+        keys = spread_keys(self.keys, self.segments, num_frames)
+        return fold_in(keys, self.segments.position(num_frames))
+
+    def seed(self, num_frames: int) -> UInt32[Array, "batch time"]:
+        """Returns the random seed of each frame's utterance."""
+        seeds = jax.vmap(jax.random.bits)(self.keys.reshape(-1)).reshape(self.keys.shape)
+        if self.segments.num == 1:
+            return jnp.broadcast_to(seeds, (len(seeds), num_frames))
+        return self.segments.spread(seeds, num_frames)
 
 
 class Linear(nnx.Module):
@@ -103,11 +129,30 @@ class RMSNorm(nnx.Module):
         return (y * self.scale[...]).astype(x.dtype)
 
 
-def split_keys(keys: Keys | None, num: int) -> Key[Array, "num batch"] | tuple[None, ...]:
-    """Returns `num` independent keys for each key; `num` times None for None, for evaluation."""
+def spread_keys(
+    keys_BxN: Key[Array, "batch utterances"], segments: Segments, num_frames: int
+) -> Key[Array, "batch time"]:
+    """Returns the key of each frame's utterance."""
+    data = segments.spread(jax.random.key_data(keys_BxN), num_frames)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys_BxN))
+
+
+def fold_in(keys: Key[Array, "*rows"], numbers: Int[Array, "*rows"]) -> Key[Array, "*rows"]:
+    """Returns keys derived from each key and its number."""
+    folded = jax.vmap(jax.random.fold_in)(keys.reshape(-1), numbers.reshape(-1))
+    return folded.reshape(keys.shape)
+
+
+def split_keys(
+    keys: Key[Array, "*rows"] | FrameKeys | None, num: int
+) -> Key[Array, "..."] | tuple[FrameKeys, ...] | tuple[None, ...]:
+    """Returns `num` independent keys for each key, along a new first dimension; None for None, for evaluation."""
     if keys is None:
         return (None,) * num
-    return jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(keys)
+    if isinstance(keys, FrameKeys):
+        return tuple(FrameKeys(part, keys.segments) for part in split_keys(keys.keys, num))
+    parts = jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(keys.reshape(-1))
+    return parts.reshape(num, *keys.shape)
 
 
 # Odd multipliers that map indices along each dimension to well-distributed 32-bit numbers: 2^32 over powers of the root
@@ -115,27 +160,32 @@ def split_keys(keys: Keys | None, num: int) -> Key[Array, "num batch"] | tuple[N
 _MULTIPLIERS = (0xD1B54A33, 0xABC98389, 0x8CB92BA7)
 
 
-def dropout(
-    x: Float[Array, "batch ..."], rate: float, keys: Keys | None, first: Sequence[int | Int[Array, ""]] = (0, 0, 0)
-) -> Float[Array, "batch ..."]:
+def dropout(x: Float[Array, "batch ..."], rate: float, keys: Keys | FrameKeys | None) -> Float[Array, "batch ..."]:
     """Zeroes elements with probability `rate` and divides the others by 1 - rate; the identity without `keys`.
 
-    The draw of an element depends only on its row's key and its index in the row, so padding does not change it. It is
-    a hash of the index, seeded by the key (finaliser of MurmurHash3), which fuses into the multiplication; JAX's own
-    generator costs three times as much on CPU.
-
-    Args:
-      keys: one key a row, or None for evaluation.
-      first: index of x's first element along each dimension after the batch, where x is a slice of a larger array.
+    The draw of an element depends only on its row's key and its index in the row, or in packed rows [batch, time, ...]
+    on its utterance's key and its frame's position in it, so padding does not change it.
     """
     if keys is None or rate == 0:
         return x
-    seed = jax.vmap(jax.random.bits)(keys).reshape(-1, *(1,) * (x.ndim - 1))
-    indices = [
-        (jax.lax.broadcasted_iota(jnp.uint32, x.shape, d + 1) + jnp.uint32(first[d])) * np.uint32(_MULTIPLIERS[d])
-        for d in range(x.ndim - 1)
-    ]
-    bits = sum(indices) ^ seed
+    indices = [jax.lax.broadcasted_iota(jnp.uint32, x.shape, d) for d in range(1, x.ndim)]
+    if isinstance(keys, FrameKeys):
+        seed, indices[0] = keys.seed(x.shape[1]), keys.segments.position(x.shape[1])
+        seed, indices[0] = (per_frame.reshape(*x.shape[:2], *(1,) * (x.ndim - 2)) for per_frame in (seed, indices[0]))
+    else:
+        seed = jax.vmap(jax.random.bits)(keys).reshape(-1, *(1,) * (x.ndim - 1))
+    return drop(x, rate, seed, indices)
+
+
+def drop(
+    x: Float[Array, "..."], rate: float, seed: UInt32[Array, "..."], indices: Sequence[Integer[Array, "..."]]
+) -> Float[Array, "..."]:
+    """Zeroes elements by a hash of their seed and at most three indices.
+
+    The hash (finaliser of MurmurHash3) fuses into the multiplication; JAX's own generator costs three times as much on
+    CPU. Seeds and indices broadcast against x.
+    """
+    bits = sum(i.astype(jnp.uint32) * np.uint32(m) for i, m in zip(indices, _MULTIPLIERS, strict=False)) ^ seed
     bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
     kept = bits ^ (bits >> 16) >= np.uint32(rate * 2**32)
@@ -145,17 +195,42 @@ def dropout(
 _BLOCK = 16  # frames summed in one step of the kernel's gradient; fastest of 8, 16 and 32 on CPU
 
 
-@jax.custom_vjp
-def causal_depthwise(x: Float[Array, "batch time dim"], kernel: Float[Array, "taps dim"]) -> Float[Array, "..."]:
-    """Computes the causal depthwise convolution y[t] = sum_k kernel[k] x[t - taps + 1 + k].
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def depthwise(
+    x: Float[Array, "batch time dim"],
+    kernel: Float[Array, "taps dim"],
+    segment: Int[Array, "batch time"] | None = None,
+    ahead: int = 0,
+) -> Float[Array, "batch time dim"]:
+    """Computes the depthwise convolution y[t] = sum_k kernel[k] x[t + ahead - taps + 1 + k].
 
     It is a sum of shifted products because XLA's grouped convolution is 20 times slower on CPU, and its gradient is
     slow on GPU. The gradient is written by hand because differentiating the sum gives one reduction over all frames for
     each tap, which XLA does not vectorise on CPU.
+
+    Args:
+      segment: utterance of each frame in packed rows, where a frame's sum leaves out the frames of other utterances;
+        None for rows of one utterance.
+      ahead: later frames that a frame's sum includes; 0 is a causal convolution.
     """
-    taps, num_frames = kernel.shape[0], x.shape[1]
-    past = jnp.pad(_fence_on_gpu(x), ((0, 0), (taps - 1, 0), (0, 0)))
-    return _fence_on_gpu(sum(past[:, k : k + num_frames] * kernel[k] for k in range(taps)))
+    taps = kernel.shape[0]
+    shifted = _shifted(_fence_on_gpu(x), taps - 1 - ahead, ahead)
+    same = _same_segment(segment, taps - 1 - ahead, ahead)
+    return _fence_on_gpu(sum(same(shifted(k), k) * kernel[k] for k in range(taps)))
+
+
+def _shifted(x: Array, before: int, after: int) -> Callable[[int], Array]:
+    """Returns the function of k that gives x[t - before + k] for all t, 0 beyond both ends."""
+    padded, num_frames = jnp.pad(x, ((0, 0), (before, after)) + ((0, 0),) * (x.ndim - 2)), x.shape[1]
+    return lambda k: padded[:, k : k + num_frames]
+
+
+def _same_segment(segment: Array | None, before: int, after: int) -> Callable[[Array, int], Array]:
+    """Returns the function that sets x[t - before + k], given with k, to 0 where it is of another segment than t."""
+    if segment is None:
+        return lambda x, k: x
+    shifted = _shifted(segment, before, after)
+    return lambda x, k: x if k == before else jnp.where((shifted(k) == segment)[..., None], x, 0)
 
 
 def _fence_on_gpu(x: Array) -> Array:
@@ -167,41 +242,43 @@ def _fence_on_gpu(x: Array) -> Array:
     return jax.lax.optimization_barrier(x) if meshes.platform() == "gpu" else x
 
 
-def _forward(x, kernel):
-    return causal_depthwise(x, kernel), (x, kernel)
+def _forward(x, kernel, segment, ahead):
+    return depthwise(x, kernel, segment, ahead), (x, kernel, segment)
 
 
-def _backward(residuals, gradient):
-    x, kernel = residuals
+def _backward(ahead, residuals, gradient):
+    x, kernel, segment = residuals
     (taps, dim), (batch, num_frames, _) = kernel.shape, x.shape
+    before = taps - 1 - ahead
     gradient = _fence_on_gpu(gradient)
-    future = jnp.pad(gradient, ((0, 0), (0, taps - 1), (0, 0)))
-    to_x = _fence_on_gpu(sum(future[:, taps - 1 - k : taps - 1 - k + num_frames] * kernel[k] for k in range(taps)))
+    shifted, same = _shifted(gradient, ahead, before), _same_segment(segment, ahead, before)
+    to_x = _fence_on_gpu(sum(same(shifted(taps - 1 - k), taps - 1 - k) * kernel[k] for k in range(taps)))
 
     blocks = math.ceil(num_frames / _BLOCK)
     extra = blocks * _BLOCK - num_frames
-    past = jnp.pad(x, ((0, 0), (taps - 1, extra), (0, 0)))
+    around = jnp.pad(x, ((0, 0), (before, ahead + extra), (0, 0)))
     gradient = jnp.pad(gradient, ((0, 0), (0, extra), (0, 0)))
+    if segment is not None:
+        segment_around = jnp.pad(segment, ((0, 0), (before, ahead + extra)))
 
     def add_block(total, block):
-        window = jax.lax.dynamic_slice_in_dim(past, block * _BLOCK, _BLOCK + taps - 1, axis=1)
-        heads = jax.lax.dynamic_slice_in_dim(gradient, block * _BLOCK, _BLOCK, axis=1)
-        return total + sum(window[:, i : i + taps] * heads[:, i : i + 1] for i in range(_BLOCK)), None
+        def cut(x, size):
+            return jax.lax.dynamic_slice_in_dim(x, block * _BLOCK, size, axis=1)
+
+        window, heads = cut(around, _BLOCK + taps - 1), cut(gradient, _BLOCK)
+        if segment is None:
+            return total + sum(window[:, i : i + taps] * heads[:, i : i + 1] for i in range(_BLOCK)), None
+        numbers = cut(segment_around, _BLOCK + taps - 1)
+        for i in range(_BLOCK):
+            same = numbers[:, i : i + taps] == numbers[:, i + before, None]
+            total = total + jnp.where(same[..., None], window[:, i : i + taps], 0) * heads[:, i : i + 1]
+        return total, None
 
     to_kernel, _ = jax.lax.scan(add_block, jnp.zeros((batch, taps, dim), jnp.float32), jnp.arange(blocks))
-    return to_x, to_kernel.sum(0).astype(kernel.dtype)
+    return to_x, to_kernel.sum(0).astype(kernel.dtype), None
 
 
-causal_depthwise.defvjp(_forward, _backward)
-
-
-def centred_depthwise(x: Float[Array, "batch time dim"], kernel: Float[Array, "taps dim"]) -> Float[Array, "..."]:
-    """Computes the centred depthwise convolution y[t] = sum_k kernel[k] x[t - taps // 2 + k].
-
-    The number of taps is odd; x is 0 beyond both ends.
-    """
-    ahead = kernel.shape[0] // 2
-    return causal_depthwise(jnp.pad(x, ((0, 0), (0, ahead), (0, 0))), kernel)[:, ahead:]
+depthwise.defvjp(_forward, _backward)
 
 
 def unit_length(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:

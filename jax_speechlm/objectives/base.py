@@ -71,6 +71,11 @@ class ObjectiveConfig(Config):
     def check_data(self, data: Config) -> None:
         """Raises ValueError if settings of the data contradict the objective."""
 
+    def packs_rows(self, stream: str = "") -> bool:
+        """Returns whether rows of speech, of a mixture's stream if named, may hold several utterances."""
+        del stream
+        return True
+
     def of_stream(self, name: str) -> "ObjectiveConfig":
         """Returns the objective whose inputs a stream of a mixture provides; this one if all streams are alike."""
         del name
@@ -142,8 +147,8 @@ def on_params(make: functional.MakeModule, function: Callable[..., Any]) -> Call
     return lambda params, *args: function(functional.bind(graphdef, params), *args)
 
 
-def row_keys(key: PRNGKeyArray | None, batch: Batch) -> Key[Array, " batch"] | None:
-    """Returns a key per row, or None in evaluation."""
+def row_keys(key: PRNGKeyArray | None, batch: Batch) -> Key[Array, "*utterances"] | None:
+    """Returns a key per row, or per utterance of packed rows; None in evaluation."""
     return None if key is None else example_keys(key, batch["example_id"])
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, frame_mask
+from jax_speechlm.core.batch import Batch, by_utterance
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.core.tree import paths
@@ -34,6 +34,7 @@ from jax_speechlm.nn.layers import Linear
 from jax_speechlm.nn.vocabulary_loss import CHUNK_LOGITS
 from jax_speechlm.objectives.asr import ctc
 from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.objectives.asr.ctc_loss import is_feasible
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, Runs, frame_grid, mean, row_keys
 from jax_speechlm.objectives.lm import causal_lm
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
@@ -294,10 +295,11 @@ def _view(
         output = config.forward(model, batch, key, frontend, taps)
 
         def score():
-            feasible_B = ctc.is_feasible(output.length, *map(output.repeat, (batch["tokens"], batch["token_length"])))
-            weight_B = output.repeat(batch["weight"]) / output.views * feasible_B
-            weight_BxT = frame_mask(output.length, output.logits.shape[1]) * weight_B[:, None]
-            return config.score(output, batch), weight_BxT
+            targets = (output.repeat(by_utterance(batch)[name]) for name in ("tokens", "token_length", "weight"))
+            tokens_BxNxU, token_length_BxN, weight_BxN = targets
+            feasible_BxN = is_feasible(output.segments.length, tokens_BxNxU, token_length_BxN)
+            weight_BxN = weight_BxN / output.views * feasible_BxN
+            return config.score(output, batch), output.segments.spread(weight_BxN, output.logits.shape[1])
 
         return View(output.logits, lambda logits: logits, output.tapped, score, output.repeat)
 

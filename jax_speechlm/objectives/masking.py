@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped
 
-from jax_speechlm.core.batch import Batch, example_keys, frame_mask
-from jax_speechlm.frontend.augment import Augment
+from jax_speechlm.core.batch import Batch, by_utterance, example_keys
+from jax_speechlm.core.segments import Segments
+from jax_speechlm.frontend.augment import Augment, in_spans
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, draw_chunk
 from jax_speechlm.nn.attention.relative import Chunk
@@ -24,15 +25,15 @@ class Views(NamedTuple):
 
     x_BxTxF: Float[Array, "batch time features"]  # augmented: the encoder's input at unmasked frames
     clean_BxTxF: Float[Array, "batch time features"]  # for the targets: cropped like `x`, otherwise not augmented
-    length_B: Int[Array, " batch"]
+    segments: Segments  # of the utterances, in frames
     mask_BxT: Bool[Array, "batch time"]  # frames to hide; never padding
-    keys_B: Key[Array, " batch"]  # for the objective's own draws; fixed in evaluation
-    dropout_keys: Key[Array, " batch"] | None
+    keys_BxN: Key[Array, "batch utterances"]  # for the objective's own draws; fixed in evaluation
+    dropout_keys: Key[Array, "batch utterances"] | None
     chunk: Chunk | None
 
-    def weight(self, weight_B: Float[Array, " batch"]) -> Float[Array, "batch time"]:
+    def weight(self, weight_BxN: Float[Array, "batch utterances"]) -> Float[Array, "batch time"]:
         """Returns the weight of each frame, 0 in padding."""
-        return frame_mask(self.length_B, self.mask_BxT.shape[1]) * weight_B[:, None]
+        return self.segments.spread(weight_BxN, self.mask_BxT.shape[1])
 
     def encode(
         self, encoder: Conformer, mask_D: Float[Array, " dim"], taps: tuple[int, ...] = ()
@@ -40,7 +41,7 @@ class Views(NamedTuple):
         """Encodes `x` with one vector in place of masked frames' embeddings; returns the encoder's output."""
         x_BxTxD = encoder.embed(self.x_BxTxF)
         x_BxTxD = jnp.where(self.mask_BxT[..., None], mask_D.astype(x_BxTxD.dtype), x_BxTxD)
-        return encoder.encode(x_BxTxD, self.length_B, keys=self.dropout_keys, chunk=self.chunk, taps=taps)
+        return encoder.encode(x_BxTxD, self.segments, keys=self.dropout_keys, chunk=self.chunk, taps=taps)
 
 
 class MaskedPrediction(ObjectiveConfig):
@@ -50,9 +51,9 @@ class MaskedPrediction(ObjectiveConfig):
         """Returns the front end's frames of a span."""
         return span_frames(self.mask_span, frontend)
 
-    def most_masked(self, num_frames: int, frontend: FrontEnd) -> int:
-        """Returns the maximum number of masked frames in a row of `num_frames`."""
-        return most_masked(num_frames, self.span(frontend), self.mask_ratio)
+    def most_masked(self, num_frames: int, frontend: FrontEnd, utterances: int = 1) -> int:
+        """Returns the maximum number of masked frames in a row of `num_frames` and so many utterances."""
+        return most_masked(num_frames, self.span(frontend), self.mask_ratio, utterances)
 
     def views(self, batch: Batch, key: PRNGKeyArray | None, frontend: FrontEnd, encoder: ConformerConfig) -> Views:
         """Draws the views and masks of a batch, as `draw_views`."""
@@ -62,25 +63,36 @@ class MaskedPrediction(ObjectiveConfig):
 def draw_views(
     batch: Batch, key: PRNGKeyArray | None, frontend: FrontEnd, encoder: ConformerConfig, span: int, ratio: float
 ) -> Views:
-    """Draws the views and masks of a batch. In evaluation (no key) a row's mask is always the same."""
+    """Draws the views and masks of a batch. In evaluation (no key) an utterance's mask is always the same."""
+    batch = by_utterance(batch)
     if key is None:
-        x_BxTxF, length_B = clean_BxTxF, _ = features(batch, frontend, None)
+        x_BxTxF, segments = clean_BxTxF, _ = features(batch, frontend, None)
         mask_key, dropout_keys, chunk = jax.random.key(0), None, None
     else:
         augment_key, mask_key, dropout_key, chunk_key = jax.random.split(key, 4)
-        x_BxTxF, length_B = features(batch, frontend, augment_key)
+        x_BxTxF, segments = features(batch, frontend, augment_key)
         crop_only = frontend.replace(augment=Augment(crop_seconds=frontend.augment.crop_seconds))
         clean_BxTxF, _ = features(batch, crop_only, augment_key)  # the same key draws the same crop
         dropout_keys = example_keys(dropout_key, batch["example_id"])
         chunk = draw_chunk(encoder, chunk_key)
     span_keys, own_keys = (example_keys(part, batch["example_id"]) for part in jax.random.split(mask_key))
-    mask_BxT = draw_mask(span_keys, length_B, x_BxTxF.shape[1], span, ratio)
-    return Views(x_BxTxF, clean_BxTxF, length_B, mask_BxT, own_keys, dropout_keys, chunk)
+    mask_BxT = draw_mask(span_keys, segments, x_BxTxF.shape[1], span, ratio)
+    return Views(x_BxTxF, clean_BxTxF, segments, mask_BxT, own_keys, dropout_keys, chunk)
 
 
 def masked_places(mask_BxT: Bool[Array, "batch time"], most: int) -> Int[Array, "batch {most}"]:
     """Returns the indices of `most` frames per row, a fixed number: masked ones in order of time, then others."""
     return jnp.argsort(~mask_BxT, axis=1)[:, :most]
+
+
+def probed_places(
+    segments: Segments, num_frames: int
+) -> tuple[Int[Array, "batch places"], Bool[Array, "batch places"]]:
+    """Returns the indices of every `PROBE_STRIDE`-th frame of each utterance, and which of them are such frames."""
+    most = min(num_frames, num_frames // PROBE_STRIDE + segments.num)
+    is_probe_BxT = (segments.position(num_frames) % PROBE_STRIDE == 0) & segments.mask(num_frames)
+    places_BxN = masked_places(is_probe_BxT, most)
+    return places_BxN, jnp.take_along_axis(is_probe_BxT, places_BxN, axis=1)
 
 
 def take_frames(
@@ -102,13 +114,13 @@ def span_density(span: int, ratio: float) -> float:
     return -math.log1p(-ratio) / span
 
 
-def most_masked(num_frames: int, span: int, ratio: float) -> int:
-    """Returns the maximum number of frames that `draw_mask` masks in an utterance of `num_frames`."""
-    return min(num_frames, (math.floor(span_density(span, ratio) * num_frames) + 1) * span)
+def most_masked(num_frames: int, span: int, ratio: float, utterances: int = 1) -> int:
+    """Returns the maximum number of frames that `draw_mask` masks in a row of `num_frames` and so many utterances."""
+    return min(num_frames, (math.floor(span_density(span, ratio) * num_frames) + utterances) * span)
 
 
 def draw_mask(
-    keys_B: Key[Array, " batch"], length_B: Int[Array, " batch"], num_frames: int, span: int, ratio: float
+    keys_BxN: Key[Array, "batch utterances"], segments: Segments, num_frames: int, span: int, ratio: float
 ) -> Bool[Array, "batch {num_frames}"]:
     """Masks spans of frames: about `ratio` of each utterance, and at least one span.
 
@@ -116,7 +128,7 @@ def draw_mask(
     bounded, so that the loss can gather the masked frames into a fixed shape (`most_masked`). In an utterance shorter
     than two spans the span is half the utterance, which leaves context; a single frame is never masked.
 
-    A row's mask depends on its key and length only, not on padding.
+    An utterance's mask depends on its key and length only, not on padding or the rest of its row.
 
     Args:
       span: frames of a span.
@@ -126,15 +138,19 @@ def draw_mask(
       True at masked frames.
     """
     density = span_density(span, ratio)
+    slots = jnp.arange(math.floor(density * num_frames) + 1)
 
-    def draw(key: PRNGKeyArray, length: Int[Array, ""]) -> Bool[Array, " time"]:
+    def draw(key: PRNGKeyArray) -> tuple[Float[Array, ""], Float[Array, " slots"]]:
         count_key, start_key = jax.random.split(key)
-        width = jnp.minimum(span, length // 2)
-        count = jnp.maximum(1, jnp.floor(density * length + jax.random.uniform(count_key)))
-        slots = jnp.arange(math.floor(density * num_frames) + 1)
         # One key per slot: additional slots due to padding must not change the others.
         chance = jax.vmap(lambda slot: jax.random.uniform(jax.random.fold_in(start_key, slot)))(slots)
-        offset = jnp.arange(num_frames) - jnp.floor(chance * (length - width + 1))[:, None]
-        return jnp.any((slots < count)[:, None] & (offset >= 0) & (offset < width), axis=0)
+        return jax.random.uniform(count_key), chance
 
-    return jax.vmap(draw)(keys_B, length_B)
+    more_BxN, chance_BxNxS = jax.vmap(jax.vmap(draw))(keys_BxN)
+    width_BxN = jnp.minimum(span, segments.length // 2)
+    count_BxN = jnp.maximum(1, jnp.floor(density * segments.length + more_BxN))
+    start_BxNxS = jnp.floor(chance_BxNxS * (segments.length - width_BxN + 1)[..., None])
+    start_BxNxS = start_BxNxS + segments.start[..., None]
+    width_BxNxS = jnp.where(slots < count_BxN[..., None], width_BxN[..., None], 0).astype(start_BxNxS.dtype)
+    spans = (x.reshape(len(x), -1) for x in (start_BxNxS, width_BxNxS))
+    return in_spans(jnp.arange(num_frames), *spans)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from jax_speechlm.parallel.mesh import BATCH_AXES, shard_batch_dim
 
@@ -93,7 +93,7 @@ def _sharded(x: Array, time: str | None, heads: tuple[str, ...]) -> Array:
 
 def with_context(
     function: Callable[..., Float[Array, "batch time out"]],
-    x: Float[Array, "batch time dim"],
+    x: PyTree[Shaped[Array, "batch time ..."]],
     operands: tuple[Any, ...] = (),
     *,
     past: int = 0,
@@ -102,7 +102,7 @@ def with_context(
     """Runs `function(x, *operands)`, a map over time with context, on each device's own frames.
 
     Args:
-      x: its time is a multiple of the devices.
+      x: one array or several; their time is a multiple of the devices.
       operands: pytrees of arrays that every device holds whole.
       past, future: frames of context; zeros before the first frame and after the last.
 
@@ -112,10 +112,13 @@ def with_context(
     if num_shards() == 1 or past == future == 0:
         return function(x, *operands)
 
-    def local(x: Array, *operands: Any) -> Array:
-        own = x.shape[1]
-        x = jnp.concatenate([*_frames_before(x, past), x, *_frames_after(x, future)], axis=1)
-        return function(x, *operands)[:, past : past + own]
+    def local(x: PyTree[Array], *operands: Any) -> Array:
+        own = jax.tree.leaves(x)[0].shape[1]
+
+        def extend(x: Array) -> Array:
+            return jnp.concatenate([*_frames_before(x, past), x, *_frames_after(x, future)], axis=1)
+
+        return function(jax.tree.map(extend, x), *operands)[:, past : past + own]
 
     own = PartitionSpec(None, AXIS)
     specs = (own, *(PartitionSpec() for _ in operands))

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_speechlm.core.batch import frame_mask
+from jax_speechlm.core.segments import Segments
 from jax_speechlm.models.adapter import Convolutional, QFormer, Stacking
+from jax_speechlm.models.conformer import frames_of
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.models.speech_lm import SpeechLMConfig, SpeechTransformer
 from jax_speechlm.models.transformer import Transformer
@@ -32,6 +34,9 @@ class Toy:
       num_outputs: number of outputs of a row of that length.
       width: values of an input, or 0 for tokens.
       longest: inputs of the longest row.
+      pack: `(module, x [B, T, ...], segments, keys [B, N]) -> outputs, where each utterance's lie`, or None if it takes
+        one utterance a row.
+      multiple: divisor of the input at which an utterance of a packed row starts.
       unreached: parts of the names of parameters that may have no gradient.
     """
 
@@ -40,6 +45,8 @@ class Toy:
     num_outputs: Callable[[int], int]
     width: int = WIDTH
     longest: int = 24
+    pack: Callable[..., Any] | None = None
+    multiple: int = 1
     unreached: tuple[str, ...] = ()
 
     def inputs(self, seed: int, rows: int) -> np.ndarray:
@@ -68,6 +75,33 @@ class Toy:
 
         return jax.jit(run), jax.jit(jax.grad(total, argnums=(0, 1) if self.width else (0,)))
 
+    @functools.cached_property
+    def _packed_program(self):
+        graphdef = functional.declare(self.make).graphdef
+        return jax.jit(lambda params, *inputs: self.pack(functional.bind(graphdef, params), *inputs))
+
+    def forward_packed(self, x, lengths, keys, rows: list[list[int]]) -> dict[int, np.ndarray]:
+        """Returns the outputs of each utterance, several of which share a row; junk fills the gaps."""
+        slots = [sum(-(-lengths[i] // self.multiple) * self.multiple for i in row) for row in rows]
+        most = max(map(len, rows))
+        packed = np.full((len(rows), max(slots) + 2 * self.multiple, *x.shape[2:]), 1e4, x.dtype)
+        start, length = np.zeros((2, len(rows), most), np.int32)
+        ids = np.zeros((len(rows), most), np.int32)
+        for place, row in enumerate(rows):
+            at = 0
+            for number, i in enumerate(row):
+                packed[place, at : at + lengths[i]] = x[i, : lengths[i]]
+                start[place, number], length[place, number], ids[place, number] = at, lengths[i], i
+                at += -(-lengths[i] // self.multiple) * self.multiple
+        y, lie = jax.device_get(
+            self._packed_program(self.params, packed, Segments(jnp.array(start), jnp.array(length)), keys[ids])
+        )
+        return {
+            i: y[place, lie.start[place, number] :][: lie.length[place, number]]
+            for place, row in enumerate(rows)
+            for number, i in enumerate(row)
+        }
+
     def forward(self, x, lengths, keys) -> np.ndarray:
         return np.asarray(self._programs[0](self.params, x, np.array(lengths, np.int32), keys))
 
@@ -83,7 +117,10 @@ def _encoder(config: EncoderConfig, longest: int) -> Toy:
     def call(module, x, length, keys):
         return module(x, length, keys=keys)[0]
 
-    return Toy(make, call, config.num_frames, config.input_dim, longest)
+    def pack(module, x, segments, keys):
+        return call(module, x, segments, keys), frames_of(config, segments)
+
+    return Toy(make, call, config.num_frames, config.input_dim, longest, pack, config.subsampling)
 
 
 def _transformer(config: TransformerConfig) -> Toy:
@@ -102,7 +139,12 @@ def _adapter(config: Stacking | Convolutional | QFormer) -> Toy:
 
     # A softmax over keys does not depend on their bias.
     unreached = ("key']['bias", "self_key']['bias") if config.kind == "qformer" else ()
-    return Toy(lambda rngs: config.build(WIDTH, 10, rngs), call, config.num_outputs, longest=13, unreached=unreached)
+
+    def pack(module, x, segments, keys):
+        return module(x, segments)
+
+    settings = {"longest": 13, "unreached": unreached, "pack": pack, "multiple": config.alignment}
+    return Toy(lambda rngs: config.build(WIDTH, 10, rngs), call, config.num_outputs, **settings)
 
 
 def _speech_lm(config: SpeechLMConfig) -> Toy:
@@ -115,14 +157,27 @@ def _speech_lm(config: SpeechLMConfig) -> Toy:
     def make(rngs):
         return SpeechTransformer(config, VOCAB, rngs=rngs)
 
-    return Toy(make, call, num_outputs, config.encoder.input_dim, unreached=("transformer",))
+    def pack(module, x, segments, keys):
+        return module.with_lora().encode_speech(x, segments, keys=keys)
+
+    multiple = config.encoder.subsampling * config.adapter.alignment
+    settings = {"unreached": ("transformer",), "pack": pack, "multiple": multiple}
+    return Toy(make, call, num_outputs, config.encoder.input_dim, **settings)
 
 
 def _xvector(config: XVectorConfig) -> Toy:
     def call(module, x, length, keys):
-        return module.cosines(module(x, length))[:, None] * (length >= config.shortest)[:, None, None]
+        return pack(module, x, Segments.of(length), keys)[0]
 
-    return Toy(lambda rngs: XVector(config, WIDTH, 3, rngs=rngs), call, lambda length: int(length >= config.shortest))
+    def pack(module, x, segments, keys):
+        long_enough = segments.length >= config.shortest
+        index = jnp.broadcast_to(jnp.arange(segments.num), long_enough.shape)
+        return module.cosines(module(x, segments)) * long_enough[..., None], Segments(index, long_enough.astype(int))
+
+    def num_outputs(length):
+        return int(length >= config.shortest)
+
+    return Toy(lambda rngs: XVector(config, WIDTH, 3, rngs=rngs), call, num_outputs, pack=pack)
 
 
 CONFORMER, FAST_CONFORMER, *_ = objectives.MODELS.values()
@@ -141,7 +196,7 @@ TOYS = {
 
 
 def verify_model(name: str) -> None:
-    """Checks that outputs depend on a row's own inputs and key only, and that gradients are finite at every length."""
+    """Checks that outputs depend on an utterance's own inputs and key only, and that gradients are finite."""
     toy, rows, order = TOYS[name], 5, [3, 0, 4, 2, 1]
     keys = jax.random.split(jax.random.key(1), rows)
     for first in (2, toy.longest // 2 + 1, toy.longest - 1):
@@ -164,6 +219,11 @@ def verify_model(name: str) -> None:
             alone = toy.forward(longer[row : row + 1], lengths[row : row + 1], keys[row : row + 1])[0]
             count = toy.num_outputs(int(lengths[row]))
             np.testing.assert_allclose(alone[:count], together[row, :count], atol=1e-5)
+
+        for packed_rows in ([[0, 2, 3], [4, 1]], [[1, 4, 0], [3], [2]]) if toy.pack else ():
+            for row, outputs in toy.forward_packed(x, lengths, keys, packed_rows).items():
+                assert len(outputs) == toy.num_outputs(int(lengths[row]))
+                np.testing.assert_allclose(outputs, together[row, : len(outputs)], atol=1e-5)
 
     for first in (*range(0, 26, rows), toy.longest - rows + 1):
         lengths = np.minimum(np.arange(first, first + rows), toy.longest)

@@ -100,7 +100,7 @@ class TestSpecAugment:
 
     def test_spans_and_bands_have_the_promised_sizes(self):
         masked = np.asarray(mask(self.ones, self.length, self.keys, config=self.config, num_mel_bins=BINS)) == 0
-        times, bands = masked.all(2), masked.all(1)
+        times, bands = masked.all(2), masked[:, :40].all(1)
         assert not times[:, 40:].any()
         assert times.sum(1).max() in (15, 16)  # two spans of at most 8
         assert (times.sum(1) == 0).any()
@@ -108,7 +108,7 @@ class TestSpecAugment:
         np.testing.assert_array_equal(bands[:, :BINS], bands[:, BINS:])  # the same band in both stacked frames
         assert set(bands[:, :BINS].sum(1)) == set(range(6))
         assert (np.abs(np.diff(bands[:, :BINS].astype(int))).sum(1) <= 2).all()  # one contiguous band
-        np.testing.assert_array_equal(masked, times[:, :, None] | bands[:, None, :])
+        np.testing.assert_array_equal(masked[:, :40], times[:, :40, None] | bands[:, None, :])
 
     def test_a_row_draws_from_its_own_key(self):
         order = np.random.default_rng(0).permutation(200)

@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_speechlm.core.segments import Segments
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.attention.relative import chunk_mask, relative_shift
-from jax_speechlm.nn.layers import LayerNorm, Linear, RMSNorm, causal_depthwise, dropout, split_keys
+from jax_speechlm.nn.layers import FrameKeys, LayerNorm, Linear, RMSNorm, depthwise, dropout, split_keys
 from jax_speechlm.parallel import mesh as meshes
 
 
@@ -13,28 +14,46 @@ def normal(seed, shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-@pytest.mark.parametrize(("num_frames", "taps"), [(1, 5), (16, 5), (21, 31), (50, 3)])
-def test_depthwise_convolution_and_its_gradients_are_those_of_the_definition(num_frames, taps):
+@pytest.mark.parametrize("lengths", [None, (7, 0, 9), (5, 1, 1, 12)])
+@pytest.mark.parametrize(
+    ("num_frames", "taps", "ahead"), [(1, 5, 0), (16, 5, 0), (21, 31, 0), (50, 3, 0), (30, 5, 2), (30, 31, 15)]
+)
+def test_depthwise_convolution_and_its_gradients_are_those_of_the_definition(num_frames, taps, ahead, lengths):
     x, kernel, weight = normal(0, (2, num_frames, 3)), normal(1, (taps, 3)), normal(2, (2, num_frames, 3))
+    segment = None
+    if lengths is not None:
+        segment = np.repeat(np.arange(1, len(lengths) + 1), lengths)[:num_frames]
+        segment = np.stack([np.pad(row, (0, num_frames - len(row))) for row in (segment, segment[::2])])
 
     def by_definition(x, kernel):
-        past = jnp.pad(x, ((0, 0), (taps - 1, 0), (0, 0)))
-        return jnp.stack([jnp.sum(past[:, t : t + taps] * kernel, axis=1) for t in range(num_frames)], axis=1)
+        y = []
+        for t in range(num_frames):
+            frames = [t + ahead - taps + 1 + k for k in range(taps)]
+            terms = jnp.zeros((2, 3))
+            for k, frame in enumerate(frames):
+                if 0 <= frame < num_frames:
+                    same = np.ones(2) if segment is None else segment[:, frame] == segment[:, t]
+                    terms += same[:, None] * x[:, frame] * kernel[k]
+            y.append(terms)
+        return jnp.stack(y, axis=1)
+
+    def by_product(x, kernel):
+        return depthwise(x, kernel, None if segment is None else jnp.asarray(segment), ahead)
 
     def total(convolve):
         return lambda x, kernel: jnp.vdot(convolve(x, kernel), weight)
 
-    np.testing.assert_allclose(jax.jit(causal_depthwise)(x, kernel), by_definition(x, kernel), atol=1e-5)
-    ours = jax.jit(jax.grad(total(causal_depthwise), (0, 1)))(x, kernel)
-    theirs = jax.grad(total(by_definition), (0, 1))(x, kernel)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
+    np.testing.assert_allclose(jax.jit(by_product)(x, kernel), by_definition(x, kernel), atol=1e-5)
+    actual = jax.jit(jax.grad(total(by_product), (0, 1)))(x, kernel)
+    expected = jax.jit(jax.grad(total(by_definition), (0, 1)))(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected)
 
 
 @pytest.mark.parametrize(("platform", "fences"), [("cpu", 0), ("tpu", 0), ("gpu", 4)])
 def test_depthwise_convolution_is_fused_with_nothing_on_gpus(platform, fences, monkeypatch):
     """Both ends of the sum and of its gradient; the compiler takes a quarter of an hour otherwise."""
     monkeypatch.setattr(meshes, "platform", lambda: platform)
-    step = jax.value_and_grad(lambda x, kernel: jnp.sum(causal_depthwise(x, kernel) ** 2), (0, 1))
+    step = jax.value_and_grad(lambda x, kernel: jnp.sum(depthwise(x, kernel) ** 2), (0, 1))
     lowered = jax.jit(step).lower(normal(0, (2, 20, 3)), normal(1, (5, 3)))
     assert lowered.as_text().count("= stablehlo.optimization_barrier") == fences
 
@@ -131,7 +150,14 @@ class TestDropout:
         longer = dropout(jnp.ones((4, 3, 25, 41)), 0.3, self.keys)
         np.testing.assert_array_equal(longer[:, :, :20, :30], y)
         np.testing.assert_array_equal(dropout(x, 0.3, self.keys[::-1]), y[::-1])
-        np.testing.assert_array_equal(dropout(x[:, 1:, 7:], 0.3, self.keys, first=(1, 7, 0)), y[:, 1:, 7:])
+
+    def test_an_utterance_draws_from_its_own_key_wherever_it_lies_in_a_row(self):
+        alone = dropout(jnp.ones((4, 20, 30)), 0.3, self.keys)
+        segments = Segments(jnp.array([[0, 12], [0, 9]]), jnp.array([[12, 20], [7, 0]]))
+        packed = dropout(jnp.ones((2, 35, 30)), 0.3, FrameKeys(self.keys[jnp.array([[2, 1], [3, 0]])], segments))
+        np.testing.assert_array_equal(packed[0, :12], alone[2, :12])
+        np.testing.assert_array_equal(packed[0, 12:32], alone[1])
+        np.testing.assert_array_equal(packed[1, :7], alone[3, :7])
 
     def test_neighbours_and_rows_are_uncorrelated(self):
         y = np.asarray(dropout(jnp.ones((4, 200, 256)), 0.5, self.keys)) > 0

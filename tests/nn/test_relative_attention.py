@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_speechlm.core.segments import Segments
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.attention.relative import (
     BLOCKS,
@@ -12,6 +13,7 @@ from jax_speechlm.nn.attention.relative import (
     distance_sinusoids,
     skew,
 )
+from jax_speechlm.nn.layers import FrameKeys
 
 DIM, FRAMES, RATE = 8, 23, 0.2
 SMALL = QueryBlocks(max_full=8, size=5)
@@ -29,10 +31,16 @@ def positional(blocks, rngs):
     return PositionalAttention(DIM, 2, RATE, bias=True, blocks=blocks, rngs=rngs)
 
 
+ONE_A_ROW = [[0], [0]], [[FRAMES], [13]]
+PACKED = [[0, 9, 18], [0, 7, 0]], [[9, 8, 5], [6, 12, 0]]
+
+
+@pytest.mark.parametrize("rows", [ONE_A_ROW, PACKED])
 @pytest.mark.parametrize(("make", "chunk"), [(relative, None), (relative, (3, 2)), (positional, None)])
-def test_long_rows_go_block_by_block_to_the_same_result(make, chunk):
-    x, mask = jnp.asarray(normal(0, (2, FRAMES, DIM))), jnp.arange(FRAMES) < jnp.array([[FRAMES], [13]])
-    keys = jax.random.split(jax.random.key(0), 2)
+def test_long_rows_go_block_by_block_to_the_same_result(make, chunk, rows):
+    x, segments = jnp.asarray(normal(0, (2, FRAMES, DIM))), Segments(*map(jnp.array, rows))
+    mask = segments.mask(FRAMES)
+    keys = jax.random.split(jax.random.key(0), segments.length.size).reshape(segments.length.shape)
     params = functional.init(lambda rngs: make(BLOCKS, rngs), jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf + 0.3 * normal(1, leaf.shape), params)
 
@@ -41,7 +49,7 @@ def test_long_rows_go_block_by_block_to_the_same_result(make, chunk):
         context = distance_sinusoids(FRAMES, DIM, blocks) if make is positional else chunk
 
         def loss(params):
-            mixed = functional.bind(graphdef, params)(x, mask, context, keys)
+            mixed = functional.bind(graphdef, params)(x, segments, context, FrameKeys(keys, segments))
             return jnp.sum(jnp.sin(jnp.where(mask[..., None], mixed, 0)))
 
         return jax.jit(jax.value_and_grad(loss))(params)
@@ -54,12 +62,13 @@ def test_memory_of_attention_is_linear_in_the_length_of_long_rows():
     declared = functional.declare(lambda rngs: relative(QueryBlocks(max_full=64, size=64), rngs))
 
     def needed(frames):
-        x, mask = jax.ShapeDtypeStruct((1, frames, DIM), jnp.float32), jax.ShapeDtypeStruct((1, frames), bool)
+        x = jax.ShapeDtypeStruct((1, frames, DIM), jnp.float32)
 
-        def loss(params, x, mask):
-            return jnp.sum(functional.bind(declared.graphdef, params)(x, mask, None, None))
+        def loss(params, x):
+            segments = Segments.of(jnp.array([frames]))
+            return jnp.sum(functional.bind(declared.graphdef, params)(x, segments, None, None))
 
-        compiled = jax.jit(jax.grad(loss)).lower(declared.shapes, x, mask).compile()
+        compiled = jax.jit(jax.grad(loss)).lower(declared.shapes, x).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert needed(2048) < 2.3 * needed(1024)

@@ -109,8 +109,8 @@ def test_a_crop_moves_input_and_targets_together(monkeypatch):
         built.loss(params, batch, jax.random.key(0))
         return seen
 
-    (x, lengths), (targets, _) = both(compiled()[1], batch)
-    assert lengths.max() < batch["audio_length"].max() // frontend.mel.frame_samples
+    (x, segments), (targets, _) = both(compiled()[1], batch)
+    assert segments.length.max() < batch["audio_length"].max() // frontend.mel.frame_samples
     np.testing.assert_array_equal(x, targets)
 
 

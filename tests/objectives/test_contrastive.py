@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jax_speechlm.core.batch import example_keys
 from jax_speechlm.nn import functional
+from jax_speechlm.nn.layers import fold_in
 from jax_speechlm.nn.vector_quantizer import GumbelQuantizer
 from jax_speechlm.objectives.ssl.contrastive import contrastive_loss, diversity_loss, draw_negatives
 from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
@@ -77,28 +78,39 @@ def test_gradients_go_through_the_softmax_at_its_temperature():
 
 @functools.cache
 def negatives(size: int, own: bool):
-    return jax.jit(
-        lambda seed, num: draw_negatives(
-            example_keys(jax.random.key(seed), jnp.arange(len(num))), num, size, size, 20, own=own
-        )
-    )
+    """Returns a function that draws for all places of rows that hold the masked frames of two utterances each."""
+
+    def draw(seed, num):
+        place, first = jnp.arange(size), jnp.zeros((2, 1), jnp.int32)
+        second = place >= num[:, :1]
+        rank = jnp.where(second, place - num[:, :1], place)
+        utterance_keys = example_keys(jax.random.key(seed), jnp.arange(4).reshape(2, 2))
+        keys = fold_in(jnp.where(second, utterance_keys[:, 1:], utterance_keys[:, :1]), rank)
+        first, count = jnp.where(second, num[:, :1], 0), jnp.where(second, num[:, 1:], num[:, :1])
+        return draw_negatives(keys, first, count, rank if own else None, size, 20)
+
+    return jax.jit(draw)
 
 
 @settings(max_examples=40)
-@given(seed=st.integers(0, 999), num=st.lists(st.integers(0, 12), min_size=4, max_size=4), own=st.booleans())
-def test_negatives_are_other_masked_frames_whatever_the_padding(seed, num, own):
+@given(seed=st.integers(0, 999), num=st.lists(st.integers(0, 6), min_size=4, max_size=4), own=st.booleans())
+def test_negatives_are_other_masked_frames_of_the_utterance_whatever_the_padding(seed, num, own):
+    num = np.array(num).reshape(2, 2)
     count = np.asarray(negatives(12, own)(seed, jnp.array(num)))
     np.testing.assert_array_equal(count, negatives(17, own)(seed, jnp.array(num))[:, :12, :12])
-    for row, masked in zip(count, num, strict=True):
-        assert not row[:, masked:].any()
-        if own:
-            assert not np.diag(row).any()
-        np.testing.assert_array_equal(row.sum(-1)[:masked], 20 * (masked > own))
+    for row, (one, two) in zip(count, num, strict=True):
+        for first, masked in ((0, one), (one, two)):
+            part = row[first : first + masked]
+            assert part.sum() == part[:, first : first + masked].sum()
+            if own:
+                assert not np.diag(part[:, first:]).any()
+            np.testing.assert_array_equal(part.sum(-1), 20 * (masked > own))
 
 
 def test_every_other_frame_is_drawn_as_often():
-    keys = example_keys(jax.random.key(0), jnp.arange(500))
-    count = np.asarray(draw_negatives(keys, jnp.full(500, 5), 5, 5, 20, own=True)).sum(0)
+    keys = jax.random.split(jax.random.key(0), (500, 5))
+    first, num, rank = jnp.zeros((500, 5), int), jnp.full((500, 5), 5), jnp.tile(jnp.arange(5), (500, 1))
+    count = np.asarray(draw_negatives(keys, first, num, rank, 5, 20)).sum(0)
     assert (np.abs(count[~np.eye(5, dtype=bool)] / (500 * 20) - 0.25) < 0.02).all()
 
 

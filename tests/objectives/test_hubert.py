@@ -52,13 +52,13 @@ def test_loss_and_gauges_equal_a_plain_computation():
     model = functional.bind(functional.declare(built.make).graphdef, params)
     views = masking.draw_views(jax.tree.map(jnp.asarray, batch), None, FRONTEND, MODEL, 5, 0.4)
     x = jnp.where(views.mask_BxT[..., None], params["mask"], model.encoder.embed(views.x_BxTxF))
-    hidden = np.asarray(model.encoder.encode(x, views.length_B)[0], np.float64)
+    hidden = np.asarray(model.encoder.encode(x, views.segments)[0], np.float64)
     units = {name: np.asarray(leaf, np.float64) for name, leaf in params["units"]["projection"].items()}
     projected = hidden @ units["kernel"] + units["bias"]
     embedding = np.asarray(params["units"]["embedding"], np.float64)
     loss, hits, weights, masked_codes, guesses = 0.0, {True: [], False: []}, 0.0, [], []
     for row in range(6):
-        for frame in range(views.length_B[row]):
+        for frame in range(views.segments.length[row, 0]):
             code, masked = batch["frame_labels"][row, frame], bool(views.mask_BxT[row, frame])
             if code < 0 or not batch["weight"][row]:
                 continue

@@ -167,7 +167,7 @@ def test_pairs_are_ctc_and_what_each_row_of_audio_and_transcript_gives_alone():
     ))  # fmt: skip
     said, frames, written, tokens = 0.0, 0, 0.0, 0
     for row in np.flatnonzero(batch["weight"]):
-        length, count = int(views.length_B[row]), int(batch["token_length"][row]) + 2
+        length, count = int(views.segments.length[row, 0]), int(batch["token_length"][row]) + 2
         table = 4 * params["text"]["table"][shown[row, :count]]
         hidden = encode(jnp.concatenate([model().encoder.embed(features[row : row + 1, :length])[0], table]))
         mask, asked = np.asarray(views.mask_BxT[row, :length]), chosen[row, :count]

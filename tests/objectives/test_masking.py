@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_speechlm.core.batch import example_keys
-from jax_speechlm.objectives.masking import draw_mask, masked_places, most_masked, take_frames
+from jax_speechlm.core.segments import Segments
+from jax_speechlm.objectives.masking import (
+    PROBE_STRIDE,
+    draw_mask,
+    masked_places,
+    most_masked,
+    probed_places,
+    take_frames,
+)
 
 SPAN = 5
 
@@ -20,7 +28,8 @@ def masks(num_frames: int):
 
 
 def _draw(seed, lengths, num_frames):
-    return draw_mask(example_keys(jax.random.key(seed), jnp.arange(len(lengths))), lengths, num_frames, SPAN, 0.33)
+    keys = example_keys(jax.random.key(seed), jnp.arange(len(lengths)))[:, None]
+    return draw_mask(keys, Segments.of(lengths), num_frames, SPAN, 0.33)
 
 
 @settings(max_examples=60)
@@ -38,9 +47,30 @@ def test_masks_are_spans_inside_the_utterance_that_fit_the_gathered_slots(seed, 
         assert all(len(run) >= width for run in runs)
 
 
+@settings(max_examples=30)
+@given(seed=st.integers(0, 999), lengths=st.lists(st.integers(0, 20), min_size=3, max_size=3))
+def test_an_utterance_is_masked_and_probed_alike_wherever_it_lies(seed, lengths):
+    keys = example_keys(jax.random.key(seed), jnp.arange(3))
+    start = np.cumsum([0, *lengths[:-1]]) * np.array([length > 0 for length in lengths])
+    segments = Segments(jnp.array(start)[None], jnp.array(lengths)[None])
+    packed = np.asarray(_packed_mask()(keys[None], segments))[0]
+    assert packed.sum() <= most_masked(64, SPAN, 0.33, utterances=3)
+    alone = np.asarray(masks(64)(seed, jnp.array(lengths)))
+    places, is_probe = (np.asarray(array)[0] for array in probed_places(segments, 64))
+    for row, at, length in zip(alone, start, lengths, strict=True):
+        np.testing.assert_array_equal(packed[at : at + length], row[:length])
+        assert set(range(at, at + length, PROBE_STRIDE)) <= set(places[is_probe])
+    assert is_probe.sum() == sum(-(-length // PROBE_STRIDE) for length in lengths)
+
+
+@functools.cache
+def _packed_mask():
+    return jax.jit(lambda keys, segments: draw_mask(keys, segments, 64, SPAN, 0.33))
+
+
 def test_masks_cover_the_asked_share_on_average():
     keys = example_keys(jax.random.key(0), jnp.arange(2_000))
-    mask = draw_mask(keys, jnp.full(2_000, 150), 150, 10, 0.33)
+    mask = draw_mask(keys[:, None], Segments.of(jnp.full(2_000, 150)), 150, 10, 0.33)
     assert abs(float(mask.mean()) - 0.33) < 0.02
     per_frame = np.asarray(mask).mean(axis=0)[10:-10]
     assert per_frame.max() - per_frame.min() < 0.08  # no place is favoured

@@ -12,7 +12,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.nn.layers import split_keys
+from jax_speechlm.nn.layers import fold_in, split_keys
 from jax_speechlm.objectives.masking import draw_views
 from jax_speechlm.objectives.ssl import w2v_bert, wav2vec2
 from jax_speechlm.objectives.ssl.contrastive import draw_negatives
@@ -70,11 +70,14 @@ def test_loss_equals_a_loop_over_masked_frames(kind):
     views = draw_views(batch, None, FRONTEND, MODEL, SPAN, config.mask_ratio)
     encoder = functional.bind(functional.declare(lambda rngs: Conformer(MODEL, rngs=rngs)).graphdef, params["encoder"])
     shown = jnp.where(views.mask_BxT[..., None], params["contrast"]["mask"], encoder.embed(views.x_BxTxF))
-    hidden, taps = encoder.encode(shown, views.length_B, taps=(LAYERS_BELOW[kind],))
+    hidden, taps = encoder.encode(shown, views.segments, taps=(LAYERS_BELOW[kind],))
     target, below = np.asarray(encoder.embed(views.clean_BxTxF), np.float64), taps[LAYERS_BELOW[kind]]
     num = views.mask_BxT.sum(-1)
-    _, keys, _ = split_keys(views.keys_B, 3)
-    count = np.asarray(draw_negatives(keys, num, int(num.max()), int(num.max()), config.negatives, own=True))
+    _, keys, _ = split_keys(views.keys_BxN[:, 0], 3)
+    rank = jnp.tile(jnp.arange(int(num.max())), (len(num), 1))
+    keys = fold_in(jnp.repeat(keys[:, None], rank.shape[1], axis=1), rank)
+    first, num = jnp.zeros_like(rank), jnp.broadcast_to(num[:, None], rank.shape)
+    count = np.asarray(draw_negatives(keys, first, num, rank, rank.shape[1], config.negatives))
 
     weights, codebook = params["contrast"], np.asarray(params["contrast"]["quantizer"]["codebook"])
     nll, right, codes, probs, named, hits = [], [], [], [], [], []

@@ -11,7 +11,7 @@ from jax_speechlm.models.fast_conformer import FastConformer, FastConformerConfi
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn import functional
-from jax_speechlm.nn.layers import causal_depthwise, centred_depthwise
+from jax_speechlm.nn.layers import depthwise
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import MeshShape
@@ -20,28 +20,32 @@ from jax_speechlm.planning import collectives, costs, hlo
 ROWS, TIME = 4, 64
 
 
-@pytest.mark.parametrize("convolve", [causal_depthwise, centred_depthwise])
+@pytest.mark.parametrize(("centred", "packed"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize(("num_frames", "taps"), [(16, 31), (24, 3), (24, 5), (40, 1)])
-def test_a_convolution_sees_over_as_many_devices_as_it_must(num_frames, taps, convolve):
+def test_a_convolution_sees_over_as_many_devices_as_it_must(num_frames, taps, centred, packed):
     rng = np.random.default_rng(0)
     x, kernel, weight = (
         jnp.asarray(rng.standard_normal(shape), jnp.float32)
         for shape in ((2, num_frames, 3), (taps, 3), (2, num_frames, 3))
     )
+    ahead = taps // 2 if centred else 0
+    segment = jnp.tile(jnp.arange(num_frames) // 11, (2, 1)) if packed else None
+
+    def convolve(inputs, kernel):
+        return depthwise(inputs[0], kernel, inputs[1], ahead)
 
     def both(convolve):
         def total(x, kernel):
-            return jnp.vdot(convolve(x, kernel), weight)
+            return jnp.vdot(convolve((x, segment), kernel), weight)
 
         return jax.jit(jax.value_and_grad(total, (0, 1)))
 
-    ahead = 0 if convolve is causal_depthwise else taps // 2
     sides = {"past": taps - 1 - ahead, "future": ahead}
     expected = both(convolve)(x, kernel)
     mesh = meshes.make_mesh(MeshShape(sequence=8))
     with jax.set_mesh(mesh):
         x = jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "sequence")))
-        got = both(lambda x, kernel: sequence.with_context(convolve, x, (kernel,), **sides))(x, kernel)
+        got = both(lambda inputs, kernel: sequence.with_context(convolve, inputs, (kernel,), **sides))(x, kernel)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, expected)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_speechlm.objectives.asr.ctc import ctc_loss
+from jax_speechlm.objectives.asr.ctc_loss import ctc_loss
 
 pytestmark = pytest.mark.parity
 GOLDEN = Path(__file__).parents[1] / "golden"

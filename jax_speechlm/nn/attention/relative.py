@@ -8,17 +8,19 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
+from jax_speechlm.core.segments import Segments
 from jax_speechlm.nn.attention.masks import masked_softmax
 from jax_speechlm.nn.functional import SAVED_ACTIVATION, parameter
-from jax_speechlm.nn.layers import Keys, Linear, dropout
+from jax_speechlm.nn.layers import FrameKeys, Linear, drop
 from jax_speechlm.parallel import sequence
 
 Chunk = tuple[int | Int[Array, ""], int | Int[Array, ""]]
@@ -51,17 +53,18 @@ _INTO = ("embed", "heads", "head_dim")
 
 
 def chunk_mask(
-    query: Int[Array, " query"], key: Int[Array, " key"], chunk: Chunk | None
-) -> Bool[Array, "query key"] | bool:
+    query: Int[Array, "*batch query"], key: Int[Array, "*batch key"], chunk: Chunk | None
+) -> Bool[Array, "*batch query key"] | bool:
     """Returns the mask of chunked attention: True for keys of the query's chunk and of its left context.
 
     Args:
+      query, key: positions in the utterance.
       chunk: chunk length and left context; None for no limit.
     """
     if chunk is None:
         return True
     length, left = chunk
-    chunks_back = (query // length)[:, None] - (key // length)[None, :]
+    chunks_back = (query // length)[..., :, None] - (key // length)[..., None, :]
     return (chunks_back >= 0) & ((chunks_back <= left) | (jnp.asarray(left) < 0))
 
 
@@ -127,40 +130,46 @@ Scores = Callable[[Array, int | Int[Array, ""], Array], Array]
 """(queries [B, Q, H, K], frame number of the first, keys [B, T, H, K]) -> unmasked scores [B, H, Q, T]."""
 
 
+class FrameRows(NamedTuple):
+    """What attention needs to know of each frame of a batch."""
+
+    segment_BxT: Int[Array, "batch time"]  # utterance of the row; 0 is padding
+    position_BxT: Int[Array, "batch time"]  # index in the utterance
+    seed_BxT: UInt32[Array, "batch time"]  # of the dropout of its weights
+
+
 def attend(
     scores: Scores,
     q_BxTxHxK: Float[Array, "batch time heads head_dim"],
     k_BxTxHxK: Float[Array, "batch time heads head_dim"],
     v_BxTxHxK: Float[Array, "batch time heads head_dim"],
-    mask_BxT: Bool[Array, "batch time"],
-    *,
+    *rows: Shaped[Array, "batch time"],
     chunk: Chunk | None = None,
     rate: float = 0.0,
-    keys: Keys | None = None,
     blocks: QueryBlocks = BLOCKS,
 ) -> Float[Array, "batch time heads head_dim"]:
-    """Computes attention whose scores depend on the distance of query and key.
+    """Computes attention whose scores depend on the distance of query and key, within each utterance of a row.
 
     Args:
       scores: computes the scores of some of the queries; rows have `blocks.padded_time` frames then.
-      mask_BxT: False where a key is padding.
+      rows: the arrays of `FrameRows`.
       chunk: limits the visible keys (see `chunk_mask`).
-      rate, keys: dropout of the weights.
+      rate: dropout of the weights.
       blocks: when and how queries are split to save memory; results agree up to rounding.
 
     Returns:
       The mean of the values with the softmax of the scores as weights, in the type of the queries. Softmax is float32.
     """
     time = q_BxTxHxK.shape[1]
-    block = partial(_attend_block, scores, chunk=chunk, rate=rate, keys=keys)
+    block = partial(_attend_block, scores, chunk=chunk, rate=rate)
     if time <= blocks.max_full:
-        return block(q_BxTxHxK, 0, k_BxTxHxK, v_BxTxHxK, mask_BxT)
+        return block(q_BxTxHxK, 0, k_BxTxHxK, v_BxTxHxK, FrameRows(*rows))
     extra = blocks.padded_time(time) - time
-    q, k, v, mask = (
-        jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2)) for x in (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask_BxT)
+    q, k, v, *rows = (
+        jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2)) for x in (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, *rows)
     )
     # The backward pass recomputes each block's scores, so the scores of all blocks never exist together.
-    run = jax.checkpoint(lambda q, first: block(q, first, k, v, mask))
+    run = jax.checkpoint(lambda q, first: block(q, first, k, v, FrameRows(*rows)))
     num_blocks = q.shape[1] // blocks.size
     q_NxBxQxHxK = jnp.moveaxis(q.reshape(len(q), num_blocks, blocks.size, *q.shape[2:]), 1, 0)
     mixed = jax.lax.map(lambda args: run(*args), (q_NxBxQxHxK, blocks.size * jnp.arange(num_blocks)))
@@ -168,12 +177,16 @@ def attend(
     return checkpoint_name(mixed, SAVED_ACTIVATION)
 
 
-def _attend_block(scores, q_BxQxHxK, first, k_BxTxHxK, v_BxTxHxK, mask_BxT, *, chunk, rate, keys):
+def _attend_block(scores, q_BxQxHxK, first, k_BxTxHxK, v_BxTxHxK, rows, *, chunk, rate):
     """Computes `attend` for a stretch of queries that starts at frame `first`."""
-    queries, time = q_BxQxHxK.shape[1], k_BxTxHxK.shape[1]
-    mask = mask_BxT[:, None, :] & chunk_mask(first + jnp.arange(queries), jnp.arange(time), chunk)
+    queries = FrameRows(*(jax.lax.dynamic_slice_in_dim(x, first, q_BxQxHxK.shape[1], axis=1) for x in rows))
+    mask = queries.segment_BxT[:, :, None] == rows.segment_BxT[:, None, :]
+    mask &= chunk_mask(queries.position_BxT, rows.position_BxT, chunk)
     weights = masked_softmax(scores(q_BxQxHxK, first, k_BxTxHxK), mask[:, None], q_BxQxHxK.dtype)
-    weights = dropout(weights, rate, keys, first=(0, first, 0))
+    if rate:
+        head = jax.lax.broadcasted_iota(jnp.uint32, weights.shape, 1)
+        indices = head, queries.position_BxT[:, None, :, None], rows.position_BxT[:, None, None, :]
+        weights = drop(weights, rate, queries.seed_BxT[:, None, :, None], indices)
     return jnp.einsum("bhts,bshk->bthk", weights, v_BxTxHxK)
 
 
@@ -190,10 +203,20 @@ class DistanceAttention(nnx.Module):
         self.out = Linear(heads, (dim,), ("heads", "head_dim", "embed"), bias=bias, rngs=rngs)
 
     def _mix(
-        self, scores: Scores, x_BxTxD: Array, q_BxTxHxK: Array, mask_BxT: Array, chunk: Chunk | None, keys: Keys | None
+        self,
+        scores: Scores,
+        x_BxTxD: Array,
+        q_BxTxHxK: Array,
+        segments: Segments,
+        chunk: Chunk | None,
+        keys: FrameKeys | None,
     ) -> Float[Array, "batch time dim"]:
-        mix = partial(attend, scores, chunk=chunk, rate=self.dropout_rate, keys=keys, blocks=self.blocks)
-        return self.out(sequence.by_heads(mix, q_BxTxHxK, self.key(x_BxTxD), self.value(x_BxTxD), mask_BxT))
+        num_frames = x_BxTxD.shape[1]
+        segment, position = segments.segment(num_frames), segments.position(num_frames)
+        rate = 0.0 if keys is None else self.dropout_rate
+        rows = FrameRows(segment, position, keys.seed(num_frames) if rate else jnp.zeros_like(segment, jnp.uint32))
+        mix = partial(attend, scores, chunk=chunk, rate=rate, blocks=self.blocks)
+        return self.out(sequence.by_heads(mix, q_BxTxHxK, self.key(x_BxTxD), self.value(x_BxTxD), *rows))
 
 
 class RelativeAttention(DistanceAttention):
@@ -225,12 +248,12 @@ class RelativeAttention(DistanceAttention):
     def __call__(
         self,
         x_BxTxD: Float[Array, "batch time dim"],
-        mask_BxT: Bool[Array, "batch time"],
+        segments: Segments,
         chunk: Chunk | None,
-        keys: Keys | None,
+        keys: FrameKeys | None,
     ) -> Float[Array, "batch time dim"]:
-        """Computes attention to the frames that are not padding (`mask_BxT`) and that `chunk_mask` allows."""
-        return self._mix(self._scores, x_BxTxD, self.query(x_BxTxD) * self.scale, mask_BxT, chunk, keys)
+        """Computes attention to the frames of the same utterance that `chunk_mask` allows."""
+        return self._mix(self._scores, x_BxTxD, self.query(x_BxTxD) * self.scale, segments, chunk, keys)
 
     def _scores(self, q_BxQxHxK, first, k_BxTxHxK):
         scores = jnp.einsum("bthk,bshk->bhts", q_BxQxHxK, k_BxTxHxK)
@@ -264,17 +287,17 @@ class PositionalAttention(DistanceAttention):
     def __call__(
         self,
         x_BxTxD: Float[Array, "batch time dim"],
-        mask_BxT: Bool[Array, "batch time"],
+        segments: Segments,
         sinusoids_RxD: Float[Array, "distances dim"],
-        keys: Keys | None,
+        keys: FrameKeys | None,
     ) -> Float[Array, "batch time dim"]:
-        """Computes attention to the frames that are not padding.
+        """Computes attention to the frames of the same utterance.
 
         Args:
           sinusoids_RxD: `distance_sinusoids` of the same number of frames.
         """
         scores = partial(self._scores, self.position(sinusoids_RxD))
-        return self._mix(scores, x_BxTxD, self.query(x_BxTxD), mask_BxT, None, keys)
+        return self._mix(scores, x_BxTxD, self.query(x_BxTxD), segments, None, keys)
 
     def _scores(self, r_RxHxK, q_BxQxHxK, first, k_BxTxHxK):
         dtype, (queries, time) = q_BxQxHxK.dtype, (q_BxQxHxK.shape[1], k_BxTxHxK.shape[1])

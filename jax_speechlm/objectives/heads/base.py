@@ -4,13 +4,14 @@ from typing import Annotated
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import AfterValidator, Field
 
 from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.segments import Lengths
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import encoders
-from jax_speechlm.models.conformer import Conformer
+from jax_speechlm.models.conformer import Conformer, frames_of
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.fast_conformer import FastConformer
 from jax_speechlm.nn.layers import Linear
@@ -37,16 +38,16 @@ class SpeechClassifier(nnx.Module):
 
 def encode(
     encoder: Conformer | FastConformer, batch: Batch, frontend: FrontEnd, key: PRNGKeyArray | None
-) -> tuple[Float[Array, "batch time dim"], Int[Array, " batch"]]:
+) -> tuple[Float[Array, "batch time dim"], Lengths]:
     """Runs the encoder on a batch, with augmentation and dropout if there is a key.
 
     Returns:
-      The last layer's hidden states, and frames per row.
+      The last layer's hidden states, and the utterances of packed rows in frames, or frames per row.
     """
     dropout_keys, chunk = None, None
     if key is not None:
         key, dropout_key, chunk_key = jax.random.split(key, 3)
         dropout_keys, chunk = row_keys(dropout_key, batch), encoders.draw_chunk(encoder.config, chunk_key)
-    x_BxTxF, length_B = features(batch, frontend, key)
-    hidden_BxTxD, _ = encoder(x_BxTxF, length_B, keys=dropout_keys, chunk=chunk)
-    return hidden_BxTxD, encoder.config.num_frames(length_B)
+    x_BxTxF, lengths = features(batch, frontend, key)
+    hidden_BxTxD, _ = encoder(x_BxTxF, lengths, keys=dropout_keys, chunk=chunk)
+    return hidden_BxTxD, frames_of(encoder.config, lengths)

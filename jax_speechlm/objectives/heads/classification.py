@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, frame_mask
+from jax_speechlm.core.batch import Batch, by_utterance
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import transformer_config
@@ -48,9 +48,10 @@ class Classification(ObjectiveConfig):
         make, logits, flops = self._parts(model, frontend, tokenizer)
 
         def score(module: nnx.Module, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
-            logits_BxC, class_B = logits(module, batch, key), batch["label"]
-            nll_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, class_B)
-            return weighted(batch["weight"], {"loss": nll_B, "accuracy": jnp.argmax(logits_BxC, axis=-1) == class_B})
+            batch = by_utterance(batch)
+            scores, classes = logits(module, batch, key), batch["label"]
+            nll = optax.softmax_cross_entropy_with_integer_labels(scores, classes)
+            return weighted(batch["weight"], {"loss": nll, "accuracy": jnp.argmax(scores, axis=-1) == classes})
 
         return Objective.of(make, score, forward_flops=flops)
 
@@ -59,7 +60,11 @@ class Classification(ObjectiveConfig):
     ) -> ClassLogits:
         """Returns `(params, batch, key) -> logits [batch, classes]`. Raises as `build`."""
         make, logits, _ = self._parts(model, frontend, tokenizer)
-        return on_params(make, logits)
+
+        def classify(module: nnx.Module, batch: Batch, key: PRNGKeyArray | None) -> Float[Array, "batch classes"]:
+            return logits(module, by_utterance(batch), key).reshape(len(batch["example_id"]), len(self.classes))
+
+        return on_params(make, classify)
 
     def _parts(
         self, model: EncoderConfig | TransformerConfig, frontend: FrontEnd | None, tokenizer: Tokenizer | None
@@ -79,8 +84,8 @@ class Classification(ObjectiveConfig):
         check_features(model, frontend.mel)
 
         def logits(module: SpeechClassifier, batch: Batch, key: PRNGKeyArray | None) -> Array:
-            hidden_BxTxD, frames_B = encode(module.encoder, batch, frontend, key)
-            return module.head(_mean(hidden_BxTxD, frame_mask(frames_B, hidden_BxTxD.shape[1])))
+            hidden_BxTxD, segments = encode(module.encoder, batch, frontend, key)
+            return module.head(segments.mean(hidden_BxTxD))
 
         flops = speech_flops(model, frontend, lambda num_vectors: 0.0)
         return lambda rngs: SpeechClassifier(model, num_classes, rngs=rngs), logits, flops

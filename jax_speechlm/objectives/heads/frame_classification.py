@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, frame_mask
+from jax_speechlm.core.batch import Batch, by_utterance
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.nn import functional
@@ -68,9 +68,10 @@ class FrameClassification(ObjectiveConfig):
             )
 
         def score(module: SpeechClassifier, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
-            logits_BxTxC, frames_B = _logits(module, batch, frontend, key)
+            batch = by_utterance(batch)
+            logits_BxTxC, segments = _logits(module, batch, frontend, key)
             class_BxT = sequence.pad_time(batch["frame_labels"])
-            inside_BxT = frame_mask(frames_B, class_BxT.shape[1]) & (class_BxT >= 0)
+            weight_BxT = segments.spread(batch["weight"], class_BxT.shape[1]) * (class_BxT >= 0)
             nats_BxT = optax.softmax_cross_entropy_with_integer_labels(logits_BxTxC, jnp.maximum(class_BxT, 0))
             guess_BxT = jnp.argmax(logits_BxTxC, axis=-1)
             values = {
@@ -79,7 +80,7 @@ class FrameClassification(ObjectiveConfig):
                 "speech": class_BxT > 0,
                 "speech_predicted": guess_BxT > 0,
             }
-            return weighted(inside_BxT * batch["weight"][:, None], values)
+            return weighted(weight_BxT, values)
 
         def head_flops(num_frames: int) -> float:
             return 2.0 * num_frames * model.dim * len(self.classes)

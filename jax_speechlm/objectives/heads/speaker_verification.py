@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.batch import Batch, by_utterance
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models import encoders
 from jax_speechlm.models.encoders import EncoderConfig
@@ -60,15 +60,16 @@ class SpeakerVerification(ObjectiveConfig):
         check_features(model, frontend.mel)
 
         def score(module: SpeakerModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
-            hidden_BxTxD, frames_B = encode(module.encoder, batch, frontend, key)
-            cosine_BxC = module.speaker.cosines(module.speaker(hidden_BxTxD, frames_B))
-            own_BxC = jax.nn.one_hot(batch["label"], len(self.classes))
-            nll_B = optax.softmax_cross_entropy(self.scale * (cosine_BxC - self.margin * own_BxC), own_BxC)
-            long_enough_B = batch["weight"] * (frames_B >= self.head.shortest)
-            rows = jnp.sum(batch["weight"])
-            values = {"loss": nll_B, "accuracy": jnp.argmax(cosine_BxC, axis=-1) == batch["label"]}
-            metrics = weighted(long_enough_B * (batch["label"] >= 0), values)
-            return metrics | {"too_short": (rows - jnp.sum(long_enough_B), rows)}
+            batch = by_utterance(batch)
+            hidden_BxTxD, segments = encode(module.encoder, batch, frontend, key)
+            cosine_BxNxC = module.speaker.cosines(module.speaker(hidden_BxTxD, segments))
+            own_BxNxC = jax.nn.one_hot(batch["label"], len(self.classes))
+            nll_BxN = optax.softmax_cross_entropy(self.scale * (cosine_BxNxC - self.margin * own_BxNxC), own_BxNxC)
+            long_enough_BxN = batch["weight"] * (segments.length >= self.head.shortest)
+            utterances = jnp.sum(batch["weight"])
+            values = {"loss": nll_BxN, "accuracy": jnp.argmax(cosine_BxNxC, axis=-1) == batch["label"]}
+            metrics = weighted(long_enough_BxN * (batch["label"] >= 0), values)
+            return metrics | {"too_short": (utterances - jnp.sum(long_enough_BxN), utterances)}
 
         def head_flops(num_vectors: int) -> float:
             return self.head.forward_flops(model.dim, model.num_frames(num_vectors), 1)
@@ -81,7 +82,7 @@ class SpeakerVerification(ObjectiveConfig):
 
         def vectors(module: SpeakerModel, batch: Batch):
             hidden_BxTxD, frames_B = encode(module.encoder, batch, frontend, None)
-            return module.speaker(hidden_BxTxD, frames_B).astype(jnp.float32), frames_B
+            return module.speaker(hidden_BxTxD, frames_B)[:, 0].astype(jnp.float32), frames_B
 
         return on_params(self._maker(model), vectors)
 

@@ -88,6 +88,9 @@ class Joint(ObjectiveConfig):
                     f"set --data.streams.{place}.data.packed False"
                 )
 
+    def packs_rows(self, stream: str = "") -> bool:
+        return stream != "pairs"  # a transcript follows its audio
+
     def of_stream(self, name: str) -> ObjectiveConfig:
         return {"speech": self.speech, "text": self.text, "pairs": self.ctc}[name]
 
@@ -221,18 +224,19 @@ class _Losses:
         text_key, key = (jax.random.key(0), None) if key is None else jax.random.split(key)
         views = speech.views(batch, key, self.frontend, self.model)
         tokens_BxU, token_length_B = enclose(batch["tokens"], batch["token_length"], self.vocabulary.boundary)
+        length_B = views.segments.length[:, 0]
         num_frames, num_tokens = views.mask_BxT.shape[1], tokens_BxU.shape[1]
         segment_BxU = frame_mask(token_length_B, num_tokens).astype(jnp.int32)
         masked = self._mask(tokens_BxU, segment_BxU, row_keys(text_key, batch), config.tlm_ratio)
 
         x_BxTxD = joint.encoder.embed(best_rq.hide_frames(views, speech))
-        x_BxTxD = append(x_BxTxD, views.length_B, joint.text.embed(masked.tokens))
-        hidden_BxTxD, _ = joint.encoder.encode(x_BxTxD, views.length_B + token_length_B, keys=views.dropout_keys)
+        x_BxTxD = append(x_BxTxD, length_B, joint.text.embed(masked.tokens))
+        hidden_BxTxD, _ = joint.encoder.encode(x_BxTxD, length_B + token_length_B, keys=views.dropout_keys)
 
         frames_BxTxD = hidden_BxTxD[:, :num_frames].astype(self.model.dtype)
         most = speech.most_masked(num_frames, self.frontend)
-        codes = best_rq.score_frames(joint.codes, joint.quantizer, views, frames_BxTxD, batch["weight"], most)
-        text_BxUxD = take_behind(hidden_BxTxD, views.length_B, num_tokens)
+        codes = best_rq.score_frames(joint.codes, joint.quantizer, views, frames_BxTxD, batch["weight"][:, None], most)
+        text_BxUxD = take_behind(hidden_BxTxD, length_B, num_tokens)
         targets = take_chosen(masked, text_BxUxD, tokens_BxU, batch["weight"], config.tlm_ratio)
         tokens, _ = token_metrics(joint.text, *targets)
         return {
@@ -285,7 +289,7 @@ def stream_of(batch: Mapping[str, Any]) -> str:
     """Returns the stream of a batch from names and shapes of its arrays, which are static under jit."""
     if "segment" in batch:
         return "text"
-    return "pairs" if "tokens" in batch and batch["tokens"].shape[1] else "speech"
+    return "pairs" if "tokens" in batch and batch["tokens"].shape[-1] else "speech"
 
 
 def enclose(

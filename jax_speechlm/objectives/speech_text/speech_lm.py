@@ -66,6 +66,9 @@ class SpeechLM(ObjectiveConfig):
     prompts: Prompts = Prompts()
     freeze: tuple[str, ...] = ("encoder", "transformer")
 
+    def packs_rows(self, stream: str = "") -> bool:
+        return False  # the prompt and the answer enclose the speech of a row
+
     @property
     def text_column(self) -> str:
         return "translation" if self.task == "translate" else "text"

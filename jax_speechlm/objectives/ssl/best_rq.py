@@ -15,13 +15,21 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.batch import Batch, by_utterance
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.nn import functional
+from jax_speechlm.nn.layers import FrameKeys
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics, Objective, check_features, speech_flops
-from jax_speechlm.objectives.masking import PROBE_STRIDE, MaskedPrediction, Views, masked_places, take_frames
+from jax_speechlm.objectives.masking import (
+    PROBE_STRIDE,
+    MaskedPrediction,
+    Views,
+    masked_places,
+    probed_places,
+    take_frames,
+)
 from jax_speechlm.parallel import sequence
 
 
@@ -62,10 +70,11 @@ class BestRQ(MaskedPrediction):
         def score(module: BestRQModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
             views = self.views(batch, key, frontend, model)
             masked_BxTxF = hide_frames(views, self)
-            hidden_BxTxD, _ = module.encoder(masked_BxTxF, views.length_B, keys=views.dropout_keys, chunk=views.chunk)
+            hidden_BxTxD, _ = module.encoder(masked_BxTxF, views.segments, keys=views.dropout_keys, chunk=views.chunk)
             hidden_BxTxD = hidden_BxTxD.astype(model.dtype)
-            most = self.most_masked(hidden_BxTxD.shape[1], frontend)
-            return score_frames(module.head, module.quantizer, views, hidden_BxTxD, batch["weight"], most)
+            most = self.most_masked(hidden_BxTxD.shape[1], frontend, views.segments.num)
+            weight_BxN = by_utterance(batch)["weight"]
+            return score_frames(module.head, module.quantizer, views, hidden_BxTxD, weight_BxN, most)
 
         def head_flops(num_frames: int) -> float:
             scored = self.most_masked(num_frames, frontend) + num_frames / PROBE_STRIDE
@@ -132,7 +141,9 @@ def nearest_codes(
 
 def hide_frames(views: Views, config: BestRQ) -> Float[Array, "batch time feature"]:
     """Returns the encoder's input: features with masked frames replaced by noise."""
-    noise = jax.vmap(lambda row: jax.random.normal(row, views.x_BxTxF.shape[1:]))(views.keys_B)
+    _, num_frames, dim = views.x_BxTxF.shape
+    keys_BxT = FrameKeys(views.keys_BxN, views.segments).frames(num_frames)
+    noise = jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (dim,))))(keys_BxT)
     return jnp.where(views.mask_BxT[..., None], config.noise_std * noise, views.x_BxTxF)
 
 
@@ -141,17 +152,19 @@ def score_frames(
     quantizer: Quantizer,
     views: Views,
     hidden_BxTxD: Float[Array, "batch time dim"],
-    weight_B: Float[Array, " batch"],
+    weight_BxN: Float[Array, "batch utterances"],
     most_masked: int,
 ) -> Metrics:
     """Scores the codes of the masked frames, at most `most_masked` a row, from hidden states in the compute dtype."""
     mask_BxT, clean_BxTxF = views.mask_BxT, views.clean_BxTxF
     # Only masked frames are scored: the softmax over the codes costs as much as several layers.
     places_BxN = masked_places(mask_BxT, sequence.padded_time(most_masked))
-    inside_BxT = views.weight(weight_B)
+    inside_BxT = views.weight(weight_BxN)
     masked = tuple(take_frames(x, places_BxN) for x in (hidden_BxTxD, clean_BxTxF, inside_BxT * mask_BxT))
-    probed = hidden_BxTxD, clean_BxTxF, inside_BxT * ~mask_BxT
-    probed = tuple(jax.lax.stop_gradient(x[:, ::PROBE_STRIDE]) for x in probed)
+    probes_BxP, is_probe_BxP = probed_places(views.segments, mask_BxT.shape[1])
+    probed = (take_frames(x, probes_BxP) for x in (hidden_BxTxD, clean_BxTxF, inside_BxT * ~mask_BxT))
+    hidden, clean, weight = map(jax.lax.stop_gradient, probed)
+    probed = hidden, clean, weight * is_probe_BxP
 
     def score_book(book: dict[str, Array]) -> dict[str, Float[Array, ""]]:
         """Returns a book's metrics as weighted sums."""

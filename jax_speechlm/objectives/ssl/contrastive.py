@@ -19,15 +19,22 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from pydantic import Field
 
-from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.batch import Batch, by_utterance
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.nn.functional import parameter
-from jax_speechlm.nn.layers import Linear, split_keys
+from jax_speechlm.nn.layers import Linear, fold_in, split_keys, spread_keys
 from jax_speechlm.nn.vector_quantizer import GumbelQuantizer, Quantized
 from jax_speechlm.objectives import gauges
 from jax_speechlm.objectives.base import Metrics
-from jax_speechlm.objectives.masking import PROBE_STRIDE, MaskedPrediction, Views, masked_places, take_frames
+from jax_speechlm.objectives.masking import (
+    PROBE_STRIDE,
+    MaskedPrediction,
+    Views,
+    masked_places,
+    probed_places,
+    take_frames,
+)
 
 _Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]
 """Bounded so that logits divided by it stay within float32."""
@@ -86,16 +93,17 @@ class ContrastiveConfig(MaskedPrediction):
     ) -> "Encoded":
         """Encodes a batch with masked frames; `taps` are layers whose output is needed in addition to the last."""
         views = self.views(batch, key, frontend, model.encoder.config)
-        mask_BxT, inside_BxT = views.mask_BxT, views.weight(batch["weight"])
+        mask_BxT, inside_BxT = views.mask_BxT, views.weight(by_utterance(batch)["weight"])
         hidden, tapped = views.encode(model.encoder, model.contrast.mask[...], taps)
-        places_BxN = masked_places(mask_BxT, self.most_masked(mask_BxT.shape[1], frontend))
-        every = jnp.arange(0, mask_BxT.shape[1], PROBE_STRIDE)
+        most = self.most_masked(mask_BxT.shape[1], frontend, views.segments.num)
+        places_BxM = masked_places(mask_BxT, most)
+        probes_BxP, is_probe_BxP = probed_places(views.segments, mask_BxT.shape[1])
         return Encoded(
             views,
             {**tapped, model.encoder.config.num_layers: hidden},
             model.encoder.embed(views.clean_BxTxF),
-            Frames(places_BxN, take_frames(inside_BxT * mask_BxT, places_BxN)),
-            Frames(jnp.broadcast_to(every, (len(mask_BxT), len(every))), (inside_BxT * ~mask_BxT)[:, every]),
+            Frames(places_BxM, take_frames(inside_BxT * mask_BxT, places_BxM)),
+            Frames(probes_BxP, take_frames(inside_BxT * ~mask_BxT, probes_BxP) * is_probe_BxP),
             inside_BxT,
         )
 
@@ -129,7 +137,7 @@ class ContrastiveModel(nnx.Module):
 
 
 class Frames(NamedTuple):
-    """A subset of a batch's frames: their positions in the rows, and their weights."""
+    """A subset of a batch's frames: their indices in the rows, and their weights."""
 
     places: Int[Array, "batch places"]
     weight: Float[Array, "batch places"]
@@ -147,28 +155,35 @@ class Encoded(NamedTuple):
 
 
 def draw_negatives(
-    keys_B: Key[Array, " batch"], num_B: Int[Array, " batch"], rows: int, pool: int, negatives: int, *, own: bool
-) -> Float[Array, "batch rows pool"]:
-    """Draws negatives among a row's masked frames for each of `rows` frames.
+    keys_BxM: Key[Array, "batch rows"],
+    first_BxM: Int[Array, "batch rows"],
+    num_BxM: Int[Array, "batch rows"],
+    rank_BxM: Int[Array, "batch rows"] | None,
+    pool: int,
+    negatives: int,
+) -> Float[Array, "batch rows {pool}"]:
+    """Draws negatives for each frame among the masked frames of its utterance, which are adjacent in the pool.
 
     Args:
-      keys_B: one per row; a frame's draws depend on it, the frame's index and `num_B` only, not on padding.
-      num_B: masked frames per row, the first entries of the pool. Each frame draws `negatives` of them, or none if no
-        candidate exists.
-      own: whether frame i of the rows is frame i of the pool, which is then excluded.
+      keys_BxM: one per frame; a frame's draws depend on it and on `num_BxM` only, not on padding.
+      first_BxM: index in the pool of the first masked frame of the frame's utterance.
+      num_BxM: masked frames of the utterance. Each frame draws `negatives` of them, or none if no candidate exists.
+      rank_BxM: which of them the frame itself is, and which is then excluded; None if it is none of them.
 
     Returns:
       How often each frame of the pool was drawn.
     """
 
-    def draw(key, num, frame):
-        limit = num - own
-        drawn = jnp.floor(jax.random.uniform(jax.random.fold_in(key, frame), (negatives,)) * limit).astype(jnp.int32)
-        drawn = drawn + (own & (drawn >= frame))
-        return jnp.zeros(pool).at[drawn].add(limit > 0)
+    def draw(key, first, num, rank):
+        limit = num - (rank is not None)
+        drawn = jnp.floor(jax.random.uniform(key, (negatives,)) * limit).astype(jnp.int32)
+        if rank is not None:
+            drawn = drawn + (drawn >= rank)
+        return jnp.zeros(pool).at[first + drawn].add(limit > 0)
 
-    frames = jnp.arange(rows)
-    return jax.vmap(lambda key, num: jax.vmap(lambda frame: draw(key, num, frame))(frames))(keys_B, num_B)
+    per_frame = keys_BxM, first_BxM, num_BxM, *(() if rank_BxM is None else (rank_BxM,))
+    one = draw if rank_BxM is not None else lambda key, first, num: draw(key, first, num, None)
+    return jax.vmap(jax.vmap(one))(*per_frame)
 
 
 def contrastive_loss(
@@ -240,17 +255,23 @@ def contrast(
       `unmasked_accuracy`.
     """
     views, masked, probed = encoded.views, encoded.masked, encoded.probed
-    noise_keys, masked_keys, probed_keys = split_keys(views.keys_B, 3)
+    segments, num_frames = views.segments, views.mask_BxT.shape[1]
+    noise_keys, masked_keys, probed_keys = split_keys(views.keys_BxN, 3)
+    position_BxT = segments.position(num_frames)
 
     def targets_of(frames):
         return take_frames(encoded.target_BxTxD, frames.places)
 
+    def keys_of(keys_BxN: Array, frames: Frames, number_BxT: Array) -> Key[Array, "batch places"]:
+        """Returns keys of frames, derived from the key of their utterance and their number in it."""
+        keys_BxT = fold_in(spread_keys(keys_BxN, segments, num_frames), number_BxT)
+        return jax.vmap(lambda keys, places: keys[places])(keys_BxT, frames.places)
+
     if views.dropout_keys is None:  # evaluation
         pool = model.quantizer(targets_of(masked))
     else:
-        place_keys = jax.vmap(lambda key, places: jax.vmap(lambda place: jax.random.fold_in(key, place))(places))
-        keys_BxN = place_keys(noise_keys, masked.places)
-        pool = model.quantizer(targets_of(masked), keys_BxN, config.temperature_at(batch["step"]))
+        keys_BxM = keys_of(noise_keys, masked, position_BxT)
+        pool = model.quantizer(targets_of(masked), keys_BxM, config.temperature_at(batch["step"]))
     probe = model.quantizer(targets_of(probed))
 
     def compare(frames: Frames, own: Quantized, count_BxMxN: Array) -> tuple[Array, Array]:
@@ -258,11 +279,18 @@ def contrast(
         targets = [(model.target(quantized.vectors), quantized.codes) for quantized in (own, pool)]
         return contrastive_loss(context, *targets, count_BxMxN, config.temperature)
 
-    num_B, sizes = jnp.sum(views.mask_BxT, axis=-1), [frames.places.shape[1] for frames in (masked, probed)]
-    count = draw_negatives(masked_keys, num_B, sizes[0], sizes[0], config.negatives, own=True)
-    nll_BxN, right_BxN = compare(masked, pool, count)
-    count = draw_negatives(probed_keys, num_B, sizes[1], sizes[0], config.negatives, own=False)
-    _, probed_right = compare(probed, probe, count)
+    # An utterance's masked frames are adjacent in the pool, which is in the order of time.
+    num_BxN = segments.sum(views.mask_BxT.astype(jnp.float32)).astype(jnp.int32)
+    first_BxT, num_BxT = (segments.spread(x, num_frames) for x in (jnp.cumsum(num_BxN, axis=1) - num_BxN, num_BxN))
+    rank_BxT = jnp.maximum(jnp.cumsum(views.mask_BxT, axis=1) - 1 - first_BxT, 0)
+
+    def draw(keys_BxN: Array, frames: Frames, number_BxT: Array, *, own: bool) -> Array:
+        first, num, rank = (jnp.take_along_axis(x, frames.places, axis=1) for x in (first_BxT, num_BxT, rank_BxT))
+        keys_BxM = keys_of(keys_BxN, frames, number_BxT)
+        return draw_negatives(keys_BxM, first, num, rank if own else None, masked.places.shape[1], config.negatives)
+
+    nll_BxN, right_BxN = compare(masked, pool, draw(masked_keys, masked, rank_BxT, own=True))
+    _, probed_right = compare(probed, probe, draw(probed_keys, probed, position_BxT // PROBE_STRIDE, own=False))
 
     total = jnp.sum(masked.weight)
     shares = [gauges.code_shares(pool.codes[..., g], masked.weight, config.codes) for g in range(config.groups)]

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import Field
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.batch import Batch, by_utterance
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.nn import functional
@@ -77,7 +77,7 @@ class HuBERT(MaskedPrediction):
         hidden_BxTxD, _ = views.encode(model.encoder, model.mask[...])
         logits_BxTxK = model.units(hidden_BxTxD.astype(model.encoder.config.dtype))
 
-        inside_BxT = views.weight(batch["weight"])
+        inside_BxT = views.weight(by_utterance(batch)["weight"])
         known_BxT = inside_BxT * (code_BxT >= 0)  # records that were unreadable when units were computed have none
         masked_BxT, unmasked_BxT = known_BxT * mask_BxT, known_BxT * ~mask_BxT
         weight_BxT = masked_BxT + self.unmasked_weight * unmasked_BxT

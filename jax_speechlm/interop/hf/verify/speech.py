@@ -71,7 +71,7 @@ def _forward(subject: Subject) -> Callable[[np.ndarray, np.ndarray], tuple[np.nd
     config, objective, params = subject.run.experiment.model, subject.run.experiment.objective, subject.made.params
 
     def x_vectors(module, x_BxTxF, length_B):
-        vector_BxE = module.speaker(module.encoder(x_BxTxF, length_B)[0], length_B)
+        vector_BxE = module.speaker(module.encoder(x_BxTxF, length_B)[0], length_B)[:, 0]
         return vector_BxE, module.speaker.output(vector_BxE)
 
     def outputs(encoder, x_BxTxF, length_B):
