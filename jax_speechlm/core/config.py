@@ -21,6 +21,10 @@ class Config(pydantic.BaseModel):
     OLD_NAMES: ClassVar[dict[str, str]] = {}
     """Maps names of earlier versions to current names, so that their checkpoints and `config.json` files still open."""
 
+    ADDED: ClassVar[dict[str, Any]] = {}
+    """Settings with the values that they had before they existed, for records of earlier versions that lack them alone
+    and would otherwise get other defaults."""
+
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
     @pydantic.model_validator(mode="before")
@@ -37,6 +41,8 @@ class Config(pydantic.BaseModel):
                     near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.4)
                     hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(cls.model_fields)}"
                     raise ValueError(f"{cls.__name__} has no setting {key!r}{hint}")
+            if cls.ADDED and cls.model_fields.keys() - values.keys() == cls.ADDED.keys():
+                values |= cls.ADDED
         return values
 
     @classmethod

@@ -33,8 +33,8 @@ class Speech(Config):
       tokenizer: folder of a trained tokenizer, or of a run that has one; None takes the characters of the transcripts.
       label: column of the index with the classes of a classification: "text", "speaker", "language".
       seconds_per_batch: padded audio of one global batch.
-      packed: whether several utterances share a row in training; otherwise a row is one utterance, padded to the length
-        of its bucket. Evaluation has one utterance a row.
+      packed: whether several utterances share a row in training, unless the objective needs one a row; otherwise a row
+        is one utterance, padded to the length of its bucket. Evaluation has one utterance a row.
       row_seconds: lengths of packed rows, each a static batch shape; utterances longer than the longest are dropped,
         and counted. Empty chooses one from the longest utterance that is kept to twice its length.
       max_utterances: most utterances of a packed row.
@@ -50,6 +50,8 @@ class Speech(Config):
       units: folder of the k-means whose units HuBERT predicts; `jax-speechlm units label` labels the sets with them.
     """
 
+    ADDED: ClassVar[dict[str, Any]] = {"packed": False, "row_seconds": (), "max_utterances": 32}
+
     kind: Literal["speech"] = "speech"
     sets: tuple[str, ...]
     dev_sets: tuple[str, ...] = ()
@@ -57,7 +59,7 @@ class Speech(Config):
     tokenizer: str | None = None
     label: str = "text"
     seconds_per_batch: pydantic.PositiveFloat = 120.0
-    packed: bool = False
+    packed: bool = True
     row_seconds: tuple[pydantic.PositiveFloat, ...] = ()
     max_utterances: pydantic.PositiveInt = 32
     num_buckets: pydantic.PositiveInt = 8

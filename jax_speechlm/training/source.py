@@ -90,7 +90,7 @@ def plan_speech(
     limits = {"min_seconds": data.min_seconds, "max_seconds": data.max_seconds}
     shared = limits | {"seed": experiment.seed, "shortest_first_epochs": data.shortest_first_epochs}
     shared |= _shapes(experiment)
-    if not data.packed:
+    if not (data.packed and experiment.objective.packs_rows()):
         return plans.make_plan(*lengths, num_buckets=data.num_buckets, max_crop=data.max_crop, **shared)
     if data.max_crop:
         raise ValueError(
@@ -348,13 +348,17 @@ def stream_experiments(experiment: Experiment) -> dict[str, Experiment]:
     return {
         name: experiment.model_copy(  # not validated: no task trains the mixture's model on one stream
             update={
-                "data": data,
+                "data": _unpacked(data) if not experiment.objective.packs_rows(name) else data,
                 "objective": experiment.objective.of_stream(name),
                 "seed": derive_key(experiment.seed, number),
             }
         )
         for number, (name, data) in enumerate(experiment.data.parts.items())
     }
+
+
+def _unpacked(data: Speech | Text) -> Speech | Text:
+    return data.replace(packed=False) if isinstance(data, Speech) else data
 
 
 def _reads_text(experiment: Experiment) -> bool:

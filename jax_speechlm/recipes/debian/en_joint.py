@@ -12,13 +12,13 @@ Result: queen-en test WER 78.9 % [77.1, 80.7]; with a word 3-gram 61.8 % [59.6, 
 """
 
 from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.recipes.common import CONFORMER_144, MASKED_MEL, SPEEDS, on_cpu, small_batches
+from jax_speechlm.recipes.common import CONFORMER_144, MASKED_MEL, SPEEDS, bucketed, on_cpu
 from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:
     return Experiment(
-        data=small_batches(
+        data=bucketed(
             sets=("asterisk-en", "queen-en"),
             seconds_per_batch=64,
             num_buckets=6,

@@ -16,9 +16,11 @@ from jax_speechlm.recipes.experiment import Experiment
 
 def config() -> Experiment:
     return Experiment(
-        data=small_batches(sets=("asterisk-en",), num_buckets=4, max_seconds=24.0, shortest_first_epochs=4),
+        data=small_batches(
+            sets=("asterisk-en",), row_seconds=(8.0, 24.0), num_buckets=4, max_seconds=24.0, shortest_first_epochs=4
+        ),
         objective=CTC(intermediate=(3,)),
         frontend=MASKED_MEL,
         model=CONFORMER_XS,
-        **on_cpu(650, peak=4e-3, warmup_steps=100, eval_every=325),
+        **on_cpu(450, peak=4e-3, warmup_steps=70, eval_every=225),
     )

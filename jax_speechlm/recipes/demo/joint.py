@@ -22,8 +22,8 @@ from jax_speechlm.recipes.experiment import Experiment, Mixture, Stream, Text
 
 
 def config() -> Experiment:
-    audio = CLIPS.replace(num_buckets=2)
-    pairs = audio.replace(sets=("asterisk-en",), max_crop=0.0)
+    audio = CLIPS.replace(packed=True, num_buckets=2, max_crop=0.0)
+    pairs = audio.replace(sets=("asterisk-en",))
     return Experiment(
         data=Mixture(
             streams=(

@@ -16,9 +16,9 @@ from jax_speechlm.recipes.experiment import Experiment
 
 def config() -> Experiment:
     return Experiment(
-        data=CLIPS,
+        data=CLIPS.replace(packed=True, max_crop=0.0),
         objective=BestRQ(codes=128, mask_span=0.16),
         frontend=FrontEnd(mel=MEL),
         model=CONFORMER_XS.replace(dropout=0.0),  # two passes over the data do not overfit
-        **on_cpu(500, peak=8e-4, warmup_steps=100, eval_every=250),
+        **on_cpu(350, peak=8e-4, warmup_steps=70, eval_every=175),
     )

@@ -11,13 +11,13 @@ Result: test CER 84.5 % in Czech, 80.9 % in Dutch
 """
 
 from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL, on_cpu, small_batches
+from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL, bucketed, on_cpu
 from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:
     return Experiment(
-        data=small_batches(sets=("fillets-cs", "fillets-nl"), num_buckets=4, max_seconds=12.0, shortest_first_epochs=1),
+        data=bucketed(sets=("fillets-cs", "fillets-nl"), num_buckets=4, max_seconds=12.0, shortest_first_epochs=1),
         objective=CTC(intermediate=(3,)),
         frontend=MASKED_MEL,
         model=CONFORMER_XS,

@@ -9,15 +9,13 @@ Result: asterisk-en test CER, means of seeds 0 to 2: 42.9 % from scratch, 34.8 %
 """
 
 from jax_speechlm.objectives.asr.ctc import CTC
-from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL, SPEEDS, on_cpu, small_batches
+from jax_speechlm.recipes.common import CONFORMER_XS, MASKED_MEL, SPEEDS, bucketed, on_cpu
 from jax_speechlm.recipes.experiment import Experiment
 
 
 def config() -> Experiment:
     return Experiment(
-        data=small_batches(
-            sets=("asterisk-en",), num_buckets=4, max_seconds=24.0, shortest_first_epochs=4, speeds=SPEEDS
-        ),
+        data=bucketed(sets=("asterisk-en",), num_buckets=4, max_seconds=24.0, shortest_first_epochs=4, speeds=SPEEDS),
         objective=CTC(intermediate=(3,)),
         frontend=MASKED_MEL,
         model=CONFORMER_XS,

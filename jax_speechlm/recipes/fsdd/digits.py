@@ -13,7 +13,7 @@ Result: accuracy over the six speakers 68.9 % [67.2, 70.5]
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.objectives.heads.classification import Classification
-from jax_speechlm.recipes.common import CONFORMER_XS, MEL, SPEEDS, on_cpu, small_batches
+from jax_speechlm.recipes.common import CONFORMER_XS, MEL, SPEEDS, bucketed, on_cpu
 from jax_speechlm.recipes.experiment import Experiment
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -22,7 +22,7 @@ SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
 def config() -> Experiment:
     return Experiment(
-        data=small_batches(
+        data=bucketed(
             sets=tuple(f"fsdd-speakers:{speaker}" for speaker in SPEAKERS if speaker != "theo"),
             seconds_per_batch=12,
             num_buckets=4,
