@@ -23,7 +23,8 @@ def ours(remat: str):
 
     from jax_speechlm.models.conformer import ConformerConfig, forward_flops
     from jax_speechlm.nn import functional
-    from jax_speechlm.objectives.asr.ctc import CTCModel, ctc_loss
+    from jax_speechlm.objectives.asr.ctc import CTCModel
+    from jax_speechlm.objectives.asr.ctc_loss import ctc_loss
 
     config = ConformerConfig(
         dim=DIM, num_layers=LAYERS, num_heads=HEADS, dropout=DROPOUT, attention_dropout=DROPOUT, remat=remat

@@ -19,7 +19,7 @@ def pairs():
     import jax.numpy as jnp
 
     from jax_speechlm.nn.attention.relative import relative_shift
-    from jax_speechlm.nn.layers import causal_depthwise, dropout
+    from jax_speechlm.nn.layers import depthwise, dropout
 
     keys = jax.random.split(jax.random.key(0), BATCH)
     x = jax.random.normal(keys[0], (BATCH, FRAMES, DIM))
@@ -44,7 +44,7 @@ def pairs():
         return relative_shift(scores, LEFT, RIGHT)
 
     return [
-        ("depthwise convolution: shifted products, grouped", causal_depthwise, grouped_convolution, (x, kernel)),
+        ("depthwise convolution: shifted products, grouped", depthwise, grouped_convolution, (x, kernel)),
         ("dropout: hash of the place, jax.random", lambda x: dropout(x, RATE, keys), random_bits, (x,)),
         ("scores by distance: reshape, gather", shifted, gathered, (by_distance,)),
     ]

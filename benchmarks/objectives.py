@@ -60,7 +60,7 @@ def batch_of(stream: str, num_frames: int) -> dict[str, np.ndarray]:
         "audio_length": np.full(ROWS, SECONDS * RATE, np.int32),
         "tokens": rng.integers(1, 27, (ROWS, letters)).astype(np.int32),
         "token_length": np.full(ROWS, letters, np.int32),
-        "codes": rng.integers(0, UNITS, (ROWS, num_frames)).astype(np.int32),
+        "frame_labels": rng.integers(0, UNITS, (ROWS, num_frames)).astype(np.int32),
     }
 
 
@@ -89,8 +89,8 @@ def main() -> None:
         trainer = make_trainer(objective, Optimizer(), 1000, 0, mesh)
         state = [trainer.init(jax.random.key(0))]
         batch = batch_of(stream, MEL.num_frames(SECONDS * RATE))
-        if not config.reads_codes:
-            batch.pop("codes", None)
+        if config.kind != "hubert":
+            batch.pop("frame_labels", None)
         batch = meshes.shard_batch(mesh, batch)
 
         def run():

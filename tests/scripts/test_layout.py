@@ -16,6 +16,13 @@ def test_the_drawing_shows_the_present_floors():
     assert len(script["boxes"]()) + 1 <= 10
 
 
+def test_the_drawing_of_packed_rows_is_of_the_present_plans():
+    script = runpy.run_path(str(DOCS / "draw_packing.py"))
+    assert script["draw"]() == (DOCS / "packing.svg").read_text(), (
+        "after a change on purpose: python docs/draw_packing.py"
+    )
+
+
 def test_the_tables_of_batches_are_the_schema():
     page = (DOCS / "architecture.md").read_text()
     assert fields.table(fields.every_field()) in page
