@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jax_speechlm.core.segments import Segments
 from jax_speechlm.frontend.augment import SPEC_AUGMENT, Augment, augment_audio, spec_augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.frontend.logmel import log_mel
@@ -115,6 +116,28 @@ class TestSpecAugment:
         a = mask(self.ones, self.length, self.keys, config=self.config, num_mel_bins=BINS)
         b = mask(self.ones, self.length, self.keys[order], config=self.config, num_mel_bins=BINS)
         np.testing.assert_array_equal(b, a[order])
+
+
+def test_an_utterance_of_a_packed_row_is_augmented_as_it_is_alone():
+    config = Augment(gain_db=6.0, noise_probability=0.7, snr_db=(0.0, 20.0))
+    lengths, start = np.array([3000, 1600, 2500, 400]), np.array([0, 3200, 4800, 7360])
+    noise, keys = NOISE[:1], KEYS[:4]
+    alone, _ = augment(AUDIO[:4], jnp.array(lengths), keys, config=config, noise=jnp.repeat(noise, 4, axis=0))
+    row = np.full((1, SAMPLES), 777, np.int16)
+    for number, (at, length) in enumerate(zip(start, lengths, strict=True)):
+        row[0, at : at + length] = AUDIO[number, :length]
+    segments = Segments(jnp.array(start)[None], jnp.array(lengths)[None])
+    packed, same = augment(jnp.array(row), segments, keys[None], config=config, noise=noise)
+    np.testing.assert_array_equal(same.length, segments.length)
+    for number, (at, length) in enumerate(zip(start, lengths, strict=True)):
+        np.testing.assert_allclose(packed[0, at : at + length], alone[number, :length], rtol=1e-5, atol=5e-3)  # of thousands
+    assert not packed[0, ~np.asarray(segments.mask(SAMPLES))[0]].any()
+
+
+def test_packed_rows_are_not_cropped():
+    segments = Segments(jnp.array([[0, 3200]]), jnp.array([[3000, 1600]]))
+    with pytest.raises(ValueError, match=r"crop_seconds.*data\.packed to False"):
+        augment_audio(AUDIO[:1], segments, KEYS[None, :2], Augment(crop_seconds=0.1))
 
 
 BATCH = {"audio": AUDIO, "audio_length": LENGTHS, "example_id": jnp.arange(ROWS) * 7, "noise": NOISE}

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jax_speechlm.core.segments import Segments
 from jax_speechlm.frontend.logmel import LogMel, log_mel
 
 GOLDEN, NEMO = (np.load(Path(__file__).parents[1] / "golden" / f"{name}.npz") for name in ("logmel", "fast_conformer"))
@@ -216,3 +217,24 @@ def test_windows_do_not_read_another_utterance_of_the_row_across_the_gap(variant
             assert windows_that_differ(end, start) == (0, 0)
     if variant == "librosa":  # as tight; NeMo's has room for the decay after the first and the zeros before the second
         assert windows_that_differ(8000, 8000 + config.gap_samples - 40) != (0, 0)
+
+
+@pytest.mark.parametrize("variant", ["kaldi", "librosa", "nemo"])
+@pytest.mark.parametrize(("normalize", "stack"), [(False, 1), (True, 4)])
+def test_an_utterance_of_a_packed_row_gets_the_features_that_it_gets_alone(variant, normalize, stack):
+    config = LogMel(variant=variant, stack=stack, normalize=normalize)
+    lengths = np.array([8000, 3177, 0, 399, 6400], np.int32)
+    utterances = [speech_like(seed, length) for seed, length in enumerate(lengths)]
+    alone, vectors = compute(padded(utterances, 8000), lengths, config=config)
+    slots = -(-(lengths + config.gap_samples) // config.frame_samples) * config.frame_samples
+    start = (np.cumsum(slots) - slots).astype(np.int32)
+    row = np.full((1, slots.sum() + 640), 999, np.int16)  # junk in the gaps
+    for at, samples in zip(start, utterances, strict=True):
+        row[0, at : at + len(samples)] = samples
+    packed, segments = compute(row, Segments(jnp.array(start)[None], jnp.array(lengths)[None]), config=config)
+    np.testing.assert_array_equal(segments.length[0], vectors)
+    valid = np.asarray(segments.mask(packed.shape[1]))[0]
+    assert not packed[0, ~valid].any()
+    for number, count in enumerate(vectors):
+        first = start[number] // config.frame_samples
+        np.testing.assert_allclose(packed[0, first : first + count], alone[number, :count], atol=2e-5)
