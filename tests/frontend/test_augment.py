@@ -130,7 +130,7 @@ def test_an_utterance_of_a_packed_row_is_augmented_as_it_is_alone():
     packed, same = augment(jnp.array(row), segments, keys[None], config=config, noise=noise)
     np.testing.assert_array_equal(same.length, segments.length)
     for number, (at, length) in enumerate(zip(start, lengths, strict=True)):
-        np.testing.assert_allclose(packed[0, at : at + length], alone[number, :length], rtol=1e-5, atol=5e-3)  # of thousands
+        np.testing.assert_allclose(packed[0, at : at + length], alone[number, :length], rtol=1e-5, atol=5e-3)
     assert not packed[0, ~np.asarray(segments.mask(SAMPLES))[0]].any()
 
 
