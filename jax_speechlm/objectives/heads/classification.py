@@ -62,7 +62,7 @@ class Classification(ObjectiveConfig):
         make, logits, _ = self._parts(model, frontend, tokenizer)
 
         def classify(module: nnx.Module, batch: Batch, key: PRNGKeyArray | None) -> Float[Array, "batch classes"]:
-            return logits(module, by_utterance(batch), key).reshape(len(batch["example_id"]), len(self.classes))
+            return logits(module, by_utterance(batch), key).reshape(-1, len(self.classes))
 
         return on_params(make, classify)
 
