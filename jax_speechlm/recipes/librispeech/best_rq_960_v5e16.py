@@ -27,9 +27,12 @@ def config() -> Experiment:
             sets=tuple(f"librispeech:train_{part}" for part in ("clean100", "clean360", "other500")),
             dev_sets=("librispeech:dev_clean",),
             seconds_per_batch=16 * 800,
+            packed=False,  # by the plan, see docs/scaling.md
+            num_buckets=8,
             batch_multiple=16,
             min_seconds=2.0,
             max_seconds=24.0,
+            max_crop=0.15,
         ),
         objective=BestRQ(codes=8192),
         frontend=FrontEnd(mel=MEL),

@@ -29,6 +29,8 @@ def config() -> Experiment:
             dev_sets=("librispeech:dev_clean",),
             tokenizer="data/bpe128",
             seconds_per_batch=800,
+            packed=False,
+            num_buckets=12,
             min_seconds=1.0,
             max_seconds=20.0,
             speeds=SPEEDS,

@@ -23,7 +23,9 @@ def config() -> Experiment:
         data=pretraining.data.replace(
             tokenizer="data/unigram1024",
             seconds_per_batch=16 * 400,
+            num_buckets=12,
             min_seconds=1.0,
+            max_crop=0.0,
             speeds=SPEEDS,
         ),
         objective=CTC(intermediate=(9,)),

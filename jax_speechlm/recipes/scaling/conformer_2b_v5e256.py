@@ -23,9 +23,12 @@ def config() -> Experiment:
         data=Speech(
             sets=("unlabelled",),
             seconds_per_batch=256 * 120,
+            packed=False,
+            num_buckets=4,
             batch_multiple=256,
             min_seconds=2.0,
             max_seconds=30.0,
+            max_crop=0.15,
         ),
         objective=BestRQ(books=16),
         frontend=FrontEnd(mel=MEL),

@@ -24,7 +24,7 @@ def config() -> Experiment:
     conformer = conformer_2b_v5e256.config()
     language_model = transformer_config.SIZES["8B"].replace(dtype="bfloat16", remat="full")
     return conformer.replace(
-        data=conformer.data.replace(sets=("transcribed",), tokenizer="data/bpe-128000", num_buckets=4),
+        data=conformer.data.replace(sets=("transcribed",), tokenizer="data/bpe-128000", max_crop=0.0),
         objective=SpeechLM(freeze=()),
         model=SpeechLMConfig(
             encoder=conformer.model, adapter=Stacking(frames=2, hidden_dim=4096), transformer=language_model
