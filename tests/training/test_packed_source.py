@@ -9,9 +9,10 @@ from data_pipelines.batching.plan import BatchPlan
 from data_pipelines.batching.rows import RowPlan
 from data_pipelines.core.errors import DataError
 from jax_speechlm.planning.workload import workload
+from jax_speechlm.recipes.experiment import Speech
 from jax_speechlm.training.concerns import concerns
 from jax_speechlm.training.reporting import BatchSize
-from jax_speechlm.training.source import open_source, plan_speech
+from jax_speechlm.training.source import open_source, plan_speech, stream_experiments
 from tests.data_pipelines.prepared import noise, write_prepared
 from tests.training import tiny
 
@@ -99,3 +100,21 @@ def test_few_utterances_a_row_can_be_asked_for(data_dir):
     plan = open_source(packed(data_dir, max_utterances=2, row_seconds=(5.0,))).plan
     assert [bucket.num_utterances for bucket in plan.buckets] == [2]
     assert json.loads(packed(data_dir).model_dump_json())["data"]["packed"] is True
+
+
+def test_text_that_follows_its_audio_needs_one_utterance_a_row(data_dir):
+    experiment = packed(data_dir, "speech_lm")
+    assert type(plan_speech(experiment, np.array(LENGTHS), np.ones(len(LENGTHS), int))) is BatchPlan
+    streams = stream_experiments(tiny.experiment("joint"))
+    assert {name: stream.data.packed for name, stream in streams.items() if name != "text"} == {
+        "speech": True,
+        "pairs": False,
+    }
+
+
+def test_settings_of_runs_before_packed_rows_keep_their_buckets():
+    stored = json.loads(tiny.NOISE.model_dump_json())
+    for added in ("packed", "row_seconds", "max_utterances"):
+        del stored[added]
+    assert not Speech.from_json(json.dumps(stored)).packed
+    assert Speech.from_json('{"sets": ["noise"]}').packed

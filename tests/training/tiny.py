@@ -148,7 +148,7 @@ class MemorySource(BatchSource):
         num_classes = len(getattr(objective, "classes", ()))
         num_units = (num_classes or objective.num_units) if {FRAME_UNITS, SPEECH_OR_SILENCE} & set(inputs) else 0
         num_labels = num_classes if {ROW_CLASS, ROW_SPEAKER} & set(inputs) else 0
-        if experiment.data.packed:
+        if experiment.data.packed and objective.packs_rows():
             options["frame_samples"] = experiment.frame_samples
             rows = {"gap_samples": experiment.frontend.mel.gap_samples, "row_seconds": experiment.data.row_seconds}
             plan = make_row_plan(lengths, tokens, seed=experiment.seed, **rows, **options)
