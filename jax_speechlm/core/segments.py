@@ -67,7 +67,7 @@ class Segments(NamedTuple):
         """Returns the index of each frame in its utterance; its index in the row at padding."""
         index = jnp.arange(num_frames, dtype=jnp.int32)
         if self.num == 1:
-            return jnp.broadcast_to(index, (len(self.start), num_frames))
+            return jnp.broadcast_to(index, (self.start.shape[0], num_frames))
         return index - self.spread(self.start, num_frames)
 
     def spread(

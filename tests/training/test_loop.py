@@ -75,9 +75,12 @@ def test_a_run_logs_validates_and_saves(whole):
     assert result.train["loss"] < lines_of(run_dir, "train")[0]["loss"]
 
 
-def test_one_program_is_compiled_for_each_bucket(whole):
+def test_one_program_is_compiled_for_each_length_of_rows(whole, tmp_path):
     _, result, experiment = whole
-    assert result.compiles == len(tiny.MemorySource.make(experiment).plan.buckets) == 2
+    assert result.compiles == len(tiny.MemorySource.make(experiment).plan.buckets) == 1
+    bucketed = experiment.replace(data=experiment.data.replace(packed=False))
+    source = tiny.MemorySource.make(bucketed)
+    assert train(bucketed, tmp_path, source).compiles == len(source.plan.buckets) == 2
 
 
 def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(whole, tmp_path):

@@ -71,7 +71,7 @@ def test_one_program_is_compiled_for_each_shape_of_each_stream(whole):
     _, result, experiment, _ = whole
     source = tiny.source(experiment)
     shapes = {name: len(getattr(part.plan, "buckets", "t")) for name, part in source.parts.items()}
-    assert shapes == {"speech": 2, "text": 1, "pairs": 1}
+    assert shapes == {"speech": 1, "text": 1, "pairs": 1}
     assert result.compiles == sum(shapes.values())
 
 

@@ -163,13 +163,18 @@ def attend(
     time = q_BxTxHxK.shape[1]
     block = partial(_attend_block, scores, chunk=chunk, rate=rate)
     if time <= blocks.max_full:
-        return block(q_BxTxHxK, 0, k_BxTxHxK, v_BxTxHxK, FrameRows(*rows))
+        return block(q_BxTxHxK, 0, k_BxTxHxK, v_BxTxHxK, FrameRows(*rows), FrameRows(*rows))
     extra = blocks.padded_time(time) - time
     q, k, v, *rows = (
         jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2)) for x in (q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, *rows)
     )
+
     # The backward pass recomputes each block's scores, so the scores of all blocks never exist together.
-    run = jax.checkpoint(lambda q, first: block(q, first, k, v, FrameRows(*rows)))
+    @jax.checkpoint
+    def run(q: Array, first: Array) -> Array:
+        queries = FrameRows(*(jax.lax.dynamic_slice_in_dim(x, first, blocks.size, axis=1) for x in rows))
+        return block(q, first, k, v, queries, FrameRows(*rows))
+
     num_blocks = q.shape[1] // blocks.size
     q_NxBxQxHxK = jnp.moveaxis(q.reshape(len(q), num_blocks, blocks.size, *q.shape[2:]), 1, 0)
     mixed = jax.lax.map(lambda args: run(*args), (q_NxBxQxHxK, blocks.size * jnp.arange(num_blocks)))
@@ -177,9 +182,8 @@ def attend(
     return checkpoint_name(mixed, SAVED_ACTIVATION)
 
 
-def _attend_block(scores, q_BxQxHxK, first, k_BxTxHxK, v_BxTxHxK, rows, *, chunk, rate):
-    """Computes `attend` for a stretch of queries that starts at frame `first`."""
-    queries = FrameRows(*(jax.lax.dynamic_slice_in_dim(x, first, q_BxQxHxK.shape[1], axis=1) for x in rows))
+def _attend_block(scores, q_BxQxHxK, first, k_BxTxHxK, v_BxTxHxK, queries, rows, *, chunk, rate):
+    """Computes `attend` for the stretch `queries` of the rows that starts at frame `first`."""
     mask = queries.segment_BxT[:, :, None] == rows.segment_BxT[:, None, :]
     mask &= chunk_mask(queries.position_BxT, rows.position_BxT, chunk)
     weights = masked_softmax(scores(q_BxQxHxK, first, k_BxTxHxK), mask[:, None], q_BxQxHxK.dtype)
