@@ -8,6 +8,7 @@ import numpy as np
 import pydantic
 import pytest
 
+from jax_speechlm.core.segments import Segments
 from jax_speechlm.interop.hf import wav2vec2_bert
 from jax_speechlm.interop.hf.mapping import read
 from jax_speechlm.models.conformer import SIZES, Conformer, ConformerConfig, ConformerLayer, draw_chunk, forward_flops
@@ -145,11 +146,11 @@ def test_flops_are_what_xla_counts():
     declared = functional.declare(make)
     batch, frames = 2, 60
 
-    def layer(params, x, mask):
-        return functional.bind(declared.graphdef, params)(x, mask, None, None)
+    def layer(params, x, length):
+        return functional.bind(declared.graphdef, params)(x, Segments.of(length), None, None)
 
-    x, mask = jax.ShapeDtypeStruct((batch, frames, 128), jnp.float32), jax.ShapeDtypeStruct((batch, frames), bool)
-    counted = jax.jit(layer).lower(declared.shapes, x, mask).cost_analysis()["flops"]
+    x, length = jax.ShapeDtypeStruct((batch, frames, 128), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
+    counted = jax.jit(layer).lower(declared.shapes, x, length).cost_analysis()["flops"]
     front = 2.0 * config.input_dim * config.dim * frames * batch
     assert forward_flops(config, frames, batch) - front == pytest.approx(counted, rel=0.06)
 
