@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.config import Config
+from jax_speechlm.core.segments import Lengths
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.encoders import EncoderConfig, forward_flops
@@ -102,7 +103,8 @@ class Objective:
       forward_flops: `(samples or tokens of a row, batch_size) -> FLOPs` of one forward pass, analytic, for MFU.
       batch_flops: `batch -> FLOPs`, used instead if batches differ in more than length; depends on shapes only. With
         frozen parts it is a third of a training step's FLOPs.
-      logits: `(params, batch) -> (logits [B, T, V], lengths [B])` if the objective has token posteriors, or None.
+      logits: `(params, batch) -> (logits [B, T, V], lengths [B], or segments of packed rows)` if the objective has token
+        posteriors, or None.
       load_borrowed: `(shapes of all parameters, tokenizer, runs) -> parameters` of the groups in `borrowed`.
       health_check: `(metrics averaged over steps, after_warmup) -> warning with a remedy, or None`; the loop prints it.
         Metrics of the last validation are included as "dev_<name>"; `after_warmup` is True once training is long past
@@ -116,7 +118,7 @@ class Objective:
     training_only: tuple[str, ...] = ()
     forward_flops: Callable[[int, int], float] | None = None
     batch_flops: Callable[[Mapping[str, Any]], float] | None = None
-    logits: Callable[[functional.Params, Batch], tuple[Array, Array]] | None = None
+    logits: Callable[[functional.Params, Batch], tuple[Array, Lengths]] | None = None
     load_borrowed: Callable[[functional.Params, Tokenizer | None, Runs], functional.Params] | None = None
     health_check: Callable[[Mapping[str, float], bool], str | None] | None = None
 

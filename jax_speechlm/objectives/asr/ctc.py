@@ -107,9 +107,9 @@ class CTC(ObjectiveConfig):
         def score(module: CTCModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
             return self.score(self.forward(module, batch, key, frontend), batch)
 
-        def logits(module: CTCModel, batch: Batch) -> tuple[Array, Array]:
-            x_BxTxF, length_B = features(batch, frontend, None)
-            return module(x_BxTxF, length_B)[0], model.num_frames(length_B)
+        def logits(module: CTCModel, batch: Batch) -> tuple[Array, Lengths]:
+            x_BxTxF, lengths = features(batch, frontend, None)
+            return module(x_BxTxF, lengths)[0], frames_of(model, lengths)
 
         def flops(num_samples: int, batch_size: int) -> float:
             num_vectors, views = frontend.mel.num_frames(num_samples), 2 if self.consistency else 1
