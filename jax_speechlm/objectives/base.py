@@ -103,7 +103,7 @@ class Objective:
       forward_flops: `(samples or tokens of a row, batch_size) -> FLOPs` of one forward pass, analytic, for MFU.
       batch_flops: `batch -> FLOPs`, used instead if batches differ in more than length; depends on shapes only. With
         frozen parts it is a third of a training step's FLOPs.
-      logits: `(params, batch) -> (logits [B, T, V], lengths [B], or segments of packed rows)` if the objective has token
+      logits: `(params, batch) -> (logits [B, T, V], lengths [B] or segments of packed rows)` if the objective has token
         posteriors, or None.
       load_borrowed: `(shapes of all parameters, tokenizer, runs) -> parameters` of the groups in `borrowed`.
       health_check: `(metrics averaged over steps, after_warmup) -> warning with a remedy, or None`; the loop prints it.

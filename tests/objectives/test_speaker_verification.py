@@ -92,7 +92,7 @@ def test_more_than_ten_layers_come_one_after_the_other():
     params = jax.tree.map(draw, functional.declare(make).shapes)
     hidden = rng.uniform(size=(1, 5, 8)).astype(np.float32)
     found = functional.bind(functional.declare(make).graphdef, params)(jnp.asarray(hidden), jnp.array([5]))
-    np.testing.assert_allclose(found[0], vector_of(params, hidden[0], head), rtol=1e-5)
+    np.testing.assert_allclose(found[0, 0], vector_of(params, hidden[0], head), rtol=1e-5)
 
 
 def test_a_speaker_who_was_not_trained_on_has_no_loss():
