@@ -7,10 +7,10 @@ jax-speechlm pretrain --config demo/joint --data.tokenizer runs/finetune --run-d
 jax-speechlm eval runs/joint --sets asterisk-en
 
 Starts from BEST-RQ's predictor and from the recognizer of `demo/finetune`, because heads initialised at random are
-still on their plateaus after so few steps (WER 100 % after 400 of them, seed 0). 2 CPU cores: 3.5 minutes, seed 0.
-Greedy; the recognizer that it starts from has WER 97.7 % and CER 46.9 %.
+still on their plateaus after so few steps (WER 100 % after 400 of them, seed 0). 2 CPU cores: 9.2 minutes beside other
+work, seed 0. Greedy; the recognizer that it starts from has WER 94.0 % and CER 47.3 %.
 
-Result: asterisk-en test WER 100.3 % [95.1, 106.1], CER 48.2 % [42.6, 53.4]
+Result: asterisk-en test WER 94.9 % [89.8, 100.0], CER 48.1 % [43.6, 52.7]
 """
 
 from jax_speechlm.objectives.asr.ctc import CTC
