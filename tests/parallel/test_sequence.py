@@ -93,7 +93,9 @@ def test_layers_exchange_heads_and_halos_and_gather_no_time(model, halos, shape)
 
     # Forward: queries, keys, values there, their mean back. Backward: the same once more, and all four gradients.
     assert count("all-to-all") == 4 + 8
-    assert count("collective-permute") == halos
+    # A transformer's residual stream has its time along `tensor` too: its shards change places with those of heads.
+    moved = 7 if model is transformer and shape.tensor > 1 else 0
+    assert count("collective-permute") == halos + moved
     # A layer gathers only parameters, or the shard of another axis for a part of time.
     gathered = [result.dims for each in inside if each.opcode.startswith("all-gather") for result in each.shapes]
     assert not any(TIME in dims for dims in gathered), gathered
