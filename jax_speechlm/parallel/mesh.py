@@ -178,9 +178,11 @@ def shard_residual(x: Shaped[Array, "batch time ..."]) -> Shaped[Array, "batch t
 
     Between the pairs of linear maps whose inner width is sharded over "tensor", each device then keeps and normalises
     its part of time only (Korthikanti et al. 2022, section 4.2). `gather_residual` leads into such a pair, and
-    `scatter_residual` out of it.
+    `scatter_residual` out of it. Where "sequence" shards time already, "tensor" does not: the compiler would gather
+    whole rows between the two shardings.
     """
-    return _constrain(x, "sequence", "tensor")
+    mesh = jax.sharding.get_abstract_mesh()
+    return _constrain(x, "sequence", *(("tensor",) if mesh.empty or mesh.shape["sequence"] == 1 else ()))
 
 
 @jax.custom_vjp
