@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jax_speechlm.core.batch import example_keys
+from jax_speechlm.core.segments import Segments
 from jax_speechlm.nn import functional
-from jax_speechlm.nn.layers import split_keys
+from jax_speechlm.nn.layers import fold_in, split_keys
 from jax_speechlm.objectives.masking import Views, masked_places
 from jax_speechlm.objectives.ssl.contrastive import Contrast, Encoded, Frames, contrast, draw_negatives
 from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
@@ -72,7 +73,8 @@ def test_losses_and_gradients_equal_hugging_faces(reference, monkeypatch, temper
     noise_keys, masked_keys, _ = split_keys(keys_B, 3)
 
     def ours(params, hidden, target):
-        views = Views(target, target, jnp.full(BATCH, TIME), jnp.asarray(mask), keys_B, keys_B, None)
+        segments, keys_BxN = Segments.of(jnp.full(BATCH, TIME)), keys_B[:, None]
+        views = Views(target, target, segments, jnp.asarray(mask), keys_BxN, keys_BxN, None)
         inside = jnp.ones((BATCH, TIME))
         masked, probed = Frames(places, jnp.ones((BATCH, MASKED))), Frames(places[:, :1], jnp.zeros((BATCH, 1)))
         encoded = Encoded(views, {}, target, masked, probed, inside)
@@ -85,9 +87,10 @@ def test_losses_and_gradients_equal_hugging_faces(reference, monkeypatch, temper
     )
 
     # The same draws for both: negatives as places in the batch, and the noise of the choices, at masked frames.
-    count = np.asarray(
-        draw_negatives(masked_keys, jnp.full(BATCH, MASKED), MASKED, MASKED, config.negatives, own=True)
-    ).astype(int)
+    rank = jnp.tile(jnp.arange(MASKED), (BATCH, 1))
+    frame_keys = fold_in(jnp.repeat(masked_keys[:, None], MASKED, axis=1), rank)
+    drawn = draw_negatives(frame_keys, rank * 0, rank * 0 + MASKED, rank, MASKED, config.negatives)
+    count = np.asarray(drawn).astype(int)
     indices = np.zeros((BATCH, TIME, config.negatives), np.int64)
     noise = np.zeros((BATCH, TIME, config.groups, config.codes), np.float32)
     for b in range(BATCH):
