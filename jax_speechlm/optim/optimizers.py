@@ -1,11 +1,12 @@
 """Configs of learning rate schedules and optimizers, built with Optax."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 import pydantic
+from jaxtyping import Array, Int
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.tree import is_below, paths
@@ -75,22 +76,8 @@ def _after_warmup(peak: float, warmup_steps: int, schedule: optax.Schedule) -> o
 Schedule = Annotated[WarmupCosine | Noam | WSD, pydantic.Field(discriminator="kind")]
 
 
-class Group(Config):
-    """Settings of a group of parameters.
-
-    Attributes:
-      prefix: path prefix of the parameters, such as "encoder" or "encoder/layers".
-      learning_rate_scale: factor on the schedule.
-      start_step: first step at which they are updated.
-    """
-
-    prefix: str
-    learning_rate_scale: pydantic.NonNegativeFloat = 1.0
-    start_step: pydantic.NonNegativeInt = 0
-
-
-class Optimizer(Config):
-    """Settings of the optimizer and of gradients.
+class UpdateRule(Config):
+    """Settings of the optimizer itself: how gradients become updates.
 
     Attributes:
       kind: "adamw", "adam" (AdamW without decay) or "sgd" (with momentum b1 and decay).
@@ -99,11 +86,6 @@ class Optimizer(Config):
       weight_decay: decoupled; applies to weights and embeddings, not to biases, scales of norms and single learnt
         vectors (`nn.functional.parameter`).
       clip_norm: greatest global norm of gradients; larger gradients are scaled down.
-      frozen: path prefixes of parameters that are not trained; they have no gradients and no moments.
-      groups: parameters with another learning rate or a later start.
-      accumulate: micro-batches per batch. They save memory without changing the result, except in wav2vec 2.0 and
-        w2v-BERT, where the diversity of codes is then computed over a micro-batch instead of the whole batch.
-      ema_decay: of the exponential moving average of parameters, which evaluation uses; 0 for none.
     """
 
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -113,10 +95,80 @@ class Optimizer(Config):
     eps: pydantic.PositiveFloat = 1e-8
     weight_decay: pydantic.NonNegativeFloat = 1e-2
     clip_norm: pydantic.PositiveFloat = 1.0
+
+    def _chain(
+        self, num_steps: int, decays: Params, scale: optax.GradientTransformation | None = None
+    ) -> optax.GradientTransformation:
+        """Builds the Optax transformation; `scale` applies to the updates before the learning rate does."""
+        inner = optax.trace(self.b1) if self.kind == "sgd" else optax.scale_by_adam(self.b1, self.b2, self.eps)
+        decay = 0.0 if self.kind == "adam" else self.weight_decay
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            inner,
+            optax.add_decayed_weights(decay, decays) if decay else optax.identity(),
+            scale or optax.identity(),
+            optax.scale_by_learning_rate(self.schedule.build(num_steps)),
+        )
+
+
+class Group(Config):
+    """Settings of a group of parameters.
+
+    Attributes:
+      prefix: path prefix of the parameters, such as "encoder" or "encoder/layers".
+      learning_rate_scale: factor on the schedule.
+      start_step: first step at which they are updated.
+      every: steps from one update to the next, counted from `start_step`; other than 1 needs `optimizer`. Two groups
+        with `every` 2 that start at steps 0 and 1 are updated alternately.
+      optimizer: an optimizer of their own, whose gradient norm, moments and schedule are of these parameters alone and
+        do not change in steps without an update; None shares the run's.
+    """
+
+    prefix: str
+    learning_rate_scale: pydantic.NonNegativeFloat = 1.0
+    start_step: pydantic.NonNegativeInt = 0
+    every: pydantic.PositiveInt = 1
+    optimizer: UpdateRule | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _has_one_learning_rate(self):
+        if self.optimizer is None and self.every != 1:
+            raise ValueError(
+                f"the group {self.prefix} is updated every {self.every} steps, which needs an optimizer of its own: "
+                "set its `optimizer`"
+            )
+        if self.optimizer is not None and self.learning_rate_scale != 1.0:
+            raise ValueError(
+                f"the group {self.prefix} has an optimizer of its own: set its optimizer.schedule.peak instead of "
+                "learning_rate_scale"
+            )
+        return self
+
+    def num_updates(self, num_steps: int) -> int:
+        """Returns the number of updates in a run of `num_steps`, at least 1."""
+        return max(1, -(-(num_steps - self.start_step) // self.every))
+
+
+class Optimizer(UpdateRule):
+    """Settings of the optimizer and of gradients.
+
+    Attributes:
+      frozen: path prefixes of parameters that are not trained; they have no gradients and no moments.
+      groups: parameters with another learning rate, a later start, or an optimizer of their own.
+      accumulate: micro-batches per batch. They save memory without changing the result, except in wav2vec 2.0 and
+        w2v-BERT, where the diversity of codes is then computed over a micro-batch instead of the whole batch.
+      ema_decay: of the exponential moving average of parameters, which evaluation uses; 0 for none.
+    """
+
     frozen: tuple[str, ...] = ()
     groups: tuple[Group, ...] = ()
     accumulate: pydantic.PositiveInt = 1
     ema_decay: Share = 0.0
+
+    @property
+    def separate(self) -> tuple[Group, ...]:
+        """Returns the groups that have an optimizer of their own."""
+        return tuple(group for group in self.groups if group.optimizer is not None)
 
     def build(self, num_steps: int, decays: Params) -> optax.GradientTransformation:
         """Builds the Optax transformation.
@@ -125,25 +177,63 @@ class Optimizer(Config):
           decays: nested dict of the trainable parameters: whether weight decay applies to each.
 
         Raises:
-          ValueError: no parameter is in one of the groups.
+          ValueError: no parameter is in one of the groups, or two groups with optimizers of their own overlap.
         """
-        inner = optax.trace(self.b1) if self.kind == "sgd" else optax.scale_by_adam(self.b1, self.b2, self.eps)
-        decay = 0.0 if self.kind == "adam" else self.weight_decay
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            inner,
-            optax.add_decayed_weights(decay, decays) if decay else optax.identity(),
-            _scale_groups(self.groups, decays) if self.groups else optax.identity(),
-            optax.scale_by_learning_rate(self.schedule.build(num_steps)),
-        )
+        names = paths(decays)
+        for group in self.groups:
+            if not any(is_below(name, group.prefix) for name in names):
+                raise ValueError(f"optimizer.groups: no parameter below {group.prefix!r}; choose from {sorted(names)}")
+        shared = tuple(group for group in self.groups if group.optimizer is None)
+        scale = _scale_groups(shared, decays) if shared else None
+        if not self.separate:
+            return self._chain(num_steps, decays, scale)
+
+        owners = [_owner(name, self.separate) for name in names]
+        labels = jax.tree.unflatten(jax.tree.structure(decays), owners)
+
+        def part(owner: str) -> Params:
+            return jax.tree.map(lambda own, label: own if label == owner else optax.MaskedNode(), decays, labels)
+
+        transforms = {
+            group.prefix: _at_steps(group.optimizer._chain(group.num_updates(num_steps), part(group.prefix)), group)
+            for group in self.separate
+        }
+        partitioned = optax.partition({**transforms, "": self._chain(num_steps, part(""))}, labels)
+        return optax.chain(partitioned, scale) if scale else partitioned
+
+
+def _owner(name: str, groups: tuple[Group, ...]) -> str:
+    """Returns the prefix of the group that a parameter belongs to, "" if it is in none."""
+    owners = [group.prefix for group in groups if is_below(name, group.prefix)]
+    if len(owners) > 1:
+        raise ValueError(f"optimizer.groups: {name} is in {owners[0]} and in {owners[1]}, which both have an optimizer")
+    return owners[0] if owners else ""
+
+
+class _AtSteps(NamedTuple):
+    step: Int[Array, ""]
+    inner: optax.OptState
+
+
+def _at_steps(inner: optax.GradientTransformation, group: Group) -> optax.GradientTransformation:
+    """Applies `inner` at the steps of a group; at others the updates are 0 and its state stays as it is."""
+
+    def init(params: optax.Params) -> _AtSteps:
+        return _AtSteps(jnp.zeros([], jnp.int32), inner.init(params))
+
+    def update(updates, state: _AtSteps, params=None) -> tuple[optax.Updates, _AtSteps]:
+        since = state.step - group.start_step
+        active = (since >= 0) & (since % group.every == 0)
+        updates, after = inner.update(updates, state.inner, params)
+        updates = jax.tree.map(lambda update: jnp.where(active, update, jnp.zeros_like(update)), updates)
+        kept = jax.tree.map(lambda new, old: jnp.where(active, new, old), after, state.inner)
+        return updates, _AtSteps(state.step + 1, kept)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _scale_groups(groups: tuple[Group, ...], like: Params) -> optax.GradientTransformation:
-    names = paths(like)
-    for group in groups:
-        if not any(is_below(name, group.prefix) for name in names):
-            raise ValueError(f"optimizer.groups: no parameter below {group.prefix!r}; choose from {sorted(names)}")
-    treedef = jax.tree.structure(like)
+    names, treedef = paths(like), jax.tree.structure(like)
 
     def scale(step: jax.Array, name: str) -> jax.Array | float:
         factor: jax.Array | float = 1.0

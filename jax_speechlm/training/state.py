@@ -210,7 +210,12 @@ def _with_shardings(
     param_shardings = meshes.param_shardings(mesh, declaration.axes, declaration.shapes)
     trainable_shardings = trainable_part(param_shardings)
 
-    def attach(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    def is_masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)  # parameters of a group with an optimizer of its own, and of the rest
+
+    def attach(leaf: jax.ShapeDtypeStruct | optax.MaskedNode, sharding: NamedSharding) -> Any:
+        if is_masked(leaf):
+            return leaf
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     def scalar(leaf):
@@ -220,7 +225,7 @@ def _with_shardings(
         step=scalar(state.step),
         params=jax.tree.map(attach, state.params, param_shardings),
         opt_state=optax.tree.map_params(
-            transform, attach, state.opt_state, trainable_shardings, transform_non_params=scalar
+            transform, attach, state.opt_state, trainable_shardings, transform_non_params=scalar, is_leaf=is_masked
         ),
         ema=jax.tree.map(attach, state.ema, trainable_shardings) if state.ema else {},
         skipped=scalar(state.skipped),

@@ -13,7 +13,7 @@ from jax_speechlm.models.transformer_config import FORMS, LearnedPositions
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.lm.span_corruption import SpanCorruption
-from jax_speechlm.optim.optimizers import WSD, Group, Noam, Optimizer, WarmupCosine
+from jax_speechlm.optim.optimizers import WSD, Group, Noam, Optimizer, UpdateRule, WarmupCosine
 from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment
 from tests.training import tiny
@@ -130,6 +130,69 @@ def test_groups_scale_the_rate_and_start_late():
 def test_a_group_that_names_nothing_is_an_error():
     with pytest.raises(ValueError, match="no parameter below 'encodr'"):
         Optimizer(groups=(Group(prefix="encodr"),)).build(100, DECAYS)
+
+
+SGD = UpdateRule(kind="sgd", b1=0.0, weight_decay=0.0, clip_norm=1e9, schedule=WSD(peak=1.0, warmup_steps=0))
+
+
+def test_a_group_with_an_optimizer_of_its_own_is_updated_as_if_it_were_alone():
+    """Moments, clipping, decay and schedule of each part are those of Optax run on that part by itself."""
+    own = UpdateRule(b1=0.5, b2=0.9, weight_decay=0.3, clip_norm=0.1, schedule=WSD(peak=0.2, warmup_steps=3))
+    transform = Optimizer(clip_norm=0.7, groups=(Group(prefix="head", optimizer=own),)).build(20, DECAYS)
+    alone = {
+        "head": own._chain(20, {"head": DECAYS["head"]}),
+        "rest": Optimizer(clip_norm=0.7).build(20, select(DECAYS, ("head",), complement=True)),
+    }
+    together = PARAMS
+    parts = {"head": select(PARAMS, ("head",)), "rest": select(PARAMS, ("head",), complement=True)}
+    states, state = {name: alone[name].init(part) for name, part in parts.items()}, transform.init(together)
+    for step in range(4):
+        grads = jax.tree.map(lambda leaf: jnp.cos(step + jnp.arange(leaf.size)).reshape(leaf.shape), PARAMS)  # noqa: B023
+        updates, state = transform.update(grads, state, together)
+        together = optax.apply_updates(together, updates)
+        for name, part in parts.items():
+            own_grads = select(grads, ("head",), complement=name == "rest")
+            updates, states[name] = alone[name].update(own_grads, states[name], part)
+            parts[name] = optax.apply_updates(part, updates)
+    expected = overlay(parts["rest"], parts["head"])
+    jax.tree.map(np.testing.assert_array_equal, together, expected)
+    assert not np.allclose(together["head"]["kernel"], PARAMS["head"]["kernel"])
+
+
+def test_groups_with_optimizers_of_their_own_take_turns():
+    turns = Optimizer(
+        groups=(
+            Group(prefix="encoder", every=2, optimizer=SGD),
+            Group(prefix="head", every=2, start_step=1, optimizer=SGD.replace(b1=0.5)),
+        )
+    )
+    transform = turns.build(100, DECAYS)
+    ones, state = jax.tree.map(jnp.ones_like, PARAMS), transform.init(PARAMS)
+    encoder, head = [], []
+    for _ in range(4):
+        updates, state = transform.update(ones, state, PARAMS)
+        encoder.append(float(updates["encoder"]["layers"]["kernel"][0, 0, 0]))
+        head.append(float(updates["head"]["kernel"][0, 0]))
+    assert encoder == pytest.approx([-1, 0, -1, 0])
+    assert head == pytest.approx([0, -1, 0, -1.5])  # the trace of momentum stays as it is in steps without an update
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"every": 2}, "needs an optimizer of its own"),
+        ({"optimizer": SGD, "learning_rate_scale": 0.5}, "set its optimizer.schedule.peak"),
+    ],
+)
+def test_settings_of_a_group_that_contradict_each_other_are_errors(group, message):
+    with pytest.raises(ValueError, match=message):
+        Group(prefix="head", **group)
+
+
+def test_two_optimizers_for_one_parameter_are_an_error():
+    both = (Group(prefix="encoder", optimizer=SGD), Group(prefix="encoder/layers", optimizer=SGD))
+    with pytest.raises(ValueError, match="both have an optimizer"):
+        Optimizer(groups=both).build(100, DECAYS)
 
 
 def test_select_and_overlay_take_apart_and_put_together():

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
+from jax_speechlm.optim.optimizers import Group, UpdateRule
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training import loop
 from jax_speechlm.training.loop import TrainingStopped, _profiler, train
@@ -95,8 +96,13 @@ def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(whole, tmp_path):
 
 
 def test_what_changes_with_the_step_resumes_bit_for_bit_too(tmp_path):
-    """The Gumbel softmax's temperature halves with every step here."""
+    """The Gumbel softmax's temperature halves with every step here, and two groups of parameters take turns."""
     experiment = tiny.experiment("w2v_bert", num_steps=4, data=ONE_BUCKET)
+    turns = [
+        Group(prefix=name, every=2, start_step=at, optimizer=UpdateRule())
+        for at, name in enumerate(("encoder", "head"))
+    ]
+    experiment = experiment.replace(optimizer=experiment.optimizer.replace(groups=tuple(turns)))
     source = without_dev(tiny.MemorySource.make(experiment))
     train(experiment, tmp_path / "whole", source)
     interrupted = without_dev(Interrupted.make(experiment))

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_speechlm.core.tree import name_of
+from jax_speechlm.optim.optimizers import Group, UpdateRule
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training.state import eval_params, make_trainer
@@ -94,6 +96,20 @@ def test_moments_and_averages_lie_as_their_parameters(shape):
     assert sharding(adam.mu) == sharding(adam.nu) == sharding(trainer.shapes.ema) == params
     split = [leaf for leaf in jax.tree.leaves(params) if not leaf.is_fully_replicated]
     assert bool(split) == (shape.fsdp > 1 or shape.tensor > 1)
+
+
+def test_moments_of_a_group_with_its_own_optimizer_lie_as_their_parameters():
+    experiment = tiny.experiment("ctc")
+    groups = (Group(prefix="head", every=2, optimizer=UpdateRule()),)
+    experiment = experiment.replace(optimizer=experiment.optimizer.replace(groups=groups))
+    trainer, _, _ = trainer_on(MESHES["mixed"], 8, experiment)
+    leaves = jax.tree.leaves_with_path(trainer.shapes.opt_state)
+    moments = {name_of(path).partition("mu/")[2]: leaf for path, leaf in leaves if "/mu/" in name_of(path)}
+    params = {name_of(path): leaf for path, leaf in jax.tree.leaves_with_path(trainer.shapes.params)}
+    assert {name: leaf.sharding for name, leaf in moments.items()} == {
+        name: leaf.sharding for name, leaf in params.items()
+    }
+    assert not params["head/kernel"].sharding.is_fully_replicated
 
 
 def test_frozen_parameters_never_change():
