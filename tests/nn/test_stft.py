@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jax_speechlm.frontend import stft as transforms
+from jax_speechlm.nn import stft as transforms
 
 # As multi-resolution losses use them: hops that do not divide the frame, windows shorter than it, odd margins.
 SHAPES = [(512, 128, 512), (512, 50, 240), (1024, 120, 600), (256, 64, 251), (300, 75, 300)]
