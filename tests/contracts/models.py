@@ -17,6 +17,8 @@ from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.models.speech_lm import SpeechLMConfig, SpeechTransformer
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.models.vocoders.base import VocoderConfig
+from jax_speechlm.models.vocoders.vocos import Vocos, VocosConfig
 from jax_speechlm.models.xvector import XVector, XVectorConfig
 from jax_speechlm.nn import functional
 from tests.contracts import objectives
@@ -180,6 +182,13 @@ def _xvector(config: XVectorConfig) -> Toy:
     return Toy(lambda rngs: XVector(config, WIDTH, 3, rngs=rngs), call, num_outputs, pack=pack)
 
 
+def _vocoder(config: VocoderConfig, make: Callable[..., Any]) -> Toy:
+    def call(module, x, length, keys):
+        return module(x, length)
+
+    return Toy(lambda rngs: make(config, rngs=rngs), call, lambda frames: frames * config.hop, config.input_dim)
+
+
 CONFORMER, FAST_CONFORMER, *_ = objectives.MODELS.values()
 TOYS = {
     "conformer": _encoder(CONFORMER.replace(left_max=6, right_max=3, dropout=0.2), 24),
@@ -191,6 +200,7 @@ TOYS = {
     "adapter, convolution": _adapter(Convolutional(num_layers=2, stride=2, kernel_size=3, hidden_dim=8)),
     "adapter, qformer": _adapter(QFormer(window=4, queries=2, num_layers=2, num_heads=2, dim=8)),
     "speech_lm": _speech_lm(objectives.SPEECH_LM),
+    "vocos": _vocoder(VocosConfig(input_dim=6, dim=8, num_layers=2, kernel_size=3, hop=4, window=16), Vocos),
     "xvector": _xvector(XVectorConfig(channels=(6, 5, 9), kernels=(3, 2, 1), dilations=(2, 3, 1), dim=4)),
 }
 

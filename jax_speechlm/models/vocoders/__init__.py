@@ -1,0 +1,1 @@
+"""Vocoders: models that compute waveforms from mel spectrograms."""
