@@ -114,7 +114,10 @@ class FeedForward(nnx.Module):
         self.expand = Linear((dim,), (inner,), ("embed", "mlp"), bias=bias, rngs=rngs)
         self.contract = Linear((inner,), (dim,), ("mlp", "embed"), bias=bias, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch time dim"], keys: FrameKeys | None) -> Float[Array, "batch time dim"]:
+    def __call__(
+        self, x: Float[Array, "batch time dim"], segments: Segments, keys: FrameKeys | None
+    ) -> Float[Array, "batch time dim"]:
+        del segments  # frames are independent
         inner, outer = split_keys(keys, 2)
         x = dropout(jax.nn.silu(self.expand(self.norm(x))), self.rate, inner)
         return dropout(self.contract(x), self.rate, outer)
@@ -173,15 +176,25 @@ class MacaronLayer(nnx.Module):
       make_attention: `(rngs=) -> (x, segments, context, keys) -> x`.
       make_convolution: `(rngs=) -> (x, segments, keys) -> x`.
       bias: whether the linear maps of the feed-forwards have one.
+      feed_forward: class of the feed-forwards, `(config, bias=, rngs=) -> (x, segments, keys) -> x`.
     """
 
-    def __init__(self, config: Config, make_attention: Make, make_convolution: Make, *, bias: bool, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: Config,
+        make_attention: Make,
+        make_convolution: Make,
+        *,
+        bias: bool,
+        feed_forward: Make = FeedForward,
+        rngs: nnx.Rngs,
+    ):
         self.rate = config.dropout
-        self.ffn1 = FeedForward(config, bias=bias, rngs=rngs)
+        self.ffn1 = feed_forward(config, bias=bias, rngs=rngs)
         self.attention_norm = LayerNorm(config.dim, rngs=rngs)
         self.attention = make_attention(rngs=rngs)
         self.convolution = make_convolution(rngs=rngs)
-        self.ffn2 = FeedForward(config, bias=bias, rngs=rngs)
+        self.ffn2 = feed_forward(config, bias=bias, rngs=rngs)
         self.norm = LayerNorm(config.dim, rngs=rngs)
 
     def __call__(
@@ -193,11 +206,11 @@ class MacaronLayer(nnx.Module):
     ) -> Float[Array, "batch time dim"]:
         """Returns the residual stream after the layer. `context` is passed to attention."""
         ffn1, weights, attention, convolution, ffn2 = split_keys(keys, 5)
-        x = shard_batch_and_time(x + 0.5 * self.ffn1(x, ffn1))
+        x = shard_batch_and_time(x + 0.5 * self.ffn1(x, segments, ffn1))
         x = x + dropout(self.attention(self.attention_norm(x), segments, context, weights), self.rate, attention)
         x = shard_batch_and_time(x)
         x = shard_batch_and_time(x + self.convolution(x, segments, convolution))
-        x = shard_batch_and_time(x + 0.5 * self.ffn2(x, ffn2))
+        x = shard_batch_and_time(x + 0.5 * self.ffn2(x, segments, ffn2))
         return shard_batch_and_time(self.norm(x))
 
 

@@ -201,10 +201,11 @@ class Subsampling(nnx.Module):
 class Convolution(nnx.Module):
     """LayerNorm -> pointwise (2x) -> GLU -> depthwise -> scale and offset a channel -> SiLU -> pointwise.
 
-    The conformer's convolution module (Gulati et al. 2020, section 2.2); scale and offset replace its batch norm.
+    The conformer's convolution module (Gulati et al. 2020, section 2.2); scale and offset replace its batch norm. Of
+    the config it needs `dim`, `kernel_size`, `bias` and `dropout`.
     """
 
-    def __init__(self, config: FastConformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
         dim, taps = config.dim, config.kernel_size
         self.rate = config.dropout
         self.norm = LayerNorm(dim, rngs=rngs)

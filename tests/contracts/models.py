@@ -17,6 +17,7 @@ from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.models.speech_lm import SpeechLMConfig, SpeechTransformer
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.models.tts.fastspeech2 import FastSpeech2, FastSpeech2Config, Layers, Postnet, Predictor
 from jax_speechlm.models.vocoders.base import VocoderConfig
 from jax_speechlm.models.vocoders.vocos import Vocos, VocosConfig
 from jax_speechlm.models.xvector import XVector, XVectorConfig
@@ -189,6 +190,48 @@ def _vocoder(config: VocoderConfig, make: Callable[..., Any]) -> Toy:
     return Toy(lambda rngs: make(config, rngs=rngs), call, lambda frames: frames * config.hop, config.input_dim)
 
 
+FAST_SPEECH = FastSpeech2Config(
+    num_mel_bins=WIDTH,
+    dim=WIDTH,
+    encoder=Layers(num_layers=2, ffn_dim=12, kernel_size=5, dropout=0.2),
+    decoder=Layers(num_layers=2, ffn_dim=12, kernel_size=7, dropout=0.2),
+    duration=Predictor(channels=12),
+    pitch=Predictor(channels=12),
+    energy=Predictor(channels=12),
+    postnet=Postnet(num_layers=3, channels=6),
+)
+
+
+def _fast_speech_encoder(config: FastSpeech2Config) -> Toy:
+    """Tokens to hidden states and predicted variances."""
+
+    def call(module, tokens, length, keys):
+        return pack(module, tokens, Segments.of(length), keys[:, None])[0]
+
+    def pack(module, tokens, segments, keys):
+        hidden = module.encode(tokens, segments, keys=keys)
+        predicted = module.predict(hidden, segments, keys)
+        return jnp.concatenate([hidden, jnp.stack(predicted, axis=-1)], axis=-1), segments
+
+    unreached = ("decoder", "head", "postnet", "_embedding")
+    make = functools.partial(FastSpeech2, config, VOCAB)
+    return Toy(lambda rngs: make(rngs=rngs), call, lambda length: length, 0, pack=pack, unreached=unreached)
+
+
+def _fast_speech_decoder(config: FastSpeech2Config) -> Toy:
+    """Frames of hidden states to log-mel before and after the postnet."""
+
+    def call(module, x, length, keys):
+        return pack(module, x, Segments.of(length), keys[:, None])[0]
+
+    def pack(module, x, segments, keys):
+        return jnp.concatenate(module.decode(x, segments, keys), axis=-1), segments
+
+    unreached = ("tokens", "encoder", "duration", "pitch", "energy")
+    make = functools.partial(FastSpeech2, config, VOCAB)
+    return Toy(lambda rngs: make(rngs=rngs), call, lambda length: length, pack=pack, unreached=unreached)
+
+
 CONFORMER, FAST_CONFORMER, *_ = objectives.MODELS.values()
 TOYS = {
     "conformer": _encoder(CONFORMER.replace(left_max=6, right_max=3, dropout=0.2), 24),
@@ -201,6 +244,8 @@ TOYS = {
     "adapter, qformer": _adapter(QFormer(window=4, queries=2, num_layers=2, num_heads=2, dim=8)),
     "speech_lm": _speech_lm(objectives.SPEECH_LM),
     "vocos": _vocoder(VocosConfig(input_dim=6, dim=8, num_layers=2, kernel_size=3, hop=4, window=16), Vocos),
+    "fastspeech2, encoder": _fast_speech_encoder(FAST_SPEECH),
+    "fastspeech2, decoder": _fast_speech_decoder(FAST_SPEECH),
     "xvector": _xvector(XVectorConfig(channels=(6, 5, 9), kernels=(3, 2, 1), dilations=(2, 3, 1), dim=4)),
 }
 

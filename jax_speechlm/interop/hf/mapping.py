@@ -60,7 +60,9 @@ OUT_OF_HEADS = Layout(lambda x, c: x.reshape(-1, c.dim).T, lambda x, c: x.T.resh
 # Convolutions, theirs [out, in, taps].
 POINTWISE = Layout(lambda x, c: x.T[..., None], lambda x, c: x[..., 0].T)
 DEPTHWISE = Layout(lambda x, c: x.T[:, None, :], lambda x, c: x[:, 0, :].T)
+CONVOLUTION = Layout(lambda x, c: x.transpose(2, 1, 0), lambda x, c: x.transpose(2, 1, 0))  # ours [taps, in, out]
 GATED = Layout(lambda x, c: x.reshape(c.dim, 2 * c.dim).T[..., None], lambda x, c: x[..., 0].T.reshape(c.dim, 2, c.dim))
+GATED_BIAS = Layout(lambda x, c: x.reshape(2 * c.dim), lambda x, c: x.reshape(2, c.dim))
 
 
 def norm(path: str, name: str) -> list[Row]:

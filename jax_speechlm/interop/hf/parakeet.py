@@ -11,20 +11,18 @@ import numpy as np
 
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.frontend.logmel import LogMel
-from jax_speechlm.interop.hf import mapping
+from jax_speechlm.interop.hf import batch_norm, mapping
 from jax_speechlm.interop.hf.class_settings import FEATURES, completed
 from jax_speechlm.interop.hf.mapping import INTO_HEADS, SAME, Layout, Row, StateDict, linear, norm
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn.functional import Params
 
 _PREFIX = "encoder."  # of an encoder with a CTC head
-_EPSILON = 1e-5  # that batch norm adds to a variance
 
 
 # Weights of convolutions there are [out, in, taps], in two dimensions [out, in, time, bins].
 _POINTWISE_2D = Layout(lambda x, c: x.T[..., None, None], lambda x, c: x[..., 0, 0].T)
 _THREE_BY_THREE = Layout(lambda x, c: x.T.reshape(c.channels, 1, 3, 3), lambda x, c: x.reshape(c.channels, 9).T)
-_GATED_BIAS = Layout(lambda x, c: x.reshape(2 * c.dim), lambda x, c: x.reshape(2, c.dim))
 _FRAME = Layout(  # a subsampled frame's values: ours [bins, channels], theirs in the order channels, bins
     lambda x, c: x.transpose(2, 1, 0).reshape(c.dim, -1),
     lambda x, c: x.reshape(c.dim, c.channels, c.input_dim // c.subsampling).transpose(2, 1, 0),
@@ -43,7 +41,7 @@ def _separable(name: str, first: int) -> list[Row]:
 def _encoder(config: FastConformerConfig) -> list[Row]:
     layer, attention, convolution = "layers.{}.", "layers.{}.self_attn", "layers.{}.conv"
     has_bias, ffn = config.bias, f"{layer}feed_forward"
-    bias, gated_bias = (SAME, _GATED_BIAS) if has_bias else (None, None)
+    bias, gated_bias = (SAME, mapping.GATED_BIAS) if has_bias else (None, None)
     rows = [
         *linear("subsampling.convolutions.first", "subsampling.layers.0", _THREE_BY_THREE),
         *_separable("second", 2),
@@ -91,12 +89,9 @@ def to_hugging_face(params: Params, config: FastConformerConfig) -> dict[str, np
     float32, except batch norm's count of batches, int64. `sources` returns the same parameters from it.
     """
     arrays, zeros = mapping.write(params, _encoder(config), config), np.zeros(config.dim, np.float32)
-    # Batch norms and biases that are folded into a scale and an offset without changing a bit of them. With epsilon the
-    # variance is 1 but for float32's rounding, too little to round any scale to another.
-    variance = np.full(config.dim, 1 - _EPSILON, np.float32)
+    # Batch norms and biases that are folded into a scale and an offset without changing a bit of them.
     for conv in (f"layers.{layer}.conv" for layer in range(config.num_layers)):
-        arrays |= {f"{conv}.norm.running_mean": zeros, f"{conv}.norm.running_var": variance}
-        arrays[f"{conv}.norm.num_batches_tracked"] = np.zeros((), np.int64)
+        arrays |= batch_norm.fixed_statistics(f"{conv}.norm", config.dim)
         if config.bias:
             arrays[f"{conv}.depthwise_conv.bias"] = zeros
     if "head" not in params:
@@ -109,19 +104,7 @@ def folded(state_dict: StateDict) -> dict[str, np.ndarray]:
     arrays = {name: np.asarray(value) for name, value in state_dict.items()}
     for name in [name for name in arrays if name.endswith(".conv.norm.running_var")]:
         conv = name.removesuffix(".norm.running_var")
-        variance = arrays.pop(name).astype(np.float64)
-        mean = arrays.pop(f"{conv}.norm.running_mean", None)
-        weight, bias = (arrays.get(f"{conv}.norm.{part}") for part in ("weight", "bias"))
-        before = arrays.pop(f"{conv}.depthwise_conv.bias", np.zeros_like(variance))
-        if any(array is None or array.shape != variance.shape for array in (mean, weight, bias, before)):
-            raise ValueError(
-                f"{conv}.norm lacks weight, bias or running_mean, or they or {conv}.depthwise_conv.bias differ in shape"
-            )
-        arrays.pop(f"{conv}.norm.num_batches_tracked", None)
-        scale = weight / np.sqrt(variance + _EPSILON)
-        offset = bias + (before - mean.astype(np.float64)) * scale
-        arrays[f"{conv}.norm.weight"] = scale.astype(np.float32)
-        arrays[f"{conv}.norm.bias"] = offset.astype(np.float32)
+        batch_norm.fold(arrays, f"{conv}.norm", f"{conv}.depthwise_conv.bias")
     return arrays
 
 
