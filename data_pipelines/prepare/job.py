@@ -88,8 +88,9 @@ def prepare(
       sample_rate: of the stored audio, in Hz; the front end of a run (`frontend.mel.sample_rate`) must have the same.
       max_bad: share of items that may be bad (missing, corrupt, silent, duplicate, malformed) before the run stops.
       normalise_text: of transcripts in manifests and TFDS sets: `none` keeps them as they are; `basic` makes them
-        lower-case words without punctuation, with numbers in words, as in all Debian sets; a text with a number or sign
-        of unknown spoken form is dropped and counted.
+        lower-case words without punctuation, with numbers in words, as in all Debian sets; `spoken` puts numbers,
+        abbreviations and signs in words but keeps case and punctuation, for speech synthesis. A text with a number or
+        sign of unknown spoken form is dropped and counted.
       unit: a document of a .txt file is a line, a paragraph (ended by a blank line) or the file.
       encoding: of .txt and .jsonl files.
       cleaning: steps for text.

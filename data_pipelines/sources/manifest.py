@@ -37,8 +37,9 @@ from data_pipelines.core.lines import (
 from data_pipelines.sources import manifest_keys as keys
 from data_pipelines.text.normalize import normalise, normalised_split_key, split_key, split_of, usual_split
 from data_pipelines.text.numbers import UnspeakableError
+from data_pipelines.text.spoken_form import spoken_form
 
-TextForm = Literal["none", "basic"]
+TextForm = Literal["none", "basic", "spoken"]
 _SPLIT_NAME = re.compile(r"\w+", re.ASCII)
 _STRINGS = ("text", "speaker", "language", "translation", "id", "split")
 
@@ -47,7 +48,8 @@ def manifest_source(manifest: Path, name: str, text_form: TextForm) -> Corpus:
     """Describes a manifest as a set called `name`.
 
     Args:
-      text_form: `none` keeps transcripts as they are (Unicode NFC); `basic` applies `text.normalize.normalise`.
+      text_form: `none` keeps transcripts as they are (Unicode NFC); `basic` applies `text.normalize.normalise`, and
+        `spoken` `text.spoken_form.spoken_form`.
 
     Returns:
       The set, whose clips are read when they are needed.
@@ -139,7 +141,7 @@ def transcript(text: str, language: str, text_form: TextForm) -> tuple[str, str]
     if text_form == "basic":
         return normalise(text, language), normalised_split_key(text, language)
     text = unicodedata.normalize("NFC", text).strip()
-    return text, split_key(text)
+    return spoken_form(text, language) if text_form == "spoken" else text, split_key(text)
 
 
 def _clip(row: dict[str, Any], folder: Path, text_form: TextForm) -> Clip:

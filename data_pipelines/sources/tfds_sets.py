@@ -69,7 +69,7 @@ def tfds_source(
 
     Args:
       tfds_name: its name in TFDS, with a config if it has several: `common_voice/en`.
-      text_form: of transcripts: `none` keeps them as they are (Unicode NFC); `basic` applies `normalise`.
+      text_form: of transcripts, as in `manifest_source`.
       tfds_data_dir: folder of TFDS's sets; default: `$TFDS_DATA_DIR`, or TFDS's own default.
 
     Returns:

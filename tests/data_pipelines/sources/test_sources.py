@@ -205,6 +205,9 @@ def test_manifest(tmp_path):
     assert all(item.is_bad and item.reason == "malformed line" and "remove the line" in item.detail for item in bad)
     basic = kept(manifest.clips(path, "basic"))
     assert basic["a.wav"].text == "\u00e9t\u00e9 deux"
+    spoken = kept(manifest.clips(path, "spoken"))
+    assert spoken["a.wav"].text == "\u00c9t\u00e9, deux!"
+    assert spoken["a.wav"].split == clips["a.wav"].split
 
 
 def test_splits_of_other_usual_names_are_train_dev_and_test(tmp_path):
