@@ -12,12 +12,15 @@ import numpy as np
 from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.core.segments import Segments
 from jax_speechlm.models.adapter import Convolutional, QFormer, Stacking
+from jax_speechlm.models.codec.codebook import Codebook, straight_through
+from jax_speechlm.models.codec.decoder import Decoder as CodecDecoder
+from jax_speechlm.models.codec.encoder import Encoder as SeanetEncoder
+from jax_speechlm.models.codec.wav_tokenizer import WavTokenizer, WavTokenizerConfig
 from jax_speechlm.models.conformer import frames_of
 from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.models.speech_lm import SpeechLMConfig, SpeechTransformer
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
-from jax_speechlm.models.tts.aligner import Aligner, AlignerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2, FastSpeech2Config, Layers, Postnet, Predictor
 from jax_speechlm.models.vocoders.base import VocoderConfig
 from jax_speechlm.models.vocoders.vocos import Vocos, VocosConfig
@@ -191,6 +194,50 @@ def _vocoder(config: VocoderConfig, make: Callable[..., Any]) -> Toy:
     return Toy(lambda rngs: make(config, rngs=rngs), call, lambda frames: frames * config.hop, config.input_dim)
 
 
+def _codec(make: Callable[..., Any], call: Callable[..., Any], num_outputs: Callable[[int], int], **settings) -> Toy:
+    """The codec or a part of it; inputs are samples, or vectors of `width` values."""
+
+    def run(module, x, length, keys):
+        y, length = call(module, x[..., 0] if settings.get("width") == 1 else x, length, keys)
+        return jnp.where(frame_mask(length, y.shape[1]).reshape(*y.shape[:2], *[1] * (y.ndim - 2)), y, 0)
+
+    return Toy(lambda rngs: make(rngs=rngs), run, num_outputs, **settings)
+
+
+def _code_vectors(module: Codebook, x, length, keys):
+    return straight_through(x, module.lookup(module.nearest(x))), length
+
+
+def _reconstruction(module: WavTokenizer, x, length, keys):
+    both = module.reconstruct(x, length, keys)
+    return both.audio, both.length * CODEC.hop
+
+
+CODEC = WavTokenizerConfig(
+    num_filters=4, strides=(2, 3), num_residual_layers=2, latent_dim=WIDTH, codebook_size=5, dim=8, ffn_dim=12,
+    num_layers=2, num_groups=4, dropout=0.2, kernel_size=5, last_kernel_size=3,
+)  # fmt: skip
+NO_GRADIENT = ("vectors", "count", "total", "['key']['bias']")
+"""Moving averages, and a bias that a softmax does not depend on."""
+CODECS = {
+    "codec, encoder": _codec(
+        functools.partial(SeanetEncoder, CODEC), lambda module, x, length, keys: module(x, length), CODEC.num_codes,
+        width=1, longest=40,
+    ),
+    "codec, codebook": _codec(
+        functools.partial(Codebook, 5, WIDTH), _code_vectors, lambda length: length, unreached=NO_GRADIENT
+    ),
+    "codec, decoder": _codec(
+        functools.partial(CodecDecoder, CODEC),
+        lambda module, x, length, keys: (module(x, length, keys), length * CODEC.hop),
+        lambda length: length * CODEC.hop, unreached=NO_GRADIENT,
+    ),
+    "codec": _codec(
+        functools.partial(WavTokenizer, CODEC), _reconstruction, lambda length: CODEC.num_codes(length) * CODEC.hop,
+        width=1, longest=40, unreached=NO_GRADIENT,
+    ),
+}  # fmt: skip
+
 FAST_SPEECH = FastSpeech2Config(
     num_mel_bins=WIDTH,
     dim=WIDTH,
@@ -233,22 +280,8 @@ def _fast_speech_decoder(config: FastSpeech2Config) -> Toy:
     return Toy(lambda rngs: make(rngs=rngs), call, lambda length: length, pack=pack, unreached=unreached)
 
 
-def _aligner(config: AlignerConfig) -> Toy:
-    """Frames to log-probabilities of five tokens, the same for every utterance."""
-
-    def call(module, x, length, keys):
-        return pack(module, x, Segments.of(length), keys)[0]
-
-    def pack(module, x, segments, keys):
-        tokens = jnp.broadcast_to(jnp.arange(1, 6), (*segments.length.shape, 5))
-        log_p = module(tokens, jnp.full_like(segments.length, 5), x, segments)
-        return jnp.where(segments.mask(x.shape[1])[..., None], log_p, 0), segments
-
-    return Toy(lambda rngs: Aligner(config, VOCAB, WIDTH, rngs=rngs), call, lambda length: length, pack=pack)
-
-
 CONFORMER, FAST_CONFORMER, *_ = objectives.MODELS.values()
-TOYS = {
+TOYS = CODECS | {
     "conformer": _encoder(CONFORMER.replace(left_max=6, right_max=3, dropout=0.2), 24),
     "fast_conformer": _encoder(FAST_CONFORMER.replace(dropout=0.2), 72),
     "transformer, causal": _transformer(objectives.CAUSAL),
@@ -259,7 +292,6 @@ TOYS = {
     "adapter, qformer": _adapter(QFormer(window=4, queries=2, num_layers=2, num_heads=2, dim=8)),
     "speech_lm": _speech_lm(objectives.SPEECH_LM),
     "vocos": _vocoder(VocosConfig(input_dim=6, dim=8, num_layers=2, kernel_size=3, hop=4, window=16), Vocos),
-    "aligner": _aligner(AlignerConfig(dim=6, text_dim=8, temperature=0.1)),
     "fastspeech2, encoder": _fast_speech_encoder(FAST_SPEECH),
     "fastspeech2, decoder": _fast_speech_decoder(FAST_SPEECH),
     "xvector": _xvector(XVectorConfig(channels=(6, 5, 9), kernels=(3, 2, 1), dilations=(2, 3, 1), dim=4)),

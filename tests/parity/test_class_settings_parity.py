@@ -26,6 +26,7 @@ CLASSES = {
     "parakeet_encoder": "ParakeetEncoderConfig",
     "parakeet_ctc": "ParakeetCTCConfig",
     "voxtral": "VoxtralConfig",
+    "wavtokenizer": "WavTokenizerConfig",
 }
 _BY_ARGUMENT = "rope_theta", "global_rope_theta", "local_rope_theta", "global_attn_every_n_layers"
 """Settings that are no fields of a class, but arguments of older files."""

@@ -60,6 +60,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "parakeet_ctc": {"vocab_size": 1025},
     "voxtral": {"projector_hidden_act": "gelu"},
+    "wavtokenizer": {
+        "sampling_rate": 24_000, "audio_channels": 1, "num_filters": 32, "upsampling_ratios": [6, 5, 5, 4],
+        "num_residual_layers": 1, "dilation_growth_rate": 2, "compress": 2, "use_conv_shortcut": True,
+        "use_causal_conv": False, "pad_mode": "reflect", "norm_type": "weight_norm", "kernel_size": 7,
+        "last_kernel_size": 7, "residual_kernel_size": 3, "num_lstm_layers": 2, "hidden_size": 512,
+        "codebook_size": 4096, "codebook_dim": 512, "decoder_hidden_size": 768, "decoder_intermediate_size": 2304,
+        "decoder_num_layers": 12, "adanorm_num_embeddings": 4, "decoder_attention_num_groups": 32, "norm_eps": 1e-6,
+    },
 }
 """By `model_type`: what a setting is that a `config.json` does not have."""
 

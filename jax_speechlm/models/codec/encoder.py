@@ -1,0 +1,161 @@
+"""SEANet encoder: strided convolutions over samples, then an LSTM (Tagliasacchi et al. 2020; Defossez et al. 2022).
+
+Every convolution reflects an utterance at its own ends, wherever the row ends, so that padding changes no result.
+"""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jax_speechlm.models.codec.config import WavTokenizerConfig
+from jax_speechlm.nn.functional import parameter
+from jax_speechlm.nn.layers import Linear
+
+
+def numbered(modules: Iterable[nnx.Module]) -> nnx.Dict:
+    """Returns modules as parts of another, named by their numbers; parameters are nested dicts with string keys."""
+    return nnx.Dict({str(number): module for number, module in enumerate(modules)})
+
+
+def in_order(modules: nnx.Dict) -> list[nnx.Module]:
+    """Returns the modules of `numbered`."""
+    return [modules[str(number)] for number in range(len(modules))]
+
+
+class ReflectedConvolution(Linear):
+    """Convolution over utterances reflected at both ends; ceil(length / stride) outputs.
+
+    It is a matrix product: over whole blocks of samples if strided, where the taps are a multiple of the stride, else
+    over shifted views. `kernel` is [taps, in, out].
+    """
+
+    def __init__(self, dim_in: int, dim_out: int, taps: int, stride: int = 1, dilation: int = 1, *, rngs: nnx.Rngs):
+        if taps % stride or (stride > 1 and dilation > 1):
+            raise ValueError(f"{taps} taps at dilation {dilation} are not whole blocks of {stride} samples")
+        super().__init__((taps, dim_in), (dim_out,), (None, "embed", None), rngs=rngs)
+        self.taps, self.stride, self.dilation = taps, stride, dilation
+
+    def __call__(
+        self, x: Float[Array, "batch time in"], length: Int[Array, " batch"]
+    ) -> tuple[Float[Array, "batch frames out"], Int[Array, " batch"]]:
+        """Returns outputs, arbitrary at padding, and their number in each row."""
+        taps, stride = self.taps, self.stride
+        after = -(-length // stride)
+        total = (taps - 1) * self.dilation + 1 - stride
+        right = total // 2
+        num_outputs = -(-x.shape[1] // stride)
+        if total or stride > 1:
+            x = _reflected(x, length, total - right, right + after * stride - length, right + stride - 1)
+        kernel = self.kernel[...].astype(x.dtype)
+        if stride == 1:
+            views = [x[:, tap * self.dilation :][:, :num_outputs] for tap in range(taps)]
+            y = jnp.tensordot(jnp.stack(views, axis=2), kernel, axes=2)
+        else:
+            blocks = x[:, : (num_outputs + taps // stride - 1) * stride]
+            blocks = blocks.reshape(x.shape[0], -1, stride * x.shape[2])
+            parts = kernel.reshape(taps // stride, stride * x.shape[2], -1)
+            y = sum(blocks[:, i : i + num_outputs] @ part for i, part in enumerate(parts))
+        return y + self.bias[...].astype(x.dtype), after
+
+
+def _reflected(
+    x: Float[Array, "batch time dim"], length: Int[Array, " batch"], left: int, right: Int[Array, " batch"], most: int
+) -> Float[Array, "batch padded dim"]:
+    """Returns rows that begin with `left` reflected values, and have each utterance's reflection after its end.
+
+    As in the reference, an utterance that is too short for its reflection is first filled with zeros.
+
+    Args:
+      right: values to add to each utterance.
+      most: greatest value of `right`; `left + time + most` values are enough.
+    """
+    x = jnp.pad(x, ((0, 0), (0, max(most, left + 1)), (0, 0)))
+    place = jnp.arange(x.shape[1])
+    longest = jnp.maximum(left, right)
+    whole = jnp.where(length <= longest, longest + 1, length)  # with the zeros
+    head = jnp.where(place[None, 1 : left + 1] < length[:, None], True, False)[..., None] * x[:, 1 : left + 1]
+    if most:
+        ahead = length[:, None] + jnp.arange(most)
+        source = 2 * (whole[:, None] - 1) - ahead
+        valid = (ahead >= whole[:, None]) & (source >= 0) & (source < length[:, None])
+        tail = jnp.take_along_axis(x, jnp.where(valid, source, 0)[..., None], axis=1)
+        tail = jnp.where(valid[..., None], tail, 0)
+        x = jax.vmap(lambda row, values, at: jax.lax.dynamic_update_slice_in_dim(row, values, at, 0))(x, tail, length)
+    return jnp.concatenate([head[:, ::-1], x], axis=1)
+
+
+class ResidualBlock(nnx.Module):
+    """ELU -> dilated convolution -> ELU -> convolution of one tap, plus a shortcut."""
+
+    def __init__(self, config: WavTokenizerConfig, dim: int, dilation: int, *, rngs: nnx.Rngs):
+        inner = dim // config.compress
+        self.dilated = ReflectedConvolution(dim, inner, config.residual_kernel_size, dilation=dilation, rngs=rngs)
+        self.pointwise = ReflectedConvolution(inner, dim, 1, rngs=rngs)
+        self.shortcut = ReflectedConvolution(dim, dim, 1, rngs=rngs) if config.conv_shortcut else None
+
+    def __call__(self, x: Float[Array, "batch time dim"], length: Int[Array, " batch"]) -> Float[Array, "..."]:
+        y, _ = self.dilated(jax.nn.elu(x), length)
+        y, _ = self.pointwise(jax.nn.elu(y), length)
+        return y + (x if self.shortcut is None else self.shortcut(x, length)[0])
+
+
+class LSTM(nnx.Module):
+    """One layer of an LSTM over time, from zeros; gates are in PyTorch's order: input, forget, cell, output."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        self.input = Linear((dim,), (4 * dim,), ("embed", None), gain=3**-0.5, rngs=rngs)
+        self.recurrent = parameter(rngs.params(), (dim, 4 * dim), ("embed", None), uniform)
+
+    def __call__(self, x_BxTxD: Float[Array, "batch time dim"]) -> Float[Array, "batch time dim"]:
+        recurrent = self.recurrent[...].astype(x_BxTxD.dtype)
+
+        def step(state: tuple[Array, Array], gates: Array) -> tuple[tuple[Array, Array], Array]:
+            hidden, cell = state
+            into, forget, value, out = jnp.split((gates + hidden @ recurrent).astype(jnp.float32), 4, axis=-1)
+            cell = jax.nn.sigmoid(forget) * cell + jax.nn.sigmoid(into) * jnp.tanh(value)
+            hidden = (jax.nn.sigmoid(out) * jnp.tanh(cell)).astype(gates.dtype)
+            return (hidden, cell), hidden
+
+        gates_TxBxG = jnp.swapaxes(self.input(x_BxTxD), 0, 1)
+        zeros = jnp.zeros_like(x_BxTxD[:, 0])
+        _, hidden_TxBxD = jax.lax.scan(step, (zeros, zeros.astype(jnp.float32)), gates_TxBxG)
+        return jnp.swapaxes(hidden_TxBxD, 0, 1)
+
+
+class Stage(nnx.Module):
+    """Residual blocks, and a strided convolution to twice the channels."""
+
+    def __init__(self, config: WavTokenizerConfig, dim: int, stride: int, *, rngs: nnx.Rngs):
+        dilations = (config.dilation_growth**block for block in range(config.num_residual_layers))
+        self.blocks = numbered(ResidualBlock(config, dim, dilation, rngs=rngs) for dilation in dilations)
+        self.down = ReflectedConvolution(dim, 2 * dim, 2 * stride, stride, rngs=rngs)
+
+
+class Encoder(nnx.Module):
+    """Waveforms to one vector for each hop."""
+
+    def __init__(self, config: WavTokenizerConfig, *, rngs: nnx.Rngs):
+        dims = [config.num_filters * 2**stage for stage in range(len(config.strides) + 1)]
+        self.first = ReflectedConvolution(1, dims[0], config.kernel_size, rngs=rngs)
+        stages = zip(dims, config.strides, strict=False)
+        self.stages = numbered(Stage(config, dim, stride, rngs=rngs) for dim, stride in stages)
+        self.lstm = numbered(LSTM(dims[-1], rngs=rngs) for _ in range(config.num_lstm_layers))
+        self.last = ReflectedConvolution(dims[-1], config.latent_dim, config.last_kernel_size, rngs=rngs)
+
+    def __call__(
+        self, audio: Float[Array, "batch samples"], length: Int[Array, " batch"]
+    ) -> tuple[Float[Array, "batch codes latent"], Int[Array, " batch"]]:
+        """Returns vectors, arbitrary at padding, and their number in each row."""
+        x, length = self.first(audio[..., None], length)
+        for stage in in_order(self.stages):
+            for block in in_order(stage.blocks):
+                x = block(x, length)
+            x, length = stage.down(jax.nn.elu(x), length)
+        y = x
+        for layer in in_order(self.lstm):
+            y = layer(y)
+        return self.last(jax.nn.elu(x + y), length)
