@@ -21,6 +21,7 @@ from jax_speechlm.models.encoders import EncoderConfig, make_encoder
 from jax_speechlm.models.speech_lm import SpeechLMConfig, SpeechTransformer
 from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.models.tts.aligner import Aligner, AlignerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2, FastSpeech2Config, Layers, Postnet, Predictor
 from jax_speechlm.models.vocoders.base import VocoderConfig
 from jax_speechlm.models.vocoders.vocos import Vocos, VocosConfig
@@ -280,6 +281,20 @@ def _fast_speech_decoder(config: FastSpeech2Config) -> Toy:
     return Toy(lambda rngs: make(rngs=rngs), call, lambda length: length, pack=pack, unreached=unreached)
 
 
+def _aligner(config: AlignerConfig) -> Toy:
+    """Frames to log-probabilities of five tokens, the same for every utterance."""
+
+    def call(module, x, length, keys):
+        return pack(module, x, Segments.of(length), keys)[0]
+
+    def pack(module, x, segments, keys):
+        tokens = jnp.broadcast_to(jnp.arange(1, 6), (*segments.length.shape, 5))
+        log_p = module(tokens, jnp.full_like(segments.length, 5), x, segments)
+        return jnp.where(segments.mask(x.shape[1])[..., None], log_p, 0), segments
+
+    return Toy(lambda rngs: Aligner(config, VOCAB, WIDTH, rngs=rngs), call, lambda length: length, pack=pack)
+
+
 CONFORMER, FAST_CONFORMER, *_ = objectives.MODELS.values()
 TOYS = CODECS | {
     "conformer": _encoder(CONFORMER.replace(left_max=6, right_max=3, dropout=0.2), 24),
@@ -292,6 +307,7 @@ TOYS = CODECS | {
     "adapter, qformer": _adapter(QFormer(window=4, queries=2, num_layers=2, num_heads=2, dim=8)),
     "speech_lm": _speech_lm(objectives.SPEECH_LM),
     "vocos": _vocoder(VocosConfig(input_dim=6, dim=8, num_layers=2, kernel_size=3, hop=4, window=16), Vocos),
+    "aligner": _aligner(AlignerConfig(dim=6, text_dim=8, temperature=0.1)),
     "fastspeech2, encoder": _fast_speech_encoder(FAST_SPEECH),
     "fastspeech2, decoder": _fast_speech_decoder(FAST_SPEECH),
     "xvector": _xvector(XVectorConfig(channels=(6, 5, 9), kernels=(3, 2, 1), dilations=(2, 3, 1), dim=4)),

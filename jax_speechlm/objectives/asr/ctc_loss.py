@@ -33,22 +33,52 @@ def packed_ctc_loss(
       The losses in nats, never negative, and a mask of feasible utterances. An utterance with too few frames for its
       tokens and the blanks between equal neighbours, or without frames, has no alignment: its loss and gradient are 0.
     """
-    num_utterances = tokens_BxNxU.shape[1]
-    own_BxNxT = segment_BxT[:, None] == jnp.arange(1, num_utterances + 1)[:, None]
+    own_BxNxT = _own(segment_BxT, tokens_BxNxU.shape[1])
     feasible_BxN = is_feasible(own_BxNxT.sum(-1), tokens_BxNxU, token_length_BxN)
 
-    utterance_BxT = jnp.maximum(segment_BxT - 1, 0)
-    tokens_BxTxU = jnp.take_along_axis(tokens_BxNxU, utterance_BxT[..., None], axis=1)
-    length_BxT = jnp.take_along_axis(token_length_BxN, utterance_BxT, axis=1)
+    tokens_BxTxU = jnp.take_along_axis(tokens_BxNxU, jnp.maximum(segment_BxT - 1, 0)[..., None], axis=1)
     log_p_BxTxV = jax.nn.log_softmax(logits_BxTxV.astype(jnp.float32))
     token_BxTxU = jnp.take_along_axis(log_p_BxTxV, jnp.clip(tokens_BxTxU, 0, log_p_BxTxV.shape[-1] - 1), axis=-1)
     repeats_BxTxU = jnp.pad(tokens_BxTxU[..., 1:] == tokens_BxTxU[..., :-1], ((0, 0), (0, 0), (1, 0)))
+    rows = log_p_BxTxV[..., BLANK], token_BxTxU, segment_BxT, repeats_BxTxU
+    return _losses(rows, own_BxNxT, token_length_BxN, feasible_BxN), feasible_BxN
 
-    total_BxT = _log_likelihood(log_p_BxTxV[..., BLANK], token_BxTxU, segment_BxT, repeats_BxTxU, length_BxT)
+
+def packed_forward_sum(
+    blank_BxT: Float[Array, "batch time"],
+    token_BxTxU: Float[Array, "batch time tokens"],
+    segment_BxT: Int[Array, "batch time"],
+    token_length_BxN: Int[Array, "batch utterances"],
+) -> tuple[Float[Array, "batch utterances"], Bool[Array, "batch utterances"]]:
+    """Computes `packed_ctc_loss` of tokens that are all different and have log-probabilities of their own.
+
+    Args:
+      blank_BxT, token_BxTxU: log-probabilities of the blank and of each token of the frame's utterance.
+
+    Returns:
+      The losses in nats and a mask of feasible utterances, which have at least as many frames as tokens.
+    """
+    own_BxNxT = _own(segment_BxT, token_length_BxN.shape[1])
+    num_frames = own_BxNxT.sum(-1)
+    feasible_BxN = (num_frames > 0) & (num_frames >= token_length_BxN)
+    rows = blank_BxT, token_BxTxU, segment_BxT, jnp.zeros(token_BxTxU.shape, bool)
+    return _losses(rows, own_BxNxT, token_length_BxN, feasible_BxN), feasible_BxN
+
+
+def _own(segment_BxT: Array, num_utterances: int) -> Bool[Array, "batch utterances time"]:
+    """Returns whether a frame belongs to an utterance."""
+    return segment_BxT[:, None] == jnp.arange(1, num_utterances + 1)[:, None]
+
+
+def _losses(rows: tuple[Array, ...], own_BxNxT: Array, token_length_BxN: Array, feasible_BxN: Array):
+    """Returns the loss of every utterance, [B, N], from the first arguments of `_log_likelihood`."""
+    segment_BxT = rows[2]
+    length_BxT = jnp.take_along_axis(token_length_BxN, jnp.maximum(segment_BxT - 1, 0), axis=1)
+    total_BxT = _log_likelihood(*rows, length_BxT)
     last_BxN = jnp.max(jnp.where(own_BxNxT, jnp.arange(segment_BxT.shape[1]), 0), axis=-1)
     total_BxN = jnp.take_along_axis(total_BxT, last_BxN, axis=1)
     # Selected, so that no gradient reaches an utterance without an alignment. Rounding can make a loss -1e-6.
-    return jnp.where(feasible_BxN, jnp.maximum(-total_BxN, 0), 0), feasible_BxN
+    return jnp.where(feasible_BxN, jnp.maximum(-total_BxN, 0), 0)
 
 
 def ctc_loss(
