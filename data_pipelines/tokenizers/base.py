@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back, by characters or SentencePiece pieces.
+"""Tokenizers: text to token ids and back, by characters, SentencePiece pieces or phones.
 
 All kinds follow one convention, so that models and losses do not depend on the kind:
 
@@ -10,7 +10,8 @@ All kinds follow one convention, so that models and losses do not depend on the 
   its base letter; parts that are still unknown are dropped, not replaced: a symbol for "any other character" would
   teach an acoustic model a class without a sound. `find_unknown` counts the losses before a run starts.
 
-A saved tokenizer is `tokenizer.json`, with `tokenizer.model` next to it for SentencePiece; nothing is pickled.
+A saved tokenizer is `tokenizer.json`, with `tokenizer.model` next to it for SentencePiece and `lexicon.txt.xz` for
+phones; nothing is pickled.
 """
 
 import collections
@@ -204,29 +205,35 @@ def train_tokenizer(
 
     Args:
       texts: transcripts; read once.
-      kind: "char" takes every character that occurs; "unigram" and "bpe" learn `vocab_size` pieces.
+      kind: "char" takes every character that occurs, "phones" every phone and mark of a pause
+        (`data_pipelines.tokenizers.phones`); "unigram" and "bpe" learn `vocab_size` pieces.
       vocab_size: number of ids including the blank, for SentencePiece. A small corpus may result in fewer.
       byte_fallback: adds 256 pieces for bytes to SentencePiece: then every character is known (the rarest, 0.05 % of
         the characters in the texts, are encoded as bytes too) and spaces are kept, so that every text is decoded to its
         NFKC form.
 
     Raises:
+      DataError: the package that a kind needs is not installed.
       ValueError: the texts contain no character, or `vocab_size` does not fit the kind.
     """
     normalised = (unicodedata.normalize("NFKC", text) for text in texts)
+    if kind in ("char", "phones") and vocab_size is not None:
+        raise ValueError("a tokenizer of characters or phones has as many ids as occur; leave vocab_size out")
     if kind == "char":
-        if vocab_size is not None:
-            raise ValueError("a character tokenizer has as many ids as characters; leave vocab_size out")
         alphabet = sorted(set().union(*normalised))
         if not alphabet:
             raise ValueError("cannot build a tokenizer: the texts hold no character; check the set's transcripts")
         tokenizer: Tokenizer = CharTokenizer("".join(alphabet))
+    elif kind == "phones":
+        from data_pipelines.tokenizers.phones import train_phones
+
+        tokenizer = train_phones(normalised)
     elif kind in ("unigram", "bpe"):
         if vocab_size is None:
             raise ValueError(f"a {kind} tokenizer needs a vocab_size")
         tokenizer = SentencePieceTokenizer(kind, _train_sentencepiece(normalised, kind, vocab_size, byte_fallback))
     else:
-        raise ValueError(f"unknown tokenizer kind {kind!r}; choose char, unigram or bpe")
+        raise ValueError(f"unknown tokenizer kind {kind!r}; choose char, phones, unigram or bpe")
     if out is not None:
         tokenizer.save(out)
     return tokenizer
@@ -249,11 +256,17 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
             from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 
             return HuggingFaceTokenizer.from_saved(saved)
-        tokenizer = SentencePieceTokenizer(saved["kind"], (path.parent / saved["model"]).read_bytes())
+        if saved["kind"] == "phones":
+            from data_pipelines.tokenizers.phones import PhoneTokenizer
+
+            tokenizer: Tokenizer = PhoneTokenizer.from_saved(saved, path.parent)
+        else:
+            tokenizer = SentencePieceTokenizer(saved["kind"], (path.parent / saved["model"]).read_bytes())
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         raise DataError(f"{path} is not a readable tokenizer ({error}); save it again") from error
     if tokenizer.fingerprint != saved["fingerprint"]:
-        raise DataError(f"{path} and {saved['model']} next to it belong to different tokenizers; save it again")
+        other_file = saved.get("model") or saved["lexicon"]
+        raise DataError(f"{path} and {other_file} next to it belong to different tokenizers; save it again")
     return tokenizer
 
 

@@ -32,7 +32,7 @@ COMMANDS = {
     ),
     "train-tokenizer": Command(
         "jax_speechlm.cli.tokenizer:train_tokenizer",
-        "train a character or SentencePiece tokenizer on transcripts or text",
+        "train a tokenizer of characters, phones or SentencePiece on transcripts or text",
         "jax-speechlm train-tokenizer --sets queen-en --kind unigram --vocab-size 500 --out data/unigram-500",
     ),
     "train-ngram": Command(

@@ -10,7 +10,7 @@ from data_pipelines.tokenizers import base
 def train_tokenizer(
     sets: tuple[str, ...],
     out: Path,
-    kind: Literal["char", "unigram", "bpe"] = "unigram",
+    kind: Literal["char", "phones", "unigram", "bpe"] = "unigram",
     vocab_size: int = 500,
     byte_fallback: bool = False,
     max_characters: int = 20_000_000,
@@ -21,14 +21,15 @@ def train_tokenizer(
     Args:
       sets: names of prepared data sets; "name:split" selects another split than "train".
       out: folder to write; give it to training as --data.tokenizer.
-      kind: characters, or SentencePiece by a unigram model or byte-pair encoding.
-      vocab_size: number of tokens including the CTC blank; ignored for characters.
+      kind: characters; English phones by the CMU Pronouncing Dictionary, for speech synthesis (pip install
+        'jax_speechlm[tts]'); or SentencePiece by a unigram model or byte-pair encoding.
+      vocab_size: number of tokens including the CTC blank; ignored for characters and phones.
       byte_fallback: encode characters without a piece as bytes, so that decoding is lossless; for language models.
       max_characters: characters of the rows drawn at random that SentencePiece is trained on.
       data_dir: folder of the prepared data sets.
     """
     rows = index.read_sets(data_dir, sets, "train")
-    if kind == "char":
+    if kind in ("char", "phones"):
         texts = [text for part in rows.parts for text in part.texts()]
         tokenizer = base.train_tokenizer(texts, kind, None, out)
     else:
