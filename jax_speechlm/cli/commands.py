@@ -97,8 +97,8 @@ COMMANDS = {
     ),
     "serve": Command(
         "jax_speechlm.serving.run:serve_run",
-        "answer requests for transcripts over HTTP, in OpenAI's form, and show a page to try a run on",
-        "jax-speechlm serve runs/finetune --port 8000",
+        "answer requests for transcripts and speech over HTTP, in OpenAI's form, and show a page to try runs on",
+        "jax-speechlm serve runs/finetune --port 8000    |    jax-speechlm serve runs/finetune runs/voice",
         extra="serve",
     ),
     "translate": Command(

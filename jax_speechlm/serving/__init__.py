@@ -1,1 +1,1 @@
-"""A trained run as a service: `jax-speechlm serve`: an HTTP endpoint in OpenAI's form, and a page that calls it."""
+"""Trained runs as a service: `jax-speechlm serve`: an HTTP endpoint in OpenAI's form, and a page that calls it."""

@@ -1,21 +1,15 @@
-"""Responses: a transcript in OpenAI's response formats, and as server-sent events while it is decoded."""
+"""Responses: a transcript in OpenAI's response formats."""
 
-import contextlib
-import json
-import logging
 import zlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from jax_speechlm.decoding.ctc.alignment import Word
 from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.transcript import SUBTITLES, Segment, phrases
-from jax_speechlm.serving.forms import INTERNAL, ApiError, Upload
-
-log = logging.getLogger(__name__)
+from jax_speechlm.serving.forms import ApiError, Upload
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 _STREAMED = ("json", "text")  # formats that can be sent as events
@@ -67,32 +61,6 @@ class Wish:
         ]:
             body["alternatives"] = alternatives
         return JSONResponse(body)
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events. A failure is sent as an event; the generator of events is closed in every case."""
-
-    def __init__(self, events: AsyncGenerator[dict[str, Any], None]):
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        del scope, receive
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with contextlib.aclosing(self.body_iterator) as events:
-            try:
-                async for event in events:
-                    await send(_event(json.dumps(event)))
-                await send(_event("[DONE]"))
-            except ApiError as error:
-                await send(_event(error.response().body.decode()))
-            except Exception:
-                log.exception("a stream failed")
-                await send(_event(INTERNAL.response().body.decode()))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _event(data: str) -> dict[str, Any]:
-    return {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True}
 
 
 def _phrase(transcriber: Transcriber, index: int, segment: Segment, phrase: Segment) -> dict[str, Any]:

@@ -2,20 +2,17 @@
 
 import collections
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.inference.segmentation import Samples, shape_of
+from jax_speechlm.serving.admission import GivenUpError, Work
 
 _AT_ONCE = 4  # queued windows of one request, so that an hour of audio does not delay a short clip
 
 _LAST_SECONDS = 5.0  # `close` waits so long for the batch in progress
-
-
-class GivenUpError(Exception):
-    """The request was cancelled, or the service is stopping."""
 
 
 class _Waiting(NamedTuple):
@@ -95,36 +92,17 @@ class Batcher:
                 self._changed.wait()
 
 
-class Caller:
+class Caller(Work):
     """One request's access to the batcher, which another thread may cancel."""
 
     def __init__(self, batcher: Batcher):
+        super().__init__()
         self._batcher = batcher
-        self._waiting: Sequence[Future] = ()
-        self._lock = threading.Lock()
-        self.cancelled = threading.Event()
 
     def encode(self, parts: list[Samples]) -> list[Any]:
         """Returns the model's output for each window. Raises `GivenUpError` once `cancel` was called."""
         outputs: list[Any] = []
         for first in range(0, len(parts), _AT_ONCE):
-            with self._lock:
-                self.check()
-                self._waiting = [self._batcher.submit(part) for part in parts[first : first + _AT_ONCE]]
-            try:
-                outputs += [future.result() for future in self._waiting]
-            except CancelledError:
-                raise GivenUpError from None
+            some = parts[first : first + _AT_ONCE]
+            outputs += self.wait(lambda some=some: [self._batcher.submit(part) for part in some])
         return outputs
-
-    def check(self) -> None:
-        """Raises `GivenUpError` once `cancel` was called."""
-        if self.cancelled.is_set():
-            raise GivenUpError
-
-    def cancel(self) -> None:
-        """Cancels the request: `encode` raises, and its queued windows are dropped."""
-        with self._lock:
-            self.cancelled.set()
-            for future in self._waiting:
-                future.cancel()

@@ -1,10 +1,12 @@
-"""Request bodies: a form with one file, read into memory under limits; and errors in OpenAI's form."""
+"""Request bodies, read into memory under limits: a form with one file, or JSON; and errors in OpenAI's form."""
 
 import asyncio
 import contextlib
 import dataclasses
+import json
 import math
 from collections.abc import AsyncGenerator
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -41,6 +43,8 @@ class ApiError(Exception):
         return JSONResponse({"error": error}, self.status, headers)
 
 
+_FILE_TOO_LARGE = ApiError(413, "the file is too large", param="file", code="file_too_large")
+
 INTERNAL = ApiError(500, "internal error; the log of the service has the details", code="internal_error")
 """The response after an unexpected exception."""
 
@@ -75,10 +79,11 @@ class Body:
     def __init__(self, request: Request):
         self.request, self.ended = request, False
 
-    async def chunks(self, max_bytes: float = math.inf) -> AsyncGenerator[bytes, None]:
+    async def chunks(
+        self, max_bytes: float = math.inf, too_large: ApiError = _FILE_TOO_LARGE
+    ) -> AsyncGenerator[bytes, None]:
         """Yields the rest of the body as it arrives. Raises `ApiError` if it is, or declares to be, too large."""
         declared, read = self.request.headers.get("content-length", "0"), 0
-        too_large = ApiError(413, "the file is too large", param="file", code="file_too_large")
         if int(declared) > max_bytes:
             raise too_large
         while not self.ended:
@@ -122,6 +127,37 @@ async def read_upload(request: Request, max_bytes: int) -> Upload:
         if error.status != CLOSED:
             await body.drain()
         raise
+
+
+async def read_json(request: Request, max_bytes: int, remedy: str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+      remedy: what to do about a body that is too large, for its error.
+
+    Raises:
+      ApiError: the body is too large, too slow, or not a JSON object.
+    """
+    body, content = Body(request), bytearray()
+    too_large = ApiError(413, f"the request is larger than {max_bytes} bytes: {remedy}", code="request_too_large")
+    try:
+        async with asyncio.timeout(_UPLOAD_SECONDS):
+            async for chunk in body.chunks(max_bytes, too_large):
+                content += chunk
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise ApiError(400, "send application/json", code="invalid_content_type")
+        parsed = json.loads(content)
+    except TimeoutError:
+        raise ApiError(408, f"the request took over {_UPLOAD_SECONDS:g} s", code="upload_timeout") from None
+    except (ValueError, RecursionError):
+        raise ApiError(400, "the request is not JSON", code="invalid_json") from None
+    except ApiError as error:
+        if error.status != CLOSED:
+            await body.drain()
+        raise
+    if not isinstance(parsed, dict):
+        raise ApiError(400, "the request must be a JSON object", code="invalid_json")
+    return parsed
 
 
 async def _parse(body: Body, max_bytes: int) -> Upload:

@@ -3,39 +3,48 @@
 import contextlib
 import ipaddress
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 from tyro.conf import OmitArgPrefixes, Positional
 
+from data_pipelines.core.paths import AnyPath
+from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.inference.asr.decoder import Decoding
 from jax_speechlm.inference.load import open_transcriber
-from jax_speechlm.inference.segmentation import empty_batch, shapes
-from jax_speechlm.serving.app import Limits, Service, make_app
+from jax_speechlm.serving.admission import Limits, Requests
+from jax_speechlm.serving.app import make_app
 from jax_speechlm.serving.server import make_server
-from jax_speechlm.training.checkpoints import CheckpointError
+from jax_speechlm.serving.speech import Synthesis
+from jax_speechlm.serving.transcription import ROUTES, Transcription
+from jax_speechlm.tasks import resolve
+from jax_speechlm.training.runs import task_of_run
 
 
 def serve_run(
-    checkpoint: Positional[Path],
+    checkpoints: Positional[tuple[Path, ...]],
     host: str = "127.0.0.1",
     port: int = 8000,
     names: tuple[str, ...] = (),
     decoding: OmitArgPrefixes[Decoding] = Decoding(),  # noqa: B008  frozen
     ensemble: tuple[Path, ...] = (),
+    vocoder: str | None = None,
     limits: OmitArgPrefixes[Limits] = Limits(),  # noqa: B008  frozen
     max_seconds: float = 30.0,
     seconds_per_batch: float = 60.0,
     warm_up: bool = True,
 ) -> None:
-    """Serves a trained run over HTTP: POST /v1/audio/transcriptions in OpenAI's form, and a page to try it on at /.
+    """Serves trained runs over HTTP in OpenAI's form, and a page to try them on at /.
 
-    Concurrent requests share batches; a response does not depend on the others and equals the output of
-    `jax-speechlm transcribe`. Ctrl-C or SIGTERM lets requests in progress finish, for 20 s.
+    A run that transcribes or translates answers POST /v1/audio/transcriptions or /v1/audio/translations, one that
+    synthesises /v1/audio/speech; one server takes a run of each. Concurrent requests for transcripts share batches; a
+    response does not depend on the others and equals the output of `jax-speechlm transcribe` or `synthesize`. Ctrl-C or
+    SIGTERM lets requests in progress finish, for 20 s.
 
     Args:
-      checkpoint: a finetuned run's directory, or one of its checkpoints/<step> folders.
+      checkpoints: directories of finetuned runs, or their checkpoints/<step> folders, at most one for each route.
       host: the address to listen at. The default accepts connections from this machine alone: there is neither a
         password nor encryption, so use a proxy that has both for others.
       port: 0 picks a free one and prints it.
@@ -43,31 +52,60 @@ def serve_run(
         sites are refused; so are, on this machine's own address, requests to other names than localhost.
       decoding: how text is decoded; the report of `eval` has the weights that it tuned.
       ensemble: further runs with the same tokenizer and frame rate; the mean of all probabilities is decoded.
+      vocoder: the vocoder of a run that synthesises: a run, or griffin-lim.
       limits: limits of uploads and requests.
       max_seconds: longer recordings are encoded in overlapping windows of at most this length, cut at quiet places.
       seconds_per_batch: padded audio of a batch; affects memory and speed only.
       warm_up: compile the programs of all shapes before the first request; otherwise each when it is first needed.
     """
-    transcriber = open_transcriber(checkpoint, decoding, ensemble)
-    if transcriber.task not in ("transcribe", "translate"):
-        raise CheckpointError(
-            f"{checkpoint}: was trained to {transcriber.task}; only runs that transcribe or translate can be served"
-        )
+    requests = Requests(limits)
+    services = [
+        _voice(checkpoint, vocoder, requests)
+        if "synthesize" in task_of_run(checkpoint).abilities
+        else _transcription(checkpoint, decoding, ensemble, requests, max_seconds, seconds_per_batch)
+        for checkpoint in checkpoints
+    ]
+    app = make_app(requests, services, names)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise ValueError(f"cannot listen at {host}:{port} ({error.strerror}): choose another --port") from error
     if warm_up:
-        console, every = Console(stderr=True), shapes(max_seconds, seconds_per_batch)
-        for shape in track(every, "compiling", console=console, transient=True, disable=not console.is_terminal):
-            transcriber.encode([empty_batch(*shape)])
-    name = transcriber.checkpoint.parent.parent.name or "model"  # of RUN/checkpoints/STEP
-    service = Service(transcriber, name, limits, max_seconds, seconds_per_batch)
-    server = make_server(make_app(service, names))
+        console, programs = Console(stderr=True), [each for service in services for each in service.programs()]
+        for run in track(programs, "compiling", console=console, transient=True, disable=not console.is_terminal):
+            run()
+    server = make_server(app)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    print(f"{name} at {url} (a page), {url}/v1/audio/transcriptions; Ctrl-C stops", flush=True)
+    for service in services:
+        print(f"{service.name} at {url} (a page), {url}{service.route}; Ctrl-C stops", flush=True)
     if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         print("warning: no password protects this address: anyone who can reach this machine can use it", flush=True)
     with contextlib.suppress(KeyboardInterrupt):  # the server raises it again once it has stopped
         server.run(sockets=[listener])
+
+
+def _transcription(
+    checkpoint: Path,
+    decoding: Decoding,
+    ensemble: Sequence[Path],
+    requests: Requests,
+    max_seconds: float,
+    seconds_per_batch: float,
+) -> Transcription:
+    transcriber = open_transcriber(checkpoint, decoding, ensemble)
+    if transcriber.task not in ROUTES:
+        raise CheckpointError(
+            f"{checkpoint}: was trained to {transcriber.task}; only runs that transcribe, translate or synthesise can "
+            "be served"
+        )
+    return Transcription(transcriber, _name(transcriber.checkpoint), requests, max_seconds, seconds_per_batch)
+
+
+def _voice(checkpoint: Path, vocoder: str | None, requests: Requests) -> Synthesis:
+    voice = resolve(task_of_run(checkpoint).predictor).load(checkpoint, vocoder=vocoder)
+    return Synthesis(voice, _name(voice.checkpoint), requests)
+
+
+def _name(checkpoint: AnyPath) -> str:
+    return checkpoint.parent.parent.name or "model"  # of RUN/checkpoints/STEP

@@ -13,8 +13,11 @@ import numpy as np
 import soundfile
 
 from jax_speechlm.inference.asr.base import Transcriber
-from jax_speechlm.serving.app import Limits, Service, make_app
+from jax_speechlm.serving.admission import Limits, Requests
+from jax_speechlm.serving.app import make_app
 from jax_speechlm.serving.server import make_server
+from jax_speechlm.serving.speech import Synthesis, Voice
+from jax_speechlm.serving.transcription import Transcription
 
 RATE = 16_000
 
@@ -23,25 +26,35 @@ class Server:
     """A service that listens.
 
     Attributes:
-      service: what it serves.
+      service: the recognizer that it serves.
+      voice: the voice that it serves.
       client: speaks to it over HTTP.
     """
 
     def __init__(
         self,
-        transcriber: Transcriber,
+        transcriber: Transcriber | None,
         limits: Limits,
         names: tuple[str, ...] = (),
         idle_seconds: float = 15.0,
+        voice: Voice | None = None,
         **options,
     ):
-        self.service = Service(
-            transcriber, "tones", limits, **{"max_seconds": 30.0, "seconds_per_batch": 60.0} | options
-        )
+        self.requests, services = Requests(limits), []
+        if transcriber is not None:
+            options = {"max_seconds": 30.0, "seconds_per_batch": 60.0} | options
+            self.service = Transcription(transcriber, "tones", self.requests, **options)
+            services.append(self.service)
+        if voice is not None:
+            self.voice = Synthesis(voice, "voice", self.requests)
+            services.append(self.voice)
         listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._server = make_server(
-            make_app(self.service, names), stop_seconds=5, idle_seconds=idle_seconds, log_level=logging.CRITICAL
+            make_app(self.requests, services, names),
+            stop_seconds=5,
+            idle_seconds=idle_seconds,
+            log_level=logging.CRITICAL,
         )
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, name="server")
         self._thread.start()
@@ -61,7 +74,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(transcriber: Transcriber, limits: Limits = Limits(), **options) -> Iterator[Server]:  # noqa: B008
+def serving(transcriber: Transcriber | None = None, limits: Limits = Limits(), **options) -> Iterator[Server]:  # noqa: B008
     server = Server(transcriber, limits, **options)
     try:
         yield server

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jax_speechlm.inference.segmentation import shape_of
-from jax_speechlm.serving.batcher import Batcher, Caller, GivenUpError
+from jax_speechlm.serving.admission import GivenUpError
+from jax_speechlm.serving.batcher import Batcher, Caller
 
 SECOND = 16_000
 

@@ -13,7 +13,7 @@ import pytest
 from data_pipelines.audio import decode
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.serving import server as http_server
-from jax_speechlm.serving.app import Limits
+from jax_speechlm.serving.admission import Limits
 from tests.serving.service import RATE, Server, encoded, serving
 from tests.trained_tones import speak, trained_run
 

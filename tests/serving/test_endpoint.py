@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
-from jax_speechlm.serving.app import Limits
+from jax_speechlm.serving.admission import Limits
 from tests.data_pipelines.audio.foreign_audio import claiming
 from tests.serving.service import RATE, encoded, serving
 from tests.trained_tones import random_text, speak, trained_run
@@ -172,7 +172,7 @@ def test_what_there_is(server):
     assert card["parameters"] > 1000
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/audio/transcriptions", "/v1/models", "/health"} <= set(paths)
-    for path in ("/", "/page.js", "/recorder.js"):
+    for path in ("/", "/page.js", "/listen.js", "/speak.js", "/recorder.js"):
         response = client.get(path)
         assert response.status_code == 200
         assert "default-src 'none'" in response.headers["content-security-policy"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm.inference.asr.ctc import Recognizer
-from jax_speechlm.serving.app import Limits
+from jax_speechlm.serving.admission import Limits
 from tests.serving.service import RATE, Server, encoded, serving
 from tests.trained_tones import QUIET, random_text, speak, trained_run
 

@@ -1,0 +1,162 @@
+"use strict";
+
+// Transcription: a file or the microphone, the transcript, its words and the features.
+
+const RATE = 16000;          // Hz that the microphone is taken at
+const LIVE_PAUSE = 700;      // ms between two transcripts of what is being said
+const LIVE_MOST = 20;        // seconds after which what was said is settled and not heard again
+
+let route = "/v1/audio/transcriptions";
+const transcribe = (audio) =>
+  post(route, audio, [["response_format", "verbose_json"], ["timestamp_granularities[]", "word"]]);
+
+function showText(settled, live = "") {
+  const part = document.createElement("span");
+  part.className = "live";
+  part.textContent = live;
+  $("transcript").replaceChildren(settled + (settled && live ? " " : ""), part);
+}
+
+function showWords(words) {
+  $("words-title").hidden = !words.length;
+  $("words").replaceChildren(...words.map((each) => {
+    const word = document.createElement("span");
+    const times = document.createElement("small");
+    times.textContent = `${each.start.toFixed(2)}–${each.end.toFixed(2)}`;
+    word.append(each.word, times);
+    return word;
+  }));
+}
+
+function showAlternatives(segments) {
+  const rows = [];
+  for (const segment of segments) {
+    const title = document.createElement("h2");
+    title.textContent = `What else it may be, ${segment.start.toFixed(1)}–${segment.end.toFixed(1)} s`;
+    const list = document.createElement("ol");
+    for (const text of segment.texts) {
+      const item = document.createElement("li");
+      item.textContent = text;
+      list.append(item);
+    }
+    rows.push(title, list);
+  }
+  $("alternatives").replaceChildren(...rows);
+}
+
+async function show(audio) {
+  $("player").src = URL.createObjectURL(audio);
+  $("player").hidden = false;
+  say("listening ...");
+  const began = performance.now();
+  try {
+    const heard = await transcribe(audio);
+    const words = heard.words || [];
+    showText(heard.text);
+    showWords(words);
+    showAlternatives(heard.alternatives || []);
+    const seconds = (performance.now() - began) / 1000;
+    say(`${heard.duration.toFixed(1)} s of audio in ${seconds.toFixed(2)} s`);
+    $("result").hidden = false;
+    draw($("mel"), await post("/page/log-mel", audio), words);
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+function wav(parts) {
+  const count = parts.reduce((sum, part) => sum + part.length, 0);
+  const view = new DataView(new ArrayBuffer(44 + 2 * count));
+  const text = (at, value) => [...value].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
+  text(0, "RIFF"); view.setUint32(4, 36 + 2 * count, true); text(8, "WAVEfmt ");
+  view.setUint32(16, 16, true); view.setUint16(20, 1, true); view.setUint16(22, 1, true);
+  view.setUint32(24, RATE, true); view.setUint32(28, 2 * RATE, true);
+  view.setUint16(32, 2, true); view.setUint16(34, 16, true);
+  text(36, "data"); view.setUint32(40, 2 * count, true);
+  let at = 44;
+  for (const part of parts) {
+    for (const value of part) {
+      view.setInt16(at, Math.max(-1, Math.min(1, value)) * 32767, true);
+      at += 2;
+    }
+  }
+  return new Blob([view.buffer], { type: "audio/wav" });
+}
+
+const length = (parts) => parts.reduce((sum, part) => sum + part.length, 0) / RATE;
+
+function without(parts, seconds) {
+  let drop = Math.round(seconds * RATE);
+  const rest = [];
+  for (const part of parts) {
+    if (drop < part.length) rest.push(drop > 0 ? part.subarray(drop) : part);
+    drop -= part.length;
+  }
+  return rest;
+}
+
+let recording = null;
+
+async function record() {
+  const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+  const context = new AudioContext({ sampleRate: RATE });
+  await context.audioWorklet.addModule("/recorder.js");
+  const node = new AudioWorkletNode(context, "recorder");
+  const now = recording = { stream, context, all: [], pending: [], settled: "", timer: 0 };
+  node.port.onmessage = ({ data }) => {
+    now.all.push(data);
+    now.pending.push(data);
+    $("seconds").textContent = `${length(now.all).toFixed(1)} s`;
+  };
+  context.createMediaStreamSource(stream).connect(node);
+  $("record").setAttribute("aria-pressed", "true");
+  $("record").textContent = "Stop";
+  $("result").hidden = true;
+  showText("");
+  say("speak ...");
+  now.timer = setTimeout(() => listen(now), LIVE_PAUSE);
+}
+
+async function listen(now) {
+  if (recording !== now) return;
+  const parts = [...now.pending];
+  try {
+    if (length(parts) > 0.3) {
+      const heard = await transcribe(wav(parts));
+      if (recording !== now) return;
+      showText(now.settled, heard.text);
+      if (length(parts) > LIVE_MOST) {
+        // Whole phrases are settled; the last one may go on.
+        const done = heard.segments.length > 1 ? heard.segments.slice(0, -1) : heard.segments;
+        now.settled = [now.settled, ...done.map((each) => each.text)].filter(Boolean).join(" ");
+        const end = done.length ? done[done.length - 1].end : length(parts);
+        now.pending = without(now.pending, end);
+      }
+    }
+  } catch (error) {
+    say(error.message, true);
+  }
+  now.timer = setTimeout(() => listen(now), LIVE_PAUSE);
+}
+
+async function stop() {
+  const now = recording;
+  recording = null;
+  clearTimeout(now.timer);
+  now.stream.getTracks().forEach((track) => track.stop());
+  await now.context.close();
+  $("record").setAttribute("aria-pressed", "false");
+  $("record").textContent = "Record";
+  if (now.all.length) await show(wav(now.all));
+}
+
+$("record").addEventListener("click", () =>
+  (recording ? stop() : record()).catch((error) => say(`no microphone: ${error.message}`, true)));
+$("file").addEventListener("change", () => {
+  if ($("file").files.length) show($("file").files[0]);
+});
+
+function showTranscriber(model) {
+  route = model.route;
+  $("transcriber").hidden = false;
+}

@@ -1,0 +1,141 @@
+"""Transcription: OpenAI's `/v1/audio/transcriptions` or `/v1/audio/translations` over one trained run."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from jax_speechlm.inference.asr.base import Transcriber
+from jax_speechlm.inference.segmentation import Samples, empty_batch, shapes
+from jax_speechlm.inference.transcript import Segment
+from jax_speechlm.serving.admission import Requests
+from jax_speechlm.serving.answers import FORMATS, Wish
+from jax_speechlm.serving.batcher import Batcher, Caller
+from jax_speechlm.serving.forms import Upload
+from jax_speechlm.serving.service import Service, chain
+from jax_speechlm.serving.streams import EventStream
+
+ROUTES = {"transcribe": "/v1/audio/transcriptions", "translate": "/v1/audio/translations"}
+"""Routes by the task of a run."""
+
+_FIELDS = {
+    "file": {"type": "string", "format": "binary"},
+    "model": {"type": "string"},
+    "response_format": {"type": "string", "enum": list(FORMATS)},
+    "stream": {"type": "boolean"},
+    "timestamp_granularities[]": {"type": "array", "items": {"enum": ["word", "segment"]}},
+}
+_SCHEMA = {"type": "object", "required": ["file"], "properties": _FIELDS}
+_FORM = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _SCHEMA}}}}
+
+
+class Transcription(Service):
+    """A transcriber and the thread that owns it."""
+
+    picture_route = "/page/log-mel"
+
+    def __init__(
+        self, transcriber: Transcriber, name: str, requests: Requests, max_seconds: float, seconds_per_batch: float
+    ):
+        super().__init__(name, requests, transcriber.experiment, transcriber.params)
+        self.transcriber, self.max_seconds, self.seconds_per_batch = transcriber, max_seconds, seconds_per_batch
+        self.task, self.route = transcriber.task, ROUTES[transcriber.task]
+        self.batcher = Batcher(lambda parts: transcriber.encode_audio(parts, seconds_per_batch), seconds_per_batch)
+
+    def close(self) -> None:
+        self.batcher.close()
+
+    def programs(self) -> Sequence[Callable[[], Any]]:
+        every = shapes(self.max_seconds, self.seconds_per_batch)
+        return [lambda shape=shape: self.transcriber.encode([empty_batch(*shape)]) for shape in every]
+
+    def health(self) -> dict[str, dict[str, int | float]]:
+        return {"heard": {"windows": self.batcher.windows, "batches": self.batcher.batches}}
+
+    def card(self) -> dict[str, Any]:
+        transcriber = self.transcriber
+        return super().card() | {
+            "steps": transcriber.run.step,
+            "tokens": f"{transcriber.tokenizer.vocab_size} ({transcriber.tokenizer.kind})",
+            "decoding": transcriber.decoding_description,
+            "checkpoint": "/".join(transcriber.checkpoint.parts[-3:]),
+        }
+
+    def add_routes(self, app: FastAPI) -> None:
+        @app.post(self.route, openapi_extra=_FORM)
+        async def transcriptions(request: Request) -> Response:
+            responses = self._responses(request)
+            response = await anext(responses)
+            if isinstance(response, Response):
+                await responses.aclose()
+                return response
+            return EventStream(chain(response, responses))
+
+        self.add_picture_route(app)
+
+    async def _responses(self, request: Request) -> AsyncGenerator[Response | dict[str, Any], None]:
+        """Yields the response, or the events of an `EventStream`, all while the request counts as in progress."""
+        async with self.requests.admitted(request):
+            upload = await self.upload_of(request)
+            wish = Wish(upload)
+            if wish.stream:
+                async with contextlib.aclosing(self.events(request, upload)) as events:
+                    async for event in events:
+                        yield event
+            else:
+                work = Caller(self.batcher)
+                result = await self.run(request, lambda caller: self.transcribe(upload, caller), work)
+                yield wish.answer(self.transcriber, *result)
+
+    def transcribe(
+        self, upload: Upload, caller: Caller, on_segment: Callable[[Segment], Any] | None = None
+    ) -> tuple[list[Segment], float]:
+        """Transcribes an upload.
+
+        Args:
+          on_segment: called with each segment as soon as it is decoded.
+
+        Returns:
+          The segments, and the duration of the audio in seconds.
+        """
+        num_samples, segments = 0, []
+
+        def counted() -> Iterator[Samples]:
+            nonlocal num_samples
+            for block in self.blocks(upload, caller):
+                num_samples += len(block)
+                yield block
+
+        at_once = {"at_once": 1} if on_segment else {}
+        for segment in self.transcriber.segments(counted(), caller.encode, max_seconds=self.max_seconds, **at_once):
+            segments.append(segment)
+            if on_segment:
+                on_segment(segment)
+        return segments, num_samples / self.sample_rate
+
+    async def events(self, request: Request, upload: Upload) -> AsyncGenerator[dict[str, Any], None]:
+        """Transcribes an upload as events: text as it is decoded, then the complete text. Raises as `run`."""
+        loop, segments, text = asyncio.get_running_loop(), [], ""
+        queue: asyncio.Queue[Segment | None] = asyncio.Queue()
+
+        def on_segment(segment: Segment) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, segment)
+
+        work = Caller(self.batcher)
+        working = asyncio.ensure_future(
+            self.run(request, lambda caller: self.transcribe(upload, caller, on_segment), work)
+        )
+        working.add_done_callback(lambda _: queue.put_nowait(None))
+        try:
+            while (segment := await queue.get()) is not None:
+                segments.append(segment)
+                before, text = text, self.transcriber.text_of(segments)
+                if text != before:
+                    yield {"type": "transcript.text.delta", "delta": text.removeprefix(before)}
+            await working
+            yield {"type": "transcript.text.done", "text": text}
+        finally:
+            working.cancel()
