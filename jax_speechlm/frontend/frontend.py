@@ -1,6 +1,9 @@
-"""The front end: waveforms to log-mel features on device, with augmentation in training."""
+"""The front end: waveforms to mel features on device, with augmentation in training."""
+
+from typing import Annotated, Any, TypeAlias
 
 import jax
+import pydantic
 from jaxtyping import Array, Float32, PRNGKeyArray
 
 from jax_speechlm.core.batch import Batch, example_keys, lengths_of
@@ -8,19 +11,41 @@ from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths
 from jax_speechlm.frontend.augment import Augment, augment_audio, spec_augment
 from jax_speechlm.frontend.logmel import LogMel, log_mel
+from jax_speechlm.frontend.synthesis_mel import SynthesisMel, synthesis_mel
 from jax_speechlm.parallel import sequence
+
+AnyMel: TypeAlias = LogMel | SynthesisMel
+"""Settings of features: normalised, for models that recognise speech, or for models that synthesise it."""
+
+
+def _class_of(mel: Any) -> str:
+    """Returns the tag of the class of settings, by their variant; earlier versions had `LogMel` only."""
+    variant = mel.get("variant") if isinstance(mel, dict) else getattr(mel, "variant", None)
+    return "synthesis" if variant == SynthesisMel.model_fields["variant"].default else "log"
 
 
 class FrontEnd(Config):
     """Settings of the front end.
 
     Attributes:
-      mel: log-mel features.
-      augment: augmentation in training; none by default.
+      mel: log-mel features, or mel spectrograms for synthesis (`variant` "speecht5").
+      augment: augmentation in training; none by default. Spectrograms for synthesis are not masked.
     """
 
-    mel: LogMel = LogMel()
+    mel: Annotated[
+        Annotated[LogMel, pydantic.Tag("log")] | Annotated[SynthesisMel, pydantic.Tag("synthesis")],
+        pydantic.Discriminator(_class_of),
+    ] = LogMel()
     augment: Augment = Augment()
+
+    @pydantic.model_validator(mode="after")
+    def _no_masks_for_synthesis(self):
+        if isinstance(self.mel, SynthesisMel) and (self.augment.time_masks or self.augment.freq_masks):
+            raise ValueError(
+                "SpecAugment masks normalised features, and mel spectrograms for synthesis are not: set "
+                "frontend.augment.time_masks and freq_masks to 0"
+            )
+        return self
 
     def waveform_only(self) -> "FrontEnd":
         """Returns these settings without SpecAugment."""
@@ -41,14 +66,15 @@ def features(
       Features, their time padded to divide over the devices of the mesh axis "sequence", and the segments of packed
       rows in feature vectors, or feature vectors per row.
     """
-    audio, lengths = batch["audio"], lengths_of(batch)
-    if key is None:
-        x_BxTxF, lengths = log_mel(audio, lengths, config.mel)
-        return sequence.pad_time(x_BxTxF), lengths
-    wave_key, spec_key = jax.random.split(key)
-    keys = example_keys(wave_key, batch["example_id"])
-    audio, lengths = augment_audio(audio, lengths, keys, config.augment, batch.get("noise"), config.mel.sample_rate)
-    x_BxTxF, lengths = log_mel(audio, lengths, config.mel)
+    audio, lengths, mel = batch["audio"], lengths_of(batch), config.mel
+    if key is not None:
+        wave_key, spec_key = jax.random.split(key)
+        keys = example_keys(wave_key, batch["example_id"])
+        audio, lengths = augment_audio(audio, lengths, keys, config.augment, batch.get("noise"), mel.sample_rate)
+    compute = synthesis_mel if isinstance(mel, SynthesisMel) else log_mel
+    x_BxTxF, lengths = compute(audio, lengths, mel)
     x_BxTxF = sequence.pad_time(x_BxTxF)
+    if key is None or isinstance(mel, SynthesisMel):
+        return x_BxTxF, lengths
     keys = example_keys(spec_key, batch["example_id"])
-    return spec_augment(x_BxTxF, lengths, keys, config.augment, config.mel.num_mel_bins), lengths
+    return spec_augment(x_BxTxF, lengths, keys, config.augment, mel.num_mel_bins), lengths

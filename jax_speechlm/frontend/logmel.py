@@ -225,9 +225,18 @@ def _matrices(variant: str, num_mel_bins: int, sample_rate: int) -> tuple[np.nda
     angle = 2 * np.pi * np.outer(used, n) / fft
     dft = np.concatenate([np.cos(angle), np.sin(angle)]) @ linear
     dft = dft @ np.tril(np.ones((span, span)))  # a sample is the sum of all differences up to it
-    unit = 2.0 ** (np.ceil(np.log2(np.abs(dft).max(axis=1, keepdims=True))) - _COARSE_BITS[variant])
+    return coarse_and_fine(dft.T, _COARSE_BITS[variant]), filters[used].astype(np.float32)
+
+
+def coarse_and_fine(dft: np.ndarray, bits: int) -> np.ndarray:
+    """Returns a matrix [span, values] as coarse values and remainders, float32 [span, 2 x values].
+
+    Args:
+      bits: significant bits of the coarse values, of each column's largest.
+    """
+    unit = 2.0 ** (np.ceil(np.log2(np.abs(dft).max(axis=0, keepdims=True))) - bits)
     coarse = np.round(dft / unit) * unit
-    return np.concatenate([coarse, dft - coarse]).T.astype(np.float32), filters[used].astype(np.float32)
+    return np.concatenate([coarse, dft - coarse], axis=1).astype(np.float32)
 
 
 def _mel_filters(variant: str, num_mel_bins: int, hertz: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -236,18 +245,32 @@ def _mel_filters(variant: str, num_mel_bins: int, hertz: np.ndarray, sample_rate
     Kaldi: from 20 Hz; mel = 1127 ln(1 + f / 700), triangles linear in mel, of height 1. Librosa: from 0 Hz; Slaney's
     mel (linear to 1 kHz, then logarithmic), triangles linear in hertz, of area 1.
     """
-    if variant == "kaldi":
+    if variant != "kaldi":
+        return mel_filters(num_mel_bins, hertz, 0, sample_rate / 2)
 
-        def mel(hertz: np.ndarray | int | float) -> np.ndarray | float:
-            return 1127 * np.log1p(np.asarray(hertz) / 700)
+    def mel(hertz: np.ndarray | int | float) -> np.ndarray | float:
+        return 1127 * np.log1p(np.asarray(hertz) / 700)
 
-        edges, at = np.linspace(mel(20), mel(sample_rate / 2), num_mel_bins + 2), mel(hertz)
-        height = np.ones(num_mel_bins)
-    else:
-        top = 15 + 27 * np.log(sample_rate / 2 / 1000) / np.log(6.4)  # 15 mel is 1 kHz, 27 mel a factor of 6.4
-        mels = np.linspace(0, top, num_mel_bins + 2)
-        edges, at = np.where(mels < 15, mels * 200 / 3, 1000 * 6.4 ** ((mels - 15) / 27)), hertz
-        height = 2 / (edges[2:] - edges[:-2])
+    return _triangles(np.linspace(mel(20), mel(sample_rate / 2), num_mel_bins + 2), mel(hertz))
+
+
+def mel_filters(num_mel_bins: int, hertz: np.ndarray, low_hertz: float, high_hertz: float) -> np.ndarray:
+    """Returns librosa's filters [frequencies, bins]: Slaney's mel scale, triangles linear in hertz, of area 1.
+
+    Slaney's mel scale is linear to 1 kHz, then logarithmic.
+    """
+
+    def mel(hertz: float) -> float:
+        # 15 mel is 1 kHz, 27 mel a factor of 6.4
+        return hertz * 3 / 200 if hertz < 1000 else 15 + 27 * math.log(hertz / 1000) / math.log(6.4)
+
+    mels = np.linspace(mel(low_hertz), mel(high_hertz), num_mel_bins + 2)
+    edges = np.where(mels < 15, mels * 200 / 3, 1000 * 6.4 ** ((mels - 15) / 27))
+    return _triangles(edges, hertz) * 2 / (edges[2:] - edges[:-2])
+
+
+def _triangles(edges: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Returns triangles of height 1 between every other two edges, at points [points, bins]."""
     rise = (at[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
     fall = (edges[2:] - at[:, None]) / (edges[2:] - edges[1:-1])
-    return height * np.maximum(0, np.minimum(rise, fall))
+    return np.maximum(0, np.minimum(rise, fall))

@@ -51,8 +51,7 @@ def stft(
     audio = audio.astype(jnp.float32)
     pad = _padded(n_fft, hop, padding)
     if pad and mode == "reflect":
-        last = audio.shape[1] - 1
-        audio = jnp.concatenate([audio[:, 1 : pad + 1][:, ::-1], audio, audio[:, last - pad : last][:, ::-1]], axis=1)
+        audio = reflect(audio, pad)
     elif pad:
         audio = jnp.pad(audio, ((0, 0), (pad, pad)))
     num_frames = (audio.shape[1] - n_fft) // hop + 1
@@ -120,6 +119,12 @@ def frame(
     audio = jnp.pad(audio, ((0, 0), (0, hops * hop)))[:, : (num_frames + hops - 1) * hop]
     blocks = audio.reshape(audio.shape[0], num_frames + hops - 1, hop)
     return jnp.concatenate([blocks[:, i : i + num_frames] for i in range(hops)], axis=-1)[..., :size]
+
+
+def reflect(audio: Float[Array, "batch samples"], reach: int) -> Float[Array, "batch padded"]:
+    """Returns rows with `reach` more samples on each side, reflected in the first and in the last sample."""
+    last = audio.shape[1] - 1
+    return jnp.concatenate([audio[:, 1 : reach + 1][:, ::-1], audio, audio[:, last - reach : last][:, ::-1]], axis=1)
 
 
 def overlap_add(frames: Float[Array, "batch frames size"], hop: int) -> Float[Array, "batch samples"]:

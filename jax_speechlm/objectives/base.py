@@ -13,7 +13,7 @@ from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, example_keys
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths
-from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.frontend.frontend import AnyMel, FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.models.encoders import EncoderConfig, forward_flops
 from jax_speechlm.nn import functional
@@ -190,14 +190,19 @@ def check_no_crop(frontend: FrontEnd, what: str) -> None:
         )
 
 
-def frame_grid(model: Config, mel: LogMel) -> str:
+def frame_grid(model: Config, mel: AnyMel) -> str:
     """Describes a speech encoder's frames; equal descriptions imply equal frame counts for the same audio."""
     distance = mel.frame_samples * model.subsampling
     return f"a {model.kind}'s frame every {distance} samples, {mel.variant} at {mel.sample_rate} Hz"
 
 
-def check_features(model: Config, mel: LogMel) -> None:
+def check_features(model: Config, mel: AnyMel) -> None:
     """Raises ValueError unless the front end's features fit the speech encoder."""
+    if not isinstance(mel, LogMel):
+        raise ValueError(
+            f"a speech encoder takes normalised log-mel features, and frontend.mel ({mel.variant}) has those of "
+            "synthesis: choose a recipe whose frontend.mel is a LogMel"
+        )
     if model.subsampling > 1 and mel.stack > 1:
         raise ValueError(
             f"a {model.kind} subsamples log-mel frames itself, and the front end stacks {mel.stack} of them: set "

@@ -12,10 +12,10 @@ from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.index import Index
 from data_pipelines.storage.units import UnitIdStore
 from jax_speechlm.core.config import Config
-from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.frontend.frontend import AnyMel
 from jax_speechlm.objectives.base import ObjectiveConfig
 
-Reader = Callable[[ObjectiveConfig, Config, LogMel, Index, bool], np.ndarray | UnitIdStore | FrameLabels]
+Reader = Callable[[ObjectiveConfig, Config, AnyMel, Index, bool], np.ndarray | UnitIdStore | FrameLabels]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from data_pipelines.storage.frame_labels import FrameGrid, FrameLabels, speech_f
 from data_pipelines.storage.index import Index
 from data_pipelines.storage.units import UnitIdStore, open_unit_ids, read_units
 from jax_speechlm.core.config import Config
-from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.frontend.frontend import AnyMel
 from jax_speechlm.objectives.base import ObjectiveConfig
 from jax_speechlm.objectives.heads.frame_classification import KNOWN
 from jax_speechlm.tasks.base import Input
@@ -39,21 +39,21 @@ def class_ids(labels: Iterable[str], classes: Sequence[str], *, strict: bool = T
 
 
 def _row_classes(
-    objective: ObjectiveConfig, data: Config, mel: LogMel, index: Index, training: bool
+    objective: ObjectiveConfig, data: Config, mel: AnyMel, index: Index, training: bool
 ) -> Int[np.ndarray, " rows"]:
     del mel, training
     return class_ids(index.column(data.label).to_pylist(), objective.classes)
 
 
 def _row_speakers(
-    objective: ObjectiveConfig, data: Config, mel: LogMel, index: Index, training: bool
+    objective: ObjectiveConfig, data: Config, mel: AnyMel, index: Index, training: bool
 ) -> Int[np.ndarray, " rows"]:
     """Returns speaker ids. Unknown speakers are allowed in validation only, where they are not scored."""
     del data, mel
     return class_ids(index.column("speaker").to_pylist(), objective.classes, strict=training)
 
 
-def _frame_units(objective: ObjectiveConfig, data: Config, mel: LogMel, index: Index, training: bool) -> UnitIdStore:
+def _frame_units(objective: ObjectiveConfig, data: Config, mel: AnyMel, index: Index, training: bool) -> UnitIdStore:
     del training
     if data.units is None:
         raise ValueError(
@@ -77,7 +77,7 @@ def _frame_units(objective: ObjectiveConfig, data: Config, mel: LogMel, index: I
     return open_unit_ids(index, data.units)
 
 
-def speech_or_silence(objective: ObjectiveConfig, mel: LogMel, index: Index) -> FrameLabels:
+def speech_or_silence(objective: ObjectiveConfig, mel: AnyMel, index: Index) -> FrameLabels:
     """Returns the class of every frame of prepared utterances, from word times.
 
     Raises:
@@ -93,7 +93,7 @@ def speech_or_silence(objective: ObjectiveConfig, mel: LogMel, index: Index) -> 
     return speech_frames(index, grid, objective.min_pause, objective.empty_is_silence)
 
 
-def _frame_classes(objective: ObjectiveConfig, data: Config, mel: LogMel, index: Index, training: bool) -> FrameLabels:
+def _frame_classes(objective: ObjectiveConfig, data: Config, mel: AnyMel, index: Index, training: bool) -> FrameLabels:
     del data, training
     return speech_or_silence(objective, mel, index)
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jax_speechlm.frontend.logmel import LogMel, log_mel
+from jax_speechlm.frontend.synthesis_mel import SynthesisMel, synthesis_mel
 
 pytestmark = pytest.mark.parity
 
@@ -45,3 +46,15 @@ def test_librosa_is_librosa(audio):
         power = librosa.feature.melspectrogram(y=y, sr=16_000, n_fft=400, hop_length=160, n_mels=80)
         expected = np.log(np.maximum(power, 1e-10)).T
         np.testing.assert_allclose(features[row, : length[row]], expected, rtol=0, atol=1e-3)
+
+
+def test_synthesis_mel_is_the_speecht5_feature_extractor(audio):
+    transformers = pytest.importorskip("transformers")
+    samples, lengths = audio
+    extractor, config = transformers.SpeechT5FeatureExtractor(), SynthesisMel()
+    np.testing.assert_allclose(config.filters(), extractor.mel_filters, atol=1e-9)
+    rows = [row[:length] / 32768 for row, length in zip(samples, lengths, strict=True)]
+    expected = extractor(audio_target=rows, sampling_rate=16_000, padding=True, return_tensors="np")
+    mel, length = synthesis_mel(jnp.asarray(samples), jnp.asarray(lengths), config)
+    np.testing.assert_array_equal(length, expected["attention_mask"].sum(-1))
+    np.testing.assert_allclose(mel, expected["input_values"], rtol=0, atol=1e-4)
