@@ -140,12 +140,14 @@ class Dropped:
       id: of the clip, or file and line where it has no id.
       reason: short, and the same for all items of its kind: reports count by it.
       is_bad: the data is at fault (missing, corrupt, duplicate), not merely unsuitable.
+      seconds: of audio that was decoded before it was left out.
     """
 
     id: str
     reason: str
     is_bad: bool = False
     detail: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

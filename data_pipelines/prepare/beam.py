@@ -24,6 +24,7 @@ from rich.console import Console
 
 from data_pipelines.audio.clips import AudioFile, Clip, Corpus, Dropped
 from data_pipelines.audio.decode import Levels
+from data_pipelines.audio.voice import VoiceChange
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.files import write_bytes
 from data_pipelines.core.grouping import group_by_size
@@ -48,6 +49,7 @@ from data_pipelines.prepare.speech_store import (
     shards,
     write_row,
 )
+from data_pipelines.prepare.voice import SpeechRate, misfit, speech_rate
 from data_pipelines.storage.index import META
 
 CHUNK_CLIPS = 256
@@ -104,13 +106,14 @@ def prepare_on_beam(
     ):
         chunks = pipeline | beam.Create(range(num_chunks)) | beam.Reshuffle()
         _ = chunks | beam.Map(_convert_chunk, str(work), form)
-    report = _index(source, work, num_chunks, dropped, folder, console)
+    rate = _speech_rate(work, num_chunks) if form.voice is not None else None
+    report = _index(source, work, num_chunks, dropped, folder, console, rate)
     check_bad(dropped, allowed)
     if not report.clips:
         report.print(console)
         raise nothing_left(source.name, f"{len(dropped)} items")
     with console.status(f"{source.name}: {runner.name} writes {report.clips:,} records"):
-        chunks = Chunks(work, num_chunks, runner.chunk_clips, tuple(report.splits))
+        chunks = Chunks(work, num_chunks, runner.chunk_clips, tuple(report.splits), rate)
         tfds_dir = _write_records(source, chunks, folder, runner)
     report.save(folder / "report.json")
     describe_set(source, report, folder, tfds_dir, request, form.sample_rate)
@@ -157,6 +160,8 @@ def _convert_chunk(chunk: int, work: str, form: Format) -> None:
             continue
         row = {"clip": clip_fields(clip), "start": start, "num_bytes": len(sound.flac)}
         row |= {"num_samples": sound.num_samples, "seconds": sound.seconds, "levels": dataclasses.asdict(sound.levels)}
+        if sound.change is not None:
+            row["change"] = dataclasses.asdict(sound.change)
         rows.append(row)
         sounds.append(sound.flac)
         start += len(sound.flac)
@@ -192,26 +197,39 @@ def _outcomes(work: Path, chunk: int) -> Iterator[Dropped | tuple[Converted, int
                 continue
             clip = Clip(audio=AudioFile(work), **row["clip"])  # a placeholder: it is not decoded again
             length = row["num_samples"], row["seconds"]
-            item = Converted(clip, f"{chunk:08d}.flac", row["num_bytes"], *length, Levels(**row["levels"]))
+            change = VoiceChange(**row["change"]) if "change" in row else None
+            item = Converted(clip, f"{chunk:08d}.flac", row["num_bytes"], *length, Levels(**row["levels"]), change)
             yield item, row["start"]
 
 
+def _speech_rate(work: Path, num_chunks: int) -> SpeechRate | None:
+    outcomes = (outcome for chunk in range(num_chunks) for outcome in _outcomes(work, chunk))
+    return speech_rate((item[0].clip.text, item[0].seconds) for item in outcomes if not isinstance(item, Dropped))
+
+
 def _index(
-    source: Corpus, work: Path, num_chunks: int, dropped: list[Dropped], folder: Path, console: Console
+    source: Corpus,
+    work: Path,
+    num_chunks: int,
+    dropped: list[Dropped],
+    folder: Path,
+    console: Console,
+    rate: SpeechRate | None = None,
 ) -> PreparationReport:
-    """Writes the indexes of all converted clips in `folder`; appends clips that conversion dropped to `dropped`."""
+    """Writes the indexes of all kept clips in `folder`; appends clips that were dropped to `dropped`."""
 
     def kept() -> Iterator[Converted]:
         for chunk in range(num_chunks):
             for outcome in _outcomes(work, chunk):
-                if isinstance(outcome, Dropped):
-                    dropped.append(outcome)
+                wrong = outcome if isinstance(outcome, Dropped) else misfit(outcome[0], rate)
+                if wrong is not None:
+                    dropped.append(wrong)
                 else:
                     write_row(writers, outcome[0])
                     yield outcome[0]
 
     with console.status(f"{source.name}: writing the index"), index_writers(folder) as writers:
-        return summarise(source.name, kept(), dropped)
+        return summarise(source.name, kept(), dropped, rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +240,7 @@ class Chunks:
     num_chunks: int
     chunk_clips: int
     splits: tuple[str, ...]
+    rate: SpeechRate | None = None
 
     def examples(self, split: str) -> Any:
         import apache_beam as beam
@@ -229,17 +248,21 @@ class Chunks:
         return (
             f"{split}_chunks" >> beam.Create(range(self.num_chunks))
             | f"{split}_spread" >> beam.Reshuffle()
-            | f"{split}_read" >> beam.FlatMap(_examples, str(self.work), split, self.chunk_clips)
+            | f"{split}_read" >> beam.FlatMap(_examples, str(self.work), split, self.chunk_clips, self.rate)
         )
 
 
-def _examples(chunk: int, work: str, split: str, chunk_clips: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (key, record) pairs of one chunk's clips of a split; keys grow with the position in the list."""
+def _examples(
+    chunk: int, work: str, split: str, chunk_clips: int, rate: SpeechRate | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (key, record) pairs of one chunk's kept clips of a split; keys grow with the position in the list."""
     with _outcomes_path(Path(work), chunk).with_suffix(".flac").open("rb") as sounds:
         for position, outcome in enumerate(_outcomes(Path(work), chunk)):
             if isinstance(outcome, Dropped) or outcome[0].clip.split != split:
                 continue
             item, start = outcome
+            if misfit(item, rate) is not None:
+                continue
             sounds.seek(start)
             yield chunk * chunk_clips + position, record_fields(item) | {"audio": sounds.read(item.num_bytes)}
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data_pipelines.audio.clips import Clip, Dropped
 from data_pipelines.audio.decode import AudioError, AudioTooLongError, Levels, encode_flac, measure
 from data_pipelines.audio.stretches import Stretch, decode_stretches
+from data_pipelines.audio.voice import VoiceChange, VoiceForm, fit_voice
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.files import write_bytes
@@ -34,16 +35,18 @@ class Format(NamedTuple):
       max_seconds: longer clips are dropped.
       characters_per_second: lowest and highest plausible rate; clips outside are dropped.
       sample_rate: in Hz.
+      voice: trims, normalises and checks clips for a voice.
     """
 
     max_seconds: float
     characters_per_second: tuple[float, float] | None = None
     sample_rate: int = DEFAULT_SAMPLE_RATE
+    voice: VoiceForm | None = None
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A clip with its FLAC file, relative to the work folder."""
+    """A clip with its FLAC file, relative to the work folder, and what was changed for a voice."""
 
     clip: Clip
     file: str
@@ -51,6 +54,7 @@ class Converted:
     num_samples: int
     seconds: float
     levels: Levels
+    change: VoiceChange | None = None
 
 
 class ConversionFolder:
@@ -113,7 +117,8 @@ class ConversionFolder:
     def _remember(self, item: Converted, journal: TextIO) -> None:
         if item.file not in self._done:
             sizes = {"file": item.file, "num_bytes": item.num_bytes, "num_samples": item.num_samples}
-            journal.write(json.dumps(sizes | {"levels": asdict(item.levels)}) + "\n")
+            change = {"change": asdict(item.change)} if item.change else {}
+            journal.write(json.dumps(sizes | {"levels": asdict(item.levels)} | change) + "\n")
             journal.flush()
 
     def _convert_group(self, clips: Sequence[Clip]) -> list[Converted | Dropped]:
@@ -127,7 +132,8 @@ class ConversionFolder:
         return outcomes
 
     def _file(self, clip: Clip) -> str:
-        inputs = f"{clip.id}\n{clip.audio.fingerprint()}\n{self._form.sample_rate}"
+        voice = f"\n{tuple(self._form.voice)}" if self._form.voice else ""
+        inputs = f"{clip.id}\n{clip.audio.fingerprint()}\n{self._form.sample_rate}{voice}"
         digest = hashlib.sha1(inputs.encode(errors="surrogateescape")).hexdigest()
         return f"{digest[:2]}/{digest}.flac"
 
@@ -139,14 +145,16 @@ class ConversionFolder:
         seconds = entry["num_samples"] / self._form.sample_rate
         if seconds > self._form.max_seconds:
             return None
-        kept = Converted(clip, file, entry["num_bytes"], entry["num_samples"], seconds, Levels(**entry["levels"]))
+        change = VoiceChange(**entry["change"]) if "change" in entry else None
+        lengths = entry["num_bytes"], entry["num_samples"], seconds
+        kept = Converted(clip, file, *lengths, Levels(**entry["levels"]), change)
         return _misfit(clip, seconds, self._form) or kept
 
     def _write(self, clip: Clip, file: str, sound: "Sound") -> Converted:
         path = self.folder / file
         path.parent.mkdir(exist_ok=True)
         write_bytes(path, sound.flac)
-        return Converted(clip, file, len(sound.flac), sound.num_samples, sound.seconds, sound.levels)
+        return Converted(clip, file, len(sound.flac), sound.num_samples, sound.seconds, sound.levels, sound.change)
 
 
 class Sound(NamedTuple):
@@ -156,6 +164,7 @@ class Sound(NamedTuple):
     num_samples: int
     seconds: float
     levels: Levels
+    change: VoiceChange | None = None
 
 
 def by_recording(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
@@ -188,12 +197,20 @@ def convert_clips(clips: Sequence[Clip], form: Format) -> Iterator[tuple[int, So
 def _sound(clip: Clip, samples: NDArray[np.int16] | AudioError, form: Format) -> Sound | Dropped:
     if isinstance(samples, AudioError):
         return Dropped(clip.id, samples.reason, not isinstance(samples, AudioTooLongError), str(samples))
-    levels = measure(samples, form.sample_rate)
+    levels, seconds, change = measure(samples, form.sample_rate), len(samples) / form.sample_rate, None
     if levels.is_silent:
         detail = f"{clip.id}: nothing but silence; record it again or remove its entry"
-        return Dropped(clip.id, "silent", True, detail)
-    seconds = len(samples) / form.sample_rate
-    sound = Sound(encode_flac(samples, form.sample_rate), len(samples), seconds, levels)
+        return Dropped(clip.id, "silent", True, detail, seconds)
+    if form.voice is not None:
+        if levels.clipped_share > form.voice.max_clipped:
+            reason = f"clipped (over {100 * form.voice.max_clipped:g} % of samples at full scale)"
+            detail = (
+                f"{clip.id}: {100 * levels.clipped_share:.2g} % of samples at full scale; record it again more quietly"
+            )
+            return Dropped(clip.id, reason, detail=detail, seconds=seconds)
+        samples, change = fit_voice(samples, form.sample_rate, form.voice)
+        levels, seconds = measure(samples, form.sample_rate), len(samples) / form.sample_rate
+    sound = Sound(encode_flac(samples, form.sample_rate), len(samples), seconds, levels, change)
     return _misfit(clip, seconds, form) or sound
 
 
@@ -202,7 +219,8 @@ def _misfit(clip: Clip, seconds: float, form: Format) -> Dropped | None:
     slowest, fastest = form.characters_per_second or (0, math.inf)
     if slowest <= len(clip.text) / seconds <= fastest:
         return None
-    return Dropped(clip.id, f"text does not fit audio (outside {slowest:g}-{fastest:g} characters a second)")
+    reason = f"text does not fit audio (outside {slowest:g}-{fastest:g} characters a second)"
+    return Dropped(clip.id, reason, seconds=seconds)
 
 
 def nothing_left(name: str, items: str) -> DataError:

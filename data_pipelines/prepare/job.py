@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from data_pipelines.audio.clips import Clip, Corpus, Dropped
+from data_pipelines.audio.voice import VoiceForm, check_installed
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError, disk_full_as_data_error
 from data_pipelines.core.files import short_digest
@@ -33,6 +34,7 @@ from data_pipelines.prepare.prepared_set import find_prepared, has_older_texts, 
 from data_pipelines.prepare.report import PreparationReport, TextReport, summarise
 from data_pipelines.prepare.speech_store import store
 from data_pipelines.prepare.text_store import prepare_text
+from data_pipelines.prepare.voice import without_misfits
 from data_pipelines.sources import debian_texts, tfds_sets
 from data_pipelines.sources.catalogue import debian_source
 from data_pipelines.sources.manifest import TextForm, digest, manifest_source
@@ -57,6 +59,10 @@ def prepare(
     max_seconds: float = 120.0,
     sample_rate: int = DEFAULT_SAMPLE_RATE,
     max_bad: float = 0.05,
+    voice: bool = False,
+    loudness: float = VoiceForm().loudness,
+    edge_silence: float = VoiceForm().edge_silence,
+    max_clipped: float = VoiceForm().max_clipped,
     normalise_text: TextForm = "none",
     unit: Unit = "line",
     encoding: str = "utf-8",
@@ -87,6 +93,12 @@ def prepare(
       max_seconds: longer clips are dropped and counted.
       sample_rate: of the stored audio, in Hz; the front end of a run (`frontend.mel.sample_rate`) must have the same.
       max_bad: share of items that may be bad (missing, corrupt, silent, duplicate, malformed) before the run stops.
+      voice: for speech synthesis (pip install 'jax_speechlm[tts]'): drop clipped clips and clips whose text does not
+        fit the set's own rate of speech, trim silence at the ends, make all clips equally loud; the report has how much
+        of each.
+      loudness: of clips with `voice`, in LUFS; less where peaks would clip.
+      edge_silence: most silence before and after the speech of clips with `voice`, in seconds.
+      max_clipped: share of samples at full scale above which `voice` drops a clip.
       normalise_text: of transcripts in manifests and TFDS sets: `none` keeps them as they are; `basic` makes them
         lower-case words without punctuation, with numbers in words, as in all Debian sets; `spoken` puts numbers,
         abbreviations and signs in words but keeps case and punctuation, for speech synthesis. A text with a number or
@@ -114,6 +126,7 @@ def prepare(
         raise DataError("A set of text files needs a name: --name my-text.")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise DataError(f"{name!r} cannot be the name of a data set: use letters, digits, '-', '_' and '.'.")
+    form_of_voice = _voice_form(voice, VoiceForm(loudness, edge_silence, max_clipped))
     if not _RATES[0] <= sample_rate <= _RATES[1]:
         raise DataError(f"--sample-rate {sample_rate}: give {_RATES[0]} to {_RATES[1]} Hz, such as 8000 or 16000.")
     if beam_runner is not None:
@@ -132,6 +145,8 @@ def prepare(
         about_speech["debian"] = debian
     if sample_rate != DEFAULT_SAMPLE_RATE:  # absent in the requests of sets that earlier versions prepared
         about_speech["sample_rate"] = sample_rate
+    if form_of_voice is not None:
+        about_speech["voice"] = form_of_voice._asdict()
     files = text_files(text, name, unit=unit, encoding=encoding) if text else None
     held_out = _held_out(as_path(data_dir), cleaning.held_out)
     about_text = {"tfds": tfds, "cleaning": asdict(cleaning), "held_out": held_out and held_out.fingerprint}
@@ -159,6 +174,8 @@ def prepare(
         source = replace(debian_source(debian or name, packages), name=name)
     if beam_runner is not None and isinstance(source, TextSource):
         raise DataError("Beam prepares speech; text is cleaned by --num-workers processes of one machine.")
+    if form_of_voice is not None and isinstance(source, TextSource):
+        raise DataError(f"--voice prepares speech, but {name} is a set of text.")
     with _locked(folder):
         if isinstance(source, TextSource):
             sentences = held_out.column("text").to_pylist() if held_out else []
@@ -168,7 +185,7 @@ def prepare(
                 source, folder, about_text, cleaning, sentences, max_bad=max_bad, num_workers=num_workers or 1
             )
         else:
-            form = Format(max_seconds, source.characters_per_second, sample_rate)
+            form = Format(max_seconds, source.characters_per_second, sample_rate, form_of_voice)
             if beam_runner is not None:
                 runner = Runner(beam_runner, beam_options, beam_chunk)
                 report = prepare_on_beam(source, folder, about_speech, runner, form, max_bad=max_bad)
@@ -178,6 +195,21 @@ def prepare(
         if is_url(target):
             publish(folder, target)
         return report
+
+
+def _voice_form(voice: bool, form: VoiceForm) -> VoiceForm | None:
+    """Returns the form of clips for a voice, None without `voice`. Raises `DataError` for settings out of range."""
+    if not voice:
+        if form != VoiceForm():
+            raise DataError("--loudness, --edge-silence and --max-clipped have no effect without --voice.")
+        return None
+    if not (-50 <= form.loudness <= -5 and 0 <= form.edge_silence <= 10 and 0 <= form.max_clipped <= 1):
+        raise DataError(
+            "--voice takes a --loudness from -50 to -5 LUFS (-23 is usual), an --edge-silence from 0 to 10 s, and a "
+            "share from 0 to 1 for --max-clipped."
+        )
+    check_installed()
+    return form
 
 
 def _warn_of_older_texts(folder: AnyPath) -> None:
@@ -243,8 +275,12 @@ def prepare_source(
         conversion = ConversionFolder(folder / "work", form)
         for item in conversion.convert(clips, num_workers=num_workers, max_bad=allowed - len(bad), console=console):
             converted.append(item) if isinstance(item, Converted) else dropped.append(item)
+        rate = None
+        if form.voice is not None:
+            converted, misfits, rate = without_misfits(converted)
+            dropped += misfits
         converted.sort(key=lambda item: split_order(item.clip.split))
-        report = summarise(source.name, converted, dropped)
+        report = summarise(source.name, converted, dropped, rate)
         if not converted:
             report.print(console)
             raise nothing_left(source.name, f"{len(dropped)} items")

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,11 +14,13 @@ from rich.table import Table
 from data_pipelines.audio.clips import Dropped
 from data_pipelines.core.paths import AnyPath
 from data_pipelines.prepare.convert import Converted
+from data_pipelines.prepare.voice import SpeechRate
 from data_pipelines.text.documents import Document
 from data_pipelines.text.normalize import split_order, without_held_out
 
 # Upper edges of the duration histogram in seconds; the last bin is open.
 HISTOGRAM_EDGES = (0.5, 1, 2, 4, 8, 16, 32, 64)
+_LEAST_TRIMMED, _LEAST_GAIN = 0.01, 0.1  # seconds and dB that count as a change
 _EXAMPLES = 5
 _EXAMPLE_CHARACTERS = 300
 _COUNTS = ("documents", "words", "bytes")
@@ -46,8 +48,12 @@ class _Report:
             rows = []
             for reason, row in self.dropped.items():
                 example = row["detail"] or ", ".join(row["ids"])
-                rows.append((reason, f"{row['count']:,}", escape(example[:_EXAMPLE_CHARACTERS])))
-            _print_table(console, ("dropped", items, "for example"), rows, numeric=(items,))
+                seconds = f"{row['seconds']:,.1f}" if row.get("seconds") else ""  # absent in older reports
+                rows.append((reason, f"{row['count']:,}", seconds, escape(example[:_EXAMPLE_CHARACTERS])))
+            headings = ("dropped", items, "seconds", "for example")
+            if not any(row[2] for row in rows):  # of text, or not decoded
+                headings, rows = (headings[:2] + headings[3:]), [row[:2] + row[3:] for row in rows]
+            _print_table(console, headings, rows, numeric=(items, "seconds"))
         if missing := without_held_out(self.splits):
             console.print(f"[bold yellow]warning: {missing}", soft_wrap=True)
 
@@ -69,13 +75,14 @@ class PreparationReport(_Report):
 
     Attributes:
       splits: by name: clips, hours, words.
-      dropped: by reason: count, first ids, whether the data is at fault, one full message.
+      dropped: by reason: count, first ids, whether the data is at fault, one full message, seconds if it was decoded.
       clips, hours, speakers: totals of kept items; unknown speakers are not counted.
       hours_by_speaker: the twenty with most speech.
       without_text: kept clips with an empty transcript, which are good for pretraining only.
       histogram: number of clips by upper edge in seconds.
       clipped: ids of kept clips with samples at full scale; `clipped_share` is of all samples.
       mostly_silence: ids of kept clips that are mostly silence; `silence_share` is of the total duration.
+      voice: of a set for a voice, what was changed: see `VoiceChanges.summary`.
     """
 
     name: str
@@ -91,6 +98,7 @@ class PreparationReport(_Report):
     clipped_share: float
     mostly_silence: list[str]
     silence_share: float
+    voice: dict[str, Any] | None = None
 
     def print(self, console: Console | None = None) -> None:
         """Prints the report for a reader."""
@@ -112,6 +120,20 @@ class PreparationReport(_Report):
             f"without text: {self.without_text:,}",
             highlight=False,
         )
+        if self.voice:
+            trimmed, gain, rate = (self.voice[name] for name in ("trimmed", "gain", "letters_per_second"))
+            console.print(
+                f"silence trimmed: {trimmed['clips']:,} clips, {trimmed['seconds']:,.1f} s; "
+                f"loudness: {gain['clips']:,} clips changed by {gain['lowest']:+.1f} to {gain['highest']:+.1f} dB, "
+                f"{gain['limited']:,} of them remain quieter; "
+                + (
+                    "rate of speech not checked: under 20 texts"
+                    if rate is None
+                    else f"rate of speech: {rate['median']:.1f} letters a second, "
+                    f"{rate['slowest']:.1f} to {rate['fastest']:.1f} accepted"
+                ),
+                highlight=False,
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +180,8 @@ class DroppedCounts:
         new = {"count": 0, "ids": [], "is_bad": item.is_bad, "detail": item.detail}
         row = self._reasons.setdefault(item.reason, new)
         row["count"] += 1
+        if item.seconds:
+            row["seconds"] = row.get("seconds", 0.0) + item.seconds
         if len(row["ids"]) < _EXAMPLES:
             row["ids"].append(item.id)
 
@@ -166,8 +190,50 @@ class DroppedCounts:
         return dict(sorted(self._reasons.items(), key=lambda entry: -entry[1]["count"]))
 
 
-def summarise(name: str, clips: Iterable[Converted], dropped: Iterable[Dropped]) -> PreparationReport:
-    """Makes a report from kept clips, read once, and then from dropped ones."""
+class VoiceChanges:
+    """Sums what was changed in the clips of a set for a voice."""
+
+    def __init__(self):
+        self._trimmed = {"clips": 0, "seconds": 0.0}
+        self._gain = {"clips": 0, "seconds": 0.0, "lowest": 0.0, "highest": 0.0, "limited": 0}
+        self.has_clips = False
+
+    def add(self, item: Converted) -> None:
+        """Adds a kept clip."""
+        if (change := item.change) is None:
+            return
+        self.has_clips = True
+        if change.trimmed >= _LEAST_TRIMMED:
+            self._trimmed["clips"] += 1
+            self._trimmed["seconds"] += change.trimmed
+        if abs(change.gain) >= _LEAST_GAIN:
+            self._gain["clips"] += 1
+            self._gain["seconds"] += item.seconds
+        self._gain["lowest"] = min(self._gain["lowest"], change.gain)
+        self._gain["highest"] = max(self._gain["highest"], change.gain)
+        self._gain["limited"] += change.is_limited
+
+    def summary(self, rate: SpeechRate | None) -> dict[str, Any]:
+        """Returns the `voice` of a report.
+
+        `trimmed` has clips and the seconds of silence removed; `gain` the clips and seconds made louder or quieter, the
+        extremes in dB, and the clips that remain quieter; `letters_per_second` the rate of speech, None if unknown.
+        """
+        return {
+            "trimmed": self._trimmed,
+            "gain": self._gain,
+            "letters_per_second": None if rate is None else rate._asdict(),
+        }
+
+
+def summarise(
+    name: str, clips: Iterable[Converted], dropped: Iterable[Dropped], rate: SpeechRate | None = None
+) -> PreparationReport:
+    """Makes a report from kept clips, read once, and then from dropped ones.
+
+    Args:
+      rate: of speech, in a set for a voice.
+    """
     splits: dict[str, dict[str, float]] = {}
     by_speaker: Counter[str] = Counter()
     labels = [f"<= {edge:g}" for edge in HISTOGRAM_EDGES] + [f"> {HISTOGRAM_EDGES[-1]:g}"]
@@ -175,7 +241,9 @@ def summarise(name: str, clips: Iterable[Converted], dropped: Iterable[Dropped])
     clipped: list[str] = []
     mostly_silence: list[str] = []
     sums: Counter[str] = Counter()
+    changes = VoiceChanges()
     for item in clips:
+        changes.add(item)
         clip, levels, words = item.clip, item.levels, len(item.clip.text.split())
         row = splits.setdefault(clip.split, {"clips": 0, "hours": 0.0, "words": 0})
         row["clips"] += 1
@@ -211,6 +279,7 @@ def summarise(name: str, clips: Iterable[Converted], dropped: Iterable[Dropped])
         clipped_share=sums["clipped"] / seconds,
         mostly_silence=mostly_silence,
         silence_share=sums["silence"] / seconds,
+        voice=changes.summary(rate) if changes.has_clips else None,
     )
 
 
