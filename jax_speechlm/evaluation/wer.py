@@ -13,14 +13,12 @@ import jiwer
 import numpy as np
 from jaxtyping import Float, Int
 
+from jax_speechlm.evaluation import resampling
+from jax_speechlm.evaluation.resampling import MIN_UTTERANCES
+
 Unit = Literal["word", "character"]
 Counts = Int[np.ndarray, "utterances 4"]
 """Substitutions, deletions, insertions and reference tokens per utterance."""
-
-MIN_UTTERANCES = 30
-"""With fewer referenced utterances, intervals and p-values are unreliable and left out."""
-
-_DRAWS_AT_ONCE = 1 << 22  # bounds the bootstrap's memory to some 100 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +83,7 @@ def bootstrap(counts: Counts, resamples: int = 10_000, seed: int = 0) -> tuple[f
     if np.count_nonzero(counts[:, 3]) < MIN_UTTERANCES:
         return None
     (rates,) = _resampled_rates([counts], resamples, seed)
-    return _interval(rates)
+    return resampling.interval(rates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,24 +116,11 @@ def paired_bootstrap(first: Counts, second: Counts, resamples: int = 10_000, see
         return Difference(value, None, None)
     before, after = _resampled_rates([first, second], resamples, seed)
     differences = after - before
-    contradicting = min((differences <= 0).sum(), (differences >= 0).sum())
-    p_value = min(1.0, 2 * (contradicting + 1) / (len(differences) + 1))  # + 1: the sample itself; never 0
-    return Difference(value, _interval(differences), float(p_value))
-
-
-def _interval(values: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    return Difference(value, resampling.interval(differences), resampling.p_value(differences))
 
 
 def _resampled_rates(systems: Sequence[Counts], resamples: int, seed: int) -> list[Float[np.ndarray, " resamples"]]:
     """Computes each system's rate on the same resamples, except resamples without reference tokens."""
-    num_utterances, tokens = len(systems[0]), systems[0][:, 3]
-    errors = np.stack([tokens, *(counts[:, :3].sum(1) for counts in systems)])
-    rng, totals = np.random.default_rng(seed), []
-    rows = max(1, _DRAWS_AT_ONCE // num_utterances)
-    for start in range(0, resamples, rows):
-        drawn = rng.integers(num_utterances, size=(min(rows, resamples - start), num_utterances))
-        totals.append(np.stack([row[drawn].sum(1) for row in errors]))
-    tokens, *errors = np.concatenate(totals, axis=1)
+    errors = [counts[:, :3].sum(1) for counts in systems]
+    tokens, *errors = resampling.resampled_sums([systems[0][:, 3], *errors], resamples, seed)
     return [row[tokens > 0] / tokens[tokens > 0] for row in errors]

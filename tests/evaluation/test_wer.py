@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_speechlm.evaluation import wer
+from jax_speechlm.evaluation import resampling, wer
 
 WORDS = st.lists(st.sampled_from(["a", "b", "ab", "ba", "c"]), max_size=7).map(" ".join)
 CORPUS = st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8)
@@ -68,7 +68,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
 def test_resamples_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch):
     counts = some_counts(0, 40)
     whole = wer.bootstrap(counts, resamples=1_000)
-    monkeypatch.setattr(wer, "_DRAWS_AT_ONCE", 40 * 7)
+    monkeypatch.setattr(resampling, "_DRAWS_AT_ONCE", 40 * 7)
     assert wer.bootstrap(counts, resamples=1_000) == whole
 
 
