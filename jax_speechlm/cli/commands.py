@@ -58,6 +58,11 @@ COMMANDS = {
         "jax-speechlm eval runs/finetune --sets asterisk-en --split test",
         parses=True,
     ),
+    "judge": Command(
+        "jax_speechlm.evaluation.judged_folders:judge_folders",
+        "measure synthesised speech beside natural speech by independent judges: one table, and a page with the audio",
+        "jax-speechlm judge griffin-lim=copies/griffin-lim --sets asterisk-en --whisper whisper-tiny.en",
+    ),
     "score-pairs": Command(
         "jax_speechlm.cli.by_task:run",
         "ask a language model which of a minimal pair is the good one: of sentences (BLiMP), or recordings (sWUGGY)",
