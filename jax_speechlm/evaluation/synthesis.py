@@ -34,6 +34,7 @@ from jax_speechlm.evaluation.synthesis_report import (
 )
 
 SAMPLE_RATE = speech_distance.SAMPLE_RATE
+_MIN_SAMPLES = SAMPLE_RATE // 10  # what every judge can take: silence follows shorter audio
 OWN_RECOGNIZER = "recognizer"
 """Name of the judge that is a run of this package."""
 
@@ -111,7 +112,7 @@ def judge_speech(
 
 
 def write_clips(row: SpeechRow, texts: Sequence[SpokenText], folder: Path) -> list[Path]:
-    """Writes the audio of a row as WAV files with 16 bits at 16 kHz.
+    """Writes the audio of a row as WAV files with 16 bits at 16 kHz and at least 0.1 s.
 
     Raises:
       DataError: a file cannot be decoded, or samples are not finite.
@@ -121,6 +122,7 @@ def write_clips(row: SpeechRow, texts: Sequence[SpokenText], folder: Path) -> li
     for number, text in enumerate(texts):
         audio, name = row.audio[text.id], f"{row.name}, {text.id}"
         samples = _as_int16(audio, row.sample_rate, name) if isinstance(audio, np.ndarray) else _read(audio)
+        samples = np.pad(samples, (0, max(0, _MIN_SAMPLES - len(samples))))
         files.append(folder / f"{number}.wav")
         with wave.open(str(files[-1]), "wb") as file:
             file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))

@@ -152,14 +152,17 @@ def write_wav(path: Path, samples: np.ndarray, rate: int = 16_000) -> Path:
 SPHINX = """
 print("welcome")  # on standard output, as packages do
 class Decoder:
-    def __init__(self, **options): self.options = options
-    def start_utt(self): self.bytes = b""
-    def process_raw(self, data, full_utt): self.bytes += data
-    def end_utt(self): print("done")
-    def hyp(self):
-        if not self.bytes: return None
-        if len(self.bytes) == 2: raise RuntimeError("too short")
-        return type("Best", (), {"hypstr": f"{len(self.bytes)} bytes"})
+    def __init__(self, **options): self.busy = False
+    def start_utt(self):
+        if self.busy: raise RuntimeError("within an utterance")
+        self.busy, self.bytes = True, b""
+    def process_raw(self, data, full_utt):
+        if len(data) == 2: raise RuntimeError("too short")
+        self.bytes += data
+    def end_utt(self):
+        self.busy = False
+        print("done")
+    def hyp(self): return type("Best", (), {"hypstr": f"{len(self.bytes)} bytes"}) if any(self.bytes) else None
 """
 
 
@@ -168,7 +171,8 @@ def test_the_worker_keeps_what_packages_print_apart_and_outlives_bad_recordings(
         assert judge.packages == {"pocketsphinx": "9.9"}
         assert judge.judge(write_wav(tmp_path / "a.wav", np.arange(50))) == {"text": "100 bytes"}
         assert judge.judge(write_wav(tmp_path / "b.wav", np.arange(1))) == {"error": "RuntimeError: too short"}
-        assert judge.judge(write_wav(tmp_path / "c.wav", np.zeros(0))) == {"text": ""}
+        assert judge.judge(write_wav(tmp_path / "c.wav", np.zeros(50))) == {"text": ""}
+        assert judge.judge(write_wav(tmp_path / "none.wav", np.zeros(0))) == {"error": "ValueError: no samples"}
         assert "16 kHz" in judge.judge(write_wav(tmp_path / "d.wav", np.arange(50), rate=8_000))["error"]
         assert "FileNotFoundError" in judge.judge(tmp_path / "absent.wav")["error"]
         assert judge.judge(tmp_path / "a.wav") == {"text": "100 bytes"}

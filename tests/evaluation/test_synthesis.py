@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import jax_speechlm
 from data_pipelines.core.errors import DataError
 from jax_speechlm.cli import main
 from jax_speechlm.evaluation import speech_distance, synthesis, synthesis_page, wer
@@ -16,7 +17,9 @@ from jax_speechlm.evaluation.judges.catalogue import JudgeSettings
 from jax_speechlm.evaluation.normalizers import normalizer
 from jax_speechlm.evaluation.synthesis import SpeechRow, SpokenText, judge_speech, measurement, write_clips
 from jax_speechlm.evaluation.synthesis_report import SynthesisReport
+from tests import trained_tones
 from tests.data_pipelines.prepared import write_prepared
+from tests.evaluation.runs import write_run
 from tests.evaluation.test_speech_distance import noise, voice
 
 WORDS = ["red green blue", "grass sky", "fire", "snow night rose sand"]
@@ -219,9 +222,9 @@ def test_clips_are_16_bits_at_16_khz_whatever_the_source(tmp_path):
     clips = write_clips(SpeechRow("model", audio), texts, tmp_path / "0")
     read = [soundfile.read(clip, dtype="int16") for clip in clips]
     assert {rate for _, rate in read} == {16_000}
-    assert [samples.tolist() for samples, _ in read[:2]] == [exact.tolist(), [32_767, -32_768]]
-    assert len(read[2][0]) == 16_000
-    assert len(read[3][0]) == 0
+    assert [samples[:5].tolist() for samples, _ in read[:2]] == [exact.tolist(), [32_767, -32_768, 0, 0, 0]]
+    assert [len(samples) for samples, _ in read] == [1_600, 1_600, 16_000, 1_600]  # silence follows what is too short
+    assert not read[0][0][5:].any()
     (clip,) = write_clips(SpeechRow("model", {"tone": tone / 2}, 24_000), [SpokenText("tone", "")], tmp_path / "1")
     samples = soundfile.read(clip)[0]
     expected = 0.5 * np.sin(2 * np.pi * 200 * np.arange(16_000) / 16_000)
@@ -301,3 +304,17 @@ def test_folders_of_audio_beside_a_prepared_set(tmp_path, monkeypatch, capsys):
     assert main([*arguments, "--judges", "whisper"]) == 0
     assert "whisper has no column: no weights: name a folder by --whisper" in capsys.readouterr().out.replace("\n", " ")
     assert (tmp_path / "judged" / "tiny:test-test" / "index.html").is_file()
+
+
+def test_a_run_of_this_package_judges_too(tmp_path, no_distances):
+    """Its transcripts are those of `load(run).transcribe`."""
+    run = write_run(tmp_path / "run", trained_tones.EXPERIMENT, trained_tones.TOKENIZER)
+    spoken = ["abc cab", "bca"]
+    texts = [SpokenText(str(n), text) for n, text in enumerate(spoken)]
+    audio = {str(n): trained_tones.speak(text)[0] for n, text in enumerate(spoken)}
+    settings = JudgeSettings(judges=(), recognizer=run)
+    report = judge_speech([SpeechRow("natural", audio)], texts, settings)
+    transcripts = [each.text for each in jax_speechlm.load(run).transcribe([audio["0"], audio["1"]])]
+    assert [text.transcripts["natural"]["recognizer"] for text in report.utterances] == transcripts
+    counts = wer.count(wer.align(spoken, transcripts, "word"))
+    assert report.rows[0].measures["WER recognizer"].value == wer.rate(counts)

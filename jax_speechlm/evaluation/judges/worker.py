@@ -40,12 +40,20 @@ def pocketsphinx() -> Callable[[np.ndarray], Answer]:
     """Opens pocketsphinx with the US English model of its package."""
     from pocketsphinx import Decoder
 
-    decoder = Decoder(loglevel="FATAL", cmn="batch")  # batch: nothing is carried over from earlier audio
+    def new_decoder() -> Decoder:
+        return Decoder(loglevel="FATAL", cmn="batch")  # batch: nothing is carried over from earlier audio
+
+    decoder = new_decoder()
 
     def judge(samples: np.ndarray) -> Answer:
-        decoder.start_utt()
-        decoder.process_raw(samples.tobytes(), full_utt=True)
-        decoder.end_utt()
+        nonlocal decoder
+        try:
+            decoder.start_utt()
+            decoder.process_raw(samples.tobytes(), full_utt=True)
+            decoder.end_utt()
+        except RuntimeError:  # which leaves it within an utterance
+            decoder = new_decoder()
+            raise
         best = decoder.hyp()
         return {"text": best.hypstr if best else ""}
 
@@ -97,6 +105,8 @@ def _read(path: str) -> np.ndarray:
     with wave.open(path) as file:
         if (file.getframerate(), file.getnchannels(), file.getsampwidth()) != (SAMPLE_RATE, 1, 2):
             raise ValueError("not one channel of 16-bit samples at 16 kHz")
+        if not file.getnframes():
+            raise ValueError("no samples")  # on which DNSMOS never ends
         return np.frombuffer(file.readframes(file.getnframes()), "<i2")
 
 
