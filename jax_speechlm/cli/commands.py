@@ -52,6 +52,11 @@ COMMANDS = {
         "jax-speechlm finetune --config demo/finetune --from runs/pretrain --run-dir runs/finetune",
         config="demo/finetune",
     ),
+    "vocode": Command(
+        "jax_speechlm.inference.vocode:vocode_file",
+        "write what a vocoder makes of the mel spectrogram of a recording",
+        "jax-speechlm vocode runs/vocos in.wav --out out.wav",
+    ),
     "eval": Command(
         "jax_speechlm.cli.by_task:run",
         "measure a checkpoint as it was trained for: WER, bits per byte or per second, masked accuracy, or classes",

@@ -137,6 +137,13 @@ class TrainedModel:
         self._check("speaker_vectors")
         return self.model.vectors(_listed(recordings), max_seconds)
 
+    def vocode(
+        self, mels: Float[np.ndarray, "_ bins"] | Sequence[Float[np.ndarray, "_ bins"]]
+    ) -> list[Float[np.ndarray, " _"]]:
+        """Computes the waveforms of log-mel spectrograms: float32 samples in [-1, 1] (`Vocoder.vocode`)."""
+        self._check("vocode")
+        return self.model.vocode(_listed(mels))
+
     @functools.cached_property
     def _encoder(self) -> SpeechEncoder:
         return self.model if isinstance(self.model, SpeechEncoder) else SpeechEncoder.load(self.checkpoint)

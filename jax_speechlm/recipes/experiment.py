@@ -11,6 +11,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.models.vocoders.vocoders import VocoderModel
 from jax_speechlm.optim.optimizers import Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.tasks import TASKS
@@ -19,7 +20,8 @@ Objective = Annotated[Union[tuple(task.objective for task in TASKS.values())], p
 """The objective of any task."""
 
 Model = Annotated[
-    ConformerConfig | FastConformerConfig | TransformerConfig | SpeechLMConfig, pydantic.Field(discriminator="kind")
+    ConformerConfig | FastConformerConfig | TransformerConfig | SpeechLMConfig | VocoderModel,
+    pydantic.Field(discriminator="kind"),
 ]
 
 

@@ -23,8 +23,11 @@ from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.aligner import Aligner, AlignerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2, FastSpeech2Config, Layers, Postnet, Predictor
-from jax_speechlm.models.vocoders.base import VocoderConfig
+from jax_speechlm.models.vocoders.base import VocoderConfig, masked
+from jax_speechlm.models.vocoders.hifigan import HifiGan, HifiGanConfig
+from jax_speechlm.models.vocoders.sample_distributions import MuLaw
 from jax_speechlm.models.vocoders.vocos import Vocos, VocosConfig
+from jax_speechlm.models.vocoders.wavenet import WaveNet, WaveNetConfig
 from jax_speechlm.models.xvector import XVector, XVectorConfig
 from jax_speechlm.nn import functional
 from tests.contracts import objectives
@@ -192,7 +195,10 @@ def _vocoder(config: VocoderConfig, make: Callable[..., Any]) -> Toy:
     def call(module, x, length, keys):
         return module(x, length)
 
-    return Toy(lambda rngs: make(config, rngs=rngs), call, lambda frames: frames * config.hop, config.input_dim)
+    settings = {"unreached": ("['mean']", "['scale']")}  # not trained
+    return Toy(
+        lambda rngs: make(config, rngs=rngs), call, lambda frames: frames * config.hop, config.input_dim, **settings
+    )
 
 
 def _codec(make: Callable[..., Any], call: Callable[..., Any], num_outputs: Callable[[int], int], **settings) -> Toy:
@@ -295,6 +301,20 @@ def _aligner(config: AlignerConfig) -> Toy:
     return Toy(lambda rngs: Aligner(config, VOCAB, WIDTH, rngs=rngs), call, lambda length: length, pack=pack)
 
 
+def _wavenet(config: WaveNetConfig) -> Toy:
+    """Distributions of samples that are bins of the spectrogram."""
+
+    def call(module, x, length, keys):
+        audio = jnp.tanh(x[..., : config.hop]).reshape(len(x), -1)
+        return masked(module.outputs(x, length, audio), Segments.of(length), config.hop)
+
+    def make(rngs):
+        return WaveNet(config, rngs=rngs)
+
+    unreached = ("['mean']", "['scale']")  # not trained
+    return Toy(make, call, lambda frames: frames * config.hop, config.input_dim, unreached=unreached)
+
+
 CONFORMER, FAST_CONFORMER, *_ = objectives.MODELS.values()
 TOYS = CODECS | {
     "conformer": _encoder(CONFORMER.replace(left_max=6, right_max=3, dropout=0.2), 24),
@@ -310,6 +330,20 @@ TOYS = CODECS | {
     "aligner": _aligner(AlignerConfig(dim=6, text_dim=8, temperature=0.1)),
     "fastspeech2, encoder": _fast_speech_encoder(FAST_SPEECH),
     "fastspeech2, decoder": _fast_speech_decoder(FAST_SPEECH),
+    "hifigan": _vocoder(
+        HifiGanConfig(
+            input_dim=6,
+            dim=8,
+            upsample_rates=(3, 2),
+            upsample_kernels=(5, 4),
+            block_kernels=(3,),
+            block_dilations=((1, 2),),
+        ),
+        HifiGan,
+    ),
+    "wavenet": _wavenet(
+        WaveNetConfig(input_dim=6, dim=4, skip_dim=6, num_layers=3, cycle=2, mel_dim=5, hop=4, output=MuLaw(classes=8))
+    ),
     "xvector": _xvector(XVectorConfig(channels=(6, 5, 9), kernels=(3, 2, 1), dilations=(2, 3, 1), dim=4)),
 }
 

@@ -17,6 +17,10 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
+from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
+from jax_speechlm.models.vocoders.sample_distributions import Logistics
+from jax_speechlm.models.vocoders.vocos import VocosConfig
+from jax_speechlm.models.vocoders.wavenet import WaveNetConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.asr.ctc import CTC
@@ -57,6 +61,18 @@ MODELS = {
     FastConformerConfig: tiny.FAST.replace(attention_dropout=0.1),
     TransformerConfig: CAUSAL,
     SpeechLMConfig: SPEECH_LM,
+    VocosConfig: tiny.MODELS["vocoder"],
+    WaveNetConfig: WaveNetConfig(
+        input_dim=16, dim=4, skip_dim=6, num_layers=3, cycle=2, mel_dim=5, hop=64, output=Logistics(mixtures=2)
+    ),
+    HifiGanConfig: HifiGanConfig(
+        input_dim=16,
+        dim=8,
+        upsample_rates=(8, 8),
+        upsample_kernels=(16, 16),
+        block_kernels=(3,),
+        block_dilations=((1,),),
+    ),
 }
 """A toy of each model, every random part of it on."""
 TRANSFORMERS = {"masked_lm": BERT, "classification": BOTH_WAYS}
@@ -90,7 +106,8 @@ class Toy:
 
     @property
     def frontend(self) -> FrontEnd:
-        name = "fast_conformer" if self.model.kind == "fast_conformer" else "ctc"
+        names = {"fast_conformer": "fast_conformer"} | dict.fromkeys(("vocos", "hifigan", "wavenet"), "vocoder")
+        name = names.get(self.model.kind, "ctc")
         return tiny.experiment(name).frontend
 
     @property
@@ -255,6 +272,8 @@ def toys() -> Iterator[tuple[str, Toy]]:
     for name, task in TASKS.items():
         for model in task.models if name != "encoder" else ():
             config, toy = SETTINGS[name], MODELS[model]
+            if model is WaveNetConfig:
+                config = config.replace(adversarial=None)
             data = "text" if model is TransformerConfig else "speech"
             if data == "text":
                 toy = TRANSFORMERS.get(name, toy)

@@ -9,12 +9,14 @@ from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
+from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
@@ -29,6 +31,7 @@ from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.objectives.speech_text.joint import Joint
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
+from jax_speechlm.objectives.tts.vocoder import Vocoding
 from jax_speechlm.recipes.experiment import Experiment, Mixture, Speech, Stream, Text, UnitText
 from jax_speechlm.training.checkpoints import Checkpoints
 from jax_speechlm.training.runs import LoadedRun, tokenizer_files
@@ -62,6 +65,15 @@ LISTENER = SpeechLMConfig(
     adapter=Stacking(frames=FORMER.ffn_multiple, hidden_dim=32, bias=False),
     transformer=QWEN.replace(dim=32, tied=False),  # a tied one says the same letter for ever
     lora=LoRA(rank=2, targets=("transformer/layers/attention",)),
+)
+
+GAN = HifiGanConfig(
+    input_dim=20,
+    dim=16,
+    upsample_rates=(8, 8, 4),
+    upsample_kernels=(16, 10, 4),
+    block_kernels=(3, 5),
+    block_dilations=((1, 2), (1,)),
 )
 
 RUNS = {
@@ -107,6 +119,7 @@ RUNS = {
         "Qwen3ForCausalLM",
     ),
     "speech_lm": (SpeechLM(), LISTENER, SPEECH, "VoxtralForConditionalGeneration"),
+    "vocoder": (Vocoding(), GAN, SPEECH, "SpeechT5HifiGan"),
 }
 """Objective, model, data, and the class in transformers."""
 
@@ -126,7 +139,8 @@ def tiny_run(name: str, tokenizer: Tokenizer = CHARACTERS, **mel: object) -> Loa
     objective, model, data, _ = RUNS[name]
     if name == "fast_conformer":
         mel = {"num_mel_bins": 40, "variant": "nemo", "stack": 1} | mel
-    front_end = FrontEnd(mel=LogMel(**({"num_mel_bins": 20} | mel)))
+    kind, mel = SynthesisMel if name == "vocoder" else LogMel, {"num_mel_bins": 20} | mel
+    front_end = FrontEnd(mel=kind(**mel))
     if isinstance(model, EncoderConfig):
         model = model.replace(input_dim=front_end.mel.input_dim)
     elif isinstance(model, SpeechLMConfig):

@@ -9,13 +9,22 @@ import numpy as np
 import pytest
 
 from jax_speechlm.core.segments import Segments
+from jax_speechlm.models.vocoders.hifigan import V1, HifiGan, HifiGanConfig
 from jax_speechlm.models.vocoders.streaming import StreamingVocoder
 from jax_speechlm.models.vocoders.vocos import Vocos, VocosConfig
 from jax_speechlm.nn import functional
 from tests.contracts.streaming import verify_streaming
 
 VOCOS = VocosConfig(input_dim=6, dim=8, num_layers=2, kernel_size=3, hop=4, window=16)
-MODELS = {"vocos": (VOCOS, functools.partial(Vocos, VOCOS))}
+GAN = HifiGanConfig(
+    input_dim=6,
+    dim=16,
+    upsample_rates=(4, 2, 2),
+    upsample_kernels=(8, 2, 6),
+    block_kernels=(3, 5),
+    block_dilations=((1, 2), (1,)),
+)
+MODELS = {"vocos": (VOCOS, functools.partial(Vocos, VOCOS)), "hifigan": (GAN, functools.partial(HifiGan, GAN))}
 
 
 def maker(name):
@@ -38,9 +47,17 @@ def mels(seed, rows, frames, config):
     return jnp.asarray(2 * values - 4, jnp.float32)
 
 
-def test_the_default_has_the_parameters_of_its_docstring():
-    shapes = functional.declare(lambda rngs: Vocos(VocosConfig(), rngs=rngs)).shapes
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 1_651_042
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (functools.partial(Vocos, VocosConfig()), 1_651_042),
+        (functools.partial(HifiGan, HifiGanConfig()), 499_521),
+        (functools.partial(HifiGan, V1), 13_926_177),
+    ],
+)
+def test_parameters_are_as_many_as_the_docstring_says(make, count):
+    shapes = functional.declare(lambda rngs: make(rngs=rngs)).shapes
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
 
 
 def test_the_head_is_librosas_inverse_transform():
@@ -105,3 +122,18 @@ def test_any_cut_gives_the_samples_of_one_pass(name, frames):
         inputs=mels(frames, 2, frames, config),
         delay=stream.delay,
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"upsample_kernels": (8, 3, 6)}, "3 taps does not give 2"),
+        ({"upsample_kernels": (8, 2)}, "one entry for each transposed"),
+        ({"block_kernels": (3, 4)}, "must be odd"),
+        ({"block_kernels": (3,)}, "one entry for each residual"),
+        ({"dim": 12}, "not divisible"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        GAN.replace(**changes)

@@ -28,7 +28,7 @@ DECAYS = {
     "encoder_norm": {"scale": False},
     "head": {"kernel": True},
 }
-UNDECAYED = {"bias", "content_bias", "position_bias", "scale", "offset", "mask"}
+UNDECAYED = {"bias", "content_bias", "position_bias", "scale", "offset", "mask", "mean"}
 """Names of biases, of scales of norms and of single learnt vectors; every other parameter is a weight."""
 
 

@@ -57,6 +57,8 @@ TAMPERINGS = {
     "an angle": ("logits", "masked_lm"),
     "what stands for speech": ("ids", "speech_lm"),
     "a projection": ("logits", "speech_lm"),
+    "a dilation of a block": ("samples", "vocoder"),
+    "a lower edge": ("front end", "vocoder"),
     "an activation": ("answer", "speech_lm"),
     "a decoder": ("ids", "speech_lm"),
 }
@@ -98,6 +100,10 @@ def test_the_check_sees(tmp_path, tampering):
         case "a projection":
             name = "multi_modal_projector.linear_2.weight"
             arrays[name] = arrays[name] + np.float32(1e-2)
+        case "a dilation of a block":
+            config["resblock_dilation_sizes"] = [[1, 3], [1]]
+        case "a lower edge":
+            files["preprocessor_config.json"] |= {"fmin": 120}
         case "a decoder":
             files["tokenizer.json"]["decoder"] = {"type": "Replace", "pattern": {"String": "a"}, "content": "b"}
         case "an activation":

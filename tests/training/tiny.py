@@ -15,11 +15,14 @@ from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
+from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 from jax_speechlm.models.adapter import Stacking
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.models.vocoders.discriminators import DiscriminatorConfig
+from jax_speechlm.models.vocoders.vocos import VocosConfig
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation, Teacher
@@ -32,6 +35,7 @@ from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.objectives.ssl.hubert import HuBERT
 from jax_speechlm.objectives.ssl.w2v_bert import W2vBert
 from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
+from jax_speechlm.objectives.tts.vocoder import Adversarial, Vocoding
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Mixture, Speech, Stream, Text
@@ -56,10 +60,24 @@ OBJECTIVES = {
         scale=1.0,  # a steep loss carries the rounding of one step far into the next
     ),
     "speech_lm": SpeechLM(),
+    "vocoder": Vocoding(
+        crop_frames=8,
+        windows=(64, 128),
+        adversarial=Adversarial(
+            discriminators=DiscriminatorConfig(
+                periods=(2, 3), channels=(4, 6), windows=(64,), spectral_channels=3, spectral_layers=2
+            ),
+            loss="least_squares",  # within hinge's margins the bias of a score has no gradient
+            weight=0.5,
+            feature_weight=0.5,
+        ),
+    ),
 }
-MELS = {"fast_conformer": LogMel(variant="nemo", num_mel_bins=16, stack=1)}
+SYNTHESIS_MEL = SynthesisMel(hop=64, window=256, num_mel_bins=16)
+MELS = {"fast_conformer": LogMel(variant="nemo", num_mel_bins=16, stack=1), "vocoder": SYNTHESIS_MEL}
 MODELS = {
     "fast_conformer": FAST,
+    "vocoder": VocosConfig(input_dim=16, dim=8, num_layers=2, kernel_size=3, hop=64, window=256),
     "speech_lm": SpeechLMConfig(
         encoder=MODEL,
         adapter=Stacking(frames=2, hidden_dim=16),
@@ -77,6 +95,7 @@ OBJECTIVES["distillation"] = Distillation(
     )
 )
 OBJECTIVES["joint"] = Joint(speech=OBJECTIVES["best_rq"], text=MaskedLM(ratio=0.3))
+UNMASKED, MASKS = ("vocoder",), {"time_masks": 1, "freq_masks": 1, "freq_mask_bins": 4}
 NOISE = Speech(sets=("noise",), num_buckets=2)
 STREAMS = (
     Stream(name="speech", data=NOISE, weight=2),
@@ -91,7 +110,8 @@ def experiment(objective: str = "ctc", **changes) -> Experiment:
         data=Mixture(streams=STREAMS) if objective == "joint" else NOISE,
         objective=OBJECTIVES[objective],
         frontend=FrontEnd(
-            mel=MELS.get(objective, MEL), augment=Augment(time_masks=1, freq_masks=1, freq_mask_bins=4, gain_db=3.0)
+            mel=MELS.get(objective, MEL),
+            augment=Augment(gain_db=3.0) if objective in UNMASKED else Augment(**MASKS, gain_db=3.0),
         ),
         model=MODELS.get(objective, MODEL),
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-3, warmup_steps=2), ema_decay=0.9),

@@ -21,6 +21,11 @@ _BERT = {
     "tie_word_embeddings": True, "is_decoder": False, "add_cross_attention": False,
 }
 
+_HIFIGAN = {
+    "model_in_dim": 80, "upsample_initial_channel": 512, "resblock_kernel_sizes": [3, 7, 11],
+    "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]], "leaky_relu_slope": 0.1, "normalize_before": True,
+}
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": _CAUSAL | {
         "vocab_size": 32_000, "intermediate_size": 11_008, "num_key_value_heads": None, "head_dim": None,
@@ -68,6 +73,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "codebook_size": 4096, "codebook_dim": 512, "decoder_hidden_size": 768, "decoder_intermediate_size": 2304,
         "decoder_num_layers": 12, "adanorm_num_embeddings": 4, "decoder_attention_num_groups": 32, "norm_eps": 1e-6,
     },
+    "speecht5_hifigan": _HIFIGAN | {
+        "sampling_rate": 16_000, "upsample_rates": [4, 4, 4, 4], "upsample_kernel_sizes": [8, 8, 8, 8],
+    },
+    "fastspeech2_conformer_hifigan": _HIFIGAN | {
+        "upsample_rates": [8, 8, 2, 2], "upsample_kernel_sizes": [16, 16, 4, 4],
+    },
 }
 """By `model_type`: what a setting is that a `config.json` does not have."""
 
@@ -89,6 +100,10 @@ FEATURES: dict[str, dict[str, Any]] = {
     "ParakeetFeatureExtractor": {
         "feature_size": 80, "sampling_rate": DEFAULT_SAMPLE_RATE, "hop_length": 160, "n_fft": 512, "win_length": 400,
         "preemphasis": 0.97, "padding_value": 0.0,
+    },
+    "SpeechT5FeatureExtractor": {
+        "sampling_rate": DEFAULT_SAMPLE_RATE, "num_mel_bins": 80, "hop_length": 16, "win_length": 64,
+        "win_function": "hann_window", "fmin": 80, "fmax": 7600, "mel_floor": 1e-10,
     },
 }  # fmt: skip
 """The same of feature extractors, by the name of the class."""

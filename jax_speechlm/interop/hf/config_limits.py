@@ -12,7 +12,8 @@ _COUNTS = {
     "left_max_position_embeddings": 1 << 16, "right_max_position_embeddings": 1 << 16, "local_attention": 1 << 24,
     "sliding_window": 1 << 24, "global_attn_every_n_layers": 4096, "max_window_layers": 4096,
     "xvector_output_dim": 1 << 16, "num_labels": 1 << 16, "num_mel_bins": 1 << 14, "conv_kernel_size": 1024,
-    "subsampling_factor": 64, "subsampling_conv_channels": 1 << 14,
+    "subsampling_factor": 64, "subsampling_conv_channels": 1 << 14, "model_in_dim": 1 << 14, "sampling_rate": 1 << 20,
+    "upsample_initial_channel": 1 << 14,
 }  # fmt: skip
 """The most that each count is of any model; all but those of `_MAY_BE_NONE` and `_FROM_ZERO` are at least 1."""
 
@@ -20,8 +21,9 @@ _FROM_ZERO = ("left_max_position_embeddings", "right_max_position_embeddings", "
 _MAY_BE_NONE = ("num_key_value_heads", "head_dim", "sliding_window", "vocab_size", "num_labels")
 _RATES = ("hidden_dropout", "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout")
 _SIZES = ("rms_norm_eps", "norm_eps", "layer_norm_eps", "rope_theta", "global_rope_theta", "local_rope_theta")
-_SWITCHES = ("tie_word_embeddings", "use_sliding_window")
+_SWITCHES = ("tie_word_embeddings", "use_sliding_window", "normalize_before")
 _PER_LAYER = ("tdnn_dim", "tdnn_kernel", "tdnn_dilation")  # of an x-vector's layers over time
+_PER_STAGE = ("upsample_rates", "upsample_kernel_sizes", "resblock_kernel_sizes")  # of a vocoder
 _PARTS = ("audio_config", "text_config", "encoder_config")  # settings that are settings of a model themselves
 
 
@@ -73,8 +75,14 @@ def _is_possible(name: str, value: Any, num_layers: Any) -> bool:
     if name == "model_type":
         return isinstance(value, str)
     if name in _PER_LAYER:
+        return _is_list(value, 1 << 16)
+    if name in _PER_STAGE:
+        return _is_list(value, 4096)
+    if name == "resblock_dilation_sizes":
         is_list = isinstance(value, list | tuple) and 0 < len(value) <= 64
-        return is_list and all(type(size) is int and 0 < size <= 1 << 16 for size in value)
+        return is_list and all(_is_list(each, 4096) for each in value)
+    if name == "leaky_relu_slope":
+        return type(value) in (int, float) and 0 <= value < 1
     if value is None:
         return name not in _COUNTS or name in _MAY_BE_NONE
     if name in _COUNTS:
@@ -93,3 +101,9 @@ def _is_possible(name: str, value: Any, num_layers: Any) -> bool:
         ids = value if isinstance(value, list) else [value]
         return all(type(token) is int and 0 <= token < 1 << 23 for token in ids)
     return True
+
+
+def _is_list(value: Any, most: int) -> bool:
+    """Returns whether a value is a list of a few counts from 1 to `most`."""
+    is_list = isinstance(value, list | tuple) and 0 < len(value) <= 64
+    return is_list and all(type(size) is int and 0 < size <= most for size in value)

@@ -9,9 +9,10 @@ its batch to an even number of frames, and so may give one vector more (`Ending`
 from typing import Any, Literal
 
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
+from jax_speechlm.frontend.frontend import AnyMel
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.interop.folders import ExportError
-from jax_speechlm.interop.hf import parakeet
+from jax_speechlm.interop.hf import hifigan, parakeet
 from jax_speechlm.interop.hf.class_settings import FEATURES
 
 FILE = "preprocessor_config.json"
@@ -49,11 +50,13 @@ def front_end_to_hugging_face(mel: LogMel) -> dict[str, Any]:
     }
 
 
-def front_end_from_hugging_face(values: dict[str, Any]) -> LogMel:
+def front_end_from_hugging_face(values: dict[str, Any]) -> AnyMel:
     """Converts a `preprocessor_config.json`; refuses other extractors, and settings that ours does not have."""
     kind = values.get("feature_extractor_type")
     if kind == parakeet.EXTRACTOR:
         return parakeet.features_from_hugging_face(values)
+    if kind == hifigan.EXTRACTOR:
+        return hifigan.features_from_hugging_face(values)
     if kind != "SeamlessM4TFeatureExtractor" or values.get("sampling_rate", DEFAULT_SAMPLE_RATE) != DEFAULT_SAMPLE_RATE:
         raise ExportError(
             f"{FILE}: only a SeamlessM4TFeatureExtractor at {DEFAULT_SAMPLE_RATE} Hz has a counterpart here, not {kind}"

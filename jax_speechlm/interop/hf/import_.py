@@ -22,7 +22,7 @@ from jax_speechlm.core.tree import at, name_of
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck, errors_of
-from jax_speechlm.interop.hf import feature_extractor, transformer, voxtral, wav2vec2_bert
+from jax_speechlm.interop.hf import feature_extractor, hifigan, transformer, voxtral, wav2vec2_bert
 from jax_speechlm.interop.hf.foreign_tokenizers import read_ctc_tokenizer, read_text_tokenizer
 from jax_speechlm.interop.hf.mapping import TensorSource, place
 from jax_speechlm.interop.hf.registry import TEXT_MODELS, Model, id_axis, read_model, settings
@@ -41,6 +41,7 @@ from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerificati
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
+from jax_speechlm.objectives.tts.vocoder import Vocoding
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
 from jax_speechlm.recipes.experiment import Experiment, Speech, Text
 from jax_speechlm.training import checkpoints as ckpt
@@ -157,7 +158,7 @@ def _as_exported(model: Model) -> tuple[Experiment, Tokenizer | None, str | None
         experiment = experiment.replace(objective=experiment.objective.student)
     if model.architecture == voxtral.ARCHITECTURE:  # LoRA is merged into its weights
         experiment = experiment.replace(model=experiment.model.replace(lora=LoRA()))
-    if "transformer" in model.sources or model.architecture in wav2vec2_bert.HEADED:
+    if {"transformer", "vocoder"} & model.sources.keys() or model.architecture in wav2vec2_bert.HEADED:
         return experiment, tokenizer, record.get("units")
     objective = CTC() if "head" in model.sources else EncoderOnly()  # the only parts that an export keeps
     if experiment.objective.kind == objective.kind:
@@ -171,6 +172,14 @@ def _of_speech(
 ) -> tuple[Experiment, Tokenizer | None]:
     front_end = _front_end(model.folder)
     return Experiment(objective=objective, model=model.config, frontend=front_end, data=_SPEECH), tokenizer
+
+
+def _vocoder(model: Model) -> tuple[Experiment, Tokenizer | None]:
+    if (model.folder / feature_extractor.FILE).exists():
+        return _of_speech(model, Vocoding())
+    with errors_of(model.file):
+        front_end = FrontEnd(mel=hifigan.default_features(model.values, model.config))
+    return Experiment(objective=Vocoding(), model=model.config, frontend=front_end, data=_SPEECH), None
 
 
 def _recognizer(model: Model) -> tuple[Experiment, Tokenizer | None]:
@@ -244,6 +253,7 @@ EXPERIMENTS: dict[str, Callable[[Model], tuple[Experiment, Tokenizer | None]]] =
     wav2vec2_bert.X_VECTOR: _speaker_model,
     **dict.fromkeys(TEXT_MODELS, _text_model),
     transformer.CLASSIFIER: _text_classifier,
+    **dict.fromkeys(hifigan.ARCHITECTURES, _vocoder),
     voxtral.ARCHITECTURE: _speech_language_model,
 }
 """The run that each class of transformers becomes; `registry.READERS` has the readers of the classes."""

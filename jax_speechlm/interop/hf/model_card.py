@@ -11,6 +11,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath, as_path
 from jax_speechlm.evaluation.report import TOO_FEW, EvaluationReport
 from jax_speechlm.inference.asr.speech_lm import SPARE_TOKENS, TOKENS_PER_SECOND
+from jax_speechlm.interop.hf import hifigan
 from jax_speechlm.interop.hf.registry import READERS, Package, audio_token, ids_in_folder
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
@@ -33,6 +34,7 @@ _USES = {
     "AutoModelForMaskedLM": ("fill-mask", '"In the <mask>"'),
     "AutoModelForSequenceClassification": ("text-classification", '"In the beginning"'),
     "AutoModelForSpeechSeq2Seq": ("audio-text-to-text", None),
+    **dict.fromkeys(hifigan.ARCHITECTURES, ("audio-to-audio", None)),
 }
 """By the class of transformers that opens a model: the hub's name of its task (`pipeline_tag`), and the arguments of
 its pipeline or the line that computes its output."""
@@ -58,6 +60,15 @@ prompt = torch.tensor([[*{before}, *speech, *{behind}]])
 most = len(samples) * {per_second} // {rate} + {spare}  # tokens, as many as jax_speechlm allows
 written = model.generate(input_ids=prompt, input_features=features, max_new_tokens=most)
 print(tokenizer.decode(written[0, prompt.shape[1]:], skip_special_tokens=True))"""
+_VOCODER = """\
+import torch
+from transformers import AutoFeatureExtractor, {auto}
+
+extractor, model = (kind.from_pretrained("FOLDER") for kind in (AutoFeatureExtractor, {auto}))
+# float samples in [-1, 1) to a mel spectrogram, and back
+mel = extractor(audio_target=samples, sampling_rate={rate}, return_tensors="pt").input_values
+with torch.no_grad():
+    again = model(mel)[0]"""
 _PIPELINE = """\
 from transformers import pipeline
 
@@ -87,6 +98,8 @@ def model_card(run: LoadedRun, made: Package, record: Mapping[str, Any]) -> str:
 def _program(run: LoadedRun, auto: str) -> str:
     """Returns an example program that uses the folder."""
     task, use = _USES[auto]
+    if auto in hifigan.ARCHITECTURES:
+        return _VOCODER.format(auto=auto, rate=f"{run.experiment.sample_rate:_}")
     if use is not None and use.startswith('"'):
         return _PIPELINE.format(task=task, argument=use)
     if use is not None:

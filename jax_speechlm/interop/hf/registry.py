@@ -20,7 +20,7 @@ from jax_speechlm.core.tree import name_of
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, errors_of
-from jax_speechlm.interop.hf import feature_extractor, parakeet, transformer, voxtral, wav2vec2_bert, weights
+from jax_speechlm.interop.hf import feature_extractor, hifigan, parakeet, transformer, voxtral, wav2vec2_bert, weights
 from jax_speechlm.interop.hf.class_settings import completed
 from jax_speechlm.interop.hf.config_limits import checked_settings
 from jax_speechlm.interop.hf.mapping import StateDict, class_names, read
@@ -28,6 +28,7 @@ from jax_speechlm.interop.hf.tokenizer_files import Files, ctc_files, text_files
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import merge
 from jax_speechlm.recipes.experiment import Experiment
@@ -62,7 +63,7 @@ class Model(NamedTuple):
     Attributes:
       values, config: `config.json`, and the model's shape.
       sources: where our parameters are read from (`mapping.TensorSource`): `encoder`, and `head` or `speaker` where
-        there is one; or `transformer`; or `encoder`, `adapter` and `transformer`.
+        there is one; or `transformer`; or `encoder`, `adapter` and `transformer`; or `vocoder`.
     """
 
     architecture: str
@@ -171,6 +172,17 @@ def _recognizer_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settin
     for name, value in ctc_files(tokenizer).items():
         files[name] = value | processor if name == "tokenizer_config.json" else value
     return to_config(experiment.model, tokenizer.vocab_size) | rest, files
+
+
+def _vocoder_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
+    del tokenizer
+    model, mel = experiment.model, experiment.frontend.mel
+    if not isinstance(model, HifiGanConfig):
+        raise ExportError(
+            f"no class of transformers is a {model.kind}; of the vocoders, model.kind hifigan can be exported"
+        )
+    files = {feature_extractor.FILE: hifigan.features_to_hugging_face(mel)}
+    return hifigan.config_to_hugging_face(model, mel.sample_rate), files
 
 
 def _classifier_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
@@ -319,6 +331,7 @@ TEXT = HuggingFaceForm(_text_settings, _text_arrays, ("transformer",))
 CLASSIFIER_FORM = HuggingFaceForm(_classifier_settings, _classifier_arrays, ("encoder", "transformer", "head"))
 FRAMES = _headed(wav2vec2_bert.FRAMES, "encoder", "head")
 SPEAKERS = _headed(wav2vec2_bert.X_VECTOR, "encoder", "speaker")
+VOCODER = HuggingFaceForm(_vocoder_settings, hifigan.to_hugging_face, ("vocoder",))
 SPEECH_LM = HuggingFaceForm(_speech_lm_settings, voxtral.to_hugging_face, ("encoder", "adapter", "transformer"))
 
 
@@ -332,8 +345,9 @@ def _form(experiment: Experiment) -> HuggingFaceForm:
 class Reader(NamedTuple):
     """Conversion of a class of transformers; a new one has an entry in `READERS`, and one in `import_.EXPERIMENTS`.
 
-    `auto_class` opens it; `config` converts `config.json` to the model's shape, and `sources` finds our parameters in
-    its arrays, given that shape. Both raise ValueError for a form that ours does not have.
+    `auto_class` of transformers opens it, the class itself where no other does; `config` converts `config.json` to the
+    model's shape, and `sources` finds our parameters in its arrays, given that shape. Both raise ValueError for a form
+    that ours does not have.
     """
 
     auto_class: str
@@ -362,6 +376,7 @@ READERS = {
     wav2vec2_bert.FRAMES: _headed_reader("AutoModelForAudioFrameClassification", wav2vec2_bert.FRAMES),
     wav2vec2_bert.X_VECTOR: _headed_reader("AutoModelForAudioXVector", wav2vec2_bert.X_VECTOR),
     "ParakeetForCTC": Reader("AutoModelForCTC", parakeet.config_from_hugging_face, parakeet.sources),
+    **{name: Reader(name, hifigan.config_from_hugging_face, hifigan.sources) for name in hifigan.ARCHITECTURES},
     voxtral.ARCHITECTURE: Reader("AutoModelForSpeechSeq2Seq", voxtral.config_from_hugging_face, voxtral.sources),
     **{
         name: Reader(f"AutoModelFor{name.partition('For')[2]}", transformer.config_from_hugging_face, _text_sources)

@@ -61,7 +61,8 @@ class Vocoder(nnx.Module):
         self, mel_BxTxF: Float[Array, "batch time bins"], segments: Segments
     ) -> Float[Array, "batch time bins"]:
         """Returns the normalised spectrogram in the compute type, 0 beyond the utterance."""
-        x = (mel_BxTxF.astype(jnp.float32) - self.mean[...]) / self.scale[...]
+        mean, scale = (jax.lax.stop_gradient(each[...]) for each in (self.mean, self.scale))
+        x = (mel_BxTxF.astype(jnp.float32) - mean) / scale
         return masked(x, segments).astype(self.config.dtype)
 
 
@@ -93,6 +94,7 @@ class Convolution(nnx.Module):
     Args:
       kernel_size: taps.
       dilation: distance between taps.
+      stride: frames from one output to the next.
       causal: whether the last tap, not the middle one, is at the frame itself.
     """
 
@@ -103,6 +105,7 @@ class Convolution(nnx.Module):
         kernel_size: int,
         *,
         dilation: int = 1,
+        stride: int = 1,
         causal: bool = False,
         bias: bool = True,
         gain: float = 1.0,
@@ -110,17 +113,17 @@ class Convolution(nnx.Module):
     ):
         span = (kernel_size - 1) * dilation
         self.padding = (span, 0) if causal else (span // 2, span - span // 2)
-        self.dilation = dilation
+        self.dilation, self.stride = dilation, stride
         kernel = jax.nn.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal", (0, 1), 2)
         self.kernel = parameter(rngs.params(), (kernel_size, dim_in, dim_out), (None, "embed", "mlp"), kernel)
         zeros = jax.nn.initializers.zeros
         self.bias = parameter(rngs.params(), (dim_out,), ("mlp",), zeros, decays=False) if bias else None
 
-    def __call__(self, x: Float[Array, "batch time inputs"]) -> Float[Array, "batch time outputs"]:
+    def __call__(self, x: Float[Array, "batch time inputs"]) -> Float[Array, "batch time_out outputs"]:
         y = jax.lax.conv_general_dilated(
             x,
             self.kernel[...].astype(x.dtype),
-            window_strides=(1,),
+            window_strides=(self.stride,),
             padding=(self.padding,),
             rhs_dilation=(self.dilation,),
             dimension_numbers=("NWC", "WIO", "NWC"),

@@ -66,18 +66,38 @@ class StreamingVocoder:
         if not num_frames:
             return state, jnp.zeros((chunk.shape[0], 0))
         window = jnp.concatenate([state.frames, chunk.astype(jnp.float32)], axis=1)
-        samples = self._samples(params, window, state.count, num_frames)
+        samples = self._samples(params, window, state.count, num_frames, num_frames)
         return StreamState(window[:, window.shape[1] - held :], state.count + num_frames), samples
 
     def finalize(self, params: functional.Params, state: StreamState) -> Float[Array, "batch samples"]:
         """Returns the last `delay` samples, for which there are no later frames."""
-        return self._samples(params, state.frames, state.count, self.config.context_frames.after)
+        return self._samples(params, state.frames, state.count, 0, self.config.context_frames.after)
 
-    def _samples(self, params: functional.Params, window: Array, count: Int[Array, ""], num_frames: int) -> Array:
-        """Returns the samples of `num_frames` frames of a window, from the first that has its whole context on."""
+    def finish(
+        self,
+        params: functional.Params,
+        state: StreamState,
+        chunk: Float[Array, "batch time bins"],
+        num_frames: Int[Array, ""],
+    ) -> Float[Array, "batch samples"]:
+        """Processes the last chunk, of which `num_frames` are valid, and finalizes, as one program.
+
+        Returns:
+          Samples of the whole chunk and `delay` more, 0 beyond the valid frames.
+        """
+        window = jnp.concatenate([state.frames, chunk.astype(jnp.float32)], axis=1)
+        return self._samples(params, window, state.count, num_frames, chunk.shape[1] + self.config.context_frames.after)
+
+    def _samples(
+        self, params: functional.Params, window: Array, count: Int[Array, ""], new: int | Array, num_frames: int
+    ) -> Float[Array, "batch samples"]:
+        """Returns the samples of `num_frames` frames of a window, from the first that has its whole context on.
+
+        `new` is the number of valid frames that follow those of the state.
+        """
         before, after = self.config.context_frames
         received = jnp.broadcast_to(jnp.minimum(count, before + after), (window.shape[0], 1))
-        segments = Segments(before + after - received, received + window.shape[1] - (before + after))
+        segments = Segments(before + after - received, received + new)
         audio = functional.bind(self._graphdef, params)(window, segments)
         return audio[:, before * self.config.hop :][:, : num_frames * self.config.hop]
 

@@ -55,7 +55,7 @@ class Subject:
         return transformers.AutoTokenizer.from_pretrained(self.folder)
 
     @cached_property
-    def _extractor(self) -> Any:
+    def extractor(self) -> Any:
         return transformers.AutoFeatureExtractor.from_pretrained(self.folder)
 
     @cached_property
@@ -73,7 +73,7 @@ class Subject:
 
     def extract(self, waves: np.ndarray | Sequence[np.ndarray], **options: Any) -> Any:
         """Returns the folder's features of one clip or of a batch, and their attention mask."""
-        return self._extractor(waves, sampling_rate=DEFAULT_SAMPLE_RATE, return_tensors="np", **options)
+        return self.extractor(waves, sampling_rate=DEFAULT_SAMPLE_RATE, return_tensors="np", **options)
 
     def whole(self, clip: Clip) -> Any:
         """Returns the folder's features of a clip by itself, without filler at its end."""
