@@ -124,7 +124,7 @@ class TrainedVocoder(Vocoder):
         num_frames = len(mel)
         padded = np.zeros((1, _grid(num_frames), mel.shape[1]), np.float32)
         padded[0, :num_frames] = mel
-        audio = self._pass(self.run.params["vocoder"], padded, np.array([num_frames], np.int32))
+        audio = self._pass(self.run.params["generator"], padded, np.array([num_frames], np.int32))
         return np.asarray(audio)[0, : num_frames * self.mel.hop]
 
     def _make(self, rngs):
@@ -158,7 +158,7 @@ class StreamedVocoder(TrainedVocoder):
 
     def _in_steps(self, chunks: Iterable[Float32[np.ndarray, "_ bins"]], size: int) -> Iterator[Samples]:
         """Yields the samples of chunks, in steps of `size` frames, of which there are two programs."""
-        params, hop, late = self.run.params["vocoder"], self.mel.hop, self._stream.delay
+        params, hop, late = self.run.params["generator"], self.mel.hop, self._stream.delay
         state, waiting = self._stream.init_state(1), np.zeros((0, self.mel.num_mel_bins), np.float32)
         for chunk in chunks:
             waiting = np.concatenate([waiting, chunk])

@@ -18,7 +18,7 @@ from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
 from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
-from jax_speechlm.models.vocoders.sample_distributions import Logistics
+from jax_speechlm.models.vocoders.sample_distributions import MuLaw
 from jax_speechlm.models.vocoders.vocos import VocosConfig
 from jax_speechlm.models.vocoders.wavenet import WaveNetConfig
 from jax_speechlm.nn import functional
@@ -63,7 +63,7 @@ MODELS = {
     SpeechLMConfig: SPEECH_LM,
     VocosConfig: tiny.MODELS["vocoder"],
     WaveNetConfig: WaveNetConfig(
-        input_dim=16, dim=4, skip_dim=6, num_layers=3, cycle=2, mel_dim=5, hop=64, output=Logistics(mixtures=2)
+        input_dim=16, dim=4, skip_dim=6, num_layers=3, cycle=2, mel_dim=5, hop=64, output=MuLaw(classes=8)
     ),
     HifiGanConfig: HifiGanConfig(
         input_dim=16,

@@ -50,7 +50,7 @@ def test_waveforms_are_those_of_the_model(run):
     outputs = vocoder.vocode(inputs)
     model = tiny.MODELS["vocoder"]
     module = functional.bind(
-        functional.declare(lambda rngs: Vocos(model, rngs=rngs)).graphdef, vocoder.run.params["vocoder"]
+        functional.declare(lambda rngs: Vocos(model, rngs=rngs)).graphdef, vocoder.run.params["generator"]
     )
     for mel, audio in zip(inputs, outputs, strict=True):
         expected = module(jnp.asarray(mel)[None], jnp.array([len(mel)]))[0]

@@ -73,7 +73,7 @@ def gradients(config, step=3):
     def loss(params, batch):
         return objective.loss(params, batch | {"step": jnp.int32(step)}, jax.random.key(3))[0]
 
-    params = TOY.params if config.adversarial else {"vocoder": TOY.params["vocoder"]}
+    params = TOY.params if config.adversarial else {"generator": TOY.params["generator"]}
     return jax.device_get(jax.jit(jax.grad(loss))(params, TOY.batch))
 
 
@@ -89,8 +89,8 @@ def test_each_side_has_the_gradient_of_its_own_terms():
     both = gradients(CONFIG)
     unopposed = gradients(change(weight=0.0, feature_weight=0.0))
     close(both["discriminators"], unopposed["discriminators"])  # the vocoder's terms do not reach them
-    close(unopposed["vocoder"], gradients(CONFIG.replace(adversarial=None))["vocoder"])  # nor theirs the vocoder
-    heads = both["vocoder"]["head"]["kernel"], unopposed["vocoder"]["head"]["kernel"]
+    close(unopposed["generator"], gradients(CONFIG.replace(adversarial=None))["generator"])  # nor theirs the vocoder
+    heads = both["generator"]["head"]["kernel"], unopposed["generator"]["head"]["kernel"]
     assert np.abs(heads[0] - heads[1]).max() > 1e-4
 
 
@@ -99,14 +99,14 @@ def test_discriminators_take_part_from_their_first_step_on():
     close(gradients(late, step=5), gradients(CONFIG, step=5))
     early = gradients(late, step=4)
     assert not any(leaf.any() for leaf in jax.tree.leaves(early["discriminators"]))
-    close(early["vocoder"], gradients(CONFIG.replace(adversarial=None))["vocoder"])
+    close(early["generator"], gradients(CONFIG.replace(adversarial=None))["generator"])
 
 
 def test_the_groups_are_those_that_training_needs():
     objective = CONFIG.build(TOY.model, TOY.frontend, None)
-    assert set(functional.declare(objective.make).shapes) == {"vocoder", "discriminators"}
+    assert set(functional.declare(objective.make).shapes) == {"generator", "discriminators"}
     assert objective.training_only == ("discriminators",)
-    assert objective.frozen == ("vocoder/mean", "vocoder/scale")
+    assert objective.frozen == ("generator/mean", "generator/scale")
 
 
 @pytest.mark.parametrize(

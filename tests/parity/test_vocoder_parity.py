@@ -50,7 +50,7 @@ def test_the_samples_are_those_of_transformers(name, normalize):
     theirs = random_vocoder(name, normalize_before=normalize)
     config = hifigan.config_from_hugging_face(theirs.config.to_dict())
     arrays = {name: value.numpy() for name, value in theirs.state_dict().items()}
-    params = read(hifigan.sources(arrays, config))["vocoder"]
+    params = read(hifigan.sources(arrays, config))["generator"]
     graphdef = functional.declare(lambda rngs: HifiGan(config, rngs=rngs)).graphdef
     mel = (2 * np.random.default_rng(0).standard_normal((2, 17, 12)) - 4).astype(np.float32)
     run = jax.jit(lambda params, mel: functional.bind(graphdef, params)(mel, jnp.array([17, 17])))
@@ -58,7 +58,7 @@ def test_the_samples_are_those_of_transformers(name, normalize):
         expected = theirs(torch.tensor(mel)).numpy()
     assert np.abs(expected).max() > 0.05
     np.testing.assert_allclose(run(params, mel), expected, atol=2e-6)
-    again = hifigan.to_hugging_face({"vocoder": params}, config)
+    again = hifigan.to_hugging_face({"generator": params}, config)
     assert again.keys() == arrays.keys()
     for key, value in arrays.items():
         np.testing.assert_array_equal(again[key], value)

@@ -39,8 +39,8 @@ def test_discriminators_learn_from_their_first_step_on(whole):
     assert_same(steps[0]["discriminators"], steps[1]["discriminators"])
     assert any(jax.tree.leaves(jax.tree.map(lambda x, y: (x != y).any(), *(s["discriminators"] for s in steps[1:]))))
     for before, after in itertools.pairwise(steps):
-        assert (before["vocoder"]["head"]["kernel"] != after["vocoder"]["head"]["kernel"]).any()
-        np.testing.assert_array_equal(before["vocoder"]["mean"], after["vocoder"]["mean"])
+        assert (before["generator"]["head"]["kernel"] != after["generator"]["head"]["kernel"]).any()
+        np.testing.assert_array_equal(before["generator"]["mean"], after["generator"]["mean"])
     losses = [line["discriminator"] for line in lines_of(run_dir, "train")]
     assert losses[:FIRST] == [0, 0]
     assert min(losses[FIRST:]) > 0
@@ -57,5 +57,5 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path):
 
 def test_the_trained_vocoder_has_no_discriminators(whole):
     vocoder = Vocoder.load(whole[0])
-    assert set(vocoder.run.params) == {"vocoder"}
+    assert set(vocoder.run.params) == {"generator"}
     assert len(vocoder.vocode([np.full((9, 16), -4.0, np.float32)])[0]) == 9 * 64

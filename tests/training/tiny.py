@@ -63,13 +63,15 @@ OBJECTIVES = {
     "vocoder": Vocoding(
         crop_frames=8,
         windows=(64, 128),
+        stft_weight=0.3,  # gradients of logarithms round by the inverse of a magnitude
+        mel_weight=0.3,
         adversarial=Adversarial(
             discriminators=DiscriminatorConfig(
                 periods=(2, 3), channels=(4, 6), windows=(64,), spectral_channels=3, spectral_layers=2
             ),
             loss="least_squares",  # within hinge's margins the bias of a score has no gradient
-            weight=0.5,
-            feature_weight=0.5,
+            weight=0.2,
+            feature_weight=0.2,
         ),
     ),
 }

@@ -37,16 +37,16 @@ def _rows(config: HifiGanConfig) -> list[Row]:
                 path, name = f"blocks.layer{block}", f"resblocks.{block}"
                 rows += linear(f"{path}.dilated.layer{i}", f"{name}.convs1.{i}", _CONVOLUTION)
                 rows += linear(f"{path}.plain.layer{i}", f"{name}.convs2.{i}", _CONVOLUTION)
-    return mapping.below("vocoder", rows)
+    return mapping.below("generator", rows)
 
 
 def to_hugging_face(params: Params, config: HifiGanConfig) -> dict[str, np.ndarray]:
-    """Returns the state dict of our parameters, `vocoder`."""
+    """Returns the state dict of our parameters, `generator`."""
     return mapping.write(params, _rows(config), config)
 
 
 def sources(state_dict: StateDict, config: HifiGanConfig) -> Params:
-    """Finds the places of our parameters, `vocoder`, in a state dict.
+    """Finds the places of our parameters, `generator`, in a state dict.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.

@@ -158,7 +158,7 @@ def _as_exported(model: Model) -> tuple[Experiment, Tokenizer | None, str | None
         experiment = experiment.replace(objective=experiment.objective.student)
     if model.architecture == voxtral.ARCHITECTURE:  # LoRA is merged into its weights
         experiment = experiment.replace(model=experiment.model.replace(lora=LoRA()))
-    if {"transformer", "vocoder"} & model.sources.keys() or model.architecture in wav2vec2_bert.HEADED:
+    if {"transformer", "generator"} & model.sources.keys() or model.architecture in wav2vec2_bert.HEADED:
         return experiment, tokenizer, record.get("units")
     objective = CTC() if "head" in model.sources else EncoderOnly()  # the only parts that an export keeps
     if experiment.objective.kind == objective.kind:

@@ -63,7 +63,7 @@ class Model(NamedTuple):
     Attributes:
       values, config: `config.json`, and the model's shape.
       sources: where our parameters are read from (`mapping.TensorSource`): `encoder`, and `head` or `speaker` where
-        there is one; or `transformer`; or `encoder`, `adapter` and `transformer`; or `vocoder`.
+        there is one; or `transformer`; or `encoder`, `adapter` and `transformer`; or `generator`.
     """
 
     architecture: str
@@ -331,7 +331,7 @@ TEXT = HuggingFaceForm(_text_settings, _text_arrays, ("transformer",))
 CLASSIFIER_FORM = HuggingFaceForm(_classifier_settings, _classifier_arrays, ("encoder", "transformer", "head"))
 FRAMES = _headed(wav2vec2_bert.FRAMES, "encoder", "head")
 SPEAKERS = _headed(wav2vec2_bert.X_VECTOR, "encoder", "speaker")
-VOCODER = HuggingFaceForm(_vocoder_settings, hifigan.to_hugging_face, ("vocoder",))
+VOCODER = HuggingFaceForm(_vocoder_settings, hifigan.to_hugging_face, ("generator",))
 SPEECH_LM = HuggingFaceForm(_speech_lm_settings, voxtral.to_hugging_face, ("encoder", "adapter", "transformer"))
 
 

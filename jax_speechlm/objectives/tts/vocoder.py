@@ -32,8 +32,8 @@ _FULL_SCALE = 2.0**15
 class Adversarial(Config):
     """Settings of adversarial training.
 
-    The discriminators are the parameters below "discriminators". Give them an optimizer of their own
-    (`optimizer.groups`) with the same `start_step`.
+    The vocoder is the group of parameters "generator", the discriminators are "discriminators". Give the latter an
+    optimizer of their own (`optimizer.groups`) with the same `start_step`.
 
     Attributes:
       discriminators: their shape.
@@ -96,9 +96,9 @@ class Vocoding(ObjectiveConfig):
             weight = jnp.where(lengths > 0, batch["weight"].reshape(-1), 0)
             frames = -(-lengths // model.hop)
             if isinstance(model, WaveNetConfig):
-                nll = model.output.nll(module.vocoder.outputs(mel, frames, real), real)
+                nll = model.output.nll(module.generator.outputs(mel, frames, real), real)
                 return weighted(weight, {"loss": Segments.of(lengths).mean(nll)[:, 0]})
-            fake = jnp.where(jnp.arange(real.shape[1]) < lengths[:, None], module.vocoder(mel, frames), 0)
+            fake = jnp.where(jnp.arange(real.shape[1]) < lengths[:, None], module.generator(mel, frames), 0)
             convergence, distance = losses.multi_resolution_stft(real, fake, lengths, self.windows)
             terms = {
                 "convergence": convergence,
@@ -119,7 +119,7 @@ class Vocoding(ObjectiveConfig):
         return Objective.of(
             lambda rngs: VocoderTraining(model, self.adversarial, rngs=rngs),
             score,
-            frozen=tuple(f"vocoder/{name}" for name in FROZEN),
+            frozen=tuple(f"generator/{name}" for name in FROZEN),
             training_only=() if self.adversarial is None else ("discriminators",),
             batch_flops=flops,
         )
@@ -129,7 +129,7 @@ class VocoderTraining(nnx.Module):
     """A vocoder, and the discriminators that it is trained with."""
 
     def __init__(self, model: VocoderModel, adversarial: Adversarial | None, *, rngs: nnx.Rngs):
-        self.vocoder = make_vocoder(model, rngs=rngs)
+        self.generator = make_vocoder(model, rngs=rngs)
         if adversarial is not None:
             self.discriminators = Discriminators(adversarial.discriminators, rngs=rngs)
 

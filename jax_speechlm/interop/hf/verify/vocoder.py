@@ -24,7 +24,7 @@ def waveforms(subject: Subject) -> str:
     model, worst = subject.run.experiment.model, 0.0
     run = compiled(
         lambda rngs: make_vocoder(model, rngs=rngs),
-        subject.run.params["vocoder"],
+        subject.run.params["generator"],
         lambda module, mel: module(mel, jnp.array([mel.shape[1]])),
     )
     for features in _spectrograms(subject):
