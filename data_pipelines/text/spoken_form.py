@@ -10,11 +10,13 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from data_pipelines.core.errors import DataError
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.text.numbers import UnspeakableError, primary, say_numbers
 from data_pipelines.text.spoken_english import in_english
 
 PAUSES = ".,;:?!"
+_SIMILAR = {"!": ".?", "?": ".!", ".": "!?", ";": ",:", ":": ",;", ",": ";:"}
 _STRONGEST = "?!.;:,"  # what remains of several marks in a row
 _PLAIN = str.maketrans(
     "\u2018\u2019\u02bc\u201b\uff07\u201c\u201d\u201e\u00ab\u00bb\u2010\u2011\u2012\u2015\u2212\u2044\u2215\u2022",
@@ -39,8 +41,11 @@ class Reading(NamedTuple):
     unspoken: tuple[str, ...]
 
 
-class UnspokenError(UnspeakableError):
-    """A text has parts that cannot be read aloud; `parts` are these, once each, in order."""
+class UnspokenError(UnspeakableError, DataError):
+    """A text has parts that cannot be read aloud; `parts` are these, once each, in order.
+
+    The user can act on it, so the command line prints the message alone.
+    """
 
     def __init__(self, parts: Iterable[str], reason: str, remedy: str):
         self.parts = tuple(parts)
@@ -85,8 +90,9 @@ def text_for(tokenizer: Tokenizer, text: str, language: str = "en") -> str:
     """Returns the spoken form of a text in the characters that a voice's tokenizer knows.
 
     An unknown capital is replaced by its small letter (and the reverse), an unknown accented letter by its base letter,
-    an unknown pause or hyphen by a space; an unknown apostrophe is removed. So a tokenizer of cased transcripts with
-    punctuation gets both, and one of lower-case words gets lower-case words.
+    an unknown mark by a similar one or else by a space, at the end of a sentence by a line end; an unknown apostrophe
+    is removed. So a tokenizer of cased transcripts with punctuation gets both, and one of lower-case words gets a line
+    of lower-case words for every sentence.
 
     Raises:
       UnspokenError: the text has parts without words, or letters that the tokenizer does not know.
@@ -110,12 +116,13 @@ def _known_form(character: str, tokenizer: Tokenizer) -> str | None:
         return "\n" if character == "\n" else " "
     base = unicodedata.normalize("NFD", character)[0]
     forms = (character, character.lower(), character.upper(), base, base.lower(), base.upper())
+    forms += tuple(_SIMILAR.get(character, ""))
     for form in forms:
         if not tokenizer.unknown(form):
             return form
     if character.isalpha():
         return None
-    return " " if character in f"{PAUSES}-" else ""
+    return "\n" if character in ".?!" else " " if character in ",;:-" else ""
 
 
 def _named(part: str) -> str:

