@@ -122,8 +122,14 @@ def frame(
 
 
 def reflect(audio: Float[Array, "batch samples"], reach: int) -> Float[Array, "batch padded"]:
-    """Returns rows with `reach` more samples on each side, reflected in the first and in the last sample."""
+    """Returns rows with `reach` more samples on each side, reflected in the first and in the last sample.
+
+    Raises:
+      ValueError: there are at most `reach` samples.
+    """
     last = audio.shape[1] - 1
+    if isinstance(last, int) and last < reach:
+        raise ValueError(f"a row of {last + 1} samples cannot be reflected by {reach} on each side: use longer rows")
     return jnp.concatenate([audio[:, 1 : reach + 1][:, ::-1], audio, audio[:, last - reach : last][:, ::-1]], axis=1)
 
 

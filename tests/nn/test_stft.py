@@ -135,3 +135,8 @@ def test_sizes_that_do_not_fit_are_refused(sizes):
         stft(noise(0, 1, 2000), *sizes)
     with pytest.raises(ValueError, match="to be even"):
         stft(noise(0, 1, 2000), 512, 127, padding="same")
+
+
+def test_rows_too_short_to_be_reflected_are_refused():
+    with pytest.raises(ValueError, match="a row of 256 samples cannot be reflected by 256"):
+        stft(noise(0, 1, 256), 512, 128)
