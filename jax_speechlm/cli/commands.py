@@ -52,6 +52,11 @@ COMMANDS = {
         "jax-speechlm finetune --config demo/finetune --from runs/pretrain --run-dir runs/finetune",
         config="demo/finetune",
     ),
+    "synthesize": Command(
+        "jax_speechlm.cli.synthesize:synthesize_texts",
+        "say texts with a trained voice: audio files, or the loudspeaker",
+        'jax-speechlm synthesize runs/voice "Hello there." --out hello.wav --vocoder runs/vocos',
+    ),
     "vocode": Command(
         "jax_speechlm.inference.vocode:vocode_file",
         "write what a vocoder makes of the mel spectrogram of a recording",

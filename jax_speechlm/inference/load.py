@@ -22,6 +22,7 @@ from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.generation import Continuation, UnitContinuation
 from jax_speechlm.inference.lm.units import Part
 from jax_speechlm.inference.segmentation import Recording
+from jax_speechlm.inference.synthesize import Speech
 from jax_speechlm.inference.transcript import Transcript
 from jax_speechlm.tasks import TASKS, resolve, with_ability
 from jax_speechlm.training import checkpoints as ckpt
@@ -143,6 +144,33 @@ class TrainedModel:
         """Computes the waveforms of log-mel spectrograms: float32 samples in [-1, 1] (`Vocoder.vocode`)."""
         self._check("vocode")
         return self.model.vocode(_listed(mels))
+
+    def synthesize(
+        self,
+        texts: str | Sequence[str],
+        *,
+        speaker: str | None = None,
+        speed: float = 1.0,
+        language: str = "en",
+        vocoder: str | os.PathLike | None = None,
+    ) -> list[Speech]:
+        """Synthesises texts of any length: samples, sample rate, durations and log-mel of each (`Synthesizer`).
+
+        Args:
+          speaker: name of a speaker, of a model with several; None takes the first.
+          speed: above 1 is faster.
+          language: two-letter code, of the words for numbers and signs.
+          vocoder: a vocoder's run; None is "griffin-lim", or the one of the last call.
+        """
+        self._check("synthesize")
+        if vocoder is not None and str(vocoder) != self._voice.get("vocoder"):
+            self._voice.update(vocoder=str(vocoder), model=self.model.with_vocoder(vocoder))
+        return self._voice.get("model", self.model).synthesize(texts, speaker, speed, language)
+
+    @functools.cached_property
+    def _voice(self) -> dict[str, Any]:
+        """The synthesizer with the vocoder of the last call, and its name."""
+        return {}
 
     @functools.cached_property
     def _encoder(self) -> SpeechEncoder:

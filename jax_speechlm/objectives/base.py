@@ -109,6 +109,8 @@ class Objective:
       health_check: `(metrics averaged over steps, after_warmup) -> warning with a remedy, or None`; the loop prints it.
         Metrics of the last validation are included as "dev_<name>"; `after_warmup` is True once training is long past
         its warm-up.
+      pictures: `(params, batch) -> pictures by name`, or None. The loop shows those of the first validation batch in
+        TensorBoard: [height, width], the first row at the top, NaN where there is nothing (such edges are cut off).
     """
 
     make: functional.MakeModule
@@ -121,6 +123,7 @@ class Objective:
     logits: Callable[[functional.Params, Batch], tuple[Array, Lengths]] | None = None
     load_borrowed: Callable[[functional.Params, Tokenizer | None, Runs], functional.Params] | None = None
     health_check: Callable[[Mapping[str, float], bool], str | None] | None = None
+    pictures: Callable[[functional.Params, Batch], dict[str, Array]] | None = None
 
     @classmethod
     def of(cls, make: functional.MakeModule, score: Score, **parts: Any) -> "Objective":

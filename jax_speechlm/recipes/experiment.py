@@ -11,6 +11,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
 from jax_speechlm.models.vocoders.vocoders import VocoderModel
 from jax_speechlm.optim.optimizers import Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
@@ -20,7 +21,7 @@ Objective = Annotated[Union[tuple(task.objective for task in TASKS.values())], p
 """The objective of any task."""
 
 Model = Annotated[
-    ConformerConfig | FastConformerConfig | TransformerConfig | SpeechLMConfig | VocoderModel,
+    ConformerConfig | FastConformerConfig | TransformerConfig | SpeechLMConfig | FastSpeech2Config | VocoderModel,
     pydantic.Field(discriminator="kind"),
 ]
 

@@ -48,8 +48,13 @@ def _row_classes(
 def _row_speakers(
     objective: ObjectiveConfig, data: Config, mel: AnyMel, index: Index, training: bool
 ) -> Int[np.ndarray, " rows"]:
-    """Returns speaker ids. Unknown speakers are allowed in validation only, where they are not scored."""
+    """Returns speaker ids, all 0 for a model of one voice, which names no speakers.
+
+    Unknown speakers are allowed in validation only, where they are not scored.
+    """
     del data, mel
+    if not objective.classes:
+        return np.zeros(len(index), np.int32)
     return class_ids(index.column("speaker").to_pylist(), objective.classes, strict=training)
 
 

@@ -18,11 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jax_speechlm.objectives.base import Metrics
 from jax_speechlm.training.logs import METRICS, drop_later
+from jax_speechlm.training.pictures import to_png, trimmed
 from jax_speechlm.training.state import STEP_METRICS
 
 # Without a module of this name, TensorBoard imports TensorFlow (10 s) to open a file.
 sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # noqa: E402
+from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: E402
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb  # noqa: E402
 from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa: E402
 
@@ -192,6 +194,18 @@ class Reporter:
         self._progress.update(self._task, status=status)
         if status and (part != "train" or not self.console.is_terminal):
             self.console.print(f"step {step:>6}  {part:<5}  {status}")
+
+    def show(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Logs pictures of a validation after `step` steps to TensorBoard (see `Objective.pictures`)."""
+        if not self._active:
+            return
+        for name, values in pictures.items():
+            values = trimmed(values)
+            height, width = values.shape
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=to_png(values))
+            summary = Summary(value=[Summary.Value(tag=f"dev/{name}", image=image)])
+            self._tensorboard.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._tensorboard.flush()
 
     def say(self, text: str) -> None:
         """Prints a message above the bar."""

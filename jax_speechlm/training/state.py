@@ -51,6 +51,7 @@ class Trainer(NamedTuple):
       step: `(state, batch) -> (state, metrics)`; compiled once per batch shape; donates its state argument.
       evaluate: `(params, batch) -> metrics`; compiled once per batch shape.
       greedy_decode: `(params, batch) -> ids [B, T]`, the best CTC path; None if the objective has no CTC logits.
+      pictures: `(params, batch) -> pictures by name`; None if the objective has none.
       shapes: abstract TrainState with shardings: the target of a restore, and the input of planning.
       compiler_options: of `step`.
     """
@@ -59,6 +60,7 @@ class Trainer(NamedTuple):
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     evaluate: Callable[[Params, Batch], Metrics]
     greedy_decode: Callable[[Params, Batch], Array] | None
+    pictures: Callable[[Params, Batch], dict[str, Array]] | None
     shapes: TrainState
     compiler_options: Mapping[str, Any]
 
@@ -164,6 +166,8 @@ def make_trainer(
         evaluate=jax.jit(evaluate, in_shardings=(shardings.params, rows), out_shardings=everywhere),
         greedy_decode=objective.logits
         and jax.jit(greedy_decode, in_shardings=(shardings.params, rows), out_shardings=everywhere),
+        pictures=objective.pictures
+        and jax.jit(objective.pictures, in_shardings=(shardings.params, rows), out_shardings=everywhere),
         shapes=shapes,
         compiler_options=options,
     )

@@ -19,7 +19,12 @@ from jax_speechlm.training.state import Trainer
 
 
 def validate(
-    trainer: Trainer, params: Params, source: BatchSource, mesh: Mesh, stop_requested: Callable[[], Any]
+    trainer: Trainer,
+    params: Params,
+    source: BatchSource,
+    mesh: Mesh,
+    stop_requested: Callable[[], Any],
+    show: Callable[[dict[str, np.ndarray]], None] | None = None,
 ) -> dict[str, float] | None:
     """Evaluates parameters on the whole dev split.
 
@@ -27,11 +32,14 @@ def validate(
     shares of the steps. `wer` and `cer` are corpus rates of greedy decoding against the transcripts as tokenized,
     without a normalizer, to monitor the run. `jax-speechlm eval` computes the rates to report.
 
+    Args:
+      show: called with the pictures of the first batch, if the objective has some (not of a mixture).
+
     Returns:
       Weighted means; empty without a dev split, None if `stop_requested`, called before every batch, returns a value.
     """
     if not isinstance(source, MixtureSource):
-        return {} if source.dev_plan is None else _means(trainer, params, source, mesh, stop_requested)
+        return {} if source.dev_plan is None else _means(trainer, params, source, mesh, stop_requested, show)
     figures, losses, quotas = {}, [], []
     for (name, part), quota in zip(source.parts.items(), source.plan.quotas, strict=True):
         of_stream = validate(trainer, params, part, mesh, stop_requested)
@@ -45,7 +53,12 @@ def validate(
 
 
 def _means(
-    trainer: Trainer, params: Params, source: BatchSource, mesh: Mesh, stop_requested: Callable[[], Any]
+    trainer: Trainer,
+    params: Params,
+    source: BatchSource,
+    mesh: Mesh,
+    stop_requested: Callable[[], Any],
+    show: Callable[[dict[str, np.ndarray]], None] | None,
 ) -> dict[str, float] | None:
     totals: Counter[str] = Counter()
     weights: Counter[str] = Counter()
@@ -54,6 +67,9 @@ def _means(
         if stop_requested():
             return None
         sharded = meshes.shard_batch(mesh, batch)
+        if show and trainer.pictures is not None:
+            show(jax.device_get(trainer.pictures(params, sharded)))
+            show = None
         for name, (total, weight) in jax.device_get(trainer.evaluate(params, sharded)).items():
             totals[name] += float(total)
             weights[name] += float(weight)

@@ -23,6 +23,7 @@ from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.aligner import Aligner, AlignerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2, FastSpeech2Config, Layers, Postnet, Predictor
+from jax_speechlm.models.tts.text import pack_text
 from jax_speechlm.models.vocoders.base import VocoderConfig, masked
 from jax_speechlm.models.vocoders.hifigan import HifiGan, HifiGanConfig
 from jax_speechlm.models.vocoders.sample_distributions import MuLaw
@@ -294,8 +295,9 @@ def _aligner(config: AlignerConfig) -> Toy:
         return pack(module, x, Segments.of(length), keys)[0]
 
     def pack(module, x, segments, keys):
-        tokens = jnp.broadcast_to(jnp.arange(1, 6), (*segments.length.shape, 5))
-        log_p = module(tokens, jnp.full_like(segments.length, 5), x, segments)
+        count = jnp.full_like(segments.length, 5)
+        text = pack_text(jnp.broadcast_to(jnp.arange(1, 6), (*count.shape, 5)), count, 5 * segments.num)
+        log_p = module(text, x, segments, 5)
         return jnp.where(segments.mask(x.shape[1])[..., None], log_p, 0), segments
 
     return Toy(lambda rngs: Aligner(config, VOCAB, WIDTH, rngs=rngs), call, lambda length: length, pack=pack)

@@ -17,6 +17,7 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
+from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
 from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
 from jax_speechlm.models.vocoders.sample_distributions import MuLaw
 from jax_speechlm.models.vocoders.vocos import VocosConfig
@@ -73,6 +74,7 @@ MODELS = {
         block_kernels=(3,),
         block_dilations=((1,),),
     ),
+    FastSpeech2Config: tiny.MODELS["tts"],
 }
 """A toy of each model, every random part of it on."""
 TRANSFORMERS = {"masked_lm": BERT, "classification": BOTH_WAYS}
@@ -106,7 +108,8 @@ class Toy:
 
     @property
     def frontend(self) -> FrontEnd:
-        names = {"fast_conformer": "fast_conformer"} | dict.fromkeys(("vocos", "hifigan", "wavenet"), "vocoder")
+        names = {"fast_conformer": "fast_conformer", "fastspeech2": "tts"}
+        names |= dict.fromkeys(("vocos", "hifigan", "wavenet"), "vocoder")
         name = names.get(self.model.kind, "ctc")
         return tiny.experiment(name).frontend
 
@@ -292,6 +295,7 @@ def toys() -> Iterator[tuple[str, Toy]]:
 
 TOYS = dict(toys())
 UNTOUCHED = {
+    "tts fastspeech2": ("acoustic/pitch_embedding/kernel",),
     "classification transformer": ("transformer/prediction/bias",),
     "joint speech": ("text", "head"),
     "joint text": ("codes", "head", "encoder/input", "encoder/input_norm"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jax_speechlm.core.segments import Segments
 from jax_speechlm.models.tts.aligner import Aligner, AlignerConfig
+from jax_speechlm.models.tts.text import pack_text
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.tts.alignment import (
     BLANK_LOGIT,
@@ -135,7 +136,7 @@ def test_an_aligner_finds_the_durations_of_noise_by_symbol():
 
     def log_p(params, tokens, mel, lengths):
         segments, count = Segments.of(lengths), jnp.full((8, 1), 6)
-        scores = functional.bind(graphdef, params)(tokens, count, mel, segments)
+        scores = functional.bind(graphdef, params)(pack_text(tokens, count, 6), mel, segments, 6)
         return scores + diagonal_prior(count, segments, 6, 40), segments, count
 
     @jax.jit

@@ -21,6 +21,8 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.models.tts.aligner import AlignerConfig
+from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config, Layers, Postnet, Predictor
 from jax_speechlm.models.vocoders.discriminators import DiscriminatorConfig
 from jax_speechlm.models.vocoders.vocos import VocosConfig
 from jax_speechlm.models.xvector import XVectorConfig
@@ -35,6 +37,7 @@ from jax_speechlm.objectives.ssl.best_rq import BestRQ
 from jax_speechlm.objectives.ssl.hubert import HuBERT
 from jax_speechlm.objectives.ssl.w2v_bert import W2vBert
 from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
+from jax_speechlm.objectives.tts.acoustic import TTS
 from jax_speechlm.objectives.tts.vocoder import Adversarial, Vocoding
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
@@ -74,12 +77,32 @@ OBJECTIVES = {
             feature_weight=0.2,
         ),
     ),
+    "tts": TTS(
+        classes=("low", "middle", "high"),
+        aligner=AlignerConfig(dim=6, text_dim=8, temperature=0.1),
+        binarisation_start=1,
+        binarisation_ramp=4,
+    ),
 }
 SYNTHESIS_MEL = SynthesisMel(hop=64, window=256, num_mel_bins=16)
-MELS = {"fast_conformer": LogMel(variant="nemo", num_mel_bins=16, stack=1), "vocoder": SYNTHESIS_MEL}
+MELS = {
+    "fast_conformer": LogMel(variant="nemo", num_mel_bins=16, stack=1),
+    "vocoder": SYNTHESIS_MEL,
+    "tts": SynthesisMel(window=512, num_mel_bins=16),
+}
 MODELS = {
     "fast_conformer": FAST,
     "vocoder": VocosConfig(input_dim=16, dim=8, num_layers=2, kernel_size=3, hop=64, window=256),
+    "tts": FastSpeech2Config(
+        num_mel_bins=16,
+        dim=16,
+        encoder=Layers(num_layers=1, num_heads=8, ffn_dim=24, kernel_size=3),
+        decoder=Layers(num_layers=2, num_heads=8, ffn_dim=24, kernel_size=7),
+        duration=Predictor(channels=12),
+        pitch=Predictor(channels=12),
+        energy=Predictor(channels=12),
+        postnet=Postnet(num_layers=3, channels=12),
+    ),
     "speech_lm": SpeechLMConfig(
         encoder=MODEL,
         adapter=Stacking(frames=2, hidden_dim=16),
@@ -97,7 +120,8 @@ OBJECTIVES["distillation"] = Distillation(
     )
 )
 OBJECTIVES["joint"] = Joint(speech=OBJECTIVES["best_rq"], text=MaskedLM(ratio=0.3))
-UNMASKED, MASKS = ("vocoder",), {"time_masks": 1, "freq_masks": 1, "freq_mask_bins": 4}
+MASKS = Augment(time_masks=1, freq_masks=1, freq_mask_bins=4, gain_db=3.0)
+AUGMENT = {"tts": Augment(), "vocoder": Augment(gain_db=3.0)}
 NOISE = Speech(sets=("noise",), num_buckets=2)
 STREAMS = (
     Stream(name="speech", data=NOISE, weight=2),
@@ -111,10 +135,7 @@ def experiment(objective: str = "ctc", **changes) -> Experiment:
     return Experiment(
         data=Mixture(streams=STREAMS) if objective == "joint" else NOISE,
         objective=OBJECTIVES[objective],
-        frontend=FrontEnd(
-            mel=MELS.get(objective, MEL),
-            augment=Augment(gain_db=3.0) if objective in UNMASKED else Augment(**MASKS, gain_db=3.0),
-        ),
+        frontend=FrontEnd(mel=MELS.get(objective, MEL), augment=AUGMENT.get(objective, MASKS)),
         model=MODELS.get(objective, MODEL),
         optimizer=Optimizer(schedule=WarmupCosine(peak=3e-3, warmup_steps=2), ema_decay=0.9),
         mesh=MeshShape(data=8),

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import pydantic
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Segments
 from jax_speechlm.models.tts.fastspeech2 import MEAN_LOG_MEL
+from jax_speechlm.models.tts.text import TextRows
 from jax_speechlm.nn.convolution import Convolution
 from jax_speechlm.nn.functional import parameter
 
@@ -49,31 +50,30 @@ class Aligner(nnx.Module):
         self.mel_out = Convolution(bins, config.dim, 1, ("embed", None), rngs=rngs)
 
     def __call__(
-        self,
-        tokens_BxNxU: Int[Array, "batch utterances tokens"],
-        token_length_BxN: Int[Array, "batch utterances"],
-        mel_BxTxF: Float[Array, "batch time bins"],
-        segments: Segments,
-    ) -> Float[Array, "batch time tokens"]:
+        self, text: TextRows, mel_BxTxF: Float[Array, "batch time bins"], segments: Segments, num_tokens: int
+    ) -> Float[Array, "batch time {num_tokens}"]:
         """Returns log-probabilities of the tokens of each frame's utterance, `IMPOSSIBLE` where it has none.
 
         Args:
           segments: utterances of the rows in frames.
+          num_tokens: of the longest text.
         """
-        (batch, num, tokens), num_frames = tokens_BxNxU.shape, mel_BxTxF.shape[1]
-        text = jnp.take(self.tokens[...], tokens_BxNxU.reshape(-1, tokens), axis=0, mode="clip")
-        rows = Segments.of(token_length_BxN.reshape(-1))
-        key = self.text_out(jax.nn.relu(self.text_in(text, rows)), rows).reshape(batch, num, tokens, -1)
+        num_frames, packed = mel_BxTxF.shape[1], text.tokens.shape[1]
+        x = jnp.take(self.tokens[...], text.tokens, axis=0, mode="clip")
+        key = self.text_out(jax.nn.relu(self.text_in(x, text.segments)), text.segments)
         mel = jax.nn.relu(self.mel_in(mel_BxTxF - MEAN_LOG_MEL, segments))
         query = self.mel_out(jax.nn.relu(self.mel_mid(mel, segments)), segments)
-        # |query - key|^2 without |query|^2, which is the same for all tokens. The few scores of other utterances are
-        # computed too, because a gather of the keys by frame would be larger, and its gradient a scatter.
-        score = 2 * jnp.einsum("btc,bnuc->btnu", query, key) - jnp.sum(jnp.square(key), axis=-1)[:, None]
-        score = jnp.sum(jnp.where(segments.belongs(num_frames)[..., None], score, 0), axis=2)
-        score = jnp.where(token_mask(token_length_BxN, segments, tokens, num_frames), score, IMPOSSIBLE)
+        # |query - key|^2 without |query|^2, which is the same for all tokens.
+        score = 2 * jnp.einsum("btc,bsc->bts", query, key) - jnp.sum(jnp.square(key), axis=-1)[:, None]
+        first = segments.spread(text.segments.start, num_frames)[..., None]
+        own = jnp.minimum(first + jnp.arange(num_tokens), packed - 1)
+        score = jnp.take_along_axis(score, own, axis=2)
+        score = jnp.where(token_mask(text.segments.length, segments, num_tokens, num_frames), score, IMPOSSIBLE)
         return jax.nn.log_softmax(self.config.temperature * score)
 
 
-def token_mask(token_length_BxN: Int[Array, "batch utterances"], segments: Segments, num_tokens: int, num_frames: int):
-    """Returns whether the utterance of a frame has a token, bool [B, T, tokens]."""
+def token_mask(
+    token_length_BxN: Int[Array, "batch utterances"], segments: Segments, num_tokens: int, num_frames: int
+) -> Bool[Array, "batch {num_frames} {num_tokens}"]:
+    """Returns whether the utterance of a frame has a token."""
     return jnp.arange(num_tokens) < segments.spread(token_length_BxN, num_frames)[..., None]

@@ -370,13 +370,21 @@ class FastSpeech2(nnx.Module):
         return tuple(jnp.where(mask, mel.astype(jnp.float32), 0) for mel in (before, after))
 
 
-def durations(log_duration: Float[Array, "*tokens"], speed: float | Float[Array, ""] = 1.0) -> Int[Array, "*tokens"]:
+LONGEST_TOKEN = 250
+"""Most frames of a token; an untrained model would predict any number."""
+
+
+def durations(
+    log_duration: Float[Array, "*rows tokens"], speed: float | Float[Array, ""] = 1.0
+) -> Int[Array, "*rows tokens"]:
     """Returns whole frames per token from predicted log(frames + 1); `speed` above 1 shortens them.
 
-    Without a change of speed they are those of transformers, which rounds before it applies a speed.
+    At speed 1 they are those of transformers. At another speed the ends of tokens are rounded, not their durations, so
+    that the whole utterance has the speed.
     """
-    frames = jnp.maximum(jnp.round(jnp.exp(log_duration) - 1), 0)
-    return jnp.round(frames / speed).astype(jnp.int32)
+    frames = jnp.clip(jnp.round(jnp.exp(log_duration) - 1), 0, LONGEST_TOKEN)
+    ends = jnp.round(jnp.cumsum(frames, axis=-1) / speed)
+    return jnp.diff(ends, axis=-1, prepend=0).astype(jnp.int32)
 
 
 def token_of_frame(duration_BxS: Int[Array, "batch tokens"], num_frames: int) -> Int[Array, "batch {num_frames}"]:

@@ -18,13 +18,14 @@ from jax_speechlm.nn.layers import Linear
 from jax_speechlm.objectives.base import row_keys
 
 
-def _differ(classes: tuple[str, ...]) -> tuple[str, ...]:
+def distinct(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns names of classes; raises ValueError if two are equal."""
     if len(set(classes)) != len(classes):
         raise ValueError(f"classes must be distinct, got {', '.join(classes)}")
     return classes
 
 
-Classes = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_differ)]
+Classes = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(distinct)]
 """Class names in the order of their ids."""
 
 

@@ -1,0 +1,15 @@
+"""Acoustic models of speech synthesis."""
+
+from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
+from jax_speechlm.objectives.tts.acoustic import TTS
+from jax_speechlm.tasks.base import Task
+from jax_speechlm.tasks.inputs import AUDIO, ROW_SPEAKER, TRANSCRIPT
+
+TASK = Task(
+    name="tts",
+    objective=TTS,
+    models=(FastSpeech2Config,),
+    inputs={"speech": (AUDIO, TRANSCRIPT, ROW_SPEAKER)},
+    predictor="jax_speechlm.inference.synthesize:Synthesizer",
+    abilities=("synthesize",),
+)
