@@ -52,7 +52,7 @@ def judge_folders(
 
 
 def natural_speech(
-    data_dir: Path, sets: tuple[str, ...], split: str, limit: int | None = None
+    data_dir: Path, sets: tuple[str, ...], split: str, limit: int | None = None, sample_rate: int | None = None
 ) -> tuple[list[SpokenText], SpeechRow]:
     """Reads texts and recordings of one split of prepared sets.
 
@@ -60,8 +60,9 @@ def natural_speech(
 
     Args:
       limit: read only the first utterances, this many.
+      sample_rate: that the recordings must have, in Hz; None for any.
     """
-    index = indexes.read_sets(data_dir, sets, split)
+    index = indexes.read_sets(data_dir, sets, split, sample_rate)
     reader, texts, audio = RecordReader(index), [], {}
     columns = [index.column(name).to_pylist() for name in ("id", "text", "speaker", "language")]
     for row, (name, text, speaker, language) in enumerate(zip(*columns, strict=True)):

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import soxr
-from jaxtyping import Float, Int16, Shaped
+from jaxtyping import Float, Float32, Shaped
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipelines.audio import decode
+from data_pipelines.audio.wav import write_wav
 from data_pipelines.core.errors import DataError
 from jax_speechlm.evaluation import resampling, speech_distance, wer
 from jax_speechlm.evaluation.judges.catalogue import RECOGNIZERS, JudgeSettings
@@ -117,30 +118,23 @@ def write_clips(row: SpeechRow, texts: Sequence[SpokenText], folder: Path) -> li
     Raises:
       DataError: a file cannot be decoded, or samples are not finite.
     """
-    folder.mkdir(parents=True)
     files = []
     for number, text in enumerate(texts):
-        audio, name = row.audio[text.id], f"{row.name}, {text.id}"
-        samples = _as_int16(audio, row.sample_rate, name) if isinstance(audio, np.ndarray) else _read(audio)
-        samples = np.pad(samples, (0, max(0, _MIN_SAMPLES - len(samples))))
+        audio = row.audio[text.id]
+        if isinstance(audio, Path):
+            samples = decode.decode(audio, rate=SAMPLE_RATE) / np.float32(32_768)
+        else:
+            samples = _resampled(audio, row.sample_rate, f"{row.name}, {text.id}")
         files.append(folder / f"{number}.wav")
-        with wave.open(str(files[-1]), "wb") as file:
-            file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-            file.writeframes(samples.astype("<i2").tobytes())
+        write_wav(files[-1], np.pad(samples, (0, max(0, _MIN_SAMPLES - len(samples)))), SAMPLE_RATE)
     return files
 
 
-def _read(path: Path) -> Int16[np.ndarray, " samples"]:
-    return decode.decode(path, rate=SAMPLE_RATE)
-
-
-def _as_int16(samples: Shaped[np.ndarray, " _"], rate: int, name: str) -> Int16[np.ndarray, " _"]:
-    if samples.dtype == np.int16:
-        samples = samples / np.float32(32_768)
+def _resampled(samples: Shaped[np.ndarray, " _"], rate: int, name: str) -> Float32[np.ndarray, " _"]:
+    samples = samples / np.float32(32_768) if samples.dtype == np.int16 else samples.astype(np.float32)
     if not np.isfinite(samples).all():
         raise DataError(f"{name}: {np.count_nonzero(~np.isfinite(samples)):,} samples are NaN or infinite")
-    samples = soxr.resample(samples.astype(np.float32), rate, SAMPLE_RATE) if rate != SAMPLE_RATE else samples
-    return np.clip(np.round(samples * 32_768), -32_768, 32_767).astype(np.int16)
+    return soxr.resample(samples, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else samples
 
 
 def _check(rows: Sequence[SpeechRow], texts: Sequence[SpokenText]) -> None:

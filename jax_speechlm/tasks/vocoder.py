@@ -14,5 +14,6 @@ TASK = Task(
     inputs={"speech": (AUDIO,)},
     predictor="jax_speechlm.inference.vocode:Vocoder",
     abilities=("vocode",),
+    evaluator="jax_speechlm.evaluation.vocoders:evaluate_run",
     hugging_face="jax_speechlm.interop.hf.registry:VOCODER",
 )
