@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from jax_speechlm.serving import speech, transcription
 from jax_speechlm.serving.admission import Requests
-from jax_speechlm.serving.forms import INTERNAL, ApiError, Body
+from jax_speechlm.serving.forms import ApiError, Body, internal_error
 from jax_speechlm.serving.origins import SameOrigin
 from jax_speechlm.serving.service import Service
 
@@ -69,7 +69,7 @@ def make_app(requests: Requests, services: Sequence[Service], names: Sequence[st
 
     @app.exception_handler(Exception)
     async def failure(request: Request, error: Exception) -> JSONResponse:
-        return INTERNAL.response()
+        return internal_error().response()
 
     for service in services:
         service.add_routes(app)

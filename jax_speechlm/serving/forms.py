@@ -45,8 +45,10 @@ class ApiError(Exception):
 
 _FILE_TOO_LARGE = ApiError(413, "the file is too large", param="file", code="file_too_large")
 
-INTERNAL = ApiError(500, "internal error; the log of the service has the details", code="internal_error")
-"""The response after an unexpected exception."""
+
+def internal_error() -> ApiError:
+    """Returns the error of an unexpected exception, without its details."""
+    return ApiError(500, "internal error; the log of the service has the details", code="internal_error")
 
 
 @dataclasses.dataclass(frozen=True)

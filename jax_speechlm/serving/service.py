@@ -3,6 +3,7 @@
 import abc
 import base64
 import contextlib
+import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -13,14 +14,17 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from data_pipelines.audio import decode
+from data_pipelines.core.errors import DataError
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.frontend.frontend import features
 from jax_speechlm.inference.segmentation import Samples, shape_of
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.serving.admission import Requests, Work
-from jax_speechlm.serving.forms import ApiError, Upload, read_upload
+from jax_speechlm.serving.forms import ApiError, Upload, internal_error, read_upload
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 _PICTURE_SECONDS = 30.0
 
@@ -47,7 +51,7 @@ class Service(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Ends the thread of the model, waiting at most for what is being computed."""
+        """Ends the thread of the model, after what is being computed."""
 
     @abc.abstractmethod
     def add_routes(self, app: FastAPI) -> None:
@@ -74,16 +78,29 @@ class Service(abc.ABC):
             "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self._params)),
         }
 
-    async def run(self, request: Request, function: Any, work: Work) -> Any:
-        """Runs `function(work)` as `Requests.run` does. Raises `ApiError` for audio that cannot be decoded too."""
+    async def run(
+        self, request: Request, function: Callable[[Any], Any], work: Work, timeout: float | None = None
+    ) -> Any:
+        """Runs `function(work)` as `Requests.run` does.
+
+        Raises:
+          ApiError: as `Requests.run`; the audio cannot be decoded or is too long; or an unexpected error, which is
+            logged here, as the server would close the connection of an exception that reaches it.
+          DataError: from the function.
+        """
         try:
-            return await self.requests.run(request, function, work)
+            return await self.requests.run(request, function, work, timeout)
         except decode.AudioTooLongError as error:
             limit = f"the audio is longer than the limit of {self.limits.max_minutes:g} minutes"
             raise ApiError.invalid("file", limit, "audio_too_long") from error
         except decode.AudioError as error:
             message = f"the file cannot be decoded as audio: {error.reason}"
             raise ApiError.invalid("file", message, "bad_audio") from error
+        except (ApiError, DataError):
+            raise
+        except Exception as error:
+            log.exception("a request failed")
+            raise internal_error() from error
 
     def blocks(self, upload: Upload, work: Work) -> Iterator[Samples]:
         """Decodes an upload, until the work is cancelled. Raises `AudioError` if it cannot be decoded."""

@@ -31,6 +31,7 @@ _OPENAI_VOICES = (
 _DEFAULT_VOICE = "default"
 _SPEEDS = 0.25, 4.0
 _PARTS_AHEAD = 4  # parts of audio that are computed before the client reads them
+_FIRST_SAMPLES = 4000  # of a text, that are encoded and sent on their own
 _NAMES_SHOWN = 20
 _OTHER_BYTES, _CHARACTER_BYTES = 64 * 1024, 12  # of a request: in JSON a character has at most \ud83d\ude00
 _FIELDS = {
@@ -118,7 +119,7 @@ class Synthesis(Service):
         self._model = ThreadPoolExecutor(1, "voice")
 
     def close(self) -> None:
-        self._model.shutdown(cancel_futures=True)
+        self._model.shutdown(wait=False, cancel_futures=True)
 
     def programs(self) -> Sequence[Callable[[], Any]]:
         return self.voice.programs()
@@ -192,7 +193,7 @@ class Synthesis(Service):
 
     async def _run(self, request: Request, function: Any, work: "_Speaking") -> None:
         try:
-            await self.requests.run(request, function, work, math.inf)
+            await self.run(request, function, work, math.inf)
         except DataError as error:
             raise ApiError.invalid("input", str(error), "invalid_input") from error
 
@@ -203,10 +204,13 @@ class Synthesis(Service):
         pieces = self.voice.stream(wish.text, wish.speaker, wish.speed)
         try:
             while (samples := work.wait(lambda: [self._submit(pieces)])[0]) is not None:
+                # The client need not wait until all of the first sentence is encoded.
+                beginning = [_FIRST_SAMPLES] if not work.num_samples else []
                 work.num_samples += len(samples)
                 self.num_parts, self.num_samples = self.num_parts + 1, self.num_samples + len(samples)
-                if part := encoder.encode(samples):
-                    send(part)
+                for some in np.split(samples, beginning):
+                    if part := encoder.encode(some):
+                        send(part)
         finally:
             pieces.close()
         if not work.num_samples:

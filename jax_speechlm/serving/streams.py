@@ -9,7 +9,7 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from jax_speechlm.serving.forms import INTERNAL, ApiError
+from jax_speechlm.serving.forms import ApiError, internal_error
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class EventStream(StreamingResponse):
                 await send(_part(_event(error.response().body.decode())))
             except Exception:
                 log.exception("a stream failed")
-                await send(_part(_event(INTERNAL.response().body.decode())))
+                await send(_part(_event(internal_error().response().body.decode())))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -50,7 +50,10 @@ def test_a_text_is_spoken_played_and_drawn(page):
     page.wait_for_selector("#speech-result", state="visible")
     assert page.inner_text("#speech-status").startswith(f"{SECONDS:.1f} s of speech in ")
     assert page.evaluate("document.getElementById('speech').duration") == pytest.approx(SECONDS, abs=0.01)
-    page.wait_for_function("() => document.getElementById('speech').currentTime > 0.1")  # it plays
+    assert page.evaluate("playback.end") == pytest.approx(SECONDS, abs=0.5)
+    page.wait_for_function(f"() => playback.context.currentTime > {SECONDS}")  # it was played as it arrived
+    page.evaluate("document.getElementById('speech').play()")
+    page.wait_for_function("() => document.getElementById('speech').currentTime > 0.1")  # and is played again
     assert page.evaluate("document.getElementById('speech-mel').width") == pytest.approx(SECONDS * 200, rel=0.05)
     assert shades(page, "speech-mel") > 30
     assert page.get_attribute("#download", "href").startswith("blob:")
@@ -73,10 +76,12 @@ def test_voice_and_speed_are_sent(server, page):
 def test_the_first_audio_is_reported_while_the_rest_is_spoken_and_it_can_be_stopped(server, page):
     speak(page, "Good day. Please wait.")
     page.wait_for_function("() => document.getElementById('speech-status').textContent.includes('first audio after')")
+    page.wait_for_function("() => playback.context.currentTime > 0.1")  # and it is played already
     assert page.is_disabled("#speak")
     page.click("#quiet")
     page.wait_for_function("() => document.getElementById('speech-status').textContent === 'stopped'")
     assert page.is_enabled("#speak")
+    assert page.evaluate("playback.context.state") == "closed"
 
 
 def test_what_cannot_be_spoken_is_named(page, let):

@@ -1,24 +1,66 @@
 "use strict";
 
-// Synthesis: a text, a voice and a speed; the speech, and its mel spectrogram.
+// Synthesis: a text, a voice and a speed; the speech, played as it arrives, and its mel spectrogram.
 
 const WAV_HEADER = 44;       // bytes
+const LEAD = 0.05;           // seconds from the arrival of samples to their playback, where nothing plays yet
 
-let voice = null, speaking = null;
+let voice = null, speaking = null, playback = null;
 
 const told = (text, isError = false) => say(text, isError, "speech-status");
 
+function joined(parts) {
+  const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  parts.reduce((at, part) => { whole.set(part, at); return at + part.length; }, 0);
+  return whole;
+}
+
+// Plays a wav file while it arrives: the browser's own player wants the whole.
+class Playback {
+  constructor() {
+    this.context = null;
+    this.rest = new Uint8Array(0);
+    this.end = 0;
+  }
+
+  push(part) {
+    let bytes = joined([this.rest, part]);
+    if (!this.context && bytes.length >= WAV_HEADER) {
+      this.context = new AudioContext({ sampleRate: new DataView(bytes.buffer).getUint32(24, true) });
+      bytes = bytes.slice(WAV_HEADER);
+    }
+    const count = this.context ? bytes.length >> 1 : 0;
+    this.rest = bytes.slice(2 * count);
+    if (!count) return;
+    const buffer = this.context.createBuffer(1, count, this.context.sampleRate), view = new DataView(bytes.buffer);
+    const samples = buffer.getChannelData(0).map((_, place) => view.getInt16(2 * place, true) / 32768);
+    buffer.copyToChannel(samples, 0);
+    const source = this.context.createBufferSource();
+    source.buffer = buffer;
+    source.connect(this.context.destination);
+    this.end = Math.max(this.end, this.context.currentTime + LEAD);
+    source.start(this.end);
+    this.end += buffer.duration;
+  }
+
+  stop() {
+    if (this.context && this.context.state !== "closed") this.context.close();
+  }
+}
+
 // The service sends audio before its length is known, so its header declares the longest possible file.
-async function withLengths(parts) {
-  const wav = await new Blob(parts).arrayBuffer(), view = new DataView(wav);
-  view.setUint32(4, wav.byteLength - 8, true);
-  view.setUint32(WAV_HEADER - 4, wav.byteLength - WAV_HEADER, true);
-  return [new Blob([wav], { type: "audio/wav" }), (wav.byteLength - WAV_HEADER) / view.getUint32(28, true)];
+function withLengths(parts) {
+  const wav = joined(parts), view = new DataView(wav.buffer);
+  view.setUint32(4, wav.length - 8, true);
+  view.setUint32(WAV_HEADER - 4, wav.length - WAV_HEADER, true);
+  return [new Blob([wav], { type: "audio/wav" }), (wav.length - WAV_HEADER) / view.getUint32(28, true)];
 }
 
 async function speak() {
   const now = speaking = new AbortController(), began = performance.now(), parts = [];
   const since = () => ((performance.now() - began) / 1000).toFixed(2);
+  silence();
+  const player = playback = new Playback();
   $("speak").disabled = true;
   $("quiet").disabled = false;
   $("speech-result").hidden = true;
@@ -39,24 +81,28 @@ async function speak() {
       const { done, value } = await reader.read();
       if (done) break;
       parts.push(value);
+      player.push(value);
       first ??= since();
       told(`first audio after ${first} s ...`);
     }
-    const [audio, seconds] = await withLengths(parts);
+    const [audio, seconds] = withLengths(parts);
     told(`${seconds.toFixed(1)} s of speech in ${since()} s, the first after ${first} s`);
     URL.revokeObjectURL($("speech").src);
     $("speech").src = $("download").href = URL.createObjectURL(audio);
     $("download").download = "speech.wav";
     $("speech").hidden = $("download").hidden = false;
-    $("speech").play().catch(() => {});  // some browsers want a click first
     draw($("speech-mel"), await post("/page/speech/log-mel", audio), []);
     $("speech-result").hidden = false;
   } catch (error) {
     told(error.name === "AbortError" ? "stopped" : error.message, error.name !== "AbortError");
   } finally {
     $("speak").disabled = false;
-    $("quiet").disabled = true;
   }
+}
+
+function silence() {
+  playback?.stop();
+  $("speech").pause();
 }
 
 function count() {
@@ -76,4 +122,9 @@ $("voice").addEventListener("submit", (event) => {
   speak();
 });
 $("text").addEventListener("input", count);
-$("quiet").addEventListener("click", () => speaking.abort());
+$("quiet").addEventListener("click", () => {
+  speaking.abort();
+  silence();
+  $("quiet").disabled = true;
+});
+$("speech").addEventListener("play", () => playback.stop());
