@@ -12,6 +12,8 @@ import soundfile
 import soxr
 from jaxtyping import Float32, Int16
 
+from data_pipelines.audio.wav import to_int16
+
 PCM_RATE = 24_000
 """Rate of headerless samples in Hz, as OpenAI defines it: clients assume it, for nothing in a response states it."""
 
@@ -49,7 +51,7 @@ class _Wav(Encoder):
 
     def encode(self, samples: Float32[np.ndarray, " samples"]) -> bytes:
         header, self._header = self._header, b""
-        return header + to_int16(samples).tobytes()
+        return header + to_int16(samples).astype("<i2").tobytes()
 
     def finish(self) -> bytes:
         return self._header
@@ -73,7 +75,7 @@ class _Pcm(Encoder):
     def _bytes(self, samples: Float32[np.ndarray, " samples"], *, last: bool) -> bytes:
         if self._resampler is not None:
             samples = self._resampler.resample_chunk(samples.astype(np.float32), last=last)
-        return to_int16(samples).tobytes()
+        return to_int16(samples).astype("<i2").tobytes()
 
 
 class _Flac(Encoder):
@@ -181,8 +183,3 @@ ENCODERS: dict[str, type[Encoder]] = {
     "pcm": _Pcm,
 }
 """Encoders by OpenAI's names of formats, the default first."""
-
-
-def to_int16(samples: Float32[np.ndarray, " samples"]) -> Int16[np.ndarray, " samples"]:
-    """Rounds samples in [-1, 1] to 16 bits; those beyond are clipped."""
-    return np.rint(np.clip(samples, -1, 1) * 32767).astype("<i2")

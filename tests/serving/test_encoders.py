@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.audio import decode
-from jax_speechlm.serving.encoders import ENCODERS, PCM_RATE, to_int16
+from data_pipelines.audio.wav import to_int16
+from jax_speechlm.serving.encoders import ENCODERS, PCM_RATE
 
 EXACT = ("wav", "flac", "pcm")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.audio import decode
+from data_pipelines.audio.wav import to_int16
 from jax_speechlm.serving.admission import Limits
-from jax_speechlm.serving.encoders import to_int16
 from tests.serving.service import Server, serving
 from tests.serving.tone_voice import RATE, ToneVoice
 
