@@ -22,7 +22,7 @@ from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.generation import Continuation, UnitContinuation
 from jax_speechlm.inference.lm.units import Part
 from jax_speechlm.inference.segmentation import Recording
-from jax_speechlm.inference.synthesize import Speech
+from jax_speechlm.inference.synthesize import Speech, Synthesizer
 from jax_speechlm.inference.transcript import Transcript
 from jax_speechlm.tasks import TASKS, resolve, with_ability
 from jax_speechlm.training import checkpoints as ckpt
@@ -160,16 +160,20 @@ class TrainedModel:
           speaker: name of a speaker, of a model with several; None takes the first.
           speed: above 1 is faster.
           language: two-letter code, of the words for numbers and signs.
-          vocoder: a vocoder's run; None is "griffin-lim", or the one of the last call.
+          vocoder: a vocoder's run; None is "griffin-lim". The last one stays open.
         """
         self._check("synthesize")
-        if vocoder is not None and str(vocoder) != self._voice.get("vocoder"):
-            self._voice.update(vocoder=str(vocoder), model=self.model.with_vocoder(vocoder))
-        return self._voice.get("model", self.model).synthesize(texts, speaker, speed, language)
+        if vocoder is None:
+            return self.model.synthesize(texts, speaker, speed, language)
+        if str(vocoder) not in self._voices:
+            voice = self.model.with_vocoder(vocoder)
+            self._voices.clear()
+            self._voices[str(vocoder)] = voice
+        return self._voices[str(vocoder)].synthesize(texts, speaker, speed, language)
 
     @functools.cached_property
-    def _voice(self) -> dict[str, Any]:
-        """The synthesizer with the vocoder of the last call, and its name."""
+    def _voices(self) -> dict[str, Synthesizer]:
+        """The synthesizer with the vocoder of the last call that named one, by its name."""
         return {}
 
     @functools.cached_property

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath
-from data_pipelines.text.spoken_form import UnspokenError, text_for
+from data_pipelines.text.spoken_form import text_for
 from jax_speechlm.core.segments import Segments
 from jax_speechlm.inference.predictor import RunPredictor
 from jax_speechlm.inference.vocode import Vocoder
@@ -136,8 +136,9 @@ class Synthesizer(RunPredictor):
           language: two-letter code, of the words for numbers and signs.
 
         Raises:
-          SynthesisError: a text has no words, characters without words, or letters that the model was not trained on;
-            or the speaker or the speed is not possible. All arguments are checked before anything is computed.
+          SynthesisError: a text has no words, or the speaker or the speed is not possible.
+          UnspokenError: a text has characters without words, or letters that the model was not trained on. Both are
+            `DataError`s, and all arguments are checked before anything is computed.
         """
         texts = [texts] if isinstance(texts, str) else texts
         sentences = [self._sentences(text, language) for text in texts]
@@ -169,10 +170,7 @@ class Synthesizer(RunPredictor):
         if not text.strip():
             raise SynthesisError("the text is empty: write what is to be said")
         tokenizer = self.run.tokenizer
-        try:
-            known = text_for(tokenizer, text, language)
-        except UnspokenError as error:
-            raise SynthesisError(str(error)) from error
+        known = text_for(tokenizer, text, language)
         parts = _cut(known, lambda part: len(tokenizer.encode(part)) <= LONGEST_PART)
         encoded = [tokenizer.encode(part) for part in parts if any(map(str.isalpha, part))]
         if not any(encoded):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_pipelines.core.errors import DataError
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
@@ -113,9 +114,9 @@ def test_speakers_have_voices_of_their_own():
 )
 def test_what_cannot_be_said_is_named_before_anything_is_computed(voice, text, message):
     calls = voice.vocoder.calls
-    with pytest.raises(SynthesisError, match=message):
+    with pytest.raises(DataError, match=message):
         voice.synthesize(["a bad cafe.", text])
-    with pytest.raises(SynthesisError, match=message):
+    with pytest.raises(DataError, match=message):
         next(voice.stream(text))
     with pytest.raises(SynthesisError, match="it has one voice, so leave the speaker out"):
         voice.synthesize("a bad cafe.", "ann")
