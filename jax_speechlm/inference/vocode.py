@@ -1,4 +1,4 @@
-"""Waveforms from mel spectrograms, by a trained vocoder."""
+"""Waveforms from mel spectrograms, by a trained vocoder or by Griffin and Lim's algorithm."""
 
 import abc
 import functools
@@ -14,6 +14,7 @@ from tyro.conf import Positional
 
 from data_pipelines.audio.decode import decode
 from data_pipelines.audio.wav import write_wav
+from jax_speechlm.frontend.griffin_lim import mel_to_audio
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel, synthesis_mel
 from jax_speechlm.models.vocoders.streaming import StreamingVocoder
 from jax_speechlm.models.vocoders.vocoders import make_vocoder
@@ -21,6 +22,9 @@ from jax_speechlm.models.vocoders.wavenet import WaveNetConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.tts.vocoder import Vocoding
 from jax_speechlm.training.runs import LoadedRun
+
+GRIFFIN_LIM = "griffin-lim"
+"""Name of the vocoder that needs no run."""
 
 _LONGEST = 2048  # frames of one pass; longer spectrograms are streamed
 _CHUNK = 32  # frames of a step of a stream
@@ -37,15 +41,17 @@ class Vocoder(abc.ABC):
 
     @classmethod
     def load(cls, path: str | os.PathLike, mel: SynthesisMel | None = None) -> "Vocoder":
-        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder.
+        """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder; or makes "griffin-lim", without a run.
 
         Args:
-          mel: form of the spectrograms that it will be given; None for its own.
+          mel: form of the spectrograms that it will be given; None for its own, which is SpeechT5's for Griffin-Lim.
 
         Raises:
           CheckpointError: no checkpoint can be read, or it is no vocoder's.
           ValueError: the vocoder takes spectrograms of another form than `mel`.
         """
+        if str(path) == GRIFFIN_LIM:
+            return GriffinLimVocoder(mel or SynthesisMel())
         run = LoadedRun.load(path, Vocoding, "compute waveforms")
         vocoder = (SampledVocoder if isinstance(run.experiment.model, WaveNetConfig) else StreamedVocoder)(run)
         if mel is not None and mel != vocoder.mel:
@@ -53,7 +59,7 @@ class Vocoder(abc.ABC):
             differing = ", ".join(f"{name} {own[name]}, not {given[name]}" for name in own if own[name] != given[name])
             raise ValueError(
                 f"{path}: this vocoder takes other mel spectrograms ({differing}): name one that was trained with the "
-                "front end of the model that computes them"
+                f"front end of the model that computes them, or {GRIFFIN_LIM}"
             )
         return vocoder
 
@@ -175,6 +181,27 @@ class StreamedVocoder(TrainedVocoder):
             yield audio
 
 
+class GriffinLimVocoder(Vocoder):
+    """Griffin and Lim's algorithm, which needs no training; a stream is given at its end."""
+
+    def __init__(self, mel: SynthesisMel):
+        self.mel = mel
+
+    def vocode(self, mels: Iterable[Mel]) -> list[Samples]:
+        return [self._one(self._checked(mel)) for mel in mels]
+
+    def _one(self, mel: Float32[np.ndarray, "_ bins"]) -> Samples:
+        padded = np.zeros((1, _grid(len(mel)), mel.shape[1]), np.float32)
+        padded[0, : len(mel)] = mel
+        audio = _griffin_lim(padded, np.array([len(mel)], np.int32), self.mel)
+        return np.clip(np.asarray(audio)[0, : len(mel) * self.mel.hop], -1, 1)
+
+
+@functools.partial(jax.jit, static_argnames="mel")
+def _griffin_lim(spectrogram: jax.Array, lengths: jax.Array, mel: SynthesisMel):
+    return mel_to_audio(spectrogram, lengths, mel)
+
+
 @functools.partial(jax.jit, static_argnames="mel")
 def _spectrogram(audio: jax.Array, lengths: jax.Array, mel: SynthesisMel):
     return synthesis_mel(audio, lengths, mel)
@@ -190,7 +217,7 @@ def vocode_file(vocoder: Positional[str], file: Positional[Path], out: Path) -> 
     """Computes the mel spectrogram of a recording and writes the waveform that a vocoder makes of it (copy synthesis).
 
     Args:
-      vocoder: the directory of a run of a vocoder, or one of its checkpoints/<step> folders.
+      vocoder: the directory of a run of a vocoder, one of its checkpoints/<step> folders, or griffin-lim.
       file: audio of any format, sample rate, length and number of channels.
       out: the WAV file to write.
     """

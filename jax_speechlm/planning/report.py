@@ -79,8 +79,13 @@ def _remedy(plan: RunPlan) -> str:
     if memory.params + memory.optimizer > 0.8 * room:
         return "Parameters and optimizer alone fill it: raise mesh.fsdp, or mesh.tensor."
     size = " and ".join(f"data.{name}" for name in plan.experiment.data.sizes)
-    remat = "" if plan.experiment.model.remat == "full" else "model.remat full, or "
+    remat = "" if _remat(plan) in ("full", "") else "model.remat full, or "
     return f"Set {remat}a smaller {size} (optimizer.accumulate keeps the batch), or let --fit search."
+
+
+def _remat(plan: RunPlan) -> str:
+    """Returns the model's rematerialisation policy; "" if it has none."""
+    return getattr(plan.experiment.model, "remat", "")
 
 
 def heading(plan: RunPlan) -> str:
@@ -90,7 +95,7 @@ def heading(plan: RunPlan) -> str:
     experiment = plan.experiment
     return (
         f"{experiment.objective.kind}, {plan.params / 1e6:,.1f} M parameters, on {slices}{plan.topology.name} "
-        f"({plan.topology.num_devices} chips: {mesh}), remat {experiment.model.remat}"
+        f"({plan.topology.num_devices} chips: {mesh})" + (f", remat {_remat(plan)}" if _remat(plan) else "")
     )
 
 

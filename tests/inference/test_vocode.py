@@ -1,4 +1,4 @@
-"""Waveforms from spectrograms and recordings, by a trained vocoder."""
+"""Waveforms from spectrograms and recordings, by a trained vocoder and by Griffin and Lim's algorithm."""
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +94,25 @@ def test_the_command_writes_a_copy_as_long_as_the_recording(run, tmp_path, capsy
     assert len(written) == 5003
     assert "0.31 s at 16000 Hz" in capsys.readouterr().out
     assert [file.name for file in out.parent.iterdir()] == ["out.wav"]
+
+
+def test_griffin_lim_needs_no_run(tmp_path):
+    seconds = np.arange(12_000) / 16_000
+    tone = (6000 * np.sin(2 * np.pi * 440 * seconds)).astype(np.int16)
+    soundfile.write(tmp_path / "in.wav", tone, 16_000)
+    out = tmp_path / "out.wav"
+    assert cli.main(["vocode", "griffin-lim", str(tmp_path / "in.wav"), "--out", str(out)]) == 0
+    written, rate = soundfile.read(out, dtype="int16")
+    assert (len(written), rate) == (12_000, 16_000)
+    power = np.abs(np.fft.rfft(written[2000:10_000] * np.hanning(8000)))
+    assert np.argmax(power) * 2 == pytest.approx(440, abs=10)
+    vocoder = Vocoder.load("griffin-lim")
+    before, after = vocoder.spectrogram(tone), vocoder.spectrogram(written)
+    assert np.abs(before - after)[4:-4, 8:20].mean() < 0.3
+    assert Vocoder.load("griffin-lim", MEL).mel == MEL
+    (audio,) = Vocoder.load("griffin-lim", MEL).vocode(mels(9))
+    assert audio.shape == (9 * 64,)
+    assert np.abs(audio).max() <= 1
 
 
 def test_a_loaded_run_vocodes(run):

@@ -9,15 +9,18 @@ import pytest
 
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
+from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, FailedCheck
-from jax_speechlm.interop.hf import export, wav2vec2_bert, weights
+from jax_speechlm.interop.hf import export, registry, wav2vec2_bert, weights
 from jax_speechlm.interop.hf.export import write_checked
 from jax_speechlm.interop.hf.feature_extractor import front_end_from_hugging_face, front_end_to_hugging_face
 from jax_speechlm.interop.hf.import_ import import_run
 from jax_speechlm.interop.hf.mapping import read
 from jax_speechlm.interop.hf.registry import package, read_model
 from jax_speechlm.models.adapter import QFormer, Stacking
+from jax_speechlm.models.vocoders.vocos import VocosConfig
 from jax_speechlm.objectives.asr.ctc import CTC
 from jax_speechlm.objectives.distillation import Distillation, Teacher
 from jax_speechlm.objectives.heads.classification import Classification
@@ -235,3 +238,11 @@ def test_the_command_exports_a_run_and_checks_it_later(tmp_path, capsys):
     assert "either --out" in capsys.readouterr().err
     assert cli.main([*check[:-1], str(tmp_path / "run")]) == USER_ERROR
     assert "no export of jax_speechlm wrote it" in capsys.readouterr().err
+
+
+def test_a_vocoder_that_no_class_computes_is_refused():
+    experiment = tiny_run("vocoder").experiment
+    with pytest.raises(ExportError, match="no class of transformers is a vocos"):
+        registry.settings(experiment.replace(model=VocosConfig(input_dim=20)), None)
+    with pytest.raises(ExportError, match=r"frontend.mel.hop=200 is 12.5 ms at 16000 Hz"):
+        registry.settings(experiment.replace(frontend=FrontEnd(mel=SynthesisMel(num_mel_bins=20, hop=200))), None)

@@ -23,6 +23,7 @@ from jax_speechlm.planning.plan import fits, make_plan
 from jax_speechlm.planning.workload import workload
 from jax_speechlm.recipes import registry
 from jax_speechlm.recipes.experiment import Experiment
+from tests.training import tiny
 
 tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 gpu = pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="JAX's CUDA is not installed")
@@ -121,6 +122,13 @@ def test_what_did_not_fit_is_remembered_too():
     compiled.keep("small", Compiled(memory, "HloModule µ", 3.0))
     assert compiled.recall("small") == Compiled(memory, "HloModule µ", 3.0)
     assert compiled.recall("never seen") is None
+
+
+def test_a_model_without_rematerialisation_is_planned(virtual):
+    experiment = tiny.experiment("vocoder", data=tiny.NOISE.replace(sets=("absent",), seconds_per_batch=64.0))
+    plan = make_plan(experiment, virtual, vocab_size=None, longest_only=True)
+    assert plan.steps[0].costs.flops > 0
+    assert report.heading(plan).endswith("chips: data 8)")
 
 
 def test_a_plan_for_the_machine_at_hand(tmp_path, capsys):

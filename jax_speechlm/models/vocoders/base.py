@@ -30,13 +30,13 @@ class VocoderConfig(Config):
     Attributes:
       input_dim: bins of the mel spectrogram.
       mel_mean, mel_scale: initial values of the mean and the scale by which the log-mel spectrogram is normalised, for
-        all bins; they are not trained. The defaults are those of speech, as log10 of a power with a floor of 1e-10.
+        all bins; they are not trained. The defaults are those of asterisk-en in SpeechT5's form (base-10 logarithms).
       dtype: compute type; parameters and the waveform are float32.
     """
 
     input_dim: pydantic.PositiveInt = 80
-    mel_mean: float = -4.0
-    mel_scale: pydantic.PositiveFloat = 2.0
+    mel_mean: float = -2.2
+    mel_scale: pydantic.PositiveFloat = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @property

@@ -1,0 +1,1 @@
+"""Speech synthesis on the one voice of asterisk-en."""
