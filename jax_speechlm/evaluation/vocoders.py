@@ -17,7 +17,7 @@ from jax_speechlm.evaluation.synthesis import SpeechRow, SpokenText
 from jax_speechlm.evaluation.synthesis_report import SynthesisReport
 from jax_speechlm.inference.vocode import Vocoder
 
-_TIMED = 20
+TIMED = 20
 """Recordings that speed is measured on, one after the other, once their programs are compiled."""
 
 Vocoders = Annotated[
@@ -62,7 +62,7 @@ def copied(vocoder: Vocoder, name: str, natural: SpeechRow, texts: Sequence[Spok
     Speeds are of the vocoder alone, from spectrograms on, one recording at a time.
     """
     audio = {text.id: vocoder.copy(natural.audio[text.id]) for text in texts}
-    mels = [vocoder.spectrogram(natural.audio[text.id]) for text in texts[:_TIMED]]
+    mels = [vocoder.spectrogram(natural.audio[text.id]) for text in texts[:TIMED]]
     start = time.perf_counter()
     seconds = sum(len(vocoder.vocode([mel])[0]) for mel in mels) / vocoder.sample_rate
     factor = (time.perf_counter() - start) / seconds

@@ -11,5 +11,6 @@ TASK = Task(
     models=(FastSpeech2Config,),
     inputs={"speech": (AUDIO, TRANSCRIPT, ROW_SPEAKER)},
     predictor="jax_speechlm.inference.synthesize:Synthesizer",
+    evaluator="jax_speechlm.evaluation.synthesizers:evaluate_run",
     abilities=("synthesize",),
 )

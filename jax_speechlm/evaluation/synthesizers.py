@@ -1,0 +1,83 @@
+"""Evaluates speech synthesis: speech of a run judged beside natural recordings of the same texts and their copies."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from tyro.conf import OmitArgPrefixes, arg
+
+from data_pipelines.core.paths import as_path
+from jax_speechlm.evaluation import base, synthesis_page
+from jax_speechlm.evaluation.judged_folders import natural_speech
+from jax_speechlm.evaluation.judges.catalogue import JudgeSettings
+from jax_speechlm.evaluation.normalizers import NormalizerName
+from jax_speechlm.evaluation.synthesis import SpeechRow, SpokenText
+from jax_speechlm.evaluation.synthesis_report import SynthesisReport
+from jax_speechlm.evaluation.vocoders import TIMED, Limit, copied
+from jax_speechlm.inference.synthesize import GRIFFIN_LIM, Synthesizer
+
+Vocoders = Annotated[
+    tuple[str, ...],
+    arg(help="runs of vocoders, or griffin-lim: each has a row of copies of natural speech, and one of this run's."),
+]
+
+
+def evaluate_run(
+    checkpoint: base.Checkpoint,
+    sets: base.Sets,
+    split: base.Split = "test",
+    vocoders: Vocoders = (GRIFFIN_LIM,),
+    limit: Limit = None,
+    settings: OmitArgPrefixes[JudgeSettings] = JudgeSettings(),  # noqa: B008  frozen
+    normalizer: NormalizerName | None = None,
+    data_dir: base.DataDir = Path("data"),
+    out: base.Out = None,
+) -> SynthesisReport:
+    """Judges synthesised speech beside natural speech: errors of recognizers, quality, voice, distances, speed.
+
+    Writes `report.json`, `table.md`, and `index.html`, a page with the audio.
+
+    Args:
+      settings: which judges, and how they are opened.
+      normalizer: of references and transcripts; by default Whisper's for English, else basic.
+    """
+    synthesizers = {as_path(vocoder).name: Synthesizer.load(checkpoint, vocoder) for vocoder in vocoders}
+    rate = next(iter(synthesizers.values())).sample_rate
+    texts, natural = natural_speech(data_dir, sets, split, limit, rate)
+    rows, name = [natural], as_path(checkpoint).name
+    for vocoder, synthesizer in synthesizers.items():
+        rows.append(copied(synthesizer.vocoder, f"{vocoder} copy", natural, texts))
+    for vocoder, synthesizer in synthesizers.items():
+        rows.append(synthesized(synthesizer, f"{name} + {vocoder}", texts))
+    title = f"{', '.join(sets)} {split}" + (f", first {len(texts)}" if limit else "")
+    out = out or base.report_folder(checkpoint, sets, split)
+    return synthesis_page.judge_and_publish(rows, texts, settings, out, title=title, normalizer_name=normalizer)
+
+
+def synthesized(synthesizer: Synthesizer, name: str, texts: Sequence[SpokenText]) -> SpeechRow:
+    """Computes the row of a synthesizer, with the speaker of each text if the model knows that voice.
+
+    Speeds are from text to samples, one text at a time.
+    """
+    audio = {text.id: _speak(synthesizer, text)[0] for text in texts}
+    elapsed, waits, num_samples = 0.0, [], 0
+    for text in texts[:TIMED]:
+        samples, wait, total = _speak(synthesizer, text)
+        elapsed, num_samples = elapsed + total, num_samples + len(samples)
+        waits.append(1e3 * wait)
+    factor = elapsed * synthesizer.sample_rate / max(num_samples, 1)
+    first = statistics.median(waits)
+    return SpeechRow(name, audio, synthesizer.sample_rate, real_time_factor=factor, first_audio_ms=first)
+
+
+def _speak(synthesizer: Synthesizer, text: SpokenText) -> tuple[np.ndarray, float, float]:
+    """Returns samples, and the seconds until the first of them and until the last."""
+    speaker = text.speaker if text.speaker in synthesizer.speakers else None
+    start, parts, wait = time.perf_counter(), [], 0.0
+    for part in synthesizer.stream(text.text, speaker, language=text.language or "en"):
+        wait = wait or time.perf_counter() - start
+        parts.append(part)
+    return np.concatenate(parts), wait, time.perf_counter() - start
