@@ -55,6 +55,8 @@ UNITS = {
     "cm^3": ("cubic centimeter", "cubic centimeters"), "sq ft": ("square foot", "square feet"),
     "km/h": ("kilometer per hour", "kilometers per hour"), "kph": ("kilometer per hour", "kilometers per hour"),
     "mph": ("mile per hour", "miles per hour"), "m/s": ("meter per second", "meters per second"),
+    "\u03bcm": ("micrometer", "micrometers"), "\u03a9": ("ohm", "ohms"),
+    "kbit/s": ("kilobit per second", "kilobits per second"), "Mbit/s": ("megabit per second", "megabits per second"),
     "kg": ("kilogram", "kilograms"), "g": ("gram", "grams"), "mg": ("milligram", "milligrams"),
     "lb": ("pound", "pounds"), "lbs": ("pound", "pounds"), "oz": ("ounce", "ounces"),
     "l": ("liter", "liters"), "L": ("liter", "liters"), "ml": ("milliliter", "milliliters"),
@@ -88,7 +90,7 @@ CURRENCIES = {
     "EUR": ("euro", "euros", "cent", "cents"),
     "GBP": ("pound", "pounds", "penny", "pence"),
 }
-MAGNITUDES = {"k": "thousand", "m": "million", "b": "billion", "bn": "billion", "mm": "million"}
+MAGNITUDES = {"k": "thousand", "m": "million", "b": "billion", "bn": "billion", "tn": "trillion", "mm": "million"}
 
 NUMBERED = (
     "Chapter", "Part", "Volume", "Book", "Act", "Scene", "Section", "Article", "War", "Phase", "Type", "Class", "Stage",
@@ -125,8 +127,8 @@ SIGNS = {
     "&": "and", "+": "plus", "=": "equals", "@": "at", "%": "percent", "\u2030": "per mille", "\u00b0": "degrees",
     "\u00a7": "section", "\u00d7": "times", "\u00f7": "divided by", "\u00b1": "plus or minus",
     "\u2248": "approximately", "\u2260": "is not", "\u2264": "at most", "\u2265": "at least", "<": "less than",
-    ">": "greater than", "\u221e": "infinity", "\u221a": "square root of", "$": "dollars", "\u20ac": "euros",
-    "\u00a3": "pounds", "\u00a5": "yen", "\u20b9": "rupees", "\u00a2": "cents",
+    ">": "greater than", "\u03c0": "pi", "\u221e": "infinity", "\u221a": "square root of", "$": "dollars",
+    "\u20ac": "euros",    "\u00a3": "pounds", "\u00a5": "yen", "\u20b9": "rupees", "\u00a2": "cents",
     # marks of writing that nobody reads
     "*": "", "_": "", "|": "", "`": "", "^": "", "~": "", "\\": "", "#": "",
 }  # fmt: skip

@@ -195,8 +195,8 @@ def _money(match: _Match) -> str:
 
 def _fraction(match: _Match) -> str:
     whole, above, below = match["whole"], match["above"], match["below"]
-    if (above, below) == ("24", "7"):
-        return _said("twenty four seven")
+    if (above, below) in (("24", "7"), ("9", "11")) or (above == below and not whole):
+        return _said(f"{cardinal_words(above)} {cardinal_words(below)}")
     if len(above) > 2 or len(below) > 3 or int(below) < 2:
         words = f"{cardinal_words(above)} over {cardinal_words(below)}"
     else:
@@ -208,7 +208,7 @@ def _fraction(match: _Match) -> str:
 
 
 def _unit(match: _Match) -> str:
-    one, several = UNITS[match["unit"]]
+    one, several = UNITS.get(match["unit"], ("second", "seconds"))
     return _said(f"{number_words(match['amount'], in_pairs=False)} {one if match['amount'] == '1' else several}")
 
 
@@ -238,11 +238,11 @@ def _roman(match: _Match) -> str:
 def _doctor_or_saint(match: _Match) -> str:
     before = match.string[max(0, match.start() - 30) : match.start()]
     after = match.string[match.end() : match.end() + 2].lstrip()
-    after_name = re.search(r"(?:\b(?!The|In|At|On|And|From|To|Of|By|For)[A-Z][a-z]+|\d(?:st|nd|rd|th)?) $", before)
-    is_road = after_name is not None or not after[:1].isupper()
+    # The name of a road is a capital within a sentence, or follows a number.
+    name = re.search(r"(?:[a-z,] [A-Z][a-z]+|\d\w* [A-Z][a-z]+|\d(?:st|nd|rd|th)?) $", before)
     if match[1] == "Dr":
-        return f"Drive{_full_stop(match)}" if is_road and after_name else "Doctor"
-    return f"Street{_full_stop(match)}" if is_road else "Saint"
+        return f"Drive{_full_stop(match)}" if name else "Doctor"
+    return f"Street{_full_stop(match)}" if name or not after[:1].isupper() else "Saint"
 
 
 def _letters_and_digits(match: _Match) -> str:
@@ -294,13 +294,15 @@ _PATTERNS: tuple[_Rule, ...] = (
         rf"{_START}(?P<hour>[01]?\d|2[0-4]):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?(?![\d:])(?:\s?{_HALF})?",
         _time,
     ),
-    (rf"{_START}(?P<hour>1[0-2]|0?[1-9])\s?{_HALF}", _time),
+    (rf"{_START}(?P<hour>1[0-2]|0?[1-9])(?:\.(?P<minute>[0-5]\d))?\s?{_HALF}", _time),
+    (r"(?<=\d):(?=\d{1,2}(?![\d:]))", " to "),
     # digits that are no numbers
     (r"(?<![\w.+-])\+\d{1,3}(?:[ .-]?\(?\d{1,5}\)?){2,6}(?![\w-])", _telephone),
-    (r"(?<![\w.-])(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-.]\d{4}(?![\w-])", _telephone),
+    (r"(?<![\w.-])(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-])", _telephone),
     (r"(?<![\w.-])\d{3}-\d{4}(?![\w-])", _telephone),
     (r"(?<![\w.-])\d{4}(?:[ -]\d{4}){3}(?![\w-])", _telephone),
-    (r"(?<![\w.-])\d{1,5}(?:-\d{1,5}){2,5}(?![\w-])", _telephone),
+    (r"(?<![\w.-])\d{1,7}(?:-\d{1,7}){2,5}(?![\w-])", _telephone),
+    (r"(?<![\w.,])\d{1,3}(?: \d{3}){0,3} 000(?![\w,])", lambda m: m[0].replace(" ", "")),
     (
         r"(?<![\w.])\d{1,9}(?:\.\d{1,9}){2,5}(?![\w])",
         lambda m: _said(" point ".join(map(number_words, m[0].split(".")))),
@@ -311,6 +313,8 @@ _PATTERNS: tuple[_Rule, ...] = (
         r"(?=\d{1,15}(?:[.,]\d{1,9})?(?![\d-]))",
         lambda m: f"{m[2]} to {m[1] or ''}",
     ),
+    (r"(?<=\d)(?:st|nd|rd|th)\s?-\s?(?=\d{1,9}(?:st|nd|rd|th)\b)", "th to "),
+    (r"~\s?(?=\d)", " about "),
     (r"(?<=\d) - (?=\d)", " minus "),
     (rf"(?<![\w)])-\s?(?=(?:{_CURRENCY_SIGNS})?\d)", " minus "),
     (r"(?<=\d)\s?[x*\u00d7]\s?(?=\d)", " times "),
@@ -318,7 +322,7 @@ _PATTERNS: tuple[_Rule, ...] = (
     # money, units, fractions, ordinals
     (
         rf"(?P<sign>{_CURRENCY_SIGNS})\s?{_AMOUNT}"
-        r"(?:\s?(?P<magnitude>(?i:thousand|million|billion|trillion|bn|mm|[kmb]))\b)?",
+        r"(?:\s?(?P<magnitude>(?i:thousand|million|billion|trillion|bn|tn|mm|[kmb]))\b)?",
         _money,
     ),
     (rf"{_START}{_AMOUNT}\s?(?P<sign>{_any(CURRENCIES)})(?!\w)", _money),
@@ -326,8 +330,12 @@ _PATTERNS: tuple[_Rule, ...] = (
         rf"{_START}(?<!/)(?:(?P<whole>\d{{1,9}})[ -])?(?P<above>\d{{1,9}})/(?P<below>\d{{1,9}})(?![\w/]|\.\d)",
         _fraction,
     ),
-    (r"(?<![\w])(?P<feet>\d{1,2})'\s?(?P<inches>\d{1,2})(?:\"|'')", r" \g<feet> ft \g<inches> inches "),
-    (rf"{_START}{_AMOUNT}[\s-]?(?P<unit>{_any(UNITS)})(?![\w^/])", _unit),
+    (
+        r"(?<!\w)(?P<feet>\d{1,2})(?:'|\s?ft\.?)\s?(?P<inches>\d{1,2})(?:\"|''|\s?in\b\.?)",
+        r" \g<feet> ft \g<inches> inches ",
+    ),
+    # A unit's full stop is not that of the sentence if a small letter follows.
+    (rf"{_START}{_AMOUNT}[\s-]?(?P<unit>{_any(UNITS)}|(?<=\s)s)(?![\w^/])(?:\.(?=\s[a-z]))?", _unit),
     (
         r"(?<![\w.])(\d{1,3}(?:,\d{3}){1,5}|\d{1,15})(?:st|nd|rd|th)\b",
         lambda m: _said(ordinal_words(m[1].replace(",", ""))),
@@ -335,21 +343,22 @@ _PATTERNS: tuple[_Rule, ...] = (
     (r"(?<![\w.,])'?(\d{3}0|\d0)'?s\b", _decade),
     (r"\^\s?(\d{1,9})", _power),
     # names and abbreviations
+    (rf"\b({_any(BEFORE_NUMBERS)})\.\s?(?=\d|[IVX]{{1,6}}\b)", lambda m: f"{BEFORE_NUMBERS[m[1]]} "),
     (rf"\b(?P<ruler>Pope|King|Queen|Emperor|Empress|Tsar|Kaiser) {_NAME} (?P<numeral>[IVX]{{1,6}})\b", _roman),
     (rf"\b(?P<name>{_any(REGNAL)}) (?P<numeral>[IVX]{{2,6}}|[VX]|I(?=[.,;:?!)]|$| of\b| and\b))(?!\w)", _roman),
     (rf"(?i:\b(?P<name>{_any(NUMBERED)})) (?P<numeral>[IVX]{{1,6}})(?![\w'])", _roman),
     (rf"\b{_NAME} (?P<numeral>(?:II|III|IV|VI|VII|VIII|IX|XI|XII|XIII|XIV|XV|XVI))\b", _roman),
-    (rf"\b({_any(BEFORE_NUMBERS)})\.\s?(?=\d)", lambda m: f"{BEFORE_NUMBERS[m[1]]} "),
     (r"#(?=\d)", " number "),
     (r"(?<!\w)#(?=[^\W\d_])", " hashtag "),
     (r"\b(Dr|St)\.(?!\w)", _doctor_or_saint),
-    (rf"\b({_any(TITLES)})\.(?=\s?(?:[A-Z]|and\b))", lambda m: TITLES[m[1]]),
+    (r"\b(Mr|Mrs|Ms|Prof) (?=[A-Z][a-z])", lambda m: f"{TITLES[m[1]]} "),
+    (r"\bDr (?=[A-Z][a-z])", "Doctor "),
+    (rf"\b({_any(TITLES)})\.(?!\w)", lambda m: TITLES[m[1]]),
     (rf"(?<![\w.])({_any(ABBREVIATIONS)})\.(?![\w])", lambda m: ABBREVIATIONS[m[1]] + _full_stop(m)),
     (
         r"(?<![\w.])(?:[A-Za-z]\.){1,6}[A-Za-z]\.?(?!\w)",
         lambda m: (
-            _said(letters(m[0].replace(".", "")))
-            + (_full_stop(m, before_capital=m[0][0].islower()) if m[0].endswith(".") else "")
+            _said(letters(m[0].replace(".", ""))) + (_full_stop(m, before_capital=False) if m[0].endswith(".") else "")
         ),
     ),
     (r"\b([A-HJ-Z])\.(?=\s[A-Z])", lambda m: _said(letters(m[1]))),
@@ -359,13 +368,14 @@ _PATTERNS: tuple[_Rule, ...] = (
     (r"(?<!\w)(?<!\d\.)(?=[A-Za-z]{0,20}\d)(?=\d{0,20}[A-Za-z])[A-Za-z\d]{2,40}(?!\w)", _letters_and_digits),
     # what is left
     (r"(?<![\d])\.(?=\d)", " point "),
+    (r"(?<=[a-z\d])\.(?=[a-z])", " dot "),
     (_NUMBER, lambda m: _said(number_words(m[0]))),
     (f"[{re.escape(''.join(SIGNS))}]", lambda m: _said(SIGNS[m[0]])),
     # capitals
     (r"\b([A-Z]{2,20})('[A-Z]{1,2}|'?s)?\b", _capitals),
     (r"\bI('[A-Z]{1,2})\b", lambda m: f"I{m[1].lower()}"),
     (r"\b([B-HJ-Z])\b(?!'[A-Za-z])", lambda m: _said(letters(m[1]))),
-    (r"\bA(?=\s?[.,;:?!()\[\]\u2013\u2014]|-|\s*$)", " ay "),
+    (r"\bA(?=\s{0,3}(?:[^\w\s\"']|$))", " ay "),
     (
         r"(?i:\b(plan|vitamin|type|grade|class|option|group|hepatitis|letter|section|appendix)) A\b",
         r"\1 ay",

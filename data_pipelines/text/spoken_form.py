@@ -24,6 +24,7 @@ _PLAIN = str.maketrans(
 )
 _SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "0123456789")
 _POWER = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]{1,12}")
+_GROUPING_SPACE = re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3}(?!\d))")  # thin or unbreakable
 _FRACTION = re.compile(r"(\d?)([\u00bc-\u00be\u2150-\u215e])")
 _MARKS = re.compile(rf" ?[{PAUSES}](?: ?[{PAUSES}])*")
 _SHOWN = 10
@@ -137,6 +138,7 @@ def _plain(line: str) -> str:
     if line.isascii():
         return line
     line = line.translate(_PLAIN).replace("\u00a9", " copyright ").replace("\u2122", "").replace("\u00ae", "")
+    line = _GROUPING_SPACE.sub("", line)
     line = _FRACTION.sub(lambda match: f"{match[1]} {unicodedata.normalize('NFKC', match[2])}", line)
     line = _POWER.sub(lambda match: "^" + match[0].translate(_SUPERSCRIPTS), line)
     line = unicodedata.normalize("NFKC", line).translate(_PLAIN)
@@ -176,7 +178,7 @@ def _pronounceable(line: str, unspoken: dict[str, None]) -> str:
                 kept.append(character)
         elif category in ("Cf", "Me"):  # joiners, directions, keycaps
             continue
-        elif character in "'-" and _is_within_word(line, position):
+        elif character in "'-" and _is_within_word("".join(kept[-1:]), line[position + 1 : position + 2]):
             kept.append(character)
         elif category in ("Ps", "Pe", "Pd"):
             kept.append(" , " if character != "-" else " ")
@@ -189,9 +191,8 @@ def _pronounceable(line: str, unspoken: dict[str, None]) -> str:
     return " ".join(text.split()).strip(" ,;:")
 
 
-def _is_within_word(line: str, position: int) -> bool:
-    before, after = line[position - 1 : position], line[position + 1 : position + 2]
-    return (before.isalpha() or unicodedata.category(before or " ")[0] == "M") and after.isalpha()
+def _is_within_word(before: str, after: str) -> bool:
+    return unicodedata.category(before[-1:] or " ")[0] in "LM" and after.isalpha()
 
 
 def _one_mark(match: re.Match[str]) -> str:

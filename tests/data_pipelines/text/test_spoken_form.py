@@ -43,21 +43,31 @@ CASES = {
     "3:45 pm, 10:05, 10:00": "three forty five p m, ten oh five, ten o'clock",
     "at 9 a.m. We left": "at nine ay m. We left",
     "12:30:15": "twelve thirty and fifteen seconds",
+    "10.30am": "ten thirty ay m",
     "9am-5pm": "nine ay m to five p m",
     # money
     "$1, $5.50, $0.99, $1.01": "one dollar, five dollars and fifty cents, ninety nine cents, one dollar and one cent",
     "£3.20, €5 million, 5 €": "three pounds and twenty pence, five million euros, five euros",
     "$1.5bn or ¥100": "one point five billion dollars or one hundred yen",
+    "$25.4tn": "twenty five point four trillion dollars",
     "-$5, $5-10": "minus five dollars, five to ten dollars",
     # digit strings, ranges
     "555-1234": "five five five, one two three four",
     "+1 (555) 123-4567": "plus one, five five five, one two three, four five six seven",
     "1-800-555-0199": "one, eight zero zero, five five five, zero one nine nine",
+    "978-3-16-148410-0": "nine seven eight, three, one six, one four eight four one zero, zero",
+    "16:9, 5th-6th, 9/11, 50/50": "sixteen to nine, fifth to sixth, nine eleven, fifty fifty",
+    "10 000 and 1\u00a0234\u202f567": (
+        "ten thousand and one million two hundred thirty four thousand five hundred sixty seven"
+    ),
+    "555 123 4567": "five five five, one two three, four five six seven",
     "pages 5–10, 1990-1995": "pages five to ten, nineteen ninety to nineteen ninety five",
     # percent and units
     "50%, 1 kg, 10-15 km": "fifty percent, one kilogram, ten to fifteen kilometers",
     "20°C at 60 mph": "twenty degrees Celsius at sixty miles per hour",
     "5'10\"": "five feet ten inches",
+    "5ft 10in, 12 oz. of 9.58 s.": "five feet ten inches, twelve ounces of nine point five eight seconds.",
+    "5 µm, 3 Ω, ~5 km": "five micrometers, three ohms, about five kilometers",
     # abbreviations
     "Dr. Smith and Mr. and Mrs. Jones": "Doctor Smith and Mister and Missus Jones",
     "21 Main St. in St. Louis": "twenty one Main Street in Saint Louis",
@@ -73,10 +83,14 @@ CASES = {
     "MP3, COVID-19, 3D, H2O, A4": "m p three, covid nineteen, three d, h two o, ay four",
     "Plan B, vitamin A, A man": "Plan b, vitamin ay, A man",
     "C++ and C#": "c plus plus and c sharp",
+    "Ask Dr. Who, Mr Jones or Dr Smith": "Ask Doctor Who, Mister Jones or Doctor Smith",
+    "Visit St. Paul": "Visit Saint Paul",
+    "a.k.a. Bob, node.js": "ay k ay Bob, node dot js",
     # names with Roman numerals
     "Henry VIII, Elizabeth I.": "Henry the eighth, Elizabeth the first.",
     "Pope Leo XIV": "Pope Leo the fourteenth",
     "World War II, Chapter IV, Rocky III": "World War two, Chapter four, Rocky three",
+    "in vol. XIV": "in volume fourteen",
     # addresses and signs
     "a.doe_1@example.com": "ay dot doe underscore one at example dot com",
     "See https://www.example.co.uk/a?b=1.": (
