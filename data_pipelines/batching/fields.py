@@ -52,6 +52,7 @@ TRANSCRIPT = (TRANSCRIPT_TOKENS, NUM_TOKENS)
 NOISE = Field("noise", np.int16, ("rows", "samples"), "PCM sample of a noise set, which augmentation may add")
 ROW_LABEL = Field("label", np.int32, ("rows",), "class of the row; -1 of an unknown class")
 FRAME_LABELS = Field("frame_labels", np.int32, ("rows", "frames"), "speech unit, or class, of the frame", -1)
+PITCH = Field("pitch", np.float32, ("rows", "frames"), "fundamental frequency of the frame in Hz; 0 unvoiced")
 
 TEXT_TOKENS = Field("tokens", np.int32, ("rows", "context"), "token id")
 SEGMENT = Field("segment", np.int32, ("rows", "context"), "document within the row, from 1; 0 is padding")
@@ -73,10 +74,16 @@ class BatchSpec:
 
     @classmethod
     def speech(
-        cls, *, packed: bool = False, noise: bool = False, row_label: bool = False, frame_labels: bool = False
+        cls,
+        *,
+        packed: bool = False,
+        noise: bool = False,
+        row_label: bool = False,
+        frame_labels: bool = False,
+        pitch: bool = False,
     ) -> "BatchSpec":
         """Returns the schema of batches of utterances: of one a row, or of several in packed rows."""
-        optional = {NOISE: noise, ROW_LABEL: row_label, FRAME_LABELS: frame_labels}
+        optional = {NOISE: noise, ROW_LABEL: row_label, FRAME_LABELS: frame_labels, PITCH: pitch}
         fields = (*AUDIO, *TRANSCRIPT, *ROW, *(field for field, wanted in optional.items() if wanted))
         if packed:
             fields = tuple(field.packed() for field in (SAMPLES, START, *fields[1:]))
@@ -148,10 +155,10 @@ def table(fields: Iterable[Field]) -> str:
 
 def every_field() -> tuple[Field, ...]:
     """Returns all fields that a batch of other than packed utterances may hold."""
-    every = BatchSpec.speech(noise=True, row_label=True, frame_labels=True).fields
+    every = BatchSpec.speech(noise=True, row_label=True, frame_labels=True, pitch=True).fields
     return tuple(dict.fromkeys((*every, *BatchSpec.text(duration=True).fields)))
 
 
 def every_packed_field() -> tuple[Field, ...]:
     """Returns all fields that a batch of packed utterances may hold."""
-    return BatchSpec.speech(packed=True, noise=True, row_label=True, frame_labels=True).fields
+    return BatchSpec.speech(packed=True, noise=True, row_label=True, frame_labels=True, pitch=True).fields

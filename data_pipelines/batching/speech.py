@@ -24,6 +24,7 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.index import Index, IndexMismatchError
+from data_pipelines.storage.pitch import FramePitch
 from data_pipelines.storage.records import RecordReader
 from data_pipelines.storage.units import UnitIdStore
 
@@ -45,6 +46,7 @@ def open_batches(
     labels: Sequence[int] | np.ndarray | None = None,
     column: str = "text",
     frame_labels: UnitIdStore | FrameLabels | None = None,
+    pitch: FramePitch | None = None,
     parallel: int | None = None,
     num_reads: int = 128,
     prefetch: int = 4,
@@ -59,39 +61,46 @@ def open_batches(
       labels: class of each row of the index.
       column: text column of the index to encode.
       frame_labels: speech units or classes per frame for the rows of the index; crops then start at frame boundaries.
+      pitch: of the frames of the rows of the index; the same holds.
       parallel: batches assembled at a time, one per thread; by default the number of cores, at most 8.
       num_reads: records read at a time, for all batches together; at 50 ms a read, 128 make 2,500 records/s.
       max_bad: damaged records that are skipped before the run stops.
 
     Raises:
       IndexMismatchError: the records do not match the index.
-      ValueError: the plan was made from other lengths, its batches do not divide among the hosts, or frame labels are
-        combined with a change of speed, or have frames of which those of the packed rows are no multiple.
+      ValueError: the plan was made from other lengths, its batches do not divide among the hosts, or frame labels or
+        pitch are combined with a change of speed, or have frames of which those of the packed rows are no multiple.
     """
     if plan.num_items != len(index) * len(speeds):
         raise ValueError(
             f"the plan has {plan.num_items} items, but {len(index)} rows at {len(speeds)} speeds make "
             f"{len(index) * len(speeds)}; make it from with_speeds(index.num_samples, ..., speeds)"
         )
-    if frame_labels is not None and tuple(speeds) != (1.0,):
-        raise ValueError("frame labels are of audio at its own speed: set data.speeds to 1.0")
     packed = isinstance(plan, RowPlan)
-    if packed and frame_labels is not None and plan.frame_samples % frame_labels.grid.frame_samples:
-        raise ValueError(
-            f"utterances start at multiples of {plan.frame_samples} samples in packed rows, and frame labels are every "
-            f"{frame_labels.grid.frame_samples}: set data.packed to false"
-        )
+    by_frame = {"frame_labels": frame_labels, "pitch": pitch}
+    by_frame = {name: values for name, values in by_frame.items() if values is not None}
+    for name, values in by_frame.items():
+        what = "pitch is" if name == "pitch" else "frame labels are"
+        if tuple(speeds) != (1.0,):
+            raise ValueError(f"{what} of audio at its own speed: set data.speeds to 1.0")
+        if packed and plan.frame_samples % values.grid.frame_samples:
+            raise ValueError(
+                f"utterances start at multiples of {plan.frame_samples} samples in packed rows, and {what} every "
+                f"{values.grid.frame_samples}: set data.packed to false"
+            )
+    if len({values.grid for values in by_frame.values()}) > 1:
+        raise ValueError("frame labels and pitch are of different frames: make both for one front end")
     for bucket in plan.buckets:
         if bucket.batch_size % num_hosts:
             raise ValueError(
                 f"batches of {bucket.batch_size} rows do not divide among {num_hosts} hosts; "
                 "make the plan with batch_multiple a multiple of the number of hosts"
             )
-    optional = {"noise": noise, "row_label": labels, "frame_labels": frame_labels}
-    spec = BatchSpec.speech(packed=packed, **{name: value is not None for name, value in optional.items()})
+    optional = {"noise": noise is not None, "row_label": labels is not None} | dict.fromkeys(by_frame, True)
+    spec = BatchSpec.speech(packed=packed, **optional)
     texts = None if tokenizer is None or index.is_in_records(column) else index.column(column)
     assembler = _Assembler(
-        index, plan, spec, host, num_hosts, tuple(speeds), tokenizer, texts, noise, labels, frame_labels, max_bad
+        index, plan, spec, host, num_hosts, tuple(speeds), tokenizer, texts, noise, labels, by_frame, max_bad
     )
     return Batches(assembler, start_step, num_steps, parallel or min(os.cpu_count() or 1, 8), num_reads, prefetch)
 
@@ -178,7 +187,7 @@ class _Assembler:
     texts: pa.ChunkedArray | None  # of a column that the records do not contain
     noise: NoiseReader | None
     labels: Sequence[int] | np.ndarray | None
-    frame_labels: UnitIdStore | FrameLabels | None
+    by_frame: dict[str, UnitIdStore | FrameLabels | FramePitch]  # values of frames, by field; all of one grid
     max_bad: int
     bad: dict[int, str] = dataclasses.field(default_factory=dict)
     """By row, so that a record counts once over all epochs."""
@@ -230,8 +239,8 @@ class _Assembler:
         items, crop_at, start = planned.rows[mine], planned.crop_at[mine], planned.start[mine]
         sizes = {"rows": len(items), "samples": bucket.num_samples, "tokens": bucket.num_tokens}
         sizes["utterances"] = bucket.num_utterances
-        if self.frame_labels is not None:
-            sizes["frames"] = self.frame_labels.grid.num_frames(bucket.num_samples)
+        for values in self.by_frame.values():
+            sizes["frames"] = values.grid.num_frames(bucket.num_samples)
         batch = self.spec.empty(sizes)
         batch["example_id"][:] = np.where(items == FILLER, -1, items % len(self.index))
         if fields.START in self.spec:
@@ -271,13 +280,13 @@ class _Assembler:
         samples = change_speed(samples, self.speeds[speed_number])
         length = min(len(samples), batch["audio"].shape[1] - at)
         start = int(crop_at * (len(samples) - length + 1))
-        if self.frame_labels is not None:
-            grid = self.frame_labels.grid
+        for name, values in self.by_frame.items():
+            grid = values.grid
             first = start // grid.frame_samples
             start = first * grid.frame_samples
-            labels = self.frame_labels.read(row, first, first + grid.num_frames(length))
-            label_at = at // grid.frame_samples
-            batch["frame_labels"][place[0], label_at : label_at + len(labels)] = labels
+            of_frames = values.read(row, first, first + grid.num_frames(length))
+            frame_at = at // grid.frame_samples
+            batch[name][place[0], frame_at : frame_at + len(of_frames)] = of_frames
         batch["audio"][place[0], at : at + length] = samples[start : start + length]
         batch["audio_length"][place] = length
         batch["weight"][place] = 1

@@ -151,6 +151,11 @@ COMMANDS = {
         "find the times of the words of known transcripts",
         "jax-speechlm align runs/finetune --sets asterisk-en --split test --format ctm",
     ),
+    "pitch": Command(
+        "data_pipelines.prepare.pitch:pitch",
+        "measure the pitch of prepared speech at every frame, for speech synthesis",
+        "jax-speechlm pitch asterisk-en --hop 256",
+    ),
     "units": Command(
         "jax_speechlm.cli.units:units",
         "fit speech units (k-means), label data sets with them, report what they are",

@@ -12,10 +12,11 @@ from data_pipelines.batching.fields import BatchSpec
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.paths import as_path
 from data_pipelines.core.tokenizer import Tokenizer
+from data_pipelines.storage.pitch import find_pitch
 from data_pipelines.storage.word_times import find_word_times
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.recipes.experiment import Experiment, Mixture, PackedRows, UnitText
-from jax_speechlm.tasks.inputs import DURATION, FRAME_UNITS, SPEECH_OR_SILENCE, TRANSCRIPT
+from jax_speechlm.tasks.inputs import DURATION, FRAME_PITCH, FRAME_UNITS, SPEECH_OR_SILENCE, TRANSCRIPT
 from jax_speechlm.training.runs import read_tokenizer
 from jax_speechlm.training.source import (
     BatchSource,
@@ -86,6 +87,7 @@ class Workload:
                 noise=experiment.frontend.augment.noise_probability > 0,
                 row_label=fields.ROW_LABEL in wanted,
                 frame_labels=fields.FRAME_LABELS in wanted,
+                pitch=fields.PITCH in wanted,
             )
             frames = experiment.frontend.mel.num_frames(shape.length)
             sizes = {"rows": shape.rows, "samples": shape.length, "tokens": shape.tokens, "frames": frames}
@@ -116,6 +118,9 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
     if not missing and SPEECH_OR_SILENCE in inputs:
         parts = [part for index in read_indexes(experiment) if index is not None for part in index.parts]
         missing = [f"the times of words of {part}" for part in parts if find_word_times(part) is None]
+    if not missing and FRAME_PITCH in inputs:
+        parts = [part for index in read_indexes(experiment) if index is not None for part in index.parts]
+        missing = [f"the pitch of {part}" for part in parts if find_pitch(part) is None]
     if not missing:
         return _prepared(experiment)
     tokenizer, said = _tokenizer(data.tokenizer, vocab_size)

@@ -10,12 +10,13 @@ import numpy as np
 from data_pipelines.batching.fields import Field
 from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.index import Index
+from data_pipelines.storage.pitch import FramePitch
 from data_pipelines.storage.units import UnitIdStore
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import AnyMel
 from jax_speechlm.objectives.base import ObjectiveConfig
 
-Reader = Callable[[ObjectiveConfig, Config, AnyMel, Index, bool], np.ndarray | UnitIdStore | FrameLabels]
+Reader = Callable[[ObjectiveConfig, Config, AnyMel, Index, bool], np.ndarray | UnitIdStore | FrameLabels | FramePitch]
 
 
 @dataclasses.dataclass(frozen=True)

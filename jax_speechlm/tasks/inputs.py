@@ -9,6 +9,7 @@ from data_pipelines.batching import fields
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage.frame_labels import FrameGrid, FrameLabels, speech_frames
 from data_pipelines.storage.index import Index
+from data_pipelines.storage.pitch import FramePitch, open_pitch
 from data_pipelines.storage.units import UnitIdStore, open_unit_ids, read_units
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import AnyMel
@@ -103,6 +104,18 @@ def _frame_classes(objective: ObjectiveConfig, data: Config, mel: AnyMel, index:
     return speech_or_silence(objective, mel, index)
 
 
+def _frame_pitch(objective: ObjectiveConfig, data: Config, mel: AnyMel, index: Index, training: bool) -> FramePitch:
+    del training
+    if data.speeds != (1.0,):
+        raise ValueError("pitch is of audio at its own speed: set data.speeds to 1.0")
+    if mel.context_samples != -mel.frame_samples:
+        raise ValueError(
+            f"{objective.kind} takes pitch at centred windows, and those of frontend.mel ({mel.variant}) are not: "
+            "choose a recipe whose frontend.mel is a SynthesisMel"
+        )
+    return open_pitch(index, mel.sample_rate, mel.frame_samples)
+
+
 AUDIO = Input(fields.AUDIO)
 TRANSCRIPT = Input(fields.TRANSCRIPT)
 """Tokens of the column `objective.text_column`."""
@@ -112,5 +125,7 @@ ROW_SPEAKER = Input((fields.ROW_LABEL,), _row_speakers)
 FRAME_UNITS = Input((fields.FRAME_LABELS,), _frame_units)
 """K-means unit of each frame, from `data.units`."""
 SPEECH_OR_SILENCE = Input((fields.FRAME_LABELS,), _frame_classes)
+FRAME_PITCH = Input((fields.PITCH,), _frame_pitch)
+"""Fundamental frequency of each frame, which `jax-speechlm pitch` measured."""
 PACKED_TEXT = Input(fields.PACKED_TEXT)
 DURATION = Input((fields.DURATION,))

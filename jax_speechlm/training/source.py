@@ -24,6 +24,7 @@ from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage import tokens as token_store
 from data_pipelines.storage.frame_labels import FrameLabels
+from data_pipelines.storage.pitch import FramePitch
 from data_pipelines.storage.units import UnitIdStore, Units, read_units
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.vocabulary import Vocabulary
@@ -58,7 +59,9 @@ class BatchSource(Protocol):
         """Yields this process's rows of every validation batch, once."""
 
     def fingerprints(self) -> dict[str, str | None]:
-        """Returns fingerprints that a resumed run must match: "units" of the k-means, "labels" of frame classes."""
+        """Returns fingerprints that a resumed run must match: "units" of the k-means, "labels" of frame classes or
+        pitch.
+        """
         return {"units": None, "labels": None}
 
     def stream(self, step: int) -> str:
@@ -138,6 +141,7 @@ class SpeechSource(_PlannedSource):
       labels, frame_labels: classes of the rows, and units or classes of their frames, of `train` and of `dev`; None if
         the task does not use them.
       text_column: column of the indexes with the transcripts.
+      pitch: of the frames of `train` and of `dev`; None if the task does not use it.
     """
 
     train: indexes.Index
@@ -150,12 +154,13 @@ class SpeechSource(_PlannedSource):
     labels: tuple[RowLabels, RowLabels] = (None, None)
     frame_labels: tuple[FrameLabels | UnitIdStore | None, FrameLabels | UnitIdStore | None] = (None, None)
     text_column: str = "text"
+    pitch: tuple[FramePitch | None, FramePitch | None] = (None, None)
 
     def fingerprints(self) -> dict[str, str | None]:
-        labels = self.frame_labels[0]
+        labels = self.frame_labels[0] if self.frame_labels[0] is not None else self.pitch[0]
         return {
             "units": labels.units.fingerprint if isinstance(labels, UnitIdStore) else None,
-            "labels": labels.fingerprint if isinstance(labels, FrameLabels) else None,
+            "labels": labels.fingerprint if isinstance(labels, FrameLabels | FramePitch) else None,
         }
 
     @classmethod
@@ -181,7 +186,8 @@ class SpeechSource(_PlannedSource):
             shapes = {"max_seconds": data.max_seconds, "num_buckets": data.num_buckets} | _shapes(experiment)
             dev_plan = plans.make_eval_plan(dev.num_samples, lengths(dev), **shapes)
         frame_labels = _read(experiment, "frame_labels", train, dev)
-        return cls(train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment), labels, frame_labels, column)
+        known = labels, frame_labels, column, _read(experiment, "pitch", train, dev)
+        return cls(train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment), *known)
 
     def _open(self, split: int, index: indexes.Index, plan: plans.SpeechPlan, **options: int) -> Batches:
         augmentation = {"speeds": self.speeds, "noise": self.noise} if split == 0 else {}
@@ -191,6 +197,7 @@ class SpeechSource(_PlannedSource):
             self.tokenizer,
             labels=self.labels[split],
             frame_labels=self.frame_labels[split],
+            pitch=self.pitch[split],
             column=self.text_column,
             **augmentation,
             **options,

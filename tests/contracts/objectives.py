@@ -130,7 +130,7 @@ class Toy:
     @property
     def spec(self) -> BatchSpec:
         if self.data == "speech":
-            has = {"row_label": fields.ROW_LABEL, "frame_labels": fields.FRAME_LABELS}
+            has = {"row_label": fields.ROW_LABEL, "frame_labels": fields.FRAME_LABELS, "pitch": fields.PITCH}
             return BatchSpec.speech(**{name: field in self.fields for name, field in has.items()})
         has = {"row_label": fields.ROW_LABEL, "duration": fields.DURATION}
         return BatchSpec.text(**{name: field in self.fields for name, field in has.items()})
@@ -164,6 +164,10 @@ class Toy:
             labels[:] = rng.integers(0, most, labels.shape)
             labels[np.arange(labels.shape[1]) >= self.frontend.mel.num_frames(batch["audio_length"])[:, None]] = -1
             labels[6] = -1  # a record whose labels are missing
+        if "pitch" in batch:
+            hertz = rng.uniform(80, 300, batch["pitch"].shape) * (rng.random(batch["pitch"].shape) < 0.7)
+            is_frame = np.arange(hertz.shape[1]) < self.frontend.mel.num_frames(batch["audio_length"])[:, None]
+            batch["pitch"][:] = np.where(is_frame, hertz, 0)
         return batch
 
     def _text(self) -> Batch:
@@ -206,25 +210,26 @@ class Toy:
         slots = -(-(np.array(lengths) + gap) // frame) * frame
         starts = [np.cumsum([0, *slots[np.array(row, int)]])[: len(row)] for row in rows]
         samples = int(max(slots[np.array(row, int)].sum() for row in rows)) + frame
-        shape, labels = (len(rows), max(map(len, rows))), self.batch.get("frame_labels")
+        shape = len(rows), max(map(len, rows))
+        by_frame = [field for field in (fields.FRAME_LABELS, fields.PITCH) if field.name in self.batch]
         batch = {
             "audio": np.full((len(rows), samples), JUNK["audio"], np.int16),
             "audio_start": np.zeros(shape, np.int32),
         }
-        if labels is not None:
-            batch["frame_labels"] = np.full((len(rows), mel.num_frames(samples)), -1, np.int32)
+        for field in by_frame:
+            batch[field.name] = np.full((len(rows), mel.num_frames(samples)), field.filler, field.dtype)
         for name in self.batch.keys() - batch.keys():
             array = self.batch[name]
             batch[name] = np.full((*shape, *array.shape[1:]), -1 if name == "example_id" else 0, array.dtype)
         for place, (row, start) in enumerate(zip(rows, starts, strict=True)):
             for number, (i, at) in enumerate(zip(row, start, strict=True)):
-                for name in self.batch.keys() - {"audio", "frame_labels"}:
+                for name in self.batch.keys() - {"audio", "frame_labels", "pitch"}:
                     batch[name][place, number] = self.batch[name][i]
                 batch["audio_start"][place, number] = at
                 batch["audio"][place, at : at + lengths[i]] = self.batch["audio"][i, : lengths[i]]
-                if labels is not None:
+                for field in by_frame:
                     first, count = at // mel.frame_samples, mel.num_frames(lengths[i])
-                    batch["frame_labels"][place, first : first + count] = labels[i, :count]
+                    batch[field.name][place, first : first + count] = self.batch[field.name][i, :count]
         return batch
 
     def shortest(self) -> Batch:

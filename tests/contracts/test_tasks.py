@@ -22,7 +22,8 @@ def verify_task(experiment: Experiment, batch: dict[str, np.ndarray], stream: st
     optional = {"row_label": fields.ROW_LABEL in wanted}
     if "audio" in batch:
         packed = "audio_start" in batch
-        spec = BatchSpec.speech(packed=packed, **optional, frame_labels=fields.FRAME_LABELS in wanted)
+        optional |= {"frame_labels": fields.FRAME_LABELS in wanted, "pitch": fields.PITCH in wanted}
+        spec = BatchSpec.speech(packed=packed, **optional)
         length, unit = batch["audio"].shape[1], "samples"
         assert (batch["tokens"].shape[-1] > 0) == (fields.TRANSCRIPT_TOKENS in wanted)
     else:

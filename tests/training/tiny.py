@@ -42,7 +42,7 @@ from jax_speechlm.objectives.tts.vocoder import Adversarial, Vocoding
 from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Mixture, Speech, Stream, Text
-from jax_speechlm.tasks.inputs import FRAME_UNITS, ROW_CLASS, ROW_SPEAKER, SPEECH_OR_SILENCE, TRANSCRIPT
+from jax_speechlm.tasks.inputs import FRAME_PITCH, FRAME_UNITS, ROW_CLASS, ROW_SPEAKER, SPEECH_OR_SILENCE, TRANSCRIPT
 from jax_speechlm.training.source import BatchSource, MixtureSource, TextSource, inputs_of, stream_experiments
 
 LETTERS = "abc "
@@ -174,6 +174,7 @@ class MemorySource(BatchSource):
     tokenizer: Tokenizer | None
     num_units: int = 0
     num_labels: int = 0
+    pitch_mel: SynthesisMel | None = None  # whose frames have a pitch
 
     @classmethod
     def make(cls, experiment: Experiment, utterances: int = 24) -> "MemorySource":
@@ -198,7 +199,8 @@ class MemorySource(BatchSource):
         else:
             plan = make_plan(lengths, tokens, seed=experiment.seed, **buckets, **options)
         dev_plan = make_eval_plan(lengths, tokens, **buckets, **options)
-        return cls(plan, dev_plan, samples, texts, tokenizer, num_units, num_labels)
+        pitch_mel = experiment.frontend.mel if FRAME_PITCH in inputs else None
+        return cls(plan, dev_plan, samples, texts, tokenizer, num_units, num_labels, pitch_mel)
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[dict[str, np.ndarray]]:
         return (self.batch(self.plan, step) for step in range(first_step, num_steps))
@@ -209,9 +211,10 @@ class MemorySource(BatchSource):
     def batch(self, plan: SpeechPlan, step: int) -> dict[str, np.ndarray]:
         planned, packed = plan.batch(step), isinstance(plan, RowPlan)
         bucket, items = plan.buckets[planned.bucket], planned.rows
-        spec = BatchSpec.speech(packed=packed, row_label=self.num_labels > 0, frame_labels=self.num_units > 0)
+        optional = {"row_label": self.num_labels > 0, "frame_labels": self.num_units > 0, "pitch": bool(self.pitch_mel)}
+        spec, mel = BatchSpec.speech(packed=packed, **optional), self.pitch_mel or MEL
         sizes = {"rows": len(items), "samples": bucket.num_samples, "tokens": bucket.num_tokens}
-        sizes |= {"frames": MEL.num_frames(bucket.num_samples), "utterances": bucket.num_utterances}
+        sizes |= {"frames": mel.num_frames(bucket.num_samples), "utterances": bucket.num_utterances}
         batch = spec.empty(sizes)
         batch["example_id"][:], batch["weight"][:] = items, items >= 0
         if packed:
@@ -221,6 +224,10 @@ class MemorySource(BatchSource):
         for place in map(tuple, np.argwhere(items >= 0)):
             item, start = items[place], planned.start[place]
             samples = self.samples[item]
+            if self.pitch_mel:
+                frames, first = mel.num_frames(len(samples)), start // mel.frame_samples
+                hertz = np.random.default_rng(item).uniform(80, 300, frames)
+                batch["pitch"][place[0], first : first + frames] = hertz * (np.arange(frames) % 3 > 0)
             if self.num_units:
                 frames, first = MEL.num_frames(len(samples)), start // MEL.frame_samples
                 units = np.random.default_rng(item).integers(self.num_units, size=frames)
