@@ -16,7 +16,7 @@ from data_pipelines.core.paths import AnyPath
 from data_pipelines.text.spoken_form import text_for
 from jax_speechlm.core.segments import Segments
 from jax_speechlm.inference.predictor import RunPredictor
-from jax_speechlm.inference.vocode import Vocoder
+from jax_speechlm.inference.vocode import GRIFFIN_LIM, Vocoder
 from jax_speechlm.models.tts.fastspeech2 import (
     FastSpeech2,
     durations,
@@ -29,9 +29,6 @@ from jax_speechlm.nn import functional
 from jax_speechlm.objectives.tts.acoustic import TTS
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training.runs import LoadedRun
-
-GRIFFIN_LIM = "griffin-lim"
-"""The vocoder that needs no run."""
 
 _TOKENS = (32, 64, 96, 128, 192, 256, 384)
 """Padded lengths of texts, each a compiled program."""

@@ -55,6 +55,7 @@ def test_utterances_with_fewer_frames_than_tokens_are_left_out_and_counted():
         ({"frontend": FrontEnd(mel=tiny.MELS["tts"], augment=Augment(gain_db=3.0))}, "would learn the augmentation"),
         ({"model": TOY.model.replace(num_mel_bins=20)}, "set --model.num-mel-bins 16"),
         ({"tokenizer": None}, "needs a tokenizer"),
+        ({"frontend": FrontEnd(mel=tiny.MEL)}, "set --frontend.mel.variant speecht5"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes, message):

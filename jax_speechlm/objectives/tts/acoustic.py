@@ -19,6 +19,7 @@ from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Segments
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
+from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 from jax_speechlm.models.tts.aligner import Aligner, AlignerConfig
 from jax_speechlm.models.tts.fastspeech2 import (
     FastSpeech2,
@@ -107,6 +108,11 @@ class TTS(ObjectiveConfig):
         """
         if tokenizer is None:
             raise ValueError("speech synthesis needs a tokenizer: train on sets that have transcripts")
+        if not isinstance(frontend.mel, SynthesisMel):
+            raise ValueError(
+                f"no vocoder can turn features of variant {frontend.mel.variant} into speech: set "
+                "--frontend.mel.variant speecht5"
+            )
         if frontend.mel.input_dim != model.num_mel_bins:
             raise ValueError(
                 f"the front end gives {frontend.mel.input_dim} values a frame, model.num_mel_bins is "
