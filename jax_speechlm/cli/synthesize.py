@@ -8,6 +8,7 @@ from pathlib import Path
 import soundfile
 from tyro.conf import Positional
 
+from data_pipelines.audio.wav import to_int16
 from data_pipelines.core.files import replacing
 from jax_speechlm.inference.synthesize import Speech, SynthesisError, Synthesizer
 
@@ -69,7 +70,7 @@ def _read(file: Path) -> str:
 
 
 def _write(file: Path, speech: Speech, format: str) -> None:
-    soundfile.write(file, speech.samples, speech.sample_rate, format=format)
+    soundfile.write(file, to_int16(speech.samples), speech.sample_rate, format=format)
 
 
 def _files(out: Path, count: int) -> list[Path]:
