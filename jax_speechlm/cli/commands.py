@@ -71,7 +71,7 @@ COMMANDS = {
     "judge": Command(
         "jax_speechlm.evaluation.judged_folders:judge_folders",
         "measure synthesised speech beside natural speech by independent judges: one table, and a page with the audio",
-        "jax-speechlm judge griffin-lim=copies/griffin-lim --sets asterisk-en --whisper whisper-tiny.en",
+        "jax-speechlm judge mine=speech/mine --vocoders griffin-lim --sets asterisk-en --whisper whisper-tiny.en",
     ),
     "score-pairs": Command(
         "jax_speechlm.cli.by_task:run",

@@ -11,12 +11,12 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from data_pipelines.core.paths import as_path
 from jax_speechlm.evaluation import base, synthesis_page
-from jax_speechlm.evaluation.judged_folders import natural_speech
 from jax_speechlm.evaluation.judges.catalogue import JudgeSettings
 from jax_speechlm.evaluation.normalizers import NormalizerName
+from jax_speechlm.evaluation.speech_rows import TIMED, copied, natural_speech
 from jax_speechlm.evaluation.synthesis import SpeechRow, SpokenText
 from jax_speechlm.evaluation.synthesis_report import SynthesisReport
-from jax_speechlm.evaluation.vocoders import TIMED, Limit, copied
+from jax_speechlm.evaluation.vocoders import Limit
 from jax_speechlm.inference.synthesize import GRIFFIN_LIM, Synthesizer
 
 Vocoders = Annotated[
@@ -44,13 +44,12 @@ def evaluate_run(
       settings: which judges, and how they are opened.
       normalizer: of references and transcripts; by default Whisper's for English, else basic.
     """
-    synthesizers = {as_path(vocoder).name: Synthesizer.load(checkpoint, vocoder) for vocoder in vocoders}
-    rate = next(iter(synthesizers.values())).sample_rate
-    texts, natural = natural_speech(data_dir, sets, split, limit, rate)
+    synthesizers = [(as_path(vocoder).name, Synthesizer.load(checkpoint, vocoder)) for vocoder in vocoders]
+    texts, natural = natural_speech(data_dir, sets, split, limit)
     rows, name = [natural], as_path(checkpoint).name
-    for vocoder, synthesizer in synthesizers.items():
+    for vocoder, synthesizer in synthesizers:
         rows.append(copied(synthesizer.vocoder, f"{vocoder} copy", natural, texts))
-    for vocoder, synthesizer in synthesizers.items():
+    for vocoder, synthesizer in synthesizers:
         rows.append(synthesized(synthesizer, f"{name} + {vocoder}", texts))
     title = f"{', '.join(sets)} {split}" + (f", first {len(texts)}" if limit else "")
     out = out or base.report_folder(checkpoint, sets, split)

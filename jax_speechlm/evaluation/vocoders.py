@@ -1,8 +1,5 @@
 """Evaluates vocoders: copies of natural speech through mel spectrograms, judged beside the natural recordings."""
 
-import statistics
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,15 +7,11 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from data_pipelines.core.paths import as_path
 from jax_speechlm.evaluation import base, synthesis_page
-from jax_speechlm.evaluation.judged_folders import natural_speech
 from jax_speechlm.evaluation.judges.catalogue import JudgeSettings
 from jax_speechlm.evaluation.normalizers import NormalizerName
-from jax_speechlm.evaluation.synthesis import SpeechRow, SpokenText
+from jax_speechlm.evaluation.speech_rows import copied, natural_speech
 from jax_speechlm.evaluation.synthesis_report import SynthesisReport
 from jax_speechlm.inference.vocode import Vocoder
-
-TIMED = 20
-"""Recordings that speed is measured on, one after the other, once their programs are compiled."""
 
 Vocoders = Annotated[
     tuple[str, ...], arg(help="further vocoders, each with a row of copies: runs of vocoders, or griffin-lim.")
@@ -46,30 +39,9 @@ def evaluate_run(
       normalizer: of references and transcripts; by default Whisper's for English, else basic.
     """
     vocoder = Vocoder.load(checkpoint)
-    opened = {name: Vocoder.load(name, vocoder.mel) for name in vocoders}
-    texts, natural = natural_speech(data_dir, sets, split, limit, vocoder.sample_rate)
-    rows = [natural]
-    for name, other in (opened | {str(checkpoint): vocoder}).items():
-        rows.append(copied(other, f"{as_path(name).name} copy", natural, texts))
+    opened = [*((name, Vocoder.load(name, vocoder.mel)) for name in vocoders), (str(checkpoint), vocoder)]
+    texts, natural = natural_speech(data_dir, sets, split, limit)
+    rows = [natural, *(copied(other, f"{as_path(name).name} copy", natural, texts) for name, other in opened)]
     title = f"{', '.join(sets)} {split}" + (f", first {len(texts)}" if limit else "")
     out = out or base.report_folder(checkpoint, sets, split)
     return synthesis_page.judge_and_publish(rows, texts, settings, out, title=title, normalizer_name=normalizer)
-
-
-def copied(vocoder: Vocoder, name: str, natural: SpeechRow, texts: Sequence[SpokenText]) -> SpeechRow:
-    """Computes the row of a vocoder: the waveforms of the natural recordings' mel spectrograms.
-
-    Speeds are of the vocoder alone, from spectrograms on, one recording at a time.
-    """
-    audio = {text.id: vocoder.copy(natural.audio[text.id]) for text in texts}
-    mels = [vocoder.spectrogram(natural.audio[text.id]) for text in texts[:TIMED]]
-    start = time.perf_counter()
-    seconds = sum(len(vocoder.vocode([mel])[0]) for mel in mels) / vocoder.sample_rate
-    factor = (time.perf_counter() - start) / seconds
-    waits = []
-    next(vocoder.stream(mels[:1]), None)  # compiles
-    for mel in mels:
-        start = time.perf_counter()
-        next(vocoder.stream([mel]), None)
-        waits.append(1e3 * (time.perf_counter() - start))
-    return SpeechRow(name, audio, vocoder.sample_rate, real_time_factor=factor, first_audio_ms=statistics.median(waits))

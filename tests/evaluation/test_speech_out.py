@@ -44,7 +44,7 @@ def test_a_vocoder_has_a_row_of_copies_with_its_speed(run, tmp_path):
 def test_recordings_of_another_rate_are_refused(run, tmp_path, monkeypatch):
     write_prepared(tmp_path / "data" / "voice", {"test": [(np.int16(9_000 * voice(150, 0.3)), "some words")]})
     monkeypatch.setattr(Vocoder, "sample_rate", 24_000)
-    with pytest.raises(DataError, match="24000 Hz"):
+    with pytest.raises(DataError, match="works at 24000 Hz, and the recordings are at 16000 Hz"):
         jax_speechlm.evaluate(run, ["voice"], data_dir=tmp_path / "data")
 
 

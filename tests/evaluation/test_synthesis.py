@@ -300,10 +300,23 @@ def test_folders_of_audio_beside_a_prepared_set(tmp_path, monkeypatch, capsys):
         with pytest.raises(DataError, match=message):
             judge_folders(rows, **options)
     monkeypatch.chdir(tmp_path)
-    arguments = ["judge", f"copy={copies}", "--sets", "tiny:test", "--limit", "1", "--data-dir", str(data)]
+    arguments = [
+        "judge",
+        f"copy={copies}",
+        "--vocoders",
+        "griffin-lim",
+        "--sets",
+        "tiny:test",
+        "--limit",
+        "1",
+        "--data-dir",
+        str(data),
+    ]
     assert main([*arguments, "--judges", "whisper"]) == 0
     assert "whisper has no column: no weights: name a folder by --whisper" in capsys.readouterr().out.replace("\n", " ")
-    assert (tmp_path / "judged" / "tiny:test-test" / "index.html").is_file()
+    report = SynthesisReport.read(tmp_path / "judged" / "tiny:test-test" / "report.json")
+    assert [row.name for row in report.rows] == ["natural", "copy", "griffin-lim copy"]
+    assert [row.real_time_factor is None for row in report.rows] == [True, True, False]
 
 
 def test_a_run_of_this_package_judges_too(tmp_path, no_distances):
