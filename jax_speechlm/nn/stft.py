@@ -40,7 +40,7 @@ def stft(
       audio: rows of samples; with `mode="reflect"` more samples than are padded on a side.
       n_fft: samples of a frame; even.
       hop: samples from one frame to the next.
-      window_length: samples of the window, in the middle of the frame; `n_fft` by default.
+      window_length: samples of the window, in the middle of the frame; even, `n_fft` by default.
       padding: what lies beyond the ends of a row.
       mode: whether that is the row reflected in its first and last sample, or zeros.
 
@@ -147,18 +147,29 @@ def dft(
     frames: Float[Array, "*batch size"], n_fft: int
 ) -> tuple[Float32[Array, "*batch frequencies"], Float32[Array, "*batch frequencies"]]:
     """Returns real and imaginary parts of frames under a Hann window, in the middle of `n_fft` samples."""
-    # Samples and spectra need more bits than bfloat16 products, the default of accelerators, keep.
-    product = jnp.matmul(frames, _matrices(n_fft, frames.shape[-1])[0], precision=jax.lax.Precision.HIGHEST)
-    return tuple(jnp.split(product, 2, axis=-1))
+    # About its middle a window is symmetric. Sums of samples at equal distances have all of the real part, differences
+    # all of the imaginary part: half of the multiplications.
+    middle = frames.shape[-1] // 2
+    before, after = frames[..., 1:middle][..., ::-1], frames[..., middle + 1 :]
+    even = jnp.concatenate([frames[..., middle : middle + 1], after + before], axis=-1)
+    cosines, sines = _matrices(n_fft, frames.shape[-1])[0]
+    return _product(even, cosines), _product(after - before, sines)
 
 
 def inverse_dft(
     real: Float[Array, "*batch frequencies"], imaginary: Float[Array, "*batch frequencies"], window_length: int
 ) -> Float32[Array, "*batch size"]:
     """Returns the samples of spectra, times a Hann window in their middle; those outside the window are left out."""
-    matrix = _matrices(2 * (real.shape[-1] - 1), window_length)[1]
-    parts = jnp.concatenate([real, imaginary], axis=-1).astype(jnp.float32)
-    return jnp.matmul(parts, matrix, precision=jax.lax.Precision.HIGHEST)
+    cosines, sines = _matrices(2 * (real.shape[-1] - 1), window_length)[1]
+    even, odd = _product(real.astype(jnp.float32), cosines), _product(imaginary.astype(jnp.float32), sines)
+    middle, even = even[..., :1], even[..., 1:]
+    # The window is 0 at its first sample.
+    return jnp.concatenate([jnp.zeros_like(middle), (even - odd)[..., ::-1], middle, even + odd], axis=-1)
+
+
+def _product(x: Array, matrix: np.ndarray) -> Array:
+    """Returns a product in float32: samples and spectra need more bits than accelerators keep by default."""
+    return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
 def hann(size: int) -> np.ndarray:
@@ -167,22 +178,29 @@ def hann(size: int) -> np.ndarray:
 
 
 @functools.cache
-def _matrices(n_fft: int, window_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the DFT [window, 2 x frequencies] and its inverse [2 x frequencies, window], with the window in both."""
-    sample = np.arange(window_length) + (n_fft - window_length) // 2
-    frequency = np.arange(n_fft // 2 + 1)
-    angle = 2 * np.pi * (np.outer(sample, frequency) % n_fft) / n_fft
-    forward = np.concatenate([np.cos(angle), -np.sin(angle)], axis=1) * hann(window_length)[:, None]
+def _matrices(n_fft: int, window_length: int) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Returns cosines and sines of the DFT and of its inverse, by distance from the middle, with the window in both.
+
+    The DFT has [distances, frequencies], its inverse [frequencies, distances]; sines leave out the distance 0.
+    """
+    middle = window_length // 2
+    distance, frequency = np.arange(middle), np.arange(n_fft // 2 + 1)
+    # Time 0 is the start of the frame, n_fft / 2 samples before its middle.
+    angle = 2 * np.pi * (np.outer(distance + n_fft // 2, frequency) % n_fft) / n_fft
+    window = hann(window_length)[middle:, None]
+    cosines, sines = window * np.cos(angle), -(window * np.sin(angle))[1:]
     # All frequencies but the lowest and the highest stand for their negative ones too.
-    counted = np.tile(np.where((frequency == 0) | (frequency == n_fft // 2), 1, 2), 2)
-    return forward.astype(np.float32), (forward * counted / n_fft).T.astype(np.float32)
+    counted = np.where((frequency == 0) | (frequency == n_fft // 2), 1, 2) / n_fft
+    forward, inverse = (cosines, sines), ((cosines * counted).T, (sines * counted).T)
+    return tuple(tuple(part.astype(np.float32) for part in pair) for pair in (forward, inverse))
 
 
 def _check(n_fft: int, hop: int, window_length: int | None) -> int:
     window_length = n_fft if window_length is None else window_length
-    if n_fft % 2 or not 0 < window_length <= n_fft or not 0 < hop <= window_length:
+    if n_fft % 2 or window_length % 2 or not 0 < window_length <= n_fft or not 0 < hop <= window_length:
         raise ValueError(
-            f"n_fft ({n_fft}) must be even and at least the window ({window_length}), which is at least the hop ({hop})"
+            f"n_fft ({n_fft}) and the window ({window_length}) must be even; the window at most n_fft, at least the "
+            f"hop ({hop})"
         )
     return window_length
 
