@@ -1,6 +1,7 @@
 """Documents of speech units for language models of text and speech: single utterances, and interleaved with text.
 
-Speech is a sequence of deduplicated units (Lakhotia et al. 2021), each stored with its number of frames. The document
+Speech is a sequence of deduplicated units (Lakhotia et al. 2021), each stored with its number of frames; the codes of a
+codec are not deduplicated. The document
 of an utterance is the speech token and its units. An interleaved document holds an utterance once, some words as text
 and others as units, with switches at word ends (Nguyen et al. 2024, Spirit-LM): units follow the speech token, text
 follows the text token. Documents begin in text, so a document of text is the same as for a model of text alone.
@@ -10,7 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage import tokens
 from data_pipelines.storage.index import Index, Part
 from data_pipelines.storage.tokens import UNIT_TOKEN, TokenStore
-from data_pipelines.storage.units import UnitIdStore, open_unit_ids, read_units
+from data_pipelines.storage.units import UnitIdStore, deduplicate, open_unit_ids, read_units
 from data_pipelines.storage.word_times import read_word_times
 
 _INTERLEAVING = 3  # stream of randomness
@@ -42,12 +43,6 @@ class Stretch(NamedTuple):
     spoken: bool
     first: int
     stop: int
-
-
-def deduplicate(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Merges equal units of consecutive frames; returns (units, number of frames of the units)."""
-    starts = np.flatnonzero(np.diff(codes.astype(np.int64), prepend=-1))
-    return codes[starts], np.diff(starts, append=len(codes))
 
 
 def draw_stretches(num_words: int, mean_words: float, key: int) -> list[Stretch]:
@@ -82,9 +77,8 @@ def word_frames(spans: np.ndarray, num_frames: int, frame_samples: int) -> np.nd
     return np.concatenate([[0], np.maximum.accumulate(inner), [num_frames]])
 
 
-def spoken_document(codes: np.ndarray, markers: Markers) -> np.ndarray:
-    """Returns the speech token and the units, as `UNIT_TOKEN`."""
-    units, frames = deduplicate(codes)
+def spoken_document(units: np.ndarray, frames: np.ndarray, markers: Markers) -> np.ndarray:
+    """Returns the speech token and the units, each with its number of frames, as `UNIT_TOKEN`."""
     document = np.zeros(len(units) + 1, UNIT_TOKEN)
     document["id"][0], document["id"][1:], document["frames"][1:] = markers.speech, units + markers.first_unit, frames
     return document
@@ -97,15 +91,20 @@ def interleaved_document(
     stretches: list[Stretch],
     tokenizer: Tokenizer,
     markers: Markers,
+    sequence: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = deduplicate,
 ) -> np.ndarray:
-    """Returns an utterance as alternating units and text, `UNIT_TOKEN`; empty if a spoken stretch has no frame."""
+    """Returns an utterance as alternating units and text, `UNIT_TOKEN`; empty if a spoken stretch has no frame.
+
+    Args:
+      sequence: `unit ids of frames -> (units, their numbers of frames)`, such as `Units.sequence`.
+    """
     parts = []
     for number, (spoken, first, stop) in enumerate(stretches):
         if spoken:
             frames = codes[first_frame[first] : first_frame[stop]]
             if not len(frames):
                 return np.zeros(0, UNIT_TOKEN)
-            parts.append(spoken_document(frames, markers))
+            parts.append(spoken_document(*sequence(frames), markers))
             continue
         ids = tokenizer.encode(" ".join(words[first:stop]))
         text = np.zeros(len(ids) + (number > 0), UNIT_TOKEN)
@@ -133,13 +132,14 @@ def spoken_documents(index: Index, units: Path | str, markers: Markers) -> UnitD
     Raises:
       DataError: a part is not labelled with these units.
     """
-    codes, name = open_unit_ids(index, units), _name("spoken", read_units(units).fingerprint, markers)
+    codes = open_unit_ids(index, units)
+    name = _name("spoken", codes.units.fingerprint, markers)
 
     def make(part: Part) -> Iterator[np.ndarray]:
         first = _first_row(index, part)
         for row in range(first, first + part.num_rows):
             found = _codes(codes, row)
-            yield spoken_document(found, markers) if len(found) else np.zeros(0, UNIT_TOKEN)
+            yield spoken_document(*codes.units.sequence(found), markers) if len(found) else np.zeros(0, UNIT_TOKEN)
 
     store = tokens.open_documents(index, name, UNIT_TOKEN, make)
     return UnitDocuments(store, Counter({"without units": int(np.count_nonzero(store.lengths == 0))}))
@@ -169,7 +169,9 @@ def interleaved_documents(
                     continue
                 stretches = draw_stretches(len(spans), mean_words, derive_key(seed, _INTERLEAVING, row, draw))
                 first_frame = word_frames(spans, len(found), known.frame_samples)
-                yield interleaved_document(found, text.split(), first_frame, stretches, tokenizer, markers)
+                yield interleaved_document(
+                    found, text.split(), first_frame, stretches, tokenizer, markers, known.sequence
+                )
 
     stores = []
     for part in index.parts:

@@ -1,6 +1,6 @@
 """K-means of speech units, and the unit ids of prepared speech: one integer per frame, stored next to the index.
 
-A k-means is a folder, written by `jax-speechlm units fit`:
+A k-means is a folder, written by `jax-speechlm units fit`; a codec's codebook is one too (`jax-speechlm units label`):
 
     <units>/units.json      frame geometry, fingerprint, and the origin of the centroids
     <units>/centroids.npy   float32 [units, features]
@@ -29,7 +29,7 @@ UNLABELLED = np.iinfo(np.uint16).max
 """Marks, in an unfinished file, a frame without a unit id."""
 
 _DTYPE = np.dtype(np.uint16)
-_ABOUT = ("fingerprint", "num_units", "frame_samples", "context_samples", "sample_rate")
+_ABOUT = ("fingerprint", "num_units", "frame_samples", "context_samples", "sample_rate", "merges_repeats")
 _FILL = 2**20  # ids written at a time
 
 Count = TypeVar("Count", int, np.ndarray)
@@ -62,6 +62,8 @@ class Units:
       context_samples: further samples that a frame needs; negative if the front end pads the ends.
       about: origin of the centroids.
       sample_rate: of the speech, in Hz.
+      merges_repeats: whether language models get one unit for equal units of consecutive frames; not of a codec, whose
+        codes are decoded one by one.
     """
 
     path: Path
@@ -70,6 +72,13 @@ class Units:
     context_samples: int
     about: Mapping[str, Any]
     sample_rate: int = DEFAULT_SAMPLE_RATE
+    merges_repeats: bool = True
+
+    def sequence(self, unit_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the units that language models get for frames, and the number of frames of each."""
+        if not self.merges_repeats:
+            return unit_ids, np.ones(len(unit_ids), np.int64)
+        return deduplicate(unit_ids)
 
     @property
     def num_units(self) -> int:
@@ -90,6 +99,12 @@ class Units:
     def num_frames(self, num_samples: Count) -> Count:
         """Returns the number of frames, and so of unit ids, of an utterance of `num_samples` samples."""
         return self.grid.num_frames(num_samples)
+
+
+def deduplicate(unit_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Merges equal units of consecutive frames; returns (units, number of frames of the units)."""
+    starts = np.flatnonzero(np.diff(unit_ids.astype(np.int64), prepend=-1))
+    return unit_ids[starts], np.diff(starts, append=len(unit_ids))
 
 
 def write_units(units: Units) -> None:
@@ -120,7 +135,8 @@ def read_units(units: Path | str) -> Units:
         meta = json.loads((folder / "units.json").read_text(encoding="utf-8"))
         centroids = np.load(folder / "centroids.npy", allow_pickle=False)
         rate = meta.get("sample_rate", DEFAULT_SAMPLE_RATE)
-        loaded = Units(folder, centroids, meta["frame_samples"], meta["context_samples"], meta["about"], rate)
+        merges = meta.get("merges_repeats", True)
+        loaded = Units(folder, centroids, meta["frame_samples"], meta["context_samples"], meta["about"], rate, merges)
         belongs = loaded.fingerprint == meta["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise DataError(f"{folder}: its files are damaged ({error!r}); {remedy}") from error

@@ -11,7 +11,7 @@ from data_pipelines.storage.units import Units, is_labelled, open_unit_ids, read
 from jax_speechlm.evaluation.units import UnitsReport, measure
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh
-from jax_speechlm.units.features import MFCC, Hidden, read_features
+from jax_speechlm.units.features import MFCC, Hidden, read_features, units_of_codec
 from jax_speechlm.units.kmeans import KMeans, fit_kmeans, inertia
 from jax_speechlm.units.labelling import label_part, sample_frames
 
@@ -81,12 +81,19 @@ def label(
 ) -> None:
     """Labels every frame of prepared sets with its unit. Existing labels are kept, also of partly labelled sets.
 
+    A codec's run is first written as a folder of units, <run>/units, whose ids are its codes; give that folder to
+    training as --data.units.
+
     Args:
-      units: folder of `units fit`.
+      units: folder of `units fit`, or a codec's run or one of its checkpoints/<step> folders.
       sets: names of prepared data sets, with all splits; "name:split" selects one split.
       data_dir: folder of the prepared data sets; the units are written next to each set's index.
       seconds_per_batch: padded audio per batch; affects memory and speed, not the result.
     """
+    is_run = (units / "checkpoints").is_dir() or (units / "state").is_dir()
+    if is_run and not (units / "units.json").is_file():
+        units = units_of_codec(units).path
+        print(f"{units}: a unit for each code of the codec. Give it to training as --data.units {units}")
     kmeans = read_units(units)
     mesh, extractor = make_mesh(MeshShape()), read_features(kmeans.about["features"]).open()
     for name in sets:

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 from tyro.conf import Positional
 
-from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import csv_rows
 from jax_speechlm.evaluation import base
@@ -108,7 +107,7 @@ def score_spoken_pairs(
     pairs = read_spoken_pairs(folders)
     model = UnitModel.load(checkpoint)
     encoder = UnitEncoder.load(model.check(units))
-    scores = score_recordings(model, encoder.encode_files, [file for pair in pairs for file in pair[:2]], per_unit)
+    scores = score_recordings(model, encoder.encode_sequences, [file for pair in pairs for file in pair[:2]], per_unit)
     report = compare_spoken(pairs, scores, str(model.lm.checkpoint))
     return report.publish(out or checkpoint / "eval" / "spoken-pairs", report.checkpoint)
 
@@ -122,13 +121,12 @@ def score_recordings(
     """Computes the log-probability of every recording's units, in nats.
 
     Args:
-      encode: computes the unit ids per frame of audio files.
+      encode: computes the units of audio files, in the form that the model gets.
       per_unit: return the mean per unit instead of the sum.
     """
     scores: list[float] = []
     for start in range(0, len(files), _FILES_AT_A_TIME):
-        units = [deduplicate(ids)[0] for ids in encode(files[start : start + _FILES_AT_A_TIME])]
-        for nats in model.unit_nats(units):
+        for nats in model.unit_nats(encode(files[start : start + _FILES_AT_A_TIME])):
             score = -float(nats.sum(dtype=np.float64))
             scores.append(score / max(1, len(nats)) if per_unit else score)
     return scores

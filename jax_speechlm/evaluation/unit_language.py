@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.storage import index as indexes
 from data_pipelines.storage.units import open_unit_ids
 from jax_speechlm.evaluation import base
@@ -126,8 +125,8 @@ def predict_speech(
     """Scores the utterances of an index and adds up the figures per speaker."""
     unit_ids = open_unit_ids(index, units)
     kmeans, rows = unit_ids.units, np.flatnonzero(unit_ids.lengths).tolist()
-    deduplicated = [deduplicate(unit_ids.read(row, 0, int(unit_ids.lengths[row])))[0] for row in rows]
-    nats_of = dict(zip(rows, model.unit_nats(deduplicated, stride=stride), strict=True))
+    sequences = [kmeans.sequence(unit_ids.read(row, 0, int(unit_ids.lengths[row])))[0] for row in rows]
+    nats_of = dict(zip(rows, model.unit_nats(sequences, stride=stride), strict=True))
     by_speaker: dict[str, list[SpokenPrediction]] = defaultdict(list)
     speakers = index.column("speaker").to_pylist()
     for row, (speaker, length) in enumerate(zip(speakers, unit_ids.lengths.tolist(), strict=True)):

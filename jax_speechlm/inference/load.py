@@ -176,6 +176,18 @@ class TrainedModel:
         """The synthesizer with the vocoder of the last call that named one, by its name."""
         return {}
 
+    def encode_codes(
+        self, recordings: Recording | Sequence[Recording], *, max_seconds: float = 30.0
+    ) -> list[Integer[np.ndarray, "..."]]:
+        """Encodes recordings as code ids of a codec (`CodecModel.encode_codes`)."""
+        self._check("encode_codes")
+        return self.model.encode_codes(_listed(recordings), max_seconds=max_seconds)
+
+    def decode_codes(self, code_ids: Sequence[Integer[np.ndarray, "..."]]) -> list[Float[np.ndarray, "..."]]:
+        """Decodes sequences of code ids to samples in [-1, 1] (`CodecModel.decode_codes`)."""
+        self._check("decode_codes")
+        return self.model.decode_codes(code_ids)
+
     @functools.cached_property
     def _encoder(self) -> SpeechEncoder:
         return self.model if isinstance(self.model, SpeechEncoder) else SpeechEncoder.load(self.checkpoint)

@@ -48,3 +48,7 @@ class UnitEncoder:
     def encode_files(self, files: Sequence[str | Path]) -> list[Integer[np.ndarray, "..."]]:
         """Encodes audio files of any format, rate and number of channels; raises `DataError` if one cannot be read."""
         return self.encode([decode(file, rate=self.units.sample_rate) for file in files])
+
+    def encode_sequences(self, files: Sequence[str | Path]) -> list[Integer[np.ndarray, "..."]]:
+        """Encodes audio files as the units that language models get, by default without repeats; raises `DataError`."""
+        return [self.units.sequence(ids)[0] for ids in self.encode_files(files)]

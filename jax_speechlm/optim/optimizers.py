@@ -144,6 +144,18 @@ class Group(Config):
             )
         return self
 
+    @classmethod
+    def assigned(cls, prefix: str) -> "Group":
+        """Returns a group that a loss sets: plain SGD at rate 1 replaces x by y if the gradient is x - y."""
+        constant = WarmupCosine(peak=1.0, warmup_steps=0, final_share=1.0)
+        rule = UpdateRule(kind="sgd", schedule=constant, b1=0.0, weight_decay=0.0, clip_norm=1e30)
+        return cls(prefix=prefix, optimizer=rule)
+
+    @property
+    def assigns(self) -> bool:
+        """Whether the loss sets the group's parameters."""
+        return self == self.assigned(self.prefix)
+
     def num_updates(self, num_steps: int) -> int:
         """Returns the number of updates in a run of `num_steps`, at least 1."""
         return max(1, -(-(num_steps - self.start_step) // self.every))
@@ -156,7 +168,8 @@ class Optimizer(UpdateRule):
       frozen: path prefixes of parameters that are not trained; they have no gradients and no moments.
       groups: parameters with another learning rate, a later start, or an optimizer of their own.
       accumulate: micro-batches per batch. They save memory without changing the result, except in wav2vec 2.0 and
-        w2v-BERT, where the diversity of codes is then computed over a micro-batch instead of the whole batch.
+        w2v-BERT, where the diversity of codes is then computed over a micro-batch instead of the whole batch, and in a
+        codec, where each micro-batch proposes averages of the codebook.
       ema_decay: of the exponential moving average of parameters, which evaluation uses; 0 for none.
     """
 

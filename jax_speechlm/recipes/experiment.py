@@ -7,6 +7,7 @@ import pydantic
 from jax_speechlm.core.batch import Seed
 from jax_speechlm.core.config import Config
 from jax_speechlm.frontend.frontend import FrontEnd
+from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
@@ -21,7 +22,13 @@ Objective = Annotated[Union[tuple(task.objective for task in TASKS.values())], p
 """The objective of any task."""
 
 Model = Annotated[
-    ConformerConfig | FastConformerConfig | TransformerConfig | SpeechLMConfig | FastSpeech2Config | VocoderModel,
+    ConformerConfig
+    | FastConformerConfig
+    | TransformerConfig
+    | SpeechLMConfig
+    | FastSpeech2Config
+    | VocoderModel
+    | WavTokenizerConfig,
     pydantic.Field(discriminator="kind"),
 ]
 
@@ -36,8 +43,8 @@ class Speech(Config):
       tokenizer: folder of a trained tokenizer, or of a run that has one; None takes the characters of the transcripts.
       label: column of the index with the classes of a classification: "text", "speaker", "language".
       seconds_per_batch: padded audio of one global batch.
-      packed: whether several utterances share a row in training; otherwise a row is one utterance, padded to the length
-        of its bucket. Evaluation has one utterance a row.
+      packed: whether several utterances share a row in training, unless the objective needs one a row; otherwise a row
+        is one utterance, padded to the length of its bucket. Evaluation has one utterance a row.
       row_seconds: lengths of packed rows, each a static batch shape; utterances longer than the longest are dropped,
         and counted. Empty chooses one from the longest utterance that is kept to twice its length.
       max_utterances: most utterances of a packed row.
@@ -327,6 +334,7 @@ class Experiment(Config):
     def _data_suit_the_objective(self):
         task = TASKS[self.objective.kind]
         self.objective.check_data(self.data)
+        self.objective.check_optimizer(self.optimizer)
         task.inputs_of(self.data)
         task.check_model(self.model)
         return self
@@ -340,11 +348,6 @@ class Experiment(Config):
     def frame_samples(self) -> int:
         """Hop of the speech encoder's frames, in samples."""
         return self.frontend.mel.frame_samples * self.model.subsampling
-
-    @property
-    def slot_samples(self) -> int:
-        """Divisor of the first sample of an utterance in packed rows: a frame, or an adapter's window of frames."""
-        return self.frame_samples * getattr(self.model, "alignment", 1)
 
 
 def differences(first: Experiment, second: Experiment) -> list[str]:

@@ -19,8 +19,8 @@ def concerns(experiment: Experiment, source: BatchSource) -> tuple[str, ...]:
     warnings = list(_of_optimizer(experiment.optimizer, experiment.num_steps))
     if experiment.optimizer.accumulate > 1 and experiment.objective.couples_rows:
         warnings.append(
-            f"optimizer.accumulate is {experiment.optimizer.accumulate}: {experiment.objective.kind} measures the "
-            "diversity of codes over each micro-batch instead of the whole batch, so the result is not that of "
+            f"optimizer.accumulate is {experiment.optimizer.accumulate}: {experiment.objective.kind} takes "
+            "statistics of codes over each micro-batch instead of the whole batch, so the result is not that of "
             "accumulate 1"
         )
     if isinstance(experiment.data, Mixture):

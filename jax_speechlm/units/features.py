@@ -1,24 +1,29 @@
-"""Features that speech units are clusters of: MFCCs, or the hidden states of a layer of a trained encoder."""
+"""Features that speech units are clusters of: MFCCs, hidden states of a trained encoder, or a codec's vectors."""
 
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pydantic
 from jaxtyping import Array, Float, Int
 
+from data_pipelines.storage.units import Units, write_units
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.errors import CheckpointError
-from jax_speechlm.frontend.frontend import features
+from jax_speechlm.frontend.frontend import AnyMel, features
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
+from jax_speechlm.models.codec.wav_tokenizer import WavTokenizer
 from jax_speechlm.models.conformer import Conformer, ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.nn import functional
+from jax_speechlm.objectives.tts.codec import Codec
 from jax_speechlm.training.runs import LoadedRun
 
 Extract = Callable[[Any, Batch], tuple[Float[Array, "batch time features"], Int[Array, " batch"]]]
@@ -34,7 +39,7 @@ class Extractor:
       extract: pure function `(params, batch) -> (features, frame counts)`; values beyond a row's frames are undefined.
     """
 
-    mel: LogMel
+    mel: AnyMel
     params: functional.Params
     extract: Extract
 
@@ -104,11 +109,72 @@ class Hidden(Config):
         return run, experiment.model.replace(num_layers=self.layer), encoder
 
 
-Features = Annotated[MFCC | Hidden, pydantic.Field(discriminator="kind")]
+class CodecLatents(Config):
+    """Vectors of a codec's encoder, whose nearest codes are the units.
+
+    Attributes:
+      checkpoint: a run's directory, or one of its checkpoints/<step> folders.
+      digest: of the codec's parameters, to detect a changed checkpoint; "" skips the check.
+    """
+
+    kind: Literal["codec_latents"] = "codec_latents"
+    checkpoint: str
+    digest: str = ""
+
+    def read(self) -> LoadedRun:
+        """Reads the codec's run. Raises `CheckpointError` if it has changed, or is not of a codec."""
+        run = LoadedRun.load(self.checkpoint, Codec, "turn speech into codes")
+        if self.digest and self.digest != _digest(run.params["autoencoder"]):
+            raise CheckpointError(
+                f"{self.checkpoint}: the codec has changed since it became units. Name a checkpoints/<step> folder "
+                "that does not change, and label with it again: jax-speechlm units label"
+            )
+        return run
+
+    def open(self) -> Extractor:
+        """Reads the checkpoint; returns its extractor. Raises `CheckpointError` as `read` does."""
+        run = self.read()
+        config = run.experiment.model
+        graphdef = functional.declare(lambda rngs: WavTokenizer(config, rngs=rngs)).graphdef
+
+        def extract(params: functional.Params, batch: Batch) -> tuple[Array, Array]:
+            audio = batch["audio"].astype(jnp.float32) / 2.0**15
+            return functional.bind(graphdef, params).latents(audio, batch["audio_length"])
+
+        return Extractor(run.experiment.frontend.mel, run.params["autoencoder"], extract)
+
+
+def units_of_codec(run: str | Path, out: Path | None = None) -> Units:
+    """Writes a folder of units whose ids are a codec's codes: the vectors of its codebook.
+
+    Args:
+      run: a codec's run directory, or one of its checkpoints/<step> folders.
+      out: the folder; by default `units` in the run's directory.
+
+    Raises:
+      CheckpointError: no checkpoint can be read, or it is not of a codec.
+    """
+    loaded = CodecLatents(checkpoint=str(run)).read()
+    codec, model = jax.device_get(loaded.params["autoencoder"]), loaded.experiment.model
+    features = CodecLatents(checkpoint=str(loaded.checkpoint), digest=_digest(codec))
+    units = Units(
+        out or Path(loaded.checkpoint).parent.parent / "units",
+        np.asarray(codec["quantizer"]["vectors"]),
+        model.hop,
+        1 - model.hop,  # a partial hop has a code too
+        {"features": features.model_dump(mode="json")},
+        loaded.experiment.sample_rate,
+        merges_repeats=False,
+    )
+    write_units(units)
+    return units
+
+
+Features = Annotated[MFCC | Hidden | CodecLatents, pydantic.Field(discriminator="kind")]
 """The features of a k-means, as `units.json` holds them."""
 
 
-def read_features(about: dict[str, Any]) -> MFCC | Hidden:
+def read_features(about: dict[str, Any]) -> MFCC | Hidden | CodecLatents:
     """Returns the features that the description of a k-means names."""
     return pydantic.TypeAdapter(Features).validate_python(about)
 

@@ -8,10 +8,17 @@ from data_pipelines.storage.index import Index
 from data_pipelines.storage.units import UnitIdWriter, Units, write_units
 
 
-def make_units(folder: Path, num_units: int = 5, seed: int = 0, frame_samples: int = 320, context: int = 240) -> Units:
+def make_units(
+    folder: Path,
+    num_units: int = 5,
+    seed: int = 0,
+    frame_samples: int = 320,
+    context: int = 240,
+    merges_repeats: bool = True,
+) -> Units:
     """A k-means of random centroids, written."""
     centroids = np.random.default_rng(seed).normal(size=(num_units, 3)).astype(np.float32)
-    units = Units(folder, centroids, frame_samples, context, {"features": "noise"})
+    units = Units(folder, centroids, frame_samples, context, {"features": "noise"}, merges_repeats=merges_repeats)
     write_units(units)
     return units
 

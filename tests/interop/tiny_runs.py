@@ -11,6 +11,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 from jax_speechlm.models.adapter import Stacking
+from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
@@ -31,7 +32,9 @@ from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.objectives.speech_text.joint import Joint
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
+from jax_speechlm.objectives.tts.codec import CODEBOOK, Codec
 from jax_speechlm.objectives.tts.vocoder import Vocoding
+from jax_speechlm.optim.optimizers import Group, Optimizer
 from jax_speechlm.recipes.experiment import Experiment, Mixture, Speech, Stream, Text, UnitText
 from jax_speechlm.training.checkpoints import Checkpoints
 from jax_speechlm.training.runs import LoadedRun, tokenizer_files
@@ -75,6 +78,10 @@ GAN = HifiGanConfig(
     block_kernels=(3, 5),
     block_dilations=((1, 2), (1,)),
 )
+CODEC = WavTokenizerConfig(
+    num_filters=4, strides=(4, 4, 8), latent_dim=8, codebook_size=9, dim=16, ffn_dim=24, num_layers=2, num_groups=4
+)  # fmt: skip
+CODEC_FRONT_END = FrontEnd(mel=SynthesisMel(hop=CODEC.hop))
 
 RUNS = {
     "ctc": (CTC(), FORMER, SPEECH, "Wav2Vec2BertForCTC"),
@@ -118,6 +125,7 @@ RUNS = {
         UnitText(sets=("noise",), units="units", context=64, tokens_per_batch=128),
         "Qwen3ForCausalLM",
     ),
+    "codec": (Codec(windows=(64,)), CODEC, SPEECH, "WavTokenizerModel"),
     "speech_lm": (SpeechLM(), LISTENER, SPEECH, "VoxtralForConditionalGeneration"),
     "vocoder": (Vocoding(), GAN, SPEECH, "SpeechT5HifiGan"),
 }
@@ -145,7 +153,11 @@ def tiny_run(name: str, tokenizer: Tokenizer = CHARACTERS, **mel: object) -> Loa
         model = model.replace(input_dim=front_end.mel.input_dim)
     elif isinstance(model, SpeechLMConfig):
         model = model.replace(encoder=model.encoder.replace(input_dim=front_end.mel.input_dim))
-    experiment = Experiment(objective=objective, model=model, data=data, frontend=front_end)
+    groups = ()
+    if name == "codec":
+        front_end, groups = CODEC_FRONT_END, (Group.assigned(CODEBOOK),)
+    optimizer = Optimizer(groups=groups)
+    experiment = Experiment(objective=objective, model=model, data=data, frontend=front_end, optimizer=optimizer)
     built = objective.build(model, front_end, tokenizer)
     rng = np.random.default_rng(0)
 

@@ -22,7 +22,7 @@ DECAY, DEAD = 0.9, 0.2
 
 def test_codes_and_samples_are_those_of_hugging_face():
     config = wav_tokenizer.config_from_hugging_face(json.loads(str(GOLDEN["config"])))
-    params = read(wav_tokenizer.sources(WEIGHTS, config))["codec"]
+    params = read(wav_tokenizer.sources(WEIGHTS, config))["autoencoder"]
     graphdef = functional.declare(lambda rngs: WavTokenizer(config, rngs=rngs)).graphdef
     audio, lengths = make_wav_tokenizer.waveforms(), np.array(make_wav_tokenizer.LENGTHS)
     rows = np.full((len(audio), lengths.max() + 700), 9, np.float32)  # junk behind the utterances

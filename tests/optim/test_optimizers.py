@@ -28,7 +28,8 @@ DECAYS = {
     "encoder_norm": {"scale": False},
     "head": {"kernel": True},
 }
-UNDECAYED = {"bias", "content_bias", "position_bias", "scale", "offset", "mask", "mean"}
+UNDECAYED = {"bias", "content_bias", "position_bias", "scale", "offset", "mask", "mean", "shift"}
+UNDECAYED |= {"vectors", "count", "total"}  # moving averages
 """Names of biases, of scales of norms and of single learnt vectors; every other parameter is a weight."""
 
 

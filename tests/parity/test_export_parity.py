@@ -61,6 +61,9 @@ TAMPERINGS = {
     "a lower edge": ("front end", "vocoder"),
     "an activation": ("answer", "speech_lm"),
     "a decoder": ("ids", "speech_lm"),
+    "a code": ("codes", "codec"),
+    "a length of a kernel": ("codes", "codec"),
+    "an output": ("samples", "codec"),
 }
 
 
@@ -108,6 +111,14 @@ def test_the_check_sees(tmp_path, tampering):
             files["tokenizer.json"]["decoder"] = {"type": "Replace", "pattern": {"String": "a"}, "content": "b"}
         case "an activation":
             config["projector_hidden_act"] = "sigmoid"
+        case "a code":
+            name = "encoder_model.quantizer.codebook.embed"
+            arrays[name] = arrays[name][::-1].copy()
+        case "a length of a kernel":
+            name = "encoder_model.encoder.layers.0.conv.parametrizations.weight.original0"
+            arrays[name] = 2 * arrays[name]
+        case "an output":
+            arrays["head.linear.bias"] = arrays["head.linear.bias"] + np.float32(1e-2)
         case "an angle":
             config["rope_parameters"]["full_attention"]["rope_theta"] = 100.0
     write_model(tmp_path, made._replace(config=config, arrays=arrays, files=files))

@@ -44,7 +44,7 @@ class Pair:
         graphdef = functional.declare(lambda rngs: WavTokenizer(self.config, rngs=rngs)).graphdef
 
         def bind(params):
-            return functional.bind(graphdef, params["codec"])
+            return functional.bind(graphdef, params["autoencoder"])
 
         self.latents = jax.jit(lambda params, *x: bind(params).latents(*x))
         self.encode = jax.jit(lambda params, *x: bind(params).encode(*x))
@@ -85,7 +85,7 @@ LENGTHS = (16_000, 15_999, 12_345, 641, 640, 321, 320, 319, 33, 7, 2, 1)
 
 def test_vectors_codes_and_samples_are_those_of_transformers(pair):
     num_different, num_codes = 0, 0
-    codebook = pair.params["codec"]["quantizer"]["vectors"]
+    codebook = pair.params["autoencoder"]["quantizer"]["vectors"]
     for length in LENGTHS:
         audio = wave(length, length)
         with torch.no_grad():

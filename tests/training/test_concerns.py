@@ -115,7 +115,7 @@ def test_where_micro_batches_change_the_result_it_is_said():
         experiment = tiny.experiment(name)
         experiment = experiment.replace(optimizer=experiment.optimizer.replace(accumulate=4))
         said[name] = [text for text in concerns(experiment, tiny.source(experiment)) if "accumulate is 4" in text]
-    assert {name for name, texts in said.items() if texts} == {"wav2vec2", "w2v_bert"}
+    assert {name for name, texts in said.items() if texts} == {"wav2vec2", "w2v_bert", "codec"}
     assert "diversity" in (Optimizer.__doc__ or "")
 
 

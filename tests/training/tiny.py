@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_pipelines.batching.fields import BatchSpec, text_segment
+from data_pipelines.batching.fields import BatchSpec
 from data_pipelines.batching.packing import make_text_eval_plan, make_text_plan
 from data_pipelines.batching.plan import BatchPlan, SpeechPlan, make_eval_plan, make_plan
 from data_pipelines.batching.rows import RowPlan, make_row_plan
@@ -17,6 +17,7 @@ from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 from jax_speechlm.models.adapter import Stacking
+from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
@@ -38,8 +39,9 @@ from jax_speechlm.objectives.ssl.hubert import HuBERT
 from jax_speechlm.objectives.ssl.w2v_bert import W2vBert
 from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 from jax_speechlm.objectives.tts.acoustic import TTS
+from jax_speechlm.objectives.tts.codec import CODEBOOK, Codec
 from jax_speechlm.objectives.tts.vocoder import Adversarial, Vocoding
-from jax_speechlm.optim.optimizers import Optimizer, WarmupCosine
+from jax_speechlm.optim.optimizers import Group, Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.recipes.experiment import Experiment, LoopConfig, Mixture, Speech, Stream, Text
 from jax_speechlm.tasks.inputs import FRAME_PITCH, FRAME_UNITS, ROW_CLASS, ROW_SPEAKER, SPEECH_OR_SILENCE, TRANSCRIPT
@@ -84,11 +86,19 @@ OBJECTIVES = {
         binarisation_ramp=4,
     ),
 }
+OBJECTIVES["codec"] = Codec(
+    crop_frames=8,
+    windows=(64, 128),
+    stft_weight=0.05,  # the gradient of the logarithm magnifies the rounding of magnitudes near 0
+    codebook_decay=0.5,
+    adversarial=OBJECTIVES["vocoder"].adversarial,
+)
 SYNTHESIS_MEL = SynthesisMel(hop=64, window=256, num_mel_bins=16)
 MELS = {
     "fast_conformer": LogMel(variant="nemo", num_mel_bins=16, stack=1),
     "vocoder": SYNTHESIS_MEL,
     "tts": SynthesisMel(window=512, num_mel_bins=16),
+    "codec": SYNTHESIS_MEL,
 }
 MODELS = {
     "fast_conformer": FAST,
@@ -102,6 +112,17 @@ MODELS = {
         pitch=Predictor(channels=12),
         energy=Predictor(channels=12),
         postnet=Postnet(num_layers=3, channels=12),
+    ),
+    "codec": WavTokenizerConfig(
+        num_filters=2,
+        strides=(8, 8),
+        latent_dim=4,
+        codebook_size=6,
+        dim=8,
+        ffn_dim=12,
+        num_layers=2,
+        num_groups=2,
+        norm_eps=1e-2,  # of a single frame, which is divided by hardly more than that
     ),
     "speech_lm": SpeechLMConfig(
         encoder=MODEL,
@@ -121,7 +142,8 @@ OBJECTIVES["distillation"] = Distillation(
 )
 OBJECTIVES["joint"] = Joint(speech=OBJECTIVES["best_rq"], text=MaskedLM(ratio=0.3))
 MASKS = Augment(time_masks=1, freq_masks=1, freq_mask_bins=4, gain_db=3.0)
-AUGMENT = {"tts": Augment(), "vocoder": Augment(gain_db=3.0)}
+AUGMENT = {"tts": Augment(), "vocoder": Augment(gain_db=3.0), "codec": Augment(gain_db=3.0)}
+GROUPS = {"codec": (Group.assigned(CODEBOOK),)}
 NOISE = Speech(sets=("noise",), num_buckets=2)
 STREAMS = (
     Stream(name="speech", data=NOISE, weight=2),
@@ -137,7 +159,9 @@ def experiment(objective: str = "ctc", **changes) -> Experiment:
         objective=OBJECTIVES[objective],
         frontend=FrontEnd(mel=MELS.get(objective, MEL), augment=AUGMENT.get(objective, MASKS)),
         model=MODELS.get(objective, MODEL),
-        optimizer=Optimizer(schedule=WarmupCosine(peak=3e-3, warmup_steps=2), ema_decay=0.9),
+        optimizer=Optimizer(
+            schedule=WarmupCosine(peak=3e-3, warmup_steps=2), ema_decay=0.9, groups=GROUPS.get(objective, ())
+        ),
         mesh=MeshShape(data=8),
         num_steps=8,
         loop=LoopConfig(log_every=4, eval_every=4, checkpoint_every=4),
@@ -192,10 +216,9 @@ class MemorySource(BatchSource):
         num_classes = len(getattr(objective, "classes", ()))
         num_units = (num_classes or objective.num_units) if {FRAME_UNITS, SPEECH_OR_SILENCE} & set(inputs) else 0
         num_labels = num_classes if {ROW_CLASS, ROW_SPEAKER} & set(inputs) else 0
-        if experiment.data.packed:
-            options["frame_samples"] = experiment.slot_samples
+        if experiment.data.packed and objective.packs_rows():
+            options["frame_samples"] = experiment.frame_samples
             rows = {"gap_samples": experiment.frontend.mel.gap_samples, "row_seconds": experiment.data.row_seconds}
-            rows["added_tokens"] = objective.added_tokens(tokenizer)
             plan = make_row_plan(lengths, tokens, seed=experiment.seed, **rows, **options)
         else:
             plan = make_plan(lengths, tokens, seed=experiment.seed, **buckets, **options)
@@ -213,11 +236,9 @@ class MemorySource(BatchSource):
         planned, packed = plan.batch(step), isinstance(plan, RowPlan)
         bucket, items = plan.buckets[planned.bucket], planned.rows
         optional = {"row_label": self.num_labels > 0, "frame_labels": self.num_units > 0, "pitch": bool(self.pitch_mel)}
-        optional["text"] = bucket.num_text > 0
         spec, mel = BatchSpec.speech(packed=packed, **optional), self.pitch_mel or MEL
         sizes = {"rows": len(items), "samples": bucket.num_samples, "tokens": bucket.num_tokens}
         sizes |= {"frames": mel.num_frames(bucket.num_samples), "utterances": bucket.num_utterances}
-        sizes["text"] = bucket.num_text
         batch = spec.empty(sizes)
         batch["example_id"][:], batch["weight"][:] = items, items >= 0
         if packed:
@@ -241,7 +262,4 @@ class MemorySource(BatchSource):
                 ids = self.tokenizer.encode(self.texts[item])
                 batch["tokens"][place][: len(ids)] = ids
                 batch["token_length"][place] = len(ids)
-        if bucket.num_text:
-            lengths = batch["weight"], batch["token_length"]
-            batch["text_segment"] = text_segment(*lengths, plan.added_tokens, bucket.num_text)
         return batch

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.batching.unit_documents import deduplicate
 from data_pipelines.storage.index import read_index
-from data_pipelines.storage.units import Units, write_units
+from data_pipelines.storage.units import Units, deduplicate, write_units
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.frontend.logmel import LogMel

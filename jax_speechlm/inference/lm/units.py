@@ -1,6 +1,6 @@
 """Predictor of a language model of text and speech units: scores speech, continues text and speech.
 
-Speech is generated as unit ids; a vocoder is not included.
+Speech is generated as unit ids; where these are a codec's codes, `UnitDecoder` turns them into samples.
 """
 
 import dataclasses
@@ -15,19 +15,21 @@ import numpy as np
 from jaxtyping import Float, Integer
 from tyro.conf import OmitArgPrefixes, Positional
 
-from data_pipelines.batching.unit_documents import deduplicate
+from data_pipelines.audio.wav import write_wav
 from data_pipelines.storage.units import read_units
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.core.vocabulary import Modality
 from jax_speechlm.decoding.lm.generate import Beam, Sampling, check_counts, method_of
+from jax_speechlm.inference.codec import CodecModel
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.generation import UnitContinuation, read_continuations
 from jax_speechlm.inference.unit_encoder import UnitEncoder
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.training.runs import LoadedRun
+from jax_speechlm.units.features import CodecLatents, read_features
 
 Part = str | Integer[np.ndarray, "..."]
-"""Part of a document: text, or deduplicated units."""
+"""Part of a document: text, or units as `Units.sequence` gives them."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,6 +142,37 @@ class UnitModel:
         return tuple(parts)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnitDecoder:
+    """Turns the units of a codec into waveforms."""
+
+    codec: CodecModel
+
+    @classmethod
+    def load(cls, units: str | Path) -> "UnitDecoder":
+        """Reads the codec that a folder of units is of.
+
+        Raises:
+          CheckpointError: the units are clusters of other features, or the codec cannot be read or has changed.
+        """
+        features = read_features(read_units(units).about["features"])
+        if not isinstance(features, CodecLatents):
+            raise CheckpointError(
+                f"{units}: its units are clusters, from which no samples can be computed: leave out --out, or train on "
+                "the codes of a codec (jax-speechlm units label CODEC_RUN)"
+            )
+        return cls(CodecModel(features.read()))
+
+    def write(self, path: Path, parts: Sequence[Integer[np.ndarray, "..."]]) -> Path | None:
+        """Decodes parts of speech as one waveform and writes it as a WAV file; nothing if there is no speech."""
+        units = np.concatenate([np.zeros(0, np.int32), *parts])
+        if not len(units):
+            return None
+        (samples,) = self.codec.decode_codes([units])
+        write_wav(path, samples, self.codec.sample_rate)
+        return path
+
+
 def generate_units(
     checkpoint: Positional[Path],
     prompts: Positional[tuple[str, ...]] = (),
@@ -152,11 +185,13 @@ def generate_units(
     beam_size: int = 0,
     length_penalty: float = 1.0,
     seed: int = 0,
+    out: Path | None = None,
 ) -> None:
-    """Continues text and speech. Speech is generated as unit ids, without a vocoder.
+    """Continues text and speech. Speech is generated as unit ids, and with --out also as WAV files.
 
-    Prints JSON lines with prompt, audio, parts (text or units), log_prob (nats), num_tokens and ended. A continuation
-    depends on its prompt, the settings and the seed, not on other prompts.
+    Prints JSON lines with prompt, audio, parts (text or units), log_prob (nats), num_tokens and ended; with --out also
+    wav, the file with the speech of prompt and continuation, null if there is none. A continuation depends on its
+    prompt, the settings and the seed, not on other prompts.
 
     Args:
       checkpoint: a unit language model's run directory, or one of its checkpoints/<step> folders.
@@ -170,22 +205,29 @@ def generate_units(
       beam_size: above 0: beam search instead of sampling, with this many hypotheses, all of which are printed.
       length_penalty: of the beam search: 0 compares by probability, 1 by its geometric mean over tokens.
       seed: seed of sampling.
+      out: of units that are a codec's: folder of the WAV files 0.wav, 1.wav, ..., in the order of the lines.
     """
     method = method_of(sampling, beam_size, length_penalty)
     check_counts(max_tokens=max_tokens, samples=samples)
     model = UnitModel.load(checkpoint)
-    spoken_units = UnitEncoder.load(model.check(units)).encode_files(audio_prompts) if audio_prompts else []
+    decoder = UnitDecoder.load(model.check(units)) if out else None
+    spoken_units = UnitEncoder.load(model.check(units)).encode_sequences(audio_prompts) if audio_prompts else []
     if prompts and audio_prompts and len(prompts) != len(audio_prompts):
         raise ValueError(
             f"{len(prompts)} texts and {len(audio_prompts)} audio files: give one for each, or only one kind"
         )
     count = max(len(prompts), len(spoken_units), 1)
     texts, files = prompts or ("",) * count, audio_prompts or (None,) * count
-    spoken = [[deduplicate(codes)[0]] for codes in spoken_units] or [[]] * count
+    spoken = [[sequence] for sequence in spoken_units] or [[]] * count
     parts = [[*([text] if text else []), *speech] for text, speech in zip(texts, spoken, strict=True)]
     options = {"max_tokens": max_tokens, "samples": samples, "seed": seed}
     results = model.generate(parts, method, modality=None if modality == "free" else modality, **options)
-    for text, file, continuations in zip(texts, files, results, strict=True):
+    numbers = itertools.count()
+    for text, file, speech, continuations in zip(texts, files, spoken, results, strict=True):
         for each in continuations:
             line = {"prompt": text, "audio": file and str(file), **each._asdict()}
+            if decoder:
+                generated = [np.array(part["units"]) for part in each.parts if "units" in part]
+                wav = decoder.write(out / f"{next(numbers)}.wav", [*speech, *generated])
+                line["wav"] = wav and str(wav)
             print(json.dumps(line, ensure_ascii=False), flush=True)

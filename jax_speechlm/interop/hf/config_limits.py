@@ -13,7 +13,11 @@ _COUNTS = {
     "sliding_window": 1 << 24, "global_attn_every_n_layers": 4096, "max_window_layers": 4096,
     "xvector_output_dim": 1 << 16, "num_labels": 1 << 16, "num_mel_bins": 1 << 14, "conv_kernel_size": 1024,
     "subsampling_factor": 64, "subsampling_conv_channels": 1 << 14, "model_in_dim": 1 << 14, "sampling_rate": 1 << 20,
-    "upsample_initial_channel": 1 << 14,
+    "upsample_initial_channel": 1 << 14, "num_filters": 1 << 12, "num_residual_layers": 64, "dilation_growth_rate": 64,
+    "compress": 1 << 12, "kernel_size": 1024, "last_kernel_size": 1024, "residual_kernel_size": 1024,
+    "num_lstm_layers": 64, "codebook_size": (1 << 16) - 1, "codebook_dim": 1 << 16, "decoder_hidden_size": 1 << 16,
+    "decoder_intermediate_size": 1 << 20, "decoder_num_layers": 4096, "adanorm_num_embeddings": 1 << 16,
+    "decoder_attention_num_groups": 1 << 16,
 }  # fmt: skip
 """The most that each count is of any model; all but those of `_MAY_BE_NONE` and `_FROM_ZERO` are at least 1."""
 
@@ -23,7 +27,7 @@ _RATES = ("hidden_dropout", "attention_dropout", "hidden_dropout_prob", "attenti
 _SIZES = ("rms_norm_eps", "norm_eps", "layer_norm_eps", "rope_theta", "global_rope_theta", "local_rope_theta")
 _SWITCHES = ("tie_word_embeddings", "use_sliding_window", "normalize_before")
 _PER_LAYER = ("tdnn_dim", "tdnn_kernel", "tdnn_dilation")  # of an x-vector's layers over time
-_PER_STAGE = ("upsample_rates", "upsample_kernel_sizes", "resblock_kernel_sizes")  # of a vocoder
+_PER_STAGE = ("upsample_rates", "upsample_kernel_sizes", "resblock_kernel_sizes", "upsampling_ratios")
 _PARTS = ("audio_config", "text_config", "encoder_config")  # settings that are settings of a model themselves
 
 

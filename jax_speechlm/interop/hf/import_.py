@@ -22,7 +22,7 @@ from jax_speechlm.core.tree import at, name_of
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck, errors_of
-from jax_speechlm.interop.hf import feature_extractor, hifigan, transformer, voxtral, wav2vec2_bert
+from jax_speechlm.interop.hf import feature_extractor, hifigan, transformer, voxtral, wav2vec2_bert, wav_tokenizer
 from jax_speechlm.interop.hf.foreign_tokenizers import read_ctc_tokenizer, read_text_tokenizer
 from jax_speechlm.interop.hf.mapping import TensorSource, place
 from jax_speechlm.interop.hf.registry import TEXT_MODELS, Model, id_axis, read_model, settings
@@ -41,7 +41,9 @@ from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerificati
 from jax_speechlm.objectives.lm.causal_lm import CausalLM
 from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
+from jax_speechlm.objectives.tts.codec import CODEBOOK, Codec
 from jax_speechlm.objectives.tts.vocoder import Vocoding
+from jax_speechlm.optim.optimizers import Group, Optimizer
 from jax_speechlm.parallel.mesh import MeshShape, make_mesh, param_shardings
 from jax_speechlm.recipes.experiment import Experiment, Speech, Text
 from jax_speechlm.training import checkpoints as ckpt
@@ -160,6 +162,11 @@ def _as_exported(model: Model) -> tuple[Experiment, Tokenizer | None, str | None
         experiment = experiment.replace(model=experiment.model.replace(lora=LoRA()))
     if {"transformer", "generator"} & model.sources.keys() or model.architecture in wav2vec2_bert.HEADED:
         return experiment, tokenizer, record.get("units")
+    if model.architecture == wav_tokenizer.MODEL:  # without the discriminators
+        groups = tuple(group for group in experiment.optimizer.groups if group.prefix != "discriminators")
+        optimizer = experiment.optimizer.replace(groups=groups)
+        objective = experiment.objective.replace(adversarial=None)
+        return experiment.replace(objective=objective, optimizer=optimizer), None, None
     objective = CTC() if "head" in model.sources else EncoderOnly()  # the only parts that an export keeps
     if experiment.objective.kind == objective.kind:
         return experiment, tokenizer, None
@@ -180,6 +187,18 @@ def _vocoder(model: Model) -> tuple[Experiment, Tokenizer | None]:
     with errors_of(model.file):
         front_end = FrontEnd(mel=hifigan.default_features(model.values, model.config))
     return Experiment(objective=Vocoding(), model=model.config, frontend=front_end, data=_SPEECH), None
+
+
+def _codec(model: Model) -> tuple[Experiment, None]:
+    rate = model.settings["sampling_rate"]
+    experiment = Experiment(
+        objective=Codec(crop_frames=-(-rate // model.config.hop)),  # of a second
+        model=model.config,
+        frontend=FrontEnd(mel=wav_tokenizer.spectrogram(model.config, rate)),
+        optimizer=Optimizer(groups=(Group.assigned(CODEBOOK),)),
+        data=_SPEECH,
+    )
+    return experiment, None
 
 
 def _recognizer(model: Model) -> tuple[Experiment, Tokenizer | None]:
@@ -255,6 +274,7 @@ EXPERIMENTS: dict[str, Callable[[Model], tuple[Experiment, Tokenizer | None]]] =
     transformer.CLASSIFIER: _text_classifier,
     **dict.fromkeys(hifigan.ARCHITECTURES, _vocoder),
     voxtral.ARCHITECTURE: _speech_language_model,
+    wav_tokenizer.MODEL: _codec,
 }
 """The run that each class of transformers becomes; `registry.READERS` has the readers of the classes."""
 

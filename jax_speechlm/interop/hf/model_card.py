@@ -9,10 +9,12 @@ import jax
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath, as_path
+from data_pipelines.storage.units import read_units
 from jax_speechlm.evaluation.report import TOO_FEW, EvaluationReport
 from jax_speechlm.inference.asr.speech_lm import SPARE_TOKENS, TOKENS_PER_SECOND
 from jax_speechlm.interop.hf import hifigan
 from jax_speechlm.interop.hf.registry import READERS, Package, audio_token, ids_in_folder
+from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.recipes.experiment import Experiment, Mixture, UnitText
@@ -69,6 +71,16 @@ extractor, model = (kind.from_pretrained("FOLDER") for kind in (AutoFeatureExtra
 mel = extractor(audio_target=samples, sampling_rate={rate}, return_tensors="pt").input_values
 with torch.no_grad():
     again = model(mel)[0]"""
+_CODEC = """\
+import torch
+from transformers import AutoFeatureExtractor, AutoModel
+
+extractor, model = (kind.from_pretrained("FOLDER") for kind in (AutoFeatureExtractor, AutoModel))
+# float samples in [-1, 1)
+inputs = extractor(samples, sampling_rate={rate}, return_tensors="pt")
+with torch.no_grad():
+    codes = model.encode(inputs["input_values"]).audio_codes  # [1, 1, codes]
+    audio = model.decode(codes).audio_values  # [1, 1, {hop} * codes]"""
 _PIPELINE = """\
 from transformers import pipeline
 
@@ -78,7 +90,8 @@ print(pipeline("{task}", model="FOLDER")({argument}))"""
 def model_card(run: LoadedRun, made: Package, record: Mapping[str, Any]) -> str:
     """Returns the text of the README.md, given the run's form and `jax_speechlm.json` with the verdict of the check."""
     auto, experiment = READERS[made.architecture].auto_class, run.experiment
-    head = {"library_name": "transformers", "pipeline_tag": _USES[auto][0], "tags": ["jax_speechlm"]}
+    tag = "audio-to-audio" if isinstance(experiment.model, WavTokenizerConfig) else _USES[auto][0]
+    head = {"library_name": "transformers", "pipeline_tag": tag, "tags": ["jax_speechlm"]}
     size = sum(array.size for array in jax.tree.leaves(made.params))
     parts = [
         "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items()) + "\n---",
@@ -97,6 +110,8 @@ def model_card(run: LoadedRun, made: Package, record: Mapping[str, Any]) -> str:
 
 def _program(run: LoadedRun, auto: str) -> str:
     """Returns an example program that uses the folder."""
+    if isinstance(run.experiment.model, WavTokenizerConfig):
+        return _CODEC.format(rate=run.experiment.sample_rate, hop=run.experiment.model.hop)
     task, use = _USES[auto]
     if auto in hifigan.ARCHITECTURES:
         return _VOCODER.format(auto=auto, rate=f"{run.experiment.sample_rate:_}")
@@ -130,6 +145,12 @@ def _notes(run: LoadedRun) -> Iterator[str]:
             "vector up instead, and the pipeline then decodes it too. One clip at a time, "
             f"`extractor(samples, sampling_rate={DEFAULT_SAMPLE_RATE:_}, pad_to_multiple_of=1)` drops them as well."
         )
+    if isinstance(experiment.model, WavTokenizerConfig):
+        yield (
+            f"Input: {experiment.sample_rate} Hz mono; a code every {experiment.model.hop} samples, one of "
+            f"{experiment.model.codebook_size:,}. One clip at a time: the class encodes the filler behind the shorter "
+            "clips of a batch as sound, and its decoder's norms and attention see it."
+        )
     if isinstance(experiment.model, SpeechLMConfig):
         prompt = experiment.objective.prompts.of(experiment.objective.task)
         yield (
@@ -139,10 +160,25 @@ def _notes(run: LoadedRun) -> Iterator[str]:
             "checkpoint's answer."
         )
     if isinstance(experiment.data, UnitText):
-        yield (
-            f"Speech is written `<speech><unit_3><unit_17>...<text>`, in the units of the k-means {run.units} without "
-            "repeats: those of another mean nothing to this model. Nothing here turns units into sound."
-        )
+        written = "Speech is written `<speech><unit_3><unit_17>...<text>`, in "
+        if _is_of_codec(experiment.data):
+            yield (
+                f"{written}the codes of the codec {run.units}, one `<unit_N>` for each code N. Exported by itself, the "
+                "codec gives the samples: `WavTokenizerModel.decode` of the numbers as a tensor [1, 1, codes]."
+            )
+        else:
+            yield (
+                f"{written}the units of the k-means {run.units} without repeats: those of another mean nothing to this "
+                "model. Nothing here turns units into sound."
+            )
+
+
+def _is_of_codec(data: UnitText) -> bool:
+    """Whether the units are a codec's codes, as far as their folder is at hand."""
+    try:
+        return not read_units(data.units).merges_repeats
+    except DataError:
+        return False
 
 
 def data_sets(experiment: Experiment) -> list[tuple[str, dict[str, Any]]]:

@@ -20,7 +20,16 @@ from jax_speechlm.core.tree import name_of
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, errors_of
-from jax_speechlm.interop.hf import feature_extractor, hifigan, parakeet, transformer, voxtral, wav2vec2_bert, weights
+from jax_speechlm.interop.hf import (
+    feature_extractor,
+    hifigan,
+    parakeet,
+    transformer,
+    voxtral,
+    wav2vec2_bert,
+    wav_tokenizer,
+    weights,
+)
 from jax_speechlm.interop.hf.class_settings import completed
 from jax_speechlm.interop.hf.config_limits import checked_settings
 from jax_speechlm.interop.hf.mapping import StateDict, class_names, read
@@ -63,7 +72,8 @@ class Model(NamedTuple):
     Attributes:
       values, config: `config.json`, and the model's shape.
       sources: where our parameters are read from (`mapping.TensorSource`): `encoder`, and `head` or `speaker` where
-        there is one; or `transformer`; or `encoder`, `adapter` and `transformer`; or `generator`.
+        there is one; or `transformer`; or `encoder`, `adapter` and `transformer`; or `generator`;
+        or `autoencoder`.
     """
 
     architecture: str
@@ -271,6 +281,13 @@ def _transformer_settings(
     return config, files | {GENERATION: ends | generation}
 
 
+def _codec_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
+    del tokenizer
+    model, rate = experiment.model, experiment.sample_rate
+    files = {feature_extractor.FILE: wav_tokenizer.extractor_to_hugging_face(model, rate)}
+    return wav_tokenizer.config_to_hugging_face(model, rate), files
+
+
 def _speech_arrays(params: Params, model: Config) -> StateDict:
     form = parakeet if isinstance(model, FastConformerConfig) else wav2vec2_bert
     return form.to_hugging_face(params, model)
@@ -332,6 +349,7 @@ CLASSIFIER_FORM = HuggingFaceForm(_classifier_settings, _classifier_arrays, ("en
 FRAMES = _headed(wav2vec2_bert.FRAMES, "encoder", "head")
 SPEAKERS = _headed(wav2vec2_bert.X_VECTOR, "encoder", "speaker")
 VOCODER = HuggingFaceForm(_vocoder_settings, hifigan.to_hugging_face, ("generator",))
+CODEC = HuggingFaceForm(_codec_settings, wav_tokenizer.to_hugging_face, ("autoencoder",))
 SPEECH_LM = HuggingFaceForm(_speech_lm_settings, voxtral.to_hugging_face, ("encoder", "adapter", "transformer"))
 
 
@@ -377,6 +395,7 @@ READERS = {
     wav2vec2_bert.X_VECTOR: _headed_reader("AutoModelForAudioXVector", wav2vec2_bert.X_VECTOR),
     "ParakeetForCTC": Reader("AutoModelForCTC", parakeet.config_from_hugging_face, parakeet.sources),
     **{name: Reader(name, hifigan.config_from_hugging_face, hifigan.sources) for name in hifigan.ARCHITECTURES},
+    wav_tokenizer.MODEL: Reader("AutoModel", wav_tokenizer.config_from_hugging_face, wav_tokenizer.sources),
     voxtral.ARCHITECTURE: Reader("AutoModelForSpeechSeq2Seq", voxtral.config_from_hugging_face, voxtral.sources),
     **{
         name: Reader(f"AutoModelFor{name.partition('For')[2]}", transformer.config_from_hugging_face, _text_sources)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 from jax_speechlm.interop.hf import mapping
 from jax_speechlm.interop.hf.class_settings import completed
 from jax_speechlm.interop.hf.mapping import SAME, TRANSPOSED, Layout, Row, StateDict, linear, norm
@@ -86,7 +87,7 @@ def _rows(config: WavTokenizerConfig) -> list[Row]:
         rows += _position_block(f"decoder.{path}", f"{net}.{place}")
     for path, name in attention.items():
         rows += linear(f"decoder.attention.{path}", f"{net}.2.{name}", mapping.POINTWISE)
-    return mapping.below("codec", rows)
+    return mapping.below("autoencoder", rows)
 
 
 def folded(state_dict: StateDict) -> dict[str, np.ndarray]:
@@ -107,7 +108,7 @@ def folded(state_dict: StateDict) -> dict[str, np.ndarray]:
 
 
 def sources(state_dict: StateDict, config: WavTokenizerConfig) -> Params:
-    """Finds the places of our parameters, `codec`, in the state dict of a `WavTokenizerModel`.
+    """Finds the places of our parameters, `autoencoder`, in the state dict of a `WavTokenizerModel`.
 
     Raises:
       ValueError: an array is missing, left over, or of another shape than `config` implies.
@@ -193,3 +194,9 @@ def extractor_to_hugging_face(config: WavTokenizerConfig, sample_rate: int) -> d
         "return_attention_mask": True,
         "sampling_rate": sample_rate,
     }
+
+
+def spectrogram(config: WavTokenizerConfig, sample_rate: int) -> SynthesisMel:
+    """Returns the form of the spectrograms that further training of an imported model compares."""
+    window = 1024 if config.hop <= 1024 else 2 * config.hop
+    return SynthesisMel(sample_rate=sample_rate, hop=config.hop, window=window, high_hertz=0.475 * sample_rate)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from jax_speechlm.core.config import Config
+from jax_speechlm.nn.functional import Remat
 from jax_speechlm.nn.layers import Count
 
 _MOST_CODES = 2**16 - 1
@@ -36,6 +37,8 @@ class WavTokenizerConfig(Config):
         use; imported models may have more.
       norm_eps: added to the variances in the decoder.
       dropout: rate inside the residual blocks of the decoder's position net.
+      remat: activations of the ConvNeXt blocks that the forward pass keeps for the backward pass (see
+        `functional.Remat`).
       dtype: compute type; parameters, norms, codes and the inverse Fourier transform are float32.
     """
 
@@ -59,6 +62,7 @@ class WavTokenizerConfig(Config):
     num_conditions: pydantic.PositiveInt = 1
     norm_eps: pydantic.PositiveFloat = 1e-6
     dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.1
+    remat: Remat = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @pydantic.model_validator(mode="after")

@@ -159,7 +159,7 @@ class Decoder(nnx.Module):
             x = self.attention(x, mask) if index == len(self.before) else x
             x = block(x, mask, block_keys)
         x = self.embed_norm(self.position_norm(x, mask))
-        x, _ = scan_layers(self.layers, lambda layer, x, _: (layer(x, mask), None), x, None, "none")
+        x, _ = scan_layers(self.layers, lambda layer, x, _: (layer(x, mask), None), x, None, config.remat)
         log_magnitude, phase = jnp.split(self.head(self.norm(x)).astype(jnp.float32), 2, axis=-1)
         magnitude = jnp.minimum(jnp.exp(jnp.minimum(log_magnitude, 10)), _LARGEST)  # no overflow in the gradient
         audio = istft(

@@ -107,7 +107,7 @@ class Vocoding(ObjectiveConfig):
             }
             loss = self.stft_weight * (convergence + distance) + self.mel_weight * terms["mel"]
             if self.adversarial is not None and key is not None:
-                scores = _adversarial_terms(module.discriminators, real, fake, batch["step"], self.adversarial)
+                scores = adversarial_terms(module.discriminators, real, fake, batch["step"], self.adversarial)
                 loss += self.adversarial.weight * scores["adversarial"] + scores["discriminator"]
                 loss += self.adversarial.feature_weight * scores["features"]
                 terms |= scores
@@ -205,7 +205,7 @@ def _first_frames(
     return drawn.reshape(choices.shape)
 
 
-def _adversarial_terms(
+def adversarial_terms(
     discriminators: Discriminators,
     real: Float[Array, "rows samples"],
     fake: Float[Array, "rows samples"],

@@ -11,7 +11,6 @@ from data_pipelines.batching.packing import make_text_eval_plan, make_text_plan
 from data_pipelines.batching.text import open_text_batches
 from data_pipelines.batching.unit_documents import (
     Markers,
-    deduplicate,
     draw_stretches,
     interleaved_documents,
     spoken_documents,
@@ -20,6 +19,7 @@ from data_pipelines.batching.unit_documents import (
 from data_pipelines.core.errors import DataError
 from data_pipelines.storage.index import read_index, read_sets
 from data_pipelines.storage.tokens import TokenStore, open_tokens
+from data_pipelines.storage.units import deduplicate, read_units
 from data_pipelines.storage.word_times import find_word_times, read_word_times
 from data_pipelines.tokenizers.base import CharTokenizer
 from tests.data_pipelines.spoken_sets import align_evenly, write_spoken_set
@@ -108,6 +108,25 @@ def test_a_spoken_document_is_the_speech_token_and_the_units(prepared):
         assert ids == [MARKERS.speech, *(unit + MARKERS.first_unit for unit, _ in runs)]
         assert frames == [0, *(length for _, length in runs)]
     assert made.missing == {"without units": 1}  # the last is shorter than a frame
+
+
+def test_codes_of_a_codec_keep_their_repeats(tmp_path):
+    write_spoken_set(tmp_path / "set", {"train": ROWS[:3]})
+    index = read_sets(tmp_path, ("set",), "train")
+    units = make_units(tmp_path / "codec", num_units=2, merges_repeats=False)
+    assert not read_units(units.path).merges_repeats
+    codes = label(index, units)
+    align_evenly(index.parts[0])
+    made = spoken_documents(index, units.path, MARKERS)
+    for row, each in enumerate(codes):
+        ids, frames = read(made.store, row)
+        assert ids == [MARKERS.speech, *(each + MARKERS.first_unit).tolist()]
+        assert frames == [0] + [1] * len(each)
+    settings = {"mean_words": 2.0, "draws": 1, "seed": 0}
+    mixed = interleaved_documents(index, units.path, TOKENIZER, MARKERS, **settings).store
+    lengths = [len(read(mixed, row)[0]) for row in range(3)]
+    assert lengths[0] > 20  # words of a second and more, at 50 codes a second
+    assert {number for row in range(3) for number in read(mixed, row)[1]} == {0, 1}
 
 
 def test_an_interleaved_document_holds_its_utterance_once(prepared):

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jax_speechlm.interop import folders
-from jax_speechlm.interop.hf import parakeet, registry, transformer, wav2vec2_bert, weights
+from jax_speechlm.interop.hf import parakeet, registry, transformer, wav2vec2_bert, wav_tokenizer, weights
 from jax_speechlm.interop.hf.mapping import TensorSource
 from jax_speechlm.interop.hf.registry import Package
 from jax_speechlm.interop.hf.verify.verdict import Check, Differs, Verdict, guarded
@@ -107,6 +107,8 @@ def _same_when_exported(folder: Path, run: LoadedRun, dtype: Any) -> str:
     exported = made.arrays
     if made.architecture.startswith("Parakeet"):  # its batch norms became scales and offsets
         in_folder, exported = parakeet.folded(in_folder), parakeet.folded(exported)
+    if made.architecture == wav_tokenizer.MODEL:  # its weight norms became kernels
+        in_folder, exported = wav_tokenizer.folded(in_folder), wav_tokenizer.folded(exported)
     if made.architecture == wav2vec2_bert.CLASSIFIER:  # its projection became a part of the head
         in_folder = {name: x for name, x in in_folder.items() if not name.startswith(("projector", "classifier"))}
     if made.architecture.startswith(("Bert", "Roberta")):  # old names, and parts for other uses

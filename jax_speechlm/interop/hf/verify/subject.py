@@ -73,7 +73,7 @@ class Subject:
 
     def extract(self, waves: np.ndarray | Sequence[np.ndarray], **options: Any) -> Any:
         """Returns the folder's features of one clip or of a batch, and their attention mask."""
-        return self.extractor(waves, sampling_rate=DEFAULT_SAMPLE_RATE, return_tensors="np", **options)
+        return self.extractor(waves, sampling_rate=self.run.experiment.sample_rate, return_tensors="np", **options)
 
     def whole(self, clip: Clip) -> Any:
         """Returns the folder's features of a clip by itself, without filler at its end."""

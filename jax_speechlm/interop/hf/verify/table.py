@@ -14,7 +14,7 @@ from data_pipelines.audio import decode as audio_files
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.interop.hf import hifigan
 from jax_speechlm.interop.hf.registry import READERS, TEXT_MODELS, Package
-from jax_speechlm.interop.hf.verify import speech, speech_lm, text, vocoder
+from jax_speechlm.interop.hf.verify import codec, speech, speech_lm, text, vocoder
 from jax_speechlm.interop.hf.verify.subject import TEXTS, Subject, in_float32, open_model, quiet, synthetic_clips
 from jax_speechlm.interop.hf.verify.verdict import Check, guarded
 from jax_speechlm.training.runs import LoadedRun
@@ -42,6 +42,7 @@ COMPARISONS: dict[str, dict[str, Comparison]] = {
         {"ids": text.ids, "classes": text.class_names, "logits": text.logits, "pipeline": text.pipeline}
     ),
     **{name: {"front end": vocoder.front_end, "samples": vocoder.waveforms} for name in hifigan.ARCHITECTURES},
+    "WavTokenizerModel": {"codes": codec.codes, "samples": codec.samples},
     "VoxtralForConditionalGeneration": (
         _SPEECH | {"ids": speech_lm.ids, "logits": speech_lm.logits, "answer": speech_lm.answers}
     ),
