@@ -302,7 +302,6 @@ def toys() -> Iterator[tuple[str, Toy]]:
 
 TOYS = dict(toys())
 UNTOUCHED = {
-    "tts fastspeech2": ("acoustic/pitch_embedding/kernel",),
     "classification transformer": ("transformer/prediction/bias",),
     "joint speech": ("text", "head"),
     "joint text": ("codes", "head", "encoder/input", "encoder/input_norm"),

@@ -72,7 +72,7 @@ def test_speed_perturbation_is_refused():
 def test_parameters_of_the_acoustic_model_do_not_depend_on_the_weight_of_alignment():
     def gradients(weight):
         objective = TOY.config.replace(alignment_weight=weight).build(TOY.model, TOY.frontend, TOY.tokenizer)
-        loss = lambda params: objective.loss(params, TOY.batch, None)[0]  # noqa: E731
+        loss = lambda params: objective.loss(params, jax.tree.map(jnp.asarray, TOY.batch), None)[0]  # noqa: E731
         return jax.jit(jax.grad(loss))(TOY.params)
 
     one, two = gradients(0.1), gradients(0.3)
@@ -82,8 +82,8 @@ def test_parameters_of_the_acoustic_model_do_not_depend_on_the_weight_of_alignme
 
 @pytest.mark.slow
 def test_the_loss_falls():
-    params = functional.init(TOY.objective.make, jax.random.key(0))
-    step = jax.jit(jax.value_and_grad(lambda params: TOY.objective.loss(params, TOY.batch, None)[0]))
+    params, batch = functional.init(TOY.objective.make, jax.random.key(0)), jax.tree.map(jnp.asarray, TOY.batch)
+    step = jax.jit(jax.value_and_grad(lambda params: TOY.objective.loss(params, batch, None)[0]))
     losses = []
     for _ in range(60):
         loss, gradient = step(params)

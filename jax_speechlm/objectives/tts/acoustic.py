@@ -171,7 +171,7 @@ class TTS(ObjectiveConfig):
         predicted = module.acoustic.predict(hidden, text.segments, predictor_keys)
         true = Variances(
             jnp.log(jnp.sum(matrix, axis=1) + 1),
-            token_pitch(batch["pitch"], matrix) if "pitch" in batch else jnp.zeros_like(predicted.pitch),
+            token_pitch(batch["pitch"], matrix),
             token_energy(mel, matrix),
         )
         x = repeat_by_frame(module.acoustic.add_variances(hidden, true.pitch, true.energy), matrix)

@@ -1,6 +1,7 @@
 """FastSpeech 2 on asterisk-en, one voice, from characters; durations by an alignment learnt in the same run.
 
 jax-speechlm prepare asterisk-en
+jax-speechlm pitch asterisk-en
 jax-speechlm finetune --config asterisk_tts/fastspeech2 --run-dir runs/asterisk_fastspeech2
 jax-speechlm synthesize runs/asterisk_fastspeech2 "please enter your password" --out password.wav
 
