@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+import jax_speechlm
 from jax_speechlm.interop.hf import wav_tokenizer
+from jax_speechlm.interop.hf.import_ import import_run
 from jax_speechlm.interop.hf.mapping import read
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizer
 from jax_speechlm.nn import functional
@@ -136,3 +138,20 @@ def test_settings_come_back(pair):
     assert {name: theirs[name] for name in settings if name != "architectures"} == {
         name: value for name, value in settings.items() if name != "architectures"
     }
+
+
+def test_a_saved_model_becomes_a_run(tmp_path):
+    torch.manual_seed(0)
+    rate = {"sampling_rate": 24_000, "upsampling_ratios": [6, 5, 5, 4]}
+    model = transformers.WavTokenizerModel(transformers.WavTokenizerConfig(**SMALL | rate))
+    with torch.no_grad():
+        model.encoder_model.quantizer.codebook.embed.normal_(0, 0.1)
+    model.save_pretrained(tmp_path / "folder")
+    transformers.WavTokenizerFeatureExtractor(hop_length=600).save_pretrained(tmp_path / "folder")
+    verdict = import_run(tmp_path / "folder", tmp_path / "run")
+    assert verdict.is_full
+    assert not verdict.failed
+    assert {"codes", "samples"} <= {check.name for check in verdict.checks}
+    codec = jax_speechlm.load(tmp_path / "run")
+    assert codec.model.sample_rate == 24_000
+    assert len(codec.encode_codes([np.zeros(6001, np.int16)])[0]) == 11
