@@ -246,7 +246,7 @@ def _mel_filters(variant: str, num_mel_bins: int, hertz: np.ndarray, sample_rate
     mel (linear to 1 kHz, then logarithmic), triangles linear in hertz, of area 1.
     """
     if variant != "kaldi":
-        return mel_filters(num_mel_bins, hertz, 0, sample_rate / 2)
+        return mel_filters(num_mel_bins, hertz, 0.0, sample_rate / 2)
 
     def mel(hertz: np.ndarray | int | float) -> np.ndarray | float:
         return 1127 * np.log1p(np.asarray(hertz) / 700)
