@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from data_pipelines.audio.wav import to_int16
 from data_pipelines.core.files import replacing
 from jax_speechlm.inference.synthesize import Speech, SynthesisError, Synthesizer
+from jax_speechlm.inference.vocode import GRIFFIN_LIM
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 _PLAYERS = (["pw-play"], ["paplay"], ["aplay", "-q"], ["afplay"], ["play", "-q"], ["ffplay", "-autoexit", "-nodisp"])
@@ -22,7 +23,7 @@ def synthesize_texts(
     texts: Positional[tuple[str, ...]] = (),
     out: Path | None = None,
     text_file: Path | None = None,
-    vocoder: str = "griffin-lim",
+    vocoder: str = GRIFFIN_LIM,
     speaker: str | None = None,
     speed: float = 1.0,
     language: str = "en",

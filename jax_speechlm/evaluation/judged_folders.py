@@ -22,7 +22,7 @@ def judge_folders(
     sets: base.Sets,
     split: base.Split = "test",
     vocoders: tuple[str, ...] = (),
-    limit: int | None = None,
+    limit: base.Limit = None,
     settings: OmitArgPrefixes[JudgeSettings] = JudgeSettings(),  # noqa: B008  frozen
     normalizer: NormalizerName | None = None,
     data_dir: base.DataDir = Path("data"),
@@ -36,7 +36,6 @@ def judge_folders(
     Args:
       rows: without any, natural speech alone is judged.
       vocoders: runs of vocoders, or griffin-lim: each has a row of copies of natural speech.
-      limit: judge only the first utterances, this many.
       settings: which judges, and how they are opened.
       normalizer: of references and transcripts; by default Whisper's for English, else basic.
       out: folder of the report; by default judged/<sets>-<split>.
@@ -45,6 +44,7 @@ def judge_folders(
     opened = [(as_path(name).name, Vocoder.load(name)) for name in vocoders]
     systems = [natural, *(folder_row(row, texts) for row in rows)]
     systems += [copied(vocoder, f"{name} copy", natural, texts) for name, vocoder in opened]
-    title = f"{', '.join(sets)} {split}" + (f", first {len(texts)}" if limit else "")
     out = out or Path("judged") / f"{'+'.join(sets)}-{split}"
-    return synthesis_page.judge_and_publish(systems, texts, settings, out, title=title, normalizer_name=normalizer)
+    return synthesis_page.judge_sets(
+        systems, texts, settings, out, sets=sets, split=split, limit=limit, normalizer_name=normalizer
+    )

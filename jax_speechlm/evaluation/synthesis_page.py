@@ -50,6 +50,22 @@ def judge_and_publish(
     return report.publish(out, source, warning="\n".join(report.problems()))
 
 
+def judge_sets(
+    rows: Sequence[SpeechRow],
+    texts: Sequence[SpokenText],
+    settings: JudgeSettings,
+    out: Path,
+    *,
+    sets: Sequence[str],
+    split: str,
+    limit: int | None,
+    normalizer_name: NormalizerName | None,
+) -> SynthesisReport:
+    """Judges rows of speech whose texts are those of prepared sets; others as of `judge_and_publish`."""
+    title = f"{', '.join(sets)} {split}" + (f", first {len(texts)}" if limit else "")
+    return judge_and_publish(rows, texts, settings, out, title=title, normalizer_name=normalizer_name)
+
+
 def as_html(report: SynthesisReport) -> str:
     """Returns a page whose players play `audio/<row>/<utterance>.flac` beside it."""
     title = html.escape(f"Judged speech: {report.title}")

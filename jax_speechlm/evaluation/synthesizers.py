@@ -16,8 +16,8 @@ from jax_speechlm.evaluation.normalizers import NormalizerName
 from jax_speechlm.evaluation.speech_rows import TIMED, copied, natural_speech
 from jax_speechlm.evaluation.synthesis import SpeechRow, SpokenText
 from jax_speechlm.evaluation.synthesis_report import SynthesisReport
-from jax_speechlm.evaluation.vocoders import Limit
-from jax_speechlm.inference.synthesize import GRIFFIN_LIM, Synthesizer
+from jax_speechlm.inference.synthesize import Synthesizer
+from jax_speechlm.inference.vocode import GRIFFIN_LIM
 
 Vocoders = Annotated[
     tuple[str, ...],
@@ -30,7 +30,7 @@ def evaluate_run(
     sets: base.Sets,
     split: base.Split = "test",
     vocoders: Vocoders = (GRIFFIN_LIM,),
-    limit: Limit = None,
+    limit: base.Limit = None,
     settings: OmitArgPrefixes[JudgeSettings] = JudgeSettings(),  # noqa: B008  frozen
     normalizer: NormalizerName | None = None,
     data_dir: base.DataDir = Path("data"),
@@ -51,9 +51,10 @@ def evaluate_run(
         rows.append(copied(synthesizer.vocoder, f"{vocoder} copy", natural, texts))
     for vocoder, synthesizer in synthesizers:
         rows.append(synthesized(synthesizer, f"{name} + {vocoder}", texts))
-    title = f"{', '.join(sets)} {split}" + (f", first {len(texts)}" if limit else "")
     out = out or base.report_folder(checkpoint, sets, split)
-    return synthesis_page.judge_and_publish(rows, texts, settings, out, title=title, normalizer_name=normalizer)
+    return synthesis_page.judge_sets(
+        rows, texts, settings, out, sets=sets, split=split, limit=limit, normalizer_name=normalizer
+    )
 
 
 def synthesized(synthesizer: Synthesizer, name: str, texts: Sequence[SpokenText]) -> SpeechRow:

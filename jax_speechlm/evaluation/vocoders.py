@@ -16,7 +16,6 @@ from jax_speechlm.inference.vocode import Vocoder
 Vocoders = Annotated[
     tuple[str, ...], arg(help="further vocoders, each with a row of copies: runs of vocoders, or griffin-lim.")
 ]
-Limit = Annotated[int | None, arg(help="judge only the first utterances, this many.")]
 
 
 def evaluate_run(
@@ -24,7 +23,7 @@ def evaluate_run(
     sets: base.Sets,
     split: base.Split = "test",
     vocoders: Vocoders = (),
-    limit: Limit = None,
+    limit: base.Limit = None,
     settings: OmitArgPrefixes[JudgeSettings] = JudgeSettings(),  # noqa: B008  frozen
     normalizer: NormalizerName | None = None,
     data_dir: base.DataDir = Path("data"),
@@ -42,6 +41,7 @@ def evaluate_run(
     opened = [*((name, Vocoder.load(name, vocoder.mel)) for name in vocoders), (str(checkpoint), vocoder)]
     texts, natural = natural_speech(data_dir, sets, split, limit)
     rows = [natural, *(copied(other, f"{as_path(name).name} copy", natural, texts) for name, other in opened)]
-    title = f"{', '.join(sets)} {split}" + (f", first {len(texts)}" if limit else "")
     out = out or base.report_folder(checkpoint, sets, split)
-    return synthesis_page.judge_and_publish(rows, texts, settings, out, title=title, normalizer_name=normalizer)
+    return synthesis_page.judge_sets(
+        rows, texts, settings, out, sets=sets, split=split, limit=limit, normalizer_name=normalizer
+    )

@@ -12,7 +12,7 @@ from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 from jax_speechlm.interop.folders import ExportError
 from jax_speechlm.interop.hf import mapping
 from jax_speechlm.interop.hf.class_settings import FEATURES, completed
-from jax_speechlm.interop.hf.mapping import SAME, Layout, Row, StateDict, linear
+from jax_speechlm.interop.hf.mapping import CONVOLUTION, SAME, Layout, Row, StateDict, linear
 from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
 from jax_speechlm.nn.functional import Params
 
@@ -22,21 +22,19 @@ ARCHITECTURES = SPEECH_T5, FAST_SPEECH_2
 EXTRACTOR = "SpeechT5FeatureExtractor"
 
 _TYPES = {SPEECH_T5: "speecht5_hifigan", FAST_SPEECH_2: "fastspeech2_conformer_hifigan"}
-# Weights of convolutions there are [out, in, taps], of transposed ones [in, out, taps].
-_CONVOLUTION = Layout(lambda x, c: x.transpose(2, 1, 0), lambda x, c: x.transpose(2, 1, 0))
-_TRANSPOSED = Layout(lambda x, c: x.transpose(0, 2, 1), lambda x, c: x.transpose(0, 2, 1))
+_TRANSPOSED = Layout(lambda x, c: x.transpose(0, 2, 1), lambda x, c: x.transpose(0, 2, 1))  # theirs [in, out, taps]
 
 
 def _rows(config: HifiGanConfig) -> list[Row]:
     rows = [Row("mean", "mean", SAME), Row("scale", "scale", SAME)]
-    rows += linear("first", "conv_pre", _CONVOLUTION) + linear("last", "conv_post", _CONVOLUTION)
+    rows += linear("first", "conv_pre", CONVOLUTION) + linear("last", "conv_post", CONVOLUTION)
     for stage in range(config.num_layers):
         rows += linear(f"upsamplings.layer{stage}", f"upsampler.{stage}", _TRANSPOSED)
         for block, (_, dilations) in enumerate(config.blocks, start=stage * len(config.blocks)):
             for i in range(len(dilations)):
                 path, name = f"blocks.layer{block}", f"resblocks.{block}"
-                rows += linear(f"{path}.dilated.layer{i}", f"{name}.convs1.{i}", _CONVOLUTION)
-                rows += linear(f"{path}.plain.layer{i}", f"{name}.convs2.{i}", _CONVOLUTION)
+                rows += linear(f"{path}.dilated.layer{i}", f"{name}.convs1.{i}", CONVOLUTION)
+                rows += linear(f"{path}.plain.layer{i}", f"{name}.convs2.{i}", CONVOLUTION)
     return mapping.below("generator", rows)
 
 

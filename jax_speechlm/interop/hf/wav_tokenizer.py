@@ -13,7 +13,7 @@ import numpy as np
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 from jax_speechlm.interop.hf import mapping
 from jax_speechlm.interop.hf.class_settings import completed
-from jax_speechlm.interop.hf.mapping import SAME, TRANSPOSED, Layout, Row, StateDict, linear, norm
+from jax_speechlm.interop.hf.mapping import CONVOLUTION, SAME, TRANSPOSED, Row, StateDict, linear, norm
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.nn.functional import Params
 
@@ -23,20 +23,18 @@ EXTRACTOR = "WavTokenizerFeatureExtractor"
 _LENGTH, _DIRECTION = ".parametrizations.weight.original0", ".parametrizations.weight.original1"
 _INITIALISED = "encoder_model.quantizer.codebook.inited"
 
-_CONVOLUTION = Layout(lambda x, c: x.transpose(2, 1, 0), lambda x, c: x.transpose(2, 1, 0))  # theirs [out, in, taps]
-
 
 def _encoder(config: WavTokenizerConfig) -> list[Row]:
     layer = "encoder_model.encoder.layers"
-    rows, place = linear("encoder.first", f"{layer}.0.conv", _CONVOLUTION), 1
+    rows, place = linear("encoder.first", f"{layer}.0.conv", CONVOLUTION), 1
     for stage in range(len(config.strides)):
         path = f"encoder.stages.{stage}"
         for block in range(config.num_residual_layers):
             parts = [("dilated", "block.1"), ("pointwise", "block.3"), ("shortcut", "shortcut")]
             for name, theirs in parts[: 2 + config.conv_shortcut]:
-                rows += linear(f"{path}.blocks.{block}.{name}", f"{layer}.{place}.{theirs}.conv", _CONVOLUTION)
+                rows += linear(f"{path}.blocks.{block}.{name}", f"{layer}.{place}.{theirs}.conv", CONVOLUTION)
             place += 1
-        rows += linear(f"{path}.down", f"{layer}.{place + 1}.conv", _CONVOLUTION)  # after an activation
+        rows += linear(f"{path}.down", f"{layer}.{place + 1}.conv", CONVOLUTION)  # after an activation
         place += 2
     for number in range(config.num_lstm_layers):
         path, name = f"encoder.lstm.{number}", f"{layer}.{place}.lstm"
@@ -45,15 +43,15 @@ def _encoder(config: WavTokenizerConfig) -> list[Row]:
             Row(f"{path}.input.bias", f"{name}.bias_ih_l{number}", SAME),
             Row(f"{path}.recurrent", f"{name}.weight_hh_l{number}", TRANSPOSED),
         ]
-    return rows + linear("encoder.last", f"{layer}.{place + 2}.conv", _CONVOLUTION)
+    return rows + linear("encoder.last", f"{layer}.{place + 2}.conv", CONVOLUTION)
 
 
 def _position_block(path: str, name: str) -> list[Row]:
     return [
         *norm(f"{path}.norm1", f"{name}.norm1"),
-        *linear(f"{path}.conv1", f"{name}.conv1", _CONVOLUTION),
+        *linear(f"{path}.conv1", f"{name}.conv1", CONVOLUTION),
         *norm(f"{path}.norm2", f"{name}.norm2"),
-        *linear(f"{path}.conv2", f"{name}.conv2", _CONVOLUTION),
+        *linear(f"{path}.conv2", f"{name}.conv2", CONVOLUTION),
     ]
 
 
@@ -70,7 +68,7 @@ def _rows(config: WavTokenizerConfig) -> list[Row]:
         Row("quantizer.vectors", f"{codebook}.embed", SAME),
         Row("quantizer.count", f"{codebook}.cluster_size", SAME),
         Row("quantizer.total", f"{codebook}.embed_avg", SAME),
-        *linear("decoder.embed", "backbone.embed", _CONVOLUTION),
+        *linear("decoder.embed", "backbone.embed", CONVOLUTION),
         *norm("decoder.attention.norm", f"{net}.2.norm"),
         *norm("decoder.position_norm", f"{net}.5"),
         *_adaptive_norm("decoder.embed_norm", "backbone.norm"),

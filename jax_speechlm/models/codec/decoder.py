@@ -9,8 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32
 
 from jax_speechlm.core.batch import frame_mask
+from jax_speechlm.core.segments import Segments
 from jax_speechlm.models.codec.config import WavTokenizerConfig
 from jax_speechlm.models.codec.encoder import in_order, numbered
+from jax_speechlm.nn.convolution import Convolution
 from jax_speechlm.nn.functional import parameter, scan_layers, stack
 from jax_speechlm.nn.layers import Keys, LayerNorm, Linear, depthwise, dropout, split_keys
 from jax_speechlm.nn.stft import istft
@@ -20,19 +22,6 @@ Mask = Bool[Array, "batch time 1"]
 
 _LARGEST = 100.0  # magnitude, as in the reference
 _TAPS = 7  # of the first convolution and of the ConvNeXt blocks
-
-
-class Convolution(Linear):
-    """Centred convolution with zeros beyond both ends of an utterance, as a matrix product over shifted views."""
-
-    def __init__(self, dim_in: int, dim_out: int, taps: int, *, rngs: nnx.Rngs):
-        super().__init__((taps, dim_in), (dim_out,), (None, "embed", None), rngs=rngs)
-        self.taps = taps
-
-    def __call__(self, x: Float[Array, "batch time in"], mask: Mask) -> Float[Array, "batch time out"]:
-        num_frames, reach = x.shape[1], self.taps // 2
-        x = jnp.pad(jnp.where(mask, x, 0), ((0, 0), (reach, reach), (0, 0)))
-        return super().__call__(jnp.stack([x[:, tap : tap + num_frames] for tap in range(self.taps)], axis=2))
 
 
 class GroupNorm(nnx.Module):
@@ -76,16 +65,20 @@ class PositionBlock(nnx.Module):
     """Group norm -> swish -> convolution, twice, with a residual."""
 
     def __init__(self, config: WavTokenizerConfig, *, rngs: nnx.Rngs):
+        def convolution() -> Convolution:
+            return Convolution(config.dim, config.dim, 3, ("embed", None), rngs=rngs)
+
         self.rate = config.dropout
         self.norm1 = GroupNorm(config, rngs=rngs)
-        self.conv1 = Convolution(config.dim, config.dim, 3, rngs=rngs)
+        self.conv1 = convolution()
         self.norm2 = GroupNorm(config, rngs=rngs)
-        self.conv2 = Convolution(config.dim, config.dim, 3, rngs=rngs)
+        self.conv2 = convolution()
 
-    def __call__(self, x: Float[Array, "batch time dim"], mask: Mask, keys: Keys | None) -> Float[Array, "..."]:
-        y = self.conv1(jax.nn.silu(self.norm1(x, mask)), mask)
+    def __call__(self, x: Float[Array, "batch time dim"], segments: Segments, keys: Keys | None) -> Float[Array, "..."]:
+        mask = segments.mask(x.shape[1])[..., None]
+        y = self.conv1(jax.nn.silu(self.norm1(x, mask)), segments)
         y = dropout(jax.nn.silu(self.norm2(y, mask)), self.rate, keys)
-        return x + self.conv2(y, mask)
+        return x + self.conv2(y, segments)
 
 
 class Attention(nnx.Module):
@@ -132,7 +125,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: WavTokenizerConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.embed = Convolution(config.latent_dim, config.dim, _TAPS, rngs=rngs)
+        self.embed = Convolution(config.latent_dim, config.dim, _TAPS, ("embed", None), rngs=rngs)
         self.before = numbered(PositionBlock(config, rngs=rngs) for _ in range(2))
         self.attention = Attention(config, rngs=rngs)
         self.after = numbered(PositionBlock(config, rngs=rngs) for _ in range(2))
@@ -151,13 +144,13 @@ class Decoder(nnx.Module):
           length: codes in each row.
           keys: of dropout, a key a row; None for none.
         """
-        config, num_frames = self.config, x.shape[1]
-        mask = frame_mask(length, num_frames)[..., None]
-        x = self.embed(shard_batch_dim(x.astype(config.dtype)), mask)
+        config, segments = self.config, Segments.of(length)
+        mask = segments.mask(x.shape[1])[..., None]
+        x = self.embed(shard_batch_dim(x.astype(config.dtype)), segments)
         blocks = [*in_order(self.before), *in_order(self.after)]
         for index, (block, block_keys) in enumerate(zip(blocks, split_keys(keys, len(blocks)), strict=True)):
             x = self.attention(x, mask) if index == len(self.before) else x
-            x = block(x, mask, block_keys)
+            x = block(x, segments, block_keys)
         x = self.embed_norm(self.position_norm(x, mask))
         x, _ = scan_layers(self.layers, lambda layer, x, _: (layer(x, mask), None), x, None, config.remat)
         log_magnitude, phase = jnp.split(self.head(self.norm(x)).astype(jnp.float32), 2, axis=-1)

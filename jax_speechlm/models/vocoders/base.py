@@ -1,4 +1,4 @@
-"""Parts that all vocoders share: settings, masked convolutions, normalisation of the mel spectrogram.
+"""Parts that all vocoders share: settings, masks, normalisation of the mel spectrogram.
 
 A vocoder is called as `vocoder(mel [B, T, bins], lengths) -> audio [B, T * hop]`, with one utterance a row. Frames
 beyond an utterance's ends count as zeros, after normalisation and in every layer, so padding does not change it.
@@ -86,49 +86,6 @@ def masked(x: Float[Array, "batch time *rest"], segments: Segments, rate: int = 
     """Sets x to 0 beyond the utterances; `segments` are in frames, of which each has `rate` elements of time."""
     mask = Segments(segments.start * rate, segments.length * rate).mask(x.shape[1])
     return jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)), x, 0)
-
-
-class Convolution(nnx.Module):
-    """Convolution over time, x [B, T, inputs] -> [B, T, outputs], with zeros beyond the ends.
-
-    Args:
-      kernel_size: taps.
-      dilation: distance between taps.
-      stride: frames from one output to the next.
-      causal: whether the last tap, not the middle one, is at the frame itself.
-    """
-
-    def __init__(
-        self,
-        dim_in: int,
-        dim_out: int,
-        kernel_size: int,
-        *,
-        dilation: int = 1,
-        stride: int = 1,
-        causal: bool = False,
-        bias: bool = True,
-        gain: float = 1.0,
-        rngs: nnx.Rngs,
-    ):
-        span = (kernel_size - 1) * dilation
-        self.padding = (span, 0) if causal else (span // 2, span - span // 2)
-        self.dilation, self.stride = dilation, stride
-        kernel = jax.nn.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal", (0, 1), 2)
-        self.kernel = parameter(rngs.params(), (kernel_size, dim_in, dim_out), (None, "embed", "mlp"), kernel)
-        zeros = jax.nn.initializers.zeros
-        self.bias = parameter(rngs.params(), (dim_out,), ("mlp",), zeros, decays=False) if bias else None
-
-    def __call__(self, x: Float[Array, "batch time inputs"]) -> Float[Array, "batch time_out outputs"]:
-        y = jax.lax.conv_general_dilated(
-            x,
-            self.kernel[...].astype(x.dtype),
-            window_strides=(self.stride,),
-            padding=(self.padding,),
-            rhs_dilation=(self.dilation,),
-            dimension_numbers=("NWC", "WIO", "NWC"),
-        )
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 def clip_forward(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

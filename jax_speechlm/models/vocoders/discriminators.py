@@ -14,8 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_speechlm.core.config import Config
-from jax_speechlm.models.vocoders.base import Convolution
-from jax_speechlm.nn.functional import parameter
+from jax_speechlm.nn.convolution import RowConvolution
 from jax_speechlm.nn.stft import stft
 
 _SLOPE = 0.1  # of leaky ReLU below 0
@@ -56,11 +55,11 @@ class PeriodDiscriminator(nnx.Module):
         strides = [3] * (len(channels) - 1) + [1]
         self.layers = nnx.Dict(
             {
-                f"layer{i}": Convolution(sizes[i], sizes[i + 1], 5, stride=stride, rngs=rngs)
+                f"layer{i}": RowConvolution(sizes[i], sizes[i + 1], 5, stride=stride, rngs=rngs)
                 for i, stride in enumerate(strides)
             }
         )
-        self.out = Convolution(channels[-1], 1, 3, rngs=rngs)
+        self.out = RowConvolution(channels[-1], 1, 3, rngs=rngs)
 
     def __call__(self, audio: Float[Array, "rows samples"]) -> Judgement:
         rows, period, features = len(audio), self.period, []
@@ -79,9 +78,12 @@ class SpectralDiscriminator(nnx.Module):
         self.window = window
         sizes = [1] + [channels] * num_layers
         self.layers = nnx.Dict(
-            {f"layer{i}": _Plane(sizes[i], channels, (3, 9), 1 if i == 0 else 2, rngs=rngs) for i in range(num_layers)}
+            {
+                f"layer{i}": RowConvolution(sizes[i], channels, (3, 9), stride=1 if i == 0 else 2, rngs=rngs)
+                for i in range(num_layers)
+            }
         )
-        self.out = _Plane(channels, 1, (3, 3), 1, rngs=rngs)
+        self.out = RowConvolution(channels, 1, (3, 3), rngs=rngs)
 
     def __call__(self, audio: Float[Array, "rows samples"]) -> Judgement:
         real, imaginary = stft(audio, self.window, self.window // 4, mode="constant")
@@ -90,23 +92,6 @@ class SpectralDiscriminator(nnx.Module):
             x = jax.nn.leaky_relu(self.layers[f"layer{i}"](x), _SLOPE)
             features.append(x.reshape(len(x), -1))
         return self.out(x).reshape(len(x), -1), features
-
-
-class _Plane(nnx.Module):
-    """Convolution over frames and frequencies, x [B, T, F, inputs] -> [B, T, F / stride, outputs]."""
-
-    def __init__(self, dim_in: int, dim_out: int, taps: tuple[int, int], stride: int, *, rngs: nnx.Rngs):
-        self.padding = tuple((tap // 2, tap // 2) for tap in taps)
-        self.stride = stride
-        kernel = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", (0, 1, 2), 3)
-        self.kernel = parameter(rngs.params(), (*taps, dim_in, dim_out), (None, None, "embed", "mlp"), kernel)
-        self.bias = parameter(rngs.params(), (dim_out,), ("mlp",), jax.nn.initializers.zeros, decays=False)
-
-    def __call__(self, x: Float[Array, "batch time bins inputs"]) -> Float[Array, "batch time bins_out outputs"]:
-        dimensions = ("NHWC", "HWIO", "NHWC")
-        strides = (1, self.stride)
-        y = jax.lax.conv_general_dilated(x, self.kernel[...], strides, self.padding, dimension_numbers=dimensions)
-        return y + self.bias[...]
 
 
 class Discriminators(nnx.Module):

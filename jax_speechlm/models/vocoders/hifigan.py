@@ -18,7 +18,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from jax_speechlm.core.segments import Lengths, Segments
-from jax_speechlm.models.vocoders.base import Context, Convolution, Vocoder, VocoderConfig, masked, one_a_row
+from jax_speechlm.models.vocoders.base import Context, Vocoder, VocoderConfig, masked, one_a_row
+from jax_speechlm.nn.convolution import RowConvolution
 from jax_speechlm.nn.functional import parameter
 from jax_speechlm.nn.stft import overlap_add
 from jax_speechlm.parallel.mesh import shard_batch_dim
@@ -141,10 +142,13 @@ class ResidualBlock(nnx.Module):
     def __init__(self, dim: int, kernel: int, dilations: tuple[int, ...], slope: float, *, rngs: nnx.Rngs):
         self.slope, self.count = slope, len(dilations)
         self.dilated = nnx.Dict(
-            {f"layer{i}": Convolution(dim, dim, kernel, dilation=each, rngs=rngs) for i, each in enumerate(dilations)}
+            {
+                f"layer{i}": RowConvolution(dim, dim, kernel, dilation=each, rngs=rngs)
+                for i, each in enumerate(dilations)
+            }
         )
         self.plain = nnx.Dict(
-            {f"layer{i}": Convolution(dim, dim, kernel, gain=0.5, rngs=rngs) for i in range(len(dilations))}
+            {f"layer{i}": RowConvolution(dim, dim, kernel, gain=0.5, rngs=rngs) for i in range(len(dilations))}
         )
 
     def __call__(
@@ -161,7 +165,7 @@ class HifiGan(Vocoder):
 
     def __init__(self, config: HifiGanConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        self.first = Convolution(config.input_dim, config.dim, _ENDS, rngs=rngs)
+        self.first = RowConvolution(config.input_dim, config.dim, _ENDS, rngs=rngs)
         ups, blocks, channels = {}, {}, config.dim
         for i, (rate, kernel) in enumerate(config.stages):
             ups[f"layer{i}"] = Upsampling(channels, channels // 2, rate, kernel, rngs=rngs)
@@ -171,7 +175,7 @@ class HifiGan(Vocoder):
                     channels, size, dilations, config.slope, rngs=rngs
                 )
         self.upsamplings, self.blocks = nnx.Dict(ups), nnx.Dict(blocks)
-        self.last = Convolution(channels, 1, _ENDS, gain=0.1, rngs=rngs)
+        self.last = RowConvolution(channels, 1, _ENDS, gain=0.1, rngs=rngs)
 
     def __call__(self, mel_BxTxF: Float[Array, "batch time bins"], lengths: Lengths) -> Float32[Array, "batch samples"]:
         """Computes waveforms.

@@ -18,13 +18,13 @@ from jaxtyping import Array, Float, Float32
 from jax_speechlm.core.segments import Lengths, Segments
 from jax_speechlm.models.vocoders.base import (
     Context,
-    Convolution,
     Vocoder,
     VocoderConfig,
     clip_forward,
     masked,
     one_a_row,
 )
+from jax_speechlm.nn.convolution import RowConvolution
 from jax_speechlm.nn.functional import parameter, scan_layers, stack
 from jax_speechlm.nn.layers import LayerNorm, Linear, depthwise
 from jax_speechlm.nn.stft import istft
@@ -103,7 +103,7 @@ class Vocos(Vocoder):
 
     def __init__(self, config: VocosConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        self.embed = Convolution(config.input_dim, config.dim, config.kernel_size, rngs=rngs)
+        self.embed = RowConvolution(config.input_dim, config.dim, config.kernel_size, rngs=rngs)
         self.embed_norm = LayerNorm(config.dim, epsilon=1e-6, rngs=rngs)
         self.layers = stack(lambda rngs: ConvNeXtBlock(config, rngs=rngs), config.num_layers, rngs)
         self.norm = LayerNorm(config.dim, epsilon=1e-6, rngs=rngs)

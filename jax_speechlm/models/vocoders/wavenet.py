@@ -15,8 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Key
 
 from jax_speechlm.core.segments import Lengths
-from jax_speechlm.models.vocoders.base import Convolution, Vocoder, VocoderConfig, masked, one_a_row
+from jax_speechlm.models.vocoders.base import Vocoder, VocoderConfig, masked, one_a_row
 from jax_speechlm.models.vocoders.sample_distributions import MuLaw, SampleDistribution
+from jax_speechlm.nn.convolution import RowConvolution
 from jax_speechlm.nn.layers import Linear, fold_in
 from jax_speechlm.parallel.mesh import shard_batch_dim
 
@@ -121,7 +122,7 @@ class WaveNet(Vocoder):
 
     def __init__(self, config: WaveNetConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        self.mel = Convolution(config.input_dim, config.mel_dim, config.mel_kernel, rngs=rngs)
+        self.mel = RowConvolution(config.input_dim, config.mel_dim, config.mel_kernel, rngs=rngs)
         self.embed = Linear((1,), (config.dim,), (None, "embed"), bias_scale=0.1, rngs=rngs)
         last = config.num_layers - 1
         self.layers = nnx.Dict({f"layer{i}": WaveNetLayer(config, last=i == last, rngs=rngs) for i in range(last + 1)})
