@@ -25,6 +25,8 @@ from data_pipelines.tokenizers.letter_to_sound import RULES_VERSION, VOWELS, pro
 
 LEXICON_FILE = "lexicon.txt.xz"
 PAUSES = ".,;:?!"
+WORD_END = "/"
+"""A space between words, in `decode`."""
 _CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()  # noqa: SIM905
 _PHONES = frozenset([*_CONSONANTS, *(f"{vowel}{stress}" for vowel in VOWELS for stress in "012")])
 _SPACE = "\u2581"
@@ -120,7 +122,7 @@ class PhoneTokenizer:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return " ".join(self.symbols[id_ - 1].replace(" ", "/") for id_ in ids if id_ != BLANK)
+        return " ".join(self.symbols[id_ - 1].replace(" ", WORD_END) for id_ in ids if id_ != BLANK)
 
     def unknown(self, text: str) -> list[str]:
         """Returns the characters that have no sound and are no punctuation: digits, signs, letters of other scripts."""

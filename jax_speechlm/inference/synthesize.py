@@ -19,7 +19,6 @@ from jax_speechlm.inference.predictor import RunPredictor
 from jax_speechlm.inference.vocode import GRIFFIN_LIM, Vocoder
 from jax_speechlm.models.tts.fastspeech2 import (
     FastSpeech2,
-    durations,
     one_hot_tokens,
     repeat_by_frame,
     token_of_frame,
@@ -140,7 +139,7 @@ class Synthesizer(RunPredictor):
         texts = [texts] if isinstance(texts, str) else texts
         sentences = [self._sentences(text, language) for text in texts]
         speaker_id, speed = self._speaker_id(speaker), _checked_speed(speed)
-        return [self._speech([self._spectrogram(ids, speaker_id, speed) for ids in text]) for text in sentences]
+        return [self._speech([self.spectrogram(ids, speaker_id, speed) for ids in text]) for text in sentences]
 
     def stream(
         self, text: str, speaker: str | None = None, speed: float = 1.0, language: str = "en"
@@ -148,7 +147,7 @@ class Synthesizer(RunPredictor):
         """Yields the samples of `synthesize` as they are ready, a sentence at a time; arguments and errors as there."""
         sentences, speaker_id, speed = self._sentences(text, language), self._speaker_id(speaker), _checked_speed(speed)
         for ids in sentences:
-            mel, _ = self._spectrogram(ids, speaker_id, speed)
+            mel, _ = self.spectrogram(ids, speaker_id, speed)
             yield from self.vocoder.vocode([mel])
 
     def programs(self) -> Sequence[Callable[[], Any]]:
@@ -183,10 +182,10 @@ class Synthesizer(RunPredictor):
         remedy = f"choose one of {known}" if known else "it has one voice, so leave the speaker out"
         raise SynthesisError(f"{self.checkpoint} has no speaker {speaker!r}: {remedy}")
 
-    def _spectrogram(
-        self, ids: Sequence[int], speaker: int, speed: float
+    def spectrogram(
+        self, ids: Sequence[int], speaker: int = 0, speed: float = 1.0
     ) -> tuple[Float32[np.ndarray, "frames bins"], Int[np.ndarray, " tokens"]]:
-        """Returns the log-mel spectrogram and the durations of one sentence."""
+        """Returns the log-mel spectrogram and the durations, with boundaries, of the token ids of one sentence."""
         boundary = boundary_id(self.run.tokenizer)
         rows = _padded(np.array([boundary, *ids, boundary], np.int32))
         x, counts = self._encode(self._acoustic, *rows, np.int32(speaker), np.float32(speed))
@@ -215,13 +214,7 @@ class Synthesizer(RunPredictor):
         @jax.jit
         def encode(params, tokens_1xS, length_1, speaker, speed):
             module, segments = functional.bind(self._graphdef, params), Segments.of(length_1)
-            hidden = module.encode(tokens_1xS, segments, speaker[None, None])
-            predicted = module.predict(hidden, segments)
-            is_token = segments.mask(tokens_1xS.shape[1])
-            frames = is_token * durations(predicted.log_duration, speed)
-            # As in transformers, each token has a frame if there would be none at all.
-            frames = frames + is_token * (frames.sum() == 0)
-            return module.add_variances(hidden, predicted.pitch, predicted.energy), frames
+            return module.with_durations(tokens_1xS, segments, speaker[None, None], speed)
 
         return encode
 

@@ -13,4 +13,5 @@ TASK = Task(
     predictor="jax_speechlm.inference.synthesize:Synthesizer",
     evaluator="jax_speechlm.evaluation.synthesizers:evaluate_run",
     abilities=("synthesize",),
+    hugging_face="jax_speechlm.interop.hf.registry:VOICE",
 )

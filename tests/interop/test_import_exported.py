@@ -21,6 +21,7 @@ from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.training.runs import LoadedRun
 from tests.interop.foreign_folders import load, write_json
 from tests.interop.tiny_runs import FORMER, RUNS, tiny_run
+from tests.training.tiny import OBJECTIVES
 
 
 def files_of(folder):
@@ -52,6 +53,21 @@ def test_an_exported_run_comes_back_and_goes_out_again_byte_for_byte(tmp_path, n
     assert again.experiment.objective.kind == kinds.get(run.experiment.objective.kind, run.experiment.objective.kind)
     write_checked(again, tmp_path / "again")
     assert files_of(tmp_path / "again") == files_of(tmp_path / "out")
+
+
+def test_what_only_training_needs_is_not_missed(tmp_path):
+    run = tiny_run("vocoder")
+    adversarial = run.experiment.replace(objective=OBJECTIVES["vocoder"])
+    write_checked(dataclasses.replace(run, experiment=adversarial), tmp_path / "out")
+    import_run(tmp_path / "out", tmp_path / "run")
+    assert LoadedRun.read(tmp_path / "run").params.keys() == {"generator"}
+
+
+def test_a_voice_needs_the_record_of_its_export(tmp_path):
+    write_checked(tiny_run("tts"), tmp_path / "out")
+    (tmp_path / "out" / folders.RECORD).unlink()
+    with pytest.raises(ExportError, match="does not say which spectrograms"):
+        read_folder(tmp_path / "out")
 
 
 def test_a_speech_language_model_says_how_it_is_asked_and_what_stands_for_speech(tmp_path):

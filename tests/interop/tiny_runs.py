@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.core.tokenizer import Tokenizer
@@ -17,6 +18,7 @@ from jax_speechlm.models.encoders import EncoderConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
+from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config, Layers, Postnet, Predictor
 from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.nn import functional
@@ -32,6 +34,7 @@ from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.objectives.speech_text.joint import Joint
 from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
 from jax_speechlm.objectives.ssl.best_rq import BestRQ
+from jax_speechlm.objectives.tts.acoustic import TTS
 from jax_speechlm.objectives.tts.codec import CODEBOOK, Codec
 from jax_speechlm.objectives.tts.vocoder import Vocoding
 from jax_speechlm.optim.optimizers import Group, Optimizer
@@ -77,6 +80,18 @@ GAN = HifiGanConfig(
     upsample_kernels=(16, 10, 4),
     block_kernels=(3, 5),
     block_dilations=((1, 2), (1,)),
+)
+_CONFORMER = Layers(num_layers=2, num_heads=2, ffn_dim=24, kernel_size=5)
+_PREDICTOR = Predictor(channels=12)
+VOICE = FastSpeech2Config(
+    num_mel_bins=20,
+    dim=16,
+    encoder=_CONFORMER,
+    decoder=_CONFORMER.replace(num_layers=1),
+    duration=_PREDICTOR,
+    pitch=_PREDICTOR.replace(num_layers=3),
+    energy=_PREDICTOR,
+    postnet=Postnet(num_layers=3, channels=12),
 )
 CODEC = WavTokenizerConfig(
     num_filters=4, strides=(4, 4, 8), latent_dim=8, codebook_size=9, dim=16, ffn_dim=24, num_layers=2, num_groups=4
@@ -128,8 +143,11 @@ RUNS = {
     "codec": (Codec(windows=(64,)), CODEC, SPEECH, "WavTokenizerModel"),
     "speech_lm": (SpeechLM(), LISTENER, SPEECH, "VoxtralForConditionalGeneration"),
     "vocoder": (Vocoding(), GAN, SPEECH, "SpeechT5HifiGan"),
+    "tts": (TTS(), VOICE, SPEECH, "FastSpeech2ConformerModel"),
+    "speakers": (TTS(classes=CLASSES), VOICE, SPEECH, "FastSpeech2ConformerModel"),
 }
 """Objective, model, data, and the class in transformers."""
+VOICES = "tts", "speakers"
 
 
 def save(folder: Path, run: LoadedRun) -> Path:
@@ -147,7 +165,7 @@ def tiny_run(name: str, tokenizer: Tokenizer = CHARACTERS, **mel: object) -> Loa
     objective, model, data, _ = RUNS[name]
     if name == "fast_conformer":
         mel = {"num_mel_bins": 40, "variant": "nemo", "stack": 1} | mel
-    kind, mel = SynthesisMel if name == "vocoder" else LogMel, {"num_mel_bins": 20} | mel
+    kind, mel = SynthesisMel if name in ("vocoder", *VOICES) else LogMel, {"num_mel_bins": 20} | mel
     front_end = FrontEnd(mel=kind(**mel))
     if isinstance(model, EncoderConfig):
         model = model.replace(input_dim=front_end.mel.input_dim)
@@ -165,4 +183,7 @@ def tiny_run(name: str, tokenizer: Tokenizer = CHARACTERS, **mel: object) -> Loa
         return rng.normal(path[-1].key == "scale", 0.3, leaf.shape).astype(np.float32)
 
     params = jax.device_put(jax.tree.map_with_path(draw, functional.declare(built.make).shapes))
+    if name in VOICES:  # several frames a token, of random spectrograms
+        params = {"acoustic": params["acoustic"]}
+        params["acoustic"]["duration"]["out"]["bias"] = jnp.full(1, 1.5)
     return LoadedRun(Path("runs/tiny/checkpoints/7"), 7, experiment, tokenizer, params)

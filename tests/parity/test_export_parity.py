@@ -61,6 +61,10 @@ TAMPERINGS = {
     "a lower edge": ("front end", "vocoder"),
     "an activation": ("answer", "speech_lm"),
     "a decoder": ("ids", "speech_lm"),
+    "a boundary": ("ids", "tts"),
+    "a duration": ("durations", "tts"),
+    "a postnet": ("spectrogram", "tts"),
+    "a speaker's vector": ("pipeline", "speakers"),
     "a code": ("codes", "codec"),
     "a length of a kernel": ("codes", "codec"),
     "an output": ("samples", "codec"),
@@ -111,6 +115,17 @@ def test_the_check_sees(tmp_path, tampering):
             files["tokenizer.json"]["decoder"] = {"type": "Replace", "pattern": {"String": "a"}, "content": "b"}
         case "an activation":
             config["projector_hidden_act"] = "sigmoid"
+        case "a boundary":
+            files["tokenizer.json"]["post_processor"]["single"].pop()
+        case "a duration":
+            name = "duration_predictor.linear.bias"
+            arrays[name] = arrays[name] + np.float32(0.5)
+        case "a postnet":
+            name = "speech_decoder_postnet.layers.2.batch_norm.bias"
+            arrays[name] = arrays[name] + np.float32(1e-2)
+        case "a speaker's vector":
+            name = "speaker_id_embedding.weight"
+            arrays[name] = arrays[name][::-1].copy()
         case "a code":
             name = "encoder_model.quantizer.codebook.embed"
             arrays[name] = arrays[name][::-1].copy()

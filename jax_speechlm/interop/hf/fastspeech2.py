@@ -15,6 +15,8 @@ from jax_speechlm.interop.hf.mapping import CONVOLUTION, INTO_HEADS, SAME, Row, 
 from jax_speechlm.models.tts.fastspeech2 import ConformerShape, FastSpeech2Config, Layers, Postnet, Predictor
 from jax_speechlm.nn.functional import Params
 
+MODEL = "FastSpeech2ConformerModel"
+
 _CONFORMERS = "encoder", "decoder"
 _PREDICTORS = "duration", "pitch", "energy"
 _POSTNET = "speech_decoder_postnet"
@@ -121,6 +123,15 @@ def sources(state_dict: StateDict, config: FastSpeech2Config) -> Params:
     return tree
 
 
+def folded(state_dict: StateDict) -> dict[str, np.ndarray]:
+    """Folds each batch norm, and the bias of the convolution before it, into a scale and an offset, float32."""
+    arrays = {name: np.asarray(value) for name, value in state_dict.items()}
+    for each in [name.removesuffix(".running_var") for name in arrays if name.endswith(".running_var")]:
+        convolution, has_bias = each.removesuffix(".norm"), each.endswith(".conv_module.norm")
+        batch_norm.fold(arrays, each, f"{convolution}.depthwise_conv.bias" if has_bias else None)
+    return arrays
+
+
 def to_hugging_face(params: Params, config: FastSpeech2Config) -> dict[str, np.ndarray]:
     """Returns the state dict of a `FastSpeech2ConformerModel`; `sources` returns the same parameters from it.
 
@@ -215,7 +226,7 @@ def config_to_hugging_face(config: FastSpeech2Config, vocab_size: int, num_speak
             "train with model.encoder.ffn_kernel_size equal to model.decoder.ffn_kernel_size"
         )
     values = _FIXED | {
-        "architectures": ["FastSpeech2ConformerModel"],
+        "architectures": [MODEL],
         "vocab_size": vocab_size,
         "num_speakers": num_speakers if num_speakers > 1 else None,
         "num_mel_bins": config.num_mel_bins,

@@ -22,7 +22,15 @@ from jax_speechlm.core.tree import at, name_of
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck, errors_of
-from jax_speechlm.interop.hf import feature_extractor, hifigan, transformer, voxtral, wav2vec2_bert, wav_tokenizer
+from jax_speechlm.interop.hf import (
+    fastspeech2,
+    feature_extractor,
+    hifigan,
+    transformer,
+    voxtral,
+    wav2vec2_bert,
+    wav_tokenizer,
+)
 from jax_speechlm.interop.hf.foreign_tokenizers import read_ctc_tokenizer, read_text_tokenizer
 from jax_speechlm.interop.hf.mapping import TensorSource, place
 from jax_speechlm.interop.hf.registry import TEXT_MODELS, Model, id_axis, read_model, settings
@@ -132,10 +140,17 @@ def read_folder(folder: Path) -> Imported:
         exported = _as_exported(model)
         experiment, tokenizer, units = exported or (*EXPERIMENTS[model.architecture](model), None)
         objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
-        declaration = functional.declare(objective.make)
+        declaration = _of_trained_model(functional.declare(objective.make), objective.training_only)
     sources = _with_local_ids(model.sources, tokenizer, declaration.shapes)
     _require_shapes(folder, sources, declaration.shapes)
     return Imported(model.architecture, experiment, tokenizer, units, sources, declaration)
+
+
+def _of_trained_model(declaration: functional.Declaration, training_only: Sequence[str]) -> functional.Declaration:
+    """Leaves out groups of parameters that only training needs, such as discriminators and aligners."""
+    parts = (declaration.shapes, declaration.axes, declaration.decays)
+    kept = [{name: part for name, part in each.items() if name not in training_only} for each in parts]
+    return functional.Declaration(declaration.graphdef, *kept)
 
 
 def _as_exported(model: Model) -> tuple[Experiment, Tokenizer | None, str | None] | None:
@@ -160,7 +175,7 @@ def _as_exported(model: Model) -> tuple[Experiment, Tokenizer | None, str | None
         experiment = experiment.replace(objective=experiment.objective.student)
     if model.architecture == voxtral.ARCHITECTURE:  # LoRA is merged into its weights
         experiment = experiment.replace(model=experiment.model.replace(lora=LoRA()))
-    if {"transformer", "generator"} & model.sources.keys() or model.architecture in wav2vec2_bert.HEADED:
+    if {"transformer", "generator", "acoustic"} & model.sources.keys() or model.architecture in wav2vec2_bert.HEADED:
         return experiment, tokenizer, record.get("units")
     if model.architecture == wav_tokenizer.MODEL:  # without the discriminators
         groups = tuple(group for group in experiment.optimizer.groups if group.prefix != "discriminators")
@@ -187,6 +202,13 @@ def _vocoder(model: Model) -> tuple[Experiment, Tokenizer | None]:
     with errors_of(model.file):
         front_end = FrontEnd(mel=hifigan.default_features(model.values, model.config))
     return Experiment(objective=Vocoding(), model=model.config, frontend=front_end, data=_SPEECH), None
+
+
+def _voice(model: Model) -> tuple[Experiment, None]:
+    raise ExportError(
+        f"{model.folder} does not say which spectrograms its voice was trained on and what its tokens are: of "
+        f"{model.architecture}, folders that `jax-speechlm export` wrote are read, with their unchanged {RECORD}"
+    )
 
 
 def _codec(model: Model) -> tuple[Experiment, None]:
@@ -274,6 +296,7 @@ EXPERIMENTS: dict[str, Callable[[Model], tuple[Experiment, Tokenizer | None]]] =
     transformer.CLASSIFIER: _text_classifier,
     **dict.fromkeys(hifigan.ARCHITECTURES, _vocoder),
     voxtral.ARCHITECTURE: _speech_language_model,
+    fastspeech2.MODEL: _voice,
     wav_tokenizer.MODEL: _codec,
 }
 """The run that each class of transformers becomes; `registry.READERS` has the readers of the classes."""

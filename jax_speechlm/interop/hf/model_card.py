@@ -10,6 +10,7 @@ from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath, as_path
 from data_pipelines.storage.units import read_units
+from data_pipelines.tokenizers.phones import PhoneTokenizer
 from jax_speechlm.evaluation.report import TOO_FEW, EvaluationReport
 from jax_speechlm.inference.asr.speech_lm import SPARE_TOKENS, TOKENS_PER_SECOND
 from jax_speechlm.interop.hf import hifigan
@@ -17,6 +18,7 @@ from jax_speechlm.interop.hf.registry import READERS, Package, audio_token, ids_
 from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
+from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
 from jax_speechlm.recipes.experiment import Experiment, Mixture, UnitText
 from jax_speechlm.training.runs import LoadedRun
 
@@ -36,6 +38,7 @@ _USES = {
     "AutoModelForMaskedLM": ("fill-mask", '"In the <mask>"'),
     "AutoModelForSequenceClassification": ("text-classification", '"In the beginning"'),
     "AutoModelForSpeechSeq2Seq": ("audio-text-to-text", None),
+    "AutoModelForTextToSpectrogram": ("text-to-speech", None),
     **dict.fromkeys(hifigan.ARCHITECTURES, ("audio-to-audio", None)),
 }
 """By the class of transformers that opens a model: the hub's name of its task (`pipeline_tag`), and the arguments of
@@ -71,6 +74,13 @@ extractor, model = (kind.from_pretrained("FOLDER") for kind in (AutoFeatureExtra
 mel = extractor(audio_target=samples, sampling_rate={rate}, return_tensors="pt").input_values
 with torch.no_grad():
     again = model(mel)[0]"""
+_VOICE = """\
+{imports}from transformers import SpeechT5HifiGan, pipeline
+
+vocoder = SpeechT5HifiGan.from_pretrained("VOCODER_FOLDER")
+speak = pipeline("text-to-speech", model="FOLDER", vocoder=vocoder)
+speech = speak({text}{options})
+# speech["audio"] has float samples in [-1, 1], speech["sampling_rate"] of them a second"""
 _CODEC = """\
 import torch
 from transformers import AutoFeatureExtractor, AutoModel
@@ -115,6 +125,14 @@ def _program(run: LoadedRun, auto: str) -> str:
     task, use = _USES[auto]
     if auto in hifigan.ARCHITECTURES:
         return _VOCODER.format(auto=auto, rate=f"{run.experiment.sample_rate:_}")
+    if task == "text-to-speech":
+        phones = isinstance(run.tokenizer, PhoneTokenizer)
+        speakers = run.experiment.objective.num_speakers > 1
+        return _VOICE.format(
+            imports="import torch\n" if speakers else "",
+            text='"HH AH0 L OW1 / W ER1 L D"' if phones else '"hello world"',
+            options=', forward_params={"speaker_ids": torch.tensor([0])}' if speakers else "",
+        )
     if use is not None and use.startswith('"'):
         return _PIPELINE.format(task=task, argument=use)
     if use is not None:
@@ -150,6 +168,15 @@ def _notes(run: LoadedRun) -> Iterator[str]:
             f"Input: {experiment.sample_rate} Hz mono; a code every {experiment.model.hop} samples, one of "
             f"{experiment.model.codebook_size:,}. One clip at a time: the class encodes the filler behind the shorter "
             "clips of a batch as sound, and its decoder's norms and attention see it."
+        )
+    if isinstance(experiment.model, FastSpeech2Config):
+        mel = experiment.frontend.mel
+        given = "phones" if isinstance(run.tokenizer, PhoneTokenizer) else "words, without digits and signs"
+        yield (
+            f"One sentence of {given} at a time; `jax-speechlm synthesize` makes such sentences of any text. The "
+            f"vocoder has to be one of this model's spectrograms: {mel.num_mel_bins} bins from {mel.low_hertz:g} to "
+            f"{mel.high_hertz:g} Hz, base-10 logarithms, a frame of {mel.window} samples every {mel.hop}, at "
+            f"{mel.sample_rate} Hz. At inference the class has no mask in its decoder: one text at a time."
         )
     if isinstance(experiment.model, SpeechLMConfig):
         prompt = experiment.objective.prompts.of(experiment.objective.task)

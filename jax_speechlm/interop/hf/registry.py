@@ -21,6 +21,7 @@ from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import ExportError, errors_of
 from jax_speechlm.interop.hf import (
+    fastspeech2,
     feature_extractor,
     hifigan,
     parakeet,
@@ -33,10 +34,12 @@ from jax_speechlm.interop.hf import (
 from jax_speechlm.interop.hf.class_settings import completed
 from jax_speechlm.interop.hf.config_limits import checked_settings
 from jax_speechlm.interop.hf.mapping import StateDict, class_names, read
-from jax_speechlm.interop.hf.tokenizer_files import Files, ctc_files, text_files
+from jax_speechlm.interop.hf.tokenizer_files import Files, ctc_files, text_files, voice_files
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
+from jax_speechlm.models.tts.text import boundary_id, num_ids
 from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
 from jax_speechlm.nn.functional import Params
 from jax_speechlm.nn.lora import merge
@@ -72,8 +75,8 @@ class Model(NamedTuple):
     Attributes:
       values, config: `config.json`, and the model's shape.
       sources: where our parameters are read from (`mapping.TensorSource`): `encoder`, and `head` or `speaker` where
-        there is one; or `transformer`; or `encoder`, `adapter` and `transformer`; or `generator`;
-        or `autoencoder`.
+        there is one; or `transformer`; or `encoder`, `adapter` and `transformer`; or `acoustic`, `generator` or
+        `autoencoder` alone.
     """
 
     architecture: str
@@ -195,6 +198,14 @@ def _vocoder_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Se
     return hifigan.config_to_hugging_face(model, mel.sample_rate), files
 
 
+def _voice_settings(experiment: Experiment, tokenizer: Tokenizer) -> Settings:
+    objective = experiment.objective
+    config = fastspeech2.config_to_hugging_face(experiment.model, num_ids(tokenizer), objective.num_speakers)
+    if objective.num_speakers > 1:
+        config |= {key: value for key, value in class_names(objective.classes).items() if key != "problem_type"}
+    return config, voice_files(tokenizer, boundary_id(tokenizer))
+
+
 def _classifier_settings(experiment: Experiment, tokenizer: Tokenizer | None) -> Settings:
     if not isinstance(experiment.model, TransformerConfig):
         return _headed_settings(wav2vec2_bert.CLASSIFIER, experiment, tokenizer)
@@ -293,6 +304,10 @@ def _speech_arrays(params: Params, model: Config) -> StateDict:
     return form.to_hugging_face(params, model)
 
 
+def _voice_arrays(params: Params, model: FastSpeech2Config) -> StateDict:
+    return fastspeech2.to_hugging_face(params["acoustic"], model)
+
+
 def _classifier_arrays(params: Params, model: Config) -> StateDict:
     if isinstance(model, TransformerConfig):
         return transformer.classifier_to_hugging_face(params, model)
@@ -349,6 +364,7 @@ CLASSIFIER_FORM = HuggingFaceForm(_classifier_settings, _classifier_arrays, ("en
 FRAMES = _headed(wav2vec2_bert.FRAMES, "encoder", "head")
 SPEAKERS = _headed(wav2vec2_bert.X_VECTOR, "encoder", "speaker")
 VOCODER = HuggingFaceForm(_vocoder_settings, hifigan.to_hugging_face, ("generator",))
+VOICE = HuggingFaceForm(_voice_settings, _voice_arrays, ("acoustic",))
 CODEC = HuggingFaceForm(_codec_settings, wav_tokenizer.to_hugging_face, ("autoencoder",))
 SPEECH_LM = HuggingFaceForm(_speech_lm_settings, voxtral.to_hugging_face, ("encoder", "adapter", "transformer"))
 
@@ -382,6 +398,10 @@ def _text_sources(arrays: StateDict, config: TransformerConfig) -> Params:
     return {"transformer": transformer.sources(arrays, config)}
 
 
+def _voice_sources(arrays: StateDict, config: FastSpeech2Config) -> Params:
+    return {"acoustic": fastspeech2.sources(arrays, config)}
+
+
 TEXT_MODELS = tuple(transformer.ARCHITECTURES.values())
 _TEXT_CLASSIFIER = Reader(
     "AutoModelForSequenceClassification", transformer.config_from_hugging_face, transformer.classifier_sources
@@ -395,6 +415,7 @@ READERS = {
     wav2vec2_bert.X_VECTOR: _headed_reader("AutoModelForAudioXVector", wav2vec2_bert.X_VECTOR),
     "ParakeetForCTC": Reader("AutoModelForCTC", parakeet.config_from_hugging_face, parakeet.sources),
     **{name: Reader(name, hifigan.config_from_hugging_face, hifigan.sources) for name in hifigan.ARCHITECTURES},
+    fastspeech2.MODEL: Reader("AutoModelForTextToSpectrogram", fastspeech2.config_from_hugging_face, _voice_sources),
     wav_tokenizer.MODEL: Reader("AutoModel", wav_tokenizer.config_from_hugging_face, wav_tokenizer.sources),
     voxtral.ARCHITECTURE: Reader("AutoModelForSpeechSeq2Seq", voxtral.config_from_hugging_face, voxtral.sources),
     **{

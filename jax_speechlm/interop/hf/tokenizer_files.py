@@ -17,6 +17,7 @@ from typing import Any
 
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.tokenizers.base import CharTokenizer, SentencePieceTokenizer
+from data_pipelines.tokenizers.phones import WORD_END, PhoneTokenizer
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.interop.folders import ExportError
 
@@ -72,17 +73,65 @@ def text_files(tokenizer: Tokenizer, vocabulary: Vocabulary, context: int, *, ca
     }
     if not causal:
         config |= {"cls_token": BOUNDARY, "sep_token": BOUNDARY}
-    ends = {"SpecialToken": {"id": BOUNDARY, "type_id": 0}}
-    text = {"Sequence": {"id": "A", "type_id": 0}}
-    encloses = {
-        "type": "TemplateProcessing",
-        "single": [ends, text] if causal else [ends, text, ends],
-        "pair": [ends, text, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {BOUNDARY: {"id": BOUNDARY, "ids": [vocabulary.boundary], "tokens": [BOUNDARY]}},
-    }
+    encloses = _boundaries(vocabulary.boundary, has_end=not causal)
     return {
         "tokenizer_config.json": config,
         "tokenizer.json": _tokenizer_json(tokenizer, names, special, encloses, units),
+    }
+
+
+def voice_files(tokenizer: Tokenizer, boundary: int) -> Files:
+    """Returns the files of the tokenizer of a voice, which puts the boundary at both ends of a text.
+
+    Letters that the voice knows only as capitals, or only as small letters, are read as these. Phones are given as
+    phones, such as "HH AH0 L OW1 / W ER1 L D", for a tokenizer without code has no pronunciations.
+    """
+    special, encloses = {PAD: PADDING, BOUNDARY: boundary}, _boundaries(boundary, has_end=True)
+    if isinstance(tokenizer, PhoneTokenizer):
+        names = [PAD, *(symbol.replace(" ", WORD_END) for symbol in tokenizer.symbols), BOUNDARY]
+        model = {"type": "WordLevel", "vocab": {name: id_ for id_, name in enumerate(names)}}
+        model |= {"unk_token": "<unk>"}  # which has no id, so that what is no phone of the voice is an error
+        added = {name: (id_, True) for name, id_ in special.items()}
+        described = description(added, [], [], model, encloses)
+        described |= {"pre_tokenizer": {"type": "WhitespaceSplit"}, "decoder": None}
+    else:
+        names = [PAD, *_pieces(tokenizer)[1:], BOUNDARY]
+        described = _tokenizer_json(tokenizer, names, special, encloses)
+        normalizers = described["normalizer"]["normalizers"]
+        if isinstance(tokenizer, CharTokenizer):
+            normalizers[:0] = _known_case(tokenizer.characters)
+        elif not tokenizer.has_bytes:
+            normalizers[:0] = _known_case(tokenizer.known)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOUNDARY,
+        "eos_token": BOUNDARY,
+        "pad_token": PAD,
+        "unk_token": None,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "right",
+    }
+    return {"tokenizer_config.json": config, "tokenizer.json": described}
+
+
+def _known_case(known: Iterable[str]) -> list[dict[str, Any]]:
+    """Returns normalisers that replace letters whose case alone is unknown."""
+    known = frozenset(known)
+    if all(character == character.lower() for character in known):
+        return [{"type": "Lowercase"}]
+    others = ((character.swapcase(), character) for character in sorted(known))
+    return [replacement(other, character) for other, character in others if len(other) == 1 and other not in known]
+
+
+def _boundaries(boundary: int, *, has_end: bool) -> dict[str, Any]:
+    """Returns the post-processor that puts the boundary before a text, and behind it where it has one there."""
+    ends, text = {"SpecialToken": {"id": BOUNDARY, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [ends, text, ends] if has_end else [ends, text],
+        "pair": [ends, text, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {BOUNDARY: {"id": BOUNDARY, "ids": [boundary], "tokens": [BOUNDARY]}},
     }
 
 

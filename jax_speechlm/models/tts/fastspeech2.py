@@ -347,6 +347,26 @@ class FastSpeech2(nnx.Module):
         pitch, energy = self.pitch_embedding(pitch_BxS[..., None]), self.energy_embedding(energy_BxS[..., None])
         return hidden_BxSxD + energy + pitch
 
+    def with_durations(
+        self,
+        tokens_BxS: Int[Array, "batch tokens"],
+        segments: Segments,
+        speaker_Bx1: Int[Array, "batch 1"],
+        speed: float | Float[Array, ""] = 1.0,
+    ) -> tuple[Float[Array, "batch tokens dim"], Int[Array, "batch tokens"]]:
+        """Encodes texts to be spoken, one a row.
+
+        Returns:
+          Vectors with embeddings of the predicted pitch and energy, and frames, 0 at padding. As in transformers each
+          token of a text has a frame if there would be none at all.
+        """
+        hidden = self.encode(tokens_BxS, segments, speaker_Bx1)
+        predicted = self.predict(hidden, segments)
+        is_token = segments.mask(tokens_BxS.shape[1])
+        frames = is_token * durations(predicted.log_duration, speed)
+        frames = frames + is_token * (frames.sum(1, keepdims=True) == 0)
+        return self.add_variances(hidden, predicted.pitch, predicted.energy), frames
+
     def decode(
         self,
         x_BxTxD: Float[Array, "batch time dim"],

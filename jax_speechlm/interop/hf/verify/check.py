@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jax_speechlm.interop import folders
-from jax_speechlm.interop.hf import parakeet, registry, transformer, wav2vec2_bert, wav_tokenizer, weights
+from jax_speechlm.interop.hf import fastspeech2, parakeet, registry, transformer, wav2vec2_bert, wav_tokenizer, weights
 from jax_speechlm.interop.hf.mapping import TensorSource
 from jax_speechlm.interop.hf.registry import Package
 from jax_speechlm.interop.hf.verify.verdict import Check, Differs, Verdict, guarded
@@ -25,13 +25,16 @@ from jax_speechlm.training.runs import LoadedRun
 _TRAINING_ONLY = "masked_spec_embed"  # Hugging Face's filler of masked frames
 
 
-def check_export(folder: Path, run: LoadedRun, made: Package, *inputs: Sequence[Any]) -> Verdict:
+def check_export(
+    folder: Path, run: LoadedRun, made: Package, *inputs: Sequence[Any], vocoder: LoadedRun | None = None
+) -> Verdict:
     """Checks an exported folder against its checkpoint, which is `made` in Hugging Face's terms; prints every result.
 
-    `inputs` are audio files and texts of the comparison with transformers, in addition to built-in ones.
+    `inputs` are audio files and texts of the comparison with transformers, in addition to built-in ones; `vocoder`
+    is what a voice is played with, read from an exported folder.
     """
     own = {"parameters": partial(_same_parameters, folder, made), "settings": partial(_same_settings, folder, made)}
-    return _check("our own reading of the folder", own, folder, run, made, *inputs)
+    return _check("our own reading of the folder", own, folder, run, made, *inputs, vocoder=vocoder)
 
 
 def check_import(folder: Path, run: LoadedRun, sources: Params, dtype: Any, *inputs: Sequence[Any]) -> Verdict:
@@ -53,7 +56,13 @@ def transformers_is_installed() -> bool:
 
 
 def _check(
-    reader: str, own: dict[str, Callable[[], str]], folder: Path, run: LoadedRun, made: Package | None, *inputs: Any
+    reader: str,
+    own: dict[str, Callable[[], str]],
+    folder: Path,
+    run: LoadedRun,
+    made: Package | None,
+    *inputs: Any,
+    vocoder: LoadedRun | None = None,
 ) -> Verdict:
     checks: list[Check] = []
 
@@ -69,7 +78,7 @@ def _check(
 
     from jax_speechlm.interop.hf.verify.table import compare
 
-    for check in compare(folder, run, made or registry.package(run), *inputs):
+    for check in compare(folder, run, made or registry.package(run), *inputs, vocoder=vocoder):
         add(check)
     return Verdict(f"transformers {transformers.__version__}", True, tuple(checks))
 
@@ -107,6 +116,8 @@ def _same_when_exported(folder: Path, run: LoadedRun, dtype: Any) -> str:
     exported = made.arrays
     if made.architecture.startswith("Parakeet"):  # its batch norms became scales and offsets
         in_folder, exported = parakeet.folded(in_folder), parakeet.folded(exported)
+    if made.architecture == fastspeech2.MODEL:
+        in_folder, exported = fastspeech2.folded(in_folder), fastspeech2.folded(exported)
     if made.architecture == wav_tokenizer.MODEL:  # its weight norms became kernels
         in_folder, exported = wav_tokenizer.folded(in_folder), wav_tokenizer.folded(exported)
     if made.architecture == wav2vec2_bert.CLASSIFIER:  # its projection became a part of the head

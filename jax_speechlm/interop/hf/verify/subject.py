@@ -17,6 +17,8 @@ from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.inference.segmentation import in_batches
+from jax_speechlm.inference.synthesize import Synthesizer
+from jax_speechlm.inference.vocode import GriffinLimVocoder
 from jax_speechlm.interop.hf.registry import Package, ids_in_folder, vocabulary_of
 from jax_speechlm.interop.hf.verify.verdict import Differs
 from jax_speechlm.models.speech_lm import SpeechLMConfig
@@ -40,7 +42,8 @@ TEXTS = (
 class Subject:
     """A folder opened by transformers (`model`), and the run that it is compared with, in float32.
 
-    `made` is the run in Hugging Face's terms; `clips` and `texts` are what to compare on.
+    `made` is the run in Hugging Face's terms; `clips` and `texts` are what to compare on, `vocoder` the
+    vocoder of a voice, as it was read from an exported folder.
     """
 
     folder: Path
@@ -49,6 +52,7 @@ class Subject:
     model: Any
     clips: Sequence[Clip]
     texts: Sequence[str]
+    vocoder: LoadedRun | None = None
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -57,6 +61,11 @@ class Subject:
     @cached_property
     def extractor(self) -> Any:
         return transformers.AutoFeatureExtractor.from_pretrained(self.folder)
+
+    @cached_property
+    def synthesizer(self) -> Synthesizer:
+        """The run as a voice."""
+        return Synthesizer(self.run, GriffinLimVocoder(self.run.experiment.frontend.mel))
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -12,9 +12,9 @@ import torch
 
 from data_pipelines.audio import decode as audio_files
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
-from jax_speechlm.interop.hf import hifigan
+from jax_speechlm.interop.hf import fastspeech2, hifigan
 from jax_speechlm.interop.hf.registry import READERS, TEXT_MODELS, Package
-from jax_speechlm.interop.hf.verify import codec, speech, speech_lm, text, vocoder
+from jax_speechlm.interop.hf.verify import codec, speech, speech_lm, text, vocoder, voice
 from jax_speechlm.interop.hf.verify.subject import TEXTS, Subject, in_float32, open_model, quiet, synthetic_clips
 from jax_speechlm.interop.hf.verify.verdict import Check, guarded
 from jax_speechlm.training.runs import LoadedRun
@@ -42,6 +42,12 @@ COMPARISONS: dict[str, dict[str, Comparison]] = {
         {"ids": text.ids, "classes": text.class_names, "logits": text.logits, "pipeline": text.pipeline}
     ),
     **{name: {"front end": vocoder.front_end, "samples": vocoder.waveforms} for name in hifigan.ARCHITECTURES},
+    fastspeech2.MODEL: {
+        "ids": voice.ids,
+        "durations": voice.durations,
+        "spectrogram": voice.spectrograms,
+        "pipeline": voice.pipeline,
+    },
     "WavTokenizerModel": {"codes": codec.codes, "samples": codec.samples},
     "VoxtralForConditionalGeneration": (
         _SPEECH | {"ids": speech_lm.ids, "logits": speech_lm.logits, "answer": speech_lm.answers}
@@ -57,10 +63,12 @@ def compare(
     audio: Sequence[Path],
     texts: Sequence[str],
     rounded_to: str = "float32",
+    vocoder: LoadedRun | None = None,
 ) -> Iterator[Check]:
     """Opens a folder with transformers and runs its comparisons on built-in and given audio and texts.
 
-    `made` is `run` in Hugging Face's terms. Parameters of transformers are rounded to the type of the imported ones.
+    `made` is `run` in Hugging Face's terms; `vocoder` is a voice's, read from a folder. Parameters of transformers are
+    rounded to the type of the imported ones.
     """
     clips = [*synthetic_clips(), *(audio_files.decode(file)[: _MOST_SECONDS * DEFAULT_SAMPLE_RATE] for file in audio)]
     with quiet(), torch.no_grad():
@@ -70,7 +78,7 @@ def compare(
             yield Check("opens", f"{type(error).__name__}: {error}", False)
             return
         yield Check("opens", f"{type(model).__name__}, every array in its place", True)
-        subject = Subject(folder, in_float32(run), made, model, clips, [*TEXTS, *texts])
+        subject = Subject(folder, in_float32(run), made, model, clips, [*TEXTS, *texts], vocoder)
         for name, comparison in COMPARISONS[made.architecture].items():
             check = guarded(name, partial(comparison, subject))
             if check.result:
