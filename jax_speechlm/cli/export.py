@@ -26,13 +26,15 @@ EXPORT_TARGETS: dict[Target, ExportTarget] = {
     ),
     "stablehlo": ExportTarget(
         "jax_speechlm.interop.runtimes.stablehlo:export_run",
-        "a recognizer for plain JAX on CPU, GPU and TPU, from samples to tokens",
+        "for plain JAX on CPU, GPU and TPU: a recognizer, from samples to tokens, or a voice, from tokens to samples",
     ),
     "saved_model": ExportTarget(
-        "jax_speechlm.interop.runtimes.saved_model:export_run", "the same for plain TensorFlow"
+        "jax_speechlm.interop.runtimes.saved_model:export_run", "a recognizer for plain TensorFlow"
     ),
-    "litert": ExportTarget("jax_speechlm.interop.runtimes.litert:export_run", "the same for LiteRT: phones and boards"),
-    "onnx": ExportTarget("jax_speechlm.interop.runtimes.onnx:export_run", "the same for onnxruntime"),
+    "litert": ExportTarget(
+        "jax_speechlm.interop.runtimes.litert:export_run", "a recognizer for LiteRT: phones and boards"
+    ),
+    "onnx": ExportTarget("jax_speechlm.interop.runtimes.onnx:export_run", "a recognizer or a voice for onnxruntime"),
 }
 
 

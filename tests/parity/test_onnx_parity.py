@@ -35,4 +35,4 @@ def test_it_runs_in_onnxruntime(tmp_path, capsys):
         assert {each.domain: each.version for each in model.opset_import}[""] == record["opset"] == 21
     assert record["check"]["rows"] == 10
     assert record["check"]["tokens"] > 20
-    assert run_docs("onnxruntime", out, file) == transcript(run, file)
+    assert run_docs('run(["tokens"]', out, file) == transcript(run, file)

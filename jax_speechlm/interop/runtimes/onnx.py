@@ -1,11 +1,11 @@
-"""`export --to onnx`: a recognizer for onnxruntime and other readers of ONNX, by jax2onnx.
+"""`export --to onnx`: a recognizer or a voice for onnxruntime and other readers of ONNX, by jax2onnx.
 
 Shapes are fixed, one file per shape: jax2onnx 0.13.0 to 0.17.1 cannot lower `pad` and `rem` where a size is a symbol.
 """
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from jax.extend.core import jaxpr_as_fun
 
 from jax_speechlm.interop.folders import ExportError, read_record, readable
 from jax_speechlm.interop.runtimes import program as programs
+from jax_speechlm.interop.runtimes import voice as voices
 from jax_speechlm.interop.runtimes.program import Out, Outputs, Program, Recognize, Run, Seconds, Target
+from jax_speechlm.interop.runtimes.voice import Speak, Tokens, VocoderRun, VoiceProgram
 
 _INSIDE = 1 << 30
 """Most bytes of weights in the file itself: a protobuf ends at 2 GiB. More are written to a second file."""
@@ -25,16 +27,24 @@ _INSIDE = 1 << 30
 _OPSET, _IR_VERSION = 21, 10
 """Of ONNX 1.16, 2024, which onnxruntime has read since 1.18; jax2onnx by itself writes newer ones every year."""
 
-_OUTPUTS = ("log_probs", "num_frames", "tokens")
+
+def export_run(
+    run: Run,
+    out: Out,
+    seconds: Seconds = programs.LENGTHS,
+    vocoder: VocoderRun = None,
+    tokens: Tokens = voices.LENGTHS,
+) -> None:
+    """Writes a recognizer or a voice as ONNX: a file for each length, which takes one row and holds the weights."""
+    if voices.is_voice(run):
+        voices.export(run, vocoder, out, Target("onnx", write, read_voice, ("onnxruntime",)), tokens)
+    else:
+        voices.require_no(vocoder, run)
+        programs.export(run, out, Target("onnx", write, read, ("onnxruntime",)), seconds)
 
 
-def export_run(run: Run, out: Out, seconds: Seconds = programs.LENGTHS) -> None:
-    """Writes a recognizer as ONNX: a file for each length of audio, which takes one row and holds the weights."""
-    programs.export(run, out, Target("onnx", write, read, ("onnxruntime",)), seconds)
-
-
-def write(program: Program, folder: Path, lengths: list[int]) -> dict[str, Any]:
-    """Writes a recognizer, a file for each number of samples. Returns this target's entries of the record."""
+def write(program: Program | VoiceProgram, folder: Path, lengths: list[int]) -> dict[str, Any]:
+    """Writes a program, a file for each number of samples or tokens. Returns this target's entries of the record."""
     programs.require_installed("onnx", jax2onnx="jax2onnx", onnxruntime="onnxruntime")
     import onnx
     from jax2onnx import to_onnx
@@ -42,16 +52,16 @@ def write(program: Program, folder: Path, lengths: list[int]) -> dict[str, Any]:
     is_large = sum(value.nbytes for value in program.weights.values()) > _INSIDE
     weights = {name: jnp.asarray(value) for name, value in program.weights.items()}
 
-    def recognize(audio: jax.Array, audio_length: jax.Array) -> tuple[jax.Array, ...]:
-        outputs = program.run(weights, audio, audio_length)
-        return tuple(outputs[name] for name in _OUTPUTS)
+    def run(*inputs: jax.Array) -> tuple[jax.Array, ...]:
+        outputs = program.run(weights, *inputs)
+        return tuple(outputs[name] for name in program.outputs)
 
-    files = {f"recognizer_{samples}.onnx": samples for samples in lengths}
-    for name, samples in files.items():
-        arguments = program.arguments(samples)
+    files = {f"{program.name}_{length}.onnx": length for length in lengths}
+    for name, length in files.items():
+        arguments = program.arguments(length)
         # Traced here because jax2onnx replaces functions of jax.numpy by its own while it traces.
-        primitives = jaxpr_as_fun(jax.make_jaxpr(recognize)(*arguments))
-        names = {"input_names": ["audio", "audio_length"], "output_names": list(_OUTPUTS), "model_name": "recognizer"}
+        primitives = jaxpr_as_fun(jax.make_jaxpr(run)(*arguments))
+        names = {"input_names": list(program.inputs), "output_names": list(program.outputs), "model_name": program.name}
         with _quiet():
             try:
                 model = to_onnx(primitives, list(arguments), return_mode="proto", opset=_OPSET, **names)
@@ -83,19 +93,34 @@ def _quiet() -> Iterator[None]:
 
 def read(folder: Path) -> Recognize:
     """Returns the recognizer of such a folder, in onnxruntime on as many threads as the process may use cores."""
+    sessions = _sessions(folder, Program)
+
+    def recognize(session: Callable[..., Outputs]) -> Recognize:
+        return lambda audio, audio_length: session(audio, audio_length)
+
+    return programs.padded({samples: recognize(session) for samples, session in sessions.items()})
+
+
+def read_voice(folder: Path) -> Speak:
+    """Returns the voice of such a folder, likewise."""
+    return voices.padded(_sessions(folder, VoiceProgram))
+
+
+def _sessions(folder: Path, kind: type[Program | VoiceProgram]) -> dict[int, Callable[..., Outputs]]:
+    """Returns the programs of a folder by their length, as functions of the inputs of `kind`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = programs.num_threads()
     options.log_severity_level = 3  # it warns of constants that jax2onnx left unused
 
-    def runner(name: str) -> Recognize:
+    def runner(name: str) -> Callable[..., Outputs]:
         session = onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
 
-        def recognize(audio: np.ndarray, audio_length: np.ndarray) -> Outputs:
-            outputs = session.run(list(_OUTPUTS), {"audio": audio, "audio_length": audio_length})
-            return dict(zip(_OUTPUTS, outputs, strict=True))
+        def run(*inputs: np.ndarray) -> Outputs:
+            outputs = session.run(list(kind.outputs), dict(zip(kind.inputs, inputs, strict=True)))
+            return dict(zip(kind.outputs, outputs, strict=True))
 
-        return recognize
+        return run
 
-    return programs.padded({samples: runner(name) for name, samples in read_record(folder)["programs"].items()})
+    return {length: runner(name) for name, length in read_record(folder)["programs"].items()}

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.export
@@ -64,6 +64,10 @@ class Program:
       weights: numpy float32 by dotted name: the parameters that recognition needs.
       logits: the objective's `logits(nested parameters, batch) -> (logits, lengths)`.
     """
+
+    name: ClassVar[str] = "recognizer"
+    inputs: ClassVar[tuple[str, ...]] = ("audio", "audio_length")
+    outputs: ClassVar[tuple[str, ...]] = ("log_probs", "num_frames", "tokens")
 
     checkpoint: AnyPath
     step: int

@@ -1,5 +1,7 @@
 """`export --to stablehlo`: one program for CPU, GPU and TPU, for any number of rows of almost any length.
 
+Of a voice there is a program for each number of tokens, `voice_<tokens>.stablehlo`.
+
 The folder holds `recognizer.stablehlo` (by `jax.export`), `weights.safetensors` and the record. A dozen
 lines of JAX run it, without this package (docs/interchange.md).
 
@@ -10,7 +12,7 @@ Guarantees: https://openxla.org/stablehlo/compatibility and https://docs.jax.dev
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from jax.extend.mlir import serialize_portable_artifact
 from safetensors.numpy import load_file, save
 
 from jax_speechlm.interop.folders import read_record
-from jax_speechlm.interop.runtimes.program import Out, Program, Recognize, Run, Target, export
+from jax_speechlm.interop.runtimes import voice as voices
+from jax_speechlm.interop.runtimes.program import Out, Outputs, Program, Recognize, Run, Target, export
+from jax_speechlm.interop.runtimes.voice import Speak, Tokens, VocoderRun, VoiceProgram
 
 _PROGRAM, _WEIGHTS = "recognizer.stablehlo", "weights.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -32,11 +36,13 @@ CALLING_CONVENTION = 10
 """The newest that TensorFlow 2.21 and JAX 0.10.2 know; an older JAX writes its own."""
 
 
-def lowered(program: Program, platforms: Iterable[str], samples: int | None = None) -> jax.export.Exported:
-    """Lowers a recognizer of one row of `samples`, or of any number of rows and samples, to a program of its inputs.
+def lowered(
+    program: Program | VoiceProgram, platforms: Iterable[str], samples: int | None = None
+) -> jax.export.Exported:
+    """Lowers a program of one row of `samples` (or tokens), or of any number of rows and samples.
 
     Returns:
-      The program of (weights, audio, audio_length), for the platforms.
+      The program of the weights and its inputs, for the platforms.
     """
     shapes = jax.eval_shape(lambda: program.weights)
     with _calling_convention(min(CALLING_CONVENTION, jax.export.maximum_supported_calling_convention_version)):
@@ -62,18 +68,36 @@ def _calling_convention(version: int) -> Iterator[None]:
         jax.config.update("jax_export_calling_convention_version", before)
 
 
-def export_run(run: Run, out: Out) -> None:
-    """Writes a recognizer as StableHLO, its weights as safetensors; plain JAX runs it, on CPU, GPU and TPU."""
-    export(run, out, Target("stablehlo", write, read, ("jax", "jaxlib")))
+def export_run(run: Run, out: Out, vocoder: VocoderRun = None, tokens: Tokens = voices.LENGTHS) -> None:
+    """Writes a recognizer or a voice as StableHLO, its weights as safetensors, for plain JAX on CPU, GPU and TPU."""
+    consumers = "jax", "jaxlib"
+    if voices.is_voice(run):
+        voices.export(run, vocoder, out, Target("stablehlo", write_voice, read_voice, consumers), tokens)
+    else:
+        voices.require_no(vocoder, run)
+        export(run, out, Target("stablehlo", write, read, consumers))
 
 
 def write(program: Program, folder: Path) -> dict[str, Any]:
     """Writes a recognizer. Returns this target's entries of the record."""
     exported = lowered(program, PLATFORMS)
     (folder / _PROGRAM).write_bytes(exported.serialize())
+    return {"program": _PROGRAM} | _write_weights(program, folder) | written_in(exported)
+
+
+def write_voice(program: VoiceProgram, folder: Path, lengths: list[int]) -> dict[str, Any]:
+    """Writes a voice, a program for each number of tokens. Returns this target's entries of the record."""
+    files = {f"{program.name}_{length}.stablehlo": length for length in lengths}
+    for name, length in files.items():
+        exported = lowered(program, PLATFORMS, length)
+        (folder / name).write_bytes(exported.serialize())
+    return {"programs": files} | _write_weights(program, folder) | written_in(exported)
+
+
+def _write_weights(program: Program | VoiceProgram, folder: Path) -> dict[str, Any]:
     (folder / _WEIGHTS).write_bytes(save(program.weights))
     arrays = {name: list(value.shape) for name, value in sorted(program.weights.items())}
-    return {"program": _PROGRAM, "weights": _WEIGHTS, "arrays": arrays} | written_in(exported)
+    return {"weights": _WEIGHTS, "arrays": arrays}
 
 
 def read(folder: Path) -> Recognize:
@@ -82,3 +106,15 @@ def read(folder: Path) -> Recognize:
     weights = jax.device_put(load_file(folder / record["weights"]))
     call = jax.jit(jax.export.deserialize(bytearray((folder / record["program"]).read_bytes())).call)
     return lambda audio, audio_length: jax.device_get(call(weights, audio, audio_length))
+
+
+def read_voice(folder: Path) -> Speak:
+    """Returns the voice of such a folder."""
+    record = read_record(folder)
+    weights = jax.device_put(load_file(folder / record["weights"]))
+
+    def runner(name: str) -> Callable[..., Outputs]:
+        call = jax.jit(jax.export.deserialize(bytearray((folder / name).read_bytes())).call)
+        return lambda *inputs: jax.device_get(call(weights, *inputs))
+
+    return voices.padded({length: runner(name) for name, length in record["programs"].items()})

@@ -123,7 +123,8 @@ class Vocos(Vocoder):
         x = self.normalized(shard_batch_dim(mel_BxTxF), segments)
         x = masked(self.embed_norm(self.embed(x)), segments)
         x, _ = scan_layers(self.layers, lambda layer, x, _: (layer(x, segments), None), x, None, "none")
-        log_magnitude, phase = jnp.moveaxis(self.head(self.norm(x)).astype(jnp.float32), -2, 0)
+        parts = jnp.split(self.head(self.norm(x)).astype(jnp.float32), 2, axis=-2)
+        log_magnitude, phase = (part.squeeze(-2) for part in parts)
         magnitude = jnp.minimum(jnp.exp(jnp.minimum(log_magnitude, 10)), _LARGEST)
         real, imaginary = magnitude * jnp.cos(phase), magnitude * jnp.sin(phase)
         length = real.shape[1] * config.hop  # the samples of the last frame too, which two of its windows reach

@@ -326,7 +326,8 @@ def distance_sinusoids(num_frames: int, dim: int, blocks: QueryBlocks = BLOCKS) 
     reach = blocks.padded_time(num_frames) - 1
     frequency = np.float32(1) / np.float32(10_000) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
     angle = jnp.arange(reach, -reach - 1, -1, dtype=jnp.float32)[:, None] * frequency
-    return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(len(angle), dim)
+    # Not stacked: converters to other formats do not know that operation.
+    return jnp.concatenate([jnp.sin(angle)[..., None], jnp.cos(angle)[..., None]], axis=-1).reshape(len(angle), dim)
 
 
 def skew(scores: Float[Array, "*batch query distance"]) -> Float[Array, "*batch query key"]:
