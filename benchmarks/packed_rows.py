@@ -1,4 +1,5 @@
 """Padding of training batches: packed rows of one and of two lengths beside buckets, and the sizes of packed arrays.
+With `--added-tokens` rows are those of a speech-language model, whose text is bounded: the padding of text too.
 
     python benchmarks/packed_rows.py --data-dir data
 
@@ -36,8 +37,11 @@ CASES = {  # sets: (options of their plans, longest utterance in seconds, number
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--added-tokens", type=int, help="tokens of a prompt, in rows that hold transcripts too")
+    parser.add_argument("--frame-ms", type=int, default=40, help="unit of the starts of utterances")
     args = parser.parse_args()
-    print(f"{'':<26} {'rows':<24} {'padding':>8} {'utterances':>11} {'tokens':>7} {'in a row':>9}")
+    text = "" if args.added_tokens is None else f" {'text':>12} {'padding':>8}"
+    print(f"{'':<26} {'rows':<24} {'padding':>8} {'utterances':>11} {'tokens':>7} {'in a row':>9}{text}")
     for sets, (options, max_seconds, num_buckets, row_seconds) in CASES.items():
         if sets[0] == "librispeech":
             num_samples, tokens = librispeech()
@@ -48,9 +52,10 @@ def main() -> None:
             continue
         options = options | {"max_seconds": max_seconds, "seed": 0}
         plans = [make_plan(num_samples, tokens, num_buckets=count, **options) for count in num_buckets]
+        options |= {"added_tokens": args.added_tokens, "frame_samples": SAMPLE_RATE * args.frame_ms // 1000}
         plans += [make_row_plan(num_samples, tokens, row_seconds=lengths, **options) for lengths in ((), row_seconds)]
         for plan in plans:
-            report(f"{' + '.join(sets)}, {max_seconds:g} s", plan, tokens)
+            report(f"{' + '.join(sets)}, {max_seconds:g} s", plan, tokens, args.added_tokens)
 
 
 def librispeech() -> tuple[np.ndarray, np.ndarray]:
@@ -66,10 +71,16 @@ def prepared(data_dir: Path, sets: tuple[str, ...]) -> tuple[np.ndarray, np.ndar
     return index.num_samples, np.array([len(text) for text in index.column("text").to_pylist()])
 
 
-def report(name: str, plan: SpeechPlan, tokens: np.ndarray) -> None:
+def report(name: str, plan: SpeechPlan, tokens: np.ndarray, added: int | None) -> None:
     """Prints the padding of a plan and, of packed rows, the largest number of utterances and of tokens in a row."""
     if not isinstance(plan, RowPlan):
-        print(f"{name:<26} {f'{len(plan.buckets)} buckets':<24} {plan.padding_share:8.2%}")
+        text = ""
+        if added is not None:
+            places = sum(
+                bucket.num_batches * bucket.batch_size * (bucket.num_tokens + added) for bucket in plan.buckets
+            )
+            text = f" {'':29} {'':12} {1 - (tokens[plan.items] + added).sum() / places:8.2%}"
+        print(f"{name:<26} {f'{len(plan.buckets)} buckets':<24} {plan.padding_share:8.2%}{text}")
         return
     most_tokens = 0
     for step in range(min(3 * plan.steps_per_epoch, 2000)):
@@ -78,7 +89,11 @@ def report(name: str, plan: SpeechPlan, tokens: np.ndarray) -> None:
     lengths = " and ".join(f"{bucket.num_samples / SAMPLE_RATE:.2f}" for bucket in plan.buckets) + " s, packed"
     utterances = " and ".join(str(bucket.num_utterances) for bucket in plan.buckets)
     padded = max(bucket.num_tokens for bucket in plan.buckets)
-    print(f"{name:<26} {lengths:<24} {plan.padding_share:8.2%} {utterances:>11} {padded:7d} {most_tokens:9d}")
+    text = ""
+    if plan.added_tokens is not None:
+        places = " and ".join(str(bucket.num_text) for bucket in plan.buckets)
+        text = f" {places:>12} {plan.text_padding_share:8.2%}"
+    print(f"{name:<26} {lengths:<24} {plan.padding_share:8.2%} {utterances:>11} {padded:7d} {most_tokens:9d}{text}")
 
 
 if __name__ == "__main__":

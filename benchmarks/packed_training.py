@@ -70,7 +70,7 @@ def main() -> None:
 
     def run_of(experiment, num_samples, tokens):
         """Returns a function that runs the next step and gives (useful seconds, wall seconds), and its programs."""
-        plan = plan_speech(experiment, num_samples, tokens if experiment.objective.kind == "ctc" else None)
+        plan = plan_speech(experiment, num_samples, tokens if experiment.objective.kind == "ctc" else None, tokenizer)
         objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
         trainer = make_trainer(objective, experiment.optimizer, 1000, 0, mesh)
         state, rng = [trainer.init(jax.random.key(0))], np.random.default_rng(0)

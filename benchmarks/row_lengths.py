@@ -5,6 +5,9 @@
 The cost of a second of audio, `--base` + `--slope` x seconds of its row, in microseconds, is the line through the
 estimates that `jax-speechlm plan` gives for rows of 14.28 and 28.52 s (docs/scaling.md). Durations are those of
 `benchmarks/packed_rows.py`, plans those of librispeech/best_rq_960_v5e16 with frames of 20 ms.
+
+The last column is the ceiling: the useful audio a second without padding, at the cost of a second that the plan's own
+rows have, relative to the plan. Nothing that only removes padding, such as packing at no cost, gains more.
 """
 
 import argparse
@@ -39,9 +42,10 @@ def main() -> None:
     for seconds in ((28.5,), (14.25, 28.5), (17.0, 24.0)):
         name = " and ".join(f"{value:g}" for value in seconds)
         plans[f"rows of {name} s"] = make_row_plan(lengths, row_seconds=seconds, min_seconds=1.0, **SHARED)
-    print(f"{'':24} {'padding':>8} {'useful s/s':>11}")
+    print(f"{'':24} {'padding':>8} {'useful s/s':>11} {'ceiling':>8}")
     for name, plan in plans.items():
-        print(f"{name:24} {plan.padding_share:8.1%} {useful(plan, args.base, args.slope):11,.0f}")
+        rate, ceiling = useful(plan, args.base, args.slope), 1 / (1 - plan.padding_share)
+        print(f"{name:24} {plan.padding_share:8.1%} {rate:11,.0f} {ceiling:8.2f}")
 
 
 if __name__ == "__main__":

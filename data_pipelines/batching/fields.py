@@ -16,7 +16,7 @@ class Field:
 
     Attributes:
       shape: a symbol for each dimension: "rows"; "samples" or "context" of a padded row; "utterances" of a packed row;
-        "tokens" of a padded transcript; "frames" that the front end computes from "samples".
+        "tokens" of a padded transcript; "frames" that the front end computes from "samples"; "text" of a packed row.
       unit: meaning of an element.
       filler: value after a row's end, in filler rows and for unreadable records.
     """
@@ -29,7 +29,7 @@ class Field:
 
     def packed(self) -> "Field":
         """Returns the field of packed rows: with an entry for each utterance, unless it is along the row's time."""
-        if {"samples", "frames", "utterances"} & set(self.shape):
+        if {"samples", "frames", "utterances", "text"} & set(self.shape):
             return self
         return dataclasses.replace(self, shape=("rows", "utterances", *self.shape[1:]))
 
@@ -48,6 +48,9 @@ START = Field("audio_start", np.int32, ("rows", "utterances"), "first sample of 
 TRANSCRIPT_TOKENS = Field("tokens", np.int32, ("rows", "tokens"), "token id; none without a tokenizer")
 NUM_TOKENS = Field("token_length", np.int32, ("rows",), "tokens before the padding")
 TRANSCRIPT = (TRANSCRIPT_TOKENS, NUM_TOKENS)
+TEXT_SEGMENT = Field("text_segment", np.int32, ("rows", "text"), "utterance whose token it is, from 1; 0 is padding")
+"""Of packed rows only, whose transcripts an objective puts into one row of text, each with as many tokens of its own as
+the plan allows for. The size is a bound for all rows."""
 
 NOISE = Field("noise", np.int16, ("rows", "samples"), "PCM sample of a noise set, which augmentation may add")
 ROW_LABEL = Field("label", np.int32, ("rows",), "class of the row; -1 of an unknown class")
@@ -81,9 +84,11 @@ class BatchSpec:
         row_label: bool = False,
         frame_labels: bool = False,
         pitch: bool = False,
+        text: bool = False,
     ) -> "BatchSpec":
-        """Returns the schema of batches of utterances: of one a row, or of several in packed rows."""
-        optional = {NOISE: noise, ROW_LABEL: row_label, FRAME_LABELS: frame_labels, PITCH: pitch}
+        """Returns the schema of batches of utterances: of one a row, or of several in packed rows, which may be rows of
+        `text` too."""
+        optional = {NOISE: noise, ROW_LABEL: row_label, FRAME_LABELS: frame_labels, PITCH: pitch, TEXT_SEGMENT: text}
         fields = (*AUDIO, *TRANSCRIPT, *ROW, *(field for field, wanted in optional.items() if wanted))
         if packed:
             fields = tuple(field.packed() for field in (SAMPLES, START, *fields[1:]))
@@ -161,4 +166,20 @@ def every_field() -> tuple[Field, ...]:
 
 def every_packed_field() -> tuple[Field, ...]:
     """Returns all fields that a batch of packed utterances may hold."""
-    return BatchSpec.speech(packed=True, noise=True, row_label=True, frame_labels=True, pitch=True).fields
+    return BatchSpec.speech(packed=True, noise=True, row_label=True, frame_labels=True, pitch=True, text=True).fields
+
+
+def text_segment(weight: np.ndarray, token_length: np.ndarray, added: int, num_text: int) -> np.ndarray:
+    """Returns `TEXT_SEGMENT` of packed rows.
+
+    Args:
+      weight, token_length: arrays [rows, utterances] of the batch.
+      added: tokens of each utterance besides its transcript.
+      num_text: size of a row of text.
+    """
+    ends = np.cumsum((weight > 0) * (token_length + added), axis=1)
+    if ends.size and ends[:, -1].max() > num_text:
+        raise ValueError(f"a row has {ends[:, -1].max()} tokens, more than the {num_text} of its plan")
+    place = np.arange(num_text)
+    segment = 1 + np.sum(place >= ends[:, :, None], axis=1, dtype=np.int32)
+    return np.where(place < ends[:, -1:], segment, 0).astype(np.int32)

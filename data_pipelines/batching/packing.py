@@ -153,8 +153,8 @@ class TextPlan:
             within, length, rank = packing.slots(rows)
             if self.seed is not None:
                 keys = keys_of(derive_key(self.seed, index, _PIECES), epoch[within] * (self.context + 1) + length)
-                rank = permute(rank, np.diff(packing.first_of_length)[length], keys)
-            piece = packing.pieces[packing.first_of_length[length] + rank]
+                rank = permute(rank, np.diff(packing.first_of_class)[length], keys)
+            piece = packing.pieces[packing.first_of_class[length] + rank]
             example_id[places] = self._first_id[index] + rows
             parts.append((places[within], piece, length))
         place, piece, length = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))

@@ -43,6 +43,8 @@ class Bucket:
       batch_size: rows of a global batch.
       num_rows: rows per epoch in this bucket, one for each item unless they are packed.
       num_utterances: most items of a packed row; 0 if a row is one item.
+      num_text: most tokens of a packed row of text, those included that each item has besides its own; 0 if they are
+        not bounded.
     """
 
     num_samples: int
@@ -50,6 +52,7 @@ class Bucket:
     batch_size: int
     num_rows: int
     num_utterances: int = dataclasses.field(default=0, repr=False)  # no part of the fingerprint of `BatchPlan`
+    num_text: int = dataclasses.field(default=0, repr=False)
 
     @property
     def num_batches(self) -> int:

@@ -5,8 +5,10 @@ gap that the front end needs. Padding is small, and a run has one static shape p
 
 1. A histogram of utterance lengths, in frames, is packed (`histogram_packing`): best fit, longest first. With several
    row lengths, an utterance that fits into no open row opens a row of the shortest sufficient length; short
-   utterances therefore fill long rows first.
-2. Permutations keyed by (seed, epoch) shuffle the rows of an epoch, and assign utterances to slots of their length.
+   utterances therefore fill long rows first. Where transcripts follow their audio in a row of a language model, the
+   histogram is over lengths and numbers of tokens, and the tokens of a row are bounded too.
+2. Permutations keyed by (seed, epoch) shuffle the rows of an epoch, and assign utterances to slots of their class: of
+   their length, and of about their number of tokens where tokens are bounded.
 3. Epochs follow one another within a batch, without filler rows. With several row lengths, their batches are
    interleaved in proportion.
 
@@ -24,7 +26,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.batching.histogram_packing import Packing, Patterns, pack_ascending, pack_histogram
+from data_pipelines.batching.histogram_packing import Classes, Packing, Patterns, pack_ascending, pack_histogram
 from data_pipelines.batching.interleaving import Interleaving
 from data_pipelines.batching.plan import (
     FILLER,
@@ -44,6 +46,8 @@ ROOM_LEFT = 0.01  # acceptable share of unused frames when the row length is cho
 
 _ORDER, _ITEMS, _BUCKETS = 0, 1, 2  # streams of randomness
 _MAX_CANDIDATES = 24  # row lengths that divide a batch; packing takes about 50 ms per candidate
+_TEXT_ROOM = (1.02, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.6, 2.0)  # candidates for a row's text, relative to the mean
+_TEXT_BITS = 6  # numbers of tokens are rounded up to so many significant bits: by 1.5 % on average
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,27 +56,32 @@ class RowLayout:
 
     Attributes:
       num_rows: number of rows by bucket.
+      class_frames: integers [classes], length of a class of items, in frames.
     """
 
     packing: Packing
     num_rows: tuple[int, ...]
+    class_frames: np.ndarray
 
     @classmethod
-    def of(cls, items: np.ndarray, histogram: np.ndarray, patterns: Patterns, row_frames: Sequence[int]) -> "RowLayout":
-        """Orders patterns by row length, one of `row_frames`; `items` are by ascending length."""
-        bucket = [_bucket_of(pattern, row_frames) for pattern, _ in patterns]
+    def of(
+        cls, items: np.ndarray, histogram: np.ndarray, patterns: Patterns, classes: Classes, row_frames: Sequence[int]
+    ) -> "RowLayout":
+        """Orders patterns by row length, one of `row_frames`; `items` are by ascending class."""
+        bucket = [_bucket_of(pattern, classes, row_frames) for pattern, _ in patterns]
         order = np.argsort(bucket, kind="stable")
         copies = [copies for _, copies in patterns]
         num_rows = np.bincount(bucket, copies, minlength=len(row_frames)).astype(int)
-        return cls(Packing.of(items, histogram, [patterns[at] for at in order]), tuple(num_rows.tolist()))
+        packing = Packing.of(items, histogram, [patterns[at] for at in order])
+        return cls(packing, tuple(num_rows.tolist()), classes.length)
 
     @functools.cached_property
     def first_row(self) -> np.ndarray:
         return np.cumsum((0, *self.num_rows))
 
 
-def _bucket_of(pattern: Sequence[int], row_frames: Sequence[int]) -> int:
-    return bisect_left(row_frames, max(pattern))
+def _bucket_of(pattern: Sequence[int], classes: Classes, row_frames: Sequence[int]) -> int:
+    return bisect_left(row_frames, classes.length[max(pattern)])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -84,12 +93,16 @@ class RowPlan(SpeechPlan):
       layout: rows of a shuffled epoch.
       ascending: rows of an epoch of the curriculum; None without a curriculum.
       frame_samples: unit of utterance starts, in samples.
+      added_tokens: tokens that a row of text has for each utterance besides its own; None if tokens are not bounded.
+      text_padding_share: share of an epoch's places for text without a token; 0 if tokens are not bounded.
     """
 
     seed: int
     layout: RowLayout
     ascending: RowLayout | None
     frame_samples: int
+    added_tokens: int | None = None
+    text_padding_share: float = 0.0
 
     @functools.cached_property
     def _quotas(self) -> tuple[int, ...]:
@@ -155,15 +168,16 @@ class RowPlan(SpeechPlan):
     def _planned(self, layout: RowLayout, index: int, rows: np.ndarray, epoch: np.ndarray) -> PlannedBatch:
         """Returns the batch of rows of a bucket; `epoch` has the epoch of every row."""
         bucket, packing = self.buckets[index], layout.packing
-        place, length, rank = packing.slots(layout.first_row[index] + rows)
-        counts = np.diff(packing.first_of_length)
-        keys = keys_of(derive_key(self.seed, _ITEMS), epoch[place] * len(counts) + length)
-        rank = permute(rank, counts[length], keys)
+        place, kind, rank = packing.slots(layout.first_row[index] + rows)
+        counts = np.diff(packing.first_of_class)
+        keys = keys_of(derive_key(self.seed, _ITEMS), epoch[place] * len(counts) + kind)
+        rank = permute(rank, counts[kind], keys)
+        length = layout.class_frames[kind]
         first_slot = np.searchsorted(place, place)  # of the slot's row
         before = np.cumsum(length) - length
         at = place, np.arange(len(place)) - first_slot
         items = np.full((bucket.batch_size, bucket.num_utterances), FILLER, np.int32)
-        items[at] = packing.pieces[packing.first_of_length[length] + rank]
+        items[at] = packing.pieces[packing.first_of_class[kind] + rank]
         start = np.zeros_like(items)
         start[at] = (before - before[first_slot]) * self.frame_samples
         return PlannedBatch(index, items, np.zeros(items.shape), start)
@@ -172,25 +186,32 @@ class RowPlan(SpeechPlan):
     def fingerprint(self) -> str:
         utterances = [bucket.num_utterances for bucket in self.buckets]
         settings = (self.buckets, utterances, self.seed, self.shortest_first_epochs, self.frame_samples)
+        if self.added_tokens is not None:
+            settings += (self.added_tokens, [bucket.num_text for bucket in self.buckets])
         digest = hashlib.sha256(repr(settings).encode())
         for layout in (self.layout, self.ascending) if self.ascending else (self.layout,):
             packing = layout.packing
-            for array in (packing.copies, packing.first_slot, packing.slot_length, packing.first_of_length):
+            for array in (packing.copies, packing.first_slot, packing.slot_class, packing.first_of_class):
                 digest.update(np.ascontiguousarray(array, np.int64))
         digest.update(np.ascontiguousarray(self.items))
         return digest.hexdigest()[:16]
 
     def describe(self) -> str:
-        lines = [f"{'seconds':>8} {'tokens':>7} {'utterances':>10} {'batch':>6} {'rows':>9} {'batches':>8}"]
+        bounded = self.added_tokens is not None
+        text = f" {'text':>6}" if bounded else ""
+        lines = [f"{'seconds':>8} {'tokens':>7} {'utterances':>10}{text} {'batch':>6} {'rows':>9} {'batches':>8}"]
         for bucket in self.buckets:
+            seconds = bucket.num_samples / self.sample_rate
+            text = f" {bucket.num_text:6d}" if bounded else ""
             lines.append(
-                f"{bucket.num_samples / self.sample_rate:8.2f} {bucket.num_tokens:7d} {bucket.num_utterances:10d} "
+                f"{seconds:8.2f} {bucket.num_tokens:7d} {bucket.num_utterances:10d}{text} "
                 f"{bucket.batch_size:6d} {bucket.num_rows:9d} {bucket.num_rows / bucket.batch_size:8.1f}"
             )
         num_rows = sum(bucket.num_rows for bucket in self.buckets)
         lines.append(
             f"{self.steps_per_epoch} steps an epoch, {len(self.items)} utterances, {len(self.items) / num_rows:.1f} a "
-            f"row, padding {self.padding_share:.1%}, dropped: {self.describe_dropped()}"
+            f"row, padding {self.padding_share:.1%}{f' and {self.text_padding_share:.1%} of text' if bounded else ''}, "
+            f"dropped: {self.describe_dropped()}"
         )
         if self.ascending:
             lines.append(
@@ -215,6 +236,7 @@ def make_row_plan(
     gap_samples: int = 0,
     sample_rate: int = DEFAULT_SAMPLE_RATE,
     shortest_first_epochs: int = 0,
+    added_tokens: int | None = None,
 ) -> RowPlan:
     """Plans training batches of packed rows: each kept item exactly once per epoch, shuffled by (seed, epoch).
 
@@ -230,6 +252,9 @@ def make_row_plan(
       frame_samples: one frame after subsampling; items start at multiples of it.
       gap_samples: minimum distance between two items of a row.
       shortest_first_epochs: number of initial epochs in ascending order of length, a curriculum for CTC from scratch.
+      added_tokens: for rows of a language model that hold the transcripts too: tokens that each utterance has besides
+        its own, such as a prompt. A row's tokens are then bounded (`Bucket.num_text`), by the number that leaves least
+        unused, of audio and text together. None bounds nothing, as does `token_lengths` of None.
 
     Raises:
       ValueError: an option is out of range, the arrays differ in shape, or no item is kept.
@@ -259,25 +284,38 @@ def make_row_plan(
         row_frames = [choose_row_frames(histogram, batch_frames, max_utterances)]
     # An item that fits the longest row only without its gap has the row to itself: no neighbour needs the gap.
     lengths = np.minimum(slots, row_frames[-1])
-    order = argsort_lengths(lengths)
-    items, lengths = items[order], lengths[order]
-    histogram = np.bincount(lengths)
+    bounded = added_tokens is not None and token_lengths is not None
+    text = _rounded_up(token_lengths[items] + added_tokens) if bounded else np.zeros_like(lengths)
+    kinds, classes = _classes(lengths, text) if bounded else (lengths, None)
+    order = argsort_lengths(kinds)
+    items, text, histogram = items[order], text[order], np.bincount(kinds)
 
-    patterns = pack_histogram(histogram, row_frames, max_utterances)
-    row_frames = [row_frames[index] for index in sorted({_bucket_of(pattern, row_frames) for pattern, _ in patterns})]
-    layout, ascending = RowLayout.of(items, histogram, patterns, row_frames), None
+    if classes is not None:
+        classes = _with_bound(histogram, classes, row_frames, max_utterances)
+    else:
+        classes = Classes.of_lengths(histogram, row_frames)
+    patterns = pack_histogram(histogram, row_frames, max_utterances, classes)
+    used = sorted({_bucket_of(pattern, classes, row_frames) for pattern, _ in patterns})
+    row_frames = [row_frames[index] for index in used]
+    classes = dataclasses.replace(classes, row_text=[classes.row_text[index] for index in used])
+    layout, ascending = RowLayout.of(items, histogram, patterns, classes, row_frames), None
     if shortest_first_epochs:
         most = max(len(pattern) for pattern, _ in patterns)
-        rising = pack_ascending(histogram, row_frames, most)
-        ascending = RowLayout.of(items, histogram, rising, row_frames)
+        rising = pack_ascending(histogram, row_frames, most, classes)
+        ascending = RowLayout.of(items, histogram, rising, classes, row_frames)
         patterns = patterns + rising
-    most_tokens = _by_length(token_lengths[items], histogram) if token_lengths is not None else None
+    most_tokens = _by_class(token_lengths[items], histogram) if token_lengths is not None else None
     buckets = []
     for index, frames in enumerate(row_frames):
-        held = [pattern for pattern, _ in patterns if _bucket_of(pattern, row_frames) == index]
+        held = [pattern for pattern, _ in patterns if _bucket_of(pattern, classes, row_frames) == index]
         tokens = 0 if most_tokens is None else padded_tokens(int(most_tokens[max(map(max, held))]))
         size = int(rows_of_batch(frames * frame_samples, seconds_per_batch * sample_rate, batch_multiple))
-        buckets.append(Bucket(frames * frame_samples, tokens, size, layout.num_rows[index], max(map(len, held))))
+        places = padded_tokens(max(int(classes.text[list(row)].sum()) for row in held)) if bounded else 0
+        shape = {"num_utterances": max(map(len, held)), "num_text": places}
+        buckets.append(Bucket(frames * frame_samples, tokens, size, layout.num_rows[index], **shape))
+    if bounded:
+        tokens = int((token_lengths[items].astype(np.int64) + added_tokens).sum())
+        unused_text = 1 - tokens / sum(bucket.num_rows * bucket.num_text for bucket in buckets)
     real = int(num_samples[items].sum(dtype=np.int64))
     return RowPlan(
         buckets=tuple(buckets),
@@ -289,6 +327,8 @@ def make_row_plan(
         layout=layout,
         ascending=ascending,
         frame_samples=frame_samples,
+        added_tokens=added_tokens if bounded else None,
+        text_padding_share=unused_text if bounded else 0.0,
         **account,
     )
 
@@ -324,7 +364,39 @@ def choose_row_frames(histogram: np.ndarray, batch_frames: int, max_utterances: 
     return min(room, key=room.get)
 
 
-def _by_length(token_lengths: np.ndarray, histogram: np.ndarray) -> np.ndarray:
-    """Returns, by length, the maximum number of tokens of items up to that length; items are by ascending length."""
+def _rounded_up(numbers: np.ndarray) -> np.ndarray:
+    """Rounds positive integers up to `_TEXT_BITS` significant bits."""
+    bits = np.ceil(np.log2(numbers + 1)).astype(np.int64)
+    unit = 1 << np.maximum(bits - _TEXT_BITS, 0)
+    return -(-numbers // unit) * unit
+
+
+def _classes(lengths: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, Classes]:
+    """Returns the class of each item, and the classes of items of equal length and text, in order."""
+    factor = int(text.max()) + 1
+    sizes, kinds = np.unique(lengths.astype(np.int64) * factor + text, return_inverse=True)
+    return kinds, Classes(sizes // factor, sizes % factor, ())
+
+
+def _with_bound(histogram: np.ndarray, classes: Classes, row_frames: Sequence[int], max_utterances: int) -> Classes:
+    """Chooses the bound on the text of rows: the one that leaves least unused, of audio and text together."""
+    frames, text = int(histogram @ classes.length), int(histogram @ classes.text)
+    least = [max(classes.text[classes.length <= row], default=0) for row in row_frames]
+
+    def bounded(factor: float) -> tuple[float, Classes]:
+        mean = [factor * row * text / frames for row in row_frames]
+        row_text = [max(math.ceil(places), most) for places, most in zip(mean, least, strict=True)]
+        candidate = dataclasses.replace(classes, row_text=row_text)
+        computed = np.zeros(2)
+        for pattern, copies in pack_histogram(histogram, row_frames, max_utterances, candidate):
+            bucket = _bucket_of(pattern, classes, row_frames)
+            computed += copies * row_frames[bucket], copies * row_text[bucket]
+        return float(computed @ (1 / frames, 1 / text)), candidate
+
+    return min(map(bounded, _TEXT_ROOM), key=lambda result: result[0])[1]
+
+
+def _by_class(token_lengths: np.ndarray, histogram: np.ndarray) -> np.ndarray:
+    """Returns, by class, the maximum number of tokens of items up to that class; items are by ascending class."""
     most = np.maximum.accumulate(token_lengths)
     return most[np.maximum(np.cumsum(histogram) - 1, 0)]

@@ -97,6 +97,7 @@ def open_batches(
                 "make the plan with batch_multiple a multiple of the number of hosts"
             )
     optional = {"noise": noise is not None, "row_label": labels is not None} | dict.fromkeys(by_frame, True)
+    optional["text"] = packed and plan.added_tokens is not None
     spec = BatchSpec.speech(packed=packed, **optional)
     texts = None if tokenizer is None or index.is_in_records(column) else index.column(column)
     assembler = _Assembler(
@@ -238,7 +239,7 @@ class _Assembler:
         mine = planned.host_slice(self.host, self.num_hosts)
         items, crop_at, start = planned.rows[mine], planned.crop_at[mine], planned.start[mine]
         sizes = {"rows": len(items), "samples": bucket.num_samples, "tokens": bucket.num_tokens}
-        sizes["utterances"] = bucket.num_utterances
+        sizes |= {"utterances": bucket.num_utterances, "text": bucket.num_text}
         for values in self.by_frame.values():
             sizes["frames"] = values.grid.num_frames(bucket.num_samples)
         batch = self.spec.empty(sizes)
@@ -248,6 +249,9 @@ class _Assembler:
         for place, read in zip(np.ndindex(items.shape), self._record_reads.take(step), strict=True):
             if read is not None:
                 self._fill(batch, place, int(items[place]), crop_at[place], int(start[place]), read)
+        if fields.TEXT_SEGMENT in self.spec:
+            lengths = batch["weight"], batch["token_length"]
+            batch["text_segment"] = fields.text_segment(*lengths, self.plan.added_tokens, bucket.num_text)
         if self.noise is not None:
             batch["noise"] = np.stack([read.result() for read in self._noise_reads.take(step)])
         if self.labels is not None:

@@ -1,7 +1,7 @@
 """Batches, and the random keys of a step and of its rows."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,14 @@ def by_utterance(batch: Batch) -> Batch:
 def lengths_of(batch: Batch) -> Lengths:
     """Returns the segments of packed rows in samples, or the lengths of rows with one utterance each."""
     return Segments(batch["audio_start"], batch["audio_length"]) if "audio_start" in batch else batch["audio_length"]
+
+
+def text_places(batch: Mapping[str, Any], added: int) -> int:
+    """Returns the most tokens that the transcripts of a row have, with `added` more for each, from shapes alone.
+
+    Packed rows have room for as many as their plan allows, rows of one utterance for its padded transcript.
+    """
+    return batch["text_segment"].shape[1] if "text_segment" in batch else batch["tokens"].shape[-1] + added
 
 
 def frame_mask(length: Int[Array, " batch"], num_frames: int) -> Bool[Array, "batch time"]:

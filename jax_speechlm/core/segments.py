@@ -5,6 +5,7 @@ rate: in samples, feature vectors or frames. The segment and the position of eve
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -22,6 +23,11 @@ class Segments(NamedTuple):
 
     start: Int[Array, "batch utterances"]
     length: Int[Array, "batch utterances"]
+
+    @classmethod
+    def one_after_another(cls, length: Int[Array, "batch utterances"]) -> "Segments":
+        """Returns segments of these lengths without gaps, from the start of the row."""
+        return cls(jnp.cumsum(length, axis=1) - length, length)
 
     @classmethod
     def of(cls, lengths: "Segments | Int[Array, ' batch']") -> "Segments":
@@ -103,3 +109,44 @@ def at_rate(lengths: Lengths, step: int, count: Callable[[Int[Array, "..."]], In
     if isinstance(lengths, Segments):
         return lengths.at_rate(step, count)
     return count(lengths).astype(jnp.int32)
+
+
+def move(
+    x: Shaped[Array, "batch time *shape"], source: Segments, target: Segments, num_frames: int
+) -> Shaped[Array, "batch {num_frames} *shape"]:
+    """Moves spans of each row, by a gather forward and, in the gradient, a gather back instead of a scatter.
+
+    Args:
+      source, target: first index in x and in the result of each span, in ascending order, and its length, the same in
+        both.
+      num_frames: length of the result, 0 outside the spans.
+    """
+    return _move(x, source, target, num_frames, x.shape[1])
+
+
+def moved_from(source: Segments, target: Segments, num_frames: int) -> Int[Array, "batch {num_frames}"]:
+    """Returns the index before `move` of each frame after it; arbitrary outside the spans."""
+    return jnp.arange(num_frames, dtype=jnp.int32) + target.spread(source.start - target.start, num_frames)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _move(x, source, target, num_frames, num_before):
+    if not num_before:
+        return jnp.zeros((len(x), num_frames, *x.shape[2:]), x.dtype)
+    index = moved_from(source, target, num_frames)
+    trailing = (*index.shape, *(1,) * (x.ndim - 2))
+    moved = jnp.take_along_axis(x, index.reshape(trailing), axis=1, mode="clip")
+    return jnp.where(target.mask(num_frames).reshape(trailing), moved, jnp.zeros((), x.dtype))
+
+
+def _move_forward(x, source, target, num_frames, num_before):
+    return _move(x, source, target, num_frames, num_before), (source, target)
+
+
+def _move_backward(num_frames, num_before, spans, gradient):
+    del num_frames
+    source, target = spans
+    return move(gradient, target, source, num_before), None, None
+
+
+_move.defvjp(_move_forward, _move_backward)

@@ -1,11 +1,11 @@
 """Speech-language model with continuous speech input: speech encoder -> adapter -> causal transformer.
 
-The transformer's input is one sequence of vectors, some of which are speech:
+The transformer's input is one sequence of vectors for each utterance, some of which are speech:
 
     boundary, prompt before speech, speech, prompt after speech, answer
 
-Before the answer only the speech varies in length, and it starts at the same position in every row. So token ids are
-arranged by a gather of integers, speech vectors by padding, and no gradient needs a scatter.
+A row holds the sequences of its utterances one after another. Token ids and speech vectors are put there by moving the
+spans of the utterances (`core.segments.move`), and no gradient needs a scatter.
 """
 
 from typing import Literal, NamedTuple
@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_speechlm.core.config import Config
-from jax_speechlm.core.segments import Lengths
+from jax_speechlm.core.segments import Lengths, Segments, move
 from jax_speechlm.models.adapter import AdapterConfig, Stacking
 from jax_speechlm.models.conformer import ConformerConfig, frames_of
 from jax_speechlm.models.encoders import AnyEncoder, make_encoder
@@ -67,6 +67,11 @@ class SpeechLMConfig(Config):
         return self.encoder.subsampling
 
     @property
+    def alignment(self) -> int:
+        """Divisor of the frame at which an utterance of a packed row starts."""
+        return self.adapter.alignment
+
+    @property
     def remat(self) -> Remat:
         """Rematerialisation of the larger stack, the transformer."""
         return self.transformer.remat
@@ -77,17 +82,25 @@ class Sequence(NamedTuple):
 
     Attributes:
       vectors: embeddings and speech vectors; arbitrary at padding, which follows the last token.
-      segment: 1, and 0 at padding.
-      position: index in the row.
       is_speech: True at speech vectors.
-      start: index of the answer's first token.
+      utterances: sequences of the utterances, in vectors.
+      start: index of each answer's first token.
     """
 
     vectors: Float[Array, "batch time dim"]
-    segment: Int[Array, "batch time"]
-    position: Int[Array, "batch time"]
     is_speech: Bool[Array, "batch time"]
-    start: Int[Array, " batch"]
+    utterances: Segments
+    start: Int[Array, "batch utterances"]
+
+    @property
+    def segment(self) -> Int[Array, "batch time"]:
+        """Utterance of each vector, from 1; 0 at padding."""
+        return self.utterances.segment(self.is_speech.shape[1])
+
+    @property
+    def position(self) -> Int[Array, "batch time"]:
+        """Index of each vector in its utterance."""
+        return self.utterances.position(self.is_speech.shape[1])
 
 
 class SpeechTransformer(nnx.Module):
@@ -130,37 +143,50 @@ class SpeechTransformer(nnx.Module):
         self,
         before_P: Int[np.ndarray, " before"],
         speech_BxNxD: Float[Array, "batch outputs dim"],
-        speech_length_B: Int[Array, " batch"],
+        speech_lengths: Lengths,
         after_Q: Int[np.ndarray, " after"],
-        answer_BxU: Int[Array, "batch answer"],
-        answer_length_B: Int[Array, " batch"],
+        answer_BxNxU: Int[Array, "batch utterances answer"],
+        answer_length_BxN: Int[Array, "batch utterances"],
+        *,
+        num_text: int,
+        present_BxN: Bool[Array, "batch utterances"] | bool = True,
     ) -> Sequence:
-        """Concatenates the prompt before the speech, speech, the prompt after it and the answer, padding at the end.
+        """Concatenates, for each utterance of a row, the prompt before the speech, the speech, the prompt after it and
+        the answer; padding is at the end of the row.
 
         Args:
-          before_P, after_Q: token ids of the prompt, the same for all rows.
-          answer_BxU: token ids; arbitrary beyond `answer_length_B`.
+          before_P, after_Q: token ids of the prompt, the same for all utterances.
+          speech_lengths: vectors of each utterance.
+          answer_BxNxU: token ids; arbitrary beyond `answer_length_BxN`.
+          num_text: most tokens of a row, of prompts and answers together.
+          present_BxN: utterances that the row has; the others take no place.
 
         Returns:
-          The input of the transformer.
+          The input of the transformer, of rows of as many vectors as the speech has and `num_text`.
         """
-        num_before, num_after, num_speech = len(before_P), len(after_Q), speech_BxNxD.shape[1]
-        length = num_before + num_speech + num_after + answer_BxU.shape[1]
-        place_L = jnp.arange(length, dtype=jnp.int32)
-        start_B = num_before + speech_length_B + num_after
-        fixed = jnp.asarray(np.concatenate([before_P, after_Q]), jnp.int32)
-        text = jnp.concatenate([jnp.tile(fixed, (len(answer_BxU), 1)), answer_BxU.astype(jnp.int32)], axis=1)
-        after_speech = place_L >= num_before + speech_length_B[:, None]
-        index = jnp.where(after_speech, place_L - speech_length_B[:, None], jnp.minimum(place_L, num_before - 1))
-        tokens_BxL = jnp.take_along_axis(text, jnp.clip(index, 0, text.shape[1] - 1), axis=1)
+        speech, num_before, num_prompt = Segments.of(speech_lengths), len(before_P), len(before_P) + len(after_Q)
+        batch, num, most = answer_BxNxU.shape
+        length = speech_BxNxD.shape[1] + num_text
+        present = jnp.broadcast_to(present_BxN, speech.length.shape)
+        speech_length, answer_length = (jnp.where(present, x, 0) for x in (speech.length, answer_length_BxN))
+        utterances = Segments.one_after_another(present * (num_prompt + speech_length + answer_length))
+        start = utterances.start + num_prompt + speech_length
 
-        is_speech_BxL = (place_L >= num_before) & ~after_speech
-        speech = jnp.pad(speech_BxNxD, ((0, 0), (num_before, length - num_before - num_speech), (0, 0)))
-        embedded = self.transformer.embed(tokens_BxL)
-        vectors = jnp.where(is_speech_BxL[..., None], speech.astype(embedded.dtype), embedded)
-        real = place_L < start_B[:, None] + answer_length_B[:, None]
-        position = jnp.broadcast_to(place_L, real.shape)
-        return Sequence(shard_batch_dim(vectors), real.astype(jnp.int32), position, is_speech_BxL, start_B)
+        index = utterances.position(length) - num_before  # from the first speech vector on
+        count = utterances.spread(speech_length, length)
+        is_speech = (index >= 0) & (index < count)
+        index = num_before + jnp.where(index < count, jnp.minimum(index, 0), index - count)  # in the prompt
+        whole = jnp.broadcast_to(most * jnp.arange(num), answer_length.shape)
+        answers = answer_BxNxU.reshape(batch, num * most).astype(jnp.int32)
+        answers = move(answers, Segments(whole, answer_length), Segments(start, answer_length), length)
+        fixed = jnp.asarray(np.concatenate([before_P, after_Q, [0]]), jnp.int32)
+        tokens = jnp.where(index < num_prompt, fixed[jnp.clip(index, 0, num_prompt)], answers)
+
+        embedded = self.transformer.embed(tokens)
+        spans = speech._replace(length=speech_length), Segments(utterances.start + num_before, speech_length)
+        vectors = move(speech_BxNxD.astype(embedded.dtype), *spans, length)
+        vectors = jnp.where(is_speech[..., None], vectors, embedded)
+        return Sequence(shard_batch_dim(vectors), is_speech, utterances, start)
 
 
 def speech_attention(
@@ -174,7 +200,7 @@ def speech_attention(
     It evaluates the formula, whatever the model's kernel, because kernels do not return weights. Windows are ignored.
 
     Args:
-      rows_BxU: indices of vectors in the sequence.
+      rows_BxU: indices of vectors in the row.
 
     Returns:
       Shares between 0 and 1.
@@ -185,7 +211,9 @@ def speech_attention(
         *rows_BxU.shape, k.shape[2], -1, k.shape[3]
     )
     scores = jnp.einsum("bugrk,bsgk->bgrus", q_BxUxGxRxK, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    visible = jnp.arange(q.shape[1]) <= rows_BxU[..., None]
+    segment = sequence.segment
+    visible = jnp.arange(length) <= rows_BxU[..., None]
+    visible &= segment[:, None] == jnp.take_along_axis(segment, rows_BxU, axis=1)[..., None]
     weights = jax.nn.softmax(masked_scores(scores, visible[:, None, None]), axis=-1)
     on_speech = jnp.einsum("bgrus,bs->bgru", weights, sequence.is_speech.astype(jnp.float32))
     return on_speech.mean((1, 2))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.nn.attention.dot import attend, masked_attention
 from jax_speechlm.nn.functional import parameter, scan_layers, stack
-from jax_speechlm.nn.layers import Keys, LayerNorm, Linear, RMSNorm, dropout, split_keys
+from jax_speechlm.nn.layers import FrameKeys, Keys, LayerNorm, Linear, RMSNorm, dropout, split_keys
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import gather_residual, scatter_residual, shard_batch_and_time, shard_residual
 
@@ -85,7 +85,7 @@ class Block(nnx.Module):
         rotation: Rotation | None,
         mix: Callable[..., tuple[Array, Any]],
         is_first: Bool[Array, ""],
-        keys: Keys | None,
+        keys: Keys | FrameKeys | None,
     ) -> tuple[Float[Array, "batch time dim"], Any]:
         """Runs the block.
 
@@ -166,12 +166,13 @@ class Transformer(nnx.Module):
         x_BxTxD: Float[Array, "batch time dim"],
         segment_BxT: Int[Array, "batch time"],
         position_BxT: Int[Array, "batch time"],
-        keys: Keys | None = None,
+        keys: Keys | FrameKeys | None = None,
         probe: Callable[[Array, Array], Array] | None = None,
     ) -> tuple[Float[Array, "batch time dim"], Float[Array, "layers ..."] | None]:
         """Encodes vectors in place of token embeddings (`embed`); other arguments as of `__call__`.
 
         Args:
+          keys: for dropout: one key a row, or one for each segment, whose draws then depend on nothing else in its row.
           probe: `(queries [B, T, heads, head_dim], keys [B, T, kv_heads, head_dim]) -> array`, applied in each layer;
             None for no probe.
 
@@ -215,7 +216,7 @@ class Transformer(nnx.Module):
         x_BxTxD: Array,
         segment_BxT: Array,
         position_BxT: Array,
-        keys: Keys | None,
+        keys: Keys | FrameKeys | None,
         probe: Callable[[Array, Array], Array] | None = None,
         keep_every: bool = False,
     ) -> tuple[Array, tuple[Array | None, Array | None]]:
@@ -223,8 +224,13 @@ class Transformer(nnx.Module):
         config, num_vectors = self.config, x_BxTxD.shape[1]
         x_BxTxD = self._add_positions(x_BxTxD, position_BxT)
         x_BxTxD, segment_BxT, position_BxT = map(sequence.pad_time, (x_BxTxD, segment_BxT, position_BxT))
+        segments, keys = (keys.segments, keys.keys) if isinstance(keys, FrameKeys) else (None, keys)
+
+        def keys_of(keys: Array | None) -> Keys | FrameKeys | None:
+            return keys if segments is None else FrameKeys(keys, segments)
+
         *keys_L, key_in = split_keys(keys, config.num_layers + 1)
-        x = shard_residual(dropout(x_BxTxD, config.dropout, key_in))
+        x = shard_residual(dropout(x_BxTxD, config.dropout, keys_of(key_in)))
         rotations = self._rotations(position_BxT)
 
         def mix(is_global: Bool[Array, ""], q: Array, k: Array, v: Array) -> tuple[Array, Array | None]:
@@ -235,9 +241,9 @@ class Transformer(nnx.Module):
                 return windowed(*operands), probed
             return jax.lax.cond(is_global, partial(windowed, window=None), windowed, *operands), probed
 
-        def run(block: Block, x: Array, inputs: tuple[Array, Array, Keys | None]) -> tuple[Array, tuple]:
+        def run(block: Block, x: Array, inputs: tuple[Array, Array, Array | None]) -> tuple[Array, tuple]:
             index, is_global, keys = inputs
-            x, probed = block(x, _choose(is_global, rotations), partial(mix, is_global), index == 0, keys)
+            x, probed = block(x, _choose(is_global, rotations), partial(mix, is_global), index == 0, keys_of(keys))
             return x, (probed, x if keep_every else None)
 
         inputs = *self._layers(), None if keys is None else jnp.stack(keys_L)

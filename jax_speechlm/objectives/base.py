@@ -75,10 +75,10 @@ class ObjectiveConfig(Config):
     def check_optimizer(self, optimizer: Config) -> None:
         """Raises ValueError if settings of the optimizer contradict the objective."""
 
-    def packs_rows(self, stream: str = "") -> bool:
-        """Returns whether rows of speech, of a mixture's stream if named, may hold several utterances."""
-        del stream
-        return True
+    def added_tokens(self, tokenizer: Tokenizer | None) -> int | None:
+        """Returns how many tokens an utterance has in a row of text besides its transcript, where transcripts are put
+        into such a row, whose length packed rows have to bound; None where they are not."""
+        del tokenizer
 
     def of_stream(self, name: str) -> "ObjectiveConfig":
         """Returns the objective whose inputs a stream of a mixture provides; this one if all streams are alike."""

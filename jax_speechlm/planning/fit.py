@@ -15,6 +15,8 @@ from jax_speechlm.recipes.experiment import Experiment
 REMATS: tuple[Remat, ...] = ("none", "dots", "full")
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 _STATE_BYTES = 16  # a float32 parameter, its gradient and Adam's moments
+_SHARERS = {"tensor": (1, 2, 4, 8, 16), "sequence": (2, 4, 8)}
+"""Devices that share rows, by the axis that they are along."""
 
 
 class Trial(NamedTuple):
@@ -97,9 +99,11 @@ def fit(
 
 
 def _meshes(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
-    per_slice, host = topology.devices_per_slice, topology.spec.node
-    for axis, size in (("tensor", 1), ("tensor", 2), ("tensor", 4), ("tensor", 8), ("sequence", 2), ("sequence", 4)):
-        if size > host or per_slice % size:
+    """Yields the experiment on every mesh whose devices that share rows are in one slice of TPUs or one node."""
+    per_slice = topology.devices_per_slice
+    linked = per_slice if topology.spec.platform == "tpu" else topology.spec.node
+    for axis, size in ((axis, size) for axis, sizes in _SHARERS.items() for size in sizes):
+        if size > linked or per_slice % size:
             continue
         spread = per_slice // size
         for fsdp in sorted({spread, 64, 16, 4, 1} & set(range(1, spread + 1)), reverse=True):

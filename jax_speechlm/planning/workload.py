@@ -44,6 +44,7 @@ class Shape:
       unit: of `length`, "samples" or "tokens".
       stream: of a mixture, else "".
       utterances: most utterances of a packed row of speech; 0 if a row is one utterance, and for text.
+      text: most tokens of a packed row of speech and text; 0 if they are not bounded.
     """
 
     rows: int
@@ -53,6 +54,7 @@ class Shape:
     unit: str = "samples"
     stream: str = ""
     utterances: int = 0
+    text: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +90,11 @@ class Workload:
                 row_label=fields.ROW_LABEL in wanted,
                 frame_labels=fields.FRAME_LABELS in wanted,
                 pitch=fields.PITCH in wanted,
+                text=shape.text > 0,
             )
             frames = experiment.frontend.mel.num_frames(shape.length)
             sizes = {"rows": shape.rows, "samples": shape.length, "tokens": shape.tokens, "frames": frames}
-            sizes["utterances"] = shape.utterances
+            sizes |= {"utterances": shape.utterances, "text": shape.text}
         shapes = spec.shapes(sizes)
         return {field.name: jax.ShapeDtypeStruct(shapes[field.name], field.dtype) for field in spec.fields}
 
@@ -133,7 +136,7 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
     samples = (seconds * experiment.sample_rate).astype(np.int64)
     rate = TOKENS_PER_SECOND if tokenizer.vocab_size < 200 else TOKENS_PER_SECOND / 4
     tokens = np.maximum((seconds * rate).astype(np.int64), 1) if reads_text else None
-    plan = plan_speech(experiment, samples, tokens)
+    plan = plan_speech(experiment, samples, tokens, tokenizer if reads_text else None)
     text = f" with {rate:g} tokens a second" if reads_text else ""
     assumed = f"{', '.join(missing)} not prepared here{said if reads_text else ''}: durations even from "
     assumed += f"{data.min_seconds:g} to {data.max_seconds:g} s{text}"
@@ -173,7 +176,7 @@ def _of_streams(experiment: Experiment, vocab_size: int | None) -> Workload:
         useful.append((load.unit, load.useful, sum(share * s.share * s.rows * s.length for s in load.shapes)))
     unit = "samples" if any(load.unit == "samples" for load in loads) else "tokens"
     counted = [(share, padded) for of_unit, share, padded in useful if of_unit == unit]
-    shapes.sort(key=lambda s: s.length if s.unit == "tokens" else s.length / frame + s.tokens)
+    shapes.sort(key=lambda s: s.length if s.unit == "tokens" else s.length / frame + (s.text or s.tokens))
     return Workload(
         tuple(shapes),
         unit,
@@ -188,7 +191,14 @@ def _of_streams(experiment: Experiment, vocab_size: int | None) -> Workload:
 
 def _of_plan(plan: plans.SpeechPlan, tokenizer: Tokenizer | None, assumed: str) -> Workload:
     shapes = tuple(
-        Shape(bucket.batch_size, bucket.num_samples, bucket.num_tokens, share, utterances=bucket.num_utterances)
+        Shape(
+            bucket.batch_size,
+            bucket.num_samples,
+            bucket.num_tokens,
+            share,
+            utterances=bucket.num_utterances,
+            text=bucket.num_text,
+        )
         for bucket, share in zip(plan.buckets, plan.step_shares, strict=True)
     )
     return Workload(shapes, "samples", 1 - plan.padding_share, tokenizer, assumed, plan.sample_rate)

@@ -43,8 +43,8 @@ class Speech(Config):
       tokenizer: folder of a trained tokenizer, or of a run that has one; None takes the characters of the transcripts.
       label: column of the index with the classes of a classification: "text", "speaker", "language".
       seconds_per_batch: padded audio of one global batch.
-      packed: whether several utterances share a row in training, unless the objective needs one a row; otherwise a row
-        is one utterance, padded to the length of its bucket. Evaluation has one utterance a row.
+      packed: whether several utterances share a row in training; otherwise a row is one utterance, padded to the length
+        of its bucket. Evaluation has one utterance a row.
       row_seconds: lengths of packed rows, each a static batch shape; utterances longer than the longest are dropped,
         and counted. Empty chooses one from the longest utterance that is kept to twice its length.
       max_utterances: most utterances of a packed row.
@@ -348,6 +348,11 @@ class Experiment(Config):
     def frame_samples(self) -> int:
         """Hop of the speech encoder's frames, in samples."""
         return self.frontend.mel.frame_samples * self.model.subsampling
+
+    @property
+    def slot_samples(self) -> int:
+        """Divisor of the first sample of an utterance in packed rows: a frame, or an adapter's window of frames."""
+        return self.frame_samples * getattr(self.model, "alignment", 1)
 
 
 def differences(first: Experiment, second: Experiment) -> list[str]:

@@ -81,9 +81,15 @@ def open_source(experiment: Experiment) -> BatchSource:
 
 
 def plan_speech(
-    experiment: Experiment, num_samples: Int[np.ndarray, " items"], tokens: Int[np.ndarray, " items"] | None
+    experiment: Experiment,
+    num_samples: Int[np.ndarray, " items"],
+    tokens: Int[np.ndarray, " items"] | None,
+    tokenizer: Tokenizer | None = None,
 ) -> plans.SpeechPlan:
     """Plans the training batches of an experiment for utterances of these lengths, with speed perturbation.
+
+    Args:
+      tokenizer: the transcripts', if there are `tokens`.
 
     Raises:
       ValueError: the settings are inconsistent, or no utterance is left.
@@ -93,7 +99,7 @@ def plan_speech(
     limits = {"min_seconds": data.min_seconds, "max_seconds": data.max_seconds}
     shared = limits | {"seed": experiment.seed, "shortest_first_epochs": data.shortest_first_epochs}
     shared |= _shapes(experiment)
-    if not (data.packed and experiment.objective.packs_rows()):
+    if not data.packed:
         return plans.make_plan(*lengths, num_buckets=data.num_buckets, max_crop=data.max_crop, **shared)
     if data.max_crop:
         raise ValueError(
@@ -101,6 +107,8 @@ def plan_speech(
             "--data.max-crop 0, or --data.packed false"
         )
     rows = {"row_seconds": data.row_seconds, "max_utterances": data.max_utterances}
+    rows |= {"added_tokens": experiment.objective.added_tokens(tokenizer)}
+    shared |= {"frame_samples": experiment.slot_samples}
     return make_row_plan(*lengths, gap_samples=experiment.frontend.mel.gap_samples, **rows, **shared)
 
 
@@ -177,7 +185,7 @@ class SpeechSource(_PlannedSource):
         def lengths(index: indexes.Index) -> Int[np.ndarray, " items"] | None:
             return indexes.token_lengths(index, tokenizer, column) if tokenizer else None
 
-        plan, dev_plan = plan_speech(experiment, train.num_samples, lengths(train)), None
+        plan, dev_plan = plan_speech(experiment, train.num_samples, lengths(train), tokenizer), None
         labels = _read(experiment, "label", train, dev)
         if labels[1] is not None and (labels[1] < 0).all():
             log.warning("nothing validates: of the dev split's speakers none is of the training data")
@@ -355,17 +363,13 @@ def stream_experiments(experiment: Experiment) -> dict[str, Experiment]:
     return {
         name: experiment.model_copy(  # not validated: no task trains the mixture's model on one stream
             update={
-                "data": _unpacked(data) if not experiment.objective.packs_rows(name) else data,
+                "data": data,
                 "objective": experiment.objective.of_stream(name),
                 "seed": derive_key(experiment.seed, number),
             }
         )
         for number, (name, data) in enumerate(experiment.data.parts.items())
     }
-
-
-def _unpacked(data: Speech | Text) -> Speech | Text:
-    return data.replace(packed=False) if isinstance(data, Speech) else data
 
 
 def _reads_text(experiment: Experiment) -> bool:

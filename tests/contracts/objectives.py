@@ -34,7 +34,7 @@ from jax_speechlm.objectives.lm.masked_lm import MaskedLM
 from jax_speechlm.objectives.lm.span_corruption import SpanCorruption
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
 from jax_speechlm.objectives.speech_text.joint import STREAMS
-from jax_speechlm.objectives.speech_text.speech_lm import SpeechLM
+from jax_speechlm.objectives.speech_text.speech_lm import Prompt, Prompts, SpeechLM
 from jax_speechlm.parallel import mesh as meshes
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.tasks import TASKS
@@ -58,6 +58,7 @@ BERT = BOTH_WAYS.replace(
     **FORMS["bert"], num_kv_heads=8, positions=LearnedPositions(size=64, first=2, token_types=2), tied=False
 )
 SPEECH_LM = tiny.MODELS["speech_lm"].replace(lora=LoRA(rank=2, targets=("transformer/layers", "encoder/layers")))
+SPEECH_LM = SPEECH_LM.replace(transformer=SPEECH_LM.transformer.replace(dropout=0.1))
 MODELS = {
     ConformerConfig: tiny.MODEL.replace(attention_dropout=0.1, chunk_lengths=(4,)),
     FastConformerConfig: tiny.FAST.replace(attention_dropout=0.1),
@@ -87,7 +88,7 @@ SETTINGS = {config.kind: config for config in tiny.OBJECTIVES.values()} | {
     "ctc": CTC(intermediate=(1,), consistency=0.2),
     "masked_lm": MaskedLM(ratio=0.3),
     "span_corruption": SpanCorruption(ratio=0.3, sentinels=8),
-    "speech_lm": SpeechLM(freeze=()),
+    "speech_lm": SpeechLM(freeze=(), prompts=Prompts(transcribe=Prompt(before="ab", behind="ca "))),
     "unit_lm": UnitLM(num_units=9),
 }
 """Small settings of each objective."""
@@ -202,12 +203,12 @@ class Toy:
     @property
     def packs(self) -> bool:
         """Whether rows may hold several utterances."""
-        return self.data == "speech" and self.config.kind != "speech_lm" and self.stream != "pairs"
+        return self.data == "speech"
 
     def packed(self, rows: list[list[int]]) -> Batch:
         """Returns the batch's utterances packed into these rows, whose gaps hold junk."""
         mel = self.frontend.mel
-        frame, gap = mel.frame_samples * self.model.subsampling, mel.gap_samples
+        frame, gap = mel.frame_samples * self.model.subsampling * getattr(self.model, "alignment", 1), mel.gap_samples
         lengths = self.batch["audio_length"].tolist()
         slots = -(-(np.array(lengths) + gap) // frame) * frame
         starts = [np.cumsum([0, *slots[np.array(row, int)]])[: len(row)] for row in rows]
@@ -232,6 +233,11 @@ class Toy:
                 for field in by_frame:
                     first, count = at // mel.frame_samples, mel.num_frames(lengths[i])
                     batch[field.name][place, first : first + count] = self.batch[field.name][i, :count]
+        added = self.config.of_stream(self.stream).added_tokens(self.tokenizer)
+        if added is not None:
+            lengths = batch["weight"], batch["token_length"]
+            places = int(((batch["weight"] > 0) * (batch["token_length"] + added)).sum(axis=1).max())
+            batch["text_segment"] = fields.text_segment(*lengths, added, places)
         return batch
 
     def shortest(self) -> Batch:

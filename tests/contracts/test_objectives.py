@@ -17,6 +17,8 @@ MESHES = {
         MeshShape(data=2, fsdp=2, tensor=2),
         MeshShape(data=2, sequence=2, tensor=2),
     ),
+    "joint pairs": (ALL_BUT_DATA, LONG, MeshShape(data=8)),
+    "speech_lm speech_lm": (ALL_BUT_DATA, MeshShape(data=8), MeshShape(data=2, fsdp=2, tensor=2)),
     "masked_lm transformer": (ALL_BUT_DATA, LONG, MeshShape(data=2, fsdp=2, tensor=2)),
     "unit_lm transformer": (ALL_BUT_DATA, LONG),
 }

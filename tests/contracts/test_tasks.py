@@ -11,6 +11,7 @@ from jax_speechlm.planning.workload import Shape, Workload
 from jax_speechlm.recipes.experiment import Experiment
 from jax_speechlm.tasks import TASKS
 from jax_speechlm.training.source import inputs_of, stream_experiments
+from tests.objectives import text
 from tests.training import tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
@@ -23,6 +24,8 @@ def verify_task(experiment: Experiment, batch: dict[str, np.ndarray], stream: st
     if "audio" in batch:
         packed = "audio_start" in batch
         optional |= {"frame_labels": fields.FRAME_LABELS in wanted, "pitch": fields.PITCH in wanted}
+        objective = experiment.objective.of_stream(stream)
+        optional["text"] = packed and objective.added_tokens(text.TOKENIZER) is not None
         spec = BatchSpec.speech(packed=packed, **optional)
         length, unit = batch["audio"].shape[1], "samples"
         assert (batch["tokens"].shape[-1] > 0) == (fields.TRANSCRIPT_TOKENS in wanted)
@@ -30,7 +33,8 @@ def verify_task(experiment: Experiment, batch: dict[str, np.ndarray], stream: st
         spec = BatchSpec.text(**optional, duration=fields.DURATION in wanted)
         length, unit = batch["tokens"].shape[1], "tokens"
     sizes = spec.check(batch)
-    shape = Shape(sizes["rows"], length, sizes.get("tokens", 0), 1.0, unit, stream, sizes.get("utterances", 0))
+    packed_sizes = (sizes.get(name, 0) for name in ("utterances", "text"))
+    shape = Shape(sizes["rows"], length, sizes.get("tokens", 0), 1.0, unit, stream, *packed_sizes)
     abstract = Workload((shape,), unit, 1.0, None).abstract(shape, experiment)
     assert {name: (x.shape, x.dtype) for name, x in abstract.items()} == {
         name: (x.shape, x.dtype) for name, x in batch.items()
@@ -43,7 +47,7 @@ def test_batches_of_speech_are_as_declared(name, packed):
     experiment = tiny.experiment(name, data=tiny.NOISE.replace(packed=packed))
     source = tiny.source(experiment)
     batch = next(iter(source.batches(0, 1)))
-    assert ("audio_start" in batch) == (packed and experiment.objective.packs_rows())
+    assert ("audio_start" in batch) == packed
     verify_task(experiment, batch)
     verify_task(experiment, next(iter(source.dev_batches())))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
+from jax_speechlm.core.segments import Segments
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
@@ -101,19 +102,41 @@ def test_a_row_is_laid_out_without_a_gap():
     model = functional.bind(graphdef, params)
     width = MODEL.transformer.dim
     speech = -jnp.arange(1, 2 * 4 * width + 1, dtype=jnp.float32).reshape(2, 4, width)
-    answer = jnp.array([[5, 6, 7], [8, 1, 1]])
-    found = model.lay_out(np.array([3, 4]), speech, jnp.array([4, 2]), np.array([2]), answer, jnp.array([3, 1]))
+    answer = jnp.array([[[5, 6, 7]], [[8, 1, 1]]]), jnp.array([[3], [1]])
+    found = model.lay_out(np.array([3, 4]), speech, jnp.array([4, 2]), np.array([2]), *answer, num_text=6)
     table = np.asarray(params["transformer"]["embedding"])
     rows = [
         np.concatenate([table[[3, 4]], speech[0], table[[2, 5, 6, 7]]]),
         np.concatenate([table[[3, 4]], speech[1, :2], table[[2, 8]]]),
     ]
     assert found.segment.tolist() == [[1] * 10, [1] * 6 + [0] * 4]
-    assert found.start.tolist() == [7, 5]
+    assert found.start.tolist() == [[7], [5]]
     assert found.is_speech.tolist() == [[False] * 2 + [True] * 4 + [False] * 4, [False] * 2 + [True] * 2 + [False] * 6]
     for place, row in enumerate(rows):
         np.testing.assert_array_equal(found.vectors[place, : len(row)], row)
         np.testing.assert_array_equal(found.position[place, : len(row)], np.arange(len(row)))
+
+
+def test_utterances_of_a_row_are_laid_out_one_after_another():
+    params, objective, _ = built()
+    model = functional.bind(functional.declare(objective.make).graphdef, params)
+    width = MODEL.transformer.dim
+    speech = -jnp.arange(1, 7 * width + 1, dtype=jnp.float32).reshape(1, 7, width)
+    lie = Segments(jnp.array([[0, 2, 4, 0]]), jnp.array([[1, 2, 3, 0]]))
+    answer = jnp.array([[[5, 6, 7], [1, 1, 1], [8, 9, 1], [0, 0, 0]]]), jnp.array([[3, 0, 2, 0]])
+    present = jnp.array([[True, True, True, False]])
+    found = model.lay_out(np.array([3, 4]), speech, lie, np.array([2]), *answer, num_text=15, present_BxN=present)
+    table = np.asarray(params["transformer"]["embedding"])
+    row = np.concatenate([
+        table[[3, 4]], speech[0, :1], table[[2, 5, 6, 7]],
+        table[[3, 4]], speech[0, 2:4], table[[2]],
+        table[[3, 4]], speech[0, 4:7], table[[2, 8, 9]],
+    ])  # fmt: skip
+    np.testing.assert_array_equal(found.vectors[0, : len(row)], row)
+    assert found.segment.tolist() == [[1] * 7 + [2] * 5 + [3] * 8 + [0] * 2]
+    assert found.position[0, :20].tolist() == [*range(7), *range(5), *range(8)]
+    assert found.start[0, :3].tolist() == [4, 12, 18]
+    assert np.flatnonzero(found.is_speech[0]).tolist() == [2, 9, 10, 14, 15, 16]
 
 
 def test_frozen_parts_have_no_dropout():
@@ -144,8 +167,8 @@ def test_attention_on_speech_is_the_softmax_written_out():
     q, k = rng.normal(size=(1, 7, 4, 6)).astype(np.float32), rng.normal(size=(1, 7, 2, 6)).astype(np.float32)
     is_speech = np.array([[False, True, True, True, False, False, False]])
     model = functional.bind(functional.declare(built()[1].make).graphdef, built()[0])
-    no_speech, answer = jnp.zeros((1, 3, MODEL.transformer.dim)), jnp.ones((1, 2), int)
-    sequence = model.lay_out(np.array([1]), no_speech, jnp.array([3]), np.array([1]), answer, jnp.array([2]))
+    no_speech, answer = jnp.zeros((1, 3, MODEL.transformer.dim)), (jnp.ones((1, 1, 2), int), jnp.array([[2]]))
+    sequence = model.lay_out(np.array([1]), no_speech, jnp.array([3]), np.array([1]), *answer, num_text=4)
     np.testing.assert_array_equal(sequence.is_speech, is_speech)
     found = speech_attention(jnp.asarray(q), jnp.asarray(k), sequence, jnp.array([[4, 6]]))
     for place, row in enumerate((4, 6)):

@@ -6,7 +6,7 @@ import pytest
 from jax_speechlm.parallel import chips
 from jax_speechlm.parallel.mesh import MeshShape
 from jax_speechlm.planning import ahead_of_time
-from jax_speechlm.planning.fit import REMATS, fit, with_remat
+from jax_speechlm.planning.fit import REMATS, _meshes, fit, with_remat
 from jax_speechlm.recipes import registry
 
 
@@ -34,6 +34,24 @@ def test_few_compilations_still_try_every_policy_some_meshes_and_batches(virtual
     assert len({each.mesh for each in tried}) > 1
     assert len({each.data.tokens_per_batch for each in tried}) > 1
     assert trials[0].experiment.model.remat != "full"
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "sequence"),
+    [
+        ("v5p-512", {1, 2, 4, 8, 16}, {1, 2, 4, 8}),
+        ("v5e-4", {1, 2, 4}, {1, 2, 4}),
+        ("h100-64", {1, 2, 4, 8}, {1, 2, 4, 8}),
+    ],
+)
+def test_devices_that_share_rows_are_in_one_slice_or_one_node(name, tensor, sequence):
+    """A v5p host has four chips, and its links reach over hosts; a node of GPUs has eight."""
+    topology = chips.topology(name)
+    meshes = [each.mesh for each in _meshes(small_lm(), topology)]
+    assert {mesh.tensor for mesh in meshes} == tensor
+    assert {mesh.sequence for mesh in meshes} == sequence
+    for mesh in meshes:
+        assert mesh.data * mesh.fsdp * mesh.sequence * mesh.tensor == topology.num_devices
 
 
 def test_a_policy_is_for_all_stacks_of_a_model():

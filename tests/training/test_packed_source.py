@@ -8,11 +8,12 @@ import pytest
 from data_pipelines.batching.plan import BatchPlan
 from data_pipelines.batching.rows import RowPlan
 from data_pipelines.core.errors import DataError
+from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.planning.workload import workload
 from jax_speechlm.recipes.experiment import Speech
 from jax_speechlm.training.concerns import concerns
 from jax_speechlm.training.reporting import BatchSize
-from jax_speechlm.training.source import open_source, plan_speech, stream_experiments
+from jax_speechlm.training.source import open_source, plan_speech
 from tests.data_pipelines.prepared import noise, write_prepared
 from tests.training import tiny
 
@@ -34,7 +35,7 @@ def packed(data_dir, objective="ctc", **changes):
 
 
 @pytest.mark.parametrize("row_seconds", [(), (0.8, 1.6)])
-@pytest.mark.parametrize("objective", ["ctc", "best_rq"])
+@pytest.mark.parametrize("objective", ["ctc", "best_rq", "speech_lm"])
 def test_the_planner_compiles_for_the_batches_that_are_read(data_dir, row_seconds, objective):
     experiment = packed(data_dir, objective, row_seconds=row_seconds)
     source, load = open_source(experiment), workload(experiment, None)
@@ -102,14 +103,25 @@ def test_few_utterances_a_row_can_be_asked_for(data_dir):
     assert json.loads(packed(data_dir).model_dump_json())["data"]["packed"] is True
 
 
-def test_text_that_follows_its_audio_needs_one_utterance_a_row(data_dir):
+def test_a_transcript_that_follows_its_audio_has_a_bounded_row_of_text(data_dir):
     experiment = packed(data_dir, "speech_lm")
-    assert type(plan_speech(experiment, np.array(LENGTHS), np.ones(len(LENGTHS), int))) is BatchPlan
-    streams = stream_experiments(tiny.experiment("joint"))
-    assert {name: stream.data.packed for name, stream in streams.items() if name != "text"} == {
-        "speech": True,
-        "pairs": False,
-    }
+    plan = open_source(experiment).plan
+    added = sum(map(len, experiment.objective.prompt_ids(CharTokenizer("abc"))))
+    assert plan.added_tokens == added > 0
+    assert plan.frame_samples == experiment.slot_samples == 2 * experiment.frame_samples  # of a vector
+    assert all(bucket.num_text >= 1 + added for bucket in plan.buckets)
+    (batch,) = open_source(packed(data_dir)).batches(0, 1)
+    assert "text_segment" not in batch
+
+
+@pytest.mark.parametrize("tlm_weight", [0.0, 1.0])
+def test_pairs_have_a_row_of_text_for_tlm_alone(tlm_weight):
+    experiment = tiny.experiment("joint")
+    experiment = experiment.replace(objective=experiment.objective.replace(tlm_weight=tlm_weight))
+    source = tiny.source(experiment)
+    seen = {source.stream(step): batch for step, batch in enumerate(source.batches(0, 12))}
+    assert [name for name, batch in seen.items() if "text_segment" in batch] == ["pairs"] * (tlm_weight > 0)
+    assert seen["pairs"]["audio_start"].shape == seen["pairs"]["token_length"].shape
 
 
 def test_settings_of_runs_before_packed_rows_keep_their_buckets():

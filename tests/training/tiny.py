@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_pipelines.batching.fields import BatchSpec
+from data_pipelines.batching.fields import BatchSpec, text_segment
 from data_pipelines.batching.packing import make_text_eval_plan, make_text_plan
 from data_pipelines.batching.plan import BatchPlan, SpeechPlan, make_eval_plan, make_plan
 from data_pipelines.batching.rows import RowPlan, make_row_plan
@@ -216,9 +216,10 @@ class MemorySource(BatchSource):
         num_classes = len(getattr(objective, "classes", ()))
         num_units = (num_classes or objective.num_units) if {FRAME_UNITS, SPEECH_OR_SILENCE} & set(inputs) else 0
         num_labels = num_classes if {ROW_CLASS, ROW_SPEAKER} & set(inputs) else 0
-        if experiment.data.packed and objective.packs_rows():
-            options["frame_samples"] = experiment.frame_samples
+        if experiment.data.packed:
+            options["frame_samples"] = experiment.slot_samples
             rows = {"gap_samples": experiment.frontend.mel.gap_samples, "row_seconds": experiment.data.row_seconds}
+            rows["added_tokens"] = objective.added_tokens(tokenizer)
             plan = make_row_plan(lengths, tokens, seed=experiment.seed, **rows, **options)
         else:
             plan = make_plan(lengths, tokens, seed=experiment.seed, **buckets, **options)
@@ -236,9 +237,11 @@ class MemorySource(BatchSource):
         planned, packed = plan.batch(step), isinstance(plan, RowPlan)
         bucket, items = plan.buckets[planned.bucket], planned.rows
         optional = {"row_label": self.num_labels > 0, "frame_labels": self.num_units > 0, "pitch": bool(self.pitch_mel)}
+        optional["text"] = bucket.num_text > 0
         spec, mel = BatchSpec.speech(packed=packed, **optional), self.pitch_mel or MEL
         sizes = {"rows": len(items), "samples": bucket.num_samples, "tokens": bucket.num_tokens}
         sizes |= {"frames": mel.num_frames(bucket.num_samples), "utterances": bucket.num_utterances}
+        sizes["text"] = bucket.num_text
         batch = spec.empty(sizes)
         batch["example_id"][:], batch["weight"][:] = items, items >= 0
         if packed:
@@ -262,4 +265,7 @@ class MemorySource(BatchSource):
                 ids = self.tokenizer.encode(self.texts[item])
                 batch["tokens"][place][: len(ids)] = ids
                 batch["token_length"][place] = len(ids)
+        if bucket.num_text:
+            lengths = batch["weight"], batch["token_length"]
+            batch["text_segment"] = text_segment(*lengths, plan.added_tokens, bucket.num_text)
         return batch

@@ -170,15 +170,18 @@ class SpeechLanguageModel(Transcriber):
         def run(params: Params, batch: Batch, keys: Array, *, method: Sampling | Beam) -> Continuations:
             model = functional.bind(graphdef, params)
             speech, length_B = model.encode_speech(*features(batch, experiment.frontend, None))
-            nothing = jnp.zeros((len(length_B), 0), jnp.int32)
-            sequence = model.lay_out(before, speech, length_B, after, nothing, jnp.zeros_like(length_B))
+            nothing = jnp.zeros((len(length_B), 1, 0), jnp.int32)
+            answers = nothing, jnp.zeros_like(length_B)[:, None]
+            num_prompt = len(before) + len(after)
+            sequence = model.lay_out(before, speech, length_B, after, *answers, num_text=num_prompt)
+            start_B = sequence.start[:, 0]
 
             def most_tokens(samples):
                 return samples * TOKENS_PER_SECOND // experiment.sample_rate + SPARE_TOKENS
 
-            context = sequence.start + most_tokens(batch["audio_length"])
+            context = start_B + most_tokens(batch["audio_length"])
             limits = {"max_new": most_tokens(batch["audio"].shape[1]), "context": context}
-            prompt = model.transformer, self.vocabulary, sequence.vectors, sequence.start
+            prompt = model.transformer, self.vocabulary, sequence.vectors, start_B
             return generate(*prompt, keys, method, **limits)
 
         return jax.jit(run, static_argnames="method")

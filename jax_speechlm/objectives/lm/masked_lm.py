@@ -53,7 +53,8 @@ class MaskedLM(ObjectiveConfig):
             row = batch["tokens"], batch["segment"]
             masked = mask_tokens(*row, mask_keys, vocabulary, starts_V, self.ratio)
             hidden_BxTxD = transformer(masked.tokens, batch["segment"], batch["position"], dropout_keys)
-            targets = take_chosen(masked, hidden_BxTxD, batch["tokens"], batch["weight"], self.ratio)
+            most = most_masked(batch["tokens"].shape[1], self.ratio)
+            targets = take_chosen(masked, hidden_BxTxD, batch["tokens"], batch["weight"][:, None], most)
             metrics, _ = token_metrics(transformer, *targets)
             return {"loss": metrics["loss"], "masked_accuracy": metrics["accuracy"]}
 
@@ -81,9 +82,9 @@ def word_starts(tokenizer: Tokenizer) -> Bool[np.ndarray, " vocab"]:
     return np.array([piece[:1] == "\u2581" or piece[:1].isspace() for piece in tokenizer.pieces])
 
 
-def most_masked(num_tokens: int, ratio: float) -> int:
-    """Returns the maximum number of tokens that `mask_tokens` chooses in a row."""
-    return min(num_tokens, int(ratio * num_tokens) + 1)
+def most_masked(num_tokens: int, ratio: float, utterances: int = 1) -> int:
+    """Returns the maximum number of tokens that `mask_tokens` chooses in a row, of so many texts with own keys."""
+    return min(num_tokens, int(ratio * num_tokens) + utterances)
 
 
 class Targets(NamedTuple):
@@ -98,13 +99,18 @@ def take_chosen(
     masked: Masked,
     hidden_BxTxD: Float[Array, "batch time dim"],
     tokens_BxT: Int[Array, "batch time"],
-    weight_B: Float[Array, " batch"],
-    ratio: float,
+    weight_BxT: Float[Array, "batch time"] | Float[Array, "batch 1"],
+    most: int,
 ) -> Targets:
-    """Gathers hidden states and original tokens of the chosen ones, which saves most of the output layer's cost."""
-    slots_BxN = masked_places(masked.chosen, sequence.padded_time(most_masked(tokens_BxT.shape[1], ratio)))
-    hidden, token, chosen = (take_frames(x, slots_BxN) for x in (hidden_BxTxD, tokens_BxT, masked.chosen))
-    return Targets(shard_batch_and_time(hidden), token, chosen * weight_B[:, None])
+    """Gathers hidden states and original tokens of the chosen ones, which saves most of the output layer's cost.
+
+    Args:
+      most: maximum number of chosen tokens in a row.
+    """
+    slots_BxN = masked_places(masked.chosen, sequence.padded_time(most))
+    weight_BxT = masked.chosen * weight_BxT
+    hidden, token, weight = (take_frames(x, slots_BxN) for x in (hidden_BxTxD, tokens_BxT, weight_BxT))
+    return Targets(shard_batch_and_time(hidden), token, weight)
 
 
 def mask_tokens(

@@ -5,7 +5,7 @@ A batch belongs to one stream, determined by its arrays:
 - `speech`, audio only: BEST-RQ;
 - `text`, documents: masked language modelling; token embeddings enter the same layers as speech;
 - `pairs`, audio and transcripts: CTC on the audio alone, and translation language modelling (TLM): audio and transcript
-  concatenated in a row, partly masked and predicted from both.
+  of each utterance concatenated, partly masked and predicted from both.
 
 References: Bapna et al. 2022 (mSLAM) and 2021 (SLAM), with BEST-RQ instead of w2v-BERT and masked words instead of
 masked text spans; TLM: Conneau and Lample 2019.
@@ -24,8 +24,9 @@ from pydantic import Field
 
 from data_pipelines.batching.packing import BOUNDARIES
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, frame_mask
+from jax_speechlm.core.batch import Batch, by_utterance, text_places
 from jax_speechlm.core.config import Config
+from jax_speechlm.core.segments import Segments, move
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.models.conformer import Conformer, ConformerConfig, forward_flops
@@ -88,11 +89,9 @@ class Joint(ObjectiveConfig):
                     f"set --data.streams.{place}.data.packed False"
                 )
 
-    def packs_rows(self, stream: str = "") -> bool:
-        return stream != "pairs"  # a transcript follows its audio
-
     def of_stream(self, name: str) -> ObjectiveConfig:
-        return {"speech": self.speech, "text": self.text, "pairs": self.ctc}[name]
+        pairs = _Pairs(**dict(self.ctc)) if self.tlm_weight else self.ctc
+        return {"speech": self.speech, "text": self.text, "pairs": pairs}[name]
 
     def build(self, model: ConformerConfig, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
         """Builds the objective. A batch's loss is the mean over its stream's valid targets, times the stream's weight.
@@ -124,6 +123,14 @@ class Joint(ObjectiveConfig):
 
         parts = {"batch_flops": losses.flops, "logits": logits, "health_check": health_check}
         return Objective(make, losses, frozen=("quantizer",), **parts)
+
+
+class _Pairs(CTC):
+    """CTC on batches for TLM too, where each transcript follows its audio."""
+
+    def added_tokens(self, tokenizer: Tokenizer | None) -> int:
+        del tokenizer
+        return BOUNDARIES
 
 
 class TextSide(nnx.Module):
@@ -202,7 +209,8 @@ class _Losses:
         length_B = jnp.sum(batch["segment"] > 0, axis=1)
         # No attention chunk, here and in TLM: chunks are of frames, and masked tokens are predicted from both sides.
         hidden_BxTxD, _ = joint.encoder.encode(joint.text.embed(masked.tokens), length_B, keys=dropout_keys)
-        targets = take_chosen(masked, hidden_BxTxD, batch["tokens"], batch["weight"], ratio)
+        most = most_masked(batch["tokens"].shape[1], ratio)
+        targets = take_chosen(masked, hidden_BxTxD, batch["tokens"], batch["weight"][:, None], most)
         (metrics, _), count = token_metrics(joint.text, *targets), jnp.sum(targets.weight)
         frequent = jnp.max(gauges.code_shares(targets.token, targets.weight, self.vocabulary.size))
         named = {"loss": metrics["loss"], "masked_accuracy": metrics["accuracy"]}
@@ -222,22 +230,38 @@ class _Losses:
     def _tlm(self, joint: JointModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
         config, speech = self.config, self.config.speech
         text_key, key = (jax.random.key(0), None) if key is None else jax.random.split(key)
-        views = speech.views(batch, key, self.frontend, self.model)
-        tokens_BxU, token_length_B = enclose(batch["tokens"], batch["token_length"], self.vocabulary.boundary)
-        length_B = views.segments.length[:, 0]
-        num_frames, num_tokens = views.mask_BxT.shape[1], tokens_BxU.shape[1]
-        segment_BxU = frame_mask(token_length_B, num_tokens).astype(jnp.int32)
-        masked = self._mask(tokens_BxU, segment_BxU, row_keys(text_key, batch), config.tlm_ratio)
+        views, num_text = speech.views(batch, key, self.frontend, self.model), text_places(batch, BOUNDARIES)
+        batch, frames = by_utterance(batch), views.segments
+        num_frames = views.mask_BxT.shape[1]
+        length = num_frames + num_text
+        tokens_BxNxU, token_length_BxN = enclose(batch["tokens"], batch["token_length"], self.vocabulary.boundary)
+        segment_BxNxU = (jnp.arange(tokens_BxNxU.shape[2]) < token_length_BxN[..., None]).astype(jnp.int32)
+        by_text = (x.reshape(-1, *x.shape[2:]) for x in (tokens_BxNxU, segment_BxNxU, row_keys(text_key, batch)))
+        masked = self._mask(*by_text, config.tlm_ratio)
 
+        token_length_BxN = jnp.where(batch["weight"] > 0, token_length_BxN, 0)
+        utterances = Segments.one_after_another(frames.length + token_length_BxN)
+        first = Segments(utterances.start, frames.length)  # of each utterance, followed by its text
+        texts = Segments(utterances.start + frames.length, token_length_BxN)
+        whole = tokens_BxNxU.shape[2] * jnp.arange(frames.num)
+        whole = Segments(jnp.broadcast_to(whole, token_length_BxN.shape), token_length_BxN)
+
+        def put(by_text: Array) -> Array:
+            return move(by_text.reshape(len(tokens_BxNxU), -1), whole, texts, length)
+
+        tokens_BxL, masked = put(tokens_BxNxU), Masked(*map(put, masked))
         x_BxTxD = joint.encoder.embed(best_rq.hide_frames(views, speech))
-        x_BxTxD = append(x_BxTxD, length_B, joint.text.embed(masked.tokens))
-        hidden_BxTxD, _ = joint.encoder.encode(x_BxTxD, length_B + token_length_B, keys=views.dropout_keys)
+        x_BxLxD = move(x_BxTxD, frames, first, length)
+        is_text = texts.mask(length)[..., None]
+        x_BxLxD = shard_batch_dim(jnp.where(is_text, joint.text.embed(masked.tokens), x_BxLxD))
+        hidden_BxLxD, _ = joint.encoder.encode(x_BxLxD, utterances, keys=views.dropout_keys)
 
-        frames_BxTxD = hidden_BxTxD[:, :num_frames].astype(self.model.dtype)
-        most = speech.most_masked(num_frames, self.frontend)
-        codes = best_rq.score_frames(joint.codes, joint.quantizer, views, frames_BxTxD, batch["weight"][:, None], most)
-        text_BxUxD = take_behind(hidden_BxTxD, length_B, num_tokens)
-        targets = take_chosen(masked, text_BxUxD, tokens_BxU, batch["weight"], config.tlm_ratio)
+        frames_BxTxD = move(hidden_BxLxD, first, frames, num_frames).astype(self.model.dtype)
+        most = speech.most_masked(num_frames, self.frontend, frames.num)
+        codes = best_rq.score_frames(joint.codes, joint.quantizer, views, frames_BxTxD, batch["weight"], most)
+        weight_BxL = texts.spread(batch["weight"], length)
+        most = most_masked(num_text, config.tlm_ratio, frames.num)
+        targets = take_chosen(masked, hidden_BxLxD, tokens_BxL, weight_BxL, most)
         tokens, _ = token_metrics(joint.text, *targets)
         return {
             "tlm_codes": codes["loss"],
@@ -262,7 +286,7 @@ class _Losses:
         ctc = self.ctc.forward_flops(num_samples, rows)
         if not config.tlm_weight:
             return ctc
-        num_frames, num_tokens = self.frontend.mel.num_frames(num_samples), batch["tokens"].shape[1] + BOUNDARIES
+        num_frames, num_tokens = self.frontend.mel.num_frames(num_samples), text_places(batch, BOUNDARIES)
         longer = self._layers(num_frames + num_tokens, rows) - self._layers(num_frames, rows)
         return ctc + speech + longer + rows * self._output_layer(num_tokens, config.tlm_ratio)
 
@@ -293,35 +317,12 @@ def stream_of(batch: Mapping[str, Any]) -> str:
 
 
 def enclose(
-    tokens_BxU: Int[Array, "batch tokens"], length_B: Int[Array, " batch"], boundary: int
-) -> tuple[Int[Array, "batch enclosed"], Int[Array, " batch"]]:
+    tokens: Int[Array, "*utterances tokens"], length: Int[Array, "*utterances"], boundary: int
+) -> tuple[Int[Array, "*utterances enclosed"], Int[Array, "*utterances"]]:
     """Adds a boundary before and after each transcript; returns tokens and lengths."""
-    tokens = jnp.pad(tokens_BxU, ((0, 0), (1, 1)), constant_values=boundary)
-    place = jnp.arange(tokens.shape[1])
-    return jnp.where(place == length_B[:, None] + 1, boundary, tokens), length_B + 2
-
-
-def append(
-    x_BxTxD: Float[Array, "batch time dim"], length_B: Int[Array, " batch"], y_BxUxD: Float[Array, "batch more dim"]
-) -> Float[Array, "batch joined dim"]:
-    """Inserts each row of y directly after the valid frames of the same row of x; later frames are undefined."""
-    room = jnp.pad(x_BxTxD, ((0, 0), (0, y_BxUxD.shape[1]), (0, 0)))
-
-    def put(row, more, start):
-        return jax.lax.dynamic_update_slice_in_dim(row, more, start, axis=0)
-
-    return shard_batch_dim(jax.vmap(put)(room, y_BxUxD, length_B))
-
-
-def take_behind(
-    x_BxTxD: Float[Array, "batch time dim"], length_B: Int[Array, " batch"], count: int
-) -> Float[Array, "batch {count} dim"]:
-    """Returns the `count` frames after the first `length_B` per row, which `append` has inserted."""
-
-    def take(row, start):
-        return jax.lax.dynamic_slice_in_dim(row, start, count, axis=0)
-
-    return shard_batch_dim(jax.vmap(take)(x_BxTxD, length_B))
+    tokens = jnp.pad(tokens, [(0, 0)] * (tokens.ndim - 1) + [(1, 1)], constant_values=boundary)
+    place = jnp.arange(tokens.shape[-1])
+    return jnp.where(place == length[..., None] + 1, boundary, tokens), length + BOUNDARIES
 
 
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:

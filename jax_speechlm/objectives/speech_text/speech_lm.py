@@ -6,21 +6,22 @@ of the speech, until it starts to use the speech within a few steps; the gauges 
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch
+from jax_speechlm.core.batch import Batch, by_utterance, text_places
 from jax_speechlm.core.config import Config
+from jax_speechlm.core.segments import Segments, move, moved_from
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.frontend.frontend import FrontEnd, features
 from jax_speechlm.models import encoders, transformer_config
 from jax_speechlm.models.speech_lm import Sequence, SpeechLMConfig, SpeechTransformer, speech_attention
-from jax_speechlm.nn.layers import Keys
+from jax_speechlm.nn.layers import FrameKeys
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, check_features, check_no_crop, row_keys
 from jax_speechlm.objectives.lm.causal_lm import token_metrics
 
@@ -66,12 +67,12 @@ class SpeechLM(ObjectiveConfig):
     prompts: Prompts = Prompts()
     freeze: tuple[str, ...] = ("encoder", "transformer")
 
-    def packs_rows(self, stream: str = "") -> bool:
-        return False  # the prompt and the answer enclose the speech of a row
-
     @property
     def text_column(self) -> str:
         return "translation" if self.task == "translate" else "text"
+
+    def added_tokens(self, tokenizer: Tokenizer | None) -> int:
+        return _added(self.prompt_ids(tokenizer))
 
     def prompt_ids(self, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
         """Returns int32 ids before the speech, including the text prefix, and after it."""
@@ -101,12 +102,12 @@ class SpeechLM(ObjectiveConfig):
             return self._score(module.with_lora(), batch, key, frontend, vocabulary.boundary, prompt)
 
         def flops(batch: Mapping[str, Any]) -> float:
-            return self._flops(batch, model, frontend, vocab_size, sum(map(len, prompt)))
+            return self._flops(batch, model, frontend, vocab_size, _added(prompt))
 
         return Objective.of(make, score, frozen=self.freeze, batch_flops=flops, health_check=health_check)
 
     def _flops(
-        self, batch: Mapping[str, Any], model: SpeechLMConfig, frontend: FrontEnd, vocab_size: int, num_prompt: int
+        self, batch: Mapping[str, Any], model: SpeechLMConfig, frontend: FrontEnd, vocab_size: int, added: int
     ) -> float:
         """Returns a third of a training step's FLOPs, which is a forward pass's if all parameters are trained.
 
@@ -114,10 +115,11 @@ class SpeechLM(ObjectiveConfig):
         activations, unless it has LoRA.
         """
         rows, num_samples = batch["audio"].shape
-        num_answers = batch["tokens"].shape[1] + 1  # including the boundary
+        num_text = text_places(batch, added)
+        num_answers = num_text - added + 1
         num_vectors = frontend.mel.num_frames(num_samples)
         num_frames = model.encoder.num_frames(num_vectors)
-        length = num_prompt + model.adapter.num_outputs(num_frames) + num_answers - 1
+        length = model.adapter.num_outputs(num_frames) + num_text
         unread = 2.0 * rows * (length - num_answers) * model.transformer.dim * vocab_size
         transformer = transformer_config.forward_flops(model.transformer, vocab_size, length, rows) - unread
         encoder = encoders.forward_flops(model.encoder, num_vectors, rows)
@@ -140,54 +142,89 @@ class SpeechLM(ObjectiveConfig):
         prompt: tuple[np.ndarray, np.ndarray],
     ) -> Metrics:
         augment_key, encoder_key, transformer_key, chunk_key = (None,) * 4 if key is None else jax.random.split(key, 4)
+        batch, num_text = by_utterance(batch), text_places(batch, _added(prompt))
 
-        def keys_of(group: str, key: PRNGKeyArray | None) -> Keys | None:
+        def keys_of(group: str, key: PRNGKeyArray | None) -> Key[Array, "batch utterances"] | None:
             return None if group in self.freeze else row_keys(key, batch)
 
-        x_BxTxF, length_B = features(batch, frontend, augment_key)
+        x_BxTxF, segments = features(batch, frontend, augment_key)
         encoder_keys = keys_of("encoder", encoder_key)
         chunk = None if encoder_keys is None else encoders.draw_chunk(model.config.encoder, chunk_key)
-        speech_BxNxD, speech_length_B = model.encode_speech(x_BxTxF, length_B, keys=encoder_keys, chunk=chunk)
+        speech_BxVxD, speech = model.encode_speech(x_BxTxF, segments, keys=encoder_keys, chunk=chunk)
 
-        tokens_BxU, token_length_B = batch["tokens"], batch["token_length"]
-        sequence = model.lay_out(prompt[0], speech_BxNxD, speech_length_B, prompt[1], tokens_BxU, token_length_B)
-        place_A = jnp.arange(tokens_BxU.shape[1] + 1)  # of the answer's tokens, including the boundary
-        before_BxA = sequence.start[:, None] - 1 + place_A  # positions from which they are predicted
-        target_BxA = jnp.where(place_A == token_length_B[:, None], boundary, jnp.pad(tokens_BxU, ((0, 0), (0, 1))))
-        answered_B = batch["weight"] * (token_length_B > 0)
-        weight_BxA = (place_A <= token_length_B[:, None]) * answered_B[:, None]
+        present_BxN = batch["weight"] > 0
+        text = {"num_text": num_text, "present_BxN": present_BxN}
+        answers = batch["tokens"], batch["token_length"]
+        sequence = model.lay_out(prompt[0], speech_BxVxD, speech, prompt[1], *answers, **text)
+        answered_BxN = batch["weight"] * (batch["token_length"] > 0)
+        targets = _targets(batch, sequence, answered_BxN, boundary, num_text - _added(prompt) + 1)
 
         def probe(q, k):
-            return speech_attention(q, k, sequence, before_BxA)
+            return speech_attention(q, k, sequence, targets.before)
 
         def answer(vectors: Array) -> Metrics:
             keys = keys_of("transformer", transformer_key)
-            encoded = model.transformer.encode(vectors, sequence.segment, sequence.position, keys, probe)
-            hidden, attention_LxBxA = encoded
-            hidden_BxAxD = jnp.take_along_axis(hidden, before_BxA[..., None], axis=1)
-            metrics, _ = token_metrics(model.transformer, hidden_BxAxD, target_BxA, weight_BxA)
-            attention = jnp.sum(weight_BxA * attention_LxBxA.mean(0))
+            keys = None if keys is None else FrameKeys(keys, sequence.utterances)
+            hidden, attention_LxBxA = model.transformer.encode(
+                vectors, sequence.segment, sequence.position, keys, probe
+            )
+            hidden_BxAxD = move(hidden, *targets.spans, targets.token.shape[1])
+            metrics, _ = token_metrics(model.transformer, hidden_BxAxD, targets.token, targets.weight)
+            attention = jnp.sum(targets.weight * attention_LxBxA.mean(0))
             return metrics | {"speech_attention": (attention, metrics["loss"][1])}
 
         metrics = answer(sequence.vectors)
         if key is None:
             silent, count = answer(jnp.where(sequence.is_speech[..., None], 0, sequence.vectors))["loss"]
             metrics |= {"loss_without_speech": (silent, count), "speech_gain": (silent - metrics["loss"][0], count)}
-        metrics["unanswered"] = jnp.sum(batch["weight"] - answered_B), jnp.sum(batch["weight"])
-        metrics["adapter_scale"] = _adapter_scale(sequence, answered_B)
+        metrics["unanswered"] = jnp.sum(batch["weight"] - answered_BxN), jnp.sum(batch["weight"])
+        metrics["adapter_scale"] = _adapter_scale(sequence, answered_BxN)
         return metrics
 
 
-def _adapter_scale(sequence: Sequence, weight_B: Array) -> tuple[Array, Array]:
-    """Sums each row's ratio of mean norms, speech vectors to token embeddings, as (sum, weight)."""
+def _added(prompt: tuple[np.ndarray, np.ndarray]) -> int:
+    """Returns the tokens of a prompt; at least 1, so that a row has room for the boundary after each answer."""
+    return max(1, sum(map(len, prompt)))
+
+
+class _Targets(NamedTuple):
+    """The tokens of a row's answers, with the boundary after each, one answer after another.
+
+    Attributes:
+      before: index in the row of the vector from which each is predicted.
+      spans: where those vectors are in the row, and the tokens in these arrays.
+    """
+
+    token: Int[Array, "batch answers"]
+    weight: Float[Array, "batch answers"]
+    before: Int[Array, "batch answers"]
+    spans: tuple[Segments, Segments]
+
+
+def _targets(batch: Batch, sequence: Sequence, weight_BxN: Array, boundary: int, most: int) -> _Targets:
+    """Returns the targets of packed rows, at most `most` a row; answers of weight 0 have none."""
+    (rows, num, num_tokens), length_BxN = batch["tokens"].shape, batch["token_length"]
+    count = jnp.where(weight_BxN > 0, length_BxN + 1, 0)
+    spans = Segments(sequence.start - 1, count), Segments.one_after_another(count)
+    place = jnp.arange(num_tokens + 1)
+    tokens = jnp.pad(batch["tokens"], ((0, 0), (0, 0), (0, 1)))
+    tokens = jnp.where(place == length_BxN[..., None], boundary, tokens).reshape(rows, num * (num_tokens + 1))
+    whole = jnp.broadcast_to((num_tokens + 1) * jnp.arange(num), count.shape)
+    token = move(tokens, Segments(whole, count), spans[1], most)
+    before = jnp.where(spans[1].mask(most), moved_from(*spans, most), 0)
+    return _Targets(token, spans[1].spread(weight_BxN, most), before, spans)
+
+
+def _adapter_scale(sequence: Sequence, weight_BxN: Array) -> tuple[Array, Array]:
+    """Sums each utterance's ratio of mean norms, speech vectors to token embeddings, as (sum, weight)."""
     length_BxL = jnp.linalg.norm(jax.lax.stop_gradient(sequence.vectors).astype(jnp.float32), axis=-1)
-    is_token_BxL = (sequence.segment > 0) & ~sequence.is_speech
 
     def average(where):
-        return jnp.sum(length_BxL, axis=1, where=where) / jnp.maximum(jnp.sum(where, axis=1), 1)
+        total, count = (sequence.utterances.sum(jnp.where(where, x, 0.0)) for x in (length_BxL, 1.0))
+        return total / jnp.maximum(count, 1)
 
-    scale_B = average(sequence.is_speech) / jnp.maximum(average(is_token_BxL), 1e-9)
-    return jnp.sum(weight_B * scale_B), jnp.sum(weight_B)
+    scale_BxN = average(sequence.is_speech) / jnp.maximum(average(~sequence.is_speech), 1e-9)
+    return jnp.sum(weight_BxN * scale_BxN), jnp.sum(weight_BxN)
 
 
 def health_check(metrics: Mapping[str, float], after_warmup: bool) -> str | None:

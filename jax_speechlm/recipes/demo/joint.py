@@ -23,7 +23,7 @@ from jax_speechlm.recipes.experiment import Experiment, Mixture, Stream, Text
 
 def config() -> Experiment:
     audio = CLIPS.replace(packed=True, num_buckets=2, max_crop=0.0)
-    pairs = audio.replace(sets=("asterisk-en",))
+    pairs = audio.replace(sets=("asterisk-en",), packed=False)
     return Experiment(
         data=Mixture(
             streams=(

@@ -32,7 +32,7 @@ def config() -> Experiment:
         ),
         objective=BestRQ(books=16),
         frontend=FrontEnd(mel=MEL),
-        model=SIZES["2B"].replace(input_dim=MEL.input_dim, dtype="bfloat16", remat="full"),
+        model=SIZES["2B"].replace(input_dim=MEL.input_dim, dtype="bfloat16", remat="dots"),
         optimizer=Optimizer(schedule=Noam(peak=4e-4, warmup_steps=25_000), weight_decay=1e-3),
         num_steps=500_000,
         mesh=MeshShape(data=16, fsdp=16),

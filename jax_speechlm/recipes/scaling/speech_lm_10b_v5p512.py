@@ -27,7 +27,9 @@ def config() -> Experiment:
         data=conformer.data.replace(sets=("transcribed",), tokenizer="data/bpe-128000", max_crop=0.0),
         objective=SpeechLM(freeze=()),
         model=SpeechLMConfig(
-            encoder=conformer.model, adapter=Stacking(frames=2, hidden_dim=4096), transformer=language_model
+            encoder=conformer.model.replace(remat="full"),
+            adapter=Stacking(frames=2, hidden_dim=4096),
+            transformer=language_model,
         ),
         optimizer=Optimizer(schedule=WarmupCosine(peak=5e-5, warmup_steps=2000), weight_decay=0.1),
         num_steps=50_000,

@@ -64,6 +64,21 @@ def test_batches_hold_what_the_plan_names(index, plan):
     assert fillers, "no row was less than full"
 
 
+def test_rows_of_text_have_a_place_for_every_token_and_for_those_added(index):
+    tokens = token_lengths(index, TOKENIZER)
+    plan = make_row_plan(index.num_samples, tokens, row_seconds=(0.9, 1.6), added_tokens=4, **OPTIONS)
+    spec = BatchSpec.speech(packed=True, text=True)
+    assert {bucket.num_text for bucket in plan.buckets} != {0}
+    for step, batch in enumerate(open_batches(index, plan, TOKENIZER, num_steps=plan.steps_per_epoch)):
+        planned = plan.batch(step)
+        assert spec.check(batch)["text"] == plan.buckets[planned.bucket].num_text
+        for row, items in enumerate(planned.rows):
+            counts = np.where(items == FILLER, 0, tokens[items] + 4)
+            segment = np.repeat(np.arange(1, len(items) + 1), counts)
+            np.testing.assert_array_equal(batch["text_segment"][row, : len(segment)], segment)
+            assert not batch["text_segment"][row, len(segment) :].any()
+
+
 def test_a_run_can_start_at_any_step(index, plan):
     whole = take(open_batches(index, plan, TOKENIZER), plan.curriculum_steps + 5)
     for start in (1, plan.curriculum_steps - 1, plan.curriculum_steps + 1):

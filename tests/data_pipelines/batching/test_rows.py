@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.batching.histogram_packing import pack_ascending, pack_histogram
+from data_pipelines.batching.fields import text_segment
+from data_pipelines.batching.histogram_packing import Classes, pack_ascending, pack_histogram
 from data_pipelines.batching.packing import make_text_plan
 from data_pipelines.batching.plan import FILLER, make_plan
 from data_pipelines.batching.rows import choose_row_frames, make_row_plan
@@ -33,6 +34,18 @@ Made = collections.namedtuple("Made", "plan lengths gap")
 
 
 @st.composite
+def bounded_options(draw):
+    return {
+        "seconds_per_batch": draw(st.floats(1, 60)),
+        "row_seconds": draw(st.sampled_from([(), (12.0,), (3.0, 9.0)])),
+        "max_utterances": draw(st.sampled_from([2, 32])),
+        "batch_multiple": draw(st.sampled_from([1, 2])),
+        "shortest_first_epochs": draw(st.sampled_from([0, 1])),
+        "seed": draw(st.integers(0, 99)),
+    }
+
+
+@st.composite
 def plans(draw, **fixed):
     items, seed = draw(st.integers(5, 150)), draw(st.integers(0, 2**31))
     lengths = durations(seed, items)
@@ -49,7 +62,11 @@ def plans(draw, **fixed):
     return Made(plan, lengths, options["gap_samples"])
 
 
-@given(made=plans(), epochs=st.integers(1, 3))
+EITHER = st.one_of(plans(), plans(added_tokens=3))
+"""Plans with and without a bound on the tokens of a row."""
+
+
+@given(made=EITHER, epochs=st.integers(1, 3))
 @quick
 def test_every_kept_item_stands_once_in_an_epoch(made, epochs):
     """Over as many batches as make whole epochs; batches of a curriculum are whole epochs by themselves."""
@@ -76,7 +93,7 @@ def test_every_kept_item_stands_once_in_an_epoch(made, epochs):
         assert first + epochs * (plan.steps_per_epoch - 1) <= step <= first + epochs * plan.steps_per_epoch
 
 
-@given(made=plans(), step=st.integers(0, 300))
+@given(made=EITHER, step=st.integers(0, 300))
 @quick
 def test_utterances_take_whole_frames_and_keep_the_gap(made, step):
     plan = made.plan
@@ -105,6 +122,62 @@ def test_arrays_are_no_larger_than_the_fullest_row(made):
         bucket = plan.batch(step).bucket
         fullest[bucket] = max(fullest[bucket], *map(len, of_rows(made, step)))
     assert [bucket.num_utterances for bucket in plan.buckets] == [fullest[b] for b in range(len(plan.buckets))]
+
+
+@given(made=plans(), tokens=st.integers(0, 2**31), added=st.sampled_from([0, 1, 14]), options=bounded_options())
+@quick
+def test_the_text_of_a_row_is_bounded_whatever_shares_it(made, tokens, added, options):
+    """Numbers of tokens that durations say nothing about; rows of the curriculum and of several epochs."""
+    tokens = np.random.default_rng(tokens).integers(1, 70, len(made.lengths))
+    plan = make_row_plan(made.lengths, tokens, max_seconds=8.0, added_tokens=added, **options)
+    assert all(bucket.num_text % 8 == 0 < bucket.num_text for bucket in plan.buckets)
+    fullest = collections.Counter()
+    for step in range(plan.curriculum_steps + 2 * plan.steps_per_epoch + 2):
+        bucket = plan.batch(step).bucket
+        for row in of_rows(Made(plan, made.lengths, 0), step):
+            text = sum(tokens[item] + added for item, _ in row)
+            assert text <= plan.buckets[bucket].num_text
+            fullest[bucket] = max(fullest[bucket], text)
+            assert all(tokens[item] <= plan.buckets[bucket].num_tokens for item, _ in row)
+    for number, bucket in enumerate(plan.buckets):  # but for the rounding, of each number and to a multiple of 8
+        assert bucket.num_text <= 1.04 * fullest[number] + bucket.num_utterances + 8
+
+
+def test_a_bound_on_text_leaves_less_unused_than_room_for_any_row():
+    lengths = durations(2, 4000)
+    tokens = (1 + lengths * np.random.default_rng(0).lognormal(0, 0.3, 4000) / 1100).astype(int)
+    options = {"row_seconds": (24.0,), "seconds_per_batch": 96, "seed": 0}
+    free, plan = (make_row_plan(lengths, tokens, added_tokens=added, **options) for added in (None, 5))
+    rows = [row for step in range(2 * free.steps_per_epoch) for row in of_rows(Made(free, lengths, 0), step)]
+    most = max(sum(tokens[item] + 5 for item, _ in row) for row in rows)
+
+    def used(made, places):
+        return (tokens + 5).sum() / (made.buckets[0].num_rows * places)
+
+    assert plan.text_padding_share == pytest.approx(1 - used(plan, plan.buckets[0].num_text))
+    assert plan.text_padding_share < 0.1 < 0.25 < 1 - used(free, most)
+    assert plan.padding_share < free.padding_share + 0.05
+    assert free.text_padding_share == free.buckets[0].num_text == 0
+    assert "of text" not in free.describe()
+    assert f"{plan.text_padding_share:.1%} of text" in plan.describe()
+    assert str(plan.buckets[0].num_text) in plan.describe()
+    assert plan.fingerprint != free.fingerprint
+
+
+def test_one_dense_utterance_sets_the_bound():
+    tokens = np.full(50, 10)
+    tokens[7] = 500
+    plan = make_row_plan(durations(3, 50), tokens, seconds_per_batch=50, seed=0, row_seconds=(8.0,), added_tokens=2)
+    assert plan.buckets[0].num_text == 504
+
+
+def test_text_segments_follow_one_another():
+    weight = np.array([[1, 0, 1], [0, 0, 0]])
+    segment = text_segment(weight, np.array([[2, 0, 1], [0, 0, 0]]), 1, 6)
+    assert segment.tolist() == [[1, 1, 1, 3, 3, 0], [0] * 6]
+    assert segment.dtype == np.int32
+    with pytest.raises(ValueError, match="a row has 5 tokens, more than the 4 of its plan"):
+        text_segment(weight, np.array([[2, 0, 1], [0, 0, 0]]), 1, 4)
 
 
 @given(seed=st.integers(0, 2**31), step=st.integers(0, 10_000), first=st.integers(0, 2))
@@ -297,6 +370,29 @@ def test_patterns_hold_every_piece_and_fit_their_rows(counts, more, most):
         assert held.tolist() == histogram
     order = [length for pattern, copies in patterns for length in pattern * copies]
     assert order == sorted(order)
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 9), st.integers(0, 6)), min_size=1, max_size=20),
+    more=st.integers(1, 20),
+    room=st.integers(9, 40),
+    most=st.sampled_from([None, 1, 3]),
+)
+@settings(max_examples=100)
+def test_patterns_of_classes_fit_both_capacities(sizes, more, room, most):
+    length, text, histogram = np.array(sorted(sizes)).T
+    row_lengths = sorted({more, int(length.max())} - {n for n in (more,) if n > length.max()})
+    classes = Classes(length, text, [room + 3 * number for number in range(len(row_lengths))])
+    for pack in (pack_histogram, pack_ascending):
+        held = np.zeros(len(histogram), int)
+        for pattern, copies in pack(histogram, row_lengths, most, classes):
+            np.add.at(held, list(pattern), copies)
+            row = next(i for i, n in enumerate(row_lengths) if n >= length[list(pattern)].max())
+            assert length[list(pattern)].sum() <= row_lengths[row]
+            assert text[list(pattern)].sum() <= classes.row_text[row]
+            assert copies > 0
+            assert len(pattern) <= (most or len(pattern))
+        assert held.tolist() == histogram.tolist()
 
 
 def test_rows_of_text_and_buckets_of_speech_are_those_of_earlier_versions():

@@ -73,7 +73,9 @@ def logits(subject: Subject) -> str:
 
     def row_logits(module, features, answer):
         speech, count = module.encode_speech(features, jnp.array([features.shape[1]]))
-        rows = module.lay_out(before, speech, count, behind, answer, jnp.array([answer.shape[1]]))
+        num_text = len(before) + len(behind) + answer.shape[1]
+        answers = answer[:, None], jnp.array([[answer.shape[1]]])
+        rows = module.lay_out(before, speech, count, behind, *answers, num_text=num_text)
         hidden, _ = module.transformer.encode(rows.vectors, rows.segment, rows.position)
         return module.transformer.logits(hidden).astype(jnp.float32)
 
