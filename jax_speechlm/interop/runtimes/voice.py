@@ -158,7 +158,7 @@ class VoiceProgram:
             "version": VERSION,
             "target": target,
             "checkpoint": str(self.checkpoint),
-            "vocoder": str(self.vocoder),
+            "vocoder_checkpoint": str(self.vocoder),
             "made_by": {name: version(name) for name in ("jax_speechlm", "jax", "jaxlib")},
             "step": self.step,
             "sample_rate": self.mel.sample_rate,
