@@ -36,7 +36,8 @@ def made(config):
         model = functional.bind(graphdef, params).with_lora()
         speech, count = model.encode_speech(x, length)
         none = np.zeros(0, np.int32)
-        sequence = model.lay_out(np.array([1], np.int32), speech, count, none, tokens, jnp.full(len(tokens), 4))
+        answer = tokens[:, None], jnp.full((len(tokens), 1), 4)
+        sequence = model.lay_out(np.array([1], np.int32), speech, count, none, *answer, num_text=1 + tokens.shape[1])
         return model.transformer.encode(sequence.vectors, sequence.segment, sequence.position)[0]
 
     return functional.init(make, jax.random.key(0)), jax.jit(run)
@@ -145,7 +146,8 @@ def test_frozen_kernels_have_no_gradient_of_their_size():
         model = functional.bind(graphdef, base | learnt).with_lora()
         x, length, tokens = map(jnp.asarray, inputs())
         speech, count = model.encode_speech(x, length)
-        sequence = model.lay_out(np.ones(1, np.int32), speech, count, np.ones(1, np.int32), tokens, count)
+        one, answer = np.ones(1, np.int32), (tokens[:, None], jnp.full((len(tokens), 1), 4))
+        sequence = model.lay_out(one, speech, count, one, *answer, num_text=2 + tokens.shape[1])
         return model.transformer.encode(sequence.vectors, sequence.segment, sequence.position)[0].sum()
 
     def products(jaxpr):

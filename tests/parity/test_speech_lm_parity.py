@@ -41,7 +41,8 @@ def test_speech_among_tokens_is_what_inputs_embeds_is(kind):
     before, behind = rng.integers(1, make_transformer.VOCAB, 3), rng.integers(1, make_transformer.VOCAB, 2)
     answer = rng.integers(1, make_transformer.VOCAB, (2, 4)).astype(np.int32)
     lengths, answers = np.array([6, 3], np.int32), np.array([2, 4], np.int32)
-    sequence = model.lay_out(before, *map(jnp.asarray, (speech, lengths)), behind, *map(jnp.asarray, (answer, answers)))
+    spoken, written = map(jnp.asarray, (speech, lengths)), map(jnp.asarray, (answer[:, None], answers[:, None]))
+    sequence = model.lay_out(before, *spoken, behind, *written, num_text=3 + 2 + 4)
     hidden, _ = model.transformer.encode(sequence.vectors, sequence.segment, sequence.position)
     logits = np.asarray(model.transformer.logits(hidden))
 
