@@ -41,7 +41,7 @@ def stft(
       n_fft: samples of a frame; even.
       hop: samples from one frame to the next.
       window_length: samples of the window, in the middle of the frame; even, `n_fft` by default.
-      padding: what lies beyond the ends of a row.
+      padding: samples added at the ends of a row; see `Padding`.
       mode: whether that is the row reflected in its first and last sample, or zeros.
 
     Returns:

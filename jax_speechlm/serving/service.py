@@ -66,7 +66,7 @@ class Service(abc.ABC):
         """Returns counters of what was computed."""
 
     def details(self) -> dict[str, Any]:
-        """Returns what `/v1/models/NAME` has beside OpenAI's fields."""
+        """Returns the fields of `/v1/models/NAME` that OpenAI's schema lacks."""
         return {"task": self.task, "route": self.route, "card": self.card()}
 
     def card(self) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def take_over_all(
     objective: ObjectiveConfig | None = None,
     units: str | None = None,
 ) -> tuple[Params, list[str]]:
-    """Applies `take_over` to all of `starts`, in order; also returns messages on what is taken over and what is new."""
+    """Applies `take_over` to each start in order, and returns messages that list the taken and the new parameters."""
     new, messages = set(paths(params)), []
     for start in starts:
         before, params = params, take_over(start, params, tokenizer, objective, units)

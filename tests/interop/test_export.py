@@ -211,7 +211,7 @@ def test_a_folder_that_differs_does_not_appear(tmp_path, monkeypatch):
 
 
 def test_an_error_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "check_export", lambda *args: 1 / 0)
+    monkeypatch.setattr(export, "check_export", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_checked(tiny_run("ctc"), tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -131,7 +131,7 @@ Scores = Callable[[Array, int | Int[Array, ""], Array], Array]
 
 
 class FrameRows(NamedTuple):
-    """What attention needs to know of each frame of a batch."""
+    """Segment and position of each frame of a batch, for masks and distances."""
 
     segment_BxT: Int[Array, "batch time"]  # utterance of the row; 0 is padding
     position_BxT: Int[Array, "batch time"]  # index in the utterance

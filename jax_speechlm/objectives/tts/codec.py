@@ -78,9 +78,9 @@ class Codec(ObjectiveConfig):
     def build(self, model: WavTokenizerConfig, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
         """Builds the objective.
 
-        `loss` of training is the sum of all terms, that of evaluation without those of adversarial training, in the
-        middle of each utterance. `convergence`, `log_magnitude`, `mel` and `commitment` are the distances without their
-        weights, means over utterances; `adversarial`, `features` and `discriminator` the terms of adversarial training.
+        The training `loss` sums all terms. The evaluation `loss` leaves out the adversarial terms, and is computed on
+        the middle crop of each utterance. `convergence`, `log_magnitude`, `mel` and `commitment` are unweighted means
+        over utterances; `adversarial`, `features` and `discriminator` are the terms of adversarial training.
         Of a batch, `code_entropy` (nats), `code_entropy_ratio` (to the most for its frames and codes) and `codes_used`
         describe the usage of the codes, and `code_placements` is the number of codes placed at frames.
         """

@@ -73,9 +73,9 @@ class Vocoding(ObjectiveConfig):
     def build(self, model: VocoderModel, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> Objective:
         """Builds the objective. All metrics are means over utterances.
 
-        `loss` of training is the sum of all terms, that of evaluation the distances of spectra, in the middle of each
-        utterance. `convergence`, `log_magnitude` and `mel` are the distances without their weights, `adversarial`,
-        `features` and `discriminator` the terms of adversarial training. A WaveNet's loss is the negative
+        The training `loss` sums all terms. The evaluation `loss` sums the spectral distances only, on the middle crop
+        of each utterance. `convergence`, `log_magnitude` and `mel` are unweighted distances; `adversarial`, `features`
+        and `discriminator` are the terms of adversarial training. A WaveNet's loss is the negative
         log-likelihood of a sample, in nats.
         """
         del tokenizer
