@@ -42,18 +42,30 @@ def _matmul_flops() -> float:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _free_compiled_programs():
-    """Frees compiled programs once many are held.
-
-    Each takes memory maps, of which Linux gives a process 65,530; past that XLA crashes. And a worker that runs a
-    thousand tests would keep gigabytes of them.
-    """
+def _free_programs_after_a_module():
+    """Frees compiled programs past 1.5 GB: a worker that runs a thousand tests would keep more."""
     yield
-    maps, pages = Path("/proc/self/maps"), Path("/proc/self/statm")
-    if not maps.exists():
+    _free_programs(gigabytes=1.5, maps=20_000)
+
+
+@pytest.fixture(autouse=True)
+def _free_programs_after_a_test():
+    """Frees them within a module that compiles very many, such as that of the objectives' contracts."""
+    yield
+    _free_programs(gigabytes=4, maps=30_000)
+
+
+def _free_programs(gigabytes: float, maps: int) -> None:
+    """Frees compiled programs past so much memory or so many memory maps.
+
+    Linux gives a process 65,530 maps; past that XLA crashes.
+    """
+    pages, held = Path("/proc/self/statm"), Path("/proc/self/maps")
+    if not pages.exists():
         return
-    resident = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    if resident > 1.5e9 or maps.read_bytes().count(b"\n") > 20_000:
+    resident = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e9
+    # Maps come with memory, and counting them takes milliseconds.
+    if resident > gigabytes or (resident > 1 and held.read_bytes().count(b"\n") > maps):
         jax.clear_caches()
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # else the C library keeps what was freed

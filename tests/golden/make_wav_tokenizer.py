@@ -7,6 +7,7 @@ No parameter is left as it was initialised, and the codebook has vectors of the 
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,20 @@ def waveforms() -> list[np.ndarray]:
     return [(0.2 * tone[:n] + 0.05 * rng.standard_normal(n)).astype(np.float32) for n in LENGTHS]
 
 
+def scatter(model: Any) -> None:
+    """Sets the parameters of a `WavTokenizerModel` so that every part has an effect, and an error in it shows."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 or "norm" in name:
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+            elif "lstm" in name or "original1" in name:
+                parameter.normal_(0, (parameter.numel() // parameter.shape[0]) ** -0.5)
+            elif "original0" in name:
+                parameter.uniform_(0.8, 1.6)
+
+
 def main() -> None:
     import torch
     from transformers import WavTokenizerConfig, WavTokenizerModel
@@ -44,13 +59,7 @@ def main() -> None:
     audio = waveforms()
     arrays = {"config": np.array(json.dumps(config.to_dict()))}
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 or "norm" in name:
-                parameter.add_(0.2 * torch.randn(parameter.shape))
-            elif "lstm" in name or "original1" in name:
-                parameter.normal_(0, (parameter.numel() // parameter.shape[0]) ** -0.5)
-            elif "original0" in name:
-                parameter.uniform_(0.8, 1.6)
+        scatter(model)
         codebook = model.encoder_model.quantizer.codebook
         latents = model.encoder_model.encoder(torch.from_numpy(audio[0])[None, None])[0].T
         codebook.embed.copy_(latents[: len(codebook.embed)])

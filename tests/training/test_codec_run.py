@@ -8,7 +8,7 @@ import pytest
 import jax_speechlm
 from jax_speechlm.training.loop import train
 from tests.training import tiny
-from tests.training.test_loop import ONE_BUCKET, Interrupted, assert_same, lines_of, params_of
+from tests.training.test_loop import ONE_BUCKET, check_resumes, lines_of, params_of
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,7 @@ def test_the_codebook_is_placed_at_frames_and_follows_them(whole):
 
 def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path):
     run_dir, _, experiment = whole
-    source = Interrupted.make(experiment)
-    source.at_step = 0
-    assert train(experiment, tmp_path / "run", source).step == 1
-    assert train(experiment, tmp_path / "run", tiny.MemorySource.make(experiment)).step == 4
-    assert_same(params_of(run_dir), params_of(tmp_path / "run"))
+    check_resumes(experiment, run_dir, tmp_path / "run")
 
 
 def test_the_trained_codec_encodes_and_decodes(whole):

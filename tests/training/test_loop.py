@@ -60,6 +60,15 @@ class Interrupted(tiny.MemorySource):
         return super().batch(plan, step)
 
 
+def check_resumes(experiment, whole_dir, run_dir):
+    """That a run stopped after its first step ends with the bits of the uninterrupted run in `whole_dir`."""
+    source = Interrupted.make(experiment)
+    source.at_step = 0
+    assert train(experiment, run_dir, source).step == 1
+    assert train(experiment, run_dir, tiny.MemorySource.make(experiment)).step == experiment.num_steps
+    assert_same(params_of(whole_dir), params_of(run_dir))
+
+
 def test_a_run_logs_validates_and_saves(whole):
     run_dir, result, experiment = whole
     assert result.step == experiment.num_steps

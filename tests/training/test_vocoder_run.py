@@ -10,7 +10,7 @@ from jax_speechlm.inference.vocode import Vocoder
 from jax_speechlm.optim.optimizers import Group, UpdateRule, WarmupCosine
 from jax_speechlm.training.loop import train
 from tests.training import tiny
-from tests.training.test_loop import ONE_BUCKET, Interrupted, assert_same, lines_of, params_of
+from tests.training.test_loop import ONE_BUCKET, assert_same, check_resumes, lines_of, params_of
 
 FIRST = 2  # step of the discriminators
 
@@ -48,11 +48,7 @@ def test_discriminators_learn_from_their_first_step_on(whole):
 
 def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path):
     run_dir, _, experiment = whole
-    source = Interrupted.make(experiment)
-    source.at_step = 0
-    assert train(experiment, tmp_path / "run", source).step == 1
-    assert train(experiment, tmp_path / "run", tiny.MemorySource.make(experiment)).step == 4
-    assert_same(params_of(run_dir), params_of(tmp_path / "run"))
+    check_resumes(experiment, run_dir, tmp_path / "run")
 
 
 def test_the_trained_vocoder_has_no_discriminators(whole):

@@ -36,6 +36,7 @@ def export_run(
     tokens: Tokens = voices.LENGTHS,
 ) -> None:
     """Writes a recognizer or a voice as ONNX: a file for each length, which takes one row and holds the weights."""
+    programs.check_positive(seconds)
     if voices.is_voice(run):
         voices.export(run, vocoder, out, Target("onnx", write, read_voice, ("onnxruntime",)), tokens)
     else:

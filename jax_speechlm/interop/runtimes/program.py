@@ -215,7 +215,7 @@ def export(run: Path, out: Path, target: Target, seconds: Sequence[float] | None
       FailedCheck: the written program gives other results.
     """
     if seconds is not None:
-        _check_positive(seconds)
+        check_positive(seconds)
     folders.require_free(out)
     program = Program.of(LoadedRun.read(run))
     rate, (fewest, most) = program.mel.sample_rate, program.samples
@@ -238,7 +238,8 @@ def export(run: Path, out: Path, target: Target, seconds: Sequence[float] | None
     return agreement
 
 
-def _check_positive(seconds: Sequence[float]) -> None:
+def check_positive(seconds: Sequence[float]) -> None:
+    """Raises `ExportError` unless there are lengths of audio, all of them above 0."""
     wrong = [length for length in seconds if not (math.isfinite(length) and length > 0)]
     if wrong or not seconds:
         raise ExportError(f"--seconds takes lengths above 0, got {wrong[0] if wrong else 'none'}")

@@ -51,9 +51,7 @@ class Codec(ObjectiveConfig):
 
     kind: Literal["codec"] = "codec"
     crop_frames: pydantic.PositiveInt = 50
-    windows: Annotated[
-        tuple[Annotated[int, pydantic.Field(ge=4, multiple_of=4)], ...], pydantic.Field(min_length=1)
-    ] = (512, 1024, 2048)
+    windows: losses.Windows = losses.WINDOWS
     stft_weight: pydantic.NonNegativeFloat = 1.0
     mel_weight: pydantic.NonNegativeFloat = 1.0
     commitment_weight: pydantic.NonNegativeFloat = 0.25

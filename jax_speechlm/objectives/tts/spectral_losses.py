@@ -5,14 +5,23 @@ Rows are compared up to their lengths; beyond them both waveforms have to be 0.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 import jax.numpy as jnp
+import pydantic
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_speechlm.core.batch import frame_mask
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel, synthesis_mel
 from jax_speechlm.nn.stft import stft
+
+Windows: TypeAlias = Annotated[
+    tuple[Annotated[int, pydantic.Field(ge=4, multiple_of=4)], ...], pydantic.Field(min_length=1)
+]
+"""Lengths of the Fourier transforms of the spectral loss, in samples."""
+
+WINDOWS = 512, 1024, 2048
+"""Their defaults."""
 
 _SMALLEST_POWER = 1e-7  # of a spectrum, as in the reference implementation of Yamamoto et al.
 _MEL_FLOOR = 1e-5  # of an amplitude, as in HiFi-GAN: below it lies the noise of the samples' rounding

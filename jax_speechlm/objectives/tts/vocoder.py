@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -63,9 +63,7 @@ class Vocoding(ObjectiveConfig):
 
     kind: Literal["vocoder"] = "vocoder"
     crop_frames: pydantic.PositiveInt = 32
-    windows: Annotated[
-        tuple[Annotated[int, pydantic.Field(ge=4, multiple_of=4)], ...], pydantic.Field(min_length=1)
-    ] = (512, 1024, 2048)
+    windows: losses.Windows = losses.WINDOWS
     stft_weight: pydantic.NonNegativeFloat = 1.0
     mel_weight: pydantic.NonNegativeFloat = 1.0
     adversarial: Adversarial | None = None
