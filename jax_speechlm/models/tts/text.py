@@ -8,6 +8,9 @@ from jaxtyping import Array, Int
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.segments import Segments
 
+BOUNDARIES = 2
+"""Tokens of a text besides its own: the boundaries at its ends."""
+
 
 def boundary_id(tokenizer: Tokenizer) -> int:
     """Returns the id that begins and ends every text, the first beyond the tokenizer's; it takes the silence there."""
@@ -24,9 +27,9 @@ def with_boundaries(
 ) -> tuple[Int[Array, "*rows more"], Int[Array, "*rows"]]:
     """Returns texts with the id `boundary` at both ends, and their lengths."""
     more = [(0, 0)] * (tokens.ndim - 1) + [(1, 1)]
-    position = jnp.arange(tokens.shape[-1] + 2)
+    position = jnp.arange(tokens.shape[-1] + BOUNDARIES)
     is_boundary = (position == 0) | (position == length[..., None] + 1)
-    return jnp.where(is_boundary, boundary, jnp.pad(tokens, more)), length + 2
+    return jnp.where(is_boundary, boundary, jnp.pad(tokens, more)), length + BOUNDARIES
 
 
 class TextRows(NamedTuple):

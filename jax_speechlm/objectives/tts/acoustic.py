@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt
 
 from data_pipelines.core.tokenizer import Tokenizer
-from jax_speechlm.core.batch import Batch, by_utterance
+from jax_speechlm.core.batch import Batch, by_utterance, text_places
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Segments
 from jax_speechlm.frontend.augment import Augment
@@ -29,7 +29,7 @@ from jax_speechlm.models.tts.fastspeech2 import (
     one_hot_tokens,
     repeat_by_frame,
 )
-from jax_speechlm.models.tts.text import TextRows, boundary_id, num_ids, pack_text, with_boundaries
+from jax_speechlm.models.tts.text import BOUNDARIES, TextRows, boundary_id, num_ids, pack_text, with_boundaries
 from jax_speechlm.nn.layers import split_keys
 from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, on_params, row_keys
 from jax_speechlm.objectives.heads.base import distinct
@@ -92,6 +92,11 @@ class TTS(ObjectiveConfig):
         if getattr(data, "speeds", (1.0,)) != (1.0,):
             raise ValueError("a voice is learnt at its own speed: set data.speeds to 1.0")
 
+    def added_tokens(self, tokenizer: Tokenizer | None) -> int:
+        """Returns the tokens of an utterance besides its transcript: those of its boundaries."""
+        del tokenizer
+        return BOUNDARIES
+
     @property
     def num_speakers(self) -> int:
         """Speakers of the model's embedding."""
@@ -133,10 +138,9 @@ class TTS(ObjectiveConfig):
             return self.forward(module, by_utterance(batch), None, frontend, boundary).pictures()
 
         def flops(batch: Mapping[str, Any]) -> float:
-            (rows, samples), tokens = batch["audio"].shape, batch["tokens"].shape
+            rows, samples = batch["audio"].shape
             frames = frontend.mel.num_frames(samples)
-            utterances = tokens[1] if len(tokens) == 3 else 1
-            return forward_flops(model, min(utterances * (tokens[-1] + 2), frames), frames, rows)
+            return forward_flops(model, min(text_places(batch, BOUNDARIES), frames), frames, rows)
 
         parts = {"batch_flops": flops, "training_only": ("aligner",), "pictures": on_params(make, pictures)}
         return Objective.of(make, score, **parts)
@@ -148,7 +152,8 @@ class TTS(ObjectiveConfig):
         feasible = segments.length >= count
         count = jnp.where(feasible, count, 0)
         segments = Segments(segments.start, jnp.where(feasible, segments.length, 0))
-        text, longest = pack_text(tokens, count, num_frames), tokens.shape[-1]
+        places, longest = min(text_places(batch, BOUNDARIES), num_frames), tokens.shape[-1]
+        text = pack_text(tokens, count, places)
         log_p = aligner(text, mel_BxTxF, segments, longest) + diagonal_prior(count, segments, longest, num_frames)
         path = monotonic_path(jax.lax.stop_gradient(log_p), segments, count)
         packed = jnp.where(path >= 0, path + segments.spread(text.segments.start, num_frames), -1)
