@@ -29,7 +29,7 @@ import sentencepiece
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.files import short_digest
 from data_pipelines.core.paths import as_path
-from data_pipelines.core.tokenizer import BLANK, Kind, Tokenizer
+from data_pipelines.core.tokenizer import BLANK, PHONES, Kind, Tokenizer
 
 _FILE = "tokenizer.json"
 _MODEL_FILE = "tokenizer.model"
@@ -200,24 +200,27 @@ def train_tokenizer(
     out: Path | str | None = None,
     *,
     byte_fallback: bool = False,
+    language: str = "en-us",
 ) -> Tokenizer:
     """Makes a tokenizer from texts.
 
     Args:
       texts: transcripts; read once.
       kind: "char" takes every character that occurs, "phones" every phone and mark of a pause
-        (`data_pipelines.tokenizers.phones`); "unigram" and "bpe" learn `vocab_size` pieces.
+        (`data_pipelines.tokenizers.phones`), "ipa" the same of any language (`data_pipelines.tokenizers.ipa`);
+        "unigram" and "bpe" learn `vocab_size` pieces.
       vocab_size: number of ids including the blank, for SentencePiece. A small corpus may result in fewer.
       byte_fallback: adds 256 pieces for bytes to SentencePiece: then every character is known (the rarest, 0.05 % of
         the characters in the texts, are encoded as bytes too) and spaces are kept, so that every text is decoded to its
         NFKC form.
+      language: eSpeak's name of the language of "ipa".
 
     Raises:
       DataError: the package that a kind needs is not installed.
       ValueError: the texts contain no character, or `vocab_size` does not fit the kind.
     """
     normalised = (unicodedata.normalize("NFKC", text) for text in texts)
-    if kind in ("char", "phones") and vocab_size is not None:
+    if kind in ("char", *PHONES) and vocab_size is not None:
         raise ValueError("a tokenizer of characters or phones has as many ids as occur; leave vocab_size out")
     if kind == "char":
         alphabet = sorted(set().union(*normalised))
@@ -228,12 +231,16 @@ def train_tokenizer(
         from data_pipelines.tokenizers.phones import train_phones
 
         tokenizer = train_phones(normalised)
+    elif kind == "ipa":
+        from data_pipelines.tokenizers.ipa import train_ipa
+
+        tokenizer = train_ipa(normalised, language)
     elif kind in ("unigram", "bpe"):
         if vocab_size is None:
             raise ValueError(f"a {kind} tokenizer needs a vocab_size")
         tokenizer = SentencePieceTokenizer(kind, _train_sentencepiece(normalised, kind, vocab_size, byte_fallback))
     else:
-        raise ValueError(f"unknown tokenizer kind {kind!r}; choose char, phones, unigram or bpe")
+        raise ValueError(f"unknown tokenizer kind {kind!r}; choose char, phones, ipa, unigram or bpe")
     if out is not None:
         tokenizer.save(out)
     return tokenizer
@@ -260,13 +267,17 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
             from data_pipelines.tokenizers.phones import PhoneTokenizer
 
             tokenizer: Tokenizer = PhoneTokenizer.from_saved(saved, path.parent)
+        elif saved["kind"] == "ipa":
+            from data_pipelines.tokenizers.ipa import IpaTokenizer
+
+            tokenizer = IpaTokenizer.from_saved(saved)
         else:
             tokenizer = SentencePieceTokenizer(saved["kind"], (path.parent / saved["model"]).read_bytes())
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         raise DataError(f"{path} is not a readable tokenizer ({error}); save it again") from error
     if tokenizer.fingerprint != saved["fingerprint"]:
-        other_file = saved.get("model") or saved["lexicon"]
-        raise DataError(f"{path} and {other_file} next to it belong to different tokenizers; save it again")
+        other = f" and {file} next to it belong" if (file := saved.get("model") or saved.get("lexicon")) else " belongs"
+        raise DataError(f"{path}{other} to different tokenizers; save it again")
     return tokenizer
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from data_pipelines.core.tokenizer import PHONES
 from data_pipelines.storage import index
 from data_pipelines.tokenizers import base
 
@@ -10,9 +11,10 @@ from data_pipelines.tokenizers import base
 def train_tokenizer(
     sets: tuple[str, ...],
     out: Path,
-    kind: Literal["char", "phones", "unigram", "bpe"] = "unigram",
+    kind: Literal["char", "phones", "ipa", "unigram", "bpe"] = "unigram",
     vocab_size: int = 500,
     byte_fallback: bool = False,
+    language: str = "en-us",
     max_characters: int = 20_000_000,
     data_dir: Path = Path("data"),
 ) -> None:
@@ -22,16 +24,18 @@ def train_tokenizer(
       sets: names of prepared data sets; "name:split" selects another split than "train".
       out: folder to write; give it to training as --data.tokenizer.
       kind: characters; English phones by the CMU Pronouncing Dictionary, for speech synthesis (pip install
-        'jax_speechlm[tts]'); or SentencePiece by a unigram model or byte-pair encoding.
+        'jax_speechlm[tts]'); ipa: phones of any language by eSpeak NG (pip install 'jax_speechlm[espeak]'); or
+        SentencePiece by a unigram model or byte-pair encoding.
       vocab_size: number of tokens including the CTC blank; ignored for characters and phones.
       byte_fallback: encode characters without a piece as bytes, so that decoding is lossless; for language models.
+      language: eSpeak's name of the language of ipa, such as fr-fr.
       max_characters: characters of the rows drawn at random that SentencePiece is trained on.
       data_dir: folder of the prepared data sets.
     """
     rows = index.read_sets(data_dir, sets, "train")
-    if kind in ("char", "phones"):
+    if kind in ("char", *PHONES):
         texts = [text for part in rows.parts for text in part.texts()]
-        tokenizer = base.train_tokenizer(texts, kind, None, out)
+        tokenizer = base.train_tokenizer(texts, kind, None, out, language=language)
     else:
         texts = index.sample_texts(rows, max_characters)
         tokenizer = base.train_tokenizer(texts, kind, vocab_size, out, byte_fallback=byte_fallback)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizers.base import CharTokenizer
+from data_pipelines.tokenizers.ipa import IpaTokenizer
 from data_pipelines.tokenizers.phones import PhoneTokenizer
 from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
@@ -22,6 +23,7 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 
 PHONES = PhoneTokenizer(["AH0", "HH", "L", "OW1", " ", "."], lzma.compress(b"hello HH AH0 L OW1\n"), "a test", "none")
+IPA = IpaTokenizer(" .helot\u02b2\u02c8\u0259\u028a", "en-us", ["LATIN"], "1.52.0")
 
 
 def require_equal(verdict):
@@ -47,14 +49,17 @@ def test_the_pipeline_plays_what_synthesize_gives(tmp_path):
     np.testing.assert_allclose(speech["audio"], ours.samples, atol=1e-4)
 
 
-def test_a_voice_of_phones_and_one_of_capitals(tmp_path):
+def test_voices_of_phones_and_one_of_capitals(tmp_path):
     require_equal(write_checked(tiny_run("speakers", PHONES), tmp_path / "phones"))
+    require_equal(write_checked(tiny_run("tts", IPA), tmp_path / "ipa"))
     capitals = CharTokenizer(" 'ABCDEFGHIJKLMNOPQRSTUVWXYZ")
     require_equal(write_checked(tiny_run("tts", capitals), tmp_path / "capitals"))
     open_tokenizer = transformers.AutoTokenizer.from_pretrained
     assert open_tokenizer(tmp_path / "phones")("HH AH0 L OW1 / L")["input_ids"] == [7, 2, 1, 3, 4, 5, 3, 7]
     with pytest.raises(Exception, match="UNK"):
         open_tokenizer(tmp_path / "phones")("hello")
+    phones = IPA.decode(IPA.encode("hello."))
+    assert open_tokenizer(tmp_path / "ipa")(phones + "\u02b2")["input_ids"] == [12, *IPA.encode("hello."), 8, 12]
     assert open_tokenizer(tmp_path / "capitals")("aB")["input_ids"] == [29, 3, 4, 29]
 
 

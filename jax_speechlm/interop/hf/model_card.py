@@ -9,8 +9,8 @@ import jax
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath, as_path
+from data_pipelines.core.tokenizer import PHONES
 from data_pipelines.storage.units import read_units
-from data_pipelines.tokenizers.phones import PhoneTokenizer
 from jax_speechlm.evaluation.report import TOO_FEW, EvaluationReport
 from jax_speechlm.inference.asr.speech_lm import SPARE_TOKENS, TOKENS_PER_SECOND
 from jax_speechlm.interop.hf import hifigan
@@ -74,6 +74,7 @@ extractor, model = (kind.from_pretrained("FOLDER") for kind in (AutoFeatureExtra
 mel = extractor(audio_target=samples, sampling_rate={rate}, return_tensors="pt").input_values
 with torch.no_grad():
     again = model(mel)[0]"""
+_HELLO = {"phones": "HH AH0 L OW1 / W ER1 L D", "ipa": "həlˈoʊ wˈɜːld"}
 _VOICE = """\
 {imports}from transformers import SpeechT5HifiGan, pipeline
 
@@ -126,11 +127,10 @@ def _program(run: LoadedRun, auto: str) -> str:
     if auto in hifigan.ARCHITECTURES:
         return _VOCODER.format(auto=auto, rate=f"{run.experiment.sample_rate:_}")
     if task == "text-to-speech":
-        phones = isinstance(run.tokenizer, PhoneTokenizer)
         speakers = run.experiment.objective.num_speakers > 1
         return _VOICE.format(
             imports="import torch\n" if speakers else "",
-            text='"HH AH0 L OW1 / W ER1 L D"' if phones else '"hello world"',
+            text=f'"{_HELLO.get(run.tokenizer.kind, "hello world")}"',
             options=', forward_params={"speaker_ids": torch.tensor([0])}' if speakers else "",
         )
     if use is not None and use.startswith('"'):
@@ -171,7 +171,7 @@ def _notes(run: LoadedRun) -> Iterator[str]:
         )
     if isinstance(experiment.model, FastSpeech2Config):
         mel = experiment.frontend.mel
-        given = "phones" if isinstance(run.tokenizer, PhoneTokenizer) else "words, without digits and signs"
+        given = "phones" if run.tokenizer.kind in PHONES else "words, without digits and signs"
         yield (
             f"One sentence of {given} at a time; `jax-speechlm synthesize` makes such sentences of any text. The "
             f"vocoder has to be one of this model's spectrograms: {mel.num_mel_bins} bins from {mel.low_hertz:g} to "

@@ -17,6 +17,7 @@ from typing import Any
 
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.tokenizers.base import CharTokenizer, SentencePieceTokenizer
+from data_pipelines.tokenizers.ipa import IpaTokenizer
 from data_pipelines.tokenizers.phones import WORD_END, PhoneTokenizer
 from jax_speechlm.core.vocabulary import PADDING, Vocabulary
 from jax_speechlm.interop.folders import ExportError
@@ -84,7 +85,7 @@ def voice_files(tokenizer: Tokenizer, boundary: int) -> Files:
     """Returns the files of the tokenizer of a voice, which puts the boundary at both ends of a text.
 
     Letters that the voice knows only as capitals, or only as small letters, are read as these. Phones are given as
-    phones, such as "HH AH0 L OW1 / W ER1 L D", for a tokenizer without code has no pronunciations.
+    phones, such as "HH AH0 L OW1 / W ER1 L D" or "həlˈoʊ wˈɜːld", for a tokenizer without code has no pronunciations.
     """
     special, encloses = {PAD: PADDING, BOUNDARY: boundary}, _boundaries(boundary, has_end=True)
     if isinstance(tokenizer, PhoneTokenizer):
@@ -94,6 +95,11 @@ def voice_files(tokenizer: Tokenizer, boundary: int) -> Files:
         added = {name: (id_, True) for name, id_ in special.items()}
         described = description(added, [], [], model, encloses)
         described |= {"pre_tokenizer": {"type": "WhitespaceSplit"}, "decoder": None}
+    elif isinstance(tokenizer, IpaTokenizer):
+        names = [PAD, *tokenizer.symbols, BOUNDARY]
+        added = {name: (id_, True) for name, id_ in special.items()}
+        model = _byte_pairs(names, [], byte_fallback=False)
+        described = description(added, [], [{"type": "Fuse"}], model, encloses)
     else:
         names = [PAD, *_pieces(tokenizer)[1:], BOUNDARY]
         described = _tokenizer_json(tokenizer, names, special, encloses)

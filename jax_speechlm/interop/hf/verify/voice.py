@@ -10,9 +10,8 @@ import torch
 import transformers
 
 from data_pipelines.core.errors import DataError
-from data_pipelines.core.tokenizer import Tokenizer
+from data_pipelines.core.tokenizer import PHONES, Tokenizer
 from data_pipelines.text.spoken_form import text_for
-from data_pipelines.tokenizers.phones import PhoneTokenizer
 from jax_speechlm.inference.synthesize import LONGEST_PART
 from jax_speechlm.inference.vocode import StreamedVocoder
 from jax_speechlm.interop.hf.registry import READERS, read_model
@@ -99,7 +98,7 @@ def pipeline(subject: Subject) -> str:
 def _sentences(subject: Subject) -> list[_Sentence]:
     """Returns sentences in the voice's letters: of the texts that it can read, and one of all its tokens."""
     tokenizer = subject.run.tokenizer
-    has_phones, lines = isinstance(tokenizer, PhoneTokenizer), []
+    has_phones, lines = tokenizer.kind in PHONES, []
     for text in (*_TEXTS, *subject.texts):
         with contextlib.suppress(DataError):  # signs or letters that it does not know
             lines += text_for(tokenizer, text).split("\n")
