@@ -45,6 +45,7 @@ def open_batches(
     noise: NoiseReader | None = None,
     labels: Sequence[int] | np.ndarray | None = None,
     column: str = "text",
+    texts: Sequence[str] | None = None,
     frame_labels: UnitIdStore | FrameLabels | None = None,
     pitch: FramePitch | None = None,
     parallel: int | None = None,
@@ -60,6 +61,7 @@ def open_batches(
       speeds: speed factors that the plan was made with (`speed.with_speeds`).
       labels: class of each row of the index.
       column: text column of the index to encode.
+      texts: of each row of the index, to encode instead of a column.
       frame_labels: speech units or classes per frame for the rows of the index; crops then start at frame boundaries.
       pitch: of the frames of the rows of the index; the same holds.
       parallel: batches assembled at a time, one per thread; by default the number of cores, at most 8.
@@ -99,7 +101,8 @@ def open_batches(
     optional = {"noise": noise is not None, "row_label": labels is not None} | dict.fromkeys(by_frame, True)
     optional["text"] = packed and plan.added_tokens is not None
     spec = BatchSpec.speech(packed=packed, **optional)
-    texts = None if tokenizer is None or index.is_in_records(column) else index.column(column)
+    if texts is None and tokenizer is not None and not index.is_in_records(column):
+        texts = index.column(column)
     assembler = _Assembler(
         index, plan, spec, host, num_hosts, tuple(speeds), tokenizer, texts, noise, labels, by_frame, max_bad
     )
@@ -185,7 +188,7 @@ class _Assembler:
     num_hosts: int
     speeds: tuple[float, ...]
     tokenizer: Tokenizer | None
-    texts: pa.ChunkedArray | None  # of a column that the records do not contain
+    texts: Sequence[str] | pa.ChunkedArray | None  # None for those in the records
     noise: NoiseReader | None
     labels: Sequence[int] | np.ndarray | None
     by_frame: dict[str, UnitIdStore | FrameLabels | FramePitch]  # values of frames, by field; all of one grid
@@ -295,7 +298,7 @@ class _Assembler:
         batch["audio_length"][place] = length
         batch["weight"][place] = 1
         if self.tokenizer is not None:
-            tokens = self.tokenizer.encode(text if self.texts is None else self.texts[row].as_py())
+            tokens = self.tokenizer.encode(text if self.texts is None else str(self.texts[row]))
             if len(tokens) > batch["tokens"].shape[-1]:
                 part, number = self.index.locate(row)
                 raise IndexMismatchError(

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from data_pipelines.core.errors import DataError, disk_full_as_data_error
 from data_pipelines.core.files import write_json
 from data_pipelines.storage.index import Index, Part
 from data_pipelines.storage.tokens import TokenStore, find_ids
+from data_pipelines.tokenizers.units import UnitTokenizer
 
 UNLABELLED = np.iinfo(np.uint16).max
 """Marks, in an unfinished file, a frame without a unit id."""
@@ -90,6 +91,11 @@ class Units:
         digest = hashlib.sha256(repr((self.centroids.shape, self.frame_samples, self.context_samples)).encode())
         digest.update(np.ascontiguousarray(self.centroids, "<f4"))
         return digest.hexdigest()[:16]
+
+    @property
+    def tokenizer(self) -> UnitTokenizer:
+        """Tokenizer of texts that are these units, as `UnitTexts` gives them."""
+        return UnitTokenizer(self.num_units, self.fingerprint, self.merges_repeats)
 
     @property
     def grid(self) -> FrameGrid:
@@ -162,6 +168,27 @@ class UnitIdStore(TokenStore):
     def grid(self) -> FrameGrid:
         """Position of the frames that have a unit id."""
         return self.units.grid
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitTexts(Sequence[str]):
+    """The units of every row as a text, "12 5 9", which is made when it is read: what language models get of a row."""
+
+    store: UnitIdStore
+
+    def __len__(self) -> int:
+        return len(self.store.lengths)
+
+    def __getitem__(self, row: int) -> str:
+        return " ".join(map(str, self.sequence(row).tolist()))
+
+    def sequence(self, row: int) -> np.ndarray:
+        """Returns the units of a row."""
+        return self.store.units.sequence(self.store.read(row, 0, int(self.store.lengths[row])))[0]
+
+    def token_lengths(self) -> np.ndarray:
+        """Returns the number of units of each row, int32 [rows]."""
+        return np.fromiter((len(self.sequence(row)) for row in range(len(self))), np.int32, len(self))
 
 
 def open_unit_ids(index: Index, units: Path | str) -> UnitIdStore:

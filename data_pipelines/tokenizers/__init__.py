@@ -1,1 +1,1 @@
-"""Tokenizers: characters, SentencePiece, and Hugging Face's."""
+"""Tokenizers: characters, SentencePiece, phones, speech units, and Hugging Face's."""

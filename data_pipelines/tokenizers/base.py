@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back, by characters, SentencePiece pieces or phones.
+"""Tokenizers: text to token ids and back, by characters, SentencePiece pieces, phones or speech units.
 
 All kinds follow one convention, so that models and losses do not depend on the kind:
 
@@ -263,6 +263,10 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
             from data_pipelines.tokenizers.hugging_face import HuggingFaceTokenizer
 
             return HuggingFaceTokenizer.from_saved(saved)
+        if saved["kind"] == "units":
+            from data_pipelines.tokenizers.units import UnitTokenizer
+
+            return UnitTokenizer.from_saved(saved)
         if saved["kind"] == "phones":
             from data_pipelines.tokenizers.phones import PhoneTokenizer
 

@@ -57,6 +57,11 @@ class ObjectiveConfig(Config):
         """The index column of the transcripts."""
         return "text"
 
+    @property
+    def reads_units(self) -> bool:
+        """Whether the texts are speech units, of the k-means `data.units`, instead of an index column."""
+        return False
+
     def build(self, model: Config, frontend: FrontEnd | None, tokenizer: Tokenizer | None) -> "Objective":
         """Builds the objective for a model.
 

@@ -13,6 +13,7 @@ from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.paths import as_path
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage.pitch import find_pitch
+from data_pipelines.storage.units import read_units
 from data_pipelines.storage.word_times import find_word_times
 from data_pipelines.tokenizers.base import CharTokenizer
 from jax_speechlm.recipes.experiment import Experiment, Mixture, PackedRows, UnitText
@@ -30,6 +31,7 @@ from jax_speechlm.training.source import (
 ASSUMED_UTTERANCES = 50_000
 CHARACTERS, PIECES = 64, 1024  # ids of an absent tokenizer
 TOKENS_PER_SECOND = 15.0  # characters of read English, to size absent transcripts
+UNITS_PER_SECOND = 30.0  # of a k-means with a frame every 20 ms, without repeats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +117,7 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
     sets = (*data.sets, *data.text_sets) if isinstance(data, UnitText) else data.sets
     missing = [name for name in sets if not (as_path(data.data_dir) / name.partition(":")[0]).is_dir()]
     inputs = inputs_of(experiment)
-    reads_units = DURATION in inputs or FRAME_UNITS in inputs
+    reads_units = DURATION in inputs or FRAME_UNITS in inputs or experiment.objective.reads_units
     if reads_units and data.units and not as_path(data.units).is_dir():
         missing.append(data.units)
     if not missing and SPEECH_OR_SILENCE in inputs:
@@ -126,7 +128,11 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
         missing = [f"the pitch of {part}" for part in parts if find_pitch(part) is None]
     if not missing:
         return _prepared(experiment)
-    tokenizer, said = _tokenizer(data.tokenizer, vocab_size)
+    texts_are_units = experiment.objective.reads_units
+    if texts_are_units and as_path(data.units).is_dir():
+        tokenizer, said = read_units(data.units).tokenizer, ""
+    else:
+        tokenizer, said = _tokenizer(data.units if texts_are_units else data.tokenizer, vocab_size)
     if isinstance(data, PackedRows):
         assumed = f"{', '.join(missing)} not prepared here{said}: rows are full"
         return Workload((_text_shape(data),), "tokens", 1.0, tokenizer, assumed)
@@ -135,6 +141,7 @@ def workload(experiment: Experiment, vocab_size: int | None) -> Workload:
     seconds = np.linspace(data.min_seconds, data.max_seconds, ASSUMED_UTTERANCES)
     samples = (seconds * experiment.sample_rate).astype(np.int64)
     rate = TOKENS_PER_SECOND if tokenizer.vocab_size < 200 else TOKENS_PER_SECOND / 4
+    rate = UNITS_PER_SECOND if texts_are_units else rate
     tokens = np.maximum((seconds * rate).astype(np.int64), 1) if reads_text else None
     plan = plan_speech(experiment, samples, tokens, tokenizer if reads_text else None)
     text = f" with {rate:g} tokens a second" if reads_text else ""

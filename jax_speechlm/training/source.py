@@ -25,7 +25,7 @@ from data_pipelines.storage import index as indexes
 from data_pipelines.storage import tokens as token_store
 from data_pipelines.storage.frame_labels import FrameLabels
 from data_pipelines.storage.pitch import FramePitch
-from data_pipelines.storage.units import UnitIdStore, Units, read_units
+from data_pipelines.storage.units import UnitIdStore, Units, UnitTexts, open_unit_ids, read_units
 from data_pipelines.tokenizers import base
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.parallel.mesh import row_group
@@ -150,6 +150,7 @@ class SpeechSource(_PlannedSource):
         the task does not use them.
       text_column: column of the indexes with the transcripts.
       pitch: of the frames of `train` and of `dev`; None if the task does not use it.
+      unit_texts: units of the rows of `train` and of `dev` that are their texts; None if a column is.
     """
 
     train: indexes.Index
@@ -163,11 +164,13 @@ class SpeechSource(_PlannedSource):
     frame_labels: tuple[FrameLabels | UnitIdStore | None, FrameLabels | UnitIdStore | None] = (None, None)
     text_column: str = "text"
     pitch: tuple[FramePitch | None, FramePitch | None] = (None, None)
+    unit_texts: tuple[UnitTexts | None, UnitTexts | None] = (None, None)
 
     def fingerprints(self) -> dict[str, str | None]:
         labels = self.frame_labels[0] if self.frame_labels[0] is not None else self.pitch[0]
+        units = self.unit_texts[0].store if self.unit_texts[0] is not None else labels
         return {
-            "units": labels.units.fingerprint if isinstance(labels, UnitIdStore) else None,
+            "units": units.units.fingerprint if isinstance(units, UnitIdStore) else None,
             "labels": labels.fingerprint if isinstance(labels, FrameLabels | FramePitch) else None,
         }
 
@@ -176,25 +179,30 @@ class SpeechSource(_PlannedSource):
         """Opens and plans data sets, with the tokenizer of the mixture, if any; see `open_source`."""
         data = experiment.data
         train, dev = read_indexes(experiment)
+        column, unit_texts = experiment.objective.text_column, (None, None)
         if TRANSCRIPT not in inputs_of(experiment):
             tokenizer = None
+        elif experiment.objective.reads_units:
+            tokenizer = read_units(data.units).tokenizer
+            unit_texts = tuple(_unit_texts(index, data.units) for index in (train, dev))
         elif tokenizer is None:
             tokenizer = _tokenizer(data.tokenizer, train)
-        column = experiment.objective.text_column
 
-        def lengths(index: indexes.Index) -> Int[np.ndarray, " items"] | None:
+        def lengths(index: indexes.Index, texts: UnitTexts | None) -> Int[np.ndarray, " items"] | None:
+            if texts is not None:
+                return texts.token_lengths()
             return indexes.token_lengths(index, tokenizer, column) if tokenizer else None
 
-        plan, dev_plan = plan_speech(experiment, train.num_samples, lengths(train), tokenizer), None
+        plan, dev_plan = plan_speech(experiment, train.num_samples, lengths(train, unit_texts[0]), tokenizer), None
         labels = _read(experiment, "label", train, dev)
         if labels[1] is not None and (labels[1] < 0).all():
             log.warning("nothing validates: of the dev split's speakers none is of the training data")
             dev, labels = None, (labels[0], None)
         if dev is not None:
             shapes = {"max_seconds": data.max_seconds, "num_buckets": data.num_buckets} | _shapes(experiment)
-            dev_plan = plans.make_eval_plan(dev.num_samples, lengths(dev), **shapes)
+            dev_plan = plans.make_eval_plan(dev.num_samples, lengths(dev, unit_texts[1]), **shapes)
         frame_labels = _read(experiment, "frame_labels", train, dev)
-        known = labels, frame_labels, column, _read(experiment, "pitch", train, dev)
+        known = labels, frame_labels, column, _read(experiment, "pitch", train, dev), unit_texts
         return cls(train, dev, plan, dev_plan, tokenizer, data.speeds, _noise(experiment), *known)
 
     def _open(self, split: int, index: indexes.Index, plan: plans.SpeechPlan, **options: int) -> Batches:
@@ -207,6 +215,7 @@ class SpeechSource(_PlannedSource):
             frame_labels=self.frame_labels[split],
             pitch=self.pitch[split],
             column=self.text_column,
+            texts=self.unit_texts[split],
             **augmentation,
             **options,
         )
@@ -429,6 +438,10 @@ def _noise(experiment: Experiment) -> NoiseReader | None:
         return None
     index = indexes.read_sets(data.data_dir, (data.noise_set,), "train", experiment.sample_rate)
     return NoiseReader(index, experiment.seed)
+
+
+def _unit_texts(index: indexes.Index | None, units: str) -> UnitTexts | None:
+    return None if index is None else UnitTexts(open_unit_ids(index, units))
 
 
 def _tokenizer(path: str | None, *train: indexes.Index) -> Tokenizer:
