@@ -8,14 +8,13 @@ record cannot be read has no frames.
 import contextlib
 import dataclasses
 import functools
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.core.errors import DataError, disk_full_as_data_error
-from data_pipelines.core.files import replacing, short_digest
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.files import short_digest
+from data_pipelines.storage.beside_index import array_path, array_writer, read_arrays
 from data_pipelines.storage.index import Index, Part
 from data_pipelines.storage.tokens import TokenStore
 from data_pipelines.storage.units import FrameGrid
@@ -74,14 +73,11 @@ class FramePitch(TokenStore):
 
 def find_pitch(part: Part) -> PartPitch | None:
     """Reads the pitch next to a part's index. Returns None if it is absent or incomplete."""
-    try:
-        with np.load(_path(part), allow_pickle=False) as file:
-            settings = PitchSettings(
-                int(file["sample_rate"]), int(file["hop"]), float(file["low_hertz"]), float(file["high_hertz"])
-            )
-            pitch = PartPitch(file["ends"], file["hertz"], settings)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    names = "ends", "hertz", "sample_rate", "hop", "low_hertz", "high_hertz"
+    if (arrays := read_arrays(array_path(part, "pitch"), *names)) is None:
         return None
+    ends, hertz, rate, hop, low, high = arrays
+    pitch = PartPitch(ends, hertz, PitchSettings(int(rate), int(hop), float(low), float(high)))
     is_whole = pitch.ends.shape == (part.num_rows,) and len(pitch.hertz) == (pitch.ends[-1] if part.num_rows else 0)
     return pitch if is_whole else None
 
@@ -119,7 +115,7 @@ def pitch_writer(part: Part, settings: PitchSettings) -> Iterator[Callable[[Sequ
     Raises:
       DataError: the disk is full, or the folder of the index cannot be written.
     """
-    path, total = _path(part), int(settings.grid.num_frames(part.lengths("num_samples")).sum())
+    total = int(settings.grid.num_frames(part.lengths("num_samples")).sum())
 
     def write(rows: Sequence[np.ndarray]) -> None:
         if len(rows) != part.num_rows:
@@ -128,19 +124,5 @@ def pitch_writer(part: Part, settings: PitchSettings) -> Iterator[Callable[[Sequ
         hertz = np.concatenate([np.zeros(0, np.float32), *rows]).astype(np.float32)
         np.savez(file, ends=ends, hertz=hertz, **dataclasses.asdict(settings))
 
-    try:
-        with (
-            disk_full_as_data_error(path.parent, lambda: 4 * total),
-            replacing(path) as partial,
-            partial.open("wb") as file,
-        ):
-            yield write
-    except PermissionError as error:
-        raise DataError(
-            f"{path.parent} cannot be written, and pitch is stored next to its index: change its permissions, or copy "
-            "the prepared set and name the copy's folder with --data-dir"
-        ) from error
-
-
-def _path(part: Part) -> Path:
-    return part.index_path.with_name(f"{part.split}.pitch-{part.sha256[:16]}.npz")
+    with array_writer(array_path(part, "pitch"), "pitch is", lambda: 4 * total) as file:
+        yield write

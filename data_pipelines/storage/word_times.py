@@ -7,14 +7,14 @@ row are its transcript, split at white space; a row whose alignment failed has n
 
 import dataclasses
 import functools
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.core.errors import DataError, disk_full_as_data_error
-from data_pipelines.core.files import replacing, short_digest
+from data_pipelines.core.errors import DataError
+from data_pipelines.core.files import short_digest
+from data_pipelines.storage.beside_index import array_path, array_writer, read_arrays
 from data_pipelines.storage.index import Part
 
 
@@ -49,11 +49,10 @@ class WordTimes:
 
 def find_word_times(part: Part) -> WordTimes | None:
     """Reads the times next to a part's index. Returns None if they are absent or incomplete."""
-    try:
-        with np.load(_path(part), allow_pickle=False) as file:
-            times = WordTimes(file["ends"], file["spans"], str(file["aligner"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    if (arrays := read_arrays(array_path(part, "words"), "ends", "spans", "aligner")) is None:
         return None
+    ends, spans, aligner = arrays
+    times = WordTimes(ends, spans, str(aligner))
     return times if times.ends.shape == (part.num_rows,) else None
 
 
@@ -82,21 +81,10 @@ def write_word_times(part: Part, spans: Sequence[np.ndarray | None], aligner: st
     Raises:
       DataError: the disk is full, or the folder of the index cannot be written.
     """
-    path = _path(part)
+    path = array_path(part, "words")
     empty = np.zeros((0, 2), np.int32)
     rows = [empty if words is None else np.asarray(words, np.int32).reshape(-1, 2) for words in spans]
     ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
-    try:
-        with (
-            disk_full_as_data_error(path.parent, lambda: sum(row.nbytes for row in rows)),
-            replacing(path) as partial,
-            partial.open("wb") as file,
-        ):
-            np.savez(file, ends=ends, spans=np.concatenate([empty, *rows]), aligner=np.array(aligner))
-    except PermissionError as error:
-        raise DataError(f"{path.parent} cannot be written; word times are stored next to their index") from error
+    with array_writer(path, "word times are", lambda: sum(row.nbytes for row in rows)) as file:
+        np.savez(file, ends=ends, spans=np.concatenate([empty, *rows]), aligner=np.array(aligner))
     return path
-
-
-def _path(part: Part) -> Path:
-    return part.index_path.with_name(f"{part.split}.words-{part.sha256[:16]}.npz")

@@ -1,14 +1,13 @@
 """Word times in audio with known transcripts: `jax-speechlm align`."""
 
-import hashlib
 import itertools
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
+from jaxtyping import Float
 from tyro.conf import Positional
 
 from data_pipelines.audio import decode
@@ -17,6 +16,7 @@ from data_pipelines.core.paths import as_path
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage.word_times import find_word_times, write_word_times
 from data_pipelines.tokenizers.base import find_unknown
+from jax_speechlm.core.tree import fingerprint
 from jax_speechlm.decoding.ctc import alignment
 from jax_speechlm.decoding.lm.ngram import SPACE
 from jax_speechlm.evaluation import base
@@ -100,17 +100,11 @@ def align_part(recognizer: Recognizer, name: str, split: str, data_dir: Path, se
     texts = list(part.texts())
     spans: list[np.ndarray | None] = [None] * len(texts)
     other_words = 0
-    seconds = (speech.index.num_samples / speech.index.sample_rate).tolist()
-    for batch in speech.batches():
-        posteriors = recognizer.posteriors([batch])
-        utterances = [(str(row), texts[row], seconds[row], posteriors[row]) for row in posteriors]
-        aligned, _ = align_utterances(recognizer, utterances, by_character=False)
-        for utterance in aligned:
-            row, times = int(utterance.id), [(word.start, word.end) for word in utterance.words]
-            if not all(_has_known_character(recognizer.tokenizer, word) for word in texts[row].split()):
-                other_words += 1
-                continue
-            spans[row] = np.rint(np.array(times) * speech.index.sample_rate).astype(np.int32)
+    for row, times in times_by_row(recognizer, speech):
+        if np.isnan(times).any():
+            other_words += 1
+        else:
+            spans[row] = np.rint(times * speech.index.sample_rate).astype(np.int32)
     path = write_word_times(part, spans, aligner)
     failed = sum(span is None for span in spans)
     other = f", {other_words} of them because a word has no character that the recognizer knows" if other_words else ""
@@ -118,13 +112,30 @@ def align_part(recognizer: Recognizer, name: str, split: str, data_dir: Path, se
     return path
 
 
+def times_by_row(recognizer: Recognizer, speech: EvaluationSpeech) -> Iterator[tuple[int, Float[np.ndarray, "_ 2"]]]:
+    """Aligns the utterances of a split; those that cannot be aligned are left out.
+
+    Yields:
+      The row, and start and end in seconds of each word between white space; NaN of a word without any character that
+      the recognizer knows.
+    """
+    texts = speech.index.column("text").to_pylist()
+    seconds = (speech.index.num_samples / speech.index.sample_rate).tolist()
+    for batch in speech.batches():
+        posteriors = recognizer.posteriors(iter((batch,)))
+        utterances = [(str(row), texts[row], seconds[row], posteriors[row]) for row in posteriors]
+        aligned, _ = align_utterances(recognizer, utterances, by_character=False)
+        for utterance in aligned:
+            row, words = int(utterance.id), utterance.words
+            times = np.array([(word.start, word.end) for word in words]).reshape(-1, 2)
+            known = [_has_known_character(recognizer.tokenizer, word) for word in texts[row].split()]
+            yield row, np.where(np.array(known, bool)[:, None], times, np.nan)
+
+
 def _fingerprint(recognizer: Recognizer) -> str:
     """Returns a hex digest of parameters, front end and tokenizer, which decide the times."""
-    digest = hashlib.sha256(recognizer.experiment.frontend.model_dump_json().encode())
-    digest.update(recognizer.tokenizer.fingerprint.encode())
-    for leaf in jax.tree.leaves(jax.device_get(recognizer.params)):
-        digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()[:16]
+    frontend, tokenizer = recognizer.experiment.frontend, recognizer.tokenizer
+    return fingerprint(recognizer.params, frontend.model_dump_json(), tokenizer.fingerprint)
 
 
 def align_utterances(

@@ -1,4 +1,4 @@
-"""Commands whose function depends on the task of a run: eval, generate, score-pairs."""
+"""Commands whose function depends on the task of a run: eval, align, generate, score-pairs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from jax_speechlm.evaluation.by_task import evaluator
 from jax_speechlm.tasks import TASKS, Task, resolve
 from jax_speechlm.training.runs import task_of_run
 
-_SHOWN = {"eval": "ctc", "generate": "causal_lm", "score-pairs": "causal_lm"}
+_SHOWN = {"eval": "ctc", "align": "ctc", "generate": "causal_lm", "score-pairs": "causal_lm"}
 """Task whose options --help shows if no run is given."""
 
 

@@ -147,9 +147,10 @@ COMMANDS = {
         "jax-speechlm probe runs/pretrain --sets fsdd --target text --leave-out speaker",
     ),
     "align": Command(
-        "jax_speechlm.apps.align:align_run",
-        "find the times of the words of known transcripts",
-        "jax-speechlm align runs/finetune --sets asterisk-en --split test --format ctm",
+        "jax_speechlm.cli.by_task:run",
+        "find the times of the words of known transcripts, or with a voice the durations of their tokens",
+        "jax-speechlm align runs/finetune --sets asterisk-en --format ctm    |    align runs/voice --sets asterisk-en",
+        parses=True,
     ),
     "pitch": Command(
         "data_pipelines.prepare.pitch:pitch",

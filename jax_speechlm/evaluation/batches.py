@@ -4,8 +4,9 @@ from data_pipelines.batching import packing
 from data_pipelines.batching import plan as plans
 from data_pipelines.batching.speech import Batches, open_batches
 from data_pipelines.batching.text import TextBatches, open_text_batches
+from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.storage.frame_labels import FrameLabels
-from data_pipelines.storage.index import Index
+from data_pipelines.storage.index import Index, token_lengths
 from data_pipelines.storage.tokens import TokenStore
 from jax_speechlm.core.vocabulary import Vocabulary
 from jax_speechlm.training.runs import LoadedRun
@@ -20,16 +21,18 @@ def speech_batches(
     *,
     batch_multiple: int = 1,
     frame_labels: FrameLabels | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Batches:
     """Reads every utterance of an index once, in batches of similar length; `frame_samples` as in `make_plan`."""
     plan = plans.make_eval_plan(
         index.num_samples,
+        None if tokenizer is None else token_lengths(index, tokenizer),
         seconds_per_batch=seconds_per_batch,
         batch_multiple=batch_multiple,
         frame_samples=frame_samples,
         sample_rate=index.sample_rate,
     )
-    return open_batches(index, plan, num_steps=plan.steps_per_epoch, frame_labels=frame_labels)
+    return open_batches(index, plan, tokenizer, num_steps=plan.steps_per_epoch, frame_labels=frame_labels)
 
 
 def text_batches(run: LoadedRun, tokens: TokenStore, *, is_packed: bool) -> TextBatches:

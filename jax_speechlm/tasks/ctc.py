@@ -14,6 +14,7 @@ TASK = Task(
     predictor="jax_speechlm.inference.asr.ctc:Recognizer",
     abilities=("transcribe", "embed"),
     evaluator="jax_speechlm.evaluation.recognition:evaluate_run",
+    commands={"align": "jax_speechlm.apps.align:align_run"},
     hugging_face="jax_speechlm.interop.hf.registry:RECOGNIZER",
     runtimes=True,
 )

@@ -13,5 +13,6 @@ TASK = Task(
     predictor="jax_speechlm.inference.synthesize:Synthesizer",
     evaluator="jax_speechlm.evaluation.synthesizers:evaluate_run",
     abilities=("synthesize",),
+    commands={"align": "jax_speechlm.apps.align_voice:align_voice"},
     hugging_face="jax_speechlm.interop.hf.registry:VOICE",
 )

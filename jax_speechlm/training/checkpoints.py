@@ -322,17 +322,20 @@ def dev_metrics(checkpoint: AnyPath) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if isinstance(value, Real)}
 
 
-def read_params(path: str | os.PathLike, *, quantized: bool = False) -> tuple[Params, dict[str, Any]]:
+def read_params(
+    path: str | os.PathLike, *, quantized: bool = False, training_only: bool = False
+) -> tuple[Params, dict[str, Any]]:
     """Reads the parameters for inference from a run's newest checkpoint, or from a `<step>` folder, and its `meta`.
 
-    Parameters with a moving average are replaced by it; groups that only training needs are left out.
+    Parameters with a moving average are replaced by it; groups that only training needs are left out, unless
+    `training_only`.
 
     Returns:
       Numpy arrays in nested dicts, integer kernels as `QuantizedKernel` if `quantized` and else dequantised; `meta`.
     """
     restored = read(find(path), only=("params", "ema"))
     params = overlay(restored.state["params"], restored.state.get("ema") or {})
-    unused = restored.meta.get("training_only", ())
+    unused = () if training_only else restored.meta.get("training_only", ())
     params = {name: group for name, group in params.items() if name not in unused}
     params = from_plain(params, restored.meta.get("quantized", {}))
     return params if quantized else dequantize(params), restored.meta

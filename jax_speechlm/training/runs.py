@@ -42,8 +42,13 @@ class LoadedRun:
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, objective: type[ObjectiveConfig], purpose: str) -> "LoadedRun":
+    def load(
+        cls, path: str | os.PathLike, objective: type[ObjectiveConfig], purpose: str, *, training_only: bool = False
+    ) -> "LoadedRun":
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, to the device.
+
+        Args:
+          training_only: read the parameter groups that only training needs too.
 
         Raises:
           CheckpointError: no checkpoint can be read, or it was trained by another objective, "which cannot" `purpose`.
@@ -54,18 +59,26 @@ class LoadedRun:
                 f"{checkpoint}: was trained by {task.name}, which cannot {purpose}: name a run that was trained by "
                 f"{objective.model_fields['kind'].default}"
             )
-        return cls.read(checkpoint, quantized=True)
+        return cls.read(checkpoint, quantized=True, training_only=training_only)
 
     @classmethod
-    def read(cls, path: str | os.PathLike, *, quantized: bool = False, on_host: bool = False) -> "LoadedRun":
+    def read(
+        cls,
+        path: str | os.PathLike,
+        *,
+        quantized: bool = False,
+        on_host: bool = False,
+        training_only: bool = False,
+    ) -> "LoadedRun":
         """Reads a checkpoint of any objective. Raises `CheckpointError` if none can be read.
 
         Args:
           quantized: keep quantised kernels as integers instead of converting them back to floats.
           on_host: leave the parameters in host memory, as numpy arrays.
+          training_only: read the parameter groups that only training needs too.
         """
         checkpoint = ckpt.find(path)
-        params, meta = ckpt.read_params(checkpoint, quantized=quantized)
+        params, meta = ckpt.read_params(checkpoint, quantized=quantized, training_only=training_only)
         params = params if on_host else jax.device_put(params)
         return cls(checkpoint, meta["step"], _experiment(meta), saved_tokenizer(meta), params, meta.get("units"), meta)
 

@@ -1,7 +1,6 @@
 """Features that speech units are clusters of: MFCCs, hidden states of a trained encoder, or a codec's vectors."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from data_pipelines.storage.units import Units, write_units
 from jax_speechlm.core.batch import Batch
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.errors import CheckpointError
+from jax_speechlm.core.tree import fingerprint
 from jax_speechlm.frontend.frontend import AnyMel, features
 from jax_speechlm.frontend.logmel import LogMel
 from jax_speechlm.frontend.mfcc import mfcc
@@ -72,7 +72,7 @@ class Hidden(Config):
         """Reads the checkpoint; returns its extractor. Raises `CheckpointError` if it has changed, or no such layer."""
         run, config, params = self._read()
         frontend = run.experiment.frontend
-        if self.digest and self.digest != _digest(params):
+        if self.digest and self.digest != fingerprint(params):
             raise CheckpointError(
                 f"{self.checkpoint}: its encoder has changed since the units were fitted. Name a checkpoints/<step> "
                 "folder that does not change, or fit them again: jax-speechlm units fit"
@@ -88,7 +88,7 @@ class Hidden(Config):
     def pinned(self) -> "Hidden":
         """Returns these features with the run's newest `<step>` folder as checkpoint, and its digest."""
         run, _, params = self._read()
-        return self.replace(checkpoint=str(run.checkpoint), digest=_digest(params))
+        return self.replace(checkpoint=str(run.checkpoint), digest=fingerprint(params))
 
     def _read(self) -> tuple[LoadedRun, ConformerConfig, functional.Params]:
         """Reads the run, and returns the config and the parameters of its encoder up to `layer`."""
@@ -124,7 +124,7 @@ class CodecLatents(Config):
     def read(self) -> LoadedRun:
         """Reads the codec's run. Raises `CheckpointError` if it has changed, or is not of a codec."""
         run = LoadedRun.load(self.checkpoint, Codec, "turn speech into codes")
-        if self.digest and self.digest != _digest(run.params["autoencoder"]):
+        if self.digest and self.digest != fingerprint(run.params["autoencoder"]):
             raise CheckpointError(
                 f"{self.checkpoint}: the codec has changed since it became units. Name a checkpoints/<step> folder "
                 "that does not change, and label with it again: jax-speechlm units label"
@@ -156,7 +156,7 @@ def units_of_codec(run: str | Path, out: Path | None = None) -> Units:
     """
     loaded = CodecLatents(checkpoint=str(run)).read()
     codec, model = jax.device_get(loaded.params["autoencoder"]), loaded.experiment.model
-    features = CodecLatents(checkpoint=str(loaded.checkpoint), digest=_digest(codec))
+    features = CodecLatents(checkpoint=str(loaded.checkpoint), digest=fingerprint(codec))
     units = Units(
         out or Path(loaded.checkpoint).parent.parent / "units",
         np.asarray(codec["quantizer"]["vectors"]),
@@ -177,10 +177,3 @@ Features = Annotated[MFCC | Hidden | CodecLatents, pydantic.Field(discriminator=
 def read_features(about: dict[str, Any]) -> MFCC | Hidden | CodecLatents:
     """Returns the features that the description of a k-means names."""
     return pydantic.TypeAdapter(Features).validate_python(about)
-
-
-def _digest(params: functional.Params) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()[:16]

@@ -14,6 +14,7 @@ from data_pipelines.storage.word_times import find_word_times, read_word_times
 from data_pipelines.tokenizers.base import CharTokenizer, train_tokenizer
 from jax_speechlm.apps import align as aligner
 from jax_speechlm.decoding.ctc.alignment import AlignedUtterance
+from jax_speechlm.evaluation.recognition import EvaluationSpeech
 from jax_speechlm.frontend.frontend import FrontEnd
 from jax_speechlm.inference.asr.ctc import Recognizer
 from tests.data_pipelines.spoken_sets import write_spoken_set
@@ -156,7 +157,7 @@ def part(tmp_path, monkeypatch):
     set_dir = write_spoken_set(tmp_path / "set", {"train": [(text, FRAMES * FRAME) for text in TEXTS]})
     index = read_index(set_dir, "train")
 
-    class Speech:
+    class Speech(EvaluationSpeech):
         def __init__(self, *arguments):
             self.index = index
 

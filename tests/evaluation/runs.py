@@ -41,5 +41,6 @@ def write_run(folder: Path, experiment: Experiment, tokenizer: Tokenizer | None)
     objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
     params = jax.tree.map(lambda leaf: 3 * leaf, functional.init(objective.make, jax.random.key(experiment.seed)))
     meta = {"experiment": experiment.model_dump(mode="json"), "tokenizer": tokenizer_files(tokenizer), "units": None}
+    meta |= {"training_only": objective.training_only}
     write(folder, params, meta | {"plan": "", "step": 0})
     return folder
