@@ -22,12 +22,12 @@ from jax_speechlm.recipes.scaling import conformer_2b_v5e256
 
 def config() -> Experiment:
     conformer = conformer_2b_v5e256.config()
-    language_model = transformer_config.SIZES["8B"].replace(dtype="bfloat16", remat="full")
+    language_model = transformer_config.SIZES["8B"].replace(dtype="bfloat16", remat="dots")
     return conformer.replace(
         data=conformer.data.replace(sets=("transcribed",), tokenizer="data/bpe-128000", max_crop=0.0),
         objective=SpeechLM(freeze=()),
         model=SpeechLMConfig(
-            encoder=conformer.model.replace(remat="full"),
+            encoder=conformer.model,
             adapter=Stacking(frames=2, hidden_dim=4096),
             transformer=language_model,
         ),
