@@ -57,7 +57,8 @@ class Speech(Config):
       shortest_first_epochs: epochs in order of length, before shuffling begins.
       speeds: factors of speed perturbation; one is drawn for each utterance and epoch.
       noise_set: the prepared set that `frontend.augment` mixes in as noise: its "train" split, or "name:split".
-      units: folder of the k-means whose units HuBERT predicts; `jax-speechlm units label` labels the sets with them.
+      units: folder of the k-means whose units HuBERT predicts, or a voice speaks; `jax-speechlm units label` labels the
+        sets with them.
     """
 
     ADDED: ClassVar[dict[str, Any]] = {"packed": False, "row_seconds": (), "max_utterances": 32}

@@ -37,7 +37,7 @@ from jax_speechlm.training.runs import read_tokenizer
 
 log = logging.getLogger(__name__)
 
-RowLabels = Int[np.ndarray, " rows"] | None
+RowLabels = Int[np.ndarray, " _"] | None
 """Class id per row of an index, for classification."""
 
 

@@ -71,6 +71,7 @@ class TTS(ObjectiveConfig):
 
     Attributes:
       classes: names of the speakers in the order of their ids; with fewer than two the model has no speaker embedding.
+      text: what is spoken: transcripts, or the speech units of `data.units`, with which the sets are labelled.
       aligner: shape of the aligner, which the trained model does not need.
       variance_weight: weight of the losses of duration, pitch and energy, each; the log-mel losses have 1.
       alignment_weight: weight of the forward-sum and of the binarisation loss. No parameter of the acoustic model
@@ -81,16 +82,28 @@ class TTS(ObjectiveConfig):
 
     kind: Literal["tts"] = "tts"
     classes: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
+    text: Literal["transcript", "units"] = "transcript"
     aligner: AlignerConfig = AlignerConfig()
     variance_weight: NonNegativeFloat = 0.1
     alignment_weight: Annotated[float, Field(gt=0)] = 0.1
     binarisation_start: NonNegativeInt = 1000
     binarisation_ramp: NonNegativeInt = 1000
 
+    @property
+    def reads_units(self) -> bool:
+        return self.text == "units"
+
     def check_data(self, data: Config) -> None:
-        """Raises ValueError if speed perturbation would change the voice."""
+        """Raises ValueError if speed perturbation would change the voice, or if units lack their k-means."""
         if getattr(data, "speeds", (1.0,)) != (1.0,):
             raise ValueError("a voice is learnt at its own speed: set data.speeds to 1.0")
+        if self.reads_units and getattr(data, "units", None) is None:
+            raise ValueError(
+                "a voice of units needs their k-means: set data.units to a folder that `jax-speechlm units fit` wrote, "
+                "or to a codec's"
+            )
+        if self.reads_units and data.tokenizer is not None:
+            raise ValueError("a voice of units has their tokenizer: leave data.tokenizer out")
 
     def added_tokens(self, tokenizer: Tokenizer | None) -> int:
         """Returns the tokens of an utterance besides its transcript: those of its boundaries."""
