@@ -1,4 +1,4 @@
-"""Rows of judged speech: natural recordings of prepared sets, folders of audio files, copies by vocoders."""
+"""Rows of judged speech: natural recordings of prepared sets, folders of audio files, copies by vocoders and codecs."""
 
 import statistics
 import time
@@ -11,7 +11,9 @@ from data_pipelines.storage import index as indexes
 from data_pipelines.storage.records import RecordReader
 from jax_speechlm.evaluation.synthesis import SpeechRow, SpokenText
 from jax_speechlm.evaluation.synthesis_report import NATURAL
+from jax_speechlm.inference.codec import CodecModel
 from jax_speechlm.inference.vocode import Vocoder
+from jax_speechlm.units.measures import bitrate
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 """Of the audio files that a folder may have for an utterance, in order of preference."""
@@ -71,11 +73,7 @@ def copied(vocoder: Vocoder, name: str, natural: SpeechRow, texts: Sequence[Spok
     Raises:
       DataError: the recordings have another sample rate.
     """
-    if vocoder.sample_rate != natural.sample_rate:
-        raise DataError(
-            f"{name}: the vocoder works at {vocoder.sample_rate} Hz, and the recordings are at "
-            f"{natural.sample_rate} Hz: prepare the set with --sample-rate {vocoder.sample_rate}"
-        )
+    _check_rate(f"{name}: the vocoder", vocoder.sample_rate, natural)
     audio = {text.id: vocoder.copy(natural.audio[text.id]) for text in texts}
     mels = [vocoder.spectrogram(natural.audio[text.id]) for text in texts[:TIMED]]
     start = time.perf_counter()
@@ -88,3 +86,33 @@ def copied(vocoder: Vocoder, name: str, natural: SpeechRow, texts: Sequence[Spok
         next(vocoder.stream([mel]), None)
         waits.append(1e3 * (time.perf_counter() - start))
     return SpeechRow(name, audio, vocoder.sample_rate, real_time_factor=factor, first_audio_ms=statistics.median(waits))
+
+
+def coded(codec: CodecModel, name: str, natural: SpeechRow, texts: Sequence[SpokenText]) -> SpeechRow:
+    """Computes the row of a codec: the waveforms of the natural recordings' codes.
+
+    The speed is of the decoder alone, from codes on, one recording at a time.
+
+    Raises:
+      DataError: the recordings have another sample rate.
+    """
+    _check_rate(f"{name}: the codec", codec.sample_rate, natural)
+    recordings = [natural.audio[text.id] for text in texts]
+    ids = codec.encode_codes(recordings)
+    audio = {
+        text.id: codec.decode_codes([codes])[0][: len(samples)]
+        for text, samples, codes in zip(texts, recordings, ids, strict=True)
+    }
+    start = time.perf_counter()
+    decoded = sum(len(codec.decode_codes([codes])[0]) for codes in ids[:TIMED])
+    factor = (time.perf_counter() - start) * codec.sample_rate / max(decoded, 1)
+    rate = bitrate(ids, codec.config.codebook_size, sum(map(len, recordings)) / codec.sample_rate)
+    return SpeechRow(name, audio, codec.sample_rate, real_time_factor=factor, bitrate=rate)
+
+
+def _check_rate(system: str, sample_rate: int, natural: SpeechRow) -> None:
+    if sample_rate != natural.sample_rate:
+        raise DataError(
+            f"{system} works at {sample_rate} Hz, and the recordings are at {natural.sample_rate} Hz: prepare the set "
+            f"with --sample-rate {sample_rate}"
+        )

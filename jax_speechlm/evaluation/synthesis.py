@@ -33,6 +33,7 @@ from jax_speechlm.evaluation.synthesis_report import (
     Measurement,
     SynthesisReport,
 )
+from jax_speechlm.units.measures import Bitrate
 
 SAMPLE_RATE = speech_distance.SAMPLE_RATE
 _MIN_SAMPLES = SAMPLE_RATE // 10  # what every judge can take: silence follows shorter audio
@@ -61,6 +62,7 @@ class SpeechRow:
       audio: by id of the utterance: an audio file, or samples (float in [-1, 1], or int16).
       sample_rate: of samples, in Hz; files state their own.
       real_time_factor, first_audio_ms: speeds of the system, if measured.
+      bitrate: of the units that the speech was computed from, if any.
     """
 
     name: str
@@ -68,6 +70,7 @@ class SpeechRow:
     sample_rate: int = SAMPLE_RATE
     real_time_factor: float | None = None
     first_audio_ms: float | None = None
+    bitrate: Bitrate | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,8 +286,8 @@ class _Judgements:
             for column, sums in zip(self.columns, self.sums, strict=True):
                 natural = sums[0] if number and column.group != "distance" else None
                 measures[column.name] = measurement(sums[number], natural, column.is_root, resamples, seed)
-            speeds = {"real_time_factor": row.real_time_factor, "first_audio_ms": row.first_audio_ms}
-            rows.append(JudgedRow(name=row.name, measures=measures, **speeds))
+            of_system = {name: getattr(row, name) for name in ("real_time_factor", "first_audio_ms", "bitrate")}
+            rows.append(JudgedRow(name=row.name, measures=measures, **of_system))
         return SynthesisReport(
             title=title,
             normalizer=self.normalizer_name,

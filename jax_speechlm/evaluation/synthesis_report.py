@@ -10,6 +10,7 @@ from jax_speechlm.core.config import Config
 from jax_speechlm.evaluation import base
 from jax_speechlm.evaluation.normalizers import NormalizerName
 from jax_speechlm.evaluation.resampling import MIN_UTTERANCES
+from jax_speechlm.units.measures import Bitrate
 
 NATURAL = "natural"
 """Name of the row of natural recordings, which all others are compared with."""
@@ -21,6 +22,8 @@ _TITLES: dict[Group, str] = {
     "quality": "quality and voice (higher is better)",
     "distance": "distance to the natural recording (lower is better)",
 }
+
+_RATES = ["units/second", "bits/second", "entropy/second"]
 
 
 class Column(Config):
@@ -77,12 +80,14 @@ class JudgedRow(Config):
       measures: by name of column.
       real_time_factor: seconds of computation per second of speech; None if not measured.
       first_audio_ms: time from the request to the first samples; None likewise.
+      bitrate: of the units that the speech was computed from; None if it was not.
     """
 
     name: str
     measures: dict[str, Measurement]
     real_time_factor: float | None = None
     first_audio_ms: float | None = None
+    bitrate: Bitrate | None = None
 
 
 class JudgedUtterance(Config):
@@ -127,7 +132,7 @@ class SynthesisReport(base.Report):
     utterances: tuple[JudgedUtterance, ...]
 
     def tables(self) -> Iterator[Table]:
-        """Yields a table for each group of columns, then the differences from natural speech and the speeds."""
+        """Yields a table for each group of columns, then differences from natural speech, speeds and rates of units."""
         for group, title in _TITLES.items():
             if columns := [column for column in self.columns if column.group == group]:
                 rows = [row for row in self.rows if group != "distance" or row.name != NATURAL]
@@ -140,6 +145,11 @@ class SynthesisReport(base.Report):
             for row in timed:
                 table.add_row(escape(row.name), *self.speed_cells(row))
             yield table
+        if coded := self._coded():
+            table = base.new_table("", "units", *_RATES, title="units that the speech was computed from")
+            for row in coded:
+                table.add_row(escape(row.name), str(row.bitrate.num_units), *self.rate_cells(row))
+            yield table
 
     def conditions(self) -> list[str]:
         """Returns what was compared, and by which versions of the judges."""
@@ -147,6 +157,11 @@ class SynthesisReport(base.Report):
             f"{len(self.utterances)} utterances; normalizer {self.normalizer}; [95 % bootstrap interval over "
             f"utterances]; * differs from natural speech (paired bootstrap, p < 0.05)"
         ]
+        if self._coded():
+            notes.append(
+                "bits/second: units/second times log2 of the number of different units; entropy/second: times the "
+                "entropy of their frequencies in these utterances, in bits"
+            )
         if len(self.utterances) < MIN_UTTERANCES:
             notes.append(f"no intervals: fewer than {MIN_UTTERANCES} utterances")
         if self.packages:
@@ -163,12 +178,13 @@ class SynthesisReport(base.Report):
 
     def as_markdown(self) -> str:
         """Returns one table of all columns with the notes below."""
-        timed = self._timed()
-        head = ["", *(column.title for column in self.columns)] + ["real-time factor", "first audio, ms"] * bool(timed)
+        timed, coded = bool(self._timed()), bool(self._coded())
+        head = ["", *(column.title for column in self.columns)] + ["real-time factor", "first audio, ms"] * timed
+        head += _RATES * coded
         lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for row in self.rows:
             cells = [row.name, *(self.cell(row, column) for column in self.columns)]
-            lines.append(f"| {' | '.join(cells + self.speed_cells(row) * bool(timed))} |")
+            lines.append(f"| {' | '.join(cells + self.speed_cells(row) * timed + self.rate_cells(row) * coded)} |")
         return (
             "\n".join([f"{self.title}\n", *lines, "", *(f"- {note}" for note in self.conditions() + self.problems())])
             + "\n"
@@ -188,6 +204,15 @@ class SynthesisReport(base.Report):
         """Formats the speeds of a row."""
         factor, first = row.real_time_factor, row.first_audio_ms
         return ["-" if factor is None else f"{factor:.3f}", "-" if first is None else f"{first:.0f}"]
+
+    def rate_cells(self, row: JudgedRow) -> list[str]:
+        """Formats the rate of the units of a row."""
+        if (rate := row.bitrate) is None:
+            return ["-"] * len(_RATES)
+        return [f"{rate.units_per_second:.1f}", f"{rate.bits_per_second:.0f}", f"{rate.entropy_per_second:.0f}"]
+
+    def _coded(self) -> list[JudgedRow]:
+        return [row for row in self.rows if row.bitrate is not None]
 
     def _timed(self) -> list[JudgedRow]:
         return [row for row in self.rows if row.real_time_factor is not None or row.first_audio_ms is not None]

@@ -37,9 +37,15 @@ class DurationAligner:
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, with the aligner.
 
         Raises:
-          CheckpointError: no checkpoint can be read, or it was trained by another objective, or has no aligner.
+          CheckpointError: no checkpoint can be read, or it was trained by another objective, or on units instead of
+            transcripts, or has no aligner.
         """
         run = LoadedRun.load(path, TTS, "align transcripts with recordings", training_only=True)
+        if run.experiment.objective.reads_units:
+            raise CheckpointError(
+                f"{run.checkpoint} was trained on speech units, so it aligns no transcripts: name a voice that was "
+                "trained with --objective.text transcript"
+            )
         if "aligner" not in run.params:
             raise CheckpointError(
                 f"{run.checkpoint} has no aligner, as voices that were imported, averaged or quantised have none: name "

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Int, Integer
 
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.paths import AnyPath
@@ -116,6 +116,11 @@ class Synthesizer(RunPredictor):
         return self.experiment.sample_rate
 
     @property
+    def units(self) -> str | None:
+        """Fingerprint of the k-means whose units the texts are; None for a voice of texts in a language."""
+        return self.run.units
+
+    @property
     def speakers(self) -> tuple[str, ...]:
         """Names of the speakers; empty for a model with one voice."""
         classes = self.experiment.objective.classes
@@ -125,6 +130,8 @@ class Synthesizer(RunPredictor):
         self, texts: str | Sequence[str], speaker: str | None = None, speed: float = 1.0, language: str = "en"
     ) -> list[Speech]:
         """Synthesises texts of any length, one result for each.
+
+        A voice of units takes their numbers, "12 5 9"; a line of them is spoken as a sentence is.
 
         Args:
           speaker: one of `speakers`; None takes the first.
@@ -140,6 +147,10 @@ class Synthesizer(RunPredictor):
         sentences = [self._sentences(text, language) for text in texts]
         speaker_id, speed = self._speaker_id(speaker), _checked_speed(speed)
         return [self._speech([self.spectrogram(ids, speaker_id, speed) for ids in text]) for text in sentences]
+
+    def speak_units(self, units: Integer[np.ndarray, " _"]) -> Float32[np.ndarray, " _"]:
+        """Returns the samples of a sequence of units, by a voice of units."""
+        return self.synthesize(" ".join(map(str, units.tolist())))[0].samples
 
     def stream(
         self, text: str, speaker: str | None = None, speed: float = 1.0, language: str = "en"
@@ -166,6 +177,9 @@ class Synthesizer(RunPredictor):
         if not text.strip():
             raise SynthesisError("the text is empty: write what is to be said")
         tokenizer = self.run.tokenizer
+        if self.experiment.objective.reads_units:
+            lines = [ids for line in text.splitlines() if (ids := tokenizer.encode(line))]
+            return [part.tolist() for ids in lines for part in np.array_split(ids, -(-len(ids) // LONGEST_PART))]
         known = text_for(tokenizer, text, language)
         parts = _cut(known, lambda part: len(tokenizer.encode(part)) <= LONGEST_PART)
         encoded = [tokenizer.encode(part) for part in parts if any(map(str.isalpha, part))]

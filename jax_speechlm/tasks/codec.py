@@ -11,6 +11,7 @@ TASK = Task(
     models=(WavTokenizerConfig,),
     inputs={"speech": (AUDIO,)},
     predictor="jax_speechlm.inference.codec:CodecModel",
+    evaluator="jax_speechlm.evaluation.codecs:evaluate_run",
     abilities=("encode_codes", "decode_codes"),
     hugging_face="jax_speechlm.interop.hf.registry:CODEC",
 )

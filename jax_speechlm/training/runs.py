@@ -12,6 +12,7 @@ import jax
 
 from data_pipelines.core.paths import AnyPath, as_path
 from data_pipelines.core.tokenizer import Tokenizer
+from data_pipelines.storage.units import read_units
 from data_pipelines.tokenizers.base import load_tokenizer
 from jax_speechlm.core.errors import CheckpointError
 from jax_speechlm.nn.functional import Params
@@ -104,6 +105,24 @@ def read_tokenizer(path: str) -> Tokenizer:
             return tokenizer
         raise CheckpointError(f"{path}: this run has no tokenizer to share; set data.tokenizer to one that has")
     return load_tokenizer(path)
+
+
+def trained_units(folder: str | Path, fingerprint: str | None, checkpoint: AnyPath | None) -> Path:
+    """Returns the folder of the k-means that a run was trained on.
+
+    Args:
+      fingerprint: of that k-means.
+
+    Raises:
+      DataError: the folder cannot be read.
+      CheckpointError: it is another k-means.
+    """
+    if (other := read_units(folder).fingerprint) != fingerprint:
+        raise CheckpointError(
+            f"{checkpoint}: was trained on the units {fingerprint}, and those of {folder} are {other}: name the folder "
+            "of the former with --units"
+        )
+    return Path(folder)
 
 
 def tokenizer_files(tokenizer: Tokenizer | None) -> dict[str, str]:

@@ -3,8 +3,10 @@
 All are computed from counts: `counts_KxC` is the number of frames with unit k and class c.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from jax_speechlm.core.config import Config
 
@@ -29,6 +31,30 @@ class Usage(Config):
     frames_per_second: float
     units_per_second: float
     run_frames: float
+
+
+class Bitrate(Config):
+    """Rate of speech as units, if nothing but the units is transmitted.
+
+    Attributes:
+      num_units: different units that there are.
+      units_per_second: of speech.
+      entropy: of the units' frequencies, in bits: what a code for single units needs at least for each.
+    """
+
+    num_units: int
+    units_per_second: float
+    entropy: float
+
+    @property
+    def bits_per_second(self) -> float:
+        """With the same number of bits for each unit."""
+        return self.units_per_second * float(np.log2(self.num_units))
+
+    @property
+    def entropy_per_second(self) -> float:
+        """With fewer bits for frequent units."""
+        return self.units_per_second * self.entropy
 
 
 class Agreement(Config):
@@ -87,6 +113,16 @@ def usage(codes: list[Int[np.ndarray, "..."]], num_units: int, frame_seconds: fl
         frames_per_second=1 / frame_seconds,
         units_per_second=runs / (frames * frame_seconds),
         run_frames=frames / runs,
+    )
+
+
+def bitrate(sequences: Sequence[Integer[np.ndarray, "..."]], num_units: int, seconds: float) -> Bitrate:
+    """Computes the rate of utterances of `seconds` in all, from the units that language models get of them."""
+    counts = np.bincount(np.concatenate(sequences), minlength=num_units)
+    return Bitrate(
+        num_units=num_units,
+        units_per_second=int(counts.sum()) / max(seconds, 1e-9),
+        entropy=entropy(counts) / float(np.log(2)),
     )
 
 

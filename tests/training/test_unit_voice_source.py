@@ -101,9 +101,9 @@ def test_a_plan_without_the_data_has_as_many_units(labelled, with_units, tmp_pat
 
 def test_what_does_not_fit_is_refused(labelled, tmp_path):
     root, _, _ = labelled
-    with pytest.raises(ValueError, match="set data.units to a folder"):
+    with pytest.raises(ValueError, match=r"set data\.units to a folder"):
         experiment(root, units=None)
-    with pytest.raises(ValueError, match="leave data.tokenizer out"):
+    with pytest.raises(ValueError, match=r"leave data\.tokenizer out"):
         experiment(root, tokenizer="data/phones")
     other = make_units(tmp_path / "other", 5, seed=1)
     with pytest.raises(DataError, match=r"clips/train is not labelled .*with 1 other k-means. Run: jax-speechlm units"):

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import mutual_info_score
 from sklearn.naive_bayes import MultinomialNB
 
-from jax_speechlm.units.measures import agreement, speaker_leakage, usage
+from jax_speechlm.units.measures import agreement, bitrate, speaker_leakage, usage
 
 
 def test_usage_counts_frames_and_runs():
@@ -16,6 +16,15 @@ def test_usage_counts_frames_and_runs():
     assert found.perplexity == pytest.approx(3)
     assert found.run_frames == pytest.approx(9 / 5)  # a run ends with its utterance
     assert (found.frames_per_second, found.units_per_second) == (pytest.approx(50), pytest.approx(5 / 0.18))
+
+
+def test_a_bit_rate_counts_units_of_the_seconds_that_they_stand_for():
+    found = bitrate([np.array([0, 1, 0]), np.array([], int), np.array([2])], num_units=8, seconds=2.0)
+    assert (found.num_units, found.units_per_second) == (8, 2.0)
+    assert found.bits_per_second == pytest.approx(2 * 3)
+    assert found.entropy_per_second == pytest.approx(2 * 1.5)  # halves of 1 bit, quarters of 2
+    one = bitrate([np.array([0, 0])], num_units=1, seconds=1.0)
+    assert one.bits_per_second == one.entropy_per_second == 0
 
 
 def test_agreement_of_random_labels_is_what_scikit_learn_says():

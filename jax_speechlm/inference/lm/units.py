@@ -1,18 +1,19 @@
 """Predictor of a language model of text and speech units: scores speech, continues text and speech.
 
-Speech is generated as unit ids; where these are a codec's codes, `UnitDecoder` turns them into samples.
+Speech is generated as unit ids, which `UnitDecoder` turns into samples: a codec's codes by the codec, units of a
+k-means by a voice that was trained on them.
 """
 
 import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Float32, Integer
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.audio.wav import write_wav
@@ -23,9 +24,11 @@ from jax_speechlm.decoding.lm.generate import Beam, Sampling, check_counts, meth
 from jax_speechlm.inference.codec import CodecModel
 from jax_speechlm.inference.lm.causal import LanguageModel
 from jax_speechlm.inference.lm.generation import UnitContinuation, read_continuations
+from jax_speechlm.inference.synthesize import Synthesizer
 from jax_speechlm.inference.unit_encoder import UnitEncoder
+from jax_speechlm.inference.vocode import GRIFFIN_LIM
 from jax_speechlm.objectives.lm.unit_lm import UnitLM
-from jax_speechlm.training.runs import LoadedRun
+from jax_speechlm.training.runs import LoadedRun, trained_units
 from jax_speechlm.units.features import CodecLatents, read_features
 
 Part = str | Integer[np.ndarray, "..."]
@@ -62,13 +65,7 @@ class UnitModel:
           DataError: the folder cannot be read.
           CheckpointError: it is not the k-means that the model was trained on.
         """
-        folder = Path(units or self.units)
-        if (fingerprint := read_units(folder).fingerprint) != self.fingerprint:
-            raise CheckpointError(
-                f"{self.lm.checkpoint}: was trained on the units {self.fingerprint}, and those of {folder} are "
-                f"{fingerprint}: name the folder of the former with --units"
-            )
-        return folder
+        return trained_units(units or self.units, self.fingerprint, self.lm.checkpoint)
 
     def prompt(self, parts: Sequence[Part], then: Modality | None = None) -> list[int]:
         """Encodes the beginning of a document, followed by a switch to the modality `then` if needed."""
@@ -144,32 +141,56 @@ class UnitModel:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnitDecoder:
-    """Turns the units of a codec into waveforms."""
+    """Turns units into waveforms.
 
-    codec: CodecModel
+    Attributes:
+      decode: returns the samples of a sequence of units, in [-1, 1].
+      sample_rate: of the samples, in Hz.
+    """
+
+    decode: Callable[[Integer[np.ndarray, "..."]], Float32[np.ndarray, "..."]]
+    sample_rate: int
 
     @classmethod
-    def load(cls, units: str | Path) -> "UnitDecoder":
-        """Reads the codec that a folder of units is of.
+    def load(
+        cls, units: str | Path, voice: str | Path | None = None, vocoder: str | Path = GRIFFIN_LIM
+    ) -> "UnitDecoder":
+        """Reads the codec that a folder of units is of, or a voice that was trained on them.
+
+        Args:
+          voice: a run of text to speech whose texts are these units; None for a codec's own decoder.
+          vocoder: of the voice: a run, or "griffin-lim".
 
         Raises:
-          CheckpointError: the units are clusters of other features, or the codec cannot be read or has changed.
+          CheckpointError: the voice was trained on texts or on other units; or without a voice the units are clusters,
+            or the codec cannot be read or has changed.
         """
-        features = read_features(read_units(units).about["features"])
+        known = read_units(units)
+        if voice is not None:
+            synthesizer = Synthesizer.load(voice, vocoder)
+            if synthesizer.units != known.fingerprint:
+                spoken = f"the units {synthesizer.units}" if synthesizer.units else "texts"
+                raise CheckpointError(
+                    f"{voice}: was trained on {spoken}, and the units of {units} are {known.fingerprint}: name a voice "
+                    f"that was trained with --objective.text units --data.units {units}"
+                )
+            return cls(synthesizer.speak_units, synthesizer.sample_rate)
+        features = read_features(known.about["features"])
         if not isinstance(features, CodecLatents):
             raise CheckpointError(
-                f"{units}: its units are clusters, from which no samples can be computed: leave out --out, or train on "
-                "the codes of a codec (jax-speechlm units label CODEC_RUN)"
+                f"{units}: its units are clusters, from which no samples can be computed without a voice that was "
+                "trained on them: name its run with --voice (jax-speechlm finetune --config asterisk_tts/unit_voice "
+                f"--data.units {units}), or leave out --out"
             )
-        return cls(CodecModel(features.read()))
+        codec = CodecModel(features.read())
+        return cls(lambda ids: codec.decode_codes([ids])[0], codec.sample_rate)
 
     def write(self, path: Path, parts: Sequence[Integer[np.ndarray, "..."]]) -> Path | None:
         """Decodes parts of speech as one waveform and writes it as a WAV file; nothing if there is no speech."""
         units = np.concatenate([np.zeros(0, np.int32), *parts])
         if not len(units):
             return None
-        (samples,) = self.codec.decode_codes([units])
-        write_wav(path, samples, self.codec.sample_rate)
+        write_wav(path, self.decode(units), self.sample_rate)
         return path
 
 
@@ -186,6 +207,8 @@ def generate_units(
     length_penalty: float = 1.0,
     seed: int = 0,
     out: Path | None = None,
+    voice: Path | None = None,
+    vocoder: str = GRIFFIN_LIM,
 ) -> None:
     """Continues text and speech. Speech is generated as unit ids, and with --out also as WAV files.
 
@@ -205,12 +228,16 @@ def generate_units(
       beam_size: above 0: beam search instead of sampling, with this many hypotheses, all of which are printed.
       length_penalty: of the beam search: 0 compares by probability, 1 by its geometric mean over tokens.
       seed: seed of sampling.
-      out: of units that are a codec's: folder of the WAV files 0.wav, 1.wav, ..., in the order of the lines.
+      out: folder of the WAV files 0.wav, 1.wav, ..., in the order of the lines. A codec's units need nothing else.
+      voice: run that makes the WAV files: a voice that was trained on the same units.
+      vocoder: of the voice: directory of a vocoder's run, or griffin-lim.
     """
+    if voice and not out:
+        raise ValueError("--voice makes WAV files: name a folder for them with --out")
     method = method_of(sampling, beam_size, length_penalty)
     check_counts(max_tokens=max_tokens, samples=samples)
     model = UnitModel.load(checkpoint)
-    decoder = UnitDecoder.load(model.check(units)) if out else None
+    decoder = UnitDecoder.load(model.check(units), voice, vocoder) if out else None
     spoken_units = UnitEncoder.load(model.check(units)).encode_sequences(audio_prompts) if audio_prompts else []
     if prompts and audio_prompts and len(prompts) != len(audio_prompts):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 jax-speechlm prepare asterisk-en
 jax-speechlm pretrain --config asterisk_tts/codec --run-dir runs/codec
+jax-speechlm eval runs/codec --sets asterisk-en
 jax-speechlm units label runs/codec --sets asterisk-en
 jax-speechlm export runs/codec --out exported/codec
 
