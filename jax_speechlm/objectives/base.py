@@ -117,8 +117,9 @@ class Objective:
       health_check: `(metrics averaged over steps, after_warmup) -> warning with a remedy, or None`; the loop prints it.
         Metrics of the last validation are included as "dev_<name>"; `after_warmup` is True once training is long past
         its warm-up.
-      pictures: `(params, batch) -> pictures by name`, or None. The loop shows those of the first validation batch in
-        TensorBoard: [height, width], the first row at the top, NaN where there is nothing (such edges are cut off).
+      pictures: `(params, batch) -> pictures and waveforms by name`, or None. The loop shows those of the first
+        validation batch in TensorBoard: [height, width], the first row at the top, as pictures, [samples] in [-1, 1] as
+        audio; NaN where there is nothing (such edges are cut off).
     """
 
     make: functional.MakeModule

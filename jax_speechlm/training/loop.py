@@ -182,7 +182,7 @@ def train(experiment: Experiment, run_dir: str | os.PathLike, source: BatchSourc
             with meter.outside():
                 if evaluated:
                     with account.paying_for("validate"):
-                        show = functools.partial(reporter.show, step)
+                        show = functools.partial(reporter.show, step, experiment.sample_rate)
                         figures = validate(trainer, eval_params(state), source, mesh, signal_received, show)
                     if figures is None:
                         stopped_by = signal_received()

@@ -13,13 +13,12 @@ _COLORS = np.array(
 """Matplotlib's viridis at even steps: brighter is more, also for the color-blind and in grey."""
 
 
-def trimmed(values: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "less_height less_width"]:
+def trimmed(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """Returns values without edges of NaN alone; a single NaN if there is nothing else."""
-    here = ~np.isnan(values)
-    rows, columns = (np.flatnonzero(here.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        return np.full((1, 1), np.nan, values.dtype)
-    return values[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    places = np.nonzero(~np.isnan(values))
+    if not len(places[0]):
+        return np.full((1,) * values.ndim, np.nan, values.dtype)
+    return values[tuple(slice(along.min(), along.max() + 1) for along in places)]
 
 
 def to_png(values: Float[np.ndarray, "height width"]) -> bytes:

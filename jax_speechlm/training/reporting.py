@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from data_pipelines.audio.wav import to_wav
 from jax_speechlm.objectives.base import Metrics
 from jax_speechlm.training.logs import METRICS, drop_later
 from jax_speechlm.training.pictures import to_png, trimmed
@@ -195,15 +196,14 @@ class Reporter:
         if status and (part != "train" or not self.console.is_terminal):
             self.console.print(f"step {step:>6}  {part:<5}  {status}")
 
-    def show(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Logs pictures of a validation after `step` steps to TensorBoard (see `Objective.pictures`)."""
+    def show(self, step: int, sample_rate: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Logs pictures and waveforms of a validation after `step` steps to TensorBoard (see `Objective.pictures`)."""
         if not self._active:
             return
         for name, values in pictures.items():
             values = trimmed(values)
-            height, width = values.shape
-            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=to_png(values))
-            summary = Summary(value=[Summary.Value(tag=f"dev/{name}", image=image)])
+            shown = {"audio": _audio(values, sample_rate)} if values.ndim == 1 else {"image": _image(values)}
+            summary = Summary(value=[Summary.Value(tag=f"dev/{name}", **shown)])
             self._tensorboard.add_event(Event(wall_time=time.time(), step=step, summary=summary))
         self._tensorboard.flush()
 
@@ -225,6 +225,21 @@ _SHOWN = {
     "padding_share": ".1%",
     "mfu": ".1%",
 }
+
+
+def _image(values: np.ndarray) -> Summary.Image:
+    height, width = values.shape
+    return Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=to_png(values))
+
+
+def _audio(values: np.ndarray, sample_rate: int) -> Summary.Audio:
+    return Summary.Audio(
+        sample_rate=sample_rate,
+        num_channels=1,
+        length_frames=len(values),
+        encoded_audio_string=to_wav(np.nan_to_num(values), sample_rate),
+        content_type="audio/wav",
+    )
 
 
 def _is_shown_as(name: str, key: str) -> bool:

@@ -51,7 +51,7 @@ class Trainer(NamedTuple):
       step: `(state, batch) -> (state, metrics)`; compiled once per batch shape; donates its state argument.
       evaluate: `(params, batch) -> metrics`; compiled once per batch shape.
       greedy_decode: `(params, batch) -> ids [B, T]`, the best CTC path; None if the objective has no CTC logits.
-      pictures: `(params, batch) -> pictures by name`; None if the objective has none.
+      pictures: `(params, batch) -> pictures and waveforms by name`; None if the objective has none.
       shapes: abstract TrainState with shardings: the target of a restore, and the input of planning.
       compiler_options: of `step`.
     """

@@ -33,7 +33,7 @@ def validate(
     without a normalizer, to monitor the run. `jax-speechlm eval` computes the rates to report.
 
     Args:
-      show: called with the pictures of the first batch, if the objective has some (not of a mixture).
+      show: called with the pictures and waveforms of the first batch, if the objective has some (not of a mixture).
 
     Returns:
       Weighted means; empty without a dev split, None if `stop_requested`, called before every batch, returns a value.

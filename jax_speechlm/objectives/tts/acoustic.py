@@ -39,6 +39,7 @@ from jax_speechlm.objectives.tts.alignment import (
     forward_sum_loss,
     monotonic_path,
 )
+from jax_speechlm.objectives.tts.examples import first_rows, spoken_clips
 
 PITCH_HERTZ, PITCH_RANGE = 160.0, 0.25
 """Center of the pitch, and natural logarithm of the ratio to it that counts as 1."""
@@ -148,7 +149,9 @@ class TTS(ObjectiveConfig):
             return self.score(self.forward(module, batch, key, frontend, boundary), batch)
 
         def pictures(module: AlignedAcousticModel, batch: Batch) -> dict[str, Array]:
-            return self.forward(module, by_utterance(batch), None, frontend, boundary).pictures()
+            few = by_utterance(first_rows(batch))
+            output = self.forward(module, few, None, frontend, boundary)
+            return output.pictures() | spoken_clips(few, output.after, output.aligned.segments, frontend.mel)
 
         def flops(batch: Mapping[str, Any]) -> float:
             rows, samples = batch["audio"].shape

@@ -24,8 +24,9 @@ from jax_speechlm.models.codec.wav_tokenizer import Reconstruction, WavTokenizer
 from jax_speechlm.models.vocoders.discriminators import Discriminators
 from jax_speechlm.nn.layers import split_keys
 from jax_speechlm.objectives import gauges
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, row_keys, weighted
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, on_params, row_keys, weighted
 from jax_speechlm.objectives.tts import spectral_losses as losses
+from jax_speechlm.objectives.tts.examples import clip_frames, clips, first_rows
 from jax_speechlm.objectives.tts.vocoder import Adversarial, adversarial_terms, crops
 
 CODEBOOK = "autoencoder/quantizer"
@@ -85,6 +86,9 @@ class Codec(ObjectiveConfig):
         del tokenizer
         mel = self._mel(model, frontend)
 
+        def make(rngs: nnx.Rngs) -> CodecTraining:
+            return CodecTraining(model, self.adversarial, rngs=rngs)
+
         def score(module: CodecTraining, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
             batch = by_utterance(batch)
             _, real, lengths = crops(batch, frontend, self.crop_frames, key)
@@ -117,12 +121,18 @@ class Codec(ObjectiveConfig):
                 usage["code_placements"] = placed
             return metrics | gauges.per_batch(usage, jnp.sum(counted))
 
+        def pictures(module: CodecTraining, batch: Batch) -> dict[str, Array]:
+            few = by_utterance(first_rows(batch))
+            _, real, lengths = crops(few, frontend, clip_frames(few, frontend.mel), None)
+            return clips(lengths, natural=real, copy=module.autoencoder.reconstruct(real, lengths).audio)
+
         def flops(batch: Mapping[str, Any]) -> float:
             return model.forward_flops(self.crop_frames * model.hop, math.prod(batch["example_id"].shape))
 
         return Objective.of(
-            lambda rngs: CodecTraining(model, self.adversarial, rngs=rngs),
+            make,
             score,
+            pictures=on_params(make, pictures),
             training_only=() if self.adversarial is None else ("discriminators",),
             batch_flops=flops,
             health_check=health_check,

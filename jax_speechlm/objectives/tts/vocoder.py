@@ -22,8 +22,9 @@ from jax_speechlm.models.vocoders.discriminators import DiscriminatorConfig, Dis
 from jax_speechlm.models.vocoders.vocoders import VocoderModel, make_vocoder
 from jax_speechlm.models.vocoders.wavenet import WaveNetConfig
 from jax_speechlm.nn.layers import split_keys
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, row_keys, weighted
+from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, on_params, row_keys, weighted
 from jax_speechlm.objectives.tts import spectral_losses as losses
+from jax_speechlm.objectives.tts.examples import clip_frames, clips, first_rows
 from jax_speechlm.parallel.mesh import shard_batch_dim
 
 _FULL_SCALE = 2.0**15
@@ -88,6 +89,9 @@ class Vocoding(ObjectiveConfig):
                 f"--objective.crop-frames {frontend.mel.window // 2 // model.hop + 1} or more"
             )
 
+        def make(rngs: nnx.Rngs) -> VocoderTraining:
+            return VocoderTraining(model, self.adversarial, rngs=rngs)
+
         def score(module: VocoderTraining, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
             batch = by_utterance(batch)
             mel, real, lengths = crops(batch, frontend, self.crop_frames, key)
@@ -111,12 +115,20 @@ class Vocoding(ObjectiveConfig):
                 terms |= scores
             return weighted(weight, {"loss": loss} | terms)
 
+        def pictures(module: VocoderTraining, batch: Batch) -> dict[str, Array]:
+            few = by_utterance(first_rows(batch))
+            mel, real, lengths = crops(few, frontend, clip_frames(few, frontend.mel), None)
+            return clips(lengths, natural=real, copy=module.generator(mel, -(-lengths // model.hop)))
+
         def flops(batch: dict[str, Any]) -> float:
             return model.forward_flops(self.crop_frames, math.prod(batch["example_id"].shape))
 
+        # A WaveNet computes one sample after the other, too slowly for a validation.
+        is_fast = not isinstance(model, WaveNetConfig)
         return Objective.of(
-            lambda rngs: VocoderTraining(model, self.adversarial, rngs=rngs),
+            make,
             score,
+            pictures=on_params(make, pictures) if is_fast else None,
             frozen=tuple(f"generator/{name}" for name in FROZEN),
             training_only=() if self.adversarial is None else ("discriminators",),
             batch_flops=flops,
