@@ -12,8 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_speechlm.models.codec.config import WavTokenizerConfig
 from jax_speechlm.nn.convolution import ReflectedConvolution
-from jax_speechlm.nn.functional import parameter
-from jax_speechlm.nn.layers import Linear
+from jax_speechlm.nn.recurrence import LSTM
 
 
 def numbered(modules: Iterable[nnx.Module]) -> nnx.Dict:
@@ -39,30 +38,6 @@ class ResidualBlock(nnx.Module):
         y, _ = self.dilated(jax.nn.elu(x), length)
         y, _ = self.pointwise(jax.nn.elu(y), length)
         return y + (x if self.shortcut is None else self.shortcut(x, length)[0])
-
-
-class LSTM(nnx.Module):
-    """One layer of an LSTM over time, from zeros; gates are in PyTorch's order: input, forget, cell, output."""
-
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        self.input = Linear((dim,), (4 * dim,), ("embed", None), gain=3**-0.5, rngs=rngs)
-        self.recurrent = parameter(rngs.params(), (dim, 4 * dim), ("embed", None), uniform)
-
-    def __call__(self, x_BxTxD: Float[Array, "batch time dim"]) -> Float[Array, "batch time dim"]:
-        recurrent = self.recurrent[...].astype(x_BxTxD.dtype)
-
-        def step(state: tuple[Array, Array], gates: Array) -> tuple[tuple[Array, Array], Array]:
-            hidden, cell = state
-            into, forget, value, out = jnp.split((gates + hidden @ recurrent).astype(jnp.float32), 4, axis=-1)
-            cell = jax.nn.sigmoid(forget) * cell + jax.nn.sigmoid(into) * jnp.tanh(value)
-            hidden = (jax.nn.sigmoid(out) * jnp.tanh(cell)).astype(gates.dtype)
-            return (hidden, cell), hidden
-
-        gates_TxBxG = jnp.swapaxes(self.input(x_BxTxD), 0, 1)
-        zeros = jnp.zeros_like(x_BxTxD[:, 0])
-        _, hidden_TxBxD = jax.lax.scan(step, (zeros, zeros.astype(jnp.float32)), gates_TxBxG)
-        return jnp.swapaxes(hidden_TxBxD, 0, 1)
 
 
 class Stage(nnx.Module):
