@@ -18,20 +18,21 @@ from jax_speechlm.core.segments import Segments
 from jax_speechlm.inference.predictor import RunPredictor
 from jax_speechlm.inference.vocode import GRIFFIN_LIM, Vocoder
 from jax_speechlm.models.tts.fastspeech2 import (
-    FastSpeech2,
     one_hot_tokens,
     repeat_by_frame,
     token_of_frame,
 )
-from jax_speechlm.models.tts.text import boundary_id, num_ids
+from jax_speechlm.models.tts.text import boundary_id
+from jax_speechlm.models.tts.voice import GROUPS, Voice
 from jax_speechlm.nn import functional
 from jax_speechlm.objectives.tts.acoustic import TTS
 from jax_speechlm.recipes.experiment import Experiment
-from jax_speechlm.training.runs import LoadedRun
+from jax_speechlm.tasks import resolve
+from jax_speechlm.training.runs import LoadedRun, task_of_run
 
-_TOKENS = (32, 64, 96, 128, 192, 256, 384)
+PADDED_TOKENS = (32, 64, 96, 128, 192, 256, 384)
 """Padded lengths of texts, each a compiled program."""
-LONGEST_PART = _TOKENS[-1] - 2
+LONGEST_PART = PADDED_TOKENS[-1] - 2
 """Most tokens of a sentence, without the boundaries; longer ones are cut at pauses or between words."""
 _LEAST_FRAMES = 128
 SPEEDS = 0.25, 4.0
@@ -81,6 +82,8 @@ class Synthesizer(RunPredictor):
     def load(cls, path: str | os.PathLike, vocoder: str | os.PathLike | None = None) -> "Synthesizer":
         """Reads a run's newest checkpoint, or a `checkpoints/<step>` folder, and a vocoder.
 
+        The result is a synthesizer of the class for the run's task.
+
         Args:
           vocoder: a vocoder's run, or "griffin-lim", which is the default.
 
@@ -88,6 +91,8 @@ class Synthesizer(RunPredictor):
           CheckpointError: a checkpoint cannot be read, or was trained by another objective.
           ValueError: the vocoder takes another mel spectrogram than the model computes.
         """
+        task = task_of_run(path)
+        cls = resolve(task.predictor) if "synthesize" in task.abilities else cls
         run = LoadedRun.load(path, cls.objective, cls.purpose)
         return cls(run, Vocoder.load(vocoder or GRIFFIN_LIM, run.experiment.frontend.mel))
 
@@ -145,7 +150,7 @@ class Synthesizer(RunPredictor):
         """
         texts = [texts] if isinstance(texts, str) else texts
         sentences = [self._sentences(text, language) for text in texts]
-        speaker_id, speed = self._speaker_id(speaker), _checked_speed(speed)
+        speaker_id, speed = self._speaker_id(speaker), self._checked_speed(speed)
         return [self._speech([self.spectrogram(ids, speaker_id, speed) for ids in text]) for text in sentences]
 
     def speak_units(self, units: Integer[np.ndarray, " _"]) -> Float32[np.ndarray, " _"]:
@@ -156,7 +161,8 @@ class Synthesizer(RunPredictor):
         self, text: str, speaker: str | None = None, speed: float = 1.0, language: str = "en"
     ) -> Generator[Float32[np.ndarray, " samples"], None, None]:
         """Yields the samples of `synthesize` as they are ready, a sentence at a time; arguments and errors as there."""
-        sentences, speaker_id, speed = self._sentences(text, language), self._speaker_id(speaker), _checked_speed(speed)
+        speed, speaker_id = self._checked_speed(speed), self._speaker_id(speaker)
+        sentences = self._sentences(text, language)
         for ids in sentences:
             mel, _ = self.spectrogram(ids, speaker_id, speed)
             yield from self.vocoder.vocode([mel])
@@ -166,11 +172,11 @@ class Synthesizer(RunPredictor):
 
         def compile_for(tokens: int) -> None:
             frames = int(tokens * _SECONDS_PER_TOKEN * self.sample_rate / self.experiment.frame_samples)
-            x, counts = self._encode(self._acoustic, *_padded(np.zeros(tokens, np.int32)), np.int32(0), np.float32(1))
-            mel = self._decode(self._acoustic, x, counts, _padded_frames(frames))
+            x, counts = self._encode(self._voice, *padded(np.zeros(tokens, np.int32)), np.int32(0), np.float32(1))
+            mel = self._decode(self._voice, x, counts, _padded_frames(frames))
             self.vocoder.vocode([np.asarray(mel)[0, :frames]])
 
-        return [functools.partial(compile_for, tokens) for tokens in _TOKENS[:5]]
+        return [functools.partial(compile_for, tokens) for tokens in PADDED_TOKENS[:5]]
 
     def _sentences(self, text: str, language: str) -> list[list[int]]:
         """Returns the tokens of a text's sentences, of which none is longer than `LONGEST_PART`."""
@@ -196,16 +202,22 @@ class Synthesizer(RunPredictor):
         remedy = f"choose one of {known}" if known else "it has one voice, so leave the speaker out"
         raise SynthesisError(f"{self.checkpoint} has no speaker {speaker!r}: {remedy}")
 
+    def _checked_speed(self, speed: float) -> float:
+        slowest, fastest = SPEEDS
+        if not slowest <= speed <= fastest:
+            raise SynthesisError(f"a speed of {speed:g} is not possible: choose one from {slowest:g} to {fastest:g}")
+        return float(speed)
+
     def spectrogram(
         self, ids: Sequence[int], speaker: int = 0, speed: float = 1.0
     ) -> tuple[Float32[np.ndarray, "frames bins"], Int[np.ndarray, " tokens"]]:
         """Returns the log-mel spectrogram and the durations, with boundaries, of the token ids of one sentence."""
         boundary = boundary_id(self.run.tokenizer)
-        rows = _padded(np.array([boundary, *ids, boundary], np.int32))
-        x, counts = self._encode(self._acoustic, *rows, np.int32(speaker), np.float32(speed))
+        rows = padded(np.array([boundary, *ids, boundary], np.int32))
+        x, counts = self._encode(self._voice, *rows, np.int32(speaker), np.float32(speed))
         counts = np.asarray(counts)
         frames = int(counts.sum())
-        mel = self._decode(self._acoustic, x, counts, _padded_frames(frames))
+        mel = self._decode(self._voice, x, counts, _padded_frames(frames))
         return np.asarray(mel)[0, :frames], counts[0, : len(ids) + 2]
 
     def _speech(self, spectrograms: Sequence[tuple[np.ndarray, np.ndarray]]) -> Speech:
@@ -214,20 +226,21 @@ class Synthesizer(RunPredictor):
         return Speech(samples, self.sample_rate, np.concatenate(counts), np.concatenate(mels))
 
     @property
-    def _acoustic(self) -> functional.Params:
-        return self.run.params["acoustic"]
+    def _voice(self) -> functional.Params:
+        """The parameters without those of training alone."""
+        return {name: group for name, group in self.run.params.items() if name in GROUPS}
 
     @functools.cached_property
     def _graphdef(self):
-        model, ids = self.experiment.model, num_ids(self.run.tokenizer)
+        model, tokenizer = self.experiment.model, self.run.tokenizer
         num_speakers = self.experiment.objective.num_speakers
-        return functional.declare(lambda rngs: FastSpeech2(model, ids, num_speakers, rngs=rngs)).graphdef
+        return functional.declare(lambda rngs: Voice(model, tokenizer, num_speakers, rngs=rngs)).graphdef
 
     @functools.cached_property
     def _encode(self):
         @jax.jit
         def encode(params, tokens_1xS, length_1, speaker, speed):
-            module, segments = functional.bind(self._graphdef, params), Segments.of(length_1)
+            module, segments = functional.bind(self._graphdef, params).with_lora(), Segments.of(length_1)
             return module.with_durations(tokens_1xS, segments, speaker[None, None], speed)
 
         return encode
@@ -238,16 +251,10 @@ class Synthesizer(RunPredictor):
         def decode(params, x_1xSxD, frames_1xS, num_frames):
             matrix = one_hot_tokens(token_of_frame(frames_1xS, num_frames), x_1xSxD.shape[1])
             segments = Segments.of(frames_1xS.sum(1))
-            return functional.bind(self._graphdef, params).decode(repeat_by_frame(x_1xSxD, matrix), segments)[1]
+            acoustic = functional.bind(self._graphdef, params).acoustic
+            return acoustic.decode(repeat_by_frame(x_1xSxD, matrix), segments)[1]
 
         return decode
-
-
-def _checked_speed(speed: float) -> float:
-    slowest, fastest = SPEEDS
-    if not slowest <= speed <= fastest:
-        raise SynthesisError(f"a speed of {speed:g} is not possible: choose one from {slowest:g} to {fastest:g}")
-    return float(speed)
 
 
 def _cut(text: str, fits: Callable[[str], bool]) -> list[str]:
@@ -270,9 +277,9 @@ def _joined_up(pieces: Sequence[str], glue: str, fits: Callable[[str], bool]) ->
     return joined
 
 
-def _padded(tokens: Int[np.ndarray, " tokens"]) -> tuple[Int[np.ndarray, "1 padded"], Int[np.ndarray, "1"]]:
-    """Returns a row of tokens of one of the lengths in `_TOKENS`, and the number of tokens."""
-    size = next(size for size in _TOKENS if len(tokens) <= size)
+def padded(tokens: Int[np.ndarray, " tokens"]) -> tuple[Int[np.ndarray, "1 padded"], Int[np.ndarray, "1"]]:
+    """Returns a row of tokens of one of the lengths in `PADDED_TOKENS`, and the number of tokens."""
+    size = next(size for size in PADDED_TOKENS if len(tokens) <= size)
     return np.pad(tokens, (0, size - len(tokens)))[None], np.array([len(tokens)], np.int32)
 
 

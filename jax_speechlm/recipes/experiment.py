@@ -13,6 +13,7 @@ from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
+from jax_speechlm.models.tts.tacotron import TacotronConfig
 from jax_speechlm.models.vocoders.vocoders import VocoderModel
 from jax_speechlm.optim.optimizers import Optimizer
 from jax_speechlm.parallel.mesh import MeshShape
@@ -27,6 +28,7 @@ Model = Annotated[
     | TransformerConfig
     | SpeechLMConfig
     | FastSpeech2Config
+    | TacotronConfig
     | VocoderModel
     | WavTokenizerConfig,
     pydantic.Field(discriminator="kind"),

@@ -23,6 +23,7 @@ from jax_speechlm.models.transformer import Transformer
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.aligner import Aligner, AlignerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2, FastSpeech2Config, Layers, Postnet, Predictor
+from jax_speechlm.models.tts.tacotron import Tacotron, TacotronConfig
 from jax_speechlm.models.tts.text import pack_text
 from jax_speechlm.models.vocoders.base import VocoderConfig, masked
 from jax_speechlm.models.vocoders.hifigan import HifiGan, HifiGanConfig
@@ -303,6 +304,52 @@ def _aligner(config: AlignerConfig) -> Toy:
     return Toy(lambda rngs: Aligner(config, VOCAB, WIDTH, rngs=rngs), call, lambda length: length, pack=pack)
 
 
+TACOTRON = TacotronConfig(
+    num_mel_bins=WIDTH,
+    dim=WIDTH,
+    num_layers=2,
+    kernel_size=3,
+    prenet_dim=6,
+    attention_dim=5,
+    location_kernel_size=3,
+    decoder_dim=7,
+    postnet=Postnet(num_layers=3, channels=6),
+)
+
+
+def _tacotron_encoder(config: TacotronConfig) -> Toy:
+    """Tokens to what attention reads."""
+
+    def call(module, tokens, length, keys):
+        return pack(module, tokens, Segments.of(length), keys[:, None])[0]
+
+    def pack(module, tokens, segments, keys):
+        memory = module.encode(tokens, segments, keys=keys)
+        return jnp.concatenate([memory.hidden, memory.keys], axis=-1), segments
+
+    unreached = ("prenet", "_lstm", "attention'", "head", "stop", "postnet")
+    make = functools.partial(Tacotron, config, VOCAB)
+    return Toy(lambda rngs: make(rngs=rngs), call, lambda length: length, 0, pack=pack, unreached=unreached)
+
+
+def _tacotron_decoder(config: TacotronConfig) -> Toy:
+    """Frames to the errors of their predictions before and after the postnet, from a text of five tokens."""
+
+    def call(module, x, length, keys):
+        return pack(module, x, Segments.of(length), keys[:, None])[0]
+
+    def pack(module, x, segments, keys):
+        count = jnp.full_like(segments.length, 5)
+        text = pack_text(jnp.broadcast_to(jnp.arange(1, 6), (*count.shape, 5)), count, 5 * segments.num)
+        frames = module.decode(module.encode(*text, keys=keys), x, segments, keys, keys)
+        is_frame = segments.mask(x.shape[1])[..., None]
+        return jnp.where(is_frame, jnp.concatenate([frames.before - x, frames.after - x], axis=-1), 0), segments
+
+    make = functools.partial(Tacotron, config, VOCAB)
+    options = {"pack": pack, "multiple": config.reduction, "unreached": ("stop",)}
+    return Toy(lambda rngs: make(rngs=rngs), call, lambda length: length, **options)
+
+
 def _wavenet(config: WaveNetConfig) -> Toy:
     """Distributions of samples that are bins of the spectrogram."""
 
@@ -332,6 +379,8 @@ TOYS = CODECS | {
     "aligner": _aligner(AlignerConfig(dim=6, text_dim=8, temperature=0.1)),
     "fastspeech2, encoder": _fast_speech_encoder(FAST_SPEECH),
     "fastspeech2, decoder": _fast_speech_decoder(FAST_SPEECH),
+    "tacotron, encoder": _tacotron_encoder(TACOTRON),
+    "tacotron, decoder": _tacotron_decoder(TACOTRON),
     "hifigan": _vocoder(
         HifiGanConfig(
             input_dim=6,

@@ -18,7 +18,8 @@ from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
-from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config
+from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config, TextLM
+from jax_speechlm.models.tts.tacotron import TacotronConfig
 from jax_speechlm.models.vocoders.hifigan import HifiGanConfig
 from jax_speechlm.models.vocoders.sample_distributions import MuLaw
 from jax_speechlm.models.vocoders.vocos import VocosConfig
@@ -77,6 +78,7 @@ MODELS = {
         block_dilations=((1,),),
     ),
     FastSpeech2Config: tiny.MODELS["tts"],
+    TacotronConfig: tiny.MODELS["tacotron"],
     WavTokenizerConfig: tiny.MODELS["codec"],
 }
 """A toy of each model, every random part of it on."""
@@ -111,7 +113,7 @@ class Toy:
 
     @property
     def frontend(self) -> FrontEnd:
-        names = {"fast_conformer": "fast_conformer", "fastspeech2": "tts", "wav_tokenizer": "codec"}
+        names = {"fast_conformer": "fast_conformer", "fastspeech2": "tts", "tacotron": "tts", "wav_tokenizer": "codec"}
         names |= dict.fromkeys(("vocos", "hifigan", "wavenet"), "vocoder")
         name = names.get(self.model.kind, "ctc")
         return tiny.experiment(name).frontend
@@ -304,6 +306,11 @@ def toys() -> Iterator[tuple[str, Toy]]:
                 yield from ((f"joint {stream}", Toy(config, toy, STREAMS[stream], stream)) for stream in STREAMS)
             else:
                 yield f"{name} {toy.kind}", Toy(config, toy, data)
+    text_lm = TextLM(transformer=CAUSAL, lora=LoRA(rank=2))
+    yield (
+        "tts with a language model",
+        Toy(SETTINGS["tts"], MODELS[FastSpeech2Config].replace(text_lm=text_lm), "speech"),
+    )
 
 
 TOYS = dict(toys())

@@ -13,10 +13,13 @@ from jax_speechlm import cli
 from jax_speechlm.core.exit_status import USER_ERROR
 from jax_speechlm.inference import synthesize
 from jax_speechlm.inference.load import TrainedModel
-from jax_speechlm.inference.synthesize import LONGEST_PART, SynthesisError, Synthesizer
+from jax_speechlm.inference.synthesize import LONGEST_PART, PADDED_TOKENS, SynthesisError, Synthesizer
+from jax_speechlm.inference.synthesize_steps import FRAMES_PER_TOKEN, StepSynthesizer
 from jax_speechlm.inference.vocode import Vocoder
+from jax_speechlm.models.tts.fastspeech2 import TextLM
 from jax_speechlm.models.tts.text import num_ids
 from jax_speechlm.nn import functional
+from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.training.runs import LoadedRun
 from tests.training import tiny
 
@@ -34,14 +37,15 @@ class NoiseVocoder(Vocoder):
         return [np.repeat(np.tanh(mel.mean(1)), self.mel.hop).astype(np.float32) for mel in mels]
 
 
-def make(classes=()):
+def make(classes=(), text_lm=None):
     experiment = tiny.experiment("tts")
-    experiment = experiment.replace(objective=experiment.objective.replace(classes=classes))
+    model = experiment.model.replace(text_lm=text_lm)
+    experiment = experiment.replace(objective=experiment.objective.replace(classes=classes), model=model)
     objective = experiment.objective.build(experiment.model, experiment.frontend, TOKENIZER)
     params = jax.device_get(functional.init(objective.make, jax.random.key(0)))
     assert params["acoustic"]["tokens"].shape[0] == num_ids(TOKENIZER)
     params["acoustic"]["duration"]["out"]["bias"] = np.full(1, np.log(5), np.float32)
-    params = {"acoustic": params["acoustic"]}  # as `LoadedRun` leaves out what only training needs
+    del params["aligner"]  # as `LoadedRun` leaves out what only training needs
     run = LoadedRun(Path("runs/voice/checkpoints/3"), 3, experiment, TOKENIZER, params)
     return Synthesizer(run, NoiseVocoder(experiment.frontend.mel))
 
@@ -99,6 +103,42 @@ def test_speakers_have_voices_of_their_own():
     assert ann.shape != ben.shape or np.abs(ann - ben).max() > 0.01
     with pytest.raises(SynthesisError, match=r"has no speaker 'dan': choose one of 'ann', 'ben', 'cat'"):
         voice.synthesize("a bad cafe.", "dan")
+
+
+def test_a_language_model_is_read_with_its_updates():
+    voice = make(text_lm=TextLM(transformer=tiny.MODELS["speech_lm"].transformer, lora=LoRA(rank=2)))
+    before = voice.spectrogram([1, 2, 3])[0]
+    update = voice.params["lora"]["transformer"]["layers"]["attention"]["query"]
+    update["b"] = np.full_like(update["b"], 0.5)
+    after = voice.spectrogram([1, 2, 3])[0]
+    assert before.shape != after.shape or np.abs(before - after).max() > 1e-4
+
+
+@pytest.fixture(scope="module")
+def stepper():
+    experiment = tiny.experiment("tacotron")
+    experiment = experiment.replace(objective=experiment.objective.replace(classes=()))
+    objective = experiment.objective.build(experiment.model, experiment.frontend, TOKENIZER)
+    params = jax.device_get(functional.init(objective.make, jax.random.key(0)))
+    params["stop"]["bias"] = np.full(1, -50, np.float32)
+    run = LoadedRun(Path("runs/steps/checkpoints/3"), 3, experiment, TOKENIZER, params)
+    return StepSynthesizer(run, NoiseVocoder(experiment.frontend.mel))
+
+
+def test_an_autoregressive_model_synthesises_until_it_stops_or_the_bound(stepper):
+    mel, durations = stepper.spectrogram([1, 2, 3])
+    assert len(mel) == durations.sum() == FRAMES_PER_TOKEN * PADDED_TOKENS[0]
+    assert len(durations) == 5
+    stepper.params["stop"]["bias"][:] = 50
+    mel, durations = stepper.spectrogram([1, 2, 3])
+    assert len(mel) == durations.sum() == stepper.experiment.model.reduction
+    (speech,) = stepper.synthesize("a bad cafe.")
+    assert len(speech.samples) == len(speech.mel) * stepper.experiment.frontend.mel.hop
+
+
+def test_an_autoregressive_model_has_one_speed(stepper):
+    with pytest.raises(SynthesisError, match="leave the speed at 1"):
+        stepper.synthesize("a bad cafe.", speed=1.5)
 
 
 @pytest.mark.parametrize(

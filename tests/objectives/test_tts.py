@@ -64,6 +64,15 @@ def test_what_does_not_fit_together_is_refused(changes, message):
         TOY.config.build(**parts)
 
 
+def test_the_language_model_is_a_language_models_transformer():
+    reader, model = TOYS["tts with a language model"], TOYS["causal_lm transformer"]
+    voice, trained = (functional.declare(toy.objective.make).shapes for toy in (reader, model))
+    assert model.model == reader.model.text_lm.transformer
+    assert jax.tree.map(lambda leaf: leaf.shape, voice["transformer"]) == jax.tree.map(
+        lambda leaf: leaf.shape, trained["transformer"]
+    )
+
+
 def test_speed_perturbation_is_refused():
     with pytest.raises(ValueError, match=r"set data.speeds to 1.0"):
         tiny.experiment("tts", data=tiny.NOISE.replace(speeds=(0.9, 1.0)))

@@ -24,6 +24,7 @@ from jax_speechlm.models.speech_lm import SpeechLMConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.aligner import AlignerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config, Layers, Postnet, Predictor
+from jax_speechlm.models.tts.tacotron import TacotronConfig
 from jax_speechlm.models.vocoders.discriminators import DiscriminatorConfig
 from jax_speechlm.models.vocoders.vocos import VocosConfig
 from jax_speechlm.models.xvector import XVectorConfig
@@ -39,7 +40,9 @@ from jax_speechlm.objectives.ssl.hubert import HuBERT
 from jax_speechlm.objectives.ssl.w2v_bert import W2vBert
 from jax_speechlm.objectives.ssl.wav2vec2 import Wav2Vec2
 from jax_speechlm.objectives.tts.acoustic import TTS
+from jax_speechlm.objectives.tts.attention import AttentionTTS
 from jax_speechlm.objectives.tts.codec import CODEBOOK, Codec
+from jax_speechlm.objectives.tts.mel_restoration import MelRestoration
 from jax_speechlm.objectives.tts.vocoder import Adversarial, Vocoding
 from jax_speechlm.optim.optimizers import Group, Optimizer, WarmupCosine
 from jax_speechlm.parallel.mesh import MeshShape
@@ -86,6 +89,8 @@ OBJECTIVES = {
         binarisation_ramp=4,
     ),
 }
+OBJECTIVES["tacotron"] = AttentionTTS(classes=OBJECTIVES["tts"].classes)
+OBJECTIVES["mel_restoration"] = MelRestoration(stretch=3)
 OBJECTIVES["codec"] = Codec(
     crop_frames=8,
     windows=(64, 128),
@@ -113,6 +118,17 @@ MODELS = {
         energy=Predictor(channels=12),
         postnet=Postnet(num_layers=3, channels=12),
     ),
+    "tacotron": TacotronConfig(
+        num_mel_bins=16,
+        dim=16,
+        num_layers=2,
+        kernel_size=3,
+        prenet_dim=8,
+        attention_dim=8,
+        location_kernel_size=5,
+        decoder_dim=16,
+        postnet=Postnet(num_layers=3, channels=12),
+    ),
     "codec": WavTokenizerConfig(
         num_filters=2,
         strides=(8, 8),
@@ -130,6 +146,8 @@ MODELS = {
         transformer=TransformerConfig(dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=24),
     ),
 }
+MODELS["mel_restoration"] = MODELS["tts"]
+MELS |= dict.fromkeys(("mel_restoration", "tacotron"), MELS["tts"])
 OBJECTIVES["distillation"] = Distillation(
     teachers=(
         Teacher(
@@ -142,7 +160,8 @@ OBJECTIVES["distillation"] = Distillation(
 )
 OBJECTIVES["joint"] = Joint(speech=OBJECTIVES["best_rq"], text=MaskedLM(ratio=0.3))
 MASKS = Augment(time_masks=1, freq_masks=1, freq_mask_bins=4, gain_db=3.0)
-AUGMENT = {"tts": Augment(), "vocoder": Augment(gain_db=3.0), "codec": Augment(gain_db=3.0)}
+AUGMENT = dict.fromkeys(("tts", "mel_restoration", "tacotron"), Augment())
+AUGMENT |= dict.fromkeys(("vocoder", "codec"), Augment(gain_db=3.0))
 GROUPS = {"codec": (Group.assigned(CODEBOOK),)}
 NOISE = Speech(sets=("noise",), num_buckets=2)
 STREAMS = (

@@ -217,8 +217,14 @@ def config_to_hugging_face(config: FastSpeech2Config, vocab_size: int, num_speak
     """Returns the `config.json` of a `FastSpeech2ConformerModel`.
 
     Raises:
-      ValueError: the two conformers have feed-forwards of different kernels, which it cannot have.
+      ValueError: it reads a language model, or the two conformers have feed-forwards of different kernels; neither has
+        a place there.
     """
+    if config.text_lm is not None:
+        raise ValueError(
+            "FastSpeech2ConformerModel reads tokens alone, and this model a language model too: train one with "
+            "model.text_lm=None to export it"
+        )
     taps = {getattr(config, stack).ffn_kernel_size for stack in _CONFORMERS}
     if len(taps) > 1:
         raise ValueError(

@@ -6,7 +6,6 @@ Every convolution reflects an utterance at its own ends, wherever the row ends, 
 from collections.abc import Iterable
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 

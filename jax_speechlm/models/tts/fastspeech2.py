@@ -22,10 +22,13 @@ from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Segments
 from jax_speechlm.models.conformer import Encoder, MacaronLayer
 from jax_speechlm.models.fast_conformer import Convolution as ConvolutionModule
+from jax_speechlm.models.transformer_config import TransformerConfig
+from jax_speechlm.models.tts.text import spread_speakers
 from jax_speechlm.nn.attention.relative import Chunk, PositionalAttention, distance_sinusoids
 from jax_speechlm.nn.convolution import Convolution
 from jax_speechlm.nn.functional import Remat, parameter, stack
 from jax_speechlm.nn.layers import Count, FrameKeys, LayerNorm, Linear, dropout, split_keys
+from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.parallel.mesh import shard_batch_and_time, shard_batch_dim
 
 Rate = Annotated[float, pydantic.Field(ge=0, lt=1)]
@@ -92,6 +95,18 @@ class Postnet(Config):
     dropout: Rate = 0.2
 
 
+class TextLM(Config):
+    """The language model whose hidden states a model of synthesis reads (see `models.tts.voice`).
+
+    Attributes:
+      transformer: its shape, causal or not.
+      lora: low-rank updates of its linear maps; none by default.
+    """
+
+    transformer: TransformerConfig = TransformerConfig()
+    lora: LoRA = LoRA()
+
+
 class FastSpeech2Config(Config):
     """The shape of a FastSpeech 2.
 
@@ -102,6 +117,7 @@ class FastSpeech2Config(Config):
       decoder: conformer over frames.
       duration, pitch, energy: predictors of the variances of a token.
       postnet: convolutions that refine the frames.
+      text_lm: language model whose hidden states the encoder reads with the tokens; None for the tokens alone.
       remat: activations that the forward pass keeps for the backward pass (see `functional.Remat`).
       dtype: compute type; parameters, norms, softmax and the outputs are float32.
     """
@@ -115,6 +131,7 @@ class FastSpeech2Config(Config):
     pitch: Predictor = Predictor(kernel_size=5, dropout=0.5)
     energy: Predictor = Predictor(dropout=0.5)
     postnet: Postnet = Postnet()
+    text_lm: TextLM | None = None
     remat: Remat = "dots"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -266,7 +283,40 @@ MEAN_LOG_MEL = -2.0
 """Initial bias of the mel head: about the mean of the base-10 logarithms of a mel spectrogram of speech."""
 
 
-class FastSpeech2(nnx.Module):
+class FrameDecoder(nnx.Module):
+    """The part of a FastSpeech 2 that maps vectors of frames to log-mel: `decoder`, `head` and `postnet`."""
+
+    def __init__(self, config: FastSpeech2Config, *, rngs: nnx.Rngs):
+        self.config = config
+        self.decoder = Conformer(config.conformer(config.decoder), rngs=rngs)
+        self.head = Linear((config.dim,), (config.num_mel_bins,), ("embed", None), rngs=rngs)
+        self.head.bias[...] = self.head.bias[...] + MEAN_LOG_MEL
+        self.postnet = MelPostnet(config.postnet, config.num_mel_bins, rngs=rngs)
+
+    def decode(
+        self,
+        x_BxTxD: Float[Array, "batch time dim"],
+        segments: Segments,
+        keys: Key[Array, "batch utterances"] | None = None,
+    ) -> tuple[Float[Array, "batch time bins"], Float[Array, "batch time bins"]]:
+        """Decodes frames, see `repeat_by_frame`, to log-mel.
+
+        Args:
+          segments: utterances of the rows, in frames.
+
+        Returns:
+          float32 log-mel before and after the postnet, 0 at padding.
+        """
+        decoder_keys, postnet_keys = split_keys(keys, 2)
+        mask = segments.mask(x_BxTxD.shape[1])[..., None]
+        hidden = shard_batch_and_time(self.decoder.run(x_BxTxD, segments, decoder_keys)).astype(self.config.dtype)
+        before = self.head(hidden)
+        frame_keys = None if postnet_keys is None else FrameKeys(postnet_keys, segments)
+        after = self.postnet(before, segments, frame_keys)
+        return tuple(jnp.where(mask, mel.astype(jnp.float32), 0) for mel in (before, after))
+
+
+class FastSpeech2(FrameDecoder):
     """Maps tokens to log-mel frames.
 
     Args:
@@ -276,7 +326,6 @@ class FastSpeech2(nnx.Module):
 
     def __init__(self, config: FastSpeech2Config, vocab_size: int, num_speakers: int = 1, *, rngs: nnx.Rngs):
         dim = config.dim
-        self.config = config
         table = jax.nn.initializers.normal(dim**-0.5)
         self.tokens = parameter(rngs.params(), (vocab_size, dim), (None, "embed"), table)
         self.speakers = (
@@ -284,16 +333,17 @@ class FastSpeech2(nnx.Module):
             if num_speakers > 1
             else None
         )
+        # Like the token embeddings, which the encoder multiplies by the root of its width.
+        small = {"gain": dim**-0.5, "rngs": rngs}
+        text_lm = config.text_lm
+        self.states = Linear((text_lm.transformer.dim,), (dim,), (None, "embed"), **small) if text_lm else None
         self.encoder = Conformer(config.conformer(config.encoder), rngs=rngs)
         self.duration = TokenPredictor(config.duration, dim, rngs=rngs)
         self.pitch = TokenPredictor(config.pitch, dim, rngs=rngs)
         self.energy = TokenPredictor(config.energy, dim, rngs=rngs)
         self.pitch_embedding = Linear((1,), (dim,), (None, "embed"), rngs=rngs)
         self.energy_embedding = Linear((1,), (dim,), (None, "embed"), rngs=rngs)
-        self.decoder = Conformer(config.conformer(config.decoder), rngs=rngs)
-        self.head = Linear((dim,), (config.num_mel_bins,), ("embed", None), rngs=rngs)
-        self.head.bias[...] = self.head.bias[...] + MEAN_LOG_MEL
-        self.postnet = MelPostnet(config.postnet, config.num_mel_bins, rngs=rngs)
+        super().__init__(config, rngs=rngs)
 
     def encode(
         self,
@@ -301,26 +351,24 @@ class FastSpeech2(nnx.Module):
         segments: Segments,
         speaker_BxN: Int[Array, "batch utterances"] | None = None,
         keys: Key[Array, "batch utterances"] | None = None,
+        states_BxSxL: Float[Array, "batch tokens states"] | None = None,
     ) -> Float[Array, "batch tokens dim"]:
         """Encodes the tokens of each utterance.
 
         Args:
           segments: utterances of the rows, in tokens.
-          speaker_BxN: speaker of each utterance; negative for an unknown one, who gets the mean of all embeddings.
+          speaker_BxN: speaker of each utterance, see `spread_speakers`.
           keys: one key an utterance for dropout; None for evaluation.
+          states_BxSxL: hidden states of the language model `config.text_lm`.
 
         Returns:
           float32 hidden states, 0 at padding.
         """
         num_tokens = tokens_BxS.shape[1]
         x = jnp.take(self.tokens[...], tokens_BxS, axis=0, mode="clip")
+        x = x if self.states is None else x + self.states(states_BxSxL)
         hidden = self.encoder.run(shard_batch_dim(x), segments, keys)
-        if self.speakers is None:
-            return hidden
-        table = self.speakers[...]
-        known = jnp.take(table, jnp.maximum(speaker_BxN, 0), axis=0)
-        speaker_BxNxD = jnp.where(speaker_BxN[..., None] < 0, table.mean(0), known)
-        return hidden + segments.spread(speaker_BxNxD, num_tokens)
+        return hidden + spread_speakers(self.speakers, speaker_BxN, segments, num_tokens)
 
     def predict(
         self,
@@ -353,41 +401,20 @@ class FastSpeech2(nnx.Module):
         segments: Segments,
         speaker_Bx1: Int[Array, "batch 1"],
         speed: float | Float[Array, ""] = 1.0,
+        states_BxSxL: Float[Array, "batch tokens states"] | None = None,
     ) -> tuple[Float[Array, "batch tokens dim"], Int[Array, "batch tokens"]]:
-        """Encodes texts to be spoken, one a row.
+        """Encodes texts to be spoken, one a row; other arguments as of `encode`.
 
         Returns:
           Vectors with embeddings of the predicted pitch and energy, and frames, 0 at padding. As in transformers each
           token of a text has a frame if there would be none at all.
         """
-        hidden = self.encode(tokens_BxS, segments, speaker_Bx1)
+        hidden = self.encode(tokens_BxS, segments, speaker_Bx1, states_BxSxL=states_BxSxL)
         predicted = self.predict(hidden, segments)
         is_token = segments.mask(tokens_BxS.shape[1])
         frames = is_token * durations(predicted.log_duration, speed)
         frames = frames + is_token * (frames.sum(1, keepdims=True) == 0)
         return self.add_variances(hidden, predicted.pitch, predicted.energy), frames
-
-    def decode(
-        self,
-        x_BxTxD: Float[Array, "batch time dim"],
-        segments: Segments,
-        keys: Key[Array, "batch utterances"] | None = None,
-    ) -> tuple[Float[Array, "batch time bins"], Float[Array, "batch time bins"]]:
-        """Decodes frames, see `repeat_by_frame`, to log-mel.
-
-        Args:
-          segments: utterances of the rows, in frames.
-
-        Returns:
-          float32 log-mel before and after the postnet, 0 at padding.
-        """
-        decoder_keys, postnet_keys = split_keys(keys, 2)
-        mask = segments.mask(x_BxTxD.shape[1])[..., None]
-        hidden = shard_batch_and_time(self.decoder.run(x_BxTxD, segments, decoder_keys)).astype(self.config.dtype)
-        before = self.head(hidden)
-        frame_keys = None if postnet_keys is None else FrameKeys(postnet_keys, segments)
-        after = self.postnet(before, segments, frame_keys)
-        return tuple(jnp.where(mask, mel.astype(jnp.float32), 0) for mel in (before, after))
 
 
 LONGEST_TOKEN = 250
@@ -437,17 +464,20 @@ def conformer_flops(config: ConformerShape, num_frames: Count, batch_size: Count
     return 2.0 * config.num_layers * batch_size * num_frames * (frame + attention)
 
 
+def decoder_flops(config: FastSpeech2Config, num_frames: int, batch_size: int) -> float:
+    """Returns the share of `forward_flops` of the decoder over frames, the head and the postnet."""
+    net = config.postnet
+    inner = (net.num_layers - 2) * net.channels**2 + 2 * net.channels * config.num_mel_bins
+    frame = config.dim * config.num_mel_bins + net.kernel_size * inner
+    conformer = conformer_flops(config.conformer(config.decoder), num_frames, batch_size)
+    return conformer + 2.0 * batch_size * num_frames * frame
+
+
 def forward_flops(config: FastSpeech2Config, num_tokens: int, num_frames: int, batch_size: int) -> float:
     """Returns the FLOPs of the products of one forward pass, padding included; a multiply-add is two."""
-    token = 0.0
+    token = float(num_frames * config.dim)  # to repeat its vector for its frames
     for predictor in (config.duration, config.pitch, config.energy):
         widths = config.dim + (predictor.num_layers - 1) * predictor.channels
         token += predictor.kernel_size * widths * predictor.channels
-    net = config.postnet
-    inner = (net.num_layers - 2) * net.channels**2 + 2 * net.channels * config.num_mel_bins
-    frame = config.dim * config.num_mel_bins + net.kernel_size * inner + num_tokens * config.dim
-    return (
-        conformer_flops(config.conformer(config.encoder), num_tokens, batch_size)
-        + conformer_flops(config.conformer(config.decoder), num_frames, batch_size)
-        + 2.0 * batch_size * (num_tokens * token + num_frames * frame)
-    )
+    encoder = conformer_flops(config.conformer(config.encoder), num_tokens, batch_size)
+    return encoder + 2.0 * batch_size * num_tokens * token + decoder_flops(config, num_frames, batch_size)

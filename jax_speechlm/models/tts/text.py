@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.segments import Segments
@@ -56,3 +57,18 @@ def pack_text(
     index = utterance * longest + jnp.clip(segments.position(size), 0, longest - 1)
     tokens = jnp.take_along_axis(tokens_BxNxU.reshape(batch, -1), index, axis=1)
     return TextRows(jnp.where(segments.mask(size), tokens, 0), segments)
+
+
+def spread_speakers(
+    table: nnx.Param | None, speaker_BxN: Int[Array, "batch utterances"] | None, segments: Segments, num_tokens: int
+) -> Float[Array, "batch tokens dim"] | float:
+    """Returns the embedding of each token's speaker; 0 without a table.
+
+    Args:
+      speaker_BxN: speaker of each utterance; negative for an unknown one, who gets the mean of all embeddings.
+    """
+    if table is None:
+        return 0.0
+    known = jnp.take(table[...], jnp.maximum(speaker_BxN, 0), axis=0)
+    speaker_BxNxD = jnp.where(speaker_BxN[..., None] < 0, table[...].mean(0), known)
+    return segments.spread(speaker_BxNxD, num_tokens)

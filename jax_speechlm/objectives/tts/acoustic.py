@@ -11,28 +11,26 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.batch import Batch, by_utterance, text_places
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Segments
-from jax_speechlm.frontend.augment import Augment
 from jax_speechlm.frontend.frontend import FrontEnd, features
-from jax_speechlm.frontend.synthesis_mel import SynthesisMel
+from jax_speechlm.models import transformer_config
 from jax_speechlm.models.tts.aligner import Aligner, AlignerConfig
 from jax_speechlm.models.tts.fastspeech2 import (
-    FastSpeech2,
     FastSpeech2Config,
     Variances,
     forward_flops,
     one_hot_tokens,
     repeat_by_frame,
 )
-from jax_speechlm.models.tts.text import BOUNDARIES, TextRows, boundary_id, num_ids, pack_text, with_boundaries
+from jax_speechlm.models.tts.text import BOUNDARIES, TextRows, boundary_id, num_ids
+from jax_speechlm.models.tts.voice import Voice
 from jax_speechlm.nn.layers import split_keys
-from jax_speechlm.objectives.base import Metrics, Objective, ObjectiveConfig, on_params, row_keys
-from jax_speechlm.objectives.heads.base import distinct
+from jax_speechlm.objectives.base import Metrics, Objective, on_params, row_keys
 from jax_speechlm.objectives.tts.alignment import (
     binarisation_loss,
     diagonal_prior,
@@ -40,6 +38,7 @@ from jax_speechlm.objectives.tts.alignment import (
     monotonic_path,
 )
 from jax_speechlm.objectives.tts.examples import first_rows, spoken_clips
+from jax_speechlm.objectives.tts.voices import Voices, check_frontend, check_tokenizer, mel_picture, texts_of
 
 PITCH_HERTZ, PITCH_RANGE = 160.0, 0.25
 """Center of the pitch, and natural logarithm of the ratio to it that counts as 1."""
@@ -48,12 +47,20 @@ ENERGY_CENTER = -0.2
 """Base-10 logarithm of the norm of a mel amplitude spectrum that counts as 0."""
 
 
-class AlignedAcousticModel(nnx.Module):
-    """An acoustic model and, for its training, an aligner."""
+class AlignedVoice(Voice):
+    """A voice and, for its training, an aligner."""
 
-    def __init__(self, model: FastSpeech2Config, aligner: AlignerConfig, ids: int, speakers: int, *, rngs: nnx.Rngs):
-        self.acoustic = FastSpeech2(model, ids, speakers, rngs=rngs)
-        self.aligner = Aligner(aligner, ids, model.num_mel_bins, rngs=rngs)
+    def __init__(
+        self,
+        model: FastSpeech2Config,
+        aligner: AlignerConfig,
+        tokenizer: Tokenizer,
+        num_speakers: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(model, tokenizer, num_speakers, rngs=rngs)
+        self.aligner = Aligner(aligner, num_ids(tokenizer), model.num_mel_bins, rngs=rngs)
 
 
 class Alignment(NamedTuple):
@@ -67,11 +74,10 @@ class Alignment(NamedTuple):
     matrix: Float[Array, "batch time packed"]  # 1 where the frame has the token of the packed text
 
 
-class TTS(ObjectiveConfig):
+class TTS(Voices):
     """Settings of the training of an acoustic model of speech synthesis.
 
     Attributes:
-      classes: names of the speakers in the order of their ids; with fewer than two the model has no speaker embedding.
       text: what is spoken: transcripts, or the speech units of `data.units`, with which the sets are labelled.
       aligner: shape of the aligner, which the trained model does not need.
       variance_weight: weight of the losses of duration, pitch and energy, each; the log-mel losses have 1.
@@ -82,7 +88,6 @@ class TTS(ObjectiveConfig):
     """
 
     kind: Literal["tts"] = "tts"
-    classes: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
     text: Literal["transcript", "units"] = "transcript"
     aligner: AlignerConfig = AlignerConfig()
     variance_weight: NonNegativeFloat = 0.1
@@ -96,8 +101,7 @@ class TTS(ObjectiveConfig):
 
     def check_data(self, data: Config) -> None:
         """Raises ValueError if speed perturbation would change the voice, or if units lack their k-means."""
-        if getattr(data, "speeds", (1.0,)) != (1.0,):
-            raise ValueError("a voice is learnt at its own speed: set data.speeds to 1.0")
+        super().check_data(data)
         if self.reads_units and getattr(data, "units", None) is None:
             raise ValueError(
                 "a voice of units needs their k-means: set data.units to a folder that `jax-speechlm units fit` wrote, "
@@ -105,16 +109,6 @@ class TTS(ObjectiveConfig):
             )
         if self.reads_units and data.tokenizer is not None:
             raise ValueError("a voice of units has their tokenizer: leave data.tokenizer out")
-
-    def added_tokens(self, tokenizer: Tokenizer | None) -> int:
-        """Returns the tokens of an utterance besides its transcript: those of its boundaries."""
-        del tokenizer
-        return BOUNDARIES
-
-    @property
-    def num_speakers(self) -> int:
-        """Speakers of the model's embedding."""
-        return max(1, len(self.classes))
 
     def build(self, model: FastSpeech2Config, frontend: FrontEnd, tokenizer: Tokenizer | None) -> Objective:
         """Builds the objective.
@@ -125,30 +119,18 @@ class TTS(ObjectiveConfig):
         token); `binarisation` (nats a frame); `infeasible` (share of utterances with fewer frames than tokens, which
         are left out).
         """
-        if tokenizer is None:
-            raise ValueError("speech synthesis needs a tokenizer: train on sets that have transcripts")
-        if not isinstance(frontend.mel, SynthesisMel):
-            raise ValueError(
-                f"no vocoder can turn features of variant {frontend.mel.variant} into speech: set "
-                "--frontend.mel.variant speecht5"
-            )
-        if frontend.mel.input_dim != model.num_mel_bins:
-            raise ValueError(
-                f"the front end gives {frontend.mel.input_dim} values a frame, model.num_mel_bins is "
-                f"{model.num_mel_bins}; set --model.num-mel-bins {frontend.mel.input_dim}"
-            )
-        if frontend.augment != Augment():
-            raise ValueError("a voice would learn the augmentation of its audio: leave frontend.augment at its default")
+        check_tokenizer(tokenizer)
+        check_frontend(frontend, model.num_mel_bins)
         boundary = boundary_id(tokenizer)
 
         def make(rngs):
-            return AlignedAcousticModel(model, self.aligner, num_ids(tokenizer), self.num_speakers, rngs=rngs)
+            return AlignedVoice(model, self.aligner, tokenizer, self.num_speakers, rngs=rngs)
 
-        def score(module: AlignedAcousticModel, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
+        def score(module: AlignedVoice, batch: Batch, key: PRNGKeyArray | None) -> Metrics:
             batch = by_utterance(batch)
             return self.score(self.forward(module, batch, key, frontend, boundary), batch)
 
-        def pictures(module: AlignedAcousticModel, batch: Batch) -> dict[str, Array]:
+        def pictures(module: AlignedVoice, batch: Batch) -> dict[str, Array]:
             few = by_utterance(first_rows(batch))
             output = self.forward(module, few, None, frontend, boundary)
             return output.pictures() | spoken_clips(few, output.after, output.aligned.segments, frontend.mel)
@@ -156,7 +138,11 @@ class TTS(ObjectiveConfig):
         def flops(batch: Mapping[str, Any]) -> float:
             rows, samples = batch["audio"].shape
             frames = frontend.mel.num_frames(samples)
-            return forward_flops(model, min(text_places(batch, BOUNDARIES), frames), frames, rows)
+            count = min(text_places(batch, BOUNDARIES), frames)
+            total = forward_flops(model, count, frames, rows)
+            if model.text_lm is not None:  # frozen, as it is meant: one pass of three
+                total += transformer_config.forward_flops(model.text_lm.transformer, 0, count, rows) / 3
+            return total
 
         parts = {"batch_flops": flops, "training_only": ("aligner",), "pictures": on_params(make, pictures)}
         return Objective.of(make, score, **parts)
@@ -164,12 +150,8 @@ class TTS(ObjectiveConfig):
     def align(self, aligner: Aligner, batch: Batch, mel_BxTxF: Array, segments: Segments, boundary: int) -> Alignment:
         """Aligns the utterances of a batch with a dimension for them (`by_utterance`)."""
         num_frames = mel_BxTxF.shape[1]
-        tokens, count = with_boundaries(batch["tokens"], batch["token_length"], boundary)
-        feasible = segments.length >= count
-        count = jnp.where(feasible, count, 0)
-        segments = Segments(segments.start, jnp.where(feasible, segments.length, 0))
-        places, longest = min(text_places(batch, BOUNDARIES), num_frames), tokens.shape[-1]
-        text = pack_text(tokens, count, places)
+        text, segments, feasible = texts_of(batch, segments, boundary, num_frames)
+        longest, count = batch["tokens"].shape[-1] + BOUNDARIES, text.segments.length
         log_p = aligner(text, mel_BxTxF, segments, longest) + diagonal_prior(count, segments, longest, num_frames)
         path = monotonic_path(jax.lax.stop_gradient(log_p), segments, count)
         packed = jnp.where(path >= 0, path + segments.spread(text.segments.start, num_frames), -1)
@@ -177,7 +159,7 @@ class TTS(ObjectiveConfig):
 
     def forward(
         self,
-        module: AlignedAcousticModel,
+        module: AlignedVoice,
         batch: Batch,
         key: PRNGKeyArray | None,
         frontend: FrontEnd,
@@ -188,7 +170,7 @@ class TTS(ObjectiveConfig):
         aligned = self.align(module.aligner, batch, mel, segments, boundary)
         text, matrix = aligned.text, aligned.matrix
         encoder_keys, predictor_keys, decoder_keys = split_keys(row_keys(key, batch), 3)
-        hidden = module.acoustic.encode(text.tokens, text.segments, batch.get("label"), encoder_keys)
+        hidden = module.with_lora().encode(text.tokens, text.segments, batch.get("label"), encoder_keys)
         predicted = module.acoustic.predict(hidden, text.segments, predictor_keys)
         true = Variances(
             jnp.log(jnp.sum(matrix, axis=1) + 1),
@@ -241,12 +223,10 @@ class AcousticOutput(NamedTuple):
         """Returns pictures of the first row: log-mel of the recording above the computed one, and the alignment."""
         num_frames, num_tokens = self.aligned.log_p.shape[1:]
         is_frame = self.aligned.segments.mask(num_frames)[0]
-        low = jnp.where(is_frame, jnp.min(self.mel[0]), jnp.nan)
-        mels = [jnp.where(is_frame, mel[0].T[::-1], jnp.nan) for mel in (self.mel, self.after)]
         is_token = jnp.arange(num_tokens) < self.aligned.text.segments.length[0, :1]
         share = jax.nn.softmax(self.aligned.log_p[0]).T
         share = jnp.where(is_frame & is_token[:, None], share, jnp.nan)
-        return {"mel": jnp.concatenate([mels[0], low[None], mels[1]]), "alignment": share[::-1]}
+        return {"mel": mel_picture(is_frame, (self.mel[0], self.after[0])), "alignment": share[::-1]}
 
 
 def token_pitch(
