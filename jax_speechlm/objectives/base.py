@@ -166,8 +166,13 @@ def row_keys(key: PRNGKeyArray | None, batch: Batch) -> Key[Array, "*utterances"
     return None if key is None else example_keys(key, batch["example_id"])
 
 
-def split_row_keys(key: PRNGKeyArray | None, batch: Batch) -> tuple[Key[Array, " batch"], Key[Array, " batch"] | None]:
-    """Returns keys per row for the objective's own draws, fixed in evaluation, and for dropout, None in evaluation."""
+def split_row_keys(
+    key: PRNGKeyArray | None, batch: Batch
+) -> tuple[Key[Array, "*utterances"], Key[Array, "*utterances"] | None]:
+    """Returns keys for the objective's own draws, fixed in evaluation, and for dropout, None in evaluation.
+
+    There is one per row, or per utterance of packed rows.
+    """
     own_key, dropout_key = (jax.random.key(0), None) if key is None else jax.random.split(key)
     return example_keys(own_key, batch["example_id"]), row_keys(dropout_key, batch)
 

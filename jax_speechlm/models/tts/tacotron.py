@@ -240,11 +240,11 @@ class Tacotron(nnx.Module):
         visible = memory.segment > 0
         seeds = [jax.vmap(jax.random.bits)(part)[:, None] for part in split_keys(prenet_keys, 2)]
 
-        def unfinished(carry: tuple[Array, ...]) -> Bool[Array, ""]:
+        def unfinished(carry: tuple) -> Bool[Array, ""]:
             number, ended = carry[:2]
             return (number < max_steps) & ~jnp.all(ended)
 
-        def advance(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        def advance(carry: tuple) -> tuple:
             number, ended, state, previous, mel, token, count = carry
             x = previous
             unit = jnp.arange(config.prenet_dim)[None]
