@@ -91,6 +91,11 @@ class VoiceProgram:
                 f"{run.checkpoint}: a voice is exported with a vocoder that computes all samples at once: name the run "
                 "of a vocos or a hifigan with --vocoder"
             )
+        if getattr(run.experiment.model, "text_lm", None) is not None:
+            raise ExportError(
+                f"{run.checkpoint}: the program of a voice reads tokens alone, and this one a language model too: "
+                "train one with model.text_lm=None to export it"
+            )
         model, ids = run.experiment.model.replace(dtype="float32", remat="none"), num_ids(run.tokenizer)
         num_speakers = run.experiment.objective.num_speakers
         other = vocoder.run.experiment.model.replace(dtype="float32")
