@@ -30,7 +30,13 @@ from jax_speechlm.inference.vocode import TrainedVocoder
 from jax_speechlm.interop import folders
 from jax_speechlm.interop.folders import RECORD, ExportError, FailedCheck
 from jax_speechlm.interop.runtimes.program import Outputs, Target, Weights
-from jax_speechlm.models.tts.fastspeech2 import FastSpeech2, one_hot_tokens, repeat_by_frame, token_of_frame
+from jax_speechlm.models.tts.fastspeech2 import (
+    FastSpeech2,
+    FastSpeech2Config,
+    one_hot_tokens,
+    repeat_by_frame,
+    token_of_frame,
+)
 from jax_speechlm.models.tts.text import boundary_id, num_ids
 from jax_speechlm.models.vocoders.vocoders import make_vocoder
 from jax_speechlm.models.vocoders.wavenet import WaveNetConfig
@@ -85,18 +91,23 @@ class VoiceProgram:
     @classmethod
     def of(cls, synthesizer: Synthesizer) -> "VoiceProgram":
         """Returns a voice with its vocoder; an `ExportError` says why there is none."""
-        run, vocoder = synthesizer.run, synthesizer.vocoder
+        run, vocoder, model = synthesizer.run, synthesizer.vocoder, synthesizer.run.experiment.model
+        if not isinstance(model, FastSpeech2Config):
+            raise ExportError(
+                f"{run.checkpoint} is a {model.kind}, and only a fastspeech2 is exported as a program from token ids "
+                "to samples; `synthesize` and `eval` open this run"
+            )
+        if model.text_lm is not None:
+            raise ExportError(
+                f"{run.checkpoint}: the program of a voice reads tokens alone, and this one a language model too: "
+                "train one with model.text_lm=None to export it"
+            )
         if not isinstance(vocoder, TrainedVocoder) or isinstance(vocoder.run.experiment.model, WaveNetConfig):
             raise ExportError(
                 f"{run.checkpoint}: a voice is exported with a vocoder that computes all samples at once: name the run "
                 "of a vocos or a hifigan with --vocoder"
             )
-        if getattr(run.experiment.model, "text_lm", None) is not None:
-            raise ExportError(
-                f"{run.checkpoint}: the program of a voice reads tokens alone, and this one a language model too: "
-                "train one with model.text_lm=None to export it"
-            )
-        model, ids = run.experiment.model.replace(dtype="float32", remat="none"), num_ids(run.tokenizer)
+        model, ids = model.replace(dtype="float32", remat="none"), num_ids(run.tokenizer)
         num_speakers = run.experiment.objective.num_speakers
         other = vocoder.run.experiment.model.replace(dtype="float32")
         params = {"acoustic": run.params["acoustic"], "generator": vocoder.run.params["generator"]}
