@@ -12,7 +12,7 @@ from jax_speechlm.nn import functional
 from jax_speechlm.objectives.tts import examples
 from tests.contracts.objectives import TOYS
 
-HOP = {"tts fastspeech2": 256, "vocoder vocos": 64, "codec wav_tokenizer": 64}
+HOP = {"tts fastspeech2": 256, "tacotron tacotron": 256, "vocoder vocos": 64, "codec wav_tokenizer": 64}
 
 
 def shown(name):
@@ -26,7 +26,7 @@ def shown(name):
 @pytest.mark.parametrize("name", HOP)
 def test_recordings_are_beside_what_the_model_computes(name):
     found, batch, module = shown(name)
-    hop, kind = HOP[name], "voice" if name.startswith("tts") else "copy"
+    hop, kind = HOP[name], "voice" if HOP[name] == 256 else "copy"
     waves = {name: values for name, values in found.items() if values.ndim == 1}
     assert set(waves) == {f"clip_{row}_{each}" for row in (1, 2, 3) for each in ("natural", kind)}
     frontend = TOYS[name].frontend
