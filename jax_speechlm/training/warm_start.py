@@ -39,7 +39,7 @@ def take_over(
       CheckpointError: the checkpoint cannot be read, a group is missing in it or in this model or has another shape, or
         its transformer or its head has another tokenizer or other speech units.
     """
-    run = LoadedRun.read(start.checkpoint, on_host=True)
+    run = LoadedRun.read(start.checkpoint, on_host=True, training_only=True)
     path, loaded = run.checkpoint, run.params
     if start.groups is None:
         groups = [(name, name) for name in SHARED if name in params and name in loaded]

@@ -19,6 +19,7 @@ from jax_speechlm.training.loop import _initial_state, train
 from jax_speechlm.training.runs import tokenizer_files
 from jax_speechlm.training.state import make_trainer
 from jax_speechlm.training.warm_start import PER_TOKEN, take_over, take_over_all
+from tests.evaluation.runs import write_run
 from tests.training import tiny
 
 ABC = CharTokenizer("abc ")
@@ -84,6 +85,17 @@ def test_what_is_taken_over_and_what_is_new_is_said(pretrained):
     assert taken.startswith(f"taken over from {pretrained}: {layer} (")
     assert layer not in new.replace(f"{layer}_", "")
     assert "head (6 parameters)" in new
+
+
+def test_what_only_training_needs_is_taken_over_too(tmp_path):
+    """A voice's aligner, which reading a voice to use it leaves out."""
+    experiment = tiny.experiment("tts")
+    run = write_run(tmp_path, experiment, ABC)
+    objective = experiment.objective.build(experiment.model, experiment.frontend, ABC)
+    params = functional.init(objective.make, jax.random.key(5))
+    taken = take_over(InitFrom(checkpoint=str(run), groups=("acoustic", "aligner")), params, ABC)
+    assert "aligner" in objective.training_only
+    assert_same(taken, ckpt.read(ckpt.find(run)).state["params"])
 
 
 def test_a_start_that_cannot_be_read_leaves_no_folder(tmp_path):
