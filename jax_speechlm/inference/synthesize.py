@@ -160,12 +160,16 @@ class Synthesizer(RunPredictor):
     def stream(
         self, text: str, speaker: str | None = None, speed: float = 1.0, language: str = "en"
     ) -> Generator[Float32[np.ndarray, " samples"], None, None]:
-        """Yields the samples of `synthesize` as they are ready, a sentence at a time; arguments and errors as there."""
+        """Yields the samples of `synthesize` as they are ready; arguments and errors as there.
+
+        The spectrogram of a sentence is computed at once, its samples in the chunks of the vocoder's `stream`. They are
+        those of `synthesize` to 1e-5; bit for bit with a vocoder that gives a sentence whole, such as Griffin-Lim.
+        """
         speed, speaker_id = self._checked_speed(speed), self._speaker_id(speaker)
         sentences = self._sentences(text, language)
         for ids in sentences:
             mel, _ = self.spectrogram(ids, speaker_id, speed)
-            yield from self.vocoder.vocode([mel])
+            yield from self.vocoder.stream([mel])
 
     def programs(self) -> Sequence[Callable[[], Any]]:
         """Returns calls that compile what `stream` runs for sentences of the most common lengths."""
@@ -174,7 +178,7 @@ class Synthesizer(RunPredictor):
             frames = int(tokens * _SECONDS_PER_TOKEN * self.sample_rate / self.experiment.frame_samples)
             x, counts = self._encode(self._voice, *padded(np.zeros(tokens, np.int32)), np.int32(0), np.float32(1))
             mel = self._decode(self._voice, x, counts, _padded_frames(frames))
-            self.vocoder.vocode([np.asarray(mel)[0, :frames]])
+            list(self.vocoder.stream([np.asarray(mel)[0, :frames]]))
 
         return [functools.partial(compile_for, tokens) for tokens in PADDED_TOKENS[:5]]
 

@@ -1,4 +1,4 @@
-"""Synthesis: OpenAI's `/v1/audio/speech` over one trained run, sent sentence by sentence."""
+"""Synthesis: OpenAI's `/v1/audio/speech` over one trained run, sent as it is computed."""
 
 import asyncio
 import base64
@@ -198,13 +198,13 @@ class Synthesis(Service):
             raise ApiError.invalid("input", str(error), "invalid_input") from error
 
     def _speak(self, work: "_Speaking", send: Callable[[bytes], Any]) -> None:
-        """Synthesises and encodes a text; the model's thread takes turns between requests, sentence by sentence."""
+        """Synthesises and encodes a text; the model's thread takes turns between requests, part by part."""
         wish = work.wish
         encoder = ENCODERS[wish.format](self.voice.sample_rate)
         pieces = self.voice.stream(wish.text, wish.speaker, wish.speed)
         try:
             while (samples := work.wait(lambda: [self._submit(pieces)])[0]) is not None:
-                # The client need not wait until all of the first sentence is encoded.
+                # The client need not wait until all of the first part is encoded.
                 beginning = [_FIRST_SAMPLES] if not work.num_samples else []
                 work.num_samples += len(samples)
                 self.num_parts, self.num_samples = self.num_parts + 1, self.num_samples + len(samples)

@@ -1,5 +1,6 @@
 """Synthesis: sentences, speakers, speed, errors, and the command, with an untrained model and a vocoder of noise."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -15,9 +16,10 @@ from jax_speechlm.inference import synthesize
 from jax_speechlm.inference.load import TrainedModel
 from jax_speechlm.inference.synthesize import LONGEST_PART, PADDED_TOKENS, SynthesisError, Synthesizer
 from jax_speechlm.inference.synthesize_steps import FRAMES_PER_TOKEN, StepSynthesizer
-from jax_speechlm.inference.vocode import Vocoder
+from jax_speechlm.inference.vocode import StreamedVocoder, Vocoder
 from jax_speechlm.models.tts.fastspeech2 import TextLM
 from jax_speechlm.models.tts.text import num_ids
+from jax_speechlm.models.vocoders.vocos import Vocos, VocosConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.training.runs import LoadedRun
@@ -77,6 +79,25 @@ def test_a_sentence_does_not_depend_on_the_others(voice):
         np.testing.assert_array_equal(getattr(several[1], name), getattr(alone[0], name))
         np.testing.assert_array_equal(getattr(several[2], name), getattr(several[0], name))
     np.testing.assert_array_equal(streamed, both.samples)
+
+
+def test_a_stream_gives_the_samples_of_one_pass_in_chunks_of_a_sentence(voice, monkeypatch):
+    model = VocosConfig(input_dim=16, dim=8, num_layers=2, kernel_size=3)
+    experiment = tiny.experiment("vocoder").replace(model=model, frontend=voice.experiment.frontend)
+    params = {"generator": jax.device_get(functional.init(lambda rngs: Vocos(model, rngs=rngs), jax.random.key(1)))}
+    run = LoadedRun(Path("runs/vocos/checkpoints/3"), 3, experiment, None, params)
+    streaming = dataclasses.replace(voice, vocoder=StreamedVocoder(run))
+    whole, sentence = (streaming.synthesize(text)[0] for text in ("a bad cafe. a fed head.", "a bad cafe."))
+    spectrogram, computed = Synthesizer.spectrogram, []
+    monkeypatch.setattr(Synthesizer, "spectrogram", lambda *args: computed.append(args) or spectrogram(*args))
+    stream = streaming.stream("a bad cafe. a fed head.")
+    first = next(stream)
+    assert 0 < len(first) < len(sentence.samples)
+    assert len(computed) == 1
+    rest = list(stream)
+    assert len(rest) >= 3
+    np.testing.assert_allclose(np.concatenate([first, *rest]), whole.samples, atol=1e-5)
+    assert np.std(whole.samples) > 1e-3
 
 
 def test_speed_changes_the_length(voice):
