@@ -5,7 +5,7 @@ jax-speechlm pitch asterisk-en:train asterisk-en:dev
 jax-speechlm finetune --config demo/voice --run-dir runs/voice
 jax-speechlm synthesize runs/voice "please enter your password" --out password.wav
 
-500 steps of 48 s are about 19 passes over the training speech: enough to see how a voice is made, too few for a voice
+700 steps of up to 24 s are 15 passes over the training speech: enough to see how a voice is made, too few for a voice
 that is understood. `asterisk_tts/fastspeech2` has the size and the steps for that.
 
 Result: not yet measured
@@ -21,8 +21,10 @@ from jax_speechlm.recipes.experiment import Experiment
 
 def config() -> Experiment:
     return Experiment(
-        data=small_batches(sets=("asterisk-en",), row_seconds=(8.0, 24.0), num_buckets=2, max_seconds=24.0),
-        objective=TTS(binarisation_start=150, binarisation_ramp=100),
+        data=small_batches(
+            sets=("asterisk-en",), row_seconds=(8.0, 24.0), num_buckets=2, max_seconds=24.0, seconds_per_batch=24
+        ),
+        objective=TTS(binarisation_start=200, binarisation_ramp=100),
         frontend=FrontEnd(mel=SynthesisMel()),
         model=FastSpeech2Config(
             dim=96,
@@ -30,5 +32,5 @@ def config() -> Experiment:
             decoder=Layers(num_layers=2, ffn_dim=192, kernel_size=15),
             postnet=Postnet(num_layers=3, channels=128),
         ),
-        **on_cpu(500, peak=2e-3, warmup_steps=50, eval_every=250),
+        **on_cpu(700, peak=2e-3, warmup_steps=70, eval_every=350),
     )
