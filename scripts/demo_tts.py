@@ -2,7 +2,7 @@
 
 Fetches asterisk-en (24 minutes of studio prompts, one voice) unless it is prepared, measures the pitch of its training
 speech, trains a small FastSpeech 2 together with its alignment, synthesises five sentences of the test split, which
-training does not use, and judges 20 of them beside the natural recordings and their copies by the vocoder. The judges
+training does not use, and judges 30 of them beside the natural recordings and their copies by the vocoder. The judges
 are distances of signals and, if a run of yours is named, the errors of its transcripts. All steps are counted, none
 timed, so the same seed gives the same voice.
 """
@@ -37,11 +37,11 @@ from jax_speechlm.training.checkpoints import CheckpointError
 from jax_speechlm.training.loop import TrainingStopped, train
 from jax_speechlm.training.pictures import to_png
 
-JUDGED = 20
+JUDGED = 30
 """Utterances of the table."""
 SPOKEN = 5
 """Sentences that are written as files."""
-_WORDS = 4  # a sentence for the ear has so many or more, if the set has such
+_WORDS = range(4, 13)  # of a sentence that is written as a file, if the set has such
 _ZOOM = 3  # pixels of a value of a picture
 
 
@@ -96,7 +96,7 @@ def main(
 
     console.rule("synthesise")
     texts, natural = natural_speech(data_dir, (name,), "test")
-    chosen = [text for text in texts if len(text.text.split()) >= _WORDS][:SPOKEN] or texts[:SPOKEN]
+    chosen = [text for text in texts if len(text.text.split()) in _WORDS][:SPOKEN] or texts[:SPOKEN]
     synthesizer = Synthesizer.load(voice, vocoder)
     for number, text in enumerate(chosen, start=1):
         (speech,) = synthesizer.synthesize(text.text, language=text.language or "en")
