@@ -38,7 +38,7 @@ class LSTM(nnx.Module):
 
     def step(self, state: LSTMState, x_BxD: Float[Array, "batch in"]) -> LSTMState:
         """Returns the state after an input; its `hidden` is the output."""
-        return self._advance(state, self.input(x_BxD), self.recurrent[...])
+        return self._advance(state, self.input(x_BxD), jnp.asarray(self.recurrent[...], x_BxD.dtype))
 
     def __call__(
         self,
@@ -53,7 +53,7 @@ class LSTM(nnx.Module):
           restart_BxT: steps before which the state is set to zeros; None for none.
           reverse: whether time runs from the end of a row to its beginning.
         """
-        recurrent = self.recurrent[...].astype(x_BxTxD.dtype)
+        recurrent = jnp.asarray(self.recurrent[...], x_BxTxD.dtype)
         gates_TxBxG = jnp.swapaxes(self.input(x_BxTxD), 0, 1)
         restart_TxB = None if restart_BxT is None else restart_BxT.T
 
@@ -69,7 +69,7 @@ class LSTM(nnx.Module):
         return jnp.swapaxes(hidden_TxBxD, 0, 1)
 
     def _advance(self, state: LSTMState, gates: Array, recurrent: Array) -> LSTMState:
-        gates = gates + state.hidden @ recurrent.astype(gates.dtype)
+        gates = gates + state.hidden @ recurrent
         into, forget, value, out = jnp.split(gates.astype(jnp.float32), 4, axis=-1)
         cell = jax.nn.sigmoid(forget) * state.cell + jax.nn.sigmoid(into) * jnp.tanh(value)
         return LSTMState((jax.nn.sigmoid(out) * jnp.tanh(cell)).astype(gates.dtype), cell)
