@@ -14,25 +14,27 @@ def pin(threads: int) -> None:
     os.sched_setaffinity(0, cores[:threads])
 
 
-def medians(programs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def medians(programs: dict[str, Callable[[], object]], rounds: int, cpu_time: bool = False) -> dict[str, float]:
     """Measures the median wall seconds of programs, run alternately, so that other load affects all alike.
 
     Two uncounted runs come first, to compile and to settle.
 
     Args:
       rounds: counted runs of a program.
+      cpu_time: measure CPU seconds of this process instead: with one thread, the wall seconds of an idle machine.
 
     Returns:
       Seconds by program.
     """
     for run in programs.values():
         run(), run()
+    clock = time.process_time if cpu_time else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, run in programs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
