@@ -5,7 +5,7 @@ jax-speechlm pitch asterisk-en:train asterisk-en:dev
 jax-speechlm finetune --config demo/voice --run-dir runs/voice
 jax-speechlm synthesize runs/voice "please enter your password" --out password.wav
 
-700 steps of up to 24 s are 15 passes over the training speech: enough to see how a voice is made, too few for a voice
+600 steps of up to 24 s are 13 passes over the training speech: enough to see how a voice is made, too few for a voice
 that is understood. `asterisk_tts/fastspeech2` has the size and the steps for that.
 
 Result: not yet measured
@@ -32,5 +32,5 @@ def config() -> Experiment:
             decoder=Layers(num_layers=2, ffn_dim=192, kernel_size=15),
             postnet=Postnet(num_layers=3, channels=128),
         ),
-        **on_cpu(700, peak=2e-3, warmup_steps=70, eval_every=350),
+        **on_cpu(600, peak=2e-3, warmup_steps=60, eval_every=300),
     )
