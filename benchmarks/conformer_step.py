@@ -10,6 +10,7 @@ three times the forward pass's matrix products, without recomputation; their sha
 import argparse
 
 from interleave import load, medians, pin
+from steps import adamw_step
 
 BATCH, FRAMES, FEATURES, TOKENS, VOCAB = 2, 500, 160, 40, 32
 LAYERS, DIM, HEADS, DROPOUT = 12, 256, 4, 0.1
@@ -19,7 +20,6 @@ def ours(remat: str):
     """Returns our step as `() -> None`, the reference product, and the FLOPs of one forward pass."""
     import jax
     import jax.numpy as jnp
-    import optax
 
     from jax_speechlm.models.conformer import ConformerConfig, forward_flops
     from jax_speechlm.nn import functional
@@ -34,29 +34,18 @@ def ours(remat: str):
         return CTCModel(config, VOCAB, rngs=rngs)
 
     graphdef, params = functional.declare(make).graphdef, functional.init(make, jax.random.key(0))
-    optimizer = optax.adamw(1e-4)
     features = jax.random.normal(jax.random.key(1), (BATCH, FRAMES, FEATURES))
     tokens = jax.random.randint(jax.random.key(2), (BATCH, TOKENS), 1, VOCAB)
     length, token_length = jnp.full(BATCH, FRAMES), jnp.full(BATCH, TOKENS)
 
-    def step(params, opt_state, key):
-        def loss(params):
-            keys = jax.random.split(key, BATCH)
-            logits = functional.bind(graphdef, params)(features, length, keys=keys)[0]
-            return ctc_loss(logits, length, tokens, token_length)[0].mean()
-
-        updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    step = jax.jit(step, donate_argnums=(0, 1))
-    state = [params, optimizer.init(params)]
-    keys = iter(jax.random.split(jax.random.key(3), 10_000))
-
-    def run():
-        state[:] = jax.block_until_ready(step(*state, next(keys)))
+    def loss(params, key):
+        keys = jax.random.split(key, BATCH)
+        logits = functional.bind(graphdef, params)(features, length, keys=keys)[0]
+        return ctc_loss(logits, length, tokens, token_length)[0].mean()
 
     matrix = jnp.ones((2048, 2048))
     product = jax.jit(jnp.matmul)
+    run = adamw_step(loss, params)
     return run, lambda: product(matrix, matrix).block_until_ready(), forward_flops(config, FRAMES, BATCH)
 
 

@@ -11,6 +11,7 @@ both as programs of their own. The peer needs the [parity] extra.
 import argparse
 
 from interleave import load, medians, pin
+from steps import adamw_step, task_step
 
 ROWS, TOKENS, FRAMES, HOP = 8, 48, 4, 256  # frames of a token
 
@@ -30,7 +31,6 @@ def acoustic(remat: str):
     """Returns our step with given durations as `() -> None`, and the number of parameters."""
     import jax
     import jax.numpy as jnp
-    import optax
 
     from jax_speechlm.core.segments import Segments
     from jax_speechlm.models.tts import fastspeech2 as fs2
@@ -45,50 +45,30 @@ def acoustic(remat: str):
         return fs2.FastSpeech2(config, 29, 1, rngs=rngs)
 
     graphdef, params = functional.declare(make).graphdef, functional.init(make, jax.random.key(0))
-    optimizer = optax.adamw(1e-4)
 
-    def step(params, opt_state, key):
+    def loss(params, key):
         keys = [jax.random.split(each, (ROWS, 1)) for each in jax.random.split(key, 3)]
+        module = functional.bind(graphdef, params)
+        hidden = module.encode(tokens, text, None, keys[0])
+        predicted = module.predict(hidden, text, keys[1])
+        matrix = fs2.one_hot_tokens(fs2.token_of_frame(frames, mel.shape[1]), TOKENS)
+        x = fs2.repeat_by_frame(module.add_variances(hidden, pitch, energy), matrix)
+        outputs = module.decode(x, speech, keys[2])
+        errors = zip(predicted, (jnp.log1p(frames), pitch, energy), strict=True)
+        total = sum(jnp.square(one - other).mean() for one, other in errors)
+        return total + sum(jnp.abs(output - mel).mean() for output in outputs)
 
-        def loss(params):
-            module = functional.bind(graphdef, params)
-            hidden = module.encode(tokens, text, None, keys[0])
-            predicted = module.predict(hidden, text, keys[1])
-            matrix = fs2.one_hot_tokens(fs2.token_of_frame(frames, mel.shape[1]), TOKENS)
-            x = fs2.repeat_by_frame(module.add_variances(hidden, pitch, energy), matrix)
-            outputs = module.decode(x, speech, keys[2])
-            errors = zip(predicted, (jnp.log1p(frames), pitch, energy), strict=True)
-            total = sum(jnp.square(one - other).mean() for one, other in errors)
-            return total + sum(jnp.abs(output - mel).mean() for output in outputs)
-
-        updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    step = jax.jit(step, donate_argnums=(0, 1))
-    state = [params, optimizer.init(params)]
-    keys = iter(jax.random.split(jax.random.key(3), 10_000))
-
-    def run():
-        state[:] = jax.block_until_ready(step(*state, next(keys)))
-
-    return run, sum(leaf.size for leaf in jax.tree.leaves(params))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return adamw_step(loss, params), size
 
 
 def task():
     """Returns the whole step of our task as `() -> None`, and the number of parameters, the aligner's included."""
-    import jax
     import numpy as np
 
     from data_pipelines.tokenizers.base import CharTokenizer
-    from jax_speechlm.parallel import mesh as meshes
-    from jax_speechlm.parallel.mesh import MeshShape
     from jax_speechlm.recipes.asterisk_tts import fastspeech2
-    from jax_speechlm.training.state import make_trainer
 
-    experiment, tokenizer = fastspeech2.config(), CharTokenizer("\n 'abcdefghijklmnopqrstuvwxyz")
-    objective = experiment.objective.build(experiment.model, experiment.frontend, tokenizer)
-    mesh = meshes.make_mesh(MeshShape(data=1), jax.devices()[:1])
-    trainer = make_trainer(objective, experiment.optimizer, 1000, 0, mesh)
     tokens, rng, samples = draw_batch()[0], np.random.default_rng(1), FRAMES * TOKENS * HOP - 1
     count = np.ones(ROWS, np.int32)
     batch = {
@@ -101,15 +81,8 @@ def task():
         "weight": count.astype(np.float32),
         "example_id": np.arange(ROWS, dtype=np.int32),
     }
-    with jax.set_mesh(mesh):
-        state, batch = [trainer.init(jax.random.key(0))], meshes.shard_batch(mesh, batch)
-
-    def run():
-        with jax.set_mesh(mesh):
-            state[0], metrics = trainer.step(state[0], batch)
-            jax.block_until_ready(metrics)
-
-    return run, sum(leaf.size for leaf in jax.tree.leaves(state[0].params))
+    run, sizes = task_step(fastspeech2.config(), CharTokenizer("\n 'abcdefghijklmnopqrstuvwxyz"), batch)
+    return run, sum(sizes.values())
 
 
 def hugging_face(threads: int):

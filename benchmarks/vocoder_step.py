@@ -14,6 +14,7 @@ import argparse
 
 import numpy as np
 from interleave import load, medians, pin
+from steps import task_step
 
 ROWS, FRAMES, HOP = 8, 64, 256
 
@@ -34,32 +35,14 @@ def settings(vocoder: str):
 
 def ours(vocoder: str):
     """Returns our step as `() -> None`, and the numbers of parameters of the vocoder and of the discriminators."""
-    import jax
-
-    from jax_speechlm.parallel import mesh as meshes
-    from jax_speechlm.parallel.mesh import MeshShape
-    from jax_speechlm.training.state import make_trainer
-
-    experiment = settings(vocoder)
-    objective = experiment.objective.build(experiment.model, experiment.frontend, None)
-    mesh = meshes.make_mesh(MeshShape(data=1), jax.devices()[:1])
-    trainer = make_trainer(objective, experiment.optimizer, 1000, 0, mesh)
     batch = {
         "audio": draw_audio(),
         "audio_length": np.full(ROWS, FRAMES * HOP, np.int32),
         "weight": np.ones(ROWS, np.float32),
         "example_id": np.arange(ROWS, dtype=np.int32),
     }
-    with jax.set_mesh(mesh):
-        state, batch = [trainer.init(jax.random.key(0))], meshes.shard_batch(mesh, batch)
-
-    def run():
-        with jax.set_mesh(mesh):
-            state[0], metrics = trainer.step(state[0], batch)
-            jax.block_until_ready(metrics)
-
-    params = state[0].params
-    return run, [sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in ("generator", "discriminators")]
+    run, sizes = task_step(settings(vocoder), None, batch)
+    return run, [sizes[name] for name in ("generator", "discriminators")]
 
 
 def peer(vocoder: str, threads: int):

@@ -58,7 +58,7 @@ def main(
 
     Args:
       data_dir: prepared data.
-      run_dir: folder of the run and of what it says.
+      run_dir: folder of the run, the synthesised sentences, their pictures and the table.
       name: the set, prepared already or one that `prepare` fetches.
       config: recipe of the voice, or a .py file; its data sets are replaced.
       vocoder: directory of a vocoder's run, or griffin-lim, which needs no training.

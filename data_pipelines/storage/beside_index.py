@@ -35,7 +35,7 @@ def array_writer(path: Path, what: str, num_bytes: Callable[[], float]) -> Itera
     """Yields a file for `numpy.savez`, which appears at `path` at the end of the block.
 
     Args:
-      what: what it contains, with the verb, for the error: "pitch is".
+      what: subject and verb of the error, such as "pitch is".
       num_bytes: estimates its size; called if the disk is full.
 
     Raises:

@@ -1,8 +1,8 @@
 """Durations of the tokens of prepared utterances, stored next to their index by `jax-speechlm align` with a voice.
 
 The file `<split>.durations-<index>.npz` next to `index/<split>.parquet` contains the end of each row's tokens among all
-tokens, the frames of every token, and what they were computed by. The first and the last token of a row are the
-boundaries of its text, which take the silence there; those between are the transcript's, by the voice's tokenizer. A
+tokens, the frames of every token, and the settings of the aligner. The first and the last token of a row are the
+boundaries of its text, which take the silence there; the others are the transcript's, by the voice's tokenizer. A
 row's frames sum to those of its mel spectrogram. A row that could not be aligned has no tokens.
 """
 

@@ -42,7 +42,7 @@ _PAUSE = re.compile(r"(?<=[,;:])\s+")
 
 
 class SynthesisError(DataError):
-    """A text, speaker or speed that cannot be synthesised; the message says what to do."""
+    """A text, speaker or speed that cannot be synthesised; the message has the remedy."""
 
 
 class Speech(NamedTuple):

@@ -78,7 +78,7 @@ class Program:
 
     @classmethod
     def of(cls, run: LoadedRun) -> "Program":
-        """Returns a run's recognizer; an `ExportError` says why there is none."""
+        """Returns the program of a run's recognizer. Raises `ExportError` for a run without one."""
         experiment, task = run.experiment, task_of(run.experiment.objective)
         if not task.runtimes:
             able = " or ".join(name for name, other in TASKS.items() if other.runtimes)

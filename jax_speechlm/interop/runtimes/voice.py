@@ -90,7 +90,7 @@ class VoiceProgram:
 
     @classmethod
     def of(cls, synthesizer: Synthesizer) -> "VoiceProgram":
-        """Returns a voice with its vocoder; an `ExportError` says why there is none."""
+        """Returns the program of a voice and its vocoder. Raises `ExportError` for a voice without one."""
         run, vocoder, model = synthesizer.run, synthesizer.vocoder, synthesizer.run.experiment.model
         if not isinstance(model, FastSpeech2Config):
             raise ExportError(

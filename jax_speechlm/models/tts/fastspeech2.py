@@ -23,7 +23,7 @@ from jax_speechlm.core.segments import Segments
 from jax_speechlm.models.conformer import Encoder, MacaronLayer
 from jax_speechlm.models.fast_conformer import Convolution as ConvolutionModule
 from jax_speechlm.models.transformer_config import TransformerConfig
-from jax_speechlm.models.tts.text import spread_speakers
+from jax_speechlm.models.tts.text import speaker_table, spread_speakers
 from jax_speechlm.nn.attention.relative import Chunk, PositionalAttention, distance_sinusoids
 from jax_speechlm.nn.convolution import Convolution
 from jax_speechlm.nn.functional import Remat, parameter, stack
@@ -328,11 +328,7 @@ class FastSpeech2(FrameDecoder):
         dim = config.dim
         table = jax.nn.initializers.normal(dim**-0.5)
         self.tokens = parameter(rngs.params(), (vocab_size, dim), (None, "embed"), table)
-        self.speakers = (
-            parameter(rngs.params(), (num_speakers, dim), (None, "embed"), jax.nn.initializers.normal(0.3))
-            if num_speakers > 1
-            else None
-        )
+        self.speakers = speaker_table(num_speakers, dim, rngs)
         # Like the token embeddings, which the encoder multiplies by the root of its width.
         small = {"gain": dim**-0.5, "rngs": rngs}
         text_lm = config.text_lm

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Segments
 from jax_speechlm.models.tts.fastspeech2 import MEAN_LOG_MEL, MelPostnet, Odd, Postnet, Rate
-from jax_speechlm.models.tts.text import spread_speakers
+from jax_speechlm.models.tts.text import speaker_table, spread_speakers
 from jax_speechlm.nn.convolution import Convolution
 from jax_speechlm.nn.functional import parameter
 from jax_speechlm.nn.layers import FrameKeys, LayerNorm, Linear, drop, dropout, split_keys
@@ -142,9 +142,7 @@ class Tacotron(nnx.Module):
         dim, width, bins = config.dim, config.decoder_dim, config.num_mel_bins
         relu, normal = {"gain": 2**0.5, "rngs": rngs}, jax.nn.initializers.normal
         self.tokens = parameter(rngs.params(), (vocab_size, dim), (None, "embed"), normal(1.0))
-        self.speakers = (
-            parameter(rngs.params(), (num_speakers, dim), (None, "embed"), normal(0.3)) if num_speakers > 1 else None
-        )
+        self.speakers = speaker_table(num_speakers, dim, rngs)
         numbers = [str(number) for number in range(config.num_layers)]
         self.convolutions = nnx.Dict(
             {number: Convolution(dim, dim, config.kernel_size, ("embed", None), **relu) for number in numbers}

@@ -2,12 +2,14 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from data_pipelines.core.tokenizer import Tokenizer
 from jax_speechlm.core.segments import Segments
+from jax_speechlm.nn.functional import parameter
 
 BOUNDARIES = 2
 """Tokens of a text besides its own: the boundaries at its ends."""
@@ -57,6 +59,13 @@ def pack_text(
     index = utterance * longest + jnp.clip(segments.position(size), 0, longest - 1)
     tokens = jnp.take_along_axis(tokens_BxNxU.reshape(batch, -1), index, axis=1)
     return TextRows(jnp.where(segments.mask(size), tokens, 0), segments)
+
+
+def speaker_table(num_speakers: int, dim: int, rngs: nnx.Rngs) -> nnx.Param | None:
+    """Returns the embeddings of speakers, [speakers, dim]; None for a model of one voice."""
+    if num_speakers == 1:
+        return None
+    return parameter(rngs.params(), (num_speakers, dim), (None, "embed"), jax.nn.initializers.normal(0.3))
 
 
 def spread_speakers(

@@ -182,7 +182,7 @@ class HifiGan(Vocoder):
 
         Args:
           mel_BxTxF: log-mel spectrograms.
-          lengths: frames per row, or where the only utterance of each row lies.
+          lengths: frames per row, or segments with one utterance a row.
 
         Returns:
           Samples in [-1, 1], `hop` for each frame; 0 beyond the utterances.

@@ -114,7 +114,7 @@ class Vocos(Vocoder):
 
         Args:
           mel_BxTxF: log-mel spectrograms.
-          lengths: frames per row, or where the only utterance of each row lies.
+          lengths: frames per row, or segments with one utterance a row.
 
         Returns:
           Samples in [-1, 1], `hop` for each frame; 0 beyond the utterances.

@@ -136,7 +136,7 @@ class WaveNet(Vocoder):
 
         Args:
           mel_BxTxF: log-mel spectrograms.
-          lengths: frames per row, or where the only utterance of each row lies.
+          lengths: frames per row, or segments with one utterance a row.
           key: of the draws, the same for all rows, whose results then do not depend on the batch; None for key 0.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What all objectives of text to speech share: their speakers, checks of settings, and texts of a batch."""
+"""Parts that all objectives of text to speech share: speakers, checks of settings, texts of a batch."""
 
 from typing import Annotated, NamedTuple
 
@@ -33,7 +33,7 @@ class Voices(ObjectiveConfig):
             raise ValueError("a voice is learnt at its own speed: set data.speeds to 1.0")
 
     def added_tokens(self, tokenizer: Tokenizer | None) -> int:
-        """Returns the tokens of an utterance besides its transcript: those of its boundaries."""
+        """Returns the number of tokens that the boundaries add to a transcript."""
         del tokenizer
         return BOUNDARIES
 

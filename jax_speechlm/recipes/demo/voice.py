@@ -5,10 +5,13 @@ jax-speechlm pitch asterisk-en:train asterisk-en:dev
 jax-speechlm finetune --config demo/voice --run-dir runs/voice
 jax-speechlm synthesize runs/voice "please enter your password" --out password.wav
 
-600 steps of up to 24 s are 13 passes over the training speech: enough to see how a voice is made, too few for a voice
-that is understood. `asterisk_tts/fastspeech2` has the size and the steps for that.
+600 steps of up to 24 s are 13 passes over the training speech: enough to see how a voice is made.
+`asterisk_tts/fastspeech2` has the size and the steps for a better one.
 
-Result: not yet measured
+2 otherwise idle CPU cores (AMD EPYC), seed 0: 5.4 of the 7.3 minutes of `make demo-tts` are training. Test: the first
+30 utterances by Griffin-Lim, whose copies of the recordings have MCD 1.21 dB, log F0 0.017, voicing error 5.2 %.
+
+Result: asterisk-en test MCD 6.35 dB [6.11, 6.56], log F0 0.156 [0.135, 0.172], voicing error 13.0 % [10.7, 14.7]
 """
 
 from jax_speechlm.frontend.frontend import FrontEnd

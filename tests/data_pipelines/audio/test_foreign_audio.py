@@ -171,7 +171,7 @@ def test_the_length_limit_holds_while_decoding():
 def test_a_crash_is_an_error_of_its_file_alone(fatal, reason):
     long, short = written(tone(RATE, 400), RATE, "WAV"), written(tone(RATE, 1), RATE, "WAV")
     assert len(decode(short)) == RATE
-    process = audio_process._pool._idle[-1]._process.pid  # the one that decodes next; earlier tests may have left others
+    process = audio_process._pool._idle[-1]._process.pid  # decodes next; earlier tests may have left others
     blocks = audio.stream(long, name="crash.wav")
     next(blocks)
     other = audio.stream(written(tone(RATE, 400), RATE, "WAV"), name="other.wav")
