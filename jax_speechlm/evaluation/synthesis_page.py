@@ -69,10 +69,10 @@ def judge_sets(
 def as_html(report: SynthesisReport) -> str:
     """Returns a page whose players play `audio/<row>/<utterance>.flac` beside it."""
     title = html.escape(f"Judged speech: {report.title}")
-    head = "".join(f"<th>{html.escape(column.title)}</th>" for column in report.columns)
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in report.titles())
     rows = []
     for row in report.rows:
-        cells = "".join(f"<td>{_cell(report.cell(row, column))}</td>" for column in report.columns)
+        cells = "".join(f"<td>{_cell(cell)}</td>" for cell in report.cells(row))
         rows.append(f"<tr><td>{html.escape(row.name)}</td>{cells}</tr>")
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in report.conditions() + report.problems())
     said = "".join(_utterance(report, number) for number in range(len(report.utterances)))

@@ -178,17 +178,23 @@ class SynthesisReport(base.Report):
 
     def as_markdown(self) -> str:
         """Returns one table of all columns with the notes below."""
-        timed, coded = bool(self._timed()), bool(self._coded())
-        head = ["", *(column.title for column in self.columns)] + ["real-time factor", "first audio, ms"] * timed
-        head += _RATES * coded
+        head = ["", *self.titles()]
         lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        for row in self.rows:
-            cells = [row.name, *(self.cell(row, column) for column in self.columns)]
-            lines.append(f"| {' | '.join(cells + self.speed_cells(row) * timed + self.rate_cells(row) * coded)} |")
+        lines += [f"| {' | '.join([row.name, *self.cells(row)])} |" for row in self.rows]
         return (
             "\n".join([f"{self.title}\n", *lines, "", *(f"- {note}" for note in self.conditions() + self.problems())])
             + "\n"
         )
+
+    def titles(self) -> list[str]:
+        """Returns the titles of the columns of one table with everything."""
+        titles = [column.title for column in self.columns]
+        return titles + ["real-time factor", "first audio, ms"] * bool(self._timed()) + _RATES * bool(self._coded())
+
+    def cells(self, row: JudgedRow) -> list[str]:
+        """Formats the values of a row below those titles."""
+        cells = [self.cell(row, column) for column in self.columns]
+        return cells + self.speed_cells(row) * bool(self._timed()) + self.rate_cells(row) * bool(self._coded())
 
     def cell(self, row: JudgedRow, column: Column) -> str:
         """Formats a value with its interval, a mark of its difference, and the utterances that lack it."""

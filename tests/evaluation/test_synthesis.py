@@ -264,6 +264,8 @@ def test_report_and_page(fake_judges, tmp_path, capsys):
     assert "<h3>a/&lt;b&gt;</h3>" in page
     assert "<i>" not in page
     assert "<del>dogs</del>" in page
+    assert "<th>first audio, ms</th></tr>" in page
+    assert "<td>0.125</td><td>80</td></tr>" in page
     for row in range(2):
         for number in range(2):
             assert f'src="audio/{row}/{number}.flac"' in page
