@@ -6,13 +6,12 @@ import math
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
 import pydantic
-from fastapi import Request
 
 from jax_speechlm.core.config import Config
-from jax_speechlm.serving.forms import CLOSED, ApiError, Body
+from jax_speechlm.serving.forms import CLOSED, ApiError
 
 W = TypeVar("W", bound="Work")
 
@@ -70,6 +69,17 @@ class Work:
                 future.cancel()
 
 
+@runtime_checkable
+class Client(Protocol):
+    """Whoever waits for a response: an HTTP request's `Body`, or a connection of another protocol."""
+
+    async def is_disconnected(self) -> bool:
+        """Returns whether the client has closed the connection."""
+
+    async def drain(self) -> None:
+        """Reads and discards the rest of the request."""
+
+
 class Requests:
     """The requests in progress.
 
@@ -89,10 +99,10 @@ class Requests:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @contextlib.asynccontextmanager
-    async def admitted(self, request: Request) -> AsyncIterator[None]:
+    async def admitted(self, client: Client) -> AsyncIterator[None]:
         """Counts a request as in progress within the context. Raises `ApiError` if `max_requests` already are."""
         if self.in_flight >= self.limits.max_requests:
-            await Body(request).drain()
+            await client.drain()
             raise ApiError(503, f"{self.limits.max_requests} requests are in progress", code="queue_full", retry=1)
         self.in_flight += 1
         try:
@@ -103,7 +113,7 @@ class Requests:
         finally:
             self.in_flight -= 1
 
-    async def run(self, request: Request, function: Callable[[W], Any], work: W, timeout: float | None = None) -> Any:
+    async def run(self, client: Client, function: Callable[[W], Any], work: W, timeout: float | None = None) -> Any:
         """Calls `function(work)` in a thread, until it returns, times out or the client disconnects.
 
         Args:
@@ -116,7 +126,7 @@ class Requests:
         self._works.add(work)
         working = asyncio.get_running_loop().run_in_executor(self._threads, function, work)
         working.add_done_callback(lambda _: self._works.discard(work))
-        gone = asyncio.ensure_future(_disconnected(request))
+        gone = asyncio.ensure_future(_disconnected(client))
         try:
             done, _ = await asyncio.wait(
                 {working, gone},
@@ -152,6 +162,6 @@ def _stopping() -> ApiError:
     return ApiError(503, "the service is being stopped", code="stopping", retry=10)
 
 
-async def _disconnected(request: Request) -> None:
-    while not await request.is_disconnected():
+async def _disconnected(client: Client) -> None:
+    while not await client.is_disconnected():
         await asyncio.sleep(0.5)

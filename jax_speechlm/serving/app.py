@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import importlib.resources
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -32,8 +32,17 @@ _SECURITY = {
 }
 
 
-def make_app(requests: Requests, services: Sequence[Service], names: Sequence[str] = ()) -> FastAPI:
-    """Builds the app, which closes the services when it shuts down; `names` as in `SameOrigin`.
+def make_app(
+    requests: Requests,
+    services: Sequence[Service],
+    names: Sequence[str] = (),
+    beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+) -> FastAPI:
+    """Builds the app, which closes the services when it shuts down.
+
+    Args:
+      names: as in `SameOrigin`.
+      beside: servers of other protocols, which run until the app shuts down.
 
     Raises:
       ValueError: two services have the same name or the same route.
@@ -45,7 +54,10 @@ def make_app(requests: Requests, services: Sequence[Service], names: Sequence[st
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        others = [asyncio.ensure_future(run()) for run in beside]
         yield
+        for other in others:
+            other.cancel()
         requests.close()
         for service in services:
             await asyncio.to_thread(service.close)

@@ -99,6 +99,10 @@ class Body:
                 raise too_large
             yield chunk
 
+    async def is_disconnected(self) -> bool:
+        """Returns whether the client has closed the connection."""
+        return await self.request.is_disconnected()
+
     async def drain(self) -> None:
         """Reads and discards the rest, within limits: a client that is still writing does not read a response."""
         read = 0

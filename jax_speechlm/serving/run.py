@@ -19,6 +19,7 @@ from jax_speechlm.serving.app import make_app
 from jax_speechlm.serving.server import make_server
 from jax_speechlm.serving.speech import Synthesis
 from jax_speechlm.serving.transcription import ROUTES, Transcription
+from jax_speechlm.serving.wyoming import Wyoming
 from jax_speechlm.tasks import resolve
 from jax_speechlm.training.runs import task_of_run
 
@@ -35,6 +36,8 @@ def serve_run(
     max_seconds: float = 30.0,
     seconds_per_batch: float = 60.0,
     warm_up: bool = True,
+    wyoming_port: int | None = None,
+    languages: tuple[str, ...] = ("en",),
 ) -> None:
     """Serves trained runs over HTTP in OpenAI's form, and a page to try them on at /.
 
@@ -57,6 +60,8 @@ def serve_run(
       max_seconds: longer recordings are encoded in overlapping windows of at most this length, cut at quiet places.
       seconds_per_batch: padded audio of a batch; affects memory and speed only.
       warm_up: compile the programs of all shapes before the first request; otherwise each when it is first needed.
+      wyoming_port: also answer the protocol of Home Assistant's voice pipelines at this port.
+      languages: of the runs, for Wyoming: Home Assistant offers a run for these languages only.
     """
     requests = Requests(limits)
     services = [
@@ -65,12 +70,11 @@ def serve_run(
         else _transcription(checkpoint, decoding, ensemble, requests, max_seconds, seconds_per_batch)
         for checkpoint in checkpoints
     ]
-    app = make_app(requests, services, names)
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ValueError(f"cannot listen at {host}:{port} ({error.strerror}): choose another --port") from error
+    listener, beside = _listen(host, port, "--port"), []
+    if wyoming_port is not None:
+        other = _listen(host, wyoming_port, "--wyoming-port")
+        beside.append(lambda: Wyoming(services, requests, languages).run(other))
+    app = make_app(requests, services, names, beside)
     if warm_up:
         console, programs = Console(stderr=True), [each for service in services for each in service.programs()]
         for run in track(programs, "compiling", console=console, transient=True, disable=not console.is_terminal):
@@ -79,10 +83,19 @@ def serve_run(
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     for service in services:
         print(f"{service.name} at {url} (a page), {url}{service.route}; Ctrl-C stops", flush=True)
+    if wyoming_port is not None:
+        print(f"Wyoming (Home Assistant) at tcp://{host}:{other.getsockname()[1]}", flush=True)
     if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         print("warning: no password protects this address: anyone who can reach this machine can use it", flush=True)
     with contextlib.suppress(KeyboardInterrupt):  # the server raises it again once it has stopped
         server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int, option: str) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ValueError(f"cannot listen at {host}:{port} ({error.strerror}): choose another {option}") from error
 
 
 def _transcription(

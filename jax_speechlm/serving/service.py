@@ -19,8 +19,8 @@ from jax_speechlm.core.batch import Batch
 from jax_speechlm.frontend.frontend import features
 from jax_speechlm.inference.segmentation import Samples, shape_of
 from jax_speechlm.recipes.experiment import Experiment
-from jax_speechlm.serving.admission import Requests, Work
-from jax_speechlm.serving.forms import ApiError, Upload, internal_error, read_upload
+from jax_speechlm.serving.admission import Client, Requests, Work
+from jax_speechlm.serving.forms import ApiError, Body, Upload, internal_error, read_upload
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ class Service(abc.ABC):
         }
 
     async def run(
-        self, request: Request, function: Callable[[Any], Any], work: Work, timeout: float | None = None
+        self, client: Client, function: Callable[[Any], Any], work: Work, timeout: float | None = None
     ) -> Any:
         """Runs `function(work)` as `Requests.run` does.
 
@@ -89,7 +89,7 @@ class Service(abc.ABC):
           DataError: from the function.
         """
         try:
-            return await self.requests.run(request, function, work, timeout)
+            return await self.requests.run(client, function, work, timeout)
         except decode.AudioTooLongError as error:
             limit = f"the audio is longer than the limit of {self.limits.max_minutes:g} minutes"
             raise ApiError.invalid("file", limit, "audio_too_long") from error
@@ -119,9 +119,10 @@ class Service(abc.ABC):
 
         @app.post(self.picture_route, include_in_schema=False)
         async def picture(request: Request) -> JSONResponse:
-            async with self.requests.admitted(request):
+            body = Body(request)
+            async with self.requests.admitted(body):
                 upload = await self.upload_of(request)
-                return JSONResponse(await self.run(request, lambda work: self.picture(upload, work), Work()))
+                return JSONResponse(await self.run(body, lambda work: self.picture(upload, work), Work()))
 
     def picture(self, upload: Upload, work: Work) -> dict[str, Any]:
         """Returns log-mel features of the first 30 s as grey levels: a byte a bin, low bins first, frame by frame."""

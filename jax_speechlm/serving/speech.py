@@ -16,9 +16,9 @@ from jaxtyping import Float32
 
 from data_pipelines.core.errors import DataError
 from jax_speechlm.recipes.experiment import Experiment
-from jax_speechlm.serving.admission import GivenUpError, Requests, Work, timed_out
+from jax_speechlm.serving.admission import Client, GivenUpError, Requests, Work, timed_out
 from jax_speechlm.serving.encoders import ENCODERS
-from jax_speechlm.serving.forms import ApiError, read_json
+from jax_speechlm.serving.forms import ApiError, Body, read_json
 from jax_speechlm.serving.service import Service, chain
 from jax_speechlm.serving.streams import AudioStream, EventStream
 
@@ -107,6 +107,14 @@ def voices_of(speakers: Sequence[str]) -> list[str]:
     return list(speakers) or [_DEFAULT_VOICE]
 
 
+class Speaking(Work):
+    """The work of one request, and the samples that it has made so far."""
+
+    def __init__(self, wish: Wish):
+        super().__init__()
+        self.wish, self.num_samples = wish, 0
+
+
 class Synthesis(Service):
     """A voice and the thread that owns it."""
 
@@ -153,25 +161,26 @@ class Synthesis(Service):
 
     async def _spoken(self, request: Request) -> AsyncGenerator[Any, None]:
         """Yields the work of a request, and then the parts of its audio, all while it counts as in progress."""
-        async with self.requests.admitted(request):
+        client = Body(request)
+        async with self.requests.admitted(client):
             max_bytes = _OTHER_BYTES + _CHARACTER_BYTES * self.limits.max_characters
             remedy = f"send at most {self.limits.max_characters} characters of input at a time"
             body = await read_json(request, max_bytes, remedy)
-            work = _Speaking(Wish.parse(body, self.voice.speakers, self.limits.max_characters))
+            work = Speaking(Wish.parse(body, self.voice.speakers, self.limits.max_characters))
             yield work
-            async with contextlib.aclosing(self._parts(request, work)) as parts:
+            async with contextlib.aclosing(self.parts(client, work)) as parts:
                 async for part in parts:
                     yield part
 
-    async def _parts(self, request: Request, work: "_Speaking") -> AsyncGenerator[bytes, None]:
+    async def parts(self, client: Client, work: Speaking) -> AsyncGenerator[bytes, None]:
         """Yields the parts of an audio file as they are computed; the time that the client takes is not counted."""
         loop, left = asyncio.get_running_loop(), self.limits.timeout
         ready: asyncio.Queue[bytes] = asyncio.Queue(_PARTS_AHEAD)
 
-        def speak(work: _Speaking) -> None:
+        def speak(work: Speaking) -> None:
             self._speak(work, lambda part: work.wait(lambda: [asyncio.run_coroutine_threadsafe(ready.put(part), loop)]))
 
-        working = asyncio.ensure_future(self._run(request, speak, work))
+        working = asyncio.ensure_future(self._run(client, speak, work))
         try:
             while not (working.done() and ready.empty()):
                 if not ready.empty():
@@ -191,13 +200,13 @@ class Synthesis(Service):
         finally:
             working.cancel()
 
-    async def _run(self, request: Request, function: Any, work: "_Speaking") -> None:
+    async def _run(self, client: Client, function: Any, work: Speaking) -> None:
         try:
-            await self.run(request, function, work, math.inf)
+            await self.run(client, function, work, math.inf)
         except DataError as error:
             raise ApiError.invalid("input", str(error), "invalid_input") from error
 
-    def _speak(self, work: "_Speaking", send: Callable[[bytes], Any]) -> None:
+    def _speak(self, work: Speaking, send: Callable[[bytes], Any]) -> None:
         """Synthesises and encodes a text; the model's thread takes turns between requests, part by part."""
         wish = work.wish
         encoder = ENCODERS[wish.format](self.voice.sample_rate)
@@ -224,9 +233,7 @@ class Synthesis(Service):
         except RuntimeError as error:  # the thread is shut down
             raise GivenUpError from error
 
-    async def _events(
-        self, parts: AsyncGenerator[bytes, None], work: "_Speaking"
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    async def _events(self, parts: AsyncGenerator[bytes, None], work: Speaking) -> AsyncGenerator[dict[str, Any], None]:
         """Yields the events of OpenAI's schema; tokens are characters of the text and frames of the spectrogram."""
         async with contextlib.aclosing(parts):
             async for part in parts:
@@ -235,14 +242,6 @@ class Synthesis(Service):
         frames = work.num_samples // self.experiment.frontend.mel.frame_samples
         usage = {"input_tokens": characters, "output_tokens": frames, "total_tokens": characters + frames}
         yield {"type": "speech.audio.done", "usage": usage}
-
-
-class _Speaking(Work):
-    """The work of one request, and the samples that it has made so far."""
-
-    def __init__(self, wish: Wish):
-        super().__init__()
-        self.wish, self.num_samples = wish, 0
 
 
 def _text(fields: dict[str, Any], max_characters: int) -> str:

@@ -11,10 +11,10 @@ from fastapi.responses import Response
 from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.segmentation import Samples, empty_batch, shapes
 from jax_speechlm.inference.transcript import Segment
-from jax_speechlm.serving.admission import Requests
+from jax_speechlm.serving.admission import Client, Requests
 from jax_speechlm.serving.answers import FORMATS, Wish
 from jax_speechlm.serving.batcher import Batcher, Caller
-from jax_speechlm.serving.forms import Upload
+from jax_speechlm.serving.forms import Body, Upload
 from jax_speechlm.serving.service import Service, chain
 from jax_speechlm.serving.streams import EventStream
 
@@ -78,16 +78,17 @@ class Transcription(Service):
 
     async def _responses(self, request: Request) -> AsyncGenerator[Response | dict[str, Any], None]:
         """Yields the response, or the events of an `EventStream`, all while the request counts as in progress."""
-        async with self.requests.admitted(request):
+        body = Body(request)
+        async with self.requests.admitted(body):
             upload = await self.upload_of(request)
             wish = Wish(upload)
             if wish.stream:
-                async with contextlib.aclosing(self.events(request, upload)) as events:
+                async with contextlib.aclosing(self.events(body, upload)) as events:
                     async for event in events:
                         yield event
             else:
                 work = Caller(self.batcher)
-                result = await self.run(request, lambda caller: self.transcribe(upload, caller), work)
+                result = await self.run(body, lambda caller: self.transcribe(upload, caller), work)
                 yield wish.answer(self.transcriber, *result)
 
     def transcribe(
@@ -116,7 +117,7 @@ class Transcription(Service):
                 on_segment(segment)
         return segments, num_samples / self.sample_rate
 
-    async def events(self, request: Request, upload: Upload) -> AsyncGenerator[dict[str, Any], None]:
+    async def events(self, client: Client, upload: Upload) -> AsyncGenerator[dict[str, Any], None]:
         """Transcribes an upload as events: text as it is decoded, then the complete text. Raises as `run`."""
         loop, segments, text = asyncio.get_running_loop(), [], ""
         queue: asyncio.Queue[Segment | None] = asyncio.Queue()
@@ -126,7 +127,7 @@ class Transcription(Service):
 
         work = Caller(self.batcher)
         working = asyncio.ensure_future(
-            self.run(request, lambda caller: self.transcribe(upload, caller, on_segment), work)
+            self.run(client, lambda caller: self.transcribe(upload, caller, on_segment), work)
         )
         working.add_done_callback(lambda _: queue.put_nowait(None))
         try:

@@ -18,6 +18,7 @@ from jax_speechlm.serving.app import make_app
 from jax_speechlm.serving.server import make_server
 from jax_speechlm.serving.speech import Synthesis, Voice
 from jax_speechlm.serving.transcription import Transcription
+from jax_speechlm.serving.wyoming import Wyoming
 
 RATE = 16_000
 
@@ -29,6 +30,7 @@ class Server:
       service: the recognizer that it serves.
       voice: the voice that it serves.
       client: speaks to it over HTTP.
+      wyoming_port: of Home Assistant's protocol.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class Server:
         if voice is not None:
             self.voice = Synthesis(voice, "voice", self.requests)
             services.append(self.voice)
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener, other = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+        self.wyoming_port = other.getsockname()[1]
+        wyoming = Wyoming(services, self.requests, ("en",))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._server = make_server(
-            make_app(self.requests, services, names),
+            make_app(self.requests, services, names, [lambda: wyoming.run(other)]),
             stop_seconds=5,
             idle_seconds=idle_seconds,
             log_level=logging.CRITICAL,

@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -342,12 +343,15 @@ def test_hundreds_of_requests_leave_nothing_behind(server, spoken, tmp_path, mon
 
 def test_the_command_serves_until_it_is_told_to_stop(spoken):
     code = "import sys; from jax_speechlm.cli import main; sys.exit(main(sys.argv[1:]))"
-    arguments = ["serve", str(trained_run()), "--port", "0", "--no-warm-up"]
+    arguments = ["serve", str(trained_run()), "--port", "0", "--wyoming-port", "0", "--no-warm-up"]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
         assert line.startswith("tones at http://127.0.0.1:")
         url = line.split()[2]
+        address, _, port = process.stdout.readline().split()[-1].rpartition(":")
+        assert address == "tcp://127.0.0.1"
+        socket.create_connection(("127.0.0.1", int(port)), 10).close()
         response = httpx.post(f"{url}/v1/audio/transcriptions", files={"file": spoken[3][0]}, timeout=120)
         assert response.json() == {"text": spoken[3][1]}
         process.send_signal(signal.SIGTERM)
