@@ -23,7 +23,7 @@ from jax_speechlm.nn.functional import Params
 from jax_speechlm.training import checkpoints as ckpt
 from jax_speechlm.training.runs import LoadedRun
 
-_FOR_TRAINING = ("dropout", "attention_dropout", "chunk_lengths", "remat", "attention", "dtype")
+_FOR_TRAINING = ("dropout", "attention_dropout", "chunk_lengths", "left_context", "remat", "attention", "dtype")
 """Model settings under which the same parameters compute the same function, but for dropout and rounding."""
 
 _OF_OBJECTIVE = ("kind", "task", "prompts", "num_units", "sentinels")

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Float32, Int16
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths, Segments, at_rate
+from jax_speechlm.frontend.running_mean import running_mean
 from jax_speechlm.nn.layers import Count
 
 # Lower bound of the power of a mel bin, and the offset added to it. The samples of librosa and NeMo are in [-1, 1), so
@@ -25,7 +26,9 @@ from jax_speechlm.nn.layers import Count
 _FLOOR = {"kaldi": 1.192092955078125e-07, "librosa": 1e-10 * 2.0**30, "nemo": 0.0}
 _GUARD = {"kaldi": 0.0, "librosa": 0.0, "nemo": 2.0**-24 * 2.0**30}
 _LOG_UNIT = {"kaldi": 0.0, "librosa": 30 * math.log(2), "nemo": 30 * math.log(2)}
-_PRE_EMPHASIS = 0.97
+# First value of the running mean: about the mean of all bins over the train split of asterisk-en.
+START = {"kaldi": 16.0, "librosa": 12.0, "nemo": 11.0}
+PRE_EMPHASIS = 0.97
 
 # With a loud low tone, float32 rounding would change the power of quiet bins by a tenth. Two measures prevent that.
 # Samples enter as differences, which are small where speech is loud (the matrix accumulates them again). And the matrix
@@ -47,7 +50,9 @@ class LogMel(Config):
       sample_rate: of the audio, in Hz; a multiple of 200, so that windows and hops are whole samples.
       stack: frames concatenated to one feature vector; 2 gives one vector every 20 ms, 4 every 40 ms. Frames that do
         not fill the last vector are dropped.
-      normalize: whether mel bins are normalised to zero mean and unit variance over the utterance.
+      normalize: whether mel bins are normalised to zero mean and unit variance over the utterance; "running" subtracts
+        from each bin its mean over the windows so far, weighted exponentially with a time constant of 3 s. Streaming
+        needs "running" or False.
     """
 
     OLD_NAMES: ClassVar[dict[str, str]] = {"flavour": "variant"}
@@ -56,7 +61,7 @@ class LogMel(Config):
     sample_rate: pydantic.PositiveInt = DEFAULT_SAMPLE_RATE
     num_mel_bins: pydantic.PositiveInt = 80
     stack: pydantic.PositiveInt = 2
-    normalize: bool = True
+    normalize: bool | Literal["running"] = True
 
     @pydantic.field_validator("sample_rate")
     @classmethod
@@ -132,21 +137,11 @@ def log_mel(
     audio = jnp.where(segments.mask(audio.shape[1]), audio.astype(jnp.float32), 0)
     if config.variant == "nemo":
         audio = _let_decay(jnp.pad(audio, ((0, 0), (0, config.hop))), segments, config.window // 2 - config.hop + 1)
-    dft, filters = _matrices(config.variant, config.num_mel_bins, config.sample_rate)
-    # Samples and spectra need more bits than bfloat16 products, the default of accelerators, keep.
-    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-
-    frames = _frames(audio, num_windows, config)
-    coarse, fine = jnp.split(product(jnp.diff(frames, prepend=0), dft), 2, axis=-1)
-    real, imaginary = jnp.split(coarse + fine, 2, axis=-1)
-    power = product(jnp.square(real) + jnp.square(imaginary), filters)
-    power = jnp.maximum(power, _FLOOR[config.variant]) + _GUARD[config.variant]
-    features = jnp.log(power)
-
-    if config.normalize:
+    features = log_power(_padded(audio, config), num_windows, config)
+    if config.normalize is True:
         features = normalize(features, windows, config.variant)
     else:
-        features = features - _LOG_UNIT[config.variant]  # normalisation removes this constant, rounding would not
+        features, _ = without_level(features, config, segments=windows)
     vectors, num_vectors = at_rate(lengths, config.frame_samples, config.num_frames), num_windows // config.stack
     features = features[:, : num_vectors * config.stack].reshape(features.shape[0], num_vectors, config.input_dim)
     return jnp.where(Segments.of(vectors).mask(num_vectors)[..., None], features, 0), vectors
@@ -157,25 +152,79 @@ def _let_decay(audio: Float[Array, "batch samples"], segments: Segments, num: in
     after = jnp.arange(audio.shape[1])[:, None] - (segments.start + segments.length - 1)[:, None]
     last = jnp.sum(jnp.where(after == 0, audio[..., None], 0), axis=1, keepdims=True)
     decays = (after > 0) & (after <= num) & (segments.length > 0)[:, None]
-    return audio + jnp.sum(jnp.where(decays, last * _PRE_EMPHASIS ** jnp.maximum(after, 0), 0), axis=-1)
+    return audio + jnp.sum(jnp.where(decays, last * PRE_EMPHASIS ** jnp.maximum(after, 0), 0), axis=-1)
+
+
+def span(config: LogMel) -> int:
+    """Returns the samples that a window's features depend on."""
+    return _span(config.variant, config.window)
 
 
 def _span(variant: str, window: int) -> int:
-    """Returns the samples that a window's features depend on."""
     return window + (variant == "nemo")
 
 
+def samples_before(config: LogMel) -> int:
+    """Returns the zeros that the first window reads before the first sample."""
+    return {"kaldi": 0, "librosa": config.window // 2, "nemo": config.window // 2 + 1}[config.variant]
+
+
+def _padded(audio: Float[Array, "batch samples"], config: LogMel) -> Float[Array, "batch more_samples"]:
+    """Returns rows with the zeros that windows read before the first sample, and more than enough after the last."""
+    # Padding by the largest amount needed and cutting the excess keeps sizes symbolic (`jax.export`).
+    return jnp.pad(audio, ((0, 0), (samples_before(config), -(-span(config) // config.hop) * config.hop)))
+
+
+def log_power(
+    padded: Float[Array, "batch samples"], num_windows: int, config: LogMel
+) -> Float[Array, "batch windows bins"]:
+    """Computes the logarithm of the power of mel bins.
+
+    Args:
+      padded: samples, of which each hop begins a window.
+      num_windows: windows to compute; of the last, `span` samples are there.
+    """
+    dft, filters = _matrices(config.variant, config.num_mel_bins, config.sample_rate)
+    # Samples and spectra need more bits than bfloat16 products, the default of accelerators, keep.
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    frames = _frames(padded, num_windows, config)
+    coarse, fine = jnp.split(product(jnp.diff(frames, prepend=0), dft), 2, axis=-1)
+    real, imaginary = jnp.split(coarse + fine, 2, axis=-1)
+    power = product(jnp.square(real) + jnp.square(imaginary), filters)
+    return jnp.log(jnp.maximum(power, _FLOOR[config.variant]) + _GUARD[config.variant])
+
+
 def _frames(
-    audio: Float[Array, "batch samples"], num_windows: int, config: LogMel
+    padded: Float[Array, "batch samples"], num_windows: int, config: LogMel
 ) -> Float[Array, "batch windows span"]:
     """Returns overlapping windows, concatenated from slices of whole hops, which is faster than a gather."""
-    hop, span = config.hop, _span(config.variant, config.window)
-    before = {"kaldi": 0, "librosa": config.window // 2, "nemo": config.window // 2 + 1}[config.variant]
-    hops = -(-span // hop)
-    # Padding by the largest amount needed and cutting the excess keeps sizes symbolic (`jax.export`).
-    audio = jnp.pad(audio, ((0, 0), (before, hops * hop)))[:, : (num_windows + hops - 1) * hop]
-    blocks = audio.reshape(audio.shape[0], num_windows + hops - 1, hop)
-    return jnp.concatenate([blocks[:, i : i + num_windows] for i in range(hops)], axis=-1)[..., :span]
+    hop, hops = config.hop, -(-span(config) // config.hop)
+    padded = padded[:, : (num_windows + hops - 1) * hop]
+    blocks = padded.reshape(padded.shape[0], num_windows + hops - 1, hop)
+    return jnp.concatenate([blocks[:, i : i + num_windows] for i in range(hops)], axis=-1)[..., : span(config)]
+
+
+def without_level(
+    features: Float[Array, "batch windows bins"],
+    config: LogMel,
+    start: Float[Array, "batch bins"] | None = None,
+    segments: Segments | None = None,
+) -> tuple[Float[Array, "batch windows bins"], Float[Array, "batch bins"]]:
+    """Subtracts the running mean from `log_power`, or without normalisation the constant of its unit of power.
+
+    Args:
+      start: running mean before the first window; None at the start of utterances.
+      segments: utterances of the rows in windows; None for one utterance, or a later part of it.
+
+    Returns:
+      Features, and the running mean after the last window.
+    """
+    if start is None:
+        start = jnp.full((features.shape[0], config.num_mel_bins), START[config.variant], jnp.float32)
+    if config.normalize != "running":
+        return features - _LOG_UNIT[config.variant], start
+    means = running_mean(features, start, segments)
+    return features - means, means[:, -1] if means.shape[1] else start
 
 
 def normalize(
@@ -211,12 +260,12 @@ def _matrices(variant: str, num_mel_bins: int, sample_rate: int) -> tuple[np.nda
     fft = size if variant == "librosa" else 2 ** math.ceil(math.log2(size))
     if variant == "kaldi":
         remove_mean = np.eye(size) - 1 / size
-        pre_emphasis = np.eye(size) - _PRE_EMPHASIS * np.eye(size, k=-1)
-        pre_emphasis[0, 0] -= _PRE_EMPHASIS  # the first sample is its own predecessor
+        pre_emphasis = np.eye(size) - PRE_EMPHASIS * np.eye(size, k=-1)
+        pre_emphasis[0, 0] -= PRE_EMPHASIS  # the first sample is its own predecessor
         window = np.sin(np.pi * n / (size - 1)) ** 1.7  # Povey's: a Hann window to the power 0.85
         linear = window[:, None] * (pre_emphasis @ remove_mean)
     elif variant == "nemo":
-        pre_emphasis = np.eye(size, span, k=1) - _PRE_EMPHASIS * np.eye(size, span)
+        pre_emphasis = np.eye(size, span, k=1) - PRE_EMPHASIS * np.eye(size, span)
         linear = np.sin(np.pi * n / (size - 1))[:, None] ** 2 * pre_emphasis  # Hann, symmetric
     else:
         linear = np.diag(np.sin(np.pi * n / size) ** 2)  # Hann, periodic

@@ -20,19 +20,29 @@ XL is the shape of w2v-BERT 2.0; 2B has the width of the larger encoder of Googl
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pydantic
 from flax import nnx
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from jax_speechlm.core.config import Config
 from jax_speechlm.core.segments import Lengths, Segments, at_rate
-from jax_speechlm.nn.attention.relative import Chunk, RelativeAttention
-from jax_speechlm.nn.functional import Remat, parameter, scan_layers, stack
-from jax_speechlm.nn.layers import Count, FrameKeys, LayerNorm, Linear, depthwise, dropout, split_keys
+from jax_speechlm.nn.attention.relative import Chunk, KeysAndValues, RelativeAttention
+from jax_speechlm.nn.functional import Remat, bind, parameter, scan_layers, stack
+from jax_speechlm.nn.layers import (
+    Count,
+    FrameKeys,
+    LayerNorm,
+    Linear,
+    depthwise,
+    depthwise_step,
+    dropout,
+    split_keys,
+)
+from jax_speechlm.nn.streaming import select_streams
 from jax_speechlm.parallel import sequence
 from jax_speechlm.parallel.mesh import shard_batch_and_time
 
@@ -54,6 +64,8 @@ class ConformerConfig(Config):
       dropout: rate after the input projection, inside and after each feed-forward, after attention and convolution.
       attention_dropout: rate on the attention weights.
       chunk_lengths: chunk lengths in frames that `draw_chunk` draws from in dynamic-chunk training; empty for none.
+      left_context: frames before a chunk that its frames attend to, rounded down to whole chunks; None for all, which
+        cannot stream.
       remat: activations that the forward pass keeps for the backward pass (see `functional.Remat`).
       dtype: compute type; parameters, norms, softmax and the output are float32.
     """
@@ -70,6 +82,7 @@ class ConformerConfig(Config):
     dropout: float = pydantic.Field(0.1, ge=0, lt=1)
     attention_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     chunk_lengths: tuple[pydantic.PositiveInt, ...] = ()
+    left_context: pydantic.PositiveInt | None = None
     remat: Remat = "dots"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -77,6 +90,15 @@ class ConformerConfig(Config):
     def _heads_divide_dim(self):
         if self.dim % self.num_heads:
             raise ValueError(f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads})")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _left_context_holds_a_chunk(self):
+        if self.left_context is not None and self.left_context < max(self.chunk_lengths, default=0):
+            raise ValueError(
+                f"left_context ({self.left_context}) must be at least the longest of chunk_lengths "
+                f"({max(self.chunk_lengths)}), or None"
+            )
         return self
 
     @property
@@ -147,11 +169,29 @@ class CausalConvolution(nnx.Module):
     ) -> Float[Array, "batch time dim"]:
         # A causal convolution over padding at the end of a row needs no mask; it keeps the reference's order of
         # operations.
-        x = jnp.where(segments.mask(x.shape[1])[..., None], self.norm_in(x), 0)
-        x = self.expand(x)
-        x = x[..., 0, :] * jax.nn.sigmoid(x[..., 1, :])
+        x = self._gated(jnp.where(segments.mask(x.shape[1])[..., None], self.norm_in(x), 0))
         x = convolve(x, self.depthwise[...].astype(x.dtype), segments, ahead=0)
-        return dropout(self.contract(jax.nn.silu(self.norm_mid(x))), self.rate, keys)
+        return dropout(self._contracted(x), self.rate, keys)
+
+    def init_state(self, batch: int, dtype: jnp.dtype) -> Float[Array, "batch past dim"]:
+        """Returns the inputs of the depthwise convolution before the first frame."""
+        taps, dim = self.depthwise.shape
+        return jnp.zeros((batch, taps - 1, dim), dtype)
+
+    def step(
+        self, state: Float[Array, "batch past dim"], x: Float[Array, "batch chunk dim"]
+    ) -> tuple[Float[Array, "batch past dim"], Float[Array, "batch chunk dim"]]:
+        """Processes the next frames of a stream."""
+        x = self._gated(self.norm_in(x))
+        state, x = depthwise_step(state, x, self.depthwise[...].astype(x.dtype))
+        return state, self._contracted(x)
+
+    def _gated(self, x: Float[Array, "batch time dim"]) -> Float[Array, "batch time dim"]:
+        x = self.expand(x)
+        return x[..., 0, :] * jax.nn.sigmoid(x[..., 1, :])
+
+    def _contracted(self, x: Float[Array, "batch time dim"]) -> Float[Array, "batch time dim"]:
+        return self.contract(jax.nn.silu(self.norm_mid(x)))
 
 
 def convolve(
@@ -212,6 +252,47 @@ class MacaronLayer(nnx.Module):
         x = shard_batch_and_time(x + self.convolution(x, segments, convolution))
         x = shard_batch_and_time(x + 0.5 * self.ffn2(x, segments, ffn2))
         return shard_batch_and_time(self.norm(x))
+
+
+    def init_state(self, batch: int, left: int, dtype: jnp.dtype) -> "LayerState":
+        """Returns the state before the first frame, for `left` frames of attention's context."""
+        return LayerState(self.attention.init_state(batch, left, dtype), self.convolution.init_state(batch, dtype))
+
+    def step(
+        self,
+        state: "LayerState",
+        x: Float[Array, "batch chunk dim"],
+        visible_BxS: Bool[Array, "batch left_and_chunk"],
+        context: Float[Array, "distances dim"] | None,
+    ) -> tuple["LayerState", Float[Array, "batch chunk dim"]]:
+        """Processes the next chunk of a stream; `visible_BxS` and `context` are passed to attention."""
+        segments = Segments.of(jnp.full(len(x), x.shape[1]))
+        x = x + 0.5 * self.ffn1(x, segments, None)
+        attention, y = self.attention.step(state.attention, self.attention_norm(x), visible_BxS, context)
+        convolution, y = self.convolution.step(state.convolution, x := x + y)
+        x = x + y
+        return LayerState(attention, convolution), self.norm(x + 0.5 * self.ffn2(x, segments, None))
+
+
+class LayerState(NamedTuple):
+    """State of a layer over a stream, in an `EncoderState` with a dimension for the layers after the batch."""
+
+    attention: KeysAndValues
+    convolution: Float[Array, "..."]
+
+
+class EncoderState(NamedTuple):
+    """State of an encoder over a stream.
+
+    Attributes:
+      num_frames: frames so far.
+      embedding: state of the layers' input; None if a frame needs its own feature vectors only.
+      layers: states of the layers, [batch, layers, ...].
+    """
+
+    num_frames: Int[Array, " batch"]
+    embedding: Float[Array, "..."] | None
+    layers: LayerState
 
 
 class ConformerLayer(MacaronLayer):
@@ -301,6 +382,58 @@ class Encoder(nnx.Module):
         """Returns the context of each layer's attention, for rows of `num_frames`."""
         return chunk
 
+    def init_state(self, batch: int, chunk_length: int) -> EncoderState:
+        """Returns the state before the first frame, for chunks of `chunk_length` frames."""
+        config = self.config
+        left = config.left_context // chunk_length * chunk_length
+        graphdef, params_L = nnx.split(self.layers)
+        layer = bind(graphdef, jax.tree.map(lambda x: x[0], params_L))
+        layers = layer.init_state(batch, left, jnp.dtype(config.dtype))
+        layers = jax.tree.map(lambda x: jnp.repeat(x[:, None], config.num_layers, axis=1), layers)
+        return EncoderState(jnp.zeros(batch, jnp.int32), self._init_embedding(batch), layers)
+
+    def step(
+        self, state: EncoderState, x_BxVxF: Float[Array, "batch vectors features"], num_vectors_B: Int[Array, " batch"]
+    ) -> tuple[EncoderState, Float[Array, "batch chunk dim"], Int[Array, " batch"]]:
+        """Encodes the next chunk of a stream: what the full pass gives with the chunk's mask.
+
+        Args:
+          x_BxVxF: feature vectors of a whole chunk, `subsampling` times its length.
+          num_vectors_B: valid ones: all, but for the last chunk of a stream; 0 leaves the state of a stream as it is.
+
+        Returns:
+          The state, float32 hidden states, arbitrary where there are no frames, and the number of frames.
+        """
+        embedding, x, num_frames_B = self._embed_step(state, x_BxVxF, num_vectors_B)
+        chunk, left = x.shape[1], state.layers.attention.key_BxSxHxK.shape[2]
+        past = jnp.arange(left) >= left - state.num_frames[:, None]
+        visible_BxS = jnp.concatenate([past, jnp.arange(chunk) < num_frames_B[:, None]], axis=1)
+        context = self._step_context(left + chunk)
+
+        def run(layer: nnx.Module, x: Array, state: LayerState) -> tuple[Array, LayerState]:
+            state, x = layer.step(state, x, visible_BxS, context)
+            return x, state
+
+        layers_LxB = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), state.layers)
+        x, layers_LxB = scan_layers(self.layers, run, x, layers_LxB, "none")
+        layers = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), layers_LxB)
+        new = EncoderState(state.num_frames + num_frames_B, embedding, layers)
+        return select_streams(num_vectors_B > 0, new, state), x.astype(jnp.float32), num_frames_B
+
+    def _init_embedding(self, batch: int) -> Float[Array, "..."] | None:
+        """Returns the state of `_embed_step` before the first frame."""
+        return None
+
+    def _embed_step(
+        self, state: EncoderState, x_BxVxF: Array, num_vectors_B: Array
+    ) -> tuple[Array | None, Float[Array, "batch chunk dim"], Int[Array, " batch"]]:
+        """Returns the state, the input of the layers, and the number of frames, of the next chunk."""
+        return None, self.embed(x_BxVxF, num_vectors_B), num_vectors_B
+
+    def _step_context(self, num_keys: int) -> Float[Array, "distances dim"] | None:
+        """Returns the context of each layer's attention, for a chunk and the keys of a state."""
+        return None
+
 
 class Conformer(Encoder):
     """Encodes stacked log-mel frames; a feature vector is a frame."""
@@ -324,15 +457,16 @@ def draw_chunk(config: ConformerConfig, key: PRNGKeyArray) -> Chunk | None:
     """Draws the chunk of one training step (Zhang et al. 2020, unified streaming and non-streaming training).
 
     Returns:
-      None without `chunk_lengths`; else full attention with probability 0.5, or one of `chunk_lengths` with all earlier
-      chunks as left context. The values are traced, so that one compiled step serves every draw.
+      None without `chunk_lengths`; else full attention with probability 0.5, or one of `chunk_lengths` with the chunks
+      of `left_context`. The values are traced, so that one compiled step serves every draw.
     """
     if not config.chunk_lengths:
         return None
     which, full = jax.random.split(key)
     length = jax.random.choice(which, jnp.asarray(config.chunk_lengths, jnp.int32))
     everything = jnp.iinfo(jnp.int32).max
-    return jnp.where(jax.random.bernoulli(full), everything, length), -1
+    length = jnp.where(jax.random.bernoulli(full), everything, length)
+    return length, -1 if config.left_context is None else config.left_context // length
 
 
 def forward_flops(config: ConformerConfig, num_frames: int, batch_size: int) -> float:

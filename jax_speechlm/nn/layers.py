@@ -219,6 +219,21 @@ def depthwise(
     return _fence_on_gpu(sum(same(shifted(k), k) * kernel[k] for k in range(taps)))
 
 
+def depthwise_step(
+    past: Float[Array, "batch past dim"], x: Float[Array, "batch time dim"], kernel: Float[Array, "taps dim"]
+) -> tuple[Float[Array, "batch past dim"], Float[Array, "batch time dim"]]:
+    """Computes the causal `depthwise` of the next frames of a stream.
+
+    Args:
+      past: the `taps` - 1 frames before them; zeros before the first.
+
+    Returns:
+      The new `past`, and the output.
+    """
+    window = jnp.concatenate([past, x], axis=1)
+    return window[:, x.shape[1] :], depthwise(window, kernel)[:, past.shape[1] :]
+
+
 def _shifted(x: Array, before: int, after: int) -> Callable[[int], Array]:
     """Returns the function of k that gives x[t - before + k] for all t, 0 beyond both ends."""
     padded, num_frames = jnp.pad(x, ((0, 0), (before, after)) + ((0, 0),) * (x.ndim - 2)), x.shape[1]

@@ -52,3 +52,44 @@ def verify_streaming(
         streamed = np.concatenate(outputs, axis=1)[:, delay:]
         assert streamed.shape == expected.shape, f"cut {pieces}: {streamed.shape}, not {expected.shape}"
         np.testing.assert_allclose(streamed, expected, rtol=0, atol=atol, err_msg=f"cut {pieces}")
+
+
+class InChunks:
+    """`init`, `step` and `finalize` of `verify_streaming` for a step over whole chunks, by a buffer before it.
+
+    Args:
+      init: `batch -> state`.
+      step: `(state, chunk [B, size, ...], valid [B]) -> (state, output [B, n, ...], valid outputs [B])`.
+      size: elements of a chunk.
+      width: values of an element.
+    """
+
+    def __init__(self, init: Callable[[int], Any], step: Callable[..., tuple[Any, Any, Any]], size: int, width: int):
+        self._init, self._step, self._size, self._width = init, step, size, width
+
+    def init(self, batch: int) -> Any:
+        return np.zeros((batch, 0, self._width), np.float32), self._init(batch)
+
+    def step(self, state: Any, piece: Any) -> tuple[Any, Any]:
+        held, inner = state
+        held = np.concatenate([held, piece], axis=1)
+        outputs = []
+        while held.shape[1] >= self._size:
+            chunk, held = np.split(held, [self._size], axis=1)
+            inner, output = self._run(inner, chunk, self._size)
+            outputs.append(output)
+        if not outputs:  # a step without valid elements changes nothing
+            inner, output = self._run(inner, self._padded(held), 0)
+            outputs.append(output)
+        return (held, inner), np.concatenate(outputs, axis=1)
+
+    def finalize(self, state: Any) -> Any:
+        held, inner = state
+        return self._run(inner, self._padded(held), held.shape[1])[1]
+
+    def _padded(self, held: np.ndarray) -> np.ndarray:
+        return np.pad(held, ((0, 0), (0, self._size - held.shape[1]), (0, 0)), constant_values=1e3)
+
+    def _run(self, inner: Any, chunk: np.ndarray, valid: int) -> tuple[Any, np.ndarray]:
+        inner, output, num = self._step(inner, jnp.asarray(chunk), jnp.full(len(chunk), valid))
+        return inner, np.asarray(output)[:, : int(num[0])]

@@ -194,6 +194,13 @@ def _attend_block(scores, q_BxQxHxK, first, k_BxTxHxK, v_BxTxHxK, queries, rows,
     return jnp.einsum("bhts,bshk->bthk", weights, v_BxTxHxK)
 
 
+class KeysAndValues(NamedTuple):
+    """State of attention over a stream: keys and values of the newest frames, a ring of fixed length."""
+
+    key_BxSxHxK: Float[Array, "batch left heads head_dim"]
+    value_BxSxHxK: Float[Array, "batch left heads head_dim"]
+
+
 class DistanceAttention(nnx.Module):
     """Base of multi-head self-attention whose scores depend on distance: linear maps and the mixing of values."""
 
@@ -221,6 +228,28 @@ class DistanceAttention(nnx.Module):
         rows = FrameRows(segment, position, keys.seed(num_frames) if rate else jnp.zeros_like(segment, jnp.uint32))
         mix = partial(attend, scores, chunk=chunk, rate=rate, blocks=self.blocks)
         return self.out(sequence.by_heads(mix, q_BxTxHxK, self.key(x_BxTxD), self.value(x_BxTxD), *rows))
+
+    def init_state(self, batch: int, left: int, dtype: jnp.dtype) -> KeysAndValues:
+        """Returns the state before the first frame, for `left` frames of context."""
+        zeros = jnp.zeros((batch, left, *self.key.kernel.shape[1:]), dtype)
+        return KeysAndValues(zeros, zeros)
+
+    def _mix_step(
+        self,
+        scores: Scores,
+        state: KeysAndValues,
+        x_BxCxD: Float[Array, "batch chunk dim"],
+        q_BxCxHxK: Float[Array, "batch chunk heads head_dim"],
+        visible_BxS: Bool[Array, "batch left_and_chunk"],
+    ) -> tuple[KeysAndValues, Float[Array, "batch chunk dim"]]:
+        """Computes attention of a chunk to the visible ones of the state's frames and its own."""
+        left, chunk = state.key_BxSxHxK.shape[1], x_BxCxD.shape[1]
+        k_BxSxHxK = jnp.concatenate([state.key_BxSxHxK, self.key(x_BxCxD)], axis=1)
+        v_BxSxHxK = jnp.concatenate([state.value_BxSxHxK, self.value(x_BxCxD)], axis=1)
+        scores_BxHxCxS = scores(q_BxCxHxK, left, k_BxSxHxK)
+        weights = masked_softmax(scores_BxHxCxS, visible_BxS[:, None, None], x_BxCxD.dtype)
+        mixed = self.out(jnp.einsum("bhts,bshk->bthk", weights, v_BxSxHxK))
+        return KeysAndValues(k_BxSxHxK[:, chunk:], v_BxSxHxK[:, chunk:]), mixed
 
 
 class RelativeAttention(DistanceAttention):
@@ -258,6 +287,17 @@ class RelativeAttention(DistanceAttention):
     ) -> Float[Array, "batch time dim"]:
         """Computes attention to the frames of the same utterance that `chunk_mask` allows."""
         return self._mix(self._scores, x_BxTxD, self.query(x_BxTxD) * self.scale, segments, chunk, keys)
+
+    def step(
+        self,
+        state: KeysAndValues,
+        x_BxCxD: Float[Array, "batch chunk dim"],
+        visible_BxS: Bool[Array, "batch left_and_chunk"],
+        context: None,
+    ) -> tuple[KeysAndValues, Float[Array, "batch chunk dim"]]:
+        """Computes attention of the next chunk to the visible frames of the state and of itself."""
+        del context
+        return self._mix_step(self._scores, state, x_BxCxD, self.query(x_BxCxD) * self.scale, visible_BxS)
 
     def _scores(self, q_BxQxHxK, first, k_BxTxHxK):
         scores = jnp.einsum("bthk,bshk->bhts", q_BxQxHxK, k_BxTxHxK)
