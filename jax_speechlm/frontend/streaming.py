@@ -72,7 +72,8 @@ class StreamingLogMel:
     def start(self, lead: Float[Array, "batch lead"] | Int16[Array, "batch lead"]) -> LogMelState:
         """Returns the state after the first `lead_samples` samples, which complete no vector."""
         tail = jnp.pad(lead.astype(jnp.float32), ((0, 0), (samples_before(self.config), 0)))
-        return LogMelState(tail, jnp.full((len(lead), self.config.num_mel_bins), START[self.config.variant], jnp.float32))
+        shape, start = (len(lead), self.config.num_mel_bins), START[self.config.variant]
+        return LogMelState(tail, jnp.full(shape, start, jnp.float32))
 
     def step(
         self, state: LogMelState, samples: Float[Array, "batch samples"]

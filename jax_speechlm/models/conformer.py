@@ -253,7 +253,6 @@ class MacaronLayer(nnx.Module):
         x = shard_batch_and_time(x + 0.5 * self.ffn2(x, segments, ffn2))
         return shard_batch_and_time(self.norm(x))
 
-
     def init_state(self, batch: int, left: int, dtype: jnp.dtype) -> "LayerState":
         """Returns the state before the first frame, for `left` frames of attention's context."""
         return LayerState(self.attention.init_state(batch, left, dtype), self.convolution.init_state(batch, dtype))

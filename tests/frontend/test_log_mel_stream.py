@@ -11,7 +11,6 @@ from jax_speechlm.frontend.streaming import SampleChunks, StreamingLogMel, check
 from jax_speechlm.frontend.synthesis_mel import SynthesisMel
 from tests.contracts.streaming import verify_streaming
 
-
 compute = jax.jit(log_mel, static_argnames="config")
 
 
@@ -100,7 +99,7 @@ def test_the_running_mean_follows_its_definition_and_starts_anew_in_packed_rows(
 
 
 def test_what_cannot_stream_names_the_setting_and_what_to_train():
-    with pytest.raises(ValueError, match=r"frontend.mel.normalize is True.*train with --frontend.mel.normalize running"):
+    with pytest.raises(ValueError, match=r"mel.normalize is True.*train with --frontend.mel.normalize running"):
         StreamingLogMel(LogMel(), 4)
     with pytest.raises(ValueError, match="speecht5 cannot stream: train with kaldi"):
         check_streams(SynthesisMel())

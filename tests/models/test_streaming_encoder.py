@@ -74,8 +74,11 @@ def test_streams_of_a_batch_join_and_leave_without_changing_each_other():
         if turn == 3:
             state = jax.tree.map(lambda leaf, new: leaf.at[1].set(new), state, fresh)
             rows[1] = 2
-        valid = np.array([4 * (turn % 2), 4 * (turn < 9)], np.int32)
-        chunk = np.stack([x[row, 4 * taken[row] :][:4] if count else normal(9, (4, 6)) for row, count in zip(rows, valid)])
+        valid = np.array([4 * (turn % 2), 4], np.int32)
+        chunk = normal(9, (2, 4, 6))
+        for place, row in enumerate(rows):
+            if valid[place]:
+                chunk[place] = x[row, 4 * taken[row] :][:4]
         state, hidden, num = step(state, jnp.asarray(chunk), jnp.asarray(valid))
         np.testing.assert_array_equal(num, valid)
         for place, row in enumerate(rows):

@@ -27,7 +27,7 @@ def front_end_to_hugging_face(mel: LogMel) -> dict[str, Any]:
     """Returns the settings of a `preprocessor_config.json`; an `ExportError` names a setting that it does not have."""
     stands = {
         f"frontend.mel.variant={mel.variant!r}": mel.variant != "kaldi",
-        f"frontend.mel.normalize={mel.normalize}": not mel.normalize,
+        f"frontend.mel.normalize={mel.normalize}": mel.normalize is not True,
         # The extractor's mask takes every second frame of `stride`: of one there is none.
         f"frontend.mel.stack={mel.stack}": mel.stack < 2,
         f"frontend.mel.sample_rate={mel.sample_rate}": mel.sample_rate != DEFAULT_SAMPLE_RATE,
