@@ -1,9 +1,9 @@
 """Clips and dropped items: the output of a corpus and the input of the prepare job."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -27,15 +27,43 @@ class Audio(Protocol):
         """Returns a string that changes when the stored audio changes: a resumed preparation reuses the rest."""
 
 
-@dataclass(frozen=True)
+class StoredFile(Protocol):
+    """A sound file that is not a file on disk: within an archive, or the output of a command.
+
+    Its `str` names it in errors, with the suffix of its format if the name has one.
+    """
+
+    def content(self) -> bytes:
+        """Returns the bytes of the file. Raises `AudioError` if it cannot be read."""
+
+    def fingerprint(self) -> str:
+        """See `Audio`."""
+
+
+class SharedAudio(Audio, Protocol):
+    """Audio that shares a container (a long recording, a group of rows) with others, to be read in one pass."""
+
+    @property
+    def container(self) -> Hashable:
+        """Equal for audio that `decode_together` may be given at once."""
+
+    @staticmethod
+    def decode_together(
+        audio: Sequence["SharedAudio"], max_seconds: float, rate: int
+    ) -> Iterator[tuple[int, NDArray[np.int16] | AudioError]]:
+        """Yields pairs of an index into `audio` and its samples, or its error, in any order."""
+
+
+@dataclass(frozen=True, slots=True)
 class AudioFile:
     """A sound file.
 
     Attributes:
+      path: a string, since a `Path` takes five times the memory, and sets have millions of files.
       seconds: its stated length; another length is an error. None where no length is stated.
     """
 
-    path: Path
+    path: str
     seconds: float | None = None
 
     def decode(self, max_seconds: float, rate: int = DEFAULT_SAMPLE_RATE) -> NDArray[np.int16]:
@@ -50,31 +78,31 @@ class AudioFile:
         return stamp if self.seconds is None else f"{stamp} {self.seconds}"
 
 
-def file_stamp(path: Path) -> str:
+def file_stamp(path: str) -> str:
     """Returns a string that changes when a file does."""
     try:
-        stat = path.stat()
+        stat = os.stat(path)
     except (OSError, ValueError):
         return f"{path} missing"
     return f"{path} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def check_path(path: Path) -> None:
+def check_path(path: str) -> None:
     """Checks that a path can name a file and may be followed.
 
     Raises:
       AudioError: it cannot, or its permissions forbid it.
     """
     try:
-        path.stat()
+        os.stat(path)
     except FileNotFoundError:
         pass  # the decoder's own error has the remedy
     except (OSError, ValueError) as error:
-        shown = str(path) if len(str(path)) < 300 else f"{str(path)[:300]}..."
+        shown = path if len(path) < 300 else f"{path[:300]}..."
         raise AudioError(shown, "cannot be opened", f"correct the path or its permissions ({error})") from error
 
 
-def wrong_length(path: Path, actual: float, stated: float | None) -> AudioError | None:
+def wrong_length(name: str, actual: float, stated: float | None) -> AudioError | None:
     """Returns the error for a file of `actual` seconds whose manifest states another length; None if they agree."""
     if stated is None or abs(actual - stated) <= tolerance(stated):
         return None
@@ -82,7 +110,7 @@ def wrong_length(path: Path, actual: float, stated: float | None) -> AudioError 
         f'"duration" is {stated:g} s, but the file lasts {actual:.2f} s: remove the duration, or add "offset": 0 '
         "if the text belongs to a part of the file"
     )
-    return AudioError(str(path), "duration contradicts the file", remedy)
+    return AudioError(name, "duration contradicts the file", remedy)
 
 
 def tolerance(seconds: float) -> float:
@@ -90,28 +118,38 @@ def tolerance(seconds: float) -> float:
     return max(0.1, 0.01 * seconds)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AudioSlice:
     """A sound file within an archive: `size` bytes from `offset`."""
 
-    path: Path
+    path: str
     name: str
     offset: int
     size: int
 
-    def decode(self, max_seconds: float, rate: int = DEFAULT_SAMPLE_RATE) -> NDArray[np.int16]:
-        with self.path.open("rb") as archive:
-            archive.seek(self.offset)
-            content = archive.read(self.size)
+    def __str__(self) -> str:
+        return f"{self.path}:{self.name}"
+
+    def content(self) -> bytes:
+        """Reads the file. Raises `AudioError` if the archive does not have it."""
+        try:
+            with open(self.path, "rb") as archive:
+                archive.seek(self.offset)
+                content = archive.read(self.size)
+        except OSError as error:
+            raise AudioError(str(self), "cannot be opened", f"copy the archive again ({error.strerror})") from error
         if len(content) < self.size:
-            raise AudioError(f"{self.path}:{self.name}", "truncated archive", "delete it and prepare again")
-        return decode(content, name=f"{self.path}:{self.name}", rate=rate, max_seconds=max_seconds)
+            raise AudioError(str(self), "truncated archive", "copy or download it again")
+        return content
+
+    def decode(self, max_seconds: float, rate: int = DEFAULT_SAMPLE_RATE) -> NDArray[np.int16]:
+        return decode(self.content(), name=str(self), rate=rate, max_seconds=max_seconds)
 
     def fingerprint(self) -> str:
-        return f"{self.path}:{self.name} {self.offset} {self.size}"
+        return f"{self} {self.offset} {self.size}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """One utterance before conversion.
 
@@ -120,7 +158,9 @@ class Clip:
       text: the transcript in the form that training uses; '' where unknown.
       speaker: '' where unknown.
       language: two-letter code, or ''.
+      split: '' in a listing that leaves it to the hash of the transcript.
       translation: into English; '' where unknown.
+      age, gender, accent: of the speaker, as the source states them; '' where unknown.
     """
 
     id: str
@@ -130,6 +170,9 @@ class Clip:
     language: str
     split: str
     translation: str = ""
+    age: str = ""
+    gender: str = ""
+    accent: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,29 @@
 """Stretches and channels of long recordings; any number of them are read in one pass over a recording."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.audio.clips import check_path, file_stamp, tolerance, wrong_length
+from data_pipelines.audio.clips import StoredFile, check_path, file_stamp, tolerance, wrong_length
 from data_pipelines.audio.decode import AudioError, AudioTooLongError, stream
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """A part of a sound file.
 
     Attributes:
+      source: path of the file, or a file stored elsewhere.
       start: seconds from the beginning of the file.
       end: seconds from the beginning; None for the rest of the file.
       channels: to average, counted from 0; empty for all.
       seconds: stated length of the file; another length is an error. None where no length is stated.
     """
 
-    path: Path
+    source: str | StoredFile
     start: float = 0.0
     end: float | None = None
     channels: tuple[int, ...] = ()
@@ -36,7 +36,18 @@ class Stretch:
         return outcome
 
     def fingerprint(self) -> str:
-        return f"{file_stamp(self.path)} {self.start} {self.end} {self.channels} {self.seconds}"
+        stamp = file_stamp(self.source) if isinstance(self.source, str) else self.source.fingerprint()
+        return f"{stamp} {self.start} {self.end} {self.channels} {self.seconds}"
+
+    @property
+    def container(self) -> Hashable:
+        return self.source
+
+    @staticmethod
+    def decode_together(
+        audio: Sequence["Stretch"], max_seconds: float, rate: int
+    ) -> Iterator[tuple[int, NDArray[np.int16] | AudioError]]:
+        return decode_stretches(audio, max_seconds, rate)
 
     @property
     def span(self) -> str:
@@ -45,7 +56,7 @@ class Stretch:
         return f"{self.start:.10g}:{end}{''.join(f' ch{channel}' for channel in self.channels)}"
 
     def __str__(self) -> str:
-        return f"{self.path}[{self.span}]"
+        return f"{self.source}[{self.span}]"
 
 
 def decode_stretches(
@@ -69,8 +80,11 @@ def decode_stretches(
         return
     position = 0
     try:
-        check_path(path := readers[0].stretch.path)
-        for block in stream(path, rate=rate, mix=False):
+        source = readers[0].stretch.source
+        if isinstance(source, str):
+            check_path(source)
+        content = source if isinstance(source, str) else source.content()
+        for block in stream(content, name=str(source), rate=rate, mix=False):
             for reader in readers:
                 reader.read(block, position)
             position += len(block)
@@ -119,7 +133,7 @@ class _Reader:
         if not self._num_samples or end - length > tolerance(end - self.stretch.start):
             remedy = f"the recording lasts {length:.2f} s: correct the times, which are in seconds"
             return AudioError(str(self.stretch), "stretch outside the recording", remedy)
-        if (wrong := wrong_length(self.stretch.path, length, self.stretch.seconds)) is not None:
+        if (wrong := wrong_length(str(self.stretch.source), length, self.stretch.seconds)) is not None:
             return wrong
         return np.concatenate(self._parts)
 

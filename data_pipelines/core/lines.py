@@ -133,7 +133,9 @@ def parse_json(line: bytes | str) -> Any:
       ValueError: the line is not JSON, is nested too deeply, or an object has a key twice.
     """
     try:
-        return json.loads(line, object_pairs_hook=_distinct)
+        if isinstance(line, bytes):
+            line = line.decode(json.detect_encoding(line), "surrogatepass")
+        return _DECODER.decode(line)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -144,6 +146,9 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f'"{next(key for key in keys if keys.count(key) > 1)}" occurs twice in one object')
     return row
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_distinct)
 
 
 def storable(key: str, value: Any) -> str:

@@ -195,7 +195,7 @@ def _outcomes(work: Path, chunk: int) -> Iterator[Dropped | tuple[Converted, int
             if "dropped" in row:
                 yield Dropped(**row["dropped"])
                 continue
-            clip = Clip(audio=AudioFile(work), **row["clip"])  # a placeholder: it is not decoded again
+            clip = Clip(audio=AudioFile(str(work)), **row["clip"])  # a placeholder: it is not decoded again
             length = row["num_samples"], row["seconds"]
             change = VoiceChange(**row["change"]) if "change" in row else None
             item = Converted(clip, f"{chunk:08d}.flac", row["num_bytes"], *length, Levels(**row["levels"]), change)

@@ -19,7 +19,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_pipelines.audio.clips import Clip, Dropped
 from data_pipelines.audio.decode import AudioError, AudioTooLongError, Levels, encode_flac, measure
-from data_pipelines.audio.stretches import Stretch, decode_stretches
 from data_pipelines.audio.voice import VoiceChange, VoiceForm, fit_voice
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError
@@ -168,10 +167,10 @@ class Sound(NamedTuple):
 
 
 def by_recording(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
-    """Yields clips in order, in groups to convert together: consecutive stretches of one recording, otherwise
-    single clips.
+    """Yields clips in order, in groups to convert together: consecutive ones of one container (stretches of a
+    recording, rows of a parquet file), otherwise single clips.
     """
-    groups = itertools.groupby(clips, lambda clip: clip.audio.path if isinstance(clip.audio, Stretch) else clip.id)
+    groups = itertools.groupby(clips, lambda clip: getattr(clip.audio, "container", None) or clip.id)
     return (list(group) for _, group in groups)
 
 
@@ -182,8 +181,8 @@ def convert_clips(clips: Sequence[Clip], form: Format) -> Iterator[tuple[int, So
       Pairs of an index into `clips` and its sound, or `Dropped` if its audio is missing, corrupt, silent, too long
       or does not match its text; in any order.
     """
-    if all(isinstance(clip.audio, Stretch) for clip in clips):
-        for index, samples in decode_stretches([clip.audio for clip in clips], form.max_seconds, form.sample_rate):
+    if clips and (decode_together := getattr(clips[0].audio, "decode_together", None)):
+        for index, samples in decode_together([clip.audio for clip in clips], form.max_seconds, form.sample_rate):
             yield index, _sound(clips[index], samples, form)
         return
     for index, clip in enumerate(clips):

@@ -37,7 +37,8 @@ from data_pipelines.prepare.text_store import prepare_text
 from data_pipelines.prepare.voice import without_misfits
 from data_pipelines.sources import debian_texts, tfds_sets
 from data_pipelines.sources.catalogue import debian_source
-from data_pipelines.sources.manifest import TextForm, digest, manifest_source
+from data_pipelines.sources.listing import TextForm
+from data_pipelines.sources.speech_formats import MANIFEST, digest, speech_format, speech_source
 from data_pipelines.sources.text_files import Unit, text_files
 from data_pipelines.storage import index as indexes
 from data_pipelines.text.cleaning import Cleaning
@@ -51,6 +52,9 @@ def prepare(
     name: str = "",
     *,
     manifest: Path | None = None,
+    format: str = "auto",
+    language: str = "",
+    allow_commands: bool = False,
     text: tuple[str, ...] = (),
     tfds: str | None = None,
     debian: str = "",
@@ -80,9 +84,14 @@ def prepare(
       name: a set in Debian packages, such as asterisk-en (speech) or text-en; with `manifest`, `text` or `tfds`, the
         name of the new set.
       debian: the set in Debian packages, if the prepared set should have another name.
-      manifest: JSONL file that lists your own audio, {"audio": path, "text"?, "id"?, "speaker"?, "language"?, "split"?}
-        per line; its name without suffix is the default name. "offset" and "duration", or "start" and "end", in
-        seconds, and "channel", from 0, select a part of the audio.
+      manifest: your own audio: a JSONL file, {"audio": path, "text"?, "id"?, "speaker"?, "language"?, "split"?} per
+        line, in which "offset" and "duration", or "start" and "end", in seconds, and "channel", from 0, select a part
+        of the audio; or a file or folder in another format: see `format`. Its name without suffix is the default name.
+      format: of `manifest`, guessed unless given: manifest, nemo (tarred), lhotse, kaldi (and ESPnet), audiofolder,
+        parquet, webdataset, common_voice, librispeech, mls, voxpopuli, vctk, ljspeech, aishell, files.
+      language: two-letter code of clips in `manifest` that state none.
+      allow_commands: run the commands that a wav.scp or a lhotse manifest has in place of sound files; only from a
+        source that you trust.
       text: your own text: paths or quoted patterns of .txt, .jsonl ({"text", "id"?, "language"?, "source"?, "label"?,
         "split"?} per line) or .parquet files, plain or compressed (.gz, .bz2, .xz, .zst).
       tfds: a data set of TFDS, speech such as librispeech or common_voice/en, or text such as lm1b.
@@ -121,7 +130,7 @@ def prepare(
     """
     if sum(map(bool, (manifest, text, tfds, debian))) > 1:
         raise DataError("Name only one of --manifest, --text, --tfds and --debian.")
-    name = name or debian or (manifest.stem if manifest else (tfds or "").replace("/", "-"))
+    name = name or debian or (_default_name(manifest) if manifest else (tfds or "").replace("/", "-"))
     if text and not name:
         raise DataError("A set of text files needs a name: --name my-text.")
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -140,7 +149,14 @@ def prepare(
     folder = _staging(target) if is_url(target) else target
     packages = (cache_dir() if is_url(target) else Path(data_dir)) / "packages"
     about_speech = {"tfds": tfds, "max_seconds": max_seconds, "normalise_text": normalise_text}
-    about_speech["manifest_sha256"] = digest(manifest) if manifest else None
+    listing = speech_format(manifest, format) if manifest else None
+    about_speech["manifest_sha256"] = digest(manifest, listing) if manifest else None
+    if listing not in (None, MANIFEST):
+        about_speech["format"] = listing.name
+    if language:
+        about_speech["language"] = language
+    if allow_commands:
+        about_speech["allow_commands"] = True
     if debian and debian != name:
         about_speech["debian"] = debian
     if sample_rate != DEFAULT_SAMPLE_RATE:  # absent in the requests of sets that earlier versions prepared
@@ -165,7 +181,8 @@ def prepare(
     if files is not None:
         source = files
     elif manifest is not None:
-        source = manifest_source(manifest, name, normalise_text)
+        about = {"language": language, "allow_commands": allow_commands}
+        source = speech_source(manifest, name, listing, normalise_text, **about)
     elif tfds is not None:
         source = tfds_sets.tfds_source(tfds, name, normalise_text)
     elif (debian or name) in debian_texts.NAMES:
@@ -195,6 +212,11 @@ def prepare(
         if is_url(target):
             publish(folder, target)
         return report
+
+
+def _default_name(manifest: Path) -> str:
+    name = manifest.absolute().name
+    return name if manifest.is_dir() else Path(name.removesuffix(".gz")).stem
 
 
 def _voice_form(voice: bool, form: VoiceForm) -> VoiceForm | None:

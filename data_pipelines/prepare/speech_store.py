@@ -33,6 +33,9 @@ SCHEMA = pyarrow.schema(
         ("speaker", _STRING),
         ("language", _STRING),
         ("translation", _STRING),
+        ("age", _STRING),
+        ("gender", _STRING),
+        ("accent", _STRING),
     ]
 )
 

@@ -47,5 +47,5 @@ def clips(language: str, text_root: Path, audio_root: Path) -> Iterator[Clip | D
         else:
             reason = "remark without words"
             yield spoken_clip(
-                key, AudioFile(path), text, language, split_key(text), speaker=voice.name, without_words=reason
+                key, AudioFile(str(path)), text, language, split_key(text), speaker=voice.name, without_words=reason
             )

@@ -43,4 +43,4 @@ def clips(language: str, text_root: Path, audio_root: Path) -> Iterator[Clip | D
             continue
         speaker, english, text = texts[level, name]
         about = {"speaker": speaker, "translation": english, "numerals": False}
-        yield spoken_clip(clip_id, AudioFile(audio), text, language, level, **about)
+        yield spoken_clip(clip_id, AudioFile(str(audio)), text, language, level, **about)

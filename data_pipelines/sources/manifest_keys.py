@@ -1,5 +1,6 @@
 """Names of the fields of manifests, here and in other tools, and unknown keys that must not be ignored."""
 
+import functools
 import re
 from typing import Any
 
@@ -16,6 +17,9 @@ _NAMES = {
     "speaker": ("speaker", "speakerid", "clientid"),
     "language": ("language", "lang"),
     "translation": ("translation",),
+    "age": ("age",),
+    "gender": ("gender", "sex"),
+    "accent": ("accent", "accents"),
     "id": ("id",),
     "split": ("split",),
     "start": ("start", "offset"),
@@ -62,17 +66,29 @@ def pick(row: dict[str, Any], field: str) -> tuple[str, Any]:
     """
     if field in row and field != "start":
         return field, row[field]
-    synonyms = {key: value for key, value in row.items() if _plain(key) in _NAMES[field]}
-    key = next(iter(synonyms), field)
-    for other, value in synonyms.items():
-        if other != key and value != synonyms[key]:
+    synonyms = _synonyms(tuple(row), field)
+    if not synonyms:
+        return field, None
+    key = synonyms[0]
+    for other in synonyms[1:]:
+        if row[other] != row[key]:
             raise ValueError(f'"{key}" and "{other}" differ: keep one of them, as "{field}"')
-    return key, synonyms.get(key)
+    return key, row[key]
+
+
+@functools.lru_cache(1024)  # the rows of a file have few sets of keys
+def _synonyms(row_keys: tuple[str, ...], field: str) -> list[str]:
+    return [key for key in row_keys if _plain(key) in _NAMES[field]]
 
 
 def like_a_part(row: dict[str, Any]) -> str:
     """Returns an unknown key that seems to select a part of the file, or ''."""
-    return next((key for key, value in row.items() if _plain(key) not in _KNOWN and _is_part(key, value)), "")
+    return next((key for key in _unknown(tuple(row)) if _is_part(key, row[key])), "")
+
+
+@functools.lru_cache(1024)
+def _unknown(row_keys: tuple[str, ...]) -> list[str]:
+    return [key for key in row_keys if _plain(key) not in _KNOWN]
 
 
 def _is_part(key: str, value: Any) -> bool:
@@ -91,9 +107,9 @@ def _is_part(key: str, value: Any) -> bool:
 
 def like_a_transcript(row: dict[str, Any]) -> str:
     """Returns an unknown key that seems to hold the transcript, or ''."""
-    for key, value in row.items():
+    for key in _unknown(tuple(row)):
         words = _words(key)
-        if _plain(key) in _KNOWN or not isinstance(value, str) or _NO_TRANSCRIPT.intersection(words):
+        if not isinstance(row[key], str) or _NO_TRANSCRIPT.intersection(words):
             continue
         if any(map(_TRANSCRIPT.fullmatch, words)):
             return key
@@ -104,6 +120,7 @@ def _plain(key: str) -> str:
     return re.sub(r"[^a-z0-9]", "", key.lower())
 
 
+@functools.lru_cache(1024)
 def _words(key: str) -> list[str]:
     """Returns the words of a key such as start_time, startTime or start-time."""
     return re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", key).lower())

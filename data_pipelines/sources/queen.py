@@ -68,7 +68,7 @@ def clips(root: Path) -> Iterator[Clip | Dropped]:
         elif (segment := texts[name]) is None:
             yield Dropped(clip_id, "two transcripts for one clip")
         else:
-            audio, text = AudioSlice(path, name, offset, size), _SCORE.sub("", segment.text)
+            audio, text = AudioSlice(str(path), name, offset, size), _SCORE.sub("", segment.text)
             yield spoken_clip(clip_id, audio, text, "en", split_key(segment.text), speaker=segment.speaker)
 
 

@@ -16,7 +16,7 @@ from data_pipelines.audio.clips import Clip, Corpus, Dropped
 from data_pipelines.audio.decode import AudioError, decode, resampled, stream
 from data_pipelines.core.audio_format import DEFAULT_SAMPLE_RATE
 from data_pipelines.core.errors import DataError
-from data_pipelines.sources.manifest import TextForm, transcript
+from data_pipelines.sources.listing import TextForm, transcript
 from data_pipelines.text.documents import Document, TextSource
 from data_pipelines.text.normalize import split_of, usual_split
 from data_pipelines.text.numbers import UnspeakableError

@@ -26,7 +26,7 @@ def clips(language: str, root: Path) -> Iterator[Clip | Dropped]:
         english, translations = read_description(description) if description.is_file() else ("", {})
         text = english if language == "en" else translations.get(language, "")
         about = {"translation": english, "numerals": False, "without_words": "audio without transcript"}
-        yield spoken_clip(clip_id, AudioFile(audio), text, language, split_key(english), **about)
+        yield spoken_clip(clip_id, AudioFile(str(audio)), text, language, split_key(english), **about)
 
 
 def sounds(root: Path) -> Iterator[Clip]:
@@ -35,7 +35,7 @@ def sounds(root: Path) -> Iterator[Clip]:
     for audio in sorted(stamps.rglob("*.ogg")):
         if "_desc" not in audio.stem:
             clip_id = str(audio.relative_to(stamps).with_suffix(""))
-            yield Clip(clip_id, AudioFile(audio), "", "", "", split_of(split_key(clip_id)))
+            yield Clip(clip_id, AudioFile(str(audio)), "", "", "", split_of(split_key(clip_id)))
 
 
 def read_description(path: Path) -> tuple[str, dict[str, str]]:

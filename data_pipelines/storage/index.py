@@ -4,7 +4,7 @@ A prepared set is a folder:
 
     <set>/meta.json              description of the set: location of its records, a sha256 of each index file
     <set>/index/<split>.parquet  of speech, row i describes record i: id, num_samples, text, speaker, language,
-                                 translation (English);
+                                 translation (English), age, gender, accent;
                                  of text, row i is document i: id, text, language, source, label, num_bytes (UTF-8)
     <set>/<tfds_dir>/            the records of speech, as TFDS writes them (ArrayRecord)
 
@@ -34,8 +34,8 @@ from data_pipelines.core.shuffle import derive_key, permute
 from data_pipelines.core.tokenizer import Tokenizer
 
 META = "meta.json"
-_STRING_COLUMNS = ("id", "text", "speaker", "language", "translation", "source", "label")
-_OLD = {"translation": ". Sets that were prepared by earlier versions lack it: prepare again with --force"}
+_LATER_COLUMNS = ("translation", "age", "gender", "accent")  # sets of speech by earlier versions lack some
+_STRING_COLUMNS = ("id", "text", "speaker", "language", *_LATER_COLUMNS, "source", "label")
 
 
 class IndexMismatchError(DataError):
@@ -91,7 +91,9 @@ class Part:
 
     def _require(self, name: str) -> None:
         if name not in (known := pq.read_schema(self.index_path).names):
-            raise DataError(f"{self} has no column {name!r}; it has {', '.join(known)}{_OLD.get(name, '')}")
+            later = ". Sets that were prepared by earlier versions lack it: prepare again with --force"
+            remedy = later if name in _LATER_COLUMNS else ""
+            raise DataError(f"{self} has no column {name!r}; it has {', '.join(known)}{remedy}")
 
     def _read(self, name: str) -> pa.ChunkedArray:
         self._require(name)

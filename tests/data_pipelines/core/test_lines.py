@@ -12,6 +12,7 @@ from data_pipelines.audio.clips import Clip, Dropped
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import byte_lines, csv_rows, parse_object, text_lines
 from data_pipelines.sources import manifest
+from data_pipelines.sources.listing import finish
 from data_pipelines.sources.text_files import text_files
 from data_pipelines.storage.index import read_index
 from data_pipelines.text.documents import Document
@@ -35,7 +36,7 @@ def test_lines_do_not_depend_on_the_blocks(size):
 def test_a_line_over_the_limit_is_named_and_the_next_are_read(tmp_path):
     long = json.dumps({"audio": "b.wav", "text": "x" * 100})
     (tmp_path / "a.jsonl").write_text('{"audio": "a.wav", "text": "a"}\n' + long + '\n{"audio": "c.wav", "text": "c"}')
-    clips = list(manifest.clips(tmp_path / "a.jsonl", "none", max_line=50))
+    clips = list(finish(manifest.rows(tmp_path / "a.jsonl", max_line=50), "none"))
     assert [getattr(item, "text", "") for item in clips] == ["a", "", "c"]
     assert "a.jsonl:2: longer than 50 bytes" in clips[1].detail
     kept, bad = documents(tmp_path / "a.jsonl", max_line=50)
@@ -66,7 +67,7 @@ def test_a_nul_or_surrogate_in_a_manifest_is_one_bad_line(tmp_path, key, value):
     rows = [{"audio": "a.wav", "text": "a"}, {"audio": "b.wav", "text": "b"} | {key: value}, {"audio": "c.wav"}]
     path = tmp_path / "my.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    items = list(manifest.clips(path, "none"))
+    items = list(finish(manifest.rows(path), "none"))
     assert [type(item) for item in items] == [Clip, Dropped, Clip]
     assert items[1].is_bad
     assert f"{path}:2: " in items[1].detail
@@ -91,7 +92,7 @@ def test_what_json_takes_no_object_from_is_one_bad_line(tmp_path):
     path = tmp_path / "my.jsonl"
     bad = ["[" * 100_000, '{"a":' * 100_000, "9" * 5_000, '{"text": "a", "text": "b"}', "[1]", '"text"']
     path.write_text("\n".join([*bad, '{"audio": "a.wav", "text": "a"}']))
-    items = list(manifest.clips(path, "none"))
+    items = list(finish(manifest.rows(path), "none"))
     assert [item.reason for item in items[:-1]] == ["malformed line"] * len(bad)
     assert items[-1].text == "a"
     kept, dropped = documents(path)
@@ -101,7 +102,7 @@ def test_what_json_takes_no_object_from_is_one_bad_line(tmp_path):
 def test_a_path_that_no_file_can_have_is_one_bad_clip(tmp_path):
     path = tmp_path / "my.jsonl"
     path.write_text(json.dumps({"audio": "x" * 5_000, "text": "a"}))
-    (clip,) = manifest.clips(path, "none")
+    (clip,) = finish(manifest.rows(path), "none")
     clip.audio.fingerprint()
     with pytest.raises(DataError, match="cannot be opened"):
         clip.audio.decode(9.0)

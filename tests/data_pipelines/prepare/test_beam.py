@@ -77,7 +77,7 @@ def test_a_killed_preparation_converts_no_chunk_twice(manifest, tmp_path, monkey
     decode = AudioFile.decode
 
     def killed_at_the_tenth(self, *limits):
-        decoded.append(self.path.name)
+        decoded.append(Path(self.path).name)
         if len(decoded) == 10:
             raise ValueError("killed")
         return decode(self, *limits)
@@ -90,7 +90,7 @@ def test_a_killed_preparation_converts_no_chunk_twice(manifest, tmp_path, monkey
     assert len(finished) == 2
     first, decoded[:] = set(decoded), []
     monkeypatch.setattr(
-        AudioFile, "decode", lambda self, *limits: decoded.append(self.path.name) or decode(self, *limits)
+        AudioFile, "decode", lambda self, *limits: decoded.append(Path(self.path).name) or decode(self, *limits)
     )
     again = next(name for name in sorted(first) if int(name.removesuffix(".wav")) // 4 == int(min(finished)))
     soundfile.write(tmp_path / again, np.random.default_rng(1).normal(0, 0.1, 4000), 16_000)  # replaced in between
@@ -108,7 +108,9 @@ def test_stretches_of_one_recording_are_read_once_a_chunk(tmp_path, monkeypatch)
     path.write_text("".join(json.dumps(row | {"split": "train"}) + "\n" for row in rows))
     passes = []
     stream = stretches.stream
-    monkeypatch.setattr(stretches, "stream", lambda path, **rate: passes.append(path.name) or stream(path, **rate))
+    monkeypatch.setattr(
+        stretches, "stream", lambda path, **rate: passes.append(Path(path).name) or stream(path, **rate)
+    )
     prepare(manifest=path, data_dir=tmp_path / "many", **DIRECT)
     assert sorted(passes) == ["a.wav", "b.wav", "c.wav"]
     prepare(manifest=path, data_dir=tmp_path / "one")

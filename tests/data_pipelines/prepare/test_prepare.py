@@ -16,7 +16,7 @@ from data_pipelines.audio.decode import decode_flac
 from data_pipelines.core.errors import DataError
 from data_pipelines.prepare import convert, speech_store
 from data_pipelines.prepare.job import prepare
-from data_pipelines.sources.manifest import manifest_source
+from data_pipelines.sources.speech_formats import MANIFEST, speech_source
 from data_pipelines.storage import index
 from data_pipelines.storage.records import RecordReader
 from data_pipelines.text.normalize import split_key, split_of
@@ -138,7 +138,7 @@ def test_a_killed_preparation_goes_on_where_it_was(manifest, tmp_path, monkeypat
     def killed_at_the_seventh(self, *limits):
         if len(decoded) == 6:
             raise KeyboardInterrupt
-        decoded.append(self.path.name)
+        decoded.append(Path(self.path).name)
         return decode(self, *limits)
 
     monkeypatch.setattr(AudioFile, "decode", killed_at_the_seventh)
@@ -148,7 +148,7 @@ def test_a_killed_preparation_goes_on_where_it_was(manifest, tmp_path, monkeypat
     journal.write_text(journal.read_text("utf-8")[:-10], "utf-8")  # the kill came in the middle of a line
     first, decoded[:] = list(decoded), []
     monkeypatch.setattr(
-        AudioFile, "decode", lambda self, *limits: decoded.append(self.path.name) or decode(self, *limits)
+        AudioFile, "decode", lambda self, *limits: decoded.append(Path(self.path).name) or decode(self, *limits)
     )
     soundfile.write(tmp_path / "1.wav", speech(99, 0.7), 16_000)  # one recording was replaced in between
     report = prepare(manifest=manifest, data_dir=tmp_path / "data", num_workers=1)
@@ -208,7 +208,9 @@ def test_a_sentence_stays_in_its_split_whatever_the_normaliser(tmp_path):
     for text_form in ("none", "basic"):
         rows = [json.dumps({"audio": f"{number}.wav", "text": text}) for number, text in enumerate(texts)]
         (tmp_path / "my.jsonl").write_text("\n".join(row[:-1] + ', "language": "en"}' for row in rows), "utf-8")
-        splits[text_form] = [item.split for item in manifest_source(tmp_path / "my.jsonl", "my", text_form).items()]
+        splits[text_form] = [
+            item.split for item in speech_source(tmp_path / "my.jsonl", "my", MANIFEST, text_form).items()
+        ]
     # By the digests of "म झ च य", "i stanbul güzel", "co operate", "it costs one point five", "agent seven", ...
     keys = [
         "म झ च य",
@@ -274,7 +276,7 @@ def test_threads_give_the_order_of_the_manifest(tmp_path):
     for number in range(40):
         path = tmp_path / f"{number}.wav"
         soundfile.write(path, speech(number, 0.05 if number % 2 else 0.5), 16_000)
-        clips.append(Clip(str(number), AudioFile(path), "", "", "", "train"))
+        clips.append(Clip(str(number), AudioFile(str(path)), "", "", "", "train"))
     workshop = convert.ConversionFolder(tmp_path / "work", convert.Format(9.0))
     arguments = {"max_bad": 0, "console": Console(quiet=True)}
     outcomes = [item.clip.id for item in workshop.convert(clips, num_workers=4, **arguments)]

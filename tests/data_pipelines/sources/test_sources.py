@@ -3,6 +3,7 @@
 import gzip
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from data_pipelines.audio.clips import Clip, Dropped
 from data_pipelines.core.errors import DataError
 from data_pipelines.sources import asterisk, catalogue, fillets, manifest, queen, text_files, tuxpaint
+from data_pipelines.sources.listing import finish
 from data_pipelines.text.normalize import usual_split
 
 
@@ -131,7 +133,7 @@ def test_queen_matches_each_segment_with_its_clip(queen_root):
     }
     assert dropped(items) == {"MIK_0019": "audio without transcript"}
     for number, clip in enumerate(kept(items).values()):
-        content = clip.audio.path.read_bytes()[clip.audio.offset :][: clip.audio.size]
+        content = Path(clip.audio.path).read_bytes()[clip.audio.offset :][: clip.audio.size]
         assert content == bytes([number]) * (number + 1)
 
 
@@ -194,18 +196,18 @@ def test_manifest(tmp_path):
     ]
     lines = [json.dumps(row) for row in rows] + ["", "{broken", "\xff"]
     path = write(tmp_path / "my.jsonl", "\n".join(lines).encode("latin-1"))
-    items = list(manifest.clips(path, "none"))
+    items = list(finish(manifest.rows(path), "none"))
     clips = kept(items)
     assert clips["a.wav"].text == "\u00c9t\u00e9, 2!"  # NFC, otherwise as given
     assert clips["a.wav"].speaker == "7"
-    assert clips["a.wav"].audio.path == tmp_path / "a.wav"
-    assert (clips["b"].text, clips["b"].split, str(clips["b"].audio.path)) == ("", "holdout", "/abs/b.wav")
+    assert clips["a.wav"].audio.path == str(tmp_path / "a.wav")
+    assert (clips["b"].text, clips["b"].split, clips["b"].audio.path) == ("", "holdout", "/abs/b.wav")
     bad = [item for item in items if isinstance(item, Dropped)]
     assert [item.id for item in bad] == [f"{path}:{number}" for number in (3, 4, 5, 6, 7, 9, 10)]
     assert all(item.is_bad and item.reason == "malformed line" and "remove the line" in item.detail for item in bad)
-    basic = kept(manifest.clips(path, "basic"))
+    basic = kept(finish(manifest.rows(path), "basic"))
     assert basic["a.wav"].text == "\u00e9t\u00e9 deux"
-    spoken = kept(manifest.clips(path, "spoken"))
+    spoken = kept(finish(manifest.rows(path), "spoken"))
     assert spoken["a.wav"].text == "\u00c9t\u00e9, deux!"
     assert spoken["a.wav"].split == clips["a.wav"].split
 
@@ -214,7 +216,7 @@ def test_splits_of_other_usual_names_are_train_dev_and_test(tmp_path):
     names = ("training", "Train", "validation", "valid", "VAL", "development", "testing", "holdout", "eval")
     rows = [{"audio": f"{name}.wav", "text": "a", "split": name} for name in names]
     path = write(tmp_path / "my.jsonl", "\n".join(map(json.dumps, rows)).encode())
-    splits = [clip.split for clip in kept(manifest.clips(path, "none")).values()]
+    splits = [clip.split for clip in kept(finish(manifest.rows(path), "none")).values()]
     assert splits == ["train", "train", "dev", "dev", "dev", "dev", "test", "holdout", "eval"]
     path = write(tmp_path / "text.jsonl", "\n".join(map(json.dumps, rows)).encode())
     texts = text_files.text_files([str(path)], "my", unit="line", encoding="utf-8")
@@ -226,7 +228,7 @@ def test_splits_of_other_usual_names_are_train_dev_and_test(tmp_path):
 def test_manifest_splits_by_words_and_without_text_by_id(tmp_path):
     rows = [{"audio": f"{name}.wav", "text": text} for name, text in (("a", "One."), ("b", "one"), ("one", ""))]
     path = write(tmp_path / "my.jsonl", "\n".join(map(json.dumps, rows)).encode())
-    assert {key: clip.split for key, clip in kept(manifest.clips(path, "none")).items()} == {
+    assert {key: clip.split for key, clip in kept(finish(manifest.rows(path), "none")).items()} == {
         "a.wav": "test",
         "b.wav": "test",
         "one.wav": "train",  # sha1("one.wav") % 100
@@ -244,4 +246,4 @@ def test_truncated_archive_is_an_error(tmp_path):
 
     path = write(tmp_path / "queen.1c", bytes(np.zeros(10, np.uint8)))
     with pytest.raises(AudioError, match="truncated archive"):
-        AudioSlice(path, "A.SB", 5, 10).decode(9.0)
+        AudioSlice(str(path), "A.SB", 5, 10).decode(9.0)
