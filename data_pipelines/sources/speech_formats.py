@@ -4,12 +4,11 @@ import hashlib
 import sys
 import tarfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
-from data_pipelines.audio.clips import Clip, Corpus, Dropped
+from data_pipelines.audio.clips import Corpus
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.files import file_sha256
 from data_pipelines.sources import manifest
@@ -28,7 +27,7 @@ from data_pipelines.sources.formats import (
     voxpopuli,
     webdataset,
 )
-from data_pipelines.sources.listing import SpeechFormat, TextForm, finish
+from data_pipelines.sources.listing import Items, SpeechFormat, TextForm, finish
 
 _JSON_LINES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 _LISTS = ("", ".csv", ".gz", ".info", ".json", ".jsonl", ".scp", ".tsv", ".txt", ".TXT")  # others may be of any size
@@ -146,13 +145,18 @@ def speech_source(
         config=name,
         licence="of the user's own data",
         origin={"manifest": str(path), "format": known.name, "sha256": digest(path, known)},
-        items=lambda: _readable(finish(known.clips(path), text_form, language, allow_commands), path),
+        items=lambda: _readable(finish(known.clips(path), text_form, language, allow_commands), path, known),
     )
 
 
-def _readable(items: Iterator[Clip | Dropped], path: Path) -> Iterator[Clip | Dropped]:
-    """Yields items. Raises `DataError` for a listing that is damaged."""
+def _readable(items: Items, path: Path, known: SpeechFormat) -> Items:
+    """Yields items. Raises `DataError` for a listing that is damaged or empty."""
+    is_empty = True
     try:
-        yield from items
+        for item in items:
+            is_empty = False
+            yield item
     except (OSError, EOFError, zlib.error, tarfile.TarError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); it may be damaged or cut short: copy it again") from error
+    if is_empty:
+        raise DataError(f"{path}: lists no clips as {known.title}; name its folder, or another --format")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.audio.clips import AudioFile, Clip, Dropped
+from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import text_lines
 from data_pipelines.sources.listing import Items, SpeechFormat, split_named
 
@@ -24,8 +25,11 @@ def matches(path: Path) -> bool:
 
 def clips(path: Path) -> Items:
     """Yields the clips; recordings without transcript, of which the corpus has some, are dropped."""
-    transcripts, *listing = files(path)
-    genders = dict(line.split()[:2] for _, line in text_lines(listing[0]) if line.strip()) if listing else {}
+    if not matches(path):
+        raise DataError(f"{path}: no transcript/aishell_transcript_v0.8.txt; name the folder data_aishell")
+    transcripts, *speakers = files(path)
+    rows = (line.split() for listing in speakers for _, line in text_lines(listing))
+    genders = {row[0]: row[1] for row in rows if len(row) > 1}
     texts: dict[str, str] = {}
     for _, line in text_lines(transcripts):
         name, _, text = line.partition(" ")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.audio.clips import AudioFile, Clip, Dropped
+from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import text_lines
 from data_pipelines.sources.listing import Items, SpeechFormat, text_of
 
@@ -25,7 +26,9 @@ def matches(path: Path) -> bool:
 def clips(path: Path) -> Items:
     """Yields the clips of the corpus; a speaker whose transcripts are lost has clips without text."""
     about = _speakers(path / "speaker-info.txt")
-    folder, suffix = _audio_folder(path) or (path, "")
+    if (audio_folder := _audio_folder(path)) is None:
+        raise DataError(f"{path}: no wav48_silence_trimmed/ and no wav48/; name the folder that has one, and txt/")
+    folder, suffix = audio_folder
     for audio in sorted(folder.glob(f"*/*{suffix}")):
         speaker, name = audio.parent.name, audio.name.removesuffix(suffix)
         text = text_of(path / "txt" / speaker / f"{name}.txt")
