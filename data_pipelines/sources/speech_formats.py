@@ -72,11 +72,25 @@ def guess(path: Path) -> SpeechFormat:
     if not path.exists():
         raise DataError(f"{path}: cannot be read (No such file or directory): name an existing file or folder.")
     if found := next((known for known in FORMATS.values() if known.matches(path)), None):
+        if found is audio_folder.FILES and (within := _listing_within(path)):
+            inner, known = within
+            raise DataError(
+                f"{path}: in it, {inner} is {known.title}: name that, or read all sound files by --format files"
+            )
         return found
     if path.is_file():
         return MANIFEST  # of another suffix
     known = "; ".join(f"{known.name} ({known.title})" for known in FORMATS.values())
     raise DataError(f"{path}: the format is not known. Name the folder that has the lists, or give --format: {known}.")
+
+
+def _listing_within(folder: Path) -> tuple[Path, SpeechFormat] | None:
+    """Returns a file or folder directly in a folder that has another format than sound files, and its format."""
+    for inner in sorted(folder.iterdir()):
+        for known in FORMATS.values():
+            if known is not audio_folder.FILES and known.matches(inner):
+                return inner, known
+    return None
 
 
 def speech_format(path: Path, name: str) -> SpeechFormat:

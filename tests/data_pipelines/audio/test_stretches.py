@@ -9,7 +9,9 @@ import soundfile
 
 from data_pipelines.audio import stretches
 from data_pipelines.audio.clips import AudioFile, AudioSlice, Clip, Dropped
+from data_pipelines.audio.command import Command
 from data_pipelines.audio.decode import AudioError, decode, decode_flac, stream
+from data_pipelines.audio.parquet import ParquetAudio
 from data_pipelines.audio.stretches import Stretch, decode_stretches
 from data_pipelines.prepare.clip_files import read_clips, write_clips
 from data_pipelines.prepare.job import prepare
@@ -246,6 +248,10 @@ def test_clips_come_back_from_their_file(tmp_path):
         AudioSlice(str(tmp_path / "a"), "b", 3, 4),
         Stretch(str(tmp_path / "é"), 1.25, None, (1,)),
         AudioFile(str(tmp_path / "\udcff")),
+        Stretch(AudioSlice("a.tar", "b.wav", 3, 4), 1.0, 2.0),
+        Stretch(Command("cat a.wav", "/", "wav.scp:1"), 1.0),
+        Command("cat a.wav", "/", "wav.scp:1"),
+        ParquetAudio("a.parquet", 1, 2, "audio.bytes"),
     ]
     clips = [Clip(f"{n}", audio, "é\u2028", "s", "fr", "dev", "e") for n, audio in enumerate(audios)]
     write_clips(tmp_path / "clips.jsonl", clips)
