@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.audio.clips import AudioSlice, Dropped
+from data_pipelines.audio.clips import AudioSlice, Clip, Dropped
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import parse_object, too_long
 from data_pipelines.sources import manifest
@@ -64,7 +64,7 @@ def _shard(of_file: str | None, row: dict[str, Any]) -> str:
 
 
 def _listed(listing: Path, tars: dict[str, Path], shard_of: Callable[[dict[str, Any]], str]) -> Items:
-    current, members = None, {}
+    current, members, clips = None, {}, []
 
     def shard_key(line: bytes) -> str | None:
         try:
@@ -84,15 +84,23 @@ def _listed(listing: Path, tars: dict[str, Path], shard_of: Callable[[dict[str, 
             if shard != current:
                 if shard not in tars:
                     raise ValueError(f"no audio_{shard}.tar is next to the manifest")
-                current, members = shard, {}
+                yield from _by_member(clips)
+                current, members, clips = shard, {}, []
                 for item in tar_members(tars[shard]):
                     if isinstance(item, Dropped):
                         yield item
                     else:
                         members[item.name] = item
-            yield manifest.clip(row, functools.partial(_member, members, tars[shard]))
+            clips.append(manifest.clip(row, functools.partial(_member, members, tars[shard])))
         except ValueError as error:
             yield malformed(listing, number, error)
+    yield from _by_member(clips)
+
+
+def _by_member(clips: list[Clip]) -> list[Clip]:
+    """Returns the clips of a shard so that stretches of one member follow each other: it is then decoded once."""
+    first: dict[Any, int] = {}
+    return sorted(clips, key=lambda clip: first.setdefault(getattr(clip.audio, "container", clip.id), len(first)))
 
 
 def _member(members: dict[str, AudioSlice], tar: Path, name: str) -> AudioSlice:

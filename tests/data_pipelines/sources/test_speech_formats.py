@@ -136,6 +136,17 @@ def test_nemo_shards_with_manifests_of_their_own(tmp_path):
     assert listed(path) == (expected, [])
 
 
+def test_stretches_of_a_member_of_nemos_tar_files_follow_each_other(tmp_path):
+    members = {name: sound(np.tile(clip().samples, 4)) for name in ("a.wav", "b.wav")}
+    tar(tmp_path / "audio_0.tar", members)
+    names = [f"{name}-sub{number}.wav" if number else f"{name}.wav" for number in range(3) for name in "ab"]
+    rows = [{"audio_filepath": name, "offset": 0.1, "duration": 0.1, "shard_id": 0} for name in names]
+    path = lines(tmp_path / "tarred_audio_manifest.json", rows)
+    items = list(speech_source(path, "my", guess(path), "none").unique_items())
+    assert [item.audio.source.name for item in items] == ["a.wav"] * 3 + ["b.wav"] * 3
+    assert [len(group) for group in by_recording(items)] == [3, 3]
+
+
 def test_webdataset_names_with_dots(tmp_path):
     """WebDataset ends names at the first dot; where that joins several sound files, the last one counts."""
     content = sound(clip().samples)
