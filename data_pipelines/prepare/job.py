@@ -149,6 +149,8 @@ def prepare(
     folder = _staging(target) if is_url(target) else target
     packages = (cache_dir() if is_url(target) else Path(data_dir)) / "packages"
     about_speech = {"tfds": tfds, "max_seconds": max_seconds, "normalise_text": normalise_text}
+    if not manifest and (format != "auto" or language or allow_commands):
+        raise DataError("--format, --language and --allow-commands have no effect without --manifest.")
     listing = speech_format(manifest, format) if manifest else None
     about_speech["manifest_sha256"] = digest(manifest, listing) if manifest else None
     if listing not in (None, MANIFEST):

@@ -126,3 +126,9 @@ def test_each_row_group_of_a_parquet_file_is_read_once(tmp_path, monkeypatch):
 def test_an_unknown_format_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"--format kaldy: not one of auto, .*kaldi"):
         prepare(manifest=tmp_path, format="kaldy", data_dir=tmp_path / "data")
+
+
+@pytest.mark.parametrize("option", [{"format": "kaldi"}, {"language": "en"}, {"allow_commands": True}])
+def test_options_of_a_manifest_need_one(option, tmp_path):
+    with pytest.raises(DataError, match="have no effect without --manifest"):
+        prepare("asterisk-en", data_dir=tmp_path, **option)

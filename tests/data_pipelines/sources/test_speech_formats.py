@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -205,3 +206,29 @@ def test_the_folder_of_a_listing_is_not_taken_for_sound_files_without_text(name,
     path = speech_writers.FORMATS[name].write(tmp_path / "inner", [clip(f"1234_77_{n:06d}", n) for n in range(2)])
     with pytest.raises(DataError, match=rf"{path.parent}: in it, {path} is .*: name that"):
         guess(path.parent)
+
+
+@pytest.mark.parametrize("kind", ["manifest", "kaldi"])
+def test_a_million_clips_fit_into_a_gigabyte(kind, tmp_path):
+    """An interpreter with the modules that `prepare` imports takes 110 MB, and a million ids of which none may occur
+    twice 100 MB, which leaves 790 bytes for each clip. benchmarks/listing.py lists a million.
+    """
+    ids = [f"{number:04d}-{number:05d}-{number:08d}" for number in range(1_000)]
+    text = "a transcript of the length that most of them have in read speech, which is some ninety letters"
+    if kind == "kaldi":
+        lines(tmp_path / "text", [f"{name} {text} {name}" for name in ids])
+        lines(tmp_path / "utt2spk", [f"{name} {name[:4]}" for name in ids])
+        path = lines(tmp_path / "wav.scp", [f"{name} flac -c -d -s /data/corpus/{name}.flac |" for name in ids]).parent
+    else:
+        rows = [{"audio": f"corpus/{name}.flac", "duration": 7.5, "text": f"{text} {name}"} for name in ids]
+        path = lines(tmp_path / "my.jsonl", rows)
+    tracemalloc.start()
+    try:
+        source = speech_source(path, "my", guess(path), "none")
+        before, _ = tracemalloc.get_traced_memory()
+        items = list(source.unique_items())
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(items) == len(ids)
+    assert (after - before) / len(ids) < 790
