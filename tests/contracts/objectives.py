@@ -17,6 +17,7 @@ from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
+from jax_speechlm.models.transducer import StatelessPredictorConfig, TransducerConfig
 from jax_speechlm.models.transformer_config import FORMS, LearnedPositions, TransformerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config, TextLM
 from jax_speechlm.models.tts.tacotron import TacotronConfig
@@ -27,6 +28,7 @@ from jax_speechlm.models.vocoders.wavenet import WaveNetConfig
 from jax_speechlm.nn import functional
 from jax_speechlm.nn.lora import LoRA
 from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.objectives.asr.transducer import Transducer
 from jax_speechlm.objectives.base import Objective, ObjectiveConfig
 from jax_speechlm.objectives.distillation import Teacher
 from jax_speechlm.objectives.heads.classification import Classification
@@ -306,6 +308,8 @@ def toys() -> Iterator[tuple[str, Toy]]:
                 yield from ((f"joint {stream}", Toy(config, toy, STREAMS[stream], stream)) for stream in STREAMS)
             else:
                 yield f"{name} {toy.kind}", Toy(config, toy, data)
+    rnnt = TransducerConfig(dim=8, predictor=StatelessPredictorConfig())
+    yield "stateless rnnt", Toy(Transducer(network=rnnt, ctc_weight=0), MODELS[ConformerConfig], "speech")
     text_lm = TextLM(transformer=CAUSAL, lora=LoRA(rank=2))
     yield (
         "tts with a language model",

@@ -21,6 +21,7 @@ from jax_speechlm.models.codec.wav_tokenizer import WavTokenizerConfig
 from jax_speechlm.models.conformer import ConformerConfig
 from jax_speechlm.models.fast_conformer import FastConformerConfig
 from jax_speechlm.models.speech_lm import SpeechLMConfig
+from jax_speechlm.models.transducer import TransducerConfig
 from jax_speechlm.models.transformer_config import TransformerConfig
 from jax_speechlm.models.tts.aligner import AlignerConfig
 from jax_speechlm.models.tts.fastspeech2 import FastSpeech2Config, Layers, Postnet, Predictor
@@ -29,6 +30,7 @@ from jax_speechlm.models.vocoders.discriminators import DiscriminatorConfig
 from jax_speechlm.models.vocoders.vocos import VocosConfig
 from jax_speechlm.models.xvector import XVectorConfig
 from jax_speechlm.objectives.asr.ctc import CTC
+from jax_speechlm.objectives.asr.transducer import Transducer
 from jax_speechlm.objectives.distillation import Distillation, Teacher
 from jax_speechlm.objectives.heads.frame_classification import FrameClassification
 from jax_speechlm.objectives.heads.speaker_verification import SpeakerVerification
@@ -57,6 +59,7 @@ FAST = FastConformerConfig(input_dim=16, dim=16, num_layers=2, num_heads=8, kern
 OBJECTIVES = {
     "ctc": CTC(),
     "fast_conformer": CTC(),
+    "transducer": Transducer(durations=(0, 1, 2), network=TransducerConfig(dim=8)),
     "best_rq": BestRQ(codes=32, code_dim=4),
     "hubert": HuBERT(num_units=6, code_dim=4),
     "wav2vec2": Wav2Vec2(codes=8, code_dim=8, negatives=5, gumbel_decay=0.5),

@@ -141,6 +141,16 @@ def is_feasible(length: Array, token_length: Array, durations: tuple[int, ...] =
     return (length > 0) & (length > token_length * min(durations, default=0))
 
 
+def check_durations(durations: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the durations; raises ValueError if they cannot be those of a transducer.
+
+    With a blank of duration 1, every utterance with enough frames has an alignment.
+    """
+    if durations and (1 not in durations or min(durations) < 0 or len(set(durations)) < len(durations)):
+        raise ValueError(f"durations are {durations}: they must be different, none negative, and 1 among them")
+    return durations
+
+
 def _losses(
     blank_BxTxL: jax.Array,
     token_BxTxL: jax.Array,
@@ -150,8 +160,7 @@ def _losses(
     durations: tuple[int, ...],
 ) -> tuple[jax.Array, jax.Array]:
     """Returns losses and feasibility of every utterance [B, N], from the log-probabilities of the nodes' symbols."""
-    if durations and (1 not in durations or min(durations) < 0 or len(set(durations)) < len(durations)):
-        raise ValueError(f"durations are {durations}: they must be different, none negative, and 1 among them")
+    check_durations(durations)
     num_frames = segment_BxT.shape[1]
     own_BxNxT = segment_BxT[:, None] == jnp.arange(1, token_length_BxN.shape[1] + 1)[:, None]
     length_BxN, start_BxN = own_BxNxT.sum(-1), jnp.argmax(own_BxNxT, axis=-1)
