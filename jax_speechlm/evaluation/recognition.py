@@ -20,6 +20,7 @@ from jax_speechlm.evaluation.tuning import tune_weights
 from jax_speechlm.inference.asr.base import Transcriber
 from jax_speechlm.inference.asr.ctc import Recognizer
 from jax_speechlm.inference.asr.decoder import Decoding
+from jax_speechlm.inference.asr.transducer import TransducerRecognizer
 from jax_speechlm.inference.load import open_transcriber
 
 
@@ -85,11 +86,12 @@ def evaluate_run(
         raise DataError("--tune chooses the weights of language models: name one with --lm or --rescore")
     recognizer = open_transcriber(checkpoint, decoding, ensemble)
     tuned_on = ""
-    if isinstance(recognizer, Recognizer) and recognizer.decoder is not None and (tune or decoding.untuned):
+    decoder = recognizer.decoder if isinstance(recognizer, Recognizer | TransducerRecognizer) else None
+    if decoder is not None and (tune or decoding.untuned):
         names = tuple(dict.fromkeys(name.partition(":")[0] for name in sets))
         dev = EvaluationSpeech(recognizer, names, "dev", data_dir, seconds_per_batch)
         references = dev.index.column("text").to_pylist()
-        decoder = tune_weights(recognizer.decoder, recognizer.posteriors(dev.batches()), references, normalizer)
+        decoder = tune_weights(decoder, recognizer.search_inputs(dev.batches()), references, normalizer)
         recognizer = dataclasses.replace(recognizer, decoder=decoder)
         tuned_on = f", weights tuned on dev of {', '.join(names)}"
     speech = EvaluationSpeech(recognizer, sets, split, data_dir, seconds_per_batch)

@@ -170,8 +170,11 @@ class TransducerModel(nnx.Module):
         return self._advance(layers, jnp.full(batch, BLANK))
 
     def step(self, state: PredictorState, tokens_B: Int[Array, " batch"]) -> PredictorState:
-        """Returns the predictor's state after a further token of each row."""
-        return self._advance(state.layers, tokens_B)
+        """Returns the predictor's state after a further token of each row; rows with the blank keep theirs."""
+        after, grows_B = self._advance(state.layers, tokens_B), tokens_B != BLANK
+        return jax.tree.map(
+            lambda new, old: jnp.where(grows_B.reshape(-1, *(1,) * (new.ndim - 1)), new, old), after, state
+        )
 
     def log_probs(
         self, encoder_BxJ: Float[Array, "batch dim"], predictor_BxJ: Float[Array, "batch dim"]

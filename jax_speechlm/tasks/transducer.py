@@ -11,4 +11,8 @@ TASK = Task(
     objective=Transducer,
     models=(ConformerConfig, FastConformerConfig),
     inputs={"speech": (AUDIO, TRANSCRIPT)},
+    predictor="jax_speechlm.inference.asr.transducer:TransducerRecognizer",
+    abilities=("transcribe", "embed"),
+    evaluator="jax_speechlm.evaluation.recognition:evaluate_run",
+    commands={"align": "jax_speechlm.apps.align:align_run"},  # by the CTC head
 )

@@ -17,6 +17,7 @@ from data_pipelines.core.paths import AnyPath
 from data_pipelines.core.tokenizer import Tokenizer
 from data_pipelines.text.scripts import join
 from jax_speechlm.core.batch import Batch
+from jax_speechlm.decoding.lm.ngram import SPACE
 from jax_speechlm.inference.segmentation import (
     AudioWindow,
     Recording,
@@ -210,6 +211,11 @@ class Transcriber(abc.ABC):
         if isinstance(end, AudioError):
             return Transcript(name, "", 0.0, str(end))
         return Transcript(name, self.text_of(segments), end.end / self.experiment.sample_rate, None, tuple(segments))
+
+
+def separator_of(tokenizer: Tokenizer) -> str:
+    """Returns the string between the texts of segments: a space, unless the tokenizer's language has none."""
+    return " " if any(SPACE in piece for piece in tokenizer.pieces) else ""
 
 
 def _encoded(

@@ -17,7 +17,7 @@ from jax_speechlm.decoding.ctc.greedy import best_path, collapse
 from jax_speechlm.decoding.ctc.posteriors import Frames, path_spans, utterances
 from jax_speechlm.decoding.ensemble import mean_probability
 from jax_speechlm.decoding.lm.ngram import SPACE
-from jax_speechlm.inference.asr.base import Transcriber, Transcription
+from jax_speechlm.inference.asr.base import Transcriber, Transcription, separator_of
 from jax_speechlm.inference.asr.decoder import Decoder, Decoding, Posteriors
 from jax_speechlm.inference.predictor import Row, rows_by_id
 from jax_speechlm.inference.segmentation import AudioWindow
@@ -123,12 +123,14 @@ class Recognizer(Transcriber):
         rows = self._rows(self._posteriors, batches)
         return {row: log_probs[:length] for row, (log_probs, length) in rows.items()}
 
+    search_inputs = posteriors
+
     def _rows(self, compute: Callable[..., tuple[jax.Array, ...]], batches: Iterable[Batch]) -> dict[int, Row]:
         return rows_by_id(functools.partial(compute, self.params), batches)
 
     @functools.cached_property
     def separator(self) -> str:
-        return " " if any(SPACE in piece for piece in self.tokenizer.pieces) else ""
+        return separator_of(self.tokenizer)
 
     def encode(self, batches: Iterable[Batch]) -> dict[int, Frames]:
         """Computes the frames per row: the best path for greedy decoding, all posteriors for a beam search."""
@@ -200,8 +202,8 @@ def _read(path: str | os.PathLike) -> LoadedRun:
     run = LoadedRun.read(path, quantized=True)
     if _objective(run).logits is None:
         raise CheckpointError(
-            f"{run.checkpoint}: was trained by {run.experiment.objective.kind}, which does not transcribe. Name a "
-            f"run that was trained by ctc; from a pretrained encoder: jax-speechlm finetune --from {path}"
+            f"{run.checkpoint}: was trained by {run.experiment.objective.kind}, which does not transcribe by CTC. Name "
+            f"a run that was trained by ctc; from a pretrained encoder: jax-speechlm finetune --from {path}"
         )
     return run
 

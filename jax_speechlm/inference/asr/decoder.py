@@ -1,7 +1,7 @@
-"""Decodes CTC posteriors: greedily or by beam search, with language models, boosted phrases and rescoring."""
+"""Beam search of recognizers, with language models, boosted phrases and rescoring."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -24,13 +24,15 @@ from jax_speechlm.inference.lm.ensemble import LanguageEnsemble
 _UNTUNED = {"alpha": 0.5, "beta": 0.5, "rescore_alpha": 0.5, "rescore_beta": 0.5}
 
 Posteriors = Float[np.ndarray, "_ vocab"]  # utterances differ in frames
+Search = Callable[..., list[list[Hypothesis]]]
+"""`(inputs [batch, time, dim], lengths, scorers, settings, num_best) -> hypotheses of each row`, best first."""
 
 
 class Decoding(Config):
-    """Settings of CTC decoding.
+    """Settings of decoding.
 
-    A transcript's score is log P(CTC) + alpha * log P(lm) + beta * units + boosts, in nats; with `rescore`, the best
-    `beam_size` transcripts are re-ranked by this + rescore_alpha * log P(rescore) + rescore_beta * words.
+    A transcript's score is log P(recognizer) + alpha * log P(lm) + beta * units + boosts, in nats; with `rescore`, the
+    best `beam_size` transcripts are re-ranked by this + rescore_alpha * log P(rescore) + rescore_beta * words.
 
     Attributes:
       decoder: "greedy" takes each frame's most likely token; "beam" searches prefixes. By default beam if a language
@@ -112,12 +114,15 @@ class Candidate(NamedTuple):
 
 
 class Decoder:
-    """Runs a beam search with its language models, by the settings and weights `decoding`."""
+    """Runs a beam search with its language models, by the settings and weights `decoding`.
 
-    def __init__(self, decoding: Decoding, tokenizer: Tokenizer):
+    The inputs of the search are an array [frames, dim] for each utterance: log-probabilities for CTC.
+    """
+
+    def __init__(self, decoding: Decoding, tokenizer: Tokenizer, search: Search = prefix_beam_search):
         """Loads language models and phrases; raises `DataError` or `CheckpointError` if one cannot be read or used."""
         self.decoding = decoding.with_defaults()
-        self._tokenizer = tokenizer
+        self._tokenizer, self._search = tokenizer, search
         self._lm = _scorer(decoding.lm, decoding.lm_ensemble, tokenizer) if decoding.lm else None
         self._boost = None
         if decoding.boost:
@@ -132,7 +137,7 @@ class Decoder:
         return other
 
     def search(self, posteriors: Sequence[Posteriors]) -> list[list[Hypothesis]]:
-        """Searches log-probabilities; returns the best `beam_size` hypotheses per utterance, before rescoring."""
+        """Searches inputs; returns the best `beam_size` hypotheses per utterance, before rescoring."""
         if self._lm is not None:
             self._lm.alpha, self._lm.beta = self.decoding.alpha, self.decoding.beta
         scorers = [scorer for scorer in (self._lm, self._boost) if scorer is not None]
@@ -143,10 +148,10 @@ class Decoder:
         order = np.argsort(lengths, kind="stable")
         for first in range(0, len(order), rows_at_once):
             rows = order[first : first + rows_at_once]
-            padded = np.zeros((len(rows), lengths[rows[-1]], self._tokenizer.vocab_size), np.float32)
-            for padded_TxV, row in zip(padded, rows, strict=True):
-                padded_TxV[: lengths[row]] = posteriors[row]
-            hypotheses = prefix_beam_search(padded, lengths[rows], scorers, BeamSettings(size), size)
+            padded = np.zeros((len(rows), lengths[rows[-1]], posteriors[0].shape[1]), np.float32)
+            for padded_TxD, row in zip(padded, rows, strict=True):
+                padded_TxD[: lengths[row]] = posteriors[row]
+            hypotheses = self._search(padded, lengths[rows], scorers, BeamSettings(size), size)
             for row, each in zip(rows, hypotheses, strict=True):
                 results[row] = each
         return results

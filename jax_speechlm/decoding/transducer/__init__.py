@@ -1,0 +1,1 @@
+"""Decoding of transducers, RNN-T and TDT."""
