@@ -102,10 +102,10 @@ class Pairs(StepScorer):
 
 @pytest.mark.parametrize("name", CASES)
 def test_scorers_add_to_the_score_of_every_hypothesis(name):
-    scorer, encoder = Pairs(), frames(2)[:, :3]
+    scorer, encoder, length = Pairs(), frames(2)[:, :2], np.array([2, 2])
     scorer.alpha, scorer.beta = 0.7, 0.1
-    plain = beam_search(network(name), encoder, np.array([3, 3]), (), EVERYTHING, 1000, max_symbols=2)
-    fused = beam_search(network(name), encoder, np.array([3, 3]), (scorer,), EVERYTHING, 1000, max_symbols=2)
+    plain = beam_search(network(name), encoder, length, (), EVERYTHING, 1000, max_symbols=2)
+    fused = beam_search(network(name), encoder, length, (scorer,), EVERYTHING, 1000, max_symbols=2)
     for without, with_scorer in zip(plain, fused, strict=True):
         acoustic = {each.tokens: each.acoustic for each in without}
         assert acoustic.keys() == {each.tokens for each in with_scorer}
