@@ -190,6 +190,38 @@ def open_lines(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
+class Lookup:
+    """Values by key of a listing, read as far as needed: if it is in the order of the keys, no memory is used."""
+
+    def __init__(self, pairs: Iterator[tuple[str, Any]]):
+        self._pairs = pairs
+        self._passed: dict[str, Any] = {}
+
+    def pop(self, key: str) -> Any:
+        """Removes a key and returns its value; None if it is absent."""
+        if key in self._passed:
+            return self._passed.pop(key)
+        for name, value in self._pairs:
+            if name == key:
+                return value
+            self._passed[name] = value
+        return None
+
+    def rest(self) -> Iterator[str]:
+        """Reads the listing to its end and yields the keys that were not popped."""
+        yield from self._passed
+        yield from (name for name, _ in self._pairs)
+
+
+def without_dropped(items: Iterator[Any], wrong: list[Dropped]) -> Iterator[Any]:
+    """Yields items without those that are dropped, which it appends to `wrong`."""
+    for item in items:
+        if isinstance(item, Dropped):
+            wrong.append(item)
+        else:
+            yield item
+
+
 def first_row(path: Path) -> dict[str, Any]:
     """Returns the JSON object in the first line of a file, or nothing if it is something else."""
     try:

@@ -7,6 +7,7 @@ replaced by the file. Relative paths are looked for in the folder, the folders a
 
 import re
 import shlex
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from data_pipelines.audio.clips import Audio, AudioFile, AudioSlice, Clip, Dropp
 from data_pipelines.audio.command import Command
 from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import text_lines
-from data_pipelines.sources.listing import Items, SpeechFormat, base_folder, grouped_lines, malformed, split_named
+from data_pipelines.sources.listing import (
+    Items,
+    Lookup,
+    SpeechFormat,
+    base_folder,
+    grouped_lines,
+    malformed,
+    split_named,
+    without_dropped,
+)
 from data_pipelines.sources.manifest import join, seconds, stretch
 
 _ARCHIVE = re.compile(r"(.+):(\d+)")
@@ -41,44 +51,26 @@ def clips(path: Path) -> Items:
 
 
 def _folder_clips(folder: Path, split: str) -> Items:
-    texts, speakers, languages = (_Column(folder / name) for name in ("text", "utt2spk", "utt2lang"))
-    genders = dict(pair for _, *pair in _pairs(folder / "spk2gender")) if (folder / "spk2gender").exists() else {}
+    texts, speakers, languages = (Lookup(_column(folder / name)) for name in ("text", "utt2spk", "utt2lang"))
+    genders = dict(_column(folder / "spk2gender"))
     segments = folder / "segments"
     for item in _segments(folder) if segments.exists() else _recordings(folder):
         if isinstance(item, Dropped):
             yield item
             continue
         name, audio = item
-        speaker = speakers.pop(name)
-        text, language, gender = texts.pop(name), languages.pop(name), genders.get(speaker, "")
-        yield Clip(name, audio, text, speaker, language, split, gender=gender)
+        text, speaker, language = (column.pop(name) or "" for column in (texts, speakers, languages))
+        yield Clip(name, audio, text, speaker, language, split, gender=genders.get(speaker, ""))
     for name in texts.rest():
         yield Dropped(
             name, "transcript without audio", detail=f"{folder / 'text'}: {name} is not in wav.scp or segments"
         )
 
 
-class _Column:
-    """Values by key of a list, read as far as needed: if its order is that of the keys, nothing is held in memory."""
-
-    def __init__(self, path: Path):
-        self._pairs = _pairs(path) if path.exists() else iter(())
-        self._passed: dict[str, str] = {}
-
-    def pop(self, key: str) -> str:
-        """Removes a key and returns its value; '' if it is absent."""
-        if key in self._passed:
-            return self._passed.pop(key)
-        for _, name, value in self._pairs:
-            if name == key:
-                return value
-            self._passed[name] = value
-        return ""
-
-    def rest(self) -> Iterator[str]:
-        """Yields the keys that were not popped."""
-        yield from self._passed
-        yield from (name for _, name, _ in self._pairs)
+def _column(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields first word and rest of the lines of a list, which may be absent."""
+    if path.exists():
+        yield from ((key, value) for _, key, value in _pairs(path))
 
 
 def _pairs(path: Path) -> Iterator[tuple[int, str, str]]:
@@ -155,12 +147,9 @@ def _in_archive(path: str, offset: int, name: str) -> AudioSlice:
 
 def _segments(folder: Path) -> Iterator[tuple[str, Audio] | Dropped]:
     """Yields names and stretches of `segments`, recording by recording."""
-    sources: dict[str, str | StoredFile] = {}
-    for item in _sources(folder):
-        if isinstance(item, Dropped):
-            yield item
-        else:
-            sources.setdefault(*item)
+    wrong: list[Dropped] = []
+    sources = Lookup(without_dropped(_sources(folder), wrong))
+    last_recording, source = None, None
     path = folder / "segments"
     for number, _, line in grouped_lines(path, _recording):
         try:
@@ -170,13 +159,17 @@ def _segments(folder: Path) -> Iterator[tuple[str, Audio] | Dropped]:
             if len(fields) not in (4, 5):
                 raise ValueError(f"expected a name, a recording, start and end, found {len(fields)} fields")
             name, recording, start, end, *channel = fields
-            if recording not in sources:
+            if recording != last_recording:
+                last_recording, source = recording, sources.pop(recording)
+            if source is None:
                 raise ValueError(f"wav.scp has no recording {recording[:200]!r}")
             last = None if end == "-1" else seconds("end", end)
             channels = tuple(int(number) for number in channel)
-            yield name, stretch(sources[recording], seconds("start", start), last, channels)
+            yield name, stretch(source, seconds("start", start), last, channels)
         except ValueError as error:  # of UTF-8 too
             yield malformed(path, number, error)
+    deque(sources.rest(), maxlen=0)  # reads wav.scp to its end
+    yield from wrong
 
 
 def _recording(line: bytes) -> str | None:

@@ -7,6 +7,7 @@ augmented in training.
 
 import functools
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from data_pipelines.core.errors import DataError
 from data_pipelines.core.lines import parse_object, too_long
 from data_pipelines.sources.listing import (
     Items,
+    Lookup,
     SpeechFormat,
     base_folder,
     first_row,
     grouped_lines,
     malformed,
     split_named,
+    without_dropped,
 )
 from data_pipelines.sources.manifest import join, labelled_clip, seconds, stretch
 from data_pipelines.sources.manifest_keys import present
@@ -86,7 +89,7 @@ def clips(path: Path) -> Items:
         if kind == "supervisions":
             yield from _supervisions(listing, split)
         else:
-            yield from _cuts(listing, split, _locator(listing))
+            yield from _clips_of(listing, _recording_of_cut, _as_cut, _locator(listing), split)
 
 
 def _locator(listing: Path) -> Locate:
@@ -148,13 +151,20 @@ def _channels(cut: dict[str, Any]) -> tuple[int, ...]:
     return tuple(channels)
 
 
-def _cuts(listing: Path, split: str, locate: Locate) -> Items:
-    for number, row in _rows(listing, _recording_of_cut):
+def _clips_of(
+    listing: Path,
+    container: Callable[[bytes], str | None],
+    as_cut: Callable[[dict[str, Any]], dict[str, Any]],
+    locate: Locate,
+    split: str,
+) -> Items:
+    """Yields the clips of the rows of a manifest, of which `as_cut` makes cuts."""
+    for number, row in _rows(listing, container):
         if isinstance(row, Dropped):
             yield row
             continue
         try:
-            yield from _cut_clips(_as_cut(row), split, locate, f"{listing}:{number}")
+            yield from _cut_clips(as_cut(row), split, locate, f"{listing}:{number}")
         except _UnsuitableError as error:
             reason, remedy = error.args
             yield Dropped(str(row.get("id", "")), reason, detail=f"{listing}:{number}: {remedy}")
@@ -248,36 +258,38 @@ def _supervisions(listing: Path, split: str) -> Items:
     if partner is None:
         name = listing.name.replace("supervisions", "recordings")
         raise DataError(f"{listing}: its recordings are missing: put {name} next to it")
-    recordings: dict[str, dict[str, Any]] = {}
-    for number, row in _rows(partner, lambda line: None):
+    wrong: list[Dropped] = []
+    recordings = Lookup(without_dropped(_recordings(partner), wrong))
+    last: list[Any] = [None, None]  # name and recording
+
+    def as_cut(supervision: dict[str, Any]) -> dict[str, Any]:
+        name = supervision["recording_id"]
+        if name != last[0]:
+            last[:] = name, recordings.pop(name)
+        if last[1] is None:
+            raise ValueError(f"{partner.name} has no recording {str(name)[:200]!r}")
+        return {"recording": last[1], "supervisions": [supervision], "channel": supervision.get("channel")}
+
+    yield from _clips_of(listing, _recording_of_supervision, as_cut, _on_disk(partner), split)
+    deque(recordings.rest(), maxlen=0)  # reads the recordings to their end
+    yield from wrong
+
+
+def _recordings(listing: Path) -> Iterator[tuple[str, dict[str, Any]] | Dropped]:
+    for number, row in _rows(listing, lambda line: None):
         if isinstance(row, Dropped):
             yield row
         elif not isinstance(row.get("id"), str) or not isinstance(row.get("sources"), list):
-            yield malformed(partner, number, 'a recording needs an "id" and "sources"')
+            yield malformed(listing, number, 'a recording needs an "id" and "sources"')
         else:
-            recordings[row["id"]] = {key: row[key] for key in ("sources", "duration", "transforms") if key in row}
-    locate = _on_disk(partner)
+            yield row["id"], row
 
-    def recording_of(line: bytes) -> str | None:
-        try:
-            return str(parse_object(line)["recording_id"])
-        except (ValueError, KeyError):
-            return None
 
-    for number, row in _rows(listing, recording_of):
-        if isinstance(row, Dropped):
-            yield row
-            continue
-        try:
-            if (recording := recordings.get(row["recording_id"])) is None:
-                raise ValueError(f"{partner.name} has no recording {str(row['recording_id'])[:200]!r}")
-            cut = {"recording": recording, "supervisions": [row], "channel": row.get("channel")}
-            yield from _cut_clips(cut, split, locate, f"{partner}:{row['recording_id']}")
-        except _UnsuitableError as error:
-            reason, remedy = error.args
-            yield Dropped(str(row.get("id", "")), reason, detail=f"{listing}:{number}: {remedy}")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            yield malformed(listing, number, _described(error))
+def _recording_of_supervision(line: bytes) -> str | None:
+    try:
+        return str(parse_object(line)["recording_id"])
+    except (ValueError, KeyError):
+        return None
 
 
 def files(path: Path) -> Iterator[Path]:
